@@ -1,0 +1,60 @@
+# Everything from one command. Needs Python 3.11 or newer and make; the environment is made by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PORT ?= 5000
+
+# Waiting OpenMP threads that spin slow two busy processes on the same cores down several times.
+export OMP_WAIT_POLICY := PASSIVE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP)  ## make .venv with the pinned dependencies
+
+# torch comes first and exact, so that a CPU wheel is taken where one is at hand, and nothing asks for another.
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 setup"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned dependencies into $(VENV) (once; about two minutes)"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+.PHONY: demo
+demo: setup  ## embedded data, the six-cell study, the comparison (about a quarter of an hour on 2 cores)
+	@$(BIN)/python train.py -m split=s1,s2 variations=0,2,10 study=demo
+	@$(BIN)/python compare.py study=demo
+
+.PHONY: test
+test: setup  ## all fast tests (several minutes)
+	@$(BIN)/python -m pytest -q
+
+.PHONY: check
+check: setup  ## ruff, mypy strict, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+# One worker and no job runner: half a gigabyte of memory instead of three.
+.PHONY: ui
+ui: setup  ## MLflow on loopback, every cell side by side (PORT=5000)
+	@mkdir -p mlruns
+	@echo "http://127.0.0.1:$(PORT)"
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
+	  --backend-store-uri sqlite:///mlruns/mlflow.db --default-artifact-root mlruns/artifacts
+
+.PHONY: clean
+clean:  ## remove what running made: environment, caches, runs, stores, built data
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache src/*.egg-info build
+	@rm -rf multirun mlruns reports data

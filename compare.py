@@ -1,0 +1,23 @@
+"""Compare the cells of a study: table, curves, HTML report.  python compare.py [study=NAME]"""
+
+import hydra
+from omegaconf import DictConfig
+
+from boxtwin import sweep
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="compare")
+def main(config: DictConfig) -> None:
+    """Read the cells back, compare, report."""
+
+    def work(config: DictConfig) -> None:
+        # Imported here: --help must not wait for MLflow.
+        from boxtwin.studies.collect import compare_study
+
+        compare_study(config)
+
+    sweep.guard(work, config)
+
+
+if __name__ == "__main__":
+    sweep.launch(main)

@@ -1,0 +1,23 @@
+"""Make the variations of a split on disk:  python generate.py split=s1 variations=10 generator=pixel_ddpm"""
+
+import hydra
+from omegaconf import DictConfig
+
+from boxtwin import sweep
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="generate")
+def main(config: DictConfig) -> None:
+    """Make what is missing, draw the contact sheet."""
+
+    def work(config: DictConfig) -> None:
+        # Imported here: --help must not wait for torch.
+        from boxtwin.experiment import generate
+
+        generate(config)
+
+    sweep.guard(work, config)
+
+
+if __name__ == "__main__":
+    sweep.launch(main)

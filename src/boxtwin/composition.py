@@ -1,0 +1,256 @@
+"""From a configuration to objects: data, split, store, datamodule, detector; all checked before any work starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from boxtwin.config import Anchors, Precision, defining_values
+from boxtwin.datasets import sar_scenes
+from boxtwin.datasets.coco import read_coco
+from boxtwin.datasets.sample import Dataset, Sample
+from boxtwin.datasets.splits import Split, make_split, read_split
+from boxtwin.detector.anchors import anchors_from_samples
+from boxtwin.detector.darknet_weights import read_darknet
+from boxtwin.detector.module import DetectorModule
+from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, STRIDES
+from boxtwin.errors import InputError
+from boxtwin.labels.transfer import Carry
+from boxtwin.mixing.augment import Augmentation
+from boxtwin.mixing.datamodule import StudyDataModule, white_level
+from boxtwin.mixing.plan import Plan
+from boxtwin.synthesis.library import Library
+
+log = logging.getLogger(__name__)
+
+ANCHORS_PER_HEAD = 3  # YOLOv3, section 2.3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked configuration: everything a cell needs, before any work starts."""
+
+    config: DictConfig
+    dataset: Dataset
+    split: Split
+    library: Library | None  # None without variations
+    identity: str  # sha256 of all that defines the cell: settings, data, split, store, initial weights
+
+    @property
+    def sources(self) -> tuple[Sample, ...]:
+        """The real images that get variations."""
+        return (*self.split.train, *self.split.val)
+
+    @property
+    def per_image(self) -> int:
+        """Variations of each source."""
+        return int(self.config.variations.per_image)
+
+
+def prepare(config: DictConfig) -> Prepared:
+    """Load and check everything that the configuration names.
+
+    Raises:
+        InputError: anything is wrong with data, split or settings. Nothing has been trained or generated then.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise InputError(f"these settings need a value: {', '.join(missing)} (say {missing[0]}=… on the command line)")
+    _check_settings(config)
+    dataset = load_dataset(config)
+    split = _load_split(config, dataset)
+    for side in ("train", "val", "test"):
+        if not sum(len(sample.object_boxes) for sample in split.side(side)):
+            raise InputError(f"split {split.name}: no object in any of the {len(split.side(side))} {side} images")
+    library = _library(config, dataset, split) if config.variations.per_image else None
+    defining = {
+        "values": defining_values(config),
+        "dataset": dataset.digest,
+        "split": split.digest,
+        "store": library.key if library else None,
+        "weights": _digest_of_file(config.detector.weights),
+    }
+    identity = hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
+    return Prepared(config, dataset, split, library, identity)
+
+
+def load_dataset(config: DictConfig) -> Dataset:
+    """Read the data set of a configuration; build it first if it is one of ours and missing."""
+    node = config.dataset
+    root = Path(node.root)
+    if node.build is not None:
+        sar_scenes.build(root, **OmegaConf.to_container(node.build))  # type: ignore[arg-type]
+    dataset = read_coco(
+        name=node.name,
+        images=root / node.images,
+        annotations=root / node.annotations,
+        group_by=config.split.group_by,
+        on_bad_box=node.on_bad_box.value,
+    )
+    if dataset.repairs:
+        done = ", ".join(f"{count} {action}" for action, count in dataset.repairs.items())
+        log.warning("%s: bad boxes, on_bad_box=%s: %s", dataset.name, node.on_bad_box.value, done)
+    return dataset
+
+
+def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
+    """The datamodule of a cell."""
+    config = cell.config
+    trainer = config.trainer
+    return StudyDataModule(
+        plan,
+        image_size=config.detector.image_size,
+        batch_size=trainer.batch_size,
+        steps=trainer.steps,
+        steps_per_epoch=trainer.steps // trainer.validations,
+        augmentation=_augmentation(config),
+        synthetic_fraction=config.variations.synthetic_fraction,
+        white=white_level(cell.split.train),
+        seed=config.seed,
+        cache_mb=trainer.cache_mb,
+        workers=trainer.workers,
+    )
+
+
+def make_detector(cell: Prepared) -> DetectorModule:
+    """The untrained detector of a cell; its initial weights depend on the seed and the weights file alone."""
+    detector = cell.config.detector
+    # Initial weights are drawn from torch's global generator; the fork keeps the draw from leaking out.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cell.config.seed)
+        module = DetectorModule(
+            architecture=detector.architecture,
+            classes=cell.dataset.classes,
+            category_ids=cell.dataset.category_ids,
+            anchors=_anchors(cell.config, cell.split.train),
+            image_size=detector.image_size,
+            white=white_level(cell.split.train),
+            learning_rate=detector.learning_rate,
+            weight_decay=detector.weight_decay,
+            steps=cell.config.trainer.steps,
+            warmup_steps=detector.warmup_steps,
+            optimizer=detector.optimizer.value,
+            box_loss=detector.box_loss.value,
+            ignore_iou=detector.ignore_iou,
+            nms_iou=detector.nms_iou,
+            freeze=detector.freeze,
+        )
+    if detector.weights is not None:
+        log.info("%s: %s", detector.weights, read_darknet(module.network, Path(detector.weights)))
+    return module
+
+
+def accelerator(config: DictConfig) -> str:
+    """What Lightning is to run on."""
+    wanted = config.trainer.accelerator
+    if wanted != "auto":
+        return str(wanted)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def precision(config: DictConfig) -> str:
+    """What Lightning calls the arithmetic; bfloat16 only where the hardware has it, emulated it is slower."""
+    wanted = config.trainer.precision
+    if wanted is Precision.auto:
+        on_gpu = accelerator(config) in ("cuda", "gpu")
+        has_it = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+        wanted = Precision.bfloat16 if has_it else Precision.float32
+    return "bf16-mixed" if wanted is Precision.bfloat16 else "32-true"
+
+
+def _check_settings(config: DictConfig) -> None:
+    trainer, detector = config.trainer, config.detector
+    if trainer.steps < 1 or trainer.validations < 1 or trainer.steps % trainer.validations:
+        raise InputError(
+            f"trainer.steps={trainer.steps} must be a multiple of trainer.validations={trainer.validations}, "
+            "so that training ends with a validation"
+        )
+    if not 0 <= detector.warmup_steps < trainer.steps:
+        raise InputError(f"detector.warmup_steps={detector.warmup_steps} must be below trainer.steps={trainer.steps}")
+    if detector.architecture not in STRIDES:
+        raise InputError(f"detector.architecture={detector.architecture} is none of {', '.join(STRIDES)}")
+    stride = max(STRIDES[detector.architecture])
+    if detector.image_size < stride or detector.image_size % stride:
+        raise InputError(f"detector.image_size={detector.image_size} must be a multiple of {stride}")
+    if config.variations.per_image < 0:
+        raise InputError(f"variations.per_image={config.variations.per_image} must not be negative")
+    fraction = config.variations.synthetic_fraction
+    if fraction is not None and not 0 <= fraction <= 1:
+        raise InputError(f"variations.synthetic_fraction={fraction} must lie between 0 and 1")
+    if config.labels.name != Carry.name:
+        raise InputError(f"labels={config.labels.name} is unknown; there is: carry")
+    if detector.anchors is Anchors.published and detector.architecture not in PUBLISHED_ANCHORS:
+        raise InputError(f"there are no published anchors for {detector.architecture}; choose detector.anchors=kmeans")
+    _augmentation(config)
+
+
+def _load_split(config: DictConfig, dataset: Dataset) -> Split:
+    node = config.split
+    if node.file is not None:
+        return read_split(dataset, Path(node.file), node.name)
+    return make_split(
+        dataset,
+        name=node.name,
+        train=node.train,
+        val=node.val,
+        test=node.test,
+        train_pool=node.train_pool,
+        seed=node.seed,
+    )
+
+
+def _library(config: DictConfig, dataset: Dataset, split: Split) -> Library:
+    arguments = {key: value for key, value in config.generator.items() if key != "name"}
+    return Library(
+        Path(config.data) / "synthetic",
+        hydra.utils.instantiate(arguments, _convert_="all"),
+        split.train,
+        judge=Carry(),
+        judge_name=config.labels.name,
+        dataset=dataset.name,
+        classes=dataset.classes,
+        category_ids=dataset.category_ids,
+        seed=config.variations.seed,
+    )
+
+
+def _augmentation(config: DictConfig) -> Augmentation:
+    values: dict[str, Any] = OmegaConf.to_container(config.dataset.augmentation)  # type: ignore[assignment]
+    try:
+        return Augmentation(**values)
+    except ValueError as error:
+        raise InputError(f"dataset.augmentation: {error}") from None
+
+
+def _anchors(config: DictConfig, real: Sequence[Sample]) -> Any:
+    architecture = config.detector.architecture
+    if config.detector.anchors is Anchors.published:
+        scale = config.detector.image_size / 416  # the size they are published for
+        return [[[w * scale, h * scale] for w, h in head] for head in PUBLISHED_ANCHORS[architecture]]
+    # Real images only, and a fixed seed: every cell of a split has the same anchors.
+    return anchors_from_samples(
+        real,
+        image_size=config.detector.image_size,
+        heads=len(STRIDES[architecture]),
+        per_head=ANCHORS_PER_HEAD,
+        rng=np.random.default_rng(0),
+    )
+
+
+def _digest_of_file(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"detector.weights={path} cannot be read: {error.strerror}") from None

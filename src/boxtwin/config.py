@@ -1,0 +1,248 @@
+"""Schemas of the configuration, its resolvers, and what identifies a cell.
+
+Hydra checks every key and type against these classes; the files under conf/ hold the values. Nothing here imports
+torch, so that ``--help`` and shell completion answer at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+class OnBadBox(Enum):
+    """What to do with boxes that are empty, not finite or reach outside their image."""
+
+    error = "error"
+    clip = "clip"
+    drop = "drop"
+
+
+class Anchors(Enum):
+    """Where anchors come from: k-means over the training boxes, or the ones published for COCO."""
+
+    kmeans = "kmeans"
+    published = "published"
+
+
+class BoxLoss(Enum):
+    """Regression loss of the boxes."""
+
+    ciou = "ciou"
+    mse = "mse"
+
+
+class Optimizer(Enum):
+    """How the weights move."""
+
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+class Precision(Enum):
+    """Arithmetic of the network; auto takes bfloat16 where the machine computes in it."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@dataclass
+class AugmentationConfig:
+    """What is done at random to training images; see boxtwin.mixing.augment.Augmentation."""
+
+    mosaic: float = 0.0
+    zoom: float = 1.0
+    translate: float = 0.0
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    quarter_turns: bool = False
+    gain: float = 0.0
+    speckle: float = 0.0
+
+
+@dataclass
+class DatasetConfig:
+    """A COCO detection set on disk; ``build`` holds the parameters of one that is made here."""
+
+    name: str = MISSING
+    root: str = MISSING
+    images: str = MISSING
+    annotations: str = MISSING
+    group_by: str | None = None
+    on_bad_box: OnBadBox = OnBadBox.error
+    image_size: int = MISSING
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    build: dict[str, int] | None = None
+
+
+@dataclass
+class SplitConfig:
+    """Numbers of real images per side; ``file`` names a predefined split instead."""
+
+    name: str = MISSING
+    train: int = MISSING
+    val: int = MISSING
+    test: int = MISSING
+    train_pool: int = MISSING
+    seed: int = 0
+    group_by: str | None = "${dataset.group_by}"
+    file: str | None = None
+
+
+@dataclass
+class VariationsConfig:
+    """How many variations of each real training and validation image are mixed in."""
+
+    per_image: int = MISSING
+    synthetic_fraction: float | None = None
+    seed: int = 0
+
+
+@dataclass
+class LabelsConfig:
+    """How variations get their boxes."""
+
+    name: str = MISSING
+
+
+@dataclass
+class DetectorConfig:
+    """Network, loss and optimiser; see boxtwin.detector.module.DetectorModule."""
+
+    name: str = MISSING
+    architecture: str = MISSING
+    weights: str | None = None
+    image_size: int = "${dataset.image_size}"  # type: ignore[assignment]
+    anchors: Anchors = Anchors.kmeans
+    box_loss: BoxLoss = BoxLoss.ciou
+    optimizer: Optimizer = Optimizer.adamw
+    learning_rate: float = MISSING
+    weight_decay: float = MISSING
+    warmup_steps: int = MISSING
+    freeze: int = 0
+    ignore_iou: float = MISSING
+    nms_iou: float = MISSING
+
+
+@dataclass
+class TrainerConfig:
+    """Steps, and the machine. The machine's part does not define a cell."""
+
+    steps: int = MISSING
+    batch_size: int = MISSING
+    validations: int = MISSING
+    ema_decay: float = MISSING
+    gradient_clip: float = MISSING
+    precision: Precision = Precision.auto
+    accelerator: str = "auto"
+    threads: int | None = None
+    workers: int = 0
+    cache_mb: int = 1024
+
+
+@dataclass
+class TrackingConfig:
+    """Where runs are kept: a server's address, or sqlite in ``folder``."""
+
+    uri: str | None = None
+    folder: str = "mlruns"
+
+
+@dataclass
+class BoxtwinConfig:
+    """Everything. ``generator`` is built by its ``_target_`` and checked there."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    variations: VariationsConfig = field(default_factory=VariationsConfig)
+    generator: dict[str, Any] = field(default_factory=dict)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    study: str = MISSING
+    seed: int = 0
+    rerun: bool = False
+    data: str = "data"
+
+
+@dataclass
+class CompareConfig:
+    """What compare.py takes."""
+
+    study: str | None = None
+    folder: str = "reports"
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+# What the machine decides, or where things lie: two cells that differ in these only are the same cell.
+_NOT_DEFINING = {
+    "dataset": ("root", "images", "annotations"),
+    "split": ("file",),
+    "generator": ("device", "dtype"),
+    "detector": ("weights",),
+    "trainer": ("precision", "accelerator", "threads", "workers", "cache_mb"),
+}
+_DEFINING = ("dataset", "split", "variations", "generator", "labels", "detector", "trainer", "seed")
+# What the axes of a study's table vary; the rest is the setting, which must be the same to compare.
+_AXES = ("split", "variations", "generator", "seed")
+
+
+def defining_values(config: DictConfig) -> dict[str, Any]:
+    """The part of a configuration that defines a cell, as plain values.
+
+    Files are left out here and come in by their content (`boxtwin.experiment`). Without variations, generator and
+    labels define nothing: there is one baseline for all generators.
+    """
+    values: dict[str, Any] = {}
+    for key in _DEFINING:
+        node = config[key]
+        value = OmegaConf.to_container(node, resolve=True, enum_to_str=True) if OmegaConf.is_config(node) else node
+        if isinstance(value, dict):
+            value = {name: entry for name, entry in value.items() if name not in _NOT_DEFINING.get(key, ())}
+        values[key] = value
+    if config.variations.per_image == 0:
+        values["generator"] = values["labels"] = None
+        values["variations"]["synthetic_fraction"] = None
+    return values
+
+
+def setting_hash(config: DictConfig) -> str:
+    """Short hash of all that a study's table does not vary: cells can be compared when it is the same."""
+    values = {key: value for key, value in defining_values(config).items() if key not in (*_AXES, "labels")}
+    return short_hash(values)
+
+
+def short_hash(values: object) -> str:
+    """Eight hexadecimal digits of the sha256 of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def generator_name(config: DictConfig) -> str:
+    """The generator a cell really uses: ``none`` without variations."""
+    return str(config.generator.name) if config.variations.per_image else "none"
+
+
+def cell_name(config: DictConfig) -> str:
+    """Such as ``s1-x10-pixel_ddpm-yolov3_tiny-seed0``."""
+    parts = (config.split.name, f"x{config.variations.per_image}", generator_name(config), config.detector.name)
+    return "-".join((*parts, f"seed{config.seed}"))
+
+
+def register() -> None:
+    """Tell Hydra about the schemas and OmegaConf about the resolver of the output folder's name. Safe to repeat."""
+    store = ConfigStore.instance()
+    store.store(name="boxtwin_schema", node=BoxtwinConfig)
+    store.store(name="compare_schema", node=CompareConfig)
+
+    def cell_folder(*, _root_: DictConfig) -> str:
+        return f"{cell_name(_root_)}-{short_hash(defining_values(_root_))}"
+
+    OmegaConf.register_new_resolver("cell_folder", cell_folder, replace=True)

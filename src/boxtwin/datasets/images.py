@@ -1,0 +1,50 @@
+"""Reading and writing image files without losing bits: grey or colour, 8 or 16 bit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8, UInt16
+
+Pixels = UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w"] | UInt16[np.ndarray, "h w 3"]
+
+
+def read_image(path: Path) -> Pixels:
+    """Read an image as ``(h, w)`` grey or ``(h, w, 3)`` RGB, uint8 or uint16 as in the file.
+
+    Alpha channels are dropped. EXIF rotation is not applied: COCO boxes refer to the stored pixels.
+
+    Raises:
+        OSError: the file is missing, or is not an image that OpenCV can decode to the end.
+    """
+    encoded = np.fromfile(path, dtype=np.uint8)
+    pixels = None if encoded.size == 0 else cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise OSError(f"{path} cannot be decoded as an image")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise OSError(f"{path} holds {pixels.dtype} pixels; 8 and 16 bit unsigned integers are supported")
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[2] == 1:
+        return np.ascontiguousarray(pixels[:, :, 0])
+    return np.ascontiguousarray(pixels[:, :, 2::-1])
+
+
+def write_png(path: Path, pixels: Pixels) -> None:
+    """Write pixels losslessly; the file appears whole or not at all (temporary file, then rename)."""
+    stored = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, ::-1])
+    done, encoded = cv2.imencode(".png", stored)
+    if not done:
+        raise OSError(f"{path}: pixels of shape {pixels.shape} and type {pixels.dtype} cannot be written as PNG")
+    write_bytes_atomically(path, encoded.tobytes())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that no reader, and no kill, ever meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_bytes(content)
+    temporary.replace(path)

@@ -1,0 +1,94 @@
+"""The value objects that the whole project passes around: one labelled image, where it came from, and a set of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a synthetic image comes from: everything needed to trace it, and to keep it on its source's side."""
+
+    source: str  # `Sample.name` of the real image it varies
+    generator: str
+    variation: int  # from 1
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.variation < 1:
+            raise ValueError(f"variations count from 1, got {self.variation} for {self.source}")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image file and its objects; ``lineage`` is None for a real image.
+
+    ``boxes`` are xyxy in pixels of the image file; ``labels`` index the class names of the data set; ``areas`` are the
+    annotation's own (COCO sorts objects into small, medium and large by them); ``crowd`` marks boxes that stand for a
+    crowd: they are neither trained on nor counted, and COCO evaluation ignores detections in them.
+    """
+
+    name: str  # path below the image folder, unique in its data set
+    path: Path
+    width: int
+    height: int
+    image_id: int
+    boxes: Float[np.ndarray, "n 4"]
+    labels: Int[np.ndarray, " n"]
+    areas: Float[np.ndarray, " n"]
+    crowd: Bool[np.ndarray, " n"]
+    group: str = ""  # images of one group (scene) stay on one side of a split
+    lineage: Lineage | None = None
+    sha256: str = ""  # of the image file's bytes
+
+    def __post_init__(self) -> None:
+        n = len(self.boxes)
+        shapes = {"labels": self.labels.shape, "areas": self.areas.shape, "crowd": self.crowd.shape}
+        for field_name, shape in shapes.items():
+            if shape != (n,):
+                raise ValueError(f"{self.name}: {n} boxes need {field_name} of shape ({n},), got {shape}")
+
+    @property
+    def object_boxes(self) -> Float[np.ndarray, "m 4"]:
+        """The boxes of single objects, crowds left out: what is trained on and counted."""
+        return self.boxes[~self.crowd]
+
+    @property
+    def object_labels(self) -> Int[np.ndarray, " m"]:
+        """The labels that belong to `object_boxes`."""
+        return self.labels[~self.crowd]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A checked set of real images. ``category_ids[i]`` is the number that the COCO file gives class ``i``."""
+
+    name: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    samples: tuple[Sample, ...]
+    digest: str  # sha256 over annotations and image bytes
+    repairs: dict[str, int] = field(default_factory=dict)  # what `on_bad_box` did: {"clipped": 3, "dropped": 1}
+
+
+@dataclass(frozen=True)
+class CarriedBox:
+    """What became of one box on its way from a source to a variation, and why."""
+
+    box: tuple[float, float, float, float]  # xyxy, pixels of the variation
+    label: int
+    decision: Literal["kept", "shifted", "dropped"]
+    evidence: dict[str, float]
+
+
+class Detections(NamedTuple):
+    """What a detector found in one image: boxes xyxy in pixels of the image file, best score first."""
+
+    boxes: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]

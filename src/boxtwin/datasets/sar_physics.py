@@ -1,0 +1,251 @@
+"""How a synthetic aperture radar sees sea, land and ships: impulse response, K-distributed clutter, scatterers, wakes.
+
+Arrays of a scene have azimuth along axis 0 (rows) and slant range along axis 1 (columns). Positions are xy in
+continuous pixels: x along range, y along azimuth, the centre of the first pixel at (0.5, 0.5). Intensities are
+relative to the mean of the open sea, which is 1. Everything is computed in double precision, so that rounding
+differences between machines do not reach the 8 bits of the pictures.
+
+Sources:
+    K. Ward, R. Tough, S. Watts, "Sea Clutter: Scattering, the K Distribution and Radar Performance", 2nd ed., IET 2013.
+    C. Oliver, S. Quegan, "Understanding Synthetic Aperture Radar Images", SciTech 2004.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Complex, Float
+
+KELVIN_ANGLE = np.arcsin(1 / 3)  # half angle of the Kelvin wake, 19.5 degrees
+
+
+class Scatterers(NamedTuple):
+    """Point targets: positions xy in pixels, and the amplitude each would have alone (open sea: 1)."""
+
+    xy: Float[np.ndarray, "n 2"]
+    amplitude: Float[np.ndarray, " n"]
+
+
+def join(parts: Sequence[Scatterers]) -> Scatterers:
+    """All scatterers of ``parts`` as one set; no parts give the empty set."""
+    if not parts:
+        return Scatterers(np.zeros((0, 2)), np.zeros(0))
+    return Scatterers(np.concatenate([p.xy for p in parts]), np.concatenate([p.amplitude for p in parts]))
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """The processor's passband and look averaging.
+
+    ``bandwidth`` is the processed band in cycles per pixel (azimuth, range): 1 is sampled at the Nyquist rate, smaller
+    values are oversampled, and then neighbouring speckle is correlated. ``taper`` is the generalised Hamming weight: 1
+    leaves the -13.3 dB side lobes of the sinc, 0.54 is the Hamming window (Oliver & Quegan, ch. 2).
+    """
+
+    bandwidth: tuple[float, float]
+    taper: float
+    looks: int
+
+    def __post_init__(self) -> None:
+        if not all(0 < b <= 1 for b in self.bandwidth):
+            raise ValueError(f"bandwidth must lie in (0, 1] cycles per pixel, got {self.bandwidth}")
+        if not 0.5 <= self.taper <= 1:
+            raise ValueError(f"taper must lie in [0.5, 1], got {self.taper}")
+        if self.looks < 1:
+            raise ValueError(f"at least one look is needed, got {self.looks}")
+
+
+def impulse_response(
+    offset: Float[np.ndarray, "*shape"], bandwidth: float, taper: float
+) -> Float[np.ndarray, "*shape"]:
+    """Amplitude at ``offset`` pixels from a point target along one axis; 1 at the target.
+
+    The spectrum is ``taper + (1 - taper) cos(2 pi f / bandwidth)`` within ``|f| < bandwidth / 2``; its transform is a
+    sum of three sincs (Oliver & Quegan, ch. 2).
+    """
+    x = bandwidth * offset
+    return np.sinc(x) + (1 - taper) / (2 * taper) * (np.sinc(x - 1) + np.sinc(x + 1))
+
+
+def _passband(n: int, bandwidth: float, taper: float) -> Float[np.ndarray, " n"]:
+    """Spectrum of the impulse response on the grid of the transform, with mean square 1: noise keeps its power."""
+    frequency = np.fft.fftfreq(n)
+    weight = np.where(
+        np.abs(frequency) <= bandwidth / 2, taper + (1 - taper) * np.cos(2 * np.pi * frequency / bandwidth), 0.0
+    )
+    return weight / np.sqrt(np.mean(weight**2))
+
+
+def speckle_field(
+    rng: np.random.Generator, reflectivity: Float[np.ndarray, "h w"], sensor: Sensor
+) -> Complex[np.ndarray, "h w"]:
+    """One look at a rough surface: complex circular Gaussian scattering, seen through the impulse response.
+
+    The mean intensity is ``reflectivity`` where that changes slowly over a resolution cell (Oliver & Quegan, ch. 4).
+    """
+    h, w = reflectivity.shape
+    noise = rng.standard_normal((2, h, w))
+    scattering = np.sqrt(reflectivity / 2) * (noise[0] + 1j * noise[1])
+    band = np.outer(_passband(h, sensor.bandwidth[0], sensor.taper), _passband(w, sensor.bandwidth[1], sensor.taper))
+    return np.fft.ifft2(np.fft.fft2(scattering) * band)
+
+
+def scatterer_field(
+    rng: np.random.Generator, scatterers: Scatterers, shape: tuple[int, int], sensor: Sensor
+) -> Complex[np.ndarray, "h w"]:
+    """One look at point targets: each spreads its impulse response over the whole scene, with a random phase.
+
+    The response is separable, hence the cross of side lobes along range and azimuth.
+    """
+    phased = scatterers.amplitude * np.exp(2j * np.pi * rng.random(len(scatterers.amplitude)))
+    y = np.arange(shape[0])[:, None] + 0.5 - scatterers.xy[:, 1]
+    x = np.arange(shape[1])[:, None] + 0.5 - scatterers.xy[:, 0]
+    along_azimuth = impulse_response(y, sensor.bandwidth[0], sensor.taper)
+    along_range = impulse_response(x, sensor.bandwidth[1], sensor.taper)
+    return (along_azimuth * phased.real) @ along_range.T + 1j * ((along_azimuth * phased.imag) @ along_range.T)
+
+
+def multilook_intensity(
+    rng: np.random.Generator, reflectivity: Float[np.ndarray, "h w"], scatterers: Scatterers, sensor: Sensor
+) -> Float[np.ndarray, "h w"]:
+    """Mean intensity over independent looks at a surface with point targets on it (Oliver & Quegan, ch. 4)."""
+    total = np.zeros(reflectivity.shape)
+    for _ in range(sensor.looks):
+        field = speckle_field(rng, reflectivity, sensor)
+        if len(scatterers.amplitude):
+            field += scatterer_field(rng, scatterers, (field.shape[0], field.shape[1]), sensor)
+        total += field.real**2 + field.imag**2
+    return total / sensor.looks
+
+
+def smooth_normal(rng: np.random.Generator, shape: tuple[int, int], correlation: float) -> Float[np.ndarray, "h w"]:
+    """Gaussian field, mean 0 and variance 1, with autocorrelation ``exp(-(distance / correlation)^2)``, in pixels."""
+    fy, fx = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]
+    amplitude = np.exp(-((np.pi * correlation) ** 2) * (fy**2 + fx**2) / 2)
+    field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(shape)) * amplitude, s=shape)
+    return (field - field.mean()) / field.std()
+
+
+def gamma_texture(
+    rng: np.random.Generator, shape: tuple[int, int], *, order: float, correlation: float
+) -> Float[np.ndarray, "h w"]:
+    """Correlated gamma field with mean 1 and variance ``1 / order``: the local power of the K distribution.
+
+    A memoryless transform of a correlated Gaussian field (Ward, Tough & Watts, ch. 5): the sample of rank r in the
+    Gaussian field gets the gamma variate of rank r.
+    """
+    ranked = np.argsort(smooth_normal(rng, shape, correlation), axis=None, kind="stable")
+    texture = np.empty(shape[0] * shape[1])
+    texture[ranked] = np.sort(rng.standard_gamma(order, texture.size)) / order
+    return texture.reshape(shape)
+
+
+def k_clutter(
+    rng: np.random.Generator, shape: tuple[int, int], *, order: float, correlation: float, sensor: Sensor
+) -> Float[np.ndarray, "h w"]:
+    """Intensity of K-distributed sea clutter with mean 1: gamma texture times gamma speckle of ``sensor.looks`` looks.
+
+    Its normalised second moment is ``(1 + 1 / looks) (1 + 1 / order)`` (Ward, Tough & Watts, ch. 4).
+    """
+    texture = gamma_texture(rng, shape, order=order, correlation=correlation)
+    return multilook_intensity(rng, texture, join([]), sensor)
+
+
+def swell(
+    rng: np.random.Generator, shape: tuple[int, int], *, wavelength: float, heading: float, spread: float, depth: float
+) -> Float[np.ndarray, "h w"]:
+    """Modulation of the sea's power by swell, mean about 1: narrow-band waves, log-normal with log deviation ``depth``.
+
+    ``wavelength`` in pixels, ``heading`` in radians, ``spread`` the relative width of the wave spectrum (Ward, Tough &
+    Watts, ch. 2, describe the modulation; the log-normal form keeps power positive).
+    """
+    fy, fx = np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1])[None, :]
+    f0 = 1 / wavelength
+    distance = (fx - f0 * np.cos(heading)) ** 2 + (fy - f0 * np.sin(heading)) ** 2
+    amplitude = np.exp(-distance / (2 * (spread * f0) ** 2))
+    waves = np.fft.ifft2(np.fft.fft2(rng.standard_normal(shape)) * amplitude).real
+    return np.exp(depth * waves / waves.std() - depth**2 / 2)
+
+
+def wake(
+    shape: tuple[int, int],
+    *,
+    start: Float[np.ndarray, "2"],
+    heading: float,
+    beam: float,
+    reach: float,
+    darkness: float,
+    arms: float,
+    arm_angle: float,
+) -> Float[np.ndarray, "h w"]:
+    """Factor on the sea's power behind a ship whose stern was at ``start``: dark turbulent wake, bright arms.
+
+    The wake decays over ``reach`` pixels; ``darkness`` in [0, 1) is the loss on its axis, ``arms`` the gain on arms at
+    ``arm_angle`` radians to either side.
+    """
+    y, x = np.arange(shape[0])[:, None] + 0.5 - start[1], np.arange(shape[1])[None, :] + 0.5 - start[0]
+    behind = -(x * np.cos(heading) + y * np.sin(heading))
+    across = np.abs(y * np.cos(heading) - x * np.sin(heading))
+    strength = np.where(behind > 0, np.exp(-np.maximum(behind, 0) / reach), 0.0)
+    # A turbulent wake widens slowly, roughly with the fifth root of distance; a line is close enough over one reach.
+    core = np.exp(-((across / (0.5 * beam + 0.8 + 0.02 * np.maximum(behind, 0))) ** 4))
+    arm_width = 1.0 + 0.04 * np.maximum(behind, 0)
+    arm = np.exp(-(((across - np.maximum(behind, 0) * np.tan(arm_angle)) / arm_width) ** 2))
+    return (1 - darkness * strength * core) * (1 + arms * strength * arm)
+
+
+def azimuth_ghosts(
+    rng: np.random.Generator, scatterers: Scatterers, *, shift: float, level: float, smear: float
+) -> Scatterers:
+    """Azimuth ambiguities: copies ``shift`` pixels before and behind each target, ``level`` times its amplitude.
+
+    The pulse repetition frequency aliases energy from outside the Doppler band; copies are defocused by ``smear``
+    pixels in azimuth (Oliver & Quegan, ch. 3).
+    """
+    pieces = 3  # a defocused response as a few independent points: enough to break up the main lobe
+    copies = []
+    for side in (-shift, shift):
+        xy = np.repeat(scatterers.xy, pieces, axis=0)
+        xy[:, 1] += side + smear * rng.standard_normal(len(xy))
+        copies.append(Scatterers(xy, np.repeat(scatterers.amplitude, pieces) * level / np.sqrt(pieces)))
+    return join(copies)
+
+
+def shifted_rows(field: Float[np.ndarray, "h w"], shift: int) -> Float[np.ndarray, "h w"]:
+    """``field`` moved by ``shift`` rows, zeros where nothing moved in."""
+    moved = np.zeros_like(field)
+    if abs(shift) >= len(field):
+        return moved
+    if shift >= 0:
+        moved[shift:] = field[: len(field) - shift]
+    else:
+        moved[:shift] = field[-shift:]
+    return moved
+
+
+def land_reflectivity(
+    rng: np.random.Generator, land: Bool[np.ndarray, "h w"], *, level: float
+) -> Float[np.ndarray, "h w"]:
+    """Power of land relative to the sea: towns of blocks and dark streets, smoother country between; 0 off land.
+
+    Country and blocks differ in brightness and carry a gamma texture, of low order where built up (Oliver & Quegan,
+    ch. 5).
+    """
+    shape = (land.shape[0], land.shape[1])
+    angle = rng.uniform(0, np.pi)
+    y, x = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
+    extent = shape[0] + shape[1]  # keeps block coordinates positive whatever the angle
+    u = (np.cos(angle) * x + np.sin(angle) * y + extent) / rng.uniform(12, 30)
+    v = (-np.sin(angle) * x + np.cos(angle) * y + extent) / rng.uniform(8, 20)
+    block = (u.astype(int) * 7919 + v.astype(int) * 104729) % 1009  # primes: neighbouring blocks get unrelated levels
+    decibels = rng.normal(0, 3.0, 1009)[block]
+    decibels[(u % 1 < 0.1) | (v % 1 < 0.12)] = -10  # streets
+    town = smooth_normal(rng, shape, 50.0) > rng.uniform(-1.0, 0.8)
+    country = 3.5 * smooth_normal(rng, shape, 24.0) + 1.2 * smooth_normal(rng, shape, 5.0) - 3
+    built = gamma_texture(rng, shape, order=rng.uniform(0.6, 1.5), correlation=rng.uniform(1.0, 2.0))
+    grown = gamma_texture(rng, shape, order=rng.uniform(2, 6), correlation=rng.uniform(1.2, 3.0))
+    power = np.where(town, 10 ** (decibels / 10) * built, 10 ** (country / 10) * grown)
+    return np.where(land, level * power, 0.0)

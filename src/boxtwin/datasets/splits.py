@@ -1,0 +1,186 @@
+"""Named splits: seeded, nested, scenes kept together, frozen to a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from boxtwin.datasets.images import write_bytes_atomically
+from boxtwin.datasets.sample import Dataset, Sample
+from boxtwin.errors import InputError
+
+SIDES = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which real images are trained on, validated on and tested on."""
+
+    name: str
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+
+    def __post_init__(self) -> None:
+        group_sides: dict[str, set[str]] = defaultdict(set)
+        for side in SIDES:
+            for sample in self.side(side):
+                group_sides[sample.group].add(side)
+        torn = sorted(group for group, sides in group_sides.items() if len(sides) > 1)
+        if torn:
+            raise InputError(
+                f"split {self.name}: {len(torn)} scene(s) stand on more than one side: {', '.join(torn[:10])}. Images "
+                "of one scene overlap, so they must be together; set split.group_by=null if yours do not."
+            )
+
+    def side(self, name: str) -> tuple[Sample, ...]:
+        """The samples of ``train``, ``val`` or ``test``."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """File names per side, as they are frozen to a file."""
+        return {side: [sample.name for sample in self.side(side)] for side in SIDES}
+
+    @property
+    def digest(self) -> str:
+        """Sha256 over names and image bytes per side; the name of the split does not count."""
+        content = {side: [(sample.name, sample.sha256) for sample in self.side(side)] for side in SIDES}
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Freeze the split to a JSON file that `read_split` takes."""
+        write_bytes_atomically(path, json.dumps({self.name: self.names}, indent=1).encode())
+
+
+def read_split(dataset: Dataset, path: Path, name: str) -> Split:
+    """Take a predefined split: ``{"s1": {"train": [file names], "val": […], "test": […]}, …}``.
+
+    Raises:
+        InputError: the file, the name or one of the images is not there, an image is listed twice, or a scene stands on
+            two sides.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"split.file={path} does not exist") from None
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"split.file={path} cannot be read: {error}") from None
+    if not isinstance(content, dict) or name not in content:
+        there = ", ".join(content) if isinstance(content, dict) else "no names at all"
+        raise InputError(f"split.file={path} has no split called {name}; it has {there}")
+    sides = content[name]
+    if not isinstance(sides, dict) or set(sides) != set(SIDES) or not all(isinstance(v, list) for v in sides.values()):
+        raise InputError(f"split.file={path}: {name} needs three lists of file names: train, val and test")
+    listed = Counter(image for side in SIDES for image in sides[side])
+    twice = [image for image, times in listed.items() if times > 1]
+    if twice:
+        raise InputError(f"split.file={path}: {len(twice)} image(s) of {name} listed twice: {', '.join(twice[:10])}")
+    by_name = {sample.name: sample for sample in dataset.samples}
+    unknown = [image for image in listed if image not in by_name]
+    if unknown:
+        raise InputError(
+            f"split.file={path}: {len(unknown)} image(s) of {name} are not in data set {dataset.name}: "
+            + ", ".join(unknown[:10])
+        )
+    train, val, test = (tuple(by_name[image] for image in sides[side]) for side in SIDES)
+    return Split(name, train, val, test)
+
+
+def make_split(
+    dataset: Dataset, *, name: str, train: int, val: int, test: int, train_pool: int, seed: int = 0
+) -> Split:
+    """Split a data set by a seed, scenes kept together.
+
+    Scenes are dealt to test, validation and a pool for training in the proportions test : val : train_pool, and the
+    images of each side are shuffled. The training images are the first ``train`` of the pool: splits that share every
+    number but ``train`` are nested in one another and share validation and test images.
+
+    Raises:
+        InputError: there are too few images, or the scenes cannot be dealt so that every side gets enough.
+    """
+    if not 0 < train <= train_pool:
+        raise InputError(f"split {name}: split.train={train} must lie between 1 and split.train_pool={train_pool}")
+    if val < 1 or test < 1:
+        raise InputError(f"split {name}: split.val={val} and split.test={test} must be at least 1")
+    needed = {"test": test, "val": val, "train": train_pool}
+    total = sum(needed.values())
+    if len(dataset.samples) < total:
+        raise InputError(
+            f"split {name} needs {train_pool} + {val} + {test} = {total} images (training pool, validation, test), "
+            f"but data set {dataset.name} has {len(dataset.samples)}; choose smaller numbers"
+        )
+    random = np.random.default_rng(seed)
+    members: dict[str, list[Sample]] = defaultdict(list)
+    for sample in dataset.samples:
+        members[sample.group].append(sample)
+    groups = sorted(members)
+    random.shuffle(groups)
+    sides = _deal({group: len(members[group]) for group in groups}, needed)
+    if sides is None:
+        largest = Counter({group: len(samples) for group, samples in members.items()}).most_common(3)
+        raise InputError(
+            f"split {name}: the {len(groups)} scenes of data set {dataset.name} cannot be dealt whole so that "
+            f"test gets {test}, validation {val} and training {train_pool} images; the largest scenes are "
+            + ", ".join(f"{group} ({size} images)" for group, size in largest)
+            + ". Choose smaller numbers, or another split.group_by."
+        )
+    chosen: dict[str, tuple[Sample, ...]] = {}
+    for side, count in (("test", test), ("val", val), ("train", train)):
+        pool = [sample for group in sorted(sides[side]) for sample in members[group]]
+        order = random.permutation(len(pool))
+        chosen[side] = tuple(pool[position] for position in order[:count])
+    return Split(name, chosen["train"], chosen["val"], chosen["test"])
+
+
+def _deal(sizes: Mapping[str, int], needed: Mapping[str, int]) -> dict[str, list[str]] | None:
+    """Deal whole groups to sides: each side gets what it needs at least, and its share of the rest as near as can be.
+
+    Subset sums are found exactly, one side after the other, so data sets that just suffice (200 images for 80/20/100)
+    are dealt as well where the scenes allow it.
+    """
+    left = dict(sizes)
+    sides: dict[str, list[str]] = {}
+    outstanding = sum(needed.values())
+    for side, need in needed.items():
+        available = sum(left.values())
+        outstanding -= need
+        target = available * need / (need + outstanding)
+        taken = _subset(left, at_least=need, at_most=available - outstanding, near=target)
+        if taken is None:
+            return None
+        sides[side] = taken
+        left = {group: size for group, size in left.items() if group not in set(taken)}
+    return sides
+
+
+def _subset(sizes: Mapping[str, int], *, at_least: int, at_most: int, near: float) -> list[str] | None:
+    """Groups whose sizes sum up to a number in [at_least, at_most] as near to ``near`` as possible; None if none do."""
+    reached: dict[int, tuple[int, str] | None] = {0: None}  # sum -> (sum before, group added last)
+    for group, size in sizes.items():
+        for total in sorted(reached, reverse=True):
+            if total + size <= at_most and total + size not in reached:
+                reached[total + size] = (total, group)
+    fitting = [total for total in reached if at_least <= total]
+    if not fitting:
+        return None
+    total = min(fitting, key=lambda reachable: (abs(reachable - near), reachable))
+    taken: list[str] = []
+    step = reached[total]
+    while step is not None:
+        total, group = step
+        taken.append(group)
+        step = reached[total]
+    return taken
+
+
+def describe(samples: Sequence[Sample]) -> str:
+    """``40 images of 21 scenes, 153 objects``: for logs and error messages."""
+    scenes = len({sample.group for sample in samples})
+    return f"{len(samples)} images of {scenes} scenes, {sum(len(sample.object_boxes) for sample in samples)} objects"

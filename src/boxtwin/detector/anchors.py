@@ -1,0 +1,109 @@
+"""Anchors from training boxes: k-means with the distance 1 - IoU.
+
+J. Redmon, A. Farhadi, "YOLO9000: Better, Faster, Stronger", CVPR 2017, section 2, "Dimension Clusters".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from boxtwin.datasets.sample import Sample
+from boxtwin.detector.yolov3 import Anchors
+from boxtwin.errors import InputError
+
+RESTARTS = 10  # as scikit-learn's KMeans had for random starts; the best mean IoU is kept
+MAX_ROUNDS = 300  # Lloyd's algorithm on a few thousand boxes settles within tens of rounds
+
+
+def shape_iou(a: Float[np.ndarray, "n 2"], b: Float[np.ndarray, "m 2"]) -> Float[np.ndarray, "n m"]:
+    """IoU of boxes (width, height) laid over each other with a common centre."""
+    intersection = np.minimum(a[:, None], b[None]).prod(axis=-1)
+    return intersection / (a.prod(axis=-1)[:, None] + b.prod(axis=-1)[None] - intersection)
+
+
+def kmeans_anchors(
+    sizes: Float[np.ndarray, "n 2"], count: int, rng: np.random.Generator
+) -> Float[np.ndarray, "count 2"]:
+    """``count`` anchors (width, height) that fit boxes of the given sizes, in their unit, smallest area first.
+
+    Raises:
+        InputError: no boxes, boxes without area, or fewer different boxes than anchors.
+    """
+    sizes = np.asarray(sizes, dtype=np.float64)
+    if len(sizes) == 0:
+        raise InputError("anchors cannot be learnt: the training images hold no boxes; use the published anchors")
+    if not (np.isfinite(sizes).all() and (sizes > 0).all()):
+        raise InputError("anchors cannot be learnt: some training boxes have no area")
+    distinct = len(np.unique(sizes, axis=0))
+    if distinct < count:
+        raise InputError(
+            f"{count} anchors cannot be learnt from {distinct} different box sizes in the training images; "
+            "use fewer anchors or the published ones"
+        )
+    best, best_fit = sizes[:count], -1.0
+    for _ in range(RESTARTS):
+        centres = _lloyd(sizes, _spread_start(sizes, count, rng))
+        fit = float(shape_iou(sizes, centres).max(axis=1).mean())
+        if fit > best_fit:
+            best, best_fit = centres, fit
+    return best[np.argsort(best.prod(axis=1), kind="stable")]
+
+
+def _spread_start(
+    sizes: Float[np.ndarray, "n 2"], count: int, rng: np.random.Generator
+) -> Float[np.ndarray, "count 2"]:
+    """First centres, drawn in proportion to squared distance (k-means++, Arthur and Vassilvitskii 2007)."""
+    chosen = [int(rng.integers(len(sizes)))]
+    while len(chosen) < count:
+        distance = 1 - shape_iou(sizes, sizes[chosen]).max(axis=1)
+        distance[distance < 1e-12] = 0  # rounding must not let a chosen box be drawn twice
+        weights = distance**2
+        chosen.append(int(rng.choice(len(sizes), p=weights / weights.sum())))
+    return sizes[chosen]
+
+
+def _lloyd(sizes: Float[np.ndarray, "n 2"], centres: Float[np.ndarray, "count 2"]) -> Float[np.ndarray, "count 2"]:
+    """Assign each box to its nearest centre, move each centre to its mean, until nothing changes."""
+    nearest: Int[np.ndarray, " n"] | None = None
+    for _ in range(MAX_ROUNDS):
+        assigned = shape_iou(sizes, centres).argmax(axis=1)
+        if nearest is not None and np.array_equal(assigned, nearest):
+            break
+        nearest = assigned
+        # A centre that lost all its boxes stays where it is.
+        centres = np.stack(
+            [sizes[nearest == k].mean(axis=0) if (nearest == k).any() else centres[k] for k in range(len(centres))]
+        )
+    return centres
+
+
+def group_anchors(anchors: Float[np.ndarray, "count 2"], heads: int) -> Anchors:
+    """Share anchors out to heads by area: the largest go to the coarsest head, which comes first.
+
+    Raises:
+        ValueError: the heads cannot have equally many.
+    """
+    if len(anchors) == 0 or len(anchors) % heads:
+        raise ValueError(f"{len(anchors)} anchors cannot be shared equally by {heads} heads")
+    ordered = anchors[np.argsort(anchors.prod(axis=1), kind="stable")]
+    groups = np.split(ordered, heads)[::-1]
+    return tuple(tuple((float(width), float(height)) for width, height in group) for group in groups)
+
+
+def anchors_from_samples(
+    samples: Sequence[Sample], *, image_size: int, heads: int, per_head: int, rng: np.random.Generator
+) -> Anchors:
+    """k-means anchors of the samples' boxes after the letterbox to ``image_size``, shared out to ``heads`` heads.
+
+    Raises:
+        InputError: see `kmeans_anchors`.
+    """
+    sizes = [
+        (sample.object_boxes[:, 2:] - sample.object_boxes[:, :2]) * (image_size / max(sample.width, sample.height))
+        for sample in samples
+    ]
+    together = np.concatenate(sizes) if sizes else np.zeros((0, 2))
+    return group_anchors(kmeans_anchors(together, heads * per_head, rng), heads)

@@ -1,0 +1,107 @@
+"""Which prediction answers for which object.
+
+YOLOv3 (arXiv:1804.02767), section 2.1: of all anchors, the one whose shape overlaps the object best predicts it, at
+the cell that the object's centre lies in; predictions that overlap an object by more than a threshold without being the
+best are not punished for their objectness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from boxtwin.boxes import area_xyxy, xyxy_to_cxcywh
+from boxtwin.detector.yolov3 import Anchors
+
+AnchorsPerObject = Literal["best", "iou_above"]
+
+# `iou_thresh` in Darknet's yolov4.cfg: further anchors that fit an object's shape this well answer for it too.
+SHAPE_IOU_ENOUGH = 0.213
+
+
+class Assignment(NamedTuple):
+    """``positives`` pairs of a place and the object it answers for; no place twice."""
+
+    image: Int[Tensor, " positives"]
+    place: Int[Tensor, " positives"]  # index into `boxtwin.detector.decode.Grid`
+    object: Int[Tensor, " positives"]  # index into the batch's boxes
+
+
+def assign(
+    boxes: Float[Tensor, "objects 4"],
+    box_image: Int[Tensor, " objects"],
+    shapes: Sequence[tuple[int, int]],
+    anchors: Anchors,
+    strides: Sequence[int],
+    *,
+    anchors_per_object: AnchorsPerObject,
+) -> Assignment:
+    """Find the places that answer for the objects of a batch.
+
+    Args:
+        boxes: xyxy, pixels of the network input, all images in one list.
+        box_image: the image of the batch each belongs to.
+        shapes: rows and columns of each head's map, coarsest first.
+        anchors_per_object: "best" as in the paper; "iou_above": also all anchors whose shape overlaps by more than
+            `SHAPE_IOU_ENOUGH`, as in Darknet's ``iou_thresh``.
+
+    Where two objects want one place, an object that has it as its best comes first, then the later one, as in Darknet.
+    """
+    device = boxes.device
+    count = len(boxes)
+    # 1. Shape IoU of every object with every anchor of every head.
+    anchor_sizes = torch.tensor([anchor for group in anchors for anchor in group], device=device)
+    cxcywh = xyxy_to_cxcywh(boxes.float())
+    intersection = torch.minimum(cxcywh[:, None, 2:], anchor_sizes).prod(dim=-1)
+    union = cxcywh[:, 2:].prod(dim=-1)[:, None] + anchor_sizes.prod(dim=-1) - intersection
+    overlap = intersection / union.clamp(min=1e-12)
+    best = torch.zeros_like(overlap, dtype=torch.bool)
+    best.scatter_(1, overlap.argmax(dim=1, keepdim=True), True)
+    wanted = best | (overlap > SHAPE_IOU_ENOUGH) if anchors_per_object == "iou_above" else best
+    owner, anchor = wanted.nonzero(as_tuple=True)
+
+    # 2. Of each anchor: its head's stride, rows and columns, and where its places begin in the grid.
+    table = []
+    start = 0
+    for (height, width), group, step in zip(shapes, anchors, strides, strict=True):
+        for _ in group:
+            table.append((step, height, width, start))
+            start += height * width
+    stride, rows, columns, first = torch.tensor(table, device=device)[anchor].unbind(dim=1)
+    # A centre on the right or lower border of the image belongs to the last cell.
+    column = (cxcywh[owner, 0] / stride).floor().long().clamp(min=0).minimum(columns - 1)
+    row = (cxcywh[owner, 1] / stride).floor().long().clamp(min=0).minimum(rows - 1)
+    place = first + row * columns + column
+
+    # 3. One object per place: the highest rank wins.
+    key = box_image[owner] * start + place
+    rank = owner + best[owner, anchor] * count
+    images = int(box_image.max()) + 1 if count else 0
+    winner = torch.full((images * start,), -1, dtype=torch.long, device=device)
+    winner.scatter_reduce_(0, key, rank, reduce="amax")
+    keys = (winner >= 0).nonzero().squeeze(1)
+    return Assignment(image=keys // max(start, 1), place=keys % max(start, 1), object=winner[keys] % max(count, 1))
+
+
+def ignored(
+    predicted: Float[Tensor, "batch places 4"],
+    boxes: Float[Tensor, "objects 4"],
+    box_image: Int[Tensor, " objects"],
+    *,
+    ignore_iou: float,
+) -> Bool[Tensor, "batch places"]:
+    """Predictions (xyxy) that overlap some object of their image by more than ``ignore_iou``."""
+    # Every object with the predictions of its own image only: objects * places, no padding to the fullest image.
+    candidates = predicted[box_image]
+    low = torch.maximum(candidates[..., :2], boxes[:, None, :2])
+    high = torch.minimum(candidates[..., 2:], boxes[:, None, 2:])
+    intersection = (high - low).clamp(min=0).prod(dim=-1)
+    union = area_xyxy(candidates) + area_xyxy(boxes)[:, None] - intersection
+    best = predicted.new_zeros(predicted.shape[:2])
+    overlap = intersection / union.clamp(min=1e-12)
+    best.scatter_reduce_(0, box_image[:, None].expand_as(overlap), overlap, reduce="amax")
+    return best > ignore_iou

@@ -1,0 +1,126 @@
+"""Darknet ``.weights`` files, read and written.
+
+The format, from ``save_weights_upto`` and ``load_weights_upto`` in Darknet's ``parser.c``, little-endian: int32 major,
+minor, revision; the number of training images seen (int64 from version 0.2 on, int32 before); then, for each
+convolution in the order of the configuration, float32: biases, if it is batch-normalised then scales, rolling means and
+rolling variances, and weights (outputs, inputs, rows, columns).
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor, nn
+
+from boxtwin.datasets.images import write_bytes_atomically
+from boxtwin.detector.yolov3 import Convolution, YOLOv3
+from boxtwin.errors import InputError
+
+
+class DarknetReport(NamedTuple):
+    """What reading a weights file did; layers are counted from 0, in the file's order."""
+
+    loaded: tuple[int, ...]
+    skipped: tuple[int, ...]  # convolutions that keep the values they had
+    seen: int  # images the file's network was trained on
+
+    def __str__(self) -> str:
+        return f"{len(self.loaded)} convolutions read, {len(self.skipped)} left as they were"
+
+
+def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
+    """Read a Darknet weights file into ``model``.
+
+    Prediction layers are left as they are when the file's have another number of outputs (other classes), and so are
+    all layers behind the end of a file that was cut after a whole layer, such as ``darknet53.conv.74``.
+
+    Raises:
+        InputError: the file cannot be read, holds non-finite values or does not fit the architecture.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"Darknet weights {path} cannot be read: {error.strerror}") from error
+    if len(content) < 16:
+        raise InputError(f"{path} is no Darknet weights file: it has {len(content)} bytes, its header alone needs 16")
+    major, minor = struct.unpack_from("<2i", content)
+    seen_format = "<q" if major * 10 + minor >= 2 and major < 1000 and minor < 1000 else "<i"
+    (seen,) = struct.unpack_from(seen_format, content.ljust(20, b"\0"), 12)
+    header = 12 + struct.calcsize(seen_format)
+    layers = list(model.layers())
+    outputs = _file_outputs(layers, len(content) - header, path, model.architecture, header)
+
+    values = torch.from_numpy(np.frombuffer(content, dtype="<f4", offset=header).astype(np.float32))
+    if not bool(torch.isfinite(values).all()):
+        raise InputError(f"Darknet weights {path} hold {int((~torch.isfinite(values)).sum())} non-finite values")
+    loaded, skipped, start = [], [], 0
+    with torch.no_grad():
+        for index, (layer, layer_outputs) in enumerate(zip(layers, outputs, strict=True)):
+            if start == len(values):
+                skipped.append(index)
+            elif layer_outputs == _conv(layer).out_channels:
+                for tensor in _tensors(layer):
+                    tensor.copy_(values[start : start + tensor.numel()].view(tensor.shape))
+                    start += tensor.numel()
+                loaded.append(index)
+            else:
+                start += layer_outputs * (1 + _conv(layer).weight[0].numel())
+                skipped.append(index)
+    return DarknetReport(tuple(loaded), tuple(skipped), seen)
+
+
+def write_darknet(model: YOLOv3, path: Path | str, *, seen: int) -> None:
+    """Write ``model`` as a Darknet weights file, version 0.2.0; ``seen`` is the number of images it was trained on."""
+    parts = [struct.pack("<3iq", 0, 2, 0, seen)]
+    for layer in model.layers():
+        parts.extend(_little_endian(tensor).tobytes() for tensor in _tensors(layer))
+    write_bytes_atomically(Path(path), b"".join(parts))
+
+
+def _conv(layer: Convolution | nn.Conv2d) -> nn.Conv2d:
+    return layer.conv if isinstance(layer, Convolution) else layer
+
+
+def _tensors(layer: Convolution | nn.Conv2d) -> list[Tensor]:
+    """A convolution's tensors in the order of the file."""
+    if isinstance(layer, Convolution):
+        norm = layer.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        return [norm.bias, norm.weight, norm.running_mean, norm.running_var, layer.conv.weight]
+    assert layer.bias is not None
+    return [layer.bias, layer.weight]
+
+
+def _little_endian(tensor: Tensor) -> Float32[np.ndarray, "..."]:
+    return np.ascontiguousarray(tensor.detach().float().cpu().numpy().astype("<f4"))
+
+
+def _file_outputs(
+    layers: list[Convolution | nn.Conv2d], size: int, path: Path, architecture: str, header: int
+) -> list[int]:
+    """Outputs of each layer in a file with ``size`` bytes of values; only predictions can differ from the model."""
+    own = [_conv(layer).out_channels for layer in layers]
+    counts = [sum(tensor.numel() for tensor in _tensors(layer)) for layer in layers]
+    ends = np.cumsum(counts) * 4
+    if size == ends[-1] or (size > 0 and size in ends):
+        return own
+    # All prediction layers of a Darknet configuration have the same outputs, anchors * (5 + classes).
+    predictions = [index for index, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+    fixed = int(ends[-1]) - 4 * sum(counts[index] for index in predictions)
+    per_output = 4 * sum(counts[index] // own[index] for index in predictions)
+    outputs, rest = divmod(size - fixed, per_output)
+    # Darknet predicts 4 offsets and the objectness of at least one anchor, and one class.
+    if rest or outputs < 6:
+        raise InputError(
+            f"Darknet weights {path} do not fit {architecture}: expected {header + int(ends[-1]):,} bytes "
+            f"(with other classes, {header + fixed:,} plus {per_output:,} for each output of a prediction layer), "
+            f"got {header + size:,}. Is it the file of another network, or cut off?"
+        )
+    return [outputs if index in predictions else count for index, count in enumerate(own)]

@@ -1,0 +1,122 @@
+"""The training loss: box regression, objectness and classes.
+
+YOLOv3 (arXiv:1804.02767), sections 2.1 and 2.2, with binary cross-entropy for objectness and classes. For boxes either
+the paper's squared error on t, or CIoU (Z. Zheng et al., "Distance-IoU Loss", AAAI 2020, arXiv:1911.08287).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from boxtwin.boxes import xyxy_to_cxcywh
+from boxtwin.detector.assign import AnchorsPerObject, assign, ignored
+from boxtwin.detector.decode import encode, flatten, grid_of, to_boxes
+from boxtwin.detector.yolov3 import Anchors, Raw
+
+BoxLoss = Literal["ciou", "mse"]
+
+EPS = 1e-7  # keeps quotients finite for boxes without area; far below a pixel
+
+
+class Losses(NamedTuple):
+    """The loss and its weighted terms, scalars: ``total = box + objectness + classes``."""
+
+    total: Float[Tensor, ""]
+    box: Float[Tensor, ""]
+    objectness: Float[Tensor, ""]
+    classes: Float[Tensor, ""]
+
+
+def complete_iou(a: Float[Tensor, "n 4"], b: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
+    """CIoU of boxes pair by pair, both xyxy (Zheng et al. 2020, equations 7 to 11): IoU - rho^2 / c^2 - alpha v."""
+    low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
+    intersection = (high - low).clamp(min=0).prod(dim=1)
+    size_a, size_b = a[:, 2:] - a[:, :2], b[:, 2:] - b[:, :2]
+    iou = intersection / (size_a.prod(dim=1) + size_b.prod(dim=1) - intersection + EPS)
+    # rho^2: squared distance of the centres; c^2: squared diagonal of the smallest box around both.
+    centre_distance = ((a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]) / 2).square().sum(dim=1)
+    around = torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])
+    diagonal = around.square().sum(dim=1) + EPS
+    # v: difference of the aspect ratios' angles; alpha weighs it and carries no gradient (equation 11).
+    angle_a = torch.atan(size_a[:, 0] / (size_a[:, 1] + EPS))
+    angle_b = torch.atan(size_b[:, 0] / (size_b[:, 1] + EPS))
+    v = 4 / math.pi**2 * (angle_a - angle_b).square()
+    with torch.no_grad():
+        alpha = v / (1 - iou + v + EPS)
+    return iou - centre_distance / diagonal - alpha * v
+
+
+def detection_loss(
+    raw: Raw,
+    boxes: Float[Tensor, "objects 4"],
+    labels: Int[Tensor, " objects"],
+    box_image: Int[Tensor, " objects"],
+    anchors: Anchors,
+    strides: Sequence[int],
+    *,
+    box_loss: BoxLoss,
+    anchors_per_object: AnchorsPerObject,
+    ignore_iou: float,
+    box_weight: float,
+    objectness_weight: float,
+    class_weight: float,
+) -> Losses:
+    """The loss of a batch, in float32 whatever the precision of ``raw``.
+
+    Every term is a sum over its predictions, divided by the number of positives plus the number of images: a mean per
+    object that stays calm in batches with few objects or none.
+
+    Args:
+        raw: what the network gave, coarsest head first.
+        boxes: objects of all images, xyxy, pixels of the network input.
+        labels: their classes.
+        box_image: the image of the batch each belongs to.
+        box_loss: "ciou", or "mse" for the paper's squared error.
+        anchors_per_object: see `assign`.
+        ignore_iou: predictions that overlap an object by more, without answering for it, have no objectness loss.
+    """
+    with torch.autocast(raw[0].device.type, enabled=False):
+        values = flatten(raw)
+        grid = grid_of(raw, anchors, strides)
+        shapes = [(level.shape[2], level.shape[3]) for level in raw]
+        boxes = boxes.float()
+        # 1. Targets: who answers for which object, and who is left in peace.
+        image, place, owner = assign(boxes, box_image, shapes, anchors, strides, anchors_per_object=anchors_per_object)
+        with torch.no_grad():
+            predicted = to_boxes(values[..., :4], grid.cells, grid.anchors, grid.strides)
+            counted = ~ignored(predicted, boxes, box_image, ignore_iou=ignore_iou)
+            counted[image, place] = True
+            objectness_target = torch.zeros_like(values[..., 4])
+            objectness_target[image, place] = 1.0
+        normaliser = len(owner) + len(values)
+
+        # 2. Objectness, over all predictions that are not ignored.
+        objectness = F.binary_cross_entropy_with_logits(values[..., 4], objectness_target, reduction="none")
+        objectness_term = (objectness * counted).sum() * (objectness_weight / normaliser)
+
+        # 3. Boxes and classes, over the positives.
+        positive = values[image, place]
+        cells, sizes, steps = grid.cells[place], grid.anchors[place], grid.strides[place]
+        truth = boxes[owner]
+        if box_loss == "ciou":
+            box_errors = 1 - complete_iou(to_boxes(positive[:, :4], cells, sizes, steps), truth)
+        else:
+            target = encode(truth, cells, sizes, steps)
+            offset_error = (torch.sigmoid(positive[:, :2]) - torch.sigmoid(target[:, :2])).square().sum(dim=1)
+            size_error = (positive[:, 2:4] - target[:, 2:]).square().sum(dim=1)
+            # 2 - w h (as shares of the image) lets small boxes count more, as in Darknet's yolo_layer.c.
+            width, height = shapes[0][1] * strides[0], shapes[0][0] * strides[0]
+            emphasis = 2 - xyxy_to_cxcywh(truth)[:, 2:].prod(dim=1) / (width * height)
+            box_errors = emphasis * (offset_error + size_error) / 2
+        box_term = box_errors.sum() * (box_weight / normaliser)
+        class_target = F.one_hot(labels[owner].long(), values.shape[-1] - 5).to(values.dtype)
+        class_errors = F.binary_cross_entropy_with_logits(positive[:, 5:], class_target, reduction="sum")
+        class_term = class_errors * (class_weight / normaliser)
+    return Losses(box_term + objectness_term + class_term, box_term, objectness_term, class_term)

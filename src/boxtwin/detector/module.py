@@ -1,0 +1,217 @@
+"""The detector as a LightningModule: glue between network, loss, decoding and evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from boxtwin.datasets.batch import Batch
+from boxtwin.datasets.sample import Detections
+from boxtwin.detector.assign import AnchorsPerObject
+from boxtwin.detector.decode import detect
+from boxtwin.detector.loss import BoxLoss, detection_loss
+from boxtwin.detector.yolov3 import Architecture, Raw, YOLOv3
+from boxtwin.evaluation.coco_map import coco_figures
+
+SGD_MOMENTUM = 0.9  # Darknet's yolov3.cfg
+FINAL_RATE = 0.01  # share of the learning rate at which the cosine ends: the last steps still learn a little
+
+
+class DetectorModule(pl.LightningModule):
+    """YOLOv3 with its training recipe. A checkpoint holds all arguments as plain values and loads by itself.
+
+    Args:
+        architecture: see `YOLOv3`.
+        classes: class names; label ``i`` is ``classes[i]``.
+        category_ids: the number that the COCO file gives each class.
+        anchors: for each head, coarsest first, (width, height) in pixels at ``image_size``.
+        image_size: side of the square network input, pixels.
+        white: the pixel value that was scaled to 1.0 (255 for 8 bit); kept so that new images are scaled alike.
+        learning_rate: at the end of the warm-up; then a cosine down to a hundredth of it.
+        weight_decay: on convolution weights only, neither on biases nor on batch normalisation.
+        steps: optimiser steps of the whole run, which the schedule spans.
+        warmup_steps: linear warm-up at the start.
+        optimizer: "adamw" or "sgd" (momentum 0.9, Nesterov).
+        box_loss: "ciou" or "mse".
+        anchors_per_object: "best" or "iou_above" (see `assign`).
+        ignore_iou: see `detection_loss`.
+        box_weight, objectness_weight, class_weight: weights of the loss terms.
+        nms_iou: detections of one class that overlap by more are one.
+        score_floor: detections below are dropped; low, because AP counts the whole precision-recall curve.
+        max_detections: per image.
+        freeze: number of first convolutions that are not trained.
+        channels_last: memory format of the convolutions; the faster one on CPUs and GPUs with bfloat16.
+    """
+
+    def __init__(
+        self,
+        *,
+        architecture: Architecture,
+        classes: Sequence[str],
+        category_ids: Sequence[int],
+        anchors: Sequence[Sequence[Sequence[int | float]]],
+        image_size: int,
+        white: int,
+        learning_rate: float,
+        weight_decay: float,
+        steps: int,
+        warmup_steps: int,
+        optimizer: Literal["adamw", "sgd"] = "adamw",
+        box_loss: BoxLoss = "ciou",
+        anchors_per_object: AnchorsPerObject = "iou_above",
+        ignore_iou: float = 0.5,
+        box_weight: float = 5.0,
+        objectness_weight: float = 1.0,
+        class_weight: float = 1.0,
+        nms_iou: float = 0.45,
+        score_floor: float = 0.001,
+        max_detections: int = 300,
+        freeze: int = 0,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        # Plain values only, whatever sequence types the caller has: the safe loader takes nothing else.
+        classes = [str(name) for name in classes]
+        category_ids = [int(number) for number in category_ids]
+        anchors = [[[float(side) for side in anchor] for anchor in group] for group in anchors]
+        if len(classes) != len(category_ids):
+            raise ValueError(f"{len(classes)} classes need as many category ids, got {len(category_ids)}")
+        if not 0 <= warmup_steps < steps:
+            raise ValueError(f"warm-up must be shorter than the run, got {warmup_steps} of {steps} steps")
+        if learning_rate <= 0:
+            raise ValueError(f"the learning rate must be above 0, got {learning_rate}")
+        if optimizer not in ("adamw", "sgd"):
+            raise ValueError(f'optimizer is "adamw" or "sgd", got {optimizer!r}')
+        self.save_hyperparameters()
+        self.network = YOLOv3(architecture, len(classes), anchors)
+        self.network.freeze(freeze)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self._loss = partial(
+            detection_loss,
+            anchors=self.network.anchors,
+            strides=self.network.strides,
+            box_loss=box_loss,
+            anchors_per_object=anchors_per_object,
+            ignore_iou=ignore_iou,
+            box_weight=box_weight,
+            objectness_weight=objectness_weight,
+            class_weight=class_weight,
+        )
+        self._detect = partial(
+            detect,
+            anchors=self.network.anchors,
+            strides=self.network.strides,
+            score_floor=score_floor,
+            nms_iou=nms_iou,
+            max_detections=max_detections,
+        )
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.steps = steps
+        self.warmup_steps = warmup_steps
+        self.optimizer = optimizer
+        self.classes = tuple(classes)
+        self.category_ids = tuple(category_ids)
+        self.image_size = image_size
+        self.white = white
+        self._validation: dict[int, Detections] = {}
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Raw:
+        """Images in [0, 1] -> raw maps (see `YOLOv3`)."""
+        raw: Raw = self.network(images.contiguous(memory_format=self.memory_format))
+        return raw
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:  # noqa: ARG002
+        """One step's loss."""
+        losses = self._loss(self(batch.images), boxes=batch.boxes, labels=batch.labels, box_image=batch.box_image)
+        terms = {
+            "train/loss": losses.total,
+            "train/box": losses.box,
+            "train/objectness": losses.objectness,
+            "train/class": losses.classes,
+        }
+        self.log_dict({name: value.detach() for name, value in terms.items()}, batch_size=len(batch.images))
+        return losses.total
+
+    def detect(self, batch: Batch) -> list[tuple[int, Detections]]:
+        """(image id, detections in pixels of the image file) of every image of a batch."""
+        with torch.no_grad():
+            found = self._detect(self(batch.images), letterbox=batch.letterbox, file_size=batch.file_size)
+        return list(zip(batch.image_ids.tolist(), found, strict=True))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[int, Detections]]:  # noqa: ARG002
+        """As `detect`."""
+        return self.detect(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last epoch's detections."""
+        self._validation = {}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Collect detections; the figures come at the end of the epoch."""
+        self._validation.update(self.detect(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/map`` and ``val/map_50`` against the ``validation_samples`` of the datamodule."""
+        if self.trainer.sanity_checking:  # sees a part of the images only
+            return
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
+            raise ValueError("validation needs a datamodule with `validation_samples`, the ground truth")
+        figures = coco_figures(datamodule.validation_samples, self._validation, self.category_ids)
+        self.log_dict({f"val/{name}": figures[name] for name in ("map", "map_50")}, batch_size=1)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer says.
+
+        Lightning refuses to clip for fused optimisers in mixed precision, because they undo a gradient scaler's scale
+        by themselves. Without a scaler, as with bfloat16, there is nothing to undo; with one, `configure_optimizers`
+        does not take the fused form.
+        """
+        if not gradient_clip_val:
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimiser, and linear warm-up with cosine decay step by step."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            # Vectors are biases and batch normalisation; decay there only disturbs their statistics.
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+        ]
+        fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda")
+        if self.optimizer == "adamw":
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=fused)
+        else:
+            optimizer = torch.optim.SGD(
+                groups, lr=self.learning_rate, momentum=SGD_MOMENTUM, nesterov=True, fused=fused
+            )
+        steps, warmup = self.steps, self.warmup_steps
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            progress = min(1.0, (step - warmup) / (steps - warmup))
+            return FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * progress)) / 2
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,8 @@
+"""The one error that a person is meant to read."""
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong: data, a setting, a file.
+
+    The message says what is wrong, where it stands and how to mend it; it is shown alone, without a traceback.
+    """

@@ -1,0 +1,1 @@
+"""Judging detections: COCO figures, counts, pictures."""

@@ -1,0 +1,169 @@
+"""Average precision as COCO defines it (Lin et al. 2014, "Microsoft COCO"; cocodataset.org, "Detection Evaluation").
+
+pycocotools does the sums, over exactly what `coco_results` returns: an outside tool that reads ``detections.json``
+arrives at the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from boxtwin.boxes import xyxy_to_xywh
+from boxtwin.datasets.sample import Detections, Sample
+
+# The order of `COCOeval.stats`.
+FIGURES = (
+    "map",
+    "map_50",
+    "map_75",
+    "map_small",
+    "map_medium",
+    "map_large",
+    "mar_1",
+    "mar_10",
+    "mar_100",
+    "mar_small",
+    "mar_medium",
+    "mar_large",
+)
+
+# Results are rounded to thousandths of a pixel: far below what an annotator can see, and it halves the file.
+RESULT_DECIMALS = 3
+# Going from xywh to xyxy and back leaves errors of 1e-13 pixels, which could tip an overlap that stands exactly on a
+# threshold. Nine decimals restore the annotation file's own number.
+TRUTH_DECIMALS = 9
+
+
+def coco_ground_truth(
+    samples: Sequence[Sample], classes: Sequence[str], category_ids: Sequence[int]
+) -> dict[str, list[dict[str, Any]]]:
+    """A COCO detection data set: ``images``, ``annotations`` (xywh, pixels of the image file) and ``categories``.
+
+    Class ``i`` is named ``classes[i]`` and numbered ``category_ids[i]``. Annotations are numbered from 1: pycocotools
+    takes an annotation numbered 0 for "not matched".
+
+    Raises:
+        ValueError: two samples share an image id, or a label has no category id.
+    """
+    if len(classes) != len(category_ids):
+        raise ValueError(f"{len(classes)} classes need as many category ids, got {len(category_ids)}")
+    images: dict[int, dict[str, Any]] = {}
+    annotations: list[dict[str, Any]] = []
+    for sample in samples:
+        if sample.image_id in images:
+            other = images[sample.image_id]["file_name"]
+            raise ValueError(f"image ids must be unique, got {sample.image_id} for both {other} and {sample.name}")
+        images[sample.image_id] = {
+            "id": sample.image_id,
+            "file_name": sample.name,
+            "width": sample.width,
+            "height": sample.height,
+        }
+        _check_labels(sample.labels, category_ids, sample.name)
+        bboxes = xyxy_to_xywh(np.asarray(sample.boxes, dtype=np.float64).reshape(-1, 4)).round(TRUTH_DECIMALS)
+        for bbox, label, area, crowd in zip(
+            bboxes.tolist(), sample.labels.tolist(), sample.areas.tolist(), sample.crowd.tolist(), strict=True
+        ):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": sample.image_id,
+                    "category_id": int(category_ids[label]),
+                    "bbox": bbox,
+                    "area": float(area),
+                    "iscrowd": int(crowd),
+                }
+            )
+    categories = [{"id": int(number), "name": name} for name, number in zip(classes, category_ids, strict=True)]
+    return {"images": list(images.values()), "annotations": annotations, "categories": categories}
+
+
+def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The COCO results list: one entry per detection, ``bbox`` xywh in pixels of the image file.
+
+    ``detections`` maps image ids to what was found there. Boxes are rounded to `RESULT_DECIMALS`, scores are not.
+
+    Raises:
+        ValueError: a label has no category id.
+    """
+    results = []
+    for image_id, found in detections.items():
+        _check_labels(found.labels, category_ids, f"detections of image {image_id}")
+        bboxes = xyxy_to_xywh(np.asarray(found.boxes, dtype=np.float64).reshape(-1, 4)).round(RESULT_DECIMALS)
+        results += [
+            {"image_id": int(image_id), "category_id": int(category_ids[label]), "bbox": bbox, "score": score}
+            for bbox, score, label in zip(bboxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+        ]
+    return results
+
+
+def coco_figures(
+    samples: Sequence[Sample], detections: Mapping[int, Detections], category_ids: Sequence[int]
+) -> dict[str, float]:
+    """The 12 COCO figures, named as in `FIGURES`, in [0, 1].
+
+    An image without an entry in ``detections`` is one in which nothing was found. A figure about objects that do not
+    occur (no large ships, say) is nan; objects but no detections give 0.
+
+    Raises:
+        ValueError: detections for an image that is not among the samples; ids or labels that do not fit.
+    """
+    evaluation = _evaluate(samples, detections, category_ids)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summarize()
+    return {
+        name: math.nan if value < 0 else float(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)
+    }
+
+
+def precision_recall(
+    samples: Sequence[Sample], detections: Mapping[int, Detections], category_ids: Sequence[int]
+) -> tuple[Float[np.ndarray, " 101"], Float[np.ndarray, " 101"]]:
+    """COCO's recall grid 0, 0.01 … 1 and the interpolated precision there at IoU 0.5, averaged over classes.
+
+    Its mean is AP50. Classes without objects are left out; with no objects at all precision is nan.
+    """
+    evaluation = _evaluate(samples, detections, category_ids)
+    recall = np.asarray(evaluation.params.recThrs, dtype=np.float64)
+    # precision: IoU thresholds x recall grid x classes x area ranges x detection limits; index 0: IoU 0.5, all areas.
+    by_class = evaluation.eval["precision"][0, :, :, 0, -1]
+    present = by_class[:, (by_class > -1).all(axis=0)]
+    precision = present.mean(axis=1) if present.shape[1] else np.full(len(recall), np.nan)
+    return recall, precision
+
+
+def _evaluate(samples: Sequence[Sample], detections: Mapping[int, Detections], category_ids: Sequence[int]) -> COCOeval:
+    names = [str(number) for number in category_ids]
+    truth = coco_ground_truth(samples, names, category_ids)
+    strangers = set(detections) - {image["id"] for image in truth["images"]}
+    if strangers:
+        raise ValueError(f"detections for images that are not among the samples: ids {sorted(strangers)[:10]}")
+    results = coco_results(detections, category_ids)
+    with contextlib.redirect_stdout(io.StringIO()):
+        true, found = COCO(), COCO()
+        true.dataset = truth
+        true.createIndex()
+        if results:
+            found = true.loadRes(results)
+        else:  # `loadRes` cannot take an empty list
+            found.dataset = {**copy.deepcopy(truth), "annotations": []}
+            found.createIndex()
+        evaluation = COCOeval(true, found, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def _check_labels(labels: np.ndarray, category_ids: Sequence[int], owner: str) -> None:
+    if labels.size and not (labels.min() >= 0 and labels.max() < len(category_ids)):
+        raise ValueError(f"{owner}: labels must be in 0..{len(category_ids) - 1}, got {np.unique(labels).tolist()}")

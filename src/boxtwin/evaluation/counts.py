@@ -1,0 +1,120 @@
+"""Counting objects: how many are there, how many were found, and at which confidence to count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from boxtwin.datasets.sample import Detections, Sample
+
+# What to count at when the validation images gave nothing to choose by: Darknet's own default for showing a detection
+# (`-thresh` of `darknet detector test`).
+THRESHOLD_WITHOUT_DETECTIONS = 0.5
+
+
+def count_objects(samples: Sequence[Sample]) -> dict[int, int]:
+    """Objects in each image, by image id; crowds are not counted, images without objects count 0."""
+    return {sample.image_id: len(sample.object_boxes) for sample in samples}
+
+
+def count_detections(detections: Mapping[int, Detections], threshold: float) -> dict[int, int]:
+    """Detections with ``score >= threshold`` in each image, by image id.
+
+    Compared in double precision, whatever the scores come in: numpy would round the threshold to theirs.
+    """
+    return {
+        image_id: int(np.count_nonzero(found.scores.astype(np.float64) >= threshold))
+        for image_id, found in detections.items()
+    }
+
+
+def count_figures(true: Mapping[int, int], predicted: Mapping[int, int]) -> dict[str, float]:
+    """Count errors over all images of ``true``, in objects per image.
+
+    ``count_mae`` is the mean of ``|predicted - true|``, ``count_rmse`` the root of the mean square, ``count_bias`` the
+    mean of ``predicted - true`` (positive: too many found), ``count_exact`` the share of images counted exactly.
+    An image without a prediction is one in which nothing was found. No images at all: every figure is nan.
+
+    Raises:
+        ValueError: a prediction for an image that is not in ``true``.
+    """
+    strangers = set(predicted) - set(true)
+    if strangers:
+        raise ValueError(f"predicted counts for images without a true count: ids {sorted(strangers)[:10]}")
+    if not true:
+        return dict.fromkeys(("count_mae", "count_rmse", "count_bias", "count_exact"), float("nan"))
+    errors = np.array([predicted.get(image_id, 0) - count for image_id, count in true.items()], dtype=np.float64)
+    return {
+        "count_mae": float(np.abs(errors).mean()),
+        "count_rmse": float(np.sqrt(np.square(errors).mean())),
+        "count_bias": float(errors.mean()),
+        "count_exact": float((errors == 0).mean()),
+    }
+
+
+def best_threshold(samples: Sequence[Sample], detections: Mapping[int, Detections]) -> float:
+    """The confidence threshold at which counts come closest to the truth: it minimises count MAE over these images.
+
+    The search is exact. Counts change only where the threshold passes a score, so each gap between neighbouring
+    distinct scores (and the two ends) is tried once. Of several gaps with the same MAE, those with the least |bias|
+    remain; of the runs of neighbouring gaps that are left, the widest is taken, and its middle returned: where new
+    images are least likely to disagree. The result lies in (0, 1] for scores in [0, 1]; counting is ``score >= it``.
+    Without any detection it is `THRESHOLD_WITHOUT_DETECTIONS`.
+
+    Raises:
+        ValueError: no images, or detections for an image that is not among the samples, or scores outside [0, 1].
+    """
+    if not samples:
+        raise ValueError("choosing a count threshold needs at least one image, got none")
+    rows = {sample.image_id: row for row, sample in enumerate(samples)}
+    strangers = set(detections) - set(rows)
+    if strangers:
+        raise ValueError(f"detections for images that are not among the samples: ids {sorted(strangers)[:10]}")
+    pairs = [(rows[image_id], np.asarray(found.scores, np.float64)) for image_id, found in detections.items()]
+    scores = np.concatenate([found for _, found in pairs]) if pairs else np.zeros(0)
+    if not len(scores):
+        return THRESHOLD_WITHOUT_DETECTIONS
+    if not (scores.min() >= 0 and scores.max() <= 1):
+        raise ValueError(f"scores must be in [0, 1], got {scores.min():g} to {scores.max():g}")
+    image = np.concatenate([np.full(len(found), row) for row, found in pairs])
+    true = np.array([len(sample.object_boxes) for sample in samples])
+
+    mae, bias, edges = _errors_by_gap(true, image, scores)
+    # Counts are whole numbers, so sums that are equal are equal exactly.
+    best = np.flatnonzero(mae == mae.min())
+    best = best[np.abs(bias[best]) == np.abs(bias[best]).min()]
+    runs = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
+    widest = max(runs, key=lambda run: edges[run[-1] + 1] - edges[run[0]])
+    low, high = edges[widest[0]], edges[widest[-1] + 1]
+    middle = (low + high) / 2
+    # The gap is (low, high]; in floating point the middle of two neighbours may fall onto the lower one.
+    return float(middle if middle > low else high)
+
+
+def _errors_by_gap(
+    true: Int[np.ndarray, " images"], image: Int[np.ndarray, " found"], scores: Float[np.ndarray, " found"]
+) -> tuple[Int[np.ndarray, " gaps"], Int[np.ndarray, " gaps"], Float[np.ndarray, " edges"]]:
+    """Summed absolute error and summed error for a threshold in each gap ``(edges[i], edges[i + 1]]``.
+
+    Detections enter one by one, best score first: the one that is its image's ``n``-th (from 0) lowers the absolute
+    error by 1 if the image holds more than ``n`` objects and raises it by 1 otherwise, so both sums are running sums.
+    """
+    order = np.argsort(-scores, kind="stable")
+    scores, image = scores[order], image[order]
+    by_image = np.argsort(image, kind="stable")
+    starts = np.concatenate(([0], np.cumsum(np.bincount(image, minlength=len(true)))))
+    rank = np.empty(len(scores), dtype=np.int64)
+    rank[by_image] = np.arange(len(scores)) - starts[image[by_image]]
+    absolute = true.sum() + np.concatenate(([0], np.cumsum(np.where(rank < true[image], -1, 1))))
+    signed = -true.sum() + np.arange(len(scores) + 1)
+    # Equal scores enter together: only the states after the last of each group can be reached.
+    reachable = np.concatenate((np.flatnonzero(np.diff(scores)) + 1, [len(scores)]))
+    taken = np.concatenate(([0], reachable)) if scores[0] < 1 else reachable
+    distinct = np.unique(scores)
+    edges = np.unique(np.concatenate(([0.0], distinct, [1.0])))
+    absolute, signed = absolute[taken][::-1], signed[taken][::-1]
+    if distinct[0] == 0:  # counting every score of 0 would take a threshold of 0, outside (0, 1]
+        absolute, signed = absolute[1:], signed[1:]
+    return absolute, signed, edges

@@ -1,0 +1,380 @@
+"""Pictures of results and of variations: what a person looks at before believing a figure. All are written as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
+
+from boxtwin.boxes import area_xyxy, iou_matrix
+from boxtwin.datasets.images import Pixels, read_image, write_bytes_atomically
+from boxtwin.datasets.sample import Detections, Sample
+
+# Bright on dark sea; told apart by lightness and line style as well as by hue.
+TRUE, RIGHT, WRONG, MISSED, CROWD = "#4cc9f0", "#52e06b", "#ff5a5f", "#ffd23f", "#b8b8b8"
+DPI = 110
+TILE = 3.2  # inches, the longer side of one picture
+# Score labels cover what they name: beyond this many in one picture they hide more than they say.
+MAX_CAPTIONS = 30
+# A sheet is for one look. More pictures than this make an image that viewers refuse to open.
+MAX_TILES = 400
+LineStyle = Literal["-", "--", ":"]
+# The overlap at which COCO's AP50 and PASCAL VOC call a detection right.
+MATCH_IOU = 0.5
+
+
+class Matches(NamedTuple):
+    """Which detections are right, which stand in a crowd (neither right nor wrong), and which objects were missed."""
+
+    right: Bool[np.ndarray, " found"]
+    ignored: Bool[np.ndarray, " found"]
+    missed: Bool[np.ndarray, " objects"]
+
+
+def match(sample: Sample, found: Detections) -> Matches:
+    """Match detections to objects as COCO does at IoU 0.5: best score first, same class, each object once.
+
+    ``missed`` refers to `Sample.object_boxes`. A detection without an object, half or more of which lies in a crowd of
+    its class, is ignored.
+    """
+    right = np.zeros(len(found.boxes), dtype=bool)
+    ignored = np.zeros(len(found.boxes), dtype=bool)
+    free = np.ones(len(sample.object_boxes), dtype=bool)
+    overlap = iou_matrix(found.boxes.astype(np.float64), sample.object_boxes.astype(np.float64))
+    for index in np.argsort(-found.scores, kind="stable"):
+        label = found.labels[index]
+        candidates = np.where(free & (sample.object_labels == label), overlap[index], 0.0)
+        if candidates.size and candidates.max() >= MATCH_IOU:
+            right[index] = True
+            free[candidates.argmax()] = False
+            continue
+        box = found.boxes[index].astype(np.float64)
+        for crowd in sample.boxes[sample.crowd & (sample.labels == label)]:
+            inside = np.concatenate((np.maximum(box[:2], crowd[:2]), np.minimum(box[2:], crowd[2:])))
+            ignored[index] |= bool(area_xyxy(inside) >= MATCH_IOU * max(area_xyxy(box), 1e-12))
+    return Matches(right, ignored, free)
+
+
+def pick_examples(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """A fixed choice of ``count`` samples from the emptiest to the most crowded, whatever a detector makes of them.
+
+    They stand evenly spaced in the order of object count, then name; so every cell of a study shows the same images.
+    """
+    if count < 1:
+        raise ValueError(f"at least one example must be asked for, got {count}")
+    ordered = sorted(samples, key=lambda sample: (len(sample.object_boxes), sample.name))
+    if len(ordered) <= count:
+        return ordered
+    return [ordered[index] for index in np.linspace(0, len(ordered) - 1, count).round().astype(int)]
+
+
+def draw_boxes(
+    axes: Axes,
+    boxes: Float[np.ndarray, "n 4"],
+    *,
+    colour: str,
+    line_style: LineStyle = "-",
+    captions: Sequence[str] = (),
+) -> None:
+    """Draw xyxy boxes (pixels of the image) on axes that `show_image` prepared, with captions if there are any."""
+    if captions and len(captions) != len(boxes):
+        raise ValueError(f"{len(boxes)} boxes need as many captions or none, got {len(captions)}")
+    for x1, y1, x2, y2 in boxes.tolist():
+        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.3, linestyle=line_style)
+        axes.add_patch(frame)
+    top, bottom = sorted(axes.get_ylim())
+    for (x1, y1, _, y2), caption in zip(boxes.tolist(), captions, strict=bool(captions)):
+        below = y1 - top < 0.05 * (bottom - top)  # no room above the box
+        axes.annotate(
+            caption,
+            (x1, y2 if below else y1),
+            xytext=(0, -1 if below else 1),
+            textcoords="offset points",
+            va="top" if below else "bottom",
+            fontsize=6,
+            color="black",
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
+            annotation_clip=True,
+            parse_math=False,
+        )
+
+
+def show_image(axes: Axes, pixels: Pixels, window: tuple[int, int, int, int] | None = None) -> None:
+    """Show pixels of any size and depth in axes whose coordinates are pixels of the image; ``window`` (xyxy) zooms."""
+    height, width = pixels.shape[:2]
+    shown = _to_8_bit(pixels)
+    if window is not None:
+        x1, y1, x2, y2 = window
+        shown = shown[y1:y2, x1:x2]
+    else:
+        x1, y1, x2, y2 = 0, 0, width, height
+    largest = round(2 * TILE * DPI)
+    if max(shown.shape[:2]) > largest:  # averaged, because nearest pixels would make or swallow small objects
+        scale = largest / max(shown.shape[:2])
+        size = (max(1, round(shown.shape[1] * scale)), max(1, round(shown.shape[0] * scale)))
+        shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
+    if shown.ndim == 2:
+        axes.imshow(shown, cmap="gray", vmin=0, vmax=255, extent=(x1, x2, y2, y1), interpolation="antialiased")
+    else:
+        axes.imshow(shown, extent=(x1, x2, y2, y1), interpolation="antialiased")
+    axes.set(xlim=(x1, x2), ylim=(y2, y1), xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_color("#888888")
+
+
+def side_by_side(
+    samples: Sequence[Sample],
+    detections: Mapping[int, Detections],
+    threshold: float,
+    path: Path,
+    classes: Sequence[str],
+) -> None:
+    """Truth on the left, detections with ``score >= threshold`` on the right, for each sample (see `pick_examples`).
+
+    Right detections are green, wrong ones red, missed objects dashed yellow, what stands in a crowd grey and dotted.
+    """
+    if not samples:
+        raise ValueError("pictures of results need at least one sample, got none")
+    pairs_across = 1 if len(samples) <= 2 else 2
+    rows = -(-len(samples) // pairs_across)
+    figure, grid = _grid(rows, 2 * pairs_across, legend=True)
+    for position, sample in enumerate(samples):
+        row, column = divmod(position, pairs_across)
+        left, right = grid[row][2 * column], grid[row][2 * column + 1]
+        pixels = read_image(sample.path)
+        found = _above(detections.get(sample.image_id), threshold)
+        matches = match(sample, found)
+
+        show_image(left, pixels)
+        draw_boxes(left, sample.boxes[sample.crowd], colour=CROWD, line_style=":")
+        draw_boxes(left, sample.object_boxes, colour=TRUE, captions=_class_captions(sample.object_labels, classes))
+        left.set_title(_shorten(sample.name), fontsize=7, loc="left", parse_math=False)
+
+        show_image(right, pixels)
+        captions = _score_captions(found, classes)
+        draw_boxes(right, sample.object_boxes[matches.missed], colour=MISSED, line_style="--")
+        wrong = ~matches.right & ~matches.ignored
+        groups: tuple[tuple[Bool[np.ndarray, " found"], str, LineStyle], ...] = (
+            (matches.ignored, CROWD, ":"),
+            (matches.right, RIGHT, "-"),
+            (wrong, WRONG, "-"),
+        )
+        for chosen, colour, style in groups:
+            texts = [caption for caption, take in zip(captions, chosen, strict=False) if take]
+            draw_boxes(right, found.boxes[chosen], colour=colour, line_style=style, captions=texts)
+        right.set_title(
+            f"true {len(sample.object_boxes)}, found {len(found.boxes)}", fontsize=8, loc="left", fontweight="bold"
+        )
+    _blank(grid, 2 * len(samples))
+    _legend(figure, with_crowds=any(sample.crowd.any() for sample in samples))
+    _save(figure, path)
+
+
+def contact_sheet(
+    sources: Sequence[Sample],
+    variations: Sequence[Sequence[Sample]],
+    path: Path,
+    *,
+    columns: int = 6,
+    zoom: bool = False,
+) -> None:
+    """Each source beside its first ``columns - 1`` variations, boxes drawn; ``zoom`` adds a row of close-ups below.
+
+    The close-up shows the same window of every picture: the one around the source's objects that holds most of them.
+
+    Raises:
+        ValueError: the sheet would hold nothing, or more than `MAX_TILES` pictures.
+    """
+    if len(sources) != len(variations):
+        raise ValueError(f"{len(sources)} sources need as many lists of variations, got {len(variations)}")
+    if not sources or columns < 2:
+        raise ValueError(
+            f"a contact sheet needs a source and two columns, got {len(sources)} sources, {columns} columns"
+        )
+    across = 1 + min(columns - 1, max(len(made) for made in variations))
+    rows = len(sources) * (2 if zoom else 1)
+    if rows * across > MAX_TILES:
+        raise ValueError(f"a contact sheet holds at most {MAX_TILES} pictures, got {rows * across}; show fewer sources")
+    figure, grid = _grid(rows, across, legend=False)
+    for index, (source, made) in enumerate(zip(sources, variations, strict=True)):
+        window = _busiest_window(source) if zoom else None
+        for column in range(across):
+            axes = [grid[index * (2 if zoom else 1) + extra][column] for extra in range(2 if zoom else 1)]
+            if column > len(made):
+                for unused in axes:
+                    unused.set_axis_off()
+                continue
+            sample = source if column == 0 else made[column - 1]
+            pixels = read_image(sample.path)
+            for target, view in zip(axes, (None, window), strict=False):
+                show_image(target, pixels, view)
+                draw_boxes(target, sample.boxes[sample.crowd], colour=CROWD, line_style=":")
+                draw_boxes(target, sample.object_boxes, colour=TRUE if column == 0 else MISSED)
+            axes[0].set_title(_sheet_title(sample), fontsize=7, loc="left", parse_math=False)
+    _save(figure, path)
+
+
+def precision_recall_curve(
+    recall: Float[np.ndarray, " points"], precision: Float[np.ndarray, " points"], path: Path
+) -> None:
+    """Precision against recall at IoU 0.5, as `coco_map.precision_recall` gives them; nan (no objects) is said so."""
+    figure = Figure(figsize=(5, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    if np.isnan(precision).all():
+        axes.text(0.5, 0.5, "no objects in these images", ha="center", va="center")
+        axes.set_title("Precision and recall at IoU 0.5")
+    else:
+        axes.fill_between(recall, precision, step="pre", alpha=0.15, color="#1f5fa8", linewidth=0)
+        axes.step(recall, precision, where="pre", color="#1f5fa8", linewidth=1.8)
+        axes.set_title(f"Precision and recall at IoU 0.5: AP50 {100 * float(np.nanmean(precision)):.1f}")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall: share of the objects found", ylabel="precision: share right")
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def count_scatter(true: Mapping[int, int], predicted: Mapping[int, int], path: Path) -> None:
+    """Predicted against true counts, one point per image; the area of a dot says how many images share it."""
+    errors = [(count, predicted.get(image_id, 0)) for image_id, count in true.items()]
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    points, repeats = np.unique(np.array(errors).reshape(-1, 2), axis=0, return_counts=True)
+    top = float(max(points.max() if len(points) else 1, 1))
+    axes.plot([0, 2 * top], [0, 2 * top], color="#777777", linestyle="--", linewidth=1, zorder=1, label="exact")
+    # Area proportional to the number of images; 28 and 900 square points: still seen, and not over its neighbours.
+    area = repeats * min(28.0, 900.0 / max(int(repeats.max(initial=1)), 1))
+    axes.scatter(points[:, 0], points[:, 1], s=area, color="#1f5fa8", alpha=0.55, edgecolor="#123a66", zorder=2)
+    # A single harbour with 95 ships would press all other images into one corner of linear axes.
+    if top > 20 and top > 4 * np.quantile([pair[0] for pair in errors], 0.9):
+        ticks = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+        for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+            scale("symlog", linthresh=5)
+            axis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= 1.2 * top]))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(ScalarFormatter())
+        limits = (-0.5, 1.2 * top)
+    else:
+        limits = (-0.05 * top - 0.3, 1.05 * top + 0.3)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+    exact = sum(a == b for a, b in errors)
+    axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel="true objects in the image", ylabel="counted objects")
+    axes.set_title(f"Counts: {exact} of {len(errors)} images exact", fontsize=11)
+    axes.legend(loc="upper left", frameon=False)
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _to_8_bit(pixels: Pixels) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
+    if pixels.dtype == np.uint8:
+        return pixels
+    # Sensors fill 12 or 14 of 16 bits, with few very bright pixels: stretch between the outer thousandths.
+    low, high = np.quantile(pixels, (0.001, 0.999))
+    return (np.clip((pixels - low) / max(high - low, 1.0), 0, 1) * 255).astype(np.uint8)
+
+
+def _above(found: Detections | None, threshold: float) -> Detections:
+    if found is None:
+        return Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
+    keep = found.scores.astype(np.float64) >= threshold
+    return Detections(found.boxes[keep], found.scores[keep], found.labels[keep])
+
+
+def _class_captions(labels: Int[np.ndarray, " n"], classes: Sequence[str]) -> list[str]:
+    if len(classes) < 2 or len(labels) > MAX_CAPTIONS:
+        return []
+    return [_shorten(classes[label], 12) for label in labels]
+
+
+def _score_captions(found: Detections, classes: Sequence[str]) -> list[str]:
+    if len(found.boxes) > MAX_CAPTIONS:
+        return []
+    names = _class_captions(found.labels, classes) or [""] * len(found.boxes)
+    return [f"{name} {score:.2f}".strip() for name, score in zip(names, found.scores, strict=True)]
+
+
+def _busiest_window(source: Sample) -> tuple[int, int, int, int]:
+    """A square around one object that holds as many object centres as possible, inside the image."""
+    boxes, width, height = source.object_boxes, source.width, source.height
+    shorter = min(width, height)
+    if not len(boxes):
+        side = max(1, shorter // 4)
+        x, y = (width - side) // 2, (height - side) // 2
+        return x, y, x + side, y + side
+    longest = float(np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]).max())
+    side = int(min(shorter, max(shorter / 4, 1.5 * longest, 1)))
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    near = (np.abs(centres[:, None] - centres[None]) < side / 2).all(axis=-1).sum(axis=1)
+    areas = area_xyxy(boxes)
+    busiest = (near + 0.5 * areas / max(areas.sum(), 1e-12)).argmax()  # of equally busy windows, the largest object's
+    x, y = np.clip(centres[busiest] - side / 2, 0, (width - side, height - side)).round().tolist()
+    return int(x), int(y), int(x) + side, int(y) + side
+
+
+def _sheet_title(sample: Sample) -> str:
+    if sample.lineage is None:
+        return _shorten(sample.name)
+    return f"v{sample.lineage.variation:02d} {_shorten(sample.lineage.generator, 20)}"
+
+
+def _shorten(name: str, length: int = 34) -> str:
+    """The end of a path, cut in its middle; characters that the plot font lacks become question marks."""
+    text = "".join(
+        letter if letter.isprintable() and ord(letter) < 0x250 else "?" for letter in name.rsplit("/", 1)[-1]
+    )
+    return text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-(length - length // 2) :]}"
+
+
+def _grid(rows: int, columns: int, *, legend: bool) -> tuple[Figure, list[list[Axes]]]:
+    gap, title, top = 0.06, 0.22, 0.35 if legend else 0.05
+    width, height = columns * (TILE + gap) + gap, rows * (TILE + title) + top
+    figure = Figure(figsize=(width, height))
+    return figure, [
+        [
+            figure.add_axes(
+                (
+                    (gap + column * (TILE + gap)) / width,
+                    (height - top - (row + 1) * (TILE + title)) / height + 0.04 / height,
+                    TILE / width,
+                    (TILE - 0.04) / height,
+                )
+            )
+            for column in range(columns)
+        ]
+        for row in range(rows)
+    ]
+
+
+def _blank(grid: list[list[Axes]], used: int) -> None:
+    for axes in [axes for row in grid for axes in row][used:]:
+        axes.set_axis_off()
+
+
+def _legend(figure: Figure, *, with_crowds: bool) -> None:
+    lines = [
+        Line2D([], [], color=TRUE, linewidth=2, label="true"),
+        Line2D([], [], color=RIGHT, linewidth=2, label="right"),
+        Line2D([], [], color=WRONG, linewidth=2, label="wrong"),
+        Line2D([], [], color=MISSED, linewidth=2, linestyle="--", label="missed"),
+    ]
+    if with_crowds:
+        lines.append(Line2D([], [], color=CROWD, linewidth=2, linestyle=":", label="crowd"))
+    legend = figure.legend(handles=lines, loc="upper left", ncols=len(lines), fontsize=8, borderaxespad=0.2)
+    legend.get_frame().set(facecolor="#222222", edgecolor="none", alpha=1)
+    for text in legend.get_texts():
+        text.set_color("white")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    write_bytes_atomically(path, encoded.getvalue())

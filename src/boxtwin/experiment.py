@@ -1,0 +1,386 @@
+"""One cell: make its variations, train, test, write its files, log it to MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, ProgressBar, Timer
+from tqdm import tqdm
+
+from boxtwin.composition import Prepared, accelerator, make_data, make_detector, precision, prepare
+from boxtwin.config import cell_name, generator_name, setting_hash
+from boxtwin.datasets.images import write_bytes_atomically
+from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.datasets.splits import describe
+from boxtwin.detector.module import DetectorModule
+from boxtwin.errors import InputError
+from boxtwin.evaluation import overlays
+from boxtwin.evaluation.coco_map import coco_figures, coco_results, precision_recall
+from boxtwin.evaluation.counts import best_threshold, count_detections, count_figures, count_objects
+from boxtwin.mixing.datamodule import StudyDataModule
+from boxtwin.mixing.plan import Plan, make_plan
+from boxtwin.synthesis.library import Made
+from boxtwin.tracking.mlflow_runs import Store
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = 8  # test images in overlays.png, the same in every cell
+SHEET_SOURCES, SHEET_VARIATIONS = 8, 3  # of a contact sheet
+
+
+def run_cell(config: DictConfig) -> dict[str, float]:
+    """Train, test and log one cell; return its metrics. A finished cell is skipped, a broken-off one goes on."""
+    _quieten()
+    cell = prepare(config)
+    output = Path(HydraConfig.get().runtime.output_dir)
+    name = cell_name(config)
+    lock = FileLock(output / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: another process is at it; waiting", name)
+        lock.acquire()
+    try:
+        store = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder))
+        run = store.begin_cell(
+            study=config.study,
+            name=name,
+            identity=cell.identity,
+            params=_params(config),
+            tags={
+                "boxtwin.setting": setting_hash(config),
+                "boxtwin.output_dir": str(output),
+                "boxtwin.overrides": " ".join(HydraConfig.get().overrides.task),
+                "boxtwin.dataset_sha256": cell.dataset.digest,
+                "boxtwin.split_sha256": cell.split.digest,
+                **({"boxtwin.store": cell.library.key} if cell.library else {}),
+            },
+        )
+        if run.finished and not config.rerun:
+            log.info("%s: finished before, skipped (rerun=true does it again)", name)
+            return run.metrics
+        try:
+            if run.finished:
+                store.reopen(run.run_id)
+            metrics = _Cell(cell, store, run.run_id, output).run()
+        except Exception as error:
+            store.end(run.run_id, "FAILED", f"{type(error).__name__}: {error}")
+            raise
+        except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns the first into the second
+            store.end(run.run_id, "KILLED", "stopped")
+            raise KeyboardInterrupt from error
+        store.end(run.run_id, "FINISHED")
+    finally:
+        lock.release()
+    log.info(
+        "%s: AP %.3f, AP50 %.3f, count MAE %.2f on %d test images; %.1f minutes",
+        name,
+        metrics["test/map"],
+        metrics["test/map_50"],
+        metrics["test/count_mae"],
+        len(cell.split.test),
+        metrics["time/total"] / 60,
+    )
+    return metrics
+
+
+def generate(config: DictConfig) -> Path:
+    """Make the variations of a split and draw their contact sheet; returns the store's folder."""
+    _quieten()
+    if not config.variations.per_image:
+        raise InputError("variations=0 makes none; say how many of each image, such as variations=2")
+    cell = prepare(config)
+    made = _make(cell)
+    assert cell.library is not None
+    folder = cell.library.folder
+    sheet = _contact_sheet(cell)
+    log.info(
+        "%d variations made, %d were there already: %d of each of %d images\nstore: %s\ncontact sheet: %s",
+        *(made.made, made.there, cell.per_image, len(cell.sources), folder, sheet),
+    )
+    return folder
+
+
+class _Cell:
+    """One cell at work: variations, plan, training, testing, files, metrics."""
+
+    def __init__(self, cell: Prepared, store: Store, run_id: str, output: Path) -> None:
+        self.cell, self.config, self.store, self.run_id, self.output = cell, cell.config, store, run_id, output
+        # Named by the identity: data that changed under the same settings must not meet an older checkpoint.
+        self.checkpoints = output / "checkpoints" / cell.identity[:12]
+        if self.config.rerun:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def run(self) -> dict[str, float]:
+        started = time.perf_counter()
+        if self.config.trainer.threads is not None:
+            torch.set_num_threads(self.config.trainer.threads)
+        made = _make(self.cell) if self.cell.library else Made(0, 0, 0.0, 0.0)
+        if made.made:
+            _contact_sheet(self.cell)
+        plan = self._plan()
+        self._log_inputs(plan)
+        data, module = make_data(self.cell, plan), make_detector(self.cell)
+        log.info(
+            "%s: %d real + %d synthetic training images, %d steps of %d, %s",
+            cell_name(self.config),
+            plan.real_train,
+            plan.synthetic_train,
+            self.config.trainer.steps,
+            self.config.trainer.batch_size,
+            f"{accelerator(self.config)}, {precision(self.config)}",
+        )
+        train_seconds = self._fit(data, module)
+        evaluating = time.perf_counter()
+        best = self._export()
+        metrics = self._evaluate(plan, data, best)
+        metrics |= {
+            "data/real_images": float(plan.real_train),
+            "data/synthetic_images": float(plan.synthetic_train),
+            "data/boxes": float(sum(len(sample.object_boxes) for sample in plan.train)),
+            "time/generate": made.fit_seconds + made.vary_seconds,
+            "time/train": train_seconds,
+            "time/evaluate": time.perf_counter() - evaluating,
+            "time/total": time.perf_counter() - started,
+        }
+        self._write(metrics)
+        return metrics
+
+    def _plan(self) -> Plan:
+        cell = self.cell
+        variations = cell.library.variations(cell.sources, cell.per_image) if cell.library else ()
+        return make_plan(cell.split, variations)
+
+    def _fit(self, data: StudyDataModule, module: DetectorModule) -> float:
+        """Train, going on from the last checkpoint if there is one; returns the seconds of all attempts."""
+        settings = self.config.trainer
+        timer = Timer()
+        best = ModelCheckpoint(
+            dirpath=self.checkpoints,
+            filename="best",
+            monitor="val/map",
+            mode="max",
+            save_last=True,
+            enable_version_counter=False,
+        )
+        trainer = pl.Trainer(
+            default_root_dir=self.output,
+            accelerator=accelerator(self.config),
+            devices=1,
+            precision=precision(self.config),  # type: ignore[arg-type]
+            max_steps=settings.steps,
+            gradient_clip_val=settings.gradient_clip,
+            num_sanity_val_steps=0,
+            log_every_n_steps=max(1, min(50, settings.steps // settings.validations)),
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            logger=self.store.logger(self.config.study, self.run_id),
+            callbacks=[EMAWeightAveraging(decay=settings.ema_decay), best, timer, _StepsBar(cell_name(self.config))],
+        )
+        last = self.checkpoints / "last.ckpt"
+        if last.exists():
+            log.info("going on from %s", last)
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        if trainer.global_step < settings.steps:
+            raise RuntimeError(f"training stopped at step {trainer.global_step} of {settings.steps}")
+        return float(timer.time_elapsed("train"))
+
+    def _export(self) -> DetectorModule:
+        """Keep the best weights as ``detector.ckpt``, without what only training needs."""
+        content = torch.load(self.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
+        kept = {key: content[key] for key in ("state_dict", "hyper_parameters", "pytorch-lightning_version")}
+        path = self.output / "detector.ckpt"
+        temporary = path.with_suffix(".part")
+        torch.save(kept, temporary)
+        temporary.replace(path)
+        return DetectorModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+
+    def _evaluate(self, plan: Plan, data: StudyDataModule, module: DetectorModule) -> dict[str, float]:
+        """Figures on real test images, at the count threshold that suits the real validation images best."""
+        # Full precision: a figure must not depend on what the machine computes in.
+        trainer = pl.Trainer(
+            accelerator=accelerator(self.config),
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+
+        def detect(samples: Sequence[Sample]) -> dict[int, Detections]:
+            batches = trainer.predict(module, data.letterboxed(samples))
+            return dict(pair for batch in batches or () for pair in batch)
+
+        ids = self.cell.dataset.category_ids
+        on_val, on_test = detect(plan.val), detect(plan.test)
+        threshold = best_threshold(plan.val, on_val)
+        true, predicted = count_objects(plan.test), count_detections(on_test, threshold)
+        counts = count_figures(true, {image: predicted.get(image, 0) for image in true})
+        metrics = {f"test/{name}": value for name, value in {**coco_figures(plan.test, on_test, ids), **counts}.items()}
+        metrics |= {f"val/{name}": value for name, value in coco_figures(plan.val, on_val, ids).items()}
+        metrics["val/count_threshold"] = threshold
+        if plan.val_synthetic:
+            figures = coco_figures(plan.val_synthetic, detect(plan.val_synthetic), ids)
+            metrics |= {f"val_synthetic/{name}": value for name, value in figures.items()}
+
+        self.counts = [
+            {"image_id": image, "file_name": name, "true": true[image], "found": predicted.get(image, 0)}
+            for image, name in ((sample.image_id, sample.name) for sample in plan.test)
+        ]
+        write_bytes_atomically(self.output / "detections.json", json.dumps(coco_results(on_test, ids)).encode())
+        overlays.side_by_side(
+            overlays.pick_examples(plan.test, EXAMPLES),
+            on_test,
+            threshold,
+            self.output / "overlays.png",
+            self.cell.dataset.classes,
+        )
+        recall, precision = precision_recall(plan.test, on_test, ids)
+        overlays.precision_recall_curve(recall, precision, self.output / "precision_recall.png")
+        overlays.count_scatter(true, {i: predicted.get(i, 0) for i in true}, self.output / "counts.png")
+        return metrics
+
+    def _log_inputs(self, plan: Plan) -> None:
+        dataset = self.cell.dataset
+        for side in ("train", "val", "test"):
+            samples = self.cell.split.side(side)
+            log.info("%s: %s", side, describe(samples))
+            self.store.log_data(
+                self.run_id,
+                name=f"{dataset.name}-{self.cell.split.name}-{side}",
+                digest=_digest_of_samples(samples),
+                source=self.config.dataset.root,
+                side=side,
+                images=len(samples),
+            )
+        if self.cell.library:
+            synthetic = [sample for sample in plan.train if sample.lineage]
+            self.store.log_data(
+                self.run_id,
+                name=self.cell.library.folder.name,
+                digest=_digest_of_samples(synthetic),
+                source=str(self.cell.library.folder),
+                side="train",
+                images=len(synthetic),
+            )
+        self.cell.split.save(self.output / "split.json")
+        OmegaConf.save(self.config, self.output / "config.yaml", resolve=True)
+        self.store.log_files(self.run_id, [self.output / "split.json", self.output / "config.yaml"])
+
+    def _write(self, metrics: dict[str, float]) -> None:
+        """result.json is written last: where it stands, everything else does."""
+        result = {
+            "cell": cell_name(self.config),
+            "study": self.config.study,
+            "identity": self.cell.identity,
+            "params": _params(self.config),
+            "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+            "data": {
+                "dataset_sha256": self.cell.dataset.digest,
+                "split_sha256": self.cell.split.digest,
+                "store": self.cell.library.folder.name if self.cell.library else None,
+                "bad_boxes": self.cell.dataset.repairs,
+            },
+            "counts": self.counts,
+        }
+        self.store.log_metrics(self.run_id, metrics)
+        pictures = [self.output / name for name in ("overlays.png", "precision_recall.png", "counts.png")]
+        write_bytes_atomically(self.output / "result.json", json.dumps(result, indent=1).encode())
+        files = [*pictures, self.output / "detections.json", self.output / "result.json"]
+        if self.cell.library:
+            files.append(self.cell.library.folder / "contact_sheet.png")
+        self.store.log_files(self.run_id, [path for path in files if path.exists()])
+        shutil.rmtree(self.checkpoints.parent)
+
+
+def _make(cell: Prepared) -> Made:
+    assert cell.library is not None
+    made = cell.library.make(cell.sources, cell.per_image)
+    if made.made:
+        log.info(
+            "%s: %d variations made in %.0f s (learning: %.0f s)",
+            *(cell.library.folder.name, made.made, made.fit_seconds + made.vary_seconds, made.fit_seconds),
+        )
+    return made
+
+
+def _contact_sheet(cell: Prepared) -> Path:
+    """Sources beside their first variations, boxes drawn; in the store's folder."""
+    assert cell.library is not None
+    sources = overlays.pick_examples(cell.split.train, SHEET_SOURCES)
+    count = min(cell.per_image, SHEET_VARIATIONS)
+    made = cell.library.variations(sources, count)
+    rows = [made[start : start + count] for start in range(0, len(made), count)]
+    path = cell.library.folder / "contact_sheet.png"
+    overlays.contact_sheet(sources, rows, path, columns=count + 1, zoom=True)
+    return path
+
+
+def _params(config: DictConfig) -> dict[str, object]:
+    """The few flat parameters that MLflow's table shows."""
+    return {
+        "dataset": config.dataset.name,
+        "split": config.split.name,
+        "variations": config.variations.per_image,
+        "generator": generator_name(config),
+        "labels": config.labels.name if config.variations.per_image else "none",
+        "detector": config.detector.name,
+        "seed": config.seed,
+        "steps": config.trainer.steps,
+    }
+
+
+def _digest_of_samples(samples: Sequence[Sample]) -> str:
+    return hashlib.sha256("".join(f"{sample.name}{sample.sha256}" for sample in samples).encode()).hexdigest()
+
+
+class _StepsBar(ProgressBar):
+    """One bar over all optimiser steps of a cell; Lightning's own starts anew after every validation."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self._title = title
+        self._bar: tqdm[Any] | None = None
+
+    def disable(self) -> None:
+        """Not asked for: the bar is short and stays on."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc=self._title, unit="step")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any, **keywords: Any) -> None:  # noqa: ARG002
+        assert self._bar is not None
+        self._bar.update(trainer.global_step - self._bar.n)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        figures = trainer.callback_metrics
+        if self._bar is not None and "val/map_50" in figures:
+            self._bar.set_postfix_str(f"val AP50 {float(figures['val/map_50']):.3f}")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _quieten() -> None:
+    """Leave out Lightning's hints at other products and at hardware that is not there."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning 2.6 asks torch 2.13 for a class that goes away later; nothing a user can act on.
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)

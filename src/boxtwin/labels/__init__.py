@@ -1,0 +1,1 @@
+"""How the labels of a source become the labels of its variations."""

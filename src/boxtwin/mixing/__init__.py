@@ -1,0 +1,1 @@
+"""Which images make up one cell, and how they become batches."""

@@ -1,0 +1,247 @@
+"""A LightningDataModule over a plan: the same draws whatever the machine, and after any resume."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Int
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from boxtwin.datasets.batch import Batch
+from boxtwin.datasets.images import Pixels, read_image
+from boxtwin.datasets.sample import Sample
+from boxtwin.mixing.augment import Augmentation, Labelled, Letterbox, letterbox
+from boxtwin.mixing.plan import Plan, draw_order
+
+Item = tuple[Labelled, Letterbox, Sample]
+
+
+def white_level(samples: Sequence[Sample]) -> int:
+    """The pixel value that means 1.0: 255 for 8 bit; for 16 bit the largest value in the (training) images.
+
+    Sensors fill 10, 12 or 14 of the 16 bits; 65535 would leave such images all but black.
+    """
+    largest = 255
+    for sample in samples:
+        pixels = read_image(sample.path)
+        if pixels.dtype == np.uint16:
+            largest = max(largest, int(pixels.max()))
+    return largest
+
+
+class ImageCache:
+    """Decoded images in memory, the least recently used ones given up beyond ``megabytes``."""
+
+    def __init__(self, megabytes: int) -> None:
+        self._limit = megabytes * 2**20
+        self._held = 0
+        self._images: OrderedDict[str, Pixels] = OrderedDict()
+
+    def read(self, sample: Sample) -> Labelled:
+        """The image and its single objects."""
+        key = str(sample.path)
+        pixels = self._images.pop(key, None)
+        if pixels is None:
+            pixels = read_image(sample.path)
+            self._held += pixels.nbytes
+        self._images[key] = pixels
+        while self._held > self._limit and len(self._images) > 1:
+            self._held -= self._images.popitem(last=False)[1].nbytes
+        return Labelled(pixels, sample.object_boxes, sample.object_labels)
+
+
+class TrainingDraws(Dataset[Item]):
+    """Item ``i`` is the augmented image at place ``i % batch_size`` of step ``i // batch_size``.
+
+    Its randomness is seeded by ``i``, so an item is the same in every process and after every resume.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        order: Int[np.ndarray, " draws"],
+        augmentation: Augmentation,
+        *,
+        size: int,
+        white: int,
+        seed: int,
+        cache: ImageCache,
+    ) -> None:
+        self._samples = samples
+        self._order = order
+        self._augmentation = augmentation
+        self._size = size
+        self._white = white
+        self._seed = seed
+        self._cache = cache
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> Item:
+        random = np.random.default_rng([self._seed, index])
+        sample = self._samples[self._order[index]]
+
+        def partner() -> Labelled:
+            # From the draws, not the pool: real and synthetic images keep their shares in a mosaic.
+            return self._cache.read(self._samples[self._order[random.integers(len(self._order))]])
+
+        image = self._augmentation(self._cache.read(sample), partner, size=self._size, white=self._white, random=random)
+        return image, Letterbox(1.0, 0.0, 0.0), sample
+
+
+class LetterboxedImages(Dataset[Item]):
+    """Images as they are, letterboxed: for validation, test and counting."""
+
+    def __init__(self, samples: Sequence[Sample], *, size: int, white: int, cache: ImageCache) -> None:
+        self._samples = samples
+        self._size = size
+        self._white = white
+        self._cache = cache
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Item:
+        sample = self._samples[index]
+        image, geometry = letterbox(self._cache.read(sample), self._size, self._white)
+        return image, geometry, sample
+
+
+class EpochDraws(Sampler[int]):
+    """The draws of one epoch; Lightning tells it which one through `set_epoch`, after a resume as well."""
+
+    def __init__(self, draws: int, draws_per_epoch: int) -> None:
+        self._draws = draws
+        self._per_epoch = draws_per_epoch
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self._epoch = epoch
+
+    def _range(self) -> range:
+        first = self._epoch * self._per_epoch
+        return range(first, min(first + self._per_epoch, self._draws))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._range())
+
+    def __len__(self) -> int:
+        return len(self._range())
+
+
+class Collate:
+    """Items -> `Batch`: pixels over ``white`` as float32, grey repeated to three channels."""
+
+    def __init__(self, white: int) -> None:
+        self._white = white
+
+    def __call__(self, items: Sequence[Item]) -> Batch:
+        images = []
+        for image, _, _ in items:
+            values = torch.from_numpy(image.pixels.astype(np.float32) / np.float32(self._white))
+            images.append(values.expand(3, -1, -1) if values.ndim == 2 else values.permute(2, 0, 1))
+        owners = [np.full(len(image.boxes), place) for place, (image, _, _) in enumerate(items)]
+        return Batch(
+            images=torch.stack(images),
+            boxes=torch.from_numpy(np.concatenate([image.boxes for image, _, _ in items]).astype(np.float32)),
+            labels=torch.from_numpy(np.concatenate([image.labels for image, _, _ in items])),
+            box_image=torch.from_numpy(np.concatenate(owners).astype(np.int64)),
+            image_ids=torch.tensor([sample.image_id for _, _, sample in items]),
+            letterbox=torch.tensor([[box.scale, box.pad_x, box.pad_y] for _, box, _ in items]),
+            file_size=torch.tensor([[sample.width, sample.height] for _, _, sample in items]),
+        )
+
+
+class StudyDataModule(pl.LightningDataModule):
+    """The images of one cell as batches.
+
+    Args:
+        plan: which images; its own check refuses a variation on the wrong side.
+        image_size: side of the square network input, pixels.
+        batch_size: images a step.
+        steps: optimiser steps in all; every cell of a study takes the same.
+        steps_per_epoch: steps between two validations; this is what Lightning calls an epoch here.
+        augmentation: what is done to training images.
+        synthetic_fraction: share of each training batch that is synthetic; None: as the counts have it.
+        white: the pixel value that means 1.0 (`white_level`).
+        seed: of order and augmentation.
+        cache_mb: memory for decoded images.
+        workers: loader processes; 0 loads in the training process, which is faster for small images.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        image_size: int,
+        batch_size: int,
+        steps: int,
+        steps_per_epoch: int,
+        augmentation: Augmentation,
+        synthetic_fraction: float | None,
+        white: int,
+        seed: int,
+        cache_mb: int,
+        workers: int,
+    ) -> None:
+        super().__init__()
+        self.plan = plan
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.augmentation = augmentation
+        self.white = white
+        self.seed = seed
+        self.workers = workers
+        self._cache = ImageCache(cache_mb)
+        self._order = draw_order(
+            plan, steps=steps, batch_size=batch_size, seed=seed, synthetic_fraction=synthetic_fraction
+        ).reshape(-1)
+
+    @property
+    def validation_samples(self) -> tuple[Sample, ...]:
+        """The real images that checkpoints and thresholds are chosen on."""
+        return self.plan.val
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        """Augmented batches, one epoch at a time."""
+        draws = TrainingDraws(
+            self.plan.train,
+            self._order,
+            self.augmentation,
+            size=self.image_size,
+            white=self.white,
+            seed=self.seed,
+            cache=self._cache,
+        )
+        sampler = EpochDraws(len(draws), self.steps_per_epoch * self.batch_size)
+        return self._loader(draws, sampler)
+
+    def val_dataloader(self) -> DataLoader[Item]:
+        """Real validation images."""
+        return self.letterboxed(self.plan.val)
+
+    def test_dataloader(self) -> DataLoader[Item]:
+        """Real test images."""
+        return self.letterboxed(self.plan.test)
+
+    def letterboxed(self, samples: Sequence[Sample]) -> DataLoader[Item]:
+        """Any images as they are, for prediction."""
+        images = LetterboxedImages(samples, size=self.image_size, white=self.white, cache=self._cache)
+        return self._loader(images, None)
+
+    def _loader(self, images: Dataset[Item], sampler: Sampler[int] | None) -> DataLoader[Item]:
+        return DataLoader(
+            images,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=Collate(self.white),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+        )

@@ -1,0 +1,103 @@
+"""Figures against the number of variations."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from boxtwin.datasets.images import write_bytes_atomically
+from boxtwin.studies.conditions import Row, prefixes
+
+# Field of `Row` -> factor to the unit shown, title, and the least height of the axis in that unit: differences that one
+# run alone would make must not fill the picture.
+CURVES = {"ap50": (100.0, "AP50 (higher is better)", 10.0), "count_mae": (1.0, "count MAE (lower is better)", 0.5)}
+# Okabe & Ito's colours for the colour-blind; markers and dashes repeat the distinction in black and white.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES: tuple[tuple[int, tuple[float, ...]], ...] = ((0, ()), (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
+
+
+def plot_curves(rows: Sequence[Row], path: Path) -> None:
+    """AP50 and count MAE against variations, side by side, as PNG (see `draw_curve`)."""
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    for position, measure in enumerate(CURVES):
+        draw_curve(figure.add_subplot(1, len(CURVES), position + 1), rows, measure)
+    _legend(figure)
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=130, facecolor="white")
+    write_bytes_atomically(path, encoded.getvalue())
+
+
+def draw_curve(axes: Axes, rows: Sequence[Row], measure: str) -> None:
+    """One line per split and generator through the means; hollow points are single seeds where there are several.
+
+    Numbers of variations stand as categories at equal distances: 0, 2 and 10 are to be told apart. The line of a
+    generator starts at its split's runs without variations.
+    """
+    scale, title, least_height = CURVES[measure]
+    numbers = sorted({row.variations for row in rows})
+    prefix = prefixes(rows)
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.variations:
+            lines.setdefault(f"{prefix(row)}{row.split}, {row.generator}", []).append(row)
+    for row in rows:
+        if not row.variations:
+            where = row.split, row.condition
+            own = [line for line in lines.values() if (line[0].split, line[0].condition) == where]
+            for line in own:
+                line.insert(0, row)
+            if not own:
+                lines[f"{prefix(row)}{row.split}"] = [row]
+    for index, (label, line) in enumerate(lines.items()):
+        estimates = [getattr(row, measure) for row in line]
+        x = np.array([numbers.index(row.variations) for row in line], dtype=float)
+        # Lines side by side, not on top of each other: where baselines coincide both markers stay visible.
+        x += 0.05 * (index - (len(lines) - 1) / 2)
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        axes.plot(
+            x,
+            [scale * estimate.mean for estimate in estimates],
+            color=colour,
+            marker=marker,
+            linestyle=DASHES[index % len(DASHES)],
+            linewidth=1.8,
+            markersize=7,
+            label=label,
+        )
+        for place, estimate in zip(x, estimates, strict=True):
+            if len(estimate.by_seed) > 1:
+                values = [scale * value for _, value in estimate.by_seed]
+                axes.plot([place] * len(values), values, marker, color=colour, markersize=5, fillstyle="none")
+    axes.set_xticks(range(len(numbers)), [str(number) for number in numbers])
+    axes.set_xlim(-0.4, max(len(numbers) - 0.6, 0.4))
+    low, high = axes.get_ylim()
+    missing = max(0.0, least_height - (high - low))
+    bottom = max(low - missing / 2, min(low, 0.0))
+    axes.set_ylim(bottom, max(high, bottom + least_height))
+    axes.set_xlabel("variations per real image")
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.3)
+
+
+def curve_svg(rows: Sequence[Row], measure: str) -> bytes:
+    """One curve with its legend, as an SVG file."""
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    draw_curve(figure.add_subplot(), rows, measure)
+    _legend(figure)
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="svg", facecolor="white", metadata={"Date": None})
+    return encoded.getvalue()
+
+
+def _legend(figure: Figure) -> None:
+    """Below the curves, where it covers no point; the same lines stand in every panel."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        columns = min(len(handles), 2 * len(figure.axes))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)

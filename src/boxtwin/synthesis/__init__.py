@@ -1,0 +1,1 @@
+"""Making variations of labelled images, and keeping them on disk."""

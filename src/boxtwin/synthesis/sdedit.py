@@ -1,0 +1,158 @@
+"""Variations by SDEdit: noise an image part of the way, then denoise it with a network that knows images of its kind.
+
+Notation of the papers: ``x_t = alpha_t x_0 + sigma_t eps`` with ``alpha_t = cos(pi t / 2)``, ``sigma_t = sin(pi t / 2)``
+and ``v_t = alpha_t eps - sigma_t x_0`` (Salimans & Ho 2022, "Progressive Distillation", section 4 and appendix D). Time runs
+from 0, the clean image, to 1, pure noise; the signal-to-noise ratio at 1 is exactly zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+Image = Float[Tensor, "batch channels height width"]
+Map = Float[Tensor, "batch 1 height width"]
+
+
+def object_mask(boxes: Float[np.ndarray, "n 4"], height: int, width: int) -> Float[np.ndarray, "{height} {width}"]:
+    """The share of every pixel that lies in a box (xyxy, pixels), so that boxes keep their fractional edges."""
+    mask = np.zeros((height, width), dtype=np.float32)
+    for left, top, right, bottom in boxes:
+        x1, y1 = max(math.floor(left), 0), max(math.floor(top), 0)
+        x2, y2 = min(math.ceil(right), width), min(math.ceil(bottom), height)
+        if x1 >= x2 or y1 >= y2:
+            continue
+        columns, rows = np.arange(x1, x2), np.arange(y1, y2)
+        across = np.minimum(right, columns + 1) - np.maximum(left, columns)
+        down = np.minimum(bottom, rows + 1) - np.maximum(top, rows)
+        region = mask[y1:y2, x1:x2]
+        np.maximum(region, np.outer(down, across).astype(np.float32), out=region)
+    return mask
+
+
+def strength_map(mask: Map, background: float, objects: float, margin: int) -> Map:
+    """Strength of every pixel: ``objects`` in the boxes, rising to ``background`` over ``margin`` pixels around them.
+
+    A change map in the sense of Levin & Fried 2023, "Differential Diffusion". The rise keeps what an object leaves in its
+    surroundings (side lobes, wake, shadow) attached to it.
+    """
+    near = mask
+    if margin > 0:
+        # A box grown by half the margin, then blurred over the other half: 1 on the object, 0 a margin away.
+        half = max(margin // 2, 1)
+        for kernel, padding in (((2 * half + 1, 1), (half, 0)), ((1, 2 * half + 1), (0, half))):
+            near = F.max_pool2d(near, kernel, stride=1, padding=padding)
+        near = torch.maximum(mask, _box_filter(near, 2 * half + 1))
+    return background + (objects - background) * near
+
+
+def _box_filter(image: Image, width: int) -> Image:
+    """Mean over ``width`` x ``width`` pixels (odd), at borders over those that exist; one axis after the other for speed."""
+    for kernel, padding in (((width, 1), (width // 2, 0)), ((1, width), (0, width // 2))):
+        image = F.avg_pool2d(image, kernel, stride=1, padding=padding, count_include_pad=False)
+    return image
+
+
+def noise_levels(t: Tensor) -> tuple[Tensor, Tensor]:
+    """``alpha_t`` and ``sigma_t`` of times in [0, 1], same shape as ``t``."""
+    return torch.cos(t * (math.pi / 2)), torch.sin(t * (math.pi / 2))
+
+
+def time_grid(start: float, steps: int, rho: float) -> list[float]:
+    """``steps`` + 1 times from ``start`` down to 0; ``rho`` > 1 crowds them near 0, where fine texture is decided."""
+    return [start * ((steps - i) / steps) ** rho for i in range(steps + 1)]
+
+
+def sdedit(
+    predict_v: Callable[[Image, float], Image],
+    source: Image,
+    strength: Map,
+    *,
+    steps: int,
+    rho: float,
+    eta: float,
+    generator: torch.Generator,
+) -> Image:
+    """Noise ``source`` to the greatest ``strength``, denoise it, and hold every pixel to the source down to its own strength.
+
+    SDEdit (Meng et al. 2022, algorithm 1) with the DDIM sampler (Song et al. 2021, equation 12: ``eta`` 0 is deterministic,
+    1 ancestral), and the change map of Levin & Fried 2023 (algorithm 1) for strengths that differ between pixels.
+
+    ``generator`` lives on the CPU whatever the device, so that a seed means the same noise everywhere.
+    """
+
+    def noise() -> Tensor:
+        return torch.randn(source.shape, generator=generator).to(source)
+
+    start = float(strength.max())
+    if start == 0:
+        return source
+    eps_source = noise()
+    times = time_grid(start, steps, rho)
+    alpha, sigma = noise_levels(torch.tensor(times, dtype=torch.float64))
+    x = float(alpha[0]) * source + float(sigma[0]) * eps_source
+    for i in range(steps):
+        a, s, a_next, s_next = (float(v) for v in (alpha[i], sigma[i], alpha[i + 1], sigma[i + 1]))
+        # 1. Split the noisy image into what the network takes for image and for noise.
+        v = predict_v(x, times[i])
+        x_0 = a * x - s * v
+        eps = s * x + a * v
+        # 2. Step to the next level; eta decides how much of its noise is fresh.
+        fresh = eta * (s_next / s) * math.sqrt(1 - (a / a_next) ** 2)
+        x = a_next * x_0 + math.sqrt(s_next**2 - fresh**2) * eps
+        if fresh > 0:
+            x = x + fresh * noise()
+        # 3. Pixels that are not to be changed from so high a noise level are put back to the source at this level.
+        x = torch.where(strength <= times[i + 1], a_next * source + s_next * eps_source, x)
+    return x
+
+
+def match_texture(x: Image, source: Image, window: int, share: float) -> Image:
+    """Give the fine texture of ``x`` the local strength and grain direction that it has in ``source``.
+
+    Few denoising steps with a small network average speckle away. As Heeger & Bergen 1995 ("Pyramid-based texture analysis
+    and synthesis") do for whole images, every band of detail is scaled to the energy of the source's, here within a window
+    of about ``window`` pixels: across, down and diagonal, at two scales. The pattern of the detail stays that of ``x``.
+    ``share`` 0 changes nothing, 1 matches fully.
+    """
+    if share == 0:
+        return x
+    *bands, low = _bands(x)
+    *wanted, _ = _bands(source)
+    matched = low
+    for band, model in zip(bands, wanted, strict=True):
+        gain = torch.sqrt(_local_power(model, window) / _local_power(band, window))
+        # Gains beyond 4 would blow up quantisation steps of nearly flat areas instead of texture.
+        gain = 1 + share * (gain.clamp(max=4.0) - 1)
+        matched = matched + band * F.interpolate(gain, size=x.shape[2:], mode="bilinear", align_corners=False)
+    return matched
+
+
+def _bands(image: Image) -> list[Image]:
+    """Detail across, down and diagonal at 3 and at 7 pixels, then the rest; they add up to ``image``."""
+    bands = []
+    rest = image
+    for width in (3, 7):
+        flat_across = F.avg_pool2d(rest, (1, width), stride=1, padding=(0, width // 2), count_include_pad=False)
+        flat = F.avg_pool2d(flat_across, (width, 1), stride=1, padding=(width // 2, 0), count_include_pad=False)
+        flat_down = F.avg_pool2d(rest, (width, 1), stride=1, padding=(width // 2, 0), count_include_pad=False)
+        bands += [flat_across - flat, flat_down - flat, rest - flat_across - flat_down + flat]
+        rest = flat
+    return [*bands, rest]
+
+
+def _local_power(band: Image, window: int) -> Float[Tensor, "batch channels rows columns"]:
+    """Mean square in windows that overlap by half, on a coarse grid of them; never 0."""
+    height, width = band.shape[2:]
+    stride = max(window // 2, 1)
+    kernel = (min(window, height), min(window, width))
+    power = F.avg_pool2d(
+        band**2, kernel, stride=stride, padding=(kernel[0] // 4, kernel[1] // 4), count_include_pad=False
+    )
+    return power + 1e-8  # images that are flat to the last bit

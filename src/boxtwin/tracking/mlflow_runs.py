@@ -1,0 +1,194 @@
+"""The MLflow store: open it safely, log a cell, find cells again.
+
+Several processes that open a missing sqlite store at once, or make the same experiment or run at once, break it; all
+three happen under one file lock beside the store.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from mlflow.entities import Dataset as DatasetEntity
+from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from pytorch_lightning.loggers import MLFlowLogger
+
+from boxtwin.errors import InputError
+
+IDENTITY_TAG = "boxtwin.identity"  # the same for two runs of the same cell
+KIND_TAG = "boxtwin.kind"  # "cell" or "comparison"
+
+
+def store_uri(uri: str | None, folder: Path) -> str:
+    """The address of the store: the server's, or that of the sqlite file in ``folder``."""
+    return uri or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+
+
+class CellLogger(MLFlowLogger):
+    """Lightning's MLflow logger for a run that somebody else begins and ends.
+
+    The run is finished when the cell is, not when training is; and hyperparameters are few and logged once, by us.
+    """
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Nothing: parameters are logged when the run begins."""
+
+    def finalize(self, status: str = "success") -> None:
+        """Nothing: the run goes on with evaluation."""
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """One run of one cell."""
+
+    run_id: str
+    finished: bool  # by an earlier process: nothing is left to do
+    metrics: dict[str, float]
+
+
+class Store:
+    """An MLflow tracking store.
+
+    Args:
+        uri: address of a server; None for sqlite in ``folder``.
+        folder: holds ``mlflow.db`` and ``artifacts`` (unless there is a server), and the lock.
+
+    Raises:
+        InputError: the store cannot be reached, or is no MLflow store.
+    """
+
+    def __init__(self, *, uri: str | None, folder: Path) -> None:
+        self.uri = store_uri(uri, folder)
+        self._artifacts = None if uri else folder / "artifacts"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / ".lock")
+        with self._lock:
+            self.client = MlflowClient(tracking_uri=self.uri)
+            try:
+                self.client.search_experiments(max_results=1)
+            except (MlflowException, OSError) as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(f"tracking.uri: the MLflow store {self.uri} does not answer: {reason}") from error
+
+    def experiment(self, study: str) -> str:
+        """The id of the experiment of a study, made if it is missing."""
+        with self._lock:
+            found = self.client.get_experiment_by_name(study)
+            if found is None:
+                location = (self._artifacts / study).resolve().as_uri() if self._artifacts else None
+                return str(self.client.create_experiment(study, artifact_location=location))
+        if found.lifecycle_stage != "active":
+            raise InputError(
+                f"study {study} was deleted in MLflow; choose another name (study=…), or bring it back: "
+                f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            )
+        return str(found.experiment_id)
+
+    def begin_cell(
+        self, *, study: str, name: str, identity: str, params: Mapping[str, object], tags: Mapping[str, str]
+    ) -> CellRun:
+        """Begin the run of a cell, or go on with the one that an earlier process left.
+
+        A cell has one run in a study: a finished one is handed back as it is, any other is taken up again.
+        """
+        experiment_id = self.experiment(study)
+        with self._lock:
+            earlier = self.client.search_runs(
+                [experiment_id],
+                f"tags.`{IDENTITY_TAG}` = '{identity}'",
+                run_view_type=ViewType.ACTIVE_ONLY,
+                order_by=["attributes.start_time DESC"],
+            )
+            finished = next((run for run in earlier if run.info.status == "FINISHED"), None)
+            if finished is not None:
+                return CellRun(finished.info.run_id, True, dict(finished.data.metrics))
+            if earlier:
+                run = earlier[0]
+                self.client.update_run(run.info.run_id, status="RUNNING")
+            else:
+                run = self.client.create_run(
+                    experiment_id, run_name=name, tags={IDENTITY_TAG: identity, KIND_TAG: "cell", **tags}
+                )
+        there = run.data.params
+        self.client.log_batch(
+            run.info.run_id,
+            params=[Param(key, str(value)) for key, value in params.items() if key not in there],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+        return CellRun(run.info.run_id, False, {})
+
+    def reopen(self, run_id: str) -> None:
+        """Take up a finished run again, to do its cell once more."""
+        self.client.update_run(run_id, status="RUNNING")
+
+    def begin_comparison(self, *, study: str) -> str:
+        """Begin a run that holds the table and the report of a study."""
+        run = self.client.create_run(self.experiment(study), run_name="comparison", tags={KIND_TAG: "comparison"})
+        return str(run.info.run_id)
+
+    def logger(self, study: str, run_id: str) -> CellLogger:
+        """A logger for Lightning's Trainer that writes into a run."""
+        return CellLogger(experiment_name=study, tracking_uri=self.uri, run_id=run_id)
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Log figures; those that are not defined (no large objects, say) are left out."""
+        now = int(time.time() * 1000)
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in finite.items()])
+
+    def log_files(self, run_id: str, paths: Sequence[Path]) -> None:
+        """Log files as artifacts."""
+        for path in paths:
+            self.client.log_artifact(run_id, str(path))
+
+    def log_data(self, run_id: str, *, name: str, digest: str, source: str, side: str, images: int) -> None:
+        """Log a set of images as a data-set input of a run. MLflow keeps 36 characters of a digest."""
+        entity = DatasetEntity(
+            name=name,
+            digest=digest[:36],
+            source_type="local",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps({"images": images}),
+        )
+        self.client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", side)])])
+
+    def end(self, run_id: str, status: str, reason: str = "") -> None:
+        """End a run as FINISHED, FAILED or KILLED, with the reason if it is not the first."""
+        if reason:
+            self.client.set_tag(run_id, "boxtwin.failure", reason[:5000])
+        self.client.set_terminated(run_id, status)
+
+    def studies(self) -> list[Experiment]:
+        """All studies, the one with the newest run first; experiments without runs are left out."""
+        newest = []
+        for experiment in self.client.search_experiments():
+            runs = self.client.search_runs(
+                [experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=1
+            )
+            if runs:
+                newest.append((runs[0].info.start_time, experiment))
+        return [experiment for _, experiment in sorted(newest, key=lambda pair: pair[0], reverse=True)]
+
+    def cells(self, study: str) -> list[Run]:
+        """All runs of cells of a study, whatever their state."""
+        experiment = self.client.get_experiment_by_name(study)
+        if experiment is None:
+            return []
+        runs: list[Run] = []
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [experiment.experiment_id], f"tags.`{KIND_TAG}` = 'cell'", max_results=1000, page_token=token
+            )
+            runs += page
+            token = page.token
+            if not token:
+                return runs

@@ -1,0 +1,130 @@
+import numpy as np
+import torch
+
+from boxtwin.boxes import iou_matrix
+from boxtwin.detector.decode import decode, detect, encode, grid_of, make_grid, non_maximum_suppression
+
+ANCHORS = (((90.0, 60.0), (40.0, 80.0)), ((10.0, 14.0), (23.0, 27.0)))
+STRIDES = (32, 16)
+SHAPES = ((4, 3), (8, 6))  # rows, columns
+
+
+def empty_maps(batch: int, classes: int) -> tuple[torch.Tensor, ...]:
+    maps = tuple(torch.zeros(batch, 2, rows, columns, 5 + classes) for rows, columns in SHAPES)
+    for level in maps:
+        level[..., 4] = -20.0
+    return maps
+
+
+def test_decode_follows_the_papers_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    raw = tuple(torch.randn(2, 2, *shape, 8, generator=generator) for shape in SHAPES)
+    boxes, objectness, classes = (tensor.numpy() for tensor in decode(raw, ANCHORS, STRIDES))
+    assert boxes.shape == (2, 2 * 12 + 2 * 48, 4)
+    place = 0
+    for level, group, stride in zip(raw, ANCHORS, STRIDES, strict=True):
+        for a, (p_w, p_h) in enumerate(group):
+            for c_y in range(level.shape[2]):
+                for c_x in range(level.shape[3]):
+                    t = level[1, a, c_y, c_x].numpy().astype(np.float64)
+                    sigma = 1 / (1 + np.exp(-t))
+                    b_x, b_y = (sigma[0] + c_x) * stride, (sigma[1] + c_y) * stride
+                    b_w, b_h = p_w * np.exp(t[2]), p_h * np.exp(t[3])
+                    expected = [b_x - b_w / 2, b_y - b_h / 2, b_x + b_w / 2, b_y + b_h / 2]
+                    np.testing.assert_allclose(boxes[1, place], expected, rtol=1e-4, atol=1e-3)
+                    np.testing.assert_allclose(objectness[1, place], sigma[4], rtol=1e-5)
+                    np.testing.assert_allclose(classes[1, place], sigma[5:], rtol=1e-5)
+                    place += 1
+
+
+def test_decode_of_encode_is_the_box() -> None:
+    generator = torch.Generator().manual_seed(1)
+    raw = empty_maps(1, 1)
+    grid = grid_of(raw, ANCHORS, STRIDES)
+    places = torch.randperm(len(grid.strides), generator=generator)
+    centre = (grid.cells[places] + torch.rand(len(places), 2, generator=generator)) * grid.strides[places, None]
+    half = torch.rand(len(places), 2, generator=generator) * 50 + 0.5
+    boxes = torch.cat((centre - half, centre + half), dim=1)
+    t = encode(boxes, grid.cells[places], grid.anchors[places], grid.strides[places])
+    flat = torch.empty(len(places), 4)
+    flat[places] = t
+    start = 0
+    for level in raw:
+        count = level[0, ..., 0].numel()
+        level[0, ..., :4] = flat[start : start + count].view(*level.shape[1:4], 4)
+        start += count
+    decoded = decode(raw, ANCHORS, STRIDES)[0][0, places]
+    torch.testing.assert_close(decoded, boxes, rtol=1e-5, atol=1e-3)
+
+
+def test_encode_is_finite_on_the_border_of_a_cell() -> None:
+    grid = make_grid([(4, 3)], (((10.0, 10.0),),), (32,), torch.device("cpu"))
+    boxes = torch.tensor([[-5.0, -5.0, 5.0, 5.0], [91.0, 123.0, 101.0, 133.0]])  # first and last corner of the image
+    t = encode(boxes, grid.cells[[0, -1]], grid.anchors[[0, -1]], grid.strides[[0, -1]])
+    assert torch.isfinite(t).all()
+
+
+def test_extreme_logits_stay_finite() -> None:
+    for value in (-1e4, 1e4):
+        raw = tuple(torch.full((1, 2, *shape, 6), value) for shape in SHAPES)
+        assert all(torch.isfinite(tensor).all() for tensor in decode(raw, ANCHORS, STRIDES))
+
+
+def test_detections_are_in_pixels_of_the_file() -> None:
+    # A 200 x 400 file in a 128 x 96 input: scale 0.3, 18 pixels of padding left and right, 4 above.
+    raw = empty_maps(2, 2)
+    raw[1][0, 1, 2, 3, 4] = 3.0
+    raw[1][0, 1, 2, 3, 5:] = torch.tensor([-9.0, 2.0])
+    letterbox, file_size = torch.tensor([[0.3, 18.0, 4.0]] * 2), torch.tensor([[200, 400]] * 2)
+    first, second = detect(
+        raw, ANCHORS, STRIDES, letterbox, file_size, score_floor=0.01, nms_iou=0.5, max_detections=10
+    )
+    sigmoid = 1 / (1 + np.exp(-np.array([3.0, 2.0])))
+    np.testing.assert_allclose(first.scores, [sigmoid.prod()], rtol=1e-5)
+    assert first.labels.tolist() == [1]
+    centre = np.array([(3.5 * 16 - 18) / 0.3, (2.5 * 16 - 4) / 0.3])
+    half = np.array([23, 27]) / 0.3 / 2
+    np.testing.assert_allclose(first.boxes, [[*(centre - half), *(centre + half)]], rtol=1e-4)
+    assert second.boxes.shape == (0, 4)
+    assert second.scores.shape == second.labels.shape == (0,)
+
+
+def test_boxes_are_clipped_and_those_in_the_padding_left_out() -> None:
+    raw = empty_maps(1, 1)
+    raw[0][0, 0, 0, 0, 4:] = 3.0  # 90 x 60 around (16, 16): reaches over the file's corner
+    raw[1][0, 0, 0, 0, 4:] = 3.0  # 10 x 14 around (8, 8): in the padding
+    (found,) = detect(
+        raw,
+        ANCHORS,
+        STRIDES,
+        torch.tensor([[1.0, 13.0, 15.0]]),
+        torch.tensor([[40, 30]]),
+        score_floor=0.1,
+        nms_iou=0.5,
+        max_detections=10,
+    )
+    np.testing.assert_allclose(found.boxes, [[0, 0, 40, 30]])
+
+
+def reference_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, threshold: float) -> list[int]:
+    kept: list[int] = []
+    for index in np.argsort(-scores, kind="stable"):
+        rivals = [other for other in kept if labels[other] == labels[index]]
+        if not rivals or iou_matrix(boxes[[index]], boxes[rivals]).max() <= threshold:
+            kept.append(int(index))
+    return kept
+
+
+def test_nms_is_greedy_within_each_class() -> None:
+    random = np.random.default_rng(0)
+    for classes in (1, 3):
+        corner = random.uniform(-30, 60, (200, 2))
+        boxes = np.concatenate((corner, corner + random.uniform(5, 40, (200, 2))), axis=1)
+        scores, labels = random.permutation(200) / 200 + 0.001, random.integers(0, classes, 200)
+        kept = non_maximum_suppression(boxes, scores, labels, 0.45, 300)
+        assert kept.tolist() == reference_nms(boxes, scores, labels, 0.45)
+        assert non_maximum_suppression(boxes, scores, labels, 0.45, 7).tolist() == kept.tolist()[:7]
+
+
+def test_nms_of_nothing() -> None:
+    assert non_maximum_suppression(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=int), 0.5, 5).tolist() == []

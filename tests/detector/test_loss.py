@@ -1,0 +1,191 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from boxtwin.boxes import xyxy_to_cxcywh
+from boxtwin.detector.assign import assign, ignored
+from boxtwin.detector.decode import encode, grid_of
+from boxtwin.detector.loss import Losses, complete_iou, detection_loss
+
+ANCHORS = (((90.0, 60.0), (40.0, 80.0)), ((10.0, 14.0), (23.0, 27.0)))
+STRIDES = (32, 16)
+SHAPES = [(4, 4), (8, 8)]
+FIRST = [0, 16, 32, 96]  # place of each anchor's first cell
+RECIPE = {
+    "anchors_per_object": "best",
+    "ignore_iou": 0.5,
+    "box_weight": 1.0,
+    "objectness_weight": 1.0,
+    "class_weight": 1.0,
+}
+
+
+def box(cx: float, cy: float, w: float, h: float) -> list[float]:
+    return [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
+
+
+def place(boxes: list[list[float]], images: list[int], **options: str) -> list[tuple[int, int, int]]:
+    found = assign(
+        torch.tensor(boxes).view(-1, 4),
+        torch.tensor(images, dtype=torch.long),
+        SHAPES,
+        ANCHORS,
+        STRIDES,
+        **{"anchors_per_object": "best"} | options,
+    )
+    return sorted(zip(found.image.tolist(), found.place.tolist(), found.object.tolist(), strict=True))
+
+
+def test_the_best_shape_answers_at_the_cell_of_the_centre() -> None:
+    boxes = [box(40, 70, 88, 61), box(100, 20, 11, 13), box(127, 127, 24, 26)]
+    assert place(boxes, [0, 1, 1]) == [
+        (0, FIRST[0] + 2 * 4 + 1, 0),
+        (1, FIRST[2] + 1 * 8 + 6, 1),
+        (1, FIRST[3] + 7 * 8 + 7, 2),
+    ]
+
+
+def test_a_centre_on_the_border_belongs_to_the_last_cell() -> None:
+    assert place([box(128, 128, 10, 14)], [0]) == [(0, FIRST[2] + 63, 0)]
+
+
+def test_further_anchors_of_a_fitting_shape_answer_too() -> None:
+    # 30 x 40 overlaps 40 x 80 by .375 and 23 x 27 by .5175, but 90 x 60 by .222 and 10 x 14 by .117 only.
+    found = place([box(8, 8, 30, 40)], [0], anchors_per_object="iou_above")
+    assert found == [(0, FIRST[0], 0), (0, FIRST[1], 0), (0, FIRST[3], 0)]
+
+
+def test_one_object_per_place_its_best_anchor_first() -> None:
+    same = box(8, 8, 23, 27)
+    assert place([same, same], [0, 0]) == [(0, FIRST[3], 1)]
+    # The second would like the first's place as a further anchor, and does not get it.
+    found = place([same, box(8, 8, 11, 15)], [0, 0], anchors_per_object="iou_above")
+    assert (0, FIRST[3], 0) in found
+    assert (0, FIRST[2], 1) in found
+
+
+def test_nothing_is_assigned_to_nothing() -> None:
+    assert place([], []) == []
+
+
+def test_only_predictions_of_the_same_image_are_ignored() -> None:
+    predicted = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 6]], [[0, 0, 10, 10], [50, 50, 60, 60]]])
+    boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 50, 50]])
+    result = ignored(predicted, boxes, torch.tensor([0, 1]), ignore_iou=0.7)
+    assert result.tolist() == [[True, False], [False, False]]
+    assert not ignored(predicted, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), ignore_iou=0.7).any()
+
+
+def numpy_ciou(a: np.ndarray, b: np.ndarray) -> float:
+    """Zheng et al. 2020, equations 7 to 11, one pair of boxes."""
+    w = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    h = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    wa, ha, wb, hb = a[2] - a[0], a[3] - a[1], b[2] - b[0], b[3] - b[1]
+    iou = w * h / (wa * ha + wb * hb - w * h)
+    rho2 = ((a[0] + a[2]) / 2 - (b[0] + b[2]) / 2) ** 2 + ((a[1] + a[3]) / 2 - (b[1] + b[3]) / 2) ** 2
+    c2 = (max(a[2], b[2]) - min(a[0], b[0])) ** 2 + (max(a[3], b[3]) - min(a[1], b[1])) ** 2
+    v = 4 / math.pi**2 * (math.atan(wb / hb) - math.atan(wa / ha)) ** 2
+    alpha = v / (1 - iou + v) if v > 0 else 0.0
+    return float(iou - rho2 / c2 - alpha * v)
+
+
+def test_ciou_is_the_papers() -> None:
+    random = np.random.default_rng(0)
+    corner = random.uniform(0, 40, (100, 2, 2))
+    boxes = np.concatenate((corner, corner + random.uniform(1, 60, (100, 2, 2))), axis=2)
+    ours = complete_iou(torch.from_numpy(boxes[:, 0]), torch.from_numpy(boxes[:, 1]))
+    np.testing.assert_allclose(ours, [numpy_ciou(a, b) for a, b in boxes], atol=1e-6)
+    same = torch.from_numpy(boxes[:, 0])
+    torch.testing.assert_close(complete_iou(same, same), torch.ones(100, dtype=torch.float64))
+
+
+def test_ciou_has_a_finite_gradient_for_boxes_without_area() -> None:
+    flat = torch.tensor([[5.0, 5, 5, 5], [5, 5, 9, 5]], requires_grad=True)
+    complete_iou(flat, torch.tensor([[0.0, 0, 10, 10]] * 2)).sum().backward()
+    assert flat.grad is not None
+    assert torch.isfinite(flat.grad).all()
+
+
+def loss_of(
+    raw: tuple[torch.Tensor, ...], boxes: torch.Tensor, labels: list[int], images: list[int], **recipe: object
+) -> Losses:
+    return detection_loss(
+        raw,
+        boxes,
+        torch.tensor(labels, dtype=torch.long),
+        torch.tensor(images, dtype=torch.long),
+        ANCHORS,
+        STRIDES,
+        **{"box_loss": "ciou"} | RECIPE | recipe,
+    )
+
+
+def quiet(batch: int, classes: int) -> tuple[torch.Tensor, ...]:
+    maps = tuple(torch.zeros(batch, 2, *shape, 5 + classes) for shape in SHAPES)
+    for level in maps:
+        level[..., 4] = -15.0
+    return maps
+
+
+@pytest.mark.parametrize("box_loss", ["ciou", "mse"])
+def test_perfect_predictions_cost_nothing(box_loss: str) -> None:
+    raw = quiet(2, 3)
+    boxes = torch.tensor([box(40, 70, 80, 66), box(100, 20, 11, 13)])
+    grid = grid_of(raw, ANCHORS, STRIDES)
+    places = torch.tensor([FIRST[0] + 2 * 4 + 1, FIRST[2] + 1 * 8 + 6])
+    t = encode(boxes, grid.cells[places], grid.anchors[places], grid.strides[places])
+    raw[0][0, 0, 2, 1] = torch.cat((t[0], torch.tensor([15.0, -15, 15, -15])))
+    raw[1][1, 0, 1, 6] = torch.cat((t[1], torch.tensor([15.0, 15, -15, -15])))
+    losses = loss_of(raw, boxes, [1, 0], [0, 1], box_loss=box_loss)
+    assert float(losses.total) < 1e-3
+    wrong = loss_of(raw, boxes, [1, 2], [0, 1], box_loss=box_loss)
+    assert float(wrong.classes) > 1
+    assert float(wrong.box) < 1e-3
+
+
+def test_squared_error_is_the_papers() -> None:
+    raw = quiet(1, 1)
+    truth = box(40, 70, 80, 66)
+    losses = loss_of(raw, torch.tensor([truth]), [0], [0], box_loss="mse")
+    cx, cy, w, h = xyxy_to_cxcywh(np.array(truth))
+    errors = np.array([0.5 - (cx / 32 - 1), 0.5 - (cy / 32 - 2), math.log(w / 90), math.log(h / 60)])
+    expected = (2 - w * h / 128**2) * (errors**2).sum() / 2
+    np.testing.assert_allclose(float(losses.box), expected / 2, rtol=1e-5)  # one positive, one image
+
+
+def test_objectness_is_a_cross_entropy_without_the_ignored() -> None:
+    raw = quiet(1, 1)
+    for level in raw:
+        level[..., 4] = -2.0
+    # 20 x 24 in the cell (1, 1) of the fine head: its best anchor is 23 x 27; the prediction there overlaps by .77.
+    # The neighbour's prediction, shifted by half a cell towards it, overlaps by more than half, and is let off.
+    raw[1][0, 1, 1, 2, 0] = -12.0
+    losses = loss_of(raw, torch.tensor([box(27, 24, 22, 26)]), [0], [0])
+    positive, negative = math.log1p(math.exp(2)), math.log1p(math.exp(-2))
+    assert float(losses.objectness) == pytest.approx((positive + (2 * 16 + 2 * 64 - 2) * negative) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("classes", [1, 20])
+@pytest.mark.parametrize("box_loss", ["ciou", "mse"])
+def test_images_without_objects_have_a_finite_loss(classes: int, box_loss: str) -> None:
+    for count in (0, 2):
+        raw = tuple(torch.zeros(3, 2, *shape, 5 + classes, requires_grad=True) for shape in SHAPES)
+        boxes = torch.tensor([box(40, 70, 80, 66), box(100, 20, 11, 13)])[:count]
+        losses = loss_of(raw, boxes, [0, classes - 1][:count], [1, 1][:count], box_loss=box_loss)
+        losses.total.backward()
+        assert torch.isfinite(losses.total)
+        assert all(torch.isfinite(level.grad).all() for level in raw)
+        assert (losses.box.item() == 0) == (count == 0)
+
+
+def test_the_loss_is_computed_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    raw = tuple(torch.randn(2, 2, *shape, 6, generator=generator).bfloat16() for shape in SHAPES)
+    boxes = torch.tensor([box(40, 70, 80, 66), box(100, 20, 11, 13)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = loss_of(raw, boxes, [0, 0], [0, 1])
+    exact = loss_of(tuple(level.float() for level in raw), boxes, [0, 0], [0, 1])
+    assert low.total.dtype == torch.float32
+    assert float(low.total) == float(exact.total)

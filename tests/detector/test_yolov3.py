@@ -1,0 +1,206 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from boxtwin.detector.darknet_weights import read_darknet, write_darknet
+from boxtwin.detector.yolov3 import OBJECT_PRIOR, PUBLISHED_ANCHORS, Convolution, SamePool, YOLOv3
+from boxtwin.errors import InputError
+
+NANO_ANCHORS = [[[40, 40], [60, 30]], [[10, 10], [20, 8]]]
+WEIGHTS = Path(__file__).parents[2] / "../shared/weights/yolov3-tiny.weights"
+real_weights = pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"the published weights are not at {WEIGHTS}")
+
+
+def tiny(classes: int) -> YOLOv3:
+    return YOLOv3("yolov3_tiny", classes, PUBLISHED_ANCHORS["yolov3_tiny"])
+
+
+def test_maps_have_the_published_shapes() -> None:
+    images = torch.zeros(1, 3, 64, 96)
+    for network, shapes in (
+        (YOLOv3("yolov3", 80, PUBLISHED_ANCHORS["yolov3"]), [(2, 3), (4, 6), (8, 12)]),
+        (tiny(80), [(2, 3), (4, 6)]),
+    ):
+        with torch.no_grad():
+            raw = network.eval()(images)
+        assert [tuple(level.shape) for level in raw] == [(1, 3, *shape, 85) for shape in shapes]
+    raw = YOLOv3("yolov3_nano", 2, NANO_ANCHORS).eval()(images)
+    assert [tuple(level.shape) for level in raw] == [(1, 2, 4, 6, 7), (1, 2, 8, 12, 7)]
+
+
+def test_first_predictions_are_the_priors() -> None:
+    raw = tiny(4).eval()(torch.rand(2, 3, 64, 64))
+    for level in raw:
+        assert torch.allclose(level[..., 4].sigmoid(), torch.tensor(OBJECT_PRIOR), rtol=0.5)
+        assert torch.allclose(level[..., 5:].sigmoid(), torch.tensor(0.25), rtol=0.5)
+
+
+def test_same_pool_is_darknets() -> None:
+    x = torch.randn(2, 3, 5, 7)
+    padded = np.pad(x.numpy(), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (2, 2), axis=(2, 3))
+    assert np.array_equal(SamePool()(x).numpy(), windows.max(axis=(-1, -2)))
+
+
+@pytest.mark.parametrize(
+    ("anchors", "message"),
+    [([[[1, 2]]], "2 groups"), ([[[1, 2]], []], "none empty"), ([[[1, 0]], [[1, 1]]], "above 0")],
+)
+def test_anchors_are_checked(anchors: list[list[list[float]]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        YOLOv3("yolov3_tiny", 1, anchors)
+
+
+def test_image_size_is_checked() -> None:
+    with pytest.raises(ValueError, match="multiple of 32, got 416 x 400"):
+        tiny(1)(torch.zeros(1, 3, 400, 416))
+
+
+def test_frozen_convolutions_stay_as_they_are() -> None:
+    network = YOLOv3("yolov3_nano", 1, NANO_ANCHORS)
+    network.freeze(2)
+    network.train()
+    frozen, free = list(network.layers())[:2], list(network.layers())[2:]
+    before = [tensor.clone() for layer in frozen for tensor in layer.state_dict().values()]
+    sum(level.square().sum() for level in network(torch.rand(2, 3, 64, 64))).backward()
+    assert all(parameter.grad is None for layer in frozen for parameter in layer.parameters())
+    assert all(parameter.grad is not None for layer in free for parameter in layer.parameters())
+    after = [tensor for layer in frozen for tensor in layer.state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    with pytest.raises(ValueError, match="12 convolutions, cannot freeze 13"):
+        network.freeze(13)
+
+
+@real_weights
+def test_raw_outputs_equal_opencvs_darknet_reader(tmp_path: Path) -> None:
+    network = tiny(80)
+    report = read_darknet(network, WEIGHTS)
+    assert report.loaded == tuple(range(13))
+    assert report.skipped == ()
+    oracle = cv2.dnn.readNetFromDarknet(str(WEIGHTS.with_suffix(".cfg")), str(WEIGHTS))
+    images = np.random.default_rng(0).random((1, 3, 416, 416), dtype=np.float32)
+    oracle.setInput(images)
+    expected = oracle.forward(["conv_15", "conv_22"])
+    with torch.no_grad():
+        raw = network.eval()(torch.from_numpy(images))
+    for maps, level in zip(expected, raw, strict=True):
+        ours = level[0].permute(0, 3, 1, 2).reshape(maps.shape).numpy()
+        assert np.abs(maps).max() > 1
+        np.testing.assert_allclose(ours, maps, atol=1e-3, rtol=0)
+    write_darknet(network, tmp_path / "again.weights", seen=report.seen)
+    assert (tmp_path / "again.weights").read_bytes() == WEIGHTS.read_bytes()
+
+
+def test_darknet53_equals_opencv_and_has_darknets_file_size(tmp_path: Path) -> None:
+    network = YOLOv3("yolov3", 80, PUBLISHED_ANCHORS["yolov3"]).eval()
+    generator = torch.Generator().manual_seed(0)
+    for layer in network.layers():
+        if isinstance(layer, Convolution):  # statistics that are no identity, scales that keep 23 residual sums small
+            layer.norm.weight.data.uniform_(0.2, 0.8, generator=generator)
+            layer.norm.bias.data.normal_(std=0.2, generator=generator)
+            layer.norm.running_mean.uniform_(-0.1, 0.1, generator=generator)
+            layer.norm.running_var.uniform_(0.5, 1.5, generator=generator)
+    path = tmp_path / "yolov3.weights"
+    write_darknet(network, path, seen=7)
+    assert path.stat().st_size == 248_007_048
+    (tmp_path / "yolov3.cfg").write_text(darknet53_cfg())
+    oracle = cv2.dnn.readNetFromDarknet(str(tmp_path / "yolov3.cfg"), str(path))
+    images = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
+    oracle.setInput(images)
+    names = [name for name in oracle.getLayerNames() if name in ("conv_81", "conv_93", "conv_105")]
+    expected = oracle.forward(names)
+    with torch.no_grad():
+        raw = network(torch.from_numpy(images))
+    for maps, level in zip(expected, raw, strict=True):
+        ours = level[0].permute(0, 3, 1, 2).reshape(maps.shape).numpy()
+        assert np.abs(maps - maps.mean()).max() > 0.1
+        np.testing.assert_allclose(ours, maps, atol=1e-3, rtol=0)
+    path.unlink()  # a quarter of a gigabyte that pytest would keep
+
+
+def darknet53_cfg() -> str:
+    """yolov3.cfg, written from table 1 of the paper and the heads of section 2.3."""
+
+    def conv(filters: int, size: int, stride: int = 1) -> str:
+        return (
+            f"[convolutional]\nbatch_normalize=1\nfilters={filters}\nsize={size}\nstride={stride}\npad=1\n"
+            "activation=leaky\n"
+        )
+
+    text = "[net]\nwidth=64\nheight=64\nchannels=3\n" + conv(32, 3)
+    for filters, repeats in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
+        text += conv(filters, 3, 2)
+        text += repeats * (conv(filters // 2, 1) + conv(filters, 3) + "[shortcut]\nfrom=-3\nactivation=linear\n")
+    anchors = ",".join(f"{w:.0f},{h:.0f}" for group in PUBLISHED_ANCHORS["yolov3"][::-1] for w, h in group)
+    for index, skip in enumerate((None, 61, 36)):
+        narrow = 512 >> index
+        if skip:
+            text += f"[route]\nlayers=-4\n{conv(narrow, 1)}[upsample]\nstride=2\n[route]\nlayers=-1,{skip}\n"
+        text += 3 * (conv(narrow, 1) + conv(2 * narrow, 3))
+        text += "[convolutional]\nsize=1\nstride=1\npad=1\nfilters=255\nactivation=linear\n"
+        mask = ",".join(str(6 - 3 * index + k) for k in range(3))
+        text += f"[yolo]\nmask={mask}\nanchors={anchors}\nclasses=80\nnum=9\n"
+    return text
+
+
+def test_heads_of_other_classes_are_left_as_they_are(tmp_path: Path) -> None:
+    source = YOLOv3("yolov3_nano", 80, NANO_ANCHORS)
+    write_darknet(source, tmp_path / "w.weights", seen=3)
+    target = YOLOv3("yolov3_nano", 1, NANO_ANCHORS)
+    heads = [head.predict.weight.clone() for head in target.heads]
+    report = read_darknet(target, tmp_path / "w.weights")
+    predictions = tuple(i for i, layer in enumerate(target.layers()) if not isinstance(layer, Convolution))
+    assert report.skipped == predictions
+    assert len(report.loaded) == 10
+    assert report.seen == 3
+    assert all(torch.equal(head.predict.weight, old) for head, old in zip(target.heads, heads, strict=True))
+    for ours, theirs in zip(target.layers(), source.layers(), strict=True):
+        if isinstance(ours, Convolution):
+            assert torch.equal(ours.conv.weight, theirs.conv.weight)
+
+
+def test_a_file_cut_after_a_layer_loads_up_to_there(tmp_path: Path) -> None:
+    source, target = YOLOv3("yolov3_nano", 1, NANO_ANCHORS), YOLOv3("yolov3_nano", 1, NANO_ANCHORS)
+    write_darknet(source, tmp_path / "w.weights", seen=0)
+    sizes = [sum(t.numel() for t in layer.state_dict().values() if t.is_floating_point()) for layer in source.layers()]
+    whole = (tmp_path / "w.weights").read_bytes()
+    (tmp_path / "cut.weights").write_bytes(whole[: 20 + 4 * sum(sizes[:6])])
+    report = read_darknet(target, tmp_path / "cut.weights")
+    assert report.loaded == tuple(range(6))
+    assert report.skipped == tuple(range(6, 12))
+
+
+def test_old_headers_count_images_in_four_bytes(tmp_path: Path) -> None:
+    source, target = YOLOv3("yolov3_nano", 1, NANO_ANCHORS), YOLOv3("yolov3_nano", 1, NANO_ANCHORS)
+    write_darknet(source, tmp_path / "w.weights", seen=0)
+    values = (tmp_path / "w.weights").read_bytes()[20:]
+    (tmp_path / "old.weights").write_bytes(np.array([0, 1, 0, 42], "<i4").tobytes() + values)
+    assert read_darknet(target, tmp_path / "old.weights").seen == 42
+    assert torch.equal(next(source.parameters()), next(target.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda whole: whole[:-4], r"expected 3,1\d\d,\d{3} bytes .* got 3,1"),
+        (lambda whole: whole + b"1234", "do not fit yolov3_nano"),
+        (lambda whole: whole[:10], "its header alone needs 16"),
+        (lambda whole: whole[:20] + np.float32("nan").tobytes() + whole[24:], "1 non-finite values"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path: Path, change: object, message: str) -> None:
+    network = YOLOv3("yolov3_nano", 1, NANO_ANCHORS)
+    path = tmp_path / "w.weights"
+    write_darknet(network, path, seen=0)
+    assert callable(change)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(InputError, match=message):
+        read_darknet(network, path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.weights cannot be read"):
+        read_darknet(YOLOv3("yolov3_nano", 1, NANO_ANCHORS), tmp_path / "none.weights")

@@ -1,0 +1,181 @@
+import io
+import json
+import math
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.evaluation.coco_map import FIGURES, coco_figures, coco_ground_truth, coco_results, precision_recall
+
+CATEGORY_IDS = (7, 3, 40)  # neither from 0, nor in order, nor dense
+CLASSES = ("ship", "buoy", "quay")
+
+
+def make_sample(image_id, boxes, labels, crowd=None, areas=None):
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    n = len(boxes)
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    return Sample(
+        name=f"{image_id}.png",
+        path=Path(f"{image_id}.png"),
+        width=400,
+        height=400,
+        image_id=image_id,
+        boxes=boxes,
+        labels=np.asarray(labels, dtype=np.int64),
+        areas=width * height if areas is None else np.asarray(areas, dtype=np.float64),
+        crowd=np.zeros(n, dtype=bool) if crowd is None else np.asarray(crowd, dtype=bool),
+    )
+
+
+def random_case(seed, images=12):
+    """Objects of three sizes and classes, some of them crowds, and detections that are jittered, missed or made up."""
+    rng = np.random.default_rng(seed)
+    samples, detections = [], {}
+    for index in range(images):
+        n = int(rng.integers(0, 9))
+        corner = rng.uniform(0, 250, (n, 2))
+        size = rng.choice([12, 50, 130], (n, 1)) * rng.uniform(0.7, 1.1, (n, 2))
+        labels = rng.integers(0, 3, n)
+        boxes = np.concatenate([corner, corner + size], axis=1)
+        sample = make_sample(100 - 3 * index, boxes, labels, crowd=rng.random(n) < 0.15)
+        samples.append(sample)
+        if index == 3:
+            continue  # an image for which the detector handed in nothing
+        kept = rng.random(n) < 0.8
+        jittered = boxes[kept] + rng.normal(0, 0.08, (int(kept.sum()), 4)) * np.repeat(size[kept], 2, axis=1)
+        found_labels = np.where(rng.random(int(kept.sum())) < 0.9, labels[kept], rng.integers(0, 3, int(kept.sum())))
+        made_up = rng.uniform(0, 200, (int(rng.integers(0, 4)), 2))
+        found = np.concatenate([jittered, np.concatenate([made_up, made_up + 40], axis=1)]).astype(np.float32)
+        found_labels = np.concatenate([found_labels, rng.integers(0, 3, len(made_up))])
+        scores = np.sort(rng.random(len(found)).astype(np.float32).round(2))[::-1].copy()
+        detections[sample.image_id] = Detections(found, scores, found_labels)
+    return samples, detections
+
+
+def outside_evaluation(folder, truth, results):
+    """What somebody does who has nothing but the two files."""
+    (folder / "annotations.json").write_text(json.dumps(truth))
+    (folder / "detections.json").write_text(json.dumps(results))
+    with redirect_stdout(io.StringIO()):
+        gt = COCO(str(folder / "annotations.json"))
+        evaluation = COCOeval(gt, gt.loadRes(str(folder / "detections.json")), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def hand_written_truth(samples):
+    annotations = [
+        {
+            "id": 1000 * s.image_id + i,
+            "image_id": s.image_id,
+            "category_id": CATEGORY_IDS[s.labels[i]],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": s.areas[i],
+            "iscrowd": int(s.crowd[i]),
+        }
+        for s in samples
+        for i, (x1, y1, x2, y2) in enumerate(s.boxes.tolist())
+    ]
+    return {
+        "images": [{"id": s.image_id, "file_name": s.name, "width": s.width, "height": s.height} for s in samples],
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for number, name in zip(CATEGORY_IDS, CLASSES, strict=True)],
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_figures_equal_pycocotools_on_files(seed, tmp_path):
+    samples, detections = random_case(seed)
+    evaluation = outside_evaluation(tmp_path, hand_written_truth(samples), coco_results(detections, CATEGORY_IDS))
+    figures = coco_figures(samples, detections, CATEGORY_IDS)
+    assert tuple(figures) == FIGURES
+    assert list(figures.values()) == [
+        value if value >= 0 else pytest.approx(math.nan, nan_ok=True) for value in evaluation.stats.tolist()
+    ]
+    assert 0.05 < figures["map"] < 0.95  # the case is neither trivial nor hopeless
+
+    recall, precision = precision_recall(samples, detections, CATEGORY_IDS)
+    assert precision.mean() == pytest.approx(figures["map_50"], abs=1e-12)
+    np.testing.assert_allclose(recall, np.linspace(0, 1, 101))
+    assert (np.diff(precision) <= 1e-12).all()
+
+
+def test_own_ground_truth_file_gives_the_same_figures(tmp_path):
+    samples, detections = random_case(11)
+    truth = coco_ground_truth(samples, CLASSES, CATEGORY_IDS)
+    evaluation = outside_evaluation(tmp_path, truth, coco_results(detections, CATEGORY_IDS))
+    assert list(coco_figures(samples, detections, CATEGORY_IDS).values()) == evaluation.stats.tolist()
+    assert min(a["id"] for a in truth["annotations"]) == 1
+    assert sum(a["iscrowd"] for a in truth["annotations"]) == sum(int(s.crowd.sum()) for s in samples) > 0
+
+
+def test_annotation_numbers_survive_the_way_through_xyxy():
+    x, y, w, h = 0.1, 0.7, 10.3, 20.123456
+    sample = make_sample(1, [[x, y, x + w, y + h]], [0])
+    assert coco_ground_truth([sample], ("ship",), (1,))["annotations"][0]["bbox"] == [x, y, w, h]
+
+
+def test_size_classes_follow_the_annotated_area_not_the_box():
+    box = [0, 0, 100, 100]
+    small = make_sample(1, [box], [0], areas=[500.0])
+    found = {1: Detections(np.array([box], np.float32), np.ones(1), np.zeros(1, int))}
+    figures = coco_figures([small], found, (1,))
+    assert figures["map_small"] == pytest.approx(1)
+    assert math.isnan(figures["map_large"])
+
+
+def test_crowds_are_neither_missed_nor_held_against_detections():
+    box, crowd = [10, 10, 40, 40], [100, 100, 300, 300]
+    sample = make_sample(5, [box, crowd], [0, 0], crowd=[False, True])
+    boxes = np.array([[120, 120, 150, 150], box, [200, 200, 230, 230]], np.float32)
+    figures = coco_figures([sample], {5: Detections(boxes, np.array([0.9, 0.8, 0.7]), np.zeros(3, int))}, (1,))
+    assert (figures["map"], figures["mar_100"]) == pytest.approx((1, 1))
+
+
+def test_objects_but_no_detections_give_zero():
+    samples = [make_sample(1, [[0, 0, 20, 20]], [0]), make_sample(2, [], [])]
+    empty = Detections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, int))
+    for detections in ({}, {1: empty, 2: empty}):
+        figures = coco_figures(samples, detections, (1,))
+        assert figures["map"] == figures["map_50"] == figures["mar_100"] == figures["map_small"] == 0
+        assert math.isnan(figures["map_large"])
+        assert (precision_recall(samples, detections, (1,))[1] == 0).all()
+
+
+def test_no_objects_give_nan():
+    found = {1: Detections(np.array([[0, 0, 9, 9]], np.float32), np.ones(1), np.zeros(1, int))}
+    for samples, detections in (([], {}), ([make_sample(1, [], [])], {}), ([make_sample(1, [], [])], found)):
+        assert all(math.isnan(value) for value in coco_figures(samples, detections, (1,)).values())
+        assert np.isnan(precision_recall(samples, detections, (1,))[1]).all()
+
+
+def test_a_class_without_objects_does_not_pull_the_mean_down():
+    box = [0, 0, 30, 30]
+    found = {1: Detections(np.array([box], np.float32), np.ones(1), np.zeros(1, int))}
+    assert coco_figures([make_sample(1, [box], [0])], found, CATEGORY_IDS)["map"] == pytest.approx(1)
+
+
+def test_mistakes_are_named():
+    sample = make_sample(1, [[0, 0, 5, 5]], [0])
+    with pytest.raises(ValueError, match=r"not among the samples: ids \[2\]"):
+        coco_figures([sample], {2: Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))}, (1,))
+    with pytest.raises(ValueError, match=r"unique, got 1 for both 1.png and 1.png"):
+        coco_ground_truth([sample, sample], ("ship",), (1,))
+    with pytest.raises(ValueError, match=r"labels must be in 0..0, got \[1\]"):
+        coco_results({1: Detections(np.zeros((1, 4)), np.ones(1), np.ones(1, int))}, (1,))
+    with pytest.raises(ValueError, match="as many category ids"):
+        coco_ground_truth([sample], ("ship",), (1, 2))
+
+
+def test_nothing_is_printed(capsys):
+    samples, detections = random_case(3)
+    coco_figures(samples, detections, CATEGORY_IDS)
+    assert capsys.readouterr() == ("", "")

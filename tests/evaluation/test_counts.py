@@ -1,0 +1,134 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.evaluation.counts import (
+    THRESHOLD_WITHOUT_DETECTIONS,
+    best_threshold,
+    count_detections,
+    count_figures,
+    count_objects,
+)
+
+
+def make_sample(image_id, objects, crowds=0):
+    n = objects + crowds
+    return Sample(
+        name=f"{image_id}.png",
+        path=Path(f"{image_id}.png"),
+        width=10,
+        height=10,
+        image_id=image_id,
+        boxes=np.tile(np.array([[0.0, 0.0, 2.0, 2.0]]), (n, 1)),
+        labels=np.zeros(n, int),
+        areas=np.full(n, 4.0),
+        crowd=np.arange(n) >= objects,
+    )
+
+
+def found(*scores):
+    return Detections(np.zeros((len(scores), 4)), np.array(scores, dtype=np.float64), np.zeros(len(scores), int))
+
+
+def test_crowds_are_not_counted_and_empty_images_are():
+    assert count_objects([make_sample(1, 3, crowds=2), make_sample(2, 0), make_sample(9, 0, crowds=1)]) == {
+        1: 3,
+        2: 0,
+        9: 0,
+    }
+
+
+def test_a_score_on_the_threshold_counts():
+    assert count_detections({1: found(0.9, 0.5, 0.1), 2: found()}, 0.5) == {1: 2, 2: 0}
+
+
+def test_figures_by_hand():
+    # errors: +2, -1, 0, -3 (nothing found in image 4)
+    figures = count_figures({1: 1, 2: 4, 3: 0, 4: 3}, {1: 3, 2: 3, 3: 0})
+    assert figures == pytest.approx(
+        {"count_mae": 6 / 4, "count_rmse": math.sqrt(14 / 4), "count_bias": -2 / 4, "count_exact": 1 / 4}
+    )
+
+
+def test_figures_without_images_are_nan():
+    assert all(math.isnan(value) for value in count_figures({}, {}).values())
+
+
+def test_predictions_for_unknown_images_are_refused():
+    with pytest.raises(ValueError, match=r"without a true count: ids \[3\]"):
+        count_figures({1: 0}, {3: 1})
+
+
+def brute_force(samples, detections, threshold):
+    errors = [
+        int((detections[s.image_id].scores >= threshold).sum() if s.image_id in detections else 0) - len(s.object_boxes)
+        for s in samples
+    ]
+    return np.abs(errors).mean(), abs(np.mean(errors))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_threshold_beats_every_other_threshold(seed):
+    rng = np.random.default_rng(seed)
+    samples = [make_sample(i, int(rng.integers(0, 6)), int(rng.integers(0, 2))) for i in range(int(rng.integers(1, 9)))]
+    decimals = int(rng.integers(1, 4))  # few decimals: many equal scores, and scores of exactly 0 and 1
+    detections = {
+        s.image_id: found(*np.sort(rng.random(int(rng.integers(0, 12))).round(decimals))[::-1])
+        for s in samples
+        if rng.random() < 0.9
+    }
+    threshold = best_threshold(samples, detections)
+    assert 0 < threshold <= 1
+    mae, bias = brute_force(samples, detections, threshold)
+    grid = np.concatenate([np.linspace(0, 1, 2002)[1:], *[d.scores[d.scores > 0] for d in detections.values()]])
+    others = [brute_force(samples, detections, t) for t in grid]
+    if any(len(d.scores) for d in detections.values()):
+        assert (mae, bias) == pytest.approx(min(others))
+    else:
+        assert threshold == THRESHOLD_WITHOUT_DETECTIONS
+
+
+def test_middle_of_the_plateau():
+    # Between 0.3 and 0.8 exactly the two objects are counted.
+    assert best_threshold([make_sample(1, 2)], {1: found(0.9, 0.8, 0.3)}) == pytest.approx(0.55)
+
+
+def test_of_equal_errors_the_unbiased_wins():
+    samples = [make_sample(1, 2), make_sample(2, 0)]
+    detections = {2: found(0.9), 1: found(0.5)}
+    # above 0.9: two missed; (0.5, 0.9]: two missed, one wrong; below: one missed, one wrong, on the whole right
+    assert brute_force(samples, detections, 0.95) == (1, 1)
+    assert brute_force(samples, detections, 0.4) == (1, 0)
+    assert best_threshold(samples, detections) == pytest.approx(0.25)
+
+
+def test_nothing_right_to_count_sets_the_threshold_above_all_scores():
+    samples = [make_sample(1, 0), make_sample(2, 0)]
+    assert best_threshold(samples, {1: found(0.7), 2: found(0.6)}) == pytest.approx(0.85)
+
+
+def test_neighbouring_floats_are_still_told_apart():
+    for dtype in (np.float32, np.float64):
+        low = dtype(0.5)
+        scores = np.array([np.nextafter(low, dtype(1)), low])
+        detections = {1: Detections(np.zeros((2, 4)), scores, np.zeros(2, int))}
+        threshold = best_threshold([make_sample(1, 1)], detections)
+        assert count_detections(detections, threshold) == {1: 1}
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="at least one image"):
+        best_threshold([], {})
+    with pytest.raises(ValueError, match=r"not among the samples: ids \[2\]"):
+        best_threshold([make_sample(1, 0)], {2: found(0.4)})
+    with pytest.raises(ValueError, match=r"scores must be in \[0, 1\], got 0.2 to 3"):
+        best_threshold([make_sample(1, 0)], {1: found(3.0, 0.2)})
+
+
+def test_large_inputs_are_fast():
+    rng = np.random.default_rng(0)
+    samples = [make_sample(i, int(rng.integers(0, 20))) for i in range(1000)]
+    assert 0 < best_threshold(samples, {i: found(*rng.random(100)) for i in range(1000)}) <= 1

@@ -1,0 +1,192 @@
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.sample import Detections, Lineage, Sample
+from boxtwin.evaluation.coco_map import precision_recall
+from boxtwin.evaluation.overlays import (
+    contact_sheet,
+    count_scatter,
+    match,
+    pick_examples,
+    precision_recall_curve,
+    side_by_side,
+)
+
+NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, int))
+
+
+def make_sample(folder, name, pixels, boxes=(), labels=None, crowd=None, image_id=1):
+    write_png(folder / name, pixels)
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    n = len(boxes)
+    return Sample(
+        name=name,
+        path=folder / name,
+        width=pixels.shape[1],
+        height=pixels.shape[0],
+        image_id=image_id,
+        boxes=boxes,
+        labels=np.zeros(n, int) if labels is None else np.asarray(labels),
+        areas=np.ones(n),
+        crowd=np.zeros(n, bool) if crowd is None else np.asarray(crowd),
+    )
+
+
+def detections(boxes, scores, labels=None):
+    labels = np.zeros(len(scores), int) if labels is None else np.asarray(labels)
+    return Detections(np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(scores, np.float32), labels)
+
+
+def holds_colour(picture, colour):
+    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    return bool((np.abs(picture.astype(int) - wanted).sum(axis=-1) < 12).any())
+
+
+def test_each_object_is_matched_once_best_score_first(tmp_path):
+    sample = make_sample(tmp_path, "a.png", np.zeros((50, 50), np.uint8), [[0, 0, 10, 10], [20, 20, 40, 40]])
+    found = detections([[0, 0, 10, 9], [0, 0, 10, 10], [30, 30, 40, 40]], [0.4, 0.9, 0.8])
+    matches = match(sample, found)
+    assert matches.right.tolist() == [False, True, False]  # second best on the same object; overlap of 1/4
+    assert matches.missed.tolist() == [False, True]
+    assert not matches.ignored.any()
+
+
+def test_classes_and_crowds_are_kept_apart(tmp_path):
+    pixels = np.zeros((90, 90), np.uint8)
+    boxes, labels = [[0, 0, 10, 10], [40, 40, 90, 90]], [1, 0]
+    sample = make_sample(tmp_path, "a.png", pixels, boxes, labels, crowd=[False, True])
+    found = detections([[0, 0, 10, 10], [50, 50, 60, 60], [50, 50, 60, 60]], [0.9, 0.8, 0.7], labels=[0, 0, 1])
+    matches = match(sample, found)
+    assert matches.right.tolist() == [False, False, False]
+    assert matches.ignored.tolist() == [False, True, False]
+    assert matches.missed.tolist() == [True]
+
+
+def test_matching_agrees_with_coco_recall(tmp_path):
+    """At IoU 0.5, the greatest recall with precision above 0 is the share of objects that `match` calls found."""
+    rng = np.random.default_rng(0)
+    samples, found = [], {}
+    for image_id in range(1, 9):
+        corner = rng.uniform(0, 300, (6, 2))
+        boxes = np.concatenate([corner, corner + rng.uniform(20, 60, (6, 2))], axis=1)
+        samples.append(make_sample(tmp_path, f"{image_id}.png", np.zeros((4, 4), np.uint8), boxes, image_id=image_id))
+        found[image_id] = detections(boxes + rng.normal(0, 6, boxes.shape), rng.random(6))
+    missed = sum(int(match(sample, found[sample.image_id]).missed.sum()) for sample in samples)
+    recall, precision = precision_recall(samples, found, (1,))
+    assert 0 < missed < 48
+    assert abs(recall[precision > 0].max() - (1 - missed / 48)) < 0.01
+
+
+def test_examples_are_fixed_and_range_from_empty_to_crowded(tmp_path):
+    pixels = np.zeros((9, 9), np.uint8)
+    samples = [make_sample(tmp_path, f"{n}.png", pixels, [[0, 0, 3, 3]] * n, image_id=n) for n in (4, 0, 9, 1, 2, 30)]
+    assert [s.image_id for s in pick_examples(samples, 3)] == [0, 2, 30]
+    assert pick_examples(samples[::-1], 3) == pick_examples(samples, 3)
+    assert len(pick_examples(samples, 99)) == 6
+    with pytest.raises(ValueError, match="at least one"):
+        pick_examples(samples, 0)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.full((64, 64), 30, np.uint8),
+        np.random.default_rng(0).integers(0, 4000, (40, 90, 3)).astype(np.uint16),
+        np.zeros((70, 30), np.uint16),
+        np.zeros((1, 1), np.uint8),
+        np.zeros((3, 2000, 3), np.uint8),
+    ],
+)
+def test_any_image_can_be_pictured(pixels, tmp_path):
+    sample = make_sample(tmp_path, "a $x$ 船_^.png", pixels, [[0, 0, 1, 1]])
+    empty = make_sample(tmp_path, "e.png", pixels, image_id=2)
+    found = {1: detections([[0, 0, 1, 1]], [0.9]), 2: detections([[0, 0, 1, 1]], [0.8])}
+    side_by_side([sample, empty], found, 0.5, tmp_path / "out.png", ["ship", "buoy"])
+    contact_sheet([sample, empty], [[sample], []], tmp_path / "sheet.png", zoom=True)
+    assert min(read_image(tmp_path / "out.png").shape[:2]) > 300
+    assert min(read_image(tmp_path / "sheet.png").shape[:2]) > 300
+
+
+def test_right_wrong_and_missed_are_told_apart(tmp_path):
+    sample = make_sample(tmp_path, "a.png", np.zeros((80, 80), np.uint8), [[5, 5, 25, 25], [50, 50, 70, 70]])
+    colours = {"right": "#52e06b", "wrong": "#ff5a5f", "missed": "#ffd23f"}
+
+    def seen(found, threshold=0.5):
+        side_by_side([sample], {1: found}, threshold, tmp_path / "out.png", ["ship"])
+        picture = read_image(tmp_path / "out.png")[60:]  # below the legend
+        return {name for name, colour in colours.items() if holds_colour(picture, colour)}
+
+    assert seen(NOTHING) == {"missed"}
+    assert seen(detections(sample.boxes, [0.9, 0.8])) == {"right"}
+    assert seen(detections(sample.boxes, [0.9, 0.3])) == {"right", "missed"}
+    assert seen(detections([[30, 5, 45, 20]], [0.7])) == {"wrong", "missed"}
+
+
+def test_images_without_an_entry_and_crowded_images_are_shown(tmp_path):
+    boxes = np.tile([[1.0, 1.0, 9.0, 9.0]], (200, 1))
+    sample = make_sample(tmp_path, "a.png", np.zeros((20, 20), np.uint8), boxes, crowd=np.arange(200) % 2 == 0)
+    side_by_side([sample], {}, 0.5, tmp_path / "out.png", ["ship"])
+    side_by_side([sample], {1: detections(boxes, np.ones(200))}, 0.5, tmp_path / "out.png", ["ship"])
+    with pytest.raises(ValueError, match="at least one sample"):
+        side_by_side([], {}, 0.5, tmp_path / "out.png", ["ship"])
+
+
+def test_contact_sheet_puts_variations_beside_their_source(tmp_path):
+    source = make_sample(tmp_path, "a.png", np.full((60, 60), 80, np.uint8), [[10, 10, 20, 30]])
+    made = [
+        replace(
+            make_sample(tmp_path, f"v{n}.png", np.full((60, 60), 80 + n, np.uint8), source.boxes),
+            lineage=Lineage("a.png", "pixel_ddpm", n, 0),
+        )
+        for n in (1, 2, 3)
+    ]
+    contact_sheet([source], [made], tmp_path / "sheet.png", columns=3)
+    wide = read_image(tmp_path / "sheet.png")
+    contact_sheet([source], [made], tmp_path / "zoomed.png", columns=3, zoom=True)
+    zoomed = read_image(tmp_path / "zoomed.png")
+    assert wide.shape[1] == zoomed.shape[1]
+    assert zoomed.shape[0] > 1.9 * wide.shape[0]
+    found = [holds_colour(wide[:, i * wide.shape[1] // 3 : (i + 1) * wide.shape[1] // 3], "#4cc9f0") for i in range(3)]
+    assert found == [True, False, False]  # source blue, variations yellow
+    with pytest.raises(ValueError, match="as many lists"):
+        contact_sheet([source], [], tmp_path / "sheet.png")
+    with pytest.raises(ValueError, match="at most 400 pictures, got 500"):
+        contact_sheet([source] * 250, [made] * 250, tmp_path / "sheet.png", columns=2)
+
+
+@pytest.mark.parametrize(
+    ("true", "predicted"),
+    [
+        ({}, {}),
+        ({1: 0}, {1: 0}),
+        ({1: 3, 2: 3, 3: 0}, {1: 3}),
+        ({i: i % 4 for i in range(50)} | {99: 95}, dict.fromkeys(range(50), 2) | {99: 40}),
+        (dict.fromkeys(range(5000), 1), dict.fromkeys(range(5000), 1)),
+    ],
+)
+def test_count_scatter_takes_any_counts(true, predicted, tmp_path):
+    count_scatter(true, predicted, tmp_path / "counts.png")
+    assert cv2.imread(str(tmp_path / "counts.png")) is not None
+
+
+def test_precision_recall_curve_with_and_without_objects(tmp_path):
+    recall = np.linspace(0, 1, 101)
+    for precision in (1 - recall, np.full(101, np.nan)):
+        precision_recall_curve(recall, precision, tmp_path / "pr.png")
+        assert (tmp_path / "pr.png").stat().st_size > 1000
+
+
+def test_a_real_chip_can_be_pictured(tmp_path):
+    folder = Path(__file__).parents[2] / "../shared/data/hrsid200/JPEGImages"
+    chips = sorted(folder.glob("*.jpg"))[:1]
+    if not chips:
+        pytest.skip("the HRSID chips are not at ../shared/data/hrsid200")
+    pixels = read_image(chips[0])
+    sample = make_sample(tmp_path, "chip.png", pixels, [[300, 300, 380, 340]])
+    side_by_side([sample], {1: detections([[301, 299, 380, 342]], [0.77])}, 0.5, tmp_path / "out.png", ["ship"])
+    assert read_image(tmp_path / "out.png").std() > 5

@@ -1,0 +1,239 @@
+import csv
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from boxtwin.datasets.images import read_image, write_png
+from boxtwin.errors import InputError
+from boxtwin.studies.report import (
+    Cell,
+    condition_table,
+    plot_curves,
+    text_table,
+    verdict,
+    write_csv,
+    write_report,
+)
+
+
+def make_cell(split="s2", variations=0, seed=0, ap50=0.4, mae=1.0, real=40, generator="pixel_ddpm", **changes):
+    cell = Cell(
+        study="demo",
+        dataset="sar_scenes",
+        split=split,
+        variations=variations,
+        generator=generator if variations else "none",
+        detector="yolov3_nano",
+        seed=seed,
+        steps=300,
+        setting="3f2a",
+        metrics={
+            "test/map": ap50 / 2,
+            "test/map_50": ap50,
+            "test/count_mae": mae,
+            "test/count_bias": -0.25,
+            "data/real_images": float(real),
+            "data/synthetic_images": float(real * variations),
+            "time/total": 60.0,
+        },
+        run_id=f"{split}-{variations}-{generator}-{seed}",
+        minutes=1.5,
+        output_dir="",
+        status="FINISHED",
+    )
+    return replace(cell, **changes)
+
+
+def row_of(rows, split, variations, generator=None):
+    found = [r for r in rows if (r.split, r.variations) == (split, variations) and generator in (None, r.generator)]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_differences_are_taken_seed_by_seed():
+    old, new = {0: 0.40, 1: 0.60, 2: 0.10}, {0: 0.45, 1: 0.58, 3: 0.99}
+    cells = [make_cell(seed=s, ap50=v) for s, v in old.items()]
+    cells += [make_cell(variations=10, seed=s, ap50=v) for s, v in new.items()]
+    row = row_of(condition_table(cells), "s2", 10)
+    assert row.seeds == (0, 1, 3)
+    assert row.ap50.mean == pytest.approx(np.mean(list(new.values())))
+    assert (row.ap50.low, row.ap50.high) == (0.45, 0.99)
+    assert row.ap50_change.pairs == 2
+    assert row.ap50_change.mean == pytest.approx((0.05 - 0.02) / 2)
+    assert (row.ap50_change.low, row.ap50_change.high) == pytest.approx((-0.02, 0.05))
+    # the sentence speaks of the two pairs only
+    (sentence,) = verdict(condition_table(cells))
+    assert "AP50 50.0 -> 51.5 (+1.5, better; -2.0 to +5.0 over seeds)" in sentence
+    assert "2 paired seeds: not enough runs to tell" in sentence
+
+
+def test_without_a_common_seed_means_are_compared_and_that_is_said():
+    rows = condition_table([make_cell(seed=0, ap50=0.4), make_cell(variations=2, seed=1, ap50=0.5)])
+    change = row_of(rows, "s2", 2).ap50_change
+    assert (change.pairs, change.mean) == (0, pytest.approx(0.1))
+    assert "No seed in common: not enough runs to tell" in verdict(rows)[0]
+
+
+def test_one_baseline_serves_every_generator_but_no_other_setting():
+    cells = [make_cell(), make_cell(variations=2), make_cell(variations=2, generator="repeat", ap50=0.3)]
+    cells += [make_cell(variations=2, setting="other", ap50=0.9), make_cell(split="s1", variations=2)]
+    cells += [make_cell(variations=2, steps=600), make_cell(variations=2, detector="yolov3")]
+    rows = condition_table(cells)
+    assert len(rows) == 7
+    compared = {r.generator: r.ap50_change.mean for r in rows if r.ap50_change is not None}
+    assert compared == pytest.approx({"pixel_ddpm": 0.0, "repeat": -0.1})
+    assert sum(r.ap50_change is not None for r in rows) == 2
+
+
+def test_the_sentence_of_a_single_run():
+    rows = condition_table([make_cell(ap50=0.412, mae=1.15), make_cell(variations=10, ap50=0.43, mae=1.47)])
+    assert verdict(rows) == [
+        "s2, 10 variations (pixel_ddpm): AP50 41.2 -> 43.0 (+1.8, better), count MAE 1.15 -> 1.47 (+0.32, worse). "
+        "One seed: not enough runs to tell chance from effect."
+    ]
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5, 6, 9])
+def test_certainty_is_never_claimed(seeds):
+    cells = [make_cell(seed=s, ap50=0.4) for s in range(seeds)]
+    cells += [make_cell(variations=10, seed=s, ap50=0.9) for s in range(seeds)]
+    text = " ".join(verdict(condition_table(cells)))
+    assert "significant" not in text
+    assert ("not enough runs to tell" in text) == (seeds < 6)
+
+
+def test_yardstick_is_more_real_data():
+    rows = condition_table([make_cell(ap50=0.4, mae=1.2), make_cell("s1", real=80, ap50=0.5, mae=0.9)])
+    assert verdict(rows)[0].startswith(
+        "Yardstick, twice the real data (s1 with 80 instead of s2 with 40 real images; no variations): "
+        "AP50 40.0 -> 50.0 (+10.0, better), count MAE 1.20 -> 0.90 (-0.30, better)."
+    )
+
+
+def test_missing_baseline_no_change_and_unknown_figures_are_said():
+    (alone,) = verdict(condition_table([make_cell(variations=2)]))
+    assert "No finished run without variations" in alone
+    (same,) = verdict(condition_table([make_cell(), make_cell(variations=1)]))
+    assert "1 variation (pixel_ddpm): AP50 40.0 -> 40.0 (no change)" in same
+    (unknown,) = verdict(condition_table([make_cell(ap50=math.nan), make_cell(variations=2)]))
+    assert "AP50 - -> 40.0 (unknown), count MAE 1.00 -> 1.00 (no change)" in unknown
+    (base,) = verdict(condition_table([make_cell()]))
+    assert "No finished cell with variations" in base
+    assert verdict([]) == ["No finished cell: there is nothing to compare."]
+
+
+def test_only_finished_cells_enter_and_no_run_counts_twice():
+    cells = [make_cell(), make_cell(seed=1, ap50=0.9, status="FAILED"), make_cell(seed=2, status="RUNNING", metrics={})]
+    (row,) = condition_table(cells)
+    assert row.seeds == (0,)
+    with pytest.raises(InputError, match="s2-x0-none-yolov3_nano-seed0 has two finished runs, a and b"):
+        condition_table([make_cell(run_id="a"), make_cell(run_id="b")])
+
+
+def test_text_table_is_aligned_and_names_what_differs():
+    cells = [make_cell(), make_cell(variations=10, seed=0), make_cell(variations=10, seed=1, ap50=0.6)]
+    lines = text_table(condition_table(cells)).splitlines()
+    assert len(lines) == 3
+    assert "dataset" not in lines[0]
+    assert "50.0 [40.0, 60.0]" in lines[2]
+    end = lines[0].index("AP50") + len("AP50")
+    assert lines[1][:end].endswith(" 40.0")
+    assert len({len(line) for line in lines}) == 1
+    assert "dataset" in text_table(condition_table([*cells, make_cell(dataset="hrsid")])).splitlines()[0]
+    assert text_table([]).startswith("split")
+
+
+def test_csv_holds_the_unrounded_figures(tmp_path):
+    rows = condition_table([make_cell(ap50=1 / 3), make_cell(variations=2, ap50=math.nan)])
+    write_csv(rows, tmp_path / "c.csv")
+    with (tmp_path / "c.csv").open(newline="") as file:
+        base, varied = csv.DictReader(file)
+    assert float(base["map_50_mean"]) == 1 / 3
+    assert (base["map_50_change"], varied["map_50_mean"]) == ("", "")
+    assert float(varied["count_mae_change"]) == 0
+    assert varied["synthetic_images"] == "80.0"
+
+
+class Reader(HTMLParser):
+    """Collects what matters about a page: its addresses, alternative texts, and whether tags are balanced."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses, self.alt, self.open, self.text = [], [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.addresses += [attrs[name] for name in ("src", "href") if name in attrs]
+        if tag == "img":
+            self.alt.append(attrs.get("alt", ""))
+        if tag not in ("meta", "img", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read_page(path):
+    reader = Reader()
+    reader.feed(path.read_text())
+    assert reader.open == []
+    return reader
+
+
+def test_report_is_one_file_that_needs_nothing_else(tmp_path):
+    cells = []
+    for split, variations in (("s1", 0), ("s2", 0), ("s2", 2), ("s2", 10)):
+        folder = tmp_path / f"{split}{variations}"
+        write_png(folder / "overlays.png", np.random.default_rng(0).integers(0, 255, (90, 1400, 3)).astype(np.uint8))
+        real = 80 if split == "s1" else 40
+        cells.append(make_cell(split, variations, real=real, output_dir=str(folder)))
+    cells.append(make_cell("s1", 10, status="FAILED", metrics={}, run_id="broken<1>"))
+    path = write_report(cells, tmp_path / "report")
+    assert path == tmp_path / "report/index.html"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["comparison.csv", "curves.png", "index.html"]
+    page = read_page(path)
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    assert sum(address.startswith("data:image/jpeg") for address in page.addresses) == 3  # s1 x0, s2 x0 and s2 x10
+    assert len(page.alt) == 5
+    assert all(page.alt)
+    assert "<script" not in path.read_text()
+    for words in ("s2, 10 variations", "Yardstick", "1 of 5 cells did not finish", "FAILED", "broken<1>", "seed 0"):
+        assert words in re.sub(r"\s+", " ", page.text)
+    command = "python train.py -m dataset=sar_scenes split=s1,s2 variations=0,2,10 generator=pixel_ddpm"
+    assert command in page.text
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [],
+        [make_cell(status="FAILED", metrics={})],
+        [make_cell(variations=2, ap50=math.nan, mae=math.nan)],
+        [make_cell(), make_cell(variations=2, setting="other")],
+        [
+            make_cell(seed=s, variations=v, generator=g)
+            for s in (0, 1)
+            for v in (0, 2)
+            for g in ("a", "b")
+            if v or g == "a"
+        ],
+    ],
+)
+def test_report_of_incomplete_studies(cells, tmp_path):
+    page = read_page(write_report(cells, tmp_path))
+    assert "do the variations help?" in page.text
+    assert read_image(tmp_path / "curves.png").shape[1] > 800
+
+
+def test_curves_show_every_line(tmp_path):
+    cells = [make_cell(s, v, real=80) for s in ("s1", "s2") for v in (0, 2, 10)]
+    plot_curves(condition_table(cells[:1]), tmp_path / "one.png")
+    plot_curves(condition_table(cells), tmp_path / "all.png")
+    assert (read_image(tmp_path / "all.png") < 250).sum() > (read_image(tmp_path / "one.png") < 250).sum()

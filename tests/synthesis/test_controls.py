@@ -1,0 +1,199 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from boxtwin.boxes import iou_matrix
+from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.sample import Sample
+from boxtwin.errors import InputError
+from boxtwin.synthesis.controls import CopyPaste, Repeat
+from boxtwin.synthesis.generator import Generator, Request
+
+SETTINGS: dict[str, Any] = {
+    "pastes": 4,
+    "min_pastes": 4,
+    "feather": 3,
+    "tolerance": 0.5,
+    "mirror": True,
+    "turns": True,
+}
+OBJECT = 200  # brightness of objects, on a background far below
+
+
+def make_sample(
+    folder: Path,
+    name: str,
+    boxes: Any = ((20, 30, 32, 35),),
+    background: Any = 20,
+    shape: tuple[int, ...] = (96, 128),
+    dtype: Any = np.uint8,
+    crowd: Any = None,
+) -> Sample:
+    """Objects of brightness OBJECT plus their label, with one dark corner that tells how they were turned."""
+    rng = np.random.default_rng(sum(name.encode()))
+    scale = 257 if dtype == np.uint16 else 1
+    pixels = background * np.ones(shape) + rng.uniform(-2, 2, size=shape)
+    for label, (x1, y1, x2, y2) in enumerate(boxes):
+        pixels[y1:y2, x1:x2] = OBJECT + label
+        pixels[y1, x1] = 90
+    write_png(folder / name, np.rint(pixels * scale).astype(dtype))
+    n = len(boxes)
+    return Sample(
+        name=name,
+        path=folder / name,
+        width=shape[1],
+        height=shape[0],
+        image_id=1,
+        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        labels=np.arange(n),
+        areas=np.ones(n),
+        crowd=np.zeros(n, dtype=bool) if crowd is None else np.array(crowd),
+    )
+
+
+def vary(training: list[Sample], source: Sample, seed: int = 0, **settings: Any) -> Any:
+    generator: Generator = CopyPaste(**{**SETTINGS, **settings})
+    generator.fit(training, source.path.parent)
+    (variation,) = generator.vary([Request(source, 1, seed)])
+    return variation
+
+
+def bright_box(pixels: np.ndarray, box: np.ndarray) -> bool:
+    """Whether the box, and nothing next to it, holds an object's pixels."""
+    x1, y1, x2, y2 = box.astype(int)
+    inside = pixels[y1:y2, x1:x2]
+    around = pixels[y1 - 1 : y2 + 1, x1 - 1 : x2 + 1] > 150
+    return bool((inside > 150).sum() == inside.size - 1 and around.sum() == inside.size - 1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_repeat_is_the_source(tmp_path: Path, dtype: Any) -> None:
+    source = make_sample(tmp_path, "a.png", dtype=dtype)
+    generator: Generator = Repeat()
+    generator.fit([], tmp_path)
+    for variation in generator.vary([Request(source, 1, 1), Request(source, 2, 2)]):
+        np.testing.assert_array_equal(variation.pixels, read_image(source.path))
+        assert variation.pixels.dtype == dtype
+        np.testing.assert_array_equal(variation.boxes, source.boxes)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pasted_objects_fill_their_boxes_and_overlap_nothing(tmp_path: Path, seed: int) -> None:
+    donor = make_sample(tmp_path, "a.png", ((20, 30, 32, 35), (60, 60, 66, 80)))
+    source = make_sample(tmp_path, "b.png", ((70, 10, 90, 22),))
+    variation = vary([donor], source, seed)
+    assert len(variation.boxes) == 5
+    np.testing.assert_array_equal(variation.boxes[0], source.boxes[0])
+    assert all(bright_box(variation.pixels, box) for box in variation.boxes)
+    assert (variation.boxes >= 0).all()
+    assert (variation.boxes <= [128, 96, 128, 96]).all()
+    assert (iou_matrix(variation.boxes, variation.boxes) - np.eye(5) <= 1e-6).all()
+    for (x1, y1, x2, y2), label in zip(variation.boxes.astype(int), variation.labels, strict=True):
+        assert np.median(variation.pixels[y1:y2, x1:x2]) == pytest.approx(OBJECT + label, abs=2)  # its own label
+    # Outside of the pastes and their margins, nothing has changed.
+    untouched = np.ones((96, 128), dtype=bool)
+    for x1, y1, x2, y2 in variation.boxes[1:].astype(int):
+        untouched[y1 - 3 : y2 + 3, x1 - 3 : x2 + 3] = False
+    np.testing.assert_array_equal(variation.pixels[untouched], read_image(source.path)[untouched])
+
+
+def test_fractional_boxes_keep_their_fractions_when_turned(tmp_path: Path) -> None:
+    donor = make_sample(tmp_path, "a.png")
+    object.__setattr__(donor, "boxes", np.array([[20.25, 30.5, 31.75, 34.5]], dtype=np.float32))
+    empty = make_sample(tmp_path, "b.png", ())
+    sizes = {tuple(vary([donor], empty, seed, pastes=1, min_pastes=1).boxes[0] % 1) for seed in range(20)}
+    # Eight symmetries of fractions .25 and .75 (mirror images of one another) across, .5 and .5 down.
+    assert sizes == {(0.25, 0.5, 0.75, 0.5), (0.5, 0.25, 0.5, 0.75)}
+
+
+def test_without_turns_and_mirrors_an_object_stays_as_it_is(tmp_path: Path) -> None:
+    donor, empty = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png", ())
+    corners = {False: set(), True: set()}
+    for turns in corners:
+        for seed in range(12):
+            made = vary([donor], empty, seed, pastes=1, min_pastes=1, turns=turns, mirror=turns)
+            x1, y1, x2, y2 = made.boxes[0].astype(int)
+            patch = made.pixels[y1:y2, x1:x2]
+            corners[turns].add((patch.shape, *np.argwhere(patch < 150)[0].tolist()))
+    assert corners[False] == {((5, 12), 0, 0)}
+    assert len(corners[True]) >= 5
+
+
+def test_objects_go_where_the_background_is_like_their_own(tmp_path: Path) -> None:
+    background = np.full((96, 128), 20.0)
+    background[:, 64:] = 100  # land
+    donor = make_sample(tmp_path, "a.png")
+    source = make_sample(tmp_path, "b.png", (), background)
+    boxes = np.concatenate([vary([donor], source, seed).boxes for seed in range(10)])
+    assert len(boxes) >= 20
+    assert (boxes[:, 2] + 3 <= 64).all()
+    nowhere = make_sample(tmp_path, "c.png", (), 100)
+    variation = vary([donor], nowhere)
+    np.testing.assert_array_equal(variation.pixels, read_image(nowhere.path))
+    assert variation.boxes.shape == (0, 4)
+
+
+def test_a_paste_takes_the_level_of_its_new_place(tmp_path: Path) -> None:
+    donor, source = make_sample(tmp_path, "a.png", background=20), make_sample(tmp_path, "b.png", (), 30)
+    variation = vary([donor], source, pastes=1, min_pastes=1, tolerance=20.0)
+    (x1, y1, x2, y2) = variation.boxes[0].astype(int)
+    assert np.median(variation.pixels[y1:y2, x1:x2]) == OBJECT + 10
+    rim = np.concatenate([variation.pixels[y1 - 1, x1:x2], variation.pixels[y2, x1:x2]])
+    assert rim.mean() == pytest.approx(30, abs=1)
+
+
+def test_cut_off_crowded_and_neighbouring_objects_are_not_copied(tmp_path: Path) -> None:
+    at_border = make_sample(tmp_path, "a.png", ((0, 10, 12, 20),))
+    neighbours = make_sample(tmp_path, "b.png", ((40, 40, 50, 46), (51, 40, 60, 46)))
+    crowd = make_sample(tmp_path, "c.png", ((40, 40, 50, 46),), crowd=[True])
+    source = make_sample(tmp_path, "d.png", ())
+    variation = vary([at_border, neighbours, crowd], source)
+    np.testing.assert_array_equal(variation.pixels, read_image(source.path))
+    # A crowd in the source is no object of the variation, but its place is taken.
+    everywhere = make_sample(tmp_path, "e.png", ((0, 0, 128, 96),), background=20, crowd=[True])
+    assert len(vary([make_sample(tmp_path, "f.png")], everywhere).boxes) == 0
+
+
+def test_nothing_to_copy_gives_the_source(tmp_path: Path) -> None:
+    empty = make_sample(tmp_path, "a.png", ())
+    variation = vary([empty], empty)
+    np.testing.assert_array_equal(variation.pixels, read_image(empty.path))
+    assert variation.boxes.shape == (0, 4)
+    assert variation.labels.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((96, 128, 3), np.uint8), ((96, 128), np.uint16), ((96, 128, 3), np.uint16)]
+)
+def test_channels_and_depth_are_kept(tmp_path: Path, shape: tuple[int, ...], dtype: Any) -> None:
+    donor = make_sample(tmp_path, "a.png", shape=shape, dtype=dtype)
+    other = make_sample(tmp_path, "b.png")  # grey, 8 bit: of no use here
+    source = make_sample(tmp_path, "c.png", (), shape=shape, dtype=dtype)
+    variation = vary([donor, other], source, tolerance=1.0)
+    assert variation.pixels.shape == shape
+    assert variation.pixels.dtype == dtype
+    assert len(variation.boxes) == 4
+    assert len(vary([other], source).boxes) == 0
+
+
+def test_the_seed_alone_decides(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png")
+    generator = CopyPaste(**SETTINGS)
+    generator.fit([sample], tmp_path)
+    first, other, again = generator.vary([Request(sample, 1, 5), Request(sample, 2, 6), Request(sample, 3, 5)])
+    np.testing.assert_array_equal(first.pixels, again.pixels)
+    np.testing.assert_array_equal(first.boxes, again.boxes)
+    assert (first.pixels != other.pixels).any()
+    counts = {len(vary([sample], sample, seed, min_pastes=0).boxes) for seed in range(20)}
+    assert len(counts) > 2
+
+
+def test_wrong_settings_are_refused(tmp_path: Path) -> None:
+    for wrong in ({"min_pastes": 5}, {"feather": 0}, {"tolerance": 0.0}):
+        with pytest.raises(InputError):
+            CopyPaste(**{**SETTINGS, **wrong})
+    with pytest.raises(RuntimeError, match="call fit first"):
+        next(CopyPaste(**SETTINGS).vary([Request(make_sample(tmp_path, "a.png"), 1, 0)]))
+    assert CopyPaste(**SETTINGS).parameters() == SETTINGS

@@ -1,0 +1,316 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.sample import Sample
+from boxtwin.errors import InputError
+from boxtwin.synthesis import pixel_ddpm
+from boxtwin.synthesis.generator import Generator, Request
+from boxtwin.synthesis.pixel_ddpm import STATE_FILE, WEIGHTS_FILE, PixelDDPM, Tone
+from boxtwin.synthesis.sdedit import match_texture, noise_levels, object_mask, sdedit, strength_map
+
+TINY: dict[str, Any] = {
+    "strength": 0.6,
+    "object_strength": 0.5,
+    "object_margin": 4,
+    "steps": 3,
+    "eta": 0.0,
+    "rho": 1.5,
+    "texture": 1.0,
+    "texture_window": 16,
+    "tone": "log",
+    "channels": (8, 16),
+    "unshuffle": 2,
+    "crop": 16,
+    "object_crops": 0.5,
+    "mirror": True,
+    "train_steps": 6,
+    "batch_size": 2,
+    "learning_rate": 1e-3,
+    "ema": 0.9,
+    "seed": 0,
+    "device": "cpu",
+    "dtype": "float32",
+}
+
+
+def make_sample(
+    folder: Path, name: str, shape: tuple[int, ...] = (32, 32), dtype: Any = np.uint8, boxes: Any = ((8, 9, 18, 15),)
+) -> Sample:
+    """Speckle with bright boxes, written to a file."""
+    top = int(np.iinfo(dtype).max)
+    rng = np.random.default_rng(sum(name.encode()))
+    pixels = rng.gamma(4, top / 80, size=shape)
+    for x1, y1, x2, y2 in boxes:
+        pixels[y1:y2, x1:x2] += top / 2
+    write_png(folder / name, np.clip(pixels, 0, top).astype(dtype))
+    corners = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    n = len(corners)
+    return Sample(
+        name=name,
+        path=folder / name,
+        width=shape[1],
+        height=shape[0],
+        image_id=1,
+        boxes=corners,
+        labels=np.arange(n),
+        areas=np.ones(n),
+        crowd=np.zeros(n, dtype=bool),
+    )
+
+
+def fitted(tmp_path: Path, samples: list[Sample], **settings: Any) -> PixelDDPM:
+    generator = PixelDDPM(**{**TINY, **settings})
+    generator.fit(samples, tmp_path / "store")
+    return generator
+
+
+def pixels_of(generator: PixelDDPM, *requests: Request) -> list[np.ndarray]:
+    return [variation.pixels for variation in generator.vary(requests)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((32, 32), np.uint8),
+        ((32, 32), np.uint16),
+        ((37, 21, 3), np.uint8),  # no multiple of anything, colour
+        ((11, 50, 3), np.uint16),  # lower than a crop
+        ((3, 2), np.uint8),  # smaller than the network's coarsest pixel
+    ],
+)
+def test_a_variation_has_size_channels_and_depth_of_its_source(
+    tmp_path: Path, shape: tuple[int, ...], dtype: Any
+) -> None:
+    boxes = ((8, 3, 18, 9),) if shape[0] > 3 else ()
+    sample = make_sample(tmp_path, "a.png", shape, dtype, boxes)
+    generator: Generator = fitted(tmp_path, [sample], train_steps=2)
+    (variation,) = generator.vary([Request(sample, 1, 7)])
+    source = read_image(sample.path)
+    assert variation.pixels.shape == source.shape
+    assert variation.pixels.dtype == source.dtype
+    assert (variation.pixels != source).any()
+    np.testing.assert_array_equal(variation.boxes, sample.boxes)
+    np.testing.assert_array_equal(variation.labels, sample.labels)
+
+
+def test_grey_stored_as_three_channels_stays_grey(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png")
+    write_png(sample.path, np.repeat(read_image(sample.path)[:, :, None], 3, axis=2))
+    (made,) = pixels_of(fitted(tmp_path, [sample]), Request(sample, 1, 0))
+    assert made.shape == (32, 32, 3)
+    assert (made == made[:, :, :1]).all()
+
+
+def test_a_seed_makes_the_same_bytes_alone_and_among_others(tmp_path: Path) -> None:
+    a, b = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png", boxes=())
+    generator = fitted(tmp_path, [a, b])
+    together = pixels_of(generator, Request(b, 1, 3), Request(a, 1, 1), Request(a, 2, 2))
+    (alone,) = pixels_of(generator, Request(a, 1, 1))
+    np.testing.assert_array_equal(together[1], alone)
+    assert (together[1] != together[2]).any()
+    (loaded,) = pixels_of(fitted(tmp_path, [a, b]), Request(a, 1, 1))
+    np.testing.assert_array_equal(loaded, alone)
+
+
+def test_strength_zero_gives_the_source_and_little_strength_nearly_so(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png")
+    source = read_image(sample.path).astype(float)
+    changes = []
+    for at, strength in enumerate((0.0, 0.02, 0.6)):
+        generator = fitted(tmp_path / str(at), [sample], strength=strength, object_strength=strength, texture=0.0)
+        (made,) = pixels_of(generator, Request(sample, 1, 0))
+        changes.append(np.abs(made.astype(float) - source).mean() / source.std())
+    assert changes[0] == 0
+    assert changes[1] < 0.05
+    assert changes[2] > 4 * changes[1]
+
+
+class Killed(Exception):
+    """Stands for a SIGKILL."""
+
+
+def test_a_training_that_was_killed_continues_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = make_sample(tmp_path, "a.png")
+    fitted(tmp_path / "whole", [sample])
+
+    monkeypatch.setattr(pixel_ddpm, "SECONDS_BETWEEN_SAVES", 0.0)
+    save = pixel_ddpm._save_state
+
+    def save_then_die(state: dict[str, Any], file: Path) -> None:
+        save(state, file)
+        if state["step"] == 3:
+            raise Killed
+
+    monkeypatch.setattr(pixel_ddpm, "_save_state", save_then_die)
+    store = tmp_path / "cut" / "store"
+    with pytest.raises(Killed):
+        fitted(tmp_path / "cut", [sample])
+    assert (store / STATE_FILE).exists()
+    assert not (store / WEIGHTS_FILE).exists()
+    fitted(tmp_path / "cut", [sample])
+    assert not (store / STATE_FILE).exists()
+    whole, cut = load_file(tmp_path / "whole" / "store" / WEIGHTS_FILE), load_file(store / WEIGHTS_FILE)
+    assert whole.keys() == cut.keys()
+    for name in whole:
+        assert torch.equal(whole[name], cut[name]), name
+
+
+def test_weights_follow_the_seed_and_leave_the_global_random_state_alone(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png")
+    before = torch.random.get_rng_state()
+    weights = []
+    for at, seed in enumerate((0, 0, 1)):
+        fitted(tmp_path / str(at), [sample], seed=seed)
+        weights.append(load_file(tmp_path / str(at) / "store" / WEIGHTS_FILE)["conv_in.weight"])
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_training_lowers_the_error(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png")
+    errors = []
+    for at, steps in enumerate((1, 150)):
+        generator = fitted(tmp_path / str(at), [sample], train_steps=steps, learning_rate=3e-3, batch_size=4)
+        assert generator._model is not None
+        crops = pixel_ddpm._Crops([sample], "log", 16, 0.5, True)
+        rng = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            errors.append(np.mean([float(generator._loss(generator._model.net, crops, rng)) for _ in range(20)]))
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_a_folder_of_other_images_or_settings_is_refused(tmp_path: Path) -> None:
+    a, b = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png")
+    fitted(tmp_path, [a])
+    with pytest.raises(InputError, match="other images"):
+        fitted(tmp_path, [b])
+    with pytest.raises(InputError, match="other settings"):
+        fitted(tmp_path, [a], train_steps=7)
+    fitted(tmp_path, [a], steps=5)  # does not touch the weights
+
+
+def test_what_cannot_be_is_said(tmp_path: Path) -> None:
+    grey, colour = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png", (32, 32, 3))
+    with pytest.raises(RuntimeError, match="call fit first"):
+        next(PixelDDPM(**TINY).vary([Request(grey, 1, 0)]))
+    with pytest.raises(InputError, match="colour"):
+        pixels_of(fitted(tmp_path, [grey]), Request(colour, 1, 0))
+    with pytest.raises(InputError, match="at least one training image"):
+        fitted(tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("strength", 1.5),
+        ("object_strength", 0.9),
+        ("crop", 18),
+        ("crop", 0),
+        ("channels", ()),
+        ("steps", 0),
+        ("rho", 0.0),
+        ("tone", "sqrt"),
+        ("dtype", "float16"),
+        ("device", "tpu"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: str, value: Any) -> None:
+    with pytest.raises(InputError, match=setting):
+        PixelDDPM(**{**TINY, setting: value})
+
+
+def test_parameters_name_every_setting_but_the_device() -> None:
+    expected = {**TINY, "channels": [8, 16]}
+    del expected["device"]
+    assert PixelDDPM(**TINY).parameters() == expected
+
+
+def test_object_mask_keeps_fractional_edges_and_clips() -> None:
+    mask = object_mask(np.array([[1.5, 0.0, 3.0, 1.25], [-4.0, 3.0, 1.0, 9.0], [20.0, 20.0, 30.0, 30.0]]), 4, 5)
+    expected = np.zeros((4, 5), dtype=np.float32)
+    expected[0, 1:3] = 0.5, 1.0
+    expected[1, 1:3] = 0.125, 0.25
+    expected[3, 0] = 1
+    np.testing.assert_allclose(mask, expected)
+    assert object_mask(np.zeros((0, 4)), 4, 5).sum() == 0
+
+
+def test_strength_rises_from_object_to_background() -> None:
+    mask = torch.zeros(1, 1, 40, 40)
+    mask[..., 18:22, 18:22] = 1
+    row = strength_map(mask, 0.8, 0.5, 8)[0, 0, 20]
+    assert torch.allclose(row[18:22], torch.tensor(0.5))
+    assert torch.allclose(row[[0, 8, 31, 39]], torch.tensor(0.8))
+    assert (row[22:31].diff() >= 0).all()
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_sdedit_with_the_exact_denoiser_of_gaussian_noise_keeps_its_spread(eta: float) -> None:
+    # For data N(0, 1) the best guess of v is 0 (alpha eps and sigma x_0 are alike), so x must stay N(0, 1), but for
+    # what steps of finite length lose.
+    source = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    made = sdedit(
+        lambda x, _: torch.zeros_like(x),
+        source,
+        torch.full_like(source, 0.9),
+        steps=200,
+        rho=1.5,
+        eta=eta,
+        generator=torch.Generator().manual_seed(1),
+    )
+    assert float(made.std()) == pytest.approx(float(source.std()), abs=0.03)
+
+
+def test_sdedit_with_an_oracle_gives_the_oracles_image() -> None:
+    generator = torch.Generator().manual_seed(0)
+    source, target = torch.randn(2, 1, 1, 16, 16, generator=generator)
+    strength = torch.full_like(source, 0.8)
+    strength[..., :8] = 0  # these pixels are to be kept
+
+    def predict_v(x: torch.Tensor, t: float) -> torch.Tensor:
+        alpha, sigma = noise_levels(torch.tensor(t))
+        return alpha * (x - alpha * target) / sigma - sigma * target
+
+    made = sdedit(predict_v, source, strength, steps=5, rho=1.5, eta=0.0, generator=generator)
+    assert torch.allclose(made[..., 8:], target[..., 8:], atol=1e-4)
+    assert torch.allclose(made[..., :8], source[..., :8], atol=1e-4)
+
+
+def test_texture_matching_restores_strength_and_direction_of_the_grain() -> None:
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randn(1, 1, 64, 64, generator=generator)
+    source[..., 32:] *= 2
+    source[..., 1::2, :] = source[..., ::2, :]  # coarser down than across
+    x = 0.6 * torch.randn(1, 1, 64, 64, generator=generator)
+    made = match_texture(x, source, 16, 1.0)
+
+    def across_and_down(image: torch.Tensor) -> list[float]:
+        halves = (image[..., :24], image[..., 40:])
+        return [float(half.diff(dim=axis).std()) for half in halves for axis in (2, 3)]
+
+    before, after, wanted = map(across_and_down, (x, made, source))
+    assert max(abs(np.log(np.divide(before, wanted)))) > 0.8
+    assert max(abs(np.log(np.divide(after, wanted)))) < 0.2
+    assert torch.equal(match_texture(x, source, 16, 0.0), x)
+    assert torch.isfinite(match_texture(torch.zeros_like(x), source, 16, 1.0)).all()
+
+
+@pytest.mark.parametrize("kind", ["log", "linear"])
+def test_tone_goes_there_and_back_and_standardises(kind: Any) -> None:
+    image = np.random.default_rng(0).gamma(1, 0.05, size=(1, 64, 64)).astype(np.float32)
+    tone = Tone.measure(kind, [image])
+    x = tone.encode(image)
+    assert float(x.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(x.std()) == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(tone.decode(x), image, atol=1e-5)
+    black = Tone.measure(kind, [np.zeros((1, 4, 4), dtype=np.float32)])
+    assert np.isfinite(black.encode(np.zeros((1, 4, 4), dtype=np.float32))).all()

@@ -1,0 +1,23 @@
+"""Train one cell of a study, or with -m a sweep of cells:  python train.py -m split=s1,s2 variations=0,2,10"""
+
+import hydra
+from omegaconf import DictConfig
+
+from boxtwin import sweep
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> None:
+    """Compose, train, test, log."""
+
+    def work(config: DictConfig) -> None:
+        # Imported here: --help must not wait for torch.
+        from boxtwin.experiment import run_cell
+
+        run_cell(config)
+
+    sweep.guard(work, config)
+
+
+if __name__ == "__main__":
+    sweep.launch(main)
