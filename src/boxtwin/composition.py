@@ -175,6 +175,8 @@ def _check_settings(config: DictConfig) -> None:
             f"trainer.steps={trainer.steps} must be a multiple of trainer.validations={trainer.validations}, "
             "so that training ends with a validation"
         )
+    if not 0 <= trainer.ema_span < 1:
+        raise InputError(f"trainer.ema_span={trainer.ema_span} must lie between 0 (no average) and 1")
     if not 0 <= detector.warmup_steps < trainer.steps:
         raise InputError(f"detector.warmup_steps={detector.warmup_steps} must be below trainer.steps={trainer.steps}")
     if detector.architecture not in STRIDES:

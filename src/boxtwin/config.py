@@ -138,7 +138,7 @@ class TrainerConfig:
     steps: int = MISSING
     batch_size: int = MISSING
     validations: int = MISSING
-    ema_decay: float = MISSING
+    ema_span: float = MISSING
     gradient_clip: float = MISSING
     precision: Precision = Precision.auto
     accelerator: str = "auto"

@@ -168,6 +168,9 @@ class _Cell:
     def _fit(self, data: StudyDataModule, module: DetectorModule) -> float:
         """Train, going on from the last checkpoint if there is one; returns the seconds of all attempts."""
         settings = self.config.trainer
+        # An average with decay d spans about 1 / (1 - d) steps. One that reaches back to early steps mixes weights
+        # whose batch statistics do not fit each other; so the span is a share of the run, whatever its length.
+        decay = 1 - 1 / max(settings.ema_span * settings.steps, 1)
         timer = Timer()
         best = ModelCheckpoint(
             dirpath=self.checkpoints,
@@ -189,7 +192,7 @@ class _Cell:
             use_distributed_sampler=False,
             enable_model_summary=False,
             logger=self.store.logger(self.config.study, self.run_id),
-            callbacks=[EMAWeightAveraging(decay=settings.ema_decay), best, timer, _StepsBar(cell_name(self.config))],
+            callbacks=[EMAWeightAveraging(decay=decay), best, timer, _StepsBar(cell_name(self.config))],
         )
         last = self.checkpoints / "last.ckpt"
         if last.exists():
@@ -231,8 +234,9 @@ class _Cell:
         true, predicted = count_objects(plan.test), count_detections(on_test, threshold)
         counts = count_figures(true, {image: predicted.get(image, 0) for image in true})
         metrics = {f"test/{name}": value for name, value in {**coco_figures(plan.test, on_test, ids), **counts}.items()}
-        metrics |= {f"val/{name}": value for name, value in coco_figures(plan.val, on_val, ids).items()}
-        metrics["val/count_threshold"] = threshold
+        # `val/…` are the curves of training; these are the figures of the weights that were kept.
+        metrics |= {f"val_real/{name}": value for name, value in coco_figures(plan.val, on_val, ids).items()}
+        metrics["val_real/count_threshold"] = threshold
         if plan.val_synthetic:
             figures = coco_figures(plan.val_synthetic, detect(plan.val_synthetic), ids)
             metrics |= {f"val_synthetic/{name}": value for name, value in figures.items()}

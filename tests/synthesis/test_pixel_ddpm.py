@@ -11,8 +11,9 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis import pixel_ddpm
 from boxtwin.synthesis.generator import Generator, Request
-from boxtwin.synthesis.pixel_ddpm import STATE_FILE, WEIGHTS_FILE, PixelDDPM, Tone
+from boxtwin.synthesis.pixel_ddpm import STATE_FILE, WEIGHTS_FILE, PixelDDPM
 from boxtwin.synthesis.sdedit import match_texture, noise_levels, object_mask, sdedit, strength_map
+from boxtwin.synthesis.training_crops import Tone, TrainingCrops
 
 TINY: dict[str, Any] = {
     "strength": 0.6,
@@ -131,7 +132,7 @@ def test_strength_zero_gives_the_source_and_little_strength_nearly_so(tmp_path: 
     assert changes[2] > 4 * changes[1]
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a SIGKILL."""
 
 
@@ -147,11 +148,11 @@ def test_a_training_that_was_killed_continues_as_if_nothing_had_happened(
     def save_then_die(state: dict[str, Any], file: Path) -> None:
         save(state, file)
         if state["step"] == 3:
-            raise Killed
+            raise KilledError
 
     monkeypatch.setattr(pixel_ddpm, "_save_state", save_then_die)
     store = tmp_path / "cut" / "store"
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fitted(tmp_path / "cut", [sample])
     assert (store / STATE_FILE).exists()
     assert not (store / WEIGHTS_FILE).exists()
@@ -181,7 +182,7 @@ def test_training_lowers_the_error(tmp_path: Path) -> None:
     for at, steps in enumerate((1, 150)):
         generator = fitted(tmp_path / str(at), [sample], train_steps=steps, learning_rate=3e-3, batch_size=4)
         assert generator._model is not None
-        crops = pixel_ddpm._Crops([sample], "log", 16, 0.5, True)
+        crops = TrainingCrops([sample], "log", 16, 0.5, True)
         rng = torch.Generator().manual_seed(5)
         with torch.no_grad():
             errors.append(np.mean([float(generator._loss(generator._model.net, crops, rng)) for _ in range(20)]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -27,6 +27,10 @@ FINAL_RATE = 0.01  # share of the learning rate at which the cosine ends: the la
 
 class DetectorModule(pl.LightningModule):
     """YOLOv3 with its training recipe. A checkpoint holds all arguments as plain values and loads by itself.
+
+    Under Lightning's ``EMAWeightAveraging`` let the average span about a tenth of the steps, a decay of
+    ``1 - 10 / steps``: averages that reach back to early steps mix weights whose batch statistics do not fit each
+    other, and AP collapses.
 
     Args:
         architecture: see `YOLOv3`.
@@ -66,12 +70,12 @@ class DetectorModule(pl.LightningModule):
         warmup_steps: int,
         optimizer: Literal["adamw", "sgd"] = "adamw",
         box_loss: BoxLoss = "ciou",
-        anchors_per_object: AnchorsPerObject = "iou_above",
-        ignore_iou: float = 0.5,
-        box_weight: float = 5.0,
+        anchors_per_object: AnchorsPerObject = "iou_above",  # more positives pay where images are few
+        ignore_iou: float = 0.5,  # YOLOv3, section 2.1
+        box_weight: float = 5.0,  # YOLOX (arXiv:2107.08430), whose loss is a mean per positive too
         objectness_weight: float = 1.0,
         class_weight: float = 1.0,
-        nms_iou: float = 0.45,
+        nms_iou: float = 0.45,  # Darknet's detector.c
         score_floor: float = 0.001,
         max_detections: int = 300,
         freeze: int = 0,
@@ -88,8 +92,13 @@ class DetectorModule(pl.LightningModule):
             raise ValueError(f"warm-up must be shorter than the run, got {warmup_steps} of {steps} steps")
         if learning_rate <= 0:
             raise ValueError(f"the learning rate must be above 0, got {learning_rate}")
-        if optimizer not in ("adamw", "sgd"):
-            raise ValueError(f'optimizer is "adamw" or "sgd", got {optimizer!r}')
+        for name, value, choices in (
+            ("optimizer", optimizer, ("adamw", "sgd")),
+            ("box_loss", box_loss, get_args(BoxLoss)),
+            ("anchors_per_object", anchors_per_object, get_args(AnchorsPerObject)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is one of {choices}, got {value!r}")
         self.save_hyperparameters()
         self.network = YOLOv3(architecture, len(classes), anchors)
         self.network.freeze(freeze)

@@ -87,4 +87,6 @@ def _cell(study: str, run: Run) -> Cell:
         minutes=metrics.get("time/total", float("nan")) / 60,
         output_dir=tags.get("boxtwin.output_dir", ""),
         status=run.info.status,
+        # A shell takes the quotes away again, and train.py puts them back.
+        overrides=tags.get("boxtwin.overrides", "").replace("'", ""),
     )

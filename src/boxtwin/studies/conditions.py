@@ -30,6 +30,7 @@ class Cell:
     minutes: float
     output_dir: str
     status: str
+    overrides: str = ""  # what was typed after `python train.py` to get this cell
 
     @property
     def name(self) -> str:

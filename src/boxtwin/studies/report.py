@@ -17,7 +17,6 @@ import numpy as np
 from boxtwin.datasets.images import read_image, write_bytes_atomically
 from boxtwin.studies.conditions import (
     FINISHED,
-    NO_GENERATOR,
     Cell,
     Estimate,
     Row,
@@ -247,7 +246,6 @@ def write_report(cells: Sequence[Cell], folder: Path) -> Path:
         examples=_examples(cells),
         unfinished=[cell for cell in cells if cell.status != FINISHED],
         cells=sorted(cells, key=lambda cell: (cell.name, cell.run_id)),
-        command=_command(cells),
     )
     path = folder / "index.html"
     write_bytes_atomically(path, page.encode())
@@ -297,16 +295,3 @@ def _jpeg(path: Path) -> str:
 
 def _data_uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _command(cells: Sequence[Cell]) -> str:
-    """The sweep over what the cells differ in, as far as their own fields tell."""
-    grid: dict[str, list[str]] = {
-        "dataset": sorted({cell.dataset for cell in cells}),
-        "split": sorted({cell.split for cell in cells}),
-        "variations": [str(number) for number in sorted({cell.variations for cell in cells})],
-        "generator": sorted({cell.generator for cell in cells} - {NO_GENERATOR}),
-        "detector": sorted({cell.detector for cell in cells}),
-        "seed": [str(number) for number in sorted({cell.seed for cell in cells})],
-    }
-    return " ".join(("python train.py -m", *(f"{key}={','.join(values)}" for key, values in grid.items() if values)))

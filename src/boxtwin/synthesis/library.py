@@ -178,7 +178,7 @@ class Library:
         original = read_image(source.path)
         if variation.pixels.shape != original.shape or variation.pixels.dtype != original.dtype:
             raise ValueError(
-                f"{self.generator.name}, {source.name}: shape {original.shape} and type {original.dtype} were expected, "
+                f"{self.generator.name}, {source.name}: {original.shape} pixels of {original.dtype} were expected, "
                 f"{variation.pixels.shape} and {variation.pixels.dtype} came"
             )
         carried = self.judge(original, variation.pixels, variation.boxes, variation.labels)

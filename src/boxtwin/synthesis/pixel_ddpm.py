@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
-from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Json, Request, Variation
 from boxtwin.synthesis.sdedit import match_texture, noise_levels, object_mask, sdedit, strength_map
+from boxtwin.synthesis.training_crops import Tone, TrainingCrops, is_grey, planes_of
 
 WEIGHTS_FILE = "weights.safetensors"
 STATE_FILE = "training_state.pt"
@@ -48,7 +48,7 @@ class PixelDDPM:
 
     Args:
         strength: time in [0, 1] to which the background is noised; 0 gives the source back, 1 forgets it.
-        object_strength: the same inside the boxes; not above `strength`.
+        object_strength: the same inside the boxes, not above `strength`; rounded to the nearest time of the steps.
         object_margin: pixels around a box over which the strength rises from the one to the other.
         steps: denoising steps of a variation.
         eta: share of fresh noise in every step, 0 (DDIM) to 1 (ancestral).
@@ -57,7 +57,7 @@ class PixelDDPM:
         texture_window: width in pixels of the windows in which that strength is measured.
         tone: "log" models ``log(1 + value / mean)``, in which multiplicative speckle has the same spread in dark and
             bright areas; "linear" models the values themselves.
-        channels: widths of the U-Net's levels, finest first; two residual blocks a level are not needed at this size.
+        channels: widths of the U-Net's levels, finest first.
         unshuffle: pixels folded into channels, so that the finest level works at 1 / unshuffle of the resolution
             (Shi et al. 2016).
         crop: side in pixels of the training crops.
@@ -171,7 +171,7 @@ class PixelDDPM:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _train(self, training: Sequence[Sample], folder: Path, identity: str) -> None:
-        crops = _Crops(training, self.tone, self.crop, self.object_crops, self.mirror)
+        crops = TrainingCrops(training, self.tone, self.crop, self.object_crops, self.mirror)
         rng = torch.Generator().manual_seed(self.seed)
         net = self._build(crops.channels, rng)
         average = {name: value.detach().clone() for name, value in net.state_dict().items()}
@@ -222,7 +222,7 @@ class PixelDDPM:
         save_file({name: value.contiguous().cpu() for name, value in average.items()}, temporary, metadata=about)
         temporary.replace(folder / WEIGHTS_FILE)
 
-    def _loss(self, net: nn.Module, crops: _Crops, rng: torch.Generator) -> Tensor:
+    def _loss(self, net: nn.Module, crops: TrainingCrops, rng: torch.Generator) -> Tensor:
         """Mean squared error of v over one batch."""
         x_0, mask = (part.to(self._device) for part in crops.draw(self.batch_size, rng))
         # Sampling never sees more noise than `strength`, so the network need not learn to cope with it. Times are
@@ -304,13 +304,13 @@ class PixelDDPM:
     @torch.inference_mode()
     def _vary_one(self, model: _Fitted, request: Request) -> Pixels:
         pixels = read_image(request.source.path)
-        if model.channels == 1 and not _is_grey(pixels):
+        if model.channels == 1 and not is_grey(pixels):
             raise InputError(
                 f"{request.source.name} is a colour image, but all training images are grey: convert either of them"
             )
         height, width = pixels.shape[:2]
         mask = object_mask(request.source.boxes, height, width)
-        x = model.tone.encode(_planes(pixels, model.channels))
+        x = model.tone.encode(planes_of(pixels, model.channels))
         # Mirrored borders up to a size that the network's levels divide, with two pixels or more at the coarsest for
         # its group norms; "symmetric" mirrors as often as it takes.
         pad = [(0, max(2 * self._multiple - size, -size % self._multiple)) for size in (height, width)]
@@ -335,7 +335,7 @@ class PixelDDPM:
         varied = match_texture(varied, source, self.texture_window, self.texture)
         values = model.tone.decode(varied[0, :, :height, :width].cpu().numpy())
         top = np.iinfo(pixels.dtype).max
-        if _is_grey(pixels):
+        if is_grey(pixels):
             values = values.mean(axis=0, keepdims=True)
         stored = np.rint(np.clip(values, 0, 1) * top).astype(pixels.dtype)
         if pixels.ndim == 2:
@@ -343,102 +343,11 @@ class PixelDDPM:
         return np.ascontiguousarray(np.broadcast_to(stored, (3, height, width)).transpose(1, 2, 0))
 
 
-class Tone:
-    """Pixel values, as shares of full scale, to the network's units (mean 0, standard deviation 1) and back."""
-
-    def __init__(self, kind: str, *, scale: float, mean: float, std: float) -> None:
-        self.kind, self.scale, self.mean, self.std = kind, scale, mean, std
-
-    @classmethod
-    def measure(cls, kind: str, images: Sequence[np.ndarray]) -> Tone:
-        """Take scale, mean and standard deviation from training images (values as shares of full scale)."""
-        pixels = sum(image.size for image in images)
-        scale = max(sum(float(image.sum(dtype=np.float64)) for image in images) / pixels, 1e-6)
-        raw = cls(kind, scale=scale, mean=0.0, std=1.0)
-        first = second = 0.0
-        for image in images:
-            x = raw.encode(image).astype(np.float64)
-            first, second = first + float(x.sum()), second + float((x**2).sum())
-        mean = first / pixels
-        return cls(kind, scale=scale, mean=mean, std=math.sqrt(max(second / pixels - mean**2, 1e-12)))
-
-    def encode(self, values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        x = np.log1p(values / self.scale) if self.kind == "log" else values
-        return ((x - self.mean) / self.std).astype(np.float32)
-
-    def decode(self, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        values = x * self.std + self.mean
-        return np.expm1(values) * self.scale if self.kind == "log" else values
-
-
 class _Fitted:
     """A network ready to sample with, and what it knows of the images."""
 
     def __init__(self, net: nn.Module, channels: int, tone: Tone) -> None:
         self.net, self.channels, self.tone = net, channels, tone
-
-
-class _Crops:
-    """Random crops of the training images with the masks of their boxes."""
-
-    def __init__(self, training: Sequence[Sample], tone: str, crop: int, object_crops: float, mirror: bool) -> None:
-        pixels = [read_image(sample.path) for sample in training]
-        self.channels = 1 if all(_is_grey(image) for image in pixels) else 3
-        planes = [_planes(image, self.channels) for image in pixels]
-        measured = Tone.measure(tone, planes)
-        self.scale, self.mean, self.std = measured.scale, measured.mean, measured.std
-        self._crop, self._object_crops, self._mirror = crop, object_crops, mirror
-        self._images: list[Tensor] = []
-        self._centres: list[tuple[int, float, float]] = []  # image, x, y of every object
-        for index, (sample, values) in enumerate(zip(training, planes, strict=True)):
-            height, width = values.shape[1:]
-            mask = object_mask(sample.boxes, height, width)[None]
-            pad = ((0, 0), (0, max(crop - height, 0)), (0, max(crop - width, 0)))
-            stacked = np.pad(np.concatenate([measured.encode(values), mask]), pad, mode="symmetric")
-            self._images.append(torch.from_numpy(stacked))
-            self._centres += [(index, (x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in sample.boxes.tolist()]
-
-    def draw(
-        self, count: int, rng: torch.Generator
-    ) -> tuple[Float[Tensor, "count channels crop crop"], Float[Tensor, "count 1 crop crop"]]:
-        """``count`` crops in the network's units and their masks."""
-        crops = []
-        for _ in range(count):
-            choice, x, y, mirror_x, mirror_y = torch.rand(5, generator=rng).tolist()
-            if self._centres and choice < self._object_crops:
-                at = int(torch.randint(len(self._centres), (), generator=rng))
-                index, cx, cy = self._centres[at]
-                # The object's centre falls anywhere in the crop.
-                left, top = cx - x * self._crop, cy - y * self._crop
-            else:
-                index = int(torch.randint(len(self._images), (), generator=rng))
-                left, top = (
-                    x * (self._images[index].shape[2] - self._crop + 1),
-                    y * (self._images[index].shape[1] - self._crop + 1),
-                )
-            image = self._images[index]
-            column = min(max(int(left), 0), image.shape[2] - self._crop)
-            row = min(max(int(top), 0), image.shape[1] - self._crop)
-            crop = image[:, row : row + self._crop, column : column + self._crop]
-            if self._mirror:
-                turned = [axis for axis, chance in ((2, mirror_x), (1, mirror_y)) if chance < 0.5]
-                crop = crop.flip(turned)
-            crops.append(crop)
-        batch = torch.stack(crops)
-        return batch[:, :-1], batch[:, -1:]
-
-
-def _is_grey(pixels: Pixels) -> bool:
-    """Whether an image has one channel, or three that say the same, as many grey JPEG files have."""
-    return pixels.ndim == 2 or bool((pixels == pixels[:, :, :1]).all())
-
-
-def _planes(pixels: Pixels, channels: int) -> Float[np.ndarray, "{channels} h w"]:
-    """Pixels as shares of full scale, channels first; grey is repeated where three channels are asked for."""
-    values = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
-    if channels == 1 and values.ndim == 3:
-        values = values[:, :, 0]
-    return np.repeat(values[None], channels, axis=0) if values.ndim == 2 else values.transpose(2, 0, 1)
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -1,8 +1,8 @@
 """Variations by SDEdit: noise an image part of the way, then denoise it with a network that knows images of its kind.
 
-Notation of the papers: ``x_t = alpha_t x_0 + sigma_t eps`` with ``alpha_t = cos(pi t / 2)``, ``sigma_t = sin(pi t / 2)``
-and ``v_t = alpha_t eps - sigma_t x_0`` (Salimans & Ho 2022, "Progressive Distillation", section 4 and appendix D). Time runs
-from 0, the clean image, to 1, pure noise; the signal-to-noise ratio at 1 is exactly zero.
+Notation of the papers: ``x_t = alpha_t x_0 + sigma_t eps`` with ``alpha_t = cos(pi t / 2)``,
+``sigma_t = sin(pi t / 2)`` and ``v_t = alpha_t eps - sigma_t x_0`` (Salimans & Ho 2022, "Progressive Distillation",
+section 4 and appendix D). Time runs from 0, the clean image, to 1, pure noise, where no signal is left at all.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def object_mask(boxes: Float[np.ndarray, "n 4"], height: int, width: int) -> Flo
 def strength_map(mask: Map, background: float, objects: float, margin: int) -> Map:
     """Strength of every pixel: ``objects`` in the boxes, rising to ``background`` over ``margin`` pixels around them.
 
-    A change map in the sense of Levin & Fried 2023, "Differential Diffusion". The rise keeps what an object leaves in its
-    surroundings (side lobes, wake, shadow) attached to it.
+    A change map in the sense of Levin & Fried 2023, "Differential Diffusion". The rise keeps what an object leaves in
+    its surroundings (side lobes, wake, shadow) attached to it.
     """
     near = mask
     if margin > 0:
@@ -53,7 +53,7 @@ def strength_map(mask: Map, background: float, objects: float, margin: int) -> M
 
 
 def _box_filter(image: Image, width: int) -> Image:
-    """Mean over ``width`` x ``width`` pixels (odd), at borders over those that exist; one axis after the other for speed."""
+    """Mean over ``width`` x ``width`` pixels (odd), at borders over those that exist; axis by axis for speed."""
     for kernel, padding in (((width, 1), (width // 2, 0)), ((1, width), (0, width // 2))):
         image = F.avg_pool2d(image, kernel, stride=1, padding=padding, count_include_pad=False)
     return image
@@ -79,10 +79,11 @@ def sdedit(
     eta: float,
     generator: torch.Generator,
 ) -> Image:
-    """Noise ``source`` to the greatest ``strength``, denoise it, and hold every pixel to the source down to its own strength.
+    """Noise ``source`` to the greatest ``strength`` and denoise it, every pixel from its own strength on.
 
-    SDEdit (Meng et al. 2022, algorithm 1) with the DDIM sampler (Song et al. 2021, equation 12: ``eta`` 0 is deterministic,
-    1 ancestral), and the change map of Levin & Fried 2023 (algorithm 1) for strengths that differ between pixels.
+    SDEdit (Meng et al. 2022, algorithm 1) with the DDIM sampler (Song et al. 2021, equation 12: ``eta`` 0 is
+    deterministic, 1 ancestral), and the change map of Levin & Fried 2023 (algorithm 1) for strengths that differ
+    between pixels. Pixels of strength 0 come back as they were.
 
     ``generator`` lives on the CPU whatever the device, so that a seed means the same noise everywhere.
     """
@@ -108,18 +109,19 @@ def sdedit(
         x = a_next * x_0 + math.sqrt(s_next**2 - fresh**2) * eps
         if fresh > 0:
             x = x + fresh * noise()
-        # 3. Pixels that are not to be changed from so high a noise level are put back to the source at this level.
-        x = torch.where(strength <= times[i + 1], a_next * source + s_next * eps_source, x)
+        # 3. Pixels of less strength are put back to the source at this level, down to the level nearest to their own.
+        weaker = strength <= (times[i] + times[i + 1]) / 2
+        x = torch.where(weaker, a_next * source + s_next * eps_source, x)
     return x
 
 
 def match_texture(x: Image, source: Image, window: int, share: float) -> Image:
     """Give the fine texture of ``x`` the local strength and grain direction that it has in ``source``.
 
-    Few denoising steps with a small network average speckle away. As Heeger & Bergen 1995 ("Pyramid-based texture analysis
-    and synthesis") do for whole images, every band of detail is scaled to the energy of the source's, here within a window
-    of about ``window`` pixels: across, down and diagonal, at two scales. The pattern of the detail stays that of ``x``.
-    ``share`` 0 changes nothing, 1 matches fully.
+    Few denoising steps with a small network average speckle away. As Heeger & Bergen 1995 ("Pyramid-based texture
+    analysis and synthesis") do for whole images, every band of detail is scaled to the energy of the source's, here
+    within windows of ``window`` pixels: across, down and diagonal, at two scales. The pattern of the detail stays that
+    of ``x``. ``share`` 0 changes nothing, 1 matches fully.
     """
     if share == 0:
         return x

@@ -1,0 +1,93 @@
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from boxtwin.config import cell_name, defining_values, register, setting_hash, short_hash
+from boxtwin.sweep import quote_numbers
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = ROOT / "conf" / "variations"
+
+
+@pytest.fixture
+def composed():
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield lambda *overrides: compose("config", list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("typed", "quoted"),
+    [
+        ("variations=0,2,10", "variations='0','2','10'"),
+        ("variations=5", "variations='5'"),
+        ("variations=0, 2", "variations='0','2'"),
+        ("variations=007", "variations='7'"),
+        ("variations.per_image=5", "variations.per_image=5"),
+        ("variations='0','2'", "variations='0','2'"),
+        ("seed=0,1", "seed=0,1"),
+        ("-m", "-m"),
+    ],
+)
+def test_numbers_are_quoted_for_variations_only(typed, quoted):
+    assert quote_numbers([typed], OPTIONS) == [quoted]
+
+
+@pytest.mark.parametrize("number", [0, 2, 10, 5, 123])
+def test_every_number_of_variations_can_be_composed(composed, number):
+    overrides = quote_numbers([f"variations={number}"], OPTIONS)
+    assert composed(*overrides).variations.per_image == number
+
+
+def test_the_cell_is_named_as_designed(composed):
+    config = composed("split=s2", "variations='2'", "detector=yolov3_tiny", "seed=3")
+    assert cell_name(config) == "s2-x2-pixel_ddpm-yolov3_tiny-seed3"
+    assert cell_name(composed("variations='0'")) == "s1-x0-none-yolov3_nano-seed0"
+
+
+def test_there_is_one_baseline_for_all_generators(composed):
+    plain, other = composed("variations='0'"), composed("variations='0'", "generator=repeat")
+    assert defining_values(plain) == defining_values(other)
+    with_variations = composed("variations='2'"), composed("variations='2'", "generator=repeat")
+    assert defining_values(with_variations[0]) != defining_values(with_variations[1])
+
+
+def test_the_machine_does_not_define_a_cell(composed):
+    plain = defining_values(composed())
+    for override in ("trainer.threads=1", "trainer.precision=float32", "trainer.workers=2", "dataset.root=elsewhere"):
+        assert defining_values(composed(override)) == plain, override
+    for override in ("trainer.steps=600", "detector.learning_rate=0.1", "seed=1", "split.seed=1"):
+        assert defining_values(composed(override)) != plain, override
+
+
+def test_the_axes_of_the_table_share_a_setting(composed):
+    settings = {
+        setting_hash(composed(f"split={split}", f"variations='{number}'", f"seed={seed}"))
+        for split in ("s1", "s2")
+        for number in (0, 10)
+        for seed in (0, 1)
+    }
+    assert len(settings) == 1
+    assert setting_hash(composed("trainer.steps=600")) not in settings
+
+
+def test_a_hash_does_not_depend_on_order():
+    assert short_hash({"a": 1, "b": 2}) == short_hash({"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize("dataset", ["coco", "hrsid", "sar_scenes"])
+@pytest.mark.parametrize("detector", ["yolov3", "yolov3_nano", "yolov3_tiny"])
+@pytest.mark.parametrize("generator", ["copy_paste", "pixel_ddpm", "repeat"])
+def test_all_options_compose(composed, dataset, detector, generator):
+    config = composed(f"dataset={dataset}", f"detector={detector}", f"generator={generator}", "dataset.root=somewhere")
+    assert (config.dataset.name, config.detector.name, config.generator.name) == (dataset, detector, generator)
+
+
+def test_configuration_needs_no_torch():
+    """Help and shell completion must answer at once."""
+    import subprocess
+
+    code = "import boxtwin.sweep, sys; sys.exit(any(name in sys.modules for name in ('torch', 'mlflow', 'diffusers')))"
+    subprocess.run([sys.executable, "-c", code], check=True)

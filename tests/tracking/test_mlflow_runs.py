@@ -1,0 +1,125 @@
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from boxtwin.errors import InputError
+from boxtwin.tracking.mlflow_runs import Store
+
+CELL = {"name": "s1-x0-none-nano-seed0", "params": {"split": "s1", "seed": 0}, "tags": {"boxtwin.setting": "abc"}}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A real MLflow server on loopback, in the light form of `make ui`."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "a")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *arguments, *store],
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=1):
+                break
+        except OSError:
+            time.sleep(0.25)
+    yield address
+    os.killpg(process.pid, 9)
+    process.wait()
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def store(request, tmp_path):
+    uri = request.getfixturevalue("server") if request.param == "server" else None
+    return Store(uri=uri, folder=tmp_path / "mlruns")
+
+
+def test_a_cell_has_one_run_whatever_happens(store, tmp_path):
+    study = tmp_path.name
+    first = store.begin_cell(study=study, identity="i1", **CELL)
+    store.end(first.run_id, "FAILED", "ran out of luck")
+    again = store.begin_cell(study=study, identity="i1", **CELL)
+    assert again.run_id == first.run_id
+    assert not again.finished
+    assert store.client.get_run(again.run_id).info.status == "RUNNING"
+    store.log_metrics(again.run_id, {"test/map": 0.25, "test/map_large": float("nan")})
+    store.end(again.run_id, "FINISHED")
+    done = store.begin_cell(study=study, identity="i1", **CELL)
+    assert (done.run_id, done.finished, done.metrics) == (first.run_id, True, {"test/map": 0.25})
+    other = store.begin_cell(study=study, identity="i2", **CELL)
+    assert other.run_id != first.run_id
+    assert {run.info.run_id for run in store.cells(study)} == {first.run_id, other.run_id}
+
+
+def test_what_is_logged_can_be_read_back(store, tmp_path):
+    study = tmp_path.name
+    run = store.begin_cell(study=study, identity="i1", **CELL)
+    picture = tmp_path / "overlays.png"
+    picture.write_bytes(b"a picture")
+    store.log_files(run.run_id, [picture])
+    store.log_data(run.run_id, name="set-train", digest="d" * 64, source="somewhere", side="train", images=80)
+    found = store.cells(study)[0]
+    assert found.data.params == {"split": "s1", "seed": "0"}
+    assert found.data.tags["boxtwin.setting"] == "abc"
+    assert [entry.path for entry in store.client.list_artifacts(run.run_id)] == ["overlays.png"]
+    assert found.inputs.dataset_inputs[0].dataset.name == "set-train"
+    assert store.studies()[0].name == study
+
+
+def test_comparisons_are_no_cells(store, tmp_path):
+    study = tmp_path.name
+    store.begin_comparison(study=study)
+    assert store.cells(study) == []
+    assert store.cells("a study that nobody made") == []
+
+
+def test_artifacts_lie_beside_the_sqlite_store(tmp_path):
+    store = Store(uri=None, folder=tmp_path / "mlruns")
+    run = store.begin_cell(study="demo", identity="i1", **CELL)
+    (tmp_path / "result.json").write_text("{}")
+    store.log_files(run.run_id, [tmp_path / "result.json"])
+    assert (tmp_path / "mlruns" / "mlflow.db").exists()
+    assert list((tmp_path / "mlruns" / "artifacts").rglob("result.json"))
+
+
+def test_a_deleted_study_is_explained(tmp_path):
+    store = Store(uri=None, folder=tmp_path / "mlruns")
+    store.client.delete_experiment(store.experiment("gone"))
+    with pytest.raises(InputError, match=r"gone was deleted in MLflow.*restore"):
+        store.experiment("gone")
+
+
+def test_a_server_that_is_not_there_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError, match=r"tracking\.uri: .*127\.0\.0\.1:9 does not answer"):
+        Store(uri="http://127.0.0.1:9", folder=tmp_path / "mlruns")
+
+
+def open_and_begin(folder, number):
+    store = Store(uri=None, folder=folder)
+    store.begin_cell(study="together", identity=f"i{number % 2}", **CELL)
+
+
+def test_processes_that_open_a_missing_store_at_once_do_not_break_it(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=open_and_begin, args=(tmp_path / "mlruns", number)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    assert len(Store(uri=None, folder=tmp_path / "mlruns").cells("together")) == 2
