@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PORT ?= 5000
+RUNS ?= mlruns
 
 # Waiting OpenMP threads that spin slow two busy processes on the same cores down several times.
 export OMP_WAIT_POLICY := PASSIVE
@@ -49,10 +50,10 @@ check: setup  ## ruff, mypy strict, import-linter
 # One worker and no job runner: half a gigabyte of memory instead of three.
 .PHONY: ui
 ui: setup  ## MLflow on loopback, every cell side by side (PORT=5000)
-	@mkdir -p mlruns
+	@mkdir -p $(RUNS)
 	@echo "http://127.0.0.1:$(PORT)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
-	  --backend-store-uri sqlite:///mlruns/mlflow.db --default-artifact-root mlruns/artifacts
+	  --backend-store-uri sqlite:///$(RUNS)/mlflow.db --default-artifact-root $(RUNS)/artifacts
 
 .PHONY: clean
 clean:  ## remove what running made: environment, caches, runs, stores, built data

@@ -61,7 +61,7 @@ def cxcywh_to_xyxy(boxes: Array) -> Array:
     return _stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
 
 
-def clip_xyxy(boxes: Array, width: float, height: float) -> Array:
+def clip_xyxy(boxes: Array, width: float | int, height: float | int) -> Array:
     """Cut ``(..., 4)`` xyxy boxes off at the borders of a ``width`` x ``height`` image."""
     x1, y1, x2, y2 = _columns(boxes)
     return _stack((x1.clip(0, width), y1.clip(0, height), x2.clip(0, width), y2.clip(0, height)))

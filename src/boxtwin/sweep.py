@@ -8,8 +8,8 @@ import os
 import re
 import signal
 import sys
-import time
 import traceback
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +28,7 @@ from boxtwin.errors import InputError
 log = logging.getLogger(__name__)
 
 FAILURE_FILE = "failure.json"
+SWEEP_VARIABLE = "BOXTWIN_SWEEP"
 _NUMBERS = re.compile(r"(?P<key>\+?variations)=(?P<choices>\d+(?:\s*,\s*\d+)*)")
 
 # Set before torch is imported. Waiting OpenMP threads that spin make two busy processes on the same cores several times
@@ -110,7 +111,7 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
         # The list at the end of the sweep has the whole message, once for all cells that share it.
         log.error("%s FAILED: %s", name, reason.splitlines()[0])
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps({"cell": name, "reason": reason}))
+        note.write_text(json.dumps({"sweep": os.environ.get(SWEEP_VARIABLE, ""), "cell": name, "reason": reason}))
 
 
 def _name_of(config: DictConfig) -> str:
@@ -126,21 +127,17 @@ class FailureList(Callback):
     Works on the notes that `guard` leaves, so it does not matter which launcher ran the cells, or where.
     """
 
-    def __init__(self) -> None:
-        self._started = 0.0
-
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
-        """Remember when: older notes belong to older sweeps."""
-        # A file system may keep times to the second only.
-        self._started = time.time() - 1
+        """Give the sweep a name, which its cells inherit wherever they run: notes may be of other sweeps."""
+        os.environ[SWEEP_VARIABLE] = uuid.uuid4().hex
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         """List the failures."""
         global _failed
         reasons: dict[str, list[str]] = defaultdict(list)
-        for note in sorted(Path(config.hydra.sweep.dir).glob(f"*/{FAILURE_FILE}")):
-            if note.stat().st_mtime >= self._started:
-                content = json.loads(note.read_text())
+        for note in sorted(Path(config.hydra.sweep.dir).rglob(FAILURE_FILE)):
+            content = json.loads(note.read_text())
+            if content["sweep"] == os.environ[SWEEP_VARIABLE]:
                 reasons[content["reason"]].append(content["cell"])
         _failed += sum(len(cells) for cells in reasons.values())
         if reasons:

@@ -29,11 +29,18 @@ def test_as_many_anchors_as_different_boxes() -> None:
     assert np.allclose(kmeans_anchors(sizes, 2, np.random.default_rng(0)), [[5, 5], [9, 4]])
 
 
+def test_parts_of_one_size_get_that_size_and_its_neighbours() -> None:
+    found = kmeans_anchors(np.full((20, 2), [8.0, 4.0]), 3, np.random.default_rng(0))
+    assert np.allclose(found, [[6.4, 3.2], [8, 4], [10, 5]])
+    found = kmeans_anchors(np.array([[8.0, 4.0], [3.0, 3.0]] * 5), 6, np.random.default_rng(0))
+    assert len(np.unique(found, axis=0)) == 6
+    assert {(8.0, 4.0), (3.0, 3.0)} <= {tuple(anchor) for anchor in found.tolist()}
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
         (np.zeros((0, 2)), "hold no boxes"),
-        (np.ones((20, 2)), "6 anchors cannot be learnt from 1 different"),
         (np.array([[3.0, 0.0]]), "no area"),
     ],
 )

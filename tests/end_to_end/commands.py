@@ -28,7 +28,7 @@ def script(command: str) -> list[str]:
 def run(command: str, folder: Path, *, code: int = 0) -> str:
     """Run a command in ``folder`` and return what it printed; it must end with ``code``."""
     process = subprocess.run(
-        script(command), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=500, check=False
+        script(command), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
     )
     printed = process.stdout + process.stderr
     assert process.returncode == code, f"{command} ended with {process.returncode}:\n{printed}"

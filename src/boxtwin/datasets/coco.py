@@ -67,6 +67,16 @@ class _File:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class _Object:
+    """One annotation after the checks; ``box`` is xyxy in pixels."""
+
+    category_id: int
+    box: tuple[float, float, float, float]
+    area: float
+    crowd: bool
+
+
 def _inspect(path: Path) -> _File:
     try:
         content = path.read_bytes()
@@ -99,7 +109,20 @@ def _load_json(path: Path) -> dict[str, Any]:
             missing = [name for name in fields if not isinstance(entry, dict) or name not in entry]
             if missing:
                 raise InputError(f"{path}: {key}[{position}] lacks {', '.join(missing)}")
+            for name in fields:
+                if not name.endswith("id"):
+                    continue
+                if not _is_whole(entry[name]):
+                    raise InputError(f"{path}: {key}[{position}]: {name} must be a whole number, not {entry[name]!r}")
+                entry[name] = int(entry[name])
+            if key == "images" and not isinstance(entry["file_name"], str):
+                raise InputError(f"{path}: images[{position}]: file_name must be text, not {entry['file_name']!r}")
     return content
+
+
+def _is_whole(value: object) -> bool:
+    # Some tools write every number with a point: 7.0 is the id 7.
+    return value.is_integer() if isinstance(value, float) else type(value) is int
 
 
 def _duplicates(values: Sequence[object]) -> list[object]:
@@ -110,7 +133,7 @@ def _check_ids(content: dict[str, Any], problems: _Problems) -> None:
     for key in ("images", "annotations", "categories"):
         for duplicate in _duplicates([entry["id"] for entry in content[key]]):
             problems.add(f"duplicate ids in {key}", duplicate)
-    for duplicate in _duplicates([entry["file_name"] for entry in content["images"]]):
+    for duplicate in _duplicates([str(PurePosixPath(entry["file_name"])) for entry in content["images"]]):
         problems.add("file names used twice", duplicate)
     images = {entry["id"] for entry in content["images"]}
     categories = {entry["id"] for entry in content["categories"]}
@@ -161,8 +184,27 @@ def _numbers(bbox: object) -> tuple[float, float, float, float] | None:
         return None
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in bbox):
         return None
-    x, y, w, h = (float(value) for value in bbox)
+    try:
+        x, y, w, h = (float(value) for value in bbox)
+    except OverflowError:
+        return None
     return x, y, w, h
+
+
+def _area(annotation: dict[str, Any], box: tuple[float, float, float, float], *, clipped: bool) -> float | None:
+    """The annotation's own area, or that of its box where it tells none; None if what it tells is no area.
+
+    Nothing is left of what was cut off: the area of a clipped object is its clipped box's at most.
+    """
+    of_box = (box[2] - box[0]) * (box[3] - box[1])
+    told = annotation.get("area") or of_box
+    try:
+        own = float(told)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not math.isfinite(own) or own < 0:
+        return None
+    return min(own, of_box) if clipped else own
 
 
 def _check_box(bbox: object, file: _File) -> tuple[str, tuple[float, float, float, float] | None]:
@@ -171,7 +213,7 @@ def _check_box(bbox: object, file: _File) -> tuple[str, tuple[float, float, floa
     if numbers is None or not all(map(math.isfinite, numbers)):
         return "boxes that are not four finite numbers", None
     x, y, w, h = numbers
-    if w <= 0 or h <= 0:
+    if w <= ROUNDING or h <= ROUNDING:
         return "boxes that are empty", None
     x1, y1, x2, y2 = clip_xyxy(np.array([x, y, x + w, y + h]), file.width, file.height).tolist()
     if x2 - x1 <= ROUNDING or y2 - y1 <= ROUNDING:
@@ -209,8 +251,9 @@ def read_coco(
     files = _check_files(content, images, problems)
 
     repairs: Counter[str] = Counter()
-    objects: dict[int, list[tuple[dict[str, Any], tuple[float, float, float, float]]]] = defaultdict(list)
-    for entry in content["annotations"]:
+    objects: dict[int, list[_Object]] = defaultdict(list)
+    # In the order of their ids: the same annotations are the same data in whatever order the file lists them.
+    for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
         file = files.get(entry["image_id"])
         if file is None:
             continue
@@ -222,22 +265,30 @@ def read_coco(
         else:
             assert box is not None
             repairs["clipped"] += bool(fault)
-            objects[entry["image_id"]].append((entry, box))
+            area = _area(entry, box, clipped=bool(fault))
+            if area is None:
+                problems.add(
+                    "areas that are not finite and positive",
+                    f"annotation {entry['id']} of image {entry['image_id']}: area {entry['area']}",
+                )
+                continue
+            objects[entry["image_id"]].append(_Object(entry["category_id"], box, area, bool(entry.get("iscrowd", 0))))
 
     pattern = _compile_group(group_by)
     groups: dict[int, str] = {}
     for entry in content["images"]:
         match = pattern.search(entry["file_name"]) if pattern else None
-        if pattern and match is None:
+        group = match.group(1) if match else None
+        if pattern and not group:
             problems.add(f"file names in which group_by={group_by!r} finds nothing", entry["file_name"])
-        groups[entry["id"]] = match.group(1) if match else entry["file_name"]
+        groups[entry["id"]] = group or entry["file_name"]
     if not content["categories"]:
         problems.add("no categories", annotations)
     if not content["images"]:
         problems.add("no images", annotations)
     problems.raise_if_any(annotations)
 
-    categories = sorted(content["categories"], key=lambda category: int(category["id"]))
+    categories = sorted(content["categories"], key=lambda category: category["id"])
     class_of = {category["id"]: index for index, category in enumerate(categories)}
     samples = tuple(
         _sample(entry, images, files[entry["id"]], objects[entry["id"]], class_of, groups[entry["id"]])
@@ -247,7 +298,7 @@ def read_coco(
     return Dataset(
         name=name,
         classes=classes,
-        category_ids=tuple(int(category["id"]) for category in categories),
+        category_ids=tuple(category["id"] for category in categories),
         samples=samples,
         digest=digest_of(samples, classes),
         repairs={action: count for action, count in repairs.items() if count},
@@ -270,22 +321,20 @@ def _sample(
     entry: dict[str, Any],
     folder: Path,
     file: _File,
-    objects: list[tuple[dict[str, Any], tuple[float, float, float, float]]],
+    objects: list[_Object],
     class_of: dict[int, int],
     group: str,
 ) -> Sample:
-    boxes = np.array([box for _, box in objects], dtype=np.float32).reshape(-1, 4)
-    own_areas = [float(annotation.get("area") or (box[2] - box[0]) * (box[3] - box[1])) for annotation, box in objects]
     return Sample(
         name=entry["file_name"],
         path=folder / entry["file_name"],
         width=file.width,
         height=file.height,
-        image_id=int(entry["id"]),
-        boxes=boxes,
-        labels=np.array([class_of[annotation["category_id"]] for annotation, _ in objects], dtype=np.int64),
-        areas=np.array(own_areas, dtype=np.float64),
-        crowd=np.array([bool(annotation.get("iscrowd", 0)) for annotation, _ in objects], dtype=bool),
+        image_id=entry["id"],
+        boxes=np.array([one.box for one in objects], dtype=np.float32).reshape(-1, 4),
+        labels=np.array([class_of[one.category_id] for one in objects], dtype=np.int64),
+        areas=np.array([one.area for one in objects], dtype=np.float64),
+        crowd=np.array([one.crowd for one in objects], dtype=bool),
         group=group,
         sha256=file.sha256,
     )

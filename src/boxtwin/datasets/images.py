@@ -9,7 +9,13 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-Pixels = UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w"] | UInt16[np.ndarray, "h w 3"]
+# Underscores: two images in one signature may differ in size.
+Pixels = (
+    UInt8[np.ndarray, "_h _w"]
+    | UInt8[np.ndarray, "_h _w 3"]
+    | UInt16[np.ndarray, "_h _w"]
+    | UInt16[np.ndarray, "_h _w 3"]
+)
 
 
 def read_image(path: Path) -> Pixels:
@@ -21,7 +27,10 @@ def read_image(path: Path) -> Pixels:
         OSError: the file is missing, or is not an image that OpenCV can decode to the end.
     """
     encoded = np.fromfile(path, dtype=np.uint8)
-    pixels = None if encoded.size == 0 else cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = None if encoded.size == 0 else cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:  # such as a header that tells of more pixels than OpenCV takes
+        raise OSError(f"{path} cannot be decoded as an image: {error}") from None
     if pixels is None:
         raise OSError(f"{path} cannot be decoded as an image")
     if pixels.dtype not in (np.uint8, np.uint16):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,12 @@ def read_split(dataset: Dataset, path: Path, name: str) -> Split:
     sides = content[name]
     if not isinstance(sides, dict) or set(sides) != set(SIDES) or not all(isinstance(v, list) for v in sides.values()):
         raise InputError(f"split.file={path}: {name} needs three lists of file names: train, val and test")
+    empty = [side for side in SIDES if not sides[side]]
+    if empty:
+        raise InputError(f"split.file={path}: {' and '.join(empty)} of {name} must not be empty")
+    odd = [image for side in SIDES for image in sides[side] if not isinstance(image, str)]
+    if odd:
+        raise InputError(f"split.file={path}: {name} must list file names, but holds {', '.join(map(repr, odd[:10]))}")
     listed = Counter(image for side in SIDES for image in sides[side])
     twice = [image for image, times in listed.items() if times > 1]
     if twice:
@@ -122,7 +129,8 @@ def make_split(
         members[sample.group].append(sample)
     groups = sorted(members)
     random.shuffle(groups)
-    sides = _deal({group: len(members[group]) for group in groups}, needed)
+    sizes = {group: len(members[group]) for group in groups}
+    sides = _deal(sizes, needed) or _deal_at_once(sizes, needed)
     if sides is None:
         largest = Counter({group: len(samples) for group, samples in members.items()}).most_common(3)
         raise InputError(
@@ -142,8 +150,8 @@ def make_split(
 def _deal(sizes: Mapping[str, int], needed: Mapping[str, int]) -> dict[str, list[str]] | None:
     """Deal whole groups to sides: each side gets what it needs at least, and its share of the rest as near as can be.
 
-    Subset sums are found exactly, one side after the other, so data sets that just suffice (200 images for 80/20/100)
-    are dealt as well where the scenes allow it.
+    Subset sums are found exactly, one side after the other. What one side takes may leave the next without a choice:
+    None then, and `_deal_at_once` has to look.
     """
     left = dict(sizes)
     sides: dict[str, list[str]] = {}
@@ -156,28 +164,77 @@ def _deal(sizes: Mapping[str, int], needed: Mapping[str, int]) -> dict[str, list
         if taken is None:
             return None
         sides[side] = taken
-        left = {group: size for group, size in left.items() if group not in set(taken)}
+        gone = set(taken)
+        left = {group: size for group, size in left.items() if group not in gone}
     return sides
 
 
 def _subset(sizes: Mapping[str, int], *, at_least: int, at_most: int, near: float) -> list[str] | None:
     """Groups whose sizes sum up to a number in [at_least, at_most] as near to ``near`` as possible; None if none do."""
-    reached: dict[int, tuple[int, str] | None] = {0: None}  # sum -> (sum before, group added last)
-    for group, size in sizes.items():
-        for total in sorted(reached, reverse=True):
-            if total + size <= at_most and total + size not in reached:
-                reached[total + size] = (total, group)
-    fitting = [total for total in reached if at_least <= total]
+    if at_least > at_most:
+        return None
+    best = min(max(math.ceil(near - 0.5), at_least), at_most)
+    groups = list(sizes)
+    if best <= len(groups) and set(sizes.values()) == {1}:
+        return groups[:best]  # what the search below finds as well, but in a large set without scenes only in minutes
+    last = np.full(at_most + 1, -1)  # sum -> group added last; -1: not reached
+    reached = np.zeros(at_most + 1, dtype=bool)
+    reached[0] = True
+    for index, size in enumerate(sizes.values()):
+        if reached[best]:
+            break
+        fresh = size + np.flatnonzero(reached[: max(at_most + 1 - size, 0)] & ~reached[size:])
+        last[fresh] = index
+        reached[fresh] = True
+    fitting = at_least + np.flatnonzero(reached[at_least:])
+    if len(fitting) == 0:
+        return None
+    total = int(min(fitting, key=lambda reachable: (abs(reachable - near), reachable)))
+    taken: list[str] = []
+    while total > 0:
+        taken.append(groups[last[total]])
+        total -= sizes[taken[-1]]
+    return taken
+
+
+def _deal_at_once(sizes: Mapping[str, int], needed: Mapping[str, int]) -> dict[str, list[str]] | None:
+    """Deal whole groups to three sides by looking at every pair of sums of the first two; None if there is no way.
+
+    Takes (images of side one) x (images of side two) steps per group, so it is for sets too tight for `_deal`, and
+    those are small: where images are plenty, one side after the other succeeds.
+    """
+    total = sum(sizes.values())
+    first, second, third = needed.values()
+    spare = total - first - second - third
+    reached = np.zeros((first + spare + 1, second + spare + 1), dtype=bool)
+    reached[0, 0] = True
+    last = np.full(reached.shape, -1)  # sums -> 2 * group added last + side it went to
+    groups = list(sizes)
+    for index, group in enumerate(groups):
+        before = reached.copy()
+        for side in (0, 1):
+            shift = (sizes[group], 0) if side == 0 else (0, sizes[group])
+            rows, columns = (max(length - by, 0) for length, by in zip(reached.shape, shift, strict=True))
+            fresh = np.zeros_like(reached)
+            fresh[shift[0] :, shift[1] :] = before[:rows, :columns]
+            fresh &= ~reached
+            last[fresh] = 2 * index + side
+            reached |= fresh
+    fitting = [
+        (a, b) for a, b in np.argwhere(reached).tolist() if a >= first and b >= second and total - a - b >= third
+    ]
     if not fitting:
         return None
-    total = min(fitting, key=lambda reachable: (abs(reachable - near), reachable))
-    taken: list[str] = []
-    step = reached[total]
-    while step is not None:
-        total, group = step
-        taken.append(group)
-        step = reached[total]
-    return taken
+    share = total / (first + second + third)
+    at = min(fitting, key=lambda sums: (abs(sums[0] - first * share) + abs(sums[1] - second * share), sums))
+    taken: tuple[list[str], list[str]] = ([], [])
+    while at != (0, 0):
+        index, side = divmod(int(last[at]), 2)
+        taken[side].append(groups[index])
+        size = sizes[groups[index]]
+        at = (at[0] - size, at[1]) if side == 0 else (at[0], at[1] - size)
+    rest = set(groups) - {*taken[0], *taken[1]}
+    return dict(zip(needed, (*taken, [group for group in groups if group in rest]), strict=True))
 
 
 def describe(samples: Sequence[Sample]) -> str:

@@ -14,6 +14,7 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.detector.yolov3 import Anchors
 from boxtwin.errors import InputError
 
+NEIGHBOUR = 1.25  # two shapes whose sides differ by this factor overlap by 0.64: near, but told apart
 RESTARTS = 10  # as scikit-learn's KMeans had for random starts; the best mean IoU is kept
 MAX_ROUNDS = 300  # Lloyd's algorithm on a few thousand boxes settles within tens of rounds
 
@@ -29,20 +30,24 @@ def kmeans_anchors(
 ) -> Float[np.ndarray, "count 2"]:
     """``count`` anchors (width, height) that fit boxes of the given sizes, in their unit, smallest area first.
 
+    Where there are fewer different sizes than anchors (parts of one make, say), the same shapes, larger and smaller by
+    `NEIGHBOUR`, fill the rest.
+
     Raises:
-        InputError: no boxes, boxes without area, or fewer different boxes than anchors.
+        InputError: no boxes, or boxes without area.
     """
     sizes = np.asarray(sizes, dtype=np.float64)
     if len(sizes) == 0:
         raise InputError("anchors cannot be learnt: the training images hold no boxes; use the published anchors")
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         raise InputError("anchors cannot be learnt: some training boxes have no area")
-    distinct = len(np.unique(sizes, axis=0))
-    if distinct < count:
-        raise InputError(
-            f"{count} anchors cannot be learnt from {distinct} different box sizes in the training images; "
-            "use fewer anchors or the published ones"
-        )
+    own = np.unique(sizes, axis=0)
+    if len(own) < count:
+        exponents = [(-1) ** power * -(-power // 2) for power in range(count)]  # 0, -1, 1, -2, 2 …
+        scaled = np.concatenate([own * NEIGHBOUR**exponent for exponent in exponents])
+        _, first = np.unique(scaled, axis=0, return_index=True)
+        filled = scaled[np.sort(first)[:count]]
+        return filled[np.argsort(filled.prod(axis=1), kind="stable")]
     best, best_fit = sizes[:count], -1.0
     for _ in range(RESTARTS):
         centres = _lloyd(sizes, _spread_start(sizes, count, rng))

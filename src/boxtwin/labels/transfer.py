@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from boxtwin.datasets.sample import CarriedBox
 FRAME = 0.5
 
 
+@runtime_checkable
 class Transfer(Protocol):
     """Decides what becomes of each box that a generator says is in its picture."""
 

@@ -41,7 +41,7 @@ class Letterbox:
     pad_y: float
 
 
-def letterbox(image: Labelled, size: int, white: float) -> tuple[Labelled, Letterbox]:
+def letterbox(image: Labelled, size: int, white: int) -> tuple[Labelled, Letterbox]:
     """Fit an image into a ``size`` x ``size`` square, keeping its proportions, centred on mid grey.
 
     Args:
@@ -97,7 +97,7 @@ class Augmentation:
         partner: Callable[[], Labelled],
         *,
         size: int,
-        white: float,
+        white: int,
         random: np.random.Generator,
     ) -> Labelled:
         """Make a ``size`` x ``size`` training image.
@@ -115,7 +115,7 @@ class Augmentation:
             image = self._single(image, size, white, random)
         return Labelled(self._photometric(image.pixels, white, random), image.boxes, image.labels)
 
-    def _single(self, image: Labelled, size: int, white: float, random: np.random.Generator) -> Labelled:
+    def _single(self, image: Labelled, size: int, white: int, random: np.random.Generator) -> Labelled:
         image = self._turn(image, random)
         scale = size / max(image.pixels.shape[:2]) * self._zoom(random)
         height, width = (round(side * scale) for side in image.pixels.shape[:2])
@@ -124,7 +124,7 @@ class Augmentation:
         canvas = _canvas(image.pixels, size, white)
         return _placed([(image, scale, left, top, (0, 0, size, size))], canvas)
 
-    def _mosaic(self, images: list[Labelled], size: int, white: float, random: np.random.Generator) -> Labelled:
+    def _mosaic(self, images: list[Labelled], size: int, white: int, random: np.random.Generator) -> Labelled:
         """Four images around a random centre, each with its nearest corner there, cut off at its quadrant."""
         centre_x, centre_y = (int(value) for value in random.uniform(0.3, 0.7, size=2) * size)
         canvas = _canvas(images[0].pixels, size, white)
@@ -160,14 +160,14 @@ class Augmentation:
                 image = _quarter_turn(image)
         return image
 
-    def _photometric(self, pixels: Pixels, white: float, random: np.random.Generator) -> Pixels:
+    def _photometric(self, pixels: Pixels, white: int, random: np.random.Generator) -> Pixels:
         if self.gain == 0 and self.speckle == 0:
             return pixels
         values = pixels.astype(np.float32) * np.float32(np.exp(random.uniform(-self.gain, self.gain)))
         if self.speckle > 0:
             noise = random.standard_normal(pixels.shape[:2], dtype=np.float32) * np.float32(self.speckle) + 1
             values *= noise if pixels.ndim == 2 else noise[:, :, None]
-        return np.clip(values, 0, white).astype(pixels.dtype)
+        return np.rint(np.clip(values, 0, white)).astype(pixels.dtype)
 
 
 def _flip(image: Labelled) -> Labelled:
@@ -184,7 +184,7 @@ def _quarter_turn(image: Labelled) -> Labelled:
     return Labelled(np.rot90(image.pixels), np.stack([y1, width - x2, y2, width - x1], axis=1), image.labels)
 
 
-def _canvas(like: Pixels, size: int, white: float) -> Pixels:
+def _canvas(like: Pixels, size: int, white: int) -> Pixels:
     return np.full((size, size, *like.shape[2:]), round(PAD * white), dtype=like.dtype)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytorch_lightning as pl
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from boxtwin.datasets.batch import Batch
 from boxtwin.datasets.images import Pixels, read_image
 from boxtwin.datasets.sample import Sample
+from boxtwin.errors import InputError
 from boxtwin.mixing.augment import Augmentation, Labelled, Letterbox, letterbox
 from boxtwin.mixing.plan import Plan, draw_order
 
@@ -24,12 +25,20 @@ def white_level(samples: Sequence[Sample]) -> int:
     """The pixel value that means 1.0: 255 for 8 bit; for 16 bit the largest value in the (training) images.
 
     Sensors fill 10, 12 or 14 of the 16 bits; 65535 would leave such images all but black.
+
+    Raises:
+        InputError: some images have 8 bit and some 16; no one value is white in both.
     """
     largest = 255
+    example: dict[str, str] = {}  # pixel type -> an image of it
     for sample in samples:
         pixels = read_image(sample.path)
+        example.setdefault(f"{8 * pixels.dtype.itemsize} bit", sample.name)
         if pixels.dtype == np.uint16:
             largest = max(largest, int(pixels.max()))
+    if len(example) > 1:
+        told = " and ".join(f"{name} has {depth}" for depth, name in example.items())
+        raise InputError(f"images must be 8 bit or 16 bit throughout, but {told}; convert one kind to the other")
     return largest
 
 
@@ -113,30 +122,27 @@ class LetterboxedImages(Dataset[Item]):
 
 
 class EpochDraws(Sampler[int]):
-    """The draws of one epoch; Lightning tells it which one through `set_epoch`, after a resume as well."""
+    """The draws of one epoch, beginning where the optimiser is.
 
-    def __init__(self, draws: int, draws_per_epoch: int) -> None:
+    The number of steps done is the only count that survives every kind of resume; Lightning's count of epochs may stand
+    before or behind a checkpoint that was written during validation.
+    """
+
+    def __init__(self, draws: int, draws_per_epoch: int, position: Callable[[], int]) -> None:
         self._draws = draws
         self._per_epoch = draws_per_epoch
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
-        self._epoch = epoch
-
-    def _range(self) -> range:
-        first = self._epoch * self._per_epoch
-        return range(first, min(first + self._per_epoch, self._draws))
+        self._position = position
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._range())
+        first = self._position()
+        return iter(range(first, min(first + self._per_epoch, self._draws)))
 
     def __len__(self) -> int:
-        return len(self._range())
+        return self._per_epoch
 
 
 class Collate:
-    """Items -> `Batch`: pixels over ``white`` as float32, grey repeated to three channels."""
+    """Items -> `Batch`: pixels over ``white`` as float32, 1 at most, grey repeated to three channels."""
 
     def __init__(self, white: int) -> None:
         self._white = white
@@ -144,7 +150,8 @@ class Collate:
     def __call__(self, items: Sequence[Item]) -> Batch:
         images = []
         for image, _, _ in items:
-            values = torch.from_numpy(image.pixels.astype(np.float32) / np.float32(self._white))
+            # White is the brightest of the training images; in others there may be brighter pixels.
+            values = torch.from_numpy(image.pixels.astype(np.float32) / np.float32(self._white)).clamp_(max=1)
             images.append(values.expand(3, -1, -1) if values.ndim == 2 else values.permute(2, 0, 1))
         owners = [np.full(len(image.boxes), place) for place, (image, _, _) in enumerate(items)]
         return Batch(
@@ -220,7 +227,7 @@ class StudyDataModule(pl.LightningDataModule):
             seed=self.seed,
             cache=self._cache,
         )
-        sampler = EpochDraws(len(draws), self.steps_per_epoch * self.batch_size)
+        sampler = EpochDraws(len(draws), self.steps_per_epoch * self.batch_size, self._draws_done)
         return self._loader(draws, sampler)
 
     def val_dataloader(self) -> DataLoader[Item]:
@@ -235,6 +242,9 @@ class StudyDataModule(pl.LightningDataModule):
         """Any images as they are, for prediction."""
         images = LetterboxedImages(samples, size=self.image_size, white=self.white, cache=self._cache)
         return self._loader(images, None)
+
+    def _draws_done(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_step * self.batch_size
 
     def _loader(self, images: Dataset[Item], sampler: Sampler[int] | None) -> DataLoader[Item]:
         return DataLoader(

@@ -64,12 +64,13 @@ def make_plan(split: Split, variations: Sequence[Sample]) -> Plan:
     """Put the variations of a split's training and validation images to their sources' sides.
 
     Raises:
-        ValueError: a variation's source is on neither side.
+        ValueError: a variation's source is on neither side, or one of them is a real image.
     """
     train_names = {sample.name for sample in split.train}
-    sources = [sample.lineage.source if sample.lineage else sample.name for sample in variations]
-    to_train = tuple(v for v, source in zip(variations, sources, strict=True) if source in train_names)
-    to_val = tuple(v for v, source in zip(variations, sources, strict=True) if source not in train_names)
+    is_training = [v.lineage is not None and v.lineage.source in train_names for v in variations]
+    to_train = tuple(v for v, training in zip(variations, is_training, strict=True) if training)
+    # Plan looks at what is left over, and refuses what is no variation of a validation image.
+    to_val = tuple(v for v, training in zip(variations, is_training, strict=True) if not training)
     return Plan(train=(*split.train, *to_train), val=split.val, val_synthetic=to_val, test=split.test)
 
 
@@ -86,11 +87,11 @@ def draw_order(
     Raises:
         ValueError: the share is outside [0, 1].
     """
+    if synthetic_fraction is not None and not 0 <= synthetic_fraction <= 1:
+        raise ValueError(f"synthetic_fraction must lie between 0 and 1, got {synthetic_fraction}")
     random = np.random.default_rng(seed)
     if synthetic_fraction is None or plan.synthetic_train == 0:
         return _passes(np.arange(len(plan.train)), steps * batch_size, random).reshape(steps, batch_size)
-    if not 0 <= synthetic_fraction <= 1:
-        raise ValueError(f"synthetic_fraction must lie between 0 and 1, got {synthetic_fraction}")
     is_synthetic = np.array([sample.lineage is not None for sample in plan.train])
     after = np.round(np.arange(1, steps + 1) * batch_size * synthetic_fraction).astype(int)
     per_batch = np.diff(after, prepend=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -39,6 +39,7 @@ class Variation:
     labels: Int[np.ndarray, " n"]
 
 
+@runtime_checkable
 class Generator(Protocol):
     """A way to make variations.
 

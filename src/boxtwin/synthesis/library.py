@@ -151,6 +151,8 @@ class Library:
         ]
         known = len(sources) * per_image - len(requests)
         if not requests:
+            if known and not self._annotations_are_fresh():  # a kill came between the last line and the COCO file
+                self._write_annotations()
             return Made(0, known, 0.0, 0.0)
         write_bytes_atomically(self.folder / "store.json", json.dumps(self.identity, indent=1).encode())
         started = time.perf_counter()
@@ -221,10 +223,12 @@ class Library:
         return {
             key: line
             for key, line in newest.items()
-            if fingerprints.get(line["source"]) == line["source_fingerprint"]
-            and (self.folder / line["image"]).is_file()
-            and _sha256(self.folder / line["image"]) == line["image_sha256"]
+            if fingerprints.get(line["source"]) == line["source_fingerprint"] and self._image_is_whole(line)
         }
+
+    def _image_is_whole(self, line: dict[str, Any]) -> bool:
+        image = self.folder / line["image"]
+        return image.is_file() and _sha256(image) == line["image_sha256"]
 
     def _seed_of(self, source: Sample, number: int) -> int:
         digest = hashlib.sha256(f"{self.seed}/{source.name}/{number}".encode()).digest()
@@ -248,9 +252,13 @@ class Library:
             sha256=line["image_sha256"],
         )
 
+    def _annotations_are_fresh(self) -> bool:
+        annotations = self.folder / "annotations.json"
+        return annotations.exists() and annotations.stat().st_mtime_ns >= self.manifest.stat().st_mtime_ns
+
     def _write_annotations(self) -> None:
         """The store as one COCO file, for any other tool."""
-        newest = {(line["source"], line["variation"]): line for line in self.lines()}
+        newest = {(line["source"], line["variation"]): line for line in self.lines() if self._image_is_whole(line)}
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for image_id, (_, line) in enumerate(sorted(newest.items()), start=1):

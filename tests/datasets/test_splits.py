@@ -1,0 +1,217 @@
+import json
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from boxtwin.datasets.coco import read_coco
+from boxtwin.datasets.sample import Dataset, Sample
+from boxtwin.datasets.splits import SIDES, Split, describe, make_split, read_split
+from boxtwin.errors import InputError
+
+
+def make_dataset(scenes: Sequence[int]) -> Dataset:
+    """A data set without files: so many images per scene."""
+    names = [(f"S{scene:03d}", f"S{scene:03d}_{n}.png") for scene, size in enumerate(scenes) for n in range(size)]
+    samples = tuple(
+        Sample(
+            name=name,
+            path=Path(name),
+            width=9,
+            height=9,
+            image_id=number,
+            boxes=np.zeros((1, 4), dtype=np.float32),
+            labels=np.zeros(1, dtype=np.int64),
+            areas=np.ones(1),
+            crowd=np.zeros(1, dtype=bool),
+            group=group,
+            sha256=f"hash of {name}",
+        )
+        for number, (group, name) in enumerate(names)
+    )
+    return Dataset("tiny", ("ship",), (1,), samples, "")
+
+
+def groups(samples: Sequence[Sample]) -> set[str]:
+    return {sample.group for sample in samples}
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_sides_are_exact_disjoint_and_nested(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scenes = rng.integers(1, 9, size=60).tolist()
+    total = sum(scenes)
+    test, val, pool = (int(total * share) for share in (0.4, 0.1, 0.35))
+    numbers = {"val": val, "test": test, "train_pool": pool, "seed": seed}
+    dataset = make_dataset(scenes)
+    large = make_split(dataset, name="s1", train=pool, **numbers)
+    small = make_split(dataset, name="s2", train=pool // 2, **numbers)
+    assert (len(large.train), len(large.val), len(large.test)) == (pool, val, test)
+    assert (len(small.train), len(small.val), len(small.test)) == (pool // 2, val, test)
+    assert small.names["val"] == large.names["val"]
+    assert small.names["test"] == large.names["test"]
+    assert small.names["train"] == large.names["train"][: pool // 2]
+    assert len({name for side in SIDES for name in large.names[side]}) == pool + val + test
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        assert not groups(large.side(one)) & groups(large.side(other))
+
+
+def test_the_seed_decides_and_only_it() -> None:
+    dataset = make_dataset([2] * 30)
+    numbers: dict[str, Any] = {"name": "s", "train": 10, "val": 8, "test": 20, "train_pool": 16}
+    first, again, other = (make_split(dataset, **numbers, seed=seed) for seed in (0, 0, 1))
+    assert first.names == again.names
+    assert first.digest == again.digest
+    assert set(first.names["test"]) != set(other.names["test"])
+    # The images of a side are shuffled: a nested smaller training set is no run of neighbours.
+    assert first.names["train"] != sorted(first.names["train"])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_set_that_just_suffices(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scenes = [20, *rng.multinomial(180 - 60, np.ones(60) / 60) + 1]
+    split = make_split(make_dataset(scenes), name="s", train=80, val=20, test=100, train_pool=80, seed=seed)
+    assert [len(split.side(side)) for side in SIDES] == [80, 20, 100]
+
+
+def can_be_dealt(scenes: Sequence[int], needed: Sequence[int]) -> bool:
+    """By trying every way of dealing the scenes to three sides."""
+    for sides in product(range(3), repeat=len(scenes)):
+        sums = [sum(size for size, at in zip(scenes, sides, strict=True) if at == side) for side in range(3)]
+        if all(had >= want for had, want in zip(sums, needed, strict=True)):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_can_be_dealt_is_dealt_and_nothing_else(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scenes = rng.integers(1, 7, size=6).tolist()
+    cut = np.sort(rng.choice(np.arange(1, sum(scenes)), size=2, replace=False))
+    test, val, pool = np.diff([0, *cut, sum(scenes)]).tolist()
+
+    def make() -> Split:
+        return make_split(make_dataset(scenes), name="s", train=pool, val=val, test=test, train_pool=pool, seed=seed)
+
+    if can_be_dealt(scenes, (test, val, pool)):
+        split = make()
+        assert [len(split.side(side)) for side in SIDES] == [pool, val, test]
+    else:
+        with pytest.raises(InputError, match="cannot be dealt whole"):
+            make()
+
+
+def test_a_large_set_without_scenes_is_dealt_in_seconds() -> None:
+    split = make_split(make_dataset([1] * 50_000), name="s", train=80, val=20, test=100, train_pool=80)
+    assert len(split.train) == 80
+
+
+@pytest.mark.parametrize(
+    ("scenes", "numbers", "message"),
+    [
+        ([1] * 10, (5, 3, 3, 5), "needs 5 \\+ 3 \\+ 3 = 11 images.*has 10"),
+        ([8, 1, 1], (3, 2, 3, 3), "cannot be dealt whole.*S000 \\(8 images\\)"),
+        ([10], (3, 1, 1, 3), "1 scenes .* cannot be dealt"),
+        ([1] * 10, (5, 2, 2, 4), "split.train=5 must lie between 1 and split.train_pool=4"),
+        ([1] * 10, (0, 2, 2, 4), "split.train=0"),
+        ([1] * 10, (4, 0, 2, 4), "split.val=0"),
+        ([1] * 10, (4, 2, 0, 4), "split.test=0"),
+    ],
+)
+def test_impossible_splits(scenes: list[int], numbers: tuple[int, int, int, int], message: str) -> None:
+    train, val, test, pool = numbers
+    with pytest.raises(InputError, match=message):
+        make_split(make_dataset(scenes), name="s", train=train, val=val, test=test, train_pool=pool)
+
+
+def test_saved_and_read_back(tmp_path: Path) -> None:
+    dataset = make_dataset([3] * 20)
+    split = make_split(dataset, name="s1", train=12, val=9, test=20, train_pool=18)
+    split.save(tmp_path / "frozen" / "split.json")
+    back = read_split(dataset, tmp_path / "frozen" / "split.json", "s1")
+    assert back.names == split.names
+    assert back.digest == split.digest
+    assert [id(sample) for sample in back.train] == [id(sample) for sample in split.train]
+
+
+def test_the_digest_is_of_images_and_sides_not_of_the_name() -> None:
+    samples = make_dataset([1] * 5).samples
+    split = Split("a", samples[:2], samples[2:3], samples[3:])
+    assert Split("b", samples[:2], samples[2:3], samples[3:]).digest == split.digest
+    assert Split("a", samples[:1], samples[1:3], samples[3:]).digest != split.digest
+    assert Split("a", samples[:2], samples[2:3], samples[3:4]).digest != split.digest
+    changed = make_dataset([1] * 5).samples
+    object.__setattr__(changed[0], "sha256", "other pixels")
+    assert Split("a", changed[:2], changed[2:3], changed[3:]).digest != split.digest
+
+
+def test_a_scene_on_two_sides_is_refused() -> None:
+    samples = make_dataset([3, 1]).samples
+    with pytest.raises(InputError, match=r"1 scene\(s\) stand on more than one side: S000.*split\.group_by=null"):
+        Split("a", samples[:1], samples[1:2], samples[3:])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "has no split called s; it has no names at all"),
+        ({"s1": {}, "s2": {}}, "has no split called s; it has s1, s2"),
+        ({"s": []}, "needs three lists"),
+        ({"s": {"train": [], "val": []}}, "needs three lists"),
+        ({"s": {"train": "S000_0.png", "val": [], "test": []}}, "needs three lists"),
+        (
+            {"s": {"train": ["S000_0.png"], "val": ["S000_0.png"], "test": ["S001_0.png"]}},
+            r"1 image\(s\) of s listed twice: S000_0",
+        ),
+        (
+            {"s": {"train": ["x.png"], "val": ["S000_0.png"], "test": ["S001_0.png"]}},
+            r"1 image\(s\) .*not in.*: x\.png",
+        ),
+        ({"s": {"train": [0], "val": [1], "test": [2]}}, "must list file names, but holds 0, 1, 2"),
+        ({"s": {"train": [{}], "val": ["S000_0.png"], "test": ["S001_0.png"]}}, "file names, but holds {}"),
+        ({"s": {"train": [], "val": ["S000_0.png"], "test": ["S001_0.png"]}}, "train of s must not be empty"),
+        ({"s": {"train": ["S002_0.png"], "val": ["S000_0.png"], "test": []}}, "test of s must not be empty"),
+        ({"s": {"train": ["S002_0.png"], "val": ["S000_0.png"], "test": ["S000_1.png"]}}, "more than one side: S000"),
+    ],
+)
+def test_predefined_splits_that_are_wrong(tmp_path: Path, content: Any, message: str) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        read_split(make_dataset([2, 2, 2]), path, "s")
+
+
+def test_a_predefined_split_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        read_split(make_dataset([1]), tmp_path / "none.json", "s")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_split(make_dataset([1]), tmp_path, "s")
+
+
+def test_description(make_coco: Callable[..., Any]) -> None:
+    built = make_coco(scenes=(3, 1), objects=(2, 0))
+    built.content["annotations"][0]["iscrowd"] = 1
+    assert describe(built.read(group_by="^([^_]+)_").samples) == "4 images of 2 scenes, 3 objects"
+
+
+def test_the_predefined_split_of_the_real_chips(hrsid200: Path) -> None:
+    dataset = read_coco(
+        name="hrsid",
+        images=hrsid200 / "JPEGImages",
+        annotations=hrsid200 / "annotations" / "train_test2017.json",
+        group_by="^([^_]+)_",
+    )
+    large, small = (read_split(dataset, hrsid200 / "splits" / "scene_disjoint.json", name) for name in ("s1", "s2"))
+    assert [len(large.side(side)) for side in SIDES] == [80, 20, 100]
+    assert [len(small.side(side)) for side in SIDES] == [40, 20, 100]
+    assert set(small.names["train"]) < set(large.names["train"])
+    assert (small.names["val"], small.names["test"]) == (large.names["val"], large.names["test"])
+    # The same numbers by seed: 200 images in 94 scenes just suffice.
+    for seed in range(5):
+        made = make_split(dataset, name="s1", train=80, val=20, test=100, train_pool=80, seed=seed)
+        assert [len(made.side(side)) for side in SIDES] == [80, 20, 100]

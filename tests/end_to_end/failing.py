@@ -1,0 +1,15 @@
+"""A generator that breaks down after two images, until somebody mends it."""
+
+from pathlib import Path
+
+from boxtwin.synthesis.controls import Repeat
+
+
+class BreaksDown(Repeat):
+    name = "breaks_down"
+
+    def vary(self, requests):
+        for count, variation in enumerate(super().vary(requests)):
+            if count == 2 and not Path("mended").exists():
+                raise RuntimeError("the generator broke down")
+            yield variation

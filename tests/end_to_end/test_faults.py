@@ -1,0 +1,222 @@
+"""Kills, bad input, failures in the middle, two at once: nothing is lost, nothing made twice, everything is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+from commands import manifests, run, runs, start
+
+SWEEP = "train.py -m experiment=tiny_control split=s1 variations=0,2,4 seed=0,1"
+CELLS = 6
+
+
+def check_finished(folder: Path) -> None:
+    cells = runs(folder)
+    assert len(cells) == CELLS
+    assert {r.info.status for r in cells} == {"FINISHED"}
+    assert len({r.info.run_name for r in cells}) == CELLS
+    (lines,) = manifests(folder)
+    assert max(Counter((line["source"], line["variation"]) for line in lines).values()) == 1
+    assert len(lines) == 40  # (6 + 4) x 4
+    assert len(list(folder.glob("data/synthetic/*/images/**/*.png"))) == 40
+    assert not list(folder.rglob("*.part"))
+
+
+def figures(folder: Path) -> dict[str, float]:
+    return {r.info.run_name: r.data.metrics["test/map"] for r in runs(folder)}
+
+
+def test_a_sweep_killed_at_any_moment_is_finished_by_the_same_command(tmp_path: Path):
+    """Whatever was being written when SIGKILL came. The moments are drawn anew in every run of the test."""
+    moments = random.Random()
+    for _ in range(4):
+        process = start(SWEEP, tmp_path)
+        # Up to this long: loading, building data, variations, training, testing and logging of several cells.
+        time.sleep(moments.uniform(6, 22))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    printed = run(SWEEP, tmp_path)
+    check_finished(tmp_path)
+    assert "FAILED" not in printed
+
+
+def test_two_sweeps_at_once_share_the_work(tmp_path: Path):
+    processes = [start(SWEEP, tmp_path) for _ in range(2)]
+    assert [process.wait(400) for process in processes] == [0, 0]
+    check_finished(tmp_path)
+
+
+def test_resumed_training_ends_where_uninterrupted_training_ends(tmp_path: Path):
+    """Killed after its first checkpoint, a cell goes on from there and draws the same images in the same order."""
+    command = "train.py experiment=tiny_control split=s1 variations=2 trainer.steps=40 trainer.validations=10"
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    run(command, tmp_path / "whole")
+    process = start(command, tmp_path / "broken")
+    until = time.monotonic() + 120
+    while not list((tmp_path / "broken").glob("multirun/*/*/checkpoints/*/last.ckpt")) and time.monotonic() < until:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    printed = run(command, tmp_path / "broken")
+    assert "going on from" in printed
+    assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
+
+
+def test_a_sweep_ends_by_listing_every_cell_that_failed_and_why(tmp_path: Path):
+    command = "train.py -m experiment=tiny_control variations=0 detector.warmup_steps=1,98,99"
+    printed = run(command, tmp_path, code=1)
+    assert [r.info.status for r in runs(tmp_path)] == ["FINISHED"]
+    summary = printed[printed.index("2 cell(s) of this sweep failed") :]
+    assert "detector.warmup_steps=98 must be below trainer.steps=8" in summary
+    assert "detector.warmup_steps=99 must be below trainer.steps=8" in summary
+    assert "Traceback" not in printed
+
+
+def test_a_run_that_fails_in_the_middle_ends_failed_and_is_taken_up_again(tmp_path: Path):
+    """A generator that breaks after its second image."""
+    command = "train.py experiment=tiny_control variations=1 generator._target_=failing.BreaksDown"
+    printed = run(command, tmp_path, code=1)
+    assert "RuntimeError: the generator broke down" in printed
+    (failed,) = runs(tmp_path)
+    assert failed.info.status == "FAILED"
+    assert "the generator broke down" in failed.data.tags["boxtwin.failure"]
+    assert [len(lines) for lines in manifests(tmp_path)] == [2]
+    (tmp_path / "mended").touch()
+    run(command, tmp_path)
+    (finished,) = runs(tmp_path)
+    assert (finished.info.run_id, finished.info.status) == (failed.info.run_id, "FINISHED")
+    assert [len(lines) for lines in manifests(tmp_path)] == [10]
+
+
+def write_coco(folder: Path) -> dict:
+    """Twelve images with one bright object each."""
+    noise = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    content: dict = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "pollen"}]}
+    for number in range(1, 13):
+        pixels = noise.integers(0, 60, (48, 64), dtype=np.uint8)
+        pixels[10:22, 20:36] = 220
+        cv2.imwrite(str(folder / "images" / f"{number:02d}.png"), pixels)
+        content["images"].append({"id": number, "file_name": f"{number:02d}.png", "width": 64, "height": 48})
+        content["annotations"].append(
+            {"id": number, "image_id": number, "category_id": 1, "bbox": [20, 10, 16, 12], "area": 192, "iscrowd": 0}
+        )
+    return content
+
+
+def missing(content: dict, folder: Path) -> None:
+    (folder / "images" / "03.png").unlink()
+
+
+def unreadable(content: dict, folder: Path) -> None:
+    (folder / "images" / "03.png").write_bytes(b"no picture")
+
+
+def duplicate_ids(content: dict, folder: Path) -> None:
+    content["images"][3]["id"] = 1
+
+
+def unknown_category(content: dict, folder: Path) -> None:
+    content["annotations"][0]["category_id"] = 7
+
+
+def empty_box(content: dict, folder: Path) -> None:
+    content["annotations"][0]["bbox"] = [5, 5, 0, 4]
+
+
+def infinite_box(content: dict, folder: Path) -> None:
+    content["annotations"][0]["bbox"] = [5, 5, float("nan"), 4]
+
+
+def outside_box(content: dict, folder: Path) -> None:
+    content["annotations"][0]["bbox"] = [60, 5, 20, 4]
+
+
+def outside_folder(content: dict, folder: Path) -> None:
+    content["images"][0]["file_name"] = "../01.png"
+
+
+FAULTS = {
+    missing: "images missing from .*: 1\n.*03.png",
+    unreadable: "images unreadable in .*: 1\n.*03.png",
+    duplicate_ids: "duplicate ids in images: 1",
+    unknown_category: "annotations of unknown categories: 1\n.*category_id 7",
+    empty_box: "boxes that are empty: 1",
+    infinite_box: "boxes that are not four finite numbers: 1",
+    outside_box: "boxes that reach outside their image: 1",
+    outside_folder: "file names that point outside the image folder: 1",
+}
+COCO_RUN = (
+    "train.py experiment=tiny_hrsid dataset=coco dataset.root=set split.train=6 split.val=2 split.test=4 "
+    "split.train_pool=6 detector.architecture=yolov3_nano dataset.image_size=64"
+)
+
+
+def test_bad_data_gives_one_error_before_anything_is_made(tmp_path: Path):
+    content = write_coco(tmp_path / "set")
+    unknown_category(content, tmp_path / "set")
+    (tmp_path / "set" / "annotations.json").write_text(json.dumps(content))
+    printed = run(COCO_RUN, tmp_path, code=1)
+    assert re.search(FAULTS[unknown_category], printed), printed
+    assert printed.count("problem(s), nothing was used") == 1
+    assert "Traceback" not in printed
+    assert not (tmp_path / "mlruns").exists()
+    assert not (tmp_path / "data").exists()
+
+
+def test_each_kind_of_bad_data_is_named(tmp_path: Path):
+    """One sweep over as many bad data sets: every cell fails with its own message, and nothing is made."""
+    for fault in FAULTS:
+        folder = tmp_path / fault.__name__
+        content = write_coco(folder)
+        fault(content, folder)
+        (folder / "annotations.json").write_text(json.dumps(content))
+    roots = ",".join(fault.__name__ for fault in FAULTS)
+    command = COCO_RUN.replace("train.py", "train.py -m").replace("dataset.root=set", f"dataset.root={roots}")
+    # Where data lies does not define a cell; the name does, so that each has its own folder.
+    printed = run(f"{command} dataset.name=${{dataset.root}}", tmp_path, code=1)
+    for fault, message in FAULTS.items():
+        assert len(re.findall(f"{fault.__name__}/annotations.json: \\d problem", printed)) >= 1, (fault, printed)
+        assert re.search(message, printed), (fault, printed)
+    assert "Traceback" not in printed
+    assert not (tmp_path / "mlruns").exists()
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_good_coco_set_trains(tmp_path: Path):
+    content = write_coco(tmp_path / "set")
+    (tmp_path / "set" / "annotations.json").write_text(json.dumps(content))
+    run(COCO_RUN, tmp_path)
+    assert [r.info.status for r in runs(tmp_path)] == ["FINISHED"]
+
+
+def test_on_bad_box_is_the_users_choice_and_logged(tmp_path: Path):
+    content = write_coco(tmp_path / "set")
+    outside_box(content, tmp_path / "set")
+    (tmp_path / "set" / "annotations.json").write_text(json.dumps(content))
+    printed = run(f"{COCO_RUN} dataset.on_bad_box=clip", tmp_path)
+    assert "bad boxes, on_bad_box=clip: 1 clipped" in printed
+    result = json.loads(next(tmp_path.glob("multirun/*/*/result.json")).read_text())
+    assert result["data"]["bad_boxes"] == {"clipped": 1}
+
+
+def test_bad_settings_give_one_error_before_anything_is_trained(tmp_path: Path):
+    printed = run("train.py experiment=tiny_control trainer.steps=7", tmp_path, code=1)
+    assert "trainer.steps=7 must be a multiple of trainer.validations=4" in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_keys_that_do_not_exist_are_refused(tmp_path: Path):
+    printed = run("train.py trainer.stepz=7", tmp_path, code=1)
+    assert "stepz" in printed

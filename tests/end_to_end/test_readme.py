@@ -1,0 +1,139 @@
+"""Every command in the README is run: here with sizes that a test can afford, or as said where it is listed."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from commands import ROOT, run, runs
+
+SMALL = "experiment=tiny_control variations=1"
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```\n(.*?)```", README.replace("\\\n", " "), re.S)
+    for line in block.splitlines()
+    if line.split("#")[0].strip()
+]
+
+# A command, and what is added or exchanged so that it takes seconds.
+QUICK = {
+    "python train.py --help": "",
+    "python train.py -m split=s2 variations=0,10 generator=pixel_ddpm,repeat,copy_paste seed=0,1,2": (
+        "experiment=tiny_choice seed=0 variations=0,1 generator=repeat,copy_paste"  # pixel_ddpm: test_study
+    ),
+    "python generate.py split=s2 variations=2 generator=copy_paste": "experiment=tiny_choice",
+}
+ELSEWHERE = {
+    "make demo": "test_make_demo (slow)",
+    "make test": "what runs this test",
+    "make check": ".ci/run",
+    "make ui": "test_make_ui",
+    "python train.py -m split=s1,s2 variations=0,2,10": "test_study",
+    "python train.py -m dataset=hrsid dataset.root=FOLDER split=s1,s2 variations=0,2,10": "test_study",
+    "python compare.py": "test_study",
+    "python compare.py study=sar_scenes": "test_comparing_a_certain_study",
+    "python train.py -m dataset=coco dataset.name=pollen dataset.root=FOLDER split=s1,s2 variations=0,2,10": (
+        "test_a_good_coco_set_trains"
+    ),
+    "python train.py -m experiment=hrsid200 dataset.root=FOLDER detector.weights=FOLDER/yolov3-tiny.weights "
+    "split=s1,s2 variations=0,2,10": "test_hrsid200_experiment",
+}
+
+
+def test_every_command_has_a_test():
+    unknown = [command for command in COMMANDS if " ".join(command.split()) not in {**QUICK, **ELSEWHERE}]
+    assert not unknown, f"README commands that no test runs: {unknown}"
+    assert COMMANDS
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_command(command: str, tmp_path: Path):
+    words = f"{command} {QUICK[command]}".split()[1:]
+    # The later value of a key is the one that counts; Hydra refuses to be told twice.
+    chosen = {word.split("=")[0]: word for word in words}
+    run(" ".join(chosen.values()), tmp_path)
+
+
+def test_comparing_a_certain_study(tmp_path: Path):
+    run(f"train.py {SMALL}", tmp_path)
+    run(f"train.py {SMALL} study=another", tmp_path)
+    assert "study sar_scenes: 1 cells" in run("compare.py study=sar_scenes", tmp_path)
+    printed = run("compare.py study=nothing", tmp_path, code=1)
+    assert "no cells of a study called nothing" in printed
+    assert "Traceback" not in printed
+
+
+def test_hrsid200_experiment(tmp_path: Path, hrsid200: Path):
+    weights = hrsid200.parents[1] / "weights" / "yolov3-tiny.weights"
+    if not weights.exists():
+        pytest.skip(f"{weights} is not there")
+    cheap = "trainer.steps=2 trainer.validations=1 detector.warmup_steps=1 detector.image_size=96"
+    printed = run(
+        f"train.py -m experiment=hrsid200 dataset.root={hrsid200} detector.weights={weights} split=s1,s2 variations=0 "
+        f"{cheap}",
+        tmp_path,
+    )
+    assert "11 convolutions read, 2 left as they were" in printed
+    assert len(runs(tmp_path)) == 2
+
+
+def test_make_ui(tmp_path: Path):
+    """The light MLflow server comes up on loopback and knows the cells."""
+    run(f"train.py {SMALL}", tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = (f"PORT={port}", f"RUNS={tmp_path / 'mlruns'}", f"BIN={Path(sys.executable).parent}")
+    process = subprocess.Popen(
+        ["make", "-C", str(ROOT), "--assume-old=.venv/.installed", "ui", *variables],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        page = b""
+        for _ in range(240):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2) as answer:
+                    page = answer.read()
+                break
+            except OSError:
+                time.sleep(0.25)
+        assert b"<html" in page.lower()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search",
+            data=b'{"max_results": 10}',
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert b"sar_scenes" in answer.read()
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+def test_make_help_lists_every_target():
+    printed = subprocess.run(["make", "-C", str(ROOT), "help"], capture_output=True, text=True, check=True).stdout
+    for target in ("help", "setup", "demo", "test", "check", "ui", "clean"):
+        assert f"make {target} " in printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_make_demo(tmp_path: Path):
+    """A fresh clone, its own environment, the whole demo."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "clone")], check=True)
+    process = subprocess.run(
+        ["make", "demo"], cwd=tmp_path / "clone", capture_output=True, text=True, timeout=3500, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip().splitlines()[-1] == "report: reports/demo/index.html"
+    assert (tmp_path / "clone" / "reports" / "demo" / "index.html").exists()

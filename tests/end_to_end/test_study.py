@@ -1,0 +1,154 @@
+"""The user's literal commands, from an empty folder to the comparison."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from commands import manifests, run, runs
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from boxtwin.detector.module import DetectorModule
+
+SWEEP = "train.py -m split=s1,s2 variations=0,2,10"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The six cells on the embedded data, trained for a few steps, compared."""
+    folder = tmp_path_factory.mktemp("study")
+    printed = run(f"{SWEEP} experiment=tiny", folder)
+    return folder, printed, run("compare.py", folder)
+
+
+def test_six_cells_are_finished_and_named(study):
+    folder, printed, _ = study
+    found = {r.info.run_name: r for r in runs(folder)}
+    expected = {
+        f"{split}-{part}-yolov3_nano-seed0"
+        for split in ("s1", "s2")
+        for part in ("x0-none", "x2-pixel_ddpm", "x10-pixel_ddpm")
+    }
+    assert set(found) == expected
+    assert {r.info.status for r in found.values()} == {"FINISHED"}
+    for r in found.values():
+        real = 80 if r.data.params["split"] == "s1" else 40
+        assert r.data.metrics["data/real_images"] == real
+        assert r.data.metrics["data/synthetic_images"] == real * int(r.data.params["variations"])
+        assert {"test/map", "test/map_50", "test/map_75", "test/mar_100", "time/total"} <= set(r.data.metrics)
+        assert {"test/count_mae", "test/count_rmse", "test/count_bias", "test/count_exact"} <= set(r.data.metrics)
+        assert set(r.data.params) == set("dataset split variations generator labels detector seed steps".split())
+        assert {"train", "val", "test"} <= {i.tags[0].value for i in r.inputs.dataset_inputs}
+    assert "Traceback" not in printed
+
+
+def test_splits_are_nested_and_share_validation_and_test(study):
+    folder, _, _ = study
+    s1, s2 = (
+        json.loads(next(folder.glob(f"multirun/*/{name}-x0*/split.json")).read_text())[name] for name in ("s1", "s2")
+    )
+    assert set(s2["train"]) < set(s1["train"])
+    assert (s1["val"], s1["test"]) == (s2["val"], s2["test"])
+    scenes = [{name.split("_")[0] for name in s1[side]} for side in ("train", "val", "test")]
+    assert len(set.union(*scenes)) == sum(map(len, scenes))
+
+
+def test_every_variation_was_made_once(study):
+    folder, _, _ = study
+    stores = manifests(folder)
+    assert sorted(len(lines) for lines in stores) == [600, 1000]  # (40 + 20) x 10 and (80 + 20) x 10
+    for lines in stores:
+        assert max(Counter((line["source"], line["variation"]) for line in lines).values()) == 1
+
+
+def test_pycocotools_alone_gets_the_same_figures_from_the_files(study):
+    folder, _, _ = study
+    for cell in folder.glob("multirun/*/*-x*/"):
+        result = json.loads((cell / "result.json").read_text())
+        detections = json.loads((cell / "detections.json").read_text())
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(str(folder / "data/sar_scenes/annotations.json"))
+            split = json.loads((cell / "split.json").read_text())[result["params"]["split"]]
+            by_name = {image["file_name"]: image["id"] for image in truth.dataset["images"]}
+            if not detections:
+                assert result["metrics"]["test/map"] == 0
+                continue
+            evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
+            evaluation.params.imgIds = [by_name[name] for name in split["test"]]
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        assert result["metrics"]["test/map"] == pytest.approx(evaluation.stats[0], abs=1e-12)
+        assert result["metrics"]["test/map_50"] == pytest.approx(evaluation.stats[1], abs=1e-12)
+        assert result["metrics"]["test/mar_100"] == pytest.approx(evaluation.stats[8], abs=1e-12)
+        errors = [abs(entry["true"] - entry["found"]) for entry in result["counts"]]
+        assert result["metrics"]["test/count_mae"] == pytest.approx(sum(errors) / 100)
+
+
+def test_a_cell_leaves_its_pictures_and_a_checkpoint_that_loads_by_itself(study):
+    folder, _, _ = study
+    for cell in folder.glob("multirun/*/*-x*/"):
+        assert {"overlays.png", "precision_recall.png", "counts.png", "config.yaml"} <= {p.name for p in cell.iterdir()}
+        assert not (cell / "checkpoints").exists()
+        module = DetectorModule.load_from_checkpoint(cell / "detector.ckpt", map_location="cpu", weights_only=True)
+        assert module.classes == ("ship",)
+        assert len(module(torch.zeros(1, 3, 64, 64))) == 2
+    assert len(list(folder.glob("data/synthetic/*/contact_sheet.png"))) == 2
+
+
+def test_cells_differ_in_one_thing(study):
+    """Same seed, same initial weights, same steps: what is compared is the images."""
+    folder, _, _ = study
+    settings = {r.data.tags["boxtwin.setting"] for r in runs(folder)}
+    assert len(settings) == 1
+    assert {r.data.params["steps"] for r in runs(folder)} == {"4"}
+
+
+def test_the_comparison_has_table_verdict_and_report(study):
+    folder, _, compared = study
+    assert "6 cells" in compared
+    assert "Yardstick, twice the real data" in compared
+    assert "not enough runs to tell" in compared
+    page = folder / compared.strip().splitlines()[-1].removeprefix("report: ")
+    assert "<html" in page.read_text()
+    assert {"comparison.csv", "curves.png"} <= {path.name for path in page.parent.iterdir()}
+    comparison = runs(folder, "comparison")
+    assert [r.info.status for r in comparison] == ["FINISHED"]
+
+
+def test_the_same_sweep_again_skips_everything(study):
+    folder, _, _ = study
+    before = {r.info.run_id: r.info.end_time for r in runs(folder)}
+    printed = run(f"{SWEEP} experiment=tiny", folder)
+    assert printed.count("finished before, skipped") == 6
+    assert {r.info.run_id: r.info.end_time for r in runs(folder)} == before
+
+
+def test_any_number_of_variations_works_and_uses_the_same_store(study):
+    folder, _, _ = study
+    stores = len(manifests(folder))
+    run("train.py split=s2 variations=3 experiment=tiny study=other", folder)
+    run("train.py split=s2 variations.per_image=1 variations=2 experiment=tiny study=other", folder)
+    assert {r.data.params["variations"] for r in runs(folder)} == {"0", "2", "10", "3", "1"}
+    assert len(manifests(folder)) == stores
+
+
+def test_generate_says_what_it_made_and_draws_it(tmp_path: Path):
+    printed = run("generate.py experiment=tiny_control variations=2", tmp_path)
+    assert "20 variations made, 0 were there already" in printed
+    sheet = Path(printed.split("contact sheet: ")[1].splitlines()[0])
+    assert (tmp_path / sheet).exists()
+    again = run("generate.py experiment=tiny_control variations=2", tmp_path)
+    assert "0 variations made, 20 were there already" in again
+
+
+def test_hrsid_with_the_literal_command(tmp_path: Path, hrsid200: Path):
+    run(f"train.py -m dataset=hrsid dataset.root={hrsid200} split=s1,s2 variations=0,2 experiment=tiny_hrsid", tmp_path)
+    assert len(runs(tmp_path)) == 4
+    assert {r.info.status for r in runs(tmp_path)} == {"FINISHED"}

@@ -1,0 +1,297 @@
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from boxtwin.mixing.augment import LEAST_SIDE, LEAST_VISIBLE, Augmentation, Labelled, letterbox
+
+OBJECT = 250
+WHITE = 100  # the padding is half of it: far below an object, so that a threshold finds objects alone
+LOOKS: list[dict[str, Any]] = [{}, {"channels": 3}, {"unit": 257}, {"channels": 3, "unit": 257}]
+
+
+def picture(
+    width: int = 90,
+    height: int = 60,
+    box: tuple[int, int, int, int] | None = (30, 20, 54, 32),
+    *,
+    label: int = 0,
+    channels: int = 1,
+    unit: int = 1,
+) -> Labelled:
+    """One bright rectangle on black, or black alone."""
+    pixels = np.zeros((height, width) if channels == 1 else (height, width, channels), dtype=int)
+    boxes = np.zeros((0, 4), dtype=np.float32)
+    if box is not None:
+        x1, y1, x2, y2 = box
+        pixels[y1:y2, x1:x2] = OBJECT * unit
+        boxes = np.array([box], dtype=np.float32)
+    labels = np.full(len(boxes), label)
+    return Labelled(pixels.astype(np.uint8 if unit == 1 else np.uint16), boxes, labels)
+
+
+def bright_box(pixels: np.ndarray, unit: int = 1) -> np.ndarray | None:
+    """The bounding box of what is brighter than half an object."""
+    values = pixels if pixels.ndim == 2 else pixels.max(axis=2)
+    rows, columns = np.nonzero(values > OBJECT * unit / 2)
+    if len(rows) == 0:
+        return None
+    return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+
+
+def no_partner() -> Labelled:
+    raise AssertionError("no partner was needed")
+
+
+def augmented(image: Labelled, seed: int, size: int = 96, unit: int = 1, **settings: Any) -> Labelled:
+    random = np.random.default_rng(seed)
+    return Augmentation(**settings)(image, no_partner, size=size, white=WHITE * unit, random=random)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize(
+    ("size", "width", "height"),
+    [(96, 96, 96), (96, 90, 60), (128, 60, 90), (64, 200, 120), (416, 81, 81), (64, 201, 67)],
+)
+def test_letterbox_can_be_undone(size: int, width: int, height: int, look: dict[str, Any]) -> None:
+    image = picture(width, height, **look)
+    boxed, geometry = letterbox(image, size, WHITE * look.get("unit", 1))
+    assert boxed.pixels.shape == (size, size, *image.pixels.shape[2:])
+    assert boxed.pixels.dtype == image.pixels.dtype
+    assert geometry.scale == size / max(width, height)
+    found = bright_box(boxed.pixels, look.get("unit", 1))
+    np.testing.assert_allclose(boxed.boxes[0], found, atol=1)
+    pad = np.array([geometry.pad_x, geometry.pad_y] * 2)
+    np.testing.assert_allclose((boxed.boxes - pad) / geometry.scale, image.boxes, atol=1e-4)
+    assert (boxed.boxes >= 0).all()
+    assert (boxed.boxes <= size).all()
+    # Padding is half of white on both sides, and nowhere else.
+    padding = boxed.pixels == round(WHITE * look.get("unit", 1) / 2)
+    padding = padding if padding.ndim == 2 else padding.all(axis=2)
+    expected = size * size - round(width * geometry.scale) * round(height * geometry.scale)
+    assert padding.sum() >= expected
+    assert padding.sum() <= expected + 4 * size  # some pixels at the object's rim may have that value
+
+
+def test_letterbox_keeps_small_objects_and_no_objects() -> None:
+    small = picture(400, 400, (10, 10, 11, 11))
+    assert len(letterbox(small, 64, WHITE)[0].boxes) == 1  # what is evaluated on is not sifted
+    empty, _ = letterbox(picture(box=None), 64, WHITE)
+    assert empty.boxes.shape == (0, 4)
+    same, geometry = letterbox(picture(64, 64), 64, WHITE)
+    np.testing.assert_array_equal(same.pixels, picture(64, 64).pixels)
+    assert (geometry.scale, geometry.pad_x, geometry.pad_y) == (1, 0, 0)
+
+
+def test_without_settings_it_is_the_letterbox() -> None:
+    for image in (picture(), picture(50, 77), picture(300, 200)):
+        expected, _ = letterbox(image, 96, WHITE)
+        result = augmented(image, 0)
+        np.testing.assert_array_equal(result.pixels, expected.pixels)
+        np.testing.assert_allclose(result.boxes, expected.boxes)
+
+
+GEOMETRIES = [
+    {"flip_horizontal": True},
+    {"flip_vertical": True},
+    {"quarter_turns": True},
+    {"zoom": 1.8},
+    {"translate": 0.4},
+    {"flip_horizontal": True, "flip_vertical": True, "quarter_turns": True, "zoom": 1.5, "translate": 0.3},
+]
+
+
+@pytest.mark.parametrize("settings", GEOMETRIES, ids=lambda settings: "+".join(settings))
+@pytest.mark.parametrize("look", LOOKS, ids=["grey8", "colour8", "grey16", "colour16"])
+def test_boxes_move_with_pixels(settings: dict[str, Any], look: dict[str, Any]) -> None:
+    seen = set()
+    image = picture(box=(8, 20, 32, 32), **look)
+    for seed in range(40):
+        result = augmented(image, seed, unit=look.get("unit", 1), **settings)
+        assert result.pixels.shape[:2] == (96, 96)
+        assert result.pixels.dtype == image.pixels.dtype
+        found = bright_box(result.pixels, look.get("unit", 1))
+        if len(result.boxes):
+            assert found is not None
+            np.testing.assert_allclose(result.boxes[0], found, atol=1)
+            assert (result.boxes >= 0).all()
+            assert (result.boxes <= 96).all()
+            seen.add(tuple(np.round(result.boxes[0]).tolist()))
+    assert len(seen) >= 2
+    np.testing.assert_array_equal(image.pixels, picture(box=(8, 20, 32, 32), **look).pixels)  # left as it was
+
+
+def test_turns_and_flips_reach_all_eight_symmetries_exactly() -> None:
+    image = picture(64, 64, (5, 10, 25, 16))
+    results = [augmented(image, seed, size=64, flip_horizontal=True, quarter_turns=True) for seed in range(100)]
+    whole = {tuple(result.boxes[0].tolist()) for result in results}
+    x1, y1, x2, y2 = 5, 10, 25, 16
+    across, down = ((x1, x2), (64 - x2, 64 - x1)), ((y1, y2), (64 - y2, 64 - y1))
+    expected = {(a[0], b[0], a[1], b[1]) for a, b in itertools.product(across, down)}
+    expected |= {(b[0], a[0], b[1], a[1]) for a, b in itertools.product(across, down)}
+    assert whole == expected
+    for result in results:
+        np.testing.assert_array_equal(bright_box(result.pixels), result.boxes[0])
+
+
+def test_flips_happen_half_of_the_time_and_switch_off_alone() -> None:
+    image = picture(64, 64, (5, 10, 25, 16))
+    both = [augmented(image, seed, size=64, flip_horizontal=True, flip_vertical=True) for seed in range(200)]
+    only = [augmented(image, seed, size=64, flip_horizontal=True) for seed in range(200)]
+    mirrored = [result.boxes[0, 0] == 64 - 25 for result in both]
+    assert 75 <= sum(mirrored) <= 125
+    assert 75 <= sum(result.boxes[0, 1] == 64 - 16 for result in both) <= 125
+    assert mirrored == [result.boxes[0, 0] == 64 - 25 for result in only]
+    assert all(result.boxes[0, 1] == 10 for result in only)
+
+
+def mosaic(images: list[Labelled], seed: int, unit: int = 1, **settings: Any) -> Labelled:
+    partners = iter(images[1:])
+    augmentation = Augmentation(mosaic=1.0, **settings)
+    random = np.random.default_rng(seed)
+    result = augmentation(images[0], lambda: next(partners), size=96, white=WHITE * unit, random=random)
+    assert next(partners, None) is None
+    return result
+
+
+SIZES = [(90, 60), (60, 90), (96, 96), (150, 100)]
+
+
+def middle(width: int, height: int) -> tuple[int, int, int, int]:
+    """A box of 32 x 18 pixels in the middle, where each of the four images of a mosaic is cut off now and then."""
+    return width // 2 - 16, height // 2 - 9, width // 2 + 16, height // 2 + 9
+
+
+@pytest.mark.parametrize("settings", [{}, {"zoom": 1.5, "flip_horizontal": True, "quarter_turns": True}])
+@pytest.mark.parametrize("channels", [(1, 1, 1, 1), (3, 3, 3, 3), (1, 3, 1, 3), (3, 1, 3, 1)])
+@pytest.mark.parametrize("unit", [1, 257])
+def test_mosaic_boxes_move_with_pixels(settings: dict[str, Any], channels: tuple[int, ...], unit: int) -> None:
+    """Each image's object is looked for by itself, in the same mosaic with the other three objects left out."""
+    looks = [{"channels": c, "unit": unit} for c in channels]
+    kept = []
+    for seed in range(12):
+        shown = [picture(*SIZES[n], middle(*SIZES[n]), label=n, **looks[n]) for n in range(4)]
+        dark = [picture(*SIZES[n], None, **looks[n]) for n in range(4)]
+        together = mosaic(shown, seed, unit, **settings)
+        assert together.pixels.shape == ((96, 96) if channels[0] == 1 else (96, 96, 3))
+        assert len(set(together.labels.tolist())) == len(together.labels)
+        kept += together.labels.tolist()
+        for n in range(4):
+            alone = mosaic([shown[m] if m == n else dark[m] for m in range(4)], seed, unit, **settings)
+            found = bright_box(alone.pixels, unit)
+            boxes = together.boxes[together.labels == n]
+            np.testing.assert_array_equal(alone.boxes, boxes)
+            if len(boxes):
+                assert found is not None
+                np.testing.assert_allclose(boxes[0], found, atol=1)
+            elif found is not None and not settings:
+                scale = 96 / max(SIZES[n])
+                width, height = found[2:] - found[:2]
+                share = (width - 1) * (height - 1) / (32 * 18 * scale**2)  # a pixel's rim either way
+                assert share < LEAST_VISIBLE or min(width, height) <= LEAST_SIDE + 1
+    assert set(kept) == {0, 1, 2, 3}
+
+
+def test_the_four_images_of_a_mosaic_meet_with_their_corners() -> None:
+    corners = [(76, 76, 96, 96), (0, 76, 20, 96), (76, 0, 96, 20), (0, 0, 20, 20)]  # the ones that face the centre
+    centres = set()
+    for seed in range(10):
+        result = mosaic([picture(96, 96, corner, label=n) for n, corner in enumerate(corners)], seed)
+        assert result.labels.tolist() == [0, 1, 2, 3]
+        x, y = result.boxes[3, :2]
+        expected = [(x - 20, y - 20, x, y), (x, y - 20, x + 20, y), (x - 20, y, x, y + 20), (x, y, x + 20, y + 20)]
+        np.testing.assert_allclose(result.boxes, expected)
+        assert 28 <= min(x, y) <= max(x, y) <= 68
+        centres.add((x, y))
+    assert len(centres) == 10
+
+
+def test_mosaics_come_as_often_as_asked_for() -> None:
+    calls = 0
+
+    def partner() -> Labelled:
+        nonlocal calls
+        calls += 1
+        return picture()
+
+    augmentation = Augmentation(mosaic=0.3)
+    for seed in range(200):
+        augmentation(picture(), partner, size=32, white=WHITE, random=np.random.default_rng(seed))
+    assert 40 <= calls / 3 <= 80
+
+
+@pytest.mark.parametrize(("left", "stays"), [(1, False), (2, False), (4, True), (9, True)])
+def test_an_object_of_which_too_little_is_left_goes(left: int, stays: bool) -> None:
+    # Ten pixels wide and 40 tall at the border; a shift leaves so many of its columns.
+    image = picture(96, 96, (0, 20, 10, 60))
+    for seed in range(3000):
+        result = augmented(image, seed, translate=0.1)
+        found = bright_box(result.pixels)
+        if found is not None and found[0] == 0 and found[2] == left:
+            assert (len(result.boxes) == 1) == stays
+            return
+    raise AssertionError("no such shift")
+
+
+def test_objects_under_two_pixels_go() -> None:
+    assert len(augmented(picture(96, 96, (10, 10, 12, 50)), 0).boxes) == 1
+    assert len(augmented(picture(192, 192, (10, 10, 13, 50)), 0).boxes) == 0
+
+
+@pytest.mark.parametrize(("unit", "white"), [(1, 255), (257, 65535), (257, 40000)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gain_multiplies_and_stops_at_white(unit: int, white: int, channels: int) -> None:
+    image = picture(64, 64, (0, 0, 64, 64), channels=channels, unit=unit)
+    image.pixels[:, :32] = 50 * unit
+    augmentation = Augmentation(gain=0.4)
+    factors = []
+    for seed in range(100):
+        result = augmentation(image, no_partner, size=64, white=white, random=np.random.default_rng(seed))
+        dark = int(result.pixels[10, 10].max())
+        factors.append(dark / (50 * unit))
+        assert (result.pixels[:, :32] == dark).all()
+        bright = min(OBJECT * unit * factors[-1], white)
+        np.testing.assert_allclose(result.pixels[:, 32:], bright, atol=3)
+        np.testing.assert_array_equal(result.boxes, image.boxes)
+    logs = np.log(factors)
+    assert -0.42 <= logs.min() < -0.3
+    assert 0.3 < logs.max() <= 0.42
+
+
+def test_speckle_is_unbiased_noise_that_grows_with_the_signal() -> None:
+    for level in (10, 120):
+        image = Labelled(np.full((128, 128, 3), level, dtype=np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, int))
+        result = Augmentation(speckle=0.2)(
+            image, no_partner, size=128, white=255, random=np.random.default_rng(0)
+        ).pixels.astype(float)
+        assert result.mean() == pytest.approx(level, abs=0.01 * level)
+        assert result.std() == pytest.approx(0.2 * level, rel=0.05)
+        np.testing.assert_array_equal(result[:, :, 0], result[:, :, 2])  # one sensor's noise, not the colours'
+
+
+def test_the_generator_alone_decides() -> None:
+    settings: dict[str, Any] = {
+        "mosaic": 0.5,
+        "zoom": 1.3,
+        "translate": 0.1,
+        "quarter_turns": True,
+        "gain": 0.2,
+        "speckle": 0.1,
+    }
+    for seed in range(5):
+        one, same, other = (
+            Augmentation(**settings)(picture(), picture, size=48, white=255, random=np.random.default_rng(s))
+            for s in (seed, seed, seed + 100)
+        )
+        np.testing.assert_array_equal(one.pixels, same.pixels)
+        np.testing.assert_array_equal(one.boxes, same.boxes)
+        assert (one.pixels != other.pixels).any()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mosaic": 1.1}, {"mosaic": -0.1}, {"zoom": 0.9}, {"translate": -0.1}, {"gain": -1.0}, {"speckle": -0.1}]
+)
+def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Augmentation(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,272 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from boxtwin.datasets.batch import Batch
+from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.sample import Dataset, Sample
+from boxtwin.datasets.splits import Split
+from boxtwin.errors import InputError
+from boxtwin.labels.transfer import Carry
+from boxtwin.mixing.augment import Augmentation
+from boxtwin.mixing.datamodule import EpochDraws, ImageCache, StudyDataModule, TrainingDraws, white_level
+from boxtwin.mixing.plan import draw_order, make_plan
+from boxtwin.synthesis.controls import Repeat
+from boxtwin.synthesis.library import Library
+
+EVERYTHING = Augmentation(
+    mosaic=0.5, zoom=1.3, translate=0.1, flip_horizontal=True, quarter_turns=True, gain=0.2, speckle=0.05
+)
+
+
+def make_data(dataset: Dataset, stores: Path, *, per_image: int = 0, **changes: Any) -> StudyDataModule:
+    """Half of a data set for training, the rest for validation and test, with repeated images as variations."""
+    half = len(dataset.samples) // 2
+    split = Split("s", dataset.samples[:half], dataset.samples[half:-1], dataset.samples[-1:])
+    library = Library(
+        stores,
+        Repeat(),
+        split.train,
+        judge=Carry(),
+        judge_name="carry",
+        dataset=dataset.name,
+        classes=dataset.classes,
+        category_ids=dataset.category_ids,
+        seed=0,
+    )
+    sources = (*split.train, *split.val)
+    library.make(sources, per_image)
+    settings: dict[str, Any] = {
+        "image_size": 64,
+        "batch_size": 3,
+        "steps": 7,
+        "steps_per_epoch": 3,
+        "augmentation": EVERYTHING,
+        "synthetic_fraction": None,
+        "white": 255,
+        "seed": 5,
+        "cache_mb": 64,
+        "workers": 0,
+    }
+    return StudyDataModule(make_plan(split, library.variations(sources, per_image)), **{**settings, **changes})
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(a, b, strict=True))
+
+
+@pytest.fixture
+def dataset(make_coco: Callable[..., Any]) -> Dataset:
+    return make_coco(images=8, sizes=((80, 64), (50, 90)), channels=(1, 3), objects=(2, 0, 3)).read()  # type: ignore[no-any-return]
+
+
+def test_a_batch(dataset: Dataset, tmp_path: Path) -> None:
+    data = make_data(dataset, tmp_path, per_image=1)
+    for batch in data.train_dataloader():
+        assert batch.images.shape == (3, 3, 64, 64)
+        assert batch.images.dtype == torch.float32
+        assert batch.images.min() >= 0
+        assert batch.images.max() <= 1
+        assert len(batch.boxes) == len(batch.labels) == len(batch.box_image)
+        assert (batch.boxes[:, 2:] > batch.boxes[:, :2]).all()
+        assert (batch.boxes >= 0).all()
+        assert (batch.boxes <= 64).all()
+        assert batch.box_image.tolist() == sorted(batch.box_image.tolist())
+
+
+def test_letterboxed_batches_lead_back_to_the_files(dataset: Dataset, tmp_path: Path) -> None:
+    data = make_data(dataset, tmp_path)
+    samples = {sample.image_id: sample for sample in dataset.samples}
+    seen = []
+    for batch in data.letterboxed(dataset.samples):
+        for place, image_id in enumerate(batch.image_ids.tolist()):
+            sample = samples[image_id]
+            seen.append(image_id)
+            scale, pad_x, pad_y = batch.letterbox[place].tolist()
+            boxes = (batch.boxes[batch.box_image == place].numpy() - [pad_x, pad_y, pad_x, pad_y]) / scale
+            np.testing.assert_allclose(boxes, sample.boxes, atol=1e-3)
+            assert batch.file_size[place].tolist() == [sample.width, sample.height]
+            assert batch.labels[batch.box_image == place].tolist() == sample.labels.tolist()
+            image, file = batch.images[place].numpy(), read_image(sample.path)
+            if file.ndim == 2:
+                np.testing.assert_array_equal(image[0], image[2])
+            # Without the padding the mean brightness is the file's; scaling changes it little.
+            inside = image[:, int(pad_y) : 64 - int(pad_y) or None, int(pad_x) : 64 - int(pad_x) or None]
+            assert inside.mean() == pytest.approx(file.mean() / 255, abs=0.02)
+    assert seen == [sample.image_id for sample in dataset.samples]  # in order, each once
+    assert [b.image_ids.tolist() for b in data.val_dataloader()] == [[s.image_id for s in data.validation_samples]]
+    assert [b.image_ids.tolist() for b in data.test_dataloader()] == [[dataset.samples[-1].image_id]]
+
+
+def test_white_is_one(make_coco: Callable[..., Any], tmp_path: Path) -> None:
+    built = make_coco(images=4, dtypes=(np.uint16,), objects=(0,), sizes=((64, 64),))
+    for n, image in enumerate(built.content["images"]):
+        write_png(built.images / image["file_name"], np.full((64, 64), 1000 * (n + 1), dtype=np.uint16))
+    dataset = built.read()
+    white = white_level(dataset.samples[:2])
+    assert white == 2000  # of the training images
+    data = make_data(dataset, tmp_path, white=white)
+    (batch,) = data.letterboxed(dataset.samples[:3])
+    assert batch.images.amax(dim=(1, 2, 3)).tolist() == [0.5, 1.0, 1.0]  # never above 1
+
+
+def test_white_level(make_coco: Callable[..., Any]) -> None:
+    assert white_level(make_coco(folder="a").read().samples) == 255
+    assert white_level(make_coco(folder="b", dtypes=(np.uint16,)).read().samples) == 220 * 257
+    mixed = make_coco(folder="c", dtypes=(np.uint8, np.uint16)).read().samples
+    with pytest.raises(InputError, match=r"S00_0\.png has 8 bit and S01_0\.png has 16 bit"):
+        white_level(mixed)
+
+
+def draws(data: StudyDataModule, cache_mb: int = 64) -> TrainingDraws:
+    order = draw_order(data.plan, steps=7, batch_size=3, seed=5, synthetic_fraction=None).reshape(-1)
+    return TrainingDraws(data.plan.train, order, EVERYTHING, size=64, white=255, seed=5, cache=ImageCache(cache_mb))
+
+
+def test_an_item_is_the_same_whenever_it_is_asked_for(dataset: Dataset, tmp_path: Path) -> None:
+    data = make_data(dataset, tmp_path, per_image=1)
+    forwards, backwards = draws(data), draws(data, cache_mb=0)
+    assert len(forwards) == 21
+    first = [forwards[index] for index in range(21)]
+    for index in (20, 7, 7, 0, 13):
+        image, _, sample = backwards[index]
+        np.testing.assert_array_equal(image.pixels, first[index][0].pixels)
+        np.testing.assert_array_equal(image.boxes, first[index][0].boxes)
+        assert sample is first[index][2]
+    # One image, drawn twice, is augmented in two ways.
+    twice = [item for item in first if item[2] is first[0][2]]
+    assert len(twice) >= 2
+    assert (twice[0][0].pixels != twice[1][0].pixels).any()
+
+
+def test_loader_processes_change_nothing(dataset: Dataset, tmp_path: Path) -> None:
+    alone = list(make_data(dataset, tmp_path, per_image=1).train_dataloader())
+    shared = list(make_data(dataset, tmp_path, per_image=1, workers=2).train_dataloader())
+    assert len(alone) == len(shared) == 3
+    assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+def test_epochs_cover_every_draw_once() -> None:
+    done = 0
+    sampler = EpochDraws(21, 9, lambda: done)
+    epochs = []
+    while done < 21:
+        epochs.append(list(sampler))
+        done += len(epochs[-1])
+    assert [len(epoch) for epoch in epochs] == [9, 9, 3]
+    assert [index for epoch in epochs for index in epoch] == list(range(21))
+    done = 12  # after a resume in the middle of an epoch
+    assert list(sampler) == list(range(12, 21))
+
+
+class Recorder(pl.LightningModule):
+    """Takes steps and writes down what it is fed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.batches: list[Batch] = []
+
+    def training_step(self, batch: Batch) -> torch.Tensor:
+        self.batches.append(batch)
+        return (self.weight * batch.images.mean()).sum()
+
+    def validation_step(self, batch: Batch) -> None:
+        assert all(image_id >= 100 for image_id in batch.image_ids.tolist())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def train(data: StudyDataModule, steps: int, checkpoint: Path | None = None) -> tuple[Recorder, pl.Trainer]:
+    trainer = pl.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    recorder = Recorder()
+    trainer.fit(recorder, datamodule=data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    return recorder, trainer
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers.*",
+    # It cannot know that the draws begin where the optimiser is.
+    "ignore:.*your dataloader is not resumable.*",
+    "ignore:.*isinstance.treespec, LeafSpec.*",
+)
+@pytest.mark.parametrize("stop", [2, 3, 5, 6])
+def test_lightning_draws_in_order_and_goes_on_where_it_stopped(dataset: Dataset, tmp_path: Path, stop: int) -> None:
+    whole, _ = train(make_data(dataset, tmp_path, per_image=1), 7)
+    ids = torch.cat([batch.image_ids for batch in whole.batches])
+    plan = make_data(dataset, tmp_path, per_image=1).plan
+    order = draw_order(plan, steps=7, batch_size=3, seed=5, synthetic_fraction=None).reshape(-1)
+    assert ids.tolist() == [plan.train[index].image_id for index in order]
+    begun, trainer = train(make_data(dataset, tmp_path, per_image=1), stop)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    rest, _ = train(make_data(dataset, tmp_path, per_image=1), 7, tmp_path / "last.ckpt")
+    assert (len(begun.batches), len(rest.batches)) == (stop, 7 - stop)
+    assert all(same(a, b) for a, b in zip(whole.batches, begun.batches + rest.batches, strict=True))
+
+
+def test_cells_with_and_without_variations_take_equal_steps(dataset: Dataset, tmp_path: Path) -> None:
+    lengths = {
+        per_image: [
+            len(batch.image_ids) for batch in make_data(dataset, tmp_path, per_image=per_image).train_dataloader()
+        ]
+        for per_image in (0, 2)
+    }
+    assert lengths[0] == lengths[2] == [3, 3, 3]
+
+
+def test_a_batch_without_objects(make_coco: Callable[..., Any], tmp_path: Path) -> None:
+    data = make_data(make_coco(images=6, objects=(0,)).read(), tmp_path)
+    for batch in (*data.train_dataloader(), *data.val_dataloader()):
+        assert batch.boxes.shape == (0, 4)
+        assert batch.labels.shape == batch.box_image.shape == (0,)
+        assert batch.labels.dtype == batch.box_image.dtype == torch.int64
+
+
+def test_crowds_are_not_trained_on(make_coco: Callable[..., Any], tmp_path: Path) -> None:
+    built = make_coco(images=6, objects=(2,))
+    for annotation in built.content["annotations"]:
+        annotation["iscrowd"] = annotation["id"] % 2
+    data = make_data(built.read(), tmp_path, augmentation=Augmentation())
+    (batch,) = data.letterboxed(data.plan.train)
+    assert batch.box_image.tolist() == [0, 1, 2]
+
+
+def test_the_cache_keeps_to_its_limit(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "large"
+    samples = []
+    for n in range(4):
+        write_png(folder / f"{n}.png", np.full((512, 1024), n, dtype=np.uint8))  # half a megabyte
+        sample = dataset.samples[0]
+        samples.append(Sample(**{**vars(sample), "name": f"{n}.png", "path": folder / f"{n}.png"}))
+    read: list[str] = []
+
+    def counting(path: Path) -> np.ndarray:
+        read.append(path.name)
+        return read_image(path)
+
+    monkeypatch.setattr("boxtwin.mixing.datamodule.read_image", counting)
+    cache = ImageCache(1)  # room for two
+    for n in (0, 1, 0, 2, 0, 1):
+        assert (cache.read(samples[n]).pixels == n).all()
+    # 2 pushes out 1, which was used longest ago, not 0.
+    assert read == ["0.png", "1.png", "2.png", "1.png"]
+    read.clear()
+    none = ImageCache(0)
+    for n in (0, 0, 1, 0):
+        assert (none.read(samples[n]).pixels == n).all()
+    assert read == ["0.png", "1.png", "0.png"]  # one image is always held

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from boxtwin.composition import load_dataset, make_data, make_detector, prepare
+from boxtwin.config import register
+from boxtwin.errors import InputError
+from boxtwin.mixing.plan import make_plan
+from boxtwin.sweep import quote_numbers
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "dataset.build.images=24",
+    "dataset.build.image_size=64",
+    "dataset.build.chips_per_scene=2",
+    "dataset.image_size=64",
+    "split.train=6",
+    "split.train_pool=8",
+    "split.val=4",
+    "split.test=8",
+    "generator=repeat",
+)
+
+
+@pytest.fixture
+def composed(tmp_path):
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+
+        def with_overrides(*overrides):
+            small = [value for value in SMALL if "dataset=hrsid" not in overrides or ".build." not in value]
+            typed = quote_numbers((*small, f"data={tmp_path}", *overrides), ROOT / "conf" / "variations")
+            return compose("config", typed)
+
+        yield with_overrides
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["dataset=hrsid"], r"these settings need a value: dataset\.root"),
+        (["dataset=hrsid", "dataset.root=nowhere"], r"nowhere/annotations/train_test2017\.json does not exist"),
+        (["detector.weights=no.weights"], r"detector\.weights=no\.weights cannot be read"),
+        (["trainer.steps=7"], r"trainer\.steps=7 must be a multiple of trainer\.validations=6"),
+        (["trainer.ema_span=1.5"], r"trainer\.ema_span=1\.5 must lie between"),
+        (["detector.warmup_steps=480"], r"detector\.warmup_steps=480 must be below trainer\.steps=480"),
+        (["detector.image_size=70"], r"detector\.image_size=70 must be a multiple of 16"),
+        (["detector.architecture=yolov9"], r"detector\.architecture=yolov9 is none of yolov3"),
+        (["detector.anchors=published"], "no published anchors for yolov3_nano"),
+        (["split.train_pool=8000", "split.train=8000"], r"split s1 needs 8000 \+ 4 \+ 8 = 8012 images"),
+        (["split.train=9"], r"split\.train=9 must lie between 1 and split\.train_pool=8"),
+        (["split.file=none.json"], r"split\.file=none\.json does not exist"),
+        (["split.group_by=S"], "needs a group in brackets"),
+        (["dataset.augmentation.zoom=0.5"], r"dataset\.augmentation: zoom is the largest factor"),
+        (["variations.per_image=-1"], r"variations\.per_image=-1 must not be negative"),
+        (["variations.synthetic_fraction=1.5"], r"synthetic_fraction=1\.5 must lie between 0 and 1"),
+        (["labels.name=guess"], "labels=guess is unknown"),
+    ],
+)
+def test_bad_settings_are_explained(composed, overrides, message):
+    config = composed(*overrides)
+    with pytest.raises(InputError, match=message):
+        prepare(config)
+
+
+def test_the_same_configuration_is_the_same_cell_and_another_is_another(composed):
+    plain = prepare(composed())
+    assert prepare(composed()).identity == plain.identity
+    assert prepare(composed("trainer.threads=1")).identity == plain.identity
+    others = [prepare(composed(override)).identity for override in ("seed=1", "variations=1", "split.train=5")]
+    assert len({plain.identity, *others}) == 4
+
+
+def test_other_pixels_are_another_cell(composed):
+    plain = prepare(composed())
+    path = plain.split.test[0].path
+    path.write_bytes(plain.split.test[1].path.read_bytes())
+    assert prepare(composed()).identity != plain.identity
+
+
+def test_without_variations_there_is_no_store(composed):
+    assert prepare(composed("variations=0")).library is None
+    assert prepare(composed("variations=2")).per_image == 2
+
+
+def test_the_embedded_data_set_is_built_once(composed):
+    first = load_dataset(composed())
+    assert len(first.samples) == 24
+    before = {sample.path: sample.path.stat().st_mtime_ns for sample in first.samples}
+    again = load_dataset(composed())
+    assert {sample.path: sample.path.stat().st_mtime_ns for sample in again.samples} == before
+    assert again.digest == first.digest
+
+
+def test_cells_that_share_a_seed_share_initial_weights_and_anchors(composed):
+    with_none, with_some = prepare(composed("variations=0")), prepare(composed("variations=2"))
+    a, b = make_detector(with_none), make_detector(with_some)
+    assert all((x == y).all() for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert a.hparams == b.hparams
+    other = make_detector(prepare(composed("seed=1")))
+    assert any((x != y).any() for x, y in zip(a.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_every_cell_takes_the_same_steps(composed):
+    cell = prepare(
+        composed(
+            "variations=0",
+            "trainer.steps=12",
+            "detector.warmup_steps=1",
+            "trainer.validations=3",
+            "trainer.batch_size=4",
+        )
+    )
+    data = make_data(cell, make_plan(cell.split, ()))
+    assert len(data.train_dataloader()) == 4
