@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from boxtwin.composition import Prepared, accelerator, make_data, make_detector, precision, prepare
 from boxtwin.config import cell_name, generator_name, setting_hash
-from boxtwin.datasets.images import write_bytes_atomically
+from boxtwin.datasets.images import remove_leftovers, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.splits import describe
 from boxtwin.detector.module import DetectorModule
@@ -127,6 +127,7 @@ class _Cell:
 
     def run(self) -> dict[str, float]:
         started = time.perf_counter()
+        remove_leftovers(self.output)
         if self.config.trainer.threads is not None:
             torch.set_num_threads(self.config.trainer.threads)
         made = _make(self.cell) if self.cell.library else Made(0, 0, 0.0, 0.0)
@@ -207,7 +208,7 @@ class _Cell:
         content = torch.load(self.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
         kept = {key: content[key] for key in ("state_dict", "hyper_parameters", "pytorch-lightning_version")}
         path = self.output / "detector.ckpt"
-        temporary = path.with_suffix(".part")
+        temporary = path.with_name(f".{path.name}.part")
         torch.save(kept, temporary)
         temporary.replace(path)
         return DetectorModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)

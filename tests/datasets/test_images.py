@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from boxtwin.datasets.images import read_image, write_bytes_atomically, write_png
+from boxtwin.datasets.images import read_image, remove_leftovers, write_bytes_atomically, write_png
 
 
 def random_pixels(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -104,3 +104,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     write_bytes_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_killed_writers_go_and_nothing_else(tmp_path: Path) -> None:
+    write_bytes_atomically(tmp_path / "deep" / "a.bin", b"whole")
+    (tmp_path / "deep" / ".a.bin.123.part").write_bytes(b"ha")
+    (tmp_path / "notes.part").write_bytes(b"somebody's own")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.bin", "notes.part"]

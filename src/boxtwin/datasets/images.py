@@ -57,3 +57,9 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed writers left in a folder; only for the holder of the folder's lock."""
+    for path in folder.rglob(".*.part"):
+        path.unlink()

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from boxtwin.boxes import area_xyxy, xyxy_to_xywh
-from boxtwin.datasets.images import Pixels, read_image, write_bytes_atomically, write_png
+from boxtwin.datasets.images import Pixels, read_image, remove_leftovers, write_bytes_atomically, write_png
 from boxtwin.datasets.sample import CarriedBox, Lineage, Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Generator, Request, Variation
@@ -142,6 +142,7 @@ class Library:
 
     def _make(self, sources: Sequence[Sample], per_image: int) -> Made:
         self._mend_manifest()
+        remove_leftovers(self.folder)
         there = self._valid_lines(sources)
         requests = [
             Request(source, number, self._seed_of(source, number))
