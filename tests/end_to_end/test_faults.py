@@ -38,7 +38,7 @@ def figures(folder: Path) -> dict[str, float]:
 def test_a_sweep_killed_at_any_moment_is_finished_by_the_same_command(tmp_path: Path):
     """Whatever was being written when SIGKILL came. The moments are drawn anew in every run of the test."""
     moments = random.Random()
-    for _ in range(4):
+    for _ in range(3):
         process = start(SWEEP, tmp_path)
         # Up to this long: loading, building data, variations, training, testing and logging of several cells.
         time.sleep(moments.uniform(6, 22))
