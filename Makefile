@@ -32,7 +32,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@touch $(STAMP)
 
 .PHONY: demo
-demo: setup  ## embedded data, the six-cell study, the comparison (about a quarter of an hour on 2 cores)
+demo: setup  ## embedded data, the six-cell study, the comparison (about eleven minutes on 2 cores)
 	@$(BIN)/python train.py -m split=s1,s2 variations=0,2,10 study=demo
 	@$(BIN)/python compare.py study=demo
 

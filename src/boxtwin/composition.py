@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from boxtwin.config import Anchors, Precision, defining_values
 from boxtwin.datasets import sar_scenes
 from boxtwin.datasets.coco import read_coco
+from boxtwin.datasets.images import read_image
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.splits import Split, make_split, read_split
 from boxtwin.detector.anchors import anchors_from_samples
@@ -110,6 +111,9 @@ def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
     return StudyDataModule(
         plan,
         image_size=config.detector.image_size,
+        crop=config.detector.crop or config.detector.image_size,
+        tile=config.detector.tile,
+        channels=_channels(cell),
         batch_size=trainer.batch_size,
         steps=trainer.steps,
         steps_per_epoch=trainer.steps // trainer.validations,
@@ -134,6 +138,8 @@ def make_detector(cell: Prepared) -> DetectorModule:
             category_ids=cell.dataset.category_ids,
             anchors=_anchors(cell.config, cell.split.train),
             image_size=detector.image_size,
+            tile=detector.tile,
+            channels=_channels(cell),
             white=white_level(cell.split.train),
             learning_rate=detector.learning_rate,
             weight_decay=detector.weight_decay,
@@ -141,7 +147,13 @@ def make_detector(cell: Prepared) -> DetectorModule:
             warmup_steps=detector.warmup_steps,
             optimizer=detector.optimizer.value,
             box_loss=detector.box_loss.value,
+            objectness_target=detector.objectness_target.value,
+            anchors_per_object=detector.anchors_per_object.value,
             ignore_iou=detector.ignore_iou,
+            focal_gamma=detector.focal_gamma,
+            box_weight=detector.box_weight,
+            objectness_weight=detector.objectness_weight,
+            class_weight=detector.class_weight,
             nms_iou=detector.nms_iou,
             freeze=detector.freeze,
         )
@@ -182,8 +194,14 @@ def _check_settings(config: DictConfig) -> None:
     if detector.architecture not in STRIDES:
         raise InputError(f"detector.architecture={detector.architecture} is none of {', '.join(STRIDES)}")
     stride = max(STRIDES[detector.architecture])
-    if detector.image_size < stride or detector.image_size % stride:
-        raise InputError(f"detector.image_size={detector.image_size} must be a multiple of {stride}")
+    for name in ("image_size", "crop", "tile"):
+        side = detector[name]
+        # Cut into tiles and crops, an image may have any size itself.
+        is_input = name != "image_size" or detector.crop is None or detector.tile is None
+        if side is not None and (side < stride or (is_input and side % stride)):
+            raise InputError(f"detector.{name}={side} must be a multiple of {stride}")
+    if detector.crop is not None and detector.crop > detector.image_size:
+        raise InputError(f"detector.crop={detector.crop} must not be above detector.image_size={detector.image_size}")
     if config.variations.per_image < 0:
         raise InputError(f"variations.per_image={config.variations.per_image} must not be negative")
     fraction = config.variations.synthetic_fraction
@@ -194,6 +212,11 @@ def _check_settings(config: DictConfig) -> None:
     if detector.anchors is Anchors.published and detector.architecture not in PUBLISHED_ANCHORS:
         raise InputError(f"there are no published anchors for {detector.architecture}; choose detector.anchors=kmeans")
     _augmentation(config)
+
+
+def _channels(cell: Prepared) -> int:
+    """1 where all training images are grey, so that the first convolution does not do the same work three times."""
+    return 1 if all(read_image(sample.path).ndim == 2 for sample in cell.split.train) else 3
 
 
 def _load_split(config: DictConfig, dataset: Dataset) -> Split:

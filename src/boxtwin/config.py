@@ -38,6 +38,20 @@ class BoxLoss(Enum):
     mse = "mse"
 
 
+class ObjectnessTarget(Enum):
+    """What the objectness of a prediction that answers for an object is to be: 1, or its box's overlap."""
+
+    one = "one"
+    iou = "iou"
+
+
+class AnchorsPerObject(Enum):
+    """Which anchors answer for an object: the best, or also all that overlap its shape well."""
+
+    best = "best"
+    iou_above = "iou_above"
+
+
 class Optimizer(Enum):
     """How the weights move."""
 
@@ -60,11 +74,14 @@ class AugmentationConfig:
     mosaic: float = 0.0
     zoom: float = 1.0
     translate: float = 0.0
+    focus: float = 0.0
     flip_horizontal: bool = False
     flip_vertical: bool = False
     quarter_turns: bool = False
     gain: float = 0.0
     speckle: float = 0.0
+    hue: float = 0.0
+    saturation: float = 0.0
 
 
 @dataclass
@@ -120,6 +137,8 @@ class DetectorConfig:
     architecture: str = MISSING
     weights: str | None = None
     image_size: int = "${dataset.image_size}"  # type: ignore[assignment]
+    crop: int | None = None
+    tile: int | None = None
     anchors: Anchors = Anchors.kmeans
     box_loss: BoxLoss = BoxLoss.ciou
     optimizer: Optimizer = Optimizer.adamw
@@ -127,6 +146,12 @@ class DetectorConfig:
     weight_decay: float = MISSING
     warmup_steps: int = MISSING
     freeze: int = 0
+    objectness_target: ObjectnessTarget = ObjectnessTarget.one
+    anchors_per_object: AnchorsPerObject = AnchorsPerObject.iou_above
+    focal_gamma: float = 0.0
+    box_weight: float = 5.0
+    objectness_weight: float = 1.0
+    class_weight: float = 1.0
     ignore_iou: float = MISSING
     nms_iou: float = MISSING
 

@@ -227,7 +227,7 @@ class _Cell:
 
         def detect(samples: Sequence[Sample]) -> dict[int, Detections]:
             batches = trainer.predict(module, data.letterboxed(samples))
-            return dict(pair for batch in batches or () for pair in batch)
+            return module.merge(pair for batch in batches or () for pair in batch)
 
         ids = self.cell.dataset.category_ids
         on_val, on_test = detect(plan.val), detect(plan.test)

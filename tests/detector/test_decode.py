@@ -2,11 +2,21 @@ import numpy as np
 import torch
 
 from boxtwin.boxes import iou_matrix
-from boxtwin.detector.decode import decode, detect, encode, grid_of, make_grid, non_maximum_suppression
+from boxtwin.datasets.sample import Detections
+from boxtwin.detector.decode import (
+    decode,
+    detect,
+    encode,
+    grid_of,
+    make_grid,
+    merge_tiles,
+    non_maximum_suppression,
+)
 
 ANCHORS = (((90.0, 60.0), (40.0, 80.0)), ((10.0, 14.0), (23.0, 27.0)))
 STRIDES = (32, 16)
 SHAPES = ((4, 3), (8, 6))  # rows, columns
+EVERYWHERE = torch.tensor([[-torch.inf, -torch.inf, torch.inf, torch.inf]])
 
 
 def empty_maps(batch: int, classes: int) -> tuple[torch.Tensor, ...]:
@@ -76,8 +86,9 @@ def test_detections_are_in_pixels_of_the_file() -> None:
     raw[1][0, 1, 2, 3, 4] = 3.0
     raw[1][0, 1, 2, 3, 5:] = torch.tensor([-9.0, 2.0])
     letterbox, file_size = torch.tensor([[0.3, 18.0, 4.0]] * 2), torch.tensor([[200, 400]] * 2)
+    own = EVERYWHERE.expand(2, 4)
     first, second = detect(
-        raw, ANCHORS, STRIDES, letterbox, file_size, score_floor=0.01, nms_iou=0.5, max_detections=10
+        raw, ANCHORS, STRIDES, letterbox, file_size, own, score_floor=0.01, nms_iou=0.5, max_detections=10
     )
     sigmoid = 1 / (1 + np.exp(-np.array([3.0, 2.0])))
     np.testing.assert_allclose(first.scores, [sigmoid.prod()], rtol=1e-5)
@@ -99,11 +110,47 @@ def test_boxes_are_clipped_and_those_in_the_padding_left_out() -> None:
         STRIDES,
         torch.tensor([[1.0, 13.0, 15.0]]),
         torch.tensor([[40, 30]]),
+        EVERYWHERE,
         score_floor=0.1,
         nms_iou=0.5,
         max_detections=10,
     )
     np.testing.assert_allclose(found.boxes, [[0, 0, 40, 30]])
+
+
+def test_what_has_its_centre_in_another_tile_is_left_out() -> None:
+    raw = empty_maps(1, 1)
+    for column in (1, 4):  # centres at 24 and 72 of the input, 34 and 82 of the file
+        raw[1][0, 0, 2, column, 4:] = 3.0
+    settings = {"score_floor": 0.1, "nms_iou": 0.5, "max_detections": 10}
+    geometry = (torch.tensor([[1.0, -10.0, 0.0]]), torch.tensor([[200, 128]]))
+    lefts = []
+    for own in ([-torch.inf, -torch.inf, 60.0, torch.inf], [60.0, -torch.inf, torch.inf, torch.inf]):
+        (found,) = detect(raw, ANCHORS, STRIDES, *geometry, torch.tensor([own]), **settings)
+        lefts.append(found.boxes[:, 0].tolist())
+    assert lefts == [[29.0], [77.0]]
+
+
+def test_tiles_of_an_image_become_one() -> None:
+    def found(*boxes: tuple[float, ...]) -> Detections:
+        values = np.array(boxes, dtype=float).reshape(-1, 5)
+        return Detections(boxes=values[:, :4], scores=values[:, 4], labels=np.zeros(len(values), dtype=int))
+
+    merged = merge_tiles(
+        [
+            (7, found((0, 0, 10, 10, 0.5))),
+            (8, found((0, 0, 5, 5, 0.4), (40, 0, 50, 10, 0.3))),
+            (7, found((1, 0, 11, 10, 0.9), (50, 50, 60, 60, 0.7))),  # the first once more, better placed
+            (9, found()),
+        ],
+        nms_iou=0.45,
+        max_detections=10,
+    )
+    assert list(merged) == [7, 8, 9]
+    assert merged[7].boxes.tolist() == [[1, 0, 11, 10], [50, 50, 60, 60]]
+    assert merged[7].scores.tolist() == [0.9, 0.7]
+    assert len(merged[8].boxes) == 2
+    assert merged[9].boxes.shape == (0, 4)
 
 
 def reference_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, threshold: float) -> list[int]:

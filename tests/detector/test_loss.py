@@ -14,8 +14,10 @@ STRIDES = (32, 16)
 SHAPES = [(4, 4), (8, 8)]
 FIRST = [0, 16, 32, 96]  # place of each anchor's first cell
 RECIPE = {
+    "objectness_target": "one",
     "anchors_per_object": "best",
     "ignore_iou": 0.5,
+    "focal_gamma": 0.0,
     "box_weight": 1.0,
     "objectness_weight": 1.0,
     "class_weight": 1.0,
@@ -165,6 +167,28 @@ def test_objectness_is_a_cross_entropy_without_the_ignored() -> None:
     losses = loss_of(raw, torch.tensor([box(27, 24, 22, 26)]), [0], [0])
     positive, negative = math.log1p(math.exp(2)), math.log1p(math.exp(-2))
     assert float(losses.objectness) == pytest.approx((positive + (2 * 16 + 2 * 64 - 2) * negative) / 2, rel=1e-5)
+
+
+def test_objectness_can_follow_the_overlap() -> None:
+    raw = quiet(1, 1)
+    truth = torch.tensor([box(24, 24, 20, 24)])  # in the middle of its cell, anchor 23 x 27, whose box is predicted
+    overlap = 20 * 24 / (23 * 27)
+    for logit in (-15.0, math.log(overlap / (1 - overlap))):
+        raw[1][0, 1, 1, 1, 4] = logit
+        p = 1 / (1 + math.exp(-logit))
+        expected = -overlap * math.log(p) - (1 - overlap) * math.log(1 - p)
+        found = loss_of(raw, truth, [0], [0], objectness_target="iou").objectness
+        assert float(found) == pytest.approx(expected / 2, rel=1e-3)
+
+
+def test_focal_weights_are_the_papers() -> None:
+    raw = quiet(1, 1)
+    raw[1][0, 1, 1, 1, 4] = -2.0  # the positive: p = sigmoid(-2), weight (1 - p) ** gamma
+    raw[0][0, 0, 0, 0, 4] = 1.0  # a negative: p = sigmoid(1), weight p ** gamma
+    p, q = 1 / (1 + math.exp(2)), 1 / (1 + math.exp(-1))
+    expected = -((1 - p) ** 1.5) * math.log(p) - q**1.5 * math.log(1 - q)
+    found = loss_of(raw, torch.tensor([box(24, 24, 23, 27)]), [0], [0], focal_gamma=1.5).objectness
+    assert float(found) == pytest.approx(expected / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("classes", [1, 20])

@@ -53,6 +53,7 @@ def collate(items: list[tuple[int, Image]]) -> Batch:
         image_ids=torch.tensor([number for number, _ in items]),
         letterbox=torch.tensor([[1.0, 0.0, 0.0]] * len(items)),
         file_size=torch.tensor([[SIZE, SIZE]] * len(items)),
+        own=torch.tensor([[-torch.inf, -torch.inf, torch.inf, torch.inf]] * len(items)),
     )
 
 

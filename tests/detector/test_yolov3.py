@@ -22,6 +22,8 @@ def test_maps_have_the_published_shapes() -> None:
     images = torch.zeros(1, 3, 64, 96)
     for network, shapes in (
         (YOLOv3("yolov3", 80, PUBLISHED_ANCHORS["yolov3"]), [(2, 3), (4, 6), (8, 12)]),
+        (YOLOv3("yolov3_spp", 80, PUBLISHED_ANCHORS["yolov3_spp"]), [(2, 3), (4, 6), (8, 12)]),
+        (YOLOv3("yolov3_tiny_3l", 80, PUBLISHED_ANCHORS["yolov3"]), [(2, 3), (4, 6), (8, 12)]),
         (tiny(80), [(2, 3), (4, 6)]),
     ):
         with torch.no_grad():
@@ -94,8 +96,20 @@ def test_raw_outputs_equal_opencvs_darknet_reader(tmp_path: Path) -> None:
     assert (tmp_path / "again.weights").read_bytes() == WEIGHTS.read_bytes()
 
 
-def test_darknet53_equals_opencv_and_has_darknets_file_size(tmp_path: Path) -> None:
-    network = YOLOv3("yolov3", 80, PUBLISHED_ANCHORS["yolov3"]).eval()
+# Bytes of the published 80-class files; Darknet publishes none for the tiny network with three heads.
+FILES = [
+    ("yolov3", ("conv_81", "conv_93", "conv_105"), 248_007_048),
+    ("yolov3_spp", ("conv_88", "conv_100", "conv_112"), 252_209_544),
+    ("yolov3_tiny", ("conv_15", "conv_22"), 35_434_956),
+    ("yolov3_tiny_3l", ("conv_15", "conv_22", "conv_29"), None),
+]
+
+
+@pytest.mark.parametrize(("architecture", "layers", "size"), FILES, ids=[name for name, _, _ in FILES])
+def test_opencv_reads_our_files_and_computes_the_same(
+    architecture: str, layers: tuple[str, ...], size: int | None, tmp_path: Path
+) -> None:
+    network = YOLOv3(architecture, 80, PUBLISHED_ANCHORS.get(architecture, PUBLISHED_ANCHORS["yolov3"])).eval()
     generator = torch.Generator().manual_seed(0)
     for layer in network.layers():
         if isinstance(layer, Convolution):  # statistics that are no identity, scales that keep 23 residual sums small
@@ -103,26 +117,30 @@ def test_darknet53_equals_opencv_and_has_darknets_file_size(tmp_path: Path) -> N
             layer.norm.bias.data.normal_(std=0.2, generator=generator)
             layer.norm.running_mean.uniform_(-0.1, 0.1, generator=generator)
             layer.norm.running_var.uniform_(0.5, 1.5, generator=generator)
-    path = tmp_path / "yolov3.weights"
+    path = tmp_path / "network.weights"
     write_darknet(network, path, seen=7)
-    assert path.stat().st_size == 248_007_048
-    (tmp_path / "yolov3.cfg").write_text(darknet53_cfg())
-    oracle = cv2.dnn.readNetFromDarknet(str(tmp_path / "yolov3.cfg"), str(path))
+    assert size is None or path.stat().st_size == size
+    (tmp_path / "network.cfg").write_text(darknet_cfg(architecture))
+    oracle = cv2.dnn.readNetFromDarknet(str(tmp_path / "network.cfg"), str(path))
     images = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
     oracle.setInput(images)
-    names = [name for name in oracle.getLayerNames() if name in ("conv_81", "conv_93", "conv_105")]
-    expected = oracle.forward(names)
+    expected = oracle.forward(list(layers))
     with torch.no_grad():
         raw = network(torch.from_numpy(images))
     for maps, level in zip(expected, raw, strict=True):
         ours = level[0].permute(0, 3, 1, 2).reshape(maps.shape).numpy()
-        assert np.abs(maps - maps.mean()).max() > 0.1
+        assert np.abs(maps - maps.mean()).max() > 0.05
         np.testing.assert_allclose(ours, maps, atol=1e-3, rtol=0)
+    again = YOLOv3(architecture, 80, network.anchors)
+    assert read_darknet(again, path).skipped == ()
+    write_darknet(again, tmp_path / "again.weights", seen=7)
+    assert (tmp_path / "again.weights").read_bytes() == path.read_bytes()
     path.unlink()  # a quarter of a gigabyte that pytest would keep
+    (tmp_path / "again.weights").unlink()
 
 
-def darknet53_cfg() -> str:
-    """yolov3.cfg, written from table 1 of the paper and the heads of section 2.3."""
+def darknet_cfg(architecture: str) -> str:
+    """A Darknet configuration, written from table 1 and section 2.3 of the paper, or as the tiny networks are built."""
 
     def conv(filters: int, size: int, stride: int = 1) -> str:
         return (
@@ -130,20 +148,79 @@ def darknet53_cfg() -> str:
             "activation=leaky\n"
         )
 
-    text = "[net]\nwidth=64\nheight=64\nchannels=3\n" + conv(32, 3)
+    def pool(size: int, stride: int) -> str:
+        return f"[maxpool]\nsize={size}\nstride={stride}\n"
+
+    heads = 2 if architecture == "yolov3_tiny" else 3
+    anchors = ",".join(["9,9"] * 3 * heads)
+
+    def head(index: int) -> str:
+        mask = ",".join(str(3 * (heads - 1 - index) + k) for k in range(3))
+        return (
+            "[convolutional]\nsize=1\nstride=1\npad=1\nfilters=255\nactivation=linear\n"
+            f"[yolo]\nmask={mask}\nanchors={anchors}\nclasses=80\nnum={3 * heads}\n"
+        )
+
+    def lateral(branch: int, filters: int, skip: int) -> str:
+        return f"[route]\nlayers={branch}\n{conv(filters, 1)}[upsample]\nstride=2\n[route]\nlayers=-1,{skip}\n"
+
+    text = "[net]\nwidth=64\nheight=64\nchannels=3\n"
+    if architecture.startswith("yolov3_tiny"):
+        text += "".join(conv(filters, 3) + pool(2, 2) for filters in (16, 32, 64, 128, 256))
+        text += conv(512, 3) + pool(2, 1) + conv(1024, 3) + conv(256, 1) + conv(512, 3) + head(0)
+        text += lateral(-4, 128, 8) + conv(256, 3) + head(1)
+        return text if heads == 2 else text + lateral(-3, 128, 6) + conv(128, 3) + head(2)
+    text += conv(32, 3)
     for filters, repeats in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
         text += conv(filters, 3, 2)
         text += repeats * (conv(filters // 2, 1) + conv(filters, 3) + "[shortcut]\nfrom=-3\nactivation=linear\n")
-    anchors = ",".join(f"{w:.0f},{h:.0f}" for group in PUBLISHED_ANCHORS["yolov3"][::-1] for w, h in group)
     for index, skip in enumerate((None, 61, 36)):
         narrow = 512 >> index
         if skip:
-            text += f"[route]\nlayers=-4\n{conv(narrow, 1)}[upsample]\nstride=2\n[route]\nlayers=-1,{skip}\n"
-        text += 3 * (conv(narrow, 1) + conv(2 * narrow, 3))
-        text += "[convolutional]\nsize=1\nstride=1\npad=1\nfilters=255\nactivation=linear\n"
-        mask = ",".join(str(6 - 3 * index + k) for k in range(3))
-        text += f"[yolo]\nmask={mask}\nanchors={anchors}\nclasses=80\nnum=9\n"
+            text += lateral(-4, narrow, skip)
+        if architecture == "yolov3_spp" and not skip:
+            text += conv(narrow, 1) + conv(2 * narrow, 3) + conv(narrow, 1)
+            text += f"{pool(5, 1)}[route]\nlayers=-2\n{pool(9, 1)}[route]\nlayers=-4\n{pool(13, 1)}"
+            text += "[route]\nlayers=-1,-3,-5,-6\n"
+            text += conv(narrow, 1) + conv(2 * narrow, 3) + conv(narrow, 1) + conv(2 * narrow, 3) + head(0)
+        else:
+            text += 3 * (conv(narrow, 1) + conv(2 * narrow, 3)) + head(index)
     return text
+
+
+@pytest.mark.parametrize("architecture", ["yolov3_nano", "yolov3_tiny"])
+def test_a_grey_network_takes_a_colour_files_weights_and_computes_the_same(architecture: str, tmp_path: Path) -> None:
+    anchors = PUBLISHED_ANCHORS["yolov3_tiny"]
+    colour, grey = YOLOv3(architecture, 3, anchors), YOLOv3(architecture, 3, anchors, channels=1)
+    write_darknet(colour, tmp_path / "colour.weights", seen=0)
+    assert read_darknet(grey, tmp_path / "colour.weights").skipped == ()
+    images = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for one, three in zip(grey.eval()(images), colour.eval()(images.expand(1, 3, 64, 64)), strict=True):
+            torch.testing.assert_close(one, three, atol=1e-5, rtol=1e-4)
+    # Its own file has one channel, and comes back whole; a colour network cannot take it.
+    write_darknet(grey, tmp_path / "grey.weights", seen=0)
+    again = YOLOv3(architecture, 3, anchors, channels=1)
+    assert read_darknet(again, tmp_path / "grey.weights").skipped == ()
+    assert all(torch.equal(a, b) for a, b in zip(grey.parameters(), again.parameters(), strict=True))
+    with pytest.raises(InputError, match="do not fit"):
+        read_darknet(colour, tmp_path / "grey.weights")
+    # Other classes and colour at once.
+    single = YOLOv3(architecture, 1, anchors, channels=1)
+    assert len(read_darknet(single, tmp_path / "colour.weights").skipped) == 2
+    assert torch.equal(next(single.parameters()), next(grey.parameters()))
+
+
+@real_weights
+def test_the_tiny_networks_weights_fit_the_one_with_three_heads() -> None:
+    network, source = YOLOv3("yolov3_tiny_3l", 1, PUBLISHED_ANCHORS["yolov3"]), tiny(80)
+    read_darknet(source, WEIGHTS)
+    report = read_darknet(network, WEIGHTS)
+    assert report.loaded == (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11)
+    assert report.skipped == (9, 12, 13, 14, 15)
+    for ours, theirs in zip(list(network.layers())[:12], source.layers(), strict=False):
+        if isinstance(ours, Convolution):
+            assert torch.equal(ours.conv.weight, theirs.conv.weight)
 
 
 def test_heads_of_other_classes_are_left_as_they_are(tmp_path: Path) -> None:

@@ -44,9 +44,12 @@ def no_partner() -> Labelled:
     raise AssertionError("no partner was needed")
 
 
-def augmented(image: Labelled, seed: int, size: int = 96, unit: int = 1, **settings: Any) -> Labelled:
+def augmented(
+    image: Labelled, seed: int, size: int = 96, unit: int = 1, crop: int | None = None, **settings: Any
+) -> Labelled:
     random = np.random.default_rng(seed)
-    return Augmentation(**settings)(image, no_partner, size=size, white=WHITE * unit, random=random)
+    augmentation = Augmentation(**settings)
+    return augmentation(image, no_partner, size=size, crop=crop or size, white=WHITE * unit, random=random)
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -146,11 +149,11 @@ def test_flips_happen_half_of_the_time_and_switch_off_alone() -> None:
     assert all(result.boxes[0, 1] == 10 for result in only)
 
 
-def mosaic(images: list[Labelled], seed: int, unit: int = 1, **settings: Any) -> Labelled:
+def mosaic(images: list[Labelled], seed: int, unit: int = 1, size: int = 96, **settings: Any) -> Labelled:
     partners = iter(images[1:])
     augmentation = Augmentation(mosaic=1.0, **settings)
     random = np.random.default_rng(seed)
-    result = augmentation(images[0], lambda: next(partners), size=96, white=WHITE * unit, random=random)
+    result = augmentation(images[0], lambda: next(partners), size=size, crop=96, white=WHITE * unit, random=random)
     assert next(partners, None) is None
     return result
 
@@ -197,14 +200,71 @@ def test_the_four_images_of_a_mosaic_meet_with_their_corners() -> None:
     corners = [(76, 76, 96, 96), (0, 76, 20, 96), (76, 0, 96, 20), (0, 0, 20, 20)]  # the ones that face the centre
     centres = set()
     for seed in range(10):
-        result = mosaic([picture(96, 96, corner, label=n) for n, corner in enumerate(corners)], seed)
+        # Images of a quarter of the mosaic fit any quadrant, and lie with their inner corners at the centre.
+        result = mosaic([picture(96, 96, corner, label=n) for n, corner in enumerate(corners)], seed, size=24)
         assert result.labels.tolist() == [0, 1, 2, 3]
         x, y = result.boxes[3, :2]
-        expected = [(x - 20, y - 20, x, y), (x, y - 20, x + 20, y), (x - 20, y, x, y + 20), (x, y, x + 20, y + 20)]
+        expected = [(x - 5, y - 5, x, y), (x, y - 5, x + 5, y), (x - 5, y, x, y + 5), (x, y, x + 5, y + 5)]
         np.testing.assert_allclose(result.boxes, expected)
         assert 28 <= min(x, y) <= max(x, y) <= 68
         centres.add((x, y))
     assert len(centres) == 10
+
+
+@pytest.mark.parametrize("look", LOOKS, ids=["grey8", "colour8", "grey16", "colour16"])
+@pytest.mark.parametrize("zoom", [1.0, 1.5])
+def test_crops_show_parts_of_the_image_and_its_boxes(look: dict[str, Any], zoom: float) -> None:
+    image = picture(300, 200, (140, 90, 164, 102), **look)
+    unit = look.get("unit", 1)
+    results = [augmented(image, seed, size=300, crop=96, unit=unit, zoom=zoom) for seed in range(60)]
+    for result in results:
+        assert result.pixels.shape[:2] == (96, 96)
+        found = bright_box(result.pixels, unit)
+        if len(result.boxes):
+            assert found is not None
+            np.testing.assert_allclose(result.boxes[0], found, atol=1)
+        # The image is larger than the crop: there is no padding.
+        assert (result.pixels == round(WHITE * unit / 2)).mean() < 0.02
+    with_object = sum(len(result.boxes) for result in results)
+    assert 5 <= with_object <= 40
+    corners = {tuple(result.boxes[0, :2].tolist()) for result in results if len(result.boxes)}
+    assert len(corners) >= with_object / 2
+
+
+def test_focused_crops_hold_an_object() -> None:
+    far = picture(300, 200, (34, 34, 54, 46))
+    seen = [augmented(far, seed, size=300, crop=96, focus=1.0) for seed in range(60)]
+    assert all(len(result.boxes) == 1 for result in seen)
+    assert len({tuple(result.boxes[0].tolist()) for result in seen}) > 20  # not always at the same place
+    half = [len(augmented(far, seed, size=300, crop=96, focus=0.5).boxes) for seed in range(200)]
+    assert 80 <= sum(half) <= 160
+    assert not len(augmented(picture(300, 200, None), 0, size=300, crop=96, focus=1.0).boxes)
+
+
+def test_a_focused_mosaic_holds_an_object_of_each_image() -> None:
+    images = [picture(300, 200, (n, n, n + 12, n + 12), label=i) for i, n in enumerate((4, 180, 60, 120))]
+    for seed in range(20):
+        result = mosaic(images, seed, size=300, focus=1.0)
+        assert result.labels.tolist() == [0, 1, 2, 3]
+
+
+def test_hue_and_saturation_change_colours_not_greys() -> None:
+    colour = picture(64, 64, None, channels=3)
+    colour.pixels[:] = (200, 100, 50)
+    settings: dict[str, Any] = {"hue": 0.1, "saturation": 0.5}
+    seen = set()
+    for seed in range(20):
+        augmentation = Augmentation(**settings)
+        arguments: dict[str, Any] = {"size": 64, "crop": 64, "white": 255}
+        result = augmentation(colour, no_partner, random=np.random.default_rng(seed), **arguments)
+        red, green, blue = (int(value) for value in result.pixels[0, 0])
+        assert max(red, green, blue) == 200  # the value is the gain's business
+        seen.add((red, green, blue))
+        grey = picture(64, 64)
+        same = augmentation(grey, no_partner, random=np.random.default_rng(seed), **arguments)
+        np.testing.assert_array_equal(same.pixels, grey.pixels)
+    assert len(seen) > 10
+    assert all(np.ptp(pixel) > 50 for pixel in seen)
 
 
 def test_mosaics_come_as_often_as_asked_for() -> None:
@@ -217,7 +277,7 @@ def test_mosaics_come_as_often_as_asked_for() -> None:
 
     augmentation = Augmentation(mosaic=0.3)
     for seed in range(200):
-        augmentation(picture(), partner, size=32, white=WHITE, random=np.random.default_rng(seed))
+        augmentation(picture(), partner, size=32, crop=32, white=WHITE, random=np.random.default_rng(seed))
     assert 40 <= calls / 3 <= 80
 
 
@@ -247,7 +307,7 @@ def test_gain_multiplies_and_stops_at_white(unit: int, white: int, channels: int
     augmentation = Augmentation(gain=0.4)
     factors = []
     for seed in range(100):
-        result = augmentation(image, no_partner, size=64, white=white, random=np.random.default_rng(seed))
+        result = augmentation(image, no_partner, size=64, crop=64, white=white, random=np.random.default_rng(seed))
         dark = int(result.pixels[10, 10].max())
         factors.append(dark / (50 * unit))
         assert (result.pixels[:, :32] == dark).all()
@@ -263,7 +323,7 @@ def test_speckle_is_unbiased_noise_that_grows_with_the_signal() -> None:
     for level in (10, 120):
         image = Labelled(np.full((128, 128, 3), level, dtype=np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, int))
         result = Augmentation(speckle=0.2)(
-            image, no_partner, size=128, white=255, random=np.random.default_rng(0)
+            image, no_partner, size=128, crop=128, white=255, random=np.random.default_rng(0)
         ).pixels.astype(float)
         assert result.mean() == pytest.approx(level, abs=0.01 * level)
         assert result.std() == pytest.approx(0.2 * level, rel=0.05)
@@ -281,7 +341,7 @@ def test_the_generator_alone_decides() -> None:
     }
     for seed in range(5):
         one, same, other = (
-            Augmentation(**settings)(picture(), picture, size=48, white=255, random=np.random.default_rng(s))
+            Augmentation(**settings)(picture(), picture, size=48, crop=32, white=255, random=np.random.default_rng(s))
             for s in (seed, seed, seed + 100)
         )
         np.testing.assert_array_equal(one.pixels, same.pixels)

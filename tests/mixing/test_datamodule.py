@@ -43,6 +43,9 @@ def make_data(dataset: Dataset, stores: Path, *, per_image: int = 0, **changes: 
     library.make(sources, per_image)
     settings: dict[str, Any] = {
         "image_size": 64,
+        "crop": 64,
+        "tile": None,
+        "channels": 3,
         "batch_size": 3,
         "steps": 7,
         "steps_per_epoch": 3,
@@ -125,7 +128,9 @@ def test_white_level(make_coco: Callable[..., Any]) -> None:
 
 def draws(data: StudyDataModule, cache_mb: int = 64) -> TrainingDraws:
     order = draw_order(data.plan, steps=7, batch_size=3, seed=5, synthetic_fraction=None).reshape(-1)
-    return TrainingDraws(data.plan.train, order, EVERYTHING, size=64, white=255, seed=5, cache=ImageCache(cache_mb))
+    return TrainingDraws(
+        data.plan.train, order, EVERYTHING, size=64, crop=64, white=255, seed=5, cache=ImageCache(cache_mb)
+    )
 
 
 def test_an_item_is_the_same_whenever_it_is_asked_for(dataset: Dataset, tmp_path: Path) -> None:

@@ -11,15 +11,17 @@ from torch import Tensor
 class Batch(NamedTuple):
     """Letterboxed images with their objects.
 
-    ``images`` are in [0, 1], three channels (grey is repeated). ``boxes`` are xyxy in pixels of the letterboxed image,
-    those of all images in one list; ``box_image`` says which image of the batch each belongs to. ``letterbox`` holds
-    scale, pad x and pad y of each image: ``x_letterboxed = x_file * scale + pad_x``.
+    ``images`` are in [0, 1], with as many channels as the network takes. ``boxes`` are xyxy in pixels of the
+    letterboxed image, those of all images in one list; ``box_image`` says which image of the batch each belongs to.
+    ``letterbox`` holds scale, pad x and pad y of each image: ``x_letterboxed = x_file * scale + pad_x``. ``own`` is the
+    part of the file whose objects an image answers for: all of it, except where a file is looked at in tiles.
     """
 
-    images: Float[Tensor, "batch 3 size size"]
+    images: Float[Tensor, "batch _channels size size"]
     boxes: Float[Tensor, "objects 4"]
     labels: Int[Tensor, " objects"]
     box_image: Int[Tensor, " objects"]
     image_ids: Int[Tensor, " batch"]
     letterbox: Float[Tensor, "batch 3"]
     file_size: Int[Tensor, "batch 2"]  # width, height of the image file
+    own: Float[Tensor, "batch 4"]  # xyxy, pixels of the image file

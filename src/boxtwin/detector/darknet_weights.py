@@ -36,8 +36,10 @@ class DarknetReport(NamedTuple):
 def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
     """Read a Darknet weights file into ``model``.
 
-    Prediction layers are left as they are when the file's have another number of outputs (other classes), and so are
-    all layers behind the end of a file that was cut after a whole layer, such as ``darknet53.conv.74``.
+    A network of one channel gets a colour file's first convolution summed over its three channels: grey images have the
+    same outputs then. Prediction layers are left as they are when the file's have another number of outputs (other
+    classes), and so are all layers behind the end of a file that was cut after a whole layer, such as
+    ``darknet53.conv.74``.
 
     Raises:
         InputError: the file cannot be read, holds non-finite values or does not fit the architecture.
@@ -54,7 +56,8 @@ def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
     (seen,) = struct.unpack_from(seen_format, content.ljust(20, b"\0"), 12)
     header = 12 + struct.calcsize(seen_format)
     layers = list(model.layers())
-    outputs = _file_outputs(layers, len(content) - header, path, model.architecture, header)
+    size = len(content) - header
+    channels, outputs = _file_shape(layers, size, path, model.architecture, header)
 
     values = torch.from_numpy(np.frombuffer(content, dtype="<f4", offset=header).astype(np.float32))
     if not bool(torch.isfinite(values).all()):
@@ -66,8 +69,12 @@ def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
                 skipped.append(index)
             elif layer_outputs == _conv(layer).out_channels:
                 for tensor in _tensors(layer):
-                    tensor.copy_(values[start : start + tensor.numel()].view(tensor.shape))
-                    start += tensor.numel()
+                    folded = channels // tensor.shape[1] if index == 0 and tensor.ndim == 4 else 1
+                    count = tensor.numel() * folded
+                    own = values[start : start + count].view(tensor.shape[0], folded, *tensor.shape[1:])
+                    # Three equal channels in, or their weights' sum over one: the same outputs.
+                    tensor.copy_(own.sum(dim=1))
+                    start += count
                 loaded.append(index)
             else:
                 start += layer_outputs * (1 + _conv(layer).weight[0].numel())
@@ -102,25 +109,37 @@ def _little_endian(tensor: Tensor) -> Float32[np.ndarray, "..."]:
     return np.ascontiguousarray(tensor.detach().float().cpu().numpy().astype("<f4"))
 
 
-def _file_outputs(
+def _file_shape(
     layers: list[Convolution | nn.Conv2d], size: int, path: Path, architecture: str, header: int
-) -> list[int]:
-    """Outputs of each layer in a file with ``size`` bytes of values; only predictions can differ from the model."""
+) -> tuple[int, list[int]]:
+    """Image channels and outputs of each layer in a file with ``size`` bytes of values.
+
+    They can differ from the model's in two ways: predictions of other classes, and colour where the model takes grey.
+    """
     own = [_conv(layer).out_channels for layer in layers]
     counts = [sum(tensor.numel() for tensor in _tensors(layer)) for layer in layers]
-    ends = np.cumsum(counts) * 4
-    if size == ends[-1] or (size > 0 and size in ends):
-        return own
     # All prediction layers of a Darknet configuration have the same outputs, anchors * (5 + classes).
     predictions = [index for index, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+    first = _conv(layers[0])
+    for channels in sorted({first.in_channels, 3}):
+        more = (channels - first.in_channels) * first.weight[:, 0].numel()
+        ends = (np.cumsum(counts) + more) * 4
+        if size > 0 and size in ends:
+            return channels, own
+        # Other classes: the whole network, or as many of its heads as the file has (yolov3-tiny is all of
+        # yolov3-tiny_3l but its last head).
+        for count in range(len(predictions), 0, -1):
+            end, of_file = ends[predictions[count - 1]], predictions[:count]
+            fixed = int(end) - 4 * sum(counts[index] for index in of_file)
+            per_output = 4 * sum(counts[index] // own[index] for index in of_file)
+            outputs, rest = divmod(size - fixed, per_output)
+            # Darknet predicts 4 offsets and the objectness of at least one anchor, and one class.
+            if not rest and outputs >= 6:
+                return channels, [outputs if index in of_file else count for index, count in enumerate(own)]
     fixed = int(ends[-1]) - 4 * sum(counts[index] for index in predictions)
     per_output = 4 * sum(counts[index] // own[index] for index in predictions)
-    outputs, rest = divmod(size - fixed, per_output)
-    # Darknet predicts 4 offsets and the objectness of at least one anchor, and one class.
-    if rest or outputs < 6:
-        raise InputError(
-            f"Darknet weights {path} do not fit {architecture}: expected {header + int(ends[-1]):,} bytes "
-            f"(with other classes, {header + fixed:,} plus {per_output:,} for each output of a prediction layer), "
-            f"got {header + size:,}. Is it the file of another network, or cut off?"
-        )
-    return [outputs if index in predictions else count for index, count in enumerate(own)]
+    raise InputError(
+        f"Darknet weights {path} do not fit {architecture}: expected {header + int(ends[-1]):,} bytes "
+        f"(with other classes, {header + fixed:,} plus {per_output:,} for each output of a prediction layer), "
+        f"got {header + size:,}. Is it the file of another network, or cut off?"
+    )

@@ -7,7 +7,7 @@ multiplied by the head's stride and p_w is in pixels, so that boxes are too.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import cv2
@@ -124,6 +124,7 @@ def detect(
     strides: Sequence[int],
     letterbox: Float[Tensor, "batch 3"],
     file_size: Int[Tensor, "batch 2"],
+    own: Float[Tensor, "batch 4"],
     *,
     score_floor: float,
     nms_iou: float,
@@ -136,6 +137,7 @@ def detect(
     Args:
         letterbox: scale, pad x, pad y of each image (see `Batch`).
         file_size: width and height of each image file; boxes are clipped to it.
+        own: part of the file (xyxy) that each image answers for; what has its centre elsewhere is left out.
         score_floor: detections below are left out before NMS.
         nms_iou: two detections of one class that overlap by more are one.
         max_detections: per image, the best are kept.
@@ -154,12 +156,37 @@ def detect(
         scale, pad_x, pad_y = geometry[index].tolist()
         offset = torch.tensor([pad_x, pad_y, pad_x, pad_y])
         in_file = (all_boxes[index, places] - offset) / scale
+        left, top, right, bottom = own[index].tolist()
+        x, y = (in_file[:, :2] + in_file[:, 2:]).div(2).unbind(dim=1)
+        is_own = (x >= left) & (x < right) & (y >= top) & (y < bottom)
         in_file = clip_xyxy(in_file, float(sizes[index, 0]), float(sizes[index, 1]))
         # What lies in the letterbox's borders alone is no object of the image.
-        visible = ((in_file[:, 2:] - in_file[:, :2]) > 0).all(dim=1)
+        visible = ((in_file[:, 2:] - in_file[:, :2]) > 0).all(dim=1) & is_own
         file_boxes = in_file[visible].numpy().astype(np.float64)
         scores = flat[candidates[visible]].numpy().astype(np.float64)
         labels = (candidates[visible] % image_scores.shape[1]).numpy()
         kept = non_maximum_suppression(file_boxes, scores, labels, nms_iou, max_detections)
         found.append(Detections(boxes=file_boxes[kept], scores=scores[kept], labels=labels[kept]))
     return found
+
+
+def merge_tiles(
+    found: Iterable[tuple[int, Detections]], *, nms_iou: float, max_detections: int
+) -> dict[int, Detections]:
+    """Detections by image id, those of an image's tiles in one.
+
+    Tiles answer for parts that do not overlap (`Batch.own`); what is found twice is an object whose centre lies so near
+    to the border of two parts that both tiles see it on their side.
+    """
+    by_image: dict[int, list[Detections]] = {}
+    for image_id, detections in found:
+        by_image.setdefault(image_id, []).append(detections)
+    merged = {}
+    for image_id, parts in by_image.items():
+        if len(parts) == 1:
+            merged[image_id] = parts[0]
+            continue
+        boxes, scores, labels = (np.concatenate(values) for values in zip(*parts, strict=True))
+        kept = non_maximum_suppression(boxes, scores, labels, nms_iou, max_detections)
+        merged[image_id] = Detections(boxes=boxes[kept], scores=scores[kept], labels=labels[kept])
+    return merged

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from boxtwin.boxes import xyxy_to_cxcywh
+from boxtwin.boxes import area_xyxy, xyxy_to_cxcywh
 from boxtwin.detector.assign import AnchorsPerObject, assign, ignored
 from boxtwin.detector.decode import encode, flatten, grid_of, to_boxes
 from boxtwin.detector.yolov3 import Anchors, Raw
 
 BoxLoss = Literal["ciou", "mse"]
+ObjectnessTarget = Literal["one", "iou"]
 
 EPS = 1e-7  # keeps quotients finite for boxes without area; far below a pixel
 
@@ -34,12 +35,17 @@ class Losses(NamedTuple):
     classes: Float[Tensor, ""]
 
 
-def complete_iou(a: Float[Tensor, "n 4"], b: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
-    """CIoU of boxes pair by pair, both xyxy (Zheng et al. 2020, equations 7 to 11): IoU - rho^2 / c^2 - alpha v."""
+def paired_iou(a: Float[Tensor, "n 4"], b: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
+    """IoU of boxes pair by pair, both xyxy."""
     low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
     intersection = (high - low).clamp(min=0).prod(dim=1)
+    return intersection / (area_xyxy(a) + area_xyxy(b) - intersection + EPS)
+
+
+def complete_iou(a: Float[Tensor, "n 4"], b: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
+    """CIoU of boxes pair by pair, both xyxy (Zheng et al. 2020, equations 7 to 11): IoU - rho^2 / c^2 - alpha v."""
+    iou = paired_iou(a, b)
     size_a, size_b = a[:, 2:] - a[:, :2], b[:, 2:] - b[:, :2]
-    iou = intersection / (size_a.prod(dim=1) + size_b.prod(dim=1) - intersection + EPS)
     # rho^2: squared distance of the centres; c^2: squared diagonal of the smallest box around both.
     centre_distance = ((a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]) / 2).square().sum(dim=1)
     around = torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])
@@ -62,8 +68,10 @@ def detection_loss(
     strides: Sequence[int],
     *,
     box_loss: BoxLoss,
+    objectness_target: ObjectnessTarget,
     anchors_per_object: AnchorsPerObject,
     ignore_iou: float,
+    focal_gamma: float,
     box_weight: float,
     objectness_weight: float,
     class_weight: float,
@@ -79,8 +87,13 @@ def detection_loss(
         labels: their classes.
         box_image: the image of the batch each belongs to.
         box_loss: "ciou", or "mse" for the paper's squared error.
+        objectness_target: "one" as in the paper, or "iou": the overlap that a positive's box has at the moment, so that
+            well placed boxes come first (as the confidence of the first YOLO, arXiv:1506.02640, section 2).
         anchors_per_object: see `assign`.
         ignore_iou: predictions that overlap an object by more, without answering for it, have no objectness loss.
+        focal_gamma: objectness errors are weighted by ``|target - p| ** gamma`` (T.-Y. Lin et al., "Focal Loss for
+            Dense Object Detection", ICCV 2017, section 3.2, for targets between 0 and 1 as in X. Li et al.,
+            "Generalized Focal Loss", NeurIPS 2020); 0 for none.
     """
     with torch.autocast(raw[0].device.type, enabled=False):
         values = flatten(raw)
@@ -93,12 +106,17 @@ def detection_loss(
             predicted = to_boxes(values[..., :4], grid.cells, grid.anchors, grid.strides)
             counted = ~ignored(predicted, boxes, box_image, ignore_iou=ignore_iou)
             counted[image, place] = True
-            objectness_target = torch.zeros_like(values[..., 4])
-            objectness_target[image, place] = 1.0
+            target = torch.zeros_like(values[..., 4])
+            if objectness_target == "iou":
+                target[image, place] = paired_iou(predicted[image, place], boxes[owner])
+            else:
+                target[image, place] = 1.0
         normaliser = len(owner) + len(values)
 
         # 2. Objectness, over all predictions that are not ignored.
-        objectness = F.binary_cross_entropy_with_logits(values[..., 4], objectness_target, reduction="none")
+        objectness = F.binary_cross_entropy_with_logits(values[..., 4], target, reduction="none")
+        if focal_gamma:
+            objectness = objectness * (target - values[..., 4].sigmoid()).abs() ** focal_gamma
         objectness_term = (objectness * counted).sum() * (objectness_weight / normaliser)
 
         # 3. Boxes and classes, over the positives.
@@ -108,9 +126,9 @@ def detection_loss(
         if box_loss == "ciou":
             box_errors = 1 - complete_iou(to_boxes(positive[:, :4], cells, sizes, steps), truth)
         else:
-            target = encode(truth, cells, sizes, steps)
-            offset_error = (torch.sigmoid(positive[:, :2]) - torch.sigmoid(target[:, :2])).square().sum(dim=1)
-            size_error = (positive[:, 2:4] - target[:, 2:]).square().sum(dim=1)
+            t = encode(truth, cells, sizes, steps)
+            offset_error = (torch.sigmoid(positive[:, :2]) - torch.sigmoid(t[:, :2])).square().sum(dim=1)
+            size_error = (positive[:, 2:4] - t[:, 2:]).square().sum(dim=1)
             # 2 - w h (as shares of the image) lets small boxes count more, as in Darknet's yolo_layer.c.
             width, height = shapes[0][1] * strides[0], shapes[0][0] * strides[0]
             emphasis = 2 - xyxy_to_cxcywh(truth)[:, 2:].prod(dim=1) / (width * height)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from boxtwin.datasets.batch import Batch
 from boxtwin.datasets.sample import Detections
 from boxtwin.detector.assign import AnchorsPerObject
-from boxtwin.detector.decode import detect
-from boxtwin.detector.loss import BoxLoss, detection_loss
+from boxtwin.detector.decode import detect, merge_tiles
+from boxtwin.detector.loss import BoxLoss, ObjectnessTarget, detection_loss
 from boxtwin.detector.yolov3 import Architecture, Raw, YOLOv3
 from boxtwin.evaluation.coco_map import coco_figures
 
@@ -37,7 +37,9 @@ class DetectorModule(pl.LightningModule):
         classes: class names; label ``i`` is ``classes[i]``.
         category_ids: the number that the COCO file gives each class.
         anchors: for each head, coarsest first, (width, height) in pixels at ``image_size``.
-        image_size: side of the square network input, pixels.
+        image_size: what the longer side of an image is scaled to, pixels.
+        tile: side of the squares that images are looked at in; None for whole images, in an ``image_size`` square.
+        channels: 1 for grey images, 3 for colour.
         white: the pixel value that was scaled to 1.0 (255 for 8 bit); kept so that new images are scaled alike.
         learning_rate: at the end of the warm-up; then a cosine down to a hundredth of it.
         weight_decay: on convolution weights only, neither on biases nor on batch normalisation.
@@ -46,7 +48,7 @@ class DetectorModule(pl.LightningModule):
         optimizer: "adamw" or "sgd" (momentum 0.9, Nesterov).
         box_loss: "ciou" or "mse".
         anchors_per_object: "best" or "iou_above" (see `assign`).
-        ignore_iou: see `detection_loss`.
+        objectness_target, ignore_iou, focal_gamma: see `detection_loss`.
         box_weight, objectness_weight, class_weight: weights of the loss terms.
         nms_iou: detections of one class that overlap by more are one.
         score_floor: detections below are dropped; low, because AP counts the whole precision-recall curve.
@@ -64,14 +66,18 @@ class DetectorModule(pl.LightningModule):
         anchors: Sequence[Sequence[Sequence[int | float]]],
         image_size: int,
         white: int,
+        channels: int = 3,
+        tile: int | None = None,
         learning_rate: float,
         weight_decay: float,
         steps: int,
         warmup_steps: int,
         optimizer: Literal["adamw", "sgd"] = "adamw",
         box_loss: BoxLoss = "ciou",
+        objectness_target: ObjectnessTarget = "one",
         anchors_per_object: AnchorsPerObject = "iou_above",  # more positives pay where images are few
         ignore_iou: float = 0.5,  # YOLOv3, section 2.1
+        focal_gamma: float = 0.0,
         box_weight: float = 5.0,  # YOLOX (arXiv:2107.08430), whose loss is a mean per positive too
         objectness_weight: float = 1.0,
         class_weight: float = 1.0,
@@ -95,12 +101,13 @@ class DetectorModule(pl.LightningModule):
         for name, value, choices in (
             ("optimizer", optimizer, ("adamw", "sgd")),
             ("box_loss", box_loss, get_args(BoxLoss)),
+            ("objectness_target", objectness_target, get_args(ObjectnessTarget)),
             ("anchors_per_object", anchors_per_object, get_args(AnchorsPerObject)),
         ):
             if value not in choices:
                 raise ValueError(f"{name} is one of {choices}, got {value!r}")
         self.save_hyperparameters()
-        self.network = YOLOv3(architecture, len(classes), anchors)
+        self.network = YOLOv3(architecture, len(classes), anchors, channels)
         self.network.freeze(freeze)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
@@ -109,8 +116,10 @@ class DetectorModule(pl.LightningModule):
             anchors=self.network.anchors,
             strides=self.network.strides,
             box_loss=box_loss,
+            objectness_target=objectness_target,
             anchors_per_object=anchors_per_object,
             ignore_iou=ignore_iou,
+            focal_gamma=focal_gamma,
             box_weight=box_weight,
             objectness_weight=objectness_weight,
             class_weight=class_weight,
@@ -123,6 +132,7 @@ class DetectorModule(pl.LightningModule):
             nms_iou=nms_iou,
             max_detections=max_detections,
         )
+        self._merge = partial(merge_tiles, nms_iou=nms_iou, max_detections=max_detections)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.steps = steps
@@ -131,10 +141,11 @@ class DetectorModule(pl.LightningModule):
         self.classes = tuple(classes)
         self.category_ids = tuple(category_ids)
         self.image_size = image_size
+        self.tile = tile
         self.white = white
-        self._validation: dict[int, Detections] = {}
+        self._validation: list[tuple[int, Detections]] = []
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Raw:
+    def forward(self, images: Float[Tensor, "batch _channels height width"]) -> Raw:
         """Images in [0, 1] -> raw maps (see `YOLOv3`)."""
         raw: Raw = self.network(images.contiguous(memory_format=self.memory_format))
         return raw
@@ -154,8 +165,14 @@ class DetectorModule(pl.LightningModule):
     def detect(self, batch: Batch) -> list[tuple[int, Detections]]:
         """(image id, detections in pixels of the image file) of every image of a batch."""
         with torch.no_grad():
-            found = self._detect(self(batch.images), letterbox=batch.letterbox, file_size=batch.file_size)
+            found = self._detect(
+                self(batch.images), letterbox=batch.letterbox, file_size=batch.file_size, own=batch.own
+            )
         return list(zip(batch.image_ids.tolist(), found, strict=True))
+
+    def merge(self, found: Iterable[tuple[int, Detections]]) -> dict[int, Detections]:
+        """Detections of many batches by image id, the tiles of an image put together."""
+        return self._merge(found)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[int, Detections]]:  # noqa: ARG002
         """As `detect`."""
@@ -163,11 +180,11 @@ class DetectorModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch's detections."""
-        self._validation = {}
+        self._validation = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Collect detections; the figures come at the end of the epoch."""
-        self._validation.update(self.detect(batch))
+        self._validation += self.detect(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/map`` and ``val/map_50`` against the ``validation_samples`` of the datamodule."""
@@ -176,7 +193,7 @@ class DetectorModule(pl.LightningModule):
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if datamodule is None:
             raise ValueError("validation needs a datamodule with `validation_samples`, the ground truth")
-        figures = coco_figures(datamodule.validation_samples, self._validation, self.category_ids)
+        figures = coco_figures(datamodule.validation_samples, self.merge(self._validation), self.category_ids)
         self.log_dict({f"val/{name}": figures[name] for name in ("map", "map_50")}, batch_size=1)
 
     def configure_gradient_clipping(

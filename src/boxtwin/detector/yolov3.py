@@ -1,36 +1,46 @@
-"""The YOLOv3 networks as plain modules: Darknet-53, tiny and nano.
+"""The YOLOv3 networks as plain modules: Darknet-53, with and without spatial pyramid pooling, tiny and nano.
 
 J. Redmon, A. Farhadi, "YOLOv3: An Incremental Improvement", arXiv:1804.02767 (2018), sections 2.3 and 2.4; layer by
-layer after the published configurations ``yolov3.cfg`` and ``yolov3-tiny.cfg`` of Darknet. Convolutions are registered
-in the order in which Darknet writes them to a weights file.
+layer after the published configurations ``yolov3.cfg``, ``yolov3-spp.cfg``, ``yolov3-tiny.cfg`` and
+``yolov3-tiny_3l.cfg`` of Darknet. Convolutions are registered in the order in which Darknet writes them to a weights
+file.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Architecture = Literal["yolov3", "yolov3_tiny", "yolov3_nano"]
+Architecture = Literal["yolov3", "yolov3_spp", "yolov3_tiny", "yolov3_tiny_3l", "yolov3_nano"]
 Anchors = tuple[
     tuple[tuple[float, float], ...], ...
 ]  # one group per head, coarsest head first: (width, height), pixels
 Raw = tuple[Float[Tensor, "batch _ _ _ channels"], ...]
 
-STRIDES: dict[str, tuple[int, ...]] = {"yolov3": (32, 16, 8), "yolov3_tiny": (32, 16), "yolov3_nano": (16, 8)}
+STRIDES: dict[str, tuple[int, ...]] = {
+    "yolov3": (32, 16, 8),
+    "yolov3_spp": (32, 16, 8),
+    "yolov3_tiny": (32, 16),
+    "yolov3_tiny_3l": (32, 16, 8),
+    "yolov3_nano": (16, 8),
+}
 
-# yolov3.cfg and yolov3-tiny.cfg of Darknet; k-means on COCO boxes (YOLOv3, section 2.3), pixels of a 416 x 416 input.
+# k-means on COCO boxes (YOLOv3, section 2.3), pixels of a 416 x 416 input.
+_NINE: Anchors = (
+    ((116.0, 90.0), (156.0, 198.0), (373.0, 326.0)),
+    ((30.0, 61.0), (62.0, 45.0), (59.0, 119.0)),
+    ((10.0, 13.0), (16.0, 30.0), (33.0, 23.0)),
+)
+# yolov3.cfg, yolov3-spp.cfg and yolov3-tiny.cfg of Darknet.
 PUBLISHED_ANCHORS: dict[str, Anchors] = {
-    "yolov3": (
-        ((116.0, 90.0), (156.0, 198.0), (373.0, 326.0)),
-        ((30.0, 61.0), (62.0, 45.0), (59.0, 119.0)),
-        ((10.0, 13.0), (16.0, 30.0), (33.0, 23.0)),
-    ),
+    "yolov3": _NINE,
+    "yolov3_spp": _NINE,
     "yolov3_tiny": (
         ((81.0, 82.0), (135.0, 169.0), (344.0, 319.0)),
         ((10.0, 14.0), (23.0, 27.0), (37.0, 58.0)),
@@ -80,35 +90,55 @@ class SamePool(nn.Module):
         return F.max_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, stride=1)
 
 
+class PyramidPool(nn.Module):
+    """Spatial pyramid pooling as in ``yolov3-spp.cfg``: maxima over 13, 9 and 5 pixels, and the input, side by side."""
+
+    SIZES = (13, 9, 5)
+
+    def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch _ h w"]:
+        return torch.cat([*(F.max_pool2d(x, size, stride=1, padding=size // 2) for size in self.SIZES), x], dim=1)
+
+
+class HeadPlan(NamedTuple):
+    """The convolutions of one detection head.
+
+    ``lateral`` is the channels that the coarser head's features are brought to (0 for the coarsest head); ``neck`` the
+    convolutions before the last one, as (channels, size), or "pool" for `PyramidPool`; ``out`` the channels of the
+    3 x 3 convolution before the prediction. The next head branches off before that convolution, or behind it.
+    """
+
+    lateral: int
+    neck: tuple[tuple[int, int] | Literal["pool"], ...]
+    out: int
+    branch: Literal["neck", "out"] = "neck"
+
+
 class Head(nn.Module):
     """One detection head: mixes in the coarser head's features (except for the first), then predicts.
 
     Args:
+        plan: its convolutions.
         inputs: channels of the backbone's feature map.
-        lateral: (channels of the coarser neck, channels after its 1 x 1 convolution); None for the coarsest head.
-        neck: sizes and channels of the convolutions before the branch to the next head, as (channels, size).
-        outputs: channels of the 3 x 3 convolution before the prediction.
+        coarser: channels of the coarser head's features; 0 for the coarsest.
         predictions: channels of the prediction, anchors * (5 + classes).
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        lateral: tuple[int, int] | None,
-        neck: Sequence[tuple[int, int]],
-        outputs: int,
-        predictions: int,
-    ) -> None:
+    def __init__(self, plan: HeadPlan, inputs: int, coarser: int, predictions: int) -> None:
         super().__init__()
-        self.lateral = None if lateral is None else Convolution(*lateral, 1)
-        channels = inputs + (0 if lateral is None else lateral[1])
+        self.lateral = Convolution(coarser, plan.lateral, 1) if plan.lateral else None
+        channels = inputs + plan.lateral
         self.neck = nn.Sequential()
-        for width, size in neck:
-            self.neck.append(Convolution(channels, width, size))
-            channels = width
-        self.neck_channels = channels
-        self.out = Convolution(channels, outputs, 3)
-        self.predict = nn.Conv2d(outputs, predictions, 1)
+        for part in plan.neck:
+            if part == "pool":
+                self.neck.append(PyramidPool())
+                channels *= 1 + len(PyramidPool.SIZES)
+            else:
+                self.neck.append(Convolution(channels, *part))
+                channels = part[0]
+        self.out = Convolution(channels, plan.out, 3)
+        self.predict = nn.Conv2d(plan.out, predictions, 1)
+        self.branches_off_neck = plan.branch == "neck"
+        self.features = channels if self.branches_off_neck else plan.out
 
     def forward(
         self, skip: Float[Tensor, "batch _ h w"], coarser: Float[Tensor, "batch _ _ _"] | None
@@ -117,17 +147,24 @@ class Head(nn.Module):
             if coarser is None:
                 raise ValueError("a head with a lateral convolution needs the coarser head's features")
             skip = torch.cat((F.interpolate(self.lateral(coarser), scale_factor=2.0, mode="nearest"), skip), dim=1)
-        features = self.neck(skip)
-        branch = self.out(features)
+        neck = self.neck(skip)
+        out = self.out(neck)
         # Offsets of a fraction of a pixel need more than bfloat16's 8 bits; the last layer costs next to nothing.
-        with torch.autocast(branch.device.type, enabled=False):
-            raw = self.predict(branch.to(self.predict.weight.dtype))
-        return raw, features
+        with torch.autocast(out.device.type, enabled=False):
+            raw = self.predict(out.to(self.predict.weight.dtype))
+        return raw, neck if self.branches_off_neck else out
 
 
-def _darknet53() -> tuple[list[nn.Sequential], list[int]]:
+class Backbone(NamedTuple):
+    """Stages, one for each head and the finest first, and the channels that each ends with."""
+
+    stages: list[nn.Sequential]
+    widths: list[int]
+
+
+def _darknet53(channels_in: int) -> Backbone:
     """Darknet-53 without its classifier (YOLOv3, table 1) in three stages that end at strides 8, 16 and 32."""
-    stages: list[nn.Sequential] = [nn.Sequential(Convolution(3, 32, 3))]
+    stages: list[nn.Sequential] = [nn.Sequential(Convolution(channels_in, 32, 3))]
     widths = []
     for channels, repeats, new_stage in (
         (64, 1, False),
@@ -142,26 +179,23 @@ def _darknet53() -> tuple[list[nn.Sequential], list[int]]:
         stages[-1].extend(nn.Sequential(*(Residual(channels) for _ in range(repeats))))
         if channels >= 256:
             widths.append(channels)
-    return stages, widths
+    return Backbone(stages, widths)
 
 
-def _tiny() -> tuple[list[nn.Sequential], list[int]]:
-    """The backbone of yolov3-tiny.cfg in two stages that end at strides 16 and 32."""
-    first, second = nn.Sequential(), nn.Sequential()
-    channels = 3
-    for width in (16, 32, 64, 128, 256):
-        if channels != 3:
-            first.append(nn.MaxPool2d(2))
-        first.append(Convolution(channels, width, 3))
-        channels = width
-    second.append(nn.MaxPool2d(2))
-    second.append(Convolution(256, 512, 3))
-    second.append(SamePool())
-    second.append(Convolution(512, 1024, 3))
-    return [first, second], [256, 1024]
+def _tiny(channels_in: int, heads: int) -> Backbone:
+    """The backbone of yolov3-tiny.cfg in stages that end at strides 16 and 32, or with three heads 8, 16 and 32."""
+    stages = [nn.Sequential(Convolution(channels_in, 16, 3))]
+    widths = []
+    for inputs, outputs in ((16, 32), (32, 64), (64, 128), (128, 256)):
+        if outputs == 256 and heads == 3:
+            widths.append(inputs)
+            stages.append(nn.Sequential())
+        stages[-1].extend([nn.MaxPool2d(2), Convolution(inputs, outputs, 3)])
+    last = nn.Sequential(nn.MaxPool2d(2), Convolution(256, 512, 3), SamePool(), Convolution(512, 1024, 3))
+    return Backbone([*stages, last], [*widths, 256, 1024])
 
 
-def _nano() -> tuple[list[nn.Sequential], list[int]]:
+def _nano(channels_in: int) -> Backbone:
     """A tiny of a quarter to half the width whose stages end at strides 8 and 16.
 
     Objects of 10 to 30 pixels in a 256-pixel input would share the cells of stride 32 and vanish in the features of
@@ -169,57 +203,78 @@ def _nano() -> tuple[list[nn.Sequential], list[int]]:
     resolution their activations alone would take most of a training step.
     """
     first = nn.Sequential(
-        Convolution(3, 16, 3, stride=2),
+        Convolution(channels_in, 16, 3, stride=2),
         Convolution(16, 32, 3, stride=2),
         Convolution(32, 48, 3),
         nn.MaxPool2d(2),
         Convolution(48, 96, 3),
     )
     second = nn.Sequential(nn.MaxPool2d(2), Convolution(96, 160, 3), Convolution(160, 192, 3))
-    return [first, second], [96, 192]
+    return Backbone([first, second], [96, 192])
+
+
+def _parts(architecture: str, channels_in: int) -> tuple[Backbone, list[HeadPlan]]:
+    """Backbone and heads, the coarsest head first."""
+    match architecture:
+        case "yolov3" | "yolov3_spp":
+            plans: list[HeadPlan] = []
+            for narrow in (512, 256, 128):
+                neck: list[tuple[int, int] | Literal["pool"]] = [(narrow, 1), (2 * narrow, 3)] * 2
+                if architecture == "yolov3_spp" and not plans:
+                    neck[3:3] = ["pool", (narrow, 1)]
+                plans.append(HeadPlan(narrow if plans else 0, (*neck, (narrow, 1)), 2 * narrow))
+            return _darknet53(channels_in), plans
+        case "yolov3_tiny":
+            return _tiny(channels_in, heads=2), [HeadPlan(0, ((256, 1),), 512), HeadPlan(128, (), 256)]
+        case "yolov3_tiny_3l":
+            return _tiny(channels_in, heads=3), [
+                HeadPlan(0, ((256, 1),), 512),
+                HeadPlan(128, (), 256, branch="out"),
+                HeadPlan(128, (), 128),
+            ]
+        case _:
+            return _nano(channels_in), [HeadPlan(0, ((96, 1),), 192), HeadPlan(48, (), 96)]
 
 
 class YOLOv3(nn.Module):
     """A YOLOv3 network: images in, raw maps out, coarsest head first as in Darknet.
 
     Args:
-        architecture: "yolov3" (strides 32, 16, 8), "yolov3_tiny" (32, 16) or "yolov3_nano" (16, 8).
+        architecture: see `STRIDES` for its heads.
         num_classes: C, at least 1.
         anchors: for each head, coarsest first, its anchors (width, height) in pixels at the network's input size.
+        channels: 3 for colour, 1 for grey images.
 
     Raises:
         ValueError: unknown architecture, no class, or not one group of anchors per head.
     """
 
     def __init__(
-        self, architecture: Architecture, num_classes: int, anchors: Sequence[Sequence[Sequence[int | float]]]
+        self,
+        architecture: Architecture,
+        num_classes: int,
+        anchors: Sequence[Sequence[Sequence[int | float]]],
+        channels: int = 3,
     ) -> None:
         super().__init__()
         if architecture not in get_args(Architecture):
             raise ValueError(f"architecture is one of {get_args(Architecture)}, got {architecture!r}")
         if num_classes < 1:
             raise ValueError(f"a detector needs at least one class, got {num_classes}")
+        if channels not in (1, 3):
+            raise ValueError(f"images have 1 channel or 3, got {channels}")
         self.architecture = architecture
         self.num_classes = num_classes
         self.strides = STRIDES[architecture]
         self.anchors = checked_anchors(anchors, heads=len(self.strides))
+        self.channels = channels
         self._frozen = 0
-        outputs = [len(group) * (5 + num_classes) for group in self.anchors]
-        stages, widths = {"yolov3": _darknet53, "yolov3_tiny": _tiny, "yolov3_nano": _nano}[architecture]()
-        self.stages = nn.ModuleList(stages)
+        backbone, plans = _parts(architecture, channels)
+        self.stages = nn.ModuleList(backbone.stages)
         heads: list[Head] = []
-        for index, inputs in enumerate(reversed(widths)):
-            if architecture == "yolov3":
-                narrow = 512 >> index
-                neck = [(narrow, 1), (2 * narrow, 3), (narrow, 1), (2 * narrow, 3), (narrow, 1)]
-                lateral, out = (2 * narrow, narrow), 2 * narrow
-            elif architecture == "yolov3_tiny":
-                neck = [(256, 1)] if index == 0 else []
-                lateral, out = (256, 128), 512 >> index
-            else:
-                neck = [(96, 1)] if index == 0 else []
-                lateral, out = (96, 48), 192 >> index
-            heads.append(Head(inputs, lateral if index else None, neck, out, outputs[index]))
+        for plan, inputs, group in zip(plans, reversed(backbone.widths), self.anchors, strict=True):
+            coarser = heads[-1].features if heads else 0
+            heads.append(Head(plan, inputs, coarser, len(group) * (5 + num_classes)))
         self.heads = nn.ModuleList(heads)
         self._start_predictions()
 
@@ -235,7 +290,7 @@ class YOLOv3(nn.Module):
             bias[:, 5:] = math.log(share / (1 - share))
             head.predict.bias = nn.Parameter(bias.flatten())
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Raw:
+    def forward(self, images: Float[Tensor, "batch _channels height width"]) -> Raw:
         """Images in [0, 1] -> for each head ``(batch, anchors, rows, columns, 5 + classes)``.
 
         The last axis holds t_x, t_y, t_w, t_h, objectness and class logits, as in the paper.

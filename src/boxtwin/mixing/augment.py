@@ -1,4 +1,4 @@
-"""Letterbox, mosaic, flips, turns, zoom and gain: boxes move with pixels.
+"""Letterbox, crops, mosaic, flips, turns, zoom, gain, speckle and colour: boxes move with pixels.
 
 All geometry here is turning, flipping, scaling and shifting, so an object's box stays its tight box. Pixels keep the
 type of the file (8 or 16 bit) until a batch is made.
@@ -6,8 +6,10 @@ type of the file (8 or 16 bit) until a batch is made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -34,11 +36,19 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How an image was put into a square: ``x_letterboxed = x_file * scale + pad_x``."""
+    """How an image was put into a square: ``x_letterboxed = x_file * scale + pad_x``.
+
+    ``own`` is the region (xyxy, pixels of the file) whose objects this square answers for: where an image is looked at
+    in overlapping tiles, what has its centre elsewhere is another tile's.
+    """
 
     scale: float
     pad_x: float
     pad_y: float
+    own: tuple[float, float, float, float] = (-math.inf, -math.inf, math.inf, math.inf)
+
+
+WHOLE = Letterbox(1.0, 0.0, 0.0)
 
 
 def letterbox(image: Labelled, size: int, white: int) -> tuple[Labelled, Letterbox]:
@@ -51,12 +61,29 @@ def letterbox(image: Labelled, size: int, white: int) -> tuple[Labelled, Letterb
     """
     height, width = image.pixels.shape[:2]
     scale = size / max(height, width)
-    canvas = _canvas(image.pixels, size, white)
+    canvas = canvas_like(image.pixels, size, white)
     pad_x, pad_y = (size - round(width * scale)) // 2, (size - round(height * scale)) // 2
-    _paste(canvas, _resize(image.pixels, scale), pad_x, pad_y, (0, 0, size, size))
+    _paste(canvas, Part(image, scale, (0, 0), (pad_x, pad_y), (0, 0, size, size)))
     # Sides are rounded to whole pixels; the boxes follow the exact scale, less than half a pixel off.
     boxes = image.boxes * np.float32(scale) + np.array([pad_x, pad_y, pad_x, pad_y], dtype=np.float32)
     return Labelled(canvas, boxes, image.labels), Letterbox(scale, float(pad_x), float(pad_y))
+
+
+class Part(NamedTuple):
+    """A piece of an image and where it goes: the columns and rows from ``source`` (x1, y1) on, scaled by ``scale``, lie
+    in ``window`` (xyxy) of the canvas with their corner at ``corner`` (x, y).
+    """
+
+    image: Labelled
+    scale: float
+    source: tuple[int, int]
+    corner: tuple[int, int]
+    window: tuple[int, int, int, int]
+
+    @property
+    def offset(self) -> tuple[float, float]:
+        """Where the image's own corner would lie on the canvas: ``x_canvas = x_image * scale + offset``."""
+        return self.corner[0] - self.source[0] * self.scale, self.corner[1] - self.source[1] * self.scale
 
 
 @dataclass(frozen=True)
@@ -66,28 +93,36 @@ class Augmentation:
     Attributes:
         mosaic: share of training images that are put together from four (Bochkovskiy et al. 2020, YOLOv4, section 3.3).
         zoom: an image is scaled by a factor between ``1 / zoom`` and ``zoom``, log-uniform.
-        translate: it is shifted by up to this share of the square.
+        translate: an image that fits its place is shifted by up to this share of the square.
+        focus: where an image does not fit its place, a part of it is shown: with this probability one that holds some
+            object, otherwise any.
         flip_horizontal, flip_vertical: mirror with probability one half.
         quarter_turns: turn by 0, 90, 180 or 270 degrees: for images without an up.
         gain: brightness is multiplied by ``exp(u)``, u uniform in [-gain, gain].
         speckle: standard deviation of multiplicative noise, as coherent sensors show it; 0 for none.
+        hue: colours are turned by up to this share of the colour circle; leaves grey images alone, as does:
+        saturation: multiplied by ``exp(u)``, u uniform in [-saturation, saturation].
     """
 
     mosaic: float = 0.0
     zoom: float = 1.0
     translate: float = 0.0
+    focus: float = 0.0
     flip_horizontal: bool = False
     flip_vertical: bool = False
     quarter_turns: bool = False
     gain: float = 0.0
     speckle: float = 0.0
+    hue: float = 0.0
+    saturation: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mosaic <= 1:
-            raise ValueError(f"mosaic is a probability, got {self.mosaic}")
+        for name in ("mosaic", "focus"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
         if self.zoom < 1:
             raise ValueError(f"zoom is the largest factor and at least 1, got {self.zoom}")
-        for name in ("translate", "gain", "speckle"):
+        for name in ("translate", "gain", "speckle", "hue", "saturation"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
@@ -97,53 +132,85 @@ class Augmentation:
         partner: Callable[[], Labelled],
         *,
         size: int,
+        crop: int,
         white: int,
         random: np.random.Generator,
     ) -> Labelled:
-        """Make a ``size`` x ``size`` training image.
+        """Make a ``crop`` x ``crop`` training image.
 
         Args:
             image: the image and its objects.
             partner: gives one further image each time it is called; a mosaic needs three.
-            size: side of the square, pixels.
+            size: what the longer side of an image is scaled to, pixels, before zoom.
+            crop: side of the square that is cut out of it; the same as ``size`` for whole images.
             white: the pixel value that means 1.0.
             random: the only source of chance.
         """
         if random.random() < self.mosaic:
-            image = self._mosaic([image, partner(), partner(), partner()], size, white, random)
+            image = self._mosaic([image, partner(), partner(), partner()], size, crop, white, random)
         else:
-            image = self._single(image, size, white, random)
+            window = (0, 0, crop, crop)
+            image = self._turn(image, random)
+            image = placed(
+                [self._part(image, size, window, (0.5, 0.5), random)], canvas_like(image.pixels, crop, white)
+            )
         return Labelled(self._photometric(image.pixels, white, random), image.boxes, image.labels)
 
-    def _single(self, image: Labelled, size: int, white: int, random: np.random.Generator) -> Labelled:
-        image = self._turn(image, random)
-        scale = size / max(image.pixels.shape[:2]) * self._zoom(random)
-        height, width = (round(side * scale) for side in image.pixels.shape[:2])
-        shift_x, shift_y = random.uniform(-self.translate, self.translate, size=2) * size
-        left, top = round((size - width) / 2 + shift_x), round((size - height) / 2 + shift_y)
-        canvas = _canvas(image.pixels, size, white)
-        return _placed([(image, scale, left, top, (0, 0, size, size))], canvas)
+    def _mosaic(
+        self, images: list[Labelled], size: int, crop: int, white: int, random: np.random.Generator
+    ) -> Labelled:
+        """Parts of four images around a random centre; one that fits its quadrant has its corner at the centre."""
+        x, y = (int(value) for value in random.uniform(0.3, 0.7, size=2) * crop)
+        canvas = canvas_like(images[0].pixels, crop, white)
+        windows = ((0, 0, x, y), (x, 0, crop, y), (0, y, x, crop), (x, y, crop, crop))
+        inner = ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0))
+        parts = [
+            self._part(self._turn(image, random), size, window, corner, random, is_mosaic=True)
+            for image, window, corner in zip(images, windows, inner, strict=True)
+        ]
+        return placed(parts, canvas)
 
-    def _mosaic(self, images: list[Labelled], size: int, white: int, random: np.random.Generator) -> Labelled:
-        """Four images around a random centre, each with its nearest corner there, cut off at its quadrant."""
-        centre_x, centre_y = (int(value) for value in random.uniform(0.3, 0.7, size=2) * size)
-        canvas = _canvas(images[0].pixels, size, white)
-        parts = []
-        for place, image in enumerate(images):
-            turned = self._turn(image, random)
-            scale = size / max(turned.pixels.shape[:2]) * self._zoom(random)
-            height, width = (round(side * scale) for side in turned.pixels.shape[:2])
-            is_right, is_below = bool(place % 2), bool(place // 2)
-            left = centre_x if is_right else centre_x - width
-            top = centre_y if is_below else centre_y - height
-            window = (
-                centre_x if is_right else 0,
-                centre_y if is_below else 0,
-                size if is_right else centre_x,
-                size if is_below else centre_y,
-            )
-            parts.append((turned, scale, left, top, window))
-        return _placed(parts, canvas)
+    def _part(
+        self,
+        image: Labelled,
+        size: int,
+        window: tuple[int, int, int, int],
+        anchor: tuple[float, float],
+        random: np.random.Generator,
+        *,
+        is_mosaic: bool = False,
+    ) -> Part:
+        """Choose the part of an image that fills a window of the canvas.
+
+        ``anchor`` says where an image that is smaller than the window lies in it: 0 left or top, 1 right or bottom.
+        """
+        sides = image.pixels.shape[1::-1]
+        scale = size / max(sides) * self._zoom(random)
+        is_focused, chosen = random.random() < self.focus, random.random()
+        target: Float[np.ndarray, " 4"] | None = None
+        if is_focused and len(image.boxes):
+            target = image.boxes[int(chosen * len(image.boxes))] * scale
+        source, corner = [0, 0], [0, 0]
+        for axis in (0, 1):
+            low, high = window[axis], window[axis + 2]
+            slack = high - low - round(sides[axis] * scale)
+            draw = random.random()
+            if slack < 0:
+                # Offsets at which the image covers the window, and those of them that show the target.
+                first, last = low + slack, low
+                if target is not None:
+                    begin, end = low - target[axis], high - target[axis + 2]
+                    if begin > end:  # larger than the window, which then lies within it
+                        begin, end = end, begin
+                    first, last = max(first, begin), min(last, end)
+                offset = first + draw * (last - first)
+            else:
+                shift = 0.0 if is_mosaic else (2 * draw - 1) * self.translate * size
+                offset = low + slack * anchor[axis] + shift
+            # Whole pixels of the source only, so that nothing has to be resampled at a fraction of a pixel.
+            source[axis] = min(max(0, math.floor((low - offset) / scale)), sides[axis] - 1)
+            corner[axis] = low if source[axis] else math.floor(offset)
+        return Part(image, scale, (source[0], source[1]), (corner[0], corner[1]), window)
 
     def _zoom(self, random: np.random.Generator) -> float:
         return float(np.exp(random.uniform(-np.log(self.zoom), np.log(self.zoom))))
@@ -161,13 +228,21 @@ class Augmentation:
         return image
 
     def _photometric(self, pixels: Pixels, white: int, random: np.random.Generator) -> Pixels:
-        if self.gain == 0 and self.speckle == 0:
+        if self.gain == 0 and self.speckle == 0 and (pixels.ndim == 2 or self.hue == self.saturation == 0):
             return pixels
         values = pixels.astype(np.float32) * np.float32(np.exp(random.uniform(-self.gain, self.gain)))
         if self.speckle > 0:
             noise = random.standard_normal(pixels.shape[:2], dtype=np.float32) * np.float32(self.speckle) + 1
             values *= noise if pixels.ndim == 2 else noise[:, :, None]
-        return np.rint(np.clip(values, 0, white)).astype(pixels.dtype)
+        values = np.clip(values, 0, white)
+        turn = random.uniform(-self.hue, self.hue)
+        strength = np.exp(random.uniform(-self.saturation, self.saturation))
+        if pixels.ndim == 3 and (self.hue or self.saturation):
+            hsv = cv2.cvtColor(values * np.float32(1 / white), cv2.COLOR_RGB2HSV)  # hue in degrees, the rest in [0, 1]
+            hsv[:, :, 0] = (hsv[:, :, 0] + np.float32(360 * turn)) % 360
+            hsv[:, :, 1] = np.minimum(hsv[:, :, 1] * np.float32(strength), 1)
+            values = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * np.float32(white)
+        return np.rint(values).astype(pixels.dtype)
 
 
 def _flip(image: Labelled) -> Labelled:
@@ -184,7 +259,7 @@ def _quarter_turn(image: Labelled) -> Labelled:
     return Labelled(np.rot90(image.pixels), np.stack([y1, width - x2, y2, width - x1], axis=1), image.labels)
 
 
-def _canvas(like: Pixels, size: int, white: int) -> Pixels:
+def canvas_like(like: Pixels, size: int, white: int) -> Pixels:
     return np.full((size, size, *like.shape[2:]), round(PAD * white), dtype=like.dtype)
 
 
@@ -195,8 +270,14 @@ def _resize(pixels: Pixels, scale: float) -> Pixels:
     return cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=method)
 
 
-def _paste(canvas: Pixels, pixels: Pixels, left: int, top: int, window: tuple[int, int, int, int]) -> None:
-    """Lay pixels on a canvas with their corner at (left, top), as far as they lie in the window (xyxy)."""
+def _paste(canvas: Pixels, part: Part) -> None:
+    """Lay a part of an image on a canvas, as far as it lies in its window."""
+    (x, y), (left, top), window = part.source, part.corner, part.window
+    # Only what will be seen is resized.
+    columns, rows = math.ceil((window[2] - left) / part.scale), math.ceil((window[3] - top) / part.scale)
+    if columns < 1 or rows < 1:
+        return
+    pixels = _resize(part.image.pixels[y : y + rows, x : x + columns], part.scale)
     if canvas.ndim != pixels.ndim:
         # A data set may mix grey and colour; the first image of a mosaic decides.
         pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB if canvas.ndim == 3 else cv2.COLOR_RGB2GRAY)
@@ -206,17 +287,18 @@ def _paste(canvas: Pixels, pixels: Pixels, left: int, top: int, window: tuple[in
         canvas[y1:y2, x1:x2] = pixels[y1 - top : y2 - top, x1 - left : x2 - left]
 
 
-def _placed(parts: list[tuple[Labelled, float, int, int, tuple[int, int, int, int]]], canvas: Pixels) -> Labelled:
-    """Scale and paste images (image, scale, left, top, window), and move, clip and sift their boxes alike."""
+def placed(parts: list[Part], canvas: Pixels) -> Labelled:
+    """Scale and paste parts of images, and move, clip and sift their boxes alike."""
     all_boxes, all_labels = [], []
-    for image, scale, left, top, window in parts:
-        _paste(canvas, _resize(image.pixels, scale), left, top, window)
-        moved = image.boxes * np.float32(scale) + np.array([left, top, left, top], dtype=np.float32)
+    for part in parts:
+        _paste(canvas, part)
+        window = part.window
+        moved = part.image.boxes * np.float32(part.scale) + np.array(part.offset * 2, dtype=np.float32)
         origin = np.array([window[0], window[1], window[0], window[1]], dtype=np.float32)
         clipped = clip_xyxy(moved - origin, window[2] - window[0], window[3] - window[1]) + origin
         sides = clipped[:, 2:] - clipped[:, :2]
         seen = area_xyxy(clipped) >= LEAST_VISIBLE * area_xyxy(moved)
         kept = seen & (sides.min(axis=1, initial=np.inf) >= LEAST_SIDE)
         all_boxes.append(clipped[kept])
-        all_labels.append(image.labels[kept])
+        all_labels.append(part.image.labels[kept])
     return Labelled(canvas, np.concatenate(all_boxes).astype(np.float32), np.concatenate(all_labels))

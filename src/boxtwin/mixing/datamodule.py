@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
+import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -15,8 +16,9 @@ from boxtwin.datasets.batch import Batch
 from boxtwin.datasets.images import Pixels, read_image
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.mixing.augment import Augmentation, Labelled, Letterbox, letterbox
+from boxtwin.mixing.augment import WHOLE, Augmentation, Labelled, Letterbox, letterbox
 from boxtwin.mixing.plan import Plan, draw_order
+from boxtwin.mixing.tiles import Tile, cut_tile, tiles
 
 Item = tuple[Labelled, Letterbox, Sample]
 
@@ -76,6 +78,7 @@ class TrainingDraws(Dataset[Item]):
         augmentation: Augmentation,
         *,
         size: int,
+        crop: int,
         white: int,
         seed: int,
         cache: ImageCache,
@@ -84,6 +87,7 @@ class TrainingDraws(Dataset[Item]):
         self._order = order
         self._augmentation = augmentation
         self._size = size
+        self._crop = crop
         self._white = white
         self._seed = seed
         self._cache = cache
@@ -99,26 +103,42 @@ class TrainingDraws(Dataset[Item]):
             # From the draws, not the pool: real and synthetic images keep their shares in a mosaic.
             return self._cache.read(self._samples[self._order[random.integers(len(self._order))]])
 
-        image = self._augmentation(self._cache.read(sample), partner, size=self._size, white=self._white, random=random)
-        return image, Letterbox(1.0, 0.0, 0.0), sample
+        image = self._augmentation(
+            self._cache.read(sample), partner, size=self._size, crop=self._crop, white=self._white, random=random
+        )
+        return image, WHOLE, sample
 
 
-class LetterboxedImages(Dataset[Item]):
-    """Images as they are, letterboxed: for validation, test and counting."""
+class ImagesAsTheyAre(Dataset[Item]):
+    """Images for validation, test and counting: letterboxed whole, or in tiles of a fixed size.
 
-    def __init__(self, samples: Sequence[Sample], *, size: int, white: int, cache: ImageCache) -> None:
+    With ``tile`` None an item is an image in a ``size`` x ``size`` square; otherwise one of the ``tile`` x ``tile``
+    squares that cover the image at that scale.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], *, size: int, tile: int | None, white: int, cache: ImageCache
+    ) -> None:
         self._samples = samples
         self._size = size
+        self._tile = tile
         self._white = white
         self._cache = cache
+        self._items: list[tuple[Sample, Tile | None]] = [
+            (sample, part)
+            for sample in samples
+            for part in ([None] if tile is None else tiles(sample.width, sample.height, size=size, tile=tile))
+        ]
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._items)
 
     def __getitem__(self, index: int) -> Item:
-        sample = self._samples[index]
-        image, geometry = letterbox(self._cache.read(sample), self._size, self._white)
-        return image, geometry, sample
+        sample, tile = self._items[index]
+        image = self._cache.read(sample)
+        if tile is None or self._tile is None:
+            return *letterbox(image, self._size, self._white), sample
+        return *cut_tile(image, tile, self._tile, self._white), sample
 
 
 class EpochDraws(Sampler[int]):
@@ -142,26 +162,32 @@ class EpochDraws(Sampler[int]):
 
 
 class Collate:
-    """Items -> `Batch`: pixels over ``white`` as float32, 1 at most, grey repeated to three channels."""
+    """Items -> `Batch`: pixels over ``white`` as float32, 1 at most, with as many channels as the network takes."""
 
-    def __init__(self, white: int) -> None:
+    def __init__(self, white: int, channels: int) -> None:
         self._white = white
+        self._channels = channels
+
+    def _in_channels(self, pixels: Pixels) -> Pixels:
+        if self._channels == 3:
+            return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[:, :, None], (*pixels.shape, 3))
+        return (pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[:, :, None]
 
     def __call__(self, items: Sequence[Item]) -> Batch:
-        images = []
-        for image, _, _ in items:
-            # White is the brightest of the training images; in others there may be brighter pixels.
-            values = torch.from_numpy(image.pixels.astype(np.float32) / np.float32(self._white)).clamp_(max=1)
-            images.append(values.expand(3, -1, -1) if values.ndim == 2 else values.permute(2, 0, 1))
+        pixels = torch.from_numpy(np.stack([self._in_channels(image.pixels) for image, _, _ in items]))
+        # White is the brightest of the training images; in others there may be brighter pixels. Stacked with channels
+        # last, which is how the convolutions take them.
+        images = pixels.to(torch.float32).mul_(1 / self._white).clamp_(max=1).permute(0, 3, 1, 2)
         owners = [np.full(len(image.boxes), place) for place, (image, _, _) in enumerate(items)]
         return Batch(
-            images=torch.stack(images),
+            images=images,
             boxes=torch.from_numpy(np.concatenate([image.boxes for image, _, _ in items]).astype(np.float32)),
             labels=torch.from_numpy(np.concatenate([image.labels for image, _, _ in items])),
             box_image=torch.from_numpy(np.concatenate(owners).astype(np.int64)),
             image_ids=torch.tensor([sample.image_id for _, _, sample in items]),
             letterbox=torch.tensor([[box.scale, box.pad_x, box.pad_y] for _, box, _ in items]),
             file_size=torch.tensor([[sample.width, sample.height] for _, _, sample in items]),
+            own=torch.tensor([box.own for _, box, _ in items]),
         )
 
 
@@ -170,7 +196,10 @@ class StudyDataModule(pl.LightningDataModule):
 
     Args:
         plan: which images; its own check refuses a variation on the wrong side.
-        image_size: side of the square network input, pixels.
+        image_size: what the longer side of an image is scaled to, pixels.
+        crop: side of the squares that training images are cut to; the same as ``image_size`` for whole images.
+        tile: side of the squares that other images are looked at in; None for whole images.
+        channels: 1 for a network that takes grey images, 3 for one that takes colour.
         batch_size: images a step.
         steps: optimiser steps in all; every cell of a study takes the same.
         steps_per_epoch: steps between two validations; this is what Lightning calls an epoch here.
@@ -187,6 +216,9 @@ class StudyDataModule(pl.LightningDataModule):
         plan: Plan,
         *,
         image_size: int,
+        crop: int,
+        tile: int | None,
+        channels: int,
         batch_size: int,
         steps: int,
         steps_per_epoch: int,
@@ -200,6 +232,9 @@ class StudyDataModule(pl.LightningDataModule):
         super().__init__()
         self.plan = plan
         self.image_size = image_size
+        self.crop = crop
+        self.tile = tile
+        self.channels = channels
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
         self.augmentation = augmentation
@@ -223,6 +258,7 @@ class StudyDataModule(pl.LightningDataModule):
             self._order,
             self.augmentation,
             size=self.image_size,
+            crop=self.crop,
             white=self.white,
             seed=self.seed,
             cache=self._cache,
@@ -240,7 +276,7 @@ class StudyDataModule(pl.LightningDataModule):
 
     def letterboxed(self, samples: Sequence[Sample]) -> DataLoader[Item]:
         """Any images as they are, for prediction."""
-        images = LetterboxedImages(samples, size=self.image_size, white=self.white, cache=self._cache)
+        images = ImagesAsTheyAre(samples, size=self.image_size, tile=self.tile, white=self.white, cache=self._cache)
         return self._loader(images, None)
 
     def _draws_done(self) -> int:
@@ -251,7 +287,7 @@ class StudyDataModule(pl.LightningDataModule):
             images,
             batch_size=self.batch_size,
             sampler=sampler,
-            collate_fn=Collate(self.white),
+            collate_fn=Collate(self.white, self.channels),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
         )
