@@ -46,6 +46,8 @@ def composed(tmp_path):
         (["trainer.ema_span=1.5"], r"trainer\.ema_span=1\.5 must lie between"),
         (["detector.warmup_steps=480"], r"detector\.warmup_steps=480 must be below trainer\.steps=480"),
         (["detector.image_size=70"], r"detector\.image_size=70 must be a multiple of 16"),
+        (["detector.crop=40"], r"detector\.crop=40 must be a multiple of 16"),
+        (["detector.tile=8"], r"detector\.tile=8 must be a multiple of 16"),
         (["detector.architecture=yolov9"], r"detector\.architecture=yolov9 is none of yolov3"),
         (["detector.anchors=published"], "no published anchors for yolov3_nano"),
         (["split.train_pool=8000", "split.train=8000"], r"split s1 needs 8000 \+ 4 \+ 8 = 8012 images"),
@@ -77,6 +79,27 @@ def test_other_pixels_are_another_cell(composed):
     path = plain.split.test[0].path
     path.write_bytes(plain.split.test[1].path.read_bytes())
     assert prepare(composed()).identity != plain.identity
+
+
+def test_crops_and_tiles_reach_the_data_and_grey_images_have_one_channel(composed):
+    cell = prepare(composed("detector.crop=32", "detector.tile=48"))
+    data, module = make_data(cell, make_plan(cell.split, ())), make_detector(cell)
+    assert next(iter(data.train_dataloader())).images.shape == (16, 1, 32, 32)
+    shown = next(iter(data.test_dataloader()))
+    assert shown.images.shape == (16, 1, 48, 48)
+    assert shown.image_ids.tolist()[:5] == [cell.split.test[0].image_id] * 4 + [cell.split.test[1].image_id]
+    assert module.hparams["tile"] == 48
+    assert len(module.merge(module.detect(shown))) == 4
+    # A crop that is larger than the image is the image.
+    whole = prepare(composed("detector.crop=416"))
+    assert next(iter(make_data(whole, make_plan(whole.split, ())).train_dataloader())).images.shape[-1] == 64
+
+
+def test_objects_that_shrink_to_nothing_are_pointed_out(composed, caplog):
+    prepare(composed())
+    assert "half of the training objects" not in caplog.text
+    prepare(composed("detector.image_size=32"))
+    assert "up to dataset.image_size=64" in caplog.text
 
 
 def test_without_variations_there_is_no_store(composed):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from boxtwin.boxes import area_xyxy
 from boxtwin.config import Anchors, Precision, defining_values
 from boxtwin.datasets import sar_scenes
 from boxtwin.datasets.coco import read_coco
@@ -35,6 +36,8 @@ from boxtwin.synthesis.library import Library
 log = logging.getLogger(__name__)
 
 ANCHORS_PER_HEAD = 3  # YOLOv3, section 2.3
+# An object that spans fewer cells of the finest head is told apart from its neighbours and its ground with difficulty.
+CELLS_PER_OBJECT = 2
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def prepare(config: DictConfig) -> Prepared:
     for side in ("train", "val", "test"):
         if not sum(len(sample.object_boxes) for sample in split.side(side)):
             raise InputError(f"split {split.name}: no object in any of the {len(split.side(side))} {side} images")
+    _warn_of_tiny_objects(config, split)
     library = _library(config, dataset, split) if config.variations.per_image else None
     defining = {
         "values": defining_values(config),
@@ -111,7 +115,7 @@ def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
     return StudyDataModule(
         plan,
         image_size=config.detector.image_size,
-        crop=config.detector.crop or config.detector.image_size,
+        crop=min(config.detector.crop or config.detector.image_size, config.detector.image_size),
         tile=config.detector.tile,
         channels=_channels(cell),
         batch_size=trainer.batch_size,
@@ -200,8 +204,6 @@ def _check_settings(config: DictConfig) -> None:
         is_input = name != "image_size" or detector.crop is None or detector.tile is None
         if side is not None and (side < stride or (is_input and side % stride)):
             raise InputError(f"detector.{name}={side} must be a multiple of {stride}")
-    if detector.crop is not None and detector.crop > detector.image_size:
-        raise InputError(f"detector.crop={detector.crop} must not be above detector.image_size={detector.image_size}")
     if config.variations.per_image < 0:
         raise InputError(f"variations.per_image={config.variations.per_image} must not be negative")
     fraction = config.variations.synthetic_fraction
@@ -212,6 +214,21 @@ def _check_settings(config: DictConfig) -> None:
     if detector.anchors is Anchors.published and detector.architecture not in PUBLISHED_ANCHORS:
         raise InputError(f"there are no published anchors for {detector.architecture}; choose detector.anchors=kmeans")
     _augmentation(config)
+
+
+def _warn_of_tiny_objects(config: DictConfig, split: Split) -> None:
+    """Say so when shrinking the images makes most objects too small to be found."""
+    size, finest = config.detector.image_size, min(STRIDES[config.detector.architecture])
+    sides = [
+        np.sqrt(area_xyxy(sample.object_boxes)) * size / max(sample.width, sample.height) for sample in split.train
+    ]
+    median, full = float(np.median(np.concatenate(sides))), max(max(s.width, s.height) for s in split.train)
+    if size < full and median < CELLS_PER_OBJECT * finest:
+        log.warning(
+            "half of the training objects are under %.0f pixels in images shrunk to %d: a larger image size shows them "
+            "better, up to dataset.image_size=%d; with detector.crop=416 that costs no more time",
+            *(median, size, full),
+        )
 
 
 def _channels(cell: Prepared) -> int:

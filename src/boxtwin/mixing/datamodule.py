@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt8, UInt16
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from boxtwin.datasets.batch import Batch
@@ -168,7 +168,7 @@ class Collate:
         self._white = white
         self._channels = channels
 
-    def _in_channels(self, pixels: Pixels) -> Pixels:
+    def _in_channels(self, pixels: Pixels) -> UInt8[np.ndarray, "_h _w _c"] | UInt16[np.ndarray, "_h _w _c"]:
         if self._channels == 3:
             return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[:, :, None], (*pixels.shape, 3))
         return (pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[:, :, None]
