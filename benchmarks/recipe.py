@@ -1,0 +1,169 @@
+"""Rows of docs/detector.md: one change to the detector's recipe a row, real images only, several seeds.
+
+    python benchmarks/recipe.py --root FOLDER --weights FOLDER/yolov3-tiny.weights develop whole_images crops
+    python benchmarks/recipe.py --root FOLDER --weights FOLDER/yolov3-tiny.weights report crops --seeds 3
+
+``develop`` compares rows without looking at the test images: it halves the training and validation images of s1 by
+scene, trains on 40 images of each half and tests on the other half. ``report`` trains on s1 and s2 and tests on the
+test images. Each run is a cell of ``train.py`` with one thread, ``--jobs`` of them side by side; finished cells are
+skipped, so a stopped benchmark goes on where it was. CPU-minutes are of the whole process, start-up and test included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+# Rows build on `crops` unless they say otherwise; see docs/detector.md for what came of each.
+WHOLE = ("detector=yolov3_tiny", "detector.image_size=512", "detector.crop=512")
+CROPS = ("detector=yolov3_tiny_3l", "detector.image_size=800", "detector.crop=416", "dataset.augmentation.focus=0.7")
+ROWS: dict[str, tuple[str, ...]] = {
+    "whole_images": WHOLE,
+    "crops_two_heads": ("detector=yolov3_tiny", *CROPS[1:]),
+    "crops": CROPS,
+}
+
+
+class Cell(NamedTuple):
+    """One run of a row."""
+
+    row: str
+    split: str
+    seed: int
+
+
+class Outcome(NamedTuple):
+    """What a run gave: figures of result.json and CPU-minutes."""
+
+    metrics: dict[str, float]
+    minutes: float
+
+
+def halves(root: Path, to: Path) -> None:
+    """Write the splits ``half_a`` and ``half_b``: each trains on 40 images of its half of s1's training and
+    validation images, validates on the rest of it, and tests on the other half. Scenes stay together.
+
+    Images with over 50 objects are left out: one of them would outweigh all others in a half of 50 images.
+    """
+    content = json.loads((root / "annotations" / "train_test2017.json").read_text())
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    objects: dict[str, int] = defaultdict(int)
+    for annotation in content["annotations"]:
+        objects[names[annotation["image_id"]]] += 1
+    s1 = json.loads((root / "splits" / "scene_disjoint.json").read_text())["s1"]
+    scenes: dict[str, list[str]] = defaultdict(list)
+    for name in (*s1["train"], *s1["val"]):
+        if objects[name] <= 50:
+            scenes[name.split("_")[0]].append(name)
+
+    names_kept = [name for name in (*s1["train"], *s1["val"]) if objects[name] <= 50]
+
+    def imbalance(first: list[str]) -> int:
+        there, all_there = sum(objects[name] for name in first), sum(objects[name] for name in names_kept)
+        return abs(2 * there - all_there) + 5 * abs(2 * len(first) - len(names_kept))
+
+    first = min((_draw(scenes, len(names_kept) // 2, seed) for seed in range(2000)), key=imbalance)
+    second = [name for name in names_kept if name not in first]
+    splits = {}
+    for split, half, other in (("half_a", first, second), ("half_b", second, first)):
+        members = {scene: [name for name in files if name in half] for scene, files in scenes.items()}
+        tries = (_draw({k: v for k, v in members.items() if v}, len(half) - 40, seed) for seed in range(5000))
+        val = next(names for names in tries if len(names) == len(half) - 40)
+        splits[split] = {"train": [name for name in half if name not in val], "val": val, "test": other}
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(json.dumps(splits, indent=1))
+
+
+def _draw(scenes: dict[str, list[str]], most: int, seed: int) -> list[str]:
+    """The images of scenes in random order, as long as they are no more than ``most``."""
+    order = sorted(scenes)
+    random.Random(seed).shuffle(order)
+    taken: list[str] = []
+    for scene in order:
+        if len(taken) + len(scenes[scene]) <= most:
+            taken += scenes[scene]
+    return taken
+
+
+def run(cell: Cell, split_file: Path, arguments: argparse.Namespace) -> Outcome:
+    """Train one cell, unless it is done."""
+    study = f"recipe-{cell.row}-{arguments.steps}"
+    folder = arguments.folder / f"{cell.row}-{arguments.steps}-{cell.split}-{cell.seed}"
+    note = folder / "minutes.json"
+    if not note.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [
+            *(sys.executable, str(ROOT / "train.py"), "experiment=hrsid200", f"dataset.root={arguments.root}"),
+            *(f"detector.weights={arguments.weights}", f"split.file={split_file}", f"split.name={cell.split}"),
+            *(f"seed={cell.seed}", f"study={study}", f"trainer.steps={arguments.steps}", "trainer.threads=1"),
+            *(f"hydra.run.dir={folder}/cell", f"tracking.folder={folder}/mlruns", *ROWS[cell.row]),
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with (folder / "log.txt").open("w") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+            _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{cell} failed; see {folder}/log.txt")
+        note.write_text(json.dumps((usage.ru_utime + usage.ru_stime) / 60))
+    result = json.loads((folder / "cell" / "result.json").read_text())
+    return Outcome(result["metrics"], json.loads(note.read_text()))
+
+
+def table(outcomes: dict[Cell, Outcome]) -> Iterator[str]:
+    """Markdown: mean over seeds, and the standard deviation between them."""
+    groups: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
+    for cell, outcome in outcomes.items():
+        groups[cell.row, cell.split].append(outcome)
+    yield "| row | split | seeds | AP | AP50 | count MAE | CPU-minutes |"
+    yield "|---|---|---|---|---|---|---|"
+    for (row, split), found in groups.items():
+
+        def spread(name: str, factor: float, digits: int, found: list[Outcome] = found) -> str:
+            values = [factor * outcome.metrics[name] for outcome in found]
+            text = f"{statistics.mean(values):.{digits}f}"
+            return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.{digits}f}"
+
+        figures = spread("test/map", 100, 1), spread("test/map_50", 100, 1), spread("test/count_mae", 1, 2)
+        minutes = statistics.mean(outcome.minutes for outcome in found)
+        yield f"| {row} | {split} | {len(found)} | {' | '.join(figures)} | {minutes:.1f} |"
+
+
+def main() -> None:
+    """Run the rows named on the command line and print their table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("purpose", choices=("develop", "report"))
+    parser.add_argument("rows", nargs="+", choices=ROWS, metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--root", type=Path, required=True, help="folder of the HRSID chips")
+    parser.add_argument("--weights", type=Path, required=True, help="the published yolov3-tiny.weights")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds 0, 1 … of each (default: 1)")
+    parser.add_argument("--steps", type=int, default=402, help="optimiser steps, a multiple of 6 (default: 402)")
+    parser.add_argument("--jobs", type=int, default=2, help="cells side by side, one thread each (default: 2)")
+    parser.add_argument("--folder", type=Path, default=Path("benchmarks/runs"), help="where runs are kept")
+    arguments: Any = parser.parse_args()
+    arguments.root, arguments.weights = arguments.root.resolve(), arguments.weights.resolve()
+    arguments.folder = arguments.folder.resolve()
+    split_file = arguments.root / "splits" / "scene_disjoint.json"
+    splits = ("s1", "s2")
+    if arguments.purpose == "develop":
+        split_file, splits = arguments.folder / "halves.json", ("half_a", "half_b")
+        halves(arguments.root, split_file)
+    cells = [Cell(row, split, seed) for row in arguments.rows for seed in range(arguments.seeds) for split in splits]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        outcomes = dict(zip(cells, pool.map(lambda cell: run(cell, split_file, arguments), cells), strict=True))
+    print("\n".join(table(outcomes)))
+
+
+if __name__ == "__main__":
+    main()
