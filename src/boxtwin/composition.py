@@ -153,6 +153,8 @@ def make_detector(cell: Prepared) -> DetectorModule:
             box_loss=detector.box_loss.value,
             objectness_target=detector.objectness_target.value,
             anchors_per_object=detector.anchors_per_object.value,
+            cells_per_object=detector.cells_per_object,
+            scale_xy=detector.scale_xy,
             ignore_iou=detector.ignore_iou,
             focal_gamma=detector.focal_gamma,
             box_weight=detector.box_weight,
@@ -211,6 +213,12 @@ def _check_settings(config: DictConfig) -> None:
         raise InputError(f"variations.synthetic_fraction={fraction} must lie between 0 and 1")
     if config.labels.name != Carry.name:
         raise InputError(f"labels={config.labels.name} is unknown; there is: carry")
+    if detector.cells_per_object not in (1, 3):
+        raise InputError(f"detector.cells_per_object={detector.cells_per_object} must be 1 or 3")
+    if detector.scale_xy < 1 or (detector.cells_per_object == 3 and detector.scale_xy < 2):
+        raise InputError(
+            f"detector.scale_xy={detector.scale_xy} must be at least 1, and 2 with detector.cells_per_object=3"
+        )
     if detector.anchors is Anchors.published and detector.architecture not in PUBLISHED_ANCHORS:
         raise InputError(f"there are no published anchors for {detector.architecture}; choose detector.anchors=kmeans")
     _augmentation(config)

@@ -148,6 +148,8 @@ class DetectorConfig:
     freeze: int = 0
     objectness_target: ObjectnessTarget = ObjectnessTarget.one
     anchors_per_object: AnchorsPerObject = AnchorsPerObject.iou_above
+    cells_per_object: int = 1
+    scale_xy: float = 1.0
     focal_gamma: float = 0.0
     box_weight: float = 5.0
     objectness_weight: float = 1.0

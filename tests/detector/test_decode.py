@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from boxtwin.boxes import iou_matrix
@@ -29,7 +30,7 @@ def empty_maps(batch: int, classes: int) -> tuple[torch.Tensor, ...]:
 def test_decode_follows_the_papers_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     raw = tuple(torch.randn(2, 2, *shape, 8, generator=generator) for shape in SHAPES)
-    boxes, objectness, classes = (tensor.numpy() for tensor in decode(raw, ANCHORS, STRIDES))
+    boxes, objectness, classes = (tensor.numpy() for tensor in decode(raw, ANCHORS, STRIDES, scale_xy=1.0))
     assert boxes.shape == (2, 2 * 12 + 2 * 48, 4)
     place = 0
     for level, group, stride in zip(raw, ANCHORS, STRIDES, strict=True):
@@ -47,15 +48,17 @@ def test_decode_follows_the_papers_formula() -> None:
                     place += 1
 
 
-def test_decode_of_encode_is_the_box() -> None:
+@pytest.mark.parametrize("scale_xy", [1.0, 1.2, 2.0])
+def test_decode_of_encode_is_the_box(scale_xy: float) -> None:
     generator = torch.Generator().manual_seed(1)
     raw = empty_maps(1, 1)
     grid = grid_of(raw, ANCHORS, STRIDES)
     places = torch.randperm(len(grid.strides), generator=generator)
-    centre = (grid.cells[places] + torch.rand(len(places), 2, generator=generator)) * grid.strides[places, None]
+    fraction = scale_xy * torch.rand(len(places), 2, generator=generator) - (scale_xy - 1) / 2
+    centre = (grid.cells[places] + fraction) * grid.strides[places, None]
     half = torch.rand(len(places), 2, generator=generator) * 50 + 0.5
     boxes = torch.cat((centre - half, centre + half), dim=1)
-    t = encode(boxes, grid.cells[places], grid.anchors[places], grid.strides[places])
+    t = encode(boxes, grid.cells[places], grid.anchors[places], grid.strides[places], scale_xy=scale_xy)
     flat = torch.empty(len(places), 4)
     flat[places] = t
     start = 0
@@ -63,21 +66,21 @@ def test_decode_of_encode_is_the_box() -> None:
         count = level[0, ..., 0].numel()
         level[0, ..., :4] = flat[start : start + count].view(*level.shape[1:4], 4)
         start += count
-    decoded = decode(raw, ANCHORS, STRIDES)[0][0, places]
+    decoded = decode(raw, ANCHORS, STRIDES, scale_xy=scale_xy)[0][0, places]
     torch.testing.assert_close(decoded, boxes, rtol=1e-5, atol=1e-3)
 
 
 def test_encode_is_finite_on_the_border_of_a_cell() -> None:
     grid = make_grid([(4, 3)], (((10.0, 10.0),),), (32,), torch.device("cpu"))
     boxes = torch.tensor([[-5.0, -5.0, 5.0, 5.0], [91.0, 123.0, 101.0, 133.0]])  # first and last corner of the image
-    t = encode(boxes, grid.cells[[0, -1]], grid.anchors[[0, -1]], grid.strides[[0, -1]])
+    t = encode(boxes, grid.cells[[0, -1]], grid.anchors[[0, -1]], grid.strides[[0, -1]], scale_xy=1.0)
     assert torch.isfinite(t).all()
 
 
 def test_extreme_logits_stay_finite() -> None:
     for value in (-1e4, 1e4):
         raw = tuple(torch.full((1, 2, *shape, 6), value) for shape in SHAPES)
-        assert all(torch.isfinite(tensor).all() for tensor in decode(raw, ANCHORS, STRIDES))
+        assert all(torch.isfinite(tensor).all() for tensor in decode(raw, ANCHORS, STRIDES, scale_xy=1.0))
 
 
 def test_detections_are_in_pixels_of_the_file() -> None:
@@ -88,7 +91,7 @@ def test_detections_are_in_pixels_of_the_file() -> None:
     letterbox, file_size = torch.tensor([[0.3, 18.0, 4.0]] * 2), torch.tensor([[200, 400]] * 2)
     own = EVERYWHERE.expand(2, 4)
     first, second = detect(
-        raw, ANCHORS, STRIDES, letterbox, file_size, own, score_floor=0.01, nms_iou=0.5, max_detections=10
+        raw, ANCHORS, STRIDES, letterbox, file_size, own, scale_xy=1.0, score_floor=0.01, nms_iou=0.5, max_detections=10
     )
     sigmoid = 1 / (1 + np.exp(-np.array([3.0, 2.0])))
     np.testing.assert_allclose(first.scores, [sigmoid.prod()], rtol=1e-5)
@@ -111,6 +114,7 @@ def test_boxes_are_clipped_and_those_in_the_padding_left_out() -> None:
         torch.tensor([[1.0, 13.0, 15.0]]),
         torch.tensor([[40, 30]]),
         EVERYWHERE,
+        scale_xy=1.0,
         score_floor=0.1,
         nms_iou=0.5,
         max_detections=10,
@@ -122,7 +126,7 @@ def test_what_has_its_centre_in_another_tile_is_left_out() -> None:
     raw = empty_maps(1, 1)
     for column in (1, 4):  # centres at 24 and 72 of the input, 34 and 82 of the file
         raw[1][0, 0, 2, column, 4:] = 3.0
-    settings = {"score_floor": 0.1, "nms_iou": 0.5, "max_detections": 10}
+    settings = {"scale_xy": 1.0, "score_floor": 0.1, "nms_iou": 0.5, "max_detections": 10}
     geometry = (torch.tensor([[1.0, -10.0, 0.0]]), torch.tensor([[200, 128]]))
     lefts = []
     for own in ([-torch.inf, -torch.inf, 60.0, torch.inf], [60.0, -torch.inf, torch.inf, torch.inf]):

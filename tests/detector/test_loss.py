@@ -16,6 +16,8 @@ FIRST = [0, 16, 32, 96]  # place of each anchor's first cell
 RECIPE = {
     "objectness_target": "one",
     "anchors_per_object": "best",
+    "cells_per_object": 1,
+    "scale_xy": 1.0,
     "ignore_iou": 0.5,
     "focal_gamma": 0.0,
     "box_weight": 1.0,
@@ -28,14 +30,14 @@ def box(cx: float, cy: float, w: float, h: float) -> list[float]:
     return [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
 
 
-def place(boxes: list[list[float]], images: list[int], **options: str) -> list[tuple[int, int, int]]:
+def place(boxes: list[list[float]], images: list[int], **options: str | int) -> list[tuple[int, int, int]]:
     found = assign(
         torch.tensor(boxes).view(-1, 4),
         torch.tensor(images, dtype=torch.long),
         SHAPES,
         ANCHORS,
         STRIDES,
-        **{"anchors_per_object": "best"} | options,
+        **{"anchors_per_object": "best", "cells_per_object": 1} | options,
     )
     return sorted(zip(found.image.tolist(), found.place.tolist(), found.object.tolist(), strict=True))
 
@@ -66,6 +68,34 @@ def test_one_object_per_place_its_best_anchor_first() -> None:
     found = place([same, box(8, 8, 11, 15)], [0, 0], anchors_per_object="iou_above")
     assert (0, FIRST[3], 0) in found
     assert (0, FIRST[2], 1) in found
+
+
+def test_the_nearest_cells_answer_too() -> None:
+    # Centre at (24, 36) of the fine head's 16-pixel cells: column 1, right half of it; row 2, upper half.
+    boxes = [box(28, 36, 23, 27)]
+    found = place(boxes, [0], cells_per_object=3)
+    assert found == [(0, FIRST[3] + row * 8 + column, 0) for row, column in ((1, 1), (2, 1), (2, 2))]
+    corner = place([box(2, 126, 23, 27)], [0], cells_per_object=3)  # neighbours outside the image do not exist
+    assert corner == [(0, FIRST[3] + 7 * 8, 0)]
+
+
+def test_a_neighbour_gives_way_to_an_object_of_the_cell() -> None:
+    # The second's centre lies in a cell that is the first's neighbour.
+    first, second = box(30, 24, 23, 27), box(40, 24, 23, 27)
+    found = place([second, first], [0, 0], cells_per_object=3)
+    assert (0, FIRST[3] + 1 * 8 + 1, 1) in found
+    assert (0, FIRST[3] + 1 * 8 + 2, 0) in found
+
+
+def test_three_cells_can_reach_the_centre() -> None:
+    raw = quiet(1, 1)
+    truth = torch.tensor([box(28, 36, 23, 27)])
+    grid = grid_of(raw, ANCHORS, STRIDES)
+    for row, column in ((1, 1), (2, 1), (2, 2)):
+        index = FIRST[3] + row * 8 + column
+        t = encode(truth, grid.cells[[index]], grid.anchors[[index]], grid.strides[[index]], scale_xy=2.0)
+        raw[1][0, 1, row, column] = torch.cat((t[0], torch.tensor([15.0, 15.0])))
+    assert float(loss_of(raw, truth, [0], [0], cells_per_object=3, scale_xy=2.0).total) < 1e-3
 
 
 def test_nothing_is_assigned_to_nothing() -> None:
@@ -137,7 +167,7 @@ def test_perfect_predictions_cost_nothing(box_loss: str) -> None:
     boxes = torch.tensor([box(40, 70, 80, 66), box(100, 20, 11, 13)])
     grid = grid_of(raw, ANCHORS, STRIDES)
     places = torch.tensor([FIRST[0] + 2 * 4 + 1, FIRST[2] + 1 * 8 + 6])
-    t = encode(boxes, grid.cells[places], grid.anchors[places], grid.strides[places])
+    t = encode(boxes, grid.cells[places], grid.anchors[places], grid.strides[places], scale_xy=1.0)
     raw[0][0, 0, 2, 1] = torch.cat((t[0], torch.tensor([15.0, -15, 15, -15])))
     raw[1][1, 0, 1, 6] = torch.cat((t[1], torch.tensor([15.0, 15, -15, -15])))
     losses = loss_of(raw, boxes, [1, 0], [0, 1], box_loss=box_loss)

@@ -18,6 +18,7 @@ from boxtwin.boxes import area_xyxy, xyxy_to_cxcywh
 from boxtwin.detector.yolov3 import Anchors
 
 AnchorsPerObject = Literal["best", "iou_above"]
+CellsPerObject = Literal[1, 3]
 
 # `iou_thresh` in Darknet's yolov4.cfg: further anchors that fit an object's shape this well answer for it too.
 SHAPE_IOU_ENOUGH = 0.213
@@ -39,6 +40,7 @@ def assign(
     strides: Sequence[int],
     *,
     anchors_per_object: AnchorsPerObject,
+    cells_per_object: CellsPerObject,
 ) -> Assignment:
     """Find the places that answer for the objects of a batch.
 
@@ -48,8 +50,11 @@ def assign(
         shapes: rows and columns of each head's map, coarsest first.
         anchors_per_object: "best" as in the paper; "iou_above": also all anchors whose shape overlaps by more than
             `SHAPE_IOU_ENOUGH`, as in Darknet's ``iou_thresh``.
+        cells_per_object: 1 as in the paper; 3: also the nearest cell left or right of the centre's, and the nearest
+            above or below. Their centres reach so far with a ``scale_xy`` of 2 (see `boxtwin.detector.decode`) only.
 
-    Where two objects want one place, an object that has it as its best comes first, then the later one, as in Darknet.
+    Where two objects want one place, an object that has its centre there comes first, then one that has the place's
+    anchor as its best, then the later one, as in Darknet.
     """
     device = boxes.device
     count = len(boxes)
@@ -72,14 +77,23 @@ def assign(
             table.append((step, height, width, start))
             start += height * width
     stride, rows, columns, first = torch.tensor(table, device=device)[anchor].unbind(dim=1)
+    x, y = cxcywh[owner, 0] / stride, cxcywh[owner, 1] / stride
     # A centre on the right or lower border of the image belongs to the last cell.
-    column = (cxcywh[owner, 0] / stride).floor().long().clamp(min=0).minimum(columns - 1)
-    row = (cxcywh[owner, 1] / stride).floor().long().clamp(min=0).minimum(rows - 1)
-    place = first + row * columns + column
+    column, row = x.floor().long().clamp(min=0).minimum(columns - 1), y.floor().long().clamp(min=0).minimum(rows - 1)
+    rank = owner + len(boxes) * best[owner, anchor]
+    places, owners, ranks = [first + row * columns + column], [owner], [rank + 2 * len(boxes)]
+    if cells_per_object == 3:
+        beside = column + torch.where(x - column < 0.5, -1, 1)
+        over = row + torch.where(y - row < 0.5, -1, 1)
+        for near_column, near_row in ((beside, row), (column, over)):
+            exists = (near_column >= 0) & (near_column < columns) & (near_row >= 0) & (near_row < rows)
+            places.append((first + near_row * columns + near_column)[exists])
+            owners.append(owner[exists])
+            ranks.append(rank[exists])
+    place, owner, rank = torch.cat(places), torch.cat(owners), torch.cat(ranks)
 
     # 3. One object per place: the highest rank wins.
     key = box_image[owner] * start + place
-    rank = owner + best[owner, anchor] * count
     images = int(box_image.max()) + 1 if count else 0
     winner = torch.full((images * start,), -1, dtype=torch.long, device=device)
     winner.scatter_reduce_(0, key, rank, reduce="amax")

@@ -2,6 +2,10 @@
 
 Notation of YOLOv3 (arXiv:1804.02767), section 2.1: b_x = sigmoid(t_x) + c_x, b_w = p_w exp(t_w); here b_x is
 multiplied by the head's stride and p_w is in pixels, so that boxes are too.
+
+``scale_xy`` is Darknet's ``scale_x_y`` (A. Bochkovskiy et al., YOLOv4, arXiv:2004.10934, section 3.4, "eliminate grid
+sensitivity"): b_x = s sigmoid(t_x) - (s - 1) / 2 + c_x. With 1, the paper's, a centre stays inside its cell; with 2 it
+reaches half a cell into the neighbours, so that they can answer for an object too.
 """
 
 from __future__ import annotations
@@ -67,9 +71,12 @@ def to_boxes(
     cells: Float[Tensor, "*#n 2"],
     anchors: Float[Tensor, "*#n 2"],
     strides: Float[Tensor, "*#n"],
+    *,
+    scale_xy: float,
 ) -> Float[Tensor, "*n 4"]:
     """t_x, t_y, t_w, t_h -> boxes xyxy in pixels of the network input."""
-    centre = (torch.sigmoid(t[..., :2]) + cells) * strides[..., None]  # b_x = sigmoid(t_x) + c_x
+    # b_x = s sigmoid(t_x) - (s - 1) / 2 + c_x
+    centre = (scale_xy * torch.sigmoid(t[..., :2]) - (scale_xy - 1) / 2 + cells) * strides[..., None]
     size = anchors * torch.exp(t[..., 2:].clamp(max=MAX_LOG_SCALE))  # b_w = p_w exp(t_w)
     return cxcywh_to_xyxy(torch.cat((centre, size), dim=-1))
 
@@ -79,21 +86,23 @@ def encode(
     cells: Float[Tensor, "n 2"],
     anchors: Float[Tensor, "n 2"],
     strides: Float[Tensor, " n"],
+    *,
+    scale_xy: float,
 ) -> Float[Tensor, "n 4"]:
-    """The inverse of `to_boxes`: boxes xyxy whose centres lie in their ``cells`` -> t_x, t_y, t_w, t_h."""
+    """The inverse of `to_boxes`: boxes xyxy whose centres their ``cells`` can reach -> t_x, t_y, t_w, t_h."""
     cxcywh = xyxy_to_cxcywh(boxes)
-    fraction = cxcywh[:, :2] / strides[:, None] - cells
+    fraction = (cxcywh[:, :2] / strides[:, None] - cells + (scale_xy - 1) / 2) / scale_xy
     offset = torch.logit(fraction, eps=CELL_MARGIN)
     return torch.cat((offset, torch.log(cxcywh[:, 2:] / anchors)), dim=-1)
 
 
 def decode(
-    raw: Raw, anchors: Anchors, strides: Sequence[int]
+    raw: Raw, anchors: Anchors, strides: Sequence[int], *, scale_xy: float
 ) -> tuple[Float[Tensor, "batch places 4"], Float[Tensor, "batch places"], Float[Tensor, "batch places classes"]]:
     """Raw maps -> boxes (xyxy, pixels of the letterboxed image), objectness and class probabilities."""
     values = flatten(raw)
     grid = grid_of(raw, anchors, strides)
-    boxes = to_boxes(values[..., :4], grid.cells, grid.anchors, grid.strides)
+    boxes = to_boxes(values[..., :4], grid.cells, grid.anchors, grid.strides, scale_xy=scale_xy)
     return boxes, torch.sigmoid(values[..., 4]), torch.sigmoid(values[..., 5:])
 
 
@@ -126,6 +135,7 @@ def detect(
     file_size: Int[Tensor, "batch 2"],
     own: Float[Tensor, "batch 4"],
     *,
+    scale_xy: float,
     score_floor: float,
     nms_iou: float,
     max_detections: int,
@@ -142,7 +152,7 @@ def detect(
         nms_iou: two detections of one class that overlap by more are one.
         max_detections: per image, the best are kept.
     """
-    boxes, objectness, classes = decode(raw, anchors, strides)
+    boxes, objectness, classes = decode(raw, anchors, strides, scale_xy=scale_xy)
     all_scores = (objectness[..., None] * classes).cpu()
     all_boxes = boxes.cpu()
     geometry, sizes = letterbox.cpu().float(), file_size.cpu()

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from boxtwin.boxes import area_xyxy, xyxy_to_cxcywh
-from boxtwin.detector.assign import AnchorsPerObject, assign, ignored
+from boxtwin.detector.assign import AnchorsPerObject, CellsPerObject, assign, ignored
 from boxtwin.detector.decode import encode, flatten, grid_of, to_boxes
 from boxtwin.detector.yolov3 import Anchors, Raw
 
@@ -70,6 +70,8 @@ def detection_loss(
     box_loss: BoxLoss,
     objectness_target: ObjectnessTarget,
     anchors_per_object: AnchorsPerObject,
+    cells_per_object: CellsPerObject,
+    scale_xy: float,
     ignore_iou: float,
     focal_gamma: float,
     box_weight: float,
@@ -89,7 +91,8 @@ def detection_loss(
         box_loss: "ciou", or "mse" for the paper's squared error.
         objectness_target: "one" as in the paper, or "iou": the overlap that a positive's box has at the moment, so that
             well placed boxes come first (as the confidence of the first YOLO, arXiv:1506.02640, section 2).
-        anchors_per_object: see `assign`.
+        anchors_per_object, cells_per_object: see `assign`.
+        scale_xy: see `boxtwin.detector.decode`.
         ignore_iou: predictions that overlap an object by more, without answering for it, have no objectness loss.
         focal_gamma: objectness errors are weighted by ``|target - p| ** gamma`` (T.-Y. Lin et al., "Focal Loss for
             Dense Object Detection", ICCV 2017, section 3.2, for targets between 0 and 1 as in X. Li et al.,
@@ -101,9 +104,17 @@ def detection_loss(
         shapes = [(level.shape[2], level.shape[3]) for level in raw]
         boxes = boxes.float()
         # 1. Targets: who answers for which object, and who is left in peace.
-        image, place, owner = assign(boxes, box_image, shapes, anchors, strides, anchors_per_object=anchors_per_object)
+        image, place, owner = assign(
+            boxes,
+            box_image,
+            shapes,
+            anchors,
+            strides,
+            anchors_per_object=anchors_per_object,
+            cells_per_object=cells_per_object,
+        )
         with torch.no_grad():
-            predicted = to_boxes(values[..., :4], grid.cells, grid.anchors, grid.strides)
+            predicted = to_boxes(values[..., :4], grid.cells, grid.anchors, grid.strides, scale_xy=scale_xy)
             counted = ~ignored(predicted, boxes, box_image, ignore_iou=ignore_iou)
             counted[image, place] = True
             target = torch.zeros_like(values[..., 4])
@@ -124,9 +135,9 @@ def detection_loss(
         cells, sizes, steps = grid.cells[place], grid.anchors[place], grid.strides[place]
         truth = boxes[owner]
         if box_loss == "ciou":
-            box_errors = 1 - complete_iou(to_boxes(positive[:, :4], cells, sizes, steps), truth)
+            box_errors = 1 - complete_iou(to_boxes(positive[:, :4], cells, sizes, steps, scale_xy=scale_xy), truth)
         else:
-            t = encode(truth, cells, sizes, steps)
+            t = encode(truth, cells, sizes, steps, scale_xy=scale_xy)
             offset_error = (torch.sigmoid(positive[:, :2]) - torch.sigmoid(t[:, :2])).square().sum(dim=1)
             size_error = (positive[:, 2:4] - t[:, 2:]).square().sum(dim=1)
             # 2 - w h (as shares of the image) lets small boxes count more, as in Darknet's yolo_layer.c.

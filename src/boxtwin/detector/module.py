@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from boxtwin.datasets.batch import Batch
 from boxtwin.datasets.sample import Detections
-from boxtwin.detector.assign import AnchorsPerObject
+from boxtwin.detector.assign import AnchorsPerObject, CellsPerObject
 from boxtwin.detector.decode import detect, merge_tiles
 from boxtwin.detector.loss import BoxLoss, ObjectnessTarget, detection_loss
 from boxtwin.detector.yolov3 import Architecture, Raw, YOLOv3
@@ -47,7 +47,8 @@ class DetectorModule(pl.LightningModule):
         warmup_steps: linear warm-up at the start.
         optimizer: "adamw" or "sgd" (momentum 0.9, Nesterov).
         box_loss: "ciou" or "mse".
-        anchors_per_object: "best" or "iou_above" (see `assign`).
+        anchors_per_object, cells_per_object: see `assign`; three cells need a ``scale_xy`` of 2.
+        scale_xy: how far centres reach beyond their cell (see `boxtwin.detector.decode`).
         objectness_target, ignore_iou, focal_gamma: see `detection_loss`.
         box_weight, objectness_weight, class_weight: weights of the loss terms.
         nms_iou: detections of one class that overlap by more are one.
@@ -76,6 +77,8 @@ class DetectorModule(pl.LightningModule):
         box_loss: BoxLoss = "ciou",
         objectness_target: ObjectnessTarget = "one",
         anchors_per_object: AnchorsPerObject = "iou_above",  # more positives pay where images are few
+        cells_per_object: CellsPerObject = 1,
+        scale_xy: float = 1.0,
         ignore_iou: float = 0.5,  # YOLOv3, section 2.1
         focal_gamma: float = 0.0,
         box_weight: float = 5.0,  # YOLOX (arXiv:2107.08430), whose loss is a mean per positive too
@@ -98,10 +101,15 @@ class DetectorModule(pl.LightningModule):
             raise ValueError(f"warm-up must be shorter than the run, got {warmup_steps} of {steps} steps")
         if learning_rate <= 0:
             raise ValueError(f"the learning rate must be above 0, got {learning_rate}")
+        if scale_xy < 1 or (cells_per_object == 3 and scale_xy < 2):
+            raise ValueError(
+                f"scale_xy must be at least 1, and 2 for three cells an object; got {scale_xy} for {cells_per_object}"
+            )
         for name, value, choices in (
             ("optimizer", optimizer, ("adamw", "sgd")),
             ("box_loss", box_loss, get_args(BoxLoss)),
             ("objectness_target", objectness_target, get_args(ObjectnessTarget)),
+            ("cells_per_object", cells_per_object, get_args(CellsPerObject)),
             ("anchors_per_object", anchors_per_object, get_args(AnchorsPerObject)),
         ):
             if value not in choices:
@@ -118,6 +126,8 @@ class DetectorModule(pl.LightningModule):
             box_loss=box_loss,
             objectness_target=objectness_target,
             anchors_per_object=anchors_per_object,
+            cells_per_object=cells_per_object,
+            scale_xy=scale_xy,
             ignore_iou=ignore_iou,
             focal_gamma=focal_gamma,
             box_weight=box_weight,
@@ -128,6 +138,7 @@ class DetectorModule(pl.LightningModule):
             detect,
             anchors=self.network.anchors,
             strides=self.network.strides,
+            scale_xy=scale_xy,
             score_floor=score_floor,
             nms_iou=nms_iou,
             max_detections=max_detections,
