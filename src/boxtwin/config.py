@@ -73,6 +73,7 @@ class AugmentationConfig:
 
     mosaic: float = 0.0
     zoom: float = 1.0
+    unzoomed: float = 0.0
     translate: float = 0.0
     focus: float = 0.0
     flip_horizontal: bool = False

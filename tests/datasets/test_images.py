@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from boxtwin.datasets.images import read_image, remove_leftovers, write_bytes_atomically, write_png
+from boxtwin.datasets.images import as_grey, read_image, remove_leftovers, write_bytes_atomically, write_png
 
 
 def random_pixels(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -112,3 +112,15 @@ def test_leftovers_of_killed_writers_go_and_nothing_else(tmp_path: Path) -> None
     (tmp_path / "notes.part").write_bytes(b"somebody's own")
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.bin", "notes.part"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_colour_files_of_grey_images_are_told(dtype: Any) -> None:
+    grey = np.arange(24, dtype=dtype).reshape(4, 6) * 7
+    equal = np.stack([grey] * 3, axis=2)
+    np.testing.assert_array_equal(as_grey(equal), grey)
+    assert as_grey(grey) is grey
+    for channel in range(3):
+        tinted = equal.copy()
+        tinted[3, 5, channel] += 1
+        assert as_grey(tinted) is tinted

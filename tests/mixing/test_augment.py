@@ -231,6 +231,15 @@ def test_crops_show_parts_of_the_image_and_its_boxes(look: dict[str, Any], zoom:
     assert len(corners) >= with_object / 2
 
 
+def test_some_images_keep_their_own_pixels() -> None:
+    random = np.random.default_rng(0)
+    grain = Labelled(random.integers(0, 255, (96, 96), dtype=np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, int))
+    deviations = [augmented(grain, seed, size=96, crop=64, zoom=1.3, unzoomed=0.4).pixels.std() for seed in range(200)]
+    sharp = [deviation > 65 for deviation in deviations]  # of the noise: 74; resampled: 40 to 50
+    assert all(deviation < 55 for deviation, is_sharp in zip(deviations, sharp, strict=True) if not is_sharp)
+    assert 60 <= sum(sharp) <= 100
+
+
 def test_focused_crops_hold_an_object() -> None:
     far = picture(300, 200, (34, 34, 54, 46))
     seen = [augmented(far, seed, size=300, crop=96, focus=1.0) for seed in range(60)]

@@ -42,6 +42,16 @@ def read_image(path: Path) -> Pixels:
     return np.ascontiguousarray(pixels[:, :, 2::-1])
 
 
+def as_grey(pixels: Pixels) -> Pixels:
+    """Colour pixels whose three channels are equal as ``(h, w)`` grey; any others as they are.
+
+    Grey sensors' images are often stored as colour files, HRSID's among them; they need a third of the memory and work.
+    """
+    if pixels.ndim == 2 or not (pixels[:, :, :1] == pixels[:, :, 1:]).all():
+        return pixels
+    return np.ascontiguousarray(pixels[:, :, 0])
+
+
 def write_png(path: Path, pixels: Pixels) -> None:
     """Write pixels losslessly; the file appears whole or not at all (temporary file, then rename)."""
     stored = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, ::-1])

@@ -93,6 +93,8 @@ class Augmentation:
     Attributes:
         mosaic: share of training images that are put together from four (Bochkovskiy et al. 2020, YOLOv4, section 3.3).
         zoom: an image is scaled by a factor between ``1 / zoom`` and ``zoom``, log-uniform.
+        unzoomed: share of images that are not. Resampling smooths the grain of a sensor (speckle, say), and a detector
+            that has never seen it sharp stumbles over images in their own size.
         translate: an image that fits its place is shifted by up to this share of the square.
         focus: where an image does not fit its place, a part of it is shown: with this probability one that holds some
             object, otherwise any.
@@ -106,6 +108,7 @@ class Augmentation:
 
     mosaic: float = 0.0
     zoom: float = 1.0
+    unzoomed: float = 0.0
     translate: float = 0.0
     focus: float = 0.0
     flip_horizontal: bool = False
@@ -117,7 +120,7 @@ class Augmentation:
     saturation: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("mosaic", "focus"):
+        for name in ("mosaic", "unzoomed", "focus"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
         if self.zoom < 1:
@@ -213,7 +216,8 @@ class Augmentation:
         return Part(image, scale, (source[0], source[1]), (corner[0], corner[1]), window)
 
     def _zoom(self, random: np.random.Generator) -> float:
-        return float(np.exp(random.uniform(-np.log(self.zoom), np.log(self.zoom))))
+        factor = float(np.exp(random.uniform(-np.log(self.zoom), np.log(self.zoom))))
+        return 1.0 if random.random() < self.unzoomed else factor
 
     def _turn(self, image: Labelled, random: np.random.Generator) -> Labelled:
         # All three are drawn in any case, so that switching one off leaves the others' chance as it is.
