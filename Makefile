@@ -33,7 +33,7 @@ $(STAMP): constraints.txt pyproject.toml
 
 .PHONY: demo
 demo: setup  ## embedded data, the six-cell study, the comparison (about eleven minutes on 2 cores)
-	@$(BIN)/python train.py -m split=s1,s2 variations=0,2,10 study=demo
+	@$(BIN)/python train.py -m experiment=demo split=s1,s2 variations=0,2,10
 	@$(BIN)/python compare.py study=demo
 
 .PHONY: test

@@ -20,6 +20,7 @@ SMALL = (
     "split.val=4",
     "split.test=8",
     "generator=repeat",
+    "detector=yolov3_nano",
 )
 
 

@@ -44,7 +44,7 @@ def test_every_number_of_variations_can_be_composed(composed, number):
 def test_the_cell_is_named_as_designed(composed):
     config = composed("split=s2", "variations='2'", "detector=yolov3_tiny", "seed=3")
     assert cell_name(config) == "s2-x2-pixel_ddpm-yolov3_tiny-seed3"
-    assert cell_name(composed("variations='0'")) == "s1-x0-none-yolov3_nano-seed0"
+    assert cell_name(composed("variations='0'")) == "s1-x0-none-yolov3_tiny_3l-seed0"
 
 
 def test_there_is_one_baseline_for_all_generators(composed):
