@@ -126,6 +126,12 @@ def test_cells_that_share_a_seed_share_initial_weights_and_anchors(composed):
     assert any((x != y).any() for x, y in zip(a.state_dict().values(), other.state_dict().values(), strict=True))
 
 
+def test_the_evaluator_reaches_validation_and_defines_no_cell(composed):
+    plain, other = prepare(composed()), prepare(composed("trainer.coco_evaluator=pycocotools"))
+    assert (make_detector(plain).coco_evaluator, make_detector(other).coco_evaluator) == ("faster", "pycocotools")
+    assert plain.identity == other.identity
+
+
 def test_every_cell_takes_the_same_steps(composed):
     cell = prepare(
         composed(

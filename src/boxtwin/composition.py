@@ -162,6 +162,7 @@ def make_detector(cell: Prepared) -> DetectorModule:
             class_weight=detector.class_weight,
             nms_iou=detector.nms_iou,
             freeze=detector.freeze,
+            coco_evaluator=cell.config.trainer.coco_evaluator.value,
         )
     if detector.weights is not None:
         log.info("%s: %s", detector.weights, read_darknet(module.network, Path(detector.weights)))

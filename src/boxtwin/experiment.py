@@ -34,6 +34,7 @@ from boxtwin.evaluation.counts import best_threshold, count_detections, count_fi
 from boxtwin.mixing.datamodule import StudyDataModule
 from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.synthesis.library import Made
+from boxtwin.tracking.cell_logger import CellLogger
 from boxtwin.tracking.mlflow_runs import Store
 
 log = logging.getLogger(__name__)
@@ -192,7 +193,7 @@ class _Cell:
             log_every_n_steps=max(1, min(50, settings.steps // settings.validations)),
             use_distributed_sampler=False,
             enable_model_summary=False,
-            logger=self.store.logger(self.config.study, self.run_id),
+            logger=CellLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id),
             callbacks=[EMAWeightAveraging(decay=decay), best, timer, _StepsBar(cell_name(self.config))],
         )
         last = self.checkpoints / "last.ckpt"
@@ -229,17 +230,19 @@ class _Cell:
             batches = trainer.predict(module, data.letterboxed(samples))
             return module.merge(pair for batch in batches or () for pair in batch)
 
-        ids = self.cell.dataset.category_ids
+        ids, evaluator = self.cell.dataset.category_ids, self.config.trainer.coco_evaluator.value
         on_val, on_test = detect(plan.val), detect(plan.test)
         threshold = best_threshold(plan.val, on_val)
         true, predicted = count_objects(plan.test), count_detections(on_test, threshold)
         counts = count_figures(true, {image: predicted.get(image, 0) for image in true})
-        metrics = {f"test/{name}": value for name, value in {**coco_figures(plan.test, on_test, ids), **counts}.items()}
+        on_real = coco_figures(plan.test, on_test, ids, evaluator=evaluator)
+        metrics = {f"test/{name}": value for name, value in {**on_real, **counts}.items()}
         # `val/…` are the curves of training; these are the figures of the weights that were kept.
-        metrics |= {f"val_real/{name}": value for name, value in coco_figures(plan.val, on_val, ids).items()}
+        figures = coco_figures(plan.val, on_val, ids, evaluator=evaluator)
+        metrics |= {f"val_real/{name}": value for name, value in figures.items()}
         metrics["val_real/count_threshold"] = threshold
         if plan.val_synthetic:
-            figures = coco_figures(plan.val_synthetic, detect(plan.val_synthetic), ids)
+            figures = coco_figures(plan.val_synthetic, detect(plan.val_synthetic), ids, evaluator=evaluator)
             metrics |= {f"val_synthetic/{name}": value for name, value in figures.items()}
 
         self.counts = [
@@ -254,7 +257,7 @@ class _Cell:
             self.output / "overlays.png",
             self.cell.dataset.classes,
         )
-        recall, precision = precision_recall(plan.test, on_test, ids)
+        recall, precision = precision_recall(plan.test, on_test, ids, evaluator=evaluator)
         overlays.precision_recall_curve(recall, precision, self.output / "precision_recall.png")
         overlays.count_scatter(true, {i: predicted.get(i, 0) for i in true}, self.output / "counts.png")
         return metrics

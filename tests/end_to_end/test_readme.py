@@ -36,6 +36,7 @@ ELSEWHERE = {
     "make test": "what runs this test",
     "make check": ".ci/run",
     "make ui": "test_make_ui",
+    'eval "$(python train.py -sc install=bash)"': "tests/test_start_up.py",
     "python train.py -m split=s1,s2 variations=0,2,10": "test_study",
     "python train.py -m dataset=hrsid dataset.root=FOLDER split=s1,s2 variations=0,2,10": "test_study",
     "python compare.py": "test_study",

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ BadBoxPolicy = Literal["error", "clip", "drop"]
 # Boxes are often written with two decimals; an overhang below that is rounding, not an error.
 ROUNDING = 0.01
 OFFENDERS_SHOWN = 10
+RESTED_NS = 3_000_000_000  # the coarsest clock of a file system in use, FAT's, ticks every 2 s
 
 
 @dataclass
@@ -77,13 +79,30 @@ class _Object:
     crowd: bool
 
 
+# Every cell of a sweep checks the data set, in one process: an image that has not been touched since an earlier cell
+# looked at it is not decoded again. Of the four, only the time of the last change cannot be set by a program.
+_State = tuple[int, int, int, int]  # inode, size, time written, time changed; nanoseconds
+_inspected: dict[Path, tuple[_State, _File]] = {}
+
+
 def _inspect(path: Path) -> _File:
+    """Decode and hash an image file; one that this process has seen in the same state is not read again."""
     try:
+        before = path.stat()
+        state = (before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns)
+        # A relative path is another file in another folder.
+        known = _inspected.get(path.absolute())
+        if known is not None and known[0] == state:
+            return known[1]
         content = path.read_bytes()
         pixels = read_image(path)
     except OSError as error:
         return _File(error=str(error))
-    return _File(pixels.shape[1], pixels.shape[0], hashlib.sha256(content).hexdigest())
+    file = _File(pixels.shape[1], pixels.shape[0], hashlib.sha256(content).hexdigest())
+    # Two writes within one tick of the file system's clock leave the same times; a file that has rested is past that.
+    if time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > RESTED_NS:
+        _inspected[path.absolute()] = (state, file)
+    return file
 
 
 def _load_json(path: Path) -> dict[str, Any]:

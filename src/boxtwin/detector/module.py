@@ -19,7 +19,7 @@ from boxtwin.detector.assign import AnchorsPerObject, CellsPerObject
 from boxtwin.detector.decode import detect, merge_tiles
 from boxtwin.detector.loss import BoxLoss, ObjectnessTarget, detection_loss
 from boxtwin.detector.yolov3 import Architecture, Raw, YOLOv3
-from boxtwin.evaluation.coco_map import coco_figures
+from boxtwin.evaluation.coco_map import CocoEvaluator, coco_figures
 
 SGD_MOMENTUM = 0.9  # Darknet's yolov3.cfg
 FINAL_RATE = 0.01  # share of the learning rate at which the cosine ends: the last steps still learn a little
@@ -56,6 +56,7 @@ class DetectorModule(pl.LightningModule):
         max_detections: per image.
         freeze: number of first convolutions that are not trained.
         channels_last: memory format of the convolutions; the faster one on CPUs and GPUs with bfloat16.
+        coco_evaluator: what computes the figures of a validation (see `coco_figures`).
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class DetectorModule(pl.LightningModule):
         max_detections: int = 300,
         freeze: int = 0,
         channels_last: bool = True,
+        coco_evaluator: CocoEvaluator = "faster",
     ) -> None:
         super().__init__()
         # Plain values only, whatever sequence types the caller has: the safe loader takes nothing else.
@@ -111,6 +113,7 @@ class DetectorModule(pl.LightningModule):
             ("objectness_target", objectness_target, get_args(ObjectnessTarget)),
             ("cells_per_object", cells_per_object, get_args(CellsPerObject)),
             ("anchors_per_object", anchors_per_object, get_args(AnchorsPerObject)),
+            ("coco_evaluator", coco_evaluator, get_args(CocoEvaluator)),
         ):
             if value not in choices:
                 raise ValueError(f"{name} is one of {choices}, got {value!r}")
@@ -154,6 +157,7 @@ class DetectorModule(pl.LightningModule):
         self.image_size = image_size
         self.tile = tile
         self.white = white
+        self.coco_evaluator = coco_evaluator
         self._validation: list[tuple[int, Detections]] = []
 
     def forward(self, images: Float[Tensor, "batch _channels height width"]) -> Raw:
@@ -204,7 +208,12 @@ class DetectorModule(pl.LightningModule):
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if datamodule is None:
             raise ValueError("validation needs a datamodule with `validation_samples`, the ground truth")
-        figures = coco_figures(datamodule.validation_samples, self.merge(self._validation), self.category_ids)
+        figures = coco_figures(
+            datamodule.validation_samples,
+            self.merge(self._validation),
+            self.category_ids,
+            evaluator=self.coco_evaluator,
+        )
         self.log_dict({f"val/{name}": figures[name] for name in ("map", "map_50")}, batch_size=1)
 
     def configure_gradient_clipping(

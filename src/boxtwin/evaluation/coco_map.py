@@ -1,7 +1,8 @@
 """Average precision as COCO defines it (Lin et al. 2014, "Microsoft COCO"; cocodataset.org, "Detection Evaluation").
 
-pycocotools does the sums, over exactly what `coco_results` returns: an outside tool that reads ``detections.json``
-arrives at the same numbers.
+An evaluator does the sums, over exactly what `coco_results` returns: an outside tool that reads ``detections.json``
+arrives at the same numbers. There are two: pycocotools is the reference; faster-coco-eval gives the same figures in a
+fraction of the time, its inner loops being compiled.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.sample import Detections, Sample
+
+log = logging.getLogger(__name__)
+
+CocoEvaluator = Literal["faster", "pycocotools"]
 
 # The order of `COCOeval.stats`.
 FIGURES = (
@@ -108,7 +113,11 @@ def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[in
 
 
 def coco_figures(
-    samples: Sequence[Sample], detections: Mapping[int, Detections], category_ids: Sequence[int]
+    samples: Sequence[Sample],
+    detections: Mapping[int, Detections],
+    category_ids: Sequence[int],
+    *,
+    evaluator: CocoEvaluator = "faster",
 ) -> dict[str, float]:
     """The 12 COCO figures, named as in `FIGURES`, in [0, 1].
 
@@ -116,9 +125,10 @@ def coco_figures(
     occur (no large ships, say) is nan; objects but no detections give 0.
 
     Raises:
-        ValueError: detections for an image that is not among the samples; ids or labels that do not fit.
+        ValueError: detections for an image that is not among the samples; ids or labels that do not fit; an unknown
+            evaluator.
     """
-    evaluation = _evaluate(samples, detections, category_ids)
+    evaluation = _evaluate(samples, detections, category_ids, evaluator)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
     return {
@@ -127,13 +137,17 @@ def coco_figures(
 
 
 def precision_recall(
-    samples: Sequence[Sample], detections: Mapping[int, Detections], category_ids: Sequence[int]
+    samples: Sequence[Sample],
+    detections: Mapping[int, Detections],
+    category_ids: Sequence[int],
+    *,
+    evaluator: CocoEvaluator = "faster",
 ) -> tuple[Float[np.ndarray, " 101"], Float[np.ndarray, " 101"]]:
     """COCO's recall grid 0, 0.01 … 1 and the interpolated precision there at IoU 0.5, averaged over classes.
 
     Its mean is AP50. Classes without objects are left out; with no objects at all precision is nan.
     """
-    evaluation = _evaluate(samples, detections, category_ids)
+    evaluation = _evaluate(samples, detections, category_ids, evaluator)
     recall = np.asarray(evaluation.params.recThrs, dtype=np.float64)
     # precision: IoU thresholds x recall grid x classes x area ranges x detection limits; index 0: IoU 0.5, all areas.
     by_class = evaluation.eval["precision"][0, :, :, 0, -1]
@@ -142,15 +156,35 @@ def precision_recall(
     return recall, precision
 
 
-def _evaluate(samples: Sequence[Sample], detections: Mapping[int, Detections], category_ids: Sequence[int]) -> COCOeval:
+def _evaluate(
+    samples: Sequence[Sample],
+    detections: Mapping[int, Detections],
+    category_ids: Sequence[int],
+    evaluator: CocoEvaluator,
+) -> Any:
+    """A ``COCOeval`` of either package, accumulated: ``params``, ``eval`` and ``summarize`` are the same in both."""
     names = [str(number) for number in category_ids]
     truth = coco_ground_truth(samples, names, category_ids)
     strangers = set(detections) - {image["id"] for image in truth["images"]}
     if strangers:
         raise ValueError(f"detections for images that are not among the samples: ids {sorted(strangers)[:10]}")
     results = coco_results(detections, category_ids)
+    # Imported late: only one of the two is used.
+    if evaluator == "faster":
+        import faster_coco_eval
+
+        # It logs what pycocotools prints; both stay unseen.
+        coco = faster_coco_eval.COCO
+        evaluate: Any = partial(faster_coco_eval.COCOeval_faster, print_function=log.debug)
+    elif evaluator == "pycocotools":
+        from pycocotools import coco as reference
+        from pycocotools.cocoeval import COCOeval
+
+        coco, evaluate = reference.COCO, COCOeval
+    else:
+        raise ValueError(f"the evaluator is one of {get_args(CocoEvaluator)}, got {evaluator!r}")
     with contextlib.redirect_stdout(io.StringIO()):
-        true, found = COCO(), COCO()
+        true, found = coco(), coco()
         true.dataset = truth
         true.createIndex()
         if results:
@@ -158,7 +192,7 @@ def _evaluate(samples: Sequence[Sample], detections: Mapping[int, Detections], c
         else:  # `loadRes` cannot take an empty list
             found.dataset = {**copy.deepcopy(truth), "annotations": []}
             found.createIndex()
-        evaluation = COCOeval(true, found, "bbox")
+        evaluation = evaluate(true, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation

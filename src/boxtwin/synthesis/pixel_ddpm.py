@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -245,6 +244,9 @@ class PixelDDPM:
         return F.pixel_shuffle(out, self.unshuffle)
 
     def _build(self, image_channels: int, rng: torch.Generator | None) -> nn.Module:
+        # Imported late: a cell whose variations are all on disk must not wait for diffusers.
+        from diffusers import UNet2DModel
+
         levels = len(self.channels)
         seed = 0 if rng is None else int(torch.randint(2**62, (), generator=rng))
         # diffusers initialises from torch's global generator: borrow it and give it back as it was.

@@ -12,14 +12,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from pytorch_lightning.loggers import MLFlowLogger
 
 from boxtwin.errors import InputError
 
@@ -30,19 +28,6 @@ KIND_TAG = "boxtwin.kind"  # "cell" or "comparison"
 def store_uri(uri: str | None, folder: Path) -> str:
     """The address of the store: the server's, or that of the sqlite file in ``folder``."""
     return uri or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
-
-
-class CellLogger(MLFlowLogger):
-    """Lightning's MLflow logger for a run that somebody else begins and ends.
-
-    The run is finished when the cell is, not when training is; and hyperparameters are few and logged once, by us.
-    """
-
-    def log_hyperparams(self, params: Any) -> None:
-        """Nothing: parameters are logged when the run begins."""
-
-    def finalize(self, status: str = "success") -> None:
-        """Nothing: the run goes on with evaluation."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +118,6 @@ class Store:
         """Begin a run that holds the table and the report of a study."""
         run = self.client.create_run(self.experiment(study), run_name="comparison", tags={KIND_TAG: "comparison"})
         return str(run.info.run_id)
-
-    def logger(self, study: str, run_id: str) -> CellLogger:
-        """A logger for Lightning's Trainer that writes into a run."""
-        return CellLogger(experiment_name=study, tracking_uri=self.uri, run_id=run_id)
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Log figures; those that are not defined (no large objects, say) are left out."""

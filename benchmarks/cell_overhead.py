@@ -1,0 +1,178 @@
+"""Seconds of the first and the second cell of a sweep outside the training steps, by part.
+
+    python benchmarks/cell_overhead.py
+
+Runs a small sweep of two cells without variations (`train.py -m split=s1,s2 variations=0`) in a folder of its own,
+with clocks around the parts. Parts do not overlap; "rest" is what no clock covers. Training steps, the predictions on
+validation and test images, and imports are shown apart: they are not overhead, or are paid once. The first cell also
+builds the embedded data set and makes the MLflow store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import runpy
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+Seconds = tuple[float, float]  # CPU, wall
+
+
+def now() -> Seconds:
+    """Clocks of this process and of the wall."""
+    return time.process_time(), time.perf_counter()
+
+
+class Clocks:
+    """Time by part and cell. Inside a part that is being timed an inner part takes its own time out of it."""
+
+    def __init__(self) -> None:
+        self.cells: list[dict[str, list[float]]] = []
+        self._open: list[tuple[str, Seconds]] = []
+
+    def start(self, part: str) -> None:
+        """Stop the clock of the part around and start this one."""
+        self._book()
+        self._open.append((part, now()))
+
+    def stop(self) -> None:
+        """Stop the innermost clock, go on with the one around."""
+        self._book()
+        self._open.pop()
+        if self._open:
+            self._open[-1] = (self._open[-1][0], now())
+
+    def _book(self) -> None:
+        if not self._open or not self.cells:
+            return
+        part, since = self._open[-1]
+        for index, (end, begin) in enumerate(zip(now(), since, strict=True)):
+            self.cells[-1].setdefault(part, [0.0, 0.0])[index] += end - begin
+
+    def around(self, owner: Any, name: str, part: str) -> None:
+        """Put a clock around a function or method."""
+        plain: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            self.start(part)
+            try:
+                return plain(*arguments, **keywords)
+            finally:
+                self.stop()
+
+        setattr(owner, name, timed)
+
+    def cells_of(self, owner: Any, name: str) -> None:
+        """Every call of this function is a cell."""
+        plain: Callable[..., Any] = getattr(owner, name)
+
+        def cell(*arguments: Any, **keywords: Any) -> Any:
+            self.cells.append({})
+            self.start("rest")
+            try:
+                return plain(*arguments, **keywords)
+            finally:
+                self.stop()
+
+        setattr(owner, name, cell)
+
+
+APART = ("training steps", "prediction")
+
+
+def install(clocks: Clocks) -> None:
+    """Clocks around the parts of a cell."""
+    import pytorch_lightning as pl
+
+    from boxtwin import experiment
+    from boxtwin.datasets import sar_scenes
+    from boxtwin.detector import module
+    from boxtwin.evaluation import overlays
+    from boxtwin.tracking.mlflow_runs import Store
+
+    clocks.cells_of(experiment, "run_cell")
+    clocks.around(experiment, "prepare", "data and split, checked")
+    clocks.around(sar_scenes, "build", "embedded data set")
+    clocks.around(experiment, "make_data", "datamodule")
+    clocks.around(experiment, "make_detector", "detector, anchors")
+    clocks.around(pl.Trainer, "__init__", "Trainers set up")
+    clocks.around(pl.Trainer, "fit", "fit around the steps, checkpoints")
+    clocks.around(pl.Trainer, "predict", "prediction")
+    for owner in (experiment, module):
+        clocks.around(owner, "coco_figures", "COCO figures")
+    clocks.around(experiment, "precision_recall", "COCO figures")
+    for name in ("side_by_side", "precision_recall_curve", "count_scatter"):
+        clocks.around(overlays, name, "pictures")
+    for name in ("__init__", "begin_cell", "log_data", "log_files", "log_metrics", "end"):
+        clocks.around(Store, name, "MLflow")
+
+    def begin(self: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG001
+        clocks.start("training steps")
+
+    def end(self: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG001
+        clocks.stop()
+
+    def collect(phase: str, info: dict[str, int]) -> None:  # noqa: ARG001
+        if phase == "start":
+            clocks.start("garbage collection")
+        else:
+            clocks.stop()
+
+    gc.callbacks.append(collect)
+    module.DetectorModule.on_train_batch_start = begin  # type: ignore[method-assign]
+    module.DetectorModule.on_train_batch_end = end  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Run the sweep, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("overrides", nargs="*", help="more settings, such as dataset.image_size=64")
+    settings = parser.parse_args()
+    command = (
+        *("-m", "split=s1,s2", "variations=0", f"trainer.steps={settings.steps}", "trainer.validations=1"),
+        *("detector.warmup_steps=1", "study=overhead", *settings.overrides),
+    )
+    from boxtwin import sweep
+
+    for name, value in sweep.ENVIRONMENT.items():  # before MLflow is imported, as train.py does it
+        os.environ.setdefault(name, value)
+    clocks, started = Clocks(), now()
+    install(clocks)
+    imports = tuple(end - begin for end, begin in zip(now(), started, strict=True))
+    sys.argv = [str(ROOT / "train.py"), *command]
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as left:
+            if left.code:
+                raise
+        finally:
+            os.chdir(ROOT)
+    rows: dict[str, list[Seconds]] = defaultdict(lambda: [(0.0, 0.0)] * len(clocks.cells))
+    for number, cell in enumerate(clocks.cells):
+        for part, (cpu, wall) in cell.items():
+            rows[part][number] = (cpu, wall)
+    overhead = [part for part in rows if part not in APART]
+    rows["**overhead, all of the above**"] = [
+        (sum(rows[part][n][0] for part in overhead), sum(rows[part][n][1] for part in overhead))
+        for n in range(len(clocks.cells))
+    ]
+    print(f"\npython train.py {' '.join(command)}\nimports: {imports[0]:.2f} CPU-seconds, {imports[1]:.2f} wall\n")
+    print("| part | first cell, CPU-s | second cell, CPU-s | first, wall | second, wall |\n|---|---|---|---|---|")
+    for part in (*overhead, "**overhead, all of the above**", *APART):
+        (cpu_1, wall_1), (cpu_2, wall_2) = rows[part]
+        print(f"| {part} | {cpu_1:.2f} | {cpu_2:.2f} | {wall_1:.2f} | {wall_2:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
