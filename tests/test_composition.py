@@ -5,6 +5,7 @@ from hydra import compose, initialize_config_dir
 
 from boxtwin.composition import load_dataset, make_data, make_detector, prepare
 from boxtwin.config import register
+from boxtwin.datasets.images import read_image
 from boxtwin.errors import InputError
 from boxtwin.mixing.plan import make_plan
 from boxtwin.sweep import quote_numbers
@@ -44,6 +45,8 @@ def composed(tmp_path):
         (["dataset=hrsid", "dataset.root=nowhere"], r"nowhere/annotations/train_test2017\.json does not exist"),
         (["detector.weights=no.weights"], r"detector\.weights=no\.weights cannot be read"),
         (["trainer.steps=7"], r"trainer\.steps=7 must be a multiple of trainer\.validations=6"),
+        (["trainer.devices=3"], r"trainer\.batch_size=16 must be a multiple of trainer\.devices=3"),
+        (["trainer.precision=float16", "trainer.accelerator=cpu"], r"trainer\.precision=float16 needs a GPU"),
         (["trainer.ema_span=1.5"], r"trainer\.ema_span=1\.5 must lie between"),
         (["detector.warmup_steps=480"], r"detector\.warmup_steps=480 must be below trainer\.steps=480"),
         (["detector.image_size=70"], r"detector\.image_size=70 must be a multiple of 16"),
@@ -101,6 +104,28 @@ def test_objects_that_shrink_to_nothing_are_pointed_out(composed, caplog):
     assert "half of the training objects" not in caplog.text
     prepare(composed("detector.image_size=32"))
     assert "up to dataset.image_size=64" in caplog.text
+
+
+def test_images_are_decoded_once_for_all_cells(composed, monkeypatch):
+    decoded = []
+
+    def counting(path):
+        decoded.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr("boxtwin.datasets.decoded.read_image", counting)
+    cells = [prepare(composed(*more)) for more in ([], ["seed=1"], ["split.train=5"])]
+    for cell in cells:
+        make_detector(cell)
+        make_data(cell, make_plan(cell.split, ()))
+    # Six training, four validation and eight test images; the first once more to see its type.
+    assert len(decoded) == 19
+    assert len(set(decoded)) == 18
+    decoded.clear()
+    anew = prepare(composed("trainer.cache=false"))
+    assert anew.identity == cells[0].identity
+    assert (anew.white, anew.channels) == (cells[0].white, cells[0].channels)
+    assert len(decoded) == 12
 
 
 def test_without_variations_there_is_no_store(composed):

@@ -56,7 +56,11 @@ def test_there_is_one_baseline_for_all_generators(composed):
 def test_the_machine_does_not_define_a_cell(composed):
     plain = defining_values(composed())
     for override in (
-        *("trainer.threads=1", "trainer.precision=float32", "trainer.workers=2", "trainer.coco_evaluator=pycocotools"),
+        "trainer.threads=1",
+        "trainer.precision=float32",
+        "trainer.workers=2",
+        "trainer.cache=false",
+        "trainer.coco_evaluator=pycocotools",
         "dataset.root=elsewhere",
     ):
         assert defining_values(composed(override)) == plain, override

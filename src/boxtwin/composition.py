@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from boxtwin.boxes import area_xyxy
 from boxtwin.config import Anchors, Precision, defining_values
 from boxtwin.datasets import sar_scenes
 from boxtwin.datasets.coco import read_coco
-from boxtwin.datasets.images import read_image
+from boxtwin.datasets.decoded import DecodedImages
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.splits import Split, make_split, read_split
 from boxtwin.detector.anchors import anchors_from_samples
@@ -29,7 +30,7 @@ from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.errors import InputError
 from boxtwin.labels.transfer import Carry
 from boxtwin.mixing.augment import Augmentation
-from boxtwin.mixing.datamodule import StudyDataModule, white_level
+from boxtwin.mixing.datamodule import StudyDataModule, input_channels, white_level
 from boxtwin.mixing.plan import Plan
 from boxtwin.synthesis.library import Library
 
@@ -59,6 +60,27 @@ class Prepared:
     def per_image(self) -> int:
         """Variations of each source."""
         return int(self.config.variations.per_image)
+
+    @cached_property
+    def images(self) -> DecodedImages:
+        """Decoded images, those of the split at hand.
+
+        Raises:
+            InputError: the disk does not take them.
+        """
+        images = DecodedImages(Path(self.config.data) / "cache" if self.config.trainer.cache else None)
+        images.add(self.dataset.name, [*self.split.train, *self.split.val, *self.split.test])
+        return images
+
+    @cached_property
+    def white(self) -> int:
+        """The pixel value that means 1.0."""
+        return white_level(self.split.train, self.images)
+
+    @cached_property
+    def channels(self) -> int:
+        """Channels of the network's input."""
+        return input_channels(self.split.train, self.images)
 
 
 def prepare(config: DictConfig) -> Prepared:
@@ -112,21 +134,26 @@ def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
     """The datamodule of a cell."""
     config = cell.config
     trainer = config.trainer
+    if cell.library:
+        cell.images.add(
+            cell.library.folder.name, [sample for sample in (*plan.train, *plan.val_synthetic) if sample.lineage]
+        )
     return StudyDataModule(
         plan,
         image_size=config.detector.image_size,
         crop=min(config.detector.crop or config.detector.image_size, config.detector.image_size),
         tile=config.detector.tile,
-        channels=_channels(cell),
+        channels=cell.channels,
         batch_size=trainer.batch_size,
         steps=trainer.steps,
         steps_per_epoch=trainer.steps // trainer.validations,
         augmentation=_augmentation(config),
         synthetic_fraction=config.variations.synthetic_fraction,
-        white=white_level(cell.split.train),
+        white=cell.white,
         seed=config.seed,
-        cache_mb=trainer.cache_mb,
+        images=cell.images,
         workers=trainer.workers,
+        pin_memory=accelerator(config) in ("cuda", "gpu"),
     )
 
 
@@ -143,8 +170,8 @@ def make_detector(cell: Prepared) -> DetectorModule:
             anchors=_anchors(cell.config, cell.split.train),
             image_size=detector.image_size,
             tile=detector.tile,
-            channels=_channels(cell),
-            white=white_level(cell.split.train),
+            channels=cell.channels,
+            white=cell.white,
             learning_rate=detector.learning_rate,
             weight_decay=detector.weight_decay,
             steps=cell.config.trainer.steps,
@@ -178,13 +205,16 @@ def accelerator(config: DictConfig) -> str:
 
 
 def precision(config: DictConfig) -> str:
-    """What Lightning calls the arithmetic; bfloat16 only where the hardware has it, emulated it is slower."""
+    """What Lightning calls the arithmetic; bfloat16 only where the hardware has it, emulated it is slower.
+
+    float16 is never chosen: it needs a gradient scaler, which bfloat16's wider exponent does without.
+    """
     wanted = config.trainer.precision
     if wanted is Precision.auto:
         on_gpu = accelerator(config) in ("cuda", "gpu")
         has_it = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
         wanted = Precision.bfloat16 if has_it else Precision.float32
-    return "bf16-mixed" if wanted is Precision.bfloat16 else "32-true"
+    return {Precision.bfloat16: "bf16-mixed", Precision.float16: "16-mixed", Precision.float32: "32-true"}[wanted]
 
 
 def _check_settings(config: DictConfig) -> None:
@@ -194,6 +224,13 @@ def _check_settings(config: DictConfig) -> None:
             f"trainer.steps={trainer.steps} must be a multiple of trainer.validations={trainer.validations}, "
             "so that training ends with a validation"
         )
+    if trainer.devices < 1 or trainer.batch_size % trainer.devices:
+        raise InputError(
+            f"trainer.batch_size={trainer.batch_size} must be a multiple of trainer.devices={trainer.devices}, "
+            "which share every batch equally"
+        )
+    if trainer.precision is Precision.float16 and accelerator(config) not in ("cuda", "gpu"):
+        raise InputError("trainer.precision=float16 needs a GPU; CPUs take float32 or bfloat16")
     if not 0 <= trainer.ema_span < 1:
         raise InputError(f"trainer.ema_span={trainer.ema_span} must lie between 0 (no average) and 1")
     if not 0 <= detector.warmup_steps < trainer.steps:
@@ -238,11 +275,6 @@ def _warn_of_tiny_objects(config: DictConfig, split: Split) -> None:
             "better, up to dataset.image_size=%d; with detector.crop=416 that costs no more time",
             *(median, size, full),
         )
-
-
-def _channels(cell: Prepared) -> int:
-    """1 where all training images are grey, so that the first convolution does not do the same work three times."""
-    return 1 if all(read_image(sample.path).ndim == 2 for sample in cell.split.train) else 3
 
 
 def _load_split(config: DictConfig, dataset: Dataset) -> Split:

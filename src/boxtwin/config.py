@@ -65,6 +65,7 @@ class Precision(Enum):
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 class CocoEvaluator(Enum):
@@ -179,7 +180,9 @@ class TrainerConfig:
     accelerator: str = "auto"
     threads: int | None = None
     workers: int = 0
-    cache_mb: int = 1024
+    cache: bool = True
+    devices: int = 1
+    compile: bool = False
     coco_evaluator: CocoEvaluator = CocoEvaluator.faster
 
 
@@ -228,7 +231,7 @@ _NOT_DEFINING = {
     "split": ("file",),
     "generator": ("device", "dtype"),
     "detector": ("weights",),
-    "trainer": ("precision", "accelerator", "threads", "workers", "cache_mb", "coco_evaluator"),
+    "trainer": ("precision", "accelerator", "threads", "workers", "cache", "compile", "coco_evaluator"),
 }
 _DEFINING = ("dataset", "split", "variations", "generator", "labels", "detector", "trainer", "seed")
 # What the axes of a study's table vary; the rest is the setting, which must be the same to compare.

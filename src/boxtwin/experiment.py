@@ -10,15 +10,18 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, ProgressBar, Timer
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, Timer, WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from boxtwin.composition import Prepared, accelerator, make_data, make_detector, precision, prepare
@@ -26,6 +29,7 @@ from boxtwin.config import cell_name, generator_name, setting_hash
 from boxtwin.datasets.images import remove_leftovers, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.splits import describe
+from boxtwin.detector.allocator import keep_freed_blocks
 from boxtwin.detector.module import DetectorModule
 from boxtwin.errors import InputError
 from boxtwin.evaluation import overlays
@@ -131,6 +135,9 @@ class _Cell:
         remove_leftovers(self.output)
         if self.config.trainer.threads is not None:
             torch.set_num_threads(self.config.trainer.threads)
+            cv2.setNumThreads(self.config.trainer.threads)
+        keep_freed_blocks()
+        _ = self.cell.images  # decoded now, so that a full disk shows before anything is made
         made = _make(self.cell) if self.cell.library else Made(0, 0, 0.0, 0.0)
         if made.made:
             _contact_sheet(self.cell)
@@ -173,6 +180,8 @@ class _Cell:
         # An average with decay d spans about 1 / (1 - d) steps. One that reaches back to early steps mixes weights
         # whose batch statistics do not fit each other; so the span is a share of the run, whatever its length.
         decay = 1 - 1 / max(settings.ema_span * settings.steps, 1)
+        # In place and all weights in one call; Lightning's EMAWeightAveraging makes three new tensors of every weight.
+        average = WeightAveraging(multi_avg_fn=partial(_average, decay))
         timer = Timer()
         best = ModelCheckpoint(
             dirpath=self.checkpoints,
@@ -185,7 +194,9 @@ class _Cell:
         trainer = pl.Trainer(
             default_root_dir=self.output,
             accelerator=accelerator(self.config),
-            devices=1,
+            devices=settings.devices,
+            # Spawned, the other processes do training only, and the cell's files and run stay with this one.
+            strategy="ddp_spawn" if settings.devices > 1 else "auto",
             precision=precision(self.config),  # type: ignore[arg-type]
             max_steps=settings.steps,
             gradient_clip_val=settings.gradient_clip,
@@ -194,15 +205,20 @@ class _Cell:
             use_distributed_sampler=False,
             enable_model_summary=False,
             logger=CellLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id),
-            callbacks=[EMAWeightAveraging(decay=decay), best, timer, _StepsBar(cell_name(self.config))],
+            callbacks=[average, best, timer, _StepsBar(cell_name(self.config))],
         )
         last = self.checkpoints / "last.ckpt"
         if last.exists():
             log.info("going on from %s", last)
+        module.compile_network = settings.compile
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-        if trainer.global_step < settings.steps:
-            raise RuntimeError(f"training stopped at step {trainer.global_step} of {settings.steps}")
-        return float(timer.time_elapsed("train"))
+        done, seconds = trainer.global_step, timer.time_elapsed("train")
+        if settings.devices > 1:  # what spawned processes counted is in their last checkpoint
+            content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+            done, seconds = content["global_step"], content["callbacks"]["Timer"]["time_elapsed"]["train"]
+        if done < settings.steps:
+            raise RuntimeError(f"training stopped at step {done} of {settings.steps}")
+        return float(seconds)
 
     def _export(self) -> DetectorModule:
         """Keep the best weights as ``detector.ckpt``, without what only training needs."""
@@ -356,6 +372,11 @@ def _digest_of_samples(samples: Sequence[Sample]) -> str:
     return hashlib.sha256("".join(f"{sample.name}{sample.sha256}" for sample in samples).encode()).hexdigest()
 
 
+def _average(decay: float, *arguments: Any) -> None:
+    """`get_ema_multi_avg_fn`, whose own result cannot be sent to the process of another device."""
+    get_ema_multi_avg_fn(decay)(*arguments)  # type: ignore[no-untyped-call]
+
+
 class _StepsBar(ProgressBar):
     """One bar over all optimiser steps of a cell; Lightning's own starts anew after every validation."""
 
@@ -368,7 +389,13 @@ class _StepsBar(ProgressBar):
         """Not asked for: the bar is short and stays on."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc=self._title, unit="step")
+        self._bar = tqdm(
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            desc=self._title,
+            unit="step",
+            disable=not trainer.is_global_zero,
+        )
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any, **keywords: Any) -> None:  # noqa: ARG002
         assert self._bar is not None

@@ -211,6 +211,23 @@ def test_a_checkpoint_loads_by_itself_and_safely(tmp_path: Path) -> None:
         assert np.array_equal(ours.scores, theirs.scores)
 
 
+def test_predictions_follow_the_weights(tmp_path: Path) -> None:
+    images = draw_images(2, 1, seed=0)
+    module = make_module(images, 1, steps=2)
+    trainer = make_trainer(2, tmp_path)
+    first = trainer.predict(module, loader(images))
+    with torch.no_grad():
+        for parameter in module.network.heads.parameters():
+            parameter.add_(0.1)
+    second = trainer.predict(module, loader(images))
+    assert first is not None
+    assert second is not None
+    assert first[0][0][1].scores.tolist() != second[0][0][1].scores.tolist()
+    ((_, plain), *_) = module.eval().detect(collate(list(enumerate(images))))
+    np.testing.assert_allclose(second[0][0][1].scores, plain.scores, atol=1e-4)
+    assert not any("folded" in name for name in module.state_dict())
+
+
 def test_a_run_resumes_where_it_was_stopped(tmp_path: Path) -> None:
     images = draw_images(2, 1, seed=0)
 

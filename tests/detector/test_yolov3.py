@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from boxtwin.detector.darknet_weights import read_darknet, write_darknet
-from boxtwin.detector.yolov3 import OBJECT_PRIOR, PUBLISHED_ANCHORS, Convolution, SamePool, YOLOv3
+from boxtwin.detector.yolov3 import OBJECT_PRIOR, PUBLISHED_ANCHORS, Convolution, SamePool, YOLOv3, folded
 from boxtwin.errors import InputError
 
 NANO_ANCHORS = [[[40, 40], [60, 30]], [[10, 10], [20, 8]]]
@@ -38,6 +38,27 @@ def test_first_predictions_are_the_priors() -> None:
     for level in raw:
         assert torch.allclose(level[..., 4].sigmoid(), torch.tensor(OBJECT_PRIOR), rtol=0.5)
         assert torch.allclose(level[..., 5:].sigmoid(), torch.tensor(0.25), rtol=0.5)
+
+
+@pytest.mark.parametrize("network", [tiny(2), YOLOv3("yolov3_nano", 2, NANO_ANCHORS, channels=1)], ids=["tiny", "nano"])
+def test_folding_leaves_the_outputs_as_they_are(network: YOLOv3) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, network.channels, 64, 96)
+    with torch.no_grad():
+        for layer in network.layers():
+            if isinstance(layer, Convolution):  # statistics and weights as training leaves them, not 0 and 1
+                for values in (layer.norm.weight, layer.norm.running_var):
+                    values.uniform_(0.5, 2)
+                for values in (layer.norm.bias, layer.norm.running_mean):
+                    values.normal_()
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        network.eval()
+        expected, found = network(images), folded(network)(images)
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded(network).modules())
+    for ours, theirs in zip(found, expected, strict=True):
+        assert theirs.std() > 0.01
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_same_pool_is_darknets() -> None:

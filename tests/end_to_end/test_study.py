@@ -67,6 +67,17 @@ def test_every_variation_was_made_once(study):
         assert max(Counter((line["source"], line["variation"]) for line in lines).values()) == 1
 
 
+@pytest.mark.slow
+def test_two_devices_share_a_cell(tmp_path):
+    run("train.py variations=0 experiment=tiny trainer.devices=2 trainer.accelerator=cpu", tmp_path)
+    (cell,) = runs(tmp_path)
+    assert cell.info.status == "FINISHED"
+    assert cell.data.metrics["time/train"] > 0
+    assert {"train/loss", "val/map", "test/map"} <= set(cell.data.metrics)
+    (result,) = tmp_path.glob("multirun/*/*/result.json")
+    assert json.loads(result.read_text())["cell"] == cell.info.run_name
+
+
 def test_pycocotools_alone_gets_the_same_figures_from_the_files(study):
     folder, _, _ = study
     for cell in folder.glob("multirun/*/*-x*/"):

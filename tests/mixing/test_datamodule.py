@@ -8,13 +8,14 @@ import pytorch_lightning as pl
 import torch
 
 from boxtwin.datasets.batch import Batch
+from boxtwin.datasets.decoded import DecodedImages
 from boxtwin.datasets.images import read_image, write_png
-from boxtwin.datasets.sample import Dataset, Sample
+from boxtwin.datasets.sample import Dataset
 from boxtwin.datasets.splits import Split
 from boxtwin.errors import InputError
 from boxtwin.labels.transfer import Carry
 from boxtwin.mixing.augment import Augmentation
-from boxtwin.mixing.datamodule import EpochDraws, ImageCache, StudyDataModule, TrainingDraws, white_level
+from boxtwin.mixing.datamodule import EpochDraws, StudyDataModule, TrainingDraws, input_channels, white_level
 from boxtwin.mixing.plan import draw_order, make_plan
 from boxtwin.synthesis.controls import Repeat
 from boxtwin.synthesis.library import Library
@@ -22,6 +23,9 @@ from boxtwin.synthesis.library import Library
 EVERYTHING = Augmentation(
     mosaic=0.5, zoom=1.3, translate=0.1, flip_horizontal=True, quarter_turns=True, gain=0.2, speckle=0.05
 )
+
+
+ANEW = DecodedImages(None)  # decodes whenever it is asked
 
 
 def make_data(dataset: Dataset, stores: Path, *, per_image: int = 0, **changes: Any) -> StudyDataModule:
@@ -53,7 +57,7 @@ def make_data(dataset: Dataset, stores: Path, *, per_image: int = 0, **changes: 
         "synthetic_fraction": None,
         "white": 255,
         "seed": 5,
-        "cache_mb": 64,
+        "images": ANEW,
         "workers": 0,
     }
     return StudyDataModule(make_plan(split, library.variations(sources, per_image)), **{**settings, **changes})
@@ -111,7 +115,7 @@ def test_white_is_one(make_coco: Callable[..., Any], tmp_path: Path) -> None:
     for n, image in enumerate(built.content["images"]):
         write_png(built.images / image["file_name"], np.full((64, 64), 1000 * (n + 1), dtype=np.uint16))
     dataset = built.read()
-    white = white_level(dataset.samples[:2])
+    white = white_level(dataset.samples[:2], ANEW)
     assert white == 2000  # of the training images
     data = make_data(dataset, tmp_path, white=white)
     (batch,) = data.letterboxed(dataset.samples[:3])
@@ -119,23 +123,29 @@ def test_white_is_one(make_coco: Callable[..., Any], tmp_path: Path) -> None:
 
 
 def test_white_level(make_coco: Callable[..., Any]) -> None:
-    assert white_level(make_coco(folder="a").read().samples) == 255
-    assert white_level(make_coco(folder="b", dtypes=(np.uint16,)).read().samples) == 220 * 257
+    assert white_level(make_coco(folder="a").read().samples, ANEW) == 255
+    assert white_level(make_coco(folder="b", dtypes=(np.uint16,)).read().samples, ANEW) == 220 * 257
     mixed = make_coco(folder="c", dtypes=(np.uint8, np.uint16)).read().samples
     with pytest.raises(InputError, match=r"S00_0\.png has 8 bit and S01_0\.png has 16 bit"):
-        white_level(mixed)
+        white_level(mixed, ANEW)
 
 
-def draws(data: StudyDataModule, cache_mb: int = 64) -> TrainingDraws:
+def test_one_colour_image_makes_three_channels(make_coco: Callable[..., Any]) -> None:
+    samples = make_coco(images=3, channels=(1, 1, 3)).read().samples
+    assert input_channels(samples[:2], ANEW) == 1
+    assert input_channels(samples, ANEW) == 3
+
+
+def draws(data: StudyDataModule, images: DecodedImages = ANEW) -> TrainingDraws:
     order = draw_order(data.plan, steps=7, batch_size=3, seed=5, synthetic_fraction=None).reshape(-1)
-    return TrainingDraws(
-        data.plan.train, order, EVERYTHING, size=64, crop=64, white=255, seed=5, cache=ImageCache(cache_mb)
-    )
+    return TrainingDraws(data.plan.train, order, EVERYTHING, size=64, crop=64, white=255, seed=5, images=images)
 
 
 def test_an_item_is_the_same_whenever_it_is_asked_for(dataset: Dataset, tmp_path: Path) -> None:
     data = make_data(dataset, tmp_path, per_image=1)
-    forwards, backwards = draws(data), draws(data, cache_mb=0)
+    images = DecodedImages(tmp_path / "cache")
+    images.add("all", data.plan.train)
+    forwards, backwards = draws(data, images), draws(data)
     assert len(forwards) == 21
     first = [forwards[index] for index in range(21)]
     for index in (20, 7, 7, 0, 13):
@@ -158,7 +168,7 @@ def test_loader_processes_change_nothing(dataset: Dataset, tmp_path: Path) -> No
 
 def test_epochs_cover_every_draw_once() -> None:
     done = 0
-    sampler = EpochDraws(21, 9, lambda: done)
+    sampler = EpochDraws(21, 9, lambda: done, batch_size=3)
     epochs = []
     while done < 21:
         epochs.append(list(sampler))
@@ -167,6 +177,31 @@ def test_epochs_cover_every_draw_once() -> None:
     assert [index for epoch in epochs for index in epoch] == list(range(21))
     done = 12  # after a resume in the middle of an epoch
     assert list(sampler) == list(range(12, 21))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 6])
+def test_devices_share_every_batch(devices: int) -> None:
+    done = 0
+    shares = [
+        EpochDraws(30, 12, lambda: done, batch_size=6, device=device, devices=devices) for device in range(devices)
+    ]
+    for done, batches in ((0, 2), (6, 2), (24, 1)):
+        share = 6 // devices
+        drawn = [np.array(list(sampler)).reshape(batches, share) for sampler in shares]
+        assert (
+            np.concatenate(drawn, axis=1).tolist() == np.arange(done, done + 6 * batches).reshape(batches, 6).tolist()
+        )
+    assert [len(sampler) for sampler in shares] == [12 // devices] * devices
+    with pytest.raises(ValueError, match="a batch of 6 images cannot be shared equally by 4 devices"):
+        EpochDraws(30, 12, lambda: 0, batch_size=6, devices=4)
+
+
+def test_a_broken_image_stops_the_loader(dataset: Dataset, tmp_path: Path) -> None:
+    data = make_data(dataset, tmp_path)
+    for sample in data.plan.train:
+        sample.path.write_bytes(b"no image")
+    with pytest.raises(OSError, match="cannot be decoded"):
+        list(data.train_dataloader())
 
 
 class Recorder(pl.LightningModule):
@@ -249,29 +284,3 @@ def test_crowds_are_not_trained_on(make_coco: Callable[..., Any], tmp_path: Path
     data = make_data(built.read(), tmp_path, augmentation=Augmentation())
     (batch,) = data.letterboxed(data.plan.train)
     assert batch.box_image.tolist() == [0, 1, 2]
-
-
-def test_the_cache_keeps_to_its_limit(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "large"
-    samples = []
-    for n in range(4):
-        write_png(folder / f"{n}.png", np.full((512, 1024), n, dtype=np.uint8))  # half a megabyte
-        sample = dataset.samples[0]
-        samples.append(Sample(**{**vars(sample), "name": f"{n}.png", "path": folder / f"{n}.png"}))
-    read: list[str] = []
-
-    def counting(path: Path) -> np.ndarray:
-        read.append(path.name)
-        return read_image(path)
-
-    monkeypatch.setattr("boxtwin.mixing.datamodule.read_image", counting)
-    cache = ImageCache(1)  # room for two
-    for n in (0, 1, 0, 2, 0, 1):
-        assert (cache.read(samples[n]).pixels == n).all()
-    # 2 pushes out 1, which was used longest ago, not 0.
-    assert read == ["0.png", "1.png", "2.png", "1.png"]
-    read.clear()
-    none = ImageCache(0)
-    for n in (0, 0, 1, 0):
-        assert (none.read(samples[n]).pixels == n).all()
-    assert read == ["0.png", "1.png", "0.png"]  # one image is always held

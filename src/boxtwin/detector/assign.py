@@ -110,11 +110,13 @@ def ignored(
 ) -> Bool[Tensor, "batch places"]:
     """Predictions (xyxy) that overlap some object of their image by more than ``ignore_iou``."""
     # Every object with the predictions of its own image only: objects * places, no padding to the fullest image.
-    candidates = predicted[box_image]
-    low = torch.maximum(candidates[..., :2], boxes[:, None, :2])
-    high = torch.minimum(candidates[..., 2:], boxes[:, None, 2:])
-    intersection = (high - low).clamp(min=0).prod(dim=-1)
-    union = area_xyxy(candidates) + area_xyxy(boxes)[:, None] - intersection
+    # Coordinate by coordinate, each in one piece of memory: there are millions of pairs in a batch of many objects.
+    x1, y1, x2, y2 = predicted.movedim(-1, 0).contiguous()[:, box_image]
+    left, top, right, bottom = boxes.T[:, :, None]
+    width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp(min=0)
+    height = (torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp(min=0)
+    intersection = width * height
+    union = area_xyxy(predicted)[box_image] + area_xyxy(boxes)[:, None] - intersection
     best = predicted.new_zeros(predicted.shape[:2])
     overlap = intersection / union.clamp(min=1e-12)
     best.scatter_reduce_(0, box_image[:, None].expand_as(overlap), overlap, reduce="amax")

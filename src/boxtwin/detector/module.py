@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,7 @@ from boxtwin.datasets.sample import Detections
 from boxtwin.detector.assign import AnchorsPerObject, CellsPerObject
 from boxtwin.detector.decode import detect, merge_tiles
 from boxtwin.detector.loss import BoxLoss, ObjectnessTarget, detection_loss
-from boxtwin.detector.yolov3 import Architecture, Raw, YOLOv3
+from boxtwin.detector.yolov3 import Architecture, Raw, YOLOv3, folded
 from boxtwin.evaluation.coco_map import CocoEvaluator, coco_figures
 
 SGD_MOMENTUM = 0.9  # Darknet's yolov3.cfg
@@ -159,11 +159,18 @@ class DetectorModule(pl.LightningModule):
         self.white = white
         self.coco_evaluator = coco_evaluator
         self._validation: list[tuple[int, Detections]] = []
+        self._folded: list[YOLOv3] = []  # in a list, out of nn.Module's sight: a copy is no part of the weights
+        self.compile_network = False
 
     def forward(self, images: Float[Tensor, "batch _channels height width"]) -> Raw:
         """Images in [0, 1] -> raw maps (see `YOLOv3`)."""
         raw: Raw = self.network(images.contiguous(memory_format=self.memory_format))
         return raw
+
+    def on_fit_start(self) -> None:
+        """Compile the network where that is asked for: here, as a compiled network cannot be sent to a process."""
+        if self.compile_network:
+            self.network.compile()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:  # noqa: ARG002
         """One step's loss."""
@@ -179,19 +186,30 @@ class DetectorModule(pl.LightningModule):
 
     def detect(self, batch: Batch) -> list[tuple[int, Detections]]:
         """(image id, detections in pixels of the image file) of every image of a batch."""
+        return self._detections(self, batch)
+
+    def _detections(self, network: Callable[[Tensor], Raw], batch: Batch) -> list[tuple[int, Detections]]:
+        images = batch.images.contiguous(memory_format=self.memory_format)
         with torch.no_grad():
-            found = self._detect(
-                self(batch.images), letterbox=batch.letterbox, file_size=batch.file_size, own=batch.own
-            )
+            found = self._detect(network(images), letterbox=batch.letterbox, file_size=batch.file_size, own=batch.own)
         return list(zip(batch.image_ids.tolist(), found, strict=True))
 
     def merge(self, found: Iterable[tuple[int, Detections]]) -> dict[int, Detections]:
         """Detections of many batches by image id, the tiles of an image put together."""
         return self._merge(found)
 
+    def on_predict_start(self) -> None:
+        """Predict with batch normalisation folded into the convolutions (see `folded`)."""
+        self._folded = [folded(self.network)]
+
+    def on_predict_end(self) -> None:
+        """Forget the folded copy: the weights may change."""
+        self._folded = []
+
     def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[int, Detections]]:  # noqa: ARG002
-        """As `detect`."""
-        return self.detect(batch)
+        """As `detect`, up to rounding."""
+        (network,) = self._folded
+        return self._detections(network, batch)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch's detections."""
@@ -214,7 +232,8 @@ class DetectorModule(pl.LightningModule):
             self.category_ids,
             evaluator=self.coco_evaluator,
         )
-        self.log_dict({f"val/{name}": figures[name] for name in ("map", "map_50")}, batch_size=1)
+        # Every device looks at all images, each with its own batch statistics.
+        self.log_dict({f"val/{name}": figures[name] for name in ("map", "map_50")}, batch_size=1, sync_dist=True)
 
     def configure_gradient_clipping(
         self,

@@ -8,6 +8,7 @@ file.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Architecture = Literal["yolov3", "yolov3_spp", "yolov3_tiny", "yolov3_tiny_3l", "yolov3_nano"]
 Anchors = tuple[
@@ -344,6 +346,18 @@ class YOLOv3(nn.Module):
             if index < self._frozen:
                 layer.eval()
         return self
+
+
+def folded(network: YOLOv3) -> YOLOv3:
+    """A copy for prediction with each batch normalisation folded into the convolution before it: the same outputs up to
+    rounding, and one pass less over every feature map.
+    """
+    copied = copy.deepcopy(network).eval()
+    for layer in copied.layers():
+        if isinstance(layer, Convolution):
+            layer.conv = fuse_conv_bn_eval(layer.conv, layer.norm)
+            layer.norm = nn.Identity()  # type: ignore[assignment]
+    return copied.requires_grad_(False)
 
 
 def checked_anchors(anchors: Sequence[Sequence[Sequence[int | float]]], heads: int) -> Anchors:

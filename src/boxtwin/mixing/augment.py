@@ -234,7 +234,12 @@ class Augmentation:
     def _photometric(self, pixels: Pixels, white: int, random: np.random.Generator) -> Pixels:
         if self.gain == 0 and self.speckle == 0 and (pixels.ndim == 2 or self.hue == self.saturation == 0):
             return pixels
-        values = pixels.astype(np.float32) * np.float32(np.exp(random.uniform(-self.gain, self.gain)))
+        gain = np.float32(np.exp(random.uniform(-self.gain, self.gain)))
+        if pixels.dtype == np.uint8 and self.speckle == 0 and (pixels.ndim == 2 or self.hue == self.saturation == 0):
+            # The same for every pixel of a value, so it is computed once for each of the 256.
+            table = np.clip(np.arange(256, dtype=np.float32) * gain, 0, white)
+            return cv2.LUT(pixels, np.rint(table).astype(np.uint8))
+        values = pixels.astype(np.float32) * gain
         if self.speckle > 0:
             noise = random.standard_normal(pixels.shape[:2], dtype=np.float32) * np.float32(self.speckle) + 1
             values *= noise if pixels.ndim == 2 else noise[:, :, None]
@@ -271,7 +276,13 @@ def _resize(pixels: Pixels, scale: float) -> Pixels:
     height, width = (max(round(side * scale), 1) for side in pixels.shape[:2])
     # Averaging over areas when shrinking: anything else drops the small bright objects that are to be found.
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=method)
+    # A turned image is a view that OpenCV would copy, pixel by pixel across memory. It is resized as it lies there, and
+    # the smaller result is turned.
+    is_turned = abs(pixels.strides[0]) < abs(pixels.strides[1])
+    lying, sides = (pixels.swapaxes(0, 1), (height, width)) if is_turned else (pixels, (width, height))
+    back = tuple(slice(None, None, -1 if step < 0 else 1) for step in lying.strides[:2])
+    resized = cv2.resize(lying[back], sides, interpolation=method)[back]
+    return resized.swapaxes(0, 1) if is_turned else resized
 
 
 def _paste(canvas: Pixels, part: Part) -> None:

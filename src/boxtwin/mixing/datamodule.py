@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -13,7 +14,8 @@ from jaxtyping import Int, UInt8, UInt16
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from boxtwin.datasets.batch import Batch
-from boxtwin.datasets.images import Pixels, read_image
+from boxtwin.datasets.decoded import DecodedImages
+from boxtwin.datasets.images import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.mixing.augment import WHOLE, Augmentation, Labelled, Letterbox, letterbox
@@ -22,8 +24,11 @@ from boxtwin.mixing.tiles import Tile, cut_tile, tiles
 
 Item = tuple[Labelled, Letterbox, Sample]
 
+# Batches made ahead of the step that takes them: one is being made, and one waits where some batches take longer.
+AHEAD = 2
 
-def white_level(samples: Sequence[Sample]) -> int:
+
+def white_level(samples: Sequence[Sample], images: DecodedImages) -> int:
     """The pixel value that means 1.0: 255 for 8 bit; for 16 bit the largest value in the (training) images.
 
     Sensors fill 10, 12 or 14 of the 16 bits; 65535 would leave such images all but black.
@@ -34,7 +39,7 @@ def white_level(samples: Sequence[Sample]) -> int:
     largest = 255
     example: dict[str, str] = {}  # pixel type -> an image of it
     for sample in samples:
-        pixels = read_image(sample.path)
+        pixels = images.read(sample)
         example.setdefault(f"{8 * pixels.dtype.itemsize} bit", sample.name)
         if pixels.dtype == np.uint16:
             largest = max(largest, int(pixels.max()))
@@ -44,25 +49,14 @@ def white_level(samples: Sequence[Sample]) -> int:
     return largest
 
 
-class ImageCache:
-    """Decoded images in memory, the least recently used ones given up beyond ``megabytes``."""
+def input_channels(samples: Sequence[Sample], images: DecodedImages) -> int:
+    """1 where all (training) images are grey, so that the first convolution does not do the same work three times."""
+    return 1 if all(images.read(sample).ndim == 2 for sample in samples) else 3
 
-    def __init__(self, megabytes: int) -> None:
-        self._limit = megabytes * 2**20
-        self._held = 0
-        self._images: OrderedDict[str, Pixels] = OrderedDict()
 
-    def read(self, sample: Sample) -> Labelled:
-        """The image and its single objects."""
-        key = str(sample.path)
-        pixels = self._images.pop(key, None)
-        if pixels is None:
-            pixels = read_image(sample.path)
-            self._held += pixels.nbytes
-        self._images[key] = pixels
-        while self._held > self._limit and len(self._images) > 1:
-            self._held -= self._images.popitem(last=False)[1].nbytes
-        return Labelled(pixels, sample.object_boxes, sample.object_labels)
+def _labelled(sample: Sample, images: DecodedImages) -> Labelled:
+    """The image and its single objects."""
+    return Labelled(images.read(sample), sample.object_boxes, sample.object_labels)
 
 
 class TrainingDraws(Dataset[Item]):
@@ -81,7 +75,7 @@ class TrainingDraws(Dataset[Item]):
         crop: int,
         white: int,
         seed: int,
-        cache: ImageCache,
+        images: DecodedImages,
     ) -> None:
         self._samples = samples
         self._order = order
@@ -90,7 +84,7 @@ class TrainingDraws(Dataset[Item]):
         self._crop = crop
         self._white = white
         self._seed = seed
-        self._cache = cache
+        self._images = images
 
     def __len__(self) -> int:
         return len(self._order)
@@ -101,10 +95,10 @@ class TrainingDraws(Dataset[Item]):
 
         def partner() -> Labelled:
             # From the draws, not the pool: real and synthetic images keep their shares in a mosaic.
-            return self._cache.read(self._samples[self._order[random.integers(len(self._order))]])
+            return _labelled(self._samples[self._order[random.integers(len(self._order))]], self._images)
 
         image = self._augmentation(
-            self._cache.read(sample), partner, size=self._size, crop=self._crop, white=self._white, random=random
+            _labelled(sample, self._images), partner, size=self._size, crop=self._crop, white=self._white, random=random
         )
         return image, WHOLE, sample
 
@@ -117,13 +111,13 @@ class ImagesAsTheyAre(Dataset[Item]):
     """
 
     def __init__(
-        self, samples: Sequence[Sample], *, size: int, tile: int | None, white: int, cache: ImageCache
+        self, samples: Sequence[Sample], *, size: int, tile: int | None, white: int, images: DecodedImages
     ) -> None:
         self._samples = samples
         self._size = size
         self._tile = tile
         self._white = white
-        self._cache = cache
+        self._images = images
         self._items: list[tuple[Sample, Tile | None]] = [
             (sample, part)
             for sample in samples
@@ -135,7 +129,7 @@ class ImagesAsTheyAre(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         sample, tile = self._items[index]
-        image = self._cache.read(sample)
+        image = _labelled(sample, self._images)
         if tile is None or self._tile is None:
             return *letterbox(image, self._size, self._white), sample
         return *cut_tile(image, tile, self._tile, self._white), sample
@@ -146,19 +140,65 @@ class EpochDraws(Sampler[int]):
 
     The number of steps done is the only count that survives every kind of resume; Lightning's count of epochs may stand
     before or behind a checkpoint that was written during validation.
+
+    Args:
+        draws: of the whole run.
+        draws_per_epoch: a whole number of batches.
+        position: the draws that have been trained on.
+        batch_size: images a step, on all devices together.
+        device, devices: of every batch, this device takes the ``device``-th of ``devices`` equal shares; all together
+            take what one device would.
     """
 
-    def __init__(self, draws: int, draws_per_epoch: int, position: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        draws: int,
+        draws_per_epoch: int,
+        position: Callable[[], int],
+        *,
+        batch_size: int,
+        device: int = 0,
+        devices: int = 1,
+    ) -> None:
+        if batch_size % devices:
+            raise ValueError(f"a batch of {batch_size} images cannot be shared equally by {devices} devices")
         self._draws = draws
         self._per_epoch = draws_per_epoch
         self._position = position
+        self._batch_size = batch_size
+        self._share = batch_size // devices
+        self._device = device
 
     def __iter__(self) -> Iterator[int]:
         first = self._position()
-        return iter(range(first, min(first + self._per_epoch, self._draws)))
+        last = min(first + self._per_epoch, self._draws)
+        for start in range(first + self._device * self._share, last, self._batch_size):
+            yield from range(start, min(start + self._share, last))
 
     def __len__(self) -> int:
-        return self._per_epoch
+        return self._per_epoch * self._share // self._batch_size
+
+
+class Ahead:
+    """The batches of a loader, made by one thread while the last one is worked on.
+
+    OpenCV and numpy let go of the interpreter while they compute, so a thread is enough, and cheaper than a process to
+    which images have to be handed over.
+    """
+
+    def __init__(self, loader: DataLoader[Item]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self.loader)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
+            waiting = deque(thread.submit(next, batches, None) for _ in range(AHEAD))
+            while (batch := waiting.popleft().result()) is not None:
+                waiting.append(thread.submit(next, batches, None))
+                yield batch
 
 
 class Collate:
@@ -207,8 +247,9 @@ class StudyDataModule(pl.LightningDataModule):
         synthetic_fraction: share of each training batch that is synthetic; None: as the counts have it.
         white: the pixel value that means 1.0 (`white_level`).
         seed: of order and augmentation.
-        cache_mb: memory for decoded images.
-        workers: loader processes; 0 loads in the training process, which is faster for small images.
+        images: where decoded images are kept.
+        workers: loader processes; 0 loads in a thread of the training process, which is faster for small images.
+        pin_memory: whether batches are made in memory that a GPU can fetch by itself.
     """
 
     def __init__(
@@ -226,8 +267,9 @@ class StudyDataModule(pl.LightningDataModule):
         synthetic_fraction: float | None,
         white: int,
         seed: int,
-        cache_mb: int,
+        images: DecodedImages,
         workers: int,
+        pin_memory: bool = False,
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -241,7 +283,8 @@ class StudyDataModule(pl.LightningDataModule):
         self.white = white
         self.seed = seed
         self.workers = workers
-        self._cache = ImageCache(cache_mb)
+        self.pin_memory = pin_memory
+        self._images = images
         self._order = draw_order(
             plan, steps=steps, batch_size=batch_size, seed=seed, synthetic_fraction=synthetic_fraction
         ).reshape(-1)
@@ -251,7 +294,7 @@ class StudyDataModule(pl.LightningDataModule):
         """The real images that checkpoints and thresholds are chosen on."""
         return self.plan.val
 
-    def train_dataloader(self) -> DataLoader[Item]:
+    def train_dataloader(self) -> Ahead | DataLoader[Item]:
         """Augmented batches, one epoch at a time."""
         draws = TrainingDraws(
             self.plan.train,
@@ -261,33 +304,43 @@ class StudyDataModule(pl.LightningDataModule):
             crop=self.crop,
             white=self.white,
             seed=self.seed,
-            cache=self._cache,
+            images=self._images,
         )
-        sampler = EpochDraws(len(draws), self.steps_per_epoch * self.batch_size, self._draws_done)
-        return self._loader(draws, sampler)
+        devices = 1 if self.trainer is None else self.trainer.world_size
+        sampler = EpochDraws(
+            len(draws),
+            self.steps_per_epoch * self.batch_size,
+            self._draws_done,
+            batch_size=self.batch_size,
+            device=0 if self.trainer is None else self.trainer.global_rank,
+            devices=devices,
+        )
+        return self._loader(draws, self.batch_size // devices, sampler)
 
-    def val_dataloader(self) -> DataLoader[Item]:
+    def val_dataloader(self) -> Ahead | DataLoader[Item]:
         """Real validation images."""
         return self.letterboxed(self.plan.val)
 
-    def test_dataloader(self) -> DataLoader[Item]:
+    def test_dataloader(self) -> Ahead | DataLoader[Item]:
         """Real test images."""
         return self.letterboxed(self.plan.test)
 
-    def letterboxed(self, samples: Sequence[Sample]) -> DataLoader[Item]:
-        """Any images as they are, for prediction."""
-        images = ImagesAsTheyAre(samples, size=self.image_size, tile=self.tile, white=self.white, cache=self._cache)
-        return self._loader(images, None)
+    def letterboxed(self, samples: Sequence[Sample]) -> Ahead | DataLoader[Item]:
+        """Any images as they are, for prediction; on several devices each looks at all of them."""
+        images = ImagesAsTheyAre(samples, size=self.image_size, tile=self.tile, white=self.white, images=self._images)
+        return self._loader(images, self.batch_size, None)
 
     def _draws_done(self) -> int:
         return 0 if self.trainer is None else self.trainer.global_step * self.batch_size
 
-    def _loader(self, images: Dataset[Item], sampler: Sampler[int] | None) -> DataLoader[Item]:
-        return DataLoader(
+    def _loader(self, images: Dataset[Item], batch_size: int, sampler: Sampler[int] | None) -> Ahead | DataLoader[Item]:
+        loader = DataLoader(
             images,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             collate_fn=Collate(self.white, self.channels),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            pin_memory=self.pin_memory,
         )
+        return loader if self.workers else Ahead(loader)

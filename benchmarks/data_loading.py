@@ -1,0 +1,86 @@
+"""Images a second on their way to the network: decoded each time, held in memory, and from the memory-mapped file.
+
+python benchmarks/data_loading.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from measuring import Clock, parser, prepared, report
+
+from boxtwin.composition import make_data
+from boxtwin.datasets.decoded import DecodedImages
+from boxtwin.datasets.images import Pixels, read_image
+from boxtwin.datasets.sample import Sample
+from boxtwin.mixing.augment import Augmentation
+from boxtwin.mixing.plan import make_plan
+
+
+class InMemory(DecodedImages):
+    """All images in the memory of one process."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self._held: dict[str, Pixels] = {}
+
+    def read(self, sample: Sample) -> Pixels:
+        if sample.sha256 not in self._held:
+            self._held[sample.sha256] = read_image(sample.path)
+        return self._held[sample.sha256]
+
+
+def main() -> None:
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--batches", type=int, default=20)
+    arguments = options.parse_args()
+    cell = prepared(arguments, f"trainer.steps={arguments.batches}", "trainer.validations=1", "detector.warmup_steps=0")
+    plan = make_plan(cell.split, ())
+    with tempfile.TemporaryDirectory() as folder:
+        mapped = DecodedImages(Path(folder))
+        with Clock() as filling:
+            mapped.add("benchmark", plan.train)
+        samples = [plan.train[index % len(plan.train)] for index in range(200)]
+        rows: list[tuple[str, float, float, float, float]] = []
+        for name, images in (
+            ("decoded each time", DecodedImages(None)),
+            ("in memory", InMemory()),
+            ("memory-mapped", mapped),
+        ):
+            for sample in plan.train:
+                images.read(sample).max()
+            with Clock() as reading:
+                for sample in samples:
+                    images.read(sample)
+            speeds = []
+            for augmentation in (Augmentation(), None):
+                data = make_data(cell, plan)
+                data._images = images
+                if augmentation is not None:
+                    data.augmentation = augmentation
+                with Clock() as batches:
+                    for _ in data.train_dataloader():
+                        pass
+                speeds.append(batches)
+            drawn = arguments.batches * arguments.batch
+            rows.append(
+                (
+                    name,
+                    reading.cpu / len(samples) * 1e3,
+                    drawn / speeds[0].cpu,
+                    drawn / speeds[1].cpu,
+                    drawn / speeds[1].wall,
+                )
+            )
+    report(
+        f"Batches of {arguments.batch} images of {arguments.image_size} pixels from files of "
+        f"{plan.train[0].width} x {plan.train[0].height}; filling the file took "
+        f"{filling.cpu / len(plan.train) * 1e3:.3g} CPU ms an image",
+        ("images", "CPU ms to read", "images a CPU second, plain", "augmented", "augmented, a wall second"),
+        rows,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Decoded images in memory-mapped files: decoded once, then shared by every cell of a sweep and every process.
+
+Decoding a JPEG of 800 x 800 pixels takes a few milliseconds, and a training image is drawn hundreds of times. One file
+holds the pixels of many images one after the other; an index beside it says where each begins, under the sha256 of the
+image file it came from, so that no entry can be stale. The operating system keeps in memory what is used, once for all
+processes, and gives it up when memory runs short. Of a grey image that its file stores as colour, one channel is kept.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from boxtwin.datasets.images import Pixels, as_grey, read_image, write_bytes_atomically
+from boxtwin.datasets.sample import Sample
+from boxtwin.errors import InputError
+
+# Images between two writings of the index: a process that is killed loses so many at most.
+BATCH = 500
+ALIGNMENT = 64  # bytes: a cache line
+
+
+class DecodedImages:
+    """The pixels of image files, decoded once if there is a folder for them, otherwise whenever they are read.
+
+    Any number of processes may add and read at once: one adds while the others wait, and what is there is never
+    changed. Pixels beyond the last entry of an index belong to no image; they are what a killed process was writing,
+    and the next one writes over them. Another version of OpenCV, which may decode differently, has files of its own.
+
+    Args:
+        folder: holds a subfolder for each set of images, which may be deleted whenever no process is at work; None
+            keeps nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._sets: list[str] = []
+        self._pixels: dict[str, Pixels] = {}  # by the sha256 of the image file
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For loader processes that do not inherit memory: maps travel as their files' names, not as their bytes.
+        return {**vars(self), "_pixels": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        for name in self._sets:
+            self._open(name)
+
+    def add(self, name: str, samples: Sequence[Sample]) -> None:
+        """Decode those of the images that are not in the set ``name`` yet, and open the set for `read`.
+
+        Raises:
+            InputError: the pixels do not fit on the disk, or cannot be written. What was written before stays usable.
+        """
+        if self._folder is None:
+            return
+        folder = self._folder / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".lock"):
+                self._write_missing(name, samples)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            raise _refused(folder, str(error.strerror)) from error
+        if name not in self._sets:
+            self._sets.append(name)
+        self._open(name)
+
+    def read(self, sample: Sample) -> Pixels:
+        """The pixels of an image, not to be written to: what `read_image` gives, in grey where the file is grey."""
+        pixels = self._pixels.get(sample.sha256)
+        return _decode(sample.path) if pixels is None else pixels
+
+    def _write_missing(self, name: str, samples: Sequence[Sample]) -> None:
+        assert self._folder is not None
+        data, index = _files(self._folder / name)
+        entries = _entries(data, index)
+        missing = list({sample.sha256: sample for sample in samples if sample.sha256 not in entries}.values())
+        if not missing:
+            return
+        # At most three channels; the type shows in the first image.
+        depth = read_image(missing[0].path).dtype.itemsize
+        needed = sum(sample.width * sample.height for sample in missing) * 3 * depth
+        if needed > shutil.disk_usage(data.parent).free:
+            raise _refused(data.parent, f"{needed / 2**30:.1f} GB may be needed, more than the disk has left")
+        end = max((entry["offset"] + _size(entry) for entry in entries.values()), default=0)
+        with data.open("r+b" if data.exists() else "w+b") as file:
+            file.truncate(end)
+            for batch in _batches(missing):
+                for sample, pixels in batch:
+                    offset = -(-end // ALIGNMENT) * ALIGNMENT
+                    file.seek(offset)
+                    file.write(pixels.tobytes())
+                    entries[sample.sha256] = {"offset": offset, "shape": pixels.shape, "dtype": str(pixels.dtype)}
+                    end = offset + pixels.nbytes
+                # An entry is written when its pixels are safe.
+                _flush(file)
+                write_bytes_atomically(index, json.dumps(entries).encode())
+
+    def _open(self, name: str) -> None:
+        assert self._folder is not None
+        data, index = _files(self._folder / name)
+        entries = _entries(data, index)
+        if not entries:
+            return
+        file = np.memmap(data, dtype=np.uint8, mode="r")
+        for sha256, entry in entries.items():
+            self._pixels[sha256] = np.ndarray(
+                tuple(entry["shape"]), np.dtype(entry["dtype"]), buffer=file, offset=entry["offset"]
+            )
+
+
+def _decode(path: Path) -> Pixels:
+    return as_grey(read_image(path))
+
+
+def _files(folder: Path) -> tuple[Path, Path]:
+    stem = f"pixels-opencv{cv2.__version__}"
+    return folder / f"{stem}.bin", folder / f"{stem}.json"
+
+
+def _entries(data: Path, index: Path) -> dict[str, Any]:
+    """The index; empty where a file is missing or damaged: no process of ours leaves it so, a power cut may."""
+    try:
+        entries: dict[str, Any] = json.loads(index.read_text())
+        held = data.stat().st_size
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return entries if all(entry["offset"] + _size(entry) <= held for entry in entries.values()) else {}
+
+
+def _size(entry: dict[str, Any]) -> int:
+    return int(np.prod(entry["shape"])) * np.dtype(entry["dtype"]).itemsize
+
+
+def _batches(samples: Sequence[Sample]) -> Iterator[list[tuple[Sample, Pixels]]]:
+    """Samples with their pixels, decoded by a few threads: OpenCV lets go of the interpreter while it decodes."""
+    remaining = iter(tqdm(samples, desc="decoding images", unit="image", disable=len(samples) < 1000))
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        while batch := list(islice(remaining, BATCH)):
+            yield list(zip(batch, pool.map(_decode, [sample.path for sample in batch]), strict=True))
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _refused(folder: Path, reason: str) -> InputError:
+    return InputError(
+        f"{folder}: decoded images cannot be kept here: {reason}. Make room, choose another place (data=FOLDER), or "
+        "set trainer.cache=false to decode images whenever they are drawn"
+    )
