@@ -225,6 +225,17 @@ class CompareConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
+@dataclass
+class ExportConfig:
+    """What export.py takes."""
+
+    cell: str = MISSING
+    formats: Any = MISSING  # one name or a list of them
+    to: str | None = None
+    register: str | None = None
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
 # What the machine decides, or where things lie: two cells that differ in these only are the same cell.
 _NOT_DEFINING = {
     "dataset": ("root", "images", "annotations"),
@@ -284,6 +295,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="boxtwin_schema", node=BoxtwinConfig)
     store.store(name="compare_schema", node=CompareConfig)
+    store.store(name="export_schema", node=ExportConfig)
 
     def cell_folder(*, _root_: DictConfig) -> str:
         return f"{cell_name(_root_)}-{short_hash(defining_values(_root_))}"

@@ -31,6 +31,8 @@ from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.splits import describe
 from boxtwin.detector.allocator import keep_freed_blocks
 from boxtwin.detector.module import DetectorModule
+from boxtwin.detector.trained import FILE as DETECTOR_FILE
+from boxtwin.detector.trained import TrainedDetector, write_detector
 from boxtwin.errors import InputError
 from boxtwin.evaluation import overlays
 from boxtwin.evaluation.coco_map import coco_figures, coco_results, precision_recall
@@ -155,8 +157,9 @@ class _Cell:
         )
         train_seconds = self._fit(data, module)
         evaluating = time.perf_counter()
-        best = self._export()
+        best = self._best()
         metrics = self._evaluate(plan, data, best)
+        self._keep(best, metrics["val_real/count_threshold"])
         metrics |= {
             "data/real_images": float(plan.real_train),
             "data/synthetic_images": float(plan.synthetic_train),
@@ -220,15 +223,15 @@ class _Cell:
             raise RuntimeError(f"training stopped at step {done} of {settings.steps}")
         return float(seconds)
 
-    def _export(self) -> DetectorModule:
-        """Keep the best weights as ``detector.ckpt``, without what only training needs."""
-        content = torch.load(self.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
-        kept = {key: content[key] for key in ("state_dict", "hyper_parameters", "pytorch-lightning_version")}
-        path = self.output / "detector.ckpt"
-        temporary = path.with_name(f".{path.name}.part")
-        torch.save(kept, temporary)
-        temporary.replace(path)
+    def _best(self) -> DetectorModule:
+        """The weights of the checkpoint that real validation images chose."""
+        path = self.checkpoints / "best.ckpt"
         return DetectorModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+
+    def _keep(self, module: DetectorModule, count_threshold: float) -> None:
+        """The cell's own file to use elsewhere, without what only training needs."""
+        origin = {"study": self.config.study, "cell": cell_name(self.config), "identity": self.cell.identity}
+        write_detector(TrainedDetector(module, count_threshold, origin), self.output / DETECTOR_FILE)
 
     def _evaluate(self, plan: Plan, data: StudyDataModule, module: DetectorModule) -> dict[str, float]:
         """Figures on real test images, at the count threshold that suits the real validation images best."""

@@ -10,9 +10,8 @@ from boxtwin.detector.decode import (
     encode,
     grid_of,
     make_grid,
-    merge_tiles,
-    non_maximum_suppression,
 )
+from boxtwin.detector.postprocess import merge_tiles, non_maximum_suppression
 
 ANCHORS = (((90.0, 60.0), (40.0, 80.0)), ((10.0, 14.0), (23.0, 27.0)))
 STRIDES = (32, 16)

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from boxtwin.boxes import cxcywh_to_xyxy
+from boxtwin.detector.darknet_cfg import darknet_cfg
 from boxtwin.detector.darknet_weights import read_darknet, write_darknet
-from boxtwin.detector.yolov3 import OBJECT_PRIOR, PUBLISHED_ANCHORS, Convolution, SamePool, YOLOv3, folded
+from boxtwin.detector.decode import boxes_and_scores
+from boxtwin.detector.yolov3 import OBJECT_PRIOR, PUBLISHED_ANCHORS, STRIDES, Convolution, SamePool, YOLOv3, folded
 from boxtwin.errors import InputError
 
 NANO_ANCHORS = [[[40, 40], [60, 30]], [[10, 10], [20, 8]]]
@@ -117,12 +120,13 @@ def test_raw_outputs_equal_opencvs_darknet_reader(tmp_path: Path) -> None:
     assert (tmp_path / "again.weights").read_bytes() == WEIGHTS.read_bytes()
 
 
-# Bytes of the published 80-class files; Darknet publishes none for the tiny network with three heads.
+# Bytes of the published 80-class files, where Darknet publishes one.
 FILES = [
     ("yolov3", ("conv_81", "conv_93", "conv_105"), 248_007_048),
     ("yolov3_spp", ("conv_88", "conv_100", "conv_112"), 252_209_544),
     ("yolov3_tiny", ("conv_15", "conv_22"), 35_434_956),
     ("yolov3_tiny_3l", ("conv_15", "conv_22", "conv_29"), None),
+    ("yolov3_nano", ("conv_10", "conv_17"), None),
 ]
 
 
@@ -130,7 +134,8 @@ FILES = [
 def test_opencv_reads_our_files_and_computes_the_same(
     architecture: str, layers: tuple[str, ...], size: int | None, tmp_path: Path
 ) -> None:
-    network = YOLOv3(architecture, 80, PUBLISHED_ANCHORS.get(architecture, PUBLISHED_ANCHORS["yolov3"])).eval()
+    anchors = PUBLISHED_ANCHORS["yolov3" if len(STRIDES[architecture]) == 3 else "yolov3_tiny"]
+    network = YOLOv3(architecture, 80, anchors).eval()
     generator = torch.Generator().manual_seed(0)
     for layer in network.layers():
         if isinstance(layer, Convolution):  # statistics that are no identity, scales that keep 23 residual sums small
@@ -141,7 +146,7 @@ def test_opencv_reads_our_files_and_computes_the_same(
     path = tmp_path / "network.weights"
     write_darknet(network, path, seen=7)
     assert size is None or path.stat().st_size == size
-    (tmp_path / "network.cfg").write_text(darknet_cfg(architecture))
+    (tmp_path / "network.cfg").write_text(darknet_cfg(network, 64, 1.0))
     oracle = cv2.dnn.readNetFromDarknet(str(tmp_path / "network.cfg"), str(path))
     images = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
     oracle.setInput(images)
@@ -158,55 +163,6 @@ def test_opencv_reads_our_files_and_computes_the_same(
     assert (tmp_path / "again.weights").read_bytes() == path.read_bytes()
     path.unlink()  # a quarter of a gigabyte that pytest would keep
     (tmp_path / "again.weights").unlink()
-
-
-def darknet_cfg(architecture: str) -> str:
-    """A Darknet configuration, written from table 1 and section 2.3 of the paper, or as the tiny networks are built."""
-
-    def conv(filters: int, size: int, stride: int = 1) -> str:
-        return (
-            f"[convolutional]\nbatch_normalize=1\nfilters={filters}\nsize={size}\nstride={stride}\npad=1\n"
-            "activation=leaky\n"
-        )
-
-    def pool(size: int, stride: int) -> str:
-        return f"[maxpool]\nsize={size}\nstride={stride}\n"
-
-    heads = 2 if architecture == "yolov3_tiny" else 3
-    anchors = ",".join(["9,9"] * 3 * heads)
-
-    def head(index: int) -> str:
-        mask = ",".join(str(3 * (heads - 1 - index) + k) for k in range(3))
-        return (
-            "[convolutional]\nsize=1\nstride=1\npad=1\nfilters=255\nactivation=linear\n"
-            f"[yolo]\nmask={mask}\nanchors={anchors}\nclasses=80\nnum={3 * heads}\n"
-        )
-
-    def lateral(branch: int, filters: int, skip: int) -> str:
-        return f"[route]\nlayers={branch}\n{conv(filters, 1)}[upsample]\nstride=2\n[route]\nlayers=-1,{skip}\n"
-
-    text = "[net]\nwidth=64\nheight=64\nchannels=3\n"
-    if architecture.startswith("yolov3_tiny"):
-        text += "".join(conv(filters, 3) + pool(2, 2) for filters in (16, 32, 64, 128, 256))
-        text += conv(512, 3) + pool(2, 1) + conv(1024, 3) + conv(256, 1) + conv(512, 3) + head(0)
-        text += lateral(-4, 128, 8) + conv(256, 3) + head(1)
-        return text if heads == 2 else text + lateral(-3, 128, 6) + conv(128, 3) + head(2)
-    text += conv(32, 3)
-    for filters, repeats in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
-        text += conv(filters, 3, 2)
-        text += repeats * (conv(filters // 2, 1) + conv(filters, 3) + "[shortcut]\nfrom=-3\nactivation=linear\n")
-    for index, skip in enumerate((None, 61, 36)):
-        narrow = 512 >> index
-        if skip:
-            text += lateral(-4, narrow, skip)
-        if architecture == "yolov3_spp" and not skip:
-            text += conv(narrow, 1) + conv(2 * narrow, 3) + conv(narrow, 1)
-            text += f"{pool(5, 1)}[route]\nlayers=-2\n{pool(9, 1)}[route]\nlayers=-4\n{pool(13, 1)}"
-            text += "[route]\nlayers=-1,-3,-5,-6\n"
-            text += conv(narrow, 1) + conv(2 * narrow, 3) + conv(narrow, 1) + conv(2 * narrow, 3) + head(0)
-        else:
-            text += 3 * (conv(narrow, 1) + conv(2 * narrow, 3)) + head(index)
-    return text
 
 
 @pytest.mark.parametrize("architecture", ["yolov3_nano", "yolov3_tiny"])
@@ -242,6 +198,34 @@ def test_the_tiny_networks_weights_fit_the_one_with_three_heads() -> None:
     for ours, theirs in zip(list(network.layers())[:12], source.layers(), strict=False):
         if isinstance(ours, Convolution):
             assert torch.equal(ours.conv.weight, theirs.conv.weight)
+
+
+@pytest.mark.parametrize(("channels", "scale_xy"), [(1, 2.0), (3, 1.0)])
+def test_opencv_decodes_the_same_boxes_from_our_configuration(channels: int, scale_xy: float, tmp_path: Path) -> None:
+    """Anchors of two sizes a head, masks, classes and channels as the text has them."""
+    network = YOLOv3("yolov3_nano", 2, NANO_ANCHORS, channels).eval()
+    for head in network.heads:
+        torch.nn.init.normal_(head.predict.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.zeros_(head.predict.bias)
+    write_darknet(network, tmp_path / "w.weights", seen=0)
+    (tmp_path / "w.cfg").write_text(darknet_cfg(network, 64, scale_xy))
+    oracle = cv2.dnn.readNetFromDarknet(str(tmp_path / "w.cfg"), str(tmp_path / "w.weights"))
+    images = np.random.default_rng(0).random((1, channels, 64, 64), dtype=np.float32)
+    oracle.setInput(images)
+    # A row for each place: cxcywh in shares of the image, objectness, a score for each class.
+    rows = np.concatenate(oracle.forward(oracle.getUnconnectedOutLayersNames()))
+    with torch.no_grad():
+        boxes, scores = boxes_and_scores(
+            network(torch.from_numpy(images)), network.anchors, network.strides, scale_xy=scale_xy
+        )
+    # OpenCV leaves scores of 0.2 and less out.
+    kept = np.where(scores[0].numpy() > 0.2, scores[0].numpy(), 0)
+    assert 0 < np.count_nonzero(kept) < kept.size
+    # OpenCV goes row by row, then anchor by anchor; sorted, the order is one.
+    expected = np.concatenate([cxcywh_to_xyxy(rows[:, :4] * 64), rows[:, 5:]], axis=1)
+    ours = np.concatenate([boxes[0].numpy(), kept], axis=1)
+    order = [np.lexsort(np.round(table[:, :4], 1).T) for table in (expected, ours)]
+    np.testing.assert_allclose(ours[order[1]], expected[order[0]], atol=1e-3, rtol=1e-5)
 
 
 def test_heads_of_other_classes_are_left_as_they_are(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from commands import manifests, run, runs
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from boxtwin.detector.module import DetectorModule
+from boxtwin.detector.trained import read_detector
 
 SWEEP = "train.py -m split=s1,s2 variations=0,2,10"
 
@@ -102,14 +102,17 @@ def test_pycocotools_alone_gets_the_same_figures_from_the_files(study):
         assert result["metrics"]["test/count_mae"] == pytest.approx(sum(errors) / 100)
 
 
-def test_a_cell_leaves_its_pictures_and_a_checkpoint_that_loads_by_itself(study):
+def test_a_cell_leaves_its_pictures_and_a_detector_that_loads_by_itself(study):
     folder, _, _ = study
     for cell in folder.glob("multirun/*/*-x*/"):
         assert {"overlays.png", "precision_recall.png", "counts.png", "config.yaml"} <= {p.name for p in cell.iterdir()}
         assert not (cell / "checkpoints").exists()
-        module = DetectorModule.load_from_checkpoint(cell / "detector.ckpt", map_location="cpu", weights_only=True)
-        assert module.classes == ("ship",)
-        assert len(module(torch.zeros(1, 3, 64, 64))) == 2
+        detector = read_detector(cell / "detector.safetensors")
+        result = json.loads((cell / "result.json").read_text())
+        assert detector.module.classes == ("ship",)
+        assert detector.count_threshold == result["metrics"]["val_real/count_threshold"]
+        assert detector.origin["identity"] == result["identity"]
+        assert len(detector.module(torch.zeros(1, detector.spec.channels, 64, 64))) == 2
     assert len(list(folder.glob("data/synthetic/*/contact_sheet.png"))) == 2
 
 

@@ -34,6 +34,13 @@ def test_one_tile_is_enough_for_a_small_image() -> None:
     assert only.own == (-math.inf, -math.inf, math.inf, math.inf)
 
 
+def test_tiles_of_less_than_a_pixel_lie_in_the_image() -> None:
+    image = Labelled(np.full((1, 2), 7, np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, dtype=int))
+    for tile in tiles(2, 1, size=640, tile=64):
+        cut, _ = cut_tile(image, tile, 64, 255)
+        assert (cut.pixels == 7).any()
+
+
 def test_tiles_hold_the_images_pixels_and_boxes_and_lead_back() -> None:
     pixels = np.arange(200 * 300, dtype=np.uint16).reshape(200, 300)
     boxes = np.array([[10, 20, 30, 40], [250, 150, 290, 190]], dtype=np.float32)

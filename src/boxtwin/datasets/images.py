@@ -26,15 +26,23 @@ def read_image(path: Path) -> Pixels:
     Raises:
         OSError: the file is missing, or is not an image that OpenCV can decode to the end.
     """
-    encoded = np.fromfile(path, dtype=np.uint8)
+    return decode_image(np.fromfile(path, dtype=np.uint8), str(path))
+
+
+def decode_image(encoded: UInt8[np.ndarray, " bytes"], name: str) -> Pixels:
+    """As `read_image`, from the bytes of a file; ``name`` is what errors call it.
+
+    Raises:
+        OSError: OpenCV cannot decode them to the end.
+    """
     try:
         pixels = None if encoded.size == 0 else cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:  # such as a header that tells of more pixels than OpenCV takes
-        raise OSError(f"{path} cannot be decoded as an image: {error}") from None
+        raise OSError(f"{name} cannot be decoded as an image: {error}") from None
     if pixels is None:
-        raise OSError(f"{path} cannot be decoded as an image")
+        raise OSError(f"{name} cannot be decoded as an image")
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise OSError(f"{path} holds {pixels.dtype} pixels; 8 and 16 bit unsigned integers are supported")
+        raise OSError(f"{name} holds {pixels.dtype} pixels; 8 and 16 bit unsigned integers are supported")
     if pixels.ndim == 2:
         return pixels
     if pixels.shape[2] == 1:

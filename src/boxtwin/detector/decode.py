@@ -11,17 +11,16 @@ reaches half a cell into the neighbours, so that they can answer for an object t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import cv2
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from boxtwin.boxes import clip_xyxy, cxcywh_to_xyxy, xyxy_to_cxcywh
+from boxtwin.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from boxtwin.datasets.sample import Detections
+from boxtwin.detector.postprocess import detections_in_file
 from boxtwin.detector.yolov3 import Anchors, Raw
 
 # Widths stay below 62.5 times the anchor's, as detectron2's box regression holds them (`_DEFAULT_SCALE_CLAMP`), so that
@@ -29,8 +28,6 @@ from boxtwin.detector.yolov3 import Anchors, Raw
 MAX_LOG_SCALE = math.log(1000 / 16)
 # A centre on the border of its cell has an infinite t_x; this far inside (in cells) it has not.
 CELL_MARGIN = 1e-6
-# Candidates that NMS looks at per image; RetinaNet and detectron2 keep 1,000 per level.
-MAX_CANDIDATES = 3000
 
 
 class Grid(NamedTuple):
@@ -106,25 +103,12 @@ def decode(
     return boxes, torch.sigmoid(values[..., 4]), torch.sigmoid(values[..., 5:])
 
 
-def non_maximum_suppression(
-    boxes: Float[np.ndarray, "n 4"],
-    scores: Float[np.ndarray, " n"],
-    labels: Int[np.ndarray, " n"],
-    nms_iou: float,
-    max_detections: int,
-) -> Int[np.ndarray, " kept"]:
-    """Indices of the boxes (xyxy) that stay when no two of a class overlap by more than ``nms_iou``, best first."""
-    if len(boxes) == 0:
-        return np.zeros(0, dtype=np.int64)
-    # OpenCV keeps classes apart by shifting their boxes, which works for boxes that begin at 0 or later.
-    low = boxes[:, :2].min(axis=0)
-    xywh = np.concatenate((boxes[:, :2] - low, boxes[:, 2:] - boxes[:, :2]), axis=1).astype(np.float64)
-    # The type stubs ask for lists; OpenCV takes arrays, and faster.
-    found: Any = cv2.dnn.NMSBoxesBatched(
-        cast(Any, xywh), cast(Any, scores.astype(np.float32)), cast(Any, labels.astype(np.int32)), 0.0, nms_iou
-    )
-    kept = np.asarray(found, dtype=np.int64).reshape(-1)
-    return kept[np.argsort(-scores[kept], kind="stable")][:max_detections]
+def boxes_and_scores(
+    raw: Raw, anchors: Anchors, strides: Sequence[int], *, scale_xy: float
+) -> tuple[Float[Tensor, "batch places 4"], Float[Tensor, "batch places classes"]]:
+    """Raw maps -> boxes (xyxy, pixels of the letterboxed image) and scores, objectness * class probability."""
+    boxes, objectness, classes = decode(raw, anchors, strides, scale_xy=scale_xy)
+    return boxes, objectness[..., None] * classes
 
 
 def detect(
@@ -152,51 +136,18 @@ def detect(
         nms_iou: two detections of one class that overlap by more are one.
         max_detections: per image, the best are kept.
     """
-    boxes, objectness, classes = decode(raw, anchors, strides, scale_xy=scale_xy)
-    all_scores = (objectness[..., None] * classes).cpu()
-    all_boxes = boxes.cpu()
-    geometry, sizes = letterbox.cpu().float(), file_size.cpu()
-    found = []
-    for index, image_scores in enumerate(all_scores):
-        flat = image_scores.flatten()
-        candidates = torch.nonzero(flat >= score_floor).squeeze(1)
-        if len(candidates) > MAX_CANDIDATES:
-            candidates = candidates[torch.topk(flat[candidates], MAX_CANDIDATES).indices]
-        places = candidates // image_scores.shape[1]
-        scale, pad_x, pad_y = geometry[index].tolist()
-        offset = torch.tensor([pad_x, pad_y, pad_x, pad_y])
-        in_file = (all_boxes[index, places] - offset) / scale
-        left, top, right, bottom = own[index].tolist()
-        x, y = (in_file[:, :2] + in_file[:, 2:]).div(2).unbind(dim=1)
-        is_own = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-        in_file = clip_xyxy(in_file, float(sizes[index, 0]), float(sizes[index, 1]))
-        # What lies in the letterbox's borders alone is no object of the image.
-        visible = ((in_file[:, 2:] - in_file[:, :2]) > 0).all(dim=1) & is_own
-        file_boxes = in_file[visible].numpy().astype(np.float64)
-        scores = flat[candidates[visible]].numpy().astype(np.float64)
-        labels = (candidates[visible] % image_scores.shape[1]).numpy()
-        kept = non_maximum_suppression(file_boxes, scores, labels, nms_iou, max_detections)
-        found.append(Detections(boxes=file_boxes[kept], scores=scores[kept], labels=labels[kept]))
-    return found
-
-
-def merge_tiles(
-    found: Iterable[tuple[int, Detections]], *, nms_iou: float, max_detections: int
-) -> dict[int, Detections]:
-    """Detections by image id, those of an image's tiles in one.
-
-    Tiles answer for parts that do not overlap (`Batch.own`); what is found twice is an object whose centre lies so near
-    to the border of two parts that both tiles see it on their side.
-    """
-    by_image: dict[int, list[Detections]] = {}
-    for image_id, detections in found:
-        by_image.setdefault(image_id, []).append(detections)
-    merged = {}
-    for image_id, parts in by_image.items():
-        if len(parts) == 1:
-            merged[image_id] = parts[0]
-            continue
-        boxes, scores, labels = (np.concatenate(values) for values in zip(*parts, strict=True))
-        kept = non_maximum_suppression(boxes, scores, labels, nms_iou, max_detections)
-        merged[image_id] = Detections(boxes=boxes[kept], scores=scores[kept], labels=labels[kept])
-    return merged
+    boxes, scores = (tensor.cpu().numpy() for tensor in boxes_and_scores(raw, anchors, strides, scale_xy=scale_xy))
+    geometry, sizes, parts = (tensor.cpu().numpy() for tensor in (letterbox.float(), file_size, own))
+    return [
+        detections_in_file(
+            boxes[index],
+            scores[index],
+            letterbox=geometry[index],
+            file_size=sizes[index],
+            own=parts[index],
+            score_floor=score_floor,
+            nms_iou=nms_iou,
+            max_detections=max_detections,
+        )
+        for index in range(len(boxes))
+    ]

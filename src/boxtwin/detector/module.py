@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from boxtwin.datasets.batch import Batch
 from boxtwin.datasets.sample import Detections
 from boxtwin.detector.assign import AnchorsPerObject, CellsPerObject
-from boxtwin.detector.decode import detect, merge_tiles
+from boxtwin.detector.decode import detect
 from boxtwin.detector.loss import BoxLoss, ObjectnessTarget, detection_loss
+from boxtwin.detector.postprocess import merge_tiles
 from boxtwin.detector.yolov3 import Architecture, Raw, YOLOv3, folded
 from boxtwin.evaluation.coco_map import CocoEvaluator, coco_figures
 

@@ -20,14 +20,17 @@ def count_objects(samples: Sequence[Sample]) -> dict[int, int]:
 
 
 def count_detections(detections: Mapping[int, Detections], threshold: float) -> dict[int, int]:
-    """Detections with ``score >= threshold`` in each image, by image id.
+    """Detections with ``score >= threshold`` in each image, by image id."""
+    return {image_id: len(counted(found, threshold).scores) for image_id, found in detections.items()}
+
+
+def counted(found: Detections, threshold: float) -> Detections:
+    """The detections with ``score >= threshold``.
 
     Compared in double precision, whatever the scores come in: numpy would round the threshold to theirs.
     """
-    return {
-        image_id: int(np.count_nonzero(found.scores.astype(np.float64) >= threshold))
-        for image_id, found in detections.items()
-    }
+    kept = found.scores.astype(np.float64) >= threshold
+    return Detections(boxes=found.boxes[kept], scores=found.scores[kept], labels=found.labels[kept])
 
 
 def count_figures(true: Mapping[int, int], predicted: Mapping[int, int]) -> dict[str, float]:

@@ -6,21 +6,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Int, UInt8, UInt16
+from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from boxtwin.datasets.batch import Batch
 from boxtwin.datasets.decoded import DecodedImages
-from boxtwin.datasets.images import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.mixing.augment import WHOLE, Augmentation, Labelled, Letterbox, letterbox
+from boxtwin.mixing.augment import WHOLE, Augmentation, Labelled, Letterbox
+from boxtwin.mixing.network_input import network_input
 from boxtwin.mixing.plan import Plan, draw_order
-from boxtwin.mixing.tiles import Tile, cut_tile, tiles
+from boxtwin.mixing.tiles import Tile, take_view, views
 
 Item = tuple[Labelled, Letterbox, Sample]
 
@@ -119,9 +118,7 @@ class ImagesAsTheyAre(Dataset[Item]):
         self._white = white
         self._images = images
         self._items: list[tuple[Sample, Tile | None]] = [
-            (sample, part)
-            for sample in samples
-            for part in ([None] if tile is None else tiles(sample.width, sample.height, size=size, tile=tile))
+            (sample, part) for sample in samples for part in views(sample.width, sample.height, size=size, tile=tile)
         ]
 
     def __len__(self) -> int:
@@ -130,9 +127,7 @@ class ImagesAsTheyAre(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         sample, tile = self._items[index]
         image = _labelled(sample, self._images)
-        if tile is None or self._tile is None:
-            return *letterbox(image, self._size, self._white), sample
-        return *cut_tile(image, tile, self._tile, self._white), sample
+        return *take_view(image, tile, size=self._size, tile=self._tile, white=self._white), sample
 
 
 class EpochDraws(Sampler[int]):
@@ -208,19 +203,11 @@ class Collate:
         self._white = white
         self._channels = channels
 
-    def _in_channels(self, pixels: Pixels) -> UInt8[np.ndarray, "_h _w _c"] | UInt16[np.ndarray, "_h _w _c"]:
-        if self._channels == 3:
-            return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[:, :, None], (*pixels.shape, 3))
-        return (pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[:, :, None]
-
     def __call__(self, items: Sequence[Item]) -> Batch:
-        pixels = torch.from_numpy(np.stack([self._in_channels(image.pixels) for image, _, _ in items]))
-        # White is the brightest of the training images; in others there may be brighter pixels. Stacked with channels
-        # last, which is how the convolutions take them.
-        images = pixels.to(torch.float32).mul_(1 / self._white).clamp_(max=1).permute(0, 3, 1, 2)
+        images = network_input([image.pixels for image, _, _ in items], white=self._white, channels=self._channels)
         owners = [np.full(len(image.boxes), place) for place, (image, _, _) in enumerate(items)]
         return Batch(
-            images=images,
+            images=torch.from_numpy(images),
             boxes=torch.from_numpy(np.concatenate([image.boxes for image, _, _ in items]).astype(np.float32)),
             labels=torch.from_numpy(np.concatenate([image.labels for image, _, _ in items])),
             box_image=torch.from_numpy(np.concatenate(owners).astype(np.int64)),

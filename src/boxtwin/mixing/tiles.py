@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from boxtwin.mixing.augment import Labelled, Letterbox, Part, canvas_like, placed
+from boxtwin.mixing.augment import Labelled, Letterbox, Part, canvas_like, letterbox, placed
 
 # Neighbouring tiles share at least this part of their side. An object up to half of that is whole in the tile that its
 # centre belongs to, however the tiles fall.
@@ -45,13 +46,28 @@ def cut_tile(image: Labelled, tile: Tile, side: int, white: int) -> tuple[Labell
     return placed([part], canvas), Letterbox(tile.scale, *part.offset, own=tile.own)
 
 
+def views(width: int, height: int, *, size: int, tile: int | None) -> Sequence[Tile | None]:
+    """How a file of ``width`` x ``height`` pixels is looked at: in `tiles`, or whole (None) where ``tile`` is None."""
+    return [None] if tile is None else tiles(width, height, size=size, tile=tile)
+
+
+def take_view(
+    image: Labelled, view: Tile | None, *, size: int, tile: int | None, white: int
+) -> tuple[Labelled, Letterbox]:
+    """One of the `views` of an image: a tile, or all of it letterboxed to ``size``."""
+    if view is None or tile is None:
+        return letterbox(image, size, white)
+    return cut_tile(image, view, tile, white)
+
+
 def _starts(length: int, scale: float, tile: int) -> list[int]:
     """First file pixel of each tile along an axis."""
     shown = tile / scale
     if length <= shown:
         return [0]
     count = math.ceil((length - shown) / (shown * (1 - OVERLAP))) + 1
-    return [round(start) for start in np.linspace(0, length - shown, count)]
+    # A tile of less than half a pixel of the file must not begin behind the last.
+    return [min(round(start), length - 1) for start in np.linspace(0, length - shown, count)]
 
 
 def _own(starts: list[int], shown: float) -> tuple[list[float], list[float]]:

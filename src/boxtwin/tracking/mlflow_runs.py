@@ -147,6 +147,37 @@ class Store:
             self.client.set_tag(run_id, "boxtwin.failure", reason[:5000])
         self.client.set_terminated(run_id, status)
 
+    def register_model(self, folder: Path, *, name: str, study: str, identity: str | None) -> int:
+        """Put an MLflow model folder into the store and register it as a new version of ``name``; returns the version.
+
+        It appears among the models of the study, and as a product of the cell's run where the store has that.
+        """
+        experiment_id = self.experiment(study)
+        runs: Sequence[Run] = []
+        if identity is not None:
+            runs = self.client.search_runs(
+                [experiment_id], f"tags.`{IDENTITY_TAG}` = '{identity}'", order_by=["attributes.start_time DESC"]
+            )
+        run_id = runs[0].info.run_id if runs else None
+        model = self.client.create_logged_model(experiment_id, name, source_run_id=run_id)
+        try:
+            self.client.log_model_artifacts(model.model_id, str(folder))
+        except BaseException:
+            self.client.finalize_logged_model(model.model_id, "FAILED")
+            raise
+        model = self.client.finalize_logged_model(model.model_id, "READY")
+        with self._lock:
+            if not self.client.search_registered_models(f"name = '{name}'"):
+                self.client.create_registered_model(name)
+        version = self.client.create_model_version(
+            name,
+            model.artifact_location,
+            run_id=run_id,
+            # Given a model without a run, MLflow 3.17 looks for one in another store, that of the environment.
+            model_id=model.model_id if run_id is not None else None,
+        )
+        return int(version.version)
+
     def studies(self) -> list[Experiment]:
         """All studies, the one with the newest run first; experiments without runs are left out."""
         newest = []

@@ -1,0 +1,50 @@
+"""What must be known of a trained network to use it, whatever form it is in. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+from boxtwin.errors import InputError
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """How images go into a trained network, and how its outputs become detections and counts."""
+
+    architecture: str
+    classes: tuple[str, ...]  # label `i` is `classes[i]`
+    category_ids: tuple[int, ...]  # the numbers that the COCO file gives the classes
+    image_size: int  # what the longer side of an image is scaled to, pixels
+    tile: int | None  # side of the squares that images are looked at in; None for whole images
+    channels: int  # 1 for grey images, 3 for RGB
+    white: int  # the pixel value that is scaled to 1.0; above 255 only where images have 16 bit
+    nms_iou: float  # detections of one class that overlap by more are one
+    score_floor: float  # detections below are left out
+    max_detections: int  # per image
+    count_threshold: float  # detections with a score of at least this are counted; chosen on real validation images
+    boxtwin: str  # version that trained it
+
+    @property
+    def side(self) -> int:
+        """Side of the square that the network takes, pixels."""
+        return self.image_size if self.tile is None else self.tile
+
+    def to_text(self) -> dict[str, str]:
+        """Each field as JSON, for metadata that hold nothing but text."""
+        return {name: json.dumps(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_text(cls, texts: Mapping[str, str], file: str) -> DetectorSpec:
+        """The inverse of `to_text`; other entries are left alone.
+
+        Raises:
+            InputError: fields are missing from the metadata of ``file``.
+        """
+        missing = [field.name for field in fields(cls) if field.name not in texts]
+        if missing:
+            raise InputError(f"{file} is no detector of boxtwin: its metadata lack {', '.join(missing)}")
+        values = {field.name: json.loads(texts[field.name]) for field in fields(cls)}
+        values["classes"], values["category_ids"] = tuple(values["classes"]), tuple(values["category_ids"])
+        return cls(**values)

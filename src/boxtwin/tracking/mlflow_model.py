@@ -1,0 +1,74 @@
+"""A trained detector as an MLflow model: a folder that `mlflow models serve` and any registry take."""
+
+from __future__ import annotations
+
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import cv2
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array
+
+import boxtwin
+from boxtwin.detector.spec import DetectorSpec
+from boxtwin.errors import InputError
+
+# What the served code imports, and MLflow, which brings the server and pandas. No torch.
+PACKAGES = ("mlflow", "numpy", "opencv-python-headless", "onnxruntime", "jaxtyping")
+
+
+def save_mlflow_model(onnx: Path, spec: DetectorSpec, folder: Path) -> None:
+    """Write an MLflow model folder around a detector's ONNX file; an older model there is replaced.
+
+    The source of this package travels inside, and nothing is pickled: the folder needs no installed boxtwin, and loads
+    whatever version of Python the requirements allow. Requirements are the versions that are installed here.
+
+    Raises:
+        InputError: ``folder`` exists and is no MLflow model.
+    """
+    if folder.exists() and not (folder / "MLmodel").is_file():
+        raise InputError(f"{folder} exists and is no MLflow model; choose another folder, or remove it")
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("binary", "image")]),
+        outputs=Schema(
+            [
+                ColSpec("long", "count"),
+                ColSpec(Array(Array("double")), "boxes"),
+                ColSpec(Array("double"), "scores"),
+                ColSpec(Array("string"), "labels"),
+            ]
+        ),
+        params=ParamSchema([ParamSpec("threshold", "double", spec.count_threshold)]),
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Made beside its place and moved there: no reader, and no kill, meets half of it.
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        made = Path(temporary) / "model"
+        mlflow.pyfunc.save_model(
+            made,
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"detector": str(onnx)},
+            code_paths=[str(Path(boxtwin.__file__).parent)],
+            signature=signature,
+            input_example=pd.DataFrame({"image": [_example(spec)]}),
+            pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],
+            metadata={"boxtwin": spec.to_text()},
+        )
+        if folder.exists():
+            folder.rename(Path(temporary) / "older")
+        made.rename(folder)
+
+
+def _example(spec: DetectorSpec) -> bytes:
+    """A small PNG such as the network takes: a bright square on dark ground."""
+    shape = (32, 32) if spec.channels == 1 else (32, 32, 3)
+    pixels = np.full(shape, spec.white // 8, dtype=np.uint16 if spec.white > 255 else np.uint8)
+    pixels[8:16, 8:16] = spec.white
+    done, encoded = cv2.imencode(".png", pixels)
+    assert done
+    return encoded.tobytes()

@@ -1,0 +1,66 @@
+"""The code of an MLflow model folder: MLflow runs this file when it loads the model (a "model from code", no pickle).
+
+Needs what lies in the folder (``detector.onnx`` and this package's source) and numpy, OpenCV, jaxtyping and ONNX
+Runtime; neither torch nor an installed boxtwin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
+
+from boxtwin.errors import InputError
+from boxtwin.evaluation.counts import counted
+from boxtwin.prediction.onnx_detector import OnnxDetector
+
+
+class ServedDetector(PythonModel):
+    """Image files in; for each its count, boxes (xyxy, pixels of the file), scores and class names out."""
+
+    def load_context(self, context: Any) -> None:
+        """Open the network."""
+        self._detector = OnnxDetector(Path(context.artifacts["detector"]))
+
+    def predict(
+        self,
+        context: Any,  # noqa: ARG002
+        model_input: pd.DataFrame,
+        params: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        """One answer for each row of column ``image``, the bytes of a PNG, JPEG or other file that OpenCV reads.
+
+        ``params["threshold"]`` is the score from which detections are counted and returned, best first. Scores under
+        the network's ``score_floor`` are never returned.
+
+        Raises:
+            MlflowException: a file is no image or of the wrong bit depth, or the threshold lies outside [0, 1]; a
+                server answers 400.
+        """
+        threshold = (params or {}).get("threshold", self._detector.spec.count_threshold)
+        if not 0 <= threshold <= 1:
+            raise MlflowException.invalid_parameter_value(f"threshold lies between 0 and 1, got {threshold}")
+        answers = []
+        for row, encoded in enumerate(model_input["image"]):
+            try:
+                pixels = self._detector.read(encoded, f"image {row}")
+            except InputError as error:
+                raise MlflowException.invalid_parameter_value(str(error)) from None
+            found = counted(self._detector(pixels), threshold)
+            answers.append(
+                {
+                    "count": len(found.scores),
+                    "boxes": found.boxes.tolist(),
+                    "scores": found.scores.tolist(),
+                    "labels": [self._detector.spec.classes[label] for label in found.labels],
+                }
+            )
+        return answers
+
+
+set_model(ServedDetector())

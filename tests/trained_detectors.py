@@ -1,0 +1,68 @@
+"""Detectors for tests of what leaves a cell, and what a cell itself finds with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from boxtwin.datasets.decoded import DecodedImages
+from boxtwin.datasets.images import read_image
+from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.detector.module import DetectorModule
+from boxtwin.detector.trained import TrainedDetector
+from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, STRIDES, Convolution
+from boxtwin.mixing.datamodule import Collate, ImagesAsTheyAre
+
+
+def make_trained(count_threshold: float = 0.3, **changes: Any) -> TrainedDetector:
+    """A detector of random weights whose predictions differ from place to place, as if it had learnt something."""
+    arguments: dict[str, Any] = {
+        "architecture": "yolov3_nano",
+        "classes": ["ship", "buoy"],
+        "category_ids": [3, 7],
+        "image_size": 64,
+        "white": 255,
+        "channels": 1,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.05,
+        "steps": 2,
+        "warmup_steps": 1,
+    } | changes
+    heads = len(STRIDES[arguments["architecture"]])
+    arguments.setdefault("anchors", PUBLISHED_ANCHORS["yolov3_tiny" if heads == 2 else "yolov3"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = DetectorModule(**arguments)
+        for layer in module.network.layers():
+            if isinstance(layer, Convolution):  # statistics that are no identity, scales that keep residual sums small
+                layer.norm.weight.data.uniform_(0.2, 0.8)
+                layer.norm.bias.data.normal_(std=0.2)
+                layer.norm.running_mean.uniform_(-0.1, 0.1)
+                layer.norm.running_var.uniform_(0.5, 1.5)
+            else:
+                layer.weight.data.normal_(std=0.3)
+                layer.bias.data.zero_()
+    return TrainedDetector(module, count_threshold, {"study": "tiny", "cell": "random", "identity": "0123"})
+
+
+def detect_as_studies_do(detector: TrainedDetector, paths: Sequence[Path]) -> list[Detections]:
+    """What a cell finds in image files: the data set, batches and module of its evaluation."""
+    nothing = np.zeros(0)
+    samples = []
+    for number, path in enumerate(paths):
+        height, width = read_image(path).shape[:2]
+        boxes, labels, crowd = np.zeros((0, 4)), nothing.astype(int), nothing.astype(bool)
+        samples.append(Sample(path.name, path, width, height, number, boxes, labels, nothing, crowd))
+    spec = detector.spec
+    images = ImagesAsTheyAre(
+        samples, size=spec.image_size, tile=spec.tile, white=spec.white, images=DecodedImages(None)
+    )
+    collate = Collate(spec.white, spec.channels)
+    merged = detector.module.merge(
+        pair for index in range(len(images)) for pair in detector.module.detect(collate([images[index]]))
+    )
+    return [merged[number] for number in range(len(paths))]
