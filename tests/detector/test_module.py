@@ -10,6 +10,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from boxtwin.boxes import iou_matrix, xyxy_to_xywh
@@ -209,6 +210,18 @@ def test_a_checkpoint_loads_by_itself_and_safely(tmp_path: Path) -> None:
         assert number == other
         assert np.array_equal(ours.boxes, theirs.boxes)
         assert np.array_equal(ours.scores, theirs.scores)
+
+
+def test_the_loss_is_written_down_as_often_as_asked_for(tmp_path: Path) -> None:
+    images = draw_images(2, 1, seed=0)
+    logger = CSVLogger(tmp_path)
+    trainer = make_trainer(6, tmp_path, logger=logger, log_every_n_steps=2)
+    trainer.fit(make_module(images, 1, steps=6), loader(images, repeats=6))
+    logger.save()
+    lines = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("step")
+    assert "train/loss" in lines[0].split(",")
+    assert [int(line.split(",")[column]) for line in lines[1:]] == [1, 3, 5]
 
 
 def test_predictions_follow_the_weights(tmp_path: Path) -> None:
