@@ -176,8 +176,8 @@ class DetectorModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:  # noqa: ARG002
         """One step's loss."""
         losses = self._loss(self(batch.images), boxes=batch.boxes, labels=batch.labels, box_image=batch.box_image)
-        # Only where the Trainer writes them down: Lightning's bookkeeping of four numbers takes milliseconds a step.
-        every = self.trainer.log_every_n_steps
+        # Only where the Trainer writes them down: Lightning's bookkeeping of numbers that nobody sees costs time too.
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.trainer.global_step + 1) % every == 0:
             terms = {
                 "train/loss": losses.total,
