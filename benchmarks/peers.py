@@ -3,8 +3,8 @@
     python benchmarks/peers.py --image-size 416 --batch-size 8
 
 Measured is what is installed; what is missing is said. None of the other packages is a dependency of this project, and
-none is needed to run this script's own part. They are run as they are through their documented calls, nothing of theirs
-is used: Ultralytics' package is AGPL-3.0, PyTorch-YOLOv3 (pip name pytorchyolo) is GPL-3.0. Both bring torchvision and
+none is needed to run this script's own part. They are run as they are through their public calls, nothing of theirs is
+used: Ultralytics' package is AGPL-3.0, PyTorch-YOLOv3 (pip name pytorchyolo) is GPL-3.0. Both bring torchvision and
 another OpenCV, and may exchange torch and numpy: give each an environment of its own, with this project in it.
 
     pip install ultralytics

@@ -44,12 +44,12 @@ ELSEWHERE = {
     "python train.py -m dataset=coco dataset.name=pollen dataset.root=FOLDER split=s1,s2 variations=0,2,10": (
         "test_a_good_coco_set_trains"
     ),
-    "python export.py cell=multirun/STUDY/CELL": "test_export",
-    "python export.py cell=multirun/STUDY/CELL register=ships": "test_export",
-    "python export.py cell=multirun/STUDY/CELL formats=[darknet] to=FOLDER": "test_export",
-    "mlflow models serve -m multirun/STUDY/CELL/export/mlflow --env-manager local": "test_export",
+    "python export.py cell=multirun/STUDY/CELL": "test_export_command",
+    "python export.py cell=multirun/STUDY/CELL register=ships": "test_export_command",
+    "python export.py cell=multirun/STUDY/CELL formats=[darknet] to=FOLDER": "test_export_command",
+    "mlflow models serve -m multirun/STUDY/CELL/export/mlflow --env-manager local": "test_export_command",
     """printf '{"dataframe_split": {"columns": ["image"], "data": [["%s"]]}}' "$(base64 < IMAGE | tr -d '\\n')" | """
-    "curl -s -H 'Content-Type: application/json' -d @- http://127.0.0.1:5000/invocations": "test_export",
+    "curl -s -H 'Content-Type: application/json' -d @- http://127.0.0.1:5000/invocations": "test_export_command",
     "python train.py -m experiment=hrsid200 dataset.root=FOLDER detector.weights=FOLDER/yolov3-tiny.weights "
     "split=s1,s2 variations=0,2,10": "test_hrsid200_experiment",
 }
