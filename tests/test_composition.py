@@ -53,6 +53,8 @@ def composed(tmp_path):
         (["detector.crop=40"], r"detector\.crop=40 must be a multiple of 16"),
         (["detector.tile=8"], r"detector\.tile=8 must be a multiple of 16"),
         (["detector.architecture=yolov9"], r"detector\.architecture=yolov9 is none of yolov3"),
+        (["detector.anchors=weights"], "takes the anchors of detector.weights, which is not set"),
+        (["trainer.steps=0"], r"trainer\.steps=0 tests initial weights as they are; say which"),
         (["detector.anchors=published"], "no published anchors for yolov3_nano"),
         (["split.train_pool=8000", "split.train=8000"], r"split s1 needs 8000 \+ 4 \+ 8 = 8012 images"),
         (["split.train=9"], r"split\.train=9 must lie between 1 and split\.train_pool=8"),

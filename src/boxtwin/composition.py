@@ -24,8 +24,8 @@ from boxtwin.datasets.decoded import DecodedImages
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.splits import Split, make_split, read_split
 from boxtwin.detector.anchors import anchors_from_samples
-from boxtwin.detector.darknet_weights import read_darknet
 from boxtwin.detector.module import DetectorModule
+from boxtwin.detector.pretrained import anchors_of, read_weights
 from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.errors import InputError
 from boxtwin.labels.transfer import Carry
@@ -192,7 +192,7 @@ def make_detector(cell: Prepared) -> DetectorModule:
             coco_evaluator=cell.config.trainer.coco_evaluator.value,
         )
     if detector.weights is not None:
-        log.info("%s: %s", detector.weights, read_darknet(module.network, Path(detector.weights)))
+        log.info("%s: %s", detector.weights, read_weights(module.network, Path(detector.weights)))
     return module
 
 
@@ -219,7 +219,7 @@ def precision(config: DictConfig) -> str:
 
 def _check_settings(config: DictConfig) -> None:
     trainer, detector = config.trainer, config.detector
-    if trainer.steps < 1 or trainer.validations < 1 or trainer.steps % trainer.validations:
+    if trainer.steps < 0 or trainer.validations < 1 or trainer.steps % trainer.validations:
         raise InputError(
             f"trainer.steps={trainer.steps} must be a multiple of trainer.validations={trainer.validations}, "
             "so that training ends with a validation"
@@ -233,7 +233,9 @@ def _check_settings(config: DictConfig) -> None:
         raise InputError("trainer.precision=float16 needs a GPU; CPUs take float32 or bfloat16")
     if not 0 <= trainer.ema_span < 1:
         raise InputError(f"trainer.ema_span={trainer.ema_span} must lie between 0 (no average) and 1")
-    if not 0 <= detector.warmup_steps < trainer.steps:
+    if trainer.steps == 0 and detector.weights is None:
+        raise InputError("trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE")
+    if trainer.steps and not 0 <= detector.warmup_steps < trainer.steps:
         raise InputError(f"detector.warmup_steps={detector.warmup_steps} must be below trainer.steps={trainer.steps}")
     if detector.architecture not in STRIDES:
         raise InputError(f"detector.architecture={detector.architecture} is none of {', '.join(STRIDES)}")
@@ -257,6 +259,8 @@ def _check_settings(config: DictConfig) -> None:
         raise InputError(
             f"detector.scale_xy={detector.scale_xy} must be at least 1, and 2 with detector.cells_per_object=3"
         )
+    if detector.anchors is Anchors.weights and detector.weights is None:
+        raise InputError("detector.anchors=weights takes the anchors of detector.weights, which is not set")
     if detector.anchors is Anchors.published and detector.architecture not in PUBLISHED_ANCHORS:
         raise InputError(f"there are no published anchors for {detector.architecture}; choose detector.anchors=kmeans")
     _augmentation(config)
@@ -320,6 +324,8 @@ def _anchors(config: DictConfig, real: Sequence[Sample]) -> Any:
     if config.detector.anchors is Anchors.published:
         scale = config.detector.image_size / 416  # the size they are published for
         return [[[w * scale, h * scale] for w, h in head] for head in PUBLISHED_ANCHORS[architecture]]
+    if config.detector.anchors is Anchors.weights:
+        return anchors_of(Path(config.detector.weights))
     # Real images only, and a fixed seed: every cell of a split has the same anchors.
     return anchors_from_samples(
         real,

@@ -25,10 +25,11 @@ class OnBadBox(Enum):
 
 
 class Anchors(Enum):
-    """Where anchors come from: k-means over the training boxes, or the ones published for COCO."""
+    """Where anchors come from: k-means over the training boxes, published for COCO, or with the initial weights."""
 
     kmeans = "kmeans"
     published = "published"
+    weights = "weights"
 
 
 class BoxLoss(Enum):

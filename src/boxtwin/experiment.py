@@ -139,13 +139,14 @@ class _Cell:
             torch.set_num_threads(self.config.trainer.threads)
             cv2.setNumThreads(self.config.trainer.threads)
         keep_freed_blocks()
-        _ = self.cell.images  # decoded now, so that a full disk shows before anything is made
+        # Made now, so that a full disk or weights that do not fit show before any variation is made.
+        module = make_detector(self.cell)
         made = _make(self.cell) if self.cell.library else Made(0, 0, 0.0, 0.0)
         if made.made:
             _contact_sheet(self.cell)
         plan = self._plan()
         self._log_inputs(plan)
-        data, module = make_data(self.cell, plan), make_detector(self.cell)
+        data = make_data(self.cell, plan)
         log.info(
             "%s: %d real + %d synthetic training images, %d steps of %d, %s",
             cell_name(self.config),
@@ -155,9 +156,11 @@ class _Cell:
             self.config.trainer.batch_size,
             f"{accelerator(self.config)}, {precision(self.config)}",
         )
-        train_seconds = self._fit(data, module)
+        train_seconds, best = 0.0, module
+        if self.config.trainer.steps:
+            train_seconds = self._fit(data, module)
+            best = self._best()
         evaluating = time.perf_counter()
-        best = self._best()
         metrics = self._evaluate(plan, data, best)
         self._keep(best, metrics["val_real/count_threshold"])
         metrics |= {
@@ -331,7 +334,8 @@ class _Cell:
         if self.cell.library:
             files.append(self.cell.library.folder / "contact_sheet.png")
         self.store.log_files(self.run_id, [path for path in files if path.exists()])
-        shutil.rmtree(self.checkpoints.parent)
+        if self.checkpoints.parent.exists():  # no training, no checkpoints
+            shutil.rmtree(self.checkpoints.parent)
 
 
 def _make(cell: Prepared) -> Made:

@@ -162,6 +162,22 @@ def test_generate_says_what_it_made_and_draws_it(tmp_path: Path):
     assert "0 variations made, 20 were there already" in again
 
 
+def test_a_detector_is_tested_on_other_data_as_it_is(study, tmp_path: Path, hrsid200: Path):
+    """Trained on simulated images, no step on real ones."""
+    folder, _, _ = study
+    (weights,) = folder.glob("multirun/*/s1-x0*/detector.safetensors")
+    printed = run(
+        f"train.py experiment=tiny_hrsid dataset=hrsid dataset.root={hrsid200} detector.weights={weights} "
+        "detector.anchors=weights trainer.steps=0",
+        tmp_path,
+    )
+    assert "12 convolutions read, 0 left as they were" in printed
+    (cell,) = tmp_path.glob("multirun/*/*")
+    before, after = read_detector(weights).module, read_detector(cell / "detector.safetensors").module
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert json.loads((cell / "result.json").read_text())["metrics"]["time/train"] == 0
+
+
 def test_hrsid_with_the_literal_command(tmp_path: Path, hrsid200: Path):
     run(f"train.py -m dataset=hrsid dataset.root={hrsid200} split=s1,s2 variations=0,2 experiment=tiny_hrsid", tmp_path)
     assert len(runs(tmp_path)) == 4

@@ -67,8 +67,8 @@ def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
         for index, (layer, layer_outputs) in enumerate(zip(layers, outputs, strict=True)):
             if start == len(values):
                 skipped.append(index)
-            elif layer_outputs == _conv(layer).out_channels:
-                for tensor in _tensors(layer):
+            elif layer_outputs == convolution_of(layer).out_channels:
+                for tensor in tensors_of(layer):
                     folded = channels // tensor.shape[1] if index == 0 and tensor.ndim == 4 else 1
                     count = tensor.numel() * folded
                     own = values[start : start + count].view(tensor.shape[0], folded, *tensor.shape[1:])
@@ -77,7 +77,7 @@ def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
                     start += count
                 loaded.append(index)
             else:
-                start += layer_outputs * (1 + _conv(layer).weight[0].numel())
+                start += layer_outputs * (1 + convolution_of(layer).weight[0].numel())
                 skipped.append(index)
     return DarknetReport(tuple(loaded), tuple(skipped), seen)
 
@@ -86,16 +86,17 @@ def write_darknet(model: YOLOv3, path: Path | str, *, seen: int) -> None:
     """Write ``model`` as a Darknet weights file, version 0.2.0; ``seen`` is the number of images it was trained on."""
     parts = [struct.pack("<3iq", 0, 2, 0, seen)]
     for layer in model.layers():
-        parts.extend(_little_endian(tensor).tobytes() for tensor in _tensors(layer))
+        parts.extend(_little_endian(tensor).tobytes() for tensor in tensors_of(layer))
     write_bytes_atomically(Path(path), b"".join(parts))
 
 
-def _conv(layer: Convolution | nn.Conv2d) -> nn.Conv2d:
+def convolution_of(layer: Convolution | nn.Conv2d) -> nn.Conv2d:
+    """The convolution of one of `YOLOv3.layers`."""
     return layer.conv if isinstance(layer, Convolution) else layer
 
 
-def _tensors(layer: Convolution | nn.Conv2d) -> list[Tensor]:
-    """A convolution's tensors in the order of the file."""
+def tensors_of(layer: Convolution | nn.Conv2d) -> list[Tensor]:
+    """The tensors of one of `YOLOv3.layers`, in the order of a Darknet file."""
     if isinstance(layer, Convolution):
         norm = layer.norm
         assert norm.running_mean is not None
@@ -116,11 +117,11 @@ def _file_shape(
 
     They can differ from the model's in two ways: predictions of other classes, and colour where the model takes grey.
     """
-    own = [_conv(layer).out_channels for layer in layers]
-    counts = [sum(tensor.numel() for tensor in _tensors(layer)) for layer in layers]
+    own = [convolution_of(layer).out_channels for layer in layers]
+    counts = [sum(tensor.numel() for tensor in tensors_of(layer)) for layer in layers]
     # All prediction layers of a Darknet configuration have the same outputs, anchors * (5 + classes).
     predictions = [index for index, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
-    first = _conv(layers[0])
+    first = convolution_of(layers[0])
     for channels in sorted({first.in_channels, 3}):
         more = (channels - first.in_channels) * first.weight[:, 0].numel()
         ends = (np.cumsum(counts) + more) * 4

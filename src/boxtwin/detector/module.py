@@ -44,7 +44,7 @@ class DetectorModule(pl.LightningModule):
         white: the pixel value that was scaled to 1.0 (255 for 8 bit); kept so that new images are scaled alike.
         learning_rate: at the end of the warm-up; then a cosine down to a hundredth of it.
         weight_decay: on convolution weights only, neither on biases nor on batch normalisation.
-        steps: optimiser steps of the whole run, which the schedule spans.
+        steps: optimiser steps of the whole run, which the schedule spans; 0 for weights that stay as they are.
         warmup_steps: linear warm-up at the start.
         optimizer: "adamw" or "sgd" (momentum 0.9, Nesterov).
         box_loss: "ciou" or "mse".
@@ -100,7 +100,7 @@ class DetectorModule(pl.LightningModule):
         anchors = [[[float(side) for side in anchor] for anchor in group] for group in anchors]
         if len(classes) != len(category_ids):
             raise ValueError(f"{len(classes)} classes need as many category ids, got {len(category_ids)}")
-        if not 0 <= warmup_steps < steps:
+        if steps and not 0 <= warmup_steps < steps:
             raise ValueError(f"warm-up must be shorter than the run, got {warmup_steps} of {steps} steps")
         if learning_rate <= 0:
             raise ValueError(f"the learning rate must be above 0, got {learning_rate}")

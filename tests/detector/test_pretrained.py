@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+import torch
+from trained_detectors import make_trained
+
+from boxtwin.detector.pretrained import anchors_of, read_weights
+from boxtwin.detector.trained import write_detector
+from boxtwin.detector.yolov3 import YOLOv3
+from boxtwin.errors import InputError
+
+ANCHORS = (((40.0, 40.0),) * 3, ((10.0, 10.0),) * 3)
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3), (1, 1)])
+def test_a_cells_detector_goes_on_from_another_ones(before: int, after: int, tmp_path: Path) -> None:
+    source = make_trained(architecture="yolov3_nano", channels=before)
+    path = tmp_path / "detector.safetensors"
+    write_detector(source, path)
+    network = YOLOv3("yolov3_nano", 2, ANCHORS, channels=after)
+    report = read_weights(network, path)
+    assert report.skipped == ()
+    images = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = network.eval()(images.expand(1, after, 64, 64))
+        theirs = source.module.network(images.expand(1, before, 64, 64))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert anchors_of(path) == source.module.network.anchors
+
+
+def test_predictions_of_other_classes_stay_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "detector.safetensors"
+    source = make_trained(architecture="yolov3_nano", channels=1)
+    write_detector(source, path)
+    network = YOLOv3("yolov3_nano", 5, ANCHORS, channels=1)
+    before = [head.predict.weight.clone() for head in network.heads]
+    report = read_weights(network, path)
+    assert len(report.skipped) == 2
+    assert all(torch.equal(head.predict.weight, old) for head, old in zip(network.heads, before, strict=True))
+    for ours, theirs in zip(network.stages.parameters(), source.module.network.stages.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_other_networks_and_files_without_anchors_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "detector.safetensors"
+    write_detector(make_trained(architecture="yolov3_nano"), path)
+    with pytest.raises(InputError, match="holds a yolov3_nano; its weights do not fit a yolov3_tiny"):
+        read_weights(YOLOv3("yolov3_tiny", 2, ANCHORS), path)
+    with pytest.raises(InputError, match=r"tiny\.weights holds no anchors"):
+        anchors_of(tmp_path / "tiny.weights")
