@@ -45,10 +45,10 @@ def composed(tmp_path):
         (["dataset=hrsid", "dataset.root=nowhere"], r"nowhere/annotations/train_test2017\.json does not exist"),
         (["detector.weights=no.weights"], r"detector\.weights=no\.weights cannot be read"),
         (["trainer.steps=7"], r"trainer\.steps=7 must be a multiple of trainer\.validations=6"),
-        (["trainer.devices=3"], r"trainer\.batch_size=16 must be a multiple of trainer\.devices=3"),
+        (["trainer.devices=3"], r"trainer\.batch_size=8 must be a multiple of trainer\.devices=3"),
         (["trainer.precision=float16", "trainer.accelerator=cpu"], r"trainer\.precision=float16 needs a GPU"),
         (["trainer.ema_span=1.5"], r"trainer\.ema_span=1\.5 must lie between"),
-        (["detector.warmup_steps=480"], r"detector\.warmup_steps=480 must be below trainer\.steps=480"),
+        (["detector.warmup_steps=1200"], r"detector\.warmup_steps=1200 must be below trainer\.steps=1200"),
         (["detector.image_size=70"], r"detector\.image_size=70 must be a multiple of 16"),
         (["detector.crop=40"], r"detector\.crop=40 must be a multiple of 16"),
         (["detector.tile=8"], r"detector\.tile=8 must be a multiple of 16"),
@@ -90,12 +90,12 @@ def test_other_pixels_are_another_cell(composed):
 def test_crops_and_tiles_reach_the_data_and_grey_images_have_one_channel(composed):
     cell = prepare(composed("detector.crop=32", "detector.tile=48"))
     data, module = make_data(cell, make_plan(cell.split, ())), make_detector(cell)
-    assert next(iter(data.train_dataloader())).images.shape == (16, 1, 32, 32)
+    assert next(iter(data.train_dataloader())).images.shape == (8, 1, 32, 32)
     shown = next(iter(data.test_dataloader()))
-    assert shown.images.shape == (16, 1, 48, 48)
-    assert shown.image_ids.tolist()[:5] == [cell.split.test[0].image_id] * 4 + [cell.split.test[1].image_id]
+    assert shown.images.shape == (8, 1, 48, 48)
+    assert shown.image_ids.tolist() == [cell.split.test[i].image_id for i in (0, 0, 0, 0, 1, 1, 1, 1)]
     assert module.hparams["tile"] == 48
-    assert len(module.merge(module.detect(shown))) == 4
+    assert len(module.merge(module.detect(shown))) == 2
     # A crop that is larger than the image is the image.
     whole = prepare(composed("detector.crop=416"))
     assert next(iter(make_data(whole, make_plan(whole.split, ())).train_dataloader())).images.shape[-1] == 64
@@ -106,6 +106,13 @@ def test_objects_that_shrink_to_nothing_are_pointed_out(composed, caplog):
     assert "half of the training objects" not in caplog.text
     prepare(composed("detector.image_size=32"))
     assert "up to dataset.image_size=64" in caplog.text
+
+
+def test_objects_that_crops_cut_off_are_pointed_out(composed, caplog):
+    prepare(composed("detector.crop=48"))
+    assert "one training object in ten" not in caplog.text
+    prepare(composed("detector.crop=16"))
+    assert "crops of 16 pixels will cut many of them off: try dataset.image_size=" in caplog.text
 
 
 def test_images_are_decoded_once_for_all_cells(composed, monkeypatch):

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from boxtwin.boxes import area_xyxy
 from boxtwin.config import Anchors, Precision, defining_values
 from boxtwin.datasets import sar_scenes
 from boxtwin.datasets.coco import read_coco
@@ -39,6 +38,7 @@ log = logging.getLogger(__name__)
 ANCHORS_PER_HEAD = 3  # YOLOv3, section 2.3
 # An object that spans fewer cells of the finest head is told apart from its neighbours and its ground with difficulty.
 CELLS_PER_OBJECT = 2
+LARGE = 0.9  # the quantile of lengths that crops should still show whole most of the time
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def prepare(config: DictConfig) -> Prepared:
     for side in ("train", "val", "test"):
         if not sum(len(sample.object_boxes) for sample in split.side(side)):
             raise InputError(f"split {split.name}: no object in any of the {len(split.side(side))} {side} images")
-    _warn_of_tiny_objects(config, split)
+    _warn_of_object_sizes(config, split)
     library = _library(config, dataset, split) if config.variations.per_image else None
     defining = {
         "values": defining_values(config),
@@ -266,19 +266,34 @@ def _check_settings(config: DictConfig) -> None:
     _augmentation(config)
 
 
-def _warn_of_tiny_objects(config: DictConfig, split: Split) -> None:
-    """Say so when shrinking the images makes most objects too small to be found."""
+def _warn_of_object_sizes(config: DictConfig, split: Split) -> None:
+    """Say so when most objects are too small to be found in the shrunk images, or too large for a crop of them."""
     size, finest = config.detector.image_size, min(STRIDES[config.detector.architecture])
-    sides = [
-        np.sqrt(area_xyxy(sample.object_boxes)) * size / max(sample.width, sample.height) for sample in split.train
-    ]
-    median, full = float(np.median(np.concatenate(sides))), max(max(s.width, s.height) for s in split.train)
+    sides = np.concatenate(
+        [
+            (sample.object_boxes[:, 2:] - sample.object_boxes[:, :2]) * size / max(sample.width, sample.height)
+            for sample in split.train
+        ]
+    )
+    median, full = float(np.median(np.sqrt(sides.prod(axis=1)))), max(max(s.width, s.height) for s in split.train)
     if size < full and median < CELLS_PER_OBJECT * finest:
         log.warning(
             "half of the training objects are under %.0f pixels in images shrunk to %d: a larger image size shows them "
-            "better, up to dataset.image_size=%d; with detector.crop=416 that costs no more time",
+            "better, up to dataset.image_size=%d; learnt in crops (detector.crop) it takes no more time",
             *(median, size, full),
         )
+    crop = config.detector.crop
+    largest = float(np.quantile(sides.max(axis=1), LARGE))
+    if crop is not None and crop < size and largest > crop / 2:
+        log.warning(
+            "one training object in ten is over %.0f pixels long, and crops of %d pixels will cut many of them off: "
+            "try dataset.image_size=%d, or detector.crop=null for whole images",
+            *(largest, crop, _multiple(size * crop / 2 / largest, max(STRIDES[config.detector.architecture]))),
+        )
+
+
+def _multiple(value: float, of: int) -> int:
+    return max(of, int(value // of) * of)
 
 
 def _load_split(config: DictConfig, dataset: Dataset) -> Split:
