@@ -1,7 +1,7 @@
 """Rows of docs/detector.md: one change to the detector's recipe a row, real images only, several seeds.
 
     python benchmarks/recipe.py --root FOLDER --weights FOLDER/yolov3-tiny.weights develop shrunk crops
-    python benchmarks/recipe.py --root FOLDER --weights FOLDER/yolov3-tiny.weights report resampled --seeds 3
+    python benchmarks/recipe.py --root FOLDER --weights FOLDER/yolov3-tiny.weights report default --seeds 3 --steps 1200
 
 ``develop`` compares rows without looking at the test images: it halves the training and validation images of s1 by
 scene, trains on 40 images of each half and tests on the other half. ``report`` trains on s1 and s2 and tests on the
@@ -35,6 +35,7 @@ _HALF = (f"{_AUGMENTATION}.mosaic=0.5",)
 _ALL = (f"{_AUGMENTATION}.mosaic=1.0",)
 _RESAMPLED = ("detector=yolov3_tiny_3l", "dataset.image_size=832", *_CROPS[1:], *_ALL)
 ROWS: dict[str, tuple[str, ...]] = {
+    "default": (),  # experiment=hrsid200 as it stands
     "shrunk": (*_SHRUNK, f"{_AUGMENTATION}.focus=0", *_HALF),
     "crops": ("detector=yolov3_tiny", *_CROPS, *_HALF),
     "three_heads": ("detector=yolov3_tiny_3l", *_CROPS, *_HALF),
