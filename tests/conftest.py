@@ -9,9 +9,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.sample import Dataset
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The weights of networks that tests make, and torch.rand, are the same in every run."""
+    torch.manual_seed(0)
 
 
 @dataclass
