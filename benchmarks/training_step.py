@@ -21,9 +21,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from boxtwin.composition import Prepared, accelerator, make_data, make_detector, precision
 from boxtwin.datasets.batch import Batch
 from boxtwin.detector.module import DetectorModule
-from boxtwin.experiment import _Cell
 from boxtwin.mixing.plan import make_plan
+from boxtwin.tracking.cell_logger import CellLogger
 from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.training import fit
 
 
 def bare_step(cell: Prepared, module: DetectorModule, batch: Batch) -> Callable[[], None]:
@@ -51,10 +52,24 @@ def shipped(cell: Prepared, folder: Path) -> Callable[[], None]:
     store = Store(uri=None, folder=folder / "mlruns")
     run = store.begin_cell(study="benchmark", name=folder.name, identity=folder.name, params={}, tags={})
     data, module = make_data(cell, make_plan(cell.split, ())), make_detector(cell)
-    work = _Cell(cell, store, run.run_id, folder)
+    settings = cell.config.trainer
 
     def train() -> None:
-        work._fit(data, module)
+        fit(
+            module,
+            data,
+            steps=settings.steps,
+            log_every=min(50, settings.steps),
+            ema_span=settings.ema_span,
+            gradient_clip=settings.gradient_clip,
+            accelerator="cpu",
+            devices=1,
+            precision=precision(cell.config),
+            compile_network=False,
+            logger=CellLogger(experiment_name="benchmark", tracking_uri=store.uri, run_id=run.run_id),
+            checkpoints=folder / "checkpoints",
+            title=folder.name,
+        )
 
     return train
 

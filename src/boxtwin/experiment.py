@@ -10,9 +10,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import pytorch_lightning as pl
@@ -20,9 +18,6 @@ import torch
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, Timer, WeightAveraging
-from torch.optim.swa_utils import get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from boxtwin.composition import Prepared, accelerator, make_data, make_detector, precision, prepare
 from boxtwin.config import cell_name, generator_name, setting_hash
@@ -42,6 +37,7 @@ from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.synthesis.library import Made
 from boxtwin.tracking.cell_logger import CellLogger
 from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.training import Trained, fit
 
 log = logging.getLogger(__name__)
 
@@ -158,8 +154,7 @@ class _Cell:
         )
         train_seconds, best = 0.0, module
         if self.config.trainer.steps:
-            train_seconds = self._fit(data, module)
-            best = self._best()
+            train_seconds, best = self._train(data, module)
         evaluating = time.perf_counter()
         metrics = self._evaluate(plan, data, best)
         self._keep(best, metrics["val_real/count_threshold"])
@@ -180,56 +175,23 @@ class _Cell:
         variations = cell.library.variations(cell.sources, cell.per_image) if cell.library else ()
         return make_plan(cell.split, variations)
 
-    def _fit(self, data: StudyDataModule, module: DetectorModule) -> float:
-        """Train, going on from the last checkpoint if there is one; returns the seconds of all attempts."""
+    def _train(self, data: StudyDataModule, module: DetectorModule) -> Trained:
         settings = self.config.trainer
-        # An average with decay d spans about 1 / (1 - d) steps. One that reaches back to early steps mixes weights
-        # whose batch statistics do not fit each other; so the span is a share of the run, whatever its length.
-        decay = 1 - 1 / max(settings.ema_span * settings.steps, 1)
-        # In place and all weights in one call; Lightning's EMAWeightAveraging makes three new tensors of every weight.
-        average = WeightAveraging(multi_avg_fn=partial(_average, decay))
-        timer = Timer()
-        best = ModelCheckpoint(
-            dirpath=self.checkpoints,
-            filename="best",
-            monitor="val/map",
-            mode="max",
-            save_last=True,
-            enable_version_counter=False,
-        )
-        trainer = pl.Trainer(
-            default_root_dir=self.output,
+        return fit(
+            module,
+            data,
+            steps=settings.steps,
+            log_every=max(1, min(50, settings.steps // settings.validations)),
+            ema_span=settings.ema_span,
+            gradient_clip=settings.gradient_clip,
             accelerator=accelerator(self.config),
             devices=settings.devices,
-            # Spawned, the other processes do training only, and the cell's files and run stay with this one.
-            strategy="ddp_spawn" if settings.devices > 1 else "auto",
-            precision=precision(self.config),  # type: ignore[arg-type]
-            max_steps=settings.steps,
-            gradient_clip_val=settings.gradient_clip,
-            num_sanity_val_steps=0,
-            log_every_n_steps=max(1, min(50, settings.steps // settings.validations)),
-            use_distributed_sampler=False,
-            enable_model_summary=False,
+            precision=precision(self.config),
+            compile_network=settings.compile,
             logger=CellLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id),
-            callbacks=[average, best, timer, _StepsBar(cell_name(self.config))],
+            checkpoints=self.checkpoints,
+            title=cell_name(self.config),
         )
-        last = self.checkpoints / "last.ckpt"
-        if last.exists():
-            log.info("going on from %s", last)
-        module.compile_network = settings.compile
-        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-        done, seconds = trainer.global_step, timer.time_elapsed("train")
-        if settings.devices > 1:  # what spawned processes counted is in their last checkpoint
-            content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
-            done, seconds = content["global_step"], content["callbacks"]["Timer"]["time_elapsed"]["train"]
-        if done < settings.steps:
-            raise RuntimeError(f"training stopped at step {done} of {settings.steps}")
-        return float(seconds)
-
-    def _best(self) -> DetectorModule:
-        """The weights of the checkpoint that real validation images chose."""
-        path = self.checkpoints / "best.ckpt"
-        return DetectorModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
 
     def _keep(self, module: DetectorModule, count_threshold: float) -> None:
         """The cell's own file to use elsewhere, without what only training needs."""
@@ -377,45 +339,6 @@ def _params(config: DictConfig) -> dict[str, object]:
 
 def _digest_of_samples(samples: Sequence[Sample]) -> str:
     return hashlib.sha256("".join(f"{sample.name}{sample.sha256}" for sample in samples).encode()).hexdigest()
-
-
-def _average(decay: float, *arguments: Any) -> None:
-    """`get_ema_multi_avg_fn`, whose own result cannot be sent to the process of another device."""
-    get_ema_multi_avg_fn(decay)(*arguments)  # type: ignore[no-untyped-call]
-
-
-class _StepsBar(ProgressBar):
-    """One bar over all optimiser steps of a cell; Lightning's own starts anew after every validation."""
-
-    def __init__(self, title: str) -> None:
-        super().__init__()
-        self._title = title
-        self._bar: tqdm[Any] | None = None
-
-    def disable(self) -> None:
-        """Not asked for: the bar is short and stays on."""
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        self._bar = tqdm(
-            total=trainer.max_steps,
-            initial=trainer.global_step,
-            desc=self._title,
-            unit="step",
-            disable=not trainer.is_global_zero,
-        )
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any, **keywords: Any) -> None:  # noqa: ARG002
-        assert self._bar is not None
-        self._bar.update(trainer.global_step - self._bar.n)
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        figures = trainer.callback_metrics
-        if self._bar is not None and "val/map_50" in figures:
-            self._bar.set_postfix_str(f"val AP50 {float(figures['val/map_50']):.3f}")
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _quieten() -> None:
