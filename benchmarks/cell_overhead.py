@@ -34,27 +34,28 @@ def now() -> Seconds:
 class Clocks:
     """Time by part and cell. Inside a part that is being timed an inner part takes its own time out of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], Seconds] = now) -> None:
         self.cells: list[dict[str, list[float]]] = []
+        self._clock = clock
         self._open: list[tuple[str, Seconds]] = []
 
     def start(self, part: str) -> None:
         """Stop the clock of the part around and start this one."""
         self._book()
-        self._open.append((part, now()))
+        self._open.append((part, self._clock()))
 
     def stop(self) -> None:
         """Stop the innermost clock, go on with the one around."""
         self._book()
         self._open.pop()
         if self._open:
-            self._open[-1] = (self._open[-1][0], now())
+            self._open[-1] = (self._open[-1][0], self._clock())
 
     def _book(self) -> None:
         if not self._open or not self.cells:
             return
         part, since = self._open[-1]
-        for index, (end, begin) in enumerate(zip(now(), since, strict=True)):
+        for index, (end, begin) in enumerate(zip(self._clock(), since, strict=True)):
             self.cells[-1].setdefault(part, [0.0, 0.0])[index] += end - begin
 
     def around(self, owner: Any, name: str, part: str) -> None:

@@ -1,201 +1,190 @@
-"""YOLOv3-tiny here beside other packages that have it: seconds of a training step and of looking at an image.
+"""YOLOv3 here beside other packages that have it: CPU-seconds an image, one thread, of a training step, of a forward
+pass, and of training as each package ships it.
 
-    python benchmarks/peers.py --image-size 416 --batch-size 8
+    python benchmarks/peers.py --ultralytics FOLDER/bin/python --pytorchyolo OTHER/bin/python
 
-Measured is what is installed; what is missing is said. None of the other packages is a dependency of this project, and
-none is needed to run this script's own part. They are run as they are through their public calls, nothing of theirs is
-used: Ultralytics' package is AGPL-3.0, PyTorch-YOLOv3 (pip name pytorchyolo) is GPL-3.0. Both bring torchvision and
-another OpenCV, and may exchange torch and numpy: give each an environment of its own, with this project in it.
+Measured is what is named; none of the other packages is a dependency of this project. Each wants another torch, numpy
+or OpenCV, so each has an environment of its own, and is run as it is, by its commands:
 
-    pip install ultralytics
-    pip install pytorchyolo     # and a Darknet file: --darknet-cfg yolov3-tiny.cfg
+    pip install ultralytics     # AGPL-3.0
+    pip install pytorchyolo     # PyTorch-YOLOv3, GPL-3.0
 
-A package trains with its own recipe (augmentation, loss, optimiser), and its step is the difference between a run of
-three epochs and one of one epoch; so it holds the loading of images, which the step here does not. Looking at images
-goes from a numpy image in memory to boxes, NMS included, one image at a time, on random weights at a confidence floor
-of 0.25.
+"As shipped" is the package's own training command with no validation between, on the same 64 images of random scenes: a
+run of three epochs less a run of one, so that start-up and the end are not counted. Every package trains with its own
+recipe (augmentation, loss, optimiser). Ultralytics' yolov3 configurations have another, larger head.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import json
+import os
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
-import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
-from boxtwin.datasets.batch import Batch
-from boxtwin.detector.module import DetectorModule
-from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS
+from boxtwin.detector.darknet_cfg import darknet_cfg
+from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, Architecture, YOLOv3
 
-CLASSES = 1
-FLOOR = 0.25
-
-
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median wall-seconds of a call, after one that does not count."""
-    work()
-    taken = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES, SHORT, LONG = 64, 1, 3
+ENVIRONMENT = {
+    **os.environ,
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "PYTHONPATH": "",
+}
 
 
-def own_module(size: int) -> DetectorModule:
-    """YOLOv3-tiny as `detector=yolov3_tiny` makes it, on colour images."""
-    scale = size / 416  # the size that the anchors are published for
-    return DetectorModule(
-        architecture="yolov3_tiny",
-        classes=["object"],
-        category_ids=[1],
-        anchors=[[[w * scale, h * scale] for w, h in head] for head in PUBLISHED_ANCHORS["yolov3_tiny"]],
-        image_size=size,
-        white=255,
-        learning_rate=1e-3,
-        weight_decay=5e-4,
-        steps=1000,
-        warmup_steps=10,
-        score_floor=FLOOR,
-    )
-
-
-def random_batch(images: np.ndarray, objects: int) -> Batch:
-    """Images as they come out of a datamodule, each with ``objects`` random boxes."""
-    n, size = images.shape[:2]
+def write_data(folder: Path, size: int) -> None:
+    """The same images in COCO's and in Darknet's form: noise with five bright rectangles each."""
     rng = np.random.default_rng(0)
-    corner = rng.uniform(0, 0.7 * size, (n * objects, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(0.05, 0.3, (n * objects, 2)) * size], axis=1)
-    return Batch(
-        images=torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255,
-        boxes=torch.from_numpy(boxes.astype(np.float32)),
-        labels=torch.zeros(n * objects, dtype=torch.int64),
-        box_image=torch.arange(n).repeat_interleave(objects),
-        image_ids=torch.arange(n),
-        letterbox=torch.tensor([[1.0, 0.0, 0.0]]).repeat(n, 1),
-        file_size=torch.tensor([[size, size]]).repeat(n, 1),
-        own=torch.tensor([[0.0, 0.0, float(size), float(size)]]).repeat(n, 1),
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    names: list[str] = []
+    for side in ("images", "labels"):
+        (folder / side).mkdir()
+    for number in range(IMAGES + 2):
+        picture = rng.integers(0, 90, (size, size, 3), dtype=np.uint8)
+        lines = []
+        for _ in range(5):
+            w, h = rng.integers(16, size // 4, 2).tolist()
+            x, y = int(rng.integers(0, size - w)), int(rng.integers(0, size - h))
+            picture[y : y + h, x : x + w] += 120
+            annotations.append({"id": len(annotations) + 1, "image_id": number + 1, "category_id": 1, "iscrowd": 0})
+            annotations[-1] |= {"bbox": [x, y, w, h], "area": w * h}
+            lines.append(f"0 {(x + w / 2) / size:.6f} {(y + h / 2) / size:.6f} {w / size:.6f} {h / size:.6f}")
+        name = f"{number:03d}.png"
+        cv2.imwrite(str(folder / "images" / name), picture)
+        (folder / "labels" / f"{number:03d}.txt").write_text("\n".join(lines) + "\n")
+        images.append({"id": number + 1, "file_name": name, "width": size, "height": size})
+        names.append(name)
+    coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
+    (folder / "annotations.json").write_text(json.dumps(coco))
+    split = {"all": {"train": names[:IMAGES], "val": names[IMAGES:-1], "test": names[-1:]}}
+    (folder / "split.json").write_text(json.dumps(split))
+    for side, members in (("train", names[:IMAGES]), ("val", names[IMAGES:-1])):
+        (folder / f"{side}.txt").write_text("".join(f"{folder}/images/{name}\n" for name in members))
+    (folder / "names.txt").write_text("object\n")
+    (folder / "yolo.data").write_text(
+        f"classes=1\ntrain={folder}/train.txt\nvalid={folder}/val.txt\nnames={folder}/names.txt\n"
     )
+    (folder / "yolo.yaml").write_text(f"path: {folder}\ntrain: train.txt\nval: val.txt\nnames:\n  0: object\n")
 
 
-def measure_own(images: np.ndarray, repeats: int, bfloat16: bool) -> tuple[float, float]:
-    """Seconds of a training step (forward, loss, backward, AdamW) and of one image from pixels to boxes."""
-    module = own_module(images.shape[1])
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
-    batch = random_batch(images, objects=5)
-
-    def step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-            loss = module.training_step(batch, 0)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*self\.log.*")  # there is no Trainer to log to, and none is needed
-        trained = seconds(step, repeats)
-    module.eval()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-        looked = seconds(lambda: module.detect(random_batch(images[:1], objects=0)), repeats)
-    return trained, looked
+def write_cfg(file: Path, architecture: Architecture, size: int, batch: int) -> None:
+    """The network as a Darknet file, with the settings that a training reads from it."""
+    network = YOLOv3(architecture, 1, PUBLISHED_ANCHORS[architecture])
+    settings = f"batch={batch}\nsubdivisions=1\nmomentum=0.9\ndecay=0.0005\nlearning_rate=0.0001\nburn_in=10\n"
+    settings += "max_batches=100000\npolicy=steps\nsteps=90000\nscales=.1\n"
+    settings += "angle=0\nsaturation=1.5\nexposure=1.5\nhue=.1\n"
+    text = darknet_cfg(network, size, 1.0).replace("[net]\n", f"[net]\n{settings}", 1)
+    file.write_text(text.replace("scale_x_y=1\n", "ignore_thresh=0.7\ntruth_thresh=1\nrandom=0\njitter=.3\n"))
 
 
-def measure_ultralytics(images: np.ndarray, repeats: int) -> tuple[float, float]:
-    """The same of Ultralytics' package, through its documented Python calls."""
-    from ultralytics import YOLO  # type: ignore[import-not-found]
-
-    size, per_epoch = images.shape[1], 4
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        rng = np.random.default_rng(0)
-        for side, count in (("train", per_epoch * len(images)), ("val", 1)):
-            (root / "images" / side).mkdir(parents=True)
-            (root / "labels" / side).mkdir(parents=True)
-            for number in range(count):
-                cv2.imwrite(str(root / "images" / side / f"{number}.png"), images[number % len(images)])
-                lines = [f"0 {x:.4f} {y:.4f} 0.1 0.1" for x, y in rng.uniform(0.2, 0.8, (5, 2))]
-                (root / "labels" / side / f"{number}.txt").write_text("\n".join(lines))
-        (root / "data.yaml").write_text(f"path: {root}\ntrain: images/train\nval: images/val\nnames:\n  0: object\n")
-
-        def train(epochs: int) -> float:
-            started = time.perf_counter()
-            YOLO("yolov3-tiny.yaml").train(
-                data=str(root / "data.yaml"),
-                epochs=epochs,
-                imgsz=size,
-                batch=len(images),
-                device="cpu",
-                workers=0,
-                val=False,
-                plots=False,
-                project=str(root / "runs"),
-                exist_ok=True,
-                verbose=False,
-            )
-            return time.perf_counter() - started
-
-        train(1)
-        trained = statistics.median((train(3) - train(1)) / (2 * per_epoch) for _ in range(min(repeats, 3)))
-    model = YOLO("yolov3-tiny.yaml")
-    looked = seconds(lambda: model.predict(images[0], imgsz=size, conf=FLOOR, device="cpu", verbose=False), repeats)
-    return trained, looked
+def cpu_seconds(command: list[str], folder: Path) -> float:
+    """CPU time of a command, its children included."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
 
 
-def measure_pytorchyolo(images: np.ndarray, repeats: int, darknet_cfg: Path) -> float:
-    """Seconds of one image from pixels to boxes; it documents no call for a training step."""
-    from pytorchyolo import detect, models  # type: ignore[import-not-found]
-
-    model = models.load_model(str(darknet_cfg))
-    return seconds(lambda: detect.detect_image(model, images[0], img_size=images.shape[1], conf_thres=FLOOR), repeats)
+def training(package: str, python: str, folder: Path, settings: argparse.Namespace, epochs: int) -> list[str]:
+    """The command that trains so many epochs as the package ships it."""
+    scripts = Path(python).parent
+    match package:
+        case "ultralytics":
+            name = settings.architecture.replace("_", "-")
+            return [
+                *(python, str(scripts / "yolo"), "detect", "train", f"model={name}.yaml", f"data={folder}/yolo.yaml"),
+                *(f"epochs={epochs}", f"imgsz={settings.size}", f"batch={settings.batch}", "device=cpu", "workers=0"),
+                *("val=False", "plots=False", f"project={folder}/ultralytics", "exist_ok=True"),
+            ]
+        case "pytorchyolo":
+            return [
+                *(python, str(scripts / "yolo-train"), "--model", str(folder / "yolo.cfg"), "--data"),
+                *(str(folder / "yolo.data"), "--epochs", str(epochs), "--n_cpu", "0"),
+                *("--evaluation_interval", "1000", "--checkpoint_interval", "1000"),
+            ]
+    return [
+        *(python, str(ROOT / "train.py"), "dataset=coco", "dataset.name=peers", f"dataset.root={folder}"),
+        *(f"split.file={folder}/split.json", "split.name=all", f"detector={settings.architecture}"),
+        *(f"dataset.image_size={settings.size}", f"detector.crop={settings.size}", "trainer.validations=1"),
+        *(f"trainer.batch_size={settings.batch}", f"trainer.steps={epochs * IMAGES // settings.batch}"),
+        *("detector.warmup_steps=1", "trainer.threads=1", "variations=0", f"study=epochs{epochs}"),
+    ]
 
 
 def main() -> None:
-    """Measure what is there, say what is not."""
+    """Measure what is named, in turns; print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image-size", type=int, default=416)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--bfloat16", action="store_true", help="train and look in bfloat16 here; the others choose")
-    parser.add_argument("--darknet-cfg", type=Path, default=None, help="yolov3-tiny.cfg, for pytorchyolo")
+    parser.add_argument("--ultralytics", metavar="PYTHON", help="interpreter of an environment that has it")
+    parser.add_argument("--pytorchyolo", metavar="PYTHON", help="interpreter of an environment that has it")
+    parser.add_argument("--architecture", choices=("yolov3_tiny", "yolov3"), default="yolov3_tiny")
+    parser.add_argument("--size", type=int, default=416)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5, help="steps and passes a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-training", action="store_true", help="networks alone, not the training commands")
     settings = parser.parse_args()
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    size = settings.image_size
-    images = np.random.default_rng(0).integers(0, 256, (settings.batch_size, size, size, 3), dtype=np.uint8)
-
-    rows: list[tuple[str, str, str]] = []
-    left_out: list[str] = []
-    trained, looked = measure_own(images, settings.repeats, settings.bfloat16)
-    rows.append((f"boxtwin, {'bfloat16' if settings.bfloat16 else 'float32'}", f"{trained:.3f}", f"{looked:.3f}"))
-    if importlib.util.find_spec("ultralytics") is None:
-        left_out.append("ultralytics: not installed (pip install ultralytics; AGPL-3.0, needs torchvision)")
-    else:
-        trained, looked = measure_ultralytics(images, settings.repeats)
-        rows.append(("ultralytics yolov3-tiny", f"{trained:.3f}", f"{looked:.3f}"))
-    if importlib.util.find_spec("pytorchyolo") is None:
-        left_out.append("pytorchyolo: not installed (pip install pytorchyolo; GPL-3.0, needs torchvision)")
-    elif settings.darknet_cfg is None:
-        left_out.append("pytorchyolo: needs --darknet-cfg yolov3-tiny.cfg")
-    else:
-        looked = measure_pytorchyolo(images, settings.repeats, settings.darknet_cfg)
-        rows.append(("pytorchyolo", "no documented call", f"{looked:.3f}"))
-    print(f"YOLOv3-tiny, {size} pixels, {CLASSES} class, {torch.get_num_threads()} thread(s), CPU\n")
-    print(f"| package | seconds a training step of {settings.batch_size} images | seconds an image |\n|---|---|---|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
-    if left_out:
-        print("\nNot run:")
-        for line in left_out:
-            print(f"  {line}")
+    rows = [("boxtwin, bfloat16", "boxtwin", sys.executable, ["--bfloat16"])]
+    rows += [("boxtwin, float32", "boxtwin", sys.executable, [])]
+    for package in ("ultralytics", "pytorchyolo"):
+        if python := getattr(settings, package):
+            rows.append((package, package, str(Path(python).absolute()), []))
+        else:
+            print(f"{package}: not measured; name an interpreter that has it with --{package}")
+    found: dict[str, dict[str, list[float]]] = {label: {"step": [], "forward": [], "shipped": []} for label, *_ in rows}
+    sizes = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_data(folder, settings.size)
+        write_cfg(folder / "yolo.cfg", settings.architecture, settings.size, settings.batch)
+        for _ in range(settings.rounds):
+            for label, package, python, more in rows:
+                command = [
+                    *(python, str(ROOT / "benchmarks" / "peer_step.py"), package, "--cfg", str(folder / "yolo.cfg")),
+                    *("--architecture", settings.architecture, "--size", str(settings.size)),
+                    *("--batch", str(settings.batch), "--repeats", str(settings.repeats), *more),
+                ]
+                done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise SystemExit(done.stderr[-3000:])
+                result = json.loads(done.stdout.splitlines()[-1])
+                sizes[label] = (result["parameters"], result["torch"])
+                for part in ("step", "forward"):
+                    found[label][part].append(result[part])
+        for label, package, python, more in rows:
+            if settings.no_training or (package == "boxtwin" and not more):
+                continue  # as shipped, precision is the machine's best
+            short, long = (
+                cpu_seconds(training(package, python, folder, settings, epochs), folder) for epochs in (SHORT, LONG)
+            )
+            found[label]["shipped"].append((long - short) / (LONG - SHORT) / IMAGES)
+    print(
+        f"\n{settings.architecture}, {settings.size} pixels, batch {settings.batch}, 1 class, 1 thread, CPU-seconds an "
+    )
+    print("image; median of rounds, ratio to the first row\n")
+    print("| package | parameters | torch | training step | forward | training as shipped |\n|---|---|---|---|---|---|")
+    first = found[rows[0][0]]
+    for label, *_ in rows:
+        cells = []
+        for part, values in found[label].items():
+            value = statistics.median(values) if values else None
+            base = statistics.median(first[part]) if first[part] else 1.0
+            cells.append("" if value is None else f"{value:.4f} ({value / base:.1f})")
+        parameters, torch_version = sizes[label]
+        print(f"| {label} | {parameters / 1e6:.1f} M | {torch_version} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
