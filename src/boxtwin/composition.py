@@ -318,7 +318,7 @@ def _library(config: DictConfig, dataset: Dataset, split: Split) -> Library:
         hydra.utils.instantiate(arguments, _convert_="all"),
         split.train,
         judge=Carry(),
-        judge_name=config.labels.name,
+        labels=config.labels.name,
         dataset=dataset.name,
         classes=dataset.classes,
         category_ids=dataset.category_ids,

@@ -21,7 +21,7 @@ ONE = np.array([1])
 
 @pytest.mark.parametrize("look", [{}, {"shape": (40, 60, 3)}, {"unit": 257}])
 def test_the_same_image_correlates_perfectly(look: dict[str, Any]) -> None:
-    (carried,) = Carry()(scene(**look), scene(**look), BOX, ONE)
+    (carried,) = Carry()(scene(**look), scene(**look), BOX, ONE).boxes
     assert carried.box == (20, 10, 32, 16)
     assert (carried.label, carried.decision) == (1, "kept")
     assert carried.evidence["correlation"] == 1
@@ -29,8 +29,8 @@ def test_the_same_image_correlates_perfectly(look: dict[str, Any]) -> None:
 
 
 def test_an_object_in_new_speckle_correlates_and_one_that_is_gone_does_not() -> None:
-    (there,) = Carry()(scene(0), scene(1), BOX, ONE)
-    (gone,) = Carry()(scene(0), scene(1, ship=False), BOX, ONE)
+    (there,) = Carry()(scene(0), scene(1), BOX, ONE).boxes
+    (gone,) = Carry()(scene(0), scene(1, ship=False), BOX, ONE).boxes
     assert there.evidence["correlation"] > 0.9
     assert abs(gone.evidence["correlation"]) < 0.4
     assert there.evidence["contrast"] > 5
@@ -40,7 +40,7 @@ def test_an_object_in_new_speckle_correlates_and_one_that_is_gone_does_not() -> 
 
 def test_correlation_agrees_with_numpy() -> None:
     a, b = scene(0), scene(5)
-    (carried,) = Carry()(a, b, BOX, ONE)
+    (carried,) = Carry()(a, b, BOX, ONE).boxes
     oracle = np.corrcoef(a[10:16, 20:32].ravel(), b[10:16, 20:32].ravel())[0, 1]
     assert carried.evidence["correlation"] == pytest.approx(oracle, abs=1e-4)
 
@@ -58,8 +58,8 @@ def test_contrast_by_hand() -> None:
 
 def test_flat_pixels() -> None:
     flat, other = np.full((40, 60), 9, dtype=np.uint8), np.full((40, 60), 10, dtype=np.uint8)
-    assert Carry()(flat, flat, BOX, ONE)[0].evidence["correlation"] == 1
-    assert Carry()(flat, other, BOX, ONE)[0].evidence["correlation"] == 0
+    assert Carry()(flat, flat, BOX, ONE).boxes[0].evidence["correlation"] == 1
+    assert Carry()(flat, other, BOX, ONE).boxes[0].evidence["correlation"] == 0
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_flat_pixels() -> None:
     ],
 )
 def test_boxes_at_borders_smaller_than_a_pixel_and_as_large_as_the_image(box: list[float]) -> None:
-    (carried,) = Carry()(scene(0), scene(1), np.array([box], dtype=np.float32), ONE)
+    (carried,) = Carry()(scene(0), scene(1), np.array([box], dtype=np.float32), ONE).boxes
     assert all(np.isfinite(value) for value in carried.evidence.values())
     np.testing.assert_allclose(carried.box, box, rtol=1e-6)
     if box == [0, 0, 60, 40]:
@@ -83,7 +83,7 @@ def test_boxes_at_borders_smaller_than_a_pixel_and_as_large_as_the_image(box: li
 
 def test_no_boxes() -> None:
     empty, no_labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
-    assert Carry()(scene(), scene(), empty, no_labels) == ()
+    assert Carry()(scene(), scene(), empty, no_labels).boxes == ()
 
 
 def test_another_shape_is_refused() -> None:

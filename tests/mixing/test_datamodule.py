@@ -37,7 +37,7 @@ def make_data(dataset: Dataset, stores: Path, *, per_image: int = 0, **changes: 
         Repeat(),
         split.train,
         judge=Carry(),
-        judge_name="carry",
+        labels="carry",
         dataset=dataset.name,
         classes=dataset.classes,
         category_ids=dataset.category_ids,

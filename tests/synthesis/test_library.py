@@ -21,11 +21,11 @@ from pycocotools.coco import COCO
 from boxtwin.boxes import xywh_to_xyxy
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.images import read_image, write_png
-from boxtwin.datasets.sample import CarriedBox, Dataset, Sample
+from boxtwin.datasets.sample import CarriedBox, Dataset, Judgement, Sample
 from boxtwin.errors import InputError
 from boxtwin.labels.transfer import Carry
 from boxtwin.synthesis.controls import CopyPaste, Repeat
-from boxtwin.synthesis.generator import Request, Variation
+from boxtwin.synthesis.generator import Refused, Request, Variation
 from boxtwin.synthesis.library import Library
 
 
@@ -33,6 +33,13 @@ class Noise:
     """New noise for every seed. Writes down each variation that it makes, and dies where it is told to."""
 
     name = "noise"
+    boxes = "carried"
+    remote = False
+
+    def model(self) -> None: ...
+
+    def price_usd(self, source: Sample) -> float:  # noqa: ARG002
+        return 0.0
 
     def __init__(self, log: Path, *, learns: bool = False, level: int = 50, dies_at: int = -1, killed: bool = False):
         self.log, self.learns, self.level, self.dies_at, self.killed = log, learns, level, dies_at, killed
@@ -68,7 +75,7 @@ class Noise:
 def open_library(dataset: Dataset, stores: Path, generator: Any, **changes: Any) -> Library:
     settings: dict[str, Any] = {
         "judge": Carry(),
-        "judge_name": "carry",
+        "labels": "carry",
         "dataset": dataset.name,
         "classes": dataset.classes,
         "category_ids": dataset.category_ids,
@@ -194,7 +201,7 @@ def test_two_variations_are_the_first_two_of_ten(dataset: Dataset, tmp_path: Pat
 
 def test_seeds_are_stable() -> None:
     library = Library(
-        Path("x"), Repeat(), [], judge=Carry(), judge_name="carry", dataset="d", classes=(), category_ids=(), seed=0
+        Path("x"), Repeat(), [], judge=Carry(), labels="carry", dataset="d", classes=(), category_ids=(), seed=0
     )
     sample = Sample("a.png", Path("a.png"), 1, 1, 1, np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), np.zeros(0, bool))
     # From the hash of "0/a.png/1": a release that changes it would make every store anew.
@@ -345,7 +352,7 @@ def test_what_the_key_depends_on(dataset: Dataset, tmp_path: Path) -> None:
         key(),
         key(level=51),
         key(seed=1),
-        key(judge_name="other"),
+        key(labels="other"),
         key(of=replace(dataset, name="other")),
         key(learns=True),
     ]
@@ -422,19 +429,90 @@ def test_folders_in_file_names_are_kept_apart(make_coco: Callable[..., Any], tmp
 
 
 def test_dropped_boxes_leave_the_labels_but_not_the_manifest(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
-    def judge(source: Any, pixels: Any, boxes: Any, labels: Any) -> tuple[CarriedBox, ...]:
+    def judge(source: Any, pixels: Any, boxes: Any, labels: Any) -> Judgement:
         decisions = ("dropped", "shifted", "kept")
-        return tuple(
-            CarriedBox((box[0], box[1], box[2], box[3]), label, decisions[n], {"why": 1.0})
-            for n, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True))
+        return Judgement(
+            tuple(
+                CarriedBox((box[0], box[1], box[2], box[3]), label, decisions[n], {"why": 1.0})
+                for n, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True))
+            )
         )
 
-    library = open_library(dataset, tmp_path / "stores", noise, judge=judge, judge_name="picky")
+    library = open_library(dataset, tmp_path / "stores", noise, judge=judge, labels="picky")
     library.make(dataset.samples, 1)
     assert [len(sample.boxes) for sample in library.variations(dataset.samples, 1)] == [1, 0, 2]
     labels = library.lines()[2]["labels"]
     assert (labels["kept"], labels["shifted"], labels["dropped"], len(labels["boxes"])) == (1, 1, 1, 3)
     assert len(json.loads((library.folder / "annotations.json").read_text())["annotations"]) == 3
+
+
+def test_images_whose_labels_are_not_trusted_are_kept_and_not_used(
+    dataset: Dataset, tmp_path: Path, noise: Noise
+) -> None:
+    def judge(source: Any, pixels: Any, boxes: Any, labels: Any) -> Judgement:
+        return Judgement((), refused="nothing in it" if len(boxes) == 0 else None)
+
+    library = open_library(dataset, tmp_path / "stores", noise, judge=judge, labels="strict")
+    assert library.make(dataset.samples, 2).made == 6
+    usable = library.variations(dataset.samples, 2)
+    assert [sample.lineage.source for sample in usable if sample.lineage] == 2 * ["S00_0.png"] + 2 * ["S02_0.png"]
+    assert [sample.image_id for sample in usable] == [1, 2, 3, 4]
+    assert len(json.loads((library.folder / "annotations.json").read_text())["images"]) == 4
+    assert library.make(dataset.samples, 2).there == 6
+
+
+def test_a_store_with_other_labels_takes_the_images_over(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
+    first = open_library(dataset, tmp_path / "stores", noise)
+    first.make(dataset.samples, 2)
+
+    def nothing(source: Any, pixels: Any, boxes: Any, labels: Any) -> Judgement:
+        return Judgement(())
+
+    second = open_library(dataset, tmp_path / "stores", noise, judge=nothing, labels="nothing")
+    assert second.folder != first.folder
+    assert [request.variation for request in second.missing(dataset.samples, 3)] == [3, 3, 3]
+    made = second.make(dataset.samples, 3)
+    assert (made.made, made.taken_over, made.there) == (3, 6, 0)
+    assert len(noise.made()) == len(set(noise.made())) == 9
+    assert_complete(second, dataset.samples, 3)
+    for before, after in zip(
+        first.variations(dataset.samples, 2), second.variations(dataset.samples[:3], 3)[:2], strict=False
+    ):
+        assert after.sha256 == before.sha256
+        assert len(after.boxes) == 0
+        assert after.path.stat().st_ino == before.path.stat().st_ino  # one file under two names
+    # And back: what the second store has made by itself, the first need not make.
+    assert first.make(dataset.samples, 3).taken_over == 3
+    # Other pixels are no business of theirs.
+    other = open_library(dataset, tmp_path / "stores", Noise(tmp_path / "o.log", level=7), labels="nothing")
+    assert other.make(dataset.samples, 1).taken_over == 0
+
+
+def test_a_refused_image_is_recorded_and_the_rest_go_on(dataset: Dataset, tmp_path: Path) -> None:
+    class Choosy(Noise):
+        refuses = True
+
+        def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:  # type: ignore[override]
+            for request in requests:
+                if self.refuses and request.source.name == "S01_0.png":
+                    yield Refused(request, "not this one")
+                else:
+                    yield from super().vary([request])
+
+    choosy = Choosy(tmp_path / "made.log")
+    library = open_library(dataset, tmp_path / "stores", choosy)
+    made = library.make(dataset.samples, 2)
+    assert (made.made, made.refused) == (4, 2)
+    assert {line["reason"] for line in library.refused(dataset.samples).values()} == {"not this one"}
+    assert len(library.variations(dataset.samples, 2)) == 4
+    with pytest.raises(InputError, match="lacks 3"):
+        library.variations(dataset.samples, 3)
+    # Asked again, and had this time: it is refused no more.
+    choosy.refuses = False
+    made = library.make(dataset.samples, 2)
+    assert (made.made, made.there, made.refused) == (2, 4, 0)
+    assert library.refused(dataset.samples) == {}
+    assert_complete(library, dataset.samples, 2)
 
 
 if __name__ == "__main__":

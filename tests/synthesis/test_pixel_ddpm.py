@@ -71,6 +71,12 @@ def fitted(tmp_path: Path, samples: list[Sample], **settings: Any) -> PixelDDPM:
     return generator
 
 
+def model_folder(folder: Path) -> Path:
+    """The one model below a folder of models."""
+    (found,) = (folder / "store").glob("pixel_ddpm-*")
+    return found
+
+
 def pixels_of(generator: PixelDDPM, *requests: Request) -> list[np.ndarray]:
     return [variation.pixels for variation in generator.vary(requests)]
 
@@ -151,14 +157,14 @@ def test_a_training_that_was_killed_continues_as_if_nothing_had_happened(
             raise KilledError
 
     monkeypatch.setattr(pixel_ddpm, "_save_state", save_then_die)
-    store = tmp_path / "cut" / "store"
     with pytest.raises(KilledError):
         fitted(tmp_path / "cut", [sample])
+    store = model_folder(tmp_path / "cut")
     assert (store / STATE_FILE).exists()
     assert not (store / WEIGHTS_FILE).exists()
     fitted(tmp_path / "cut", [sample])
     assert not (store / STATE_FILE).exists()
-    whole, cut = load_file(tmp_path / "whole" / "store" / WEIGHTS_FILE), load_file(store / WEIGHTS_FILE)
+    whole, cut = load_file(model_folder(tmp_path / "whole") / WEIGHTS_FILE), load_file(store / WEIGHTS_FILE)
     assert whole.keys() == cut.keys()
     for name in whole:
         assert torch.equal(whole[name], cut[name]), name
@@ -170,7 +176,7 @@ def test_weights_follow_the_seed_and_leave_the_global_random_state_alone(tmp_pat
     weights = []
     for at, seed in enumerate((0, 0, 1)):
         fitted(tmp_path / str(at), [sample], seed=seed)
-        weights.append(load_file(tmp_path / str(at) / "store" / WEIGHTS_FILE)["conv_in.weight"])
+        weights.append(load_file(model_folder(tmp_path / str(at)) / WEIGHTS_FILE)["conv_in.weight"])
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert torch.equal(before, torch.random.get_rng_state())
@@ -189,14 +195,25 @@ def test_training_lowers_the_error(tmp_path: Path) -> None:
     assert errors[1] < 0.9 * errors[0]
 
 
-def test_a_folder_of_other_images_or_settings_is_refused(tmp_path: Path) -> None:
+def test_models_of_other_images_or_settings_lie_side_by_side(tmp_path: Path) -> None:
     a, b = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png")
-    fitted(tmp_path, [a])
+    first = fitted(tmp_path, [a])
+    others = [fitted(tmp_path, [b]), fitted(tmp_path, [a], train_steps=7)]
+    names = {f"{model.id}-{model.revision}" for model in (first.model(), *(other.model() for other in others)) if model}
+    assert names == {path.name for path in (tmp_path / "store").iterdir()}
+    assert len(names) == 3
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").glob(f"*/{WEIGHTS_FILE}")}
+    assert fitted(tmp_path, [a], steps=5).model() == first.model()  # does not touch the weights
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").glob(f"*/{WEIGHTS_FILE}")} == made
+
+
+def test_a_model_under_the_name_of_another_is_refused(tmp_path: Path) -> None:
+    a, b = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png")
+    fitted(tmp_path / "a", [a])
+    fitted(tmp_path / "b", [b])
+    (model_folder(tmp_path / "a") / WEIGHTS_FILE).replace(model_folder(tmp_path / "b") / WEIGHTS_FILE)
     with pytest.raises(InputError, match="other images"):
-        fitted(tmp_path, [b])
-    with pytest.raises(InputError, match="other settings"):
-        fitted(tmp_path, [a], train_steps=7)
-    fitted(tmp_path, [a], steps=5)  # does not touch the weights
+        fitted(tmp_path / "b", [b])
 
 
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:

@@ -82,8 +82,16 @@ class CarriedBox:
 
     box: tuple[float, float, float, float]  # xyxy, pixels of the variation
     label: int
-    decision: Literal["kept", "shifted", "dropped"]
+    decision: Literal["kept", "shifted", "dropped", "added"]  # added: no object of the source, found in the variation
     evidence: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of all boxes of a variation; ``refused`` says why the whole image is not to be trained on."""
+
+    boxes: tuple[CarriedBox, ...]
+    refused: str | None = None
 
 
 class Detections(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from boxtwin.datasets.images import Pixels
-from boxtwin.datasets.sample import CarriedBox
+from boxtwin.datasets.sample import CarriedBox, Judgement
 
 # The surroundings that an object is compared with: a frame as wide as half the box on every side.
 FRAME = 0.5
@@ -22,7 +22,7 @@ class Transfer(Protocol):
 
     def __call__(
         self, source: Pixels, pixels: Pixels, boxes: Float[np.ndarray, "n 4"], labels: Int[np.ndarray, " n"]
-    ) -> tuple[CarriedBox, ...]:
+    ) -> Judgement:
         """Judge ``boxes`` (xyxy, pixels) of a variation against its pixels and those of the source."""
 
 
@@ -38,7 +38,7 @@ class Carry:
 
     def __call__(
         self, source: Pixels, pixels: Pixels, boxes: Float[np.ndarray, "n 4"], labels: Int[np.ndarray, " n"]
-    ) -> tuple[CarriedBox, ...]:
+    ) -> Judgement:
         """Keep all ``boxes`` (xyxy, pixels); see the class for the evidence.
 
         Raises:
@@ -56,7 +56,7 @@ class Carry:
             }
             x1, y1, x2, y2 = box
             carried.append(CarriedBox((x1, y1, x2, y2), label, "kept", {k: round(v, 4) for k, v in evidence.items()}))
-        return tuple(carried)
+        return Judgement(tuple(carried))
 
 
 def _intensity(pixels: Pixels) -> Float[np.ndarray, "h w"]:

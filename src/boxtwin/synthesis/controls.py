@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from boxtwin.datasets.images import Pixels, read_image
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.synthesis.generator import Json, Request, Variation
+from boxtwin.synthesis.generator import Json, Knowledge, Request, Variation
 
 # Places tried for one object before another object is taken, and objects tried for one paste before it is given up:
 # enough to find a calm corner in a harbour, a few milliseconds where there is none.
@@ -26,10 +26,19 @@ class Repeat:
 
     name = "repeat"
     learns = False
+    boxes: Knowledge = "exact"
+    remote = False
 
     def parameters(self) -> dict[str, Json]:
         """None: there is nothing to set."""
         return {}
+
+    def model(self) -> None:
+        """None."""
+
+    def price_usd(self, source: Sample) -> float:  # noqa: ARG002
+        """Nothing."""
+        return 0.0
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Nothing to learn."""
@@ -94,6 +103,8 @@ class CopyPaste:
 
     name = "copy_paste"
     learns = True
+    boxes: Knowledge = "exact"
+    remote = False
 
     def __init__(
         self, *, pastes: int, min_pastes: int, feather: int, tolerance: float, mirror: bool, turns: bool
@@ -118,6 +129,13 @@ class CopyPaste:
             "mirror": self.mirror,
             "turns": self.turns,
         }
+
+    def model(self) -> None:
+        """None."""
+
+    def price_usd(self, source: Sample) -> float:  # noqa: ARG002
+        """Nothing."""
+        return 0.0
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:  # noqa: ARG002, nothing to save: reading takes seconds
         """Cut the objects out of the training images and keep them in memory."""

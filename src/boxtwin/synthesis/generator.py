@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -30,13 +30,36 @@ class Variation:
     """One variation as a generator hands it over: same size, channels and bit depth as its source.
 
     ``boxes`` and ``labels`` are what the generator says is in the picture: those of the source for generators that keep
-    objects in place, new ones for generators that place objects themselves (xyxy, pixels of the image).
+    objects in place, new ones for generators that place objects themselves, none for those that move things about
+    (xyxy, pixels of the image).
     """
 
     request: Request
     pixels: Pixels
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, " n"]
+    cost_usd: float = 0.0  # what was paid for it
+    record: dict[str, Json] = field(default_factory=dict)  # more for the manifest, such as the number of a remote call
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A variation that could not be had, for a reason that lies with this one image; the others go on."""
+
+    request: Request
+    reason: str
+
+
+class Model(NamedTuple):
+    """What made a variation: a checkpoint's or a remote model's name, and its revision where there is one."""
+
+    id: str
+    revision: str | None
+
+
+# How much a generator knows of where objects are: it keeps them about where they were, and each has to be looked at;
+# it put them there itself; or it moves things about and cannot tell.
+Knowledge = Literal["carried", "exact", "none"]
 
 
 @runtime_checkable
@@ -44,20 +67,31 @@ class Generator(Protocol):
     """A way to make variations.
 
     A generator never reads an image that it was not handed: ``fit`` sees the split's training images only, and
-    ``vary`` sees one source at a time.
+    ``vary`` sees one source at a time. Whatever is wrong with its settings it says when it is made (`InputError`);
+    whatever takes time or a download happens in ``fit``.
     """
 
     name: str
     learns: bool  # whether `fit` looks at the training images: then the store is keyed by them
+    boxes: Knowledge
+    remote: bool  # whether pixels leave this machine: `train.py` never calls such a generator
 
     def parameters(self) -> dict[str, Json]:
         """All that changes the pixels it makes; the store is keyed by it, and the manifest records it."""
 
+    def model(self) -> Model | None:
+        """What it draws with, once `fit` is over; None: nothing but this package."""
+
+    def price_usd(self, source: Sample) -> float:
+        """What one variation of ``source`` costs; 0 for what runs here."""
+
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Learn from the training images, or load what an earlier call left in ``folder``.
 
-        Killed in the middle, the next call continues from the last state saved in ``folder``. Shows a progress bar.
+        ``folder`` is shared by all generators and stores of a data folder: what is left there is named by a hash of
+        all it follows from. Killed in the middle, the next call continues from the last state saved. Shows a progress
+        bar.
         """
 
-    def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:
+    def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
         """Make the requested variations, in order, yielding each as soon as it is there. `fit` came first."""

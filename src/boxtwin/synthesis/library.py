@@ -2,6 +2,11 @@
 
 A store is a folder ``<generator>-<key>``. Its truth is ``manifest.jsonl``: a variation exists when its line stands
 there and its file matches the line. Images are written before lines, so that a kill leaves nothing half-made behind.
+
+Two stores whose pixels are the same and whose labels are found in different ways hold the same images: the second
+takes them over from the first, as hard links where the disk has them, and judges them anew. Nothing is made or paid for
+twice. Images that a generator could not have are in ``refused.jsonl``, with the reason, and are asked for again by the
+next call.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -24,26 +30,30 @@ from tqdm import tqdm
 
 from boxtwin.boxes import area_xyxy, xyxy_to_xywh
 from boxtwin.datasets.images import Pixels, read_image, remove_leftovers, write_bytes_atomically, write_png
-from boxtwin.datasets.sample import CarriedBox, Lineage, Sample
+from boxtwin.datasets.sample import Judgement, Lineage, Sample
 from boxtwin.errors import InputError
-from boxtwin.synthesis.generator import Generator, Request, Variation
+from boxtwin.synthesis.generator import Generator, Json, Refused, Request, Variation
 
 log = logging.getLogger(__name__)
 
-Judge = Callable[
-    [Pixels, Pixels, Float[np.ndarray, "n 4"], Int[np.ndarray, " n"]],
-    tuple[CarriedBox, ...],
-]
+FORMAT = 2  # of manifest lines; an older store is left alone, and made anew beside it
+REFUSED = "refused.jsonl"
+MODELS = "models"  # below the folder of all stores: what generators have learnt
+
+Judge = Callable[[Pixels, Pixels, Float[np.ndarray, "n 4"], Int[np.ndarray, " n"]], Judgement]
 
 
 @dataclass(frozen=True)
 class Made:
-    """What one call of `Library.make` did: a count of images, and the seconds it took to learn and to draw."""
+    """What one call of `Library.make` did: counts of images, dollars, and the seconds it took to learn and to draw."""
 
     made: int
     there: int
     fit_seconds: float
     vary_seconds: float
+    refused: int = 0  # by the generator, in this call
+    taken_over: int = 0  # from a store with the same pixels; not among `made`
+    cost_usd: float = 0.0
 
 
 class Library:
@@ -54,7 +64,7 @@ class Library:
         generator: what makes the variations.
         training: the split's training images, all that a learning generator may see.
         judge: decides what becomes of each box (`boxtwin.labels.transfer`).
-        judge_name: its name; stores differ by it.
+        labels: all that its decisions follow from; stores differ by it.
         dataset: name of the data set.
         classes, category_ids: as in `Dataset`, for the COCO file.
         seed: base of all seeds; one variation's is a hash of it, the source's name and the variation's number.
@@ -67,7 +77,7 @@ class Library:
         training: Sequence[Sample],
         *,
         judge: Judge,
-        judge_name: str,
+        labels: Json,
         dataset: str,
         classes: Sequence[str],
         category_ids: Sequence[int],
@@ -83,14 +93,16 @@ class Library:
         if synthetic:
             raise ValueError(f"a generator learns from real images only, got {', '.join(synthetic[:10])}")
         self.identity: dict[str, Any] = {
+            "format": FORMAT,
             "dataset": dataset,
             "generator": generator.name,
             "parameters": generator.parameters(),
-            "labels": judge_name,
+            "labels": labels,
             "seed": seed,
             "training": [[sample.name, _fingerprint(sample)] for sample in training] if generator.learns else [],
         }
         self.key = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
+        self.root = root
         self.folder = root / f"{generator.name}-{self.key}"
         self.manifest = self.folder / "manifest.jsonl"
 
@@ -117,119 +129,185 @@ class Library:
     def variations(self, sources: Sequence[Sample], per_image: int) -> tuple[Sample, ...]:
         """The first ``per_image`` variations of every source as samples, in the order of the sources.
 
+        Images that the generator could not have, or whose labels were not trusted, are left out.
+
         Raises:
             InputError: one is missing; `make` makes it.
         """
-        lines = self._valid_lines(sources)
+        lines, refused = self._valid_lines(sources), self.refused(sources)
         wanted = [(source, number) for source in sources for number in range(1, per_image + 1)]
-        missing = [f"{source.name} v{number:02d}" for source, number in wanted if (source.name, number) not in lines]
+        missing = [
+            f"{source.name} v{number:02d}"
+            for source, number in wanted
+            if (source.name, number) not in lines and (source.name, number) not in refused
+        ]
         if missing:
             raise InputError(
                 f"{self.folder} lacks {len(missing)} variation(s), {', '.join(missing[:10])}: run generate.py"
             )
+        usable = [
+            (source, lines[source.name, number])
+            for source, number in wanted
+            if (source.name, number) in lines and lines[source.name, number]["labels"]["refused"] is None
+        ]
+        return tuple(self._sample(source, line, image_id) for image_id, (source, line) in enumerate(usable, start=1))
+
+    def missing(self, sources: Sequence[Sample], per_image: int) -> tuple[Request, ...]:
+        """What `make` would ask the generator for: neither here nor in a store with the same pixels."""
+        there, elsewhere = self._valid_lines(sources), self._elsewhere(sources)
         return tuple(
-            self._sample(source, lines[source.name, number], image_id)
-            for image_id, (source, number) in enumerate(wanted, start=1)
+            request
+            for request in self._requests(sources, per_image)
+            if _key(request) not in there and _key(request) not in elsewhere
         )
+
+    def refused(self, sources: Sequence[Sample]) -> dict[tuple[str, int], dict[str, Any]]:
+        """What the generator could not have of ``sources`` as they are, by source and variation, the newest reason."""
+        fingerprints = {source.name: _fingerprint(source) for source in sources}
+        found = {}
+        for line in _whole_lines(self.folder / REFUSED):
+            if fingerprints.get(line["source"]) == line["source_fingerprint"]:
+                found[line["source"], line["variation"]] = line
+        return {key: line for key, line in found.items() if key not in self._valid_lines(sources)}
 
     def lines(self) -> list[dict[str, Any]]:
         """The manifest, oldest line first. A line cut short by a kill does not count."""
-        if not self.manifest.exists():
-            return []
-        content = self.manifest.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()]
+        return _whole_lines(self.manifest)
 
-    def _make(self, sources: Sequence[Sample], per_image: int) -> Made:
-        self._mend_manifest()
-        remove_leftovers(self.folder)
-        there = self._valid_lines(sources)
-        requests = [
+    def _requests(self, sources: Sequence[Sample], per_image: int) -> list[Request]:
+        return [
             Request(source, number, self._seed_of(source, number))
             for number in range(1, per_image + 1)
             for source in sources
-            if (source.name, number) not in there
         ]
+
+    def _make(self, sources: Sequence[Sample], per_image: int) -> Made:
+        for file in (self.manifest, self.folder / REFUSED):
+            _mend(file)
+        remove_leftovers(self.folder)
+        there = self._valid_lines(sources)
+        requests = [request for request in self._requests(sources, per_image) if _key(request) not in there]
         known = len(sources) * per_image - len(requests)
         if not requests:
             if known and not self._annotations_are_fresh():  # a kill came between the last line and the COCO file
                 self._write_annotations()
             return Made(0, known, 0.0, 0.0)
         write_bytes_atomically(self.folder / "store.json", json.dumps(self.identity, indent=1).encode())
+        taken_over = self._take_over(requests)
+        requests = [request for request in requests if _key(request) not in taken_over]
         started = time.perf_counter()
-        self.generator.fit(self.training, self.folder)
+        if requests:
+            models = self.root / MODELS
+            models.mkdir(parents=True, exist_ok=True)
+            self.generator.fit(self.training, models)
         fitted = time.perf_counter()
+        made, cost = self._draw(requests)
+        self._write_annotations()
+        return Made(
+            made=made,
+            there=known,
+            fit_seconds=fitted - started,
+            vary_seconds=time.perf_counter() - fitted,
+            refused=len(requests) - made,
+            taken_over=len(taken_over),
+            cost_usd=cost,
+        )
+
+    def _draw(self, requests: Sequence[Request]) -> tuple[int, float]:
+        """Have the generator make what is asked for; how many there are now, and what they cost."""
+        made, cost, last = 0, 0.0, time.perf_counter()
         progress = tqdm(
             self.generator.vary(requests), total=len(requests), desc=f"{self.generator.name}: variations", unit="image"
         )
-        last = fitted
-        with self.manifest.open("ab") as manifest:
-            for request, variation in zip(requests, progress, strict=True):
-                if variation.request != request:
-                    raise ValueError(f"{self.generator.name} gave variations in another order than asked for")
-                now = time.perf_counter()
-                self._store(variation, now - last, manifest.write)
-                # A line must outlive a power cut: what it names may have been paid for.
-                manifest.flush()
-                os.fsync(manifest.fileno())
-                last = now
-        self._write_annotations()
-        return Made(len(requests), known, fitted - started, time.perf_counter() - fitted)
+        for request, outcome in zip(requests, progress, strict=True):
+            if outcome.request != request:
+                raise ValueError(f"{self.generator.name} gave variations in another order than asked for")
+            now = time.perf_counter()
+            if isinstance(outcome, Refused):
+                log.warning("%s v%02d: %s", request.source.name, request.variation, outcome.reason)
+                self._append(self.folder / REFUSED, self._about(request) | {"reason": outcome.reason})
+            else:
+                self._store(outcome, now - last)
+                made, cost = made + 1, cost + outcome.cost_usd
+            last = now
+        return made, cost
 
-    def _store(self, variation: Variation, seconds: float, write: Callable[[bytes], object]) -> None:
-        source = variation.request.source
+    def _about(self, request: Request) -> dict[str, Any]:
+        return {
+            "source": request.source.name,
+            "source_sha256": request.source.sha256,
+            "source_fingerprint": _fingerprint(request.source),
+            "variation": request.variation,
+            "seed": request.seed,
+            "generator": self.generator.name,
+        }
+
+    def _store(self, variation: Variation, seconds: float) -> None:
+        request = variation.request
+        source = request.source
         original = read_image(source.path)
         if variation.pixels.shape != original.shape or variation.pixels.dtype != original.dtype:
             raise ValueError(
                 f"{self.generator.name}, {source.name}: {original.shape} pixels of {original.dtype} were expected, "
                 f"{variation.pixels.shape} and {variation.pixels.dtype} came"
             )
-        carried = self.judge(original, variation.pixels, variation.boxes, variation.labels)
-        image = Path("images") / _folder_of(source.name) / f"v{variation.request.variation:02d}.png"
+        image = Path("images") / _folder_of(source.name) / f"v{request.variation:02d}.png"
         write_png(self.folder / image, variation.pixels)
-        decisions = Counter(box.decision for box in carried)
+        model = self.generator.model()
         line = {
-            "source": source.name,
-            "source_sha256": source.sha256,
-            "source_fingerprint": _fingerprint(source),
-            "variation": variation.request.variation,
+            **self._about(request),
             "image": image.as_posix(),
             "image_sha256": _sha256(self.folder / image),
-            "seed": variation.request.seed,
-            "generator": self.generator.name,
             "parameters": self.identity["parameters"],
-            "model": {"id": "none (made here)", "revision": self.key},
+            "model": {"id": model.id, "revision": model.revision} if model else {"id": "none", "revision": None},
             "seconds": round(seconds, 4),
-            "cost_usd": 0.0,
-            "labels": {
-                **{decision: decisions[decision] for decision in ("kept", "shifted", "dropped")},
-                "boxes": [asdict(box) for box in carried],
-            },
+            "cost_usd": variation.cost_usd,
+            "record": variation.record,
+            "claimed": {"boxes": variation.boxes.tolist(), "labels": variation.labels.tolist()},
         }
-        write(json.dumps(line).encode() + b"\n")
+        judgement = self.judge(original, variation.pixels, variation.boxes, variation.labels)
+        self._append(self.manifest, line | {"labels": _as_json(judgement)})
 
-    def _mend_manifest(self) -> None:
-        """Cut off a last line that a kill left unfinished: what is appended must start on a line of its own."""
-        if not self.manifest.exists():
-            return
-        content = self.manifest.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self.manifest, whole)
+    def _take_over(self, requests: Sequence[Request]) -> set[tuple[str, int]]:
+        """Link what stores with the same pixels have, and judge it in this store's way."""
+        elsewhere = self._elsewhere([request.source for request in requests])
+        taken = set()
+        for request in tqdm(
+            [request for request in requests if _key(request) in elsewhere],
+            desc=f"{self.generator.name}: labels of variations that are there",
+            unit="image",
+            disable=not elsewhere,
+        ):
+            folder, line = elsewhere[_key(request)]
+            _link(folder / line["image"], self.folder / line["image"])
+            boxes = np.array(line["claimed"]["boxes"], dtype=request.source.boxes.dtype).reshape(-1, 4)
+            labels = np.array(line["claimed"]["labels"], dtype=np.int64)
+            pixels = read_image(self.folder / line["image"])
+            judgement = self.judge(read_image(request.source.path), pixels, boxes, labels)
+            self._append(self.manifest, line | {"labels": _as_json(judgement)})
+            taken.add(_key(request))
+        return taken
+
+    def _elsewhere(self, sources: Sequence[Sample]) -> dict[tuple[str, int], tuple[Path, dict[str, Any]]]:
+        """Folder and line of variations that stores with the same pixels and other labels have."""
+        found = {}
+        for file in sorted(self.root.glob(f"{self.generator.name}-*/store.json")):
+            identity = json.loads(file.read_text())
+            if identity != self.identity and {**identity, "labels": None} == {**self.identity, "labels": None}:
+                for key, line in _valid(file.parent, sources).items():
+                    found[key] = (file.parent, line)
+        return found
+
+    def _append(self, file: Path, line: dict[str, Any]) -> None:
+        with file.open("ab") as lines:
+            lines.write(json.dumps(line).encode() + b"\n")
+            # A line must outlive a power cut: what it names may have been paid for.
+            lines.flush()
+            os.fsync(lines.fileno())
 
     def _valid_lines(self, sources: Sequence[Sample]) -> dict[tuple[str, int], dict[str, Any]]:
         """The lines whose image is there as recorded and whose source has not changed since; the newest one counts."""
-        fingerprints = {source.name: _fingerprint(source) for source in sources}
-        newest = {(line["source"], line["variation"]): line for line in self.lines()}
-        return {
-            key: line
-            for key, line in newest.items()
-            if fingerprints.get(line["source"]) == line["source_fingerprint"] and self._image_is_whole(line)
-        }
-
-    def _image_is_whole(self, line: dict[str, Any]) -> bool:
-        image = self.folder / line["image"]
-        return image.is_file() and _sha256(image) == line["image_sha256"]
+        return _valid(self.folder, sources)
 
     def _seed_of(self, source: Sample, number: int) -> int:
         digest = hashlib.sha256(f"{self.seed}/{source.name}/{number}".encode()).digest()
@@ -259,7 +337,11 @@ class Library:
 
     def _write_annotations(self) -> None:
         """The store as one COCO file, for any other tool."""
-        newest = {(line["source"], line["variation"]): line for line in self.lines() if self._image_is_whole(line)}
+        newest = {
+            (line["source"], line["variation"]): line
+            for line in self.lines()
+            if _image_is_whole(self.folder, line) and line["labels"]["refused"] is None
+        }
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for image_id, (_, line) in enumerate(sorted(newest.items()), start=1):
@@ -287,6 +369,64 @@ class Library:
         ]
         content = {"images": images, "annotations": annotations, "categories": categories}
         write_bytes_atomically(self.folder / "annotations.json", json.dumps(content).encode())
+
+
+def _key(request: Request) -> tuple[str, int]:
+    return request.source.name, request.variation
+
+
+def _as_json(judgement: Judgement) -> dict[str, Any]:
+    decisions = Counter(box.decision for box in judgement.boxes)
+    return {
+        **{decision: decisions[decision] for decision in ("kept", "shifted", "dropped", "added")},
+        "refused": judgement.refused,
+        "boxes": [asdict(box) for box in judgement.boxes],
+    }
+
+
+def _whole_lines(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _mend(file: Path) -> None:
+    """Cut off a last line that a kill left unfinished: what is appended must start on a line of its own."""
+    if not file.exists():
+        return
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(file, whole)
+
+
+def _valid(folder: Path, sources: Iterable[Sample]) -> dict[tuple[str, int], dict[str, Any]]:
+    fingerprints = {source.name: _fingerprint(source) for source in sources}
+    newest = {(line["source"], line["variation"]): line for line in _whole_lines(folder / "manifest.jsonl")}
+    return {
+        key: line
+        for key, line in newest.items()
+        if fingerprints.get(line["source"]) == line["source_fingerprint"] and _image_is_whole(folder, line)
+    }
+
+
+def _image_is_whole(folder: Path, line: dict[str, Any]) -> bool:
+    image = folder / line["image"]
+    return image.is_file() and _sha256(image) == line["image_sha256"]
+
+
+def _link(there: Path, here: Path) -> None:
+    """One file under two names; a copy where the disk has no links. A file at ``here`` is replaced."""
+    here.parent.mkdir(parents=True, exist_ok=True)
+    temporary = here.with_name(f".{here.name}.{os.getpid()}.part")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(there, temporary)
+    except OSError:
+        shutil.copyfile(there, temporary)
+    temporary.replace(here)
 
 
 def _check_sources(sources: Iterable[Sample]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -22,10 +23,11 @@ from tqdm.auto import tqdm
 from boxtwin.datasets.images import Pixels, read_image
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.synthesis.generator import Json, Request, Variation
+from boxtwin.synthesis.generator import Json, Knowledge, Model, Request, Variation
 from boxtwin.synthesis.sdedit import match_texture, noise_levels, object_mask, sdedit, strength_map
 from boxtwin.synthesis.training_crops import Tone, TrainingCrops, is_grey, planes_of
 
+MODEL = "pixel_ddpm"  # what its folder is called
 WEIGHTS_FILE = "weights.safetensors"
 STATE_FILE = "training_state.pt"
 # A state of a few megabytes takes some hundredths of a second to save: noise against 15 s, and 15 s are little to lose.
@@ -71,6 +73,8 @@ class PixelDDPM:
 
     name = "pixel_ddpm"
     learns = True
+    boxes: Knowledge = "carried"
+    remote = False
 
     def __init__(
         self,
@@ -138,6 +142,7 @@ class PixelDDPM:
         self._device = _choose_device(device)
         self._compute_dtype = _choose_dtype(dtype, self._device)
         self._model: _Fitted | None = None
+        self._revision: str | None = None
 
     def parameters(self) -> dict[str, Json]:
         """All settings but the device."""
@@ -153,13 +158,24 @@ class PixelDDPM:
         """
         if not training:
             raise InputError("pixel_ddpm needs at least one training image")
+        identity = self._identity(training)
+        folder = folder / f"{MODEL}-{identity[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
         weights = folder / WEIGHTS_FILE
-        identity = self._identity(training)
-        if not weights.exists():
-            self._train(training, folder, identity)
-            (folder / STATE_FILE).unlink(missing_ok=True)
+        with FileLock(folder / ".lock"):  # stores of several generators share one model
+            if not weights.exists():
+                self._train(training, folder, identity)
+                (folder / STATE_FILE).unlink(missing_ok=True)
         self._model = self._load(weights, identity)
+        self._revision = identity[:12]
+
+    def model(self) -> Model | None:
+        """The network trained here, by the hash of what it follows from."""
+        return Model(MODEL, self._revision) if self._revision else None
+
+    def price_usd(self, source: Sample) -> float:  # noqa: ARG002
+        """Nothing."""
+        return 0.0
 
     def _identity(self, training: Sequence[Sample]) -> str:
         """Hash of what the weights follow from: settings of the training, and names and boxes of its images."""
