@@ -222,6 +222,7 @@ class CompareConfig:
     """What compare.py takes."""
 
     study: str | None = None
+    cells: str | None = None
     folder: str = "reports"
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 

@@ -32,6 +32,7 @@ from boxtwin.errors import InputError
 from boxtwin.evaluation import overlays
 from boxtwin.evaluation.coco_map import coco_figures, coco_results, precision_recall
 from boxtwin.evaluation.counts import best_threshold, count_detections, count_figures, count_objects
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.mixing.datamodule import StudyDataModule
 from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.synthesis.library import Made
@@ -234,6 +235,7 @@ class _Cell:
             for image, name in ((sample.image_id, sample.name) for sample in plan.test)
         ]
         write_bytes_atomically(self.output / "detections.json", json.dumps(coco_results(on_test, ids)).encode())
+        save_matches(self.output / MATCHES_FILE, plan.test, on_test, ids)
         overlays.side_by_side(
             overlays.pick_examples(plan.test, EXAMPLES),
             on_test,
@@ -279,6 +281,8 @@ class _Cell:
             "cell": cell_name(self.config),
             "study": self.config.study,
             "identity": self.cell.identity,
+            "setting": setting_hash(self.config),
+            "overrides": " ".join(HydraConfig.get().overrides.task),
             "params": _params(self.config),
             "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
             "data": {
@@ -292,7 +296,7 @@ class _Cell:
         self.store.log_metrics(self.run_id, metrics)
         pictures = [self.output / name for name in ("overlays.png", "precision_recall.png", "counts.png")]
         write_bytes_atomically(self.output / "result.json", json.dumps(result, indent=1).encode())
-        files = [*pictures, self.output / "detections.json", self.output / "result.json"]
+        files = [*pictures, self.output / "detections.json", self.output / MATCHES_FILE, self.output / "result.json"]
         if self.cell.library:
             files.append(self.cell.library.folder / "contact_sheet.png")
         self.store.log_files(self.run_id, [path for path in files if path.exists()])

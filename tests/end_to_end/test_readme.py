@@ -41,6 +41,7 @@ ELSEWHERE = {
     "python train.py -m dataset=hrsid dataset.root=FOLDER split=s1,s2 variations=0,2,10": "test_study",
     "python compare.py": "test_study",
     "python compare.py study=sar_scenes": "test_comparing_a_certain_study",
+    "python compare.py cells=FOLDER": "test_comparing_a_certain_study",
     "python train.py -m dataset=coco dataset.name=pollen dataset.root=FOLDER split=s1,s2 variations=0,2,10": (
         "test_a_good_coco_set_trains"
     ),
@@ -73,6 +74,10 @@ def test_comparing_a_certain_study(tmp_path: Path):
     run(f"train.py {SMALL}", tmp_path)
     run(f"train.py {SMALL} study=another", tmp_path)
     assert "study sar_scenes: 1 cells" in run("compare.py study=sar_scenes", tmp_path)
+    from_folders = run("compare.py cells=multirun/another", tmp_path)
+    from_mlflow = run("compare.py study=another", tmp_path)
+    assert from_folders == from_mlflow
+    assert "holds no folder of a cell" in run("compare.py cells=mlruns", tmp_path, code=1)
     printed = run("compare.py study=nothing", tmp_path, code=1)
     assert "no cells of a study called nothing" in printed
     assert "Traceback" not in printed

@@ -9,15 +9,9 @@ import pytest
 
 from boxtwin.datasets.images import read_image, write_png
 from boxtwin.errors import InputError
-from boxtwin.studies.report import (
-    Cell,
-    condition_table,
-    plot_curves,
-    text_table,
-    verdict,
-    write_csv,
-    write_report,
-)
+from boxtwin.studies.comparison import Figures, contrasts
+from boxtwin.studies.report import Cell, condition_table, plot_curves, text_table, write_csv, write_report
+from boxtwin.studies.verdict import verdict
 
 
 def make_cell(split="s2", variations=0, seed=0, ap50=0.4, mae=1.0, real=40, generator="pixel_ddpm", **changes):
@@ -49,6 +43,10 @@ def make_cell(split="s2", variations=0, seed=0, ap50=0.4, mae=1.0, real=40, gene
     return replace(cell, **changes)
 
 
+def said(rows):
+    return verdict(rows, contrasts(rows, Figures({})))
+
+
 def row_of(rows, split, variations, generator=None):
     found = [r for r in rows if (r.split, r.variations) == (split, variations) and generator in (None, r.generator)]
     assert len(found) == 1
@@ -67,7 +65,7 @@ def test_differences_are_taken_seed_by_seed():
     assert row.ap50_change.mean == pytest.approx((0.05 - 0.02) / 2)
     assert (row.ap50_change.low, row.ap50_change.high) == pytest.approx((-0.02, 0.05))
     # the sentence speaks of the two pairs only
-    (sentence,) = verdict(condition_table(cells))
+    (sentence,) = said(condition_table(cells))
     assert "AP50 50.0 -> 51.5 (+1.5, better; -2.0 to +5.0 over seeds)" in sentence
     assert "2 paired seeds: not enough runs to tell" in sentence
 
@@ -76,7 +74,7 @@ def test_without_a_common_seed_means_are_compared_and_that_is_said():
     rows = condition_table([make_cell(seed=0, ap50=0.4), make_cell(variations=2, seed=1, ap50=0.5)])
     change = row_of(rows, "s2", 2).ap50_change
     assert (change.pairs, change.mean) == (0, pytest.approx(0.1))
-    assert "No seed in common: not enough runs to tell" in verdict(rows)[0]
+    assert "No seed in common: not enough runs to tell" in said(rows)[0]
 
 
 def test_one_baseline_serves_every_generator_but_no_other_setting():
@@ -92,39 +90,40 @@ def test_one_baseline_serves_every_generator_but_no_other_setting():
 
 def test_the_sentence_of_a_single_run():
     rows = condition_table([make_cell(ap50=0.412, mae=1.15), make_cell(variations=10, ap50=0.43, mae=1.47)])
-    assert verdict(rows) == [
+    assert said(rows) == [
         "s2, 10 variations (pixel_ddpm): AP50 41.2 -> 43.0 (+1.8, better), count MAE 1.15 -> 1.47 (+0.32, worse). "
         "One seed: not enough runs to tell chance from effect."
     ]
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 5, 6, 9])
-def test_certainty_is_never_claimed(seeds):
+def test_fewer_than_six_seeds_claim_nothing(seeds):
     cells = [make_cell(seed=s, ap50=0.4) for s in range(seeds)]
     cells += [make_cell(variations=10, seed=s, ap50=0.9) for s in range(seeds)]
-    text = " ".join(verdict(condition_table(cells)))
+    text = " ".join(said(condition_table(cells)))
     assert "significant" not in text
     assert ("not enough runs to tell" in text) == (seeds < 6)
+    assert (", established" in text) == (seeds >= 6)
 
 
 def test_yardstick_is_more_real_data():
     rows = condition_table([make_cell(ap50=0.4, mae=1.2), make_cell("s1", real=80, ap50=0.5, mae=0.9)])
-    assert verdict(rows)[0].startswith(
+    assert said(rows)[0].startswith(
         "Yardstick, twice the real data (s1 with 80 instead of s2 with 40 real images; no variations): "
         "AP50 40.0 -> 50.0 (+10.0, better), count MAE 1.20 -> 0.90 (-0.30, better)."
     )
 
 
 def test_missing_baseline_no_change_and_unknown_figures_are_said():
-    (alone,) = verdict(condition_table([make_cell(variations=2)]))
+    (alone,) = said(condition_table([make_cell(variations=2)]))
     assert "No finished run without variations" in alone
-    (same,) = verdict(condition_table([make_cell(), make_cell(variations=1)]))
+    (same,) = said(condition_table([make_cell(), make_cell(variations=1)]))
     assert "1 variation (pixel_ddpm): AP50 40.0 -> 40.0 (no change)" in same
-    (unknown,) = verdict(condition_table([make_cell(ap50=math.nan), make_cell(variations=2)]))
+    (unknown,) = said(condition_table([make_cell(ap50=math.nan), make_cell(variations=2)]))
     assert "AP50 - -> 40.0 (unknown), count MAE 1.00 -> 1.00 (no change)" in unknown
-    (base,) = verdict(condition_table([make_cell()]))
+    (base,) = said(condition_table([make_cell()]))
     assert "No finished cell with variations" in base
-    assert verdict([]) == ["No finished cell: there is nothing to compare."]
+    assert said([]) == ["No finished cell: there is nothing to compare."]
 
 
 def test_only_finished_cells_enter_and_no_run_counts_twice():

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mlflow.entities import Run
 from omegaconf import DictConfig
 
 from boxtwin.errors import InputError
-from boxtwin.studies.conditions import Cell, condition_table
-from boxtwin.studies.report import text_table, verdict, write_report
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE
+from boxtwin.studies.comparison import Figures, contrasts
+from boxtwin.studies.conditions import FINISHED, Cell, Row, condition_table
+from boxtwin.studies.evidence import Evidence
+from boxtwin.studies.report import text_table, write_report
+from boxtwin.studies.verdict import verdict
 from boxtwin.tracking.mlflow_runs import Store
 
 log = logging.getLogger(__name__)
@@ -19,9 +27,19 @@ log = logging.getLogger(__name__)
 def compare_study(config: DictConfig) -> Path:
     """Print the table of a study and what it says, write its report, log both to MLflow; returns the report's path.
 
+    With ``cells=FOLDER`` the cells are read from their folders below it, and nothing is logged.
+
     Raises:
         InputError: there is no such study, or no cell in it.
     """
+    if config.cells is not None:
+        cells = cells_in(Path(config.cells))
+        study = config.study or cells[0].study
+        cells = [replace(cell, study=study) for cell in cells]
+        evidence = {cell.run_id: found for cell in cells if (found := Evidence.load(Path(cell.output_dir))) is not None}
+        page, rows, sentences = _report(cells, evidence, Path(config.folder) / study)
+        _print(study, cells, rows, sentences, page)
+        return page
     folder = Path(config.tracking.folder)
     if config.tracking.uri is None and not (folder / "mlflow.db").exists():
         raise InputError(f"there are no runs in {folder}; make some: python train.py -m split=s1,s2 variations=0,2,10")
@@ -29,20 +47,81 @@ def compare_study(config: DictConfig) -> Path:
     study = config.study or last_study(store)
     cells = collect_cells(store, study)
     report = Path(config.folder) / study
-    page = write_report(cells, report)
-    rows = condition_table(cells)
+    page, rows, sentences = _report(cells, _evidence(store, cells), report)
     run_id = store.begin_comparison(study=study)
     store.log_files(run_id, [page, report / "comparison.csv", report / "curves.png"])
     store.end(run_id, "FINISHED")
+    _print(study, cells, rows, sentences, page)
+    return page
+
+
+def _report(cells: Sequence[Cell], evidence: Mapping[str, Evidence], folder: Path) -> tuple[Path, list[Row], list[str]]:
+    page = write_report(cells, folder, evidence)
+    rows = condition_table(cells)
+    return page, rows, verdict(rows, contrasts(rows, Figures(evidence)))
+
+
+def _print(study: str, cells: Sequence[Cell], rows: Sequence[Row], sentences: Sequence[str], page: Path) -> None:
     print(f"study {study}: {len(cells)} cells\n")
     print(text_table(rows))
     print()
-    print("\n".join(verdict(rows)))
-    unfinished = [cell for cell in cells if cell.status != "FINISHED"]
+    print("\n".join(sentences))
+    unfinished = [cell for cell in cells if cell.status != FINISHED]
     if unfinished:
         print(f"\nNot in the table: {', '.join(f'{cell.name} ({cell.status})' for cell in unfinished)}")
     print(f"\nreport: {page}")
-    return page
+
+
+def _evidence(store: Store, cells: Sequence[Cell]) -> dict[str, Evidence]:
+    """What finished cells keep, from their folders, or from the store where those are on another machine."""
+    found = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for cell in cells:
+            if cell.status != FINISHED:
+                continue
+            kept = Evidence.load(Path(cell.output_dir))
+            if kept is None:
+                folder = Path(temporary) / cell.run_id
+                store.fetch_files(cell.run_id, (MATCHES_FILE, "result.json"), folder)
+                kept = Evidence.load(folder)
+            if kept is not None:
+                found[cell.run_id] = kept
+    return found
+
+
+def cells_in(folder: Path) -> list[Cell]:
+    """The finished cells whose folders lie in ``folder``: what `train.py` leaves there, or copies of it.
+
+    Raises:
+        InputError: there are none.
+    """
+    cells = []
+    for file in sorted(folder.glob("*/result.json")):
+        content = json.loads(file.read_text())
+        params = content["params"]
+        metrics = {name: float("nan") if value is None else value for name, value in content["metrics"].items()}
+        cells.append(
+            Cell(
+                study=content["study"],
+                dataset=params["dataset"],
+                split=params["split"],
+                variations=int(params["variations"]),
+                generator=params["generator"],
+                detector=params["detector"],
+                seed=int(params["seed"]),
+                steps=int(params["steps"]),
+                setting=content.get("setting", "unknown"),  # cells of older versions do not say
+                metrics=metrics,
+                run_id=file.parent.name,
+                minutes=metrics.get("time/total", float("nan")) / 60,
+                output_dir=str(file.parent),
+                status=FINISHED,
+                overrides=content.get("overrides", ""),
+            )
+        )
+    if not cells:
+        raise InputError(f"cells={folder} holds no folder of a cell, with a result.json in it")
+    return sorted(cells, key=lambda cell: (cell.split, cell.generator, cell.variations, cell.seed))
 
 
 def last_study(store: Store) -> str:

@@ -82,6 +82,7 @@ class Row:
     variations: int
     steps: int
     seeds: tuple[int, ...]
+    runs: tuple[str, ...]  # run ids, in the order of the seeds
     ap: Estimate
     ap50: Estimate
     count_mae: Estimate
@@ -135,6 +136,7 @@ def _row(key: tuple[str, str, str, int, str, str, int], runs: dict[int, Cell], b
         variations=variations,
         steps=steps,
         seeds=tuple(sorted(runs)),
+        runs=tuple(runs[seed].run_id for seed in sorted(runs)),
         ap=_estimate(runs, "test/map"),
         ap50=_estimate(runs, "test/map_50"),
         count_mae=_estimate(runs, "test/count_mae"),

@@ -5,133 +5,33 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import cv2
 import jinja2
 import numpy as np
 
 from boxtwin.datasets.images import read_image, write_bytes_atomically
+from boxtwin.studies.comparison import Figures, contrasts
 from boxtwin.studies.conditions import (
     FINISHED,
     Cell,
     Estimate,
     Row,
     condition_table,
-    difference,
     prefixes,
 )
 from boxtwin.studies.curves import CURVES, curve_svg, plot_curves
+from boxtwin.studies.evidence import Evidence
+from boxtwin.studies.verdict import count, number, percent, verdict
 
-__all__ = ["Cell", "Row", "condition_table", "plot_curves", "text_table", "verdict", "write_csv", "write_report"]
+__all__ = ["Cell", "Row", "condition_table", "plot_curves", "text_table", "write_csv", "write_report"]
 
-# With n paired seeds the smallest two-sided p of a sign or permutation test is 2 / 2^n: 0.06 for 5 pairs, 0.03 for 6.
-ENOUGH_PAIRS = 6
 MAX_EXAMPLES = 4
 EXAMPLE_WIDTH = 1000  # pixels: boxes stay readable on a wide screen, and the report stays below some megabytes
-
-
-def verdict(rows: Sequence[Row]) -> list[str]:
-    """What the rows say, one sober sentence or two per condition, and no more certainty than the runs carry."""
-    if not rows:
-        return ["No finished cell: there is nothing to compare."]
-    prefix = prefixes(rows)
-    sentences = []
-    for row in rows:
-        if not row.variations:
-            continue
-        what = f"{prefix(row)}{row.split}, {_plural(row.variations, 'variation')} ({row.generator})"
-        baseline = _baseline(rows, row)
-        if baseline is None:
-            sentences.append(
-                f"{what}: AP50 {_percent(row.ap50.mean)}, count MAE {_count(row.count_mae.mean)}. "
-                "No finished run without variations to hold it against."
-            )
-        else:
-            sentences.append(f"{what}: {_movement(baseline, row)}")
-    for fewer, more in _yardsticks(rows):
-        sizes = (
-            f"{more.split} with {more.real_images:g} instead of {fewer.split} with {fewer.real_images:g} real images"
-        )
-        amount = "twice the real data" if more.real_images == 2 * fewer.real_images else "more real data"
-        sentences.append(f"{prefix(more)}Yardstick, {amount} ({sizes}; no variations): {_movement(fewer, more)}")
-    if not sentences:
-        figures = "; ".join(
-            f"{prefix(row)}{row.split}: AP50 {_percent(row.ap50.mean)}, count MAE {_count(row.count_mae.mean)}"
-            for row in rows
-        )
-        return [f"No finished cell with variations. Without variations, {figures}."]
-    return sentences
-
-
-def _movement(old: Row, new: Row) -> str:
-    """`AP50 41.2 -> 43.0 (+1.8), count MAE 1.15 -> 1.47 (+0.32, worse). …`: both means over the seeds compared."""
-    parts, pairs = [], 0
-    for name, before, after, form, lower_is_better in (
-        ("AP50", old.ap50, new.ap50, _percent, False),
-        ("count MAE", old.count_mae, new.count_mae, _count, True),
-    ):
-        change = difference(after, before)
-        shared = {seed for seed, _ in before.by_seed} & {seed for seed, _ in after.by_seed}
-        if change.pairs:
-            before, after = (Estimate(tuple(p for p in e.by_seed if p[0] in shared)) for e in (before, after))
-        step = form(change.mean, signed=True)
-        if step != "-" and float(step):
-            step += ", better" if (change.mean < 0) == lower_is_better else ", worse"
-        else:
-            step = "unknown" if step == "-" else "no change"
-        if change.pairs > 1:
-            step += f"; {form(change.low, signed=True)} to {form(change.high, signed=True)} over seeds"
-        parts.append(f"{name} {form(before.mean)} -> {form(after.mean)} ({step})")
-        pairs = max(pairs, change.pairs)
-    return f"{', '.join(parts)}. {_certainty(pairs)}"
-
-
-def _certainty(pairs: int) -> str:
-    if pairs >= ENOUGH_PAIRS:
-        return f"{pairs} paired seeds."
-    runs = {0: "No seed in common", 1: "One seed"}.get(pairs, f"{pairs} paired seeds")
-    return f"{runs}: not enough runs to tell chance from effect."
-
-
-def _baseline(rows: Sequence[Row], row: Row) -> Row | None:
-    same = (r for r in rows if not r.variations and r.split == row.split and r.condition == row.condition)
-    return next(same, None)
-
-
-def _yardsticks(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Neighbouring sizes of real data among the rows without variations, smaller first."""
-    plain = sorted(
-        (row for row in rows if not row.variations and math.isfinite(row.real_images)),
-        key=lambda row: (row.condition, row.real_images),
-    )
-    return [
-        (fewer, more)
-        for fewer, more in itertools.pairwise(plain)
-        if fewer.condition == more.condition and fewer.real_images < more.real_images
-    ]
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _percent(value: float, *, signed: bool = False) -> str:
-    return _number(100 * value, 1, signed)
-
-
-def _count(value: float, *, signed: bool = False) -> str:
-    return _number(value, 2, signed)
-
-
-def _number(value: float, decimals: int, signed: bool) -> str:
-    if not math.isfinite(value):
-        return "-"
-    text = f"{value:+.{decimals}f}" if signed else f"{value:.{decimals}f}"
-    return text.replace("-", "+" if signed else "") if float(text) == 0 else text
 
 
 def table_columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -153,7 +53,7 @@ def table_columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     headings += ["real", "synthetic", "minutes"]
     body = []
     for row in rows:
-        changes = (row.ap50_change, _percent), (row.count_mae_change, _count)
+        changes = (row.ap50_change, percent), (row.count_mae_change, count)
         ap50_change, mae_change = ("" if c is None else form(c.mean, signed=True) for c, form in changes)
         body.append(
             [
@@ -162,15 +62,15 @@ def table_columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
                 str(row.variations),
                 row.generator,
                 str(len(row.seeds)),
-                _ranged(row.ap, _percent),
-                _ranged(row.ap50, _percent),
+                _ranged(row.ap, percent),
+                _ranged(row.ap50, percent),
                 ap50_change,
-                _ranged(row.count_mae, _count),
+                _ranged(row.count_mae, count),
                 mae_change,
-                _count(row.count_bias.mean, signed=True),
-                _number(row.real_images, 0, False),
-                _number(row.synthetic_images, 0, False),
-                _number(row.minutes, 1, False),
+                count(row.count_bias.mean, signed=True),
+                number(row.real_images, 0, False),
+                number(row.synthetic_images, 0, False),
+                number(row.minutes, 1, False),
             ]
         )
     return headings, body
@@ -222,7 +122,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     write_bytes_atomically(path, text.getvalue().encode())
 
 
-def write_report(cells: Sequence[Cell], folder: Path) -> Path:
+def write_report(cells: Sequence[Cell], folder: Path, evidence: Mapping[str, Evidence] = MappingProxyType({})) -> Path:
     """Write ``index.html`` (self-contained), ``comparison.csv`` and ``curves.png`` into ``folder``; the HTML's path.
 
     Cells that failed or did not finish are listed; examples are taken from ``overlays.png`` in the cells' folders.
@@ -238,7 +138,7 @@ def write_report(cells: Sequence[Cell], folder: Path) -> Path:
     page = environment.get_template("report.html").render(
         title=", ".join(sorted({cell.study for cell in cells})) or "no study",
         facts=_facts(rows),
-        verdict=verdict(rows),
+        verdict=verdict(rows, contrasts(rows, Figures(evidence))),
         curves=[(_data_uri("svg+xml", curve_svg(rows, m)), _curve_text(rows, m)) for m in CURVES] if rows else [],
         headings=headings,
         body=body,
@@ -262,7 +162,7 @@ def _facts(rows: Sequence[Row]) -> str:
 
 
 def _curve_text(rows: Sequence[Row], measure: str) -> str:
-    name, form = {"ap50": ("AP50 in percent", _percent), "count_mae": ("Count MAE", _count)}[measure]
+    name, form = {"ap50": ("AP50 in percent", percent), "count_mae": ("Count MAE", count)}[measure]
     prefix = prefixes(rows)
     points = [f"{prefix(r)}{r.split} x{r.variations} {r.generator} {form(getattr(r, measure).mean)}" for r in rows]
     return f"{name} against variations per real image: {'; '.join(points)}."

@@ -130,6 +130,14 @@ class Store:
         for path in paths:
             self.client.log_artifact(run_id, str(path))
 
+    def fetch_files(self, run_id: str, names: Sequence[str], to: Path) -> None:
+        """Copy artifacts into a folder; those that the run does not have are left out."""
+        there = {entry.path for entry in self.client.list_artifacts(run_id)}
+        to.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if name in there:
+                self.client.download_artifacts(run_id, name, str(to))
+
     def log_data(self, run_id: str, *, name: str, digest: str, source: str, side: str, images: int) -> None:
         """Log a set of images as a data-set input of a run. MLflow keeps 36 characters of a digest."""
         entity = DatasetEntity(

@@ -1,0 +1,190 @@
+"""Conditions held against each other pair by pair: how large a difference is, and how sure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from boxtwin.errors import InputError
+from boxtwin.studies.conditions import Row
+from boxtwin.studies.conditions import difference as mean_change
+from boxtwin.studies.evidence import FIGURES, Evidence
+from boxtwin.studies.inference import (
+    LEAST_PAIRS,
+    SIGNIFICANT,
+    Interval,
+    hierarchical_interval,
+    holm,
+    image_counts,
+    pairs_needed,
+    sign_flip_p,
+)
+
+CONTROLS = ("repeat", "copy_paste")
+FIELDS = {"map": "ap", "map_50": "ap50", "count_mae": "count_mae"}  # of a `Row`
+MOST_FLIPS = 20
+RESAMPLES = 1000
+RESAMPLING_SEED = 0  # the same resamples for all cells of all studies
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One figure of one condition less that of another, over the seeds that both have.
+
+    ``interval`` is None with fewer than two pairs, or where cells keep no matches. ``p`` is not corrected, ``p_holm``
+    is, for all differences of this figure that the table makes.
+    """
+
+    figure: str
+    mean: float  # with no pairs, the difference of the means
+    pairs: int
+    low: float  # least and greatest of the pairs
+    high: float
+    interval: Interval | None
+    p: float
+    p_holm: float = math.nan
+    family: int = 1  # differences that were corrected together
+
+    @property
+    def established(self) -> bool:
+        """Whether chance is ruled out at 5 %, all differences of the table taken together."""
+        return self.p_holm <= SIGNIFICANT
+
+    @property
+    def could_be_established(self) -> bool:
+        """Whether so few pairs could have ruled chance out at all."""
+        return self.pairs >= max(LEAST_PAIRS, pairs_needed(self.family))
+
+
+class Figures:
+    """Figures of cells on the test images and on resamples of them, each worked out once.
+
+    Cells must have been tested on the same images; `differences` compares no others.
+    """
+
+    def __init__(self, evidence: Mapping[str, Evidence]) -> None:
+        self._evidence = dict(evidence)  # by run id
+        self._counts: dict[int, Float[np.ndarray, "_resamples _images"]] = {}
+        self._known: dict[str, dict[str, Float[np.ndarray, " resamples"]]] = {}
+
+    def of(self, run: str) -> dict[str, Float[np.ndarray, " resamples"]] | None:
+        """`FIGURES` of a run: first on the images as they are, then on every resample. None without evidence."""
+        if run not in self._evidence:
+            return None
+        if run not in self._known:
+            images = len(self._evidence[run].names)
+            if images not in self._counts:
+                resamples = image_counts(images, RESAMPLES, RESAMPLING_SEED)
+                self._counts[images] = np.concatenate([np.ones((1, images)), resamples])
+            self._known[run] = self._evidence[run].figures(self._counts[images])
+        return self._known[run]
+
+    def images(self, run: str) -> tuple[str, ...]:
+        """Names of the test images of a run."""
+        return self._evidence[run].names if run in self._evidence else ()
+
+
+def difference(figure: str, new: Row, old: Row, figures: Figures) -> Difference:
+    """One figure of ``new`` less that of ``old``, seed by seed.
+
+    Raises:
+        InputError: runs of the two were tested on different images.
+    """
+    after, before = (getattr(row, FIELDS[figure]) for row in (new, old))
+    change = mean_change(after, before)
+    if not change.pairs:
+        return Difference(figure, change.mean, 0, math.nan, math.nan, None, math.nan)
+    values = dict(before.by_seed)
+    shared = [(seed, value - values[seed]) for seed, value in after.by_seed if seed in values]
+    p = sign_flip_p([value for _, value in shared]) if len(shared) <= MOST_FLIPS else math.nan
+    interval = _interval(figure, [seed for seed, _ in shared], new, old, figures) if len(shared) > 1 else None
+    return Difference(figure, change.mean, change.pairs, change.low, change.high, interval, p)
+
+
+def _interval(figure: str, seeds: Sequence[int], new: Row, old: Row, figures: Figures) -> Interval | None:
+    resampled, images = [], set()
+    for seed in seeds:
+        runs = [dict(zip(row.seeds, row.runs, strict=True))[seed] for row in (new, old)]
+        after, before = (figures.of(run) for run in runs)
+        if after is None or before is None:
+            return None
+        images |= {figures.images(run) for run in runs}
+        if len(images) > 1:
+            raise InputError(f"runs {runs[0]} and {runs[1]} were tested on different images and cannot be compared")
+        resampled.append(after[figure] - before[figure])
+    together = np.stack(resampled)
+    (names,) = images
+    return hierarchical_interval(together[:, 0], together[:, 1:], images=len(names))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two conditions, and by how much the new one differs in each of `FIGURES`."""
+
+    kind: Literal["variations", "control", "yardstick"]
+    new: Row
+    old: Row
+    differences: Mapping[str, Difference]
+
+
+def contrasts(rows: Sequence[Row], figures: Figures) -> list[Contrast]:
+    """All that a study's table says against each other: variations against none, generators against controls at the
+    same count, more real images against fewer. Each kind is a family of its own for Holm's correction.
+    """
+    pairs: list[tuple[Literal["variations", "control", "yardstick"], Row, Row]] = []
+    for row in rows:
+        base = baseline(rows, row)
+        if row.variations and base is not None:
+            pairs.append(("variations", row, base))
+    for row, other in itertools.product(rows, rows):
+        alike = (row.split, row.variations, row.condition) == (other.split, other.variations, other.condition)
+        if row.variations and alike and row.generator not in CONTROLS and other.generator in CONTROLS:
+            pairs.append(("control", row, other))
+    pairs += [("yardstick", more, fewer) for fewer, more in yardsticks(rows)]
+    found = []
+    for kind, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
+        members = list(group)
+        by_figure = {
+            figure: corrected([difference(figure, new, old, figures) for _, new, old in members]) for figure in FIGURES
+        }
+        for place, (_, new, old) in enumerate(members):
+            found.append(Contrast(kind, new, old, {figure: by_figure[figure][place] for figure in FIGURES}))
+    return found
+
+
+def baseline(rows: Sequence[Row], row: Row) -> Row | None:
+    """The same condition without variations."""
+    same = (r for r in rows if not r.variations and r.split == row.split and r.condition == row.condition)
+    return next(same, None)
+
+
+def yardsticks(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Neighbouring sizes of real data among the rows without variations, smaller first."""
+    plain = sorted(
+        (row for row in rows if not row.variations and math.isfinite(row.real_images)),
+        key=lambda row: (row.condition, row.real_images),
+    )
+    return [
+        (fewer, more)
+        for fewer, more in itertools.pairwise(plain)
+        if fewer.condition == more.condition and fewer.real_images < more.real_images
+    ]
+
+
+def corrected(differences: Sequence[Difference]) -> list[Difference]:
+    """The differences of one table with Holm's correction, figure by figure, in the order given."""
+    result = list(differences)
+    by_figure: dict[str, list[int]] = {}
+    for index, found in enumerate(differences):
+        by_figure.setdefault(found.figure, []).append(index)
+    for places in by_figure.values():
+        known = [place for place in places if not math.isnan(differences[place].p)]
+        for place, p in zip(known, holm([differences[place].p for place in known]), strict=True):
+            result[place] = replace(differences[place], p_holm=p, family=len(known))
+    return result

@@ -1,0 +1,60 @@
+"""What a cell keeps of its test: enough to work its figures out again for any resample of the test images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from boxtwin.errors import InputError
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE, ResampledAP, load_matches
+
+FIGURES = ("map", "map_50", "count_mae")  # those that conditions are held against each other by
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The matches of a cell's detections, and its counts, image by image in the order of ``matches``."""
+
+    matches: Mapping[str, ResampledAP]  # by the names of `boxtwin.evaluation.resampled_ap.AREAS`
+    names: tuple[str, ...]  # file names of the test images
+    true: Int[np.ndarray, " images"]
+    found: Int[np.ndarray, " images"]
+
+    @classmethod
+    def load(cls, folder: Path) -> Evidence | None:
+        """From the folder of a cell; None if it keeps no matches, as cells of older versions do not.
+
+        Raises:
+            InputError: counts and matches are of different images.
+        """
+        if not (folder / MATCHES_FILE).exists() or not (folder / "result.json").exists():
+            return None
+        matches = load_matches(folder / MATCHES_FILE)
+        counts = {entry["image_id"]: entry for entry in json.loads((folder / "result.json").read_text())["counts"]}
+        image_ids = matches["all"].image_ids
+        if set(counts) != set(image_ids):
+            raise InputError(
+                f"{folder}: result.json and {MATCHES_FILE} are of different test images; run the cell again"
+            )
+        in_order = [counts[image_id] for image_id in image_ids]
+        return cls(
+            matches,
+            tuple(str(entry["file_name"]) for entry in in_order),
+            np.array([entry["true"] for entry in in_order], dtype=np.int64),
+            np.array([entry["found"] for entry in in_order], dtype=np.int64),
+        )
+
+    def figures(self, counts: Float[np.ndarray, "resamples images"]) -> dict[str, Float[np.ndarray, " resamples"]]:
+        """`FIGURES` on resamples of the test images, ``counts`` saying how often each image is in each."""
+        by_threshold = self.matches["all"](counts)
+        errors = np.abs(self.found - self.true).astype(np.float64)
+        return {
+            "map": by_threshold.mean(axis=1),
+            "map_50": by_threshold[:, 0],
+            "count_mae": counts @ errors / counts.sum(axis=1),
+        }

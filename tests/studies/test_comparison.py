@@ -1,0 +1,198 @@
+"""Differences between conditions, from the folders that cells leave."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.errors import InputError
+from boxtwin.evaluation.coco_map import coco_figures
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
+from boxtwin.studies.comparison import RESAMPLES, Figures, contrasts, corrected, difference
+from boxtwin.studies.conditions import Cell, Row, condition_table
+from boxtwin.studies.evidence import Evidence
+from boxtwin.studies.verdict import verdict
+
+IMAGES = 30
+
+
+def samples_of(images: int) -> list[Sample]:
+    rng = np.random.default_rng(0)
+    samples = []
+    for number in range(1, images + 1):
+        n = int(rng.integers(1, 6))
+        corner = rng.uniform(0, 400, (n, 2))
+        samples.append(
+            Sample(
+                name=f"{number}.png",
+                path=Path(f"{number}.png"),
+                width=500,
+                height=500,
+                image_id=number,
+                boxes=np.concatenate([corner, corner + 40], axis=1),
+                labels=np.zeros(n, dtype=np.int64),
+                areas=np.full(n, 1600.0),
+                crowd=np.zeros(n, dtype=bool),
+            )
+        )
+    return samples
+
+
+def write_cell(folder: Path, rng: np.random.Generator, share: float, images: int = IMAGES) -> dict[str, float]:
+    """A cell that finds each object with probability ``share``; its figures."""
+    samples, found, counts = samples_of(images), {}, []
+    for sample in samples:
+        hit = rng.random(len(sample.boxes)) < share
+        boxes = np.concatenate([sample.boxes[hit] + rng.normal(0, 2, (int(hit.sum()), 4)), [[450, 450, 480, 480]]])
+        found[sample.image_id] = Detections(boxes, np.sort(rng.random(len(boxes)))[::-1], np.zeros(len(boxes), int))
+        counts.append(
+            {"image_id": sample.image_id, "file_name": sample.name, "true": len(hit), "found": int(hit.sum())}
+        )
+    folder.mkdir(parents=True)
+    save_matches(folder / MATCHES_FILE, samples, found, [1])
+    (folder / "result.json").write_text(json.dumps({"counts": counts}))
+    figures = coco_figures(samples, found, [1])
+    return {
+        "map": figures["map"],
+        "map_50": figures["map_50"],
+        "count_mae": float(np.mean([abs(entry["true"] - entry["found"]) for entry in counts])),
+    }
+
+
+def test_a_cell_says_the_same_from_its_folder(tmp_path: Path) -> None:
+    figures = write_cell(tmp_path / "a", np.random.default_rng(1), 0.7)
+    evidence = Evidence.load(tmp_path / "a")
+    assert evidence is not None
+    again = evidence.figures(np.ones((1, IMAGES)))
+    assert {name: pytest.approx(value[0], abs=1e-9) for name, value in again.items()} == figures
+    # Twice the first image and no other: its own error.
+    counts = np.zeros((1, IMAGES))
+    counts[0, 0] = 2
+    assert evidence.figures(counts)["count_mae"][0] == abs(int(evidence.true[0]) - int(evidence.found[0]))
+
+
+def test_folders_without_matches_and_with_those_of_other_images(tmp_path: Path) -> None:
+    assert Evidence.load(tmp_path) is None
+    write_cell(tmp_path / "a", np.random.default_rng(1), 0.7)
+    write_cell(tmp_path / "b", np.random.default_rng(1), 0.7, images=10)
+    (tmp_path / "b" / MATCHES_FILE).replace(tmp_path / "a" / MATCHES_FILE)
+    with pytest.raises(InputError, match="different test images"):
+        Evidence.load(tmp_path / "a")
+
+
+def study(tmp_path: Path, shares: dict[tuple[int, str], float], seeds: int) -> tuple[list[Row], Figures]:
+    """The rows of a study whose conditions (variations, generator) find so much, and what its cells keep."""
+    cells, evidence = [], {}
+    for (variations, generator), share in shares.items():
+        for seed in range(seeds):
+            run = f"{generator}-{variations}-{seed}"
+            figures = write_cell(tmp_path / run, np.random.default_rng([seed, variations, *generator.encode()]), share)
+            loaded = Evidence.load(tmp_path / run)
+            assert loaded is not None
+            evidence[run] = loaded
+            cells.append(cell(run, variations, generator, seed, figures))
+    return condition_table(cells), Figures(evidence)
+
+
+def cell(run: str, variations: int, generator: str, seed: int, figures: dict[str, float]) -> Cell:
+    return Cell(
+        study="demo",
+        dataset="sar_scenes",
+        split="s2",
+        variations=variations,
+        generator=generator,
+        detector="yolov3_nano",
+        seed=seed,
+        steps=300,
+        setting="3f2a",
+        metrics={f"test/{name}": value for name, value in figures.items()} | {"data/real_images": 40.0},
+        run_id=run,
+        minutes=1.0,
+        output_dir="",
+        status="FINISHED",
+    )
+
+
+def test_a_clear_gain_and_none(tmp_path: Path) -> None:
+    rows, figures = study(tmp_path, {(0, "none"): 0.5, (2, "better"): 0.8}, seeds=6)
+    (gain,) = contrasts(rows, figures)
+    assert (gain.kind, gain.new.generator, gain.old.variations) == ("variations", "better", 0)
+    for found in gain.differences.values():
+        assert found.interval is not None
+        assert found.mean == pytest.approx(found.interval.mean, abs=1e-9)
+    ap50, errors = gain.differences["map_50"], gain.differences["count_mae"]
+    assert ap50.interval is not None
+    assert errors.interval is not None
+    assert ap50.interval.low > 0.1
+    assert errors.interval.high < 0
+    assert ap50.low <= ap50.interval.mean <= ap50.high
+    assert ap50.p == ap50.p_holm == 2 / 64
+    assert ap50.established
+    assert ap50.could_be_established
+
+
+def test_six_seeds_cannot_carry_two_comparisons(tmp_path: Path) -> None:
+    rows, figures = study(tmp_path, {(0, "none"): 0.5, (2, "better"): 0.8, (2, "repeat"): 0.5}, seeds=6)
+    better, repeat, control = contrasts(rows, figures)
+    assert [c.kind for c in (better, repeat, control)] == ["variations", "variations", "control"]
+    ap50, nothing = better.differences["map_50"], repeat.differences["map_50"]
+    assert nothing.interval is not None
+    assert nothing.interval.low < 0 < nothing.interval.high
+    assert ap50.p == 2 / 64
+    assert ap50.p_holm == 4 / 64
+    assert not ap50.established
+    assert not ap50.could_be_established
+    # Against the control is another question, and one comparison only.
+    assert (control.new.generator, control.old.generator) == ("better", "repeat")
+    assert control.differences["map_50"].established
+    sentences = verdict(rows, [better, repeat, control])
+    assert "AP50: p 0.031 by itself; 2 such comparisons in one table need 7 seeds" in sentences[0]
+    assert "95 % interval" in sentences[0]
+    assert "better (better) against" not in sentences[2]
+    assert "s2, 2 variations (better) against as many of repeat" in sentences[2]
+    assert "AP50: p 0.031, established." in sentences[2]
+
+
+def test_one_pair_and_runs_that_keep_nothing(tmp_path: Path) -> None:
+    rows, figures = study(tmp_path, {(0, "none"): 0.5, (2, "other"): 0.6}, seeds=1)
+    one = difference("map", rows[1], rows[0], figures)
+    assert (one.pairs, one.interval, one.p) == (1, None, 1.0)
+    rows, _ = study(tmp_path / "more", {(0, "none"): 0.5, (2, "other"): 0.6}, seeds=3)
+    kept_nothing = difference("map", rows[1], rows[0], Figures({}))
+    assert kept_nothing.pairs == 3
+    assert kept_nothing.interval is None
+    assert kept_nothing.p == 2 / 8 or kept_nothing.p > 2 / 8
+    assert not corrected([kept_nothing])[0].established
+
+
+def test_no_seed_in_common(tmp_path: Path) -> None:
+    figures = {"map": 0.5, "map_50": 0.5, "count_mae": 1.0}
+    rows = condition_table([cell("a", 0, "none", 0, figures), cell("b", 2, "x", 1, {**figures, "map": 0.75})])
+    found = difference("map", rows[1], rows[0], Figures({}))
+    assert (found.mean, found.pairs) == (0.25, 0)
+    assert np.isnan([found.p, found.low, found.high, corrected([found])[0].p_holm]).all()
+
+
+def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:
+    cells, evidence = [], {}
+    for run, variations, seed, images in (("a", 0, 0, 30), ("b", 0, 1, 30), ("c", 2, 0, 30), ("d", 2, 1, 20)):
+        figures = write_cell(tmp_path / run, np.random.default_rng(0), 0.5, images)
+        loaded = Evidence.load(tmp_path / run)
+        assert loaded is not None
+        evidence[run] = loaded
+        cells.append(cell(run, variations, "x", seed, figures))
+    with pytest.raises(InputError, match="d and b were tested on different images"):
+        contrasts(condition_table(cells), Figures(evidence))
+
+
+def test_every_resample_is_worked_out_once(tmp_path: Path) -> None:
+    (row,), figures = study(tmp_path, {(0, "none"): 0.5}, seeds=1)
+    (run,) = row.runs
+    first = figures.of(run)
+    assert first is not None
+    assert figures.of(run) is first
+    assert len(first["map"]) == RESAMPLES + 1
+    assert figures.of("b") is None
+    assert figures.images("b") == ()

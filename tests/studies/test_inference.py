@@ -1,0 +1,109 @@
+"""Intervals and tests against scipy, against formulas, and on simulated studies with a known truth."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from boxtwin.studies.inference import (
+    LEAST_PAIRS,
+    SIGNIFICANT,
+    hierarchical_interval,
+    holm,
+    image_counts,
+    least_p,
+    pairs_needed,
+    sign_flip_p,
+)
+
+
+@pytest.mark.parametrize("pairs", [2, 6, 9])
+def test_sign_flips_against_scipy(pairs: int) -> None:
+    values = np.random.default_rng(pairs).normal(0.5, 1, pairs)
+    oracle = stats.permutation_test(
+        (values,), lambda x, axis: x.mean(axis=axis), permutation_type="samples", n_resamples=np.inf
+    )
+    assert sign_flip_p(values.tolist()) == pytest.approx(oracle.pvalue)
+
+
+def test_what_sign_flips_can_say() -> None:
+    assert sign_flip_p([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == least_p(6) == 2 / 64
+    assert sign_flip_p([0.0, 0.0, 0.0]) == 1
+    assert sign_flip_p([0.1, 0.2, 0.3]) == sign_flip_p([-0.1, -0.2, -0.3]) == least_p(3)
+    assert least_p(LEAST_PAIRS) < SIGNIFICANT < least_p(LEAST_PAIRS - 1)
+    for wrong in ([], [0.0] * 21):
+        with pytest.raises(ValueError, match="between 1 and 20 pairs"):
+            sign_flip_p(wrong)
+
+
+def test_pairs_needed_are_the_least_that_survive_the_correction() -> None:
+    assert pairs_needed(1) == LEAST_PAIRS
+    for comparisons in range(1, 30):
+        needed = pairs_needed(comparisons)
+        assert comparisons * least_p(needed) <= SIGNIFICANT < comparisons * least_p(needed - 1)
+
+
+def test_holm_by_hand() -> None:
+    # Holm 1979: 3 x 0.01, then 2 x 0.03, then 1 x 0.04 raised to what came before.
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+    corrected = holm([0.02, float("nan"), 0.03])
+    assert corrected[0] == pytest.approx(0.04)
+    assert np.isnan(corrected[1])
+    assert corrected[2] == pytest.approx(0.04)
+
+
+def test_counts_are_resamples() -> None:
+    counts = image_counts(40, 500, seed=1)
+    assert (counts.sum(axis=1) == 40).all()
+    assert counts.mean(axis=0) == pytest.approx(np.ones(40), abs=0.25)
+    np.testing.assert_array_equal(counts, image_counts(40, 500, seed=1))
+
+
+def test_without_image_noise_the_interval_is_near_students() -> None:
+    differences = np.random.default_rng(3).normal(2, 1, 8)
+    found = hierarchical_interval(differences, np.repeat(differences[:, None], 20_000, axis=1), images=100)
+    low, high = stats.t.interval(0.95, 7, differences.mean(), stats.sem(differences))
+    assert found.mean == pytest.approx(differences.mean())
+    assert found.high - found.low == pytest.approx(high - low, rel=0.2)
+    assert found.image_variance == pytest.approx(0, abs=1e-20)
+
+
+def test_without_seed_noise_the_interval_is_that_of_the_images() -> None:
+    values = np.random.default_rng(4).normal(1, 3, 100)  # of each image, the same in all runs
+    resampled = image_counts(100, 20_000, seed=0) @ values / 100
+    found = hierarchical_interval(np.full(6, values.mean()), np.tile(resampled, (6, 1)), images=100)
+    low, high = stats.t.interval(0.95, 99, values.mean(), stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.1)
+    assert found.seed_variance == 0
+
+
+def test_nothing_varies() -> None:
+    found = hierarchical_interval(np.full(3, 0.5), np.full((3, 10), 0.5), images=5)
+    assert (found.low, found.mean, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_too_few_pairs_or_other_shapes() -> None:
+    with pytest.raises(ValueError, match="at least two pairs, got 1"):
+        hierarchical_interval(np.zeros(1), np.zeros((1, 10)), images=5)
+    with pytest.raises(ValueError, match=r"shape \(3, many\)"):
+        hierarchical_interval(np.zeros(3), np.zeros((2, 10)), images=5)
+
+
+@pytest.mark.parametrize(("seed_noise", "image_noise"), [(1.0, 10.0), (0.2, 10.0), (2.0, 5.0)])
+def test_intervals_hold_the_truth(seed_noise: float, image_noise: float) -> None:
+    # Figures that are means over images: a run's difference is effect + seed + mean of (image + image x seed).
+    pairs, images, effect, studies = 6, 100, 3.0, 400
+    rng = np.random.default_rng(7)
+    held = 0
+    for study in range(studies):
+        by_image = (
+            effect
+            + rng.normal(0, seed_noise, (pairs, 1))
+            + rng.normal(0, image_noise, (1, images))
+            + rng.normal(0, image_noise / 2, (pairs, images))
+        )
+        resampled = by_image @ image_counts(images, 400, seed=study).T / images
+        found = hierarchical_interval(by_image.mean(axis=1), resampled, images=images, seed=study)
+        held += found.low <= effect <= found.high
+    assert 0.92 <= held / studies <= 0.98  # +-2.2 points is two standard errors of 400 studies
