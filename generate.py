@@ -8,11 +8,11 @@ from boxtwin import sweep
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
 def main(config: DictConfig) -> None:
-    """Make what is missing, draw the contact sheet."""
+    """Make what is missing, draw the contact sheet; or make a store's images again and compare."""
 
     def work(config: DictConfig) -> None:
         # Imported here: --help must not wait for torch.
-        from boxtwin.experiment import generate
+        from boxtwin.generation import generate
 
         generate(config)
 

@@ -14,6 +14,7 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.config import Anchors, Precision, defining_values
@@ -31,6 +32,7 @@ from boxtwin.labels.transfer import Carry
 from boxtwin.mixing.augment import Augmentation
 from boxtwin.mixing.datamodule import StudyDataModule, input_channels, white_level
 from boxtwin.mixing.plan import Plan
+from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.library import Library
 
 log = logging.getLogger(__name__)
@@ -311,11 +313,26 @@ def _load_split(config: DictConfig, dataset: Dataset) -> Split:
     )
 
 
-def _library(config: DictConfig, dataset: Dataset, split: Split) -> Library:
+def make_generator(config: DictConfig) -> Generator:
+    """The generator of a configuration.
+
+    Raises:
+        InputError: its settings are wrong.
+    """
     arguments = {key: value for key, value in config.generator.items() if key != "name"}
+    try:
+        generator: Generator = hydra.utils.instantiate(arguments, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):  # what the generator has to say, without Hydra's words around it
+            raise error.__cause__ from None
+        raise
+    return generator
+
+
+def _library(config: DictConfig, dataset: Dataset, split: Split) -> Library:
     return Library(
         Path(config.data) / "synthetic",
-        hydra.utils.instantiate(arguments, _convert_="all"),
+        make_generator(config),
         split.train,
         judge=Carry(),
         labels=config.labels.name,

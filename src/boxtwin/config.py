@@ -212,9 +212,18 @@ class BoxtwinConfig:
     trainer: TrainerConfig = MISSING
     tracking: TrackingConfig = MISSING
     study: str = MISSING
-    seed: int = 0
-    rerun: bool = False
-    data: str = "data"
+    seed: int = MISSING
+    rerun: bool = MISSING
+    data: str = MISSING
+
+
+@dataclass
+class GenerateConfig(BoxtwinConfig):
+    """What generate.py takes beyond a cell's own settings. None of it defines a cell."""
+
+    confirm: bool = False
+    budget: float | None = None
+    regenerate: str | None = None
 
 
 @dataclass
@@ -242,7 +251,11 @@ class ExportConfig:
 _NOT_DEFINING = {
     "dataset": ("root", "images", "annotations"),
     "split": ("file",),
-    "generator": ("device", "dtype"),
+    # A folder's content is in the key of its store; what a call costs, and how long it may take, is in no pixel.
+    "generator": (
+        *("device", "dtype", "path", "price_usd"),
+        *("timeout", "max_tries", "first_wait", "longest_wait", "give_up_after"),
+    ),
     "detector": ("weights",),
     "trainer": ("precision", "accelerator", "threads", "workers", "cache", "compile", "coco_evaluator"),
 }
@@ -296,6 +309,7 @@ def register() -> None:
     """Tell Hydra about the schemas and OmegaConf about the resolver of the output folder's name. Safe to repeat."""
     store = ConfigStore.instance()
     store.store(name="boxtwin_schema", node=BoxtwinConfig)
+    store.store(name="generate_schema", node=GenerateConfig)
     store.store(name="compare_schema", node=CompareConfig)
     store.store(name="export_schema", node=ExportConfig)
 

@@ -28,11 +28,11 @@ from boxtwin.detector.allocator import keep_freed_blocks
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.trained import FILE as DETECTOR_FILE
 from boxtwin.detector.trained import TrainedDetector, write_detector
-from boxtwin.errors import InputError
 from boxtwin.evaluation import overlays
 from boxtwin.evaluation.coco_map import coco_figures, coco_results, precision_recall
 from boxtwin.evaluation.counts import best_threshold, count_detections, count_figures, count_objects
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
+from boxtwin.generation import contact_sheet, make
 from boxtwin.mixing.datamodule import StudyDataModule
 from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.synthesis.library import Made
@@ -43,7 +43,6 @@ from boxtwin.training import Trained, fit
 log = logging.getLogger(__name__)
 
 EXAMPLES = 8  # test images in overlays.png, the same in every cell
-SHEET_SOURCES, SHEET_VARIATIONS = 8, 3  # of a contact sheet
 
 
 def run_cell(config: DictConfig) -> dict[str, float]:
@@ -102,23 +101,6 @@ def run_cell(config: DictConfig) -> dict[str, float]:
     return metrics
 
 
-def generate(config: DictConfig) -> Path:
-    """Make the variations of a split and draw their contact sheet; returns the store's folder."""
-    _quieten()
-    if not config.variations.per_image:
-        raise InputError("variations=0 makes none; say how many of each image, such as variations=2")
-    cell = prepare(config)
-    made = _make(cell)
-    assert cell.library is not None
-    folder = cell.library.folder
-    sheet = _contact_sheet(cell)
-    log.info(
-        "%d variations made, %d were there already: %d of each of %d images\nstore: %s\ncontact sheet: %s",
-        *(made.made, made.there, cell.per_image, len(cell.sources), folder, sheet),
-    )
-    return folder
-
-
 class _Cell:
     """One cell at work: variations, plan, training, testing, files, metrics."""
 
@@ -138,9 +120,9 @@ class _Cell:
         keep_freed_blocks()
         # Made now, so that a full disk or weights that do not fit show before any variation is made.
         module = make_detector(self.cell)
-        made = _make(self.cell) if self.cell.library else Made(0, 0, 0.0, 0.0)
+        made = make(self.cell) if self.cell.library else Made(0, 0, 0.0, 0.0)
         if made.made:
-            _contact_sheet(self.cell)
+            contact_sheet(self.cell)
         plan = self._plan()
         self._log_inputs(plan)
         data = make_data(self.cell, plan)
@@ -302,29 +284,6 @@ class _Cell:
         self.store.log_files(self.run_id, [path for path in files if path.exists()])
         if self.checkpoints.parent.exists():  # no training, no checkpoints
             shutil.rmtree(self.checkpoints.parent)
-
-
-def _make(cell: Prepared) -> Made:
-    assert cell.library is not None
-    made = cell.library.make(cell.sources, cell.per_image)
-    if made.made:
-        log.info(
-            "%s: %d variations made in %.0f s (learning: %.0f s)",
-            *(cell.library.folder.name, made.made, made.fit_seconds + made.vary_seconds, made.fit_seconds),
-        )
-    return made
-
-
-def _contact_sheet(cell: Prepared) -> Path:
-    """Sources beside their first variations, boxes drawn; in the store's folder."""
-    assert cell.library is not None
-    sources = overlays.pick_examples(cell.split.train, SHEET_SOURCES)
-    count = min(cell.per_image, SHEET_VARIATIONS)
-    made = cell.library.variations(sources, count)
-    rows = [made[start : start + count] for start in range(0, len(made), count)]
-    path = cell.library.folder / "contact_sheet.png"
-    overlays.contact_sheet(sources, rows, path, columns=count + 1, zoom=True)
-    return path
 
 
 def _params(config: DictConfig) -> dict[str, object]:

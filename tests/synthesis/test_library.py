@@ -488,6 +488,27 @@ def test_a_store_with_other_labels_takes_the_images_over(dataset: Dataset, tmp_p
     assert other.make(dataset.samples, 1).taken_over == 0
 
 
+def test_what_is_there_is_taken_over_without_asking_the_generator(
+    dataset: Dataset, tmp_path: Path, noise: Noise
+) -> None:
+    open_library(dataset, tmp_path / "stores", noise).make(dataset.samples, 1)
+
+    class Silent(Noise):
+        def fit(self, training: Sequence[Sample], folder: Path) -> None:  # noqa: ARG002
+            raise AssertionError("asked to learn")
+
+        def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:  # noqa: ARG002
+            raise AssertionError("asked to draw")
+
+    other = open_library(dataset, tmp_path / "stores", Silent(tmp_path / "made.log"), labels="other")
+    made = other.make(dataset.samples, 2, ask=False)
+    assert (made.made, made.refused, made.taken_over, made.there) == (0, 0, 3, 0)
+    assert len(other.variations(dataset.samples, 1)) == 3
+    assert len(other.missing(dataset.samples, 2)) == 3
+    assert other.make(dataset.samples, 2, ask=False).there == 3
+    assert other.make(dataset.samples, 1).there == 3
+
+
 def test_a_refused_image_is_recorded_and_the_rest_go_on(dataset: Dataset, tmp_path: Path) -> None:
     class Choosy(Noise):
         refuses = True

@@ -62,11 +62,16 @@ def as_grey(pixels: Pixels) -> Pixels:
 
 def write_png(path: Path, pixels: Pixels) -> None:
     """Write pixels losslessly; the file appears whole or not at all (temporary file, then rename)."""
+    write_bytes_atomically(path, encode_png(pixels))
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """The bytes of the file that `write_png` writes."""
     stored = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, ::-1])
     done, encoded = cv2.imencode(".png", stored)
     if not done:
-        raise OSError(f"{path}: pixels of shape {pixels.shape} and type {pixels.dtype} cannot be written as PNG")
-    write_bytes_atomically(path, encoded.tobytes())
+        raise OSError(f"pixels of shape {pixels.shape} and type {pixels.dtype} cannot be written as PNG")
+    return encoded.tobytes()
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:

@@ -99,17 +99,18 @@ class Library:
             "parameters": generator.parameters(),
             "labels": labels,
             "seed": seed,
-            "training": [[sample.name, _fingerprint(sample)] for sample in training] if generator.learns else [],
+            "training": [[sample.name, fingerprint(sample)] for sample in training] if generator.learns else [],
         }
         self.key = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
         self.root = root
         self.folder = root / f"{generator.name}-{self.key}"
         self.manifest = self.folder / "manifest.jsonl"
 
-    def make(self, sources: Sequence[Sample], per_image: int) -> Made:
+    def make(self, sources: Sequence[Sample], per_image: int, *, ask: bool = True) -> Made:
         """Make what is missing of the first ``per_image`` variations of every source.
 
-        If another process is making the same store, wait for it. Shows a progress bar.
+        If another process is making the same store, wait for it. Shows a progress bar. Without ``ask`` the generator
+        is left alone: what stores with the same pixels have is taken over, and that is all.
         """
         if per_image == 0:
             return Made(0, 0, 0.0, 0.0)
@@ -122,7 +123,7 @@ class Library:
             log.info("another process is making %s; waiting for it", self.folder)
             lock.acquire()
         try:
-            return self._make(sources, per_image)
+            return self._make(sources, per_image, ask)
         finally:
             lock.release()
 
@@ -163,16 +164,16 @@ class Library:
 
     def refused(self, sources: Sequence[Sample]) -> dict[tuple[str, int], dict[str, Any]]:
         """What the generator could not have of ``sources`` as they are, by source and variation, the newest reason."""
-        fingerprints = {source.name: _fingerprint(source) for source in sources}
+        fingerprints = {source.name: fingerprint(source) for source in sources}
         found = {}
-        for line in _whole_lines(self.folder / REFUSED):
+        for line in whole_lines(self.folder / REFUSED):
             if fingerprints.get(line["source"]) == line["source_fingerprint"]:
                 found[line["source"], line["variation"]] = line
         return {key: line for key, line in found.items() if key not in self._valid_lines(sources)}
 
     def lines(self) -> list[dict[str, Any]]:
         """The manifest, oldest line first. A line cut short by a kill does not count."""
-        return _whole_lines(self.manifest)
+        return whole_lines(self.manifest)
 
     def _requests(self, sources: Sequence[Sample], per_image: int) -> list[Request]:
         return [
@@ -181,7 +182,7 @@ class Library:
             for source in sources
         ]
 
-    def _make(self, sources: Sequence[Sample], per_image: int) -> Made:
+    def _make(self, sources: Sequence[Sample], per_image: int, ask: bool) -> Made:
         for file in (self.manifest, self.folder / REFUSED):
             _mend(file)
         remove_leftovers(self.folder)
@@ -194,14 +195,14 @@ class Library:
             return Made(0, known, 0.0, 0.0)
         write_bytes_atomically(self.folder / "store.json", json.dumps(self.identity, indent=1).encode())
         taken_over = self._take_over(requests)
-        requests = [request for request in requests if _key(request) not in taken_over]
+        requests = [request for request in requests if ask and _key(request) not in taken_over]
         started = time.perf_counter()
         if requests:
             models = self.root / MODELS
             models.mkdir(parents=True, exist_ok=True)
             self.generator.fit(self.training, models)
         fitted = time.perf_counter()
-        made, cost = self._draw(requests)
+        made, cost = self._draw(requests) if requests else (0, 0.0)
         self._write_annotations()
         return Made(
             made=made,
@@ -236,7 +237,7 @@ class Library:
         return {
             "source": request.source.name,
             "source_sha256": request.source.sha256,
-            "source_fingerprint": _fingerprint(request.source),
+            "source_fingerprint": fingerprint(request.source),
             "variation": request.variation,
             "seed": request.seed,
             "generator": self.generator.name,
@@ -340,7 +341,7 @@ class Library:
         newest = {
             (line["source"], line["variation"]): line
             for line in self.lines()
-            if _image_is_whole(self.folder, line) and line["labels"]["refused"] is None
+            if image_is_whole(self.folder, line) and line["labels"]["refused"] is None
         }
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -384,7 +385,7 @@ def _as_json(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def _whole_lines(file: Path) -> list[dict[str, Any]]:
+def whole_lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     content = file.read_bytes()
@@ -403,16 +404,16 @@ def _mend(file: Path) -> None:
 
 
 def _valid(folder: Path, sources: Iterable[Sample]) -> dict[tuple[str, int], dict[str, Any]]:
-    fingerprints = {source.name: _fingerprint(source) for source in sources}
-    newest = {(line["source"], line["variation"]): line for line in _whole_lines(folder / "manifest.jsonl")}
+    fingerprints = {source.name: fingerprint(source) for source in sources}
+    newest = {(line["source"], line["variation"]): line for line in whole_lines(folder / "manifest.jsonl")}
     return {
         key: line
         for key, line in newest.items()
-        if fingerprints.get(line["source"]) == line["source_fingerprint"] and _image_is_whole(folder, line)
+        if fingerprints.get(line["source"]) == line["source_fingerprint"] and image_is_whole(folder, line)
     }
 
 
-def _image_is_whole(folder: Path, line: dict[str, Any]) -> bool:
+def image_is_whole(folder: Path, line: dict[str, Any]) -> bool:
     image = folder / line["image"]
     return image.is_file() and _sha256(image) == line["image_sha256"]
 
@@ -447,7 +448,7 @@ def _folder_of(name: str) -> str:
     return Path(name).with_suffix("").as_posix()
 
 
-def _fingerprint(sample: Sample) -> str:
+def fingerprint(sample: Sample) -> str:
     """Pixels and labels of a source in one hash: variations of either older version are not of this image."""
     total = hashlib.sha256(sample.sha256.encode())
     for array in (sample.boxes, sample.labels, sample.crowd):

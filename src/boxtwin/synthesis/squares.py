@@ -1,0 +1,136 @@
+"""Showing an image of any size, depth and number of channels as the 8-bit RGB squares that a hosted model takes.
+
+Small objects are what counts here, so nothing is ever made smaller on the way there:
+
+- An image that fits into a square is enlarged until its longer side fills it, and its shorter side is padded with its
+  own mirror image. The answer is cropped and reduced to the image's size.
+- A larger image is cut into squares at its own resolution. They overlap evenly, by the given number of pixels at least,
+  and answers are blended over the overlaps. A side that is shorter than a square is padded with its mirror image. Every
+  square is answered by itself: a model that moves things about moves them differently on both sides of a seam.
+
+Then and back with the squares as they are, the pixels of 8-bit images that were not enlarged are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from boxtwin.datasets.images import Pixels, as_grey
+
+RGB8 = UInt8[np.ndarray, "_h _w 3"]
+
+
+def count(height: int, width: int, size: int, overlap: int) -> int:
+    """How many squares an image takes."""
+    if max(height, width) <= size:
+        return 1
+    return len(_starts(height, size, overlap)) * len(_starts(width, size, overlap))
+
+
+def cut(pixels: Pixels, size: int, overlap: int) -> list[RGB8]:
+    """The squares of an image, row by row; see the module for how."""
+    shown = _as_rgb8(pixels)
+    height, width = shown.shape[:2]
+    if max(height, width) <= size:
+        enlarged_width, enlarged_height = _enlarged(height, width, size)
+        shown = cv2.resize(shown, (enlarged_width, enlarged_height), interpolation=cv2.INTER_CUBIC)
+        return [_pad(shown, size)]
+    padded = _pad(shown, size)
+    return [
+        np.ascontiguousarray(padded[y : y + size, x : x + size])
+        for y in _starts(height, size, overlap)
+        for x in _starts(width, size, overlap)
+    ]
+
+
+def join(answers: Sequence[RGB8], source: Pixels, size: int, overlap: int) -> Pixels:
+    """The answers to the squares of ``source`` as one image of its size, channels and bit depth."""
+    height, width = source.shape[:2]
+    if len(answers) != count(height, width, size, overlap):
+        raise ValueError(f"{count(height, width, size, overlap)} squares were expected, got {len(answers)}")
+    if max(height, width) <= size:
+        enlarged_width, enlarged_height = _enlarged(height, width, size)
+        top, left = (size - enlarged_height) // 2, (size - enlarged_width) // 2
+        inner = answers[0][top : top + enlarged_height, left : left + enlarged_width].astype(np.float32)
+        return _like(source, cv2.resize(inner, (width, height), interpolation=cv2.INTER_AREA))
+    rows, columns = _starts(height, size, overlap), _starts(width, size, overlap)
+    total = np.zeros((max(height, size), max(width, size), 3), dtype=np.float32)
+    weight = np.zeros((*total.shape[:2], 1), dtype=np.float32)
+    # 1 inside, falling towards the edges over the overlap; never 0, so that image borders keep a weight.
+    ramp = np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1)).clip(max=max(overlap, 1)).astype(np.float32)
+    window = np.outer(ramp, ramp)[:, :, None]
+    places = [(y, x) for y in rows for x in columns]
+    for (y, x), answer in zip(places, answers, strict=True):
+        total[y : y + size, x : x + size] += window * answer
+        weight[y : y + size, x : x + size] += window
+    top, left = (total.shape[0] - height) // 2, (total.shape[1] - width) // 2
+    return _like(source, (total / weight)[top : top + height, left : left + width])
+
+
+def as_square(pixels: Pixels, size: int) -> RGB8:
+    """An answer as an 8-bit RGB square of ``size``, whatever size the model works at.
+
+    Raises:
+        ValueError: it is no square.
+    """
+    height, width = pixels.shape[:2]
+    if height != width:
+        raise ValueError(f"a square of {size} pixels was asked for, {width} x {height} came")
+    answer = _as_rgb8(pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8))
+    if height == size:
+        return answer
+    resized: RGB8 = cv2.resize(answer, (size, size), interpolation=cv2.INTER_AREA if height > size else cv2.INTER_CUBIC)
+    return resized
+
+
+def _enlarged(height: int, width: int, size: int) -> tuple[int, int]:
+    """Width and height once the longer side is ``size``."""
+    scale = size / max(height, width)
+    return max(round(width * scale), 1), max(round(height * scale), 1)
+
+
+def _starts(length: int, size: int, overlap: int) -> list[int]:
+    """Where squares start along one side, the first at its beginning, the last up to its end."""
+    if length <= size:
+        return [0]
+    number = math.ceil((length - overlap) / (size - overlap))
+    return [round(place * (length - size) / (number - 1)) for place in range(number)]
+
+
+def _pad(shown: RGB8, size: int) -> RGB8:
+    """Mirrored outwards on sides that are shorter than ``size``, evenly at both ends."""
+    margins = []
+    for length in shown.shape[:2]:
+        missing = max(size - length, 0)
+        margins.append((missing // 2, missing - missing // 2))
+    padded: RGB8 = np.pad(shown, (*margins, (0, 0)), mode="symmetric")
+    return padded
+
+
+def _level(pixels: Pixels) -> float:
+    """What 255 stands for: 16-bit images rarely fill their range, so their own maximum does."""
+    return 255.0 if pixels.dtype == np.uint8 else float(max(int(pixels.max()), 1))
+
+
+def _as_rgb8(pixels: Pixels) -> RGB8:
+    values = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    shown: RGB8 = np.rint(values * (255.0 / _level(pixels))).astype(np.uint8)
+    return shown
+
+
+def _like(source: Pixels, shown: Float[np.ndarray, "h w 3"]) -> Pixels:
+    """Values from 0 to 255 in the depth and channels of ``source``; grey stays grey, also where stored as colour."""
+    if as_grey(source).ndim == 2:
+        mean = shown.mean(axis=2)
+        shown = mean if source.ndim == 2 else np.repeat(mean[:, :, None], 3, axis=2)
+    largest = int(np.iinfo(source.dtype).max)
+    values = np.rint(shown * (_level(source) / 255.0)).clip(0, largest)
+    result: Pixels = values.astype(source.dtype)
+    return result
