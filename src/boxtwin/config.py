@@ -24,6 +24,13 @@ class OnBadBox(Enum):
     drop = "drop"
 
 
+class Speckle(Enum):
+    """What the pixel values of a radar's images stand for: received amplitude, or power, its square."""
+
+    amplitude = "amplitude"
+    intensity = "intensity"
+
+
 class Anchors(Enum):
     """Where anchors come from: k-means over the training boxes, published for COCO, or with the initial weights."""
 
@@ -105,6 +112,7 @@ class DatasetConfig:
     group_by: str | None = None
     on_bad_box: OnBadBox = OnBadBox.error
     image_size: int = MISSING
+    speckle: Speckle | None = None
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     build: dict[str, int] | None = None
 
@@ -249,7 +257,7 @@ class ExportConfig:
 
 # What the machine decides, or where things lie: two cells that differ in these only are the same cell.
 _NOT_DEFINING = {
-    "dataset": ("root", "images", "annotations"),
+    "dataset": ("root", "images", "annotations", "speckle"),
     "split": ("file",),
     # A folder's content is in the key of its store; what a call costs, and how long it may take, is in no pixel.
     "generator": (

@@ -31,8 +31,9 @@ from boxtwin.detector.trained import TrainedDetector, write_detector
 from boxtwin.evaluation import overlays
 from boxtwin.evaluation.coco_map import coco_figures, coco_results, precision_recall
 from boxtwin.evaluation.counts import best_threshold, count_detections, count_figures, count_objects
+from boxtwin.evaluation.quality_card import figures_of
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
-from boxtwin.generation import contact_sheet, make
+from boxtwin.generation import contact_sheet, make, quality_card
 from boxtwin.mixing.datamodule import StudyDataModule
 from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.synthesis.library import Made
@@ -123,6 +124,9 @@ class _Cell:
         made = make(self.cell) if self.cell.library else Made(0, 0, 0.0, 0.0)
         if made.made:
             contact_sheet(self.cell)
+        card = quality_card(self.cell) if self.cell.library else None
+        if card:
+            self.store.log_files(self.run_id, [card.report, card.picture], "store")
         plan = self._plan()
         self._log_inputs(plan)
         data = make_data(self.cell, plan)
@@ -141,6 +145,8 @@ class _Cell:
         evaluating = time.perf_counter()
         metrics = self._evaluate(plan, data, best)
         self._keep(best, metrics["val_real/count_threshold"])
+        if card:
+            metrics |= {f"data/{name}": value for name, value in figures_of(card.summary).items()}
         metrics |= {
             "data/real_images": float(plan.real_train),
             "data/synthetic_images": float(plan.synthetic_train),

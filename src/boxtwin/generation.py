@@ -20,6 +20,7 @@ from boxtwin.composition import Prepared, load_dataset, make_generator, prepare
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation import overlays
+from boxtwin.evaluation.quality_card import QualityCard, describe, write_quality_card
 from boxtwin.synthesis.folder import Folder
 from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.library import Library, Made
@@ -55,6 +56,7 @@ def generate(config: DictConfig) -> None:
     _check_confirmed(cell, library)
     made = library.make(cell.sources, cell.per_image)
     sheet = contact_sheet(cell)
+    quality_card(cell)
     counts = [f"{made.made} variations made", f"{made.there} were there already", f"{made.refused} refused"]
     if made.taken_over:
         counts.append(f"{made.taken_over} taken over from a store with the same pixels")
@@ -113,6 +115,26 @@ def contact_sheet(cell: Prepared) -> Path | None:
     path = library.folder / "contact_sheet.png"
     overlays.contact_sheet(sources, [made[source.name] for source in sources], path, columns=count + 1, zoom=True)
     return path
+
+
+def quality_card(cell: Prepared) -> QualityCard | None:
+    """The quality card of all variations that the cell's store has of its split; None where there is none.
+
+    Written after the variations are there, and for people only: nothing that is made or trained follows from it.
+    """
+    library = _library_of(cell)
+    variations = library.all_variations(cell.sources)
+    if not variations:
+        return None
+    speckle = cell.config.dataset.speckle
+    card = write_quality_card(
+        library.folder,
+        variations,
+        *(cell.split.train, cell.split.val, cell.split.test),
+        speckle=speckle.value if speckle else None,
+    )
+    log.info("quality card: %s\n%s", describe(card.summary), library.folder / card.picture.name)
+    return card
 
 
 def command(config: DictConfig, *more: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import manifests, run, runs
+from mlflow.tracking import MlflowClient
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -116,6 +117,24 @@ def test_a_cell_leaves_its_pictures_and_a_detector_that_loads_by_itself(study):
     assert len(list(folder.glob("data/synthetic/*/contact_sheet.png"))) == 2
 
 
+def test_cells_log_the_quality_card_of_their_store(study):
+    folder, _, _ = study
+    client = MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
+    for r in runs(folder):
+        files = {file.path for file in client.list_artifacts(r.info.run_id, "store")}
+        if r.data.params["variations"] == "0":
+            assert not files
+            assert not any(name.startswith("data/quality") for name in r.data.metrics)
+        else:
+            assert files == {"store/quality_card.json", "store/quality_card.png"}
+            assert 0.2 < r.data.metrics["data/quality_fine_detail_ratio"] < 5
+            assert {"data/quality_enl_ratio", "data/quality_copies"} <= set(r.data.metrics)
+            assert r.data.metrics["data/quality_test_matches"] == 0
+    for store in folder.glob("data/synthetic/*/manifest.jsonl"):
+        card = json.loads((store.parent / "quality_card.json").read_text())
+        assert card["images"]["variations"] == len(store.read_text().splitlines())
+
+
 def test_cells_differ_in_one_thing(study):
     """Same seed, same initial weights, same steps: what is compared is the images."""
     folder, _, _ = study
@@ -158,6 +177,10 @@ def test_generate_says_what_it_made_and_draws_it(tmp_path: Path):
     assert "20 variations made, 0 were there already" in printed
     sheet = Path(printed.split("contact sheet: ")[1].splitlines()[0])
     assert (tmp_path / sheet).exists()
+    assert "quality card: copy" in printed  # of the images themselves
+    card = json.loads((tmp_path / sheet).with_name("quality_card.json").read_text())
+    assert card["figures"]["nearest_real"]["copies"] == 1
+    assert (tmp_path / sheet).with_name("quality_card.png").exists()
     again = run("generate.py experiment=tiny_control variations=2", tmp_path)
     assert "0 variations made, 20 were there already" in again
 

@@ -105,6 +105,23 @@ def noise(tmp_path: Path) -> Noise:
     return Noise(tmp_path / "made.log")
 
 
+def test_all_variations_are_those_that_are_there(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
+    library = open_library(dataset, tmp_path / "stores", noise)
+    assert library.all_variations(dataset.samples) == ()
+    library.make(dataset.samples[:2], 2)
+    library.make(dataset.samples[1:], 1)
+    found = [
+        (sample.lineage.source, sample.lineage.variation)
+        for sample in library.all_variations(dataset.samples)
+        if sample.lineage
+    ]
+    names = [sample.name for sample in dataset.samples]
+    assert found == [(names[0], 1), (names[0], 2), (names[1], 1), (names[1], 2), (names[2], 1)]
+    assert [sample.name for sample in library.all_variations(dataset.samples[:2])] == [
+        sample.name for sample in library.variations(dataset.samples[:2], 2)
+    ]
+
+
 def test_a_store_as_the_design_has_it(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
     library = open_library(dataset, tmp_path / "stores", noise)
     made = library.make(dataset.samples, 2)

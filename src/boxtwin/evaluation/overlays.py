@@ -158,7 +158,7 @@ def side_by_side(
         show_image(left, pixels)
         draw_boxes(left, sample.boxes[sample.crowd], colour=CROWD, line_style=":")
         draw_boxes(left, sample.object_boxes, colour=TRUE, captions=_class_captions(sample.object_labels, classes))
-        left.set_title(_shorten(sample.name), fontsize=7, loc="left", parse_math=False)
+        left.set_title(shorten(sample.name), fontsize=7, loc="left", parse_math=False)
 
         show_image(right, pixels)
         captions = _score_captions(found, classes)
@@ -177,7 +177,7 @@ def side_by_side(
         )
     _blank(grid, 2 * len(samples))
     _legend(figure, with_crowds=any(sample.crowd.any() for sample in samples))
-    _save(figure, path)
+    save(figure, path)
 
 
 def contact_sheet(
@@ -221,7 +221,7 @@ def contact_sheet(
                 draw_boxes(target, sample.boxes[sample.crowd], colour=CROWD, line_style=":")
                 draw_boxes(target, sample.object_boxes, colour=TRUE if column == 0 else MISSED)
             axes[0].set_title(_sheet_title(sample), fontsize=7, loc="left", parse_math=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def precision_recall_curve(
@@ -239,7 +239,7 @@ def precision_recall_curve(
         axes.set_title(f"Precision and recall at IoU 0.5: AP50 {100 * float(np.nanmean(precision)):.1f}")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall: share of the objects found", ylabel="precision: share right")
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def count_scatter(true: Mapping[int, int], predicted: Mapping[int, int], path: Path) -> None:
@@ -271,7 +271,7 @@ def count_scatter(true: Mapping[int, int], predicted: Mapping[int, int], path: P
     axes.set_title(f"Counts: {exact} of {len(errors)} images exact", fontsize=11)
     axes.legend(loc="upper left", frameon=False)
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _to_8_bit(pixels: Pixels) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
@@ -292,7 +292,7 @@ def _above(found: Detections | None, threshold: float) -> Detections:
 def _class_captions(labels: Int[np.ndarray, " n"], classes: Sequence[str]) -> list[str]:
     if len(classes) < 2 or len(labels) > MAX_CAPTIONS:
         return []
-    return [_shorten(classes[label], 12) for label in labels]
+    return [shorten(classes[label], 12) for label in labels]
 
 
 def _score_captions(found: Detections, classes: Sequence[str]) -> list[str]:
@@ -322,11 +322,11 @@ def _busiest_window(source: Sample) -> tuple[int, int, int, int]:
 
 def _sheet_title(sample: Sample) -> str:
     if sample.lineage is None:
-        return _shorten(sample.name)
-    return f"v{sample.lineage.variation:02d} {_shorten(sample.lineage.generator, 20)}"
+        return shorten(sample.name)
+    return f"v{sample.lineage.variation:02d} {shorten(sample.lineage.generator, 20)}"
 
 
-def _shorten(name: str, length: int = 34) -> str:
+def shorten(name: str, length: int = 34) -> str:
     """The end of a path, cut in its middle; characters that the plot font lacks become question marks."""
     text = "".join(
         letter if letter.isprintable() and ord(letter) < 0x250 else "?" for letter in name.rsplit("/", 1)[-1]
@@ -374,7 +374,8 @@ def _legend(figure: Figure, *, with_crowds: bool) -> None:
         text.set_color("white")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all; the same figure gives the same bytes."""
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
     write_bytes_atomically(path, encoded.getvalue())

@@ -153,6 +153,15 @@ class Library:
         ]
         return tuple(self._sample(source, line, image_id) for image_id, (source, line) in enumerate(usable, start=1))
 
+    def all_variations(self, sources: Sequence[Sample]) -> tuple[Sample, ...]:
+        """Every variation of ``sources`` that is there and whose labels were trusted, sources and numbers in order."""
+        lines, order = self._valid_lines(sources), {source.name: index for index, source in enumerate(sources)}
+        usable = [key for key, line in lines.items() if line["labels"]["refused"] is None]
+        usable.sort(key=lambda key: (order[key[0]], key[1]))
+        return tuple(
+            self._sample(sources[order[key[0]]], lines[key], image_id) for image_id, key in enumerate(usable, start=1)
+        )
+
     def missing(self, sources: Sequence[Sample], per_image: int) -> tuple[Request, ...]:
         """What `make` would ask the generator for: neither here nor in a store with the same pixels."""
         there, elsewhere = self._valid_lines(sources), self._elsewhere(sources)

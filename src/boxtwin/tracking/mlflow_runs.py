@@ -125,10 +125,10 @@ class Store:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in finite.items()])
 
-    def log_files(self, run_id: str, paths: Sequence[Path]) -> None:
-        """Log files as artifacts."""
+    def log_files(self, run_id: str, paths: Sequence[Path], folder: str | None = None) -> None:
+        """Log files as artifacts, in a folder of the run's if one is named."""
         for path in paths:
-            self.client.log_artifact(run_id, str(path))
+            self.client.log_artifact(run_id, str(path), folder)
 
     def fetch_files(self, run_id: str, names: Sequence[str], to: Path) -> None:
         """Copy artifacts into a folder; those that the run does not have are left out."""

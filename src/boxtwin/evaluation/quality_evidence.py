@@ -1,0 +1,244 @@
+"""What a quality card follows from: every image looked at once, and set against the real images and its siblings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32
+from tqdm import tqdm
+
+from boxtwin.datasets.images import read_image
+from boxtwin.datasets.sample import Sample
+from boxtwin.evaluation.image_likeness import (
+    COPY,
+    GrainIndex,
+    Spectrum,
+    common_shape,
+    grain,
+    layout,
+    layout_distances,
+    repeated,
+)
+from boxtwin.evaluation.image_quality import (
+    GreyLevels,
+    Speckle,
+    as_float_grey,
+    equivalent_looks,
+    grey_levels,
+    pooled,
+    spectrum,
+)
+
+# A variation keeps part of its source's grain; only what it has beyond that of a test image's is its own doing.
+MARGIN = 0.05
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one image looks like; see `boxtwin.evaluation.image_quality`."""
+
+    looks: float  # nan: no calm sea, or no radar image
+    spectrum: Float[np.ndarray, " rings"]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """How near an image comes to others: numbers in their sequences, layout distances, shares of repeated grain."""
+
+    nearest: int  # of the real images, itself left out
+    distance: float
+    repeats: float
+    nearest_test: int
+    test_distance: float
+    repeats_test: float  # 0: no more than chance gives, or than its source has
+    sibling_distance: float = math.nan  # to the nearest other variation of the source
+    repeats_sibling: float = math.nan  # of the variation before it
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a card follows from."""
+
+    real: tuple[Sample, ...]  # training and validation images
+    test: tuple[Sample, ...]
+    variations: tuple[Sample, ...]
+    sources: tuple[int, ...]  # number in `real` of each variation's source
+    real_levels: tuple[GreyLevels, ...]
+    levels: GreyLevels  # of all variations together: those of each would take a gigabyte for 2,000 in 16 bit
+    real_looks: tuple[Look, ...]
+    variation_looks: tuple[Look, ...]
+    real_relations: tuple[Relation, ...]
+    relations: tuple[Relation, ...]
+    speckle: Speckle | None
+
+
+class _Image(NamedTuple):
+    """One image as it was read, once."""
+
+    levels: GreyLevels
+    look: Look
+    layout: Float32[np.ndarray, " 4096"]
+    grain: Spectrum
+
+
+class _Seen:
+    """The images of one kind: their layouts, and an index of their grain."""
+
+    def __init__(self, samples: Sequence[Sample], shape: tuple[int, int], progress: tqdm) -> None:
+        self.samples, self.shape, self.progress = samples, shape, progress
+        self.layouts: dict[int, Float32[np.ndarray, " 4096"]] = {}
+        self.index = GrainIndex(self.grain_of, len(samples), shape)
+        self.all_layouts = np.stack([self.layouts[number] for number in range(len(samples))])
+
+    def grain_of(self, number: int) -> Spectrum:
+        """Read again whenever it is asked for: kept, that of 100 images would take a quarter of a gigabyte."""
+        grey = as_float_grey(read_image(self.samples[number].path))
+        if number not in self.layouts:
+            self.layouts[number] = layout(grey)
+            self.progress.update()
+        return grain(grey, self.shape)
+
+    def match(
+        self,
+        seen: Spectrum,
+        *,
+        likely: Sequence[int],
+        leave_out: tuple[int, Spectrum] | None = None,
+        least: float = 0.0,
+    ) -> tuple[int, float] | None:
+        """The image that has part of this grain, and which part; None if that is under ``least`` or may be chance."""
+        peak = self.index.find(seen, leave_out=leave_out)
+        if not peak.significant or peak.strength < least:
+            return None
+        return self.index.whose(seen, peak, first=likely, leave_out=None if leave_out is None else leave_out[0])
+
+
+def gather(
+    variations: Sequence[Sample],
+    training: Sequence[Sample],
+    validation: Sequence[Sample],
+    test: Sequence[Sample],
+    speckle: Speckle | None,
+) -> Evidence:
+    """Look at all images and relate them to each other. Shows a progress bar.
+
+    Raises:
+        ValueError: a variation's source is none of the training and validation images, or there are no test images.
+    """
+    real = (*training, *validation)
+    if not test:
+        raise ValueError("a quality card needs test images, got none")
+    numbers = {sample.name: number for number, sample in enumerate(real)}
+    ordered = sorted(variations, key=lambda sample: _source_of(sample, numbers))  # siblings follow each other
+    shape = common_shape([(sample.height, sample.width) for sample in (*real, *test)])
+    # Real images are looked at twice: first to index them all, then each against the others.
+    progress = tqdm(total=2 * len(real) + len(test) + len(variations), desc="quality card", unit="image")
+    of_real, of_test = _Seen(real, shape, progress), _Seen(test, shape, progress)
+
+    real_levels, real_looks, real_relations = [], [], []
+    for number, sample in enumerate(real):
+        image = _read(sample, speckle, shape)
+        distances = layout_distances(image.layout[None], of_real.all_layouts)[0]
+        distances[number] = np.inf
+        test_distances = layout_distances(image.layout[None], of_test.all_layouts)[0]
+        match = of_real.match(image.grain, likely=_nearest(distances), leave_out=(number, image.grain), least=COPY)
+        test_match = of_test.match(image.grain, likely=_nearest(test_distances))
+        real_levels.append(image.levels)
+        real_looks.append(image.look)
+        real_relations.append(_relation(distances, test_distances, match, test_match))
+        progress.update()
+
+    looks, relations = [], []
+    levels = np.zeros_like(real_levels[0])
+    for source, siblings in groupby(ordered, key=lambda sample: _source_of(sample, numbers)):
+        source_grain = of_real.grain_of(source)
+        known = real_relations[source]
+        layouts: list[Float32[np.ndarray, " 4096"]] = []
+        found: list[Relation] = []
+        before: Spectrum | None = None
+        for sample in siblings:
+            image = _read(sample, speckle, shape)
+            distances = layout_distances(image.layout[None], of_real.all_layouts)[0]
+            test_distances = layout_distances(image.layout[None], of_test.all_layouts)[0]
+            match = of_real.match(image.grain, likely=_nearest(distances), leave_out=(source, source_grain), least=COPY)
+            share = repeated(image.grain, source_grain)
+            if match is None or match[1] < share:
+                match = (source, share)
+            test_match = of_test.match(image.grain, likely=(known.nearest_test, *_nearest(test_distances)))
+            if test_match is not None and test_match[1] <= known.repeats_test + MARGIN * (known.repeats_test > 0):
+                test_match = None
+            relation = _relation(distances, test_distances, match, test_match)
+            if before is not None:
+                relation = replace(relation, repeats_sibling=repeated(image.grain, before))
+            before = image.grain
+            levels = pooled([levels, image.levels])
+            looks.append(image.look)
+            layouts.append(image.layout)
+            found.append(relation)
+            progress.update()
+        relations += _with_sibling_distances(found, layouts)
+    progress.close()
+    return Evidence(
+        real=real,
+        test=tuple(test),
+        variations=tuple(ordered),
+        sources=tuple(_source_of(sample, numbers) for sample in ordered),
+        real_levels=tuple(real_levels),
+        levels=levels,
+        real_looks=tuple(real_looks),
+        variation_looks=tuple(looks),
+        real_relations=tuple(real_relations),
+        relations=tuple(relations),
+        speckle=speckle,
+    )
+
+
+def _source_of(sample: Sample, numbers: Mapping[str, int]) -> int:
+    if sample.lineage is None or sample.lineage.source not in numbers:
+        raise ValueError(f"{sample.name} is no variation of a training or validation image")
+    return numbers[sample.lineage.source]
+
+
+def _read(sample: Sample, speckle: Speckle | None, shape: tuple[int, int]) -> _Image:
+    pixels = read_image(sample.path)
+    grey = as_float_grey(pixels)
+    looks = math.nan if speckle is None else equivalent_looks(pixels, sample.boxes, speckle)
+    return _Image(grey_levels(pixels), Look(looks, spectrum(grey)), layout(grey), grain(grey, shape))
+
+
+def _nearest(distances: Float[np.ndarray, " n"]) -> tuple[int]:
+    return (int(distances.argmin()),)
+
+
+def _relation(
+    distances: Float[np.ndarray, " n"],
+    test_distances: Float[np.ndarray, " m"],
+    match: tuple[int, float] | None,
+    test_match: tuple[int, float] | None,
+) -> Relation:
+    """The nearest image is the one whose grain is repeated; the nearest in layout where there is none."""
+    return Relation(
+        nearest=int(distances.argmin()) if match is None or match[1] < COPY else match[0],
+        distance=float(distances.min()),
+        repeats=0.0 if match is None else match[1],
+        nearest_test=int(test_distances.argmin()) if test_match is None else test_match[0],
+        test_distance=float(test_distances.min()),
+        repeats_test=0.0 if test_match is None else test_match[1],
+    )
+
+
+def _with_sibling_distances(
+    relations: Sequence[Relation], layouts: Sequence[Float32[np.ndarray, " 4096"]]
+) -> list[Relation]:
+    if len(relations) < 2:
+        return list(relations)
+    distances = layout_distances(np.stack(layouts), np.stack(layouts))
+    np.fill_diagonal(distances, np.inf)
+    return [
+        replace(relation, sibling_distance=float(row.min())) for relation, row in zip(relations, distances, strict=True)
+    ]
