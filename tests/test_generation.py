@@ -35,7 +35,16 @@ SMALL = (
     "split.train_pool=8",
     "split.val=4",
     "split.test=8",
+)
+# The detectors that label what moves: one, of two steps.
+QUICK = (
     "detector=yolov3_nano",
+    "labels.detectors=1",
+    "labels.agree=1",
+    "detector.warmup_steps=1",
+    "trainer.steps=2",
+    "trainer.validations=1",
+    "trainer.batch_size=2",
 )
 TINY_DDPM = ("generator.train_steps=2", "generator.steps=1", "generator.crop=32", "generator.channels=[8,16]")
 Composed = Callable[..., DictConfig]
@@ -57,7 +66,7 @@ def composed(tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
         def with_overrides(*overrides: str, script: str = "generate", small: bool = True) -> DictConfig:
             typed = quote_numbers(
-                (*((*SMALL, f"dataset.root={scenes}") if small else ()), f"data={tmp_path}", *overrides),
+                (*((*SMALL, f"dataset.root={scenes}") if small else ()), *QUICK, f"data={tmp_path}", *overrides),
                 ROOT / "conf" / "variations",
             )
             config = compose(script, typed, return_hydra_config=True)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 else:
     Array = TypeVar("Array")
 
+Box = tuple[float, float, float, float]  # one box, xyxy
+
 
 def _columns(boxes: Array) -> tuple[Array, Array, Array, Array]:
     if boxes.shape[-1] != 4:

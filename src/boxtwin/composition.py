@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,11 @@ from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.pretrained import anchors_of, read_weights
 from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.errors import InputError
-from boxtwin.labels.transfer import Carry
+from boxtwin.labels.manual import Manual
 from boxtwin.mixing.augment import Augmentation
 from boxtwin.mixing.datamodule import StudyDataModule, input_channels, white_level
 from boxtwin.mixing.plan import Plan
-from boxtwin.synthesis.generator import Generator
+from boxtwin.synthesis.generator import Generator, Json
 from boxtwin.synthesis.library import Library
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,12 @@ log = logging.getLogger(__name__)
 ANCHORS_PER_HEAD = 3  # YOLOv3, section 2.3
 # An object that spans fewer cells of the finest head is told apart from its neighbours and its ground with difficulty.
 CELLS_PER_OBJECT = 2
+# The options of the labels group, and the settings that labels of each follow from, apart from detectors and files.
+LABELS = {
+    "carry": ("new_objects", "sure", "gone", "match", "better", "search"),
+    "pseudo": ("agree", "iou", "tolerance"),
+    "manual": (),
+}
 LARGE = 0.9  # the quantile of lengths that crops should still show whole most of the time
 
 
@@ -102,6 +109,24 @@ def prepare(config: DictConfig) -> Prepared:
             raise InputError(f"split {split.name}: no object in any of the {len(split.side(side))} {side} images")
     _warn_of_object_sizes(config, split)
     library = _library(config, dataset, split) if config.variations.per_image else None
+    return Prepared(config, dataset, split, library, _identity(config, dataset, split, library))
+
+
+def labelling_cells(config: DictConfig, dataset: Dataset, split: Split) -> list[Prepared]:
+    """The cells without variations whose detectors look at the labels of variations, with seeds from 0.
+
+    Their training sees the split's real images and nothing else; who has trained such a cell has its detector.
+    """
+    cells = []
+    for seed in range(config.labels.detectors):
+        alone = OmegaConf.merge(config, {"seed": seed, "variations": {"per_image": 0}})
+        assert isinstance(alone, DictConfig)
+        alone.trainer.steps = config.trainer.steps if config.labels.steps is None else config.labels.steps
+        cells.append(Prepared(alone, dataset, split, None, _identity(alone, dataset, split, None)))
+    return cells
+
+
+def _identity(config: DictConfig, dataset: Dataset, split: Split, library: Library | None) -> str:
     defining = {
         "values": defining_values(config),
         "dataset": dataset.digest,
@@ -109,8 +134,7 @@ def prepare(config: DictConfig) -> Prepared:
         "store": library.key if library else None,
         "weights": _digest_of_file(config.detector.weights),
     }
-    identity = hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
-    return Prepared(config, dataset, split, library, identity)
+    return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
 
 
 def load_dataset(config: DictConfig) -> Dataset:
@@ -253,8 +277,7 @@ def _check_settings(config: DictConfig) -> None:
     fraction = config.variations.synthetic_fraction
     if fraction is not None and not 0 <= fraction <= 1:
         raise InputError(f"variations.synthetic_fraction={fraction} must lie between 0 and 1")
-    if config.labels.name != Carry.name:
-        raise InputError(f"labels={config.labels.name} is unknown; there is: carry")
+    _check_labels(config)
     if detector.cells_per_object not in (1, 3):
         raise InputError(f"detector.cells_per_object={detector.cells_per_object} must be 1 or 3")
     if detector.scale_xy < 1 or (detector.cells_per_object == 3 and detector.scale_xy < 2):
@@ -266,6 +289,34 @@ def _check_settings(config: DictConfig) -> None:
     if detector.anchors is Anchors.published and detector.architecture not in PUBLISHED_ANCHORS:
         raise InputError(f"there are no published anchors for {detector.architecture}; choose detector.anchors=kmeans")
     _augmentation(config)
+
+
+def _check_labels(config: DictConfig) -> None:
+    labels, trainer = config.labels, config.trainer
+    if labels.name not in LABELS:
+        raise InputError(f"labels={labels.name} is unknown; there are: {', '.join(LABELS)}")
+    if labels.detectors < 0:
+        raise InputError(f"labels.detectors={labels.detectors} must not be negative")
+    if labels.steps is not None and (
+        labels.steps <= config.detector.warmup_steps or labels.steps % trainer.validations
+    ):
+        raise InputError(
+            f"labels.steps={labels.steps} must be above detector.warmup_steps={config.detector.warmup_steps} and a "
+            f"multiple of trainer.validations={trainer.validations}"
+        )
+    if not 0 <= labels.gone <= labels.sure:
+        raise InputError(f"labels.gone={labels.gone} must lie between 0 and labels.sure={labels.sure}")
+    if labels.search < 0:
+        raise InputError(f"labels.search={labels.search} must not be negative")
+    if labels.name == "pseudo" and not 1 <= labels.agree <= labels.detectors:
+        raise InputError(
+            f"labels.agree={labels.agree} must lie between 1 and labels.detectors={labels.detectors}, of which so many "
+            "must see an object"
+        )
+    if not 0 < labels.iou <= 1:
+        raise InputError(f"labels.iou={labels.iou} must lie between 0 and 1")
+    if labels.tolerance < 0:
+        raise InputError(f"labels.tolerance={labels.tolerance} must not be negative")
 
 
 def _warn_of_object_sizes(config: DictConfig, split: Split) -> None:
@@ -330,17 +381,39 @@ def make_generator(config: DictConfig) -> Generator:
 
 
 def _library(config: DictConfig, dataset: Dataset, split: Split) -> Library:
+    generator = make_generator(config)
     return Library(
         Path(config.data) / "synthetic",
-        make_generator(config),
+        generator,
         split.train,
-        judge=Carry(),
-        labels=config.labels.name,
+        judge=None,  # boxtwin.labelling sets it where something is to be made: it may have detectors to train
+        labels=_identity_of_labels(config, dataset, split, generator),
         dataset=dataset.name,
         classes=dataset.classes,
         category_ids=dataset.category_ids,
         seed=config.variations.seed,
     )
+
+
+def _identity_of_labels(config: DictConfig, dataset: Dataset, split: Split, generator: Generator) -> Json:
+    """All that the labels of a store follow from."""
+    labels = config.labels
+    if labels.name == "manual":
+        file = None if labels.file is None else Path(labels.file)
+        return {"name": labels.name, "file": Manual(file=file, category_ids=dataset.category_ids).sha256}
+    if labels.name == "carry" and generator.boxes == "none":
+        raise InputError(
+            f"generator={config.generator.name} moves things about, so boxes cannot be carried over: choose "
+            "labels=pseudo (detectors find them) or labels=manual (a person does)"
+        )
+    if labels.name == "carry" and generator.boxes == "exact":
+        return {"name": labels.name, "boxes": "exact"}
+    settings = {key: labels[key] for key in LABELS[labels.name]}
+    return {
+        "name": labels.name,
+        **{key: value.name if isinstance(value, Enum) else value for key, value in settings.items()},
+        "detectors": [cell.identity for cell in labelling_cells(config, dataset, split)],
+    }
 
 
 def _augmentation(config: DictConfig) -> Augmentation:

@@ -140,11 +140,34 @@ class VariationsConfig:
     seed: int = 0
 
 
+class NewObjects(Enum):
+    """What becomes of a variation with objects that its source has not."""
+
+    refuse = "refuse"
+    label = "label"
+    ignore = "ignore"
+
+
 @dataclass
 class LabelsConfig:
-    """How variations get their boxes."""
+    """How variations get their boxes; see boxtwin.labels. Each option has its part of these."""
 
     name: str = MISSING
+    detectors: int = 0  # how many are trained on real images to look at variations, with seeds from 0
+    steps: int | None = None
+    # carry
+    new_objects: NewObjects = NewObjects.refuse
+    sure: float = 0.6
+    gone: float = 0.3
+    match: float = 0.5
+    better: float = 0.15
+    search: int = 12
+    # pseudo
+    agree: int = 2
+    iou: float = 0.5
+    tolerance: float = 0.25
+    # manual
+    file: str | None = None
 
 
 @dataclass
@@ -264,6 +287,7 @@ _NOT_DEFINING = {
         *("device", "dtype", "path", "price_usd"),
         *("timeout", "max_tries", "first_wait", "longest_wait", "give_up_after"),
     ),
+    "labels": ("file",),
     "detector": ("weights",),
     "trainer": ("precision", "accelerator", "threads", "workers", "cache", "compile", "coco_evaluator"),
 }

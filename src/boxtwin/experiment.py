@@ -8,7 +8,6 @@ import logging
 import math
 import shutil
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from boxtwin import labelling
 from boxtwin.composition import Prepared, accelerator, make_data, make_detector, precision, prepare
 from boxtwin.config import cell_name, generator_name, setting_hash
 from boxtwin.datasets.images import remove_leftovers, write_bytes_atomically
@@ -39,7 +39,7 @@ from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.synthesis.library import Made
 from boxtwin.tracking.cell_logger import CellLogger
 from boxtwin.tracking.mlflow_runs import Store
-from boxtwin.training import Trained, fit
+from boxtwin.training import Trained, fit, quieten_lightning
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +151,7 @@ class _Cell:
             "data/real_images": float(plan.real_train),
             "data/synthetic_images": float(plan.synthetic_train),
             "data/boxes": float(sum(len(sample.object_boxes) for sample in plan.train)),
+            **labelling.label_figures(self.cell),
             "time/generate": made.fit_seconds + made.vary_seconds,
             "time/train": train_seconds,
             "time/evaluate": time.perf_counter() - evaluating,
@@ -186,6 +187,7 @@ class _Cell:
         """The cell's own file to use elsewhere, without what only training needs."""
         origin = {"study": self.config.study, "cell": cell_name(self.config), "identity": self.cell.identity}
         write_detector(TrainedDetector(module, count_threshold, origin), self.output / DETECTOR_FILE)
+        labelling.keep_detector(self.cell, self.output / DETECTOR_FILE)
 
     def _evaluate(self, plan: Plan, data: StudyDataModule, module: DetectorModule) -> dict[str, float]:
         """Figures on real test images, at the count threshold that suits the real validation images best."""
@@ -286,7 +288,7 @@ class _Cell:
         write_bytes_atomically(self.output / "result.json", json.dumps(result, indent=1).encode())
         files = [*pictures, self.output / "detections.json", self.output / MATCHES_FILE, self.output / "result.json"]
         if self.cell.library:
-            files.append(self.cell.library.folder / "contact_sheet.png")
+            files += [self.cell.library.folder / "contact_sheet.png", *labelling.write_label_card(self.cell)]
         self.store.log_files(self.run_id, [path for path in files if path.exists()])
         if self.checkpoints.parent.exists():  # no training, no checkpoints
             shutil.rmtree(self.checkpoints.parent)
@@ -311,12 +313,7 @@ def _digest_of_samples(samples: Sequence[Sample]) -> str:
 
 
 def _quieten() -> None:
-    """Leave out Lightning's hints at other products and at hardware that is not there."""
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Lightning 2.6 asks torch 2.13 for a class that goes away later; nothing a user can act on.
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
-    # Going on from a checkpoint is what the folder is for.
-    warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
+    """Leave out Lightning's hints and what MLflow says of its own tables."""
+    quieten_lightning()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from boxtwin import labelling
 from boxtwin.composition import Prepared, load_dataset, make_generator, prepare
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
@@ -54,8 +55,10 @@ def generate(config: DictConfig) -> None:
     if isinstance(library.generator, Folder):
         library.generator.match(cell.dataset.samples)
     _check_confirmed(cell, library)
+    labelling.make_ready(cell)
     made = library.make(cell.sources, cell.per_image)
     sheet = contact_sheet(cell)
+    labelling.write_label_card(cell)
     quality_card(cell)
     counts = [f"{made.made} variations made", f"{made.there} were there already", f"{made.refused} refused"]
     if made.taken_over:
@@ -63,8 +66,9 @@ def generate(config: DictConfig) -> None:
     if library.generator.remote or made.cost_usd:
         counts.append(f"cost {made.cost_usd:.2f} USD")
     log.info(
-        "%s: %d of each of %d images\nstore: %s%s",
-        *(", ".join(counts), cell.per_image, len(cell.sources), library.folder),
+        "%s: %d of each of %d images\nlabels: %s\nlabel card: %s\nstore: %s%s",
+        *(", ".join(counts), cell.per_image, len(cell.sources)),
+        *(labelling.describe(cell), library.folder / "label_card.png", library.folder),
         f"\ncontact sheet: {sheet}" if sheet else "",
     )
     _check_complete(cell, library)
@@ -92,7 +96,9 @@ def make(cell: Prepared) -> Made:
                 f"{len(missing)} variations of {generator.name} are missing, and training calls no generator that runs "
                 f"elsewhere. Make them first:\n  {command(cell.config)}"
             )
+    labelling.make_ready(cell)
     made = library.make(cell.sources, cell.per_image, ask=not generator.remote)
+    labelling.write_label_card(cell)
     if made.made:
         log.info(
             "%s: %d variations made in %.0f s (learning: %.0f s)",
@@ -256,6 +262,6 @@ def _option(name: str) -> DictConfig:
     loader = GlobalHydra.instance().config_loader()
     if name not in loader.get_group_options("generator"):
         raise InputError(f"the store was made by generator {name}, for which there is no conf/generator/{name}.yaml")
-    option = loader.load_configuration(f"generator/{name}", [], RunMode.RUN)
-    generator: DictConfig = option.generator
+    # Within the whole, since a generator's file may choose the labels that suit it.
+    generator: DictConfig = loader.load_configuration("config", [f"generator={name}"], RunMode.RUN).generator
     return generator

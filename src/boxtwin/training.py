@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ def fit(
     devices: int,
     precision: str,
     compile_network: bool,
-    logger: Logger,
+    logger: Logger | None,
     checkpoints: Path,
     title: str,
 ) -> Trained:
@@ -53,9 +54,11 @@ def fit(
             fit each other, so the span is a share of the run, whatever its length.
         accelerator, devices, precision: as Lightning's Trainer calls them.
         compile_network: whether torch compiles the network first.
+        logger: None keeps no record of the losses.
         checkpoints: folder of the last and the best checkpoint.
         title: of the progress bar.
     """
+    quieten_lightning()
     # In place and all weights in one call; Lightning's EMAWeightAveraging makes three new tensors of every weight.
     average = WeightAveraging(multi_avg_fn=partial(_average, 1 - 1 / max(ema_span * steps, 1)))
     timer = Timer()
@@ -80,7 +83,7 @@ def fit(
         log_every_n_steps=log_every,
         use_distributed_sampler=False,
         enable_model_summary=False,
-        logger=logger,
+        logger=logger or False,
         callbacks=[average, best, timer, StepsBar(title)],
     )
     last = checkpoints / "last.ckpt"
@@ -135,3 +138,13 @@ class StepsBar(ProgressBar):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         if self._bar is not None:
             self._bar.close()
+
+
+def quieten_lightning() -> None:
+    """Leave out Lightning's hints at other products and at hardware that is not there."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning 2.6 asks torch 2.13 for a class that goes away later; nothing a user can act on.
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    # Going on from a checkpoint is what the folder is for.
+    warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")

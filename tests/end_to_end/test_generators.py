@@ -23,8 +23,14 @@ SECRET = "sk-proj-abcdefghijklmnopqrstuvwxyz0123456789"
 # Five sources: s2 with its sizes brought down to those of the data set.
 SIZES = "split.train=3 split.train_pool=4 split.val=2 split.test=2"
 DATA = f"dataset=coco dataset.root=set dataset.image_size=64 {SIZES}"
+# Labels come from detectors trained first: here from one, of two steps.
+QUICK = (
+    "detector=yolov3_nano detector.warmup_steps=1 trainer.steps=2 trainer.validations=1 trainer.batch_size=2 "
+    "trainer.threads=1 labels.detectors=1 labels.agree=1"
+)
 COMMAND = (
-    f"generate.py {DATA} split=s2 variations=2 generator=openai_variations generator.base_url={{url}} confirm=true"
+    f"generate.py {DATA} {QUICK} split=s2 variations=2 generator=openai_variations generator.base_url={{url}} "
+    "confirm=true"
 )
 
 
@@ -105,10 +111,7 @@ def test_the_command_of_the_documentation(folder: Path, server: Record) -> None:
 
 @pytest.mark.slow
 def test_each_message_has_the_command_that_goes_on(folder: Path, server: Record) -> None:
-    train = (
-        f"train.py {DATA} split=s2 variations=2 generator=openai_variations generator.base_url={server.url} "
-        "detector=yolov3_nano detector.warmup_steps=1 trainer.steps=4 trainer.validations=2 trainer.batch_size=4"
-    )
+    train = f"train.py {DATA} {QUICK} split=s2 variations=2 generator=openai_variations generator.base_url={server.url}"
     printed = run(train, folder, code=1)
     assert "10 variations of openai_variations are missing, and training calls no generator that runs" in printed
     assert server.requests == []

@@ -74,7 +74,7 @@ class Noise:
 
 def open_library(dataset: Dataset, stores: Path, generator: Any, **changes: Any) -> Library:
     settings: dict[str, Any] = {
-        "judge": Carry(),
+        "judge": Carry(exact=True),  # noise holds no objects that could be found
         "labels": "carry",
         "dataset": dataset.name,
         "classes": dataset.classes,
@@ -446,7 +446,7 @@ def test_folders_in_file_names_are_kept_apart(make_coco: Callable[..., Any], tmp
 
 
 def test_dropped_boxes_leave_the_labels_but_not_the_manifest(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
-    def judge(source: Any, pixels: Any, boxes: Any, labels: Any) -> Judgement:
+    def judge(source: Any, pixels: Any, boxes: Any, labels: Any, image: str) -> Judgement:
         decisions = ("dropped", "shifted", "kept")
         return Judgement(
             tuple(
@@ -466,7 +466,7 @@ def test_dropped_boxes_leave_the_labels_but_not_the_manifest(dataset: Dataset, t
 def test_images_whose_labels_are_not_trusted_are_kept_and_not_used(
     dataset: Dataset, tmp_path: Path, noise: Noise
 ) -> None:
-    def judge(source: Any, pixels: Any, boxes: Any, labels: Any) -> Judgement:
+    def judge(source: Any, pixels: Any, boxes: Any, labels: Any, image: str) -> Judgement:
         return Judgement((), refused="nothing in it" if len(boxes) == 0 else None)
 
     library = open_library(dataset, tmp_path / "stores", noise, judge=judge, labels="strict")
@@ -482,7 +482,7 @@ def test_a_store_with_other_labels_takes_the_images_over(dataset: Dataset, tmp_p
     first = open_library(dataset, tmp_path / "stores", noise)
     first.make(dataset.samples, 2)
 
-    def nothing(source: Any, pixels: Any, boxes: Any, labels: Any) -> Judgement:
+    def nothing(source: Any, pixels: Any, boxes: Any, labels: Any, image: str) -> Judgement:
         return Judgement(())
 
     second = open_library(dataset, tmp_path / "stores", noise, judge=nothing, labels="nothing")
@@ -524,6 +524,17 @@ def test_what_is_there_is_taken_over_without_asking_the_generator(
     assert len(other.missing(dataset.samples, 2)) == 3
     assert other.make(dataset.samples, 2, ask=False).there == 3
     assert other.make(dataset.samples, 1).there == 3
+
+
+def test_a_store_that_takes_everything_over_needs_no_generator(dataset: Dataset, tmp_path: Path) -> None:
+    class Unfit(Noise):
+        def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:
+            assert self.seen, "call fit first"
+            return super().vary(requests)
+
+    open_library(dataset, tmp_path / "stores", Unfit(tmp_path / "made.log")).make(dataset.samples, 1)
+    second = open_library(dataset, tmp_path / "stores", Unfit(tmp_path / "made.log"), labels="other")
+    assert second.make(dataset.samples, 1).taken_over == len(dataset.samples)
 
 
 def test_a_refused_image_is_recorded_and_the_rest_go_on(dataset: Dataset, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -60,6 +62,11 @@ def as_grey(pixels: Pixels) -> Pixels:
     return np.ascontiguousarray(pixels[:, :, 0])
 
 
+def pixels_sha256(pixels: Pixels) -> str:
+    """A hash of what an image shows, whatever file it is stored in."""
+    return hashlib.sha256(f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()).hexdigest()
+
+
 def write_png(path: Path, pixels: Pixels) -> None:
     """Write pixels losslessly; the file appears whole or not at all (temporary file, then rename)."""
     write_bytes_atomically(path, encode_png(pixels))
@@ -80,6 +87,18 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def link_file(there: Path, here: Path) -> None:
+    """One file under two names; a copy where the disk has no links. A file at ``here`` is replaced."""
+    here.parent.mkdir(parents=True, exist_ok=True)
+    temporary = here.with_name(f".{here.name}.{os.getpid()}.part")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(there, temporary)
+    except OSError:
+        shutil.copyfile(there, temporary)
+    temporary.replace(here)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from boxtwin.boxes import Box
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -80,10 +82,10 @@ class Dataset:
 class CarriedBox:
     """What became of one box on its way from a source to a variation, and why."""
 
-    box: tuple[float, float, float, float]  # xyxy, pixels of the variation
+    box: Box  # xyxy, pixels of the variation
     label: int
     decision: Literal["kept", "shifted", "dropped", "added"]  # added: no object of the source, found in the variation
-    evidence: dict[str, float]
+    evidence: dict[str, float | None]  # None: nobody looked
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +28,15 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from boxtwin.boxes import area_xyxy, xyxy_to_xywh
-from boxtwin.datasets.images import Pixels, read_image, remove_leftovers, write_bytes_atomically, write_png
+from boxtwin.datasets.images import (
+    Pixels,
+    link_file,
+    pixels_sha256,
+    read_image,
+    remove_leftovers,
+    write_bytes_atomically,
+    write_png,
+)
 from boxtwin.datasets.sample import Judgement, Lineage, Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Generator, Json, Refused, Request, Variation
@@ -40,7 +47,8 @@ FORMAT = 2  # of manifest lines; an older store is left alone, and made anew bes
 REFUSED = "refused.jsonl"
 MODELS = "models"  # below the folder of all stores: what generators have learnt
 
-Judge = Callable[[Pixels, Pixels, Float[np.ndarray, "n 4"], Int[np.ndarray, " n"]], Judgement]
+# Source, variation, the boxes and labels that the generator says are in it, and the image's path in the store.
+Judge = Callable[[Pixels, Pixels, Float[np.ndarray, "n 4"], Int[np.ndarray, " n"], str], Judgement]
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,8 @@ class Library:
         root: folder of all stores.
         generator: what makes the variations.
         training: the split's training images, all that a learning generator may see.
-        judge: decides what becomes of each box (`boxtwin.labels.transfer`).
+        judge: decides what becomes of each box (`boxtwin.labels`). None: it takes time to get ready, and whoever wants
+            something made sets it before.
         labels: all that its decisions follow from; stores differ by it.
         dataset: name of the data set.
         classes, category_ids: as in `Dataset`, for the COCO file.
@@ -76,7 +85,7 @@ class Library:
         generator: Generator,
         training: Sequence[Sample],
         *,
-        judge: Judge,
+        judge: Judge | None,
         labels: Json,
         dataset: str,
         classes: Sequence[str],
@@ -171,6 +180,11 @@ class Library:
             if _key(request) not in there and _key(request) not in elsewhere
         )
 
+    def judged(self, sources: Sequence[Sample], per_image: int) -> list[dict[str, Any]]:
+        """The manifest's lines of what is there of the first ``per_image`` variations of every source."""
+        lines = self._valid_lines(sources)
+        return [line for (_, number), line in lines.items() if number <= per_image]
+
     def refused(self, sources: Sequence[Sample]) -> dict[tuple[str, int], dict[str, Any]]:
         """What the generator could not have of ``sources`` as they are, by source and variation, the newest reason."""
         fingerprints = {source.name: fingerprint(source) for source in sources}
@@ -202,6 +216,8 @@ class Library:
             if known and not self._annotations_are_fresh():  # a kill came between the last line and the COCO file
                 self._write_annotations()
             return Made(0, known, 0.0, 0.0)
+        if self.judge is None:
+            raise ValueError(f"{self.folder}: no judge of labels has been set")
         write_bytes_atomically(self.folder / "store.json", json.dumps(self.identity, indent=1).encode())
         taken_over = self._take_over(requests)
         requests = [request for request in requests if ask and _key(request) not in taken_over]
@@ -225,6 +241,8 @@ class Library:
 
     def _draw(self, requests: Sequence[Request]) -> tuple[int, float]:
         """Have the generator make what is asked for; how many there are now, and what they cost."""
+        if not requests:  # all taken over: then there was no reason to fit
+            return 0, 0.0
         made, cost, last = 0, 0.0, time.perf_counter()
         progress = tqdm(
             self.generator.vary(requests), total=len(requests), desc=f"{self.generator.name}: variations", unit="image"
@@ -275,7 +293,8 @@ class Library:
             "record": variation.record,
             "claimed": {"boxes": variation.boxes.tolist(), "labels": variation.labels.tolist()},
         }
-        judgement = self.judge(original, variation.pixels, variation.boxes, variation.labels)
+        assert self.judge is not None
+        judgement = self.judge(original, variation.pixels, variation.boxes, variation.labels, image.as_posix())
         self._append(self.manifest, line | {"labels": _as_json(judgement)})
 
     def _take_over(self, requests: Sequence[Request]) -> set[tuple[str, int]]:
@@ -289,11 +308,12 @@ class Library:
             disable=not elsewhere,
         ):
             folder, line = elsewhere[_key(request)]
-            _link(folder / line["image"], self.folder / line["image"])
+            link_file(folder / line["image"], self.folder / line["image"])
             boxes = np.array(line["claimed"]["boxes"], dtype=request.source.boxes.dtype).reshape(-1, 4)
             labels = np.array(line["claimed"]["labels"], dtype=np.int64)
             pixels = read_image(self.folder / line["image"])
-            judgement = self.judge(read_image(request.source.path), pixels, boxes, labels)
+            assert self.judge is not None
+            judgement = self.judge(read_image(request.source.path), pixels, boxes, labels, line["image"])
             self._append(self.manifest, line | {"labels": _as_json(judgement)})
             taken.add(_key(request))
         return taken
@@ -355,10 +375,13 @@ class Library:
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for image_id, (_, line) in enumerate(sorted(newest.items()), start=1):
-            height, width = read_image(self.folder / line["image"]).shape[:2]
+            pixels = read_image(self.folder / line["image"])
+            height, width = pixels.shape[:2]
             images.append(
                 {"id": image_id, "file_name": line["image"], "width": width, "height": height}
                 | {key: line[key] for key in ("source", "variation", "generator", "seed")}
+                # Labels that come back from a person are of these pixels, not of any others under the same name.
+                | {"pixels_sha256": pixels_sha256(pixels)}
             )
             for box in line["labels"]["boxes"]:
                 if box["decision"] == "dropped":
@@ -425,18 +448,6 @@ def _valid(folder: Path, sources: Iterable[Sample]) -> dict[tuple[str, int], dic
 def image_is_whole(folder: Path, line: dict[str, Any]) -> bool:
     image = folder / line["image"]
     return image.is_file() and _sha256(image) == line["image_sha256"]
-
-
-def _link(there: Path, here: Path) -> None:
-    """One file under two names; a copy where the disk has no links. A file at ``here`` is replaced."""
-    here.parent.mkdir(parents=True, exist_ok=True)
-    temporary = here.with_name(f".{here.name}.{os.getpid()}.part")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(there, temporary)
-    except OSError:
-        shutil.copyfile(there, temporary)
-    temporary.replace(here)
 
 
 def _check_sources(sources: Iterable[Sample]) -> None:
