@@ -110,3 +110,21 @@ def hrsid200() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real HRSID chips are not at {folder}")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny diffusers pipeline (`tiny_pipelines`), such as ``tiny_pipeline("stable_diffusion")``.
+
+    It is made once in a session, so tests that change one copy it first.
+    """
+    made: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            import tiny_pipelines  # late: it takes seconds, and most tests need none
+
+            made[kind] = getattr(tiny_pipelines, f"save_{kind}")(tmp_path_factory.mktemp("pipelines") / kind)
+        return made[kind]
+
+    return folder

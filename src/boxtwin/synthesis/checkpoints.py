@@ -1,0 +1,194 @@
+"""Checkpoints of diffusers pipelines: a folder, or a name on the Hugging Face hub with a revision."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from boxtwin.errors import InputError
+from boxtwin.synthesis.generator import Json, Model
+
+INDEX = "model_index.json"  # what diffusers' pipelines have in their folder
+HASHED = 16  # hexadecimal digits of a content's hash that tell folders apart
+
+
+class Checkpoint:
+    """One checkpoint, not yet loaded.
+
+    Args:
+        checkpoint: a folder that holds a ``model_index.json``, or an id such as ``owner/name``.
+        revision: branch, tag or commit of an id. Branches move; a commit is one and the same for ever.
+        local_files_only: never go to the network; an id must be in the cache then.
+        asked_by: whose setting it is, for messages.
+
+    Raises:
+        InputError: transformers is not installed, or the folder holds no pipeline.
+    """
+
+    def __init__(self, checkpoint: str, revision: str | None, local_files_only: bool, asked_by: str) -> None:
+        for package in ("diffusers", "transformers"):
+            if importlib.util.find_spec(package) is None:
+                raise InputError(f"{asked_by} needs {package}: pip install 'boxtwin[pretrained]'")
+        self.name, self.revision, self.local_files_only, self.asked_by = (
+            checkpoint,
+            revision,
+            local_files_only,
+            asked_by,
+        )
+        path = Path(checkpoint).expanduser()
+        # Ids have one slash at most; anything else can only be a place on the disk.
+        looks_like_path = path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1
+        self.folder = path if path.is_dir() or looks_like_path else None
+        if self.folder is not None:
+            if not (self.folder / INDEX).is_file():
+                raise InputError(
+                    f"{asked_by}: checkpoint={checkpoint} holds no {INDEX}: give the folder of a diffusers pipeline, "
+                    "as its save_pretrained writes it, or an id such as owner/name"
+                )
+            if revision is not None:
+                raise InputError(
+                    f"{asked_by}: checkpoint={checkpoint} is a folder and has no revisions: leave out {revision!r} "
+                    "(revision=null)"
+                )
+        self._commit: str | None = None
+
+    def parameters(self) -> dict[str, Json]:
+        """What it is: id and revision, or a folder's name and the hash of its content.
+
+        A folder's hash runs over the names, sizes and content of the files that its pipeline is loaded from. It takes
+        a second or so per gigabyte, once in a process for files that do not change.
+        """
+        if self.folder is None:
+            return {"checkpoint": self.name, "revision": self.revision or "main"}
+        return {"checkpoint": self.folder.resolve().name, "revision": folder_hash(self.folder)}
+
+    def model(self) -> Model:
+        """Id and commit as far as it is known, or folder and hash."""
+        if self.folder is None:
+            return Model(self.name, self._commit or self.revision or "main")
+        return Model(str(self.folder.resolve()), folder_hash(self.folder))
+
+    def index(self) -> dict[str, Any]:
+        """Which pipeline it holds, and of which components.
+
+        Raises:
+            InputError: it cannot be had.
+        """
+        if self.folder is not None:
+            file = self.folder / INDEX
+        else:
+            from huggingface_hub import hf_hub_download
+
+            with self._errors():
+                file = Path(
+                    hf_hub_download(self.name, INDEX, revision=self.revision, local_files_only=self.local_files_only)
+                )
+            self._commit = file.parent.name  # the hub's cache has a folder for each commit
+        with self._errors():
+            index: dict[str, Any] = json.loads(file.read_text())
+        return index
+
+    def load(self, pipeline_class: str, device: torch.device, dtype: torch.dtype, **components: Any) -> Any:
+        """Load it with a pipeline class of diffusers; its progress bar is off, and so is what censors or marks images.
+
+        Safety checkers are left out and not loaded: they blacken what they take for indecent, and are wrong about
+        radar images and the like. Watermarks, which change pixels, are off as well. Images made here are for training.
+
+        Args:
+            pipeline_class: name of a class of diffusers.
+            device: where to.
+            dtype: of its weights.
+            components: instead of the checkpoint's own; None leaves one out.
+
+        Raises:
+            InputError: it cannot be had, or it is of another kind.
+        """
+        index = self.index()
+        if "safety_checker" in index:
+            components |= {"safety_checker": None, "requires_safety_checker": False}
+        with self._errors(), _no_advice_on_torchvision(), warnings.catch_warnings():
+            # A setting that diffusers hands on to the hub's client, which has forgotten it.
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
+            import diffusers
+
+            pipeline = getattr(diffusers, pipeline_class).from_pretrained(
+                self._location(),
+                revision=self.revision,
+                local_files_only=self.local_files_only,
+                dtype=dtype,
+                **components,
+            )
+        if getattr(pipeline, "watermark", None) is not None:
+            pipeline.watermark = None
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(device)
+
+    def _location(self) -> str:
+        return str(self.folder) if self.folder is not None else self.name
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """One message for all the ways in which a checkpoint may fail to come."""
+        try:
+            yield
+        except Exception as error:  # of the hub's client, of safetensors, of torch, of diffusers itself
+            revision = f" (revision {self.revision})" if self.revision else ""
+            reason = " ".join(str(error).split())[:400]
+            if self.folder is not None:
+                mend = "give the whole folder of a diffusers pipeline of the kind that this generator needs"
+            elif self.local_files_only:
+                mend = (
+                    "it has to be in the cache of huggingface_hub (HF_HOME) as long as local_files_only=true; or give "
+                    "a folder: checkpoint=FOLDER"
+                )
+            else:
+                mend = (
+                    "check the id and the connection. Without one, download it on another machine (hf download "
+                    f"{self.name} --local-dir FOLDER), copy the folder here and say checkpoint=FOLDER. Repositories "
+                    "that are gone, Stability AI's Stable Diffusion 2 among them, have copies under other names"
+                )
+            raise InputError(
+                f"{self.asked_by}: checkpoint={self.name}{revision} cannot be loaded: {mend}. The reason as it came: "
+                f"{reason}"
+            ) from error
+
+
+def folder_hash(folder: Path) -> str:
+    """Hash of the files that the pipeline in ``folder`` is loaded from: their names, sizes and content."""
+    index = json.loads((folder / INDEX).read_text())
+    parts = [folder / name for name in sorted(index) if (folder / name).is_dir()]
+    files = [folder / INDEX, *sorted(file for part in parts for file in part.rglob("*") if file.is_file())]
+    total = hashlib.sha256()
+    for file in files:
+        state = file.stat()
+        content = _content_hash(file.resolve(), state.st_size, state.st_mtime_ns)
+        total.update(f"{file.relative_to(folder).as_posix()}\0{state.st_size}\0{content}\n".encode())
+    return total.hexdigest()[:HASHED]
+
+
+@lru_cache(maxsize=4096)
+def _content_hash(file: Path, size: int, changed: int) -> str:  # noqa: ARG001, they are part of the key
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+@contextmanager
+def _no_advice_on_torchvision() -> Iterator[None]:
+    """CLIP's image processor falls back to Pillow, which is what is wanted here, and advises against it."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

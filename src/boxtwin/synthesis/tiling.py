@@ -1,0 +1,135 @@
+"""Images of any size through a model of one size: squares that overlap, drawn one by one and blended.
+
+Nothing is resampled: an object of ten pixels has ten pixels in the model as well. An image that is smaller than a
+square is continued by its mirror image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One square: its number, counted row by row, and what it shows."""
+
+    number: int
+    values: Float[np.ndarray, "side side c"]
+
+
+# Makes of each square another one of the same side, in the same order; channels may differ.
+Draw = Callable[[Sequence[Tile]], Sequence[np.ndarray]]
+
+
+def draw_in_tiles(
+    image: Float[np.ndarray, "h w c"], draw: Draw, *, side: int, overlap: int, batch_size: int = 1
+) -> Float[np.ndarray, "h w d"]:
+    """Cut ``image`` into squares, have them drawn, and put the results together.
+
+    Neighbours share ``overlap`` pixels or more, and go over into each other in the middle ``overlap`` pixels of what
+    they share, by raised-cosine weights that add up to 1. Where their detail disagrees, as two patterns of noise do,
+    the mean is smoother than either; it is scaled up to the power that the two would have if they took turns.
+
+    Args:
+        image: any number of channels.
+        draw: called with up to ``batch_size`` squares at a time.
+        side: of the squares, in pixels.
+        overlap: at most half of ``side``.
+        batch_size: squares per call.
+    """
+    if not 0 <= overlap <= side // 2:
+        raise ValueError(f"overlap lies between 0 and half of the side, {side // 2}, got {overlap}")
+    height, width = image.shape[:2]
+    pad = [(0, max(side - size, 0)) for size in (height, width)]
+    padded = np.pad(image, (*pad, (0, 0)), mode="symmetric")
+    rows, columns = (tile_starts(size, side, overlap) for size in padded.shape[:2])
+    across = tile_weights(columns, side, overlap, padded.shape[1])
+    down = tile_weights(rows, side, overlap, padded.shape[0])
+    places = [(row, column) for row in range(len(rows)) for column in range(len(columns))]
+    blend: _Blend | None = None
+    for first in range(0, len(places), batch_size):
+        batch = places[first : first + batch_size]
+        tiles = [
+            Tile(number, padded[rows[row] : rows[row] + side, columns[column] : columns[column] + side])
+            for number, (row, column) in enumerate(batch, start=first)
+        ]
+        for (row, column), drawn in zip(batch, draw(tiles), strict=True):
+            if drawn.shape[:2] != (side, side):
+                raise ValueError(f"squares of {side} pixels were expected, {drawn.shape[:2]} came")
+            if blend is None:
+                blend = _Blend(padded.shape[0], padded.shape[1], drawn.shape[2])
+            y, x = rows[row], columns[column]
+            blend.add(drawn, np.outer(down[row][y : y + side], across[column][x : x + side]), y, x)
+    assert blend is not None  # there is always one square
+    return blend.result()[:height, :width].astype(image.dtype)
+
+
+class _Blend:
+    """The weighted mean of squares, and what its detail has lost to disagreement."""
+
+    def __init__(self, height: int, width: int, channels: int) -> None:
+        # float64: weights of 16-bit values must add up to 1 to the last bit after rounding.
+        self._mean, self._square = np.zeros((2, height, width, channels))
+        self._detail, self._power = np.zeros((2, height, width, channels))
+        self._weights = np.zeros((height, width, 1))  # their squares
+
+    def add(self, drawn: Float[np.ndarray, "s s d"], weight: Float[np.ndarray, "s s"], y: int, x: int) -> None:
+        """Put a square in its place."""
+        place = np.s_[y : y + drawn.shape[0], x : x + drawn.shape[1]]
+        w = weight[:, :, None]
+        detail = drawn - _local_mean(drawn)
+        self._mean[place] += w * drawn
+        self._square[place] += w * drawn**2
+        self._detail[place] += w * detail
+        self._power[place] += w * detail**2
+        self._weights[place] += w**2
+
+    def result(self) -> Float[np.ndarray, "h w d"]:
+        """The mean, its detail scaled where it lost power."""
+        unlike = 1 - self._weights
+        if not unlike.any():
+            return self._mean
+        # 1. The power that detail has lost: the sum of w (d - mean d)^2. Squares that agree differ in the detail of
+        #    their outermost pixels, which their neighbours are not part of, but not in their values.
+        lost = np.minimum(self._power - self._detail**2, self._square - self._mean**2)
+        # 2. Its local mean, shared out by the weights, because it rises and falls with them within a few pixels.
+        lost = _local_mean(np.maximum(lost, 0)) / np.maximum(_local_mean(unlike), 1e-12) * unlike
+        # 3. The gain from what is left to what it is to be, never above that of unrelated patterns of one power.
+        wanted = np.maximum(_local_mean(self._power), 0)
+        gain = np.sqrt(wanted / np.maximum(wanted - np.minimum(lost, wanted), 1e-12))
+        gain = np.clip(gain, 1, 1 / np.sqrt(self._weights))
+        return self._mean + (gain - 1) * self._detail
+
+
+def _local_mean(values: Float[np.ndarray, "h w d"]) -> Float[np.ndarray, "h w d"]:
+    """Over 9 x 9 pixels, as in `boxtwin.synthesis.blending`."""
+    return cv2.blur(values, (9, 9), borderType=cv2.BORDER_REFLECT).reshape(values.shape)
+
+
+def tile_starts(size: int, side: int, overlap: int) -> list[int]:
+    """Where squares begin along one axis: as few as will do, evenly spread, the last one flush with the end."""
+    count = 1 + math.ceil((size - side) / (side - overlap))
+    return [round(i * (size - side) / max(count - 1, 1)) for i in range(count)]
+
+
+def tile_weights(starts: Sequence[int], side: int, overlap: int, size: int) -> list[Float[np.ndarray, "{size}"]]:
+    """Weight of every square along one axis of ``size`` pixels; they add up to 1 everywhere.
+
+    Square i fades in where the one before it fades out: its weight is ``in_i - in_(i+1)``, which makes the sum
+    telescope to 1.
+    """
+    centres = np.arange(size) + 0.5
+    fades = [np.ones(size)]
+    for before, start in pairwise(starts):
+        middle = (before + side + start) / 2
+        share = np.clip((centres - middle) / max(overlap, 1) + 0.5, 0, 1) if overlap else (centres > middle) * 1.0
+        fades.append(0.5 * (1 - np.cos(np.pi * share)))
+    fades.append(np.zeros(size))
+    return [fade_in - fade_out for fade_in, fade_out in pairwise(fades)]

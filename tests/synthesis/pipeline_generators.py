@@ -1,0 +1,91 @@
+"""The generators that draw with diffusers, over tiny pipelines, and sources for them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boxtwin.datasets.images import write_png
+from boxtwin.datasets.sample import Sample
+from boxtwin.synthesis.generator import Request
+from boxtwin.synthesis.image_variations import SDVariations, UnCLIP
+from boxtwin.synthesis.pipelines import PipelineGenerator
+from boxtwin.synthesis.pretrained import Img2Img, InpaintPretrained
+
+ALL: dict[str, Any] = {
+    "revision": None,
+    "steps": 2,
+    "guidance_scale": 2.0,
+    "tile": None,
+    "overlap": 8,
+    "batch_size": 2,
+    "device": "cpu",
+    "dtype": "float32",
+    "local_files_only": True,
+}
+PROMPTED: dict[str, Any] = {
+    **ALL,
+    "prompt": "",
+    "strength": 0.6,
+    "finetune": None,
+    "finetune_steps": 4,
+    "finetune_batch_size": 2,
+    "finetune_learning_rate": 1e-2,
+    "finetune_rank": 2,
+    "seed": 0,
+}
+# Kind -> class, settings, and which setting is the folder of which pipeline.
+KINDS: dict[str, tuple[type[PipelineGenerator], dict[str, Any], dict[str, str]]] = {
+    "img2img": (Img2Img, PROMPTED, {"checkpoint": "stable_diffusion"}),
+    "inpaint": (InpaintPretrained, {**PROMPTED, "margin": 4}, {"checkpoint": "inpainting"}),
+    "inpaint_base": (InpaintPretrained, {**PROMPTED, "margin": 4}, {"checkpoint": "stable_diffusion"}),
+    "sd_variations": (SDVariations, {**ALL, "antialias": False}, {"checkpoint": "image_variation"}),
+    "stable_unclip": (
+        UnCLIP,
+        {**ALL, "noise_level": 10, "prior": None, "prior_revision": None},
+        {"checkpoint": "stable_unclip"},
+    ),
+    "kandinsky": (
+        UnCLIP,
+        {**ALL, "noise_level": 0, "prior_revision": None},
+        {"checkpoint": "kandinsky_decoder", "prior": "kandinsky_prior"},
+    ),
+}
+
+
+def make(kind: str, tiny_pipeline: Callable[[str], Path], **settings: Any) -> PipelineGenerator:
+    """A generator that is not fitted yet."""
+    made, defaults, folders = KINDS[kind]
+    paths = {setting: str(tiny_pipeline(pipeline)) for setting, pipeline in folders.items()}
+    return made(**{**defaults, **paths, **settings})
+
+
+def make_source(
+    folder: Path, name: str, shape: tuple[int, ...] = (32, 32), dtype: Any = np.uint8, boxes: Any = ((8, 9, 18, 15),)
+) -> Sample:
+    """Speckle with bright boxes, written to a file."""
+    top = int(np.iinfo(dtype).max)
+    rng = np.random.default_rng(sum(name.encode()))
+    pixels = rng.gamma(4, top / 20, size=shape)
+    for x1, y1, x2, y2 in boxes:
+        pixels[y1:y2, x1:x2] += top / 2
+    write_png(folder / name, np.clip(pixels, 0, top).astype(dtype))
+    corners = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    return Sample(
+        name=name,
+        path=folder / name,
+        width=shape[1],
+        height=shape[0],
+        image_id=1,
+        boxes=corners,
+        labels=np.arange(len(corners)),
+        areas=np.ones(len(corners)),
+        crowd=np.zeros(len(corners), dtype=bool),
+        sha256=name,
+    )
+
+
+def pixels_of(generator: PipelineGenerator, *requests: Request) -> list[np.ndarray]:
+    """What a generator makes."""
+    return [variation.pixels for variation in generator.vary(requests)]

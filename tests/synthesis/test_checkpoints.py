@@ -1,0 +1,143 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pipeline_generators import make, make_source, pixels_of
+
+from boxtwin.errors import InputError
+from boxtwin.synthesis.checkpoints import INDEX, Checkpoint, folder_hash
+from boxtwin.synthesis.generator import Model, Request
+
+TinyPipeline = Callable[[str], Path]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def copied(tmp_path: Path, tiny_pipeline: TinyPipeline) -> Path:
+    """A pipeline to change."""
+    return Path(shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "copied"))
+
+
+def test_a_folder_is_told_by_all_that_a_pipeline_is_loaded_from(copied: Path, tmp_path: Path) -> None:
+    before = folder_hash(copied)
+    assert folder_hash(Path(shutil.copytree(copied, tmp_path / "elsewhere"))) == before
+    (copied / "README.md").write_text("not loaded")
+    (copied / "samples").mkdir()
+    (copied / "samples" / "cat.png").write_bytes(b"not loaded either")
+    assert folder_hash(copied) == before
+
+    weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # one bit of one weight, no byte more or less
+    weights.write_bytes(content)
+    other_weight = folder_hash(copied)
+    assert other_weight != before
+
+    settings = copied / "scheduler" / "scheduler_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "beta_end": 0.013}))
+    other_noise = folder_hash(copied)
+    assert other_noise not in (before, other_weight)
+    settings.rename(settings.with_name("scheduler.json"))
+    assert folder_hash(copied) not in (before, other_weight, other_noise)
+
+
+def test_a_folder_says_name_and_content_and_a_model_where_it_is(copied: Path) -> None:
+    checkpoint = Checkpoint(str(copied), None, True, "img2img")
+    assert checkpoint.parameters() == {"checkpoint": "copied", "revision": folder_hash(copied)}
+    assert checkpoint.model() == Model(str(copied.resolve()), folder_hash(copied))
+    assert checkpoint.index()["_class_name"] == "StableDiffusionPipeline"
+
+
+def test_what_is_no_checkpoint_is_refused_before_anything_is_loaded(tmp_path: Path, copied: Path) -> None:
+    for place in (str(tmp_path), str(tmp_path / "nowhere"), "./nowhere", "~/nowhere/at/all", "a/b/c"):
+        with pytest.raises(InputError, match=INDEX):
+            Checkpoint(place, None, True, "img2img")
+    with pytest.raises(InputError, match="has no revisions"):
+        Checkpoint(str(copied), "v2.0", True, "img2img")
+
+
+def test_a_broken_folder_is_one_message(copied: Path) -> None:
+    (copied / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(InputError, match=r"copied cannot be loaded.*whole folder"):
+        Checkpoint(str(copied), None, True, "img2img").load(
+            "StableDiffusionPipeline", torch.device("cpu"), torch.float32
+        )
+    (copied / INDEX).write_text("{")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        Checkpoint(str(copied), None, True, "img2img").index()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of the hub's client, empty, in a folder of this test."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_an_id_that_is_not_in_the_cache_says_how_to_get_it(cache: Path) -> None:
+    checkpoint = Checkpoint("some-owner/some-model", "v2.0", True, "img2img")
+    assert checkpoint.parameters() == {"checkpoint": "some-owner/some-model", "revision": "v2.0"}
+    with pytest.raises(InputError, match=r"some-owner/some-model \(revision v2.0\).*cache.*local_files_only=true"):
+        checkpoint.index()
+
+
+def test_without_a_network_the_message_names_the_other_machine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="hf download some-owner/some-model --local-dir FOLDER"):
+        Checkpoint("some-owner/some-model", None, False, "img2img").index()
+
+
+def test_an_id_in_the_cache_is_loaded_and_its_commit_known(cache: Path, tiny_pipeline: TinyPipeline) -> None:
+    repository = cache / "models--some-owner--some-model"
+    shutil.copytree(tiny_pipeline("stable_diffusion"), repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    checkpoint = Checkpoint("some-owner/some-model", None, True, "img2img")
+    assert checkpoint.parameters() == {"checkpoint": "some-owner/some-model", "revision": "main"}
+    assert checkpoint.model() == Model("some-owner/some-model", "main")
+    pipeline = checkpoint.load("AutoPipelineForImage2Image", torch.device("cpu"), torch.bfloat16)
+    assert checkpoint.model() == Model("some-owner/some-model", COMMIT)
+    assert type(pipeline).__name__ == "StableDiffusionImg2ImgPipeline"
+    assert pipeline.safety_checker is None
+    assert pipeline.unet.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("kind", "pipeline"), [("img2img", "stable_diffusion"), ("sd_variations", "image_variation")])
+def test_files_as_old_as_the_published_ones_make_the_same_images(
+    tmp_path: Path, tiny_pipeline: TinyPipeline, kind: str, pipeline: str
+) -> None:
+    """Checkpoints of 2022 name classes and settings of CLIP otherwise, and have a tokenizer in two files."""
+    import tiny_pipelines
+
+    new = tiny_pipeline(pipeline)
+    old = Path(shutil.copytree(new, tmp_path / "old"))
+    index = json.loads((old / INDEX).read_text())
+    (old / INDEX).write_text(json.dumps({**index, "feature_extractor": ["transformers", "CLIPFeatureExtractor"]}))
+    processor = old / "feature_extractor" / "preprocessor_config.json"
+    settings = json.loads(processor.read_text())
+    side = settings["crop_size"]["height"]
+    settings |= {"crop_size": side, "size": side, "feature_extractor_type": "CLIPFeatureExtractor"}
+    del settings["image_processor_type"]
+    processor.write_text(json.dumps(settings))
+    if "tokenizer" in index:
+        shutil.rmtree(old / "tokenizer")
+        tiny_pipelines.tokenizer(old / "tokenizer")  # leaves vocab.json and merges.txt
+        (old / "tokenizer" / "tokenizer_config.json").write_text(
+            json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": tiny_pipelines.TOKENS})
+        )
+    sample, made = make_source(tmp_path, "a.png"), []
+    for folder in (new, old):
+        generator = make(
+            kind, tiny_pipeline, checkpoint=str(folder), **({"prompt": "a ship"} if kind == "img2img" else {})
+        )
+        generator.fit([], tmp_path)
+        made += pixels_of(generator, Request(sample, 1, 0))
+    np.testing.assert_array_equal(made[0], made[1])
