@@ -1,10 +1,13 @@
 from pathlib import Path
 
+import hydra
 import pytest
 from hydra import compose, initialize_config_dir
 
 from boxtwin.config import cell_name, defining_values, register, setting_hash, short_hash
 from boxtwin.sweep import quote_numbers
+from boxtwin.synthesis.generator import Generator
+from boxtwin.synthesis.pixel_model import ModelSettings
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ROOT / "conf" / "variations"
@@ -85,7 +88,31 @@ def test_a_hash_does_not_depend_on_order():
 
 @pytest.mark.parametrize("dataset", ["coco", "hrsid", "sar_scenes"])
 @pytest.mark.parametrize("detector", ["yolov3", "yolov3_nano", "yolov3_tiny"])
-@pytest.mark.parametrize("generator", ["copy_paste", "pixel_ddpm", "repeat"])
+@pytest.mark.parametrize("generator", ["copy_paste", "pixel_ddpm", "pixel_ddpm_joint", "repeat"])
 def test_all_options_compose(composed, dataset, detector, generator):
     config = composed(f"dataset={dataset}", f"detector={detector}", f"generator={generator}", "dataset.root=somewhere")
     assert (config.dataset.name, config.detector.name, config.generator.name) == (dataset, detector, generator)
+
+
+OWN_MODEL = ["inpaint_background", "pixel_ddpm_joint", "pixel_ddpm_layout", "pixel_ddpm_sketch"]
+
+
+@pytest.mark.parametrize("experiment", ["", "experiment=hrsid200"])
+def test_options_around_the_own_model_share_it(composed, experiment):
+    names = ModelSettings.__required_keys__
+    models = []
+    for generator in OWN_MODEL:
+        config = composed(f"generator={generator}", "dataset.root=somewhere", *([experiment] if experiment else []))
+        models.append({name: config.generator[name] for name in names})
+        assert config.generator.crop == (96 if experiment else 64)
+    assert all(model == models[0] for model in models)
+
+
+@pytest.mark.parametrize("generator", [*OWN_MODEL, "copy_paste", "pixel_ddpm", "repeat"])
+@pytest.mark.parametrize("experiment", [[], ["experiment=hrsid200"]])
+def test_every_generator_is_built_with_and_without_the_experiment(composed, generator, experiment):
+    config = composed(f"generator={generator}", "dataset.root=somewhere", *experiment)
+    arguments = {key: value for key, value in config.generator.items() if key != "name"}
+    made = hydra.utils.instantiate(arguments, _convert_="all")
+    assert isinstance(made, Generator)
+    assert made.name == config.generator.name == generator

@@ -9,13 +9,26 @@ from safetensors.torch import load_file
 from boxtwin.datasets.images import read_image, write_png
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.synthesis import pixel_ddpm
+from boxtwin.synthesis import pixel_model
 from boxtwin.synthesis.generator import Generator, Request
-from boxtwin.synthesis.pixel_ddpm import STATE_FILE, WEIGHTS_FILE, PixelDDPM
-from boxtwin.synthesis.sdedit import match_texture, noise_levels, object_mask, sdedit, strength_map
-from boxtwin.synthesis.training_crops import Tone, TrainingCrops
+from boxtwin.synthesis.pixel_ddpm import PixelDDPM
+from boxtwin.synthesis.pixel_model import STATE_FILE, WEIGHTS_FILE
+from boxtwin.synthesis.sdedit import (
+    match_grain,
+    match_histogram,
+    match_level,
+    match_texture,
+    noise_levels,
+    object_mask,
+    sdedit,
+    strength_map,
+)
+from boxtwin.synthesis.training_crops import Tone
 
 TINY: dict[str, Any] = {
+    "train_strength": 0.6,
+    "mask": "boxes",
+    "joint": 0.0,
     "strength": 0.6,
     "object_strength": 0.5,
     "object_margin": 4,
@@ -24,6 +37,7 @@ TINY: dict[str, Any] = {
     "rho": 1.5,
     "texture": 1.0,
     "texture_window": 16,
+    "histogram": True,
     "tone": "log",
     "channels": (8, 16),
     "unshuffle": 2,
@@ -148,15 +162,15 @@ def test_a_training_that_was_killed_continues_as_if_nothing_had_happened(
     sample = make_sample(tmp_path, "a.png")
     fitted(tmp_path / "whole", [sample])
 
-    monkeypatch.setattr(pixel_ddpm, "SECONDS_BETWEEN_SAVES", 0.0)
-    save = pixel_ddpm._save_state
+    monkeypatch.setattr(pixel_model, "SECONDS_BETWEEN_SAVES", 0.0)
+    save = pixel_model._save_state
 
     def save_then_die(state: dict[str, Any], file: Path) -> None:
         save(state, file)
         if state["step"] == 3:
             raise KilledError
 
-    monkeypatch.setattr(pixel_ddpm, "_save_state", save_then_die)
+    monkeypatch.setattr(pixel_model, "_save_state", save_then_die)
     with pytest.raises(KilledError):
         fitted(tmp_path / "cut", [sample])
     store = model_folder(tmp_path / "cut")
@@ -187,11 +201,13 @@ def test_training_lowers_the_error(tmp_path: Path) -> None:
     errors = []
     for at, steps in enumerate((1, 150)):
         generator = fitted(tmp_path / str(at), [sample], train_steps=steps, learning_rate=3e-3, batch_size=4)
-        assert generator._model is not None
-        crops = TrainingCrops([sample], "log", 16, 0.5, True)
+        assert generator.network.net is not None
+        crops = generator.network.crops([sample])
         rng = torch.Generator().manual_seed(5)
         with torch.no_grad():
-            errors.append(np.mean([float(generator._loss(generator._model.net, crops, rng)) for _ in range(20)]))
+            errors.append(
+                np.mean([float(generator.network.loss(generator.network.net, crops, rng)) for _ in range(20)])
+            )
     assert errors[1] < 0.9 * errors[0]
 
 
@@ -320,6 +336,32 @@ def test_texture_matching_restores_strength_and_direction_of_the_grain() -> None
     assert max(abs(np.log(np.divide(after, wanted)))) < 0.2
     assert torch.equal(match_texture(x, source, 16, 0.0), x)
     assert torch.isfinite(match_texture(torch.zeros_like(x), source, 16, 1.0)).all()
+
+
+def test_histogram_matching_keeps_the_order_and_takes_the_distribution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, source = torch.randn(1, 2, 20, 30, generator=generator), torch.rand(1, 2, 20, 30, generator=generator) ** 3
+    made = match_histogram(x, source)
+    for channel in range(2):
+        assert torch.equal(made[0, channel].flatten().sort().values, source[0, channel].flatten().sort().values)
+        assert torch.equal(made[0, channel].flatten().argsort(), x[0, channel].flatten().argsort())
+    assert torch.equal(match_histogram(source, source), source)
+
+
+def test_grain_and_level_are_those_of_the_ground_around() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ground = torch.randn(1, 1, 96, 96, generator=generator) + torch.linspace(0, 3, 96)
+    zone = torch.zeros_like(ground)
+    zone[..., 30:60, 30:60] = 1
+    x = ground * (1 - zone) + zone * (0.3 * torch.randn(1, 1, 96, 96, generator=generator) - 4)
+    made = match_grain(match_level(x, zone, 1 - zone, 41), zone, ground, 1 - zone)
+    inside = made[..., 30:60, 30:60]
+    assert torch.equal(made[..., :30, :], x[..., :30, :])
+    assert float(inside.mean()) == pytest.approx(float(ground[..., 30:60, 30:60].mean()), abs=0.2)
+    assert float(inside.diff(dim=2).std()) == pytest.approx(float(ground.diff(dim=2).std()), rel=0.15)
+    nothing = torch.zeros_like(zone)
+    assert torch.equal(match_level(match_grain(x, zone, ground, nothing), zone, nothing, 41), x)
+    assert torch.equal(match_level(match_grain(x, nothing, ground, zone), nothing, zone, 41), x)
 
 
 @pytest.mark.parametrize("kind", ["log", "linear"])

@@ -22,20 +22,24 @@ def choose_device(device: str, asked_by: str) -> torch.device:
     return torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def choose_dtype(dtype: str, device: torch.device, asked_by: str) -> torch.dtype:
+def choose_dtype(dtype: str, device: torch.device, asked_by: str, *, float16: bool = True) -> torch.dtype:
     """The numbers of a setting; "auto" takes bfloat16 where the hardware computes in it, else float16 on a GPU.
+
+    Without ``float16``, for networks that are trained here without a gradient scaler, there is float32 instead of it.
 
     Raises:
         InputError: there are no such numbers, or not on this device.
     """
     if dtype != "auto":
-        if dtype not in DTYPES:
-            raise InputError(f"{asked_by}: dtype is auto, {', '.join(DTYPES)}, got {dtype!r}")
+        known = [name for name in DTYPES if float16 or name != "float16"]
+        if dtype not in known:
+            raise InputError(f"{asked_by}: dtype is auto, {', '.join(known)}, got {dtype!r}")
         if dtype == "float16" and device.type == "cpu":
             raise InputError(f"{asked_by}: dtype=float16 needs a GPU; CPUs take float32 or bfloat16")
         return DTYPES[dtype]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bfloat16 else torch.float16 if float16 else torch.float32
     capabilities = torch.cpu.get_capabilities()
     fast = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
     return torch.bfloat16 if fast else torch.float32

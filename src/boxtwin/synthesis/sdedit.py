@@ -136,6 +136,59 @@ def match_texture(x: Image, source: Image, window: int, share: float) -> Image:
     return matched
 
 
+def match_histogram(x: Image, source: Image) -> Image:
+    """Give the values of ``x``, channel by channel, the distribution of those of ``source``; their order stays.
+
+    Denoising averages the dark tail of speckle away, in which nearly black pixels lie between brighter ones. Heeger &
+    Bergen 1995 match histograms along with the energies of their bands.
+    """
+    flat = x.flatten(2)
+    wanted = source.flatten(2).sort(dim=2).values
+    ranks = flat.sort(dim=2, stable=True).indices
+    return torch.empty_like(flat).scatter_(2, ranks, wanted).reshape(x.shape)
+
+
+def match_level(x: Image, zone: Map, ground: Map, width: int) -> Image:
+    """Give ``x`` in ``zone`` (0 to 1) the level that it has around there where ``ground`` is 1.
+
+    From pure noise a network draws ground as it mostly is, whatever it is here. Levels are means over ``width`` pixels
+    (odd), over all of the ground where there is none so near.
+    """
+    if float(ground.sum()) < 1 or float(zone.sum()) < 1:
+        return x
+
+    def level(weights: Map) -> Image:
+        everywhere = (x * weights).sum(dim=(2, 3), keepdim=True) / weights.sum()
+        # The mean of everywhere counts as a few pixels: too little to be seen where there are others.
+        few = 4.0 / width**2
+        return (_box_filter(x * weights, width) + few * everywhere) / (_box_filter(weights, width) + few)
+
+    return x + zone * (level(ground) - level(zone))
+
+
+def match_grain(
+    x: Image,
+    zone: Map,
+    model: Float[Tensor, "_batch channels _height _width"],
+    reference: Float[Tensor, "_batch 1 _height _width"],
+) -> Image:
+    """Give the fine texture of ``x`` in ``zone`` (0 to 1) the strength that ``model`` has where ``reference`` is 1.
+
+    As `match_texture`, where there is no source to compare with pixel by pixel: one gain for each band of the zone.
+    """
+    if float(reference.sum()) < 1 or float(zone.sum()) < 1:
+        return x
+    *bands, _ = _bands(x)
+    *wanted, _ = _bands(model)
+    matched = x
+    for band, pattern in zip(bands, wanted, strict=True):
+        has = (zone * band**2).sum() / (zone.sum() * band.shape[1])
+        should = (reference * pattern**2).sum() / (reference.sum() * pattern.shape[1])
+        gain = torch.sqrt((should + 1e-8) / (has + 1e-8)).clamp(max=4.0)
+        matched = matched + zone * (gain - 1) * band
+    return matched
+
+
 def _bands(image: Image) -> list[Image]:
     """Detail across, down and diagonal at 3 and at 7 pixels, then the rest; they add up to ``image``."""
     bands = []

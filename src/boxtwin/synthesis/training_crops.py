@@ -13,6 +13,7 @@ from torch import Tensor
 from boxtwin.datasets.images import Pixels, read_image
 from boxtwin.datasets.sample import Sample
 from boxtwin.synthesis.sdedit import object_mask
+from boxtwin.synthesis.silhouettes import draw, silhouettes_of
 
 
 def is_grey(pixels: Pixels) -> bool:
@@ -56,10 +57,22 @@ class Tone:
         return np.expm1(values) * self.scale if self.kind == "log" else values
 
 
-class TrainingCrops:
-    """Random crops of the training images with the masks of their boxes."""
+def mask_of(
+    kind: str, encoded: Float[np.ndarray, "c h w"], boxes: Float[np.ndarray, "n 4"]
+) -> Float[np.ndarray, "h w"]:
+    """What tells the network where objects are: their boxes, or their silhouettes as the pixels in them have it."""
+    height, width = encoded.shape[1:]
+    if kind == "boxes":
+        return object_mask(boxes, height, width)
+    return draw(silhouettes_of(encoded.mean(axis=0), boxes), height, width)
 
-    def __init__(self, training: Sequence[Sample], tone: str, crop: int, object_crops: float, mirror: bool) -> None:
+
+class TrainingCrops:
+    """Random crops of the training images with the masks of their objects."""
+
+    def __init__(
+        self, training: Sequence[Sample], tone: str, crop: int, object_crops: float, mirror: bool, mask: str
+    ) -> None:
         pixels = [read_image(sample.path) for sample in training]
         self.channels = 1 if all(is_grey(image) for image in pixels) else 3
         planes = [planes_of(image, self.channels) for image in pixels]
@@ -70,9 +83,11 @@ class TrainingCrops:
         self._centres: list[tuple[int, float, float]] = []  # image, x, y of every object
         for index, (sample, values) in enumerate(zip(training, planes, strict=True)):
             height, width = values.shape[1:]
-            mask = object_mask(sample.boxes, height, width)[None]
+            encoded = measured.encode(values)
             pad = ((0, 0), (0, max(crop - height, 0)), (0, max(crop - width, 0)))
-            stacked = np.pad(np.concatenate([measured.encode(values), mask]), pad, mode="symmetric")
+            stacked = np.pad(
+                np.concatenate([encoded, mask_of(mask, encoded, sample.boxes)[None]]), pad, mode="symmetric"
+            )
             self._images.append(torch.from_numpy(stacked))
             self._centres += [(index, (x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in sample.boxes.tolist()]
 

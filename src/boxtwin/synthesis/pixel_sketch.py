@@ -1,0 +1,119 @@
+"""New layouts in the look of the real sensor: a sketch with exact boxes, redrawn by the model of real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+from jaxtyping import Float
+
+from boxtwin.datasets.sample import Sample
+from boxtwin.datasets.sar_scenes import MIN_IMAGE_SIZE, simulate_scene
+from boxtwin.errors import InputError
+from boxtwin.synthesis.controls import CopyPaste
+from boxtwin.synthesis.generator import Json, Knowledge, Request, Variation
+from boxtwin.synthesis.pixel_ddpm import DDPMSettings, PixelDDPM
+from boxtwin.synthesis.pixel_generator import Canvas
+from boxtwin.synthesis.training_crops import planes_of
+
+SKETCHES = ("copy_paste", "sar_scenes")
+LEAST_SIDE = 3  # pixels: what is left of a simulated ship at a border that cuts through it has a box from this on
+
+
+class PixelSketch(PixelDDPM):
+    """SDEdit that starts from a sketch instead of the source.
+
+    With `sketch` "copy_paste" the sketch is the source with objects of the training images pasted into it; the paste's
+    seams and its foreign ground go under in the noise, and what comes back belongs together. With "sar_scenes" it is a
+    simulated scene that owes the source nothing but its size, brightness and contrast; the noise takes the simulation's
+    look with it, as far as `strength` reaches.
+
+    Args:
+        sketch: "copy_paste" or "sar_scenes".
+        pastes, min_pastes, feather, tolerance, turns: as of `CopyPaste`; objects are mirrored where `mirror` is set.
+        settings: as of `PixelDDPM`; strengths and texture refer to the sketch.
+    """
+
+    name = "pixel_ddpm_sketch"
+    boxes: Knowledge = "exact"
+
+    def __init__(
+        self,
+        *,
+        sketch: str,
+        pastes: int,
+        min_pastes: int,
+        feather: int,
+        tolerance: float,
+        turns: bool,
+        **settings: Unpack[DDPMSettings],
+    ) -> None:
+        super().__init__(**settings)
+        if sketch not in SKETCHES:
+            raise InputError(f"{self.name}: sketch is {' or '.join(SKETCHES)}, got {sketch!r}")
+        self.sketch = sketch
+        self._paste = CopyPaste(
+            pastes=pastes,
+            min_pastes=min_pastes,
+            feather=feather,
+            tolerance=tolerance,
+            mirror=settings["mirror"],
+            turns=turns,
+        )
+
+    def drawing(self) -> dict[str, Json]:
+        """Those of `PixelDDPM`, and how sketches are made."""
+        return {**super().drawing(), **self._paste.parameters(), "sketch": self.sketch}
+
+    def fit(self, training: Sequence[Sample], folder: Path) -> None:
+        """Train or load the model, and cut out the objects to paste.
+
+        Raises:
+            InputError: simulated ships are asked for and the objects are of several classes.
+        """
+        if self.sketch == "sar_scenes":
+            classes = {int(label) for sample in training for label in sample.object_labels}
+            if len(classes) > 1:
+                raise InputError(
+                    f"{self.name}: sketch=sar_scenes draws ships, one class; the training images have objects of "
+                    f"{len(classes)} classes: use sketch=copy_paste"
+                )
+            self._ship = classes.pop() if classes else 0
+        else:
+            self._paste.fit(training, folder)
+        super().fit(training, folder)
+
+    def draw(self, canvas: Canvas, request: Request) -> Variation:
+        """A sketch of the source's size, redrawn."""
+        if self.sketch == "sar_scenes":
+            sketch, boxes = self._simulated(canvas, request.seed)
+            labels = np.full(len(boxes), self._ship, dtype=request.source.labels.dtype)
+            shown = boxes
+        else:
+            (pasted,) = self._paste.vary([request])
+            sketch = canvas.showing(self.network.tone.encode(planes_of(pasted.pixels, self.network.image_channels)))
+            boxes, labels = pasted.boxes, pasted.labels
+            shown = np.concatenate([boxes, request.source.boxes[request.source.crowd]])
+        pixels = self.redraw(sketch, shown, request.seed)
+        return Variation(request=request, pixels=pixels, boxes=boxes, labels=labels)
+
+    def _simulated(self, canvas: Canvas, seed: int) -> tuple[Canvas, Float[np.ndarray, "n 4"]]:
+        height, width = canvas.height, canvas.width
+        side = max(height, width, MIN_IMAGE_SIZE)
+        (chip,) = simulate_scene(np.random.default_rng(seed), chips=1, size=side)
+        scene = self.network.tone.encode(planes_of(chip.pixels, canvas.encoded.shape[0])[:, :height, :width])
+        # The level and spread of the sea, as median and median deviation have them, become those of the source.
+        level, spread = _middle(canvas.encoded)
+        scene_level, scene_spread = _middle(scene)
+        scene = (scene - scene_level) * (spread / scene_spread) + level
+        corners = np.array(chip.boxes, dtype=np.float32).reshape(-1, 4)
+        corners = np.minimum(corners, np.array([width, height, width, height], dtype=np.float32))
+        whole = (corners[:, 2:] - corners[:, :2]).min(axis=1, initial=np.inf) >= LEAST_SIDE
+        return canvas.showing(scene.astype(np.float32)), corners[whole]
+
+
+def _middle(values: Float[np.ndarray, "..."]) -> tuple[float, float]:
+    level = float(np.median(values))
+    return level, max(float(np.median(np.abs(values - level))), 1e-3)

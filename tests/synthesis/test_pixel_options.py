@@ -1,0 +1,381 @@
+"""The generators around the own model: `inpaint_background`, `pixel_ddpm_sketch`, `_layout` and `_joint`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.sample import Sample
+from boxtwin.errors import InputError
+from boxtwin.synthesis.generator import Generator, Request, Variation
+from boxtwin.synthesis.layout_plan import Chances, plan, things_of
+from boxtwin.synthesis.local_painting import soft_zone, traces
+from boxtwin.synthesis.mask_reading import read_mask
+from boxtwin.synthesis.pixel_background import PixelBackground
+from boxtwin.synthesis.pixel_joint import PixelJoint
+from boxtwin.synthesis.pixel_layout import PixelLayout
+from boxtwin.synthesis.pixel_model import PixelModel
+from boxtwin.synthesis.pixel_sketch import PixelSketch
+from boxtwin.synthesis.silhouettes import Silhouette, draw
+
+MODEL: dict[str, Any] = {
+    "train_strength": 1.0,
+    "mask": "silhouettes",
+    "joint": 0.5,
+    "tone": "log",
+    "channels": (8, 16),
+    "unshuffle": 2,
+    "crop": 16,
+    "object_crops": 0.5,
+    "mirror": True,
+    "train_steps": 3,
+    "batch_size": 2,
+    "learning_rate": 1e-3,
+    "ema": 0.9,
+    "seed": 0,
+    "device": "cpu",
+    "dtype": "float32",
+}
+SDEDIT: dict[str, Any] = {
+    "strength": 0.6,
+    "object_strength": 0.4,
+    "object_margin": 4,
+    "steps": 2,
+    "eta": 0.0,
+    "rho": 1.5,
+    "texture": 1.0,
+    "texture_window": 16,
+    "histogram": True,
+}
+PASTES: dict[str, Any] = {"pastes": 2, "min_pastes": 1, "feather": 3, "tolerance": 2.0, "turns": False}
+LAYOUT: dict[str, Any] = {
+    "move": 0.5,
+    "turn_only": 0.3,
+    "remove": 0.1,
+    "turn": 90.0,
+    "add": 2,
+    "object_strength": 0.8,
+    "margin": 4,
+    "steps": 2,
+    "eta": 0.3,
+    "rho": 1.5,
+}
+JOINT: dict[str, Any] = {
+    "steps": 2,
+    "eta": 0.3,
+    "rho": 1.5,
+    "redraw": 0.5,
+    "redraw_steps": 2,
+    "object_steps": 2,
+    "margin": 3,
+    "least_length": 4,
+    "certainty": 0.1,
+    "contrast": 0.0,
+}
+
+
+def hull(x: float, y: float, heading: float, length: float, breadth: float) -> Silhouette:
+    return Silhouette(float(x), float(y), float(heading), float(length), float(breadth))
+
+
+def background(**changes: Any) -> PixelBackground:
+    return PixelBackground(**{**MODEL, **SDEDIT, "object_strength": 0.0, "blend_margin": 3, **changes})
+
+
+def sketch(**changes: Any) -> PixelSketch:
+    return PixelSketch(**{**MODEL, **SDEDIT, **PASTES, "sketch": "copy_paste", **changes})
+
+
+def scenes(**changes: Any) -> PixelSketch:
+    return sketch(**{"sketch": "sar_scenes", **changes})
+
+
+def layout(**changes: Any) -> PixelLayout:
+    return PixelLayout(**{**MODEL, **LAYOUT, **changes})
+
+
+def joint(**changes: Any) -> PixelJoint:
+    return PixelJoint(**{**MODEL, **JOINT, **changes})
+
+
+ALL: list[Callable[..., Any]] = [background, sketch, scenes, layout, joint]
+
+
+def make_sample(
+    folder: Path,
+    name: str,
+    shape: tuple[int, ...] = (80, 96),
+    dtype: Any = np.uint8,
+    ships: Any = ((30, 30, 0.5), (70, 50, -0.9)),
+    crowd: int = 0,
+) -> Sample:
+    """Speckle with turned bright rectangles, the last ``crowd`` of them marked as crowds."""
+    top = int(np.iinfo(dtype).max)
+    rng = np.random.default_rng(sum(name.encode()))
+    values = rng.gamma(4, top / 80, size=shape)
+    silhouettes = [hull(x, y, heading, 16, 5) for x, y, heading in ships]
+    hulls = draw(silhouettes, shape[0], shape[1])
+    values += (hulls if len(shape) == 2 else hulls[:, :, None]) * top / 2
+    write_png(folder / name, np.clip(values, 0, top).astype(dtype))
+    n = len(silhouettes)
+    return Sample(
+        name=name,
+        path=folder / name,
+        width=shape[1],
+        height=shape[0],
+        image_id=1,
+        boxes=np.array([silhouette.box() for silhouette in silhouettes], dtype=np.float32).reshape(-1, 4),
+        labels=np.zeros(n, dtype=np.int64),
+        areas=np.ones(n),
+        crowd=np.arange(n) >= n - crowd,
+    )
+
+
+def fitted(tmp_path: Path, generator: Any, samples: list[Sample]) -> Any:
+    generator.fit(samples, tmp_path / "models")
+    return generator
+
+
+def one(generator: Generator, sample: Sample, seed: int = 1) -> Variation:
+    (made,) = generator.vary([Request(sample, 1, seed)])
+    assert isinstance(made, Variation)
+    return made
+
+
+@pytest.mark.parametrize("make", ALL)
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((80, 96), np.uint8), ((75, 66), np.uint16), ((70, 81, 3), np.uint8), ((9, 7), np.uint8)]
+)
+def test_variations_have_size_and_kind_of_the_source_and_boxes_inside(
+    tmp_path: Path, make: Callable[..., Any], shape: tuple[int, ...], dtype: Any
+) -> None:
+    ships = ((30, 30, 0.5), (55, 50, -0.9)) if shape[0] > 20 else ()
+    sample = make_sample(tmp_path, "a.png", shape, dtype, ships)
+    generator: Generator = fitted(tmp_path, make(), [sample])
+    assert generator.boxes == "exact"
+    for seed in (1, 2):
+        made = one(generator, sample, seed)
+        source = read_image(sample.path)
+        assert made.pixels.shape == source.shape
+        assert made.pixels.dtype == source.dtype
+        assert made.boxes.dtype == np.float32
+        assert len(made.boxes) == len(made.labels)
+        assert (made.boxes[:, :2] >= 0).all()
+        assert (made.boxes[:, 2:] <= [sample.width, sample.height]).all()
+        assert (made.boxes[:, :2] < made.boxes[:, 2:]).all()
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_a_seed_makes_the_same_bytes_alone_and_among_others(tmp_path: Path, make: Callable[..., Any]) -> None:
+    a, b = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png", ships=())
+    generator = fitted(tmp_path, make(), [a, b])
+    together = list(generator.vary([Request(b, 1, 3), Request(a, 1, 1), Request(a, 2, 2)]))
+    alone = one(fitted(tmp_path, make(), [a, b]), a, 1)
+    np.testing.assert_array_equal(together[1].pixels, alone.pixels)
+    np.testing.assert_array_equal(together[1].boxes, alone.boxes)
+    assert (together[1].pixels != together[2].pixels).any()
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_images_without_objects_are_fine(tmp_path: Path, make: Callable[..., Any]) -> None:
+    empty = make_sample(tmp_path, "a.png", ships=())
+    made = one(fitted(tmp_path, make(), [empty]), empty)
+    if make not in (joint, scenes):
+        assert made.boxes.shape == (0, 4)
+    with pytest.raises(InputError, match="at least one training image"):
+        fitted(tmp_path, make(), [])
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_parameters_hold_every_setting_but_the_device(tmp_path: Path, make: Callable[..., Any]) -> None:
+    own = {background: {**SDEDIT, "object_strength": 0.0, "blend_margin": 3}, layout: LAYOUT, joint: JOINT}
+    expected = {**MODEL, **own.get(make, {**SDEDIT, **PASTES}), "channels": [8, 16]}
+    del expected["device"]
+    if make in (sketch, scenes):
+        expected["sketch"] = "copy_paste" if make is sketch else "sar_scenes"
+    assert make().parameters() == expected
+    incomplete = {key: value for key, value in MODEL.items() if key != "ema"}
+    with pytest.raises(TypeError, match="ema"):
+        PixelModel("test", incomplete)  # type: ignore[arg-type]
+
+
+def test_options_with_the_same_model_settings_share_one_model(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png")
+    models = {fitted(tmp_path, make(), [sample]).model() for make in ALL}
+    assert len(models) == 1
+    assert len(list((tmp_path / "models").iterdir())) == 1
+
+
+def test_a_repainted_background_leaves_every_pixel_of_every_box(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png", dtype=np.uint16, crowd=1)
+    made, source = one(fitted(tmp_path, background(), [sample]), sample), read_image(sample.path)
+    same = made.pixels == source
+    for x1, y1, x2, y2 in sample.boxes:
+        assert same[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))].all()
+    assert same.mean() < 0.5
+    np.testing.assert_array_equal(made.boxes, sample.object_boxes)
+
+
+def test_a_sketch_keeps_the_sources_boxes_and_adds_those_of_the_pastes(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png", crowd=1)
+    made = one(fitted(tmp_path, sketch(min_pastes=2), [sample]), sample)
+    np.testing.assert_array_equal(made.boxes[:1], sample.object_boxes)
+    assert len(made.boxes) > 1
+
+
+def test_a_simulated_sketch_owes_the_source_level_and_spread(tmp_path: Path) -> None:
+    dark, light = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png")
+    write_png(light.path, np.clip(read_image(light.path).astype(float) * 3 + 20, 0, 255).astype(np.uint8))
+    generator = fitted(tmp_path, scenes(strength=0.0, object_strength=0.0, texture=0.0), [dark, light])
+    for sample in (dark, light):
+        made, source = one(generator, sample, seed=4), read_image(sample.path)
+        assert np.median(made.pixels) == pytest.approx(np.median(source), rel=0.1)
+
+
+@pytest.mark.parametrize("make", [scenes, joint])
+def test_what_knows_one_class_refuses_several(tmp_path: Path, make: Callable[..., Any]) -> None:
+    sample = make_sample(tmp_path, "a.png")
+    two = replace(sample, labels=np.array([0, 1]))
+    with pytest.raises(InputError, match="classes"):
+        fitted(tmp_path, make(), [two])
+    assert set(one(fitted(tmp_path, make(), [replace(sample, labels=np.array([3, 3]))]), sample).labels) <= {3}
+
+
+def test_a_layout_changes_what_it_says_and_leaves_the_rest(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png", (160, 160), ships=((30, 40, 0.5), (110, 110, -0.9)))
+    generator = fitted(tmp_path, layout(move=0.0, turn_only=0.0, remove=0.0, add=1), [sample])
+    source = read_image(sample.path)
+    for seed in range(4):
+        made = one(generator, sample, seed)
+        changes = sum(int(str(count)) for count in made.record.values())
+        assert changes == 1
+        assert len(made.boxes) == 2 + int(str(made.record["added"]))
+        # Only around the new box, and around an old one that is gone, is anything new.
+        near = np.zeros(source.shape, dtype=bool)
+        for x1, y1, x2, y2 in [*made.boxes[-1:], *(b for b in sample.boxes if not (made.boxes == b).all(1).any())]:
+            near[max(int(y1) - 56, 0) : int(y2) + 56, max(int(x1) - 56, 0) : int(x2) + 56] = True
+        np.testing.assert_array_equal(made.pixels[~near], source[~near])
+        assert (made.pixels != source).any()
+
+
+def test_a_crowd_and_an_object_at_the_border_stay_where_they_are(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png", (120, 120), ships=((4, 60, 1.5), (60, 60, 0.4)), crowd=1)
+    encoded = read_image(sample.path).astype(np.float32)[None] / 50
+    assert list(things_of(encoded, sample, 6)) == []
+    made = one(fitted(tmp_path, layout(move=1.0, turn_only=0.0, remove=0.0, add=0), [sample]), sample)
+    np.testing.assert_array_equal(made.pixels, read_image(sample.path))
+    assert set(made.record.values()) == {0}
+
+
+def test_plans_keep_clear_of_everything_and_stay_inside(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png", (200, 200), ships=((40, 40, 0.5), (150, 60, 1.0), (90, 150, -0.4)))
+    encoded = np.log1p(read_image(sample.path).astype(np.float32)[None] / 20)
+    donors = [thing for _, thing in things_of(encoded, sample, 6)]
+    assert len(donors) == 3
+    kinds = set()
+    for seed in range(30):
+        chances = Chances(move=0.4, turn_only=0.3, remove=0.1, add=3, turn=180.0)
+        changes = plan(encoded, sample, donors, chances, 6, np.random.default_rng(seed))
+        assert changes
+        gone = {change.old for change in changes}
+        boxes = [box for index, box in enumerate(sample.boxes) if index not in gone]
+        boxes += [change.new.box() for change in changes if change.new is not None]
+        for at, (x1, y1, x2, y2) in enumerate(boxes):
+            assert min(x1, y1) >= 0
+            assert max(x2, y2) <= 200
+            for u1, v1, u2, v2 in boxes[:at]:
+                assert not (x1 < u2 and u1 < x2 and y1 < v2 and v1 < y2)
+        kinds |= {change.kind for change in changes}
+        for change in changes:
+            if change.kind == "turned" and change.new is not None and change.old is not None:
+                middle = (sample.boxes[change.old][:2] + sample.boxes[change.old][2:]) / 2
+                np.testing.assert_allclose([change.new.x, change.new.y], middle, atol=1e-3)
+    assert kinds == {"moved", "turned", "removed", "added"}
+
+
+def test_traces_follow_side_lobes_and_spare_others() -> None:
+    values = np.random.default_rng(0).normal(size=(100, 100)).astype(np.float32)
+    values[45:55, 45:55] += 8
+    values[49:51, 20:45] += 4  # a lobe
+    values[80:85, 80:85] += 8  # something else, not attached
+    box = np.array([45.0, 45.0, 55.0, 55.0])
+    found = traces(values, box, 40, np.zeros((100, 100), dtype=bool))
+    assert found[45:55, 45:55].all()
+    assert found[49:51, 22:45].mean() > 0.9
+    assert not found[80:85, 80:85].any()
+    assert found.mean() < 0.1
+    spare = np.zeros((100, 100), dtype=bool)
+    spare[:, 50:] = True
+    assert not traces(values, box, 40, spare)[:, 50:].any()
+    zone = soft_zone(found, 4)
+    assert (zone[found] == 1).all()
+    assert (zone[cv2.dilate(found.astype(np.uint8), np.ones((15, 15))) == 0] == 0).all()
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 80, -50])
+def test_objects_are_read_from_a_noisy_mask(degrees: float) -> None:
+    sure, unsure = hull(30, 30, np.radians(degrees), 26, 9), hull(90, 70, 0.3, 24, 9)
+    mask = 2 * draw([sure], 120, 120) + draw([unsure], 120, 120) - 1
+    mask += np.random.default_rng(0).normal(0, 0.7, mask.shape).astype(np.float32)
+    readings = sorted(read_mask(mask, 0.6, 10), key=lambda reading: reading.silhouette.x)
+    assert len(readings) == 2
+    assert readings[0].sure > 0.6 > readings[1].sure
+    for reading, shape in zip(readings, (sure, unsure), strict=True):
+        np.testing.assert_allclose(reading.silhouette.box(), shape.box(), atol=5)
+        rows, columns = np.nonzero(reading.pixels)
+        assert reading.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    slim = read_mask(mask, 0.2, 10)
+    assert max(reading.silhouette.breadth / reading.silhouette.length for reading in slim) <= 0.2 + 1e-9
+    assert read_mask(mask, 0.6, 100) == []
+    assert read_mask(-np.ones((4, 4), np.float32), 0.6, 1) == []
+
+
+def test_a_joint_model_guesses_masks_or_takes_them_as_given(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png")
+    model = PixelModel("test", {**MODEL, "train_steps": 1})  # type: ignore[typeddict-item]
+    model.fit([sample], tmp_path)
+    both = torch.randn(1, 2, 16, 24, generator=torch.Generator().manual_seed(0))
+    assert model.with_mask(both, 0.5).shape == both.shape
+    assert model.given_mask(both[:, :1])(both[:, :1], 0.5).shape == (1, 1, 16, 24)
+    assert np.isfinite(float(model.loss(model.net, model.crops([sample]), torch.Generator().manual_seed(1))))
+
+
+@pytest.mark.parametrize(
+    ("make", "setting", "value"),
+    [
+        (background, "blend_margin", -1),
+        (background, "strength", 1.5),
+        (sketch, "sketch", "pencil"),
+        (sketch, "pastes", -1),
+        (layout, "move", 0.9),
+        (layout, "turn", 200.0),
+        (layout, "mask", "boxes"),
+        (layout, "train_strength", 0.7),
+        (layout, "steps", 0),
+        (layout, "rho", 0.0),
+        (joint, "joint", 0.0),
+        (joint, "train_strength", 0.7),
+        (joint, "redraw", 1.5),
+        (joint, "contrast", -1.0),
+        (joint, "certainty", 2.0),
+        (joint, "crop", 18),
+    ],
+)
+def test_settings_out_of_range_are_refused(make: Callable[..., Any], setting: str, value: Any) -> None:
+    with pytest.raises(InputError, match=setting):
+        make(**{setting: value})
+
+
+def test_colour_among_grey_is_refused(tmp_path: Path) -> None:
+    grey, colour = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png", (80, 96, 3))
+    for make in ALL:
+        with pytest.raises(InputError, match="colour"):
+            one(fitted(tmp_path, make(), [grey]), colour)
