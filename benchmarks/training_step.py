@@ -18,10 +18,11 @@ import torch  # isort: skip  (measuring sets the environment that torch reads)
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from boxtwin.composition import Prepared, accelerator, make_data, make_detector, precision
+from boxtwin.composition import Prepared, make_data, make_detector
 from boxtwin.datasets.batch import Batch
 from boxtwin.detector.module import DetectorModule
 from boxtwin.mixing.plan import make_plan
+from boxtwin.settings import accelerator, precision
 from boxtwin.tracking.cell_logger import CellLogger
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.training import fit

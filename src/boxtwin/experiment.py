@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from boxtwin import labelling
-from boxtwin.composition import Prepared, accelerator, make_data, make_detector, precision, prepare
+from boxtwin.composition import Prepared, make_data, make_detector, prepare
 from boxtwin.config import cell_name, generator_name, setting_hash
 from boxtwin.datasets.images import remove_leftovers, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
@@ -36,6 +36,7 @@ from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.generation import contact_sheet, make, quality_card
 from boxtwin.mixing.datamodule import StudyDataModule
 from boxtwin.mixing.plan import Plan, make_plan
+from boxtwin.settings import accelerator, precision
 from boxtwin.synthesis.library import Made
 from boxtwin.tracking.cell_logger import CellLogger
 from boxtwin.tracking.mlflow_runs import Store

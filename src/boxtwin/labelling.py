@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from boxtwin.composition import Prepared, accelerator, labelling_cells, make_data, make_detector, precision
+from boxtwin.composition import Prepared, labelling_cells, make_data, make_detector
 from boxtwin.config import cell_name
 from boxtwin.datasets.images import Pixels, as_grey, link_file
 from boxtwin.datasets.sample import Detections, Sample
@@ -30,6 +30,7 @@ from boxtwin.mixing.augment import Labelled
 from boxtwin.mixing.datamodule import Collate
 from boxtwin.mixing.plan import make_plan
 from boxtwin.mixing.tiles import take_view, views
+from boxtwin.settings import accelerator, precision
 from boxtwin.training import fit
 
 log = logging.getLogger(__name__)

@@ -526,17 +526,6 @@ def test_what_is_there_is_taken_over_without_asking_the_generator(
     assert other.make(dataset.samples, 1).there == 3
 
 
-def test_a_store_that_takes_everything_over_needs_no_generator(dataset: Dataset, tmp_path: Path) -> None:
-    class Unfit(Noise):
-        def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:
-            assert self.seen, "call fit first"
-            return super().vary(requests)
-
-    open_library(dataset, tmp_path / "stores", Unfit(tmp_path / "made.log")).make(dataset.samples, 1)
-    second = open_library(dataset, tmp_path / "stores", Unfit(tmp_path / "made.log"), labels="other")
-    assert second.make(dataset.samples, 1).taken_over == len(dataset.samples)
-
-
 def test_a_refused_image_is_recorded_and_the_rest_go_on(dataset: Dataset, tmp_path: Path) -> None:
     class Choosy(Noise):
         refuses = True

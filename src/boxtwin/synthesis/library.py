@@ -27,11 +27,10 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from boxtwin.boxes import area_xyxy, xyxy_to_xywh
+from boxtwin.boxes import area_xyxy
 from boxtwin.datasets.images import (
     Pixels,
     link_file,
-    pixels_sha256,
     read_image,
     remove_leftovers,
     write_bytes_atomically,
@@ -40,6 +39,15 @@ from boxtwin.datasets.images import (
 from boxtwin.datasets.sample import Judgement, Lineage, Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Generator, Json, Refused, Request, Variation
+from boxtwin.synthesis.manifest import (
+    MANIFEST,
+    as_coco,
+    file_sha256,
+    fingerprint,
+    mend,
+    valid_lines,
+    whole_lines,
+)
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +121,7 @@ class Library:
         self.key = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
         self.root = root
         self.folder = root / f"{generator.name}-{self.key}"
-        self.manifest = self.folder / "manifest.jsonl"
+        self.manifest = self.folder / MANIFEST
 
     def make(self, sources: Sequence[Sample], per_image: int, *, ask: bool = True) -> Made:
         """Make what is missing of the first ``per_image`` variations of every source.
@@ -144,7 +152,7 @@ class Library:
         Raises:
             InputError: one is missing; `make` makes it.
         """
-        lines, refused = self._valid_lines(sources), self.refused(sources)
+        lines, refused = valid_lines(self.folder, sources), self.refused(sources)
         wanted = [(source, number) for source in sources for number in range(1, per_image + 1)]
         missing = [
             f"{source.name} v{number:02d}"
@@ -164,7 +172,7 @@ class Library:
 
     def all_variations(self, sources: Sequence[Sample]) -> tuple[Sample, ...]:
         """Every variation of ``sources`` that is there and whose labels were trusted, sources and numbers in order."""
-        lines, order = self._valid_lines(sources), {source.name: index for index, source in enumerate(sources)}
+        lines, order = valid_lines(self.folder, sources), {source.name: index for index, source in enumerate(sources)}
         usable = [key for key, line in lines.items() if line["labels"]["refused"] is None]
         usable.sort(key=lambda key: (order[key[0]], key[1]))
         return tuple(
@@ -173,7 +181,7 @@ class Library:
 
     def missing(self, sources: Sequence[Sample], per_image: int) -> tuple[Request, ...]:
         """What `make` would ask the generator for: neither here nor in a store with the same pixels."""
-        there, elsewhere = self._valid_lines(sources), self._elsewhere(sources)
+        there, elsewhere = valid_lines(self.folder, sources), self._elsewhere(sources)
         return tuple(
             request
             for request in self._requests(sources, per_image)
@@ -182,17 +190,22 @@ class Library:
 
     def judged(self, sources: Sequence[Sample], per_image: int) -> list[dict[str, Any]]:
         """The manifest's lines of what is there of the first ``per_image`` variations of every source."""
-        lines = self._valid_lines(sources)
+        lines = valid_lines(self.folder, sources)
         return [line for (_, number), line in lines.items() if number <= per_image]
 
     def refused(self, sources: Sequence[Sample]) -> dict[tuple[str, int], dict[str, Any]]:
         """What the generator could not have of ``sources`` as they are, by source and variation, the newest reason."""
+        lines = whole_lines(self.folder / REFUSED)
+        if not lines:
+            return {}
         fingerprints = {source.name: fingerprint(source) for source in sources}
-        found = {}
-        for line in whole_lines(self.folder / REFUSED):
-            if fingerprints.get(line["source"]) == line["source_fingerprint"]:
-                found[line["source"], line["variation"]] = line
-        return {key: line for key, line in found.items() if key not in self._valid_lines(sources)}
+        had = valid_lines(self.folder, sources)
+        newest = {(line["source"], line["variation"]): line for line in lines}
+        return {
+            key: line
+            for key, line in newest.items()
+            if key not in had and fingerprints.get(line["source"]) == line["source_fingerprint"]
+        }
 
     def lines(self) -> list[dict[str, Any]]:
         """The manifest, oldest line first. A line cut short by a kill does not count."""
@@ -207,9 +220,9 @@ class Library:
 
     def _make(self, sources: Sequence[Sample], per_image: int, ask: bool) -> Made:
         for file in (self.manifest, self.folder / REFUSED):
-            _mend(file)
+            mend(file)
         remove_leftovers(self.folder)
-        there = self._valid_lines(sources)
+        there = valid_lines(self.folder, sources)
         requests = [request for request in self._requests(sources, per_image) if _key(request) not in there]
         known = len(sources) * per_image - len(requests)
         if not requests:
@@ -227,7 +240,7 @@ class Library:
             models.mkdir(parents=True, exist_ok=True)
             self.generator.fit(self.training, models)
         fitted = time.perf_counter()
-        made, cost = self._draw(requests) if requests else (0, 0.0)
+        made, cost = self._draw(requests) if requests else (0, 0.0)  # all taken over: nothing was fitted
         self._write_annotations()
         return Made(
             made=made,
@@ -241,8 +254,6 @@ class Library:
 
     def _draw(self, requests: Sequence[Request]) -> tuple[int, float]:
         """Have the generator make what is asked for; how many there are now, and what they cost."""
-        if not requests:  # all taken over: then there was no reason to fit
-            return 0, 0.0
         made, cost, last = 0, 0.0, time.perf_counter()
         progress = tqdm(
             self.generator.vary(requests), total=len(requests), desc=f"{self.generator.name}: variations", unit="image"
@@ -285,7 +296,7 @@ class Library:
         line = {
             **self._about(request),
             "image": image.as_posix(),
-            "image_sha256": _sha256(self.folder / image),
+            "image_sha256": file_sha256(self.folder / image),
             "parameters": self.identity["parameters"],
             "model": {"id": model.id, "revision": model.revision} if model else {"id": "none", "revision": None},
             "seconds": round(seconds, 4),
@@ -324,7 +335,7 @@ class Library:
         for file in sorted(self.root.glob(f"{self.generator.name}-*/store.json")):
             identity = json.loads(file.read_text())
             if identity != self.identity and {**identity, "labels": None} == {**self.identity, "labels": None}:
-                for key, line in _valid(file.parent, sources).items():
+                for key, line in valid_lines(file.parent, sources).items():
                     found[key] = (file.parent, line)
         return found
 
@@ -334,10 +345,6 @@ class Library:
             # A line must outlive a power cut: what it names may have been paid for.
             lines.flush()
             os.fsync(lines.fileno())
-
-    def _valid_lines(self, sources: Sequence[Sample]) -> dict[tuple[str, int], dict[str, Any]]:
-        """The lines whose image is there as recorded and whose source has not changed since; the newest one counts."""
-        return _valid(self.folder, sources)
 
     def _seed_of(self, source: Sample, number: int) -> int:
         digest = hashlib.sha256(f"{self.seed}/{source.name}/{number}".encode()).digest()
@@ -367,40 +374,8 @@ class Library:
 
     def _write_annotations(self) -> None:
         """The store as one COCO file, for any other tool."""
-        newest = {
-            (line["source"], line["variation"]): line
-            for line in self.lines()
-            if image_is_whole(self.folder, line) and line["labels"]["refused"] is None
-        }
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for image_id, (_, line) in enumerate(sorted(newest.items()), start=1):
-            pixels = read_image(self.folder / line["image"])
-            height, width = pixels.shape[:2]
-            images.append(
-                {"id": image_id, "file_name": line["image"], "width": width, "height": height}
-                | {key: line[key] for key in ("source", "variation", "generator", "seed")}
-                # Labels that come back from a person are of these pixels, not of any others under the same name.
-                | {"pixels_sha256": pixels_sha256(pixels)}
-            )
-            for box in line["labels"]["boxes"]:
-                if box["decision"] == "dropped":
-                    continue
-                x, y, w, h = xyxy_to_xywh(np.array(box["box"])).tolist()
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image_id,
-                        "category_id": self.category_ids[box["label"]],
-                        "bbox": [x, y, w, h],
-                        "area": w * h,
-                        "iscrowd": 0,
-                    }
-                )
-        categories = [
-            {"id": number, "name": name} for number, name in zip(self.category_ids, self.classes, strict=True)
-        ]
-        content = {"images": images, "annotations": annotations, "categories": categories}
+        usable = [line for line in self.lines() if line["labels"]["refused"] is None]
+        content = as_coco(self.folder, usable, self.classes, self.category_ids)
         write_bytes_atomically(self.folder / "annotations.json", json.dumps(content).encode())
 
 
@@ -415,39 +390,6 @@ def _as_json(judgement: Judgement) -> dict[str, Any]:
         "refused": judgement.refused,
         "boxes": [asdict(box) for box in judgement.boxes],
     }
-
-
-def whole_lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def _mend(file: Path) -> None:
-    """Cut off a last line that a kill left unfinished: what is appended must start on a line of its own."""
-    if not file.exists():
-        return
-    content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(file, whole)
-
-
-def _valid(folder: Path, sources: Iterable[Sample]) -> dict[tuple[str, int], dict[str, Any]]:
-    fingerprints = {source.name: fingerprint(source) for source in sources}
-    newest = {(line["source"], line["variation"]): line for line in whole_lines(folder / "manifest.jsonl")}
-    return {
-        key: line
-        for key, line in newest.items()
-        if fingerprints.get(line["source"]) == line["source_fingerprint"] and image_is_whole(folder, line)
-    }
-
-
-def image_is_whole(folder: Path, line: dict[str, Any]) -> bool:
-    image = folder / line["image"]
-    return image.is_file() and _sha256(image) == line["image_sha256"]
 
 
 def _check_sources(sources: Iterable[Sample]) -> None:
@@ -466,15 +408,3 @@ def _check_sources(sources: Iterable[Sample]) -> None:
 def _folder_of(name: str) -> str:
     """Where variations of an image go: its path without the ending."""
     return Path(name).with_suffix("").as_posix()
-
-
-def fingerprint(sample: Sample) -> str:
-    """Pixels and labels of a source in one hash: variations of either older version are not of this image."""
-    total = hashlib.sha256(sample.sha256.encode())
-    for array in (sample.boxes, sample.labels, sample.crowd):
-        total.update(array.tobytes())
-    return total.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

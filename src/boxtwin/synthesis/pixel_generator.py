@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
@@ -68,7 +69,7 @@ class Canvas:
         return np.ascontiguousarray(np.broadcast_to(stored, (3, self.height, self.width)).transpose(1, 2, 0))
 
 
-class PixelGenerator:
+class PixelGenerator(ABC):
     """A generator that draws with a `PixelModel`; those of this project differ in what they let it draw.
 
     Variations are made one by one: in a batch, their bytes would depend on how many are made together.
@@ -120,9 +121,9 @@ class PixelGenerator:
                 made = self.draw(canvas, request)
             yield made
 
+    @abstractmethod
     def draw(self, canvas: Canvas, request: Request) -> Variation:
         """One variation of the image on ``canvas``."""
-        raise NotImplementedError
 
     def check(self, shares: dict[str, float], least: dict[str, tuple[int, int]]) -> None:
         """Refuse ``shares`` outside [0, 1], and numbers (value, least value) that are too small."""

@@ -15,7 +15,8 @@ from boxtwin.datasets.images import encode_png, write_bytes_atomically
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Generator, Refused, Request
-from boxtwin.synthesis.library import FORMAT, MODELS, fingerprint, image_is_whole, whole_lines
+from boxtwin.synthesis.library import FORMAT, MODELS
+from boxtwin.synthesis.manifest import fingerprint, image_is_whole, whole_lines
 
 IDENTITY = "store.json"
 
