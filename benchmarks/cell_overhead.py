@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,20 @@ def install(clocks: Clocks) -> None:
     module.DetectorModule.on_train_batch_end = end  # type: ignore[method-assign]
 
 
+def run_train(arguments: Sequence[str]) -> None:
+    """Run train.py in this process, in a folder of its own that is removed afterwards."""
+    sys.argv = [str(ROOT / "train.py"), *arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as left:
+            if left.code:
+                raise
+        finally:
+            os.chdir(ROOT)
+
+
 def main() -> None:
     """Run the sweep, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -149,16 +163,7 @@ def main() -> None:
     clocks, started = Clocks(), now()
     install(clocks)
     imports = tuple(end - begin for end, begin in zip(now(), started, strict=True))
-    sys.argv = [str(ROOT / "train.py"), *command]
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as left:
-            if left.code:
-                raise
-        finally:
-            os.chdir(ROOT)
+    run_train(command)
     rows: dict[str, list[Seconds]] = defaultdict(lambda: [(0.0, 0.0)] * len(clocks.cells))
     for number, cell in enumerate(clocks.cells):
         for part, (cpu, wall) in cell.items():

@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import runpy
-import sys
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from cell_overhead import ROOT, Clocks, Seconds, install
+from cell_overhead import Clocks, Seconds, install, run_train
 
 IN_A_STEP = ("forward", "loss", "backward", "clipping", "optimiser", "averaging", "rest of the step")
 # Substrings of operators' names, first match counts.
@@ -130,16 +127,8 @@ def main() -> None:
     install_in_step(clocks)
     imports = time.process_time()
     shares = profile_operators(settings.operators) if settings.operators else {}
-    sys.argv = [str(ROOT / "train.py"), "trainer.threads=1", "study=profile", *overrides]
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as left:
-            if left.code:
-                raise
-        finally:
-            os.chdir(ROOT)
+    command = ["trainer.threads=1", "study=profile", *overrides]
+    run_train(command)
     process, main_thread = time.process_time(), time.thread_time()
     (cell,) = clocks.cells
     parts = {part: cpu for part, (cpu, _) in cell.items()}
@@ -149,7 +138,7 @@ def main() -> None:
     unknown = parts.pop("rest", 0.0)
     unknown += process - sum(parts.values()) - unknown
     total = process
-    print(f"\npython train.py {' '.join(sys.argv[1:])}\n{total:.0f} CPU-seconds\n")
+    print(f"\npython train.py {' '.join(command)}\n{total:.0f} CPU-seconds\n")
     print("| part | CPU-s | % |\n|---|---|---|")
     steps = sum(parts.get(part, 0.0) for part in IN_A_STEP)
     print(f"| **training steps** | {steps:.1f} | {100 * steps / total:.1f} |")
