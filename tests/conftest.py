@@ -1,5 +1,11 @@
 """Fixtures that several test files share: a tiny COCO data set on disk, and the real chips where they are at hand."""
 
+import os
+
+# Before torch is imported, here and in the commands that tests run: processes side by side have a core each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
