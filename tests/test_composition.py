@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from small_study import SMALL
 
 from boxtwin.composition import load_dataset, make_data, make_detector, prepare
 from boxtwin.config import register
@@ -11,18 +12,6 @@ from boxtwin.mixing.plan import make_plan
 from boxtwin.sweep import quote_numbers
 
 ROOT = Path(__file__).parents[1]
-SMALL = (
-    "dataset.build.images=24",
-    "dataset.build.image_size=64",
-    "dataset.build.chips_per_scene=2",
-    "dataset.image_size=64",
-    "split.train=6",
-    "split.train_pool=8",
-    "split.val=4",
-    "split.test=8",
-    "generator=repeat",
-    "detector=yolov3_nano",
-)
 
 
 @pytest.fixture
@@ -32,7 +21,8 @@ def composed(tmp_path):
 
         def with_overrides(*overrides):
             small = [value for value in SMALL if "dataset=hrsid" not in overrides or ".build." not in value]
-            typed = quote_numbers((*small, f"data={tmp_path}", *overrides), ROOT / "conf" / "variations")
+            chosen = ("generator=repeat", "detector=yolov3_nano", f"data={tmp_path}", *overrides)
+            typed = quote_numbers((*small, *chosen), ROOT / "conf" / "variations")
             return compose("config", typed)
 
         yield with_overrides

@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from image_server import Record, image_server
 from omegaconf import DictConfig, open_dict
+from small_study import SMALL
 
 from boxtwin.composition import prepare
 from boxtwin.config import defining_values, register
@@ -26,16 +27,6 @@ from boxtwin.generation import contact_sheet, generate, make
 from boxtwin.sweep import quote_numbers
 
 ROOT = Path(__file__).parents[1]
-SMALL = (
-    "dataset.build.images=24",
-    "dataset.build.image_size=64",
-    "dataset.build.chips_per_scene=2",
-    "dataset.image_size=64",
-    "split.train=6",
-    "split.train_pool=8",
-    "split.val=4",
-    "split.test=8",
-)
 # The detectors that label what moves: one, of two steps.
 QUICK = (
     "detector=yolov3_nano",

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from written_samples import bright_boxes
 
-from boxtwin.datasets.images import write_png
 from boxtwin.datasets.sample import Sample
 from boxtwin.synthesis.generator import Request
 from boxtwin.synthesis.image_variations import SDVariations, UnCLIP
@@ -61,29 +61,9 @@ def make(kind: str, tiny_pipeline: Callable[[str], Path], **settings: Any) -> Pi
     return made(**{**defaults, **paths, **settings})
 
 
-def make_source(
-    folder: Path, name: str, shape: tuple[int, ...] = (32, 32), dtype: Any = np.uint8, boxes: Any = ((8, 9, 18, 15),)
-) -> Sample:
-    """Speckle with bright boxes, written to a file."""
-    top = int(np.iinfo(dtype).max)
-    rng = np.random.default_rng(sum(name.encode()))
-    pixels = rng.gamma(4, top / 20, size=shape)
-    for x1, y1, x2, y2 in boxes:
-        pixels[y1:y2, x1:x2] += top / 2
-    write_png(folder / name, np.clip(pixels, 0, top).astype(dtype))
-    corners = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    return Sample(
-        name=name,
-        path=folder / name,
-        width=shape[1],
-        height=shape[0],
-        image_id=1,
-        boxes=corners,
-        labels=np.arange(len(corners)),
-        areas=np.ones(len(corners)),
-        crowd=np.zeros(len(corners), dtype=bool),
-        sha256=name,
-    )
+def make_source(folder: Path, name: str, *shape_dtype_boxes: Any, **settings: Any) -> Sample:
+    """`bright_boxes` on a brighter sea: the tiny pipelines lose a dark one."""
+    return bright_boxes(folder, name, *shape_dtype_boxes, sea=1 / 20, **settings)
 
 
 def pixels_of(generator: PipelineGenerator, *requests: Request) -> list[np.ndarray]:

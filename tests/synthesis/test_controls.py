@@ -3,9 +3,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from written_samples import write_sample
 
 from boxtwin.boxes import iou_matrix
-from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.images import read_image
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.controls import CopyPaste, Repeat
@@ -38,19 +39,8 @@ def make_sample(
     for label, (x1, y1, x2, y2) in enumerate(boxes):
         pixels[y1:y2, x1:x2] = OBJECT + label
         pixels[y1, x1] = 90
-    write_png(folder / name, np.rint(pixels * scale).astype(dtype))
-    n = len(boxes)
-    return Sample(
-        name=name,
-        path=folder / name,
-        width=shape[1],
-        height=shape[0],
-        image_id=1,
-        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        labels=np.arange(n),
-        areas=np.ones(n),
-        crowd=np.zeros(n, dtype=bool) if crowd is None else np.array(crowd),
-    )
+    written = np.rint(pixels * scale).astype(dtype)
+    return write_sample(folder, name, written, boxes, labels=np.arange(len(boxes)), crowd=crowd)
 
 
 def vary(training: list[Sample], source: Sample, seed: int = 0, **settings: Any) -> Any:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from written_samples import bright_boxes
 
 from boxtwin.datasets.images import read_image, write_png
 from boxtwin.datasets.sample import Sample
@@ -54,31 +55,6 @@ TINY: dict[str, Any] = {
 }
 
 
-def make_sample(
-    folder: Path, name: str, shape: tuple[int, ...] = (32, 32), dtype: Any = np.uint8, boxes: Any = ((8, 9, 18, 15),)
-) -> Sample:
-    """Speckle with bright boxes, written to a file."""
-    top = int(np.iinfo(dtype).max)
-    rng = np.random.default_rng(sum(name.encode()))
-    pixels = rng.gamma(4, top / 80, size=shape)
-    for x1, y1, x2, y2 in boxes:
-        pixels[y1:y2, x1:x2] += top / 2
-    write_png(folder / name, np.clip(pixels, 0, top).astype(dtype))
-    corners = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    n = len(corners)
-    return Sample(
-        name=name,
-        path=folder / name,
-        width=shape[1],
-        height=shape[0],
-        image_id=1,
-        boxes=corners,
-        labels=np.arange(n),
-        areas=np.ones(n),
-        crowd=np.zeros(n, dtype=bool),
-    )
-
-
 def fitted(tmp_path: Path, samples: list[Sample], **settings: Any) -> PixelDDPM:
     generator = PixelDDPM(**{**TINY, **settings})
     generator.fit(samples, tmp_path / "store")
@@ -109,7 +85,7 @@ def test_a_variation_has_size_channels_and_depth_of_its_source(
     tmp_path: Path, shape: tuple[int, ...], dtype: Any
 ) -> None:
     boxes = ((8, 3, 18, 9),) if shape[0] > 3 else ()
-    sample = make_sample(tmp_path, "a.png", shape, dtype, boxes)
+    sample = bright_boxes(tmp_path, "a.png", shape, dtype, boxes)
     generator: Generator = fitted(tmp_path, [sample], train_steps=2)
     (variation,) = generator.vary([Request(sample, 1, 7)])
     source = read_image(sample.path)
@@ -121,7 +97,7 @@ def test_a_variation_has_size_channels_and_depth_of_its_source(
 
 
 def test_grey_stored_as_three_channels_stays_grey(tmp_path: Path) -> None:
-    sample = make_sample(tmp_path, "a.png")
+    sample = bright_boxes(tmp_path, "a.png")
     write_png(sample.path, np.repeat(read_image(sample.path)[:, :, None], 3, axis=2))
     (made,) = pixels_of(fitted(tmp_path, [sample]), Request(sample, 1, 0))
     assert made.shape == (32, 32, 3)
@@ -129,7 +105,7 @@ def test_grey_stored_as_three_channels_stays_grey(tmp_path: Path) -> None:
 
 
 def test_a_seed_makes_the_same_bytes_alone_and_among_others(tmp_path: Path) -> None:
-    a, b = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png", boxes=())
+    a, b = bright_boxes(tmp_path, "a.png"), bright_boxes(tmp_path, "b.png", boxes=())
     generator = fitted(tmp_path, [a, b])
     together = pixels_of(generator, Request(b, 1, 3), Request(a, 1, 1), Request(a, 2, 2))
     (alone,) = pixels_of(generator, Request(a, 1, 1))
@@ -140,7 +116,7 @@ def test_a_seed_makes_the_same_bytes_alone_and_among_others(tmp_path: Path) -> N
 
 
 def test_strength_zero_gives_the_source_and_little_strength_nearly_so(tmp_path: Path) -> None:
-    sample = make_sample(tmp_path, "a.png")
+    sample = bright_boxes(tmp_path, "a.png")
     source = read_image(sample.path).astype(float)
     changes = []
     for at, strength in enumerate((0.0, 0.02, 0.6)):
@@ -159,7 +135,7 @@ class KilledError(Exception):
 def test_a_training_that_was_killed_continues_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample = make_sample(tmp_path, "a.png")
+    sample = bright_boxes(tmp_path, "a.png")
     fitted(tmp_path / "whole", [sample])
 
     monkeypatch.setattr(pixel_model, "SECONDS_BETWEEN_SAVES", 0.0)
@@ -185,7 +161,7 @@ def test_a_training_that_was_killed_continues_as_if_nothing_had_happened(
 
 
 def test_weights_follow_the_seed_and_leave_the_global_random_state_alone(tmp_path: Path) -> None:
-    sample = make_sample(tmp_path, "a.png")
+    sample = bright_boxes(tmp_path, "a.png")
     before = torch.random.get_rng_state()
     weights = []
     for at, seed in enumerate((0, 0, 1)):
@@ -197,7 +173,7 @@ def test_weights_follow_the_seed_and_leave_the_global_random_state_alone(tmp_pat
 
 
 def test_training_lowers_the_error(tmp_path: Path) -> None:
-    sample = make_sample(tmp_path, "a.png")
+    sample = bright_boxes(tmp_path, "a.png")
     errors = []
     for at, steps in enumerate((1, 150)):
         generator = fitted(tmp_path / str(at), [sample], train_steps=steps, learning_rate=3e-3, batch_size=4)
@@ -212,7 +188,7 @@ def test_training_lowers_the_error(tmp_path: Path) -> None:
 
 
 def test_models_of_other_images_or_settings_lie_side_by_side(tmp_path: Path) -> None:
-    a, b = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png")
+    a, b = bright_boxes(tmp_path, "a.png"), bright_boxes(tmp_path, "b.png")
     first = fitted(tmp_path, [a])
     others = [fitted(tmp_path, [b]), fitted(tmp_path, [a], train_steps=7)]
     names = {f"{model.id}-{model.revision}" for model in (first.model(), *(other.model() for other in others)) if model}
@@ -224,7 +200,7 @@ def test_models_of_other_images_or_settings_lie_side_by_side(tmp_path: Path) -> 
 
 
 def test_a_model_under_the_name_of_another_is_refused(tmp_path: Path) -> None:
-    a, b = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png")
+    a, b = bright_boxes(tmp_path, "a.png"), bright_boxes(tmp_path, "b.png")
     fitted(tmp_path / "a", [a])
     fitted(tmp_path / "b", [b])
     (model_folder(tmp_path / "a") / WEIGHTS_FILE).replace(model_folder(tmp_path / "b") / WEIGHTS_FILE)
@@ -233,7 +209,7 @@ def test_a_model_under_the_name_of_another_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:
-    grey, colour = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png", (32, 32, 3))
+    grey, colour = bright_boxes(tmp_path, "a.png"), bright_boxes(tmp_path, "b.png", (32, 32, 3))
     with pytest.raises(RuntimeError, match="call fit first"):
         next(PixelDDPM(**TINY).vary([Request(grey, 1, 0)]))
     with pytest.raises(InputError, match="colour"):

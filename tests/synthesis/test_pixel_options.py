@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from written_samples import write_sample
 
 from boxtwin.datasets.images import read_image, write_png
 from boxtwin.datasets.sample import Sample
@@ -124,19 +125,8 @@ def make_sample(
     silhouettes = [hull(x, y, heading, 16, 5) for x, y, heading in ships]
     hulls = draw(silhouettes, shape[0], shape[1])
     values += (hulls if len(shape) == 2 else hulls[:, :, None]) * top / 2
-    write_png(folder / name, np.clip(values, 0, top).astype(dtype))
-    n = len(silhouettes)
-    return Sample(
-        name=name,
-        path=folder / name,
-        width=shape[1],
-        height=shape[0],
-        image_id=1,
-        boxes=np.array([silhouette.box() for silhouette in silhouettes], dtype=np.float32).reshape(-1, 4),
-        labels=np.zeros(n, dtype=np.int64),
-        areas=np.ones(n),
-        crowd=np.arange(n) >= n - crowd,
-    )
+    n, boxes = len(silhouettes), [silhouette.box() for silhouette in silhouettes]
+    return write_sample(folder, name, np.clip(values, 0, top).astype(dtype), boxes, crowd=np.arange(n) >= n - crowd)
 
 
 def fitted(tmp_path: Path, generator: Any, samples: list[Sample]) -> Any:

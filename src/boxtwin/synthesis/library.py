@@ -14,11 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +39,11 @@ from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Generator, Json, Refused, Request, Variation
 from boxtwin.synthesis.manifest import (
     MANIFEST,
+    append_line,
     as_coco,
     file_sha256,
     fingerprint,
+    labels_entry,
     mend,
     valid_lines,
     whole_lines,
@@ -264,7 +264,7 @@ class Library:
             now = time.perf_counter()
             if isinstance(outcome, Refused):
                 log.warning("%s v%02d: %s", request.source.name, request.variation, outcome.reason)
-                self._append(self.folder / REFUSED, self._about(request) | {"reason": outcome.reason})
+                append_line(self.folder / REFUSED, self._about(request) | {"reason": outcome.reason})
             else:
                 self._store(outcome, now - last)
                 made, cost = made + 1, cost + outcome.cost_usd
@@ -306,7 +306,7 @@ class Library:
         }
         assert self.judge is not None
         judgement = self.judge(original, variation.pixels, variation.boxes, variation.labels, image.as_posix())
-        self._append(self.manifest, line | {"labels": _as_json(judgement)})
+        append_line(self.manifest, line | {"labels": labels_entry(judgement)})
 
     def _take_over(self, requests: Sequence[Request]) -> set[tuple[str, int]]:
         """Link what stores with the same pixels have, and judge it in this store's way."""
@@ -325,7 +325,7 @@ class Library:
             pixels = read_image(self.folder / line["image"])
             assert self.judge is not None
             judgement = self.judge(read_image(request.source.path), pixels, boxes, labels, line["image"])
-            self._append(self.manifest, line | {"labels": _as_json(judgement)})
+            append_line(self.manifest, line | {"labels": labels_entry(judgement)})
             taken.add(_key(request))
         return taken
 
@@ -338,13 +338,6 @@ class Library:
                 for key, line in valid_lines(file.parent, sources).items():
                     found[key] = (file.parent, line)
         return found
-
-    def _append(self, file: Path, line: dict[str, Any]) -> None:
-        with file.open("ab") as lines:
-            lines.write(json.dumps(line).encode() + b"\n")
-            # A line must outlive a power cut: what it names may have been paid for.
-            lines.flush()
-            os.fsync(lines.fileno())
 
     def _seed_of(self, source: Sample, number: int) -> int:
         digest = hashlib.sha256(f"{self.seed}/{source.name}/{number}".encode()).digest()
@@ -381,15 +374,6 @@ class Library:
 
 def _key(request: Request) -> tuple[str, int]:
     return request.source.name, request.variation
-
-
-def _as_json(judgement: Judgement) -> dict[str, Any]:
-    decisions = Counter(box.decision for box in judgement.boxes)
-    return {
-        **{decision: decisions[decision] for decision in ("kept", "shifted", "dropped", "added")},
-        "refused": judgement.refused,
-        "boxes": [asdict(box) for box in judgement.boxes],
-    }
 
 
 def _check_sources(sources: Iterable[Sample]) -> None:

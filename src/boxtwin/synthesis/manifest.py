@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.images import pixels_sha256, read_image
-from boxtwin.datasets.sample import Sample
+from boxtwin.datasets.sample import Judgement, Sample
 
 MANIFEST = "manifest.jsonl"
 
@@ -25,6 +27,24 @@ def whole_lines(file: Path) -> list[dict[str, Any]]:
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     return [json.loads(line) for line in whole.splitlines()]
+
+
+def append_line(file: Path, line: dict[str, Any]) -> None:
+    """Add a line that outlives a power cut: what it names may have been paid for."""
+    with file.open("ab") as lines:
+        lines.write(json.dumps(line).encode() + b"\n")
+        lines.flush()
+        os.fsync(lines.fileno())
+
+
+def labels_entry(judgement: Judgement) -> dict[str, Any]:
+    """What a line says of its labels: decisions by kind, and each box with its evidence."""
+    decisions = Counter(box.decision for box in judgement.boxes)
+    return {
+        **{decision: decisions[decision] for decision in ("kept", "shifted", "dropped", "added")},
+        "refused": judgement.refused,
+        "boxes": [asdict(box) for box in judgement.boxes],
+    }
 
 
 def mend(file: Path) -> None:
