@@ -36,6 +36,13 @@ demo: setup  ## embedded data, the six-cell study, the comparison (about eleven 
 	@$(BIN)/python train.py -m experiment=demo split=s1,s2 variations=0,2,10
 	@$(BIN)/python compare.py study=demo
 
+# No variations need no control, and the controls are held against the largest number, so there are two sweeps.
+.PHONY: study
+study: setup  ## embedded data, 60 cells with six seeds and both controls, the comparison (an hour or two; resumes)
+	@$(BIN)/python train.py -m experiment=study
+	@$(BIN)/python train.py -m experiment=study variations=10 generator=repeat,copy_paste
+	@$(BIN)/python compare.py study=sar_scenes_study
+
 .PHONY: test
 test: setup  ## all fast tests (several minutes)
 	@$(BIN)/python -m pytest -q

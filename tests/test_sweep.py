@@ -52,6 +52,11 @@ def test_the_cell_is_named_as_designed(composed):
 def test_there_is_one_baseline_for_all_generators(composed):
     plain, other = composed("variations='0'"), composed("variations='0'", "generator=repeat")
     assert defining_values(plain) == defining_values(other)
+    # Of variations that there are none of, nothing matters.
+    assert defining_values(composed("variations='0'", "variations.seed=3", "labels=pseudo")) == defining_values(plain)
+    assert defining_values(composed("variations='2'", "variations.seed=3")) != defining_values(
+        composed("variations='2'")
+    )
     with_variations = composed("variations='2'"), composed("variations='2'", "generator=repeat")
     assert defining_values(with_variations[0]) != defining_values(with_variations[1])
 
@@ -64,7 +69,14 @@ def test_the_machine_does_not_define_a_cell(composed):
         "trainer.workers=2",
         "trainer.cache=false",
         "trainer.coco_evaluator=pycocotools",
+        "trainer.accelerator=cuda",
+        "trainer.compile=true",
         "dataset.root=elsewhere",
+        "data=elsewhere",
+        "study=another",
+        "rerun=true",
+        "tracking.uri=http://somewhere:5000",
+        "tracking.folder=elsewhere",
     ):
         assert defining_values(composed(override)) == plain, override
     for override in ("trainer.steps=600", "detector.learning_rate=0.1", "seed=1", "split.seed=1"):

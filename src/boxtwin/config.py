@@ -311,7 +311,8 @@ def defining_values(config: DictConfig) -> dict[str, Any]:
         values[key] = value
     if config.variations.per_image == 0:
         values["generator"] = values["labels"] = None
-        values["variations"]["synthetic_fraction"] = None
+        # What variations there are not would be drawn with makes no difference either; values as they are by default.
+        values["variations"] |= {"synthetic_fraction": None, "seed": 0}
     return values
 
 

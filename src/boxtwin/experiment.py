@@ -8,7 +8,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
+from mlflow.entities import Run
 from omegaconf import DictConfig, OmegaConf
 
 from boxtwin import labelling
@@ -38,12 +40,14 @@ from boxtwin.mixing.datamodule import StudyDataModule
 from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.settings import accelerator, precision
 from boxtwin.synthesis.library import Made
+from boxtwin.taken_over import take_over
 from boxtwin.tracking.cell_logger import CellLogger
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.training import Trained, fit, quieten_lightning
 
 log = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"  # below the cell's folder
 EXAMPLES = 8  # test images in overlays.png, the same in every cell
 
 
@@ -53,13 +57,8 @@ def run_cell(config: DictConfig) -> dict[str, float]:
     cell = prepare(config)
     output = Path(HydraConfig.get().runtime.output_dir)
     name = cell_name(config)
-    lock = FileLock(output / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("%s: another process is at it; waiting", name)
-        lock.acquire()
-    try:
+    # Of the folder, and of the cell: another study may be at the same one.
+    with _alone(output / ".lock", name), _alone(Path(config.tracking.folder) / "cells" / f"{cell.identity}.lock", name):
         store = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder))
         run = store.begin_cell(
             study=config.study,
@@ -69,19 +68,22 @@ def run_cell(config: DictConfig) -> dict[str, float]:
             tags={
                 "boxtwin.setting": setting_hash(config),
                 "boxtwin.output_dir": str(output),
-                "boxtwin.overrides": " ".join(HydraConfig.get().overrides.task),
+                "boxtwin.overrides": _overrides(),
                 "boxtwin.dataset_sha256": cell.dataset.digest,
                 "boxtwin.split_sha256": cell.split.digest,
                 **({"boxtwin.store": cell.library.key} if cell.library else {}),
             },
         )
         if run.finished and not config.rerun:
+            shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # of a process killed right after its end
             log.info("%s: finished before, skipped (rerun=true does it again)", name)
             return run.metrics
+        work = _Cell(cell, store, run.run_id, output)
+        source = None if config.rerun else store.finished_elsewhere(cell.identity)
         try:
             if run.finished:
                 store.reopen(run.run_id)
-            metrics = _Cell(cell, store, run.run_id, output).run()
+            metrics = work.run() if source is None else work.take_over(source)
         except Exception as error:
             store.end(run.run_id, "FAILED", f"{type(error).__name__}: {error}")
             raise
@@ -89,18 +91,35 @@ def run_cell(config: DictConfig) -> dict[str, float]:
             store.end(run.run_id, "KILLED", "stopped")
             raise KeyboardInterrupt from error
         store.end(run.run_id, "FINISHED")
-    finally:
-        lock.release()
+        # Not before: killed in between, the cell needs no new training.
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    took = f"{metrics['time/total'] / 60:.1f} minutes" if source is None else f"from study {store.study_of(source)}"
     log.info(
-        "%s: AP %.3f, AP50 %.3f, count MAE %.2f on %d test images; %.1f minutes",
+        "%s: AP %.3f, AP50 %.3f, count MAE %.2f on %d test images; %s",
         name,
         metrics["test/map"],
         metrics["test/map_50"],
         metrics["test/count_mae"],
         len(cell.split.test),
-        metrics["time/total"] / 60,
+        took,
     )
     return metrics
+
+
+@contextmanager
+def _alone(path: Path, name: str) -> Iterator[None]:
+    """Hold a lock while the cell is worked at; say so where it takes waiting."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: another process is at it; waiting", name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Cell:
@@ -109,7 +128,7 @@ class _Cell:
     def __init__(self, cell: Prepared, store: Store, run_id: str, output: Path) -> None:
         self.cell, self.config, self.store, self.run_id, self.output = cell, cell.config, store, run_id, output
         # Named by the identity: data that changed under the same settings must not meet an older checkpoint.
-        self.checkpoints = output / "checkpoints" / cell.identity[:12]
+        self.checkpoints = output / CHECKPOINTS / cell.identity[:12]
         if self.config.rerun:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
@@ -159,6 +178,20 @@ class _Cell:
             "time/total": time.perf_counter() - started,
         }
         self._write(metrics)
+        return metrics
+
+    def take_over(self, source: Run) -> dict[str, float]:
+        """Have what another study has of this very cell."""
+        OmegaConf.save(self.config, self.output / "config.yaml", resolve=True)
+        metrics = take_over(
+            *(self.store, self.run_id, source, self.output),
+            study=self.config.study,
+            overrides=_overrides(),
+            detector=DETECTOR_FILE,
+        )
+        self.store.log_files(self.run_id, [self.output / "config.yaml"])
+        if (self.output / DETECTOR_FILE).exists():
+            labelling.keep_detector(self.cell, self.output / DETECTOR_FILE)
         return metrics
 
     def _plan(self) -> Plan:
@@ -273,7 +306,7 @@ class _Cell:
             "study": self.config.study,
             "identity": self.cell.identity,
             "setting": setting_hash(self.config),
-            "overrides": " ".join(HydraConfig.get().overrides.task),
+            "overrides": _overrides(),
             "params": _params(self.config),
             "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
             "data": {
@@ -291,8 +324,6 @@ class _Cell:
         if self.cell.library:
             files += [self.cell.library.folder / "contact_sheet.png", *labelling.write_label_card(self.cell)]
         self.store.log_files(self.run_id, [path for path in files if path.exists()])
-        if self.checkpoints.parent.exists():  # no training, no checkpoints
-            shutil.rmtree(self.checkpoints.parent)
 
 
 def _params(config: DictConfig) -> dict[str, object]:
@@ -307,6 +338,11 @@ def _params(config: DictConfig) -> dict[str, object]:
         "seed": config.seed,
         "steps": config.trainer.steps,
     }
+
+
+def _overrides() -> str:
+    """What was typed to get this cell."""
+    return " ".join(HydraConfig.get().overrides.task)
 
 
 def _digest_of_samples(samples: Sequence[Sample]) -> str:

@@ -8,26 +8,27 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from boxtwin.config import VariationsConfig, cell_name, register
+from boxtwin.config import VariationsConfig, cell_name, register, short_hash
 from boxtwin.errors import InputError
 
 log = logging.getLogger(__name__)
 
-FAILURE_FILE = "failure.json"
+RESULT_FILE = "result.json"  # what a cell writes last
+ATTEMPTS = 2  # at a cell that breaks down
 SWEEP_VARIABLE = "BOXTWIN_SWEEP"
 _NUMBERS = re.compile(r"(?P<key>\+?variations)=(?P<choices>\d+(?:\s*,\s*\d+)*)")
 
@@ -87,31 +88,130 @@ def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     raise KeyboardInterrupt
 
 
-def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
-    """Run one job; if it fails, say why, leave a note in its output folder, and let a sweep go on.
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep at work, as its jobs know of it wherever they run: from their environment."""
 
-    What the user can mend (`InputError`) is shown as its message alone, anything else with its traceback.
+    notes: str  # absolute: the folder for notes of how its jobs ended
+    jobs: int
+    there: int  # of which had a result before
+    started: float  # seconds since the epoch
+
+    def to_json(self) -> str:
+        """The value of the environment's variable."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of_this_process(cls) -> Sweep | None:
+        """The sweep that started this process; None where another sweeper did."""
+        value = os.environ.get(SWEEP_VARIABLE)
+        return None if value is None else cls(**json.loads(value))
+
+    def progress(self) -> str:
+        """How many of its jobs have ended, and how long the rest will take if they take as long as those before."""
+        notes = [json.loads(note.read_text()) for note in Path(self.notes).glob("*.json")]
+        ended = [note for note in notes if note["ended"]]
+        new = sum(note["new"] for note in ended)
+        left = self.jobs - self.there - new
+        said = f"{len(ended)} of {self.jobs} cells of this sweep have ended"
+        if new and left > 0:
+            said += f"; about {_duration((time.time() - self.started) / new * left)} left"
+        return said
+
+    def note_of(self, overrides: Sequence[str]) -> Path:
+        """Where the job with these overrides leaves its note."""
+        return Path(self.notes) / f"{short_hash(list(overrides))}.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job of a sweep ended."""
+
+    cell: str
+    attempts: int  # that were begun
+    reason: str | None  # why it failed
+    mendable: bool  # by the user: trying again would change nothing
+
+    @property
+    def worth_another_try(self) -> bool:
+        """Whether it broke down, the first time."""
+        return self.reason is not None and not self.mendable and self.attempts < ATTEMPTS
+
+    @classmethod
+    def read(cls, note: Path, name: str) -> Outcome:
+        """From the note of a job, which is begun when the job is; ``name`` is what to call one without."""
+        if not note.exists():
+            return cls(name, 0, "it was never started", mendable=False)
+        content = json.loads(note.read_text())
+        reason = content["reason"] if content["ended"] else "it was killed"
+        return cls(content["cell"], content["attempts"], reason, content["mendable"])
+
+
+def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
+    """Run one job; if it fails, say why, and let a sweep go on.
+
+    What the user can mend (`InputError`) is shown as its message alone, anything else with its traceback. In a sweep
+    the job leaves a note of how it ended, and says how far the sweep is.
     """
     global _failed
     hydra = HydraConfig.get()
-    is_sweep = hydra.mode == RunMode.MULTIRUN
-    note = Path(hydra.runtime.output_dir) / FAILURE_FILE
-    note.unlink(missing_ok=True)
+    sweep = Sweep.of_this_process() if hydra.mode == RunMode.MULTIRUN else None
+    note = None
+    if sweep is not None:
+        new = not (Path(hydra.runtime.output_dir) / RESULT_FILE).exists()
+        note = _Note(sweep.note_of(hydra.overrides.task), _name_of(config), new=new)
+    reason, mendable = None, False
     try:
         work(config)
     except Exception as error:
-        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        if not isinstance(error, InputError):
+        mendable = isinstance(error, InputError)
+        reason = str(error) if mendable else f"{type(error).__name__}: {error}"
+        if not mendable:
             log.error("%s", traceback.format_exc())
-        if not is_sweep:
+        if note is None:
+            if hydra.mode == RunMode.MULTIRUN:
+                raise  # another sweeper has its own way with failures
             _failed += 1
             log.error("%s", reason)
             return
-        name = _name_of(config)
         # The list at the end of the sweep has the whole message, once for all cells that share it.
-        log.error("%s FAILED: %s", name, reason.splitlines()[0])
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps({"sweep": os.environ.get(SWEEP_VARIABLE, ""), "cell": name, "reason": reason}))
+        log.error("%s FAILED: %s", _name_of(config), reason.splitlines()[0])
+    if note is not None and sweep is not None:
+        note.write(ended=True, reason=reason, mendable=mendable)
+        log.info("%s", sweep.progress())
+
+
+class _Note:
+    """What a job of a sweep leaves for the sweep: begun with it, so that one that was killed is known too."""
+
+    def __init__(self, path: Path, cell: str, *, new: bool) -> None:
+        self._path = path
+        before = json.loads(path.read_text())["attempts"] if path.exists() else 0
+        self._content = {"cell": cell, "attempts": before + 1, "new": new}
+        self.write(ended=False, reason=None, mendable=False)
+
+    def write(self, **state: object) -> None:
+        # The folder is gone where the sweep was given up, by a launcher that left this job running.
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        half = self._path.with_suffix(f".{os.getpid()}.part")
+        half.write_text(json.dumps(self._content | state))
+        half.replace(self._path)
+
+
+def report_failures(outcomes: Sequence[Outcome]) -> None:
+    """List every cell of a sweep that failed, and why; `launch` then ends with 1."""
+    global _failed
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for outcome in outcomes:
+        if outcome.reason is not None:
+            reasons[outcome.reason].append(outcome.cell)
+    failed = sum(len(cells) for cells in reasons.values())
+    _failed += failed
+    if reasons:
+        lines = [f"{failed} cell(s) of this sweep failed; the same command tries them again:"]
+        for reason, cells in reasons.items():
+            lines += [f"  {', '.join(cells)}:", *(f"    {line}" for line in reason.splitlines())]
+        log.error("\n".join(lines))
 
 
 def _name_of(config: DictConfig) -> str:
@@ -121,27 +221,7 @@ def _name_of(config: DictConfig) -> str:
         return f"(cell without a name: {error})"
 
 
-class FailureList(Callback):
-    """Ends a sweep with the list of every cell that failed, and why. Hydra itself names the first only.
-
-    Works on the notes that `guard` leaves, so it does not matter which launcher ran the cells, or where.
-    """
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
-        """Give the sweep a name, which its cells inherit wherever they run: notes may be of other sweeps."""
-        os.environ[SWEEP_VARIABLE] = uuid.uuid4().hex
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
-        """List the failures."""
-        global _failed
-        reasons: dict[str, list[str]] = defaultdict(list)
-        for note in sorted(Path(config.hydra.sweep.dir).rglob(FAILURE_FILE)):
-            content = json.loads(note.read_text())
-            if content["sweep"] == os.environ[SWEEP_VARIABLE]:
-                reasons[content["reason"]].append(content["cell"])
-        _failed += sum(len(cells) for cells in reasons.values())
-        if reasons:
-            lines = [f"{_failed} cell(s) of this sweep failed; the same command tries them again:"]
-            for reason, cells in reasons.items():
-                lines += [f"  {', '.join(cells)}:", *(f"    {line}" for line in reason.splitlines())]
-            log.error("\n".join(lines))
+def _duration(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest:02d} min" if hours else f"{minutes} min"

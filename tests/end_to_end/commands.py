@@ -25,10 +25,10 @@ def script(command: str) -> list[str]:
     return [sys.executable, str(ROOT / name), "--config-dir", str(CONF), *arguments]
 
 
-def run(command: str, folder: Path, *, code: int = 0) -> str:
-    """Run a command in ``folder`` and return what it printed; it must end with ``code``."""
+def run(command: str, folder: Path, *, code: int = 0, within: float = 240) -> str:
+    """Run a command in ``folder`` and return what it printed; it must end with ``code`` within so many seconds."""
     process = subprocess.run(
-        script(command), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
+        script(command), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=within, check=False
     )
     printed = process.stdout + process.stderr
     assert process.returncode == code, f"{command} ended with {process.returncode}:\n{printed}"

@@ -55,6 +55,17 @@ def test_two_sweeps_at_once_share_the_work(tmp_path: Path):
     check_finished(tmp_path)
 
 
+def test_two_studies_that_want_the_same_cell_at_once_train_it_once(tmp_path: Path):
+    """Whoever comes first trains it; the other waits and has it too."""
+    processes = [start(f"train.py experiment=tiny_control study={name}", tmp_path) for name in ("one", "other")]
+    assert [process.wait(400) for process in processes] == [0, 0]
+    cells = runs(tmp_path)
+    assert {r.info.status for r in cells} == {"FINISHED"}
+    assert sorted("boxtwin.taken_over_from" in r.data.tags for r in cells) == [False, True]
+    assert cells[0].data.metrics == cells[1].data.metrics
+    assert len(list(tmp_path.glob("multirun/*/*/result.json"))) == 2
+
+
 def test_resumed_training_ends_where_uninterrupted_training_ends(tmp_path: Path):
     """Killed after its first checkpoint, a cell goes on from there and draws the same images in the same order."""
     command = "train.py experiment=tiny_control split=s1 variations=2 trainer.steps=40 trainer.validations=10"
@@ -79,6 +90,7 @@ def test_a_sweep_ends_by_listing_every_cell_that_failed_and_why(tmp_path: Path):
     summary = printed[printed.index("2 cell(s) of this sweep failed") :]
     assert "detector.warmup_steps=98 must be below trainer.steps=8" in summary
     assert "detector.warmup_steps=99 must be below trainer.steps=8" in summary
+    assert "once more" not in printed  # who runs it again without changing it has the same
     assert "Traceback" not in printed
 
 

@@ -134,8 +134,34 @@ def test_make_ui(tmp_path: Path):
 
 def test_make_help_lists_every_target():
     printed = subprocess.run(["make", "-C", str(ROOT), "help"], capture_output=True, text=True, check=True).stdout
-    for target in ("help", "setup", "demo", "test", "check", "ui", "clean"):
+    for target in ("help", "setup", "demo", "study", "test", "check", "ui", "clean"):
         assert f"make {target} " in printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_make_study(tmp_path: Path):
+    """Its own commands, with two seeds and at sizes that a test can afford."""
+    lines = subprocess.run(
+        ["make", "-n", "-C", str(ROOT), "--assume-old=.venv/.installed", "--no-print-directory", "study"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    *sweeps, comparison = [line.split(maxsplit=1)[1] for line in lines if ".py" in line]
+    small = (
+        f"--config-dir {Path(__file__).parent / 'conf_study'} seed=0,1 dataset.image_size=64 "
+        "dataset.build.image_size=64 trainer.steps=4 trainer.validations=2 trainer.threads=1 "
+        "detector.warmup_steps=1 labels.detectors=0"
+    )
+    for sweep in sweeps:
+        run(f"{sweep} {small}", tmp_path, within=1800)
+    printed = run(comparison, tmp_path, within=600)
+    assert "study sar_scenes_study: 20 cells" in printed
+    conditions = {r.info.run_name: r.data.metrics["seeds"] for r in runs(tmp_path, "condition")}
+    expected = {"x0-none", "x2-pixel_ddpm", "x10-pixel_ddpm", "x10-repeat", "x10-copy_paste"}
+    assert set(conditions) == {f"{split}-{part}-yolov3_nano" for split in ("s1", "s2") for part in expected}
+    assert set(conditions.values()) == {2}
 
 
 @pytest.mark.slow

@@ -155,6 +155,23 @@ def test_the_comparison_has_table_verdict_and_report(study):
     assert [r.info.status for r in comparison] == ["FINISHED"]
 
 
+def test_conditions_are_runs_beside_the_cells_and_comparing_again_adds_none(study):
+    folder, _, _ = study
+    before = {r.info.run_name: r for r in runs(folder, "condition")}
+    cells = {r.info.run_name.removesuffix("-seed0"): r.data.metrics for r in runs(folder)}
+    assert set(before) == set(cells)
+    for name, r in before.items():
+        assert r.data.metrics["seeds"] == 1
+        for figure in ("test/map", "test/map_50", "test/count_mae"):
+            assert r.data.metrics[figure] == pytest.approx(cells[name][figure], abs=1e-12)
+        assert ("vs_x0/map" in r.data.metrics) == ("-x0-" not in name)
+    run("compare.py", folder)
+    assert {r.info.run_name: r.info.run_id for r in runs(folder, "condition")} == {
+        name: r.info.run_id for name, r in before.items()
+    }
+    assert len(runs(folder, "comparison")) == 1
+
+
 def test_the_same_sweep_again_skips_everything(study):
     folder, _, _ = study
     before = {r.info.run_id: r.info.end_time for r in runs(folder)}
@@ -170,6 +187,37 @@ def test_any_number_of_variations_works_and_uses_the_same_store(study):
     run("train.py split=s2 variations.per_image=1 variations=2 experiment=tiny study=other", folder)
     assert {r.data.params["variations"] for r in runs(folder)} == {"0", "2", "10", "3", "1"}
     assert len(manifests(folder)) == stores
+
+
+def test_another_study_takes_over_what_is_there(study):
+    folder, _, _ = study
+    before = {r.info.run_name: r for r in runs(folder)}
+    printed = run("train.py -m split=s2 variations=0,2 experiment=tiny study=second", folder)
+    assert printed.count("from study sar_scenes") == 2
+    assert "synthetic training images" not in printed  # what training begins with
+    taken = [r for r in runs(folder) if "boxtwin.taken_over_from" in r.data.tags]
+    assert {r.info.run_name for r in taken} == {"s2-x0-none-yolov3_nano-seed0", "s2-x2-pixel_ddpm-yolov3_nano-seed0"}
+    client = MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
+    for r in taken:
+        source = before[r.info.run_name]
+        assert r.data.tags["boxtwin.taken_over_from"] == f"sar_scenes/{source.info.run_id}"
+        assert (r.info.status, r.data.metrics, r.data.params) == ("FINISHED", source.data.metrics, source.data.params)
+        assert len(r.inputs.dataset_inputs) == len(source.inputs.dataset_inputs)
+        files, others = ({f.path for f in client.list_artifacts(x.info.run_id)} for x in (r, source))
+        assert files == others
+        here, there = (Path(x.data.tags["boxtwin.output_dir"]) for x in (r, source))
+        assert here.parent.name == "second"
+        names = {path.name for path in there.iterdir() if path.is_file() and not path.name.startswith(".")}
+        assert {path.name for path in here.iterdir() if path.is_file() and not path.name.startswith(".")} == names
+        result, original = (json.loads((x / "result.json").read_text()) for x in (here, there))
+        assert (result["study"], result["metrics"]) == ("second", original["metrics"])
+        assert result["taken_over_from"] == {"study": "sar_scenes", "run_id": source.info.run_id}
+        assert read_detector(here / "detector.safetensors").origin["identity"] == result["identity"]
+    assert "study second: 2 cells" in run("compare.py study=second", folder)
+    again = run("train.py -m split=s2 variations=0,2 experiment=tiny study=second", folder)
+    assert again.count("finished before, skipped") == 2
+    anew = run("train.py split=s2 variations=0 experiment=tiny study=third rerun=true", folder)
+    assert "40 real + 0 synthetic training images" in anew
 
 
 def test_generate_says_what_it_made_and_draws_it(tmp_path: Path):

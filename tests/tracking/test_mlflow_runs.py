@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 
 from boxtwin.errors import InputError
-from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.mlflow_runs import Condition, Store
 
 CELL = {"name": "s1-x0-none-nano-seed0", "params": {"split": "s1", "seed": 0}, "tags": {"boxtwin.setting": "abc"}}
 
@@ -85,6 +85,71 @@ def test_comparisons_are_no_cells(store, tmp_path):
     store.begin_comparison(study=study)
     assert store.cells(study) == []
     assert store.cells("a study that nobody made") == []
+
+
+def test_a_study_has_one_comparison_however_often_it_is_compared(store, tmp_path):
+    study = tmp_path.name
+    first = store.begin_comparison(study=study)
+    store.end(first, "FINISHED")
+    assert store.begin_comparison(study=study) == first
+
+
+def condition(key: str, **metrics: float) -> Condition:
+    return Condition(key, f"s1-{key}", {"split": "s1", "variations": 2}, metrics, {"boxtwin.seeds": "0 1"})
+
+
+def test_conditions_are_brought_up_to_date_in_place_and_are_no_cells(store, tmp_path):
+    study = tmp_path.name
+
+    def there() -> dict[str, object]:
+        found = store.client.search_runs([store.experiment(study)], "tags.`boxtwin.kind` = 'condition'")
+        return {run.info.run_name: run for run in found}
+
+    store.write_conditions(study, [condition("x2", seeds=2.0, map=0.5), condition("x10", seeds=2.0, map=float("nan"))])
+    first = there()
+    assert {run.info.status for run in first.values()} == {"FINISHED"}
+    assert first["s1-x2"].data.metrics == {"seeds": 2, "map": 0.5}
+    assert first["s1-x2"].data.params == {"split": "s1", "variations": "2"}
+    assert first["s1-x2"].data.tags["boxtwin.seeds"] == "0 1"
+    assert first["s1-x10"].data.metrics == {"seeds": 2}
+    assert store.cells(study) == []
+    # A third seed, and a condition whose cells were deleted.
+    store.write_conditions(study, [condition("x2", seeds=3.0, map=0.4, map_low=0.3)])
+    second = there()
+    assert set(second) == {"s1-x2"}
+    assert second["s1-x2"].info.run_id == first["s1-x2"].info.run_id
+    assert second["s1-x2"].data.metrics == {"seeds": 3, "map": 0.4, "map_low": 0.3}
+    # An interval that is not known any more.
+    store.write_conditions(study, [condition("x2", seeds=1.0, map=0.4)])
+    (third,) = there().values()
+    assert third.data.metrics == {"seeds": 1, "map": 0.4}
+
+
+def test_a_run_is_copied_with_history_data_and_files(store, tmp_path):
+    study, other = f"{tmp_path.name}-a", f"{tmp_path.name}-b"
+    identity = tmp_path.name
+    assert store.finished_elsewhere(identity) is None
+    source = store.begin_cell(study=study, identity=identity, **CELL)
+    store.client.log_metric(source.run_id, "val/map", 0.1, step=10)
+    store.client.log_metric(source.run_id, "val/map", 0.2, step=20)
+    store.log_data(source.run_id, name="set-train", digest="d" * 64, source="somewhere", side="train", images=80)
+    (tmp_path / "result.json").write_text("{}")
+    store.log_files(source.run_id, [tmp_path / "result.json"], "store")
+    assert store.finished_elsewhere(identity) is None  # not finished yet
+    store.end(source.run_id, "FINISHED")
+    found = store.finished_elsewhere(identity)
+    assert (found.info.run_id, store.study_of(found)) == (source.run_id, study)
+    copy = store.begin_cell(study=other, identity=identity, **CELL)
+    assert not copy.finished
+    for _ in range(2):  # killed in the middle, it is done again
+        (tmp_path / "temporary").mkdir(exist_ok=True)
+        artifacts = store.copy_run(found, copy.run_id, tmp_path / "temporary")
+    assert (artifacts / "store" / "result.json").exists()
+    history = store.client.get_metric_history(copy.run_id, "val/map")
+    assert [(point.step, point.value) for point in history] == [(10, 0.1), (20, 0.2)]
+    (run,) = store.cells(other)
+    assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["set-train"]
+    assert [entry.path for entry in store.client.list_artifacts(copy.run_id, "store")] == ["store/result.json"]
 
 
 def test_artifacts_lie_beside_the_sqlite_store(tmp_path):

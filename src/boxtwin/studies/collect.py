@@ -14,10 +14,11 @@ from omegaconf import DictConfig
 
 from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
-from boxtwin.studies.comparison import Figures, contrasts
+from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.conditions import FINISHED, Cell, Row, condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.report import text_table, write_report
+from boxtwin.studies.summaries import conditions
 from boxtwin.studies.verdict import verdict
 from boxtwin.tracking.mlflow_runs import Store
 
@@ -37,8 +38,8 @@ def compare_study(config: DictConfig) -> Path:
         study = config.study or cells[0].study
         cells = [replace(cell, study=study) for cell in cells]
         evidence = {cell.run_id: found for cell in cells if (found := Evidence.load(Path(cell.output_dir))) is not None}
-        page, rows, sentences = _report(cells, evidence, Path(config.folder) / study)
-        _print(study, cells, rows, sentences, page)
+        page, rows, held = _report(cells, evidence, Figures(evidence), Path(config.folder) / study)
+        _print(study, cells, rows, verdict(rows, held), page)
         return page
     folder = Path(config.tracking.folder)
     if config.tracking.uri is None and not (folder / "mlflow.db").exists():
@@ -46,19 +47,23 @@ def compare_study(config: DictConfig) -> Path:
     store = Store(uri=config.tracking.uri, folder=folder)
     study = config.study or last_study(store)
     cells = collect_cells(store, study)
-    report = Path(config.folder) / study
-    page, rows, sentences = _report(cells, _evidence(store, cells), report)
+    report, evidence = Path(config.folder) / study, _evidence(store, cells)
+    figures = Figures(evidence)
+    page, rows, held = _report(cells, evidence, figures, report)
+    store.write_conditions(study, conditions(rows, held, figures))
     run_id = store.begin_comparison(study=study)
     store.log_files(run_id, [page, report / "comparison.csv", report / "curves.png"])
     store.end(run_id, "FINISHED")
-    _print(study, cells, rows, sentences, page)
+    _print(study, cells, rows, verdict(rows, held), page)
     return page
 
 
-def _report(cells: Sequence[Cell], evidence: Mapping[str, Evidence], folder: Path) -> tuple[Path, list[Row], list[str]]:
+def _report(
+    cells: Sequence[Cell], evidence: Mapping[str, Evidence], figures: Figures, folder: Path
+) -> tuple[Path, list[Row], list[Contrast]]:
     page = write_report(cells, folder, evidence)
     rows = condition_table(cells)
-    return page, rows, verdict(rows, contrasts(rows, Figures(evidence)))
+    return page, rows, contrasts(rows, figures)
 
 
 def _print(study: str, cells: Sequence[Cell], rows: Sequence[Row], sentences: Sequence[str], page: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,9 @@ from mlflow.tracking import MlflowClient
 from boxtwin.errors import InputError
 
 IDENTITY_TAG = "boxtwin.identity"  # the same for two runs of the same cell
-KIND_TAG = "boxtwin.kind"  # "cell" or "comparison"
+KIND_TAG = "boxtwin.kind"  # "cell", "condition" or "comparison"
+CONDITION_TAG = "boxtwin.condition"  # what tells the conditions of a study apart
+MOST_METRICS = 1000  # of one call: MLflow's limit
 
 
 def store_uri(uri: str | None, folder: Path) -> str:
@@ -37,6 +39,17 @@ class CellRun:
     run_id: str
     finished: bool  # by an earlier process: nothing is left to do
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a study says of one condition, all its seeds together."""
+
+    key: str  # the same whenever the condition is the same
+    name: str
+    params: dict[str, object]
+    metrics: dict[str, float]  # those that are not defined are left out
+    tags: dict[str, str]
 
 
 class Store:
@@ -110,14 +123,110 @@ class Store:
         )
         return CellRun(run.info.run_id, False, {})
 
+    def finished_elsewhere(self, identity: str) -> Run | None:
+        """The oldest finished run of a cell in any study that is not deleted; None if there is none."""
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        found = self.client.search_runs(
+            experiments,
+            f"tags.`{IDENTITY_TAG}` = '{identity}' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time ASC"],
+            max_results=1,
+        )
+        return found[0] if found else None
+
+    def study_of(self, run: Run) -> str:
+        """The name of the study that a run belongs to."""
+        return str(self.client.get_experiment(run.info.experiment_id).name)
+
+    def copy_run(self, source: Run, run_id: str, temporary: Path) -> Path:
+        """Give a run the metrics with their history, the data sets and the artifacts of another.
+
+        Returns the folder, within ``temporary``, that holds the artifacts.
+        """
+        history = [
+            metric
+            for name in source.data.metrics
+            for metric in self.client.get_metric_history(source.info.run_id, name)
+        ]
+        for start in range(0, len(history), MOST_METRICS):
+            self.client.log_batch(run_id, metrics=history[start : start + MOST_METRICS])
+        if source.inputs is not None:
+            self.client.log_inputs(run_id, source.inputs.dataset_inputs)
+        artifacts = Path(self.client.download_artifacts(source.info.run_id, "", str(temporary)))
+        self.client.log_artifacts(run_id, str(artifacts))
+        return artifacts
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
     def reopen(self, run_id: str) -> None:
         """Take up a finished run again, to do its cell once more."""
         self.client.update_run(run_id, status="RUNNING")
 
     def begin_comparison(self, *, study: str) -> str:
-        """Begin a run that holds the table and the report of a study."""
-        run = self.client.create_run(self.experiment(study), run_name="comparison", tags={KIND_TAG: "comparison"})
+        """Begin the run that holds the table and the report of a study, or take it up again: there is one."""
+        experiment_id = self.experiment(study)
+        with self._lock:
+            earlier = self._of_kind(experiment_id, "comparison")
+            if earlier:
+                run_id = str(earlier[0].info.run_id)
+                self.client.update_run(run_id, status="RUNNING")
+                return run_id
+            run = self.client.create_run(experiment_id, run_name="comparison", tags={KIND_TAG: "comparison"})
         return str(run.info.run_id)
+
+    def write_conditions(self, study: str, conditions: Sequence[Condition]) -> None:
+        """One run for every condition of a study, finished, with the figures as they are now.
+
+        Runs of earlier calls are brought up to date; those of conditions that are gone are deleted.
+        """
+        experiment_id = self.experiment(study)
+        with self._lock:
+            there: dict[str, list[Run]] = {}
+            for run in self._of_kind(experiment_id, "condition"):
+                there.setdefault(run.data.tags[CONDITION_TAG], []).append(run)
+            for condition in conditions:
+                finite = {name: value for name, value in condition.metrics.items() if math.isfinite(value)}
+                runs = there.pop(condition.key, [])
+                # A logged figure stays in MLflow, so a run that has one too many makes way for a new one.
+                kept = next((run for run in runs if set(run.data.metrics) <= set(finite)), None)
+                self._delete(run for run in runs if run is not kept)
+                if kept is None:
+                    kept = self.client.create_run(
+                        experiment_id,
+                        run_name=condition.name,
+                        tags={KIND_TAG: "condition", CONDITION_TAG: condition.key},
+                    )
+                    params = [Param(key, str(value)) for key, value in condition.params.items()]
+                    self.client.log_batch(kept.info.run_id, params=params)
+                self.tag(kept.info.run_id, condition.tags)
+                changed = {name: value for name, value in finite.items() if kept.data.metrics.get(name) != value}
+                self.log_metrics(kept.info.run_id, changed)
+                self.client.set_terminated(kept.info.run_id, "FINISHED")
+            for runs in there.values():
+                self._delete(runs)
+
+    def _of_kind(self, experiment_id: str, kind: str) -> list[Run]:
+        """All runs of a kind, newest first."""
+        runs: list[Run] = []
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [experiment_id],
+                f"tags.`{KIND_TAG}` = '{kind}'",
+                order_by=["attributes.start_time DESC"],
+                max_results=1000,
+                page_token=token,
+            )
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def _delete(self, runs: Iterable[Run]) -> None:
+        for run in runs:
+            self.client.delete_run(run.info.run_id)
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Log figures; those that are not defined (no large objects, say) are left out."""
@@ -200,15 +309,4 @@ class Store:
     def cells(self, study: str) -> list[Run]:
         """All runs of cells of a study, whatever their state."""
         experiment = self.client.get_experiment_by_name(study)
-        if experiment is None:
-            return []
-        runs: list[Run] = []
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [experiment.experiment_id], f"tags.`{KIND_TAG}` = 'cell'", max_results=1000, page_token=token
-            )
-            runs += page
-            token = page.token
-            if not token:
-                return runs
+        return [] if experiment is None else self._of_kind(experiment.experiment_id, "cell")

@@ -1,0 +1,62 @@
+"""A cell that another study has run already: its files and its run become this study's too, and nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Run
+
+from boxtwin.datasets.images import link_file, write_bytes_atomically
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE
+from boxtwin.tracking.mlflow_runs import Store
+
+log = logging.getLogger(__name__)
+
+# What a cell writes, apart from result.json, which says whose it is, and what Hydra and locks leave.
+FILES = ("detections.json", MATCHES_FILE, "overlays.png", "precision_recall.png", "counts.png", "split.json")
+
+
+def take_over(
+    store: Store, run_id: str, source: Run, output: Path, *, study: str, overrides: str, detector: str
+) -> dict[str, float]:
+    """Give a run everything of the finished run ``source``; returns its metrics.
+
+    Files are linked from the folder of the other cell where it is there, and come from the store otherwise, which has
+    all but the detector. Killed in the middle, it is done once more.
+
+    Args:
+        store: of both runs.
+        run_id: of the cell of this study, begun.
+        source: the finished run of the same cell in another study.
+        output: folder of the cell of this study.
+        study: this study's name.
+        overrides: what was typed for the cell of this study.
+        detector: name of the file that holds the trained detector.
+    """
+    origin = store.study_of(source)
+    folder = Path(source.data.tags.get("boxtwin.output_dir", ""))
+    with tempfile.TemporaryDirectory() as temporary:
+        artifacts = store.copy_run(source, run_id, Path(temporary))
+        for name in FILES:
+            for place in (folder, artifacts):
+                if (place / name).exists():
+                    link_file(place / name, output / name)
+                    break
+        result: dict[str, Any] = json.loads((artifacts / "result.json").read_text())
+        result |= {"study": study, "overrides": overrides, "taken_over_from": {"study": origin, **_of(source)}}
+        if (folder / detector).exists():
+            link_file(folder / detector, output / detector)
+        else:
+            log.warning("%s is not there any more: this cell has its figures, but no %s", folder, detector)
+        write_bytes_atomically(output / "result.json", json.dumps(result, indent=1).encode())
+        store.log_files(run_id, [output / "result.json"])
+    store.tag(run_id, {"boxtwin.taken_over_from": f"{origin}/{source.info.run_id}"})
+    return dict(source.data.metrics)
+
+
+def _of(source: Run) -> dict[str, str]:
+    return {"run_id": str(source.info.run_id)}

@@ -1,0 +1,71 @@
+"""A sweep that was killed again and again gives what the uninterrupted one gives, to the last bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from commands import manifests, run, runs, start
+
+SWEEP = "train.py -m experiment=tiny_killed split=s2 variations=0,1,2 seed=0,1"
+CELLS = 6
+KILLS = 10
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """The comparison's table without what a clock measured."""
+    run("compare.py", folder)
+    (file,) = folder.glob("reports/*/comparison.csv")
+    return [{k: v for k, v in row.items() if k != "minutes"} for row in csv.DictReader(file.read_text().splitlines())]
+
+
+def cells(folder: Path) -> dict[str, dict[str, object]]:
+    """What every cell found, without what a clock measured."""
+    found = {}
+    for file in folder.glob("multirun/*/*/result.json"):
+        result = json.loads(file.read_text())
+        metrics = {name: value for name, value in result["metrics"].items() if not name.startswith("time/")}
+        detections = (file.parent / "detections.json").read_text()
+        found[result["cell"]] = {"metrics": metrics, "counts": result["counts"], "detections": detections}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_ten_kills_leave_the_table_as_it_is(tmp_path: Path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    began = time.monotonic()
+    run(SWEEP, tmp_path / "whole", within=1200)
+    whole = time.monotonic() - began
+    printed = run(SWEEP, tmp_path / "whole", within=1200)
+    assert printed.count("finished before, skipped") == CELLS
+    skipping = time.monotonic() - began - whole
+    # From the first imports to a few steps further each time, so that ten kills find something to kill.
+    moments, latest = random.Random(), skipping + 0.2 * max(whole - skipping, 0)
+    kills = 0
+    while kills < KILLS:  # one that is over already on a machine that has become faster does not count
+        process = start(SWEEP, tmp_path / "killed")
+        time.sleep(moments.uniform(0.2 * skipping, latest))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    printed = run(SWEEP, tmp_path / "killed", within=1200)
+    assert "FAILED" not in printed
+    found, expected = cells(tmp_path / "killed"), cells(tmp_path / "whole")
+    assert len(expected) == CELLS
+    assert found == expected
+    assert table(tmp_path / "killed") == table(tmp_path / "whole")
+    assert {r.info.status for r in runs(tmp_path / "killed")} == {"FINISHED"}
+    assert len(runs(tmp_path / "killed")) == CELLS
+    pixels = [{line["image"]: line["image_sha256"] for line in lines} for lines in manifests(tmp_path / "killed")]
+    assert pixels == [
+        {line["image"]: line["image_sha256"] for line in lines} for lines in manifests(tmp_path / "whole")
+    ]
