@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from boxtwin import labelling
 from boxtwin.composition import Prepared, make_data, make_detector, prepare
 from boxtwin.config import cell_name, generator_name, setting_hash
-from boxtwin.datasets.images import remove_leftovers, write_bytes_atomically
+from boxtwin.datasets.images import link_file, remove_leftovers, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.splits import describe
 from boxtwin.detector.allocator import keep_freed_blocks
@@ -33,6 +33,7 @@ from boxtwin.detector.trained import TrainedDetector, write_detector
 from boxtwin.evaluation import overlays
 from boxtwin.evaluation.coco_map import coco_figures, coco_results, precision_recall
 from boxtwin.evaluation.counts import best_threshold, count_detections, count_figures, count_objects
+from boxtwin.evaluation.examples import EXAMPLES_FILE, keep_examples
 from boxtwin.evaluation.quality_card import figures_of
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.generation import contact_sheet, make, quality_card
@@ -147,6 +148,7 @@ class _Cell:
         card = quality_card(self.cell) if self.cell.library else None
         if card:
             self.store.log_files(self.run_id, [card.report, card.picture], "store")
+            self._link(card.report, card.picture)
         plan = self._plan()
         self._log_inputs(plan)
         data = make_data(self.cell, plan)
@@ -255,11 +257,18 @@ class _Cell:
             metrics |= {f"val_synthetic/{name}": value for name, value in figures.items()}
 
         self.counts = [
-            {"image_id": image, "file_name": name, "true": true[image], "found": predicted.get(image, 0)}
-            for image, name in ((sample.image_id, sample.name) for sample in plan.test)
+            {
+                "image_id": image,
+                "file_name": name,
+                "group": group,
+                "true": true[image],
+                "found": predicted.get(image, 0),
+            }
+            for image, name, group in ((sample.image_id, sample.name, sample.group) for sample in plan.test)
         ]
         write_bytes_atomically(self.output / "detections.json", json.dumps(coco_results(on_test, ids)).encode())
         save_matches(self.output / MATCHES_FILE, plan.test, on_test, ids)
+        keep_examples(self.output / EXAMPLES_FILE, plan.test, on_test, threshold)
         overlays.side_by_side(
             overlays.pick_examples(plan.test, EXAMPLES),
             on_test,
@@ -299,6 +308,12 @@ class _Cell:
         OmegaConf.save(self.config, self.output / "config.yaml", resolve=True)
         self.store.log_files(self.run_id, [self.output / "split.json", self.output / "config.yaml"])
 
+    def _link(self, *files: Path) -> None:
+        """Keep files of the store as they are now with the cell: whoever gets its folder gets them."""
+        for file in files:
+            if file.exists():
+                link_file(file, self.output / file.name)
+
     def _write(self, metrics: dict[str, float]) -> None:
         """result.json is written last: where it stands, everything else does."""
         result = {
@@ -320,9 +335,12 @@ class _Cell:
         self.store.log_metrics(self.run_id, metrics)
         pictures = [self.output / name for name in ("overlays.png", "precision_recall.png", "counts.png")]
         write_bytes_atomically(self.output / "result.json", json.dumps(result, indent=1).encode())
-        files = [*pictures, self.output / "detections.json", self.output / MATCHES_FILE, self.output / "result.json"]
+        names = ("detections.json", MATCHES_FILE, EXAMPLES_FILE, "result.json")
+        files = [*pictures, *(self.output / name for name in names)]
         if self.cell.library:
-            files += [self.cell.library.folder / "contact_sheet.png", *labelling.write_label_card(self.cell)]
+            cards = labelling.write_label_card(self.cell)
+            self._link(*cards)
+            files += [self.cell.library.folder / "contact_sheet.png", *cards]
         self.store.log_files(self.run_id, [path for path in files if path.exists()])
 
 

@@ -31,6 +31,7 @@ from boxtwin.mixing.datamodule import Collate
 from boxtwin.mixing.plan import make_plan
 from boxtwin.mixing.tiles import take_view, views
 from boxtwin.settings import accelerator, precision
+from boxtwin.synthesis.costs import store_costs
 from boxtwin.training import fit
 
 log = logging.getLogger(__name__)
@@ -95,11 +96,13 @@ def write_label_card(cell: Prepared) -> list[Path]:
 
 
 def label_figures(cell: Prepared) -> dict[str, float]:
-    """What became of the labels of a cell's variations, as metrics."""
-    if cell.library is None:
+    """What became of the labels of a cell's variations, and what these cost, as metrics."""
+    library = cell.library
+    if library is None:
         return {}
-    counts = tally(cell.library.judged(cell.sources, cell.per_image))
-    return {f"data/labels_{name}": float(count) for name, count in counts.items()}
+    lines = library.judged(cell.sources, cell.per_image)
+    counts = {f"data/labels_{name}": float(count) for name, count in tally(lines).items()}
+    return counts | store_costs(library.folder, lines, by_hand=cell.config.labels.name == Manual.name)
 
 
 def describe(cell: Prepared) -> str:

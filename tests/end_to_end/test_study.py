@@ -16,7 +16,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from boxtwin.detector.trained import read_detector
+from boxtwin.evaluation.examples import load_examples
 
+COSTS = {"time/store_fit", "time/store_vary", "data/cost_usd", "data/label_minutes"}
 SWEEP = "train.py -m split=s1,s2 variations=0,2,10"
 
 
@@ -108,12 +110,21 @@ def test_a_cell_leaves_its_pictures_and_a_detector_that_loads_by_itself(study):
     for cell in folder.glob("multirun/*/*-x*/"):
         assert {"overlays.png", "precision_recall.png", "counts.png", "config.yaml"} <= {p.name for p in cell.iterdir()}
         assert not (cell / "checkpoints").exists()
+        cards = {f"{card}.{ending}" for card in ("label_card", "quality_card") for ending in ("json", "png")}
+        assert {path.name for path in cell.glob("*_card.*")} == (set() if "-x0-" in cell.name else cards)
         detector = read_detector(cell / "detector.safetensors")
         result = json.loads((cell / "result.json").read_text())
         assert detector.module.classes == ("ship",)
         assert detector.count_threshold == result["metrics"]["val_real/count_threshold"]
         assert detector.origin["identity"] == result["identity"]
         assert len(detector.module(torch.zeros(1, detector.spec.channels, 64, 64))) == 2
+        assert all(entry["file_name"].startswith(entry["group"]) for entry in result["counts"])
+        examples = load_examples(cell / "examples.json")
+        assert examples is not None
+        found = {entry["image_id"]: entry["found"] for entry in result["counts"] if entry["found"]}
+        assert {image_id: len(each.boxes) for image_id, each in examples.found.items()} == found
+        costs = {name for name in result["metrics"] if name in COSTS}
+        assert costs == (set() if "-x0-" in cell.name else COSTS)
     assert len(list(folder.glob("data/synthetic/*/contact_sheet.png"))) == 2
 
 
@@ -150,6 +161,9 @@ def test_the_comparison_has_table_verdict_and_report(study):
     assert "not enough runs to tell" in compared
     page = folder / compared.strip().splitlines()[-1].removeprefix("report: ")
     assert "<html" in page.read_text()
+    for words in ("By crowding", "By scene", "Test images under each condition", "The variations and their labels"):
+        assert words in page.read_text()
+    assert "?viewStateShareKey=boxtwin" in compared
     assert {"comparison.csv", "curves.png"} <= {path.name for path in page.parent.iterdir()}
     comparison = runs(folder, "comparison")
     assert [r.info.status for r in comparison] == ["FINISHED"]

@@ -44,6 +44,18 @@ def test_confirmed_images_get_their_boxes_and_the_others_are_refused(tmp_path: P
     assert (empty.boxes, empty.refused) == ((), None)
 
 
+def test_an_image_may_say_how_long_its_labels_took(tmp_path: Path) -> None:
+    changed = content()
+    changed["images"][0]["minutes"] = 1.5
+    judge = manual(tmp_path, changed)
+    assert judge(PIXELS, PIXELS, NO_BOXES, NO_LABELS, "images/a/v01.png").minutes == 1.5
+    assert judge(PIXELS, PIXELS, NO_BOXES, NO_LABELS, "images/b/v01.png").minutes is None
+    for bad in (-1, "long", float("nan")):
+        changed["images"][0]["minutes"] = bad
+        with pytest.raises(InputError, match=r"labels.file"):
+            manual(tmp_path, changed)
+
+
 def test_labels_of_other_pixels_do_not_count(tmp_path: Path) -> None:
     changed = content()
     changed["images"][0]["pixels_sha256"] = pixels_sha256(PIXELS)

@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import socket
@@ -10,6 +11,7 @@ import pytest
 
 from boxtwin.errors import InputError
 from boxtwin.tracking.mlflow_runs import Condition, Store
+from boxtwin.tracking.mlflow_view import save_view
 
 CELL = {"name": "s1-x0-none-nano-seed0", "params": {"split": "s1", "seed": 0}, "tags": {"boxtwin.setting": "abc"}}
 
@@ -188,3 +190,30 @@ def test_processes_that_open_a_missing_store_at_once_do_not_break_it(tmp_path):
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0, 0, 0]
     assert len(Store(uri=None, folder=tmp_path / "mlruns").cells("together")) == 2
+
+
+def test_files_come_back_from_folders_of_a_run_and_missing_ones_are_left_out(store, tmp_path):
+    run = store.begin_cell(study=tmp_path.name, identity="i1", **CELL)
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(name)
+    store.log_files(run.run_id, [tmp_path / "a.json"])
+    store.log_files(run.run_id, [tmp_path / "b.json"], "store")
+    store.fetch_files(
+        run.run_id, ("a.json", "b.json", "store/b.json", "store/c.json", "none/d.json"), tmp_path / "back"
+    )
+    found = {
+        path.relative_to(tmp_path / "back").as_posix() for path in (tmp_path / "back").rglob("*") if path.is_file()
+    }
+    assert found == {"a.json", "store/b.json"}
+
+
+def test_the_view_of_a_study_is_saved_with_it(store, tmp_path):
+    experiment = store.experiment(tmp_path.name)
+    address = save_view(store.client, experiment)
+    assert address == f"/#/experiments/{experiment}/runs?viewStateShareKey=boxtwin"
+    saved = json.loads(store.client.get_experiment(experiment).tags["mlflow.sharedViewState.boxtwin"])
+    run = store.begin_cell(study=tmp_path.name, identity="i1", **CELL)
+    store.begin_comparison(study=tmp_path.name)
+    shown = store.client.search_runs([experiment], saved["searchFilter"])
+    assert [each.info.run_id for each in shown] == [run.run_id]
+    assert {"params.`split`", "metrics.`test/map_50`"} <= set(saved["selectedColumns"])

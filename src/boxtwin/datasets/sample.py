@@ -94,6 +94,7 @@ class Judgement:
 
     boxes: tuple[CarriedBox, ...]
     refused: str | None = None
+    minutes: float | None = None  # a person's, spent on these boxes; None: nobody's, or not known
 
 
 class Detections(NamedTuple):

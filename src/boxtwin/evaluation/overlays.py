@@ -112,7 +112,7 @@ def draw_boxes(
 def show_image(axes: Axes, pixels: Pixels, window: tuple[int, int, int, int] | None = None) -> None:
     """Show pixels of any size and depth in axes whose coordinates are pixels of the image; ``window`` (xyxy) zooms."""
     height, width = pixels.shape[:2]
-    shown = _to_8_bit(pixels)
+    shown = to_8_bit(pixels)
     if window is not None:
         x1, y1, x2, y2 = window
         shown = shown[y1:y2, x1:x2]
@@ -274,7 +274,8 @@ def count_scatter(true: Mapping[int, int], predicted: Mapping[int, int], path: P
     save(figure, path)
 
 
-def _to_8_bit(pixels: Pixels) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
+def to_8_bit(pixels: Pixels) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
+    """Pixels as a screen shows them."""
     if pixels.dtype == np.uint8:
         return pixels
     # Sensors fill 12 or 14 of 16 bits, with few very bright pixels: stretch between the outer thousandths.

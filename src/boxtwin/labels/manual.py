@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ class Manual:
 
     The file is COCO JSON whose images carry the ``file_name`` they have in their store's ``annotations.json``, and
     ``"confirmed": true`` where a person stands up for the labels. An image that also carries the store's
-    ``pixels_sha256`` must have these very pixels: a store of other settings uses the same names.
+    ``pixels_sha256`` must have these very pixels: a store of other settings uses the same names. An image may say how
+    many ``minutes`` its labels took a person; reports add them up.
 
     Args:
         file: what `labels.file` names.
@@ -51,6 +53,7 @@ class Manual:
         self.sha256 = hashlib.sha256(encoded).hexdigest()
         try:
             content = json.loads(encoded)
+            self._minutes = {image["file_name"]: _minutes(image) for image in _confirmed(content)}
             self._pixels = {image["file_name"]: image.get("pixels_sha256") for image in _confirmed(content)}
             self._boxes = self._read(content, {number: label for label, number in enumerate(category_ids)})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -75,7 +78,7 @@ class Manual:
             if box[0] < 0 or box[1] < 0 or box[2] > width + 0.01 or box[3] > height + 0.01:
                 raise InputError(f"{self.file}, annotation {number}: [{box}] reaches outside {image}, {width}x{height}")
             taken.append(CarriedBox(box, label, "kept", {}))
-        return Judgement(tuple(taken))
+        return Judgement(tuple(taken), minutes=self._minutes[image])
 
     def _read(self, content: dict[str, Any], labels: dict[int, int]) -> dict[str, list[tuple[int, Box, int]]]:
         """Number, box and label of the annotations of each confirmed image."""
@@ -99,6 +102,15 @@ class Manual:
             name = names[annotation["image_id"]]
             found[name].append((number, (x1, y1, x2, y2), labels[annotation["category_id"]]))
         return found
+
+
+def _minutes(image: dict[str, Any]) -> float | None:
+    if image.get("minutes") is None:
+        return None
+    minutes = float(image["minutes"])
+    if not (math.isfinite(minutes) and minutes >= 0):
+        raise ValueError(f"{image['file_name']}: {minutes:g} is no number of minutes")
+    return minutes
 
 
 def _confirmed(content: dict[str, Any]) -> list[dict[str, Any]]:

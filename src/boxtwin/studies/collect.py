@@ -17,12 +17,17 @@ from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.conditions import FINISHED, Cell, Row, condition_table
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.report import text_table, write_report
+from boxtwin.studies.kept import SHOWN_FILES, Kept, first_runs
+from boxtwin.studies.report import write_report
 from boxtwin.studies.summaries import conditions
+from boxtwin.studies.tables import text_table
 from boxtwin.studies.verdict import verdict
 from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.mlflow_view import save_view
 
 log = logging.getLogger(__name__)
+
+EVIDENCE_FILES = (MATCHES_FILE, "result.json")
 
 
 def compare_study(config: DictConfig) -> Path:
@@ -38,7 +43,7 @@ def compare_study(config: DictConfig) -> Path:
         study = config.study or cells[0].study
         cells = [replace(cell, study=study) for cell in cells]
         evidence = {cell.run_id: found for cell in cells if (found := Evidence.load(Path(cell.output_dir))) is not None}
-        page, rows, held = _report(cells, evidence, Figures(evidence), Path(config.folder) / study)
+        page, rows, held = _report(cells, Figures(evidence), evidence, {}, Path(config.folder) / study)
         _print(study, cells, rows, verdict(rows, held), page)
         return page
     folder = Path(config.tracking.folder)
@@ -47,26 +52,36 @@ def compare_study(config: DictConfig) -> Path:
     store = Store(uri=config.tracking.uri, folder=folder)
     study = config.study or last_study(store)
     cells = collect_cells(store, study)
-    report, evidence = Path(config.folder) / study, _evidence(store, cells)
-    figures = Figures(evidence)
-    page, rows, held = _report(cells, evidence, figures, report)
+    report = Path(config.folder) / study
+    with tempfile.TemporaryDirectory() as temporary:
+        copies = _copies(store, cells, Path(temporary))
+        evidence = _evidence(cells, copies)
+        figures = Figures(evidence)
+        page, rows, held = _report(cells, figures, evidence, copies, report)
     store.write_conditions(study, conditions(rows, held, figures))
     run_id = store.begin_comparison(study=study)
     store.log_files(run_id, [page, report / "comparison.csv", report / "curves.png"])
     store.end(run_id, "FINISHED")
-    _print(study, cells, rows, verdict(rows, held), page)
+    view = save_view(store.client, store.experiment(study))
+    _print(study, cells, rows, verdict(rows, held), page, view)
     return page
 
 
 def _report(
-    cells: Sequence[Cell], evidence: Mapping[str, Evidence], figures: Figures, folder: Path
+    cells: Sequence[Cell],
+    figures: Figures,
+    evidence: Mapping[str, Evidence],
+    copies: Mapping[str, Path],
+    folder: Path,
 ) -> tuple[Path, list[Row], list[Contrast]]:
-    page = write_report(cells, folder, evidence)
+    page = write_report(cells, folder, evidence, copies=copies, figures=figures)
     rows = condition_table(cells)
     return page, rows, contrasts(rows, figures)
 
 
-def _print(study: str, cells: Sequence[Cell], rows: Sequence[Row], sentences: Sequence[str], page: Path) -> None:
+def _print(
+    study: str, cells: Sequence[Cell], rows: Sequence[Row], sentences: Sequence[str], page: Path, view: str = ""
+) -> None:
     print(f"study {study}: {len(cells)} cells\n")
     print(text_table(rows))
     print()
@@ -74,23 +89,32 @@ def _print(study: str, cells: Sequence[Cell], rows: Sequence[Row], sentences: Se
     unfinished = [cell for cell in cells if cell.status != FINISHED]
     if unfinished:
         print(f"\nNot in the table: {', '.join(f'{cell.name} ({cell.status})' for cell in unfinished)}")
+    if view:
+        print(f"\nin MLflow (make ui): {view}")
     print(f"\nreport: {page}")
 
 
-def _evidence(store: Store, cells: Sequence[Cell]) -> dict[str, Evidence]:
-    """What finished cells keep, from their folders, or from the store where those are on another machine."""
+def _copies(store: Store, cells: Sequence[Cell], temporary: Path) -> dict[str, Path]:
+    """What finished cells keep with their runs and not in their folders, which may be on another machine."""
+    kept, shown, found = Kept(), {cell.run_id for cell in first_runs(cells)}, {}
+    for cell in cells:
+        if cell.status != FINISHED:
+            continue
+        names = EVIDENCE_FILES + (SHOWN_FILES if cell.run_id in shown else ())
+        missing = [name for name in names if kept.find(cell, name) is None]
+        if missing:
+            found[cell.run_id] = temporary / cell.run_id
+            store.fetch_files(cell.run_id, [*missing, *(f"store/{name}" for name in missing)], found[cell.run_id])
+    return found
+
+
+def _evidence(cells: Sequence[Cell], copies: Mapping[str, Path]) -> dict[str, Evidence]:
     found = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        for cell in cells:
-            if cell.status != FINISHED:
-                continue
-            kept = Evidence.load(Path(cell.output_dir))
-            if kept is None:
-                folder = Path(temporary) / cell.run_id
-                store.fetch_files(cell.run_id, (MATCHES_FILE, "result.json"), folder)
-                kept = Evidence.load(folder)
-            if kept is not None:
-                found[cell.run_id] = kept
+    for cell in cells:
+        folders = [Path(cell.output_dir), *([copies[cell.run_id]] if cell.run_id in copies else [])]
+        kept = next((kept for folder in folders if (kept := Evidence.load(folder)) is not None), None)
+        if cell.status == FINISHED and kept is not None:
+            found[cell.run_id] = kept
     return found
 
 
@@ -121,7 +145,8 @@ def cells_in(folder: Path) -> list[Cell]:
                 minutes=metrics.get("time/total", float("nan")) / 60,
                 output_dir=str(file.parent),
                 status=FINISHED,
-                overrides=content.get("overrides", ""),
+                overrides=content.get("overrides", "").replace("'", ""),
+                store=content["data"].get("store") or "",
             )
         )
     if not cells:
@@ -173,4 +198,5 @@ def _cell(study: str, run: Run) -> Cell:
         status=run.info.status,
         # A shell takes the quotes away again, and train.py puts them back.
         overrides=tags.get("boxtwin.overrides", "").replace("'", ""),
+        store=f"{params['generator']}-{tags['boxtwin.store']}" if "boxtwin.store" in tags else "",
     )

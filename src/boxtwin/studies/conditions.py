@@ -31,6 +31,7 @@ class Cell:
     output_dir: str
     status: str
     overrides: str = ""  # what was typed after `python train.py` to get this cell
+    store: str = ""  # name of the store of its variations; empty: it has none, or does not say
 
     @property
     def name(self) -> str:

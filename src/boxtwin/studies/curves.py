@@ -6,12 +6,16 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from boxtwin.datasets.images import write_bytes_atomically
-from boxtwin.studies.conditions import Row, prefixes
+from boxtwin.studies.conditions import Estimate, Row, prefixes
+from boxtwin.studies.inference import mean_interval
+from boxtwin.studies.section import Figure as Drawn
+from boxtwin.studies.verdict import count, percent
 
 # Field of `Row` -> factor to the unit shown, title, and the least height of the axis in that unit: differences that one
 # run alone would make must not fill the picture.
@@ -20,6 +24,9 @@ CURVES = {"ap50": (100.0, "AP50 (higher is better)", 10.0), "count_mae": (1.0, "
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[tuple[int, tuple[float, ...]], ...] = ((0, ()), (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
+
+# Nothing about when and with what: the same figure gives the same bytes, and names no address.
+NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 def plot_curves(rows: Sequence[Row], path: Path) -> None:
@@ -34,42 +41,32 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_curve(axes: Axes, rows: Sequence[Row], measure: str) -> None:
-    """One line per split and generator through the means; hollow points are single seeds where there are several.
+    """One line per split and generator through the means; where there are several seeds, hollow points for each of
+    them, and the 95 % interval of their mean as a bar, joined to a band along the line.
 
     Numbers of variations stand as categories at equal distances: 0, 2 and 10 are to be told apart. The line of a
     generator starts at its split's runs without variations.
     """
     scale, title, least_height = CURVES[measure]
     numbers = sorted({row.variations for row in rows})
-    prefix = prefixes(rows)
-    lines: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.variations:
-            lines.setdefault(f"{prefix(row)}{row.split}, {row.generator}", []).append(row)
-    for row in rows:
-        if not row.variations:
-            where = row.split, row.condition
-            own = [line for line in lines.values() if (line[0].split, line[0].condition) == where]
-            for line in own:
-                line.insert(0, row)
-            if not own:
-                lines[f"{prefix(row)}{row.split}"] = [row]
-    for index, (label, line) in enumerate(lines.items()):
+    for index, (label, line) in enumerate(lines_of(rows).items()):
         estimates = [getattr(row, measure) for row in line]
         x = np.array([numbers.index(row.variations) for row in line], dtype=float)
         # Lines side by side, not on top of each other: where baselines coincide both markers stay visible.
-        x += 0.05 * (index - (len(lines) - 1) / 2)
+        x += 0.05 * (index - (len(lines_of(rows)) - 1) / 2)
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        dashes = DASHES[index % len(DASHES)]
         axes.plot(
             x,
             [scale * estimate.mean for estimate in estimates],
             color=colour,
             marker=marker,
-            linestyle=DASHES[index % len(DASHES)],
+            linestyle=dashes,
             linewidth=1.8,
             markersize=7,
             label=label,
         )
+        _band(axes, x, estimates, scale, colour)
         for place, estimate in zip(x, estimates, strict=True):
             if len(estimate.by_seed) > 1:
                 values = [scale * value for _, value in estimate.by_seed]
@@ -85,14 +82,65 @@ def draw_curve(axes: Axes, rows: Sequence[Row], measure: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def curve_svg(rows: Sequence[Row], measure: str) -> bytes:
-    """One curve with its legend, as an SVG file."""
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    draw_curve(figure.add_subplot(), rows, measure)
-    _legend(figure)
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="svg", facecolor="white", metadata={"Date": None})
-    return encoded.getvalue()
+def lines_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The conditions that make up each line, fewest variations first, by the line's name."""
+    prefix = prefixes(rows)
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.variations:
+            lines.setdefault(f"{prefix(row)}{row.split}, {row.generator}", []).append(row)
+    for row in rows:
+        if not row.variations:
+            where = row.split, row.condition
+            own = [line for line in lines.values() if (line[0].split, line[0].condition) == where]
+            for line in own:
+                line.insert(0, row)
+            if not own:
+                lines[f"{prefix(row)}{row.split}"] = [row]
+    return lines
+
+
+def _band(axes: Axes, x: np.ndarray, estimates: Sequence[Estimate], scale: float, colour: str) -> None:
+    intervals = [mean_interval([value for _, value in estimate.by_seed]) for estimate in estimates]
+    low = np.array([scale * interval[0] if interval else np.nan for interval in intervals])
+    high = np.array([scale * interval[1] if interval else np.nan for interval in intervals])
+    # Bars carry the band where lines cross, and in black and white; the band ends where there is one seed.
+    axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    known = ~np.isnan(low)
+    middle = np.array([scale * estimate.mean for estimate in estimates])
+    reach = np.stack([middle - low, high - middle])[:, known]
+    if known.any():
+        axes.errorbar(x[known], middle[known], reach, fmt="none", ecolor=colour, elinewidth=1.0, capsize=4)
+
+
+def curve_figure(rows: Sequence[Row], measure: str) -> Drawn:
+    """One curve with its legend for the page, and what it shows in words."""
+    # Four inches wide: type of 10 points has that size on a phone.
+    with mpl.rc_context({"svg.hashsalt": "boxtwin", "font.size": 10}):
+        figure = Figure(figsize=(4.4, 4.2), layout="constrained")
+        draw_curve(figure.add_subplot(), rows, measure)
+        _legend(figure)
+        encoded = io.BytesIO()
+        figure.savefig(encoded, format="svg", transparent=True, metadata=NO_METADATA)
+    return Drawn(encoded.getvalue().decode(), curve_text(rows, measure))
+
+
+def curve_text(rows: Sequence[Row], measure: str) -> str:
+    """Each line of a curve in words: the mean at every number of variations, with its interval where there is one."""
+    name, form = {"ap50": ("AP50 in percent", percent), "count_mae": ("Count MAE", count)}[measure]
+    said = []
+    for label, line in lines_of(rows).items():
+        points = []
+        for row in line:
+            estimate = getattr(row, measure)
+            interval = mean_interval([value for _, value in estimate.by_seed])
+            reach = f" ({form(interval[0])} to {form(interval[1])})" if interval else ""
+            points.append(f"{row.variations}: {form(estimate.mean)}{reach}")
+        said.append(f"{label}: {', '.join(points)}")
+    return (
+        f"{name} against variations per real image; in brackets the 95 % interval of the mean over seeds, "
+        f"where there are two or more. {'; '.join(said)}."
+    )
 
 
 def _legend(figure: Figure) -> None:
@@ -100,4 +148,6 @@ def _legend(figure: Figure) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
         columns = min(len(handles), 2 * len(figure.axes))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False, handlelength=3.2
+        )

@@ -24,6 +24,7 @@ class Evidence:
     names: tuple[str, ...]  # file names of the test images
     true: Int[np.ndarray, " images"]
     found: Int[np.ndarray, " images"]
+    groups: tuple[str, ...] = ()  # the scene of each image; none in cells of older versions
 
     @classmethod
     def load(cls, folder: Path) -> Evidence | None:
@@ -47,6 +48,7 @@ class Evidence:
             tuple(str(entry["file_name"]) for entry in in_order),
             np.array([entry["true"] for entry in in_order], dtype=np.int64),
             np.array([entry["found"] for entry in in_order], dtype=np.int64),
+            tuple(str(entry["group"]) for entry in in_order if "group" in entry),
         )
 
     def figures(self, counts: Float[np.ndarray, "resamples images"]) -> dict[str, Float[np.ndarray, " resamples"]]:

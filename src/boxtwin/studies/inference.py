@@ -84,6 +84,18 @@ def hierarchical_interval(
     return Interval(mean, mean + float(low), mean + float(high), seed_variance, image_variance)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of a mean over seeds by Student's t (Student 1908); None with fewer than two of them.
+
+    It speaks of other seeds on the same test images, and of no other images.
+    """
+    if len(values) < 2:
+        return None
+    mean, reach = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    reach *= float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))
+    return mean - reach, mean + reach
+
+
 def sign_flip_p(differences: Sequence[float]) -> float:
     """Two-sided p of "the two conditions differ by nothing but chance", exact over all 2^n flips of the pairs' signs.
 

@@ -1,155 +1,135 @@
-"""The comparison of a study: table, sentences, and one HTML file that needs nothing else."""
+"""The comparison of a study as one HTML file that needs nothing else, beside its table as CSV and its curves as PNG."""
 
 from __future__ import annotations
 
 import base64
-import csv
-import io
-import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import cv2
 import jinja2
 import numpy as np
 
 from boxtwin.datasets.images import read_image, write_bytes_atomically
-from boxtwin.studies.comparison import Figures, contrasts
-from boxtwin.studies.conditions import (
-    FINISHED,
-    Cell,
-    Estimate,
-    Row,
-    condition_table,
-    prefixes,
-)
-from boxtwin.studies.curves import CURVES, curve_svg, plot_curves
+from boxtwin.studies.cards import store_cards
+from boxtwin.studies.comparison import Contrast, Figures, contrasts
+from boxtwin.studies.conditions import FINISHED, Cell, Row, condition_table
+from boxtwin.studies.costs import costs, unattributed
+from boxtwin.studies.count_errors import CountErrors, count_errors
+from boxtwin.studies.curves import CURVES, curve_figure, plot_curves
 from boxtwin.studies.evidence import Evidence
+from boxtwin.studies.kept import NO_COPIES, Kept
+from boxtwin.studies.pictures import galleries
+from boxtwin.studies.section import Figure, Section
+from boxtwin.studies.slices import LEAST_IMAGES, RESAMPLES, SliceFigure, Slicing, slicings
+from boxtwin.studies.tables import (
+    Entry,
+    against_none,
+    difference_entries,
+    named,
+    page_table,
+    table_columns,
+    text_table,
+    write_csv,
+)
 from boxtwin.studies.verdict import count, number, percent, verdict
 
-__all__ = ["Cell", "Row", "condition_table", "plot_curves", "text_table", "write_csv", "write_report"]
+__all__ = [
+    "Cell",
+    "Row",
+    "condition_table",
+    "plot_curves",
+    "table_columns",
+    "text_table",
+    "write_csv",
+    "write_report",
+]
 
-MAX_EXAMPLES = 4
-EXAMPLE_WIDTH = 1000  # pixels: boxes stay readable on a wide screen, and the report stays below some megabytes
-
-
-def table_columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Headings and formatted entries; AP in percent, ranges in brackets are least and greatest over seeds."""
-    varied = [part for part in ("dataset", "detector", "steps", "setting") if len({getattr(r, part) for r in rows}) > 1]
-    headings = [
-        *varied,
-        "split",
-        "variations",
-        "generator",
-        "seeds",
-        "AP",
-        "AP50",
-        "vs x0",
-        "count MAE",
-        "vs x0",
-        "bias",
-    ]
-    headings += ["real", "synthetic", "minutes"]
-    body = []
-    for row in rows:
-        changes = (row.ap50_change, percent), (row.count_mae_change, count)
-        ap50_change, mae_change = ("" if c is None else form(c.mean, signed=True) for c, form in changes)
-        body.append(
-            [
-                *(str(getattr(row, part)) for part in varied),
-                row.split,
-                str(row.variations),
-                row.generator,
-                str(len(row.seeds)),
-                _ranged(row.ap, percent),
-                _ranged(row.ap50, percent),
-                ap50_change,
-                _ranged(row.count_mae, count),
-                mae_change,
-                count(row.count_bias.mean, signed=True),
-                number(row.real_images, 0, False),
-                number(row.synthetic_images, 0, False),
-                number(row.minutes, 1, False),
-            ]
-        )
-    return headings, body
+CARD_WIDTH = 1100  # pixels: small type is still read on a wide screen, and the report stays below some megabytes
+SLICE_TITLES = {
+    "size": "By size of the objects",
+    "crowding": "By crowding",
+    "scene": "By scene",
+}
 
 
-def _ranged(estimate: Estimate, form: Callable[[float], str]) -> str:
-    if len(estimate.by_seed) < 2:
-        return form(estimate.mean)
-    return f"{form(estimate.mean)} [{form(estimate.low)}, {form(estimate.high)}]"
-
-
-def text_table(rows: Sequence[Row]) -> str:
-    """The table in plain text, columns aligned; words to the left, numbers to the right."""
-    headings, body = table_columns(rows)
-    lines = [headings, *body]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-    words = {"dataset", "detector", "setting", "split", "generator"}
-    return "\n".join(
-        "  ".join(
-            entry.ljust(width) if heading in words else entry.rjust(width)
-            for entry, width, heading in zip(line, widths, headings, strict=True)
-        ).rstrip()
-        for line in lines
-    )
-
-
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """One line per condition, unrounded; AP in [0, 1] as in MLflow. Empty: not known."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    plain = ("dataset", "detector", "setting", "steps", "split", "generator", "variations")
-    sizes = ("real_images", "synthetic_images", "minutes")
-    estimates = {"map": "ap", "map_50": "ap50", "count_mae": "count_mae", "count_bias": "count_bias"}
-    changes = {"map": "ap_change", "map_50": "ap50_change", "count_mae": "count_mae_change"}
-    header = [*plain, "seeds", *sizes]
-    header += [f"{name}_{part}" for name in estimates for part in ("mean", "min", "max")]
-    header += [f"{name}_change{part}" for name in changes for part in ("", "_min", "_max", "_pairs")]
-    writer.writerow(header)
-    for row in rows:
-        values: list[object] = [getattr(row, name) for name in plain]
-        values += [" ".join(map(str, row.seeds)), *(getattr(row, name) for name in sizes)]
-        for field in estimates.values():
-            estimate = getattr(row, field)
-            values += [estimate.mean, estimate.low, estimate.high]
-        for field in changes.values():
-            change = getattr(row, field)
-            values += [None] * 4 if change is None else [change.mean, change.low, change.high, change.pairs]
-        writer.writerow([None if isinstance(v, float) and math.isnan(v) else v for v in values])
-    write_bytes_atomically(path, text.getvalue().encode())
-
-
-def write_report(cells: Sequence[Cell], folder: Path, evidence: Mapping[str, Evidence] = MappingProxyType({})) -> Path:
+def write_report(
+    cells: Sequence[Cell],
+    folder: Path,
+    evidence: Mapping[str, Evidence] = MappingProxyType({}),
+    *,
+    sections: Sequence[Section] = (),
+    copies: Mapping[str, Path] = NO_COPIES,
+    figures: Figures | None = None,
+) -> Path:
     """Write ``index.html`` (self-contained), ``comparison.csv`` and ``curves.png`` into ``folder``; the HTML's path.
 
-    Cells that failed or did not finish are listed; examples are taken from ``overlays.png`` in the cells' folders.
+    What cells do not keep is left out, and the page says so where a figure is missing.
+
+    Args:
+        cells: of the study; those that failed or did not finish are listed.
+        folder: of the report.
+        evidence: by run id.
+        sections: more that is known of the study; they stand after the curves.
+        copies: by run id, folders with those files of a cell that its own folder lacks.
+        figures: those of ``evidence``, if some have been worked out.
     """
-    rows = condition_table(cells)
-    write_csv(rows, folder / "comparison.csv")
+    rows, kept = condition_table(cells), Kept(copies)
+    found = contrasts(rows, figures or Figures(evidence))
+    write_csv(rows, folder / "comparison.csv", found)
     plot_curves(rows, folder / "curves.png")
-    headings, body = table_columns(rows)
+    headings, body = page_table(rows, found)
+    curves = Section("Curves", (), tuple(curve_figure(rows, measure) for measure in CURVES) if rows else ())
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["figure_uri"] = _figure_uri
     page = environment.get_template("report.html").render(
         title=", ".join(sorted({cell.study for cell in cells})) or "no study",
         facts=_facts(rows),
-        verdict=verdict(rows, contrasts(rows, Figures(evidence))),
-        curves=[(_data_uri("svg+xml", curve_svg(rows, m)), _curve_text(rows, m)) for m in CURVES] if rows else [],
-        headings=headings,
-        body=body,
+        verdict=verdict(rows, found),
+        sections=[curves, *sections],
+        table=_Table("", "", headings, (("", tuple(body)),) if body else ()),
         several_settings=len({row.condition for row in rows}) > 1,
-        examples=_examples(cells),
+        cost=_cost_table(rows, cells, found),
+        made_by=[f"{name}: {seconds:.0f} s" for name, seconds in unattributed(cells)],
+        slices=_slice_tables(rows, slicings(rows, evidence)),
+        least_images=LEAST_IMAGES,
+        slice_resamples=RESAMPLES,
+        counts=[_count_table(rows, each) for each in count_errors(rows, evidence)],
+        galleries=galleries(cells, kept),
+        stores=[
+            (store, [(card, _jpeg(card.picture) if card.picture else None) for card in store.cards])
+            for store in store_cards(cells, kept)
+        ],
         unfinished=[cell for cell in cells if cell.status != FINISHED],
-        cells=sorted(cells, key=lambda cell: (cell.name, cell.run_id)),
+        cells=[(cell, *command_of(cell)) for cell in sorted(cells, key=lambda cell: (cell.name, cell.run_id))],
+        from_parameters=any(not cell.overrides for cell in cells),
     )
     path = folder / "index.html"
     write_bytes_atomically(path, page.encode())
     return path
+
+
+def command_of(cell: Cell) -> tuple[str, bool]:
+    """The command that makes a cell; and whether it is what was typed, not put together from the few parameters."""
+    if cell.overrides:
+        return f"python train.py {cell.overrides}", True
+    parts = {
+        "study": cell.study,
+        "dataset": cell.dataset,
+        "split": cell.split,
+        "variations": cell.variations,
+        **({"generator": cell.generator} if cell.variations else {}),
+        "detector": cell.detector,
+        "seed": cell.seed,
+        "trainer.steps": cell.steps,
+    }
+    return f"python train.py {' '.join(f'{name}={value}' for name, value in parts.items())}", False
 
 
 def _facts(rows: Sequence[Row]) -> str:
@@ -161,29 +141,115 @@ def _facts(rows: Sequence[Row]) -> str:
     return f"{'; '.join(said)}; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
 
 
-def _curve_text(rows: Sequence[Row], measure: str) -> str:
-    name, form = {"ap50": ("AP50 in percent", percent), "count_mae": ("Count MAE", count)}[measure]
-    prefix = prefixes(rows)
-    points = [f"{prefix(r)}{r.split} x{r.variations} {r.generator} {form(getattr(r, measure).mean)}" for r in rows]
-    return f"{name} against variations per real image: {'; '.join(points)}."
+@dataclass(frozen=True)
+class _Table:
+    """A table of the page; ``groups`` are parts of its body, each below a line of its own where it has a title."""
+
+    title: str
+    sentence: str
+    headings: tuple[str, ...]
+    groups: tuple[tuple[str, tuple[tuple[Entry, ...], ...]], ...]
 
 
-def _examples(cells: Sequence[Cell]) -> list[tuple[str, str]]:
-    """Per split the fewest and the most variations, first seed: pictures as JPEG data URIs, with their captions."""
-    pictured = [
-        cell for cell in cells if cell.status == FINISHED and (Path(cell.output_dir) / "overlays.png").is_file()
-    ]
-    chosen: dict[str, Cell] = {}
-    for split in sorted({cell.split for cell in pictured}):
-        ordered = sorted((c for c in pictured if c.split == split), key=lambda c: (c.variations, c.seed, c.generator))
-        most = [cell for cell in ordered if cell.variations == ordered[-1].variations]
-        chosen |= {cell.run_id: cell for cell in (ordered[0], most[0])}
-    return [(_jpeg(Path(c.output_dir) / "overlays.png"), c.name) for c in list(chosen.values())[:MAX_EXAMPLES]]
+def _cost_table(rows: Sequence[Row], cells: Sequence[Cell], found: Sequence[Contrast]) -> _Table:
+    name, gains = named(rows), against_none(found)
+
+    def known(value: float, decimals: int = 0) -> Entry:
+        text = number(value, decimals, False)
+        return Entry("not known" if text == "-" else text)
+
+    lines = []
+    for cost in costs(rows, cells):
+        ap50, _ = difference_entries(gains.get(id(cost.row), {}).get("map_50"), percent)
+        mae, _ = difference_entries(gains.get(id(cost.row), {}).get("count_mae"), count)
+        lines.append(
+            (
+                Entry(name(cost.row)),
+                *(known(value) for value in (cost.fit_seconds, cost.vary_seconds, cost.train_seconds)),
+                known(cost.usd, 2),
+                known(cost.label_minutes, 1),
+                ap50,
+                mae,
+            )
+        )
+    headings = ("condition", "learning, s", "drawing, s", "training, s", "API, USD", "labelling, min", "AP50 vs x0")
+    return _Table("", "", (*headings, "MAE vs x0"), (("", tuple(lines)),))
+
+
+def _slice_tables(rows: Sequence[Row], found: Sequence[Slicing]) -> list[_Table]:
+    name = named(rows)
+    tables = []
+    for slicing in found:
+        groups = []
+        for table in slicing.tables:
+            part, images = table.slice, int(table.slice.images.sum())
+            sizes = f"{_several(images, 'image')}, {_several(part.objects, 'object')}"
+            warning = {
+                (True, True): "",
+                (False, True): f"; objects in {part.with_objects} of them: too few to tell for AP50",
+                (True, False): "; too few images to tell",
+                (False, False): "; too few to tell",
+            }[part.tells_ap, part.tells_counts]
+            if not part.objects:
+                warning = "; AP is not defined without objects" + ("" if part.tells_counts else ", too few to tell")
+            lines = tuple(
+                (
+                    Entry(name(row)),
+                    Entry(percent(ap50.value)),
+                    _slice_change(row, ap50, percent, part.tells_ap),
+                    Entry(count(mae.value)),
+                    _slice_change(row, mae, count, part.tells_counts),
+                )
+                for row, ap50, mae in table.figures
+            )
+            groups.append((f"{part.name}: {sizes}{warning}", lines))
+        headings = ("condition", "AP50", "vs x0", "count MAE", "vs x0")
+        # Scenes can be many: they are opened by whoever wants them.
+        large = sum(table.slice.tells_counts for table in slicing.tables)
+        sentence = f"{large} of {len(groups)} shown are large enough to tell" if slicing.kind == "scene" else ""
+        tables.append(_Table(SLICE_TITLES[slicing.kind], sentence, headings, tuple(groups)))
+    return tables
+
+
+def _slice_change(row: Row, figure: SliceFigure, form: Callable[..., str], tells: bool) -> Entry:
+    if not row.variations or not np.isfinite(figure.change):
+        return Entry("")
+    if not tells:
+        return Entry("too few")
+    detail = ""
+    if figure.interval:
+        detail = f"{form(figure.interval.low, signed=True)} to {form(figure.interval.high, signed=True)}"
+    return Entry(form(figure.change, signed=True), detail)
+
+
+def _count_table(rows: Sequence[Row], found: CountErrors) -> _Table:
+    name = named(rows)
+    sentence = f"{found.exact} of {found.images} test images are counted right in every run."
+    if found.worst:
+        sentence += (
+            f" The {len(found.worst)} below hold {100 * found.share:.0f} % of all absolute error"
+            if len(found.worst) > 1
+            else " The one below holds all error there is"
+        ) + ", the worst first."
+    headings = ("image", "true", *(name(row) for row in found.rows))
+    lines = tuple(
+        (Entry(image.name), Entry(str(image.true)), *(Entry(f"{each:.1f}") for each in image.found))
+        for image in found.worst
+    )
+    return _Table("", sentence, headings, (("", lines),) if lines else ())
+
+
+def _several(amount: int, word: str) -> str:
+    return f"{amount} {word}{'' if amount == 1 else 's'}"
+
+
+def _figure_uri(figure: Figure) -> str:
+    return _data_uri("svg+xml", figure.svg.encode())
 
 
 def _jpeg(path: Path) -> str:
-    pixels = read_image(path)
-    scale = min(1.0, EXAMPLE_WIDTH / pixels.shape[1])
+    pixels: Any = read_image(path)
+    scale = min(1.0, CARD_WIDTH / pixels.shape[1])
     size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
     shrunk = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     stored = shrunk if shrunk.ndim == 2 else np.ascontiguousarray(shrunk[:, :, ::-1])

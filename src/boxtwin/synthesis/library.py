@@ -36,6 +36,7 @@ from boxtwin.datasets.images import (
 )
 from boxtwin.datasets.sample import Judgement, Lineage, Sample
 from boxtwin.errors import InputError
+from boxtwin.synthesis.costs import LEARNING
 from boxtwin.synthesis.generator import Generator, Json, Refused, Request, Variation
 from boxtwin.synthesis.manifest import (
     MANIFEST,
@@ -219,7 +220,7 @@ class Library:
         ]
 
     def _make(self, sources: Sequence[Sample], per_image: int, ask: bool) -> Made:
-        for file in (self.manifest, self.folder / REFUSED):
+        for file in (self.manifest, self.folder / REFUSED, self.folder / LEARNING):
             mend(file)
         remove_leftovers(self.folder)
         there = valid_lines(self.folder, sources)
@@ -240,6 +241,8 @@ class Library:
             models.mkdir(parents=True, exist_ok=True)
             self.generator.fit(self.training, models)
         fitted = time.perf_counter()
+        if requests:
+            append_line(self.folder / LEARNING, {"seconds": round(fitted - started, 4)})
         made, cost = self._draw(requests) if requests else (0, 0.0)  # all taken over: nothing was fitted
         self._write_annotations()
         return Made(

@@ -43,6 +43,7 @@ def labels_entry(judgement: Judgement) -> dict[str, Any]:
     return {
         **{decision: decisions[decision] for decision in ("kept", "shifted", "dropped", "added")},
         "refused": judgement.refused,
+        **({} if judgement.minutes is None else {"minutes": judgement.minutes}),
         "boxes": [asdict(box) for box in judgement.boxes],
     }
 

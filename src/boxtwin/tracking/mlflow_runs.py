@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 from mlflow.entities import Dataset as DatasetEntity
@@ -240,12 +240,15 @@ class Store:
             self.client.log_artifact(run_id, str(path), folder)
 
     def fetch_files(self, run_id: str, names: Sequence[str], to: Path) -> None:
-        """Copy artifacts into a folder; those that the run does not have are left out."""
-        there = {entry.path for entry in self.client.list_artifacts(run_id)}
-        to.mkdir(parents=True, exist_ok=True)
+        """Copy artifacts, named by their paths, into a folder; those that the run does not have are left out."""
+        parents = {str(parent) if parent.name else None for parent in (PurePosixPath(name).parent for name in names)}
+        there = {entry.path for parent in parents for entry in self.client.list_artifacts(run_id, parent)}
         for name in names:
             if name in there:
-                self.client.download_artifacts(run_id, name, str(to))
+                place = to / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                # Some kinds of store make the folders of a path below the place they are given, others do not.
+                Path(self.client.download_artifacts(run_id, name, str(place.parent))).replace(place)
 
     def log_data(self, run_id: str, *, name: str, digest: str, source: str, side: str, images: int) -> None:
         """Log a set of images as a data-set input of a run. MLflow keeps 36 characters of a digest."""

@@ -1,0 +1,144 @@
+"""What a cell keeps for pictures of its test images: a few of them, small, with their true boxes, and what it counted.
+
+The same images are kept by every cell that is tested on them (`boxtwin.evaluation.overlays.pick_examples`), and with
+them those that this cell counts worst. Boxes that were found are kept for all images: an image whose pixels one cell
+kept can be shown under all of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Float
+
+from boxtwin.datasets.images import Pixels, read_image, write_bytes_atomically
+from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.evaluation.counts import count_objects, counted
+from boxtwin.evaluation.overlays import pick_examples, to_8_bit
+
+EXAMPLES_FILE = "examples.json"  # its name in the folder of a cell
+EXAMPLES = 4  # as many as a page has room for, times the conditions of a study
+WORST = 3
+SIDE = 400  # pixels, the longer one: some more than a page shows
+QUALITY = 40  # of WebP: speckle survives, and a crowded harbour has 20 kB
+
+
+@dataclass(frozen=True, eq=False)
+class Pictured:
+    """A test image that was kept: ``webp`` shrunk, ``sample`` with its boxes in pixels of the original."""
+
+    sample: Sample
+    webp: bytes
+    worst: bool  # kept because it was counted badly, not as one of those that every cell keeps
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """What `keep_examples` kept of a cell."""
+
+    pictured: tuple[Pictured, ...]
+    found: Mapping[int, Detections]  # what was counted, by image id; scores are not kept, and 1
+
+
+def keep_examples(
+    path: Path, samples: Sequence[Sample], detections: Mapping[int, Detections], threshold: float
+) -> None:
+    """Write the file of a cell; it appears whole or not at all.
+
+    Args:
+        path: of the file.
+        samples: the test images.
+        detections: what was found, by image id.
+        threshold: the score from which on it was counted.
+    """
+    found = {image_id: counted(each, threshold) for image_id, each in detections.items()}
+    true, predicted = count_objects(samples), {image_id: len(each.boxes) for image_id, each in found.items()}
+    errors = {image_id: abs(predicted.get(image_id, 0) - number) for image_id, number in true.items()}
+    examples = pick_examples(samples, EXAMPLES)
+    worst = sorted(samples, key=lambda sample: (-errors[sample.image_id], sample.name))[:WORST]
+    shown = {sample.image_id for sample in examples}
+    others = [sample for sample in worst if errors[sample.image_id] and sample.image_id not in shown]
+    content = {
+        "images": [
+            *(_entry(sample, worst=False) for sample in examples),
+            *(_entry(sample, worst=True) for sample in others),
+        ],
+        "found": {
+            str(image_id): {"boxes": _rounded(each.boxes), "labels": each.labels.tolist()}
+            for image_id, each in found.items()
+            if len(each.boxes)
+        },
+    }
+    write_bytes_atomically(path, json.dumps(content, separators=(",", ":")).encode())
+
+
+def load_examples(path: Path) -> Examples | None:
+    """What a cell kept; None where the file is missing, as with cells of older versions."""
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    found = {
+        int(image_id): Detections(
+            _boxes(each["boxes"]), np.ones(len(each["boxes"])), np.array(each["labels"], dtype=np.int64)
+        )
+        for image_id, each in content["found"].items()
+    }
+    return Examples(tuple(_pictured(entry) for entry in content["images"]), found)
+
+
+def _entry(sample: Sample, *, worst: bool) -> dict[str, Any]:
+    return {
+        "image_id": sample.image_id,
+        "file_name": sample.name,
+        "width": sample.width,
+        "height": sample.height,
+        "boxes": _rounded(sample.boxes),
+        "labels": sample.labels.tolist(),
+        "crowd": sample.crowd.tolist(),
+        "worst": worst,
+        "webp": base64.b64encode(_webp(read_image(sample.path))).decode(),
+    }
+
+
+def _pictured(entry: Mapping[str, Any]) -> Pictured:
+    boxes, labels = _boxes(entry["boxes"]), np.array(entry["labels"], dtype=np.int64)
+    sample = Sample(
+        name=entry["file_name"],
+        path=Path(entry["file_name"]),
+        width=entry["width"],
+        height=entry["height"],
+        image_id=entry["image_id"],
+        boxes=boxes,
+        labels=labels,
+        areas=np.zeros(len(boxes)),
+        crowd=np.array(entry["crowd"], dtype=bool),
+    )
+    return Pictured(sample, base64.b64decode(entry["webp"]), bool(entry["worst"]))
+
+
+def _webp(pixels: Pixels) -> bytes:
+    shown = to_8_bit(pixels)
+    scale = min(1.0, SIDE / max(shown.shape[:2]))
+    size = (max(1, round(shown.shape[1] * scale)), max(1, round(shown.shape[0] * scale)))
+    shrunk = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
+    if shrunk.ndim == 3:
+        shrunk = np.ascontiguousarray(shrunk[:, :, ::-1])
+    done, encoded = cv2.imencode(".webp", shrunk, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
+    if not done:
+        raise OSError(f"pixels of shape {pixels.shape} and type {pixels.dtype} cannot be written as WebP")
+    return encoded.tobytes()
+
+
+def _rounded(boxes: Float[np.ndarray, "n 4"]) -> list[list[float]]:
+    return boxes.astype(np.float64).round(1).tolist()
+
+
+def _boxes(stored: Sequence[Sequence[float]]) -> Float[np.ndarray, "n 4"]:
+    return np.array(stored, dtype=np.float64).reshape(-1, 4)

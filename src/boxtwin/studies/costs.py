@@ -1,0 +1,62 @@
+"""What each condition cost, beside what it gained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from boxtwin.studies.conditions import FINISHED, Cell, Row
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one condition; nan where cells do not say.
+
+    What variations cost is counted whole, whichever cell or command paid for it, and once: seeds share them.
+    ``fit_seconds`` is what the whole store's generator took to learn, ``train_seconds`` the mean of the runs.
+    """
+
+    row: Row
+    fit_seconds: float
+    vary_seconds: float
+    train_seconds: float
+    usd: float
+    label_minutes: float  # a person's, on the labels of variations
+
+
+def costs(rows: Sequence[Row], cells: Sequence[Cell]) -> list[Cost]:
+    """What each condition cost."""
+    metrics = {cell.run_id: cell.metrics for cell in cells if cell.status == FINISHED}
+    return [_cost(row, [metrics[run] for run in row.runs]) for row in rows]
+
+
+def unattributed(cells: Sequence[Cell]) -> list[tuple[str, float]]:
+    """Cells that made variations and do not say what those of their condition cost in all: name and seconds."""
+    return [
+        (cell.name, cell.metrics["time/generate"])
+        for cell in cells
+        if cell.status == FINISHED
+        and "time/store_vary" not in cell.metrics
+        # Less than a second is a look at what is there.
+        and cell.variations
+        and cell.metrics.get("time/generate", 0.0) >= 1
+    ]
+
+
+def _cost(row: Row, runs: Sequence[Mapping[str, float]]) -> Cost:
+    def of_store(metric: str) -> float:
+        if not row.variations:
+            return 0.0
+        # Every cell of a condition says the same of its store, but for one that ran before the store's last mending.
+        return max((run[metric] for run in runs if math.isfinite(run.get(metric, math.nan))), default=math.nan)
+
+    seconds = [run["time/train"] for run in runs if math.isfinite(run.get("time/train", math.nan))]
+    return Cost(
+        row=row,
+        fit_seconds=of_store("time/store_fit"),
+        vary_seconds=of_store("time/store_vary"),
+        train_seconds=math.fsum(seconds) / len(seconds) if seconds else math.nan,
+        usd=of_store("data/cost_usd"),
+        label_minutes=of_store("data/label_minutes"),
+    )

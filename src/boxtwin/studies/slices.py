@@ -1,0 +1,212 @@
+"""The figures of a study by part: by size of the objects, by crowding, by scene."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from boxtwin.evaluation.resampled_ap import AREAS
+from boxtwin.studies.comparison import RESAMPLING_SEED, baseline
+from boxtwin.studies.conditions import Row
+from boxtwin.studies.evidence import Evidence
+from boxtwin.studies.inference import Interval, hierarchical_interval, image_counts
+
+# Test images, or test images with objects, below which a slice says nothing: with ten of them one image more or less
+# moves a mean by a tenth, and hardly any resample (10^10 / e^10 is 1 in 20,000) is without them all.
+LEAST_IMAGES = 10
+CROWDING = ((0, 0), (1, 1), (2, 4), (5, 9), (10, None))  # true objects per image, from and to
+SCENES = 8  # shown by name; the others are taken together
+RESAMPLES = 400  # of the test images: some 16 slices of every cell, and no p depends on them
+SIZES = {
+    "small": "small objects, under 32² square pixels",
+    "medium": "medium objects, 32² to 96²",
+    "large": "large objects, over 96²",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """A part of the test set: some of its images, or objects of one range of areas.
+
+    Such objects are looked for in all images, as COCO does it: what is found of that size in an image without any is
+    wrong. Counts have no sizes; ``images`` are then those that hold such objects.
+    """
+
+    name: str
+    area: str  # one of `AREAS`
+    images: Bool[np.ndarray, " images"]
+    objects: int
+    with_objects: int  # images that hold one
+
+    @property
+    def searched(self) -> Bool[np.ndarray, " images"]:
+        """The images that AP is taken over."""
+        return self.images if self.area == "all" else np.ones_like(self.images)
+
+    @property
+    def tells_ap(self) -> bool:
+        """Whether there is enough in it to compare AP."""
+        return self.with_objects >= LEAST_IMAGES
+
+    @property
+    def tells_counts(self) -> bool:
+        """Whether there is enough in it to compare counts."""
+        return int(self.images.sum()) >= LEAST_IMAGES
+
+
+@dataclass(frozen=True)
+class SliceFigure:
+    """A figure of a condition in a slice, and by how much it differs from no variations, pair by pair.
+
+    ``change`` is nan without a baseline or a common seed; ``interval`` is None with fewer than two pairs, or where the
+    slice is too small.
+    """
+
+    value: float
+    change: float = np.nan
+    pairs: int = 0
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class SliceTable:
+    """One slice, and each condition's AP50 and count MAE in it."""
+
+    slice: Slice
+    figures: tuple[tuple[Row, SliceFigure, SliceFigure], ...]
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """One way to cut the test images of some conditions: ``kind`` is size, crowding or scene."""
+
+    kind: str
+    tables: tuple[SliceTable, ...]
+
+
+def slices_of(evidence: Evidence) -> dict[str, list[Slice]]:
+    """The slices of a test set by kind, those without images left out; no scenes where there is none to tell from
+    another.
+    """
+    everything = np.ones(len(evidence.names), dtype=bool)
+    by_size = []
+    for area in AREAS:
+        if area != "all":
+            objects = evidence.matches[area].objects
+            by_size.append(_slice(SIZES[area], evidence, objects > 0, area))
+    by_crowding = []
+    for low, high in CROWDING:
+        inside = (evidence.true >= low) & (everything if high is None else evidence.true <= high)
+        by_crowding.append(_slice(_crowding_name(low, high), evidence, inside))
+    return {
+        kind: [part for part in parts if part.images.any()]
+        for kind, parts in (("size", by_size), ("crowding", by_crowding), ("scene", _scenes(evidence)))
+    }
+
+
+def slicings(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[Slicing]:
+    """All slices of all conditions whose cells keep their matches; conditions with other test images stand apart."""
+    found = []
+    for members in by_test_images(rows, evidence):
+        example = evidence[members[0].runs[0]]
+        for kind, parts in slices_of(example).items():
+            tables = tuple(_table(part, members, rows, evidence) for part in parts)
+            if tables:
+                found.append(Slicing(kind, tables))
+    return found
+
+
+def by_test_images(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[list[Row]]:
+    """The conditions of which every cell keeps its matches, gathered by the images they were tested on."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        names = {evidence[run].names if run in evidence else () for run in row.runs}
+        if len(names) == 1 and names != {()}:
+            groups.setdefault(names.pop(), []).append(row)
+    return list(groups.values())
+
+
+def _slice(name: str, evidence: Evidence, images: Bool[np.ndarray, " images"], area: str = "all") -> Slice:
+    objects = evidence.matches[area].objects[images]
+    return Slice(name, area, images, int(objects.sum()), int((objects > 0).sum()))
+
+
+def _crowding_name(low: int, high: int | None) -> str:
+    if high is None:
+        return f"{low} objects or more in the image"
+    if low == high:
+        return {0: "no object in the image", 1: "one object in the image"}[low]
+    return f"{low} to {high} objects in the image"
+
+
+def _scenes(evidence: Evidence) -> list[Slice]:
+    groups = evidence.groups
+    if len(set(groups)) < 2 or len(set(groups)) == len(groups):  # one scene, or every image its own
+        return []
+    sizes = Counter(groups)
+    named = sorted(sizes, key=lambda group: (-sizes[group], group))
+    if len(named) > SCENES + 1:
+        named = named[:SCENES]
+    names = np.array(groups)
+    parts = [_slice(f"scene {group}", evidence, names == group) for group in named]
+    others = ~np.isin(names, named)
+    if others.any():
+        parts.append(_slice(f"the other {len(sizes) - len(named)} scenes", evidence, others))
+    return parts
+
+
+def _table(part: Slice, members: Sequence[Row], rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> SliceTable:
+    images = len(part.images)
+    counts = np.concatenate([np.ones((1, images)), image_counts(images, RESAMPLES, RESAMPLING_SEED)])
+    known = {run: slice_figures(part, evidence[run], counts) for row in members for run in row.runs}
+    figures = []
+    for row in members:
+        base = baseline(rows, row) if row.variations else None
+        pair = [
+            _figure(
+                {seed: known[run][place] for seed, run in zip(row.seeds, row.runs, strict=True)},
+                {seed: known[run][place] for seed, run in zip(base.seeds, base.runs, strict=True) if run in known}
+                if base
+                else {},
+                images=int(part.images.sum()),
+                tells=(part.tells_ap, part.tells_counts)[place],
+            )
+            for place in (0, 1)
+        ]
+        figures.append((row, pair[0], pair[1]))
+    return SliceTable(part, tuple(figures))
+
+
+def slice_figures(
+    part: Slice, cell: Evidence, counts: Float[np.ndarray, "resamples images"]
+) -> tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]:
+    """AP50 and count MAE of a cell in a slice, ``counts`` saying how often each test image is in each resample."""
+    ap50 = cell.matches[part.area].part(part.searched, thresholds=1)(counts[:, part.searched])[:, 0]
+    counts = counts[:, part.images]
+    errors = np.abs(cell.found - cell.true).astype(np.float64)[part.images]
+    total = counts.sum(axis=1)
+    # A resample without any image of the slice has no mean error.
+    mae = np.divide(counts @ errors, total, out=np.full(len(counts), np.nan), where=total > 0)
+    return ap50, mae
+
+
+def _figure(
+    new: Mapping[int, Float[np.ndarray, " resamples"]],
+    old: Mapping[int, Float[np.ndarray, " resamples"]],
+    *,
+    images: int,
+    tells: bool,
+) -> SliceFigure:
+    value = float(np.mean([figures[0] for figures in new.values()]))
+    pairs = [new[seed] - old[seed] for seed in new if seed in old]
+    if not pairs:
+        return SliceFigure(value)
+    together = np.stack(pairs)
+    interval = None
+    if tells and len(pairs) > 1 and np.isfinite(together).all():
+        interval = hierarchical_interval(together[:, 0], together[:, 1:], images=images)
+    return SliceFigure(value, float(together[:, 0].mean()), len(pairs), interval)
