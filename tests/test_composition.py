@@ -5,7 +5,7 @@ from hydra import compose, initialize_config_dir
 from small_study import SMALL
 
 from boxtwin.composition import load_dataset, make_data, make_detector, prepare
-from boxtwin.config import register
+from boxtwin.config import cell_name, defining_values, register, setting_hash
 from boxtwin.datasets.images import read_image
 from boxtwin.errors import InputError
 from boxtwin.mixing.plan import make_plan
@@ -47,6 +47,8 @@ def composed(tmp_path):
         (["trainer.steps=0"], r"trainer\.steps=0 tests initial weights as they are; say which"),
         (["detector.anchors=published"], "no published anchors for yolov3_nano"),
         (["split.train_pool=8000", "split.train=8000"], r"split s1 needs 8000 \+ 4 \+ 8 = 8012 images"),
+        (["split.train_size=7"], r"split\.train_size=7 must lie between 1 and split\.train=6"),
+        (["split.train_size=0"], r"split\.train_size=0 must lie between"),
         (["split.train=9"], r"split\.train=9 must lie between 1 and split\.train_pool=8"),
         (["split.file=none.json"], r"split\.file=none\.json does not exist"),
         (["split.group_by=S"], "needs a group in brackets"),
@@ -168,3 +170,44 @@ def test_every_cell_takes_the_same_steps(composed):
     )
     data = make_data(cell, make_plan(cell.split, ()))
     assert len(data.train_dataloader()) == 4
+
+
+def test_part_of_a_split_is_another_cell_with_another_store(composed):
+    whole = prepare(composed("variations=1", "generator=copy_paste"))
+    same = prepare(composed("variations=1", "generator=copy_paste", "split.train_size=6"))
+    part = prepare(composed("variations=1", "generator=copy_paste", "split.train_size=3"))
+    assert cell_name(whole.config) == cell_name(same.config) == "s1-x1-copy_paste-yolov3_nano-seed0"
+    assert whole.identity == same.identity
+    assert cell_name(part.config) == "s1n3-x1-copy_paste-yolov3_nano-seed0"
+    assert part.identity != whole.identity
+    assert "train_size" not in defining_values(whole.config)["split"]
+    assert part.split.names["train"] == whole.split.names["train"][:3]
+    assert (part.split.names["val"], part.split.names["test"]) == (
+        whole.split.names["val"],
+        whole.split.names["test"],
+    )
+    # copy_paste takes objects from the training images: it must not have seen those that were left out.
+    assert part.library.key != whole.library.key
+    assert [name for name, _ in part.library.identity["training"]] == part.split.names["train"]
+    assert setting_hash(part.config) == setting_hash(whole.config)
+
+
+def test_part_of_a_predefined_split(composed, tmp_path):
+    prepare(composed()).split.save(tmp_path / "frozen.json")
+    drawn = prepare(composed("split.train_size=3"))
+    read = prepare(composed("split.train_size=3", f"split.file={tmp_path / 'frozen.json'}"))
+    assert read.split.digest == drawn.split.digest
+    assert read.identity == drawn.identity
+    with pytest.raises(InputError, match=r"s1 has 6 training images.*say split\.train=6 too, which is 8"):
+        prepare(composed("split.train=8", "split.train_size=3", f"split.file={tmp_path / 'frozen.json'}"))
+
+
+def test_the_part_of_the_real_chips_is_the_smaller_split(composed, hrsid200):
+    chips = ("dataset=hrsid", f"dataset.root={hrsid200}", "split.train=80", "split.train_pool=80")
+    chips = (*chips, f"split.file={hrsid200}/splits/scene_disjoint.json")
+    parts = {size: prepare(composed(*chips, f"split.train_size={size}")).split for size in (20, 40, 60)}
+    s2 = prepare(composed(*chips, "split=s2")).split
+    assert set(parts[40].names["train"]) == set(s2.names["train"])
+    assert set(parts[20].names["train"]) < set(parts[40].names["train"]) < set(parts[60].names["train"])
+    assert parts[20].names["test"] == s2.names["test"]
+    assert len({sample.group for sample in parts[20].train}) > 10

@@ -18,12 +18,12 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from boxtwin.config import Anchors, defining_values
+from boxtwin.config import Anchors, defining_values, train_size
 from boxtwin.datasets import sar_scenes
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.decoded import DecodedImages
 from boxtwin.datasets.sample import Dataset, Sample
-from boxtwin.datasets.splits import Split, make_split, read_split
+from boxtwin.datasets.splits import Split, make_split, nested_order, read_split
 from boxtwin.detector.anchors import anchors_from_samples
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.pretrained import anchors_of, read_weights
@@ -214,10 +214,16 @@ def make_detector(cell: Prepared) -> DetectorModule:
 
 
 def _load_split(config: DictConfig, dataset: Dataset) -> Split:
-    node = config.split
+    node, size = config.split, train_size(config)
     if node.file is not None:
-        return read_split(dataset, Path(node.file), node.name)
-    return make_split(
+        split = read_split(dataset, Path(node.file), node.name)
+        if node.train_size is not None and node.train != len(split.train):
+            raise InputError(
+                f"split.file={node.file}: {node.name} has {len(split.train)} training images. To use some of them "
+                f"(split.train_size={node.train_size}), say split.train={len(split.train)} too, which is {node.train}"
+            )
+        return split if size is None else split.first(size, nested_order(Path(node.file), node.name, node.seed))
+    split = make_split(
         dataset,
         name=node.name,
         train=node.train,
@@ -226,6 +232,7 @@ def _load_split(config: DictConfig, dataset: Dataset) -> Split:
         train_pool=node.train_pool,
         seed=node.seed,
     )
+    return split if size is None else split.first(size)
 
 
 def make_generator(config: DictConfig) -> Generator:

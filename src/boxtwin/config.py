@@ -119,13 +119,17 @@ class DatasetConfig:
 
 @dataclass
 class SplitConfig:
-    """Numbers of real images per side; ``file`` names a predefined split instead."""
+    """Numbers of real images per side; ``file`` names a predefined split instead.
+
+    ``train_size`` keeps the first so many of the training images, nested; null, or all of them, is the whole split.
+    """
 
     name: str = MISSING
     train: int = MISSING
     val: int = MISSING
     test: int = MISSING
     train_pool: int = MISSING
+    train_size: int | None = None
     seed: int = 0
     group_by: str | None = "${dataset.group_by}"
     file: str | None = None
@@ -264,6 +268,7 @@ class CompareConfig:
     study: str | None = None
     cells: str | None = None
     folder: str = "reports"
+    plan: bool = False
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
@@ -309,6 +314,9 @@ def defining_values(config: DictConfig) -> dict[str, Any]:
         if isinstance(value, dict):
             value = {name: entry for name, entry in value.items() if name not in _NOT_DEFINING.get(key, ())}
         values[key] = value
+    values["split"]["train_size"] = train_size(config)
+    if values["split"]["train_size"] is None:  # the same cells as before there was such a setting
+        del values["split"]["train_size"]
     if config.variations.per_image == 0:
         values["generator"] = values["labels"] = None
         # What variations there are not would be drawn with makes no difference either; values as they are by default.
@@ -332,9 +340,21 @@ def generator_name(config: DictConfig) -> str:
     return str(config.generator.name) if config.variations.per_image else "none"
 
 
+def train_size(config: DictConfig) -> int | None:
+    """How many training images of the split are used; None where all are, however that was said."""
+    size = config.split.train_size
+    return None if size is None or size == config.split.train else int(size)
+
+
+def split_name(config: DictConfig) -> str:
+    """The split as its cells are filed under: ``s1``, or ``s1n40`` with its first 40 training images only."""
+    size = train_size(config)
+    return str(config.split.name) if size is None else f"{config.split.name}n{size}"
+
+
 def cell_name(config: DictConfig) -> str:
-    """Such as ``s1-x10-pixel_ddpm-yolov3_tiny-seed0``."""
-    parts = (config.split.name, f"x{config.variations.per_image}", generator_name(config), config.detector.name)
+    """Such as ``s1-x10-pixel_ddpm-yolov3_tiny-seed0``; ``s1n40-…`` with fewer training images than the split has."""
+    parts = (split_name(config), f"x{config.variations.per_image}", generator_name(config), config.detector.name)
     return "-".join((*parts, f"seed{config.seed}"))
 
 

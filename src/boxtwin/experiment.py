@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from boxtwin import labelling
 from boxtwin.composition import Prepared, make_data, make_detector, prepare
-from boxtwin.config import cell_name, generator_name, setting_hash
+from boxtwin.config import cell_name, generator_name, setting_hash, split_name, train_size
 from boxtwin.datasets.images import link_file, remove_leftovers, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.splits import describe
@@ -331,6 +331,8 @@ class _Cell:
                 "bad_boxes": self.cell.dataset.repairs,
             },
             "counts": self.counts,
+            # [step, AP on the real validation images], of all attempts at the cell.
+            "validation": self.store.history(self.run_id, "val/map"),
         }
         self.store.log_metrics(self.run_id, metrics)
         pictures = [self.output / name for name in ("overlays.png", "precision_recall.png", "counts.png")]
@@ -348,13 +350,14 @@ def _params(config: DictConfig) -> dict[str, object]:
     """The few flat parameters that MLflow's table shows."""
     return {
         "dataset": config.dataset.name,
-        "split": config.split.name,
+        "split": split_name(config),
         "variations": config.variations.per_image,
         "generator": generator_name(config),
         "labels": config.labels.name if config.variations.per_image else "none",
         "detector": config.detector.name,
         "seed": config.seed,
         "steps": config.trainer.steps,
+        **({} if (size := train_size(config)) is None else {"train_size": size}),
     }
 
 

@@ -88,6 +88,12 @@ def check_settings(config: DictConfig) -> None:
     fraction = config.variations.synthetic_fraction
     if fraction is not None and not 0 <= fraction <= 1:
         raise InputError(f"variations.synthetic_fraction={fraction} must lie between 0 and 1")
+    size = config.split.train_size
+    if size is not None and not 1 <= size <= config.split.train:
+        raise InputError(
+            f"split.train_size={size} must lie between 1 and split.train={config.split.train}, all training images of "
+            f"{config.split.name}"
+        )
     _check_labels(config)
     if detector.cells_per_object not in (1, 3):
         raise InputError(f"detector.cells_per_object={detector.cells_per_object} must be 1 or 3")

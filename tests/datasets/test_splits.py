@@ -9,7 +9,7 @@ import pytest
 
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.sample import Dataset, Sample
-from boxtwin.datasets.splits import SIDES, Split, describe, make_split, read_split
+from boxtwin.datasets.splits import SIDES, Split, describe, make_split, nested_order, read_split
 from boxtwin.errors import InputError
 
 
@@ -191,6 +191,56 @@ def test_a_predefined_split_that_is_not_there(tmp_path: Path) -> None:
         read_split(make_dataset([1]), tmp_path / "none.json", "s")
     with pytest.raises(InputError, match="cannot be read"):
         read_split(make_dataset([1]), tmp_path, "s")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_parts_of_a_drawn_split_are_nested_and_equal_to_smaller_splits(seed: int) -> None:
+    dataset = make_dataset([3] * 30)
+    numbers: dict[str, Any] = {"val": 9, "test": 20, "train_pool": 40, "seed": seed}
+    whole = make_split(dataset, name="s1", train=40, **numbers)
+    parts = {size: whole.first(size) for size in (1, 10, 20, 40)}
+    for size, part in parts.items():
+        assert part.name == f"s1n{size}"
+        assert part.names["train"] == whole.names["train"][:size]
+        assert (part.names["val"], part.names["test"]) == (whole.names["val"], whole.names["test"])
+    assert parts[20].digest == make_split(dataset, name="s2", train=20, **numbers).digest
+    assert parts[40].digest == whole.digest
+    assert parts[10].digest != parts[20].digest
+    for size in (0, -1, 41):
+        with pytest.raises(InputError, match=f"split.train_size={size} must lie between 1 and 40"):
+            whole.first(size)
+
+
+def test_parts_of_a_predefined_split_go_through_its_smaller_splits(tmp_path: Path) -> None:
+    dataset = make_dataset([1] * 40)
+    names = [sample.name for sample in dataset.samples]
+    path = tmp_path / "split.json"
+    rest = {"val": names[30:33], "test": names[33:]}
+    small, other = names[1:21:2], names[0:20:2]
+    content = {
+        "s1": {"train": names[:20], **rest},
+        "s2": {"train": small, **rest},
+        "s3": {"train": other, "val": names[33:], "test": names[30:33]},  # of other test images: not nested
+        "about": "what this file is",
+        "s4": {"train": [1, {}], "val": [], "test": None},
+    }
+    path.write_text(json.dumps(content))
+    order = nested_order(path, "s1")
+    assert sorted(order) == names[:20]
+    assert order[:10] == nested_order(path, "s2")
+    assert set(order[:10]) == set(small)
+    assert order[:10] != small  # an alphabetical list is no order
+    assert order != nested_order(path, "s1", seed=1)
+    split = read_split(dataset, path, "s1")
+    assert split.first(5, order).names["train"] == order[:5]
+    assert split.first(5, order).names["test"] == rest["test"]
+
+
+def test_a_frozen_split_keeps_its_order(tmp_path: Path) -> None:
+    dataset = make_dataset([1] * 40)
+    split = make_split(dataset, name="s1", train=12, val=9, test=12, train_pool=18)
+    split.save(tmp_path / "split.json")
+    assert nested_order(tmp_path / "split.json", "s1") == split.names["train"]
 
 
 def test_description(make_coco: Callable[..., Any]) -> None:

@@ -128,6 +128,19 @@ def test_a_cell_leaves_its_pictures_and_a_detector_that_loads_by_itself(study):
     assert len(list(folder.glob("data/synthetic/*/contact_sheet.png"))) == 2
 
 
+def test_a_cell_keeps_its_validation_curve(study):
+    folder, _, compared = study
+    client = MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
+    for r in runs(folder):
+        (result,) = folder.glob(f"multirun/*/{r.info.run_name}-*/result.json")
+        curve = json.loads(result.read_text())["validation"]
+        logged = sorted(client.get_metric_history(r.info.run_id, "val/map"), key=lambda entry: entry.step)
+        assert curve == [[entry.step, entry.value] for entry in logged]
+        assert len(curve) == 2
+    assert "What this study could have seen" in compared
+    assert "How many variations" in compared
+
+
 def test_cells_log_the_quality_card_of_their_store(study):
     folder, _, _ = study
     client = MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")

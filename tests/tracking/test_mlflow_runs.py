@@ -8,6 +8,7 @@ import time
 import urllib.request
 
 import pytest
+from mlflow.entities import Metric
 
 from boxtwin.errors import InputError
 from boxtwin.tracking.mlflow_runs import Condition, Store
@@ -217,3 +218,12 @@ def test_the_view_of_a_study_is_saved_with_it(store, tmp_path):
     shown = store.client.search_runs([experiment], saved["searchFilter"])
     assert [each.info.run_id for each in shown] == [run.run_id]
     assert {"params.`split`", "metrics.`test/map_50`"} <= set(saved["selectedColumns"])
+
+
+def test_the_history_of_a_figure_has_each_step_once(tmp_path):
+    store = Store(uri=None, folder=tmp_path)
+    run = store.begin_cell(study="s", identity="i", **CELL).run_id
+    logged = [(2, 0.1, 1), (4, 0.2, 2), (4, 0.3, 5), (6, float("nan"), 6), (8, 0.5, 4)]
+    store.client.log_batch(run, metrics=[Metric("val/map", value, time, step) for step, value, time in logged])
+    assert store.history(run, "val/map") == [(2, 0.1), (4, 0.3), (8, 0.5)]
+    assert store.history(run, "val/none") == []

@@ -55,6 +55,22 @@ class Split:
         content = {side: [(sample.name, sample.sha256) for sample in self.side(side)] for side in SIDES}
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
+    def first(self, size: int, order: Sequence[str] | None = None) -> Split:
+        """The same split with its first ``size`` training images, in ``order`` of their names, or as they stand.
+
+        What is left out is on no side. Validation and test images stay, and a smaller size is nested in a larger one.
+
+        Raises:
+            InputError: there are fewer training images.
+        """
+        if not 0 < size <= len(self.train):
+            raise InputError(
+                f"split.train_size={size} must lie between 1 and {len(self.train)}, the training images of {self.name}"
+            )
+        by_name = {sample.name: sample for sample in self.train}
+        train = self.train if order is None else tuple(by_name[name] for name in order)
+        return Split(f"{self.name}n{size}", train[:size], self.val, self.test)
+
     def save(self, path: Path) -> None:
         """Freeze the split to a JSON file that `read_split` takes."""
         write_bytes_atomically(path, json.dumps({self.name: self.names}, indent=1).encode())
@@ -98,6 +114,33 @@ def read_split(dataset: Dataset, path: Path, name: str) -> Split:
         )
     train, val, test = (tuple(by_name[image] for image in sides[side]) for side in SIDES)
     return Split(name, train, val, test)
+
+
+def nested_order(path: Path, name: str, seed: int = 0) -> list[str]:
+    """The order in which the training images of a predefined split are taken when not all are.
+
+    1. Those of smaller splits of the file that are nested in it, with the same validation and test images, come first:
+       the first 40 of s1 are s2's.
+    2. Among those, as they are listed. A list in alphabetical order says nothing but the names, in which neighbours are
+       of one scene: it is shuffled by the seed, alike in every split of the file.
+
+    The file must be one that `read_split` has taken.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    whole = content[name]
+    nested = [
+        set(other["train"])
+        for other in content.values()
+        if isinstance(other, dict)
+        and all(isinstance(other.get(side), list) and all(isinstance(i, str) for i in other[side]) for side in SIDES)
+        and all(set(other[side]) == set(whole[side]) for side in ("val", "test"))
+        and set(other["train"]) < set(whole["train"])
+    ]
+    nested.sort(key=len)
+    order: list[str] = list(whole["train"])
+    if order == sorted(order):
+        order.sort(key=lambda image: hashlib.sha256(f"{seed}/{image}".encode()).hexdigest())
+    return sorted(order, key=lambda image: next((n for n, there in enumerate(nested) if image in there), len(nested)))
 
 
 def make_split(

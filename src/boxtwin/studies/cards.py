@@ -100,7 +100,7 @@ def _quality_card(content: dict[str, Any], picture: Path | None) -> Card:
     ]
     copies, matches = content["figures"]["nearest_real"]["copies"], content["figures"]["test"]["matches"]
     sentences.append(
-        f"{100 * copies:.1f} % repeat a real image; {len(matches)} repeat more of a test image than chance."
+        f"{100 * copies:.1f} % repeat a real image; {len(matches)} repeat more of a test image than their source."
     )
     lines = [
         (words, _number(content["figures"][name]["value"]), _number(content["figures"][name]["reference"]),

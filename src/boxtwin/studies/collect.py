@@ -6,7 +6,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlflow.entities import Run
@@ -17,7 +17,10 @@ from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.conditions import FINISHED, Cell, Row, condition_table
 from boxtwin.studies.evidence import Evidence
+from boxtwin.studies.further import sections
 from boxtwin.studies.kept import SHOWN_FILES, Kept, first_runs
+from boxtwin.studies.planning import plan as plan_next
+from boxtwin.studies.planning_section import text_table as plan_table
 from boxtwin.studies.report import write_report
 from boxtwin.studies.summaries import conditions
 from boxtwin.studies.tables import text_table
@@ -43,9 +46,9 @@ def compare_study(config: DictConfig) -> Path:
         study = config.study or cells[0].study
         cells = [replace(cell, study=study) for cell in cells]
         evidence = {cell.run_id: found for cell in cells if (found := Evidence.load(Path(cell.output_dir))) is not None}
-        page, rows, held = _report(cells, Figures(evidence), evidence, {}, Path(config.folder) / study)
-        _print(study, cells, rows, verdict(rows, held), page)
-        return page
+        found = _report(cells, Figures(evidence), evidence, {}, Path(config.folder) / study, plan=config.plan)
+        _print(study, cells, found)
+        return found.page
     folder = Path(config.tracking.folder)
     if config.tracking.uri is None and not (folder / "mlflow.db").exists():
         raise InputError(f"there are no runs in {folder}; make some: python train.py -m split=s1,s2 variations=0,2,10")
@@ -53,18 +56,29 @@ def compare_study(config: DictConfig) -> Path:
     study = config.study or last_study(store)
     cells = collect_cells(store, study)
     report = Path(config.folder) / study
+
     with tempfile.TemporaryDirectory() as temporary:
         copies = _copies(store, cells, Path(temporary))
         evidence = _evidence(cells, copies)
         figures = Figures(evidence)
-        page, rows, held = _report(cells, figures, evidence, copies, report)
-    store.write_conditions(study, conditions(rows, held, figures))
+        found = _report(cells, figures, evidence, copies, report, plan=config.plan)
+    store.write_conditions(study, conditions(found.rows, found.contrasts, figures))
     run_id = store.begin_comparison(study=study)
-    store.log_files(run_id, [page, report / "comparison.csv", report / "curves.png"])
+    store.log_files(run_id, [found.page, report / "comparison.csv", report / "curves.png"])
     store.end(run_id, "FINISHED")
     view = save_view(store.client, store.experiment(study))
-    _print(study, cells, rows, verdict(rows, held), page, view)
-    return page
+    _print(study, cells, found, view)
+    return found.page
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What the cells of a study say, and the page that says it at length."""
+
+    page: Path
+    rows: list[Row]
+    contrasts: list[Contrast]
+    sentences: list[str]
 
 
 def _report(
@@ -73,25 +87,31 @@ def _report(
     evidence: Mapping[str, Evidence],
     copies: Mapping[str, Path],
     folder: Path,
-) -> tuple[Path, list[Row], list[Contrast]]:
-    page = write_report(cells, folder, evidence, copies=copies, figures=figures)
+    *,
+    plan: bool,
+) -> _Comparison:
     rows = condition_table(cells)
-    return page, rows, contrasts(rows, figures)
+    found = contrasts(rows, figures)
+    candidates = plan_next(cells, rows, found, figures) if plan and rows else None
+    further = sections(cells, rows, found, figures, candidates)
+    page = write_report(cells, folder, evidence, sections=further, copies=copies, figures=figures)
+    said = [line for section in further for line in ("", section.title, *section.sentences)]
+    if candidates:
+        said += ["", plan_table(candidates)]
+    return _Comparison(page, rows, found, [*verdict(rows, found), *said])
 
 
-def _print(
-    study: str, cells: Sequence[Cell], rows: Sequence[Row], sentences: Sequence[str], page: Path, view: str = ""
-) -> None:
+def _print(study: str, cells: Sequence[Cell], found: _Comparison, view: str = "") -> None:
     print(f"study {study}: {len(cells)} cells\n")
-    print(text_table(rows))
+    print(text_table(found.rows))
     print()
-    print("\n".join(sentences))
+    print("\n".join(found.sentences))
     unfinished = [cell for cell in cells if cell.status != FINISHED]
     if unfinished:
         print(f"\nNot in the table: {', '.join(f'{cell.name} ({cell.status})' for cell in unfinished)}")
     if view:
         print(f"\nin MLflow (make ui): {view}")
-    print(f"\nreport: {page}")
+    print(f"\nreport: {found.page}")
 
 
 def _copies(store: Store, cells: Sequence[Cell], temporary: Path) -> dict[str, Path]:
@@ -147,6 +167,8 @@ def cells_in(folder: Path) -> list[Cell]:
                 status=FINISHED,
                 overrides=content.get("overrides", "").replace("'", ""),
                 store=content["data"].get("store") or "",
+                train_size=params.get("train_size"),
+                validation=tuple((int(step), float(value)) for step, value in content.get("validation", ())),
             )
         )
     if not cells:
@@ -172,15 +194,17 @@ def collect_cells(store: Store, study: str) -> list[Cell]:
     Raises:
         InputError: the study has none.
     """
-    cells = [_cell(study, run) for run in store.cells(study) if "split" in run.data.params]
+    cells = [_cell(study, run, store) for run in store.cells(study) if "split" in run.data.params]
     if not cells:
         there = ", ".join(experiment.name for experiment in store.studies()) or "none"
         raise InputError(f"no cells of a study called {study} in {store.uri}; studies there: {there}")
     return sorted(cells, key=lambda cell: (cell.split, cell.generator, cell.variations, cell.seed))
 
 
-def _cell(study: str, run: Run) -> Cell:
+def _cell(study: str, run: Run, store: Store) -> Cell:
     params, tags, metrics = run.data.params, run.data.tags, dict(run.data.metrics)
+    # Whether training went on long enough is asked of cells without variations alone.
+    asked = int(params["variations"]) == 0 and run.info.status == FINISHED
     return Cell(
         study=study,
         dataset=params["dataset"],
@@ -199,4 +223,6 @@ def _cell(study: str, run: Run) -> Cell:
         # A shell takes the quotes away again, and train.py puts them back.
         overrides=tags.get("boxtwin.overrides", "").replace("'", ""),
         store=f"{params['generator']}-{tags['boxtwin.store']}" if "boxtwin.store" in tags else "",
+        train_size=int(params["train_size"]) if "train_size" in params else None,
+        validation=tuple(store.history(run.info.run_id, "val/map")) if asked else (),
     )

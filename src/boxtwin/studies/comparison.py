@@ -165,16 +165,28 @@ def baseline(rows: Sequence[Row], row: Row) -> Row | None:
 
 
 def yardsticks(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Neighbouring sizes of real data among the rows without variations, smaller first."""
+    """Neighbouring sizes of real data among the rows without variations, smaller first.
+
+    Rows of parts of a split (``train_size``) measure what real images are worth; only where there are no two whole
+    splits is the largest row held against the one nearest to half of it.
+    """
     plain = sorted(
-        (row for row in rows if not row.variations and math.isfinite(row.real_images)),
+        (row for row in rows if not row.variations and row.real_images > 0),  # nan is not
         key=lambda row: (row.condition, row.real_images),
     )
-    return [
-        (fewer, more)
-        for fewer, more in itertools.pairwise(plain)
-        if fewer.condition == more.condition and fewer.real_images < more.real_images
-    ]
+    found = []
+    for _, alike in itertools.groupby(plain, key=lambda row: row.condition):
+        group = list(alike)
+        whole = [row for row in group if row.train_size is None]
+        pairs = [(fewer, more) for fewer, more in itertools.pairwise(whole) if fewer.real_images < more.real_images]
+        if not pairs:
+            largest = max(group, key=lambda row: row.real_images)
+            smaller = [row for row in group if row.real_images < largest.real_images]
+            if smaller:
+                half = min(smaller, key=lambda row: abs(math.log(2 * row.real_images / largest.real_images)))
+                pairs = [(half, largest)]
+        found += pairs
+    return found
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:

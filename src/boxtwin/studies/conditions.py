@@ -32,6 +32,8 @@ class Cell:
     status: str
     overrides: str = ""  # what was typed after `python train.py` to get this cell
     store: str = ""  # name of the store of its variations; empty: it has none, or does not say
+    train_size: int | None = None  # where only some of the split's training images were used; `split` says so too
+    validation: tuple[tuple[int, float], ...] = ()  # step, AP on the real validation images
 
     @property
     def name(self) -> str:
@@ -94,6 +96,7 @@ class Row:
     ap_change: Change | None  # against no variations of the same split and setting; None without such runs
     ap50_change: Change | None
     count_mae_change: Change | None
+    train_size: int | None = None  # as in `Cell`
 
     @property
     def condition(self) -> tuple[str, str, str, int]:
@@ -148,6 +151,7 @@ def _row(key: tuple[str, str, str, int, str, str, int], runs: dict[int, Cell], b
         ap_change=change("test/map"),
         ap50_change=change("test/map_50"),
         count_mae_change=change("test/count_mae"),
+        train_size=next(iter(runs.values())).train_size,
     )
 
 

@@ -77,8 +77,7 @@ def hierarchical_interval(
     total = seed_variance + image_variance
     if total == 0:
         return Interval(mean, mean, mean, 0.0, 0.0)
-    freedom = total**2 / (seed_variance**2 / (pairs - 1) + image_variance**2 / max(images - 1, 1))
-    tail = float(stats.norm.cdf(stats.t.ppf((1 - LEVEL) / 2, freedom)))
+    tail = widened_tail(seed_variance, image_variance, pairs, images)
     # Deviations from the bootstrap's own middle, put around the mean as measured: AP of a resample is biased a little.
     low, high = np.quantile(means - means.mean(), [tail, 1 - tail])
     return Interval(mean, mean + float(low), mean + float(high), seed_variance, image_variance)
@@ -94,6 +93,20 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     mean, reach = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
     reach *= float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))
     return mean - reach, mean + reach
+
+
+def freedom(seed_variance: float, image_variance: float, pairs: int, images: int) -> float:
+    """Degrees of freedom of a sum of two variances, each known from so many values (Satterthwaite 1946)."""
+    total = seed_variance + image_variance
+    return total**2 / (seed_variance**2 / (pairs - 1) + image_variance**2 / max(images - 1, 1))
+
+
+def widened_tail(seed_variance: float, image_variance: float, pairs: int, images: int) -> float:
+    """Share to cut off each end of a bootstrap's values for an interval of `LEVEL`: less than a normal's, as t asks."""
+    if seed_variance + image_variance == 0:
+        return (1 - LEVEL) / 2
+    degrees = freedom(seed_variance, image_variance, pairs, images)
+    return float(stats.norm.cdf(stats.t.ppf((1 - LEVEL) / 2, degrees)))
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

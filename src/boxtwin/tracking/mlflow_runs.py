@@ -234,6 +234,15 @@ class Store:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in finite.items()])
 
+    def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
+        """A figure's value at each step, the newest where a step was done twice; steps where it is not finite are out.
+
+        A run that was broken off did some steps again; one that was done once more has both runs' values.
+        """
+        logged = sorted(self.client.get_metric_history(run_id, metric), key=lambda entry: entry.timestamp)
+        by_step = {int(entry.step): float(entry.value) for entry in logged}
+        return [(step, by_step[step]) for step in sorted(by_step) if math.isfinite(by_step[step])]
+
     def log_files(self, run_id: str, paths: Sequence[Path], folder: str | None = None) -> None:
         """Log files as artifacts, in a folder of the run's if one is named."""
         for path in paths:

@@ -1,0 +1,48 @@
+"""Command lines for cells that were not run yet, from those of cells that were."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+REPLACED = ("split", "split.name", "split.train_size", "variations", "variations.per_image", "seed")
+
+
+def command(
+    typed: str,
+    typed_for: str,
+    *,
+    study: str,
+    split: str,
+    variations: int,
+    generator: str,
+    seeds: Sequence[int],
+    size: int | None,
+) -> str:
+    """A command line with another split, number of variations, generator and seeds.
+
+    Args:
+        typed: what followed ``python train.py`` for a cell that is like the new ones in everything else.
+        typed_for: the generator of that cell, which may be none that was typed.
+        study: for cells that did not say it.
+        split, variations, generator, seeds, size: of the new cells; ``size`` is split.train_size.
+    """
+    overrides = typed.replace("'", "").split()
+    keys = [override.partition("=")[0].lstrip("+") for override in overrides]
+    same = generator == typed_for or f"generator={generator}" in overrides
+    kept = []
+    for key, override in zip(keys, overrides, strict=True):
+        # Parameters of another generator would not fit this one, and without variations there is none.
+        of_generator = key == "generator" or key.startswith("generator.")
+        if key not in REPLACED and (not of_generator or (variations and same and key != "generator")):
+            kept.append(override)
+    if variations:
+        kept.append(f"generator={generator}")
+    if "study" not in keys:
+        kept.append(f"study={study}")
+    # A split that has a name only in a file of splits was chosen by its name.
+    kept += [f"split.name={split}" if "split.name" in keys else f"split={split}", f"variations={variations}"]
+    if size is not None:
+        kept.append(f"split.train_size={size}")
+    kept.append(f"seed={','.join(map(str, seeds))}")
+    return " ".join(["python train.py", *(["-m"] if len(seeds) > 1 else []), *map(shlex.quote, kept)])

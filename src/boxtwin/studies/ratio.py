@@ -1,0 +1,277 @@
+"""How many variations are best: a smooth curve through what was tried, with its band.
+
+The curve is the gain over no variations against log(1 + variations), a Gaussian process (Rasmussen and Williams 2006,
+chapter 2) that is 0 at 0 variations. Three to six points cannot choose how wavy a curve is. So none is chosen: curves
+of every length and height on a grid are averaged, each weighed by how well it explains the points (its marginal
+likelihood; ibid., section 5.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from boxtwin.studies.comparison import FIELDS, Figures, baseline
+from boxtwin.studies.conditions import Row
+from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
+
+LEAST_COUNTS = 3  # 0 among them: two points make a line, which is best at one of its ends whatever the truth
+# What counts as "no worse than the best": AP in [0, 1], MAE in objects an image.
+MARGINS = {"map": 0.01, "map_50": 0.01, "count_mae": 0.05}
+DRAWS = 4000
+DRAWS_SEED = 0
+MOST_PLACES = 120  # whole numbers that the curve is worked out at; beyond, at even distances on the axis
+GRID = 8  # lengths, and heights
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """Gains at the numbers of variations that were tried, and how they err together."""
+
+    variations: tuple[int, ...]  # without 0, rising
+    gains: Float[np.ndarray, " counts"]  # positive is better, whatever the figure
+    noise: Float[np.ndarray, "counts counts"]  # covariance of the gains' errors
+    pairs: tuple[int, ...]
+    images_known: bool  # whether the noise knows of the choice of test images
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The gain at every number of variations from 0 to the largest tried; positive is better."""
+
+    figure: str
+    tried: Tried
+    variations: Int[np.ndarray, " places"]
+    draws: Float[np.ndarray, "draws places"]
+
+    @property
+    def mean(self) -> Float[np.ndarray, " places"]:
+        return self.draws.mean(axis=0)
+
+    @property
+    def band(self) -> Float[np.ndarray, "2 places"]:
+        """Least and greatest gain that 95 % of the draws allow at each number."""
+        return np.quantile(self.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+
+    @property
+    def chances(self) -> Float[np.ndarray, " places"]:
+        """Probability of each number to be the best."""
+        best = np.bincount(self.draws.argmax(axis=1), minlength=len(self.variations))
+        return best / len(self.draws)
+
+    @property
+    def best(self) -> int:
+        """The number with the greatest gain to be expected."""
+        return int(self.variations[self.mean.argmax()])
+
+    @property
+    def best_range(self) -> tuple[int, int]:
+        """Numbers between which the best lies with 95 % probability."""
+        ends = np.quantile(
+            self.variations[self.draws.argmax(axis=1)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest"
+        )
+        return int(ends[0]), int(ends[1])
+
+    def chance_enough(self) -> Float[np.ndarray, " places"]:
+        """Probability of each number to be no more than a margin (`MARGINS`) below the best of all."""
+        return (self.draws.max(axis=1, keepdims=True) - self.draws <= MARGINS[self.figure]).mean(axis=0)
+
+    @property
+    def enough(self) -> int | None:
+        """From here more stops helping: the smallest number that is, with 95 % probability, as good as the best."""
+        sure = np.flatnonzero(self.chance_enough() >= LEVEL)
+        return int(self.variations[sure[0]]) if len(sure) else None
+
+    def narrowing(self, number: int, noise: float) -> tuple[float, float]:
+        """Standard deviation of the gain at the best number: now, and after ``number`` was tried with such a noise."""
+        covariance = np.cov(self.draws.T)
+        at, new = int(self.mean.argmax()), int(np.abs(self.variations - number).argmin())
+        now = float(covariance[at, at])
+        total = float(covariance[new, new]) + noise
+        after = now - float(covariance[at, new]) ** 2 / total if total > 0 else now
+        return now**0.5, max(after, 0.0) ** 0.5
+
+
+def lines(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
+    """A baseline and its rows with variations, for each split, condition and generator."""
+    found: dict[tuple[Any, ...], tuple[Row, list[Row]]] = {}
+    for row in rows:
+        base = baseline(rows, row)
+        if row.variations and base is not None:
+            found.setdefault((row.split, row.condition, row.generator), (base, []))[1].append(row)
+    return [(base, sorted(members, key=lambda row: row.variations)) for base, members in found.values()]
+
+
+def pairs_of(base: Row, row: Row) -> int:
+    """Seeds that a row shares with its baseline."""
+    return len(set(base.seeds) & set(row.seeds))
+
+
+def missing(base: Row, members: Sequence[Row]) -> str | None:
+    """What a line lacks before a best number can be named, in words; None if nothing."""
+    counts = [0, *(row.variations for row in members)]
+    ready = [0, *(row.variations for row in members if pairs_of(base, row) >= LEAST_PAIRS)]
+    if len(ready) >= LEAST_COUNTS:
+        return None
+    if len(counts) < LEAST_COUNTS:
+        tried = " and ".join(str(count) for count in counts)
+        return f"numbers of variations other than {tried}: {LEAST_COUNTS} with 0 are the least that can bend"
+    short = [f"x{row.variations} has {pairs_of(base, row)}" for row in members if pairs_of(base, row) < LEAST_PAIRS]
+    return f"seeds that it shares with x0: {', '.join(short)}, and {LEAST_PAIRS} are needed"
+
+
+def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> Tried:
+    """Gains of the rows with enough seeds over their baseline, and the covariance of their errors.
+
+    1. Seeds: a run's figure is that of its condition, plus what its seed does to all conditions, plus noise of its own
+       with the same variance everywhere. Pairs take the second away. The third is estimated from all rows together:
+       alone, six seeds know their own variance to a factor of two. It is raised as Student's t asks for.
+    2. All gains are over the same runs of the baseline, so that errors of these are in all of them.
+    3. Images: the covariance of the gains over resamples of the test images, which all rows share.
+    """
+    rows = [row for row in members if pairs_of(base, row) >= LEAST_PAIRS]
+    sign = -1.0 if figure == "count_mae" else 1.0
+    values = [dict(getattr(row, FIELDS[figure]).by_seed) for row in (base, *rows)]
+    shared = [sorted(set(values[0]) & set(own)) for own in values[1:]]
+    gains = np.array(
+        [
+            sign * np.mean([own[seed] - values[0][seed] for seed in seeds])
+            for own, seeds in zip(values[1:], shared, strict=True)
+        ]
+    )
+    variance = _own_variance(values)
+    noise = np.array(
+        [
+            [len(set(a) & set(b)) / (len(a) * len(b)) + (1 / len(a) if i == j else 0) for j, b in enumerate(shared)]
+            for i, a in enumerate(shared)
+        ]
+    )
+    noise *= variance
+    resampled = [_resampled(figure, base, row, seeds, figures) for row, seeds in zip(rows, shared, strict=True)]
+    known = [each for each in resampled if each is not None]
+    images_known = len(known) == len(rows)
+    if images_known:
+        noise = noise + np.atleast_2d(np.cov(np.stack(known)))
+    return Tried(
+        tuple(row.variations for row in rows), gains, noise, tuple(len(seeds) for seeds in shared), images_known
+    )
+
+
+def _own_variance(values: Sequence[dict[int, float]]) -> float:
+    """Variance of a run that its condition and its seed leave, raised for being an estimate.
+
+    By least squares on runs = condition + seed, which takes any pattern of missing runs.
+    """
+    entries = [(row, seed, value) for row, own in enumerate(values) for seed, value in own.items()]
+    seeds = sorted({seed for _, seed, _ in entries})
+    design = np.zeros((len(entries), len(values) + len(seeds)))
+    for line, (row, seed, _) in enumerate(entries):
+        design[line, row] = design[line, len(values) + seeds.index(seed)] = 1
+    target = np.array([value for _, _, value in entries])
+    solution, _, rank, _ = np.linalg.lstsq(design, target)
+    freedom = len(entries) - int(rank)
+    residual = float(((target - design @ solution) ** 2).sum())
+    # Variance of Student's t with as many degrees of freedom; six seeds of three conditions have ten.
+    return residual / (freedom - 2) if freedom > 2 else residual / max(freedom, 1)
+
+
+def _resampled(
+    figure: str, base: Row, row: Row, seeds: Sequence[int], figures: Figures
+) -> Float[np.ndarray, " resamples"] | None:
+    parts = []
+    for seed in seeds:
+        new, old = (figures.of(dict(zip(each.seeds, each.runs, strict=True))[seed]) for each in (row, base))
+        if new is None or old is None:
+            return None
+        parts.append(new[figure][1:] - old[figure][1:])
+    return np.mean(parts, axis=0)
+
+
+def places(largest: int) -> Int[np.ndarray, " places"]:
+    """Whole numbers of variations from 0 to the largest tried."""
+    if largest <= MOST_PLACES:
+        return np.arange(largest + 1)
+    return np.unique(np.round(np.expm1(np.linspace(0, np.log1p(largest), MOST_PLACES))).astype(np.int64))
+
+
+def fit(figure: str, found: Tried) -> Curve:
+    """The curve through what was tried: draws from the Gaussian process, averaged over its lengths and heights.
+
+    Lengths, on the axis log(1 + variations): from half the widest gap between neighbours that were tried (a shorter one
+    would let the curve do anything between them, which no point could contradict) to the whole axis (longer ones are
+    next to straight, and pull the curve away from a rise that levels off). Heights: from the largest gain that was
+    measured, or the largest error of one, to four times that. Lower ones would take for granted that gains are small,
+    and pull the curve down: all gains share the errors of one baseline, so that points hardly contradict that. Both in
+    even steps of their logarithms, none preferred.
+    """
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+
+    at = np.log1p(np.array([0, *found.variations], dtype=np.float64))[:, None]
+    scale = max(float(np.sqrt(np.diag(found.noise)).max()), float(np.abs(found.gains).max()), 1e-6)
+    gaps, whole = np.diff(at[:, 0]), float(at[-1, 0])
+    lengths = np.geomspace(gaps.max() / 2, whole, GRID)
+    heights = np.geomspace(1.0, 4.0, GRID)
+    spots = places(found.variations[-1])
+    targets = np.concatenate([[0.0], found.gains / scale])
+    full = np.zeros((len(at), len(at)))
+    full[1:, 1:] = found.noise / scale**2
+    likelihoods, posteriors = [], []
+    for length in lengths:
+        for height in heights:
+            kernel = ConstantKernel(height**2) * RBF(length) + fixed_noise(at, full)
+            # 1e-8: the gain at 0 is 0 without error, but a matrix must not be singular.
+            process = GaussianProcessRegressor(kernel, alpha=1e-8, optimizer=None).fit(at, targets)
+            likelihoods.append(process.log_marginal_likelihood_value_)
+            posteriors.append(process)
+    weights = np.exp(np.array(likelihoods) - max(likelihoods))
+    rng = np.random.default_rng(DRAWS_SEED)
+    numbers = rng.multinomial(DRAWS, weights / weights.sum())
+    # One place twice: on the very points that were measured the kernel would add their errors (`fixed_noise`).
+    grid = np.log1p(np.append(spots, spots[-1]).astype(np.float64))[:, None]
+    drawn = []
+    for number, process in zip(numbers, posteriors, strict=True):
+        if number:
+            mean, covariance = process.predict(grid, return_cov=True)
+            drawn.append(_normal(rng, mean, covariance, int(number)))
+    draws = np.concatenate(drawn)[:, :-1] * scale
+    draws[:, 0] = 0.0
+    return Curve(figure, found, spots, draws)
+
+
+def _normal(
+    rng: np.random.Generator, mean: Float[np.ndarray, " n"], covariance: Float[np.ndarray, "n n"], size: int
+) -> Float[np.ndarray, "size n"]:
+    values, vectors = np.linalg.eigh(covariance)  # smooth curves have nearly singular covariances
+    root = vectors * np.sqrt(np.maximum(values, 0))
+    return mean + rng.standard_normal((size, len(mean))) @ root.T
+
+
+def fixed_noise(at: Float[np.ndarray, "points 1"], covariance: Float[np.ndarray, "points points"]) -> Any:
+    """A kernel of scikit-learn's: the errors' covariance among the points that were measured, nothing anywhere else.
+
+    scikit-learn itself takes errors that are independent of each other (``alpha``); gains over one baseline are not.
+    """
+    from sklearn.gaussian_process.kernels import Kernel
+
+    class FixedNoise(Kernel):  # type: ignore[misc]
+        def __init__(self, at: Any, covariance: Any) -> None:
+            self.at = at
+            self.covariance = covariance
+
+        def __call__(self, X: Any, Y: Any = None, eval_gradient: bool = False) -> Any:  # noqa: N803, scikit-learn's names
+            measured = Y is None and np.array_equal(X, self.at)
+            value = self.covariance if measured else np.zeros((len(X), len(X if Y is None else Y)))
+            return (value, np.zeros((*value.shape, 0))) if eval_gradient else value
+
+        def diag(self, X: Any) -> Any:  # noqa: N803
+            return np.zeros(len(X))
+
+        def is_stationary(self) -> bool:
+            return False
+
+    return FixedNoise(at, covariance)

@@ -1,0 +1,93 @@
+"""Studies with a known truth: runs whose figures are a condition's own, plus what seed and test images do to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from boxtwin.studies.comparison import Figures
+from boxtwin.studies.conditions import Cell, Row, condition_table
+from boxtwin.studies.inference import image_counts
+
+IMAGES = 100
+
+
+class SimulatedFigures(Figures):
+    """Figures that are means over images, so that their resamples are weighted means."""
+
+    def __init__(self, by_image: Mapping[str, Mapping[str, np.ndarray]], resamples: int) -> None:
+        super().__init__({})
+        counts = np.concatenate([np.ones((1, IMAGES)), image_counts(IMAGES, resamples, seed=0)])
+        self._simulated = {
+            run: {figure: counts @ values / IMAGES for figure, values in figures.items()}
+            for run, figures in by_image.items()
+        }
+
+    def of(self, run: str) -> dict[str, np.ndarray] | None:
+        return self._simulated.get(run)
+
+    def images(self, run: str) -> tuple[str, ...]:
+        return tuple(map(str, range(IMAGES))) if run in self._simulated else ()
+
+
+def simulate(
+    conditions: Sequence[tuple[str, int, str, float, float]],
+    *,
+    seeds: int,
+    seed_noise: float = 0.015,
+    image_noise: float = 0.3,
+    own_image_noise: float = 0.05,
+    rng: int = 0,
+    resamples: int = 200,
+    steps: Sequence[int] = (1200,),
+) -> tuple[list[Cell], list[Row], SimulatedFigures]:
+    """Cells of conditions (split, variations, generator, real images, AP50).
+
+    Images are as hard for every run (``image_noise``); beyond that a condition (``own_image_noise``), and every run
+    (``seed_noise``, of its mean), has chance of its own. A count MAE falls as AP50 rises.
+    """
+    random = np.random.default_rng(rng)
+    hard = random.normal(0, image_noise, IMAGES)
+    by_image, cells = {}, []
+    for length in steps:
+        by_seed = random.normal(0, seed_noise, seeds)
+        for split, variations, generator, real, ap50 in conditions:
+            taste = random.normal(0, own_image_noise, IMAGES)
+            for seed in range(seeds):
+                run = f"{split}-{variations}-{generator}-{length}-{seed}"
+                values = ap50 + hard + taste + by_seed[seed] + random.normal(0, seed_noise)
+                by_image[run] = {"map": values / 2, "map_50": values, "count_mae": 2 * (1 - values)}
+                size = split.rpartition("n")[2]
+                cells.append(
+                    Cell(
+                        study="simulated",
+                        dataset="sar_scenes",
+                        split=split,
+                        variations=variations,
+                        generator=generator,
+                        detector="yolov3_nano",
+                        seed=seed,
+                        steps=length,
+                        setting=f"set{length}",
+                        metrics={
+                            "test/map": float(values.mean() / 2),
+                            "test/map_50": float(values.mean()),
+                            "test/count_mae": float(2 * (1 - values).mean()),
+                            "test/count_bias": 0.0,
+                            "data/real_images": real,
+                            "data/synthetic_images": real * variations,
+                        },
+                        run_id=run,
+                        minutes=3.0 + variations / 10,
+                        output_dir="",
+                        status="FINISHED",
+                        overrides=f"experiment=study split={split.partition('n')[0]} variations={variations} "
+                        f"generator=pixel_ddpm seed={seed} trainer.steps={length}",
+                        train_size=int(size) if "n" in split else None,
+                        validation=tuple(
+                            (length * k // 6, 0.3 * (1 - 0.5**k) + random.normal(0, 0.002)) for k in range(1, 7)
+                        ),
+                    )
+                )
+    return cells, condition_table(cells), SimulatedFigures(by_image, resamples)
