@@ -45,7 +45,7 @@ def compare_study(config: DictConfig) -> Path:
         cells = cells_in(Path(config.cells))
         study = config.study or cells[0].study
         cells = [replace(cell, study=study) for cell in cells]
-        evidence = {cell.run_id: found for cell in cells if (found := Evidence.load(Path(cell.output_dir))) is not None}
+        evidence = {cell.run_id: kept for cell in cells if (kept := Evidence.load(Path(cell.output_dir))) is not None}
         found = _report(cells, Figures(evidence), evidence, {}, Path(config.folder) / study, plan=config.plan)
         _print(study, cells, found)
         return found.page
