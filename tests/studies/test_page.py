@@ -166,7 +166,7 @@ def read_page(path: Path) -> Reader:
 def test_all_parts_stand_in_their_order_and_each_picture_in_words(study: list[Cell], tmp_path: Path) -> None:
     path = report(study, tmp_path / "report", (SECTION,))
     page = read_page(path)
-    order = ["s2, 10 variations", "Curves", "The <ratio>", "Table", "Cost", "Slices", "By crowding", "By scene"]
+    order = ["s2, 10 variations", "Curves", "Table", "The <ratio>", "Cost", "Slices", "By crowding", "By scene"]
     order += ["Count errors by image", "Test images under each condition", "The variations and their labels"]
     order += ["How to reproduce"]
     body = page.text[page.text.index("do the variations help?", 80) :]

@@ -73,7 +73,7 @@ def write_report(
         cells: of the study; those that failed or did not finish are listed.
         folder: of the report.
         evidence: by run id.
-        sections: more that is known of the study; they stand after the curves.
+        sections: more that is known of the study; they stand after the table.
         copies: by run id, folders with those files of a cell that its own folder lacks.
         figures: those of ``evidence``, if some have been worked out.
     """
@@ -92,7 +92,8 @@ def write_report(
         title=", ".join(sorted({cell.study for cell in cells})) or "no study",
         facts=_facts(rows),
         verdict=verdict(rows, found),
-        sections=[curves, *sections],
+        curves=curves,
+        sections=sections,
         table=_Table("", "", headings, (("", tuple(body)),) if body else ()),
         several_settings=len({row.condition for row in rows}) > 1,
         cost=_cost_table(rows, cells, found),
