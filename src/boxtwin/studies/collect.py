@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
-from boxtwin.studies.conditions import FINISHED, Cell, Row, condition_table
+from boxtwin.studies.conditions import FINISHED, Cell, Row, condition_table, tell_labels_apart
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.further import sections
 from boxtwin.studies.kept import SHOWN_FILES, Kept, first_runs
@@ -168,12 +168,13 @@ def cells_in(folder: Path) -> list[Cell]:
                 overrides=content.get("overrides", "").replace("'", ""),
                 store=content["data"].get("store") or "",
                 train_size=params.get("train_size"),
+                labels=params.get("labels", ""),
                 validation=tuple((int(step), float(value)) for step, value in content.get("validation", ())),
             )
         )
     if not cells:
         raise InputError(f"cells={folder} holds no folder of a cell, with a result.json in it")
-    return sorted(cells, key=lambda cell: (cell.split, cell.generator, cell.variations, cell.seed))
+    return sorted(tell_labels_apart(cells), key=lambda cell: (cell.split, cell.generator, cell.variations, cell.seed))
 
 
 def last_study(store: Store) -> str:
@@ -198,7 +199,7 @@ def collect_cells(store: Store, study: str) -> list[Cell]:
     if not cells:
         there = ", ".join(experiment.name for experiment in store.studies()) or "none"
         raise InputError(f"no cells of a study called {study} in {store.uri}; studies there: {there}")
-    return sorted(cells, key=lambda cell: (cell.split, cell.generator, cell.variations, cell.seed))
+    return sorted(tell_labels_apart(cells), key=lambda cell: (cell.split, cell.generator, cell.variations, cell.seed))
 
 
 def _cell(study: str, run: Run, store: Store) -> Cell:
@@ -223,6 +224,7 @@ def _cell(study: str, run: Run, store: Store) -> Cell:
         # A shell takes the quotes away again, and train.py puts them back.
         overrides=tags.get("boxtwin.overrides", "").replace("'", ""),
         store=f"{params['generator']}-{tags['boxtwin.store']}" if "boxtwin.store" in tags else "",
+        labels=params.get("labels", ""),
         train_size=int(params["train_size"]) if "train_size" in params else None,
         validation=tuple(store.history(run.info.run_id, "val/map")) if asked else (),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from boxtwin.studies.conditions import LABELLED
+
 REPLACED = ("split", "split.name", "split.train_size", "variations", "variations.per_image", "seed")
 
 
@@ -29,15 +31,18 @@ def command(
     """
     overrides = typed.replace("'", "").split()
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
-    same = generator == typed_for or f"generator={generator}" in overrides
+    chosen = choice(generator)
+    same = chosen[0] in (choice(typed_for)[0], *overrides)
     kept = []
     for key, override in zip(keys, overrides, strict=True):
         # Parameters of another generator would not fit this one, and without variations there is none.
         of_generator = key == "generator" or key.startswith("generator.")
+        if key == "labels" and len(chosen) > 1:
+            continue
         if key not in REPLACED and (not of_generator or (variations and same and key != "generator")):
             kept.append(override)
     if variations:
-        kept.append(f"generator={generator}")
+        kept += chosen
     if "study" not in keys:
         kept.append(f"study={study}")
     # A split that has a name only in a file of splits was chosen by its name.
@@ -46,3 +51,9 @@ def command(
         kept.append(f"split.train_size={size}")
     kept.append(f"seed={','.join(map(str, seeds))}")
     return " ".join(["python train.py", *(["-m"] if len(seeds) > 1 else []), *map(shlex.quote, kept)])
+
+
+def choice(generator: str) -> list[str]:
+    """The overrides that choose a generator, and the labels where the name says them (`tell_labels_apart`)."""
+    name, _, labels = generator.partition(LABELLED)
+    return [f"generator={name}", *([f"labels={labels}"] if labels else [])]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from boxtwin.errors import InputError
 
 FINISHED = "FINISHED"  # MLflow's word
 NO_GENERATOR = "none"  # what a cell without variations is filed under
+LABELLED = "+"  # pixel_ddpm+pseudo: between a generator and its labels, where a study has several kinds of them
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Cell:
     overrides: str = ""  # what was typed after `python train.py` to get this cell
     store: str = ""  # name of the store of its variations; empty: it has none, or does not say
     train_size: int | None = None  # where only some of the split's training images were used; `split` says so too
+    labels: str = ""  # how those of its variations were found
     validation: tuple[tuple[int, float], ...] = ()  # step, AP on the real validation images
 
     @property
@@ -102,6 +104,20 @@ class Row:
     def condition(self) -> tuple[str, str, str, int]:
         """What two rows must share to be held against each other."""
         return self.dataset, self.detector, self.setting, self.steps
+
+
+def tell_labels_apart(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells, those of generators whose variations the study labels in several ways filed under both."""
+    ways: dict[str, set[str]] = {}
+    for cell in cells:
+        if cell.variations:
+            ways.setdefault(cell.generator, set()).add(cell.labels)
+    return [
+        replace(cell, generator=f"{cell.generator}{LABELLED}{cell.labels}")
+        if cell.variations and len(ways[cell.generator]) > 1
+        else cell
+        for cell in cells
+    ]
 
 
 def condition_table(cells: Iterable[Cell]) -> list[Row]:

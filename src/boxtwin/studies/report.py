@@ -15,6 +15,7 @@ import numpy as np
 
 from boxtwin.datasets.images import read_image, write_bytes_atomically
 from boxtwin.studies.cards import store_cards
+from boxtwin.studies.commands import choice
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.conditions import FINISHED, Cell, Row, condition_table
 from boxtwin.studies.costs import costs, unattributed
@@ -120,17 +121,12 @@ def command_of(cell: Cell) -> tuple[str, bool]:
     """The command that makes a cell; and whether it is what was typed, not put together from the few parameters."""
     if cell.overrides:
         return f"python train.py {cell.overrides}", True
-    parts = {
-        "study": cell.study,
-        "dataset": cell.dataset,
-        "split": cell.split,
-        "variations": cell.variations,
-        **({"generator": cell.generator} if cell.variations else {}),
-        "detector": cell.detector,
-        "seed": cell.seed,
-        "trainer.steps": cell.steps,
-    }
-    return f"python train.py {' '.join(f'{name}={value}' for name, value in parts.items())}", False
+    parts = [
+        f"study={cell.study} dataset={cell.dataset} split={cell.split} variations={cell.variations}",
+        *(choice(cell.generator) if cell.variations else []),
+        f"detector={cell.detector} seed={cell.seed} trainer.steps={cell.steps}",
+    ]
+    return f"python train.py {' '.join(parts)}", False
 
 
 def _facts(rows: Sequence[Row]) -> str:
