@@ -33,6 +33,8 @@ QUICK = {
 }
 ELSEWHERE = {
     "make demo": "test_make_demo (slow)",
+    "make study": "test_make_study (slow)",
+    "python train.py -m experiment=study": "tests/test_sweeper.py, test_make_study (slow)",
     "make test": "what runs this test",
     "make check": ".ci/run",
     "make ui": "test_make_ui",
@@ -41,6 +43,7 @@ ELSEWHERE = {
     "python train.py -m dataset=hrsid dataset.root=FOLDER split=s1,s2 variations=0,2,10": "test_study",
     "python compare.py": "test_study",
     "python compare.py study=sar_scenes": "test_comparing_a_certain_study",
+    "python compare.py study=sar_scenes plan=true": "test_comparing_a_certain_study",
     "python compare.py cells=FOLDER": "test_comparing_a_certain_study",
     "python train.py -m dataset=coco dataset.name=pollen dataset.root=FOLDER split=s1,s2 variations=0,2,10": (
         "test_a_good_coco_set_trains"
@@ -74,6 +77,7 @@ def test_comparing_a_certain_study(tmp_path: Path):
     run(f"train.py {SMALL}", tmp_path)
     run(f"train.py {SMALL} study=another", tmp_path)
     assert "study sar_scenes: 1 cells" in run("compare.py study=sar_scenes", tmp_path)
+    assert "What to run next" in run("compare.py study=sar_scenes plan=true", tmp_path)
     from_folders = run("compare.py cells=multirun/another", tmp_path)
     from_mlflow = run("compare.py study=another", tmp_path)
     # Folders know of no page in MLflow.
