@@ -11,13 +11,11 @@ from typing import Any
 from mlflow.entities import Run
 
 from boxtwin.datasets.images import link_file, write_bytes_atomically
-from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.tracking.mlflow_runs import Store
 
 log = logging.getLogger(__name__)
 
-# What a cell writes, apart from result.json, which says whose it is, and what Hydra and locks leave.
-FILES = ("detections.json", MATCHES_FILE, "overlays.png", "precision_recall.png", "counts.png", "split.json")
+OWN = {"result.json", "config.yaml", "train.log"}  # what says whose a cell is, and what Hydra writes
 
 
 def take_over(
@@ -41,22 +39,16 @@ def take_over(
     folder = Path(source.data.tags.get("boxtwin.output_dir", ""))
     with tempfile.TemporaryDirectory() as temporary:
         artifacts = store.copy_run(source, run_id, Path(temporary))
-        for name in FILES:
-            for place in (folder, artifacts):
-                if (place / name).exists():
-                    link_file(place / name, output / name)
-                    break
+        whole = (folder / "detections.json").exists()
+        for file in sorted(folder.iterdir() if whole else artifacts.rglob("*")):
+            if file.is_file() and not file.name.startswith(".") and file.name not in OWN:
+                link_file(file, output / file.name)
         result: dict[str, Any] = json.loads((artifacts / "result.json").read_text())
-        result |= {"study": study, "overrides": overrides, "taken_over_from": {"study": origin, **_of(source)}}
-        if (folder / detector).exists():
-            link_file(folder / detector, output / detector)
-        else:
+        taken_from = {"study": origin, "run_id": str(source.info.run_id)}
+        result |= {"study": study, "overrides": overrides, "taken_over_from": taken_from}
+        if not (output / detector).exists():
             log.warning("%s is not there any more: this cell has its figures, but no %s", folder, detector)
         write_bytes_atomically(output / "result.json", json.dumps(result, indent=1).encode())
         store.log_files(run_id, [output / "result.json"])
     store.tag(run_id, {"boxtwin.taken_over_from": f"{origin}/{source.info.run_id}"})
     return dict(source.data.metrics)
-
-
-def _of(source: Run) -> dict[str, str]:
-    return {"run_id": str(source.info.run_id)}

@@ -155,12 +155,13 @@ def test_make_study(tmp_path: Path):
     ).stdout.splitlines()
     *sweeps, comparison = [line.split(maxsplit=1)[1] for line in lines if ".py" in line]
     small = (
-        f"--config-dir {Path(__file__).parent / 'conf_study'} seed=0,1 dataset.image_size=64 "
-        "dataset.build.image_size=64 trainer.steps=4 trainer.validations=2 trainer.threads=1 "
-        "detector.warmup_steps=1 labels.detectors=0"
+        "seed=0,1 dataset.image_size=64 dataset.build.image_size=64 trainer.steps=4 trainer.validations=2 "
+        "trainer.threads=1 detector.warmup_steps=1 labels.detectors=0"
     )
     for sweep in sweeps:
-        run(f"{sweep} {small}", tmp_path, within=1800)
+        script, typed = sweep.split(maxsplit=1)
+        # Before the overrides: argparse takes them in one piece.
+        run(f"{script} --config-dir {Path(__file__).parent / 'conf_study'} {typed} {small}", tmp_path, within=1800)
     printed = run(comparison, tmp_path, within=600)
     assert "study sar_scenes_study: 20 cells" in printed
     conditions = {r.info.run_name: r.data.metrics["seeds"] for r in runs(tmp_path, "condition")}

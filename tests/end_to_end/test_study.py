@@ -26,7 +26,7 @@ SWEEP = "train.py -m split=s1,s2 variations=0,2,10"
 def study(tmp_path_factory):
     """The six cells on the embedded data, trained for a few steps, compared."""
     folder = tmp_path_factory.mktemp("study")
-    printed = run(f"{SWEEP} experiment=tiny", folder)
+    printed = run(f"{SWEEP} experiment=tiny", folder, within=500)
     return folder, printed, run("compare.py", folder)
 
 
@@ -202,7 +202,7 @@ def test_conditions_are_runs_beside_the_cells_and_comparing_again_adds_none(stud
 def test_the_same_sweep_again_skips_everything(study):
     folder, _, _ = study
     before = {r.info.run_id: r.info.end_time for r in runs(folder)}
-    printed = run(f"{SWEEP} experiment=tiny", folder)
+    printed = run(f"{SWEEP} experiment=tiny", folder, within=500)
     assert printed.count("finished before, skipped") == 6
     assert {r.info.run_id: r.info.end_time for r in runs(folder)} == before
 
