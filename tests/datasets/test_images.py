@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from boxtwin.datasets.images import as_grey, read_image, remove_leftovers, write_bytes_atomically, write_png
+from boxtwin.datasets.images import as_grey, link_file, read_image, remove_leftovers, write_bytes_atomically, write_png
 
 
 def random_pixels(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -124,3 +124,11 @@ def test_colour_files_of_grey_images_are_told(dtype: Any) -> None:
         tinted = equal.copy()
         tinted[3, 5, channel] += 1
         assert as_grey(tinted) is tinted
+
+
+def test_a_file_linked_twice_leaves_nothing_beside_it(tmp_path):
+    (tmp_path / "there.png").write_bytes(b"pixels")
+    for _ in range(2):
+        link_file(tmp_path / "there.png", tmp_path / "cell" / "here.png")
+    assert [path.name for path in (tmp_path / "cell").iterdir()] == ["here.png"]
+    assert (tmp_path / "cell" / "here.png").read_bytes() == b"pixels"

@@ -99,6 +99,7 @@ def link_file(there: Path, here: Path) -> None:
     except OSError:
         shutil.copyfile(there, temporary)
     temporary.replace(here)
+    temporary.unlink(missing_ok=True)  # renaming does nothing where both are links to one file (POSIX, rename)
 
 
 def remove_leftovers(folder: Path) -> None:
