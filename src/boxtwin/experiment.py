@@ -8,14 +8,12 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from mlflow.entities import Run
 from omegaconf import DictConfig, OmegaConf
@@ -37,6 +35,7 @@ from boxtwin.evaluation.examples import EXAMPLES_FILE, keep_examples
 from boxtwin.evaluation.quality_card import figures_of
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.generation import contact_sheet, make, quality_card
+from boxtwin.locks import alone
 from boxtwin.mixing.datamodule import StudyDataModule
 from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.settings import accelerator, precision
@@ -59,7 +58,9 @@ def run_cell(config: DictConfig) -> dict[str, float]:
     output = Path(HydraConfig.get().runtime.output_dir)
     name = cell_name(config)
     # Of the folder, and of the cell: another study may be at the same one.
-    with _alone(output / ".lock", name), _alone(Path(config.tracking.folder) / "cells" / f"{cell.identity}.lock", name):
+    waiting = f"{name}: another process is at it; waiting"
+    of_all_studies = Path(config.tracking.folder) / "cells" / f"{cell.identity}.lock"
+    with alone(output / ".lock", waiting), alone(of_all_studies, waiting):
         store = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder))
         run = store.begin_cell(
             study=config.study,
@@ -105,22 +106,6 @@ def run_cell(config: DictConfig) -> dict[str, float]:
         took,
     )
     return metrics
-
-
-@contextmanager
-def _alone(path: Path, name: str) -> Iterator[None]:
-    """Hold a lock while the cell is worked at; say so where it takes waiting."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("%s: another process is at it; waiting", name)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Cell:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
+from boxtwin import locks
 from boxtwin.composition import Prepared, labelling_cells, make_data, make_detector
 from boxtwin.config import cell_name
 from boxtwin.datasets.images import Pixels, as_grey, link_file
@@ -149,18 +149,9 @@ def _member(alone: Prepared, title: str) -> Member:
 def _trained(alone: Prepared, title: str) -> TrainedDetector:
     path = _path(alone)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("%s: another process is training it; waiting", title)
-            lock.acquire()
-        try:
+        with locks.alone(path.with_suffix(".lock"), f"{title}: another process is training it; waiting"):
             if not path.exists():
                 _train(alone, path, title)
-        finally:
-            lock.release()
     return read_detector(path)
 
 

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -181,12 +180,8 @@ def test_precision_recall_curve_with_and_without_objects(tmp_path):
         assert (tmp_path / "pr.png").stat().st_size > 1000
 
 
-def test_a_real_chip_can_be_pictured(tmp_path):
-    folder = Path(__file__).parents[2] / "../shared/data/hrsid200/JPEGImages"
-    chips = sorted(folder.glob("*.jpg"))[:1]
-    if not chips:
-        pytest.skip("the HRSID chips are not at ../shared/data/hrsid200")
-    pixels = read_image(chips[0])
+def test_a_real_chip_can_be_pictured(tmp_path, hrsid200):
+    pixels = read_image(min((hrsid200 / "JPEGImages").glob("*.jpg")))
     sample = make_sample(tmp_path, "chip.png", pixels, [[300, 300, 380, 340]])
     side_by_side([sample], {1: detections([[301, 299, 380, 342]], [0.77])}, 0.5, tmp_path / "out.png", ["ship"])
     assert read_image(tmp_path / "out.png").std() > 5

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from study_cells import finished_cell
 
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.errors import InputError
@@ -97,22 +98,8 @@ def study(tmp_path: Path, shares: dict[tuple[int, str], float], seeds: int) -> t
 
 
 def cell(run: str, variations: int, generator: str, seed: int, figures: dict[str, float]) -> Cell:
-    return Cell(
-        study="demo",
-        dataset="sar_scenes",
-        split="s2",
-        variations=variations,
-        generator=generator,
-        detector="yolov3_nano",
-        seed=seed,
-        steps=300,
-        setting="3f2a",
-        metrics={f"test/{name}": value for name, value in figures.items()} | {"data/real_images": 40.0},
-        run_id=run,
-        minutes=1.0,
-        output_dir="",
-        status="FINISHED",
-    )
+    metrics = {f"test/{name}": value for name, value in figures.items()} | {"data/real_images": 40.0}
+    return finished_cell(run, variations, seed, metrics=metrics, generator=generator)
 
 
 def test_a_clear_gain_and_none(tmp_path: Path) -> None:

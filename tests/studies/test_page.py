@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from study_cells import finished_cell
 
 from boxtwin.datasets.images import write_png
 from boxtwin.datasets.sample import Dataset, Detections, Sample
@@ -78,28 +79,19 @@ def make_cell(folder: Path, dataset: Dataset, variations: int, seed: int, **metr
     if variations:
         write_card(here)
     mae = float(np.mean([abs(entry["true"] - entry["found"]) for entry in counts]))  # type: ignore[operator]
-    return Cell(
-        study="demo",
-        dataset="sar_scenes",
-        split="s2",
-        variations=variations,
-        generator="repeat" if variations else "none",
-        detector="yolov3_nano",
-        seed=seed,
-        steps=300,
-        setting="3f2a",
-        metrics={
-            "test/map": 0.2,
-            "test/map_50": 0.4 + 0.01 * seed,
-            "test/count_mae": mae,
-            "data/real_images": 40.0,
-            "time/train": 10.0 + seed,
-            **metrics,
-        },
-        run_id=name,
-        minutes=1.0,
+    figures = {
+        "test/map": 0.2,
+        "test/map_50": 0.4 + 0.01 * seed,
+        "test/count_mae": mae,
+        "data/real_images": 40.0,
+        "time/train": 10.0 + seed,
+    }
+    return finished_cell(
+        name,
+        variations,
+        seed,
+        metrics=figures | metrics,
         output_dir=str(here),
-        status="FINISHED",
         overrides=f"split=s2 variations={variations} seed={seed}",
         store="repeat-0123456789ab" if variations else "",
     )

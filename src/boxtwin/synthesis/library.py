@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
@@ -36,6 +35,7 @@ from boxtwin.datasets.images import (
 )
 from boxtwin.datasets.sample import Judgement, Lineage, Sample
 from boxtwin.errors import InputError
+from boxtwin.locks import alone
 from boxtwin.synthesis.costs import LEARNING
 from boxtwin.synthesis.generator import Generator, Json, Refused, Request, Variation
 from boxtwin.synthesis.manifest import (
@@ -133,17 +133,8 @@ class Library:
         if per_image == 0:
             return Made(0, 0, 0.0, 0.0)
         _check_sources(sources)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("another process is making %s; waiting for it", self.folder)
-            lock.acquire()
-        try:
+        with alone(self.folder / ".lock", f"another process is making {self.folder}; waiting for it"):
             return self._make(sources, per_image, ask)
-        finally:
-            lock.release()
 
     def variations(self, sources: Sequence[Sample], per_image: int) -> tuple[Sample, ...]:
         """The first ``per_image`` variations of every source as samples, in the order of the sources.

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from boxtwin.datasets.images import Pixels, encode_png, read_image
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.locks import alone
 from boxtwin.synthesis import squares
 from boxtwin.synthesis.generator import Json, Knowledge, Model, Refused, Request, Variation
 from boxtwin.synthesis.openai_calls import Calls, ModeratedError, NotHadError
@@ -119,17 +119,8 @@ class _OpenAIImages(ABC):
                 nothing has come from it for `give_up_after` images.
         """
         assert self._spool is not None, "fit comes first"
-        self._spool.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._spool / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("another process asks for images of %s; waiting for it", self.name)
-            lock.acquire()
-        try:
+        with alone(self._spool / ".lock", f"another process asks for images of {self.name}; waiting for it"):
             yield from self._vary(requests)
-        finally:
-            lock.release()
 
     @abstractmethod
     def _sent(self) -> dict[str, Json]:
