@@ -152,6 +152,12 @@ def test_contact_sheet_puts_variations_beside_their_source(tmp_path):
     assert zoomed.shape[0] > 1.9 * wide.shape[0]
     found = [holds_colour(wide[:, i * wide.shape[1] // 3 : (i + 1) * wide.shape[1] // 3], "#4cc9f0") for i in range(3)]
     assert found == [True, False, False]  # source blue, variations yellow
+    contact_sheet([source] * 3, [made[:1]] * 3, tmp_path / "beside.png", columns=4)  # two by two, the last place empty
+    sheet = read_image(tmp_path / "beside.png")
+    half = sheet.shape[1] // 2
+    assert holds_colour(sheet[: sheet.shape[0] // 2, half:], "#4cc9f0")
+    assert holds_colour(sheet[sheet.shape[0] // 2 :, :half], "#4cc9f0")
+    assert (sheet[sheet.shape[0] // 2 :, half:] == sheet[-1, -1]).all()
     with pytest.raises(ValueError, match="as many lists"):
         contact_sheet([source], [], tmp_path / "sheet.png")
     with pytest.raises(ValueError, match="at most 400 pictures, got 500"):

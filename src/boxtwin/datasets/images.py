@@ -57,9 +57,11 @@ def as_grey(pixels: Pixels) -> Pixels:
 
     Grey sensors' images are often stored as colour files, HRSID's among them; they need a third of the memory and work.
     """
-    if pixels.ndim == 2 or not (pixels[:, :, :1] == pixels[:, :, 1:]).all():
+    if pixels.ndim == 2:
         return pixels
-    return np.ascontiguousarray(pixels[:, :, 0])
+    # Whole channels, next to each other in memory, are compared many times faster than every third value.
+    first, *others = (cv2.extractChannel(pixels, channel) for channel in range(3))
+    return first if all(np.array_equal(first, other) for other in others) else pixels
 
 
 def pixels_sha256(pixels: Pixels) -> str:

@@ -190,6 +190,8 @@ def contact_sheet(
 ) -> None:
     """Each source beside its first ``columns - 1`` variations, boxes drawn; ``zoom`` adds a row of close-ups below.
 
+    Sources with few variations stand side by side, as many as ``columns`` have room for.
+
     The close-up shows the same window of every picture: the one around the source's objects that holds most of them.
 
     Raises:
@@ -202,25 +204,28 @@ def contact_sheet(
             f"a contact sheet needs a source and two columns, got {len(sources)} sources, {columns} columns"
         )
     across = 1 + min(columns - 1, max(len(made) for made in variations))
-    rows = len(sources) * (2 if zoom else 1)
-    if rows * across > MAX_TILES:
-        raise ValueError(f"a contact sheet holds at most {MAX_TILES} pictures, got {rows * across}; show fewer sources")
-    figure, grid = _grid(rows, across, legend=False)
+    views = 2 if zoom else 1
+    beside = min(len(sources), max(1, columns // across))
+    rows = views * -(-len(sources) // beside)
+    tiles = rows * across * beside
+    if tiles > MAX_TILES:
+        raise ValueError(f"a contact sheet holds at most {MAX_TILES} pictures, got {tiles}; show fewer sources")
+    figure, grid = _grid(rows, across * beside, legend=False)
+    unused = {axes for row in grid for axes in row}
     for index, (source, made) in enumerate(zip(sources, variations, strict=True)):
         window = _busiest_window(source) if zoom else None
-        for column in range(across):
-            axes = [grid[index * (2 if zoom else 1) + extra][column] for extra in range(2 if zoom else 1)]
-            if column > len(made):
-                for unused in axes:
-                    unused.set_axis_off()
-                continue
-            sample = source if column == 0 else made[column - 1]
+        row, place = divmod(index, beside)
+        for column, sample in enumerate([source, *made[: across - 1]]):
+            axes = [grid[views * row + view][across * place + column] for view in range(views)]
+            unused.difference_update(axes)
             pixels = read_image(sample.path)
             for target, view in zip(axes, (None, window), strict=False):
                 show_image(target, pixels, view)
                 draw_boxes(target, sample.boxes[sample.crowd], colour=CROWD, line_style=":")
                 draw_boxes(target, sample.object_boxes, colour=TRUE if column == 0 else MISSED)
             axes[0].set_title(_sheet_title(sample), fontsize=7, loc="left", parse_math=False)
+    for empty in unused:
+        empty.set_axis_off()
     save(figure, path)
 
 
