@@ -13,6 +13,7 @@ from boxtwin.studies.inference import (
     least_p,
     pairs_needed,
     sign_flip_p,
+    variances,
 )
 
 
@@ -90,20 +91,40 @@ def test_too_few_pairs_or_other_shapes() -> None:
         hierarchical_interval(np.zeros(3), np.zeros((2, 10)), images=5)
 
 
+def simulated(
+    rng: np.random.Generator, *, effect: float, seed_noise: float, image_noise: float, own_noise: float
+) -> np.ndarray:
+    """Differences of 6 pairs on 100 images: effect + seed + image + what is peculiar to a pair on an image."""
+    shape = (6, 100)
+    own = rng.normal(0, own_noise, shape)
+    return effect + rng.normal(0, seed_noise, (6, 1)) + rng.normal(0, image_noise, (1, 100)) + own
+
+
+def test_variances_are_those_of_the_sources() -> None:
+    rng = np.random.default_rng(11)
+    found, means = [], []
+    for study in range(400):
+        by_image = simulated(rng, effect=0.0, seed_noise=0.5, image_noise=5.0, own_noise=10.0)
+        resampled = by_image @ image_counts(100, 200, seed=study).T / 100
+        found.append(variances(by_image.mean(axis=1), resampled))
+        means.append(by_image.mean())
+    seed, image = np.mean(found, axis=0)
+    assert seed == pytest.approx((0.5**2 + 10.0**2 / 100) / 6, rel=0.1)
+    assert image == pytest.approx(5.0**2 / 100, rel=0.1)
+    assert seed + image == pytest.approx(np.var(means), rel=0.15)  # what is peculiar is counted once
+
+
 @pytest.mark.parametrize(("seed_noise", "image_noise"), [(1.0, 10.0), (0.2, 10.0), (2.0, 5.0)])
 def test_intervals_hold_the_truth(seed_noise: float, image_noise: float) -> None:
     # Figures that are means over images: a run's difference is effect + seed + mean of (image + image x seed).
-    pairs, images, effect, studies = 6, 100, 3.0, 400
+    effect, studies = 3.0, 400
     rng = np.random.default_rng(7)
     held = 0
     for study in range(studies):
-        by_image = (
-            effect
-            + rng.normal(0, seed_noise, (pairs, 1))
-            + rng.normal(0, image_noise, (1, images))
-            + rng.normal(0, image_noise / 2, (pairs, images))
+        by_image = simulated(
+            rng, effect=effect, seed_noise=seed_noise, image_noise=image_noise, own_noise=image_noise / 2
         )
-        resampled = by_image @ image_counts(images, 400, seed=study).T / images
-        found = hierarchical_interval(by_image.mean(axis=1), resampled, images=images, seed=study)
+        resampled = by_image @ image_counts(100, 400, seed=study).T / 100
+        found = hierarchical_interval(by_image.mean(axis=1), resampled, images=100, seed=study)
         held += found.low <= effect <= found.high
     assert 0.92 <= held / studies <= 0.98  # +-2.2 points is two standard errors of 400 studies

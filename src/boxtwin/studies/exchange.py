@@ -19,7 +19,7 @@ from matplotlib.figure import Figure as Canvas
 from boxtwin.studies.comparison import FIELDS, Figures, baseline
 from boxtwin.studies.conditions import Row, prefixes
 from boxtwin.studies.curves import COLOURS, MARKERS
-from boxtwin.studies.inference import LEAST_PAIRS, hierarchical_interval, widened_tail
+from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, hierarchical_interval, widened_tail
 from boxtwin.studies.section import Figure, Section
 
 FIGURE = "map_50"
@@ -84,9 +84,8 @@ def equivalent(sizes: Float[np.ndarray, " sizes"], values: Float[np.ndarray, " s
 def exchange(row: Row, base: Row, curve: Sequence[Row], figures: Figures) -> Exchange | str:
     """What a row is worth, with its interval from a bootstrap of seeds and images; or what is missing, in words.
 
-    In each of the resamples seeds are drawn that all conditions have in common, one fewer than there are, together with
-    a resample of the test images (see `hierarchical_interval`, whose widening of the tails is used as well), and the
-    whole curve is drawn anew.
+    In each of the resamples seeds are drawn that all conditions have in common, together with a resample of the test
+    images, and the whole curve is drawn anew (see `hierarchical_interval`, whose tails are widened in the same way).
     """
     seeds = set(row.seeds)
     used = [each for each in curve if len(seeds & set(each.seeds)) >= LEAST_PAIRS]
@@ -112,10 +111,8 @@ def exchange(row: Row, base: Row, curve: Sequence[Row], figures: Figures) -> Exc
     values = np.stack([each for each in found if each is not None])  # conditions, seeds, 1 + resamples
     sizes = np.array([each.real_images for each in used])
     measured = values[:, :, 0].mean(axis=1)
-    drawn = np.random.default_rng(SEED).integers(len(shared), size=(1, len(shared) - 1, values.shape[2] - 1))
-    means = np.take_along_axis(values[:, :, 1:], drawn, axis=1).mean(axis=1)
-    # AP of a resample is biased a little; its middle is put where the figure was measured.
-    means += (measured - means.mean(axis=1))[:, None]
+    drawn = np.random.default_rng(SEED).integers(len(shared), size=(len(shared), values.shape[2] - 1))
+    means = np.stack([bootstrapped(each[:, 0], each[:, 1:], drawn) for each in values])
     own = base.real_images
     worth = [equivalent(sizes, column[:-1], column[-1]) - own for column in means.T]
     place = used.index(base)

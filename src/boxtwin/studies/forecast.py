@@ -33,11 +33,7 @@ class Noise:
 
 
 def noise_of(interval: Interval, pairs: int, images: int) -> Noise:
-    """What an interval's width comes from, per pair.
-
-    The bootstrap over images sees each run's own response to an image as well, averaged over the pairs: what is called
-    image variance here shrinks a little with more pairs, so that a forecast is on the wide side.
-    """
+    """What an interval's width comes from, per pair."""
     return Noise(interval.seed_variance * pairs, interval.image_variance, images)
 
 

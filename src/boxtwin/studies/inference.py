@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 LEVEL = 0.95
@@ -54,10 +54,29 @@ def hierarchical_interval(
         images: number of test images.
         seed: of the draw of pairs.
 
-    Percentiles of a bootstrap of few values are too narrow for two reasons. Its variance is (n - 1) / n of what it
-    should be: one pair less is drawn than there are (the "bootknife" has the same aim: Hesterberg 2004). And it treats
-    the spread as known: the level is widened as Student's t asks for it (Hesterberg 2015, "What teachers should know
-    about the bootstrap", section 3.2), with degrees of freedom from both sources of chance (Satterthwaite 1946).
+    The bootstrap gives the shape; how wide it is comes from `variances`. And since the spread of a few values is itself
+    hardly known, the level is widened as Student's t asks for it (Hesterberg 2015, "What teachers should know about the
+    bootstrap", section 3.2), with degrees of freedom from both sources of chance (Satterthwaite 1946).
+
+    Raises:
+        ValueError: fewer than two pairs, or the shapes do not fit.
+    """
+    seed_variance, image_variance = variances(differences, resampled)
+    mean, pairs = float(np.mean(differences)), len(differences)
+    drawn = np.random.default_rng(seed).integers(pairs, size=(pairs, resampled.shape[1]))
+    tail = widened_tail(seed_variance, image_variance, pairs, images)
+    low, high = np.quantile(bootstrapped(differences, resampled, drawn), [tail, 1 - tail])
+    return Interval(mean, float(low), float(high), seed_variance, image_variance)
+
+
+def variances(
+    differences: Float[np.ndarray, " pairs"], resampled: Float[np.ndarray, "_pairs resamples"]
+) -> tuple[float, float]:
+    """Of the mean over pairs: by the choice of seeds, and by the choice of test images. Their sum is the whole.
+
+    What is peculiar to one run on one image averages out over the pairs as a seed does, and is in the spread between
+    them. A bootstrap of the images sees it once more: that share is taken out of its variance. It is known from how
+    much less the mean over pairs moves from resample to resample than a single pair does.
 
     Raises:
         ValueError: fewer than two pairs, or the shapes do not fit.
@@ -67,20 +86,30 @@ def hierarchical_interval(
         raise ValueError(f"an interval over seeds needs at least two pairs, got {pairs}")
     if resampled.shape[0] != pairs or resampled.shape[1] < 2:
         raise ValueError(f"{pairs} pairs need resampled differences of shape ({pairs}, many), got {resampled.shape}")
-    mean = float(np.mean(differences))
-    # What the images do to the mean of these runs, and what the choice of runs does on these images.
-    image_variance = float(np.var(resampled.mean(axis=0), ddof=1))
-    seed_variance = float(np.var(differences, ddof=1)) / pairs
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(pairs, size=(pairs - 1, resampled.shape[1]))
+    single = float(np.var(resampled, axis=1, ddof=1).mean())
+    together = float(np.var(resampled.mean(axis=0), ddof=1))
+    peculiar = (single - together) / (pairs - 1)
+    return float(np.var(differences, ddof=1)) / pairs, max(together - peculiar, 0.0)
+
+
+def bootstrapped(
+    differences: Float[np.ndarray, " pairs"],
+    resampled: Float[np.ndarray, "_pairs resamples"],
+    drawn: Int[np.ndarray, "draws resamples"],
+) -> Float[np.ndarray, " resamples"]:
+    """Bootstrap of the mean difference: in each resample of the images the mean of the pairs ``drawn`` for it.
+
+    Drawing rows and columns at once counts what is peculiar to a run and an image three times (Owen 2007), and drawing
+    few pairs from few gives too little of theirs; so the deviations are scaled to the variance that `variances` finds.
+    They lie around the mean as measured, since AP of a resample is biased a little.
+    """
     means = np.take_along_axis(resampled, drawn, axis=0).mean(axis=0)
-    total = seed_variance + image_variance
-    if total == 0:
-        return Interval(mean, mean, mean, 0.0, 0.0)
-    tail = widened_tail(seed_variance, image_variance, pairs, images)
-    # Deviations from the bootstrap's own middle, put around the mean as measured: AP of a resample is biased a little.
-    low, high = np.quantile(means - means.mean(), [tail, 1 - tail])
-    return Interval(mean, mean + float(low), mean + float(high), seed_variance, image_variance)
+    deviations = means - means.mean()
+    spread = float(np.std(deviations, ddof=1))
+    if spread == 0:
+        return np.full(len(means), np.mean(differences))
+    scaled: Float[np.ndarray, " resamples"] = deviations * (math.sqrt(sum(variances(differences, resampled))) / spread)
+    return np.mean(differences) + scaled
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
