@@ -74,8 +74,7 @@ def test_command(command: str, tmp_path: Path):
 
 
 def test_comparing_a_certain_study(tmp_path: Path):
-    run(f"train.py {SMALL}", tmp_path)
-    run(f"train.py {SMALL} study=another", tmp_path)
+    run(f"train.py -m {SMALL} study=sar_scenes,another", tmp_path)
     assert "study sar_scenes: 1 cells" in run("compare.py study=sar_scenes", tmp_path)
     assert "What to run next" in run("compare.py study=sar_scenes plan=true", tmp_path)
     from_folders = run("compare.py cells=multirun/another", tmp_path)

@@ -277,6 +277,6 @@ def test_a_detector_is_tested_on_other_data_as_it_is(study, tmp_path: Path, hrsi
 
 
 def test_hrsid_with_the_literal_command(tmp_path: Path, hrsid200: Path):
-    run(f"train.py -m dataset=hrsid dataset.root={hrsid200} split=s1,s2 variations=0,2 experiment=tiny_hrsid", tmp_path)
+    run(f"train.py -m dataset=hrsid dataset.root={hrsid200} split=s1,s2 variations=0,1 experiment=tiny_hrsid", tmp_path)
     assert len(runs(tmp_path)) == 4
     assert {r.info.status for r in runs(tmp_path)} == {"FINISHED"}
