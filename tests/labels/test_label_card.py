@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from boxtwin.datasets.images import read_image, write_png
-from boxtwin.labels.card import tally, write_card
+from boxtwin.labels.card import _cases, tally, write_card
 
 EVIDENCE = {"response": 0.9, "contrast": 4.0, "contrast_source": 5.0, "match": 0.8, "detector": None}
 
@@ -77,6 +77,17 @@ def test_stores_without_boxes_without_use_and_with_one_figure_only(
     write_card(folder, lines, sources)
     assert json.loads((folder / "label_card.json").read_text())["images"] == tally(lines)["images"]
     assert (folder / "label_card.png").exists()
+
+
+def test_where_contrast_is_all_there_is_the_faintest_come_first(store: tuple[Path, dict[str, Path]]) -> None:
+    folder, sources = store
+    lines = []
+    for number, contrast in enumerate((5.0, 0.1, -4.0, -0.3), start=1):
+        lines.append(line(number, "kept"))
+        lines[-1]["labels"]["boxes"][0]["evidence"] = {"contrast": contrast}
+    assert [case.line["variation"] for case in sorted(_cases(lines), key=lambda case: case.certainty)] == [2, 4, 3, 1]
+    write_card(folder, lines, sources)
+    assert list(json.loads((folder / "label_card.json").read_text())["evidence"]) == ["contrast"]
 
 
 def test_boxes_without_evidence(store: tuple[Path, dict[str, Path]]) -> None:

@@ -136,10 +136,17 @@ def test_two_boxes_do_not_end_on_one_object() -> None:
     assert [left.decision, right.decision] == ["dropped", "kept"]
 
 
-def test_where_objects_were_put_by_the_generator_all_are_kept_with_their_evidence() -> None:
-    (carried,) = Carry(exact=True)(scene(0), scene(1, ship=False), BOX, ONE).boxes
-    assert carried.decision == "kept"
-    assert carried.evidence["response"] < 0.3  # type: ignore[operator]
+def test_where_objects_were_put_by_the_generator_all_are_kept_with_how_they_stand_out() -> None:
+    """The source may have nothing at that place: it is no evidence."""
+    (new,) = Carry(exact=True)(scene(0, ship=False), scene(1), BOX, ONE).boxes
+    (faint,) = Carry(exact=True)(scene(0), scene(1, ship=False), BOX, ONE).boxes
+    assert [new.decision, faint.decision] == ["kept", "kept"]
+    assert set(new.evidence) == set(faint.evidence) == {"contrast"}
+    assert new.evidence["contrast"] > 5  # type: ignore[operator]
+    assert abs(faint.evidence["contrast"]) < 0.5  # type: ignore[arg-type]
+    colour = np.stack([scene(2, ship=False), scene(1), scene(3, ship=False)], axis=-1)  # it stands out in green alone
+    (green,) = Carry(exact=True)(colour, colour, BOX, ONE).boxes
+    assert green.evidence["contrast"] > 5  # type: ignore[operator]
 
 
 def test_what_appeared_out_of_nothing_is_refused_or_labelled_or_ignored() -> None:

@@ -52,7 +52,7 @@ class _Case(NamedTuple):
     def measure(self) -> str | None:
         """The evidence that weighs most."""
         first = "match" if self.decision == "shifted" else "response"
-        return next((name for name in (first, "score", "detector") if name in self.evidence), None)
+        return next((name for name in (first, "score", "detector", "contrast") if name in self.evidence), None)
 
     @property
     def certainty(self) -> float:
@@ -60,6 +60,8 @@ class _Case(NamedTuple):
         if self.measure is None:
             return 0.0
         value = self.evidence[self.measure]
+        if self.measure == "contrast":
+            value = abs(value)  # an object may be darker than what surrounds it
         return -value if self.decision == "dropped" else value
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from boxtwin.boxes import Box
-from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.images import Pixels, as_grey
 
 Values = Float[np.ndarray, "_h _w"]
 
@@ -40,13 +40,13 @@ def channels(source: Pixels, pixels: Pixels) -> list[tuple[Values, Values]]:
 
     Objects may stand out in one channel only.
     """
+    if as_grey(source).ndim == as_grey(pixels).ndim == 2:  # a grey sensor's images are often in colour files
+        source, pixels = as_grey(source), as_grey(pixels)
     before, after = source.astype(np.float64), pixels.astype(np.float64)
     if before.ndim == 2:
         return [(before, after)]
-    pairs = [(before.mean(axis=2), after.mean(axis=2))]
-    if (before == before[:, :, :1]).all() and (after == after[:, :, :1]).all():
-        return pairs  # a grey sensor's image in a colour file
-    return [*pairs, *((before[:, :, channel], after[:, :, channel]) for channel in range(3))]
+    means = (before.mean(axis=2), after.mean(axis=2))
+    return [means, *((before[:, :, channel], after[:, :, channel]) for channel in range(3))]
 
 
 def bounds(box: Box, height: int, width: int) -> tuple[int, int, int, int]:

@@ -98,7 +98,8 @@ class Carry:
     3. All others are *dropped*.
     4. What the detectors see where there is no box, and no such thing in the source, has appeared out of nothing.
 
-    Generators that put the objects where they say they are have all their boxes kept, with the evidence recorded.
+    Generators that put the objects where they say they are have all their boxes kept. The source may have nothing
+    there, and nothing to compare with: their evidence is the ``contrast`` alone, which tells faint objects.
 
     The evidence, per box: ``response``, see above; ``correlation``, Pearson's, of the pixels in the box before and
     after; ``contrast`` and ``contrast_source``, the mean inside the box less that of its surroundings in standard
@@ -159,12 +160,17 @@ class Carry:
         found = self.detectors.look(pixels) if self.detectors else []
         before = self._look_at_source(source) if self.detectors else []
         claimed = [(x1, y1, x2, y2) for x1, y1, x2, y2 in boxes.tolist()]
+        if self.exact:
+            return Judgement(
+                tuple(
+                    CarriedBox(box, label, "kept", {"contrast": round(_stands_out(pairs, box, claimed), 4)})
+                    for box, label in zip(claimed, labels.tolist(), strict=True)
+                )
+            )
         seen = [
             self._look(pairs, box, label, claimed, found, before)
             for box, label in zip(claimed, labels.tolist(), strict=True)
         ]
-        if self.exact:
-            return Judgement(tuple(CarriedBox(one.box, one.label, "kept", one.evidence()) for one in seen))
         carried = self._decide(seen, self._sightings(pairs, found, before))
         if self.detectors is None or self.new_objects == "ignore":
             return Judgement(tuple(carried))
@@ -313,6 +319,12 @@ class Carry:
         if key not in self._in_source:
             self._in_source[key] = self.detectors.look(source)
         return self._in_source[key]
+
+
+def _stands_out(pairs: Sequence[tuple[Values, Values]], box: Box, claimed: Sequence[Box]) -> float:
+    """`contrast` in the variation, in the channel where it is greatest."""
+    others = [other for other in claimed if other is not box]
+    return max((contrast(values, box, others) for _, values in pairs), key=abs)
 
 
 def _moved(box: Box, shift: tuple[int, int]) -> Box:
