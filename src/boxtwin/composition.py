@@ -18,7 +18,7 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from boxtwin.config import Anchors, defining_values, train_size
+from boxtwin.config import Anchors, Confirmed, defining_values, train_size
 from boxtwin.datasets import sar_scenes
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.decoded import DecodedImages
@@ -271,7 +271,9 @@ def _identity_of_labels(config: DictConfig, dataset: Dataset, split: Split, gene
     labels = config.labels
     if labels.name == "manual":
         file = None if labels.file is None else Path(labels.file)
-        return {"name": labels.name, "file": Manual(file=file, category_ids=dataset.category_ids).sha256}
+        every_image = labels.confirmed is Confirmed.all
+        read = Manual(file=file, category_ids=dataset.category_ids, every_image=every_image)
+        return {"name": labels.name, "file": read.sha256, **({"confirmed": "all"} if every_image else {})}
     if labels.name == "carry" and generator.boxes == "none":
         raise InputError(
             f"generator={config.generator.name} moves things about, so boxes cannot be carried over: choose "

@@ -152,6 +152,13 @@ class NewObjects(Enum):
     ignore = "ignore"
 
 
+class Confirmed(Enum):
+    """Which images of a file of labels a person stands up for."""
+
+    marked = "marked"
+    all = "all"
+
+
 @dataclass
 class LabelsConfig:
     """How variations get their boxes; see boxtwin.labels. Each option has its part of these."""
@@ -172,6 +179,7 @@ class LabelsConfig:
     tolerance: float = 0.25
     # manual
     file: str | None = None
+    confirmed: Confirmed = Confirmed.marked
 
 
 @dataclass
@@ -287,12 +295,13 @@ class ExportConfig:
 _NOT_DEFINING = {
     "dataset": ("root", "images", "annotations", "speckle"),
     "split": ("file",),
-    # A folder's content is in the key of its store; what a call costs, and how long it may take, is in no pixel.
+    # What a folder holds, and which labels a person confirmed, is in the key of the store; what a call costs, and how
+    # long it may take, is in no pixel.
     "generator": (
         *("device", "dtype", "path", "price_usd"),
         *("timeout", "max_tries", "first_wait", "longest_wait", "give_up_after"),
     ),
-    "labels": ("file",),
+    "labels": ("file", "confirmed"),
     "detector": ("weights",),
     "trainer": ("precision", "accelerator", "threads", "workers", "cache", "compile", "coco_evaluator"),
 }

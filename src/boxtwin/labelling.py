@@ -15,7 +15,7 @@ import torch
 
 from boxtwin import locks
 from boxtwin.composition import Prepared, labelling_cells, make_data, make_detector
-from boxtwin.config import cell_name
+from boxtwin.config import Confirmed, cell_name
 from boxtwin.datasets.images import Pixels, as_grey, link_file
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.detector.allocator import keep_freed_blocks
@@ -57,7 +57,11 @@ def make_judge(cell: Prepared) -> Transfer:
     assert cell.library is not None
     labels, exact = cell.config.labels, cell.library.generator.boxes == "exact"
     if labels.name == Manual.name:
-        return Manual(file=Path(labels.file), category_ids=cell.dataset.category_ids)
+        return Manual(
+            file=Path(labels.file),
+            category_ids=cell.dataset.category_ids,
+            every_image=labels.confirmed is Confirmed.all,
+        )
     if labels.name == Carry.name and exact:
         return Carry(exact=True)
     cells = labelling_cells(cell.config, cell.dataset, cell.split)

@@ -66,7 +66,7 @@ def test_labels_that_cannot_work_are_explained_before_any_work(composed, overrid
         cell(composed, "variations=1", *overrides)
 
 
-def test_stores_differ_by_what_their_labels_follow_from(composed):
+def test_stores_differ_by_what_their_labels_follow_from(composed, tmp_path: Path):
     def key(*overrides):
         library = cell(composed, "variations=1", SPECKLED, *overrides).library
         assert library is not None
@@ -86,6 +86,10 @@ def test_stores_differ_by_what_their_labels_follow_from(composed):
     ]
     assert len({plain, *others}) == 7
     assert key("labels.steps=8") == key("trainer.steps=8")
+    # A person's labels count by what the file says, and by which of its images are taken at their word.
+    (tmp_path / "labels.json").write_text('{"images": [], "annotations": []}')
+    manual = ("labels=manual", f"labels.file={tmp_path / 'labels.json'}")
+    assert len({plain, key(*manual), key(*manual, "labels.confirmed=all")}) == 3
     # Objects that a generator put there itself are looked at by no detector.
     exact = [cell(composed, "variations=1", *more).library for more in ([], ["labels.detectors=3"])]
     assert exact[0].key == exact[1].key
@@ -218,6 +222,12 @@ def test_pseudo_then_a_person_confirms(tmp_path: Path):
     # The images are those of the first store, under a second name.
     first = content["images"][0]["file_name"]
     assert (manual / first).samefile(store / first)
+    # As an annotation tool gives it back, after a person has been through all of it.
+    for image in content["images"]:
+        image.pop("confirmed", None)
+    (tmp_path / "exported.json").write_text(json.dumps(content))
+    printed = run(f"generate.py {settings} labels=manual labels.file=exported.json labels.confirmed=all", tmp_path)
+    assert "images 10 used, 0 refused" in printed
 
 
 @pytest.mark.slow

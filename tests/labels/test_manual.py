@@ -44,6 +44,25 @@ def test_confirmed_images_get_their_boxes_and_the_others_are_refused(tmp_path: P
     assert (empty.boxes, empty.refused) == ((), None)
 
 
+def test_files_of_annotation_tools_know_no_marks(tmp_path: Path) -> None:
+    changed = content()
+    for image in changed["images"]:
+        image.pop("confirmed", None)
+    (tmp_path / "exported.json").write_text(json.dumps(changed))
+    unmarked = Manual(file=tmp_path / "exported.json", category_ids=(3, 13))
+    judge = Manual(file=tmp_path / "exported.json", category_ids=(3, 13), every_image=True)
+    for image in changed["images"]:
+        name = image["file_name"]
+        assert unmarked(PIXELS, PIXELS, NO_BOXES, NO_LABELS, name).refused == "not confirmed by a person"
+        assert judge(PIXELS, PIXELS, NO_BOXES, NO_LABELS, name).refused is None
+    assert judge(PIXELS, PIXELS, NO_BOXES, NO_LABELS, "images/c/v01.png").refused == "not confirmed by a person"
+    # What is marked as not confirmed is not, whatever the rest is.
+    changed["images"][0]["confirmed"] = False
+    (tmp_path / "exported.json").write_text(json.dumps(changed))
+    judge = Manual(file=tmp_path / "exported.json", category_ids=(3, 13), every_image=True)
+    assert judge(PIXELS, PIXELS, NO_BOXES, NO_LABELS, "images/a/v01.png").refused == "not confirmed by a person"
+
+
 def test_an_image_may_say_how_long_its_labels_took(tmp_path: Path) -> None:
     changed = content()
     changed["images"][0]["minutes"] = 1.5

@@ -20,7 +20,8 @@ from boxtwin.errors import InputError
 NOT_CONFIRMED = "not confirmed by a person"
 HOW = (
     "make the variations with other labels first, copy annotations.json of their store to the file, correct it and "
-    'mark every image that is right with "confirmed": true'
+    'mark every image that is right with "confirmed": true, or correct it in an annotation tool, export COCO, and say '
+    "labels.confirmed=all"
 )
 
 
@@ -35,6 +36,8 @@ class Manual:
     Args:
         file: what `labels.file` names.
         category_ids: the number that the data set's file gives each class.
+        every_image: whether all images of the file count as confirmed, but those marked ``"confirmed": false``: files
+            from annotation tools hold what a person has been through, and have lost the marks.
 
     Raises:
         InputError: no file is named, or it is missing, no COCO, of other categories, or holds bad boxes.
@@ -42,7 +45,7 @@ class Manual:
 
     name = "manual"
 
-    def __init__(self, *, file: Path | None, category_ids: Sequence[int]) -> None:
+    def __init__(self, *, file: Path | None, category_ids: Sequence[int], every_image: bool = False) -> None:
         if file is None:
             raise InputError(f"labels=manual takes a file of confirmed labels: say labels.file=FILE; to get one, {HOW}")
         self.file = file
@@ -53,9 +56,11 @@ class Manual:
         self.sha256 = hashlib.sha256(encoded).hexdigest()
         try:
             content = json.loads(encoded)
-            self._minutes = {image["file_name"]: _minutes(image) for image in _confirmed(content)}
-            self._pixels = {image["file_name"]: image.get("pixels_sha256") for image in _confirmed(content)}
-            self._boxes = self._read(content, {number: label for label, number in enumerate(category_ids)})
+            confirmed = [image for image in content["images"] if image.get("confirmed", every_image) is True]
+            self._minutes = {image["file_name"]: _minutes(image) for image in confirmed}
+            self._pixels = {image["file_name"]: image.get("pixels_sha256") for image in confirmed}
+            labels = {number: label for label, number in enumerate(category_ids)}
+            self._boxes = self._read(confirmed, content["annotations"], labels)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"labels.file={file} is no COCO file of images and annotations: {error!r}") from None
 
@@ -80,13 +85,15 @@ class Manual:
             taken.append(CarriedBox(box, label, "kept", {}))
         return Judgement(tuple(taken), minutes=self._minutes[image])
 
-    def _read(self, content: dict[str, Any], labels: dict[int, int]) -> dict[str, list[tuple[int, Box, int]]]:
+    def _read(
+        self, confirmed: list[dict[str, Any]], annotations: list[dict[str, Any]], labels: dict[int, int]
+    ) -> dict[str, list[tuple[int, Box, int]]]:
         """Number, box and label of the annotations of each confirmed image."""
-        names = {image["id"]: image["file_name"] for image in _confirmed(content)}
+        names = {image["id"]: image["file_name"] for image in confirmed}
         if len(names) != len(self._pixels):
             raise InputError(f"labels.file={self.file}: two confirmed images share an id or a file_name")
         found: dict[str, list[tuple[int, Box, int]]] = {name: [] for name in names.values()}
-        for annotation in content["annotations"]:
+        for annotation in annotations:
             if annotation["image_id"] not in names:
                 continue
             number = annotation.get("id", -1)
@@ -111,7 +118,3 @@ def _minutes(image: dict[str, Any]) -> float | None:
     if not (math.isfinite(minutes) and minutes >= 0):
         raise ValueError(f"{image['file_name']}: {minutes:g} is no number of minutes")
     return minutes
-
-
-def _confirmed(content: dict[str, Any]) -> list[dict[str, Any]]:
-    return [image for image in content["images"] if image.get("confirmed") is True]
