@@ -27,8 +27,9 @@ def published(overrides: str) -> str:
 
 
 def keep(cell: Path, folder: Path) -> None:
-    """Copy one cell."""
+    """Copy one cell; its study is called as the folder of all cells is."""
     result = json.loads((cell / "result.json").read_text())
+    result["study"] = folder.parent.name
     result["overrides"] = published(result["overrides"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result) + "\n")
