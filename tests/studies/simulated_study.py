@@ -38,6 +38,7 @@ def simulate(
     seed_noise: float = 0.015,
     image_noise: float = 0.3,
     own_image_noise: float = 0.05,
+    run_image_noise: float = 0.0,
     rng: int = 0,
     resamples: int = 200,
     steps: Sequence[int] = (1200,),
@@ -45,7 +46,7 @@ def simulate(
     """Cells of conditions (split, variations, generator, real images, AP50).
 
     Images are as hard for every run (``image_noise``); beyond that a condition (``own_image_noise``), and every run
-    (``seed_noise``, of its mean), has chance of its own. A count MAE falls as AP50 rises.
+    (``seed_noise`` of its mean, ``run_image_noise`` by image), has chance of its own. A count MAE falls as AP50 rises.
     """
     random = np.random.default_rng(rng)
     hard = random.normal(0, image_noise, IMAGES)
@@ -57,6 +58,8 @@ def simulate(
             for seed in range(seeds):
                 run = f"{split}-{variations}-{generator}-{length}-{seed}"
                 values = ap50 + hard + taste + by_seed[seed] + random.normal(0, seed_noise)
+                if run_image_noise:
+                    values = values + random.normal(0, run_image_noise, IMAGES)
                 by_image[run] = {"map": values / 2, "map_50": values, "count_mae": 2 * (1 - values)}
                 size = split.rpartition("n")[2]
                 cells.append(

@@ -91,6 +91,23 @@ def test_with_matches_the_choice_of_images_counts():
     np.testing.assert_array_equal(with_images.gains, without.gains)
 
 
+def test_what_is_peculiar_to_a_run_and_an_image_is_counted_once():
+    noise, gains = [], []
+    for rng in range(150):
+        settings = {"seed_noise": 0.01, "own_image_noise": 0.05, "run_image_noise": 0.3}
+        _, rows, figures = simulate(conditions((2, 10)), seeds=6, rng=rng, resamples=100, **settings)
+        ((base, members),) = lines(rows)
+        found = tried("map_50", base, members, figures)
+        noise.append(found.noise)
+        gains.append(found.gains)
+    freedom = 2 * 5
+    # A run's mean has seed and images of its own; conditions have tastes of their own in images.
+    own, taste = 0.01**2 + 0.3**2 / 100, 0.05**2 / 100
+    expected = (own / 6 * freedom / (freedom - 2) + taste) * (np.ones((2, 2)) + np.eye(2))
+    np.testing.assert_allclose(np.mean(noise, axis=0), expected, rtol=0.2)
+    np.testing.assert_allclose(np.cov(np.array(gains).T), expected, rtol=0.35)
+
+
 def test_the_best_is_found_and_more_is_known_not_to_help():
     _, rows, figures = simulate(conditions(), seeds=8, seed_noise=0.004, own_image_noise=0.02)
     ((base, members),) = lines(rows)

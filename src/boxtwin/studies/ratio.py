@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,8 @@ def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> T
        with the same variance everywhere. Pairs take the second away. The third is estimated from all rows together:
        alone, six seeds know their own variance to a factor of two. It is raised as Student's t asks for.
     2. All gains are over the same runs of the baseline, so that errors of these are in all of them.
-    3. Images: the covariance of the gains over resamples of the test images, which all rows share.
+    3. Images: the covariance of the gains over resamples of the test images, which all rows share, without what is
+       peculiar to one run on one image: that is noise of the run's own, and in the first part.
     """
     rows = [row for row in members if pairs_of(base, row) >= LEAST_PAIRS]
     sign = -1.0 if figure == "count_mae" else 1.0
@@ -155,7 +157,7 @@ def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> T
     known = [each for each in resampled if each is not None]
     images_known = len(known) == len(rows)
     if images_known:
-        noise = noise + np.atleast_2d(np.cov(np.stack(known)))
+        noise = noise + _image_noise(known, shared)
     return Tried(
         tuple(row.variations for row in rows), gains, noise, tuple(len(seeds) for seeds in shared), images_known
     )
@@ -181,14 +183,32 @@ def _own_variance(values: Sequence[dict[int, float]]) -> float:
 
 def _resampled(
     figure: str, base: Row, row: Row, seeds: Sequence[int], figures: Figures
-) -> Float[np.ndarray, " resamples"] | None:
+) -> Float[np.ndarray, "pairs resamples"] | None:
     parts = []
     for seed in seeds:
         new, old = (figures.of(dict(zip(each.seeds, each.runs, strict=True))[seed]) for each in (row, base))
         if new is None or old is None:
             return None
         parts.append(new[figure][1:] - old[figure][1:])
-    return np.mean(parts, axis=0)
+    return np.stack(parts)
+
+
+def _image_noise(
+    gains: Sequence[Float[np.ndarray, "_pairs resamples"]], shared: Sequence[Sequence[int]]
+) -> Float[np.ndarray, "rows rows"]:
+    """Covariance of mean gains by the choice of test images alone (`boxtwin.studies.inference.variances`, for several).
+
+    Rows of different seeds are taken to share nothing peculiar, which keeps too much rather than too little.
+    """
+    together = np.atleast_2d(np.cov(np.stack([each.mean(axis=0) for each in gains])))
+    peculiar = np.zeros_like(together)
+    for i, j in product(range(len(gains)), repeat=2):
+        if shared[i] == shared[j]:
+            single = np.mean([np.cov(a, b)[0, 1] for a, b in zip(gains[i], gains[j], strict=True)])
+            peculiar[i, j] = (single - together[i, j]) / (len(shared[i]) - 1)
+    # A difference of two estimates need not be a covariance: the nearest one has no negative eigenvalue (Higham 1988).
+    values, vectors = np.linalg.eigh(together - peculiar)
+    return np.asarray((vectors * values.clip(0)) @ vectors.T)
 
 
 def places(largest: int) -> Int[np.ndarray, " places"]:
