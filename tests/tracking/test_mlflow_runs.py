@@ -193,6 +193,29 @@ def test_processes_that_open_a_missing_store_at_once_do_not_break_it(tmp_path):
     assert len(Store(uri=None, folder=tmp_path / "mlruns").cells("together")) == 2
 
 
+def test_a_store_whose_making_was_killed_is_made_again(tmp_path):
+    """MLflow makes its tables in some fifty steps, and does not go on from the middle of them."""
+    folder = tmp_path / "mlruns"
+    context = multiprocessing.get_context("spawn")
+    for size in (50_000, 400_000):  # bytes: near the first step, and well on the way; all of them make 900 kB
+        process = context.Process(target=open_and_begin, args=(folder, 0))
+        process.start()
+        until = time.monotonic() + 60
+        while sum(file.stat().st_size for file in folder.glob("*mlflow.db*")) < size and time.monotonic() < until:
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert not (folder / "mlflow.db").exists()
+    assert Store(uri=None, folder=folder).cells("together") == []
+    assert {file.name for file in folder.iterdir()} == {".lock", "mlflow.db"}
+
+
+def test_a_broken_store_is_explained(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(InputError, match=r"the MLflow store .*mlflow\.db does not answer: .*move it away"):
+        Store(uri=None, folder=tmp_path)
+
+
 def test_files_come_back_from_folders_of_a_run_and_missing_ones_are_left_out(store, tmp_path):
     run = store.begin_cell(study=tmp_path.name, identity="i1", **CELL)
     for name in ("a.json", "b.json"):

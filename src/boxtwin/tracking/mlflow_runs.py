@@ -1,13 +1,15 @@
 """The MLflow store: open it safely, log a cell, find cells again.
 
 Several processes that open a missing sqlite store at once, or make the same experiment or run at once, break it; all
-three happen under one file lock beside the store.
+three happen under one file lock beside the store. A process that is killed while MLflow makes its tables leaves a file
+that MLflow can neither use nor finish; so they are made under another name.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,18 +20,35 @@ from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from boxtwin.errors import InputError
 
 IDENTITY_TAG = "boxtwin.identity"  # the same for two runs of the same cell
 KIND_TAG = "boxtwin.kind"  # "cell", "condition" or "comparison"
 CONDITION_TAG = "boxtwin.condition"  # what tells the conditions of a study apart
+DATABASE = "mlflow.db"
 MOST_METRICS = 1000  # of one call: MLflow's limit
 
 
 def store_uri(uri: str | None, folder: Path) -> str:
     """The address of the store: the server's, or that of the sqlite file in ``folder``."""
-    return uri or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+    return uri or _sqlite(folder / DATABASE)
+
+
+def _sqlite(file: Path) -> str:
+    return f"sqlite:///{file.resolve()}"
+
+
+def _make(file: Path) -> None:
+    """Make the tables of a sqlite store, if it is missing; the file appears with all of them or not at all."""
+    if file.exists():
+        return
+    for left in file.parent.glob(f".{file.name}.*"):  # by processes that were killed
+        left.unlink()
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}.part")
+    MlflowClient(tracking_uri=_sqlite(unfinished)).search_experiments(max_results=1)
+    unfinished.replace(file)
 
 
 @dataclass(frozen=True)
@@ -69,12 +88,16 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
         with self._lock:
-            self.client = MlflowClient(tracking_uri=self.uri)
             try:
+                if not uri:
+                    _make(folder / DATABASE)
+                self.client = MlflowClient(tracking_uri=self.uri)
                 self.client.search_experiments(max_results=1)
-            except (MlflowException, OSError) as error:
-                reason = str(error).splitlines()[0]
-                raise InputError(f"tracking.uri: the MLflow store {self.uri} does not answer: {reason}") from error
+            except (MlflowException, SQLAlchemyError, OSError) as error:
+                message = f"tracking.uri: the MLflow store {self.uri} does not answer: {str(error).splitlines()[0]}"
+                if isinstance(error, SQLAlchemyError):
+                    message += "; if its file is broken, move it away: cells keep their results, and a new one is made"
+                raise InputError(message) from error
 
     def experiment(self, study: str) -> str:
         """The id of the experiment of a study, made if it is missing."""
