@@ -191,10 +191,24 @@ def test_parameters_hold_every_setting_but_the_device(tmp_path: Path, make: Call
     del expected["device"]
     if make in (sketch, scenes):
         expected["sketch"] = "copy_paste" if make is sketch else "sar_scenes"
+    if make is scenes:
+        expected["ships"] = "as long as the objects"
     assert make().parameters() == expected
     incomplete = {key: value for key, value in MODEL.items() if key != "ema"}
     with pytest.raises(TypeError, match="ema"):
         PixelModel("test", incomplete)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("length", [9, 36])
+def test_simulated_ships_are_as_long_as_the_objects(tmp_path: Path, length: int) -> None:
+    upright = write_sample(
+        tmp_path, "a.png", np.full((256, 256), 40, np.uint8), [(90, 60, 96, 60 + length), (20, 20, 20 + length, 26)]
+    )
+    generator = fitted(tmp_path, scenes(), [upright])
+    made = [one(generator, upright, seed).boxes for seed in range(30)]
+    lengths = np.concatenate([(boxes[:, 2:] - boxes[:, :2]).max(axis=1) for boxes in made])
+    inside = np.concatenate([(boxes[:, :2] > 1).all(axis=1) & (boxes[:, 2:] < 255).all(axis=1) for boxes in made])
+    assert np.median(lengths[inside]) == pytest.approx(length, rel=0.35)
 
 
 def test_options_with_the_same_model_settings_share_one_model(tmp_path: Path) -> None:

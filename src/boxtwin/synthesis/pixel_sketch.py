@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
+import cv2
 import numpy as np
 from jaxtyping import Float
 
@@ -19,6 +21,8 @@ from boxtwin.synthesis.pixel_generator import Canvas
 from boxtwin.synthesis.training_crops import planes_of
 
 SKETCHES = ("copy_paste", "sar_scenes")
+SHIP = 18  # pixels: the longer side of simulated ships in the median
+MOST_SCALE = 4.0
 LEAST_SIDE = 3  # pixels: what is left of a simulated ship at a border that cuts through it has a box from this on
 
 
@@ -27,8 +31,9 @@ class PixelSketch(PixelDDPM):
 
     With `sketch` "copy_paste" the sketch is the source with objects of the training images pasted into it; the paste's
     seams and its foreign ground go under in the noise, and what comes back belongs together. With "sar_scenes" it is a
-    simulated scene that owes the source nothing but its size, brightness and contrast; the noise takes the simulation's
-    look with it, as far as `strength` reaches.
+    simulated scene that owes the source nothing but its size, brightness and contrast, at a scale that makes its ships
+    as long as the training images' objects (in the median); the noise takes the simulation's look with it, as far as
+    `strength` reaches.
 
     Args:
         sketch: "copy_paste" or "sar_scenes".
@@ -65,7 +70,8 @@ class PixelSketch(PixelDDPM):
 
     def drawing(self) -> dict[str, Json]:
         """Those of `PixelDDPM`, and how sketches are made."""
-        return {**super().drawing(), **self._paste.parameters(), "sketch": self.sketch}
+        scale = {"ships": "as long as the objects"} if self.sketch == "sar_scenes" else {}
+        return {**super().drawing(), **self._paste.parameters(), "sketch": self.sketch, **scale}
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Train or load the model, and cut out the objects to paste.
@@ -81,6 +87,7 @@ class PixelSketch(PixelDDPM):
                     f"{len(classes)} classes: use sketch=copy_paste"
                 )
             self._ship = classes.pop() if classes else 0
+            self._scale = _scale_to(training)
         else:
             self._paste.fit(training, folder)
         super().fit(training, folder)
@@ -101,17 +108,27 @@ class PixelSketch(PixelDDPM):
 
     def _simulated(self, canvas: Canvas, seed: int) -> tuple[Canvas, Float[np.ndarray, "n 4"]]:
         height, width = canvas.height, canvas.width
-        side = max(height, width, MIN_IMAGE_SIZE)
+        side = max(math.ceil(max(height, width) / self._scale), MIN_IMAGE_SIZE)
         (chip,) = simulate_scene(np.random.default_rng(seed), chips=1, size=side)
-        scene = self.network.tone.encode(planes_of(chip.pixels, canvas.encoded.shape[0])[:, :height, :width])
+        scaled = round(side * self._scale)
+        how = cv2.INTER_AREA if scaled < side else cv2.INTER_CUBIC
+        pixels = chip.pixels if scaled == side else cv2.resize(chip.pixels, (scaled, scaled), interpolation=how)
+        scene = self.network.tone.encode(planes_of(pixels, canvas.encoded.shape[0])[:, :height, :width])
         # The level and spread of the sea, as median and median deviation have them, become those of the source.
         level, spread = _middle(canvas.encoded)
         scene_level, scene_spread = _middle(scene)
         scene = (scene - scene_level) * (spread / scene_spread) + level
-        corners = np.array(chip.boxes, dtype=np.float32).reshape(-1, 4)
+        corners = np.array(chip.boxes, dtype=np.float32).reshape(-1, 4) * np.float32(scaled / side)
         corners = np.minimum(corners, np.array([width, height, width, height], dtype=np.float32))
         whole = (corners[:, 2:] - corners[:, :2]).min(axis=1, initial=np.inf) >= LEAST_SIDE
         return canvas.showing(scene.astype(np.float32)), corners[whole]
+
+
+def _scale_to(training: Sequence[Sample]) -> float:
+    lengths = [
+        side for sample in training for side in (sample.object_boxes[:, 2:] - sample.object_boxes[:, :2]).max(axis=1)
+    ]
+    return float(np.clip(np.median(lengths) / SHIP, 1 / MOST_SCALE, MOST_SCALE)) if lengths else 1.0
 
 
 def _middle(values: Float[np.ndarray, "..."]) -> tuple[float, float]:
