@@ -24,7 +24,7 @@ from boxtwin.synthesis.pixel_background import PixelBackground
 from boxtwin.synthesis.pixel_joint import PixelJoint
 from boxtwin.synthesis.pixel_layout import PixelLayout
 from boxtwin.synthesis.pixel_model import PixelModel
-from boxtwin.synthesis.pixel_sketch import PixelSketch
+from boxtwin.synthesis.pixel_sketch import PixelSketch, _ground
 from boxtwin.synthesis.silhouettes import Silhouette, draw
 
 MODEL: dict[str, Any] = {
@@ -192,7 +192,7 @@ def test_parameters_hold_every_setting_but_the_device(tmp_path: Path, make: Call
     if make in (sketch, scenes):
         expected["sketch"] = "copy_paste" if make is sketch else "sar_scenes"
     if make is scenes:
-        expected["ships"] = "as long as the objects"
+        expected["fitted"] = "ships to objects, sea to sea"
     assert make().parameters() == expected
     incomplete = {key: value for key, value in MODEL.items() if key != "ema"}
     with pytest.raises(TypeError, match="ema"):
@@ -209,6 +209,19 @@ def test_simulated_ships_are_as_long_as_the_objects(tmp_path: Path, length: int)
     lengths = np.concatenate([(boxes[:, 2:] - boxes[:, :2]).max(axis=1) for boxes in made])
     inside = np.concatenate([(boxes[:, :2] > 1).all(axis=1) & (boxes[:, 2:] < 255).all(axis=1) for boxes in made])
     assert np.median(lengths[inside]) == pytest.approx(length, rel=0.35)
+
+
+def test_land_in_a_simulated_scene_takes_no_contrast_from_its_ships() -> None:
+    rng = np.random.default_rng(0)
+    sea = rng.normal(-0.5, 0.1, (1, 96, 160)).astype(np.float32)
+    for land in (0, 48, 80):  # columns, up to half of the image
+        scene = sea.copy()
+        scene[:, :, :land] += rng.normal(0.8, 0.2, (1, 96, land)).astype(np.float32)
+        scene[:, 40:44, 120:140] = 1.0
+        level, spread = _ground(scene)
+        assert level == pytest.approx(-0.5, abs=0.02)
+        assert spread == pytest.approx(0.0674, abs=0.01)  # the median deviation of a normal distribution is 0.674 of it
+    assert _ground(np.full((1, 3, 200), 0.25, np.float32)) == (0.25, 1e-3)
 
 
 def test_options_with_the_same_model_settings_share_one_model(tmp_path: Path) -> None:
@@ -240,8 +253,11 @@ def test_a_simulated_sketch_owes_the_source_level_and_spread(tmp_path: Path) -> 
     write_png(light.path, np.clip(read_image(light.path).astype(float) * 3 + 20, 0, 255).astype(np.uint8))
     generator = fitted(tmp_path, scenes(strength=0.0, object_strength=0.0, texture=0.0), [dark, light])
     for sample in (dark, light):
-        made, source = one(generator, sample, seed=4), read_image(sample.path)
-        assert np.median(made.pixels) == pytest.approx(np.median(source), rel=0.1)
+        seas = [
+            _ground(np.log1p(pixels.astype(np.float32))[None])
+            for pixels in (one(generator, sample, seed=4).pixels, read_image(sample.path))
+        ]
+        assert seas[0] == pytest.approx(seas[1], rel=0.15)
 
 
 @pytest.mark.parametrize("make", [scenes, joint])

@@ -23,6 +23,7 @@ from boxtwin.synthesis.training_crops import planes_of
 SKETCHES = ("copy_paste", "sar_scenes")
 SHIP = 18  # pixels: the longer side of simulated ships in the median
 MOST_SCALE = 4.0
+TILE = 32  # pixels
 LEAST_SIDE = 3  # pixels: what is left of a simulated ship at a border that cuts through it has a box from this on
 
 
@@ -70,8 +71,9 @@ class PixelSketch(PixelDDPM):
 
     def drawing(self) -> dict[str, Json]:
         """Those of `PixelDDPM`, and how sketches are made."""
-        scale = {"ships": "as long as the objects"} if self.sketch == "sar_scenes" else {}
-        return {**super().drawing(), **self._paste.parameters(), "sketch": self.sketch, **scale}
+        # Says nothing to the code, but keeps images that were fitted in another way in another store.
+        fitted = {"fitted": "ships to objects, sea to sea"} if self.sketch == "sar_scenes" else {}
+        return {**super().drawing(), **self._paste.parameters(), "sketch": self.sketch, **fitted}
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Train or load the model, and cut out the objects to paste.
@@ -114,9 +116,9 @@ class PixelSketch(PixelDDPM):
         how = cv2.INTER_AREA if scaled < side else cv2.INTER_CUBIC
         pixels = chip.pixels if scaled == side else cv2.resize(chip.pixels, (scaled, scaled), interpolation=how)
         scene = self.network.tone.encode(planes_of(pixels, canvas.encoded.shape[0])[:, :height, :width])
-        # The level and spread of the sea, as median and median deviation have them, become those of the source.
-        level, spread = _middle(canvas.encoded)
-        scene_level, scene_spread = _middle(scene)
+        # The sea gets the level and the speckle of the source's.
+        level, spread = _ground(canvas.encoded)
+        scene_level, scene_spread = _ground(scene)
         scene = (scene - scene_level) * (spread / scene_spread) + level
         corners = np.array(chip.boxes, dtype=np.float32).reshape(-1, 4) * np.float32(scaled / side)
         corners = np.minimum(corners, np.array([width, height, width, height], dtype=np.float32))
@@ -131,6 +133,17 @@ def _scale_to(training: Sequence[Sample]) -> float:
     return float(np.clip(np.median(lengths) / SHIP, 1 / MOST_SCALE, MOST_SCALE)) if lengths else 1.0
 
 
-def _middle(values: Float[np.ndarray, "..."]) -> tuple[float, float]:
-    level = float(np.median(values))
-    return level, max(float(np.median(np.abs(values - level))), 1e-3)
+def _ground(values: Float[np.ndarray, "c h w"]) -> tuple[float, float]:
+    """Level and spread of what lies between objects: the median tile of the darker half, and its median deviation.
+
+    Over a whole image the deviation would be that of land from sea, where there is land.
+    """
+    channels, height, width = values.shape
+    tile = min(TILE, height, width)
+    rows, columns = height // tile, width // tile
+    tiles = values[:, : rows * tile, : columns * tile].reshape(channels, rows, tile, columns, tile)
+    tiles = tiles.transpose(1, 3, 0, 2, 4).reshape(rows * columns, -1)
+    levels = np.median(tiles, axis=1)
+    spreads = np.median(np.abs(tiles - levels[:, None]), axis=1)
+    dark = levels <= np.median(levels)
+    return float(np.median(levels[dark])), max(float(np.median(spreads[dark])), 1e-3)
