@@ -24,7 +24,7 @@ from boxtwin.synthesis.pixel_background import PixelBackground
 from boxtwin.synthesis.pixel_joint import PixelJoint
 from boxtwin.synthesis.pixel_layout import PixelLayout
 from boxtwin.synthesis.pixel_model import PixelModel
-from boxtwin.synthesis.pixel_sketch import PixelSketch, _ground
+from boxtwin.synthesis.pixel_sketch import PixelSketch, _ground, _up_to
 from boxtwin.synthesis.silhouettes import Silhouette, draw
 
 MODEL: dict[str, Any] = {
@@ -192,7 +192,7 @@ def test_parameters_hold_every_setting_but_the_device(tmp_path: Path, make: Call
     if make in (sketch, scenes):
         expected["sketch"] = "copy_paste" if make is sketch else "sar_scenes"
     if make is scenes:
-        expected["fitted"] = "ships to objects, sea to sea"
+        expected["fitted"] = "ships to objects, sea to sea, white to white"
     assert make().parameters() == expected
     incomplete = {key: value for key, value in MODEL.items() if key != "ema"}
     with pytest.raises(TypeError, match="ema"):
@@ -222,6 +222,13 @@ def test_land_in_a_simulated_scene_takes_no_contrast_from_its_ships() -> None:
         assert level == pytest.approx(-0.5, abs=0.02)
         assert spread == pytest.approx(0.0674, abs=0.01)  # the median deviation of a normal distribution is 0.674 of it
     assert _ground(np.full((1, 3, 200), 0.25, np.float32)) == (0.25, 1e-3)
+
+
+def test_what_a_simulated_sensor_could_not_show_is_white_again() -> None:
+    values = np.array([[[-0.5, -0.4, 0.0, 0.3, 0.6]]], np.float32)
+    np.testing.assert_allclose(_up_to(2.0, values, knee=0.0), [[[-0.5, -0.4, 0.0, 1.0, 2.0]]], rtol=1e-6)
+    for white, knee in ((0.5, 0.0), (2.0, 0.6), (2.0, 1.0)):  # white enough; nothing above the knee
+        np.testing.assert_array_equal(_up_to(white, values, knee=knee), values)
 
 
 def test_options_with_the_same_model_settings_share_one_model(tmp_path: Path) -> None:

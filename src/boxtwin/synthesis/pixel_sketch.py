@@ -24,6 +24,7 @@ SKETCHES = ("copy_paste", "sar_scenes")
 SHIP = 18  # pixels: the longer side of simulated ships in the median
 MOST_SCALE = 4.0
 TILE = 32  # pixels
+KNEE = 6.0  # median deviations above the sea: hardly any speckle is brighter
 LEAST_SIDE = 3  # pixels: what is left of a simulated ship at a border that cuts through it has a box from this on
 
 
@@ -72,7 +73,7 @@ class PixelSketch(PixelDDPM):
     def drawing(self) -> dict[str, Json]:
         """Those of `PixelDDPM`, and how sketches are made."""
         # Says nothing to the code, but keeps images that were fitted in another way in another store.
-        fitted = {"fitted": "ships to objects, sea to sea"} if self.sketch == "sar_scenes" else {}
+        fitted = {"fitted": "ships to objects, sea to sea, white to white"} if self.sketch == "sar_scenes" else {}
         return {**super().drawing(), **self._paste.parameters(), "sketch": self.sketch, **fitted}
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
@@ -120,6 +121,8 @@ class PixelSketch(PixelDDPM):
         level, spread = _ground(canvas.encoded)
         scene_level, scene_spread = _ground(scene)
         scene = (scene - scene_level) * (spread / scene_spread) + level
+        if chip.pixels.max() == np.iinfo(chip.pixels.dtype).max:  # brighter than it can show, whatever that is now
+            scene = _up_to(float(self.network.tone.encode(np.ones(1))[0]), scene, level + KNEE * spread)
         corners = np.array(chip.boxes, dtype=np.float32).reshape(-1, 4) * np.float32(scaled / side)
         corners = np.minimum(corners, np.array([width, height, width, height], dtype=np.float32))
         whole = (corners[:, 2:] - corners[:, :2]).min(axis=1, initial=np.inf) >= LEAST_SIDE
@@ -131,6 +134,14 @@ def _scale_to(training: Sequence[Sample]) -> float:
         side for sample in training for side in (sample.object_boxes[:, 2:] - sample.object_boxes[:, :2]).max(axis=1)
     ]
     return float(np.clip(np.median(lengths) / SHIP, 1 / MOST_SCALE, MOST_SCALE)) if lengths else 1.0
+
+
+def _up_to(white: float, values: Float[np.ndarray, "c h w"], knee: float) -> Float[np.ndarray, "c h w"]:
+    """Stretch what is above ``knee`` until the brightest is ``white``; nothing is made darker."""
+    top = float(values.max())
+    if not knee < top < white:
+        return values
+    return np.where(values > knee, knee + (values - knee) * ((white - knee) / (top - knee)), values)
 
 
 def _ground(values: Float[np.ndarray, "c h w"]) -> tuple[float, float]:
