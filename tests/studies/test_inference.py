@@ -84,6 +84,15 @@ def test_nothing_varies() -> None:
     assert (found.low, found.mean, found.high) == (0.5, 0.5, 0.5)
 
 
+def test_two_pairs_that_agree_by_chance_do_not_hide_the_images() -> None:
+    by_image = np.random.default_rng(5).normal(1, 10, (2, 100))
+    by_image += 1 - by_image.mean(axis=1, keepdims=True)  # the same mean, from images that have nothing in common
+    resampled = by_image @ image_counts(100, 2000, seed=0).T / 100
+    seed, image = variances(by_image.mean(axis=1), resampled)
+    assert seed == pytest.approx(0, abs=1e-20)
+    assert image == pytest.approx(float(np.var(resampled.mean(axis=0), ddof=1)))
+
+
 def test_too_few_pairs_or_other_shapes() -> None:
     with pytest.raises(ValueError, match="at least two pairs, got 1"):
         hierarchical_interval(np.zeros(1), np.zeros((1, 10)), images=5)
@@ -104,12 +113,12 @@ def test_variances_are_those_of_the_sources() -> None:
     rng = np.random.default_rng(11)
     found, means = [], []
     for study in range(400):
-        by_image = simulated(rng, effect=0.0, seed_noise=0.5, image_noise=5.0, own_noise=10.0)
+        by_image = simulated(rng, effect=0.0, seed_noise=2.0, image_noise=5.0, own_noise=10.0)
         resampled = by_image @ image_counts(100, 200, seed=study).T / 100
         found.append(variances(by_image.mean(axis=1), resampled))
         means.append(by_image.mean())
     seed, image = np.mean(found, axis=0)
-    assert seed == pytest.approx((0.5**2 + 10.0**2 / 100) / 6, rel=0.1)
+    assert seed == pytest.approx((2.0**2 + 10.0**2 / 100) / 6, rel=0.1)
     assert image == pytest.approx(5.0**2 / 100, rel=0.1)
     assert seed + image == pytest.approx(np.var(means), rel=0.15)  # what is peculiar is counted once
 

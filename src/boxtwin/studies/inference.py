@@ -88,8 +88,11 @@ def variances(
         raise ValueError(f"{pairs} pairs need resampled differences of shape ({pairs}, many), got {resampled.shape}")
     single = float(np.var(resampled, axis=1, ddof=1).mean())
     together = float(np.var(resampled.mean(axis=0), ddof=1))
-    peculiar = (single - together) / (pairs - 1)
-    return float(np.var(differences, ddof=1)) / pairs, max(together - peculiar, 0.0)
+    seeds = float(np.var(differences, ddof=1)) / pairs
+    # It is part of the spread between the pairs, however small that comes out by chance: two pairs that happen to agree
+    # would take all the images' variance away.
+    peculiar = min((single - together) / (pairs - 1), seeds)
+    return seeds, max(together - peculiar, 0.0)
 
 
 def bootstrapped(
