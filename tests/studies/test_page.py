@@ -158,7 +158,8 @@ def read_page(path: Path) -> Reader:
 def test_all_parts_stand_in_their_order_and_each_picture_in_words(study: list[Cell], tmp_path: Path) -> None:
     path = report(study, tmp_path / "report", (SECTION,))
     page = read_page(path)
-    order = ["s2, 10 variations", "Curves", "Table", "The <ratio>", "Cost", "Slices", "By crowding", "By scene"]
+    order = ["On s2 (40 real images), 10 variations", "Curves", "Table", "Every comparison", "s2, 10 variations"]
+    order += ["The <ratio>", "Cost", "Slices", "By crowding", "By scene"]
     order += ["Count errors by image", "Test images under each condition", "The variations and their labels"]
     order += ["How to reproduce"]
     body = page.text[page.text.index("do the variations help?", 80) :]

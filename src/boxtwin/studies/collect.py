@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
+from boxtwin.studies.answer import answer
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.conditions import FINISHED, Cell, Row, condition_table, tell_labels_apart
 from boxtwin.studies.evidence import Evidence
@@ -98,7 +99,9 @@ def _report(
     said = [line for section in further for line in ("", section.title, *section.sentences)]
     if candidates:
         said += ["", plan_table(candidates)]
-    return _Comparison(page, rows, found, [*verdict(rows, found), *said])
+    short, comparisons = answer(rows, found), verdict(rows, found)
+    beginning = [*short, "", "Every comparison", *comparisons] if short else comparisons
+    return _Comparison(page, rows, found, [*beginning, *said])
 
 
 def _print(study: str, cells: Sequence[Cell], found: _Comparison, view: str = "") -> None:

@@ -134,6 +134,7 @@ def section(rows: Sequence[Row], figures: Figures) -> Section | None:
     """What every condition with variations is worth; None in a study without variations."""
     name = prefixes(rows)
     sentences: list[str] = []
+    lacking: dict[str, list[str]] = {}  # conditions by what is missing
     shown: list[tuple[Row, list[Row], Exchange]] = []
     for row in rows:
         base = baseline(rows, row)
@@ -144,10 +145,19 @@ def section(rows: Sequence[Row], figures: Figures) -> Section | None:
         what = f"{row.variations} variation{'' if row.variations == 1 else 's'} ({row.generator})"
         title = f"{name(row)}{row.split}, {what} on {row.real_images:g} real images"
         if isinstance(found, str):
-            sentences.append(f"{title}: what they are worth in real images cannot be said. Missing: {found}.")
+            lacking.setdefault(found, []).append(title)
         else:
             sentences.append(f"{title} {describe(found)}")
             shown.append((row, curve, found))
+    for lack, titles in lacking.items():
+        which = (
+            titles[0]
+            if len(titles) == 1
+            else "All conditions"
+            if len(lacking) == 1 and not shown
+            else "; ".join(titles)
+        )
+        sentences.append(f"{which}: what they are worth in real images cannot be said. Missing: {lack}.")
     if not sentences:
         return None
     return Section("What the synthetic images are worth", tuple(sentences), tuple(_pictures(shown, rows)))

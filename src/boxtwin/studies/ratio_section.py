@@ -32,12 +32,13 @@ def section(rows: Sequence[Row], figures: Figures) -> Section | None:
         return None
     name = prefixes(rows)
     sentences: list[str] = []
+    lacking: dict[str, list[str]] = {}  # lines by what is missing
     curves: dict[str, list[tuple[str, Curve]]] = {figure: [] for figure in MEASURES}
     for base, members in found:
         title = f"{name(base)}{base.split}, {members[0].generator}"
         lack = missing(base, members)
         if lack is not None:
-            sentences.append(f"{title}: the best number of variations is not named. Missing: {lack}.")
+            lacking.setdefault(lack, []).append(title)
             continue
         for figure in MEASURES:
             curve = fit(figure, tried(figure, base, members, figures))
@@ -46,6 +47,10 @@ def section(rows: Sequence[Row], figures: Figures) -> Section | None:
         left_out = [row.variations for row in members if row.variations not in curve.tried.variations]
         if left_out:
             sentences.append(f"{title}: {_listed(left_out)} variations have too few seeds and are left out.")
+    sentences += [
+        f"{'; '.join(titles)}: the best number of variations is not named. Missing: {lack}."
+        for lack, titles in lacking.items()
+    ]
     pictures = tuple(_picture(named) for named in curves.values() if named)
     return Section("How many variations", tuple(sentences), pictures)
 
@@ -58,16 +63,22 @@ def describe(curve: Curve) -> str:
     at = int(curve.mean.argmax())
     low, high = (scale * float(end) for end in curve.band[:, at])
     gain = scale * float(curve.mean[at])
+    interval = f"95 % interval {low:.{decimals}f} to {high:.{decimals}f}"
     largest = int(numbers[-1])
     said = []
     first, last = curve.best_range
     span = f"the runs allow anything from {first} to {last}" if first < last else "the runs allow no other number"
     if curve.best == 0:
         said.append(f"{name} is best without variations, as far as the runs tell ({span}).")
+    elif low <= 0:
+        said.append(
+            f"{name}: no number of variations is surely better than none. The curve is at its best at about "
+            f"{curve.best} ({span}), where it {verb} by {gain:.{decimals}f} {unit} ({interval})."
+        )
     else:
         said.append(
             f"{name} is best at about {curve.best} variations ({span}, {_percent(LEVEL)} sure); there it {verb} by "
-            f"{gain:.{decimals}f} {unit} (95 % interval {low:.{decimals}f} to {high:.{decimals}f})."
+            f"{gain:.{decimals}f} {unit} ({interval})."
         )
     said.append(f"That no number of them beats none at all has a probability of {_percent(float(chances[0]))}.")
     if curve.best == largest:
@@ -151,8 +162,13 @@ def _draw(axes: Axes, curve: Curve, place: int) -> None:
     )
     best = int(curve.mean.argmax())
     axes.plot(x[best], scale * curve.mean[best], "*", color=colour, markersize=14, markeredgecolor="black")
+    sure = curve.best == 0 or band[0, best] > 0
     axes.annotate(
-        f"best: {curve.best}", (x[best], scale * curve.mean[best]), (0, -20), textcoords="offset points", ha="center"
+        f"best: {curve.best}" if sure else f"best, not sure: {curve.best}",
+        (x[best], scale * curve.mean[best]),
+        (0, -20),
+        textcoords="offset points",
+        ha="center",
     )
     ticks = sorted({t for t in TICKS if t <= curve.variations[-1]} | {0, *curve.tried.variations})
     axes.set_xticks(np.log1p(ticks), [str(tick) for tick in ticks])

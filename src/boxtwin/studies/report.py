@@ -14,6 +14,7 @@ import jinja2
 import numpy as np
 
 from boxtwin.datasets.images import read_image, write_bytes_atomically
+from boxtwin.studies.answer import answer
 from boxtwin.studies.cards import store_cards
 from boxtwin.studies.commands import choice
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
@@ -82,6 +83,7 @@ def write_report(
     found = contrasts(rows, figures or Figures(evidence))
     write_csv(rows, folder / "comparison.csv", found)
     plot_curves(rows, folder / "curves.png")
+    short, comparisons = answer(rows, found), verdict(rows, found)
     headings, body = page_table(rows, found)
     curves = Section("Curves", (), tuple(curve_figure(rows, measure) for measure in CURVES) if rows else ())
     environment = jinja2.Environment(
@@ -92,9 +94,9 @@ def write_report(
     page = environment.get_template("report.html").render(
         title=", ".join(sorted({cell.study for cell in cells})) or "no study",
         facts=_facts(rows),
-        verdict=verdict(rows, found),
+        answer=short or comparisons,
         curves=curves,
-        sections=sections,
+        sections=[*([Section("Every comparison", tuple(comparisons), ())] if short else ()), *sections],
         table=_Table("", "", headings, (("", tuple(body)),) if body else ()),
         several_settings=len({row.condition for row in rows}) > 1,
         cost=_cost_table(rows, cells, found),

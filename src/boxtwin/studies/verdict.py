@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from boxtwin.studies.comparison import Contrast, Difference
+from boxtwin.studies.comparison import CONTROLS, Contrast, Difference
 from boxtwin.studies.conditions import Estimate, Row, prefixes
 from boxtwin.studies.inference import LEAST_PAIRS, pairs_needed
+
+KINDS = ("variations", "control", "yardstick")
 
 
 def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
@@ -22,7 +24,10 @@ def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
         for row in rows
         if row.variations and id(row) not in held
     ]
-    for contrast in contrasts:
+    # What the study is about comes before what it is held against.
+    for contrast in sorted(
+        contrasts, key=lambda contrast: (KINDS.index(contrast.kind), contrast.new.generator in CONTROLS)
+    ):
         new, old = contrast.new, contrast.old
         if contrast.kind == "variations":
             what = _named(new)
