@@ -88,6 +88,13 @@ def test_too_few_sizes_or_seeds():
     assert exchange.section([row for row in rows if not row.variations], figures) is None
 
 
+def test_what_several_conditions_lack_is_said_once():
+    _, rows, figures = study(0.6, seeds=5)
+    two = [*rows, *(replace(row, generator="repeat") for row in rows if row.variations)]
+    (sentence,) = exchange.section(two, figures).sentences
+    assert sentence.startswith("All conditions: what they are worth in real images cannot be said. Missing: 6 seeds")
+
+
 def test_the_section_has_a_picture_and_its_words():
     _, rows, figures = study(on_real(52))
     section = exchange.section(rows, figures)

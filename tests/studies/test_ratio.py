@@ -147,6 +147,7 @@ def test_no_effect_is_not_called_one():
     assert curve.chances.max() < 0.95
     assert len(section.figures) == 2
     assert "probability" in section.sentences[0]
+    assert "AP50: no number of variations is surely better than none" in section.sentences[0]
     assert all(picture.svg.count("<svg") == 1 and "95 % band" in picture.text for picture in section.figures)
 
 
@@ -159,6 +160,12 @@ def test_what_is_missing_is_said():
     assert "Missing: seeds that it shares with x0: x2 has 5, x10 has 5, and 6 are needed" in section.sentences[0]
     assert section.figures == ()
     assert ratio_section.section([row for row in rows if not row.variations], figures) is None
+
+
+def test_what_several_lines_lack_is_said_once():
+    _, rows, figures = simulate([*conditions((2,)), ("s2", 2, "repeat", 40.0, 0.6)], seeds=6)
+    (sentence,) = ratio_section.section(rows, figures).sentences
+    assert sentence.startswith("s2, pixel_ddpm; s2, repeat: the best number of variations is not named.")
 
 
 def test_numbers_with_few_seeds_are_left_out():

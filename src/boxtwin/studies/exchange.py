@@ -149,14 +149,9 @@ def section(rows: Sequence[Row], figures: Figures) -> Section | None:
         else:
             sentences.append(f"{title} {describe(found)}")
             shown.append((row, curve, found))
+    alike = not shown and len(lacking) == 1
     for lack, titles in lacking.items():
-        which = (
-            titles[0]
-            if len(titles) == 1
-            else "All conditions"
-            if len(lacking) == 1 and not shown
-            else "; ".join(titles)
-        )
+        which = "All conditions" if alike and len(titles) > 1 else "; ".join(titles)
         sentences.append(f"{which}: what they are worth in real images cannot be said. Missing: {lack}.")
     if not sentences:
         return None
