@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from simulated_study import simulate
 
@@ -68,6 +70,21 @@ def test_nothing_is_bounded_by_the_interval():
     assert f"no gain is established, and one of more than {high} points is unlikely." in nothing
     assert "leave these variations out and label more real images, which brought " in advice
     assert f"hardly bring more than {high}." in advice
+
+
+def test_tighter_boxes_without_more_objects():
+    _, rows, figures = simulate(
+        [*PLAIN, *with_variations(0.6, counts=(2, 10))], seeds=9, seed_noise=0.005, own_image_noise=0.01
+    )
+    found = contrasts(rows, figures)
+    place = next(k for k, contrast in enumerate(found) if contrast.new.variations == 2)
+    ap = replace(found[place].differences["map"], mean=0.006, p_holm=0.03)
+    assert not any(c.differences["map"].established for c in found if c.new.variations == 10)
+    found[place] = replace(found[place], differences={**found[place].differences, "map": ap})
+    nothing, _, advice = answer(rows, found)
+    assert "10 variations of each image by pixel_ddpm change AP50 by " in nothing
+    assert "AP, with 2, changes by +0.6 points (95 % interval " in nothing
+    assert "expect little of these variations, 0.6 points of AP and hardly more than " in advice
 
 
 def test_a_loss():

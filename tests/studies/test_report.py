@@ -96,7 +96,8 @@ def test_one_baseline_serves_every_generator_but_no_other_setting():
 def test_the_sentence_of_a_single_run():
     rows = condition_table([make_cell(ap50=0.412, mae=1.15), make_cell(variations=10, ap50=0.43, mae=1.47)])
     assert said(rows) == [
-        "s2, 10 variations (pixel_ddpm): AP50 41.2 -> 43.0 (+1.8, better), count MAE 1.15 -> 1.47 (+0.32, worse). "
+        "s2, 10 variations (pixel_ddpm): AP50 41.2 -> 43.0 (+1.8, better), AP 20.6 -> 21.5 (+0.9, better), "
+        "count MAE 1.15 -> 1.47 (+0.32, worse). "
         "One seed: not enough runs to tell chance from effect."
     ]
 
@@ -115,7 +116,7 @@ def test_yardstick_is_more_real_data():
     rows = condition_table([make_cell(ap50=0.4, mae=1.2), make_cell("s1", real=80, ap50=0.5, mae=0.9)])
     assert said(rows)[0].startswith(
         "Yardstick, twice the real data (s1 with 80 instead of s2 with 40 real images; no variations): "
-        "AP50 40.0 -> 50.0 (+10.0, better), count MAE 1.20 -> 0.90 (-0.30, better)."
+        "AP50 40.0 -> 50.0 (+10.0, better), AP 20.0 -> 25.0 (+5.0, better), count MAE 1.20 -> 0.90 (-0.30, better)."
     )
 
 
@@ -125,7 +126,7 @@ def test_missing_baseline_no_change_and_unknown_figures_are_said():
     (same,) = said(condition_table([make_cell(), make_cell(variations=1)]))
     assert "1 variation (pixel_ddpm): AP50 40.0 -> 40.0 (no change)" in same
     (unknown,) = said(condition_table([make_cell(ap50=math.nan), make_cell(variations=2)]))
-    assert "AP50 - -> 40.0 (unknown), count MAE 1.00 -> 1.00 (no change)" in unknown
+    assert "AP50 - -> 40.0 (unknown), AP - -> 20.0 (unknown), count MAE 1.00 -> 1.00 (no change)" in unknown
     (base,) = said(condition_table([make_cell()]))
     assert "No finished cell with variations" in base
     assert said([]) == ["No finished cell: there is nothing to compare."]

@@ -10,7 +10,7 @@ from boxtwin.studies.conditions import Row, prefixes
 from boxtwin.studies.inference import LEAST_PAIRS, pairs_needed
 from boxtwin.studies.verdict import count, percent
 
-AP50, COUNTS = "map_50", "count_mae"
+AP50, AP, COUNTS = "map_50", "map", "count_mae"
 
 
 def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
@@ -38,7 +38,7 @@ def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
             for lead, group in zip(leads, groups, strict=True)
         ]
         sentences += [_of_yardstick(ruler) for ruler in rulers]
-        sentences.append(f"What to do: {_advice(leads, controls, rulers)}")
+        sentences.append(f"What to do: {_advice(leads, subjects, controls, rulers)}")
         said += [name(gains[0].new) + sentence for sentence in sentences]
     return said
 
@@ -74,12 +74,19 @@ def _of_generator(
         numbers = ", ".join(str(gain.new.variations) for gain in others)
         changes = ", ".join(percent(gain.differences[AP50].mean, signed=True) for gain in others)
         said.append(f"With {numbers} it is {changes}.")
-    change = "established" if counts.established else "no change is established"
+    # AP weighs how tight boxes are, so that it can move where AP50 does not.
+    moved = next((gain for gain in group if gain.differences[AP].established), lead)
+    ap, which = moved.differences[AP], "" if moved is lead else f", with {moved.new.variations},"
+    said.append(f"AP{which} changes by {percent(ap.mean, signed=True)} points{_change_told(ap, percent)}.")
     said.append(
-        f"Count MAE changes by {count(counts.mean, signed=True)} objects an image{_sure(counts, count, seeds=False)}: "
-        f"{change if counts.could_be_established else 'not enough runs to tell'}."
+        f"Count MAE changes by {count(counts.mean, signed=True)} objects an image{_change_told(counts, count)}."
     )
     return " ".join(said)
+
+
+def _change_told(found: Difference, form: Callable[..., str]) -> str:
+    told = "established" if found.established else "no change is established"
+    return f"{_sure(found, form, seeds=False)}: {told if found.could_be_established else 'not enough runs to tell'}"
 
 
 def _beside(controls: Sequence[Contrast], gains: Sequence[Contrast]) -> str:
@@ -125,7 +132,9 @@ def _of_yardstick(ruler: Contrast) -> str:
     return f"{said}, not established: this set-up could hardly have seen a gain."
 
 
-def _advice(leads: Sequence[Contrast], controls: Sequence[Contrast], rulers: Sequence[Contrast]) -> str:
+def _advice(
+    leads: Sequence[Contrast], subjects: Sequence[Contrast], controls: Sequence[Contrast], rulers: Sequence[Contrast]
+) -> str:
     told = [lead for lead in leads if lead.differences[AP50].could_be_established]
     if not told:
         most, least = (f([needed(lead.differences[AP50]) for lead in leads]) for f in (max, min))
@@ -148,13 +157,21 @@ def _advice(leads: Sequence[Contrast], controls: Sequence[Contrast], rulers: Seq
         return f"use them ({uses})."
     if losses:
         return "leave these variations out: they cost accuracy."
-    seen = [ruler.differences[AP50].mean for ruler in rulers if ruler.differences[AP50].established]
+    known = [ruler.differences[AP50] for ruler in rulers]
+    seen = [found.mean for found in known if found.established and found.mean > 0]
     highs = [interval.high for lead in told if (interval := lead.differences[AP50].interval) is not None]
-    if rulers and not any(mean > 0 for mean in seen):
+    if rulers and not seen:
         return "first find a set-up that sees what real data is worth, with more steps or seeds; this one cannot judge."
     if seen and highs and len(told) == len(leads) and max(highs) < min(seen) / 2:
+        bound = percent(max(*highs, 0.0))
+        tighter = [gain.differences[AP].mean for gain in subjects if gain.differences[AP].established]
+        if max(tighter, default=0) > 0:
+            return (
+                f"expect little of these variations, {percent(max(tighter))} points of AP and hardly more than {bound} "
+                f"of AP50; more real images brought {percent(min(seen))} of AP50."
+            )
         return (
-            f"leave these variations out and label more real images, which brought {percent(min(seen))} points where "
-            f"variations hardly bring more than {percent(max(*highs, 0.0))}."
+            f"leave these variations out and label more real images, which brought {percent(min(seen))} points of AP50 "
+            f"where variations hardly bring more than {bound}."
         )
     return "a gain may still be there; compare.py plan=true says which runs would tell most."

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from boxtwin.studies.comparison import CONTROLS, Contrast, Difference
+from boxtwin.studies.comparison import CONTROLS, FIELDS, Contrast, Difference
 from boxtwin.studies.conditions import Estimate, Row, prefixes
 from boxtwin.studies.inference import LEAST_PAIRS, pairs_needed
 
 KINDS = ("variations", "control", "yardstick")
+NAMES = {"map_50": "AP50", "map": "AP", "count_mae": "count MAE"}
 
 
 def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
@@ -53,12 +54,12 @@ def _named(row: Row) -> str:
 
 
 def _movement(contrast: Contrast) -> str:
-    """`AP50 41.2 -> 43.0 (+1.8, better; 95 % interval +0.2 to +3.4), count MAE …`: means over the seeds compared."""
+    """`AP50 41.2 -> 43.0 (+1.8, better; 95 % interval +0.2 to +3.4), AP …`: means over the seeds compared."""
     parts = []
-    figures = (("AP50", "map_50", "ap50", percent, False), ("count MAE", "count_mae", "count_mae", count, True))
-    for name, figure, field, form, lower_is_better in figures:
-        found = contrast.differences[figure]
-        old, new = getattr(contrast.old, field), getattr(contrast.new, field)
+    for figure, name in NAMES.items():
+        found, lower_is_better = contrast.differences[figure], figure == "count_mae"
+        form = count if figure == "count_mae" else percent
+        old, new = (getattr(row, FIELDS[figure]) for row in (contrast.old, contrast.new))
         shared = {seed for seed, _ in old.by_seed} & {seed for seed, _ in new.by_seed}
         if found.pairs:
             old, new = (Estimate(tuple(p for p in e.by_seed if p[0] in shared)) for e in (old, new))
@@ -85,7 +86,7 @@ def _certainty(contrast: Contrast) -> str:
         runs = {0: "No seed in common", 1: "One seed"}.get(pairs, f"{pairs} paired seeds")
         return f"{runs}: not enough runs to tell chance from effect."
     said = [f"{pairs} paired seeds."]
-    for name, figure in (("AP50", "map_50"), ("count MAE", "count_mae")):
+    for figure, name in NAMES.items():
         found = contrast.differences[figure]
         if math.isnan(found.p_holm):
             continue
