@@ -55,7 +55,11 @@ ELSEWHERE = {
     """printf '{"dataframe_split": {"columns": ["image"], "data": [["%s"]]}}' "$(base64 < IMAGE | tr -d '\\n')" | """
     "curl -s -H 'Content-Type: application/json' -d @- http://127.0.0.1:5000/invocations": "test_export_command",
     "python train.py -m experiment=hrsid200 dataset.root=FOLDER detector.weights=FOLDER/yolov3-tiny.weights "
-    "split=s1,s2 variations=0,2,10": "test_hrsid200_experiment",
+    "split=s1,s2 variations=0,2,10 variations.synthetic_fraction=0.25 generator=pixel_ddpm_sketch "
+    '"seed=range(9)"': "test_hrsid200_experiment",
+    "python train.py -m experiment=hrsid200 dataset.root=FOLDER detector.weights=FOLDER/yolov3-tiny.weights "
+    "split=s1,s2 variations=10 variations.synthetic_fraction=0.25 generator=repeat,copy_paste "
+    '"seed=range(9)"': "test_hrsid200_experiment",
 }
 
 
@@ -94,7 +98,7 @@ def test_hrsid200_experiment(tmp_path: Path, hrsid200: Path):
     cheap = "trainer.steps=2 trainer.validations=1 detector.warmup_steps=1 detector.image_size=96"
     printed = run(
         f"train.py -m experiment=hrsid200 dataset.root={hrsid200} detector.weights={weights} split=s1,s2 variations=0 "
-        f"{cheap}",
+        f"variations.synthetic_fraction=0.25 generator=pixel_ddpm_sketch {cheap}",
         tmp_path,
     )
     assert "11 convolutions read, 5 left as they were" in printed

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from simulated_study import simulate
 
 from boxtwin.studies.answer import answer
+from boxtwin.studies.collect import cells_in
 from boxtwin.studies.comparison import Figures, contrasts
+from boxtwin.studies.conditions import condition_table
+from boxtwin.studies.evidence import Evidence
+
+ROOT = Path(__file__).parents[2]
 
 PLAIN = [("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 0.6)]
 
@@ -132,3 +138,13 @@ def test_each_setting_has_an_answer_of_its_own():
 def test_without_variations_there_is_no_answer():
     assert said(PLAIN) == []
     assert answer([], []) == []
+
+
+def test_the_readme_says_what_the_kept_cells_say():
+    cells = cells_in(ROOT / "docs/studies/hrsid200")
+    evidence = {cell.run_id: found for cell in cells if (found := Evidence.load(Path(cell.output_dir))) is not None}
+    assert len(cells) == len(evidence) == 90
+    rows = condition_table(cells)
+    quoted = " ".join((ROOT / "README.md").read_text().replace("\n> ", "\n").split())
+    for sentence in answer(rows, contrasts(rows, Figures(evidence))):
+        assert f"- {sentence}" in quoted
