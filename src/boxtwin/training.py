@@ -141,8 +141,12 @@ class StepsBar(ProgressBar):
 
 
 def quieten_lightning() -> None:
-    """Leave out Lightning's hints at other products and at hardware that is not there."""
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
+    """Leave out Lightning's hints at other products, at hardware that is not there, and its list of GPUs per trainer."""
+    for name in (
+        "pytorch_lightning.utilities.rank_zero",
+        "lightning.pytorch.utilities.rank_zero",
+        "pytorch_lightning.accelerators.cuda",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning 2.6 asks torch 2.13 for a class that goes away later; nothing a user can act on.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
