@@ -141,7 +141,7 @@ class StepsBar(ProgressBar):
 
 
 def quieten_lightning() -> None:
-    """Leave out Lightning's hints at other products, at hardware that is not there, and its list of GPUs per trainer."""
+    """Leave out Lightning's hints at other products and hardware that is not there, and its lists of GPUs."""
     for name in (
         "pytorch_lightning.utilities.rank_zero",
         "lightning.pytorch.utilities.rank_zero",
