@@ -38,7 +38,7 @@ demo: setup  ## embedded data, the six-cell study, the comparison (about eleven 
 
 # No variations need no control, and the controls are held against the largest number, so there are two sweeps.
 .PHONY: study
-study: setup  ## embedded data, 60 cells with six seeds and both controls, the comparison (an hour or two; resumes)
+study: setup  ## embedded data, 60 cells with six seeds and both controls, the comparison (about an hour; resumes)
 	@$(BIN)/python train.py -m experiment=study
 	@$(BIN)/python train.py -m experiment=study variations=10 generator=repeat,copy_paste
 	@$(BIN)/python compare.py study=sar_scenes_study

@@ -78,6 +78,15 @@ def test_nothing_is_bounded_by_the_interval():
     assert f"hardly bring more than {high}." in advice
 
 
+def test_the_bound_is_that_of_all_numbers_tried():
+    wide = [*PLAIN, *with_variations(0.6, counts=(1,)), *with_variations(0.595, counts=(10,))]
+    _, rows, figures = simulate(wide, seeds=9, seed_noise=0.005, own_image_noise=0.01)
+    found = contrasts(rows, figures)
+    highs = [c.differences["map_50"].interval.high for c in found if c.kind == "variations"]
+    assert highs[0] > highs[1]
+    assert f"hardly bring more than {100 * highs[0]:.1f}." in answer(rows, found)[-1]
+
+
 def test_tighter_boxes_without_more_objects():
     _, rows, figures = simulate(
         [*PLAIN, *with_variations(0.6, counts=(2, 10))], seeds=9, seed_noise=0.005, own_image_noise=0.01
@@ -112,7 +121,10 @@ def test_a_set_up_that_sees_nothing_gives_no_advice_on_variations():
     blind = [("s1", 0, "none", 80.0, 0.6), PLAIN[1]]
     _, yardstick, advice = said([*blind, *with_variations(0.6)])
     assert "could hardly have seen a gain" in yardstick
-    assert "first find a set-up" in advice
+    assert advice.startswith("What to do: first find a set-up")
+    advice = said([*blind, *with_variations(0.6, counts=(2, 10))], seeds=6)[-1]
+    assert advice.startswith("What to do: first find a set-up")
+    assert "then run more seeds before you believe" in advice
 
 
 def test_wide_intervals_leave_the_question_open():

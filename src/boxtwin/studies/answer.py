@@ -136,13 +136,21 @@ def _advice(
     leads: Sequence[Contrast], subjects: Sequence[Contrast], controls: Sequence[Contrast], rulers: Sequence[Contrast]
 ) -> str:
     told = [lead for lead in leads if lead.differences[AP50].could_be_established]
+    known = [ruler.differences[AP50] for ruler in rulers]
+    seen = [found.mean for found in known if found.established and found.mean > 0]
+    blind = bool(known) and not seen and all(found.could_be_established for found in known)
     if not told:
         most, least = (f([needed(lead.differences[AP50]) for lead in leads]) for f in (max, min))
         pairs = min(lead.differences[AP50].pairs for lead in leads)
         seeds = f"{least} seeds" if least == most else f"{least} to {most} seeds"
-        return (
+        more = (
             f"run more seeds before you believe a difference in either direction; {seeds} in common are needed, and "
             f"there {'is' if pairs == 1 else 'are'} {pairs}. compare.py plan=true says which runs tell most."
+        )
+        return (
+            f"first find a set-up that sees what real data is worth, with more steps perhaps; then {more}"
+            if blind
+            else more
         )
     wins = [lead for lead in told if lead.differences[AP50].established and lead.differences[AP50].mean > 0]
     losses = [lead for lead in told if lead.differences[AP50].established and lead.differences[AP50].mean < 0]
@@ -157,10 +165,8 @@ def _advice(
         return f"use them ({uses})."
     if losses:
         return "leave these variations out: they cost accuracy."
-    known = [ruler.differences[AP50] for ruler in rulers]
-    seen = [found.mean for found in known if found.established and found.mean > 0]
-    highs = [interval.high for lead in told if (interval := lead.differences[AP50].interval) is not None]
-    if rulers and not seen:
+    highs = [interval.high for gain in subjects if (interval := gain.differences[AP50].interval) is not None]
+    if blind:
         return "first find a set-up that sees what real data is worth, with more steps or seeds; this one cannot judge."
     if seen and highs and len(told) == len(leads) and max(highs) < min(seen) / 2:
         bound = percent(max(*highs, 0.0))
