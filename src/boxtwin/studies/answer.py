@@ -85,8 +85,9 @@ def _of_generator(
 
 
 def _change_told(found: Difference, form: Callable[..., str]) -> str:
-    told = "established" if found.established else "no change is established"
-    return f"{_sure(found, form, seeds=False)}: {told if found.could_be_established else 'not enough runs to tell'}"
+    """Where runs are too few, the sentence on AP50 has said so of all three figures."""
+    told = ": established" if found.established else ": no change is established"
+    return _sure(found, form, seeds=False) + (told if found.could_be_established else "")
 
 
 def _beside(controls: Sequence[Contrast], gains: Sequence[Contrast]) -> str:
