@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 from boxtwin.studies.comparison import CONTROLS, Contrast, Difference
 from boxtwin.studies.conditions import Row, prefixes
-from boxtwin.studies.inference import LEAST_PAIRS, pairs_needed
 from boxtwin.studies.verdict import count, percent
 
 AP50, AP, COUNTS = "map_50", "map", "count_mae"
@@ -41,11 +40,6 @@ def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
         sentences.append(f"What to do: {_advice(leads, subjects, controls, rulers)}")
         said += [name(gains[0].new) + sentence for sentence in sentences]
     return said
-
-
-def needed(found: Difference) -> int:
-    """Seeds in common that it takes before a difference of its table can be established."""
-    return max(LEAST_PAIRS, pairs_needed(found.family))
 
 
 def _lead(group: Sequence[Contrast]) -> Contrast:
@@ -113,7 +107,7 @@ def _told(found: Difference) -> str:
     if found.established:
         return "established"
     if not found.could_be_established:
-        return f"not enough runs to tell chance from effect, which takes {needed(found)} seeds"
+        return f"not enough runs to tell chance from effect, which takes {found.pairs_needed} seeds"
     if found.interval is None:
         return "no gain is established"
     if found.interval.high <= 0:
@@ -129,7 +123,7 @@ def _of_yardstick(ruler: Contrast) -> str:
     if found.established and found.mean > 0:
         return f"{said}, established: this set-up sees what data is worth."
     if not found.could_be_established:
-        return f"{said}; whether this set-up sees what data is worth takes {needed(found)} seeds to tell."
+        return f"{said}; whether this set-up sees what data is worth takes {found.pairs_needed} seeds to tell."
     return f"{said}, not established: this set-up could hardly have seen a gain."
 
 
@@ -141,7 +135,7 @@ def _advice(
     seen = [found.mean for found in known if found.established and found.mean > 0]
     blind = bool(known) and not seen and all(found.could_be_established for found in known)
     if not told:
-        most, least = (f([needed(lead.differences[AP50]) for lead in leads]) for f in (max, min))
+        most, least = (f([lead.differences[AP50].pairs_needed for lead in leads]) for f in (max, min))
         pairs = min(lead.differences[AP50].pairs for lead in leads)
         seeds = f"{least} seeds" if least == most else f"{least} to {most} seeds"
         more = (

@@ -57,9 +57,14 @@ class Difference:
         return self.p_holm <= SIGNIFICANT
 
     @property
+    def pairs_needed(self) -> int:
+        """Seeds in common that it takes before a difference of this table can be established."""
+        return max(LEAST_PAIRS, pairs_needed(self.family))
+
+    @property
     def could_be_established(self) -> bool:
         """Whether so few pairs could have ruled chance out at all."""
-        return self.pairs >= max(LEAST_PAIRS, pairs_needed(self.family))
+        return self.pairs >= self.pairs_needed
 
 
 class Figures:

@@ -13,7 +13,7 @@ from boxtwin.studies.comparison import CONTROLS, Contrast, Figures, baseline
 from boxtwin.studies.conditions import FINISHED, Cell, Row, prefixes
 from boxtwin.studies.exchange import LEAST_SIZES, curve_rows
 from boxtwin.studies.forecast import Noise, after_more, least, noise_of
-from boxtwin.studies.inference import LEAST_PAIRS, LEVEL, pairs_needed
+from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
 from boxtwin.studies.ratio import LEAST_COUNTS, fit, lines, missing, tried
 
 FIGURE = "map_50"
@@ -71,7 +71,7 @@ class _Planner:
         for contrast in self.contrasts:
             difference = contrast.differences[FIGURE]
             shared = set(contrast.new.seeds) & set(contrast.old.seeds)
-            needed = max(LEAST_PAIRS, pairs_needed(difference.family))
+            needed = difference.pairs_needed
             wanted = needed if len(shared) < needed else len(shared) + MORE_SEEDS
             # Seeds that one of the two has already come first.
             pool = [*sorted(set(contrast.new.seeds) ^ set(contrast.old.seeds)), *range(1000)]

@@ -15,7 +15,7 @@ from scipy import stats
 from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.conditions import Cell, Row, prefixes
 from boxtwin.studies.curves import COLOURS, DASHES, MARKERS
-from boxtwin.studies.inference import LEAST_PAIRS, LEVEL, Interval, pairs_needed
+from boxtwin.studies.inference import LEVEL, Interval
 from boxtwin.studies.section import Figure, Section
 
 FIGURE = "map_50"
@@ -134,7 +134,7 @@ def _of_condition(rulers: Sequence[Contrast], gains: Sequence[Contrast], unseen:
             said.append(
                 f"Whether this set-up could have seen a gain is open: {what} changed AP50 by {change}, over "
                 f"{found.pairs} paired {'seed' if found.pairs == 1 else 'seeds'}, and "
-                f"{max(LEAST_PAIRS, pairs_needed(found.family))} are needed to tell."
+                f"{found.pairs_needed} are needed to tell."
             )
         elif gains and len(unseen) < len(gains):
             said.append(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from boxtwin.studies.comparison import CONTROLS, FIELDS, Contrast, Difference
 from boxtwin.studies.conditions import Estimate, Row, prefixes
-from boxtwin.studies.inference import LEAST_PAIRS, pairs_needed
+from boxtwin.studies.inference import LEAST_PAIRS
 
 KINDS = ("variations", "control", "yardstick")
 NAMES = {"map_50": "AP50", "map": "AP", "count_mae": "count MAE"}
@@ -93,7 +93,7 @@ def _certainty(contrast: Contrast) -> str:
         if not found.could_be_established:
             said.append(
                 f"{name}: p {_p(found.p)} by itself; {found.family} such comparisons in one table need "
-                f"{pairs_needed(found.family)} seeds before any can be called significant."
+                f"{found.pairs_needed} seeds before any can be called significant."
             )
             continue
         among = f" ({_p(found.p_holm)} among {found.family})" if found.family > 1 else ""
