@@ -148,6 +148,7 @@ def test_no_effect_is_not_called_one():
     assert len(section.figures) == 2
     assert "probability" in section.sentences[0]
     assert "AP50: no number of variations is surely better than none" in section.sentences[0]
+    assert ratio_section.section(rows, figures).figures == section.figures  # to the byte
     assert all(picture.svg.count("<svg") == 1 and "95 % band" in picture.text for picture in section.figures)
 
 

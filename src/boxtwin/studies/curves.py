@@ -15,6 +15,7 @@ from boxtwin.datasets.images import write_bytes_atomically
 from boxtwin.studies.conditions import Estimate, Row, prefixes
 from boxtwin.studies.inference import mean_interval
 from boxtwin.studies.section import Figure as Drawn
+from boxtwin.studies.section import as_svg
 from boxtwin.studies.verdict import count, percent
 
 # Field of `Row` -> factor to the unit shown, title, and the least height of the axis in that unit: differences that one
@@ -24,9 +25,6 @@ CURVES = {"ap50": (100.0, "AP50 (higher is better)", 10.0), "count_mae": (1.0, "
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[tuple[int, tuple[float, ...]], ...] = ((0, ()), (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
-
-# Nothing about when and with what: the same figure gives the same bytes, and names no address.
-NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 def plot_curves(rows: Sequence[Row], path: Path) -> None:
@@ -116,13 +114,12 @@ def _band(axes: Axes, x: np.ndarray, estimates: Sequence[Estimate], scale: float
 def curve_figure(rows: Sequence[Row], measure: str) -> Drawn:
     """One curve with its legend for the page, and what it shows in words."""
     # Four inches wide: type of 10 points has that size on a phone.
-    with mpl.rc_context({"svg.hashsalt": "boxtwin", "font.size": 10}):
+    with mpl.rc_context({"font.size": 10}):
         figure = Figure(figsize=(4.4, 4.2), layout="constrained")
         draw_curve(figure.add_subplot(), rows, measure)
         _legend(figure)
-        encoded = io.BytesIO()
-        figure.savefig(encoded, format="svg", transparent=True, metadata=NO_METADATA)
-    return Drawn(encoded.getvalue().decode(), curve_text(rows, measure))
+        svg = as_svg(figure, transparent=True)
+    return Drawn(svg, curve_text(rows, measure))
 
 
 def curve_text(rows: Sequence[Row], measure: str) -> str:

@@ -7,7 +7,6 @@ which detectors' accuracy is close to a line (Hestness et al. 2017, "Deep Learni
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from boxtwin.studies.comparison import FIELDS, Figures, baseline
 from boxtwin.studies.conditions import Row, prefixes
 from boxtwin.studies.curves import COLOURS, MARKERS
 from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, hierarchical_interval, widened_tail
-from boxtwin.studies.section import Figure, Section
+from boxtwin.studies.section import Figure, Section, as_svg
 
 FIGURE = "map_50"
 LEAST_SIZES = 3  # two make a straight line whatever the truth
@@ -225,9 +224,5 @@ def _pictures(shown: Sequence[tuple[Row, list[Row], Exchange]], rows: Sequence[R
         axes.set_title(f"{name(curve[0])}how many real images reach the same (95 % intervals)".strip(), fontsize=11)
         axes.grid(alpha=0.3)
         canvas.legend(loc="outside lower center", fontsize=9, frameon=False, ncols=2)
-        encoded = io.StringIO()
-        canvas.savefig(encoded, format="svg", facecolor="white", metadata={"Date": None})
-        pictures.append(
-            Figure(encoded.getvalue(), f"AP50 in percent against real training images: {'; '.join(words)}.")
-        )
+        pictures.append(Figure(as_svg(canvas), f"AP50 in percent against real training images: {'; '.join(words)}."))
     return pictures

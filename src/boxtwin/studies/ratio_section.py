@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from boxtwin.studies.conditions import Row, prefixes
 from boxtwin.studies.curves import COLOURS, DASHES, MARKERS
 from boxtwin.studies.inference import LEVEL
 from boxtwin.studies.ratio import MARGINS, Curve, fit, lines, missing, tried
-from boxtwin.studies.section import Figure, Section
+from boxtwin.studies.section import Figure, Section, as_svg
 
 # Figure -> name, factor to the unit shown, decimals, unit, what a gain is called.
 MEASURES = {
@@ -133,9 +132,7 @@ def _picture(curves: Sequence[tuple[str, Curve]]) -> Figure:
         panel.set_title(title, fontsize=11)
     for panel in panels[len(curves) :]:
         panel.set_axis_off()
-    encoded = io.StringIO()
-    canvas.savefig(encoded, format="svg", facecolor="white", metadata={"Date": None})
-    return Figure(encoded.getvalue(), " ".join(_in_words(title, curve) for title, curve in curves))
+    return Figure(as_svg(canvas), " ".join(_in_words(title, curve) for title, curve in curves))
 
 
 def _draw(axes: Axes, curve: Curve, place: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.conditions import Cell, Row, prefixes
 from boxtwin.studies.curves import COLOURS, DASHES, MARKERS
 from boxtwin.studies.inference import LEVEL, Interval
-from boxtwin.studies.section import Figure, Section
+from boxtwin.studies.section import Figure, Section, as_svg
 
 FIGURE = "map_50"
 POWER = 0.8  # the usual chance at which a gain is called detectable (Cohen 1988, section 2.4)
@@ -253,6 +252,4 @@ def _steps_picture(by_steps: Mapping[str, Series]) -> Figure:
     axes.set_ylabel("gain in AP50, points")
     axes.grid(alpha=0.3)
     canvas.legend(loc="outside lower center", fontsize=9, frameon=False)
-    encoded = io.StringIO()
-    canvas.savefig(encoded, format="svg", facecolor="white", metadata={"Date": None})
-    return Figure(encoded.getvalue(), " ".join(_steps_in_words(title, series) for title, series in by_steps.items()))
+    return Figure(as_svg(canvas), " ".join(_steps_in_words(title, series) for title, series in by_steps.items()))
