@@ -165,7 +165,7 @@ def _draw(axes: Axes, curve: Curve, place: int) -> None:
         (x[best], scale * curve.mean[best]),
         (0, -20),
         textcoords="offset points",
-        ha="center",
+        ha="left" if curve.best == 0 else "center",  # not across the axis
     )
     ticks = sorted({t for t in TICKS if t <= curve.variations[-1]} | {0, *curve.tried.variations})
     axes.set_xticks(np.log1p(ticks), [str(tick) for tick in ticks])
