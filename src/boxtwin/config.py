@@ -305,6 +305,13 @@ _NOT_DEFINING = {
     "detector": ("weights",),
     "trainer": ("precision", "accelerator", "threads", "workers", "cache", "compile", "coco_evaluator"),
 }
+# Settings that came after the first release, each with the value that has the meaning runs had before there was such a
+# setting. A setting is left out of a run's identity while it has this value, so that older runs are found again.
+ADDED_SETTINGS: dict[str, Any] = {
+    "split.train_size": None,
+}
+# The version of what training and evaluation compute from the same settings and data. Raise it when results change.
+RECIPE_VERSION = 1
 _DEFINING = ("dataset", "split", "variations", "generator", "labels", "detector", "trainer", "seed")
 # What the axes of a study's table vary; the rest is the setting, which must be the same to compare.
 _AXES = ("split", "variations", "generator", "seed")
@@ -324,8 +331,13 @@ def defining_values(config: DictConfig) -> dict[str, Any]:
             value = {name: entry for name, entry in value.items() if name not in _NOT_DEFINING.get(key, ())}
         values[key] = value
     values["split"]["train_size"] = train_size(config)
-    if values["split"]["train_size"] is None:  # the same cells as before there was such a setting
-        del values["split"]["train_size"]
+    for setting, before in ADDED_SETTINGS.items():
+        *groups, name = setting.split(".")
+        node = values
+        for group in groups:
+            node = node[group] if isinstance(node, dict) and isinstance(node.get(group), dict) else {}
+        if name in node and node[name] == before:
+            del node[name]
     if config.variations.per_image == 0:
         values["generator"] = values["labels"] = None
         # What variations there are not would be drawn with makes no difference either; values as they are by default.
