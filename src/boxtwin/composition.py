@@ -18,12 +18,12 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from boxtwin.config import Anchors, Confirmed, defining_values, train_size
+from boxtwin.config import RECIPE_VERSION, Anchors, Confirmed, condition_of, defining_values, train_size
 from boxtwin.datasets import sar_scenes
-from boxtwin.datasets.coco import read_coco
+from boxtwin.datasets.coco import digest_of, read_coco
 from boxtwin.datasets.decoded import DecodedImages
 from boxtwin.datasets.sample import Dataset, Sample
-from boxtwin.datasets.splits import Split, make_split, nested_order, read_split
+from boxtwin.datasets.splits import SIDES, Split, make_split, nested_order, read_split
 from boxtwin.detector.anchors import anchors_from_samples
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.pretrained import anchors_of, read_weights
@@ -50,6 +50,7 @@ class Prepared:
     split: Split
     library: Library | None  # None without variations
     identity: str  # sha256 of all that defines the cell: settings, data, split, store, initial weights
+    condition: dict[str, Any]  # the same but for the seed, in the open
 
     @property
     def sources(self) -> tuple[Sample, ...]:
@@ -100,7 +101,7 @@ def prepare(config: DictConfig) -> Prepared:
             raise InputError(f"split {split.name}: no object in any of the {len(split.side(side))} {side} images")
     warn_of_object_sizes(config, split)
     library = _library(config, dataset, split) if config.variations.per_image else None
-    return Prepared(config, dataset, split, library, _identity(config, dataset, split, library))
+    return _prepared(config, dataset, split, library)
 
 
 def labelling_cells(config: DictConfig, dataset: Dataset, split: Split) -> list[Prepared]:
@@ -113,11 +114,11 @@ def labelling_cells(config: DictConfig, dataset: Dataset, split: Split) -> list[
         alone = OmegaConf.merge(config, {"seed": seed, "variations": {"per_image": 0}})
         assert isinstance(alone, DictConfig)
         alone.trainer.steps = config.trainer.steps if config.labels.steps is None else config.labels.steps
-        cells.append(Prepared(alone, dataset, split, None, _identity(alone, dataset, split, None)))
+        cells.append(_prepared(alone, dataset, split, None))
     return cells
 
 
-def _identity(config: DictConfig, dataset: Dataset, split: Split, library: Library | None) -> str:
+def _prepared(config: DictConfig, dataset: Dataset, split: Split, library: Library | None) -> Prepared:
     defining = {
         "values": defining_values(config),
         "dataset": dataset.digest,
@@ -125,7 +126,16 @@ def _identity(config: DictConfig, dataset: Dataset, split: Split, library: Libra
         "store": library.key if library else None,
         "weights": _digest_of_file(config.detector.weights),
     }
-    return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
+    if RECIPE_VERSION > 1:  # the first version is that of runs from before there were versions
+        defining["recipe"] = RECIPE_VERSION
+    identity = hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
+    # The images and labels of each side by themselves: training images may be added, and the test stays the same.
+    sides = {side: digest_of(split.side(side), dataset.classes) for side in SIDES}
+    extra = {key: value for key, value in defining.items() if key not in ("values", "dataset", "split", "weights")}
+    return Prepared(
+        *(config, dataset, split, library, identity),
+        condition_of(config, {"data": sides, "recipe": RECIPE_VERSION, **extra}, weights=defining["weights"]),
+    )
 
 
 def load_dataset(config: DictConfig) -> Dataset:

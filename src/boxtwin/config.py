@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -345,6 +346,19 @@ def defining_values(config: DictConfig) -> dict[str, Any]:
     return values
 
 
+def condition_of(config: DictConfig, data: Mapping[str, Any], *, weights: str | None) -> dict[str, Any]:
+    """Everything that defines a run except its seed, as it is recorded with the run.
+
+    Args:
+        config: of the run.
+        data: what defines it beside the settings, such as hashes of its data and of the store of its variations.
+        weights: hash of the initial weights; None where they are random.
+    """
+    values = {key: value for key, value in defining_values(config).items() if key != "seed"}
+    values["detector"] = values["detector"] | {"weights": weights}
+    return values | dict(data)
+
+
 def setting_hash(config: DictConfig) -> str:
     """Short hash of all that a study's table does not vary: cells can be compared when it is the same."""
     values = {key: value for key, value in defining_values(config).items() if key not in (*_AXES, "labels")}
@@ -377,6 +391,21 @@ def cell_name(config: DictConfig) -> str:
     """Such as ``s1-x10-pixel_ddpm-yolov3_tiny-seed0``; ``s1n40-…`` with fewer training images than the split has."""
     parts = (split_name(config), f"x{config.variations.per_image}", generator_name(config), config.detector.name)
     return "-".join((*parts, f"seed{config.seed}"))
+
+
+def flat_params(config: DictConfig) -> dict[str, object]:
+    """The few flat parameters that MLflow's table shows."""
+    return {
+        "dataset": config.dataset.name,
+        "split": split_name(config),
+        "variations": config.variations.per_image,
+        "generator": generator_name(config),
+        "labels": config.labels.name if config.variations.per_image else "none",
+        "detector": config.detector.name,
+        "seed": config.seed,
+        "steps": config.trainer.steps,
+        **({} if (size := train_size(config)) is None else {"train_size": size}),
+    }
 
 
 def register() -> None:

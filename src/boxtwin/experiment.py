@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from boxtwin import labelling
 from boxtwin.composition import Prepared, make_data, make_detector, prepare
-from boxtwin.config import cell_name, generator_name, setting_hash, split_name, train_size
+from boxtwin.config import cell_name, flat_params, setting_hash
 from boxtwin.datasets.images import link_file, remove_leftovers, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.splits import describe
@@ -43,6 +43,8 @@ from boxtwin.synthesis.library import Made
 from boxtwin.taken_over import take_over
 from boxtwin.tracking.cell_logger import CellLogger
 from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.provenance import code_of, provenance, record_of, tags
+from boxtwin.tracking.run_folders import recorded_path
 from boxtwin.training import Trained, fit, quieten_lightning
 
 log = logging.getLogger(__name__)
@@ -62,29 +64,36 @@ def run_cell(config: DictConfig) -> dict[str, float]:
     of_all_studies = Path(config.tracking.folder) / "cells" / f"{cell.identity}.lock"
     with alone(output / ".lock", waiting), alone(of_all_studies, waiting):
         store = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder))
+        made_by = _made_by(config)
         run = store.begin_cell(
             study=config.study,
             name=name,
             identity=cell.identity,
-            params=_params(config),
+            params=flat_params(config),
             tags={
                 "boxtwin.setting": setting_hash(config),
-                "boxtwin.output_dir": str(output),
+                "boxtwin.output_dir": recorded_path(output, Path(config.tracking.folder)),
                 "boxtwin.overrides": _overrides(),
                 "boxtwin.dataset_sha256": cell.dataset.digest,
                 "boxtwin.split_sha256": cell.split.digest,
                 **({"boxtwin.store": cell.library.key} if cell.library else {}),
             },
+            # Of the code that makes the result: a run that is there keeps those of its own.
+            made_by=tags(made_by),
         )
         if run.finished and not config.rerun:
             shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # of a process killed right after its end
-            log.info("%s: finished before, skipped (rerun=true does it again)", name)
+            log.info(
+                "%s: finished before by %s, skipped (rerun=true runs it again with %s)",
+                *(name, code_of(record_of(run.tags)), code_of(made_by)),
+            )
             return run.metrics
         work = _Cell(cell, store, run.run_id, output)
         source = None if config.rerun else store.finished_elsewhere(cell.identity)
         try:
             if run.finished:
                 store.reopen(run.run_id)
+                store.tag(run.run_id, tags(made_by))
             metrics = work.run() if source is None else work.take_over(source)
         except Exception as error:
             store.end(run.run_id, "FAILED", f"{type(error).__name__}: {error}")
@@ -95,7 +104,11 @@ def run_cell(config: DictConfig) -> dict[str, float]:
         store.end(run.run_id, "FINISHED")
         # Not before: killed in between, the cell needs no new training.
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
-    took = f"{metrics['time/total'] / 60:.1f} minutes" if source is None else f"from study {store.study_of(source)}"
+    took = (
+        f"{metrics['time/total'] / 60:.1f} minutes"
+        if source is None
+        else f"reused from study {store.study_of(source)}, made by {code_of(record_of(source.data.tags))}"
+    )
     log.info(
         "%s: AP %.3f, AP50 %.3f, count MAE %.2f on %d test images; %s",
         name,
@@ -172,6 +185,8 @@ class _Cell:
         OmegaConf.save(self.config, self.output / "config.yaml", resolve=True)
         metrics = take_over(
             *(self.store, self.run_id, source, self.output),
+            tracking=Path(self.config.tracking.folder),
+            condition=self.cell.condition,
             study=self.config.study,
             overrides=_overrides(),
             detector=DETECTOR_FILE,
@@ -307,7 +322,7 @@ class _Cell:
             "identity": self.cell.identity,
             "setting": setting_hash(self.config),
             "overrides": _overrides(),
-            "params": _params(self.config),
+            "params": flat_params(self.config),
             "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
             "data": {
                 "dataset_sha256": self.cell.dataset.digest,
@@ -315,6 +330,8 @@ class _Cell:
                 "store": self.cell.library.folder.name if self.cell.library else None,
                 "bad_boxes": self.cell.dataset.repairs,
             },
+            "condition": self.cell.condition,
+            "provenance": _made_by(self.config),
             "counts": self.counts,
             # [step, AP on the real validation images], of all attempts at the cell.
             "validation": self.store.history(self.run_id, "val/map"),
@@ -331,19 +348,8 @@ class _Cell:
         self.store.log_files(self.run_id, [path for path in files if path.exists()])
 
 
-def _params(config: DictConfig) -> dict[str, object]:
-    """The few flat parameters that MLflow's table shows."""
-    return {
-        "dataset": config.dataset.name,
-        "split": split_name(config),
-        "variations": config.variations.per_image,
-        "generator": generator_name(config),
-        "labels": config.labels.name if config.variations.per_image else "none",
-        "detector": config.detector.name,
-        "seed": config.seed,
-        "steps": config.trainer.steps,
-        **({} if (size := train_size(config)) is None else {"train_size": size}),
-    }
+def _made_by(config: DictConfig) -> dict[str, object]:
+    return provenance(accelerator=accelerator(config), precision=precision(config), threads=config.trainer.threads)
 
 
 def _overrides() -> str:

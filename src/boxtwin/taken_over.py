@@ -11,7 +11,9 @@ from typing import Any
 from mlflow.entities import Run
 
 from boxtwin.datasets.images import link_file, write_bytes_atomically
-from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, Store
+from boxtwin.tracking.provenance import code_tags
+from boxtwin.tracking.run_folders import find_folder
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +21,16 @@ OWN = {"result.json", "config.yaml", "train.log"}  # what says whose a cell is, 
 
 
 def take_over(
-    store: Store, run_id: str, source: Run, output: Path, *, study: str, overrides: str, detector: str
+    store: Store,
+    run_id: str,
+    source: Run,
+    output: Path,
+    *,
+    tracking: Path,
+    condition: dict[str, Any],
+    study: str,
+    overrides: str,
+    detector: str,
 ) -> dict[str, float]:
     """Give a run everything of the finished run ``source``; returns its metrics.
 
@@ -31,24 +42,27 @@ def take_over(
         run_id: of the cell of this study, begun.
         source: the finished run of the same cell in another study.
         output: folder of the cell of this study.
+        tracking: folder of the MLflow store.
+        condition: all that defines the cell, which results of older versions do not say.
         study: this study's name.
         overrides: what was typed for the cell of this study.
         detector: name of the file that holds the trained detector.
     """
     origin = store.study_of(source)
-    folder = Path(source.data.tags.get("boxtwin.output_dir", ""))
+    recorded, identity = (source.data.tags.get(tag, "") for tag in ("boxtwin.output_dir", IDENTITY_TAG))
+    folder = find_folder(recorded, tracking, identity)
     with tempfile.TemporaryDirectory() as temporary:
         artifacts = store.copy_run(source, run_id, Path(temporary))
-        whole = (folder / "detections.json").exists()
-        for file in sorted(folder.iterdir() if whole else artifacts.rglob("*")):
+        whole = folder is not None and (folder / "detections.json").exists()
+        for file in sorted(folder.iterdir() if folder and whole else artifacts.rglob("*")):
             if file.is_file() and not file.name.startswith(".") and file.name not in OWN:
                 link_file(file, output / file.name)
         result: dict[str, Any] = json.loads((artifacts / "result.json").read_text())
         taken_from = {"study": origin, "run_id": str(source.info.run_id)}
-        result |= {"study": study, "overrides": overrides, "taken_over_from": taken_from}
+        result |= {"study": study, "overrides": overrides, "condition": condition, "taken_over_from": taken_from}
         if not (output / detector).exists():
-            log.warning("%s is not there any more: this cell has its figures, but no %s", folder, detector)
+            log.warning("%s is not there any more: this cell has its figures, but no %s", recorded, detector)
         write_bytes_atomically(output / "result.json", json.dumps(result, indent=1).encode())
         store.log_files(run_id, [output / "result.json"])
-    store.tag(run_id, {"boxtwin.taken_over_from": f"{origin}/{source.info.run_id}"})
+    store.tag(run_id, code_tags(source.data.tags) | {"boxtwin.taken_over_from": f"{origin}/{source.info.run_id}"})
     return dict(source.data.metrics)

@@ -100,8 +100,8 @@ def test_seeds_do_not_get_below_the_images():
         # A study with several kinds of labels says which.
         (
             "labels=carry variations=2 generator.a=1",
-            "repeat+carry",
-            {"generator": "repeat+pseudo"},
+            "repeat labels=carry",
+            {"generator": "repeat labels=pseudo"},
             "generator.a=1 generator=repeat labels=pseudo study=demo split=s2 variations=5 seed=0",
         ),
         ("", "none", {"variations": 0, "split": "s1"}, "study=demo split=s1 variations=0 seed=0"),

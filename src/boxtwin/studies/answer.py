@@ -24,7 +24,7 @@ def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
         gains = [contrast for contrast in own if contrast.kind == "variations"]
         if not gains:
             continue
-        subjects = [gain for gain in gains if gain.new.generator not in CONTROLS] or gains
+        subjects = [gain for gain in gains if gain.new.generator_name not in CONTROLS] or gains
         subjects = sorted(subjects, key=lambda gain: (gain.new.split, gain.new.generator))  # keeps counts in order
         groups = [
             list(g) for _, g in itertools.groupby(subjects, key=lambda gain: (gain.new.split, gain.new.generator))
@@ -152,7 +152,7 @@ def _advice(
     if wins:
         uses = "; ".join(f"on {win.new.split} {win.new.variations} by {win.new.generator}" for win in wins)
         held = [c for c in controls if any(c.new is win.new for win in wins)]
-        if not held and any(win.new.generator not in CONTROLS for win in wins):
+        if not held and any(win.new.generator_name not in CONTROLS for win in wins):
             return f"use them ({uses}), once you know that more of the same does less: add generator=repeat,copy_paste."
         equal = sorted({c.old.generator for c in held if not c.differences[AP50].established})
         if equal:

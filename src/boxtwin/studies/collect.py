@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities import Run
 from omegaconf import DictConfig
@@ -16,18 +17,21 @@ from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.studies.answer import answer
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
-from boxtwin.studies.conditions import FINISHED, Cell, Row, condition_table, tell_labels_apart
+from boxtwin.studies.condition_values import flatten
+from boxtwin.studies.conditions import FINISHED, Cell, Row, condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.further import sections
 from boxtwin.studies.kept import SHOWN_FILES, Kept, first_runs
+from boxtwin.studies.notes import notes
 from boxtwin.studies.planning import plan as plan_next
 from boxtwin.studies.planning_section import text_table as plan_table
 from boxtwin.studies.report import write_report
 from boxtwin.studies.summaries import conditions
 from boxtwin.studies.tables import text_table
 from boxtwin.studies.verdict import verdict
-from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, Store
 from boxtwin.tracking.mlflow_view import save_view
+from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, read_result
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +59,10 @@ def compare_study(config: DictConfig) -> Path:
         raise InputError(f"there are no runs in {folder}; make some: python train.py -m split=s1,s2 variations=0,2,10")
     store = Store(uri=config.tracking.uri, folder=folder)
     study = config.study or last_study(store)
-    cells = collect_cells(store, study)
     report = Path(config.folder) / study
 
     with tempfile.TemporaryDirectory() as temporary:
+        cells = collect_cells(store, study, folder, Path(temporary))
         copies = _copies(store, cells, Path(temporary))
         evidence = _evidence(cells, copies)
         figures = Figures(evidence)
@@ -107,7 +111,7 @@ def _report(
 def _print(study: str, cells: Sequence[Cell], found: _Comparison, view: str = "") -> None:
     print(f"study {study}: {len(cells)} cells\n")
     print(text_table(found.rows))
-    print()
+    print("\n".join(("", *notes(cells, found.rows))) + "\n")
     print("\n".join(found.sentences))
     unfinished = [cell for cell in cells if cell.status != FINISHED]
     if unfinished:
@@ -148,8 +152,11 @@ def cells_in(folder: Path) -> list[Cell]:
         InputError: there are none.
     """
     cells = []
-    for file in sorted(folder.glob("*/result.json")):
-        content = json.loads(file.read_text())
+    for file in sorted(folder.glob(f"*/{RESULT_FILE}")):
+        content = read_result(file.parent)
+        if content is None:
+            log.warning("%s is damaged; this run is left out", file)
+            continue
         params = content["params"]
         metrics = {name: float("nan") if value is None else value for name, value in content["metrics"].items()}
         cells.append(
@@ -173,11 +180,27 @@ def cells_in(folder: Path) -> list[Cell]:
                 train_size=params.get("train_size"),
                 labels=params.get("labels", ""),
                 validation=tuple((int(step), float(value)) for step, value in content.get("validation", ())),
+                **_recorded(content),
             )
         )
     if not cells:
-        raise InputError(f"cells={folder} holds no folder of a cell, with a result.json in it")
-    return sorted(tell_labels_apart(cells), key=lambda cell: (cell.split, cell.generator, cell.variations, cell.seed))
+        raise InputError(f"cells={folder} holds no folder of a cell, with a {RESULT_FILE} in it")
+    return _sorted(cells)
+
+
+def _recorded(content: dict[str, Any]) -> dict[str, Any]:
+    """What a run's result.json says of its condition, data and code; runs of older versions say less."""
+    names = sorted(entry["file_name"] for entry in content.get("counts", ()))
+    return {
+        "condition": flatten(content.get("condition", {})),
+        "data": content.get("data", {}).get("dataset_sha256") or "",
+        "test": hashlib.sha256("\0".join(names).encode()).hexdigest() if names else "",
+        "provenance": flatten(content.get("provenance", {})),
+    }
+
+
+def _sorted(cells: Sequence[Cell]) -> list[Cell]:
+    return sorted(cells, key=lambda cell: (cell.split, cell.generator, cell.variations, cell.seed))
 
 
 def last_study(store: Store) -> str:
@@ -192,23 +215,36 @@ def last_study(store: Store) -> str:
     raise InputError(f"{store.uri} has no cells yet; make some: python train.py -m split=s1,s2 variations=0,2,10")
 
 
-def collect_cells(store: Store, study: str) -> list[Cell]:
+def collect_cells(store: Store, study: str, tracking: Path, temporary: Path) -> list[Cell]:
     """The cells of a study, whatever their state; runs that never got to their parameters are left out.
+
+    Args:
+        store: of the runs.
+        study: its name.
+        tracking: folder of the store, beside which the folders of runs lie.
+        temporary: takes copies of what runs keep in the store, where their folders are gone.
 
     Raises:
         InputError: the study has none.
     """
-    cells = [_cell(study, run, store) for run in store.cells(study) if "split" in run.data.params]
+    cells = [_cell(study, run, store, tracking, temporary) for run in store.cells(study) if "split" in run.data.params]
     if not cells:
         there = ", ".join(experiment.name for experiment in store.studies()) or "none"
         raise InputError(f"no cells of a study called {study} in {store.uri}; studies there: {there}")
-    return sorted(tell_labels_apart(cells), key=lambda cell: (cell.split, cell.generator, cell.variations, cell.seed))
+    return _sorted(cells)
 
 
-def _cell(study: str, run: Run, store: Store) -> Cell:
+def _cell(study: str, run: Run, store: Store, tracking: Path, temporary: Path) -> Cell:
     params, tags, metrics = run.data.params, run.data.tags, dict(run.data.metrics)
     # Whether training went on long enough is asked of cells without variations alone.
     asked = int(params["variations"]) == 0 and run.info.status == FINISHED
+    folder, content = None, None
+    if run.info.status == FINISHED:
+        # The folder counts if what lies there is this very run's: another run may have written to the same place.
+        folder = find_folder(tags.get("boxtwin.output_dir", ""), tracking, tags.get(IDENTITY_TAG, ""))
+        if folder is None:
+            store.fetch_files(run.info.run_id, [RESULT_FILE], temporary / run.info.run_id)
+        content = read_result(folder or temporary / run.info.run_id)
     return Cell(
         study=study,
         dataset=params["dataset"],
@@ -222,7 +258,7 @@ def _cell(study: str, run: Run, store: Store) -> Cell:
         metrics=metrics,
         run_id=run.info.run_id,
         minutes=metrics.get("time/total", float("nan")) / 60,
-        output_dir=tags.get("boxtwin.output_dir", ""),
+        output_dir=str(folder or ""),
         status=run.info.status,
         # A shell takes the quotes away again, and train.py puts them back.
         overrides=tags.get("boxtwin.overrides", "").replace("'", ""),
@@ -230,4 +266,5 @@ def _cell(study: str, run: Run, store: Store) -> Cell:
         labels=params.get("labels", ""),
         train_size=int(params["train_size"]) if "train_size" in params else None,
         validation=tuple(store.history(run.info.run_id, "val/map")) if asked else (),
+        **_recorded(content or {}),
     )

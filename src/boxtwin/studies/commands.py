@@ -5,8 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from boxtwin.studies.conditions import LABELLED
-
 REPLACED = ("split", "split.name", "split.train_size", "variations", "variations.per_image", "seed")
 
 
@@ -37,7 +35,7 @@ def command(
     for key, override in zip(keys, overrides, strict=True):
         # Parameters of another generator would not fit this one, and without variations there is none.
         of_generator = key == "generator" or key.startswith("generator.")
-        if key == "labels" and len(chosen) > 1:
+        if key in (word.partition("=")[0] for word in chosen[1:]):
             continue
         if key not in REPLACED and (not of_generator or (variations and same and key != "generator")):
             kept.append(override)
@@ -54,6 +52,6 @@ def command(
 
 
 def choice(generator: str) -> list[str]:
-    """The overrides that choose a generator, and the labels where the name says them (`tell_labels_apart`)."""
-    name, _, labels = generator.partition(LABELLED)
-    return [f"generator={name}", *([f"labels={labels}"] if labels else [])]
+    """The overrides that choose a generator as `boxtwin.studies.conditions.Row.generator` names it."""
+    name, *settings = shlex.split(generator)
+    return [f"generator={name}", *(word for word in settings if not word.startswith("store="))]

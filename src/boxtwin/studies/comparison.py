@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from boxtwin.errors import InputError
-from boxtwin.studies.conditions import Row
+from boxtwin.studies.condition_values import Values
+from boxtwin.studies.conditions import Row, baseline, paired_seeds
 from boxtwin.studies.conditions import difference as mean_change
 from boxtwin.studies.evidence import FIGURES, Evidence
 from boxtwin.studies.inference import (
@@ -96,17 +97,17 @@ class Figures:
 
 
 def difference(figure: str, new: Row, old: Row, figures: Figures) -> Difference:
-    """One figure of ``new`` less that of ``old``, seed by seed.
+    """One figure of ``new`` less that of ``old``, over the seeds of `paired_seeds`.
 
     Raises:
         InputError: runs of the two were tested on different images.
     """
     after, before = (getattr(row, FIELDS[figure]) for row in (new, old))
-    change = mean_change(after, before)
+    change = mean_change(new, old, FIELDS[figure])
     if not change.pairs:
         return Difference(figure, change.mean, 0, math.nan, math.nan, None, math.nan)
-    values = dict(before.by_seed)
-    shared = [(seed, value - values[seed]) for seed, value in after.by_seed if seed in values]
+    values, pairable = dict(before.by_seed), set(paired_seeds(new, old))
+    shared = [(seed, value - values[seed]) for seed, value in after.by_seed if seed in values and seed in pairable]
     p = sign_flip_p([value for _, value in shared]) if len(shared) <= MOST_FLIPS else math.nan
     interval = _interval(figure, [seed for seed, _ in shared], new, old, figures) if len(shared) > 1 else None
     return Difference(figure, change.mean, change.pairs, change.low, change.high, interval, p)
@@ -148,8 +149,7 @@ def contrasts(rows: Sequence[Row], figures: Figures) -> list[Contrast]:
         if row.variations and base is not None:
             pairs.append(("variations", row, base))
     for row, other in itertools.product(rows, rows):
-        alike = (row.split, row.variations, row.condition) == (other.split, other.variations, other.condition)
-        if row.variations and alike and row.generator not in CONTROLS and other.generator in CONTROLS:
+        if _controls(row, other):
             pairs.append(("control", row, other))
     pairs += [("yardstick", more, fewer) for fewer, more in yardsticks(rows)]
     found = []
@@ -163,10 +163,15 @@ def contrasts(rows: Sequence[Row], figures: Figures) -> list[Contrast]:
     return found
 
 
-def baseline(rows: Sequence[Row], row: Row) -> Row | None:
-    """The same condition without variations."""
-    same = (r for r in rows if not r.variations and r.split == row.split and r.condition == row.condition)
-    return next(same, None)
+def _controls(row: Row, other: Row) -> bool:
+    """Whether ``other`` mixes in as many images by a control, everything else the same but how labels are found."""
+    if row.generator_name in CONTROLS or other.generator_name not in CONTROLS or not row.variations:
+        return False
+    return (row.split, row.condition) == (other.split, other.condition) and _mixing(row.values) == _mixing(other.values)
+
+
+def _mixing(values: Values) -> dict[str, str]:
+    return {key: value for key, value in values.items() if key.startswith("variations.")}
 
 
 def yardsticks(rows: Sequence[Row]) -> list[tuple[Row, Row]]:

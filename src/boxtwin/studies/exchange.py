@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure as Canvas
 
-from boxtwin.studies.comparison import FIELDS, Figures, baseline
-from boxtwin.studies.conditions import Row, prefixes
+from boxtwin.studies.comparison import FIELDS, Figures
+from boxtwin.studies.conditions import Row, baseline, paired_seeds, prefixes
 from boxtwin.studies.curves import COLOURS, MARKERS
 from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, hierarchical_interval, widened_tail
 from boxtwin.studies.section import Figure, Section, as_svg
@@ -86,10 +86,9 @@ def exchange(row: Row, base: Row, curve: Sequence[Row], figures: Figures) -> Exc
     In each of the resamples seeds are drawn that all conditions have in common, together with a resample of the test
     images, and the whole curve is drawn anew (see `hierarchical_interval`, whose tails are widened in the same way).
     """
-    seeds = set(row.seeds)
-    used = [each for each in curve if len(seeds & set(each.seeds)) >= LEAST_PAIRS]
+    used = [each for each in curve if len(paired_seeds(row, each)) >= LEAST_PAIRS]
     if base not in used:
-        short = len(seeds & set(base.seeds))
+        short = len(paired_seeds(row, base))
         return (
             f"{LEAST_PAIRS} seeds in common with the runs without variations; there is {short}"
             if short == 1
@@ -101,7 +100,7 @@ def exchange(row: Row, base: Row, curve: Sequence[Row], figures: Figures) -> Exc
             f"real-only runs with {LEAST_PAIRS} seeds at {LEAST_SIZES} numbers of real images at least; there are "
             f"{there} (split.train_size=N gives others)"
         )
-    shared = sorted(seeds.intersection(*(each.seeds for each in used)))
+    shared = paired_seeds(row, *used)
     if len(shared) < LEAST_PAIRS:
         return f"{LEAST_PAIRS} seeds that all these runs have in common; there are {len(shared)}"
     found = [_of(each, shared, figures) for each in (*used, row)]

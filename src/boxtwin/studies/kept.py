@@ -40,5 +40,5 @@ def first_runs(cells: Sequence[Cell]) -> list[Cell]:
     for cell in sorted(cells, key=lambda cell: (cell.split, -cell.variations, cell.generator, cell.seed, cell.run_id)):
         if cell.status == FINISHED:
             key = (cell.dataset, cell.detector, cell.setting, cell.steps, cell.split, cell.generator, cell.variations)
-            chosen.setdefault(key, cell)
+            chosen.setdefault((*key, *sorted(cell.condition.items())), cell)
     return list(chosen.values())

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from scipy import stats
 
 from boxtwin.studies.commands import command
-from boxtwin.studies.comparison import CONTROLS, Contrast, Figures, baseline
-from boxtwin.studies.conditions import FINISHED, Cell, Row, prefixes
+from boxtwin.studies.comparison import CONTROLS, Contrast, Figures
+from boxtwin.studies.conditions import FINISHED, Cell, Row, baseline, prefixes
 from boxtwin.studies.exchange import LEAST_SIZES, curve_rows
 from boxtwin.studies.forecast import Noise, after_more, least, noise_of
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
@@ -152,10 +152,12 @@ class _Planner:
         found = []
         for _, members in lines(self.rows):
             row = members[-1]
-            if row.generator in CONTROLS:
+            if row.generator_name in CONTROLS:
                 continue
             for control in CONTROLS:
-                if any(c.kind == "control" and c.new in members and c.old.generator == control for c in self.contrasts):
+                if any(
+                    c.kind == "control" and c.new in members and c.old.generator_name == control for c in self.contrasts
+                ):
                     continue
                 found.append(
                     self._new(
@@ -174,7 +176,7 @@ class _Planner:
         found = []
         for base, members in lines(self.rows):
             row = members[-1]
-            if row.generator in CONTROLS:
+            if row.generator_name in CONTROLS:
                 continue
             title = f"{self.name(row)}{row.split}, {row.generator}"
             counts = [0, *(member.variations for member in members)]
@@ -316,7 +318,8 @@ class _Planner:
         donors = [cell for cell in self.cells if cell.run_id in self._runs_like(like, generator, variations)]
         donor = next((cell for cell in donors if cell.overrides), donors[0])
         size = like.train_size if size is None else size
-        split = like.split if like.train_size is None else like.split.removesuffix(f"n{like.train_size}")
+        split = like.split.split(" ")[0]  # without settings that tell it from others of the name
+        split = split if like.train_size is None else split.removesuffix(f"n{like.train_size}")
         return command(
             donor.overrides,
             donor.generator,

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from boxtwin.studies.comparison import FIELDS, Figures, baseline
-from boxtwin.studies.conditions import Row
+from boxtwin.studies.comparison import FIELDS, Figures
+from boxtwin.studies.conditions import Row, baseline, paired_seeds
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
 
 LEAST_COUNTS = 3  # 0 among them: two points make a line, which is best at one of its ends whatever the truth
@@ -109,7 +109,7 @@ def lines(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
 
 def pairs_of(base: Row, row: Row) -> int:
     """Seeds that a row shares with its baseline."""
-    return len(set(base.seeds) & set(row.seeds))
+    return len(paired_seeds(base, row))
 
 
 def missing(base: Row, members: Sequence[Row]) -> str | None:
@@ -138,7 +138,10 @@ def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> T
     rows = [row for row in members if pairs_of(base, row) >= LEAST_PAIRS]
     sign = -1.0 if figure == "count_mae" else 1.0
     values = [dict(getattr(row, FIELDS[figure]).by_seed) for row in (base, *rows)]
-    shared = [sorted(set(values[0]) & set(own)) for own in values[1:]]
+    shared = [
+        [seed for seed in paired_seeds(base, row) if seed in values[0] and seed in own]
+        for row, own in zip(rows, values[1:], strict=True)
+    ]
     gains = np.array(
         [
             sign * np.mean([own[seed] - values[0][seed] for seed in seeds])

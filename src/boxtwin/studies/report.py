@@ -24,6 +24,7 @@ from boxtwin.studies.count_errors import CountErrors, count_errors
 from boxtwin.studies.curves import CURVES, curve_figure, plot_curves
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.kept import NO_COPIES, Kept
+from boxtwin.studies.notes import notes
 from boxtwin.studies.pictures import galleries
 from boxtwin.studies.section import Figure, Section
 from boxtwin.studies.slices import LEAST_IMAGES, RESAMPLES, SliceFigure, Slicing, slicings
@@ -83,7 +84,7 @@ def write_report(
     found = contrasts(rows, figures or Figures(evidence))
     write_csv(rows, folder / "comparison.csv", found)
     plot_curves(rows, folder / "curves.png")
-    short, comparisons = answer(rows, found), verdict(rows, found)
+    short, comparisons, remarks = answer(rows, found), verdict(rows, found), notes(cells, rows)
     headings, body = page_table(rows, found)
     curves = Section("Curves", (), tuple(curve_figure(rows, measure) for measure in CURVES) if rows else ())
     environment = jinja2.Environment(
@@ -96,7 +97,11 @@ def write_report(
         facts=_facts(rows),
         answer=short or comparisons,
         curves=curves,
-        sections=[*([Section("Every comparison", tuple(comparisons), ())] if short else ()), *sections],
+        sections=[
+            *([Section("Every comparison", tuple(comparisons), ())] if short else ()),
+            *([Section("Notes on the runs", tuple(remarks), ())] if remarks else ()),
+            *sections,
+        ],
         table=_Table("", "", headings, (("", tuple(body)),) if body else ()),
         several_settings=len({row.condition for row in rows}) > 1,
         cost=_cost_table(rows, cells, found),

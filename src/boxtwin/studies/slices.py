@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from boxtwin.evaluation.resampled_ap import AREAS
-from boxtwin.studies.comparison import RESAMPLING_SEED, baseline
-from boxtwin.studies.conditions import Row
+from boxtwin.studies.comparison import RESAMPLING_SEED
+from boxtwin.studies.conditions import Row, baseline, paired_seeds
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.inference import Interval, hierarchical_interval, image_counts
 
@@ -166,10 +166,15 @@ def _table(part: Slice, members: Sequence[Row], rows: Sequence[Row], evidence: M
     figures = []
     for row in members:
         base = baseline(rows, row) if row.variations else None
+        pairable = set(paired_seeds(row, base)) if base else set()
         pair = [
             _figure(
                 {seed: known[run][place] for seed, run in zip(row.seeds, row.runs, strict=True)},
-                {seed: known[run][place] for seed, run in zip(base.seeds, base.runs, strict=True) if run in known}
+                {
+                    seed: known[run][place]
+                    for seed, run in zip(base.seeds, base.runs, strict=True)
+                    if run in known and seed in pairable
+                }
                 if base
                 else {},
                 images=int(part.images.sum()),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from boxtwin.config import short_hash
 from boxtwin.studies.comparison import FIELDS, Contrast, Figures
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.evidence import FIGURES
@@ -46,7 +47,7 @@ def _condition(row: Row, contrast: Contrast | None, figures: Figures) -> Conditi
         metrics["vs_x0/pairs"] = float(found.pairs)
     params = ("dataset", "split", "variations", "generator", "detector", "steps")
     return Condition(
-        key=f"{row.dataset}-{row.setting}-{row.steps}-{_name(row)}",
+        key=f"{row.dataset}-{row.setting}-{row.steps}-{_name(row)}-{short_hash(dict(row.values))}",
         name=_name(row),
         params={name: getattr(row, name) for name in params},
         metrics=metrics,

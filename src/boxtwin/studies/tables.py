@@ -11,11 +11,11 @@ from pathlib import Path
 
 from boxtwin.datasets.images import write_bytes_atomically
 from boxtwin.studies.comparison import Contrast, Difference
-from boxtwin.studies.conditions import Estimate, Row, prefixes, varied_fields
+from boxtwin.studies.conditions import Estimate, Row, prefixes, varied_settings
 from boxtwin.studies.inference import LEAST_PAIRS
 from boxtwin.studies.verdict import count, number, percent
 
-WORDS = ("dataset", "detector", "setting", "split", "generator")  # columns that are no numbers
+WORDS = ("split", "generator")  # columns that are no numbers, beside the settings that differ
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Entry:
 
 def table_columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Headings and formatted entries; AP in percent, ranges in brackets are least and greatest over seeds."""
-    varied = varied_fields(rows)
+    varied = varied_settings(rows)
     headings = [
         *varied,
         "split",
@@ -49,7 +49,7 @@ def table_columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         ap50_change, mae_change = ("" if c is None else form(c.mean, signed=True) for c, form in changes)
         body.append(
             [
-                *(str(getattr(row, part)) for part in varied),
+                *(row.setup.get(setting, "") for setting in varied),
                 row.split,
                 str(row.variations),
                 row.generator,
@@ -77,11 +77,11 @@ def _ranged(estimate: Estimate, form: Callable[[float], str]) -> str:
 def text_table(rows: Sequence[Row]) -> str:
     """The table in plain text, columns aligned; words to the left, numbers to the right."""
     headings, body = table_columns(rows)
-    lines = [headings, *body]
+    lines, words = [headings, *body], {*WORDS, *varied_settings(rows)}
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     return "\n".join(
         "  ".join(
-            entry.ljust(width) if heading in WORDS else entry.rjust(width)
+            entry.ljust(width) if heading in words else entry.rjust(width)
             for entry, width, heading in zip(line, widths, headings, strict=True)
         ).rstrip()
         for line in lines
@@ -166,13 +166,15 @@ def write_csv(rows: Sequence[Row], path: Path, contrasts: Sequence[Contrast] = (
     sizes = ("real_images", "synthetic_images", "minutes")
     estimates = {"map": "ap", "map_50": "ap50", "count_mae": "count_mae", "count_bias": "count_bias"}
     changes = {"map": "ap_change", "map_50": "ap50_change", "count_mae": "count_mae_change"}
-    header = [*plain, "seeds", *sizes]
+    varied = sorted({key for row in rows for key in row.varied} - set(plain))
+    header = [*plain, *varied, "seeds", *sizes]
     header += [f"{name}_{part}" for name in estimates for part in ("mean", "min", "max")]
     header += [f"{name}_change{part}" for name in changes for part in ("", "_min", "_max", "_pairs")]
     header += [f"{name}_change_{part}" for name in changes for part in ("low95", "high95", "p", "p_holm")]
     writer.writerow(header)
     for row in rows:
         values: list[object] = [getattr(row, name) for name in plain]
+        values += [row.varied.get(name) for name in varied]
         values += [" ".join(map(str, row.seeds)), *(getattr(row, name) for name in sizes)]
         for field in estimates.values():
             estimate = getattr(row, field)

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from boxtwin.studies.comparison import CONTROLS, FIELDS, Contrast, Difference
 from boxtwin.studies.conditions import Estimate, Row, prefixes
 from boxtwin.studies.inference import LEAST_PAIRS
+from boxtwin.studies.notes import obstacles
 
+DIFFERENCES = 4  # that a sentence names
 KINDS = ("variations", "control", "yardstick")
 NAMES = {"map_50": "AP50", "map": "AP", "count_mae": "count MAE"}
 
@@ -21,13 +23,13 @@ def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
     held = {id(contrast.new) for contrast in contrasts if contrast.kind == "variations"}
     sentences = [
         f"{prefix(row)}{_named(row)}: AP50 {percent(row.ap50.mean)}, count MAE {count(row.count_mae.mean)}. "
-        "No finished run without variations to hold it against."
+        f"No finished run without variations to hold it against{_because(rows, row)}."
         for row in rows
         if row.variations and id(row) not in held
     ]
     # What the study is about comes before what it is held against.
     for contrast in sorted(
-        contrasts, key=lambda contrast: (KINDS.index(contrast.kind), contrast.new.generator in CONTROLS)
+        contrasts, key=lambda contrast: (KINDS.index(contrast.kind), contrast.new.generator_name in CONTROLS)
     ):
         new, old = contrast.new, contrast.old
         if contrast.kind == "variations":
@@ -46,6 +48,13 @@ def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
         )
         return [f"No finished cell with variations. Without variations, {figures}."]
     return sentences
+
+
+def _because(rows: Sequence[Row], row: Row) -> str:
+    """`: those there are differ in detector.weights (null there, 1f2e3d4c here)`."""
+    found = [f"{key} ({theirs} there, {own} here)" for key, (theirs, own) in obstacles(rows, row).items()]
+    more = f" and {len(found) - DIFFERENCES} more" if len(found) > DIFFERENCES else ""
+    return f": those there are differ in {', '.join(found[:DIFFERENCES])}{more}" if found else ""
 
 
 def _named(row: Row) -> str:

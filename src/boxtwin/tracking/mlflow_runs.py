@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from filelock import FileLock
 from mlflow.entities import Dataset as DatasetEntity
@@ -23,6 +25,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from boxtwin.errors import InputError
+from boxtwin.tracking.moved_store import ARTIFACTS, follow
 
 IDENTITY_TAG = "boxtwin.identity"  # the same for two runs of the same cell
 KIND_TAG = "boxtwin.kind"  # "cell", "condition" or "comparison"
@@ -58,6 +61,7 @@ class CellRun:
     run_id: str
     finished: bool  # by an earlier process: nothing is left to do
     metrics: dict[str, float]
+    tags: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -84,18 +88,19 @@ class Store:
 
     def __init__(self, *, uri: str | None, folder: Path) -> None:
         self.uri = store_uri(uri, folder)
-        self._artifacts = None if uri else folder / "artifacts"
+        self._artifacts = None if uri else folder / ARTIFACTS
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
         with self._lock:
             try:
                 if not uri:
                     _make(folder / DATABASE)
+                    follow(folder / DATABASE)
                 self.client = MlflowClient(tracking_uri=self.uri)
                 self.client.search_experiments(max_results=1)
-            except (MlflowException, SQLAlchemyError, OSError) as error:
+            except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
                 message = f"tracking.uri: the MLflow store {self.uri} does not answer: {str(error).splitlines()[0]}"
-                if isinstance(error, SQLAlchemyError):
+                if isinstance(error, SQLAlchemyError | sqlite3.Error):
                     message += "; if its file is broken, move it away: cells keep their results, and a new one is made"
                 raise InputError(message) from error
 
@@ -114,11 +119,19 @@ class Store:
         return str(found.experiment_id)
 
     def begin_cell(
-        self, *, study: str, name: str, identity: str, params: Mapping[str, object], tags: Mapping[str, str]
+        self,
+        *,
+        study: str,
+        name: str,
+        identity: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        made_by: Mapping[str, str] = MappingProxyType({}),
     ) -> CellRun:
         """Begin the run of a cell, or go on with the one that an earlier process left.
 
-        A cell has one run in a study: a finished one is handed back as it is, any other is taken up again.
+        A cell has one run in a study: a finished one is handed back as it is, any other is taken up again. ``made_by``
+        are tags of the code at hand, for a run that is not finished.
         """
         experiment_id = self.experiment(study)
         with self._lock:
@@ -130,7 +143,7 @@ class Store:
             )
             finished = next((run for run in earlier if run.info.status == "FINISHED"), None)
             if finished is not None:
-                return CellRun(finished.info.run_id, True, dict(finished.data.metrics))
+                return CellRun(finished.info.run_id, True, dict(finished.data.metrics), dict(finished.data.tags))
             if earlier:
                 run = earlier[0]
                 self.client.update_run(run.info.run_id, status="RUNNING")
@@ -142,9 +155,9 @@ class Store:
         self.client.log_batch(
             run.info.run_id,
             params=[Param(key, str(value)) for key, value in params.items() if key not in there],
-            tags=[RunTag(key, value) for key, value in tags.items()],
+            tags=[RunTag(key, value) for key, value in {**tags, **made_by}.items()],
         )
-        return CellRun(run.info.run_id, False, {})
+        return CellRun(run.info.run_id, False, {}, {})
 
     def finished_elsewhere(self, identity: str) -> Run | None:
         """The oldest finished run of a cell in any study that is not deleted; None if there is none."""

@@ -1,0 +1,98 @@
+"""What defines the condition of a run, and how conditions are named: by the settings in which they differ.
+
+A condition is everything that defines a run except its seed, as flat settings such as ``detector.learning_rate``. They
+fall into three parts. ``setup`` is what all conditions that are compared with each other must share, the test images
+and their labels among them. ``split`` is how many and which real images are trained on. ``variations`` is what is
+mixed in. A comparison asks about one of the last two; whatever else differs keeps two conditions apart.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+Part = Literal["setup", "split", "variations"]
+Values = Mapping[str, str]
+
+COUNT = "variations.per_image"  # has a column of its own
+SPLIT_NAMES = ("dataset.name", "split.name", "split.train_size")
+NAMES = ("split.name", "split.train_size", "generator.name", COUNT)  # shown in any case
+HASHES = ("data", "store", "detector.weights")  # settings that are hashes, or start so; the first digits tell enough
+DIGITS = 8
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested plain values as ``{"detector.learning_rate": "0.001"}``, written as Hydra reads them."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def part_of(key: str) -> Part:
+    """The part of a condition that a setting belongs to."""
+    if key == "data.train" or key.startswith("split."):
+        return "split"
+    return "variations" if key == "store" or key.split(".")[0] in ("variations", "generator", "labels") else "setup"
+
+
+def part(values: Values, name: Part) -> dict[str, str]:
+    """The settings of one part."""
+    return {key: value for key, value in values.items() if part_of(key) == name}
+
+
+def shown(key: str, value: str | None) -> str:
+    """A value as people read it: hashes cut short, ``null`` where a setting is not there."""
+    if value is None:
+        return "null"
+    return value[:DIGITS] if key.startswith(HASHES) and len(value) > 2 * DIGITS else value
+
+
+def differences(conditions: Sequence[Values], leave_out: Iterable[str] = ()) -> list[dict[str, str]]:
+    """For each condition, the settings in which it differs from others, with its own values.
+
+    Where the options of a group differ (``detector.name``), the group stands for its settings (``detector``); these
+    are told apart among the conditions of the same option only.
+    """
+    found: list[dict[str, str]] = [{} for _ in conditions]
+    keys, left_out = sorted({key for values in conditions for key in values}), set(leave_out)
+    options: dict[str, list[Hashable]] = {}
+    for group in sorted({key.removesuffix(".name") for key in keys if key.endswith(".name")}):
+        names = [values.get(f"{group}.name") for values in conditions]
+        options[group] = list(names)
+        if len(set(names)) > 1 and f"{group}.name" not in left_out:
+            for each, name in zip(found, names, strict=True):
+                each[group] = shown(group, name)
+    # Which images are in a data set follows from which data set it is, and those trained on from the split too.
+    options["data"] = options.get("dataset", [None] * len(conditions))
+    trained_on: list[Hashable] = [tuple(values.get(key) for key in SPLIT_NAMES) for values in conditions]
+    for key in keys:
+        group = key.split(".")[0]
+        if key in left_out or key == f"{group}.name":
+            continue
+        of = trained_on if key == "data.train" else options.get(group, [None] * len(conditions))
+        members: dict[Hashable, list[int]] = defaultdict(list)
+        for place, option in enumerate(of):
+            members[option].append(place)
+        for places in members.values():
+            if len({conditions[place].get(key) for place in places}) > 1:
+                for place in places:
+                    found[place][key] = shown(key, conditions[place].get(key))
+    return found
+
+
+def as_overrides(values: Mapping[str, str]) -> str:
+    """``labels=pseudo variations.synthetic_fraction=0.25``: settings as on a command line."""
+    return shlex.join(f"{key}={value}" for key, value in values.items())
+
+
+def not_known_to_all(conditions: Sequence[Values]) -> set[str]:
+    """Hashes that some of the runs, of older versions, did not record."""
+    keys = {key for values in conditions for key in values if key.startswith(("data", "detector.weights"))}
+    return {key for key in keys if any(key not in values for values in conditions)}

@@ -1,0 +1,279 @@
+"""Which runs are compared with which: by everything that defines them, never by name alone."""
+
+import json
+import random
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from boxtwin.config import _NOT_DEFINING, BoxtwinConfig, condition_of, flat_params, register, setting_hash
+from boxtwin.studies.collect import cells_in
+from boxtwin.studies.comparison import Figures, contrasts
+from boxtwin.studies.condition_values import differences, flatten
+from boxtwin.studies.conditions import condition_table
+from boxtwin.studies.notes import notes
+from boxtwin.studies.tables import text_table
+from boxtwin.studies.verdict import verdict
+from boxtwin.sweep import quote_numbers
+
+ROOT = Path(__file__).parents[2]
+DATA = {"data": {"train": "a" * 64, "val": "b" * 64, "test": "c" * 64}, "recipe": 1, "store": "0123456789ab"}
+CPU = {"device": "cpu", "precision": "32-true", "commit": "4437dbc" * 5, "clean": True}
+# Neither define a run, nor are they settings of one.
+BESIDE = ("study", "seed", "rerun", "data", "tracking")
+
+
+@pytest.fixture(scope="module")
+def composed():
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        typed = ("generator=repeat", "detector=yolov3_nano", "variations=10", "split=s2", "data=data")
+        yield compose("config", quote_numbers(typed, ROOT / "conf" / "variations"))
+
+
+def write_record(
+    folder, config, seeds, *, data=DATA, weights=None, provenance=CPU, ap50=0.5, content_data=None, **changes
+):
+    """What runs with these settings leave, with made-up results."""
+    for seed in seeds:
+        own = OmegaConf.merge(config, {"seed": seed})
+        params = flat_params(own)
+        content = {
+            "study": "s",
+            "identity": f"{len(list(folder.iterdir()))}",
+            "setting": setting_hash(own),
+            "overrides": "",
+            "params": params,
+            "metrics": {"test/map": ap50 / 2, "test/map_50": ap50 + seed / 100, "test/count_mae": 1.0}
+            | {"data/real_images": float(own.split.train), "time/total": 60.0},
+            "data": content_data
+            or {"dataset_sha256": "d" * 64, "store": "repeat-0123456789ab" if params["variations"] else None},
+            "counts": [{"image_id": 1, "file_name": "1.png", "true": 1, "found": 1}],
+            "condition": condition_of(own, data, weights=weights),
+            "provenance": provenance,
+        } | changes
+        run = folder / f"run{len(list(folder.iterdir()))}"
+        run.mkdir()
+        (run / "result.json").write_text(json.dumps(content))
+
+
+def compared(folder):
+    """The table of the runs in a folder: rows, comparisons, and all that is printed of them."""
+    cells = cells_in(folder)
+    rows = condition_table(cells)
+    found = contrasts(rows, Figures({}))
+    return rows, found, "\n".join((text_table(rows), *verdict(rows, found), *notes(cells, rows)))
+
+
+def plain(config):
+    return OmegaConf.merge(config, {"variations": {"per_image": 0}})
+
+
+def leaves(schema=BoxtwinConfig, prefix=""):
+    """Every setting that the schema declares, with its type."""
+    hints = get_type_hints(schema)
+    for field in fields(schema):
+        kind, name = hints[field.name], f"{prefix}{field.name}"
+        if is_dataclass(kind):
+            yield from leaves(kind, f"{name}.")
+        elif name not in ("generator", "dataset.build"):
+            yield name, kind
+
+
+def another(kind, value, rng):
+    """Another value of the same type."""
+    kinds = [part for part in get_args(kind) if part is not type(None)] or [kind]
+    kind = kinds[0]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        now = value.value if isinstance(value, Enum) else value
+        return rng.choice([member.value for member in kind if member.value != now])
+    if kind is bool:
+        return not value
+    if kind is int:
+        return (0 if value is None else int(value)) + rng.randint(1, 5)
+    if kind is float:
+        return (0.0 if value is None else float(value)) + rng.choice([0.125, 0.25])
+    return f"{value or 'x'}{rng.randint(1, 9)}"
+
+
+SETTINGS = [
+    (name, kind)
+    for name, kind in leaves()
+    if name.split(".")[0] not in BESIDE and name not in ("variations.per_image", "split.train_size")
+] + [("generator.name", str), ("generator.strength", float | None), ("dataset.build.images", int)]
+
+
+def defines(name):
+    group, _, rest = name.partition(".")
+    return rest not in _NOT_DEFINING.get(group, ())
+
+
+@pytest.mark.parametrize("number", range(200))
+def test_runs_that_differ_in_a_setting_are_never_paired_unseen(number, composed, tmp_path):
+    rng = random.Random(number)
+    # Every setting has its turn; half of the pairs differ in a second one.
+    chosen = [SETTINGS[number % len(SETTINGS)], *rng.sample(SETTINGS, rng.randint(0, 1))]
+    other = OmegaConf.create(OmegaConf.to_container(composed))
+    for name, kind in chosen:
+        OmegaConf.update(other, name, another(kind, OmegaConf.select(other, name), rng), force_add=True)
+    write_record(tmp_path, plain(composed), (0, 1))
+    write_record(tmp_path, composed, (0, 1))
+    write_record(tmp_path, other, (2, 3))
+    rows, found, text = compared(tmp_path)
+    defining = {name for name, _ in chosen if defines(name)}
+    mixed = [row for row in rows if row.variations]
+    if not defining:
+        assert [row.seeds for row in mixed] == [(0, 1, 2, 3)]
+        return
+    # 1. They are two conditions, and the table shows every setting in which they differ, or the option of its group.
+    assert sorted(row.seeds for row in mixed) == [(0, 1), (2, 3)]
+    groups = {name.split(".")[0] for name in defining if name.endswith(".name")}
+    for name in defining:
+        group = name.split(".")[0]
+        assert name in text or (group in groups and (f"{group}=" in text or str(other[group].name) in text)), text
+    # 2. The second is held against none unless it differs in nothing but what is mixed in.
+    asked_about = all(name.split(".")[0] in ("variations", "generator", "labels") for name in defining)
+    held = {contrast.new.seeds for contrast in found if contrast.kind == "variations"}
+    assert held == ({(0, 1), (2, 3)} if asked_about else {(0, 1)})
+
+
+@pytest.mark.parametrize("key", ["data.val", "data.test", "data.train", "recipe", "levels"])
+def test_runs_on_other_data_or_by_another_recipe_are_not_paired(key, composed, tmp_path):
+    data = {**DATA, "data": dict(DATA["data"])}
+    group, _, side = key.partition(".")
+    if side:
+        data["data"][side] = "e" * 64
+    else:
+        data[group] = 2
+    write_record(tmp_path, plain(composed), (0, 1))
+    write_record(tmp_path, composed, (0, 1), data=data)
+    _, found, text = compared(tmp_path)
+    assert found == []
+    assert key in text
+
+
+def test_labels_of_the_test_images_that_changed_are_not_paired_though_the_names_are_the_same(composed, tmp_path):
+    changed = {**DATA, "data": DATA["data"] | {"test": "e" * 64}}
+    write_record(tmp_path, plain(composed), (0, 1))
+    write_record(tmp_path, plain(OmegaConf.merge(composed, {"split": {"name": "s1", "train": 80}})), (0,), data=changed)
+    rows, found, text = compared(tmp_path)
+    assert (len(rows), found) == (2, [])
+    assert "data.test" in text
+
+
+def test_initial_weights_keep_conditions_apart_and_are_named(composed, tmp_path):
+    write_record(tmp_path, plain(composed), (0, 1))
+    write_record(tmp_path, composed, (0, 1), weights="f" * 64)
+    _, found, text = compared(tmp_path)
+    assert found == []
+    assert "detector.weights (null there, ffffffff here)" in text
+
+
+def test_a_swept_setting_is_an_axis_with_one_baseline(composed, tmp_path):
+    write_record(tmp_path, plain(composed), (0, 1))
+    for share in (0.25, 0.5):
+        write_record(tmp_path, OmegaConf.merge(composed, {"variations": {"synthetic_fraction": share}}), (0, 1))
+    rows, found, text = compared(tmp_path)
+    assert [row.generator for row in rows] == [
+        "none",
+        "repeat variations.synthetic_fraction=0.25",
+        "repeat variations.synthetic_fraction=0.5",
+    ]
+    assert [contrast.new.generator_name for contrast in found] == ["repeat", "repeat"]
+    assert "synthetic_fraction=0.25" in text
+
+
+def test_other_labels_of_the_same_variations_are_an_axis(composed, tmp_path):
+    write_record(tmp_path, plain(composed), (0,))
+    for store in ("repeat-aaaaaaaaaaaa", "repeat-bbbbbbbbbbbb"):
+        write_record(tmp_path, composed, (0,), data={**DATA, "store": store})
+    rows, found, _ = compared(tmp_path)
+    assert [row.generator for row in rows] == ["none", "repeat store=aaaaaaaaaaaa", "repeat store=bbbbbbbbbbbb"]
+    assert len(found) == 2
+
+
+def test_a_pair_has_one_kind_of_device_and_one_precision(composed, tmp_path):
+    gpu = CPU | {"device": "NVIDIA H100", "precision": "bf16-mixed"}
+    write_record(tmp_path, plain(composed), (0, 1, 2))
+    write_record(tmp_path, composed, (0,), ap50=0.6)
+    write_record(tmp_path, composed, (1,), ap50=0.9, provenance=gpu)
+    write_record(tmp_path, composed, (2,), ap50=0.8, provenance={})  # of an older version
+    rows, (contrast,), text = compared(tmp_path)
+    assert rows[1].seeds == (0, 1, 2)
+    assert contrast.differences["map_50"].pairs == rows[1].ap50_change.pairs == 2
+    assert contrast.differences["map_50"].mean == pytest.approx((0.1 + 0.3) / 2)
+    assert "seed 1 not paired" in text
+    assert "NVIDIA H100 bf16-mixed (1 run)" in text
+
+
+def test_no_difference_of_means_stands_for_pairs_of_different_machines(composed, tmp_path):
+    write_record(tmp_path, plain(composed), (0,))
+    write_record(tmp_path, composed, (0,), ap50=0.9, provenance=CPU | {"device": "NVIDIA H100"})
+    _, (contrast,), _ = compared(tmp_path)
+    assert contrast.differences["map_50"].pairs == 0
+    assert contrast.differences["map_50"].mean != contrast.differences["map_50"].mean  # nan
+
+
+def test_other_commits_and_versions_are_notes(composed, tmp_path):
+    write_record(tmp_path, plain(composed), (0,), provenance=CPU | {"torch": "2.12.0", "threads": 1})
+    write_record(tmp_path, composed, (0,), provenance=CPU | {"commit": "1" * 40, "torch": "2.13.0", "clean": False})
+    _, found, text = compared(tmp_path)
+    assert len(found) == 1
+    for words in ("11111111 with changes (1 run)", "4437dbc4 (1 run)", "torch: 2.12.0 (1 run), 2.13.0 (1 run)"):
+        assert words in text
+
+
+def test_controls_are_held_against_as_many_at_the_same_share_of_a_batch(composed, tmp_path):
+    write_record(tmp_path, plain(composed), (0,))
+    for name in ("pixel_ddpm", "repeat"):
+        for share in (0.25, 0.5):
+            changed = {"generator": {"name": name}, "variations": {"synthetic_fraction": share}}
+            write_record(tmp_path, OmegaConf.merge(composed, changed), (0,))
+    _, found, _ = compared(tmp_path)
+    controls = [contrast for contrast in found if contrast.kind == "control"]
+    assert len(controls) == 2
+    assert all(
+        c.new.values["variations.synthetic_fraction"] == c.old.values["variations.synthetic_fraction"] for c in controls
+    )
+
+
+def test_runs_of_older_versions_are_compared_by_what_they_record(composed, tmp_path):
+    old = {"condition": {}, "provenance": {}}
+    write_record(tmp_path, plain(composed), (0, 1), **old, overrides="split=s2 variations='0'")
+    write_record(tmp_path, composed, (0, 1), **old, overrides="split=s2 variations='10'")
+    write_record(tmp_path, composed, (2,), overrides="split=s2 variations='10'")  # a newer one of the same condition
+    rows, (contrast,), _ = compared(tmp_path)
+    assert [row.seeds for row in rows] == [(0, 1), (0, 1, 2)]
+    assert contrast.differences["map_50"].pairs == 2
+    write_record(tmp_path, composed, (3,), **old, overrides="variations='10' detector.weights=w/tiny.weights")
+    assert len(compared(tmp_path)[0]) == 3
+    changed = {"dataset_sha256": "e" * 64, "store": "repeat-0123456789ab"}
+    write_record(tmp_path, composed, (4,), **old, overrides="variations='10'", content_data=changed)
+    assert len(compared(tmp_path)[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        ([{"a.x": "1"}], [{}]),
+        ([{"a.x": "1"}, {"a.x": "2"}], [{"a.x": "1"}, {"a.x": "2"}]),
+        ([{"a.x": "1"}, {}], [{"a.x": "1"}, {"a.x": "null"}]),
+        ([{"g.name": "u", "g.p": "1"}, {"g.name": "v", "g.q": "2"}], [{"g": "u"}, {"g": "v"}]),
+        (
+            [{"g.name": "u", "g.p": "1"}, {"g.name": "u", "g.p": "2"}, {"g.name": "v"}],
+            [{"g": "u", "g.p": "1"}, {"g": "u", "g.p": "2"}, {"g": "v"}],
+        ),
+    ],
+)
+def test_conditions_are_named_by_what_differs(conditions, expected):
+    assert differences(conditions) == expected
+
+
+def test_flat_settings_are_written_as_hydra_reads_them():
+    nested = {"a": {"b": None, "c": True, "d": 0.001, "e": [1, 2], "f": "text"}, "g": 3}
+    assert flatten(nested) == {"a.b": "null", "a.c": "true", "a.d": "0.001", "a.e": "[1, 2]", "a.f": "text", "g": "3"}
