@@ -119,12 +119,13 @@ def labelling_cells(config: DictConfig, dataset: Dataset, split: Split) -> list[
 
 
 def _prepared(config: DictConfig, dataset: Dataset, split: Split, library: Library | None) -> Prepared:
-    defining = {
+    weights = _digest_of_file(config.detector.weights)
+    defining: dict[str, Any] = {
         "values": defining_values(config),
         "dataset": dataset.digest,
         "split": split.digest,
         "store": library.key if library else None,
-        "weights": _digest_of_file(config.detector.weights),
+        "weights": weights,
     }
     if RECIPE_VERSION > 1:  # the first version is that of runs from before there were versions
         defining["recipe"] = RECIPE_VERSION
@@ -134,7 +135,7 @@ def _prepared(config: DictConfig, dataset: Dataset, split: Split, library: Libra
     extra = {key: value for key, value in defining.items() if key not in ("values", "dataset", "split", "weights")}
     return Prepared(
         *(config, dataset, split, library, identity),
-        condition_of(config, {"data": sides, "recipe": RECIPE_VERSION, **extra}, weights=defining["weights"]),
+        condition_of(config, {"data": sides, "recipe": RECIPE_VERSION, **extra}, weights=weights),
     )
 
 

@@ -111,8 +111,9 @@ def _report(
 def _print(study: str, cells: Sequence[Cell], found: _Comparison, view: str = "") -> None:
     print(f"study {study}: {len(cells)} cells\n")
     print(text_table(found.rows))
-    print("\n".join(("", *notes(cells, found.rows))) + "\n")
-    print("\n".join(found.sentences))
+    for block in (notes(cells, found.rows), found.sentences):
+        if block:
+            print("\n" + "\n".join(block))
     unfinished = [cell for cell in cells if cell.status != FINISHED]
     if unfinished:
         print(f"\nNot in the table: {', '.join(f'{cell.name} ({cell.status})' for cell in unfinished)}")

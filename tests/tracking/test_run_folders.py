@@ -1,0 +1,89 @@
+"""Runs and their artifacts are found after the project's folder was moved or copied."""
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.moved_store import follow
+from boxtwin.tracking.run_folders import find_folder, read_result, recorded_path
+
+
+def write_run(folder: Path, identity: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({"identity": identity}))
+    return folder
+
+
+def test_a_folder_is_recorded_relative_to_its_project_and_absolute_outside(tmp_path):
+    tracking = tmp_path / "project" / "mlruns"
+    assert recorded_path(tmp_path / "project/multirun/s/run", tracking) == "multirun/s/run"
+    assert recorded_path(tmp_path / "elsewhere/run", tracking) == str(tmp_path / "elsewhere/run")
+
+
+@pytest.mark.parametrize("old_form", [False, True])
+def test_a_moved_or_copied_project_finds_its_own_folders(tmp_path, old_form):
+    old = tmp_path / "old"
+    run = write_run(old / "multirun/s/run", "a")
+    recorded = str(run) if old_form else recorded_path(run, old / "mlruns")
+    shutil.copytree(old, tmp_path / "new")
+    # Both are there: each finds its own.
+    for project in (old, tmp_path / "new"):
+        assert find_folder(recorded, project / "mlruns", "a") == project / "multirun/s/run"
+    shutil.rmtree(old)
+    assert find_folder(recorded, tmp_path / "new/mlruns", "a") == tmp_path / "new/multirun/s/run"
+
+
+@pytest.mark.parametrize("content", ['{"identity": "b"}', '{"identity": "a', "[]", None])
+def test_a_folder_that_holds_another_run_or_a_damaged_one_is_not_taken(tmp_path, content):
+    run = write_run(tmp_path / "multirun/s/run", "a")
+    (run / "result.json").unlink()
+    if content is not None:
+        (run / "result.json").write_text(content)
+    assert find_folder("multirun/s/run", tmp_path / "mlruns", "a") is None
+    assert find_folder("", tmp_path / "mlruns", "a") is None
+    assert read_result(run) in ({"identity": "b"}, None)
+
+
+def begun(project: Path) -> tuple[Store, str]:
+    store = Store(uri=None, folder=project / "mlruns")
+    run = store.begin_cell(
+        study="a study", name="run", identity="a", params={}, tags={}, made_by={"boxtwin.recipe": "1"}
+    )
+    return store, run.run_id
+
+
+def test_artifacts_follow_a_moved_store_and_nothing_is_written_to_the_old_place(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new place"
+    (tmp_path / "file.txt").write_text("content")
+    store, run_id = begun(old)
+    # As `log_files` does; MLflow remembers within a process where it wrote to.
+    artifacts = Path(url2pathname(urlsplit(store.client.get_run(run_id).info.artifact_uri).path))
+    artifacts.mkdir(parents=True)
+    shutil.copy(tmp_path / "file.txt", artifacts)
+    shutil.move(old, new)
+    moved = Store(uri=None, folder=new / "mlruns")
+    moved.log_files(run_id, [tmp_path / "file.txt"], "more")
+    moved.fetch_files(run_id, ["file.txt", "more/file.txt"], tmp_path / "copy")
+    assert (tmp_path / "copy/file.txt").read_text() == (tmp_path / "copy/more/file.txt").read_text() == "content"
+    assert not old.exists()
+    run = MlflowClient(moved.uri).get_run(run_id)
+    assert run.info.artifact_uri.startswith((new / "mlruns/artifacts").as_uri())
+    assert run.data.tags["boxtwin.recipe"] == "1"
+
+
+def test_experiments_whose_artifacts_lie_elsewhere_are_left_alone(tmp_path):
+    store, _ = begun(tmp_path / "project")
+    elsewhere = (tmp_path / "other/artifacts/theirs").as_uri()
+    store.client.create_experiment("theirs", artifact_location=elsewhere)
+    store.client.create_experiment("remote", artifact_location="s3://bucket/artifacts/remote")
+    database = tmp_path / "project/mlruns/mlflow.db"
+    before = sqlite3.connect(database).execute("select * from experiments").fetchall()
+    follow(database)
+    assert sqlite3.connect(database).execute("select * from experiments").fetchall() == before
