@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from boxtwin import labelling
 from boxtwin.composition import Prepared, make_data, make_detector, prepare
-from boxtwin.config import cell_name, flat_params, setting_hash
+from boxtwin.config import RECIPE_VERSION, cell_name, flat_params, setting_hash
 from boxtwin.datasets.images import link_file, remove_leftovers, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.splits import describe
@@ -349,7 +349,12 @@ class _Cell:
 
 
 def _made_by(config: DictConfig) -> dict[str, object]:
-    return provenance(accelerator=accelerator(config), precision=precision(config), threads=config.trainer.threads)
+    return provenance(
+        accelerator=accelerator(config),
+        precision=precision(config),
+        threads=config.trainer.threads,
+        recipe=RECIPE_VERSION,
+    )
 
 
 def _overrides() -> str:

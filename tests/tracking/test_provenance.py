@@ -42,7 +42,7 @@ def test_a_package_installed_into_another_checkout_has_no_commit(package):
 
 
 def test_a_record_survives_the_tags_of_a_run():
-    record = provenance(accelerator="cpu", precision="32-true", threads=3)
+    record = provenance(accelerator="cpu", precision="32-true", threads=3, recipe=RECIPE_VERSION)
     assert (record["device"], record["precision"], record["threads"]) == ("cpu", "32-true", 3)
     assert (record["torch"], record["boxtwin"], record["recipe"]) == (
         torch.__version__,

@@ -11,25 +11,25 @@ from typing import Any
 import torch
 
 import boxtwin
-from boxtwin.config import RECIPE_VERSION
 
 RECORDED = ("clean", "boxtwin", "recipe", "torch", "cuda", "device", "precision", "threads")
 PACKAGE = Path(boxtwin.__file__).resolve().parent
 
 
-def provenance(*, accelerator: str, precision: str, threads: int | None) -> dict[str, Any]:
+def provenance(*, accelerator: str, precision: str, threads: int | None, recipe: int) -> dict[str, Any]:
     """Plain values for ``result.json``.
 
     Args:
         accelerator: what Lightning runs on, such as ``cpu`` or ``cuda``.
         precision: resolved, as Lightning calls it, such as ``bf16-mixed``.
         threads: that torch was told to use; None where it chooses.
+        recipe: version of training and evaluation.
     """
     on_gpu = accelerator in ("cuda", "gpu") and torch.cuda.is_available()
     return {
         **git_state(),
         "boxtwin": boxtwin.__version__,
-        "recipe": RECIPE_VERSION,
+        "recipe": recipe,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "device": torch.cuda.get_device_name() if on_gpu else accelerator,
