@@ -67,8 +67,9 @@ def _unknown(cells: Sequence[Cell]) -> list[str]:
 def _code(cells: Sequence[Cell]) -> list[str]:
     recorded = [cell for cell in cells if cell.provenance.get("commit", "null") != "null"]
     said = []
-    if recorded and len(recorded) < len(cells):
-        said.append(f"{len(cells) - len(recorded)} of {len(cells)} runs do not record the commit of their code.")
+    if len(recorded) < len(cells):
+        some = f"{len(cells) - len(recorded)} of {len(cells)}" if recorded else "These"
+        said.append(f"{some} runs do not record the commit of their code; it is as documented with the study.")
     commits = Counter(
         cell.provenance["commit"][:8] + ("" if cell.provenance.get("clean") == "true" else " with changes")
         for cell in recorded
