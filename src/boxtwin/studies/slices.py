@@ -121,12 +121,13 @@ def slicings(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[Slic
 
 
 def by_test_images(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[list[Row]]:
-    """The conditions of which every cell keeps its matches, gathered by the images they were tested on."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    """The conditions of which every cell keeps its matches, gathered by test images and true counts in these."""
+    groups: dict[tuple[tuple[str, ...], bytes], list[Row]] = {}
     for row in rows:
-        names = {evidence[run].names if run in evidence else () for run in row.runs}
-        if len(names) == 1 and names != {()}:
-            groups.setdefault(names.pop(), []).append(row)
+        known = [evidence[run] for run in row.runs if run in evidence]
+        tested = {(each.names, each.true.tobytes()) for each in known}
+        if len(known) == len(row.runs) and len(tested) == 1:
+            groups.setdefault(tested.pop(), []).append(row)
     return list(groups.values())
 
 
