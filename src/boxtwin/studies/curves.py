@@ -21,6 +21,8 @@ from boxtwin.studies.verdict import count, percent
 # Field of `Row` -> factor to the unit shown, title, and the least height of the axis in that unit: differences that one
 # run alone would make must not fill the picture.
 CURVES = {"ap50": (100.0, "AP50 (higher is better)", 10.0), "count_mae": (1.0, "count MAE (lower is better)", 0.5)}
+LARGEST = {"ap50": 100.0, "count_mae": np.inf}  # no measure is below 0, whatever an interval of two seeds spans
+LETTERS = 14  # of 9 points that go into an inch of a legend
 # Okabe & Ito's colours for the colour-blind; markers and dashes repeat the distinction in black and white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -64,7 +66,7 @@ def draw_curve(axes: Axes, rows: Sequence[Row], measure: str) -> None:
             markersize=7,
             label=label,
         )
-        _band(axes, x, estimates, scale, colour)
+        _band(axes, x, estimates, scale, colour, LARGEST[measure])
         for place, estimate in zip(x, estimates, strict=True):
             if len(estimate.by_seed) > 1:
                 values = [scale * value for _, value in estimate.by_seed]
@@ -98,10 +100,10 @@ def lines_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return lines
 
 
-def _band(axes: Axes, x: np.ndarray, estimates: Sequence[Estimate], scale: float, colour: str) -> None:
+def _band(axes: Axes, x: np.ndarray, estimates: Sequence[Estimate], scale: float, colour: str, largest: float) -> None:
     intervals = [mean_interval([value for _, value in estimate.by_seed]) for estimate in estimates]
-    low = np.array([scale * interval[0] if interval else np.nan for interval in intervals])
-    high = np.array([scale * interval[1] if interval else np.nan for interval in intervals])
+    ends = np.array([interval or (np.nan, np.nan) for interval in intervals], dtype=float).reshape(-1, 2)
+    low, high = np.clip(scale * ends.T, 0.0, largest)
     # Bars carry the band where lines cross, and in black and white; the band ends where there is one seed.
     axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
     known = ~np.isnan(low)
@@ -144,7 +146,8 @@ def _legend(figure: Figure) -> None:
     """Below the curves, where it covers no point; the same lines stand in every panel."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
-        columns = min(len(handles), 2 * len(figure.axes))
+        fitting = int(figure.get_figwidth() * LETTERS / (max(map(len, labels)) + 8))  # 8: the line before the words
+        columns = max(1, min(len(handles), 2 * len(figure.axes), fitting))
         figure.legend(
             handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False, handlelength=3.2
         )
