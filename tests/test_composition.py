@@ -1,12 +1,16 @@
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from small_study import SMALL
+from trained_detectors import make_trained
 
 from boxtwin.composition import load_dataset, make_data, make_detector, prepare
 from boxtwin.config import cell_name, defining_values, register, setting_hash
 from boxtwin.datasets.images import read_image
+from boxtwin.detector.trained import TrainedDetector, write_detector
 from boxtwin.errors import InputError
 from boxtwin.mixing.plan import make_plan
 from boxtwin.sweep import quote_numbers
@@ -211,3 +215,32 @@ def test_the_part_of_the_real_chips_is_the_smaller_split(composed, hrsid200):
     assert set(parts[20].names["train"]) < set(parts[40].names["train"]) < set(parts[60].names["train"])
     assert parts[20].names["test"] == s2.names["test"]
     assert len({sample.group for sample in parts[20].train}) > 10
+
+
+def test_runs_from_weights_are_found_under_the_name_that_older_versions_gave_them(composed, tmp_path):
+    trained = make_trained(architecture="yolov3_nano", channels=1)
+    runs = []
+    for name in ("a", "b"):
+        path = tmp_path / name / "detector.safetensors"
+        write_detector(TrainedDetector(trained.module, 0.5, {"study": name}), path)
+        runs.append(prepare(composed("variations=0", f"detector.weights={path}")))
+    # The file's hash was in the identity, so that each copy of a detector made another run.
+    assert runs[0].identity == runs[1].identity
+    assert len({run.earlier_identities for run in runs}) == 2
+    values = defining_values(runs[0].config)
+    of_file = hashlib.sha256((tmp_path / "a" / "detector.safetensors").read_bytes()).hexdigest()
+    data = {"dataset": runs[0].dataset.digest, "split": runs[0].split.digest, "store": None, "weights": of_file}
+    old = hashlib.sha256(json.dumps({"values": values, **data}, sort_keys=True).encode()).hexdigest()
+    assert runs[0].earlier_identities == (old,)
+    assert prepare(composed("variations=0")).earlier_identities == ()
+
+
+def test_a_condition_is_all_that_defines_a_run_but_its_seed(composed):
+    zero, one, other = (
+        prepare(composed(*v))
+        for v in (["variations=2", "seed=0"], ["variations=2", "seed=1"], ["detector.learning_rate=0.5"])
+    )
+    assert zero.condition == one.condition != other.condition
+    assert zero.identity != one.identity
+    assert set(zero.condition["data"]) == {"train", "val", "test"}
+    assert zero.condition["store"] == zero.library.key

@@ -26,7 +26,7 @@ from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.splits import SIDES, Split, make_split, nested_order, read_split
 from boxtwin.detector.anchors import anchors_from_samples
 from boxtwin.detector.module import DetectorModule
-from boxtwin.detector.pretrained import anchors_of, read_weights
+from boxtwin.detector.pretrained import anchors_of, read_weights, weights_digest
 from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.errors import InputError
 from boxtwin.labels.manual import Manual
@@ -50,6 +50,7 @@ class Prepared:
     split: Split
     library: Library | None  # None without variations
     identity: str  # sha256 of all that defines the cell: settings, data, split, store, initial weights
+    earlier_identities: tuple[str, ...]  # of the same run by older versions
     condition: dict[str, Any]  # the same but for the seed, in the open
 
     @property
@@ -118,8 +119,15 @@ def labelling_cells(config: DictConfig, dataset: Dataset, split: Split) -> list[
     return cells
 
 
+def detector_file(cell: Prepared) -> Path:
+    """Where the detector of a cell without variations is kept for the labels; under an earlier name if it is there."""
+    folder = Path(cell.config.data) / "detectors"
+    files = [folder / f"{identity}.safetensors" for identity in (cell.identity, *cell.earlier_identities)]
+    return next((file for file in files if file.exists()), files[0])
+
+
 def _prepared(config: DictConfig, dataset: Dataset, split: Split, library: Library | None) -> Prepared:
-    weights = _digest_of_file(config.detector.weights)
+    weights = config.detector.weights and weights_digest(Path(config.detector.weights))
     defining: dict[str, Any] = {
         "values": defining_values(config),
         "dataset": dataset.digest,
@@ -129,12 +137,15 @@ def _prepared(config: DictConfig, dataset: Dataset, split: Split, library: Libra
     }
     if RECIPE_VERSION > 1:  # the first version is that of runs from before there were versions
         defining["recipe"] = RECIPE_VERSION
-    identity = hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
+    # Older versions took the hash of the whole file of weights for that of its tensors.
+    of_file = config.detector.weights and hashlib.sha256(Path(config.detector.weights).read_bytes()).hexdigest()
+    identity, earlier = (_hash_of(defining | {"weights": digest}) for digest in (weights, of_file))
     # The images and labels of each side by themselves: training images may be added, and the test stays the same.
     sides = {side: digest_of(split.side(side), dataset.classes) for side in SIDES}
     extra = {key: value for key, value in defining.items() if key not in ("values", "dataset", "split", "weights")}
     return Prepared(
         *(config, dataset, split, library, identity),
+        () if earlier == identity else (earlier,),
         condition_of(config, {"data": sides, "recipe": RECIPE_VERSION, **extra}, weights=weights),
     )
 
@@ -296,7 +307,7 @@ def _identity_of_labels(config: DictConfig, dataset: Dataset, split: Split, gene
     return {
         "name": labels.name,
         **{key: value.name if isinstance(value, Enum) else value for key, value in settings.items()},
-        "detectors": [cell.identity for cell in labelling_cells(config, dataset, split)],
+        "detectors": [detector_file(cell).stem for cell in labelling_cells(config, dataset, split)],
     }
 
 
@@ -317,10 +328,5 @@ def _anchors(config: DictConfig, real: Sequence[Sample]) -> Any:
     )
 
 
-def _digest_of_file(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"detector.weights={path} cannot be read: {error.strerror}") from None
+def _hash_of(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

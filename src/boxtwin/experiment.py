@@ -69,6 +69,7 @@ def run_cell(config: DictConfig) -> dict[str, float]:
             study=config.study,
             name=name,
             identity=cell.identity,
+            earlier_identities=cell.earlier_identities,
             params=flat_params(config),
             tags={
                 "boxtwin.setting": setting_hash(config),
@@ -89,7 +90,7 @@ def run_cell(config: DictConfig) -> dict[str, float]:
             )
             return run.metrics
         work = _Cell(cell, store, run.run_id, output)
-        source = None if config.rerun else store.finished_elsewhere(cell.identity)
+        source = None if config.rerun else store.finished_elsewhere(cell.identity, *cell.earlier_identities)
         try:
             if run.finished:
                 store.reopen(run.run_id)

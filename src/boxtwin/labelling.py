@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from boxtwin import locks
-from boxtwin.composition import Prepared, labelling_cells, make_data, make_detector
+from boxtwin.composition import Prepared, detector_file, labelling_cells, make_data, make_detector
 from boxtwin.config import Confirmed, cell_name
 from boxtwin.datasets.images import Pixels, as_grey, link_file
 from boxtwin.datasets.sample import Detections, Sample
@@ -82,7 +82,7 @@ def make_judge(cell: Prepared) -> Transfer:
 
 def keep_detector(cell: Prepared, file: Path) -> None:
     """Leave the detector of a cell without variations where labels look for it."""
-    path = _path(cell)
+    path = detector_file(cell)
     if cell.per_image == 0 and not path.exists():
         link_file(file, path)
 
@@ -151,7 +151,7 @@ def _member(alone: Prepared, title: str) -> Member:
 
 
 def _trained(alone: Prepared, title: str) -> TrainedDetector:
-    path = _path(alone)
+    path = detector_file(alone)
     if not path.exists():
         with locks.alone(path.with_suffix(".lock"), f"{title}: another process is training it; waiting"):
             if not path.exists():
@@ -197,10 +197,6 @@ def _empty(width: int, height: int) -> Sample:
     none = np.zeros(0)
     boxes, labels, crowd = np.zeros((0, 4), np.float32), none.astype(np.int64), none.astype(bool)
     return Sample("image", Path("image"), width, height, 0, boxes, labels, none, crowd)
-
-
-def _path(cell: Prepared) -> Path:
-    return Path(cell.config.data) / "detectors" / f"{cell.identity}.safetensors"
 
 
 def _device(cell: Prepared) -> str:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from trained_detectors import make_trained
 
-from boxtwin.detector.pretrained import anchors_of, read_weights
-from boxtwin.detector.trained import write_detector
+from boxtwin.detector.pretrained import anchors_of, read_weights, weights_digest
+from boxtwin.detector.trained import TrainedDetector, write_detector
 from boxtwin.detector.yolov3 import YOLOv3
 from boxtwin.errors import InputError
 
@@ -49,3 +49,21 @@ def test_other_networks_and_files_without_anchors_are_refused(tmp_path: Path) ->
         read_weights(YOLOv3("yolov3_tiny", 2, ANCHORS), path)
     with pytest.raises(InputError, match=r"tiny\.weights holds no anchors"):
         anchors_of(tmp_path / "tiny.weights")
+
+
+def test_the_same_tensors_are_the_same_weights_whatever_run_they_come_from(tmp_path: Path) -> None:
+    source = make_trained(architecture="yolov3_nano")
+    digests = []
+    for name, threshold in (("a", 0.5), ("b", 0.25)):
+        path = tmp_path / name / "detector.safetensors"
+        write_detector(TrainedDetector(source.module, threshold, {"study": name}), path)
+        digests.append(weights_digest(path))
+    assert digests[0] == digests[1]
+    assert len({(tmp_path / name / "detector.safetensors").read_bytes() for name in "ab"}) == 2
+    with torch.no_grad():
+        source.module.network.heads[0].predict.bias[0] += 1e-3
+    write_detector(source, tmp_path / "c" / "detector.safetensors")
+    assert weights_digest(tmp_path / "c" / "detector.safetensors") != digests[0]
+    (tmp_path / "detector.safetensors").write_bytes(path.read_bytes()[:40])
+    with pytest.raises(InputError, match="damaged"):
+        weights_digest(tmp_path / "detector.safetensors")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from boxtwin.detector.darknet_weights import DarknetReport, convolution_of, read_darknet, tensors_of
-from boxtwin.detector.trained import FILE, read_detector
+from boxtwin.detector.trained import ENTRY, FILE, read_detector
 from boxtwin.detector.yolov3 import Anchors, YOLOv3
 from boxtwin.errors import InputError
 
@@ -39,6 +41,34 @@ def read_weights(network: YOLOv3, path: Path) -> DarknetReport:
             else:
                 skipped.append(index)
     return DarknetReport(tuple(loaded), tuple(skipped), 0)
+
+
+def weights_digest(path: Path) -> str:
+    """Sha256 of what a file of initial weights gives to a network: the same detector made again has the same.
+
+    Of a ``detector.safetensors`` tensors and anchors count, not the run that it comes from. Darknet's files hold
+    nothing but weights.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"detector.weights={path} cannot be read: {error.strerror}") from None
+    if path.suffix != ENDING:
+        return hashlib.sha256(content).hexdigest()
+    # https://huggingface.co/docs/safetensors: length of the header (8 bytes), header, tensors.
+    try:
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:end])
+        about = json.loads(header.pop("__metadata__")[ENTRY])["hyper_parameters"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"detector.weights={path} is no {FILE}, or is damaged") from None
+    given = {"tensors": header, **{key: about.get(key) for key in ("architecture", "anchors")}}
+    total = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
+    total.update(content[end:])
+    return total.hexdigest()
 
 
 def anchors_of(path: Path) -> Anchors:

@@ -124,6 +124,7 @@ class Store:
         study: str,
         name: str,
         identity: str,
+        earlier_identities: Sequence[str] = (),
         params: Mapping[str, object],
         tags: Mapping[str, str],
         made_by: Mapping[str, str] = MappingProxyType({}),
@@ -131,16 +132,21 @@ class Store:
         """Begin the run of a cell, or go on with the one that an earlier process left.
 
         A cell has one run in a study: a finished one is handed back as it is, any other is taken up again. ``made_by``
-        are tags of the code at hand, for a run that is not finished.
+        are tags of the code at hand, for a run that is not finished; ``earlier_identities`` are those that older
+        versions gave to the same run.
         """
         experiment_id = self.experiment(study)
         with self._lock:
-            earlier = self.client.search_runs(
-                [experiment_id],
-                f"tags.`{IDENTITY_TAG}` = '{identity}'",
-                run_view_type=ViewType.ACTIVE_ONLY,
-                order_by=["attributes.start_time DESC"],
-            )
+            earlier = [
+                run
+                for each in (identity, *earlier_identities)
+                for run in self.client.search_runs(
+                    [experiment_id],
+                    f"tags.`{IDENTITY_TAG}` = '{each}'",
+                    run_view_type=ViewType.ACTIVE_ONLY,
+                    order_by=["attributes.start_time DESC"],
+                )
+            ]
             finished = next((run for run in earlier if run.info.status == "FINISHED"), None)
             if finished is not None:
                 return CellRun(finished.info.run_id, True, dict(finished.data.metrics), dict(finished.data.tags))
@@ -159,16 +165,19 @@ class Store:
         )
         return CellRun(run.info.run_id, False, {}, {})
 
-    def finished_elsewhere(self, identity: str) -> Run | None:
+    def finished_elsewhere(self, *identities: str) -> Run | None:
         """The oldest finished run of a cell in any study that is not deleted; None if there is none."""
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
-        found = self.client.search_runs(
-            experiments,
-            f"tags.`{IDENTITY_TAG}` = '{identity}' and attributes.status = 'FINISHED'",
-            order_by=["attributes.start_time ASC"],
-            max_results=1,
-        )
-        return found[0] if found else None
+        for identity in identities:
+            found = self.client.search_runs(
+                experiments,
+                f"tags.`{IDENTITY_TAG}` = '{identity}' and attributes.status = 'FINISHED'",
+                order_by=["attributes.start_time ASC"],
+                max_results=1,
+            )
+            if found:
+                return found[0]
+        return None
 
     def study_of(self, run: Run) -> str:
         """The name of the study that a run belongs to."""
