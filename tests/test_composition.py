@@ -89,7 +89,7 @@ def test_crops_and_tiles_reach_the_data_and_grey_images_have_one_channel(compose
     assert next(iter(data.train_dataloader())).images.shape == (8, 1, 32, 32)
     shown = next(iter(data.test_dataloader()))
     assert shown.images.shape == (8, 1, 48, 48)
-    assert shown.image_ids.tolist() == [cell.split.test[i].image_id for i in (0, 0, 0, 0, 1, 1, 1, 1)]
+    assert list(shown.image_ids) == [cell.split.test[i].image_id for i in (0, 0, 0, 0, 1, 1, 1, 1)]
     assert module.hparams["tile"] == 48
     assert len(module.merge(module.detect(shown))) == 2
     # A crop that is larger than the image is the image.

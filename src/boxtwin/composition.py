@@ -28,7 +28,7 @@ from boxtwin.detector.anchors import anchors_from_samples
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.pretrained import anchors_of, read_weights, weights_digest
 from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, STRIDES
-from boxtwin.errors import InputError
+from boxtwin.errors import DataError, InputError
 from boxtwin.labels.manual import Manual
 from boxtwin.mixing.datamodule import StudyDataModule, input_channels, white_level
 from boxtwin.mixing.plan import Plan
@@ -100,6 +100,11 @@ def prepare(config: DictConfig) -> Prepared:
     for side in ("train", "val", "test"):
         if not sum(len(sample.object_boxes) for sample in split.side(side)):
             raise InputError(f"split {split.name}: no object in any of the {len(split.side(side))} {side} images")
+    if copies := split.near_copies():
+        log.warning(
+            "split %s: %d pairs of images look nearly the same and stand on two sides: %s",
+            *(split.name, len(copies), "; ".join(copies[:3])),
+        )
     warn_of_object_sizes(config, split)
     library = _library(config, dataset, split) if config.variations.per_image else None
     return _prepared(config, dataset, split, library)
@@ -156,16 +161,20 @@ def load_dataset(config: DictConfig) -> Dataset:
     root = Path(node.root)
     if node.build is not None:
         sar_scenes.build(root, **OmegaConf.to_container(node.build))  # type: ignore[arg-type]
-    dataset = read_coco(
-        name=node.name,
-        images=root / node.images,
-        annotations=root / node.annotations,
-        group_by=config.split.group_by,
-        on_bad_box=node.on_bad_box.value,
-    )
-    if dataset.repairs:
-        done = ", ".join(f"{count} {action}" for action, count in dataset.repairs.items())
-        log.warning("%s: bad boxes, on_bad_box=%s: %s", dataset.name, node.on_bad_box.value, done)
+    try:
+        dataset = read_coco(
+            name=node.name,
+            images=root / node.images,
+            annotations=root / node.annotations,
+            group_by=config.split.group_by,
+            on_bad_box=node.on_bad_box.value,
+            crowds=node.crowds.value,
+            on_duplicate_box=node.on_duplicate_box.value,
+        )
+    except InputError as error:
+        raise DataError(str(error)) from None
+    for remark in dataset.remarks:
+        log.warning("%s: %s", dataset.name, remark)
     return dataset
 
 

@@ -25,6 +25,21 @@ class OnBadBox(Enum):
     drop = "drop"
 
 
+class Crowds(Enum):
+    """What annotations with iscrowd 1 are: crowds, neither learnt nor counted, or objects that were drawn as masks."""
+
+    ignore = "ignore"
+    objects = "objects"
+
+
+class OnDuplicateBox(Enum):
+    """What to do with boxes that repeat another one of the same class in their image."""
+
+    warn = "warn"
+    merge = "merge"
+    error = "error"
+
+
 class Speckle(Enum):
     """What the pixel values of a radar's images stand for: received amplitude, or power, its square."""
 
@@ -112,6 +127,8 @@ class DatasetConfig:
     annotations: str = MISSING
     group_by: str | None = None
     on_bad_box: OnBadBox = OnBadBox.error
+    crowds: Crowds = Crowds.ignore
+    on_duplicate_box: OnDuplicateBox = OnDuplicateBox.warn
     image_size: int = MISSING
     speckle: Speckle | None = None
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -310,6 +327,8 @@ _NOT_DEFINING = {
 # setting. A setting is left out of a run's identity while it has this value, so that older runs are found again.
 ADDED_SETTINGS: dict[str, Any] = {
     "split.train_size": None,
+    "dataset.crowds": "ignore",
+    "dataset.on_duplicate_box": "warn",
 }
 # The version of what training and evaluation compute from the same settings and data. Raise it when results change.
 RECIPE_VERSION = 1

@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The message says what is wrong, where it stands and how to mend it; it is shown alone, without a traceback.
     """
+
+
+class DataError(InputError):
+    """A data set is wrong, whatever the other settings are: no other run on it can succeed either."""

@@ -20,10 +20,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.config import VariationsConfig, cell_name, register, short_hash
-from boxtwin.errors import InputError
+from boxtwin.errors import DataError, InputError
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +118,11 @@ class Sweep:
             said += f"; about {_duration((time.time() - self.started) / new * left)} left"
         return said
 
+    def data_error(self, data: str) -> str | None:
+        """What another job has found wrong with the same data set (see `_data_of`)."""
+        notes = [json.loads(note.read_text()) for note in Path(self.notes).glob("*.json")]
+        return next((note["reason"] for note in notes if note.get("data") == data), None)
+
     def note_of(self, overrides: Sequence[str]) -> Path:
         """Where the job with these overrides leaves its note."""
         return Path(self.notes) / f"{short_hash(list(overrides))}.json"
@@ -160,8 +165,11 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
     if sweep is not None:
         new = not (Path(hydra.runtime.output_dir) / RESULT_FILE).exists()
         note = _Note(sweep.note_of(hydra.overrides.task), _name_of(config), new=new)
-    reason, mendable = None, False
+    reason, mendable, data = None, False, None
+    known = sweep.data_error(_data_of(config)) if sweep is not None else None
     try:
+        if known is not None:  # all data are read and checked once for a sweep, not once for each of its jobs
+            raise DataError(known)
         work(config)
     except Exception as error:
         mendable = isinstance(error, InputError)
@@ -174,10 +182,12 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
             _failed += 1
             log.error("%s", reason)
             return
+        data = _data_of(config) if isinstance(error, DataError) else None
         # The list at the end of the sweep has the whole message, once for all cells that share it.
-        log.error("%s FAILED: %s", _name_of(config), reason.splitlines()[0])
+        if known is None:
+            log.error("%s FAILED: %s", _name_of(config), reason.splitlines()[0])
     if note is not None and sweep is not None:
-        note.write(ended=True, reason=reason, mendable=mendable)
+        note.write(ended=True, reason=reason, mendable=mendable, data=data)
         log.info("%s", sweep.progress())
 
 
@@ -212,6 +222,13 @@ def report_failures(outcomes: Sequence[Outcome]) -> None:
         for reason, cells in reasons.items():
             lines += [f"  {', '.join(cells)}:", *(f"    {line}" for line in reason.splitlines())]
         log.error("\n".join(lines))
+
+
+def _data_of(config: DictConfig) -> str:
+    """Equal for configurations that read the same data set in the same way."""
+    plain = OmegaConf.to_container(config, enum_to_str=True)
+    assert isinstance(plain, dict)
+    return short_hash([plain.get("data"), plain.get("dataset"), (plain.get("split") or {}).get("group_by")])
 
 
 def _name_of(config: DictConfig) -> str:

@@ -158,7 +158,7 @@ def test_a_scene_on_two_sides_is_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
+        ("{", "is not valid JSON"),
         ("[]", "has no split called s; it has no names at all"),
         ({"s1": {}, "s2": {}}, "has no split called s; it has s1, s2"),
         ({"s": []}, "needs three lists"),

@@ -51,7 +51,7 @@ def collate(items: list[tuple[int, Image]]) -> Batch:
         boxes=torch.from_numpy(np.concatenate(boxes)).float(),
         labels=torch.from_numpy(np.concatenate([image[2] for _, image in items])),
         box_image=torch.tensor([place for place, b in enumerate(boxes) for _ in b], dtype=torch.long),
-        image_ids=torch.tensor([number for number, _ in items]),
+        image_ids=tuple(number for number, _ in items),
         letterbox=torch.tensor([[1.0, 0.0, 0.0]] * len(items)),
         file_size=torch.tensor([[SIZE, SIZE]] * len(items)),
         own=torch.tensor([[-torch.inf, -torch.inf, torch.inf, torch.inf]] * len(items)),

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     boxes: Float[Tensor, "objects 4"]
     labels: Int[Tensor, " objects"]
     box_image: Int[Tensor, " objects"]
-    image_ids: Int[Tensor, " batch"]
+    image_ids: tuple[int, ...]  # of any size: those of the annotation file
     letterbox: Float[Tensor, "batch 3"]
     file_size: Int[Tensor, "batch 2"]  # width, height of the image file
     own: Float[Tensor, "batch 4"]  # xyxy, pixels of the image file

@@ -7,56 +7,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import time
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from boxtwin.boxes import clip_xyxy
+from boxtwin.datasets.coco_json import fault_of_name, file_key, find_files, merge_categories, read_content
+from boxtwin.datasets.coco_objects import (
+    BadBoxPolicy,
+    CocoObject,
+    DuplicateBoxPolicy,
+    read_objects,
+    without_repeats,
+)
+from boxtwin.datasets.doubles import Look, join_groups, look_of, roboflow_name, same_pixels
 from boxtwin.datasets.images import read_image
+from boxtwin.datasets.problems import Problems, shown, some
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
 
-BadBoxPolicy = Literal["error", "clip", "drop"]
+CrowdPolicy = Literal["ignore", "objects"]
 
-# Boxes are often written with two decimals; an overhang below that is rounding, not an error.
-ROUNDING = 0.01
-OFFENDERS_SHOWN = 10
+Content = dict[str, list[dict[str, Any]]]
 RESTED_NS = 3_000_000_000  # the coarsest clock of a file system in use, FAT's, ticks every 2 s
-
-
-@dataclass
-class _Problems:
-    """What is wrong with a data set, gathered so that one error can tell it all."""
-
-    offenders: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, kind: str, offender: object) -> None:
-        self.offenders[kind].append(str(offender))
-
-    def raise_if_any(self, annotations: Path) -> None:
-        if not self.offenders:
-            return
-        total = sum(len(found) for found in self.offenders.values())
-        lines = [f"{annotations}: {total} problem(s), nothing was used:"]
-        for kind, found in self.offenders.items():
-            lines.append(f"  {kind}: {len(found)}")
-            lines += [f"    {offender}" for offender in found[:OFFENDERS_SHOWN]]
-            if len(found) > OFFENDERS_SHOWN:
-                lines.append(f"    … and {len(found) - OFFENDERS_SHOWN} more")
-        if any(kind.startswith("box") for kind in self.offenders):
-            lines.append("Mend the file, or choose dataset.on_bad_box=clip (cut boxes at the border) or =drop.")
-        else:
-            lines.append("Mend the file or the folder and start again.")
-        raise InputError("\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -67,16 +47,7 @@ class _File:
     height: int = 0
     sha256: str = ""
     error: str = ""
-
-
-@dataclass(frozen=True)
-class _Object:
-    """One annotation after the checks; ``box`` is xyxy in pixels."""
-
-    category_id: int
-    box: tuple[float, float, float, float]
-    area: float
-    crowd: bool
+    look: Look | None = None
 
 
 # Every cell of a sweep checks the data set, in one process: an image that has not been touched since an earlier cell
@@ -98,148 +69,57 @@ def _inspect(path: Path) -> _File:
         pixels = read_image(path)
     except OSError as error:
         return _File(error=str(error))
-    file = _File(pixels.shape[1], pixels.shape[0], hashlib.sha256(content).hexdigest())
+    file = _File(pixels.shape[1], pixels.shape[0], hashlib.sha256(content).hexdigest(), look=look_of(pixels))
     # Two writes within one tick of the file system's clock leave the same times; a file that has rested is past that.
     if time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > RESTED_NS:
         _inspected[path.absolute()] = (state, file)
     return file
 
 
-def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist; set dataset.root (and dataset.annotations) to your COCO data set"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    wanted: dict[str, tuple[str, ...]] = {
-        "images": ("id", "file_name"),
-        "annotations": ("id", "image_id", "category_id", "bbox"),
-        "categories": ("id", "name"),
-    }
-    for key, fields in wanted.items():
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise InputError(f"{path}: a COCO detection file needs a list under '{key}'")
-        for position, entry in enumerate(content[key]):
-            missing = [name for name in fields if not isinstance(entry, dict) or name not in entry]
-            if missing:
-                raise InputError(f"{path}: {key}[{position}] lacks {', '.join(missing)}")
-            for name in fields:
-                if not name.endswith("id"):
-                    continue
-                if not _is_whole(entry[name]):
-                    raise InputError(f"{path}: {key}[{position}]: {name} must be a whole number, not {entry[name]!r}")
-                entry[name] = int(entry[name])
-            if key == "images" and not isinstance(entry["file_name"], str):
-                raise InputError(f"{path}: images[{position}]: file_name must be text, not {entry['file_name']!r}")
-    return content
-
-
-def _is_whole(value: object) -> bool:
-    # Some tools write every number with a point: 7.0 is the id 7.
-    return value.is_integer() if isinstance(value, float) else type(value) is int
-
-
-def _duplicates(values: Sequence[object]) -> list[object]:
-    return [value for value, times in Counter(values).items() if times > 1]
-
-
-def _check_ids(content: dict[str, Any], problems: _Problems) -> None:
-    for key in ("images", "annotations", "categories"):
-        for duplicate in _duplicates([entry["id"] for entry in content[key]]):
-            problems.add(f"duplicate ids in {key}", duplicate)
-    for duplicate in _duplicates([str(PurePosixPath(entry["file_name"])) for entry in content["images"]]):
-        problems.add("file names used twice", duplicate)
-    images = {entry["id"] for entry in content["images"]}
-    categories = {entry["id"] for entry in content["categories"]}
-    for entry in content["annotations"]:
-        if entry["image_id"] not in images:
-            problems.add("annotations of unknown images", f"annotation {entry['id']}: image_id {entry['image_id']}")
-        if entry["category_id"] not in categories:
-            problems.add(
-                "annotations of unknown categories", f"annotation {entry['id']}: category_id {entry['category_id']}"
-            )
-
-
-def _is_inside(file_name: str) -> bool:
-    path = PurePosixPath(file_name.replace("\\", "/"))
-    return not path.is_absolute() and ".." not in path.parts and ":" not in path.parts[0] if path.parts else False
-
-
-def _check_files(content: dict[str, Any], folder: Path, problems: _Problems) -> dict[int, _File]:
-    """Decode every image once: a file cut short shows only then."""
+def _check_files(content: Content, folder: Path, problems: Problems) -> dict[int, _File]:
+    """Decode every image once: a file cut short shows only then. Each entry gets the ``path`` of its file."""
     safe = []
     for entry in content["images"]:
-        if not _is_inside(str(entry["file_name"])):
-            problems.add("file names that point outside the image folder", entry["file_name"])
+        if fault := fault_of_name(entry["file_name"]):
+            problems.add(fault, entry["file_name"])
         else:
             safe.append(entry)
+    paths = find_files([entry["file_name"] for entry in safe], folder)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        found = pool.map(_inspect, [folder / entry["file_name"] for entry in safe])
+        found = pool.map(_inspect, paths)
         # Silent for the few hundred images of a small data set: they take a second or two.
         files = list(tqdm(found, total=len(safe), desc="checking images", unit="image", disable=len(safe) < 1000))
     result = {}
-    for entry, file in zip(safe, files, strict=True):
+    for entry, path, file in zip(safe, paths, files, strict=True):
+        entry["path"] = path
         if file.error:
-            missing = not (folder / entry["file_name"]).exists()
-            problems.add(f"images {'missing from' if missing else 'unreadable in'} {folder}", entry["file_name"])
+            if path.exists():
+                problems.add(f"images unreadable in {folder}", entry["file_name"])
+            else:
+                problems.add(
+                    f"images missing from {folder}", entry["file_name"], _where_else(entry["file_name"], folder)
+                )
             continue
         told = (entry.get("width", file.width), entry.get("height", file.height))
         if told != (file.width, file.height):
             problems.add(
                 "images of another size than told",
                 f"{entry['file_name']}: {told[0]} x {told[1]} told, {file.width} x {file.height} found",
+                "Boxes are in pixels of the images that were labelled: take those, or export the labels for these.",
             )
         result[entry["id"]] = file
     return result
 
 
-def _numbers(bbox: object) -> tuple[float, float, float, float] | None:
-    if not isinstance(bbox, list) or len(bbox) != 4:
-        return None
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in bbox):
-        return None
-    try:
-        x, y, w, h = (float(value) for value in bbox)
-    except OverflowError:
-        return None
-    return x, y, w, h
-
-
-def _area(annotation: dict[str, Any], box: tuple[float, float, float, float], *, clipped: bool) -> float | None:
-    """The annotation's own area, or that of its box where it tells none; None if what it tells is no area.
-
-    Nothing is left of what was cut off: the area of a clipped object is its clipped box's at most.
-    """
-    of_box = (box[2] - box[0]) * (box[3] - box[1])
-    told = annotation.get("area") or of_box
-    try:
-        own = float(told)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if not math.isfinite(own) or own < 0:
-        return None
-    return min(own, of_box) if clipped else own
-
-
-def _check_box(bbox: object, file: _File) -> tuple[str, tuple[float, float, float, float] | None]:
-    """Name what is wrong with an xywh box ("" if nothing), and give the xyxy box left after clipping, if any."""
-    numbers = _numbers(bbox)
-    if numbers is None or not all(map(math.isfinite, numbers)):
-        return "boxes that are not four finite numbers", None
-    x, y, w, h = numbers
-    if w <= ROUNDING or h <= ROUNDING:
-        return "boxes that are empty", None
-    x1, y1, x2, y2 = clip_xyxy(np.array([x, y, x + w, y + h]), file.width, file.height).tolist()
-    if x2 - x1 <= ROUNDING or y2 - y1 <= ROUNDING:
-        return "boxes that lie outside their image", None
-    overhang = max(-x, -y, x + w - file.width, y + h - file.height)
-    fault = "boxes that reach outside their image" if overhang > ROUNDING else ""
-    return fault, (x1, y1, x2, y2)
+def _where_else(name: str, folder: Path) -> str:
+    """How to mend a missing image whose name begins with the folder's own."""
+    path = Path(file_key(name))
+    if path.parts[0] != folder.name or not (folder.parent / path).exists():
+        return ""
+    return (
+        f"The file names begin with {folder.name}/ already, so that it stands twice in the path: "
+        "set dataset.images to the folder above, dataset.images=. where it is dataset.root."
+    )
 
 
 def read_coco(
@@ -249,6 +129,8 @@ def read_coco(
     annotations: Path,
     group_by: str | None = None,
     on_bad_box: BadBoxPolicy = "error",
+    crowds: CrowdPolicy = "ignore",
+    on_duplicate_box: DuplicateBoxPolicy = "warn",
 ) -> Dataset:
     """Read a COCO detection set and check all of it.
 
@@ -257,63 +139,50 @@ def read_coco(
         images: folder that the file names start from.
         annotations: the COCO file.
         group_by: regular expression whose first group, found in the file name, names the group (scene) that must stay
-            on one side of a split; None makes every image its own group.
+            on one side of a split; None makes every image its own group, but the copies of one image that Roboflow has
+            written. Images with the same pixels are always of one group.
         on_bad_box: what to do with boxes that are empty, not finite or reach outside their image. ``clip`` cuts them
             off at the border and drops those of which nothing is left; ``drop`` drops them; both count in `repairs`.
+        crowds: whether annotations with ``iscrowd`` are crowds, neither learnt nor counted, or single ``objects`` that
+            were drawn as masks.
+        on_duplicate_box: what to do with boxes that repeat another one of the same class in their image. ``merge``
+            keeps the first.
 
     Raises:
-        InputError: lists everything that is wrong, how many of each kind, and the first ten offenders.
+        InputError: lists everything that is wrong, how many of each kind, and the first ten offenders; or ``group_by``
+            is no regular expression with a group.
     """
-    content = _load_json(annotations)
-    problems = _Problems()
-    _check_ids(content, problems)
-    files = _check_files(content, images, problems)
-
-    repairs: Counter[str] = Counter()
-    objects: dict[int, list[_Object]] = defaultdict(list)
-    # In the order of their ids: the same annotations are the same data in whatever order the file lists them.
-    for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
-        file = files.get(entry["image_id"])
-        if file is None:
-            continue
-        fault, box = _check_box(entry["bbox"], file)
-        if fault and on_bad_box == "error":
-            problems.add(fault, f"annotation {entry['id']} of image {entry['image_id']}: bbox {entry['bbox']}")
-        elif fault and (on_bad_box == "drop" or box is None):
-            repairs["dropped"] += 1
-        else:
-            assert box is not None
-            repairs["clipped"] += bool(fault)
-            area = _area(entry, box, clipped=bool(fault))
-            if area is None:
-                problems.add(
-                    "areas that are not finite and positive",
-                    f"annotation {entry['id']} of image {entry['image_id']}: area {entry['area']}",
-                )
-                continue
-            objects[entry["image_id"]].append(_Object(entry["category_id"], box, area, bool(entry.get("iscrowd", 0))))
-
     pattern = _compile_group(group_by)
-    groups: dict[int, str] = {}
-    for entry in content["images"]:
-        match = pattern.search(entry["file_name"]) if pattern else None
-        group = match.group(1) if match else None
-        if pattern and not group:
-            problems.add(f"file names in which group_by={group_by!r} finds nothing", entry["file_name"])
-        groups[entry["id"]] = group or entry["file_name"]
+    problems, remarks = Problems(), []
+    content = read_content(annotations, problems)
+    for label, ids in merge_categories(content, problems).items():
+        remarks.append(f"category '{shown(label)}' stands there {len(ids)} times (ids {ids}): taken for one class")
+    files = _check_files(content, images, problems)
+    sizes = {number: (file.width, file.height) for number, file in files.items()}
+    objects, repairs = read_objects(content, sizes, on_bad_box, problems, remarks)
+    objects = without_repeats(content, objects, on_duplicate_box, repairs, problems, remarks)
+    crowd = [(entry, one) for entry in content["images"] for one in objects[entry["id"]] if one.crowd]
+    if crowd:
+        total, where = sum(map(len, objects.values())), sorted({entry["file_name"] for entry, _ in crowd})
+        remarks.append(
+            f"{len(crowd)} of {total} annotations in {len(where)} images ({some(where)}) are crowds, iscrowd 1: "
+            + ("taken for single objects" if crowds == "objects" else "neither learnt nor counted. ")
+            + ("" if crowds == "objects" else "If they are single objects drawn as masks, set dataset.crowds=objects")
+        )
     if not content["categories"]:
         problems.add("no categories", annotations)
     if not content["images"]:
         problems.add("no images", annotations)
+    groups = _group(content, files, pattern, problems, remarks)
     problems.raise_if_any(annotations)
 
     categories = sorted(content["categories"], key=lambda category: category["id"])
     class_of = {category["id"]: index for index, category in enumerate(categories)}
     samples = tuple(
-        _sample(entry, images, files[entry["id"]], objects[entry["id"]], class_of, groups[entry["id"]])
-        for entry in sorted(content["images"], key=lambda entry: str(entry["file_name"]))
+        _sample(entry, files[entry["id"]], objects[entry["id"]], class_of, groups[entry["file_name"]], crowds)
+        for entry in sorted(content["images"], key=lambda entry: entry["file_name"])
     )
-    classes = tuple(str(category["name"]) for category in categories)
+    classes = tuple(category["name"] for category in categories)
     return Dataset(
         name=name,
         classes=classes,
@@ -321,7 +190,43 @@ def read_coco(
         samples=samples,
         digest=digest_of(samples, classes),
         repairs={action: count for action, count in repairs.items() if count},
+        remarks=tuple(remarks),
     )
+
+
+def _group(
+    content: Content,
+    files: Mapping[int, _File],
+    pattern: re.Pattern[str] | None,
+    problems: Problems,
+    remarks: list[str],
+) -> dict[str, str]:
+    """The group (scene) of every image, by its name."""
+    groups: dict[str, str] = {}
+    copies: dict[str, list[str]] = defaultdict(list)
+    for entry in content["images"]:
+        name = entry["file_name"]
+        match = pattern.search(name) if pattern else None
+        group = match.group(1) if match else None
+        if pattern and not group:
+            problems.add(f"file names in which group_by={pattern.pattern!r} finds nothing", name)
+        groups[name] = group or name
+        if pattern is None and (original := roboflow_name(name)):
+            copies[original].append(name)
+    same = same_pixels({e["file_name"]: files[e["id"]].look for e in content["images"] if e["id"] in files})
+    if same:
+        pairs = [" = ".join(names[:3]) for names in same]
+        remarks.append(
+            f"{sum(map(len, same))} images are {len(same)} different ones: the others are the same pixels under other "
+            f"names ({some(pairs)}). They are kept on one side of a split"
+        )
+    copied = [names for names in copies.values() if len(names) > 1]
+    if copied:
+        remarks.append(
+            f"{sum(map(len, copied))} images are Roboflow's copies of {len(copied)} originals ({some(copied[0])}): "
+            "kept on one side of a split"
+        )
+    return join_groups(groups, [*same, *copied])
 
 
 def _compile_group(group_by: str | None) -> re.Pattern[str] | None:
@@ -338,24 +243,25 @@ def _compile_group(group_by: str | None) -> re.Pattern[str] | None:
 
 def _sample(
     entry: dict[str, Any],
-    folder: Path,
     file: _File,
-    objects: list[_Object],
+    objects: list[CocoObject],
     class_of: dict[int, int],
     group: str,
+    crowds: CrowdPolicy,
 ) -> Sample:
     return Sample(
         name=entry["file_name"],
-        path=folder / entry["file_name"],
+        path=entry["path"],
         width=file.width,
         height=file.height,
         image_id=entry["id"],
         boxes=np.array([one.box for one in objects], dtype=np.float32).reshape(-1, 4),
         labels=np.array([class_of[one.category_id] for one in objects], dtype=np.int64),
         areas=np.array([one.area for one in objects], dtype=np.float64),
-        crowd=np.array([one.crowd for one in objects], dtype=bool),
+        crowd=np.array([one.crowd and crowds == "ignore" for one in objects], dtype=bool),
         group=group,
         sha256=file.sha256,
+        look=file.look,
     )
 
 

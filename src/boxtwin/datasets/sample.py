@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from boxtwin.boxes import Box
+from boxtwin.datasets.doubles import Look
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Sample:
     group: str = ""  # images of one group (scene) stay on one side of a split
     lineage: Lineage | None = None
     sha256: str = ""  # of the image file's bytes
+    look: Look | None = None  # what it looks like, to find copies; None: not known, or nothing to see
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
@@ -76,6 +78,7 @@ class Dataset:
     samples: tuple[Sample, ...]
     digest: str  # sha256 over annotations and image bytes
     repairs: dict[str, int] = field(default_factory=dict)  # what `on_bad_box` did: {"clipped": 3, "dropped": 1}
+    remarks: tuple[str, ...] = ()  # what a user should know before anything is done with it
 
 
 @dataclass(frozen=True)

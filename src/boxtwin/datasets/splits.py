@@ -8,10 +8,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
+from boxtwin.datasets.coco_json import file_key, load_json
+from boxtwin.datasets.doubles import nearly_same
 from boxtwin.datasets.images import write_bytes_atomically
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
@@ -29,6 +32,18 @@ class Split:
     test: tuple[Sample, ...]
 
     def __post_init__(self) -> None:
+        seen: dict[str, tuple[str, str]] = {}  # pixels: side and name
+        shared = []
+        for side in SIDES:
+            for sample in self.side(side):
+                other, name = seen.setdefault(sample.look.sha256, (side, sample.name)) if sample.look else (side, "")
+                if other != side:
+                    shared.append(f"{name} ({other}) = {sample.name} ({side})")
+        if shared:
+            raise InputError(
+                f"split {self.name}: {len(shared)} image(s) stand on two sides, as the same pixels under two names: "
+                f"{', '.join(shared[:10])}. A detector would be tested on what it has learnt; leave one of each out."
+            )
         group_sides: dict[str, set[str]] = defaultdict(set)
         for side in SIDES:
             for sample in self.side(side):
@@ -37,12 +52,23 @@ class Split:
         if torn:
             raise InputError(
                 f"split {self.name}: {len(torn)} scene(s) stand on more than one side: {', '.join(torn[:10])}. Images "
-                "of one scene overlap, so they must be together; set split.group_by=null if yours do not."
+                "of one scene overlap, so they must be together; if yours do not, set split.group_by=null (or, for "
+                "copies of one image by Roboflow, split.group_by='(.+)')."
             )
 
     def side(self, name: str) -> tuple[Sample, ...]:
         """The samples of ``train``, ``val`` or ``test``."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def near_copies(self) -> list[str]:
+        """Pairs of images that look nearly the same and stand on two sides: ``a.png (train) ~ b.png (test)``."""
+        looks = {side: [(one.name, one.look) for one in self.side(side) if one.look is not None] for side in SIDES}
+        found = []
+        for one, other in combinations(SIDES, 2):
+            rest = next(side for side in SIDES if side not in (one, other))
+            pairs = nearly_same(*([look for _, look in looks[side]] for side in (one, other, rest)))
+            found += [f"{looks[one][i][0]} ({one}) ~ {looks[other][j][0]} ({other})" for i, j in pairs]
+        return found
 
     @property
     def names(self) -> dict[str, list[str]]:
@@ -67,8 +93,8 @@ class Split:
             raise InputError(
                 f"split.train_size={size} must lie between 1 and {len(self.train)}, the training images of {self.name}"
             )
-        by_name = {sample.name: sample for sample in self.train}
-        train = self.train if order is None else tuple(by_name[name] for name in order)
+        by_name = {file_key(sample.name): sample for sample in self.train}
+        train = self.train if order is None else tuple(by_name[file_key(name)] for name in order)
         return Split(f"{self.name}n{size}", train[:size], self.val, self.test)
 
     def save(self, path: Path) -> None:
@@ -83,12 +109,7 @@ def read_split(dataset: Dataset, path: Path, name: str) -> Split:
         InputError: the file, the name or one of the images is not there, an image is listed twice, or a scene stands on
             two sides.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"split.file={path} does not exist") from None
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"split.file={path} cannot be read: {error}") from None
+    content = load_json(path, setting="split.file=")
     if not isinstance(content, dict) or name not in content:
         there = ", ".join(content) if isinstance(content, dict) else "no names at all"
         raise InputError(f"split.file={path} has no split called {name}; it has {there}")
@@ -101,11 +122,12 @@ def read_split(dataset: Dataset, path: Path, name: str) -> Split:
     odd = [image for side in SIDES for image in sides[side] if not isinstance(image, str)]
     if odd:
         raise InputError(f"split.file={path}: {name} must list file names, but holds {', '.join(map(repr, odd[:10]))}")
+    sides = {side: [file_key(image) for image in sides[side]] for side in SIDES}
     listed = Counter(image for side in SIDES for image in sides[side])
     twice = [image for image, times in listed.items() if times > 1]
     if twice:
         raise InputError(f"split.file={path}: {len(twice)} image(s) of {name} listed twice: {', '.join(twice[:10])}")
-    by_name = {sample.name: sample for sample in dataset.samples}
+    by_name = {file_key(sample.name): sample for sample in dataset.samples}
     unknown = [image for image in listed if image not in by_name]
     if unknown:
         raise InputError(
@@ -126,7 +148,7 @@ def nested_order(path: Path, name: str, seed: int = 0) -> list[str]:
 
     The file must be one that `read_split` has taken.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = load_json(path, setting="split.file=")
     whole = content[name]
     nested = [
         set(other["train"])

@@ -196,7 +196,7 @@ class DetectorModule(pl.LightningModule):
         images = batch.images.contiguous(memory_format=self.memory_format)
         with torch.no_grad():
             found = self._detect(network(images), letterbox=batch.letterbox, file_size=batch.file_size, own=batch.own)
-        return list(zip(batch.image_ids.tolist(), found, strict=True))
+        return list(zip(batch.image_ids, found, strict=True))
 
     def merge(self, found: Iterable[tuple[int, Detections]]) -> dict[int, Detections]:
         """Detections of many batches by image id, the tiles of an image put together."""

@@ -13,6 +13,7 @@ import io
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -163,11 +164,16 @@ def _evaluate(
     evaluator: CocoEvaluator,
 ) -> Any:
     """A ``COCOeval`` of either package, accumulated: ``params``, ``eval`` and ``summarize`` are the same in both."""
-    names = [str(number) for number in category_ids]
-    truth = coco_ground_truth(samples, names, category_ids)
-    strangers = set(detections) - {image["id"] for image in truth["images"]}
+    strangers = set(detections) - {sample.image_id for sample in samples}
     if strangers:
         raise ValueError(f"detections for images that are not among the samples: ids {sorted(strangers)[:10]}")
+    # The packages keep ids in 32 to 64 bits or in floating point, which the file's own may not fit: they get small ones
+    # in the same order, since of equal scores in two images that of the smaller id comes first.
+    place = {number: position for position, number in enumerate(sorted(sample.image_id for sample in samples), start=1)}
+    samples = [replace(sample, image_id=place[sample.image_id]) for sample in samples]
+    detections = {place[number]: found for number, found in detections.items()}
+    names, category_ids = [str(number) for number in category_ids], range(1, len(category_ids) + 1)
+    truth = coco_ground_truth(samples, names, category_ids)
     results = coco_results(detections, category_ids)
     # Imported late: only one of the two is used.
     if evaluator == "faster":

@@ -142,7 +142,7 @@ class ResampledAP:
 
         images = [found.image for found in self._classes]
         return {
-            "image_ids": np.array(self.image_ids, dtype=np.int64),
+            "image_ids": _as_array(self.image_ids),
             f"{prefix}/thresholds": self.thresholds,
             f"{prefix}/starts": np.cumsum([0, *(len(image) for image in images)]),
             f"{prefix}/image": np.concatenate([np.zeros(0, np.int64), *images]).astype(np.uint32),
@@ -210,6 +210,14 @@ def load_matches(path: Path) -> dict[str, ResampledAP]:
     with np.load(path, allow_pickle=False) as stored:
         arrays = dict(stored)
     return {name: ResampledAP.load(arrays, name) for name in AREAS}
+
+
+def _as_array(ids: Sequence[int]) -> np.ndarray:
+    """Ids as numbers of 64 bits, or as text where they are larger."""
+    try:
+        return np.array(ids, dtype=np.int64)
+    except OverflowError:
+        return np.array([str(number) for number in ids])
 
 
 def _at_grid(recall: Float[np.ndarray, " hits"], precision: Float[np.ndarray, " hits"]) -> float:

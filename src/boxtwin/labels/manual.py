@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from boxtwin.boxes import Box, xywh_to_xyxy
+from boxtwin.datasets.coco_boxes import ROUNDING, fit_box
 from boxtwin.datasets.images import Pixels, pixels_sha256
 from boxtwin.datasets.sample import CarriedBox, Judgement
 from boxtwin.errors import InputError
@@ -80,9 +81,10 @@ class Manual:
         height, width = pixels.shape[:2]
         taken = []
         for number, box, label in self._boxes[image]:
-            if box[0] < 0 or box[1] < 0 or box[2] > width + 0.01 or box[3] > height + 0.01:
+            inside, overhang = fit_box(box, width, height)
+            if overhang > ROUNDING:
                 raise InputError(f"{self.file}, annotation {number}: [{box}] reaches outside {image}, {width}x{height}")
-            taken.append(CarriedBox(box, label, "kept", {}))
+            taken.append(CarriedBox(inside, label, "kept", {}))
         return Judgement(tuple(taken), minutes=self._minutes[image])
 
     def _read(

@@ -211,7 +211,7 @@ class Collate:
             boxes=torch.from_numpy(np.concatenate([image.boxes for image, _, _ in items]).astype(np.float32)),
             labels=torch.from_numpy(np.concatenate([image.labels for image, _, _ in items])),
             box_image=torch.from_numpy(np.concatenate(owners).astype(np.int64)),
-            image_ids=torch.tensor([sample.image_id for _, _, sample in items]),
+            image_ids=tuple(sample.image_id for _, _, sample in items),
             letterbox=torch.tensor([[box.scale, box.pad_x, box.pad_y] for _, box, _ in items]),
             file_size=torch.tensor([[sample.width, sample.height] for _, _, sample in items]),
             own=torch.tensor([box.own for _, box, _ in items]),

@@ -1,0 +1,164 @@
+"""Boxes as COCO files hold them: checking one, and recognising boxes that were written in another way.
+
+``bbox`` is [x, y, width, height] in pixels of the image, from its left upper corner.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from boxtwin.boxes import Box, clip_xyxy, iou_matrix
+
+# Boxes are often written with two decimals; an overhang below that is rounding, not an error.
+ROUNDING = 0.01
+# Two boxes of one class that overlap so much are one object: of two objects, one would hide the other.
+SAME_OBJECT = 0.95
+HUGE = 1e9  # pixels; numbers beyond are no sizes, and must not overflow
+FEW = 5  # boxes below which nothing can be said of how all of them are written
+
+NOT_FINITE = "boxes that are not four finite numbers [x, y, width, height]"
+EMPTY = "boxes that are empty"
+OUTSIDE = "boxes that lie outside their image"
+OVERHANGING = "boxes that reach outside their image"
+NORMALISED = "boxes that look normalised"
+
+
+def check_box(bbox: object, width: int, height: int) -> tuple[str, Box | None]:
+    """Name what is wrong with an xywh box ("" if nothing), and give the xyxy box left after clipping, if any."""
+    numbers = box_numbers(bbox)
+    if numbers is None:
+        return NOT_FINITE, None
+    if _is_share(numbers):
+        return NORMALISED, None
+    x, y, w, h = numbers
+    if w <= ROUNDING or h <= ROUNDING:
+        return EMPTY, None
+    inside, overhang = fit_box((x, y, x + w, y + h), width, height)
+    if inside[2] - inside[0] <= ROUNDING or inside[3] - inside[1] <= ROUNDING:
+        return OUTSIDE, None
+    return OVERHANGING if overhang > ROUNDING else "", inside
+
+
+def fit_box(box: Box, width: int, height: int) -> tuple[Box, float]:
+    """An xyxy box cut off at the border of its image, and by how many pixels it reached outside at most."""
+    x1, y1, x2, y2 = clip_xyxy(np.array(box), width, height).tolist()
+    return (x1, y1, x2, y2), max(-box[0], -box[1], box[2] - width, box[3] - height)
+
+
+def box_numbers(bbox: object) -> Box | None:
+    """The four numbers of a box; None if they are not four, or not finite."""
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return None
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in bbox):
+        return None
+    try:
+        x, y, w, h = (float(value) for value in bbox)
+    except OverflowError:
+        return None
+    return (x, y, w, h) if all(map(math.isfinite, (x, y, w, h))) else None
+
+
+def _is_share(numbers: Box) -> bool:
+    """Whether a box is within the first pixel and not of whole numbers: no object is so small, a share of 1 is."""
+    low, high = -ROUNDING, 1 + ROUNDING
+    return all(low <= value <= high for value in numbers) and max(numbers[2:]) > 0 and any(v % 1 for v in numbers)
+
+
+def other_format(
+    boxes: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "n 2"], areas: Float[np.ndarray, " n"]
+) -> tuple[str, str]:
+    """How the boxes of a whole data set seem to be written, and how to mend it; "" and "" if as [x, y, width, height].
+
+    Args:
+        boxes: the numbers of all annotations that have four finite ones.
+        sizes: width and height of the image of each, pixels.
+        areas: as the file tells them, nan where it does not.
+    """
+    boxes = boxes.clip(-HUGE, HUGE)
+    if not len(boxes):
+        return "", ""
+    # 1. Shares of the image: objects in the first pixel alone are no objects.
+    shares = np.array([_is_share(tuple(box)) for box in boxes.tolist()])
+    if shares.mean() > 0.5:
+        return NORMALISED, "Multiply x and width by the image's width, y and height by its height, for pixels."
+    # 2. Corners lie inside the image and are in order; taken for sizes, many of them lead far out of it, or the file's
+    # own areas are not theirs. Of boxes that are what they should be, small ones have corners out of order.
+    if len(boxes) < FEW:
+        return "", ""
+    first, second = boxes[:, :2], boxes[:, 2:]
+    beyond = (first + second > 1.05 * sizes).any(axis=1)  # more than a sloppy border
+    as_corners = _inside(first, second, sizes)
+    matches_area = np.isclose(np.prod(second - first, axis=1), areas, rtol=0.05) & as_corners
+    of_size = np.isclose(np.prod(second, axis=1), areas, rtol=0.05)
+    if as_corners.mean() > 0.99 and (beyond.mean() > 0.1 or (matches_area & ~of_size).mean() > 0.5):
+        return "boxes that look like corners [x1, y1, x2, y2]", "Write [x1, y1, x2 - x1, y2 - y1] in their place."
+    return "", ""
+
+
+def look_like_centres(boxes: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "n 2"]) -> bool:
+    """Whether boxes that reach outside their images would all lie inside if x and y were their centres."""
+    first, second = np.split(boxes.clip(-HUGE, HUGE), 2, axis=1)
+    inside = _inside(first - second / 2, first + second / 2, sizes)
+    return len(boxes) >= FEW and bool(inside.mean() > 0.99)
+
+
+def _inside(
+    low: Float[np.ndarray, "n 2"], high: Float[np.ndarray, "n 2"], sizes: Float[np.ndarray, "n 2"]
+) -> Bool[np.ndarray, " n"]:
+    inside = (low >= -1) & (high <= sizes + 1) & (high > low)
+    return np.asarray(inside.all(axis=1))
+
+
+def left_upper_part(boxes: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "n 2"]) -> tuple[float, float] | None:
+    """The part of width and height beyond which no box of a data set reaches, where it is suspiciously small."""
+    boxes = boxes.clip(-HUGE, HUGE)
+    reach = ((boxes[:, :2] + boxes[:, 2:]) / sizes).max(axis=0) if len(boxes) >= 50 else np.ones(2)
+    return (float(reach[0]), float(reach[1])) if reach.max() < 0.7 else None
+
+
+def repeats(boxes: Float[np.ndarray, "n 4"], kinds: Sequence[object]) -> list[int]:
+    """The places of those xyxy boxes of an image that repeat an earlier one of the same kind."""
+    found: list[int] = []
+    for kind in dict.fromkeys(kinds):
+        places = np.array([place for place, other in enumerate(kinds) if other == kind])
+        overlaps = iou_matrix(boxes[places], boxes[places])
+        found += places[np.triu(overlaps >= SAME_OBJECT, 1).any(axis=0)].tolist()
+    return sorted(found)
+
+
+def is_turned(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation is a rectangle that CVAT shows turned: its ``bbox`` is the one before it was turned."""
+    attributes = annotation.get("attributes")
+    angle = attributes.get("rotation") if isinstance(attributes, dict) else None
+    try:
+        return bool(float(angle or 0) % 180)
+    except (TypeError, ValueError):
+        return False
+
+
+def told_area(annotation: Mapping[str, Any]) -> float:
+    """The area that an annotation tells; nan if it tells none."""
+    try:
+        return float(annotation.get("area") or math.nan)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def area_of(annotation: Mapping[str, Any], box: Box, *, clipped: bool) -> float | None:
+    """The annotation's own area, or that of its box where it tells none; None if what it tells is no area.
+
+    Nothing is left of what was cut off: the area of a clipped object is its clipped box's at most.
+    """
+    of_box = (box[2] - box[0]) * (box[3] - box[1])
+    try:
+        own = float(annotation.get("area") or of_box)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not math.isfinite(own) or own < 0:
+        return None
+    return min(own, of_box) if clipped else own

@@ -1,0 +1,233 @@
+"""The text of a COCO file: what tools write in many ways is brought into one, or refused with the place.
+
+The format: https://cocodataset.org/#format-data (object detection).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from boxtwin.datasets.problems import Problems, shown
+from boxtwin.errors import InputError
+
+# How files begin that are often taken for JSON text.
+NOT_JSON = {
+    b"\x1f\x8b": "compressed with gzip; unpack it first",
+    b"PK\x03\x04": "a zip archive; unpack it first",
+    b"\xff\xfe": "text in UTF-16; save it as UTF-8",
+    b"\xfe\xff": "text in UTF-16; save it as UTF-8",
+}
+LONGEST_NUMBER = 100  # digits; longer ones are read as floating point, which no id or size may be
+LONGEST_PART = 255  # bytes of a file's or folder's name, on all common file systems
+LONGEST_PATH = 4000  # bytes, a little below Linux's limit
+LONGEST_CLASS = 200  # characters of a class's name, which names metrics too
+FIELDS: dict[str, tuple[str, ...]] = {
+    "images": ("id", "file_name"),
+    "annotations": ("id", "image_id", "category_id"),
+    "categories": ("id", "name"),
+}
+FLAGS = {"": False, "0": False, "0.0": False, "false": False, "no": False}
+FLAGS |= {"1": True, "1.0": True, "true": True, "yes": True}
+
+
+def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
+    """Read a JSON file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: of the file.
+        setting: what stands before the path in errors, such as ``split.file=``.
+        cure: what to do if there is no such file.
+
+    Raises:
+        InputError: in one line: the file is missing, cannot be read, or is no such JSON.
+    """
+    where = f"{setting}{path}"
+    try:
+        encoded = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{where} does not exist{cure and '; '}{cure}") from None
+    except OSError as error:
+        raise InputError(f"{where} cannot be read: {error.strerror}") from None
+    what = next((what for start, what in NOT_JSON.items() if encoded.startswith(start)), None)
+    if what is None and b"\0" in encoded[:4]:
+        what = NOT_JSON[b"\xff\xfe"]
+    if what is not None:
+        raise InputError(f"{where} is {what}")
+    try:
+        return json.loads(encoded.decode("utf-8-sig"), parse_int=_integer)
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply") from None
+    except ValueError as error:
+        raise InputError(f"{where} is not valid JSON: {error}") from None
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= LONGEST_NUMBER else float(digits)
+
+
+def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any]]]:
+    """The three lists of a COCO detection file, every entry in one form.
+
+    Ids are integers of any size; ``iscrowd`` is a bool; ``bbox`` is there, None where the file has none; ``width`` and
+    ``height`` are integers, left out where they go untold; ``name`` of a category is text.
+
+    Raises:
+        InputError: in one line: the file is no COCO detection file.
+    """
+    content = load_json(path, cure="set dataset.root (and dataset.annotations) to your COCO data set")
+    for key, fields in FIELDS.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise InputError(f"{path}: a COCO detection file needs a list under '{key}'")
+        for position, entry in enumerate(content[key]):
+            where = f"{path}: {key}[{position}]"
+            missing = [name for name in fields if not isinstance(entry, dict) or name not in entry]
+            if missing:
+                raise InputError(f"{where} lacks {', '.join(missing)}")
+            for name in (name for name in fields if name.endswith("id")):
+                number = whole(entry[name])
+                if number is None:
+                    raise InputError(f"{where}: {name} must be a whole number, not {shown(repr(entry[name]))}")
+                entry[name] = number
+            if key == "images" and not isinstance(entry["file_name"], str):
+                raise InputError(f"{where}: file_name must be text, not {shown(repr(entry['file_name']))}")
+    content = {key: content[key] for key in FIELDS}
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    for image in content["images"]:
+        _read_size(image, problems)
+    for annotation in content["annotations"]:
+        annotation.setdefault("bbox", None)
+        crowd = flag(annotation.get("iscrowd"))
+        if crowd is None:
+            name = names.get(annotation["image_id"], "unknown image")
+            told = shown(repr(annotation["iscrowd"]))
+            problems.add("iscrowd is neither 0 nor 1", f"{name}: {told} (annotation {annotation['id']})")
+        annotation["iscrowd"] = bool(crowd)
+    for category in content["categories"]:
+        category["name"] = str(category["name"])
+        if len(category["name"]) > LONGEST_CLASS or not category["name"].isprintable():
+            problems.add(f"names of categories with control characters, or above {LONGEST_CLASS} characters", category)
+    _check_ids(content, problems)
+    return content
+
+
+def whole(value: object) -> int | None:
+    """A whole number as tools write it, 7 or 7.0; None for anything else."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if type(value) is int else None
+
+
+def flag(value: object) -> bool | None:
+    """Yes or no as tools write it: true, 1, 1.0, "1", "true"; nothing at all is no. None for anything else."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, str):
+        return FLAGS.get(value.strip().lower())
+    number = whole(value)
+    return bool(number) if number in (0, 1) else None
+
+
+def _read_size(image: dict[str, Any], problems: Problems) -> None:
+    for side in ("width", "height"):
+        value = image.pop(side, None)
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = float(value) if value.strip() else None
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            continue
+        size = whole(value)
+        if size is None:
+            problems.add("widths or heights that are no whole numbers", f"{image['file_name']}: {side} {value!r}")
+        else:
+            image[side] = size
+
+
+def file_key(name: str) -> str:
+    """Equal for all ways of writing one file's name: Windows' separators, composed or decomposed letters."""
+    return unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
+
+
+def fault_of_name(name: str) -> str:
+    """Why a file name cannot be that of an image in the folder; "" if it can."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        return "file names that point outside the image folder"
+    try:
+        longest = max(len(part.encode()) for part in path.parts)
+    except UnicodeEncodeError:
+        return "file names that are no valid text"
+    too_long = longest > LONGEST_PART or len(name.encode()) > LONGEST_PATH
+    return "file names that no file can have" if "\0" in name or too_long else ""
+
+
+def find_files(names: Sequence[str], folder: Path) -> list[Path]:
+    """The file that each name means; one that is not there as it is written is looked for in its other forms."""
+    paths = [folder / name for name in names]
+    if all(path.exists() for path in paths):
+        return paths
+    there = {file_key(path.relative_to(folder).as_posix()): path for path in folder.rglob("*") if path.is_file()}
+    return [path if path.exists() else there.get(file_key(name), path) for name, path in zip(names, paths, strict=True)]
+
+
+def merge_categories(content: dict[str, list[dict[str, Any]]], problems: Problems) -> dict[str, list[int]]:
+    """Make categories of one name one category; the ids of each such name, its own first.
+
+    Merged files repeat their categories, and Roboflow writes a root category that may have the name of a class. The one
+    category has the smallest id that annotations use. Parts of different things may share a name: where annotations use
+    several and their ``supercategory`` differs, they are refused.
+    """
+    used = Counter(annotation["category_id"] for annotation in content["annotations"])
+    by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for category in content["categories"]:
+        by_name[unicodedata.normalize("NFC", category["name"].strip())].append(category)
+    merged: dict[str, list[int]] = {}
+    becomes: dict[int, int] = {}
+    for name, categories in by_name.items():
+        if len(categories) == 1:
+            continue
+        categories.sort(key=lambda category: (not used[category["id"]], category["id"]))
+        ids = merged[name] = [category["id"] for category in categories]
+        if len({str(category.get("supercategory")) for category in categories if used[category["id"]]}) > 1:
+            problems.add(
+                "categories of one name but different supercategories",
+                f"'{name}': ids {', '.join(map(str, ids))}",
+                "Rename the categories, or give their annotations one category_id.",
+            )
+        becomes |= dict.fromkeys(ids, ids[0])
+    content["categories"] = [
+        category for category in content["categories"] if becomes.get(category["id"], category["id"]) == category["id"]
+    ]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = becomes.get(annotation["category_id"], annotation["category_id"])
+    return merged
+
+
+def _check_ids(content: dict[str, list[dict[str, Any]]], problems: Problems) -> None:
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    for key, label in (("images", "file_name"), ("annotations", "image_id"), ("categories", "name")):
+        owners: dict[int, list[str]] = defaultdict(list)
+        for entry in content[key]:
+            owners[entry["id"]].append(str(names.get(entry[label], entry[label])))
+        for number, those in owners.items():
+            if len(those) > 1:
+                problems.add(f"duplicate ids in {key}", f"{number}: {', '.join(those[:3])}")
+    times = Counter(file_key(entry["file_name"]) for entry in content["images"])
+    for name, count in times.items():
+        if count > 1:
+            problems.add("file names used twice", name)
+    categories = {entry["id"] for entry in content["categories"]}
+    for entry in content["annotations"]:
+        if entry["image_id"] not in names:
+            problems.add("annotations of unknown images", f"annotation {entry['id']}: image_id {entry['image_id']}")
+        elif entry["category_id"] not in categories:
+            problems.add(
+                "annotations of unknown categories",
+                f"{names[entry['image_id']]}: category_id {entry['category_id']} (annotation {entry['id']})",
+            )
