@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,15 +160,8 @@ def read_coco(
     files = _check_files(content, images, problems)
     sizes = {number: (file.width, file.height) for number, file in files.items()}
     objects, repairs = read_objects(content, sizes, on_bad_box, problems, remarks)
+    remarks += _read_crowds(content, objects, crowds)
     objects = without_repeats(content, objects, on_duplicate_box, repairs, problems, remarks)
-    crowd = [(entry, one) for entry in content["images"] for one in objects[entry["id"]] if one.crowd]
-    if crowd:
-        total, where = sum(map(len, objects.values())), sorted({entry["file_name"] for entry, _ in crowd})
-        remarks.append(
-            f"{len(crowd)} of {total} annotations in {len(where)} images ({some(where)}) are crowds, iscrowd 1: "
-            + ("taken for single objects" if crowds == "objects" else "neither learnt nor counted. ")
-            + ("" if crowds == "objects" else "If they are single objects drawn as masks, set dataset.crowds=objects")
-        )
     if not content["categories"]:
         problems.add("no categories", annotations)
     if not content["images"]:
@@ -179,7 +172,7 @@ def read_coco(
     categories = sorted(content["categories"], key=lambda category: category["id"])
     class_of = {category["id"]: index for index, category in enumerate(categories)}
     samples = tuple(
-        _sample(entry, files[entry["id"]], objects[entry["id"]], class_of, groups[entry["file_name"]], crowds)
+        _sample(entry, files[entry["id"]], objects[entry["id"]], class_of, groups[entry["file_name"]])
         for entry in sorted(content["images"], key=lambda entry: entry["file_name"])
     )
     classes = tuple(category["name"] for category in categories)
@@ -192,6 +185,24 @@ def read_coco(
         repairs={action: count for action, count in repairs.items() if count},
         remarks=tuple(remarks),
     )
+
+
+def _read_crowds(content: Content, objects: dict[int, list[CocoObject]], policy: CrowdPolicy) -> list[str]:
+    """Say how many annotations are crowds, and make objects of them where they are."""
+    total = sum(map(len, objects.values()))
+    where = [entry["file_name"] for entry in content["images"] for one in objects.get(entry["id"], ()) if one.crowd]
+    if not where:
+        return []
+    if policy == "objects":
+        for number, those in objects.items():
+            objects[number] = [replace(one, crowd=False) for one in those]
+        done = "taken for single objects, dataset.crowds=objects"
+    else:
+        done = (
+            "neither learnt nor counted. If they are single objects drawn as masks, as CVAT's brush writes them, set "
+            "dataset.crowds=objects"
+        )
+    return [f"{len(where)} of {total} annotations are crowds (iscrowd 1), in {some(sorted({*where}))}: {done}"]
 
 
 def _group(
@@ -247,7 +258,6 @@ def _sample(
     objects: list[CocoObject],
     class_of: dict[int, int],
     group: str,
-    crowds: CrowdPolicy,
 ) -> Sample:
     return Sample(
         name=entry["file_name"],
@@ -258,7 +268,7 @@ def _sample(
         boxes=np.array([one.box for one in objects], dtype=np.float32).reshape(-1, 4),
         labels=np.array([class_of[one.category_id] for one in objects], dtype=np.int64),
         areas=np.array([one.area for one in objects], dtype=np.float64),
-        crowd=np.array([one.crowd and crowds == "ignore" for one in objects], dtype=bool),
+        crowd=np.array([one.crowd for one in objects], dtype=bool),
         group=group,
         sha256=file.sha256,
         look=file.look,
