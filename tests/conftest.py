@@ -21,7 +21,6 @@ from hypothesis import settings
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.sample import Dataset
 
-
 # The same examples in every run, and no limit on time: machines that run tests are busy.
 settings.register_profile("boxtwin", deadline=None, derandomize=True, database=None, print_blob=False)
 settings.load_profile("boxtwin")

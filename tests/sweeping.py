@@ -1,7 +1,8 @@
 """What train.py is, with a job that takes no time and ends as ``plan.json`` says, instead of a training.
 
 ``plan.json`` has, by the cell's name, how its first attempt ends, its second, and so on: ``crash``, ``refuse`` (the
-user's fault) or ``kill``; every other attempt writes result.json, as a cell does. Attempts are noted in ``attempts/``.
+user's fault), ``data`` (the data set is wrong) or ``kill``; every other attempt writes result.json, as a cell does.
+Attempts are noted in ``attempts/``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from omegaconf import DictConfig
 
 from boxtwin import sweep
 from boxtwin.config import cell_name
-from boxtwin.errors import InputError
+from boxtwin.errors import DataError, InputError
 
 
 def work(config: DictConfig) -> None:
@@ -32,6 +33,8 @@ def work(config: DictConfig) -> None:
             raise RuntimeError("the disk was full")
         case "refuse":
             raise InputError("a value is wrong\nset another")
+        case "data":
+            raise DataError("labels.json: boxes that are empty: 1\n    a.png")
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
     (Path(HydraConfig.get().runtime.output_dir) / "result.json").write_text("{}")

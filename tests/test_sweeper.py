@@ -74,6 +74,17 @@ def test_what_breaks_down_is_tried_once_more_and_then_listed(sweep, launcher):
     assert f"{refused}:\n    a value is wrong\n    set another" in summary
 
 
+def test_what_is_wrong_with_a_data_set_is_found_once(sweep):
+    plan = {f"s1-x0-none-yolov3_tiny_3l-seed{seed}": ["data"] * 4 for seed in range(2)}
+    code, printed, attempts = sweep("seed=0,1 dataset.image_size=256,512 dataset.on_bad_box=error,clip", plan)
+    assert code == 1
+    # Once for each of the two ways to read it, not for each of the eight cells.
+    assert sum(attempts.values()) == 2
+    assert printed.count("FAILED: labels.json: boxes that are empty: 1") == 2
+    assert "8 cell(s) of this sweep failed" in printed
+    assert printed.count("    a.png") == 1
+
+
 @pytest.mark.parametrize("launcher", ["joblib", "submitit"])
 def test_a_job_that_is_killed_costs_no_other_its_turn(sweep, launcher):
     killed = "s1-x0-none-yolov3_tiny_3l-seed0"

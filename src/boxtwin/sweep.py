@@ -43,6 +43,9 @@ ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
+# Settings of a data set that make no difference to what is read, and so to what is wrong with it.
+_NOT_READING = ("image_size", "speckle", "augmentation")
+
 _failed = 0
 
 
@@ -226,9 +229,9 @@ def report_failures(outcomes: Sequence[Outcome]) -> None:
 
 def _data_of(config: DictConfig) -> str:
     """Equal for configurations that read the same data set in the same way."""
-    plain = OmegaConf.to_container(config, enum_to_str=True)
-    assert isinstance(plain, dict)
-    return short_hash([plain.get("data"), plain.get("dataset"), (plain.get("split") or {}).get("group_by")])
+    plain: Any = OmegaConf.to_container(config, enum_to_str=True)
+    dataset = {key: value for key, value in plain.get("dataset", {}).items() if key not in _NOT_READING}
+    return short_hash([plain.get("data"), dataset, plain.get("split", {}).get("group_by")])
 
 
 def _name_of(config: DictConfig) -> str:

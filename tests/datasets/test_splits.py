@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,19 @@ def test_the_predefined_split_of_the_real_chips(hrsid200: Path) -> None:
     for seed in range(5):
         made = make_split(dataset, name="s1", train=80, val=20, test=100, train_pool=80, seed=seed)
         assert [len(made.side(side)) for side in SIDES] == [80, 20, 100]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_split_file_may_write_names_in_other_ways(tmp_path: Path, mark: bytes) -> None:
+    dataset = make_dataset([1] * 4)
+    names = ["sub/é0.png", "sub/é1.png", "sub/é2.png", "sub/é3.png"]
+    samples = tuple(replace(one, name=name, group=name) for one, name in zip(dataset.samples, names, strict=True))
+    file = tmp_path / "splits.json"
+    told = ["sub\\é1.png", "sub/e\u03010.png", "./sub/é2.png", "sub/é3.png"]
+    file.write_bytes(mark + json.dumps({"a": {"train": told[:2], "val": told[2:3], "test": told[3:]}}).encode())
+    split = read_split(replace(dataset, samples=samples), file, "a")
+    assert split.names == {"train": [names[1], names[0]], "val": [names[2]], "test": [names[3]]}
+    assert split.first(1, nested_order(file, "a")).names["train"][0] in names[:2]
+    file.write_text(json.dumps({"a": {"train": ["sub/é1.png", "sub\\é1.png"], "val": told[2:3], "test": told[3:]}}))
+    with pytest.raises(InputError, match="listed twice"):
+        read_split(replace(dataset, samples=samples), file, "a")

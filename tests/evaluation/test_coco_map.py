@@ -3,6 +3,7 @@ import json
 import math
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -251,3 +252,21 @@ def test_nothing_is_printed_or_logged(evaluator, capsys, caplog):
         precision_recall(samples, detections, CATEGORY_IDS, evaluator=evaluator)
     assert capsys.readouterr() == ("", "")
     assert not caplog.records
+
+
+@pytest.mark.parametrize("evaluator", ["faster", "pycocotools"])
+def test_ids_of_any_size_change_nothing(evaluator):
+    """Time stamps, unsigned numbers of 64 bits, negative ones: in the same order, they give the same figures."""
+    samples, detections = random_case(5)
+    order = sorted(sample.image_id for sample in samples)
+    large = {number: place + 2**64 - len(order) for place, number in enumerate(order)}
+    large[order[0]], large[order[1]] = -(10**30), 20240115123456701
+    renamed = [replace(sample, image_id=large[sample.image_id]) for sample in samples]
+    found = {large[number]: each for number, each in detections.items()}
+    category_ids = (2**64 - 1, 2**64 - 2, 10**25)
+    expected = coco_figures(samples, detections, CATEGORY_IDS, evaluator=evaluator)
+    assert coco_figures(renamed, found, category_ids, evaluator=evaluator) == expected
+    # And they go out as they came in.
+    results = json.loads(json.dumps(coco_results(found, category_ids)))
+    assert {result["image_id"] for result in results} <= set(large.values())
+    assert {result["category_id"] for result in results} <= set(category_ids)

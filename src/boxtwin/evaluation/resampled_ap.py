@@ -130,7 +130,7 @@ class ResampledAP:
             )
             image = stored[f"{prefix}/image"][start:end].astype(np.int64)
             classes.append(_Class(image, matched, counted, objects.astype(np.float64)))
-        return cls(stored["image_ids"].tolist(), thresholds, classes)
+        return cls([int(number) for number in stored["image_ids"].tolist()], thresholds, classes)
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
         """What it knows as small arrays for ``np.savez_compressed``: thresholds as bits, detections in their order."""
