@@ -139,7 +139,7 @@ class Look:
                 for part in parts[start : start + VIEWS_AT_ONCE]
             ]
             batch = self._collate(items)
-            found += self._module.detect(type(batch)(*(tensor.to(self._device) for tensor in batch)))
+            found += self._module.detect(self._module.transfer_batch_to_device(batch, torch.device(self._device), 0))
         return self._module.merge(found)[sample.image_id]
 
 
