@@ -70,10 +70,13 @@ def test_shares_are_recognised_as_corners_and_as_sizes(seed: int) -> None:
         assert "pixels" in cure
 
 
-def test_boxes_of_whole_pixels_in_the_corner_are_no_shares() -> None:
-    boxes, sizes = np.array([[0.0, 0, 1, 1]] * 9), np.full((9, 2), 50.0)
-    assert other_format(boxes, sizes, np.ones(9)) == ("", "")
+def test_a_box_of_one_whole_pixel_in_the_corner_is_a_box() -> None:
     assert check_box([0, 0, 1, 1], 50, 50) == ("", (0, 0, 1, 1))
+    assert "normalised" in check_box([0, 0, 0.5, 1], 50, 50)[0]
+    boxes, sizes = np.array([[0.0, 0, 1, 1], [10, 10, 9, 9], [20, 3, 9, 9]]), np.full((3, 2), 50.0)
+    assert other_format(boxes, sizes, boxes[:, 2] * boxes[:, 3]) == ("", "")
+    # All of them, though, are shares of whole images.
+    assert "normalised" in other_format(boxes[:1], sizes[:1], np.ones(1))[0]
 
 
 @pytest.mark.parametrize("write", ["corners", "shares"])
@@ -179,6 +182,9 @@ def test_repeats_are_found_and_nothing_else(seed: int) -> None:
     assert repeats(together, labels) == [12, 13, 14, 15]
     assert repeats(together, [*kinds.tolist(), *(2 + kinds[again]).tolist()]) == []
     assert repeats(boxes[:0], []) == []
+    # In an image with hundreds of boxes too.
+    many = np.concatenate([together + np.array([0, 30 * n, 0, 30 * n]) for n in range(40)])
+    assert repeats(many, labels * 40) == [16 * n + place for n in range(40) for place in (12, 13, 14, 15)]
 
 
 def with_repeats(make_coco: MakeCoco) -> Any:

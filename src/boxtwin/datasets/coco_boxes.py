@@ -18,6 +18,7 @@ from boxtwin.boxes import Box, clip_xyxy, iou_matrix
 ROUNDING = 0.01
 # Two boxes of one class that overlap so much are one object: of two objects, one would hide the other.
 SAME_OBJECT = 0.95
+AT_ONCE = 256  # boxes that are held against all others of their image: bounded memory
 HUGE = 1e9  # pixels; numbers beyond are no sizes, and must not overflow
 FEW = 5  # boxes below which nothing can be said of how all of them are written
 
@@ -26,6 +27,7 @@ EMPTY = "boxes that are empty"
 OUTSIDE = "boxes that lie outside their image"
 OVERHANGING = "boxes that reach outside their image"
 NORMALISED = "boxes that look normalised"
+SHARES_CURE = "Multiply x and width by the image's width, y and height by its height, for pixels."
 
 
 def check_box(bbox: object, width: int, height: int) -> tuple[str, Box | None]:
@@ -83,9 +85,8 @@ def other_format(
     if not len(boxes):
         return "", ""
     # 1. Shares of the image: objects in the first pixel alone are no objects.
-    shares = np.array([_is_share(tuple(box)) for box in boxes.tolist()])
-    if shares.mean() > 0.5:
-        return NORMALISED, "Multiply x and width by the image's width, y and height by its height, for pixels."
+    if (np.abs(boxes - 0.5) <= 0.5 + ROUNDING).all(axis=1).mean() > 0.5:
+        return NORMALISED, SHARES_CURE
     # 2. Corners lie inside the image and are in order; taken for sizes, many of them lead far out of it, or the file's
     # own areas are not theirs. Of boxes that are what they should be, small ones have corners out of order.
     if len(boxes) < FEW:
@@ -126,8 +127,10 @@ def repeats(boxes: Float[np.ndarray, "n 4"], kinds: Sequence[object]) -> list[in
     found: list[int] = []
     for kind in dict.fromkeys(kinds):
         places = np.array([place for place, other in enumerate(kinds) if other == kind])
-        overlaps = iou_matrix(boxes[places], boxes[places])
-        found += places[np.triu(overlaps >= SAME_OBJECT, 1).any(axis=0)].tolist()
+        those = boxes[places]
+        for start in range(0, len(those), AT_ONCE):
+            overlaps = iou_matrix(those[start : start + AT_ONCE], those) >= SAME_OBJECT
+            found += places[start : start + AT_ONCE][np.tril(overlaps, start - 1).any(axis=1)].tolist()
     return sorted(found)
 
 

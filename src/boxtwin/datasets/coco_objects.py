@@ -71,7 +71,8 @@ def read_objects(
         image = names[entry["image_id"]]
         fault, box = coco_boxes.check_box(entry["bbox"], *sizes[entry["image_id"]])
         if fault and on_bad_box == "error":
-            problems.add(fault, f"{image}: bbox {entry['bbox']} (annotation {entry['id']})", BOX_CURE)
+            cure = coco_boxes.SHARES_CURE if fault == coco_boxes.NORMALISED else BOX_CURE
+            problems.add(fault, f"{image}: bbox {entry['bbox']} (annotation {entry['id']})", cure)
         elif fault and (on_bad_box == "drop" or box is None):
             bad["dropped"].append(image)
         else:

@@ -16,6 +16,7 @@ import numpy as np
 from boxtwin.datasets.coco_json import file_key, load_json
 from boxtwin.datasets.doubles import nearly_same
 from boxtwin.datasets.images import write_bytes_atomically
+from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
 
@@ -53,7 +54,7 @@ class Split:
             raise InputError(
                 f"split {self.name}: {len(torn)} scene(s) stand on more than one side: {', '.join(torn[:10])}. Images "
                 "of one scene overlap, so they must be together; if yours do not, set split.group_by=null (or, for "
-                "copies of one image by Roboflow, split.group_by='(.+)')."
+                "copies of one image by Roboflow, \"split.group_by='(.+)'\")."
             )
 
     def side(self, name: str) -> tuple[Sample, ...]:
@@ -126,13 +127,13 @@ def read_split(dataset: Dataset, path: Path, name: str) -> Split:
     listed = Counter(image for side in SIDES for image in sides[side])
     twice = [image for image, times in listed.items() if times > 1]
     if twice:
-        raise InputError(f"split.file={path}: {len(twice)} image(s) of {name} listed twice: {', '.join(twice[:10])}")
+        raise InputError(f"split.file={path}: {len(twice)} image(s) of {name} listed twice: {some(twice, 10)}")
     by_name = {file_key(sample.name): sample for sample in dataset.samples}
     unknown = [image for image in listed if image not in by_name]
     if unknown:
         raise InputError(
             f"split.file={path}: {len(unknown)} image(s) of {name} are not in data set {dataset.name}: "
-            + ", ".join(unknown[:10])
+            + some(unknown, 10)
         )
     train, val, test = (tuple(by_name[image] for image in sides[side]) for side in SIDES)
     return Split(name, train, val, test)

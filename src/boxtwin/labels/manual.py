@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxtyping import Float, Int
 
 from boxtwin.boxes import Box, xywh_to_xyxy
 from boxtwin.datasets.coco_boxes import ROUNDING, fit_box
+from boxtwin.datasets.coco_json import load_json
 from boxtwin.datasets.images import Pixels, pixels_sha256
 from boxtwin.datasets.sample import CarriedBox, Judgement
 from boxtwin.errors import InputError
@@ -55,8 +55,8 @@ class Manual:
         except OSError as error:
             raise InputError(f"labels.file={file} cannot be read: {error.strerror}; to get one, {HOW}") from None
         self.sha256 = hashlib.sha256(encoded).hexdigest()
+        content = load_json(file, setting="labels.file=")
         try:
-            content = json.loads(encoded)
             confirmed = [image for image in content["images"] if image.get("confirmed", every_image) is True]
             self._minutes = {image["file_name"]: _minutes(image) for image in confirmed}
             self._pixels = {image["file_name"]: image.get("pixels_sha256") for image in confirmed}
