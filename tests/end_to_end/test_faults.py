@@ -164,7 +164,7 @@ FAULTS = {
     duplicate_ids: "duplicate ids in images: 1",
     unknown_category: "annotations of unknown categories: 1\n.*category_id 7",
     empty_box: "boxes that are empty: 1",
-    infinite_box: "boxes that are not four finite numbers: 1",
+    infinite_box: r"boxes that are not four finite numbers .*: 1",
     outside_box: "boxes that reach outside their image: 1",
     outside_folder: "file names that point outside the image folder: 1",
 }
@@ -180,7 +180,7 @@ def test_bad_data_gives_one_error_before_anything_is_made(tmp_path: Path):
     (tmp_path / "set" / "annotations.json").write_text(json.dumps(content))
     printed = run(COCO_RUN, tmp_path, code=1)
     assert re.search(FAULTS[unknown_category], printed), printed
-    assert printed.count("problem(s), nothing was used") == 1
+    assert printed.count("Nothing was used.") == 1
     assert "Traceback" not in printed
     assert not (tmp_path / "mlruns").exists()
     assert not (tmp_path / "data").exists()
@@ -198,7 +198,7 @@ def test_each_kind_of_bad_data_is_named(tmp_path: Path):
     # Where data lies does not define a cell; the name does, so that each has its own folder.
     printed = run(f"{command} dataset.name=${{dataset.root}}", tmp_path, code=1)
     for fault, message in FAULTS.items():
-        assert len(re.findall(f"{fault.__name__}/annotations.json: \\d problem", printed)) >= 1, (fault, printed)
+        assert len(re.findall(f"{fault.__name__}/annotations.json: .*: 1. Nothing was used", printed)) >= 1, (fault, printed)
         assert re.search(message, printed), (fault, printed)
     assert "Traceback" not in printed
     assert not (tmp_path / "mlruns").exists()
@@ -217,7 +217,7 @@ def test_on_bad_box_is_the_users_choice_and_logged(tmp_path: Path):
     outside_box(content, tmp_path / "set")
     (tmp_path / "set" / "annotations.json").write_text(json.dumps(content))
     printed = run(f"{COCO_RUN} dataset.on_bad_box=clip", tmp_path)
-    assert "bad boxes, on_bad_box=clip: 1 clipped" in printed
+    assert "dataset.on_bad_box=clip: 1 bad boxes clipped" in printed
     result = json.loads(next(tmp_path.glob("multirun/*/*/result.json")).read_text())
     assert result["data"]["bad_boxes"] == {"clipped": 1}
 
