@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
-import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,16 +21,19 @@ import numpy as np
 from tqdm import tqdm
 
 from boxtwin.boxes import clip_xyxy
-from boxtwin.datasets.images import read_image
+from boxtwin.datasets.inspection import ImageFile as _File
+from boxtwin.datasets.inspection import inspect_image
+from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
+
+log = logging.getLogger(__name__)
 
 BadBoxPolicy = Literal["error", "clip", "drop"]
 
 # Boxes are often written with two decimals; an overhang below that is rounding, not an error.
 ROUNDING = 0.01
 OFFENDERS_SHOWN = 10
-RESTED_NS = 3_000_000_000  # the coarsest clock of a file system in use, FAT's, ticks every 2 s
 
 
 @dataclass
@@ -60,16 +63,6 @@ class _Problems:
 
 
 @dataclass(frozen=True)
-class _File:
-    """What reading an image file found."""
-
-    width: int = 0
-    height: int = 0
-    sha256: str = ""
-    error: str = ""
-
-
-@dataclass(frozen=True)
 class _Object:
     """One annotation after the checks; ``box`` is xyxy in pixels."""
 
@@ -77,32 +70,6 @@ class _Object:
     box: tuple[float, float, float, float]
     area: float
     crowd: bool
-
-
-# Every cell of a sweep checks the data set, in one process: an image that has not been touched since an earlier cell
-# looked at it is not decoded again. Of the four, only the time of the last change cannot be set by a program.
-_State = tuple[int, int, int, int]  # inode, size, time written, time changed; nanoseconds
-_inspected: dict[Path, tuple[_State, _File]] = {}
-
-
-def _inspect(path: Path) -> _File:
-    """Decode and hash an image file; one that this process has seen in the same state is not read again."""
-    try:
-        before = path.stat()
-        state = (before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns)
-        # A relative path is another file in another folder.
-        known = _inspected.get(path.absolute())
-        if known is not None and known[0] == state:
-            return known[1]
-        content = path.read_bytes()
-        pixels = read_image(path)
-    except OSError as error:
-        return _File(error=str(error))
-    file = _File(pixels.shape[1], pixels.shape[0], hashlib.sha256(content).hexdigest())
-    # Two writes within one tick of the file system's clock leave the same times; a file that has rested is past that.
-    if time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > RESTED_NS:
-        _inspected[path.absolute()] = (state, file)
-    return file
 
 
 def _load_json(path: Path) -> dict[str, Any]:
@@ -170,7 +137,7 @@ def _is_inside(file_name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and ":" not in path.parts[0] if path.parts else False
 
 
-def _check_files(content: dict[str, Any], folder: Path, problems: _Problems) -> dict[int, _File]:
+def _check_files(content: dict[str, Any], folder: Path, problems: _Problems, reading: Reading) -> dict[int, _File]:
     """Decode every image once: a file cut short shows only then."""
     safe = []
     for entry in content["images"]:
@@ -179,22 +146,32 @@ def _check_files(content: dict[str, Any], folder: Path, problems: _Problems) -> 
         else:
             safe.append(entry)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        found = pool.map(_inspect, [folder / entry["file_name"] for entry in safe])
+        found = pool.map(
+            lambda entry: inspect_image(folder / entry["file_name"], entry.get("width"), entry.get("height"), reading),
+            safe,
+        )
         # Silent for the few hundred images of a small data set: they take a second or two.
         files = list(tqdm(found, total=len(safe), desc="checking images", unit="image", disable=len(safe) < 1000))
     result = {}
     for entry, file in zip(safe, files, strict=True):
         if file.error:
             missing = not (folder / entry["file_name"]).exists()
-            problems.add(f"images {'missing from' if missing else 'unreadable in'} {folder}", entry["file_name"])
+            kind = "missing from" if missing else "unreadable in"
+            problems.add(f"images {kind} {folder}", entry["file_name"] if missing else file.error)
             continue
         told = (entry.get("width", file.width), entry.get("height", file.height))
-        if told != (file.width, file.height):
+        if told not in ((file.width, file.height), file.stored):
             problems.add(
                 "images of another size than told",
                 f"{entry['file_name']}: {told[0]} x {told[1]} told, {file.width} x {file.height} found",
             )
         result[entry["id"]] = file
+    if turned := sum(file.is_turned for file in result.values()):
+        log.info(
+            "%d of %d images are turned as their orientation tag (EXIF) says, as labelling tools show them; if boxes "
+            "refer to the pixels as they are stored: dataset.orientation=ignore",
+            *(turned, len(safe)),
+        )
     return result
 
 
@@ -249,6 +226,7 @@ def read_coco(
     annotations: Path,
     group_by: str | None = None,
     on_bad_box: BadBoxPolicy = "error",
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
 ) -> Dataset:
     """Read a COCO detection set and check all of it.
 
@@ -260,6 +238,7 @@ def read_coco(
             on one side of a split; None makes every image its own group.
         on_bad_box: what to do with boxes that are empty, not finite or reach outside their image. ``clip`` cuts them
             off at the border and drops those of which nothing is left; ``drop`` drops them; both count in `repairs`.
+        reading: how image files become pixels; boxes refer to these.
 
     Raises:
         InputError: lists everything that is wrong, how many of each kind, and the first ten offenders.
@@ -267,7 +246,7 @@ def read_coco(
     content = _load_json(annotations)
     problems = _Problems()
     _check_ids(content, problems)
-    files = _check_files(content, images, problems)
+    files = _check_files(content, images, problems, reading)
 
     repairs: Counter[str] = Counter()
     objects: dict[int, list[_Object]] = defaultdict(list)
@@ -310,7 +289,7 @@ def read_coco(
     categories = sorted(content["categories"], key=lambda category: category["id"])
     class_of = {category["id"]: index for index, category in enumerate(categories)}
     samples = tuple(
-        _sample(entry, images, files[entry["id"]], objects[entry["id"]], class_of, groups[entry["id"]])
+        _sample(entry, images, files[entry["id"]], objects[entry["id"]], class_of, groups[entry["id"]], reading)
         for entry in sorted(content["images"], key=lambda entry: str(entry["file_name"]))
     )
     classes = tuple(str(category["name"]) for category in categories)
@@ -343,6 +322,7 @@ def _sample(
     objects: list[_Object],
     class_of: dict[int, int],
     group: str,
+    reading: Reading,
 ) -> Sample:
     return Sample(
         name=entry["file_name"],
@@ -356,6 +336,8 @@ def _sample(
         crowd=np.array([one.crowd for one in objects], dtype=bool),
         group=group,
         sha256=file.sha256,
+        bits=file.bits,
+        reading=reading,
     )
 
 
