@@ -132,6 +132,44 @@ def test_damaged_files_are_made_anew(samples: tuple[Sample, ...], tmp_path: Path
     check(images, samples)
 
 
+def test_zeroed_pixels_are_found_named_and_made_again(
+    samples: tuple[Sample, ...], tmp_path: Path, decodings: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    images = DecodedImages(tmp_path)
+    images.add("some", samples)
+    check(images, samples)  # another process, which has the file open
+    data, index = files(tmp_path / "some")
+    before = data.stat().st_size
+    for sample in (samples[2], samples[-1]):
+        offset = json.loads(index.read_text())[sample.sha256]["offset"]
+        with data.open("r+b") as file:
+            file.seek(offset + 100)
+            file.write(bytes(500))
+    decodings.clear()
+    again = DecodedImages(tmp_path)
+    again.add("some", samples)
+    assert decodings == [samples[2].path, samples[-1].path]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert all(sample.name in message for sample in (samples[2], samples[-1]))
+    assert samples[0].name not in message
+    check(again, samples)
+    assert data.stat().st_size > before  # what others have open is never cut or moved
+    DecodedImages(tmp_path).add("some", samples)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("change", [{"offset": 64}, {"dtype": "nothing"}, {"crc32": None}, {"shape": "wide"}])
+def test_a_changed_index_is_noticed(samples: tuple[Sample, ...], tmp_path: Path, change: dict[str, Any]) -> None:
+    DecodedImages(tmp_path).add("some", samples)
+    _, index = files(tmp_path / "some")
+    entries = json.loads(index.read_text())
+    entries[samples[0].sha256] |= change
+    index.write_text(json.dumps(entries))
+    images = DecodedImages(tmp_path)
+    images.add("some", samples)
+    check(images, samples)
+
+
 def test_loader_processes_get_names_not_pixels(samples: tuple[Sample, ...], tmp_path: Path) -> None:
     images = DecodedImages(tmp_path)
     images.add("some", samples)

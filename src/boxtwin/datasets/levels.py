@@ -21,7 +21,8 @@ from boxtwin.errors import InputError
 
 # Share of the pixels of all images, in percent, that may lie below black, and above white.
 CUT = 0.1
-# Room beyond the values inside boxes, as a share of their range: noise of objects that only other images hold.
+# Room beyond the values inside boxes, as a share of the range from the median of all pixels to them: for the noise of
+# single pixels, and for objects of other images.
 HEADROOM = 0.25
 # In how many of 3 x 3 pixels a value must be reached to belong to the scene: 2 x 2 pixels are an object, one hot pixel
 # or a line of a defective column is none.
@@ -55,13 +56,17 @@ def check_depth(samples: Sequence[Sample]) -> None:
     """All images must have 8 bit, or all 16.
 
     Raises:
-        InputError: names an image of each kind.
+        InputError: names images of each kind.
     """
     kinds: dict[int, list[Sample]] = {}
     for sample in samples:
         kinds.setdefault(sample.bits, []).append(sample)
     if len(kinds) > 1:
-        told = " and ".join(f"{found[0].name} ({len(found)} images) has {bits} bit" for bits, found in kinds.items())
+        told = " and ".join(
+            f"{len(found)} of them have {bits} bit ({', '.join(sample.name for sample in found[:3])}"
+            f"{', …' if len(found) > 3 else ''})"
+            for bits, found in kinds.items()
+        )
         raise InputError(f"images must be 8 bit or 16 bit throughout, but {told}; convert one kind to the other")
 
 
@@ -77,7 +82,7 @@ def measure_levels(samples: Sequence[Sample], read: Callable[[Sample], Pixels]) 
     """Black and white of (training) images.
 
     Of 16 bit, black and white are the 0.1th and 99.9th percentile of all pixels after a 3 x 3 median, moved apart where
-    pixels inside boxes reach further, with a quarter of their range to spare; isolated pixels count nowhere.
+    pixels inside boxes reach further, with a quarter to spare; isolated pixels count nowhere.
 
     Args:
         samples: images of one depth.
@@ -94,12 +99,13 @@ def measure_levels(samples: Sequence[Sample], read: Callable[[Sample], Pixels]) 
         counts += np.bincount(cv2.medianBlur(np.ascontiguousarray(pixels), 3).reshape(-1), minlength=65536)
         inside += [_range_in(pixels, box) for box in sample.object_boxes] if is_deep else []
     shares = np.cumsum(counts) / counts.sum()
-    low, high = (int(np.searchsorted(shares, share)) for share in (CUT / 100, 1 - CUT / 100))
+    low, middle, high = (int(np.searchsorted(shares, share)) for share in (CUT / 100, 0.5, 1 - CUT / 100))
     if not is_deep:
         return Measured(Levels(), _remarks(Levels(), high - low, tops))
     black, white, used = low, high, high - low
     if inside:
-        least, most = min(low for low, _ in inside), max(high for _, high in inside)
+        # From the ground that objects lie on to the objects.
+        least, most = min(middle, *(dark for dark, _ in inside)), max(middle, *(bright for _, bright in inside))
         used = most - least
         black, white = min(low, round(least - HEADROOM * used)), max(high, round(most + HEADROOM * used))
     # 255 at most would be taken for 8 bit.
