@@ -12,7 +12,7 @@ from measuring import Clock, parser, prepared, report
 
 from boxtwin.composition import make_data
 from boxtwin.datasets.decoded import DecodedImages
-from boxtwin.datasets.images import Pixels, read_image
+from boxtwin.datasets.images import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.mixing.augment import Augmentation
 from boxtwin.mixing.plan import make_plan
@@ -27,7 +27,7 @@ class InMemory(DecodedImages):
 
     def read(self, sample: Sample) -> Pixels:
         if sample.sha256 not in self._held:
-            self._held[sample.sha256] = read_image(sample.path)
+            self._held[sample.sha256] = sample.read()
         return self._held[sample.sha256]
 
 

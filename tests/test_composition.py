@@ -129,7 +129,7 @@ def test_images_are_decoded_once_for_all_cells(composed, monkeypatch):
     decoded.clear()
     anew = prepare(composed("trainer.cache=false"))
     assert anew.identity == cells[0].identity
-    assert (anew.white, anew.channels) == (cells[0].white, cells[0].channels)
+    assert (anew.levels, anew.channels) == (cells[0].levels, cells[0].channels)
     assert len(decoded) == 12
 
 

@@ -59,9 +59,9 @@ def detect_as_studies_do(detector: TrainedDetector, paths: Sequence[Path]) -> li
         samples.append(Sample(path.name, path, width, height, number, boxes, labels, nothing, crowd))
     spec = detector.spec
     images = ImagesAsTheyAre(
-        samples, size=spec.image_size, tile=spec.tile, white=spec.white, images=DecodedImages(None)
+        samples, size=spec.image_size, tile=spec.tile, levels=spec.levels, images=DecodedImages(None)
     )
-    collate = Collate(spec.white, spec.channels)
+    collate = Collate(spec.channels)
     merged = detector.module.merge(
         pair for index in range(len(images)) for pair in detector.module.detect(collate([images[index]]))
     )

@@ -22,6 +22,7 @@ from boxtwin.config import RECIPE_VERSION, Anchors, Confirmed, condition_of, def
 from boxtwin.datasets import sar_scenes
 from boxtwin.datasets.coco import digest_of, read_coco
 from boxtwin.datasets.decoded import DecodedImages
+from boxtwin.datasets.levels import Levels, check_depth, measure_levels
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.splits import SIDES, Split, make_split, nested_order, read_split
 from boxtwin.detector.anchors import anchors_from_samples
@@ -30,9 +31,9 @@ from boxtwin.detector.pretrained import anchors_of, read_weights, weights_digest
 from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.errors import DataError, InputError
 from boxtwin.labels.manual import Manual
-from boxtwin.mixing.datamodule import StudyDataModule, input_channels, white_level
+from boxtwin.mixing.datamodule import StudyDataModule, check_variations, input_channels
 from boxtwin.mixing.plan import Plan
-from boxtwin.settings import LABELS, accelerator, check_settings, make_augmentation, warn_of_object_sizes
+from boxtwin.settings import LABELS, accelerator, check_settings, make_augmentation, make_reading, warn_of_object_sizes
 from boxtwin.synthesis.generator import Generator, Json
 from boxtwin.synthesis.library import Library
 
@@ -75,9 +76,14 @@ class Prepared:
         return images
 
     @cached_property
-    def white(self) -> int:
-        """The pixel value that means 1.0."""
-        return white_level(self.split.train, self.images)
+    def levels(self) -> Levels:
+        """The pixel values that mean 0 and 1."""
+        measured = measure_levels(self.split.train, self.images.read)
+        if measured.levels != Levels():
+            log.info("16 bit images: black %d, white %d", measured.levels.black, measured.levels.white)
+        for remark in measured.remarks:
+            log.warning("%s: %s", self.dataset.name, remark)
+        return measured.levels
 
     @cached_property
     def channels(self) -> int:
@@ -100,6 +106,7 @@ def prepare(config: DictConfig) -> Prepared:
     for side in ("train", "val", "test"):
         if not sum(len(sample.object_boxes) for sample in split.side(side)):
             raise InputError(f"split {split.name}: no object in any of the {len(split.side(side))} {side} images")
+    check_depth([sample for side in SIDES for sample in split.side(side)])
     if copies := split.near_copies():
         log.warning(
             "split %s: %d pairs of images look nearly the same and stand on two sides: %s",
@@ -142,6 +149,8 @@ def _prepared(config: DictConfig, dataset: Dataset, split: Split, library: Libra
     }
     if RECIPE_VERSION > 1:  # the first version is that of runs from before there were versions
         defining["recipe"] = RECIPE_VERSION
+    if any(sample.bits > 8 for sample in split.train):
+        defining["levels"] = "percentiles"  # before, 0 and the largest value were black and white
     # Older versions took the hash of the whole file of weights for that of its tensors.
     of_file = config.detector.weights and hashlib.sha256(Path(config.detector.weights).read_bytes()).hexdigest()
     identity, earlier = (_hash_of(defining | {"weights": digest}) for digest in (weights, of_file))
@@ -168,6 +177,7 @@ def load_dataset(config: DictConfig) -> Dataset:
             annotations=root / node.annotations,
             group_by=config.split.group_by,
             on_bad_box=node.on_bad_box.value,
+            reading=make_reading(config),
             crowds=node.crowds.value,
             on_duplicate_box=node.on_duplicate_box.value,
         )
@@ -183,9 +193,9 @@ def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
     config = cell.config
     trainer = config.trainer
     if cell.library:
-        cell.images.add(
-            cell.library.folder.name, [sample for sample in (*plan.train, *plan.val_synthetic) if sample.lineage]
-        )
+        variations = [sample for sample in (*plan.train, *plan.val_synthetic) if sample.lineage]
+        cell.images.add(cell.library.folder.name, variations)
+        check_variations(variations, cell.images, cell.split.train[0].bits)
     return StudyDataModule(
         plan,
         image_size=config.detector.image_size,
@@ -197,7 +207,7 @@ def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
         steps_per_epoch=trainer.steps // trainer.validations,
         augmentation=make_augmentation(config),
         synthetic_fraction=config.variations.synthetic_fraction,
-        white=cell.white,
+        levels=cell.levels,
         seed=config.seed,
         images=cell.images,
         workers=trainer.workers,
@@ -219,7 +229,9 @@ def make_detector(cell: Prepared) -> DetectorModule:
             image_size=detector.image_size,
             tile=detector.tile,
             channels=cell.channels,
-            white=cell.white,
+            white=cell.levels.white,
+            black=cell.levels.black,
+            reading=make_reading(cell.config).plain(),
             learning_rate=detector.learning_rate,
             weight_decay=detector.weight_decay,
             steps=cell.config.trainer.steps,

@@ -40,6 +40,13 @@ class OnDuplicateBox(Enum):
     error = "error"
 
 
+class Orientation(Enum):
+    """Whether images are turned as their orientation tag (EXIF) says, or read as they are stored."""
+
+    apply = "apply"
+    ignore = "ignore"
+
+
 class Speckle(Enum):
     """What the pixel values of a radar's images stand for: received amplitude, or power, its square."""
 
@@ -129,6 +136,10 @@ class DatasetConfig:
     on_bad_box: OnBadBox = OnBadBox.error
     crowds: Crowds = Crowds.ignore
     on_duplicate_box: OnDuplicateBox = OnDuplicateBox.warn
+    orientation: Orientation = Orientation.apply
+    page: int | None = None
+    channels: list[int] | None = None
+    max_pixels: int = 100_000_000
     image_size: int = MISSING
     speckle: Speckle | None = None
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -311,7 +322,8 @@ class ExportConfig:
 
 # What the machine decides, or where things lie: two cells that differ in these only are the same cell.
 _NOT_DEFINING = {
-    "dataset": ("root", "images", "annotations", "speckle"),
+    # How image files are read is in the hash of the data, where it makes a difference.
+    "dataset": ("root", "images", "annotations", "speckle", "orientation", "page", "channels", "max_pixels"),
     "split": ("file",),
     # What a folder holds, and which labels a person confirmed, is in the key of the store; what a call costs, and how
     # long it may take, is in no pixel.

@@ -9,6 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -330,6 +331,7 @@ class _Cell:
                 "split_sha256": self.cell.split.digest,
                 "store": self.cell.library.folder.name if self.cell.library else None,
                 "bad_boxes": self.cell.dataset.repairs,
+                "levels": asdict(self.cell.levels),
             },
             "condition": self.cell.condition,
             "provenance": _made_by(self.config),

@@ -28,6 +28,7 @@ from boxtwin.labels.pseudo import Pseudo
 from boxtwin.labels.transfer import Carry, Transfer
 from boxtwin.mixing.augment import Labelled
 from boxtwin.mixing.datamodule import Collate
+from boxtwin.mixing.network_input import full_scale
 from boxtwin.mixing.plan import make_plan
 from boxtwin.mixing.tiles import take_view, views
 from boxtwin.settings import accelerator, precision
@@ -95,7 +96,7 @@ def write_label_card(cell: Prepared) -> list[Path]:
     newest = library.manifest.stat().st_mtime_ns if library.manifest.exists() else None
     if newest is not None and not all(file.exists() and file.stat().st_mtime_ns >= newest for file in files):
         lines = library.judged(cell.sources, max((line["variation"] for line in library.lines()), default=0))
-        write_card(library.folder, lines, {source.name: source.path for source in cell.sources})
+        write_card(library.folder, lines, {source.name: source.read for source in cell.sources})
     return files
 
 
@@ -123,19 +124,19 @@ class Look:
     def __init__(self, trained: TrainedDetector, device: str) -> None:
         self._spec = trained.spec
         self._module = trained.module.to(device)
-        self._collate = Collate(self._spec.white, self._spec.channels)
+        self._collate = Collate(self._spec.channels)
         self._device = device
 
     def __call__(self, pixels: Pixels) -> Detections:
         """All detections from the score floor on, best first, boxes xyxy in pixels of the image."""
         spec, (height, width) = self._spec, pixels.shape[:2]
-        image = Labelled(as_grey(pixels), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+        image = Labelled(spec.levels.scaled(as_grey(pixels)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
         sample = _empty(width, height)
         parts = views(width, height, size=spec.image_size, tile=spec.tile)
         found: list[tuple[int, Detections]] = []
         for start in range(0, len(parts), VIEWS_AT_ONCE):
             items = [
-                (*take_view(image, part, size=spec.image_size, tile=spec.tile, white=spec.white), sample)
+                (*take_view(image, part, size=spec.image_size, tile=spec.tile, white=full_scale(image.pixels)), sample)
                 for part in parts[start : start + VIEWS_AT_ONCE]
             ]
             batch = self._collate(items)

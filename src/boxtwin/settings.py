@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.config import Anchors, Precision
+from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.splits import Split
 from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.errors import InputError
@@ -47,6 +48,20 @@ def precision(config: DictConfig) -> str:
         has_it = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
         wanted = Precision.bfloat16 if has_it else Precision.float32
     return {Precision.bfloat16: "bf16-mixed", Precision.float16: "16-mixed", Precision.float32: "32-true"}[wanted]
+
+
+def make_reading(config: DictConfig) -> Reading:
+    """How image files become pixels.
+
+    Raises:
+        InputError: a value is wrong.
+    """
+    node = config.dataset
+    channels = None if node.channels is None else tuple(node.channels)
+    try:
+        return Reading(node.orientation.value, node.page, channels, node.max_pixels)
+    except ValueError as error:
+        raise InputError(f"dataset.page, dataset.channels or dataset.max_pixels: {error}") from None
 
 
 def check_settings(config: DictConfig) -> None:

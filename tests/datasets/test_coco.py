@@ -1,5 +1,4 @@
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from boxtwin.boxes import xyxy_to_xywh
-from boxtwin.datasets import coco
 from boxtwin.datasets.coco import read_coco
-from boxtwin.datasets.images import read_image
 from boxtwin.errors import InputError
 
 MakeCoco = Callable[..., Any]
@@ -89,11 +86,11 @@ def test_missing_unreadable_and_truncated_images(make_coco: MakeCoco) -> None:
     (built.images / names[3]).write_text("no image at all")
     message = refusal(built)
     assert f"images missing from {built.images}: 1\n    {names[0]}" in message
-    assert f"images unreadable in {built.images}: 3\n    {names[1]}\n    {names[2]}\n    {names[3]}" in message
     assert message.splitlines()[0] == (
         f"{built.annotations}: images missing from {built.images}: 1; images unreadable in {built.images}: 3. "
         "Nothing was used."
     )
+    assert all(f"{names[number]} cannot be decoded" in message for number in (1, 2, 3))
     assert names[4] not in message
 
 
@@ -399,59 +396,3 @@ def test_the_real_chips(hrsid200: Path) -> None:
     assert dataset.classes == ("ship",)
     assert {(sample.width, sample.height) for sample in dataset.samples} == {(800, 800)}
     assert dataset.repairs == {}
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the images that are decoded, in a process that has seen none yet."""
-    names: list[str] = []
-
-    def read(path: Path) -> Any:
-        names.append(path.name)
-        return read_image(path)
-
-    monkeypatch.setattr(coco, "_inspected", {})
-    monkeypatch.setattr(coco, "read_image", read)
-    return names
-
-
-def test_images_that_have_rested_are_decoded_once(
-    make_coco: MakeCoco, decoded: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(coco, "RESTED_NS", -1)
-    built = make_coco(images=4)
-    first = built.read()
-    assert sorted(decoded) == [f"S0{n}_0.png" for n in range(4)]
-    monkeypatch.chdir(built.root.parent)
-    again = read_coco(name="tiny", images=Path("coco/images"), annotations=Path("coco/annotations.json"))
-    assert len(decoded) == 4
-    assert again.digest == first.digest
-    assert [sample.sha256 for sample in again.samples] == [sample.sha256 for sample in first.samples]
-
-
-def test_a_changed_image_is_noticed_whatever_its_size_and_date_say(
-    make_coco: MakeCoco, decoded: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(coco, "RESTED_NS", -1)
-    built = make_coco(images=2, ending=".bmp")  # not compressed: other pixels, same size
-    path = built.images / "S00_0.bmp"
-    before, content, first = path.stat(), bytearray(path.read_bytes()), built.read()
-    content[-1] ^= 255
-    path.write_bytes(content)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    again = built.read()
-    assert decoded.count("S00_0.bmp") == 2
-    assert decoded.count("S01_0.bmp") == 1
-    assert again.digest != first.digest
-    path.write_bytes(content[:100])
-    assert "unreadable" in refusal(built)
-    path.unlink()
-    assert "missing" in refusal(built)
-
-
-def test_an_image_written_a_moment_ago_is_decoded_again(make_coco: MakeCoco, decoded: list[str]) -> None:
-    built = make_coco(images=2)
-    built.read()
-    built.read()
-    assert len(decoded) == 4

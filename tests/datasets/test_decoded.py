@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from boxtwin.datasets import decoded
+from boxtwin.datasets import sample as sample_module
 from boxtwin.datasets.decoded import DecodedImages
 from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 
@@ -28,11 +30,11 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were decoded, one by one."""
     read: list[Path] = []
 
-    def counting(path: Path) -> np.ndarray:
+    def counting(path: Path, reading: Reading) -> np.ndarray:
         read.append(path)
-        return read_image(path)
+        return read_image(path, reading)
 
-    monkeypatch.setattr(decoded, "read_image", counting)
+    monkeypatch.setattr(sample_module, "read_image", counting)
     return read
 
 
@@ -54,7 +56,7 @@ def test_pixels_are_the_files(samples: tuple[Sample, ...], tmp_path: Path, decod
     images.add("some", samples)
     images.add("more", samples[:2])
     made = len(decodings)
-    assert made == 9 + 2 + 3  # and one image for each time that something was added, to see its type
+    assert made == 9 + 2
     check(images, samples)
     again = DecodedImages(tmp_path)
     again.add("some", samples)
@@ -125,6 +127,44 @@ def test_damaged_files_are_made_anew(samples: tuple[Sample, ...], tmp_path: Path
             index.unlink()
         case "index empty":
             index.write_text("")
+    images = DecodedImages(tmp_path)
+    images.add("some", samples)
+    check(images, samples)
+
+
+def test_zeroed_pixels_are_found_named_and_made_again(
+    samples: tuple[Sample, ...], tmp_path: Path, decodings: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    images = DecodedImages(tmp_path)
+    images.add("some", samples)
+    check(images, samples)  # another process, which has the file open
+    data, index = files(tmp_path / "some")
+    before = data.stat().st_size
+    for sample in (samples[2], samples[-1]):
+        offset = json.loads(index.read_text())[sample.sha256]["offset"]
+        with data.open("r+b") as file:
+            file.seek(offset + 100)
+            file.write(bytes(500))
+    decodings.clear()
+    again = DecodedImages(tmp_path)
+    again.add("some", samples)
+    assert decodings == [samples[2].path, samples[-1].path]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert all(sample.name in message for sample in (samples[2], samples[-1]))
+    assert samples[0].name not in message
+    check(again, samples)
+    assert data.stat().st_size > before  # what others have open is never cut or moved
+    DecodedImages(tmp_path).add("some", samples)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("change", [{"offset": 64}, {"dtype": "nothing"}, {"crc32": None}, {"shape": "wide"}])
+def test_a_changed_index_is_noticed(samples: tuple[Sample, ...], tmp_path: Path, change: dict[str, Any]) -> None:
+    DecodedImages(tmp_path).add("some", samples)
+    _, index = files(tmp_path / "some")
+    entries = json.loads(index.read_text())
+    entries[samples[0].sha256] |= change
+    index.write_text(json.dumps(entries))
     images = DecodedImages(tmp_path)
     images.add("some", samples)
     check(images, samples)

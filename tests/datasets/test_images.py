@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from boxtwin.datasets.images import as_grey, link_file, read_image, remove_leftovers, write_bytes_atomically, write_png
+from boxtwin.datasets.reading import Reading
 
 
 def random_pixels(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -51,7 +52,7 @@ def test_one_bit_images_become_eight_bit(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), [[255, 0] * 4])
 
 
-def test_exif_rotation_is_not_applied(tmp_path: Path) -> None:
+def test_orientation_ignored(tmp_path: Path) -> None:
     pixels = np.zeros((16, 32), dtype=np.uint8)
     pixels[:, :8] = 255
     jpeg = cv2.imencode(".jpg", pixels)[1].tobytes()
@@ -61,7 +62,8 @@ def test_exif_rotation_is_not_applied(tmp_path: Path) -> None:
     turned = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
     (tmp_path / "a.jpg").write_bytes(turned)
     assert cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_GRAYSCALE).shape == (32, 16)  # others do apply it
-    assert read_image(tmp_path / "a.jpg").shape == (16, 32)
+    assert read_image(tmp_path / "a.jpg").shape == (32, 16)
+    assert read_image(tmp_path / "a.jpg", Reading("ignore")).shape == (16, 32)
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".tif", ".bmp"])

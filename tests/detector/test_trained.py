@@ -9,6 +9,9 @@ from safetensors.torch import save_file
 from trained_detectors import make_trained
 
 import boxtwin
+from boxtwin.datasets.levels import Levels
+from boxtwin.datasets.reading import Reading
+from boxtwin.detector.spec import DetectorSpec
 from boxtwin.detector.trained import read_detector, write_detector
 from boxtwin.errors import InputError
 
@@ -84,3 +87,30 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
 def test_a_threshold_is_a_confidence() -> None:
     with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
         make_trained(1.5)
+
+
+def test_files_from_before_black_and_reading_mean_what_they_meant(tmp_path: Path) -> None:
+    detector = make_trained(white=1023)
+    path = tmp_path / "d.safetensors"
+    write_detector(detector, path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    about = json.loads(metadata["boxtwin"])
+    for name in ("black", "reading"):
+        del about["hyper_parameters"][name]
+    save_file(tensors, path, metadata | {"boxtwin": json.dumps(about)})
+    texts = {name: text for name, text in detector.spec.to_text().items() if name not in ("black", "reading")}
+    for spec in (read_detector(path).spec, DetectorSpec.from_text(texts, "old.onnx")):
+        assert spec.levels == Levels(0, 1023)
+        assert spec.how_to_read == Reading(orientation="ignore")
+
+
+def test_levels_and_reading_travel_with_the_detector(tmp_path: Path) -> None:
+    reading = Reading(orientation="ignore", page=2, channels=(1, 0, 2), max_pixels=5000)
+    detector = make_trained(white=52000, black=51000, reading=reading.plain())
+    write_detector(detector, tmp_path / "d.safetensors")
+    spec = read_detector(tmp_path / "d.safetensors").spec
+    for again in (spec, DetectorSpec.from_text(spec.to_text(), "it")):
+        assert again.levels == Levels(51000, 52000)
+        assert again.how_to_read == reading

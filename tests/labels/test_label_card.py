@@ -28,15 +28,15 @@ def line(number: int, *decisions: str, refused: str | None = None, **evidence: A
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> tuple[Path, dict[str, Path]]:
+def store(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     """A source and its variations, in colour and 16 bit."""
     rng = np.random.default_rng(0)
     for name in ("a.png", *(f"store/images/a/v{number:02d}.png" for number in range(1, 15))):
         write_png(tmp_path / name, rng.integers(0, 4000, size=(40, 60, 3)).astype(np.uint16))
-    return tmp_path / "store", {"a.png": tmp_path / "a.png"}
+    return tmp_path / "store", {"a.png": lambda: read_image(tmp_path / "a.png")}
 
 
-def test_counts_reasons_and_figures(store: tuple[Path, dict[str, Path]]) -> None:
+def test_counts_reasons_and_figures(store: tuple[Path, dict[str, Any]]) -> None:
     folder, sources = store
     lines = [
         line(1, "kept", "kept", "added"),
@@ -71,7 +71,7 @@ def test_counts_reasons_and_figures(store: tuple[Path, dict[str, Path]]) -> None
     ],
 )
 def test_stores_without_boxes_without_use_and_with_one_figure_only(
-    store: tuple[Path, dict[str, Path]], lines: list[dict[str, Any]]
+    store: tuple[Path, dict[str, Any]], lines: list[dict[str, Any]]
 ) -> None:
     folder, sources = store
     write_card(folder, lines, sources)
@@ -79,7 +79,7 @@ def test_stores_without_boxes_without_use_and_with_one_figure_only(
     assert (folder / "label_card.png").exists()
 
 
-def test_where_contrast_is_all_there_is_the_faintest_come_first(store: tuple[Path, dict[str, Path]]) -> None:
+def test_where_contrast_is_all_there_is_the_faintest_come_first(store: tuple[Path, dict[str, Any]]) -> None:
     folder, sources = store
     lines = []
     for number, contrast in enumerate((5.0, 0.1, -4.0, -0.3), start=1):
@@ -90,7 +90,7 @@ def test_where_contrast_is_all_there_is_the_faintest_come_first(store: tuple[Pat
     assert list(json.loads((folder / "label_card.json").read_text())["evidence"]) == ["contrast"]
 
 
-def test_boxes_without_evidence(store: tuple[Path, dict[str, Path]]) -> None:
+def test_boxes_without_evidence(store: tuple[Path, dict[str, Any]]) -> None:
     """As a person gives them."""
     folder, sources = store
     confirmed = line(1, "kept")

@@ -10,12 +10,13 @@ import torch
 from boxtwin.datasets.batch import Batch
 from boxtwin.datasets.decoded import DecodedImages
 from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.sample import Dataset
 from boxtwin.datasets.splits import Split
 from boxtwin.errors import InputError
 from boxtwin.labels.transfer import Carry
 from boxtwin.mixing.augment import Augmentation
-from boxtwin.mixing.datamodule import EpochDraws, StudyDataModule, TrainingDraws, input_channels, white_level
+from boxtwin.mixing.datamodule import EpochDraws, StudyDataModule, TrainingDraws, check_variations, input_channels
 from boxtwin.mixing.plan import draw_order, make_plan
 from boxtwin.synthesis.controls import Repeat
 from boxtwin.synthesis.library import Library
@@ -55,7 +56,7 @@ def make_data(dataset: Dataset, stores: Path, *, per_image: int = 0, **changes: 
         "steps_per_epoch": 3,
         "augmentation": EVERYTHING,
         "synthetic_fraction": None,
-        "white": 255,
+        "levels": Levels(),
         "seed": 5,
         "images": ANEW,
         "workers": 0,
@@ -112,24 +113,21 @@ def test_letterboxed_batches_lead_back_to_the_files(dataset: Dataset, tmp_path: 
     assert [list(b.image_ids) for b in data.test_dataloader()] == [[dataset.samples[-1].image_id]]
 
 
-def test_white_is_one(make_coco: Callable[..., Any], tmp_path: Path) -> None:
+def test_black_is_zero_and_white_is_one(make_coco: Callable[..., Any], tmp_path: Path) -> None:
     built = make_coco(images=4, dtypes=(np.uint16,), objects=(0,), sizes=((64, 64),))
     for n, image in enumerate(built.content["images"]):
         write_png(built.images / image["file_name"], np.full((64, 64), 1000 * (n + 1), dtype=np.uint16))
     dataset = built.read()
-    white = white_level(dataset.samples[:2], ANEW)
-    assert white == 2000  # of the training images
-    data = make_data(dataset, tmp_path, white=white)
+    data = make_data(dataset, tmp_path, levels=Levels(1500, 2500))
     (batch,) = data.letterboxed(dataset.samples[:3])
-    assert batch.images.amax(dim=(1, 2, 3)).tolist() == [0.5, 1.0, 1.0]  # never above 1
+    assert batch.images.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.0, 0.5, 1.0], abs=1e-4)  # clipped at both ends
 
 
-def test_white_level(make_coco: Callable[..., Any]) -> None:
-    assert white_level(make_coco(folder="a").read().samples, ANEW) == 255
-    assert white_level(make_coco(folder="b", dtypes=(np.uint16,)).read().samples, ANEW) == 220 * 257
-    mixed = make_coco(folder="c", dtypes=(np.uint8, np.uint16)).read().samples
-    with pytest.raises(InputError, match=r"S00_0\.png has 8 bit and S01_0\.png has 16 bit"):
-        white_level(mixed, ANEW)
+def test_variations_of_another_depth_are_named(make_coco: Callable[..., Any]) -> None:
+    samples = make_coco(images=2, dtypes=(np.uint16, np.uint8)).read().samples
+    check_variations(samples[:1], ANEW, 16)
+    with pytest.raises(InputError, match=r"S01_0\.png: variations must be 16 bit .* this one is 8 bit"):
+        check_variations(samples, ANEW, 16)
 
 
 def test_one_colour_image_makes_three_channels(make_coco: Callable[..., Any]) -> None:
@@ -140,7 +138,7 @@ def test_one_colour_image_makes_three_channels(make_coco: Callable[..., Any]) ->
 
 def draws(data: StudyDataModule, images: DecodedImages = ANEW) -> TrainingDraws:
     order = draw_order(data.plan, steps=7, batch_size=3, seed=5, synthetic_fraction=None).reshape(-1)
-    return TrainingDraws(data.plan.train, order, EVERYTHING, size=64, crop=64, white=255, seed=5, images=images)
+    return TrainingDraws(data.plan.train, order, EVERYTHING, size=64, crop=64, levels=Levels(), seed=5, images=images)
 
 
 def test_an_item_is_the_same_whenever_it_is_asked_for(dataset: Dataset, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The detector without torch against the path that a cell's evaluation takes."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 from trained_detectors import detect_as_studies_do, make_trained
 
 from boxtwin.datasets.images import read_image
+from boxtwin.datasets.reading import Reading
 from boxtwin.detector.onnx_export import write_onnx
 from boxtwin.detector.trained import TrainedDetector
 from boxtwin.errors import InputError
@@ -32,7 +35,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Both]:
 @pytest.fixture(scope="module")
 def grey_in_tiles(exported: Callable[..., Both]) -> Both:
     """Of 16 bit images."""
-    return exported(channels=1, tile=64, image_size=160, white=1000)
+    return exported(channels=1, tile=64, image_size=160, white=1000, black=200)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def check_same(both: Both, paths: list[Path]) -> None:
 
 
 def test_it_finds_the_same_in_tiles_of_16_bit_images(grey_in_tiles: Both, tmp_path: Path) -> None:
-    check_same(grey_in_tiles, write_images(tmp_path, np.uint16, 5))  # some brighter than white
+    check_same(grey_in_tiles, write_images(tmp_path, np.uint16, 5))  # some darker than black, some brighter than white
 
 
 def test_it_finds_the_same_in_whole_8_bit_images(colour_whole: Both, tmp_path: Path) -> None:
@@ -105,3 +108,15 @@ def test_other_onnx_files_are_refused(tmp_path: Path) -> None:
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), tmp_path / "o.onnx")
     with pytest.raises(InputError, match=r"o\.onnx is no detector of boxtwin: its metadata lack architecture"):
         OnnxDetector(tmp_path / "o.onnx")
+
+
+def test_images_are_turned_and_refused_as_in_training(exported: Callable[..., Both]) -> None:
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.arange(24 * 40, dtype=np.uint32).reshape(24, 40).astype(np.uint8)).save(file, "PNG", exif=exif)
+    assert exported(channels=3)[1].read(file.getvalue(), "it").shape == (24, 40)  # from before there was a setting
+    settings = Reading(max_pixels=960).plain()
+    assert exported(channels=3, reading=settings)[1].read(file.getvalue(), "it").shape == (40, 24)
+    with pytest.raises(InputError, match=r"it has 40 x 24 pixels, more than dataset\.max_pixels=959"):
+        exported(channels=3, reading=settings | {"max_pixels": 959})[1].read(file.getvalue(), "it")

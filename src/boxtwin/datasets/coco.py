@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,56 +27,21 @@ from boxtwin.datasets.coco_objects import (
     read_objects,
     without_repeats,
 )
-from boxtwin.datasets.doubles import Look, join_groups, look_of, roboflow_name, same_pixels
-from boxtwin.datasets.images import read_image
+from boxtwin.datasets.doubles import join_groups, roboflow_name, same_pixels
+from boxtwin.datasets.inspection import ImageFile, inspect_image
 from boxtwin.datasets.problems import Problems, shown, some
+from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
+
+log = logging.getLogger(__name__)
 
 CrowdPolicy = Literal["ignore", "objects"]
 
 Content = dict[str, list[dict[str, Any]]]
-RESTED_NS = 3_000_000_000  # the coarsest clock of a file system in use, FAT's, ticks every 2 s
 
 
-@dataclass(frozen=True)
-class _File:
-    """What reading an image file found."""
-
-    width: int = 0
-    height: int = 0
-    sha256: str = ""
-    error: str = ""
-    look: Look | None = None
-
-
-# Every cell of a sweep checks the data set, in one process: an image that has not been touched since an earlier cell
-# looked at it is not decoded again. Of the four, only the time of the last change cannot be set by a program.
-_State = tuple[int, int, int, int]  # inode, size, time written, time changed; nanoseconds
-_inspected: dict[Path, tuple[_State, _File]] = {}
-
-
-def _inspect(path: Path) -> _File:
-    """Decode and hash an image file; one that this process has seen in the same state is not read again."""
-    try:
-        before = path.stat()
-        state = (before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns)
-        # A relative path is another file in another folder.
-        known = _inspected.get(path.absolute())
-        if known is not None and known[0] == state:
-            return known[1]
-        content = path.read_bytes()
-        pixels = read_image(path)
-    except OSError as error:
-        return _File(error=str(error))
-    file = _File(pixels.shape[1], pixels.shape[0], hashlib.sha256(content).hexdigest(), look=look_of(pixels))
-    # Two writes within one tick of the file system's clock leave the same times; a file that has rested is past that.
-    if time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > RESTED_NS:
-        _inspected[path.absolute()] = (state, file)
-    return file
-
-
-def _check_files(content: Content, folder: Path, problems: Problems) -> dict[int, _File]:
+def _check_files(content: Content, folder: Path, problems: Problems, reading: Reading) -> dict[int, ImageFile]:
     """Decode every image once: a file cut short shows only then. Each entry gets the ``path`` of its file."""
     safe = []
     for entry in content["images"]:
@@ -86,7 +51,8 @@ def _check_files(content: Content, folder: Path, problems: Problems) -> dict[int
             safe.append(entry)
     paths = find_files([entry["file_name"] for entry in safe], folder)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        found = pool.map(_inspect, paths)
+        sizes = ((entry.get("width"), entry.get("height")) for entry in safe)
+        found = pool.map(lambda path, size: inspect_image(path, *size, reading), paths, sizes)
         # Silent for the few hundred images of a small data set: they take a second or two.
         files = list(tqdm(found, total=len(safe), desc="checking images", unit="image", disable=len(safe) < 1000))
     result = {}
@@ -94,20 +60,26 @@ def _check_files(content: Content, folder: Path, problems: Problems) -> dict[int
         entry["path"] = path
         if file.error:
             if path.exists():
-                problems.add(f"images unreadable in {folder}", entry["file_name"])
+                problems.add(f"images unreadable in {folder}", file.error)
             else:
                 problems.add(
                     f"images missing from {folder}", entry["file_name"], _where_else(entry["file_name"], folder)
                 )
             continue
         told = (entry.get("width", file.width), entry.get("height", file.height))
-        if told != (file.width, file.height):
+        if told not in ((file.width, file.height), file.stored):
             problems.add(
                 "images of another size than told",
                 f"{entry['file_name']}: {told[0]} x {told[1]} told, {file.width} x {file.height} found",
                 "Boxes are in pixels of the images that were labelled: take those, or export the labels for these.",
             )
         result[entry["id"]] = file
+    if turned := sum(file.is_turned for file in result.values()):
+        log.info(
+            "%d of %d images are turned as their orientation tag (EXIF) says, as labelling tools show them; if boxes "
+            "refer to the pixels as they are stored: dataset.orientation=ignore",
+            *(turned, len(safe)),
+        )
     return result
 
 
@@ -131,6 +103,7 @@ def read_coco(
     on_bad_box: BadBoxPolicy = "error",
     crowds: CrowdPolicy = "ignore",
     on_duplicate_box: DuplicateBoxPolicy = "warn",
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
 ) -> Dataset:
     """Read a COCO detection set and check all of it.
 
@@ -147,6 +120,7 @@ def read_coco(
             were drawn as masks.
         on_duplicate_box: what to do with boxes that repeat another one of the same class in their image. ``merge``
             keeps the first.
+        reading: how image files become pixels; boxes refer to these.
 
     Raises:
         InputError: lists everything that is wrong, how many of each kind, and the first ten offenders; or ``group_by``
@@ -157,7 +131,7 @@ def read_coco(
     content = read_content(annotations, problems)
     for label, ids in merge_categories(content, problems).items():
         remarks.append(f"category '{shown(label)}' stands there {len(ids)} times (ids {ids}): taken for one class")
-    files = _check_files(content, images, problems)
+    files = _check_files(content, images, problems, reading)
     sizes = {number: (file.width, file.height) for number, file in files.items()}
     objects, repairs = read_objects(content, sizes, on_bad_box, problems, remarks)
     remarks += _read_crowds(content, objects, crowds)
@@ -172,7 +146,7 @@ def read_coco(
     categories = sorted(content["categories"], key=lambda category: category["id"])
     class_of = {category["id"]: index for index, category in enumerate(categories)}
     samples = tuple(
-        _sample(entry, files[entry["id"]], objects[entry["id"]], class_of, groups[entry["file_name"]])
+        _sample(entry, files[entry["id"]], objects[entry["id"]], class_of, groups[entry["file_name"]], reading)
         for entry in sorted(content["images"], key=lambda entry: entry["file_name"])
     )
     classes = tuple(category["name"] for category in categories)
@@ -207,7 +181,7 @@ def _read_crowds(content: Content, objects: dict[int, list[CocoObject]], policy:
 
 def _group(
     content: Content,
-    files: Mapping[int, _File],
+    files: Mapping[int, ImageFile],
     pattern: re.Pattern[str] | None,
     problems: Problems,
     remarks: list[str],
@@ -254,10 +228,11 @@ def _compile_group(group_by: str | None) -> re.Pattern[str] | None:
 
 def _sample(
     entry: dict[str, Any],
-    file: _File,
+    file: ImageFile,
     objects: list[CocoObject],
     class_of: dict[int, int],
     group: str,
+    reading: Reading,
 ) -> Sample:
     return Sample(
         name=entry["file_name"],
@@ -272,6 +247,8 @@ def _sample(
         group=group,
         sha256=file.sha256,
         look=file.look,
+        bits=file.bits,
+        reading=reading,
     )
 
 

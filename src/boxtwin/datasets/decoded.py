@@ -2,16 +2,19 @@
 
 Decoding a JPEG of 800 x 800 pixels takes a few milliseconds, and a training image is drawn hundreds of times. One file
 holds the pixels of many images one after the other; an index beside it says where each begins, under the sha256 of the
-image file it came from, so that no entry can be stale. The operating system keeps in memory what is used, once for all
-processes, and gives it up when memory runs short. Of a grey image that its file stores as colour, one channel is kept.
+image file it came from, so that no entry can be stale, and has the checksum of its pixels, which `add` compares. The
+operating system keeps in memory what is used, once for all processes, and gives it up when memory runs short. Of a grey
+image that its file stores as colour, one channel is kept.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -23,12 +26,15 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from boxtwin.datasets.images import Pixels, as_grey, read_image, write_bytes_atomically
+from boxtwin.datasets.images import Pixels, as_grey, write_bytes_atomically
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 
+log = logging.getLogger(__name__)
+
 # Images between two writings of the index: a process that is killed loses so many at most.
 BATCH = 500
+NAMED = 5  # of damaged images
 ALIGNMENT = 64  # bytes: a cache line
 
 
@@ -82,17 +88,24 @@ class DecodedImages:
     def read(self, sample: Sample) -> Pixels:
         """The pixels of an image, not to be written to: what `read_image` gives, in grey where the file is grey."""
         pixels = self._pixels.get(sample.sha256)
-        return _decode(sample.path) if pixels is None else pixels
+        return _decode(sample) if pixels is None else pixels
 
     def _write_missing(self, name: str, samples: Sequence[Sample]) -> None:
         assert self._folder is not None
         data, index = _files(self._folder / name)
         entries = _entries(data, index)
-        missing = list({sample.sha256: sample for sample in samples if sample.sha256 not in entries}.values())
+        wanted = {sample.sha256: sample for sample in samples}
+        damaged = _damaged(data, {sha256: entries[sha256] for sha256 in wanted if sha256 in entries})
+        if damaged:
+            names = ", ".join(wanted[sha256].name for sha256 in damaged[:NAMED])
+            log.warning(
+                "%s: the pixels of %d images are damaged (%s); they are decoded anew", *(data, len(damaged), names)
+            )
+        missing = [sample for sha256, sample in wanted.items() if sha256 not in entries or sha256 in damaged]
         if not missing:
             return
-        # At most three channels; the type shows in the first image.
-        depth = read_image(missing[0].path).dtype.itemsize
+        # At most three channels.
+        depth = max(sample.bits for sample in missing) // 8
         needed = sum(sample.width * sample.height for sample in missing) * 3 * depth
         if needed > shutil.disk_usage(data.parent).free:
             raise _refused(data.parent, f"{needed / 2**30:.1f} GB may be needed, more than the disk has left")
@@ -104,7 +117,10 @@ class DecodedImages:
                     offset = -(-end // ALIGNMENT) * ALIGNMENT
                     file.seek(offset)
                     file.write(pixels.tobytes())
-                    entries[sample.sha256] = {"offset": offset, "shape": pixels.shape, "dtype": str(pixels.dtype)}
+                    entries[sample.sha256] = {
+                        **{"offset": offset, "shape": pixels.shape, "dtype": str(pixels.dtype)},
+                        "crc32": zlib.crc32(np.ascontiguousarray(pixels)),
+                    }
                     end = offset + pixels.nbytes
                 # An entry is written when its pixels are safe.
                 _flush(file)
@@ -123,12 +139,25 @@ class DecodedImages:
             )
 
 
-def _decode(path: Path) -> Pixels:
-    return as_grey(read_image(path))
+def _decode(sample: Sample) -> Pixels:
+    return as_grey(sample.read())
+
+
+def _damaged(data: Path, entries: dict[str, Any]) -> list[str]:
+    """The entries whose pixels are not those that were written, as their checksum tells."""
+    if not entries:
+        return []
+    file = np.memmap(data, dtype=np.uint8, mode="r")
+    return [
+        sha256
+        for sha256, entry in entries.items()
+        if zlib.crc32(file[entry["offset"] : entry["offset"] + _size(entry)]) != entry["crc32"]
+    ]
 
 
 def _files(folder: Path) -> tuple[Path, Path]:
-    stem = f"pixels-opencv{cv2.__version__}"
+    # Earlier versions kept no checksums, under names without the 2.
+    stem = f"pixels2-opencv{cv2.__version__}"
     return folder / f"{stem}.bin", folder / f"{stem}.json"
 
 
@@ -137,9 +166,14 @@ def _entries(data: Path, index: Path) -> dict[str, Any]:
     try:
         entries: dict[str, Any] = json.loads(index.read_text())
         held = data.stat().st_size
-    except (FileNotFoundError, json.JSONDecodeError):
+        whole = all(entry["offset"] + _size(entry) <= held and entry["crc32"] >= 0 for entry in entries.values())
+    except FileNotFoundError:
         return {}
-    return entries if all(entry["offset"] + _size(entry) <= held for entry in entries.values()) else {}
+    except (ValueError, TypeError, KeyError, AttributeError):  # not JSON, or not what we write
+        whole = False
+    if not whole:
+        log.warning("%s is damaged; images are decoded anew", index)
+    return entries if whole else {}
 
 
 def _size(entry: dict[str, Any]) -> int:
@@ -151,7 +185,7 @@ def _batches(samples: Sequence[Sample]) -> Iterator[list[tuple[Sample, Pixels]]]
     remaining = iter(tqdm(samples, desc="decoding images", unit="image", disable=len(samples) < 1000))
     with ThreadPoolExecutor(max_workers=4) as pool:
         while batch := list(islice(remaining, BATCH)):
-            yield list(zip(batch, pool.map(_decode, [sample.path for sample in batch]), strict=True))
+            yield list(zip(batch, pool.map(_decode, batch), strict=True))
 
 
 def _flush(file: IO[bytes]) -> None:

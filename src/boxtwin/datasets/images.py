@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8, UInt16
+from PIL import Image, UnidentifiedImageError
+
+from boxtwin.datasets import tiff
+from boxtwin.datasets.reading import Header, Reading, exif_orientation, upright
 
 # Underscores: two images in one signature may differ in size.
 Pixels = (
@@ -19,37 +26,114 @@ Pixels = (
     | UInt16[np.ndarray, "_h _w 3"]
 )
 
+# Headers are checked against `Reading.max_pixels`, which may be more than Pillow's own limit.
+Image.MAX_IMAGE_PIXELS = None
 
-def read_image(path: Path) -> Pixels:
+_UPRIGHT = Reading()
+
+
+def read_image(path: Path, reading: Reading = _UPRIGHT) -> Pixels:
     """Read an image as ``(h, w)`` grey or ``(h, w, 3)`` RGB, uint8 or uint16 as in the file.
 
-    Alpha channels are dropped. EXIF rotation is not applied: COCO boxes refer to the stored pixels.
+    Alpha channels are dropped. Pixels are turned as the file's orientation tag says, unless ``reading`` says otherwise.
 
     Raises:
-        OSError: the file is missing, or is not an image that OpenCV can decode to the end.
+        OSError: the file is missing, damaged or too large, or holds something else than ``reading`` expects.
     """
-    return decode_image(np.fromfile(path, dtype=np.uint8), str(path))
+    return decode_image(path.read_bytes(), str(path), reading)
 
 
-def decode_image(encoded: UInt8[np.ndarray, " bytes"], name: str) -> Pixels:
-    """As `read_image`, from the bytes of a file; ``name`` is what errors call it.
+def decode_image(encoded: bytes, name: str, reading: Reading = _UPRIGHT) -> Pixels:
+    """As `read_image`, from the bytes of a file; ``name`` is what errors call it."""
+    header = read_header(encoded, name, reading)
+    if header.is_tiff:
+        content = tiff.for_opencv(encoded, name, reading)
+        stored = tiff.decode(encoded, name, reading) if content is None else _stored(content, name, None)
+    else:
+        if encoded[:2] == b"\xff\xd8":
+            _check_jpeg(encoded, name)
+        stored = _stored(encoded, name, reading.channels)
+    if stored.dtype not in (np.uint8, np.uint16):
+        raise OSError(f"{name} holds {stored.dtype} pixels; 8 and 16 bit unsigned integers are supported")
+    if reading.orientation == "apply":
+        stored = upright(stored, header.orientation)
+    return np.ascontiguousarray(stored)
+
+
+def read_header(encoded: bytes, name: str, reading: Reading = _UPRIGHT) -> Header:
+    """What a file says of its image, without decoding it.
 
     Raises:
-        OSError: OpenCV cannot decode them to the end.
+        OSError: it is no image, has more pixels than ``reading`` allows, or several pages where none is chosen.
     """
+    read = tiff.read_header if encoded[:4] in tiff.MAGIC else _header
+    header = read(encoded, name, reading)
+    if header.width * header.height > reading.max_pixels:
+        raise OSError(
+            f"{name} has {header.width} x {header.height} pixels, more than dataset.max_pixels={reading.max_pixels}"
+        )
+    return header
+
+
+def _header(encoded: bytes, name: str, reading: Reading) -> Header:
     try:
-        pixels = None if encoded.size == 0 else cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:  # such as a header that tells of more pixels than OpenCV takes
+        with Image.open(BytesIO(encoded)) as image:
+            if getattr(image, "is_animated", False) and image.format in ("GIF", "PNG", "WEBP") and reading.page is None:
+                raise OSError(
+                    f"{name} is an animation; save one of its pictures, or take the first with dataset.page=0"
+                )
+            exif = image.info.get("exif", b"")
+            if image.format == "PNG":
+                late = encoded.rfind(b"eXIf", encoded.find(b"IDAT"))  # may follow the pixels, where Pillow has not been
+                exif = exif or encoded[late + 4 :] if late >= 0 else exif
+                image.verify()  # the checksums of its parts
+            return Header(*image.size, exif_orientation(exif))
+    except UnidentifiedImageError:
+        raise OSError(f"{name} cannot be decoded as an image") from None
+    except Exception as error:
+        if isinstance(error, OSError) and str(error).startswith(name):
+            raise
+        # Pillow's errors of damaged files share no class: SyntaxError, struct.error, ...
+        raise OSError(f"{name} cannot be decoded as an image: {error}") from None
+
+
+def _stored(encoded: bytes, name: str, channels: Sequence[int] | None) -> np.ndarray:
+    """Pixels as OpenCV decodes them, in the file's order of rows and columns; RGB, without alpha."""
+    try:
+        pixels = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
         raise OSError(f"{name} cannot be decoded as an image: {error}") from None
     if pixels is None:
         raise OSError(f"{name} cannot be decoded as an image")
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise OSError(f"{name} holds {pixels.dtype} pixels; 8 and 16 bit unsigned integers are supported")
-    if pixels.ndim == 2:
-        return pixels
-    if pixels.shape[2] == 1:
-        return np.ascontiguousarray(pixels[:, :, 0])
-    return np.ascontiguousarray(pixels[:, :, 2::-1])
+    pixels = np.atleast_3d(pixels)
+    if pixels.shape[2] >= 3:
+        pixels = pixels[:, :, [2, 1, 0, *range(3, pixels.shape[2])]]
+    if channels is None:
+        return pixels[:, :, 0] if pixels.shape[2] < 3 else pixels[:, :, :3]
+    if max(channels) >= pixels.shape[2]:
+        raise OSError(f"{name} has {pixels.shape[2]} channels; dataset.channels={list(channels)} counts from 0")
+    return pixels[:, :, channels[0]] if len(channels) == 1 else pixels[:, :, list(channels)]
+
+
+# In the compressed data of a JPEG, 0xFF is followed by 0 or by the number of a restart; all else is a marker (T.81).
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_END_OF_IMAGE, _ALONE = 0xD9, (0x01, 0xD8)
+
+
+def _check_jpeg(encoded: bytes, name: str) -> None:
+    """A JPEG without its end marker was cut off, or overwritten; decoders fill in grey without a word.
+
+    Raises:
+        OSError: the marker is missing.
+    """
+    place = 2
+    while marker := _MARKER.search(encoded, place):
+        kind, place = marker[1][0], marker.end()
+        if kind == _END_OF_IMAGE:
+            return
+        if kind not in _ALONE and place + 2 <= len(encoded):
+            place += int.from_bytes(encoded[place : place + 2], "big")
+    raise OSError(f"{name} is damaged: the JPEG's end marker is missing, so that its lower part would be grey")
 
 
 def as_grey(pixels: Pixels) -> Pixels:

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 
 from boxtwin.boxes import Box
 from boxtwin.datasets.doubles import Look
+from boxtwin.datasets.images import Pixels, read_image
+from boxtwin.datasets.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,10 @@ class Sample:
     crowd: Bool[np.ndarray, " n"]
     group: str = ""  # images of one group (scene) stay on one side of a split
     lineage: Lineage | None = None
-    sha256: str = ""  # of the image file's bytes
+    sha256: str = ""  # of the image file's bytes, and of how they are read where that is not as before `Reading`
+    bits: int = 8  # of a pixel's channel in the file, 8 or 16
     look: Look | None = None  # what it looks like, to find copies; None: not known, or nothing to see
+    reading: Reading = Reading()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
@@ -56,6 +60,10 @@ class Sample:
         for field_name, shape in shapes.items():
             if shape != (n,):
                 raise ValueError(f"{self.name}: {n} boxes need {field_name} of shape ({n},), got {shape}")
+
+    def read(self) -> Pixels:
+        """The pixels that the boxes refer to; raises OSError as `read_image` does."""
+        return read_image(self.path, self.reading)
 
     @property
     def object_boxes(self) -> Float[np.ndarray, "m 4"]:

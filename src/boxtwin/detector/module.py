@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from boxtwin.datasets.batch import Batch
+from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.sample import Detections
 from boxtwin.detector.assign import AnchorsPerObject, CellsPerObject
 from boxtwin.detector.decode import detect
@@ -41,7 +42,9 @@ class DetectorModule(pl.LightningModule):
         image_size: what the longer side of an image is scaled to, pixels.
         tile: side of the squares that images are looked at in; None for whole images, in an ``image_size`` square.
         channels: 1 for grey images, 3 for colour.
-        white: the pixel value that was scaled to 1.0 (255 for 8 bit); kept so that new images are scaled alike.
+        white, black: the pixel values that were scaled to 1 and 0 (255 and 0 for 8 bit); kept so that new images are
+            scaled alike.
+        reading: how image files became pixels, the fields of `Reading`, kept likewise; None where that is not known.
         learning_rate: at the end of the warm-up; then a cosine down to a hundredth of it.
         weight_decay: on convolution weights only, neither on biases nor on batch normalisation.
         steps: optimiser steps of the whole run, which the schedule spans; 0 for weights that stay as they are.
@@ -69,6 +72,8 @@ class DetectorModule(pl.LightningModule):
         anchors: Sequence[Sequence[Sequence[int | float]]],
         image_size: int,
         white: int,
+        black: int = 0,
+        reading: Mapping[str, Any] | None = None,  # noqa: ARG002 (kept with the others)
         channels: int = 3,
         tile: int | None = None,
         learning_rate: float,
@@ -157,7 +162,7 @@ class DetectorModule(pl.LightningModule):
         self.category_ids = tuple(category_ids)
         self.image_size = image_size
         self.tile = tile
-        self.white = white
+        self.levels = Levels(black, white)
         self.coco_evaluator = coco_evaluator
         self._validation: list[tuple[int, Detections]] = []
         self._folded: list[YOLOv3] = []  # in a list, out of nn.Module's sight: a copy is no part of the weights

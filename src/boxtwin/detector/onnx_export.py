@@ -58,10 +58,11 @@ def require_packages() -> None:
 def write_onnx(detector: TrainedDetector, path: Path) -> None:
     """Write a detector as ONNX, after checking that ONNX Runtime computes from it what torch does.
 
-    Input ``images``: float32 ``(batch, channels, side, side)``, any batch; pixels over `white`, in [0, 1], RGB or grey,
-    letterboxed to ``image_size`` or cut into tiles. Outputs, one row for each place where a box can be predicted:
-    ``boxes`` ``(batch, places, 4)``, xyxy, pixels of the letterboxed image; ``scores`` ``(batch, places, classes)``,
-    objectness * class probability. The file's metadata hold the fields of `DetectorSpec` and these descriptions.
+    Input ``images``: float32 ``(batch, channels, side, side)``, any batch; pixels from `black` to `white` scaled to
+    [0, 1], RGB or grey, letterboxed to ``image_size`` or cut into tiles. Outputs, one row for each place where a box
+    can be predicted: ``boxes`` ``(batch, places, 4)``, xyxy, pixels of the letterboxed image; ``scores`` ``(batch,
+    places, classes)``, objectness * class probability. The file's metadata hold the fields of `DetectorSpec` and these
+    descriptions.
 
     Raises:
         InputError: packages are missing.
@@ -101,7 +102,7 @@ def write_onnx(detector: TrainedDetector, path: Path) -> None:
     size = f"{spec.side}, {spec.side}"
     texts = {
         "images": f"(batch, {spec.channels}, {size}) float32 in [0, 1]: {'RGB' if spec.channels == 3 else 'grey'} "
-        f"pixels / {spec.white}, letterboxed",
+        f"(pixels - {spec.black}) / {spec.white - spec.black}, letterboxed",
         "boxes": "(batch, places, 4) float32: xyxy, pixels of the letterboxed image, before non-maximum suppression",
         "scores": f"(batch, places, {len(spec.classes)}) float32 in [0, 1]: objectness * class probability",
     }

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
 
+from boxtwin.datasets.levels import Levels
+from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
 
 
@@ -25,6 +28,18 @@ class DetectorSpec:
     max_detections: int  # per image
     count_threshold: float  # detections with a score of at least this are counted; chosen on real validation images
     boxtwin: str  # version that trained it
+    black: int = 0  # the pixel value that is scaled to 0
+    reading: Mapping[str, Any] | None = None  # fields of `Reading`; None: from before there were any, as stored
+
+    @property
+    def levels(self) -> Levels:
+        """The pixel values that mean 0 and 1."""
+        return Levels(self.black, self.white)
+
+    @property
+    def how_to_read(self) -> Reading:
+        """How image files become pixels."""
+        return Reading(orientation="ignore") if self.reading is None else Reading(**self.reading)
 
     @property
     def side(self) -> int:
@@ -42,9 +57,9 @@ class DetectorSpec:
         Raises:
             InputError: fields are missing from the metadata of ``file``.
         """
-        missing = [field.name for field in fields(cls) if field.name not in texts]
+        missing = [field.name for field in fields(cls) if field.name not in texts and field.default is MISSING]
         if missing:
             raise InputError(f"{file} is no detector of boxtwin: its metadata lack {', '.join(missing)}")
-        values = {field.name: json.loads(texts[field.name]) for field in fields(cls)}
+        values = {field.name: json.loads(texts[field.name]) for field in fields(cls) if field.name in texts}
         values["classes"], values["category_ids"] = tuple(values["classes"]), tuple(values["category_ids"])
         return cls(**values)

@@ -53,6 +53,8 @@ class TrainedDetector:
                 "tile",
                 "channels",
                 "white",
+                "black",
+                "reading",
                 "nms_iou",
                 "score_floor",
                 "max_detections",

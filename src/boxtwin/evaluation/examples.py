@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from boxtwin.datasets.images import Pixels, read_image, write_bytes_atomically
+from boxtwin.datasets.images import Pixels, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.counts import count_objects, counted
 from boxtwin.evaluation.overlays import pick_examples, to_8_bit
@@ -103,7 +103,7 @@ def _entry(sample: Sample, *, worst: bool) -> dict[str, Any]:
         "labels": sample.labels.tolist(),
         "crowd": sample.crowd.tolist(),
         "worst": worst,
-        "webp": base64.b64encode(_webp(read_image(sample.path))).decode(),
+        "webp": base64.b64encode(_webp(sample.read())).decode(),
     }
 
 

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from boxtwin.boxes import area_xyxy, iou_matrix
-from boxtwin.datasets.images import Pixels, read_image, write_bytes_atomically
+from boxtwin.datasets.images import Pixels, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 
 # Bright on dark sea; told apart by lightness and line style as well as by hue.
@@ -151,7 +151,7 @@ def side_by_side(
     for position, sample in enumerate(samples):
         row, column = divmod(position, pairs_across)
         left, right = grid[row][2 * column], grid[row][2 * column + 1]
-        pixels = read_image(sample.path)
+        pixels = sample.read()
         found = _above(detections.get(sample.image_id), threshold)
         matches = match(sample, found)
 
@@ -218,7 +218,7 @@ def contact_sheet(
         for column, sample in enumerate([source, *made[: across - 1]]):
             axes = [grid[views * row + view][across * place + column] for view in range(views)]
             unused.difference_update(axes)
-            pixels = read_image(sample.path)
+            pixels = sample.read()
             for target, view in zip(axes, (None, window), strict=False):
                 show_image(target, pixels, view)
                 draw_boxes(target, sample.boxes[sample.crowd], colour=CROWD, line_style=":")

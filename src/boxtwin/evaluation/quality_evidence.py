@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float, Float32
 from tqdm import tqdm
 
-from boxtwin.datasets.images import read_image
 from boxtwin.datasets.sample import Sample
 from boxtwin.evaluation.image_likeness import (
     COPY,
@@ -97,7 +96,7 @@ class _Seen:
 
     def grain_of(self, number: int) -> Spectrum:
         """Read again whenever it is asked for: kept, that of 100 images would take a quarter of a gigabyte."""
-        grey = as_float_grey(read_image(self.samples[number].path))
+        grey = as_float_grey(self.samples[number].read())
         if number not in self.layouts:
             self.layouts[number] = layout(grey)
             self.progress.update()
@@ -205,7 +204,7 @@ def _source_of(sample: Sample, numbers: Mapping[str, int]) -> int:
 
 
 def _read(sample: Sample, speckle: Speckle | None, shape: tuple[int, int]) -> _Image:
-    pixels = read_image(sample.path)
+    pixels = sample.read()
     grey = as_float_grey(pixels)
     looks = math.nan if speckle is None else equivalent_looks(pixels, sample.boxes, speckle)
     return _Image(grey_levels(pixels), Look(looks, spectrum(grey)), layout(grey), grain(grey, shape))

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from boxtwin.datasets.images import Pixels, read_image
+from boxtwin.datasets.images import Pixels
 from boxtwin.evaluation import overlays
 from boxtwin.evaluation.image_likeness import COPY
 from boxtwin.evaluation.image_quality import RINGS, TILE, pooled
@@ -208,7 +208,7 @@ def _show_pairs(figure: Figure, evidence: Evidence, pairs: Sequence[dict[str, An
         )
         for row, (sample, title, colour) in enumerate(rows):
             axes = figure.add_subplot(grid[row, column])
-            pixels = read_image(sample.path)
+            pixels = sample.read()
             overlays.show_image(axes, pixels if evidence.speckle is None else _brightened(pixels))
             overlays.draw_boxes(axes, sample.object_boxes, colour=colour)
             axes.set_title(title, fontsize=8, loc="left", parse_math=False)

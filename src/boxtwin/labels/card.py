@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,13 +72,16 @@ def tally(lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {**counts, "images": len(used), "refused": len(lines) - len(used)}
 
 
-def write_card(folder: Path, lines: Sequence[Mapping[str, Any]], sources: Mapping[str, Path]) -> None:
+Sources = Mapping[str, Callable[[], Pixels]]
+
+
+def write_card(folder: Path, lines: Sequence[Mapping[str, Any]], sources: Sources) -> None:
     """Write ``label_card.json`` and ``label_card.png`` of a store.
 
     Args:
         folder: of the store.
         lines: of its manifest, those that count.
-        sources: the file of each real image, by its name.
+        sources: reads the pixels of each real image, by its name.
     """
     ordered = sorted(lines, key=lambda line: (line["source"], line["variation"]))
     cases = _cases(ordered)
@@ -147,7 +150,7 @@ def _edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " edges"]:
     return np.linspace(low, high, BINS + 1)
 
 
-def _picture(folder: Path, content: dict[str, Any], cases: Sequence[_Case], sources: Mapping[str, Path]) -> bytes:
+def _picture(folder: Path, content: dict[str, Any], cases: Sequence[_Case], sources: Sources) -> bytes:
     shown = [name for name in SHOWN if name in content["evidence"]][:5]
     strips = [decision for decision in DECISIONS if any(case.decision == decision for case in cases)]
     heights = [0.75, *([2.1] if shown else []), *(2.45 for _ in strips)]
@@ -192,7 +195,7 @@ def _histogram(axes: Axes, name: str, figures: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _strip(part: Any, folder: Path, decision: str, cases: Sequence[_Case], sources: Mapping[str, Path]) -> None:
+def _strip(part: Any, folder: Path, decision: str, cases: Sequence[_Case], sources: Sources) -> None:
     """Pairs of close-ups: the source above, the variation below."""
     chosen = sorted((case for case in cases if case.decision == decision), key=lambda case: case.certainty)[:CROPS]
     part.suptitle(MEANINGS[decision], fontsize=10, x=0.005, ha="left", color=COLOURS[decision], fontweight="bold")
@@ -204,7 +207,7 @@ def _strip(part: Any, folder: Path, decision: str, cases: Sequence[_Case], sourc
             below.set_axis_off()
             continue
         case = chosen[column]
-        source, variation = read_image(sources[case.line["source"]]), read_image(folder / case.line["image"])
+        source, variation = sources[case.line["source"]](), read_image(folder / case.line["image"])
         before = _box_before(case)
         window = _window([box for box in (before, case.box) if box is not None], variation.shape[1], variation.shape[0])
         scale = _stretch(_crop(source, window))

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from boxtwin.datasets.batch import Batch
 from boxtwin.datasets.decoded import DecodedImages
+from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.mixing.augment import WHOLE, Augmentation, Labelled, Letterbox
-from boxtwin.mixing.network_input import network_input
+from boxtwin.mixing.network_input import full_scale, network_input
 from boxtwin.mixing.plan import Plan, draw_order
 from boxtwin.mixing.tiles import Tile, take_view, views
 
@@ -27,25 +28,19 @@ Item = tuple[Labelled, Letterbox, Sample]
 AHEAD = 2
 
 
-def white_level(samples: Sequence[Sample], images: DecodedImages) -> int:
-    """The pixel value that means 1.0: 255 for 8 bit; for 16 bit the largest value in the (training) images.
-
-    Sensors fill 10, 12 or 14 of the 16 bits; 65535 would leave such images all but black.
+def check_variations(variations: Sequence[Sample], images: DecodedImages, bits: int) -> None:
+    """Variations must have as many bits as the real images.
 
     Raises:
-        InputError: some images have 8 bit and some 16; no one value is white in both.
+        InputError: names the first of those that have not.
     """
-    largest = 255
-    example: dict[str, str] = {}  # pixel type -> an image of it
-    for sample in samples:
-        pixels = images.read(sample)
-        example.setdefault(f"{8 * pixels.dtype.itemsize} bit", sample.name)
-        if pixels.dtype == np.uint16:
-            largest = max(largest, int(pixels.max()))
-    if len(example) > 1:
-        told = " and ".join(f"{name} has {depth}" for depth, name in example.items())
-        raise InputError(f"images must be 8 bit or 16 bit throughout, but {told}; convert one kind to the other")
-    return largest
+    for sample in variations:
+        found = 8 * images.read(sample).dtype.itemsize
+        if found != bits:
+            raise InputError(
+                f"{sample.path}: variations must be {bits} bit as the real images are, and this one is {found} bit; "
+                "remove its folder and make them again"
+            )
 
 
 def input_channels(samples: Sequence[Sample], images: DecodedImages) -> int:
@@ -53,9 +48,9 @@ def input_channels(samples: Sequence[Sample], images: DecodedImages) -> int:
     return 1 if all(images.read(sample).ndim == 2 for sample in samples) else 3
 
 
-def _labelled(sample: Sample, images: DecodedImages) -> Labelled:
-    """The image and its single objects."""
-    return Labelled(images.read(sample), sample.object_boxes, sample.object_labels)
+def _labelled(sample: Sample, images: DecodedImages, levels: Levels) -> Labelled:
+    """The image, from black to white over the whole range of its type, and its single objects."""
+    return Labelled(levels.scaled(images.read(sample)), sample.object_boxes, sample.object_labels)
 
 
 class TrainingDraws(Dataset[Item]):
@@ -72,7 +67,7 @@ class TrainingDraws(Dataset[Item]):
         *,
         size: int,
         crop: int,
-        white: int,
+        levels: Levels,
         seed: int,
         images: DecodedImages,
     ) -> None:
@@ -81,7 +76,7 @@ class TrainingDraws(Dataset[Item]):
         self._augmentation = augmentation
         self._size = size
         self._crop = crop
-        self._white = white
+        self._levels = levels
         self._seed = seed
         self._images = images
 
@@ -94,11 +89,11 @@ class TrainingDraws(Dataset[Item]):
 
         def partner() -> Labelled:
             # From the draws, not the pool: real and synthetic images keep their shares in a mosaic.
-            return _labelled(self._samples[self._order[random.integers(len(self._order))]], self._images)
+            return _labelled(self._samples[self._order[random.integers(len(self._order))]], self._images, self._levels)
 
-        image = self._augmentation(
-            _labelled(sample, self._images), partner, size=self._size, crop=self._crop, white=self._white, random=random
-        )
+        image = _labelled(sample, self._images, self._levels)
+        white = full_scale(image.pixels)
+        image = self._augmentation(image, partner, size=self._size, crop=self._crop, white=white, random=random)
         return image, WHOLE, sample
 
 
@@ -110,12 +105,12 @@ class ImagesAsTheyAre(Dataset[Item]):
     """
 
     def __init__(
-        self, samples: Sequence[Sample], *, size: int, tile: int | None, white: int, images: DecodedImages
+        self, samples: Sequence[Sample], *, size: int, tile: int | None, levels: Levels, images: DecodedImages
     ) -> None:
         self._samples = samples
         self._size = size
         self._tile = tile
-        self._white = white
+        self._levels = levels
         self._images = images
         self._items: list[tuple[Sample, Tile | None]] = [
             (sample, part) for sample in samples for part in views(sample.width, sample.height, size=size, tile=tile)
@@ -126,8 +121,9 @@ class ImagesAsTheyAre(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         sample, tile = self._items[index]
-        image = _labelled(sample, self._images)
-        return *take_view(image, tile, size=self._size, tile=self._tile, white=self._white), sample
+        image = _labelled(sample, self._images, self._levels)
+        white = full_scale(image.pixels)
+        return *take_view(image, tile, size=self._size, tile=self._tile, white=white), sample
 
 
 class EpochDraws(Sampler[int]):
@@ -197,14 +193,13 @@ class Ahead:
 
 
 class Collate:
-    """Items -> `Batch`: pixels over ``white`` as float32, 1 at most, with as many channels as the network takes."""
+    """Items -> `Batch`: pixels in [0, 1] as float32, with as many channels as the network takes."""
 
-    def __init__(self, white: int, channels: int) -> None:
-        self._white = white
+    def __init__(self, channels: int) -> None:
         self._channels = channels
 
     def __call__(self, items: Sequence[Item]) -> Batch:
-        images = network_input([image.pixels for image, _, _ in items], white=self._white, channels=self._channels)
+        images = network_input([image.pixels for image, _, _ in items], channels=self._channels)
         owners = [np.full(len(image.boxes), place) for place, (image, _, _) in enumerate(items)]
         return Batch(
             images=torch.from_numpy(images),
@@ -232,7 +227,7 @@ class StudyDataModule(pl.LightningDataModule):
         steps_per_epoch: steps between two validations; this is what Lightning calls an epoch here.
         augmentation: what is done to training images.
         synthetic_fraction: share of each training batch that is synthetic; None: as the counts have it.
-        white: the pixel value that means 1.0 (`white_level`).
+        levels: the pixel values that mean 0 and 1.
         seed: of order and augmentation.
         images: where decoded images are kept.
         workers: loader processes; 0 loads in a thread of the training process, which is faster for small images.
@@ -252,7 +247,7 @@ class StudyDataModule(pl.LightningDataModule):
         steps_per_epoch: int,
         augmentation: Augmentation,
         synthetic_fraction: float | None,
-        white: int,
+        levels: Levels,
         seed: int,
         images: DecodedImages,
         workers: int,
@@ -267,7 +262,7 @@ class StudyDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
         self.augmentation = augmentation
-        self.white = white
+        self.levels = levels
         self.seed = seed
         self.workers = workers
         self.pin_memory = pin_memory
@@ -289,7 +284,7 @@ class StudyDataModule(pl.LightningDataModule):
             self.augmentation,
             size=self.image_size,
             crop=self.crop,
-            white=self.white,
+            levels=self.levels,
             seed=self.seed,
             images=self._images,
         )
@@ -314,7 +309,7 @@ class StudyDataModule(pl.LightningDataModule):
 
     def letterboxed(self, samples: Sequence[Sample]) -> Ahead | DataLoader[Item]:
         """Any images as they are, for prediction; on several devices each looks at all of them."""
-        images = ImagesAsTheyAre(samples, size=self.image_size, tile=self.tile, white=self.white, images=self._images)
+        images = ImagesAsTheyAre(samples, size=self.image_size, tile=self.tile, levels=self.levels, images=self._images)
         return self._loader(images, self.batch_size, None)
 
     def _draws_done(self) -> int:
@@ -325,7 +320,7 @@ class StudyDataModule(pl.LightningDataModule):
             images,
             batch_size=batch_size,
             sampler=sampler,
-            collate_fn=Collate(self.white, self.channels),
+            collate_fn=Collate(self.channels),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=self.pin_memory,

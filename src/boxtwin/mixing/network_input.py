@@ -11,22 +11,22 @@ from jaxtyping import Float32, UInt8, UInt16
 from boxtwin.datasets.images import Pixels
 
 
-def network_input(
-    pixels: Sequence[Pixels], *, white: int, channels: int
-) -> Float32[np.ndarray, "batch {channels} _h _w"]:
+def network_input(pixels: Sequence[Pixels], *, channels: int) -> Float32[np.ndarray, "batch {channels} _h _w"]:
     """Images of one size, grey or colour, as a batch in [0, 1] with as many channels as the network takes.
 
     Args:
-        pixels: 8 or 16 bit.
-        white: the pixel value that means 1.0. It is the brightest of the training images; in others there may be
-            brighter pixels, which are held at 1.
+        pixels: over the whole range of their type, 8 or 16 bit, as `Levels.scaled` gives them.
         channels: 1 or 3.
     """
     stacked = np.stack([_in_channels(image, channels) for image in pixels])
-    scaled = np.multiply(stacked, np.float32(1 / white), dtype=np.float32)
-    np.minimum(scaled, 1, out=scaled)
+    scaled = np.multiply(stacked, np.float32(1 / full_scale(stacked)), dtype=np.float32)
     # Stacked with channels last, which is how the convolutions take them.
     return scaled.transpose(0, 3, 1, 2)
+
+
+def full_scale(pixels: np.ndarray) -> int:
+    """The largest value that pixels of this type can have."""
+    return int(np.iinfo(pixels.dtype).max)
 
 
 def _in_channels(

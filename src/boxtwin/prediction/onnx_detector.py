@@ -18,7 +18,7 @@ from boxtwin.detector.postprocess import detections_in_file, merge_tiles
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
 from boxtwin.mixing.augment import Labelled, Letterbox
-from boxtwin.mixing.network_input import network_input
+from boxtwin.mixing.network_input import full_scale, network_input
 from boxtwin.mixing.tiles import take_view, views
 
 BATCH = 8  # views that are computed at once: more take memory and save next to nothing on a CPU
@@ -52,7 +52,7 @@ class OnnxDetector:
             InputError: it is no image, or of another bit depth than the images that the network was trained on.
         """
         try:
-            pixels = decode_image(np.frombuffer(encoded, dtype=np.uint8), name)
+            pixels = decode_image(bytes(encoded), name, self.spec.how_to_read)
         except OSError as error:
             raise InputError(str(error)) from None
         # 16 bit files may hold 8 bit values, and do if white is 255; the other way round nothing tells them apart.
@@ -63,18 +63,18 @@ class OnnxDetector:
         return pixels
 
     def __call__(self, pixels: Pixels) -> Detections:
-        """All detections from the score floor on, best first, boxes xyxy in pixels of the image as it is stored."""
+        """All detections from the score floor on, best first, boxes xyxy in pixels of the image as it is read."""
         spec = self.spec
         height, width = pixels.shape[:2]
-        image = Labelled(pixels, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+        image = Labelled(spec.levels.scaled(pixels), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
         found: list[Detections] = []
         parts = views(width, height, size=spec.image_size, tile=spec.tile)
         for start in range(0, len(parts), BATCH):
             taken = [
-                take_view(image, part, size=spec.image_size, tile=spec.tile, white=spec.white)
+                take_view(image, part, size=spec.image_size, tile=spec.tile, white=full_scale(image.pixels))
                 for part in parts[start : start + BATCH]
             ]
-            batch = network_input([view.pixels for view, _ in taken], white=spec.white, channels=spec.channels)
+            batch = network_input([view.pixels for view, _ in taken], channels=spec.channels)
             found += self._detect(np.ascontiguousarray(batch), [place for _, place in taken], (width, height))
         return merge_tiles([(0, part) for part in found], nms_iou=spec.nms_iou, max_detections=spec.max_detections)[0]
 

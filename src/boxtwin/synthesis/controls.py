@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from boxtwin.datasets.images import Pixels, read_image
+from boxtwin.datasets.images import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Json, Knowledge, Request, Variation
@@ -47,7 +47,7 @@ class Repeat:
         """The sources, unchanged."""
         for request in requests:
             source = request.source
-            yield Variation(request, read_image(source.path), source.object_boxes, source.object_labels)
+            yield Variation(request, source.read(), source.object_boxes, source.object_labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ class CopyPaste:
         self._cutouts = []
         for sample in tqdm(training, desc="cutting out objects", unit="image", mininterval=1.0, leave=False):
             if len(sample.object_boxes):
-                self._cutouts += self._cut(sample, read_image(sample.path))
+                self._cutouts += self._cut(sample, sample.read())
 
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:
         """Paste between `min_pastes` and `pastes` objects into each source.
@@ -160,7 +160,7 @@ class CopyPaste:
     def _vary_one(self, request: Request, cutouts: Sequence[_Cutout]) -> Variation:
         rng = np.random.default_rng(request.seed)
         source = request.source
-        pixels = read_image(source.path)
+        pixels = source.read()
         canvas = pixels.astype(np.float64).reshape(*pixels.shape[:2], -1)
         donors = [
             donor

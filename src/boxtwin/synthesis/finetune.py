@@ -29,7 +29,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from boxtwin.datasets.images import read_image
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Json
@@ -264,7 +263,7 @@ class Crops:
         self.side = side
         self._images = []
         for sample in training:
-            pixels = read_image(sample.path)
+            pixels = sample.read()
             height, width = pixels.shape[:2]
             mask = repaint(sample.object_boxes, height, width) if repaint else np.ones((height, width), dtype=bool)
             stacked = np.concatenate([planes_of(pixels, 3), mask[None].astype(np.float32)])

@@ -130,7 +130,7 @@ class Folder:
                 yield Refused(request, f"no file for it in {self.path}")
                 continue
             try:
-                pixels = self._fitted(read_image(file), read_image(request.source.path))
+                pixels = self._fitted(read_image(file), request.source.read())
             except (OSError, ValueError) as error:
                 yield Refused(request, f"{file.relative_to(self.path).as_posix()}: {error}")
                 continue

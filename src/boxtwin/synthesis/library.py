@@ -33,6 +33,7 @@ from boxtwin.datasets.images import (
     write_bytes_atomically,
     write_png,
 )
+from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Judgement, Lineage, Sample
 from boxtwin.errors import InputError
 from boxtwin.locks import alone
@@ -278,7 +279,7 @@ class Library:
     def _store(self, variation: Variation, seconds: float) -> None:
         request = variation.request
         source = request.source
-        original = read_image(source.path)
+        original = source.read()
         if variation.pixels.shape != original.shape or variation.pixels.dtype != original.dtype:
             raise ValueError(
                 f"{self.generator.name}, {source.name}: {original.shape} pixels of {original.dtype} were expected, "
@@ -318,7 +319,7 @@ class Library:
             labels = np.array(line["claimed"]["labels"], dtype=np.int64)
             pixels = read_image(self.folder / line["image"])
             assert self.judge is not None
-            judgement = self.judge(read_image(request.source.path), pixels, boxes, labels, line["image"])
+            judgement = self.judge(request.source.read(), pixels, boxes, labels, line["image"])
             append_line(self.manifest, line | {"labels": labels_entry(judgement)})
             taken.add(_key(request))
         return taken
@@ -353,6 +354,8 @@ class Library:
             group=source.group,
             lineage=Lineage(source.name, line["generator"], line["variation"], line["seed"]),
             sha256=line["image_sha256"],
+            bits=source.bits,
+            reading=Reading(max_pixels=source.reading.max_pixels),
         )
 
     def _annotations_are_fresh(self) -> bool:

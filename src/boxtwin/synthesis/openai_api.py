@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from boxtwin.datasets.images import Pixels, encode_png, read_image
+from boxtwin.datasets.images import Pixels, encode_png
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.locks import alone
@@ -151,7 +151,7 @@ class _OpenAIImages(ABC):
                     )
 
     def _vary_one(self, client: openai.OpenAI, request: Request) -> Variation:
-        source = read_image(request.source.path)
+        source = request.source.read()
         answers = []
         for place, square in enumerate(squares.cut(source, self.size, self.overlap)):
             png = encode_png(square)

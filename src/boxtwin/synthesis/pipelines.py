@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from boxtwin.datasets.images import Pixels, read_image
+from boxtwin.datasets.images import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arithmetic import choose_device, choose_dtype
@@ -122,7 +122,7 @@ class PipelineGenerator(ABC):
         if self._pipeline is None:
             raise RuntimeError(f"{type(self).__name__}.vary needs a pipeline: call fit first")
         for request in requests:
-            source, pixels = request.source, read_image(request.source.path)
+            source, pixels = request.source, request.source.read()
             made = self._vary_one(request, pixels)
             boxes = source.object_boxes if self.boxes != "none" else np.zeros((0, 4), dtype=source.boxes.dtype)
             labels = source.object_labels if self.boxes != "none" else np.zeros(0, dtype=source.labels.dtype)

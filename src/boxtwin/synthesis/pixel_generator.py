@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from boxtwin.datasets.images import Pixels, read_image
+from boxtwin.datasets.images import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Json, Knowledge, Model, Request, Variation
@@ -116,7 +116,7 @@ class PixelGenerator(ABC):
         self.network.net  # noqa: B018, says so when there is none
         for request in requests:
             source = request.source
-            canvas = Canvas(self.network, read_image(source.path), source.name)
+            canvas = Canvas(self.network, source.read(), source.name)
             with torch.inference_mode():
                 made = self.draw(canvas, request)
             yield made

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from boxtwin.datasets.images import read_image
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Json, Knowledge, Request, Variation
@@ -129,7 +128,7 @@ class PixelJoint(PixelGenerator):
         super().fit(training, folder)
         self._grounds, ratios = [], []
         for sample in training:
-            planes = planes_of(read_image(sample.path), self.network.image_channels)
+            planes = planes_of(sample.read(), self.network.image_channels)
             encoded = self.network.tone.encode(planes)
             free = object_mask(sample.boxes, *planes.shape[1:]) == 0
             image = torch.from_numpy(encoded)[None].to(self.network.device)

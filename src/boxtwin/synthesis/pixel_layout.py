@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Bool, Float
 from tqdm.auto import tqdm
 
-from boxtwin.datasets.images import read_image
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Json, Knowledge, Request, Variation
@@ -112,7 +111,7 @@ class PixelLayout(PixelGenerator):
         self._donors = []
         for sample in tqdm(training, desc="looking at objects", unit="image", mininterval=1.0, leave=False):
             if len(sample.object_boxes):
-                encoded = self.network.tone.encode(planes_of(read_image(sample.path), self.network.image_channels))
+                encoded = self.network.tone.encode(planes_of(sample.read(), self.network.image_channels))
                 self._donors += [thing for _, thing in things_of(encoded, sample, self.brush.margin)]
 
     def draw(self, canvas: Canvas, request: Request) -> Variation:

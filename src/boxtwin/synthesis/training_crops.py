@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from boxtwin.datasets.images import Pixels, read_image
+from boxtwin.datasets.images import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.synthesis.sdedit import object_mask
 from boxtwin.synthesis.silhouettes import draw, silhouettes_of
@@ -73,7 +73,7 @@ class TrainingCrops:
     def __init__(
         self, training: Sequence[Sample], tone: str, crop: int, object_crops: float, mirror: bool, mask: str
     ) -> None:
-        pixels = [read_image(sample.path) for sample in training]
+        pixels = [sample.read() for sample in training]
         self.channels = 1 if all(is_grey(image) for image in pixels) else 3
         planes = [planes_of(image, self.channels) for image in pixels]
         measured = Tone.measure(tone, planes)

@@ -19,7 +19,7 @@ from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
 
 # What the served code imports, and MLflow, which brings the server and pandas. No torch.
-PACKAGES = ("mlflow", "numpy", "opencv-python-headless", "onnxruntime", "jaxtyping")
+PACKAGES = ("mlflow", "numpy", "scipy", "opencv-python-headless", "pillow", "tifffile", "onnxruntime", "jaxtyping")
 
 
 def save_mlflow_model(onnx: Path, spec: DetectorSpec, folder: Path) -> None:
@@ -67,7 +67,9 @@ def save_mlflow_model(onnx: Path, spec: DetectorSpec, folder: Path) -> None:
 def _example(spec: DetectorSpec) -> bytes:
     """A small PNG such as the network takes: a bright square on dark ground."""
     shape = (32, 32) if spec.channels == 1 else (32, 32, 3)
-    pixels = np.full(shape, spec.white // 8, dtype=np.uint16 if spec.white > 255 else np.uint8)
+    pixels = np.full(
+        shape, spec.black + (spec.white - spec.black) // 8, dtype=np.uint16 if spec.white > 255 else np.uint8
+    )
     pixels[8:16, 8:16] = spec.white
     done, encoded = cv2.imencode(".png", pixels)
     assert done

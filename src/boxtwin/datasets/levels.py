@@ -1,0 +1,163 @@
+"""Black and white of images: which pixel values mean 0 and 1.
+
+8 bit images use 0 and 255. Sensors that write 16 bit use 10, 12 or 14 of them, often with an offset (thermal cameras),
+and single hot pixels say nothing about the scene, so that black and white are measured on the training images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8, UInt16
+from scipy.ndimage import rank_filter
+
+from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.sample import Sample
+from boxtwin.errors import InputError
+
+# Share of the pixels of all images, in percent, that may lie below black, and above white.
+CUT = 0.1
+# Room beyond the values inside boxes, as a share of the range from the median of all pixels to them: for the noise of
+# single pixels, and for objects of other images.
+HEADROOM = 0.25
+# In how many of 3 x 3 pixels a value must be reached to belong to the scene: 2 x 2 pixels are an object, one hot pixel
+# or a line of a defective column is none.
+NEIGHBOURS = 4
+NARROW = 0.05  # where images use less than this share of the range from black to white, objects are hard to tell
+LOOKED_AT = 50  # images of 8 bit, whose black and white are fixed
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The pixel values that mean 0 and 1; ``white`` is above 255 for images of 16 bit, and for no others."""
+
+    black: int = 0
+    white: int = 255
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.black < self.white <= 65535:
+            raise ValueError(f"0 <= black < white <= 65535 is needed, got black {self.black} and white {self.white}")
+
+    def scaled(self, pixels: Pixels) -> Pixels:
+        """Pixels over the whole range of their type: black is 0, white the largest value, what is beyond is clipped."""
+        return pixels if pixels.dtype == np.uint8 else self._table[pixels]
+
+    @cached_property
+    def _table(self) -> UInt16[np.ndarray, "65536"]:
+        shares = (np.arange(65536) - self.black) / (self.white - self.black)
+        return np.rint(np.clip(shares, 0, 1) * 65535).astype(np.uint16)
+
+
+def check_depth(samples: Sequence[Sample]) -> None:
+    """All images must have 8 bit, or all 16.
+
+    Raises:
+        InputError: names images of each kind.
+    """
+    kinds: dict[int, list[Sample]] = {}
+    for sample in samples:
+        kinds.setdefault(sample.bits, []).append(sample)
+    if len(kinds) > 1:
+        told = " and ".join(
+            f"{len(found)} of them have {bits} bit ({', '.join(sample.name for sample in found[:3])}"
+            f"{', …' if len(found) > 3 else ''})"
+            for bits, found in kinds.items()
+        )
+        raise InputError(f"images must be 8 bit or 16 bit throughout, but {told}; convert one kind to the other")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Black and white of some images, with what a user should know of them."""
+
+    levels: Levels
+    remarks: tuple[str, ...] = ()
+
+
+def measure_levels(samples: Sequence[Sample], read: Callable[[Sample], Pixels]) -> Measured:
+    """Black and white of (training) images.
+
+    Of 16 bit, black and white are the 0.1th and 99.9th percentile of all pixels after a 3 x 3 median, moved apart where
+    pixels inside boxes reach further, with a quarter to spare; isolated pixels count nowhere.
+
+    Args:
+        samples: images of one depth.
+        read: gives the pixels of an image.
+    """
+    is_deep = any(sample.bits > 8 for sample in samples)
+    counts = np.zeros(65536, dtype=np.int64)
+    darkest, brightest, inside = 65535, 0, []
+    tops: list[tuple[int, str]] = []
+    for sample in samples if is_deep else samples[:LOOKED_AT]:
+        pixels = read(sample)
+        darkest, brightest = min(darkest, int(pixels.min())), max(brightest, int(pixels.max()))
+        tops.append((int(pixels.max()), sample.name))
+        counts += np.bincount(cv2.medianBlur(np.ascontiguousarray(pixels), 3).reshape(-1), minlength=65536)
+        inside += [_range_in(pixels, box) for box in sample.object_boxes] if is_deep else []
+    shares = np.cumsum(counts) / counts.sum()
+    low, middle, high = (int(np.searchsorted(shares, share)) for share in (CUT / 100, 0.5, 1 - CUT / 100))
+    if not is_deep:
+        return Measured(Levels(), _remarks(Levels(), high - low, tops))
+    black, white, used = low, high, high - low
+    if inside:
+        # From the ground that objects lie on to the objects.
+        least, most = min(middle, *(dark for dark, _ in inside)), max(middle, *(bright for _, bright in inside))
+        used = most - least
+        black, white = min(low, round(least - HEADROOM * used)), max(high, round(most + HEADROOM * used))
+    # 255 at most would be taken for 8 bit.
+    white = max(min(white, brightest), 256)
+    levels = Levels(min(max(black, darkest), white - 1), white)
+    return Measured(levels, _remarks(levels, used, tops))
+
+
+def _range_in(pixels: Pixels, box: np.ndarray) -> tuple[int, int]:
+    """Least and greatest value inside a box, isolated pixels left out."""
+    x1, y1, x2, y2 = (int(value) for value in (*np.floor(box[:2]), *np.ceil(box[2:])))
+    lows, highs = [], []
+    for channel in np.atleast_3d(pixels[max(y1, 0) : y2, max(x1, 0) : x2]).transpose(2, 0, 1):
+        middle = int(np.median(channel))  # of boxes too narrow to hold so many neighbours
+        bright = rank_filter(channel, -NEIGHBOURS, size=3, mode="constant", cval=0)
+        dark = rank_filter(channel, NEIGHBOURS - 1, size=3, mode="constant", cval=65535)
+        lows.append(min(middle, int(dark.min())))
+        highs.append(max(middle, int(bright.max())))
+    return min(lows), max(highs)
+
+
+def _remarks(levels: Levels, used: int, tops: Sequence[tuple[int, str]]) -> tuple[str, ...]:
+    reach = levels.white - levels.black
+    remarks = []
+    far = sorted((top, name) for top, name in tops if top > levels.white + reach)
+    if far:
+        remarks.append(
+            f"{len(far)} of {len(tops)} training images have single pixels far above white {levels.white}, such as "
+            f"{far[-1][1]} ({far[-1][0]}): hot pixels; they are clipped"
+        )
+    if used < NARROW * reach:
+        remarks.append(
+            f"what is to be told apart uses {100 * used / reach:.1f} % of the range from black {levels.black} to white "
+            f"{levels.white}, so that objects are faint; look for bright frames, scale bars or text in the images"
+        )
+    return tuple(remarks)
+
+
+def widened(pixels: UInt8[np.ndarray, "..."], source: Pixels) -> Pixels:
+    """An 8 bit variation in the 16 bit of its source, as bright as that: white to white.
+
+    Nothing says how the source was brought to 8 bit. Of the usual ways (the range of 9, 10, ... 16 bit; the source's
+    own range; that without the extreme 0.1 %) the one is undone that comes nearest to the source's mean and spread.
+    """
+    ends = np.percentile(source, [0, 100, CUT, 100 - CUT])
+    ranges = [(0.0, 2.0**bits - 1) for bits in range(9, 17)] + [(ends[0], ends[1]), (ends[2], ends[3])]
+    mean, spread = float(source.mean()), float(source.std())
+    share = (float(pixels.mean()) / 255, float(pixels.std()) / 255)
+
+    def distance(ends: tuple[float, float]) -> float:
+        black, reach = ends[0], ends[1] - ends[0]
+        return abs(black + reach * share[0] - mean) + abs(reach * share[1] - spread)
+
+    black, white = min(ranges, key=distance)
+    return np.rint(black + (white - black) * (pixels.astype(np.float64) / 255)).astype(np.uint16)

@@ -1,0 +1,91 @@
+"""How the pixels of an image file are to be understood: which way is up, which page, which channels."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+# EXIF 2.32, tag Orientation (0x0112): where row 0 and column 0 of the stored pixels are on the screen.
+ORIENTATION_TAG = 0x0112
+MAX_PIXELS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How image files become pixels.
+
+    Attributes:
+        orientation: "apply" turns pixels as the file's orientation tag says, as browsers and labelling tools do;
+            "ignore" takes them as they are stored. The same for JPEG, PNG, TIFF and WebP.
+        page: of a TIFF file with several pages, from 0; None refuses such files.
+        channels: one or three channels to take, in this order, from 0; None takes grey or RGB.
+        max_pixels: images of more are refused before they are decoded.
+    """
+
+    orientation: Literal["apply", "ignore"] = "apply"
+    page: int | None = None
+    channels: Sequence[int] | None = None
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.channels is not None:
+            if len(self.channels) not in (1, 3) or min(self.channels) < 0:
+                raise ValueError(f"one or three channels can be taken, numbered from 0, got {list(self.channels)}")
+            object.__setattr__(self, "channels", tuple(self.channels))
+        if self.page is not None and self.page < 0:
+            raise ValueError(f"pages are numbered from 0, got {self.page}")
+        if self.max_pixels < 1:
+            raise ValueError(f"max_pixels is a number of pixels, got {self.max_pixels}")
+
+    def plain(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return {**vars(self), "channels": None if self.channels is None else list(self.channels)}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its image before it is decoded. Sizes in pixels, as stored."""
+
+    width: int
+    height: int
+    orientation: int = 1  # EXIF's number; 1 is upright
+    is_tiff: bool = False
+    how: str | None = None  # other than by OpenCV, which scrambles planes; None: by OpenCV
+
+    def shown(self, reading: Reading) -> tuple[int, int]:
+        """Width and height of the pixels that are read."""
+        swaps = self.orientation >= 5 and reading.orientation == "apply"
+        return (self.height, self.width) if swaps else (self.width, self.height)
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation in an EXIF block, which is a TIFF directory, ``Exif\\0\\0`` before it or not; 1 where none is."""
+    body = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(body[:2])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", body, 4)
+        (entries,) = struct.unpack_from(order + "H", body, start)
+        for place in range(entries):
+            tag, kind, count, value = struct.unpack_from(order + "HHIH", body, start + 2 + 12 * place)
+            if (tag, kind, count) == (ORIENTATION_TAG, 3, 1):
+                return value if 1 <= value <= 8 else 1
+    except struct.error:  # cut short: browsers show such files as they are stored
+        pass
+    return 1
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels as an EXIF orientation (1 to 8) says that they are shown."""
+    if orientation >= 5:  # rows and columns change places
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels

@@ -1,0 +1,141 @@
+"""TIFF files: what their header says, and the kinds that OpenCV misreads (planes, pages, extra channels), by tifffile.
+
+tifffile: https://github.com/cgohlke/tifffile (BSD). The format: Adobe, TIFF revision 6.0 (1992).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+
+import numpy as np
+from tifffile import PHOTOMETRIC, PLANARCONFIG, TiffFile, TiffPage
+
+from boxtwin.datasets.reading import ORIENTATION_TAG, Header, Reading
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+REDUCED_OR_MASK = 0b101  # bits of tag NewSubfileType: such a page is no image of its own
+ALPHA = (1, 2)  # ExtraSamples: associated and unassociated alpha
+
+
+@contextmanager
+def _opened(content: bytes, name: str) -> Iterator[TiffFile]:
+    try:
+        with TiffFile(BytesIO(content)) as file:
+            yield file
+    except OSError:
+        raise
+    except Exception as error:  # tifffile's own errors of damaged files share no class
+        hint = "; pip install imagecodecs brings it" if "imagecodecs" in str(error) else ""
+        raise OSError(f"{name} cannot be decoded as an image: {error}{hint}") from None
+
+
+def read_header(content: bytes, name: str, reading: Reading) -> Header:
+    """What a TIFF file says of the page that is read.
+
+    Raises:
+        OSError: the file is damaged, or its pages or channels are not what ``reading`` expects.
+    """
+    with _opened(content, name) as file:
+        page, _ = _page(file, name, reading)
+        _check_channels(page, name, reading)
+        tag = page.tags.get(ORIENTATION_TAG)
+        orientation = int(tag.value) if tag is not None and 1 <= int(tag.value) <= 8 else 1
+        how = "planes" if _has_planes(page) else None
+        return Header(page.imagewidth, page.imagelength, orientation, is_tiff=True, how=how)
+
+
+def for_opencv(content: bytes, name: str, reading: Reading) -> bytes | None:
+    """The file with its orientation set to 1, so that OpenCV gives stored pixels; None if `decode` must read it."""
+    with _opened(content, name) as file:
+        page, number = _page(file, name, reading)
+        ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
+        if max(ends, default=0) > len(content):
+            raise OSError(f"{name} cannot be decoded as an image: it is cut short, {len(content)} of {max(ends)} bytes")
+        samples = page.samplesperpixel
+        is_special = _has_planes(page) or samples not in (1, 3, 4) or (reading.channels is not None and samples > 1)
+        if is_special or number or _count(file) > 1 or (samples == 4 and page.bitspersample == 16):
+            return None
+        tag = page.tags.get(ORIENTATION_TAG)
+        if tag is None:
+            return content
+        value = (1).to_bytes(2, "little" if file.byteorder == "<" else "big")
+        return content[: tag.valueoffset] + value + content[tag.valueoffset + 2 :]
+
+
+def decode(content: bytes, name: str, reading: Reading) -> np.ndarray:
+    """The stored pixels of the page and the channels that ``reading`` takes, ``(h, w)`` or ``(h, w, 3)``.
+
+    Raises:
+        OSError: the file is damaged, or compressed in a way that is not supported.
+    """
+    with _opened(content, name) as file:
+        page, number = _page(file, name, reading)
+        if page.photometric == PHOTOMETRIC.PALETTE or page.bitspersample not in (8, 16) or page.imagedepth > 1:
+            raise OSError(
+                f"{name}: pages with a palette, with {page.bitspersample} bit or in volumes are not supported"
+            )
+        if _is_bare(file):
+            # tifffile and ImageJ write stacks as one page, with the others' pixels behind its own.
+            start = page.dataoffsets[0] + number * page.nbytes
+            stored = np.frombuffer(content, page.dtype.newbyteorder(file.byteorder), page.size, start)
+            pixels = stored.reshape(page.shape).astype(page.dtype)
+        else:
+            pixels = page.asarray()
+        if _has_planes(page):
+            pixels = np.moveaxis(pixels, 0, -1)
+        pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
+        if page.photometric == PHOTOMETRIC.MINISWHITE:
+            pixels = np.iinfo(pixels.dtype).max - pixels
+        channels = reading.channels or ((0,) if pixels.shape[2] < 3 else (0, 1, 2))
+        return pixels[:, :, channels[0]] if len(channels) == 1 else pixels[:, :, list(channels)]
+
+
+def _has_planes(page: TiffPage) -> bool:
+    return bool(page.samplesperpixel > 1 and page.planarconfig == PLANARCONFIG.SEPARATE)
+
+
+def _is_bare(file: TiffFile) -> bool:
+    """Whether the pixels of several pages lie behind one page's header."""
+    page = file.pages[0]
+    return len(file.pages) == 1 and bool(file.series) and math.prod(file.series[0].shape) > page.size
+
+
+def _count(file: TiffFile) -> int:
+    if _is_bare(file):
+        return math.prod(file.series[0].shape) // file.pages[0].size
+    return len(_whole_pages(file))
+
+
+def _whole_pages(file: TiffFile) -> list[TiffPage]:
+    pages = [page.aspage() for page in file.pages]
+    return [page for page in pages if not page.subfiletype & REDUCED_OR_MASK] or pages[:1]
+
+
+def _page(file: TiffFile, name: str, reading: Reading) -> tuple[TiffPage, int]:
+    """The page to read, and its number."""
+    count = _count(file)
+    if count > 1 and reading.page is None:
+        raise OSError(
+            f"{name} is a stack of {count} pages; say which to read, dataset.page=0 to {count - 1}, or save it alone"
+        )
+    number = reading.page or 0
+    if number >= count:
+        raise OSError(f"{name} has {count} pages, and dataset.page={number} counts from 0")
+    return (file.pages[0].aspage() if _is_bare(file) else _whole_pages(file)[number]), number
+
+
+def _check_channels(page: TiffPage, name: str, reading: Reading) -> None:
+    samples = page.samplesperpixel
+    if reading.channels is not None:
+        if max(reading.channels) >= samples:
+            raise OSError(f"{name} has {samples} channels; dataset.channels={list(reading.channels)} counts from 0")
+        return
+    has_alpha = len(page.extrasamples) == 1 and int(page.extrasamples[0]) in ALPHA
+    is_cmyk = page.photometric == PHOTOMETRIC.SEPARATED and samples == 4
+    if samples not in (1, 3) and not is_cmyk and not (has_alpha and samples in (2, 4)):
+        raise OSError(
+            f"{name} has {samples} channels; say which one or three to read, such as dataset.channels=[0] or [0,1,2]"
+        )
