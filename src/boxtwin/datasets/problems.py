@@ -10,7 +10,7 @@ from boxtwin.errors import InputError
 
 OFFENDERS_SHOWN = 10
 KINDS_IN_FIRST_LINE = 3
-LONGEST_SHOWN = 120  # characters of a text from a file
+LONGEST_SHOWN = 250  # characters of a text from a file
 
 
 @dataclass
