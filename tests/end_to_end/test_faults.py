@@ -198,10 +198,8 @@ def test_each_kind_of_bad_data_is_named(tmp_path: Path):
     # Where data lies does not define a cell; the name does, so that each has its own folder.
     printed = run(f"{command} dataset.name=${{dataset.root}}", tmp_path, code=1)
     for fault, message in FAULTS.items():
-        assert len(re.findall(f"{fault.__name__}/annotations.json: .*: 1. Nothing was used", printed)) >= 1, (
-            fault,
-            printed,
-        )
+        first = f"{fault.__name__}/annotations.json: .*: 1. Nothing was used"
+        assert len(re.findall(first, printed)) >= 1, (fault, printed)
         assert re.search(message, printed), (fault, printed)
     assert "Traceback" not in printed
     assert not (tmp_path / "mlruns").exists()
