@@ -109,7 +109,7 @@ def test_hot_pixels_and_offsets_of_16_bit_leave_the_picture_its_range() -> None:
     hot[5, 5] = 65535
     np.testing.assert_allclose(squares.cut(hot, 64, 16)[0].mean(), plain.mean(), rtol=0.2)
     far = scene + np.uint16(50000)
-    assert squares.cut(far, 64, 16)[0].std() > plain.std()
+    assert squares.cut(far, 64, 16)[0].std() > 50
     (piece,) = squares.cut(far, 64, 16)
     back = squares.join([piece], far, 64, 16).astype(int)
     smooth = cv2.medianBlur(far, 3)
