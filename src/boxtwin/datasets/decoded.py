@@ -151,7 +151,7 @@ def _damaged(data: Path, entries: dict[str, Any]) -> list[str]:
     return [
         sha256
         for sha256, entry in entries.items()
-        if zlib.crc32(memoryview(file[entry["offset"] : entry["offset"] + _size(entry)])) != entry["crc32"]
+        if zlib.crc32(file[entry["offset"] : entry["offset"] + _size(entry)].tobytes()) != entry["crc32"]
     ]
 
 
