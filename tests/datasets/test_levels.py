@@ -110,8 +110,11 @@ def test_scaled_is_the_line_through_black_and_white_clipped() -> None:
     levels = Levels(51241, 52181)
     share = np.clip((values - 51241.0) / 940, 0, 1)
     np.testing.assert_array_equal(levels.scaled(values), np.rint(share * 65535))
+    inside = values[:, levels.black : levels.white + 1]
+    np.testing.assert_array_equal(levels.restored(levels.scaled(inside)), inside)
     eight = np.arange(256, dtype=np.uint8)[None]
     assert Levels().scaled(eight) is eight
+    assert Levels().restored(eight) is eight
 
 
 @pytest.mark.parametrize("levels", [(-1, 255), (300, 300), (0, 65536)])

@@ -100,3 +100,17 @@ def test_answers_of_another_size_are_brought_to_it() -> None:
 
 def test_the_largest_square_of_noise_is_under_the_4_mb_of_image_variations() -> None:
     assert len(encode_png(noise(1024, 1024))) < 4 * 2**20
+
+
+def test_hot_pixels_and_offsets_of_16_bit_leave_the_picture_its_range() -> None:
+    scene = (noise(64, 64, 1).astype(np.uint16) // 4 + 64) * 4
+    plain = squares.cut(scene, 64, 16)[0]
+    hot = scene.copy()
+    hot[5, 5] = 65535
+    np.testing.assert_allclose(squares.cut(hot, 64, 16)[0].mean(), plain.mean(), rtol=0.2)
+    far = scene + np.uint16(50000)
+    assert squares.cut(far, 64, 16)[0].std() > 50
+    (piece,) = squares.cut(far, 64, 16)
+    back = squares.join([piece], far, 64, 16).astype(int)
+    smooth = cv2.medianBlur(far, 3)
+    np.testing.assert_allclose(back, far.clip(smooth.min(), None), atol=2)

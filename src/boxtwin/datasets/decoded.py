@@ -119,7 +119,7 @@ class DecodedImages:
                     file.write(pixels.tobytes())
                     entries[sample.sha256] = {
                         **{"offset": offset, "shape": pixels.shape, "dtype": str(pixels.dtype)},
-                        "crc32": zlib.crc32(np.ascontiguousarray(pixels)),
+                        "crc32": zlib.crc32(pixels.tobytes()),
                     }
                     end = offset + pixels.nbytes
                 # An entry is written when its pixels are safe.
@@ -151,7 +151,7 @@ def _damaged(data: Path, entries: dict[str, Any]) -> list[str]:
     return [
         sha256
         for sha256, entry in entries.items()
-        if zlib.crc32(file[entry["offset"] : entry["offset"] + _size(entry)]) != entry["crc32"]
+        if zlib.crc32(file[entry["offset"] : entry["offset"] + _size(entry)].tobytes()) != entry["crc32"]
     ]
 
 

@@ -46,6 +46,14 @@ class Levels:
         """Pixels over the whole range of their type: black is 0, white the largest value, what is beyond is clipped."""
         return pixels if pixels.dtype == np.uint8 else self._table[pixels]
 
+    def restored(self, scaled: Pixels) -> Pixels:
+        """The inverse of `scaled`, but for what was clipped."""
+        if scaled.dtype == np.uint8:
+            return scaled
+        values = self.black + scaled * np.float32((self.white - self.black) / 65535)
+        restored: Pixels = np.rint(values).astype(np.uint16)
+        return restored
+
     @cached_property
     def _table(self) -> UInt16[np.ndarray, "65536"]:
         shares = (np.arange(65536) - self.black) / (self.white - self.black)
@@ -85,10 +93,10 @@ def measure_levels(samples: Sequence[Sample], read: Callable[[Sample], Pixels]) 
     pixels inside boxes reach further, with a quarter to spare; isolated pixels count nowhere.
 
     Args:
-        samples: images of one depth.
+        samples: images of one depth, at least one.
         read: gives the pixels of an image.
     """
-    is_deep = any(sample.bits > 8 for sample in samples)
+    is_deep = read(samples[0]).dtype == np.uint16
     counts = np.zeros(65536, dtype=np.int64)
     darkest, brightest, inside = 65535, 0, []
     tops: list[tuple[int, str]] = []

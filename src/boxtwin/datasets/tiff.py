@@ -80,8 +80,8 @@ def decode(content: bytes, name: str, reading: Reading) -> np.ndarray:
         if _is_bare(file):
             # tifffile and ImageJ write stacks as one page, with the others' pixels behind its own.
             start = page.dataoffsets[0] + number * page.nbytes
-            stored = np.frombuffer(content, page.dtype.newbyteorder(file.byteorder), page.size, start)
-            pixels = stored.reshape(page.shape).astype(page.dtype)
+            stored = np.frombuffer(content, np.dtype(page.dtype).newbyteorder(file.byteorder), page.size, start)
+            pixels = stored.reshape(page.shape).astype(np.dtype(page.dtype))
         else:
             pixels = page.asarray()
         if _has_planes(page):

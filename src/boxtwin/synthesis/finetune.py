@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from boxtwin.datasets.levels import measure_levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Json
@@ -136,6 +137,8 @@ class Finetune:
                 [sample.name, sample.sha256, sample.object_boxes.tolist() if repaint else None] for sample in training
             ],
         }
+        if any(sample.bits > 8 for sample in training):
+            content["levels"] = "measured"  # before, 65535 was white
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         name = f"{self.kind}-{digest[:12]}"
         home = folder / name
@@ -263,7 +266,7 @@ class Crops:
         self.side = side
         self._images = []
         for sample in training:
-            pixels = sample.read()
+            pixels = measure_levels([sample], Sample.read).levels.scaled(sample.read())
             height, width = pixels.shape[:2]
             mask = repaint(sample.object_boxes, height, width) if repaint else np.ones((height, width), dtype=bool)
             stacked = np.concatenate([planes_of(pixels, 3), mask[None].astype(np.float32)])

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.levels import Levels, measure_levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arithmetic import choose_device, choose_dtype
@@ -137,8 +138,9 @@ class PipelineGenerator(ABC):
         """What the pipeline makes of some squares, each with its own randomness."""
 
     def _vary_one(self, request: Request, pixels: Pixels) -> Pixels:
-        values = planes_of(pixels, 3).transpose(1, 2, 0)
-        return as_pixels(self._drawn(values, request.seed), pixels)
+        levels = levels_of(request.source, pixels)
+        values = planes_of(levels.scaled(pixels), 3).transpose(1, 2, 0)
+        return levels.restored(as_pixels(self._drawn(values, request.seed), pixels))
 
     def _drawn(self, values: Float[np.ndarray, "h w c"], seed: int) -> Float[np.ndarray, "h w 3"]:
         def draw(tiles: Sequence[Tile]) -> list[np.ndarray]:
@@ -190,6 +192,11 @@ def accepts(pipeline: Any, setting: str) -> bool:
 def tile_seed(seed: int, number: int) -> int:
     """The seed of a square, from its request's and its number."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
+
+
+def levels_of(source: Sample, pixels: Pixels) -> Levels:
+    """Black and white of one image: pretrained models know pictures that use their whole range."""
+    return measure_levels([source], lambda _: pixels).levels
 
 
 def as_pixels(values: Float[np.ndarray, "h w 3"], like: Pixels) -> Pixels:

@@ -17,7 +17,7 @@ from boxtwin.errors import InputError
 from boxtwin.synthesis.blending import blend_outside_boxes, box_pixels
 from boxtwin.synthesis.finetune import Finetune, Finetuned, Repaint
 from boxtwin.synthesis.generator import Json, Knowledge, Model, Request
-from boxtwin.synthesis.pipelines import PipelineGenerator, Squares, accepts, as_pixels
+from boxtwin.synthesis.pipelines import PipelineGenerator, Squares, accepts, as_pixels, levels_of
 from boxtwin.synthesis.training_crops import planes_of
 
 
@@ -217,8 +217,11 @@ class InpaintPretrained(_PromptedGenerator):
         repaint = self._repaint(boxes, *pixels.shape[:2])
         if not repaint.any():
             return pixels
-        values = np.concatenate([planes_of(pixels, 3), repaint[None].astype(np.float32)]).transpose(1, 2, 0)
-        painted = as_pixels(self._drawn(values, request.seed), pixels)
+        levels = levels_of(request.source, pixels)
+        values = np.concatenate([planes_of(levels.scaled(pixels), 3), repaint[None].astype(np.float32)]).transpose(
+            1, 2, 0
+        )
+        painted = levels.restored(as_pixels(self._drawn(values, request.seed), pixels))
         return blend_outside_boxes(pixels, painted, boxes, self.margin)
 
     def _draw(self, squares: Squares, generators: list[torch.Generator]) -> Float[np.ndarray, "n side side 3"]:

@@ -112,16 +112,25 @@ def _pad(shown: RGB8, size: int) -> RGB8:
     return padded
 
 
-def _level(pixels: Pixels) -> float:
-    """What 255 stands for: 16-bit images rarely fill their range, so their own maximum does."""
-    return 255.0 if pixels.dtype == np.uint8 else float(max(int(pixels.max()), 1))
+def _ends(pixels: Pixels) -> tuple[float, float]:
+    """What 0 and 255 stand for: 16-bit images rarely fill their range, so 0 and their own maximum do.
+
+    A maximum of single hot pixels does not, and an offset of more than half the maximum is taken off.
+    """
+    if pixels.dtype == np.uint8:
+        return 0.0, 255.0
+    smooth = cv2.medianBlur(np.ascontiguousarray(pixels), 3)
+    darkest, brightest, largest = (float(value) for value in (smooth.min(), smooth.max(), pixels.max()))
+    white = max(largest if largest <= 2 * brightest else brightest, 1.0)
+    return (darkest if white > darkest > white / 2 else 0.0), white
 
 
 def _as_rgb8(pixels: Pixels) -> RGB8:
     values = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
-    shown: RGB8 = np.rint(values * (255.0 / _level(pixels))).astype(np.uint8)
+    black, white = _ends(pixels)
+    shown: RGB8 = np.rint((values - black) * (255.0 / (white - black))).clip(0, 255).astype(np.uint8)
     return shown
 
 
@@ -131,6 +140,7 @@ def _like(source: Pixels, shown: Float[np.ndarray, "h w 3"]) -> Pixels:
         mean = shown.mean(axis=2)
         shown = mean if source.ndim == 2 else np.repeat(mean[:, :, None], 3, axis=2)
     largest = int(np.iinfo(source.dtype).max)
-    values = np.rint(shown * (_level(source) / 255.0)).clip(0, largest)
+    black, white = _ends(source)
+    values = np.rint(black + shown * ((white - black) / 255.0)).clip(0, largest)
     result: Pixels = values.astype(source.dtype)
     return result
