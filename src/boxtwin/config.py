@@ -258,6 +258,7 @@ class BoxtwinConfig:
     study: str = MISSING
     seed: int = MISSING
     rerun: bool = MISSING
+    quality: bool = MISSING
     data: str = MISSING
 
 
