@@ -43,6 +43,7 @@ from boxtwin.synthesis.library import Made
 from boxtwin.taken_over import take_over
 from boxtwin.tracking.cell_logger import CellLogger
 from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.mlflow_view import NOTE_TAG, note
 from boxtwin.tracking.provenance import code_of, provenance, record_of, tags
 from boxtwin.tracking.run_folders import recorded_path
 from boxtwin.training import Trained, fit, quieten_lightning
@@ -102,6 +103,9 @@ def run_cell(config: DictConfig) -> dict[str, float]:
         except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns the first into the second
             store.end(run.run_id, "KILLED", "stopped")
             raise KeyboardInterrupt from error
+        if (output / DETECTOR_FILE).exists():
+            folder = recorded_path(output, Path(config.tracking.folder))
+            store.tag(run.run_id, {NOTE_TAG: note(folder, DETECTOR_FILE)})
         store.end(run.run_id, "FINISHED")
         # Not before: killed in between, the cell needs no new training.
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
