@@ -58,9 +58,10 @@ def note(output: str, detector: str) -> str:
     command = shlex.join(("python", "export.py", f"cell={_hydra_value(output)}"))
     # A fence longer than any in the text, so that the name of a folder cannot end it.
     fence = "`" * max(3, *(len(ticks) + 1 for ticks in ["", *re.findall("`+", command)]))
+    # Short: the page folds away what follows the first lines.
     return (
-        f"Detector, in the project's folder:\n\n{fence}\n{output}/{detector}\n{fence}\n\n"
-        f"Export it as ONNX and as an MLflow model, there:\n\n{fence}\n{command}\n{fence}\n"
+        "The detector and the command that exports it (ONNX, MLflow model), in the project's folder:\n"
+        f"{fence}\n{output}/{detector}\n{command}\n{fence}\n"
     )
 
 
