@@ -222,7 +222,8 @@ def _serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
         "--backend-store-uri sqlite:///mlflow.db --artifacts-destination artifacts"
     )
     server = subprocess.Popen(
-        [sys.executable, *command.split()], cwd=folder / "server", env=ENVIRONMENT | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        [sys.executable, *command.split()], cwd=folder / "server",
+        env=ENVIRONMENT | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     until = time.monotonic() + 120
