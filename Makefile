@@ -56,13 +56,15 @@ check: setup  ## ruff, mypy strict, import-linter
 
 # One worker and no job runner: half a gigabyte of memory instead of three.
 .PHONY: ui
-ui: setup  ## MLflow on loopback, every cell side by side (PORT=5000)
-	@mkdir -p $(RUNS)
-	@echo "http://127.0.0.1:$(PORT)"
+ui: setup  ## MLflow on loopback; prints the address of the newest study's runs side by side (PORT=5000)
+	@address=$$($(BIN)/python -m boxtwin.tracking.study_page $(RUNS) $(PORT)) && \
+	  echo "Open, once the server below is up: $$address"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --backend-store-uri sqlite:///$(RUNS)/mlflow.db --default-artifact-root $(RUNS)/artifacts
 
+# What a person labelled or paid for is asked for first; without a terminal it stays, unless CONFIRM=1.
 .PHONY: clean
 clean:  ## remove what running made: environment, caches, runs, stores, built data
+	@$(PYTHON) -P src/boxtwin/synthesis/clean.py data $(if $(filter 1,$(CONFIRM)),--confirm)
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache src/*.egg-info build
-	@rm -rf multirun mlruns reports data
+	@rm -rf multirun mlruns reports

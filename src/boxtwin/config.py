@@ -286,6 +286,7 @@ class BoxtwinConfig:
     study: str = MISSING
     seed: int = MISSING
     rerun: bool = MISSING
+    quality: bool = MISSING
     data: str = MISSING
 
 

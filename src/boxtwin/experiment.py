@@ -44,6 +44,7 @@ from boxtwin.synthesis.library import Made
 from boxtwin.taken_over import take_over
 from boxtwin.tracking.cell_logger import CellLogger
 from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.mlflow_view import NOTE_TAG, note
 from boxtwin.tracking.provenance import code_of, provenance, record_of, tags
 from boxtwin.tracking.run_folders import recorded_path
 from boxtwin.training import Trained, fit, quieten_lightning
@@ -103,6 +104,9 @@ def run_cell(config: DictConfig) -> dict[str, float]:
         except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns the first into the second
             store.end(run.run_id, "KILLED", "stopped")
             raise KeyboardInterrupt from error
+        if (output / DETECTOR_FILE).exists():
+            folder = recorded_path(output, Path(config.tracking.folder))
+            store.tag(run.run_id, {NOTE_TAG: note(folder, DETECTOR_FILE)})
         store.end(run.run_id, "FINISHED")
         # Not before: killed in between, the cell needs no new training.
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
@@ -145,7 +149,9 @@ class _Cell:
         made = make(self.cell) if self.cell.library else Made(0, 0, 0.0, 0.0)
         if made.made:
             contact_sheet(self.cell)
+        looking = time.perf_counter()
         card = quality_card(self.cell) if self.cell.library else None
+        started += time.perf_counter() - looking  # a report for people is no time of the run
         if card:
             self.store.log_files(self.run_id, [card.report, card.picture], "store")
             self._link(card.report, card.picture)

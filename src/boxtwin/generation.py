@@ -126,8 +126,11 @@ def contact_sheet(cell: Prepared) -> Path | None:
 def quality_card(cell: Prepared) -> QualityCard | None:
     """The quality card of all variations that the cell's store has of its split; None where there is none.
 
-    Written after the variations are there, and for people only: nothing that is made or trained follows from it.
+    None too with ``quality=false``. Written after the variations are there, and for people only: nothing that is made
+    or trained follows from it.
     """
+    if not cell.config.quality:
+        return None
     library = _library_of(cell)
     variations = library.all_variations(cell.sources)
     if not variations:

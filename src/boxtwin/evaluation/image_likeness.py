@@ -17,7 +17,7 @@ number only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -30,6 +30,9 @@ LARGEST = 1024  # pixels a side whose grain is compared: the middle of larger im
 # A peak of so many standard deviations of its surroundings is no chance: among a million values of noise the largest is
 # about 5, and on HRSID, 80 images against 100 others gave 5.3 at most, chips that share a quarter of their area 16.
 SIGNIFICANT = 8.0
+MOST_SUMS = 4
+SAMPLED = 8192  # frequencies of an image: the share of grain is known to 0.008, and a match of 0.06 is no chance
+PEAKS = 4  # shifts at which a match is looked for
 COPY = 0.5  # from here on more than half of the grain is the other image's
 
 Spectrum = Complex64[np.ndarray, "_rows _half"]
@@ -80,60 +83,70 @@ def repeated(a: Spectrum, b: Spectrum) -> float:
     return whole / (2 * (product.shape[1] - 1) * product.shape[0])
 
 
-class Peak(NamedTuple):
-    """The best match of one image's grain among many others: its strength, and whether chance could have given it."""
+class Match(NamedTuple):
+    """The image that has most of another image's grain, and the share of the grain that it has, of 1."""
 
-    strength: float
-    significant: bool
-    part: int  # of the index, for `GrainIndex.whose`
+    number: int
+    share: float
 
 
 class GrainIndex:
     """The grain of many images, to find one of which another image has part, at any shift.
 
-    Only sums are kept in memory, of so many images each that the noise of the others leaves a match of 0.3 standing
-    out: the noise of a sum of n on N pixels is the root of n / N. So much for 256 x 256 pixels; of 100 images with
-    800 x 800, a match of a tenth does.
+    The work for one image that is looked for is bounded, however alike the images are. Sums of their spectra say at
+    which shifts there is anything: as many images in one sum as leave a match of 0.3 standing out (the noise of a sum
+    of n on N pixels is the root of n / N; of 100 images with 800 x 800, a match of a tenth does), and `MOST_SUMS` sums
+    at most. At these few shifts, and at none, a sample of the frequencies of each image says whose grain it is. Photos
+    of one camera all have the fixed pattern of its sensor in common: a peak of their sum without a shift says nothing,
+    and the samples tell one of them from the others.
 
     Args:
-        grain_of: gives the grain of image ``i``; called again to tell who it was.
-        count: of images.
+        count: of images; `add` gives their grain.
         shape: what `common_shape` gave.
     """
 
-    def __init__(self, grain_of: Callable[[int], Spectrum], count: int, shape: tuple[int, int]) -> None:
-        self._grain_of, self._shape = grain_of, shape
-        self._size = max(1, min(128, int(shape[0] * shape[1] * (0.3 / SIGNIFICANT) ** 2)))
-        self._count = count
-        self._sums = np.zeros((-(-count // self._size), shape[0], shape[1] // 2 + 1), dtype=np.complex64)
-        for member in range(count):
-            self._sums[member // self._size] += grain_of(member)
+    def __init__(self, count: int, shape: tuple[int, int]) -> None:
+        self._shape = shape
+        most = max(1, min(128, int(shape[0] * shape[1] * (0.3 / SIGNIFICANT) ** 2)))
+        parts = min(MOST_SUMS, -(-count // most))
+        self._size = -(-count // max(1, parts))
+        self._sums = np.zeros((parts, shape[0], shape[1] // 2 + 1), dtype=np.complex64)
+        frequencies = self._sums[0].size
+        chosen = np.random.default_rng(0).choice(frequencies, min(SAMPLED, frequencies), replace=False)
+        self._sampled = np.sort(chosen)
+        self._samples = np.zeros((count, len(chosen)), dtype=np.complex64)
 
-    def find(self, seen: Spectrum, *, leave_out: tuple[int, Spectrum] | None = None) -> Peak:
-        """The highest peak of ``seen`` against all images but ``leave_out`` (number and grain)."""
+    def add(self, number: int, own: Spectrum) -> None:
+        """Take up the grain of image ``number``."""
+        self._sums[number // self._size] += own
+        self._samples[number] = own.ravel()[self._sampled]
+
+    def find(self, seen: Spectrum, *, leave_out: tuple[int, Spectrum] | None = None) -> Match | None:
+        """The image that has most of ``seen``, all but ``leave_out`` (number, grain); None if that may be chance."""
+        shifts = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)] + self._peaks(seen, leave_out))
+        rows, columns = np.divmod(self._sampled, self._shape[1] // 2 + 1)
+        turns = np.outer(shifts[:, 0] / self._shape[0], rows) + np.outer(shifts[:, 1] / self._shape[1], columns)
+        moved = (seen.ravel()[self._sampled] * np.exp(2j * math.pi * turns)).astype(np.complex64)
+        # The real part of the product of one with the conjugate of the other, in real arithmetic.
+        shares = (self._samples.view(np.float32) @ moved.view(np.float32).T).max(axis=1) / len(self._sampled)
+        if leave_out is not None:
+            shares[leave_out[0]] = -np.inf
+        number = int(shares.argmax())
+        # The mean of K cosines of phases at random has a deviation of the root of 1 / 2K.
+        significant = shares[number] > SIGNIFICANT / math.sqrt(2 * len(self._sampled))
+        return Match(number, float(shares[number])) if significant else None
+
+    def _peaks(self, seen: Spectrum, leave_out: tuple[int, Spectrum] | None) -> list[tuple[int, int]]:
+        """The shifts, but none, at which a sum has more of ``seen`` than chance gives: the few highest peaks."""
         products = seen * self._sums.conj()
         if leave_out is not None:
             products[leave_out[0] // self._size] -= seen * leave_out[1].conj()
         surfaces = np.fft.irfft2(products, s=self._shape)
-        peaks = surfaces.max(axis=(1, 2))
-        part = int(peaks.argmax())
-        return Peak(float(peaks[part]), bool(peaks[part] > SIGNIFICANT * surfaces[part].std()), part)
-
-    def whose(
-        self, seen: Spectrum, peak: Peak, *, first: Sequence[int], leave_out: int | None = None
-    ) -> tuple[int, float]:
-        """Which image a significant peak belongs to, and the peak with this image alone; ``first``: likely ones."""
-        members = range(peak.part * self._size, min((peak.part + 1) * self._size, self._count))
-        best = (members[0], 0.0)
-        for member in [*(index for index in first if index in members), *(i for i in members if i not in first)]:
-            if member == leave_out:
-                continue
-            strength = float(np.fft.irfft2(seen * self._grain_of(member).conj(), s=self._shape).max())
-            if strength > best[1]:
-                best = (member, strength)
-            if strength > 0.8 * peak.strength:  # the others' noise may have added to the peak
-                break
-        return best
+        surfaces[:, [0, 0, 0, 1, 1, 1, -1, -1, -1], [0, 1, -1] * 3] = 0  # looked at in any case
+        surfaces /= np.maximum(surfaces.std(axis=(1, 2), keepdims=True), np.float32(1e-12))
+        heights = surfaces.max(axis=0).ravel()
+        highest = np.argpartition(heights, -PEAKS)[-PEAKS:] if heights.size > PEAKS else np.arange(heights.size)
+        return [divmod(int(place), self._shape[1]) for place in highest if heights[place] > SIGNIFICANT]
 
 
 def nearer_than_chance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -> float:

@@ -28,7 +28,8 @@ test             Median layout distance to the nearest test image, beside that o
 ===============  =======================================================================================================
 
 *undecided* stands where there are too few images, or nothing to measure. The verdict of the card is the worst of its
-figures: leak, copy, unlike, alike; *unlike* is no fault in a distance.
+figures: leak, copy, unlike, alike; *unlike* is no fault in a distance. ``advice`` says in a sentence or two what to
+think of the variations.
 """
 
 from __future__ import annotations
@@ -43,14 +44,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from boxtwin.datasets.images import write_bytes_atomically
+from boxtwin.datasets.images import link_file, write_bytes_atomically
 from boxtwin.datasets.sample import Sample
 from boxtwin.evaluation import image_quality as quality
 from boxtwin.evaluation.image_likeness import COPY, nearer_than_chance
 from boxtwin.evaluation.image_quality import Speckle
+from boxtwin.evaluation.quality_advice import advice
 from boxtwin.evaluation.quality_evidence import Evidence, gather
 
-FORMAT = 1  # of the card, and of how its figures are computed
+FORMAT = 2  # of the card, and of how its figures are computed
 PAIRS = 5  # what the picture has room for
 NAME, CARDS = "quality_card", "quality_cards"
 ALWAYS, NEVER = math.log(1.05), math.log(1.25)  # differences of logarithms
@@ -81,8 +83,10 @@ def write_quality_card(
     """Write ``quality_card.json`` and ``quality_card.png`` of a store; a progress bar shows how far it is.
 
     Splits share the store of a generator that learns nothing, and cells of a sweep may want cards of either in turn. So
-    each card is kept in ``quality_cards``, by a hash of all images it was made of, and made only once; the two files in
-    the store's own folder are copies of the last one asked for. A store that has grown gets a new card.
+    each card is kept in ``quality_cards``, by a hash of the pixels that it was made of, and made only once; the two
+    files in the store's own folder are copies of the last one asked for. A store that has grown gets a new card. Other
+    labels of the same pixels do not, in this store or one beside it, though boxes are drawn and kept out of the calm
+    sea: a figure changes by little.
 
     Args:
         folder: of the store.
@@ -98,6 +102,10 @@ def write_quality_card(
     report, picture = kept / f"{NAME}.json", kept / f"{NAME}.png"
     kept.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / CARDS / ".lock"):
+        others = folder.parent.glob(f"*/{CARDS}/{made_of[:12]}/{NAME}.json")
+        if not report.exists() and (other := next(others, None)) is not None:
+            for file in (picture, report):
+                link_file(other.with_name(file.name), file)
         if not report.exists():
             # Imported here: most cells find their card and need no figure.
             from boxtwin.evaluation.quality_figure import draw
@@ -135,9 +143,11 @@ def describe(card: dict[str, Any]) -> str:
     """A card in one line."""
     parts = []
     for name, figure in card["figures"].items():
+        if name == "looks" and card["speckle"] is None:
+            continue
         value = "" if figure["value"] is None else f" {figure['value']:.2f}"
         parts.append(f"{name.replace('_', ' ')}{value} {figure['verdict']}")
-    return f"{card['verdict']} ({', '.join(parts)})"
+    return f"{card['verdict']}: {card['advice']} ({', '.join(parts)})"
 
 
 def summarise(evidence: Evidence) -> dict[str, Any]:
@@ -167,6 +177,7 @@ def summarise(evidence: Evidence) -> dict[str, Any]:
             "test": len(evidence.test),
         },
         "speckle": evidence.speckle,
+        "advice": advice(figures),
         "figures": figures,
         "nearest_pairs": [
             {
@@ -359,10 +370,12 @@ def _fingerprint(
     test: Sequence[Sample],
     speckle: Speckle | None,
 ) -> str:
+    """Of what is seen, not of what is labelled; variations go by their source, whichever store they are in."""
     total = hashlib.sha256(json.dumps([FORMAT, speckle]).encode())
     for samples in (variations, training, validation, test):
         total.update(f"{len(samples)} images".encode())
         for sample in samples:
-            total.update(f"{sample.name} {sample.sha256} {sample.group}".encode())
-            total.update(sample.boxes.tobytes())
+            of = sample.lineage
+            name = sample.name if of is None else f"{of.source} {of.variation}"
+            total.update(f"{name} {sample.sha256} {sample.group}".encode())
     return total.hexdigest()

@@ -15,7 +15,9 @@ from tqdm import tqdm
 from boxtwin.datasets.sample import Sample
 from boxtwin.evaluation.image_likeness import (
     COPY,
+    LAYOUT,
     GrainIndex,
+    Match,
     Spectrum,
     common_shape,
     grain,
@@ -88,33 +90,16 @@ class _Image(NamedTuple):
 class _Seen:
     """The images of one kind: their layouts, and an index of their grain."""
 
-    def __init__(self, samples: Sequence[Sample], shape: tuple[int, int], progress: tqdm) -> None:
-        self.samples, self.shape, self.progress = samples, shape, progress
-        self.layouts: dict[int, Float32[np.ndarray, " 4096"]] = {}
-        self.index = GrainIndex(self.grain_of, len(samples), shape)
-        self.all_layouts = np.stack([self.layouts[number] for number in range(len(samples))])
+    def __init__(self, count: int, shape: tuple[int, int]) -> None:
+        self.layouts = np.zeros((count, LAYOUT**2), dtype=np.float32)
+        self.index = GrainIndex(count, shape)
 
-    def grain_of(self, number: int) -> Spectrum:
-        """Read again whenever it is asked for: kept, that of 100 images would take a quarter of a gigabyte."""
-        grey = as_float_grey(self.samples[number].read())
-        if number not in self.layouts:
-            self.layouts[number] = layout(grey)
-            self.progress.update()
-        return grain(grey, self.shape)
+    def add(self, number: int, own_layout: Float32[np.ndarray, " 4096"], own_grain: Spectrum) -> None:
+        self.layouts[number] = own_layout
+        self.index.add(number, own_grain)
 
-    def match(
-        self,
-        seen: Spectrum,
-        *,
-        likely: Sequence[int],
-        leave_out: tuple[int, Spectrum] | None = None,
-        least: float = 0.0,
-    ) -> tuple[int, float] | None:
-        """The image that has part of this grain, and which part; None if that is under ``least`` or may be chance."""
-        peak = self.index.find(seen, leave_out=leave_out)
-        if not peak.significant or peak.strength < least:
-            return None
-        return self.index.whose(seen, peak, first=likely, leave_out=None if leave_out is None else leave_out[0])
+    def distances(self, own_layout: Float32[np.ndarray, " 4096"]) -> Float32[np.ndarray, " n"]:
+        return layout_distances(own_layout[None], self.layouts)[0]
 
 
 def gather(
@@ -135,41 +120,47 @@ def gather(
     numbers = {sample.name: number for number, sample in enumerate(real)}
     ordered = sorted(variations, key=lambda sample: _source_of(sample, numbers))  # siblings follow each other
     shape = common_shape([(sample.height, sample.width) for sample in (*real, *test)])
-    # Real images are looked at twice: first to index them all, then each against the others.
+    # Real images are looked at twice: first to index them all, then each against the others. Their grain is not kept:
+    # that of 100 images would take a quarter of a gigabyte.
     progress = tqdm(total=2 * len(real) + len(test) + len(variations), desc="quality card", unit="image")
-    of_real, of_test = _Seen(real, shape, progress), _Seen(test, shape, progress)
-
+    of_real, of_test = _Seen(len(real), shape), _Seen(len(test), shape)
+    for number, sample in enumerate(test):
+        grey = as_float_grey(sample.read())
+        of_test.add(number, layout(grey), grain(grey, shape))
+        progress.update()
     real_levels, real_looks, real_relations = [], [], []
     for number, sample in enumerate(real):
         image = _read(sample, speckle, shape)
-        distances = layout_distances(image.layout[None], of_real.all_layouts)[0]
-        distances[number] = np.inf
-        test_distances = layout_distances(image.layout[None], of_test.all_layouts)[0]
-        match = of_real.match(image.grain, likely=_nearest(distances), leave_out=(number, image.grain), least=COPY)
-        test_match = of_test.match(image.grain, likely=_nearest(test_distances))
+        of_real.add(number, image.layout, image.grain)
         real_levels.append(image.levels)
         real_looks.append(image.look)
-        real_relations.append(_relation(distances, test_distances, match, test_match))
+        progress.update()
+    for number, sample in enumerate(real):
+        own = _grain_of(sample, shape)
+        distances = of_real.distances(of_real.layouts[number])
+        distances[number] = np.inf
+        test_distances = of_test.distances(of_real.layouts[number])
+        match = of_real.index.find(own, leave_out=(number, own))
+        real_relations.append(_relation(distances, test_distances, match, of_test.index.find(own)))
         progress.update()
 
     looks, relations = [], []
     levels = np.zeros_like(real_levels[0])
     for source, siblings in groupby(ordered, key=lambda sample: _source_of(sample, numbers)):
-        source_grain = of_real.grain_of(source)
+        source_grain = _grain_of(real[source], shape)
         known = real_relations[source]
         layouts: list[Float32[np.ndarray, " 4096"]] = []
         found: list[Relation] = []
         before: Spectrum | None = None
         for sample in siblings:
             image = _read(sample, speckle, shape)
-            distances = layout_distances(image.layout[None], of_real.all_layouts)[0]
-            test_distances = layout_distances(image.layout[None], of_test.all_layouts)[0]
-            match = of_real.match(image.grain, likely=_nearest(distances), leave_out=(source, source_grain), least=COPY)
+            distances, test_distances = of_real.distances(image.layout), of_test.distances(image.layout)
+            match = of_real.index.find(image.grain, leave_out=(source, source_grain))
             share = repeated(image.grain, source_grain)
-            if match is None or match[1] < share:
-                match = (source, share)
-            test_match = of_test.match(image.grain, likely=(known.nearest_test, *_nearest(test_distances)))
-            if test_match is not None and test_match[1] <= known.repeats_test + MARGIN * (known.repeats_test > 0):
+            if match is None or match.share < max(COPY, share):
+                match = Match(source, share)
+            test_match = of_test.index.find(image.grain)
+            if test_match and test_match.share <= known.repeats_test + MARGIN * (known.repeats_test > 0):
                 test_match = None
             relation = _relation(distances, test_distances, match, test_match)
             if before is not None:
@@ -210,24 +201,24 @@ def _read(sample: Sample, speckle: Speckle | None, shape: tuple[int, int]) -> _I
     return _Image(grey_levels(pixels), Look(looks, spectrum(grey)), layout(grey), grain(grey, shape))
 
 
-def _nearest(distances: Float[np.ndarray, " n"]) -> tuple[int]:
-    return (int(distances.argmin()),)
+def _grain_of(sample: Sample, shape: tuple[int, int]) -> Spectrum:
+    return grain(as_float_grey(sample.read()), shape)
 
 
 def _relation(
     distances: Float[np.ndarray, " n"],
     test_distances: Float[np.ndarray, " m"],
-    match: tuple[int, float] | None,
-    test_match: tuple[int, float] | None,
+    match: Match | None,
+    test_match: Match | None,
 ) -> Relation:
     """The nearest image is the one whose grain is repeated; the nearest in layout where there is none."""
     return Relation(
-        nearest=int(distances.argmin()) if match is None or match[1] < COPY else match[0],
+        nearest=int(distances.argmin()) if match is None or match.share < COPY else match.number,
         distance=float(distances.min()),
-        repeats=0.0 if match is None else match[1],
-        nearest_test=int(test_distances.argmin()) if test_match is None else test_match[0],
+        repeats=0.0 if match is None else match.share,
+        nearest_test=int(test_distances.argmin()) if test_match is None else test_match.number,
         test_distance=float(test_distances.min()),
-        repeats_test=0.0 if test_match is None else test_match[1],
+        repeats_test=0.0 if test_match is None else test_match.share,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,20 @@ REAL, MADE, OTHER = "#555555", "#d1495b", "#1f5fa8"
 COLOURS = {"alike": "#2b7a3d", "unlike": "#8a5a00", "copy": "#b3261e", "leak": "#b3261e", "undecided": "#777777"}
 # In a distance, unlike is what a new image should be.
 GOOD = "#2b7a3d"
+HOW_TO_READ = """How to read this card
+
+Grey levels and fine detail should be "alike": no farther from
+the sources than random halves of the real images are from
+each other.
+
+Distances should be "unlike": a new image differs from real
+images, from other variations of its source and from test
+images. Layout distance is 0 for the same scene and about 1
+for an unrelated one. Repeated grain is 1 for the same pixels
+and 0 for new ones; "copy" is more than half.
+
+"Leak": variations come nearer to test images than real ones
+do. Results on these test images cannot be trusted then."""
 BINS = 24
 PAIRS = 5  # columns of pictures
 
@@ -41,8 +56,9 @@ def draw(evidence: Evidence, card: dict[str, Any], path: Path, *, title: str) ->
         color=COLOURS[card["verdict"]],
         parse_math=False,
     )
+    figure.text(0.02, 0.981, textwrap.fill(card["advice"], 150), fontsize=10, va="top")
     # Places are given by hand: matplotlib's own search for them takes as long as all the drawing.
-    panels = figure.add_gridspec(2, 3, left=0.05, right=0.985, top=0.95, bottom=0.565, hspace=0.36, wspace=0.2)
+    panels = figure.add_gridspec(2, 3, left=0.05, right=0.985, top=0.93, bottom=0.565, hspace=0.36, wspace=0.2)
     for number, panel in enumerate((_levels, _spectra, _looks, _to_real, _to_siblings, _to_test)):
         panel(figure.add_subplot(panels[number // 3, number % 3]), evidence, card["figures"])
     _show_pairs(figure, evidence, pairs)
@@ -85,6 +101,9 @@ def _spectra(axes: Axes, evidence: Evidence, figures: dict[str, Any]) -> None:
 
 
 def _looks(axes: Axes, evidence: Evidence, figures: dict[str, Any]) -> None:
+    if evidence.speckle is None:
+        _how_to_read(axes)
+        return
     figure = figures["looks"]
     _title(
         axes,
@@ -95,12 +114,17 @@ def _looks(axes: Axes, evidence: Evidence, figures: dict[str, Any]) -> None:
     )
     real, made = ([look.looks for look in looks] for looks in (evidence.real_looks, evidence.variation_looks))
     if figure["value"] is None:
-        reason = "no radar images (dataset.speckle)" if evidence.speckle is None else "no calm sea, or pixels in colour"
-        _nothing(axes, reason)
+        _nothing(axes, "no calm sea, or pixels in colour")
         return
     _histograms(axes, {"real": (real, REAL), "variations": (made, MADE)})
     axes.set(xlabel=f"equivalent number of looks, pixels as {evidence.speckle}", ylabel="share of the images")
     axes.legend(frameon=False, fontsize=8)
+
+
+def _how_to_read(axes: Axes) -> None:
+    """Stands where images of a radar have their speckle."""
+    axes.set_axis_off()
+    axes.text(0, 1, HOW_TO_READ, va="top", fontsize=10, linespacing=1.5, transform=axes.transAxes)
 
 
 def _to_real(axes: Axes, evidence: Evidence, figures: dict[str, Any]) -> None:
@@ -216,11 +240,12 @@ def _show_pairs(figure: Figure, evidence: Evidence, pairs: Sequence[dict[str, An
 
 def _title(axes: Axes, name: str, figure: dict[str, Any], value: str, reference: str, *, good: str = "alike") -> None:
     verdict = figure["verdict"]
+    colour = COLOURS["unlike" if (good, verdict) == ("unlike", "alike") else verdict]
     axes.set_title(
         f"{name}: {verdict}\n{value}; {reference.format(_number(figure['reference']))}",
         fontsize=10,
         loc="left",
-        color=GOOD if verdict == good else COLOURS[verdict],
+        color=GOOD if verdict == good else colour,
     )
 
 

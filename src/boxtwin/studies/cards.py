@@ -98,6 +98,8 @@ def _quality_card(content: dict[str, Any], picture: Path | None) -> Card:
         f"{images['variations']} variations of {images['sources']} sources, held against {images['real']} real images "
         f"to learn and choose from and {images['test']} test images.",
     ]
+    if "advice" in content:  # cards of older versions have none
+        sentences.insert(1, content["advice"])
     copies, matches = content["figures"]["nearest_real"]["copies"], content["figures"]["test"]["matches"]
     sentences.append(
         f"{100 * copies:.1f} % repeat a real image; {len(matches)} repeat more of a test image than their source."
@@ -106,6 +108,7 @@ def _quality_card(content: dict[str, Any], picture: Path | None) -> Card:
         (words, _number(content["figures"][name]["value"]), _number(content["figures"][name]["reference"]),
          content["figures"][name]["verdict"])
         for name, words in FIGURES.items()
+        if name != "looks" or content["speckle"] is not None
     ]  # fmt: skip
     table = (("figure", "variations", "real images among themselves", "verdict"), *lines)
     return Card("Looks: do they pass for real, and are they new", tuple(sentences), table, picture)

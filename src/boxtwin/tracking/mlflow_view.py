@@ -2,11 +2,14 @@
 
 MLflow keeps a view that is shared by its page as a tag of the experiment, JSON of the page's state, and shows it to
 whoever opens the page with its key. (MLflow 3; an older page finds nothing under the key and shows its own columns.)
+A run's description, which its page shows above all else, is a tag as well, in Markdown.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 
 from mlflow.tracking import MlflowClient
 
@@ -40,6 +43,33 @@ STATE = {
     "compareRunCharts": [],
     "compareRunSections": [],
 }
+
+
+NOTE_TAG = "mlflow.note.content"
+
+
+def note(output: str, detector: str) -> str:
+    """The description of a finished run: where its detector is, and the command that exports it.
+
+    Args:
+        output: folder of the run, relative to the project's folder or absolute.
+        detector: name of the detector's file there.
+    """
+    command = shlex.join(("python", "export.py", f"cell={_hydra_value(output)}"))
+    # A fence longer than any in the text, so that the name of a folder cannot end it.
+    fence = "`" * max(3, *(len(ticks) + 1 for ticks in ["", *re.findall("`+", command)]))
+    # Short: the page folds away what follows the first lines.
+    return (
+        "The detector and the command that exports it (ONNX, MLflow model), in the project's folder:\n"
+        f"{fence}\n{output}/{detector}\n{command}\n{fence}\n"
+    )
+
+
+def _hydra_value(text: str) -> str:
+    """A value in the grammar of Hydra's overrides: quoted unless it is of plain characters."""
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+        return text
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"
 
 
 def save_view(client: MlflowClient, experiment_id: str) -> str:

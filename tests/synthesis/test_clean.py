@@ -1,0 +1,125 @@
+"""What `make clean` leaves: nothing that can be made again, all that a person labelled, owns or paid for."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from boxtwin.synthesis import clean
+
+PROGRAM = Path(clean.__file__)
+CONF = Path(__file__).parents[2] / "conf" / "generator"
+
+
+def store(data: Path, name: str, *, generator: str, labels: str = "carry", cost: float = 0.0, confirmed: bool = False):
+    folder = data / "synthetic" / name
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / "a_v01.png").write_bytes(b"pixels")
+    (folder / "store.json").write_text(json.dumps({"generator": generator, "labels": {"name": labels}}))
+    line = json.dumps({"image": "images/a_v01.png", "cost_usd": cost})
+    (folder / "manifest.jsonl").write_text(line + "\n" + line[:9])  # the second line was cut by a kill
+    image = {"file_name": "images/a_v01.png"} | ({"confirmed": True} if confirmed else {})
+    (folder / "annotations.json").write_text(json.dumps({"images": [image]}))
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder of data with everything that can be made again."""
+    data = tmp_path / "data"
+    store(data, "pixel_ddpm-1", generator="pixel_ddpm")
+    for made in ("detectors/a.safetensors", "cache/pixels", "synthetic/models/learnt.safetensors"):
+        (data / made).parent.mkdir(parents=True, exist_ok=True)
+        (data / made).write_bytes(b"1")
+    (data / "sar_scenes").mkdir()
+    (data / "sar_scenes" / "annotations.json").write_text(json.dumps({"info": {"parameters": {"images": 3}}}))
+    return data
+
+
+def make_worth(data):
+    mine = data / "mine"
+    mine.mkdir()
+    (mine / "annotations.json").write_text("{}")
+    spool = data / "synthetic" / "models" / "openai_edit-spool"
+    spool.mkdir(parents=True)
+    (spool / "answer.png").write_bytes(b"1")
+    broken = store(data, "x-9", generator="repeat")
+    (broken / "store.json").write_text("{")
+    return {
+        mine,
+        spool,
+        broken,
+        store(data, "repeat-2", generator="repeat", labels="manual"),
+        store(data, "openai_edit-3", generator="openai_edit"),
+        store(data, "mystery-4", generator="mystery"),
+        store(data, "folder-5", generator="folder"),
+        store(data, "pixel_ddpm-6", generator="pixel_ddpm", cost=0.02),
+        store(data, "repeat-7", generator="repeat", confirmed=True),
+    }
+
+
+def test_what_can_be_made_again_is_not_worth_asking(data):
+    assert clean.valuable(data) == {}
+    assert clean.valuable(data / "none") == {}
+
+
+def test_what_cannot_be_made_again_is_found_with_a_reason(data):
+    worth = make_worth(data)
+    found = clean.valuable(data)
+    assert set(found) == worth
+    assert all(found.values())
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(CONF.glob("*.yaml"))])
+def test_every_generator_is_known_as_local_or_not(name):
+    """A generator that runs elsewhere or reads images made elsewhere, as its file says, is not among the local ones."""
+    target = yaml.safe_load((CONF / f"{name}.yaml").read_text())["_target_"]
+    elsewhere = "openai" in target or target.endswith(".Folder")
+    assert (name in clean.LOCAL) != elsewhere
+
+
+def test_without_a_terminal_they_stay_and_the_rest_goes(data):
+    worth = make_worth(data)
+    command = [sys.executable, "-P", str(PROGRAM), str(data)]
+    printed = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
+    assert all(path.exists() and str(path) in printed for path in worth)
+    assert (data / "synthetic" / "repeat-2" / "images" / "a_v01.png").read_bytes() == b"pixels"
+    assert {path.name for path in data.iterdir()} == {"mine", "synthetic"}
+    assert not (data / "synthetic" / "pixel_ddpm-1").exists()
+    assert [path.name for path in (data / "synthetic" / "models").iterdir()] == ["openai_edit-spool"]
+    subprocess.run([*command, "--confirm"], stdin=subprocess.DEVNULL, check=True)
+    assert not data.exists()
+
+
+def test_nothing_is_asked_where_nothing_is_lost(data):
+    command = [sys.executable, "-P", str(PROGRAM), str(data)]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout == b""
+    assert not data.exists()
+
+
+@pytest.mark.parametrize(("answer", "stays"), [("n", True), ("", True), ("y", False)])
+def test_at_a_terminal_the_answer_counts(data, answer, stays):
+    labelled = store(data, "repeat-2", generator="repeat", labels="manual")
+    terminal, other = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-P", str(PROGRAM), str(data)], stdin=other, stdout=subprocess.DEVNULL)
+    os.write(terminal, f"{answer}\n".encode())
+    assert process.wait(60) == 0
+    os.close(terminal)
+    os.close(other)
+    assert labelled.exists() == stays
+
+
+def test_a_link_to_another_folder_is_removed_and_not_the_folder(data, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_text("1")
+    (data / "cache" / "link").symlink_to(tmp_path / "elsewhere")
+    clean.remove(data, set())
+    assert not data.exists()
+    assert (tmp_path / "elsewhere" / "file").exists()
