@@ -16,6 +16,7 @@ from study_cells import finished_cell
 from boxtwin.datasets.images import write_png
 from boxtwin.datasets.sample import Dataset, Detections, Sample
 from boxtwin.evaluation.examples import EXAMPLES_FILE, keep_examples, load_examples
+from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.overlays import match
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.conditions import Cell
@@ -62,7 +63,7 @@ def make_cell(folder: Path, dataset: Dataset, variations: int, seed: int, **metr
     here, samples = folder / name, dataset.samples
     here.mkdir(parents=True)
     found = found_in(samples, 0.5 + 0.03 * variations, seed)
-    save_matches(here / MATCHES_FILE, samples, found, dataset.category_ids)
+    save_matches(here / MATCHES_FILE, match_detections(samples, found, len(dataset.category_ids)))
     keep_examples(here / EXAMPLES_FILE, samples, found, 0.3)
     counted = {image_id: int((each.scores >= 0.3).sum()) for image_id, each in found.items()}
     counts = [
