@@ -127,7 +127,9 @@ class ImagesAsTheyAre(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         sample, tile = self._items[index]
         image = _labelled(sample, self._images)
-        return *take_view(image, tile, size=self._size, tile=self._tile, white=self._white), sample
+        view = take_view(image, tile, size=self._size, tile=self._tile, white=self._white)
+        self._images.release(sample)
+        return *view, sample
 
 
 class EpochDraws(Sampler[int]):
