@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
 
 from boxtwin.errors import InputError
 
@@ -54,5 +55,6 @@ class DetectorSpec:
         missing = [field.name for field in fields(cls) if field not in there and field.default is MISSING]
         if missing:
             raise InputError(f"{file} is no detector of boxtwin: its metadata lack {', '.join(missing)}")
-        values = {field.name: json.loads(texts[field.name]) for field in there}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        values: dict[str, Any] = {field.name: json.loads(texts[field.name]) for field in there}
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**values)

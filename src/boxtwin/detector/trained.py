@@ -37,7 +37,7 @@ class TrainedDetector:
     count_threshold: float  # detections with a score of at least this are counted; chosen on real validation images
     origin: Mapping[str, str] = field(default_factory=dict)  # where it was trained: "study", "cell", "identity"
     version: str = boxtwin.__version__  # of boxtwin, that trained it
-    # The same for each class, at which it is counted; none: one threshold for all classes, as in files of older versions.
+    # The same for each class, at which it is counted. None: one threshold for all, as in files of older versions.
     class_thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Float
 
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.images import written_whole
@@ -148,26 +147,6 @@ def coco_figures(
     return {
         name: math.nan if value < 0 else float(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)
     }
-
-
-def precision_recall(
-    samples: Sequence[Sample],
-    detections: Mapping[int, Detections],
-    category_ids: Sequence[int],
-    *,
-    evaluator: CocoEvaluator = "faster",
-) -> tuple[Float[np.ndarray, " 101"], Float[np.ndarray, " 101"]]:
-    """COCO's recall grid 0, 0.01 … 1 and the interpolated precision there at IoU 0.5, averaged over classes.
-
-    Its mean is AP50. Classes without objects are left out; with no objects at all precision is nan.
-    """
-    evaluation = _evaluate(samples, detections, category_ids, evaluator)
-    recall = np.asarray(evaluation.params.recThrs, dtype=np.float64)
-    # precision: IoU thresholds x recall grid x classes x area ranges x detection limits; index 0: IoU 0.5, all areas.
-    by_class = evaluation.eval["precision"][0, :, :, 0, -1]
-    present = by_class[:, (by_class > -1).all(axis=0)]
-    precision = present.mean(axis=1) if present.shape[1] else np.full(len(recall), np.nan)
-    return recall, precision
 
 
 def _evaluate(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.coco_map import FIGURES
-from boxtwin.evaluation.counts import best_threshold, count_detections, count_figures, count_objects
+from boxtwin.evaluation.counts import best_threshold, count_figures, counted
 from boxtwin.evaluation.matching import BITS, COCO_LIMIT, Matching
 from boxtwin.evaluation.resampled_ap import ResampledAP, mean_of_known
 
@@ -90,23 +90,21 @@ def count_by_class(
     Every class is counted at its own threshold, and the total is the sum. An image's entry has ``true`` and ``found``;
     where there are several classes, ``true_by_class`` and ``found_by_class`` in their order too.
     """
-    labels = range(len(thresholds.by_class))
-    true, found, each = [], [], []
-    for label, threshold in zip(labels, thresholds.by_class, strict=True):
-        part, detected = of_class(samples, detections, label)
-        objects, counted = count_objects(part), count_detections(detected, threshold)
-        true.append(objects)
-        found.append({image: counted.get(image, 0) for image in objects})
-        each.append(count_figures(objects, found[-1]))
+    classes = len(thresholds.by_class)
+    true, found = (np.zeros((len(samples), classes), dtype=np.int64) for _ in range(2))
     entries: list[dict[str, object]] = []
-    for sample in samples:
-        image = sample.image_id
-        of_true, of_found = ([counts[image] for counts in side] for side in (true, found))
-        entry = {"image_id": image, "file_name": sample.name, "group": sample.group}
-        entry |= {"true": sum(of_true), "found": sum(of_found)}
-        several = {"true_by_class": of_true, "found_by_class": of_found} if len(labels) > 1 else {}
-        entries.append(entry | several)
-    together = count_figures(*({e["image_id"]: e[side] for e in entries} for side in ("true", "found")))  # type: ignore[misc]
+    for place, sample in enumerate(samples):
+        true[place] = np.bincount(sample.object_labels, minlength=classes)
+        if sample.image_id in detections:
+            kept = counted(detections[sample.image_id], thresholds.by_class)
+            found[place] = np.bincount(kept.labels, minlength=classes)
+        entry: dict[str, object] = {"image_id": sample.image_id, "file_name": sample.name, "group": sample.group}
+        entry |= {"true": int(true[place].sum()), "found": int(found[place].sum())}
+        if classes > 1:
+            entry |= {"true_by_class": true[place].tolist(), "found_by_class": found[place].tolist()}
+        entries.append(entry)
+    columns = [(true.sum(axis=1), found.sum(axis=1)), *zip(true.T, found.T, strict=True)]
+    together, *each = (count_figures(*(dict(enumerate(side.tolist())) for side in pair)) for pair in columns)
     return together, each, entries
 
 

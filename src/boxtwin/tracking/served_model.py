@@ -21,7 +21,7 @@ from boxtwin.prediction.onnx_detector import OnnxDetector
 
 
 class ServedDetector(PythonModel):
-    """Image files in; for each its count, that of each class, boxes (xyxy, pixels of the file), scores and classes out."""
+    """Image files in; for each its count, by class too, boxes (xyxy, pixels of the file), scores, class names."""
 
     def load_context(self, context: Any) -> None:
         """Open the network."""
