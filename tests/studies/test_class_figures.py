@@ -50,7 +50,7 @@ def write_cell(folder: Path, variations: int, seed: int) -> None:
         "params": {**params, "seed": seed, "steps": 3, "labels": ""},
         "metrics": {f"test/{name}": value for name, value in {**together, **counts}.items()},
         "classes": [
-            {"name": name, "count_threshold": 0.1, "metrics": by_class[label] | counts_by_class[label]}
+            {"name": name, "count_threshold": (0.1, 0.3)[label], "metrics": by_class[label] | counts_by_class[label]}
             for label, name in enumerate(CLASSES)
         ],
         "data": {},
@@ -115,6 +115,7 @@ def test_the_page_the_terminal_and_the_csv_have_every_class(
         for line, each in zip(lines, found[name], strict=True):
             assert float(line[f"{name}/map_50_mean"]) == each.estimates["map_50"].mean
             assert float(line[f"{name}/count_bias_max"]) == each.estimates["count_bias"].high
+            assert float(line[f"{name}/count_threshold_mean"]) == pytest.approx(0.1 + 0.2 * CLASSES.index(name))
         assert lines[0][f"{name}/count_mae_change"] == ""
         assert float(lines[1][f"{name}/count_mae_change_low95"]) == found[name][1].changes["count_mae"].interval.low  # type: ignore[union-attr]
 

@@ -14,7 +14,7 @@ from boxtwin.studies.conditions import Cell, Estimate, Row, baseline, paired_see
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.inference import Interval, hierarchical_interval, image_counts
 
-FIGURES = ("map", "map_50", "count_mae", "count_bias")
+FIGURES = ("map", "map_50", "count_mae", "count_bias", "count_threshold")
 COMPARED = ("map_50", "count_mae")  # figures with an interval
 RESAMPLES = 400  # of the test images, as for the other parts of a table
 MOST_CLASSES = 30  # that a page and the terminal show; comparison.csv has all

@@ -200,7 +200,11 @@ def _recorded(content: dict[str, Any]) -> dict[str, Any]:
         "test": hashlib.sha256("\0".join(names).encode()).hexdigest() if names else "",
         "provenance": flatten(content.get("provenance", {})),
         "classes": {
-            entry["name"]: {name: value for name, value in entry["metrics"].items() if value is not None}
+            entry["name"]: {
+                name: value
+                for name, value in {**entry["metrics"], "count_threshold": entry["count_threshold"]}.items()
+                if value is not None
+            }
             for entry in content.get("classes", ())
         },
     }

@@ -209,7 +209,7 @@ def class_lines(
 ) -> tuple[tuple[str, ...], list[tuple[str, tuple[tuple[Entry, ...], ...]]]]:
     """Headings, and for each class its name and the entries of every condition."""
     name = named(rows)
-    headings = ("condition", "AP", "AP50", "AP50 vs x0", "count MAE", "MAE vs x0", "bias")
+    headings = ("condition", "AP", "AP50", "AP50 vs x0", "count MAE", "MAE vs x0", "bias", "threshold")
     groups: list[tuple[str, tuple[tuple[Entry, ...], ...]]] = []
     for of_class, each in list(by_class.items())[:MOST_CLASSES]:
         lines = tuple(
@@ -221,6 +221,7 @@ def class_lines(
                 _spread(found.estimates["count_mae"], count),
                 _class_change(found.changes.get("count_mae"), count),
                 Entry(count(found.estimates["count_bias"].mean, signed=True)),
+                _spread(found.estimates["count_threshold"], "{:.3f}".format),
             )
             for found in each
         )
