@@ -96,7 +96,7 @@ def install(clocks: Clocks) -> None:
     from boxtwin import experiment
     from boxtwin.datasets import sar_scenes
     from boxtwin.detector import module
-    from boxtwin.evaluation import overlays
+    from boxtwin.evaluation import overlays, plots, tested
     from boxtwin.tracking.mlflow_runs import Store
 
     clocks.cells_of(experiment, "run_cell")
@@ -107,11 +107,12 @@ def install(clocks: Clocks) -> None:
     clocks.around(pl.Trainer, "__init__", "Trainers set up")
     clocks.around(pl.Trainer, "fit", "fit around the steps, checkpoints")
     clocks.around(pl.Trainer, "predict", "prediction")
-    for owner in (experiment, module):
-        clocks.around(owner, "coco_figures", "COCO figures")
-    clocks.around(experiment, "precision_recall", "COCO figures")
-    for name in ("side_by_side", "precision_recall_curve", "count_scatter"):
-        clocks.around(overlays, name, "pictures")
+    clocks.around(module, "coco_figures", "COCO figures")
+    for name in ("match_detections", "coco_by_class"):
+        clocks.around(tested, name, "COCO figures")
+    clocks.around(overlays, "side_by_side", "pictures")
+    for name in ("precision_recall_curve", "count_scatter"):
+        clocks.around(plots, name, "pictures")
     for name in ("__init__", "begin_cell", "log_data", "log_files", "log_metrics", "end"):
         clocks.around(Store, name, "MLflow")
 

@@ -18,7 +18,9 @@ from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, STRIDES, Convolution
 from boxtwin.mixing.datamodule import Collate, ImagesAsTheyAre
 
 
-def make_trained(count_threshold: float = 0.3, **changes: Any) -> TrainedDetector:
+def make_trained(
+    count_threshold: float = 0.3, class_thresholds: tuple[float, ...] = (), **changes: Any
+) -> TrainedDetector:
     """A detector of random weights whose predictions differ from place to place, as if it had learnt something."""
     arguments: dict[str, Any] = {
         "architecture": "yolov3_nano",
@@ -46,7 +48,8 @@ def make_trained(count_threshold: float = 0.3, **changes: Any) -> TrainedDetecto
             else:
                 layer.weight.data.normal_(std=0.3)
                 layer.bias.data.zero_()
-    return TrainedDetector(module, count_threshold, {"study": "tiny", "cell": "random", "identity": "0123"})
+    origin = {"study": "tiny", "cell": "random", "identity": "0123"}
+    return TrainedDetector(module, count_threshold, origin, class_thresholds=class_thresholds)
 
 
 def detect_as_studies_do(detector: TrainedDetector, paths: Sequence[Path]) -> list[Detections]:

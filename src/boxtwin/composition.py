@@ -18,8 +18,17 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from boxtwin.config import RECIPE_VERSION, Anchors, Confirmed, condition_of, defining_values, train_size
+from boxtwin.config import (
+    EVALUATION_VERSION,
+    RECIPE_VERSION,
+    Anchors,
+    Confirmed,
+    condition_of,
+    defining_values,
+    train_size,
+)
 from boxtwin.datasets import sar_scenes
+from boxtwin.datasets.classes import describe_classes
 from boxtwin.datasets.coco import digest_of, read_coco
 from boxtwin.datasets.decoded import DecodedImages
 from boxtwin.datasets.levels import Levels, check_depth, measure_levels
@@ -27,6 +36,7 @@ from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.splits import SIDES, Split, make_split, nested_order, read_split
 from boxtwin.detector.anchors import anchors_from_samples
 from boxtwin.detector.module import DetectorModule
+from boxtwin.detector.postprocess import DETECTIONS, detection_limit
 from boxtwin.detector.pretrained import anchors_of, read_weights, weights_digest
 from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.errors import DataError, InputError
@@ -53,6 +63,7 @@ class Prepared:
     identity: str  # sha256 of all that defines the cell: settings, data, split, store, initial weights
     earlier_identities: tuple[str, ...]  # of the same run by older versions
     condition: dict[str, Any]  # the same but for the seed, in the open
+    detector: tuple[str, ...]  # `identity` and earlier ones without how it is evaluated: what its detector follows from
 
     @property
     def sources(self) -> tuple[Sample, ...]:
@@ -112,9 +123,18 @@ def prepare(config: DictConfig) -> Prepared:
             "split %s: %d pairs of images look nearly the same and stand on two sides: %s",
             *(split.name, len(copies), "; ".join(copies[:3])),
         )
+    _tell_classes(dataset, split)
     warn_of_object_sizes(config, split)
     library = _library(config, dataset, split) if config.variations.per_image else None
     return _prepared(config, dataset, split, library)
+
+
+def _tell_classes(dataset: Dataset, split: Split) -> None:
+    lines, warnings = describe_classes(split, dataset.classes)
+    for line in lines if len(dataset.classes) > 1 else ():
+        log.info("%s", line)
+    for warning in warnings:
+        log.warning("split %s: %s", split.name, warning)
 
 
 def labelling_cells(config: DictConfig, dataset: Dataset, split: Split) -> list[Prepared]:
@@ -134,7 +154,7 @@ def labelling_cells(config: DictConfig, dataset: Dataset, split: Split) -> list[
 def detector_file(cell: Prepared) -> Path:
     """Where the detector of a cell without variations is kept for the labels; under an earlier name if it is there."""
     folder = Path(cell.config.data) / "detectors"
-    files = [folder / f"{identity}.safetensors" for identity in (cell.identity, *cell.earlier_identities)]
+    files = [folder / f"{identity}.safetensors" for identity in cell.detector]
     return next((file for file in files if file.exists()), files[0])
 
 
@@ -151,8 +171,13 @@ def _prepared(config: DictConfig, dataset: Dataset, split: Split, library: Libra
         defining["recipe"] = RECIPE_VERSION
     if any(sample.bits > 8 for sample in split.train):
         defining["levels"] = "percentiles"  # before, 0 and the largest value were black and white
+    if (limit := detection_limit(split.train)) != DETECTIONS:
+        defining["max_detections"] = limit
     # Older versions took the hash of the whole file of weights for that of its tensors.
     of_file = config.detector.weights and hashlib.sha256(Path(config.detector.weights).read_bytes()).hexdigest()
+    detector = tuple(dict.fromkeys(_hash_of(defining | {"weights": digest}) for digest in (weights, of_file)))
+    if len(dataset.classes) > 1:
+        defining["evaluation"] = EVALUATION_VERSION
     identity, earlier = (_hash_of(defining | {"weights": digest}) for digest in (weights, of_file))
     # The images and labels of each side by themselves: training images may be added, and the test stays the same.
     sides = {side: digest_of(split.side(side), dataset.classes) for side in SIDES}
@@ -161,6 +186,7 @@ def _prepared(config: DictConfig, dataset: Dataset, split: Split, library: Libra
         *(config, dataset, split, library, identity),
         () if earlier == identity else (earlier,),
         condition_of(config, {"data": sides, "recipe": RECIPE_VERSION, **extra}, weights=weights),
+        detector,
     )
 
 
@@ -248,6 +274,7 @@ def make_detector(cell: Prepared) -> DetectorModule:
             objectness_weight=detector.objectness_weight,
             class_weight=detector.class_weight,
             nms_iou=detector.nms_iou,
+            max_detections=detection_limit(cell.split.train),
             freeze=detector.freeze,
             coco_evaluator=cell.config.trainer.coco_evaluator.value,
         )

@@ -345,6 +345,8 @@ ADDED_SETTINGS: dict[str, Any] = {
 }
 # The version of what training and evaluation compute from the same settings and data. Raise it when results change.
 RECIPE_VERSION = 1
+# The version of how sets of several classes are evaluated: from 2 on every class is counted at its own threshold.
+EVALUATION_VERSION = 2
 _DEFINING = ("dataset", "split", "variations", "generator", "labels", "detector", "trainer", "seed")
 # What the axes of a study's table vary; the rest is the setting, which must be the same to compare.
 _AXES = ("split", "variations", "generator", "seed")

@@ -8,7 +8,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,12 +29,11 @@ from boxtwin.detector.allocator import keep_freed_blocks
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.trained import FILE as DETECTOR_FILE
 from boxtwin.detector.trained import TrainedDetector, write_detector
-from boxtwin.evaluation import overlays
-from boxtwin.evaluation.coco_map import coco_figures, coco_results, precision_recall
-from boxtwin.evaluation.counts import best_threshold, count_detections, count_figures, count_objects
-from boxtwin.evaluation.examples import EXAMPLES_FILE, keep_examples
+from boxtwin.evaluation.examples import EXAMPLES_FILE
+from boxtwin.evaluation.figures import Thresholds
 from boxtwin.evaluation.quality_card import figures_of
-from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE
+from boxtwin.evaluation.tested import PICTURES, Evaluation, run_test
 from boxtwin.generation import contact_sheet, make, quality_card
 from boxtwin.locks import alone
 from boxtwin.mixing.datamodule import StudyDataModule
@@ -52,7 +51,6 @@ from boxtwin.training import Trained, fit, quieten_lightning
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"  # below the cell's folder
-EXAMPLES = 8  # test images in overlays.png, the same in every cell
 
 
 def run_cell(config: DictConfig) -> dict[str, float]:
@@ -171,8 +169,9 @@ class _Cell:
         if self.config.trainer.steps:
             train_seconds, best = self._train(data, module)
         evaluating = time.perf_counter()
-        metrics = self._evaluate(plan, data, best)
-        self._keep(best, metrics["val_real/count_threshold"])
+        tested = self._evaluate(plan, data, best)
+        metrics = dict(tested.metrics)
+        self._keep(best, tested.thresholds)
         if card:
             metrics |= {f"data/{name}": value for name, value in figures_of(card.summary).items()}
         metrics |= {
@@ -185,7 +184,7 @@ class _Cell:
             "time/evaluate": time.perf_counter() - evaluating,
             "time/total": time.perf_counter() - started,
         }
-        self._write(metrics)
+        self._write(metrics, tested)
         return metrics
 
     def take_over(self, source: Run) -> dict[str, float]:
@@ -227,14 +226,15 @@ class _Cell:
             title=cell_name(self.config),
         )
 
-    def _keep(self, module: DetectorModule, count_threshold: float) -> None:
+    def _keep(self, module: DetectorModule, thresholds: Thresholds) -> None:
         """The cell's own file to use elsewhere, without what only training needs."""
         origin = {"study": self.config.study, "cell": cell_name(self.config), "identity": self.cell.identity}
-        write_detector(TrainedDetector(module, count_threshold, origin), self.output / DETECTOR_FILE)
+        trained = TrainedDetector(module, thresholds.together, origin, class_thresholds=thresholds.by_class)
+        write_detector(trained, self.output / DETECTOR_FILE)
         labelling.keep_detector(self.cell, self.output / DETECTOR_FILE)
 
-    def _evaluate(self, plan: Plan, data: StudyDataModule, module: DetectorModule) -> dict[str, float]:
-        """Figures on real test images, at the count threshold that suits the real validation images best."""
+    def _evaluate(self, plan: Plan, data: StudyDataModule, module: DetectorModule) -> Evaluation:
+        """Figures on real test images, at the count thresholds that suit the real validation images best."""
         # Full precision: a figure must not depend on what the machine computes in.
         trainer = pl.Trainer(
             accelerator=accelerator(self.config),
@@ -249,45 +249,16 @@ class _Cell:
             batches = trainer.predict(module, data.letterboxed(samples))
             return module.merge(pair for batch in batches or () for pair in batch)
 
-        ids, evaluator = self.cell.dataset.category_ids, self.config.trainer.coco_evaluator.value
-        on_val, on_test = detect(plan.val), detect(plan.test)
-        threshold = best_threshold(plan.val, on_val)
-        true, predicted = count_objects(plan.test), count_detections(on_test, threshold)
-        counts = count_figures(true, {image: predicted.get(image, 0) for image in true})
-        on_real = coco_figures(plan.test, on_test, ids, evaluator=evaluator)
-        metrics = {f"test/{name}": value for name, value in {**on_real, **counts}.items()}
-        # `val/…` are the curves of training; these are the figures of the weights that were kept.
-        figures = coco_figures(plan.val, on_val, ids, evaluator=evaluator)
-        metrics |= {f"val_real/{name}": value for name, value in figures.items()}
-        metrics["val_real/count_threshold"] = threshold
-        if plan.val_synthetic:
-            figures = coco_figures(plan.val_synthetic, detect(plan.val_synthetic), ids, evaluator=evaluator)
-            metrics |= {f"val_synthetic/{name}": value for name, value in figures.items()}
-
-        self.counts = [
-            {
-                "image_id": image,
-                "file_name": name,
-                "group": group,
-                "true": true[image],
-                "found": predicted.get(image, 0),
-            }
-            for image, name, group in ((sample.image_id, sample.name, sample.group) for sample in plan.test)
-        ]
-        write_bytes_atomically(self.output / "detections.json", json.dumps(coco_results(on_test, ids)).encode())
-        save_matches(self.output / MATCHES_FILE, plan.test, on_test, ids)
-        keep_examples(self.output / EXAMPLES_FILE, plan.test, on_test, threshold)
-        overlays.side_by_side(
-            overlays.pick_examples(plan.test, EXAMPLES),
-            on_test,
-            threshold,
-            self.output / "overlays.png",
-            self.cell.dataset.classes,
+        dataset = self.cell.dataset
+        return run_test(
+            detect,
+            validation=plan.val,
+            synthetic=plan.val_synthetic,
+            test=plan.test,
+            classes=dataset.classes,
+            category_ids=dataset.category_ids,
+            folder=self.output,
         )
-        recall, precision = precision_recall(plan.test, on_test, ids, evaluator=evaluator)
-        overlays.precision_recall_curve(recall, precision, self.output / "precision_recall.png")
-        overlays.count_scatter(true, {i: predicted.get(i, 0) for i in true}, self.output / "counts.png")
-        return metrics
 
     def _log_inputs(self, plan: Plan) -> None:
         dataset = self.cell.dataset
@@ -322,7 +293,7 @@ class _Cell:
             if file.exists():
                 link_file(file, self.output / file.name)
 
-    def _write(self, metrics: dict[str, float]) -> None:
+    def _write(self, metrics: dict[str, float], tested: Evaluation) -> None:
         """result.json is written last: where it stands, everything else does."""
         result = {
             "cell": cell_name(self.config),
@@ -331,7 +302,8 @@ class _Cell:
             "setting": setting_hash(self.config),
             "overrides": _overrides(),
             "params": flat_params(self.config),
-            "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+            "metrics": _finite(metrics),
+            "classes": [{**entry, "metrics": _finite(entry["metrics"])} for entry in tested.classes],
             "data": {
                 "dataset_sha256": self.cell.dataset.digest,
                 "split_sha256": self.cell.split.digest,
@@ -341,12 +313,12 @@ class _Cell:
             },
             "condition": self.cell.condition,
             "provenance": _made_by(self.config),
-            "counts": self.counts,
+            "counts": tested.counts,
             # [step, AP on the real validation images], of all attempts at the cell.
             "validation": self.store.history(self.run_id, "val/map"),
         }
         self.store.log_metrics(self.run_id, metrics)
-        pictures = [self.output / name for name in ("overlays.png", "precision_recall.png", "counts.png")]
+        pictures = [self.output / name for name in PICTURES]
         write_bytes_atomically(self.output / "result.json", json.dumps(result, indent=1).encode())
         names = ("detections.json", MATCHES_FILE, EXAMPLES_FILE, "result.json")
         files = [*pictures, *(self.output / name for name in names)]
@@ -355,6 +327,11 @@ class _Cell:
             self._link(*cards)
             files += [self.cell.library.folder / "contact_sheet.png", *cards]
         self.store.log_files(self.run_id, [path for path in files if path.exists()])
+
+
+def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """For JSON, which has no nan."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 def _made_by(config: DictConfig) -> dict[str, object]:

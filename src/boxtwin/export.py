@@ -50,7 +50,8 @@ def export_detector(config: DictConfig) -> list[Path]:
     if to.exists() and not to.is_dir():
         raise InputError(f"to={to} is a file; give a folder")
     written = _write(detector, formats, to)
-    log.info("%s: %s, counts at confidence %.3f", source, detector.spec.architecture, detector.count_threshold)
+    thresholds = ", ".join(f"{threshold:.3f}" for threshold in detector.spec.class_thresholds)
+    log.info("%s: %s, counts at confidence %s", source, detector.spec.architecture, thresholds)
     width = max(len(str(path)) for path in written)
     for path in written:
         log.info("  %-*s %9s kB", width, path, f"{_size(path) / 1e3:,.1f}")

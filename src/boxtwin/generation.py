@@ -119,7 +119,7 @@ def contact_sheet(cell: Prepared) -> Path | None:
     if not made:
         return None
     path = library.folder / "contact_sheet.png"
-    overlays.contact_sheet(sources, [made[source.name] for source in sources], path, zoom=True)
+    overlays.contact_sheet(sources, [made[source.name] for source in sources], path, cell.dataset.classes, zoom=True)
     return path
 
 

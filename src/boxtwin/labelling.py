@@ -96,7 +96,8 @@ def write_label_card(cell: Prepared) -> list[Path]:
     newest = library.manifest.stat().st_mtime_ns if library.manifest.exists() else None
     if newest is not None and not all(file.exists() and file.stat().st_mtime_ns >= newest for file in files):
         lines = library.judged(cell.sources, max((line["variation"] for line in library.lines()), default=0))
-        write_card(library.folder, lines, {source.name: source.read for source in cell.sources})
+        read = {source.name: source.read for source in cell.sources}
+        write_card(library.folder, lines, read, cell.dataset.classes)
     return files
 
 

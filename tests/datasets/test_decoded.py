@@ -66,6 +66,17 @@ def test_pixels_are_the_files(samples: tuple[Sample, ...], tmp_path: Path, decod
         again.read(samples[0])[0, 0] = 1
 
 
+def test_images_that_were_released_are_read_again(samples: tuple[Sample, ...], tmp_path: Path) -> None:
+    images = DecodedImages(tmp_path)
+    images.release(samples[0])
+    images.add("some", samples)
+    views = [images.read(sample) for sample in samples]
+    for sample in samples:
+        images.release(sample)
+    check(images, samples)
+    assert all(np.array_equal(view, read_image(sample.path)) for view, sample in zip(views, samples, strict=True))
+
+
 def test_grey_stored_as_colour_is_grey(samples: tuple[Sample, ...], tmp_path: Path) -> None:
     plane = np.arange(6000, dtype=np.uint8).reshape(100, 60)
     path = tmp_path / "grey.png"

@@ -322,6 +322,21 @@ def test_validation_without_ground_truth_is_refused(tmp_path: Path) -> None:
         make_trainer(1, tmp_path).validate(make_module(images, 1, steps=2), loader(images), verbose=False)
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(300, 51 / 101), (400, 1.0)])
+def test_weights_for_full_images_are_chosen_by_all_their_objects(limit: int, expected: float, tmp_path: Path) -> None:
+    corner = np.stack(np.meshgrid(np.arange(20), np.arange(10)), axis=-1).reshape(-1, 2) * 3.0
+    boxes, labels = np.concatenate([corner, corner + 2], axis=1), np.zeros(200, dtype=np.int64)
+    images = [(draw_images(1, 1, seed=0)[0][0], boxes, labels)]
+
+    class Seer(DetectorModule):
+        def detect(self, batch: Batch) -> list[tuple[int, Detections]]:  # noqa: ARG002
+            return [(0, Detections(boxes, np.linspace(1, 0.5, 200), labels))]
+
+    seer = Seer(**dict(make_module(images, 1, steps=2, max_detections=limit).hparams))
+    (figures,) = make_trainer(1, tmp_path).validate(seer, datamodule=Images(images), verbose=False)
+    assert figures["val/map"] == pytest.approx(expected)  # COCO's AP sees 100 of the 200
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

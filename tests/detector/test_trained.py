@@ -17,13 +17,15 @@ from boxtwin.errors import InputError
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
-    detector = make_trained(0.1 + 0.2, tile=64, image_size=160, white=1023)
+    detector = make_trained(0.1 + 0.2, (0.7, 0.2 + 0.4), max_detections=700, tile=64, image_size=160, white=1023)
     write_detector(detector, tmp_path / "detector.safetensors")
     before = torch.get_rng_state()
     again = read_detector(tmp_path / "detector.safetensors")
     assert torch.equal(torch.get_rng_state(), before)
     assert again.spec == detector.spec
     assert (again.spec.side, again.spec.classes, again.count_threshold) == (64, ("ship", "buoy"), 0.1 + 0.2)
+    assert again.spec.class_thresholds == (0.7, 0.2 + 0.4)
+    assert again.spec.max_detections == 700
     assert again.origin == {"study": "tiny", "cell": "random", "identity": "0123"}
     assert dict(again.module.hparams) == dict(detector.module.hparams)
     assert not again.module.training
@@ -49,6 +51,21 @@ def test_other_readers_find_float32_tensors_and_plain_metadata(tmp_path: Path) -
             found = file.get_tensor(name)
             assert found.dtype == (np.int64 if name.endswith("num_batches_tracked") else np.float32)
             np.testing.assert_array_equal(found, value)
+
+
+def test_files_of_versions_with_one_threshold_count_every_class_at_it(tmp_path: Path) -> None:
+    path = tmp_path / "d.safetensors"
+    write_detector(make_trained(0.4, (0.1, 0.2)), path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    about = json.loads(metadata["boxtwin"])
+    del about["class_thresholds"], about["hyper_parameters"]["max_detections"]
+    save_file(tensors, path, metadata | {"boxtwin": json.dumps(about)})
+    spec = read_detector(path).spec
+    assert (spec.class_thresholds, spec.max_detections) == ((0.4, 0.4), 300)
+    texts = {name: text for name, text in spec.to_text().items() if name != "class_thresholds"}
+    assert DetectorSpec.from_text(texts, "d.onnx") == spec
 
 
 def test_wrong_files_are_refused(tmp_path: Path) -> None:
@@ -87,6 +104,10 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
 def test_a_threshold_is_a_confidence() -> None:
     with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
         make_trained(1.5)
+    with pytest.raises(ValueError, match=r"between 0 and 1, got -0\.1"):
+        make_trained(0.5, (0.5, -0.1))
+    with pytest.raises(ValueError, match="2 classes need as many thresholds"):
+        make_trained(0.5, (0.5,))
 
 
 def test_files_from_before_black_and_reading_mean_what_they_meant(tmp_path: Path) -> None:

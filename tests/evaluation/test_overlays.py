@@ -1,20 +1,19 @@
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 
 from boxtwin.datasets.images import read_image, write_png
 from boxtwin.datasets.sample import Detections, Lineage, Sample
-from boxtwin.evaluation.coco_map import precision_recall
+from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.overlays import (
     contact_sheet,
-    count_scatter,
     match,
     pick_examples,
-    precision_recall_curve,
     side_by_side,
 )
+from boxtwin.evaluation.resampled_ap import RECALLS, ResampledAP
+from boxtwin.lettering import class_colour
 
 NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, int))
 
@@ -76,9 +75,9 @@ def test_matching_agrees_with_coco_recall(tmp_path):
         samples.append(make_sample(tmp_path, f"{image_id}.png", np.zeros((4, 4), np.uint8), boxes, image_id=image_id))
         found[image_id] = detections(boxes + rng.normal(0, 6, boxes.shape), rng.random(6))
     missed = sum(int(match(sample, found[sample.image_id]).missed.sum()) for sample in samples)
-    recall, precision = precision_recall(samples, found, (1,))
+    (precision,) = ResampledAP.of(match_detections(samples, found, 1)).curves()
     assert 0 < missed < 48
-    assert abs(recall[precision > 0].max() - (1 - missed / 48)) < 0.01
+    assert abs(RECALLS[precision > 0].max() - (1 - missed / 48)) < 0.01
 
 
 def test_examples_are_fixed_and_range_from_empty_to_crowded(tmp_path):
@@ -106,7 +105,7 @@ def test_any_image_can_be_pictured(pixels, tmp_path):
     empty = make_sample(tmp_path, "e.png", pixels, image_id=2)
     found = {1: detections([[0, 0, 1, 1]], [0.9]), 2: detections([[0, 0, 1, 1]], [0.8])}
     side_by_side([sample, empty], found, 0.5, tmp_path / "out.png", ["ship", "buoy"])
-    contact_sheet([sample, empty], [[sample], []], tmp_path / "sheet.png", zoom=True)
+    contact_sheet([sample, empty], [[sample], []], tmp_path / "sheet.png", ["ship", "buoy"], zoom=True)
     assert min(read_image(tmp_path / "out.png").shape[:2]) > 300
     assert min(read_image(tmp_path / "sheet.png").shape[:2]) > 300
 
@@ -164,26 +163,30 @@ def test_contact_sheet_puts_variations_beside_their_source(tmp_path):
         contact_sheet([source] * 250, [made] * 250, tmp_path / "sheet.png", columns=2)
 
 
-@pytest.mark.parametrize(
-    ("true", "predicted"),
-    [
-        ({}, {}),
-        ({1: 0}, {1: 0}),
-        ({1: 3, 2: 3, 3: 0}, {1: 3}),
-        ({i: i % 4 for i in range(50)} | {99: 95}, dict.fromkeys(range(50), 2) | {99: 40}),
-        (dict.fromkeys(range(5000), 1), dict.fromkeys(range(5000), 1)),
-    ],
-)
-def test_count_scatter_takes_any_counts(true, predicted, tmp_path):
-    count_scatter(true, predicted, tmp_path / "counts.png")
-    assert cv2.imread(str(tmp_path / "counts.png")) is not None
+def test_classes_have_colours_of_their_own_and_a_legend(tmp_path):
+    pixels, boxes = np.zeros((80, 80), np.uint8), [[5, 5, 25, 25], [50, 50, 70, 70]]
+    sample = make_sample(tmp_path, "a.png", pixels, boxes, labels=[0, 2])
+    found = detections(boxes, [0.9, 0.4], labels=[0, 2])
+    classes = ["a", "b", "c"]
 
+    def seen(name):
+        picture = read_image(tmp_path / name)
+        return [holds_colour(picture, class_colour(label)) for label in range(3)]
 
-def test_precision_recall_curve_with_and_without_objects(tmp_path):
-    recall = np.linspace(0, 1, 101)
-    for precision in (1 - recall, np.full(101, np.nan)):
-        precision_recall_curve(recall, precision, tmp_path / "pr.png")
-        assert (tmp_path / "pr.png").stat().st_size > 1000
+    side_by_side([sample], {}, 0.5, tmp_path / "out.png", classes)
+    assert seen("out.png") == [True, False, True]
+    contact_sheet([sample], [[sample]], tmp_path / "sheet.png", classes)
+    assert seen("sheet.png") == [True, False, True]
+    alone = make_sample(tmp_path, "b.png", pixels, boxes)
+    side_by_side([alone], {}, 0.5, tmp_path / "one.png", ["a"])
+    assert seen("one.png") == [False, False, False]
+    # Each class from its own threshold on.
+    wrong_at = {}
+    for name, thresholds in (("low", (0.5, 0.5, 0.3)), ("high", (0.95, 0.5, 0.5))):
+        side_by_side([sample], {1: found}, thresholds, tmp_path / "out.png", classes)
+        picture = read_image(tmp_path / "out.png")[100:]
+        wrong_at[name] = holds_colour(picture, "#ffd23f")  # missed
+    assert wrong_at == {"low": False, "high": True}
 
 
 def test_a_real_chip_can_be_pictured(tmp_path, hrsid200):

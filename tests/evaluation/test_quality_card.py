@@ -11,7 +11,6 @@ import pytest
 
 from boxtwin.datasets.images import read_image, write_png
 from boxtwin.datasets.sample import Lineage, Sample
-from boxtwin.evaluation import quality_evidence
 from boxtwin.evaluation.quality_card import describe, figures_of, summarise, write_quality_card
 from boxtwin.evaluation.quality_evidence import gather
 
@@ -329,11 +328,13 @@ def test_an_image_is_read_as_often_whatever_the_number_of_images(make_sets, monk
     decided, pattern = rng.random((SIZE, SIZE)) < 0.6, sea(99, 9)
     reads: list[str] = []
 
-    def counted(path):
-        reads.append(path.name)
-        return read_image(path)
+    read = Sample.read
 
-    monkeypatch.setattr(quality_evidence, "read_image", counted)
+    def counted(sample):
+        reads.append(sample.name)
+        return read(sample)
+
+    monkeypatch.setattr(Sample, "read", counted)
     counts = []
     for size in (4, 16):
         sets = make_sets(train=size, val=0, test=size)

@@ -8,7 +8,8 @@ import pytest
 
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.coco_map import coco_figures
-from boxtwin.evaluation.resampled_ap import AREAS, ResampledAP, load_matches, save_matches
+from boxtwin.evaluation.matching import AREAS, match_detections
+from boxtwin.evaluation.resampled_ap import ResampledAP, load_matches, save_matches
 
 CATEGORIES = (3, 7, 9)
 
@@ -116,7 +117,7 @@ def test_no_objects_no_detections_no_resamples() -> None:
 
 def test_kept_matches_give_the_same_figures_from_a_few_kilobytes(tmp_path: Path) -> None:
     samples, detections = data(8, 60)
-    save_matches(tmp_path / "matches.npz", samples, detections, CATEGORIES)
+    save_matches(tmp_path / "matches.npz", match_detections(samples, detections, len(CATEGORIES)))
     counts = np.random.default_rng(0).multinomial(60, np.full(60, 1 / 60), size=5).astype(float)
     kept = load_matches(tmp_path / "matches.npz")
     assert list(kept) == list(AREAS)
@@ -129,7 +130,7 @@ def test_kept_matches_give_the_same_figures_from_a_few_kilobytes(tmp_path: Path)
 
 def test_matches_of_nothing(tmp_path: Path) -> None:
     samples, _ = data(3, 4)
-    save_matches(tmp_path / "matches.npz", samples, {}, CATEGORIES)
+    save_matches(tmp_path / "matches.npz", match_detections(samples, {}, len(CATEGORIES)))
     assert (load_matches(tmp_path / "matches.npz")["all"](np.ones((1, 4))) == 0).all()
 
 

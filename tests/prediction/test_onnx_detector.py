@@ -40,7 +40,7 @@ def grey_in_tiles(exported: Callable[..., Both]) -> Both:
 
 @pytest.fixture(scope="module")
 def colour_whole(exported: Callable[..., Both]) -> Both:
-    return exported(channels=3)
+    return exported(channels=3, max_detections=7)
 
 
 def write_images(folder: Path, dtype: type, scale: int) -> list[Path]:
@@ -71,7 +71,10 @@ def test_it_finds_the_same_in_tiles_of_16_bit_images(grey_in_tiles: Both, tmp_pa
 
 
 def test_it_finds_the_same_in_whole_8_bit_images(colour_whole: Both, tmp_path: Path) -> None:
-    check_same(colour_whole, write_images(tmp_path, np.uint8, 1))
+    paths = write_images(tmp_path, np.uint8, 1)
+    check_same(colour_whole, paths)
+    _, detector = colour_whole
+    assert max(len(detector(detector.read(path.read_bytes(), "it")).scores) for path in paths) == 7  # its own limit
 
 
 def test_pixels_are_the_files(colour_whole: Both, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from study_cells import finished_cell
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_map import coco_figures
+from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.comparison import RESAMPLES, Figures, contrasts, corrected, difference
 from boxtwin.studies.conditions import Cell, Row, condition_table
@@ -52,7 +53,7 @@ def write_cell(folder: Path, rng: np.random.Generator, share: float, images: int
             {"image_id": sample.image_id, "file_name": sample.name, "true": len(hit), "found": int(hit.sum())}
         )
     folder.mkdir(parents=True)
-    save_matches(folder / MATCHES_FILE, samples, found, [1])
+    save_matches(folder / MATCHES_FILE, match_detections(samples, found, 1))
     (folder / "result.json").write_text(json.dumps({"counts": counts}))
     figures = coco_figures(samples, found, [1])
     return {

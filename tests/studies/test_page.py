@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from study_cells import finished_cell
 from boxtwin.datasets.images import write_png
 from boxtwin.datasets.sample import Dataset, Detections, Sample
 from boxtwin.evaluation.examples import EXAMPLES_FILE, keep_examples, load_examples
+from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.overlays import match
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
+from boxtwin.lettering import class_colour
 from boxtwin.studies.conditions import Cell
 from boxtwin.studies.costs import costs, unattributed
 from boxtwin.studies.evidence import Evidence
@@ -62,7 +65,7 @@ def make_cell(folder: Path, dataset: Dataset, variations: int, seed: int, **metr
     here, samples = folder / name, dataset.samples
     here.mkdir(parents=True)
     found = found_in(samples, 0.5 + 0.03 * variations, seed)
-    save_matches(here / MATCHES_FILE, samples, found, dataset.category_ids)
+    save_matches(here / MATCHES_FILE, match_detections(samples, found, len(dataset.category_ids)))
     keep_examples(here / EXAMPLES_FILE, samples, found, 0.3)
     counted = {image_id: int((each.scores >= 0.3).sum()) for image_id, each in found.items()}
     counts = [
@@ -218,6 +221,25 @@ def test_the_same_images_are_drawn_under_each_condition(study: list[Cell], datas
             assert kinds.count("missed") == matches.missed.sum()
             assert drawing.text.startswith(f"found {len(found.boxes)}")
         assert image.drawings[0].text == f"{len(sample.boxes)} true"
+
+
+def test_classes_have_corners_and_counts_of_their_own(study: list[Cell], dataset: Dataset) -> None:
+    names = ("ship", "<i>buoy")
+    by_name = {sample.name: sample for sample in dataset.samples}
+    for cell in study:
+        samples = [replace(sample, labels=np.arange(len(sample.boxes)) % 2) for sample in dataset.samples]
+        found = {
+            image: Detections(each.boxes, each.scores, np.arange(len(each.boxes)) % 2)
+            for image, each in found_in(dataset.samples, 0.8, cell.seed).items()
+        }
+        keep_examples(Path(cell.output_dir) / EXAMPLES_FILE, samples, found, (0.3, 0.6), names)
+    fixed, _ = galleries(study, Kept())
+    assert fixed.classes == (("ship", class_colour(0)), ("<i>buoy", class_colour(1)))
+    for image in fixed.images:
+        boxes = by_name[image.name].boxes
+        colours = [mark.colour for mark in image.drawings[0].marks]
+        assert colours == [class_colour(number % 2) for number in range(len(boxes))]
+        assert ("1 ship" in image.drawings[0].text) == (len(boxes) in (1, 2))
 
 
 def test_a_cell_keeps_little_and_the_same_images_whatever_it_finds(study: list[Cell]) -> None:

@@ -15,7 +15,8 @@ from study_cells import finished_cell
 
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.coco_map import coco_ground_truth, coco_results
-from boxtwin.evaluation.resampled_ap import AREAS, MATCHES_FILE, save_matches
+from boxtwin.evaluation.matching import AREAS, match_detections
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.count_errors import count_errors
 from boxtwin.studies.evidence import Evidence
@@ -70,7 +71,7 @@ def write_cell(
         | ({"group": s.group} if scenes else {})
         for s in samples
     ]
-    save_matches(folder / MATCHES_FILE, samples, found, IDS)
+    save_matches(folder / MATCHES_FILE, match_detections(samples, found, len(IDS)))
     (folder / "result.json").write_text(json.dumps({"counts": counts}))
     loaded = Evidence.load(folder)
     assert loaded is not None

@@ -22,7 +22,7 @@ from boxtwin.tracking.mlflow_runs import Store
 
 @pytest.fixture(scope="module")
 def detector() -> TrainedDetector:
-    return make_trained(channels=1, count_threshold=0.25)
+    return make_trained(channels=1, count_threshold=0.25, class_thresholds=(0.2, 0.4), max_detections=400)
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +54,17 @@ def test_it_answers_with_the_counts_and_boxes_of_a_cell(
     monkeypatch.setattr(sys, "path", list(sys.path))  # MLflow adds the folder's code
     model = mlflow.pyfunc.load_model(str(saved))
     rows = pd.DataFrame({"image": [path.read_bytes() for path in images]})
-    for params, threshold in ((None, 0.25), ({"threshold": 0.05}, 0.05), ({"threshold": 1.0}, 1.0)):
+    for params, thresholds in ((None, (0.2, 0.4)), ({"threshold": 0.05}, (0.05, 0.05)), ({"threshold": 1.0}, (1, 1))):
         answers = model.predict(rows, params=params)
         assert len(answers) == 3
         for answer, found in zip(answers, detect_as_studies_do(detector, images), strict=True):
-            expected = found.scores >= threshold
+            expected = found.scores >= np.array(thresholds)[found.labels]
             assert answer["count"] == len(answer["boxes"]) == expected.sum()
             np.testing.assert_allclose(np.reshape(answer["boxes"], (-1, 4)), found.boxes[expected], atol=1e-2)
             np.testing.assert_allclose(answer["scores"], found.scores[expected], atol=1e-5)
+            assert answer["counts"] == {
+                name: int((found.labels[expected] == label).sum()) for label, name in enumerate(("ship", "buoy"))
+            }
             assert answer["labels"] == [("ship", "buoy")[label] for label in found.labels[expected]]
     assert sum(answer["count"] for answer in model.predict(rows)) > 0
     with pytest.raises(MlflowException, match=r"threshold lies between 0 and 1, got 1\.5"):
@@ -75,10 +78,12 @@ def test_the_folder_tells_how_to_use_it_and_holds_no_pickle(saved: Path) -> None
     content = yaml.safe_load((saved / "MLmodel").read_text())
     signature = {part: json.loads(text) for part, text in content["signature"].items() if text}
     assert signature["inputs"] == [{"type": "binary", "name": "image", "required": True}]
-    assert [column["name"] for column in signature["outputs"]] == ["count", "boxes", "scores", "labels"]
+    assert [column["name"] for column in signature["outputs"]] == ["count", "counts", "boxes", "scores", "labels"]
     assert signature["params"][0]["name"] == "threshold"
-    assert signature["params"][0]["default"] == 0.25
-    assert content["metadata"]["boxtwin"]["classes"] == '["ship", "buoy"]'
+    assert signature["params"][0]["default"] is None
+    about = content["metadata"]["boxtwin"]
+    assert (about["classes"], about["class_thresholds"]) == ('["ship", "buoy"]', "[0.2, 0.4]")
+    assert about["max_detections"] == "400"
     example = json.loads((saved / "serving_input_example.json").read_text())["dataframe_split"]
     assert example["columns"] == ["image"]
     assert base64.b64decode(example["data"][0][0]).startswith(b"\x89PNG")
@@ -111,7 +116,8 @@ def test_it_runs_from_its_own_code_without_torch(saved: Path, detector: TrainedD
     )
     assert process.returncode == 0, process.stderr
     count, file = process.stdout.split()
-    assert int(count) == (detect_as_studies_do(detector, images[:1])[0].scores >= 0.25).sum()
+    (found,) = detect_as_studies_do(detector, images[:1])
+    assert int(count) == (found.scores >= np.array([0.2, 0.4])[found.labels]).sum()
     assert Path(file).is_relative_to(saved / "code")
 
 

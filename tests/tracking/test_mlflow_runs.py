@@ -11,6 +11,7 @@ import pytest
 from mlflow.entities import Metric
 
 from boxtwin.errors import InputError
+from boxtwin.evaluation.figures import metric_names
 from boxtwin.tracking.mlflow_runs import Condition, Store
 from boxtwin.tracking.mlflow_view import save_view
 
@@ -49,6 +50,17 @@ def server(tmp_path_factory):
 def store(request, tmp_path):
     uri = request.getfixturevalue("server") if request.param == "server" else None
     return Store(uri=uri, folder=tmp_path / "mlruns")
+
+
+def test_figures_of_many_classes_in_any_script_are_logged(tmp_path):
+    store = Store(uri=None, folder=tmp_path / "mlruns")
+    run = store.begin_cell(study="many", identity="i1", **CELL)
+    names = metric_names([*(f"class {number}/船" for number in range(300)), "a$b", "a:b", "map"])
+    figures = {
+        f"test/{name}/{figure}": 0.5 for name in names for figure in ("map", "map_50", "count_mae", "count_bias")
+    }
+    store.log_metrics(run.run_id, figures)
+    assert store.client.get_run(run.run_id).data.metrics == figures
 
 
 def test_a_cell_has_one_run_whatever_happens(store, tmp_path):

@@ -52,7 +52,7 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
     paths = find_files([entry["file_name"] for entry in safe], folder)
     with ThreadPoolExecutor(max_workers=4) as pool:
         sizes = ((entry.get("width"), entry.get("height")) for entry in safe)
-        found = pool.map(lambda path, size: inspect_image(path, *size, reading), paths, sizes)
+        found = pool.map(lambda path, size: inspect_image(path, size[0], size[1], reading), paths, sizes)
         # Silent for the few hundred images of a small data set: they take a second or two.
         files = list(tqdm(found, total=len(safe), desc="checking images", unit="image", disable=len(safe) < 1000))
     result = {}

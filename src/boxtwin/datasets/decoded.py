@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import mmap
 import os
 import shutil
 import zlib
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 # Images between two writings of the index: a process that is killed loses so many at most.
 BATCH = 500
 NAMED = 5  # of damaged images
+AT_ONCE = 8  # images that are in memory while they are decoded
 ALIGNMENT = 64  # bytes: a cache line
 
 
@@ -89,6 +91,19 @@ class DecodedImages:
         """The pixels of an image, not to be written to: what `read_image` gives, in grey where the file is grey."""
         pixels = self._pixels.get(sample.sha256)
         return _decode(sample) if pixels is None else pixels
+
+    def release(self, sample: Sample) -> None:
+        """Give back the memory that an image takes in this process; it can be read again.
+
+        For images that are looked at once: the system would take it back by itself, but only when memory runs short.
+        """
+        pixels = self._pixels.get(sample.sha256)
+        file = None if pixels is None else pixels.base
+        if pixels is None or not isinstance(file, np.memmap) or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        start = pixels.ctypes.data - file.ctypes.data
+        first = start - start % mmap.PAGESIZE
+        file._mmap.madvise(mmap.MADV_DONTNEED, first, start + pixels.nbytes - first)  # type: ignore[attr-defined]
 
     def _write_missing(self, name: str, samples: Sequence[Sample]) -> None:
         assert self._folder is not None
@@ -180,12 +195,18 @@ def _size(entry: dict[str, Any]) -> int:
     return int(np.prod(entry["shape"])) * np.dtype(entry["dtype"]).itemsize
 
 
-def _batches(samples: Sequence[Sample]) -> Iterator[list[tuple[Sample, Pixels]]]:
+def _batches(samples: Sequence[Sample]) -> Iterator[Iterator[tuple[Sample, Pixels]]]:
     """Samples with their pixels, decoded by a few threads: OpenCV lets go of the interpreter while it decodes."""
     remaining = iter(tqdm(samples, desc="decoding images", unit="image", disable=len(samples) < 1000))
     with ThreadPoolExecutor(max_workers=4) as pool:
+
+        def decoded(batch: Sequence[Sample]) -> Iterator[tuple[Sample, Pixels]]:
+            for start in range(0, len(batch), AT_ONCE):
+                part = batch[start : start + AT_ONCE]
+                yield from zip(part, pool.map(_decode, part), strict=True)
+
         while batch := list(islice(remaining, BATCH)):
-            yield list(zip(batch, pool.map(_decode, batch), strict=True))
+            yield decoded(batch)
 
 
 def _flush(file: IO[bytes]) -> None:

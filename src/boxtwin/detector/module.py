@@ -19,9 +19,11 @@ from boxtwin.datasets.sample import Detections
 from boxtwin.detector.assign import AnchorsPerObject, CellsPerObject
 from boxtwin.detector.decode import detect
 from boxtwin.detector.loss import BoxLoss, ObjectnessTarget, detection_loss
-from boxtwin.detector.postprocess import merge_tiles
+from boxtwin.detector.postprocess import DETECTIONS, merge_tiles
 from boxtwin.detector.yolov3 import Architecture, Raw, YOLOv3, folded
 from boxtwin.evaluation.coco_map import CocoEvaluator, coco_figures
+from boxtwin.evaluation.figures import coco_by_class
+from boxtwin.evaluation.matching import match_detections
 
 SGD_MOMENTUM = 0.9  # Darknet's yolov3.cfg
 FINAL_RATE = 0.01  # share of the learning rate at which the cosine ends: the last steps still learn a little
@@ -93,7 +95,7 @@ class DetectorModule(pl.LightningModule):
         class_weight: float = 1.0,
         nms_iou: float = 0.45,  # Darknet's detector.c
         score_floor: float = 0.001,
-        max_detections: int = 300,
+        max_detections: int = DETECTIONS,
         freeze: int = 0,
         channels_last: bool = True,
         coco_evaluator: CocoEvaluator = "faster",
@@ -235,12 +237,13 @@ class DetectorModule(pl.LightningModule):
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if datamodule is None:
             raise ValueError("validation needs a datamodule with `validation_samples`, the ground truth")
-        figures = coco_figures(
-            datamodule.validation_samples,
-            self.merge(self._validation),
-            self.category_ids,
-            evaluator=self.coco_evaluator,
-        )
+        samples, found = datamodule.validation_samples, self.merge(self._validation)
+        if self.hparams["max_detections"] > DETECTIONS:
+            # Images fuller than COCO's AP looks at: it would call weights equal of which one finds twice as much.
+            figures, _ = coco_by_class(match_detections(samples, found, len(self.classes)))
+            figures |= {name: figures.get(f"{name}_unlimited", figures[name]) for name in ("map", "map_50")}
+        else:
+            figures = coco_figures(samples, found, self.category_ids, evaluator=self.coco_evaluator)
         # Every device looks at all images, each with its own batch statistics.
         self.log_dict({f"val/{name}": figures[name] for name in ("map", "map_50")}, batch_size=1, sync_dist=True)
 

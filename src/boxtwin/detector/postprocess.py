@@ -5,7 +5,7 @@ Plain numpy and OpenCV: what follows the network is the same whether torch or ON
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import cv2
@@ -13,10 +13,20 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from boxtwin.boxes import clip_xyxy
-from boxtwin.datasets.sample import Detections
+from boxtwin.datasets.sample import Detections, Sample
 
+DETECTIONS = 300  # kept per image, unless training images hold more than half as many objects
 # Candidates that NMS looks at per image; RetinaNet and detectron2 keep 1,000 per level.
 MAX_CANDIDATES = 3000
+CANDIDATES_PER_DETECTION = MAX_CANDIDATES // DETECTIONS  # where the limit is higher
+
+
+def detection_limit(samples: Sequence[Sample]) -> int:
+    """How many detections an image keeps: twice the objects of the fullest training image, and `DETECTIONS` at least.
+
+    Twice, so that fuller images are counted right as well, and precision is seen at low scores.
+    """
+    return max(DETECTIONS, 2 * max((len(sample.object_boxes) for sample in samples), default=0))
 
 
 def non_maximum_suppression(
@@ -67,8 +77,9 @@ def detections_in_file(
     """
     flat = scores.reshape(-1)
     candidates = np.flatnonzero(flat >= score_floor)
-    if len(candidates) > MAX_CANDIDATES:
-        candidates = candidates[np.argsort(-flat[candidates], kind="stable")[:MAX_CANDIDATES]]
+    most = max(MAX_CANDIDATES, CANDIDATES_PER_DETECTION * max_detections)
+    if len(candidates) > most:
+        candidates = candidates[np.argsort(-flat[candidates], kind="stable")[:most]]
     places, labels = np.divmod(candidates, scores.shape[1])
     # In single precision throughout: the geometry of a batch comes in it.
     scale, pad_x, pad_y = letterbox.astype(np.float32)

@@ -26,10 +26,18 @@ class DetectorSpec:
     nms_iou: float  # detections of one class that overlap by more are one
     score_floor: float  # detections below are left out
     max_detections: int  # per image
-    count_threshold: float  # detections with a score of at least this are counted; chosen on real validation images
+    count_threshold: (
+        float  # chosen on real validation images for the classes together; the one threshold if there is one
+    )
     boxtwin: str  # version that trained it
     black: int = 0  # the pixel value that is scaled to 0
     reading: Mapping[str, Any] | None = None  # fields of `Reading`; None: from before there were any, as stored
+    # The same for each class, at which it is counted; files of older versions have one threshold for all classes.
+    class_thresholds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.class_thresholds:
+            object.__setattr__(self, "class_thresholds", (self.count_threshold,) * len(self.classes))
 
     @property
     def levels(self) -> Levels:
@@ -57,9 +65,10 @@ class DetectorSpec:
         Raises:
             InputError: fields are missing from the metadata of ``file``.
         """
-        missing = [field.name for field in fields(cls) if field.name not in texts and field.default is MISSING]
+        there = [field for field in fields(cls) if field.name in texts]
+        missing = [field.name for field in fields(cls) if field not in there and field.default is MISSING]
         if missing:
             raise InputError(f"{file} is no detector of boxtwin: its metadata lack {', '.join(missing)}")
-        values = {field.name: json.loads(texts[field.name]) for field in fields(cls) if field.name in texts}
-        values["classes"], values["category_ids"] = tuple(values["classes"]), tuple(values["category_ids"])
+        values: dict[str, Any] = {field.name: json.loads(texts[field.name]) for field in there}
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return cls(**values)

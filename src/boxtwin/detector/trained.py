@@ -2,7 +2,8 @@
 
 The safetensors format (github.com/huggingface/safetensors) holds tensors and text and can run no code when it is read.
 Our text is the metadata entry ``boxtwin``, JSON: ``format`` (1), ``version`` of boxtwin, ``hyper_parameters`` (the
-arguments of `DetectorModule`), ``count_threshold`` and ``origin``.
+arguments of `DetectorModule`), ``count_threshold``, ``class_thresholds`` (absent in files of older versions) and
+``origin``.
 """
 
 from __future__ import annotations
@@ -36,10 +37,15 @@ class TrainedDetector:
     count_threshold: float  # detections with a score of at least this are counted; chosen on real validation images
     origin: Mapping[str, str] = field(default_factory=dict)  # where it was trained: "study", "cell", "identity"
     version: str = boxtwin.__version__  # of boxtwin, that trained it
+    # The same for each class, at which it is counted. None: one threshold for all, as in files of older versions.
+    class_thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.count_threshold <= 1:
-            raise ValueError(f"a count threshold lies between 0 and 1, got {self.count_threshold}")
+        for threshold in (self.count_threshold, *self.class_thresholds):
+            if not 0 <= threshold <= 1:
+                raise ValueError(f"a count threshold lies between 0 and 1, got {threshold}")
+        if len(self.class_thresholds) not in (0, len(self.module.classes)):
+            raise ValueError(f"{len(self.module.classes)} classes need as many thresholds, got {self.class_thresholds}")
         self.module.eval()
 
     @property
@@ -66,6 +72,7 @@ class TrainedDetector:
             category_ids=self.module.category_ids,
             count_threshold=self.count_threshold,
             boxtwin=self.version,
+            class_thresholds=self.class_thresholds,
         )
 
 
@@ -81,6 +88,7 @@ def write_detector(detector: TrainedDetector, path: Path) -> None:
         "version": detector.version,
         "hyper_parameters": dict(detector.module.hparams),
         "count_threshold": detector.count_threshold,
+        "class_thresholds": list(detector.spec.class_thresholds),
         "origin": dict(detector.origin),
     }
     # "pt" tells other readers of safetensors that the tensors are torch's.
@@ -123,4 +131,5 @@ def read_detector(path: Path) -> TrainedDetector:
         raise InputError(
             f"{path}: the weights do not fit the metadata: {str(error).splitlines()[-1].strip()}"
         ) from None
-    return TrainedDetector(module, about["count_threshold"], about["origin"], about["version"])
+    thresholds = tuple(about.get("class_thresholds", ()))
+    return TrainedDetector(module, about["count_threshold"], about["origin"], about["version"], thresholds)

@@ -10,17 +10,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Float
 
 from boxtwin.boxes import xyxy_to_xywh
+from boxtwin.datasets.images import written_whole
 from boxtwin.datasets.sample import Detections, Sample
 
 log = logging.getLogger(__name__)
@@ -113,6 +115,17 @@ def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[in
     return results
 
 
+def write_results(path: Path, detections: Mapping[int, Detections], category_ids: Sequence[int]) -> None:
+    """Write `coco_results` as JSON, image by image: the whole list takes forty times the memory of the detections."""
+    with written_whole(path) as file:
+        between = "["
+        for image_id, found in detections.items():
+            for result in coco_results({image_id: found}, category_ids):
+                file.write(between + json.dumps(result))
+                between = ", "
+        file.write("]" if between == ", " else "[]")
+
+
 def coco_figures(
     samples: Sequence[Sample],
     detections: Mapping[int, Detections],
@@ -135,26 +148,6 @@ def coco_figures(
     return {
         name: math.nan if value < 0 else float(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)
     }
-
-
-def precision_recall(
-    samples: Sequence[Sample],
-    detections: Mapping[int, Detections],
-    category_ids: Sequence[int],
-    *,
-    evaluator: CocoEvaluator = "faster",
-) -> tuple[Float[np.ndarray, " 101"], Float[np.ndarray, " 101"]]:
-    """COCO's recall grid 0, 0.01 … 1 and the interpolated precision there at IoU 0.5, averaged over classes.
-
-    Its mean is AP50. Classes without objects are left out; with no objects at all precision is nan.
-    """
-    evaluation = _evaluate(samples, detections, category_ids, evaluator)
-    recall = np.asarray(evaluation.params.recThrs, dtype=np.float64)
-    # precision: IoU thresholds x recall grid x classes x area ranges x detection limits; index 0: IoU 0.5, all areas.
-    by_class = evaluation.eval["precision"][0, :, :, 0, -1]
-    present = by_class[:, (by_class > -1).all(axis=0)]
-    precision = present.mean(axis=1) if present.shape[1] else np.full(len(recall), np.nan)
-    return recall, precision
 
 
 def _evaluate(

@@ -19,17 +19,18 @@ def count_objects(samples: Sequence[Sample]) -> dict[int, int]:
     return {sample.image_id: len(sample.object_boxes) for sample in samples}
 
 
-def count_detections(detections: Mapping[int, Detections], threshold: float) -> dict[int, int]:
-    """Detections with ``score >= threshold`` in each image, by image id."""
+def count_detections(detections: Mapping[int, Detections], threshold: float | Sequence[float]) -> dict[int, int]:
+    """How many detections are `counted` in each image, by image id."""
     return {image_id: len(counted(found, threshold).scores) for image_id, found in detections.items()}
 
 
-def counted(found: Detections, threshold: float) -> Detections:
-    """The detections with ``score >= threshold``.
+def counted(found: Detections, threshold: float | Sequence[float]) -> Detections:
+    """The detections with ``score >= threshold``; of several thresholds, that of the detection's class.
 
     Compared in double precision, whatever the scores come in: numpy would round the threshold to theirs.
     """
-    kept = found.scores.astype(np.float64) >= threshold
+    least = np.asarray(threshold, dtype=np.float64)
+    kept = found.scores.astype(np.float64) >= (least[found.labels] if least.ndim else least)
     return Detections(boxes=found.boxes[kept], scores=found.scores[kept], labels=found.labels[kept])
 
 

@@ -45,10 +45,15 @@ class Examples:
 
     pictured: tuple[Pictured, ...]
     found: Mapping[int, Detections]  # what was counted, by image id; scores are not kept, and 1
+    classes: tuple[str, ...] = ()  # files of older versions do not say
 
 
 def keep_examples(
-    path: Path, samples: Sequence[Sample], detections: Mapping[int, Detections], threshold: float
+    path: Path,
+    samples: Sequence[Sample],
+    detections: Mapping[int, Detections],
+    threshold: float | Sequence[float],
+    classes: Sequence[str] = (),
 ) -> None:
     """Write the file of a cell; it appears whole or not at all.
 
@@ -56,7 +61,8 @@ def keep_examples(
         path: of the file.
         samples: the test images.
         detections: what was found, by image id.
-        threshold: the score from which on it was counted.
+        threshold: the score from which on it was counted, or that of each class.
+        classes: of the data set.
     """
     found = {image_id: counted(each, threshold) for image_id, each in detections.items()}
     true, predicted = count_objects(samples), {image_id: len(each.boxes) for image_id, each in found.items()}
@@ -66,6 +72,7 @@ def keep_examples(
     shown = {sample.image_id for sample in examples}
     others = [sample for sample in worst if errors[sample.image_id] and sample.image_id not in shown]
     content = {
+        "classes": list(classes),
         "images": [
             *(_entry(sample, worst=False) for sample in examples),
             *(_entry(sample, worst=True) for sample in others),
@@ -90,7 +97,8 @@ def load_examples(path: Path) -> Examples | None:
         )
         for image_id, each in content["found"].items()
     }
-    return Examples(tuple(_pictured(entry) for entry in content["images"]), found)
+    classes = tuple(content.get("classes", ()))
+    return Examples(tuple(_pictured(entry) for entry in content["images"]), found, classes)
 
 
 def _entry(sample: Sample, *, worst: bool) -> dict[str, Any]:

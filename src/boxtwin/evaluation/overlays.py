@@ -14,11 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from boxtwin.boxes import area_xyxy, iou_matrix
 from boxtwin.datasets.images import Pixels, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.evaluation.counts import counted
+from boxtwin.lettering import class_colour, lettering, put, readable_on, shorten
 
 # Bright on dark sea; told apart by lightness and line style as well as by hue.
 TRUE, RIGHT, WRONG, MISSED, CROWD = "#4cc9f0", "#52e06b", "#ff5a5f", "#ffd23f", "#b8b8b8"
@@ -28,9 +29,12 @@ TILE = 3.2  # inches, the longer side of one picture
 MAX_CAPTIONS = 30
 # A sheet is for one look. More pictures than this make an image that viewers refuse to open.
 MAX_TILES = 400
+LEGEND = 0.3  # inches, a line of it
+MOST_NAMED = 10  # classes in a legend
 LineStyle = Literal["-", "--", ":"]
 # The overlap at which COCO's AP50 and PASCAL VOC call a detection right.
 MATCH_IOU = 0.5
+NOTHING = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
 
 
 class Matches(NamedTuple):
@@ -85,15 +89,23 @@ def draw_boxes(
     colour: str,
     line_style: LineStyle = "-",
     captions: Sequence[str] = (),
+    corners: Sequence[str] = (),
 ) -> None:
-    """Draw xyxy boxes (pixels of the image) on axes that `show_image` prepared, with captions if there are any."""
-    if captions and len(captions) != len(boxes):
-        raise ValueError(f"{len(boxes)} boxes need as many captions or none, got {len(captions)}")
+    """Draw xyxy boxes (pixels of the image) on axes that `show_image` prepared.
+
+    Captions and colours for a mark in the upper left corner and behind the caption, one a box, say the class.
+    """
+    for each in (captions, corners):
+        if each and len(each) != len(boxes):
+            raise ValueError(f"{len(boxes)} boxes need as many captions and corners or none, got {len(each)}")
+    if corners:
+        axes.scatter(boxes[:, 0], boxes[:, 1], s=9, marker="s", c=list(corners), linewidths=0, zorder=3)
     for x1, y1, x2, y2 in boxes.tolist():
         frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.3, linestyle=line_style)
         axes.add_patch(frame)
     top, bottom = sorted(axes.get_ylim())
-    for (x1, y1, _, y2), caption in zip(boxes.tolist(), captions, strict=bool(captions)):
+    backgrounds = corners or [colour] * len(captions)
+    for (x1, y1, _, y2), caption, background in zip(boxes.tolist(), captions, backgrounds, strict=bool(captions)):
         below = y1 - top < 0.05 * (bottom - top)  # no room above the box
         axes.annotate(
             caption,
@@ -102,10 +114,10 @@ def draw_boxes(
             textcoords="offset points",
             va="top" if below else "bottom",
             fontsize=6,
-            color="black",
-            bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
+            color=readable_on(background),
+            bbox={"facecolor": background, "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
             annotation_clip=True,
-            parse_math=False,
+            **lettering(caption),
         )
 
 
@@ -135,34 +147,40 @@ def show_image(axes: Axes, pixels: Pixels, window: tuple[int, int, int, int] | N
 def side_by_side(
     samples: Sequence[Sample],
     detections: Mapping[int, Detections],
-    threshold: float,
+    threshold: float | Sequence[float],
     path: Path,
     classes: Sequence[str],
 ) -> None:
-    """Truth on the left, detections with ``score >= threshold`` on the right, for each sample (see `pick_examples`).
+    """Truth on the left, detections from the threshold (or that of their class) on the right, for each sample.
 
     Right detections are green, wrong ones red, missed objects dashed yellow, what stands in a crowd grey and dotted.
+    Where there are several classes, a box's corner and caption have the colour of its class, which the legend names.
     """
     if not samples:
         raise ValueError("pictures of results need at least one sample, got none")
     pairs_across = 1 if len(samples) <= 2 else 2
     rows = -(-len(samples) // pairs_across)
-    figure, grid = _grid(rows, 2 * pairs_across, legend=True)
+    named = _Classes(classes)
+    figure, grid = _grid(rows, 2 * pairs_across, legend=2 if len(classes) > 1 else 1)
     for position, sample in enumerate(samples):
         row, column = divmod(position, pairs_across)
         left, right = grid[row][2 * column], grid[row][2 * column + 1]
         pixels = sample.read()
-        found = _above(detections.get(sample.image_id), threshold)
+        found = counted(detections.get(sample.image_id, NOTHING), threshold)
         matches = match(sample, found)
 
         show_image(left, pixels)
+        labels = sample.object_labels
         draw_boxes(left, sample.boxes[sample.crowd], colour=CROWD, line_style=":")
-        draw_boxes(left, sample.object_boxes, colour=TRUE, captions=_class_captions(sample.object_labels, classes))
-        left.set_title(shorten(sample.name), fontsize=7, loc="left", parse_math=False)
+        draw_boxes(
+            left, sample.object_boxes, colour=TRUE, captions=named.captions(labels), corners=named.corners(labels)
+        )
+        put(left.set_title(" ", fontsize=7, loc="left"), sample.name.rsplit("/", 1)[-1])
 
         show_image(right, pixels)
-        captions = _score_captions(found, classes)
-        draw_boxes(right, sample.object_boxes[matches.missed], colour=MISSED, line_style="--")
+        captions = named.captions(found.labels, found.scores)
+        missed = named.corners(labels[matches.missed])
+        draw_boxes(right, sample.object_boxes[matches.missed], colour=MISSED, line_style="--", corners=missed)
         wrong = ~matches.right & ~matches.ignored
         groups: tuple[tuple[Bool[np.ndarray, " found"], str, LineStyle], ...] = (
             (matches.ignored, CROWD, ":"),
@@ -171,12 +189,14 @@ def side_by_side(
         )
         for chosen, colour, style in groups:
             texts = [caption for caption, take in zip(captions, chosen, strict=False) if take]
-            draw_boxes(right, found.boxes[chosen], colour=colour, line_style=style, captions=texts)
+            corners = named.corners(found.labels[chosen])
+            draw_boxes(right, found.boxes[chosen], colour=colour, line_style=style, captions=texts, corners=corners)
         right.set_title(
             f"true {len(sample.object_boxes)}, found {len(found.boxes)}", fontsize=8, loc="left", fontweight="bold"
         )
     _blank(grid, 2 * len(samples))
     _legend(figure, with_crowds=any(sample.crowd.any() for sample in samples))
+    named.legend(figure, top=LEGEND)
     save(figure, path)
 
 
@@ -184,6 +204,7 @@ def contact_sheet(
     sources: Sequence[Sample],
     variations: Sequence[Sequence[Sample]],
     path: Path,
+    classes: Sequence[str] = (),
     *,
     columns: int = 6,
     zoom: bool = False,
@@ -210,7 +231,8 @@ def contact_sheet(
     tiles = rows * across * beside
     if tiles > MAX_TILES:
         raise ValueError(f"a contact sheet holds at most {MAX_TILES} pictures, got {tiles}; show fewer sources")
-    figure, grid = _grid(rows, across * beside, legend=False)
+    named = _Classes(classes)
+    figure, grid = _grid(rows, across * beside, legend=1 if len(classes) > 1 else 0)
     unused = {axes for row in grid for axes in row}
     for index, (source, made) in enumerate(zip(sources, variations, strict=True)):
         window = _busiest_window(source) if zoom else None
@@ -222,60 +244,13 @@ def contact_sheet(
             for target, view in zip(axes, (None, window), strict=False):
                 show_image(target, pixels, view)
                 draw_boxes(target, sample.boxes[sample.crowd], colour=CROWD, line_style=":")
-                draw_boxes(target, sample.object_boxes, colour=TRUE if column == 0 else MISSED)
-            axes[0].set_title(_sheet_title(sample), fontsize=7, loc="left", parse_math=False)
+                captions, corners = named.captions(sample.object_labels), named.corners(sample.object_labels)
+                colour = TRUE if column == 0 else MISSED
+                draw_boxes(target, sample.object_boxes, colour=colour, captions=captions, corners=corners)
+            put(axes[0].set_title(" ", fontsize=7, loc="left"), _sheet_title(sample))
     for empty in unused:
         empty.set_axis_off()
-    save(figure, path)
-
-
-def precision_recall_curve(
-    recall: Float[np.ndarray, " points"], precision: Float[np.ndarray, " points"], path: Path
-) -> None:
-    """Precision against recall at IoU 0.5, as `coco_map.precision_recall` gives them; nan (no objects) is said so."""
-    figure = Figure(figsize=(5, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    if np.isnan(precision).all():
-        axes.text(0.5, 0.5, "no objects in these images", ha="center", va="center")
-        axes.set_title("Precision and recall at IoU 0.5")
-    else:
-        axes.fill_between(recall, precision, step="pre", alpha=0.15, color="#1f5fa8", linewidth=0)
-        axes.step(recall, precision, where="pre", color="#1f5fa8", linewidth=1.8)
-        axes.set_title(f"Precision and recall at IoU 0.5: AP50 {100 * float(np.nanmean(precision)):.1f}")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall: share of the objects found", ylabel="precision: share right")
-    axes.grid(alpha=0.3)
-    save(figure, path)
-
-
-def count_scatter(true: Mapping[int, int], predicted: Mapping[int, int], path: Path) -> None:
-    """Predicted against true counts, one point per image; the area of a dot says how many images share it."""
-    errors = [(count, predicted.get(image_id, 0)) for image_id, count in true.items()]
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.add_subplot()
-    points, repeats = np.unique(np.array(errors).reshape(-1, 2), axis=0, return_counts=True)
-    top = float(max(points.max() if len(points) else 1, 1))
-    axes.plot([0, 2 * top], [0, 2 * top], color="#777777", linestyle="--", linewidth=1, zorder=1, label="exact")
-    # Area proportional to the number of images; 28 and 900 square points: still seen, and not over its neighbours.
-    area = repeats * min(28.0, 900.0 / max(int(repeats.max(initial=1)), 1))
-    axes.scatter(points[:, 0], points[:, 1], s=area, color="#1f5fa8", alpha=0.55, edgecolor="#123a66", zorder=2)
-    # A single harbour with 95 ships would press all other images into one corner of linear axes.
-    if top > 20 and top > 4 * np.quantile([pair[0] for pair in errors], 0.9):
-        ticks = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
-        for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
-            scale("symlog", linthresh=5)
-            axis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= 1.2 * top]))
-            axis.set_minor_locator(NullLocator())
-            axis.set_major_formatter(ScalarFormatter())
-        limits = (-0.5, 1.2 * top)
-    else:
-        limits = (-0.05 * top - 0.3, 1.05 * top + 0.3)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True))
-    exact = sum(a == b for a, b in errors)
-    axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel="true objects in the image", ylabel="counted objects")
-    axes.set_title(f"Counts: {exact} of {len(errors)} images exact", fontsize=11)
-    axes.legend(loc="upper left", frameon=False)
-    axes.grid(alpha=0.3)
+    named.legend(figure, top=0.0)
     save(figure, path)
 
 
@@ -288,24 +263,38 @@ def to_8_bit(pixels: Pixels) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h 
     return (np.clip((pixels - low) / max(high - low, 1.0), 0, 1) * 255).astype(np.uint8)
 
 
-def _above(found: Detections | None, threshold: float) -> Detections:
-    if found is None:
-        return Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
-    keep = found.scores.astype(np.float64) >= threshold
-    return Detections(found.boxes[keep], found.scores[keep], found.labels[keep])
+class _Classes:
+    """How the classes of boxes are told in a picture; not at all where there is only one."""
 
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._names = classes
+        self._seen: set[int] = set()
 
-def _class_captions(labels: Int[np.ndarray, " n"], classes: Sequence[str]) -> list[str]:
-    if len(classes) < 2 or len(labels) > MAX_CAPTIONS:
-        return []
-    return [shorten(classes[label], 12) for label in labels]
+    def captions(self, labels: Int[np.ndarray, " n"], scores: Float[np.ndarray, " n"] | None = None) -> list[str]:
+        """Class and score of each box; none where there are too many to be read."""
+        if len(labels) > MAX_CAPTIONS or (scores is None and len(self._names) < 2):
+            return []
+        names = [shorten(self._names[label], 12) if len(self._names) > 1 else "" for label in labels]
+        return names if scores is None else [f"{a} {b:.2f}".strip() for a, b in zip(names, scores, strict=True)]
 
+    def corners(self, labels: Int[np.ndarray, " n"]) -> list[str]:
+        """The colour of each box's class."""
+        if len(self._names) < 2:
+            return []
+        self._seen |= set(labels.tolist())
+        return [class_colour(label) for label in labels.tolist()]
 
-def _score_captions(found: Detections, classes: Sequence[str]) -> list[str]:
-    if len(found.boxes) > MAX_CAPTIONS:
-        return []
-    names = _class_captions(found.labels, classes) or [""] * len(found.boxes)
-    return [f"{name} {score:.2f}".strip() for name, score in zip(names, found.scores, strict=True)]
+    def legend(self, figure: Figure, *, top: float) -> None:
+        """Name the classes that were drawn, ``top`` inches below the upper edge."""
+        shown = sorted(self._seen)[:MOST_NAMED]
+        if not shown:
+            return
+        marks = [Line2D([], [], color=class_colour(label), marker="s", linestyle="") for label in shown]
+        names = [self._names[label] for label in shown]
+        if len(self._seen) > len(shown):
+            marks.append(Line2D([], [], linestyle=""))
+            names.append(f"and {len(self._seen) - len(shown)} more")
+        _dark_legend(figure, marks, names, 1 - top / figure.get_figheight())
 
 
 def _busiest_window(source: Sample) -> tuple[int, int, int, int]:
@@ -328,20 +317,13 @@ def _busiest_window(source: Sample) -> tuple[int, int, int, int]:
 
 def _sheet_title(sample: Sample) -> str:
     if sample.lineage is None:
-        return shorten(sample.name)
-    return f"v{sample.lineage.variation:02d} {shorten(sample.lineage.generator, 20)}"
+        return sample.name.rsplit("/", 1)[-1]
+    return f"v{sample.lineage.variation:02d} {sample.lineage.generator}"
 
 
-def shorten(name: str, length: int = 34) -> str:
-    """The end of a path, cut in its middle; characters that the plot font lacks become question marks."""
-    text = "".join(
-        letter if letter.isprintable() and ord(letter) < 0x250 else "?" for letter in name.rsplit("/", 1)[-1]
-    )
-    return text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-(length - length // 2) :]}"
-
-
-def _grid(rows: int, columns: int, *, legend: bool) -> tuple[Figure, list[list[Axes]]]:
-    gap, title, top = 0.06, 0.22, 0.35 if legend else 0.05
+def _grid(rows: int, columns: int, *, legend: int) -> tuple[Figure, list[list[Axes]]]:
+    """Axes below room for so many lines of legend."""
+    gap, title, top = 0.06, 0.22, 0.05 + LEGEND * legend
     width, height = columns * (TILE + gap) + gap, rows * (TILE + title) + top
     figure = Figure(figsize=(width, height))
     return figure, [
@@ -374,9 +356,24 @@ def _legend(figure: Figure, *, with_crowds: bool) -> None:
     ]
     if with_crowds:
         lines.append(Line2D([], [], color=CROWD, linewidth=2, linestyle=":", label="crowd"))
-    legend = figure.legend(handles=lines, loc="upper left", ncols=len(lines), fontsize=8, borderaxespad=0.2)
+    _dark_legend(figure, lines, [str(line.get_label()) for line in lines], 1.0)
+
+
+def _dark_legend(figure: Figure, handles: Sequence[Line2D], names: Sequence[str], top: float) -> None:
+    """A line of legend on dark ground, as the pictures are; ``top`` in shares of the figure's height."""
+    # Names are put in afterwards: matplotlib leaves out those that begin with an underscore.
+    legend = figure.legend(
+        handles=handles,
+        labels=[str(number) for number in range(len(handles))],
+        loc="upper left",
+        bbox_to_anchor=(0, top),
+        ncols=len(handles),
+        fontsize=8,
+        borderaxespad=0.2,
+    )
     legend.get_frame().set(facecolor="#222222", edgecolor="none", alpha=1)
-    for text in legend.get_texts():
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        put(text, name, 24)
         text.set_color("white")
 
 

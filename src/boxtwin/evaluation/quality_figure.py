@@ -17,6 +17,7 @@ from boxtwin.evaluation import overlays
 from boxtwin.evaluation.image_likeness import COPY
 from boxtwin.evaluation.image_quality import RINGS, TILE, pooled
 from boxtwin.evaluation.quality_evidence import Evidence
+from boxtwin.lettering import lettering, shorten_path
 
 REAL, MADE, OTHER = "#555555", "#d1495b", "#1f5fa8"
 COLOURS = {"alike": "#2b7a3d", "unlike": "#8a5a00", "copy": "#b3261e", "leak": "#b3261e", "undecided": "#777777"}
@@ -222,11 +223,11 @@ def _show_pairs(figure: Figure, evidence: Evidence, pairs: Sequence[dict[str, An
     grid = figure.add_gridspec(3, PAIRS, left=0.01, right=0.99, top=0.505, bottom=0.005, hspace=0.1, wspace=0.03)
     for column, pair in enumerate(pairs):
         rows = (
-            (variations[pair["variation"]], f"variation of {overlays.shorten(pair['source'])}", overlays.MISSED),
-            (real[pair["real"]], f"real, {pair['distance']:.3f}: {overlays.shorten(pair['real'], 26)}", overlays.TRUE),
+            (variations[pair["variation"]], f"variation of {shorten_path(pair['source'])}", overlays.MISSED),
+            (real[pair["real"]], f"real, {pair['distance']:.3f}: {shorten_path(pair['real'], 26)}", overlays.TRUE),
             (
                 test[pair["test"]],
-                f"test, {pair['test_distance']:.3f}: {overlays.shorten(pair['test'], 26)}",
+                f"test, {pair['test_distance']:.3f}: {shorten_path(pair['test'], 26)}",
                 overlays.TRUE,
             ),
         )
@@ -235,7 +236,7 @@ def _show_pairs(figure: Figure, evidence: Evidence, pairs: Sequence[dict[str, An
             pixels = sample.read()
             overlays.show_image(axes, pixels if evidence.speckle is None else _brightened(pixels))
             overlays.draw_boxes(axes, sample.object_boxes, colour=colour)
-            axes.set_title(title, fontsize=8, loc="left", parse_math=False)
+            axes.set_title(title, fontsize=8, loc="left", **lettering(title))
 
 
 def _title(axes: Axes, name: str, figure: dict[str, Any], value: str, reference: str, *, good: str = "alike") -> None:

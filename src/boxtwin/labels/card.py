@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 
 from boxtwin.boxes import Box
 from boxtwin.datasets.images import Pixels, read_image, write_bytes_atomically
+from boxtwin.lettering import lettering, put, shorten
 
 DECISIONS = ("kept", "shifted", "dropped", "added")
 COLOURS = {"kept": "#2a9d4a", "shifted": "#1f5fa8", "dropped": "#d62839", "added": "#e08e0b"}
@@ -75,13 +76,14 @@ def tally(lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 Sources = Mapping[str, Callable[[], Pixels]]
 
 
-def write_card(folder: Path, lines: Sequence[Mapping[str, Any]], sources: Sources) -> None:
+def write_card(folder: Path, lines: Sequence[Mapping[str, Any]], sources: Sources, classes: Sequence[str] = ()) -> None:
     """Write ``label_card.json`` and ``label_card.png`` of a store.
 
     Args:
         folder: of the store.
         lines: of its manifest, those that count.
         sources: reads the pixels of each real image, by its name.
+        classes: of the data set, which the picture names where there are several.
     """
     ordered = sorted(lines, key=lambda line: (line["source"], line["variation"]))
     cases = _cases(ordered)
@@ -99,7 +101,7 @@ def write_card(folder: Path, lines: Sequence[Mapping[str, Any]], sources: Source
             for line in refused
         ],
     }
-    write_bytes_atomically(folder / "label_card.png", _picture(folder, content, cases, sources))
+    write_bytes_atomically(folder / "label_card.png", _picture(folder, content, cases, sources, classes))
     write_bytes_atomically(folder / "label_card.json", json.dumps(content, indent=1).encode())
 
 
@@ -150,7 +152,9 @@ def _edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " edges"]:
     return np.linspace(low, high, BINS + 1)
 
 
-def _picture(folder: Path, content: dict[str, Any], cases: Sequence[_Case], sources: Sources) -> bytes:
+def _picture(
+    folder: Path, content: dict[str, Any], cases: Sequence[_Case], sources: Sources, classes: Sequence[str]
+) -> bytes:
     shown = [name for name in SHOWN if name in content["evidence"]][:5]
     strips = [decision for decision in DECISIONS if any(case.decision == decision for case in cases)]
     heights = [0.75, *([2.1] if shown else []), *(2.45 for _ in strips)]
@@ -162,7 +166,7 @@ def _picture(folder: Path, content: dict[str, Any], cases: Sequence[_Case], sour
         for axes, name in zip(row, shown, strict=True):
             _histogram(axes, name, content["evidence"][name])
     for decision in strips:
-        _strip(next(parts), folder, decision, cases, sources)
+        _strip(next(parts), folder, decision, cases, sources, classes)
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png", dpi=100, facecolor="white", metadata={"Software": None})
     return encoded.getvalue()
@@ -195,7 +199,9 @@ def _histogram(axes: Axes, name: str, figures: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _strip(part: Any, folder: Path, decision: str, cases: Sequence[_Case], sources: Sources) -> None:
+def _strip(
+    part: Any, folder: Path, decision: str, cases: Sequence[_Case], sources: Sources, classes: Sequence[str]
+) -> None:
     """Pairs of close-ups: the source above, the variation below."""
     chosen = sorted((case for case in cases if case.decision == decision), key=lambda case: case.certainty)[:CROPS]
     part.suptitle(MEANINGS[decision], fontsize=10, x=0.005, ha="left", color=COLOURS[decision], fontweight="bold")
@@ -219,9 +225,12 @@ def _strip(part: Any, folder: Path, decision: str, cases: Sequence[_Case], sourc
         measure = case.measure
         stem = Path(case.line["source"]).stem
         title = f"{stem[-14:]} v{case.line['variation']:02d}"
-        above.set_title(title, fontsize=6, parse_math=False)
-        if measure is not None:
-            below.set_xlabel(f"{measure} {case.evidence[measure]:.2f}", fontsize=7, labelpad=1)
+        put(above.set_title(" ", fontsize=6), title)
+        said = [] if measure is None else [f"{measure} {case.evidence[measure]:.2f}"]
+        if len(classes) > 1:
+            said.insert(0, shorten(classes[case.label], 12))
+        label = "\n".join(said)
+        below.set_xlabel(label, fontsize=7, labelpad=1, **lettering(label))
     if chosen:
         grid[0][0].set_ylabel("source", fontsize=7)
         grid[1][0].set_ylabel("variation", fontsize=7)

@@ -122,8 +122,9 @@ class ImagesAsTheyAre(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         sample, tile = self._items[index]
         image = _labelled(sample, self._images, self._levels)
-        white = full_scale(image.pixels)
-        return *take_view(image, tile, size=self._size, tile=self._tile, white=white), sample
+        view = take_view(image, tile, size=self._size, tile=self._tile, white=full_scale(image.pixels))
+        self._images.release(sample)
+        return *view, sample
 
 
 class EpochDraws(Sampler[int]):

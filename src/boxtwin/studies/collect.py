@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.studies.answer import answer
+from boxtwin.studies.class_figures import class_figures
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.condition_values import flatten
 from boxtwin.studies.conditions import FINISHED, Cell, Row, condition_table
@@ -27,7 +28,7 @@ from boxtwin.studies.planning import plan as plan_next
 from boxtwin.studies.planning_section import text_table as plan_table
 from boxtwin.studies.report import write_report
 from boxtwin.studies.summaries import conditions
-from boxtwin.studies.tables import text_table
+from boxtwin.studies.tables import class_text, text_table
 from boxtwin.studies.verdict import verdict
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, Store
 from boxtwin.tracking.mlflow_view import save_view
@@ -111,7 +112,8 @@ def _report(
 def _print(study: str, cells: Sequence[Cell], found: _Comparison, view: str = "") -> None:
     print(f"study {study}: {len(cells)} cells\n")
     print(text_table(found.rows))
-    for block in (notes(cells, found.rows), found.sentences):
+    by_class = class_text(found.rows, class_figures(found.rows, cells, {}))
+    for block in (by_class, notes(cells, found.rows), found.sentences):
         if block:
             print("\n" + "\n".join(block))
     unfinished = [cell for cell in cells if cell.status != FINISHED]
@@ -197,6 +199,14 @@ def _recorded(content: dict[str, Any]) -> dict[str, Any]:
         "data": content.get("data", {}).get("dataset_sha256") or "",
         "test": hashlib.sha256("\0".join(names).encode()).hexdigest() if names else "",
         "provenance": flatten(content.get("provenance", {})),
+        "classes": {
+            entry["name"]: {
+                name: value
+                for name, value in {**entry["metrics"], "count_threshold": entry["count_threshold"]}.items()
+                if value is not None
+            }
+            for entry in content.get("classes", ())
+        },
     }
 
 

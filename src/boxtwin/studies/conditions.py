@@ -51,6 +51,7 @@ class Cell:
     condition: Values = field(default_factory=dict)  # every setting that defines it but the seed; empty: not recorded
     data: str = ""  # hash of the whole data set with its labels; empty: not recorded
     test: str = ""  # hash of the names of its test images; empty: not recorded
+    classes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # test figures by name of the class
     provenance: Values = field(default_factory=dict)  # commit, versions, device, precision; empty: not recorded
 
     @property

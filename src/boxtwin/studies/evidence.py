@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +15,10 @@ from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, ResampledAP, load_matches
 
 FIGURES = ("map", "map_50", "count_mae")  # those that conditions are held against each other by
+
+
+def _no_counts() -> Int[np.ndarray, "0 0"]:
+    return np.zeros((0, 0), dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +30,9 @@ class Evidence:
     true: Int[np.ndarray, " images"]
     found: Int[np.ndarray, " images"]
     groups: tuple[str, ...] = ()  # the scene of each image; none in cells of older versions
+    classes: tuple[str, ...] = ()  # none in cells of older versions, nor where there is but one
+    true_by_class: Int[np.ndarray, "_images _classes"] = field(default_factory=_no_counts)
+    found_by_class: Int[np.ndarray, "_images _classes"] = field(default_factory=_no_counts)
 
     @classmethod
     def load(cls, folder: Path) -> Evidence | None:
@@ -36,7 +44,8 @@ class Evidence:
         if not (folder / MATCHES_FILE).exists() or not (folder / "result.json").exists():
             return None
         matches = load_matches(folder / MATCHES_FILE)
-        counts = {entry["image_id"]: entry for entry in json.loads((folder / "result.json").read_text())["counts"]}
+        result = json.loads((folder / "result.json").read_text())
+        counts = {entry["image_id"]: entry for entry in result["counts"]}
         image_ids = matches["all"].image_ids
         if set(counts) != set(image_ids):
             raise InputError(
@@ -49,6 +58,7 @@ class Evidence:
             np.array([entry["true"] for entry in in_order], dtype=np.int64),
             np.array([entry["found"] for entry in in_order], dtype=np.int64),
             tuple(str(entry["group"]) for entry in in_order if "group" in entry),
+            *_by_class(result, in_order),
         )
 
     def figures(self, counts: Float[np.ndarray, "resamples images"]) -> dict[str, Float[np.ndarray, " resamples"]]:
@@ -60,3 +70,16 @@ class Evidence:
             "map_50": by_threshold[:, 0],
             "count_mae": counts @ errors / counts.sum(axis=1),
         }
+
+
+def _by_class(
+    result: Mapping[str, Any], counts: Sequence[Mapping[str, Any]]
+) -> tuple[tuple[str, ...], Int[np.ndarray, "images classes"], Int[np.ndarray, "images classes"]]:
+    names = tuple(str(entry["name"]) for entry in result.get("classes", ()))
+    if len(names) < 2 or not all("true_by_class" in entry for entry in counts):
+        names, counts = (), ()
+    true, found = (
+        np.array([entry[side] for entry in counts], dtype=np.int64).reshape(len(counts), len(names))
+        for side in ("true_by_class", "found_by_class")
+    )
+    return names, true, found

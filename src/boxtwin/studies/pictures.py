@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Int
 
 from boxtwin.boxes import Box
 from boxtwin.evaluation.examples import EXAMPLES_FILE, Examples, Pictured, load_examples
 from boxtwin.evaluation.overlays import match
+from boxtwin.lettering import class_colour
 from boxtwin.studies.conditions import Cell
 from boxtwin.studies.kept import Kept, first_runs
 
@@ -26,6 +30,8 @@ class Mark:
     y: float
     width: float
     height: float
+    colour: str = ""  # of its class, for a square in its corner; empty where there is one class
+    corner: float = 0.0  # side of the square
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,12 @@ class PicturedImage:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images that several conditions were tested on; columns name these."""
+    """Images that several conditions were tested on; columns name these, ``classes`` what colours mean."""
 
     title: str
     columns: tuple[str, ...]
     images: tuple[PicturedImage, ...]
+    classes: tuple[tuple[str, str], ...] = ()  # name and colour, where there are several
 
 
 def galleries(cells: Sequence[Cell], kept: Kept) -> list[Gallery]:
@@ -78,7 +85,10 @@ def galleries(cells: Sequence[Cell], kept: Kept) -> list[Gallery]:
                 columns = ("truth", *(_name(cell, [cell for cell, _ in members]) for cell, _ in members))
                 key = f"t{number}{'w' if title == 'Counted worst' else 'e'}"
                 drawn = tuple(_image(f"{key}{place}", each, members) for place, each in enumerate(images))
-                found.append(Gallery(title, columns, drawn))
+                names = members[0][1].classes
+                used = {mark.colour for image in drawn for drawing in image.drawings for mark in drawing.marks}
+                colours = [(name, class_colour(label)) for label, name in enumerate(names)]
+                found.append(Gallery(title, columns, drawn, tuple(pair for pair in colours if pair[1] in used)))
     return found
 
 
@@ -113,28 +123,48 @@ def _name(cell: Cell, among: Sequence[Cell]) -> str:
 def _image(key: str, pictured: Pictured, members: Sequence[tuple[Cell, Examples]]) -> PicturedImage:
     sample = pictured.sample
     number = len(sample.object_boxes)
-    truth = [_mark("true", box, pictured) for box in sample.object_boxes.tolist()]
-    drawings = [Drawing((*_crowds(pictured), *truth), f"{number} true")]
+    classes, labels = members[0][1].classes, sample.object_labels
+    truth = _marks("true", sample.object_boxes, labels, pictured, classes)
+    drawings = [Drawing((*_crowds(pictured), *truth), f"{number} true{_by_class(labels, classes)}")]
     for _, examples in members:
         found = examples.found.get(sample.image_id)
         if found is None:
-            missed = tuple(_mark("missed", box, pictured) for box in sample.object_boxes.tolist())
+            missed = _marks("missed", sample.object_boxes, labels, pictured, classes)
             text = "found 0" + (f": {number} missed" if number else "")
             drawings.append(Drawing((*_crowds(pictured), *missed), text))
             continue
         matches = match(sample, found)
-        groups = {
-            "missed": sample.object_boxes[matches.missed],
-            "crowd": found.boxes[matches.ignored],
-            "right": found.boxes[matches.right],
-            "wrong": found.boxes[~matches.right & ~matches.ignored],
-        }
-        marks = [_mark(kind, box, pictured) for kind, boxes in groups.items() for box in boxes.tolist()]
-        said = ", ".join(f"{len(groups[kind])} {word}" for kind, word in KINDS.items() if len(groups[kind]))
-        text = f"found {len(found.boxes)}" + (f": {said}" if said else "")
+        groups = {"missed": (sample.object_boxes[matches.missed], labels[matches.missed])}
+        wrong = ~matches.right & ~matches.ignored
+        for kind, chosen in (("crowd", matches.ignored), ("right", matches.right), ("wrong", wrong)):
+            groups[kind] = (found.boxes[chosen], found.labels[chosen])
+        marks = [mark for kind, group in groups.items() for mark in _marks(kind, *group, pictured, classes)]
+        said = ", ".join(f"{len(groups[kind][0])} {word}" for kind, word in KINDS.items() if len(groups[kind][0]))
+        text = f"found {len(found.boxes)}{_by_class(found.labels, classes)}" + (f": {said}" if said else "")
         drawings.append(Drawing((*_crowds(pictured), *marks), text))
     uri = f"data:image/webp;base64,{base64.b64encode(pictured.webp).decode()}"
     return PicturedImage(key, sample.name, sample.width, sample.height, uri, tuple(drawings))
+
+
+def _by_class(labels: Int[np.ndarray, " n"], classes: Sequence[str]) -> str:
+    """`` (4 red, 1 white)`` where there are several classes."""
+    said = [f"{number} {name}" for label, name in enumerate(classes) if (number := int((labels == label).sum()))]
+    return f" ({', '.join(said)})" if len(classes) > 1 and said else ""
+
+
+def _marks(
+    kind: str,
+    boxes: Float[np.ndarray, "n 4"],
+    labels: Int[np.ndarray, " n"],
+    pictured: Pictured,
+    classes: Sequence[str],
+) -> tuple[Mark, ...]:
+    marks = [_mark(kind, box, pictured) for box in boxes.tolist()]
+    if len(classes) < 2:
+        return tuple(marks)
+    side = round(LEAST_BOX * max(pictured.sample.width, pictured.sample.height), 1)
+    pairs = zip(marks, labels.tolist(), strict=True)
+    return tuple(replace(mark, colour=class_colour(label), corner=side) for mark, label in pairs)
 
 
 def _crowds(pictured: Pictured) -> list[Mark]:

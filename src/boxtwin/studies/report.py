@@ -16,6 +16,7 @@ import numpy as np
 from boxtwin.datasets.images import read_image, write_bytes_atomically
 from boxtwin.studies.answer import answer
 from boxtwin.studies.cards import store_cards
+from boxtwin.studies.class_figures import class_figures
 from boxtwin.studies.commands import choice
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.conditions import FINISHED, Cell, Row, condition_table
@@ -31,6 +32,7 @@ from boxtwin.studies.slices import LEAST_IMAGES, RESAMPLES, SliceFigure, Slicing
 from boxtwin.studies.tables import (
     Entry,
     against_none,
+    class_lines,
     difference_entries,
     named,
     page_table,
@@ -82,7 +84,9 @@ def write_report(
     """
     rows, kept = condition_table(cells), Kept(copies)
     found = contrasts(rows, figures or Figures(evidence))
-    write_csv(rows, folder / "comparison.csv", found)
+    by_class = class_figures(rows, cells, evidence)
+    write_csv(rows, folder / "comparison.csv", found, by_class)
+    class_headings, class_groups = class_lines(rows, by_class)
     plot_curves(rows, folder / "curves.png")
     short, comparisons, remarks = answer(rows, found), verdict(rows, found), notes(cells, rows)
     headings, body = page_table(rows, found)
@@ -103,6 +107,8 @@ def write_report(
             *sections,
         ],
         table=_Table("", "", headings, (("", tuple(body)),) if body else ()),
+        classes=_Table("", "", class_headings, tuple(class_groups)),
+        more_classes=len(by_class) - len(class_groups),
         several_settings=len({row.condition for row in rows}) > 1,
         cost=_cost_table(rows, cells, found),
         made_by=[f"{name}: {seconds:.0f} s" for name, seconds in unattributed(cells)],

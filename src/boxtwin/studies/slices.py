@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from boxtwin.evaluation.resampled_ap import AREAS
+from boxtwin.evaluation.matching import AREAS
 from boxtwin.studies.comparison import RESAMPLING_SEED
 from boxtwin.studies.conditions import Row, baseline, paired_seeds
 from boxtwin.studies.evidence import Evidence

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from boxtwin.datasets.images import write_bytes_atomically
+from boxtwin.studies.class_figures import MOST_CLASSES, ClassChange, ClassFigures, class_columns
 from boxtwin.studies.comparison import Contrast, Difference
 from boxtwin.studies.conditions import Estimate, Row, prefixes, varied_settings
 from boxtwin.studies.inference import LEAST_PAIRS
 from boxtwin.studies.verdict import count, number, percent
 
+NO_CLASSES: Mapping[str, Sequence[ClassFigures]] = MappingProxyType({})
 WORDS = ("split", "generator")  # columns that are no numbers, beside the settings that differ
 
 
@@ -157,8 +160,16 @@ def _spread(estimate: Estimate, form: Callable[[float], str]) -> Entry:
     return Entry(form(estimate.mean), detail)
 
 
-def write_csv(rows: Sequence[Row], path: Path, contrasts: Sequence[Contrast] = ()) -> None:
-    """One line per condition, unrounded; AP in [0, 1] as in MLflow. Empty: not known."""
+def write_csv(
+    rows: Sequence[Row],
+    path: Path,
+    contrasts: Sequence[Contrast] = (),
+    by_class: Mapping[str, Sequence[ClassFigures]] = NO_CLASSES,
+) -> None:
+    """One line per condition, unrounded; AP in [0, 1] as in MLflow. Empty: not known.
+
+    What ``by_class`` has (see `boxtwin.studies.class_figures`) stands in columns such as ``NAME/map_50_mean``.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     by_row = against_none(contrasts)
@@ -171,7 +182,8 @@ def write_csv(rows: Sequence[Row], path: Path, contrasts: Sequence[Contrast] = (
     header += [f"{name}_{part}" for name in estimates for part in ("mean", "min", "max")]
     header += [f"{name}_change{part}" for name in changes for part in ("", "_min", "_max", "_pairs")]
     header += [f"{name}_change_{part}" for name in changes for part in ("low95", "high95", "p", "p_holm")]
-    writer.writerow(header)
+    of_classes, entries = class_columns(by_class)
+    writer.writerow([*header, *of_classes])
     for row in rows:
         values: list[object] = [getattr(row, name) for name in plain]
         values += [row.varied.get(name) for name in varied]
@@ -187,5 +199,60 @@ def write_csv(rows: Sequence[Row], path: Path, contrasts: Sequence[Contrast] = (
             interval = None if found is None else found.interval
             values += [None] * 2 if interval is None else [interval.low, interval.high]
             values += [None] * 2 if found is None else [found.p, found.p_holm]
+        values += [entries.get(id(row), {}).get(heading) for heading in of_classes]
         writer.writerow([None if isinstance(v, float) and math.isnan(v) else v for v in values])
     write_bytes_atomically(path, text.getvalue().encode())
+
+
+def class_lines(
+    rows: Sequence[Row], by_class: Mapping[str, Sequence[ClassFigures]]
+) -> tuple[tuple[str, ...], list[tuple[str, tuple[tuple[Entry, ...], ...]]]]:
+    """Headings, and for each class its name and the entries of every condition."""
+    name = named(rows)
+    headings = ("condition", "AP", "AP50", "AP50 vs x0", "count MAE", "MAE vs x0", "bias", "threshold")
+    groups: list[tuple[str, tuple[tuple[Entry, ...], ...]]] = []
+    for of_class, each in list(by_class.items())[:MOST_CLASSES]:
+        lines = tuple(
+            (
+                Entry(name(found.row)),
+                _spread(found.estimates["map"], percent),
+                _spread(found.estimates["map_50"], percent),
+                _class_change(found.changes.get("map_50"), percent),
+                _spread(found.estimates["count_mae"], count),
+                _class_change(found.changes.get("count_mae"), count),
+                Entry(count(found.estimates["count_bias"].mean, signed=True)),
+                _spread(found.estimates["count_threshold"], "{:.3f}".format),
+            )
+            for found in each
+        )
+        groups.append((of_class, lines))
+    return headings, groups
+
+
+def class_text(rows: Sequence[Row], by_class: Mapping[str, Sequence[ClassFigures]]) -> list[str]:
+    """The table by class in plain text, a line for each condition below the name of the class; none for one class."""
+    headings, groups = class_lines(rows, by_class)
+    if not groups:
+        return []
+    table = [list(headings), *([entry.main for entry in line] for _, lines in groups for line in lines)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(headings))]
+
+    def aligned(line: Sequence[str]) -> str:
+        cells = [
+            line[0].ljust(widths[0]),
+            *(text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)),
+        ]
+        return f"  {'  '.join(cells)}".rstrip()
+
+    said = ["By class", aligned(headings)]
+    for of_class, lines in groups:
+        said += [of_class, *(aligned([entry.main for entry in line]) for line in lines)]
+    return said
+
+
+def _class_change(change: ClassChange | None, form: Callable[..., str]) -> Entry:
+    if change is None or math.isnan(change.mean):
+        return Entry("")
+    interval = change.interval
+    detail = f"{form(interval.low, signed=True)} to {form(interval.high, signed=True)}" if interval else ""
+    return Entry(form(change.mean, signed=True), detail)

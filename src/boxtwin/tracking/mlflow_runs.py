@@ -277,7 +277,9 @@ class Store:
         """Log figures; those that are not defined (no large objects, say) are left out."""
         now = int(time.time() * 1000)
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self.client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in finite.items()])
+        logged = [Metric(name, value, now, 0) for name, value in finite.items()]
+        for start in range(0, len(logged), MOST_METRICS):
+            self.client.log_batch(run_id, metrics=logged[start : start + MOST_METRICS])
 
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """A figure's value at each step, the newest where a step was done twice; steps where it is not finite are out.

@@ -21,7 +21,7 @@ from boxtwin.prediction.onnx_detector import OnnxDetector
 
 
 class ServedDetector(PythonModel):
-    """Image files in; for each its count, boxes (xyxy, pixels of the file), scores and class names out."""
+    """Image files in; for each its count, by class too, boxes (xyxy, pixels of the file), scores, class names."""
 
     def load_context(self, context: Any) -> None:
         """Open the network."""
@@ -35,15 +35,15 @@ class ServedDetector(PythonModel):
     ) -> list[dict[str, Any]]:
         """One answer for each row of column ``image``, the bytes of a PNG, JPEG or other file that OpenCV reads.
 
-        ``params["threshold"]`` is the score from which detections are counted and returned, best first. Scores under
-        the network's ``score_floor`` are never returned.
+        Detections are counted and returned, best first, from their class's threshold on; ``params["threshold"]`` is one
+        for all classes instead. Scores under the network's ``score_floor`` are never returned.
 
         Raises:
             MlflowException: a file is no image or of the wrong bit depth, or the threshold lies outside [0, 1]; a
                 server answers 400.
         """
-        threshold = (params or {}).get("threshold", self._detector.spec.count_threshold)
-        if not 0 <= threshold <= 1:
+        threshold, spec = (params or {}).get("threshold"), self._detector.spec
+        if threshold is not None and not 0 <= threshold <= 1:
             raise MlflowException.invalid_parameter_value(f"threshold lies between 0 and 1, got {threshold}")
         answers = []
         for row, encoded in enumerate(model_input["image"]):
@@ -51,13 +51,15 @@ class ServedDetector(PythonModel):
                 pixels = self._detector.read(encoded, f"image {row}")
             except InputError as error:
                 raise MlflowException.invalid_parameter_value(str(error)) from None
-            found = counted(self._detector(pixels), threshold)
+            found = counted(self._detector(pixels), spec.class_thresholds if threshold is None else threshold)
+            labels = [spec.classes[label] for label in found.labels]
             answers.append(
                 {
                     "count": len(found.scores),
+                    "counts": {name: labels.count(name) for name in spec.classes},
                     "boxes": found.boxes.tolist(),
                     "scores": found.scores.tolist(),
-                    "labels": [self._detector.spec.classes[label] for label in found.labels],
+                    "labels": labels,
                 }
             )
         return answers

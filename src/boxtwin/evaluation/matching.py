@@ -1,0 +1,160 @@
+"""Which detection finds which object, as COCO decides it, for all IoU thresholds and areas of one test in one pass.
+
+The rule is that of ``pycocotools.cocoeval.COCOeval.evaluateImg`` (Lin et al. 2014), and so are the overlaps. Images are
+worked on one after the other, and a few bytes a detection are kept, so that memory stays small on large test sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt16
+from pycocotools import mask
+
+from boxtwin.boxes import xyxy_to_xywh
+from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.evaluation.coco_map import RESULT_DECIMALS, TRUTH_DECIMALS
+
+# COCO's ranges of area, square pixels, and what their files call them (cocodataset.org, "Detection Evaluation").
+AREAS = {"all": None, "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+ALL_AREAS = (0.0, 1e10)
+IOUS = np.linspace(0.5, 0.95, 10)
+BITS = (1 << np.arange(len(IOUS))).astype(np.uint16)
+COCO_LIMIT = 100  # detections of a class in an image that COCO's figures look at
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMatches:
+    """The detections of one class in all images, best score first, and its objects.
+
+    Bit ``i`` of an entry of ``matched`` says that the detection finds an object at ``IOUS[i]``; of ``counted`` that
+    COCO does not ignore it there (as it does in crowds, and where the object's area is out of the range).
+    """
+
+    image: Int[np.ndarray, " detections"]  # place among the images
+    rank: Int[np.ndarray, " detections"]  # place among the detections of its image, from 0
+    matched: UInt16[np.ndarray, "areas detections"]
+    counted: UInt16[np.ndarray, "areas detections"]
+    objects: Int[np.ndarray, "areas images"]
+
+    def best(self, limit: int | None) -> ClassMatches:
+        """The same with the best ``limit`` detections of each image alone; None: with all of them."""
+        kept = self.rank < (len(self.rank) if limit is None else limit)
+        return ClassMatches(
+            self.image[kept], self.rank[kept], self.matched[:, kept], self.counted[:, kept], self.objects
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """The matches of a test: of each class, in each of the named ranges of area."""
+
+    image_ids: tuple[int, ...]
+    areas: tuple[str, ...]
+    classes: tuple[ClassMatches, ...]
+
+
+def match_detections(
+    samples: Sequence[Sample],
+    detections: Mapping[int, Detections],
+    classes: int,
+    areas: Mapping[str, tuple[float, float] | None] = AREAS,
+) -> Matching:
+    """Match the detections of every image to its objects.
+
+    Args:
+        samples: the test images.
+        detections: what was found, by image id; images without an entry have no detections.
+        classes: how many there are; labels are below.
+        areas: smallest and largest area of an object in square pixels, by name; None: all.
+
+    Raises:
+        ValueError: two samples share an image id, a label is out of range, or there are detections of other images.
+    """
+    ids = [sample.image_id for sample in samples]
+    strangers = set(detections) - set(ids)
+    if strangers:
+        raise ValueError(f"detections for images that are not among the samples: ids {sorted(strangers)[:10]}")
+    if len(set(ids)) < len(ids):
+        raise ValueError("image ids must be unique")
+    ranges = np.array([ALL_AREAS if area is None else area for area in areas.values()])
+    objects = np.zeros((classes, len(ranges), len(samples)), dtype=np.int32)
+    parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(classes)]
+    # In the order of the ids, as pycocotools does: of equal scores in two images the first is the better.
+    for place in sorted(range(len(ids)), key=ids.__getitem__):
+        sample, found = samples[place], detections.get(ids[place])
+        for label in np.unique(np.concatenate([sample.labels, [] if found is None else found.labels])).astype(int):
+            if not 0 <= label < classes:
+                raise ValueError(f"{sample.name}: labels must be in 0..{classes - 1}, got {label}")
+            true = sample.labels == label
+            small, large = ranges[:, :1], ranges[:, 1:]
+            outside = (sample.areas[true] < small) | (sample.areas[true] > large)
+            ignored = outside | sample.crowd[true]
+            objects[label, :, place] = (~ignored).sum(axis=1)
+            if found is None or not (taken := found.labels == label).any():
+                continue
+            order = np.flatnonzero(taken)[np.argsort(-found.scores[taken], kind="stable")]
+            boxes = xyxy_to_xywh(found.boxes[order].astype(np.float64)).round(RESULT_DECIMALS)
+            truth = xyxy_to_xywh(sample.boxes[true].astype(np.float64)).round(TRUTH_DECIMALS)
+            overlaps = np.zeros((len(boxes), 0))
+            if len(truth):
+                overlaps = np.asarray(mask.iou(boxes, truth, sample.crowd[true].astype(np.uint8)))
+            found_area = boxes[:, 2] * boxes[:, 3]
+            matched, counted = _match(
+                overlaps, ignored, sample.crowd[true], (found_area < small) | (found_area > large)
+            )
+            rank = np.arange(len(order), dtype=np.int32)
+            scores = found.scores[order].astype(np.float64)
+            parts[label].append((np.full(len(order), place, np.int32), rank, scores, matched.T, counted.T))
+    gathered = tuple(_gather(part, objects[label]) for label, part in enumerate(parts))
+    return Matching(tuple(int(number) for number in ids), tuple(areas), gathered)
+
+
+def _match(
+    overlaps: Float[np.ndarray, "found true"],
+    ignored: Bool[np.ndarray, "areas true"],
+    crowd: Bool[np.ndarray, " true"],
+    outside: Bool[np.ndarray, "areas found"],
+) -> tuple[UInt16[np.ndarray, "areas found"], UInt16[np.ndarray, "areas found"]]:
+    """The bits of ``matched`` and ``counted`` (see `ClassMatches`) for one class of one image, best score first."""
+    areas, found = outside.shape
+    hit, left_out = (np.zeros((areas, len(IOUS), found), dtype=bool) for _ in range(2))
+    free = np.ones((areas, len(IOUS), overlaps.shape[1]), dtype=bool)
+    row, column = np.ogrid[:areas, : len(IOUS)]
+    # 1. Detections choose in the order of their scores; one that overlaps no object enough is left as it is.
+    for index in np.flatnonzero((overlaps >= IOUS[0]).any(axis=1)).tolist():
+        possible = (overlaps[index] >= IOUS[:, None]) & (free | crowd)
+        # 2. Objects that count come before those that are ignored, then the greatest overlap, of equals the last.
+        of_worth = possible & ~ignored[:, None, :]
+        possible = np.where(of_worth.any(axis=2, keepdims=True), of_worth, possible)
+        preference = np.where(possible, overlaps[index], -1.0)
+        chosen = preference.shape[2] - 1 - preference[:, :, ::-1].argmax(axis=2)
+        finds = possible.any(axis=2)
+        hit[:, :, index] = finds
+        left_out[:, :, index] = finds & ignored[row, chosen]
+        free[row, column, chosen] &= ~finds
+    # 3. What finds nothing and is itself outside the range of areas is not counted as wrong.
+    left_out |= ~hit & outside[:, None, :]
+    bits = BITS[None, :, None]
+    return (
+        ((hit & ~left_out) * bits).sum(axis=1).astype(np.uint16),
+        (~left_out * bits).sum(axis=1).astype(np.uint16),
+    )
+
+
+def _gather(parts: Sequence[tuple[np.ndarray, ...]], objects: Int[np.ndarray, "areas images"]) -> ClassMatches:
+    """The detections of one class in all images in the order of their scores; equal ones keep their order."""
+    if not parts:
+        none, bits = np.zeros(0, dtype=np.int32), np.zeros((len(objects), 0), dtype=np.uint16)
+        return ClassMatches(none, none, bits, bits, objects)
+    images, ranks, scores, matched, counted = zip(*parts, strict=True)
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+
+    def in_order(values: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate(values)[order]
+
+    return ClassMatches(
+        *(in_order(images), in_order(ranks), in_order(matched).T.copy(), in_order(counted).T.copy(), objects)
+    )

@@ -1,0 +1,125 @@
+"""The test of a trained detector: thresholds chosen on validation images, then figures, files and pictures of the test.
+
+The detector looks at each set of images once, and its detections are matched to the objects once, for everything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.evaluation import overlays, plots
+from boxtwin.evaluation.coco_map import write_results
+from boxtwin.evaluation.examples import EXAMPLES_FILE, keep_examples
+from boxtwin.evaluation.figures import Thresholds, choose_thresholds, coco_by_class, count_by_class, metric_names
+from boxtwin.evaluation.matching import COCO_LIMIT, match_detections
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE, RECALLS, ResampledAP, save_matches
+
+log = logging.getLogger(__name__)
+
+PICTURES = ("overlays.png", "precision_recall.png", "counts.png")
+EXAMPLES = 8  # test images in overlays.png, the same in every run
+MOST_LOGGED = 20  # classes with a line of their own in the log
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out. ``classes`` has an entry for each class in their order: name, threshold, figures by name."""
+
+    metrics: dict[str, float]
+    counts: list[dict[str, object]]  # of each test image
+    classes: list[dict[str, Any]]
+    thresholds: Thresholds
+
+
+def run_test(
+    detect: Callable[[Sequence[Sample]], Mapping[int, Detections]],
+    *,
+    validation: Sequence[Sample],
+    synthetic: Sequence[Sample],
+    test: Sequence[Sample],
+    classes: Sequence[str],
+    category_ids: Sequence[int],
+    folder: Path,
+) -> Evaluation:
+    """Test a detector, and write ``detections.json``, ``matches.npz``, ``examples.json`` and pictures into a folder.
+
+    Args:
+        detect: gives what the detector finds in images, by image id.
+        validation: real images that thresholds are chosen on.
+        synthetic: further validation images, which there need not be.
+        test: real images that the figures are of.
+        classes, category_ids: of the data set.
+        folder: of the run.
+    """
+    # 1. Thresholds, and what the kept weights give on the images that chose them.
+    names = metric_names(classes)
+    on_validation = detect(validation)
+    thresholds = choose_thresholds(validation, on_validation, len(classes))
+    occurring = {int(label) for sample in test for label in sample.object_labels}
+    for label in sorted(occurring & set(thresholds.guessed)):
+        log.warning(
+            "class %s has no object in the validation images: it is counted at confidence %.3f, that of all classes",
+            *(classes[label], thresholds.together),
+        )
+    metrics = {"val_real/count_threshold": thresholds.together} | {
+        f"val_real/{name}/count_threshold": value for name, value in zip(names, thresholds.by_class, strict=True)
+    }
+    for side, samples, found in (("val_real", validation, on_validation), ("val_synthetic", synthetic, None)):
+        if samples:
+            found = detect(samples) if found is None else found
+            figures, _ = coco_by_class(match_detections(samples, found, len(classes)))
+            metrics |= {f"{side}/{name}": value for name, value in figures.items()}
+    # 2. The test, in one pass.
+    found = detect(test)
+    matching = match_detections(test, found, len(classes))
+    figures, by_class = coco_by_class(matching)
+    count_figures, counts_by_class, counts = count_by_class(test, found, thresholds)
+    metrics |= {f"test/{name}": value for name, value in {**figures, **count_figures}.items()}
+    entries = []
+    for label, (name, in_metrics) in enumerate(zip(classes, names, strict=True)):
+        of_class = by_class[label] | counts_by_class[label]
+        metrics |= {f"test/{in_metrics}/{figure}": value for figure, value in of_class.items()}
+        entry = {"name": name, "category_id": category_ids[label], "metric_name": in_metrics}
+        entries.append(entry | {"count_threshold": thresholds.by_class[label], "metrics": of_class})
+    # 3. Files and pictures.
+    write_results(folder / "detections.json", found, category_ids)
+    save_matches(folder / MATCHES_FILE, matching)
+    keep_examples(folder / EXAMPLES_FILE, test, found, thresholds.by_class, classes)
+    examples = overlays.pick_examples(test, EXAMPLES)
+    overlays.side_by_side(examples, found, thresholds.by_class, folder / PICTURES[0], classes)
+    plots.precision_recall_curve(RECALLS, ResampledAP.of(matching).curves(), folder / PICTURES[1], classes)
+    true, counted = (_per_class(counts, side) for side in ("true", "found"))
+    plots.count_scatter(true, counted, folder / PICTURES[2], classes)
+    if "map_unlimited" in figures:
+        log.info(
+            "COCO's AP looks at %d detections of a class in an image, too few here; with all AP is %.3f, AP50 %.3f",
+            *(COCO_LIMIT, figures["map_unlimited"], figures["map_50_unlimited"]),
+        )
+    if len(classes) > 1:
+        _log_classes(entries)
+    return Evaluation(metrics, counts, entries, thresholds)
+
+
+def _per_class(counts: Sequence[Mapping[str, Any]], side: str) -> np.ndarray:
+    """Counts of every image, ``(images, classes)``."""
+    return np.array([entry.get(f"{side}_by_class", [entry[side]]) for entry in counts])
+
+
+def _log_classes(entries: Sequence[Mapping[str, Any]]) -> None:
+    there = [entry for entry in entries if np.isfinite(entry["metrics"]["map"])]
+    for entry in there[:MOST_LOGGED]:
+        figures = entry["metrics"]
+        log.info(
+            "  %s: AP %.3f, AP50 %.3f, count MAE %.2f, bias %+.2f, counted from confidence %.3f",
+            *(entry["name"], figures["map"], figures["map_50"], figures["count_mae"], figures["count_bias"]),
+            entry["count_threshold"],
+        )
+    if len(there) > MOST_LOGGED:
+        log.info("  and %d more classes, in result.json", len(there) - MOST_LOGGED)

@@ -1,0 +1,112 @@
+"""Text in pictures, in any script: fonts that have its characters, and escapes for characters that no font has.
+
+Names come from people's files. They are drawn as they are: ``$`` and ``_`` make no mathematics. matplotlib's own font
+has Latin, Greek, Cyrillic, Arabic and Hebrew letters; two packages that hold nothing but Noto fonts (SIL Open Font
+License) have Chinese, Japanese, Korean and the scripts of India and South East Asia; fonts of the machine add theirs.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypedDict
+
+from matplotlib import colormaps, font_manager
+from matplotlib.colors import hsv_to_rgb, to_hex, to_rgb
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+
+BASE = "DejaVu Sans"  # comes with matplotlib
+PACKAGES = ("noto_cjk_sans_otc", "manimgx_fonts")  # never imported: their folders hold the fonts
+NO_FONT = re.compile("last ?resort", re.IGNORECASE)  # has a box for every character of a script
+GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, lie apart however many there are
+
+
+class Lettering(TypedDict):
+    """Keyword arguments for matplotlib's texts."""
+
+    family: list[str]
+    parse_math: bool
+
+
+@lru_cache
+def _packaged() -> tuple[str, ...]:
+    """The families of the packaged fonts, made known to matplotlib; fewer where packages are missing."""
+    families = []
+    for package in PACKAGES:
+        found = find_spec(package)
+        folder = None if found is None or found.origin is None else Path(found.origin).parent
+        for path in sorted(folder.glob("*.tt[fc]")) if folder else ():
+            if "Italic" not in path.name:
+                font_manager.fontManager.addfont(path)
+                families.append(str(FT2Font(path).family_name))
+    return tuple(families)
+
+
+@lru_cache
+def _characters(path: str) -> frozenset[int]:
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):  # files of other kinds lie among the fonts of some systems
+        return frozenset()
+
+
+@lru_cache(maxsize=10_000)
+def _family_of(letter: str) -> str | None:
+    """A family with a glyph for a character; None where there is none."""
+    for family in (BASE, *_packaged()):
+        if ord(letter) in _characters(font_manager.findfont(family)):
+            return family
+    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: (font.style != "normal", font.name)):
+        has_it = not NO_FONT.search(font.name) and ord(letter) in _characters(font.fname)
+        if has_it and font_manager.findfont(font.name) == font.fname:  # what is asked for by name is this very font
+            return str(font.name)
+    return None
+
+
+def drawable(text: str) -> str:
+    """The text with what cannot be drawn (no font has it, or it is no visible character) as ``\\u1234``, as in JSON."""
+    return "".join(letter if _is_drawn(letter) else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def _is_drawn(letter: str) -> bool:
+    return letter == " " or (letter.isprintable() and _family_of(letter) is not None)
+
+
+def lettering(text: str) -> Lettering:
+    """How matplotlib draws `drawable` text as it stands."""
+    others = {family for letter in set(text) - {" ", "\n"} if (family := _family_of(letter))} - {BASE}
+    return {"family": [BASE, *sorted(others)], "parse_math": False}
+
+
+def shorten(text: str, length: int = 34) -> str:
+    """The text as it can be drawn, cut in its middle if it is longer."""
+    shown = drawable(text)
+    return shown if len(shown) <= length else f"{shown[: length // 2 - 1]}…{shown[-(length - length // 2) :]}"
+
+
+def shorten_path(path: str, length: int = 34) -> str:
+    """The last part of a path, as `shorten` has it."""
+    return shorten(path.rsplit("/", 1)[-1], length)
+
+
+def class_colour(label: int) -> str:
+    """A colour for each class, the same in every picture; the first ten are told apart by those who see few colours."""
+    if label < 10:
+        return str(to_hex(colormaps["tab10"](label)))
+    red, green, blue = hsv_to_rgb((label * GOLDEN % 1, 0.75, 0.85)).tolist()
+    return str(to_hex((red, green, blue)))
+
+
+def readable_on(colour: str) -> str:
+    """Black or white, whichever stands out more against a colour."""
+    red, green, blue = to_rgb(colour)
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"  # luma, ITU-R BT.601
+
+
+def put(text: Text, name: str, length: int = 34) -> None:
+    """Have a text of a figure say a name, in any script."""
+    shown = shorten(name, length)
+    text.set(text=shown, **lettering(shown))
