@@ -29,7 +29,7 @@ def take_over(
     tracking: Path,
     condition: dict[str, Any],
     study: str,
-    overrides: str,
+    overrides: list[str],
     detector: str,
 ) -> dict[str, float]:
     """Give a run everything of the finished run ``source``; returns its metrics.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 from mlflow.entities import Run
 from omegaconf import DictConfig
 
+from boxtwin.command_line import words_of
 from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.studies.answer import answer
@@ -176,7 +178,7 @@ def cells_in(folder: Path) -> list[Cell]:
                 minutes=metrics.get("time/total", float("nan")) / 60,
                 output_dir=str(file.parent),
                 status=FINISHED,
-                overrides=content.get("overrides", "").replace("'", ""),
+                overrides=shlex.join(words_of(content.get("overrides", ""))),
                 store=content["data"].get("store") or "",
                 train_size=params.get("train_size"),
                 labels=params.get("labels", ""),
@@ -261,8 +263,7 @@ def _cell(study: str, run: Run, store: Store, tracking: Path, temporary: Path) -
         minutes=metrics.get("time/total", float("nan")) / 60,
         output_dir=str(folder or ""),
         status=run.info.status,
-        # A shell takes the quotes away again, and train.py puts them back.
-        overrides=tags.get("boxtwin.overrides", "").replace("'", ""),
+        overrides=shlex.join(words_of(tags.get("boxtwin.overrides", ""))),
         store=f"{params['generator']}-{tags['boxtwin.store']}" if "boxtwin.store" in tags else "",
         labels=params.get("labels", ""),
         train_size=int(params["train_size"]) if "train_size" in params else None,
