@@ -11,7 +11,7 @@ from pathlib import Path
 
 _NUMBER = re.compile(r"(\+?variations)='(\d+)'")
 # Where one override of an older record ends and the next begins: those were joined by blanks.
-_NEXT = re.compile(r"\s+(?=[+~]{0,2}[A-Za-z_][\w./@-]*(?:=|\s|$))")
+_NEXT = re.compile(r"\s+(?=\+{0,2}[A-Za-z_][\w./@-]*=|~[A-Za-z_])")
 # An absolute path as the value of a setting or option that holds one, in Hydra's quotes or none.
 _PATHS = "root|images|annotations|file|weights|path|folder|data|to|cells?|regenerate|config-dir|config-path"
 _ABSOLUTE = re.compile(rf"((?:[\w+./@-]*[.+-])?(?:{_PATHS})=[\"']?)(/[^'\",]*)")
@@ -36,9 +36,14 @@ def command_line(script: str, words: Sequence[str]) -> str:
 
     Absolute paths are given relative to the working folder: who reads them need not know where it lies.
     """
-    return shlex.join(
-        ("python", script, *(_ABSOLUTE.sub(_relative, word) if _ABSOLUTE.match(word) else word for word in words))
-    )
+    near = (_ABSOLUTE.sub(_relative, word) if _ABSOLUTE.match(word) else word for word in words)
+    return " ".join(quoted(word) for word in ("python", script, *near))
+
+
+def quoted(word: str) -> str:
+    """A word as a shell takes it; ``"key='a b'"`` where that is enough, which people can read."""
+    readable = "'" in word and not re.search(r"[^\x20-\x7e]|[\"$`\\!]", word)
+    return f'"{word}"' if readable else shlex.quote(word)
 
 
 def _relative(found: re.Match[str]) -> str:

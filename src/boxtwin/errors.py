@@ -1,4 +1,4 @@
-"""The one error that a person is meant to read."""
+"""The errors that a person is meant to read."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The message says what is wrong, where it stands and how to mend it; it is shown alone, without a traceback.
     """
+
+
+class WriteError(InputError):
+    """A disk or a folder does not take a file: full, read-only, closed. Trying again later may go well."""

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from trained_detectors import make_trained
 
 import boxtwin
-from boxtwin.detector.trained import read_detector, write_detector
+from boxtwin.detector.trained import damage, read_detector, write_detector
 from boxtwin.errors import InputError
 
 
@@ -84,3 +84,23 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
 def test_a_threshold_is_a_confidence() -> None:
     with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
         make_trained(1.5)
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    trained = make_trained()
+    with torch.no_grad():
+        next(trained.module.parameters())[0] = torch.nan
+    with pytest.raises(InputError, match="not finite"):
+        write_detector(trained, tmp_path / "d.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_changed_bit_of_the_weights_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "d.safetensors"
+    write_detector(make_trained(), path)
+    assert damage(path) is None
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    assert "checksum" in (damage(path) or "")
+    assert str(path) in (damage(path) or "")
