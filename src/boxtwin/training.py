@@ -231,8 +231,8 @@ class Checkpoints(Checkpoint):
         self._validation.append((trainer.global_step - 1, figure))
         # Saving is done by all devices together, which have the same figure.
         if is_best:
-            trainer.save_checkpoint(self._folder / BEST)
-        trainer.save_checkpoint(self._folder / LAST)
+            trainer.save_checkpoint(self._folder / BEST, weights_only=False)
+        trainer.save_checkpoint(self._folder / LAST, weights_only=False)
 
 
 class StepsBar(ProgressBar):
