@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from boxtwin.command_line import words_of
 from boxtwin.errors import InputError
-from boxtwin.files import check_name
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
+from boxtwin.files import check_name
 from boxtwin.studies.answer import answer
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.condition_values import flatten
