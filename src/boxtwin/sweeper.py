@@ -97,7 +97,7 @@ class Cells(BasicSweeper):
                     config.hydra.job.num, config.hydra.job.id = number, str(number)
                 global_config.set_config(config)
                 folder = Path(config.hydra.sweep.dir).absolute() / config.hydra.sweep.subdir
-                jobs.setdefault(_asked(config), (folder, combination))
+                jobs.setdefault(asked(config), (folder, combination))
         finally:
             global_config.cfg = before
         if len(jobs) < len(combinations):
@@ -124,7 +124,7 @@ class Cells(BasicSweeper):
         return returned
 
 
-def _asked(config: DictConfig) -> str:
+def asked(config: DictConfig) -> str:
     """All that a combination says, but for what makes no difference to a run without variations."""
     values = {key: value for key, value in config._content.items() if key != "hydra"}  # type: ignore[union-attr]
     if config.get("variations") is not None and config.variations.get("per_image") == 0:

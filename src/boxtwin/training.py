@@ -268,6 +268,10 @@ class StepsBar(ProgressBar):
         if self._bar is not None:
             self._bar.close()
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        if self._bar is not None:  # what went wrong is to stand on a line of its own
+            self._bar.close()
+
 
 def quieten_lightning() -> None:
     """Leave out Lightning's hints at other products and hardware that is not there, and its lists of GPUs."""
