@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -69,7 +68,7 @@ class Cells(BasicSweeper):
             try:
                 returned += self._launch([jobs[job][1] for job in open_jobs], len(returned))
             finally:
-                _end_killed(notes)
+                end_killed(notes)
             begun = so_far
             outcomes = {
                 job: Outcome.read(sweep.note_of(overrides), folder.name) for job, (folder, overrides) in jobs.items()
@@ -136,13 +135,23 @@ def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node._value()
 
 
-def _end_killed(notes: Path) -> None:
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def end_killed(notes: Path) -> None:
     """End the runs of jobs of this machine that were killed: their processes can no longer do so."""
     for note in notes.glob("*.json"):
         content = json.loads(note.read_text())
         if content["ended"] or "run_id" not in content or content["host"] != platform.node():
             continue
-        if content["pid"] == os.getpid() or not psutil.pid_exists(content["pid"]):
+        if content["pid"] == os.getpid() or not _is_alive(content["pid"]):
             from mlflow.tracking import MlflowClient  # late: --help and small sweeps must not wait for it
 
             with contextlib.suppress(Exception):  # a server that is gone must not hide why the sweep ended
