@@ -209,7 +209,8 @@ class Checkpoints(Checkpoint):
             loop.reset_restart_stage()
             loop.epoch_loop.reset_restart_stage()
             loop.epoch_loop._batches_that_stepped = trainer.global_step
-            done, current = trainer.global_step // batches, loop.epoch_progress.current
+            done = trainer.global_step // batches
+            current: Any = loop.epoch_progress.current
             current.ready = current.started = current.processed = current.completed = done
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
