@@ -173,6 +173,8 @@ def _prepared(config: DictConfig, dataset: Dataset, split: Split, library: Libra
         defining["levels"] = "percentiles"  # before, 0 and the largest value were black and white
     if (limit := detection_limit(split.train)) != DETECTIONS:
         defining["max_detections"] = limit
+    if config.detector.anchors is Anchors.published and config.detector.architecture == "yolov3_tiny":
+        defining["anchors"] = "1,2,3"  # of its finer head; runs of before had 0, 1 and 2 there
     # Older versions took the hash of the whole file of weights for that of its tensors.
     of_file = config.detector.weights and hashlib.sha256(Path(config.detector.weights).read_bytes()).hexdigest()
     detector = tuple(dict.fromkeys(_hash_of(defining | {"weights": digest}) for digest in (weights, of_file)))

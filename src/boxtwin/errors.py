@@ -1,4 +1,4 @@
-"""The one error that a person is meant to read."""
+"""The errors that a person is meant to read."""
 
 
 class InputError(ValueError):
@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class DataError(InputError):
     """A data set is wrong, whatever the other settings are: no other run on it can succeed either."""
+
+
+class WriteError(InputError):
+    """A disk or a folder does not take a file: full, read-only, closed. Trying again later may go well."""

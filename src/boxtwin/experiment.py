@@ -28,7 +28,7 @@ from boxtwin.datasets.splits import describe
 from boxtwin.detector.allocator import keep_freed_blocks
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.trained import FILE as DETECTOR_FILE
-from boxtwin.detector.trained import TrainedDetector, write_detector
+from boxtwin.detector.trained import TrainedDetector, damage, write_detector
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.figures import Thresholds
 from boxtwin.evaluation.quality_card import figures_of
@@ -39,13 +39,14 @@ from boxtwin.locks import alone
 from boxtwin.mixing.datamodule import StudyDataModule
 from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.settings import accelerator, precision
+from boxtwin.sweep import note_run, typed
 from boxtwin.synthesis.library import Made
-from boxtwin.taken_over import take_over
+from boxtwin.taken_over import mend, take_over
 from boxtwin.tracking.cell_logger import CellLogger
-from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, CellRun, Store
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
 from boxtwin.tracking.provenance import code_of, provenance, record_of, tags
-from boxtwin.tracking.run_folders import recorded_path
+from boxtwin.tracking.run_folders import find_folder, own_folder, recorded_path
 from boxtwin.training import Trained, fit, quieten_lightning
 
 log = logging.getLogger(__name__)
@@ -57,12 +58,13 @@ def run_cell(config: DictConfig) -> dict[str, float]:
     """Train, test and log one cell; return its metrics. A finished cell is skipped, a broken-off one goes on."""
     _quieten()
     cell = prepare(config)
-    output = Path(HydraConfig.get().runtime.output_dir)
+    folder, identities = Path(HydraConfig.get().runtime.output_dir), (cell.identity, *cell.earlier_identities)
     name = cell_name(config)
     # Of the folder, and of the cell: another study may be at the same one.
     waiting = f"{name}: another process is at it; waiting"
     of_all_studies = Path(config.tracking.folder) / "cells" / f"{cell.identity}.lock"
-    with alone(output / ".lock", waiting), alone(of_all_studies, waiting):
+    with alone(folder / ".lock", waiting), alone(of_all_studies, waiting):
+        output = own_folder(folder, *identities)
         store = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder))
         made_by = _made_by(config)
         run = store.begin_cell(
@@ -74,7 +76,7 @@ def run_cell(config: DictConfig) -> dict[str, float]:
             tags={
                 "boxtwin.setting": setting_hash(config),
                 "boxtwin.output_dir": recorded_path(output, Path(config.tracking.folder)),
-                "boxtwin.overrides": _overrides(),
+                "boxtwin.overrides": json.dumps(typed()),
                 "boxtwin.dataset_sha256": cell.dataset.digest,
                 "boxtwin.split_sha256": cell.split.digest,
                 **({"boxtwin.store": cell.library.key} if cell.library else {}),
@@ -82,7 +84,9 @@ def run_cell(config: DictConfig) -> dict[str, float]:
             # Of the code that makes the result: a run that is there keeps those of its own.
             made_by=tags(made_by),
         )
-        if run.finished and not config.rerun:
+        note_run(run.run_id, store.uri)
+        again = run.finished and (config.rerun or not _is_whole(name, store, run, output, identities))
+        if run.finished and not again:
             shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # of a process killed right after its end
             log.info(
                 "%s: finished before by %s, skipped (rerun=true runs it again with %s)",
@@ -90,21 +94,21 @@ def run_cell(config: DictConfig) -> dict[str, float]:
             )
             return run.metrics
         work = _Cell(cell, store, run.run_id, output)
-        source = None if config.rerun else store.finished_elsewhere(cell.identity, *cell.earlier_identities)
+        source = None if config.rerun or again else store.finished_elsewhere(*identities)
         try:
             if run.finished:
                 store.reopen(run.run_id)
                 store.tag(run.run_id, tags(made_by))
             metrics = work.run() if source is None else work.take_over(source)
         except Exception as error:
-            store.end(run.run_id, "FAILED", f"{type(error).__name__}: {error}")
+            _end(store, run.run_id, "FAILED", f"{type(error).__name__}: {error}")
             raise
         except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns the first into the second
-            store.end(run.run_id, "KILLED", "stopped")
+            _end(store, run.run_id, "KILLED", "stopped")
             raise KeyboardInterrupt from error
         if (output / DETECTOR_FILE).exists():
-            folder = recorded_path(output, Path(config.tracking.folder))
-            store.tag(run.run_id, {NOTE_TAG: note(folder, DETECTOR_FILE)})
+            recorded = recorded_path(output, Path(config.tracking.folder))
+            store.tag(run.run_id, {NOTE_TAG: note(recorded, DETECTOR_FILE)})
         store.end(run.run_id, "FINISHED")
         # Not before: killed in between, the cell needs no new training.
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
@@ -125,11 +129,36 @@ def run_cell(config: DictConfig) -> dict[str, float]:
     return metrics
 
 
+def _is_whole(name: str, store: Store, run: CellRun, output: Path, identities: Sequence[str]) -> bool:
+    """Whether a finished run has all its files, after those that MLflow has were brought back."""
+    there = find_folder(run.tags.get("boxtwin.output_dir", ""), Path(store.folder), run.tags.get(IDENTITY_TAG, ""))
+    lacking = mend(store, run.run_id, there or output, identities)
+    wrong = damage((there or output) / DETECTOR_FILE)
+    if wrong is not None and "boxtwin.taken_over_from" not in run.tags:
+        if store.is_server and not lacking and not (output / DETECTOR_FILE).exists():
+            log.warning("%s: its detector is not on this machine; rerun=true trains it again here", name)
+        else:
+            lacking.append(wrong)
+    if lacking:
+        log.warning("%s: finished before, but is run again: %s", name, "; ".join(lacking))
+    return not lacking
+
+
+def _end(store: Store, run_id: str, status: str, reason: str) -> None:
+    """Note how a run ended; that MLflow does not take it must not hide what went wrong before."""
+    try:
+        store.end(run_id, status, reason)
+    except Exception as error:
+        first, *_ = str(error).splitlines() or [""]
+        log.warning("MLflow does not take that run %s is %s: %s", run_id, status, first)
+
+
 class _Cell:
     """One cell at work: variations, plan, training, testing, files, metrics."""
 
     def __init__(self, cell: Prepared, store: Store, run_id: str, output: Path) -> None:
         self.cell, self.config, self.store, self.run_id, self.output = cell, cell.config, store, run_id, output
+        self.validation: tuple[tuple[int, float], ...] = ()
         # Named by the identity: data that changed under the same settings must not meet an older checkpoint.
         self.checkpoints = output / CHECKPOINTS / cell.identity[:12]
         if self.config.rerun:
@@ -167,7 +196,7 @@ class _Cell:
         )
         train_seconds, best = 0.0, module
         if self.config.trainer.steps:
-            train_seconds, best = self._train(data, module)
+            train_seconds, self.validation, best = self._train(data, module)
         evaluating = time.perf_counter()
         tested = self._evaluate(plan, data, best)
         metrics = dict(tested.metrics)
@@ -195,7 +224,7 @@ class _Cell:
             tracking=Path(self.config.tracking.folder),
             condition=self.cell.condition,
             study=self.config.study,
-            overrides=_overrides(),
+            overrides=typed(),
             detector=DETECTOR_FILE,
         )
         self.store.log_files(self.run_id, [self.output / "config.yaml"])
@@ -300,7 +329,7 @@ class _Cell:
             "study": self.config.study,
             "identity": self.cell.identity,
             "setting": setting_hash(self.config),
-            "overrides": _overrides(),
+            "overrides": typed(),
             "params": flat_params(self.config),
             "metrics": _finite(metrics),
             "classes": [{**entry, "metrics": _finite(entry["metrics"])} for entry in tested.classes],
@@ -315,11 +344,12 @@ class _Cell:
             "provenance": _made_by(self.config),
             "counts": tested.counts,
             # [step, AP on the real validation images], of all attempts at the cell.
-            "validation": self.store.history(self.run_id, "val/map"),
+            "validation": self.validation,
         }
-        self.store.log_metrics(self.run_id, metrics)
         pictures = [self.output / name for name in PICTURES]
+        # On disk first: a server may be gone by now.
         write_bytes_atomically(self.output / "result.json", json.dumps(result, indent=1).encode())
+        self.store.log_metrics(self.run_id, metrics)
         names = ("detections.json", MATCHES_FILE, EXAMPLES_FILE, "result.json")
         files = [*pictures, *(self.output / name for name in names)]
         if self.cell.library:
@@ -341,11 +371,6 @@ def _made_by(config: DictConfig) -> dict[str, object]:
         threads=config.trainer.threads,
         recipe=RECIPE_VERSION,
     )
-
-
-def _overrides() -> str:
-    """What was typed to get this cell."""
-    return " ".join(HydraConfig.get().overrides.task)
 
 
 def _digest_of_samples(samples: Sequence[Sample]) -> str:

@@ -19,7 +19,7 @@ from boxtwin.config import Confirmed, cell_name
 from boxtwin.datasets.images import Pixels, as_grey, link_file
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.detector.allocator import keep_freed_blocks
-from boxtwin.detector.trained import TrainedDetector, read_detector, write_detector
+from boxtwin.detector.trained import TrainedDetector, damage, read_detector, write_detector
 from boxtwin.evaluation.counts import best_threshold
 from boxtwin.labels.card import DECISIONS, tally, write_card
 from boxtwin.labels.ensemble import Ensemble, Member, surprise_threshold
@@ -154,6 +154,9 @@ def _member(alone: Prepared, title: str) -> Member:
 
 def _trained(alone: Prepared, title: str) -> TrainedDetector:
     path = detector_file(alone)
+    if path.exists() and (wrong := damage(path)) is not None:
+        log.warning("%s; it is trained again", wrong)
+        path.unlink()
     if not path.exists():
         with locks.alone(path.with_suffix(".lock"), f"{title}: another process is training it; waiting"):
             if not path.exists():

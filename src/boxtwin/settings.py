@@ -45,7 +45,9 @@ def precision(config: DictConfig) -> str:
     wanted = config.trainer.precision
     if wanted is Precision.auto:
         on_gpu = accelerator(config) in ("cuda", "gpu")
-        has_it = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+        has_it = (
+            torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
+        )
         wanted = Precision.bfloat16 if has_it else Precision.float32
     return {Precision.bfloat16: "bf16-mixed", Precision.float16: "16-mixed", Precision.float32: "32-true"}[wanted]
 

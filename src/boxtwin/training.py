@@ -1,30 +1,39 @@
-"""Training a detector under Lightning: averaged weights, the best checkpoint, one bar, going on after a kill."""
+"""Training a detector under Lightning: averaged weights, two checkpoints, one bar, going on after a kill."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, Timer, WeightAveraging
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar, Timer, WeightAveraging
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from boxtwin.detector.module import DetectorModule
+from boxtwin.errors import InputError
+from boxtwin.files import whole_file
 from boxtwin.mixing.datamodule import StudyDataModule
 
 log = logging.getLogger(__name__)
+
+BEST, LAST, EARLIER = "best.ckpt", "last.ckpt", "earlier.ckpt"  # earlier: the last one before the last
+KEY = "Checkpoints"  # what `Checkpoints` keeps in a checkpoint
 
 
 class Trained(NamedTuple):
     """What a training gave."""
 
     seconds: float  # of all attempts together
+    validation: tuple[tuple[int, float], ...]  # step, AP on the real validation images
     best: DetectorModule  # with the weights that real validation images chose
 
 
@@ -57,19 +66,14 @@ def fit(
         logger: None keeps no record of the losses.
         checkpoints: folder of the last and the best checkpoint.
         title: of the progress bar.
+
+    Raises:
+        InputError: the weights are no longer finite, or the disk does not take a checkpoint.
     """
     quieten_lightning()
     # In place and all weights in one call; Lightning's EMAWeightAveraging makes three new tensors of every weight.
     average = WeightAveraging(multi_avg_fn=partial(_average, 1 - 1 / max(ema_span * steps, 1)))
     timer = Timer()
-    best = ModelCheckpoint(
-        dirpath=checkpoints,
-        filename="best",
-        monitor="val/map",
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-    )
     trainer = pl.Trainer(
         default_root_dir=checkpoints,
         accelerator=accelerator,
@@ -84,26 +88,152 @@ def fit(
         use_distributed_sampler=False,
         enable_model_summary=False,
         logger=logger or False,
-        callbacks=[average, best, timer, StepsBar(title)],
+        callbacks=[average, timer, StepsBar(title), Checkpoints(checkpoints)],
+        plugins=[CheckpointFiles()],
     )
-    last = checkpoints / "last.ckpt"
-    if last.exists():
-        log.info("going on from %s", last)
+    start = start_from(checkpoints)
+    if start is not None:
+        log.info("going on from %s", start)
     module.compile_network = compile_network
-    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-    done, seconds = trainer.global_step, timer.time_elapsed("train")
-    if devices > 1:  # what spawned processes counted is in their last checkpoint
-        content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
-        done, seconds = content["global_step"], content["callbacks"]["Timer"]["time_elapsed"]["train"]
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    except ProcessRaisedException as error:  # of a spawned process, as text
+        _, told, message = str(error).rpartition("boxtwin.errors.InputError: ")
+        if not told:
+            raise
+        raise InputError(message.strip()) from None
+    last = checkpoints / LAST
+    # Of the last checkpoint, as what spawned processes counted is known to them alone.
+    content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+    done, callbacks = content["global_step"], content["callbacks"]
     if done < steps:
         raise RuntimeError(f"training stopped at step {done} of {steps}")
-    chosen = DetectorModule.load_from_checkpoint(checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
-    return Trained(float(seconds), chosen)
+    chosen = DetectorModule.load_from_checkpoint(checkpoints / BEST, map_location="cpu", weights_only=True)
+    seconds = float(callbacks["Timer"]["time_elapsed"]["train"])
+    return Trained(seconds, tuple((int(step), float(value)) for step, value in callbacks[KEY]["validation"]), chosen)
 
 
 def _average(decay: float, *arguments: Any) -> None:
     """`get_ema_multi_avg_fn`, whose own result cannot be sent to the process of another device."""
     get_ema_multi_avg_fn(decay)(*arguments)  # type: ignore[no-untyped-call]
+
+
+def start_from(checkpoints: Path) -> Path | None:
+    """The checkpoint that a training goes on from: the last one that is whole; None to begin at the beginning.
+
+    Damaged files are named in the log. The best weights cannot be had again, so without them nothing is gone on from.
+    """
+    if not any((checkpoints / name).exists() for name in (LAST, EARLIER)):
+        return None
+    wrong = damage(checkpoints / BEST)
+    if wrong is None:
+        for name in (LAST, EARLIER):
+            if (wrong := damage(checkpoints / name)) is None:
+                return checkpoints / name
+            log.warning("%s; training goes on from the checkpoint before it, if that is whole", wrong)
+    else:
+        log.warning("%s", wrong)
+    log.warning("training begins again, from its first step")
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None if all its parts have their checksums.
+
+    PyTorch's files are zip archives, which keep a CRC-32 of each member.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.testzip()
+            content: Any = {} if member is not None else torch.load(path, "cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except Exception as error:  # whatever a zip reader or an unpickler meets in bytes that are not theirs
+        return f"{path} is damaged: {error}"
+    if member is not None:
+        return f"{path} is damaged: the checksum of {member} is wrong"
+    if KEY not in content.get("callbacks", {}):
+        return f"{path} was left by another version"
+    return None
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Checkpoints written beside their place, checked and renamed; the last one before the last is kept."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ARG002
+        """Write a checkpoint.
+
+        Raises:
+            InputError: the disk does not take it.
+        """
+        path = Path(path)
+        with whole_file(path) as temporary:
+            torch.save(checkpoint, temporary)
+            with zipfile.ZipFile(temporary) as archive:
+                if archive.testzip() is not None:
+                    raise OSError(f"{path} was written, and is read back otherwise: is the disk broken?")
+            if path.name == LAST and path.exists():
+                path.replace(path.with_name(EARLIER))
+
+
+class Checkpoints(Checkpoint):
+    """Two checkpoints at the end of every validation: one to go on from, and one if it is the best so far.
+
+    Both are written when an epoch is over, and a training that goes on begins the next one. Lightning's own way back
+    into the middle of an epoch repeats validations and counts a step too many.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._validation: list[tuple[int, float]] = []
+
+    @property
+    def state_key(self) -> str:
+        """As the checkpoint calls this callback."""
+        return KEY
+
+    def state_dict(self) -> dict[str, Any]:
+        """The validations so far."""
+        return {"validation": self._validation}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As it was."""
+        self._validation = [(step, value) for step, value in state_dict["validation"]]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Begin the epoch after the one that the checkpoint ended."""
+        if trainer.global_step:
+            loop, batches = trainer.fit_loop, int(trainer.num_training_batches)
+            loop._restarting = loop.epoch_loop.restarting = False
+            loop.reset_restart_stage()
+            loop.epoch_loop.reset_restart_stage()
+            loop.epoch_loop._batches_that_stepped = trainer.global_step
+            done = trainer.global_step // batches
+            current: Any = loop.epoch_progress.current
+            current.ready = current.started = current.processed = current.completed = done
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what is to be kept, if it is worth keeping.
+
+        Raises:
+            InputError: a weight is not finite.
+        """
+        bad = sum(int((~torch.isfinite(value)).sum()) for value in pl_module.state_dict().values())
+        if bad:
+            raise InputError(
+                f"training diverged: at step {trainer.global_step} of {trainer.max_steps} {bad:,} weights are not "
+                "finite (NaN or infinite). Lower detector.learning_rate, set trainer.gradient_clip (10, say), or "
+                "compute in trainer.precision=float32"
+            )
+        figure = float(trainer.callback_metrics["val/map"])
+        is_best = all(figure > before for _, before in self._validation)
+        # Numbered as the logger does: the first step is 0.
+        self._validation.append((trainer.global_step - 1, figure))
+        # Saving is done by all devices together, which have the same figure.
+        if is_best:
+            trainer.save_checkpoint(self._folder / BEST, weights_only=False)
+        trainer.save_checkpoint(self._folder / LAST, weights_only=False)
 
 
 class StepsBar(ProgressBar):
@@ -139,6 +269,10 @@ class StepsBar(ProgressBar):
         if self._bar is not None:
             self._bar.close()
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        if self._bar is not None:  # what went wrong is to stand on a line of its own
+            self._bar.close()
+
 
 def quieten_lightning() -> None:
     """Leave out Lightning's hints at other products and hardware that is not there, and its lists of GPUs."""
@@ -150,5 +284,3 @@ def quieten_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning 2.6 asks torch 2.13 for a class that goes away later; nothing a user can act on.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
-    # Going on from a checkpoint is what the folder is for.
-    warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")

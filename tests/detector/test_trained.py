@@ -12,7 +12,7 @@ import boxtwin
 from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.reading import Reading
 from boxtwin.detector.spec import DetectorSpec
-from boxtwin.detector.trained import read_detector, write_detector
+from boxtwin.detector.trained import damage, read_detector, write_detector
 from boxtwin.errors import InputError
 
 
@@ -135,3 +135,23 @@ def test_levels_and_reading_travel_with_the_detector(tmp_path: Path) -> None:
     for again in (spec, DetectorSpec.from_text(spec.to_text(), "it")):
         assert again.levels == Levels(51000, 52000)
         assert again.how_to_read == reading
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    trained = make_trained()
+    with torch.no_grad():
+        next(trained.module.parameters())[0] = torch.nan
+    with pytest.raises(InputError, match="not finite"):
+        write_detector(trained, tmp_path / "d.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_changed_bit_of_the_weights_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "d.safetensors"
+    write_detector(make_trained(), path)
+    assert damage(path) is None
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    assert "checksum" in (damage(path) or "")
+    assert str(path) in (damage(path) or "")

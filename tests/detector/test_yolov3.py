@@ -289,3 +289,9 @@ def test_wrong_files_are_refused(tmp_path: Path, change: object, message: str) -
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.weights cannot be read"):
         read_darknet(YOLOv3("yolov3_nano", 1, NANO_ANCHORS), tmp_path / "none.weights")
+
+
+def test_published_anchors_of_the_tiny_network_are_those_its_weights_were_trained_with() -> None:
+    """Its list of six, coarse head 3, 4, 5 and fine head 1, 2, 3, so that one is in both."""
+    six = [(10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319)]
+    assert PUBLISHED_ANCHORS["yolov3_tiny"] == (tuple(six[3:6]), tuple(six[1:4]))

@@ -179,7 +179,7 @@ def test_artifacts_lie_beside_the_sqlite_store(tmp_path):
 def test_a_deleted_study_is_explained(tmp_path):
     store = Store(uri=None, folder=tmp_path / "mlruns")
     store.client.delete_experiment(store.experiment("gone"))
-    with pytest.raises(InputError, match=r"gone was deleted in MLflow.*restore"):
+    with pytest.raises(InputError, match=r"(?s)gone was deleted in MLflow.*restore"):
         store.experiment("gone")
 
 

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from boxtwin.datasets import tiff
 from boxtwin.datasets.reading import Header, Reading, exif_orientation, upright
+from boxtwin.files import whole_file
 
 # Underscores: two images in one signature may differ in size.
 Pixels = (
@@ -170,11 +171,13 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that no reader, and no kill, ever meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    """Write a file so that no reader, and no kill, ever meets half of it.
+
+    Raises:
+        InputError: the disk or the folder does not take it.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 @contextmanager
@@ -189,14 +192,12 @@ def written_whole(path: Path) -> Iterator[IO[str]]:
 
 def link_file(there: Path, here: Path) -> None:
     """One file under two names; a copy where the disk has no links. A file at ``here`` is replaced."""
-    here.parent.mkdir(parents=True, exist_ok=True)
-    temporary = here.with_name(f".{here.name}.{os.getpid()}.part")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(there, temporary)
-    except OSError:
-        shutil.copyfile(there, temporary)
-    temporary.replace(here)
+    with whole_file(here) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(there, temporary)
+        except OSError:
+            shutil.copyfile(there, temporary)
     temporary.unlink(missing_ok=True)  # renaming does nothing where both are links to one file (POSIX, rename)
 
 

@@ -2,12 +2,13 @@
 
 The safetensors format (github.com/huggingface/safetensors) holds tensors and text and can run no code when it is read.
 Our text is the metadata entry ``boxtwin``, JSON: ``format`` (1), ``version`` of boxtwin, ``hyper_parameters`` (the
-arguments of `DetectorModule`), ``count_threshold``, ``class_thresholds`` (absent in files of older versions) and
-``origin``.
+arguments of `DetectorModule`), ``count_threshold``, ``class_thresholds``, ``origin`` and ``sha256`` of the tensors;
+files of older versions lack the thresholds of classes and the hash.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,8 +78,15 @@ class TrainedDetector:
 
 
 def write_detector(detector: TrainedDetector, path: Path) -> None:
-    """Write a detector; the file appears whole or not at all."""
+    """Write a detector; the file appears whole or not at all.
+
+    Raises:
+        InputError: a weight is not finite, or the disk does not take the file.
+    """
     # Float32 whatever was trained in: the file is to give the same detections on machines without bfloat16.
+    bad = sum(int((~torch.isfinite(value)).sum()) for value in detector.module.state_dict().values())
+    if bad:
+        raise InputError(f"{path} is not written: {bad:,} of the weights are not finite (NaN or infinite)")
     tensors = {
         name: (value.float() if value.is_floating_point() else value).cpu().contiguous()
         for name, value in detector.module.state_dict().items()
@@ -90,9 +98,28 @@ def write_detector(detector: TrainedDetector, path: Path) -> None:
         "count_threshold": detector.count_threshold,
         "class_thresholds": list(detector.spec.class_thresholds),
         "origin": dict(detector.origin),
+        "sha256": _digest(tensors),
     }
     # "pt" tells other readers of safetensors that the tensors are torch's.
     write_bytes_atomically(path, save(tensors, {"format": "pt", ENTRY: json.dumps(about)}))
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hash of all tensors with their names, types and shapes."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.numpy().tobytes())
+    return found.hexdigest()
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the file of a detector, in words; None if it can be used."""
+    try:
+        read_detector(path)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def read_detector(path: Path) -> TrainedDetector:
@@ -131,5 +158,7 @@ def read_detector(path: Path) -> TrainedDetector:
         raise InputError(
             f"{path}: the weights do not fit the metadata: {str(error).splitlines()[-1].strip()}"
         ) from None
+    if "sha256" in about and about["sha256"] != _digest(tensors):  # older files have none
+        raise InputError(f"{path} is damaged: its weights do not have the checksum that was written with them")
     thresholds = tuple(about.get("class_thresholds", ()))
     return TrainedDetector(module, about["count_threshold"], about["origin"], about["version"], thresholds)

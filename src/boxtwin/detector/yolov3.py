@@ -45,7 +45,9 @@ PUBLISHED_ANCHORS: dict[str, Anchors] = {
     "yolov3_spp": _NINE,
     "yolov3_tiny": (
         ((81.0, 82.0), (135.0, 169.0), (344.0, 319.0)),
-        ((10.0, 14.0), (23.0, 27.0), (37.0, 58.0)),
+        # The finer head of the published weights was trained with these, anchors 1, 2 and 3 of the list of six, though
+        # its first configuration named 0, 1 and 2 (github.com/pjreddie/darknet, issue 851).
+        ((23.0, 27.0), (37.0, 58.0), (81.0, 82.0)),
     ),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +14,10 @@ from typing import Any
 from mlflow.entities import Run
 from omegaconf import DictConfig
 
+from boxtwin.command_line import words_of
 from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
+from boxtwin.files import check_name
 from boxtwin.studies.answer import answer
 from boxtwin.studies.class_figures import class_figures
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
@@ -36,6 +39,8 @@ from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, read_result
 
 log = logging.getLogger(__name__)
 
+# What reading a record meets in values that are missing, or are not what they should be.
+BROKEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 EVIDENCE_FILES = (MATCHES_FILE, "result.json")
 
 
@@ -50,6 +55,7 @@ def compare_study(config: DictConfig) -> Path:
     if config.cells is not None:
         cells = cells_in(Path(config.cells))
         study = config.study or cells[0].study
+        check_name(study, "study")  # the files may be another's
         cells = [replace(cell, study=study) for cell in cells]
         evidence = {cell.run_id: kept for cell in cells if (kept := Evidence.load(Path(cell.output_dir))) is not None}
         found = _report(cells, Figures(evidence), evidence, {}, Path(config.folder) / study, plan=config.plan)
@@ -60,6 +66,7 @@ def compare_study(config: DictConfig) -> Path:
         raise InputError(f"there are no runs in {folder}; make some: python train.py -m split=s1,s2 variations=0,2,10")
     store = Store(uri=config.tracking.uri, folder=folder)
     study = config.study or last_study(store)
+    check_name(study, "study")
     report = Path(config.folder) / study
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -156,39 +163,44 @@ def cells_in(folder: Path) -> list[Cell]:
     """
     cells = []
     for file in sorted(folder.glob(f"*/{RESULT_FILE}")):
-        content = read_result(file.parent)
-        if content is None:
-            log.warning("%s is damaged; this run is left out", file)
-            continue
-        params = content["params"]
-        metrics = {name: float("nan") if value is None else value for name, value in content["metrics"].items()}
-        cells.append(
-            Cell(
-                study=content["study"],
-                dataset=params["dataset"],
-                split=params["split"],
-                variations=int(params["variations"]),
-                generator=params["generator"],
-                detector=params["detector"],
-                seed=int(params["seed"]),
-                steps=int(params["steps"]),
-                setting=content.get("setting", "unknown"),  # cells of older versions do not say
-                metrics=metrics,
-                run_id=file.parent.name,
-                minutes=metrics.get("time/total", float("nan")) / 60,
-                output_dir=str(file.parent),
-                status=FINISHED,
-                overrides=content.get("overrides", "").replace("'", ""),
-                store=content["data"].get("store") or "",
-                train_size=params.get("train_size"),
-                labels=params.get("labels", ""),
-                validation=tuple((int(step), float(value)) for step, value in content.get("validation", ())),
-                **_recorded(content),
-            )
-        )
+        try:
+            cells.append(_cell_in(file))
+        except BROKEN as error:
+            log.warning("%s is damaged; this run is left out (%s: %s)", file, type(error).__name__, error)
     if not cells:
         raise InputError(f"cells={folder} holds no folder of a cell, with a {RESULT_FILE} in it")
     return _sorted(cells)
+
+
+def _cell_in(file: Path) -> Cell:
+    """A finished run, from the result.json in its folder."""
+    content = read_result(file.parent)
+    if content is None:
+        raise ValueError("it is cut, or no JSON")
+    params = content["params"]
+    metrics = {name: float("nan") if value is None else value for name, value in content["metrics"].items()}
+    return Cell(
+        study=content["study"],
+        dataset=params["dataset"],
+        split=params["split"],
+        variations=int(params["variations"]),
+        generator=params["generator"],
+        detector=params["detector"],
+        seed=int(params["seed"]),
+        steps=int(params["steps"]),
+        setting=content.get("setting", "unknown"),  # cells of older versions do not say
+        metrics=metrics,
+        run_id=file.parent.name,
+        minutes=metrics.get("time/total", float("nan")) / 60,
+        output_dir=str(file.parent),
+        status=FINISHED,
+        overrides=shlex.join(words_of(content.get("overrides", ""))),
+        store=content["data"].get("store") or "",
+        train_size=params.get("train_size"),
+        labels=params.get("labels", ""),
+        validation=tuple((int(step), float(value)) for step, value in content.get("validation", ())),
+        **_recorded(content),
+    )
 
 
 def _recorded(content: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +250,15 @@ def collect_cells(store: Store, study: str, tracking: Path, temporary: Path) -> 
     Raises:
         InputError: the study has none.
     """
-    cells = [_cell(study, run, store, tracking, temporary) for run in store.cells(study) if "split" in run.data.params]
+    cells = []
+    for run in store.cells(study):
+        try:
+            cells += [_cell(study, run, store, tracking, temporary)] if "split" in run.data.params else []
+        except BROKEN as error:
+            log.warning(
+                "run %s (%s) is damaged and left out: %s: %s",
+                *(run.info.run_id, run.info.run_name, type(error).__name__, error),
+            )
     if not cells:
         there = ", ".join(experiment.name for experiment in store.studies()) or "none"
         raise InputError(f"no cells of a study called {study} in {store.uri}; studies there: {there}")
@@ -271,8 +291,7 @@ def _cell(study: str, run: Run, store: Store, tracking: Path, temporary: Path) -
         minutes=metrics.get("time/total", float("nan")) / 60,
         output_dir=str(folder or ""),
         status=run.info.status,
-        # A shell takes the quotes away again, and train.py puts them back.
-        overrides=tags.get("boxtwin.overrides", "").replace("'", ""),
+        overrides=shlex.join(words_of(tags.get("boxtwin.overrides", ""))),
         store=f"{params['generator']}-{tags['boxtwin.store']}" if "boxtwin.store" in tags else "",
         labels=params.get("labels", ""),
         train_size=int(params["train_size"]) if "train_size" in params else None,

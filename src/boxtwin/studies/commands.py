@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from boxtwin.command_line import command_line
+
 REPLACED = ("split", "split.name", "split.train_size", "variations", "variations.per_image", "seed")
 
 
@@ -22,12 +24,13 @@ def command(
     """A command line with another split, number of variations, generator and seeds.
 
     Args:
-        typed: what followed ``python train.py`` for a cell that is like the new ones in everything else.
+        typed: what followed ``python train.py`` for a cell that is like the new ones in everything else, as a shell
+            takes it.
         typed_for: the generator of that cell, which may be none that was typed.
         study: for cells that did not say it.
         split, variations, generator, seeds, size: of the new cells; ``size`` is split.train_size.
     """
-    overrides = typed.replace("'", "").split()
+    overrides = shlex.split(typed)
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
     chosen = choice(generator)
     same = chosen[0] in (choice(typed_for)[0], *overrides)
@@ -48,7 +51,7 @@ def command(
     if size is not None:
         kept.append(f"split.train_size={size}")
     kept.append(f"seed={','.join(map(str, seeds))}")
-    return " ".join(["python train.py", *(["-m"] if len(seeds) > 1 else []), *map(shlex.quote, kept)])
+    return command_line("train.py", [*(["-m"] if len(seeds) > 1 else []), *kept])
 
 
 def choice(generator: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,7 +44,7 @@ class Cell:
     minutes: float
     output_dir: str
     status: str
-    overrides: str = ""  # what was typed after `python train.py` to get this cell
+    overrides: str = ""  # what was typed after `python train.py` to get this cell, as a shell takes it
     store: str = ""  # name of the store of its variations; empty: it has none, or does not say
     train_size: int | None = None  # where only some of the split's training images were used; `split` says so too
     labels: str = ""  # how those of its variations were found
@@ -192,7 +193,7 @@ def recorded_values(cells: Sequence[Cell]) -> list[Values]:
 
 def _in_old_form(cell: Cell) -> dict[str, str]:
     """What runs of every version say of their condition: names, hashes, and what was typed for what is mixed in."""
-    typed = [word.lstrip("+").split("=", 1) for word in cell.overrides.replace("'", "").split() if "=" in word]
+    typed = [word.lstrip("+").split("=", 1) for word in shlex.split(cell.overrides) if "=" in word]
     said = dict(word for word in typed if len(word) == 2)
     values = {
         "dataset.name": cell.dataset,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from jaxtyping import Float, Int
 
 from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, ResampledAP, load_matches
+
+log = logging.getLogger(__name__)
 
 FIGURES = ("map", "map_50", "count_mae")  # those that conditions are held against each other by
 
@@ -38,19 +41,26 @@ class Evidence:
     def load(cls, folder: Path) -> Evidence | None:
         """From the folder of a cell; None if it keeps no matches, as cells of older versions do not.
 
-        Raises:
-            InputError: counts and matches are of different images.
+        None as well, with a warning, if they are damaged, or counts and matches are of different images.
         """
         if not (folder / MATCHES_FILE).exists() or not (folder / "result.json").exists():
             return None
+        try:
+            return cls._load(folder)
+        except (
+            Exception
+        ) as error:  # whatever a reader of zip archives, arrays and JSON meets in bytes that are not theirs
+            log.warning("%s: no intervals can be had from this run, whose files are damaged: %s", folder, error)
+            return None
+
+    @classmethod
+    def _load(cls, folder: Path) -> Evidence:
         matches = load_matches(folder / MATCHES_FILE)
         result = json.loads((folder / "result.json").read_text())
         counts = {entry["image_id"]: entry for entry in result["counts"]}
         image_ids = matches["all"].image_ids
         if set(counts) != set(image_ids):
-            raise InputError(
-                f"{folder}: result.json and {MATCHES_FILE} are of different test images; run the cell again"
-            )
+            raise InputError(f"result.json and {MATCHES_FILE} are of different test images")
         in_order = [counts[image_id] for image_id in image_ids]
         return cls(
             matches,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import cv2
 import jinja2
 import numpy as np
 
+from boxtwin.command_line import command_line, relative
 from boxtwin.datasets.images import read_image, write_bytes_atomically
 from boxtwin.studies.answer import answer
 from boxtwin.studies.cards import store_cards
@@ -122,8 +124,9 @@ def write_report(
             for store in store_cards(cells, kept)
         ],
         unfinished=[cell for cell in cells if cell.status != FINISHED],
-        cells=[(cell, *command_of(cell)) for cell in sorted(cells, key=lambda cell: (cell.name, cell.run_id))],
-        from_parameters=any(not cell.overrides for cell in cells),
+        cells=sorted(cells, key=lambda cell: (cell.name, cell.run_id)),
+        folder_of=lambda cell: relative(Path(cell.output_dir)) if cell.output_dir else "",
+        commands=_commands(cells),
     )
     path = folder / "index.html"
     write_bytes_atomically(path, page.encode())
@@ -133,13 +136,20 @@ def write_report(
 def command_of(cell: Cell) -> tuple[str, bool]:
     """The command that makes a cell; and whether it is what was typed, not put together from the few parameters."""
     if cell.overrides:
-        return f"python train.py {cell.overrides}", True
+        return command_line("train.py", shlex.split(cell.overrides)), True
     parts = [
-        f"study={cell.study} dataset={cell.dataset} split={cell.split} variations={cell.variations}",
+        *(f"study={cell.study}", f"dataset={cell.dataset}", f"split={cell.split}", f"variations={cell.variations}"),
         *(choice(cell.generator) if cell.variations else []),
-        f"detector={cell.detector} seed={cell.seed} trainer.steps={cell.steps}",
+        *(f"detector={cell.detector}", f"seed={cell.seed}", f"trainer.steps={cell.steps}"),
     ]
-    return f"python train.py {' '.join(parts)}", False
+    return command_line("train.py", parts), False
+
+
+def _commands(cells: Sequence[Cell]) -> list[tuple[str, bool]]:
+    """What makes the finished cells and the page again."""
+    finished = sorted((cell for cell in cells if cell.status == FINISHED), key=lambda cell: (cell.name, cell.run_id))
+    studies = [command_line("compare.py", [f"study={study}"]) for study in sorted({cell.study for cell in finished})]
+    return [*(command_of(cell) for cell in finished), *((command, True) for command in studies)]
 
 
 def _facts(rows: Sequence[Row]) -> str:

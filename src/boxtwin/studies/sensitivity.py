@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -48,9 +49,9 @@ def recipe(cell: Cell) -> tuple[str, ...] | None:
     if not cell.overrides:
         return None
     kept = []
-    for override in cell.overrides.replace("'", "").split():
+    for override in shlex.split(cell.overrides):
         key = override.lstrip("+~").split("=")[0]
-        if key.split(".")[0] not in VARIED and key not in (*LENGTH, *MACHINE):
+        if not key.startswith("--") and key.split(".")[0] not in VARIED and key not in (*LENGTH, *MACHINE):
             kept.append(override)
     return (cell.dataset, cell.detector, *sorted(kept))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ from boxtwin.tracking.moved_store import ARTIFACTS, follow
 IDENTITY_TAG = "boxtwin.identity"  # the same for two runs of the same cell
 KIND_TAG = "boxtwin.kind"  # "cell", "condition" or "comparison"
 CONDITION_TAG = "boxtwin.condition"  # what tells the conditions of a study apart
+FAILURE_TAG = "boxtwin.failure"  # why a run has not finished
 DATABASE = "mlflow.db"
 MOST_METRICS = 1000  # of one call: MLflow's limit
 
@@ -87,7 +89,7 @@ class Store:
     """
 
     def __init__(self, *, uri: str | None, folder: Path) -> None:
-        self.uri = store_uri(uri, folder)
+        self.uri, self.folder, self.is_server = store_uri(uri, folder), folder, uri is not None
         self._artifacts = None if uri else folder / ARTIFACTS
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
@@ -112,9 +114,12 @@ class Store:
                 location = (self._artifacts / study).resolve().as_uri() if self._artifacts else None
                 return str(self.client.create_experiment(study, artifact_location=location))
         if found.lifecycle_stage != "active":
+            file = (self.folder if self.folder.is_absolute() else Path(os.path.relpath(self.folder))) / DATABASE
+            address = self.uri if self.is_server else f"sqlite:///{file}"
+            command = shlex.join(("mlflow", "experiments", "restore", "--experiment-id", str(found.experiment_id)))
             raise InputError(
-                f"study {study} was deleted in MLflow; choose another name (study=…), or bring it back: "
-                f"mlflow experiments restore --experiment-id {found.experiment_id}"
+                f"study {study} was deleted in MLflow; choose another name (study=…), or bring it back:\n"
+                f"MLFLOW_TRACKING_URI={shlex.quote(address)} {command}"
             )
         return str(found.experiment_id)
 
@@ -306,6 +311,10 @@ class Store:
                 # Some kinds of store make the folders of a path below the place they are given, others do not.
                 Path(self.client.download_artifacts(run_id, name, str(place.parent))).replace(place)
 
+    def file_sizes(self, run_id: str) -> dict[str, int | None]:
+        """Bytes of each artifact of a run that lies in no folder; None where the store does not say."""
+        return {entry.path: entry.file_size for entry in self.client.list_artifacts(run_id) if not entry.is_dir}
+
     def log_data(self, run_id: str, *, name: str, digest: str, source: str, side: str, images: int) -> None:
         """Log a set of images as a data-set input of a run. MLflow keeps 36 characters of a digest."""
         entity = DatasetEntity(
@@ -320,7 +329,9 @@ class Store:
     def end(self, run_id: str, status: str, reason: str = "") -> None:
         """End a run as FINISHED, FAILED or KILLED, with the reason if it is not the first."""
         if reason:
-            self.client.set_tag(run_id, "boxtwin.failure", reason[:5000])
+            self.client.set_tag(run_id, FAILURE_TAG, reason[:5000])
+        elif status == "FINISHED" and FAILURE_TAG in self.client.get_run(run_id).data.tags:
+            self.client.delete_tag(run_id, FAILURE_TAG)
         self.client.set_terminated(run_id, status)
 
     def register_model(self, folder: Path, *, name: str, study: str, identity: str | None) -> int:

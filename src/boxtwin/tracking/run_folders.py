@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path, PurePath
 from typing import Any
 
+from boxtwin.datasets.images import write_bytes_atomically
+
+log = logging.getLogger(__name__)
+
+MARK = ".identity"  # in the folder of a run: whose it is
 RESULT_FILE = "result.json"
 
 
@@ -38,6 +44,25 @@ def find_folder(recorded: str, tracking: Path, identity: str) -> Path | None:
         if content is not None and content.get("identity") == identity:
             return folder
     return None
+
+
+def own_folder(output: Path, *identities: str) -> Path:
+    """The folder that a run may write to: ``output``, or one beside it where the files of another run are kept.
+
+    To be called under the lock of ``output``; marks the folder as the run's.
+
+    Args:
+        output: the folder as it is configured, which settings that do not name all that differs may give to several.
+        identities: of the run, in this version and earlier ones.
+    """
+    for folder in (output, output.with_name(f"{output.name}-{identities[0][:8]}")):
+        mark = folder / MARK
+        held = mark.read_text() if mark.exists() else (read_result(folder) or {}).get("identity")
+        if held is None or held in identities:
+            break
+        log.info("%s holds another run; the files of this one are kept beside it", output)
+    write_bytes_atomically(mark, identities[0].encode())
+    return folder
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -1,0 +1,118 @@
+"""Files on disks that are full, read-only or closed: one line, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from boxtwin.datasets.images import link_file, write_bytes_atomically, write_png
+from boxtwin.detector.darknet_weights import write_darknet
+from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, YOLOv3
+from boxtwin.errors import InputError, WriteError
+from boxtwin.files import check_name, refusal, whole_file, writing
+from boxtwin.training import CheckpointFiles
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As on a disk with so many bytes left."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "bytes": lambda path: write_bytes_atomically(path, bytes(100_000)),
+    "png": lambda path: write_png(path, np.random.default_rng(0).integers(0, 256, (300, 300)).astype(np.uint8)),
+    "checkpoint": lambda path: CheckpointFiles().save_checkpoint({"weights": torch.rand(30_000)}, path),
+    "darknet": lambda path: write_darknet(YOLOv3("yolov3_tiny", 1, PUBLISHED_ANCHORS["yolov3_tiny"]), path, seen=0),
+    "link": lambda path: link_file(Path(__file__).parent / "conftest.py", path),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "link"])
+def test_a_full_disk_is_told_with_path_and_cure_and_leaves_what_was_there(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"older")
+    with files_of_at_most(20_000), pytest.raises(WriteError) as caught:
+        WRITERS[name](path)
+    (line,) = str(caught.value).splitlines()
+    assert str(path) in line
+    assert "limit" in line or "free" in line
+    assert path.read_bytes() == b"older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_path_below_a_file_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="a part of the path is a file") as caught:
+        WRITERS[name](tmp_path / "file" / "below")
+    assert str(tmp_path / "file" / "below") in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_what_the_system_says_becomes_one_line_with_the_path_it_names(tmp_path: Path, number: int) -> None:
+    said = OSError(number, os.strerror(number), str(tmp_path / "x"))
+    wrapped = RuntimeError("a library's word")
+    wrapped.__cause__ = said
+    for error in (said, wrapped):
+        line = refusal(error)
+        assert line is not None
+        assert str(line).startswith(f"{tmp_path / 'x'} cannot be ")
+        assert "\n" not in str(line)
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    assert refusal(ValueError("x")) is None
+    assert refusal(FileNotFoundError(errno.ENOENT, "gone")) is None
+    # A file that cannot be read was told by who read it.
+    told = InputError("labels cannot be read")
+    told.__cause__ = PermissionError(errno.EACCES, "denied", "labels.json")
+    assert refusal(told) is None
+
+    def broken_off() -> None:
+        with whole_file(tmp_path / "x") as temporary:
+            temporary.touch()
+            raise ValueError("ours")
+
+    with pytest.raises(ValueError, match="ours"):
+        broken_off()
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_and_databases_of_libraries_are_told_too(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as caught:
+        Figure().savefig("/dev/full", format="png")
+    assert "free" in str(refusal(caught.value))
+    database = sqlite3.connect(tmp_path / "x.db")
+    with files_of_at_most(4096), pytest.raises(sqlite3.Error) as failed:
+        database.executescript("create table a (b); insert into a values (zeroblob(100000));")
+    database.close()
+    assert refusal(failed.value) is not None
+    with pytest.raises(WriteError), writing(tmp_path):
+        raise sqlite3.OperationalError("database or disk is full")
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "../../etc", "a\\b", "", " ", "a\nb", "a\x00b", "~root", "."])
+def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="study="):
+        check_name(name, "study")
+
+
+@pytest.mark.parametrize("name", ["s", "hrsid200", "my study", "Übung-2", "a..b", "x.y", None])
+def test_names_of_studies_are_taken(name: str | None) -> None:
+    check_name(name, "study")
