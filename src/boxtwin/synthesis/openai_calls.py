@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from boxtwin.datasets.images import Pixels, decode_image, write_bytes_atomically
 from boxtwin.errors import InputError
 
@@ -212,7 +210,7 @@ class Calls:
             has = ", ".join(first) if isinstance(first, dict) else type(first).__name__
             raise InputError(f"{self.base_url} sends no b64_json, only {has}; no other form is understood")
         try:
-            pixels = decode_image(np.frombuffer(base64.b64decode(encoded, validate=True), dtype=np.uint8), "the image")
+            pixels = decode_image(base64.b64decode(encoded, validate=True), "the image")
             return read(pixels)
         except (OSError, ValueError, binascii.Error) as error:
             raise _DamagedError(f"an image came damaged: {error}") from None
