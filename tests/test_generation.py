@@ -246,6 +246,8 @@ def test_an_image_that_comes_out_differently_is_told_and_left(composed: Composed
     image = folder / lines[0]["image"]
     write_png(image, 255 - read_image(image))
     lines[0]["image_sha256"] = "0" * 64
+    for line in lines:
+        del line["crc32"]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     before = image.read_bytes()
     with pytest.raises(InputError, match=rf"1 images of .* come out differently here(?s:.*){lines[0]['image']}: other"):

@@ -40,13 +40,15 @@ def test_no_flipped_bit_of_a_line_goes_unnoticed(
     tmp_path_factory: pytest.TempPathFactory, line: dict[str, Any], place: int, bit: int
 ) -> None:
     file = tmp_path_factory.mktemp("lines") / "manifest.jsonl"
+    manifest.append_line(file, {"first": 1})
+    first = file.read_bytes()
     manifest.append_line(file, line)
-    assert manifest.whole_lines(file) == [line]
-    content = bytearray(file.read_bytes())
-    content[place % (len(content) - 1)] ^= 1 << bit
-    file.write_bytes(content)
+    assert manifest.whole_lines(file) == [{"first": 1}, line]
+    second = bytearray(file.read_bytes()[len(first) :])
+    second[place % (len(second) - 1)] ^= 1 << bit
+    file.write_bytes(first + second)
     # Left out, or the same: a flipped bit may turn one space into another kind of white space.
-    assert [found for found in manifest.whole_lines(file) if found != line] == []
+    assert manifest.whole_lines(file) in ([{"first": 1}], [{"first": 1}, line])
 
 
 def test_lines_without_a_checksum_are_those_of_earlier_versions(tmp_path: Path) -> None:

@@ -33,7 +33,12 @@ def whole_lines(file: Path) -> list[dict[str, Any]]:
         return []
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    lines = [_read_line(line) for line in whole.split(b"\n")[:-1]]
+    lines: list[dict[str, Any] | None] = []
+    has_come = False  # a line with a checksum
+    for encoded in whole.split(b"\n")[:-1]:
+        line, has_checksum = _read_line(encoded)
+        has_come = has_come or has_checksum
+        lines.append(line if has_checksum == has_come else None)  # earlier versions' lines come first
     damaged = [number for number, line in enumerate(lines, start=1) if line is None]
     if damaged:
         log.warning(
@@ -51,14 +56,14 @@ def append_line(file: Path, line: dict[str, Any]) -> None:
         os.fsync(lines.fileno())
 
 
-def _read_line(encoded: bytes) -> dict[str, Any] | None:
-    """A line without its checksum; None where it is damaged."""
+def _read_line(encoded: bytes) -> tuple[dict[str, Any] | None, bool]:
+    """A line without its checksum, None where it is damaged; and whether it has one."""
     try:
         line = json.loads(encoded)
         checksum = line.pop(CHECKSUM, None)
     except (ValueError, AttributeError, TypeError, RecursionError):
-        return None
-    return line if checksum in (None, _checksum(line)) else None
+        return None, False
+    return (line if checksum in (None, _checksum(line)) else None), checksum is not None
 
 
 def _checksum(line: dict[str, Any]) -> str:
