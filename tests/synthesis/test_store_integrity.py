@@ -167,6 +167,31 @@ def test_version_numbers_leave_the_keys_of_stores_before_them(dataset: Dataset, 
     assert second == first | {"version": 2}
     assert key_of(second) != key_of(first)
 
+    class Sketch(Second):
+        name = "pixel_ddpm_sketch"
+
+    # Stores of this version were told from earlier ones by a parameter, which their keys have to keep.
+    fitted = {"fitted": "ships to objects, sea to sea, white to white"}
+    sketched = identity_of(Sketch(tmp_path / "log"), dataset.samples, **about)
+    assert sketched == first | {"generator": Sketch.name, "parameters": first["parameters"] | fitted}
+
+
+def test_boxes_are_carried_to_images_that_came_without(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
+    """As in stores of `Folder` by earlier versions, which claim no boxes."""
+    first = open_library(dataset, tmp_path / "stores", noise)
+    first.make(dataset.samples, 1)
+    lines = [entry | {"claimed": {"boxes": [], "labels": []}} for entry in first.lines()]
+    older = [entry | {"image": f"images/{Path(entry['source']).stem}/v01.png"} for entry in lines]
+    for entry, moved in zip(lines, older, strict=True):
+        (first.folder / moved["image"]).parent.mkdir()
+        (first.folder / entry["image"]).rename(first.folder / moved["image"])
+    first.manifest.write_text("".join(json.dumps(entry) + "\n" for entry in older))
+    second = open_library(dataset, tmp_path / "stores", noise, labels="other")
+    assert second.make(dataset.samples, 1).taken_over == 3
+    for source, sample in zip(dataset.samples, second.variations(dataset.samples, 1), strict=True):
+        np.testing.assert_array_equal(sample.boxes, source.boxes)
+        assert sample.path.name == f"{Path(source.name).stem}_v01.png"
+
 
 OPTION = {
     "strength": 0.7,
