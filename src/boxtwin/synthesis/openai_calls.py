@@ -38,6 +38,9 @@ _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_ac
 _NO_MODEL = ("model_not_found", "model_not_available", "model_deprecated")
 _MODERATED = ("moderation_blocked", "content_policy_violation")
 _LIKE_A_KEY = re.compile(r"\bsk-\S*|\S*\*{3,}\S*")
+_WRONG_KEY = re.compile(
+    r"(incorrect|invalid|wrong|missing|expired|revoked).{0,40}(key|authentication|credential)", re.I
+)
 _AGAIN = (408, 409, 429)  # and 5xx
 
 
@@ -175,7 +178,7 @@ class Calls:
         """The reason for trying once more; the rest is raised, without words of the host that may hold the key."""
         code = str(error.code or "")
         said = _without_key(str(_field(error.body, "message") or error.message))
-        about_the_key = code == "invalid_api_key" or (error.status_code == 401 and "key" in said.lower())
+        about_the_key = code == "invalid_api_key" or (error.status_code == 401 and _WRONG_KEY.search(said) is not None)
         status = f"{error.status_code}{f' {code}' if code else ''}"
         problem: Exception
         if code in _NO_MODEL or error.status_code in (404, 410) or error.param == "model":
