@@ -253,8 +253,7 @@ def _generator_of(config: DictConfig, identity: dict[str, Any], training: Sequen
     with open_dict(config):
         if config.generator.name != name:
             config.generator = _option(name)
-        option = OmegaConf.to_container(config.generator, resolve=True)
-        assert isinstance(option, dict)
+        option: Any = OmegaConf.to_container(config.generator, resolve=True)
         config.generator.update(settings_from(recorded, option))
     missing = sorted(OmegaConf.missing_keys(config.generator))
     if missing:

@@ -220,7 +220,7 @@ class Manual:
 
     def _check_size(self, image: _Labelled, width: int, height: int) -> None:
         if image.size not in (None, (width, height)):
-            told = "{} x {}".format(*image.size)  # type: ignore[misc]
+            told = "{} x {}".format(*image.size)
             raise InputError(
                 f"labels.file={self.file}: {image.name} is said to have {told} pixels, the image has "
                 f"{width} x {height}: its boxes are of another size; export the labels at the size of the images"

@@ -95,7 +95,7 @@ def read_identity(store: Path) -> dict[str, Any]:
     key = re.search(r"-([0-9a-f]{12})$", store.resolve().name)
     if not whole or (key and key[1] != key_of(identity)):
         raise damaged
-    return identity  # type: ignore[no-any-return]
+    return identity
 
 
 def settings_from(parameters: Mapping[str, Any], option: Mapping[str, Any]) -> dict[str, Any]:
