@@ -35,6 +35,8 @@ FAULTS = {
     "retired": (400, "invalid_value", "The model `dall-e-2` has been retired"),
     "no endpoint": (410, None, "Gone"),
     "bad key": (401, "invalid_api_key", "Incorrect API key provided: {key}"),
+    "unverified": (403, None, "Your organization must be verified to use the model."),
+    "not a member": (401, None, "You must be a member of an organization to use the API; {key} or sk-ab***yz is not"),
     "forbidden": (403, None, "Not for {key}"),
 }
 

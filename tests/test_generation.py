@@ -246,6 +246,8 @@ def test_an_image_that_comes_out_differently_is_told_and_left(composed: Composed
     image = folder / lines[0]["image"]
     write_png(image, 255 - read_image(image))
     lines[0]["image_sha256"] = "0" * 64
+    for line in lines:
+        del line["crc32"]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     before = image.read_bytes()
     with pytest.raises(InputError, match=rf"1 images of .* come out differently here(?s:.*){lines[0]['image']}: other"):
@@ -256,7 +258,7 @@ def test_an_image_that_comes_out_differently_is_told_and_left(composed: Composed
 def test_what_cannot_be_made_again_is_explained(
     composed: Composed, server: Record, scenes: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"regenerate=nowhere/manifest\.jsonl is no manifest of a store"):
+    with pytest.raises(InputError, match=r"nowhere is no store of variations"):
         generate(composed("regenerate=nowhere/manifest.jsonl"))
     generate(composed(*remote(server), "variations=1", "confirm=true"))
     manifest = store(tmp_path) / "manifest.jsonl"
@@ -266,8 +268,20 @@ def test_what_cannot_be_made_again_is_explained(
     (manifest,) = tmp_path.glob("synthetic/repeat*/manifest.jsonl")
     identity = json.loads((manifest.parent / "store.json").read_text())
 
+    # A renamed folder: the key in a store's name is the hash of its identity.
+    manifest = manifest.parent.rename(tmp_path / "synthetic" / "renamed") / "manifest.jsonl"
+
     def with_identity(**changes: Any) -> None:
         (manifest.parent / "store.json").write_text(json.dumps(identity | changes))
+
+    for evil in (
+        {"_target_": "builtins.open", "file": str(tmp_path / "PWNED"), "mode": "w"},
+        {"x": {"_target_": "os.abort"}},
+    ):
+        with_identity(parameters=evil)
+        with pytest.raises(InputError, match="refused"):
+            generate(composed(f"regenerate={manifest}"))
+    assert not (tmp_path / "PWNED").exists()
 
     with_identity(generator="unheard_of")
     with pytest.raises(
@@ -298,7 +312,7 @@ def test_what_cannot_be_made_again_is_explained(
 
 def test_no_sheet_is_drawn_of_nothing(composed: Composed, server: Record) -> None:
     server.always = "moderation"
-    with pytest.raises(InputError, match="10 of 10 variations are missing"):
+    with pytest.raises(InputError, match="10 of 10 are left out:\n  10 refused by the host's moderation"):
         generate(composed(*remote(server), "variations=1", "confirm=true"))
     assert contact_sheet(prepare(composed(*remote(server), "variations=1"))) is None
 

@@ -344,8 +344,16 @@ def _identity_of_labels(config: DictConfig, dataset: Dataset, split: Split, gene
     if labels.name == "manual":
         file = None if labels.file is None else Path(labels.file)
         every_image = labels.confirmed is Confirmed.all
-        read = Manual(file=file, category_ids=dataset.category_ids, every_image=every_image)
-        return {"name": labels.name, "file": read.sha256, **({"confirmed": "all"} if every_image else {})}
+        read = Manual(
+            file=file,
+            samples=dataset.samples,
+            classes=dataset.classes,
+            category_ids=dataset.category_ids,
+            every_image=every_image,
+        )
+        # Earlier versions matched classes by ids, and images by the store's names.
+        more = {**({"confirmed": "all"} if every_image else {}), **({} if read.read_as_before else {"matched": 2})}
+        return {"name": labels.name, "file": read.sha256, **more}
     if labels.name == "carry" and generator.boxes == "none":
         raise InputError(
             f"generator={config.generator.name} moves things about, so boxes cannot be carried over: choose "

@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation import overlays
 from boxtwin.evaluation.quality_card import QualityCard, describe, write_quality_card
+from boxtwin.synthesis.controls import Repeat
 from boxtwin.synthesis.folder import Folder
 from boxtwin.synthesis.generator import Generator
+from boxtwin.synthesis.identity import read_identity, recorded_parameters, settings_from
 from boxtwin.synthesis.library import Library, Made
-from boxtwin.synthesis.reproduction import read_identity, reproduce
+from boxtwin.synthesis.reproduction import reproduce
+from boxtwin.synthesis.shortage import check_usable
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +75,7 @@ def generate(config: DictConfig) -> None:
         *(labelling.describe(cell), library.folder / "label_card.png", library.folder),
         f"\ncontact sheet: {sheet}" if sheet else "",
     )
+    _check_usable(cell)
     _check_complete(cell, library)
 
 
@@ -99,6 +104,7 @@ def make(cell: Prepared) -> Made:
     labelling.make_ready(cell)
     made = library.make(cell.sources, cell.per_image, ask=not generator.remote)
     labelling.write_label_card(cell)
+    _check_usable(cell)
     if made.made:
         log.info(
             "%s: %d variations made in %.0f s (learning: %.0f s)",
@@ -188,6 +194,18 @@ def _check_confirmed(cell: Prepared, library: Library) -> None:
     log.info("%s", bill)
 
 
+def _check_usable(cell: Prepared) -> None:
+    library = _library_of(cell)
+    check_usable(
+        str(library.folder),
+        library.judged(cell.sources, cell.per_image),
+        [line for (_, number), line in library.refused(cell.sources).items() if number <= cell.per_image],
+        wanted=len(cell.sources) * cell.per_image,
+        training={sample.name for sample in cell.split.train},
+        repeats=isinstance(library.generator, Repeat),
+    )
+
+
 def _check_complete(cell: Prepared, library: Library) -> None:
     missing, refused = library.missing(cell.sources, cell.per_image), library.refused(cell.sources)
     if not missing:
@@ -208,11 +226,12 @@ def _check_complete(cell: Prepared, library: Library) -> None:
 def _regenerate(config: DictConfig) -> None:
     """Make every image of a store again and compare."""
     store = Path(config.regenerate).parent
-    identity = read_identity(Path(config.regenerate))
+    identity = read_identity(store)
     missing = sorted(key for key in OmegaConf.missing_keys(config) if key.startswith("dataset."))
     if missing:
         raise InputError(f"these settings need a value: {', '.join(missing)} (say {missing[0]}=… on the command line)")
-    generator, dataset = _generator_of(config, identity), load_dataset(config)
+    dataset = load_dataset(config)
+    generator = _generator_of(config, identity, dataset.samples)
     if isinstance(generator, Folder):
         generator.match(dataset.samples)
     result = reproduce(store, generator, dataset)
@@ -227,7 +246,7 @@ def _regenerate(config: DictConfig) -> None:
         )
 
 
-def _generator_of(config: DictConfig, identity: dict[str, Any]) -> Generator:
+def _generator_of(config: DictConfig, identity: dict[str, Any], training: Sequence[Sample]) -> Generator:
     """The generator that made a store: its file in conf/generator with the parameters that the store records.
 
     What is no parameter, such as the device or a folder's path, comes from the command line.
@@ -237,10 +256,8 @@ def _generator_of(config: DictConfig, identity: dict[str, Any]) -> Generator:
     with open_dict(config):
         if config.generator.name != name:
             config.generator = _option(name)
-        for key, value in recorded.items():
-            nested = OmegaConf.is_dict(config.generator.get(key)) and "_target_" in config.generator[key]
-            if key in config.generator and not nested:
-                config.generator[key] = value
+        option: Any = OmegaConf.to_container(config.generator, resolve=True)
+        config.generator.update(settings_from(recorded, option))
     missing = sorted(OmegaConf.missing_keys(config.generator))
     if missing:
         raise InputError(f"say generator={name} and generator.{missing[0]}=… as when the store was made")
@@ -250,7 +267,10 @@ def _generator_of(config: DictConfig, identity: dict[str, Any]) -> Generator:
             f"{name} runs elsewhere and gives another image every time, so that there is nothing to compare. Images "
             "lost from its store are brought back by generate.py without regenerate, from answers that were kept"
         )
-    now = json.loads(json.dumps(generator.parameters()))
+    now = json.loads(json.dumps(recorded_parameters(generator, training)))
+    made, here = identity.get("version", generator.version(training)), generator.version(training)
+    if made != here:
+        raise InputError(f"the store was made by version {made} of {name}, here is version {here}")
     unlike = sorted(key for key in {*now, *recorded} if now.get(key) != recorded.get(key))
     if unlike:
         raise InputError(

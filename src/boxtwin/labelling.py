@@ -60,6 +60,8 @@ def make_judge(cell: Prepared) -> Transfer:
     if labels.name == Manual.name:
         return Manual(
             file=Path(labels.file),
+            samples=cell.dataset.samples,
+            classes=cell.dataset.classes,
             category_ids=cell.dataset.category_ids,
             every_image=labels.confirmed is Confirmed.all,
         )

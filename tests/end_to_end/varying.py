@@ -21,6 +21,9 @@ class Speckled:
     boxes: Knowledge = "carried"
     remote = False
 
+    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
+        return 1
+
     def parameters(self) -> dict[str, Any]:
         return {}
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxtwin.datasets.images import pixels_sha256
+from boxtwin.datasets.images import pixels_sha256, write_png
+from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.labels.manual import Manual
 
@@ -28,9 +29,28 @@ def content() -> dict[str, Any]:
     }
 
 
-def manual(tmp_path: Path, changed: dict[str, Any]) -> Manual:
+def source(name: str) -> Sample:
+    no_boxes, none = np.zeros((0, 4), dtype=np.float32), np.zeros(0)
+    return Sample(name, Path(name), 80, 60, 1, no_boxes, none.astype(np.int64), none, none.astype(bool))
+
+
+def judge_of(file: Path | None, **changes: Any) -> Manual:
+    settings: dict[str, Any] = {
+        "samples": [source(f"{name}.png") for name in "abc"],
+        "classes": ("ship", "buoy"),
+        "category_ids": (3, 13),
+    }
+    return Manual(file=file, **{**settings, **changes})
+
+
+def manual(tmp_path: Path, changed: dict[str, Any], **changes: Any) -> Manual:
     (tmp_path / "confirmed.json").write_text(json.dumps(changed))
-    return Manual(file=tmp_path / "confirmed.json", category_ids=(3, 13))
+    return judge_of(tmp_path / "confirmed.json", **changes)
+
+
+def boxes_of(judge: Manual, image: str, pixels: np.ndarray = PIXELS) -> list[tuple[Any, int]] | None:
+    judged = judge(PIXELS, pixels, NO_BOXES, NO_LABELS, image)
+    return None if judged.refused else [(box.box, box.label) for box in judged.boxes]
 
 
 def test_confirmed_images_get_their_boxes_and_the_others_are_refused(tmp_path: Path) -> None:
@@ -49,8 +69,8 @@ def test_files_of_annotation_tools_know_no_marks(tmp_path: Path) -> None:
     for image in changed["images"]:
         image.pop("confirmed", None)
     (tmp_path / "exported.json").write_text(json.dumps(changed))
-    unmarked = Manual(file=tmp_path / "exported.json", category_ids=(3, 13))
-    judge = Manual(file=tmp_path / "exported.json", category_ids=(3, 13), every_image=True)
+    unmarked = judge_of(tmp_path / "exported.json")
+    judge = judge_of(tmp_path / "exported.json", every_image=True)
     for image in changed["images"]:
         name = image["file_name"]
         assert unmarked(PIXELS, PIXELS, NO_BOXES, NO_LABELS, name).refused == "not confirmed by a person"
@@ -59,7 +79,7 @@ def test_files_of_annotation_tools_know_no_marks(tmp_path: Path) -> None:
     # What is marked as not confirmed is not, whatever the rest is.
     changed["images"][0]["confirmed"] = False
     (tmp_path / "exported.json").write_text(json.dumps(changed))
-    judge = Manual(file=tmp_path / "exported.json", category_ids=(3, 13), every_image=True)
+    judge = judge_of(tmp_path / "exported.json", every_image=True)
     assert judge(PIXELS, PIXELS, NO_BOXES, NO_LABELS, "images/a/v01.png").refused == "not confirmed by a person"
 
 
@@ -94,15 +114,15 @@ def test_a_changed_file_has_another_hash(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_explained_with_the_way_to_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"say labels\.file=FILE; to get one, make the variations"):
-        Manual(file=None, category_ids=(3,))
+        judge_of(None)
     with pytest.raises(InputError, match=r"none\.json cannot be read.*copy annotations\.json of their store"):
-        Manual(file=tmp_path / "none.json", category_ids=(3,))
+        judge_of(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("annotations", 0, "category_id"), 7, "category_id 7 is none of the data set's, 3, 13"),
+        (("annotations", 0, "category_id"), 7, "category_id 7 is none of the data set's, ship \\(3\\), buoy \\(13\\)"),
         (("annotations", 0, "bbox"), [10, 20, 0, 6], r"annotation 1: bbox \[10, 20, 0, 6\] is no box"),
         (("annotations", 0, "bbox"), [float("nan"), 20, 5, 6], "is no box"),
         (("annotations", 0, "bbox"), "here", "is no COCO file"),
@@ -121,7 +141,7 @@ def test_bad_files_are_explained(tmp_path: Path, place: tuple[str, int, str], va
 def test_what_is_no_coco_file_is_said_to_be_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "f.json").write_text(text)
     with pytest.raises(InputError, match=r"labels\.file=.*f\.json is (no COCO file|not valid JSON)"):
-        Manual(file=tmp_path / "f.json", category_ids=(3,))
+        judge_of(tmp_path / "f.json")
 
 
 def test_a_box_outside_its_image_is_an_error(tmp_path: Path) -> None:
@@ -130,3 +150,96 @@ def test_a_box_outside_its_image_is_an_error(tmp_path: Path) -> None:
     judge = manual(tmp_path, changed)
     with pytest.raises(InputError, match=r"reaches outside images/a/v01\.png, 80x60"):
         judge(PIXELS, PIXELS, NO_BOXES, NO_LABELS, "images/a/v01.png")
+
+
+BOX = ((10, 20, 15, 26), 1)  # of images/a/v01.png
+
+
+def test_classes_are_matched_by_name(tmp_path: Path) -> None:
+    changed = content()
+    changed["categories"] = [{"id": 13, "name": "ship"}, {"id": 3, "name": "buoy"}, {"id": 5, "name": "unused"}]
+    swapped = manual(tmp_path, changed)
+    assert boxes_of(swapped, "images/a/v01.png") == [(BOX[0], 0)]
+    assert not swapped.read_as_before
+    assert manual(tmp_path, content()).read_as_before
+    del changed["categories"]
+    assert boxes_of(manual(tmp_path, changed), "images/a/v01.png") == [BOX]
+    changed["categories"] = [{"id": 13, "name": "whale"}, {"id": 3, "name": "ship"}]
+    with pytest.raises(InputError, match=r"annotation 1: class 'whale' \(category_id 13\)"):
+        manual(tmp_path, changed)
+    changed["annotations"] = []  # without boxes it does no harm
+    assert boxes_of(manual(tmp_path, changed), "images/a/v01.png") == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "images/a_v01.png",
+        "images/a/v01.png",
+        "a_v01.png",
+        "a_v01.jpg",
+        "upload\\a_v01.png",
+        "images_a_v01.png",
+        "/data/images/a/v01.png",
+        "1f0c9d3e-a_v01.png",
+        "a_v01_png.rf.0123456789abcdef.jpg",
+    ],
+)
+@pytest.mark.parametrize("stored", ["images/a_v01.png", "images/a/v01.png"])
+def test_images_are_recognised_under_the_names_that_tools_give(tmp_path: Path, name: str, stored: str) -> None:
+    changed = content()
+    changed["images"][0]["file_name"] = name
+    assert boxes_of(manual(tmp_path, changed), stored) == [BOX]
+
+
+def test_images_under_other_names_are_recognised_by_their_pixels(tmp_path: Path) -> None:
+    changed = content()
+    changed["images"][0] |= {"file_name": "00017.png"}
+    changed["images"][2] |= {"file_name": "00018.png", "pixels_sha256": pixels_sha256(PIXELS + 2)}
+    write_png(tmp_path / "images" / "00017.png", PIXELS)
+    judge = manual(tmp_path, changed)
+    assert boxes_of(judge, "images/a_v01.png") == [BOX]
+    assert boxes_of(judge, "images/b_v01.png", PIXELS + 2) == []
+    assert boxes_of(judge, "images/b_v02.png", PIXELS + 3) is None
+    assert not judge.read_as_before
+
+
+def test_names_that_match_nothing_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    changed = content()
+    changed["images"][2]["file_name"] = "holiday.png"
+    assert boxes_of(manual(tmp_path, changed), "images/a_v01.png") == [BOX]
+    assert "1 of 2 file names" in caplog.text
+    assert "holiday.png" in caplog.text
+    changed["images"][0]["file_name"] = "x_v01.png"
+    with pytest.raises(InputError, match=r"2 of 2 file names .* x_v01\.png, holiday\.png"):
+        manual(tmp_path, changed)
+
+
+def test_one_base_name_in_two_folders_is_no_telling_one(tmp_path: Path) -> None:
+    samples = [source("left/a.png"), source("right/a.png")]
+    changed = content()
+    changed["images"] = changed["images"][:1]
+    changed["images"][0]["file_name"] = "a_v01.png"
+    with pytest.raises(InputError, match="1 of 1 file names"):
+        manual(tmp_path, changed, samples=samples)
+    for name in ("left__a_v01.png", "images/left/a/v01.png", "left_a_v01.png"):
+        changed["images"][0]["file_name"] = name
+        judge = manual(tmp_path, changed, samples=samples)
+        assert boxes_of(judge, "images/left__a_v01.png") == [BOX]
+        assert boxes_of(judge, "images/right__a_v01.png") is None
+
+
+def test_two_images_of_one_variation_are_refused(tmp_path: Path) -> None:
+    changed = content()
+    changed["images"][2]["file_name"] = "a_v01_png.rf.00ff.jpg"
+    with pytest.raises(InputError, match=r"are both variation 1 of a\.png"):
+        manual(tmp_path, changed)
+
+
+def test_labels_of_images_of_another_size_are_refused(tmp_path: Path) -> None:
+    changed = content()
+    changed["images"][0] |= {"width": 40, "height": "30"}
+    with pytest.raises(InputError, match=r"40 x 30 pixels, the image has 80 x 60"):
+        manual(tmp_path, changed)
+    del changed["images"][0]["width"]
+    assert boxes_of(manual(tmp_path, changed), "images/a_v01.png") == [BOX]

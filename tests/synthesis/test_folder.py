@@ -98,7 +98,10 @@ def test_files_go_to_the_sources_that_their_names_tell(dataset: Dataset, tmp_pat
     values = {key: read_image(library.folder / line["image"]).mean() for key, line in found.items()}
     assert values == {("S00_0.png", 1): 1, ("S00_0.png", 2): 2, ("S01_0.png", 1): 3, ("S02_0.png", 2): 4}
     assert found["S02_0.png", 2]["record"] == {"file": "S02_0 (2).png"}
-    assert found["S02_0.png", 2]["claimed"] == {"boxes": [], "labels": []}
+    # Where the objects are is the source's: colour, blur and stains leave them there.
+    claimed = found["S02_0.png", 2]["claimed"]
+    np.testing.assert_array_equal(claimed["boxes"], dataset.samples[2].boxes)
+    np.testing.assert_array_equal(claimed["labels"], dataset.samples[2].labels)
     assert set(library.refused(dataset.samples)) == {("S01_0.png", 2), ("S02_0.png", 1)}
     assert {line["reason"] for line in library.refused(dataset.samples).values()} == {f"no file for it in {folder}"}
 
@@ -170,13 +173,27 @@ def test_size_depth_and_channels(
     assert (found.pixels == 100).all()
 
 
-def test_eight_bits_fill_sixteen_and_grey_fills_colour(make_coco: Callable[..., Any], tmp_path: Path) -> None:
-    dataset = make_coco(images=1, channels=(3,), dtypes=(np.uint16,)).read()
-    picture(tmp_path / "made" / "S00_0_v1.png", 255)
-    (found,) = vary(tmp_path / "made", dataset)
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_eight_bits_become_as_bright_as_their_source(make_coco: Callable[..., Any], tmp_path: Path, bits: int) -> None:
+    built = make_coco(images=1, channels=(3,), dtypes=(np.uint16,))
+    path = built.images / "S00_0.png"
+    eight = np.random.default_rng(0).integers(0, 256, (64, 80, 3)).astype(np.uint8)
+    write_png(path, (eight.astype(np.uint16) << (bits - 8)).astype(np.uint16))
+    noisy = np.clip(eight + np.random.default_rng(1).normal(0, 4, eight.shape), 0, 255).astype(np.uint8)
+    write_png(tmp_path / "made" / "S00_0_v1.png", noisy)
+    (found,) = vary(tmp_path / "made", built.read())
     assert isinstance(found, Variation)
     assert (found.pixels.shape, found.pixels.dtype) == ((64, 80, 3), np.uint16)
-    assert (found.pixels == 65535).all()
+    assert found.pixels.mean() / read_image(path).mean() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(("dtype", "version"), [(np.uint8, 1), (np.uint16, 2)])
+def test_only_stores_of_16_bit_sources_are_made_anew(
+    make_coco: Callable[..., Any], tmp_path: Path, dtype: Any, version: int
+) -> None:
+    picture(tmp_path / "made" / "S00_0_v1.png", 1)
+    generator = Folder(path=str(tmp_path / "made"), resize=False)
+    assert generator.version(make_coco(images=1, dtypes=(dtype,)).read().samples) == version
 
 
 @pytest.mark.parametrize("channels", [1, 3])

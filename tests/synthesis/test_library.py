@@ -46,6 +46,9 @@ class Noise:
         self.shape: tuple[int, ...] | None = None
         self.dtype: Any = None
 
+    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
+        return 1
+
     def parameters(self) -> dict[str, Any]:
         return {"level": self.level}
 
@@ -90,7 +93,7 @@ def assert_complete(library: Library, sources: Sequence[Sample], per_image: int)
     wanted = {(source.name, number) for source in sources for number in range(1, per_image + 1)}
     assert sorted((line["source"], line["variation"]) for line in library.lines()) == sorted(wanted)
     assert len(library.variations(sources, per_image)) == len(wanted)
-    assert len(list((library.folder / "images").rglob("v*.png"))) == len(wanted)
+    assert len(list((library.folder / "images").glob("*_v*.png"))) == len(wanted)
     content = json.loads((library.folder / "annotations.json").read_text())
     assert {(image["source"], image["variation"]) for image in content["images"]} == wanted
 
@@ -133,7 +136,7 @@ def test_a_store_as_the_design_has_it(dataset: Dataset, tmp_path: Path, noise: N
     assert line["source"] == source.name
     assert line["source_sha256"] == source.sha256
     assert line["variation"] == 1
-    assert line["image"] == "images/S00_0/v01.png"
+    assert line["image"] == "images/S00_0_v01.png"
     assert line["generator"] == "noise"
     assert line["parameters"] == {"level": 50}
     assert set(line["model"]) == {"id", "revision"}
@@ -311,7 +314,7 @@ def test_images_deleted_changed_or_cut_short_are_made_again(dataset: Dataset, tm
 def test_a_lost_image_of_another_source_is_no_obstacle(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
     library = open_library(dataset, tmp_path / "stores", noise)
     library.make(dataset.samples, 1)
-    shutil.rmtree(library.folder / "images" / "S02_0")
+    (library.folder / "images" / "S02_0_v01.png").unlink()
     library.make(dataset.samples[:2], 2)
     content = json.loads((library.folder / "annotations.json").read_text())
     assert sorted((image["source"], image["variation"]) for image in content["images"]) == [
@@ -429,7 +432,7 @@ def test_names_that_differ_in_their_ending_only_are_refused(make_coco: Callable[
     shutil.copy(built.images / "S00_0.png", built.images / "S00_0.tif")
     built.content["images"][1]["file_name"] = "S00_0.tif"
     dataset = built.read()
-    with pytest.raises(InputError, match=r"S00_0\.png and S00_0\.tif differ in their ending only"):
+    with pytest.raises(InputError, match=r"S00_0\.png and S00_0\.tif would share names"):
         open_library(dataset, tmp_path / "stores", Repeat()).make(dataset.samples, 1)
 
 
@@ -442,7 +445,7 @@ def test_folders_in_file_names_are_kept_apart(make_coco: Callable[..., Any], tmp
     dataset = built.read()
     library = open_library(dataset, tmp_path / "stores", Repeat())
     library.make(dataset.samples, 1)
-    assert [line["image"] for line in library.lines()] == ["images/a/same/v01.png", "images/b/same/v01.png"]
+    assert [line["image"] for line in library.lines()] == ["images/a__same_v01.png", "images/b__same_v01.png"]
 
 
 def test_dropped_boxes_leave_the_labels_but_not_the_manifest(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
@@ -474,7 +477,14 @@ def test_images_whose_labels_are_not_trusted_are_kept_and_not_used(
     usable = library.variations(dataset.samples, 2)
     assert [sample.lineage.source for sample in usable if sample.lineage] == 2 * ["S00_0.png"] + 2 * ["S02_0.png"]
     assert [sample.image_id for sample in usable] == [1, 2, 3, 4]
-    assert len(json.loads((library.folder / "annotations.json").read_text())["images"]) == 4
+    images = json.loads((library.folder / "annotations.json").read_text())["images"]
+    marks = {(image["source"], image.get("refused"), image.get("confirmed")) for image in images}
+    assert len(images) == 6
+    assert marks == {
+        ("S00_0.png", None, None),
+        ("S01_0.png", "nothing in it", False),
+        ("S02_0.png", None, None),
+    }
     assert library.make(dataset.samples, 2).there == 6
 
 

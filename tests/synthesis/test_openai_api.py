@@ -208,7 +208,12 @@ def test_moderation_is_no_reason_to_try_again_or_to_stop(
     ("fault", "message"),
     [
         ("bad key", r"does not take the key in OPENAI_API_KEY \(401 invalid_api_key\)"),
-        ("forbidden", r"does not take the key in OPENAI_API_KEY \(403\)"),
+        ("forbidden", r"refuses images/\w+ with .* \(403\): Not for \[OPENAI_API_KEY\]"),
+        ("unverified", r"refuses images/\w+ with .* \(403\): Your organization must be verified"),
+        (
+            "not a member",
+            r"\(401\): You must be a member of an organization .*; \[OPENAI_API_KEY\] or \[OPENAI_API_KEY\]",
+        ),
         ("quota", r"wants money first \(429 insufficient_quota\): You exceeded"),
         (
             "gone",

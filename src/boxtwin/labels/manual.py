@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,9 +15,12 @@ from jaxtyping import Float, Int
 from boxtwin.boxes import Box, xywh_to_xyxy
 from boxtwin.datasets.coco_boxes import ROUNDING, fit_box
 from boxtwin.datasets.coco_json import load_json
-from boxtwin.datasets.images import Pixels, pixels_sha256
-from boxtwin.datasets.sample import CarriedBox, Judgement
+from boxtwin.datasets.images import Pixels, pixels_sha256, read_image
+from boxtwin.datasets.sample import CarriedBox, Judgement, Sample
+from boxtwin.datasets.variation_names import earlier_image_name, image_name, match_names
 from boxtwin.errors import InputError
+
+log = logging.getLogger(__name__)
 
 NOT_CONFIRMED = "not confirmed by a person"
 HOW = (
@@ -24,46 +28,77 @@ HOW = (
     'mark every image that is right with "confirmed": true, or correct it in an annotation tool, export COCO, and say '
     "labels.confirmed=all"
 )
+EXAMPLES = 3  # names in a message
+
+
+class _Labelled(NamedTuple):
+    """What the file says of one image."""
+
+    name: str
+    size: tuple[int, int] | None  # width and height, where the file tells them
+    pixels: str | None  # a hash of the pixels that are meant
+    minutes: float | None
+    boxes: list[tuple[int, Box, int]]  # number of the annotation, xyxy, label
 
 
 class Manual:
     """Take the boxes of images that a person has confirmed; refuse all others.
 
-    The file is COCO JSON whose images carry the ``file_name`` they have in their store's ``annotations.json``, and
-    ``"confirmed": true`` where a person stands up for the labels. An image that also carries the store's
-    ``pixels_sha256`` must have these very pixels: a store of other settings uses the same names. An image may say how
-    many ``minutes`` its labels took a person; reports add them up.
+    The file is COCO JSON, with ``"confirmed": true`` at images where a person stands up for the labels. Its images are
+    recognised by the ``file_name`` of their store's ``annotations.json``, by the base name of that, or by their pixels:
+    where an image has the store's ``pixels_sha256``, or its file lies beside the label file. An image with a
+    ``pixels_sha256`` must have these very pixels: a store of other settings uses the same names. Classes are matched by
+    the names in the file's ``categories``; without such, ids are the data set's. An image may say how many ``minutes``
+    its labels took a person; reports add them up.
 
     Args:
         file: what `labels.file` names.
+        samples: all images of the data set.
+        classes: of the data set.
         category_ids: the number that the data set's file gives each class.
         every_image: whether all images of the file count as confirmed, but those marked ``"confirmed": false``: files
             from annotation tools hold what a person has been through, and have lost the marks.
 
     Raises:
-        InputError: no file is named, or it is missing, no COCO, of other categories, or holds bad boxes.
+        InputError: no file is named, or it is missing, no COCO, has boxes of other classes or bad boxes, is about
+            images of other sizes, or none of its images is a variation of one of ``samples``.
     """
 
     name = "manual"
 
-    def __init__(self, *, file: Path | None, category_ids: Sequence[int], every_image: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        file: Path | None,
+        samples: Sequence[Sample],
+        classes: Sequence[str],
+        category_ids: Sequence[int],
+        every_image: bool = False,
+    ) -> None:
         if file is None:
             raise InputError(f"labels=manual takes a file of confirmed labels: say labels.file=FILE; to get one, {HOW}")
-        self.file = file
+        self.file, self._classes = (
+            file,
+            [f"{name} ({number})" for name, number in zip(classes, category_ids, strict=True)],
+        )
         try:
             encoded = file.read_bytes()
         except OSError as error:
             raise InputError(f"labels.file={file} cannot be read: {error.strerror}; to get one, {HOW}") from None
         self.sha256 = hashlib.sha256(encoded).hexdigest()
         content = load_json(file, setting="labels.file=")
+        ids = {number: label for label, number in enumerate(category_ids)}
         try:
-            confirmed = [image for image in content["images"] if image.get("confirmed", every_image) is True]
-            self._minutes = {image["file_name"]: _minutes(image) for image in confirmed}
-            self._pixels = {image["file_name"]: image.get("pixels_sha256") for image in confirmed}
-            labels = {number: label for label, number in enumerate(category_ids)}
-            self._boxes = self._read(confirmed, content["annotations"], labels)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            confirmed = [image for image in content["images"] if _is_confirmed(image, every_image)]
+            labels = self._labels(content.get("categories"), classes, ids)
+            images = self._read(confirmed, content["annotations"], labels)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"labels.file={file} is no COCO file of images and annotations: {error!r}") from None
+        self._by_name, self._by_pixels = self._recognise(images, samples)
+        # Whether versions that took ids as the data set's, and knew no other names than the store's, read it alike.
+        self.read_as_before = all(ids.get(number) == label for number, label in labels.items()) and all(
+            self._by_name.get(image.name) is image for image in images
+        )
 
     def __call__(
         self,
@@ -74,43 +109,135 @@ class Manual:
         image: str = "",
     ) -> Judgement:
         """The confirmed boxes of the store's ``image``."""
-        if image not in self._pixels:
-            return Judgement((), refused=NOT_CONFIRMED)
-        if self._pixels[image] not in (None, pixels_sha256(pixels)):
-            return Judgement((), refused=f"{NOT_CONFIRMED}: these are not the pixels that {self.file.name} speaks of")
+        digest = pixels_sha256(pixels)
+        found = self._by_name.get(image)
+        if found is None or found.pixels not in (None, digest):
+            named, found = found, self._by_pixels.get(digest)
+            if found is None:
+                reason = f": these are not the pixels that {self.file.name} speaks of" if named else ""
+                return Judgement((), refused=f"{NOT_CONFIRMED}{reason}")
         height, width = pixels.shape[:2]
+        self._check_size(found, width, height)
         taken = []
-        for number, box, label in self._boxes[image]:
+        for number, box, label in found.boxes:
             inside, overhang = fit_box(box, width, height)
             if overhang > ROUNDING:
                 raise InputError(f"{self.file}, annotation {number}: [{box}] reaches outside {image}, {width}x{height}")
             taken.append(CarriedBox(inside, label, "kept", {}))
-        return Judgement(tuple(taken), minutes=self._minutes[image])
+        return Judgement(tuple(taken), minutes=found.minutes)
+
+    def _labels(
+        self, categories: list[dict[str, Any]] | None, classes: Sequence[str], ids: dict[int, int]
+    ) -> dict[int, int | str]:
+        """The label of each of the file's category ids; the name of those that the data set lacks."""
+        if not categories:
+            return dict(ids)
+        known = {name: label for label, name in enumerate(classes)}
+        labels: dict[int, int | str] = {}
+        for category in categories:
+            name = str(category["name"]).strip()
+            label = known.get(name, name)
+            if labels.setdefault(category["id"], label) != label:
+                raise InputError(f"labels.file={self.file}: category id {category['id']} has two names")
+        return labels
 
     def _read(
-        self, confirmed: list[dict[str, Any]], annotations: list[dict[str, Any]], labels: dict[int, int]
-    ) -> dict[str, list[tuple[int, Box, int]]]:
-        """Number, box and label of the annotations of each confirmed image."""
-        names = {image["id"]: image["file_name"] for image in confirmed}
-        if len(names) != len(self._pixels):
+        self, confirmed: list[dict[str, Any]], annotations: list[dict[str, Any]], labels: dict[int, int | str]
+    ) -> list[_Labelled]:
+        """What the file says of each confirmed image."""
+        images = {
+            image["id"]: _Labelled(image["file_name"], _size(image), image.get("pixels_sha256"), _minutes(image), [])
+            for image in confirmed
+        }
+        if len(images) != len(confirmed) or len({image.name for image in images.values()}) != len(confirmed):
             raise InputError(f"labels.file={self.file}: two confirmed images share an id or a file_name")
-        found: dict[str, list[tuple[int, Box, int]]] = {name: [] for name in names.values()}
         for annotation in annotations:
-            if annotation["image_id"] not in names:
+            image = images.get(annotation["image_id"])
+            if image is None:
                 continue
-            number = annotation.get("id", -1)
-            if annotation["category_id"] not in labels:
+            number, category = annotation.get("id", -1), annotation["category_id"]
+            label = labels.get(category)
+            if not isinstance(label, int):
+                what = f"class {label!r} (category_id {category})" if label else f"category_id {category}"
                 raise InputError(
-                    f"labels.file={self.file}, annotation {number}: category_id {annotation['category_id']} is none of "
-                    f"the data set's, {', '.join(map(str, labels))}"
+                    f"labels.file={self.file}, annotation {number}: {what} is none of the data set's, "
+                    f"{', '.join(self._classes)}"
                 )
             corners = xywh_to_xyxy(np.array(annotation["bbox"], dtype=np.float64))
             x1, y1, x2, y2 = corners.tolist()
             if not np.isfinite(corners).all() or x1 >= x2 or y1 >= y2:
                 raise InputError(f"labels.file={self.file}, annotation {number}: bbox {annotation['bbox']} is no box")
-            name = names[annotation["image_id"]]
-            found[name].append((number, (x1, y1, x2, y2), labels[annotation["category_id"]]))
-        return found
+            image.boxes.append((number, (x1, y1, x2, y2), label))
+        return list(images.values())
+
+    def _recognise(
+        self, images: Sequence[_Labelled], samples: Sequence[Sample]
+    ) -> tuple[dict[str, _Labelled], dict[str, _Labelled]]:
+        """What the file says of images of a store, by their paths in it, and by hashes of their pixels."""
+        sizes = {sample.name: (sample.width, sample.height) for sample in samples}
+        matched = match_names((image.name for image in images), sizes)
+        by_name: dict[str, _Labelled] = {}
+        by_pixels: dict[str, _Labelled] = {}
+        lost = []
+        for image in images:
+            if image.name in matched:
+                source, number = matched[image.name]
+                self._check_size(image, *sizes[source])
+                for path in (image_name(source, number), earlier_image_name(source, number)):
+                    other = by_name.setdefault(path, image)
+                    if other is not image:
+                        raise InputError(
+                            f"labels.file={self.file}: {other.name} and {image.name} are both variation {number} of "
+                            f"{source}; keep one of them"
+                        )
+            digest = image.pixels or (None if image.name in matched else self._digest(image.name))
+            if digest is not None:
+                by_pixels.setdefault(digest, image)
+            elif image.name not in matched:
+                lost.append(image.name)
+        if lost:
+            told = (
+                f"labels.file={self.file}: {len(lost)} of {len(images)} file names are of no variation of the data "
+                f"set's images, such as {', '.join(lost[:EXAMPLES])}"
+            )
+            example = image_name(samples[0].name, 1) if samples else "NAME_v01.png"
+            if len(lost) == len(images):
+                raise InputError(
+                    f"{told}. Names are as in the store's annotations.json ({example}); under other names, put the "
+                    "image files beside the label file, and they are recognised by their pixels"
+                )
+            log.warning("%s; they are left out (a name that is known: %s)", told, example)
+        return by_name, by_pixels
+
+    def _digest(self, name: str) -> str | None:
+        """The hash of an image's pixels, where its file lies beside the label file."""
+        folder = self.file.parent
+        for path in (folder / name, folder / "images" / name, folder / Path(name).name):
+            if path.is_file():
+                try:
+                    return pixels_sha256(read_image(path))
+                except OSError:
+                    return None
+        return None
+
+    def _check_size(self, image: _Labelled, width: int, height: int) -> None:
+        if image.size not in (None, (width, height)):
+            told = "{} x {}".format(*image.size)
+            raise InputError(
+                f"labels.file={self.file}: {image.name} is said to have {told} pixels, the image has "
+                f"{width} x {height}: its boxes are of another size; export the labels at the size of the images"
+            )
+
+
+def _size(image: dict[str, Any]) -> tuple[int, int] | None:
+    if image.get("width") is None or image.get("height") is None:
+        return None
+    return int(float(image["width"])), int(float(image["height"]))
+
+
+def _is_confirmed(image: dict[str, Any], every_image: bool) -> bool:
+    """Whether a person stands up for the labels; those that the store refused need a mark of their own."""
+    return image.get("confirmed", every_image and not image.get("refused")) is True
 
 
 def _minutes(image: dict[str, Any]) -> float | None:

@@ -29,6 +29,10 @@ class Repeat:
     boxes: Knowledge = "exact"
     remote = False
 
+    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
+        """The first."""
+        return 1
+
     def parameters(self) -> dict[str, Json]:
         """None: there is nothing to set."""
         return {}
@@ -118,6 +122,10 @@ class CopyPaste:
         self.pastes, self.min_pastes, self.feather = pastes, min_pastes, feather
         self.tolerance, self.mirror, self.turns = tolerance, mirror, turns
         self._cutouts: list[_Cutout] | None = None
+
+    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
+        """The first."""
+        return 1
 
     def parameters(self) -> dict[str, Json]:
         """All settings."""

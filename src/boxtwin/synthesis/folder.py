@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from boxtwin.datasets.images import Pixels, as_grey, read_image
+from boxtwin.datasets.levels import widened
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Json, Knowledge, Model, Refused, Request, Variation
@@ -34,8 +35,9 @@ class Folder:
     Files that begin with a dot, and those that are no images by their ending, are left alone.
 
     Images must have their source's size; with ``resize`` those of the same shape are brought to it. Depth and channels
-    become the source's: 8 and 16 bit by their full ranges, colour to grey by the mean of the channels, also where grey
-    is stored as colour: most models know colour only, and tint what had none.
+    become the source's: 8 bit become 16 white to white (`widened`), 16 bit become 8 by the full ranges, colour becomes
+    grey by the mean of the channels, also where grey is stored as colour: most models know colour only, and tint what
+    had none.
 
     Args:
         path: the folder.
@@ -44,7 +46,7 @@ class Folder:
 
     name = "folder"
     learns = False
-    boxes: Knowledge = "none"
+    boxes: Knowledge = "carried"  # of colour, blur and stains; what moves things about takes labels=pseudo or manual
     remote = False
 
     def __init__(self, *, path: str, resize: bool) -> None:
@@ -62,6 +64,10 @@ class Folder:
             raise InputError(f"generator.path={path} holds no images ({', '.join(ENDINGS)})")
         self.digest = self._digest()
         self._matched: dict[tuple[str, int], Path] | None = None
+
+    def version(self, training: Sequence[Sample]) -> int:
+        """2 of 16 bit: 8 bit images were spread over the whole range before. Others came out as they do now."""
+        return 2 if any(sample.bits > 8 for sample in training) else 1
 
     def parameters(self) -> dict[str, Json]:
         """The content of the folder, wherever it lies: when a file changes, it is another store."""
@@ -135,8 +141,7 @@ class Folder:
                 yield Refused(request, f"{file.relative_to(self.path).as_posix()}: {error}")
                 continue
             record: dict[str, Json] = {"file": file.relative_to(self.path).as_posix()}
-            none, no_labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
-            yield Variation(request, pixels, none, no_labels, record=record)
+            yield Variation(request, pixels, request.source.object_boxes, request.source.object_labels, record=record)
 
     def _fitted(self, pixels: Pixels, source: Pixels) -> Pixels:
         """In size, depth and channels of ``source``.
@@ -158,8 +163,8 @@ class Folder:
         if source.ndim == 3 and pixels.ndim == 2:
             pixels = np.repeat(pixels[:, :, None], 3, axis=2)
         if pixels.dtype != source.dtype:
-            wider = source.dtype == np.uint16
-            pixels = pixels.astype(np.uint16) * 257 if wider else np.rint(pixels / 257).astype(np.uint8)
+            deeper = source.dtype == np.uint16
+            pixels = widened(pixels, source) if deeper else np.rint(pixels / 257).astype(np.uint8)
         return np.ascontiguousarray(pixels)
 
     def _digest(self) -> str:

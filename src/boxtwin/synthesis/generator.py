@@ -76,6 +76,12 @@ class Generator(Protocol):
     boxes: Knowledge
     remote: bool  # whether pixels leave this machine: `train.py` never calls such a generator
 
+    def version(self, training: Sequence[Sample]) -> int:
+        """The version of what it computes, from 1; to be raised when the same settings give other images than before.
+
+        Where this is so for some data only (such as 16 bit), for these only: the store is keyed by it.
+        """
+
     def parameters(self) -> dict[str, Json]:
         """All that changes the pixels it makes; the store is keyed by it, and the manifest records it."""
 

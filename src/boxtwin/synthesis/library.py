@@ -3,10 +3,9 @@
 A store is a folder ``<generator>-<key>``. Its truth is ``manifest.jsonl``: a variation exists when its line stands
 there and its file matches the line. Images are written before lines, so that a kill leaves nothing half-made behind.
 
-Two stores whose pixels are the same and whose labels are found in different ways hold the same images: the second
-takes them over from the first, as hard links where the disk has them, and judges them anew. Nothing is made or paid for
-twice. Images that a generator could not have are in ``refused.jsonl``, with the reason, and are asked for again by the
-next call.
+Stores of the same pixels with other labels hold the same images: the second takes them over from the first, as hard
+links where the disk has them, and judges them anew. Images that a generator could not have are in ``refused.jsonl``,
+with the reason, and are asked for again by the next call.
 """
 
 from __future__ import annotations
@@ -27,33 +26,35 @@ from tqdm import tqdm
 from boxtwin.boxes import area_xyxy
 from boxtwin.datasets.images import (
     Pixels,
+    encode_png,
     link_file,
     read_image,
     remove_leftovers,
     write_bytes_atomically,
-    write_png,
 )
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Judgement, Lineage, Sample
+from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
 from boxtwin.locks import alone
 from boxtwin.synthesis.costs import LEARNING
+from boxtwin.synthesis.fitness import unfit
 from boxtwin.synthesis.generator import Generator, Json, Refused, Request, Variation
+from boxtwin.synthesis.identity import identity_of, key_of, read_identity, write_identity
 from boxtwin.synthesis.manifest import (
     MANIFEST,
     append_line,
     as_coco,
-    file_sha256,
     fingerprint,
     labels_entry,
     mend,
+    tell_of_damage,
     valid_lines,
     whole_lines,
 )
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of manifest lines; an older store is left alone, and made anew beside it
 REFUSED = "refused.jsonl"
 MODELS = "models"  # below the folder of all stores: what generators have learnt
 
@@ -111,16 +112,8 @@ class Library:
         synthetic = [sample.name for sample in training if sample.lineage is not None]
         if synthetic:
             raise ValueError(f"a generator learns from real images only, got {', '.join(synthetic[:10])}")
-        self.identity: dict[str, Any] = {
-            "format": FORMAT,
-            "dataset": dataset,
-            "generator": generator.name,
-            "parameters": generator.parameters(),
-            "labels": labels,
-            "seed": seed,
-            "training": [[sample.name, fingerprint(sample)] for sample in training] if generator.learns else [],
-        }
-        self.key = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
+        self.identity = identity_of(generator, training, dataset=dataset, labels=labels, seed=seed)
+        self.key = key_of(self.identity)
         self.root = root
         self.folder = root / f"{generator.name}-{self.key}"
         self.manifest = self.folder / MANIFEST
@@ -159,7 +152,7 @@ class Library:
         usable = [
             (source, lines[source.name, number])
             for source, number in wanted
-            if (source.name, number) in lines and lines[source.name, number]["labels"]["refused"] is None
+            if (source.name, number) in lines and not lines[source.name, number]["labels"]["refused"]
         ]
         return tuple(self._sample(source, line, image_id) for image_id, (source, line) in enumerate(usable, start=1))
 
@@ -201,7 +194,7 @@ class Library:
         }
 
     def lines(self) -> list[dict[str, Any]]:
-        """The manifest, oldest line first. A line cut short by a kill does not count."""
+        """The manifest's whole lines, oldest first."""
         return whole_lines(self.manifest)
 
     def _requests(self, sources: Sequence[Sample], per_image: int) -> list[Request]:
@@ -215,16 +208,17 @@ class Library:
         for file in (self.manifest, self.folder / REFUSED, self.folder / LEARNING):
             mend(file)
         remove_leftovers(self.folder)
+        write_identity(self.folder, self.identity)
         there = valid_lines(self.folder, sources)
         requests = [request for request in self._requests(sources, per_image) if _key(request) not in there]
+        tell_of_damage(self.folder, map(_key, requests))
         known = len(sources) * per_image - len(requests)
         if not requests:
-            if known and not self._annotations_are_fresh():  # a kill came between the last line and the COCO file
+            if known and not self._annotations_are_fresh():  # killed between the last line and the COCO file
                 self._write_annotations()
             return Made(0, known, 0.0, 0.0)
         if self.judge is None:
             raise ValueError(f"{self.folder}: no judge of labels has been set")
-        write_bytes_atomically(self.folder / "store.json", json.dumps(self.identity, indent=1).encode())
         taken_over = self._take_over(requests)
         requests = [request for request in requests if ask and _key(request) not in taken_over]
         started = time.perf_counter()
@@ -248,7 +242,7 @@ class Library:
         )
 
     def _draw(self, requests: Sequence[Request]) -> tuple[int, float]:
-        """Have the generator make what is asked for; how many there are now, and what they cost."""
+        """Have the generator make what is asked for; how many it made, and what they cost."""
         made, cost, last = 0, 0.0, time.perf_counter()
         progress = tqdm(
             self.generator.vary(requests), total=len(requests), desc=f"{self.generator.name}: variations", unit="image"
@@ -285,13 +279,13 @@ class Library:
                 f"{self.generator.name}, {source.name}: {original.shape} pixels of {original.dtype} were expected, "
                 f"{variation.pixels.shape} and {variation.pixels.dtype} came"
             )
-        image = Path("images") / _folder_of(source.name) / f"v{request.variation:02d}.png"
-        write_png(self.folder / image, variation.pixels)
+        image, content = image_name(source.name, request.variation), encode_png(variation.pixels)
+        write_bytes_atomically(self.folder / image, content)
         model = self.generator.model()
         line = {
             **self._about(request),
-            "image": image.as_posix(),
-            "image_sha256": file_sha256(self.folder / image),
+            "image": image,
+            "image_sha256": hashlib.sha256(content).hexdigest(),
             "parameters": self.identity["parameters"],
             "model": {"id": model.id, "revision": model.revision} if model else {"id": "none", "revision": None},
             "seconds": round(seconds, 4),
@@ -299,9 +293,23 @@ class Library:
             "record": variation.record,
             "claimed": {"boxes": variation.boxes.tolist(), "labels": variation.labels.tolist()},
         }
+        self._append(line, original, variation.pixels, variation.boxes, variation.labels)
+
+    def _append(
+        self,
+        line: dict[str, Any],
+        original: Pixels,
+        pixels: Pixels,
+        boxes: Float[np.ndarray, "n 4"],
+        labels: Int[np.ndarray, " n"],
+    ) -> None:
+        """Judge a variation and add its line."""
         assert self.judge is not None
-        judgement = self.judge(original, variation.pixels, variation.boxes, variation.labels, image.as_posix())
-        append_line(self.manifest, line | {"labels": labels_entry(judgement)})
+        reason = unfit(original, pixels)
+        judge = self.judge if reason is None else lambda *_: Judgement((), refused=reason)
+        judgement = judge(original, pixels, boxes, labels, line["image"])
+        unchanged = {"unchanged": True} if np.array_equal(original, pixels) else {}
+        append_line(self.manifest, line | unchanged | {"labels": labels_entry(judgement)})
 
     def _take_over(self, requests: Sequence[Request]) -> set[tuple[str, int]]:
         """Link what stores with the same pixels have, and judge it in this store's way."""
@@ -314,24 +322,31 @@ class Library:
             disable=not elsewhere,
         ):
             folder, line = elsewhere[_key(request)]
-            link_file(folder / line["image"], self.folder / line["image"])
-            boxes = np.array(line["claimed"]["boxes"], dtype=request.source.boxes.dtype).reshape(-1, 4)
-            labels = np.array(line["claimed"]["labels"], dtype=np.int64)
-            pixels = read_image(self.folder / line["image"])
-            assert self.judge is not None
-            judgement = self.judge(request.source.read(), pixels, boxes, labels, line["image"])
-            append_line(self.manifest, line | {"labels": labels_entry(judgement)})
+            image, source = image_name(*_key(request)), request.source
+            link_file(folder / line["image"], self.folder / image)
+            if self.generator.boxes == "carried":  # stores of earlier versions claim none for `Folder`
+                boxes, labels = source.object_boxes, source.object_labels
+            else:
+                boxes = np.array(line["claimed"]["boxes"], dtype=source.boxes.dtype).reshape(-1, 4)
+                labels = np.array(line["claimed"]["labels"], dtype=np.int64)
+            self._append(line | {"image": image}, source.read(), read_image(self.folder / image), boxes, labels)
             taken.add(_key(request))
         return taken
 
     def _elsewhere(self, sources: Sequence[Sample]) -> dict[tuple[str, int], tuple[Path, dict[str, Any]]]:
         """Folder and line of variations that stores with the same pixels and other labels have."""
         found = {}
-        for file in sorted(self.root.glob(f"{self.generator.name}-*/store.json")):
-            identity = json.loads(file.read_text())
-            if identity != self.identity and {**identity, "labels": None} == {**self.identity, "labels": None}:
-                for key, line in valid_lines(file.parent, sources).items():
-                    found[key] = (file.parent, line)
+        for folder in sorted(self.root.glob(f"{self.generator.name}-*")):
+            if folder == self.folder or not (folder / MANIFEST).exists():
+                continue
+            try:
+                identity = read_identity(folder)
+            except InputError as error:
+                log.warning("%s; nothing is taken over from there", error)
+                continue
+            if {**identity, "labels": None} == {**self.identity, "labels": None}:
+                for key, line in valid_lines(folder, sources).items():
+                    found[key] = (folder, line)
         return found
 
     def _seed_of(self, source: Sample, number: int) -> int:
@@ -364,8 +379,7 @@ class Library:
 
     def _write_annotations(self) -> None:
         """The store as one COCO file, for any other tool."""
-        usable = [line for line in self.lines() if line["labels"]["refused"] is None]
-        content = as_coco(self.folder, usable, self.classes, self.category_ids)
+        content = as_coco(self.folder, self.lines(), self.classes, self.category_ids)
         write_bytes_atomically(self.folder / "annotations.json", json.dumps(content).encode())
 
 
@@ -374,18 +388,13 @@ def _key(request: Request) -> tuple[str, int]:
 
 
 def _check_sources(sources: Iterable[Sample]) -> None:
-    folders: dict[str, str] = {}
+    names: dict[str, str] = {}
     for source in sources:
         if source.lineage is not None:
             raise ValueError(f"variations are made of real images only; {source.name} is synthetic")
-        other = folders.setdefault(_folder_of(source.name), source.name)
+        other = names.setdefault(image_name(source.name, 1), source.name)
         if other != source.name:
             raise InputError(
-                f"{other} and {source.name} differ in their ending only, so their variations would share a folder; "
-                "rename one of them"
+                f"variations of {other} and {source.name} would share names, since the two differ in their ending "
+                "only, or in a folder's separator that is '__' in the other; rename one of them"
             )
-
-
-def _folder_of(name: str) -> str:
-    """Where variations of an image go: its path without the ending."""
-    return Path(name).with_suffix("").as_posix()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +20,54 @@ from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.images import pixels_sha256, read_image
 from boxtwin.datasets.sample import Judgement, Sample
 
+log = logging.getLogger(__name__)
+
 MANIFEST = "manifest.jsonl"
+NAMED = 5  # files that a message names
+CHECKSUM = "crc32"  # of the rest of a line; lines of earlier versions have none
 
 
 def whole_lines(file: Path) -> list[dict[str, Any]]:
-    """All lines, oldest first; one cut short by a kill does not count."""
+    """All lines, oldest first; those cut short by a kill do not count, nor damaged ones, which a warning names."""
     if not file.exists():
         return []
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
+    lines: list[dict[str, Any] | None] = []
+    has_come = False  # a line with a checksum
+    for encoded in whole.split(b"\n")[:-1]:
+        line, has_checksum = _read_line(encoded)
+        has_come = has_come or has_checksum
+        lines.append(line if has_checksum == has_come else None)  # earlier versions' lines come first
+    damaged = [number for number, line in enumerate(lines, start=1) if line is None]
+    if damaged:
+        log.warning(
+            "%s: %d damaged line(s) are left out, such as line %d; what they record counts as missing",
+            *(file, len(damaged), damaged[0]),
+        )
+    return [line for line in lines if line is not None]
 
 
 def append_line(file: Path, line: dict[str, Any]) -> None:
     """Add a line that outlives a power cut: what it names may have been paid for."""
     with file.open("ab") as lines:
-        lines.write(json.dumps(line).encode() + b"\n")
+        lines.write(json.dumps(line | {CHECKSUM: _checksum(line)}).encode() + b"\n")
         lines.flush()
         os.fsync(lines.fileno())
+
+
+def _read_line(encoded: bytes) -> tuple[dict[str, Any] | None, bool]:
+    """A line without its checksum, None where it is damaged; and whether it has one."""
+    try:
+        line = json.loads(encoded)
+        checksum = line.pop(CHECKSUM, None)
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return None, False
+    return (line if checksum in (None, _checksum(line)) else None), checksum is not None
+
+
+def _checksum(line: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(line).encode()):08x}"
 
 
 def labels_entry(judgement: Judgement) -> dict[str, Any]:
@@ -72,9 +105,32 @@ def valid_lines(folder: Path, sources: Iterable[Sample]) -> dict[tuple[str, int]
 
 
 def image_is_whole(folder: Path, line: dict[str, Any]) -> bool:
-    """Whether the image of a line is there, byte for byte."""
+    """Whether the image of a line is there, byte for byte; each file is read once, unless it changes."""
     image = folder / line["image"]
-    return image.is_file() and file_sha256(image) == line["image_sha256"]
+    try:
+        state = image.stat()
+    except OSError:
+        return False
+    if not image.is_relative_to(folder) or ".." in image.parts[len(folder.parts) :]:  # of a foreign store
+        return False
+    return _sha256_of(image, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns) == line["image_sha256"]
+
+
+def tell_of_damage(folder: Path, missing: Iterable[tuple[str, int]]) -> None:
+    """Warn of images among the ``missing`` that have a line: their files are gone, or are not as they were."""
+    newest = {(line["source"], line["variation"]): line for line in whole_lines(folder / MANIFEST)}
+    lost = [newest[key] for key in missing if key in newest]
+    damaged = [line["image"] for line in lost if not image_is_whole(folder, line)]
+    if damaged:
+        log.warning(
+            "%s: %d image(s) are missing or damaged and are made again, such as %s",
+            *(folder, len(damaged), ", ".join(damaged[:NAMED])),
+        )
+
+
+@lru_cache(maxsize=1 << 16)
+def _sha256_of(path: Path, *state: int) -> str:  # noqa: ARG001, the state is part of the key
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def fingerprint(sample: Sample) -> str:
@@ -85,15 +141,14 @@ def fingerprint(sample: Sample) -> str:
     return total.hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def as_coco(
     folder: Path, lines: Iterable[dict[str, Any]], classes: Sequence[str], category_ids: Sequence[int]
 ) -> dict[str, list[dict[str, Any]]]:
-    """What ``lines`` name and is there, as a COCO detection set; dropped boxes are left out."""
+    """What ``lines`` name and is there, as a COCO detection set; dropped boxes are left out.
+
+    Images that are not used are among them, with the reason as ``refused`` and ``"confirmed": false``, so that a person
+    can mend their boxes and confirm them.
+    """
     newest = {(line["source"], line["variation"]): line for line in lines if image_is_whole(folder, line)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -105,6 +160,7 @@ def as_coco(
             | {key: line[key] for key in ("source", "variation", "generator", "seed")}
             # Labels that come back from a person are of these pixels, not of any others under the same name.
             | {"pixels_sha256": pixels_sha256(pixels)}
+            | ({} if (refused := line["labels"]["refused"]) is None else {"refused": refused, "confirmed": False})
         )
         for box in line["labels"]["boxes"]:
             if box["decision"] == "dropped":

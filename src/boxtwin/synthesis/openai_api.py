@@ -90,6 +90,10 @@ class _OpenAIImages(ABC):
         self.price, self.give_up_after = price_usd, give_up_after
         self._spool: Path | None = None
 
+    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
+        """The first."""
+        return 1
+
     def parameters(self) -> dict[str, Json]:
         """What is sent, and how images are cut for it; neither prices nor patience."""
         return {**self._sent(), "overlap": self.overlap}

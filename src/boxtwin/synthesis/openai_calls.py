@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,10 @@ KEY = "OPENAI_API_KEY"
 _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _NO_MODEL = ("model_not_found", "model_not_available", "model_deprecated")
 _MODERATED = ("moderation_blocked", "content_policy_violation")
+_LIKE_A_KEY = re.compile(r"\bsk-\S*|\S*\*{3,}\S*")
+_WRONG_KEY = re.compile(
+    r"(incorrect|invalid|wrong|missing|expired|revoked).{0,40}(key|authentication|credential)", re.I
+)
 _AGAIN = (408, 409, 429)  # and 5xx
 
 
@@ -171,16 +176,22 @@ class Calls:
 
     def _judge(self, error: openai.APIStatusError) -> str:
         """The reason for trying once more; the rest is raised, without words of the host that may hold the key."""
-        said = _without_key(str(_field(error.body, "message") or error.message))
         code = str(error.code or "")
+        said = _without_key(str(_field(error.body, "message") or error.message))
+        about_the_key = code == "invalid_api_key" or (error.status_code == 401 and _WRONG_KEY.search(said) is not None)
         status = f"{error.status_code}{f' {code}' if code else ''}"
         problem: Exception
         if code in _NO_MODEL or error.status_code in (404, 410) or error.param == "model":
             problem = InputError(f"{self.base_url} has no {self.wanted} ({status}). {self.advice}")
-        elif error.status_code in (401, 403):
+        elif about_the_key:
             # What the host says of a key may hold parts of it.
             problem = InputError(
                 f"{self.base_url} does not take the key in {KEY} ({status}); nothing more was asked for"
+            )
+        elif error.status_code in (401, 403):
+            # The key is known, and may not do this: an organisation, a country, an address, a project's rights.
+            problem = InputError(
+                f"{self.base_url} refuses {self.wanted} ({status}): {said}; nothing more was asked for"
             )
         elif code in _NO_MONEY or error.status_code == 402:
             problem = InputError(f"{self.base_url} wants money first ({status}): {said}. Then the same command goes on")
@@ -221,7 +232,8 @@ def _check_url(base_url: str) -> None:
 
 
 def _without_key(text: str) -> str:
-    return text.replace(os.environ[KEY], f"[{KEY}]")
+    """Without the key, and without words that look like a part of one, as in "sk-ab***yz"."""
+    return _LIKE_A_KEY.sub(f"[{KEY}]", text.replace(os.environ[KEY], f"[{KEY}]"))
 
 
 def _field(body: object, key: str) -> Any:

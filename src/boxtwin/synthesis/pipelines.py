@@ -85,6 +85,10 @@ class PipelineGenerator(ABC):
         self._pipeline: Any = None
         self._side = 0
 
+    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
+        """The first."""
+        return 1
+
     def parameters(self) -> dict[str, Json]:
         """All settings but the device and where files come from."""
         return {

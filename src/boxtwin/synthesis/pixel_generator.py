@@ -86,6 +86,10 @@ class PixelGenerator(ABC):
     def __init__(self, **settings: Unpack[ModelSettings]) -> None:
         self.network = PixelModel(self.name, settings)
 
+    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
+        """The first."""
+        return 1
+
     def parameters(self) -> dict[str, Json]:
         """All settings but the device."""
         return {**self.network.parameters(), **self.drawing()}

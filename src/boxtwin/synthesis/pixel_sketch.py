@@ -70,11 +70,13 @@ class PixelSketch(PixelDDPM):
             turns=turns,
         )
 
+    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
+        """2 of simulated scenes, which were fitted to the images in another way before."""
+        return 2 if self.sketch == "sar_scenes" else 1
+
     def drawing(self) -> dict[str, Json]:
         """Those of `PixelDDPM`, and how sketches are made."""
-        # Says nothing to the code, but keeps images that were fitted in another way in another store.
-        fitted = {"fitted": "ships to objects, sea to sea, white to white"} if self.sketch == "sar_scenes" else {}
-        return {**super().drawing(), **self._paste.parameters(), "sketch": self.sketch, **fitted}
+        return {**super().drawing(), **self._paste.parameters(), "sketch": self.sketch}
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Train or load the model, and cut out the objects to paste.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from boxtwin.datasets.images import encode_png, write_bytes_atomically
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Generator, Refused, Request
-from boxtwin.synthesis.library import FORMAT, MODELS
-from boxtwin.synthesis.manifest import fingerprint, image_is_whole, whole_lines
-
-IDENTITY = "store.json"
+from boxtwin.synthesis.identity import read_identity
+from boxtwin.synthesis.library import MODELS
+from boxtwin.synthesis.manifest import MANIFEST, fingerprint, image_is_whole, whole_lines
 
 
 @dataclass(frozen=True)
@@ -28,21 +26,6 @@ class Reproduced:
     equal: int
     restored: tuple[str, ...]  # equal to their lines in the manifest, where the files were missing or damaged
     different: tuple[str, ...]  # and why; their files were left as they are
-
-
-def read_identity(manifest: Path) -> dict[str, Any]:
-    """What a store was made of and with, by the path of its manifest.
-
-    Raises:
-        InputError: there is no store, or one of another version of the format.
-    """
-    file = manifest.parent / IDENTITY
-    if not manifest.is_file() or not file.is_file():
-        raise InputError(f"regenerate={manifest} is no manifest of a store: it and {file} must exist")
-    identity: dict[str, Any] = json.loads(file.read_text())
-    if identity["format"] != FORMAT:
-        raise InputError(f"{manifest.parent} has format {identity['format']}, not {FORMAT}, and cannot be made again")
-    return identity
 
 
 def reproduce(store: Path, generator: Generator, dataset: Dataset) -> Reproduced:
@@ -57,8 +40,11 @@ def reproduce(store: Path, generator: Generator, dataset: Dataset) -> Reproduced
         InputError: the data set is not the one, or has changed since.
     """
     with FileLock(store / ".lock"):
-        identity = read_identity(store / "manifest.jsonl")
-        newest = {(line["source"], line["variation"]): line for line in whole_lines(store / "manifest.jsonl")}
+        identity = read_identity(store)
+        newest = {(line["source"], line["variation"]): line for line in whole_lines(store / MANIFEST)}
+        outside = [line["image"] for line in newest.values() if not _is_below(store, line["image"])]
+        if outside:
+            raise InputError(f"{store / MANIFEST} names images outside of its store, such as {outside[0]}")
         samples = {sample.name: sample for sample in dataset.samples}
         _check_data(identity, newest.values(), samples)
         models = store.parent / MODELS
@@ -81,6 +67,10 @@ def reproduce(store: Path, generator: Generator, dataset: Dataset) -> Reproduced
                 write_bytes_atomically(store / line["image"], content)
                 restored.append(line["image"])
     return Reproduced(equal, tuple(restored), tuple(different))
+
+
+def _is_below(store: Path, image: str) -> bool:
+    return (store / image).resolve().is_relative_to((store / "images").resolve())
 
 
 def _check_data(identity: dict[str, Any], lines: Any, samples: dict[str, Sample]) -> None:

@@ -1,0 +1,65 @@
+"""Names of variations' images: those that stores give, and what annotation tools make of them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+_NUMBER = re.compile(r"v0*([1-9]\d*)", re.I)
+_BEHIND = re.compile(r"(.+?)[_\-. ]v0*([1-9]\d*)", re.I)
+# Label Studio puts eight hexadecimal digits before a name, Roboflow the ending and a hash behind it.
+_BEFORE, _AFTER = re.compile(r"^[0-9a-f]{8}-"), re.compile(r"_(?:png|jpe?g|tiff?|bmp|webp)\.rf\.\w+$", re.I)
+
+
+def image_name(source: str, variation: int) -> str:
+    """The path of a variation in its store, by the name of its source.
+
+    Annotation tools flatten folders, so that base names alone tell variations apart.
+    """
+    return f"images/{_stem(source).replace('/', '__')}_v{variation:02d}.png"
+
+
+def earlier_image_name(source: str, variation: int) -> str:
+    """As `image_name`, in stores of earlier versions."""
+    return f"images/{_stem(source)}/v{variation:02d}.png"
+
+
+def match_names(names: Iterable[str], sources: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Source and number of the variation for each of ``names`` that tells them, clearly."""
+    by_name: dict[str, set[str]] = defaultdict(set)
+    for source in sources:
+        stem = _stem(source)
+        for known in (stem, *(stem.replace("/", separator) for separator in ("__", "_", "-")), Path(stem).name):
+            by_name[unicodedata.normalize("NFC", known)].add(source)
+    found = {}
+    for name in names:
+        for stem, number in _parse(name):
+            matching = by_name.get(stem, set())
+            if len(matching) == 1:
+                found[name] = (next(iter(matching)), number)
+                break
+    return found
+
+
+def _stem(name: str) -> str:
+    return Path(name).with_suffix("").as_posix()
+
+
+def _parse(name: str) -> Iterable[tuple[str, int]]:
+    """Names of sources (without ending) and numbers that a file's name may stand for, the most telling first."""
+    path = PurePosixPath(unicodedata.normalize("NFC", unquote(name)).replace("\\", "/"))
+    for stem in dict.fromkeys((path.stem, _AFTER.sub("", path.stem), _BEFORE.sub("", _AFTER.sub("", path.stem)))):
+        alone, behind = _NUMBER.fullmatch(stem), _BEHIND.fullmatch(stem)
+        parts = path.parts[:-1]
+        for first in range(len(parts) + 1):
+            folder = "/".join(parts[first:])
+            if alone and folder:
+                yield folder, int(alone[1])
+            elif behind:
+                yield f"{folder}/{behind[1]}".lstrip("/"), int(behind[2])
+        if behind:
+            yield re.sub(r"^images[_\-]+", "", behind[1]), int(behind[2])
