@@ -1,7 +1,7 @@
 """The code of an MLflow model folder: MLflow runs this file when it loads the model (a "model from code", no pickle).
 
-Needs what lies in the folder (``detector.onnx`` and this package's source) and numpy, OpenCV, jaxtyping and ONNX
-Runtime; neither torch nor an installed boxtwin.
+Needs what lies in the folder (``detector.onnx`` and this package's source) and numpy, SciPy, OpenCV, Pillow, tifffile,
+jaxtyping and ONNX Runtime; neither torch nor an installed boxtwin.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from boxtwin.prediction.onnx_detector import OnnxDetector
 
 
 class ServedDetector(PythonModel):
-    """Image files in; for each its count, by class too, boxes (xyxy, pixels of the file), scores, class names."""
+    """Image files in; for each its count, by class too, boxes (xyxy, pixels as training read it), scores, classes."""
 
     def load_context(self, context: Any) -> None:
         """Open the network."""
