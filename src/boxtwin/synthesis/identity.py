@@ -84,14 +84,15 @@ def read_identity(store: Path) -> dict[str, Any]:
     )
     try:
         identity = json.loads(file.read_bytes())
-        if identity["format"] != FORMAT:
-            raise InputError(f"{store} has format {identity['format']}, not {FORMAT}, and cannot be made again")
+        version = identity["format"]
         whole = all(isinstance(identity[key], kind) for key, kind in _TYPES.items())
         whole = whole and all(
             len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in identity["training"]
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         raise damaged from None
+    if version != FORMAT:
+        raise InputError(f"{store} has format {version}, not {FORMAT}, and cannot be made again")
     key = re.search(r"-([0-9a-f]{12})$", store.resolve().name)
     if not whole or (key and key[1] != key_of(identity)):
         raise damaged
