@@ -44,7 +44,11 @@ def found(folder: Path) -> dict[str, object]:
     """What every run of the sweep found, without what a clock measured."""
     runs: dict[str, object] = {}
     for file in sorted(folder.glob("multirun/reliability/*/result.json")):
-        result = json.loads(file.read_text())
+        try:
+            result = json.loads(file.read_text())
+        except ValueError as error:
+            runs[file.parent.name] = f"result.json cannot be read: {error}"
+            continue
         metrics = {name: value for name, value in result["metrics"].items() if not name.startswith("time/")}
         detector = _digest(file.parent / "detector.safetensors")
         runs[result["cell"]] = {"metrics": metrics, "counts": result["counts"], "detector": detector}

@@ -329,3 +329,15 @@ def test_a_sheet_keeps_variations_beside_their_sources(composed: Composed, serve
     sheet = cv2.imread(str(store(tmp_path) / "contact_sheet.png"))
     assert sheet is not None
     assert np.ptp(sheet) > 0
+
+
+def test_quality_false_makes_no_card_and_defines_no_run(composed: Composed, tmp_path: Path) -> None:
+    typed = ("generator=repeat", "variations=1")
+    without = composed(*typed, "quality=false")
+    generate(without)
+    (store,) = (tmp_path / "synthetic").glob("repeat-*")
+    assert not list(store.glob("quality_card*"))
+    assert defining_values(without) == defining_values(composed(*typed))
+    generate(composed(*typed))
+    assert (store / "quality_card.json").exists()
+    assert (store / "quality_card.png").exists()
