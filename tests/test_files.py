@@ -94,6 +94,21 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_an_error_that_came_up_while_another_was_handled_keeps_its_own_words() -> None:
+    def unrelated() -> None:
+        try:
+            raise PermissionError(errno.EACCES, "denied", "somewhere")
+        except OSError:
+            raise KeyError("unrelated")  # noqa: B904
+
+    with pytest.raises(KeyError) as error:
+        unrelated()
+    assert refusal(error.value) is None
+    caused = RuntimeError("library")
+    caused.__cause__ = PermissionError(errno.EACCES, "denied", "somewhere")
+    assert "somewhere" in str(refusal(caused))
+
+
 def test_pictures_and_databases_of_libraries_are_told_too(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space") as caught:
         Figure().savefig("/dev/full", format="png")

@@ -47,16 +47,18 @@ def refusal(error: BaseException, path: Path | None = None) -> WriteError | None
     if isinstance(error, InputError):
         return error if isinstance(error, WriteError) else None
     seen: BaseException | None = error
+    meant = True  # not an error that merely was being handled when another one came up
     while seen is not None:
         number = seen.errno if isinstance(seen, OSError) else None
         if number is None:
             number = next((number for text, number in SAID.items() if text in str(seen)), None)
-        if number in CURES:
+        if number in WRITING or (meant and number in CURES):
             named = getattr(seen, "filename", None)
             place = Path(os.fsdecode(named)) if isinstance(named, str | bytes) and path is None else path
             where = str(place) if place is not None else "a file"
             verb = "written" if path is not None or number in WRITING else "opened"
             return WriteError(f"{where} cannot be {verb}: {CURES[number].format(free=_free(place))}")
+        meant = meant and seen.__cause__ is not None
         seen = seen.__cause__ or seen.__context__
     return None
 

@@ -19,6 +19,7 @@ import numpy as np
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.images import pixels_sha256, read_image
 from boxtwin.datasets.sample import Judgement, Sample
+from boxtwin.files import writing
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def whole_lines(file: Path) -> list[dict[str, Any]]:
 
 def append_line(file: Path, line: dict[str, Any]) -> None:
     """Add a line that outlives a power cut: what it names may have been paid for."""
-    with file.open("ab") as lines:
+    with writing(file), file.open("ab") as lines:
         lines.write(json.dumps(line | {CHECKSUM: _checksum(line)}).encode() + b"\n")
         lines.flush()
         os.fsync(lines.fileno())
