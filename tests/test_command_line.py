@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shlex
@@ -9,10 +10,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from boxtwin.command_line import command_line, words_of
 from boxtwin.sweep import hide_password, option_values, quote_numbers
+
+
+@pytest.fixture(autouse=True)
+def _options_of_this_test_alone(monkeypatch):
+    """Options without a file are kept in a store of the whole process."""
+    monkeypatch.setattr(ConfigStore.instance(), "repo", copy.deepcopy(ConfigStore.instance().repo))
+
 
 TYPED = [
     "--config-dir=my conf",

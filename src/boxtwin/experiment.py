@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 
 from boxtwin import labelling
@@ -43,7 +44,7 @@ from boxtwin.sweep import note_run, typed
 from boxtwin.synthesis.library import Made
 from boxtwin.taken_over import mend, take_over
 from boxtwin.tracking.cell_logger import CellLogger
-from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, CellRun, Store
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, CellRun, Store
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
 from boxtwin.tracking.provenance import code_of, provenance, record_of, tags
 from boxtwin.tracking.run_folders import find_folder, own_folder, recorded_path
@@ -66,23 +67,14 @@ def run_cell(config: DictConfig) -> dict[str, float]:
     with alone(folder / ".lock", waiting), alone(of_all_studies, waiting):
         output = own_folder(folder, *identities)
         store = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder))
-        made_by = _made_by(config)
+        made_by, own_tags = _made_by(config), _tags(cell, output)
         run = store.begin_cell(
             study=config.study,
             name=name,
             identity=cell.identity,
             earlier_identities=cell.earlier_identities,
             params=flat_params(config),
-            tags={
-                "boxtwin.setting": setting_hash(config),
-                "boxtwin.output_dir": recorded_path(output, Path(config.tracking.folder)),
-                "boxtwin.overrides": json.dumps(typed()),
-                "boxtwin.dataset_sha256": cell.dataset.digest,
-                "boxtwin.split_sha256": cell.split.digest,
-                **({"boxtwin.store": cell.library.key} if cell.library else {}),
-            },
-            # Of the code that makes the result: a run that is there keeps those of its own.
-            made_by=tags(made_by),
+            tags=own_tags,
         )
         note_run(run.run_id, store.uri)
         again = run.finished and (config.rerun or not _is_whole(name, store, run, output, identities))
@@ -97,9 +89,12 @@ def run_cell(config: DictConfig) -> dict[str, float]:
         source = None if config.rerun or again else store.finished_elsewhere(*identities)
         try:
             if run.finished:
-                store.reopen(run.run_id)
-                store.tag(run.run_id, tags(made_by))
-            metrics = work.run() if source is None else work.take_over(source)
+                store.reopen(run.run_id, own_tags)
+            taken = None if source is None else work.take_over(source)
+            source = None if taken is None else source
+            if taken is None:
+                store.tag(run.run_id, tags(made_by))  # of the code that makes the result
+            metrics = work.run() if taken is None else taken
         except Exception as error:
             _end(store, run.run_id, "FAILED", f"{type(error).__name__}: {error}")
             raise
@@ -129,12 +124,26 @@ def run_cell(config: DictConfig) -> dict[str, float]:
     return metrics
 
 
+def _tags(cell: Prepared, output: Path) -> dict[str, str]:
+    """What MLflow's run says of a cell, whatever code makes its result."""
+    return {
+        IDENTITY_TAG: cell.identity,
+        "boxtwin.setting": setting_hash(cell.config),
+        "boxtwin.output_dir": recorded_path(output, Path(cell.config.tracking.folder)),
+        "boxtwin.overrides": json.dumps(typed()),
+        "boxtwin.dataset_sha256": cell.dataset.digest,
+        "boxtwin.split_sha256": cell.split.digest,
+        **({"boxtwin.store": cell.library.key} if cell.library else {}),
+    }
+
+
 def _is_whole(name: str, store: Store, run: CellRun, output: Path, identities: Sequence[str]) -> bool:
     """Whether a finished run has all its files, after those that MLflow has were brought back."""
     there = find_folder(run.tags.get("boxtwin.output_dir", ""), Path(store.folder), run.tags.get(IDENTITY_TAG, ""))
     lacking = mend(store, run.run_id, there or output, identities)
-    wrong = damage((there or output) / DETECTOR_FILE)
-    if wrong is not None and "boxtwin.taken_over_from" not in run.tags:
+    detector = (there or output) / DETECTOR_FILE
+    wrong = damage(detector)
+    if wrong is not None and (detector.exists() or TAKEN_OVER_TAG not in run.tags):
         if store.is_server and not lacking and not (output / DETECTOR_FILE).exists():
             log.warning("%s: its detector is not on this machine; rerun=true trains it again here", name)
         else:
@@ -216,17 +225,22 @@ class _Cell:
         self._write(metrics, tested)
         return metrics
 
-    def take_over(self, source: Run) -> dict[str, float]:
-        """Have what another study has of this very cell."""
+    def take_over(self, source: Run) -> dict[str, float] | None:
+        """Have what another study has of this very cell; None if that study has lost it."""
         OmegaConf.save(self.config, self.output / "config.yaml", resolve=True)
-        metrics = take_over(
-            *(self.store, self.run_id, source, self.output),
-            tracking=Path(self.config.tracking.folder),
-            condition=self.cell.condition,
-            study=self.config.study,
-            overrides=typed(),
-            detector=DETECTOR_FILE,
-        )
+        try:
+            metrics = take_over(
+                *(self.store, self.run_id, source, self.output),
+                tracking=Path(self.config.tracking.folder),
+                own_identity=self.cell.identity,
+                condition=self.cell.condition,
+                study=self.config.study,
+                overrides=typed(),
+                detector=DETECTOR_FILE,
+            )
+        except (FileNotFoundError, json.JSONDecodeError, MlflowException) as error:
+            log.warning("study %s has lost files of its run (%s); it is run here", self.store.study_of(source), error)
+            return None
         self.store.log_files(self.run_id, [self.output / "config.yaml"])
         if (self.output / DETECTOR_FILE).exists():
             labelling.keep_detector(self.cell, self.output / DETECTOR_FILE)

@@ -59,7 +59,7 @@ def refusal(error: BaseException, path: Path | None = None) -> WriteError | None
             verb = "written" if path is not None or number in WRITING else "opened"
             return WriteError(f"{where} cannot be {verb}: {CURES[number].format(free=_free(place))}")
         meant = meant and seen.__cause__ is not None
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return None
 
 

@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from boxtwin import labelling
+from boxtwin.command_line import words_of
 from boxtwin.composition import Prepared, load_dataset, make_generator, prepare
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
@@ -26,7 +27,7 @@ from boxtwin.evaluation.quality_card import QualityCard, describe, write_quality
 from boxtwin.synthesis.controls import Repeat
 from boxtwin.synthesis.folder import Folder
 from boxtwin.synthesis.generator import Generator
-from boxtwin.synthesis.identity import read_identity, recorded_parameters, settings_from
+from boxtwin.synthesis.identity import read_identity, recorded_parameters, settings_from, version_of
 from boxtwin.synthesis.library import Library, Made
 from boxtwin.synthesis.reproduction import reproduce
 from boxtwin.synthesis.shortage import check_usable
@@ -155,16 +156,19 @@ def quality_card(cell: Prepared) -> QualityCard | None:
 def command(config: DictConfig, *more: str) -> str:
     """The generate.py command that makes the variations of the configuration at hand."""
     given = [
-        # What `boxtwin.sweep.quote_numbers` quoted for Hydra needs no quotes on a command line.
-        re.sub(r"^(\+?variations)='(\d+)'$", r"\1=\2", override)
-        for override in HydraConfig.get().overrides.task
-        if override.lstrip("+").split("=")[0] not in _NOT_SUGGESTED
+        word
+        for word in words_of(list(HydraConfig.get().overrides.task))
+        if word.lstrip("+").split("=")[0] not in _NOT_SUGGESTED
     ]
     if not any(re.match(r"\+?variations(\.per_image)?=", override) for override in given):
         given.append(f"variations={config.variations.per_image}")
     # Settings may come from files in a folder of the user's own.
     folders = [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
     options = [word for folder in folders for word in ("--config-dir", folder)]
+    own = HydraConfig.get().job.config_name
+    if own not in ("config", "generate"):  # settings of the user's own, which know nothing of generate.py's
+        options.append(f"--config-name={own}")
+        more = tuple(f"+{word}" for word in more)
     return shlex.join(("python", "generate.py", *options, *given, *more))
 
 
@@ -268,7 +272,7 @@ def _generator_of(config: DictConfig, identity: dict[str, Any], training: Sequen
             "lost from its store are brought back by generate.py without regenerate, from answers that were kept"
         )
     now = json.loads(json.dumps(recorded_parameters(generator, training)))
-    made, here = identity.get("version", generator.version(training)), generator.version(training)
+    made, here = version_of(identity), generator.version(training)
     if made != here:
         raise InputError(f"the store was made by version {made} of {name}, here is version {here}")
     unlike = sorted(key for key in {*now, *recorded} if now.get(key) != recorded.get(key))

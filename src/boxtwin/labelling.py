@@ -156,11 +156,11 @@ def _member(alone: Prepared, title: str) -> Member:
 
 def _trained(alone: Prepared, title: str) -> TrainedDetector:
     path = detector_file(alone)
-    if path.exists() and (wrong := damage(path)) is not None:
-        log.warning("%s; it is trained again", wrong)
-        path.unlink()
-    if not path.exists():
+    if damage(path) is not None:  # it is missing, or broken
         with locks.alone(path.with_suffix(".lock"), f"{title}: another process is training it; waiting"):
+            if path.exists() and (wrong := damage(path)) is not None:
+                log.warning("%s; it is trained again", wrong)
+                path.unlink()
             if not path.exists():
                 _train(alone, path, title)
     return read_detector(path)

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 RESULT_FILE = "result.json"  # what a cell writes last
 ATTEMPTS = 2  # at a cell that breaks down
 SWEEP_VARIABLE = "BOXTWIN_SWEEP"
-_PLAIN = re.compile(r"(?P<key>\+?variations)=(?P<choices>(?:[\w.+-]+|range\([^()]*\)|[\s,])*)")
+_PLAIN = re.compile(r"(?P<key>\+?variations)=(?P<choices>(?:[\w.+-]|range\([^()]*\)|[\s,])*)")
 # Hydra's options that choose files, by their long names.
 _OPTIONS = {"--config-dir": "-cd", "--config-name": "-cn", "--config-path": "-cp"}
 OPTIONS_VARIABLE = "BOXTWIN_OPTIONS"

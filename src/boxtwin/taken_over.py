@@ -15,7 +15,7 @@ from boxtwin.datasets.images import link_file, write_bytes_atomically
 from boxtwin.detector.trained import damage
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
-from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, Store
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, Store
 from boxtwin.tracking.provenance import code_tags
 from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, read_result
 
@@ -64,6 +64,7 @@ def take_over(
     output: Path,
     *,
     tracking: Path,
+    own_identity: str,
     condition: dict[str, Any],
     study: str,
     overrides: list[str],
@@ -80,6 +81,7 @@ def take_over(
         source: the finished run of the same cell in another study.
         output: folder of the cell of this study.
         tracking: folder of the MLflow store.
+        own_identity: of the cell.
         condition: all that defines the cell, which results of older versions do not say.
         study: this study's name.
         overrides: what was typed for the cell of this study.
@@ -98,9 +100,10 @@ def take_over(
         result: dict[str, Any] = json.loads((artifacts / "result.json").read_text())
         taken_from = {"study": origin, "run_id": str(source.info.run_id)}
         result |= {"study": study, "overrides": overrides, "condition": condition, "taken_over_from": taken_from}
+        result["identity"] = own_identity  # an older version may have given it another one
         if not (output / detector).exists():
             log.warning("%s is not there any more: this cell has its figures, but no %s", recorded, detector)
         write_bytes_atomically(output / "result.json", json.dumps(result, indent=1).encode())
         store.log_files(run_id, [output / "result.json"])
-    store.tag(run_id, code_tags(source.data.tags) | {"boxtwin.taken_over_from": f"{origin}/{source.info.run_id}"})
+    store.tag(run_id, code_tags(source.data.tags) | {TAKEN_OVER_TAG: f"{origin}/{source.info.run_id}"})
     return dict(source.data.metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 import zipfile
 from functools import partial
@@ -19,7 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from boxtwin.detector.module import DetectorModule
-from boxtwin.errors import InputError
+from boxtwin.errors import InputError, WriteError
 from boxtwin.files import whole_file
 from boxtwin.mixing.datamodule import StudyDataModule
 
@@ -98,10 +99,10 @@ def fit(
     try:
         trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     except ProcessRaisedException as error:  # of a spawned process, as text
-        _, told, message = str(error).rpartition("boxtwin.errors.InputError: ")
-        if not told:
+        told = re.search(r"^boxtwin\.errors\.(InputError|WriteError): (.*)", str(error), re.DOTALL | re.MULTILINE)
+        if told is None:
             raise
-        raise InputError(message.strip()) from None
+        raise {"InputError": InputError, "WriteError": WriteError}[told[1]](told[2].strip()) from None
     last = checkpoints / LAST
     # Of the last checkpoint, as what spawned processes counted is known to them alone.
     content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)

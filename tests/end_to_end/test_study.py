@@ -203,7 +203,7 @@ def test_the_same_sweep_again_skips_everything(study):
     folder, _, _ = study
     before = {r.info.run_id: r.info.end_time for r in runs(folder)}
     printed = run(f"{SWEEP} experiment=tiny", folder, within=500)
-    assert printed.count("finished before, skipped") == 6
+    assert printed.count("skipped (rerun=true") == 6
     assert {r.info.run_id: r.info.end_time for r in runs(folder)} == before
 
 
@@ -232,7 +232,7 @@ def test_another_study_takes_over_what_is_there(study):
         assert len(r.inputs.dataset_inputs) == len(source.inputs.dataset_inputs)
         files, others = ({f.path for f in client.list_artifacts(x.info.run_id)} for x in (r, source))
         assert files == others
-        here, there = (Path(x.data.tags["boxtwin.output_dir"]) for x in (r, source))
+        here, there = (folder / x.data.tags["boxtwin.output_dir"] for x in (r, source))
         assert here.parent.name == "second"
         names = {path.name for path in there.iterdir() if path.is_file() and not path.name.startswith(".")}
         assert {path.name for path in here.iterdir() if path.is_file() and not path.name.startswith(".")} == names
@@ -242,7 +242,7 @@ def test_another_study_takes_over_what_is_there(study):
         assert read_detector(here / "detector.safetensors").origin["identity"] == result["identity"]
     assert "study second: 2 cells" in run("compare.py study=second", folder)
     again = run("train.py -m split=s2 variations=0,2 experiment=tiny study=second", folder)
-    assert again.count("finished before, skipped") == 2
+    assert again.count("skipped (rerun=true") == 2
     anew = run("train.py split=s2 variations=0 experiment=tiny study=third rerun=true", folder)
     assert "40 real + 0 synthetic training images" in anew
 

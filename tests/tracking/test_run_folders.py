@@ -53,9 +53,7 @@ def test_a_folder_that_holds_another_run_or_a_damaged_one_is_not_taken(tmp_path,
 
 def begun(project: Path) -> tuple[Store, str]:
     store = Store(uri=None, folder=project / "mlruns")
-    run = store.begin_cell(
-        study="a study", name="run", identity="a", params={}, tags={}, made_by={"boxtwin.recipe": "1"}
-    )
+    run = store.begin_cell(study="a study", name="run", identity="a", params={}, tags={"boxtwin.recipe": "1"})
     return store, run.run_id
 
 

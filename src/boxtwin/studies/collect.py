@@ -148,7 +148,8 @@ def _copies(store: Store, cells: Sequence[Cell], temporary: Path) -> dict[str, P
 def _evidence(cells: Sequence[Cell], copies: Mapping[str, Path]) -> dict[str, Evidence]:
     found = {}
     for cell in cells:
-        folders = [Path(cell.output_dir), *([copies[cell.run_id]] if cell.run_id in copies else [])]
+        folders = [Path(cell.output_dir)] if cell.output_dir else []
+        folders += [copies[cell.run_id]] if cell.run_id in copies else []
         kept = next((kept for folder in folders if (kept := Evidence.load(folder)) is not None), None)
         if cell.status == FINISHED and kept is not None:
             found[cell.run_id] = kept
@@ -276,6 +277,8 @@ def _cell(study: str, run: Run, store: Store, tracking: Path, temporary: Path) -
         if folder is None:
             store.fetch_files(run.info.run_id, [RESULT_FILE], temporary / run.info.run_id)
         content = read_result(folder or temporary / run.info.run_id)
+        if content is None:  # then nothing says what defines it
+            raise ValueError(f"its {RESULT_FILE} is gone or damaged, here and in MLflow")
     return Cell(
         study=study,
         dataset=params["dataset"],

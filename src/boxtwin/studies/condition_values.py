@@ -18,9 +18,9 @@ Part = Literal["setup", "split", "variations"]
 Values = Mapping[str, str]
 
 COUNT = "variations.per_image"  # has a column of its own
+OF_TRAINING_IMAGES = ("data.train", "max_detections")  # follow from which images are trained on
 SPLIT_NAMES = ("dataset.name", "split.name", "split.train_size")
 NAMES = ("split.name", "split.train_size", "generator.name", COUNT)  # shown in any case
-HASHES = ("data", "store", "detector.weights")  # settings that are hashes, or start so; the first digits tell enough
 DIGITS = 8
 
 
@@ -37,7 +37,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def part_of(key: str) -> Part:
     """The part of a condition that a setting belongs to."""
-    if key == "data.train" or key.startswith("split."):
+    if key in OF_TRAINING_IMAGES or key.startswith("split."):
         return "split"
     return "variations" if key == "store" or key.split(".")[0] in ("variations", "generator", "labels") else "setup"
 
@@ -51,7 +51,7 @@ def shown(key: str, value: str | None) -> str:
     """A value as people read it: hashes cut short, ``null`` where a setting is not there."""
     if value is None:
         return "null"
-    return value[:DIGITS] if key.startswith(HASHES) and len(value) > 2 * DIGITS else value
+    return value[:DIGITS] if (_is_hash(key) or key == "store") and len(value) > 2 * DIGITS else value
 
 
 def differences(conditions: Sequence[Values], leave_out: Iterable[str] = ()) -> list[dict[str, str]]:
@@ -76,7 +76,7 @@ def differences(conditions: Sequence[Values], leave_out: Iterable[str] = ()) -> 
         group = key.split(".")[0]
         if key in left_out or key == f"{group}.name":
             continue
-        of = trained_on if key == "data.train" else options.get(group, [None] * len(conditions))
+        of = trained_on if key in OF_TRAINING_IMAGES else options.get(group, [None] * len(conditions))
         members: dict[Hashable, list[int]] = defaultdict(list)
         for place, option in enumerate(of):
             members[option].append(place)
@@ -94,5 +94,10 @@ def as_overrides(values: Mapping[str, str]) -> str:
 
 def not_known_to_all(conditions: Sequence[Values]) -> set[str]:
     """Hashes that some of the runs, of older versions, did not record."""
-    keys = {key for values in conditions for key in values if key.startswith(("data", "detector.weights"))}
+    keys = {key for values in conditions for key in values if _is_hash(key)}
     return {key for key in keys if any(key not in values for values in conditions)}
+
+
+def _is_hash(key: str) -> bool:
+    """Whether a setting is a hash of data or weights, of which the first digits tell enough."""
+    return key in ("data", "detector.weights") or key.startswith("data.")

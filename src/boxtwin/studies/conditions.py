@@ -23,6 +23,8 @@ from boxtwin.studies.condition_values import (
 )
 
 FINISHED = "FINISHED"  # MLflow's word
+# Recorded where they are not as they were in runs that do not record their condition.
+SINCE = ("evaluation", "levels", "max_detections", "anchors")
 NO_GENERATOR = "none"  # what a cell without variations is filed under
 
 
@@ -188,7 +190,17 @@ def recorded_values(cells: Sequence[Cell]) -> list[Values]:
     """What each run records of its condition, in one form for all."""
     if all(cell.condition for cell in cells):
         return [cell.condition for cell in cells]
-    return [_in_old_form(cell) for cell in cells]
+    values = [_in_old_form(cell) for cell in cells]
+    # Runs that record more stay apart by all that they record.
+    alike: dict[Hashable, list[int]] = defaultdict(list)
+    for place, cell in enumerate(cells):
+        if cell.condition:
+            alike[tuple(sorted(values[place].items()))].append(place)
+    for places in alike.values():
+        apart = differences([cells[place].condition for place in places])
+        for place, more in zip(places, apart, strict=True):
+            values[place] |= more
+    return list(values)
 
 
 def _in_old_form(cell: Cell) -> dict[str, str]:
@@ -204,7 +216,8 @@ def _in_old_form(cell: Cell) -> dict[str, str]:
         "trainer.steps": str(cell.steps),
     }
     if cell.overrides:  # the folder of the weights may be another one on another machine
-        values["detector.weights"] = PurePosixPath(said.get("detector.weights", "null")).name
+        # Every run's detector has the same file name.
+        values["detector.weights"] = "/".join(PurePosixPath(said.get("detector.weights", "null")).parts[-2:])
     if cell.data:
         values["data"] = cell.data
     if cell.test:
@@ -213,6 +226,10 @@ def _in_old_form(cell: Cell) -> dict[str, str]:
         values |= {"generator.name": cell.generator, "labels.name": cell.labels, "store": cell.store}
         named = {key: value for key, value in said.items() if part_of(key) == "variations" and "." in key}
         values |= {key: value for key, value in named.items() if key != COUNT}
+    # What changed for some data since runs that do not record it.
+    values |= {key: cell.condition[key] for key in SINCE if key in cell.condition}
+    if cell.condition.get("recipe", "1") != "1":
+        values["recipe"] = cell.condition["recipe"]
     return values
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from boxtwin.studies.commands import command
 from boxtwin.studies.comparison import CONTROLS, Contrast, Figures
-from boxtwin.studies.conditions import FINISHED, Cell, Row, baseline, prefixes
+from boxtwin.studies.conditions import FINISHED, Cell, Row, baseline, paired_seeds, prefixes
 from boxtwin.studies.exchange import LEAST_SIZES, curve_rows
 from boxtwin.studies.forecast import Noise, after_more, least, noise_of
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
@@ -70,12 +70,13 @@ class _Planner:
         found = []
         for contrast in self.contrasts:
             difference = contrast.differences[FIGURE]
-            shared = set(contrast.new.seeds) & set(contrast.old.seeds)
+            both = set(contrast.new.seeds) & set(contrast.old.seeds)  # on whatever machines
+            shared = paired_seeds(contrast.new, contrast.old)
             needed = difference.pairs_needed
             wanted = needed if len(shared) < needed else len(shared) + MORE_SEEDS
             # Seeds that one of the two has already come first.
             pool = [*sorted(set(contrast.new.seeds) ^ set(contrast.old.seeds)), *range(1000)]
-            new = [seed for seed in dict.fromkeys(pool) if seed not in shared][: wanted - len(shared)]
+            new = [seed for seed in dict.fromkeys(pool) if seed not in both][: wanted - len(shared)]
             lacks = [(row, [s for s in new if s not in row.seeds]) for row in (contrast.new, contrast.old)]
             parts = [(row, seeds) for row, seeds in lacks if seeds]
             now, after = self._narrowing(contrast, wanted)

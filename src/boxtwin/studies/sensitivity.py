@@ -24,7 +24,9 @@ POWER = 0.8  # the usual chance at which a gain is called detectable (Cohen 1988
 # point of AP, as in the ratio.
 STILL = 0.01
 # Overrides that a study's table varies, or that the machine decides: what is left is the recipe.
-VARIED = ("seed", "study", "rerun", "data", "split", "variations", "generator", "labels", "tracking", "hydra")
+VARIED = (
+    *("seed", "study", "rerun", "data", "split", "variations", "generator", "labels", "tracking", "quality", "hydra"),
+)
 LENGTH = ("trainer.steps", "trainer.validations")
 MACHINE = tuple(
     f"trainer.{name}"

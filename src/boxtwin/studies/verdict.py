@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from boxtwin.studies.comparison import CONTROLS, FIELDS, Contrast, Difference
-from boxtwin.studies.conditions import Estimate, Row, prefixes
+from boxtwin.studies.conditions import Estimate, Row, paired_seeds, prefixes
 from boxtwin.studies.inference import LEAST_PAIRS
 from boxtwin.studies.notes import obstacles
 
@@ -70,6 +70,7 @@ def _movement(contrast: Contrast) -> str:
         form = count if figure == "count_mae" else percent
         old, new = (getattr(row, FIELDS[figure]) for row in (contrast.old, contrast.new))
         shared = {seed for seed, _ in old.by_seed} & {seed for seed, _ in new.by_seed}
+        shared &= set(paired_seeds(contrast.new, contrast.old))
         if found.pairs:
             old, new = (Estimate(tuple(p for p in e.by_seed if p[0] in shared)) for e in (old, new))
         step = form(found.mean, signed=True)

@@ -51,6 +51,14 @@ def recorded_parameters(generator: Generator, training: Sequence[Sample]) -> dic
     return generator.parameters() | _BEFORE_NUMBERS.get((generator.name, generator.version(training)), {})
 
 
+def version_of(identity: Mapping[str, Any]) -> int:
+    """The version of the generator that made a store."""
+    for (name, number), said in _BEFORE_NUMBERS.items():
+        if identity["generator"] == name and said.items() <= identity["parameters"].items():
+            return number
+    return int(identity.get("version", 1))
+
+
 def key_of(identity: dict[str, Any]) -> str:
     """Twelve hexadecimal digits."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 
 from filelock import FileLock
 from mlflow.entities import Dataset as DatasetEntity
@@ -30,6 +29,7 @@ from boxtwin.tracking.moved_store import ARTIFACTS, follow
 
 IDENTITY_TAG = "boxtwin.identity"  # the same for two runs of the same cell
 KIND_TAG = "boxtwin.kind"  # "cell", "condition" or "comparison"
+TAKEN_OVER_TAG = "boxtwin.taken_over_from"  # of a run whose result another study had
 CONDITION_TAG = "boxtwin.condition"  # what tells the conditions of a study apart
 FAILURE_TAG = "boxtwin.failure"  # why a run has not finished
 DATABASE = "mlflow.db"
@@ -132,13 +132,18 @@ class Store:
         earlier_identities: Sequence[str] = (),
         params: Mapping[str, object],
         tags: Mapping[str, str],
-        made_by: Mapping[str, str] = MappingProxyType({}),
     ) -> CellRun:
         """Begin the run of a cell, or go on with the one that an earlier process left.
 
-        A cell has one run in a study: a finished one is handed back as it is, any other is taken up again. ``made_by``
-        are tags of the code at hand, for a run that is not finished; ``earlier_identities`` are those that older
-        versions gave to the same run.
+        A cell has one run in a study: a finished one is handed back as it is, any other is taken up again.
+
+        Args:
+            study: its name.
+            name: of the run.
+            identity: of the run.
+            earlier_identities: that older versions gave to it.
+            params: of the run.
+            tags: of the run.
         """
         experiment_id = self.experiment(study)
         with self._lock:
@@ -160,13 +165,13 @@ class Store:
                 self.client.update_run(run.info.run_id, status="RUNNING")
             else:
                 run = self.client.create_run(
-                    experiment_id, run_name=name, tags={IDENTITY_TAG: identity, KIND_TAG: "cell", **tags}
+                    experiment_id, run_name=name, tags={KIND_TAG: "cell", IDENTITY_TAG: identity, **tags}
                 )
         there = run.data.params
         self.client.log_batch(
             run.info.run_id,
             params=[Param(key, str(value)) for key, value in params.items() if key not in there],
-            tags=[RunTag(key, value) for key, value in {**tags, **made_by}.items()],
+            tags=[RunTag(key, value) for key, value in {IDENTITY_TAG: identity, **tags}.items()],
         )
         return CellRun(run.info.run_id, False, {}, {})
 
@@ -193,6 +198,7 @@ class Store:
 
         Returns the folder, within ``temporary``, that holds the artifacts.
         """
+        artifacts = Path(self.client.download_artifacts(source.info.run_id, "", str(temporary)))  # fails where gone
         history = [
             metric
             for name in source.data.metrics
@@ -202,7 +208,6 @@ class Store:
             self.client.log_batch(run_id, metrics=history[start : start + MOST_METRICS])
         if source.inputs is not None:
             self.client.log_inputs(run_id, source.inputs.dataset_inputs)
-        artifacts = Path(self.client.download_artifacts(source.info.run_id, "", str(temporary)))
         self.client.log_artifacts(run_id, str(artifacts))
         return artifacts
 
@@ -210,8 +215,11 @@ class Store:
         """Set tags of a run."""
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def reopen(self, run_id: str) -> None:
-        """Take up a finished run again, to do its cell once more."""
+    def reopen(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Take up a finished run again, to do its cell once more: as its own, with these tags."""
+        if TAKEN_OVER_TAG in self.client.get_run(run_id).data.tags:
+            self.client.delete_tag(run_id, TAKEN_OVER_TAG)
+        self.tag(run_id, tags)
         self.client.update_run(run_id, status="RUNNING")
 
     def begin_comparison(self, *, study: str) -> str:
