@@ -9,7 +9,7 @@ from trained_detectors import make_trained
 
 from boxtwin.composition import load_dataset, make_data, make_detector, prepare
 from boxtwin.config import cell_name, defining_values, register, setting_hash
-from boxtwin.datasets.images import read_image
+from boxtwin.datasets.sample import Sample
 from boxtwin.detector.trained import TrainedDetector, write_detector
 from boxtwin.errors import InputError
 from boxtwin.mixing.plan import make_plan
@@ -114,23 +114,24 @@ def test_objects_that_crops_cut_off_are_pointed_out(composed, caplog):
 def test_images_are_decoded_once_for_all_cells(composed, monkeypatch):
     decoded = []
 
-    def counting(path):
-        decoded.append(path)
-        return read_image(path)
+    read = Sample.read
 
-    monkeypatch.setattr("boxtwin.datasets.decoded.read_image", counting)
+    def counting(sample):
+        decoded.append(sample.name)
+        return read(sample)
+
+    monkeypatch.setattr(Sample, "read", counting)
     cells = [prepare(composed(*more)) for more in ([], ["seed=1"], ["split.train=5"])]
     for cell in cells:
         make_detector(cell)
         make_data(cell, make_plan(cell.split, ()))
-    # Six training, four validation and eight test images; the first once more to see its type.
-    assert len(decoded) == 19
-    assert len(set(decoded)) == 18
+    # Six training, four validation and eight test images.
+    assert len(decoded) == len(set(decoded)) == 18
     decoded.clear()
     anew = prepare(composed("trainer.cache=false"))
     assert anew.identity == cells[0].identity
     assert (anew.levels, anew.channels) == (cells[0].levels, cells[0].channels)
-    assert len(decoded) == 12
+    assert len(decoded) == 13  # without a cache, the first once more to see its channels
 
 
 def test_without_variations_there_is_no_store(composed):
