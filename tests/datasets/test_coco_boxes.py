@@ -241,3 +241,12 @@ def test_what_is_done_with_bad_boxes_is_told_with_names(make_coco: MakeCoco) -> 
     remarks = built.read(on_bad_box="clip").remarks
     assert any("1 bad boxes dropped, in S00_0.png" in remark for remark in remarks)
     assert any("1 bad boxes clipped, in S01_0.png" in remark for remark in remarks)
+
+
+def test_placeholders_do_not_look_normalised() -> None:
+    boxes = np.array([[0.0, 0, 0, 0]] * 3 + [[10, 20, 30, 40]])
+    sizes, untold = np.full((4, 2), 100.0), np.full(4, UNTOLD)
+    assert other_format(boxes, sizes, untold) == ("", "")
+    assert other_format(boxes[:3], sizes[:3], untold[:3]) == ("", "")
+    boxes[3] = [0.1, 0.2, 0.3, 0.4]
+    assert "normalised" in other_format(boxes, sizes, untold)[0]
