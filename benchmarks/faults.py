@@ -55,6 +55,7 @@ class Attempt:
     def __init__(self, folder: Path, whole: Path, draw: random.Random, seconds: float) -> None:
         self.folder, self.whole, self.draw, self.seconds = folder, whole, draw, seconds
         self.command = SWEEP
+        self.again: Ended | None = None  # the repeat, where the fault has made it
         folder.mkdir()
 
     def begin(self, more: str = "", setting: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
@@ -208,9 +209,9 @@ def server_away(attempt: Attempt) -> Ended:
             status = None
         away = Ended(status, attempt.log.read_text(errors="replace"))
         server = _serve(attempt.folder, port)
-        again = attempt.run()
         # What is asked of every fault is asked here while the server is up.
-        return away if again.status == 0 else again
+        attempt.again = attempt.run()
+        return away
     finally:
         kill(server)
 

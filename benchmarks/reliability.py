@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from faults import ENVIRONMENT, FAULTS, LEVELS, LIMIT, ROOT, RUNS, Attempt, Ended, diverging, server_away
+from faults import ENVIRONMENT, FAULTS, LEVELS, LIMIT, ROOT, RUNS, Attempt, Ended, diverging
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -72,7 +72,7 @@ def outcome(attempt: Attempt, fault: Callable[[Attempt], Ended | None]) -> tuple
     expected, old = found(attempt.whole), attempt.folder
     try:
         broken = fault(attempt)
-        again = Ended(0, "") if fault is server_away else attempt.run()
+        again = attempt.again or attempt.run()
     except (LookupError, OSError) as error:
         return "not tried", f"{type(error).__name__}: {error}"
     for ended in (broken, again):

@@ -8,7 +8,7 @@ License) have Chinese, Japanese, Korean and the scripts of India and South East 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypedDict
@@ -45,7 +45,7 @@ def _packaged() -> tuple[str, ...]:
     return tuple(families)
 
 
-@lru_cache
+@cache
 def _characters(path: str) -> frozenset[int]:
     try:
         return frozenset(FT2Font(path).get_charmap())

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.coco_boxes import ROUNDING, check_box, is_turned, left_upper_part, other_format, repeats
+from boxtwin.datasets.sample import Sample
+from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
 from boxtwin.labels.manual import Manual
 
@@ -136,13 +138,16 @@ def test_labels_by_hand_and_data_sets_round_alike(
     built = make_coco(images=1, objects=(1,))
     built.content["annotations"][0] |= {"bbox": bbox, "area": 81}
     file = tmp_path / "labels.json"
-    built.content["images"][0]["confirmed"] = True
-    file.write_text(json.dumps(built.content))
+    image = {**built.content["images"][0], "confirmed": True, "file_name": image_name("S00_0.png", 1)}
+    file.write_text(json.dumps({**built.content, "images": [image]}))
+    (kind,) = built.content["categories"]
     pixels, none = np.zeros((64, 80), np.uint8), np.zeros(0, np.int64)
 
     def by_hand() -> Any:
-        manual = Manual(file=file, category_ids=[3])
-        (box,) = manual(pixels, pixels, np.zeros((0, 4)), none, image="S00_0.png").boxes
+        no_boxes, nothing = np.zeros((0, 4), np.float32), np.zeros(0)
+        source = Sample("S00_0.png", tmp_path, 80, 64, 1, no_boxes, none, nothing, nothing.astype(bool))
+        manual = Manual(file=file, samples=[source], classes=[kind["name"]], category_ids=[kind["id"]])
+        (box,) = manual(pixels, pixels, no_boxes, none, image=image["file_name"]).boxes
         return box.box
 
     if overhang > ROUNDING:
@@ -236,3 +241,12 @@ def test_what_is_done_with_bad_boxes_is_told_with_names(make_coco: MakeCoco) -> 
     remarks = built.read(on_bad_box="clip").remarks
     assert any("1 bad boxes dropped, in S00_0.png" in remark for remark in remarks)
     assert any("1 bad boxes clipped, in S01_0.png" in remark for remark in remarks)
+
+
+def test_placeholders_do_not_look_normalised() -> None:
+    boxes = np.array([[0.0, 0, 0, 0]] * 3 + [[10, 20, 30, 40]])
+    sizes, untold = np.full((4, 2), 100.0), np.full(4, UNTOLD)
+    assert other_format(boxes, sizes, untold) == ("", "")
+    assert other_format(boxes[:3], sizes[:3], untold[:3]) == ("", "")
+    boxes[3] = [0.1, 0.2, 0.3, 0.4]
+    assert "normalised" in other_format(boxes, sizes, untold)[0]

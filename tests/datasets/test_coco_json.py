@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boxtwin.datasets.coco_json import file_key, flag, load_json, whole
+from boxtwin.datasets.coco_json import fault_of_name, file_key, flag, load_json, whole
 from boxtwin.datasets.images import write_png
 from boxtwin.errors import InputError
 
@@ -235,3 +235,8 @@ def test_an_image_of_one_value_is_read(make_coco: MakeCoco) -> None:
     built = make_coco(images=2)
     write_png(built.images / "S00_0.png", np.zeros((64, 80), np.uint8))
     assert built.read().samples[0].look is None
+
+
+@pytest.mark.parametrize(("name", "fits"), [("t10:20.png", True), ("C:/a.png", False), ("c:a.png", False)])
+def test_colons_are_no_drives(name: str, fits: bool) -> None:
+    assert (fault_of_name(name) == "") is fits

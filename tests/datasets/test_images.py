@@ -10,6 +10,7 @@ import pytest
 
 from boxtwin.datasets.images import as_grey, link_file, read_image, remove_leftovers, write_bytes_atomically, write_png
 from boxtwin.datasets.reading import Reading
+from boxtwin.errors import WriteError
 
 
 def random_pixels(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -99,7 +100,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     write_bytes_atomically(path, b"old")
     path.with_name(f".a.bin.{os.getpid()}.part").mkdir()  # the disk says no
-    with pytest.raises(OSError, match="part"):
+    with pytest.raises(WriteError, match=r"a\.bin cannot be written: there is a folder"):
         write_bytes_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     path.with_name(f".a.bin.{os.getpid()}.part").rmdir()

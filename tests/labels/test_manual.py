@@ -243,3 +243,51 @@ def test_labels_of_images_of_another_size_are_refused(tmp_path: Path) -> None:
         manual(tmp_path, changed)
     del changed["images"][0]["width"]
     assert boxes_of(manual(tmp_path, changed), "images/a_v01.png") == [BOX]
+
+
+def test_names_of_classes_may_be_written_in_other_ways(tmp_path: Path) -> None:
+    changed = content()
+    changed["categories"] = [{"id": 3, "name": " schi\u0308ff"}, {"id": 13, "name": "buoy\n"}]
+    for name in ("sch\u00efff ", "schi\u0308ff"):
+        judge = manual(tmp_path, changed, classes=(name, " buoy"))
+        assert boxes_of(judge, "images/a_v01.png") == [BOX]
+
+
+def test_what_is_wrong_is_said_alone(tmp_path: Path) -> None:
+    changed = content()
+    changed["annotations"][0]["category_id"] = 7
+    with pytest.raises(InputError) as caught:
+        manual(tmp_path, changed)
+    assert "no COCO file" not in str(caught.value)
+
+
+def test_sizes_and_names_of_other_kinds_are_explained(tmp_path: Path) -> None:
+    changed = content()
+    changed["images"][0]["width"] = float("inf")
+    with pytest.raises(InputError, match="is no COCO file"):
+        manual(tmp_path, changed)
+    changed = content()
+    changed["images"][0]["file_name"] = 17
+    with pytest.raises(InputError, match="file_name must be text, not 17"):
+        manual(tmp_path, changed)
+
+
+def test_names_too_long_for_files_are_not_looked_up(tmp_path: Path) -> None:
+    changed = content()
+    changed["images"][2]["file_name"] = "x" * 300
+    assert boxes_of(manual(tmp_path, changed), "images/a_v01.png") == [BOX]
+
+
+@pytest.mark.parametrize(
+    ("bbox", "kind"), [([0.2, 0.3, 0.1, 0.1], "look normalised"), ([50, 40, 70, 55], "look like corners")]
+)
+def test_boxes_written_in_other_ways_are_refused(tmp_path: Path, bbox: list[float], kind: str) -> None:
+    changed = content()
+    changed["annotations"] = [
+        {"id": number, "image_id": 1, "category_id": 3, "bbox": [*bbox[:3], bbox[3] + number / 1000]}
+        for number in range(6)
+    ]
+    with pytest.raises(
+        InputError, match=rf"labels\.file=.*: boxes that {kind}.*COCO boxes are \[x, y, width, height\]"
+    ):
+        manual(tmp_path, changed)

@@ -123,3 +123,15 @@ def test_a_link_to_another_folder_is_removed_and_not_the_folder(data, tmp_path):
     clean.remove(data, set())
     assert not data.exists()
     assert (tmp_path / "elsewhere" / "file").exists()
+
+
+def test_a_linked_folder_stays_with_what_is_kept_in_it(tmp_path: Path) -> None:
+    elsewhere, data = tmp_path / "elsewhere", tmp_path / "data"
+    (elsewhere / "mine").mkdir(parents=True)
+    (elsewhere / "cache").mkdir()
+    data.symlink_to(elsewhere)
+    clean.remove(data, {data / "mine"})
+    assert data.is_symlink()
+    assert [path.name for path in elsewhere.iterdir()] == ["mine"]
+    clean.remove(data, set())
+    assert not data.is_symlink()

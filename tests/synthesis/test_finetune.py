@@ -14,7 +14,7 @@ from boxtwin.synthesis import finetune
 from boxtwin.synthesis.blending import box_pixels
 from boxtwin.synthesis.finetune import STATE_FILE, TOKEN, WEIGHTS_FILE, Crops, Finetune, Lessons
 from boxtwin.synthesis.generator import Request
-from boxtwin.synthesis.pipelines import PipelineGenerator
+from boxtwin.synthesis.pipelines import PipelineGenerator, levels_of
 
 TinyPipeline = Callable[[str], Path]
 
@@ -159,12 +159,13 @@ def test_crops_are_whole_squares_of_the_images_and_their_masks(tmp_path: Path) -
     assert images.shape == (40, 3, 32, 32)
     kinds = masks.flatten(1).unique(dim=1)
     assert sorted(kinds[:, 0].unique().tolist()) == [0.0, 1.0]
-    padded = np.pad(coded, ((0, 12), (0, 0)), mode="symmetric")
+    # The median of 3 x 3 pixels keeps corners out of black and white: they are clipped.
+    scaled = levels_of(small, coded).scaled(coded)
+    padded = np.pad(scaled, ((0, 12), (0, 0)), mode="symmetric")
     for image, mask in zip(images, masks, strict=True):
         if not mask.any():  # of the small image
             values = np.rint(image[0].numpy() * 65535).astype(int)
-            left = int(values[0, 0])
-            np.testing.assert_array_equal(values, padded[:, left : left + 32])
+            assert any(np.array_equal(values, padded[:, left : left + 32]) for left in range(70 - 32 + 1))
 
 
 def test_what_cannot_be_learnt_is_said(tmp_path: Path, tiny_pipeline: TinyPipeline) -> None:

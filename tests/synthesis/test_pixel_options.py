@@ -191,9 +191,8 @@ def test_parameters_hold_every_setting_but_the_device(tmp_path: Path, make: Call
     del expected["device"]
     if make in (sketch, scenes):
         expected["sketch"] = "copy_paste" if make is sketch else "sar_scenes"
-    if make is scenes:
-        expected["fitted"] = "ships to objects, sea to sea, white to white"
     assert make().parameters() == expected
+    assert make().version([]) == (2 if make is scenes else 1)  # in the place of a setting
     incomplete = {key: value for key, value in MODEL.items() if key != "ema"}
     with pytest.raises(TypeError, match="ema"):
         PixelModel("test", incomplete)  # type: ignore[arg-type]

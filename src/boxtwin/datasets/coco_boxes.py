@@ -85,7 +85,8 @@ def other_format(
     if not len(boxes):
         return "", ""
     # 1. Shares of the image: objects in the first pixel alone are no objects.
-    if (np.abs(boxes - 0.5) <= 0.5 + ROUNDING).all(axis=1).mean() > 0.5:
+    real = boxes[(boxes[:, 2:] > 0).all(axis=1)]  # some tools write [0, 0, 0, 0] where there is no object
+    if len(real) and (np.abs(real - 0.5) <= 0.5 + ROUNDING).all(axis=1).mean() > 0.5:
         return NORMALISED, SHARES_CURE
     # 2. Corners lie inside the image and are in order; taken for sizes, many of them lead far out of it, or the file's
     # own areas are not theirs. Of boxes that are what they should be, small ones have corners out of order.

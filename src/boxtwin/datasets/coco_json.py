@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -157,7 +158,8 @@ def file_key(name: str) -> str:
 def fault_of_name(name: str) -> str:
     """Why a file name cannot be that of an image in the folder; "" if it can."""
     path = PurePosixPath(name.replace("\\", "/"))
-    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    # A drive's letter; other colons are part of names, as in times of day.
+    if not path.parts or path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", path.parts[0]):
         return "file names that point outside the image folder"
     try:
         longest = max(len(part.encode()) for part in path.parts)

@@ -81,10 +81,9 @@ def read_header(encoded: bytes, name: str, reading: Reading = _UPRIGHT) -> Heade
 def _header(encoded: bytes, name: str, reading: Reading) -> Header:
     try:
         with Image.open(BytesIO(encoded)) as image:
-            if getattr(image, "is_animated", False) and image.format in ("GIF", "PNG", "WEBP") and reading.page is None:
-                raise OSError(
-                    f"{name} is an animation; save one of its pictures, or take the first with dataset.page=0"
-                )
+            if getattr(image, "is_animated", False) and image.format in ("GIF", "PNG", "WEBP") and reading.page != 0:
+                first = "take the first with" if reading.page is None else "only the first can be read,"
+                raise OSError(f"{name} is an animation; save one of its pictures, or {first} dataset.page=0")
             exif = image.info.get("exif", b"")
             if image.format == "PNG":
                 late = encoded.rfind(b"eXIf", encoded.find(b"IDAT"))  # may follow the pixels, where Pillow has not been
@@ -183,11 +182,8 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 @contextmanager
 def written_whole(path: Path) -> Iterator[IO[str]]:
     """A text file to write bit by bit, which appears at ``path`` when all is written, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with temporary.open("w") as file:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         yield file
-    temporary.replace(path)
 
 
 def link_file(there: Path, here: Path) -> None:

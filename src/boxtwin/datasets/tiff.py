@@ -43,7 +43,7 @@ def read_header(content: bytes, name: str, reading: Reading) -> Header:
         _check_channels(page, name, reading)
         tag = page.tags.get(ORIENTATION_TAG)
         orientation = int(tag.value) if tag is not None and 1 <= int(tag.value) <= 8 else 1
-        how = "planes" if _has_planes(page) else None
+        how = "planes" if _has_planes(page) else _misread(page)
         return Header(page.imagewidth, page.imagelength, orientation, is_tiff=True, how=how)
 
 
@@ -55,7 +55,8 @@ def for_opencv(content: bytes, name: str, reading: Reading) -> bytes | None:
         if max(ends, default=0) > len(content):
             raise OSError(f"{name} cannot be decoded as an image: it is cut short, {len(content)} of {max(ends)} bytes")
         samples = page.samplesperpixel
-        is_special = _has_planes(page) or samples not in (1, 3, 4) or (reading.channels is not None and samples > 1)
+        is_special = _has_planes(page) or _misread(page) or samples not in (1, 3, 4)
+        is_special = is_special or (reading.channels is not None and samples > 1)
         if is_special or number or _count(file) > 1 or (samples == 4 and page.bitspersample == 16):
             return None
         tag = page.tags.get(ORIENTATION_TAG)
@@ -95,6 +96,13 @@ def decode(content: bytes, name: str, reading: Reading) -> np.ndarray:
 
 def _has_planes(page: TiffPage) -> bool:
     return bool(page.samplesperpixel > 1 and page.planarconfig == PLANARCONFIG.SEPARATE)
+
+
+def _misread(page: TiffPage) -> str | None:
+    """What OpenCV does not see: it takes the first page, though that be a preview, and for 16 bit that 0 is black."""
+    if page.index:
+        return f"page {page.index}"
+    return "0 is white" if page.photometric == PHOTOMETRIC.MINISWHITE and page.bitspersample == 16 else None
 
 
 def _is_bare(file: TiffFile) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 _NUMBER = re.compile(r"v0*([1-9]\d*)", re.I)
+_IN_STORE = re.compile(r"(images/.+?)[_/]v0*([1-9]\d*)\.png", re.I)
 _BEHIND = re.compile(r"(.+?)[_\-. ]v0*([1-9]\d*)", re.I)
 # Label Studio puts eight hexadecimal digits before a name, Roboflow the ending and a hash behind it.
 _BEFORE, _AFTER = re.compile(r"^[0-9a-f]{8}-"), re.compile(r"_(?:png|jpe?g|tiff?|bmp|webp)\.rf\.\w+$", re.I)
@@ -31,12 +32,20 @@ def earlier_image_name(source: str, variation: int) -> str:
 def match_names(names: Iterable[str], sources: Iterable[str]) -> dict[str, tuple[str, int]]:
     """Source and number of the variation for each of ``names`` that tells them, clearly."""
     by_name: dict[str, set[str]] = defaultdict(set)
+    in_store: dict[str, set[str]] = defaultdict(set)
     for source in sources:
         stem = _stem(source)
+        for known in (stem, stem.replace("/", "__")):
+            in_store[unicodedata.normalize("NFC", f"images/{known}")].add(source)
         for known in (stem, *(stem.replace("/", separator) for separator in ("__", "_", "-")), Path(stem).name):
             by_name[unicodedata.normalize("NFC", known)].add(source)
     found = {}
     for name in names:
+        # A path as stores give it means one source, whatever other sources could be called.
+        exact = _IN_STORE.fullmatch(unicodedata.normalize("NFC", name.replace("\\", "/")))
+        if exact and len(matching := in_store.get(exact[1], set())) == 1:
+            found[name] = (next(iter(matching)), int(exact[2]))
+            continue
         for stem, number in _parse(name):
             matching = by_name.get(stem, set())
             if len(matching) == 1:

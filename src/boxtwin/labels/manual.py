@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from boxtwin.boxes import Box, xywh_to_xyxy
-from boxtwin.datasets.coco_boxes import ROUNDING, fit_box
-from boxtwin.datasets.coco_json import load_json
+from boxtwin.datasets.coco_boxes import ROUNDING, fit_box, other_format, told_area
+from boxtwin.datasets.coco_json import fault_of_name, load_json
 from boxtwin.datasets.images import Pixels, pixels_sha256, read_image
 from boxtwin.datasets.sample import CarriedBox, Judgement, Sample
 from boxtwin.datasets.variation_names import earlier_image_name, image_name, match_names
@@ -92,7 +93,9 @@ class Manual:
             confirmed = [image for image in content["images"] if _is_confirmed(image, every_image)]
             labels = self._labels(content.get("categories"), classes, ids)
             images = self._read(confirmed, content["annotations"], labels)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise InputError(f"labels.file={file} is no COCO file of images and annotations: {error!r}") from None
         self._by_name, self._by_pixels = self._recognise(images, samples)
         # Whether versions that took ids as the data set's, and knew no other names than the store's, read it alike.
@@ -132,10 +135,10 @@ class Manual:
         """The label of each of the file's category ids; the name of those that the data set lacks."""
         if not categories:
             return dict(ids)
-        known = {name: label for label, name in enumerate(classes)}
+        known = {_plain(name): label for label, name in enumerate(classes)}
         labels: dict[int, int | str] = {}
         for category in categories:
-            name = str(category["name"]).strip()
+            name = _plain(str(category["name"]))
             label = known.get(name, name)
             if labels.setdefault(category["id"], label) != label:
                 raise InputError(f"labels.file={self.file}: category id {category['id']} has two names")
@@ -145,12 +148,16 @@ class Manual:
         self, confirmed: list[dict[str, Any]], annotations: list[dict[str, Any]], labels: dict[int, int | str]
     ) -> list[_Labelled]:
         """What the file says of each confirmed image."""
+        for image in confirmed:
+            if not isinstance(image["file_name"], str):
+                raise InputError(f"labels.file={self.file}: file_name must be text, not {image['file_name']!r}")
         images = {
             image["id"]: _Labelled(image["file_name"], _size(image), image.get("pixels_sha256"), _minutes(image), [])
             for image in confirmed
         }
         if len(images) != len(confirmed) or len({image.name for image in images.values()}) != len(confirmed):
             raise InputError(f"labels.file={self.file}: two confirmed images share an id or a file_name")
+        told: list[tuple[list[float], tuple[float, float], float]] = []
         for annotation in annotations:
             image = images.get(annotation["image_id"])
             if image is None:
@@ -168,6 +175,14 @@ class Manual:
             if not np.isfinite(corners).all() or x1 >= x2 or y1 >= y2:
                 raise InputError(f"labels.file={self.file}, annotation {number}: bbox {annotation['bbox']} is no box")
             image.boxes.append((number, (x1, y1, x2, y2), label))
+            told.append((annotation["bbox"], image.size or (math.nan, math.nan), told_area(annotation)))
+        boxes, sizes, areas = (
+            np.array([entry[place] for entry in told], dtype=np.float64).reshape(len(told), *shape)
+            for place, shape in enumerate(((4,), (2,), ()))
+        )
+        kind, cure = other_format(boxes, sizes, areas)
+        if kind:
+            raise InputError(f"labels.file={self.file}: {kind}. COCO boxes are [x, y, width, height] in pixels. {cure}")
         return list(images.values())
 
     def _recognise(
@@ -212,8 +227,9 @@ class Manual:
     def _digest(self, name: str) -> str | None:
         """The hash of an image's pixels, where its file lies beside the label file."""
         folder = self.file.parent
-        for path in (folder / name, folder / "images" / name, folder / Path(name).name):
-            if path.is_file():
+        for here in (name, f"images/{name}", Path(name).name):
+            path = folder / here
+            if not fault_of_name(here) and path.is_file():
                 try:
                     return pixels_sha256(read_image(path))
                 except OSError:
@@ -247,3 +263,8 @@ def _minutes(image: dict[str, Any]) -> float | None:
     if not (math.isfinite(minutes) and minutes >= 0):
         raise ValueError(f"{image['file_name']}: {minutes:g} is no number of minutes")
     return minutes
+
+
+def _plain(name: str) -> str:
+    """A class's name as data sets are read: letters composed, without blanks around it."""
+    return unicodedata.normalize("NFC", name.strip())

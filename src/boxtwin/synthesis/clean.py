@@ -90,9 +90,10 @@ def remove(folder: Path, kept: set[Path]) -> None:
     """Remove a folder but for what is in ``kept``, and the folders that lead there."""
     if folder in kept:
         return
-    if folder.is_symlink() or folder.is_file():
+    holds = any(folder in path.parents for path in kept)
+    if folder.is_file() or (folder.is_symlink() and not holds):
         folder.unlink()
-    elif folder.is_dir() and not any(folder in path.parents for path in kept):
+    elif folder.is_dir() and not holds:
         shutil.rmtree(folder)
     elif folder.is_dir():
         for path in list(folder.iterdir()):

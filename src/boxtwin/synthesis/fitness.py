@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from boxtwin.datasets.images import Pixels
@@ -16,14 +17,27 @@ LEAST_OVERLAP = 0.05
 
 def unfit(source: Pixels, variation: Pixels) -> str | None:
     """Why a variation cannot be used: it is blank and its source is not, or its 16 bit levels are on another scale."""
-    if variation.std() < LEAST_CONTRAST * source.std():
+    if _spread(variation) < LEAST_CONTRAST * _spread(source):
         return f"blank: all pixels are about {variation.mean():.0f}, those of the source differ"
     if source.dtype == np.uint16:
         (low, high), (new_low, new_high) = (np.percentile(pixels, (0.5, 99.5)) for pixels in (source, variation))
-        common, both = min(high, new_high) - max(low, new_low), max(high, new_high) - min(low, new_low)
-        if common < LEAST_OVERLAP * both:
+        dark, bright = _ends(source)
+        # Of dark images with few objects, 99 % of the pixels may have one value.
+        common = min(high, new_high) - max(low, new_low) + LEAST_OVERLAP * (bright - dark)
+        if common < LEAST_OVERLAP * (max(high, new_high) - min(low, new_low)):
             return (
                 f"levels: most pixels lie between {new_low:.0f} and {new_high:.0f}, those of the source between "
                 f"{low:.0f} and {high:.0f}"
             )
     return None
+
+
+def _ends(pixels: Pixels) -> tuple[float, float]:
+    """Darkest and brightest value; isolated pixels, such as hot ones, count nowhere."""
+    smooth = cv2.medianBlur(np.ascontiguousarray(pixels), 3)
+    return float(smooth.min()), float(smooth.max())
+
+
+def _spread(pixels: Pixels) -> float:
+    """The standard deviation, without isolated pixels."""
+    return float(np.clip(pixels, *_ends(pixels)).std())

@@ -33,7 +33,7 @@ class ServedDetector(PythonModel):
         model_input: pd.DataFrame,
         params: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
-        """One answer for each row of column ``image``, the bytes of a PNG, JPEG or other file that OpenCV reads.
+        """One answer for each row of column ``image``, the bytes of an image file of a kind that data sets may have.
 
         Detections are counted and returned, best first, from their class's threshold on; ``params["threshold"]`` is one
         for all classes instead. Scores under the network's ``score_floor`` are never returned.
