@@ -148,9 +148,9 @@ class Manual:
         self, confirmed: list[dict[str, Any]], annotations: list[dict[str, Any]], labels: dict[int, int | str]
     ) -> list[_Labelled]:
         """What the file says of each confirmed image."""
-        for image in confirmed:
-            if not isinstance(image["file_name"], str):
-                raise InputError(f"labels.file={self.file}: file_name must be text, not {image['file_name']!r}")
+        for name in (entry["file_name"] for entry in confirmed):
+            if not isinstance(name, str):
+                raise InputError(f"labels.file={self.file}: file_name must be text, not {name!r}")
         images = {
             image["id"]: _Labelled(image["file_name"], _size(image), image.get("pixels_sha256"), _minutes(image), [])
             for image in confirmed
