@@ -148,9 +148,9 @@ class Manual:
         self, confirmed: list[dict[str, Any]], annotations: list[dict[str, Any]], labels: dict[int, int | str]
     ) -> list[_Labelled]:
         """What the file says of each confirmed image."""
-        for image in confirmed:
-            if not isinstance(image["file_name"], str):
-                raise InputError(f"labels.file={self.file}: file_name must be text, not {image['file_name']!r}")
+        for entry in confirmed:
+            if not isinstance(entry["file_name"], str):
+                raise InputError(f"labels.file={self.file}: file_name must be text, not {entry['file_name']!r}")
         images = {
             image["id"]: _Labelled(image["file_name"], _size(image), image.get("pixels_sha256"), _minutes(image), [])
             for image in confirmed
@@ -177,7 +177,7 @@ class Manual:
             image.boxes.append((number, (x1, y1, x2, y2), label))
             told.append((annotation["bbox"], image.size or (math.nan, math.nan), told_area(annotation)))
         boxes, sizes, areas = (
-            np.array([entry[place] for entry in told], dtype=np.float64).reshape(len(told), *shape)
+            np.array([one[place] for one in told], dtype=np.float64).reshape(len(told), *shape)
             for place, shape in enumerate(((4,), (2,), ()))
         )
         kind, cure = other_format(boxes, sizes, areas)
