@@ -8,9 +8,9 @@ from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.counts import (
     THRESHOLD_WITHOUT_DETECTIONS,
     best_threshold,
-    count_detections,
     count_figures,
     count_objects,
+    counted,
 )
 
 
@@ -42,7 +42,8 @@ def test_crowds_are_not_counted_and_empty_images_are():
 
 
 def test_a_score_on_the_threshold_counts():
-    assert count_detections({1: found(0.9, 0.5, 0.1), 2: found()}, 0.5) == {1: 2, 2: 0}
+    assert counted(found(0.9, 0.5, 0.1), 0.5).scores.tolist() == [0.9, 0.5]
+    assert len(counted(found(), 0.5).scores) == 0
 
 
 def test_figures_by_hand():
@@ -116,7 +117,7 @@ def test_neighbouring_floats_are_still_told_apart():
         scores = np.array([np.nextafter(low, dtype(1)), low])
         detections = {1: Detections(np.zeros((2, 4)), scores, np.zeros(2, int))}
         threshold = best_threshold([make_sample(1, 1)], detections)
-        assert count_detections(detections, threshold) == {1: 1}
+        assert len(counted(detections[1], threshold).scores) == 1
 
 
 def test_mistakes_are_named():

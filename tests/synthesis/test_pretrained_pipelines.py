@@ -2,6 +2,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -326,3 +327,9 @@ def test_the_files_under_conf_hold_every_setting_and_no_other() -> None:
         assert written.pop("name") == made.name
         assert written.pop("_target_") == f"{made.__module__}.{made.__qualname__}"
         assert set(written) == set(named)
+
+
+def test_what_is_made_of_16_bit_has_a_version_of_its_own(fitted: PipelineGenerator, tmp_path: Path) -> None:
+    sample = make_source(tmp_path, "a.png", (32, 32))
+    assert fitted.version([sample]) == 1
+    assert fitted.version([sample, replace(sample, bits=16)]) == 2

@@ -19,11 +19,6 @@ def count_objects(samples: Sequence[Sample]) -> dict[int, int]:
     return {sample.image_id: len(sample.object_boxes) for sample in samples}
 
 
-def count_detections(detections: Mapping[int, Detections], threshold: float | Sequence[float]) -> dict[int, int]:
-    """How many detections are `counted` in each image, by image id."""
-    return {image_id: len(counted(found, threshold).scores) for image_id, found in detections.items()}
-
-
 def counted(found: Detections, threshold: float | Sequence[float]) -> Detections:
     """The detections with ``score >= threshold``; of several thresholds, that of the detection's class.
 

@@ -177,7 +177,7 @@ class Manual:
             image.boxes.append((number, (x1, y1, x2, y2), label))
             told.append((annotation["bbox"], image.size or (math.nan, math.nan), told_area(annotation)))
         boxes, sizes, areas = (
-            np.array([entry[place] for entry in told], dtype=np.float64).reshape(len(told), *shape)
+            np.array([one[place] for one in told], dtype=np.float64).reshape(len(told), *shape)
             for place, shape in enumerate(((4,), (2,), ()))
         )
         kind, cure = other_format(boxes, sizes, areas)
