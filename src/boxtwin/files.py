@@ -13,7 +13,7 @@ from boxtwin.errors import InputError, WriteError
 
 # What a file system says that cannot be written to, and how to mend it.
 CURES = {
-    errno.ENOSPC: "the disk is full{free}: free some space there",
+    errno.ENOSPC: "the disk takes no more{free}: free some space there, or raise a limit for files (ulimit -f)",
     errno.EDQUOT: "the quota of the disk is used up{free}: free some space there",
     errno.EFBIG: "a file may not grow that large here: raise the limit (ulimit -f)",
     errno.EROFS: "the file system is read-only: choose another folder",
