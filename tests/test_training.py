@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger
 
 from boxtwin.datasets.decoded import DecodedImages
 from boxtwin.datasets.images import write_png
+from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.splits import Split
 from boxtwin.detector.module import DetectorModule
@@ -112,7 +113,7 @@ def train(dataset: Dataset, checkpoints: Path, logger: Curve, **changes: Any) ->
         steps_per_epoch=EVERY,
         augmentation=Augmentation(),
         synthetic_fraction=None,
-        white=255,
+        levels=Levels(0, 255),
         seed=0,
         images=DecodedImages(None),
         workers=0,
