@@ -273,3 +273,43 @@ def test_conditions_are_named_by_what_differs(conditions, expected):
 def test_flat_settings_are_written_as_hydra_reads_them():
     nested = {"a": {"b": None, "c": True, "d": 0.001, "e": [1, 2], "f": "text"}, "g": 3}
     assert flatten(nested) == {"a.b": "null", "a.c": "true", "a.d": "0.001", "a.e": "[1, 2]", "a.f": "text", "g": "3"}
+
+
+def test_one_run_of_an_older_version_merges_nothing_that_others_tell_apart(composed, tmp_path):
+    for share, seeds in ((0.25, (0, 1)), (0.5, (2, 3))):
+        write_record(tmp_path, OmegaConf.merge(composed, {"variations": {"synthetic_fraction": share}}), seeds)
+    write_record(tmp_path, plain(composed), (0,), condition={}, provenance={})
+    rows, _, _ = compared(tmp_path)
+    assert sorted(row.seeds for row in rows if row.variations) == [(0, 1), (2, 3)]
+
+
+@pytest.mark.parametrize("key", ["evaluation", "levels", "anchors"])
+def test_a_baseline_of_an_older_version_is_not_held_against_another_evaluation(key, composed, tmp_path):
+    write_record(tmp_path, plain(composed), (0, 1), condition={}, provenance={})
+    write_record(tmp_path, composed, (0, 1), data={**DATA, key: "2"})
+    _, found, text = compared(tmp_path)
+    assert found == []
+    assert f"{key} (null there, 2 here)" in text
+
+
+def test_detectors_of_two_runs_are_two_weights_though_their_files_have_one_name(composed, tmp_path):
+    old = {"condition": {}, "provenance": {}}
+    for name, config in (("one", plain(composed)), ("two", composed)):
+        typed = f"variations=2 detector.weights=multirun/{name}/detector.safetensors"
+        write_record(tmp_path, config, (0,), **old, overrides=typed)
+    assert compared(tmp_path)[1] == []
+
+
+def test_dense_training_images_do_not_cost_the_comparison_of_sizes(composed, tmp_path):
+    for name, size, limit in (("s2", 40, 400), ("s1", 80, 500)):
+        config = plain(OmegaConf.merge(composed, {"split": {"name": name, "train": size}}))
+        write_record(tmp_path, config, (0,), data={**DATA, "max_detections": limit})
+    _, (contrast,), _ = compared(tmp_path)
+    assert contrast.kind == "yardstick"
+
+
+def test_means_that_are_shown_are_those_of_the_pairs(composed, tmp_path):
+    write_record(tmp_path, plain(composed), (0, 1), ap50=0.4)
+    write_record(tmp_path, composed, (0,), ap50=0.5)
+    write_record(tmp_path, composed, (1,), ap50=0.9, provenance=CPU | {"device": "NVIDIA H100"})
+    assert "AP50 40.0 -> 50.0 (+10.0, better" in compared(tmp_path)[2]
