@@ -55,6 +55,7 @@ class Attempt:
     def __init__(self, folder: Path, whole: Path, draw: random.Random, seconds: float) -> None:
         self.folder, self.whole, self.draw, self.seconds = folder, whole, draw, seconds
         self.command = SWEEP
+        self.environment = ENVIRONMENT
         self.again: Ended | None = None  # the repeat, where the fault has made it
         folder.mkdir()
 
@@ -62,7 +63,7 @@ class Attempt:
         """Start the sweep in a process group of its own."""
         with self.log.open("wb") as log:
             return subprocess.Popen(
-                [*script(f"{self.command} {more}"), LEVELS], cwd=self.folder, env=ENVIRONMENT, stdout=log,
+                [*script(f"{self.command} {more}"), LEVELS], cwd=self.folder, env=self.environment, stdout=log,
                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=setting,
             )  # fmt: skip
 
@@ -196,6 +197,8 @@ def server_away(attempt: Attempt) -> Ended:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     attempt.command += f" tracking.uri=http://127.0.0.1:{port}"
+    # By default MLflow repeats a request for four minutes, each of them.
+    attempt.environment = ENVIRONMENT | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
     server = _serve(attempt.folder, port)
     try:
         process = attempt.begin()
