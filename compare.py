@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from boxtwin import sweep
+from boxtwin.config import launch
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="compare")
@@ -12,12 +12,12 @@ def main(config: DictConfig) -> None:
 
     def work(config: DictConfig) -> None:
         # Imported here: --help must not wait for MLflow.
-        from boxtwin.studies.collect import compare_study
+        from boxtwin.commands.compare import compare_study
 
         compare_study(config)
 
-    sweep.guard(work, config)
+    launch.guard(work, config)
 
 
 if __name__ == "__main__":
-    sweep.launch(main)
+    launch.launch(main)

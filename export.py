@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from boxtwin import sweep
+from boxtwin.config import launch
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
@@ -12,12 +12,12 @@ def main(config: DictConfig) -> None:
 
     def work(config: DictConfig) -> None:
         # Imported here: --help must not wait for torch.
-        from boxtwin.export import export_detector
+        from boxtwin.commands.export import export_detector
 
         export_detector(config)
 
-    sweep.guard(work, config)
+    launch.guard(work, config)
 
 
 if __name__ == "__main__":
-    sweep.launch(main)
+    launch.launch(main)

@@ -93,8 +93,7 @@ def install(clocks: Clocks) -> None:
     """Clocks around the parts of a cell."""
     import pytorch_lightning as pl
 
-    from boxtwin import experiment
-    from boxtwin.datasets import sar_scenes
+    from boxtwin.datasets.simulated_sar import scenes as sar_scenes
     from boxtwin.detector import module
     from boxtwin.evaluation import overlays, plots, tested
     from boxtwin.tracking.mlflow_runs import Store
@@ -157,9 +156,9 @@ def main() -> None:
         *("-m", "split=s1,s2", "variations=0", f"trainer.steps={settings.steps}", "trainer.validations=1"),
         *("detector.warmup_steps=1", "study=overhead", *settings.overrides),
     )
-    from boxtwin import sweep
+    from boxtwin.config import launch
 
-    for name, value in sweep.ENVIRONMENT.items():  # before MLflow is imported, as train.py does it
+    for name, value in launch.ENVIRONMENT.items():  # before MLflow is imported, as train.py does it
         os.environ.setdefault(name, value)
     clocks, started = Clocks(), now()
     install(clocks)

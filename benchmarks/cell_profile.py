@@ -118,9 +118,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="settings of train.py")
     settings = parser.parse_args()
     overrides = [_absolute(override) for override in settings.overrides]
-    from boxtwin import sweep
+    from boxtwin.config import launch
 
-    for name, value in {**sweep.ENVIRONMENT, "OMP_NUM_THREADS": "1"}.items():
+    for name, value in {**launch.ENVIRONMENT, "OMP_NUM_THREADS": "1"}.items():
         os.environ.setdefault(name, value)
     clocks = Clocks(clock)
     install(clocks)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from measuring import Clock, parser, prepared, report
 
-from boxtwin.composition import make_data
-from boxtwin.datasets.decoded import DecodedImages
-from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.image_cache import DecodedImages
+from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.mixing.augment import Augmentation
 from boxtwin.mixing.plan import make_plan
+from boxtwin.run.build import make_data
 
 
 class InMemory(DecodedImages):

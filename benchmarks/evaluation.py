@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.coco_map import CocoEvaluator, coco_figures
+from boxtwin.evaluation.coco_metrics import CocoEvaluator, coco_figures
 
 SIZE = 640  # pixels, both sides of an image
 EVALUATORS: tuple[CocoEvaluator, ...] = ("pycocotools", "faster")

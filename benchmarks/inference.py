@@ -12,9 +12,9 @@ from measuring import Clock, parser, prepared, report
 import torch  # isort: skip  (measuring sets the environment that torch reads)
 from torch import Tensor, nn
 
-from boxtwin.composition import make_data, make_detector
-from boxtwin.detector.yolov3 import folded
+from boxtwin.detector.network import folded
 from boxtwin.mixing.plan import make_plan
+from boxtwin.run.build import make_data, make_detector
 
 
 def main() -> None:

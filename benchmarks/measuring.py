@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from boxtwin.sweep import ENVIRONMENT, quote_numbers
+from boxtwin.config.launch import ENVIRONMENT, quote_numbers
 
 # As the root scripts do, before torch is imported: what is measured is what runs.
 for _name, _value in ENVIRONMENT.items():
@@ -23,9 +23,9 @@ import cv2
 import torch
 from hydra import compose, initialize_config_dir
 
-from boxtwin.composition import Prepared, prepare
-from boxtwin.config import register
-from boxtwin.detector.allocator import keep_freed_blocks
+from boxtwin.config.schema import register
+from boxtwin.hardware import keep_freed_blocks
+from boxtwin.run.build import Prepared, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,7 +40,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     options.add_argument(
         "--give-memory-back",
         action="store_true",
-        help="let the allocator hand large blocks back to the system (see boxtwin.detector.allocator)",
+        help="let the allocator hand large blocks back to the system (see boxtwin.hardware)",
     )
     options.add_argument(
         "overrides",

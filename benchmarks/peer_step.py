@@ -53,9 +53,9 @@ def pytorchyolo(settings, images):
 
 def boxtwin(settings, images):
     """Network and loss of this project."""
-    from boxtwin.detector.allocator import keep_freed_blocks
     from boxtwin.detector.module import DetectorModule
-    from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS
+    from boxtwin.detector.network import PUBLISHED_ANCHORS
+    from boxtwin.hardware import keep_freed_blocks
 
     keep_freed_blocks()
     module = DetectorModule(
@@ -116,7 +116,7 @@ def main() -> None:
         network.train(name == "step")
         looking = network
         if settings.package == "boxtwin" and name == "forward":
-            from boxtwin.detector.yolov3 import folded
+            from boxtwin.detector.network import folded
 
             looking = folded(network.network)  # as it predicts
         work()

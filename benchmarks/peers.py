@@ -31,7 +31,7 @@ import cv2
 import numpy as np
 
 from boxtwin.detector.darknet_cfg import darknet_cfg
-from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, Architecture, YOLOv3
+from boxtwin.detector.network import PUBLISHED_ANCHORS, Architecture, YOLOv3
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, SHORT, LONG = 64, 1, 3

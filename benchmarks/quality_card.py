@@ -25,9 +25,9 @@ import cv2
 import numpy as np
 from measuring import Clock, report
 
-from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Lineage, Sample
-from boxtwin.evaluation.quality_card import write_quality_card
+from boxtwin.quality.card import write_quality_card
 
 CASES = (("640 x 480, colour", (480, 640, 3), np.uint8), ("800 x 800, grey", (800, 800), np.uint8),
          ("800 x 800, grey, 16 bit", (800, 800), np.uint16), ("400 x 400, grey", (400, 400), np.uint8))  # fmt: skip

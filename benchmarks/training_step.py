@@ -18,25 +18,28 @@ import torch  # isort: skip  (measuring sets the environment that torch reads)
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from boxtwin.composition import Prepared, make_data, make_detector
 from boxtwin.datasets.batch import Batch
 from boxtwin.detector.module import DetectorModule
+from boxtwin.detector.training import fit
 from boxtwin.mixing.plan import make_plan
-from boxtwin.settings import accelerator, precision
+from boxtwin.run.build import Prepared, make_data, make_detector
 from boxtwin.tracking.cell_logger import CellLogger
 from boxtwin.tracking.mlflow_runs import Store
-from boxtwin.training import fit
 
 
 def bare_step(cell: Prepared, module: DetectorModule, batch: Batch) -> Callable[[], None]:
     """Forward, loss, backward and fused AdamW on a batch in memory, and nothing else."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
-    device = "cuda" if accelerator(cell.config) in ("cuda", "gpu") else "cpu"
+    device = "cuda" if cell.accelerator in ("cuda", "gpu") else "cpu"
     module.to(device).train()
     batch = Batch(*(tensor.to(device) for tensor in batch))
 
     def autocast() -> AbstractContextManager[object]:
-        return torch.autocast(device, torch.bfloat16, enabled=precision(cell.config) == "bf16-mixed")
+        return torch.autocast(
+            device,
+            torch.bfloat16,
+            enabled=cell.precision == "bf16-mixed",
+        )
 
     def step() -> None:
         optimizer.zero_grad()
@@ -65,7 +68,7 @@ def shipped(cell: Prepared, folder: Path) -> Callable[[], None]:
             gradient_clip=settings.gradient_clip,
             accelerator="cpu",
             devices=1,
-            precision=precision(cell.config),
+            precision=cell.precision,
             compile_network=False,
             logger=CellLogger(experiment_name="benchmark", tracking_uri=store.uri, run_id=run.run_id),
             checkpoints=folder / "checkpoints",
@@ -116,7 +119,11 @@ def main() -> None:
             "averaging weights": repeated(few, lambda: average.update_parameters(module)),
             "clipping gradients": repeated(few, lambda: nn.utils.clip_grad_norm_(module.parameters(), 10.0)),
         }
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision(cell.config) == "bf16-mixed"):
+        with torch.autocast(
+            "cpu",
+            torch.bfloat16,
+            enabled=cell.precision == "bf16-mixed",
+        ):
             validation = repeated(1, lambda: [module.detect(batch) for batch in looked_at])
     rows: list[tuple[str, float, float, float, float]] = []
 
@@ -135,7 +142,7 @@ def main() -> None:
     rows.append(("- the rest (parts by themselves, so nothing overlaps)", rest[0], rest[1], rest[2], rest[3]))
     report(
         f"{arguments.architecture}, {arguments.image_size} pixels, batch {arguments.batch}, "
-        f"{precision(cell.config)}, {steps} steps each",
+        f"{cell.precision}, {steps} steps each",
         ("part", "CPU ms an image", "ratio", "wall ms an image", "ratio"),
         rows,
     )

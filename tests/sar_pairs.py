@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from boxtwin.datasets.images import Pixels
-from boxtwin.datasets.sar_layout import (
+from boxtwin.datasets.image_io import Pixels
+from boxtwin.datasets.simulated_sar.layout import (
     Berths,
     Ship,
     Window,
@@ -18,8 +18,8 @@ from boxtwin.datasets.sar_layout import (
     ship_scatterers,
     visible_box,
 )
-from boxtwin.datasets.sar_physics import Scatterers, join, land_reflectivity, multilook_intensity
-from boxtwin.datasets.sar_scenes import MARGIN, _draw_sensor, _lay_out, _sea, quantise
+from boxtwin.datasets.simulated_sar.physics import Scatterers, join, land_reflectivity, multilook_intensity
+from boxtwin.datasets.simulated_sar.scenes import MARGIN, _draw_sensor, _lay_out, _sea, quantise
 
 WHOLE = 0.99  # share of a hull that a moved ship shows before and after: the border must not change its box
 Fate = Literal["there", "lost", "moved", "added"]

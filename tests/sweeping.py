@@ -18,8 +18,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from boxtwin import sweep
-from boxtwin.config import cell_name
+from boxtwin.config import launch
+from boxtwin.config.schema import cell_name
 from boxtwin.errors import DataError, InputError
 
 
@@ -42,10 +42,10 @@ def work(config: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(config: DictConfig) -> None:
-    sweep.guard(work, config)
+    launch.guard(work, config)
 
 
 if __name__ == "__main__":
     # Beside which conf/ is looked for.
     sys.argv[0] = str(Path(__file__).parents[1] / "train.py")
-    sweep.launch(main)
+    launch.launch(main)

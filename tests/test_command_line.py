@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from boxtwin.command_line import command_line, words_of
-from boxtwin.sweep import hide_password, option_values, quote_numbers
+from boxtwin.config.launch import hide_password, option_values, quote_numbers
 
 
 @pytest.fixture(autouse=True)

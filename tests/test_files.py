@@ -15,12 +15,12 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from boxtwin.datasets.images import link_file, write_bytes_atomically, write_png
+from boxtwin.datasets.image_io import link_file, write_bytes_atomically, write_png
 from boxtwin.detector.darknet_weights import write_darknet
-from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, YOLOv3
+from boxtwin.detector.network import PUBLISHED_ANCHORS, YOLOv3
+from boxtwin.detector.training import CheckpointFiles
 from boxtwin.errors import InputError, WriteError
 from boxtwin.files import check_name, refusal, whole_file, writing
-from boxtwin.training import CheckpointFiles
 
 
 @contextmanager

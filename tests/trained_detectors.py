@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from boxtwin.datasets.decoded import DecodedImages
-from boxtwin.datasets.images import read_image
+from boxtwin.datasets.image_cache import DecodedImages
+from boxtwin.datasets.image_io import read_image
 from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.detector.checkpoint import TrainedDetector
 from boxtwin.detector.module import DetectorModule
-from boxtwin.detector.trained import TrainedDetector
-from boxtwin.detector.yolov3 import PUBLISHED_ANCHORS, STRIDES, Convolution
+from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES, Convolution
 from boxtwin.mixing.datamodule import Collate, ImagesAsTheyAre
 
 

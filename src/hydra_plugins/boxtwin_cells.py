@@ -1,11 +1,11 @@
-"""boxtwin's sweeper at the one place where Hydra takes plugins from; what it does is in `boxtwin.sweeper`."""
+"""boxtwin's sweeper at the one place where Hydra takes plugins from; what it does is in `boxtwin.config.sweeper`."""
 
 from dataclasses import dataclass
 
 from hydra.core.config_store import ConfigStore
 
-from boxtwin.config import register
-from boxtwin.sweeper import Cells
+from boxtwin.config.schema import register
+from boxtwin.config.sweeper import Cells
 
 
 class CellSweeper(Cells):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boxtwin.datasets.coco_json import fault_of_name, file_key, flag, load_json, whole
-from boxtwin.datasets.images import write_png
+from boxtwin.datasets.image_io import write_png
 from boxtwin.errors import InputError
 
 MakeCoco = Callable[..., Any]

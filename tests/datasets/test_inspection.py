@@ -10,7 +10,7 @@ from PIL import Image
 
 from boxtwin.datasets import inspection
 from boxtwin.datasets.coco import read_coco
-from boxtwin.datasets.images import decode_image
+from boxtwin.datasets.image_io import decode_image
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
 

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from boxtwin.datasets.images import decode_image, read_header, read_image
+from boxtwin.datasets.image_io import decode_image, read_header, read_image
 from boxtwin.datasets.reading import Reading, exif_orientation
 
 RNG = np.random.default_rng(0)

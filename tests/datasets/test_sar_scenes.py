@@ -11,9 +11,18 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from boxtwin.datasets.images import read_image
-from boxtwin.datasets.sar_layout import MIN_BOX, Berths, Ship, Window, draw_ship, ship_scatterers, visible_box, well_cut
-from boxtwin.datasets.sar_physics import (
+from boxtwin.datasets.image_io import read_image
+from boxtwin.datasets.simulated_sar.layout import (
+    MIN_BOX,
+    Berths,
+    Ship,
+    Window,
+    draw_ship,
+    ship_scatterers,
+    visible_box,
+    well_cut,
+)
+from boxtwin.datasets.simulated_sar.physics import (
     Scatterers,
     Sensor,
     azimuth_ghosts,
@@ -26,7 +35,7 @@ from boxtwin.datasets.sar_physics import (
     shifted_rows,
     wake,
 )
-from boxtwin.datasets.sar_scenes import build, simulate_scene
+from boxtwin.datasets.simulated_sar.scenes import build, simulate_scene
 from boxtwin.errors import InputError
 
 SMALL = {"images": 8, "image_size": 96, "chips_per_scene": 3, "seed": 5}

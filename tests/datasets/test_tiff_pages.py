@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tifffile import TiffWriter, imwrite
 
-from boxtwin.datasets.images import decode_image, read_header, read_image, written_whole
+from boxtwin.datasets.image_io import decode_image, read_header, read_image, written_whole
 from boxtwin.datasets.reading import Reading
 
 PIXELS = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60)

@@ -11,7 +11,7 @@ from boxtwin.detector.decode import (
     grid_of,
     make_grid,
 )
-from boxtwin.detector.postprocess import merge_tiles, non_maximum_suppression
+from boxtwin.detector.nms import merge_tiles, non_maximum_suppression
 
 ANCHORS = (((90.0, 60.0), (40.0, 80.0)), ((10.0, 14.0), (23.0, 27.0)))
 STRIDES = (32, 16)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from trained_detectors import make_trained
 
+from boxtwin.detector.checkpoint import TrainedDetector, write_detector
+from boxtwin.detector.network import YOLOv3
 from boxtwin.detector.pretrained import anchors_of, read_weights, weights_digest
-from boxtwin.detector.trained import TrainedDetector, write_detector
-from boxtwin.detector.yolov3 import YOLOv3
 from boxtwin.errors import InputError
 
 ANCHORS = (((40.0, 40.0),) * 3, ((10.0, 10.0),) * 3)

@@ -21,10 +21,10 @@ from mlflow.tracking import MlflowClient
 from omegaconf import OmegaConf
 from trained_detectors import detect_as_studies_do, make_trained
 
-from boxtwin.config import ExportConfig
+from boxtwin.commands.export import export_detector
+from boxtwin.config.schema import ExportConfig
+from boxtwin.detector.checkpoint import TrainedDetector, write_detector
 from boxtwin.detector.darknet_weights import read_darknet
-from boxtwin.detector.trained import TrainedDetector, write_detector
-from boxtwin.export import export_detector
 
 SERVE, ASK = (
     re.search(rf"^{start}.*$", (ROOT / "README.md").read_text().replace("\\\n", " "), re.M).group(0)

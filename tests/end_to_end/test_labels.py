@@ -14,14 +14,14 @@ import pytest
 from commands import CONF, ROOT, manifests, run, runs, start
 from hydra import compose, initialize_config_dir
 
-from boxtwin import labelling
-from boxtwin.composition import Prepared, prepare
-from boxtwin.config import register
-from boxtwin.datasets.images import read_image
-from boxtwin.detector.trained import read_detector
+from boxtwin.config.launch import quote_numbers
+from boxtwin.config.schema import register
+from boxtwin.datasets.image_io import read_image
+from boxtwin.detector.checkpoint import read_detector
 from boxtwin.errors import InputError
-from boxtwin.labels.transfer import Carry
-from boxtwin.sweep import quote_numbers
+from boxtwin.labels.carry import Carry
+from boxtwin.run import label_detectors
+from boxtwin.run.build import Prepared, prepare
 
 SPECKLED, MOVES = "generator._target_=varying.Speckled", "generator._target_=varying.Moves"
 CARRY = f"generate.py experiment=tiny_choice variations=2 generator=repeat {SPECKLED}"
@@ -106,7 +106,7 @@ def test_a_labelling_detector_is_the_cell_without_variations_and_trained_once(co
     alone = cell(composed, "variations=0")
     path = Path("data/detectors") / f"{alone.identity}.safetensors"
     assert not path.exists()
-    carry = labelling.make_judge(with_some)
+    carry = label_detectors.make_judge(with_some)
     assert isinstance(carry, Carry)
     assert carry.detectors is not None
     assert len(carry.detectors.members) == 1
@@ -115,7 +115,7 @@ def test_a_labelling_detector_is_the_cell_without_variations_and_trained_once(co
     assert carry.detectors.members[0].threshold == detector.count_threshold
     assert not list(path.parent.glob("*.checkpoints"))
     before = path.stat().st_mtime_ns
-    labelling.make_judge(with_some)
+    label_detectors.make_judge(with_some)
     assert path.stat().st_mtime_ns == before
     assert caplog.text.count("on the 6 real training images alone") == 1
 
@@ -123,7 +123,7 @@ def test_a_labelling_detector_is_the_cell_without_variations_and_trained_once(co
 @LIGHTNING
 def test_a_detector_as_a_function_sees_what_a_cell_sees(composed):
     alone = cell(composed, "variations=0")
-    member = labelling.make_judge(cell(composed, "variations=1", SPECKLED)).detectors.members[0]
+    member = label_detectors.make_judge(cell(composed, "variations=1", SPECKLED)).detectors.members[0]
     from trained_detectors import detect_as_studies_do
 
     (path,) = Path("data/detectors").glob("*.safetensors")
@@ -140,10 +140,10 @@ def test_preparing_trains_nothing_and_a_complete_store_needs_no_judge(composed):
     assert first.library.judge is None
     with pytest.raises(ValueError, match="no judge"):
         first.library.make(first.sources, 1)
-    labelling.make_ready(first)
+    label_detectors.make_ready(first)
     assert first.library.make(first.sources, 1).made == 10
     again = cell(composed, "variations=1", SPECKLED, "labels.detectors=0")
-    labelling.make_ready(again)
+    label_detectors.make_ready(again)
     assert again.library is not None
     assert again.library.judge is None
     assert not Path("data/detectors").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 from commands import manifests, run
 
-from boxtwin.synthesis.checkpoints import folder_hash
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import folder_hash
 
 SETTINGS = "generator.steps=2 generator.strength=0.6 generator.tile=32 generator.overlap=8 generator.batch_size=4"
 

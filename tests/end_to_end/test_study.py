@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from boxtwin.detector.trained import read_detector
+from boxtwin.detector.checkpoint import read_detector
 from boxtwin.evaluation.examples import load_examples
 
 COSTS = {"time/store_fit", "time/store_vary", "data/cost_usd", "data/label_minutes"}

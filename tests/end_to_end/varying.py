@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from boxtwin.datasets.images import read_image
+from boxtwin.datasets.image_io import read_image
 from boxtwin.datasets.sample import Sample
 from boxtwin.synthesis.generator import Knowledge, Request, Variation
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Detections, Lineage, Sample
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.overlays import (

@@ -8,7 +8,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from boxtwin import lettering as letters
-from boxtwin.datasets.images import read_image
+from boxtwin.datasets.image_io import read_image
 from boxtwin.evaluation.plots import count_scatter, precision_recall_curve
 from boxtwin.lettering import class_colour, drawable, lettering, put, shorten, shorten_path
 

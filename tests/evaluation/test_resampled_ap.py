@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.coco_map import coco_figures
+from boxtwin.evaluation.coco_metrics import coco_figures
 from boxtwin.evaluation.matching import AREAS, match_detections
 from boxtwin.evaluation.resampled_ap import ResampledAP, load_matches, save_matches
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from boxtwin.datasets.images import write_png
+from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.coco_map import coco_figures, coco_results
+from boxtwin.evaluation.coco_metrics import coco_figures, coco_results
 from boxtwin.evaluation.examples import EXAMPLES_FILE, load_examples
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, ResampledAP, load_matches

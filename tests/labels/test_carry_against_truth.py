@@ -12,10 +12,10 @@ import pytest
 from sar_pairs import Pair, simulate_pair
 
 from boxtwin.boxes import iou_matrix
-from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections
+from boxtwin.labels.carry import Carry
 from boxtwin.labels.ensemble import Ensemble, Member
-from boxtwin.labels.transfer import Carry
 
 # The thresholds were chosen on the pairs of seeds below 1000.
 FIRST = 1000
@@ -102,10 +102,10 @@ def test_with_a_trained_detector(tmp_path: Path, capsys: pytest.CaptureFixture) 
     """120 pairs, every other one with a new ship: by pixels alone, and with the demo's detector."""
     from hydra import compose, initialize_config_dir
 
-    from boxtwin.composition import prepare
-    from boxtwin.config import register
-    from boxtwin.labelling import make_judge
-    from boxtwin.sweep import quote_numbers
+    from boxtwin.config.launch import quote_numbers
+    from boxtwin.config.schema import register
+    from boxtwin.run.build import prepare
+    from boxtwin.run.label_detectors import make_judge
 
     root = Path(__file__).parents[2]
     register()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from boxtwin.boxes import iou_matrix
-from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.labels.ensemble import Ensemble, Member, agreements, surprise_threshold
 from boxtwin.labels.pseudo import Pseudo

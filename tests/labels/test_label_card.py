@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.labels.card import _cases, tally, write_card
 
 EVIDENCE = {"response": 0.9, "contrast": 4.0, "contrast_source": 5.0, "match": 0.8, "detector": None}

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxtwin.datasets.images import pixels_sha256, write_png
+from boxtwin.datasets.image_io import pixels_sha256, write_png
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.labels.manual import Manual

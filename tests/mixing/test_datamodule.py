@@ -8,18 +8,18 @@ import pytorch_lightning as pl
 import torch
 
 from boxtwin.datasets.batch import Batch
-from boxtwin.datasets.decoded import DecodedImages
-from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.image_cache import DecodedImages
+from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.sample import Dataset
 from boxtwin.datasets.splits import Split
 from boxtwin.errors import InputError
-from boxtwin.labels.transfer import Carry
+from boxtwin.labels.carry import Carry
 from boxtwin.mixing.augment import Augmentation
 from boxtwin.mixing.datamodule import EpochDraws, StudyDataModule, TrainingDraws, check_variations, input_channels
 from boxtwin.mixing.plan import draw_order, make_plan
 from boxtwin.synthesis.controls import Repeat
-from boxtwin.synthesis.library import Library
+from boxtwin.synthesis.store import Library
 
 EVERYTHING = Augmentation(
     mosaic=0.5, zoom=1.3, translate=0.1, flip_horizontal=True, quarter_turns=True, gain=0.2, speckle=0.05

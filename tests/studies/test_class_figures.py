@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from study_cells import finished_cell
 
+from boxtwin.commands.compare import cells_in
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.figures import Thresholds, coco_by_class, count_by_class
 from boxtwin.evaluation.matching import match_detections
+from boxtwin.evaluation.metrics import Thresholds, coco_by_class, count_by_class
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.class_figures import class_figures
-from boxtwin.studies.collect import cells_in
 from boxtwin.studies.conditions import Cell, condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.inference import hierarchical_interval, image_counts
-from boxtwin.studies.report import write_report
-from boxtwin.studies.tables import class_text, write_csv
+from boxtwin.studies.report.page import write_report
+from boxtwin.studies.report.tables import class_text, write_csv
 
 CLASSES = ("red cell", '<b>船, "x"')
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from study_cells import finished_cell
 
-from boxtwin.datasets.images import write_png
+from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.sample import Dataset, Detections, Sample
 from boxtwin.evaluation.examples import EXAMPLES_FILE, keep_examples, load_examples
 from boxtwin.evaluation.matching import match_detections
@@ -25,9 +25,9 @@ from boxtwin.studies.conditions import Cell
 from boxtwin.studies.costs import costs, unattributed
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.kept import Kept
-from boxtwin.studies.pictures import galleries
-from boxtwin.studies.report import condition_table, write_report
-from boxtwin.studies.section import Figure, Section
+from boxtwin.studies.report.gallery import galleries
+from boxtwin.studies.report.page import condition_table, write_report
+from boxtwin.studies.report.section import Figure, Section
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from boxtwin.datasets.images import read_image
+from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
 from boxtwin.studies.commands import choice
 from boxtwin.studies.comparison import Figures, contrasts
-from boxtwin.studies.curves import curve_figure, curve_text
 from boxtwin.studies.inference import mean_interval
-from boxtwin.studies.report import Cell, condition_table, plot_curves, text_table, write_csv, write_report
-from boxtwin.studies.tables import page_table
-from boxtwin.studies.verdict import verdict
+from boxtwin.studies.report.page import Cell, condition_table, plot_curves, text_table, write_csv, write_report
+from boxtwin.studies.report.plots import curve_figure, curve_text
+from boxtwin.studies.report.tables import page_table
+from boxtwin.studies.report.verdict import verdict
 
 
 def make_cell(split="s2", variations=0, seed=0, ap50=0.4, mae=1.0, real=40, generator="pixel_ddpm", **changes):

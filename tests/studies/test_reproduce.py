@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from study_cells import finished_cell
 
-from boxtwin.studies.report import write_report
+from boxtwin.studies.report.page import write_report
 
 METRICS = {"test/map": 0.4, "test/map_50": 0.7, "test/count_mae": 1.0}
 

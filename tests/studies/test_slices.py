@@ -14,12 +14,12 @@ from pycocotools.cocoeval import COCOeval
 from study_cells import finished_cell
 
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.coco_map import coco_ground_truth, coco_results
+from boxtwin.evaluation.coco_metrics import coco_ground_truth, coco_results
 from boxtwin.evaluation.matching import AREAS, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.conditions import Row, condition_table
-from boxtwin.studies.count_errors import count_errors
 from boxtwin.studies.evidence import Evidence
+from boxtwin.studies.report.count_errors import count_errors
 from boxtwin.studies.slices import LEAST_IMAGES, SliceTable, slice_figures, slices_of, slicings
 
 IDS = (3, 7)

@@ -8,10 +8,10 @@ import numpy as np
 from written_samples import bright_boxes
 
 from boxtwin.datasets.sample import Sample
+from boxtwin.synthesis.diffusers_pipelines.image_variations import SDVariations, UnCLIP
+from boxtwin.synthesis.diffusers_pipelines.img2img import Img2Img, InpaintPretrained
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
 from boxtwin.synthesis.generator import Request
-from boxtwin.synthesis.image_variations import SDVariations, UnCLIP
-from boxtwin.synthesis.pipelines import PipelineGenerator
-from boxtwin.synthesis.pretrained import Img2Img, InpaintPretrained
 
 ALL: dict[str, Any] = {
     "revision": None,

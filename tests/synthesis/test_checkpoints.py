@@ -9,7 +9,7 @@ import torch
 from pipeline_generators import make, make_source, pixels_of
 
 from boxtwin.errors import InputError
-from boxtwin.synthesis.checkpoints import INDEX, Checkpoint, folder_hash
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX, Checkpoint, folder_hash
 from boxtwin.synthesis.generator import Model, Request
 
 TinyPipeline = Callable[[str], Path]

@@ -6,7 +6,7 @@ import pytest
 from written_samples import write_sample
 
 from boxtwin.boxes import iou_matrix
-from boxtwin.datasets.images import read_image
+from boxtwin.datasets.image_io import read_image
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.controls import CopyPaste, Repeat

@@ -8,13 +8,13 @@ import torch
 from pipeline_generators import make, make_source, pixels_of
 from safetensors.torch import load_file
 
-from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
-from boxtwin.synthesis import finetune
 from boxtwin.synthesis.blending import box_pixels
-from boxtwin.synthesis.finetune import STATE_FILE, TOKEN, WEIGHTS_FILE, Crops, Finetune, Lessons
+from boxtwin.synthesis.diffusers_pipelines import finetune
+from boxtwin.synthesis.diffusers_pipelines.finetune import STATE_FILE, TOKEN, WEIGHTS_FILE, Crops, Finetune, Lessons
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, levels_of
 from boxtwin.synthesis.generator import Request
-from boxtwin.synthesis.pipelines import PipelineGenerator, levels_of
 
 TinyPipeline = Callable[[str], Path]
 

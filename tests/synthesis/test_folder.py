@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
-from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Dataset
 from boxtwin.errors import InputError
-from boxtwin.labels.transfer import Carry
-from boxtwin.synthesis.folder import Folder, _parse
+from boxtwin.labels.carry import Carry
+from boxtwin.synthesis.external.folder import Folder, _parse
 from boxtwin.synthesis.generator import Generator, Refused, Request, Variation
-from boxtwin.synthesis.library import Library
+from boxtwin.synthesis.store import Library
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from pipeline_generators import make, make_source, pixels_of
 
-from boxtwin.datasets.images import read_image
+from boxtwin.datasets.image_io import read_image
+from boxtwin.synthesis.diffusers_pipelines.image_variations import as_clip_sees
 from boxtwin.synthesis.generator import Request
-from boxtwin.synthesis.image_variations import as_clip_sees
 
 TinyPipeline = Callable[[str], Path]
 

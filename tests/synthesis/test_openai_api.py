@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from image_server import Record, image_server
 
 from boxtwin.datasets.coco import read_coco
-from boxtwin.datasets.images import read_image
+from boxtwin.datasets.image_io import read_image
 from boxtwin.datasets.sample import Dataset
 from boxtwin.errors import InputError
-from boxtwin.labels.transfer import Carry
+from boxtwin.labels.carry import Carry
+from boxtwin.synthesis.external.openai_api import OpenAIEdit, OpenAIVariations
 from boxtwin.synthesis.generator import Generator, Refused, Request, Variation
-from boxtwin.synthesis.library import Library
-from boxtwin.synthesis.openai_api import OpenAIEdit, OpenAIVariations
+from boxtwin.synthesis.store import Library
 
 SECRET = "sk-proj-abcdefghijklmnopqrstuvwxyz0123456789"
 SETTINGS: dict[str, Any] = {

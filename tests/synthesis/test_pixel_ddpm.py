@@ -7,14 +7,12 @@ import torch
 from safetensors.torch import load_file
 from written_samples import bright_boxes
 
-from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.synthesis import pixel_model
-from boxtwin.synthesis.generator import Generator, Request
-from boxtwin.synthesis.pixel_ddpm import PixelDDPM
-from boxtwin.synthesis.pixel_model import STATE_FILE, WEIGHTS_FILE
-from boxtwin.synthesis.sdedit import (
+from boxtwin.synthesis.ddpm import model as pixel_model
+from boxtwin.synthesis.ddpm.model import STATE_FILE, WEIGHTS_FILE
+from boxtwin.synthesis.ddpm.sampling import (
     match_grain,
     match_histogram,
     match_level,
@@ -24,7 +22,9 @@ from boxtwin.synthesis.sdedit import (
     sdedit,
     strength_map,
 )
-from boxtwin.synthesis.training_crops import Tone
+from boxtwin.synthesis.ddpm.training_crops import Tone
+from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
+from boxtwin.synthesis.generator import Generator, Request
 
 TINY: dict[str, Any] = {
     "train_strength": 0.6,

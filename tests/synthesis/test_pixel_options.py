@@ -13,18 +13,18 @@ import pytest
 import torch
 from written_samples import write_sample
 
-from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.synthesis.ddpm.background import PixelBackground
+from boxtwin.synthesis.ddpm.joint import PixelJoint
+from boxtwin.synthesis.ddpm.layout import PixelLayout
+from boxtwin.synthesis.ddpm.layout_plan import Chances, plan, things_of
+from boxtwin.synthesis.ddpm.mask_reading import read_mask
+from boxtwin.synthesis.ddpm.model import PixelModel
+from boxtwin.synthesis.ddpm.sketch import PixelSketch, _ground, _up_to
+from boxtwin.synthesis.diffusers_pipelines.local_painting import soft_zone, traces
 from boxtwin.synthesis.generator import Generator, Request, Variation
-from boxtwin.synthesis.layout_plan import Chances, plan, things_of
-from boxtwin.synthesis.local_painting import soft_zone, traces
-from boxtwin.synthesis.mask_reading import read_mask
-from boxtwin.synthesis.pixel_background import PixelBackground
-from boxtwin.synthesis.pixel_joint import PixelJoint
-from boxtwin.synthesis.pixel_layout import PixelLayout
-from boxtwin.synthesis.pixel_model import PixelModel
-from boxtwin.synthesis.pixel_sketch import PixelSketch, _ground, _up_to
 from boxtwin.synthesis.silhouettes import Silhouette, draw
 
 MODEL: dict[str, Any] = {

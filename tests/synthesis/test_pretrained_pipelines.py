@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 from pipeline_generators import KINDS, make, make_source, pixels_of
 from safetensors.torch import load_file, save_file
 
-from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
-from boxtwin.synthesis.checkpoints import INDEX
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, tile_seed
 from boxtwin.synthesis.generator import Generator, Request
-from boxtwin.synthesis.pipelines import PipelineGenerator, tile_seed
 
 TinyPipeline = Callable[[str], Path]
 

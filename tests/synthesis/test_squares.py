@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from boxtwin.datasets.images import encode_png
+from boxtwin.datasets.image_io import encode_png
 from boxtwin.synthesis import squares
 
 

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_library import Noise, open_library
 
-from boxtwin.datasets.images import read_image, write_png
+from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Dataset
 from boxtwin.errors import InputError
 from boxtwin.synthesis import manifest
 from boxtwin.synthesis.identity import identity_of, key_of, read_identity, settings_from
-from boxtwin.synthesis.reproduction import reproduce
+from boxtwin.synthesis.regenerate import reproduce
 
 
 @pytest.fixture

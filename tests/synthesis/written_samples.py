@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from boxtwin.datasets.images import write_png
+from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.sample import Sample
 
 

@@ -12,9 +12,9 @@ import yaml
 from mlflow.exceptions import MlflowException
 from trained_detectors import detect_as_studies_do, make_trained
 
-from boxtwin.datasets.images import write_png
+from boxtwin.datasets.image_io import write_png
+from boxtwin.detector.checkpoint import TrainedDetector
 from boxtwin.detector.onnx_export import write_onnx
-from boxtwin.detector.trained import TrainedDetector
 from boxtwin.errors import InputError
 from boxtwin.tracking.mlflow_model import save_mlflow_model
 from boxtwin.tracking.mlflow_runs import Store
@@ -106,8 +106,8 @@ sys.meta_path.insert(0, Absent())
 import mlflow.pyfunc, pandas
 model = mlflow.pyfunc.load_model(sys.argv[1])
 answers = model.predict(pandas.DataFrame({"image": [open(sys.argv[2], "rb").read()]}))
-import boxtwin.prediction.onnx_detector
-print(answers[0]["count"], boxtwin.prediction.onnx_detector.__file__)
+import boxtwin.detector.onnx_detector
+print(answers[0]["count"], boxtwin.detector.onnx_detector.__file__)
 """
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float16
 
-from boxtwin.datasets.images import Pixels, pixels_sha256
+from boxtwin.datasets.image_io import Pixels, pixels_sha256
 
 SIDE = 32  # pixels a side of the small versions that are compared
 COARSE = 3.0  # of those pixels, deviation of the Gaussian that is taken off: what neighbours share says little

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from boxtwin.datasets.doubles import Look, look_of
-from boxtwin.datasets.images import decode_image, read_header
+from boxtwin.datasets.image_io import decode_image, read_header
 from boxtwin.datasets.reading import Header, Reading
 
 RESTED_NS = 3_000_000_000  # the coarsest clock of a file system in use, FAT's, ticks every 2 s

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from scipy.ndimage import rank_filter
 
-from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 

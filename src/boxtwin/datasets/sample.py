@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from boxtwin.boxes import Box
 from boxtwin.datasets.doubles import Look
-from boxtwin.datasets.images import Pixels, read_image
+from boxtwin.datasets.image_io import Pixels, read_image
 from boxtwin.datasets.reading import Reading
 
 

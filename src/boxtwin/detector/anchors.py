@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from boxtwin.datasets.sample import Sample
-from boxtwin.detector.yolov3 import Anchors
+from boxtwin.detector.network import Anchors
 from boxtwin.errors import InputError
 
 NEIGHBOUR = 1.25  # two shapes whose sides differ by this factor overlap by 0.64: near, but told apart

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from boxtwin.boxes import area_xyxy, xyxy_to_cxcywh
-from boxtwin.detector.yolov3 import Anchors
+from boxtwin.detector.network import Anchors
 
 AnchorsPerObject = Literal["best", "iou_above"]
 CellsPerObject = Literal[1, 3]

@@ -6,7 +6,7 @@ yolov3_nano has none but this one. Anchors are listed finest head first, as Dark
 
 from __future__ import annotations
 
-from boxtwin.detector.yolov3 import YOLOv3
+from boxtwin.detector.network import YOLOv3
 
 _SHORTCUT = "[shortcut]\nfrom=-3\nactivation=linear\n\n"
 

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from boxtwin.datasets.images import write_bytes_atomically
-from boxtwin.detector.yolov3 import Convolution, YOLOv3
+from boxtwin.datasets.image_io import write_bytes_atomically
+from boxtwin.detector.network import Convolution, YOLOv3
 from boxtwin.errors import InputError
 
 

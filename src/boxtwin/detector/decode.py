@@ -20,8 +20,8 @@ from torch import Tensor
 
 from boxtwin.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from boxtwin.datasets.sample import Detections
-from boxtwin.detector.postprocess import detections_in_file
-from boxtwin.detector.yolov3 import Anchors, Raw
+from boxtwin.detector.network import Anchors, Raw
+from boxtwin.detector.nms import detections_in_file
 
 # Widths stay below 62.5 times the anchor's, as detectron2's box regression holds them (`_DEFAULT_SCALE_CLAMP`), so that
 # exp cannot overflow in an early step.

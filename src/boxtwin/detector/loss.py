@@ -18,7 +18,7 @@ from torch import Tensor
 from boxtwin.boxes import area_xyxy, xyxy_to_cxcywh
 from boxtwin.detector.assign import AnchorsPerObject, CellsPerObject, assign, ignored
 from boxtwin.detector.decode import encode, flatten, grid_of, to_boxes
-from boxtwin.detector.yolov3 import Anchors, Raw
+from boxtwin.detector.network import Anchors, Raw
 
 BoxLoss = Literal["ciou", "mse"]
 ObjectnessTarget = Literal["one", "iou"]

@@ -19,11 +19,11 @@ from boxtwin.datasets.sample import Detections
 from boxtwin.detector.assign import AnchorsPerObject, CellsPerObject
 from boxtwin.detector.decode import detect
 from boxtwin.detector.loss import BoxLoss, ObjectnessTarget, detection_loss
-from boxtwin.detector.postprocess import DETECTIONS, merge_tiles
-from boxtwin.detector.yolov3 import Architecture, Raw, YOLOv3, folded
-from boxtwin.evaluation.coco_map import CocoEvaluator, coco_figures
-from boxtwin.evaluation.figures import coco_by_class
+from boxtwin.detector.network import Architecture, Raw, YOLOv3, folded
+from boxtwin.detector.nms import DETECTIONS, merge_tiles
+from boxtwin.evaluation.coco_metrics import CocoEvaluator, coco_figures
 from boxtwin.evaluation.matching import match_detections
+from boxtwin.evaluation.metrics import coco_by_class
 
 SGD_MOMENTUM = 0.9  # Darknet's yolov3.cfg
 FINAL_RATE = 0.01  # share of the learning rate at which the cosine ends: the last steps still learn a little

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from boxtwin.datasets.images import write_bytes_atomically
+from boxtwin.datasets.image_io import write_bytes_atomically
+from boxtwin.detector.checkpoint import TrainedDetector
 from boxtwin.detector.decode import boxes_and_scores
-from boxtwin.detector.trained import TrainedDetector
-from boxtwin.detector.yolov3 import YOLOv3
+from boxtwin.detector.network import YOLOv3
 from boxtwin.errors import InputError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of the extra `export`

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from boxtwin.detector.checkpoint import ENTRY, FILE, read_detector
 from boxtwin.detector.darknet_weights import DarknetReport, convolution_of, read_darknet, tensors_of
-from boxtwin.detector.trained import ENTRY, FILE, read_detector
-from boxtwin.detector.yolov3 import Anchors, YOLOv3
+from boxtwin.detector.network import Anchors, YOLOv3
 from boxtwin.errors import InputError
 
 ENDING = Path(FILE).suffix

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from boxtwin.datasets.images import Pixels, write_bytes_atomically
+from boxtwin.datasets.image_io import Pixels, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.counts import count_objects, counted
 from boxtwin.evaluation.overlays import pick_examples, to_8_bit

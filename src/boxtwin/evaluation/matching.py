@@ -15,7 +15,7 @@ from pycocotools import mask
 
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.coco_map import RESULT_DECIMALS, TRUTH_DECIMALS
+from boxtwin.evaluation.coco_metrics import RESULT_DECIMALS, TRUTH_DECIMALS
 
 # COCO's ranges of area, square pixels, and what their files call them (cocodataset.org, "Detection Evaluation").
 AREAS = {"all": None, "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from boxtwin.boxes import area_xyxy, iou_matrix
-from boxtwin.datasets.images import Pixels, write_bytes_atomically
+from boxtwin.datasets.image_io import Pixels, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.counts import counted
 from boxtwin.lettering import class_colour, lettering, put, readable_on, shorten

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt16, UInt32
 
-from boxtwin.datasets.images import write_bytes_atomically
+from boxtwin.datasets.image_io import write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.matching import AREAS, BITS, COCO_LIMIT, IOUS, Matching, match_detections
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from boxtwin.boxes import Box, area_xyxy, iou_matrix
-from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections, Sample
 
 # A detection speaks of an object when the boxes overlap by this much. One pixel off in x and y, a box of 4 pixels

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from boxtwin.boxes import Box, xywh_to_xyxy
 from boxtwin.datasets.coco_boxes import ROUNDING, fit_box, other_format, told_area
 from boxtwin.datasets.coco_json import fault_of_name, load_json
-from boxtwin.datasets.images import Pixels, pixels_sha256, read_image
+from boxtwin.datasets.image_io import Pixels, pixels_sha256, read_image
 from boxtwin.datasets.sample import CarriedBox, Judgement, Sample
 from boxtwin.datasets.variation_names import earlier_image_name, image_name, match_names
 from boxtwin.errors import InputError

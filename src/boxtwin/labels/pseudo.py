@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from boxtwin.boxes import Box
-from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import CarriedBox, Judgement
+from boxtwin.labels.box_evidence import Values, channels, contrast
 from boxtwin.labels.ensemble import Ensemble
-from boxtwin.labels.evidence import Values, channels, contrast
 
 DISAGREE = "the detectors disagree"  # why an image is refused
 

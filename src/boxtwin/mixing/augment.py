@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from boxtwin.boxes import area_xyxy, clip_xyxy
-from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.image_io import Pixels
 
 # What surrounds a letterboxed image: mid grey, as Darknet's letterbox_image (src/image.c) fills it.
 PAD = 0.5

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from boxtwin.datasets.batch import Batch
-from boxtwin.datasets.decoded import DecodedImages
+from boxtwin.datasets.image_cache import DecodedImages
 from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError

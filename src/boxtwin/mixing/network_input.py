@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 
-from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.image_io import Pixels
 
 
 def network_input(pixels: Sequence[Pixels], *, channels: int) -> Float32[np.ndarray, "batch {channels} _h _w"]:

@@ -14,9 +14,9 @@ from scipy import stats
 
 from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.conditions import Cell, Row, prefixes
-from boxtwin.studies.curves import COLOURS, DASHES, MARKERS
 from boxtwin.studies.inference import LEVEL, Interval
-from boxtwin.studies.section import Figure, Section, as_svg
+from boxtwin.studies.report.plots import COLOURS, DASHES, MARKERS
+from boxtwin.studies.report.section import Figure, Section, as_svg
 
 FIGURE = "map_50"
 POWER = 0.8  # the usual chance at which a gain is called detectable (Cohen 1988, section 2.4)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
-from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.image_io import Pixels
 
 
 def blend_outside_boxes(source: Pixels, painted: Pixels, boxes: Float[np.ndarray, "n 4"], margin: int) -> Pixels:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Json, Knowledge, Request, Variation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.image_io import Pixels
 
 # A variation whose grey levels have less than this share of its source's standard deviation shows nothing: a safety
 # filter's black image, a failed decoding. JPEG noise and a hot pixel in a black image stay below it.

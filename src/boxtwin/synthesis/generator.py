@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from boxtwin.datasets.images import Pixels
+from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]

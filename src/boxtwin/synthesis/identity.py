@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from boxtwin.datasets.images import write_bytes_atomically
+from boxtwin.datasets.image_io import write_bytes_atomically
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Generator, Json

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from boxtwin.boxes import xyxy_to_xywh
-from boxtwin.datasets.images import pixels_sha256, read_image
+from boxtwin.datasets.image_io import pixels_sha256, read_image
 from boxtwin.datasets.sample import Judgement, Sample
 from boxtwin.files import writing
 

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from boxtwin.datasets.images import Pixels, as_grey
+from boxtwin.datasets.image_io import Pixels, as_grey
 
 RGB8 = UInt8[np.ndarray, "_h _w 3"]
 

@@ -15,9 +15,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
+from boxtwin.detector.onnx_detector import OnnxDetector
 from boxtwin.errors import InputError
 from boxtwin.evaluation.counts import counted
-from boxtwin.prediction.onnx_detector import OnnxDetector
 
 
 class ServedDetector(PythonModel):

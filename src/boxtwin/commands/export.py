@@ -1,0 +1,124 @@
+"""From a finished cell to the files that are used elsewhere: ONNX, an MLflow model, Darknet."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from boxtwin.datasets.image_io import write_bytes_atomically
+from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector
+from boxtwin.detector.darknet_cfg import darknet_cfg
+from boxtwin.detector.darknet_weights import write_darknet
+from boxtwin.detector.onnx_export import require_packages, write_onnx
+from boxtwin.errors import InputError
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("onnx", "mlflow", "darknet")
+LISTED = 20  # cells that an error names
+
+
+def export_detector(config: DictConfig) -> list[Path]:
+    """Write a cell's detector in the formats that the configuration names; returns what was written.
+
+    Raises:
+        InputError: no detector there, unknown formats, packages missing, or a target that is in the way. Nothing has
+            been written then.
+    """
+    # Passes of the ONNX optimiser, and steps of MLflow: nothing a user can act on.
+    for name in ("onnxscript", "onnx_ir", "mlflow.pyfunc", "mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise InputError(f"these settings need a value: {', '.join(missing)}\n{_there(Path('multirun'))}")
+    formats = [config.formats] if isinstance(config.formats, str) else list(config.formats or ())
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise InputError(f"formats=[{','.join(map(str, unknown))}]: there are {', '.join(FORMATS)}")
+    if config.register is not None and "mlflow" not in formats:
+        raise InputError(f"register={config.register} registers the MLflow model; add mlflow to formats")
+    if {"onnx", "mlflow"} & set(formats):
+        require_packages()
+    source = _find(Path(config.cell))
+    detector = read_detector(source)
+    to = Path(config.to) if config.to is not None else source.parent / "export"
+    if to.exists() and not to.is_dir():
+        raise InputError(f"to={to} is a file; give a folder")
+    written = _write(detector, formats, to)
+    thresholds = ", ".join(f"{threshold:.3f}" for threshold in detector.spec.class_thresholds)
+    log.info("%s: %s, counts at confidence %s", source, detector.spec.architecture, thresholds)
+    width = max(len(str(path)) for path in written)
+    for path in written:
+        log.info("  %-*s %9s kB", width, path, f"{_size(path) / 1e3:,.1f}")
+    if config.register is not None:
+        _register(config, detector, to / "mlflow")
+    return written
+
+
+def _write(detector: TrainedDetector, formats: Sequence[str], to: Path) -> list[Path]:
+    to.mkdir(parents=True, exist_ok=True)
+    written = []
+    # On the same file system as the target, so that files can be moved there whole.
+    with tempfile.TemporaryDirectory(prefix=".export.", dir=to) as temporary:
+        onnx = Path(temporary) / "detector.onnx"
+        if {"onnx", "mlflow"} & set(formats):
+            write_onnx(detector, onnx)
+        if "mlflow" in formats:
+            # MLflow 3.17 warns of its own type hints when it is imported.
+            warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
+            # Imported here: MLflow takes seconds, and the other formats do without.
+            from boxtwin.tracking.mlflow_model import save_mlflow_model
+
+            save_mlflow_model(onnx, detector.spec, to / "mlflow")
+            written.append(to / "mlflow")
+        if "onnx" in formats:
+            written.append(onnx.replace(to / onnx.name))
+    if "darknet" in formats:
+        network = detector.module.network
+        weights, cfg, names = (to / f"detector.{ending}" for ending in ("weights", "cfg", "names"))
+        write_darknet(network, weights, seen=0)
+        text = darknet_cfg(network, detector.spec.side, detector.module.hparams["scale_xy"])
+        write_bytes_atomically(cfg, text.encode())
+        write_bytes_atomically(names, "".join(f"{name}\n" for name in detector.spec.classes).encode())
+        written += [weights, cfg, names]
+    return written
+
+
+def _find(cell: Path) -> Path:
+    path = cell / FILE if cell.is_dir() else cell
+    if not path.is_file():
+        raise InputError(f"cell={cell}: there is no {path}\n{_there(cell)}")
+    return path
+
+
+def _there(near: Path) -> str:
+    """Which detectors there are in the nearest folder that exists."""
+    folder = next((folder for folder in (near, *near.parents) if folder.is_dir()), Path())
+    found = sorted(path.parent for depth in ("*/", "*/*/", "*/*/*/") for path in folder.glob(f"{depth}{FILE}"))
+    if not found:
+        return f"no finished cell lies in {folder}; python train.py trains one"
+    more = f"\n  and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return "finished cells:" + "".join(f"\n  cell={path}" for path in found[:LISTED]) + more
+
+
+def _size(path: Path) -> int:
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def _register(config: DictConfig, detector: TrainedDetector, folder: Path) -> None:
+    from boxtwin.tracking.mlflow_runs import Store
+
+    store = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder))
+    version = store.register_model(
+        folder,
+        name=config.register,
+        study=detector.origin.get("study", config.register),
+        identity=detector.origin.get("identity"),
+    )
+    log.info("registered: models:/%s/%d in %s", config.register, version, store.uri)

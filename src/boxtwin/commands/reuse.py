@@ -1,0 +1,109 @@
+"""A cell that another study has run already: its files and its run become this study's too, and nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Run
+
+from boxtwin.datasets.image_io import link_file, write_bytes_atomically
+from boxtwin.detector.checkpoint import damage
+from boxtwin.evaluation.examples import EXAMPLES_FILE
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, Store
+from boxtwin.tracking.provenance import code_tags
+from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, read_result
+
+log = logging.getLogger(__name__)
+
+# Files of a run that MLflow has too.
+KEPT = (
+    *(RESULT_FILE, "detections.json", MATCHES_FILE, EXAMPLES_FILE, "split.json", "config.yaml"),
+    *("overlays.png", "precision_recall.png", "counts.png"),
+)
+OWN = {"result.json", "config.yaml", "train.log"}  # what says whose a cell is, and what Hydra writes
+
+
+def mend(store: Store, run_id: str, folder: Path, identities: Sequence[str]) -> list[str]:
+    """Bring back those files of a finished run that are gone or cut, from what MLflow has of them.
+
+    Returns what cannot be brought back, in words.
+
+    Args:
+        store: of the run.
+        run_id: of the run.
+        folder: of the run's files.
+        identities: of the run; what lies in its folder must be its own.
+    """
+    sizes = store.file_sizes(run_id)
+    wrong = [name for name in KEPT if name in sizes and not _has_size(folder / name, sizes[name])]
+    result = read_result(folder)
+    if result is None or result.get("identity") not in identities:
+        wrong.append(RESULT_FILE)
+    if wrong:
+        store.fetch_files(run_id, sorted(set(wrong)), folder)
+        log.warning("%s: brought back from MLflow: %s", folder, ", ".join(sorted(set(wrong) & set(sizes))) or "nothing")
+    result = read_result(folder)
+    whole = result is not None and result.get("identity") in identities
+    return [] if whole else [f"{folder / RESULT_FILE} is gone or damaged"]
+
+
+def _has_size(path: Path, size: int | None) -> bool:
+    return path.is_file() and (size is None or path.stat().st_size == size)
+
+
+def take_over(
+    store: Store,
+    run_id: str,
+    source: Run,
+    output: Path,
+    *,
+    tracking: Path,
+    own_identity: str,
+    condition: dict[str, Any],
+    study: str,
+    overrides: list[str],
+    detector: str,
+) -> dict[str, float]:
+    """Give a run everything of the finished run ``source``; returns its metrics.
+
+    Files are linked from the folder of the other cell where it is there, and come from the store otherwise, which has
+    all but the detector. Killed in the middle, it is done once more.
+
+    Args:
+        store: of both runs.
+        run_id: of the cell of this study, begun.
+        source: the finished run of the same cell in another study.
+        output: folder of the cell of this study.
+        tracking: folder of the MLflow store.
+        own_identity: of the cell.
+        condition: all that defines the cell, which results of older versions do not say.
+        study: this study's name.
+        overrides: what was typed for the cell of this study.
+        detector: name of the file that holds the trained detector.
+    """
+    origin = store.study_of(source)
+    recorded, identity = (source.data.tags.get(tag, "") for tag in ("boxtwin.output_dir", IDENTITY_TAG))
+    folder = find_folder(recorded, tracking, identity)
+    with tempfile.TemporaryDirectory() as temporary:
+        artifacts = store.copy_run(source, run_id, Path(temporary))
+        whole = folder is not None and (folder / "detections.json").exists()
+        for file in sorted(folder.iterdir() if folder and whole else artifacts.rglob("*")):
+            is_kept = file.is_file() and not file.name.startswith(".") and file.name not in OWN
+            if is_kept and not (file.name == detector and damage(file)):
+                link_file(file, output / file.name)
+        result: dict[str, Any] = json.loads((artifacts / "result.json").read_text())
+        taken_from = {"study": origin, "run_id": str(source.info.run_id)}
+        result |= {"study": study, "overrides": overrides, "condition": condition, "taken_over_from": taken_from}
+        result["identity"] = own_identity  # an older version may have given it another one
+        if not (output / detector).exists():
+            log.warning("%s is not there any more: this cell has its figures, but no %s", recorded, detector)
+        write_bytes_atomically(output / "result.json", json.dumps(result, indent=1).encode())
+        store.log_files(run_id, [output / "result.json"])
+    store.tag(run_id, code_tags(source.data.tags) | {TAKEN_OVER_TAG: f"{origin}/{source.info.run_id}"})
+    return dict(source.data.metrics)

@@ -1,0 +1,477 @@
+"""Schemas of the configuration, its resolvers, and what identifies a cell.
+
+Hydra checks every key and type against these classes; the files under conf/ hold the values. Nothing here imports
+torch, so that ``--help`` and shell completion answer at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+class OnBadBox(Enum):
+    """What to do with boxes that are empty, not finite or reach outside their image."""
+
+    error = "error"
+    clip = "clip"
+    drop = "drop"
+
+
+class Crowds(Enum):
+    """What annotations with iscrowd 1 are: crowds, neither learnt nor counted, or objects that were drawn as masks."""
+
+    ignore = "ignore"
+    objects = "objects"
+
+
+class OnDuplicateBox(Enum):
+    """What to do with boxes that repeat another one of the same class in their image."""
+
+    warn = "warn"
+    merge = "merge"
+    error = "error"
+
+
+class Orientation(Enum):
+    """Whether images are turned as their orientation tag (EXIF) says, or read as they are stored."""
+
+    apply = "apply"
+    ignore = "ignore"
+
+
+class Speckle(Enum):
+    """What the pixel values of a radar's images stand for: received amplitude, or power, its square."""
+
+    amplitude = "amplitude"
+    intensity = "intensity"
+
+
+class Anchors(Enum):
+    """Where anchors come from: k-means over the training boxes, published for COCO, or with the initial weights."""
+
+    kmeans = "kmeans"
+    published = "published"
+    weights = "weights"
+
+
+class BoxLoss(Enum):
+    """Regression loss of the boxes."""
+
+    ciou = "ciou"
+    mse = "mse"
+
+
+class ObjectnessTarget(Enum):
+    """What the objectness of a prediction that answers for an object is to be: 1, or its box's overlap."""
+
+    one = "one"
+    iou = "iou"
+
+
+class AnchorsPerObject(Enum):
+    """Which anchors answer for an object: the best, or also all that overlap its shape well."""
+
+    best = "best"
+    iou_above = "iou_above"
+
+
+class Optimizer(Enum):
+    """How the weights move."""
+
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+class Precision(Enum):
+    """Arithmetic of the network; auto takes bfloat16 where the machine computes in it."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class CocoEvaluator(Enum):
+    """What computes the COCO figures: faster-coco-eval, or pycocotools, the reference. Their figures are equal."""
+
+    faster = "faster"
+    pycocotools = "pycocotools"
+
+
+@dataclass
+class AugmentationConfig:
+    """What is done at random to training images; see boxtwin.mixing.augment.Augmentation."""
+
+    mosaic: float = 0.0
+    zoom: float = 1.0
+    unzoomed: float = 0.0
+    translate: float = 0.0
+    focus: float = 0.0
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    quarter_turns: bool = False
+    gain: float = 0.0
+    speckle: float = 0.0
+    hue: float = 0.0
+    saturation: float = 0.0
+
+
+@dataclass
+class DatasetConfig:
+    """A COCO detection set on disk; ``build`` holds the parameters of one that is made here."""
+
+    name: str = MISSING
+    root: str = MISSING
+    images: str = MISSING
+    annotations: str = MISSING
+    group_by: str | None = None
+    on_bad_box: OnBadBox = OnBadBox.error
+    crowds: Crowds = Crowds.ignore
+    on_duplicate_box: OnDuplicateBox = OnDuplicateBox.warn
+    orientation: Orientation = Orientation.apply
+    page: int | None = None
+    channels: list[int] | None = None
+    max_pixels: int = 100_000_000
+    image_size: int = MISSING
+    speckle: Speckle | None = None
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    build: dict[str, int] | None = None
+
+
+@dataclass
+class SplitConfig:
+    """Numbers of real images per side; ``file`` names a predefined split instead.
+
+    ``train_size`` keeps the first so many of the training images, nested; null, or all of them, is the whole split.
+    """
+
+    name: str = MISSING
+    train: int = MISSING
+    val: int = MISSING
+    test: int = MISSING
+    train_pool: int = MISSING
+    train_size: int | None = None
+    seed: int = 0
+    group_by: str | None = "${dataset.group_by}"
+    file: str | None = None
+
+
+@dataclass
+class VariationsConfig:
+    """How many variations of each real training and validation image are mixed in."""
+
+    per_image: int = MISSING
+    synthetic_fraction: float | None = None
+    seed: int = 0
+
+
+class NewObjects(Enum):
+    """What becomes of a variation with objects that its source has not."""
+
+    refuse = "refuse"
+    label = "label"
+    ignore = "ignore"
+
+
+class Confirmed(Enum):
+    """Which images of a file of labels a person stands up for."""
+
+    marked = "marked"
+    all = "all"
+
+
+@dataclass
+class LabelsConfig:
+    """How variations get their boxes; see boxtwin.labels. Each option has its part of these."""
+
+    name: str = MISSING
+    detectors: int = 0  # how many are trained on real images to look at variations, with seeds from 0
+    steps: int | None = None
+    # carry
+    new_objects: NewObjects = NewObjects.refuse
+    sure: float = 0.6
+    gone: float = 0.3
+    match: float = 0.5
+    better: float = 0.15
+    search: int = 12
+    # pseudo
+    agree: int = 2
+    iou: float = 0.5
+    tolerance: float = 0.25
+    # manual
+    file: str | None = None
+    confirmed: Confirmed = Confirmed.marked
+
+
+@dataclass
+class DetectorConfig:
+    """Network, loss and optimiser; see boxtwin.detector.module.DetectorModule."""
+
+    name: str = MISSING
+    architecture: str = MISSING
+    weights: str | None = None
+    image_size: int = "${dataset.image_size}"  # type: ignore[assignment]
+    crop: int | None = None
+    tile: int | None = None
+    anchors: Anchors = Anchors.kmeans
+    box_loss: BoxLoss = BoxLoss.ciou
+    optimizer: Optimizer = Optimizer.adamw
+    learning_rate: float = MISSING
+    weight_decay: float = MISSING
+    warmup_steps: int = MISSING
+    freeze: int = 0
+    objectness_target: ObjectnessTarget = ObjectnessTarget.one
+    anchors_per_object: AnchorsPerObject = AnchorsPerObject.iou_above
+    cells_per_object: int = 1
+    scale_xy: float = 1.0
+    focal_gamma: float = 0.0
+    box_weight: float = 5.0
+    objectness_weight: float = 1.0
+    class_weight: float = 1.0
+    ignore_iou: float = MISSING
+    nms_iou: float = MISSING
+
+
+@dataclass
+class TrainerConfig:
+    """Steps, and the machine. The machine's part does not define a cell."""
+
+    steps: int = MISSING
+    batch_size: int = MISSING
+    validations: int = MISSING
+    ema_span: float = MISSING
+    gradient_clip: float = MISSING
+    precision: Precision = Precision.auto
+    accelerator: str = "auto"
+    threads: int | None = None
+    workers: int = 0
+    cache: bool = True
+    devices: int = 1
+    compile: bool = False
+    coco_evaluator: CocoEvaluator = CocoEvaluator.faster
+
+
+@dataclass
+class TrackingConfig:
+    """Where runs are kept: a server's address, or sqlite in ``folder``."""
+
+    uri: str | None = None
+    folder: str = "mlruns"
+
+
+@dataclass
+class BoxtwinConfig:
+    """Everything. ``generator`` is built by its ``_target_`` and checked there.
+
+    The nodes are types only, which the files under conf/ fill: Hydra copies every registered schema for each of the
+    many groups that ``--help`` lists, and whole nodes made that a third longer.
+    """
+
+    dataset: DatasetConfig = MISSING
+    split: SplitConfig = MISSING
+    variations: VariationsConfig = MISSING
+    generator: dict[str, Any] = MISSING
+    labels: LabelsConfig = MISSING
+    detector: DetectorConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    study: str = MISSING
+    seed: int = MISSING
+    rerun: bool = MISSING
+    quality: bool = MISSING
+    data: str = MISSING
+
+
+@dataclass
+class GenerateConfig(BoxtwinConfig):
+    """What generate.py takes beyond a cell's own settings. None of it defines a cell."""
+
+    confirm: bool = False
+    budget: float | None = None
+    regenerate: str | None = None
+
+
+@dataclass
+class CompareConfig:
+    """What compare.py takes."""
+
+    study: str | None = None
+    cells: str | None = None
+    folder: str = "reports"
+    plan: bool = False
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class ExportConfig:
+    """What export.py takes."""
+
+    cell: str = MISSING
+    formats: Any = MISSING  # one name or a list of them
+    to: str | None = None
+    register: str | None = None
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+# What the machine decides, or where things lie: two cells that differ in these only are the same cell.
+_NOT_DEFINING = {
+    # How image files are read is in the hash of the data, where it makes a difference.
+    "dataset": ("root", "images", "annotations", "speckle", "orientation", "page", "channels", "max_pixels"),
+    "split": ("file",),
+    # What a folder holds, and which labels a person confirmed, is in the key of the store; what a call costs, and how
+    # long it may take, is in no pixel.
+    "generator": (
+        *("device", "dtype", "path", "price_usd"),
+        *("timeout", "max_tries", "first_wait", "longest_wait", "give_up_after"),
+    ),
+    "labels": ("file", "confirmed"),
+    "detector": ("weights",),
+    "trainer": ("precision", "accelerator", "threads", "workers", "cache", "compile", "coco_evaluator"),
+}
+# Settings that came after the first release, each with the value that has the meaning runs had before there was such a
+# setting. A setting is left out of a run's identity while it has this value, so that older runs are found again.
+ADDED_SETTINGS: dict[str, Any] = {
+    "split.train_size": None,
+    "dataset.crowds": "ignore",
+    "dataset.on_duplicate_box": "warn",
+}
+# Where the classes of generators were when runs were first recorded. A run's identity names a generator by this module,
+# so that moving a class does not make its runs other runs.
+FIRST_MODULES = {
+    "Folder": "folder",
+    "Img2Img": "pretrained",
+    "InpaintPretrained": "pretrained",
+    "OpenAIEdit": "openai_api",
+    "OpenAIVariations": "openai_api",
+    "PixelBackground": "pixel_background",
+    "PixelDDPM": "pixel_ddpm",
+    "PixelJoint": "pixel_joint",
+    "PixelLayout": "pixel_layout",
+    "PixelSketch": "pixel_sketch",
+    "SDVariations": "image_variations",
+    "UnCLIP": "image_variations",
+}
+# The version of what training and evaluation compute from the same settings and data. Raise it when results change.
+RECIPE_VERSION = 1
+# The version of how sets of several classes are evaluated: from 2 on every class is counted at its own threshold.
+EVALUATION_VERSION = 2
+_DEFINING = ("dataset", "split", "variations", "generator", "labels", "detector", "trainer", "seed")
+# What the axes of a study's table vary; the rest is the setting, which must be the same to compare.
+_AXES = ("split", "variations", "generator", "seed")
+
+
+def defining_values(config: DictConfig) -> dict[str, Any]:
+    """The part of a configuration that defines a cell, as plain values.
+
+    Files are left out here and come in by their content (`boxtwin.commands.train`). Without variations, generator and
+    labels define nothing: there is one baseline for all generators.
+    """
+    values: dict[str, Any] = {}
+    for key in _DEFINING:
+        node = config[key]
+        value = OmegaConf.to_container(node, resolve=True, enum_to_str=True) if OmegaConf.is_config(node) else node
+        if isinstance(value, dict):
+            value = {name: entry for name, entry in value.items() if name not in _NOT_DEFINING.get(key, ())}
+        values[key] = value
+    target = values["generator"].get("_target_")
+    if isinstance(target, str) and target.startswith("boxtwin."):
+        name = target.rpartition(".")[2]
+        if name in FIRST_MODULES:
+            values["generator"]["_target_"] = f"boxtwin.synthesis.{FIRST_MODULES[name]}.{name}"
+    values["split"]["train_size"] = train_size(config)
+    for setting, before in ADDED_SETTINGS.items():
+        *groups, name = setting.split(".")
+        node = values
+        for group in groups:
+            node = node[group] if isinstance(node, dict) and isinstance(node.get(group), dict) else {}
+        if name in node and node[name] == before:
+            del node[name]
+    if config.variations.per_image == 0:
+        values["generator"] = values["labels"] = None
+        # What variations there are not would be drawn with makes no difference either; values as they are by default.
+        values["variations"] |= {"synthetic_fraction": None, "seed": 0}
+    return values
+
+
+def condition_of(config: DictConfig, data: Mapping[str, Any], *, weights: str | None) -> dict[str, Any]:
+    """Everything that defines a run except its seed, as it is recorded with the run.
+
+    Args:
+        config: of the run.
+        data: what defines it beside the settings, such as hashes of its data and of the store of its variations.
+        weights: hash of the initial weights; None where they are random.
+    """
+    values = {key: value for key, value in defining_values(config).items() if key != "seed"}
+    values["detector"] = values["detector"] | {"weights": weights}
+    return values | dict(data)
+
+
+def setting_hash(config: DictConfig) -> str:
+    """Short hash of all that a study's table does not vary: cells can be compared when it is the same."""
+    values = {key: value for key, value in defining_values(config).items() if key not in (*_AXES, "labels")}
+    return short_hash(values)
+
+
+def short_hash(values: object) -> str:
+    """Eight hexadecimal digits of the sha256 of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def generator_name(config: DictConfig) -> str:
+    """The generator a cell really uses: ``none`` without variations."""
+    return str(config.generator.name) if config.variations.per_image else "none"
+
+
+def train_size(config: DictConfig) -> int | None:
+    """How many training images of the split are used; None where all are, however that was said."""
+    size = config.split.train_size
+    return None if size is None or size == config.split.train else int(size)
+
+
+def split_name(config: DictConfig) -> str:
+    """The split as its cells are filed under: ``s1``, or ``s1n40`` with its first 40 training images only."""
+    size = train_size(config)
+    return str(config.split.name) if size is None else f"{config.split.name}n{size}"
+
+
+def cell_name(config: DictConfig) -> str:
+    """Such as ``s1-x10-pixel_ddpm-yolov3_tiny-seed0``; ``s1n40-…`` with fewer training images than the split has."""
+    parts = (split_name(config), f"x{config.variations.per_image}", generator_name(config), config.detector.name)
+    return "-".join((*parts, f"seed{config.seed}"))
+
+
+def flat_params(config: DictConfig) -> dict[str, object]:
+    """The few flat parameters that MLflow's table shows."""
+    return {
+        "dataset": config.dataset.name,
+        "split": split_name(config),
+        "variations": config.variations.per_image,
+        "generator": generator_name(config),
+        "labels": config.labels.name if config.variations.per_image else "none",
+        "detector": config.detector.name,
+        "seed": config.seed,
+        "steps": config.trainer.steps,
+        **({} if (size := train_size(config)) is None else {"train_size": size}),
+    }
+
+
+def register() -> None:
+    """Tell Hydra about the schemas and OmegaConf about the resolver of the output folder's name. Safe to repeat."""
+    store = ConfigStore.instance()
+    store.store(name="boxtwin_schema", node=BoxtwinConfig)
+    store.store(name="generate_schema", node=GenerateConfig)
+    store.store(name="compare_schema", node=CompareConfig)
+    store.store(name="export_schema", node=ExportConfig)
+
+    def cell_folder(*, _root_: DictConfig) -> str:
+        return f"{cell_name(_root_)}-{short_hash(defining_values(_root_))}"
+
+    OmegaConf.register_new_resolver("cell_folder", cell_folder, replace=True)

@@ -1,0 +1,1 @@
+"""Simulated radar images of ships."""

@@ -1,0 +1,339 @@
+"""The embedded data set: simulated SAR sea scenes with ships, cut into chips, with exact boxes, in COCO form.
+
+Each scene is one simulated acquisition larger than a chip. Sensor, sea state, brightness and layout are drawn per
+scene; chips are crops of it that overlap by a quarter, as those of HRSID do, and are named after it:
+``S0001_<x0>_<y0>.png`` (x0, y0: the crop's corner in the scene, pixels). HRSID: S. Wei et al., "HRSID: A
+High-Resolution SAR Images Dataset for Ship Detection and Instance Segmentation", IEEE Access 2020.
+
+What is labelled: the hull of every ship of which a chip shows anything. A box is the tight axis-aligned box, in whole
+pixels, of the part of the hull inside the chip; side lobes, wakes and ghosts are outside it. Ships are placed such
+that a chip shows either nothing of a hull or at least a quarter of it, and no box is less than 3 px wide or high.
+``area`` is the area of the box. Buoys, platforms, rocks, buildings and azimuth ghosts of ships are not labelled.
+
+Ship sizes are the same, in pixels, at every image size: a larger image shows more sea. Ships are at most 0.4 of the
+image long.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock
+from jaxtyping import Bool, Float, UInt8
+from tqdm import tqdm
+
+from boxtwin.datasets.image_io import write_bytes_atomically, write_png
+from boxtwin.datasets.simulated_sar.layout import (
+    Berths,
+    Ship,
+    Shore,
+    Window,
+    buildings,
+    coast,
+    distractors,
+    harbour,
+    islets,
+    moor,
+    open_water,
+    river,
+    scatter_ships,
+    ship_scatterers,
+    visible_box,
+)
+from boxtwin.datasets.simulated_sar.physics import (
+    KELVIN_ANGLE,
+    Scatterers,
+    Sensor,
+    azimuth_ghosts,
+    gamma_texture,
+    join,
+    land_reflectivity,
+    multilook_intensity,
+    shifted_rows,
+    smooth_normal,
+    swell,
+    wake,
+)
+from boxtwin.errors import InputError
+
+SIMULATION = 1  # raised whenever the same parameters give other pixels or boxes
+MIN_IMAGE_SIZE = 64  # smaller chips cannot hold the ships
+MARGIN = 16  # pixels simulated around a scene: side lobes and texture wrap around there, not in the chips
+# Shares of scenes. HRSID has 18 % inshore images; more here, since few images must show every kind.
+LAYOUTS = {"open": 0.5, "coast": 0.18, "harbour": 0.2, "river": 0.12}
+
+
+class Chip(NamedTuple):
+    """One crop of a scene: its corner in the scene, its pixels, and boxes xyxy in pixels of the crop."""
+
+    x: int
+    y: int
+    pixels: UInt8[np.ndarray, "size size"]
+    boxes: list[tuple[int, int, int, int]]
+
+
+def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, seed: int) -> Path:
+    """Make the data set in ``root`` (``images/*.png``, ``annotations.json``) and return ``root``.
+
+    The same parameters give the same bytes. A finished build with the same parameters is left as it is. The folder
+    appears whole or not at all; of two processes that build at once, one waits and finds the other's work.
+
+    Args:
+        root: folder to make; its parent is made when missing.
+        images: number of chips.
+        image_size: side of a chip in pixels.
+        chips_per_scene: chips cut from each scene; the last scene may have fewer.
+        seed: not negative.
+
+    Raises:
+        InputError: a parameter is out of range, or ``root`` holds something else than this build.
+    """
+    parameters = {
+        "simulation": SIMULATION,
+        "images": images,
+        "image_size": image_size,
+        "chips_per_scene": chips_per_scene,
+        "seed": seed,
+    }
+    least = {"images": 1, "image_size": MIN_IMAGE_SIZE, "chips_per_scene": 1, "seed": 0}
+    for name, minimum in least.items():
+        if parameters[name] < minimum:
+            raise InputError(f"sar_scenes: {name} must be at least {minimum}, got {parameters[name]}")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.parent / f".{root.name}.lock"):
+        if _is_finished(root, parameters):
+            return root
+        partial = root.parent / f".{root.name}.part"
+        if partial.exists():  # left by a build that was killed; the lock says that it is no longer running
+            shutil.rmtree(partial)
+        _write(partial, parameters)
+        partial.replace(root)
+    return root
+
+
+def _is_finished(root: Path, parameters: dict[str, int]) -> bool:
+    """Whether ``root`` holds this build; False when there is nothing, an error when there is something else."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    mend = f"Remove {root} to build it anew, or give another folder."
+    try:
+        content = json.loads((root / "annotations.json").read_text(encoding="utf-8"))
+        found = content["info"]["parameters"]
+        names = [image["file_name"] for image in content["images"]]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise InputError(f"{root} is not a finished build of sar_scenes: {problem!r}. {mend}") from problem
+    if found != parameters:
+        raise InputError(f"{root} was built with {found}, but {parameters} is asked for. {mend}")
+    missing = [name for name in names if not (root / "images" / name).is_file()]
+    if missing:
+        raise InputError(f"{root} lacks {len(missing)} of its {len(names)} images, first {missing[0]}. {mend}")
+    return True
+
+
+def _write(folder: Path, parameters: dict[str, int]) -> None:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    per_scene = parameters["chips_per_scene"]
+    scenes = -(-parameters["images"] // per_scene)
+    for scene in tqdm(range(scenes), desc="simulating SAR scenes", unit="scene"):
+        count = min(per_scene, parameters["images"] - scene * per_scene)
+        rng = np.random.default_rng(np.random.SeedSequence([parameters["seed"], scene]))
+        for chip in simulate_scene(rng, chips=count, size=parameters["image_size"]):
+            image_id = len(images) + 1
+            name = f"S{scene + 1:04d}_{chip.x}_{chip.y}.png"
+            write_png(folder / "images" / name, chip.pixels)
+            h, w = chip.pixels.shape
+            images.append({"id": image_id, "file_name": name, "width": w, "height": h})
+            for x1, y1, x2, y2 in chip.boxes:
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": 1,
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": (x2 - x1) * (y2 - y1),
+                        "iscrowd": 0,
+                    }
+                )
+    content = {
+        "info": {"description": "Simulated SAR sea scenes with ships", "parameters": parameters},
+        "categories": [{"id": 1, "name": "ship"}],
+        "images": images,
+        "annotations": annotations,
+    }
+    write_bytes_atomically(folder / "annotations.json", json.dumps(content).encode())
+
+
+def simulate_scene(rng: np.random.Generator, *, chips: int, size: int) -> list[Chip]:
+    """Simulate one acquisition and cut ``chips`` crops of ``size`` pixels from it.
+
+    1. lay out land, ships and other targets;
+    2. build the reflectivity: sea (texture, swell, slicks, wakes), land, and the ghosts of land;
+    3. see it through the sensor, looks averaged;
+    4. quantise amplitude to 8 bit and cut.
+    """
+    windows, shape = _windows(chips, size)
+    berths, shore, sheltered = _lay_out(rng, windows, shape, size)
+    land_level = 10 ** (rng.uniform(7, 14) / 10)
+    reflectivity = _sea(rng, shape, berths.ships, sheltered)
+    rocks = np.zeros(shape, bool)
+    if rng.random() < 0.3:
+        rocks = islets(rng, shape, int(rng.integers(1, 6))) & ~_near(berths)
+    ground = shore.land | rocks
+    land = land_reflectivity(rng, ground, level=land_level) if ground.any() else np.zeros(shape)
+    targets = [ship_scatterers(rng, ship) for ship in berths.ships]
+    targets.append(buildings(rng, shore.land, level=land_level))
+    if rng.random() < 0.45:
+        targets.append(distractors(rng, berths, int(rng.integers(1, 9))))
+    scatterers = join(targets)
+    if rng.random() < 0.3:
+        shift, level = rng.uniform(60, 160), 10 ** (-rng.uniform(18, 26) / 20)
+        ghosts = azimuth_ghosts(rng, scatterers, shift=shift, level=level, smear=rng.uniform(0.5, 3))
+        scatterers = join([scatterers, _visible(ghosts)])
+        for side in (-1, 1):
+            reflectivity += level**2 * shifted_rows(land, side * round(shift))
+    reflectivity = np.where(ground, land, reflectivity)
+    sensor = _draw_sensor(rng)
+    intensity = multilook_intensity(rng, reflectivity, scatterers, sensor)
+    picture = quantise(intensity, sea_level=float(np.clip(15 * np.exp(0.45 * rng.standard_normal()), 5, 40)))
+    inland = [float(shore.land[w.y : w.y + size, w.x : w.x + size].mean()) for w in windows]
+    chosen = np.sort(np.argsort(inland, kind="stable")[:chips])  # crops with most land are left out first, as in HRSID
+    cut = [_cut(picture, berths.ships, windows[i]) for i in chosen]
+    # Azimuth lies along the columns of half the scenes: ascending and descending passes, other map projections.
+    return [_transposed(chip) for chip in cut] if rng.random() < 0.5 else cut
+
+
+def _windows(chips: int, size: int) -> tuple[list[Window], tuple[int, int]]:
+    """Where chips can lie: a grid of at least ``chips`` that overlap by a quarter, and the scene's shape."""
+    columns = int(np.ceil(np.sqrt(chips)))
+    rows = -(-chips // columns)
+    stride = size - size // 4
+    corners = [(column, row) for row in range(rows) for column in range(columns)]
+    windows = [Window(MARGIN + stride * column, MARGIN + stride * row, size) for column, row in corners]
+    return windows, (stride * (rows - 1) + size + 2 * MARGIN, stride * (columns - 1) + size + 2 * MARGIN)
+
+
+def _lay_out(
+    rng: np.random.Generator, windows: list[Window], shape: tuple[int, int], size: int
+) -> tuple[Berths, Shore, bool]:
+    """Land and ships of one scene, and whether its water is sheltered."""
+    layout = str(rng.choice(list(LAYOUTS), p=list(LAYOUTS.values())))
+    longest = 0.4 * size
+    stream = None
+    # Ships per chip: a gamma mixture of Poisson counts gives the long tail and the empty sea of real counts.
+    density = rng.gamma(3.0, 0.9)
+    if layout == "coast":
+        shore = coast(rng, shape)
+    elif layout == "harbour":
+        shore = harbour(rng, shape)
+        density *= 0.5
+    elif layout == "river":
+        shore, stream = river(rng, shape)
+        density = rng.uniform(2, 7)
+    else:
+        shore = open_water(shape)
+    berths = Berths(shore.land, windows)
+    if layout == "harbour":
+        moor(rng, berths, shore, occupancy=rng.uniform(0.15, 0.55), longest=longest)
+    area = shape[0] * shape[1] / size**2
+    scatter_ships(rng, berths, count=int(rng.poisson(density * area)), longest=longest, stream=stream)
+    return berths, shore, layout in ("harbour", "river")
+
+
+def _sea(
+    rng: np.random.Generator, shape: tuple[int, int], ships: list[Ship], sheltered: bool
+) -> Float[np.ndarray, "h w"]:
+    """Mean power of the sea around 1: gamma texture, swell, slicks, and the wakes of ships under way."""
+    order = float(np.exp(rng.uniform(np.log(2.5), np.log(40))))  # spiky to nearly Rayleigh sea
+    sea = gamma_texture(rng, shape, order=order, correlation=rng.uniform(1, 4))
+    if sheltered:
+        return sea * 10 ** (-rng.uniform(0, 4) / 10)
+    if rng.random() < 0.5:
+        sea *= swell(
+            rng,
+            shape,
+            wavelength=rng.uniform(8, 40),
+            heading=rng.uniform(0, np.pi),
+            spread=rng.uniform(0.15, 0.4),
+            depth=rng.uniform(0.1, 0.5),
+        )
+    if rng.random() < 0.2:  # slicks and low wind: dark patches with soft borders
+        patches = smooth_normal(rng, shape, rng.uniform(30, 90))
+        sea *= 1 - rng.uniform(0.4, 0.8) / (1 + np.exp(-8 * (patches - rng.uniform(0.2, 1.0))))
+    # Pixels of displacement in azimuth per m/s of range velocity: range over platform speed (50 to 110 s, from airborne
+    # to orbit) over a pixel of 3 to 6 m.
+    displacement = rng.uniform(50, 110) / rng.uniform(3, 6)
+    for ship in ships:
+        if rng.random() < 0.35:
+            sea *= _ship_wake(rng, shape, ship, displacement)
+    return sea
+
+
+def _ship_wake(
+    rng: np.random.Generator, shape: tuple[int, int], ship: Ship, displacement: float
+) -> Float[np.ndarray, "h w"]:
+    """The wake of one ship. It stays where the ship is, while the ship's image is displaced in azimuth by its Doppler.
+
+    Ships whose wake shows at all are slow in range here (under 1.5 m/s), so that the wake stays in the scene.
+    """
+    range_velocity = rng.uniform(0, 1.5) * np.cos(ship.heading)
+    ahead = np.array([np.cos(ship.heading), np.sin(ship.heading)])
+    stern = np.array(ship.xy) - 0.5 * ship.length * ahead + np.array([0.0, displacement * range_velocity])
+    return wake(
+        shape,
+        start=stern,
+        heading=ship.heading,
+        beam=ship.beam,
+        reach=rng.uniform(1.5, 6) * ship.length,
+        darkness=rng.uniform(0.5, 0.9),
+        arms=rng.uniform(0.5, 4) * (rng.random() < 0.6),
+        # Narrow-V wakes lie within the Kelvin angle.
+        arm_angle=rng.choice([KELVIN_ANGLE, rng.uniform(0.04, 0.15)]),
+    )
+
+
+def _near(berths: Berths) -> Bool[np.ndarray, "h w"]:
+    """Water within about 5 px of a ship's box, where no rock may lie."""
+    near = np.zeros(berths.taken.shape, bool)
+    for ship in berths.ships:
+        hull = ship.hull(5.0)
+        (x1, y1), (x2, y2) = np.maximum(hull.min(axis=0), 0).astype(int), hull.max(axis=0).astype(int) + 1
+        near[y1:y2, x1:x2] = True
+    return near
+
+
+def _visible(scatterers: Scatterers) -> Scatterers:
+    """Scatterers above the sea (amplitude 1): the others would cost time and not be seen."""
+    above = scatterers.amplitude > 1
+    return Scatterers(scatterers.xy[above], scatterers.amplitude[above])
+
+
+def _draw_sensor(rng: np.random.Generator) -> Sensor:
+    """Mostly single-look and critically sampled, as HRSID's chips are; some oversampled, some multi-look."""
+    coarse = rng.random() < 0.15
+    bandwidth = rng.uniform(0.4, 0.6, 2) if coarse else rng.uniform(0.7, 0.95, 2)
+    return Sensor(
+        bandwidth=(float(bandwidth[0]), float(bandwidth[1])),
+        taper=float(rng.uniform(0.75, 1.0)),
+        looks=int(rng.choice([1, 2, 3, 4], p=[0.6, 0.22, 0.1, 0.08])),
+    )
+
+
+def quantise(intensity: Float[np.ndarray, "h w"], *, sea_level: float) -> UInt8[np.ndarray, "h w"]:
+    """Amplitude as 8-bit grey, linear and clipped, as in HRSID; power 1, the open sea, becomes ``sea_level``."""
+    return np.clip(np.rint(sea_level * np.sqrt(intensity)), 0, 255).astype(np.uint8)
+
+
+def _cut(picture: UInt8[np.ndarray, "h w"], ships: list[Ship], window: Window) -> Chip:
+    seen = [visible_box(ship.hull(), window) for ship in ships]
+    pixels = picture[window.y : window.y + window.size, window.x : window.x + window.size]
+    return Chip(window.x - MARGIN, window.y - MARGIN, pixels, [found[0] for found in seen if found is not None])
+
+
+def _transposed(chip: Chip) -> Chip:
+    boxes = [(y1, x1, y2, x2) for x1, y1, x2, y2 in chip.boxes]
+    return Chip(chip.y, chip.x, np.ascontiguousarray(chip.pixels.T), boxes)

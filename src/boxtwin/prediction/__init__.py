@@ -1,1 +1,0 @@
-"""A trained detector at work on new images."""

@@ -1,0 +1,1 @@
+"""How real and how new variations look."""

@@ -1,0 +1,216 @@
+"""Do made images look like what the sensor takes? Grey levels, speckle and fine detail of images and sets of images.
+
+Every figure comes in three parts: a description of one image, a comparison of two sets of such descriptions, and what
+the comparison gives for two sets of real images from different scenes, `reference_of_halves`, to hold it against.
+
+Sources:
+    C. Oliver, S. Quegan, "Understanding Synthetic Aperture Radar Images", SciTech 2004: speckle and looks, ch. 4.
+    S. Anfinsen, A. Doulgeris, T. Eltoft, "Estimation of the Equivalent Number of Looks in Polarimetric Synthetic
+    Aperture Radar Imagery", IEEE TGRS 2009: many small windows, whose middle value stands for the image.
+    P. Welch, "The Use of Fast Fourier Transform for the Estimation of Power Spectra", IEEE Trans. AU 1967.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int
+
+from boxtwin.datasets.image_io import Pixels, as_grey
+
+# What a pixel value of a SAR image stands for: the received amplitude, or the power, which is its square.
+Speckle = Literal["amplitude", "intensity"]
+
+PATCH = 32  # pixels: a window for speckle; over a thousand samples, and seldom a change of the sea within it
+BLOCKS = 4  # along a side of a patch; blocks of 8 pixels are longer than speckle is correlated
+CALM_SHARE = 0.25  # of an image's patches: the calmest
+# Above this deviation of its blocks' means (in means), a patch holds more than speckle. Single-look sea of HRSID, whose
+# neighbouring pixels are correlated, has 0.15 to 0.25.
+CALM_LIMIT = 0.35
+NEAR_OBJECT = 16  # pixels around a box in which side lobes and wakes may lie
+CUT_OFF = 0.1  # share of black pixels above which rounding has swallowed the speckle
+
+TILE = 64  # pixels: of the spectrum
+RINGS = 32  # of a spectrum, between frequency 0 and half a cycle per pixel
+# The top octave: from a quarter of a cycle per pixel to a half, the highest that pixels can hold.
+TOP_OCTAVE = slice(RINGS // 2 - 1, RINGS)
+
+HALVINGS = 40
+CONFIDENCE = 0.95
+
+# Underscores: sets of images may differ in channels and depth.
+GreyLevels = Int[np.ndarray, "_channels _levels"]
+
+
+def as_float_grey(pixels: Pixels) -> Float32[np.ndarray, "h w"]:
+    """The mean of the channels, in units of 8 bits whatever the depth (0 to 255)."""
+    scale = np.float32(255 / np.iinfo(pixels.dtype).max)
+    values = as_grey(pixels).astype(np.float32) * scale
+    return values if values.ndim == 2 else values.mean(axis=2, dtype=np.float32)
+
+
+def grey_levels(pixels: Pixels) -> GreyLevels:
+    """How many pixels have which value: 256 or 65,536 counts for each channel."""
+    shown = as_grey(pixels)
+    channels = [shown] if shown.ndim == 2 else [shown[:, :, channel] for channel in range(3)]
+    levels = int(np.iinfo(shown.dtype).max) + 1
+    return np.stack([np.bincount(channel.ravel(), minlength=levels) for channel in channels]).astype(np.int32)
+
+
+def pooled(sets: Sequence[GreyLevels]) -> GreyLevels:
+    """The counts of several images together; the deepest and most colourful image decides how many there are.
+
+    Value v of 8 bits is 257 v of 16, so that white stays white; a grey image counts in all three channels.
+    """
+    channels, levels = max(len(counts) for counts in sets), max(counts.shape[1] for counts in sets)
+    total = np.zeros((channels, levels), dtype=np.int64)
+    for counts in sets:
+        total[:, :: (levels - 1) // (counts.shape[1] - 1)] += counts
+    return total
+
+
+def wasserstein(a: GreyLevels, b: GreyLevels) -> float:
+    """1-Wasserstein distance of two grey-level distributions, in standard deviations of the second; mean over channels.
+
+    In one dimension it is the area between the cumulative distributions (Peyré & Cuturi, "Computational Optimal
+    Transport", 2019, section 2.6): how far a pixel's value has to move on average. nan where ``b`` has one value only
+    and ``a`` differs.
+    """
+    first, second = pooled([a, np.zeros_like(b)]), pooled([b, np.zeros_like(a)])
+    distances = []
+    for counts, reference in zip(first, second, strict=True):
+        shares, of = counts / counts.sum(), reference / reference.sum()
+        area = float(np.abs(np.cumsum(shares - of)).sum())
+        values = np.arange(len(of))
+        deviation = math.sqrt(float(of @ (values - of @ values) ** 2))
+        if deviation == 0:
+            distances.append(0.0 if area == 0 else math.nan)
+        else:
+            distances.append(area / deviation)
+    return float(np.mean(distances))
+
+
+def equivalent_looks(pixels: Pixels, boxes: Float[np.ndarray, "n 4"], speckle: Speckle) -> float:
+    """The equivalent number of looks of an image's calm sea: squared mean over variance of the received power.
+
+    Speckle of L independent looks makes power gamma-distributed with exactly this ratio L (Oliver & Quegan, ch. 4), so
+    it says how rough the grain is: smoothing raises it, a made-up grain seldom meets it. It is taken where nothing but
+    speckle varies: in patches of 32 x 32 pixels away from ``boxes`` (xyxy, pixels), neither saturated nor black, the
+    calmest quarter by the deviation of the means of their blocks, and the middle one of those counts. Sea that has a
+    texture of its own counts as rougher.
+
+    ``speckle`` says what pixel values are. Amplitudes are squared first; had they been taken for power, one look would
+    read as 3.7. Where a picture was stretched or clipped on its way to 8 bits, the number is no longer that of the
+    sensor's looks, but still comparable between images that went the same way.
+
+    nan: there is no calm patch, or the pixels are in colour, which no radar of one channel gives.
+    """
+    shown = as_grey(pixels)
+    if shown.ndim == 3:
+        return math.nan
+    free = ~_near_objects(boxes, (shown.shape[0], shown.shape[1])) & (shown < np.iinfo(shown.dtype).max)
+    values = shown.astype(np.float32)
+    power = _tiled(values**2 if speckle == "amplitude" else values, PATCH)
+    open_sea = _tiled(free, PATCH).all(axis=(1, 2)) & ((_tiled(shown, PATCH) == 0).mean(axis=(1, 2)) <= CUT_OFF)
+    power = power[open_sea]
+    mean = power.mean(axis=(1, 2))
+    variance = power.var(axis=(1, 2))
+    power, mean, variance = power[variance > 0], mean[variance > 0], variance[variance > 0]
+    side = PATCH // BLOCKS
+    blocks = power.reshape(-1, BLOCKS, side, BLOCKS, side).mean(axis=(2, 4)).reshape(-1, BLOCKS**2)
+    roughness = blocks.std(axis=1) / mean
+    if not (roughness <= CALM_LIMIT).any():
+        return math.nan
+    calm = roughness <= min(CALM_LIMIT, float(np.quantile(roughness, CALM_SHARE)))
+    return float(np.median(mean[calm] ** 2 / variance[calm]))
+
+
+def spectrum(grey: Float32[np.ndarray, "h w"]) -> Float[np.ndarray, " rings"]:
+    """Logarithm of an image's power per ring of frequencies, of which there are 32 up to half a cycle per pixel.
+
+    Tiles of 64 x 64 pixels under a Hann window (Welch). The logarithms are averaged over tiles, so that the few tiles
+    with ships or land, a thousand times as strong, do not speak for all. Rounding to 8 bits leaves a power of 1/12 in
+    every pixel, which is added so that a flat tile has a logarithm.
+    """
+    height, width = grey.shape
+    if min(height, width) < TILE:
+        grey = cv2.copyMakeBorder(grey, 0, max(TILE - height, 0), 0, max(TILE - width, 0), cv2.BORDER_REFLECT)
+    tiles = _tiled(grey, TILE)
+    weighted = (tiles - tiles.mean(axis=(1, 2), keepdims=True)) * _WINDOW
+    transformed = np.fft.rfft2(weighted)
+    power = (transformed.real**2 + transformed.imag**2).reshape(len(tiles), -1) / (_WINDOW**2).sum()
+    return np.log(power @ _RING_MEANS + 1 / 12).mean(axis=0)
+
+
+def fine_energy(log_power: Float[np.ndarray, " rings"]) -> float:
+    """Logarithm of the power in a spectrum's top octave: what smoothing takes away first."""
+    return float(log_power[TOP_OCTAVE].mean())
+
+
+def log_ratio(a: Sequence[float], b: Sequence[float]) -> float:
+    """Difference of two sets' mean logarithms. Images without a figure (nan) are left out; nan where none is left."""
+    means = [np.array(values)[~np.isnan(values)] for values in (a, b)]
+    if not all(len(values) for values in means):
+        return math.nan
+    return float(means[0].mean() - means[1].mean())
+
+
+def reference_of_halves(
+    groups: Sequence[str], compare: Callable[[list[int], list[int]], float], *, seed: int = 0
+) -> float:
+    """What a comparison gives for two sets of real images: at most this, 19 times of 20.
+
+    The images are halved at random 40 times; images of one scene (``groups``) stay together, so that the halves are as
+    unlike as other scenes of the same sensor are. ``compare`` takes the indices of the two halves. nan: there are fewer
+    than four scenes.
+    """
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group or f"image {index}", []).append(index)
+    scenes = list(members.values())
+    if len(scenes) < 4:
+        return math.nan
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(HALVINGS):
+        order = rng.permutation(len(scenes))
+        first, second = order[: len(scenes) // 2], order[len(scenes) // 2 :]
+        halves = [[index for scene in half for index in scenes[scene]] for half in (first, second)]
+        found.append(abs(compare(halves[0], halves[1])))
+    defined = [value for value in found if not math.isnan(value)]
+    return float(np.quantile(defined, CONFIDENCE)) if defined else math.nan
+
+
+def _near_objects(boxes: Float[np.ndarray, "n 4"], shape: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    taken = np.zeros(shape, dtype=bool)
+    for x1, y1, x2, y2 in boxes.tolist():
+        top, left = max(math.floor(y1) - NEAR_OBJECT, 0), max(math.floor(x1) - NEAR_OBJECT, 0)
+        taken[top : max(math.ceil(y2) + NEAR_OBJECT, 0), left : max(math.ceil(x2) + NEAR_OBJECT, 0)] = True
+    return taken
+
+
+def _tiled(values: Any, side: int) -> Any:
+    """(h, w) as (tiles, side, side); what is left over at the right and at the bottom is left out."""
+    rows, columns = values.shape[0] // side, values.shape[1] // side
+    cut = values[: rows * side, : columns * side].reshape(rows, side, columns, side)
+    return cut.swapaxes(1, 2).reshape(-1, side, side)
+
+
+def _ring_means() -> Float32[np.ndarray, "frequencies rings"]:
+    """What takes the mean over each ring of a half spectrum; its frequencies stand for two each, but for the edges."""
+    radius = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.rfftfreq(TILE)[None])
+    twice = np.where((np.arange(TILE // 2 + 1) == 0) | (np.arange(TILE // 2 + 1) == TILE // 2), 1.0, 2.0)
+    weights = np.zeros((*radius.shape, RINGS))
+    for ring in range(RINGS):
+        # A ring reaches half a step to either side of its frequency, (ring + 1) / 64 cycles per pixel.
+        weights[:, :, ring] = (np.abs(radius * TILE - (ring + 1)) <= 0.5) * twice
+    flat = weights.reshape(-1, RINGS)
+    return (flat / flat.sum(axis=0)).astype(np.float32)
+
+
+_WINDOW = np.outer(np.hanning(TILE), np.hanning(TILE)).astype(np.float32)
+_RING_MEANS = _ring_means()

@@ -1,0 +1,176 @@
+"""What settings must hold to, before any work starts; and what of them the machine decides."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from boxtwin.config.schema import Anchors, Precision
+from boxtwin.datasets.reading import Reading
+from boxtwin.datasets.splits import Split
+from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
+from boxtwin.errors import InputError
+from boxtwin.hardware import lightning_accelerator
+from boxtwin.mixing.augment import Augmentation
+
+log = logging.getLogger(__name__)
+
+# An object that spans fewer cells of the finest head is told apart from its neighbours and its ground with difficulty.
+CELLS_PER_OBJECT = 2
+# The options of the labels group, and the settings that labels of each follow from, apart from detectors and files.
+LABELS = {
+    "carry": ("new_objects", "sure", "gone", "match", "better", "search"),
+    "pseudo": ("agree", "iou", "tolerance"),
+    "manual": (),
+}
+LARGE = 0.9  # the quantile of lengths that crops should still show whole most of the time
+
+
+def make_reading(config: DictConfig) -> Reading:
+    """How image files become pixels.
+
+    Raises:
+        InputError: a value is wrong.
+    """
+    node = config.dataset
+    channels = None if node.channels is None else tuple(node.channels)
+    try:
+        return Reading(node.orientation.value, node.page, channels, node.max_pixels)
+    except ValueError as error:
+        raise InputError(f"dataset.page, dataset.channels or dataset.max_pixels: {error}") from None
+
+
+def check_settings(config: DictConfig) -> None:
+    """What the values alone tell.
+
+    Raises:
+        InputError: a value is wrong, or two do not go together.
+    """
+    trainer, detector = config.trainer, config.detector
+    if trainer.steps < 0 or trainer.validations < 1 or trainer.steps % trainer.validations:
+        raise InputError(
+            f"trainer.steps={trainer.steps} must be a multiple of trainer.validations={trainer.validations}, "
+            "so that training ends with a validation"
+        )
+    if trainer.devices < 1 or trainer.batch_size % trainer.devices:
+        raise InputError(
+            f"trainer.batch_size={trainer.batch_size} must be a multiple of trainer.devices={trainer.devices}, "
+            "which share every batch equally"
+        )
+    if trainer.precision is Precision.float16 and lightning_accelerator(config.trainer.accelerator) not in (
+        "cuda",
+        "gpu",
+    ):
+        raise InputError("trainer.precision=float16 needs a GPU; CPUs take float32 or bfloat16")
+    if not 0 <= trainer.ema_span < 1:
+        raise InputError(f"trainer.ema_span={trainer.ema_span} must lie between 0 (no average) and 1")
+    if trainer.steps == 0 and detector.weights is None:
+        raise InputError("trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE")
+    if trainer.steps and not 0 <= detector.warmup_steps < trainer.steps:
+        raise InputError(f"detector.warmup_steps={detector.warmup_steps} must be below trainer.steps={trainer.steps}")
+    if detector.architecture not in STRIDES:
+        raise InputError(f"detector.architecture={detector.architecture} is none of {', '.join(STRIDES)}")
+    stride = max(STRIDES[detector.architecture])
+    for name in ("image_size", "crop", "tile"):
+        side = detector[name]
+        # Cut into tiles and crops, an image may have any size itself.
+        is_input = name != "image_size" or detector.crop is None or detector.tile is None
+        if side is not None and (side < stride or (is_input and side % stride)):
+            raise InputError(f"detector.{name}={side} must be a multiple of {stride}")
+    if config.variations.per_image < 0:
+        raise InputError(f"variations.per_image={config.variations.per_image} must not be negative")
+    fraction = config.variations.synthetic_fraction
+    if fraction is not None and not 0 <= fraction <= 1:
+        raise InputError(f"variations.synthetic_fraction={fraction} must lie between 0 and 1")
+    size = config.split.train_size
+    if size is not None and not 1 <= size <= config.split.train:
+        raise InputError(
+            f"split.train_size={size} must lie between 1 and split.train={config.split.train}, all training images of "
+            f"{config.split.name}"
+        )
+    _check_labels(config)
+    if detector.cells_per_object not in (1, 3):
+        raise InputError(f"detector.cells_per_object={detector.cells_per_object} must be 1 or 3")
+    if detector.scale_xy < 1 or (detector.cells_per_object == 3 and detector.scale_xy < 2):
+        raise InputError(
+            f"detector.scale_xy={detector.scale_xy} must be at least 1, and 2 with detector.cells_per_object=3"
+        )
+    if detector.anchors is Anchors.weights and detector.weights is None:
+        raise InputError("detector.anchors=weights takes the anchors of detector.weights, which is not set")
+    if detector.anchors is Anchors.published and detector.architecture not in PUBLISHED_ANCHORS:
+        raise InputError(f"there are no published anchors for {detector.architecture}; choose detector.anchors=kmeans")
+    make_augmentation(config)
+
+
+def _check_labels(config: DictConfig) -> None:
+    labels, trainer = config.labels, config.trainer
+    if labels.name not in LABELS:
+        raise InputError(f"labels={labels.name} is unknown; there are: {', '.join(LABELS)}")
+    if labels.detectors < 0:
+        raise InputError(f"labels.detectors={labels.detectors} must not be negative")
+    if labels.steps is not None and (
+        labels.steps <= config.detector.warmup_steps or labels.steps % trainer.validations
+    ):
+        raise InputError(
+            f"labels.steps={labels.steps} must be above detector.warmup_steps={config.detector.warmup_steps} and a "
+            f"multiple of trainer.validations={trainer.validations}"
+        )
+    if not 0 <= labels.gone <= labels.sure:
+        raise InputError(f"labels.gone={labels.gone} must lie between 0 and labels.sure={labels.sure}")
+    if labels.search < 0:
+        raise InputError(f"labels.search={labels.search} must not be negative")
+    if labels.name == "pseudo" and not 1 <= labels.agree <= labels.detectors:
+        raise InputError(
+            f"labels.agree={labels.agree} must lie between 1 and labels.detectors={labels.detectors}, of which so many "
+            "must see an object"
+        )
+    if not 0 < labels.iou <= 1:
+        raise InputError(f"labels.iou={labels.iou} must lie between 0 and 1")
+    if labels.tolerance < 0:
+        raise InputError(f"labels.tolerance={labels.tolerance} must not be negative")
+
+
+def warn_of_object_sizes(config: DictConfig, split: Split) -> None:
+    """Say so when most objects are too small to be found in the shrunk images, or too large for a crop of them."""
+    size, finest = config.detector.image_size, min(STRIDES[config.detector.architecture])
+    sides = np.concatenate(
+        [
+            (sample.object_boxes[:, 2:] - sample.object_boxes[:, :2]) * size / max(sample.width, sample.height)
+            for sample in split.train
+        ]
+    )
+    median, full = float(np.median(np.sqrt(sides.prod(axis=1)))), max(max(s.width, s.height) for s in split.train)
+    if size < full and median < CELLS_PER_OBJECT * finest:
+        log.warning(
+            "half of the training objects are under %.0f pixels in images shrunk to %d: a larger image size shows them "
+            "better, up to dataset.image_size=%d; learnt in crops (detector.crop) it takes no more time",
+            *(median, size, full),
+        )
+    crop = config.detector.crop
+    largest = float(np.quantile(sides.max(axis=1), LARGE))
+    if crop is not None and crop < size and largest > crop / 2:
+        log.warning(
+            "one training object in ten is over %.0f pixels long, and crops of %d pixels will cut many of them off: "
+            "try dataset.image_size=%d, or detector.crop=null for whole images",
+            *(largest, crop, _multiple(size * crop / 2 / largest, max(STRIDES[config.detector.architecture]))),
+        )
+
+
+def _multiple(value: float, of: int) -> int:
+    return max(of, int(value // of) * of)
+
+
+def make_augmentation(config: DictConfig) -> Augmentation:
+    """What is done to training images at random.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+    values: dict[str, Any] = OmegaConf.to_container(config.dataset.augmentation)  # type: ignore[assignment]
+    try:
+        return Augmentation(**values)
+    except ValueError as error:
+        raise InputError(f"dataset.augmentation: {error}") from None

@@ -1,0 +1,209 @@
+"""Getting the judge of a store's labels ready: the detectors that look at variations, trained on real images only.
+
+They are the cells without variations of the same settings, trained as such and kept below ``data/detectors`` by their
+identity: a cell without variations that has been run leaves its detector there, and is asked instead of trained again.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from boxtwin import locks
+from boxtwin.config.schema import Confirmed, cell_name
+from boxtwin.datasets.image_io import Pixels, as_grey, link_file
+from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector
+from boxtwin.detector.training import fit
+from boxtwin.evaluation.counts import best_threshold
+from boxtwin.hardware import keep_freed_blocks
+from boxtwin.labels.card import DECISIONS, tally, write_card
+from boxtwin.labels.carry import Carry, Transfer
+from boxtwin.labels.ensemble import Ensemble, Member, surprise_threshold
+from boxtwin.labels.manual import Manual
+from boxtwin.labels.pseudo import Pseudo
+from boxtwin.mixing.augment import Labelled
+from boxtwin.mixing.datamodule import Collate
+from boxtwin.mixing.network_input import full_scale
+from boxtwin.mixing.plan import make_plan
+from boxtwin.mixing.tiles import take_view, views
+from boxtwin.run.build import Prepared, detector_file, labelling_cells, make_data, make_detector
+from boxtwin.synthesis.costs import store_costs
+
+log = logging.getLogger(__name__)
+
+VIEWS_AT_ONCE = 8  # tiles of one image that are computed at once
+
+
+def make_ready(cell: Prepared) -> None:
+    """Give the cell's store its judge if any of its images has to be judged; train the detectors that it asks.
+
+    Killed in the middle, the next call goes on from the last checkpoint. Two processes that need the same detector
+    share one training.
+    """
+    library = cell.library
+    if library is None or library.judge is not None:
+        return
+    if len(library.judged(cell.sources, cell.per_image)) < len(cell.sources) * cell.per_image:
+        library.judge = make_judge(cell)
+
+
+def make_judge(cell: Prepared) -> Transfer:
+    """What decides about the labels of a cell's variations, its detectors trained."""
+    assert cell.library is not None
+    labels, exact = cell.config.labels, cell.library.generator.boxes == "exact"
+    if labels.name == Manual.name:
+        return Manual(
+            file=Path(labels.file),
+            samples=cell.dataset.samples,
+            classes=cell.dataset.classes,
+            category_ids=cell.dataset.category_ids,
+            every_image=labels.confirmed is Confirmed.all,
+        )
+    if labels.name == Carry.name and exact:
+        return Carry(exact=True)
+    cells = labelling_cells(cell.config, cell.dataset, cell.split)
+    members = [_member(alone, f"labels: detector {n} of {len(cells)}") for n, alone in enumerate(cells, start=1)]
+    if labels.name == Pseudo.name:
+        ensemble = Ensemble(members, agree=labels.agree, iou=labels.iou)
+        return Pseudo(ensemble=ensemble, tolerance=labels.tolerance)
+    return Carry(
+        detectors=Ensemble(members) if members else None,
+        new_objects=labels.new_objects.value,
+        sure=labels.sure,
+        gone=labels.gone,
+        match=labels.match,
+        better=labels.better,
+        search=labels.search,
+    )
+
+
+def keep_detector(cell: Prepared, file: Path) -> None:
+    """Leave the detector of a cell without variations where labels look for it."""
+    path = detector_file(cell)
+    if cell.per_image == 0 and not path.exists():
+        link_file(file, path)
+
+
+def write_label_card(cell: Prepared) -> list[Path]:
+    """Write the label card of the cell's store if its images have changed since; its files."""
+    library = cell.library
+    assert library is not None
+    files = [library.folder / name for name in ("label_card.json", "label_card.png")]
+    newest = library.manifest.stat().st_mtime_ns if library.manifest.exists() else None
+    if newest is not None and not all(file.exists() and file.stat().st_mtime_ns >= newest for file in files):
+        lines = library.judged(cell.sources, max((line["variation"] for line in library.lines()), default=0))
+        read = {source.name: source.read for source in cell.sources}
+        write_card(library.folder, lines, read, cell.dataset.classes)
+    return files
+
+
+def label_figures(cell: Prepared) -> dict[str, float]:
+    """What became of the labels of a cell's variations, and what these cost, as metrics."""
+    library = cell.library
+    if library is None:
+        return {}
+    lines = library.judged(cell.sources, cell.per_image)
+    counts = {f"data/labels_{name}": float(count) for name, count in tally(lines).items()}
+    return counts | store_costs(library.folder, lines, by_hand=cell.config.labels.name == Manual.name)
+
+
+def describe(cell: Prepared) -> str:
+    """What became of the labels of a cell's variations, in one line."""
+    assert cell.library is not None
+    counts = tally(cell.library.judged(cell.sources, cell.per_image))
+    boxes = ", ".join(f"{counts[name]} {name}" for name in DECISIONS)
+    return f"boxes {boxes}; images {counts['images']} used, {counts['refused']} refused"
+
+
+class Look:
+    """A trained detector as a function of pixels: letterboxed or in tiles, as in its training's validation."""
+
+    def __init__(self, trained: TrainedDetector, device: str) -> None:
+        self._spec = trained.spec
+        self._module = trained.module.to(device)
+        self._collate = Collate(self._spec.channels)
+        self._device = device
+
+    def __call__(self, pixels: Pixels) -> Detections:
+        """All detections from the score floor on, best first, boxes xyxy in pixels of the image."""
+        spec, (height, width) = self._spec, pixels.shape[:2]
+        image = Labelled(spec.levels.scaled(as_grey(pixels)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+        sample = _empty(width, height)
+        parts = views(width, height, size=spec.image_size, tile=spec.tile)
+        found: list[tuple[int, Detections]] = []
+        for start in range(0, len(parts), VIEWS_AT_ONCE):
+            items = [
+                (*take_view(image, part, size=spec.image_size, tile=spec.tile, white=full_scale(image.pixels)), sample)
+                for part in parts[start : start + VIEWS_AT_ONCE]
+            ]
+            batch = self._collate(items)
+            found += self._module.detect(self._module.transfer_batch_to_device(batch, torch.device(self._device), 0))
+        return self._module.merge(found)[sample.image_id]
+
+
+def _member(alone: Prepared, title: str) -> Member:
+    trained = _trained(alone, title)
+    look = Look(trained, _device(alone))
+    surprise = surprise_threshold(alone.split.val, _on_validation(alone, look), trained.count_threshold)
+    return Member(look, trained.count_threshold, surprise)
+
+
+def _trained(alone: Prepared, title: str) -> TrainedDetector:
+    path = detector_file(alone)
+    if damage(path) is not None:  # it is missing, or broken
+        with locks.alone(path.with_suffix(".lock"), f"{title}: another process is training it; waiting"):
+            if path.exists() and (wrong := damage(path)) is not None:
+                log.warning("%s; it is trained again", wrong)
+                path.unlink()
+            if not path.exists():
+                _train(alone, path, title)
+    return read_detector(path)
+
+
+def _train(alone: Prepared, path: Path, title: str) -> None:
+    config, settings = alone.config, alone.config.trainer
+    log.info("%s: %s, on the %d real training images alone", title, cell_name(config), len(alone.split.train))
+    keep_freed_blocks()
+    checkpoints = path.with_suffix(".checkpoints")
+    module = make_detector(alone)
+    if settings.steps:
+        module = fit(
+            module,
+            make_data(alone, make_plan(alone.split, ())),
+            steps=settings.steps,
+            log_every=settings.steps,
+            ema_span=settings.ema_span,
+            gradient_clip=settings.gradient_clip,
+            accelerator=alone.accelerator,
+            devices=settings.devices,
+            precision=alone.precision,
+            compile_network=settings.compile,
+            logger=None,
+            checkpoints=checkpoints,
+            title=title,
+        ).best
+    look = Look(TrainedDetector(module, 0.0), _device(alone))
+    threshold = best_threshold(alone.split.val, _on_validation(alone, look))
+    origin = {"study": config.study, "cell": cell_name(config), "identity": alone.identity}
+    write_detector(TrainedDetector(module, threshold, origin), path)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _on_validation(alone: Prepared, look: Look) -> dict[int, Detections]:
+    return {sample.image_id: look(alone.images.read(sample)) for sample in alone.split.val}
+
+
+def _empty(width: int, height: int) -> Sample:
+    """An image of which nothing is known."""
+    none = np.zeros(0)
+    boxes, labels, crowd = np.zeros((0, 4), np.float32), none.astype(np.int64), none.astype(bool)
+    return Sample("image", Path("image"), width, height, 0, boxes, labels, none, crowd)
+
+
+def _device(cell: Prepared) -> str:
+    return "cuda" if cell.accelerator in ("cuda", "gpu") and torch.cuda.is_available() else "cpu"

@@ -1,0 +1,178 @@
+"""The answer of a study in a few sentences: what the variations did, how sure that is, and what to do next."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from boxtwin.studies.comparison import CONTROLS, Contrast, Difference
+from boxtwin.studies.conditions import Row, prefixes
+from boxtwin.studies.report.verdict import count, percent
+
+AP50, AP, COUNTS = "map_50", "map", "count_mae"
+
+
+def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
+    """For each setting: a sentence or more for every split and generator, then the yardstick, then what to do.
+
+    Variations by a control are spoken of beside the generator that they control, by themselves only where there is no
+    other. Empty where no variations can be held against none.
+    """
+    name, said = prefixes(rows), []
+    for condition in dict.fromkeys(row.condition for row in rows):
+        own = [contrast for contrast in contrasts if contrast.new.condition == condition]
+        gains = [contrast for contrast in own if contrast.kind == "variations"]
+        if not gains:
+            continue
+        subjects = [gain for gain in gains if gain.new.generator_name not in CONTROLS] or gains
+        subjects = sorted(subjects, key=lambda gain: (gain.new.split, gain.new.generator))  # keeps counts in order
+        groups = [
+            list(g) for _, g in itertools.groupby(subjects, key=lambda gain: (gain.new.split, gain.new.generator))
+        ]
+        leads = [_lead(group) for group in groups]
+        controls = [contrast for contrast in own if contrast.kind == "control"]
+        rulers = [contrast for contrast in own if contrast.kind == "yardstick"]
+        sentences = [
+            _of_generator(lead, group, [c for c in controls if c.new is lead.new], gains)
+            for lead, group in zip(leads, groups, strict=True)
+        ]
+        sentences += [_of_yardstick(ruler) for ruler in rulers]
+        sentences.append(f"What to do: {_advice(leads, subjects, controls, rulers)}")
+        said += [name(gains[0].new) + sentence for sentence in sentences]
+    return said
+
+
+def _lead(group: Sequence[Contrast]) -> Contrast:
+    """The number of variations to speak of first: the best that is established, or else the largest."""
+    sure = [gain for gain in group if gain.differences[AP50].established and gain.differences[AP50].mean > 0]
+    if sure:
+        return max(sure, key=lambda gain: gain.differences[AP50].mean)
+    return max(group, key=lambda gain: gain.new.variations)
+
+
+def _of_generator(
+    lead: Contrast, group: Sequence[Contrast], controls: Sequence[Contrast], gains: Sequence[Contrast]
+) -> str:
+    row, ap50, counts = lead.new, lead.differences[AP50], lead.differences[COUNTS]
+    plural = "" if row.variations == 1 else "s"
+    verb = "change" if not ap50.established else "raise" if ap50.mean > 0 else "lower"
+    amount = percent(ap50.mean, signed=True) if verb == "change" else percent(abs(ap50.mean))
+    said = [
+        f"On {row.split} ({row.real_images:g} real images), {row.variations} variation{plural} of each image by "
+        f"{row.generator} {verb}{'s' * (not plural)} AP50 by {amount} points{_sure(ap50, percent)}: {_told(ap50)}."
+    ]
+    if controls:
+        said.append(_beside(controls, gains))
+    others = [gain for gain in group if gain is not lead]
+    if others:
+        numbers = ", ".join(str(gain.new.variations) for gain in others)
+        changes = ", ".join(percent(gain.differences[AP50].mean, signed=True) for gain in others)
+        said.append(f"With {numbers} it is {changes}.")
+    # AP weighs how tight boxes are, so that it can move where AP50 does not.
+    moved = next((gain for gain in group if gain.differences[AP].established), lead)
+    ap, which = moved.differences[AP], "" if moved is lead else f", with {moved.new.variations},"
+    said.append(f"AP{which} changes by {percent(ap.mean, signed=True)} points{_change_told(ap, percent)}.")
+    said.append(
+        f"Count MAE changes by {count(counts.mean, signed=True)} objects an image{_change_told(counts, count)}."
+    )
+    return " ".join(said)
+
+
+def _change_told(found: Difference, form: Callable[..., str]) -> str:
+    """Where runs are too few, the sentence on AP50 has said so of all three figures."""
+    told = ": established" if found.established else ": no change is established"
+    return _sure(found, form, seeds=False) + (told if found.could_be_established else "")
+
+
+def _beside(controls: Sequence[Contrast], gains: Sequence[Contrast]) -> str:
+    """`As many by other means: copy_paste +3.8, repeat +0.3; the difference to repeat is established.`"""
+    own = {id(gain.new): percent(gain.differences[AP50].mean, signed=True) for gain in gains}
+    changes = [f"{control.old.generator} {own[id(control.old)]}" for control in controls]
+    sure = [control.old.generator for control in controls if control.differences[AP50].established]
+    told = f"the difference to {' and '.join(sure)} is established" if sure else "no difference to these is established"
+    return f"As many by other means: {', '.join(changes)}; {told}."
+
+
+def _sure(found: Difference, form: Callable[..., str], *, seeds: bool = True) -> str:
+    parts = []
+    if found.interval is not None:
+        low, high = (form(end, signed=True) for end in (found.interval.low, found.interval.high))
+        parts.append(f"95 % interval {low} to {high}")
+    if seeds:
+        parts.append("no seed in common" if not found.pairs else f"{found.pairs} seed{'s' * (found.pairs > 1)}")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _told(found: Difference) -> str:
+    if found.established:
+        return "established"
+    if not found.could_be_established:
+        return f"not enough runs to tell chance from effect, which takes {found.pairs_needed} seeds"
+    if found.interval is None:
+        return "no gain is established"
+    if found.interval.high <= 0:
+        return "a loss is likely, none is established"
+    return f"no gain is established, and one of more than {percent(found.interval.high)} points is unlikely"
+
+
+def _of_yardstick(ruler: Contrast) -> str:
+    found = ruler.differences[AP50]
+    what = "Twice the real images" if ruler.new.real_images == 2 * ruler.old.real_images else "More real images"
+    change = f"{percent(found.mean, signed=True)} points of AP50{_sure(found, percent)}"
+    said = f"{what} ({ruler.new.real_images:g} instead of {ruler.old.real_images:g}) bring {change}"
+    if found.established and found.mean > 0:
+        return f"{said}, established: this set-up sees what data is worth."
+    if not found.could_be_established:
+        return f"{said}; whether this set-up sees what data is worth takes {found.pairs_needed} seeds to tell."
+    return f"{said}, not established: this set-up could hardly have seen a gain."
+
+
+def _advice(
+    leads: Sequence[Contrast], subjects: Sequence[Contrast], controls: Sequence[Contrast], rulers: Sequence[Contrast]
+) -> str:
+    told = [lead for lead in leads if lead.differences[AP50].could_be_established]
+    known = [ruler.differences[AP50] for ruler in rulers]
+    seen = [found.mean for found in known if found.established and found.mean > 0]
+    blind = bool(known) and not seen and all(found.could_be_established for found in known)
+    if not told:
+        most, least = (f([lead.differences[AP50].pairs_needed for lead in leads]) for f in (max, min))
+        pairs = min(lead.differences[AP50].pairs for lead in leads)
+        seeds = f"{least} seeds" if least == most else f"{least} to {most} seeds"
+        more = (
+            f"run more seeds before you believe a difference in either direction; {seeds} in common are needed, and "
+            f"there {'is' if pairs == 1 else 'are'} {pairs}. compare.py plan=true says which runs tell most."
+        )
+        return (
+            f"first find a set-up that sees what real data is worth, with more steps perhaps; then {more}"
+            if blind
+            else more
+        )
+    wins = [lead for lead in told if lead.differences[AP50].established and lead.differences[AP50].mean > 0]
+    losses = [lead for lead in told if lead.differences[AP50].established and lead.differences[AP50].mean < 0]
+    if wins:
+        uses = "; ".join(f"on {win.new.split} {win.new.variations} by {win.new.generator}" for win in wins)
+        held = [c for c in controls if any(c.new is win.new for win in wins)]
+        if not held and any(win.new.generator_name not in CONTROLS for win in wins):
+            return f"use them ({uses}), once you know that more of the same does less: add generator=repeat,copy_paste."
+        equal = sorted({c.old.generator for c in held if not c.differences[AP50].established})
+        if equal:
+            return f"use them ({uses}), or {' or '.join(equal)}, which costs less and is not established to be worse."
+        return f"use them ({uses})."
+    if losses:
+        return "leave these variations out: they cost accuracy."
+    highs = [interval.high for gain in subjects if (interval := gain.differences[AP50].interval) is not None]
+    if blind:
+        return "first find a set-up that sees what real data is worth, with more steps or seeds; this one cannot judge."
+    if seen and highs and len(told) == len(leads) and max(highs) < min(seen) / 2:
+        bound = percent(max(*highs, 0.0))
+        tighter = [gain.differences[AP].mean for gain in subjects if gain.differences[AP].established]
+        if max(tighter, default=0) > 0:
+            return (
+                f"expect little of these variations, {percent(max(tighter))} points of AP and hardly more than {bound} "
+                f"of AP50; more real images brought {percent(min(seen))} of AP50."
+            )
+        return (
+            f"leave these variations out and label more real images, which brought {percent(min(seen))} points of AP50 "
+            f"where variations hardly bring more than {bound}."
+        )
+    return "a gain may still be there; compare.py plan=true says which runs would tell most."

@@ -1,0 +1,1 @@
+"""Diffusion models trained on the images of a split alone."""

@@ -1,0 +1,339 @@
+"""Stable Diffusion learns what the split's training images look like: LoRA, or one new word.
+
+diffusers has pipelines to draw with and no call to learn with; the loop here is the plain one of latent diffusion
+(Rombach et al. 2022, equation 2): noise the latents of random crops, predict the noise (or the velocity, where the
+checkpoint does), squared error. Only the few new weights move: matrices of low rank in the attention of the U-Net
+(Hu et al. 2021, "LoRA"), or the embedding of a word that did not exist (Gal et al. 2022, "An Image is Worth One Word").
+
+What is left on disk is in the formats that ``load_lora_weights`` and ``load_textual_inversion`` of diffusers read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from jaxtyping import Bool, Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from boxtwin.datasets.levels import measure_levels
+from boxtwin.datasets.sample import Sample
+from boxtwin.errors import InputError
+from boxtwin.synthesis.ddpm.training_crops import planes_of
+from boxtwin.synthesis.generator import Json
+
+KINDS = ("lora", "textual_inversion")
+WEIGHTS_FILE = "weights.safetensors"
+STATE_FILE = "training_state.pt"
+SECONDS_BETWEEN_SAVES = 15.0
+TOKEN = "<training-images>"  # the word that is learnt
+FIRST_WORD = "image"  # what the new word means before it is learnt
+ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")  # the layers that diffusers' own LoRA recipe changes
+
+# Loads the pipeline in float32 and tells the side of its images.
+Load = Callable[[], tuple[Any, int]]
+# Which pixels of a training image an inpainting model is to paint.
+Repaint = Callable[[Float[np.ndarray, "n 4"], int, int], Bool[np.ndarray, "h w"]]
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What was learnt."""
+
+    kind: str
+    file: Path
+    name: str  # of its folder
+
+    def add_to(self, pipeline: Any) -> None:
+        """Have a pipeline draw with it."""
+        learnt = load_file(self.file)
+        if self.kind == "lora":
+            pipeline.load_lora_into_unet(learnt, network_alphas=None, unet=pipeline.unet)
+        else:
+            pipeline.load_textual_inversion(learnt, token=TOKEN)
+
+    def prompt(self, prompt: str) -> str:
+        """A prompt with the new word in it, where one was learnt."""
+        return _with_token(prompt) if self.kind == "textual_inversion" else prompt
+
+
+class Finetune:
+    """How to fine-tune.
+
+    Args:
+        kind: "lora" or "textual_inversion".
+        steps, batch_size, learning_rate: of AdamW.
+        rank: of LoRA's matrices.
+        seed: of first weights, crops and noise.
+        asked_by: whose settings these are, for messages.
+    """
+
+    def __init__(
+        self, *, kind: str, steps: int, batch_size: int, learning_rate: float, rank: int, seed: int, asked_by: str
+    ) -> None:
+        if kind not in KINDS:
+            raise InputError(f"{asked_by}: finetune is null, {' or '.join(KINDS)}, got {kind!r}")
+        for setting, count in (("steps", steps), ("batch_size", batch_size), ("rank", rank)):
+            if count < 1:
+                raise InputError(f"{asked_by}: finetune_{setting} is at least 1, got {count}")
+        if learning_rate <= 0:
+            raise InputError(f"{asked_by}: finetune_learning_rate is positive, got {learning_rate}")
+        if importlib.util.find_spec("peft") is None:
+            raise InputError(f"{asked_by}: finetune={kind} needs peft: pip install 'boxtwin[finetune]'")
+        self.kind, self.steps, self.batch_size = kind, steps, batch_size
+        self.learning_rate, self.rank, self.seed, self.asked_by = learning_rate, rank, seed, asked_by
+
+    def parameters(self) -> dict[str, Json]:
+        """All settings."""
+        return {
+            "finetune": self.kind,
+            "finetune_steps": self.steps,
+            "finetune_batch_size": self.batch_size,
+            "finetune_learning_rate": self.learning_rate,
+            **({"finetune_rank": self.rank} if self.kind == "lora" else {}),
+            "finetune_seed": self.seed,
+        }
+
+    def fit(
+        self,
+        training: Sequence[Sample],
+        folder: Path,
+        *,
+        identity: dict[str, Json],
+        prompt: str,
+        dtype: torch.dtype,
+        load: Load,
+        repaint: Repaint | None,
+    ) -> Finetuned:
+        """Learn, go on with what was cut off, or take what an earlier call left in ``folder``.
+
+        Args:
+            training: the split's training images.
+            folder: of all models.
+            identity: what else the weights follow from: the checkpoint, and what ``repaint`` depends on.
+            prompt: what images are drawn with.
+            dtype: of the arithmetic; float16 is taken for float32, which needs no scaling of gradients.
+            load: called only if there is something to learn.
+            repaint: for inpainting models.
+        """
+        content = {
+            **identity,
+            **self.parameters(),
+            "prompt": prompt,
+            "images": [
+                [sample.name, sample.sha256, sample.object_boxes.tolist() if repaint else None] for sample in training
+            ],
+        }
+        if any(sample.bits > 8 for sample in training):
+            content["levels"] = "measured"  # before, 65535 was white
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        name = f"{self.kind}-{digest[:12]}"
+        home = folder / name
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home / ".lock"):  # stores of several generators share one model
+            if not (home / WEIGHTS_FILE).exists():
+                pipeline, side = load()
+                crops = Crops(training, side, repaint)
+                self.train(Lessons(pipeline, self, crops, prompt, dtype), home, digest)
+                (home / STATE_FILE).unlink(missing_ok=True)
+        return Finetuned(self.kind, home / WEIGHTS_FILE, name)
+
+    def train(self, lessons: Lessons, home: Path, digest: str) -> None:
+        """Take the steps that are left, and leave the weights in ``home``."""
+        rng = torch.Generator().manual_seed(self.seed)
+        optimiser = torch.optim.AdamW(lessons.weights, lr=self.learning_rate, weight_decay=0.01)
+        step = 0
+        state_file = home / STATE_FILE
+        if state_file.exists():
+            state = torch.load(state_file, map_location=lessons.device, weights_only=True)
+            if state["digest"] != digest:
+                raise InputError(f"{state_file} belongs to another training; remove it")
+            with torch.no_grad():
+                for weight, value in zip(lessons.weights, state["weights"], strict=True):
+                    weight.copy_(value)
+            optimiser.load_state_dict(state["optimiser"])
+            rng.set_state(state["rng"].cpu())
+            step = state["step"]
+        saved = time.monotonic()
+        description = f"{self.asked_by}: learning ({self.kind})"
+        with tqdm(total=self.steps, initial=step, desc=description, unit="step", mininterval=1.0) as progress:
+            while step < self.steps:
+                loss = lessons.loss(self.batch_size, rng)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(lessons.weights, max_norm=1.0)
+                optimiser.step()
+                step += 1
+                progress.update()
+                if step % 10 == 0:
+                    progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    weights = [weight.detach() for weight in lessons.weights]
+                    state = {"digest": digest, "weights": weights, "optimiser": optimiser.state_dict(), "step": step}
+                    save_state({**state, "rng": rng.get_state()}, state_file)
+                    saved = time.monotonic()
+        temporary = home / f".{WEIGHTS_FILE}.{os.getpid()}.part"
+        learnt = {name: value.detach().float().cpu().contiguous() for name, value in lessons.learnt().items()}
+        save_file(learnt, temporary)
+        temporary.replace(home / WEIGHTS_FILE)
+
+
+class Lessons:
+    """A pipeline with a few new weights, and the error that they are to lower."""
+
+    def __init__(self, pipeline: Any, finetune: Finetune, crops: Crops, prompt: str, dtype: torch.dtype) -> None:
+        from diffusers import DDPMScheduler
+
+        _check_build(pipeline, finetune.asked_by)
+        self.pipeline, self.crops, self.kind = pipeline, crops, finetune.kind
+        self.device = pipeline.device
+        self._dtype = dtype if dtype == torch.bfloat16 else torch.float32
+        self._noise = DDPMScheduler.from_config(pipeline.scheduler.config)  # type: ignore[no-untyped-call]
+        self._masked = pipeline.unet.config.in_channels > pipeline.vae.config.latent_channels
+        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+            part.requires_grad_(False).eval()
+        if self.kind == "lora":
+            self.weights = _add_lora(pipeline.unet, finetune.rank, finetune.seed)
+            with torch.no_grad():
+                self._prompt: Tensor | None = self._encode(prompt)
+            self._words = prompt
+        else:
+            self.weights = [_add_word(pipeline)]
+            self._prompt, self._words = None, _with_token(prompt)
+
+    def loss(self, count: int, rng: torch.Generator) -> Tensor:
+        """Mean squared error over ``count`` random crops."""
+        pipeline = self.pipeline
+        images, masks = (part.to(self.device) for part in self.crops.draw(count, rng))
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            with torch.no_grad():
+                x_0 = self._latents(2 * images - 1, rng)
+                eps = torch.randn(x_0.shape, generator=rng).to(self.device)
+                t = torch.randint(self._noise.config.num_train_timesteps, (count,), generator=rng).to(self.device)
+                x_t = self._noise.add_noise(x_0, eps, t)
+                if self._masked:  # what inpainting pipelines hand over: latents, mask, latents of what is kept
+                    kept = self._latents((2 * images - 1) * (1 - masks), rng)
+                    x_t = torch.cat([x_t, F.interpolate(masks, size=x_t.shape[2:]), kept], dim=1)
+            prompt = self._encode(self._words) if self._prompt is None else self._prompt
+            predicted = pipeline.unet(x_t, t, encoder_hidden_states=prompt.expand(count, -1, -1), return_dict=False)[0]
+        velocity = self._noise.config.prediction_type == "v_prediction"
+        wanted = self._noise.get_velocity(x_0, eps, t) if velocity else eps
+        return F.mse_loss(predicted.float(), wanted.float())
+
+    def learnt(self) -> dict[str, Tensor]:
+        """The new weights, under the names that diffusers reads them by."""
+        if self.kind == "textual_inversion":
+            return {TOKEN: self.weights[0]}
+        from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
+        from peft.utils import get_peft_model_state_dict
+
+        layers: dict[str, Tensor] = convert_state_dict_to_diffusers(  # type: ignore[no-untyped-call]
+            get_peft_model_state_dict(self.pipeline.unet)
+        )
+        return {f"unet.{name}": value for name, value in layers.items()}
+
+    def _latents(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        vae = self.pipeline.vae
+        latents: Tensor = vae.encode(images).latent_dist.sample(rng) * vae.config.scaling_factor
+        return latents
+
+    def _encode(self, prompt: str) -> Tensor:
+        tokenizer = self.pipeline.tokenizer
+        words = tokenizer(
+            prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
+        encoded: Tensor = self.pipeline.text_encoder(words.input_ids.to(self.device))[0]
+        return encoded
+
+
+class Crops:
+    """Random squares of the training images, as shares of full scale, with what an inpainting model is to paint."""
+
+    def __init__(self, training: Sequence[Sample], side: int, repaint: Repaint | None) -> None:
+        self.side = side
+        self._images = []
+        for sample in training:
+            pixels = measure_levels([sample], Sample.read).levels.scaled(sample.read())
+            height, width = pixels.shape[:2]
+            mask = repaint(sample.object_boxes, height, width) if repaint else np.ones((height, width), dtype=bool)
+            stacked = np.concatenate([planes_of(pixels, 3), mask[None].astype(np.float32)])
+            pad = ((0, 0), (0, max(side - height, 0)), (0, max(side - width, 0)))
+            self._images.append(torch.from_numpy(np.pad(stacked, pad, mode="symmetric")))
+
+    def draw(
+        self, count: int, rng: torch.Generator
+    ) -> tuple[Float[Tensor, "count 3 side side"], Float[Tensor, "count 1 side side"]]:
+        """``count`` squares and their masks: 1 where to paint."""
+        squares = []
+        for _ in range(count):
+            image = self._images[int(torch.randint(len(self._images), (), generator=rng))]
+            top, left = (int(torch.randint(size - self.side + 1, (), generator=rng)) for size in image.shape[1:])
+            squares.append(image[:, top : top + self.side, left : left + self.side])
+        batch = torch.stack(squares)
+        return batch[:, :3], batch[:, 3:]
+
+
+def save_state(state: dict[str, Any], file: Path) -> None:
+    """Save what a training needs to go on, whole or not at all."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
+    torch.save(state, temporary)
+    temporary.replace(file)
+
+
+def _add_lora(unet: Any, rank: int, seed: int) -> list[nn.Parameter]:
+    from peft import LoraConfig
+
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(ATTENTION))
+    # peft initialises from torch's global generator: borrow it and give it back as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet.add_adapter(config)
+    return [weight for weight in unet.parameters() if weight.requires_grad]
+
+
+def _add_word(pipeline: Any) -> nn.Parameter:
+    """A word of its own, which starts with the meaning of `FIRST_WORD`; its embedding."""
+    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
+    embeddings = encoder.get_input_embeddings().weight
+    start = embeddings[tokenizer(FIRST_WORD, add_special_tokens=False).input_ids].detach().mean(dim=0)
+    tokenizer.add_tokens([TOKEN])
+    number = tokenizer.convert_tokens_to_ids(TOKEN)
+    if number >= len(embeddings):
+        encoder.resize_token_embeddings(number + 1, mean_resizing=False)
+    word = nn.Parameter(start.clone())
+
+    def put_in(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:  # noqa: ARG001, torch's form
+        return torch.where((given[0] == number)[..., None], word.to(out.dtype), out)
+
+    encoder.get_input_embeddings().register_forward_hook(put_in)
+    return word
+
+
+def _with_token(prompt: str) -> str:
+    return prompt if TOKEN in prompt else f"{prompt} {TOKEN}".strip()
+
+
+def _check_build(pipeline: Any, asked_by: str) -> None:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    built = isinstance(getattr(pipeline, "unet", None), UNet2DConditionModel)
+    reads = isinstance(getattr(pipeline, "text_encoder", None), CLIPTextModel)
+    if not (built and reads) or getattr(pipeline, "text_encoder_2", None) is not None:
+        raise InputError(
+            f"{asked_by}: a {type(pipeline).__name__} cannot be fine-tuned here, only Stable Diffusion 1 and 2 and "
+            "what is built like them (one U-Net, one CLIP text encoder): say finetune=null or choose such a checkpoint"
+        )

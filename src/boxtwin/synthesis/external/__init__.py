@@ -1,0 +1,1 @@
+"""Images that others make: an API, or a folder of files."""

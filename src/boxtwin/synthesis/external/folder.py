@@ -1,0 +1,187 @@
+"""Variations that someone made elsewhere: a web page, a colleague, another program."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from boxtwin.datasets.image_io import Pixels, as_grey, read_image
+from boxtwin.datasets.levels import widened
+from boxtwin.datasets.sample import Sample
+from boxtwin.errors import InputError
+from boxtwin.synthesis.generator import Json, Knowledge, Model, Refused, Request, Variation
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+# v01, 1, and behind the name of the source: name_v01, name-1, name.2, "name 3", "name (4)".
+_NUMBER = re.compile(r"v?0*(?P<number>[1-9]\d*)", re.I)
+_BEHIND = re.compile(r"(?P<stem>.+?)(?:[_\-. ]\s?v?0*(?P<number>[1-9]\d*)|\s?\(v?0*(?P<bracketed>[1-9]\d*)\))", re.I)
+_LISTED = 10
+# How far the ratio of sides may be from the source's: rounding to whole pixels, and no more.
+_ASPECT = 0.01
+
+
+class Folder:
+    """Takes the images of a folder as variations of the sources that their names tell.
+
+    Without its ending, the name of an image is the path of its source (also without its ending) and the number of the
+    variation, from 1: ``name_v01``, ``name-1``, ``name.2``, ``name 3``, ``name (4)``, or a folder of the source's name
+    with ``v01`` or ``1`` in it. Sources in folders are named with them, or without where the name alone is clear.
+    Files that begin with a dot, and those that are no images by their ending, are left alone.
+
+    Images must have their source's size; with ``resize`` those of the same shape are brought to it. Depth and channels
+    become the source's: 8 bit become 16 white to white (`widened`), 16 bit become 8 by the full ranges, colour becomes
+    grey by the mean of the channels, also where grey is stored as colour: most models know colour only, and tint what
+    had none.
+
+    Args:
+        path: the folder.
+        resize: bring images of another size, but the same shape, to their source's.
+    """
+
+    name = "folder"
+    learns = False
+    boxes: Knowledge = "carried"  # of colour, blur and stains; what moves things about takes labels=pseudo or manual
+    remote = False
+
+    def __init__(self, *, path: str, resize: bool) -> None:
+        self.path, self.resize = Path(path), resize
+        if not self.path.is_dir():
+            raise InputError(f"generator.path={path} is no folder; name the one that holds the variations")
+        self.files = sorted(
+            file
+            for file in self.path.rglob("*")
+            if file.suffix.lower() in ENDINGS
+            and not any(part.startswith(".") for part in file.relative_to(self.path).parts)
+            and file.is_file()
+        )
+        if not self.files:
+            raise InputError(f"generator.path={path} holds no images ({', '.join(ENDINGS)})")
+        self.digest = self._digest()
+        self._matched: dict[tuple[str, int], Path] | None = None
+
+    def version(self, training: Sequence[Sample]) -> int:
+        """2 of 16 bit: 8 bit images were spread over the whole range before. Others came out as they do now."""
+        return 2 if any(sample.bits > 8 for sample in training) else 1
+
+    def parameters(self) -> dict[str, Json]:
+        """The content of the folder, wherever it lies: when a file changes, it is another store."""
+        return {"files": self.digest, "resize": self.resize}
+
+    def model(self) -> Model | None:
+        """Nobody has said."""
+        return None
+
+    def price_usd(self, source: Sample) -> float:  # noqa: ARG002
+        """Nothing: it is there."""
+        return 0.0
+
+    def match(self, samples: Sequence[Sample]) -> None:
+        """Find the source of every file.
+
+        Args:
+            samples: all images of the data set, those of other splits too.
+
+        Raises:
+            InputError: a file has no source, or more than one; or two files are the same variation.
+        """
+        by_name: dict[str, set[str]] = defaultdict(set)
+        for sample in samples:
+            path = Path(sample.name).with_suffix("")
+            by_name[path.as_posix()].add(sample.name)
+            by_name[path.name].add(sample.name)
+        problems, found = [], defaultdict(list)
+        for file in self.files:
+            shown = file.relative_to(self.path).as_posix()
+            parsed = _parse(file.relative_to(self.path))
+            if parsed is None:
+                problems.append(f"{shown}: no number of a variation at its end")
+                continue
+            stem, number = parsed
+            sources = by_name.get(stem, set())
+            if len(sources) == 1:
+                found[next(iter(sources)), number].append(file)
+            elif sources:
+                problems.append(f"{shown}: may be of {' or '.join(sorted(sources))}; name it with its folder")
+            else:
+                problems.append(f"{shown}: no image of the data set is called {stem}")
+        for (source, number), files in found.items():
+            if len(files) > 1:
+                names = ", ".join(file.relative_to(self.path).as_posix() for file in files)
+                problems.append(f"{names}: each is variation {number} of {source}")
+        if problems:
+            more = [f"… and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
+            raise InputError(
+                f"generator.path={self.path}: {len(problems)} problem(s), nothing was used. A file is named as its "
+                "source and the number of the variation, such as NAME_v01.png, NAME-1.jpg or NAME/v01.png:\n  "
+                + "\n  ".join([*problems[:_LISTED], *more])
+            )
+        self._matched = {key: files[0] for key, files in found.items()}
+
+    def fit(self, training: Sequence[Sample], folder: Path) -> None:
+        """Nothing to learn."""
+
+    def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
+        """The images that are there; a source without one is refused. `match` with the whole data set comes first."""
+        if self._matched is None:
+            raise ValueError("match comes before vary: which file belongs to which image depends on the whole data set")
+        for request in requests:
+            file = self._matched.get((request.source.name, request.variation))
+            if file is None:
+                yield Refused(request, f"no file for it in {self.path}")
+                continue
+            try:
+                pixels = self._fitted(read_image(file), request.source.read())
+            except (OSError, ValueError) as error:
+                yield Refused(request, f"{file.relative_to(self.path).as_posix()}: {error}")
+                continue
+            record: dict[str, Json] = {"file": file.relative_to(self.path).as_posix()}
+            yield Variation(request, pixels, request.source.object_boxes, request.source.object_labels, record=record)
+
+    def _fitted(self, pixels: Pixels, source: Pixels) -> Pixels:
+        """In size, depth and channels of ``source``.
+
+        Raises:
+            ValueError: that cannot be without guessing.
+        """
+        (height, width), (h, w) = source.shape[:2], pixels.shape[:2]
+        if (h, w) != (height, width):
+            if not self.resize:
+                raise ValueError(f"{w} x {h} pixels, the source has {width} x {height} (generator.resize=true resizes)")
+            # One pixel of rounding is no other shape, however small the image.
+            if abs(w * height - h * width) > max(_ASPECT * h * width, height, width):
+                raise ValueError(f"{w} x {h} pixels are of another shape than the source's {width} x {height}")
+            smaller = h * w > height * width
+            pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+        if as_grey(source).ndim == 2 and pixels.ndim == 3:
+            pixels = np.rint(pixels.mean(axis=2)).astype(pixels.dtype)
+        if source.ndim == 3 and pixels.ndim == 2:
+            pixels = np.repeat(pixels[:, :, None], 3, axis=2)
+        if pixels.dtype != source.dtype:
+            deeper = source.dtype == np.uint16
+            pixels = widened(pixels, source) if deeper else np.rint(pixels / 257).astype(np.uint8)
+        return np.ascontiguousarray(pixels)
+
+    def _digest(self) -> str:
+        total = hashlib.sha256()
+        for file in self.files:
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            total.update(f"{file.relative_to(self.path).as_posix()}\0{content}\n".encode())
+        return total.hexdigest()
+
+
+def _parse(file: Path) -> tuple[str, int] | None:
+    """Source (without ending) and number that a path below the folder tells."""
+    stem = file.with_suffix("")
+    alone = _NUMBER.fullmatch(stem.name)
+    if alone and len(stem.parts) > 1:
+        return stem.parent.as_posix(), int(alone["number"])
+    behind = _BEHIND.fullmatch(stem.name)
+    if behind is None:
+        return None
+    return stem.with_name(behind["stem"]).as_posix(), int(behind["number"] or behind["bracketed"])

@@ -1,0 +1,258 @@
+"""Variations by a hosted model: OpenAI's image variations and image edits, or a server that speaks their protocol.
+
+Answers are kept in ``<name>-spool`` in the folder of models, under a hash of all that was sent, the source's name and
+the variation's number. No image that is there is asked for again: not after a kill, not for a store with other settings
+for labels, not when images of a store were lost. The spool may be removed once the stores are complete.
+
+Images are asked for one by one, since a library wants them in the order of its requests, first variations first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boxtwin.datasets.image_io import Pixels, encode_png
+from boxtwin.datasets.sample import Sample
+from boxtwin.errors import InputError
+from boxtwin.locks import alone
+from boxtwin.synthesis import squares
+from boxtwin.synthesis.external.openai_calls import Calls, ModeratedError, NotHadError
+from boxtwin.synthesis.generator import Json, Knowledge, Model, Refused, Request, Variation
+
+if TYPE_CHECKING:
+    import openai
+
+log = logging.getLogger(__name__)
+
+
+class _OpenAIImages(ABC):
+    """What image variations and image edits share.
+
+    Args:
+        base_url: where the API is; OpenAI's, or that of a compatible server. No key and no password in it.
+        model: what the host calls the model.
+        size: side of the squares that are sent and come back, pixels. See `boxtwin.synthesis.squares` for what becomes
+            of images that are no such squares.
+        overlap: of squares in images that are larger than one, pixels.
+        price_usd: what one square costs.
+        timeout, max_tries, first_wait, longest_wait: patience; see `boxtwin.synthesis.external.openai_calls.Calls`.
+        give_up_after: images in a row that could not be had, moderation aside, after which the rest is not tried.
+    """
+
+    name: str
+    endpoint: str
+    advice: str  # when model or endpoint are gone
+    largest_file: int  # bytes, that the endpoint takes
+    learns = False
+    boxes: Knowledge = "none"
+    remote = True
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        model: str,
+        size: int,
+        overlap: int,
+        price_usd: float,
+        timeout: float,
+        max_tries: int,
+        first_wait: float,
+        longest_wait: float,
+        give_up_after: int,
+    ) -> None:
+        self.calls = Calls(
+            base_url=base_url,
+            wanted=f"{self.endpoint} with {model}",
+            advice=self.advice,
+            timeout=timeout,
+            max_tries=max_tries,
+            first_wait=first_wait,
+            longest_wait=longest_wait,
+        )
+        if give_up_after < 1:
+            raise InputError(f"generator.give_up_after={give_up_after} must be at least 1")
+        if not price_usd >= 0:
+            raise InputError(f"generator.price_usd={price_usd} must not be negative")
+        if not 0 <= overlap <= size // 2:
+            raise InputError(f"generator.overlap={overlap} must lie between 0 and half of generator.size={size}")
+        self.base_url, self.model_name, self.size, self.overlap = self.calls.base_url, model, size, overlap
+        self.price, self.give_up_after = price_usd, give_up_after
+        self._spool: Path | None = None
+
+    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
+        """The first, also of 16 bit, whose black and white are measured now: no store is paid for twice."""
+        return 1
+
+    def parameters(self) -> dict[str, Json]:
+        """What is sent, and how images are cut for it; neither prices nor patience."""
+        return {**self._sent(), "overlap": self.overlap}
+
+    def model(self) -> Model:
+        """The host's name for it. What revision that is, no answer says."""
+        return Model(f"{self.base_url} {self.model_name}", None)
+
+    def price_usd(self, source: Sample) -> float:
+        """What the squares of ``source`` cost."""
+        return self.price * squares.count(source.height, source.width, self.size, self.overlap)
+
+    def fit(self, training: Sequence[Sample], folder: Path) -> None:  # noqa: ARG002, hosted models learn nothing here
+        """Check that there is a key and a client to use it.
+
+        Raises:
+            InputError: there is not.
+        """
+        self.calls.check()
+        self._spool = folder / f"{self.name}-spool"
+
+    def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
+        """Ask for one variation after another. Two processes that share a spool take turns, so that none pays twice.
+
+        Raises:
+            InputError: the host does not take the key, wants money, or has neither model nor endpoint any more; or
+                nothing has come from it for `give_up_after` images.
+        """
+        assert self._spool is not None, "fit comes first"
+        with alone(self._spool / ".lock", f"another process asks for images of {self.name}; waiting for it"):
+            yield from self._vary(requests)
+
+    @abstractmethod
+    def _sent(self) -> dict[str, Json]:
+        """All that is sent but the image."""
+
+    @abstractmethod
+    def _post(self, client: openai.OpenAI, png: bytes) -> Any:
+        """One call; its raw response."""
+
+    def _vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
+        in_a_row, reason = 0, ""
+        with self.calls.open() as client:
+            for left, request in zip(range(len(requests) - 1, -1, -1), requests, strict=True):
+                try:
+                    outcome: Variation | Refused = self._vary_one(client, request)
+                    in_a_row = 0
+                except ModeratedError as refusal:
+                    outcome = Refused(request, str(refusal))
+                except NotHadError as fault:
+                    reason = str(fault)
+                    outcome = Refused(request, reason)
+                    in_a_row += 1
+                yield outcome
+                if left and in_a_row == self.give_up_after:
+                    raise InputError(
+                        f"{self.base_url} gave nothing for {in_a_row} images in a row, so {left} more were not tried; "
+                        f"the same command goes on. The last one: {reason}"
+                    )
+
+    def _vary_one(self, client: openai.OpenAI, request: Request) -> Variation:
+        source = request.source.read()
+        answers = []
+        for place, square in enumerate(squares.cut(source, self.size, self.overlap)):
+            png = encode_png(square)
+            if len(png) >= self.largest_file:
+                raise NotHadError(f"{len(png)} bytes of PNG are more than the {self.largest_file} that the API takes")
+            spooled = self._spool_file(request, place, png)
+            answers.append(self.calls.image(partial(self._post, client, png), spooled, self._square))
+        return Variation(
+            request,
+            squares.join([answer.pixels for answer in answers], source, self.size, self.overlap),
+            np.zeros((0, 4), dtype=np.float32),
+            np.zeros(0, dtype=np.int64),
+            cost_usd=self.price * sum(answer.received for answer in answers),
+            record={"squares": len(answers), "from_spool": sum(answer.from_spool for answer in answers)},
+        )
+
+    def _square(self, pixels: Pixels) -> Pixels:
+        return squares.as_square(pixels, self.size)
+
+    def _spool_file(self, request: Request, place: int, png: bytes) -> Path:
+        assert self._spool is not None, "fit comes first"
+        sent = [self._sent(), hashlib.sha256(png).hexdigest(), request.source.name, request.variation, request.seed]
+        name = hashlib.sha256(json.dumps([*sent, place], sort_keys=True).encode()).hexdigest()
+        return self._spool / f"{name}.json"
+
+
+class OpenAIVariations(_OpenAIImages):
+    """``POST /images/variations``: an image in, a similar one out, no prompt. What DALL·E 2 did in the case study.
+
+    OpenAI closed the endpoint on 2026-05-12, as its client's documentation says; compatible servers have it.
+    """
+
+    name = "openai_variations"
+    endpoint = "images/variations"
+    advice = (
+        "OpenAI closed image variations on 2026-05-12. Name a compatible server with "
+        "generator.base_url=http://HOST:PORT/v1, or take their successor with generator=openai_edit"
+    )
+    largest_file = 4 * 2**20
+
+    def __init__(self, *, size: int, **settings: Any) -> None:
+        if size not in (256, 512, 1024):
+            raise InputError(f"generator.size={size}: image variations have 256, 512 or 1024 pixels")
+        super().__init__(size=size, **settings)
+
+    def _sent(self) -> dict[str, Json]:
+        return {"base_url": self.base_url, "model": self.model_name, "size": self.size}
+
+    def _post(self, client: openai.OpenAI, png: bytes) -> Any:
+        with warnings.catch_warnings():
+            # The client marks the call as deprecated, since OpenAI itself no longer answers it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return client.images.with_raw_response.create_variation(
+                image=("image.png", png, "image/png"),
+                model=self.model_name,
+                n=1,
+                size=f"{self.size}x{self.size}",  # type: ignore[arg-type]
+                response_format="b64_json",
+            )
+
+
+class OpenAIEdit(_OpenAIImages):
+    """``POST /images/edits``: an image and one fixed, neutral prompt in, an image out. What OpenAI has today.
+
+    Args:
+        prompt: the same for all images.
+        quality: low, medium, high and what else the model knows.
+        input_fidelity: high or low, how close to keep to the image; null for models that do not take it.
+        settings: see `_OpenAIImages`.
+    """
+
+    name = "openai_edit"
+    endpoint = "images/edits"
+    advice = "Name a model that it has with generator.model=NAME, or another server with generator.base_url=…"
+    largest_file = 50 * 10**6
+
+    def __init__(self, *, prompt: str, quality: str, input_fidelity: str | None, size: int, **settings: Any) -> None:
+        if size < 256 or size % 16:
+            raise InputError(f"generator.size={size} must be a multiple of 16, 256 at least; models take 1024")
+        if not prompt.strip():
+            raise InputError("generator.prompt must not be empty")
+        super().__init__(size=size, **settings)
+        self.prompt, self.quality, self.input_fidelity = prompt, quality, input_fidelity
+
+    def _sent(self) -> dict[str, Json]:
+        sent: dict[str, Json] = {"base_url": self.base_url, "model": self.model_name, "size": self.size}
+        return sent | {"prompt": self.prompt, "quality": self.quality, "input_fidelity": self.input_fidelity}
+
+    def _post(self, client: openai.OpenAI, png: bytes) -> Any:
+        more: dict[str, Any] = {} if self.input_fidelity is None else {"input_fidelity": self.input_fidelity}
+        return client.images.with_raw_response.edit(  # type: ignore[call-overload]
+            image=("image.png", png, "image/png"),
+            prompt=self.prompt,
+            model=self.model_name,
+            n=1,
+            size=f"{self.size}x{self.size}",
+            quality=self.quality,
+            output_format="png",
+            **more,
+        )

@@ -1,0 +1,86 @@
+"""Making the images of a store again: whether a generator gives the same bytes, and back comes what was lost."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from boxtwin.datasets.image_io import encode_png, write_bytes_atomically
+from boxtwin.datasets.sample import Dataset, Sample
+from boxtwin.errors import InputError
+from boxtwin.synthesis.generator import Generator, Refused, Request
+from boxtwin.synthesis.identity import read_identity
+from boxtwin.synthesis.manifest import MANIFEST, fingerprint, image_is_whole, whole_lines
+from boxtwin.synthesis.store import MODELS
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """How the images of a store came out the second time."""
+
+    equal: int
+    restored: tuple[str, ...]  # equal to their lines in the manifest, where the files were missing or damaged
+    different: tuple[str, ...]  # and why; their files were left as they are
+
+
+def reproduce(store: Path, generator: Generator, dataset: Dataset) -> Reproduced:
+    """Make every image of a store again and compare its bytes; put back those that are missing or damaged.
+
+    Args:
+        store: the folder of the store.
+        generator: what made it, with the same parameters.
+        dataset: the data set that it was made of.
+
+    Raises:
+        InputError: the data set is not the one, or has changed since.
+    """
+    with FileLock(store / ".lock"):
+        identity = read_identity(store)
+        newest = {(line["source"], line["variation"]): line for line in whole_lines(store / MANIFEST)}
+        outside = [line["image"] for line in newest.values() if not _is_below(store, line["image"])]
+        if outside:
+            raise InputError(f"{store / MANIFEST} names images outside of its store, such as {outside[0]}")
+        samples = {sample.name: sample for sample in dataset.samples}
+        _check_data(identity, newest.values(), samples)
+        models = store.parent / MODELS
+        models.mkdir(parents=True, exist_ok=True)
+        generator.fit([samples[name] for name, _ in identity["training"]], models)
+        requests = [Request(samples[source], number, newest[source, number]["seed"]) for source, number in newest]
+        equal, restored, different = 0, [], []
+        progress = tqdm(generator.vary(requests), total=len(requests), desc=f"{generator.name}: again", unit="image")
+        for request, outcome in zip(requests, progress, strict=True):
+            line = newest[request.source.name, request.variation]
+            if isinstance(outcome, Refused):
+                different.append(f"{line['image']}: {outcome.reason}")
+                continue
+            content = encode_png(outcome.pixels)
+            if hashlib.sha256(content).hexdigest() != line["image_sha256"]:
+                different.append(f"{line['image']}: other bytes")
+            elif image_is_whole(store, line):
+                equal += 1
+            else:
+                write_bytes_atomically(store / line["image"], content)
+                restored.append(line["image"])
+    return Reproduced(equal, tuple(restored), tuple(different))
+
+
+def _is_below(store: Path, image: str) -> bool:
+    return (store / image).resolve().is_relative_to((store / "images").resolve())
+
+
+def _check_data(identity: dict[str, Any], lines: Any, samples: dict[str, Sample]) -> None:
+    wanted: dict[str, str] = dict(identity["training"])
+    wanted |= {line["source"]: line["source_fingerprint"] for line in lines}
+    missing = sorted(wanted.keys() - samples.keys())
+    changed = sorted(name for name in wanted.keys() & samples.keys() if fingerprint(samples[name]) != wanted[name])
+    for names, what in ((missing, "are not in the data set at hand"), (changed, "have changed since, or their labels")):
+        if names:
+            raise InputError(
+                f"{len(names)} images that the store was made of {what}: {', '.join(names[:10])}. Give the settings of "
+                f"data set {identity['dataset']} as they were, such as dataset=… and dataset.root=…"
+            )

@@ -1,0 +1,88 @@
+"""What several classes, and images full of objects, change in a run before it starts."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from boxtwin.config.schema import defining_values, register
+from boxtwin.run.build import Prepared, make_detector, prepare
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def prepared(make_coco, tmp_path):
+    def prepare_set(*overrides: str, **changes) -> Prepared:
+        change = changes.pop("change", None)
+        built = make_coco(images=10, sizes=[(96, 96)], seed=3, **changes)
+        if change:
+            change(built.content)
+        built.write()
+        register()
+        sizes = ("split.train=4", "split.train_pool=4", "split.val=2", "split.test=4", "detector=yolov3_nano")
+        place = (f"dataset.root={built.root}", "dataset.image_size=96", "detector.crop=96", f"data={tmp_path}")
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return prepare(
+                compose(
+                    "config", ["dataset=coco", "dataset.name=t", "variations.per_image=0", *sizes, *place, *overrides]
+                )
+            )
+
+    return prepare_set
+
+
+def identity_of_the_first_version(cell: Prepared) -> str:
+    defining = {
+        "values": defining_values(cell.config),
+        "dataset": cell.dataset.digest,
+        "split": cell.split.digest,
+        "store": None,
+        "weights": None,
+    }
+    return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
+
+
+def test_sets_of_one_class_keep_their_identity_and_others_only_the_detectors(prepared) -> None:
+    one = prepared(folder="one")
+    assert (one.identity,) == one.detector == (identity_of_the_first_version(one),)
+    assert "evaluation" not in one.condition
+    two = prepared(classes=("a", "b"), folder="two")
+    assert two.detector == (identity_of_the_first_version(two),) != (two.identity,)
+    assert two.condition["evaluation"] == 2
+
+
+@pytest.mark.parametrize(("objects", "limit"), [(150, 300), (151, 302), (400, 800)])
+def test_the_limit_of_detections_is_twice_the_fullest_training_image(prepared, objects: int, limit: int) -> None:
+    cell = prepared(objects=(objects,))
+    assert make_detector(cell).hparams["max_detections"] == limit
+    assert (cell.identity == identity_of_the_first_version(cell)) == (limit == 300)
+    assert cell.condition.get("max_detections", 300) == limit
+
+
+def test_classes_are_counted_on_every_side_and_missing_ones_are_told(prepared, caplog, tmp_path: Path) -> None:
+    names = [f"S{number:02d}_0.png" for number in range(10)]
+    split = {"s1": {"train": names[:4], "val": names[4:6], "test": names[6:]}}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+
+    def change(content: dict) -> None:
+        usual, rare, common = (category["id"] for category in content["categories"][:3])
+        for number, annotation in enumerate(content["annotations"]):
+            in_test = annotation["image_id"] >= 106
+            annotation["category_id"] = rare if in_test and number % 2 else (usual, common)[number % 2]
+
+    with caplog.at_level(logging.INFO):
+        prepared(f"split.file={tmp_path}/split.json", classes=("usual", "rare", "common", "never"), change=change)
+    said = [(record.levelname, record.message) for record in caplog.records if "class " in record.message]
+    assert (
+        "INFO",
+        "class usual: train 4 objects in 4 images, val 2 objects in 2 images, test 4 objects in 4 images",
+    ) in said
+    warned = [message for level, message in said if level == "WARNING"]
+    assert [message.split("class ")[1].split()[0] for message in warned] == ["rare", "common"]
+    assert "4 in test, none in train and val" in warned[0]
+    assert "4 in train and 2 in val, none in test" in warned[1]
+    assert not [message for _, message in said if "never" in message]

@@ -1,0 +1,80 @@
+"""export.py's work, in process; the command itself is run in end_to_end."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from trained_detectors import make_trained
+
+from boxtwin.commands.export import export_detector
+from boxtwin.config.schema import ExportConfig
+from boxtwin.detector.checkpoint import write_detector
+from boxtwin.errors import InputError
+
+
+@pytest.fixture
+def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("multirun/tiny/s1-x0-none-yolov3_nano-seed0-0123")
+    write_detector(make_trained(), folder / "detector.safetensors")
+    return folder
+
+
+def config(**values: object) -> DictConfig:
+    return OmegaConf.merge(OmegaConf.structured(ExportConfig), {"formats": ["darknet"]}, values)
+
+
+@pytest.mark.parametrize("whole_cell", [True, False])
+def test_darknet_files_go_beside_the_detector_or_where_one_says(cell: Path, whole_cell: bool) -> None:
+    chosen = {} if whole_cell else {"to": "a/b"}
+    source = cell if whole_cell else cell / "detector.safetensors"
+    written = export_detector(config(cell=str(source), **chosen))
+    folder = cell / "export" if whole_cell else Path("a/b")
+    assert written == [folder / f"detector.{ending}" for ending in ("weights", "cfg", "names")]
+    assert (folder / "detector.names").read_text() == "ship\nbuoy\n"
+    network = cv2.dnn.readNetFromDarknet(str(folder / "detector.cfg"), str(folder / "detector.weights"))
+    images = np.random.default_rng(0).random((1, 1, 64, 64), dtype=np.float32)
+    network.setInput(images)
+    with torch.no_grad():
+        raw = make_trained().module.network(torch.from_numpy(images))
+    for maps, level in zip(network.forward(["conv_10", "conv_17"]), raw, strict=True):
+        np.testing.assert_allclose(level[0].permute(0, 3, 1, 2).reshape(maps.shape).numpy(), maps, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "need a value: cell\nfinished cells:\n  cell=multirun/tiny/s1-x0"),
+        (
+            {"cell": "multirun/tiny/s1-x9"},
+            "there is no multirun/tiny/s1-x9\nfinished cells:\n  cell=multirun/tiny/s1-x0",
+        ),
+        ({"cell": "."}, "there is no detector.safetensors\nfinished cells:\n  cell=multirun/tiny/s1-x0"),
+        ({"cell": "elsewhere/x"}, "finished cells:\n  cell=multirun/tiny/s1-x0"),
+        (
+            {"cell": "CELL", "formats": ["onnx", "tflite"]},
+            "formats=[tflite]: there are onnx, mlflow, darknet",
+        ),
+        ({"cell": "CELL", "formats": "tflite"}, "formats=[tflite]: there are onnx, mlflow, darknet"),
+        ({"cell": "CELL", "formats": []}, "formats=[]: there are onnx, mlflow, darknet"),
+        ({"cell": "CELL", "register": "ships"}, "register=ships registers the MLflow model; add mlflow to formats"),
+        ({"cell": "CELL", "to": "file"}, "to=file is a file"),
+    ],
+)
+def test_errors_tell_what_there_is(cell: Path, values: dict[str, object], message: str) -> None:
+    Path("file").touch()
+    if values.get("cell") == "CELL":
+        values = values | {"cell": str(cell)}
+    with pytest.raises(InputError) as error:
+        export_detector(config(**values))
+    assert message in str(error.value)
+    assert sorted(path.name for path in cell.iterdir()) == ["detector.safetensors"]
+
+
+def test_without_any_cell_the_error_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no finished cell lies in \.; python train\.py trains one"):
+        export_detector(config(cell="multirun/a/b"))

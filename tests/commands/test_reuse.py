@@ -1,0 +1,110 @@
+"""Runs that look finished: their files are checked, brought back from MLflow, or found wanting."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from boxtwin.commands.compare import cells_in, collect_cells
+from boxtwin.commands.reuse import mend
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE
+from boxtwin.studies.evidence import Evidence
+from boxtwin.tracking.mlflow_runs import FAILURE_TAG, Store
+from boxtwin.tracking.run_folders import own_folder, read_result
+
+PARAMS = {
+    **{"dataset": "d", "split": "s1", "variations": 0, "generator": "none", "labels": "none", "detector": "nano"},
+    **{"seed": 0, "steps": 4},
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(uri=None, folder=tmp_path / "mlruns")
+
+
+def finished(store: Store, folder: Path, identity: str, **params: object) -> str:
+    """A finished run with its files; returns its id."""
+    run = store.begin_cell(study="s", name=identity, identity=identity, params=PARAMS | params, tags={})
+    folder.mkdir(parents=True)
+    result = {"identity": identity, "study": "s", "params": PARAMS | params, "metrics": {}, "data": {}, "counts": []}
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "detections.json").write_text("[1, 2, 3]")
+    (folder / MATCHES_FILE).write_bytes(bytes(100))
+    store.log_files(run.run_id, sorted(folder.iterdir()))
+    store.end(run.run_id, "FINISHED")
+    return run.run_id
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "all gone", "another's"])
+def test_files_of_a_finished_run_are_brought_back(store: Store, tmp_path: Path, harm: str) -> None:
+    folder, other = tmp_path / "run", tmp_path / "other"
+    run_id = finished(store, folder, "a")
+    finished(store, other, "b")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if harm == "cut":
+        (folder / "result.json").write_bytes(before["result.json"][:9])
+        (folder / MATCHES_FILE).write_bytes(b"")
+    elif harm == "gone":
+        (folder / "detections.json").unlink()
+    elif harm == "all gone":
+        shutil.rmtree(folder)
+    else:
+        shutil.copyfile(other / "result.json", folder / "result.json")
+    assert mend(store, run_id, folder, ["a"]) == []
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_result_that_mlflow_lacks_too_is_told(store: Store, tmp_path: Path) -> None:
+    run = store.begin_cell(study="s", name="x", identity="x", params=PARAMS, tags={})
+    store.end(run.run_id, "FINISHED")
+    (lacking,) = mend(store, run.run_id, tmp_path / "run", ["x"])
+    assert str(tmp_path / "run" / "result.json") in lacking
+
+
+def test_a_run_that_finishes_loses_what_is_said_of_its_failure(store: Store) -> None:
+    run = store.begin_cell(study="s", name="x", identity="x", params={}, tags={})
+    store.end(run.run_id, "FAILED", "the disk was full")
+    assert store.client.get_run(run.run_id).data.tags[FAILURE_TAG] == "the disk was full"
+    for _ in range(2):
+        store.end(run.run_id, "FINISHED")
+        assert FAILURE_TAG not in store.client.get_run(run.run_id).data.tags
+
+
+def test_two_runs_with_one_folder_keep_their_files_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "seed0"
+    assert own_folder(folder, "a" * 64) == folder
+    assert own_folder(folder, "a" * 64) == folder
+    beside = own_folder(folder, "b" * 64)
+    assert beside.parent == tmp_path
+    assert beside != folder
+    assert own_folder(folder, "b" * 64) == beside
+    assert own_folder(folder, "c" * 64, "a" * 64) == folder  # that older versions named otherwise
+    # A folder of an older version says whose it is by its result.
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "result.json").write_text('{"identity": "x"}')
+    assert own_folder(old, "x") == old
+    (old / ".identity").unlink()
+    assert own_folder(old, "y" * 64) != old
+
+
+def test_one_broken_run_does_not_end_a_comparison(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    finished(store, tmp_path / "runs" / "good", "a")
+    finished(store, tmp_path / "runs" / "bad", "b", seed="no number")
+    finished(store, tmp_path / "runs" / "cut", "c", seed=2)
+    (tmp_path / "runs" / "cut" / "result.json").write_text('{"identity"')
+    assert [cell.run_id for cell in cells_in(tmp_path / "runs")] == ["good"]
+    assert all(str(tmp_path / "runs" / name / "result.json") in caplog.text for name in ("bad", "cut"))
+    found = collect_cells(store, "s", tmp_path / "mlruns", tmp_path / "copies")
+    assert [cell.seed for cell in found] == [0, 2]
+    # Its matches are damaged: no intervals from them, and a word.
+    caplog.clear()
+    assert Evidence.load(tmp_path / "runs" / "good") is None
+    assert str(tmp_path / "runs" / "good") in caplog.text
+    assert read_result(tmp_path / "runs" / "cut") is None

@@ -1,0 +1,130 @@
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra import compose, initialize_config_dir
+
+from boxtwin.config.launch import quote_numbers
+from boxtwin.config.schema import cell_name, defining_values, register, setting_hash, short_hash
+from boxtwin.synthesis.ddpm.model import ModelSettings
+from boxtwin.synthesis.generator import Generator
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = ROOT / "conf" / "variations"
+
+
+@pytest.fixture
+def composed():
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield lambda *overrides: compose("config", list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("typed", "quoted"),
+    [
+        ("variations=0,2,10", "variations='0','2','10'"),
+        ("variations=5", "variations='5'"),
+        ("variations=0, 2", "variations='0','2'"),
+        ("variations=007", "variations='7'"),
+        ("variations.per_image=5", "variations.per_image=5"),
+        ("variations='0','2'", "variations='0','2'"),
+        ("seed=0,1", "seed=0,1"),
+        ("-m", "-m"),
+    ],
+)
+def test_numbers_are_quoted_for_variations_only(typed, quoted):
+    assert quote_numbers([typed], OPTIONS) == [quoted]
+
+
+@pytest.mark.parametrize("number", [0, 2, 10, 5, 123])
+def test_every_number_of_variations_can_be_composed(composed, number):
+    overrides = quote_numbers([f"variations={number}"], OPTIONS)
+    assert composed(*overrides).variations.per_image == number
+
+
+def test_the_cell_is_named_as_designed(composed):
+    config = composed("split=s2", "variations='2'", "detector=yolov3_tiny", "seed=3")
+    assert cell_name(config) == "s2-x2-pixel_ddpm-yolov3_tiny-seed3"
+    assert cell_name(composed("variations='0'")) == "s1-x0-none-yolov3_tiny_3l-seed0"
+
+
+def test_there_is_one_baseline_for_all_generators(composed):
+    plain, other = composed("variations='0'"), composed("variations='0'", "generator=repeat")
+    assert defining_values(plain) == defining_values(other)
+    # Of variations that there are none of, nothing matters.
+    assert defining_values(composed("variations='0'", "variations.seed=3", "labels=pseudo")) == defining_values(plain)
+    assert defining_values(composed("variations='2'", "variations.seed=3")) != defining_values(
+        composed("variations='2'")
+    )
+    with_variations = composed("variations='2'"), composed("variations='2'", "generator=repeat")
+    assert defining_values(with_variations[0]) != defining_values(with_variations[1])
+
+
+def test_the_machine_does_not_define_a_cell(composed):
+    plain = defining_values(composed())
+    for override in (
+        "trainer.threads=1",
+        "trainer.precision=float32",
+        "trainer.workers=2",
+        "trainer.cache=false",
+        "trainer.coco_evaluator=pycocotools",
+        "trainer.accelerator=cuda",
+        "trainer.compile=true",
+        "dataset.root=elsewhere",
+        "data=elsewhere",
+        "study=another",
+        "rerun=true",
+        "tracking.uri=http://somewhere:5000",
+        "tracking.folder=elsewhere",
+    ):
+        assert defining_values(composed(override)) == plain, override
+    for override in ("trainer.steps=600", "detector.learning_rate=0.1", "seed=1", "split.seed=1"):
+        assert defining_values(composed(override)) != plain, override
+
+
+def test_the_axes_of_the_table_share_a_setting(composed):
+    settings = {
+        setting_hash(composed(f"split={split}", f"variations='{number}'", f"seed={seed}"))
+        for split in ("s1", "s2")
+        for number in (0, 10)
+        for seed in (0, 1)
+    }
+    assert len(settings) == 1
+    assert setting_hash(composed("trainer.steps=600")) not in settings
+
+
+def test_a_hash_does_not_depend_on_order():
+    assert short_hash({"a": 1, "b": 2}) == short_hash({"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize("dataset", ["coco", "hrsid", "sar_scenes"])
+@pytest.mark.parametrize("detector", ["yolov3", "yolov3_nano", "yolov3_tiny"])
+@pytest.mark.parametrize("generator", ["copy_paste", "pixel_ddpm", "pixel_ddpm_joint", "repeat"])
+def test_all_options_compose(composed, dataset, detector, generator):
+    config = composed(f"dataset={dataset}", f"detector={detector}", f"generator={generator}", "dataset.root=somewhere")
+    assert (config.dataset.name, config.detector.name, config.generator.name) == (dataset, detector, generator)
+
+
+OWN_MODEL = ["inpaint_background", "pixel_ddpm_joint", "pixel_ddpm_layout", "pixel_ddpm_sketch"]
+
+
+@pytest.mark.parametrize("experiment", ["", "experiment=hrsid200"])
+def test_options_around_the_own_model_share_it(composed, experiment):
+    names = ModelSettings.__required_keys__
+    models = []
+    for generator in OWN_MODEL:
+        config = composed(f"generator={generator}", "dataset.root=somewhere", *([experiment] if experiment else []))
+        models.append({name: config.generator[name] for name in names})
+        assert config.generator.crop == (96 if experiment else 64)
+    assert all(model == models[0] for model in models)
+
+
+@pytest.mark.parametrize("generator", [*OWN_MODEL, "copy_paste", "pixel_ddpm", "repeat"])
+@pytest.mark.parametrize("experiment", [[], ["experiment=hrsid200"]])
+def test_every_generator_is_built_with_and_without_the_experiment(composed, generator, experiment):
+    config = composed(f"generator={generator}", "dataset.root=somewhere", *experiment)
+    arguments = {key: value for key, value in config.generator.items() if key != "name"}
+    made = hydra.utils.instantiate(arguments, _convert_="all")
+    assert isinstance(made, Generator)
+    assert made.name == config.generator.name == generator

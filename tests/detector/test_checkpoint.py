@@ -1,0 +1,157 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from trained_detectors import make_trained
+
+import boxtwin
+from boxtwin.datasets.levels import Levels
+from boxtwin.datasets.reading import Reading
+from boxtwin.detector.checkpoint import damage, read_detector, write_detector
+from boxtwin.detector.spec import DetectorSpec
+from boxtwin.errors import InputError
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    detector = make_trained(0.1 + 0.2, (0.7, 0.2 + 0.4), max_detections=700, tile=64, image_size=160, white=1023)
+    write_detector(detector, tmp_path / "detector.safetensors")
+    before = torch.get_rng_state()
+    again = read_detector(tmp_path / "detector.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert again.spec == detector.spec
+    assert (again.spec.side, again.spec.classes, again.count_threshold) == (64, ("ship", "buoy"), 0.1 + 0.2)
+    assert again.spec.class_thresholds == (0.7, 0.2 + 0.4)
+    assert again.spec.max_detections == 700
+    assert again.origin == {"study": "tiny", "cell": "random", "identity": "0123"}
+    assert dict(again.module.hparams) == dict(detector.module.hparams)
+    assert not again.module.training
+    for (name, ours), theirs in zip(
+        again.module.state_dict().items(), detector.module.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_other_readers_find_float32_tensors_and_plain_metadata(tmp_path: Path) -> None:
+    detector = make_trained()
+    expected = {name: value.float().numpy() for name, value in detector.module.bfloat16().state_dict().items()}
+    write_detector(detector, tmp_path / "d.safetensors")
+    with safe_open(tmp_path / "d.safetensors", framework="numpy") as file:
+        assert file.metadata()["format"] == "pt"
+        about = json.loads(file.metadata()["boxtwin"])
+        assert about["version"] == boxtwin.__version__
+        assert about["count_threshold"] == 0.3
+        assert about["hyper_parameters"]["classes"] == ["ship", "buoy"]
+        assert set(file.keys()) == set(expected)
+        for name, value in expected.items():
+            found = file.get_tensor(name)
+            assert found.dtype == (np.int64 if name.endswith("num_batches_tracked") else np.float32)
+            np.testing.assert_array_equal(found, value)
+
+
+def test_files_of_versions_with_one_threshold_count_every_class_at_it(tmp_path: Path) -> None:
+    path = tmp_path / "d.safetensors"
+    write_detector(make_trained(0.4, (0.1, 0.2)), path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    about = json.loads(metadata["boxtwin"])
+    del about["class_thresholds"], about["hyper_parameters"]["max_detections"]
+    save_file(tensors, path, metadata | {"boxtwin": json.dumps(about)})
+    spec = read_detector(path).spec
+    assert (spec.class_thresholds, spec.max_detections) == ((0.4, 0.4), 300)
+    texts = {name: text for name, text in spec.to_text().items() if name != "class_thresholds"}
+    assert DetectorSpec.from_text(texts, "d.onnx") == spec
+
+
+def test_wrong_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "d.safetensors"
+    with pytest.raises(InputError, match=r"d\.safetensors cannot be read"):
+        read_detector(path)
+    path.write_bytes(b"no tensors at all")
+    with pytest.raises(InputError, match="is no safetensors file, or is cut off"):
+        read_detector(path)
+    detector = make_trained()
+    write_detector(detector, path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="cut off"):
+        read_detector(path)
+    save_file(tensors, path)
+    with pytest.raises(InputError, match="is no detector of boxtwin"):
+        read_detector(path)
+    tensors.pop("network.heads.0.predict.bias")
+    save_file(tensors, path, metadata)
+    with pytest.raises(InputError, match=r"do not fit the metadata: .*predict\.bias"):
+        read_detector(path)
+    other = json.loads(metadata["boxtwin"]) | {"version": "0.0.1"}
+    other["hyper_parameters"]["no_such_argument"] = 1
+    save_file(tensors, path, {"boxtwin": json.dumps(other)})
+    with pytest.raises(InputError, match=r"cannot build what boxtwin 0\.0\.1 wrote: .*no_such_argument"):
+        read_detector(path)
+    newer = json.loads(metadata["boxtwin"]) | {"format": 2, "version": "9.0"}
+    save_file(tensors, path, {"boxtwin": json.dumps(newer)})
+    with pytest.raises(InputError, match=r"has format 2, written by boxtwin 9\.0"):
+        read_detector(path)
+
+
+def test_a_threshold_is_a_confidence() -> None:
+    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
+        make_trained(1.5)
+    with pytest.raises(ValueError, match=r"between 0 and 1, got -0\.1"):
+        make_trained(0.5, (0.5, -0.1))
+    with pytest.raises(ValueError, match="2 classes need as many thresholds"):
+        make_trained(0.5, (0.5,))
+
+
+def test_files_from_before_black_and_reading_mean_what_they_meant(tmp_path: Path) -> None:
+    detector = make_trained(white=1023)
+    path = tmp_path / "d.safetensors"
+    write_detector(detector, path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    about = json.loads(metadata["boxtwin"])
+    for name in ("black", "reading"):
+        del about["hyper_parameters"][name]
+    save_file(tensors, path, metadata | {"boxtwin": json.dumps(about)})
+    texts = {name: text for name, text in detector.spec.to_text().items() if name not in ("black", "reading")}
+    for spec in (read_detector(path).spec, DetectorSpec.from_text(texts, "old.onnx")):
+        assert spec.levels == Levels(0, 1023)
+        assert spec.how_to_read == Reading(orientation="ignore")
+
+
+def test_levels_and_reading_travel_with_the_detector(tmp_path: Path) -> None:
+    reading = Reading(orientation="ignore", page=2, channels=(1, 0, 2), max_pixels=5000)
+    detector = make_trained(white=52000, black=51000, reading=reading.plain())
+    write_detector(detector, tmp_path / "d.safetensors")
+    spec = read_detector(tmp_path / "d.safetensors").spec
+    for again in (spec, DetectorSpec.from_text(spec.to_text(), "it")):
+        assert again.levels == Levels(51000, 52000)
+        assert again.how_to_read == reading
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    trained = make_trained()
+    with torch.no_grad():
+        next(trained.module.parameters())[0] = torch.nan
+    with pytest.raises(InputError, match="not finite"):
+        write_detector(trained, tmp_path / "d.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_changed_bit_of_the_weights_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "d.safetensors"
+    write_detector(make_trained(), path)
+    assert damage(path) is None
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    assert "checksum" in (damage(path) or "")
+    assert str(path) in (damage(path) or "")

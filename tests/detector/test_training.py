@@ -1,0 +1,240 @@
+"""Training that is broken off, from checkpoints that may be damaged, and training that diverges."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning.loggers import Logger
+
+from boxtwin.datasets.image_cache import DecodedImages
+from boxtwin.datasets.image_io import write_png
+from boxtwin.datasets.levels import Levels
+from boxtwin.datasets.sample import Dataset, Sample
+from boxtwin.datasets.splits import Split
+from boxtwin.detector.module import DetectorModule
+from boxtwin.detector.training import BEST, EARLIER, LAST, Trained, fit, start_from
+from boxtwin.errors import InputError
+from boxtwin.mixing.augment import Augmentation
+from boxtwin.mixing.datamodule import StudyDataModule
+from boxtwin.mixing.plan import make_plan
+
+STEPS, EVERY = 12, 3  # four validations
+
+
+class StopError(Exception):
+    """In place of a kill."""
+
+
+class Curve(Logger):
+    """Keeps what is logged, and breaks off where it is told to."""
+
+    name, version = "curve", "0"
+
+    def __init__(self, stop: Callable[[dict[str, float], int], bool] | None = None) -> None:
+        super().__init__()
+        self.validations: list[tuple[int, float]] = []
+        self.losses: list[tuple[int, float]] = []
+        self._stop = stop
+
+    def log_hyperparams(self, *arguments: Any, **keywords: Any) -> None: ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        assert step is not None
+        if self._stop and self._stop(metrics, step):
+            raise StopError
+        if "val/map" in metrics:
+            self.validations.append((step, metrics["val/map"]))
+        if "train/loss" in metrics:
+            self.losses.append((step, metrics["train/loss"]))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Nine grey images of 64 pixels with one bright square each."""
+    rng, samples = np.random.default_rng(0), []
+    for number in range(9):
+        pixels = rng.integers(0, 60, (64, 64)).astype(np.uint8)
+        x, y = rng.integers(4, 40, 2).tolist()
+        pixels[y : y + 16, x : x + 16] += 150
+        path = tmp_path_factory.mktemp("images") / f"{number}.png"
+        write_png(path, pixels)
+        boxes = np.array([[x, y, x + 16, y + 16]], dtype=np.float32)
+        one = np.zeros(1)
+        samples.append(
+            Sample(
+                path.name,
+                path,
+                64,
+                64,
+                number,
+                boxes,
+                one.astype(int),
+                one + 256,
+                one.astype(bool),
+                group=path.stem,
+            )
+        )
+    return Dataset("squares", ("square",), (1,), tuple(samples), "")
+
+
+def train(dataset: Dataset, checkpoints: Path, logger: Curve, **changes: Any) -> Trained:
+    torch.manual_seed(0)
+    split = Split("s", dataset.samples[:4], dataset.samples[4:8], dataset.samples[8:])
+    settings = {"devices": 1, "learning_rate": 3e-3, "gradient_clip": 10.0, "optimizer": "adamw"} | changes
+    module = DetectorModule(
+        architecture="yolov3_nano",
+        classes=dataset.classes,
+        category_ids=dataset.category_ids,
+        anchors=[[[20, 20], [30, 30], [40, 40]], [[8, 8], [12, 12], [16, 16]]],
+        image_size=64,
+        white=255,
+        channels=1,
+        learning_rate=settings["learning_rate"],
+        optimizer=settings["optimizer"],
+        weight_decay=0.05,
+        steps=STEPS,
+        warmup_steps=1,
+    )
+    data = StudyDataModule(
+        make_plan(split, ()),
+        image_size=64,
+        crop=64,
+        tile=None,
+        channels=1,
+        batch_size=2,
+        steps=STEPS,
+        steps_per_epoch=EVERY,
+        augmentation=Augmentation(),
+        synthetic_fraction=None,
+        levels=Levels(0, 255),
+        seed=0,
+        images=DecodedImages(None),
+        workers=0,
+    )
+    return fit(
+        module,
+        data,
+        steps=STEPS,
+        log_every=1,
+        ema_span=0.1,
+        gradient_clip=settings["gradient_clip"],
+        accelerator="cpu",
+        devices=settings["devices"],
+        precision="32-true",
+        compile_network=False,
+        logger=logger,
+        checkpoints=checkpoints,
+        title="test",
+    )
+
+
+def assert_same(one: Trained, other: Trained) -> None:
+    weights = other.best.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in one.best.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def whole(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Curve]:
+    """A training that nothing broke off."""
+    curve = Curve()
+    return train(dataset, tmp_path_factory.mktemp("whole"), curve), curve
+
+
+@pytest.mark.parametrize("key", ["train/loss", "val/map"])
+def test_a_broken_off_training_has_the_curve_of_a_whole_one(
+    whole: tuple[Trained, Curve], dataset: Dataset, tmp_path: Path, key: str
+) -> None:
+    """Wherever it is broken off, and however often: each validation once, at the same step, with the same value."""
+    trained, expected = whole
+    assert [step for step, _ in expected.validations] == [2, 5, 8, 11]
+    assert [step for step, _ in expected.losses] == list(range(STEPS))
+    validations: list[tuple[int, float]] = []
+    losses: dict[int, float] = {}
+    for at in (1, 4, 11) if key == "train/loss" else (2, 8):
+        curve = Curve(lambda metrics, step, at=at: key in metrics and step >= at)  # type: ignore[misc]
+        with pytest.raises(StopError):
+            train(dataset, tmp_path / "broken", curve)
+        validations += curve.validations
+        losses |= dict(curve.losses)
+    curve = Curve()
+    resumed = train(dataset, tmp_path / "broken", curve)
+    assert validations + curve.validations == expected.validations
+    assert losses | dict(curve.losses) == dict(expected.losses)
+    assert_same(resumed, trained)
+    assert resumed.validation == tuple(expected.validations)
+    # Killed after its end, nothing is done again.
+    again = Curve()
+    assert_same(train(dataset, tmp_path / "broken", again), trained)
+    assert again.validations == again.losses == []
+
+
+@pytest.fixture
+def broken(dataset: Dataset, tmp_path: Path) -> Path:
+    """Checkpoints of a training that was broken off after its third validation."""
+    with pytest.raises(StopError):
+        train(dataset, tmp_path / "broken", Curve(lambda _, step: step >= 10))
+    return tmp_path / "broken"
+
+
+def harm(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "flipped":
+        content[len(content) // 2] ^= 0x10
+    path.write_bytes({"cut": content[: len(content) // 2], "flipped": content, "empty": b""}[how])
+
+
+def test_a_damaged_checkpoint_is_named_and_not_gone_on_from(
+    broken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for names, expected in (((), LAST), ((LAST,), EARLIER), ((LAST, EARLIER), None), ((BEST,), None)):
+        for how in ("cut", "flipped", "empty"):
+            folder = tmp_path / f"{len(names)}{expected}{how}"
+            shutil.copytree(broken, folder)
+            for name in names:
+                harm(folder / name, how)
+            caplog.clear()
+            assert start_from(folder) == (None if expected is None else folder / expected)
+            assert all(str(folder / name) in caplog.text for name in names)
+    (broken / LAST).unlink()  # killed between two renames
+    assert start_from(broken) == broken / EARLIER
+    (broken / EARLIER).unlink()
+    assert start_from(broken) is None
+
+
+def test_training_gets_over_a_checkpoint_that_was_cut(
+    whole: tuple[Trained, Curve], broken: Path, dataset: Dataset
+) -> None:
+    harm(broken / LAST, "cut")
+    curve = Curve()
+    assert_same(train(dataset, broken, curve), whole[0])
+    assert [step for step, _ in curve.validations] == [8, 11]
+
+
+def test_checkpoints_stand_alone_and_leave_nothing_elsewhere(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint loads without what its training was configured with."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    train(dataset, tmp_path / "other", Curve())
+    assert not list(scratch.iterdir())
+    assert {path.name for path in (tmp_path / "other").iterdir()} == {BEST, LAST, EARLIER}
+    for name in (BEST, LAST, EARLIER):
+        loaded = DetectorModule.load_from_checkpoint(tmp_path / "other" / name, map_location="cpu", weights_only=True)
+        assert loaded.classes == dataset.classes
+
+
+def test_training_that_diverges_is_told_and_not_kept(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"diverged: at step \d+ of 12 .* not finite.*learning_rate"):
+        train(dataset, tmp_path / "nan", Curve(), learning_rate=1e12, optimizer="sgd", gradient_clip=0.0)
+    for path in (tmp_path / "nan").glob("*.ckpt"):
+        weights = torch.load(path, weights_only=True)["state_dict"]
+        assert all(torch.isfinite(value).all() for value in weights.values())

@@ -1,0 +1,247 @@
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from small_study import SMALL
+from trained_detectors import make_trained
+
+from boxtwin.config.launch import quote_numbers
+from boxtwin.config.schema import cell_name, defining_values, register, setting_hash
+from boxtwin.datasets.sample import Sample
+from boxtwin.detector.checkpoint import TrainedDetector, write_detector
+from boxtwin.errors import InputError
+from boxtwin.mixing.plan import make_plan
+from boxtwin.run.build import load_dataset, make_data, make_detector, prepare
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def composed(tmp_path):
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+
+        def with_overrides(*overrides):
+            small = [value for value in SMALL if "dataset=hrsid" not in overrides or ".build." not in value]
+            chosen = ("generator=repeat", "detector=yolov3_nano", f"data={tmp_path}", *overrides)
+            typed = quote_numbers((*small, *chosen), ROOT / "conf" / "variations")
+            return compose("config", typed)
+
+        yield with_overrides
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["dataset=hrsid"], r"these settings need a value: dataset\.root"),
+        (["dataset=hrsid", "dataset.root=nowhere"], r"nowhere/annotations/train_test2017\.json does not exist"),
+        (["detector.weights=no.weights"], r"detector\.weights=no\.weights cannot be read"),
+        (["trainer.steps=7"], r"trainer\.steps=7 must be a multiple of trainer\.validations=6"),
+        (["trainer.devices=3"], r"trainer\.batch_size=8 must be a multiple of trainer\.devices=3"),
+        (["trainer.precision=float16", "trainer.accelerator=cpu"], r"trainer\.precision=float16 needs a GPU"),
+        (["trainer.ema_span=1.5"], r"trainer\.ema_span=1\.5 must lie between"),
+        (["detector.warmup_steps=1200"], r"detector\.warmup_steps=1200 must be below trainer\.steps=1200"),
+        (["detector.image_size=70"], r"detector\.image_size=70 must be a multiple of 16"),
+        (["detector.crop=40"], r"detector\.crop=40 must be a multiple of 16"),
+        (["detector.tile=8"], r"detector\.tile=8 must be a multiple of 16"),
+        (["detector.architecture=yolov9"], r"detector\.architecture=yolov9 is none of yolov3"),
+        (["detector.anchors=weights"], "takes the anchors of detector.weights, which is not set"),
+        (["trainer.steps=0"], r"trainer\.steps=0 tests initial weights as they are; say which"),
+        (["detector.anchors=published"], "no published anchors for yolov3_nano"),
+        (["split.train_pool=8000", "split.train=8000"], r"split s1 needs 8000 \+ 4 \+ 8 = 8012 images"),
+        (["split.train_size=7"], r"split\.train_size=7 must lie between 1 and split\.train=6"),
+        (["split.train_size=0"], r"split\.train_size=0 must lie between"),
+        (["split.train=9"], r"split\.train=9 must lie between 1 and split\.train_pool=8"),
+        (["split.file=none.json"], r"split\.file=none\.json does not exist"),
+        (["split.group_by=S"], "needs a group in brackets"),
+        (["dataset.augmentation.zoom=0.5"], r"dataset\.augmentation: zoom is the largest factor"),
+        (["variations.per_image=-1"], r"variations\.per_image=-1 must not be negative"),
+        (["variations.synthetic_fraction=1.5"], r"synthetic_fraction=1\.5 must lie between 0 and 1"),
+        (["labels.name=guess"], "labels=guess is unknown"),
+    ],
+)
+def test_bad_settings_are_explained(composed, overrides, message):
+    config = composed(*overrides)
+    with pytest.raises(InputError, match=message):
+        prepare(config)
+
+
+def test_the_same_configuration_is_the_same_cell_and_another_is_another(composed):
+    plain = prepare(composed())
+    assert prepare(composed()).identity == plain.identity
+    assert prepare(composed("trainer.threads=1")).identity == plain.identity
+    others = [prepare(composed(override)).identity for override in ("seed=1", "variations=1", "split.train=5")]
+    assert len({plain.identity, *others}) == 4
+
+
+def test_other_pixels_are_another_cell(composed):
+    plain = prepare(composed())
+    path = plain.split.test[0].path
+    path.write_bytes(plain.split.test[1].path.read_bytes())
+    assert prepare(composed()).identity != plain.identity
+
+
+def test_crops_and_tiles_reach_the_data_and_grey_images_have_one_channel(composed):
+    cell = prepare(composed("detector.crop=32", "detector.tile=48"))
+    data, module = make_data(cell, make_plan(cell.split, ())), make_detector(cell)
+    assert next(iter(data.train_dataloader())).images.shape == (8, 1, 32, 32)
+    shown = next(iter(data.test_dataloader()))
+    assert shown.images.shape == (8, 1, 48, 48)
+    assert list(shown.image_ids) == [cell.split.test[i].image_id for i in (0, 0, 0, 0, 1, 1, 1, 1)]
+    assert module.hparams["tile"] == 48
+    assert len(module.merge(module.detect(shown))) == 2
+    # A crop that is larger than the image is the image.
+    whole = prepare(composed("detector.crop=416"))
+    assert next(iter(make_data(whole, make_plan(whole.split, ())).train_dataloader())).images.shape[-1] == 64
+
+
+def test_objects_that_shrink_to_nothing_are_pointed_out(composed, caplog):
+    prepare(composed())
+    assert "half of the training objects" not in caplog.text
+    prepare(composed("detector.image_size=32"))
+    assert "up to dataset.image_size=64" in caplog.text
+
+
+def test_objects_that_crops_cut_off_are_pointed_out(composed, caplog):
+    prepare(composed("detector.crop=48"))
+    assert "one training object in ten" not in caplog.text
+    prepare(composed("detector.crop=16"))
+    assert "crops of 16 pixels will cut many of them off: try dataset.image_size=" in caplog.text
+
+
+def test_images_are_decoded_once_for_all_cells(composed, monkeypatch):
+    decoded = []
+
+    read = Sample.read
+
+    def counting(sample):
+        decoded.append(sample.name)
+        return read(sample)
+
+    monkeypatch.setattr(Sample, "read", counting)
+    cells = [prepare(composed(*more)) for more in ([], ["seed=1"], ["split.train=5"])]
+    for cell in cells:
+        make_detector(cell)
+        make_data(cell, make_plan(cell.split, ()))
+    # Six training, four validation and eight test images.
+    assert len(decoded) == len(set(decoded)) == 18
+    decoded.clear()
+    anew = prepare(composed("trainer.cache=false"))
+    assert anew.identity == cells[0].identity
+    assert (anew.levels, anew.channels) == (cells[0].levels, cells[0].channels)
+    assert len(decoded) == 13  # without a cache, the first once more to see its channels
+
+
+def test_without_variations_there_is_no_store(composed):
+    assert prepare(composed("variations=0")).library is None
+    assert prepare(composed("variations=2")).per_image == 2
+
+
+def test_the_embedded_data_set_is_built_once(composed):
+    first = load_dataset(composed())
+    assert len(first.samples) == 24
+    before = {sample.path: sample.path.stat().st_mtime_ns for sample in first.samples}
+    again = load_dataset(composed())
+    assert {sample.path: sample.path.stat().st_mtime_ns for sample in again.samples} == before
+    assert again.digest == first.digest
+
+
+def test_cells_that_share_a_seed_share_initial_weights_and_anchors(composed):
+    with_none, with_some = prepare(composed("variations=0")), prepare(composed("variations=2"))
+    a, b = make_detector(with_none), make_detector(with_some)
+    assert all((x == y).all() for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert a.hparams == b.hparams
+    other = make_detector(prepare(composed("seed=1")))
+    assert any((x != y).any() for x, y in zip(a.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_the_evaluator_reaches_validation_and_defines_no_cell(composed):
+    plain, other = prepare(composed()), prepare(composed("trainer.coco_evaluator=pycocotools"))
+    assert (make_detector(plain).coco_evaluator, make_detector(other).coco_evaluator) == ("faster", "pycocotools")
+    assert plain.identity == other.identity
+
+
+def test_every_cell_takes_the_same_steps(composed):
+    cell = prepare(
+        composed(
+            "variations=0",
+            "trainer.steps=12",
+            "detector.warmup_steps=1",
+            "trainer.validations=3",
+            "trainer.batch_size=4",
+        )
+    )
+    data = make_data(cell, make_plan(cell.split, ()))
+    assert len(data.train_dataloader()) == 4
+
+
+def test_part_of_a_split_is_another_cell_with_another_store(composed):
+    whole = prepare(composed("variations=1", "generator=copy_paste"))
+    same = prepare(composed("variations=1", "generator=copy_paste", "split.train_size=6"))
+    part = prepare(composed("variations=1", "generator=copy_paste", "split.train_size=3"))
+    assert cell_name(whole.config) == cell_name(same.config) == "s1-x1-copy_paste-yolov3_nano-seed0"
+    assert whole.identity == same.identity
+    assert cell_name(part.config) == "s1n3-x1-copy_paste-yolov3_nano-seed0"
+    assert part.identity != whole.identity
+    assert "train_size" not in defining_values(whole.config)["split"]
+    assert part.split.names["train"] == whole.split.names["train"][:3]
+    assert (part.split.names["val"], part.split.names["test"]) == (
+        whole.split.names["val"],
+        whole.split.names["test"],
+    )
+    # copy_paste takes objects from the training images: it must not have seen those that were left out.
+    assert part.library.key != whole.library.key
+    assert [name for name, _ in part.library.identity["training"]] == part.split.names["train"]
+    assert setting_hash(part.config) == setting_hash(whole.config)
+
+
+def test_part_of_a_predefined_split(composed, tmp_path):
+    prepare(composed()).split.save(tmp_path / "frozen.json")
+    drawn = prepare(composed("split.train_size=3"))
+    read = prepare(composed("split.train_size=3", f"split.file={tmp_path / 'frozen.json'}"))
+    assert read.split.digest == drawn.split.digest
+    assert read.identity == drawn.identity
+    with pytest.raises(InputError, match=r"s1 has 6 training images.*say split\.train=6 too, which is 8"):
+        prepare(composed("split.train=8", "split.train_size=3", f"split.file={tmp_path / 'frozen.json'}"))
+
+
+def test_the_part_of_the_real_chips_is_the_smaller_split(composed, hrsid200):
+    chips = ("dataset=hrsid", f"dataset.root={hrsid200}", "split.train=80", "split.train_pool=80")
+    chips = (*chips, f"split.file={hrsid200}/splits/scene_disjoint.json")
+    parts = {size: prepare(composed(*chips, f"split.train_size={size}")).split for size in (20, 40, 60)}
+    s2 = prepare(composed(*chips, "split=s2")).split
+    assert set(parts[40].names["train"]) == set(s2.names["train"])
+    assert set(parts[20].names["train"]) < set(parts[40].names["train"]) < set(parts[60].names["train"])
+    assert parts[20].names["test"] == s2.names["test"]
+    assert len({sample.group for sample in parts[20].train}) > 10
+
+
+def test_runs_from_weights_are_found_under_the_name_that_older_versions_gave_them(composed, tmp_path):
+    trained = make_trained(architecture="yolov3_nano", channels=1)
+    runs = []
+    for name in ("a", "b"):
+        path = tmp_path / name / "detector.safetensors"
+        write_detector(TrainedDetector(trained.module, 0.5, {"study": name}), path)
+        runs.append(prepare(composed("variations=0", f"detector.weights={path}")))
+    # The file's hash was in the identity, so that each copy of a detector made another run.
+    assert runs[0].identity == runs[1].identity
+    assert len({run.earlier_identities for run in runs}) == 2
+    values = defining_values(runs[0].config)
+    of_file = hashlib.sha256((tmp_path / "a" / "detector.safetensors").read_bytes()).hexdigest()
+    data = {"dataset": runs[0].dataset.digest, "split": runs[0].split.digest, "store": None, "weights": of_file}
+    old = hashlib.sha256(json.dumps({"values": values, **data}, sort_keys=True).encode()).hexdigest()
+    assert runs[0].earlier_identities == (old,)
+    assert prepare(composed("variations=0")).earlier_identities == ()
+
+
+def test_a_condition_is_all_that_defines_a_run_but_its_seed(composed):
+    zero, one, other = (
+        prepare(composed(*v))
+        for v in (["variations=2", "seed=0"], ["variations=2", "seed=1"], ["detector.learning_rate=0.5"])
+    )
+    assert zero.condition == one.condition != other.condition
+    assert zero.identity != one.identity
+    assert set(zero.condition["data"]) == {"train", "val", "test"}
+    assert zero.condition["store"] == zero.library.key

@@ -1,0 +1,191 @@
+"""The curve over numbers of variations against the closed formula, and on studies with a known best."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from simulated_study import simulate
+
+from boxtwin.studies import dose_response
+from boxtwin.studies.comparison import Figures
+from boxtwin.studies.dose_response import Tried, fit, fixed_noise, lines, missing, places, tried
+from boxtwin.studies.report import dose_response as section_of
+
+
+def bump(variations: int) -> float:
+    """A gain that is greatest, 5 points, at 7 variations."""
+    return 0.05 * math.sin(min(math.log1p(variations) / math.log1p(7), 2) * math.pi / 2)
+
+
+def conditions(counts=(1, 2, 5, 10, 20), gain=bump):
+    with_variations = [("s2", count, "pixel_ddpm", 40.0, 0.6 + gain(count)) for count in counts]
+    return [("s2", 0, "none", 40.0, 0.6), *with_variations]
+
+
+def example(figure="map_50", noise=1e-4) -> Tried:
+    together = np.full((3, 3), noise / 2) + np.diag([noise / 2] * 3)
+    return Tried((2, 5, 10), np.array([0.02, 0.05, 0.01]), together, (6, 6, 6), True)
+
+
+def test_one_length_and_height_is_the_closed_formula(monkeypatch):
+    # Rasmussen and Williams 2006, equations 2.23 and 2.24, with errors that go together.
+    found, length, height = example(), 0.9, 1.2
+    monkeypatch.setattr(dose_response, "GRID", 1)
+    monkeypatch.setattr(dose_response, "DRAWS", 40_000)
+    monkeypatch.setattr(np, "geomspace", lambda low, *_: np.array([height if low == 1 else length]))
+    curve = fit("map_50", found)
+    at = np.log1p([0, 2, 5, 10])
+    scale = 0.05
+    noise = np.zeros((4, 4))
+    noise[1:, 1:] = found.noise / scale**2
+
+    def kernel(a, b):
+        return height**2 * np.exp(-((a[:, None] - b[None]) ** 2) / (2 * length**2))
+
+    x = np.log1p(np.arange(11))
+    inverse = np.linalg.inv(kernel(at, at) + noise + 1e-8 * np.eye(4))
+    mean = scale * kernel(x, at) @ inverse @ np.array([0.0, *(found.gains / scale)])
+    spread = scale * np.sqrt(np.diag(kernel(x, x) - kernel(x, at) @ inverse @ kernel(at, x)).clip(0))
+    np.testing.assert_allclose(curve.mean, mean, atol=4e-4)
+    np.testing.assert_allclose(curve.draws.std(axis=0)[1:], spread[1:], rtol=0.03)
+
+
+def test_errors_are_among_the_measured_points_only():
+    at, covariance = np.array([[0.0], [1.0]]), np.array([[1.0, 0.5], [0.5, 2.0]])
+    kernel = fixed_noise(at, covariance)
+    np.testing.assert_array_equal(kernel(at), covariance)
+    np.testing.assert_array_equal(kernel(at, at), np.zeros((2, 2)))
+    np.testing.assert_array_equal(kernel(np.array([[0.0]])), [[0.0]])
+    value, gradient = kernel(at, eval_gradient=True)
+    assert gradient.shape == (2, 2, 0)
+    np.testing.assert_array_equal(value, covariance)
+
+
+def test_without_noise_the_curve_goes_through_the_points():
+    curve = fit("map_50", example(noise=1e-12))
+    np.testing.assert_allclose(curve.mean[[0, 2, 5, 10]], [0, 0.02, 0.05, 0.01], atol=1e-4)
+    assert 3 <= curve.best <= 7
+    assert curve.chances.sum() == pytest.approx(1)
+
+
+def test_errors_of_gains_over_one_baseline_go_together():
+    # Cov(d_v, d_w) = σ² / n for v ≠ w and 2 σ² / n for v = w, the images' part apart.
+    noise = []
+    for rng in range(40):
+        _, rows, _ = simulate(conditions((2, 5, 10)), seeds=6, seed_noise=0.02, rng=rng)
+        ((base, members),) = lines(rows)
+        noise.append(tried("map_50", base, members, Figures({})).noise)
+    mean = np.mean(noise, axis=0)
+    freedom = 3 * 5
+    expected = 0.02**2 / 6 * freedom / (freedom - 2)
+    np.testing.assert_allclose(mean, expected * (np.ones((3, 3)) + np.eye(3)), rtol=0.15)
+
+
+def test_with_matches_the_choice_of_images_counts():
+    _, rows, figures = simulate(conditions((2, 5, 10)), seeds=6, own_image_noise=0.2)
+    ((base, members),) = lines(rows)
+    with_images, without = (tried("map_50", base, members, each) for each in (figures, Figures({})))
+    assert with_images.images_known
+    assert not without.images_known
+    assert (np.diag(with_images.noise) > np.diag(without.noise)).all()
+    np.testing.assert_array_equal(with_images.gains, without.gains)
+
+
+def test_what_is_peculiar_to_a_run_and_an_image_is_counted_once():
+    noise, gains = [], []
+    for rng in range(150):
+        settings = {"seed_noise": 0.01, "own_image_noise": 0.05, "run_image_noise": 0.3}
+        _, rows, figures = simulate(conditions((2, 10)), seeds=6, rng=rng, resamples=100, **settings)
+        ((base, members),) = lines(rows)
+        found = tried("map_50", base, members, figures)
+        noise.append(found.noise)
+        gains.append(found.gains)
+    freedom = 2 * 5
+    # A run's mean has seed and images of its own; conditions have tastes of their own in images.
+    own, taste = 0.01**2 + 0.3**2 / 100, 0.05**2 / 100
+    expected = (own / 6 * freedom / (freedom - 2) + taste) * (np.ones((2, 2)) + np.eye(2))
+    np.testing.assert_allclose(np.mean(noise, axis=0), expected, rtol=0.2)
+    np.testing.assert_allclose(np.cov(np.array(gains).T), expected, rtol=0.35)
+
+
+def test_the_best_is_found_and_more_is_known_not_to_help():
+    _, rows, figures = simulate(conditions(), seeds=8, seed_noise=0.004, own_image_noise=0.02)
+    ((base, members),) = lines(rows)
+    curve = fit("map_50", tried("map_50", base, members, figures))
+    first, last = curve.best_range
+    assert first <= 7 <= last
+    assert 4 <= curve.best <= 12
+    assert curve.enough is not None
+    assert curve.enough <= curve.best
+    low, high = curve.band[:, curve.best]
+    assert low < 0.05 < high
+    # Errors fall as AP rises, and less of them is better.
+    errors = fit("count_mae", tried("count_mae", base, members, figures))
+    assert errors.mean.max() == pytest.approx(0.1, abs=0.03)
+    assert "More than" in section_of.describe(curve)
+
+
+@pytest.mark.slow
+def test_bands_hold_the_truth():
+    held = []
+    for rng in range(60):
+        _, rows, figures = simulate(conditions((2, 5, 10, 20)), seeds=6, rng=100 + rng, resamples=100)
+        ((base, members),) = lines(rows)
+        curve = fit("map_50", tried("map_50", base, members, figures))
+        truth = np.array([bump(count) for count in curve.tried.variations])
+        low, high = curve.band[:, list(curve.tried.variations)]
+        held += ((low <= truth) & (truth <= high)).tolist()
+    assert np.mean(held) >= 0.87
+
+
+def test_no_effect_is_not_called_one():
+    _, rows, figures = simulate(conditions(gain=lambda _: 0.0), seeds=6)
+    section = section_of.section(rows, figures)
+    ((base, members),) = lines(rows)
+    curve = fit("map_50", tried("map_50", base, members, figures))
+    assert curve.best_range[0] <= 2
+    assert curve.chances.max() < 0.95
+    assert len(section.figures) == 2
+    assert "probability" in section.sentences[0]
+    assert "AP50: no number of variations is surely better than none" in section.sentences[0]
+    assert section_of.section(rows, figures).figures == section.figures  # to the byte
+    assert all(picture.svg.count("<svg") == 1 and "95 % band" in picture.text for picture in section.figures)
+
+
+def test_what_is_missing_is_said():
+    _, rows, figures = simulate(conditions((2,)), seeds=6)
+    (sentence,) = section_of.section(rows, figures).sentences
+    assert "the best number of variations is not named. Missing: numbers of variations other than 0 and 2" in sentence
+    _, rows, figures = simulate(conditions((2, 10)), seeds=5)
+    section = section_of.section(rows, figures)
+    assert "Missing: seeds that it shares with x0: x2 has 5, x10 has 5, and 6 are needed" in section.sentences[0]
+    assert section.figures == ()
+    assert section_of.section([row for row in rows if not row.variations], figures) is None
+
+
+def test_what_several_lines_lack_is_said_once():
+    _, rows, figures = simulate([*conditions((2,)), ("s2", 2, "repeat", 40.0, 0.6)], seeds=6)
+    (sentence,) = section_of.section(rows, figures).sentences
+    assert sentence.startswith("s2, pixel_ddpm; s2, repeat: the best number of variations is not named.")
+
+
+FIELDS_BY_SEED = ("seeds", "runs", "machines")
+
+
+def test_numbers_with_few_seeds_are_left_out():
+    _, rows, figures = simulate(conditions((2, 5, 10)), seeds=6)
+    few = {field: getattr(row, field)[:2] for row in rows if row.variations == 5 for field in FIELDS_BY_SEED}
+    rows = [replace(row, **few) if row.variations == 5 else row for row in rows]
+    ((base, members),) = lines(rows)
+    assert missing(base, members) is None
+    assert tried("map_50", base, members, figures).variations == (2, 10)
+    assert "5 variations have too few seeds" in section_of.section(rows, figures).sentences[-1]
+
+
+def test_places_are_whole_numbers_from_none_to_the_largest():
+    assert places(3).tolist() == [0, 1, 2, 3]
+    many = places(1000)
+    assert (many[0], many[-1]) == (0, 1000)
+    assert len(many) <= dose_response.MOST_PLACES
+    assert (np.diff(many) > 0).all()

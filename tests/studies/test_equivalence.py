@@ -1,0 +1,120 @@
+"""What synthetic images are worth, on curves that are known."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from simulated_study import simulate
+
+from boxtwin.studies import equivalence
+from boxtwin.studies.comparison import Figures, yardsticks
+from boxtwin.studies.equivalence import curve_rows, equivalent, monotone
+
+
+def on_real(images: float) -> float:
+    """AP50 of so many real images: a line against their logarithm."""
+    return 0.2 + 0.1 * math.log(images)
+
+
+REAL = [("s1n20", 20.0), ("s2", 40.0), ("s1n60", 60.0), ("s1", 80.0)]
+
+
+def study(reached: float, sizes=REAL, **noise):
+    conditions = [(split, 0, "none", size, on_real(size)) for split, size in sizes]
+    return simulate([*conditions, ("s2", 10, "pixel_ddpm", 40.0, reached)], **{"seeds": 6, **noise})
+
+
+def result(rows, figures):
+    (row,) = [row for row in rows if row.variations]
+    (base,) = [base for base in rows if base.split == row.split and not base.variations]
+    return equivalence.exchange(row, base, curve_rows(rows, base, figures), figures)
+
+
+def test_exact_logarithms_are_inverted():
+    sizes = np.array([20.0, 40.0, 80.0])
+    values = np.array([on_real(size) for size in sizes])
+    for size in (20, 25, 40, 52, 79.9):
+        assert equivalent(sizes, values, on_real(size)) == pytest.approx(size, rel=1e-6)
+    assert equivalent(sizes, values, on_real(81)) == math.inf
+    assert equivalent(sizes, values, on_real(19)) == -math.inf
+
+
+@pytest.mark.parametrize("values", [[1, 2, 3], [3, 2, 1], [1, 3, 2, 4], [2, 1, 1, 3, 0], [1.0]])
+def test_the_nearest_sequence_that_never_falls(values):
+    from sklearn.isotonic import isotonic_regression
+
+    np.testing.assert_allclose(monotone(np.array(values, float)), isotonic_regression(np.array(values, float)))
+
+
+def test_without_noise_the_worth_is_exact():
+    _, rows, figures = study(on_real(52), seed_noise=0.0, own_image_noise=0.0)
+    found = result(rows, figures)
+    assert found.worth == pytest.approx(12, abs=1e-4)
+    assert (found.low, found.high) == pytest.approx((12, 12), abs=1e-3)
+    assert equivalence.describe(found).startswith(
+        "are worth about 12 more real labelled images (95 % interval 12 to 12;"
+    )
+
+
+def test_intervals_hold_the_truth():
+    held = 0
+    for rng in range(30):
+        _, rows, figures = study(on_real(52), seed_noise=0.01, own_image_noise=0.05, rng=rng)
+        found = result(rows, figures)
+        held += found.low <= 12 <= found.high
+    assert held >= 26
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [(200, "worth more than 40 more real labelled images: better"), (8, "cost more than 20 real"), (40, "no more and")],
+)
+def test_outside_of_what_was_measured(images, said):
+    _, rows, figures = study(on_real(images), seed_noise=1e-5, own_image_noise=0.0)
+    sentence = equivalence.describe(result(rows, figures))
+    assert said in sentence
+    assert ("cannot be told closer" in sentence) == (images != 40)
+
+
+def test_too_few_sizes_or_seeds():
+    _, rows, figures = study(0.6, sizes=REAL[1::2])
+    assert "at 3 numbers of real images at least; there are 40 and 80 (split.train_size=N" in result(rows, figures)
+    section = equivalence.section(rows, figures)
+    assert "what they are worth in real images cannot be said" in section.sentences[0]
+    assert section.figures == ()
+    _, rows, figures = study(0.6, seeds=5)
+    assert result(rows, figures) == "6 seeds in common with the runs without variations; there are 5"
+    _, rows, _ = study(0.6)
+    assert "matches" in result(rows, Figures({}))
+    assert equivalence.section([row for row in rows if not row.variations], figures) is None
+
+
+def test_what_several_conditions_lack_is_said_once():
+    _, rows, figures = study(0.6, seeds=5)
+    two = [*rows, *(replace(row, generator="repeat") for row in rows if row.variations)]
+    (sentence,) = equivalence.section(two, figures).sentences
+    assert sentence.startswith("All conditions: what they are worth in real images cannot be said. Missing: 6 seeds")
+
+
+def test_the_section_has_a_picture_and_its_words():
+    _, rows, figures = study(on_real(52))
+    section = equivalence.section(rows, figures)
+    assert "s2, 10 variations (pixel_ddpm) on 40 real images are worth about" in section.sentences[0]
+    (picture,) = section.figures
+    assert "<svg" in picture.svg
+    assert "80 real images" in picture.text
+
+
+def test_a_size_is_on_the_curve_once_and_the_baseline_first():
+    _, rows, figures = study(0.6, sizes=[*REAL, ("s1n40", 40.0)])
+    (base,) = [row for row in rows if row.split == "s2" and not row.variations]
+    assert [row.split for row in curve_rows(rows, base, figures)] == ["s1n20", "s2", "s1n60", "s1"]
+
+
+def test_parts_of_a_split_do_not_change_the_yardstick():
+    _, rows, _ = study(0.6)
+    assert [(fewer.split, more.split) for fewer, more in yardsticks(rows)] == [("s2", "s1")]
+    alone = [row for row in rows if row.split != "s2"]
+    assert [(fewer.split, more.split) for fewer, more in yardsticks(alone)] == [("s1n60", "s1")]
+    assert yardsticks([replace(row) for row in rows if row.split == "s1"]) == []

@@ -1,0 +1,176 @@
+"""What to run next: forecasts against what comes, commands against what was typed, gaps that are found."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from simulated_study import simulate
+
+from boxtwin.studies.commands import command
+from boxtwin.studies.comparison import contrasts
+from boxtwin.studies.conditions import condition_table
+from boxtwin.studies.forecast import Noise, after_more, least
+from boxtwin.studies.next_runs import plan
+from boxtwin.studies.report.next_runs import section, text_table
+from boxtwin.studies.report.sections import sections
+
+FULL = [
+    ("s1", 0, "none", 80.0, 0.7),
+    ("s1n20", 0, "none", 20.0, 0.5),
+    ("s2", 0, "none", 40.0, 0.6),
+    *(
+        (split, 10, name, real, 0.65)
+        for split, real in (("s1", 80.0), ("s2", 40.0))
+        for name in ("pixel_ddpm", "repeat")
+    ),
+]
+
+
+def planned(conditions, **settings):
+    cells, rows, figures = simulate(conditions, **{"seeds": 6, **settings})
+    return plan(cells, rows, contrasts(rows, figures), figures)
+
+
+@pytest.mark.parametrize(("seed_noise", "own_image_noise"), [(0.03, 0.05), (0.01, 0.2)])
+def test_forecasts_are_what_comes(seed_noise, own_image_noise):
+    # Twelve seeds are run; the first six foretell the width of all.
+    ratios = []
+    for rng in range(30):
+        cells, rows, figures = simulate(
+            [("s2", 0, "none", 40.0, 0.6), ("s2", 10, "x", 40.0, 0.6)],
+            seeds=12,
+            seed_noise=seed_noise,
+            own_image_noise=own_image_noise,
+            rng=rng,
+        )
+        (all_seeds,) = contrasts(rows, figures)
+        (six,) = contrasts(condition_table(cell for cell in cells if cell.seed < 6), figures)
+        now, then = (each.differences["map_50"].interval for each in (six, all_seeds))
+        ratios.append(after_more(now, 6, 6, 100) / ((then.high - then.low) / 2))
+        assert least(now, 6, 100) < after_more(now, 6, 6, 100) < (now.high - now.low) / 2
+        assert after_more(now, 6, 10_000, 100) == pytest.approx(least(now, 6, 100), rel=0.02)
+    assert np.mean(ratios) == pytest.approx(1, abs=0.1)
+
+
+def test_seeds_do_not_get_below_the_images():
+    noise = Noise(seed=4.0, image=1.0, images=100)
+    widths = [noise.half_width(pairs) for pairs in (6, 12, 100, 10_000)]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] == pytest.approx(noise.floor, rel=0.02)
+    assert Noise(0.0, 0.0, 100).half_width(6) == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "typed_for", "wanted", "made"),
+    [
+        (
+            "experiment=x dataset.root=d split=s1 variations='10' generator=repeat generator.a=1 seed=3 data=d",
+            "repeat",
+            {"seeds": [6, 7]},
+            "-m experiment=x dataset.root=d generator.a=1 data=d generator=repeat study=demo split=s2 "
+            "variations=5 seed=6,7",
+        ),
+        (
+            "experiment=x split=s1 variations=10 generator=pixel_ddpm generator.a=1 seed=3",
+            "pixel_ddpm",
+            {"size": 20},
+            "experiment=x generator=repeat study=demo split=s2 variations=5 split.train_size=20 seed=0",
+        ),
+        # The generator that nobody typed keeps what was typed for it.
+        (
+            "generator.a=1 variations=2",
+            "repeat",
+            {},
+            "generator.a=1 generator=repeat study=demo split=s2 variations=5 seed=0",
+        ),
+        # What a sweep typed for all of its cells.
+        ("generator=repeat generator.a=1", "none", {"variations": 0}, "study=demo split=s2 variations=0 seed=0"),
+        (
+            "generator=repeat generator.a=1 split.train_size=9",
+            "none",
+            {},
+            "generator.a=1 generator=repeat study=demo split=s2 variations=5 seed=0",
+        ),
+        (
+            "study=mine split.file=f split.name=s1 variations.per_image=3 a=[1,2]",
+            "repeat",
+            {},
+            "study=mine split.file=f 'a=[1,2]' generator=repeat split.name=s2 variations=5 seed=0",
+        ),
+        # A study with several kinds of labels says which.
+        (
+            "labels=carry variations=2 generator.a=1",
+            "repeat labels=carry",
+            {"generator": "repeat labels=pseudo"},
+            "generator.a=1 generator=repeat labels=pseudo study=demo split=s2 variations=5 seed=0",
+        ),
+        ("", "none", {"variations": 0, "split": "s1"}, "study=demo split=s1 variations=0 seed=0"),
+    ],
+)
+def test_a_command_is_that_of_the_cell_with_what_changes(typed, typed_for, wanted, made):
+    settings = {"study": "demo", "split": "s2", "variations": 5, "generator": "repeat", "seeds": [0], "size": None}
+    assert command(typed, typed_for, **(settings | wanted)) == f"python train.py {made}"
+
+
+def test_missing_seeds_come_with_the_number_that_holm_asks_for():
+    found = planned(FULL)
+    more = [candidate for candidate in found if "more seeds" in candidate.what]
+    # Four gains over none in one table: 4 x 2 / 2^n is below 0.05 from 8 pairs on.
+    assert any("s2, 10 variations (pixel_ddpm): 2 more seeds" in c.what and "needs 8 pairs" in c.settles for c in more)
+    for candidate in more:
+        assert candidate.now > candidate.after > 0
+        assert "cannot get below" in candidate.settles
+    for candidate in (each for each in more if "8 pairs" in each.settles):
+        assert "seed=6,7" in candidate.command
+        assert candidate.command.count("python train.py -m") == 2
+    gain = next(c for c in more if "what 10 variations (pixel_ddpm) bring on s2" in c.settles)
+    assert gain.runs == 4
+    assert gain.minutes == pytest.approx(2 * 4.0 + 2 * 3.0)
+
+
+def test_seeds_of_one_side_are_completed_first():
+    cells, _, figures = simulate(FULL[:1] + FULL[2:], seeds=6)
+    cells = [cell for cell in cells if cell.variations == 0 or cell.seed == 0]
+    rows = condition_table(cells)
+    found = plan(cells, rows, contrasts(rows, figures), figures)
+    gain = next(c for c in found if "what 10 variations (pixel_ddpm) bring on s2" in c.settles)
+    assert gain.now is None
+    assert "seed=1,2,3,4,5,6,7" in gain.command
+    assert "; s2, no variations: 2 more seeds" in gain.what
+
+
+def test_gaps_are_found():
+    alone = planned([("s1", 0, "none", 80.0, 0.7)])
+    assert "a yardstick, 40 of its 80 real images alone" in alone[0].what
+    assert "split.train_size=40" in alone[0].command
+    without_control = planned([row for row in FULL if row[2] != "repeat"])
+    texts = [candidate.what for candidate in without_control]
+    assert any("s2 with 10 of repeat" in text for text in texts)
+    assert any("s2 with 10 of copy_paste" in text for text in texts)
+    with_gap = planned([row for row in FULL if (row[0], row[2]) != ("s1", "repeat")])
+    assert any("s1, 10 variations (repeat)" in candidate.what for candidate in with_gap)
+    few_sizes = planned([FULL[0], *FULL[2:]])
+    assert any("how many real images" in c.settles and "split.train_size=20" in c.command for c in few_sizes)
+
+
+def test_a_number_beside_the_best_is_proposed():
+    counts = [("s2", n, "pixel_ddpm", 40.0, 0.6 + gain) for n, gain in ((2, 0.05), (20, 0.0))]
+    found = planned([("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 0.6), *counts], seeds=8, seed_noise=0.005)
+    (number,) = [candidate for candidate in found if "how many variations are best (now" in candidate.settles]
+    assert number.now > number.after
+    assert any(f"variations={n}" in number.command for n in range(1, 20))
+
+
+def test_one_cell_and_cells_that_do_not_say_what_was_typed():
+    cells, rows, figures = simulate(FULL[:1], seeds=1)
+    cells = [replace(cell, overrides="") for cell in cells]
+    candidates = plan(cells, rows, contrasts(rows, figures), figures)
+    found = section(candidates, cells)
+    table = text_table(candidates).splitlines()
+    assert table[0].endswith("what to run")
+    assert len(table) == len(candidates) + 1
+    assert "python train.py -m study=simulated split=s1 variations=0 split.train_size=40 seed=" in found.sentences[0]
+    assert "do not say what was typed" in found.sentences[-1]
+    titles = [part.title for part in sections(cells, rows, [], figures, candidates)]
+    assert titles == ["What this study could have seen", "What to run next"]
+    assert sections([], [], [], figures) == []

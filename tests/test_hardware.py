@@ -1,0 +1,35 @@
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# Twelve times the same 48 MB, used and freed; how often the system had to give a page.
+PROGRAM = """
+import resource, sys
+import numpy as np
+from boxtwin.hardware import keep_freed_blocks
+if sys.argv[1] == "keep":
+    assert keep_freed_blocks()
+np.ones(48 << 20, dtype=np.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(12):
+    np.ones(48 << 20, dtype=np.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_used_again() -> None:
+    # Without huge pages, which numpy asks for and which would hide most of the page faults.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "NUMPY_MADVISE_HUGEPAGE": "0"}
+    given = {
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", PROGRAM, how], env=environment, capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for how in ("keep", "give back")
+    }
+    assert given["keep"] < 1000 < 12 * 12288 // 2 < given["give back"]
