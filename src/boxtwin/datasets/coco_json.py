@@ -5,7 +5,6 @@ The format: https://cocodataset.org/#format-data (object detection).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -143,18 +142,31 @@ def flag(value: object) -> bool | None:
     return bool(number) if number in (0, 1) else None
 
 
+def told_size(value: object) -> int | None:
+    """A width or height as tools write it, as text too; None where it goes untold.
+
+    Raises:
+        ValueError: it is no whole number.
+    """
+    if isinstance(value, str):
+        value = float(value) if value.strip() else None
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    size = whole(value)
+    if size is None:
+        raise ValueError(f"{value!r} is no whole number")
+    return size
+
+
 def _read_size(image: dict[str, Any], problems: Problems) -> None:
     for side in ("width", "height"):
         value = image.pop(side, None)
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = float(value) if value.strip() else None
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            continue
-        size = whole(value)
-        if size is None:
+        try:
+            size = told_size(value)
+        except ValueError:
             problems.add("widths or heights that are no whole numbers", f"{image['file_name']}: {side} {value!r}")
-        else:
+            continue
+        if size is not None:
             image[side] = size
 
 
