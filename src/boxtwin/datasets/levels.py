@@ -152,6 +152,17 @@ def _remarks(levels: Levels, used: int, tops: Sequence[tuple[int, str]]) -> tupl
     return tuple(remarks)
 
 
+def bits_of(pixels: UInt16[np.ndarray, "..."], source: UInt8[np.ndarray, "..."]) -> int:
+    """How many of 16 bits an image uses whose 8 bit source is as bright and as rich in contrast."""
+    mean, spread = float(source.mean()) / 255, float(source.std()) / 255
+
+    def distance(bits: int) -> tuple[float, int]:
+        white = 2.0**bits - 1
+        return abs(float(pixels.mean()) / white - mean) + abs(float(pixels.std()) / white - spread), -bits
+
+    return min((bits for bits in range(8, 17) if pixels.max() < 2**bits), key=distance)
+
+
 def widened(pixels: UInt8[np.ndarray, "..."], source: Pixels) -> Pixels:
     """An 8 bit variation in the 16 bit of its source, as bright as that: white to white.
 
