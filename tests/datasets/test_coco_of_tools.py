@@ -229,3 +229,12 @@ def test_text_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> Non
     with pytest.raises(InputError, match=r"a\.json is not valid JSON: .* not UTF-8, .*byte 16") as caught:
         load_json(path)
     assert "codec" not in str(caught.value)
+
+
+def test_a_list_that_stands_there_twice_is_refused(make_coco: MakeCoco) -> None:
+    """JSON's readers keep the last one: half of two files that were joined by hand would be gone."""
+    built = make_coco()
+    text = json.dumps(built.content)
+    built.annotations.write_text(f'{text[:-1]}, "annotations": []}}')
+    built.write = lambda: None
+    assert "is not valid JSON: 'annotations' stands there twice" in refusal(built)

@@ -62,7 +62,7 @@ def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
     if what is not None:
         raise InputError(f"{where} is {what}")
     try:
-        return json.loads(encoded.decode("utf-8-sig"), parse_int=_integer)
+        return json.loads(encoded.decode("utf-8-sig"), parse_int=_integer, object_pairs_hook=_object)
     except RecursionError:
         raise InputError(f"{where} is nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -71,6 +71,14 @@ def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
         ) from None
     except ValueError as error:
         raise InputError(f"{where} is not valid JSON: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"'{shown(name)}' stands there twice in one object")
+    return content
 
 
 def _integer(digits: str) -> int | float:
