@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -12,9 +13,12 @@ from pathlib import Path
 import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 
 from boxtwin.command_line import command_line, words_of
 from boxtwin.config.launch import hide_password, option_values, quote_numbers
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +117,18 @@ def test_a_file_of_ones_own_is_an_option(tmp_path):
     arguments = ["--config-dir", str(tmp_path / "mine"), "variations=many,2"]
     assert quote_numbers(arguments, tmp_path / "variations")[-1] == "variations='many','2'"
     assert option_values(["-cd=a", "--config-dir", "b", "-cn", "c"], "--config-dir") == ["a", "b"]
+
+
+def test_settings_of_the_readme_that_hold_expressions_reach_hydra_through_a_shell():
+    """Their brackets and roofs mean something to both."""
+    settings = re.findall(r"`([^`\n]*group_by=[^`\n]+)`", (ROOT / "README.md").read_text())
+    assert settings
+    for setting in settings:
+        line = f"printf '%s\\0' {setting}"
+        words = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout.split("\0")
+        (override,) = OverridesParser.create().parse_overrides(words[:-1])
+        value = override.value()
+        assert re.compile(value.text if isinstance(value, QuotedString) else value).groups == 1
 
 
 @pytest.mark.parametrize("quote", ["", "'", '"'])

@@ -1,17 +1,20 @@
-"""What several classes, and images full of objects, change in a run before it starts."""
+"""What classes, images full of objects and images of another depth change in a run before it starts."""
 
 import hashlib
 import json
 import logging
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
 from boxtwin.config.schema import defining_values, register
+from boxtwin.errors import InputError
 from boxtwin.run.build import Prepared, make_detector, prepare
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -86,3 +89,19 @@ def test_classes_are_counted_on_every_side_and_missing_ones_are_told(prepared, c
     assert "4 in test, none in train and val" in warned[0]
     assert "4 in train and 2 in val, none in test" in warned[1]
     assert not [message for _, message in said if "never" in message]
+
+
+@pytest.mark.parametrize("side", ["train", "val", "test"])
+def test_an_image_of_another_depth_on_any_side_is_refused_by_name(prepared, tmp_path: Path, side: str) -> None:
+    names = [f"S{number:02d}_0.png" for number in range(10)]
+    split = {"train": names[:4], "val": names[4:6], "test": names[6:]}
+    (tmp_path / "split.json").write_text(json.dumps({"s1": split}))
+    odd = split[side][1]
+
+    def change(_: dict) -> None:
+        path = tmp_path / "coco" / "images" / odd
+        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), (pixels // 257).astype(np.uint8))
+
+    with pytest.raises(InputError, match=rf"images must be 8 bit or 16 bit throughout.* 8 bit \({odd}\)"):
+        prepared(f"split.file={tmp_path}/split.json", dtypes=(np.uint16,), change=change)

@@ -26,7 +26,7 @@ from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
 from boxtwin.run.build import prepare
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # The detectors that label what moves: one, of two steps.
 QUICK = (
     "detector=yolov3_nano",

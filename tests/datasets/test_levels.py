@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,21 @@ def test_a_scale_bar_that_sets_white_is_named() -> None:
         pixels[80:90, 10:110] = 65535
     (remark,) = images.measure().remarks
     assert "% of the range" in remark
+
+
+def test_one_bright_image_and_empty_borders_that_set_the_range_are_named() -> None:
+    """Levels hold what is in every box: where one image or a border reaches far, the others' objects are faint."""
+    assert Images(scenes()).measure().remarks == ()
+    bright = Images(scenes())
+    bright.pixels["3.png"] = np.minimum(bright.pixels["3.png"].astype(int) * 15, 65535).astype(np.uint16)
+    border = Images(scenes(offset=20000))
+    for pixels in border.pixels.values():
+        pixels[:, -8:] = 0  # no data there
+    for images in (bright, border):
+        (remark,) = images.measure().remarks
+        share = re.search(r"half of the objects .* (\d+) % of the range", remark)
+        assert share is not None
+        assert 5 <= int(share[1]) <= 12
 
 
 def test_scaled_is_the_line_through_black_and_white_clipped() -> None:

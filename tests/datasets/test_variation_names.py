@@ -13,6 +13,7 @@ from boxtwin.datasets.variation_names import earlier_image_name, image_name, mat
         ("2024-01.png", "2024/01.png"),
         ("a.png", "b/a.png", "c/b/a.png"),
         ("schi\u0308ff.png", "sub/schi\u0308ff.png"),
+        ("a.png", "sub\\a.png", "sub\\deep\\a.png"),
     ],
 )
 def test_paths_of_stores_tell_their_source_whatever_others_are_called(sources: tuple[str, ...]) -> None:

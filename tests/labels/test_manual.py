@@ -125,7 +125,7 @@ def test_a_missing_file_is_explained_with_the_way_to_one(tmp_path: Path) -> None
         (("annotations", 0, "category_id"), 7, "category_id 7 is none of the data set's, ship \\(3\\), buoy \\(13\\)"),
         (("annotations", 0, "bbox"), [10, 20, 0, 6], r"annotation 1: bbox \[10, 20, 0, 6\] is no box"),
         (("annotations", 0, "bbox"), [float("nan"), 20, 5, 6], "is no box"),
-        (("annotations", 0, "bbox"), "here", "is no COCO file"),
+        (("annotations", 0, "bbox"), "here", "annotation 1: bbox here is no box"),
         (("images", 2, "file_name"), "images/a/v01.png", "share an id or a file_name"),
     ],
 )
@@ -264,7 +264,7 @@ def test_what_is_wrong_is_said_alone(tmp_path: Path) -> None:
 def test_sizes_and_names_of_other_kinds_are_explained(tmp_path: Path) -> None:
     changed = content()
     changed["images"][0]["width"] = float("inf")
-    with pytest.raises(InputError, match="is no COCO file"):
+    with pytest.raises(InputError, match="is no whole number: inf"):
         manual(tmp_path, changed)
     changed = content()
     changed["images"][0]["file_name"] = 17

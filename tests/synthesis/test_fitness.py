@@ -25,10 +25,14 @@ def test_images_that_are_mostly_of_one_value_may_be_shifted(shift: int) -> None:
     assert unfit(FLAT, FLAT + np.uint16(shift)) is None
 
 
-@pytest.mark.parametrize("source", [FLAT, SCENE])
+DARK = RNG.integers(0, 4096, (64, 64)).astype(np.uint16)  # from 0, as microscopes write
+
+
+@pytest.mark.parametrize("source", [FLAT, SCENE, DARK])
 def test_levels_of_another_scale_are_refused(source: np.ndarray) -> None:
     assert (unfit(source, source * 16) or "").startswith("levels")
     assert unfit(source, source // 2 * 2) is None
+    assert unfit(DARK, DARK // 2) is None
 
 
 def test_colour_is_judged_too() -> None:

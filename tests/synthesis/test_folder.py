@@ -187,6 +187,45 @@ def test_eight_bits_become_as_bright_as_their_source(make_coco: Callable[..., An
     assert found.pixels.mean() / read_image(path).mean() == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_deep_variations_of_8_bit_sources_are_as_bright_or_refused(
+    make_coco: Callable[..., Any], tmp_path: Path, bits: int
+) -> None:
+    dataset = make_coco(images=1).read()
+    source = read_image(dataset.samples[0].path)
+    write_png(tmp_path / "made" / "S00_0_v1.png", np.rint(source * ((2**bits - 1) / 255)).astype(np.uint16))
+    (found,) = vary(tmp_path / "made", dataset)
+    if bits == 16:
+        assert isinstance(found, Variation)
+        np.testing.assert_array_equal(found.pixels, source)
+    else:
+        assert isinstance(found, Refused)
+        assert f"{bits} of 16 bit" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [
+        ("ü.png", "u\u0308_v01.png"),
+        ("u\u0308.png", "ü_v01.png"),
+        ("sub\\a.png", "sub/a_v01.png"),
+        ("sub\\a.png", "a_v01.png"),
+        ("./a.png", "a/v01.png"),
+    ],
+)
+def test_names_are_the_same_however_they_are_written(
+    make_coco: Callable[..., Any], tmp_path: Path, source: str, file: str
+) -> None:
+    built = make_coco(images=1)
+    there = built.images / source.replace("\\", "/")
+    there.parent.mkdir(exist_ok=True)
+    (built.images / "S00_0.png").rename(there)
+    built.content["images"][0]["file_name"] = source
+    picture(tmp_path / "made" / file, 7)
+    (found,) = vary(tmp_path / "made", built.read())
+    assert isinstance(found, Variation)
+
+
 @pytest.mark.parametrize(("dtype", "version"), [(np.uint8, 1), (np.uint16, 2)])
 def test_only_stores_of_16_bit_sources_are_made_anew(
     make_coco: Callable[..., Any], tmp_path: Path, dtype: Any, version: int

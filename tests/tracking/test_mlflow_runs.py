@@ -1,11 +1,15 @@
 import json
 import multiprocessing
 import os
+import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from mlflow.entities import Metric
@@ -181,6 +185,54 @@ def test_a_deleted_study_is_explained(tmp_path):
     store.client.delete_experiment(store.experiment("gone"))
     with pytest.raises(InputError, match=r"(?s)gone was deleted in MLflow.*restore"):
         store.experiment("gone")
+
+
+def test_the_command_that_brings_a_deleted_study_back_runs_as_printed(tmp_path, monkeypatch):
+    """Pasted into a shell in the project's folder, whose name a shell would take apart."""
+    project = tmp_path / "my project's, 2"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    store = Store(uri=None, folder=Path("mlruns"))
+    number = store.experiment("gone")
+    store.client.delete_experiment(number)
+    with pytest.raises(InputError) as caught:
+        store.experiment("gone")
+    command = str(caught.value).splitlines()[-1]
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    mlflow = f'mlflow() {{ {shlex.quote(sys.executable)} -m mlflow "$@"; }}; '
+    subprocess.run(["bash", "-c", mlflow + command], check=True, env=environment, capture_output=True, timeout=120)
+    assert store.experiment("gone") == number
+    assert sorted(path.name for path in project.iterdir()) == ["mlruns"]
+
+
+class Away(BaseHTTPRequestHandler):
+    """A server that hangs up on its first callers, and answers an empty list then."""
+
+    calls = 0
+
+    def do_POST(self):
+        type(self).calls += 1
+        if self.calls <= 3:
+            self.close_connection = True
+            return
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")  # the waits alone: how often stays as it is
+    with ThreadingHTTPServer(("127.0.0.1", 0), Away) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        store = Store(uri=f"http://127.0.0.1:{server.server_port}", folder=tmp_path / "mlruns")
+        assert list(store.client.search_experiments()) == []
+        server.shutdown()
+    assert Away.calls == 5
 
 
 def test_a_server_that_is_not_there_is_explained(tmp_path, monkeypatch):

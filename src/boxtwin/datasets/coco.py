@@ -19,7 +19,14 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from boxtwin.datasets.coco_json import fault_of_name, file_key, find_files, merge_categories, read_content
+from boxtwin.datasets.coco_json import (
+    differing_in_case,
+    fault_of_name,
+    file_key,
+    find_files,
+    merge_categories,
+    read_content,
+)
 from boxtwin.datasets.coco_objects import (
     BadBoxPolicy,
     CocoObject,
@@ -50,6 +57,12 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
         else:
             safe.append(entry)
     paths = find_files([entry["file_name"] for entry in safe], folder)
+    named: dict[Path, dict[str, str]] = defaultdict(dict)
+    for entry, path in zip(safe, paths, strict=True):
+        named[path][file_key(entry["file_name"])] = entry["file_name"]
+    for names in named.values():
+        if len(names) > 1:
+            problems.add("file names used twice", " = ".join(names.values()))
     with ThreadPoolExecutor(max_workers=4) as pool:
         sizes = ((entry.get("width"), entry.get("height")) for entry in safe)
         found = pool.map(lambda path, size: inspect_image(path, size[0], size[1], reading), paths, sizes)
@@ -131,6 +144,11 @@ def read_coco(
     content = read_content(annotations, problems)
     for label, ids in merge_categories(content, problems).items():
         remarks.append(f"category '{shown(label)}' stands there {len(ids)} times (ids {ids}): taken for one class")
+    remarks += [
+        f"the names of {those} differ in capital letters alone: each is a class of its own. If they are one, give the "
+        "annotations of both one category_id"
+        for those in differing_in_case(content)
+    ]
     files = _check_files(content, images, problems, reading)
     sizes = {number: (file.width, file.height) for number, file in files.items()}
     objects, repairs = read_objects(content, sizes, on_bad_box, problems, remarks)

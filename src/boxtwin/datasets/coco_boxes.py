@@ -123,6 +123,37 @@ def left_upper_part(boxes: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "n
     return (float(reach[0]), float(reach[1])) if reach.max() < 0.7 else None
 
 
+def outline(segmentation: object) -> Box | None:
+    """The xyxy box around the polygons of an annotation; None where it has none (run lengths) or no numbers."""
+    if not isinstance(segmentation, list) or not segmentation:
+        return None
+    try:
+        polygons = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    points = np.concatenate(polygons)
+    if min(map(len, polygons)) < 3 or not np.isfinite(points).all():
+        return None
+    (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return x1, y1, x2, y2
+
+
+def far_from(boxes: Float[np.ndarray, "n 4"], outlines: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
+    """Which xywh boxes are not those around their xyxy outlines, not even nearly: they overlap by less than half."""
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    inside = np.clip(np.minimum(high, outlines[:, 2:]) - np.maximum(low, outlines[:, :2]), 0, None).prod(axis=1)
+    both = boxes[:, 2:].prod(axis=1) + (outlines[:, 2:] - outlines[:, :2]).prod(axis=1)
+    return np.asarray(2 * inside < both - inside)
+
+
+def area_ratio(boxes: Float[np.ndarray, "n 4"], areas: Float[np.ndarray, " n"]) -> float | None:
+    """The median ratio of told areas to those of xywh boxes, where it is none of masks in boxes; else None."""
+    own = boxes[:, 2:].clip(-HUGE, HUGE).prod(axis=1)
+    told = np.isfinite(areas) & (own > 0)
+    ratio = float(np.median(areas[told] / own[told])) if told.sum() >= FEW else 1.0
+    return None if 0.02 <= ratio <= 2 else ratio
+
+
 def repeats(boxes: Float[np.ndarray, "n 4"], kinds: Sequence[object]) -> list[int]:
     """The places of those xyxy boxes of an image that repeat an earlier one of the same kind."""
     found: list[int] = []

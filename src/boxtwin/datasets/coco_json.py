@@ -5,7 +5,6 @@ The format: https://cocodataset.org/#format-data (object detection).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -14,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from boxtwin.datasets.problems import Problems, shown
 from boxtwin.errors import InputError
@@ -62,11 +62,23 @@ def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
     if what is not None:
         raise InputError(f"{where} is {what}")
     try:
-        return json.loads(encoded.decode("utf-8-sig"), parse_int=_integer)
+        return json.loads(encoded.decode("utf-8-sig"), parse_int=_integer, object_pairs_hook=_object)
     except RecursionError:
         raise InputError(f"{where} is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where} is not valid JSON: its text is not UTF-8, see byte {error.start}; save it as UTF-8"
+        ) from None
     except ValueError as error:
         raise InputError(f"{where} is not valid JSON: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"'{shown(name)}' stands there twice in one object")
+    return content
 
 
 def _integer(digits: str) -> int | float:
@@ -111,7 +123,10 @@ def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any
             problems.add("iscrowd is neither 0 nor 1", f"{name}: {told} (annotation {annotation['id']})")
         annotation["iscrowd"] = bool(crowd)
     for category in content["categories"]:
-        category["name"] = str(category["name"])
+        name = category["name"]
+        if isinstance(name, bool) or not isinstance(name, str | int | float) or not str(name).strip():
+            problems.add("names of categories that are no text", f"{category['id']}: {name!r}")
+        category["name"] = str(name)
         if len(category["name"]) > LONGEST_CLASS or not category["name"].isprintable():
             problems.add(f"names of categories with control characters, or above {LONGEST_CLASS} characters", category)
     _check_ids(content, problems)
@@ -135,18 +150,31 @@ def flag(value: object) -> bool | None:
     return bool(number) if number in (0, 1) else None
 
 
+def told_size(value: object) -> int | None:
+    """A width or height as tools write it, as text too; None where it goes untold.
+
+    Raises:
+        ValueError: it is no whole number.
+    """
+    if isinstance(value, str):
+        value = float(value) if value.strip() else None
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    size = whole(value)
+    if size is None:
+        raise ValueError(f"{value!r} is no whole number")
+    return size
+
+
 def _read_size(image: dict[str, Any], problems: Problems) -> None:
     for side in ("width", "height"):
         value = image.pop(side, None)
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = float(value) if value.strip() else None
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            continue
-        size = whole(value)
-        if size is None:
+        try:
+            size = told_size(value)
+        except ValueError:
             problems.add("widths or heights that are no whole numbers", f"{image['file_name']}: {side} {value!r}")
-        else:
+            continue
+        if size is not None:
             image[side] = size
 
 
@@ -170,12 +198,29 @@ def fault_of_name(name: str) -> str:
 
 
 def find_files(names: Sequence[str], folder: Path) -> list[Path]:
-    """The file that each name means; one that is not there as it is written is looked for in its other forms."""
+    """The file that each name means; one that is not there as it is written is looked for in its other forms.
+
+    These are `file_key`'s, that of addresses (``%20``), and those in other capital letters where one file alone fits:
+    many systems know no case.
+    """
     paths = [folder / name for name in names]
     if all(path.exists() for path in paths):
         return paths
     there = {file_key(path.relative_to(folder).as_posix()): path for path in folder.rglob("*") if path.is_file()}
-    return [path if path.exists() else there.get(file_key(name), path) for name, path in zip(names, paths, strict=True)]
+    in_any_case: dict[str, list[Path]] = defaultdict(list)
+    for key, path in there.items():
+        in_any_case[key.casefold()].append(path)
+
+    def find(name: str, path: Path) -> Path:
+        if path.exists():
+            return path
+        for key in (file_key(name), file_key(unquote(name))):
+            alike = [there[key]] if key in there else in_any_case[key.casefold()]
+            if len(alike) == 1:
+                return alike[0]
+        return path
+
+    return [find(name, path) for name, path in zip(names, paths, strict=True)]
 
 
 def merge_categories(content: dict[str, list[dict[str, Any]]], problems: Problems) -> dict[str, list[int]]:
@@ -209,6 +254,16 @@ def merge_categories(content: dict[str, list[dict[str, Any]]], problems: Problem
     for annotation in content["annotations"]:
         annotation["category_id"] = becomes.get(annotation["category_id"], annotation["category_id"])
     return merged
+
+
+def differing_in_case(content: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Names and ids of those categories in use whose names differ in capital letters alone, in one text each."""
+    used = {annotation["category_id"] for annotation in content["annotations"]}
+    alike: dict[str, list[str]] = defaultdict(list)
+    for category in content["categories"]:
+        if category["id"] in used:
+            alike[category["name"].strip().casefold()].append(f"'{shown(category['name'])}' ({category['id']})")
+    return [", ".join(those) for those in alike.values() if len(those) > 1]
 
 
 def _check_ids(content: dict[str, list[dict[str, Any]]], problems: Problems) -> None:

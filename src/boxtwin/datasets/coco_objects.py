@@ -66,6 +66,19 @@ def read_objects(
             "no box reaches beyond {:.0%} of the width and {:.0%} of the height of its image: are the labels for "
             "images of another size?".format(*reach)
         )
+    if ratio := coco_boxes.area_ratio(boxes, areas):
+        remarks.append(
+            f"areas are {ratio:.2g} times those of their boxes: COCO sorts objects into small, medium and large by them"
+        )
+    lines = [coco_boxes.outline(entry.get("segmentation")) for _, entry in told]
+    drawn = np.array([place for place, line in enumerate(lines) if line is not None], dtype=np.int64)
+    far = coco_boxes.far_from(boxes[drawn], np.array([lines[place] for place in drawn]).reshape(-1, 4))
+    if far.any():
+        images = sorted({names[told[place][1]["image_id"]] for place in drawn[far]})
+        remarks.append(
+            f"{far.sum()} of {len(far)} boxes are not those around their segmentation, in {some(images)}: one of the "
+            "two is of another object, another size of the image, or written in another way. bbox is what is used"
+        )
     bad: dict[str, list[str]] = defaultdict(list)
     for entry in entries:
         image = names[entry["image_id"]]
@@ -110,12 +123,13 @@ def without_repeats(
     """The objects of every image, those that repeat another one named or left out."""
     kept: dict[int, list[CocoObject]] = defaultdict(list, objects)
     where: list[str] = []
+    in_two_classes: list[str] = []
     for entry in content["images"]:
         ones = objects.get(entry["id"], [])
-        repeats = coco_boxes.repeats(
-            np.array([one.box for one in ones], dtype=np.float64).reshape(-1, 4),
-            [(one.category_id, one.crowd) for one in ones],
-        )
+        boxes = np.array([one.box for one in ones], dtype=np.float64).reshape(-1, 4)
+        repeats = coco_boxes.repeats(boxes, [(one.category_id, one.crowd) for one in ones])
+        elsewhere = set(coco_boxes.repeats(boxes, [one.crowd for one in ones])).difference(repeats)
+        in_two_classes += [entry["file_name"]] * sum(not ones[place].crowd for place in elsewhere)
         where += [entry["file_name"]] * len(repeats)
         for place in repeats if policy == "error" else ():
             box = [round(value, 2) for value in ones[place].box]
@@ -125,6 +139,11 @@ def without_repeats(
             )
         if policy == "merge":
             kept[entry["id"]] = [one for place, one in enumerate(ones) if place not in repeats]
+    if in_two_classes:
+        remarks.append(
+            f"{len(in_two_classes)} boxes lie on a box of another class (nearly the same place), in "
+            f"{some(sorted({*in_two_classes}))}: each counts as an object"
+        )
     if where and policy != "error":
         said = f"{len(where)} boxes stand there twice (same class, nearly the same place), in {some(sorted({*where}))}"
         if policy == "merge":

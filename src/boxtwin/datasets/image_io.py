@@ -33,6 +33,8 @@ Pixels = (
 Image.MAX_IMAGE_PIXELS = None
 
 _UPRIGHT = Reading()
+# WebP and JPEG 2000: their decoders make grey or black of what is missing, and compressed data has no long zeros.
+_COMPRESSED, LONGEST_ZEROS = (b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), 64
 
 
 def read_image(path: Path, reading: Reading = _UPRIGHT) -> Pixels:
@@ -51,10 +53,17 @@ def decode_image(encoded: bytes, name: str, reading: Reading = _UPRIGHT) -> Pixe
     header = read_header(encoded, name, reading)
     if header.is_tiff:
         content = tiff.for_opencv(encoded, name, reading)
-        stored = tiff.decode(encoded, name, reading) if content is None else _stored(content, name, None)
+        if content is None:
+            stored = tiff.decode(encoded, name, reading)
+        elif header.how == tiff.BELOW_ALPHA:
+            stored, _ = tiff.without_alpha(content, name)
+        else:
+            stored = _stored(content, name, None)
     else:
         if encoded[:2] == b"\xff\xd8":
             _check_jpeg(encoded, name)
+        elif encoded.startswith(_COMPRESSED) and not encoded[-LONGEST_ZEROS:].strip(b"\0"):
+            raise OSError(f"{name} is damaged: it ends in zeros, as a download does that stopped on the way")
         stored = _stored(encoded, name, reading.channels)
     if stored.dtype not in (np.uint8, np.uint16):
         raise OSError(f"{name} holds {stored.dtype} pixels; 8 and 16 bit unsigned integers are supported")

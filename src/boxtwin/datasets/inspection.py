@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from boxtwin.datasets import tiff
 from boxtwin.datasets.doubles import Look, look_of
 from boxtwin.datasets.image_io import decode_image, read_header
 from boxtwin.datasets.reading import Header, Reading
@@ -74,7 +75,8 @@ def inspect_image(path: Path, width: object, height: object, reading: Reading) -
 
 def _digest_of_file(content: bytes, header: Header, reading: Reading) -> str:
     """Sha256 of a file, and of how it is read where that gives other pixels than the file's hash alone used to mean."""
-    how: list[object] = [] if header.how is None else [header.how]
+    is_as_before = header.how == tiff.BELOW_ALPHA and tiff.without_alpha(content, "")[1]
+    how: list[object] = [] if header.how is None or is_as_before else [header.how]
     # Stored pixels of all formats but TIFF were read, the first page, and all channels.
     if header.orientation != 1 and header.is_tiff != (reading.orientation == "apply"):
         how.append(reading.orientation)

@@ -28,6 +28,7 @@ HEADROOM = 0.25
 # or a line of a defective column is none.
 NEIGHBOURS = 4
 NARROW = 0.05  # where images use less than this share of the range from black to white, objects are hard to tell
+FAINT = 0.125  # the same for the objects of most images, where a few images or a border set the range
 LOOKED_AT = 50  # images of 8 bit, whose black and white are fixed
 
 
@@ -110,16 +111,24 @@ def measure_levels(samples: Sequence[Sample], read: Callable[[Sample], Pixels]) 
     low, middle, high = (int(np.searchsorted(shares, share)) for share in (CUT / 100, 0.5, 1 - CUT / 100))
     if not is_deep:
         return Measured(Levels(), _remarks(Levels(), high - low, tops))
-    black, white, used = low, high, high - low
+    black, white, used, typical = low, high, high - low, float(high - low)
     if inside:
         # From the ground that objects lie on to the objects.
         least, most = min(middle, *(dark for dark, _ in inside)), max(middle, *(bright for _, bright in inside))
         used = most - least
+        typical = float(np.median([max(middle - dark, bright - middle) for dark, bright in inside]))
         black, white = min(low, round(least - HEADROOM * used)), max(high, round(most + HEADROOM * used))
     # 255 at most would be taken for 8 bit.
     white = max(min(white, brightest), 256)
     levels = Levels(min(max(black, darkest), white - 1), white)
-    return Measured(levels, _remarks(levels, used, tops))
+    remarks = _remarks(levels, used, tops)
+    reach = levels.white - levels.black
+    if used >= NARROW * reach and typical < FAINT * reach:
+        remarks += (
+            f"half of the objects stand out by less than {100 * typical / reach:.0f} % of the range from black "
+            f"{levels.black} to white {levels.white}: look for images far brighter than the others, and for borders",
+        )
+    return Measured(levels, remarks)
 
 
 def _range_in(pixels: Pixels, box: np.ndarray) -> tuple[int, int]:
@@ -150,6 +159,17 @@ def _remarks(levels: Levels, used: int, tops: Sequence[tuple[int, str]]) -> tupl
             f"{levels.white}, so that objects are faint; look for bright frames, scale bars or text in the images"
         )
     return tuple(remarks)
+
+
+def bits_of(pixels: UInt16[np.ndarray, "..."], source: UInt8[np.ndarray, "..."]) -> int:
+    """How many of 16 bits an image uses whose 8 bit source is as bright and as rich in contrast."""
+    mean, spread = float(source.mean()) / 255, float(source.std()) / 255
+
+    def distance(bits: int) -> tuple[float, int]:
+        white = 2.0**bits - 1
+        return abs(float(pixels.mean()) / white - mean) + abs(float(pixels.std()) / white - spread), -bits
+
+    return min((bits for bits in range(8, 17) if pixels.max() < 2**bits), key=distance)
 
 
 def widened(pixels: UInt8[np.ndarray, "..."], source: Pixels) -> Pixels:

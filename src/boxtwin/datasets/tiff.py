@@ -11,13 +11,17 @@ from contextlib import contextmanager
 from io import BytesIO
 
 import numpy as np
-from tifffile import PHOTOMETRIC, PLANARCONFIG, TiffFile, TiffPage
+from PIL import Image
+from tifffile import EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TiffFile, TiffPage
 
 from boxtwin.datasets.reading import ORIENTATION_TAG, Header, Reading
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 REDUCED_OR_MASK = 0b101  # bits of tag NewSubfileType: such a page is no image of its own
-ALPHA = (1, 2)  # ExtraSamples: associated and unassociated alpha
+ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
+# What tifffile's samples are: brightness, or red, green and blue.
+PLAIN = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.LINEAR_RAW)
+BELOW_ALPHA = "colours below alpha"
 
 
 @contextmanager
@@ -41,6 +45,9 @@ def read_header(content: bytes, name: str, reading: Reading) -> Header:
     with _opened(content, name) as file:
         page, _ = _page(file, name, reading)
         _check_channels(page, name, reading)
+        if page.dtype not in (bool, np.uint8, np.uint16):
+            kind = page.dtype or f"{page.bitspersample} bit"
+            raise OSError(f"{name} holds {kind} pixels; 8 and 16 bit unsigned integers are supported")
         tag = page.tags.get(ORIENTATION_TAG)
         orientation = int(tag.value) if tag is not None and 1 <= int(tag.value) <= 8 else 1
         how = "planes" if _has_planes(page) else _misread(page)
@@ -55,7 +62,7 @@ def for_opencv(content: bytes, name: str, reading: Reading) -> bytes | None:
         if max(ends, default=0) > len(content):
             raise OSError(f"{name} cannot be decoded as an image: it is cut short, {len(content)} of {max(ends)} bytes")
         samples = page.samplesperpixel
-        is_special = _has_planes(page) or _misread(page) or samples not in (1, 3, 4)
+        is_special = _has_planes(page) or _misread(page) not in (None, BELOW_ALPHA) or samples not in (1, 3, 4)
         is_special = is_special or (reading.channels is not None and samples > 1)
         if is_special or number or _count(file) > 1 or (samples == 4 and page.bitspersample == 16):
             return None
@@ -64,6 +71,16 @@ def for_opencv(content: bytes, name: str, reading: Reading) -> bytes | None:
             return content
         value = (1).to_bytes(2, "little" if file.byteorder == "<" else "big")
         return content[: tag.valueoffset] + value + content[tag.valueoffset + 2 :]
+
+
+def without_alpha(content: bytes, name: str) -> tuple[np.ndarray, bool]:
+    """The colours of an 8 bit file from `for_opencv` as they are stored, and whether all of them are opaque."""
+    try:
+        with Image.open(BytesIO(content)) as image:
+            pixels = np.asarray(image.convert("RGBA"))
+    except Exception as error:  # Pillow's own errors of damaged files share no class
+        raise OSError(f"{name} cannot be decoded as an image: {error}") from None
+    return pixels[:, :, :3], bool(pixels[:, :, 3].min() == 255)
 
 
 def decode(content: bytes, name: str, reading: Reading) -> np.ndarray:
@@ -78,6 +95,9 @@ def decode(content: bytes, name: str, reading: Reading) -> np.ndarray:
             raise OSError(
                 f"{name}: pages with a palette, with {page.bitspersample} bit or in volumes are not supported"
             )
+        if reading.channels is None and page.photometric not in PLAIN:
+            kind = PHOTOMETRIC(page.photometric).name
+            raise OSError(f"{name} holds colours as {kind}, in a form that cannot be read; convert it to RGB")
         if _is_bare(file):
             # tifffile and ImageJ write stacks as one page, with the others' pixels behind its own.
             start = page.dataoffsets[0] + number * page.nbytes
@@ -99,9 +119,14 @@ def _has_planes(page: TiffPage) -> bool:
 
 
 def _misread(page: TiffPage) -> str | None:
-    """What OpenCV does not see: it takes the first page, though that be a preview, and for 16 bit that 0 is black."""
+    """What OpenCV does not see: it takes the first page, though that be a preview, and for 16 bit that 0 is black.
+
+    Colours of 8 bit it darkens by their alpha, as no tool does that shows other formats.
+    """
     if page.index:
         return f"page {page.index}"
+    if page.photometric == PHOTOMETRIC.RGB and page.bitspersample == 8 and page.extrasamples == (ALPHA[1],):
+        return BELOW_ALPHA
     return "0 is white" if page.photometric == PHOTOMETRIC.MINISWHITE and page.bitspersample == 16 else None
 
 

@@ -34,7 +34,7 @@ def match_names(names: Iterable[str], sources: Iterable[str]) -> dict[str, tuple
     by_name: dict[str, set[str]] = defaultdict(set)
     in_store: dict[str, set[str]] = defaultdict(set)
     for source in sources:
-        stem = _stem(source)
+        stem = _stem(source).replace("\\", "/")  # as ``names`` are read
         for known in (stem, stem.replace("/", "__")):
             in_store[unicodedata.normalize("NFC", f"images/{known}")].add(source)
         for known in (stem, *(stem.replace("/", separator) for separator in ("__", "_", "-")), Path(stem).name):

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from boxtwin.boxes import Box, xywh_to_xyxy
-from boxtwin.datasets.coco_boxes import ROUNDING, fit_box, other_format, told_area
-from boxtwin.datasets.coco_json import fault_of_name, load_json
+from boxtwin.boxes import Box
+from boxtwin.datasets.coco_boxes import ROUNDING, box_numbers, fit_box, is_turned, other_format, repeats, told_area
+from boxtwin.datasets.coco_json import fault_of_name, flag, load_json, told_size, whole
 from boxtwin.datasets.image_io import Pixels, pixels_sha256, read_image
+from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import CarriedBox, Judgement, Sample
 from boxtwin.datasets.variation_names import earlier_image_name, image_name, match_names
 from boxtwin.errors import InputError
@@ -90,17 +92,21 @@ class Manual:
         content = load_json(file, setting="labels.file=")
         ids = {number: label for label, number in enumerate(category_ids)}
         try:
-            confirmed = [image for image in content["images"] if _is_confirmed(image, every_image)]
+            confirmed = [image for image in content["images"] if self._is_confirmed(image, every_image)]
             labels = self._labels(content.get("categories"), classes, ids)
+            self._check_owners(content)
             images = self._read(confirmed, content["annotations"], labels)
         except InputError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise InputError(f"labels.file={file} is no COCO file of images and annotations: {error!r}") from None
         self._by_name, self._by_pixels = self._recognise(images, samples)
-        # Whether versions that took ids as the data set's, and knew no other names than the store's, read it alike.
-        self.read_as_before = all(ids.get(number) == label for number, label in labels.items()) and all(
-            self._by_name.get(image.name) is image for image in images
+        # Whether versions that took ids as the data set's, and knew no other names than the store's and no other mark
+        # than true, read it alike.
+        self.read_as_before = (
+            all(ids.get(number) == label for number, label in labels.items())
+            and all(self._by_name.get(image.name) is image for image in images)
+            and all(image.get("confirmed", True) is True for image in confirmed)
         )
 
     def __call__(
@@ -144,6 +150,32 @@ class Manual:
                 raise InputError(f"labels.file={self.file}: category id {category['id']} has two names")
         return labels
 
+    def _is_confirmed(self, image: dict[str, Any], every_image: bool) -> bool:
+        """Whether a person stands up for the labels; those that the store refused need a mark of their own."""
+        if "confirmed" not in image:
+            return every_image and not image.get("refused")
+        confirmed = flag(image["confirmed"])
+        if confirmed is None:
+            raise InputError(
+                f"labels.file={self.file}, {image['file_name']}: confirmed is neither yes nor no, "
+                f"{image['confirmed']!r}"
+            )
+        return confirmed
+
+    def _check_owners(self, content: dict[str, Any]) -> None:
+        """An image whose boxes have another image_id would count as empty."""
+        known = {image["id"] for image in content["images"]}
+        lost = [one for one in content["annotations"] if one["image_id"] not in known]
+        odd = [one for one in lost if whole(one["image_id"]) is None]
+        if odd or (lost and len(lost) == len(content["annotations"])):
+            first = (odd or lost)[0]
+            raise InputError(
+                f"labels.file={self.file}, annotation {first.get('id', -1)}: image_id {first['image_id']!r} is of no "
+                "image of the file"
+            )
+        if lost:
+            log.warning("labels.file=%s: %d boxes are of images that the file lacks: left out", self.file, len(lost))
+
     def _read(
         self, confirmed: list[dict[str, Any]], annotations: list[dict[str, Any]], labels: dict[int, int | str]
     ) -> list[_Labelled]:
@@ -152,12 +184,15 @@ class Manual:
             if not isinstance(name, str):
                 raise InputError(f"labels.file={self.file}: file_name must be text, not {name!r}")
         images = {
-            image["id"]: _Labelled(image["file_name"], _size(image), image.get("pixels_sha256"), _minutes(image), [])
+            image["id"]: _Labelled(
+                image["file_name"], self._size(image), image.get("pixels_sha256"), _minutes(image), []
+            )
             for image in confirmed
         }
         if len(images) != len(confirmed) or len({image.name for image in images.values()}) != len(confirmed):
             raise InputError(f"labels.file={self.file}: two confirmed images share an id or a file_name")
-        told: list[tuple[list[float], tuple[float, float], float]] = []
+        told: list[tuple[Box, tuple[float, float], float]] = []
+        suspicious: dict[str, list[str]] = defaultdict(list)
         for annotation in annotations:
             image = images.get(annotation["image_id"])
             if image is None:
@@ -170,12 +205,18 @@ class Manual:
                     f"labels.file={self.file}, annotation {number}: {what} is none of the data set's, "
                     f"{', '.join(self._classes)}"
                 )
-            corners = xywh_to_xyxy(np.array(annotation["bbox"], dtype=np.float64))
-            x1, y1, x2, y2 = corners.tolist()
-            if not np.isfinite(corners).all() or x1 >= x2 or y1 >= y2:
-                raise InputError(f"labels.file={self.file}, annotation {number}: bbox {annotation['bbox']} is no box")
-            image.boxes.append((number, (x1, y1, x2, y2), label))
-            told.append((annotation["bbox"], image.size or (math.nan, math.nan), told_area(annotation)))
+            bbox = box_numbers(annotation.get("bbox"))
+            if bbox is None or min(bbox[2:]) <= 0:
+                told_box = annotation.get("bbox")
+                raise InputError(f"labels.file={self.file}, annotation {number}: bbox {told_box} is no box")
+            x, y, w, h = bbox
+            image.boxes.append((number, (x, y, x + w, y + h), label))
+            told.append((bbox, image.size or (math.nan, math.nan), told_area(annotation)))
+            if flag(annotation.get("iscrowd")) is not False:
+                suspicious["are crowds (iscrowd 1), taken for single objects"].append(image.name)
+            if is_turned(annotation):
+                what = "are of turned rectangles (attributes.rotation), bbox is the one before it was turned"
+                suspicious[what].append(image.name)
         boxes, sizes, areas = (
             np.array([one[place] for one in told], dtype=np.float64).reshape(len(told), *shape)
             for place, shape in enumerate(((4,), (2,), ()))
@@ -183,6 +224,17 @@ class Manual:
         kind, cure = other_format(boxes, sizes, areas)
         if kind:
             raise InputError(f"labels.file={self.file}: {kind}. COCO boxes are [x, y, width, height] in pixels. {cure}")
+        twice = [
+            image.name
+            for image in images.values()
+            for _ in repeats(
+                np.array([box for _, box, _ in image.boxes], dtype=np.float64).reshape(-1, 4),
+                [label for _, _, label in image.boxes],
+            )
+        ]
+        for what, where in {"stand there twice (same class, nearly the same place)": twice, **suspicious}.items():
+            if where:
+                log.warning("labels.file=%s: %d boxes %s, in %s", self.file, len(where), what, some(sorted({*where})))
         return list(images.values())
 
     def _recognise(
@@ -236,6 +288,15 @@ class Manual:
                     return None
         return None
 
+    def _size(self, image: dict[str, Any]) -> tuple[int, int] | None:
+        try:
+            width, height = told_size(image.get("width")), told_size(image.get("height"))
+        except ValueError as error:
+            raise InputError(
+                f"labels.file={self.file}, {image['file_name']}: width or height is no whole number: {error}"
+            ) from None
+        return None if width is None or height is None else (width, height)
+
     def _check_size(self, image: _Labelled, width: int, height: int) -> None:
         if image.size not in (None, (width, height)):
             told = "{} x {}".format(*image.size)
@@ -243,17 +304,6 @@ class Manual:
                 f"labels.file={self.file}: {image.name} is said to have {told} pixels, the image has "
                 f"{width} x {height}: its boxes are of another size; export the labels at the size of the images"
             )
-
-
-def _size(image: dict[str, Any]) -> tuple[int, int] | None:
-    if image.get("width") is None or image.get("height") is None:
-        return None
-    return int(float(image["width"])), int(float(image["height"]))
-
-
-def _is_confirmed(image: dict[str, Any], every_image: bool) -> bool:
-    """Whether a person stands up for the labels; those that the store refused need a mark of their own."""
-    return image.get("confirmed", every_image and not image.get("refused")) is True
 
 
 def _minutes(image: dict[str, Any]) -> float | None:

@@ -11,8 +11,10 @@ from boxtwin.datasets.image_io import Pixels
 # filter's black image, a failed decoding. JPEG noise and a hot pixel in a black image stay below it.
 LEAST_CONTRAST = 0.05
 # Overlap of the ranges of grey levels, as a share of both together, below which 16 bit levels do not belong together.
-# Half as bright leaves a third; 12 bit in 16 bit, one scale for the other, leaves nothing.
-LEAST_OVERLAP = 0.05
+# Half as bright leaves a third; 12 bit in 16 bit, one scale for the other, leaves a sixteenth at most.
+LEAST_OVERLAP = 0.08
+
+SLACK = 0.05  # of the source's range, by which images of one value may be shifted
 
 
 def unfit(source: Pixels, variation: Pixels) -> str | None:
@@ -23,7 +25,7 @@ def unfit(source: Pixels, variation: Pixels) -> str | None:
         (low, high), (new_low, new_high) = (np.percentile(pixels, (0.5, 99.5)) for pixels in (source, variation))
         dark, bright = _ends(source)
         # Of dark images with few objects, 99 % of the pixels may have one value.
-        common = min(high, new_high) - max(low, new_low) + LEAST_OVERLAP * (bright - dark)
+        common = min(high, new_high) - max(low, new_low) + SLACK * (bright - dark)
         if common < LEAST_OVERLAP * (max(high, new_high) - min(low, new_low)):
             return (
                 f"levels: most pixels lie between {new_low:.0f} and {new_high:.0f}, those of the source between "

@@ -11,8 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from boxtwin.datasets.coco_json import file_key
 from boxtwin.datasets.image_io import Pixels, as_grey, read_image
-from boxtwin.datasets.levels import widened
+from boxtwin.datasets.levels import bits_of, widened
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Json, Knowledge, Model, Refused, Request, Variation
@@ -92,7 +93,7 @@ class Folder:
         """
         by_name: dict[str, set[str]] = defaultdict(set)
         for sample in samples:
-            path = Path(sample.name).with_suffix("")
+            path = Path(file_key(sample.name)).with_suffix("")
             by_name[path.as_posix()].add(sample.name)
             by_name[path.name].add(sample.name)
         problems, found = [], defaultdict(list)
@@ -103,7 +104,7 @@ class Folder:
                 problems.append(f"{shown}: no number of a variation at its end")
                 continue
             stem, number = parsed
-            sources = by_name.get(stem, set())
+            sources = by_name.get(file_key(stem), set())
             if len(sources) == 1:
                 found[next(iter(sources)), number].append(file)
             elif sources:
@@ -164,6 +165,9 @@ class Folder:
             pixels = np.repeat(pixels[:, :, None], 3, axis=2)
         if pixels.dtype != source.dtype:
             deeper = source.dtype == np.uint16
+            # Half as bright as its source a variation may be.
+            if not deeper and (bits := bits_of(pixels, source)) < 15:
+                raise ValueError(f"it seems to use {bits} of 16 bit, its source has 8 bit: convert it to 8 bit")
             pixels = widened(pixels, source) if deeper else np.rint(pixels / 257).astype(np.uint8)
         return np.ascontiguousarray(pixels)
 
