@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from boxtwin.config import launch
-from boxtwin.config.schema import cell_name
+from boxtwin.config.identity import cell_name
 from boxtwin.errors import DataError, InputError
 
 

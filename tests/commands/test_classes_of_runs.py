@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from boxtwin.config.schema import defining_values, register
+from boxtwin.config.identity import defining_values
+from boxtwin.config.schema import register
 from boxtwin.errors import InputError
 from boxtwin.run.build import Prepared, make_detector, prepare
 

@@ -20,8 +20,9 @@ from omegaconf import DictConfig, open_dict
 from small_study import SMALL
 
 from boxtwin.commands.generate import contact_sheet, generate, make
+from boxtwin.config.identity import defining_values
 from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import defining_values, register
+from boxtwin.config.schema import register
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
 from boxtwin.run.build import prepare

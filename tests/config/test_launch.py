@@ -4,8 +4,9 @@ import hydra
 import pytest
 from hydra import compose, initialize_config_dir
 
+from boxtwin.config.identity import cell_name, defining_values, setting_hash, short_hash
 from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import cell_name, defining_values, register, setting_hash, short_hash
+from boxtwin.config.schema import register
 from boxtwin.synthesis.ddpm.model import ModelSettings
 from boxtwin.synthesis.generator import Generator
 

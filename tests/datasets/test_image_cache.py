@@ -110,7 +110,7 @@ def test_without_a_folder_every_reading_decodes(samples: tuple[Sample, ...], dec
 def test_what_a_killed_process_left_is_written_over(
     samples: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoded, "BATCH", 2)
+    monkeypatch.setattr(image_cache, "BATCH", 2)
     broken = list(samples[:5])
     # Stops in the third batch, as a kill would: two batches are safe, and of the third nothing may be used.
     broken[4] = Sample(**{**vars(samples[4]), "path": tmp_path / "missing"})
@@ -226,7 +226,7 @@ def test_a_disk_that_takes_no_more_is_told(
     def full(file: object) -> None:
         raise OSError(number, "so it is")
 
-    monkeypatch.setattr(decoded, "_flush", full)
+    monkeypatch.setattr(image_cache, "_flush", full)
     with pytest.raises(InputError, match=r"some: decoded images cannot be kept here: so it is\. Make room"):
         DecodedImages(tmp_path).add("some", samples)
     monkeypatch.undo()

@@ -7,8 +7,9 @@ from hydra import compose, initialize_config_dir
 from small_study import SMALL
 from trained_detectors import make_trained
 
+from boxtwin.config.identity import cell_name, defining_values, setting_hash
 from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import cell_name, defining_values, register, setting_hash
+from boxtwin.config.schema import register
 from boxtwin.datasets.sample import Sample
 from boxtwin.detector.checkpoint import TrainedDetector, write_detector
 from boxtwin.errors import InputError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import boxtwin
-from boxtwin.config.schema import RECIPE_VERSION
+from boxtwin.config.identity import RECIPE_VERSION
 from boxtwin.tracking.provenance import code_of, code_tags, git_state, provenance, record_of, tags
 
 

@@ -22,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.commands.generate import contact_sheet, make, quality_card
 from boxtwin.commands.reuse import mend, take_over
+from boxtwin.config.identity import RECIPE_VERSION, cell_name, flat_params, setting_hash
 from boxtwin.config.launch import note_run, typed
-from boxtwin.config.schema import RECIPE_VERSION, cell_name, flat_params, setting_hash
 from boxtwin.datasets.image_io import link_file, remove_leftovers, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.splits import describe

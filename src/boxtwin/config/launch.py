@@ -26,7 +26,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from boxtwin.config.schema import VariationsConfig, cell_name, register, short_hash
+from boxtwin.config.identity import cell_name, short_hash
+from boxtwin.config.schema import VariationsConfig, register
 from boxtwin.errors import DataError, InputError
 from boxtwin.files import check_name, refusal
 

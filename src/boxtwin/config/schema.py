@@ -1,4 +1,4 @@
-"""Schemas of the configuration, its resolvers, and what identifies a cell.
+"""Schemas of the configuration, its resolvers, its registration with Hydra.
 
 Hydra checks every key and type against these classes; the files under conf/ hold the values. Nothing here imports
 torch, so that ``--help`` and shell completion answer at once.
@@ -6,15 +6,14 @@ torch, so that ``--help`` and shell completion answer at once.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+
+from boxtwin.config.identity import cell_name, defining_values, short_hash
 
 
 class OnBadBox(Enum):
@@ -319,148 +318,6 @@ class ExportConfig:
     to: str | None = None
     register: str | None = None
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-
-# What the machine decides, or where things lie: two cells that differ in these only are the same cell.
-_NOT_DEFINING = {
-    # How image files are read is in the hash of the data, where it makes a difference.
-    "dataset": ("root", "images", "annotations", "speckle", "orientation", "page", "channels", "max_pixels"),
-    "split": ("file",),
-    # What a folder holds, and which labels a person confirmed, is in the key of the store; what a call costs, and how
-    # long it may take, is in no pixel.
-    "generator": (
-        *("device", "dtype", "path", "price_usd"),
-        *("timeout", "max_tries", "first_wait", "longest_wait", "give_up_after"),
-    ),
-    "labels": ("file", "confirmed"),
-    "detector": ("weights",),
-    "trainer": ("precision", "accelerator", "threads", "workers", "cache", "compile", "coco_evaluator"),
-}
-# Settings that came after the first release, each with the value that has the meaning runs had before there was such a
-# setting. A setting is left out of a run's identity while it has this value, so that older runs are found again.
-ADDED_SETTINGS: dict[str, Any] = {
-    "split.train_size": None,
-    "dataset.crowds": "ignore",
-    "dataset.on_duplicate_box": "warn",
-}
-# Where the classes of generators were when runs were first recorded. A run's identity names a generator by this module,
-# so that moving a class does not make its runs other runs.
-FIRST_MODULES = {
-    "Folder": "folder",
-    "Img2Img": "pretrained",
-    "InpaintPretrained": "pretrained",
-    "OpenAIEdit": "openai_api",
-    "OpenAIVariations": "openai_api",
-    "PixelBackground": "pixel_background",
-    "PixelDDPM": "pixel_ddpm",
-    "PixelJoint": "pixel_joint",
-    "PixelLayout": "pixel_layout",
-    "PixelSketch": "pixel_sketch",
-    "SDVariations": "image_variations",
-    "UnCLIP": "image_variations",
-}
-# The version of what training and evaluation compute from the same settings and data. Raise it when results change.
-RECIPE_VERSION = 1
-# The version of how sets of several classes are evaluated: from 2 on every class is counted at its own threshold.
-EVALUATION_VERSION = 2
-_DEFINING = ("dataset", "split", "variations", "generator", "labels", "detector", "trainer", "seed")
-# What the axes of a study's table vary; the rest is the setting, which must be the same to compare.
-_AXES = ("split", "variations", "generator", "seed")
-
-
-def defining_values(config: DictConfig) -> dict[str, Any]:
-    """The part of a configuration that defines a cell, as plain values.
-
-    Files are left out here and come in by their content (`boxtwin.commands.train`). Without variations, generator and
-    labels define nothing: there is one baseline for all generators.
-    """
-    values: dict[str, Any] = {}
-    for key in _DEFINING:
-        node = config[key]
-        value = OmegaConf.to_container(node, resolve=True, enum_to_str=True) if OmegaConf.is_config(node) else node
-        if isinstance(value, dict):
-            value = {name: entry for name, entry in value.items() if name not in _NOT_DEFINING.get(key, ())}
-        values[key] = value
-    target = values["generator"].get("_target_")
-    if isinstance(target, str) and target.startswith("boxtwin."):
-        name = target.rpartition(".")[2]
-        if name in FIRST_MODULES:
-            values["generator"]["_target_"] = f"boxtwin.synthesis.{FIRST_MODULES[name]}.{name}"
-    values["split"]["train_size"] = train_size(config)
-    for setting, before in ADDED_SETTINGS.items():
-        *groups, name = setting.split(".")
-        node = values
-        for group in groups:
-            node = node[group] if isinstance(node, dict) and isinstance(node.get(group), dict) else {}
-        if name in node and node[name] == before:
-            del node[name]
-    if config.variations.per_image == 0:
-        values["generator"] = values["labels"] = None
-        # What variations there are not would be drawn with makes no difference either; values as they are by default.
-        values["variations"] |= {"synthetic_fraction": None, "seed": 0}
-    return values
-
-
-def condition_of(config: DictConfig, data: Mapping[str, Any], *, weights: str | None) -> dict[str, Any]:
-    """Everything that defines a run except its seed, as it is recorded with the run.
-
-    Args:
-        config: of the run.
-        data: what defines it beside the settings, such as hashes of its data and of the store of its variations.
-        weights: hash of the initial weights; None where they are random.
-    """
-    values = {key: value for key, value in defining_values(config).items() if key != "seed"}
-    values["detector"] = values["detector"] | {"weights": weights}
-    return values | dict(data)
-
-
-def setting_hash(config: DictConfig) -> str:
-    """Short hash of all that a study's table does not vary: cells can be compared when it is the same."""
-    values = {key: value for key, value in defining_values(config).items() if key not in (*_AXES, "labels")}
-    return short_hash(values)
-
-
-def short_hash(values: object) -> str:
-    """Eight hexadecimal digits of the sha256 of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def generator_name(config: DictConfig) -> str:
-    """The generator a cell really uses: ``none`` without variations."""
-    return str(config.generator.name) if config.variations.per_image else "none"
-
-
-def train_size(config: DictConfig) -> int | None:
-    """How many training images of the split are used; None where all are, however that was said."""
-    size = config.split.train_size
-    return None if size is None or size == config.split.train else int(size)
-
-
-def split_name(config: DictConfig) -> str:
-    """The split as its cells are filed under: ``s1``, or ``s1n40`` with its first 40 training images only."""
-    size = train_size(config)
-    return str(config.split.name) if size is None else f"{config.split.name}n{size}"
-
-
-def cell_name(config: DictConfig) -> str:
-    """Such as ``s1-x10-pixel_ddpm-yolov3_tiny-seed0``; ``s1n40-…`` with fewer training images than the split has."""
-    parts = (split_name(config), f"x{config.variations.per_image}", generator_name(config), config.detector.name)
-    return "-".join((*parts, f"seed{config.seed}"))
-
-
-def flat_params(config: DictConfig) -> dict[str, object]:
-    """The few flat parameters that MLflow's table shows."""
-    return {
-        "dataset": config.dataset.name,
-        "split": split_name(config),
-        "variations": config.variations.per_image,
-        "generator": generator_name(config),
-        "labels": config.labels.name if config.variations.per_image else "none",
-        "detector": config.detector.name,
-        "seed": config.seed,
-        "steps": config.trainer.steps,
-        **({} if (size := train_size(config)) is None else {"train_size": size}),
-    }
 
 
 def register() -> None:

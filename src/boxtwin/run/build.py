@@ -18,15 +18,14 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from boxtwin.config.schema import (
+from boxtwin.config.identity import (
     EVALUATION_VERSION,
     RECIPE_VERSION,
-    Anchors,
-    Confirmed,
     condition_of,
     defining_values,
     train_size,
 )
+from boxtwin.config.schema import Anchors, Confirmed
 from boxtwin.datasets.classes import describe_classes
 from boxtwin.datasets.coco import digest_of, read_coco
 from boxtwin.datasets.image_cache import DecodedImages

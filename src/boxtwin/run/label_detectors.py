@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from boxtwin import locks
-from boxtwin.config.schema import Confirmed, cell_name
+from boxtwin.config.identity import cell_name
+from boxtwin.config.schema import Confirmed
 from boxtwin.datasets.image_io import Pixels, as_grey, link_file
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector

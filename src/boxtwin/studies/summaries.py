@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from boxtwin.config.schema import short_hash
+from boxtwin.config.identity import short_hash
 from boxtwin.studies.comparison import FIELDS, Contrast, Figures
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.evidence import FIGURES
