@@ -1,4 +1,4 @@
-"""Schemas of the configuration, its resolvers, its registration with Hydra.
+"""Schemas of the configuration, and their registration with Hydra.
 
 Hydra checks every key and type against these classes; the files under conf/ hold the values. Nothing here imports
 torch, so that ``--help`` and shell completion answer at once.
