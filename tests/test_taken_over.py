@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from boxtwin.evaluation.resampled_ap import MATCHES_FILE
-from boxtwin.studies.collect import cells_in, collect_cells
+from boxtwin.evaluation.matching import AREAS, match_detections
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
+from boxtwin.studies.collect import bring_back, cells_in, collect_cells, with_evidence
 from boxtwin.studies.evidence import Evidence
 from boxtwin.taken_over import mend
 from boxtwin.tracking.mlflow_runs import FAILURE_TAG, Store
@@ -26,6 +28,11 @@ def store(tmp_path: Path) -> Store:
     return Store(uri=None, folder=tmp_path / "mlruns")
 
 
+def write_matches(path: Path) -> None:
+    """Of a data set without images."""
+    save_matches(path, match_detections([], {}, 1, AREAS))
+
+
 def finished(store: Store, folder: Path, identity: str, **params: object) -> str:
     """A finished run with its files; returns its id."""
     run = store.begin_cell(study="s", name=identity, identity=identity, params=PARAMS | params, tags={})
@@ -33,13 +40,13 @@ def finished(store: Store, folder: Path, identity: str, **params: object) -> str
     result = {"identity": identity, "study": "s", "params": PARAMS | params, "metrics": {}, "data": {}, "counts": []}
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "detections.json").write_text("[1, 2, 3]")
-    (folder / MATCHES_FILE).write_bytes(bytes(100))
+    write_matches(folder / MATCHES_FILE)
     store.log_files(run.run_id, sorted(folder.iterdir()))
     store.end(run.run_id, "FINISHED")
     return run.run_id
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone", "all gone", "another's"])
+@pytest.mark.parametrize("harm", ["cut", "flipped", "gone", "all gone", "another's"])
 def test_files_of_a_finished_run_are_brought_back(store: Store, tmp_path: Path, harm: str) -> None:
     folder, other = tmp_path / "run", tmp_path / "other"
     run_id = finished(store, folder, "a")
@@ -48,6 +55,10 @@ def test_files_of_a_finished_run_are_brought_back(store: Store, tmp_path: Path, 
     if harm == "cut":
         (folder / "result.json").write_bytes(before["result.json"][:9])
         (folder / MATCHES_FILE).write_bytes(b"")
+    elif harm == "flipped":
+        content = bytearray(before[MATCHES_FILE])
+        content[content.index(b"all/objects.npy") + 50] ^= 4  # in the compressed array, behind the end of its header
+        (folder / MATCHES_FILE).write_bytes(content)
     elif harm == "gone":
         (folder / "detections.json").unlink()
     elif harm == "all gone":
@@ -63,6 +74,40 @@ def test_a_result_that_mlflow_lacks_too_is_told(store: Store, tmp_path: Path) ->
     store.end(run.run_id, "FINISHED")
     (lacking,) = mend(store, run.run_id, tmp_path / "run", ["x"])
     assert str(tmp_path / "run" / "result.json") in lacking
+
+
+def test_matches_that_mlflow_has_damaged_too_are_told(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run_id = finished(store, folder, "a")
+    (folder / MATCHES_FILE).write_bytes(b"PK")
+    store.log_files(run_id, [folder / MATCHES_FILE])
+    (lacking,) = mend(store, run_id, folder, ["a"])
+    assert str(folder / MATCHES_FILE) in lacking
+
+
+def test_a_comparison_takes_damaged_matches_from_mlflow_or_lists_the_run(store: Store, tmp_path: Path) -> None:
+    whole, mended, cut = (tmp_path / "runs" / name for name in ("whole", "mended", "cut"))
+    for seed, folder in enumerate((whole, mended, cut)):
+        run_id = finished(store, folder, folder.name, seed=seed)
+        store.tag(run_id, {"boxtwin.output_dir": str(folder)})
+    before = (mended / MATCHES_FILE).read_bytes()
+    (mended / MATCHES_FILE).write_bytes(before[:-30])
+    (cut / MATCHES_FILE).write_bytes(b"")
+    store.log_files(run_id, [cut / MATCHES_FILE])
+    cells = collect_cells(store, "s", tmp_path / "mlruns", tmp_path / "copies")
+    judged, evidence = with_evidence(cells, {}, partial(bring_back, store, tmp_path / "copies"))
+    assert [cell.status for cell in judged] == ["FINISHED", "FINISHED", "DAMAGED"]
+    assert set(evidence) == {cell.run_id for cell in judged[:2]}
+    assert (mended / MATCHES_FILE).read_bytes() == before
+    # From folders alone, there is nothing to mend with.
+    (mended / MATCHES_FILE).write_bytes(before[:-30])
+    judged, evidence = with_evidence(cells_in(tmp_path / "runs"), {})
+    assert {cell.run_id: cell.status for cell in judged} == {
+        "whole": "FINISHED",
+        "mended": "DAMAGED",
+        "cut": "DAMAGED",
+    }
+    assert set(evidence) == {"whole"}
 
 
 def test_a_run_that_finishes_loses_what_is_said_of_its_failure(store: Store) -> None:
@@ -105,6 +150,7 @@ def test_one_broken_run_does_not_end_a_comparison(
     assert [cell.seed for cell in found] == [0, 2]
     # Its matches are damaged: no intervals from them, and a word.
     caplog.clear()
+    (tmp_path / "runs" / "good" / MATCHES_FILE).write_bytes(bytes(100))
     assert Evidence.load(tmp_path / "runs" / "good") is None
     assert str(tmp_path / "runs" / "good") in caplog.text
     assert read_result(tmp_path / "runs" / "cut") is None

@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from boxtwin.datasets.images import link_file, write_bytes_atomically
 from boxtwin.detector.trained import damage
 from boxtwin.evaluation.examples import EXAMPLES_FILE
-from boxtwin.evaluation.resampled_ap import MATCHES_FILE
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE, load_matches
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, Store
 from boxtwin.tracking.provenance import code_tags
 from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, read_result
@@ -41,7 +41,7 @@ def mend(store: Store, run_id: str, folder: Path, identities: Sequence[str]) -> 
         identities: of the run; what lies in its folder must be its own.
     """
     sizes = store.file_sizes(run_id)
-    wrong = [name for name in KEPT if name in sizes and not _has_size(folder / name, sizes[name])]
+    wrong = [name for name in KEPT if name in sizes and not _is_whole(folder / name, sizes[name])]
     result = read_result(folder)
     if result is None or result.get("identity") not in identities:
         wrong.append(RESULT_FILE)
@@ -49,12 +49,23 @@ def mend(store: Store, run_id: str, folder: Path, identities: Sequence[str]) -> 
         store.fetch_files(run_id, sorted(set(wrong)), folder)
         log.warning("%s: brought back from MLflow: %s", folder, ", ".join(sorted(set(wrong) & set(sizes))) or "nothing")
     result = read_result(folder)
-    whole = result is not None and result.get("identity") in identities
-    return [] if whole else [f"{folder / RESULT_FILE} is gone or damaged"]
+    lacking = [] if result is not None and result.get("identity") in identities else [RESULT_FILE]
+    if (folder / MATCHES_FILE).exists() and not _has_matches(folder / MATCHES_FILE):
+        lacking.append(MATCHES_FILE)
+    return [f"{folder / name} is gone or damaged" for name in lacking]
 
 
-def _has_size(path: Path, size: int | None) -> bool:
-    return path.is_file() and (size is None or path.stat().st_size == size)
+def _is_whole(path: Path, size: int | None) -> bool:
+    right = path.is_file() and (size is None or path.stat().st_size == size)
+    return right and (path.name != MATCHES_FILE or _has_matches(path))
+
+
+def _has_matches(path: Path) -> bool:
+    try:
+        load_matches(path)
+    except Exception:  # whatever a reader of zip archives and arrays meets in bytes that are not theirs
+        return False
+    return True
 
 
 def take_over(
