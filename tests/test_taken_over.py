@@ -13,7 +13,7 @@ from boxtwin.evaluation.matching import AREAS, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.collect import bring_back, cells_in, collect_cells, with_evidence
 from boxtwin.studies.evidence import Evidence
-from boxtwin.taken_over import mend
+from boxtwin.taken_over import mend, take_over
 from boxtwin.tracking.mlflow_runs import FAILURE_TAG, Store
 from boxtwin.tracking.run_folders import own_folder, read_result
 
@@ -44,6 +44,30 @@ def finished(store: Store, folder: Path, identity: str, **params: object) -> str
     store.log_files(run.run_id, sorted(folder.iterdir()))
     store.end(run.run_id, "FINISHED")
     return run.run_id
+
+
+def another_studys(store: Store, folder: Path) -> tuple[str, dict[str, bytes]]:
+    """A finished run with a metric; its id and files."""
+    run_id = finished(store, folder, "a")
+    store.tag(run_id, {"boxtwin.output_dir": str(folder)})
+    store.log_metrics(run_id, {"test/map": 0.5})
+    return run_id, {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def taken(store: Store, run_id: str, output: Path) -> str:
+    """Take a run over into study "mine"; returns the id of the run there."""
+    own = store.begin_cell(study="mine", name="x", identity="a", params=PARAMS, tags={})
+    output.mkdir()
+    take_over(
+        *(store, own.run_id, store.client.get_run(run_id), output),
+        tracking=Path(store.folder),
+        own_identity="a",
+        condition={},
+        study="mine",
+        overrides=[],
+        detector="detector.safetensors",
+    )
+    return own.run_id
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "gone", "all gone", "another's"])
@@ -108,6 +132,45 @@ def test_a_comparison_takes_damaged_matches_from_mlflow_or_lists_the_run(store: 
         "cut": "DAMAGED",
     }
     assert set(evidence) == {"whole"}
+
+
+@pytest.mark.parametrize("harm", ["folder gone", "folder cut", "artifacts gone", "artifacts cut"])
+def test_a_run_of_another_study_is_taken_over_from_what_is_whole(store: Store, tmp_path: Path, harm: str) -> None:
+    folder, output = tmp_path / "run", tmp_path / "own"
+    run_id, before = another_studys(store, folder)
+    artifacts = next((tmp_path / "mlruns").rglob(MATCHES_FILE)).parent
+    place, how = (folder if harm.startswith("folder") else artifacts), harm.split()[1]
+    for name in (MATCHES_FILE, "detections.json") if how == "cut" else ():
+        (place / name).write_bytes(before[name][: len(before[name]) // 2])
+    if how == "gone":
+        shutil.rmtree(place)
+    own = taken(store, run_id, output)
+    for kept in (output, store.fetch_all(store.client.get_run(own), tmp_path / "kept")):
+        assert {name: (kept / name).read_bytes() for name in (MATCHES_FILE, "detections.json")} == {
+            name: before[name] for name in (MATCHES_FILE, "detections.json")
+        }
+        assert json.loads((kept / "result.json").read_text())["study"] == "mine"
+    assert store.client.get_run(own).data.metrics == {"test/map": 0.5}
+
+
+@pytest.mark.parametrize("harm", ["result.json", "detections.json", MATCHES_FILE, "all", "another's"])
+def test_of_a_run_that_is_lost_nothing_is_taken_over(store: Store, tmp_path: Path, harm: str) -> None:
+    folder, output = tmp_path / "run", tmp_path / "own"
+    run_id, before = another_studys(store, folder)
+    artifacts = next((tmp_path / "mlruns").rglob(MATCHES_FILE)).parent
+    for place in (folder, artifacts):
+        if harm == "all":
+            shutil.rmtree(place)
+        elif harm == "another's":
+            (place / "result.json").write_text('{"identity": "other"}')
+        else:
+            (place / harm).write_bytes(before[harm][:-5])
+    with pytest.raises(FileNotFoundError, match=r"gone or damaged|another run's"):
+        taken(store, run_id, output)
+    assert not list(output.iterdir())
+    (own,) = store.cells("mine")
+    assert own.data.metrics == {}
+    assert not store.file_sizes(own.info.run_id)
 
 
 def test_a_run_that_finishes_loses_what_is_said_of_its_failure(store: Store) -> None:
