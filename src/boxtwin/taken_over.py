@@ -112,9 +112,10 @@ def take_over(
     folder = find_folder(recorded, tracking, identity)
     with tempfile.TemporaryDirectory() as temporary:
         artifacts = store.fetch_all(source, Path(temporary))
-        for name in KEPT if folder is not None else ():
-            if not _is_readable(artifacts / name) and _is_readable(folder / name):
-                link_file(folder / name, artifacts / name)
+        if folder is not None:
+            for name in KEPT:
+                if not _is_readable(artifacts / name) and _is_readable(folder / name):
+                    link_file(folder / name, artifacts / name)
         has_matches = (folder is not None and (folder / MATCHES_FILE).exists()) or (artifacts / MATCHES_FILE).exists()
         lost = [name for name in NEEDED if not _is_readable(artifacts / name)]
         if lost and (has_matches or lost != [MATCHES_FILE]):  # runs of older versions keep none
