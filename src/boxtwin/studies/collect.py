@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig
 
 from boxtwin.command_line import words_of
@@ -177,16 +178,15 @@ def with_evidence(
 
 def bring_back(store: Store, temporary: Path, cell: Cell) -> Evidence | None:
     """The evidence of a cell as MLflow has it, put in the place of the damaged files; None if it has none."""
-    copy = temporary / cell.run_id
-    store.fetch_files(cell.run_id, EVIDENCE_FILES, copy)
-    kept = Evidence.load(copy)
-    if kept is not None and cell.output_dir:
-        folder = Path(cell.output_dir)
-        identity = str((read_result(folder) or {}).get("identity"))
-        try:
-            mend(store, cell.run_id, folder, [identity])
-        except OSError as error:  # it may be another's, or read-only
-            log.warning("%s: not mended, MLflow's files are used: %s", folder, error)
+    copy, folder = temporary / cell.run_id, Path(cell.output_dir)
+    try:
+        store.fetch_files(cell.run_id, EVIDENCE_FILES, copy)
+        kept = Evidence.load(copy)
+        if kept is not None and cell.output_dir:
+            mend(store, cell.run_id, folder, [str((read_result(folder) or {}).get("identity"))])
+    except (OSError, MlflowException) as error:  # MLflow has lost it, or the folder is read-only
+        log.warning("%s: not mended from MLflow: %s", cell.output_dir or cell.name, error)
+        return Evidence.load(copy)
     return kept
 
 
