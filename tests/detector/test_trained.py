@@ -176,5 +176,6 @@ def test_a_changed_threshold_and_weights_that_are_not_finite_are_found(tmp_path:
     tensors[name].reshape(-1)[3] = torch.nan
     save_file(tensors, path, metadata)
     assert "not finite" in (damage(path) or "")
+    tensors[name].reshape(-1)[3] = 0
     save_file(tensors, path, {"boxtwin": metadata["boxtwin"][:-9]})
     assert "metadata" in (damage(path) or "")
