@@ -164,6 +164,11 @@ def detector_cut(attempt: Attempt) -> None:
     attempt.cut(attempt.any("multirun/*/*/detector.safetensors"))
 
 
+def matches_cut(attempt: Attempt) -> None:
+    attempt.copy()
+    attempt.cut(attempt.any("multirun/*/*/matches.npz"))
+
+
 def run_folder_deleted(attempt: Attempt) -> None:
     attempt.copy()
     shutil.rmtree(attempt.any("multirun/*/*/result.json").parent)
@@ -247,6 +252,7 @@ FAULTS: dict[str, tuple[str, Callable[[Attempt], Ended | None]]] = {
     "manifest": ("a store's manifest cut", manifest_cut),
     "result": ("a finished run's result.json cut", result_cut),
     "detector": ("a finished run's detector.safetensors cut", detector_cut),
+    "matches": ("a finished run's matches.npz cut", matches_cut),
     "folder": ("a finished run's folder deleted", run_folder_deleted),
     "moved": ("the project's folder moved", moved),
     "disk": ("files limited in size, as by a full disk", file_size_limited),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from boxtwin.commands.compare import cells_in, collect_cells
-from boxtwin.commands.reuse import mend
-from boxtwin.evaluation.resampled_ap import MATCHES_FILE
+from boxtwin.commands.compare import bring_back, cells_in, collect_cells, with_evidence
+from boxtwin.commands.reuse import mend, take_over
+from boxtwin.evaluation.matching import AREAS, match_detections
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.evidence import Evidence
 from boxtwin.tracking.mlflow_runs import FAILURE_TAG, Store
 from boxtwin.tracking.run_folders import own_folder, read_result
@@ -26,6 +28,11 @@ def store(tmp_path: Path) -> Store:
     return Store(uri=None, folder=tmp_path / "mlruns")
 
 
+def write_matches(path: Path) -> None:
+    """Of a data set without images."""
+    save_matches(path, match_detections([], {}, 1, AREAS))
+
+
 def finished(store: Store, folder: Path, identity: str, **params: object) -> str:
     """A finished run with its files; returns its id."""
     run = store.begin_cell(study="s", name=identity, identity=identity, params=PARAMS | params, tags={})
@@ -33,13 +40,37 @@ def finished(store: Store, folder: Path, identity: str, **params: object) -> str
     result = {"identity": identity, "study": "s", "params": PARAMS | params, "metrics": {}, "data": {}, "counts": []}
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "detections.json").write_text("[1, 2, 3]")
-    (folder / MATCHES_FILE).write_bytes(bytes(100))
+    write_matches(folder / MATCHES_FILE)
     store.log_files(run.run_id, sorted(folder.iterdir()))
     store.end(run.run_id, "FINISHED")
     return run.run_id
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone", "all gone", "another's"])
+def another_studys(store: Store, folder: Path) -> tuple[str, dict[str, bytes]]:
+    """A finished run with a metric; its id and files."""
+    run_id = finished(store, folder, "a")
+    store.tag(run_id, {"boxtwin.output_dir": str(folder)})
+    store.log_metrics(run_id, {"test/map": 0.5})
+    return run_id, {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def taken(store: Store, run_id: str, output: Path) -> str:
+    """Take a run over into study "mine"; returns the id of the run there."""
+    own = store.begin_cell(study="mine", name="x", identity="a", params=PARAMS, tags={})
+    output.mkdir()
+    take_over(
+        *(store, own.run_id, store.client.get_run(run_id), output),
+        tracking=Path(store.folder),
+        own_identity="a",
+        condition={},
+        study="mine",
+        overrides=[],
+        detector="detector.safetensors",
+    )
+    return own.run_id
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "gone", "all gone", "another's"])
 def test_files_of_a_finished_run_are_brought_back(store: Store, tmp_path: Path, harm: str) -> None:
     folder, other = tmp_path / "run", tmp_path / "other"
     run_id = finished(store, folder, "a")
@@ -48,6 +79,10 @@ def test_files_of_a_finished_run_are_brought_back(store: Store, tmp_path: Path, 
     if harm == "cut":
         (folder / "result.json").write_bytes(before["result.json"][:9])
         (folder / MATCHES_FILE).write_bytes(b"")
+    elif harm == "flipped":
+        content = bytearray(before[MATCHES_FILE])
+        content[content.index(b"all/objects.npy") + 50] ^= 4  # in the compressed array, behind the end of its header
+        (folder / MATCHES_FILE).write_bytes(content)
     elif harm == "gone":
         (folder / "detections.json").unlink()
     elif harm == "all gone":
@@ -63,6 +98,79 @@ def test_a_result_that_mlflow_lacks_too_is_told(store: Store, tmp_path: Path) ->
     store.end(run.run_id, "FINISHED")
     (lacking,) = mend(store, run.run_id, tmp_path / "run", ["x"])
     assert str(tmp_path / "run" / "result.json") in lacking
+
+
+def test_matches_that_mlflow_has_damaged_too_are_told(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run_id = finished(store, folder, "a")
+    (folder / MATCHES_FILE).write_bytes(b"PK")
+    store.log_files(run_id, [folder / MATCHES_FILE])
+    (lacking,) = mend(store, run_id, folder, ["a"])
+    assert str(folder / MATCHES_FILE) in lacking
+
+
+def test_a_comparison_takes_damaged_matches_from_mlflow_or_lists_the_run(store: Store, tmp_path: Path) -> None:
+    whole, mended, cut = (tmp_path / "runs" / name for name in ("whole", "mended", "cut"))
+    for seed, folder in enumerate((whole, mended, cut)):
+        run_id = finished(store, folder, folder.name, seed=seed)
+        store.tag(run_id, {"boxtwin.output_dir": str(folder)})
+    before = (mended / MATCHES_FILE).read_bytes()
+    (mended / MATCHES_FILE).write_bytes(before[:-30])
+    (cut / MATCHES_FILE).write_bytes(b"")
+    store.log_files(run_id, [cut / MATCHES_FILE])
+    cells = collect_cells(store, "s", tmp_path / "mlruns", tmp_path / "copies")
+    judged, evidence = with_evidence(cells, {}, partial(bring_back, store, tmp_path / "copies"))
+    assert [cell.status for cell in judged] == ["FINISHED", "FINISHED", "DAMAGED"]
+    assert set(evidence) == {cell.run_id for cell in judged[:2]}
+    assert (mended / MATCHES_FILE).read_bytes() == before
+    # From folders alone, there is nothing to mend with.
+    (mended / MATCHES_FILE).write_bytes(before[:-30])
+    judged, evidence = with_evidence(cells_in(tmp_path / "runs"), {})
+    assert {cell.run_id: cell.status for cell in judged} == {
+        "whole": "FINISHED",
+        "mended": "DAMAGED",
+        "cut": "DAMAGED",
+    }
+    assert set(evidence) == {"whole"}
+
+
+@pytest.mark.parametrize("harm", ["folder gone", "folder cut", "artifacts gone", "artifacts cut"])
+def test_a_run_of_another_study_is_taken_over_from_what_is_whole(store: Store, tmp_path: Path, harm: str) -> None:
+    folder, output = tmp_path / "run", tmp_path / "own"
+    run_id, before = another_studys(store, folder)
+    artifacts = next((tmp_path / "mlruns").rglob(MATCHES_FILE)).parent
+    place, how = (folder if harm.startswith("folder") else artifacts), harm.split()[1]
+    for name in (MATCHES_FILE, "detections.json") if how == "cut" else ():
+        (place / name).write_bytes(before[name][: len(before[name]) // 2])
+    if how == "gone":
+        shutil.rmtree(place)
+    own = taken(store, run_id, output)
+    for kept in (output, store.fetch_all(store.client.get_run(own), tmp_path / "kept")):
+        assert {name: (kept / name).read_bytes() for name in (MATCHES_FILE, "detections.json")} == {
+            name: before[name] for name in (MATCHES_FILE, "detections.json")
+        }
+        assert json.loads((kept / "result.json").read_text())["study"] == "mine"
+    assert store.client.get_run(own).data.metrics == {"test/map": 0.5}
+
+
+@pytest.mark.parametrize("harm", ["result.json", "detections.json", MATCHES_FILE, "all", "another's"])
+def test_of_a_run_that_is_lost_nothing_is_taken_over(store: Store, tmp_path: Path, harm: str) -> None:
+    folder, output = tmp_path / "run", tmp_path / "own"
+    run_id, before = another_studys(store, folder)
+    artifacts = next((tmp_path / "mlruns").rglob(MATCHES_FILE)).parent
+    for place in (folder, artifacts):
+        if harm == "all":
+            shutil.rmtree(place)
+        elif harm == "another's":
+            (place / "result.json").write_text('{"identity": "other"}')
+        else:
+            (place / harm).write_bytes(before[harm][:-5])
+    with pytest.raises(FileNotFoundError, match=r"gone or damaged|another run's"):
+        taken(store, run_id, output)
+    assert not list(output.iterdir())
+    (own,) = store.cells("mine")
+    assert own.data.metrics == {}
+    assert not store.file_sizes(own.info.run_id)
 
 
 def test_a_run_that_finishes_loses_what_is_said_of_its_failure(store: Store) -> None:
@@ -105,6 +213,7 @@ def test_one_broken_run_does_not_end_a_comparison(
     assert [cell.seed for cell in found] == [0, 2]
     # Its matches are damaged: no intervals from them, and a word.
     caplog.clear()
+    (tmp_path / "runs" / "good" / MATCHES_FILE).write_bytes(bytes(100))
     assert Evidence.load(tmp_path / "runs" / "good") is None
     assert str(tmp_path / "runs" / "good") in caplog.text
     assert read_result(tmp_path / "runs" / "cut") is None

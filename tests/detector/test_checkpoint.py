@@ -57,7 +57,7 @@ def test_files_of_versions_with_one_threshold_count_every_class_at_it(tmp_path: 
     path = tmp_path / "d.safetensors"
     write_detector(make_trained(0.4, (0.1, 0.2)), path)
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = {key: text for key, text in file.metadata().items() if key != "sha256"}  # older files have none
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     about = json.loads(metadata["boxtwin"])
     del about["class_thresholds"], about["hyper_parameters"]["max_detections"]
@@ -78,7 +78,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     detector = make_trained()
     write_detector(detector, path)
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = {key: text for key, text in file.metadata().items() if key != "sha256"}  # older files have none
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="cut off"):
@@ -115,7 +115,7 @@ def test_files_from_before_black_and_reading_mean_what_they_meant(tmp_path: Path
     path = tmp_path / "d.safetensors"
     write_detector(detector, path)
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = {key: text for key, text in file.metadata().items() if key != "sha256"}  # older files have none
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     about = json.loads(metadata["boxtwin"])
     for name in ("black", "reading"):
@@ -155,3 +155,27 @@ def test_one_changed_bit_of_the_weights_is_found(tmp_path: Path) -> None:
     path.write_bytes(content)
     assert "checksum" in (damage(path) or "")
     assert str(path) in (damage(path) or "")
+
+
+def test_a_changed_threshold_and_weights_that_are_not_finite_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "d.safetensors"
+    write_detector(make_trained(0.4), path)
+    whole = path.read_bytes()
+    changed = whole.replace(b'\\"count_threshold\\": 0.4', b'\\"count_threshold\\": 0.5')
+    assert changed != whole
+    path.write_bytes(changed)
+    assert "checksum" in (damage(path) or "")
+    # In a file of an older version, which has no checksum.
+    path.write_bytes(whole)
+    with safe_open(path, framework="pt") as file:
+        metadata = {"boxtwin": file.metadata()["boxtwin"]}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    save_file(tensors, path, metadata)
+    assert damage(path) is None
+    name = next(name for name, value in tensors.items() if value.is_floating_point())
+    tensors[name].reshape(-1)[3] = torch.nan
+    save_file(tensors, path, metadata)
+    assert "not finite" in (damage(path) or "")
+    tensors[name].reshape(-1)[3] = 0
+    save_file(tensors, path, {"boxtwin": metadata["boxtwin"][:-9]})
+    assert "metadata" in (damage(path) or "")

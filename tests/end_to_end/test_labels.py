@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import CONF, ROOT, manifests, run, runs, start
 from hydra import compose, initialize_config_dir
 
@@ -118,6 +119,18 @@ def test_a_labelling_detector_is_the_cell_without_variations_and_trained_once(co
     label_detectors.make_judge(with_some)
     assert path.stat().st_mtime_ns == before
     assert caplog.text.count("on the 6 real training images alone") == 1
+    # A damaged one is named, and trained again, or replaced by that of the cell's own run.
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    labelling.make_judge(with_some)
+    assert str(path) in caplog.text
+    assert caplog.text.count("on the 6 real training images alone") == 2
+    again = read_detector(path).module.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in detector.module.state_dict().items())
+    Path("own.safetensors").write_bytes(whole)
+    path.write_bytes(whole[:100])
+    labelling.keep_detector(alone, Path("own.safetensors"))
+    assert path.read_bytes() == whole
 
 
 @LIGHTNING

@@ -10,6 +10,7 @@ from boxtwin.quality.similarity import (
     COPY,
     MOST_SUMS,
     GrainIndex,
+    LayoutIndex,
     common_shape,
     grain,
     layout,
@@ -169,6 +170,57 @@ def test_the_work_for_one_image_does_not_grow_with_their_number():
     match = many.find(own)
     assert match is not None
     assert match == (1234, pytest.approx(1, abs=0.02))
+
+
+def test_a_part_of_one_of_thousands_is_found_and_each_takes_little_memory():
+    shape, count = common_shape([(128, 128)]), 3000
+    rng = np.random.default_rng(0)
+    index = GrainIndex(count, shape)
+    wanted = rng.exponential(size=(128, 128)).astype(np.float32)
+    half = np.where(np.arange(128) < 64, wanted, rng.exponential(size=(128, 128))).astype(np.float32)
+    # A twentieth of the grain is common to all, as of one camera.
+    fixed = np.where(rng.random((128, 128)) < 0.25, rng.exponential(size=(128, 128)), np.nan)
+    for number in range(count):
+        own = rng.exponential(size=(128, 128)) if number != 2345 else wanted
+        index.add(number, grain(np.where(np.isnan(fixed), own, fixed).astype(np.float32), shape))
+    for seen in (half, np.roll(half, (1, 0), (0, 1))):
+        match = index.find(grain(seen, shape))
+        assert match is not None
+        assert match.number == 2345
+        assert match.share > 0.2
+    arrays = [value for value in vars(index).values() if isinstance(value, np.ndarray) and len(value) == count]
+    assert len(arrays) > 1
+    assert sum(array.nbytes for array in arrays) / count < 25_000
+
+
+@pytest.mark.parametrize(("kind", "within"), [("smooth", 1e-6), ("flat", 1e-6), ("alike", 1e-6), ("noise", 0.02)])
+def test_the_nearest_layout_is_that_of_comparing_all(kind, within):
+    """In mere noise, whose coarse layouts say little, it is one of those that are as near as any."""
+    rng = np.random.default_rng(1)
+    side = {"smooth": 6, "noise": 64, "flat": 6, "alike": 6}[kind]
+    coarse = rng.uniform(0, 200, (400, side, side)).astype(np.float32)
+    if kind == "alike":  # one place, over and over
+        coarse = coarse[:1] + rng.normal(0, 1, coarse.shape).astype(np.float32)
+    if kind == "flat":
+        coarse[50:250] = 7
+    layouts = np.stack([layout(cv2.resize(one, (64, 64), interpolation=cv2.INTER_CUBIC)) for one in coarse])
+    index = LayoutIndex(300)
+    for number in range(300):
+        index.add(number, layouts[number])
+    expected = layout_distances(layouts, layouts[:300])
+    for number in range(0, 400, 15):
+        row = expected[number].copy()
+        found, distance = index.nearest(layouts[number])
+        assert distance == pytest.approx(row.min(), abs=within)
+        assert row[found] == pytest.approx(row.min(), abs=within)
+        if number < 300:
+            row[number] = np.inf
+            found, distance = index.nearest(layouts[number], leave_out=number)
+            assert found != number
+            assert distance == pytest.approx(row.min(), abs=within)
+    alone = LayoutIndex(1)
+    alone.add(0, layouts[0])
+    assert alone.nearest(layouts[0], leave_out=0)[1] == np.inf
 
 
 def test_real_chips_share_grain_where_their_names_say_that_they_overlap(hrsid200):

@@ -134,6 +134,23 @@ def test_learning_that_was_killed_continues_as_if_nothing_had_happened(
         assert torch.equal(whole[name], cut[name]), name
 
 
+@pytest.mark.parametrize("how", ["lora", "textual_inversion"])
+def test_damaged_weights_are_named_and_learnt_again(
+    tmp_path: Path, tiny_pipeline: TinyPipeline, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sample = make_source(tmp_path, "a.png", (40, 50))
+    fitted(tiny_pipeline, tmp_path, [sample], finetune=how)
+    file = next(tmp_path.glob(f"*/{WEIGHTS_FILE}"))
+    weights = {name: value.clone() for name, value in load_file(file).items()}  # what it gives is the file's memory
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 16
+    file.write_bytes(content)
+    fitted(tiny_pipeline, tmp_path, [sample], finetune=how)
+    assert str(file) in caplog.text
+    again = load_file(file)
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+
+
 def test_other_images_settings_and_checkpoints_are_learnt_side_by_side(
     tmp_path: Path, tiny_pipeline: TinyPipeline
 ) -> None:

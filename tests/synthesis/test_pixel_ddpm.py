@@ -4,7 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from written_samples import bright_boxes
 
 from boxtwin.datasets.image_io import read_image, write_png
@@ -139,14 +140,14 @@ def test_a_training_that_was_killed_continues_as_if_nothing_had_happened(
     fitted(tmp_path / "whole", [sample])
 
     monkeypatch.setattr(pixel_model, "SECONDS_BETWEEN_SAVES", 0.0)
-    save = pixel_model._save_state
+    save = pixel_model.save_state
 
     def save_then_die(state: dict[str, Any], file: Path) -> None:
         save(state, file)
         if state["step"] == 3:
             raise KilledError
 
-    monkeypatch.setattr(pixel_model, "_save_state", save_then_die)
+    monkeypatch.setattr(pixel_model, "save_state", save_then_die)
     with pytest.raises(KilledError):
         fitted(tmp_path / "cut", [sample])
     store = model_folder(tmp_path / "cut")
@@ -158,6 +159,45 @@ def test_a_training_that_was_killed_continues_as_if_nothing_had_happened(
     assert whole.keys() == cut.keys()
     for name in whole:
         assert torch.equal(whole[name], cut[name]), name
+
+
+def same_weights(file: Path, expected: dict[str, torch.Tensor]) -> bool:
+    found = load_file(file)
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize("harm", ["flipped", "nan", "none"])
+def test_damaged_weights_are_named_and_learnt_again(
+    tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sample = bright_boxes(tmp_path, "a.png")
+    expected = pixels_of(fitted(tmp_path, [sample]), Request(sample, 1, 0))
+    file = model_folder(tmp_path) / WEIGHTS_FILE
+    weights = {name: value.clone() for name, value in load_file(file).items()}  # what it gives is the file's memory
+    if harm == "flipped":
+        content = bytearray(file.read_bytes())
+        content[-500] ^= 64
+        file.write_bytes(content)
+    else:  # a file of an earlier version, which has no checksum
+        with safe_open(file, framework="pt") as stored:
+            about = {key: text for key, text in stored.metadata().items() if key != "sha256"}
+        save_file({name: value * (torch.nan if harm == "nan" else 1) for name, value in weights.items()}, file, about)
+    np.testing.assert_array_equal(pixels_of(fitted(tmp_path, [sample]), Request(sample, 1, 0)), expected)
+    assert (str(file) in caplog.text) is (harm != "none")
+    assert same_weights(file, weights)
+
+
+def test_a_damaged_training_state_is_named_and_training_begins_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sample = bright_boxes(tmp_path, "a.png")
+    fitted(tmp_path, [sample])
+    file = model_folder(tmp_path) / WEIGHTS_FILE
+    weights = load_file(file)
+    file.replace(file.with_name(STATE_FILE))  # what lies there is no state
+    fitted(tmp_path, [sample])
+    assert STATE_FILE in caplog.text
+    assert same_weights(file, weights)
 
 
 def test_weights_follow_the_seed_and_leave_the_global_random_state_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,46 @@ def test_blank_variations_are_refused_and_unchanged_ones_noted(dataset: Dataset,
     assert [(line["labels"]["refused"] or "").split(":")[0] for line in lines] == ["blank", "blank", ""]
     assert [line.get("unchanged", False) for line in lines] == [False, False, True]
     assert len(library.variations(dataset.samples, 1)) == 1
+
+
+def test_blank_variations_of_earlier_versions_are_refused_by_name_once(
+    dataset: Dataset, tmp_path: Path, noise: Noise, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = open_library(dataset, tmp_path / "stores", noise)
+    library.make(dataset.samples, 2)
+    lines = library.lines()
+    black, other = lines[1], lines[3]
+    assert black["source"] == "S01_0.png"
+    path = library.folder / black["image"]
+    write_png(path, np.zeros_like(read_image(path)))
+    black["image_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    other["labels"] |= {"refused": "unsure"}
+    library.manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))  # as earlier versions wrote them
+    some = [sample for sample in dataset.samples if sample.name != "S02_0.png"]
+    assert len(library.variations(some, 2)) == 3
+    made = library.make(some, 2)
+    assert (made.made, made.there) == (0, 4)
+    assert black["image"] in caplog.text
+    assert "1 of 4 image(s)" in caplog.text
+    assert len(library.variations(some, 2)) == 2
+    newest = {line["image"]: line["labels"]["refused"] for line in library.lines()}
+    assert (newest[black["image"]] or "").startswith("blank")
+    assert newest[other["image"]] == "unsure"
+    marked = {image["file_name"]: image.get("refused") for image in library_annotations(library.folder)["images"]}
+    assert (marked[black["image"]] or "").startswith("blank")
+    # Looked at once, and those of other sources when these are asked for.
+    caplog.clear()
+    before = library.manifest.read_bytes()
+    library.make(some, 2)
+    assert library.manifest.read_bytes() == before
+    library.make(dataset.samples, 2)
+    assert not caplog.text
+    assert manifest.lines_without_checksum(library.folder) == set()
+    assert len(library.variations(dataset.samples, 2)) == 4
+
+
+def library_annotations(folder: Path) -> Any:
+    return json.loads((folder / "annotations.json").read_text())
 
 
 @pytest.mark.parametrize(("shift", "refused"), [(0, False), (4, True)])

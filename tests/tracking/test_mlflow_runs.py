@@ -162,7 +162,8 @@ def test_a_run_is_copied_with_history_data_and_files(store, tmp_path):
     assert not copy.finished
     for _ in range(2):  # killed in the middle, it is done again
         (tmp_path / "temporary").mkdir(exist_ok=True)
-        artifacts = store.copy_run(found, copy.run_id, tmp_path / "temporary")
+        artifacts = store.fetch_all(found, tmp_path / "temporary")
+        store.copy_run(found, copy.run_id, artifacts)
     assert (artifacts / "store" / "result.json").exists()
     history = store.client.get_metric_history(copy.run_id, "val/map")
     assert [(point.step, point.value) for point in history] == [(10, 0.1), (20, 0.2)]

@@ -6,15 +6,18 @@ import hashlib
 import logging
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig
 
 from boxtwin.command_line import words_of
+from boxtwin.commands.reuse import mend
 from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.files import check_name
@@ -41,7 +44,8 @@ log = logging.getLogger(__name__)
 
 # What reading a record meets in values that are missing, or are not what they should be.
 BROKEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-EVIDENCE_FILES = (MATCHES_FILE, "result.json")
+EVIDENCE_FILES = (MATCHES_FILE, RESULT_FILE)
+DAMAGED = "DAMAGED"  # of a finished run whose matches cannot be read, here or in MLflow; train.py runs it again
 
 
 def compare_study(config: DictConfig) -> Path:
@@ -57,7 +61,7 @@ def compare_study(config: DictConfig) -> Path:
         study = config.study or cells[0].study
         check_name(study, "study")  # the files may be another's
         cells = [replace(cell, study=study) for cell in cells]
-        evidence = {cell.run_id: kept for cell in cells if (kept := Evidence.load(Path(cell.output_dir))) is not None}
+        cells, evidence = with_evidence(cells, {})
         found = _report(cells, Figures(evidence), evidence, {}, Path(config.folder) / study, plan=config.plan)
         _print(study, cells, found)
         return found.page
@@ -72,7 +76,7 @@ def compare_study(config: DictConfig) -> Path:
     with tempfile.TemporaryDirectory() as temporary:
         cells = collect_cells(store, study, folder, Path(temporary))
         copies = _copies(store, cells, Path(temporary))
-        evidence = _evidence(cells, copies)
+        cells, evidence = with_evidence(cells, copies, partial(bring_back, store, Path(temporary)))
         figures = Figures(evidence)
         found = _report(cells, figures, evidence, copies, report, plan=config.plan)
     store.write_conditions(study, conditions(found.rows, found.contrasts, figures))
@@ -145,15 +149,45 @@ def _copies(store: Store, cells: Sequence[Cell], temporary: Path) -> dict[str, P
     return found
 
 
-def _evidence(cells: Sequence[Cell], copies: Mapping[str, Path]) -> dict[str, Evidence]:
-    found = {}
+def with_evidence(
+    cells: Sequence[Cell], copies: Mapping[str, Path], bring_back: Callable[[Cell], Evidence | None] | None = None
+) -> tuple[list[Cell], dict[str, Evidence]]:
+    """The cells, those whose matches are damaged as such, and the evidence of the finished ones by run id.
+
+    Args:
+        cells: of a study.
+        copies: by run id, a folder that has what a cell's own folder lacks.
+        bring_back: gets the evidence of a cell whose own is damaged from elsewhere.
+    """
+    found, judged = {}, []
     for cell in cells:
         folders = [Path(cell.output_dir)] if cell.output_dir else []
         folders += [copies[cell.run_id]] if cell.run_id in copies else []
-        kept = next((kept for folder in folders if (kept := Evidence.load(folder)) is not None), None)
-        if cell.status == FINISHED and kept is not None:
+        kept = None
+        if cell.status == FINISHED:
+            kept = next((kept for folder in folders if (kept := Evidence.load(folder)) is not None), None)
+            if kept is None and any((folder / MATCHES_FILE).exists() for folder in folders):
+                kept = None if bring_back is None else bring_back(cell)
+                if kept is None:  # cells of older versions keep none
+                    cell = replace(cell, status=DAMAGED)
+        if kept is not None:
             found[cell.run_id] = kept
-    return found
+        judged.append(cell)
+    return judged, found
+
+
+def bring_back(store: Store, temporary: Path, cell: Cell) -> Evidence | None:
+    """The evidence of a cell as MLflow has it, put in the place of the damaged files; None if it has none."""
+    copy, folder = temporary / cell.run_id, Path(cell.output_dir)
+    try:
+        store.fetch_files(cell.run_id, EVIDENCE_FILES, copy)
+        kept = Evidence.load(copy)
+        if kept is not None and cell.output_dir:
+            mend(store, cell.run_id, folder, [str((read_result(folder) or {}).get("identity"))])
+    except (OSError, MlflowException) as error:  # MLflow has lost it, or the folder is read-only
+        log.warning("%s: not mended from MLflow: %s", cell.output_dir or cell.name, error)
+        return Evidence.load(copy)
+    return kept
 
 
 def cells_in(folder: Path) -> list[Cell]:

@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from boxtwin.datasets.image_io import link_file, write_bytes_atomically
 from boxtwin.detector.checkpoint import damage
 from boxtwin.evaluation.examples import EXAMPLES_FILE
-from boxtwin.evaluation.resampled_ap import MATCHES_FILE
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE, load_matches
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, Store
 from boxtwin.tracking.provenance import code_tags
 from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, read_result
@@ -26,6 +26,7 @@ KEPT = (
     *(RESULT_FILE, "detections.json", MATCHES_FILE, EXAMPLES_FILE, "split.json", "config.yaml"),
     *("overlays.png", "precision_recall.png", "counts.png"),
 )
+NEEDED = (RESULT_FILE, "detections.json", MATCHES_FILE)  # without which a run's figures cannot be had again
 OWN = {"result.json", "config.yaml", "train.log"}  # what says whose a cell is, and what Hydra writes
 
 
@@ -41,7 +42,7 @@ def mend(store: Store, run_id: str, folder: Path, identities: Sequence[str]) -> 
         identities: of the run; what lies in its folder must be its own.
     """
     sizes = store.file_sizes(run_id)
-    wrong = [name for name in KEPT if name in sizes and not _has_size(folder / name, sizes[name])]
+    wrong = [name for name in KEPT if name in sizes and not _is_whole(folder / name, sizes[name])]
     result = read_result(folder)
     if result is None or result.get("identity") not in identities:
         wrong.append(RESULT_FILE)
@@ -49,12 +50,27 @@ def mend(store: Store, run_id: str, folder: Path, identities: Sequence[str]) -> 
         store.fetch_files(run_id, sorted(set(wrong)), folder)
         log.warning("%s: brought back from MLflow: %s", folder, ", ".join(sorted(set(wrong) & set(sizes))) or "nothing")
     result = read_result(folder)
-    whole = result is not None and result.get("identity") in identities
-    return [] if whole else [f"{folder / RESULT_FILE} is gone or damaged"]
+    lacking = [] if result is not None and result.get("identity") in identities else [RESULT_FILE]
+    if (folder / MATCHES_FILE).exists() and not _is_readable(folder / MATCHES_FILE):
+        lacking.append(MATCHES_FILE)
+    return [f"{folder / name} is gone or damaged" for name in lacking]
 
 
-def _has_size(path: Path, size: int | None) -> bool:
-    return path.is_file() and (size is None or path.stat().st_size == size)
+def _is_whole(path: Path, size: int | None) -> bool:
+    right = path.is_file() and (size is None or path.stat().st_size == size)
+    return right and (path.name != MATCHES_FILE or _is_readable(path))
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether a file of a run is there, and can be read as what it is."""
+    try:
+        if path.name == MATCHES_FILE:
+            load_matches(path)
+        elif path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        return path.stat().st_size > 0
+    except Exception:  # whatever a reader of zip archives, arrays and JSON meets in bytes that are not theirs
+        return False
 
 
 def take_over(
@@ -72,8 +88,8 @@ def take_over(
 ) -> dict[str, float]:
     """Give a run everything of the finished run ``source``; returns its metrics.
 
-    Files are linked from the folder of the other cell where it is there, and come from the store otherwise, which has
-    all but the detector. Killed in the middle, it is done once more.
+    Files are linked from the folder of the other cell where they are whole, and come from the store otherwise, which
+    has all but the detector. Killed in the middle, it is done once more.
 
     Args:
         store: of both runs.
@@ -86,18 +102,34 @@ def take_over(
         study: this study's name.
         overrides: what was typed for the cell of this study.
         detector: name of the file that holds the trained detector.
+
+    Raises:
+        FileNotFoundError: what the other cell's figures follow from is gone or damaged, here and in the store. Nothing
+            has been given to the run then.
     """
     origin = store.study_of(source)
     recorded, identity = (source.data.tags.get(tag, "") for tag in ("boxtwin.output_dir", IDENTITY_TAG))
     folder = find_folder(recorded, tracking, identity)
     with tempfile.TemporaryDirectory() as temporary:
-        artifacts = store.copy_run(source, run_id, Path(temporary))
-        whole = folder is not None and (folder / "detections.json").exists()
-        for file in sorted(folder.iterdir() if folder and whole else artifacts.rglob("*")):
-            is_kept = file.is_file() and not file.name.startswith(".") and file.name not in OWN
-            if is_kept and not (file.name == detector and damage(file)):
-                link_file(file, output / file.name)
-        result: dict[str, Any] = json.loads((artifacts / "result.json").read_text())
+        artifacts = store.fetch_all(source, Path(temporary))
+        if folder is not None:
+            for name in KEPT:
+                if not _is_readable(artifacts / name) and _is_readable(folder / name):
+                    link_file(folder / name, artifacts / name)
+        has_matches = (folder is not None and (folder / MATCHES_FILE).exists()) or (artifacts / MATCHES_FILE).exists()
+        lost = [name for name in NEEDED if not _is_readable(artifacts / name)]
+        if lost and (has_matches or lost != [MATCHES_FILE]):  # runs of older versions keep none
+            raise FileNotFoundError(f"{', '.join(lost)} of {source.info.run_name} gone or damaged, here and in MLflow")
+        result: dict[str, Any] = json.loads((artifacts / RESULT_FILE).read_text(encoding="utf-8"))
+        if result.get("identity", identity) != identity:
+            raise FileNotFoundError(f"the {RESULT_FILE} of {source.info.run_name} is another run's")
+        store.copy_run(source, run_id, artifacts)
+        files = {file.name: file for file in sorted(artifacts.rglob("*"))}
+        files |= {file.name: file for file in sorted(folder.iterdir() if folder else ()) if _is_readable(file)}
+        for name, file in files.items():
+            is_kept = file.is_file() and not name.startswith(".") and name not in OWN
+            if is_kept and not (name == detector and damage(file)):
+                link_file(file, output / name)
         taken_from = {"study": origin, "run_id": str(source.info.run_id)}
         result |= {"study": study, "overrides": overrides, "condition": condition, "taken_over_from": taken_from}
         result["identity"] = own_identity  # an older version may have given it another one

@@ -237,7 +237,7 @@ class _Cell:
                 overrides=typed(),
                 detector=DETECTOR_FILE,
             )
-        except (FileNotFoundError, json.JSONDecodeError, MlflowException) as error:
+        except (FileNotFoundError, MlflowException) as error:
             log.warning("study %s has lost files of its run (%s); it is run here", self.store.study_of(source), error)
             return None
         self.store.log_files(self.run_id, [self.output / "config.yaml"])

@@ -2,13 +2,12 @@
 
 The safetensors format (github.com/huggingface/safetensors) holds tensors and text and can run no code when it is read.
 Our text is the metadata entry ``boxtwin``, JSON: ``format`` (1), ``version`` of boxtwin, ``hyper_parameters`` (the
-arguments of `DetectorModule`), ``count_threshold``, ``class_thresholds``, ``origin`` and ``sha256`` of the tensors;
-files of older versions lack the thresholds of classes and the hash.
+arguments of `DetectorModule`), ``count_threshold``, ``class_thresholds`` and ``origin``. A second entry, ``sha256``, is
+the checksum of tensors and text. Files of older versions lack the checksum and the thresholds of classes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 import boxtwin
-from boxtwin.datasets.image_io import write_bytes_atomically
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
+from boxtwin.weights import read_weights, write_weights
 
 FILE = "detector.safetensors"  # its name in the folder of a cell
 ENTRY = "boxtwin"
@@ -84,11 +81,8 @@ def write_detector(detector: TrainedDetector, path: Path) -> None:
         InputError: a weight is not finite, or the disk does not take the file.
     """
     # Float32 whatever was trained in: the file is to give the same detections on machines without bfloat16.
-    bad = sum(int((~torch.isfinite(value)).sum()) for value in detector.module.state_dict().values())
-    if bad:
-        raise InputError(f"{path} is not written: {bad:,} of the weights are not finite (NaN or infinite)")
     tensors = {
-        name: (value.float() if value.is_floating_point() else value).cpu().contiguous()
+        name: value.float() if value.is_floating_point() else value
         for name, value in detector.module.state_dict().items()
     }
     about = {
@@ -98,19 +92,9 @@ def write_detector(detector: TrainedDetector, path: Path) -> None:
         "count_threshold": detector.count_threshold,
         "class_thresholds": list(detector.spec.class_thresholds),
         "origin": dict(detector.origin),
-        "sha256": _digest(tensors),
     }
     # "pt" tells other readers of safetensors that the tensors are torch's.
-    write_bytes_atomically(path, save(tensors, {"format": "pt", ENTRY: json.dumps(about)}))
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """A hash of all tensors with their names, types and shapes."""
-    found = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.numpy().tobytes())
-    return found.hexdigest()
+    write_weights(path, tensors, {"format": "pt", ENTRY: json.dumps(about)})
 
 
 def damage(path: Path) -> str | None:
@@ -126,19 +110,16 @@ def read_detector(path: Path) -> TrainedDetector:
     """Read what `write_detector` wrote; nothing else is needed.
 
     Raises:
-        InputError: the file cannot be read, is no safetensors file, or none of ours, or does not fit its own metadata.
+        InputError: the file cannot be read, is damaged, is none of ours, or does not fit its own metadata.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except SafetensorError as error:
-        raise InputError(f"{path} is no safetensors file, or is cut off: {error}") from None
+    tensors, metadata = read_weights(path)
     if ENTRY not in metadata:
         raise InputError(f"{path} is no detector of boxtwin: its metadata have no entry {ENTRY!r}; give a {FILE}")
-    about: dict[str, Any] = json.loads(metadata[ENTRY])
+    try:
+        about: dict[str, Any] = json.loads(metadata[ENTRY])
+        hyper_parameters, threshold, origin = (about[key] for key in ("hyper_parameters", "count_threshold", "origin"))
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged: its metadata cannot be read") from None
     if about["format"] != FORMAT:
         raise InputError(
             f"{path} has format {about['format']}, written by boxtwin {about['version']}; "
@@ -147,7 +128,7 @@ def read_detector(path: Path) -> TrainedDetector:
     # Initial weights are drawn, then overwritten; the fork keeps the draw from leaking out.
     try:
         with torch.random.fork_rng(devices=[]):
-            module = DetectorModule(**about["hyper_parameters"])
+            module = DetectorModule(**hyper_parameters)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{path}: boxtwin {boxtwin.__version__} cannot build what boxtwin {about['version']} wrote: {error}"
@@ -158,7 +139,5 @@ def read_detector(path: Path) -> TrainedDetector:
         raise InputError(
             f"{path}: the weights do not fit the metadata: {str(error).splitlines()[-1].strip()}"
         ) from None
-    if "sha256" in about and about["sha256"] != _digest(tensors):  # older files have none
-        raise InputError(f"{path} is damaged: its weights do not have the checksum that was written with them")
     thresholds = tuple(about.get("class_thresholds", ()))
-    return TrainedDetector(module, about["count_threshold"], about["origin"], about["version"], thresholds)
+    return TrainedDetector(module, threshold, origin, about["version"], thresholds)

@@ -11,6 +11,7 @@ and is met only nearly.)
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,7 +188,14 @@ def save_matches(path: Path, matching: Matching) -> None:
 
 
 def load_matches(path: Path) -> dict[str, ResampledAP]:
-    """What `save_matches` has kept, by the names of `AREAS`."""
+    """What `save_matches` has kept, by the names of `AREAS`.
+
+    Raises:
+        ValueError: a checksum is wrong. Whatever else readers of archives and arrays meet in a damaged file, too.
+    """
+    with zipfile.ZipFile(path) as archive:  # np.load does not come to every checksum
+        if (member := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {member} in {path} is wrong")
     with np.load(path, allow_pickle=False) as stored:
         arrays = dict(stored)
     return {name: ResampledAP.load(arrays, name) for name in AREAS}

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from boxtwin.datasets.sample import Sample
 from boxtwin.quality.similarity import (
     COPY,
-    LAYOUT,
     GrainIndex,
+    LayoutIndex,
     Match,
     Spectrum,
     common_shape,
@@ -88,18 +88,14 @@ class _Image(NamedTuple):
 
 
 class _Seen:
-    """The images of one kind: their layouts, and an index of their grain."""
+    """The images of one kind: an index of their layouts, and one of their grain."""
 
     def __init__(self, count: int, shape: tuple[int, int]) -> None:
-        self.layouts = np.zeros((count, LAYOUT**2), dtype=np.float32)
-        self.index = GrainIndex(count, shape)
+        self.layouts, self.grains = LayoutIndex(count), GrainIndex(count, shape)
 
     def add(self, number: int, own_layout: Float32[np.ndarray, " 4096"], own_grain: Spectrum) -> None:
-        self.layouts[number] = own_layout
-        self.index.add(number, own_grain)
-
-    def distances(self, own_layout: Float32[np.ndarray, " 4096"]) -> Float32[np.ndarray, " n"]:
-        return layout_distances(own_layout[None], self.layouts)[0]
+        self.layouts.add(number, own_layout)
+        self.grains.add(number, own_grain)
 
 
 def gather(
@@ -137,11 +133,13 @@ def gather(
         progress.update()
     for number, sample in enumerate(real):
         own = _grain_of(sample, shape)
-        distances = of_real.distances(of_real.layouts[number])
-        distances[number] = np.inf
-        test_distances = of_test.distances(of_real.layouts[number])
-        match = of_real.index.find(own, leave_out=(number, own))
-        real_relations.append(_relation(distances, test_distances, match, of_test.index.find(own)))
+        own_layout = of_real.layouts.layouts[number]
+        match = of_real.grains.find(own, leave_out=(number, own))
+        nearest, nearest_test = (
+            of_real.layouts.nearest(own_layout, leave_out=number),
+            of_test.layouts.nearest(own_layout),
+        )
+        real_relations.append(_relation(nearest, nearest_test, match, of_test.grains.find(own)))
         progress.update()
 
     looks, relations = [], []
@@ -154,15 +152,15 @@ def gather(
         before: Spectrum | None = None
         for sample in siblings:
             image = _read(sample, speckle, shape)
-            distances, test_distances = of_real.distances(image.layout), of_test.distances(image.layout)
-            match = of_real.index.find(image.grain, leave_out=(source, source_grain))
+            nearest, nearest_test = of_real.layouts.nearest(image.layout), of_test.layouts.nearest(image.layout)
+            match = of_real.grains.find(image.grain, leave_out=(source, source_grain))
             share = repeated(image.grain, source_grain)
             if match is None or match.share < max(COPY, share):
                 match = Match(source, share)
-            test_match = of_test.index.find(image.grain)
+            test_match = of_test.grains.find(image.grain)
             if test_match and test_match.share <= known.repeats_test + MARGIN * (known.repeats_test > 0):
                 test_match = None
-            relation = _relation(distances, test_distances, match, test_match)
+            relation = _relation(nearest, nearest_test, match, test_match)
             if before is not None:
                 relation = replace(relation, repeats_sibling=repeated(image.grain, before))
             before = image.grain
@@ -206,18 +204,18 @@ def _grain_of(sample: Sample, shape: tuple[int, int]) -> Spectrum:
 
 
 def _relation(
-    distances: Float[np.ndarray, " n"],
-    test_distances: Float[np.ndarray, " m"],
+    nearest: tuple[int, float],
+    nearest_test: tuple[int, float],
     match: Match | None,
     test_match: Match | None,
 ) -> Relation:
     """The nearest image is the one whose grain is repeated; the nearest in layout where there is none."""
     return Relation(
-        nearest=int(distances.argmin()) if match is None or match.share < COPY else match.number,
-        distance=float(distances.min()),
+        nearest=nearest[0] if match is None or match.share < COPY else match.number,
+        distance=nearest[1],
         repeats=0.0 if match is None else match.share,
-        nearest_test=int(test_distances.argmin()) if test_match is None else test_match.number,
-        test_distance=float(test_distances.min()),
+        nearest_test=nearest_test[0] if test_match is None else test_match.number,
+        test_distance=nearest_test[1],
         repeats_test=0.0 if test_match is None else test_match.share,
     )
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Complex64, Float, Float32
+from jaxtyping import Complex64, Float, Float32, Int
 
 LAYOUT = 64  # pixels a side: 800 are averaged twelve by twelve, which leaves ships and takes away the speckle
 GRAIN = 1.5  # pixels, deviation of the Gaussian that is taken off: what is left is finer than about 6 pixels
@@ -32,6 +32,10 @@ LARGEST = 1024  # pixels a side whose grain is compared: the middle of larger im
 SIGNIFICANT = 8.0
 MOST_SUMS = 4
 SAMPLED = 8192  # frequencies of an image: the share of grain is known to 0.008, and a match of 0.06 is no chance
+ROUGH = 512  # of these frequencies, that all images are compared by: the share is known to 0.03
+CANDIDATES = 128  # images that are compared by all of them; a share of 0.2 puts one of 3,000 images among these
+ROUGH_LAYOUT = 16  # pixels a side of the layouts that all images are compared by
+SCALE = 100  # of phases that are kept in 8 bits
 PEAKS = 4  # shifts at which a match is looked for
 COPY = 0.5  # from here on more than half of the grain is the other image's
 
@@ -51,6 +55,56 @@ def layout_distances(a: Float32[np.ndarray, "n 4096"], b: Float32[np.ndarray, "m
     """One less the correlation of two layouts: 0 the same, 1 unrelated, 2 the negative. Two flat images are alike."""
     flat = np.logical_not(np.logical_or.outer(a.any(axis=1), b.any(axis=1)))
     return np.where(flat, np.float32(0), np.clip(1 - a @ b.T, 0, 2))
+
+
+class LayoutIndex:
+    """The layouts of many images, to find the nearest of them.
+
+    Layouts of 16 x 16 pixels say how alike two whole ones are at most: the rest of each, which they leave out, can add
+    no more than the product of its lengths (Cauchy and Schwarz). The `CANDIDATES` that may be nearest by this bound are
+    compared whole. The nearest is among them where images show anything; in mere noise it is one about as near.
+
+    Args:
+        count: of images; `add` gives their layouts.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.layouts = np.zeros((count, LAYOUT**2), dtype=np.float32)
+        self._rough = np.zeros((count, ROUGH_LAYOUT**2), dtype=np.float32)
+        self._rest = np.zeros(count, dtype=np.float32)
+
+    def add(self, number: int, own: Float32[np.ndarray, " 4096"]) -> None:
+        """Take up the layout of image ``number``."""
+        self.layouts[number] = own
+        self._rough[number], self._rest[number] = _rough_layout(own)
+
+    def nearest(self, seen: Float32[np.ndarray, " 4096"], *, leave_out: int | None = None) -> tuple[int, float]:
+        """Number and distance of the image that is nearest in layout; infinitely far where there is none."""
+        rough, rest = _rough_layout(seen)
+        # A flat image is like flat ones alone, which have no length.
+        most = self._rough @ rough + self._rest * rest if seen.any() else -(self._rough**2).sum(axis=1) - self._rest
+        if leave_out is not None:
+            most[leave_out] = -np.inf
+        chosen = _highest(most, CANDIDATES)
+        distances = layout_distances(seen[None], self.layouts[chosen])[0]
+        if leave_out is not None:
+            distances[chosen == leave_out] = np.inf
+        place = int(distances.argmin())
+        return int(chosen[place]), float(distances[place])
+
+
+def _rough_layout(own: Float32[np.ndarray, " 4096"]) -> tuple[Float32[np.ndarray, " 256"], np.float32]:
+    """A layout in 16 x 16 pixels, such that products with others keep their scale; the length of what that leaves."""
+    step = LAYOUT // ROUGH_LAYOUT
+    rough = own.reshape(ROUGH_LAYOUT, step, ROUGH_LAYOUT, step).sum(axis=(1, 3)).ravel() / np.float32(step)
+    return rough, np.sqrt(np.maximum(own @ own - rough @ rough, np.float32(0)))
+
+
+def _highest(values: Float32[np.ndarray, " n"], count: int) -> Int[np.ndarray, " _count"]:
+    """Where the highest values stand, in their order; everywhere if there are no more than ``count``."""
+    if len(values) <= count:
+        return np.arange(len(values))
+    return np.sort(np.argpartition(values, -count)[-count:])
 
 
 def common_shape(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -96,9 +150,10 @@ class GrainIndex:
     The work for one image that is looked for is bounded, however alike the images are. Sums of their spectra say at
     which shifts there is anything: as many images in one sum as leave a match of 0.3 standing out (the noise of a sum
     of n on N pixels is the root of n / N; of 100 images with 800 x 800, a match of a tenth does), and `MOST_SUMS` sums
-    at most. At these few shifts, and at none, a sample of the frequencies of each image says whose grain it is. Photos
-    of one camera all have the fixed pattern of its sensor in common: a peak of their sum without a shift says nothing,
-    and the samples tell one of them from the others.
+    at most. At these few shifts, and at none, a sample of the frequencies of each image says whose grain it is; a
+    sixteenth of the sample chooses the `CANDIDATES` that are compared by all of it. Photos of one camera all have the
+    fixed pattern of its sensor in common: a peak of their sum without a shift says nothing, and the samples tell one of
+    them from the others.
 
     Args:
         count: of images; `add` gives their grain.
@@ -114,12 +169,17 @@ class GrainIndex:
         frequencies = self._sums[0].size
         chosen = np.random.default_rng(0).choice(frequencies, min(SAMPLED, frequencies), replace=False)
         self._sampled = np.sort(chosen)
-        self._samples = np.zeros((count, len(chosen)), dtype=np.complex64)
+        # Phases to a hundredth: 16 kilobytes an image, and the error of a share is far below that of the sampling.
+        self._samples = np.zeros((count, len(chosen), 2), dtype=np.int8)
+        self._places = np.arange(len(chosen))[:: -(-len(chosen) // ROUGH)]
+        self._rough = np.zeros((count, len(self._places)), dtype=np.complex64)
 
     def add(self, number: int, own: Spectrum) -> None:
         """Take up the grain of image ``number``."""
         self._sums[number // self._size] += own
-        self._samples[number] = own.ravel()[self._sampled]
+        sampled = own.ravel()[self._sampled]
+        self._samples[number] = np.rint(sampled.view(np.float32).reshape(-1, 2) * SCALE)
+        self._rough[number] = sampled[self._places]
 
     def find(self, seen: Spectrum, *, leave_out: tuple[int, Spectrum] | None = None) -> Match | None:
         """The image that has most of ``seen``, all but ``leave_out`` (number, grain); None if that may be chance."""
@@ -128,13 +188,19 @@ class GrainIndex:
         turns = np.outer(shifts[:, 0] / self._shape[0], rows) + np.outer(shifts[:, 1] / self._shape[1], columns)
         moved = (seen.ravel()[self._sampled] * np.exp(2j * math.pi * turns)).astype(np.complex64)
         # The real part of the product of one with the conjugate of the other, in real arithmetic.
-        shares = (self._samples.view(np.float32) @ moved.view(np.float32).T).max(axis=1) / len(self._sampled)
+        rough = np.ascontiguousarray(moved[:, self._places]).view(np.float32)
+        likely = (self._rough.view(np.float32) @ rough.T).max(axis=1)
         if leave_out is not None:
-            shares[leave_out[0]] = -np.inf
-        number = int(shares.argmax())
+            likely[leave_out[0]] = -np.inf
+        chosen = _highest(likely, CANDIDATES)
+        samples = self._samples[chosen].reshape(len(chosen), -1).astype(np.float32)
+        shares = (samples @ moved.view(np.float32).T).max(axis=1) / (SCALE * len(self._sampled))
+        if leave_out is not None:
+            shares[chosen == leave_out[0]] = -np.inf
+        place = int(shares.argmax())
         # The mean of K cosines of phases at random has a deviation of the root of 1 / 2K.
-        significant = shares[number] > SIGNIFICANT / math.sqrt(2 * len(self._sampled))
-        return Match(number, float(shares[number])) if significant else None
+        significant = shares[place] > SIGNIFICANT / math.sqrt(2 * len(self._sampled))
+        return Match(int(chosen[place]), float(shares[place])) if significant else None
 
     def _peaks(self, seen: Spectrum, leave_out: tuple[int, Spectrum] | None) -> list[tuple[int, int]]:
         """The shifts, but none, at which a sum has more of ``seen`` than chance gives: the few highest peaks."""

@@ -86,7 +86,7 @@ def make_judge(cell: Prepared) -> Transfer:
 def keep_detector(cell: Prepared, file: Path) -> None:
     """Leave the detector of a cell without variations where labels look for it."""
     path = detector_file(cell)
-    if cell.per_image == 0 and not path.exists():
+    if cell.per_image == 0 and damage(path) is not None:  # it is missing, or broken
         link_file(file, path)
 
 

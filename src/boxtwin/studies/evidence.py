@@ -50,7 +50,7 @@ class Evidence:
         except (
             Exception
         ) as error:  # whatever a reader of zip archives, arrays and JSON meets in bytes that are not theirs
-            log.warning("%s: no intervals can be had from this run, whose files are damaged: %s", folder, error)
+            log.warning("%s: the files that intervals follow from are damaged: %s", folder, error)
             return None
 
     @classmethod

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import cv2
 import numpy as np
 
-from boxtwin.datasets.image_io import Pixels
+from boxtwin.datasets.image_io import Pixels, read_image
+from boxtwin.datasets.sample import Judgement, Sample
+from boxtwin.synthesis.manifest import (
+    MANIFEST,
+    NAMED,
+    append_line,
+    labels_entry,
+    lines_without_checksum,
+    valid_lines,
+)
+
+log = logging.getLogger(__name__)
 
 # A variation whose grey levels have less than this share of its source's standard deviation shows nothing: a safety
 # filter's black image, a failed decoding. JPEG noise and a hot pixel in a black image stay below it.
@@ -32,6 +48,36 @@ def unfit(source: Pixels, variation: Pixels) -> str | None:
                 f"{low:.0f} and {high:.0f}"
             )
     return None
+
+
+def look_again(folder: Path, sources: Sequence[Sample]) -> dict[tuple[str, int], dict[str, Any]]:
+    """The lines of a store as `valid_lines` gives them, those of earlier versions looked at for `unfit` variations.
+
+    Earlier versions kept those, and trained on them as on empty scenes. Each line is written again, with a checksum,
+    once its image has been looked at, so that this happens once; to be called under the store's lock.
+    """
+    lines, older, again = valid_lines(folder, sources), lines_without_checksum(folder), []
+    for source in sources if older else ():
+        pixels = None
+        for key in sorted(key for key in lines if key[0] == source.name and key in older):
+            line = lines[key]
+            if line["labels"]["refused"] is None:
+                pixels = source.read() if pixels is None else pixels
+                reason = unfit(pixels, read_image(folder / line["image"]))
+                if reason is not None:
+                    line = line | {"labels": labels_entry(Judgement((), refused=reason))}
+            again.append(line)
+    if again:
+        refused = [line for line in again if line is not lines[line["source"], line["variation"]]]
+        if refused:
+            log.warning(
+                "%s: %d of %d image(s) made by an earlier version cannot be learnt from and are refused: %s",
+                *(folder, len(refused), len(again)),
+                "; ".join(f"{line['image']} ({line['labels']['refused']})" for line in refused[:NAMED]),
+            )
+        append_line(folder / MANIFEST, *again)
+        lines = valid_lines(folder, sources)
+    return lines
 
 
 def _ends(pixels: Pixels) -> tuple[float, float]:

@@ -30,31 +30,43 @@ CHECKSUM = "crc32"  # of the rest of a line; lines of earlier versions have none
 
 def whole_lines(file: Path) -> list[dict[str, Any]]:
     """All lines, oldest first; those cut short by a kill do not count, nor damaged ones, which a warning names."""
+    return [line for line, _ in _lines(file)]
+
+
+def lines_without_checksum(folder: Path) -> set[tuple[str, int]]:
+    """Source and variation of those whose newest line an earlier version wrote."""
+    newest = {(line["source"], line["variation"]): checked for line, checked in _lines(folder / MANIFEST)}
+    return {key for key, checked in newest.items() if not checked}
+
+
+def _lines(file: Path) -> list[tuple[dict[str, Any], bool]]:
+    """The whole lines, and whether each has a checksum."""
     if not file.exists():
         return []
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    lines: list[dict[str, Any] | None] = []
+    lines: list[tuple[dict[str, Any] | None, bool]] = []
     has_come = False  # a line with a checksum
     for encoded in whole.split(b"\n")[:-1]:
         line, has_checksum = _read_line(encoded)
         has_come = has_come or has_checksum
-        lines.append(line if has_checksum == has_come else None)  # earlier versions' lines come first
-    damaged = [number for number, line in enumerate(lines, start=1) if line is None]
+        lines.append((line if has_checksum == has_come else None, has_checksum))  # earlier versions' lines come first
+    damaged = [number for number, (line, _) in enumerate(lines, start=1) if line is None]
     if damaged:
         log.warning(
             "%s: %d damaged line(s) are left out, such as line %d; what they record counts as missing",
             *(file, len(damaged), damaged[0]),
         )
-    return [line for line in lines if line is not None]
+    return [(line, has_checksum) for line, has_checksum in lines if line is not None]
 
 
-def append_line(file: Path, line: dict[str, Any]) -> None:
-    """Add a line that outlives a power cut: what it names may have been paid for."""
-    with writing(file), file.open("ab") as lines:
-        lines.write(json.dumps(line | {CHECKSUM: _checksum(line)}).encode() + b"\n")
-        lines.flush()
-        os.fsync(lines.fileno())
+def append_line(file: Path, *lines: dict[str, Any]) -> None:
+    """Add a line, or several, that outlive a power cut: what they name may have been paid for."""
+    with writing(file), file.open("ab") as manifest:
+        for line in lines:
+            manifest.write(json.dumps(line | {CHECKSUM: _checksum(line)}).encode() + b"\n")
+        manifest.flush()
+        os.fsync(manifest.fileno())
 
 
 def _read_line(encoded: bytes) -> tuple[dict[str, Any] | None, bool]:

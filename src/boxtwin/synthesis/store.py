@@ -38,7 +38,7 @@ from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
 from boxtwin.locks import alone
 from boxtwin.synthesis.costs import LEARNING
-from boxtwin.synthesis.fitness import unfit
+from boxtwin.synthesis.fitness import look_again, unfit
 from boxtwin.synthesis.generator import Generator, Json, Refused, Request, Variation
 from boxtwin.synthesis.identity import identity_of, key_of, read_identity, write_identity
 from boxtwin.synthesis.manifest import (
@@ -209,7 +209,7 @@ class Library:
             mend(file)
         remove_leftovers(self.folder)
         write_identity(self.folder, self.identity)
-        there = valid_lines(self.folder, sources)
+        there = look_again(self.folder, sources)
         requests = [request for request in self._requests(sources, per_image) if _key(request) not in there]
         tell_of_damage(self.folder, map(_key, requests))
         known = len(sources) * per_image - len(requests)

@@ -193,12 +193,12 @@ class Store:
         """The name of the study that a run belongs to."""
         return str(self.client.get_experiment(run.info.experiment_id).name)
 
-    def copy_run(self, source: Run, run_id: str, temporary: Path) -> Path:
-        """Give a run the metrics with their history, the data sets and the artifacts of another.
+    def fetch_all(self, run: Run, to: Path) -> Path:
+        """Copy all artifacts of a run below a folder; returns the folder that holds them, empty if they are gone."""
+        return Path(self.client.download_artifacts(run.info.run_id, "", str(to)))
 
-        Returns the folder, within ``temporary``, that holds the artifacts.
-        """
-        artifacts = Path(self.client.download_artifacts(source.info.run_id, "", str(temporary)))  # fails where gone
+    def copy_run(self, source: Run, run_id: str, artifacts: Path) -> None:
+        """Give a run the metrics with their history and the data sets of another, and a folder of artifacts."""
         history = [
             metric
             for name in source.data.metrics
@@ -209,7 +209,6 @@ class Store:
         if source.inputs is not None:
             self.client.log_inputs(run_id, source.inputs.dataset_inputs)
         self.client.log_artifacts(run_id, str(artifacts))
-        return artifacts
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""

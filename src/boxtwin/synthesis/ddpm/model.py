@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import Any, Literal, TypedDict, get_args
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -25,6 +22,7 @@ from boxtwin.hardware import choose_device, choose_dtype
 from boxtwin.synthesis.ddpm.sampling import Image, Map, noise_levels
 from boxtwin.synthesis.ddpm.training_crops import Tone, TrainingCrops
 from boxtwin.synthesis.generator import Json, Model
+from boxtwin.weights import are_usable, load_state, read_weights, save_state, write_weights
 
 MODEL = "pixel_ddpm"  # what its folder is called
 WEIGHTS_FILE = "weights.safetensors"
@@ -162,7 +160,7 @@ class PixelModel:
         folder.mkdir(parents=True, exist_ok=True)
         weights = folder / WEIGHTS_FILE
         with FileLock(folder / ".lock"):  # stores of several generators share one model
-            if not weights.exists():
+            if not are_usable(weights):
                 self._train(training, folder, identity)
                 (folder / STATE_FILE).unlink(missing_ok=True)
         self._load(weights, identity)
@@ -191,8 +189,8 @@ class PixelModel:
         optimiser = torch.optim.AdamW(net.parameters(), lr=s["learning_rate"], betas=(0.9, 0.999), weight_decay=0.01)
         step = 0
         state_file = folder / STATE_FILE
-        if state_file.exists():
-            state = torch.load(state_file, map_location=self.device, weights_only=True)
+        state = load_state(state_file, self.device)
+        if state is not None:
             self._check_identity(state["identity"], identity, state_file)
             net.load_state_dict(state["net"])
             average = state["average"]
@@ -222,16 +220,14 @@ class PixelModel:
                     progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                     state = {"identity": identity, "net": net.state_dict(), "average": average, "step": step}
-                    _save_state({**state, "optimiser": optimiser.state_dict(), "rng": rng.get_state()}, state_file)
+                    save_state({**state, "optimiser": optimiser.state_dict(), "rng": rng.get_state()}, state_file)
                     saved = time.monotonic()
         about = {
             "identity": identity,
             "channels": str(crops.channels),
             "tone": json.dumps({"scale": crops.scale, "mean": crops.mean, "std": crops.std}),
         }
-        temporary = folder / f".{WEIGHTS_FILE}.{os.getpid()}.part"
-        save_file({name: value.contiguous().cpu() for name, value in average.items()}, temporary, metadata=about)
-        temporary.replace(folder / WEIGHTS_FILE)
+        write_weights(folder / WEIGHTS_FILE, average, about)
 
     def loss(self, net: nn.Module, crops: TrainingCrops, rng: torch.Generator) -> Tensor:
         """Mean squared error of v over one batch."""
@@ -307,10 +303,8 @@ class PixelModel:
             )
 
     def _load(self, file: Path, identity: str) -> None:
-        with safe_open(file, framework="pt") as stored:
-            about = stored.metadata()
-            weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, it is no dict
-        self._check_identity(about["identity"], identity, file)
+        weights, about = read_weights(file)
+        self._check_identity(about.get("identity", ""), identity, file)
         self._image_channels = int(about["channels"])
         net = self._build(self._image_channels, None)
         net.load_state_dict(weights)
@@ -377,12 +371,6 @@ def _schedule(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
-
-
-def _save_state(state: dict[str, Any], file: Path) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
-    torch.save(state, temporary)
-    temporary.replace(file)
 
 
 def _json(value: Any) -> Json:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -34,6 +32,7 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.ddpm.training_crops import planes_of
 from boxtwin.synthesis.generator import Json
+from boxtwin.weights import are_usable, load_state, read_weights, save_state, write_weights
 
 KINDS = ("lora", "textual_inversion")
 WEIGHTS_FILE = "weights.safetensors"
@@ -59,7 +58,7 @@ class Finetuned:
 
     def add_to(self, pipeline: Any) -> None:
         """Have a pipeline draw with it."""
-        learnt = load_file(self.file)
+        learnt, _ = read_weights(self.file)
         if self.kind == "lora":
             pipeline.load_lora_into_unet(learnt, network_alphas=None, unet=pipeline.unet)
         else:
@@ -144,7 +143,7 @@ class Finetune:
         home = folder / name
         home.mkdir(parents=True, exist_ok=True)
         with FileLock(home / ".lock"):  # stores of several generators share one model
-            if not (home / WEIGHTS_FILE).exists():
+            if not are_usable(home / WEIGHTS_FILE):
                 pipeline, side = load()
                 crops = Crops(training, side, repaint)
                 self.train(Lessons(pipeline, self, crops, prompt, dtype), home, digest)
@@ -157,8 +156,8 @@ class Finetune:
         optimiser = torch.optim.AdamW(lessons.weights, lr=self.learning_rate, weight_decay=0.01)
         step = 0
         state_file = home / STATE_FILE
-        if state_file.exists():
-            state = torch.load(state_file, map_location=lessons.device, weights_only=True)
+        state = load_state(state_file, lessons.device)
+        if state is not None:
             if state["digest"] != digest:
                 raise InputError(f"{state_file} belongs to another training; remove it")
             with torch.no_grad():
@@ -185,10 +184,8 @@ class Finetune:
                     state = {"digest": digest, "weights": weights, "optimiser": optimiser.state_dict(), "step": step}
                     save_state({**state, "rng": rng.get_state()}, state_file)
                     saved = time.monotonic()
-        temporary = home / f".{WEIGHTS_FILE}.{os.getpid()}.part"
-        learnt = {name: value.detach().float().cpu().contiguous() for name, value in lessons.learnt().items()}
-        save_file(learnt, temporary)
-        temporary.replace(home / WEIGHTS_FILE)
+        learnt = {name: value.detach().float() for name, value in lessons.learnt().items()}
+        write_weights(home / WEIGHTS_FILE, learnt, {})
 
 
 class Lessons:
@@ -284,13 +281,6 @@ class Crops:
             squares.append(image[:, top : top + self.side, left : left + self.side])
         batch = torch.stack(squares)
         return batch[:, :3], batch[:, 3:]
-
-
-def save_state(state: dict[str, Any], file: Path) -> None:
-    """Save what a training needs to go on, whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
-    torch.save(state, temporary)
-    temporary.replace(file)
 
 
 def _add_lora(unet: Any, rank: int, seed: int) -> list[nn.Parameter]:

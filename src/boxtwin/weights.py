@@ -1,0 +1,112 @@
+"""Files of learnt weights: safetensors with a checksum, and the states from which an interrupted training goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from boxtwin.errors import InputError
+from boxtwin.files import whole_file
+
+log = logging.getLogger(__name__)
+
+CHECKSUM = "sha256"  # in the metadata: of all tensors and the rest of the metadata; older files have none
+
+
+def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> None:
+    """Write tensors and metadata; the file appears whole or not at all.
+
+    Raises:
+        InputError: a weight is not finite, or the disk does not take the file.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    if bad := _not_finite(tensors):
+        raise InputError(f"{path} is not written: {bad:,} of the weights are not finite (NaN or infinite)")
+    content = save(tensors, {**about, CHECKSUM: _digest(tensors, about)})
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises:
+        InputError: the file cannot be read, is no safetensors file, is damaged, or has weights that are not finite.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise InputError(f"{path} is no safetensors file, or is cut off: {error}") from None
+    checksum = about.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _digest(tensors, about):
+        raise InputError(f"{path} is damaged: its content does not have the checksum that was written with it")
+    if bad := _not_finite(tensors):
+        raise InputError(f"{path} is damaged: {bad:,} of its weights are not finite (NaN or infinite)")
+    return tensors, about
+
+
+def are_usable(path: Path) -> bool:
+    """Whether the weights are there and whole; damaged ones are named in the log and removed, to be learnt again."""
+    if not path.exists():
+        return False
+    try:
+        read_weights(path)
+    except InputError as error:
+        log.warning("%s; it is learnt again", error)
+        path.unlink()
+        return False
+    return True
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Save what a training needs to go on; the file appears whole or not at all.
+
+    Raises:
+        InputError: the disk does not take it.
+    """
+    with whole_file(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(path: Path, device: torch.device | str) -> dict[str, Any] | None:
+    """What `save_state` saved; None if there is nothing, or it is damaged, which the log says."""
+    try:
+        # PyTorch's files are zip archives, which keep a CRC-32 of each member; PyTorch itself does not check it.
+        with zipfile.ZipFile(path) as archive:
+            if (member := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {member} is wrong")
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever a zip reader or an unpickler meets in bytes that are not theirs
+        log.warning("%s is damaged (%s); the training begins again", path, " ".join(str(error).split())[:200])
+        path.unlink()
+        return None
+    return state
+
+
+def _not_finite(tensors: Mapping[str, torch.Tensor]) -> int:
+    return sum(int((~torch.isfinite(value)).sum()) for value in tensors.values())
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> str:
+    """A hash of all tensors with their names, types and shapes, and of the metadata."""
+    found = hashlib.sha256()
+    for key, text in sorted(about.items()):
+        found.update(f"{key} {len(text)} {text}\n".encode())
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
