@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from boxtwin.command_line import command_line, words_of
-from boxtwin.sweep import hide_password, option_values, quote_numbers
+from boxtwin.sweep import chosen_files, hide_password, quote_numbers
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,14 @@ def test_a_file_of_ones_own_is_an_option(tmp_path):
     (folder / "many.yaml").touch()
     arguments = ["--config-dir", str(tmp_path / "mine"), "variations=many,2"]
     assert quote_numbers(arguments, tmp_path / "variations")[-1] == "variations='many','2'"
-    assert option_values(["-cd=a", "--config-dir", "b", "-cn", "c"], "--config-dir") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["-cd=a -m x=1 -cn c", "--config-d a y=--config-dir=z --config-name=c", "-cd b -cn=c -cd a"],
+)
+def test_options_are_read_as_hydra_reads_them(words):
+    assert chosen_files(words.split()) == {"--config-dir": "a", "--config-name": "c"}
 
 
 @pytest.mark.parametrize("quote", ["", "'", '"'])
