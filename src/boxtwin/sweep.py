@@ -115,7 +115,13 @@ def chosen_files(arguments: Sequence[str]) -> dict[str, str]:
 
 def typed() -> list[str]:
     """What was typed to get this job, to be kept with its result: Hydra's options that choose files, and overrides."""
-    return [*json.loads(os.environ.get(OPTIONS_VARIABLE, "[]")), *HydraConfig.get().overrides.task]
+    return [*json.loads(os.environ.get(OPTIONS_VARIABLE, "[]")), *_overrides()]
+
+
+def _overrides() -> list[str]:
+    """Of this job, as they were typed: with settings that name others, such as ``study=mine-${seed}``."""
+    plain: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return plain
 
 
 def hide_password(argument: str) -> str:
@@ -262,7 +268,7 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
     _note = None
     if sweep is not None:
         new = not (Path(hydra.runtime.output_dir) / RESULT_FILE).exists()
-        note = _note = _Note(sweep.note_of(hydra.overrides.task), _name_of(config), new=new)
+        note = _note = _Note(sweep.note_of(_overrides()), _name_of(config), new=new)
     reason, mendable, data = None, False, None
     known = sweep.data_error(_data_of(config)) if sweep is not None else None
     try:

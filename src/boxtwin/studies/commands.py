@@ -78,6 +78,7 @@ def overrides_of(settings: str) -> list[str]:
 def _value(text: str) -> object:
     """A setting's value from the text that a condition has of it (`boxtwin.studies.condition_values.flatten`)."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return text
+    return value if json.dumps(value) == text else text
