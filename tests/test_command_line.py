@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 
 from boxtwin.command_line import command_line, words_of
-from boxtwin.config.launch import hide_password, option_values, quote_numbers
+from boxtwin.config.launch import hide_password, quote_numbers
 
 ROOT = Path(__file__).parents[1]
 
@@ -116,7 +116,14 @@ def test_a_file_of_ones_own_is_an_option(tmp_path):
     (folder / "many.yaml").touch()
     arguments = ["--config-dir", str(tmp_path / "mine"), "variations=many,2"]
     assert quote_numbers(arguments, tmp_path / "variations")[-1] == "variations='many','2'"
-    assert option_values(["-cd=a", "--config-dir", "b", "-cn", "c"], "--config-dir") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["-cd=a -m x=1 -cn c", "--config-d a y=--config-dir=z --config-name=c", "-cd b -cn=c -cd a"],
+)
+def test_options_are_read_as_hydra_reads_them(words):
+    assert chosen_files(words.split()) == {"--config-dir": "a", "--config-name": "c"}
 
 
 def test_settings_of_the_readme_that_hold_expressions_reach_hydra_through_a_shell():

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import subprocess
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 
 from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import register
 from boxtwin.config.sweeper import asked, end_killed
-from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.interrupted import ended_if_stopped
+from boxtwin.tracking.mlflow_runs import Store, store_uri
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,23 +46,46 @@ def test_what_is_asked_for(key, one, other, same):
 def test_runs_of_killed_jobs_do_not_stay_running(tmp_path):
     """Those of this machine, that is: jobs elsewhere, and such as are at work, go on."""
     store = Store(uri=None, folder=tmp_path / "mlruns")
-    dead = subprocess.Popen(["true"])
-    dead.wait()
+    here = platform.node()
     cases = {
-        "killed": {"pid": dead.pid, "host": platform.node(), "ended": False},
-        "alive": {"pid": os.getppid(), "host": platform.node(), "ended": False},
-        "elsewhere": {"pid": dead.pid, "host": "another", "ended": False},
-        "ended": {"pid": dead.pid, "host": platform.node(), "ended": True},
+        "killed": {"host": here, "ended": False},
+        "alive": {"host": here, "ended": False},
+        "elsewhere": {"host": "another", "ended": False},
+        "ended": {"host": here, "ended": True},
     }
     runs = {}
     (tmp_path / "notes").mkdir()
     for name, note in cases.items():
         runs[name] = store.begin_cell(study="s", name=name, identity=name, params={}, tags={}).run_id
-        content = note | {"run_id": runs[name], "uri": store.uri}
-        (tmp_path / "notes" / f"{name}.json").write_text(json.dumps(content))
-    (tmp_path / "notes" / "early.json").write_text(
-        json.dumps({"pid": dead.pid, "host": platform.node(), "ended": False})
-    )
-    end_killed(tmp_path / "notes")
+        # Noted before MLflow had the run: without its id.
+        run = {"uri": store.uri, "study": "s", "identity": name, "lock": str(tmp_path / f"{name}.lock")}
+        (tmp_path / "notes" / f"{name}.json").write_text(json.dumps({**note, "run": run}))
+    other_study = store.begin_cell(study="t", name="killed", identity="killed", params={}, tags={}).run_id
+    (tmp_path / "notes" / "early.json").write_text(json.dumps({"host": here, "ended": False}))
+    with FileLock(tmp_path / "alive.lock"):
+        end_killed(tmp_path / "notes", patience=0.1)
     states = {name: store.client.get_run(run_id).info.status for name, run_id in runs.items()}
     assert states == {"killed": "KILLED", "alive": "RUNNING", "elsewhere": "RUNNING", "ended": "RUNNING"}
+    assert store.client.get_run(other_study).info.status == "RUNNING"
+
+
+def test_a_run_that_is_stopped_does_not_stay_running(tmp_path):
+    """Ctrl-C when MLflow has the run and nobody knows its id yet; a run that has ended is left as it is."""
+    folder = tmp_path / "mlruns"
+    uri = store_uri(None, folder)
+
+    def work(end: str | None, error: BaseException) -> None:
+        with ended_if_stopped(uri, "s", "a"):
+            store = Store(uri=None, folder=folder)
+            run = store.begin_cell(study="s", name="a", identity="a", params={}, tags={})
+            if end is not None:
+                store.end(run.run_id, end, "disk full")
+            raise error
+
+    with pytest.raises(KeyboardInterrupt), ended_if_stopped(uri, "s", "a"):
+        raise KeyboardInterrupt
+    assert not folder.exists()
+    for end, error, state in [(None, KeyboardInterrupt(), "KILLED"), ("FAILED", RuntimeError(), "FAILED")]:
+        with pytest.raises(type(error)):
+            work(end, error)
+        assert [run.info.status for run in Store(uri=None, folder=folder).cells("s")] == [state]

@@ -74,6 +74,11 @@ def test_what_breaks_down_is_tried_once_more_and_then_listed(sweep, launcher):
     assert f"{refused}:\n    a value is wrong\n    set another" in summary
 
 
+def test_a_setting_that_names_another_is_no_failure(sweep):
+    code, printed, attempts = sweep("seed=0,1 study=of-${seed} data='\\${seed}'")
+    assert (code, sorted(attempts.values())) == (0, [1, 1]), printed
+
+
 def test_what_is_wrong_with_a_data_set_is_found_once(sweep):
     plan = {f"s1-x0-none-yolov3_tiny_3l-seed{seed}": ["data"] * 4 for seed in range(2)}
     code, printed, attempts = sweep("seed=0,1 dataset.image_size=256,512 dataset.on_bad_box=error,clip", plan)

@@ -105,6 +105,13 @@ def test_seeds_do_not_get_below_the_images():
             "generator.a=1 generator=repeat labels=pseudo study=demo split=s2 variations=5 seed=0",
         ),
         ("", "none", {"variations": 0, "split": "s1"}, "study=demo split=s1 variations=0 seed=0"),
+        # A split that only the user's own file has stays as it was chosen; so does the plus of a setting that none has.
+        (
+            "--config-name=own split=mine split.train=9 +generator.a=1 seed=3",
+            "repeat generator.a=1",
+            {"split": None, "generator": "repeat generator.a=2"},
+            "--config-name=own split=mine split.train=9 generator=repeat +generator.a=2 study=demo variations=5 seed=0",
+        ),
     ],
 )
 def test_a_command_is_that_of_the_cell_with_what_changes(typed, typed_for, wanted, made):
@@ -126,6 +133,16 @@ def test_missing_seeds_come_with_the_number_that_holm_asks_for():
     gain = next(c for c in more if "what 10 variations (pixel_ddpm) bring on s2" in c.settles)
     assert gain.runs == 4
     assert gain.minutes == pytest.approx(2 * 4.0 + 2 * 3.0)
+
+
+def test_a_split_is_named_as_it_is():
+    """Its name may have a blank, as the settings have that tell conditions of one split apart."""
+    cells, _, figures = simulate([("my split", *rest) for split, *rest in FULL if split == "s2"], seeds=6)
+    cells = [replace(cell, overrides="") for cell in cells]
+    rows = condition_table(cells)
+    found = plan(cells, rows, contrasts(rows, figures), figures)
+    assert found
+    assert all("split='my split'" in command for each in found for command in each.command.split(" && "))
 
 
 def test_seeds_of_one_side_are_completed_first():

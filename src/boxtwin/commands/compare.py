@@ -81,7 +81,11 @@ def compare_study(config: DictConfig) -> Path:
         found = _report(cells, figures, evidence, copies, report, plan=config.plan)
     store.write_conditions(study, conditions(found.rows, found.contrasts, figures))
     run_id = store.begin_comparison(study=study)
-    store.log_files(run_id, [found.page, report / "comparison.csv", report / "curves.png"])
+    try:
+        store.log_files(run_id, [found.page, report / "comparison.csv", report / "curves.png"])
+    except BaseException as error:
+        store.end(run_id, "FAILED", f"{type(error).__name__}: {error}")
+        raise
     store.end(run_id, "FINISHED")
     view = save_view(store.client, store.experiment(study))
     _print(study, cells, found, view)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from boxtwin.command_line import quoted, setting
 from boxtwin.datasets.image_io import write_bytes_atomically
 from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector
 from boxtwin.detector.darknet_cfg import darknet_cfg
@@ -103,7 +104,7 @@ def _there(near: Path) -> str:
     if not found:
         return f"no finished cell lies in {folder}; python train.py trains one"
     more = f"\n  and {len(found) - LISTED} more" if len(found) > LISTED else ""
-    return "finished cells:" + "".join(f"\n  cell={path}" for path in found[:LISTED]) + more
+    return "finished cells:" + "".join(f"\n  {quoted(setting('cell', str(path)))}" for path in found[:LISTED]) + more
 
 
 def _size(path: Path) -> int:

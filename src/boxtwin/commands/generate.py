@@ -6,18 +6,19 @@ import json
 import logging
 import math
 import re
-import shlex
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
-from boxtwin.command_line import words_of
+from boxtwin.command_line import command_line, quoted, setting, words_of
+from boxtwin.config.launch import typed
+from boxtwin.config.schema import GenerateConfig
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation import overlays
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 SHEET_SOURCES, SHEET_VARIATIONS = 8, 3  # of a contact sheet
 # Settings of generate.py itself, and one of train.py: what a suggested command leaves out.
 _NOT_SUGGESTED = ("confirm", "budget", "regenerate", "rerun")
+_CHOSEN_ANYWAY = ("--config-name=config", "--config-name=generate")
 _NAMED = 5  # variations that a message names
 
 
@@ -50,6 +52,7 @@ def generate(config: DictConfig) -> None:
     # One line for every HTTP request would tear the progress bar to pieces.
     for name in ("httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    _add_own_settings(config)
     if config.regenerate is not None:
         _regenerate(config)
         return
@@ -78,6 +81,16 @@ def generate(config: DictConfig) -> None:
     )
     _check_usable(cell)
     _check_complete(cell, library)
+
+
+def _add_own_settings(config: DictConfig) -> None:
+    """Add what generate.py takes beyond a cell's settings to a configuration whose file is one for train.py."""
+    own = OmegaConf.structured(GenerateConfig)  # which checks the types
+    with open_dict(config):
+        for name in (each.name for each in fields(GenerateConfig) if each.default is not MISSING):
+            if name in config:
+                own[name] = config[name]
+            config[name] = own[name]
 
 
 def make(cell: Prepared) -> Made:
@@ -157,19 +170,14 @@ def command(config: DictConfig, *more: str) -> str:
     """The generate.py command that makes the variations of the configuration at hand."""
     given = [
         word
-        for word in words_of(list(HydraConfig.get().overrides.task))
-        if word.lstrip("+").split("=")[0] not in _NOT_SUGGESTED
+        for word in words_of(typed())
+        if word.lstrip("+").split("=")[0] not in _NOT_SUGGESTED and word not in _CHOSEN_ANYWAY
     ]
-    if not any(re.match(r"\+?variations(\.per_image)?=", override) for override in given):
-        given.append(f"variations={config.variations.per_image}")
-    # Settings may come from files in a folder of the user's own.
-    folders = [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
-    options = [word for folder in folders for word in ("--config-dir", folder)]
-    own = HydraConfig.get().job.config_name
-    if own not in ("config", "generate"):  # settings of the user's own, which know nothing of generate.py's
-        options.append(f"--config-name={own}")
-        more = tuple(f"+{word}" for word in more)
-    return shlex.join(("python", "generate.py", *options, *given, *more))
+    if not any(re.match(r"\+*variations(\.per_image)?=", word) for word in given):
+        given.append(setting("variations", config.variations.per_image))
+    if any(word.startswith("--config-name=") for word in given):  # its file may not know generate.py's own settings
+        more = tuple(f"++{word}" for word in more)
+    return command_line("generate.py", [*given, *more])
 
 
 def _library_of(cell: Prepared) -> Library:
@@ -279,7 +287,7 @@ def _generator_of(config: DictConfig, identity: dict[str, Any], training: Sequen
     if unlike:
         raise InputError(
             f"generator={name} as it is here differs from the one that made the store in {', '.join(unlike)}; say "
-            + " ".join(f"generator.{key}={json.dumps(recorded.get(key))}" for key in unlike)
+            + " ".join(quoted(setting(f"generator.{key}", recorded.get(key))) for key in unlike)
         )
     return generator
 

@@ -44,7 +44,8 @@ from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare
 from boxtwin.synthesis.store import Made
 from boxtwin.tracking.cell_logger import CellLogger
-from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, CellRun, Store
+from boxtwin.tracking.interrupted import ended_if_stopped
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, CellRun, Store, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
 from boxtwin.tracking.provenance import code_of, provenance, record_of, tags
 from boxtwin.tracking.run_folders import find_folder, own_folder, recorded_path
@@ -59,14 +60,15 @@ def run_cell(config: DictConfig) -> dict[str, float]:
     _quieten()
     cell = prepare(config)
     folder, identities = Path(HydraConfig.get().runtime.output_dir), (cell.identity, *cell.earlier_identities)
-    name = cell_name(config)
+    name, tracking = cell_name(config), Path(config.tracking.folder)
     # Of the folder, and of the cell: another study may be at the same one.
     waiting = f"{name}: another process is at it; waiting"
-    of_all_studies = Path(config.tracking.folder) / "cells" / f"{cell.identity}.lock"
-    with alone(folder / ".lock", waiting), alone(of_all_studies, waiting):
-        output = own_folder(folder, *identities)
-        store = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder))
+    of_all_studies = tracking / "cells" / f"{cell.identity}.lock"
+    begun = (store_uri(config.tracking.uri, tracking), config.study, cell.identity)
+    with alone(folder / ".lock", waiting), alone(of_all_studies, waiting), ended_if_stopped(*begun):
+        output, store = own_folder(folder, *identities), Store(uri=config.tracking.uri, folder=tracking)
         made_by, own_tags = _made_by(cell), _tags(cell, output)
+        note_run(*begun, of_all_studies)
         run = store.begin_cell(
             study=config.study,
             name=name,
@@ -75,7 +77,6 @@ def run_cell(config: DictConfig) -> dict[str, float]:
             params=flat_params(config),
             tags=own_tags,
         )
-        note_run(run.run_id, store.uri)
         again = run.finished and (config.rerun or not _is_whole(name, store, run, output, identities))
         if run.finished and not again:
             shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # of a process killed right after its end
@@ -101,7 +102,7 @@ def run_cell(config: DictConfig) -> dict[str, float]:
             _end(store, run.run_id, "KILLED", "stopped")
             raise KeyboardInterrupt from error
         if (output / DETECTOR_FILE).exists():
-            recorded = recorded_path(output, Path(config.tracking.folder))
+            recorded = recorded_path(output, tracking)
             store.tag(run.run_id, {NOTE_TAG: note(recorded, DETECTOR_FILE)})
         store.end(run.run_id, "FINISHED")
         # Not before: killed in between, the cell needs no new training.

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 from urllib.parse import unquote
 
-from hydra._internal.utils import run_and_report
+from hydra._internal.utils import get_args_parser, run_and_report
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -37,8 +37,6 @@ RESULT_FILE = "result.json"  # what a cell writes last
 ATTEMPTS = 2  # at a cell that breaks down
 SWEEP_VARIABLE = "BOXTWIN_SWEEP"
 _PLAIN = re.compile(r"(?P<key>\+?variations)=(?P<choices>(?:[\w.+-]|range\([^()]*\)|[\s,])*)")
-# Hydra's options that choose files, by their long names.
-_OPTIONS = {"--config-dir": "-cd", "--config-name": "-cn", "--config-path": "-cp"}
 OPTIONS_VARIABLE = "BOXTWIN_OPTIONS"
 _ADDRESS = re.compile(
     r"(?P<key>\+*tracking\.uri)=(?P<quote>[\"']?)(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@(?P<rest>.*)"
@@ -69,7 +67,8 @@ def quote_numbers(arguments: Sequence[str], options: Path) -> list[str]:
     ``options`` (conf/variations) get an option of their own.
     """
     quoted = []
-    folders = [options, *(Path(folder) / options.name for folder in option_values(arguments, "--config-dir"))]
+    own = chosen_files(arguments).get("--config-dir")
+    folders = [options] if own is None else [options, Path(own) / options.name]
     for argument in arguments:
         match = _PLAIN.fullmatch(argument)
         if match is None:
@@ -108,19 +107,22 @@ def _numbers(argument: str, word: str, folders: Sequence[Path]) -> list[str]:
     )
 
 
-def option_values(arguments: Sequence[str], option: str) -> list[str]:
-    """The values of one of Hydra's options, given as ``--name VALUE`` or ``--name=VALUE``, or by its short name."""
-    found = []
-    for place, argument in enumerate(arguments):
-        name, has_value, value = argument.partition("=")
-        if name in (option, _OPTIONS[option]) and (has_value or place + 1 < len(arguments)):
-            found.append(value if has_value else arguments[place + 1])
-    return found
+def chosen_files(arguments: Sequence[str]) -> dict[str, str]:
+    """The values of Hydra's options that choose files, by their long names, read as Hydra reads them."""
+    read = vars(get_args_parser().parse_args(list(arguments)))
+    named = {name: read[name.replace("-", "_")] for name in ("config-path", "config-dir", "config-name")}
+    return {f"--{name}": value for name, value in named.items() if value is not None}
 
 
 def typed() -> list[str]:
     """What was typed to get this job, to be kept with its result: Hydra's options that choose files, and overrides."""
-    return [*json.loads(os.environ.get(OPTIONS_VARIABLE, "[]")), *HydraConfig.get().overrides.task]
+    return [*json.loads(os.environ.get(OPTIONS_VARIABLE, "[]")), *_overrides()]
+
+
+def _overrides() -> list[str]:
+    """Of this job, as they were typed: with settings that name others, such as ``study=mine-${seed}``."""
+    plain: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return plain
 
 
 def hide_password(argument: str) -> str:
@@ -156,7 +158,7 @@ def launch(main: Callable[[], Any]) -> None:
     try:
         arguments = [hide_password(argument) for argument in sys.argv[1:]]
         sys.argv[1:] = quote_numbers(arguments, Path(sys.argv[0]).resolve().parent / "conf" / "variations")
-        options = [f"{option}={value}" for option in _OPTIONS for value in option_values(arguments, option)]
+        options = [f"{option}={value}" for option, value in chosen_files(sys.argv[1:]).items()]
         os.environ[OPTIONS_VARIABLE] = json.dumps(options)
         _run(main)
     except KeyboardInterrupt:
@@ -267,7 +269,7 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
     _note = None
     if sweep is not None:
         new = not (Path(hydra.runtime.output_dir) / RESULT_FILE).exists()
-        note = _note = _Note(sweep.note_of(hydra.overrides.task), _name_of(config), new=new)
+        note = _note = _Note(sweep.note_of(_overrides()), _name_of(config), new=new)
     reason, mendable, data = None, False, None
     known = sweep.data_error(_data_of(config)) if sweep is not None else None
     try:
@@ -337,10 +339,18 @@ class _Note:
         half.replace(self._path)
 
 
-def note_run(run_id: str, uri: str) -> None:
-    """Note the MLflow run of this job, for the sweep: it ends the run if this process is killed and cannot."""
+def note_run(uri: str, study: str, identity: str, lock: Path) -> None:
+    """Note, before it begins, the MLflow run of this job: the sweep ends it if this process is killed and cannot.
+
+    Args:
+        uri: address of the store.
+        study: of the run.
+        identity: of the run.
+        lock: held by whoever is at the run.
+    """
     if _note is not None:
-        _note.write(ended=False, reason=None, mendable=False, run_id=run_id, uri=uri)
+        run = {"uri": uri, "study": study, "identity": identity, "lock": str(lock.absolute())}
+        _note.write(ended=False, reason=None, mendable=False, run=run)
 
 
 def report_failures(outcomes: Sequence[Outcome]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -135,27 +136,20 @@ def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node._value()
 
 
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
-    return True
+def end_killed(notes: Path, patience: float = 5.0) -> None:
+    """End the runs of jobs of this machine that were killed: their processes can no longer do so.
 
-
-def end_killed(notes: Path) -> None:
-    """End the runs of jobs of this machine that were killed: their processes can no longer do so."""
+    Args:
+        notes: folder of the jobs' notes.
+        patience: seconds for a process that is being killed to be gone; a job that is at work keeps its run.
+    """
     for note in notes.glob("*.json"):
         content = json.loads(note.read_text())
-        if content["ended"] or "run_id" not in content or content["host"] != platform.node():
+        if content["ended"] or "run" not in content or content["host"] != platform.node():
             continue
-        if content["pid"] == os.getpid() or not _is_alive(content["pid"]):
-            from mlflow.tracking import MlflowClient  # late: --help and small sweeps must not wait for it
+        run = content["run"]
+        from boxtwin.tracking.interrupted import end_running  # late: --help and small sweeps must not wait for MLflow
 
-            with contextlib.suppress(Exception):  # a server that is gone must not hide why the sweep ended
-                client = MlflowClient(content["uri"])
-                if client.get_run(content["run_id"]).info.status == "RUNNING":
-                    client.set_tag(content["run_id"], "boxtwin.failure", "killed")
-                    client.set_terminated(content["run_id"], "KILLED")
+        # A server that is gone must not hide why the sweep ended.
+        with contextlib.suppress(Exception), FileLock(run["lock"], timeout=patience):
+            end_running(run["uri"], run["study"], run["identity"])

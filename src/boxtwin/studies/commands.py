@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from collections.abc import Sequence
 
-from boxtwin.command_line import command_line
+from boxtwin.command_line import command_line, setting
 
 REPLACED = ("split", "split.name", "split.train_size", "variations", "variations.per_image", "seed")
 
@@ -15,7 +17,7 @@ def command(
     typed_for: str,
     *,
     study: str,
-    split: str,
+    split: str | None,
     variations: int,
     generator: str,
     seeds: Sequence[int],
@@ -28,11 +30,15 @@ def command(
             takes it.
         typed_for: the generator of that cell, which may be none that was typed.
         study: for cells that did not say it.
-        split, variations, generator, seeds, size: of the new cells; ``size`` is split.train_size.
+        split, variations, generator, seeds, size: of the new cells; ``size`` is split.train_size, ``split`` None keeps
+            the split as it was typed, by name or in a file of settings.
     """
     overrides = shlex.split(typed)
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
+    # Settings that no file has are added with a plus.
+    pluses = dict(re.findall(r"^(\++)([^=]*)", override)[0][::-1] for override in overrides if override[0] == "+")
     chosen = choice(generator)
+    replaced = REPLACED if split is not None else REPLACED[2:]
     same = chosen[0] in (choice(typed_for)[0], *overrides)
     kept = []
     for key, override in zip(keys, overrides, strict=True):
@@ -40,14 +46,16 @@ def command(
         of_generator = key == "generator" or key.startswith("generator.")
         if key in (word.partition("=")[0] for word in chosen[1:]):
             continue
-        if key not in REPLACED and (not of_generator or (variations and same and key != "generator")):
+        if key not in replaced and (not of_generator or (variations and same and key != "generator")):
             kept.append(override)
     if variations:
-        kept += chosen
+        kept += [pluses.get(word.partition("=")[0], "") + word for word in chosen]
     if "study" not in keys:
-        kept.append(f"study={study}")
+        kept.append(setting("study", study))
     # A split that has a name only in a file of splits was chosen by its name.
-    kept += [f"split.name={split}" if "split.name" in keys else f"split={split}", f"variations={variations}"]
+    if split is not None:
+        kept.append(setting("split.name" if "split.name" in keys else "split", split))
+    kept.append(f"variations={variations}")
     if size is not None:
         kept.append(f"split.train_size={size}")
     kept.append(f"seed={','.join(map(str, seeds))}")
@@ -56,5 +64,21 @@ def command(
 
 def choice(generator: str) -> list[str]:
     """The overrides that choose a generator as `boxtwin.studies.conditions.Row.generator` names it."""
-    name, *settings = shlex.split(generator)
-    return [f"generator={name}", *(word for word in settings if not word.startswith("store="))]
+    name, *rest = re.split(r"\s(?='?(?:generator|labels|variations|store)[.=])", generator, maxsplit=1)
+    return [setting("generator", name), *overrides_of(" ".join(rest))]
+
+
+def overrides_of(settings: str) -> list[str]:
+    """The overrides that give the settings by which the name of a condition tells it from others."""
+    pairs = [word.partition("=") for word in shlex.split(settings)]
+    known = ("generator", "labels", "variations", "split")  # and not what follows from which images there are
+    return [setting(key, _value(text)) for key, _, text in pairs if key.split(".")[0] in known]
+
+
+def _value(text: str) -> object:
+    """A setting's value from the text that a condition has of it (`boxtwin.studies.condition_values.flatten`)."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if json.dumps(value) == text else text

@@ -316,16 +316,18 @@ class _Planner:
         """The command of some cells, from what was typed to get those that are most alike."""
         variations = like.variations if variations is None else variations
         generator = like.generator if generator is None else generator
-        donors = [cell for cell in self.cells if cell.run_id in self._runs_like(like, generator, variations)]
+        by_run = {cell.run_id: cell for cell in self.cells}
+        donors = [by_run[run] for run in self._runs_like(like, generator, variations)]
         donor = next((cell for cell in donors if cell.overrides), donors[0])
+        typed_there = donor.overrides and any(donor.run_id in row.runs for row in self.rows if row.split == like.split)
         size = like.train_size if size is None else size
-        split = like.split.split(" ")[0]  # without settings that tell it from others of the name
-        split = split if like.train_size is None else split.removesuffix(f"n{like.train_size}")
+        filed = by_run[like.runs[0]].split  # without settings that tell it from others of the name
+        split = filed if like.train_size is None else filed.removesuffix(f"n{like.train_size}")
         return command(
             donor.overrides,
             donor.generator,
             study=donor.study,
-            split=split,
+            split=None if typed_there else split,
             variations=variations,
             generator=generator,
             seeds=seeds,
@@ -333,9 +335,9 @@ class _Planner:
         )
 
     def _runs_like(self, like: Row, generator: str, variations: int) -> list[str]:
-        """Runs of the condition, those of the generator first, and without variations before others."""
+        """Runs of the condition and, with variations, the generator; those of the split first."""
         rows = [row for row in self.rows if row.condition == like.condition]
-        rows.sort(key=lambda row: (variations > 0 and row.generator != generator, row.variations > 0))
+        rows.sort(key=lambda row: row.split != like.split)
         same = [row for row in rows if row.generator == generator] if variations else []
         return [run for row in (same or [like]) for run in row.runs]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shlex
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
+from boxtwin.command_line import command_line
 from boxtwin.errors import InputError
 from boxtwin.tracking.moved_store import ARTIFACTS, follow
 
@@ -33,6 +33,7 @@ TAKEN_OVER_TAG = "boxtwin.taken_over_from"  # of a run whose result another stud
 CONDITION_TAG = "boxtwin.condition"  # what tells the conditions of a study apart
 FAILURE_TAG = "boxtwin.failure"  # why a run has not finished
 DATABASE = "mlflow.db"
+SQLITE = "sqlite:///"  # how the address of such a file begins
 MOST_METRICS = 1000  # of one call: MLflow's limit
 
 
@@ -42,7 +43,7 @@ def store_uri(uri: str | None, folder: Path) -> str:
 
 
 def _sqlite(file: Path) -> str:
-    return f"sqlite:///{file.resolve()}"
+    return f"{SQLITE}{file.resolve()}"
 
 
 def _make(file: Path) -> None:
@@ -115,11 +116,11 @@ class Store:
                 return str(self.client.create_experiment(study, artifact_location=location))
         if found.lifecycle_stage != "active":
             file = (self.folder if self.folder.is_absolute() else Path(os.path.relpath(self.folder))) / DATABASE
-            address = self.uri if self.is_server else f"sqlite:///{file}"
-            command = shlex.join(("mlflow", "experiments", "restore", "--experiment-id", str(found.experiment_id)))
+            address = self.uri if self.is_server else f"{SQLITE}{file}"
+            words = ("experiments", "restore", "--experiment-id", str(found.experiment_id))
             raise InputError(
                 f"study {study} was deleted in MLflow; choose another name (study=…), or bring it back:\n"
-                f"MLFLOW_TRACKING_URI={shlex.quote(address)} {command}"
+                + command_line("mlflow", words, MLFLOW_TRACKING_URI=str(address))
             )
         return str(found.experiment_id)
 

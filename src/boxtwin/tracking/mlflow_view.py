@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 
 from mlflow.tracking import MlflowClient
+
+from boxtwin.command_line import command_line, setting
 
 KEY = "boxtwin"
 COLUMNS = (
@@ -55,7 +56,7 @@ def note(output: str, detector: str) -> str:
         output: folder of the run, relative to the project's folder or absolute.
         detector: name of the detector's file there.
     """
-    command = shlex.join(("python", "export.py", f"cell={_hydra_value(output)}"))
+    command = command_line("export.py", [setting("cell", output)])
     # A fence longer than any in the text, so that the name of a folder cannot end it.
     fence = "`" * max(3, *(len(ticks) + 1 for ticks in ["", *re.findall("`+", command)]))
     # Short: the page folds away what follows the first lines.
@@ -63,13 +64,6 @@ def note(output: str, detector: str) -> str:
         "The detector and the command that exports it (ONNX, MLflow model), in the project's folder:\n"
         f"{fence}\n{output}/{detector}\n{command}\n{fence}\n"
     )
-
-
-def _hydra_value(text: str) -> str:
-    """A value in the grammar of Hydra's overrides: quoted unless it is of plain characters."""
-    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
-        return text
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"
 
 
 def save_view(client: MlflowClient, experiment_id: str) -> str:

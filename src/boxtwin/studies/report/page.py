@@ -14,11 +14,10 @@ import cv2
 import jinja2
 import numpy as np
 
-from boxtwin.command_line import command_line, relative
+from boxtwin.command_line import command_line, relative, setting
 from boxtwin.datasets.image_io import read_image, write_bytes_atomically
 from boxtwin.studies.cards import store_cards
 from boxtwin.studies.class_figures import class_figures
-from boxtwin.studies.commands import choice
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.conditions import FINISHED, Cell, Row, condition_table
 from boxtwin.studies.costs import costs, unattributed
@@ -138,9 +137,9 @@ def command_of(cell: Cell) -> tuple[str, bool]:
     if cell.overrides:
         return command_line("train.py", shlex.split(cell.overrides)), True
     parts = [
-        *(f"study={cell.study}", f"dataset={cell.dataset}", f"split={cell.split}", f"variations={cell.variations}"),
-        *(choice(cell.generator) if cell.variations else []),
-        *(f"detector={cell.detector}", f"seed={cell.seed}", f"trainer.steps={cell.steps}"),
+        *(setting(key, getattr(cell, key)) for key in ("study", "dataset", "split", "variations")),
+        *([setting("generator", cell.generator)] if cell.variations else []),
+        *(setting("detector", cell.detector), setting("seed", cell.seed), setting("trainer.steps", cell.steps)),
     ]
     return command_line("train.py", parts), False
 
@@ -148,8 +147,9 @@ def command_of(cell: Cell) -> tuple[str, bool]:
 def _commands(cells: Sequence[Cell]) -> list[tuple[str, bool]]:
     """What makes the finished cells and the page again."""
     finished = sorted((cell for cell in cells if cell.status == FINISHED), key=lambda cell: (cell.name, cell.run_id))
-    studies = [command_line("compare.py", [f"study={study}"]) for study in sorted({cell.study for cell in finished})]
-    return [*(command_of(cell) for cell in finished), *((command, True) for command in studies)]
+    studies = sorted({cell.study for cell in finished})
+    compared = [(command_line("compare.py", [setting("study", study)]), True) for study in studies]
+    return [*(command_of(cell) for cell in finished), *compared]
 
 
 def _facts(rows: Sequence[Row]) -> str:

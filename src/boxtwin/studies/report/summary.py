@@ -140,7 +140,7 @@ def _advice(
         seeds = f"{least} seeds" if least == most else f"{least} to {most} seeds"
         more = (
             f"run more seeds before you believe a difference in either direction; {seeds} in common are needed, and "
-            f"there {'is' if pairs == 1 else 'are'} {pairs}. compare.py plan=true says which runs tell most."
+            f"there {'is' if pairs == 1 else 'are'} {pairs}. compare.py with plan=true says which runs tell most."
         )
         return (
             f"first find a set-up that sees what real data is worth, with more steps perhaps; then {more}"
@@ -175,4 +175,4 @@ def _advice(
             f"leave these variations out and label more real images, which brought {percent(min(seen))} points of AP50 "
             f"where variations hardly bring more than {bound}."
         )
-    return "a gain may still be there; compare.py plan=true says which runs would tell most."
+    return "a gain may still be there; compare.py with plan=true says which runs would tell most."

@@ -1,0 +1,279 @@
+"""Printed commands, pasted into real shells: programs get the very words, and Hydra the very values, that are meant.
+
+Programs are replaced by one that writes down what it is given. Values are such as people have, and such as would make a
+shell do something else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from boxtwin.command_line import command_line, quoted, setting
+from boxtwin.commands import generate as generation
+from boxtwin.commands.compare import cells_in
+from boxtwin.commands.export import export_detector
+from boxtwin.config.launch import OPTIONS_VARIABLE
+from boxtwin.config.schema import register
+from boxtwin.errors import InputError
+from boxtwin.studies.commands import command
+from boxtwin.studies.condition_values import as_overrides, flatten
+from boxtwin.studies.conditions import Cell
+from boxtwin.studies.report.page import _commands, command_of
+from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.mlflow_view import note
+
+ROOT = Path(__file__).parents[1]
+HOSTILE = (
+    *("a b", " a ", "it's", 'say "x"', "'q'", "$HOME", "${seed}", "$(touch PWNED)", "`touch PWNED`", "a;touch PWNED"),
+    *("a&&touch PWNED", "a|touch PWNED", ">PWNED", "back\\slash", "end\\", "\\'", "(a)", "^([^_]+)_", "[1,2]", "{a:b}"),
+    *("k=v", "a,b", "größe", "細胞", "#x", "wow!!", "*", "~", "-m", "null", "true", "1e3", "0012", "a:b", "%d", "a@b"),
+    "\ta",
+)
+# With `!` for the history, as it is where people type.
+SHELLS = {"sh": (["sh"], ""), "bash": (["bash", "--norc"], "set -o history; set -H\n")}
+# Writes down what it is given, and MLflow's variable.
+STUB = """#!/bin/sh
+printf '%s\\0' "$MLFLOW_TRACKING_URI" "${0##*/}" "$@" END >> "$WORDS"
+"""
+Pasted = Callable[[str], list[tuple[str, list[str]]]]
+
+
+@pytest.fixture(params=SHELLS)
+def paste(request: pytest.FixtureRequest, tmp_path: Path) -> Pasted:
+    """Pastes a line into a shell: for each program that it starts, MLflow's variable and what it is given."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name in ("python", "mlflow"):
+        (folder / name).write_text(STUB)
+        (folder / name).chmod(0o755)
+    program, first = SHELLS[request.param]
+
+    def paste(line: str) -> list[tuple[str, list[str]]]:
+        here, words = tmp_path / "here", tmp_path / "words"
+        here.mkdir(exist_ok=True)
+        words.write_text("")
+        environment = {
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "WORDS": str(words),
+            "LC_ALL": "C.UTF-8",
+            "HOME": "/home/me",
+        }
+        done = subprocess.run(
+            program, input=f"{first}{line}\n", cwd=here, env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, list(here.iterdir())) == (0, []), done.stderr
+        given = words.read_text().split("END\0")[:-1]
+        return [(uri, rest) for uri, *rest in (each.split("\0")[:-1] for each in given)]
+
+    return paste
+
+
+def given_to(pasted: list[tuple[str, list[str]]], *start: str) -> list[list[str]]:
+    """What each program is given after the start, which is the same for all."""
+    assert all(tuple(words[: len(start)]) == start for _, words in pasted)
+    return [words[len(start) :] for _, words in pasted]
+
+
+def values(words: list[str]) -> dict[str, Any]:
+    """What Hydra makes of words: its options that choose files, and the value of each override."""
+    read = get_args_parser().parse_args(words)
+    found = {name: getattr(read, name) for name in ("config_dir", "config_name") if getattr(read, name)}
+    for override in OverridesParser.create().parse_overrides(read.overrides):
+        found[override.get_key_element()] = as_configured(override.value())
+    return found
+
+
+def as_configured(value: Any) -> Any:
+    """A value that Hydra has parsed, as OmegaConf gives it to the product."""
+    return OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)["value"]
+
+
+texts = st.text(st.sampled_from("ab1.e_-/\\'\"${}()[],:=;~+@#%&*?!|<> \t\né`^"), max_size=12) | st.sampled_from(HOSTILE)
+anything = st.recursive(
+    texts | st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b_c"]), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(anything)
+@settings(max_examples=300, deadline=None)
+def test_values_of_every_kind(value: Any) -> None:
+    """Whatever the value, Hydra gets it from the words that a shell makes of the line."""
+    (word,) = shlex.split(quoted(setting("key", value)))
+    (override,) = OverridesParser.create().parse_overrides([word])
+    got = as_configured(override.value())
+    assert (got, type(got)) == (value, type(value))
+
+
+def test_words_of_every_kind(paste: Pasted) -> None:
+    lines = [command_line("train.py", [word]) for word in HOSTILE]
+    assert given_to(paste("\n".join(lines)), "python", "train.py") == [[word] for word in HOSTILE]
+
+
+def run_with(folder: Path, overrides: list[str], **params: Any) -> Cell:
+    """A finished run as `compare.py` reads it from its folder."""
+    names = {
+        "dataset": "d",
+        "split": "s1",
+        "variations": 2,
+        "generator": "repeat",
+        "detector": "x",
+        "seed": 0,
+        "steps": 1,
+    }
+    metrics = {"test/map": 0.4, "test/map_50": 0.7, "test/count_mae": 1.0}
+    result = {"study": params.pop("study", "s"), "params": names | params, "metrics": metrics, "data": {}}
+    (folder / "one").mkdir(parents=True, exist_ok=True)
+    (folder / "one" / "result.json").write_text(json.dumps(result | {"overrides": overrides}))
+    (cell,) = cells_in(folder)
+    return cell
+
+
+def typed(value: str) -> list[str]:
+    """What somebody typed with this value wherever it fits, as a run keeps it."""
+    return [
+        *(f"--config-dir={value}", f"--config-name={value}", setting("dataset.name", value)),
+        *(setting("dataset.group_by", value), setting("+generator.sketch", value), "variations='2'", "seed=0"),
+    ]
+
+
+def meant(value: str) -> dict[str, Any]:
+    """What Hydra is to make of it."""
+    options = {"config_dir": value, "config_name": value, "dataset.name": value, "dataset.group_by": value}
+    return {**options, "+generator.sketch": value, "variations": 2, "seed": 0}
+
+
+def test_making_a_run_again(tmp_path: Path, paste: Pasted) -> None:
+    lines = [command_of(run_with(tmp_path / "runs", typed(value)))[0] for value in HOSTILE]
+    assert [values(words) for words in given_to(paste("\n".join(lines)), "python", "train.py")] == [
+        *map(meant, HOSTILE)
+    ]
+
+
+def test_making_a_run_again_of_which_little_is_known(tmp_path: Path, paste: Pasted) -> None:
+    keys = ("study", "dataset", "split", "generator", "detector")
+    lines = [command_of(run_with(tmp_path / "runs", [], **dict.fromkeys(keys, value)))[0] for value in HOSTILE]
+    for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "train.py"), strict=True):
+        assert values(words) == {**dict.fromkeys(keys, value), "variations": 2, "seed": 0, "trainer.steps": 1}
+
+
+def test_comparing_again(tmp_path: Path, paste: Pasted) -> None:
+    lines = [_commands([run_with(tmp_path / "runs", [], study=value)])[-1][0] for value in HOSTILE]
+    for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "compare.py"), strict=True):
+        assert values(words) == {"study": value}
+
+
+def test_what_to_run_next(paste: Pasted) -> None:
+    lines = []
+    for value in HOSTILE:
+        # The name of a condition, in which a setting of its generator tells it from another.
+        generator = f"repeat {as_overrides(flatten({'generator': {'sketch': value, 'crops': [1, None]}}))}"
+        new = {"study": value, "split": value, "variations": 5, "generator": generator, "seeds": [3, 4], "size": None}
+        lines.append(command(shlex.join(typed(value)), "repeat", **new))
+    for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "train.py", "-m"), strict=True):
+        seeds = [word for word in words if word.startswith("seed=")]
+        found = values([word for word in words if word not in seeds])
+        sketch = found.pop("+generator.sketch")
+        assert seeds == ["seed=3,4"]
+        # A name does not tell these words from their text.
+        assert sketch == {"null": None, "true": True}.get(value, value)
+        expected = {key: each for key, each in meant(value).items() if key not in ("seed", "+generator.sketch")}
+        rest = {"study": value, "split": value, "variations": 5, "generator": "repeat", "generator.crops": [1, None]}
+        assert found == expected | rest
+
+
+def test_exporting(paste: Pasted) -> None:
+    lines = [
+        next(line for line in note(f"multirun/{value}/run", "d").splitlines() if line.startswith("python"))
+        for value in HOSTILE
+    ]
+    for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "export.py"), strict=True):
+        assert values(words) == {"cell": f"multirun/{value}/run"}
+
+
+def test_cells_that_an_error_lists(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = {f"multirun/s/{value}" for value in HOSTILE}
+    for folder in folders:
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "detector.safetensors").touch()
+    monkeypatch.setattr("boxtwin.commands.export.LISTED", len(HOSTILE))
+    with pytest.raises(InputError) as caught:
+        export_detector(OmegaConf.create({"cell": "???"}))
+    lines = str(caught.value).partition("finished cells:\n  ")[2].split("\n  ")
+    pasted = paste("\n".join(f"python export.py {line}" for line in lines))
+    assert {values(words)["cell"] for words in given_to(pasted, "python", "export.py")} == folders
+
+
+def test_bringing_an_experiment_back(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = "../my $HOME `id` 'runs'; \"é\" (a) [b]&!!"
+    store = Store(uri=None, folder=Path(folder))
+    number = store.experiment("s")
+    store.client.delete_experiment(number)
+    with pytest.raises(InputError) as caught:
+        store.experiment("s")
+    ((uri, words),) = paste(str(caught.value).splitlines()[-1])
+    assert uri == f"sqlite:///{folder}/mlflow.db"
+    assert words == ["mlflow", "experiments", "restore", "--experiment-id", number]
+
+
+@contextmanager
+def configurations() -> Iterator[None]:
+    """What Hydra and OmegaConf know while a script runs."""
+    register()
+    try:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            yield
+    finally:
+        HydraConfig.instance().cfg = None
+
+
+@pytest.mark.parametrize("name", ["config", "generate", "own"])
+def test_making_variations(name: str, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that generate.py, or train.py, offers has what was typed, and is one that generate.py takes."""
+    folder = "my conf; 'touch' \"$HOME\" `id`!! \\"
+    monkeypatch.setenv(OPTIONS_VARIABLE, json.dumps([f"--config-dir={folder}", f"--config-name={name}"]))
+    hostile = {f"+generator.k{number}": value for number, value in enumerate(HOSTILE)}
+    overrides = ["study=of-${seed}", *(setting(key, value) for key, value in hostile.items())]
+    with configurations():
+        config = compose("config", [*overrides, "rerun=true"], return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        line = generation.command(config, "budget=0.5", "confirm=true")
+    (words,) = given_to(paste(line), "python", "generate.py")
+    words.remove("study=of-${seed}")  # as it was typed
+    plus = "++" if name == "own" else ""
+    more = {"variations": 0, f"{plus}budget": 0.5, f"{plus}confirm": True}
+    chosen = {"config_name": name} if name == "own" else {}
+    assert values(words) == {"config_dir": folder, **chosen, **hostile, **more}
+
+
+def test_generate_takes_settings_of_train() -> None:
+    """A file that knows nothing of what generate.py takes beyond a cell's settings."""
+    with configurations():
+        plain = compose("config")
+        with pytest.raises(InputError, match="variations=0"):
+            generation.generate(plain)
+        assert (plain.confirm, plain.budget, plain.regenerate) == (False, None, None)
+        told = compose("config", ["++confirm=no", "++budget=1"])
+        with pytest.raises(InputError, match="variations=0"):
+            generation.generate(told)
+        assert (told.confirm, told.budget) == (False, 1.0)
