@@ -35,15 +35,15 @@ COMMAND = re.compile(
 )
 # What of the user's is in a command: by file and function, and the test in test_pasted_commands that pastes it.
 PRODUCERS = {
-    "export._there": "test_cells_that_an_error_lists",
-    "generation.command": "test_making_variations",
-    "generation._generator_of": "test_values_of_every_kind",
-    "studies.collect._cell_in": "test_making_a_run_again",  # kept, and printed by the report
-    "studies.collect._cell": "test_making_a_run_again",
+    "commands.export._there": "test_cells_that_an_error_lists",
+    "commands.generate.command": "test_making_variations",
+    "commands.generate._generator_of": "test_values_of_every_kind",
+    "commands.compare._cell_in": "test_making_a_run_again",  # kept, and printed by the report
+    "commands.compare._cell": "test_making_a_run_again",
     "studies.commands.command": "test_what_to_run_next",
     "studies.condition_values.as_overrides": "test_what_to_run_next",  # a name, of which a command is made
-    "studies.report.command_of": "test_making_a_run_again",
-    "studies.report._commands": "test_comparing_again",
+    "studies.report.page.command_of": "test_making_a_run_again",
+    "studies.report.page._commands": "test_comparing_again",
     "tracking.mlflow_runs.experiment": "test_bringing_an_experiment_back",
     "tracking.mlflow_view.note": "test_exporting",
 }

@@ -1,5 +1,7 @@
 """The errors that a person is meant to read."""
 
+import sys
+
 
 class InputError(ValueError):
     """Something the user gave is wrong: data, a setting, a file.
@@ -14,3 +16,18 @@ class DataError(InputError):
 
 class WriteError(InputError):
     """A disk or a folder does not take a file: full, read-only, closed. Trying again later may go well."""
+
+
+def unanswered(error: BaseException) -> str | None:
+    """One line for a request that a server did not answer, found among the causes; None for any other error."""
+    requests = sys.modules.get("requests")  # nothing was asked of a server where nobody has imported it
+    seen: BaseException | None = error
+    while requests is not None and seen is not None:
+        if isinstance(seen, requests.ConnectionError | requests.Timeout):
+            url = getattr(seen.request, "url", None) or "a server"
+            return (
+                f"{url} does not answer ({type(seen).__name__}). Start it, or wait until it can be reached, and "
+                "give the same command again: what was computed is kept"
+            )
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -1,12 +1,16 @@
+import socket
 from pathlib import Path
 
 import hydra
 import pytest
 from hydra import compose, initialize_config_dir
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from boxtwin.config.identity import cell_name, defining_values, setting_hash, short_hash
 from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import register
+from boxtwin.errors import unanswered
 from boxtwin.synthesis.ddpm.model import ModelSettings
 from boxtwin.synthesis.generator import Generator
 
@@ -129,3 +133,17 @@ def test_every_generator_is_built_with_and_without_the_experiment(composed, gene
     made = hydra.utils.instantiate(arguments, _convert_="all")
     assert isinstance(made, Generator)
     assert made.name == config.generator.name == generator
+
+
+def test_a_server_that_stops_answering_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(MlflowException) as caught:
+        MlflowClient(tracking_uri=address).log_param("0" * 32, "a", 1)
+    said = unanswered(caught.value)
+    assert said is not None
+    assert said.startswith(address)
+    assert "\n" not in said
+    assert unanswered(MlflowException("of another kind")) is None

@@ -17,7 +17,6 @@ from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig
 
 from boxtwin.command_line import words_of
-from boxtwin.commands.reuse import mend
 from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.files import check_name
@@ -182,6 +181,8 @@ def with_evidence(
 
 def bring_back(store: Store, temporary: Path, cell: Cell) -> Evidence | None:
     """The evidence of a cell as MLflow has it, put in the place of the damaged files; None if it has none."""
+    from boxtwin.commands.reuse import mend  # late: it reads detectors, and comparing needs no torch otherwise
+
     copy, folder = temporary / cell.run_id, Path(cell.output_dir)
     try:
         store.fetch_files(cell.run_id, EVIDENCE_FILES, copy)

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.config.identity import cell_name, short_hash
 from boxtwin.config.schema import VariationsConfig, register
-from boxtwin.errors import DataError, InputError
+from boxtwin.errors import DataError, InputError, unanswered
 from boxtwin.files import check_name, refusal
 
 log = logging.getLogger(__name__)
@@ -280,8 +280,9 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
     except Exception as error:
         refused = refusal(error)  # a disk may have room again when the sweep tries once more
         mendable = isinstance(error, InputError) and refused is None
-        reason = str(refused or error) if mendable or refused else f"{type(error).__name__}: {error}"
-        if not (mendable or refused):
+        away = None if mendable or refused else unanswered(error)
+        reason = away or (str(refused or error) if mendable or refused else f"{type(error).__name__}: {error}")
+        if not (mendable or refused or away):
             log.error("%s", traceback.format_exc())
         if note is None:
             if hydra.mode == RunMode.MULTIRUN:
