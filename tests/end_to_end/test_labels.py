@@ -122,14 +122,14 @@ def test_a_labelling_detector_is_the_cell_without_variations_and_trained_once(co
     # A damaged one is named, and trained again, or replaced by that of the cell's own run.
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
-    labelling.make_judge(with_some)
+    label_detectors.make_judge(with_some)
     assert str(path) in caplog.text
     assert caplog.text.count("on the 6 real training images alone") == 2
     again = read_detector(path).module.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in detector.module.state_dict().items())
     Path("own.safetensors").write_bytes(whole)
     path.write_bytes(whole[:100])
-    labelling.keep_detector(alone, Path("own.safetensors"))
+    label_detectors.keep_detector(alone, Path("own.safetensors"))
     assert path.read_bytes() == whole
 
 
