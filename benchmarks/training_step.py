@@ -35,11 +35,7 @@ def bare_step(cell: Prepared, module: DetectorModule, batch: Batch) -> Callable[
     batch = Batch(*(tensor.to(device) for tensor in batch))
 
     def autocast() -> AbstractContextManager[object]:
-        return torch.autocast(
-            device,
-            torch.bfloat16,
-            enabled=cell.precision == "bf16-mixed",
-        )
+        return torch.autocast(device, torch.bfloat16, enabled=cell.precision == "bf16-mixed")
 
     def step() -> None:
         optimizer.zero_grad()
@@ -119,11 +115,7 @@ def main() -> None:
             "averaging weights": repeated(few, lambda: average.update_parameters(module)),
             "clipping gradients": repeated(few, lambda: nn.utils.clip_grad_norm_(module.parameters(), 10.0)),
         }
-        with torch.autocast(
-            "cpu",
-            torch.bfloat16,
-            enabled=cell.precision == "bf16-mixed",
-        ):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cell.precision == "bf16-mixed"):
             validation = repeated(1, lambda: [module.detect(batch) for batch in looked_at])
     rows: list[tuple[str, float, float, float, float]] = []
 

@@ -7,6 +7,7 @@ shell do something else.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -20,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -106,13 +107,14 @@ def as_configured(value: Any) -> Any:
 
 texts = st.text(st.sampled_from("ab1.e_-/\\'\"${}()[],:=;~+@#%&*?!|<> \t\né`^"), max_size=12) | st.sampled_from(HOSTILE)
 anything = st.recursive(
-    texts | st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+    texts | st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b_c"]), inner, max_size=2),
     max_leaves=4,
 )
 
 
 @given(anything)
+@example([math.inf, -math.inf])
 @settings(max_examples=300, deadline=None)
 def test_values_of_every_kind(value: Any) -> None:
     """Whatever the value, Hydra gets it from the words that a shell makes of the line."""

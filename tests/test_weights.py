@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -81,11 +84,11 @@ def test_a_damaged_file_is_named_once_and_makes_room(tmp_path: Path, caplog: pyt
 @pytest.mark.parametrize("harm", ["cut", "flipped", "text"])
 def test_a_damaged_state_counts_as_none(tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "state.pt"
-    assert load_state(path, "cpu") is None
+    assert load_state(path) is None
     assert not caplog.records
     weights = torch.arange(1000.0)
     save_state({"step": 3, "net": {"a": weights}}, path)
-    state = load_state(path, "cpu")
+    state = load_state(path)
     assert state is not None
     assert state["step"] == 3
     assert torch.equal(state["net"]["a"], weights)
@@ -93,5 +96,32 @@ def test_a_damaged_state_counts_as_none(tmp_path: Path, harm: str, caplog: pytes
     flipped = bytearray(whole)
     flipped[whole.index(weights.numpy().tobytes()) + 2001] ^= 2
     path.write_bytes({"cut": whole[: len(whole) // 2], "flipped": flipped, "text": b"no archive"}[harm])
-    assert load_state(path, "cpu") is None
+    assert load_state(path) is None
     assert str(path) in caplog.text
+
+
+@contextmanager
+def no_file_can_be_opened() -> Iterator[None]:
+    """As many files are open as this process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as opened:
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        first = opened.enter_context(Path("/dev/null").open())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first.fileno() + 1, hard))
+        try:
+            while True:
+                opened.enter_context(Path("/dev/null").open())
+        except OSError:
+            yield
+
+
+def test_what_cannot_be_read_now_is_kept(tmp_path: Path) -> None:
+    """It may be whole: only what is known to be damaged is learnt again."""
+    weights, state = tmp_path / "w.safetensors", tmp_path / "state.pt"
+    write_weights(weights, TENSORS, ABOUT)
+    save_state({"step": 3}, state)
+    for use, path in ((are_usable, weights), (load_state, state)):
+        with no_file_can_be_opened(), pytest.raises(InputError, match="cannot be read: Too many open files"):
+            use(path)
+    assert are_usable(weights)
+    assert load_state(state) == {"step": 3}

@@ -69,7 +69,7 @@ def _in_hydra(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_in_hydra, value)) + "]"
     if not isinstance(value, str):
-        return json.dumps(value)
+        return json.dumps(value).replace("Infinity", "inf")
     if _BARE.fullmatch(value):
         return value
     # Interpolations are escaped for OmegaConf, which then takes a backslash before them for an escape too.

@@ -19,7 +19,11 @@ class WriteError(InputError):
 
 
 def unanswered(error: BaseException) -> str | None:
-    """One line for a request that a server did not answer, found among the causes; None for any other error."""
+    """One line for a request that a server did not answer, found among the causes; None for any other error.
+
+    An error that came up while that of a request was handled is another error, unless it is MLflow's: MLflow does not
+    name causes.
+    """
     requests = sys.modules.get("requests")  # nothing was asked of a server where nobody has imported it
     seen: BaseException | None = error
     while requests is not None and seen is not None:
@@ -29,5 +33,6 @@ def unanswered(error: BaseException) -> str | None:
                 f"{url} does not answer ({type(seen).__name__}). Start it, or wait until it can be reached, and "
                 "give the same command again: what was computed is kept"
             )
-        seen = seen.__cause__ or seen.__context__
+        is_mlflows = type(seen).__module__.startswith("mlflow.")
+        seen = seen.__cause__ or (seen.__context__ if is_mlflows else None)
     return None

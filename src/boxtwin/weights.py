@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import zipfile
 from collections.abc import Mapping
@@ -19,6 +20,10 @@ from boxtwin.files import whole_file
 log = logging.getLogger(__name__)
 
 CHECKSUM = "sha256"  # in the metadata: of all tensors and the rest of the metadata; older files have none
+
+
+class DamagedError(InputError):
+    """The content of a file is damaged, so that it has to be made again."""
 
 
 def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> None:
@@ -39,31 +44,39 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors and the metadata of a safetensors file.
 
     Raises:
-        InputError: the file cannot be read, is no safetensors file, is damaged, or has weights that are not finite.
+        InputError: the file cannot be read.
+        DamagedError: it is no safetensors file, is damaged, or has weights that are not finite.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with (
+            path.open("rb"),
+            safe_open(path, framework="pt") as file,
+        ):  # safetensors takes every error for a missing file
             about = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
-        raise InputError(f"{path} is no safetensors file, or is cut off: {error}") from None
+        raise DamagedError(f"{path} is no safetensors file, or is cut off: {error}") from None
     checksum = about.pop(CHECKSUM, None)
     if checksum is not None and checksum != _digest(tensors, about):
-        raise InputError(f"{path} is damaged: its content does not have the checksum that was written with it")
+        raise DamagedError(f"{path} is damaged: its content does not have the checksum that was written with it")
     if bad := _not_finite(tensors):
-        raise InputError(f"{path} is damaged: {bad:,} of its weights are not finite (NaN or infinite)")
+        raise DamagedError(f"{path} is damaged: {bad:,} of its weights are not finite (NaN or infinite)")
     return tensors, about
 
 
 def are_usable(path: Path) -> bool:
-    """Whether the weights are there and whole; damaged ones are named in the log and removed, to be learnt again."""
+    """Whether the weights are there and whole; damaged ones are named in the log and removed, to be learnt again.
+
+    Raises:
+        InputError: the file is there and cannot be read: that says nothing of its content, and it is kept.
+    """
     if not path.exists():
         return False
     try:
         read_weights(path)
-    except InputError as error:
+    except DamagedError as error:
         log.warning("%s; it is learnt again", error)
         path.unlink()
         return False
@@ -80,16 +93,27 @@ def save_state(state: dict[str, Any], path: Path) -> None:
         torch.save(state, temporary)
 
 
-def load_state(path: Path, device: torch.device | str) -> dict[str, Any] | None:
-    """What `save_state` saved; None if there is nothing, or it is damaged, which the log says."""
+def load_state(path: Path) -> dict[str, Any] | None:
+    """What `save_state` saved, in main memory; None if there is nothing, or it is damaged, which the log says.
+
+    Raises:
+        InputError: the file is there and cannot be read: that says nothing of its content, and it is kept.
+    """
     try:
-        # PyTorch's files are zip archives, which keep a CRC-32 of each member; PyTorch itself does not check it.
-        with zipfile.ZipFile(path) as archive:
-            if (member := archive.testzip()) is not None:
-                raise ValueError(f"the checksum of {member} is wrong")
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        content = io.BytesIO(path.read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    try:
+        # PyTorch's files are zip archives, which keep a CRC-32 of each member; PyTorch itself does not check it.
+        with zipfile.ZipFile(content) as archive:
+            if (member := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {member} is wrong")
+        content.seek(0)
+        state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a zip reader or an unpickler meets in bytes that are not theirs
         log.warning("%s is damaged (%s); the training begins again", path, " ".join(str(error).split())[:200])
         path.unlink()

@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from boxtwin.config.identity import FIRST_MODULES, defining_values, short_hash
+from boxtwin.config.identity import FIRST_PLACES, defining_values, place_now, short_hash
 from boxtwin.config.schema import register
+from boxtwin.run.build import make_generator
+from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 
 ROOT = Path(__file__).parents[2]
 GENERATORS = sorted(path.stem for path in (ROOT / "conf" / "generator").glob("*.yaml"))
@@ -36,9 +38,21 @@ def test_runs_keep_their_hash_when_modules_move(generator: str) -> None:
     assert short_hash(values) == RECORDED[generator]
 
 
-def test_every_generator_has_a_recorded_module() -> None:
+def test_every_generator_is_found_where_it_was_and_is() -> None:
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        targets = {name: compose("config", [f"generator={name}"]).generator._target_ for name in GENERATORS}
-    moved = {target for target in targets.values() if not target.startswith("boxtwin.synthesis.controls.")}
-    assert {target.rpartition(".")[2] for target in moved} == set(FIRST_MODULES)
+        targets = {compose("config", [f"generator={name}"]).generator._target_ for name in GENERATORS}
+    moved = {f"boxtwin.synthesis.{now}": f"boxtwin.synthesis.{first}" for now, first in FIRST_PLACES.items()}
+    assert {target for target in targets if ".controls." not in target} == set(moved)
+    assert {place_now(first) for first in moved.values()} == set(moved)
+    assert {place_now(target) for target in targets} == targets
+    assert place_now("mine.Folder") == "mine.Folder"
+
+
+def test_a_file_of_an_older_version_builds_its_generator_as_the_same_run() -> None:
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        first = "boxtwin.synthesis.pixel_ddpm.PixelDDPM"
+        config = compose("config", ["generator=pixel_ddpm", "variations='2'", f"generator._target_={first}"])
+    assert isinstance(make_generator(config), PixelDDPM)
+    assert short_hash(defining_values(config)) == RECORDED["pixel_ddpm"]

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+import requests
 from hydra import compose, initialize_config_dir
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -147,3 +148,12 @@ def test_a_server_that_stops_answering_is_told_in_one_line(monkeypatch: pytest.M
     assert said.startswith(address)
     assert "\n" not in said
     assert unanswered(MlflowException("of another kind")) is None
+
+
+def test_a_fault_in_dealing_with_a_server_that_is_away_is_a_fault() -> None:
+    """Its traceback is wanted, not the advice to wait."""
+    fault = KeyError("nothing")
+    fault.__context__ = requests.ConnectionError()  # which was being handled
+    assert unanswered(fault) is None
+    fault.__cause__ = fault.__context__
+    assert unanswered(fault) is not None

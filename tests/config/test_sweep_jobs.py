@@ -7,12 +7,14 @@ import platform
 from pathlib import Path
 
 import pytest
+import requests
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 
 from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import register
 from boxtwin.config.sweeper import asked, end_killed
+from boxtwin.errors import InputError
 from boxtwin.tracking.interrupted import ended_if_stopped
 from boxtwin.tracking.mlflow_runs import Store, store_uri
 
@@ -89,3 +91,15 @@ def test_a_run_that_is_stopped_does_not_stay_running(tmp_path):
         with pytest.raises(type(error)):
             work(end, error)
         assert [run.info.status for run in Store(uri=None, folder=folder).cells("s")] == [state]
+
+
+def test_a_server_that_is_away_is_asked_no_more(tmp_path, monkeypatch):
+    """By default MLflow takes four minutes to give up each question."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    questions = []
+    send = requests.Session.send
+    monkeypatch.setattr(requests.Session, "send", lambda *args, **more: questions.append(args) or send(*args, **more))
+    uri = "http://127.0.0.1:9"
+    with pytest.raises(InputError, match="does not answer"), ended_if_stopped(uri, "s", "a"):
+        Store(uri=uri, folder=tmp_path)
+    assert len(questions) == 1

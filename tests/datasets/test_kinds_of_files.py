@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import tifffile
 from PIL import Image
 
 from boxtwin.datasets.image_io import as_grey, decode_image
+from boxtwin.datasets.inspection import inspect_image
 from boxtwin.datasets.reading import Reading
 
 MakeCoco = Callable[..., Any]
@@ -96,6 +98,20 @@ def test_alpha_is_in_the_digest_only_where_it_matters(make_coco: MakeCoco, alpha
     (built.images / "S00_0.tif").write_bytes(content)
     (sample,) = built.read().samples
     assert (sample.sha256 == hashlib.sha256(content).hexdigest()) == same
+
+
+@pytest.mark.parametrize(
+    ("pages", "reading", "how"),
+    [(2, Reading(page=0), ""), (1, Reading(channels=(2, 1, 0)), "[0, [2, 1, 0]]")],
+)
+def test_alpha_is_not_in_the_digest_of_files_that_it_never_darkened(
+    tmp_path: Path, pages: int, reading: Reading, how: str
+) -> None:
+    """Those that tifffile reads: their pixels, and so their runs, are the same as in earlier versions."""
+    content = tiff(np.stack([with_alpha(0)] * pages), photometric="rgb", extrasamples=["unassalpha"])
+    (tmp_path / "a.tif").write_bytes(content)
+    found = inspect_image(tmp_path / "a.tif", 64, 48, reading)
+    assert found.sha256 == hashlib.sha256(content + how.encode()).hexdigest()
 
 
 INKS = np.dstack([COLOUR, COLOUR[:, :, :1]])

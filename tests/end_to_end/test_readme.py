@@ -34,11 +34,11 @@ QUICK = {
 ELSEWHERE = {
     "make demo": "test_make_demo (slow)",
     "make study": "test_make_study (slow)",
-    "python train.py -m experiment=study": "tests/test_sweeper.py, test_make_study (slow)",
+    "python train.py -m experiment=study": "tests/config/test_sweeper.py, test_make_study (slow)",
     "make test": "what runs this test",
     "make check": ".ci/run",
     "make ui": "test_make_ui",
-    'eval "$(python train.py -sc install=bash)"': "tests/test_start_up.py",
+    'eval "$(python train.py -sc install=bash)"': "tests/config/test_start_up.py",
     "python train.py -m split=s1,s2 variations=0,2,10": "test_study",
     "python train.py -m dataset=hrsid dataset.root=FOLDER split=s1,s2 variations=0,2,10": "test_study",
     "python compare.py": "test_study",

@@ -1,6 +1,6 @@
 """Run as a script, this file makes a store in a process of its own.
 
-``python test_library.py <data set> <stores> <per image> <variation to be killed at, or -1>``
+``python test_store.py <data set> <stores> <per image> <variation to be killed at, or -1>``
 """
 
 import json

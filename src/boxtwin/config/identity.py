@@ -31,22 +31,23 @@ ADDED_SETTINGS: dict[str, Any] = {
     "dataset.crowds": "ignore",
     "dataset.on_duplicate_box": "warn",
 }
-# Where the classes of generators were when runs were first recorded. A run's identity names a generator by this module,
-# so that moving a class does not make its runs other runs.
-FIRST_MODULES = {
-    "Folder": "folder",
-    "Img2Img": "pretrained",
-    "InpaintPretrained": "pretrained",
-    "OpenAIEdit": "openai_api",
-    "OpenAIVariations": "openai_api",
-    "PixelBackground": "pixel_background",
-    "PixelDDPM": "pixel_ddpm",
-    "PixelJoint": "pixel_joint",
-    "PixelLayout": "pixel_layout",
-    "PixelSketch": "pixel_sketch",
-    "SDVariations": "image_variations",
-    "UnCLIP": "image_variations",
+# Classes of generators, below boxtwin.synthesis: where each is now, and where it was when runs were first recorded. A
+# run's identity has the latter, so that moving a class does not make its runs other runs.
+FIRST_PLACES = {
+    "external.folder.Folder": "folder.Folder",
+    "diffusers_pipelines.img2img.Img2Img": "pretrained.Img2Img",
+    "diffusers_pipelines.img2img.InpaintPretrained": "pretrained.InpaintPretrained",
+    "external.openai_api.OpenAIEdit": "openai_api.OpenAIEdit",
+    "external.openai_api.OpenAIVariations": "openai_api.OpenAIVariations",
+    "ddpm.background.PixelBackground": "pixel_background.PixelBackground",
+    "ddpm.whole_image.PixelDDPM": "pixel_ddpm.PixelDDPM",
+    "ddpm.joint.PixelJoint": "pixel_joint.PixelJoint",
+    "ddpm.layout.PixelLayout": "pixel_layout.PixelLayout",
+    "ddpm.sketch.PixelSketch": "pixel_sketch.PixelSketch",
+    "diffusers_pipelines.image_variations.SDVariations": "image_variations.SDVariations",
+    "diffusers_pipelines.image_variations.UnCLIP": "image_variations.UnCLIP",
 }
+_PLACE = "boxtwin.synthesis."
 # The version of what training and evaluation compute from the same settings and data. Raise it when results change.
 RECIPE_VERSION = 1
 # The version of how sets of several classes are evaluated: from 2 on every class is counted at its own threshold.
@@ -69,11 +70,8 @@ def defining_values(config: DictConfig) -> dict[str, Any]:
         if isinstance(value, dict):
             value = {name: entry for name, entry in value.items() if name not in _NOT_DEFINING.get(key, ())}
         values[key] = value
-    target = values["generator"].get("_target_")
-    if isinstance(target, str) and target.startswith("boxtwin."):
-        name = target.rpartition(".")[2]
-        if name in FIRST_MODULES:
-            values["generator"]["_target_"] = f"boxtwin.synthesis.{FIRST_MODULES[name]}.{name}"
+    if "_target_" in values["generator"]:
+        values["generator"]["_target_"] = _moved(values["generator"]["_target_"], FIRST_PLACES)
     values["split"]["train_size"] = train_size(config)
     for setting, before in ADDED_SETTINGS.items():
         *groups, name = setting.split(".")
@@ -87,6 +85,16 @@ def defining_values(config: DictConfig) -> dict[str, Any]:
         # What variations there are not would be drawn with makes no difference either; values as they are by default.
         values["variations"] |= {"synthetic_fraction": None, "seed": 0}
     return values
+
+
+def place_now(target: str) -> str:
+    """Where the class is that ``_target_`` names, in files of older versions too."""
+    return _moved(target, {first: now for now, first in FIRST_PLACES.items()})
+
+
+def _moved(target: str, places: Mapping[str, str]) -> str:
+    place = places.get(target.removeprefix(_PLACE)) if target.startswith(_PLACE) else None
+    return target if place is None else _PLACE + place
 
 
 def condition_of(config: DictConfig, data: Mapping[str, Any], *, weights: str | None) -> dict[str, Any]:

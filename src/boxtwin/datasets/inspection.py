@@ -75,7 +75,7 @@ def inspect_image(path: Path, width: object, height: object, reading: Reading) -
 
 def _digest_of_file(content: bytes, header: Header, reading: Reading) -> str:
     """Sha256 of a file, and of how it is read where that gives other pixels than the file's hash alone used to mean."""
-    is_as_before = header.how == tiff.BELOW_ALPHA and tiff.without_alpha(content, "")[1]
+    is_as_before = header.how == tiff.BELOW_ALPHA and not tiff.is_darkened(content, "", reading)
     how: list[object] = [] if header.how is None or is_as_before else [header.how]
     # Stored pixels of all formats but TIFF were read, the first page, and all channels.
     if header.orientation != 1 and header.is_tiff != (reading.orientation == "apply"):

@@ -73,6 +73,12 @@ def for_opencv(content: bytes, name: str, reading: Reading) -> bytes | None:
         return content[: tag.valueoffset] + value + content[tag.valueoffset + 2 :]
 
 
+def is_darkened(content: bytes, name: str, reading: Reading) -> bool:
+    """Whether OpenCV gives other colours than `without_alpha`: it reads the file, and not all of it is opaque."""
+    readable = for_opencv(content, name, reading)
+    return readable is not None and not without_alpha(readable, name)[1]
+
+
 def without_alpha(content: bytes, name: str) -> tuple[np.ndarray, bool]:
     """The colours of an 8 bit file from `for_opencv` as they are stored, and whether all of them are opaque."""
     try:

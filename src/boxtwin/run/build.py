@@ -23,6 +23,7 @@ from boxtwin.config.identity import (
     RECIPE_VERSION,
     condition_of,
     defining_values,
+    place_now,
     train_size,
 )
 from boxtwin.config.schema import Anchors, Confirmed
@@ -330,6 +331,8 @@ def make_generator(config: DictConfig) -> Generator:
         InputError: its settings are wrong.
     """
     arguments = {key: value for key, value in config.generator.items() if key != "name"}
+    if "_target_" in arguments:
+        arguments["_target_"] = place_now(arguments["_target_"])
     try:
         generator: Generator = hydra.utils.instantiate(arguments, _convert_="all")
     except InstantiationException as error:

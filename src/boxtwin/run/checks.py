@@ -60,10 +60,8 @@ def check_settings(config: DictConfig) -> None:
             f"trainer.batch_size={trainer.batch_size} must be a multiple of trainer.devices={trainer.devices}, "
             "which share every batch equally"
         )
-    if trainer.precision is Precision.float16 and lightning_accelerator(config.trainer.accelerator) not in (
-        "cuda",
-        "gpu",
-    ):
+    on_gpu = lightning_accelerator(trainer.accelerator) in ("cuda", "gpu")
+    if trainer.precision is Precision.float16 and not on_gpu:
         raise InputError("trainer.precision=float16 needs a GPU; CPUs take float32 or bfloat16")
     if not 0 <= trainer.ema_span < 1:
         raise InputError(f"trainer.ema_span={trainer.ema_span} must lie between 0 (no average) and 1")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
+from boxtwin.errors import unanswered
 from boxtwin.tracking.mlflow_runs import FAILURE_TAG, IDENTITY_TAG, SQLITE
 
 
@@ -35,7 +36,8 @@ def ended_if_stopped(uri: str, study: str, identity: str) -> Iterator[None]:
     """Begin, do and end a run inside of the block; it does not stay running if the block is broken off anywhere."""
     try:
         yield
-    except BaseException:
-        with suppress(Exception):  # a server that is away must not hide why
-            end_running(uri, study, identity)
+    except BaseException as error:
+        if unanswered(error) is None:  # MLflow would ask a server that is away again and again, for minutes
+            with suppress(Exception):  # what goes wrong here must not hide why
+                end_running(uri, study, identity)
         raise

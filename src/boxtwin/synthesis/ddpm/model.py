@@ -189,11 +189,11 @@ class PixelModel:
         optimiser = torch.optim.AdamW(net.parameters(), lr=s["learning_rate"], betas=(0.9, 0.999), weight_decay=0.01)
         step = 0
         state_file = folder / STATE_FILE
-        state = load_state(state_file, self.device)
+        state = load_state(state_file)
         if state is not None:
             self._check_identity(state["identity"], identity, state_file)
             net.load_state_dict(state["net"])
-            average = state["average"]
+            average = {name: value.to(self.device) for name, value in state["average"].items()}
             optimiser.load_state_dict(state["optimiser"])
             rng.set_state(state["rng"].cpu())
             step = state["step"]

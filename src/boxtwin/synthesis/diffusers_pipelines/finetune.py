@@ -156,7 +156,7 @@ class Finetune:
         optimiser = torch.optim.AdamW(lessons.weights, lr=self.learning_rate, weight_decay=0.01)
         step = 0
         state_file = home / STATE_FILE
-        state = load_state(state_file, lessons.device)
+        state = load_state(state_file)
         if state is not None:
             if state["digest"] != digest:
                 raise InputError(f"{state_file} belongs to another training; remove it")
