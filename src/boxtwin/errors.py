@@ -1,5 +1,6 @@
 """The errors that a person is meant to read."""
 
+import errno
 import sys
 
 
@@ -36,3 +37,8 @@ def unanswered(error: BaseException) -> str | None:
         is_mlflows = type(seen).__module__.startswith("mlflow.")
         seen = seen.__cause__ or (seen.__context__ if is_mlflows else None)
     return None
+
+
+def is_of_the_system(error: BaseException) -> bool:
+    """Whether reading failed because of the system (too many open files, no permission), not of what a file holds."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR)

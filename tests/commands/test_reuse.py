@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from boxtwin.commands.compare import bring_back, cells_in, collect_cells, with_evidence
-from boxtwin.commands.reuse import mend, take_over
+from boxtwin.commands.reuse import _is_readable, mend, take_over
 from boxtwin.evaluation.matching import AREAS, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.evidence import Evidence
@@ -217,3 +219,18 @@ def test_one_broken_run_does_not_end_a_comparison(
     assert Evidence.load(tmp_path / "runs" / "good") is None
     assert str(tmp_path / "runs" / "good") in caplog.text
     assert read_result(tmp_path / "runs" / "cut") is None
+
+
+def test_a_file_that_cannot_be_opened_now_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    """With no file descriptor left, a whole file must not be made again."""
+    (tmp_path / "result.json").write_text("{}")
+    assert _is_readable(tmp_path / "result.json")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)  # the limit is on the number of the next descriptor
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            _is_readable(tmp_path / "result.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -13,6 +13,7 @@ from mlflow.entities import Run
 
 from boxtwin.datasets.image_io import link_file, write_bytes_atomically
 from boxtwin.detector.checkpoint import damage
+from boxtwin.errors import is_of_the_system
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, load_matches
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, Store
@@ -69,7 +70,9 @@ def _is_readable(path: Path) -> bool:
         elif path.suffix == ".json":
             json.loads(path.read_text(encoding="utf-8"))
         return path.stat().st_size > 0
-    except Exception:  # whatever a reader of zip archives, arrays and JSON meets in bytes that are not theirs
+    except Exception as error:  # whatever a reader of zip archives, arrays and JSON meets in bytes that are not theirs
+        if is_of_the_system(error):
+            raise
         return False
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from boxtwin.errors import InputError
+from boxtwin.errors import InputError, is_of_the_system
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, ResampledAP, load_matches
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,9 @@ class Evidence:
             return None
         try:
             return cls._load(folder)
-        except (
-            Exception
-        ) as error:  # whatever a reader of zip archives, arrays and JSON meets in bytes that are not theirs
+        except Exception as error:  # whatever readers of zip archives, arrays and JSON meet in damaged files
+            if is_of_the_system(error):
+                raise
             log.warning("%s: the files that intervals follow from are damaged: %s", folder, error)
             return None
 
