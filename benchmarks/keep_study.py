@@ -25,20 +25,31 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+import yaml
 
 from boxtwin.studies.archive import ARCHIVE, write_archive
 
 COPIED = ("matches.npz", "label_card.json", "quality_card.json")
 # A value that begins with / is a path of this machine; of a file the name is kept.
-LOCAL_FOLDER = re.compile(r"(=|: )/\S*?(?=/[^/\s]+\.\w+(?:\s|$)|\s|$)")
+LOCAL_FOLDER = re.compile(r"=/\S*?(?=/[^/\s]+\.\w+(?:\s|$)|\s|$)")
 DROPPED = re.compile(r"(?:^|\s)(?:study|tracking\.\w+|data|hydra\.\S+?)=\S+")
 
 
 def published(overrides: str) -> str:
     """Overrides without folders of this machine, and without those that say where things are kept."""
-    return LOCAL_FOLDER.sub(r"\1FOLDER", DROPPED.sub("", overrides)).strip()
+    return LOCAL_FOLDER.sub("=FOLDER", DROPPED.sub("", overrides)).strip()
+
+
+def without_folders(value: Any) -> Any:
+    """Settings with FOLDER for the folders of this machine; of a file the name is kept."""
+    if isinstance(value, dict):
+        return {key: without_folders(entry) for key, entry in value.items()}
+    if not isinstance(value, str) or not value.startswith("/"):
+        return value
+    return f"FOLDER/{Path(value).name}" if Path(value).suffix else "FOLDER"
 
 
 def run_files(run: Path, study: str) -> dict[str, bytes]:
@@ -106,8 +117,8 @@ def main() -> None:
     if splits:
         (settings.folder / "split.json").write_text(json.dumps(splits, indent=1) + "\n")
     if (runs[0] / "config.yaml").exists():
-        config = LOCAL_FOLDER.sub(r"\1FOLDER", (runs[0] / "config.yaml").read_text())
-        (settings.folder / "config.yaml").write_text(config)
+        config = without_folders(yaml.safe_load((runs[0] / "config.yaml").read_text()))
+        (settings.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     if settings.report:
         shutil.copyfile(settings.report / "comparison.csv", settings.folder / "comparison.csv")
         shutil.copyfile(settings.report / "index.html", settings.folder / "report.html")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -101,3 +103,31 @@ def test_damage_is_told(tmp_path: Path, damage: str):
         path.write_bytes(changed[damage])
     with pytest.raises(InputError, match=r"cells=.*(is no archive of runs|cannot be read)"), runs_folder(path):
         pass
+
+
+def test_a_study_is_kept_without_folders_of_this_machine(tmp_path: Path):
+    run, kept = tmp_path / "multirun" / "mine" / "s1-seed0", tmp_path / "kept"
+    run.mkdir(parents=True)
+    overrides = "dataset.root=/home/me/data detector.weights=/home/me/tiny.weights study=mine seed=0"
+    (run / "result.json").write_text(
+        json.dumps({"study": "mine", "overrides": overrides, "metrics": {"test/map": 0.5}})
+    )
+    (run / "label_card.json").write_text("{}")
+    (run / "overlays.png").write_text("a picture")
+    (run / "split.json").write_text(json.dumps({"s1": {"train": ["a.png"], "val": ["b.png"], "test": ["c.png"]}}))
+    (run / "config.yaml").write_text(
+        "dataset: {root: /home/me/my data}\ndetector: {weights: '/home/me/tiny.weights'}\n"
+    )
+    script = Path(__file__).parents[2] / "benchmarks" / "keep_study.py"
+    subprocess.run([sys.executable, str(script), str(run.parent), str(kept)], check=True, capture_output=True)
+    assert {path.name for path in kept.iterdir()} == {ARCHIVE, "split.json", "config.yaml"}
+    with runs_folder(kept) as folder:
+        files = content(folder)
+    assert set(files) == {"s1-seed0/result.json", "s1-seed0/label_card.json"}
+    result = json.loads(files["s1-seed0/result.json"])
+    words = "dataset.root=FOLDER detector.weights=FOLDER/tiny.weights seed=0"
+    assert result == {"study": "kept", "overrides": words, "metrics": {"test/map": 0.5}}
+    assert (kept / "config.yaml").read_text().split() == (
+        "dataset: root: FOLDER detector: weights: FOLDER/tiny.weights".split()
+    )
+    assert "home" not in "".join(map(str, files.values()))
