@@ -1,4 +1,4 @@
-"""From a cell to counts over HTTP, with the commands of the README."""
+"""From a cell to counts over HTTP, with the commands of docs/export.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from boxtwin.detector.checkpoint import TrainedDetector, write_detector
 from boxtwin.detector.darknet_weights import read_darknet
 
 SERVE, ASK = (
-    re.search(rf"^{start}.*$", (ROOT / "README.md").read_text().replace("\\\n", " "), re.M).group(0)
+    re.search(rf"^{start}.*$", (ROOT / "docs" / "export.md").read_text().replace("\\\n", " "), re.M).group(0)
     for start in ("mlflow models serve", "printf")
 )
 

@@ -1,7 +1,9 @@
-"""Every command in the README is run: here with sizes that a test can afford, or as said where it is listed."""
+"""Every command in the README and in the pages behind it is run: here in seconds, or by the test listed beside it."""
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 import socket
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,9 +19,19 @@ from commands import ROOT, run, runs
 
 SMALL = "experiment=tiny_control variations=1"
 README = (ROOT / "README.md").read_text()
+PAGES = (
+    "results",
+    "your-data",
+    "outputs",
+    "export",
+    "troubleshooting",
+    "results/hrsid200/README",
+    "results/sar_scenes/README",
+)
 COMMANDS = [
     line.split("#")[0].strip()
-    for block in re.findall(r"```\n(.*?)```", README.replace("\\\n", " "), re.S)
+    for page in (README, *((ROOT / "docs" / f"{page}.md").read_text() for page in PAGES))
+    for block in re.findall(r"```\n(.*?)```", page.replace("\\\n", " "), re.S)
     for line in block.splitlines()
     if line.split("#")[0].strip()
 ]
@@ -32,11 +45,11 @@ QUICK = {
     "python generate.py split=s2 variations=2 generator=copy_paste": "experiment=tiny_choice",
 }
 ELSEWHERE = {
+    "git clone ADDRESS boxtwin && cd boxtwin": "test_make_demo (slow)",
+    "source .venv/bin/activate": "what runs this test",
     "make demo": "test_make_demo (slow)",
     "make study": "test_make_study (slow)",
     "python train.py -m experiment=study": "tests/config/test_sweeper.py, test_make_study (slow)",
-    "make test": "what runs this test",
-    "make check": ".ci/run",
     "make ui": "test_make_ui",
     'eval "$(python train.py -sc install=bash)"': "tests/config/test_start_up.py",
     "python train.py -m split=s1,s2 variations=0,2,10": "test_study",
@@ -44,7 +57,10 @@ ELSEWHERE = {
     "python compare.py": "test_study",
     "python compare.py study=sar_scenes": "test_comparing_a_certain_study",
     "python compare.py study=sar_scenes plan=true": "test_comparing_a_certain_study",
+    "python compare.py study=hrsid200": "test_comparing_a_certain_study",
     "python compare.py cells=FOLDER": "test_comparing_a_certain_study",
+    "python compare.py cells=docs/results/hrsid200": "test_a_kept_study",
+    "python compare.py cells=docs/results/sar_scenes": "test_a_kept_study",
     "python train.py -m dataset=coco dataset.name=pollen dataset.root=FOLDER split=s1,s2 variations=0,2,10": (
         "test_a_good_coco_set_trains"
     ),
@@ -54,12 +70,12 @@ ELSEWHERE = {
     "mlflow models serve -m multirun/STUDY/CELL/export/mlflow --env-manager local": "test_export_command",
     """printf '{"dataframe_split": {"columns": ["image"], "data": [["%s"]]}}' "$(base64 < IMAGE | tr -d '\\n')" | """
     "curl -s -H 'Content-Type: application/json' -d @- http://127.0.0.1:5000/invocations": "test_export_command",
-    "python train.py -m experiment=hrsid200 dataset.root=FOLDER detector.weights=FOLDER/yolov3-tiny.weights "
-    "split=s1,s2 variations=0,2,10 variations.synthetic_fraction=0.25 generator=pixel_ddpm_sketch "
-    '"seed=range(9)"': "test_hrsid200_experiment",
-    "python train.py -m experiment=hrsid200 dataset.root=FOLDER detector.weights=FOLDER/yolov3-tiny.weights "
-    "split=s1,s2 variations=10 variations.synthetic_fraction=0.25 generator=repeat,copy_paste "
-    '"seed=range(9)"': "test_hrsid200_experiment",
+    "python train.py -m experiment=hrsid200 dataset.root=FOLDER split.file=docs/results/hrsid200/split.json "
+    "detector.weights=FOLDER/yolov3-tiny.weights split=s1,s2 variations=0,2,10 variations.synthetic_fraction=0.25 "
+    'generator=pixel_ddpm_sketch "seed=range(9)"': "test_hrsid200_experiment",
+    "python train.py -m experiment=hrsid200 dataset.root=FOLDER split.file=docs/results/hrsid200/split.json "
+    "detector.weights=FOLDER/yolov3-tiny.weights split=s1,s2 variations=10 variations.synthetic_fraction=0.25 "
+    'generator=repeat,copy_paste "seed=range(9)"': "test_hrsid200_experiment",
 }
 
 
@@ -91,6 +107,60 @@ def test_comparing_a_certain_study(tmp_path: Path):
     assert "Traceback" not in printed
 
 
+def test_the_readme_is_short():
+    assert len(README.split()) <= 900
+
+
+def test_links_lead_somewhere():
+    """To files, and to headings of pages, in the README and in all of docs."""
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            path, _, heading = link.partition("#")
+            if "://" in link:
+                continue
+            target = page.parent / path if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+                assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, link
+
+
+def test_the_map_of_the_code_is_whole():
+    """docs/architecture.md has every room of the package, and the files it names are there."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = {path.parent.name for path in ROOT.glob("src/boxtwin/*/__init__.py")}
+    assert rooms == set(re.findall(r"^\| `(\w+)/`", page, re.M))
+    places = [
+        ROOT,
+        ROOT / "src" / "boxtwin",
+        ROOT / "src" / "boxtwin" / "synthesis",
+        ROOT / "src" / "boxtwin" / "datasets",
+    ]
+    named = re.findall(r"`([\w/.]+/[\w/.]*)`", page)
+    assert [path for path in named if not any((place / path).exists() for place in places)] == []
+
+
+def test_the_glossary_has_at_most_40_terms_in_order():
+    terms = re.findall(r"^\| (.*?) \|", (ROOT / "docs" / "glossary.md").read_text(), re.M)[1:]
+    assert len(terms) <= 40
+    assert terms == sorted(terms, key=str.lower)
+
+
+@pytest.mark.parametrize("study", ["hrsid200_1200"])
+def test_a_kept_study(tmp_path: Path, study: str):
+    """The table from the archive is the one that is kept beside it; the others are of the same form, and larger."""
+    printed = run(f"compare.py cells={ROOT}/docs/results/{study}", tmp_path)
+    assert f"study {study}: 16 cells" in printed
+    made, kept = (
+        list(csv.DictReader(path.read_text().splitlines()))
+        for path in (tmp_path / "reports" / study / "comparison.csv", ROOT / "docs/results" / study / "comparison.csv")
+    )
+    assert [row.keys() for row in made] == [row.keys() for row in kept]
+    for row, expected in zip(made, kept, strict=True):
+        for name, value in expected.items():
+            assert row[name] == value or float(row[name]) == pytest.approx(float(value), abs=1e-9), name
+
+
 def test_hrsid200_experiment(tmp_path: Path, hrsid200: Path):
     weights = hrsid200.parents[1] / "weights" / "yolov3-tiny.weights"
     if not weights.exists():
@@ -98,11 +168,17 @@ def test_hrsid200_experiment(tmp_path: Path, hrsid200: Path):
     cheap = "trainer.steps=2 trainer.validations=1 detector.warmup_steps=1 detector.image_size=96"
     printed = run(
         f"train.py -m experiment=hrsid200 dataset.root={hrsid200} detector.weights={weights} split=s1,s2 variations=0 "
+        f"split.file={ROOT}/docs/results/hrsid200/split.json "
         f"variations.synthetic_fraction=0.25 generator=pixel_ddpm_sketch {cheap}",
         tmp_path,
     )
     assert "11 convolutions read, 5 left as they were" in printed
     assert len(runs(tmp_path)) == 2
+    with zipfile.ZipFile(ROOT / "docs/results/hrsid200/runs.zip") as archive:
+        names = [name for name in archive.namelist() if name.endswith("seed0-970a0494/result.json")]
+        kept = json.loads(archive.read(names[0]))
+    (made,) = tmp_path.glob("multirun/*/s1-*/result.json")
+    assert json.loads(made.read_text())["data"]["split_sha256"] == kept["data"]["split_sha256"]
 
 
 def test_make_ui(tmp_path: Path):

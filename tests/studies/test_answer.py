@@ -9,6 +9,7 @@ import pytest
 from simulated_study import simulate
 
 from boxtwin.commands.compare import cells_in
+from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.comparison import Figures, contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.evidence import Evidence
@@ -152,11 +153,12 @@ def test_without_variations_there_is_no_answer():
     assert answer([], []) == []
 
 
-def test_the_readme_says_what_the_kept_cells_say():
-    cells = cells_in(ROOT / "docs/studies/hrsid200")
-    evidence = {cell.run_id: found for cell in cells if (found := Evidence.load(Path(cell.output_dir))) is not None}
+def test_the_results_page_quotes_the_kept_runs():
+    with runs_folder(ROOT / "docs/results/hrsid200") as folder:
+        cells = cells_in(folder)
+        evidence = {cell.run_id: found for cell in cells if (found := Evidence.load(Path(cell.output_dir))) is not None}
     assert len(cells) == len(evidence) == 90
     rows = condition_table(cells)
-    quoted = " ".join((ROOT / "README.md").read_text().replace("\n> ", "\n").split())
+    quoted = " ".join((ROOT / "docs/results.md").read_text().replace("\n> ", "\n").split())
     for sentence in answer(rows, contrasts(rows, Figures(evidence))):
         assert f"- {sentence}" in quoted

@@ -20,6 +20,7 @@ from boxtwin.command_line import words_of
 from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.files import check_name
+from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.class_figures import class_figures
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.condition_values import flatten
@@ -50,18 +51,23 @@ DAMAGED = "DAMAGED"  # of a finished run whose matches cannot be read, here or i
 def compare_study(config: DictConfig) -> Path:
     """Print the table of a study and what it says, write its report, log both to MLflow; returns the report's path.
 
-    With ``cells=FOLDER`` the cells are read from their folders below it, and nothing is logged.
+    With ``cells=PATH`` the runs are read from their folders there, or from an archive of them, and nothing is logged.
 
     Raises:
         InputError: there is no such study, or no cell in it.
     """
     if config.cells is not None:
-        cells = cells_in(Path(config.cells))
-        study = config.study or cells[0].study
-        check_name(study, "study")  # the files may be another's
-        cells = [replace(cell, study=study) for cell in cells]
-        cells, evidence = with_evidence(cells, {})
-        found = _report(cells, Figures(evidence), evidence, {}, Path(config.folder) / study, plan=config.plan)
+        with runs_folder(Path(config.cells)) as runs:
+            cells = cells_in(runs)
+            study = config.study or cells[0].study
+            check_name(study, "study")  # the files may be another's
+            cells = [replace(cell, study=study) for cell in cells]
+            copies = {}
+            if runs != Path(config.cells):  # an archive's, which are gone afterwards
+                copies = {cell.run_id: Path(cell.output_dir) for cell in cells}
+                cells = [replace(cell, output_dir="") for cell in cells]
+            cells, evidence = with_evidence(cells, copies)
+            found = _report(cells, Figures(evidence), evidence, copies, Path(config.folder) / study, plan=config.plan)
         _print(study, cells, found)
         return found.page
     folder = Path(config.tracking.folder)

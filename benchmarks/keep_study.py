@@ -1,0 +1,135 @@
+"""Publish a study: write a folder of runs as the few files that `compare.py cells=FOLDER` and readers need.
+
+    python compare.py cells=multirun/hrsid200
+    python benchmarks/keep_study.py multirun/hrsid200 docs/results/hrsid200 --report reports/hrsid200
+
+Writes to the second folder:
+
+- `runs.zip`: metrics, counts per test image, matches of detections, and the numbers of the cards of variation stores,
+  each of these once. Images are left out, because their licence may not allow copies;
+- `split.json`: the file names of each split, for `split.file=`;
+- `config.yaml`: the settings of the first run;
+- `comparison.csv` and `report.html`, copied from the folder of the report, and `forest.png`, a plot of the first: the
+  difference to no variations with its 95 % interval, one row a condition. `--plot` alone makes it again:
+
+    python benchmarks/keep_study.py docs/results/hrsid200 docs/results/hrsid200 --plot
+
+Folders of this machine become FOLDER. README.md of the study is written by hand: command, commit, machine, date, table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import yaml
+
+from boxtwin.studies.archive import ARCHIVE, write_archive
+
+COPIED = ("matches.npz", "label_card.json", "quality_card.json")
+# A value that begins with / is a path of this machine; of a file the name is kept.
+LOCAL_FOLDER = re.compile(r"=/\S*?(?=/[^/\s]+\.\w+(?:\s|$)|\s|$)")
+DROPPED = re.compile(r"(?:^|\s)(?:study|tracking\.\w+|data|hydra\.\S+?)=\S+")
+
+
+def published(overrides: str) -> str:
+    """Overrides without folders of this machine, and without those that say where things are kept."""
+    return LOCAL_FOLDER.sub("=FOLDER", DROPPED.sub("", overrides)).strip()
+
+
+def without_folders(value: Any) -> Any:
+    """Settings with FOLDER for the folders of this machine; of a file the name is kept."""
+    if isinstance(value, dict):
+        return {key: without_folders(entry) for key, entry in value.items()}
+    if not isinstance(value, str) or not value.startswith("/"):
+        return value
+    return f"FOLDER/{Path(value).name}" if Path(value).suffix else "FOLDER"
+
+
+def run_files(run: Path, study: str) -> dict[str, bytes]:
+    """The files of one run by their names in the archive; its study is called ``study``."""
+    result = json.loads((run / "result.json").read_text())
+    result["study"] = study
+    if "overrides" in result:
+        result["overrides"] = published(result["overrides"])
+    files = {name: (run / name).read_bytes() for name in COPIED if (run / name).exists()}
+    files["result.json"] = (json.dumps(result) + "\n").encode()
+    return {f"{run.name}/{name}": data for name, data in files.items()}
+
+
+METRICS = {  # column of comparison.csv: label of the axis, factor, color
+    "map_50": ("difference in AP50, points\n(right is better)", 100, "tab:blue"),
+    "count_mae": ("difference in count MAE, objects per image\n(left is better)", 1, "tab:orange"),
+}
+
+
+def forest_plot(comparison: Path, picture: Path) -> None:
+    """Draw the differences to no variations with their 95 % intervals, one row a condition.
+
+    Args:
+        comparison: comparison.csv of a study, whose conditions have enough seeds for intervals.
+        picture: the PNG file to write.
+    """
+    with comparison.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("map_50_change_low95")]
+    rows.sort(key=lambda row: (row["split"], row["generator"], int(row["variations"])), reverse=True)
+    names = [f"{float(row['real_images']):.0f} real images, {row['variations']} {row['generator']}" for row in rows]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.7 + 0.32 * len(rows)), sharey=True, layout="constrained")
+    for axis, (metric, (label, factor, color)) in zip(axes, METRICS.items(), strict=True):
+        middle, low, high = (
+            [factor * float(row[f"{metric}_change{end}"]) for row in rows] for end in ("", "_low95", "_high95")
+        )
+        axis.axvline(0, color="0.6", linewidth=1)
+        axis.hlines(names, low, high, color=color, linewidth=2)
+        axis.plot(middle, names, "o", color=color)
+        axis.set_xlabel(label)
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+    figure.savefig(picture, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    """Write the files and print what they are."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="folder of runs, such as multirun/NAME")
+    parser.add_argument("folder", type=Path, help="where to write, such as docs/results/NAME")
+    parser.add_argument("--report", type=Path, help="folder of the report, such as reports/NAME")
+    parser.add_argument("--plot", action="store_true", help="make forest.png again from the comparison.csv there")
+    settings = parser.parse_args()
+    if settings.plot:
+        forest_plot(settings.folder / "comparison.csv", settings.folder / "forest.png")
+        return
+    runs = sorted(path.parent for path in settings.study.glob("*/result.json"))
+    if not runs:
+        parser.error(f"{settings.study} holds no finished run")
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    name = settings.folder.resolve().name
+    write_archive({k: v for run in runs for k, v in run_files(run, name).items()}, settings.folder / ARCHIVE)
+    splits = {k: v for run in runs for k, v in _json(run / "split.json").items()}
+    if splits:
+        (settings.folder / "split.json").write_text(json.dumps(splits, indent=1) + "\n")
+    if (runs[0] / "config.yaml").exists():
+        config = without_folders(yaml.safe_load((runs[0] / "config.yaml").read_text()))
+        (settings.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    if settings.report:
+        shutil.copyfile(settings.report / "comparison.csv", settings.folder / "comparison.csv")
+        shutil.copyfile(settings.report / "index.html", settings.folder / "report.html")
+        forest_plot(settings.folder / "comparison.csv", settings.folder / "forest.png")
+    print(f"{len(runs)} runs in {settings.folder}: {', '.join(sorted(p.name for p in settings.folder.iterdir()))}")
+
+
+def _json(path: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads(path.read_text()) if path.exists() else {}
+    return content
+
+
+if __name__ == "__main__":
+    main()

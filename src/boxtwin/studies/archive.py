@@ -1,0 +1,110 @@
+"""The runs of a study in one zip file: ``<run>/result.json``, ``<run>/matches.npz`` and what else compare.py reads.
+
+Equal files of several runs, such as the card of a variation store, are held once, in the folder of the first run.
+``copies.json`` in the archive lists the others: ``{"<run>/quality_card.json": "<first run>/quality_card.json"}``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from boxtwin.errors import InputError
+from boxtwin.files import whole_file
+
+ARCHIVE = "runs.zip"
+COPIES = "copies.json"
+MEMBER = re.compile(r"(?!\.+/)[^/\\\0]+/(?!\.+$)[^/\\\0]+")  # a file in the folder of a run, nowhere else
+# What reading meets in bytes that are no zip archive, no list of copies, or damaged.
+BROKEN = (zipfile.BadZipFile, zlib.error, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError)
+LARGEST = 2 << 30  # bytes unpacked; 90 runs take 4 MB
+
+
+@contextmanager
+def runs_folder(path: Path) -> Iterator[Path]:
+    """The folder of runs at ``path``: itself, or what is in the archive there, in a temporary folder.
+
+    Args:
+        path: a folder of runs' folders, an archive of them, or a folder that holds one named `ARCHIVE`.
+
+    Raises:
+        InputError: the archive is damaged, names a file outside of a run's folder, or is larger than `LARGEST`.
+    """
+    if path.is_dir() and not (path / ARCHIVE).exists():
+        yield path
+        return
+    archive = path / ARCHIVE if path.is_dir() else path
+    with tempfile.TemporaryDirectory() as temporary:
+        # Messages and links name the study by its folder.
+        folder = Path(temporary) / archive.absolute().parent.name
+        _unpack(archive, folder)
+        yield folder
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(archive) as content:
+            sizes = {entry.filename: entry.file_size for entry in content.infolist() if not entry.is_dir()}
+            if sizes.pop(COPIES, 0) > LARGEST:
+                raise InputError(f"{archive}: {COPIES} is too large")
+            copies = json.loads(content.read(COPIES)) if COPIES in content.namelist() else {}
+            outside = [name for name in (*sizes, *copies) if not MEMBER.fullmatch(name)]
+            if outside:
+                raise InputError(f"{archive}: {outside[0]!r} is no file in the folder of a run; nothing was unpacked")
+            total = sum(sizes.values()) + sum(sizes[original] for original in copies.values())
+            if total > LARGEST:
+                raise InputError(f"{archive} would take {total:,} bytes unpacked; {LARGEST:,} is the most")
+            for name in sizes:
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with content.open(name) as source, target.open("wb") as written:
+                    shutil.copyfileobj(source, written)
+            for copy, original in copies.items():
+                (folder / copy).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / original, folder / copy)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"cells={archive} cannot be read: {error.strerror}") from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        LookupError,
+        RuntimeError,
+        ValueError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise InputError(f"cells={archive} is no archive of runs, or is damaged: {error}") from error
+
+
+def write_archive(files: Mapping[str, bytes], path: Path) -> None:
+    """Write an archive of runs; the same files give the same bytes.
+
+    Args:
+        files: ``<run>/<file name>``: content.
+        path: of the archive.
+    """
+    first: dict[bytes, str] = {}
+    copies: dict[str, str] = {}
+    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w") as content:
+        for name, data in sorted(files.items()):
+            if first.setdefault(data, name) != name:
+                copies[name] = first[data]
+            else:
+                _add(content, name, data)
+        _add(content, COPIES, json.dumps(copies, indent=1).encode())
+
+
+def _add(content: zipfile.ZipFile, name: str, data: bytes) -> None:
+    entry = zipfile.ZipInfo(name)  # of a fixed date
+    entry.external_attr = 0o644 << 16
+    content.writestr(entry, data, zipfile.ZIP_DEFLATED, compresslevel=9)
