@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from boxtwin.config.compose import register
 from boxtwin.config.identity import FIRST_MODULES, defining_values, short_hash
-from boxtwin.config.schema import register
 
 ROOT = Path(__file__).parents[2]
 GENERATORS = sorted(path.stem for path in (ROOT / "conf" / "generator").glob("*.yaml"))

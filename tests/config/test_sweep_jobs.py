@@ -10,8 +10,8 @@ import pytest
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 
+from boxtwin.config.compose import register
 from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import register
 from boxtwin.config.sweeper import asked, end_killed
 from boxtwin.tracking.interrupted import ended_if_stopped
 from boxtwin.tracking.mlflow_runs import Store, store_uri

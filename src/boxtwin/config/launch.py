@@ -26,8 +26,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from boxtwin.config.compose import register
 from boxtwin.config.identity import cell_name, short_hash
-from boxtwin.config.schema import VariationsConfig, register
+from boxtwin.config.schema import VariationsConfig
 from boxtwin.errors import DataError, InputError, unanswered
 from boxtwin.files import check_name, refusal
 

@@ -1,4 +1,4 @@
-"""Schemas of the configuration, and their registration with Hydra.
+"""Schemas of the configuration.
 
 Hydra checks every key and type against these classes; the files under conf/ hold the values. Nothing here imports
 torch, so that ``--help`` and shell completion answer at once.
@@ -10,10 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
-
-from boxtwin.config.identity import cell_name, defining_values, short_hash
+from omegaconf import MISSING
 
 
 class OnBadBox(Enum):
@@ -51,6 +48,16 @@ class Speckle(Enum):
 
     amplitude = "amplitude"
     intensity = "intensity"
+
+
+class Architecture(Enum):
+    """The networks that there are, coarsest head first; see boxtwin.detector.network."""
+
+    yolov3 = "yolov3"
+    yolov3_spp = "yolov3_spp"
+    yolov3_tiny = "yolov3_tiny"
+    yolov3_tiny_3l = "yolov3_tiny_3l"
+    yolov3_nano = "yolov3_nano"
 
 
 class Anchors(Enum):
@@ -215,7 +222,7 @@ class DetectorConfig:
     """Network, loss and optimiser; see boxtwin.detector.module.DetectorModule."""
 
     name: str = MISSING
-    architecture: str = MISSING
+    architecture: Architecture = MISSING
     weights: str | None = None
     image_size: int = "${dataset.image_size}"  # type: ignore[assignment]
     crop: int | None = None
@@ -318,17 +325,3 @@ class ExportConfig:
     to: str | None = None
     register: str | None = None
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-
-def register() -> None:
-    """Tell Hydra about the schemas and OmegaConf about the resolver of the output folder's name. Safe to repeat."""
-    store = ConfigStore.instance()
-    store.store(name="boxtwin_schema", node=BoxtwinConfig)
-    store.store(name="generate_schema", node=GenerateConfig)
-    store.store(name="compare_schema", node=CompareConfig)
-    store.store(name="export_schema", node=ExportConfig)
-
-    def cell_folder(*, _root_: DictConfig) -> str:
-        return f"{cell_name(_root_)}-{short_hash(defining_values(_root_))}"
-
-    OmegaConf.register_new_resolver("cell_folder", cell_folder, replace=True)

@@ -59,7 +59,7 @@ def make_judge(cell: Prepared) -> Transfer:
     labels, exact = cell.config.labels, cell.library.generator.boxes == "exact"
     if labels.name == Manual.name:
         return Manual(
-            file=Path(labels.file),
+            file=None if labels.file is None else Path(labels.file),
             samples=cell.dataset.samples,
             classes=cell.dataset.classes,
             category_ids=cell.dataset.category_ids,
