@@ -245,3 +245,14 @@ def test_a_condition_is_all_that_defines_a_run_but_its_seed(composed):
     assert zero.identity != one.identity
     assert set(zero.condition["data"]) == {"train", "val", "test"}
     assert zero.condition["store"] == zero.library.key
+
+
+def test_two_files_of_one_class_are_two_generators(composed):
+    usual, other = (prepare(composed("variations=2", *more)) for more in ((), ("generator.name=mine",)))
+    assert type(usual.library.generator) is type(other.library.generator)
+    assert (usual.library.folder.name[:7], other.library.folder.name[:5]) == ("repeat-", "mine-")
+    assert usual.library.key != other.library.key
+    assert other.library.identity["generator"] == "mine"
+    assert cell_name(other.config) == "s1-x2-mine-yolov3_nano-seed0"
+    with pytest.raises(InputError, match=r"generator\.name='\.\./x' cannot be the name of a folder"):
+        prepare(composed("variations=2", "generator.name=../x"))

@@ -26,7 +26,6 @@ from boxtwin.quality.card import QualityCard, describe, write_quality_card
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, load_dataset, make_generator, prepare
 from boxtwin.synthesis.controls import Repeat
-from boxtwin.synthesis.external.folder import Folder
 from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.identity import read_identity, recorded_parameters, settings_from, version_of
 from boxtwin.synthesis.regenerate import reproduce
@@ -60,8 +59,6 @@ def generate(composed: DictConfig) -> None:
         raise InputError("variations=0 makes none; say how many of each image, such as variations=2")
     cell = prepare(config)
     library = _library_of(cell)
-    if isinstance(library.generator, Folder):
-        library.generator.match(cell.dataset.samples)
     _check_confirmed(cell, library, config)
     label_detectors.make_ready(cell)
     made = library.make(cell.sources, cell.per_image)
@@ -91,8 +88,6 @@ def make(cell: Prepared) -> Made:
     """
     library = _library_of(cell)
     generator = library.generator
-    if isinstance(generator, Folder):
-        generator.match(cell.dataset.samples)
     if generator.remote:
         refused = library.refused(cell.sources)
         missing = [
@@ -233,8 +228,7 @@ def _regenerate(composed: DictConfig) -> None:
     config = to_object(_with_generator_of(composed, identity), GenerateConfig)
     dataset = load_dataset(config)
     generator = _generator_of(config, identity, dataset.samples)
-    if isinstance(generator, Folder):
-        generator.match(dataset.samples)
+    generator.match(dataset.samples)
     result = reproduce(store, generator, dataset)
     log.info(
         "%s: %d equal, %d restored, %d different", store, result.equal, len(result.restored), len(result.different)

@@ -40,7 +40,10 @@ def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
     """
     require_values(config)
     values = OmegaConf.to_container(config, resolve=True)
-    whole: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    try:
+        whole: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except ValueError as error:  # of a dataclass that checks its values, or of OmegaConf
+        raise InputError(str(error)) from None
     return whole
 
 

@@ -24,7 +24,7 @@ from boxtwin.config.identity import (
     defining_values,
     train_size,
 )
-from boxtwin.config.schema import Anchors, Architecture, BoxtwinConfig, Confirmed
+from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.classes import describe_classes
 from boxtwin.datasets.coco import digest_of, read_coco
 from boxtwin.datasets.image_cache import DecodedImages
@@ -36,16 +36,19 @@ from boxtwin.detector.anchors import anchors_from_samples
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.detector.nms import DETECTIONS, detection_limit
+from boxtwin.detector.options import Anchors, Architecture
 from boxtwin.detector.pretrained import anchors_of, read_weights, weights_digest
 from boxtwin.errors import DataError, InputError
+from boxtwin.files import check_name
 from boxtwin.hardware import lightning_accelerator, lightning_precision
 from boxtwin.labels.manual import Manual
+from boxtwin.labels.options import Confirmed
+from boxtwin.mixing.augment import Augmentation
 from boxtwin.mixing.datamodule import StudyDataModule, check_variations, input_channels
 from boxtwin.mixing.plan import Plan
 from boxtwin.run.checks import (
     LABELS,
     check_settings,
-    make_augmentation,
     make_reading,
     warn_of_object_sizes,
 )
@@ -249,7 +252,7 @@ def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
         batch_size=trainer.batch_size,
         steps=trainer.steps,
         steps_per_epoch=trainer.steps // trainer.validations,
-        augmentation=make_augmentation(config),
+        augmentation=Augmentation(**vars(config.dataset.augmentation)),
         synthetic_fraction=config.variations.synthetic_fraction,
         levels=cell.levels,
         seed=config.seed,
@@ -336,11 +339,15 @@ def make_generator(config: BoxtwinConfig) -> Generator:
         if isinstance(error.__cause__, InputError):  # what the generator has to say, without Hydra's words around it
             raise error.__cause__ from None
         raise
+    # Two files of one class are two generators.
+    generator.name = str(config.generator["name"])
+    check_name(generator.name, "generator.name")
     return generator
 
 
 def _library(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Library:
     generator = make_generator(config)
+    generator.match(dataset.samples)
     return Library(
         Path(config.data) / "synthetic",
         generator,

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 
 import numpy as np
 
-from boxtwin.config.schema import Anchors, BoxtwinConfig, Precision
+from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.splits import Split
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
+from boxtwin.detector.options import Anchors, Precision
 from boxtwin.errors import InputError
 from boxtwin.hardware import lightning_accelerator
-from boxtwin.mixing.augment import Augmentation
 
 log = logging.getLogger(__name__)
 
@@ -89,17 +88,10 @@ def check_settings(config: BoxtwinConfig) -> None:
             f"{config.split.name}"
         )
     _check_labels(config)
-    if detector.cells_per_object not in (1, 3):
-        raise InputError(f"detector.cells_per_object={detector.cells_per_object} must be 1 or 3")
-    if detector.scale_xy < 1 or (detector.cells_per_object == 3 and detector.scale_xy < 2):
-        raise InputError(
-            f"detector.scale_xy={detector.scale_xy} must be at least 1, and 2 with detector.cells_per_object=3"
-        )
     if detector.anchors is Anchors.weights and detector.weights is None:
         raise InputError("detector.anchors=weights takes the anchors of detector.weights, which is not set")
     if detector.anchors is Anchors.published and architecture not in PUBLISHED_ANCHORS:
         raise InputError(f"there are no published anchors for {architecture}; choose detector.anchors=kmeans")
-    make_augmentation(config)
 
 
 def _check_labels(config: BoxtwinConfig) -> None:
@@ -158,15 +150,3 @@ def warn_of_object_sizes(config: BoxtwinConfig, split: Split) -> None:
 
 def _multiple(value: float, of: int) -> int:
     return max(of, int(value // of) * of)
-
-
-def make_augmentation(config: BoxtwinConfig) -> Augmentation:
-    """What is done to training images at random.
-
-    Raises:
-        InputError: a value is out of its range.
-    """
-    try:
-        return Augmentation(**asdict(config.dataset.augmentation))
-    except ValueError as error:
-        raise InputError(f"dataset.augmentation: {error}") from None
