@@ -23,7 +23,8 @@ import cv2
 import torch
 from hydra import compose, initialize_config_dir
 
-from boxtwin.config.schema import register
+from boxtwin.config.compose import register, to_object
+from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.hardware import keep_freed_blocks
 from boxtwin.run.build import Prepared, prepare
 
@@ -67,7 +68,9 @@ def prepared(arguments: argparse.Namespace, *more: str) -> Prepared:
         *arguments.overrides,
     ]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return prepare(compose("config", quote_numbers(overrides, ROOT / "conf" / "variations")))
+        return prepare(
+            to_object(compose("config", quote_numbers(overrides, ROOT / "conf" / "variations")), BoxtwinConfig)
+        )
 
 
 @dataclass

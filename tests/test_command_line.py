@@ -40,7 +40,7 @@ TYPED = [
     "a=$HOME;touch PWNED",
     "b=`id`",
     "c=é!",
-    "~generator_at",
+    "~dataset_generator",
 ]
 
 

@@ -23,14 +23,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from boxtwin.command_line import command_line, quoted, setting
 from boxtwin.commands import generate as generation
 from boxtwin.commands.compare import cells_in
 from boxtwin.commands.export import export_detector
+from boxtwin.config.compose import register, to_object
 from boxtwin.config.launch import OPTIONS_VARIABLE
-from boxtwin.config.schema import register
+from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.errors import InputError
 from boxtwin.studies.commands import command
 from boxtwin.studies.condition_values import as_overrides, flatten
@@ -259,7 +260,9 @@ def test_making_variations(name: str, paste: Pasted, monkeypatch: pytest.MonkeyP
     with configurations():
         config = compose("config", [*overrides, "rerun=true"], return_hydra_config=True)
         HydraConfig.instance().set_config(config)
-        line = generation.command(config, "budget=0.5", "confirm=true")
+        with open_dict(config):
+            del config["hydra"]
+        line = generation.command(to_object(config, BoxtwinConfig), "budget=0.5", "confirm=true")
     (words,) = given_to(paste(line), "python", "generate.py")
     words.remove("study=of-${seed}")  # as it was typed
     plus = "++" if name == "own" else ""
@@ -274,8 +277,10 @@ def test_generate_takes_settings_of_train() -> None:
         plain = compose("config")
         with pytest.raises(InputError, match="variations=0"):
             generation.generate(plain)
-        assert (plain.confirm, plain.budget, plain.regenerate) == (False, None, None)
+        defaults = to_object(plain, GenerateConfig)
+        assert (defaults.confirm, defaults.budget, defaults.regenerate) == (False, None, None)
         told = compose("config", ["++confirm=no", "++budget=1"])
         with pytest.raises(InputError, match="variations=0"):
             generation.generate(told)
-        assert (told.confirm, told.budget) == (False, 1.0)
+        given = to_object(told, GenerateConfig)
+        assert (given.confirm, given.budget) == (False, 1.0)

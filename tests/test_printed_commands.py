@@ -19,8 +19,8 @@ from hydra import compose, initialize_config_dir
 from mlflow.cli import cli as mlflow_commands
 from packaging.requirements import Requirement
 
+from boxtwin.config.compose import register
 from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import register
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "boxtwin"

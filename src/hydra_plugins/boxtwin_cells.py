@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hydra.core.config_store import ConfigStore
 
-from boxtwin.config.schema import register
+from boxtwin.config.compose import register
 from boxtwin.config.sweeper import Cells
 
 

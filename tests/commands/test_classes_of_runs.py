@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
+from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values
-from boxtwin.config.schema import register
+from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.errors import InputError
 from boxtwin.run.build import Prepared, make_detector, prepare
 
@@ -30,11 +31,8 @@ def prepared(make_coco, tmp_path):
         sizes = ("split.train=4", "split.train_pool=4", "split.val=2", "split.test=4", "detector=yolov3_nano")
         place = (f"dataset.root={built.root}", "dataset.image_size=96", "detector.crop=96", f"data={tmp_path}")
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return prepare(
-                compose(
-                    "config", ["dataset=coco", "dataset.name=t", "variations.per_image=0", *sizes, *place, *overrides]
-                )
-            )
+            typed = ["dataset=coco", "dataset.name=t", "variations.per_image=0", *sizes, *place, *overrides]
+            return prepare(to_object(compose("config", typed), BoxtwinConfig))
 
     return prepare_set
 

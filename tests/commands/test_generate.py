@@ -20,12 +20,13 @@ from omegaconf import DictConfig, open_dict
 from small_study import SMALL
 
 from boxtwin.commands.generate import contact_sheet, generate, make
+from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values
 from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import register
+from boxtwin.config.schema import GenerateConfig
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
-from boxtwin.run.build import prepare
+from boxtwin.run.build import Prepared, prepare
 
 ROOT = Path(__file__).parents[2]
 # The detectors that label what moves: one, of two steps.
@@ -87,6 +88,10 @@ def remote(server: Record) -> tuple[str, ...]:
     )
 
 
+def prepared(config: DictConfig) -> Prepared:
+    return prepare(to_object(config, GenerateConfig))
+
+
 def store(tmp_path: Path) -> Path:
     (manifest,) = tmp_path.glob("synthetic/*/manifest.jsonl")
     return manifest.parent
@@ -143,7 +148,7 @@ def test_what_was_not_had_is_counted_told_and_done_without(
     # Training takes the eight and asks for nothing, not even a key.
     asked = len(server.requests)
     monkeypatch.delenv("OPENAI_API_KEY")
-    cell = prepare(composed(*remote(server), "variations=1", script="config"))
+    cell = prepared(composed(*remote(server), "variations=1", script="config"))
     assert make(cell).made == 0
     assert cell.library is not None
     assert len(cell.library.variations(cell.sources, 1)) == 8
@@ -159,14 +164,14 @@ def test_training_never_calls_a_generator_that_runs_elsewhere(
     monkeypatch.delenv("OPENAI_API_KEY")
     overrides = (*remote(server), "variations=2", "trainer.steps=120", "seed=3")
     with pytest.raises(InputError, match="20 variations of openai_variations are missing, and training calls") as error:
-        make(prepare(composed(*overrides, "rerun=true", script="config")))
+        make(prepared(composed(*overrides, "rerun=true", script="config")))
     words = shlex.split(str(error.value).splitlines()[-1])
     assert words[:2] == ["python", "generate.py"]
     assert set(overrides) < set(words)
     assert "rerun=true" not in words
     # An experiment or a number set otherwise is in the command too.
     with pytest.raises(InputError, match=r"variations\.per_image=2") as error:
-        make(prepare(composed(*remote(server), "variations.per_image=2", script="config")))
+        make(prepared(composed(*remote(server), "variations.per_image=2", script="config")))
     assert server.requests == []
 
 
@@ -207,7 +212,7 @@ def test_a_folder_of_another_hand(composed: Composed, tmp_path: Path, make_coco:
     # The same folder elsewhere is the same store, from train.py too.
     made.rename(tmp_path / "moved")
     moved = [override.replace(str(made), str(tmp_path / "moved")) for override in overrides]
-    assert make(prepare(composed(*moved, script="config", small=False))).there == 8
+    assert make(prepared(composed(*moved, script="config", small=False))).there == 8
     # And made again from the files: the same bytes.
     manifest = store(tmp_path) / "manifest.jsonl"
     generate(composed(*moved, f"regenerate={manifest}", small=False))
@@ -315,7 +320,7 @@ def test_no_sheet_is_drawn_of_nothing(composed: Composed, server: Record) -> Non
     server.always = "moderation"
     with pytest.raises(InputError, match="10 of 10 are left out:\n  10 refused by the host's moderation"):
         generate(composed(*remote(server), "variations=1", "confirm=true"))
-    assert contact_sheet(prepare(composed(*remote(server), "variations=1"))) is None
+    assert contact_sheet(prepared(composed(*remote(server), "variations=1"))) is None
 
 
 def test_no_variations_are_no_order(composed: Composed) -> None:

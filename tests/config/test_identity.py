@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from boxtwin.config.compose import register
 from boxtwin.config.identity import FIRST_PLACES, defining_values, place_now, short_hash
-from boxtwin.config.schema import register
 from boxtwin.run.build import make_generator
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 

@@ -8,9 +8,9 @@ from hydra import compose, initialize_config_dir
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from boxtwin.config.compose import register
 from boxtwin.config.identity import cell_name, defining_values, setting_hash, short_hash
 from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import register
 from boxtwin.errors import unanswered
 from boxtwin.synthesis.ddpm.model import ModelSettings
 from boxtwin.synthesis.generator import Generator

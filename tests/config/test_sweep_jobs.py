@@ -11,8 +11,8 @@ import requests
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 
+from boxtwin.config.compose import register
 from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import register
 from boxtwin.config.sweeper import asked, end_killed
 from boxtwin.errors import InputError
 from boxtwin.tracking.interrupted import ended_if_stopped

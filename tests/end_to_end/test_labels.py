@@ -15,8 +15,9 @@ import torch
 from commands import CONF, ROOT, manifests, run, runs, start
 from hydra import compose, initialize_config_dir
 
+from boxtwin.config.compose import register, to_object
 from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import register
+from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.image_io import read_image
 from boxtwin.detector.checkpoint import read_detector
 from boxtwin.errors import InputError
@@ -38,7 +39,7 @@ def composed(tmp_path, monkeypatch):
             searched = f"hydra.searchpath=[file://{CONF}]"
             typed = quote_numbers((searched, "+experiment=tiny_choice", *overrides), ROOT / "conf" / "variations")
             typed = [value.replace("+experiment", "experiment") for value in typed]
-            return compose("config", typed)
+            return to_object(compose("config", typed), BoxtwinConfig)
 
     return with_overrides
 

@@ -102,8 +102,9 @@ def test_with_a_trained_detector(tmp_path: Path, capsys: pytest.CaptureFixture) 
     """120 pairs, every other one with a new ship: by pixels alone, and with the demo's detector."""
     from hydra import compose, initialize_config_dir
 
+    from boxtwin.config.compose import register, to_object
     from boxtwin.config.launch import quote_numbers
-    from boxtwin.config.schema import register
+    from boxtwin.config.schema import BoxtwinConfig
     from boxtwin.run.build import prepare
     from boxtwin.run.label_detectors import make_judge
 
@@ -111,7 +112,9 @@ def test_with_a_trained_detector(tmp_path: Path, capsys: pytest.CaptureFixture) 
     register()
     with initialize_config_dir(str(root / "conf"), version_base="1.3"):
         overrides = ("experiment=demo", "split=s1", "variations=1", f"data={tmp_path}")
-        cell = prepare(compose("config", quote_numbers(overrides, root / "conf" / "variations")))
+        cell = prepare(
+            to_object(compose("config", quote_numbers(overrides, root / "conf" / "variations")), BoxtwinConfig)
+        )
     carry = make_judge(cell)
     assert isinstance(carry, Carry)
     pairs = [

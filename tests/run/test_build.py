@@ -7,9 +7,10 @@ from hydra import compose, initialize_config_dir
 from small_study import SMALL
 from trained_detectors import make_trained
 
+from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import cell_name, defining_values, setting_hash
 from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import register
+from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.sample import Sample
 from boxtwin.detector.checkpoint import TrainedDetector, write_detector
 from boxtwin.errors import InputError
@@ -28,7 +29,7 @@ def composed(tmp_path):
             small = [value for value in SMALL if "dataset=hrsid" not in overrides or ".build." not in value]
             chosen = ("generator=repeat", "detector=yolov3_nano", f"data={tmp_path}", *overrides)
             typed = quote_numbers((*small, *chosen), ROOT / "conf" / "variations")
-            return compose("config", typed)
+            return to_object(compose("config", typed), BoxtwinConfig)
 
         yield with_overrides
 
@@ -47,7 +48,6 @@ def composed(tmp_path):
         (["detector.image_size=70"], r"detector\.image_size=70 must be a multiple of 16"),
         (["detector.crop=40"], r"detector\.crop=40 must be a multiple of 16"),
         (["detector.tile=8"], r"detector\.tile=8 must be a multiple of 16"),
-        (["detector.architecture=yolov9"], r"detector\.architecture=yolov9 is none of yolov3"),
         (["detector.anchors=weights"], "takes the anchors of detector.weights, which is not set"),
         (["trainer.steps=0"], r"trainer\.steps=0 tests initial weights as they are; say which"),
         (["detector.anchors=published"], "no published anchors for yolov3_nano"),
@@ -64,9 +64,8 @@ def composed(tmp_path):
     ],
 )
 def test_bad_settings_are_explained(composed, overrides, message):
-    config = composed(*overrides)
     with pytest.raises(InputError, match=message):
-        prepare(config)
+        prepare(composed(*overrides))
 
 
 def test_the_same_configuration_is_the_same_cell_and_another_is_another(composed):
@@ -246,3 +245,14 @@ def test_a_condition_is_all_that_defines_a_run_but_its_seed(composed):
     assert zero.identity != one.identity
     assert set(zero.condition["data"]) == {"train", "val", "test"}
     assert zero.condition["store"] == zero.library.key
+
+
+def test_two_files_of_one_class_are_two_generators(composed):
+    usual, other = (prepare(composed("variations=2", *more)) for more in ((), ("generator.name=mine",)))
+    assert type(usual.library.generator) is type(other.library.generator)
+    assert (usual.library.folder.name[:7], other.library.folder.name[:5]) == ("repeat-", "mine-")
+    assert usual.library.key != other.library.key
+    assert other.library.identity["generator"] == "mine"
+    assert cell_name(other.config) == "s1-x2-mine-yolov3_nano-seed0"
+    with pytest.raises(InputError, match=r"generator\.name='\.\./x' cannot be the name of a folder"):
+        prepare(composed("variations=2", "generator.name=../x"))

@@ -12,9 +12,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from boxtwin.commands.compare import cells_in
+from boxtwin.config.compose import register
 from boxtwin.config.identity import _DEFINING, _NOT_DEFINING, condition_of, flat_params, setting_hash
 from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import BoxtwinConfig, register
+from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.studies.comparison import Figures, contrasts
 from boxtwin.studies.condition_values import differences, flatten
 from boxtwin.studies.conditions import condition_table

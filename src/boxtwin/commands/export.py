@@ -11,6 +11,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.command_line import quoted, setting
+from boxtwin.config.compose import to_object
+from boxtwin.config.schema import ExportConfig
 from boxtwin.datasets.image_io import write_bytes_atomically
 from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector
 from boxtwin.detector.darknet_cfg import darknet_cfg
@@ -24,7 +26,7 @@ FORMATS = ("onnx", "mlflow", "darknet")
 LISTED = 20  # cells that an error names
 
 
-def export_detector(config: DictConfig) -> list[Path]:
+def export_detector(composed: DictConfig) -> list[Path]:
     """Write a cell's detector in the formats that the configuration names; returns what was written.
 
     Raises:
@@ -34,9 +36,10 @@ def export_detector(config: DictConfig) -> list[Path]:
     # Passes of the ONNX optimiser, and steps of MLflow: nothing a user can act on.
     for name in ("onnxscript", "onnx_ir", "mlflow.pyfunc", "mlflow.store.db.utils", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    missing = sorted(OmegaConf.missing_keys(config))
+    missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise InputError(f"these settings need a value: {', '.join(missing)}\n{_there(Path('multirun'))}")
+    config = to_object(composed, ExportConfig)
     formats = [config.formats] if isinstance(config.formats, str) else list(config.formats or ())
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
@@ -57,7 +60,7 @@ def export_detector(config: DictConfig) -> list[Path]:
     for path in written:
         log.info("  %-*s %9s kB", width, path, f"{_size(path) / 1e3:,.1f}")
     if config.register is not None:
-        _register(config, detector, to / "mlflow")
+        _register(config, config.register, detector, to / "mlflow")
     return written
 
 
@@ -112,14 +115,14 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _register(config: DictConfig, detector: TrainedDetector, folder: Path) -> None:
+def _register(config: ExportConfig, name: str, detector: TrainedDetector, folder: Path) -> None:
     from boxtwin.tracking.mlflow_runs import Store
 
     store = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder))
     version = store.register_model(
         folder,
-        name=config.register,
-        study=detector.origin.get("study", config.register),
+        name=name,
+        study=detector.origin.get("study", name),
         identity=detector.origin.get("identity"),
     )
-    log.info("registered: models:/%s/%d in %s", config.register, version, store.uri)
+    log.info("registered: models:/%s/%d in %s", name, version, store.uri)

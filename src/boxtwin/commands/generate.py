@@ -8,17 +8,17 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from boxtwin.command_line import command_line, quoted, setting, words_of
+from boxtwin.config.compose import require_values, to_object
 from boxtwin.config.launch import typed
-from boxtwin.config.schema import GenerateConfig
+from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation import overlays
@@ -26,7 +26,6 @@ from boxtwin.quality.card import QualityCard, describe, write_quality_card
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, load_dataset, make_generator, prepare
 from boxtwin.synthesis.controls import Repeat
-from boxtwin.synthesis.external.folder import Folder
 from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.identity import read_identity, recorded_parameters, settings_from, version_of
 from boxtwin.synthesis.regenerate import reproduce
@@ -42,7 +41,7 @@ _CHOSEN_ANYWAY = ("--config-name=config", "--config-name=generate")
 _NAMED = 5  # variations that a message names
 
 
-def generate(config: DictConfig) -> None:
+def generate(composed: DictConfig) -> None:
     """Make the variations of a split, or, with ``regenerate``, make those of a store again and compare.
 
     Raises:
@@ -52,17 +51,15 @@ def generate(config: DictConfig) -> None:
     # One line for every HTTP request would tear the progress bar to pieces.
     for name in ("httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    _add_own_settings(config)
-    if config.regenerate is not None:
-        _regenerate(config)
+    if composed.get("regenerate") is not None:
+        _regenerate(composed)
         return
+    config = to_object(composed, GenerateConfig)
     if not config.variations.per_image:
         raise InputError("variations=0 makes none; say how many of each image, such as variations=2")
     cell = prepare(config)
     library = _library_of(cell)
-    if isinstance(library.generator, Folder):
-        library.generator.match(cell.dataset.samples)
-    _check_confirmed(cell, library)
+    _check_confirmed(cell, library, config)
     label_detectors.make_ready(cell)
     made = library.make(cell.sources, cell.per_image)
     sheet = contact_sheet(cell)
@@ -83,16 +80,6 @@ def generate(config: DictConfig) -> None:
     _check_complete(cell, library)
 
 
-def _add_own_settings(config: DictConfig) -> None:
-    """Add what generate.py takes beyond a cell's settings to a configuration whose file is one for train.py."""
-    own = OmegaConf.structured(GenerateConfig)  # which checks the types
-    with open_dict(config):
-        for name in (each.name for each in fields(GenerateConfig) if each.default is not MISSING):
-            if name in config:
-                own[name] = config[name]
-            config[name] = own[name]
-
-
 def make(cell: Prepared) -> Made:
     """Make what a cell lacks, before it is trained. Generators that run elsewhere are not called.
 
@@ -101,8 +88,6 @@ def make(cell: Prepared) -> Made:
     """
     library = _library_of(cell)
     generator = library.generator
-    if isinstance(generator, Folder):
-        generator.match(cell.dataset.samples)
     if generator.remote:
         refused = library.refused(cell.sources)
         missing = [
@@ -166,7 +151,7 @@ def quality_card(cell: Prepared) -> QualityCard | None:
     return card
 
 
-def command(config: DictConfig, *more: str) -> str:
+def command(config: BoxtwinConfig, *more: str) -> str:
     """The generate.py command that makes the variations of the configuration at hand."""
     given = [
         word
@@ -185,9 +170,9 @@ def _library_of(cell: Prepared) -> Library:
     return cell.library
 
 
-def _check_confirmed(cell: Prepared, library: Library) -> None:
+def _check_confirmed(cell: Prepared, library: Library, config: GenerateConfig) -> None:
     """Say what calls will be made and what they cost; go on only if the user has said so."""
-    generator, config = library.generator, cell.config
+    generator = library.generator
     missing = library.missing(cell.sources, cell.per_image)
     # Rounded, so that twenty times 0.02 is within a budget of 0.4.
     cost = round(math.fsum(generator.price_usd(request.source) for request in missing), 6)
@@ -235,17 +220,15 @@ def _check_complete(cell: Prepared, library: Library) -> None:
     )
 
 
-def _regenerate(config: DictConfig) -> None:
+def _regenerate(composed: DictConfig) -> None:
     """Make every image of a store again and compare."""
-    store = Path(config.regenerate).parent
+    store = Path(composed.regenerate).parent
     identity = read_identity(store)
-    missing = sorted(key for key in OmegaConf.missing_keys(config) if key.startswith("dataset."))
-    if missing:
-        raise InputError(f"these settings need a value: {', '.join(missing)} (say {missing[0]}=… on the command line)")
+    require_values(composed, "dataset.")
+    config = to_object(_with_generator_of(composed, identity), GenerateConfig)
     dataset = load_dataset(config)
     generator = _generator_of(config, identity, dataset.samples)
-    if isinstance(generator, Folder):
-        generator.match(dataset.samples)
+    generator.match(dataset.samples)
     result = reproduce(store, generator, dataset)
     log.info(
         "%s: %d equal, %d restored, %d different", store, result.equal, len(result.restored), len(result.different)
@@ -258,21 +241,31 @@ def _regenerate(config: DictConfig) -> None:
         )
 
 
-def _generator_of(config: DictConfig, identity: dict[str, Any], training: Sequence[Sample]) -> Generator:
-    """The generator that made a store: its file in conf/generator with the parameters that the store records.
+def _with_generator_of(composed: DictConfig, identity: dict[str, Any]) -> DictConfig:
+    """The configuration with the generator that made a store: its file in conf/generator, and what the store records.
 
     What is no parameter, such as the device or a folder's path, comes from the command line.
     """
-    name, recorded = identity["generator"], identity["parameters"]
-    config = config.copy()
-    with open_dict(config):
-        if config.generator.name != name:
-            config.generator = _option(name)
-        option: Any = OmegaConf.to_container(config.generator, resolve=True)
-        config.generator.update(settings_from(recorded, option))
-    missing = sorted(OmegaConf.missing_keys(config.generator))
+    name = identity["generator"]
+    composed = composed.copy()
+    with open_dict(composed):
+        if composed.generator.name != name:
+            composed.generator = _option(name)
+        option: Any = OmegaConf.to_container(composed.generator, resolve=True)
+        composed.generator.update(settings_from(identity["parameters"], option))
+    missing = sorted(OmegaConf.missing_keys(composed.generator))
     if missing:
         raise InputError(f"say generator={name} and generator.{missing[0]}=… as when the store was made")
+    return composed
+
+
+def _generator_of(config: BoxtwinConfig, identity: dict[str, Any], training: Sequence[Sample]) -> Generator:
+    """The generator that made a store.
+
+    Raises:
+        InputError: it would not make the same images here.
+    """
+    name, recorded = identity["generator"], identity["parameters"]
     generator = make_generator(config)
     if generator.remote:
         raise InputError(

@@ -22,8 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.commands.generate import contact_sheet, make, quality_card
 from boxtwin.commands.reuse import mend, take_over
+from boxtwin.config.compose import to_object
 from boxtwin.config.identity import RECIPE_VERSION, cell_name, flat_params, setting_hash
 from boxtwin.config.launch import note_run, typed
+from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.image_io import link_file, remove_leftovers, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.splits import describe
@@ -55,9 +57,10 @@ log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"  # below the cell's folder
 
 
-def run_cell(config: DictConfig) -> dict[str, float]:
+def run_cell(composed: DictConfig) -> dict[str, float]:
     """Train, test and log one cell; return its metrics. A finished cell is skipped, a broken-off one goes on."""
     _quieten()
+    config = to_object(composed, BoxtwinConfig)
     cell = prepare(config)
     folder, identities = Path(HydraConfig.get().runtime.output_dir), (cell.identity, *cell.earlier_identities)
     name, tracking = cell_name(config), Path(config.tracking.folder)
@@ -85,7 +88,7 @@ def run_cell(config: DictConfig) -> dict[str, float]:
                 *(name, code_of(record_of(run.tags)), code_of(made_by)),
             )
             return run.metrics
-        work = _Cell(cell, store, run.run_id, output)
+        work = _Cell(cell, store, run.run_id, output, OmegaConf.to_yaml(composed, resolve=True))
         source = None if config.rerun or again else store.finished_elsewhere(*identities)
         try:
             if run.finished:
@@ -165,8 +168,9 @@ def _end(store: Store, run_id: str, status: str, reason: str) -> None:
 class _Cell:
     """One cell at work: variations, plan, training, testing, files, metrics."""
 
-    def __init__(self, cell: Prepared, store: Store, run_id: str, output: Path) -> None:
+    def __init__(self, cell: Prepared, store: Store, run_id: str, output: Path, composed: str) -> None:
         self.cell, self.config, self.store, self.run_id, self.output = cell, cell.config, store, run_id, output
+        self.composed = composed  # the configuration as YAML
         self.validation: tuple[tuple[int, float], ...] = ()
         # Named by the identity: data that changed under the same settings must not meet an older checkpoint.
         self.checkpoints = output / CHECKPOINTS / cell.identity[:12]
@@ -227,7 +231,7 @@ class _Cell:
 
     def take_over(self, source: Run) -> dict[str, float] | None:
         """Have what another study has of this very cell; None if that study has lost it."""
-        OmegaConf.save(self.config, self.output / "config.yaml", resolve=True)
+        write_bytes_atomically(self.output / "config.yaml", self.composed.encode())
         try:
             metrics = take_over(
                 *(self.store, self.run_id, source, self.output),
@@ -327,7 +331,7 @@ class _Cell:
                 images=len(synthetic),
             )
         self.cell.split.save(self.output / "split.json")
-        OmegaConf.save(self.config, self.output / "config.yaml", resolve=True)
+        write_bytes_atomically(self.output / "config.yaml", self.composed.encode())
         self.store.log_files(self.run_id, [self.output / "split.json", self.output / "config.yaml"])
 
     def _link(self, *files: Path) -> None:

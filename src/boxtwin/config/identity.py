@@ -5,9 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from boxtwin.config.schema import BoxtwinConfig
+
+Config = BoxtwinConfig | DictConfig  # as Hydra composed it where a value may still be missing
 
 # What the machine decides, or where things lie: two cells that differ in these only are the same cell.
 _NOT_DEFINING = {
@@ -57,7 +63,7 @@ _DEFINING = ("dataset", "split", "variations", "generator", "labels", "detector"
 _AXES = ("split", "variations", "generator", "seed")
 
 
-def defining_values(config: DictConfig) -> dict[str, Any]:
+def defining_values(config: Config) -> dict[str, Any]:
     """The part of a configuration that defines a cell, as plain values.
 
     Files are left out here and come in by their content (`boxtwin.commands.train`). Without variations, generator and
@@ -65,8 +71,7 @@ def defining_values(config: DictConfig) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for key in _DEFINING:
-        node = config[key]
-        value = OmegaConf.to_container(node, resolve=True, enum_to_str=True) if OmegaConf.is_config(node) else node
+        value = _plain(getattr(config, key))
         if isinstance(value, dict):
             value = {name: entry for name, entry in value.items() if name not in _NOT_DEFINING.get(key, ())}
         values[key] = value
@@ -97,7 +102,15 @@ def _moved(target: str, places: Mapping[str, str]) -> str:
     return target if place is None else _PLACE + place
 
 
-def condition_of(config: DictConfig, data: Mapping[str, Any], *, weights: str | None) -> dict[str, Any]:
+def _plain(node: Any) -> Any:
+    if OmegaConf.is_config(node):
+        return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+    if is_dataclass(node):
+        return {field.name: _plain(getattr(node, field.name)) for field in fields(node)}
+    return node.name if isinstance(node, Enum) else node
+
+
+def condition_of(config: Config, data: Mapping[str, Any], *, weights: str | None) -> dict[str, Any]:
     """Everything that defines a run except its seed, as it is recorded with the run.
 
     Args:
@@ -110,7 +123,7 @@ def condition_of(config: DictConfig, data: Mapping[str, Any], *, weights: str | 
     return values | dict(data)
 
 
-def setting_hash(config: DictConfig) -> str:
+def setting_hash(config: Config) -> str:
     """Short hash of all that a study's table does not vary: cells can be compared when it is the same."""
     values = {key: value for key, value in defining_values(config).items() if key not in (*_AXES, "labels")}
     return short_hash(values)
@@ -121,30 +134,35 @@ def short_hash(values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def generator_name(config: DictConfig) -> str:
+def generator_name(config: Config) -> str:
     """The generator a cell really uses: ``none`` without variations."""
-    return str(config.generator.name) if config.variations.per_image else "none"
+    return str(config.generator["name"]) if config.variations.per_image else "none"
 
 
-def train_size(config: DictConfig) -> int | None:
+def train_size(config: Config) -> int | None:
     """How many training images of the split are used; None where all are, however that was said."""
     size = config.split.train_size
     return None if size is None or size == config.split.train else int(size)
 
 
-def split_name(config: DictConfig) -> str:
+def split_name(config: Config) -> str:
     """The split as its cells are filed under: ``s1``, or ``s1n40`` with its first 40 training images only."""
     size = train_size(config)
     return str(config.split.name) if size is None else f"{config.split.name}n{size}"
 
 
-def cell_name(config: DictConfig) -> str:
+def cell_name(config: Config) -> str:
     """Such as ``s1-x10-pixel_ddpm-yolov3_tiny-seed0``; ``s1n40-…`` with fewer training images than the split has."""
     parts = (split_name(config), f"x{config.variations.per_image}", generator_name(config), config.detector.name)
     return "-".join((*parts, f"seed{config.seed}"))
 
 
-def flat_params(config: DictConfig) -> dict[str, object]:
+def run_folder(config: Config) -> str:
+    """The name of a run's folder: that of the run, and a hash of all its settings."""
+    return f"{cell_name(config)}-{short_hash(defining_values(config))}"
+
+
+def flat_params(config: Config) -> dict[str, object]:
     """The few flat parameters that MLflow's table shows."""
     return {
         "dataset": config.dataset.name,

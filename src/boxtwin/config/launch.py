@@ -26,10 +26,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from boxtwin.config.compose import register
 from boxtwin.config.identity import cell_name, short_hash
-from boxtwin.config.schema import VariationsConfig, register
 from boxtwin.errors import DataError, InputError, unanswered
 from boxtwin.files import check_name, refusal
+from boxtwin.mixing.options import VariationsOptions
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def quote_numbers(arguments: Sequence[str], options: Path) -> list[str]:
             if any((folder / f"{number}.yaml").exists() for folder in folders):
                 continue
             ConfigStore.instance().store(
-                group="variations", name=number, node=VariationsConfig(per_image=int(number)), provider="boxtwin"
+                group="variations", name=number, node=VariationsOptions(per_image=int(number)), provider="boxtwin"
             )
         quoted.append(f"{match['key']}=" + ",".join(f"'{number}'" for number in numbers))
     return quoted

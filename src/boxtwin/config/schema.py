@@ -1,4 +1,4 @@
-"""Schemas of the configuration, and their registration with Hydra.
+"""Schemas of the configuration: what the rooms declare in their ``options.py``, put together.
 
 Hydra checks every key and type against these classes; the files under conf/ hold the values. Nothing here imports
 torch, so that ``--help`` and shell completion answer at once.
@@ -7,255 +7,21 @@ torch, so that ``--help`` and shell completion answer at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 
-from boxtwin.config.identity import cell_name, defining_values, short_hash
-
-
-class OnBadBox(Enum):
-    """What to do with boxes that are empty, not finite or reach outside their image."""
-
-    error = "error"
-    clip = "clip"
-    drop = "drop"
-
-
-class Crowds(Enum):
-    """What annotations with iscrowd 1 are: crowds, neither learnt nor counted, or objects that were drawn as masks."""
-
-    ignore = "ignore"
-    objects = "objects"
-
-
-class OnDuplicateBox(Enum):
-    """What to do with boxes that repeat another one of the same class in their image."""
-
-    warn = "warn"
-    merge = "merge"
-    error = "error"
-
-
-class Orientation(Enum):
-    """Whether images are turned as their orientation tag (EXIF) says, or read as they are stored."""
-
-    apply = "apply"
-    ignore = "ignore"
-
-
-class Speckle(Enum):
-    """What the pixel values of a radar's images stand for: received amplitude, or power, its square."""
-
-    amplitude = "amplitude"
-    intensity = "intensity"
-
-
-class Anchors(Enum):
-    """Where anchors come from: k-means over the training boxes, published for COCO, or with the initial weights."""
-
-    kmeans = "kmeans"
-    published = "published"
-    weights = "weights"
-
-
-class BoxLoss(Enum):
-    """Regression loss of the boxes."""
-
-    ciou = "ciou"
-    mse = "mse"
-
-
-class ObjectnessTarget(Enum):
-    """What the objectness of a prediction that answers for an object is to be: 1, or its box's overlap."""
-
-    one = "one"
-    iou = "iou"
-
-
-class AnchorsPerObject(Enum):
-    """Which anchors answer for an object: the best, or also all that overlap its shape well."""
-
-    best = "best"
-    iou_above = "iou_above"
-
-
-class Optimizer(Enum):
-    """How the weights move."""
-
-    adamw = "adamw"
-    sgd = "sgd"
-
-
-class Precision(Enum):
-    """Arithmetic of the network; auto takes bfloat16 where the machine computes in it."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class CocoEvaluator(Enum):
-    """What computes the COCO figures: faster-coco-eval, or pycocotools, the reference. Their figures are equal."""
-
-    faster = "faster"
-    pycocotools = "pycocotools"
+from boxtwin.datasets.options import DatasetOptions, SplitOptions
+from boxtwin.detector.options import DetectorOptions, TrainerOptions
+from boxtwin.labels.options import LabelOptions
+from boxtwin.mixing.options import AugmentationOptions, VariationsOptions
 
 
 @dataclass
-class AugmentationConfig:
-    """What is done at random to training images; see boxtwin.mixing.augment.Augmentation."""
+class DatasetConfig(DatasetOptions):
+    """A data set, and what is done at random to its images in training."""
 
-    mosaic: float = 0.0
-    zoom: float = 1.0
-    unzoomed: float = 0.0
-    translate: float = 0.0
-    focus: float = 0.0
-    flip_horizontal: bool = False
-    flip_vertical: bool = False
-    quarter_turns: bool = False
-    gain: float = 0.0
-    speckle: float = 0.0
-    hue: float = 0.0
-    saturation: float = 0.0
-
-
-@dataclass
-class DatasetConfig:
-    """A COCO detection set on disk; ``build`` holds the parameters of one that is made here."""
-
-    name: str = MISSING
-    root: str = MISSING
-    images: str = MISSING
-    annotations: str = MISSING
-    group_by: str | None = None
-    on_bad_box: OnBadBox = OnBadBox.error
-    crowds: Crowds = Crowds.ignore
-    on_duplicate_box: OnDuplicateBox = OnDuplicateBox.warn
-    orientation: Orientation = Orientation.apply
-    page: int | None = None
-    channels: list[int] | None = None
-    max_pixels: int = 100_000_000
-    image_size: int = MISSING
-    speckle: Speckle | None = None
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    build: dict[str, int] | None = None
-
-
-@dataclass
-class SplitConfig:
-    """Numbers of real images per side; ``file`` names a predefined split instead.
-
-    ``train_size`` keeps the first so many of the training images, nested; null, or all of them, is the whole split.
-    """
-
-    name: str = MISSING
-    train: int = MISSING
-    val: int = MISSING
-    test: int = MISSING
-    train_pool: int = MISSING
-    train_size: int | None = None
-    seed: int = 0
-    group_by: str | None = "${dataset.group_by}"
-    file: str | None = None
-
-
-@dataclass
-class VariationsConfig:
-    """How many variations of each real training and validation image are mixed in."""
-
-    per_image: int = MISSING
-    synthetic_fraction: float | None = None
-    seed: int = 0
-
-
-class NewObjects(Enum):
-    """What becomes of a variation with objects that its source has not."""
-
-    refuse = "refuse"
-    label = "label"
-    ignore = "ignore"
-
-
-class Confirmed(Enum):
-    """Which images of a file of labels a person stands up for."""
-
-    marked = "marked"
-    all = "all"
-
-
-@dataclass
-class LabelsConfig:
-    """How variations get their boxes; see boxtwin.labels. Each option has its part of these."""
-
-    name: str = MISSING
-    detectors: int = 0  # how many are trained on real images to look at variations, with seeds from 0
-    steps: int | None = None
-    # carry
-    new_objects: NewObjects = NewObjects.refuse
-    sure: float = 0.6
-    gone: float = 0.3
-    match: float = 0.5
-    better: float = 0.15
-    search: int = 12
-    # pseudo
-    agree: int = 2
-    iou: float = 0.5
-    tolerance: float = 0.25
-    # manual
-    file: str | None = None
-    confirmed: Confirmed = Confirmed.marked
-
-
-@dataclass
-class DetectorConfig:
-    """Network, loss and optimiser; see boxtwin.detector.module.DetectorModule."""
-
-    name: str = MISSING
-    architecture: str = MISSING
-    weights: str | None = None
-    image_size: int = "${dataset.image_size}"  # type: ignore[assignment]
-    crop: int | None = None
-    tile: int | None = None
-    anchors: Anchors = Anchors.kmeans
-    box_loss: BoxLoss = BoxLoss.ciou
-    optimizer: Optimizer = Optimizer.adamw
-    learning_rate: float = MISSING
-    weight_decay: float = MISSING
-    warmup_steps: int = MISSING
-    freeze: int = 0
-    objectness_target: ObjectnessTarget = ObjectnessTarget.one
-    anchors_per_object: AnchorsPerObject = AnchorsPerObject.iou_above
-    cells_per_object: int = 1
-    scale_xy: float = 1.0
-    focal_gamma: float = 0.0
-    box_weight: float = 5.0
-    objectness_weight: float = 1.0
-    class_weight: float = 1.0
-    ignore_iou: float = MISSING
-    nms_iou: float = MISSING
-
-
-@dataclass
-class TrainerConfig:
-    """Steps, and the machine. The machine's part does not define a cell."""
-
-    steps: int = MISSING
-    batch_size: int = MISSING
-    validations: int = MISSING
-    ema_span: float = MISSING
-    gradient_clip: float = MISSING
-    precision: Precision = Precision.auto
-    accelerator: str = "auto"
-    threads: int | None = None
-    workers: int = 0
-    cache: bool = True
-    devices: int = 1
-    compile: bool = False
-    coco_evaluator: CocoEvaluator = CocoEvaluator.faster
+    augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
 
 
 @dataclass
@@ -275,12 +41,12 @@ class BoxtwinConfig:
     """
 
     dataset: DatasetConfig = MISSING
-    split: SplitConfig = MISSING
-    variations: VariationsConfig = MISSING
+    split: SplitOptions = MISSING
+    variations: VariationsOptions = MISSING
     generator: dict[str, Any] = MISSING
-    labels: LabelsConfig = MISSING
-    detector: DetectorConfig = MISSING
-    trainer: TrainerConfig = MISSING
+    labels: LabelOptions = MISSING
+    detector: DetectorOptions = MISSING
+    trainer: TrainerOptions = MISSING
     tracking: TrackingConfig = MISSING
     study: str = MISSING
     seed: int = MISSING
@@ -318,17 +84,3 @@ class ExportConfig:
     to: str | None = None
     register: str | None = None
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-
-def register() -> None:
-    """Tell Hydra about the schemas and OmegaConf about the resolver of the output folder's name. Safe to repeat."""
-    store = ConfigStore.instance()
-    store.store(name="boxtwin_schema", node=BoxtwinConfig)
-    store.store(name="generate_schema", node=GenerateConfig)
-    store.store(name="compare_schema", node=CompareConfig)
-    store.store(name="export_schema", node=ExportConfig)
-
-    def cell_folder(*, _root_: DictConfig) -> str:
-        return f"{cell_name(_root_)}-{short_hash(defining_values(_root_))}"
-
-    OmegaConf.register_new_resolver("cell_folder", cell_folder, replace=True)

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from boxtwin.boxes import area_xyxy, clip_xyxy
 from boxtwin.datasets.image_io import Pixels
+from boxtwin.mixing.options import AugmentationOptions
 
 # What surrounds a letterboxed image: mid grey, as Darknet's letterbox_image (src/image.c) fills it.
 PAD = 0.5
@@ -86,48 +87,8 @@ class Part(NamedTuple):
         return self.corner[0] - self.source[0] * self.scale, self.corner[1] - self.source[1] * self.scale
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What is done at random to a training image.
-
-    Attributes:
-        mosaic: share of training images that are put together from four (Bochkovskiy et al. 2020, YOLOv4, section 3.3).
-        zoom: an image is scaled by a factor between ``1 / zoom`` and ``zoom``, log-uniform.
-        unzoomed: share of images that are not. Resampling smooths the grain of a sensor (speckle, say), and a detector
-            that has never seen it sharp stumbles over images in their own size.
-        translate: an image that fits its place is shifted by up to this share of the square.
-        focus: where an image does not fit its place, a part of it is shown: with this probability one that holds some
-            object, otherwise any.
-        flip_horizontal, flip_vertical: mirror with probability one half.
-        quarter_turns: turn by 0, 90, 180 or 270 degrees: for images without an up.
-        gain: brightness is multiplied by ``exp(u)``, u uniform in [-gain, gain].
-        speckle: standard deviation of multiplicative noise, as coherent sensors show it; 0 for none.
-        hue: colours are turned by up to this share of the colour circle; leaves grey images alone, as does:
-        saturation: multiplied by ``exp(u)``, u uniform in [-saturation, saturation].
-    """
-
-    mosaic: float = 0.0
-    zoom: float = 1.0
-    unzoomed: float = 0.0
-    translate: float = 0.0
-    focus: float = 0.0
-    flip_horizontal: bool = False
-    flip_vertical: bool = False
-    quarter_turns: bool = False
-    gain: float = 0.0
-    speckle: float = 0.0
-    hue: float = 0.0
-    saturation: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("mosaic", "unzoomed", "focus"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
-        if self.zoom < 1:
-            raise ValueError(f"zoom is the largest factor and at least 1, got {self.zoom}")
-        for name in ("translate", "gain", "speckle", "hue", "saturation"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+class Augmentation(AugmentationOptions):
+    """What is done at random to a training image."""
 
     def __call__(
         self,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,6 @@ import hydra
 import numpy as np
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.config.identity import (
     EVALUATION_VERSION,
@@ -26,7 +25,7 @@ from boxtwin.config.identity import (
     place_now,
     train_size,
 )
-from boxtwin.config.schema import Anchors, Confirmed
+from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.classes import describe_classes
 from boxtwin.datasets.coco import digest_of, read_coco
 from boxtwin.datasets.image_cache import DecodedImages
@@ -38,16 +37,19 @@ from boxtwin.detector.anchors import anchors_from_samples
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.detector.nms import DETECTIONS, detection_limit
+from boxtwin.detector.options import Anchors, Architecture
 from boxtwin.detector.pretrained import anchors_of, read_weights, weights_digest
 from boxtwin.errors import DataError, InputError
+from boxtwin.files import check_name
 from boxtwin.hardware import lightning_accelerator, lightning_precision
 from boxtwin.labels.manual import Manual
+from boxtwin.labels.options import Confirmed
+from boxtwin.mixing.augment import Augmentation
 from boxtwin.mixing.datamodule import StudyDataModule, check_variations, input_channels
 from boxtwin.mixing.plan import Plan
 from boxtwin.run.checks import (
     LABELS,
     check_settings,
-    make_augmentation,
     make_reading,
     warn_of_object_sizes,
 )
@@ -63,7 +65,7 @@ ANCHORS_PER_HEAD = 3  # YOLOv3, section 2.3
 class Prepared:
     """A checked configuration: everything a cell needs, before any work starts."""
 
-    config: DictConfig
+    config: BoxtwinConfig
     dataset: Dataset
     split: Split
     library: Library | None  # None without variations
@@ -80,7 +82,7 @@ class Prepared:
     @property
     def per_image(self) -> int:
         """Variations of each source."""
-        return int(self.config.variations.per_image)
+        return self.config.variations.per_image
 
     @property
     def accelerator(self) -> str:
@@ -119,15 +121,12 @@ class Prepared:
         return input_channels(self.split.train, self.images)
 
 
-def prepare(config: DictConfig) -> Prepared:
+def prepare(config: BoxtwinConfig) -> Prepared:
     """Load and check everything that the configuration names.
 
     Raises:
         InputError: anything is wrong with data, split or settings. Nothing has been trained or generated then.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise InputError(f"these settings need a value: {', '.join(missing)} (say {missing[0]}=… on the command line)")
     check_settings(config)
     dataset = load_dataset(config)
     split = _load_split(config, dataset)
@@ -154,16 +153,20 @@ def _tell_classes(dataset: Dataset, split: Split) -> None:
         log.warning("split %s: %s", split.name, warning)
 
 
-def labelling_cells(config: DictConfig, dataset: Dataset, split: Split) -> list[Prepared]:
+def labelling_cells(config: BoxtwinConfig, dataset: Dataset, split: Split) -> list[Prepared]:
     """The cells without variations whose detectors look at the labels of variations, with seeds from 0.
 
     Their training sees the split's real images and nothing else; who has trained such a cell has its detector.
     """
     cells = []
     for seed in range(config.labels.detectors):
-        alone = OmegaConf.merge(config, {"seed": seed, "variations": {"per_image": 0}})
-        assert isinstance(alone, DictConfig)
-        alone.trainer.steps = config.trainer.steps if config.labels.steps is None else config.labels.steps
+        steps = config.trainer.steps if config.labels.steps is None else config.labels.steps
+        alone = replace(
+            config,
+            seed=seed,
+            variations=replace(config.variations, per_image=0),
+            trainer=replace(config.trainer, steps=steps),
+        )
         cells.append(_prepared(alone, dataset, split, None))
     return cells
 
@@ -175,7 +178,7 @@ def detector_file(cell: Prepared) -> Path:
     return next((file for file in files if file.exists()), files[0])
 
 
-def _prepared(config: DictConfig, dataset: Dataset, split: Split, library: Library | None) -> Prepared:
+def _prepared(config: BoxtwinConfig, dataset: Dataset, split: Split, library: Library | None) -> Prepared:
     weights = config.detector.weights and weights_digest(Path(config.detector.weights))
     defining: dict[str, Any] = {
         "values": defining_values(config),
@@ -190,7 +193,7 @@ def _prepared(config: DictConfig, dataset: Dataset, split: Split, library: Libra
         defining["levels"] = "percentiles"  # before, 0 and the largest value were black and white
     if (limit := detection_limit(split.train)) != DETECTIONS:
         defining["max_detections"] = limit
-    if config.detector.anchors is Anchors.published and config.detector.architecture == "yolov3_tiny":
+    if config.detector.anchors is Anchors.published and config.detector.architecture is Architecture.yolov3_tiny:
         defining["anchors"] = "1,2,3"  # of its finer head; runs of before had 0, 1 and 2 there
     # Older versions took the hash of the whole file of weights for that of its tensors.
     of_file = config.detector.weights and hashlib.sha256(Path(config.detector.weights).read_bytes()).hexdigest()
@@ -209,12 +212,12 @@ def _prepared(config: DictConfig, dataset: Dataset, split: Split, library: Libra
     )
 
 
-def load_dataset(config: DictConfig) -> Dataset:
+def load_dataset(config: BoxtwinConfig) -> Dataset:
     """Read the data set of a configuration; build it first if it is one of ours and missing."""
     node = config.dataset
     root = Path(node.root)
     if node.build is not None:
-        sar_scenes.build(root, **OmegaConf.to_container(node.build))  # type: ignore[arg-type]
+        sar_scenes.build(root, **node.build)
     try:
         dataset = read_coco(
             name=node.name,
@@ -250,7 +253,7 @@ def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
         batch_size=trainer.batch_size,
         steps=trainer.steps,
         steps_per_epoch=trainer.steps // trainer.validations,
-        augmentation=make_augmentation(config),
+        augmentation=Augmentation(**vars(config.dataset.augmentation)),
         synthetic_fraction=config.variations.synthetic_fraction,
         levels=cell.levels,
         seed=config.seed,
@@ -267,7 +270,7 @@ def make_detector(cell: Prepared) -> DetectorModule:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.config.seed)
         module = DetectorModule(
-            architecture=detector.architecture,
+            architecture=detector.architecture.value,
             classes=cell.dataset.classes,
             category_ids=cell.dataset.category_ids,
             anchors=_anchors(cell.config, cell.split.train),
@@ -285,7 +288,7 @@ def make_detector(cell: Prepared) -> DetectorModule:
             box_loss=detector.box_loss.value,
             objectness_target=detector.objectness_target.value,
             anchors_per_object=detector.anchors_per_object.value,
-            cells_per_object=detector.cells_per_object,
+            cells_per_object=3 if detector.cells_per_object == 3 else 1,
             scale_xy=detector.scale_xy,
             ignore_iou=detector.ignore_iou,
             focal_gamma=detector.focal_gamma,
@@ -302,7 +305,7 @@ def make_detector(cell: Prepared) -> DetectorModule:
     return module
 
 
-def _load_split(config: DictConfig, dataset: Dataset) -> Split:
+def _load_split(config: BoxtwinConfig, dataset: Dataset) -> Split:
     node, size = config.split, train_size(config)
     if node.file is not None:
         split = read_split(dataset, Path(node.file), node.name)
@@ -324,7 +327,7 @@ def _load_split(config: DictConfig, dataset: Dataset) -> Split:
     return split if size is None else split.first(size)
 
 
-def make_generator(config: DictConfig) -> Generator:
+def make_generator(config: BoxtwinConfig) -> Generator:
     """The generator of a configuration.
 
     Raises:
@@ -339,11 +342,15 @@ def make_generator(config: DictConfig) -> Generator:
         if isinstance(error.__cause__, InputError):  # what the generator has to say, without Hydra's words around it
             raise error.__cause__ from None
         raise
+    # Two files of one class are two generators.
+    generator.name = str(config.generator["name"])
+    check_name(generator.name, "generator.name")
     return generator
 
 
-def _library(config: DictConfig, dataset: Dataset, split: Split) -> Library:
+def _library(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Library:
     generator = make_generator(config)
+    generator.match(dataset.samples)
     return Library(
         Path(config.data) / "synthetic",
         generator,
@@ -357,7 +364,7 @@ def _library(config: DictConfig, dataset: Dataset, split: Split) -> Library:
     )
 
 
-def _identity_of_labels(config: DictConfig, dataset: Dataset, split: Split, generator: Generator) -> Json:
+def _identity_of_labels(config: BoxtwinConfig, dataset: Dataset, split: Split, generator: Generator) -> Json:
     """All that the labels of a store follow from."""
     labels = config.labels
     if labels.name == "manual":
@@ -371,16 +378,17 @@ def _identity_of_labels(config: DictConfig, dataset: Dataset, split: Split, gene
             every_image=every_image,
         )
         # Earlier versions matched classes by ids, and images by the store's names.
-        more = {**({"confirmed": "all"} if every_image else {}), **({} if read.read_as_before else {"matched": 2})}
+        more: dict[str, Json] = {"confirmed": "all"} if every_image else {}
+        more |= {} if read.read_as_before else {"matched": 2}
         return {"name": labels.name, "file": read.sha256, **more}
     if labels.name == "carry" and generator.boxes == "none":
         raise InputError(
-            f"generator={config.generator.name} moves things about, so boxes cannot be carried over: choose "
+            f"generator={config.generator['name']} moves things about, so boxes cannot be carried over: choose "
             "labels=pseudo (detectors find them) or labels=manual (a person does)"
         )
     if labels.name == "carry" and generator.boxes == "exact":
         return {"name": labels.name, "boxes": "exact"}
-    settings = {key: labels[key] for key in LABELS[labels.name]}
+    settings = {key: getattr(labels, key) for key in LABELS[labels.name]}
     return {
         "name": labels.name,
         **{key: value.name if isinstance(value, Enum) else value for key, value in settings.items()},
@@ -388,13 +396,13 @@ def _identity_of_labels(config: DictConfig, dataset: Dataset, split: Split, gene
     }
 
 
-def _anchors(config: DictConfig, real: Sequence[Sample]) -> Any:
-    architecture = config.detector.architecture
+def _anchors(config: BoxtwinConfig, real: Sequence[Sample]) -> Any:
+    architecture = config.detector.architecture.value
     if config.detector.anchors is Anchors.published:
         scale = config.detector.image_size / 416  # the size they are published for
         return [[[w * scale, h * scale] for w, h in head] for head in PUBLISHED_ANCHORS[architecture]]
     if config.detector.anchors is Anchors.weights:
-        return anchors_of(Path(config.detector.weights))
+        return anchors_of(Path(str(config.detector.weights)))  # `check_settings` says if there are none
     # Real images only, and a fixed seed: every cell of a split has the same anchors.
     return anchors_from_samples(
         real,

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
 
-from boxtwin.config.schema import Anchors, Precision
+from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.splits import Split
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
+from boxtwin.detector.options import Anchors, Precision
 from boxtwin.errors import InputError
 from boxtwin.hardware import lightning_accelerator
-from boxtwin.mixing.augment import Augmentation
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +27,7 @@ LABELS = {
 LARGE = 0.9  # the quantile of lengths that crops should still show whole most of the time
 
 
-def make_reading(config: DictConfig) -> Reading:
+def make_reading(config: BoxtwinConfig) -> Reading:
     """How image files become pixels.
 
     Raises:
@@ -43,7 +41,7 @@ def make_reading(config: DictConfig) -> Reading:
         raise InputError(f"dataset.page, dataset.channels or dataset.max_pixels: {error}") from None
 
 
-def check_settings(config: DictConfig) -> None:
+def check_settings(config: BoxtwinConfig) -> None:
     """What the values alone tell.
 
     Raises:
@@ -69,11 +67,9 @@ def check_settings(config: DictConfig) -> None:
         raise InputError("trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE")
     if trainer.steps and not 0 <= detector.warmup_steps < trainer.steps:
         raise InputError(f"detector.warmup_steps={detector.warmup_steps} must be below trainer.steps={trainer.steps}")
-    if detector.architecture not in STRIDES:
-        raise InputError(f"detector.architecture={detector.architecture} is none of {', '.join(STRIDES)}")
-    stride = max(STRIDES[detector.architecture])
-    for name in ("image_size", "crop", "tile"):
-        side = detector[name]
+    architecture = detector.architecture.value
+    stride = max(STRIDES[architecture])
+    for name, side in (("image_size", detector.image_size), ("crop", detector.crop), ("tile", detector.tile)):
         # Cut into tiles and crops, an image may have any size itself.
         is_input = name != "image_size" or detector.crop is None or detector.tile is None
         if side is not None and (side < stride or (is_input and side % stride)):
@@ -90,20 +86,13 @@ def check_settings(config: DictConfig) -> None:
             f"{config.split.name}"
         )
     _check_labels(config)
-    if detector.cells_per_object not in (1, 3):
-        raise InputError(f"detector.cells_per_object={detector.cells_per_object} must be 1 or 3")
-    if detector.scale_xy < 1 or (detector.cells_per_object == 3 and detector.scale_xy < 2):
-        raise InputError(
-            f"detector.scale_xy={detector.scale_xy} must be at least 1, and 2 with detector.cells_per_object=3"
-        )
     if detector.anchors is Anchors.weights and detector.weights is None:
         raise InputError("detector.anchors=weights takes the anchors of detector.weights, which is not set")
-    if detector.anchors is Anchors.published and detector.architecture not in PUBLISHED_ANCHORS:
-        raise InputError(f"there are no published anchors for {detector.architecture}; choose detector.anchors=kmeans")
-    make_augmentation(config)
+    if detector.anchors is Anchors.published and architecture not in PUBLISHED_ANCHORS:
+        raise InputError(f"there are no published anchors for {architecture}; choose detector.anchors=kmeans")
 
 
-def _check_labels(config: DictConfig) -> None:
+def _check_labels(config: BoxtwinConfig) -> None:
     labels, trainer = config.labels, config.trainer
     if labels.name not in LABELS:
         raise InputError(f"labels={labels.name} is unknown; there are: {', '.join(LABELS)}")
@@ -131,9 +120,9 @@ def _check_labels(config: DictConfig) -> None:
         raise InputError(f"labels.tolerance={labels.tolerance} must not be negative")
 
 
-def warn_of_object_sizes(config: DictConfig, split: Split) -> None:
+def warn_of_object_sizes(config: BoxtwinConfig, split: Split) -> None:
     """Say so when most objects are too small to be found in the shrunk images, or too large for a crop of them."""
-    size, finest = config.detector.image_size, min(STRIDES[config.detector.architecture])
+    size, finest = config.detector.image_size, min(STRIDES[config.detector.architecture.value])
     sides = np.concatenate(
         [
             (sample.object_boxes[:, 2:] - sample.object_boxes[:, :2]) * size / max(sample.width, sample.height)
@@ -153,22 +142,9 @@ def warn_of_object_sizes(config: DictConfig, split: Split) -> None:
         log.warning(
             "one training object in ten is over %.0f pixels long, and crops of %d pixels will cut many of them off: "
             "try dataset.image_size=%d, or detector.crop=null for whole images",
-            *(largest, crop, _multiple(size * crop / 2 / largest, max(STRIDES[config.detector.architecture]))),
+            *(largest, crop, _multiple(size * crop / 2 / largest, max(STRIDES[config.detector.architecture.value]))),
         )
 
 
 def _multiple(value: float, of: int) -> int:
     return max(of, int(value // of) * of)
-
-
-def make_augmentation(config: DictConfig) -> Augmentation:
-    """What is done to training images at random.
-
-    Raises:
-        InputError: a value is out of its range.
-    """
-    values: dict[str, Any] = OmegaConf.to_container(config.dataset.augmentation)  # type: ignore[assignment]
-    try:
-        return Augmentation(**values)
-    except ValueError as error:
-        raise InputError(f"dataset.augmentation: {error}") from None

@@ -15,7 +15,6 @@ import torch
 
 from boxtwin import locks
 from boxtwin.config.identity import cell_name
-from boxtwin.config.schema import Confirmed
 from boxtwin.datasets.image_io import Pixels, as_grey, link_file
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector
@@ -26,6 +25,7 @@ from boxtwin.labels.card import DECISIONS, tally, write_card
 from boxtwin.labels.carry import Carry, Transfer
 from boxtwin.labels.ensemble import Ensemble, Member, surprise_threshold
 from boxtwin.labels.manual import Manual
+from boxtwin.labels.options import Confirmed
 from boxtwin.labels.pseudo import Pseudo
 from boxtwin.mixing.augment import Labelled
 from boxtwin.mixing.datamodule import Collate
@@ -59,7 +59,7 @@ def make_judge(cell: Prepared) -> Transfer:
     labels, exact = cell.config.labels, cell.library.generator.boxes == "exact"
     if labels.name == Manual.name:
         return Manual(
-            file=Path(labels.file),
+            file=None if labels.file is None else Path(labels.file),
             samples=cell.dataset.samples,
             classes=cell.dataset.classes,
             category_ids=cell.dataset.category_ids,

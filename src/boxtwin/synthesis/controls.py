@@ -44,6 +44,9 @@ class Repeat:
         """Nothing."""
         return 0.0
 
+    def match(self, samples: Sequence[Sample]) -> None:
+        """Nothing to match."""
+
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Nothing to learn."""
 
@@ -144,6 +147,9 @@ class CopyPaste:
     def price_usd(self, source: Sample) -> float:  # noqa: ARG002
         """Nothing."""
         return 0.0
+
+    def match(self, samples: Sequence[Sample]) -> None:
+        """Nothing to match."""
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:  # noqa: ARG002, nothing to save: reading takes seconds
         """Cut the objects out of the training images and keep them in memory."""

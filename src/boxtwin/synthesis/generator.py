@@ -71,7 +71,7 @@ class Generator(Protocol):
     whatever takes time or a download happens in ``fit``.
     """
 
-    name: str
+    name: str  # that of its file in conf/generator: `make_generator` sets it, the class has that of the usual file
     learns: bool  # whether `fit` looks at the training images: then the store is keyed by them
     boxes: Knowledge
     remote: bool  # whether pixels leave this machine: `train.py` never calls such a generator
@@ -90,6 +90,13 @@ class Generator(Protocol):
 
     def price_usd(self, source: Sample) -> float:
         """What one variation of ``source`` costs; 0 for what runs here."""
+
+    def match(self, samples: Sequence[Sample]) -> None:
+        """Find what it has for which of the images of the data set, those of other splits too; comes before all else.
+
+        Raises:
+            InputError: something that it has is of no image, or of more than one.
+        """
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Learn from the training images, or load what an earlier call left in ``folder``.

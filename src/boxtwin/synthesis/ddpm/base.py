@@ -98,6 +98,9 @@ class PixelGenerator(ABC):
         """The settings that are none of the model's."""
         return {}
 
+    def match(self, samples: Sequence[Sample]) -> None:  # noqa: B027, most have nothing to match
+        """Nothing to match."""
+
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Train the model, continue its training, or load it from ``folder`` (`PixelModel.fit`)."""
         self.network.fit(training, folder)

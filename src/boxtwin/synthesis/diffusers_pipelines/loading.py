@@ -105,6 +105,9 @@ class PipelineGenerator(ABC):
         """Nothing."""
         return 0.0
 
+    def match(self, samples: Sequence[Sample]) -> None:  # noqa: B027, most have nothing to match
+        """Nothing to match."""
+
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Load the checkpoint; from the hub, it is downloaded the first time.
 

@@ -106,6 +106,9 @@ class _OpenAIImages(ABC):
         """What the squares of ``source`` cost."""
         return self.price * squares.count(source.height, source.width, self.size, self.overlap)
 
+    def match(self, samples: Sequence[Sample]) -> None:  # noqa: B027, most have nothing to match
+        """Nothing to match."""
+
     def fit(self, training: Sequence[Sample], folder: Path) -> None:  # noqa: ARG002, hosted models learn nothing here
         """Check that there is a key and a client to use it.
 

@@ -1,0 +1,58 @@
+"""Between Hydra and the typed configuration: schemas are registered, and what Hydra composed becomes plain objects."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from boxtwin.config.identity import run_folder
+from boxtwin.config.schema import BoxtwinConfig, CompareConfig, ExportConfig, GenerateConfig
+from boxtwin.errors import InputError
+
+Schema = TypeVar("Schema")
+
+
+def register() -> None:
+    """Tell Hydra about the schemas and OmegaConf about the resolver of the output folder's name. Safe to repeat."""
+    store = ConfigStore.instance()
+    store.store(name="boxtwin_schema", node=BoxtwinConfig)
+    store.store(name="generate_schema", node=GenerateConfig)
+    store.store(name="compare_schema", node=CompareConfig)
+    store.store(name="export_schema", node=ExportConfig)
+
+    def cell_folder(*, _root_: DictConfig) -> str:
+        return run_folder(_root_)
+
+    OmegaConf.register_new_resolver("cell_folder", cell_folder, replace=True)
+
+
+def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
+    """What Hydra composed, as an instance of one of the schema's dataclasses. It is not changed afterwards.
+
+    Args:
+        config: as composed; settings of ``schema`` that it lacks keep their defaults.
+        schema: the dataclass, such as `BoxtwinConfig`.
+
+    Raises:
+        InputError: a setting has no value, or one of another type.
+    """
+    require_values(config)
+    values = OmegaConf.to_container(config, resolve=True)
+    try:
+        whole: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except ValueError as error:  # of a dataclass that checks its values, or of OmegaConf
+        raise InputError(str(error)) from None
+    return whole
+
+
+def require_values(config: DictConfig, below: str = "") -> None:
+    """Check that every setting whose name begins with ``below`` has a value.
+
+    Raises:
+        InputError: some have none.
+    """
+    missing = sorted(key for key in OmegaConf.missing_keys(config) if key.startswith(below))
+    if missing:
+        raise InputError(f"these settings need a value: {', '.join(missing)} (say {missing[0]}=… on the command line)")

@@ -1,0 +1,85 @@
+"""Settings of a data set and of its split: the groups `dataset` and `split` of the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+REQUIRED: Any = "???"  # what OmegaConf takes for a value that must be given
+
+
+class OnBadBox(Enum):
+    """What to do with boxes that are empty, not finite or reach outside their image."""
+
+    error = "error"
+    clip = "clip"
+    drop = "drop"
+
+
+class Crowds(Enum):
+    """What annotations with iscrowd 1 are: crowds, neither learnt nor counted, or objects that were drawn as masks."""
+
+    ignore = "ignore"
+    objects = "objects"
+
+
+class OnDuplicateBox(Enum):
+    """What to do with boxes that repeat another one of the same class in their image."""
+
+    warn = "warn"
+    merge = "merge"
+    error = "error"
+
+
+class Orientation(Enum):
+    """Whether images are turned as their orientation tag (EXIF) says, or read as they are stored."""
+
+    apply = "apply"
+    ignore = "ignore"
+
+
+class Speckle(Enum):
+    """What the pixel values of a radar's images stand for: received amplitude, or power, its square."""
+
+    amplitude = "amplitude"
+    intensity = "intensity"
+
+
+@dataclass
+class DatasetOptions:
+    """A COCO detection set on disk; ``build`` holds the parameters of one that is made here."""
+
+    name: str = REQUIRED
+    root: str = REQUIRED
+    images: str = REQUIRED
+    annotations: str = REQUIRED
+    group_by: str | None = None
+    on_bad_box: OnBadBox = OnBadBox.error
+    crowds: Crowds = Crowds.ignore
+    on_duplicate_box: OnDuplicateBox = OnDuplicateBox.warn
+    orientation: Orientation = Orientation.apply
+    page: int | None = None
+    channels: list[int] | None = None
+    max_pixels: int = 100_000_000
+    image_size: int = REQUIRED
+    speckle: Speckle | None = None
+    build: dict[str, int] | None = None
+
+
+@dataclass
+class SplitOptions:
+    """Numbers of real images per side; ``file`` names a predefined split instead.
+
+    ``train_size`` keeps the first so many of the training images, nested; null, or all of them, is the whole split.
+    """
+
+    name: str = REQUIRED
+    train: int = REQUIRED
+    val: int = REQUIRED
+    test: int = REQUIRED
+    train_pool: int = REQUIRED
+    train_size: int | None = None
+    seed: int = 0
+    group_by: str | None = "${dataset.group_by}"
+    file: str | None = None
