@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from boxtwin.config.identity import cell_name, short_hash
 from boxtwin.config.schema import VariationsConfig, register
 from boxtwin.errors import DataError, InputError, unanswered
-from boxtwin.files import check_name, refusal
+from boxtwin.files import check_name, refusal, write_bytes_atomically
 
 log = logging.getLogger(__name__)
 
@@ -335,9 +335,7 @@ class _Note:
     def write(self, **state: object) -> None:
         # The folder is gone where the sweep was given up, by a launcher that left this job running.
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        half = self._path.with_suffix(f".{os.getpid()}.part")
-        half.write_text(json.dumps(self._content | state))
-        half.replace(self._path)
+        write_bytes_atomically(self._path, json.dumps(self._content | state).encode())
 
 
 def note_run(uri: str, study: str, identity: str, lock: Path) -> None:

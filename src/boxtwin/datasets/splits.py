@@ -15,10 +15,10 @@ import numpy as np
 
 from boxtwin.datasets.coco_json import file_key, load_json
 from boxtwin.datasets.doubles import nearly_same
-from boxtwin.datasets.image_io import write_bytes_atomically
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
+from boxtwin.files import write_bytes_atomically
 
 SIDES = ("train", "val", "test")
 

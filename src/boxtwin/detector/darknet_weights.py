@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from boxtwin.datasets.image_io import write_bytes_atomically
 from boxtwin.detector.network import Convolution, YOLOv3
 from boxtwin.errors import InputError
+from boxtwin.files import write_bytes_atomically
 
 
 class DarknetReport(NamedTuple):

@@ -22,8 +22,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from boxtwin.boxes import xyxy_to_xywh
-from boxtwin.datasets.image_io import written_whole
 from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.files import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[in
 
 def write_results(path: Path, detections: Mapping[int, Detections], category_ids: Sequence[int]) -> None:
     """Write `coco_results` as JSON, image by image: the whole list takes forty times the memory of the detections."""
-    with written_whole(path) as file:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         between = "["
         for image_id, found in detections.items():
             for result in coco_results({image_id: found}, category_ids):

@@ -42,10 +42,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 
-from boxtwin.datasets.image_io import link_file, write_bytes_atomically
 from boxtwin.datasets.sample import Sample
+from boxtwin.files import exclusive_lock, link_file, write_bytes_atomically
 from boxtwin.quality import texture as quality
 from boxtwin.quality.advice import advice
 from boxtwin.quality.measure import Evidence, gather
@@ -100,8 +99,7 @@ def write_quality_card(
     made_of = _fingerprint(variations, training, validation, test, speckle)
     kept = folder / CARDS / made_of[:12]
     report, picture = kept / f"{NAME}.json", kept / f"{NAME}.png"
-    kept.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / CARDS / ".lock"):
+    with exclusive_lock(folder / CARDS / ".lock", f"another process is writing a quality card of {folder}; waiting"):
         others = folder.parent.glob(f"*/{CARDS}/{made_of[:12]}/{NAME}.json")
         if not report.exists() and (other := next(others, None)) is not None:
             for file in (picture, report):

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from boxtwin import locks
 from boxtwin.config.identity import cell_name
 from boxtwin.config.schema import Confirmed
-from boxtwin.datasets.image_io import Pixels, as_grey, link_file
+from boxtwin.datasets.image_io import Pixels, as_grey
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector
 from boxtwin.detector.training import fit
 from boxtwin.evaluation.counts import best_threshold
+from boxtwin.files import exclusive_lock, link_file
 from boxtwin.hardware import keep_freed_blocks
 from boxtwin.labels.card import DECISIONS, tally, write_card
 from boxtwin.labels.carry import Carry, Transfer
@@ -157,7 +157,7 @@ def _member(alone: Prepared, title: str) -> Member:
 def _trained(alone: Prepared, title: str) -> TrainedDetector:
     path = detector_file(alone)
     if damage(path) is not None:  # it is missing, or broken
-        with locks.alone(path.with_suffix(".lock"), f"{title}: another process is training it; waiting"):
+        with exclusive_lock(path.with_suffix(".lock"), f"{title}: another process is training it; waiting"):
             if path.exists() and (wrong := damage(path)) is not None:
                 log.warning("%s; it is trained again", wrong)
                 path.unlink()

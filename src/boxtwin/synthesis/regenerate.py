@@ -10,9 +10,10 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from boxtwin.datasets.image_io import encode_png, write_bytes_atomically
+from boxtwin.datasets.image_io import encode_png
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
+from boxtwin.files import write_bytes_atomically
 from boxtwin.synthesis.generator import Generator, Refused, Request
 from boxtwin.synthesis.identity import read_identity
 from boxtwin.synthesis.manifest import MANIFEST, fingerprint, image_is_whole, whole_lines

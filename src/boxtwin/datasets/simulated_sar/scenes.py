@@ -17,16 +17,14 @@ image long.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
-from boxtwin.datasets.image_io import write_bytes_atomically, write_png
+from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.simulated_sar.layout import (
     Berths,
     Ship,
@@ -59,6 +57,7 @@ from boxtwin.datasets.simulated_sar.physics import (
     wake,
 )
 from boxtwin.errors import InputError
+from boxtwin.files import atomic_path, exclusive_lock, remove_leftovers, write_bytes_atomically
 
 SIMULATION = 1  # raised whenever the same parameters give other pixels or boxes
 MIN_IMAGE_SIZE = 64  # smaller chips cannot hold the ships
@@ -103,15 +102,12 @@ def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, see
     for name, minimum in least.items():
         if parameters[name] < minimum:
             raise InputError(f"sar_scenes: {name} must be at least {minimum}, got {parameters[name]}")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.parent / f".{root.name}.lock"):
+    with exclusive_lock(root.parent / f".{root.name}.lock", f"another process is building {root}; waiting for it"):
         if _is_finished(root, parameters):
             return root
-        partial = root.parent / f".{root.name}.part"
-        if partial.exists():  # left by a build that was killed; the lock says that it is no longer running
-            shutil.rmtree(partial)
-        _write(partial, parameters)
-        partial.replace(root)
+        remove_leftovers(root.parent, root.name)
+        with atomic_path(root) as partial:
+            _write(partial, parameters)
     return root
 
 
