@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 
 from boxtwin.datasets.image_io import write_png
-from boxtwin.detector.darknet_weights import write_darknet
+from boxtwin.detector.darknet import write_darknet
 from boxtwin.detector.network import PUBLISHED_ANCHORS, YOLOv3
 from boxtwin.detector.training import CheckpointFiles
 from boxtwin.errors import InputError, WriteError

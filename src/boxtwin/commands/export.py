@@ -12,8 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.command_line import quoted, setting
 from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector
-from boxtwin.detector.darknet_cfg import darknet_cfg
-from boxtwin.detector.darknet_weights import write_darknet
+from boxtwin.detector.darknet import darknet_cfg, write_darknet
 from boxtwin.detector.onnx_export import require_packages, write_onnx
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically

@@ -137,17 +137,6 @@ def figures_of(card: dict[str, Any]) -> dict[str, float]:
     return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
 
-def describe(card: dict[str, Any]) -> str:
-    """A card in one line."""
-    parts = []
-    for name, figure in card["figures"].items():
-        if name == "looks" and card["speckle"] is None:
-            continue
-        value = "" if figure["value"] is None else f" {figure['value']:.2f}"
-        parts.append(f"{name.replace('_', ' ')}{value} {figure['verdict']}")
-    return f"{card['verdict']}: {card['advice']} ({', '.join(parts)})"
-
-
 def summarise(evidence: Evidence) -> dict[str, Any]:
     """Figures, references and verdicts of a card, as plain values; None for what is not defined."""
     figures = {

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
+from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.simulated_sar.layout import (
     Berths,
@@ -132,7 +133,7 @@ def _is_finished(root: Path, parameters: dict[str, int]) -> bool:
 
 def _write(folder: Path, parameters: dict[str, int]) -> None:
     images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    annotations: list[tuple[int, int, list[int | float], int | float, bool]] = []
     per_scene = parameters["chips_per_scene"]
     scenes = -(-parameters["images"] // per_scene)
     for scene in tqdm(range(scenes), desc="simulating SAR scenes", unit="scene"):
@@ -145,22 +146,9 @@ def _write(folder: Path, parameters: dict[str, int]) -> None:
             h, w = chip.pixels.shape
             images.append({"id": image_id, "file_name": name, "width": w, "height": h})
             for x1, y1, x2, y2 in chip.boxes:
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image_id,
-                        "category_id": 1,
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": (x2 - x1) * (y2 - y1),
-                        "iscrowd": 0,
-                    }
-                )
-    content = {
-        "info": {"description": "Simulated SAR sea scenes with ships", "parameters": parameters},
-        "categories": [{"id": 1, "name": "ship"}],
-        "images": images,
-        "annotations": annotations,
-    }
+                annotations.append((image_id, 1, [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), False))
+    info = {"description": "Simulated SAR sea scenes with ships", "parameters": parameters}
+    content = {"info": info, **coco_content(images, annotations, [(1, "ship")])}
     write_bytes_atomically(folder / "annotations.json", json.dumps(content).encode())
 
 
