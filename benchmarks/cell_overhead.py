@@ -93,16 +93,17 @@ def install(clocks: Clocks) -> None:
     """Clocks around the parts of a cell."""
     import pytorch_lightning as pl
 
+    from boxtwin.commands import train
     from boxtwin.datasets.simulated_sar import scenes as sar_scenes
     from boxtwin.detector import module
     from boxtwin.evaluation import overlays, plots, tested
     from boxtwin.tracking.mlflow_runs import Store
 
-    clocks.cells_of(experiment, "run_cell")
-    clocks.around(experiment, "prepare", "data and split, checked")
+    clocks.cells_of(train, "run_cell")
+    clocks.around(train, "prepare", "data and split, checked")
     clocks.around(sar_scenes, "build", "embedded data set")
-    clocks.around(experiment, "make_data", "datamodule")
-    clocks.around(experiment, "make_detector", "detector, anchors")
+    clocks.around(train, "make_data", "datamodule")
+    clocks.around(train, "make_detector", "detector, anchors")
     clocks.around(pl.Trainer, "__init__", "Trainers set up")
     clocks.around(pl.Trainer, "fit", "fit around the steps, checkpoints")
     clocks.around(pl.Trainer, "predict", "prediction")

@@ -152,6 +152,7 @@ def test_without_variations_there_is_no_answer():
     assert answer([], []) == []
 
 
+@pytest.mark.slow  # resamples the test images of 90 runs
 def test_the_readme_says_what_the_kept_cells_say():
     cells = cells_in(ROOT / "docs/studies/hrsid200")
     evidence = {cell.run_id: found for cell in cells if (found := Evidence.load(Path(cell.output_dir))) is not None}
