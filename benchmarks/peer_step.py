@@ -7,10 +7,14 @@ others are called as they are through their public names; nothing of theirs is u
 import argparse
 import json
 import time
+from argparse import Namespace
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import nn
 
+Loss = Callable[[], torch.Tensor]
 OBJECTS = 5  # an image
 
 
@@ -21,7 +25,7 @@ def boxes(count: int) -> torch.Tensor:
     return torch.tensor(np.concatenate([centre, size], axis=2), dtype=torch.float32)
 
 
-def ultralytics(settings, images):
+def ultralytics(settings: Namespace, images: torch.Tensor) -> tuple[nn.Module, Loss]:
     """Network and loss of Ultralytics' package (AGPL-3.0), with one class."""
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
@@ -39,7 +43,7 @@ def ultralytics(settings, images):
     return network, lambda: network(batch)[0].sum()
 
 
-def pytorchyolo(settings, images):
+def pytorchyolo(settings: Namespace, images: torch.Tensor) -> tuple[nn.Module, Loss]:
     """Network and loss of PyTorch-YOLOv3 (GPL-3.0), built from a Darknet file."""
     from pytorchyolo.models import load_model
     from pytorchyolo.utils.loss import compute_loss
@@ -51,7 +55,7 @@ def pytorchyolo(settings, images):
     return network, lambda: compute_loss(network(images), targets, network)[0]
 
 
-def boxtwin(settings, images):
+def boxtwin(settings: Namespace, images: torch.Tensor) -> tuple[nn.Module, Loss]:
     """Network and loss of this project."""
     from boxtwin.detector.module import DetectorModule
     from boxtwin.detector.network import PUBLISHED_ANCHORS

@@ -30,7 +30,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from boxtwin.detector.darknet_cfg import darknet_cfg
+from boxtwin.detector.darknet import darknet_cfg
 from boxtwin.detector.network import PUBLISHED_ANCHORS, Architecture, YOLOv3
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -35,7 +35,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from faults import ENVIRONMENT, FAULTS, LEVELS, LIMIT, ROOT, RUNS, Attempt, Ended, diverging
+from commands import ENVIRONMENT
+from faults import FAULTS, LEVELS, LIMIT, ROOT, RUNS, Attempt, Ended, diverging
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 

@@ -32,7 +32,7 @@ def bare_step(cell: Prepared, module: DetectorModule, batch: Batch) -> Callable[
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
     device = "cuda" if cell.accelerator in ("cuda", "gpu") else "cpu"
     module.to(device).train()
-    batch = Batch(*(tensor.to(device) for tensor in batch))
+    batch = module.transfer_batch_to_device(batch, torch.device(device), 0)
 
     def autocast() -> AbstractContextManager[object]:
         return torch.autocast(device, torch.bfloat16, enabled=cell.precision == "bf16-mixed")
@@ -41,7 +41,7 @@ def bare_step(cell: Prepared, module: DetectorModule, batch: Batch) -> Callable[
         optimizer.zero_grad()
         with autocast():
             raw = module(batch.images)
-        module._loss(raw, boxes=batch.boxes, labels=batch.labels, box_image=batch.box_image).total.backward()
+        module._loss(raw, boxes=batch.boxes, labels=batch.labels, box_image=batch.box_image).total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step
@@ -105,7 +105,7 @@ def main() -> None:
     steps = arguments.rounds * arguments.steps
 
     few = min(arguments.steps, 10)
-    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)  # type: ignore[no-untyped-call]
     average.update_parameters(module)
     with torch.no_grad():
         looked_at = list(data.val_dataloader())
@@ -117,26 +117,26 @@ def main() -> None:
         }
         with torch.autocast("cpu", torch.bfloat16, enabled=cell.precision == "bf16-mixed"):
             validation = repeated(1, lambda: [module.detect(batch) for batch in looked_at])
-    rows: list[tuple[str, float, float, float, float]] = []
+    rows: list[tuple[str, list[float]]] = []
 
     def row(name: str, clock: Clock, over: int) -> None:
         cpu, wall = clock.cpu / over / arguments.batch, clock.wall / over / arguments.batch
         per_image = bare.cpu / steps / arguments.batch, bare.wall / steps / arguments.batch
-        rows.append((name, cpu * 1e3, cpu / per_image[0], wall * 1e3, wall / per_image[1]))
+        rows.append((name, [cpu * 1e3, cpu / per_image[0], wall * 1e3, wall / per_image[1]]))
 
     row("bare step", bare, steps)
     row("as shipped", whole, steps)
     for name, clock in parts.items():
         row(f"- {name}", clock, few)
     row("- validation, without its figures", validation, arguments.steps)
-    known = [sum(entry[column] for entry in rows[2:]) for column in (1, 2, 3, 4)]
-    rest = [rows[1][column] - rows[0][column] - known[column - 1] for column in (1, 2, 3, 4)]
-    rows.append(("- the rest (parts by themselves, so nothing overlaps)", rest[0], rest[1], rest[2], rest[3]))
+    known = [sum(column) for column in zip(*(values for _, values in rows[2:]), strict=True)]
+    rest = [step - plain - part for step, plain, part in zip(rows[1][1], rows[0][1], known, strict=True)]
+    rows.append(("- the rest (parts by themselves, so nothing overlaps)", rest))
     report(
         f"{arguments.architecture}, {arguments.image_size} pixels, batch {arguments.batch}, "
         f"{cell.precision}, {steps} steps each",
         ("part", "CPU ms an image", "ratio", "wall ms an image", "ratio"),
-        rows,
+        [[name, *values] for name, values in rows],
     )
 
 

@@ -6,6 +6,9 @@ import errno
 import os
 import resource
 import sqlite3
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +18,21 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from boxtwin.datasets.image_io import link_file, write_bytes_atomically, write_png
-from boxtwin.detector.darknet_weights import write_darknet
+from boxtwin.datasets.image_io import write_png
+from boxtwin.detector.darknet import write_darknet
 from boxtwin.detector.network import PUBLISHED_ANCHORS, YOLOv3
 from boxtwin.detector.training import CheckpointFiles
 from boxtwin.errors import InputError, WriteError
-from boxtwin.files import check_name, refusal, whole_file, writing
+from boxtwin.files import (
+    atomic_path,
+    check_name,
+    exclusive_lock,
+    link_file,
+    refusal,
+    remove_leftovers,
+    write_bytes_atomically,
+    writing,
+)
 
 
 @contextmanager
@@ -85,7 +97,7 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     assert refusal(told) is None
 
     def broken_off() -> None:
-        with whole_file(tmp_path / "x") as temporary:
+        with atomic_path(tmp_path / "x") as temporary:
             temporary.touch()
             raise ValueError("ours")
 
@@ -131,3 +143,75 @@ def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["s", "hrsid200", "my study", "Übung-2", "a..b", "x.y", None])
 def test_names_of_studies_are_taken(name: str | None) -> None:
     check_name(name, "study")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    write_bytes_atomically(path, b"old")
+    path.with_name(f".a.bin.{os.getpid()}.part").mkdir()  # the disk says no
+    with pytest.raises(WriteError, match=r"a\.bin cannot be written: there is a folder"):
+        write_bytes_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    write_bytes_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_killed_writers_go_and_nothing_else(tmp_path: Path) -> None:
+    write_bytes_atomically(tmp_path / "deep" / "a.bin", b"whole")
+    (tmp_path / "deep" / ".a.bin.123.part").write_bytes(b"ha")
+    (tmp_path / "notes.part").write_bytes(b"somebody's own")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.bin", "notes.part"]
+
+
+def test_a_file_linked_twice_leaves_nothing_beside_it(tmp_path):
+    (tmp_path / "there.png").write_bytes(b"pixels")
+    for _ in range(2):
+        link_file(tmp_path / "there.png", tmp_path / "cell" / "here.png")
+    assert [path.name for path in (tmp_path / "cell").iterdir()] == ["here.png"]
+    assert (tmp_path / "cell" / "here.png").read_bytes() == b"pixels"
+
+
+def test_a_folder_appears_whole_or_not_at_all_and_replaces_an_older_one(tmp_path: Path) -> None:
+    def write(text: str, *, fails: bool) -> None:
+        with atomic_path(tmp_path / "model") as folder:
+            folder.mkdir()
+            (folder / text).touch()
+            if fails:
+                raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        write("half", fails=True)
+    assert list(tmp_path.iterdir()) == []
+    for name in ("first", "second"):
+        write(name, fails=False)
+        assert [path.name for path in (tmp_path / "model").iterdir()] == [name]
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_leftovers_of_one_name_go_with_what_lies_below(tmp_path: Path) -> None:
+    (tmp_path / ".scenes.123.part" / "images").mkdir(parents=True)
+    (tmp_path / ".mlflow.db.7.part").touch()
+    (tmp_path / ".mlflow.db.7.part-journal").touch()
+    remove_leftovers(tmp_path, "scenes")
+    assert {path.name for path in tmp_path.iterdir()} == {".mlflow.db.7.part", ".mlflow.db.7.part-journal"}
+    remove_leftovers(tmp_path, "mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_waits_for_a_lock_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lock = tmp_path / "deep" / ".lock"
+    holder = (
+        "import sys\nfrom pathlib import Path\nfrom boxtwin.files import exclusive_lock\n"
+        "with exclusive_lock(Path(sys.argv[1]), 'not logged'):\n"
+        "    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder, str(lock)], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        threading.Timer(0.5, process.stdin.close).start()
+        with caplog.at_level("INFO"), exclusive_lock(lock, "another process is at it; waiting"):
+            assert process.wait(10) == 0
+    assert "another process is at it; waiting" in caplog.text

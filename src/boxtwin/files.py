@@ -1,8 +1,10 @@
-"""Files that appear whole or not at all, and one line where a disk or a folder does not take them."""
+"""Writing files safely: atomic writes, hard links, leftovers, locks, and one-line errors of disks and folders."""
 
 from __future__ import annotations
 
 import errno
+import glob
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from boxtwin.errors import InputError, WriteError
+
+log = logging.getLogger(__name__)
 
 # What a file system says that cannot be written to, and how to mend it.
 CURES = {
@@ -87,8 +91,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to, renamed to it at the end; nothing is left if writing fails.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` for a file or a folder, which replaces ``path`` when the block ends.
+
+    No reader, and no kill, ever meets half of it. If the block raises, what it wrote is removed and ``path`` stays as
+    it was.
 
     Raises:
         InputError: the disk or the folder does not take it.
@@ -98,10 +105,78 @@ def whole_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            temporary.replace(path)
+            if temporary.is_dir() and path.is_dir():  # a folder cannot be renamed to one that is not empty
+                old = temporary.with_suffix(".old.part")
+                path.rename(old)
+                temporary.rename(path)
+                _remove(old)
+            else:
+                temporary.replace(path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
             raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write a file with `atomic_path`.
+
+    Raises:
+        InputError: the disk or the folder does not take it.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def link_file(there: Path, here: Path) -> None:
+    """One file under two names; a copy where the disk has no links. A file at ``here`` is replaced."""
+    with atomic_path(here) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(there, temporary)
+        except OSError:
+            shutil.copyfile(there, temporary)
+    temporary.unlink(missing_ok=True)  # renaming does nothing where both are links to one file (POSIX, rename)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers left of `atomic_path` in a folder; only for the holder of the folder's lock.
+
+    Args:
+        folder: looked through with all that is below it.
+        name: of the one file or folder, directly in ``folder``, whose leftovers are removed; None for all.
+    """
+    for path in [*(folder.rglob(".*.part") if name is None else folder.glob(f".{glob.escape(name)}.*part*"))]:
+        _remove(path)
+
+
+@contextmanager
+def exclusive_lock(file: Path, waiting: str) -> Iterator[None]:
+    """Hold an inter-process file lock, which is free again when its process ends or is killed.
+
+    Args:
+        file: of the lock; its folder is made if it is missing.
+        waiting: logged if another process holds the lock.
+    """
+    from filelock import FileLock, Timeout  # here: an exported model reads images without this package
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s", waiting)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_name(name: object, what: str) -> None:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from boxtwin.errors import InputError
-from boxtwin.files import whole_file
+from boxtwin.files import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], about: Mappin
     if bad := _not_finite(tensors):
         raise InputError(f"{path} is not written: {bad:,} of the weights are not finite (NaN or infinite)")
     content = save(tensors, {**about, CHECKSUM: _digest(tensors, about)})
-    with whole_file(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
@@ -89,7 +89,7 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     Raises:
         InputError: the disk does not take it.
     """
-    with whole_file(path) as temporary:
+    with atomic_path(path) as temporary:
         torch.save(state, temporary)
 
 

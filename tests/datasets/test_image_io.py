@@ -1,4 +1,3 @@
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -8,16 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from boxtwin.datasets.image_io import (
-    as_grey,
-    link_file,
-    read_image,
-    remove_leftovers,
-    write_bytes_atomically,
-    write_png,
-)
+from boxtwin.datasets.image_io import as_grey, read_image, write_png
 from boxtwin.datasets.reading import Reading
-from boxtwin.errors import WriteError
 
 
 def random_pixels(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -103,27 +94,6 @@ def test_an_image_beyond_what_opencv_decodes_is_an_unreadable_one(tmp_path: Path
         read_image(tmp_path / "huge.png")
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.bin"
-    write_bytes_atomically(path, b"old")
-    path.with_name(f".a.bin.{os.getpid()}.part").mkdir()  # the disk says no
-    with pytest.raises(WriteError, match=r"a\.bin cannot be written: there is a folder"):
-        write_bytes_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    path.with_name(f".a.bin.{os.getpid()}.part").rmdir()
-    write_bytes_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_leftovers_of_killed_writers_go_and_nothing_else(tmp_path: Path) -> None:
-    write_bytes_atomically(tmp_path / "deep" / "a.bin", b"whole")
-    (tmp_path / "deep" / ".a.bin.123.part").write_bytes(b"ha")
-    (tmp_path / "notes.part").write_bytes(b"somebody's own")
-    remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.bin", "notes.part"]
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_colour_files_of_grey_images_are_told(dtype: Any) -> None:
     grey = np.arange(24, dtype=dtype).reshape(4, 6) * 7
@@ -134,11 +104,3 @@ def test_colour_files_of_grey_images_are_told(dtype: Any) -> None:
         tinted = equal.copy()
         tinted[3, 5, channel] += 1
         assert as_grey(tinted) is tinted
-
-
-def test_a_file_linked_twice_leaves_nothing_beside_it(tmp_path):
-    (tmp_path / "there.png").write_bytes(b"pixels")
-    for _ in range(2):
-        link_file(tmp_path / "there.png", tmp_path / "cell" / "here.png")
-    assert [path.name for path in (tmp_path / "cell").iterdir()] == ["here.png"]
-    assert (tmp_path / "cell" / "here.png").read_bytes() == b"pixels"

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tifffile import TiffWriter, imwrite
 
-from boxtwin.datasets.image_io import decode_image, read_header, read_image, written_whole
+from boxtwin.datasets.image_io import decode_image, read_header, read_image
 from boxtwin.datasets.reading import Reading
 
 PIXELS = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60)
@@ -37,17 +37,3 @@ def test_other_pictures_of_animations_than_the_first_are_refused(kind: str) -> N
     assert decode_image(stream.getvalue(), "a", Reading(page=0)).shape[:2] == (8, 8)
     with pytest.raises(OSError, match=r"only the first can be read, dataset\.page=0"):
         decode_image(stream.getvalue(), "a", Reading(page=1))
-
-
-def test_a_text_file_cut_short_leaves_nothing(tmp_path: Path) -> None:
-    def fail() -> None:
-        with written_whole(tmp_path / "a.txt") as file:
-            file.write("half")
-            raise ValueError
-
-    with pytest.raises(ValueError):  # noqa: PT011
-        fail()
-    assert list(tmp_path.iterdir()) == []
-    with written_whole(tmp_path / "a.txt") as file:
-        file.write("\u00e4")
-    assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa4"

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from boxtwin.boxes import cxcywh_to_xyxy
-from boxtwin.detector.darknet_cfg import darknet_cfg
-from boxtwin.detector.darknet_weights import read_darknet, write_darknet
+from boxtwin.detector.darknet import darknet_cfg, read_darknet, write_darknet
 from boxtwin.detector.decode import boxes_and_scores
 from boxtwin.detector.network import OBJECT_PRIOR, PUBLISHED_ANCHORS, STRIDES, Convolution, SamePool, YOLOv3, folded
 from boxtwin.errors import InputError

@@ -24,7 +24,7 @@ from trained_detectors import detect_as_studies_do, make_trained
 from boxtwin.commands.export import export_detector
 from boxtwin.config.schema import ExportConfig
 from boxtwin.detector.checkpoint import TrainedDetector, write_detector
-from boxtwin.detector.darknet_weights import read_darknet
+from boxtwin.detector.darknet import read_darknet
 
 SERVE, ASK = (
     re.search(rf"^{start}.*$", (ROOT / "docs" / "export.md").read_text().replace("\\\n", " "), re.M).group(0)

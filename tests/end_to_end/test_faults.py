@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import signal
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from commands import manifests, run, runs, start
+from kill_moments import kill_moments
 
 SWEEP = "train.py -m experiment=tiny_control split=s1 variations=0,2,4 seed=0,1"
 CELLS = 6
@@ -37,7 +37,7 @@ def figures(folder: Path) -> dict[str, float]:
 
 def test_a_sweep_killed_at_any_moment_is_finished_by_the_same_command(tmp_path: Path):
     """Whatever was being written when SIGKILL came. The moments are drawn anew in every run of the test."""
-    moments = random.Random()
+    moments = kill_moments()
     for _ in range(3):
         process = start(SWEEP, tmp_path)
         # Up to this long: loading, building data, variations, training, testing and logging of several cells.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from commands import CONF, ENVIRONMENT, manifests, runs, script
 from image_server import Record, image_server
+from kill_moments import kill_moments
 
 SECRET = "sk-proj-abcdefghijklmnopqrstuvwxyz0123456789"
 # Five sources: s2 with its sizes brought down to those of the data set.
@@ -130,7 +130,7 @@ def test_each_message_has_the_command_that_goes_on(folder: Path, server: Record)
 def test_killed_at_twenty_moments_the_same_command_completes_the_store(folder: Path, server: Record) -> None:
     """The moments are drawn anew in every run of the test."""
     command = COMMAND.format(url=server.url).replace("variations=2", "variations=16 generator.size=256")
-    server.delay, moments, lost = 0.1, random.Random(), 0
+    server.delay, moments, lost = 0.1, kill_moments(), 0
     for turn in range(20):
         before, process = len(server.requests), start(command, folder)
         if turn % 4:  # every fourth is killed whatever it is at, loading included; the others while images are made

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
-import random
 import signal
 import time
 from pathlib import Path
 
 import pytest
 from commands import manifests, run, runs, start
+from kill_moments import kill_moments
 
 SWEEP = "train.py -m experiment=tiny_killed split=s2 variations=0,1,2 seed=0,1"
 CELLS = 6
@@ -48,7 +48,7 @@ def test_ten_kills_leave_the_table_as_it_is(tmp_path: Path):
     assert printed.count("skipped (rerun=true") == CELLS
     skipping = time.monotonic() - began - whole
     # From the first imports to a few steps further each time, so that ten kills find something to kill.
-    moments, latest = random.Random(), skipping + 0.2 * max(whole - skipping, 0)
+    moments, latest = kill_moments(), skipping + 0.2 * max(whole - skipping, 0)
     kills = 0
     while kills < KILLS:  # one that is over already on a machine that has become faster does not count
         process = start(SWEEP, tmp_path / "killed")

@@ -11,7 +11,8 @@ import pytest
 
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Lineage, Sample
-from boxtwin.quality.card import describe, figures_of, summarise, write_quality_card
+from boxtwin.quality.advice import describe
+from boxtwin.quality.card import figures_of, summarise, write_quality_card
 from boxtwin.quality.measure import gather
 
 SIZE = 128

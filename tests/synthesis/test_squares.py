@@ -10,6 +10,7 @@ import pytest
 
 from boxtwin.datasets.image_io import encode_png
 from boxtwin.synthesis import squares
+from boxtwin.synthesis.tiling import tile_starts
 
 
 def noise(height: int, width: int, channels: int = 3, dtype: Any = np.uint8, seed: int = 0) -> Any:
@@ -42,7 +43,7 @@ def test_smaller_images_are_enlarged_never_shrunk(height: int, width: int) -> No
 
 def test_squares_overlap_by_what_is_asked_and_cover_all() -> None:
     for length in range(65, 400):
-        starts = squares._starts(length, 64, 16)
+        starts = tile_starts(length, 64, 16)
         assert starts[0] == 0
         assert starts[-1] == length - 64
         steps = np.diff(starts)

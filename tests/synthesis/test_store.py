@@ -1,14 +1,9 @@
-"""Run as a script, this file makes a store in a process of its own.
+"""What a store of variations holds, how it is named, and what it refuses."""
 
-``python test_store.py <data set> <stores> <per image> <variation to be killed at, or -1>``
-"""
+from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,88 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from noise_store import Noise, assert_complete, open_library
 from pycocotools.coco import COCO
 
 from boxtwin.boxes import xywh_to_xyxy
 from boxtwin.datasets.coco import read_coco
-from boxtwin.datasets.image_io import read_image, write_png
-from boxtwin.datasets.sample import CarriedBox, Dataset, Judgement, Sample
+from boxtwin.datasets.image_io import read_image
+from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
 from boxtwin.labels.carry import Carry
 from boxtwin.synthesis.controls import CopyPaste, Repeat
-from boxtwin.synthesis.generator import Refused, Request, Variation
+from boxtwin.synthesis.generator import Request, Variation
 from boxtwin.synthesis.store import Library
-
-
-class Noise:
-    """New noise for every seed. Writes down each variation that it makes, and dies where it is told to."""
-
-    name = "noise"
-    boxes = "carried"
-    remote = False
-
-    def model(self) -> None: ...
-
-    def match(self, samples: Sequence[Sample]) -> None: ...
-
-    def price_usd(self, source: Sample) -> float:  # noqa: ARG002
-        return 0.0
-
-    def __init__(self, log: Path, *, learns: bool = False, level: int = 50, dies_at: int = -1, killed: bool = False):
-        self.log, self.learns, self.level, self.dies_at, self.killed = log, learns, level, dies_at, killed
-        self.shape: tuple[int, ...] | None = None
-        self.dtype: Any = None
-
-    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
-        return 1
-
-    def parameters(self) -> dict[str, Any]:
-        return {"level": self.level}
-
-    def fit(self, training: Sequence[Sample], folder: Path) -> None:
-        self.seen = [sample.name for sample in training]
-        assert folder.is_dir()
-
-    def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:
-        for place, request in enumerate(requests):
-            if place == self.dies_at:
-                if self.killed:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                raise RuntimeError("the card fell off the bus")
-            source = request.source
-            with self.log.open("a") as log:
-                log.write(f"{source.name} v{request.variation}\n")
-            original = read_image(source.path)
-            noise = np.random.default_rng(request.seed).integers(0, self.level, size=self.shape or original.shape)
-            yield Variation(request, noise.astype(self.dtype or original.dtype), source.boxes, source.labels)
-        if self.dies_at == len(requests):
-            raise RuntimeError("after the last one")
-
-    def made(self) -> list[str]:
-        return self.log.read_text().splitlines() if self.log.exists() else []
-
-
-def open_library(dataset: Dataset, stores: Path, generator: Any, **changes: Any) -> Library:
-    settings: dict[str, Any] = {
-        "judge": Carry(exact=True),  # noise holds no objects that could be found
-        "labels": "carry",
-        "dataset": dataset.name,
-        "classes": dataset.classes,
-        "category_ids": dataset.category_ids,
-        "seed": 0,
-        "training": dataset.samples,
-    }
-    return Library(stores, generator, **{**settings, **changes})
-
-
-def assert_complete(library: Library, sources: Sequence[Sample], per_image: int) -> None:
-    """One line for every variation, its image as recorded, and a COCO file that holds all of them."""
-    wanted = {(source.name, number) for source in sources for number in range(1, per_image + 1)}
-    assert sorted((line["source"], line["variation"]) for line in library.lines()) == sorted(wanted)
-    assert len(library.variations(sources, per_image)) == len(wanted)
-    assert len(list((library.folder / "images").glob("*_v*.png"))) == len(wanted)
-    content = json.loads((library.folder / "annotations.json").read_text())
-    assert {(image["source"], image["variation"]) for image in content["images"]} == wanted
 
 
 @pytest.fixture
@@ -231,137 +156,6 @@ def test_seeds_are_stable() -> None:
     assert library._seed_of(sample, 2) != library._seed_of(sample, 1)
 
 
-@pytest.mark.parametrize("dies_at", range(7))
-def test_after_a_crash_nothing_is_made_twice(dataset: Dataset, tmp_path: Path, noise: Noise, dies_at: int) -> None:
-    noise.dies_at = dies_at
-    library = open_library(dataset, tmp_path / "stores", noise)
-    with pytest.raises(RuntimeError):
-        library.make(dataset.samples, 2)
-    assert len(library.lines()) == dies_at
-    noise.dies_at = -1
-    made = open_library(dataset, tmp_path / "stores", noise).make(dataset.samples, 2)
-    assert (made.made, made.there) == (6 - dies_at, dies_at)
-    assert len(noise.made()) == len(set(noise.made())) == 6
-    assert_complete(library, dataset.samples, 2)
-
-
-def start(dataset_root: Path, stores: Path, per_image: int, dies_at: int) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, __file__, str(dataset_root), str(stores), str(per_image), str(dies_at)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def test_after_sigkill_nothing_is_made_twice(make_coco: Callable[..., Any], tmp_path: Path) -> None:
-    built = make_coco(images=4)
-    stores = tmp_path / "stores"
-    stores.mkdir()
-    killed = start(built.root, stores, 2, 5)
-    killed.communicate(timeout=60)
-    assert killed.returncode == -signal.SIGKILL
-    dataset = built.read()
-    library = open_library(dataset, stores, Noise(stores / "made.log"))
-    assert len(library.lines()) == 5
-    made = library.make(dataset.samples, 2)
-    assert (made.made, made.there) == (3, 5)
-    log = (stores / "made.log").read_text().splitlines()
-    assert len(log) == len(set(log)) == 8
-    assert_complete(library, dataset.samples, 2)
-
-
-def test_two_processes_make_one_store(make_coco: Callable[..., Any], tmp_path: Path) -> None:
-    built = make_coco(images=5)
-    stores = tmp_path / "stores"
-    stores.mkdir()
-    processes = [start(built.root, stores, per_image, -1) for per_image in (3, 4)]
-    for process in processes:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors.decode()
-    log = (stores / "made.log").read_text().splitlines()
-    assert len(log) == len(set(log)) == 20
-    dataset = built.read()
-    assert_complete(open_library(dataset, stores, Noise(stores / "made.log")), dataset.samples, 4)
-
-
-@pytest.mark.parametrize("cut", [1, 40])
-def test_a_torn_last_line(dataset: Dataset, tmp_path: Path, noise: Noise, cut: int) -> None:
-    library = open_library(dataset, tmp_path / "stores", noise)
-    library.make(dataset.samples, 1)
-    content = library.manifest.read_bytes()
-    library.manifest.write_bytes(content[:-cut])
-    assert len(library.lines()) == 2
-    with pytest.raises(InputError, match=r"lacks 1 variation\(s\), S02_0\.png v01: run generate\.py"):
-        library.variations(dataset.samples, 1)
-    assert library.make(dataset.samples, 2).made == 4
-    assert_complete(library, dataset.samples, 2)
-    assert library.manifest.read_bytes().startswith(content[: content.rfind(b"\n", 0, -1) + 1])
-
-
-def test_images_deleted_changed_or_cut_short_are_made_again(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
-    library = open_library(dataset, tmp_path / "stores", noise)
-    library.make(dataset.samples, 2)
-    before = [sample.sha256 for sample in library.variations(dataset.samples, 2)]
-    paths = [library.folder / line["image"] for line in library.lines()]
-    paths[0].unlink()
-    write_png(paths[1], np.zeros((64, 80), dtype=np.uint8))
-    paths[2].write_bytes(paths[2].read_bytes()[:100])
-    with pytest.raises(InputError, match="lacks 3"):
-        library.variations(dataset.samples, 2)
-    assert library.make(dataset.samples, 2).made == 3
-    assert [sample.sha256 for sample in library.variations(dataset.samples, 2)] == before
-    assert len(json.loads((library.folder / "annotations.json").read_text())["images"]) == 6
-
-
-def test_a_lost_image_of_another_source_is_no_obstacle(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
-    library = open_library(dataset, tmp_path / "stores", noise)
-    library.make(dataset.samples, 1)
-    (library.folder / "images" / "S02_0_v01.png").unlink()
-    library.make(dataset.samples[:2], 2)
-    content = json.loads((library.folder / "annotations.json").read_text())
-    assert sorted((image["source"], image["variation"]) for image in content["images"]) == [
-        ("S00_0.png", 1),
-        ("S00_0.png", 2),
-        ("S01_0.png", 1),
-        ("S01_0.png", 2),
-    ]
-
-
-@pytest.mark.parametrize("change", ["pixels", "boxes", "label", "crowd"])
-def test_variations_of_a_changed_source_are_made_again(
-    make_coco: Callable[..., Any], tmp_path: Path, noise: Noise, change: str
-) -> None:
-    built = make_coco(images=3, classes=("ship", "buoy"))
-    before = built.read()
-    open_library(before, tmp_path / "stores", noise).make(before.samples, 2)
-    annotation = built.content["annotations"][0]
-    if change == "pixels":
-        write_png(built.images / "S00_0.png", 255 - read_image(built.images / "S00_0.png"))
-    elif change == "boxes":
-        annotation["bbox"][2] -= 1
-    elif change == "label":
-        annotation["category_id"] = 16 - annotation["category_id"]
-    else:
-        annotation["iscrowd"] = 1
-    after = built.read()
-    library = open_library(after, tmp_path / "stores", noise)
-    with pytest.raises(InputError, match="lacks 2"):
-        library.variations(after.samples, 2)
-    assert library.make(after.samples, 2).made == 2
-    assert noise.made()[6:] == ["S00_0.png v1", "S00_0.png v2"]
-    assert len(library.variations(after.samples, 2)) == 6
-    assert len(json.loads((library.folder / "annotations.json").read_text())["images"]) == 6
-    assert library.make(after.samples, 2).made == 0
-
-
-def test_annotations_lost_to_a_kill_come_back(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
-    library = open_library(dataset, tmp_path / "stores", noise)
-    library.make(dataset.samples, 1)
-    (library.folder / "annotations.json").unlink()
-    library.make(dataset.samples, 1)
-    assert_complete(library, dataset.samples, 1)
-
-
 def test_what_the_key_depends_on(dataset: Dataset, tmp_path: Path) -> None:
     def key(learns: bool = False, level: int = 50, **changes: Any) -> str:
         generator = Noise(tmp_path / "log", learns=learns, level=level)
@@ -448,125 +242,3 @@ def test_folders_in_file_names_are_kept_apart(make_coco: Callable[..., Any], tmp
     library = open_library(dataset, tmp_path / "stores", Repeat())
     library.make(dataset.samples, 1)
     assert [line["image"] for line in library.lines()] == ["images/a__same_v01.png", "images/b__same_v01.png"]
-
-
-def test_dropped_boxes_leave_the_labels_but_not_the_manifest(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
-    def judge(source: Any, pixels: Any, boxes: Any, labels: Any, image: str) -> Judgement:
-        decisions = ("dropped", "shifted", "kept")
-        return Judgement(
-            tuple(
-                CarriedBox((box[0], box[1], box[2], box[3]), label, decisions[n], {"why": 1.0})
-                for n, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True))
-            )
-        )
-
-    library = open_library(dataset, tmp_path / "stores", noise, judge=judge, labels="picky")
-    library.make(dataset.samples, 1)
-    assert [len(sample.boxes) for sample in library.variations(dataset.samples, 1)] == [1, 0, 2]
-    labels = library.lines()[2]["labels"]
-    assert (labels["kept"], labels["shifted"], labels["dropped"], len(labels["boxes"])) == (1, 1, 1, 3)
-    assert len(json.loads((library.folder / "annotations.json").read_text())["annotations"]) == 3
-
-
-def test_images_whose_labels_are_not_trusted_are_kept_and_not_used(
-    dataset: Dataset, tmp_path: Path, noise: Noise
-) -> None:
-    def judge(source: Any, pixels: Any, boxes: Any, labels: Any, image: str) -> Judgement:
-        return Judgement((), refused="nothing in it" if len(boxes) == 0 else None)
-
-    library = open_library(dataset, tmp_path / "stores", noise, judge=judge, labels="strict")
-    assert library.make(dataset.samples, 2).made == 6
-    usable = library.variations(dataset.samples, 2)
-    assert [sample.lineage.source for sample in usable if sample.lineage] == 2 * ["S00_0.png"] + 2 * ["S02_0.png"]
-    assert [sample.image_id for sample in usable] == [1, 2, 3, 4]
-    images = json.loads((library.folder / "annotations.json").read_text())["images"]
-    marks = {(image["source"], image.get("refused"), image.get("confirmed")) for image in images}
-    assert len(images) == 6
-    assert marks == {
-        ("S00_0.png", None, None),
-        ("S01_0.png", "nothing in it", False),
-        ("S02_0.png", None, None),
-    }
-    assert library.make(dataset.samples, 2).there == 6
-
-
-def test_a_store_with_other_labels_takes_the_images_over(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
-    first = open_library(dataset, tmp_path / "stores", noise)
-    first.make(dataset.samples, 2)
-
-    def nothing(source: Any, pixels: Any, boxes: Any, labels: Any, image: str) -> Judgement:
-        return Judgement(())
-
-    second = open_library(dataset, tmp_path / "stores", noise, judge=nothing, labels="nothing")
-    assert second.folder != first.folder
-    assert [request.variation for request in second.missing(dataset.samples, 3)] == [3, 3, 3]
-    made = second.make(dataset.samples, 3)
-    assert (made.made, made.taken_over, made.there) == (3, 6, 0)
-    assert len(noise.made()) == len(set(noise.made())) == 9
-    assert_complete(second, dataset.samples, 3)
-    for before, after in zip(
-        first.variations(dataset.samples, 2), second.variations(dataset.samples[:3], 3)[:2], strict=False
-    ):
-        assert after.sha256 == before.sha256
-        assert len(after.boxes) == 0
-        assert after.path.stat().st_ino == before.path.stat().st_ino  # one file under two names
-    # And back: what the second store has made by itself, the first need not make.
-    assert first.make(dataset.samples, 3).taken_over == 3
-    # Other pixels are no business of theirs.
-    other = open_library(dataset, tmp_path / "stores", Noise(tmp_path / "o.log", level=7), labels="nothing")
-    assert other.make(dataset.samples, 1).taken_over == 0
-
-
-def test_what_is_there_is_taken_over_without_asking_the_generator(
-    dataset: Dataset, tmp_path: Path, noise: Noise
-) -> None:
-    open_library(dataset, tmp_path / "stores", noise).make(dataset.samples, 1)
-
-    class Silent(Noise):
-        def fit(self, training: Sequence[Sample], folder: Path) -> None:  # noqa: ARG002
-            raise AssertionError("asked to learn")
-
-        def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:  # noqa: ARG002
-            raise AssertionError("asked to draw")
-
-    other = open_library(dataset, tmp_path / "stores", Silent(tmp_path / "made.log"), labels="other")
-    made = other.make(dataset.samples, 2, ask=False)
-    assert (made.made, made.refused, made.taken_over, made.there) == (0, 0, 3, 0)
-    assert len(other.variations(dataset.samples, 1)) == 3
-    assert len(other.missing(dataset.samples, 2)) == 3
-    assert other.make(dataset.samples, 2, ask=False).there == 3
-    assert other.make(dataset.samples, 1).there == 3
-
-
-def test_a_refused_image_is_recorded_and_the_rest_go_on(dataset: Dataset, tmp_path: Path) -> None:
-    class Choosy(Noise):
-        refuses = True
-
-        def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:  # type: ignore[override]
-            for request in requests:
-                if self.refuses and request.source.name == "S01_0.png":
-                    yield Refused(request, "not this one")
-                else:
-                    yield from super().vary([request])
-
-    choosy = Choosy(tmp_path / "made.log")
-    library = open_library(dataset, tmp_path / "stores", choosy)
-    made = library.make(dataset.samples, 2)
-    assert (made.made, made.refused) == (4, 2)
-    assert {line["reason"] for line in library.refused(dataset.samples).values()} == {"not this one"}
-    assert len(library.variations(dataset.samples, 2)) == 4
-    with pytest.raises(InputError, match="lacks 3"):
-        library.variations(dataset.samples, 3)
-    # Asked again, and had this time: it is refused no more.
-    choosy.refuses = False
-    made = library.make(dataset.samples, 2)
-    assert (made.made, made.there, made.refused) == (2, 4, 0)
-    assert library.refused(dataset.samples) == {}
-    assert_complete(library, dataset.samples, 2)
-
-
-if __name__ == "__main__":
-    root, stores = Path(sys.argv[1]), Path(sys.argv[2])
-    read = read_coco(name="tiny", images=root / "images", annotations=root / "annotations.json")
-    deadly = Noise(stores / "made.log", dies_at=int(sys.argv[4]), killed=True)
-    open_library(read, stores, deadly).make(read.samples, int(sys.argv[3]))

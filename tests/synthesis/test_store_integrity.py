@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_store import Noise, open_library
+from noise_store import Noise, open_library
 
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Dataset

@@ -13,12 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from boxtwin.command_line import quoted, setting
 from boxtwin.config.compose import to_object
 from boxtwin.config.schema import ExportConfig
-from boxtwin.datasets.image_io import write_bytes_atomically
 from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector
-from boxtwin.detector.darknet_cfg import darknet_cfg
-from boxtwin.detector.darknet_weights import write_darknet
+from boxtwin.detector.darknet import darknet_cfg, write_darknet
 from boxtwin.detector.onnx_export import require_packages, write_onnx
 from boxtwin.errors import InputError
+from boxtwin.files import write_bytes_atomically
 
 log = logging.getLogger(__name__)
 

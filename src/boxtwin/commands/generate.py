@@ -22,7 +22,8 @@ from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation import overlays
-from boxtwin.quality.card import QualityCard, describe, write_quality_card
+from boxtwin.quality.advice import describe
+from boxtwin.quality.card import QualityCard, write_quality_card
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, load_dataset, make_generator, prepare
 from boxtwin.synthesis.controls import Repeat

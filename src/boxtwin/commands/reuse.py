@@ -11,11 +11,11 @@ from typing import Any
 
 from mlflow.entities import Run
 
-from boxtwin.datasets.image_io import link_file, write_bytes_atomically
 from boxtwin.detector.checkpoint import damage
 from boxtwin.errors import is_of_the_system
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, load_matches
+from boxtwin.files import link_file, write_bytes_atomically
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, Store
 from boxtwin.tracking.provenance import code_tags
 from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, read_result

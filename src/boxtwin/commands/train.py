@@ -26,7 +26,6 @@ from boxtwin.config.compose import to_object
 from boxtwin.config.identity import RECIPE_VERSION, cell_name, flat_params, setting_hash
 from boxtwin.config.launch import note_run, typed
 from boxtwin.config.schema import BoxtwinConfig
-from boxtwin.datasets.image_io import link_file, remove_leftovers, write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.splits import describe
 from boxtwin.detector.checkpoint import FILE as DETECTOR_FILE
@@ -37,8 +36,8 @@ from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.metrics import Thresholds
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.evaluation.tested import PICTURES, Evaluation, run_test
+from boxtwin.files import exclusive_lock, link_file, remove_leftovers, write_bytes_atomically
 from boxtwin.hardware import keep_freed_blocks
-from boxtwin.locks import alone
 from boxtwin.mixing.datamodule import StudyDataModule
 from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import figures_of
@@ -68,7 +67,7 @@ def run_cell(composed: DictConfig) -> dict[str, float]:
     waiting = f"{name}: another process is at it; waiting"
     of_all_studies = tracking / "cells" / f"{cell.identity}.lock"
     begun = (store_uri(config.tracking.uri, tracking), config.study, cell.identity)
-    with alone(folder / ".lock", waiting), alone(of_all_studies, waiting), ended_if_stopped(*begun):
+    with exclusive_lock(folder / ".lock", waiting), exclusive_lock(of_all_studies, waiting), ended_if_stopped(*begun):
         output, store = own_folder(folder, *identities), Store(uri=config.tracking.uri, folder=tracking)
         made_by, own_tags = _made_by(cell), _tags(cell, output)
         note_run(*begun, of_all_studies)

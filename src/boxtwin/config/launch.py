@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from boxtwin.config.compose import register
 from boxtwin.config.identity import cell_name, short_hash
 from boxtwin.errors import DataError, InputError, unanswered
-from boxtwin.files import check_name, refusal
+from boxtwin.files import check_name, refusal, write_bytes_atomically
 from boxtwin.mixing.options import VariationsOptions
 
 log = logging.getLogger(__name__)
@@ -336,9 +336,7 @@ class _Note:
     def write(self, **state: object) -> None:
         # The folder is gone where the sweep was given up, by a launcher that left this job running.
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        half = self._path.with_suffix(f".{os.getpid()}.part")
-        half.write_text(json.dumps(self._content | state))
-        half.replace(self._path)
+        write_bytes_atomically(self._path, json.dumps(self._content | state).encode())
 
 
 def note_run(uri: str, study: str, identity: str, lock: Path) -> None:

@@ -1,4 +1,7 @@
-"""The batch that datamodules make and detectors take, and the geometry that leads back to the image file."""
+"""The batch that datamodules make and detectors take, and the geometry that leads back to the image file.
+
+A file of its own, since it is the only type of this package that needs torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading and checking a COCO detection set. Everything is looked at before anything is used.
+"""Read and check a COCO detection set, all of it before any of it is used; build the content of one.
 
 The format: https://cocodataset.org/#format-data (object detection).
 """
@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,14 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from boxtwin.datasets.coco_boxes import (
+    BadBoxPolicy,
+    CocoObject,
+    Content,
+    DuplicateBoxPolicy,
+    read_objects,
+    without_repeats,
+)
 from boxtwin.datasets.coco_json import (
     differing_in_case,
     fault_of_name,
@@ -27,15 +35,7 @@ from boxtwin.datasets.coco_json import (
     merge_categories,
     read_content,
 )
-from boxtwin.datasets.coco_objects import (
-    BadBoxPolicy,
-    CocoObject,
-    DuplicateBoxPolicy,
-    read_objects,
-    without_repeats,
-)
-from boxtwin.datasets.doubles import join_groups, roboflow_name, same_pixels
-from boxtwin.datasets.inspection import ImageFile, inspect_image
+from boxtwin.datasets.inspection import ImageFile, inspect_image, join_groups, roboflow_name, same_pixels
 from boxtwin.datasets.problems import Problems, shown, some
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Dataset, Sample
@@ -44,8 +44,6 @@ from boxtwin.errors import InputError
 log = logging.getLogger(__name__)
 
 CrowdPolicy = Literal["ignore", "objects"]
-
-Content = dict[str, list[dict[str, Any]]]
 
 
 def _check_files(content: Content, folder: Path, problems: Problems, reading: Reading) -> dict[int, ImageFile]:
@@ -278,3 +276,28 @@ def digest_of(samples: Sequence[Sample], classes: Sequence[str]) -> str:
         for array in (sample.boxes, sample.labels, sample.areas, sample.crowd):
             total.update(array.tobytes())
     return total.hexdigest()
+
+
+def coco_content(
+    images: Sequence[Mapping[str, Any]],
+    annotations: Iterable[tuple[int, int, Sequence[int | float], int | float, bool]],
+    categories: Iterable[tuple[int, str]],
+) -> dict[str, Any]:
+    """The content of a COCO detection file.
+
+    Annotations are numbered from 1: pycocotools takes an annotation numbered 0 for "not matched".
+
+    Args:
+        images: entries with ``id``, ``file_name``, ``width``, ``height`` and any other fields.
+        annotations: image id, category id, box (xywh, pixels), area (square pixels) and whether it is a crowd.
+        categories: ids and names.
+    """
+    names = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    return {
+        "images": list(images),
+        "annotations": [
+            {"id": number, **dict(zip(names, (*values, int(crowd)), strict=True))}
+            for number, (*values, crowd) in enumerate(annotations, start=1)
+        ],
+        "categories": [{"id": number, "name": name} for number, name in categories],
+    }

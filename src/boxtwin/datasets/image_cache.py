@@ -24,12 +24,12 @@ from typing import IO, Any
 
 import cv2
 import numpy as np
-from filelock import FileLock
 from tqdm import tqdm
 
-from boxtwin.datasets.image_io import Pixels, as_grey, write_bytes_atomically
+from boxtwin.datasets.image_io import Pixels, as_grey
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.files import exclusive_lock, write_bytes_atomically
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,7 @@ class DecodedImages:
             return
         folder = self._folder / name
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / ".lock"):
+            with exclusive_lock(folder / ".lock", f"another process decodes images into {folder}; waiting for it"):
                 self._write_missing(name, samples)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import IO
 
 import cv2
 import numpy as np
@@ -19,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from boxtwin.datasets import tiff
 from boxtwin.datasets.reading import Header, Reading, exif_orientation, upright
-from boxtwin.files import whole_file
+from boxtwin.files import write_bytes_atomically
 
 # Underscores: two images in one signature may differ in size.
 Pixels = (
@@ -176,37 +172,3 @@ def encode_png(pixels: Pixels) -> bytes:
     if not done:
         raise OSError(f"pixels of shape {pixels.shape} and type {pixels.dtype} cannot be written as PNG")
     return encoded.tobytes()
-
-
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that no reader, and no kill, ever meets half of it.
-
-    Raises:
-        InputError: the disk or the folder does not take it.
-    """
-    with whole_file(path) as temporary:
-        temporary.write_bytes(content)
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[IO[str]]:
-    """A text file to write bit by bit, which appears at ``path`` when all is written, or not at all."""
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        yield file
-
-
-def link_file(there: Path, here: Path) -> None:
-    """One file under two names; a copy where the disk has no links. A file at ``here`` is replaced."""
-    with whole_file(here) as temporary:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(there, temporary)
-        except OSError:
-            shutil.copyfile(there, temporary)
-    temporary.unlink(missing_ok=True)  # renaming does nothing where both are links to one file (POSIX, rename)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that killed writers left in a folder; only for the holder of the folder's lock."""
-    for path in folder.rglob(".*.part"):
-        path.unlink()

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from boxtwin.boxes import Box
-from boxtwin.datasets.doubles import Look
 from boxtwin.datasets.image_io import Pixels, read_image
+from boxtwin.datasets.inspection import Look
 from boxtwin.datasets.reading import Reading
 
 

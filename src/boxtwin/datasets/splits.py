@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from boxtwin.datasets.coco_json import file_key, load_json
-from boxtwin.datasets.doubles import nearly_same
-from boxtwin.datasets.image_io import write_bytes_atomically
+from boxtwin.datasets.inspection import nearly_same
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
+from boxtwin.files import write_bytes_atomically
 
 SIDES = ("train", "val", "test")
+MOST_LISTED = 30  # classes with a line of their own
 
 
 @dataclass(frozen=True)
@@ -307,3 +308,39 @@ def describe(samples: Sequence[Sample]) -> str:
     """``40 images of 21 scenes, 153 objects``: for logs and error messages."""
     scenes = len({sample.group for sample in samples})
     return f"{len(samples)} images of {scenes} scenes, {sum(len(sample.object_boxes) for sample in samples)} objects"
+
+
+def class_counts(split: Split, label: int) -> dict[str, tuple[int, int]]:
+    """Images with a class, and its objects in them, by side; crowds are left out."""
+    counts = {}
+    for side in SIDES:
+        objects = [int(np.count_nonzero(sample.object_labels == label)) for sample in split.side(side)]
+        counts[side] = (sum(number > 0 for number in objects), sum(objects))
+    return counts
+
+
+def describe_classes(split: Split, classes: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """A line for each class that occurs, and a warning for each that has objects on one side and none on another."""
+    lines, warnings = [], []
+    for label, name in enumerate(classes):
+        counts = class_counts(split, label)
+        missing = [side for side in SIDES if not counts[side][1]]
+        if len(missing) == len(SIDES):
+            continue
+        told = ", ".join(f"{side} {objects} objects in {images} images" for side, (images, objects) in counts.items())
+        lines.append(f"class {name}: {told}")
+        if missing:
+            there = " and ".join(f"{counts[side][1]} in {side}" for side in SIDES if counts[side][1])
+            has = f"class {name} has objects on some sides only: {there}, none in {' and '.join(missing)}"
+            warnings.append(has + _consequence(missing))
+    if len(lines) > MOST_LISTED:
+        lines[MOST_LISTED:] = [f"and {len(lines) - MOST_LISTED} more classes"]
+    return lines, warnings
+
+
+def _consequence(missing: list[str]) -> str:
+    if "train" in missing:
+        return "; it cannot be learnt, and its missed objects lower AP and counts"
+    if "test" in missing:
+        return "; there are no test figures of it"
+    return "; its count threshold will be that of all classes"

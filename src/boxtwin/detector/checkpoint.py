@@ -1,5 +1,7 @@
 """A trained detector in one file: ``detector.safetensors``, weights in float32 with all that is needed to use them.
 
+Initial weights are read here too: from such a file, or from one of Darknet's.
+
 The safetensors format (github.com/huggingface/safetensors) holds tensors and text and can run no code when it is read.
 Our text is the metadata entry ``boxtwin``, JSON: ``format`` (1), ``version`` of boxtwin, ``hyper_parameters`` (the
 arguments of `DetectorModule`), ``count_threshold``, ``class_thresholds`` and ``origin``. A second entry, ``sha256``, is
@@ -8,21 +10,29 @@ the checksum of tensors and text. Files of older versions lack the checksum and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float32
+from torch import Tensor
 
 import boxtwin
+from boxtwin.detector.darknet import DarknetReport, convolution_of, read_darknet, tensors_of
+from boxtwin.detector.decode import boxes_and_scores
 from boxtwin.detector.module import DetectorModule
+from boxtwin.detector.network import Anchors, YOLOv3
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
 from boxtwin.weights import read_weights, write_weights
 
 FILE = "detector.safetensors"  # its name in the folder of a cell
+ENDING = Path(FILE).suffix
 ENTRY = "boxtwin"
 FORMAT = 1
 
@@ -72,6 +82,18 @@ class TrainedDetector:
             boxtwin=self.version,
             class_thresholds=self.class_thresholds,
         )
+
+    def compute(
+        self, images: Float32[np.ndarray, "batch _channels side side"]
+    ) -> tuple[Float32[np.ndarray, "batch places 4"], Float32[np.ndarray, "batch places classes"]]:
+        """Images in [0, 1] -> boxes and scores, for `boxtwin.detector.predict.detect_objects`."""
+        network = self.module.network
+        with torch.no_grad():
+            raw = self.module(torch.from_numpy(images).to(self.module.device))
+            boxes, scores = boxes_and_scores(
+                raw, network.anchors, network.strides, scale_xy=self.module.hparams["scale_xy"]
+            )
+        return boxes.cpu().numpy(), scores.cpu().numpy()
 
 
 def write_detector(detector: TrainedDetector, path: Path) -> None:
@@ -141,3 +163,74 @@ def read_detector(path: Path) -> TrainedDetector:
         ) from None
     thresholds = tuple(about.get("class_thresholds", ()))
     return TrainedDetector(module, threshold, origin, about["version"], thresholds)
+
+
+def read_initial_weights(network: YOLOv3, path: Path) -> DarknetReport:
+    """Read initial weights into a network: a cell's ``detector.safetensors``, or Darknet's file.
+
+    Predictions of other classes are left as they are. Grey and colour go over into each other: the first convolution
+    is summed over its channels, or shared out to three equal ones, and grey images have the same outputs.
+
+    Raises:
+        InputError: the file cannot be read, or is of another architecture.
+    """
+    if path.suffix != ENDING:
+        return read_darknet(network, path)
+    source = read_detector(path).module.network
+    if source.architecture != network.architecture:
+        raise InputError(f"{path} holds a {source.architecture}; its weights do not fit a {network.architecture}")
+    loaded, skipped = [], []
+    with torch.no_grad():
+        for index, (own, other) in enumerate(zip(network.layers(), source.layers(), strict=True)):
+            if convolution_of(own).out_channels == convolution_of(other).out_channels:
+                for tensor, value in zip(tensors_of(own), tensors_of(other), strict=True):
+                    tensor.copy_(_in_channels(value, tensor) if tensor.ndim == 4 else value)
+                loaded.append(index)
+            else:
+                skipped.append(index)
+    return DarknetReport(tuple(loaded), tuple(skipped), 0)
+
+
+def weights_digest(path: Path) -> str:
+    """Sha256 of what a file of initial weights gives to a network: the same detector made again has the same.
+
+    Of a ``detector.safetensors`` tensors and anchors count, not the run that it comes from. Darknet's files hold
+    nothing but weights.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"detector.weights={path} cannot be read: {error.strerror}") from None
+    if path.suffix != ENDING:
+        return hashlib.sha256(content).hexdigest()
+    # https://huggingface.co/docs/safetensors: length of the header (8 bytes), header, tensors.
+    try:
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:end])
+        about = json.loads(header.pop("__metadata__")[ENTRY])["hyper_parameters"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"detector.weights={path} is no {FILE}, or is damaged") from None
+    given = {"tensors": header, **{key: about.get(key) for key in ("architecture", "anchors")}}
+    total = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
+    total.update(content[end:])
+    return total.hexdigest()
+
+
+def anchors_of(path: Path) -> Anchors:
+    """The anchors of a cell's ``detector.safetensors``, in pixels as it was trained.
+
+    Raises:
+        InputError: it is another file; Darknet's weights hold no anchors.
+    """
+    if path.suffix != ENDING:
+        raise InputError(f"{path} holds no anchors; only a {FILE} does. Choose detector.anchors=kmeans or published")
+    return read_detector(path).module.network.anchors
+
+
+def _in_channels(value: Tensor, like: Tensor) -> Tensor:
+    if value.shape[1] == like.shape[1]:
+        return value
+    return value.sum(dim=1, keepdim=True) if like.shape[1] == 1 else value.expand_as(like) / like.shape[1]

@@ -1,7 +1,4 @@
-"""A detector from its ONNX file alone: image files in, detections out, without torch.
-
-Letterbox, tiles, scaling and non-maximum suppression are the functions that training and testing use.
-"""
+"""A detector from its ONNX file alone: image files in, detections out, without torch."""
 
 from __future__ import annotations
 
@@ -14,14 +11,9 @@ from jaxtyping import Float32
 
 from boxtwin.datasets.image_io import Pixels, decode_image
 from boxtwin.datasets.sample import Detections
-from boxtwin.detector.nms import detections_in_file, merge_tiles
+from boxtwin.detector.predict import detect_objects
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
-from boxtwin.mixing.augment import Labelled, Letterbox
-from boxtwin.mixing.network_input import full_scale, network_input
-from boxtwin.mixing.tiles import take_view, views
-
-BATCH = 8  # views that are computed at once: more take memory and save next to nothing on a CPU
 
 
 class OnnxDetector:
@@ -64,34 +56,10 @@ class OnnxDetector:
 
     def __call__(self, pixels: Pixels) -> Detections:
         """All detections from the score floor on, best first, boxes xyxy in pixels of the image as it is read."""
-        spec = self.spec
-        height, width = pixels.shape[:2]
-        image = Labelled(spec.levels.scaled(pixels), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-        found: list[Detections] = []
-        parts = views(width, height, size=spec.image_size, tile=spec.tile)
-        for start in range(0, len(parts), BATCH):
-            taken = [
-                take_view(image, part, size=spec.image_size, tile=spec.tile, white=full_scale(image.pixels))
-                for part in parts[start : start + BATCH]
-            ]
-            batch = network_input([view.pixels for view, _ in taken], channels=spec.channels)
-            found += self._detect(np.ascontiguousarray(batch), [place for _, place in taken], (width, height))
-        return merge_tiles([(0, part) for part in found], nms_iou=spec.nms_iou, max_detections=spec.max_detections)[0]
+        return detect_objects(pixels, self.spec, self._compute)
 
-    def _detect(
-        self, batch: Float32[np.ndarray, "batch _channels side side"], places: list[Letterbox], size: tuple[int, int]
-    ) -> list[Detections]:
+    def _compute(
+        self, batch: Float32[np.ndarray, "batch _channels side side"]
+    ) -> tuple[Float32[np.ndarray, "batch places 4"], Float32[np.ndarray, "batch places classes"]]:
         boxes, scores = self._session.run(["boxes", "scores"], {"images": batch})
-        return [
-            detections_in_file(
-                boxes[index],
-                scores[index],
-                letterbox=np.array([place.scale, place.pad_x, place.pad_y], dtype=np.float32),
-                file_size=np.array(size),
-                own=np.array(place.own, dtype=np.float32),
-                score_floor=self.spec.score_floor,
-                nms_iou=self.spec.nms_iou,
-                max_detections=self.spec.max_detections,
-            )
-            for index, place in enumerate(places)
-        ]
+        return boxes, scores

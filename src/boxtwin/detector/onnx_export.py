@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from boxtwin.datasets.image_io import write_bytes_atomically
 from boxtwin.detector.checkpoint import TrainedDetector
 from boxtwin.detector.decode import boxes_and_scores
 from boxtwin.detector.network import YOLOv3
 from boxtwin.errors import InputError
+from boxtwin.files import write_bytes_atomically
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of the extra `export`
 # What the file's outputs may differ from torch's by, because the two add up in another order: scores and small boxes by

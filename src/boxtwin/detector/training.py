@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from boxtwin.detector.module import DetectorModule
 from boxtwin.errors import InputError, WriteError
-from boxtwin.files import whole_file
+from boxtwin.files import atomic_path
 from boxtwin.mixing.datamodule import StudyDataModule
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class CheckpointFiles(TorchCheckpointIO):
             InputError: the disk does not take it.
         """
         path = Path(path)
-        with whole_file(path) as temporary:
+        with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
             with zipfile.ZipFile(temporary) as archive:
                 if archive.testzip() is not None:

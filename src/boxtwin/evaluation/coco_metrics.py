@@ -22,8 +22,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from boxtwin.boxes import xyxy_to_xywh
-from boxtwin.datasets.image_io import written_whole
+from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.files import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +53,10 @@ RESULT_DECIMALS = 3
 TRUTH_DECIMALS = 9
 
 
-def coco_ground_truth(
-    samples: Sequence[Sample], classes: Sequence[str], category_ids: Sequence[int]
-) -> dict[str, list[dict[str, Any]]]:
+def coco_ground_truth(samples: Sequence[Sample], classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
     """A COCO detection data set: ``images``, ``annotations`` (xywh, pixels of the image file) and ``categories``.
 
-    Class ``i`` is named ``classes[i]`` and numbered ``category_ids[i]``. Annotations are numbered from 1: pycocotools
-    takes an annotation numbered 0 for "not matched".
+    Class ``i`` is named ``classes[i]`` and numbered ``category_ids[i]``.
 
     Raises:
         ValueError: two samples share an image id, or a label has no category id.
@@ -66,7 +64,7 @@ def coco_ground_truth(
     if len(classes) != len(category_ids):
         raise ValueError(f"{len(classes)} classes need as many category ids, got {len(category_ids)}")
     images: dict[int, dict[str, Any]] = {}
-    annotations: list[dict[str, Any]] = []
+    annotations: list[tuple[int, int, list[int | float], int | float, bool]] = []
     for sample in samples:
         if sample.image_id in images:
             other = images[sample.image_id]["file_name"]
@@ -82,18 +80,8 @@ def coco_ground_truth(
         for bbox, label, area, crowd in zip(
             bboxes.tolist(), sample.labels.tolist(), sample.areas.tolist(), sample.crowd.tolist(), strict=True
         ):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": sample.image_id,
-                    "category_id": int(category_ids[label]),
-                    "bbox": bbox,
-                    "area": float(area),
-                    "iscrowd": int(crowd),
-                }
-            )
-    categories = [{"id": int(number), "name": name} for name, number in zip(classes, category_ids, strict=True)]
-    return {"images": list(images.values()), "annotations": annotations, "categories": categories}
+            annotations.append((sample.image_id, int(category_ids[label]), bbox, float(area), crowd))
+    return coco_content(list(images.values()), annotations, zip(map(int, category_ids), classes, strict=True))
 
 
 def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -117,7 +105,7 @@ def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[in
 
 def write_results(path: Path, detections: Mapping[int, Detections], category_ids: Sequence[int]) -> None:
     """Write `coco_results` as JSON, image by image: the whole list takes forty times the memory of the detections."""
-    with written_whole(path) as file:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         between = "["
         for image_id, found in detections.items():
             for result in coco_results({image_id: found}, category_ids):

@@ -18,10 +18,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from boxtwin.datasets.image_io import Pixels, write_bytes_atomically
+from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.counts import count_objects, counted
 from boxtwin.evaluation.overlays import pick_examples, to_8_bit
+from boxtwin.files import write_bytes_atomically
 
 EXAMPLES_FILE = "examples.json"  # its name in the folder of a cell
 EXAMPLES = 4  # as many as a page has room for, times the conditions of a study

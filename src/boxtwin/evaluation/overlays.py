@@ -16,9 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from boxtwin.boxes import area_xyxy, iou_matrix
-from boxtwin.datasets.image_io import Pixels, write_bytes_atomically
+from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.counts import counted
+from boxtwin.files import write_bytes_atomically
 from boxtwin.lettering import class_colour, lettering, put, readable_on, shorten
 
 # Bright on dark sea; told apart by lightness and line style as well as by hue.

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt16, UInt32
 
-from boxtwin.datasets.image_io import write_bytes_atomically
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.matching import AREAS, BITS, COCO_LIMIT, IOUS, Matching, match_detections
+from boxtwin.files import write_bytes_atomically
 
 MATCHES_FILE = "matches.npz"  # its name in the folder of a cell
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's grid

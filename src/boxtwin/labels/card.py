@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from boxtwin.boxes import Box
-from boxtwin.datasets.image_io import Pixels, read_image, write_bytes_atomically
+from boxtwin.datasets.image_io import Pixels, read_image
+from boxtwin.files import write_bytes_atomically
 from boxtwin.lettering import lettering, put, shorten
 
 DECISIONS = ("kept", "shifted", "dropped", "added")

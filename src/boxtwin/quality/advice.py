@@ -1,4 +1,4 @@
-"""What a quality card says in a sentence or two."""
+"""The words of a quality card: what to think of the variations, and the card in one line."""
 
 from __future__ import annotations
 
@@ -32,3 +32,14 @@ def advice(figures: dict[str, dict[str, Any]]) -> str:
         decided = any(figures[name]["verdict"] == "alike" for name in measured)
         found.append("They look like the real images." if decided else "Too few images to tell.")
     return " ".join(found)
+
+
+def describe(card: dict[str, Any]) -> str:
+    """A card in one line."""
+    parts = []
+    for name, figure in card["figures"].items():
+        if name == "looks" and card["speckle"] is None:
+            continue
+        value = "" if figure["value"] is None else f" {figure['value']:.2f}"
+        parts.append(f"{name.replace('_', ' ')}{value} {figure['verdict']}")
+    return f"{card['verdict']}: {card['advice']} ({', '.join(parts)})"

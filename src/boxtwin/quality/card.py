@@ -42,10 +42,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 
-from boxtwin.datasets.image_io import link_file, write_bytes_atomically
 from boxtwin.datasets.sample import Sample
+from boxtwin.files import exclusive_lock, link_file, write_bytes_atomically
 from boxtwin.quality import texture as quality
 from boxtwin.quality.advice import advice
 from boxtwin.quality.measure import Evidence, gather
@@ -100,8 +99,7 @@ def write_quality_card(
     made_of = _fingerprint(variations, training, validation, test, speckle)
     kept = folder / CARDS / made_of[:12]
     report, picture = kept / f"{NAME}.json", kept / f"{NAME}.png"
-    kept.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / CARDS / ".lock"):
+    with exclusive_lock(folder / CARDS / ".lock", f"another process is writing a quality card of {folder}; waiting"):
         others = folder.parent.glob(f"*/{CARDS}/{made_of[:12]}/{NAME}.json")
         if not report.exists() and (other := next(others, None)) is not None:
             for file in (picture, report):
@@ -137,17 +135,6 @@ def figures_of(card: dict[str, Any]) -> dict[str, float]:
         "quality_test_matches": len(figures["test"]["matches"]),
     }
     return {name: math.nan if value is None else float(value) for name, value in values.items()}
-
-
-def describe(card: dict[str, Any]) -> str:
-    """A card in one line."""
-    parts = []
-    for name, figure in card["figures"].items():
-        if name == "looks" and card["speckle"] is None:
-            continue
-        value = "" if figure["value"] is None else f" {figure['value']:.2f}"
-        parts.append(f"{name.replace('_', ' ')}{value} {figure['verdict']}")
-    return f"{card['verdict']}: {card['advice']} ({', '.join(parts)})"
 
 
 def summarise(evidence: Evidence) -> dict[str, Any]:

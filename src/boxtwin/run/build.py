@@ -26,19 +26,18 @@ from boxtwin.config.identity import (
     train_size,
 )
 from boxtwin.config.schema import BoxtwinConfig
-from boxtwin.datasets.classes import describe_classes
 from boxtwin.datasets.coco import digest_of, read_coco
 from boxtwin.datasets.image_cache import DecodedImages
 from boxtwin.datasets.levels import Levels, check_depth, measure_levels
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
-from boxtwin.datasets.splits import SIDES, Split, make_split, nested_order, read_split
+from boxtwin.datasets.splits import SIDES, Split, describe_classes, make_split, nested_order, read_split
 from boxtwin.detector.anchors import anchors_from_samples
+from boxtwin.detector.checkpoint import anchors_of, read_initial_weights, weights_digest
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.detector.nms import DETECTIONS, detection_limit
 from boxtwin.detector.options import Anchors, Architecture
-from boxtwin.detector.pretrained import anchors_of, read_weights, weights_digest
 from boxtwin.errors import DataError, InputError
 from boxtwin.files import check_name
 from boxtwin.hardware import lightning_accelerator, lightning_precision
@@ -301,7 +300,7 @@ def make_detector(cell: Prepared) -> DetectorModule:
             coco_evaluator=cell.config.trainer.coco_evaluator.value,
         )
     if detector.weights is not None:
-        log.info("%s: %s", detector.weights, read_weights(module.network, Path(detector.weights)))
+        log.info("%s: %s", detector.weights, read_initial_weights(module.network, Path(detector.weights)))
     return module
 
 

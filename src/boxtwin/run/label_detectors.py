@@ -10,16 +10,16 @@ import logging
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from boxtwin import locks
 from boxtwin.config.identity import cell_name
-from boxtwin.datasets.image_io import Pixels, as_grey, link_file
-from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.datasets.image_io import Pixels
+from boxtwin.datasets.sample import Detections
 from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector
+from boxtwin.detector.predict import detect_objects
 from boxtwin.detector.training import fit
 from boxtwin.evaluation.counts import best_threshold
+from boxtwin.files import exclusive_lock, link_file
 from boxtwin.hardware import keep_freed_blocks
 from boxtwin.labels.card import DECISIONS, tally, write_card
 from boxtwin.labels.carry import Carry, Transfer
@@ -27,17 +27,11 @@ from boxtwin.labels.ensemble import Ensemble, Member, surprise_threshold
 from boxtwin.labels.manual import Manual
 from boxtwin.labels.options import Confirmed
 from boxtwin.labels.pseudo import Pseudo
-from boxtwin.mixing.augment import Labelled
-from boxtwin.mixing.datamodule import Collate
-from boxtwin.mixing.network_input import full_scale
 from boxtwin.mixing.plan import make_plan
-from boxtwin.mixing.tiles import take_view, views
 from boxtwin.run.build import Prepared, detector_file, labelling_cells, make_data, make_detector
 from boxtwin.synthesis.costs import store_costs
 
 log = logging.getLogger(__name__)
-
-VIEWS_AT_ONCE = 8  # tiles of one image that are computed at once
 
 
 def make_ready(cell: Prepared) -> None:
@@ -125,26 +119,12 @@ class Look:
     """A trained detector as a function of pixels: letterboxed or in tiles, as in its training's validation."""
 
     def __init__(self, trained: TrainedDetector, device: str) -> None:
-        self._spec = trained.spec
-        self._module = trained.module.to(device)
-        self._collate = Collate(self._spec.channels)
-        self._device = device
+        trained.module.to(device)
+        self._trained = trained
 
     def __call__(self, pixels: Pixels) -> Detections:
         """All detections from the score floor on, best first, boxes xyxy in pixels of the image."""
-        spec, (height, width) = self._spec, pixels.shape[:2]
-        image = Labelled(spec.levels.scaled(as_grey(pixels)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-        sample = _empty(width, height)
-        parts = views(width, height, size=spec.image_size, tile=spec.tile)
-        found: list[tuple[int, Detections]] = []
-        for start in range(0, len(parts), VIEWS_AT_ONCE):
-            items = [
-                (*take_view(image, part, size=spec.image_size, tile=spec.tile, white=full_scale(image.pixels)), sample)
-                for part in parts[start : start + VIEWS_AT_ONCE]
-            ]
-            batch = self._collate(items)
-            found += self._module.detect(self._module.transfer_batch_to_device(batch, torch.device(self._device), 0))
-        return self._module.merge(found)[sample.image_id]
+        return detect_objects(pixels, self._trained.spec, self._trained.compute)
 
 
 def _member(alone: Prepared, title: str) -> Member:
@@ -157,7 +137,7 @@ def _member(alone: Prepared, title: str) -> Member:
 def _trained(alone: Prepared, title: str) -> TrainedDetector:
     path = detector_file(alone)
     if damage(path) is not None:  # it is missing, or broken
-        with locks.alone(path.with_suffix(".lock"), f"{title}: another process is training it; waiting"):
+        with exclusive_lock(path.with_suffix(".lock"), f"{title}: another process is training it; waiting"):
             if path.exists() and (wrong := damage(path)) is not None:
                 log.warning("%s; it is trained again", wrong)
                 path.unlink()
@@ -197,13 +177,6 @@ def _train(alone: Prepared, path: Path, title: str) -> None:
 
 def _on_validation(alone: Prepared, look: Look) -> dict[int, Detections]:
     return {sample.image_id: look(alone.images.read(sample)) for sample in alone.split.val}
-
-
-def _empty(width: int, height: int) -> Sample:
-    """An image of which nothing is known."""
-    none = np.zeros(0)
-    boxes, labels, crowd = np.zeros((0, 4), np.float32), none.astype(np.int64), none.astype(bool)
-    return Sample("image", Path("image"), width, height, 0, boxes, labels, none, crowd)
 
 
 def _device(cell: Prepared) -> str:

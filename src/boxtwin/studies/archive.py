@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from boxtwin.errors import InputError
-from boxtwin.files import whole_file
+from boxtwin.files import atomic_path
 
 ARCHIVE = "runs.zip"
 COPIES = "copies.json"
@@ -95,7 +95,7 @@ def write_archive(files: Mapping[str, bytes], path: Path) -> None:
     """
     first: dict[bytes, str] = {}
     copies: dict[str, str] = {}
-    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w") as content:
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as content:
         for name, data in sorted(files.items()):
             if first.setdefault(data, name) != name:
                 copies[name] = first[data]

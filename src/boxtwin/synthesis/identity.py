@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from boxtwin.datasets.image_io import write_bytes_atomically
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.files import write_bytes_atomically
 from boxtwin.synthesis.generator import Generator, Json
 from boxtwin.synthesis.manifest import MANIFEST, fingerprint
 

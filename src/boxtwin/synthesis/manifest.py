@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from boxtwin.boxes import xyxy_to_xywh
+from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.image_io import pixels_sha256, read_image
 from boxtwin.datasets.sample import Judgement, Sample
 from boxtwin.files import writing
@@ -156,7 +157,7 @@ def fingerprint(sample: Sample) -> str:
 
 def as_coco(
     folder: Path, lines: Iterable[dict[str, Any]], classes: Sequence[str], category_ids: Sequence[int]
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, Any]:
     """What ``lines`` name and is there, as a COCO detection set; dropped boxes are left out.
 
     Images that are not used are among them, with the reason as ``refused`` and ``"confirmed": false``, so that a person
@@ -164,7 +165,7 @@ def as_coco(
     """
     newest = {(line["source"], line["variation"]): line for line in lines if image_is_whole(folder, line)}
     images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    annotations: list[tuple[int, int, list[int | float], int | float, bool]] = []
     for image_id, (_, line) in enumerate(sorted(newest.items()), start=1):
         pixels = read_image(folder / line["image"])
         height, width = pixels.shape[:2]
@@ -179,15 +180,5 @@ def as_coco(
             if box["decision"] == "dropped":
                 continue
             x, y, w, h = xyxy_to_xywh(np.array(box["box"])).tolist()
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": category_ids[box["label"]],
-                    "bbox": [x, y, w, h],
-                    "area": w * h,
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": number, "name": name} for number, name in zip(category_ids, classes, strict=True)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+            annotations.append((image_id, category_ids[box["label"]], [x, y, w, h], w * h, False))
+    return coco_content(images, annotations, zip(category_ids, classes, strict=True))

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from tqdm import tqdm
 
-from boxtwin.datasets.image_io import encode_png, write_bytes_atomically
+from boxtwin.datasets.image_io import encode_png
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
+from boxtwin.files import exclusive_lock, write_bytes_atomically
 from boxtwin.synthesis.generator import Generator, Refused, Request
 from boxtwin.synthesis.identity import read_identity
 from boxtwin.synthesis.manifest import MANIFEST, fingerprint, image_is_whole, whole_lines
@@ -39,7 +39,7 @@ def reproduce(store: Path, generator: Generator, dataset: Dataset) -> Reproduced
     Raises:
         InputError: the data set is not the one, or has changed since.
     """
-    with FileLock(store / ".lock"):
+    with exclusive_lock(store / ".lock", f"another process is at {store}; waiting for it"):
         identity = read_identity(store)
         newest = {(line["source"], line["variation"]): line for line in whole_lines(store / MANIFEST)}
         outside = [line["image"] for line in newest.values() if not _is_below(store, line["image"])]

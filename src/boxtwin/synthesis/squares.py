@@ -13,7 +13,6 @@ Then and back with the squares as they are, the pixels of 8-bit images that were
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import cv2
@@ -21,6 +20,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from boxtwin.datasets.image_io import Pixels, as_grey
+from boxtwin.synthesis.tiling import tile_starts
 
 RGB8 = UInt8[np.ndarray, "_h _w 3"]
 
@@ -29,7 +29,7 @@ def count(height: int, width: int, size: int, overlap: int) -> int:
     """How many squares an image takes."""
     if max(height, width) <= size:
         return 1
-    return len(_starts(height, size, overlap)) * len(_starts(width, size, overlap))
+    return len(tile_starts(height, size, overlap)) * len(tile_starts(width, size, overlap))
 
 
 def cut(pixels: Pixels, size: int, overlap: int) -> list[RGB8]:
@@ -43,8 +43,8 @@ def cut(pixels: Pixels, size: int, overlap: int) -> list[RGB8]:
     padded = _pad(shown, size)
     return [
         np.ascontiguousarray(padded[y : y + size, x : x + size])
-        for y in _starts(height, size, overlap)
-        for x in _starts(width, size, overlap)
+        for y in tile_starts(height, size, overlap)
+        for x in tile_starts(width, size, overlap)
     ]
 
 
@@ -58,7 +58,7 @@ def join(answers: Sequence[RGB8], source: Pixels, size: int, overlap: int) -> Pi
         top, left = (size - enlarged_height) // 2, (size - enlarged_width) // 2
         inner = answers[0][top : top + enlarged_height, left : left + enlarged_width].astype(np.float32)
         return _like(source, cv2.resize(inner, (width, height), interpolation=cv2.INTER_AREA))
-    rows, columns = _starts(height, size, overlap), _starts(width, size, overlap)
+    rows, columns = tile_starts(height, size, overlap), tile_starts(width, size, overlap)
     total = np.zeros((max(height, size), max(width, size), 3), dtype=np.float32)
     weight = np.zeros((*total.shape[:2], 1), dtype=np.float32)
     # 1 inside, falling towards the edges over the overlap; never 0, so that image borders keep a weight.
@@ -92,14 +92,6 @@ def _enlarged(height: int, width: int, size: int) -> tuple[int, int]:
     """Width and height once the longer side is ``size``."""
     scale = size / max(height, width)
     return max(round(width * scale), 1), max(round(height * scale), 1)
-
-
-def _starts(length: int, size: int, overlap: int) -> list[int]:
-    """Where squares start along one side, the first at its beginning, the last up to its end."""
-    if length <= size:
-        return [0]
-    number = math.ceil((length - overlap) / (size - overlap))
-    return [round(place * (length - size) / (number - 1)) for place in range(number)]
 
 
 def _pad(shown: RGB8, size: int) -> RGB8:

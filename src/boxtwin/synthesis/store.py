@@ -24,19 +24,12 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from boxtwin.boxes import area_xyxy
-from boxtwin.datasets.image_io import (
-    Pixels,
-    encode_png,
-    link_file,
-    read_image,
-    remove_leftovers,
-    write_bytes_atomically,
-)
+from boxtwin.datasets.image_io import Pixels, encode_png, read_image
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Judgement, Lineage, Sample
 from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
-from boxtwin.locks import alone
+from boxtwin.files import exclusive_lock, link_file, remove_leftovers, write_bytes_atomically
 from boxtwin.synthesis.costs import LEARNING
 from boxtwin.synthesis.fitness import look_again, unfit
 from boxtwin.synthesis.generator import Generator, Json, Refused, Request, Variation
@@ -127,7 +120,7 @@ class Library:
         if per_image == 0:
             return Made(0, 0, 0.0, 0.0)
         _check_sources(sources)
-        with alone(self.folder / ".lock", f"another process is making {self.folder}; waiting for it"):
+        with exclusive_lock(self.folder / ".lock", f"another process is making {self.folder}; waiting for it"):
             return self._make(sources, per_image, ask)
 
     def variations(self, sources: Sequence[Sample], per_image: int) -> tuple[Sample, ...]:

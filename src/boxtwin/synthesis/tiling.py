@@ -114,8 +114,11 @@ def _local_mean(values: Float[np.ndarray, "h w d"]) -> Float[np.ndarray, "h w d"
 
 
 def tile_starts(size: int, side: int, overlap: int) -> list[int]:
-    """Where squares begin along one axis: as few as will do, evenly spread, the last one flush with the end."""
-    count = 1 + math.ceil((size - side) / (side - overlap))
+    """Where squares begin along one axis: as few as will do, evenly spread, the last one flush with the end.
+
+    One at 0 where ``size`` is below ``side``.
+    """
+    count = 1 + math.ceil(max(size - side, 0) / (side - overlap))
     return [round(i * (size - side) / max(count - 1, 1)) for i in range(count)]
 
 

@@ -1,7 +1,7 @@
 """Runs whose process was stopped: they are ended in MLflow by what that process, or the sweep above it, knows of them.
 
 A process can be stopped while MLflow writes the very run that it begins, so that nobody has learnt the run's id yet.
-Such runs are found by study and identity. One process at a time is at a cell (`boxtwin.locks.alone`): who holds the
+Such runs are found by study and identity. A run holds a lock (`boxtwin.files.exclusive_lock`): a process that has the
 lock, or finds it free, knows that no other process has the run.
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from mlflow.types.schema import Array, Map
 import boxtwin
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
+from boxtwin.files import atomic_path
 
 # What the served code imports, and MLflow, which brings the server and pandas. No torch.
 PACKAGES = ("mlflow", "numpy", "scipy", "opencv-python-headless", "pillow", "tifffile", "onnxruntime", "jaxtyping")
@@ -46,10 +46,7 @@ def save_mlflow_model(onnx: Path, spec: DetectorSpec, folder: Path) -> None:
         ),
         params=ParamSchema([ParamSpec("threshold", "double", None)]),
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Made beside its place and moved there: no reader, and no kill, meets half of it.
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        made = Path(temporary) / "model"
+    with atomic_path(folder) as made:
         mlflow.pyfunc.save_model(
             made,
             python_model=str(Path(__file__).with_name("served_model.py")),
@@ -60,9 +57,6 @@ def save_mlflow_model(onnx: Path, spec: DetectorSpec, folder: Path) -> None:
             pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],
             metadata={"boxtwin": spec.to_text()},
         )
-        if folder.exists():
-            folder.rename(Path(temporary) / "older")
-        made.rename(folder)
 
 
 def _example(spec: DetectorSpec) -> bytes:

@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from boxtwin.command_line import command_line
 from boxtwin.errors import InputError
+from boxtwin.files import atomic_path, remove_leftovers
 from boxtwin.tracking.moved_store import ARTIFACTS, follow
 
 IDENTITY_TAG = "boxtwin.identity"  # the same for two runs of the same cell
@@ -50,11 +51,9 @@ def _make(file: Path) -> None:
     """Make the tables of a sqlite store, if it is missing; the file appears with all of them or not at all."""
     if file.exists():
         return
-    for left in file.parent.glob(f".{file.name}.*"):  # by processes that were killed
-        left.unlink()
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}.part")
-    MlflowClient(tracking_uri=_sqlite(unfinished)).search_experiments(max_results=1)
-    unfinished.replace(file)
+    remove_leftovers(file.parent, file.name)
+    with atomic_path(file) as unfinished:
+        MlflowClient(tracking_uri=_sqlite(unfinished)).search_experiments(max_results=1)
 
 
 @dataclass(frozen=True)

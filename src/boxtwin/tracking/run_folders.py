@@ -7,7 +7,7 @@ import logging
 from pathlib import Path, PurePath
 from typing import Any
 
-from boxtwin.datasets.image_io import write_bytes_atomically
+from boxtwin.files import write_bytes_atomically
 
 log = logging.getLogger(__name__)
 

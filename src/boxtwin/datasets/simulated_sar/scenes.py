@@ -17,16 +17,15 @@ image long.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
-from boxtwin.datasets.image_io import write_bytes_atomically, write_png
+from boxtwin.datasets.coco import coco_content
+from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.simulated_sar.layout import (
     Berths,
     Ship,
@@ -59,6 +58,7 @@ from boxtwin.datasets.simulated_sar.physics import (
     wake,
 )
 from boxtwin.errors import InputError
+from boxtwin.files import atomic_path, exclusive_lock, remove_leftovers, write_bytes_atomically
 
 SIMULATION = 1  # raised whenever the same parameters give other pixels or boxes
 MIN_IMAGE_SIZE = 64  # smaller chips cannot hold the ships
@@ -103,15 +103,12 @@ def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, see
     for name, minimum in least.items():
         if parameters[name] < minimum:
             raise InputError(f"sar_scenes: {name} must be at least {minimum}, got {parameters[name]}")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.parent / f".{root.name}.lock"):
+    with exclusive_lock(root.parent / f".{root.name}.lock", f"another process is building {root}; waiting for it"):
         if _is_finished(root, parameters):
             return root
-        partial = root.parent / f".{root.name}.part"
-        if partial.exists():  # left by a build that was killed; the lock says that it is no longer running
-            shutil.rmtree(partial)
-        _write(partial, parameters)
-        partial.replace(root)
+        remove_leftovers(root.parent, root.name)
+        with atomic_path(root) as partial:
+            _write(partial, parameters)
     return root
 
 
@@ -136,7 +133,7 @@ def _is_finished(root: Path, parameters: dict[str, int]) -> bool:
 
 def _write(folder: Path, parameters: dict[str, int]) -> None:
     images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    annotations: list[tuple[int, int, list[int | float], int | float, bool]] = []
     per_scene = parameters["chips_per_scene"]
     scenes = -(-parameters["images"] // per_scene)
     for scene in tqdm(range(scenes), desc="simulating SAR scenes", unit="scene"):
@@ -149,22 +146,9 @@ def _write(folder: Path, parameters: dict[str, int]) -> None:
             h, w = chip.pixels.shape
             images.append({"id": image_id, "file_name": name, "width": w, "height": h})
             for x1, y1, x2, y2 in chip.boxes:
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image_id,
-                        "category_id": 1,
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": (x2 - x1) * (y2 - y1),
-                        "iscrowd": 0,
-                    }
-                )
-    content = {
-        "info": {"description": "Simulated SAR sea scenes with ships", "parameters": parameters},
-        "categories": [{"id": 1, "name": "ship"}],
-        "images": images,
-        "annotations": annotations,
-    }
+                annotations.append((image_id, 1, [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), False))
+    info = {"description": "Simulated SAR sea scenes with ships", "parameters": parameters}
+    content = {"info": info, **coco_content(images, annotations, [(1, "ship")])}
     write_bytes_atomically(folder / "annotations.json", json.dumps(content).encode())
 
 

@@ -15,7 +15,8 @@ import jinja2
 import numpy as np
 
 from boxtwin.command_line import command_line, relative, setting
-from boxtwin.datasets.image_io import read_image, write_bytes_atomically
+from boxtwin.datasets.image_io import read_image
+from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.cards import store_cards
 from boxtwin.studies.class_figures import class_figures
 from boxtwin.studies.comparison import Contrast, Figures, contrasts

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from boxtwin.datasets.image_io import write_bytes_atomically
+from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.conditions import Estimate, Row, prefixes
 from boxtwin.studies.inference import mean_interval
 from boxtwin.studies.report.section import Figure as Drawn

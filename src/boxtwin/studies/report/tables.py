@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from boxtwin.datasets.image_io import write_bytes_atomically
+from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.class_figures import MOST_CLASSES, ClassChange, ClassFigures, class_columns
 from boxtwin.studies.comparison import Contrast, Difference
 from boxtwin.studies.conditions import Estimate, Row, prefixes, varied_settings

@@ -12,12 +12,12 @@ from typing import Any, Literal, TypedDict, get_args
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.files import exclusive_lock
 from boxtwin.hardware import choose_device, choose_dtype
 from boxtwin.synthesis.ddpm.sampling import Image, Map, noise_levels
 from boxtwin.synthesis.ddpm.training_crops import Tone, TrainingCrops
@@ -157,9 +157,10 @@ class PixelModel:
             raise InputError(f"{self.owner} needs at least one training image")
         identity = self._identity(training)
         folder = folder / f"{MODEL}-{identity[:12]}"
-        folder.mkdir(parents=True, exist_ok=True)
         weights = folder / WEIGHTS_FILE
-        with FileLock(folder / ".lock"):  # stores of several generators share one model
+        with exclusive_lock(
+            folder / ".lock", f"another process is training {folder}; waiting for it"
+        ):  # stores of several generators share one model
             if not are_usable(weights):
                 self._train(training, folder, identity)
                 (folder / STATE_FILE).unlink(missing_ok=True)

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -30,6 +29,7 @@ from tqdm.auto import tqdm
 from boxtwin.datasets.levels import measure_levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.files import exclusive_lock
 from boxtwin.synthesis.ddpm.training_crops import planes_of
 from boxtwin.synthesis.generator import Json
 from boxtwin.weights import are_usable, load_state, read_weights, save_state, write_weights
@@ -141,8 +141,9 @@ class Finetune:
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         name = f"{self.kind}-{digest[:12]}"
         home = folder / name
-        home.mkdir(parents=True, exist_ok=True)
-        with FileLock(home / ".lock"):  # stores of several generators share one model
+        with exclusive_lock(
+            home / ".lock", f"another process is training {home}; waiting for it"
+        ):  # stores of several generators share one model
             if not are_usable(home / WEIGHTS_FILE):
                 pipeline, side = load()
                 crops = Crops(training, side, repaint)

@@ -24,7 +24,7 @@ import numpy as np
 from boxtwin.datasets.image_io import Pixels, encode_png
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.locks import alone
+from boxtwin.files import exclusive_lock
 from boxtwin.synthesis import squares
 from boxtwin.synthesis.external.openai_calls import Calls, ModeratedError, NotHadError
 from boxtwin.synthesis.generator import Json, Knowledge, Model, Refused, Request, Variation
@@ -126,7 +126,7 @@ class _OpenAIImages(ABC):
                 nothing has come from it for `give_up_after` images.
         """
         assert self._spool is not None, "fit comes first"
-        with alone(self._spool / ".lock", f"another process asks for images of {self.name}; waiting for it"):
+        with exclusive_lock(self._spool / ".lock", f"another process asks for images of {self.name}; waiting for it"):
             yield from self._vary(requests)
 
     @abstractmethod

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from boxtwin.datasets.image_io import Pixels, decode_image, write_bytes_atomically
+from boxtwin.datasets.image_io import Pixels, decode_image
 from boxtwin.errors import InputError
+from boxtwin.files import write_bytes_atomically
 
 if TYPE_CHECKING:
     import openai

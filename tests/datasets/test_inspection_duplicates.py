@@ -14,8 +14,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from boxtwin.datasets.coco import read_coco
-from boxtwin.datasets.doubles import join_groups, look_of, nearly_same, roboflow_name
 from boxtwin.datasets.image_io import Pixels, read_image, write_png
+from boxtwin.datasets.inspection import join_groups, look_of, nearly_same, roboflow_name
 from boxtwin.datasets.splits import make_split, read_split
 from boxtwin.errors import InputError
 

@@ -4,9 +4,14 @@ import pytest
 import torch
 from trained_detectors import make_trained
 
-from boxtwin.detector.checkpoint import TrainedDetector, write_detector
+from boxtwin.detector.checkpoint import (
+    TrainedDetector,
+    anchors_of,
+    read_initial_weights,
+    weights_digest,
+    write_detector,
+)
 from boxtwin.detector.network import YOLOv3
-from boxtwin.detector.pretrained import anchors_of, read_weights, weights_digest
 from boxtwin.errors import InputError
 
 ANCHORS = (((40.0, 40.0),) * 3, ((10.0, 10.0),) * 3)
@@ -18,7 +23,7 @@ def test_a_cells_detector_goes_on_from_another_ones(before: int, after: int, tmp
     path = tmp_path / "detector.safetensors"
     write_detector(source, path)
     network = YOLOv3("yolov3_nano", 2, ANCHORS, channels=after)
-    report = read_weights(network, path)
+    report = read_initial_weights(network, path)
     assert report.skipped == ()
     images = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -35,7 +40,7 @@ def test_predictions_of_other_classes_stay_as_they_are(tmp_path: Path) -> None:
     write_detector(source, path)
     network = YOLOv3("yolov3_nano", 5, ANCHORS, channels=1)
     before = [head.predict.weight.clone() for head in network.heads]
-    report = read_weights(network, path)
+    report = read_initial_weights(network, path)
     assert len(report.skipped) == 2
     assert all(torch.equal(head.predict.weight, old) for head, old in zip(network.heads, before, strict=True))
     for ours, theirs in zip(network.stages.parameters(), source.module.network.stages.parameters(), strict=True):
@@ -46,7 +51,7 @@ def test_other_networks_and_files_without_anchors_are_refused(tmp_path: Path) ->
     path = tmp_path / "detector.safetensors"
     write_detector(make_trained(architecture="yolov3_nano"), path)
     with pytest.raises(InputError, match="holds a yolov3_nano; its weights do not fit a yolov3_tiny"):
-        read_weights(YOLOv3("yolov3_tiny", 2, ANCHORS), path)
+        read_initial_weights(YOLOv3("yolov3_tiny", 2, ANCHORS), path)
     with pytest.raises(InputError, match=r"tiny\.weights holds no anchors"):
         anchors_of(tmp_path / "tiny.weights")
 

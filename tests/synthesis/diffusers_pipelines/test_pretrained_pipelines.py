@@ -311,7 +311,7 @@ def test_a_checkpoint_of_another_kind_is_refused(
 
 
 def test_the_files_under_conf_hold_every_setting_and_no_other() -> None:
-    conf = Path(__file__).parents[2] / "conf" / "generator"
+    conf = Path(__file__).parents[3] / "conf" / "generator"
     for made, settings, folders in KINDS.values():
         named = {
             name: parameter

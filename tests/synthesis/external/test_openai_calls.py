@@ -1,0 +1,157 @@
+"""Faults of a server on loopback: what is tried again, what is refused, and what stops at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from image_server import Record, image_server
+from openai_generators import SECRET, edit, open_library, outcomes, reasons, variations
+
+from boxtwin.datasets.sample import Dataset
+from boxtwin.errors import InputError
+from boxtwin.synthesis.generator import Variation
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def server() -> Iterator[Record]:
+    with image_server() as record:
+        yield record
+
+
+@pytest.fixture
+def dataset(make_coco: Callable[..., Any]) -> Dataset:
+    return make_coco(images=4).read()  # type: ignore[no-any-return]
+
+
+def test_what_may_pass_is_tried_again(dataset: Dataset, server: Record, tmp_path: Path) -> None:
+    server.plan = ["rate limit", "server error", None, "drop", "truncated", None, "cut short", "garbage", None, "empty"]
+    found = outcomes(variations(server), dataset, tmp_path)
+    assert reasons(found) == [None] * 4
+    assert len(server.requests) == 11
+    assert all(server.per_image()[sha] > 1 for sha in server.per_image())
+    # What came damaged was paid for all the same.
+    assert [round(outcome.cost_usd / 0.02) for outcome in found if isinstance(outcome, Variation)] == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("retry_after", ["0.4", "date"])
+def test_retry_after_is_waited_for(dataset: Dataset, server: Record, tmp_path: Path, retry_after: str) -> None:
+    least = 0.4
+    if retry_after == "date":  # of whole seconds
+        moment = time.time() + 2
+        retry_after, least = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(moment)), int(moment) - time.time()
+    server.plan, server.retry_after = ["rate limit"], retry_after
+    outcomes(variations(server, first_wait=0.0), dataset, tmp_path)
+    assert server.times[1] - server.times[0] >= least - 0.1
+
+
+def test_a_host_that_wants_too_long_a_wait_is_not_waited_for(dataset: Dataset, server: Record, tmp_path: Path) -> None:
+    server.plan, server.retry_after = ["rate limit"], "3600"
+    found = outcomes(variations(server), dataset, tmp_path)
+    assert reasons(found)[1:] == [None] * 3
+    assert "3600 s, over longest_wait=2" in str(reasons(found)[0])
+    assert server.times[-1] - server.times[0] < 10
+
+
+def test_waits_grow_and_are_never_the_same(
+    dataset: Dataset, server: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: waits.append(seconds))
+    server.always = "overloaded"
+    generator = variations(server, max_tries=6, first_wait=1.0, longest_wait=5.0, give_up_after=1)
+    with pytest.raises(InputError, match="gave nothing for 1 images in a row"):
+        outcomes(generator, dataset, tmp_path)
+    waits = [wait for wait in waits if wait > 0]  # the server's own are of no length
+    assert len(waits) == 5
+    assert all(most / 2 <= wait <= most for wait, most in zip(waits, (1, 2, 4, 5, 5), strict=True))
+
+
+@pytest.mark.parametrize("fault", ["drop", "truncated", "overloaded", "rate limit", "oblong", "cut short"])
+def test_an_image_that_cannot_be_had_is_refused_and_the_rest_go_on(
+    dataset: Dataset, server: Record, tmp_path: Path, fault: str
+) -> None:
+    server.plan = [fault] * 3
+    found = outcomes(variations(server), dataset, tmp_path)
+    assert reasons(found)[1:] == [None] * 3
+    assert str(reasons(found)[0]).startswith("not had in 3 tries: ")
+    assert len(server.requests) == 3 + 3
+
+
+def test_an_answer_that_takes_too_long_is_given_up(dataset: Dataset, server: Record, tmp_path: Path) -> None:
+    server.delay = 0.6
+    generator = variations(server, timeout=0.2, max_tries=2, give_up_after=9)
+    assert set(reasons(outcomes(generator, dataset, tmp_path))) == {"not had in 2 tries: no answer within 0.2 s"}
+
+
+@pytest.mark.parametrize("fault", ["moderation", "policy"])
+def test_moderation_is_no_reason_to_try_again_or_to_stop(
+    dataset: Dataset, server: Record, tmp_path: Path, fault: str
+) -> None:
+    server.plan = [fault] * 3
+    found = outcomes(variations(server, give_up_after=1), dataset, tmp_path)
+    assert [str(reason).startswith("refused by the host's moderation (400") for reason in reasons(found)] == [
+        *([True] * 3),
+        False,
+    ]
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("bad key", r"does not take the key in OPENAI_API_KEY \(401 invalid_api_key\)"),
+        ("forbidden", r"refuses images/\w+ with .* \(403\): Not for \[OPENAI_API_KEY\]"),
+        ("unverified", r"refuses images/\w+ with .* \(403\): Your organization must be verified"),
+        (
+            "not a member",
+            r"\(401\): You must be a member of an organization .*; \[OPENAI_API_KEY\] or \[OPENAI_API_KEY\]",
+        ),
+        ("quota", r"wants money first \(429 insufficient_quota\): You exceeded"),
+        (
+            "gone",
+            r"no images/variations with dall-e-2 .*closed.*2026-05-12.*generator\.base_url=.*generator=openai_edit",
+        ),
+        ("retired", r"no images/variations with dall-e-2 \(400 invalid_value\)\. OpenAI closed image variations"),
+        ("no endpoint", r"\(410\)\. OpenAI closed image variations"),
+        ("address", r"sends no b64_json, only url"),
+    ],
+)
+def test_what_holds_for_all_images_stops_at_once_with_one_error(
+    dataset: Dataset, server: Record, tmp_path: Path, fault: str, message: str
+) -> None:
+    server.plan = [None, fault]
+    library = open_library(dataset, tmp_path / "stores", variations(server))
+    with pytest.raises(InputError, match=message) as error:
+        library.make(dataset.samples, 1)
+    assert SECRET not in str(error.value)
+    assert len(server.requests) == 2
+    assert len(library.lines()) == 1
+    # Mended, the same call goes on.
+    assert library.make(dataset.samples, 1).made == 3
+    assert len(server.requests) == 5
+
+
+def test_an_edit_model_that_is_gone_needs_another_name(dataset: Dataset, server: Record, tmp_path: Path) -> None:
+    server.always = "gone"
+    with pytest.raises(InputError, match=r"no images/edits with gpt-image-2 .*generator\.model=NAME"):
+        outcomes(edit(server), dataset, tmp_path)
+
+
+def test_a_host_that_is_down_is_given_up(dataset: Dataset, server: Record, tmp_path: Path) -> None:
+    server.always = "bad request"
+    generator = variations(server, give_up_after=3)
+    with pytest.raises(InputError, match=r"nothing for 3 images in a row, so 1 more were not tried.*400 invalid_image"):
+        outcomes(generator, dataset, tmp_path)
+    assert len(server.requests) == 3
+    # With nothing left to try, the refusals are all that there is to say.
+    assert len(outcomes(variations(server, give_up_after=4), dataset, tmp_path)) == 4
