@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-import cv2
 import mlflow.pyfunc
 import numpy as np
 import pandas as pd
@@ -14,6 +13,7 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Map
 
 import boxtwin
+from boxtwin.datasets.image_io import encode_png
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
 from boxtwin.files import atomic_path
@@ -66,6 +66,4 @@ def _example(spec: DetectorSpec) -> bytes:
         shape, spec.black + (spec.white - spec.black) // 8, dtype=np.uint16 if spec.white > 255 else np.uint8
     )
     pixels[8:16, 8:16] = spec.white
-    done, encoded = cv2.imencode(".png", pixels)
-    assert done
-    return encoded.tobytes()
+    return encode_png(pixels)
