@@ -19,6 +19,7 @@ from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.splits import Split
 from boxtwin.detector.module import DetectorModule
+from boxtwin.detector.options import TrainerOptions
 from boxtwin.detector.training import BEST, EARLIER, LAST, Trained, fit, start_from
 from boxtwin.errors import InputError
 from boxtwin.mixing.augment import Augmentation
@@ -121,14 +122,10 @@ def train(dataset: Dataset, checkpoints: Path, logger: Curve, **changes: Any) ->
     return fit(
         module,
         data,
-        steps=STEPS,
+        TrainerOptions(steps=STEPS, gradient_clip=settings["gradient_clip"], devices=settings["devices"]),
         log_every=1,
-        ema_span=0.1,
-        gradient_clip=settings["gradient_clip"],
         accelerator="cpu",
-        devices=settings["devices"],
         precision="32-true",
-        compile_network=False,
         logger=logger,
         checkpoints=checkpoints,
         title="test",

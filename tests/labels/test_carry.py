@@ -7,6 +7,7 @@ from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections
 from boxtwin.labels.carry import Carry
 from boxtwin.labels.ensemble import Ensemble, Member
+from boxtwin.labels.options import LabelOptions, NewObjects
 
 BOX = np.array([[20.0, 10, 32, 16]], dtype=np.float32)
 ONE = np.array([1])
@@ -153,8 +154,8 @@ def test_what_appeared_out_of_nothing_is_refused_or_labelled_or_ignored() -> Non
     before, after = scene(0), scene(1)
     after[28:34, 40:52] += 120
     judge = {
-        what: Carry(detectors=Ensemble([blobs()]), new_objects=what)(before, after, BOX, ONE)
-        for what in ("refuse", "label", "ignore")
+        what.value: Carry(LabelOptions(new_objects=what), detectors=Ensemble([blobs()]))(before, after, BOX, ONE)
+        for what in NewObjects
     }
     assert judge["refuse"].refused == "objects out of nothing: 1, at [40, 28, 52, 34]"
     assert judge["label"].refused is judge["ignore"].refused is None
@@ -185,19 +186,21 @@ def test_detectors_speak_for_an_object_whose_pixels_are_all_new() -> None:
     after[10:16, 21:32:4] = 61
     after[10:16, 22:32:4] = 61
     after[10:16, 23:32:4] = 61
-    assert Carry(sure=0.9, gone=0.85)(before, after, BOX, ONE).boxes[0].decision == "dropped"
-    looks = Carry(sure=0.9, gone=0.85, detectors=Ensemble([blobs()]))
+    assert Carry(LabelOptions(sure=0.9, gone=0.85))(before, after, BOX, ONE).boxes[0].decision == "dropped"
+    looks = Carry(LabelOptions(sure=0.9, gone=0.85), detectors=Ensemble([blobs()]))
     assert looks(before, after, BOX, ONE).boxes[0].decision == "kept"
     # Another class on the same spot is no witness.
-    other = Carry(sure=0.9, gone=0.85, detectors=Ensemble([blobs(label=0)]), new_objects="ignore")
+    other = Carry(
+        LabelOptions(sure=0.9, gone=0.85, new_objects=NewObjects.ignore), detectors=Ensemble([blobs(label=0)])
+    )
     assert other(before, after, BOX, ONE).boxes[0].decision == "dropped"
 
 
 def test_an_object_that_moved_and_changed_is_found_by_the_detector() -> None:
     before, after = scene(0), scene(1, ship=False)
     after[13:19, 27:39] = np.random.default_rng(5).integers(61, 250, size=(6, 12))
-    assert Carry(match=0.9)(before, after, BOX, ONE).boxes[0].decision == "dropped"
-    judged = Carry(match=0.9, detectors=Ensemble([blobs()]))(before, after, BOX, ONE)
+    assert Carry(LabelOptions(match=0.9))(before, after, BOX, ONE).boxes[0].decision == "dropped"
+    judged = Carry(LabelOptions(match=0.9), detectors=Ensemble([blobs()]))(before, after, BOX, ONE)
     assert judged.refused is None
     (moved,) = judged.boxes
     assert (moved.decision, moved.box) == ("shifted", (27, 13, 39, 19))
@@ -241,7 +244,7 @@ def test_no_boxes() -> None:
 def test_bad_arguments_and_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(40, 60\) expected, \(40, 60, 3\) got"):
         Carry()(scene(), scene(shape=(40, 60, 3)), BOX, ONE)
-    with pytest.raises(ValueError, match=r"gone=0\.7 must lie between 0 and sure=0\.5"):
-        Carry(sure=0.5, gone=0.7)
+    with pytest.raises(ValueError, match=r"labels\.gone=0\.7 must lie between 0 and labels\.sure=0\.5"):
+        LabelOptions(sure=0.5, gone=0.7)
     with pytest.raises(ValueError, match="search=-1 must not be negative"):
-        Carry(search=-1)
+        LabelOptions(search=-1)

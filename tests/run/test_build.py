@@ -11,11 +11,12 @@ from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import cell_name, defining_values, setting_hash
 from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
-from boxtwin.datasets.sample import Sample
+from boxtwin.datasets.sample import CarriedBox, Judgement, Sample
 from boxtwin.detector.checkpoint import TrainedDetector, write_detector
 from boxtwin.errors import InputError
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import load_dataset, make_data, make_detector, prepare
+from boxtwin.run.label_detectors import make_judge
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +61,6 @@ def composed(tmp_path):
         (["dataset.augmentation.zoom=0.5"], r"dataset\.augmentation: zoom is the largest factor"),
         (["variations.per_image=-1"], r"variations\.per_image=-1 must not be negative"),
         (["variations.synthetic_fraction=1.5"], r"synthetic_fraction=1\.5 must lie between 0 and 1"),
-        (["labels.name=guess"], "labels=guess is unknown"),
     ],
 )
 def test_bad_settings_are_explained(composed, overrides, message):
@@ -256,3 +256,30 @@ def test_two_files_of_one_class_are_two_generators(composed):
     assert cell_name(other.config) == "s1-x2-mine-yolov3_nano-seed0"
     with pytest.raises(InputError, match=r"generator\.name='\.\./x' cannot be the name of a folder"):
         prepare(composed("variations=2", "generator.name=../x"))
+
+
+class Everywhere:
+    """A way to label: one box in every image, of a side that its file sets."""
+
+    name = "everywhere"
+    by_hand = asks_detectors = False
+
+    def __init__(self, options, variations):  # noqa: ARG002
+        self.side = options.more["side"]
+
+    def identity(self):
+        return {"side": self.side}
+
+    def judge(self, members):  # noqa: ARG002
+        return self
+
+    def __call__(self, *_):
+        return Judgement((CarriedBox((0.0, 0.0, self.side, self.side), 0, "added", {}),))
+
+
+def test_another_way_to_label_takes_a_class_and_its_settings(composed):
+    own = ("labels.name=everywhere", f"labels._target_={__name__}.Everywhere")
+    runs = [prepare(composed("variations=1", *own, f"+labels.more.side={side}")) for side in (8.0, 9.0)]
+    assert len({run.identity for run in runs}) == len({run.library.key for run in runs}) == 2
+    assert runs[0].library.identity["labels"] == {"name": "everywhere", "side": 8.0}
+    assert make_judge(runs[0])().boxes[0].box == (0, 0, 8, 8)

@@ -33,6 +33,7 @@ _NOT_DEFINING = {
 # Settings that came after the first release, each with the value that has the meaning runs had before there was such a
 # setting. A setting is left out of a run's identity while it has this value, so that older runs are found again.
 ADDED_SETTINGS: dict[str, Any] = {
+    "labels.more": {},
     "split.train_size": None,
     "dataset.crowds": "ignore",
     "dataset.on_duplicate_box": "warn",
@@ -54,6 +55,12 @@ FIRST_PLACES = {
     "diffusers_pipelines.image_variations.UnCLIP": "image_variations.UnCLIP",
 }
 _PLACE = "boxtwin.synthesis."
+# Classes of the ways to label that runs were first recorded with, when the name alone told them.
+FIRST_LABELS = (
+    "boxtwin.labels.carry.CarryLabels",
+    "boxtwin.labels.pseudo.PseudoLabels",
+    "boxtwin.labels.manual.ManualLabels",
+)
 # The version of what training and evaluation compute from the same settings and data. Raise it when results change.
 RECIPE_VERSION = 1
 # The version of how sets of several classes are evaluated: from 2 on every class is counted at its own threshold.
@@ -77,6 +84,8 @@ def defining_values(config: Config) -> dict[str, Any]:
         values[key] = value
     if "_target_" in values["generator"]:
         values["generator"]["_target_"] = _moved(values["generator"]["_target_"], FIRST_PLACES)
+    if values["labels"].get("_target_") in FIRST_LABELS:
+        del values["labels"]["_target_"]
     values["split"]["train_size"] = train_size(config)
     for setting, before in ADDED_SETTINGS.items():
         *groups, name = setting.split(".")

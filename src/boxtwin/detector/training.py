@@ -20,6 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from boxtwin.detector.module import DetectorModule
+from boxtwin.detector.options import TrainerOptions
 from boxtwin.errors import InputError, WriteError
 from boxtwin.files import atomic_path
 from boxtwin.mixing.datamodule import StudyDataModule
@@ -41,15 +42,11 @@ class Trained(NamedTuple):
 def fit(
     module: DetectorModule,
     data: StudyDataModule,
+    options: TrainerOptions,
     *,
-    steps: int,
     log_every: int,
-    ema_span: float,
-    gradient_clip: float,
     accelerator: str,
-    devices: int,
     precision: str,
-    compile_network: bool,
     logger: Logger | None,
     checkpoints: Path,
     title: str,
@@ -57,13 +54,11 @@ def fit(
     """Train a detector, going on from the last checkpoint if there is one.
 
     Args:
-        steps: optimiser steps in all.
+        options: steps, averaging, clipping and devices. An average with decay d spans about 1 / (1 - d) steps; one that
+            reaches back to early steps mixes weights whose batch statistics do not fit each other, so ``ema_span`` is a
+            share of the run, whatever its length.
         log_every: steps between two lines of the logger.
-        ema_span: the weights that are kept average over about this share of the steps. An average with decay d spans
-            about 1 / (1 - d) steps; one that reaches back to early steps mixes weights whose batch statistics do not
-            fit each other, so the span is a share of the run, whatever its length.
-        accelerator, devices, precision: as Lightning's Trainer calls them.
-        compile_network: whether torch compiles the network first.
+        accelerator, precision: what the machine takes for those of ``options``, as Lightning's Trainer calls them.
         logger: None keeps no record of the losses.
         checkpoints: folder of the last and the best checkpoint.
         title: of the progress bar.
@@ -72,18 +67,19 @@ def fit(
         InputError: the weights are no longer finite, or the disk does not take a checkpoint.
     """
     quieten_lightning()
+    steps = options.steps
     # In place and all weights in one call; Lightning's EMAWeightAveraging makes three new tensors of every weight.
-    average = WeightAveraging(multi_avg_fn=partial(_average, 1 - 1 / max(ema_span * steps, 1)))
+    average = WeightAveraging(multi_avg_fn=partial(_average, 1 - 1 / max(options.ema_span * steps, 1)))
     timer = Timer()
     trainer = pl.Trainer(
         default_root_dir=checkpoints,
         accelerator=accelerator,
-        devices=devices,
+        devices=options.devices,
         # Spawned, the other processes do training only, and the cell's files and run stay with this one.
-        strategy="ddp_spawn" if devices > 1 else "auto",
+        strategy="ddp_spawn" if options.devices > 1 else "auto",
         precision=precision,  # type: ignore[arg-type]
         max_steps=steps,
-        gradient_clip_val=gradient_clip,
+        gradient_clip_val=options.gradient_clip,
         num_sanity_val_steps=0,
         log_every_n_steps=log_every,
         use_distributed_sampler=False,
@@ -95,7 +91,7 @@ def fit(
     start = start_from(checkpoints)
     if start is not None:
         log.info("going on from %s", start)
-    module.compile_network = compile_network
+    module.compile_network = options.compile
     try:
         trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     except ProcessRaisedException as error:  # of a spawned process, as text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,8 +13,11 @@ from jaxtyping import Float, Int
 from boxtwin.boxes import Box, iou_matrix
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import CarriedBox, Detections, Judgement
+from boxtwin.errors import InputError
 from boxtwin.labels.box_evidence import Match, Values, best_match, channels, contrast, correlation, cut, response
-from boxtwin.labels.ensemble import SAME, Agreed, Ensemble, beside
+from boxtwin.labels.ensemble import SAME, Agreed, Ensemble, Member, beside
+from boxtwin.labels.method import Variations, settings_of
+from boxtwin.labels.options import LabelOptions, NewObjects
 
 # Correlation in the box from which on an object is there that has merely faded. Of 146 places that a simulated ship had
 # left or lost none correlated by more than 0.55 with what had been there.
@@ -25,28 +28,6 @@ LEAST_SHIFT = 2
 ALIKE = 0.4
 
 OUT_OF_NOTHING = "objects out of nothing"  # why an image is refused; what follows a colon is about the one image
-
-NewObjects = Literal["refuse", "label", "ignore"]
-
-
-@runtime_checkable
-class Transfer(Protocol):
-    """Decides what becomes of each box that a generator says is in its picture."""
-
-    name: str
-
-    def __call__(
-        self,
-        source: Pixels,
-        pixels: Pixels,
-        boxes: Float[np.ndarray, "n 4"],
-        labels: Int[np.ndarray, " n"],
-        image: str = "",
-    ) -> Judgement:
-        """Judge ``boxes`` (xyxy, pixels) of a variation against its pixels and those of the source.
-
-        ``image`` is the path of the variation in its store.
-        """
 
 
 @dataclass(frozen=True)
@@ -107,38 +88,23 @@ class Carry:
     and the way there, and ``match_here``, without a way; ``detector`` and ``detector_source``, the score at the box.
 
     Args:
+        options: None for the defaults. ``new_objects`` says what becomes of an image with objects out of nothing: it
+            is refused, they are labelled ("added"), or nothing. ``sure`` and ``gone``, see above, are shares of the
+            object; ``match`` and ``better`` are correlations. Objects are looked for within ``search`` pixels; large
+            ones within a quarter of their longer side, if that is more.
         exact: whether the generator put the objects there itself.
         detectors: None: no detector looks, and nothing new can be found.
-        new_objects: what becomes of an image with objects out of nothing: it is refused, they are labelled ("added"),
-            or nothing.
-        sure, gone: see above; shares of the object.
-        match, better: see above; correlations.
-        search: how far an object is looked for, pixels; for large ones a quarter of their longer side, if that is more.
     """
 
     name = "carry"
 
     def __init__(
-        self,
-        *,
-        exact: bool = False,
-        detectors: Ensemble | None = None,
-        new_objects: NewObjects = "refuse",
-        sure: float = 0.6,
-        gone: float = 0.3,
-        match: float = 0.5,
-        better: float = 0.15,
-        search: int = 12,
+        self, options: LabelOptions | None = None, *, exact: bool = False, detectors: Ensemble | None = None
     ) -> None:
-        if not 0 <= gone <= sure:
-            raise ValueError(f"gone={gone} must lie between 0 and sure={sure}")
-        if search < 0:
-            raise ValueError(f"search={search} must not be negative")
-        self.exact = exact
-        self.detectors = detectors
-        self.new_objects = new_objects
-        self.sure, self.gone, self.match, self.better = sure, gone, match, better
-        self.search = search
+        options = options or LabelOptions()
+        self.exact, self.detectors, self.new_objects = exact, detectors, options.new_objects
+        self.sure, self.gone, self.match, self.better = options.sure, options.gone, options.match, options.better
+        self.search = options.search
         self._in_source: dict[bytes, list[Detections]] = {}
 
     def __call__(
@@ -172,10 +138,10 @@ class Carry:
             for box, label in zip(claimed, labels.tolist(), strict=True)
         ]
         carried = self._decide(seen, self._sightings(pairs, found, before))
-        if self.detectors is None or self.new_objects == "ignore":
+        if self.detectors is None or self.new_objects is NewObjects.ignore:
             return Judgement(tuple(carried))
         new = self._new(pairs, found, before, [*claimed, *(one.box for one in carried if one.decision == "shifted")])
-        if new and self.new_objects == "refuse":
+        if new and self.new_objects is NewObjects.refuse:
             places = ", ".join(f"[{', '.join(f'{side:.0f}' for side in place.box)}]" for place in new[:5])
             return Judgement(tuple(carried), refused=f"{OUT_OF_NOTHING}: {len(new)}, at {places}")
         added = [
@@ -319,6 +285,31 @@ class Carry:
         if key not in self._in_source:
             self._in_source[key] = self.detectors.look(source)
         return self._in_source[key]
+
+
+class CarryLabels:
+    """The way to label of `Carry`, for generators that keep objects about where they were."""
+
+    by_hand = False
+
+    def __init__(self, options: LabelOptions, variations: Variations) -> None:
+        if variations.boxes == "none":
+            raise InputError(
+                f"generator={variations.generator} moves things about, so boxes cannot be carried over: choose "
+                "labels=pseudo (detectors find them) or labels=manual (a person does)"
+            )
+        self._options = options
+        self.asks_detectors = variations.boxes != "exact"
+
+    def identity(self) -> dict[str, Any]:
+        """The settings; of exact boxes no decision follows from them."""
+        if not self.asks_detectors:
+            return {"boxes": "exact"}
+        return settings_of(self._options, "new_objects", "sure", "gone", "match", "better", "search")
+
+    def judge(self, members: Sequence[Member]) -> Carry:
+        """By the pixels, and by detectors if there are any."""
+        return Carry(self._options, exact=not self.asks_detectors, detectors=Ensemble(members) if members else None)
 
 
 def _stands_out(pairs: Sequence[tuple[Values, Values]], box: Box, claimed: Sequence[Box]) -> float:

@@ -22,6 +22,9 @@ from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import CarriedBox, Judgement, Sample
 from boxtwin.datasets.variation_names import earlier_image_name, image_name, match_names
 from boxtwin.errors import InputError
+from boxtwin.labels.ensemble import Member
+from boxtwin.labels.method import Variations
+from boxtwin.labels.options import Confirmed, LabelOptions
 
 log = logging.getLogger(__name__)
 
@@ -318,3 +321,30 @@ def _minutes(image: dict[str, Any]) -> float | None:
 def _plain(name: str) -> str:
     """A class's name as data sets are read: letters composed, without blanks around it."""
     return unicodedata.normalize("NFC", name.strip())
+
+
+class ManualLabels:
+    """The way to label of `Manual`, for any generator."""
+
+    by_hand = True
+    asks_detectors = False
+
+    def __init__(self, options: LabelOptions, variations: Variations) -> None:
+        dataset, self._every_image = variations.dataset, options.confirmed is Confirmed.all
+        self._judge = Manual(
+            file=None if options.file is None else Path(options.file),
+            samples=dataset.samples,
+            classes=dataset.classes,
+            category_ids=dataset.category_ids,
+            every_image=self._every_image,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """The content of the file, and how it is read."""
+        # Earlier versions matched classes by ids, and images by the store's names.
+        matched = {} if self._judge.read_as_before else {"matched": 2}
+        return {"file": self._judge.sha256, **({"confirmed": "all"} if self._every_image else {}), **matched}
+
+    def judge(self, members: Sequence[Member]) -> Manual:  # noqa: ARG002, it asks a person
+        """By the file."""
+        return self._judge

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -26,9 +26,14 @@ class Confirmed(Enum):
 
 @dataclass
 class LabelOptions:
-    """How variations get their boxes; see boxtwin.labels. Each option has its part of these."""
+    """How variations get their boxes. Each way to label uses some of these settings; see `boxtwin.labels.method`.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
 
     name: str = REQUIRED
+    _target_: str = REQUIRED  # the class, a `LabelMethod`
     detectors: int = 0  # how many are trained on real images to look at variations, with seeds from 0
     steps: int | None = None
     # carry
@@ -45,3 +50,13 @@ class LabelOptions:
     # manual
     file: str | None = None
     confirmed: Confirmed = Confirmed.marked
+    more: dict[str, Any] = field(default_factory=dict)  # settings of a way to label that is none of the above
+
+    def __post_init__(self) -> None:
+        for name in ("detectors", "search", "tolerance"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"labels.{name}={getattr(self, name)} must not be negative")
+        if not 0 <= self.gone <= self.sure:
+            raise ValueError(f"labels.gone={self.gone} must lie between 0 and labels.sure={self.sure}")
+        if not 0 < self.iou <= 1:
+            raise ValueError(f"labels.iou={self.iou} must lie between 0 and 1")

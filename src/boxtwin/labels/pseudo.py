@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,8 +11,11 @@ from jaxtyping import Float, Int
 from boxtwin.boxes import Box
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import CarriedBox, Judgement
+from boxtwin.errors import InputError
 from boxtwin.labels.box_evidence import Values, channels, contrast
-from boxtwin.labels.ensemble import Ensemble
+from boxtwin.labels.ensemble import Ensemble, Member
+from boxtwin.labels.method import Variations, settings_of
+from boxtwin.labels.options import LabelOptions
 
 DISAGREE = "the detectors disagree"  # why an image is refused
 
@@ -29,7 +33,7 @@ class Pseudo:
 
     Args:
         ensemble: detectors, each with the threshold that suits real validation images best.
-        tolerance: objects without agreement, as a share of those with.
+        tolerance: objects without agreement, as a share of those with; not negative.
     """
 
     name = "pseudo"
@@ -70,6 +74,30 @@ class Pseudo:
         if doubtful > self.tolerance * len(agreed):
             return Judgement(carried, refused=f"{DISAGREE}: on {doubtful} object(s), {len(agreed)} agreed on")
         return Judgement(carried)
+
+
+class PseudoLabels:
+    """The way to label of `Pseudo`, for any generator."""
+
+    by_hand = False
+    asks_detectors = True
+
+    def __init__(self, options: LabelOptions, variations: Variations) -> None:  # noqa: ARG002, any will do
+        if not 1 <= options.agree <= options.detectors:
+            raise InputError(
+                f"labels.agree={options.agree} must lie between 1 and labels.detectors={options.detectors}, of which "
+                "so many must see an object"
+            )
+        self._options = options
+
+    def identity(self) -> dict[str, Any]:
+        """The settings."""
+        return settings_of(self._options, "agree", "iou", "tolerance")
+
+    def judge(self, members: Sequence[Member]) -> Pseudo:
+        """By the agreement of the detectors."""
+        options = self._options
+        return Pseudo(ensemble=Ensemble(members, agree=options.agree, iou=options.iou), tolerance=options.tolerance)
 
 
 def _strongest(pairs: Sequence[tuple[Values, Values]], box: Box) -> float:

@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,13 +40,11 @@ from boxtwin.detector.options import Anchors, Architecture
 from boxtwin.errors import DataError, InputError
 from boxtwin.files import check_name
 from boxtwin.hardware import lightning_accelerator, lightning_precision
-from boxtwin.labels.manual import Manual
-from boxtwin.labels.options import Confirmed
+from boxtwin.labels.method import LabelMethod, Variations
 from boxtwin.mixing.augment import Augmentation
 from boxtwin.mixing.datamodule import StudyDataModule, check_variations, input_channels
 from boxtwin.mixing.plan import Plan
 from boxtwin.run.checks import (
-    LABELS,
     check_settings,
     make_reading,
     warn_of_object_sizes,
@@ -365,34 +362,21 @@ def _library(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Library:
 
 def _identity_of_labels(config: BoxtwinConfig, dataset: Dataset, split: Split, generator: Generator) -> Json:
     """All that the labels of a store follow from."""
-    labels = config.labels
-    if labels.name == "manual":
-        file = None if labels.file is None else Path(labels.file)
-        every_image = labels.confirmed is Confirmed.all
-        read = Manual(
-            file=file,
-            samples=dataset.samples,
-            classes=dataset.classes,
-            category_ids=dataset.category_ids,
-            every_image=every_image,
-        )
-        # Earlier versions matched classes by ids, and images by the store's names.
-        more: dict[str, Json] = {"confirmed": "all"} if every_image else {}
-        more |= {} if read.read_as_before else {"matched": 2}
-        return {"name": labels.name, "file": read.sha256, **more}
-    if labels.name == "carry" and generator.boxes == "none":
-        raise InputError(
-            f"generator={config.generator['name']} moves things about, so boxes cannot be carried over: choose "
-            "labels=pseudo (detectors find them) or labels=manual (a person does)"
-        )
-    if labels.name == "carry" and generator.boxes == "exact":
-        return {"name": labels.name, "boxes": "exact"}
-    settings = {key: getattr(labels, key) for key in LABELS[labels.name]}
-    return {
-        "name": labels.name,
-        **{key: value.name if isinstance(value, Enum) else value for key, value in settings.items()},
-        "detectors": [detector_file(cell).stem for cell in labelling_cells(config, dataset, split)],
-    }
+    method = make_labels(config, dataset, generator)
+    identity: dict[str, Any] = {"name": config.labels.name, **method.identity()}
+    if method.asks_detectors:
+        identity["detectors"] = [detector_file(cell).stem for cell in labelling_cells(config, dataset, split)]
+    return identity
+
+
+def make_labels(config: BoxtwinConfig, dataset: Dataset, generator: Generator) -> LabelMethod:
+    """The way to label of a configuration.
+
+    Raises:
+        InputError: its settings are wrong, or it does not suit the generator.
+    """
+    method: type[LabelMethod] = hydra.utils.get_class(config.labels._target_)
+    return method(config.labels, Variations(dataset, generator.name, generator.boxes))
 
 
 def _anchors(config: BoxtwinConfig, real: Sequence[Sample]) -> Any:

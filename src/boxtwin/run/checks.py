@@ -18,12 +18,6 @@ log = logging.getLogger(__name__)
 
 # An object that spans fewer cells of the finest head is told apart from its neighbours and its ground with difficulty.
 CELLS_PER_OBJECT = 2
-# The options of the labels group, and the settings that labels of each follow from, apart from detectors and files.
-LABELS = {
-    "carry": ("new_objects", "sure", "gone", "match", "better", "search"),
-    "pseudo": ("agree", "iou", "tolerance"),
-    "manual": (),
-}
 LARGE = 0.9  # the quantile of lengths that crops should still show whole most of the time
 
 
@@ -94,10 +88,6 @@ def check_settings(config: BoxtwinConfig) -> None:
 
 def _check_labels(config: BoxtwinConfig) -> None:
     labels, trainer = config.labels, config.trainer
-    if labels.name not in LABELS:
-        raise InputError(f"labels={labels.name} is unknown; there are: {', '.join(LABELS)}")
-    if labels.detectors < 0:
-        raise InputError(f"labels.detectors={labels.detectors} must not be negative")
     if labels.steps is not None and (
         labels.steps <= config.detector.warmup_steps or labels.steps % trainer.validations
     ):
@@ -105,19 +95,6 @@ def _check_labels(config: BoxtwinConfig) -> None:
             f"labels.steps={labels.steps} must be above detector.warmup_steps={config.detector.warmup_steps} and a "
             f"multiple of trainer.validations={trainer.validations}"
         )
-    if not 0 <= labels.gone <= labels.sure:
-        raise InputError(f"labels.gone={labels.gone} must lie between 0 and labels.sure={labels.sure}")
-    if labels.search < 0:
-        raise InputError(f"labels.search={labels.search} must not be negative")
-    if labels.name == "pseudo" and not 1 <= labels.agree <= labels.detectors:
-        raise InputError(
-            f"labels.agree={labels.agree} must lie between 1 and labels.detectors={labels.detectors}, of which so many "
-            "must see an object"
-        )
-    if not 0 < labels.iou <= 1:
-        raise InputError(f"labels.iou={labels.iou} must lie between 0 and 1")
-    if labels.tolerance < 0:
-        raise InputError(f"labels.tolerance={labels.tolerance} must not be negative")
 
 
 def warn_of_object_sizes(config: BoxtwinConfig, split: Split) -> None:

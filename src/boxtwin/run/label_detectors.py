@@ -22,13 +22,10 @@ from boxtwin.evaluation.counts import best_threshold
 from boxtwin.files import exclusive_lock, link_file
 from boxtwin.hardware import keep_freed_blocks
 from boxtwin.labels.card import DECISIONS, tally, write_card
-from boxtwin.labels.carry import Carry, Transfer
-from boxtwin.labels.ensemble import Ensemble, Member, surprise_threshold
-from boxtwin.labels.manual import Manual
-from boxtwin.labels.options import Confirmed
-from boxtwin.labels.pseudo import Pseudo
+from boxtwin.labels.ensemble import Member, surprise_threshold
+from boxtwin.labels.method import Transfer
 from boxtwin.mixing.plan import make_plan
-from boxtwin.run.build import Prepared, detector_file, labelling_cells, make_data, make_detector
+from boxtwin.run.build import Prepared, detector_file, labelling_cells, make_data, make_detector, make_labels
 from boxtwin.synthesis.costs import store_costs
 
 log = logging.getLogger(__name__)
@@ -50,31 +47,11 @@ def make_ready(cell: Prepared) -> None:
 def make_judge(cell: Prepared) -> Transfer:
     """What decides about the labels of a cell's variations, its detectors trained."""
     assert cell.library is not None
-    labels, exact = cell.config.labels, cell.library.generator.boxes == "exact"
-    if labels.name == Manual.name:
-        return Manual(
-            file=None if labels.file is None else Path(labels.file),
-            samples=cell.dataset.samples,
-            classes=cell.dataset.classes,
-            category_ids=cell.dataset.category_ids,
-            every_image=labels.confirmed is Confirmed.all,
-        )
-    if labels.name == Carry.name and exact:
-        return Carry(exact=True)
-    cells = labelling_cells(cell.config, cell.dataset, cell.split)
-    members = [_member(alone, f"labels: detector {n} of {len(cells)}") for n, alone in enumerate(cells, start=1)]
-    if labels.name == Pseudo.name:
-        ensemble = Ensemble(members, agree=labels.agree, iou=labels.iou)
-        return Pseudo(ensemble=ensemble, tolerance=labels.tolerance)
-    return Carry(
-        detectors=Ensemble(members) if members else None,
-        new_objects=labels.new_objects.value,
-        sure=labels.sure,
-        gone=labels.gone,
-        match=labels.match,
-        better=labels.better,
-        search=labels.search,
-    )
+    method, members = make_labels(cell.config, cell.dataset, cell.library.generator), []
+    if method.asks_detectors:
+        cells = labelling_cells(cell.config, cell.dataset, cell.split)
+        members = [_member(alone, f"labels: detector {n} of {len(cells)}") for n, alone in enumerate(cells, start=1)]
+    return method.judge(members)
 
 
 def keep_detector(cell: Prepared, file: Path) -> None:
@@ -104,7 +81,8 @@ def label_figures(cell: Prepared) -> dict[str, float]:
         return {}
     lines = library.judged(cell.sources, cell.per_image)
     counts = {f"data/labels_{name}": float(count) for name, count in tally(lines).items()}
-    return counts | store_costs(library.folder, lines, by_hand=cell.config.labels.name == Manual.name)
+    by_hand = make_labels(cell.config, cell.dataset, library.generator).by_hand
+    return counts | store_costs(library.folder, lines, by_hand=by_hand)
 
 
 def describe(cell: Prepared) -> str:
@@ -156,14 +134,10 @@ def _train(alone: Prepared, path: Path, title: str) -> None:
         module = fit(
             module,
             make_data(alone, make_plan(alone.split, ())),
-            steps=settings.steps,
+            settings,
             log_every=settings.steps,
-            ema_span=settings.ema_span,
-            gradient_clip=settings.gradient_clip,
             accelerator=alone.accelerator,
-            devices=settings.devices,
             precision=alone.precision,
-            compile_network=settings.compile,
             logger=None,
             checkpoints=checkpoints,
             title=title,
