@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from simulated_study import simulate
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
 from boxtwin.studies import dose_response
 from boxtwin.studies.comparison import Figures
-from boxtwin.studies.dose_response import Tried, fit, fixed_noise, lines, missing, places, tried
+from boxtwin.studies.dose_response import Tried, fit, lines, missing, places, posterior, tried
 from boxtwin.studies.report import dose_response as section_of
 
 
@@ -51,15 +53,16 @@ def test_one_length_and_height_is_the_closed_formula(monkeypatch):
     np.testing.assert_allclose(curve.draws.std(axis=0)[1:], spread[1:], rtol=0.03)
 
 
-def test_errors_are_among_the_measured_points_only():
-    at, covariance = np.array([[0.0], [1.0]]), np.array([[1.0, 0.5], [0.5, 2.0]])
-    kernel = fixed_noise(at, covariance)
-    np.testing.assert_array_equal(kernel(at), covariance)
-    np.testing.assert_array_equal(kernel(at, at), np.zeros((2, 2)))
-    np.testing.assert_array_equal(kernel(np.array([[0.0]])), [[0.0]])
-    value, gradient = kernel(at, eval_gradient=True)
-    assert gradient.shape == (2, 2, 0)
-    np.testing.assert_array_equal(value, covariance)
+def test_a_process_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    at, targets, grid = np.log1p([0.0, 2.0, 5.0, 10.0]), rng.normal(size=4), np.linspace(0, 2.4, 25)
+    errors = rng.uniform(0.01, 0.3, 4)  # scikit-learn takes independent ones alone
+    oracle = GaussianProcessRegressor(ConstantKernel(1.44) * RBF(0.9), alpha=errors, optimizer=None)
+    mean, covariance = oracle.fit(at[:, None], targets).predict(grid[:, None], return_cov=True)
+    found = posterior(at, targets, np.diag(errors), grid, 0.9, 1.2)
+    np.testing.assert_allclose(found[0], mean, atol=1e-12)
+    np.testing.assert_allclose(found[1], covariance, atol=1e-12)
+    assert found[2] == pytest.approx(oracle.log_marginal_likelihood_value_, abs=1e-12)
 
 
 def test_without_noise_the_curve_goes_through_the_points():

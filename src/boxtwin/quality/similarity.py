@@ -23,6 +23,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from jaxtyping import Complex64, Float, Float32, Int
+from scipy import stats
 
 LAYOUT = 64  # pixels a side: 800 are averaged twelve by twelve, which leaves ships and takes away the speckle
 GRAIN = 1.5  # pixels, deviation of the Gaussian that is taken off: what is left is finer than about 6 pixels
@@ -222,21 +223,9 @@ def nearer_than_chance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -
     the Other", Ann. Math. Statist. 1947), in its normal approximation, corrected for continuity and for ties. 1 where a
     side is empty or all values are equal.
     """
-    n, m = len(a), len(b)
-    if not n or not m:
+    if not len(a) or not len(b):
         return 1.0
-    values, repeats = np.unique(np.concatenate((a, b)), return_counts=True)
-    after = np.cumsum(repeats)
-    ranks = after - (repeats - 1) / 2  # the mean rank of each tie
-    rank_sum = float(ranks[np.searchsorted(values, a)].sum())
-    u = rank_sum - n * (n + 1) / 2  # pairs in which a value of ``a`` is the larger one, ties half
-    total = n + m
-    ties = float((repeats.astype(np.float64) ** 3 - repeats).sum()) / (total * (total - 1))
-    variance = n * m / 12 * (total + 1 - ties)
-    if variance <= 0:
-        return 1.0
-    z = (u - n * m / 2 + 0.5) / math.sqrt(variance)
-    return 0.5 * math.erfc(-z / math.sqrt(2))
+    return float(stats.mannwhitneyu(a, b, alternative="less", method="asymptotic").pvalue)
 
 
 def _half_spectrum(values: Float32[np.ndarray, "rows columns"]) -> Spectrum:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure as Canvas
+from scipy.optimize import isotonic_regression
 
 from boxtwin.studies.comparison import FIELDS, Figures
 from boxtwin.studies.conditions import Row, baseline, paired_seeds, prefixes
@@ -60,13 +61,7 @@ def curve_rows(rows: Sequence[Row], base: Row, figures: Figures) -> list[Row]:
 
 def monotone(values: Float[np.ndarray, " sizes"]) -> Float[np.ndarray, " sizes"]:
     """The nearest sequence that never falls: neighbours that do are replaced by their mean."""
-    blocks: list[tuple[float, int]] = []
-    for value in values:
-        blocks.append((float(value), 1))
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (a, m), (b, n) = blocks[-2:]
-            blocks[-2:] = [((a * m + b * n) / (m + n), m + n)]
-    return np.array([value for value, times in blocks for _ in range(times)])
+    return np.asarray(isotonic_regression(values).x)
 
 
 def equivalent(sizes: Float[np.ndarray, " sizes"], values: Float[np.ndarray, " sizes"], reached: float) -> float:
