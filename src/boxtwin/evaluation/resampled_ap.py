@@ -222,7 +222,7 @@ def _average_precisions(
         row[: total + 1] = _recalls_reached(total)
     starts = which.ravel() * reached.shape[1]
     # 2. As many resamples at once as memory is meant for.
-    at_once = max(ELEMENTS_AT_ONCE // (np.count_nonzero(found.matched) + 1), 1)
+    at_once = max(ELEMENTS_AT_ONCE // (int(np.count_nonzero(found.matched)) + 1), 1)
     for start in range(0, len(counts), at_once):
         some = slice(start, start + at_once)
         for number, (true, precision) in enumerate(_at_hits(found, counts[some], thresholds)):

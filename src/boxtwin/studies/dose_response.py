@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import linalg
 
 from boxtwin.studies.comparison import FIELDS, Figures
 from boxtwin.studies.conditions import Row, baseline, paired_seeds
@@ -278,8 +277,10 @@ def posterior(
         return height**2 * np.exp(-((a[:, None] - b) ** 2) / (2 * length**2))
 
     lower = np.linalg.cholesky(kernel(at, at) + noise)
-    alpha = linalg.cho_solve((lower, True), targets)
-    across = kernel(at, grid)
-    v = linalg.solve_triangular(lower, across, lower=True)
-    likelihood = -targets @ alpha / 2 - np.log(np.diag(lower)).sum() - len(at) / 2 * math.log(2 * math.pi)
-    return across.T @ alpha, kernel(grid, grid) - v.T @ v, float(likelihood)
+    # Forward substitution: K(at, grid) and the targets divided by the lower triangle, a row at a time.
+    solved = np.column_stack([kernel(at, grid), targets])
+    for i, row in enumerate(lower):
+        solved[i] = (solved[i] - row[:i] @ solved[:i]) / row[i]
+    v, z = solved[:, :-1], solved[:, -1]
+    likelihood = -z @ z / 2 - np.log(np.diag(lower)).sum() - len(at) / 2 * math.log(2 * math.pi)
+    return v.T @ z, kernel(grid, grid) - v.T @ v, float(likelihood)
