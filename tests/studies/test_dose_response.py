@@ -11,8 +11,8 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
 from boxtwin.studies import dose_response
 from boxtwin.studies.comparison import Figures
-from boxtwin.studies.dose_response import Tried, fit, lines, missing, places, posterior, tried
-from boxtwin.studies.report import dose_response as section_of
+from boxtwin.studies.dose_response import Tried, can_bend, fit, lines, places, posterior, tried
+from boxtwin.studies.report.sections import describe_curve, dose_response_section
 
 
 def bump(variations: int) -> float:
@@ -126,7 +126,7 @@ def test_the_best_is_found_and_more_is_known_not_to_help():
     # Errors fall as AP rises, and less of them is better.
     errors = fit("count_mae", tried("count_mae", base, members, figures))
     assert errors.mean.max() == pytest.approx(0.1, abs=0.03)
-    assert "More than" in section_of.describe(curve)
+    assert "More than" in describe_curve(curve)
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def test_bands_hold_the_truth():
 
 def test_no_effect_is_not_called_one():
     _, rows, figures = simulate(conditions(gain=lambda _: 0.0), seeds=6)
-    section = section_of.section(rows, figures)
+    section = dose_response_section(rows, figures)
     ((base, members),) = lines(rows)
     curve = fit("map_50", tried("map_50", base, members, figures))
     assert curve.best_range[0] <= 2
@@ -152,25 +152,16 @@ def test_no_effect_is_not_called_one():
     assert len(section.figures) == 2
     assert "probability" in section.sentences[0]
     assert "AP50: no number of variations is surely better than none" in section.sentences[0]
-    assert section_of.section(rows, figures).figures == section.figures  # to the byte
+    assert dose_response_section(rows, figures).figures == section.figures  # to the byte
     assert all(picture.svg.count("<svg") == 1 and "95 % band" in picture.text for picture in section.figures)
 
 
-def test_what_is_missing_is_said():
+def test_without_enough_numbers_or_seeds_there_is_no_section():
     _, rows, figures = simulate(conditions((2,)), seeds=6)
-    (sentence,) = section_of.section(rows, figures).sentences
-    assert "the best number of variations is not named. Missing: numbers of variations other than 0 and 2" in sentence
+    assert dose_response_section(rows, figures) is None
     _, rows, figures = simulate(conditions((2, 10)), seeds=5)
-    section = section_of.section(rows, figures)
-    assert "Missing: seeds that it shares with x0: x2 has 5, x10 has 5, and 6 are needed" in section.sentences[0]
-    assert section.figures == ()
-    assert section_of.section([row for row in rows if not row.variations], figures) is None
-
-
-def test_what_several_lines_lack_is_said_once():
-    _, rows, figures = simulate([*conditions((2,)), ("s2", 2, "repeat", 40.0, 0.6)], seeds=6)
-    (sentence,) = section_of.section(rows, figures).sentences
-    assert sentence.startswith("s2, pixel_ddpm; s2, repeat: the best number of variations is not named.")
+    assert dose_response_section(rows, figures) is None
+    assert dose_response_section([row for row in rows if not row.variations], figures) is None
 
 
 FIELDS_BY_SEED = ("seeds", "runs", "machines")
@@ -181,9 +172,9 @@ def test_numbers_with_few_seeds_are_left_out():
     few = {field: getattr(row, field)[:2] for row in rows if row.variations == 5 for field in FIELDS_BY_SEED}
     rows = [replace(row, **few) if row.variations == 5 else row for row in rows]
     ((base, members),) = lines(rows)
-    assert missing(base, members) is None
+    assert can_bend(base, members)
     assert tried("map_50", base, members, figures).variations == (2, 10)
-    assert "5 variations have too few seeds" in section_of.section(rows, figures).sentences[-1]
+    assert "5 variations have too few seeds" in dose_response_section(rows, figures).sentences[-1]
 
 
 def test_places_are_whole_numbers_from_none_to_the_largest():

@@ -113,17 +113,9 @@ def pairs_of(base: Row, row: Row) -> int:
     return len(paired_seeds(base, row))
 
 
-def missing(base: Row, members: Sequence[Row]) -> str | None:
-    """What a line lacks before a best number can be named, in words; None if nothing."""
-    counts = [0, *(row.variations for row in members)]
-    ready = [0, *(row.variations for row in members if pairs_of(base, row) >= LEAST_PAIRS)]
-    if len(ready) >= LEAST_COUNTS:
-        return None
-    if len(counts) < LEAST_COUNTS:
-        tried = " and ".join(str(count) for count in counts)
-        return f"numbers of variations other than {tried}: {LEAST_COUNTS} with 0 are the least that can bend"
-    short = [f"x{row.variations} has {pairs_of(base, row)}" for row in members if pairs_of(base, row) < LEAST_PAIRS]
-    return f"seeds that it shares with x0: {', '.join(short)}, and {LEAST_PAIRS} are needed"
+def can_bend(base: Row, members: Sequence[Row]) -> bool:
+    """Whether enough numbers of variations have enough seeds for a best one to be named."""
+    return 1 + sum(pairs_of(base, row) >= LEAST_PAIRS for row in members) >= LEAST_COUNTS
 
 
 def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> Tried:
