@@ -151,7 +151,7 @@ def run_from(
     overrides: str | None,
     metrics: dict[str, float],
     store: str | None,
-    validation: Sequence[Sequence[float]],
+    validation: Sequence[Sequence[int | float]],  # steps and values
 ) -> Cell:
     """A run from its parameters, as result.json and MLflow have them, and the content of its result.json.
 
