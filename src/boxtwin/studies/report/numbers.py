@@ -1,4 +1,4 @@
-"""How numbers are written: percent, counts, and what is not known."""
+"""How numbers are written in tables, sentences and plots alike: percent, counts, and what is not known."""
 
 from __future__ import annotations
 
