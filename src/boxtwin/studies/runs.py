@@ -148,7 +148,7 @@ def run_from(
     status: str,
     output_dir: str,
     setting: str | None,
-    overrides: str | None,
+    overrides: str | Sequence[str] | None,
     metrics: dict[str, float],
     store: str | None,
     validation: Sequence[Sequence[int | float]],  # steps and values
