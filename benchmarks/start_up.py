@@ -30,7 +30,7 @@ def main(config):
 main()
 """
 IMPORTS = ("torch", "pytorch_lightning", "mlflow", "diffusers", "matplotlib.figure", "faster_coco_eval")
-OWN_IMPORTS = ("boxtwin.commands.compare", "boxtwin.commands.train")
+OWN_IMPORTS = ("boxtwin.commands.compare", "boxtwin.commands.stored_runs", "boxtwin.commands.train")
 
 
 def write_bare_scripts(folder: Path) -> tuple[Path, Path]:

@@ -27,7 +27,6 @@ from omegaconf import OmegaConf, open_dict
 
 from boxtwin.command_line import command_line, quoted, setting
 from boxtwin.commands import generate as generation
-from boxtwin.commands.compare import cells_in
 from boxtwin.commands.export import export_detector
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.launch import OPTIONS_VARIABLE
@@ -35,8 +34,8 @@ from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.errors import InputError
 from boxtwin.studies.commands import command
 from boxtwin.studies.condition_values import as_overrides, flatten
-from boxtwin.studies.conditions import Cell
 from boxtwin.studies.report.page import _commands, command_of
+from boxtwin.studies.runs import Cell, cells_in
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.mlflow_view import note
 

@@ -38,8 +38,7 @@ PRODUCERS = {
     "commands.export._there": "test_cells_that_an_error_lists",
     "commands.generate.command": "test_making_variations",
     "commands.generate._generator_of": "test_values_of_every_kind",
-    "commands.compare._cell_in": "test_making_a_run_again",  # kept, and printed by the report
-    "commands.compare._cell": "test_making_a_run_again",
+    "studies.runs.run_from": "test_making_a_run_again",  # kept, and printed by the report
     "studies.commands.command": "test_what_to_run_next",
     "studies.condition_values.as_overrides": "test_what_to_run_next",  # a name, of which a command is made
     "studies.report.page.command_of": "test_making_a_run_again",

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from boxtwin.commands.compare import bring_back, cells_in, collect_cells, with_evidence
 from boxtwin.commands.reuse import _is_readable, mend, take_over
+from boxtwin.commands.stored_runs import bring_back, collect_cells
 from boxtwin.evaluation.matching import AREAS, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.evidence import Evidence
+from boxtwin.studies.runs import cells_in, with_evidence
 from boxtwin.tracking.mlflow_runs import FAILURE_TAG, Store
 from boxtwin.tracking.run_folders import own_folder, read_result
 

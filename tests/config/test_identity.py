@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from boxtwin.config.compose import register
+from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import FIRST_PLACES, defining_values, place_now, short_hash
+from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.run.build import make_generator
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 
@@ -54,5 +55,5 @@ def test_a_file_of_an_older_version_builds_its_generator_as_the_same_run() -> No
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         first = "boxtwin.synthesis.pixel_ddpm.PixelDDPM"
         config = compose("config", ["generator=pixel_ddpm", "variations='2'", f"generator._target_={first}"])
-    assert isinstance(make_generator(config), PixelDDPM)
+    assert isinstance(make_generator(to_object(config, BoxtwinConfig)), PixelDDPM)
     assert short_hash(defining_values(config)) == RECORDED["pixel_ddpm"]

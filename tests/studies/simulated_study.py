@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from boxtwin.studies.comparison import Figures
-from boxtwin.studies.conditions import Cell, Row, condition_table
+from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.inference import image_counts
+from boxtwin.studies.runs import Cell
 
 IMAGES = 100
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from boxtwin.studies.conditions import Cell
+from boxtwin.studies.runs import Cell
 
 
 def finished_cell(run: str, variations: int, seed: int, *, metrics: dict[str, float], **changes: Any) -> Cell:

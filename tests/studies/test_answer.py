@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from simulated_study import simulate
 
-from boxtwin.commands.compare import cells_in
 from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.comparison import Figures, contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.report.summary import answer
+from boxtwin.studies.runs import cells_in
 
 ROOT = Path(__file__).parents[2]
 

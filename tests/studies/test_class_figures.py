@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from study_cells import finished_cell
 
-from boxtwin.commands.compare import cells_in
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.metrics import Thresholds, coco_by_class, count_by_class
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.class_figures import class_figures
-from boxtwin.studies.conditions import Cell, condition_table
+from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.inference import hierarchical_interval, image_counts
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.tables import class_text, write_csv
+from boxtwin.studies.runs import Cell, cells_in
+from boxtwin.studies.study import Study
 
 CLASSES = ("red cell", '<b>船, "x"')
 
@@ -102,7 +103,7 @@ def test_the_page_the_terminal_and_the_csv_have_every_class(
     study: tuple[list[Cell], dict[str, Evidence]], tmp_path: Path
 ) -> None:
     cells, evidence = study
-    page = write_report(cells, tmp_path, evidence).read_text()
+    page = write_report(Study.of(cells, evidence), tmp_path).read_text()
     assert 'id="classes"' in page
     assert "&lt;b&gt;船, &#34;x&#34;" in page
     assert "<b>船" not in page

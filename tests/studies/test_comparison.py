@@ -13,9 +13,10 @@ from boxtwin.evaluation.coco_metrics import coco_figures
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.comparison import RESAMPLES, Figures, contrasts, corrected, difference
-from boxtwin.studies.conditions import Cell, Row, condition_table
+from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.report.verdict import verdict
+from boxtwin.studies.report.summary import verdict
+from boxtwin.studies.runs import Cell
 
 IMAGES = 30
 

@@ -11,7 +11,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from boxtwin.commands.compare import cells_in
 from boxtwin.config.compose import register
 from boxtwin.config.identity import _DEFINING, _NOT_DEFINING, condition_of, flat_params, setting_hash
 from boxtwin.config.launch import quote_numbers
@@ -19,9 +18,10 @@ from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.studies.comparison import Figures, contrasts
 from boxtwin.studies.condition_values import differences, flatten
 from boxtwin.studies.conditions import condition_table
-from boxtwin.studies.notes import notes
+from boxtwin.studies.report.notes import notes
+from boxtwin.studies.report.summary import verdict
 from boxtwin.studies.report.tables import text_table
-from boxtwin.studies.report.verdict import verdict
+from boxtwin.studies.runs import cells_in
 
 ROOT = Path(__file__).parents[2]
 DATA = {"data": {"train": "a" * 64, "val": "b" * 64, "test": "c" * 64}, "recipe": 1, "store": "0123456789ab"}

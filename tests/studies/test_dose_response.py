@@ -6,11 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from simulated_study import simulate
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
 from boxtwin.studies import dose_response
 from boxtwin.studies.comparison import Figures
-from boxtwin.studies.dose_response import Tried, fit, fixed_noise, lines, missing, places, tried
-from boxtwin.studies.report import dose_response as section_of
+from boxtwin.studies.dose_response import Tried, can_bend, fit, lines, places, posterior, tried
+from boxtwin.studies.report.sections import describe_curve, dose_response_section
 
 
 def bump(variations: int) -> float:
@@ -51,15 +53,16 @@ def test_one_length_and_height_is_the_closed_formula(monkeypatch):
     np.testing.assert_allclose(curve.draws.std(axis=0)[1:], spread[1:], rtol=0.03)
 
 
-def test_errors_are_among_the_measured_points_only():
-    at, covariance = np.array([[0.0], [1.0]]), np.array([[1.0, 0.5], [0.5, 2.0]])
-    kernel = fixed_noise(at, covariance)
-    np.testing.assert_array_equal(kernel(at), covariance)
-    np.testing.assert_array_equal(kernel(at, at), np.zeros((2, 2)))
-    np.testing.assert_array_equal(kernel(np.array([[0.0]])), [[0.0]])
-    value, gradient = kernel(at, eval_gradient=True)
-    assert gradient.shape == (2, 2, 0)
-    np.testing.assert_array_equal(value, covariance)
+def test_a_process_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    at, targets, grid = np.log1p([0.0, 2.0, 5.0, 10.0]), rng.normal(size=4), np.linspace(0, 2.4, 25)
+    errors = rng.uniform(0.01, 0.3, 4)  # scikit-learn takes independent ones alone
+    oracle = GaussianProcessRegressor(ConstantKernel(1.44) * RBF(0.9), alpha=errors, optimizer=None)
+    mean, covariance = oracle.fit(at[:, None], targets).predict(grid[:, None], return_cov=True)
+    found = posterior(at, targets, np.diag(errors), grid, 0.9, 1.2)
+    np.testing.assert_allclose(found[0], mean, atol=1e-12)
+    np.testing.assert_allclose(found[1], covariance, atol=1e-12)
+    assert found[2] == pytest.approx(oracle.log_marginal_likelihood_value_, abs=1e-12)
 
 
 def test_without_noise_the_curve_goes_through_the_points():
@@ -123,7 +126,7 @@ def test_the_best_is_found_and_more_is_known_not_to_help():
     # Errors fall as AP rises, and less of them is better.
     errors = fit("count_mae", tried("count_mae", base, members, figures))
     assert errors.mean.max() == pytest.approx(0.1, abs=0.03)
-    assert "More than" in section_of.describe(curve)
+    assert "More than" in describe_curve(curve)
 
 
 @pytest.mark.slow
@@ -141,7 +144,7 @@ def test_bands_hold_the_truth():
 
 def test_no_effect_is_not_called_one():
     _, rows, figures = simulate(conditions(gain=lambda _: 0.0), seeds=6)
-    section = section_of.section(rows, figures)
+    section = dose_response_section(rows, figures)
     ((base, members),) = lines(rows)
     curve = fit("map_50", tried("map_50", base, members, figures))
     assert curve.best_range[0] <= 2
@@ -149,25 +152,16 @@ def test_no_effect_is_not_called_one():
     assert len(section.figures) == 2
     assert "probability" in section.sentences[0]
     assert "AP50: no number of variations is surely better than none" in section.sentences[0]
-    assert section_of.section(rows, figures).figures == section.figures  # to the byte
+    assert dose_response_section(rows, figures).figures == section.figures  # to the byte
     assert all(picture.svg.count("<svg") == 1 and "95 % band" in picture.text for picture in section.figures)
 
 
-def test_what_is_missing_is_said():
+def test_without_enough_numbers_or_seeds_there_is_no_section():
     _, rows, figures = simulate(conditions((2,)), seeds=6)
-    (sentence,) = section_of.section(rows, figures).sentences
-    assert "the best number of variations is not named. Missing: numbers of variations other than 0 and 2" in sentence
+    assert dose_response_section(rows, figures) is None
     _, rows, figures = simulate(conditions((2, 10)), seeds=5)
-    section = section_of.section(rows, figures)
-    assert "Missing: seeds that it shares with x0: x2 has 5, x10 has 5, and 6 are needed" in section.sentences[0]
-    assert section.figures == ()
-    assert section_of.section([row for row in rows if not row.variations], figures) is None
-
-
-def test_what_several_lines_lack_is_said_once():
-    _, rows, figures = simulate([*conditions((2,)), ("s2", 2, "repeat", 40.0, 0.6)], seeds=6)
-    (sentence,) = section_of.section(rows, figures).sentences
-    assert sentence.startswith("s2, pixel_ddpm; s2, repeat: the best number of variations is not named.")
+    assert dose_response_section(rows, figures) is None
+    assert dose_response_section([row for row in rows if not row.variations], figures) is None
 
 
 FIELDS_BY_SEED = ("seeds", "runs", "machines")
@@ -178,9 +172,9 @@ def test_numbers_with_few_seeds_are_left_out():
     few = {field: getattr(row, field)[:2] for row in rows if row.variations == 5 for field in FIELDS_BY_SEED}
     rows = [replace(row, **few) if row.variations == 5 else row for row in rows]
     ((base, members),) = lines(rows)
-    assert missing(base, members) is None
+    assert can_bend(base, members)
     assert tried("map_50", base, members, figures).variations == (2, 10)
-    assert "5 variations have too few seeds" in section_of.section(rows, figures).sentences[-1]
+    assert "5 variations have too few seeds" in dose_response_section(rows, figures).sentences[-1]
 
 
 def test_places_are_whole_numbers_from_none_to_the_largest():

@@ -9,10 +9,10 @@ from simulated_study import simulate
 from boxtwin.studies.commands import command
 from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.conditions import condition_table
-from boxtwin.studies.forecast import Noise, after_more, least
+from boxtwin.studies.inference import Noise, after_more, least
 from boxtwin.studies.next_runs import plan
-from boxtwin.studies.report.next_runs import section, text_table
-from boxtwin.studies.report.sections import sections
+from boxtwin.studies.report.sections import candidates_table, next_runs_section, sections
+from boxtwin.studies.study import Study
 
 FULL = [
     ("s1", 0, "none", 80.0, 0.7),
@@ -182,12 +182,12 @@ def test_one_cell_and_cells_that_do_not_say_what_was_typed():
     cells, rows, figures = simulate(FULL[:1], seeds=1)
     cells = [replace(cell, overrides="") for cell in cells]
     candidates = plan(cells, rows, contrasts(rows, figures), figures)
-    found = section(candidates, cells)
-    table = text_table(candidates).splitlines()
+    found = next_runs_section(candidates, cells)
+    table = candidates_table(candidates).splitlines()
     assert table[0].endswith("what to run")
     assert len(table) == len(candidates) + 1
     assert "python train.py -m study=simulated split=s1 variations=0 split.train_size=40 seed=" in found.sentences[0]
     assert "do not say what was typed" in found.sentences[-1]
-    titles = [part.title for part in sections(cells, rows, [], figures, candidates)]
+    titles = [part.title for part in sections(Study.of(cells), candidates)]
     assert titles == ["What this study could have seen", "What to run next"]
-    assert sections([], [], [], figures) == []
+    assert sections(Study.of([])) == []

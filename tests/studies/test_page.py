@@ -21,13 +21,15 @@ from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.overlays import match
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.lettering import class_colour
-from boxtwin.studies.conditions import Cell
+from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.costs import costs, unattributed
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.kept import Kept
 from boxtwin.studies.report.gallery import galleries
-from boxtwin.studies.report.page import condition_table, write_report
-from boxtwin.studies.report.section import Figure, Section
+from boxtwin.studies.report.page import write_report
+from boxtwin.studies.report.plots import Drawing
+from boxtwin.studies.report.sections import Section
+from boxtwin.studies.runs import Cell, Kept
+from boxtwin.studies.study import Study
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
@@ -36,7 +38,7 @@ SECTION = Section(
     "The <ratio>",
     ("More helps & no more.",),
     (
-        Figure(
+        Drawing(
             '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 4 2"><path d="M0 0L4 2"/></svg>', "A line, falling."
         ),
     ),
@@ -118,9 +120,8 @@ def study(tmp_path: Path, dataset: Dataset) -> list[Cell]:
 
 def report(cells: list[Cell], folder: Path, sections: tuple[Section, ...] = ()) -> Path:
     kept = {cell.run_id: Evidence.load(Path(cell.output_dir)) for cell in cells if cell.output_dir}
-    return write_report(
-        cells, folder, {run: evidence for run, evidence in kept.items() if evidence is not None}, sections=sections
-    )
+    evidence = {run: evidence for run, evidence in kept.items() if evidence is not None}
+    return write_report(Study.of(cells, evidence), folder, sections)
 
 
 class Reader(HTMLParser):

@@ -12,11 +12,14 @@ from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
 from boxtwin.studies.commands import choice
 from boxtwin.studies.comparison import Figures, contrasts
+from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import mean_interval
-from boxtwin.studies.report.page import Cell, condition_table, plot_curves, text_table, write_csv, write_report
-from boxtwin.studies.report.plots import curve_figure, curve_text
-from boxtwin.studies.report.tables import page_table
-from boxtwin.studies.report.verdict import verdict
+from boxtwin.studies.report.page import write_report
+from boxtwin.studies.report.plots import curve_figure, curve_text, plot_curves
+from boxtwin.studies.report.summary import verdict
+from boxtwin.studies.report.tables import page_table, text_table, write_csv
+from boxtwin.studies.runs import Cell
+from boxtwin.studies.study import Study
 
 
 def make_cell(split="s2", variations=0, seed=0, ap50=0.4, mae=1.0, real=40, generator="pixel_ddpm", **changes):
@@ -212,7 +215,7 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path):
     cells = [make_cell(split, variations, real=80 if split == "s1" else 40) for split, variations in conditions]
     cells.append(make_cell("s1", 10, status="FAILED", metrics={}, run_id="broken<1>"))
     cells.append(make_cell("s1", 2, overrides="", run_id="old"))
-    path = write_report(cells, tmp_path / "report")
+    path = write_report(Study.of(cells), tmp_path / "report")
     assert path == tmp_path / "report/index.html"
     assert sorted(p.name for p in path.parent.iterdir()) == ["comparison.csv", "curves.png", "index.html"]
     page = read_page(path)
@@ -247,7 +250,7 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path):
     ],
 )
 def test_report_of_incomplete_studies(cells, tmp_path):
-    page = read_page(write_report(cells, tmp_path))
+    page = read_page(write_report(Study.of(cells), tmp_path))
     assert "do the variations help?" in page.text
     assert read_image(tmp_path / "curves.png").shape[1] > 800
 

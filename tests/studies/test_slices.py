@@ -19,8 +19,7 @@ from boxtwin.evaluation.matching import AREAS, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.report.count_errors import count_errors
-from boxtwin.studies.slices import LEAST_IMAGES, SliceTable, slice_figures, slices_of, slicings
+from boxtwin.studies.slices import LEAST_IMAGES, SliceTable, count_errors, slice_figures, slices_of, slicings
 
 IDS = (3, 7)
 NUMBERS = (0, 1, 1, 1, 2, 3, 6, 12)  # objects in the images, in turn

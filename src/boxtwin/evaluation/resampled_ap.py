@@ -10,14 +10,16 @@ and is met only nearly.)
 
 from __future__ import annotations
 
+import functools
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt16, UInt32
+from scipy import sparse
 
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.matching import AREAS, BITS, COCO_LIMIT, IOUS, Matching, match_detections
@@ -25,8 +27,8 @@ from boxtwin.files import write_bytes_atomically
 
 MATCHES_FILE = "matches.npz"  # its name in the folder of a cell
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's grid
-# As many resamples are worked on at once as keep the intermediate arrays at some tens of megabytes.
-ELEMENTS_AT_ONCE = 4_000_000
+# As many resamples are worked on at once as keep the intermediate arrays in a processor's cache (2 MiB).
+ELEMENTS_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,39 +135,31 @@ class ResampledAP:
     def __call__(self, counts: Float[np.ndarray, "resamples images"]) -> Float[np.ndarray, "resamples thresholds"]:
         """AP at each IoU threshold, averaged over the classes that have objects; nan where none has.
 
-        ``counts`` says how often each image (in the order of ``samples``) is in each resample. A resample's mean over
-        the last axis is COCO's AP, its first column AP50.
+        ``counts`` says how often each image (in the order of ``samples``) is in each resample, in whole numbers. A
+        resample's mean over the last axis is COCO's AP, its first column AP50.
         """
-        counts = np.asarray(counts, dtype=np.float64)
-        detections = max(sum(len(found.image) for found in self._classes), 1)
-        rows = max(ELEMENTS_AT_ONCE // (detections + 1), 1)
-        parts = [self._average(counts[start : start + rows]) for start in range(0, len(counts), rows)]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.thresholds)))
+        if not self._classes:
+            return np.full((len(counts), len(self.thresholds)), np.nan)
+        return mean_of_known(self.by_class(counts))
 
     def by_class(
         self, counts: Float[np.ndarray, "resamples images"]
     ) -> Float[np.ndarray, "classes resamples thresholds"]:
         """AP of each class at each IoU threshold; nan for one without objects."""
-        return np.stack([self._of_class(found, np.asarray(counts, dtype=np.float64)) for found in self._classes])
+        whole = np.asarray(counts).astype(np.int64)
+        if (whole != counts).any():
+            raise ValueError("an image is in a resample a whole number of times")
+        return np.stack([_average_precisions(found, whole, len(self.thresholds)) for found in self._classes])
 
     def curves(self) -> Float[np.ndarray, "classes 101"]:
         """Precision of each class at `RECALLS` and the first IoU threshold; nan for one without objects."""
-        once = np.ones((1, len(self.image_ids)))
-        found = []
-        for each in self._classes:
-            (recall,), (precision,) = _at_hits(each, once, 0)
-            found.append(_on_grid(recall, precision) if each.objects.sum() else np.full(len(RECALLS), np.nan))
-        return np.stack(found)
-
-    def _average(self, counts: np.ndarray) -> np.ndarray:
-        return mean_of_known(self.by_class(counts))
-
-    def _of_class(self, found: _Class, counts: np.ndarray) -> np.ndarray:
-        result = np.zeros((len(counts), len(self.thresholds)))
-        for number in range(len(self.thresholds)):
-            curves = zip(*_at_hits(found, counts, number), strict=True)
-            result[:, number] = [_on_grid(recall, precision).mean() for recall, precision in curves]
-        result[counts @ found.objects == 0] = np.nan
+        once = np.ones((1, len(self.image_ids)), dtype=np.int64)
+        result = np.full((len(self._classes), len(RECALLS)), np.nan)
+        for curve, found in zip(result, self._classes, strict=True):
+            if found.objects.any():
+                true, precision = next(_at_hits(found, once, 1))
+                reached = _recalls_reached(int(found.objects.sum()))[true[:, 0]]
+                curve[:] = np.append(precision[:, 0], 0.0)[np.searchsorted(reached, np.arange(1, len(RECALLS) + 1))]
         return result
 
 
@@ -209,22 +203,74 @@ def _as_array(ids: Sequence[int]) -> np.ndarray:
         return np.array([str(number) for number in ids])
 
 
+def _average_precisions(
+    found: _Class, counts: Int[np.ndarray, "resamples images"], thresholds: int
+) -> Float[np.ndarray, "resamples thresholds"]:
+    """AP of one class at the first ``thresholds`` IoU thresholds; nan in resamples without objects.
+
+    COCO averages the best precision at or beyond each of its 101 recalls. The precision at a hit is read by the recalls
+    between the hit before it and itself, so that the average is a sum over hits.
+    """
+    objects = counts @ found.objects.astype(np.int64)
+    result = np.where(objects > 0, 0.0, np.nan)[:, None].repeat(thresholds, axis=1)
+    if not objects.any():
+        return result
+    # 1. How many recalls of the grid are reached with so many objects found, by the number of objects there are.
+    totals, which = np.unique(objects, return_inverse=True)
+    reached = np.zeros((len(totals), int(totals[-1]) + 1), dtype=np.float64)
+    for row, total in zip(reached, totals.tolist(), strict=True):
+        row[: total + 1] = _recalls_reached(total)
+    starts = which.ravel() * reached.shape[1]
+    # 2. As many resamples at once as memory is meant for.
+    at_once = max(ELEMENTS_AT_ONCE // (int(np.count_nonzero(found.matched)) + 1), 1)
+    for start in range(0, len(counts), at_once):
+        some = slice(start, start + at_once)
+        for number, (true, precision) in enumerate(_at_hits(found, counts[some], thresholds)):
+            if len(true):
+                read = np.take(reached, true + starts[some])
+                read[1:] -= read[:-1].copy()
+                result[some, number] += np.einsum("hr,hr->r", precision, read) / len(RECALLS)
+    return result
+
+
+@functools.cache
+def _recalls_reached(objects: int) -> Int[np.ndarray, " found"]:
+    """How many of `RECALLS` are reached when 0, 1, … of the objects are found."""
+    return np.searchsorted(RECALLS, np.arange(objects + 1) / max(objects, 1), side="right")
+
+
 def _at_hits(
-    found: _Class, counts: Float[np.ndarray, "resamples images"], number: int
-) -> tuple[Float[np.ndarray, "resamples hits"], Float[np.ndarray, "resamples hits"]]:
-    """Recall at each detection that finds an object at threshold ``number``, and the best precision from there on."""
-    weight = counts[:, found.image]
-    # 1. Precision can only rise where an object is found: at those detections alone it has to be known.
-    hits = np.flatnonzero(found.matched & BITS[number])
-    seen = np.cumsum(weight * (found.counted & BITS[number] != 0), axis=1)[:, hits]
-    true = np.cumsum(weight[:, hits], axis=1)
-    precision = true / (seen + np.spacing(1))
-    # 2. The best precision at this recall or a greater one.
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    return true / np.maximum(counts @ found.objects, 1)[:, None], precision
+    found: _Class, counts: Int[np.ndarray, "resamples images"], thresholds: int
+) -> Iterator[tuple[Int[np.ndarray, "hits resamples"], Float[np.ndarray, "hits resamples"]]]:
+    """For each threshold: objects found up to each detection that finds one, and the best precision from there on.
+
+    Precision can only rise where an object is found: it is worked out at those detections alone.
+    """
+    by_image = np.ascontiguousarray(counts.T)
+    matched = (found.matched[:, None] & BITS[:thresholds]) > 0
+    hits = np.flatnonzero(matched.any(axis=1))
+    weights, seen, counted = by_image[found.image[hits]], np.zeros(0), None
+    for bit, hit in zip(BITS, matched[hits].T, strict=False):
+        # 1. Detections that count, up to each hit, in each resample. Thresholds mostly agree on which do.
+        if counted is None or ((found.counted & bit > 0) != counted).any():
+            counted = found.counted & bit > 0
+            seen = _seen_at(hits, found.image, counted, by_image)
+        true = weights[hit].cumsum(axis=0)
+        precision = true / (seen[hit] + np.spacing(1))
+        # 2. The best precision at this recall or a greater one.
+        yield true, np.maximum.accumulate(precision[::-1], axis=0)[::-1]
 
 
-def _on_grid(recall: Float[np.ndarray, " hits"], precision: Float[np.ndarray, " hits"]) -> Float[np.ndarray, " 101"]:
-    """Read at COCO's grid of recalls: the first detection that gets there; 0 where none does."""
-    place = np.searchsorted(recall, RECALLS, side="left")
-    return np.concatenate((precision, [0.0]))[np.minimum(place, len(precision))]
+def _seen_at(
+    hits: Int[np.ndarray, " hits"],
+    image: Int[np.ndarray, " detections"] | UInt32[np.ndarray, " detections"],
+    counted: Bool[np.ndarray, " detections"],
+    by_image: Int[np.ndarray, "images resamples"],
+) -> Int[np.ndarray, "hits resamples"]:
+    """How many detections count up to each hit: sums over images of their number there times the image's."""
+    places = np.flatnonzero(counted)
+    following = np.searchsorted(hits, places)  # what comes after the last hit changes nothing
+    places, following = (each[following < len(hits)] for each in (places, following))
+    where = following, image[places]
+    numbers = sparse.csr_array((np.ones(len(places), np.int64), where), shape=(len(hits), len(by_image)))
+    return (numbers @ by_image).cumsum(axis=0)

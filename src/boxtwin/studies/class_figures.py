@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from boxtwin.studies.comparison import RESAMPLING_SEED
-from boxtwin.studies.conditions import Cell, Estimate, Row, baseline, paired_seeds
+from boxtwin.studies.conditions import Estimate, Row, baseline, paired_seeds
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.inference import Interval, hierarchical_interval, image_counts
+from boxtwin.studies.runs import Cell
 
 FIGURES = ("map", "map_50", "count_mae", "count_bias", "count_threshold")
 COMPARED = ("map_50", "count_mae")  # figures with an interval
@@ -73,16 +74,18 @@ def class_figures(
     return found
 
 
-def class_columns(found: Mapping[str, Sequence[ClassFigures]]) -> tuple[list[str], dict[int, dict[str, float | None]]]:
-    """Headings of comparison.csv, and by the `id` of a row its entries: mean, least, greatest and change by class."""
+def class_columns(
+    found: Mapping[str, Sequence[ClassFigures]],
+) -> tuple[list[str], dict[tuple[str, ...], dict[str, float | None]]]:
+    """Headings of comparison.csv, and by the runs of a row its entries: mean, least, greatest and change by class."""
     headings: list[str] = []
-    entries: dict[int, dict[str, float | None]] = {}
+    entries: dict[tuple[str, ...], dict[str, float | None]] = {}
     for name, each in found.items():
         for figure in FIGURES:
             headings += [f"{name}/{figure}_{part}" for part in ("mean", "min", "max", "change", "change_pairs")]
         headings += [f"{name}/{figure}_change_{part}" for figure in COMPARED for part in ("low95", "high95")]
         for of_row in each:
-            line = entries.setdefault(id(of_row.row), {})
+            line = entries.setdefault(of_row.row.runs, {})
             for figure, estimate in of_row.estimates.items():
                 values = zip(("mean", "min", "max"), (estimate.mean, estimate.low, estimate.high), strict=True)
                 line |= {f"{name}/{figure}_{part}": value for part, value in values}

@@ -21,52 +21,10 @@ from boxtwin.studies.condition_values import (
     part,
     part_of,
 )
+from boxtwin.studies.runs import FINISHED, NO_GENERATOR, Cell
 
-FINISHED = "FINISHED"  # MLflow's word
 # Recorded where they are not as they were in runs that do not record their condition.
 SINCE = ("evaluation", "levels", "max_detections", "anchors")
-NO_GENERATOR = "none"  # what a cell without variations is filed under
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: what was trained on what, and how it did on the test images. ``metrics`` are named as in MLflow."""
-
-    study: str
-    dataset: str
-    split: str
-    variations: int
-    generator: str  # `NO_GENERATOR` where variations is 0
-    detector: str
-    seed: int
-    steps: int
-    setting: str  # short hash of everything else that was configured
-    metrics: dict[str, float]
-    run_id: str
-    minutes: float
-    output_dir: str
-    status: str
-    overrides: str = ""  # what was typed after `python train.py` to get this cell, as a shell takes it
-    store: str = ""  # name of the store of its variations; empty: it has none, or does not say
-    train_size: int | None = None  # where only some of the split's training images were used; `split` says so too
-    labels: str = ""  # how those of its variations were found
-    validation: tuple[tuple[int, float], ...] = ()  # step, AP on the real validation images
-    condition: Values = field(default_factory=dict)  # every setting that defines it but the seed; empty: not recorded
-    data: str = ""  # hash of the whole data set with its labels; empty: not recorded
-    test: str = ""  # hash of the names of its test images; empty: not recorded
-    classes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # test figures by name of the class
-    provenance: Values = field(default_factory=dict)  # commit, versions, device, precision; empty: not recorded
-
-    @property
-    def name(self) -> str:
-        """The run's name in MLflow."""
-        return f"{self.split}-x{self.variations}-{self.generator}-{self.detector}-seed{self.seed}"
-
-    @property
-    def machine(self) -> str:
-        """Kind of device and precision, on which two runs must agree to be a pair; empty where not recorded."""
-        parts = (self.provenance.get("device", ""), self.provenance.get("precision", ""))
-        return " ".join(parts) if all(parts) else ""
 
 
 @dataclass(frozen=True)

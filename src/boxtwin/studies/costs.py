@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from boxtwin.studies.conditions import FINISHED, Cell, Row
+from boxtwin.studies.conditions import Row
+from boxtwin.studies.runs import FINISHED, Cell
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ likelihood; ibid., section 5.2).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -112,17 +113,9 @@ def pairs_of(base: Row, row: Row) -> int:
     return len(paired_seeds(base, row))
 
 
-def missing(base: Row, members: Sequence[Row]) -> str | None:
-    """What a line lacks before a best number can be named, in words; None if nothing."""
-    counts = [0, *(row.variations for row in members)]
-    ready = [0, *(row.variations for row in members if pairs_of(base, row) >= LEAST_PAIRS)]
-    if len(ready) >= LEAST_COUNTS:
-        return None
-    if len(counts) < LEAST_COUNTS:
-        tried = " and ".join(str(count) for count in counts)
-        return f"numbers of variations other than {tried}: {LEAST_COUNTS} with 0 are the least that can bend"
-    short = [f"x{row.variations} has {pairs_of(base, row)}" for row in members if pairs_of(base, row) < LEAST_PAIRS]
-    return f"seeds that it shares with x0: {', '.join(short)}, and {LEAST_PAIRS} are needed"
+def can_bend(base: Row, members: Sequence[Row]) -> bool:
+    """Whether enough numbers of variations have enough seeds for a best one to be named."""
+    return 1 + sum(pairs_of(base, row) >= LEAST_PAIRS for row in members) >= LEAST_COUNTS
 
 
 def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> Tried:
@@ -231,70 +224,55 @@ def fit(figure: str, found: Tried) -> Curve:
     and pull the curve down: all gains share the errors of one baseline, so that points hardly contradict that. Both in
     even steps of their logarithms, none preferred.
     """
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
-
-    at = np.log1p(np.array([0, *found.variations], dtype=np.float64))[:, None]
+    at = np.log1p(np.array([0, *found.variations], dtype=np.float64))
     scale = max(float(np.sqrt(np.diag(found.noise)).max()), float(np.abs(found.gains).max()), 1e-6)
-    gaps, whole = np.diff(at[:, 0]), float(at[-1, 0])
-    lengths = np.geomspace(gaps.max() / 2, whole, GRID)
+    lengths = np.geomspace(np.diff(at).max() / 2, float(at[-1]), GRID)
     heights = np.geomspace(1.0, 4.0, GRID)
     spots = places(found.variations[-1])
     targets = np.concatenate([[0.0], found.gains / scale])
-    full = np.zeros((len(at), len(at)))
-    full[1:, 1:] = found.noise / scale**2
-    likelihoods, posteriors = [], []
-    for length in lengths:
-        for height in heights:
-            kernel = ConstantKernel(height**2) * RBF(length) + fixed_noise(at, full)
-            # 1e-8: the gain at 0 is 0 without error, but a matrix must not be singular.
-            process = GaussianProcessRegressor(kernel, alpha=1e-8, optimizer=None).fit(at, targets)
-            likelihoods.append(process.log_marginal_likelihood_value_)
-            posteriors.append(process)
-    weights = np.exp(np.array(likelihoods) - max(likelihoods))
+    # 1e-8: the gain at 0 is 0 without error, but a matrix must not be singular.
+    noise = 1e-8 * np.eye(len(at))
+    noise[1:, 1:] += found.noise / scale**2
+    # The last place twice: so the draws are those of earlier versions.
+    grid = np.log1p(np.append(spots, spots[-1]).astype(np.float64))
+    processes = [posterior(at, targets, noise, grid, *each) for each in product(lengths, heights)]
+    likelihoods = np.array([likelihood for _, _, likelihood in processes])
+    weights = np.exp(likelihoods - likelihoods.max())
     rng = np.random.default_rng(DRAWS_SEED)
     numbers = rng.multinomial(DRAWS, weights / weights.sum())
-    # One place twice: on the very points that were measured the kernel would add their errors (`fixed_noise`).
-    grid = np.log1p(np.append(spots, spots[-1]).astype(np.float64))[:, None]
-    drawn = []
-    for number, process in zip(numbers, posteriors, strict=True):
-        if number:
-            mean, covariance = process.predict(grid, return_cov=True)
-            drawn.append(_normal(rng, mean, covariance, int(number)))
+    # Smooth curves have nearly singular covariances, whose least eigenvalues may come out below 0.
+    drawn = [
+        rng.multivariate_normal(mean, covariance, int(number), check_valid="ignore", method="eigh")
+        for number, (mean, covariance, _) in zip(numbers, processes, strict=True)
+        if number
+    ]
     draws = np.concatenate(drawn)[:, :-1] * scale
     draws[:, 0] = 0.0
     return Curve(figure, found, spots, draws)
 
 
-def _normal(
-    rng: np.random.Generator, mean: Float[np.ndarray, " n"], covariance: Float[np.ndarray, "n n"], size: int
-) -> Float[np.ndarray, "size n"]:
-    values, vectors = np.linalg.eigh(covariance)  # smooth curves have nearly singular covariances
-    root = vectors * np.sqrt(np.maximum(values, 0))
-    return mean + rng.standard_normal((size, len(mean))) @ root.T
+def posterior(
+    at: Float[np.ndarray, " points"],
+    targets: Float[np.ndarray, " points"],
+    noise: Float[np.ndarray, "points points"],
+    grid: Float[np.ndarray, " places"],
+    length: float,
+    height: float,
+) -> tuple[Float[np.ndarray, " places"], Float[np.ndarray, "places places"], float]:
+    """Mean and covariance of a Gaussian process at ``grid``, and its log marginal likelihood.
 
-
-def fixed_noise(at: Float[np.ndarray, "points 1"], covariance: Float[np.ndarray, "points points"]) -> Any:
-    """A kernel of scikit-learn's: the errors' covariance among the points that were measured, nothing anywhere else.
-
-    scikit-learn itself takes errors that are independent of each other (``alpha``); gains over one baseline are not.
+    Rasmussen and Williams 2006, algorithm 2.1, with a squared exponential kernel; ``noise`` is the covariance of the
+    errors of ``targets`` (gains over one baseline err together).
     """
-    from sklearn.gaussian_process.kernels import Kernel
 
-    class FixedNoise(Kernel):  # type: ignore[misc]
-        def __init__(self, at: Any, covariance: Any) -> None:
-            self.at = at
-            self.covariance = covariance
+    def kernel(a: Float[np.ndarray, " _a"], b: Float[np.ndarray, " _b"]) -> Float[np.ndarray, "_a _b"]:
+        return height**2 * np.exp(-((a[:, None] - b) ** 2) / (2 * length**2))
 
-        def __call__(self, X: Any, Y: Any = None, eval_gradient: bool = False) -> Any:  # noqa: N803, scikit-learn's names
-            measured = Y is None and np.array_equal(X, self.at)
-            value = self.covariance if measured else np.zeros((len(X), len(X if Y is None else Y)))
-            return (value, np.zeros((*value.shape, 0))) if eval_gradient else value
-
-        def diag(self, X: Any) -> Any:  # noqa: N803
-            return np.zeros(len(X))
-
-        def is_stationary(self) -> bool:
-            return False
-
-    return FixedNoise(at, covariance)
+    lower = np.linalg.cholesky(kernel(at, at) + noise)
+    # Forward substitution: K(at, grid) and the targets divided by the lower triangle, a row at a time.
+    solved = np.column_stack([kernel(at, grid), targets])
+    for i, row in enumerate(lower):
+        solved[i] = (solved[i] - row[:i] @ solved[:i]) / row[i]
+    v, z = solved[:, :-1], solved[:, -1]
+    likelihood = -z @ z / 2 - np.log(np.diag(lower)).sum() - len(at) / 2 * math.log(2 * math.pi)
+    return v.T @ z, kernel(grid, grid) - v.T @ v, float(likelihood)

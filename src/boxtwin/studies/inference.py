@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -153,11 +152,13 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     pairs = len(differences)
     if not 1 <= pairs <= 20:
         raise ValueError(f"between 1 and 20 pairs, got {pairs}")
-    values = np.asarray(differences, dtype=np.float64)
-    signs = np.array(list(product((1.0, -1.0), repeat=pairs)))
-    totals = np.abs(signs @ values)
-    # Sums of the same numbers in another order differ in the last bits.
-    return float((totals >= totals[0] * (1 - 1e-12)).mean())
+    if pairs == 1:  # of which scipy makes no test
+        return 1.0
+    flips = stats.permutation_test(
+        (np.asarray(differences, dtype=np.float64),), np.sum, permutation_type="samples", n_resamples=np.inf,
+        vectorized=True, batch=2**14,
+    )  # fmt: skip
+    return float(flips.pvalue)
 
 
 def least_p(pairs: int) -> float:
@@ -179,3 +180,45 @@ def holm(p_values: Sequence[float]) -> list[float]:
         greatest = max(greatest, min(1.0, (len(known) - rank) * p_values[index]))
         corrected[index] = greatest
     return corrected
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Variance of one pair's difference by its seed, and of any mean difference by the choice of test images."""
+
+    seed: float
+    image: float
+    images: int
+
+    def half_width(self, pairs: int) -> float:
+        """Of the interval that so many pairs can be expected to give: seeds average out, the test images stay."""
+        seed = self.seed / pairs
+        if seed + self.image == 0:
+            return 0.0
+        degrees = freedom(seed, self.image, pairs, self.images)
+        return float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * math.sqrt(seed + self.image)
+
+    @property
+    def floor(self) -> float:
+        """What no number of seeds gets below."""
+        return float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt(self.image)
+
+
+def noise_of(interval: Interval, pairs: int, images: int) -> Noise:
+    """What an interval's width comes from, per pair."""
+    return Noise(interval.seed_variance * pairs, interval.image_variance, images)
+
+
+def least(interval: Interval, pairs: int, images: int) -> float:
+    """Half width that no number of pairs gets below, scaled from what it is now."""
+    noise = noise_of(interval, pairs, images)
+    now = noise.half_width(pairs)
+    return (interval.high - interval.low) / 2 * noise.floor / now if now else 0.0
+
+
+def after_more(interval: Interval, pairs: int, more: int, images: int) -> float:
+    """Half width of an interval after ``more`` pairs were added, scaled from what it is now."""
+    noise = noise_of(interval, pairs, images)
+    now = noise.half_width(pairs)
+    measured = (interval.high - interval.low) / 2
+    return measured * noise.half_width(pairs + more) / now if now else 0.0

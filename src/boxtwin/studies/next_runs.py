@@ -10,11 +10,11 @@ from scipy import stats
 
 from boxtwin.studies.commands import command
 from boxtwin.studies.comparison import CONTROLS, Contrast, Figures
-from boxtwin.studies.conditions import FINISHED, Cell, Row, baseline, paired_seeds, prefixes
-from boxtwin.studies.dose_response import LEAST_COUNTS, fit, lines, missing, tried
+from boxtwin.studies.conditions import Row, baseline, paired_seeds, prefixes
+from boxtwin.studies.dose_response import LEAST_COUNTS, can_bend, fit, lines, tried
 from boxtwin.studies.equivalence import LEAST_SIZES, curve_rows
-from boxtwin.studies.forecast import Noise, after_more, least, noise_of
-from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
+from boxtwin.studies.inference import LEAST_PAIRS, LEVEL, Noise, after_more, least, noise_of
+from boxtwin.studies.runs import FINISHED, Cell
 
 FIGURE = "map_50"
 MORE_SEEDS = 2  # where there are enough for a verdict: a step small enough to stop after
@@ -187,7 +187,7 @@ class _Planner:
                 found.append(self._new(row, f"{title}: x{number}", settles, 4, variations=number,
                                        generator=row.generator))  # fmt: skip
                 continue
-            if missing(base, members) is not None:
+            if not can_bend(base, members):
                 continue
             measured = tried(FIGURE, base, members, self.figures)
             curve = fit(FIGURE, measured)

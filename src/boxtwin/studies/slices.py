@@ -1,4 +1,4 @@
-"""The figures of a study by part: by size of the objects, by crowding, by scene."""
+"""Metrics of a study by part of the test set: by size of the objects, by crowding, by scene, and the worst images."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ LEAST_IMAGES = 10
 CROWDING = ((0, 0), (1, 1), (2, 4), (5, 9), (10, None))  # true objects per image, from and to
 SCENES = 8  # shown by name; the others are taken together
 RESAMPLES = 400  # of the test images: some 16 slices of every cell, and no p depends on them
+WORST = 10  # images that are listed
 SIZES = {
     "small": "small objects, under 32² square pixels",
     "medium": "medium objects, 32² to 96²",
@@ -216,3 +217,53 @@ def _figure(
     if tells and len(pairs) > 1 and np.isfinite(together).all():
         interval = hierarchical_interval(together[:, 0], together[:, 1:], images=images)
     return SliceFigure(value, float(together[:, 0].mean()), len(pairs), interval)
+
+
+@dataclass(frozen=True)
+class ImageCount:
+    """One test image: its true count, what each condition found in it (mean over seeds), and the mean error of all."""
+
+    name: str
+    true: int
+    found: tuple[float, ...]  # in the order of the conditions
+    error: float
+
+
+@dataclass(frozen=True)
+class CountErrors:
+    """Conditions that were tested on the same images, and the images that they count worst, the worst first."""
+
+    rows: tuple[Row, ...]
+    images: int
+    exact: int  # counted right in every run
+    share: float  # of all absolute error, what lies in the worst; nan where there is none at all
+    worst: tuple[ImageCount, ...]  # only such as have an error
+
+
+def count_errors(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[CountErrors]:
+    """The images that are counted worst on the average over all conditions, each of which weighs the same."""
+    found = []
+    for members in by_test_images(rows, evidence):
+        first = evidence[members[0].runs[0]]
+        # 1. What each condition finds, and how far each of its runs is off on the average.
+        counts = [np.mean([evidence[run].found for run in row.runs], axis=0) for row in members]
+        errors = [
+            np.mean([abs(evidence[run].found - evidence[run].true) for run in row.runs], axis=0) for row in members
+        ]
+        total = np.mean(errors, axis=0)
+        # 2. The worst images; names decide between equals, so that the list is the same every time.
+        order = [int(place) for place in np.lexsort((np.array(first.names), -total))[:WORST] if total[place] > 0]
+        worst = tuple(
+            ImageCount(first.names[p], int(first.true[p]), tuple(float(c[p]) for c in counts), float(total[p]))
+            for p in order
+        )
+        found.append(
+            CountErrors(
+                rows=tuple(members),
+                images=len(first.names),
+                exact=int((total == 0).sum()),
+                share=float(total[order].sum() / total.sum()) if order else float("nan"),
+                worst=worst,
+            )
+        )
+    return found

@@ -21,8 +21,8 @@ def conditions(rows: Sequence[Row], contrasts: Sequence[Contrast], figures: Figu
     ``test/map_50``, ``test/map_50_low``, ``test/map_50_high`` and ``seeds``. Differences to no variations are
     ``vs_x0/map_50`` with ``_low``, ``_high``, ``_p`` and ``_p_holm``, over ``vs_x0/pairs`` seeds.
     """
-    against = {id(contrast.new): contrast for contrast in contrasts if contrast.kind == "variations"}
-    return [_condition(row, against.get(id(row)), figures) for row in rows]
+    against = {contrast.new.runs: contrast for contrast in contrasts if contrast.kind == "variations"}
+    return [_condition(row, against.get(row.runs), figures) for row in rows]
 
 
 def _condition(row: Row, contrast: Contrast | None, figures: Figures) -> Condition:

@@ -13,8 +13,7 @@ from boxtwin.boxes import Box
 from boxtwin.evaluation.examples import EXAMPLES_FILE, Examples, Pictured, load_examples
 from boxtwin.evaluation.overlays import match
 from boxtwin.lettering import class_colour
-from boxtwin.studies.conditions import Cell
-from boxtwin.studies.kept import Kept, first_runs
+from boxtwin.studies.runs import Cell, Kept, first_runs
 
 LEAST_BOX = 0.03  # of the image's longer side: a smaller box could not be told from a dot
 MOST_WORST = 4

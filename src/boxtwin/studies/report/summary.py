@@ -1,15 +1,50 @@
-"""The answer of a study in a few sentences: what the variations did, how sure that is, and what to do next."""
+"""The sentences of a study: the answer, every comparison, and what the terminal shows of it all."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
-from boxtwin.studies.comparison import CONTROLS, Contrast, Difference
-from boxtwin.studies.conditions import Row, prefixes
-from boxtwin.studies.report.verdict import count, percent
+from boxtwin.studies.comparison import CONTROLS, FIELDS, Contrast, Difference
+from boxtwin.studies.conditions import Estimate, Row, paired_seeds, prefixes
+from boxtwin.studies.inference import LEAST_PAIRS
+from boxtwin.studies.next_runs import Candidate
+from boxtwin.studies.report.notes import notes, obstacles
+from boxtwin.studies.report.numbers import count, percent
+from boxtwin.studies.report.sections import candidates_table, next_runs_section
+from boxtwin.studies.report.tables import class_text, text_table
+from boxtwin.studies.runs import FINISHED
+from boxtwin.studies.study import Study
 
 AP50, AP, COUNTS = "map_50", "map", "count_mae"
+DIFFERENCES = 4  # that a sentence names
+KINDS = ("variations", "control", "yardstick")
+NAMES = {"map_50": "AP50", "map": "AP", "count_mae": "count MAE"}
+
+
+def printed(study: Study, candidates: Sequence[Candidate] | None = None) -> str:
+    """What `compare.py` prints: the table, the answer, and what was asked for besides; all else is in the report.
+
+    ``candidates`` is what `boxtwin.studies.next_runs.plan` found; None where nobody asked.
+    """
+    cells, rows = study.cells, study.rows
+    names = ", ".join(sorted({cell.study for cell in cells}))
+    blocks = [
+        [f"study {names}: {len(cells)} cells"],
+        [text_table(rows)],
+        class_text(rows, study.by_class),
+        # Sentences on every single comparison are in the report, unless there is nothing shorter to say.
+        answer(rows, study.contrasts) or verdict(rows, study.contrasts),
+        notes(cells, rows),
+    ]
+    if candidates is not None:
+        section = next_runs_section(candidates, cells)
+        blocks += [[section.title, *section.sentences], [candidates_table(candidates)] if candidates else []]
+    unfinished = [f"{cell.name} ({cell.status})" for cell in cells if cell.status != FINISHED]
+    if unfinished:
+        blocks.append([f"Not in the table: {', '.join(unfinished)}"])
+    return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
@@ -40,6 +75,106 @@ def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
         sentences.append(f"What to do: {_advice(leads, subjects, controls, rulers)}")
         said += [name(gains[0].new) + sentence for sentence in sentences]
     return said
+
+
+def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
+    """A sober sentence or two per condition: against none, against controls, and what more real data brings."""
+    if not rows:
+        return ["No finished cell: there is nothing to compare."]
+    prefix = prefixes(rows)
+    held = {contrast.new.runs for contrast in contrasts if contrast.kind == "variations"}
+    sentences = [
+        f"{prefix(row)}{_named(row)}: AP50 {percent(row.ap50.mean)}, count MAE {count(row.count_mae.mean)}. "
+        f"No finished run without variations to hold it against{_because(rows, row)}."
+        for row in rows
+        if row.variations and row.runs not in held
+    ]
+    # What the study is about comes before what it is held against.
+    for contrast in sorted(
+        contrasts, key=lambda contrast: (KINDS.index(contrast.kind), contrast.new.generator_name in CONTROLS)
+    ):
+        new, old = contrast.new, contrast.old
+        if contrast.kind == "variations":
+            what = _named(new)
+        elif contrast.kind == "control":
+            what = f"{_named(new)} against as many of {old.generator}"
+        else:
+            sizes = f"{new.split} with {new.real_images:g} instead of {old.split} with {old.real_images:g} real images"
+            amount = "twice the real data" if new.real_images == 2 * old.real_images else "more real data"
+            what = f"Yardstick, {amount} ({sizes}; no variations)"
+        sentences.append(f"{prefix(new)}{what}: {_movement(contrast)}")
+    if not sentences:
+        figures = "; ".join(
+            f"{prefix(row)}{row.split}: AP50 {percent(row.ap50.mean)}, count MAE {count(row.count_mae.mean)}"
+            for row in rows
+        )
+        return [f"No finished cell with variations. Without variations, {figures}."]
+    return sentences
+
+
+def _because(rows: Sequence[Row], row: Row) -> str:
+    """`: those there are differ in detector.weights (null there, 1f2e3d4c here)`."""
+    found = [f"{key} ({theirs} there, {own} here)" for key, (theirs, own) in obstacles(rows, row).items()]
+    more = f" and {len(found) - DIFFERENCES} more" if len(found) > DIFFERENCES else ""
+    return f": those there are differ in {', '.join(found[:DIFFERENCES])}{more}" if found else ""
+
+
+def _named(row: Row) -> str:
+    plural = "" if row.variations == 1 else "s"
+    return f"{row.split}, {row.variations} variation{plural} ({row.generator})"
+
+
+def _movement(contrast: Contrast) -> str:
+    """`AP50 41.2 -> 43.0 (+1.8, better; 95 % interval +0.2 to +3.4), AP …`: means over the seeds compared."""
+    parts = []
+    for figure, name in NAMES.items():
+        found, lower_is_better = contrast.differences[figure], figure == "count_mae"
+        form = count if figure == "count_mae" else percent
+        old, new = (getattr(row, FIELDS[figure]) for row in (contrast.old, contrast.new))
+        shared = {seed for seed, _ in old.by_seed} & {seed for seed, _ in new.by_seed}
+        shared &= set(paired_seeds(contrast.new, contrast.old))
+        if found.pairs:
+            old, new = (Estimate(tuple(p for p in e.by_seed if p[0] in shared)) for e in (old, new))
+        step = form(found.mean, signed=True)
+        if step != "-" and float(step):
+            step += ", better" if (found.mean < 0) == lower_is_better else ", worse"
+        else:
+            step = "unknown" if step == "-" else "no change"
+        parts.append(f"{name} {form(old.mean)} -> {form(new.mean)} ({step}{_range(found, form)})")
+    return f"{', '.join(parts)}. {_certainty(contrast)}"
+
+
+def _range(found: Difference, form: Callable[..., str]) -> str:
+    if found.interval is not None:
+        return f"; 95 % interval {form(found.interval.low, signed=True)} to {form(found.interval.high, signed=True)}"
+    if found.pairs > 1:
+        return f"; {form(found.low, signed=True)} to {form(found.high, signed=True)} over seeds"
+    return ""
+
+
+def _certainty(contrast: Contrast) -> str:
+    pairs = max(found.pairs for found in contrast.differences.values())
+    if pairs < LEAST_PAIRS:
+        runs = {0: "No seed in common", 1: "One seed"}.get(pairs, f"{pairs} paired seeds")
+        return f"{runs}: not enough runs to tell chance from effect."
+    said = [f"{pairs} paired seeds."]
+    for figure, name in NAMES.items():
+        found = contrast.differences[figure]
+        if math.isnan(found.p_holm):
+            continue
+        if not found.could_be_established:
+            said.append(
+                f"{name}: p {_p(found.p)} by itself; {found.family} such comparisons in one table need "
+                f"{found.pairs_needed} seeds before any can be called significant."
+            )
+            continue
+        among = f" ({_p(found.p_holm)} among {found.family})" if found.family > 1 else ""
+        said.append(f"{name}: p {_p(found.p)}{among}, {'established' if found.established else 'not established'}.")
+    return " ".join(said)
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def _lead(group: Sequence[Contrast]) -> Contrast:
@@ -86,8 +221,8 @@ def _change_told(found: Difference, form: Callable[..., str]) -> str:
 
 def _beside(controls: Sequence[Contrast], gains: Sequence[Contrast]) -> str:
     """`As many by other means: copy_paste +3.8, repeat +0.3; the difference to repeat is established.`"""
-    own = {id(gain.new): percent(gain.differences[AP50].mean, signed=True) for gain in gains}
-    changes = [f"{control.old.generator} {own[id(control.old)]}" for control in controls]
+    own = {gain.new.runs: percent(gain.differences[AP50].mean, signed=True) for gain in gains}
+    changes = [f"{control.old.generator} {own[control.old.runs]}" for control in controls]
     sure = [control.old.generator for control in controls if control.differences[AP50].established]
     told = f"the difference to {' and '.join(sure)} is established" if sure else "no difference to these is established"
     return f"As many by other means: {', '.join(changes)}; {told}."

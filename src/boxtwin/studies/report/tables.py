@@ -14,9 +14,13 @@ from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.class_figures import MOST_CLASSES, ClassChange, ClassFigures, class_columns
 from boxtwin.studies.comparison import Contrast, Difference
 from boxtwin.studies.conditions import Estimate, Row, prefixes, varied_settings
+from boxtwin.studies.costs import costs
 from boxtwin.studies.inference import LEAST_PAIRS
-from boxtwin.studies.report.verdict import count, number, percent
+from boxtwin.studies.report.numbers import count, number, percent
+from boxtwin.studies.runs import Cell
+from boxtwin.studies.slices import CountErrors, SliceFigure, Slicing
 
+SLICE_TITLES = {"size": "By size of the objects", "crowding": "By crowding", "scene": "By scene"}
 NO_CLASSES: Mapping[str, Sequence[ClassFigures]] = MappingProxyType({})
 WORDS = ("split", "generator")  # columns that are no numbers, beside the settings that differ
 
@@ -109,7 +113,7 @@ def page_table(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> tuple[tupl
     )
     body: list[tuple[Entry, ...]] = []
     for row in rows:
-        differences = by_row.get(id(row), {})
+        differences = by_row.get(row.runs, {})
         real, synthetic = (number(images, 0, False) for images in (row.real_images, row.synthetic_images))
         body.append(
             (
@@ -133,9 +137,9 @@ def named(rows: Sequence[Row]) -> Callable[[Row], str]:
     return lambda row: f"{prefix(row)}{row.split} x{row.variations}" + (f" {row.generator}" if row.variations else "")
 
 
-def against_none(contrasts: Sequence[Contrast]) -> dict[int, dict[str, Difference]]:
-    """The differences of each condition to no variations, by the `id` of its row."""
-    return {id(each.new): dict(each.differences) for each in contrasts if each.kind == "variations"}
+def against_none(contrasts: Sequence[Contrast]) -> dict[tuple[str, ...], dict[str, Difference]]:
+    """The differences of each condition to no variations, by the runs of its row."""
+    return {each.new.runs: dict(each.differences) for each in contrasts if each.kind == "variations"}
 
 
 def difference_entries(found: Difference | None, form: Callable[..., str]) -> tuple[Entry, Entry]:
@@ -195,11 +199,11 @@ def write_csv(
             change = getattr(row, field)
             values += [None] * 4 if change is None else [change.mean, change.low, change.high, change.pairs]
         for name in changes:
-            found = by_row.get(id(row), {}).get(name)
+            found = by_row.get(row.runs, {}).get(name)
             interval = None if found is None else found.interval
             values += [None] * 2 if interval is None else [interval.low, interval.high]
             values += [None] * 2 if found is None else [found.p, found.p_holm]
-        values += [entries.get(id(row), {}).get(heading) for heading in of_classes]
+        values += [entries.get(row.runs, {}).get(heading) for heading in of_classes]
         writer.writerow([None if isinstance(v, float) and math.isnan(v) else v for v in values])
     write_bytes_atomically(path, text.getvalue().encode())
 
@@ -256,3 +260,105 @@ def _class_change(change: ClassChange | None, form: Callable[..., str]) -> Entry
     interval = change.interval
     detail = f"{form(interval.low, signed=True)} to {form(interval.high, signed=True)}" if interval else ""
     return Entry(form(change.mean, signed=True), detail)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page; ``groups`` are parts of its body, each below a line of its own where it has a title."""
+
+    title: str
+    sentence: str
+    headings: tuple[str, ...]
+    groups: tuple[tuple[str, tuple[tuple[Entry, ...], ...]], ...]
+
+
+def cost_table(rows: Sequence[Row], cells: Sequence[Cell], found: Sequence[Contrast]) -> Table:
+    name, gains = named(rows), against_none(found)
+
+    def known(value: float, decimals: int = 0) -> Entry:
+        text = number(value, decimals, False)
+        return Entry("not known" if text == "-" else text)
+
+    lines = []
+    for cost in costs(rows, cells):
+        ap50, _ = difference_entries(gains.get(cost.row.runs, {}).get("map_50"), percent)
+        mae, _ = difference_entries(gains.get(cost.row.runs, {}).get("count_mae"), count)
+        lines.append(
+            (
+                Entry(name(cost.row)),
+                *(known(value) for value in (cost.fit_seconds, cost.vary_seconds, cost.train_seconds)),
+                known(cost.usd, 2),
+                known(cost.label_minutes, 1),
+                ap50,
+                mae,
+            )
+        )
+    headings = ("condition", "learning, s", "drawing, s", "training, s", "API, USD", "labelling, min", "AP50 vs x0")
+    return Table("", "", (*headings, "MAE vs x0"), (("", tuple(lines)),))
+
+
+def slice_tables(rows: Sequence[Row], found: Sequence[Slicing]) -> list[Table]:
+    name = named(rows)
+    tables = []
+    for slicing in found:
+        groups = []
+        for table in slicing.tables:
+            part, images = table.slice, int(table.slice.images.sum())
+            sizes = f"{_several(images, 'image')}, {_several(part.objects, 'object')}"
+            warning = {
+                (True, True): "",
+                (False, True): f"; objects in {part.with_objects} of them: too few to tell for AP50",
+                (True, False): "; too few images to tell",
+                (False, False): "; too few to tell",
+            }[part.tells_ap, part.tells_counts]
+            if not part.objects:
+                warning = "; AP is not defined without objects" + ("" if part.tells_counts else ", too few to tell")
+            lines = tuple(
+                (
+                    Entry(name(row)),
+                    Entry(percent(ap50.value)),
+                    _slice_change(row, ap50, percent, part.tells_ap),
+                    Entry(count(mae.value)),
+                    _slice_change(row, mae, count, part.tells_counts),
+                )
+                for row, ap50, mae in table.figures
+            )
+            groups.append((f"{part.name}: {sizes}{warning}", lines))
+        headings = ("condition", "AP50", "vs x0", "count MAE", "vs x0")
+        # Scenes can be many: they are opened by whoever wants them.
+        large = sum(table.slice.tells_counts for table in slicing.tables)
+        sentence = f"{large} of {len(groups)} shown are large enough to tell" if slicing.kind == "scene" else ""
+        tables.append(Table(SLICE_TITLES[slicing.kind], sentence, headings, tuple(groups)))
+    return tables
+
+
+def _slice_change(row: Row, figure: SliceFigure, form: Callable[..., str], tells: bool) -> Entry:
+    if not row.variations or not math.isfinite(figure.change):
+        return Entry("")
+    if not tells:
+        return Entry("too few")
+    detail = ""
+    if figure.interval:
+        detail = f"{form(figure.interval.low, signed=True)} to {form(figure.interval.high, signed=True)}"
+    return Entry(form(figure.change, signed=True), detail)
+
+
+def count_table(rows: Sequence[Row], found: CountErrors) -> Table:
+    name = named(rows)
+    sentence = f"{found.exact} of {found.images} test images are counted right in every run."
+    if found.worst:
+        sentence += (
+            f" The {len(found.worst)} below hold {100 * found.share:.0f} % of all absolute error"
+            if len(found.worst) > 1
+            else " The one below holds all error there is"
+        ) + ", the worst first."
+    headings = ("image", "true", *(name(row) for row in found.rows))
+    lines = tuple(
+        (Entry(image.name), Entry(str(image.true)), *(Entry(f"{each:.1f}") for each in image.found))
+        for image in found.worst
+    )
+    return Table("", sentence, headings, (("", lines),) if lines else ())
+
+
+def _several(amount: int, word: str) -> str:
+    return f"{amount} {word}{'' if amount == 1 else 's'}"

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from boxtwin.studies.condition_values import not_known_to_all, part, shown
-from boxtwin.studies.conditions import FINISHED, Cell, Row, paired_seeds, recorded_values, varied_settings
+from boxtwin.studies.conditions import Row, paired_seeds, recorded_values, varied_settings
+from boxtwin.studies.runs import FINISHED, Cell
 
 NOTED = ("boxtwin", "torch", "cuda", "threads")  # what may differ under the same recipe; commit and machine aside
 

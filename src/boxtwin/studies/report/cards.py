@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boxtwin.studies.conditions import Cell
-from boxtwin.studies.kept import LABEL_CARD, QUALITY_CARD, Kept, first_runs
+from boxtwin.studies.runs import LABEL_CARD, QUALITY_CARD, Cell, Kept, first_runs
 
 FIGURES = {
     "grey_levels": "grey levels: distance to the sources, in standard deviations",

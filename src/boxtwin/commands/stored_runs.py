@@ -1,0 +1,118 @@
+"""The runs of a study as MLflow has them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from boxtwin.errors import InputError
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE
+from boxtwin.studies.evidence import Evidence
+from boxtwin.studies.runs import BROKEN, FINISHED, SHOWN_FILES, Cell, Kept, first_runs, in_order, run_from
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, Store
+from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, read_result
+
+log = logging.getLogger(__name__)
+
+EVIDENCE_FILES = (MATCHES_FILE, RESULT_FILE)
+
+
+def last_study(store: Store) -> str:
+    """The study whose newest run is the newest of all.
+
+    Raises:
+        InputError: the store has no runs.
+    """
+    for experiment in store.studies():
+        if store.cells(experiment.name):
+            return str(experiment.name)
+    raise InputError(f"{store.uri} has no cells yet; make some: python train.py -m split=s1,s2 variations=0,2,10")
+
+
+def collect_cells(store: Store, study: str, tracking: Path, temporary: Path) -> list[Cell]:
+    """The cells of a study, whatever their state; runs that never got to their parameters are left out.
+
+    Args:
+        store: of the runs.
+        study: its name.
+        tracking: folder of the store, beside which the folders of runs lie.
+        temporary: takes copies of what runs keep in the store, where their folders are gone.
+
+    Raises:
+        InputError: the study has none.
+    """
+    cells = []
+    for run in store.cells(study):
+        try:
+            cells += [_cell(study, run, store, tracking, temporary)] if "split" in run.data.params else []
+        except BROKEN as error:
+            log.warning(
+                "run %s (%s) is damaged and left out: %s: %s",
+                *(run.info.run_id, run.info.run_name, type(error).__name__, error),
+            )
+    if not cells:
+        there = ", ".join(experiment.name for experiment in store.studies()) or "none"
+        raise InputError(f"no cells of a study called {study} in {store.uri}; studies there: {there}")
+    return in_order(cells)
+
+
+def copies_of(store: Store, cells: Sequence[Cell], temporary: Path) -> dict[str, Path]:
+    """What finished cells keep with their runs and not in their folders, which may be on another machine."""
+    kept, shown, found = Kept(), {cell.run_id for cell in first_runs(cells)}, {}
+    for cell in cells:
+        if cell.status != FINISHED:
+            continue
+        names = EVIDENCE_FILES + (SHOWN_FILES if cell.run_id in shown else ())
+        missing = [name for name in names if kept.find(cell, name) is None]
+        if missing:
+            found[cell.run_id] = temporary / cell.run_id
+            store.fetch_files(cell.run_id, [*missing, *(f"store/{name}" for name in missing)], found[cell.run_id])
+    return found
+
+
+def bring_back(store: Store, temporary: Path, cell: Cell) -> Evidence | None:
+    """The evidence of a cell as MLflow has it, put in the place of the damaged files; None if it has none."""
+    from boxtwin.commands.reuse import mend  # late: it reads detectors, and comparing needs no torch otherwise
+
+    copy, folder = temporary / cell.run_id, Path(cell.output_dir)
+    try:
+        store.fetch_files(cell.run_id, EVIDENCE_FILES, copy)
+        kept = Evidence.load(copy)
+        if kept is not None and cell.output_dir:
+            mend(store, cell.run_id, folder, [str((read_result(folder) or {}).get("identity"))])
+    except (OSError, MlflowException) as error:  # MLflow has lost it, or the folder is read-only
+        log.warning("%s: not mended from MLflow: %s", cell.output_dir or cell.name, error)
+        return Evidence.load(copy)
+    return kept
+
+
+def _cell(study: str, run: Run, store: Store, tracking: Path, temporary: Path) -> Cell:
+    params, tags, metrics = run.data.params, run.data.tags, dict(run.data.metrics)
+    # Whether training went on long enough is asked of cells without variations alone.
+    asked = int(params["variations"]) == 0 and run.info.status == FINISHED
+    folder, content = None, None
+    if run.info.status == FINISHED:
+        # The folder counts if what lies there is this very run's: another run may have written to the same place.
+        folder = find_folder(tags.get("boxtwin.output_dir", ""), tracking, tags.get(IDENTITY_TAG, ""))
+        if folder is None:
+            store.fetch_files(run.info.run_id, [RESULT_FILE], temporary / run.info.run_id)
+        content = read_result(folder or temporary / run.info.run_id)
+        if content is None:  # then nothing says what defines it
+            raise ValueError(f"its {RESULT_FILE} is gone or damaged, here and in MLflow")
+    return run_from(
+        params,
+        content or {},
+        study=study,
+        metrics=metrics,
+        run_id=run.info.run_id,
+        status=run.info.status,
+        output_dir=str(folder or ""),
+        setting=tags.get("boxtwin.setting"),
+        overrides=tags.get("boxtwin.overrides"),
+        store=f"{params['generator']}-{tags['boxtwin.store']}" if "boxtwin.store" in tags else None,
+        validation=store.history(run.info.run_id, "val/map") if asked else (),
+    )

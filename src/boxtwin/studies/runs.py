@@ -1,0 +1,227 @@
+"""The runs of a study, and reading them back from their folders."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from boxtwin.command_line import words_of
+from boxtwin.errors import InputError
+from boxtwin.evaluation.examples import EXAMPLES_FILE
+from boxtwin.evaluation.resampled_ap import MATCHES_FILE
+from boxtwin.studies.condition_values import Values, flatten
+from boxtwin.studies.evidence import Evidence
+from boxtwin.tracking.run_folders import RESULT_FILE, read_result
+
+log = logging.getLogger(__name__)
+
+FINISHED = "FINISHED"  # MLflow's word
+DAMAGED = "DAMAGED"  # of a finished run whose matches cannot be read, here or in MLflow; train.py runs it again
+NO_GENERATOR = "none"  # what a run without variations is filed under
+# What reading a record meets in values that are missing, or are not what they should be.
+BROKEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+LABEL_CARD, QUALITY_CARD = "label_card", "quality_card"  # .json and .png in the folder of a cell
+# What the report reads beside the evidence. Cells of older versions keep the second card with their run only.
+CARD_FILES = tuple(f"{card}{ending}" for card in (LABEL_CARD, QUALITY_CARD) for ending in (".json", ".png"))
+SHOWN_FILES = (EXAMPLES_FILE, *CARD_FILES)
+NO_COPIES: Mapping[str, Path] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: what was trained on what, and how it did on the test images. ``metrics`` are named as in MLflow."""
+
+    study: str
+    dataset: str
+    split: str
+    variations: int
+    generator: str  # `NO_GENERATOR` where variations is 0
+    detector: str
+    seed: int
+    steps: int
+    setting: str  # short hash of everything else that was configured
+    metrics: dict[str, float]
+    run_id: str
+    minutes: float
+    output_dir: str
+    status: str
+    overrides: str = ""  # what was typed after `python train.py` to get this cell, as a shell takes it
+    store: str = ""  # name of the store of its variations; empty: it has none, or does not say
+    train_size: int | None = None  # where only some of the split's training images were used; `split` says so too
+    labels: str = ""  # how those of its variations were found
+    validation: tuple[tuple[int, float], ...] = ()  # step, AP on the real validation images
+    condition: Values = field(default_factory=dict)  # every setting that defines it but the seed; empty: not recorded
+    data: str = ""  # hash of the whole data set with its labels; empty: not recorded
+    test: str = ""  # hash of the names of its test images; empty: not recorded
+    classes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # test figures by name of the class
+    provenance: Values = field(default_factory=dict)  # commit, versions, device, precision; empty: not recorded
+
+    @property
+    def name(self) -> str:
+        """The run's name in MLflow."""
+        return f"{self.split}-x{self.variations}-{self.generator}-{self.detector}-seed{self.seed}"
+
+    @property
+    def machine(self) -> str:
+        """Kind of device and precision, on which two runs must agree to be a pair; empty where not recorded."""
+        parts = (self.provenance.get("device", ""), self.provenance.get("precision", ""))
+        return " ".join(parts) if all(parts) else ""
+
+
+class Kept:
+    """Files that cells keep, by name.
+
+    Args:
+        copies: by run id, a folder that has what a cell's own folder lacks.
+    """
+
+    def __init__(self, copies: Mapping[str, Path] = NO_COPIES) -> None:
+        self._copies = dict(copies)
+
+    def find(self, cell: Cell, name: str) -> Path | None:
+        """A file of a cell; None if it keeps none of that name."""
+        folders = [Path(cell.output_dir)] if cell.output_dir else []
+        if cell.run_id in self._copies:
+            folders += [self._copies[cell.run_id], self._copies[cell.run_id] / "store"]
+        return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def first_runs(cells: Sequence[Cell]) -> list[Cell]:
+    """The finished cell of the first seed of each condition, those with the most variations first: what is shown."""
+    chosen: dict[tuple[object, ...], Cell] = {}
+    for cell in sorted(cells, key=lambda cell: (cell.split, -cell.variations, cell.generator, cell.seed, cell.run_id)):
+        if cell.status == FINISHED:
+            key = (cell.dataset, cell.detector, cell.setting, cell.steps, cell.split, cell.generator, cell.variations)
+            chosen.setdefault((*key, *sorted(cell.condition.items())), cell)
+    return list(chosen.values())
+
+
+def cells_in(folder: Path) -> list[Cell]:
+    """The finished cells whose folders lie in ``folder``: what `train.py` leaves there, or copies of it.
+
+    Raises:
+        InputError: there are none.
+    """
+    cells = []
+    for file in sorted(folder.glob(f"*/{RESULT_FILE}")):
+        try:
+            cells.append(_cell_in(file))
+        except BROKEN as error:
+            log.warning("%s is damaged; this run is left out (%s: %s)", file, type(error).__name__, error)
+    if not cells:
+        raise InputError(f"cells={folder} holds no folder of a cell, with a {RESULT_FILE} in it")
+    return in_order(cells)
+
+
+def _cell_in(file: Path) -> Cell:
+    """A finished run, from the result.json in its folder."""
+    content = read_result(file.parent)
+    if content is None:
+        raise ValueError("it is cut, or no JSON")
+    return run_from(
+        content["params"],
+        content,
+        study=content["study"],
+        metrics={name: float("nan") if value is None else value for name, value in content["metrics"].items()},
+        run_id=file.parent.name,
+        status=FINISHED,
+        output_dir=str(file.parent),
+        setting=content.get("setting"),
+        overrides=content.get("overrides"),
+        store=content["data"].get("store"),
+        validation=content.get("validation", ()),
+    )
+
+
+def run_from(
+    params: Mapping[str, Any],
+    content: Mapping[str, Any],
+    *,
+    study: str,
+    run_id: str,
+    status: str,
+    output_dir: str,
+    setting: str | None,
+    overrides: str | Sequence[str] | None,
+    metrics: dict[str, float],
+    store: str | None,
+    validation: Sequence[Sequence[int | float]],  # steps and values
+) -> Cell:
+    """A run from its parameters, as result.json and MLflow have them, and the content of its result.json.
+
+    The content is empty for a run that did not finish, and older versions wrote less. The other arguments are those of
+    `Cell`; None where the run does not say.
+    """
+    names = sorted(entry["file_name"] for entry in content.get("counts", ()))
+    size = params.get("train_size")
+    return Cell(
+        study=study,
+        dataset=params["dataset"],
+        split=params["split"],
+        variations=int(params["variations"]),
+        generator=params["generator"],
+        detector=params["detector"],
+        seed=int(params["seed"]),
+        steps=int(params["steps"]),
+        run_id=run_id,
+        status=status,
+        output_dir=output_dir,
+        setting=setting or "unknown",
+        metrics=metrics,
+        minutes=metrics.get("time/total", float("nan")) / 60,
+        overrides=shlex.join(words_of(overrides or "")),
+        store=store or "",
+        train_size=None if size is None else int(size),
+        labels=params.get("labels", ""),
+        validation=tuple((int(step), float(value)) for step, value in validation),
+        condition=flatten(content.get("condition", {})),
+        data=content.get("data", {}).get("dataset_sha256") or "",
+        test=hashlib.sha256("\0".join(names).encode()).hexdigest() if names else "",
+        provenance=flatten(content.get("provenance", {})),
+        classes={
+            entry["name"]: {
+                name: value
+                for name, value in {**entry["metrics"], "count_threshold": entry["count_threshold"]}.items()
+                if value is not None
+            }
+            for entry in content.get("classes", ())
+        },
+    )
+
+
+def in_order(cells: Sequence[Cell]) -> list[Cell]:
+    """By split, generator, number of variations and seed."""
+    return sorted(cells, key=lambda cell: (cell.split, cell.generator, cell.variations, cell.seed))
+
+
+def with_evidence(
+    cells: Sequence[Cell], copies: Mapping[str, Path], bring_back: Callable[[Cell], Evidence | None] | None = None
+) -> tuple[list[Cell], dict[str, Evidence]]:
+    """The cells, those whose matches are damaged as such, and the evidence of the finished ones by run id.
+
+    Args:
+        cells: of a study.
+        copies: by run id, a folder that has what a cell's own folder lacks.
+        bring_back: gets the evidence of a cell whose own is damaged from elsewhere.
+    """
+    found, judged = {}, []
+    for cell in cells:
+        folders = [Path(cell.output_dir)] if cell.output_dir else []
+        folders += [copies[cell.run_id]] if cell.run_id in copies else []
+        kept = None
+        if cell.status == FINISHED:
+            kept = next((kept for folder in folders if (kept := Evidence.load(folder)) is not None), None)
+            if kept is None and any((folder / MATCHES_FILE).exists() for folder in folders):
+                kept = None if bring_back is None else bring_back(cell)
+                if kept is None:  # cells of older versions keep none
+                    cell = replace(cell, status=DAMAGED)
+        if kept is not None:
+            found[cell.run_id] = kept
+        judged.append(cell)
+    return judged, found

@@ -1,0 +1,50 @@
+"""A study, worked out once from its runs: what its table, its sentences, its page and its MLflow summary share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from boxtwin.studies.class_figures import ClassFigures, class_figures
+from boxtwin.studies.comparison import Contrast, Figures, contrasts
+from boxtwin.studies.conditions import Row, condition_table
+from boxtwin.studies.evidence import Evidence
+from boxtwin.studies.runs import NO_COPIES, Cell, Kept
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Runs, the conditions they make up, and the comparisons of these."""
+
+    cells: Sequence[Cell]
+    evidence: Mapping[str, Evidence]  # by run id
+    kept: Kept
+    rows: list[Row]
+    figures: Figures
+    contrasts: list[Contrast]
+    by_class: dict[str, list[ClassFigures]]
+
+    @classmethod
+    def of(
+        cls,
+        cells: Sequence[Cell],
+        evidence: Mapping[str, Evidence] = MappingProxyType({}),
+        copies: Mapping[str, Path] = NO_COPIES,
+    ) -> Study:
+        """Compare the conditions of a study.
+
+        Args:
+            cells: its runs, whatever their state.
+            evidence: by run id, where runs keep their matches.
+            copies: by run id, a folder with those files of a run that its own folder lacks.
+
+        Raises:
+            InputError: two finished runs are of the same condition and seed, or runs that are compared were tested on
+                different images.
+        """
+        rows, figures = condition_table(cells), Figures(evidence)
+        found = contrasts(rows, figures)
+        by_class = class_figures(rows, cells, evidence)
+        return cls(cells, evidence, Kept(copies), rows, figures, found, by_class)
