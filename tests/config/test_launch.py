@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from boxtwin.config.compose import register
 from boxtwin.config.identity import cell_name, defining_values, setting_hash, short_hash
 from boxtwin.config.launch import quote_numbers
-from boxtwin.errors import unanswered
+from boxtwin.errors import InputError, unanswered
 from boxtwin.synthesis.ddpm.model import ModelSettings
 from boxtwin.synthesis.generator import Generator
 
@@ -157,3 +157,9 @@ def test_a_fault_in_dealing_with_a_server_that_is_away_is_a_fault() -> None:
     assert unanswered(fault) is None
     fault.__cause__ = fault.__context__
     assert unanswered(fault) is not None
+
+
+def test_a_folder_under_its_former_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "generator_at").mkdir()
+    with pytest.raises(InputError, match="dataset_generator"):
+        quote_numbers([f"--config-dir={tmp_path}", "seed=0"], OPTIONS)

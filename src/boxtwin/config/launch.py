@@ -70,6 +70,10 @@ def quote_numbers(arguments: Sequence[str], options: Path) -> list[str]:
     quoted = []
     own = chosen_files(arguments).get("--config-dir")
     folders = [options] if own is None else [options, Path(own) / options.name]
+    for folder in folders:
+        former = folder.parent / "generator_at"
+        if former.is_dir():
+            raise InputError(f"{former} is not read any more: rename it to {former.with_name('dataset_generator')}")
     for argument in arguments:
         match = _PLAIN.fullmatch(argument)
         if match is None:
