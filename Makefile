@@ -32,13 +32,13 @@ $(STAMP): constraints.txt pyproject.toml
 	@touch $(STAMP)
 
 .PHONY: demo
-demo: setup  ## embedded data, the six-cell study, the comparison (about eleven minutes on 2 cores)
+demo: setup  ## embedded data, the six-run study, the comparison (about twenty minutes on 2 cores)
 	@$(BIN)/python train.py -m experiment=demo split=s1,s2 variations=0,2,10
 	@$(BIN)/python compare.py study=demo
 
 # No variations need no control, and the controls are held against the largest number, so there are two sweeps.
 .PHONY: study
-study: setup  ## embedded data, 60 cells with six seeds and both controls, the comparison (about an hour; resumes)
+study: setup  ## embedded data, 60 runs with six seeds and both controls, the comparison (about an hour; resumes)
 	@$(BIN)/python train.py -m experiment=study
 	@$(BIN)/python train.py -m experiment=study variations=10 generator=repeat,copy_paste
 	@$(BIN)/python compare.py study=sar_scenes_study

@@ -1,4 +1,4 @@
-"""Compare the cells of a study: table, curves, HTML report.  python compare.py [study=NAME]"""
+"""Compare the runs of a study: table, curves, HTML report.  python compare.py [study=NAME]"""
 
 import hydra
 from omegaconf import DictConfig
@@ -8,7 +8,7 @@ from boxtwin.config import launch
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="compare")
 def main(config: DictConfig) -> None:
-    """Read the cells back, compare, report."""
+    """Read the runs back, compare, report."""
 
     def work(config: DictConfig) -> None:
         # Imported here: --help must not wait for MLflow.

@@ -1,4 +1,4 @@
-"""A finished cell's detector for use elsewhere:  python export.py cell=multirun/STUDY/CELL formats=[onnx,mlflow]"""
+"""A finished run's detector for use elsewhere:  python export.py cell=multirun/STUDY/CELL formats=[onnx,mlflow]"""
 
 import hydra
 from omegaconf import DictConfig

@@ -1,4 +1,4 @@
-"""Train one cell of a study, or with -m a sweep of cells:  python train.py -m split=s1,s2 variations=0,2,10"""
+"""Train one run of a study, or with -m a sweep of cells:  python train.py -m split=s1,s2 variations=0,2,10"""
 
 import hydra
 from omegaconf import DictConfig

@@ -1,10 +1,10 @@
-"""Seconds of the first and the second cell of a sweep outside the training steps, by part.
+"""Seconds of the first and the second run of a sweep outside the training steps, by part.
 
     python benchmarks/cell_overhead.py
 
-Runs a small sweep of two cells without variations (`train.py -m split=s1,s2 variations=0`) in a folder of its own,
+Runs a small sweep of two runs without variations (`train.py -m split=s1,s2 variations=0`) in a folder of its own,
 with clocks around the parts. Parts do not overlap; "rest" is what no clock covers. Training steps, the predictions on
-validation and test images, and imports are shown apart: they are not overhead, or are paid once. The first cell also
+validation and test images, and imports are shown apart: they are not overhead, or are paid once. The first run also
 builds the embedded data set and makes the MLflow store.
 """
 
@@ -175,7 +175,7 @@ def main() -> None:
         for n in range(len(clocks.cells))
     ]
     print(f"\npython train.py {' '.join(command)}\nimports: {imports[0]:.2f} CPU-seconds, {imports[1]:.2f} wall\n")
-    print("| part | first cell, CPU-s | second cell, CPU-s | first, wall | second, wall |\n|---|---|---|---|---|")
+    print("| part | first run, CPU-s | second run, CPU-s | first, wall | second, wall |\n|---|---|---|---|---|")
     for part in (*overhead, "**overhead, all of the above**", *APART):
         (cpu_1, wall_1), (cpu_2, wall_2) = rows[part]
         print(f"| {part} | {cpu_1:.2f} | {cpu_2:.2f} | {wall_1:.2f} | {wall_2:.2f} |")

@@ -1,4 +1,4 @@
-"""Where the CPU time of one cell goes, from the first import to the last file.
+"""Where the CPU time of one run goes, from the first import to the last file.
 
     python benchmarks/cell_profile.py experiment=hrsid200 dataset.root=FOLDER detector.weights=FILE split=s1
 
@@ -112,7 +112,7 @@ def profile_operators(steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run the cell, print the tables."""
+    """Run the command, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--operators", type=int, default=10, help="training steps whose operators are told apart")
     parser.add_argument("overrides", nargs="*", help="settings of train.py")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the cell they measure, clocks, and tables that say which machine and day they are of."""
+"""What the benchmarks share: the run they measure, clocks, and tables that say which machine and day they are of."""
 # ruff: noqa: E402
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def prepared(arguments: argparse.Namespace, *more: str) -> Prepared:
-    """The cell that the options describe, and the process set up as for training it."""
+    """The run that the options describe, and the process set up as for training it."""
     register()
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(arguments.threads)

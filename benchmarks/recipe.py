@@ -5,7 +5,7 @@
 
 ``develop`` compares rows without looking at the test images: it halves the training and validation images of s1 by
 scene, trains on 40 images of each half and tests on the other half. ``report`` trains on s1 and s2 and tests on the
-test images. Each run is a cell of ``train.py`` with one thread, ``--jobs`` of them side by side; finished cells are
+test images. Each run is one command of ``train.py`` with one thread, ``--jobs`` of them side by side; finished runs are
 skipped, so a stopped benchmark goes on where it was. CPU-minutes are of the whole process, start-up and test included.
 """
 
@@ -118,7 +118,7 @@ def _draw(scenes: dict[str, list[str]], most: int, seed: int) -> list[str]:
 
 
 def run(cell: Cell, split_file: Path, arguments: argparse.Namespace) -> Outcome:
-    """Train one cell, unless it is done."""
+    """Train one run, unless it is done."""
     study = f"recipe-{cell.row}-{arguments.steps}"
     folder = arguments.folder / f"{cell.row}-{arguments.steps}-{cell.split}-{cell.seed}"
     note = folder / "minutes.json"
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="the published yolov3-tiny.weights")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0, 1 … of each (default: 1)")
     parser.add_argument("--steps", type=int, default=402, help="optimiser steps, a multiple of 6 (default: 402)")
-    parser.add_argument("--jobs", type=int, default=2, help="cells side by side, one thread each (default: 2)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default: 2)")
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/runs"), help="where runs are kept")
     arguments: Any = parser.parse_args()
     arguments.root, arguments.weights = arguments.root.resolve(), arguments.weights.resolve()

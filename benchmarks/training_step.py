@@ -48,7 +48,7 @@ def bare_step(cell: Prepared, module: DetectorModule, batch: Batch) -> Callable[
 
 
 def shipped(cell: Prepared, folder: Path) -> Callable[[], None]:
-    """The training of a cell as train.py does it, with decoding, augmentation, averaging, logging, validation."""
+    """The training of a run as train.py does it, with decoding, augmentation, averaging, logging, validation."""
     store = Store(uri=None, folder=folder / "mlruns")
     run = store.begin_cell(study="benchmark", name=folder.name, identity=folder.name, params={}, tags={})
     data, module = make_data(cell, make_plan(cell.split, ())), make_detector(cell)

@@ -1,7 +1,7 @@
 """What train.py is, with a job that takes no time and ends as ``plan.json`` says, instead of a training.
 
-``plan.json`` has, by the cell's name, how its first attempt ends, its second, and so on: ``crash``, ``refuse`` (the
-user's fault), ``data`` (the data set is wrong) or ``kill``; every other attempt writes result.json, as a cell does.
+``plan.json`` has, by the run's name, how its first attempt ends, its second, and so on: ``crash``, ``refuse`` (the
+user's fault), ``data`` (the data set is wrong) or ``kill``; every other attempt writes result.json, as a run does.
 Attempts are noted in ``attempts/``.
 """
 

@@ -271,7 +271,7 @@ def test_making_variations(name: str, paste: Pasted, monkeypatch: pytest.MonkeyP
 
 
 def test_generate_takes_settings_of_train() -> None:
-    """A file that knows nothing of what generate.py takes beyond a cell's settings."""
+    """A file that knows nothing of what generate.py takes beyond a run's settings."""
     with configurations():
         plain = compose("config")
         with pytest.raises(InputError, match="variations=0"):

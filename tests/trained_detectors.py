@@ -1,4 +1,4 @@
-"""Detectors for tests of what leaves a cell, and what a cell itself finds with them."""
+"""Detectors for tests of what leaves a run, and what the run itself finds with them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make_trained(
 
 
 def detect_as_studies_do(detector: TrainedDetector, paths: Sequence[Path]) -> list[Detections]:
-    """What a cell finds in image files: the data set, batches and module of its evaluation."""
+    """What a run finds in image files: the data set, batches and module of its evaluation."""
     nothing = np.zeros(0)
     samples = []
     for number, path in enumerate(paths):

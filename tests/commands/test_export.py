@@ -76,5 +76,5 @@ def test_errors_tell_what_there_is(cell: Path, values: dict[str, object], messag
 
 def test_without_any_cell_the_error_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"no finished cell lies in \.; python train\.py trains one"):
+    with pytest.raises(InputError, match=r"no finished run lies in \.; python train\.py trains one"):
         export_detector(config(cell="multirun/a/b"))

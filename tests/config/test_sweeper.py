@@ -50,14 +50,14 @@ def test_the_command_of_a_study_has_every_cell_once(sweep):
     line = "experiment=study split=s1,s2 variations=0,2,10 generator=pixel_ddpm,repeat,copy_paste seed=range(2)"
     code, printed, attempts = sweep(line)
     assert code == 0
-    assert "36 combinations are 28 cells" in printed
+    assert "36 combinations are 28 runs" in printed
     assert len(attempts) == 28
     assert set(attempts.values()) == {1}
     assert sum("-x0-none-" in name for name in attempts) == 4
-    assert "28 of 28 cells of this sweep have ended" in printed
+    assert "28 of 28 runs of this sweep have ended" in printed
     again, printed, attempts = sweep(line)
     assert (again, set(attempts.values())) == (0, {2})
-    assert "left" not in printed  # all had a result before, so nothing is known of how long a cell takes
+    assert "left" not in printed  # all had a result before, so nothing is known of how long a run takes
 
 
 @pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib"), pytest.param("submitit")])
@@ -68,7 +68,7 @@ def test_what_breaks_down_is_tried_once_more_and_then_listed(sweep, launcher):
     assert code == 1
     assert attempts == {once: 2, twice: 2, refused: 1, "s1-x0-none-yolov3_tiny_3l-seed3": 1}
     assert re.search(f"once more, since they broke down: {once}, {twice}$", printed, re.M)
-    summary = printed[printed.index("2 cell(s) of this sweep failed") :]
+    summary = printed[printed.index("2 run(s) of this sweep failed") :]
     assert once not in summary
     assert f"{twice}:\n    RuntimeError: the disk was full" in summary
     assert f"{refused}:\n    a value is wrong\n    set another" in summary
@@ -83,10 +83,10 @@ def test_what_is_wrong_with_a_data_set_is_found_once(sweep):
     plan = {f"s1-x0-none-yolov3_tiny_3l-seed{seed}": ["data"] * 4 for seed in range(2)}
     code, printed, attempts = sweep("seed=0,1 dataset.image_size=256,512 dataset.on_bad_box=error,clip", plan)
     assert code == 1
-    # Once for each of the two ways to read it, not for each of the eight cells.
+    # Once for each of the two ways to read it, not for each of the eight runs.
     assert sum(attempts.values()) == 2
     assert printed.count("FAILED: labels.json: boxes that are empty: 1") == 2
-    assert "8 cell(s) of this sweep failed" in printed
+    assert "8 run(s) of this sweep failed" in printed
     assert printed.count("    a.png") == 1
 
 
@@ -102,8 +102,8 @@ def test_a_job_that_is_killed_costs_no_other_its_turn(sweep, launcher):
 
 def test_the_time_that_is_left_is_told(sweep):
     _, printed, _ = sweep("seed=0,1")
-    assert re.search(r"^1 of 2 cells of this sweep have ended; about \d+ min left$", printed, re.M)
-    assert re.search(r"^2 of 2 cells of this sweep have ended$", printed, re.M)
+    assert re.search(r"^1 of 2 runs of this sweep have ended; about \d+ min left$", printed, re.M)
+    assert re.search(r"^2 of 2 runs of this sweep have ended$", printed, re.M)
 
 
 def test_a_sweep_leaves_no_notes(sweep, tmp_path):

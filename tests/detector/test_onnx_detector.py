@@ -1,4 +1,4 @@
-"""The detector without torch against the path that a cell's evaluation takes."""
+"""The detector without torch against the path that a run's evaluation takes."""
 
 import io
 from collections.abc import Callable

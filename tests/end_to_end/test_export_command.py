@@ -1,4 +1,4 @@
-"""From a cell to counts over HTTP, with the commands of docs/export.md."""
+"""From a run to counts over HTTP, with the commands of docs/export.md."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_a_sweep_killed_at_any_moment_is_finished_by_the_same_command(tmp_path: 
     moments = kill_moments()
     for _ in range(3):
         process = start(SWEEP, tmp_path)
-        # Up to this long: loading, building data, variations, training, testing and logging of several cells.
+        # Up to this long: loading, building data, variations, training, testing and logging of several runs.
         time.sleep(moments.uniform(6, 22))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -67,7 +67,7 @@ def test_two_studies_that_want_the_same_cell_at_once_train_it_once(tmp_path: Pat
 
 
 def test_resumed_training_ends_where_uninterrupted_training_ends(tmp_path: Path):
-    """Killed after its first checkpoint, a cell goes on from there and draws the same images in the same order."""
+    """Killed after its first checkpoint, a run goes on from there and draws the same images in the same order."""
     command = "train.py experiment=tiny_control split=s1 variations=2 trainer.steps=40 trainer.validations=10"
     (tmp_path / "whole").mkdir()
     (tmp_path / "broken").mkdir()
@@ -87,7 +87,7 @@ def test_a_sweep_ends_by_listing_every_cell_that_failed_and_why(tmp_path: Path):
     command = "train.py -m experiment=tiny_control variations=0 detector.warmup_steps=1,98,99"
     printed = run(command, tmp_path, code=1)
     assert [r.info.status for r in runs(tmp_path)] == ["FINISHED"]
-    summary = printed[printed.index("2 cell(s) of this sweep failed") :]
+    summary = printed[printed.index("2 run(s) of this sweep failed") :]
     assert "detector.warmup_steps=98 must be below trainer.steps=8" in summary
     assert "detector.warmup_steps=99 must be below trainer.steps=8" in summary
     assert "once more" not in printed  # who runs it again without changing it has the same
@@ -187,7 +187,7 @@ def test_bad_data_gives_one_error_before_anything_is_made(tmp_path: Path):
 
 
 def test_each_kind_of_bad_data_is_named(tmp_path: Path):
-    """One sweep over as many bad data sets: every cell fails with its own message, and nothing is made."""
+    """One sweep over as many bad data sets: every run fails with its own message, and nothing is made."""
     for fault in FAULTS:
         folder = tmp_path / fault.__name__
         content = write_coco(folder)
@@ -195,7 +195,7 @@ def test_each_kind_of_bad_data_is_named(tmp_path: Path):
         (folder / "annotations.json").write_text(json.dumps(content))
     roots = ",".join(fault.__name__ for fault in FAULTS)
     command = COCO_RUN.replace("train.py", "train.py -m").replace("dataset.root=set", f"dataset.root={roots}")
-    # Where data lies does not define a cell; the name does, so that each has its own folder.
+    # Where data lies does not define a run; the name does, so that each has its own folder.
     printed = run(f"{command} dataset.name=${{dataset.root}}", tmp_path, code=1)
     for fault, message in FAULTS.items():
         first = f"{fault.__name__}/annotations.json: .*: 1. Nothing was used"

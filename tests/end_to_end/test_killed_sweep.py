@@ -26,7 +26,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def cells(folder: Path) -> dict[str, dict[str, object]]:
-    """What every cell found, without what a clock measured."""
+    """What every run found, without what a clock measured."""
     found = {}
     for file in folder.glob("multirun/*/*/result.json"):
         result = json.loads(file.read_text())

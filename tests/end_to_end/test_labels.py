@@ -120,7 +120,7 @@ def test_a_labelling_detector_is_the_cell_without_variations_and_trained_once(co
     label_detectors.make_judge(with_some)
     assert path.stat().st_mtime_ns == before
     assert caplog.text.count("on the 6 real training images alone") == 1
-    # A damaged one is named, and trained again, or replaced by that of the cell's own run.
+    # A damaged one is named, and trained again, or replaced by that of the run itself.
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
     label_detectors.make_judge(with_some)
@@ -193,7 +193,7 @@ def test_a_cell_without_variations_leaves_its_detector_for_labels(tmp_path: Path
     assert kept.stem == json.loads(result.read_text())["identity"]
     assert kept.samefile(result.parent / "detector.safetensors")
     assert not list(tmp_path.glob("data/detectors/*.checkpoints"))
-    # The other cell counts what became of the labels, leaves refused images out, and shows the card.
+    # The other run counts what became of the labels, leaves refused images out, and shows the card.
     (store,) = tmp_path.glob("data/synthetic/speckled-*")
     card = json.loads((store / "label_card.json").read_text())
     (finished,) = (found for found in runs(tmp_path) if found.data.params["variations"] == "2")

@@ -82,7 +82,7 @@ def test_from_one_command_to_the_next(paste) -> None:
     page = Path("reports/my study/index.html").read_text().partition('id="reproduce"')[2]
     again, compare = (html.unescape(line) for line in re.findall(r"python \w+\.py [^<\n]*", page))
     assert "finished before" in paste(again)
-    assert "study my study: 1 cells" in paste(compare)
+    assert "study my study: 1 runs" in paste(compare)
     following = re.findall(r"^ +(python train\.py .*)$", printed, re.M)
     assert following
     for line in following:

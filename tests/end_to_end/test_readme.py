@@ -95,15 +95,15 @@ def test_command(command: str, tmp_path: Path):
 
 def test_comparing_a_certain_study(tmp_path: Path):
     run(f"train.py -m {SMALL} study=sar_scenes,another", tmp_path)
-    assert "study sar_scenes: 1 cells" in run("compare.py study=sar_scenes", tmp_path)
+    assert "study sar_scenes: 1 run" in run("compare.py study=sar_scenes", tmp_path)
     assert "What to run next" in run("compare.py study=sar_scenes plan=true", tmp_path)
     from_folders = run("compare.py cells=multirun/another", tmp_path)
     from_mlflow = run("compare.py study=another", tmp_path)
     # Folders know of no page in MLflow.
     assert from_folders == re.sub(r"in MLflow \(make ui\): .*\n\n", "", from_mlflow)
-    assert "holds no folder of a cell" in run("compare.py cells=mlruns", tmp_path, code=1)
+    assert "holds no folder of a run" in run("compare.py cells=mlruns", tmp_path, code=1)
     printed = run("compare.py study=nothing", tmp_path, code=1)
-    assert "no cells of a study called nothing" in printed
+    assert "no runs of a study called nothing" in printed
     assert "Traceback" not in printed
 
 
@@ -150,7 +150,7 @@ def test_the_glossary_has_at_most_40_terms_in_order():
 def test_a_kept_study(tmp_path: Path, study: str):
     """The table from the archive is the one that is kept beside it; the others are of the same form, and larger."""
     printed = run(f"compare.py cells={ROOT}/docs/results/{study}", tmp_path)
-    assert f"study {study}: 16 cells" in printed
+    assert f"study {study}: 16 runs" in printed
     made, kept = (
         list(csv.DictReader(path.read_text().splitlines()))
         for path in (tmp_path / "reports" / study / "comparison.csv", ROOT / "docs/results" / study / "comparison.csv")
@@ -182,7 +182,7 @@ def test_hrsid200_experiment(tmp_path: Path, hrsid200: Path):
 
 
 def test_make_ui(tmp_path: Path):
-    """The light MLflow server comes up on loopback and knows the cells."""
+    """The light MLflow server comes up on loopback and knows the runs."""
     run(f"train.py {SMALL}", tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -242,7 +242,7 @@ def test_make_study(tmp_path: Path):
         # Before the overrides: argparse takes them in one piece.
         run(f"{script} --config-dir {Path(__file__).parent / 'conf_study'} {typed} {small}", tmp_path, within=1800)
     printed = run(comparison, tmp_path, within=600)
-    assert "study sar_scenes_study: 20 cells" in printed
+    assert "study sar_scenes_study: 20 runs" in printed
     conditions = {r.info.run_name: r.data.metrics["seeds"] for r in runs(tmp_path, "condition")}
     expected = {"x0-none", "x2-pixel_ddpm", "x10-pixel_ddpm", "x10-repeat", "x10-copy_paste"}
     assert set(conditions) == {f"{split}-{part}-yolov3_nano" for split in ("s1", "s2") for part in expected}

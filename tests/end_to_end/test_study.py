@@ -24,7 +24,7 @@ SWEEP = "train.py -m split=s1,s2 variations=0,2,10"
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """The six cells on the embedded data, trained for a few steps, compared."""
+    """The six runs on the embedded data, trained for a few steps, compared."""
     folder = tmp_path_factory.mktemp("study")
     printed = run(f"{SWEEP} experiment=tiny", folder, within=500)
     return folder, printed, run("compare.py", folder)
@@ -168,7 +168,7 @@ def test_cells_differ_in_one_thing(study):
 
 def test_the_comparison_has_table_verdict_and_report(study):
     folder, _, compared = study
-    assert "6 cells" in compared
+    assert "6 runs" in compared
     assert "Yardstick, twice the real data" in compared
     assert "not enough runs to tell" in compared
     page = folder / compared.strip().splitlines()[-1].removeprefix("report: ")
@@ -239,7 +239,7 @@ def test_another_study_takes_over_what_is_there(study):
         assert (result["study"], result["metrics"]) == ("second", original["metrics"])
         assert result["taken_over_from"] == {"study": "sar_scenes", "run_id": source.info.run_id}
         assert read_detector(here / "detector.safetensors").origin["identity"] == result["identity"]
-    assert "study second: 2 cells" in run("compare.py study=second", folder)
+    assert "study second: 2 runs" in run("compare.py study=second", folder)
     again = run("train.py -m split=s2 variations=0,2 experiment=tiny study=second", folder)
     assert again.count("skipped (rerun=true") == 2
     anew = run("train.py split=s2 variations=0 experiment=tiny study=third rerun=true", folder)

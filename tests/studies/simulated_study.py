@@ -44,7 +44,7 @@ def simulate(
     resamples: int = 200,
     steps: Sequence[int] = (1200,),
 ) -> tuple[list[Cell], list[Row], SimulatedFigures]:
-    """Cells of conditions (split, variations, generator, real images, AP50).
+    """Runs of conditions (split, variations, generator, real images, AP50).
 
     Images are as hard for every run (``image_noise``); beyond that a condition (``own_image_noise``), and every run
     (``seed_noise`` of its mean, ``run_image_noise`` by image), has chance of its own. A count MAE falls as AP50 rises.

@@ -1,4 +1,4 @@
-"""Finished cells of a study, as the comparison reads them: what its tests begin with."""
+"""Finished runs of a study, as the comparison reads them: what its tests begin with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from boxtwin.studies.runs import Cell
 
 
 def finished_cell(run: str, variations: int, seed: int, *, metrics: dict[str, float], **changes: Any) -> Cell:
-    """A cell of split s2 with so many variations of a generator, ``repeat`` unless said."""
+    """A run of split s2 with so many variations of a generator, ``repeat`` unless said."""
     settings: dict[str, Any] = {
         "study": "demo",
         "dataset": "sar_scenes",

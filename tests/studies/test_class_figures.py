@@ -1,4 +1,4 @@
-"""The table of a study by class, from cells that were never trained."""
+"""The table of a study by class, from runs that were never trained."""
 
 import csv
 import io

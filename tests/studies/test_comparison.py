@@ -1,4 +1,4 @@
-"""Differences between conditions, from the folders that cells leave."""
+"""Differences between conditions, from the folders that runs leave."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def samples_of(images: int) -> list[Sample]:
 
 
 def write_cell(folder: Path, rng: np.random.Generator, share: float, images: int = IMAGES) -> dict[str, float]:
-    """A cell that finds each object with probability ``share``; its figures."""
+    """A run that finds each object with probability ``share``; its figures."""
     samples, found, counts = samples_of(images), {}, []
     for sample in samples:
         hit = rng.random(len(sample.boxes)) < share
@@ -88,7 +88,7 @@ def test_folders_without_matches_and_with_those_of_other_images(
 
 
 def study(tmp_path: Path, shares: dict[tuple[int, str], float], seeds: int) -> tuple[list[Row], Figures]:
-    """The rows of a study whose conditions (variations, generator) find so much, and what its cells keep."""
+    """The rows of a study whose conditions (variations, generator) find so much, and what its runs keep."""
     cells, evidence = [], {}
     for (variations, generator), share in shares.items():
         for seed in range(seeds):

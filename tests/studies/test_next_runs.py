@@ -83,7 +83,7 @@ def test_seeds_do_not_get_below_the_images():
             {},
             "generator.a=1 generator=repeat study=demo split=s2 variations=5 seed=0",
         ),
-        # What a sweep typed for all of its cells.
+        # What a sweep typed for all of its runs.
         ("generator=repeat generator.a=1", "none", {"variations": 0}, "study=demo split=s2 variations=0 seed=0"),
         (
             "generator=repeat generator.a=1 split.train_size=9",

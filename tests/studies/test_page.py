@@ -1,4 +1,4 @@
-"""The report's page as a browser and a reader without eyes get it, made of cells' folders."""
+"""The report's page as a browser and a reader without eyes get it, made of runs' folders."""
 
 import html
 import json
@@ -62,7 +62,7 @@ def found_in(samples: tuple[Sample, ...], share: float, seed: int) -> dict[int, 
 
 
 def make_cell(folder: Path, dataset: Dataset, variations: int, seed: int, **metrics: float) -> Cell:
-    """A cell's folder with all that the page reads of it, and the cell."""
+    """A run's folder with all that the page reads of it, and the cell."""
     name = f"s2-x{variations}-{'repeat' if variations else 'none'}-yolov3_nano-seed{seed}"
     here, samples = folder / name, dataset.samples
     here.mkdir(parents=True)

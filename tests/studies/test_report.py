@@ -131,7 +131,7 @@ def test_missing_baseline_no_change_and_unknown_figures_are_said():
     (unknown,) = said(condition_table([make_cell(ap50=math.nan), make_cell(variations=2)]))
     assert "AP50 - -> 40.0 (unknown), AP - -> 20.0 (unknown), count MAE 1.00 -> 1.00 (no change)" in unknown
     (base,) = said(condition_table([make_cell()]))
-    assert "No finished cell with variations" in base
+    assert "No finished run with variations" in base
     assert said([]) == ["No finished cell: there is nothing to compare."]
 
 
@@ -223,10 +223,10 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path):
     assert len(page.alt) == 2
     assert all(page.alt)
     assert "<script" not in path.read_text()
-    for words in ("s2, 10 variations", "Yardstick", "1 of 6 cells did not finish", "FAILED", "broken<1>", "seed 0"):
+    for words in ("s2, 10 variations", "Yardstick", "1 of 6 runs did not finish", "FAILED", "broken<1>", "seed 0"):
         assert words in re.sub(r"\s+", " ", page.text)
     assert "python train.py split=s1 variations=0 seed=0\n" in page.text
-    # What a cell of an older version was started with is not known; its parameters are.
+    # What a run of an older version was started with is not known; its parameters are.
     assert (
         "python train.py study=demo dataset=sar_scenes split=s1 variations=2 generator=pixel_ddpm "
         "detector=yolov3_nano seed=0 trainer.steps=300  # from its parameters\n"

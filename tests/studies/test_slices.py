@@ -134,7 +134,7 @@ def test_a_part_of_the_images_is_what_counting_the_others_never_gives(tmp_path: 
 
 
 def study(folder: Path, seeds: dict[int, Sequence[int]], images: int = 40) -> tuple[list[Row], dict[str, Evidence]]:
-    """Rows of cells with so many variations, by their seeds."""
+    """Rows of runs with so many variations, by their seeds."""
     samples, cells, evidence = images_of(images), [], {}
     for variations, numbers in seeds.items():
         for seed in numbers:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_comparison import study  # the cells of a small study, on disk
+from test_comparison import study  # the runs of a small study, on disk
 
 from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.summaries import conditions

@@ -132,7 +132,7 @@ def test_conditions_are_brought_up_to_date_in_place_and_are_no_cells(store, tmp_
     assert first["s1-x2"].data.tags["boxtwin.seeds"] == "0 1"
     assert first["s1-x10"].data.metrics == {"seeds": 2}
     assert store.cells(study) == []
-    # A third seed, and a condition whose cells were deleted.
+    # A third seed, and a condition whose runs were deleted.
     store.write_conditions(study, [condition("x2", seeds=3.0, map=0.4, map_low=0.3)])
     second = there()
     assert set(second) == {"s1-x2"}

@@ -1,4 +1,4 @@
-"""From a finished cell to the files that are used elsewhere: ONNX, an MLflow model, Darknet."""
+"""From a finished run to the files that are used elsewhere: ONNX, an MLflow model, Darknet."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from boxtwin.files import write_bytes_atomically
 log = logging.getLogger(__name__)
 
 FORMATS = ("onnx", "mlflow", "darknet")
-LISTED = 20  # cells that an error names
+LISTED = 20  # runs that an error names
 
 
 def export_detector(composed: DictConfig) -> list[Path]:
-    """Write a cell's detector in the formats that the configuration names; returns what was written.
+    """Write a run's detector in the formats that the configuration names; returns what was written.
 
     Raises:
         InputError: no detector there, unknown formats, packages missing, or a target that is in the way. Nothing has
@@ -104,7 +104,7 @@ def _there(near: Path) -> str:
     folder = next((folder for folder in (near, *near.parents) if folder.is_dir()), Path())
     found = sorted(path.parent for depth in ("*/", "*/*/", "*/*/*/") for path in folder.glob(f"{depth}{FILE}"))
     if not found:
-        return f"no finished cell lies in {folder}; python train.py trains one"
+        return f"no finished run lies in {folder}; python train.py trains one"
     more = f"\n  and {len(found) - LISTED} more" if len(found) > LISTED else ""
     return "finished cells:" + "".join(f"\n  {quoted(setting('cell', str(path)))}" for path in found[:LISTED]) + more
 

@@ -82,7 +82,7 @@ def generate(composed: DictConfig) -> None:
 
 
 def make(cell: Prepared) -> Made:
-    """Make what a cell lacks, before it is trained. Generators that run elsewhere are not called.
+    """Make what a run lacks, before it is trained. Generators that run elsewhere are not called.
 
     Raises:
         InputError: such a generator would have to be; the message has the command that does it.
@@ -130,7 +130,7 @@ def contact_sheet(cell: Prepared) -> Path | None:
 
 
 def quality_card(cell: Prepared) -> QualityCard | None:
-    """The quality card of all variations that the cell's store has of its split; None where there is none.
+    """The quality card of all variations that the run's store has of its split; None where there is none.
 
     None too with ``quality=false``. Written after the variations are there, and for people only: nothing that is made
     or trained follows from it.
@@ -167,7 +167,7 @@ def command(config: BoxtwinConfig, *more: str) -> str:
 
 
 def _library_of(cell: Prepared) -> Library:
-    assert cell.library is not None, "a cell without variations has no library"
+    assert cell.library is not None, "a run without variations has no library"
     return cell.library
 
 

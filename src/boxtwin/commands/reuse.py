@@ -1,4 +1,4 @@
-"""A cell that another study has run already: its files and its run become this study's too, and nothing is trained."""
+"""Reuse of a finished run of another study: its files and its MLflow run are copied, and nothing is trained."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEPT = (
     *("overlays.png", "precision_recall.png", "counts.png"),
 )
 NEEDED = (RESULT_FILE, "detections.json", MATCHES_FILE)  # without which a run's figures cannot be had again
-OWN = {"result.json", "config.yaml", "train.log"}  # what says whose a cell is, and what Hydra writes
+OWN = {"result.json", "config.yaml", "train.log"}  # what says whose a run is, and what Hydra writes
 
 
 def mend(store: Store, run_id: str, folder: Path, identities: Sequence[str]) -> list[str]:
@@ -91,23 +91,23 @@ def take_over(
 ) -> dict[str, float]:
     """Give a run everything of the finished run ``source``; returns its metrics.
 
-    Files are linked from the folder of the other cell where they are whole, and come from the store otherwise, which
+    Files are linked from the folder of the other run where they are whole, and come from the store otherwise, which
     has all but the detector. Killed in the middle, it is done once more.
 
     Args:
         store: of both runs.
-        run_id: of the cell of this study, begun.
-        source: the finished run of the same cell in another study.
-        output: folder of the cell of this study.
+        run_id: of the run of this study, begun.
+        source: the finished MLflow run of the same identity in another study.
+        output: folder of the run of this study.
         tracking: folder of the MLflow store.
         own_identity: of the cell.
-        condition: all that defines the cell, which results of older versions do not say.
+        condition: all that defines the run, which results of older versions do not say.
         study: this study's name.
-        overrides: what was typed for the cell of this study.
+        overrides: what was typed for the run of this study.
         detector: name of the file that holds the trained detector.
 
     Raises:
-        FileNotFoundError: what the other cell's figures follow from is gone or damaged, here and in the store. Nothing
+        FileNotFoundError: what the other run's figures follow from is gone or damaged, here and in the store. Nothing
             has been given to the run then.
     """
     origin = store.study_of(source)
@@ -137,7 +137,7 @@ def take_over(
         result |= {"study": study, "overrides": overrides, "condition": condition, "taken_over_from": taken_from}
         result["identity"] = own_identity  # an older version may have given it another one
         if not (output / detector).exists():
-            log.warning("%s is not there any more: this cell has its figures, but no %s", recorded, detector)
+            log.warning("%s is not there any more: this run has its figures, but no %s", recorded, detector)
         write_bytes_atomically(output / "result.json", json.dumps(result, indent=1).encode())
         store.log_files(run_id, [output / "result.json"])
     store.tag(run_id, code_tags(source.data.tags) | {TAKEN_OVER_TAG: f"{origin}/{source.info.run_id}"})

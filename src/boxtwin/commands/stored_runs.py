@@ -30,11 +30,11 @@ def last_study(store: Store) -> str:
     for experiment in store.studies():
         if store.cells(experiment.name):
             return str(experiment.name)
-    raise InputError(f"{store.uri} has no cells yet; make some: python train.py -m split=s1,s2 variations=0,2,10")
+    raise InputError(f"{store.uri} has no runs yet; make some: python train.py -m split=s1,s2 variations=0,2,10")
 
 
 def collect_cells(store: Store, study: str, tracking: Path, temporary: Path) -> list[Cell]:
-    """The cells of a study, whatever their state; runs that never got to their parameters are left out.
+    """The runs of a study, whatever their state; runs that never got to their parameters are left out.
 
     Args:
         store: of the runs.
@@ -56,12 +56,12 @@ def collect_cells(store: Store, study: str, tracking: Path, temporary: Path) -> 
             )
     if not cells:
         there = ", ".join(experiment.name for experiment in store.studies()) or "none"
-        raise InputError(f"no cells of a study called {study} in {store.uri}; studies there: {there}")
+        raise InputError(f"no runs of a study called {study} in {store.uri}; studies there: {there}")
     return in_order(cells)
 
 
 def copies_of(store: Store, cells: Sequence[Cell], temporary: Path) -> dict[str, Path]:
-    """What finished cells keep with their runs and not in their folders, which may be on another machine."""
+    """What MLflow keeps of finished runs whose folders may be on another machine."""
     kept, shown, found = Kept(), {cell.run_id for cell in first_runs(cells)}, {}
     for cell in cells:
         if cell.status != FINISHED:
@@ -75,7 +75,7 @@ def copies_of(store: Store, cells: Sequence[Cell], temporary: Path) -> dict[str,
 
 
 def bring_back(store: Store, temporary: Path, cell: Cell) -> Evidence | None:
-    """The evidence of a cell as MLflow has it, put in the place of the damaged files; None if it has none."""
+    """The evidence of a run as MLflow has it, put in the place of the damaged files; None if it has none."""
     from boxtwin.commands.reuse import mend  # late: it reads detectors, and comparing needs no torch otherwise
 
     copy, folder = temporary / cell.run_id, Path(cell.output_dir)
@@ -92,7 +92,7 @@ def bring_back(store: Store, temporary: Path, cell: Cell) -> Evidence | None:
 
 def _cell(study: str, run: Run, store: Store, tracking: Path, temporary: Path) -> Cell:
     params, tags, metrics = run.data.params, run.data.tags, dict(run.data.metrics)
-    # Whether training went on long enough is asked of cells without variations alone.
+    # Whether training went on long enough is asked of runs without variations alone.
     asked = int(params["variations"]) == 0 and run.info.status == FINISHED
     folder, content = None, None
     if run.info.status == FINISHED:

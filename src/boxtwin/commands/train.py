@@ -53,11 +53,11 @@ from boxtwin.tracking.run_folders import find_folder, own_folder, recorded_path
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"  # below the cell's folder
+CHECKPOINTS = "checkpoints"  # below the run's folder
 
 
 def run_cell(composed: DictConfig) -> dict[str, float]:
-    """Train, test and log one cell; return its metrics. A finished cell is skipped, a broken-off one goes on."""
+    """Train, test and log one run; return its metrics. A finished run is skipped, a broken-off one goes on."""
     _quieten()
     config = to_object(composed, BoxtwinConfig)
     cell = prepare(config)
@@ -107,7 +107,7 @@ def run_cell(composed: DictConfig) -> dict[str, float]:
             recorded = recorded_path(output, tracking)
             store.tag(run.run_id, {NOTE_TAG: note(recorded, DETECTOR_FILE)})
         store.end(run.run_id, "FINISHED")
-        # Not before: killed in between, the cell needs no new training.
+        # Not before: killed in between, the run needs no new training.
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     took = (
         f"{metrics['time/total'] / 60:.1f} minutes"
@@ -127,7 +127,7 @@ def run_cell(composed: DictConfig) -> dict[str, float]:
 
 
 def _tags(cell: Prepared, output: Path) -> dict[str, str]:
-    """What MLflow's run says of a cell, whatever code makes its result."""
+    """What MLflow records of a run, whatever code makes its result."""
     return {
         IDENTITY_TAG: cell.identity,
         "boxtwin.setting": setting_hash(cell.config),
@@ -165,7 +165,7 @@ def _end(store: Store, run_id: str, status: str, reason: str) -> None:
 
 
 class _Cell:
-    """One cell at work: variations, plan, training, testing, files, metrics."""
+    """One run at work: variations, plan, training, testing, files, metrics."""
 
     def __init__(self, cell: Prepared, store: Store, run_id: str, output: Path, composed: str) -> None:
         self.cell, self.config, self.store, self.run_id, self.output = cell, cell.config, store, run_id, output
@@ -229,7 +229,7 @@ class _Cell:
         return metrics
 
     def take_over(self, source: Run) -> dict[str, float] | None:
-        """Have what another study has of this very cell; None if that study has lost it."""
+        """Have what another study has of this very run; None if that study has lost it."""
         write_bytes_atomically(self.output / "config.yaml", self.composed.encode())
         try:
             metrics = take_over(
@@ -269,7 +269,7 @@ class _Cell:
         )
 
     def _keep(self, module: DetectorModule, thresholds: Thresholds) -> None:
-        """The cell's own file to use elsewhere, without what only training needs."""
+        """The run's own file to use elsewhere, without what only training needs."""
         origin = {"study": self.config.study, "cell": cell_name(self.config), "identity": self.cell.identity}
         trained = TrainedDetector(module, thresholds.together, origin, class_thresholds=thresholds.by_class)
         write_detector(trained, self.output / DETECTOR_FILE)

@@ -15,7 +15,7 @@ from boxtwin.config.schema import BoxtwinConfig
 
 Config = BoxtwinConfig | DictConfig  # as Hydra composed it where a value may still be missing
 
-# What the machine decides, or where things lie: two cells that differ in these only are the same cell.
+# What the machine decides, or where things lie: two runs that differ in these only are the same cell.
 _NOT_DEFINING = {
     # How image files are read is in the hash of the data, where it makes a difference.
     "dataset": ("root", "images", "annotations", "speckle", "orientation", "page", "channels", "max_pixels"),
@@ -71,7 +71,7 @@ _AXES = ("split", "variations", "generator", "seed")
 
 
 def defining_values(config: Config) -> dict[str, Any]:
-    """The part of a configuration that defines a cell, as plain values.
+    """The part of a configuration that defines a run, as plain values.
 
     Files are left out here and come in by their content (`boxtwin.commands.train`). Without variations, generator and
     labels define nothing: there is one baseline for all generators.
@@ -133,7 +133,7 @@ def condition_of(config: Config, data: Mapping[str, Any], *, weights: str | None
 
 
 def setting_hash(config: Config) -> str:
-    """Short hash of all that a study's table does not vary: cells can be compared when it is the same."""
+    """Short hash of all that a study's table does not vary: runs can be compared when it is the same."""
     values = {key: value for key, value in defining_values(config).items() if key not in (*_AXES, "labels")}
     return short_hash(values)
 
@@ -144,7 +144,7 @@ def short_hash(values: object) -> str:
 
 
 def generator_name(config: Config) -> str:
-    """The generator a cell really uses: ``none`` without variations."""
+    """The generator a run really uses: ``none`` without variations."""
     return str(config.generator["name"]) if config.variations.per_image else "none"
 
 
@@ -155,7 +155,7 @@ def train_size(config: Config) -> int | None:
 
 
 def split_name(config: Config) -> str:
-    """The split as its cells are filed under: ``s1``, or ``s1n40`` with its first 40 training images only."""
+    """The split as its runs are filed under: ``s1``, or ``s1n40`` with its first 40 training images only."""
     size = train_size(config)
     return str(config.split.name) if size is None else f"{config.split.name}n{size}"
 

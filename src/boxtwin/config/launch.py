@@ -34,8 +34,8 @@ from boxtwin.mixing.options import VariationsOptions
 
 log = logging.getLogger(__name__)
 
-RESULT_FILE = "result.json"  # what a cell writes last
-ATTEMPTS = 2  # at a cell that breaks down
+RESULT_FILE = "result.json"  # what a run writes last
+ATTEMPTS = 2  # at a run that breaks down
 SWEEP_VARIABLE = "BOXTWIN_SWEEP"
 _PLAIN = re.compile(r"(?P<key>\+?variations)=(?P<choices>(?:[\w.+-]|range\([^()]*\)|[\s,])*)")
 OPTIONS_VARIABLE = "BOXTWIN_OPTIONS"
@@ -222,7 +222,7 @@ class Sweep:
         ended = [note for note in notes if note["ended"]]
         new = sum(note["new"] for note in ended)
         left = self.jobs - self.there - new
-        said = f"{len(ended)} of {self.jobs} cells of this sweep have ended"
+        said = f"{len(ended)} of {self.jobs} runs of this sweep have ended"
         if new and left > 0:
             said += f"; about {_duration((time.time() - self.started) / new * left)} left"
         return said
@@ -296,7 +296,7 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
             log.error("%s", reason)
             return
         data = _data_of(config) if isinstance(error, DataError) else None
-        # The list at the end of the sweep has the whole message, once for all cells that share it.
+        # The list at the end of the sweep has the whole message, once for all runs that share it.
         if known is None:
             log.error("%s FAILED: %s", _name_of(config), reason.splitlines()[0])
     if note is not None and sweep is not None:
@@ -358,7 +358,7 @@ def note_run(uri: str, study: str, identity: str, lock: Path) -> None:
 
 
 def report_failures(outcomes: Sequence[Outcome]) -> None:
-    """List every cell of a sweep that failed, and why; `launch` then ends with 1."""
+    """List every run of a sweep that failed, and why; `launch` then ends with 1."""
     global _failed
     reasons: dict[str, list[str]] = defaultdict(list)
     for outcome in outcomes:
@@ -367,7 +367,7 @@ def report_failures(outcomes: Sequence[Outcome]) -> None:
     failed = sum(len(cells) for cells in reasons.values())
     _failed += failed
     if reasons:
-        lines = [f"{failed} cell(s) of this sweep failed; the same command tries them again:"]
+        lines = [f"{failed} run(s) of this sweep failed; the same command tries them again:"]
         for reason, cells in reasons.items():
             lines += [f"  {', '.join(cells)}:", *(f"    {line}" for line in reason.splitlines())]
         log.error("\n".join(lines))
@@ -384,7 +384,7 @@ def _name_of(config: DictConfig) -> str:
     try:
         return cell_name(config)
     except Exception as error:  # a missing value, say: the name must not hide the reason
-        return f"(cell without a name: {error})"
+        return f"(run without a name: {error})"
 
 
 def _duration(seconds: float) -> str:

@@ -57,7 +57,7 @@ class BoxtwinConfig:
 
 @dataclass
 class GenerateConfig(BoxtwinConfig):
-    """What generate.py takes beyond a cell's own settings. None of it defines a cell."""
+    """What generate.py takes beyond a run's own settings. None of it defines a cell."""
 
     confirm: bool = False
     budget: float | None = None

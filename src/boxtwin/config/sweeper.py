@@ -32,7 +32,7 @@ FORGOTTEN = 30 * 24 * 3600  # seconds
 class Cells(BasicSweeper):
     """Every combination of what the command line lists, as Hydra's own sweeper makes them, with three differences.
 
-    Combinations that are one cell (``variations=0`` under several generators) are launched once. What fails for
+    Combinations that are one run (``variations=0`` under several generators) are launched once. What fails for
     another reason than the user's settings is launched once more, after all others: by then a full disk, a server that
     was away or a memory that others had taken has had its time, and nothing has waited. What fails again is listed.
 

@@ -1,4 +1,4 @@
-"""Decoded images in memory-mapped files: decoded once, then shared by every cell of a sweep and every process.
+"""Decoded images in memory-mapped files: decoded once, then shared by every run of a sweep and every process.
 
 Decoding a JPEG of 800 x 800 pixels takes a few milliseconds, and a training image is drawn hundreds of times. One file
 holds the pixels of many images one after the other; an index beside it says where each begins, under the sha256 of the

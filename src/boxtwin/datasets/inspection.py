@@ -68,7 +68,7 @@ class ImageFile:
     look: Look | None = None
 
 
-# Every cell of a sweep checks the data set, in one process: an image that has not been touched since an earlier cell
+# Every run of a sweep checks the data set, in one process: an image that has not been touched since an earlier run
 # looked at it is not decoded again. Of the four, only the time of the last change cannot be set by a program.
 _State = tuple[int, int, int, int]  # inode, size, time written, time changed; nanoseconds
 _inspected: dict[tuple[Path, Reading], tuple[_State, ImageFile]] = {}

@@ -31,7 +31,7 @@ from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
 from boxtwin.weights import read_weights, write_weights
 
-FILE = "detector.safetensors"  # its name in the folder of a cell
+FILE = "detector.safetensors"  # its name in the folder of a run
 ENDING = Path(FILE).suffix
 ENTRY = "boxtwin"
 FORMAT = 1
@@ -166,7 +166,7 @@ def read_detector(path: Path) -> TrainedDetector:
 
 
 def read_initial_weights(network: YOLOv3, path: Path) -> DarknetReport:
-    """Read initial weights into a network: a cell's ``detector.safetensors``, or Darknet's file.
+    """Read initial weights into a network: a run's ``detector.safetensors``, or Darknet's file.
 
     Predictions of other classes are left as they are. Grey and colour go over into each other: the first convolution
     is summed over its channels, or shared out to three equal ones, and grey images have the same outputs.
@@ -220,7 +220,7 @@ def weights_digest(path: Path) -> str:
 
 
 def anchors_of(path: Path) -> Anchors:
-    """The anchors of a cell's ``detector.safetensors``, in pixels as it was trained.
+    """The anchors of a run's ``detector.safetensors``, in pixels as it was trained.
 
     Raises:
         InputError: it is another file; Darknet's weights hold no anchors.

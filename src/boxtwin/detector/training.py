@@ -75,7 +75,7 @@ def fit(
         default_root_dir=checkpoints,
         accelerator=accelerator,
         devices=options.devices,
-        # Spawned, the other processes do training only, and the cell's files and run stay with this one.
+        # Spawned, the other processes do training only, and the run's files and its MLflow run stay with this one.
         strategy="ddp_spawn" if options.devices > 1 else "auto",
         precision=precision,  # type: ignore[arg-type]
         max_steps=steps,
@@ -234,7 +234,7 @@ class Checkpoints(Checkpoint):
 
 
 class StepsBar(ProgressBar):
-    """One bar over all optimiser steps of a cell; Lightning's own starts anew after every validation."""
+    """One bar over all optimiser steps of a run; Lightning's own starts anew after every validation."""
 
     def __init__(self, title: str) -> None:
         super().__init__()

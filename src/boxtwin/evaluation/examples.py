@@ -1,7 +1,7 @@
-"""What a cell keeps for pictures of its test images: a few of them, small, with their true boxes, and what it counted.
+"""What a run keeps for pictures of its test images: a few of them, small, with their true boxes, and what it counted.
 
-The same images are kept by every cell that is tested on them (`boxtwin.evaluation.overlays.pick_examples`), and with
-them those that this cell counts worst. Boxes that were found are kept for all images: an image whose pixels one cell
+The same images are kept by every run that is tested on them (`boxtwin.evaluation.overlays.pick_examples`), and with
+them those that this run counts worst. Boxes that were found are kept for all images: an image whose pixels one run
 kept can be shown under all of them.
 """
 
@@ -24,7 +24,7 @@ from boxtwin.evaluation.counts import count_objects, counted
 from boxtwin.evaluation.overlays import pick_examples, to_8_bit
 from boxtwin.files import write_bytes_atomically
 
-EXAMPLES_FILE = "examples.json"  # its name in the folder of a cell
+EXAMPLES_FILE = "examples.json"  # its name in the folder of a run
 EXAMPLES = 4  # as many as a page has room for, times the conditions of a study
 WORST = 3
 SIDE = 400  # pixels, the longer one: some more than a page shows
@@ -37,7 +37,7 @@ class Pictured:
 
     sample: Sample
     webp: bytes
-    worst: bool  # kept because it was counted badly, not as one of those that every cell keeps
+    worst: bool  # kept because it was counted badly, not as one of those that every run keeps
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ def keep_examples(
     threshold: float | Sequence[float],
     classes: Sequence[str] = (),
 ) -> None:
-    """Write the file of a cell; it appears whole or not at all.
+    """Write the file of a run; it appears whole or not at all.
 
     Args:
         path: of the file.
@@ -88,7 +88,7 @@ def keep_examples(
 
 
 def load_examples(path: Path) -> Examples | None:
-    """What a cell kept; None where the file is missing, as with cells of older versions."""
+    """What a run kept; None where the file is missing, as with runs of older versions."""
     if not path.exists():
         return None
     content = json.loads(path.read_text())

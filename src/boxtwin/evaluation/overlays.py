@@ -73,7 +73,7 @@ def match(sample: Sample, found: Detections) -> Matches:
 def pick_examples(samples: Sequence[Sample], count: int) -> list[Sample]:
     """A fixed choice of ``count`` samples from the emptiest to the most crowded, whatever a detector makes of them.
 
-    They stand evenly spaced in the order of object count, then name; so every cell of a study shows the same images.
+    They stand evenly spaced in the order of object count, then name; so every run of a study shows the same images.
     """
     if count < 1:
         raise ValueError(f"at least one example must be asked for, got {count}")

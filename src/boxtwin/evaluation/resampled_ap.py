@@ -25,7 +25,7 @@ from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.matching import AREAS, BITS, COCO_LIMIT, IOUS, Matching, match_detections
 from boxtwin.files import write_bytes_atomically
 
-MATCHES_FILE = "matches.npz"  # its name in the folder of a cell
+MATCHES_FILE = "matches.npz"  # its name in the folder of a run
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's grid
 # As many resamples are worked on at once as keep the intermediate arrays in a processor's cache (2 MiB).
 ELEMENTS_AT_ONCE = 100_000

@@ -1,1 +1,1 @@
-"""Which images make up one cell, and how they become batches."""
+"""Which images make up one run, and how they become batches."""

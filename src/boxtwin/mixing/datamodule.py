@@ -215,7 +215,7 @@ class Collate:
 
 
 class StudyDataModule(pl.LightningDataModule):
-    """The images of one cell as batches.
+    """The images of one run as batches.
 
     Args:
         plan: which images; its own check refuses a variation on the wrong side.
@@ -224,7 +224,7 @@ class StudyDataModule(pl.LightningDataModule):
         tile: side of the squares that other images are looked at in; None for whole images.
         channels: 1 for a network that takes grey images, 3 for one that takes colour.
         batch_size: images a step.
-        steps: optimiser steps in all; every cell of a study takes the same.
+        steps: optimiser steps in all; every run of a study takes the same.
         steps_per_epoch: steps between two validations; this is what Lightning calls an epoch here.
         augmentation: what is done to training images.
         synthetic_fraction: share of each training batch that is synthetic; None: as the counts have it.

@@ -47,7 +47,7 @@ class Plan:
         if strays:
             raise ValueError("a variation must stay on its source's side: " + "; ".join(strays[:10]))
         if not self.train or not self.val or not self.test:
-            raise ValueError("a cell needs training, validation and test images")
+            raise ValueError("a run needs training, validation and test images")
 
     @property
     def real_train(self) -> int:
@@ -79,7 +79,7 @@ def draw_order(
 ) -> Int[np.ndarray, "steps batch"]:
     """Which training image (an index into ``plan.train``) stands at which place of which batch.
 
-    Every cell takes the same number of steps of the same size; only the pool differs. With ``synthetic_fraction`` None
+    Every run takes the same number of steps of the same size; only the pool differs. With ``synthetic_fraction`` None
     all images are drawn equally often: shuffled passes over the pool, one after the other. Otherwise that share of
     every batch (rounded; what rounding takes is given back by later batches) is drawn from the variations, and the rest
     from the real images, each in shuffled passes of its own.

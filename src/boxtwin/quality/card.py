@@ -81,7 +81,7 @@ def write_quality_card(
 ) -> QualityCard:
     """Write ``quality_card.json`` and ``quality_card.png`` of a store; a progress bar shows how far it is.
 
-    Splits share the store of a generator that learns nothing, and cells of a sweep may want cards of either in turn. So
+    Splits share the store of a generator that learns nothing, and runs of a sweep may want cards of either in turn. So
     each card is kept in ``quality_cards``, by a hash of the pixels that it was made of, and made only once; the two
     files in the store's own folder are copies of the last one asked for. A store that has grown gets a new card. Other
     labels of the same pixels do not, in this store or one beside it, though boxes are drawn and kept out of the calm
@@ -105,7 +105,7 @@ def write_quality_card(
             for file in (picture, report):
                 link_file(other.with_name(file.name), file)
         if not report.exists():
-            # Imported here: most cells find their card and need no figure.
+            # Imported here: most runs find their card and need no figure.
             from boxtwin.quality.plot import draw
 
             evidence = gather(variations, training, validation, test, speckle)
@@ -121,7 +121,7 @@ def write_quality_card(
 
 
 def figures_of(card: dict[str, Any]) -> dict[str, float]:
-    """The few figures of a card that are tracked with every cell; nan where there is none."""
+    """The few figures of a card that are tracked with every run; nan where there is none."""
     figures = card["figures"]
     values = {
         "quality_grey_distance": figures["grey_levels"]["value"],

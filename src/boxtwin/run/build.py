@@ -59,7 +59,7 @@ ANCHORS_PER_HEAD = 3  # YOLOv3, section 2.3
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked configuration: everything a cell needs, before any work starts."""
+    """A checked configuration: everything a run needs, before any work starts."""
 
     config: BoxtwinConfig
     dataset: Dataset
@@ -150,9 +150,9 @@ def _tell_classes(dataset: Dataset, split: Split) -> None:
 
 
 def labelling_cells(config: BoxtwinConfig, dataset: Dataset, split: Split) -> list[Prepared]:
-    """The cells without variations whose detectors look at the labels of variations, with seeds from 0.
+    """The runs without variations whose detectors look at the labels of variations, with seeds from 0.
 
-    Their training sees the split's real images and nothing else; who has trained such a cell has its detector.
+    Their training sees the split's real images and nothing else; who has trained such a run has its detector.
     """
     cells = []
     for seed in range(config.labels.detectors):
@@ -168,7 +168,7 @@ def labelling_cells(config: BoxtwinConfig, dataset: Dataset, split: Split) -> li
 
 
 def detector_file(cell: Prepared) -> Path:
-    """Where the detector of a cell without variations is kept for the labels; under an earlier name if it is there."""
+    """Where the detector of a run without variations is kept for the labels; under an earlier name if it is there."""
     folder = Path(cell.config.data) / "detectors"
     files = [folder / f"{identity}.safetensors" for identity in cell.detector]
     return next((file for file in files if file.exists()), files[0])
@@ -260,7 +260,7 @@ def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
 
 
 def make_detector(cell: Prepared) -> DetectorModule:
-    """The untrained detector of a cell; its initial weights depend on the seed and the weights file alone."""
+    """The untrained detector of a run; its initial weights depend on the seed and the weights file alone."""
     detector = cell.config.detector
     # Initial weights are drawn from torch's global generator; the fork keeps the draw from leaking out.
     with torch.random.fork_rng(devices=[]):
@@ -386,7 +386,7 @@ def _anchors(config: BoxtwinConfig, real: Sequence[Sample]) -> Any:
         return [[[w * scale, h * scale] for w, h in head] for head in PUBLISHED_ANCHORS[architecture]]
     if config.detector.anchors is Anchors.weights:
         return anchors_of(Path(str(config.detector.weights)))  # `check_settings` says if there are none
-    # Real images only, and a fixed seed: every cell of a split has the same anchors.
+    # Real images only, and a fixed seed: every run of a split has the same anchors.
     return anchors_from_samples(
         real,
         image_size=config.detector.image_size,

@@ -1,7 +1,7 @@
 """Getting the judge of a store's labels ready: the detectors that look at variations, trained on real images only.
 
-They are the cells without variations of the same settings, trained as such and kept below ``data/detectors`` by their
-identity: a cell without variations that has been run leaves its detector there, and is asked instead of trained again.
+They are the runs without variations of the same settings, trained as such and kept below ``data/detectors`` by their
+identity: a finished run without variations leaves its detector there, and is asked instead of trained again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def make_ready(cell: Prepared) -> None:
-    """Give the cell's store its judge if any of its images has to be judged; train the detectors that it asks.
+    """Give the run's store its judge if any of its images has to be judged; train the detectors that it asks.
 
     Killed in the middle, the next call goes on from the last checkpoint. Two processes that need the same detector
     share one training.
@@ -45,7 +45,7 @@ def make_ready(cell: Prepared) -> None:
 
 
 def make_judge(cell: Prepared) -> Transfer:
-    """What decides about the labels of a cell's variations, its detectors trained."""
+    """What decides about the labels of a run's variations, its detectors trained."""
     assert cell.library is not None
     method, members = make_labels(cell.config, cell.dataset, cell.library.generator), []
     if method.asks_detectors:
@@ -55,14 +55,14 @@ def make_judge(cell: Prepared) -> Transfer:
 
 
 def keep_detector(cell: Prepared, file: Path) -> None:
-    """Leave the detector of a cell without variations where labels look for it."""
+    """Leave the detector of a run without variations where labels look for it."""
     path = detector_file(cell)
     if cell.per_image == 0 and damage(path) is not None:  # it is missing, or broken
         link_file(file, path)
 
 
 def write_label_card(cell: Prepared) -> list[Path]:
-    """Write the label card of the cell's store if its images have changed since; its files."""
+    """Write the label card of the run's store if its images have changed since; its files."""
     library = cell.library
     assert library is not None
     files = [library.folder / name for name in ("label_card.json", "label_card.png")]
@@ -75,7 +75,7 @@ def write_label_card(cell: Prepared) -> list[Path]:
 
 
 def label_figures(cell: Prepared) -> dict[str, float]:
-    """What became of the labels of a cell's variations, and what these cost, as metrics."""
+    """What became of the labels of a run's variations, and what these cost, as metrics."""
     library = cell.library
     if library is None:
         return {}
@@ -86,7 +86,7 @@ def label_figures(cell: Prepared) -> dict[str, float]:
 
 
 def describe(cell: Prepared) -> str:
-    """What became of the labels of a cell's variations, in one line."""
+    """What became of the labels of a run's variations, in one line."""
     assert cell.library is not None
     counts = tally(cell.library.judged(cell.sources, cell.per_image))
     boxes = ", ".join(f"{counts[name]} {name}" for name in DECISIONS)

@@ -1,1 +1,1 @@
-"""Cells of a study, gathered and compared."""
+"""Runs of a study, gathered and compared."""

@@ -1,4 +1,4 @@
-"""Command lines for cells that were not run yet, from those of cells that were."""
+"""Command lines for new runs, made from those of finished runs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def command(
     """A command line with another split, number of variations, generator and seeds.
 
     Args:
-        typed: what followed ``python train.py`` for a cell that is like the new ones in everything else, as a shell
+        typed: what followed ``python train.py`` for a run that is like the new ones in everything else, as a shell
             takes it.
-        typed_for: the generator of that cell, which may be none that was typed.
-        study: for cells that did not say it.
-        split, variations, generator, seeds, size: of the new cells; ``size`` is split.train_size, ``split`` None keeps
+        typed_for: the generator of that run, which may be none that was typed.
+        study: for runs that did not say it.
+        split, variations, generator, seeds, size: of the new runs; ``size`` is split.train_size, ``split`` None keeps
             the split as it was typed, by name or in a file of settings.
     """
     overrides = shlex.split(typed)

@@ -31,14 +31,14 @@ CONTROLS = ("repeat", "copy_paste")
 FIELDS = {"map": "ap", "map_50": "ap50", "count_mae": "count_mae"}  # of a `Row`
 MOST_FLIPS = 20
 RESAMPLES = 1000
-RESAMPLING_SEED = 0  # the same resamples for all cells of all studies
+RESAMPLING_SEED = 0  # the same resamples for all runs of all studies
 
 
 @dataclass(frozen=True)
 class Difference:
     """One figure of one condition less that of another, over the seeds that both have.
 
-    ``interval`` is None with fewer than two pairs, or where cells keep no matches. ``p`` is not corrected, ``p_holm``
+    ``interval`` is None with fewer than two pairs, or where runs keep no matches. ``p`` is not corrected, ``p_holm``
     is, for all differences of this figure that the table makes.
     """
 
@@ -69,9 +69,9 @@ class Difference:
 
 
 class Figures:
-    """Figures of cells on the test images and on resamples of them, each worked out once.
+    """Figures of runs on the test images and on resamples of them, each worked out once.
 
-    Cells must have been tested on the same images; `differences` compares no others.
+    Runs must have been tested on the same images; `differences` compares no others.
     """
 
     def __init__(self, evidence: Mapping[str, Evidence]) -> None:

@@ -1,4 +1,4 @@
-"""Cells of a study, gathered by condition: what was run, how it did, and how far it lies from its baseline."""
+"""Runs of a study, gathered by condition: what was run, how it did, and how far it lies from its baseline."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Row:
-    """One condition: the finished cells that differ in their seed only. AP and AP50 are in [0, 1], MAE in objects.
+    """One condition: the finished runs that differ in their seed only. AP and AP50 are in [0, 1], MAE in objects.
 
     ``split`` and ``generator`` name their parts of the condition uniquely among the rows of a table: settings in which
     parts of one name differ are added, as in ``repeat variations.synthetic_fraction=0.5``.
@@ -76,7 +76,7 @@ class Row:
     steps: int
     seeds: tuple[int, ...]
     runs: tuple[str, ...]  # run ids, in the order of the seeds
-    machines: tuple[str, ...]  # `Cell.machine`, in the order of the seeds
+    machines: tuple[str, ...]  # `Run.machine`, in the order of the seeds
     ap: Estimate
     ap50: Estimate
     count_mae: Estimate
@@ -87,7 +87,7 @@ class Row:
     ap_change: Change | None  # against no variations of the same split and setting; None without such runs
     ap50_change: Change | None
     count_mae_change: Change | None
-    train_size: int | None = None  # as in `Cell`
+    train_size: int | None = None  # as in `Run`
     generator_name: str = NO_GENERATOR  # without what tells it from others of the name
     values: Values = field(default_factory=dict)  # all that defines the condition
     varied: Values = field(default_factory=dict)  # those of its settings outside of `NAMES` that differ in the table
@@ -104,10 +104,10 @@ class Row:
 
 
 def condition_table(cells: Iterable[Cell]) -> list[Row]:
-    """Finished cells, gathered by condition and held against the same condition without variations, pair by pair.
+    """Finished runs, gathered by condition and held against the same condition without variations, pair by pair.
 
     Raises:
-        InputError: two finished cells are the same condition and seed: averaging them would pass one run off as two.
+        InputError: two finished runs are the same condition and seed: averaging them would pass one run off as two.
     """
     finished = [cell for cell in cells if cell.status == FINISHED]
     groups: dict[tuple[tuple[str, str], ...], dict[int, Cell]] = {}

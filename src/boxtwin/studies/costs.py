@@ -12,9 +12,9 @@ from boxtwin.studies.runs import FINISHED, Cell
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one condition; nan where cells do not say.
+    """Of one condition; nan where runs do not say.
 
-    What variations cost is counted whole, whichever cell or command paid for it, and once: seeds share them.
+    What variations cost is counted whole, whichever run or command paid for it, and once: seeds share them.
     ``fit_seconds`` is what the whole store's generator took to learn, ``train_seconds`` the mean of the runs.
     """
 
@@ -33,7 +33,7 @@ def costs(rows: Sequence[Row], cells: Sequence[Cell]) -> list[Cost]:
 
 
 def unattributed(cells: Sequence[Cell]) -> list[tuple[str, float]]:
-    """Cells that made variations and do not say what those of their condition cost in all: name and seconds."""
+    """Runs that made variations and do not say what those of their condition cost in all: name and seconds."""
     return [
         (cell.name, cell.metrics["time/generate"])
         for cell in cells
@@ -49,7 +49,7 @@ def _cost(row: Row, runs: Sequence[Mapping[str, float]]) -> Cost:
     def of_store(metric: str) -> float:
         if not row.variations:
             return 0.0
-        # Every cell of a condition says the same of its store, but for one that ran before the store's last mending.
+        # Every run of a condition says the same of its store, but for one that ran before the store's last mending.
         return max((run[metric] for run in runs if math.isfinite(run.get(metric, math.nan))), default=math.nan)
 
     seconds = [run["time/train"] for run in runs if math.isfinite(run.get("time/train", math.nan))]

@@ -1,4 +1,4 @@
-"""What a cell keeps of its test: enough to work its figures out again for any resample of the test images."""
+"""What a run keeps of its test: enough to work its figures out again for any resample of the test images."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def _no_counts() -> Int[np.ndarray, "0 0"]:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """The matches of a cell's detections, and its counts, image by image in the order of ``matches``."""
+    """The matches of a run's detections, and its counts, image by image in the order of ``matches``."""
 
     matches: Mapping[str, ResampledAP]  # by the names of `boxtwin.evaluation.resampled_ap.AREAS`
     names: tuple[str, ...]  # file names of the test images
     true: Int[np.ndarray, " images"]
     found: Int[np.ndarray, " images"]
-    groups: tuple[str, ...] = ()  # the scene of each image; none in cells of older versions
-    classes: tuple[str, ...] = ()  # none in cells of older versions, nor where there is but one
+    groups: tuple[str, ...] = ()  # the scene of each image; none in runs of older versions
+    classes: tuple[str, ...] = ()  # none in runs of older versions, nor where there is but one
     true_by_class: Int[np.ndarray, "_images _classes"] = field(default_factory=_no_counts)
     found_by_class: Int[np.ndarray, "_images _classes"] = field(default_factory=_no_counts)
 
     @classmethod
     def load(cls, folder: Path) -> Evidence | None:
-        """From the folder of a cell; None if it keeps no matches, as cells of older versions do not.
+        """From the folder of a run; None if it keeps no matches, as runs of older versions do not.
 
         None as well, with a warning, if they are damaged, or counts and matches are of different images.
         """

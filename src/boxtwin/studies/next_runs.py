@@ -24,7 +24,7 @@ MOST = 12  # candidates that are listed
 
 @dataclass(frozen=True)
 class Candidate:
-    """Cells that could be run, and what they would settle. Half widths are of 95 % intervals, AP50 in [0, 1]."""
+    """Runs that could be added, and what they would settle. Half widths are of 95 % intervals, AP50 in [0, 1]."""
 
     what: str
     settles: str
@@ -313,7 +313,7 @@ class _Planner:
         generator: str | None = None,
         size: int | None = None,
     ) -> str:
-        """The command of some cells, from what was typed to get those that are most alike."""
+        """The command of some runs, from what was typed to get those that are most alike."""
         variations = like.variations if variations is None else variations
         generator = like.generator if generator is None else generator
         by_run = {cell.run_id: cell for cell in self.cells}

@@ -26,8 +26,8 @@ DAMAGED = "DAMAGED"  # of a finished run whose matches cannot be read, here or i
 NO_GENERATOR = "none"  # what a run without variations is filed under
 # What reading a record meets in values that are missing, or are not what they should be.
 BROKEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-LABEL_CARD, QUALITY_CARD = "label_card", "quality_card"  # .json and .png in the folder of a cell
-# What the report reads beside the evidence. Cells of older versions keep the second card with their run only.
+LABEL_CARD, QUALITY_CARD = "label_card", "quality_card"  # .json and .png in the folder of a run
+# What the report reads beside the evidence. Runs of older versions keep the second card with their run only.
 CARD_FILES = tuple(f"{card}{ending}" for card in (LABEL_CARD, QUALITY_CARD) for ending in (".json", ".png"))
 SHOWN_FILES = (EXAMPLES_FILE, *CARD_FILES)
 NO_COPIES: Mapping[str, Path] = MappingProxyType({})
@@ -51,7 +51,7 @@ class Cell:
     minutes: float
     output_dir: str
     status: str
-    overrides: str = ""  # what was typed after `python train.py` to get this cell, as a shell takes it
+    overrides: str = ""  # what was typed after `python train.py` to get this run, as a shell takes it
     store: str = ""  # name of the store of its variations; empty: it has none, or does not say
     train_size: int | None = None  # where only some of the split's training images were used; `split` says so too
     labels: str = ""  # how those of its variations were found
@@ -75,17 +75,17 @@ class Cell:
 
 
 class Kept:
-    """Files that cells keep, by name.
+    """Files that runs keep, by name.
 
     Args:
-        copies: by run id, a folder that has what a cell's own folder lacks.
+        copies: by run id, a folder that has what a run's own folder lacks.
     """
 
     def __init__(self, copies: Mapping[str, Path] = NO_COPIES) -> None:
         self._copies = dict(copies)
 
     def find(self, cell: Cell, name: str) -> Path | None:
-        """A file of a cell; None if it keeps none of that name."""
+        """A file of a run; None if it keeps none of that name."""
         folders = [Path(cell.output_dir)] if cell.output_dir else []
         if cell.run_id in self._copies:
             folders += [self._copies[cell.run_id], self._copies[cell.run_id] / "store"]
@@ -93,7 +93,7 @@ class Kept:
 
 
 def first_runs(cells: Sequence[Cell]) -> list[Cell]:
-    """The finished cell of the first seed of each condition, those with the most variations first: what is shown."""
+    """The finished run of the first seed of each condition, those with the most variations first: what is shown."""
     chosen: dict[tuple[object, ...], Cell] = {}
     for cell in sorted(cells, key=lambda cell: (cell.split, -cell.variations, cell.generator, cell.seed, cell.run_id)):
         if cell.status == FINISHED:
@@ -103,7 +103,7 @@ def first_runs(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def cells_in(folder: Path) -> list[Cell]:
-    """The finished cells whose folders lie in ``folder``: what `train.py` leaves there, or copies of it.
+    """The finished runs whose folders lie in ``folder``: what `train.py` leaves there, or copies of it.
 
     Raises:
         InputError: there are none.
@@ -115,7 +115,7 @@ def cells_in(folder: Path) -> list[Cell]:
         except BROKEN as error:
             log.warning("%s is damaged; this run is left out (%s: %s)", file, type(error).__name__, error)
     if not cells:
-        raise InputError(f"cells={folder} holds no folder of a cell, with a {RESULT_FILE} in it")
+        raise InputError(f"cells={folder} holds no folder of a run, with a {RESULT_FILE} in it")
     return in_order(cells)
 
 
@@ -156,7 +156,7 @@ def run_from(
     """A run from its parameters, as result.json and MLflow have them, and the content of its result.json.
 
     The content is empty for a run that did not finish, and older versions wrote less. The other arguments are those of
-    `Cell`; None where the run does not say.
+    `Run`; None where the run does not say.
     """
     names = sorted(entry["file_name"] for entry in content.get("counts", ()))
     size = params.get("train_size")
@@ -203,12 +203,12 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
 def with_evidence(
     cells: Sequence[Cell], copies: Mapping[str, Path], bring_back: Callable[[Cell], Evidence | None] | None = None
 ) -> tuple[list[Cell], dict[str, Evidence]]:
-    """The cells, those whose matches are damaged as such, and the evidence of the finished ones by run id.
+    """The runs, those whose matches are damaged as such, and the evidence of the finished ones by run id.
 
     Args:
         cells: of a study.
-        copies: by run id, a folder that has what a cell's own folder lacks.
-        bring_back: gets the evidence of a cell whose own is damaged from elsewhere.
+        copies: by run id, a folder that has what a run's own folder lacks.
+        bring_back: gets the evidence of a run whose own is damaged from elsewhere.
     """
     found, judged = {}, []
     for cell in cells:
@@ -219,7 +219,7 @@ def with_evidence(
             kept = next((kept for folder in folders if (kept := Evidence.load(folder)) is not None), None)
             if kept is None and any((folder / MATCHES_FILE).exists() for folder in folders):
                 kept = None if bring_back is None else bring_back(cell)
-                if kept is None:  # cells of older versions keep none
+                if kept is None:  # runs of older versions keep none
                     cell = replace(cell, status=DAMAGED)
         if kept is not None:
             found[cell.run_id] = kept

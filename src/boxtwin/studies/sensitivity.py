@@ -44,7 +44,7 @@ def detectable(interval: Interval) -> float:
 
 
 def recipe(cell: Cell) -> tuple[str, ...] | None:
-    """What a cell was configured with, apart from a table's axes, steps and machine; None where it did not say."""
+    """What a run was configured with, apart from a table's axes, steps and machine; None where it did not say."""
     if not cell.overrides:
         return None
     kept = []

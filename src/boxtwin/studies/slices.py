@@ -20,7 +20,7 @@ from boxtwin.studies.inference import Interval, hierarchical_interval, image_cou
 LEAST_IMAGES = 10
 CROWDING = ((0, 0), (1, 1), (2, 4), (5, 9), (10, None))  # true objects per image, from and to
 SCENES = 8  # shown by name; the others are taken together
-RESAMPLES = 400  # of the test images: some 16 slices of every cell, and no p depends on them
+RESAMPLES = 400  # of the test images: some 16 slices of every run, and no p depends on them
 WORST = 10  # images that are listed
 SIZES = {
     "small": "small objects, under 32² square pixels",
@@ -110,7 +110,7 @@ def slices_of(evidence: Evidence) -> dict[str, list[Slice]]:
 
 
 def slicings(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[Slicing]:
-    """All slices of all conditions whose cells keep their matches; conditions with other test images stand apart."""
+    """All slices of all conditions whose runs keep their matches; conditions with other test images stand apart."""
     found = []
     for members in by_test_images(rows, evidence):
         example = evidence[members[0].runs[0]]
@@ -122,7 +122,7 @@ def slicings(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[Slic
 
 
 def by_test_images(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[list[Row]]:
-    """The conditions of which every cell keeps its matches, gathered by test images and true counts in these."""
+    """The conditions of which every run keeps its matches, gathered by test images and true counts in these."""
     groups: dict[tuple[tuple[str, ...], bytes], list[Row]] = {}
     for row in rows:
         known = [evidence[run] for run in row.runs if run in evidence]
@@ -191,7 +191,7 @@ def _table(part: Slice, members: Sequence[Row], rows: Sequence[Row], evidence: M
 def slice_figures(
     part: Slice, cell: Evidence, counts: Float[np.ndarray, "resamples images"]
 ) -> tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]:
-    """AP50 and count MAE of a cell in a slice, ``counts`` saying how often each test image is in each resample."""
+    """AP50 and count MAE of a run in a slice, ``counts`` saying how often each test image is in each resample."""
     ap50 = cell.matches[part.area].part(part.searched, thresholds=1)(counts[:, part.searched])[:, 0]
     counts = counts[:, part.images]
     errors = np.abs(cell.found - cell.true).astype(np.float64)[part.images]

@@ -1,4 +1,4 @@
-"""One MLflow run for every condition of a study: mean, 95 % interval and number of seeds, beside the runs of cells."""
+"""One MLflow run for every condition of a study: mean, 95 % interval and number of seeds, beside its runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from boxtwin.tracking.mlflow_runs import Condition
 def conditions(rows: Sequence[Row], contrasts: Sequence[Contrast], figures: Figures) -> list[Condition]:
     """What `boxtwin.tracking.mlflow_runs.Store.write_conditions` takes.
 
-    Means are named as the figures of cells are, so that MLflow's table and charts have both in one column:
+    Means are named as the figures of runs are, so that MLflow's table and charts have both in one column:
     ``test/map_50``, ``test/map_50_low``, ``test/map_50_high`` and ``seeds``. Differences to no variations are
     ``vs_x0/map_50`` with ``_low``, ``_high``, ``_p`` and ``_p_holm``, over ``vs_x0/pairs`` seeds.
     """
@@ -66,5 +66,5 @@ def _interval(row: Row, figure: str, figures: Figures) -> Interval | None:
 
 
 def _name(row: Row) -> str:
-    """A cell's name without its seed."""
+    """A run's name without its seed."""
     return f"{row.split}-x{row.variations}-{row.generator}-{row.detector}"

@@ -13,7 +13,7 @@ LEARNING = "learning.jsonl"  # in a store: the seconds that each call of its gen
 
 
 def store_costs(folder: Path, lines: Sequence[Mapping[str, Any]], *, by_hand: bool) -> dict[str, float]:
-    """Metrics of what the variations of ``lines`` cost, whichever cell or command paid for it; without the unknown.
+    """Metrics of what the variations of ``lines`` cost, whichever run or command paid for it; without the unknown.
 
     Args:
         folder: of the store. Where it took its images over from another one, what that had learnt is not known.

@@ -1,4 +1,4 @@
-"""The on-disk store of variations: made once, whole or not at all, resumed after a kill, shared by all cells.
+"""The on-disk store of variations: made once, whole or not at all, resumed after a kill, shared by all runs.
 
 A store is a folder ``<generator>-<key>``. Its truth is ``manifest.jsonl``: a variation exists when its line stands
 there and its file matches the line. Images are written before lines, so that a kill leaves nothing half-made behind.

@@ -1,4 +1,4 @@
-"""Lightning's logger of a cell; apart from the store, so that reading cells does not cost the import of Lightning."""
+"""Lightning's logger of a run; apart from the store, so that reading runs does not cost the import of Lightning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 class CellLogger(MLFlowLogger):
     """Lightning's MLflow logger for a run that somebody else begins and ends.
 
-    The run is finished when the cell is, not when training is; and hyperparameters are few and logged once, by us.
+    The MLflow run is finished when testing is, not when training is. Hyperparameters are few and logged once, by us.
     """
 
     def log_hyperparams(self, params: Any) -> None:

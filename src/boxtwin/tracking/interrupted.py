@@ -18,7 +18,7 @@ from boxtwin.tracking.mlflow_runs import FAILURE_TAG, IDENTITY_TAG, SQLITE
 
 
 def end_running(uri: str, study: str, identity: str) -> None:
-    """End as KILLED what MLflow holds to be running of a cell, in the store at ``uri``."""
+    """End as KILLED what MLflow holds to be running of a run, in the store at ``uri``."""
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         return  # MLflow would make a file
     client = MlflowClient(tracking_uri=uri)

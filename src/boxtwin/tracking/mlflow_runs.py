@@ -1,4 +1,4 @@
-"""The MLflow store: open it safely, log a cell, find cells again.
+"""The MLflow store: open it safely, log a run, find runs again.
 
 Several processes that open a missing sqlite store at once, or make the same experiment or run at once, break it; all
 three happen under one file lock beside the store. A process that is killed while MLflow makes its tables leaves a file
@@ -28,7 +28,7 @@ from boxtwin.errors import InputError
 from boxtwin.files import atomic_path, remove_leftovers
 from boxtwin.tracking.moved_store import ARTIFACTS, follow
 
-IDENTITY_TAG = "boxtwin.identity"  # the same for two runs of the same cell
+IDENTITY_TAG = "boxtwin.identity"  # the same for two MLflow runs of one run
 KIND_TAG = "boxtwin.kind"  # "cell", "condition" or "comparison"
 TAKEN_OVER_TAG = "boxtwin.taken_over_from"  # of a run whose result another study had
 CONDITION_TAG = "boxtwin.condition"  # what tells the conditions of a study apart
@@ -103,7 +103,7 @@ class Store:
             except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
                 message = f"tracking.uri: the MLflow store {self.uri} does not answer: {str(error).splitlines()[0]}"
                 if isinstance(error, SQLAlchemyError | sqlite3.Error):
-                    message += "; if its file is broken, move it away: cells keep their results, and a new one is made"
+                    message += "; if its file is broken, move it away: runs keep their results, and a new one is made"
                 raise InputError(message) from error
 
     def experiment(self, study: str) -> str:
@@ -133,9 +133,9 @@ class Store:
         params: Mapping[str, object],
         tags: Mapping[str, str],
     ) -> CellRun:
-        """Begin the run of a cell, or go on with the one that an earlier process left.
+        """Begin the MLflow run of a run, or go on with the one that an earlier process left.
 
-        A cell has one run in a study: a finished one is handed back as it is, any other is taken up again.
+        A run has one MLflow run in a study: a finished one is handed back as it is, any other is taken up again.
 
         Args:
             study: its name.
@@ -176,7 +176,7 @@ class Store:
         return CellRun(run.info.run_id, False, {}, {})
 
     def finished_elsewhere(self, *identities: str) -> Run | None:
-        """The oldest finished run of a cell in any study that is not deleted; None if there is none."""
+        """The oldest finished MLflow run of a run in any study that is not deleted; None if there is none."""
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
         for identity in identities:
             found = self.client.search_runs(
@@ -215,7 +215,7 @@ class Store:
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def reopen(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Take up a finished run again, to do its cell once more: as its own, with these tags."""
+        """Take up a finished MLflow run again, to do its run once more: as its own, with these tags."""
         if TAKEN_OVER_TAG in self.client.get_run(run_id).data.tags:
             self.client.delete_tag(run_id, TAKEN_OVER_TAG)
         self.tag(run_id, tags)
@@ -344,7 +344,7 @@ class Store:
     def register_model(self, folder: Path, *, name: str, study: str, identity: str | None) -> int:
         """Put an MLflow model folder into the store and register it as a new version of ``name``; returns the version.
 
-        It appears among the models of the study, and as a product of the cell's run where the store has that.
+        It appears among the models of the study, and as a product of its MLflow run where the store has that.
         """
         experiment_id = self.experiment(study)
         runs: Sequence[Run] = []
@@ -384,6 +384,6 @@ class Store:
         return [experiment for _, experiment in sorted(newest, key=lambda pair: pair[0], reverse=True)]
 
     def cells(self, study: str) -> list[Run]:
-        """All runs of cells of a study, whatever their state."""
+        """The MLflow runs of a study's runs, whatever their state."""
         experiment = self.client.get_experiment_by_name(study)
         return [] if experiment is None else self._of_kind(experiment.experiment_id, "cell")

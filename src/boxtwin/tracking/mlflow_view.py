@@ -1,4 +1,4 @@
-"""A saved view for MLflow's own page of runs: the cells of a study with the columns that compare them.
+"""A saved view for MLflow's own page of runs: the runs of a study with the columns that compare them.
 
 MLflow keeps a view that is shared by its page as a tag of the experiment, JSON of the page's state, and shows it to
 whoever opens the page with its key. (MLflow 3; an older page finds nothing under the key and shows its own columns.)
@@ -26,7 +26,7 @@ COLUMNS = (
     "metrics.`test/count_bias`",
 )
 STATE = {
-    # What is searched for: runs of cells, not of comparisons.
+    # What is searched for: runs that train, not comparisons.
     "searchFilter": "tags.`boxtwin.kind` = 'cell'",
     "orderByKey": "params.`split`",
     "orderByAsc": True,

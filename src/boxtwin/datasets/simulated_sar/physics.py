@@ -84,7 +84,7 @@ def speckle_field(
 ) -> Complex[np.ndarray, "h w"]:
     """One look at a rough surface: complex circular Gaussian scattering, seen through the impulse response.
 
-    The mean intensity is ``reflectivity`` where that changes slowly over a resolution cell (Oliver & Quegan, ch. 4).
+    The mean intensity is ``reflectivity`` where that changes slowly over a resolution run (Oliver & Quegan, ch. 4).
     """
     h, w = reflectivity.shape
     noise = rng.standard_normal((2, h, w))

@@ -40,9 +40,9 @@ class StoreCards:
 
 
 def store_cards(cells: Sequence[Cell], kept: Kept) -> list[StoreCards]:
-    """The cards of all stores that the cells used, once for each split; stores of cells that keep none are left out.
+    """The cards of all stores that the runs used, once for each split; stores of runs that keep none are left out.
 
-    A store's card is taken from the cell with the most variations: those of the others are among its own.
+    A store's card is taken from the run with the most variations: those of the others are among its own.
     """
     by_store: dict[tuple[str, str], list[Cell]] = {}
     for cell in first_runs(cells):

@@ -66,7 +66,7 @@ class Gallery:
 def galleries(cells: Sequence[Cell], kept: Kept) -> list[Gallery]:
     """Two for every test set: images from the emptiest to the fullest, and those that were counted worst.
 
-    A condition is shown by its first seed; those whose cell keeps no examples are left out.
+    A condition is shown by its first seed; those whose run keeps no examples are left out.
     """
     shown = [(cell, load_examples(file)) for cell in first_runs(cells) if (file := kept.find(cell, EXAMPLES_FILE))]
     groups: dict[tuple[object, ...], list[tuple[Cell, Examples]]] = {}
@@ -92,7 +92,7 @@ def galleries(cells: Sequence[Cell], kept: Kept) -> list[Gallery]:
 
 
 def _worst(members: Sequence[tuple[Cell, Examples]]) -> list[Pictured]:
-    """Of the images that any cell kept as one of its worst, those with the greatest error over all that are shown."""
+    """Of the images that any run kept as one of its worst, those with the greatest error over all that are shown."""
     fixed = {p.sample.image_id for _, examples in members for p in examples.pictured if not p.worst}
     kept: dict[int, Pictured] = {}
     for _, examples in members:

@@ -97,7 +97,7 @@ def write_report(study: Study, folder: Path, sections: Sequence[Section] = ()) -
 
 
 def command_of(cell: Cell) -> tuple[str, bool]:
-    """The command that makes a cell; and whether it is what was typed, not put together from the few parameters."""
+    """The command that makes a run; and whether it is what was typed, not put together from the few parameters."""
     if cell.overrides:
         return command_line("train.py", shlex.split(cell.overrides)), True
     parts = [
@@ -109,7 +109,7 @@ def command_of(cell: Cell) -> tuple[str, bool]:
 
 
 def _commands(cells: Sequence[Cell]) -> list[tuple[str, bool]]:
-    """What makes the finished cells and the page again."""
+    """What makes the finished runs and the page again."""
     finished = sorted((cell for cell in cells if cell.status == FINISHED), key=lambda cell: (cell.name, cell.run_id))
     studies = sorted({cell.study for cell in finished})
     compared = [(command_line("compare.py", [setting("study", study)]), True) for study in studies]

@@ -237,7 +237,7 @@ def describe_curve(curve: Curve) -> str:
             f"{_percent(LEVEL)} certainty, within {amount} of the best."
         )
     if not curve.tried.images_known:
-        said.append("These cells keep no matches: the choice of test images is not in the intervals.")
+        said.append("These runs keep no matches: the choice of test images is not in the intervals.")
     return " ".join(said)
 
 
@@ -328,14 +328,14 @@ def next_runs_section(candidates: Sequence[Candidate], cells: Sequence[Cell]) ->
     minutes = [candidate.minutes for candidate in candidates]
     known = math.fsum(each for each in minutes if math.isfinite(each))
     sentences.append(
-        f"All of it takes about {known:.0f} minutes, by the cells already run and without the time to make new images; "
-        "cells that are in several of these are run once, and what was left out of the "
+        f"All of it takes about {known:.0f} minutes, by the finished runs and without the time to make new images; "
+        "runs that are in several of these are made once, and what was left out of the "
         "list would narrow less. ± is half of a 95 % interval of AP50, in points."
     )
     finished = [cell for cell in cells if cell.status == FINISHED]
     if any(not cell.overrides for cell in finished):
         sentences.append(
-            "Some of these cells do not say what was typed to get them: add the settings that they share "
+            "Some of these runs do not say what was typed to get them: add the settings that they share "
             "(experiment=…, dataset.root=…) to the commands."
         )
     return Section("What to run next", tuple(sentences), ())

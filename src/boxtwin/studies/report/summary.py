@@ -31,7 +31,7 @@ def printed(study: Study, candidates: Sequence[Candidate] | None = None) -> str:
     cells, rows = study.cells, study.rows
     names = ", ".join(sorted({cell.study for cell in cells}))
     blocks = [
-        [f"study {names}: {len(cells)} cells"],
+        [f"study {names}: {len(cells)} runs"],
         [text_table(rows)],
         class_text(rows, study.by_class),
         # Sentences on every single comparison are in the report, unless there is nothing shorter to say.
@@ -108,7 +108,7 @@ def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
             f"{prefix(row)}{row.split}: AP50 {percent(row.ap50.mean)}, count MAE {count(row.count_mae.mean)}"
             for row in rows
         )
-        return [f"No finished cell with variations. Without variations, {figures}."]
+        return [f"No finished run with variations. Without variations, {figures}."]
     return sentences
 
 

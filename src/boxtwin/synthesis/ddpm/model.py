@@ -274,7 +274,7 @@ class PixelModel:
         return F.pixel_shuffle(out, self.unshuffle)
 
     def _build(self, image_channels: int, rng: torch.Generator | None) -> nn.Module:
-        # Imported late: a cell whose variations are all on disk must not wait for diffusers.
+        # Imported late: a run whose variations are all on disk must not wait for diffusers.
         from diffusers import UNet2DModel
 
         levels = len(self.channels)
