@@ -132,7 +132,7 @@ def test_missing_baseline_no_change_and_unknown_figures_are_said():
     assert "AP50 - -> 40.0 (unknown), AP - -> 20.0 (unknown), count MAE 1.00 -> 1.00 (no change)" in unknown
     (base,) = said(condition_table([make_cell()]))
     assert "No finished run with variations" in base
-    assert said([]) == ["No finished cell: there is nothing to compare."]
+    assert said([]) == ["No finished run: there is nothing to compare."]
 
 
 def test_only_finished_cells_enter_and_no_run_counts_twice():

@@ -102,7 +102,7 @@ class Cells(BasicSweeper):
             global_config.cfg = before
         if len(jobs) < len(combinations):
             log.info(
-                "%d combinations are %d cells: without variations the generator makes no difference",
+                "%d combinations are %d runs: without variations the generator makes no difference",
                 *(len(combinations), len(jobs)),
             )
         return jobs

@@ -80,7 +80,7 @@ def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
 def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
     """A sober sentence or two per condition: against none, against controls, and what more real data brings."""
     if not rows:
-        return ["No finished cell: there is nothing to compare."]
+        return ["No finished run: there is nothing to compare."]
     prefix = prefixes(rows)
     held = {contrast.new.runs for contrast in contrasts if contrast.kind == "variations"}
     sentences = [
