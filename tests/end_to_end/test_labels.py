@@ -174,7 +174,7 @@ def test_carry_from_the_command_line_and_on_after_a_kill(tmp_path: Path):
     printed = run(CARRY, tmp_path)
     (lines,) = manifests(tmp_path)
     assert len(lines) == 20
-    (store,) = tmp_path.glob("data/synthetic/speckled-*")
+    (store,) = tmp_path.glob("data/synthetic/repeat-*")
     card = json.loads((store / "label_card.json").read_text())
     assert card["images"] + card["refused"] == 20
     assert card["dropped"] > 0  # the objects that were wiped out
@@ -194,7 +194,7 @@ def test_a_cell_without_variations_leaves_its_detector_for_labels(tmp_path: Path
     assert kept.samefile(result.parent / "detector.safetensors")
     assert not list(tmp_path.glob("data/detectors/*.checkpoints"))
     # The other run counts what became of the labels, leaves refused images out, and shows the card.
-    (store,) = tmp_path.glob("data/synthetic/speckled-*")
+    (store,) = tmp_path.glob("data/synthetic/repeat-*")
     card = json.loads((store / "label_card.json").read_text())
     (finished,) = (found for found in runs(tmp_path) if found.data.params["variations"] == "2")
     for name in ("kept", "shifted", "dropped", "added", "images", "refused"):
