@@ -209,7 +209,7 @@ def test_pseudo_then_a_person_confirms(tmp_path: Path):
     settings = f"experiment=tiny_choice variations=1 generator=repeat {MOVES}"
     run(f"generate.py {settings} labels=pseudo labels.detectors=2 labels.tolerance=1000", tmp_path)
     assert len(list(tmp_path.glob("data/detectors/*.safetensors"))) == 2
-    (store,) = tmp_path.glob("data/synthetic/moves-*")
+    (store,) = tmp_path.glob("data/synthetic/repeat-*")
     content = json.loads((store / "annotations.json").read_text())
     assert len(content["images"]) >= 5
     for image in content["images"][:5]:
@@ -230,7 +230,7 @@ def test_pseudo_then_a_person_confirms(tmp_path: Path):
     assert cell_run.data.metrics["data/synthetic_images"] == used
     assert cell_run.data.metrics["data/labels_kept"] == cell_run.data.metrics["data/labels_images"] == 5
     assert cell_run.data.metrics["data/labels_refused"] == 5
-    manual = next(folder for folder in tmp_path.glob("data/synthetic/moves-*") if folder != store)
+    manual = next(folder for folder in tmp_path.glob("data/synthetic/repeat-*") if folder != store)
     card = json.loads((manual / "label_card.json").read_text())
     assert card["reasons"] == {"not confirmed by a person": 5}
     # The images are those of the first store, under a second name.

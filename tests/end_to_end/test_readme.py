@@ -100,7 +100,7 @@ def test_comparing_a_certain_study(tmp_path: Path):
     from_folders = run("compare.py cells=multirun/another", tmp_path)
     from_mlflow = run("compare.py study=another", tmp_path)
     # Folders know of no page in MLflow.
-    assert from_folders == re.sub(r"in MLflow \(make ui\): .*\n\n", "", from_mlflow)
+    assert from_folders == re.sub(r"in MLflow \(make ui\): .*\n", "", from_mlflow)
     assert "holds no folder of a run" in run("compare.py cells=mlruns", tmp_path, code=1)
     printed = run("compare.py study=nothing", tmp_path, code=1)
     assert "no runs of a study called nothing" in printed
