@@ -33,6 +33,8 @@ class Noise:
 
     def model(self) -> None: ...
 
+    def match(self, samples: Sequence[Sample]) -> None: ...
+
     def price_usd(self, source: Sample) -> float:  # noqa: ARG002
         return 0.0
 

@@ -127,7 +127,8 @@ def take_over(
         if result.get("identity", identity) != identity:
             raise FileNotFoundError(f"the {RESULT_FILE} of {source.info.run_name} is another run's")
         store.copy_run(source, run_id, artifacts)
-        files = {file.name: file for file in sorted(artifacts.rglob("*"))}
+        in_folder = folder is not None and (folder / "detections.json").exists()
+        files = {file.name: file for file in sorted(artifacts.rglob("*")) if not in_folder or file.name in KEPT}
         files |= {file.name: file for file in sorted(folder.iterdir() if folder else ()) if _is_readable(file)}
         for name, file in files.items():
             is_kept = file.is_file() and not name.startswith(".") and name not in OWN
