@@ -1,4 +1,4 @@
-"""A finished run's detector for use elsewhere:  python export.py cell=multirun/STUDY/CELL formats=[onnx,mlflow]"""
+"""A finished run's detector for use elsewhere:  python export.py run=multirun/STUDY/RUN formats=[onnx,mlflow]"""
 
 import hydra
 from omegaconf import DictConfig

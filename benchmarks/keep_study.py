@@ -1,6 +1,6 @@
-"""Publish a study: write a folder of runs as the few files that `compare.py cells=FOLDER` and readers need.
+"""Publish a study: write a folder of runs as the few files that `compare.py runs=FOLDER` and readers need.
 
-    python compare.py cells=multirun/hrsid200
+    python compare.py runs=multirun/hrsid200
     python benchmarks/keep_study.py multirun/hrsid200 docs/results/hrsid200 --report reports/hrsid200
 
 Writes to the second folder:

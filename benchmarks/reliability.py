@@ -35,8 +35,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from commands import ENVIRONMENT
-from faults import FAULTS, LEVELS, LIMIT, ROOT, RUNS, Attempt, Ended, diverging
+from faults import ENVIRONMENT, FAULTS, LEVELS, LIMIT, ROOT, RUNS, Attempt, Ended, diverging
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 

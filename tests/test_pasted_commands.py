@@ -207,7 +207,7 @@ def test_exporting(paste: Pasted) -> None:
         for value in HOSTILE
     ]
     for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "export.py"), strict=True):
-        assert values(words) == {"cell": f"multirun/{value}/run"}
+        assert values(words) == {"run": f"multirun/{value}/run"}
 
 
 def test_cells_that_an_error_lists(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,10 +218,10 @@ def test_cells_that_an_error_lists(tmp_path: Path, paste: Pasted, monkeypatch: p
         (Path(folder) / "detector.safetensors").touch()
     monkeypatch.setattr("boxtwin.commands.export.LISTED", len(HOSTILE))
     with pytest.raises(InputError) as caught:
-        export_detector(OmegaConf.create({"cell": "???"}))
-    lines = str(caught.value).partition("finished cells:\n  ")[2].split("\n  ")
+        export_detector(OmegaConf.create({"run": "???"}))
+    lines = str(caught.value).partition("finished runs:\n  ")[2].split("\n  ")
     pasted = paste("\n".join(f"python export.py {line}" for line in lines))
-    assert {values(words)["cell"] for words in given_to(pasted, "python", "export.py")} == folders
+    assert {values(words)["run"] for words in given_to(pasted, "python", "export.py")} == folders
 
 
 def test_bringing_an_experiment_back(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:

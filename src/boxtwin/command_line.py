@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"(\+?variations)='(\d+)'")
 # Where one override of an older record ends and the next begins: those were joined by blanks.
 _NEXT = re.compile(r"\s+(?=\+{0,2}[A-Za-z_][\w./@-]*=|~[A-Za-z_])")
 # An absolute path as the value of a setting or option that holds one, in Hydra's quotes or none.
-_PATHS = "root|images|annotations|file|weights|path|folder|data|to|cells?|regenerate|config-dir|config-path"
+_PATHS = "root|images|annotations|file|weights|path|folder|data|to|runs?|regenerate|config-dir|config-path"
 _ABSOLUTE = re.compile(rf"((?:[\w+./@-]*[.+-])?(?:{_PATHS})=[\"']?)(/[^'\",]*)")
 # Text that Hydra takes for text without quotes.
 _BARE = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:\.{0,2}/)*[a-z_][\w./-]*", re.ASCII | re.IGNORECASE)

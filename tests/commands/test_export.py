@@ -31,7 +31,7 @@ def config(**values: object) -> DictConfig:
 def test_darknet_files_go_beside_the_detector_or_where_one_says(cell: Path, whole_cell: bool) -> None:
     chosen = {} if whole_cell else {"to": "a/b"}
     source = cell if whole_cell else cell / "detector.safetensors"
-    written = export_detector(config(cell=str(source), **chosen))
+    written = export_detector(config(run=str(source), **chosen))
     folder = cell / "export" if whole_cell else Path("a/b")
     assert written == [folder / f"detector.{ending}" for ending in ("weights", "cfg", "names")]
     assert (folder / "detector.names").read_text() == "ship\nbuoy\n"
@@ -47,27 +47,27 @@ def test_darknet_files_go_beside_the_detector_or_where_one_says(cell: Path, whol
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "need a value: cell\nfinished cells:\n  cell=multirun/tiny/s1-x0"),
+        ({}, "need a value: run\nfinished runs:\n  run=multirun/tiny/s1-x0"),
         (
-            {"cell": "multirun/tiny/s1-x9"},
-            "there is no multirun/tiny/s1-x9\nfinished cells:\n  cell=multirun/tiny/s1-x0",
+            {"run": "multirun/tiny/s1-x9"},
+            "there is no multirun/tiny/s1-x9\nfinished runs:\n  run=multirun/tiny/s1-x0",
         ),
-        ({"cell": "."}, "there is no detector.safetensors\nfinished cells:\n  cell=multirun/tiny/s1-x0"),
-        ({"cell": "elsewhere/x"}, "finished cells:\n  cell=multirun/tiny/s1-x0"),
+        ({"run": "."}, "there is no detector.safetensors\nfinished runs:\n  run=multirun/tiny/s1-x0"),
+        ({"run": "elsewhere/x"}, "finished runs:\n  run=multirun/tiny/s1-x0"),
         (
-            {"cell": "CELL", "formats": ["onnx", "tflite"]},
+            {"run": "RUN", "formats": ["onnx", "tflite"]},
             "formats=[tflite]: there are onnx, mlflow, darknet",
         ),
-        ({"cell": "CELL", "formats": "tflite"}, "formats=[tflite]: there are onnx, mlflow, darknet"),
-        ({"cell": "CELL", "formats": []}, "formats=[]: there are onnx, mlflow, darknet"),
-        ({"cell": "CELL", "register": "ships"}, "register=ships registers the MLflow model; add mlflow to formats"),
-        ({"cell": "CELL", "to": "file"}, "to=file is a file"),
+        ({"run": "RUN", "formats": "tflite"}, "formats=[tflite]: there are onnx, mlflow, darknet"),
+        ({"run": "RUN", "formats": []}, "formats=[]: there are onnx, mlflow, darknet"),
+        ({"run": "RUN", "register": "ships"}, "register=ships registers the MLflow model; add mlflow to formats"),
+        ({"run": "RUN", "to": "file"}, "to=file is a file"),
     ],
 )
 def test_errors_tell_what_there_is(cell: Path, values: dict[str, object], message: str) -> None:
     Path("file").touch()
-    if values.get("cell") == "CELL":
-        values = values | {"cell": str(cell)}
+    if values.get("run") == "RUN":
+        values = values | {"run": str(cell)}
     with pytest.raises(InputError) as error:
         export_detector(config(**values))
     assert message in str(error.value)
@@ -77,4 +77,4 @@ def test_errors_tell_what_there_is(cell: Path, values: dict[str, object], messag
 def test_without_any_cell_the_error_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"no finished run lies in \.; python train\.py trains one"):
-        export_detector(config(cell="multirun/a/b"))
+        export_detector(config(run="multirun/a/b"))

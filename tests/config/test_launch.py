@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from boxtwin.config.compose import register
 from boxtwin.config.identity import cell_name, defining_values, setting_hash, short_hash
-from boxtwin.config.launch import quote_numbers
+from boxtwin.config.launch import quote_numbers, refuse_renamed
 from boxtwin.errors import InputError, unanswered
 from boxtwin.synthesis.ddpm.model import ModelSettings
 from boxtwin.synthesis.generator import Generator
@@ -163,3 +163,11 @@ def test_a_folder_under_its_former_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "generator_at").mkdir()
     with pytest.raises(InputError, match="dataset_generator"):
         quote_numbers([f"--config-dir={tmp_path}", "seed=0"], OPTIONS)
+
+
+@pytest.mark.parametrize(("typed", "now"), [("cell=multirun/a/b", "run=multirun/a/b"), ("+cells='x y'", "+runs='x y'")])
+def test_a_setting_of_an_earlier_name_is_refused_with_its_name_now(typed: str, now: str) -> None:
+    with pytest.raises(InputError) as refused:
+        refuse_renamed(typed)
+    assert str(refused.value).endswith(now)
+    refuse_renamed(now)

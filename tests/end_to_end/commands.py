@@ -47,7 +47,7 @@ def start(command: str, folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def runs(folder: Path, kind: str = "cell") -> list[Run]:
+def runs(folder: Path, kind: str = "run") -> list[Run]:
     """All runs of a kind in the store of ``folder``."""
     client = MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]

@@ -35,7 +35,7 @@ SERVE, ASK = (
 def test_a_trained_cell_is_exported_and_registered(tmp_path: Path):
     run("train.py experiment=tiny_control variations=0", tmp_path)
     (cell,) = tmp_path.glob("multirun/*/*/")
-    printed = run(f"export.py cell={cell.relative_to(tmp_path)} register=ships", tmp_path)
+    printed = run(f"export.py run={cell.relative_to(tmp_path)} register=ships", tmp_path)
     assert re.search(r"export/detector\.onnx +[\d,]+\.\d kB\n", printed)
     assert re.search(r"export/mlflow +[\d,]+\.\d kB\n", printed)
     assert "INFO" not in printed
@@ -44,7 +44,7 @@ def test_a_trained_cell_is_exported_and_registered(tmp_path: Path):
     assert sorted(path.name for path in (cell / "export").iterdir()) == ["detector.onnx", "mlflow"]
     version = MlflowClient(f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}").get_model_version("ships", "1")
     assert [version.run_id] == [r.info.run_id for r in runs(tmp_path)]
-    printed = run("export.py cell=multirun/nothing", tmp_path, code=1)
+    printed = run("export.py run=multirun/nothing", tmp_path, code=1)
     assert str(cell.relative_to(tmp_path)) in printed
     assert "Traceback" not in printed
 
@@ -93,7 +93,7 @@ def test_the_served_model_answers_with_what_a_cell_finds(tmp_path: Path):
     }
     with (tmp_path / "served.log").open("w") as log:
         process = subprocess.Popen(
-            ["bash", "-c", f"{SERVE.replace('multirun/STUDY/CELL', 'cell')} -p {port}"],
+            ["bash", "-c", f"{SERVE.replace('multirun/STUDY/RUN', 'cell')} -p {port}"],
             cwd=tmp_path,
             env=environment,
             stdout=log,

@@ -61,7 +61,7 @@ def test_two_studies_that_want_the_same_cell_at_once_train_it_once(tmp_path: Pat
     assert [process.wait(400) for process in processes] == [0, 0]
     cells = runs(tmp_path)
     assert {r.info.status for r in cells} == {"FINISHED"}
-    assert sorted("boxtwin.taken_over_from" in r.data.tags for r in cells) == [False, True]
+    assert sorted("boxtwin.reused_from" in r.data.tags for r in cells) == [False, True]
     assert cells[0].data.metrics == cells[1].data.metrics
     assert len(list(tmp_path.glob("multirun/*/*/result.json"))) == 2
 

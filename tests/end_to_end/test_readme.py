@@ -58,16 +58,16 @@ ELSEWHERE = {
     "python compare.py study=sar_scenes": "test_comparing_a_certain_study",
     "python compare.py study=sar_scenes plan=true": "test_comparing_a_certain_study",
     "python compare.py study=hrsid200": "test_comparing_a_certain_study",
-    "python compare.py cells=FOLDER": "test_comparing_a_certain_study",
-    "python compare.py cells=docs/results/hrsid200": "test_a_kept_study",
-    "python compare.py cells=docs/results/sar_scenes": "test_a_kept_study",
+    "python compare.py runs=FOLDER": "test_comparing_a_certain_study",
+    "python compare.py runs=docs/results/hrsid200": "test_a_kept_study",
+    "python compare.py runs=docs/results/sar_scenes": "test_a_kept_study",
     "python train.py -m dataset=coco dataset.name=pollen dataset.root=FOLDER split=s1,s2 variations=0,2,10": (
         "test_a_good_coco_set_trains"
     ),
-    "python export.py cell=multirun/STUDY/CELL": "test_export_command",
-    "python export.py cell=multirun/STUDY/CELL register=ships": "test_export_command",
-    "python export.py cell=multirun/STUDY/CELL formats=[darknet] to=FOLDER": "test_export_command",
-    "mlflow models serve -m multirun/STUDY/CELL/export/mlflow --env-manager local": "test_export_command",
+    "python export.py run=multirun/STUDY/RUN": "test_export_command",
+    "python export.py run=multirun/STUDY/RUN register=ships": "test_export_command",
+    "python export.py run=multirun/STUDY/RUN formats=[darknet] to=FOLDER": "test_export_command",
+    "mlflow models serve -m multirun/STUDY/RUN/export/mlflow --env-manager local": "test_export_command",
     """printf '{"dataframe_split": {"columns": ["image"], "data": [["%s"]]}}' "$(base64 < IMAGE | tr -d '\\n')" | """
     "curl -s -H 'Content-Type: application/json' -d @- http://127.0.0.1:5000/invocations": "test_export_command",
     "python train.py -m experiment=hrsid200 dataset.root=FOLDER split.file=docs/results/hrsid200/split.json "
@@ -97,11 +97,11 @@ def test_comparing_a_certain_study(tmp_path: Path):
     run(f"train.py -m {SMALL} study=sar_scenes,another", tmp_path)
     assert "study sar_scenes: 1 run" in run("compare.py study=sar_scenes", tmp_path)
     assert "What to run next" in run("compare.py study=sar_scenes plan=true", tmp_path)
-    from_folders = run("compare.py cells=multirun/another", tmp_path)
+    from_folders = run("compare.py runs=multirun/another", tmp_path)
     from_mlflow = run("compare.py study=another", tmp_path)
     # Folders know of no page in MLflow.
     assert from_folders == re.sub(r"in MLflow \(make ui\): .*\n", "", from_mlflow)
-    assert "holds no folder of a run" in run("compare.py cells=mlruns", tmp_path, code=1)
+    assert "holds no folder of a run" in run("compare.py runs=mlruns", tmp_path, code=1)
     printed = run("compare.py study=nothing", tmp_path, code=1)
     assert "no runs of a study called nothing" in printed
     assert "Traceback" not in printed
@@ -149,7 +149,7 @@ def test_the_glossary_has_at_most_40_terms_in_order():
 @pytest.mark.parametrize("study", ["hrsid200_1200"])
 def test_a_kept_study(tmp_path: Path, study: str):
     """The table from the archive is the one that is kept beside it; the others are of the same form, and larger."""
-    printed = run(f"compare.py cells={ROOT}/docs/results/{study}", tmp_path)
+    printed = run(f"compare.py runs={ROOT}/docs/results/{study}", tmp_path)
     assert f"study {study}: 16 runs" in printed
     made, kept = (
         list(csv.DictReader(path.read_text().splitlines()))

@@ -227,12 +227,12 @@ def test_another_study_takes_over_what_is_there(study):
     printed = run("train.py -m split=s2 variations=0,2 experiment=tiny study=second", folder)
     assert printed.count("from study sar_scenes") == 2
     assert "synthetic training images" not in printed  # what training begins with
-    taken = [r for r in runs(folder) if "boxtwin.taken_over_from" in r.data.tags]
+    taken = [r for r in runs(folder) if "boxtwin.reused_from" in r.data.tags]
     assert {r.info.run_name for r in taken} == {"s2-x0-none-yolov3_nano-seed0", "s2-x2-pixel_ddpm-yolov3_nano-seed0"}
     client = MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
     for r in taken:
         source = before[r.info.run_name]
-        assert r.data.tags["boxtwin.taken_over_from"] == f"sar_scenes/{source.info.run_id}"
+        assert r.data.tags["boxtwin.reused_from"] == f"sar_scenes/{source.info.run_id}"
         assert (r.info.status, r.data.metrics, r.data.params) == ("FINISHED", source.data.metrics, source.data.params)
         assert len(r.inputs.dataset_inputs) == len(source.inputs.dataset_inputs)
         files, others = ({f.path for f in client.list_artifacts(x.info.run_id)} for x in (r, source))
@@ -243,7 +243,7 @@ def test_another_study_takes_over_what_is_there(study):
         assert {path.name for path in here.iterdir() if path.is_file() and not path.name.startswith(".")} == names
         result, original = (json.loads((x / "result.json").read_text()) for x in (here, there))
         assert (result["study"], result["metrics"]) == ("second", original["metrics"])
-        assert result["taken_over_from"] == {"study": "sar_scenes", "run_id": source.info.run_id}
+        assert result["reused_from"] == {"study": "sar_scenes", "run_id": source.info.run_id}
         assert read_detector(here / "detector.safetensors").origin["identity"] == result["identity"]
     assert "study second: 2 runs" in run("compare.py study=second", folder)
     again = run("train.py -m split=s2 variations=0,2 experiment=tiny study=second", folder)

@@ -101,7 +101,7 @@ def test_damage_is_told(tmp_path: Path, damage: str):
         start = data.index(b"seed0/result.json") + 30
         changed = {"cut": data[:-30], "text": b"text", "byte": data[:start] + b"\xff\xff" + data[start + 2 :]}
         path.write_bytes(changed[damage])
-    with pytest.raises(InputError, match=r"cells=.*(is no archive of runs|cannot be read)"), runs_folder(path):
+    with pytest.raises(InputError, match=r"runs=.*(is no archive of runs|cannot be read)"), runs_folder(path):
         pass
 
 

@@ -61,5 +61,5 @@ def test_the_export_command_runs_as_printed(folder: str):
     assert printed[:2] == ["python", "export.py"]
     assert shlex.split(line) == printed
     (override,) = OverridesParser.create().parse_overrides(printed[2:])
-    assert override.key_or_group == "cell"
+    assert override.key_or_group == "run"
     assert Path(str(override.value())).resolve() == Path(folder).resolve()

@@ -23,19 +23,19 @@ from boxtwin.studies.study import Study
 def compare_study(config: DictConfig) -> Path:
     """Print the table of a study and what it says, write its report, log both to MLflow; returns the report's path.
 
-    With ``cells=PATH`` the runs are read from their folders there, or from an archive of them, and nothing is logged.
+    With ``runs=PATH`` the runs are read from their folders there, or from an archive of them, and nothing is logged.
 
     Raises:
         InputError: there is no such study, or no run in it.
     """
-    if config.cells is None:
+    if config.runs is None:
         return _compare_stored(config)
-    with runs_folder(Path(config.cells)) as folder:
+    with runs_folder(Path(config.runs)) as folder:
         cells = cells_in(folder)
         name = config.study or cells[0].study
         check_name(name, "study")  # the files may be another's
         cells, copies = [replace(cell, study=name) for cell in cells], {}
-        if folder != Path(config.cells):  # those of an archive are gone afterwards
+        if folder != Path(config.runs):  # those of an archive are gone afterwards
             copies = {cell.run_id: Path(cell.output_dir) for cell in cells}
             cells = [replace(cell, output_dir="") for cell in cells]
         study = Study.of(*with_evidence(cells, copies), copies)

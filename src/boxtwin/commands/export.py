@@ -47,7 +47,7 @@ def export_detector(composed: DictConfig) -> list[Path]:
         raise InputError(f"register={config.register} registers the MLflow model; add mlflow to formats")
     if {"onnx", "mlflow"} & set(formats):
         require_packages()
-    source = _find(Path(config.cell))
+    source = _find(Path(config.run))
     detector = read_detector(source)
     to = Path(config.to) if config.to is not None else source.parent / "export"
     if to.exists() and not to.is_dir():
@@ -92,10 +92,10 @@ def _write(detector: TrainedDetector, formats: Sequence[str], to: Path) -> list[
     return written
 
 
-def _find(cell: Path) -> Path:
-    path = cell / FILE if cell.is_dir() else cell
+def _find(run: Path) -> Path:
+    path = run / FILE if run.is_dir() else run
     if not path.is_file():
-        raise InputError(f"cell={cell}: there is no {path}\n{_there(cell)}")
+        raise InputError(f"run={run}: there is no {path}\n{_there(run)}")
     return path
 
 
@@ -106,7 +106,7 @@ def _there(near: Path) -> str:
     if not found:
         return f"no finished run lies in {folder}; python train.py trains one"
     more = f"\n  and {len(found) - LISTED} more" if len(found) > LISTED else ""
-    return "finished cells:" + "".join(f"\n  {quoted(setting('cell', str(path)))}" for path in found[:LISTED]) + more
+    return "finished runs:" + "".join(f"\n  {quoted(setting('run', str(path)))}" for path in found[:LISTED]) + more
 
 
 def _size(path: Path) -> int:

@@ -16,7 +16,7 @@ from boxtwin.errors import is_of_the_system
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, load_matches
 from boxtwin.files import link_file, write_bytes_atomically
-from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, Store
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAG, Store
 from boxtwin.tracking.provenance import code_tags
 from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, read_result
 
@@ -135,11 +135,12 @@ def take_over(
             if is_kept and not (name == detector and damage(file)):
                 link_file(file, output / name)
         taken_from = {"study": origin, "run_id": str(source.info.run_id)}
-        result |= {"study": study, "overrides": overrides, "condition": condition, "taken_over_from": taken_from}
+        result |= {"study": study, "overrides": overrides, "condition": condition, "reused_from": taken_from}
+        result.pop("taken_over_from", None)  # the name in earlier versions, of a run that was itself reused
         result["identity"] = own_identity  # an older version may have given it another one
         if not (output / detector).exists():
             log.warning("%s is not there any more: this run has its figures, but no %s", recorded, detector)
         write_bytes_atomically(output / "result.json", json.dumps(result, indent=1).encode())
         store.log_files(run_id, [output / "result.json"])
-    store.tag(run_id, code_tags(source.data.tags) | {TAKEN_OVER_TAG: f"{origin}/{source.info.run_id}"})
+    store.tag(run_id, code_tags(source.data.tags) | {REUSED_TAG: f"{origin}/{source.info.run_id}"})
     return dict(source.data.metrics)

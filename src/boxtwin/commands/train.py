@@ -46,7 +46,7 @@ from boxtwin.run.build import Prepared, make_data, make_detector, prepare
 from boxtwin.synthesis.store import Made
 from boxtwin.tracking.cell_logger import CellLogger
 from boxtwin.tracking.interrupted import ended_if_stopped
-from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, CellRun, Store, store_uri
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, CellRun, Store, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
 from boxtwin.tracking.provenance import code_of, provenance, record_of, tags
 from boxtwin.tracking.run_folders import find_folder, own_folder, recorded_path
@@ -145,7 +145,7 @@ def _is_whole(name: str, store: Store, run: CellRun, output: Path, identities: S
     lacking = mend(store, run.run_id, there or output, identities)
     detector = (there or output) / DETECTOR_FILE
     wrong = damage(detector)
-    if wrong is not None and (detector.exists() or TAKEN_OVER_TAG not in run.tags):
+    if wrong is not None and (detector.exists() or not set(REUSED_TAGS) & set(run.tags)):
         if store.is_server and not lacking and not (output / DETECTOR_FILE).exists():
             log.warning("%s: its detector is not on this machine; rerun=true trains it again here", name)
         else:

@@ -54,6 +54,9 @@ ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
+# Settings of earlier versions -> their names now.
+RENAMED = {"cell": "run", "cells": "runs"}
+
 # Settings of a data set that make no difference to what is read, and so to what is wrong with it.
 _NOT_READING = ("image_size", "speckle", "augmentation")
 
@@ -112,6 +115,18 @@ def _numbers(argument: str, word: str, folders: Sequence[Path]) -> list[str]:
     )
 
 
+def refuse_renamed(argument: str) -> None:
+    """Check that an argument does not set a setting by a name of earlier versions.
+
+    Raises:
+        InputError: it does; names the setting as it is called now.
+    """
+    match = re.fullmatch(r"(?P<prefix>[+~]*)(?P<key>[\w./]+)=(?P<value>.*)", argument, re.DOTALL)
+    if match is not None and match["key"] in RENAMED:
+        now = f"{match['prefix']}{RENAMED[match['key']]}={match['value']}"
+        raise InputError(f"{match['key']}= is called {RENAMED[match['key']]}= now: use {now}")
+
+
 def chosen_files(arguments: Sequence[str]) -> dict[str, str]:
     """The values of Hydra's options that choose files, by their long names, read as Hydra reads them."""
     read = vars(get_args_parser().parse_args(list(arguments)))
@@ -161,6 +176,8 @@ def launch(main: Callable[[], Any]) -> None:
     # A polite kill unwinds like Ctrl-C does, so that a run does not stay RUNNING in MLflow.
     signal.signal(signal.SIGTERM, _stop)
     try:
+        for argument in sys.argv[1:]:
+            refuse_renamed(argument)
         arguments = [hide_password(argument) for argument in sys.argv[1:]]
         sys.argv[1:] = quote_numbers(arguments, Path(sys.argv[0]).resolve().parent / "conf" / "variations")
         options = [f"{option}={value}" for option, value in chosen_files(sys.argv[1:]).items()]

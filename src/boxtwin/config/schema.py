@@ -69,7 +69,7 @@ class CompareConfig:
     """What compare.py takes."""
 
     study: str | None = None
-    cells: str | None = None
+    runs: str | None = None
     folder: str = "reports"
     plan: bool = False
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -79,7 +79,7 @@ class CompareConfig:
 class ExportConfig:
     """What export.py takes."""
 
-    cell: str = MISSING
+    run: str = MISSING
     formats: Any = MISSING  # one name or a list of them
     to: str | None = None
     register: str | None = None

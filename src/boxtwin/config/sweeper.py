@@ -29,7 +29,7 @@ NOTES = ".sweeps"  # below the sweep's folder
 FORGOTTEN = 30 * 24 * 3600  # seconds
 
 
-class Cells(BasicSweeper):
+class RunSweeper(BasicSweeper):
     """Every combination of what the command line lists, as Hydra's own sweeper makes them, with three differences.
 
     Combinations that are one run (``variations=0`` under several generators) are launched once. What fails for

@@ -72,7 +72,7 @@ def _unpack(archive: Path, folder: Path) -> None:
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"cells={archive} cannot be read: {error.strerror}") from error
+        raise InputError(f"runs={archive} cannot be read: {error.strerror}") from error
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -83,7 +83,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         AttributeError,
         TypeError,
     ) as error:
-        raise InputError(f"cells={archive} is no archive of runs, or is damaged: {error}") from error
+        raise InputError(f"runs={archive} is no archive of runs, or is damaged: {error}") from error
 
 
 def write_archive(files: Mapping[str, bytes], path: Path) -> None:

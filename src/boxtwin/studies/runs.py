@@ -115,7 +115,7 @@ def cells_in(folder: Path) -> list[Cell]:
         except BROKEN as error:
             log.warning("%s is damaged; this run is left out (%s: %s)", file, type(error).__name__, error)
     if not cells:
-        raise InputError(f"cells={folder} holds no folder of a run, with a {RESULT_FILE} in it")
+        raise InputError(f"runs={folder} holds no folder of a run, with a {RESULT_FILE} in it")
     return in_order(cells)
 
 

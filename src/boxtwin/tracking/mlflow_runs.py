@@ -29,8 +29,11 @@ from boxtwin.files import atomic_path, remove_leftovers
 from boxtwin.tracking.moved_store import ARTIFACTS, follow
 
 IDENTITY_TAG = "boxtwin.identity"  # the same for two MLflow runs of one run
-KIND_TAG = "boxtwin.kind"  # "cell", "condition" or "comparison"
-TAKEN_OVER_TAG = "boxtwin.taken_over_from"  # of a run whose result another study had
+KIND_TAG = "boxtwin.kind"  # "run" ("cell" in stores of earlier versions), "condition" or "comparison"
+REUSED_TAG = "boxtwin.reused_from"  # of a run whose result another study had
+REUSED_TAGS = (REUSED_TAG, "boxtwin.taken_over_from")  # the second in stores of earlier versions
+# A filter of MLflow for runs that train, whatever version made them: conditions and comparisons have no identity.
+TRAINING_RUNS = f"tags.`{IDENTITY_TAG}` LIKE '%'"
 CONDITION_TAG = "boxtwin.condition"  # what tells the conditions of a study apart
 FAILURE_TAG = "boxtwin.failure"  # why a run has not finished
 DATABASE = "mlflow.db"
@@ -41,6 +44,10 @@ MOST_METRICS = 1000  # of one call: MLflow's limit
 def store_uri(uri: str | None, folder: Path) -> str:
     """The address of the store: the server's, or that of the sqlite file in ``folder``."""
     return uri or _sqlite(folder / DATABASE)
+
+
+def _kind(kind: str) -> str:
+    return f"tags.`{KIND_TAG}` = '{kind}'"
 
 
 def _sqlite(file: Path) -> str:
@@ -165,13 +172,13 @@ class Store:
                 self.client.update_run(run.info.run_id, status="RUNNING")
             else:
                 run = self.client.create_run(
-                    experiment_id, run_name=name, tags={KIND_TAG: "cell", IDENTITY_TAG: identity, **tags}
+                    experiment_id, run_name=name, tags={KIND_TAG: "run", IDENTITY_TAG: identity, **tags}
                 )
         there = run.data.params
         self.client.log_batch(
             run.info.run_id,
             params=[Param(key, str(value)) for key, value in params.items() if key not in there],
-            tags=[RunTag(key, value) for key, value in {IDENTITY_TAG: identity, **tags}.items()],
+            tags=[RunTag(key, value) for key, value in {KIND_TAG: "run", IDENTITY_TAG: identity, **tags}.items()],
         )
         return CellRun(run.info.run_id, False, {}, {})
 
@@ -216,8 +223,8 @@ class Store:
 
     def reopen(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Take up a finished MLflow run again, to do its run once more: as its own, with these tags."""
-        if TAKEN_OVER_TAG in self.client.get_run(run_id).data.tags:
-            self.client.delete_tag(run_id, TAKEN_OVER_TAG)
+        for name in set(REUSED_TAGS) & set(self.client.get_run(run_id).data.tags):
+            self.client.delete_tag(run_id, name)
         self.tag(run_id, tags)
         self.client.update_run(run_id, status="RUNNING")
 
@@ -225,7 +232,7 @@ class Store:
         """Begin the run that holds the table and the report of a study, or take it up again: there is one."""
         experiment_id = self.experiment(study)
         with self._lock:
-            earlier = self._of_kind(experiment_id, "comparison")
+            earlier = self._search(experiment_id, _kind("comparison"))
             if earlier:
                 run_id = str(earlier[0].info.run_id)
                 self.client.update_run(run_id, status="RUNNING")
@@ -241,7 +248,7 @@ class Store:
         experiment_id = self.experiment(study)
         with self._lock:
             there: dict[str, list[Run]] = {}
-            for run in self._of_kind(experiment_id, "condition"):
+            for run in self._search(experiment_id, _kind("condition")):
                 there.setdefault(run.data.tags[CONDITION_TAG], []).append(run)
             for condition in conditions:
                 finite = {name: value for name, value in condition.metrics.items() if math.isfinite(value)}
@@ -264,14 +271,14 @@ class Store:
             for runs in there.values():
                 self._delete(runs)
 
-    def _of_kind(self, experiment_id: str, kind: str) -> list[Run]:
-        """All runs of a kind, newest first."""
+    def _search(self, experiment_id: str, chosen: str) -> list[Run]:
+        """All MLflow runs that a filter chooses, newest first."""
         runs: list[Run] = []
         token = None
         while True:
             page = self.client.search_runs(
                 [experiment_id],
-                f"tags.`{KIND_TAG}` = '{kind}'",
+                chosen,
                 order_by=["attributes.start_time DESC"],
                 max_results=1000,
                 page_token=token,
@@ -386,4 +393,4 @@ class Store:
     def cells(self, study: str) -> list[Run]:
         """The MLflow runs of a study's runs, whatever their state."""
         experiment = self.client.get_experiment_by_name(study)
-        return [] if experiment is None else self._of_kind(experiment.experiment_id, "cell")
+        return [] if experiment is None else self._search(experiment.experiment_id, TRAINING_RUNS)

@@ -13,6 +13,7 @@ import re
 from mlflow.tracking import MlflowClient
 
 from boxtwin.command_line import command_line, setting
+from boxtwin.tracking.mlflow_runs import TRAINING_RUNS
 
 KEY = "boxtwin"
 COLUMNS = (
@@ -27,7 +28,7 @@ COLUMNS = (
 )
 STATE = {
     # What is searched for: runs that train, not comparisons.
-    "searchFilter": "tags.`boxtwin.kind` = 'cell'",
+    "searchFilter": TRAINING_RUNS,
     "orderByKey": "params.`split`",
     "orderByAsc": True,
     "startTime": "ALL",
@@ -56,7 +57,7 @@ def note(output: str, detector: str) -> str:
         output: folder of the run, relative to the project's folder or absolute.
         detector: name of the detector's file there.
     """
-    command = command_line("export.py", [setting("cell", output)])
+    command = command_line("export.py", [setting("run", output)])
     # A fence longer than any in the text, so that the name of a folder cannot end it.
     fence = "`" * max(3, *(len(ticks) + 1 for ticks in ["", *re.findall("`+", command)]))
     # Short: the page folds away what follows the first lines.
