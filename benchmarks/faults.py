@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "end_to_end"))
 
-from commands import ENVIRONMENT, script
+from commands import ENVIRONMENT as ENVIRONMENT
+from commands import script
 
 SWEEP = (
     "train.py -m experiment=tiny_control split=s2 variations=0,2 study=reliability trainer.steps=80 "
