@@ -34,10 +34,11 @@ def _seeded() -> None:
 
 @dataclass
 class CocoSet:
-    """A COCO data set on disk. Change `content` as a test needs it; `read` writes it down first."""
+    """A COCO data set on disk. Change `content` as a test needs it; `read` writes it down first, unless `by_hand`."""
 
     root: Path
     content: dict[str, Any]
+    by_hand: bool = False
 
     @property
     def images(self) -> Path:
@@ -51,12 +52,16 @@ class CocoSet:
         self.annotations.write_text(json.dumps(self.content))
 
     def read(self, **settings: Any) -> Dataset:
-        self.write()
+        if not self.by_hand:
+            self.write()
         return read_coco(name="tiny", images=self.images, annotations=self.annotations, **settings)
 
 
+MakeCoco = Callable[..., CocoSet]
+
+
 @pytest.fixture
-def make_coco(tmp_path: Path) -> Callable[..., CocoSet]:
+def make_coco(tmp_path: Path) -> MakeCoco:
     """Build a data set of bright rectangles on dark speckle.
 
     ``scenes`` gives the number of images per scene (names ``S00_0.png``, ``S00_1.png``, ``S01_0.png``, …); otherwise

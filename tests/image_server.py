@@ -125,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
         for part in message.iter_parts():
             content = part.get_payload(decode=True)
             name = part.get_param("name", header="content-disposition")
+            assert isinstance(content, bytes)
+            assert isinstance(name, str)
             fields[name] = content if part.get_filename() else content.decode()
         return fields
 
@@ -132,7 +134,10 @@ class _Handler(BaseHTTPRequestHandler):
         """As the reference of the API has it."""
         if not image.startswith(b"\x89PNG\r\n\x1a\n"):
             return "not a PNG"
-        height, width = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_UNCHANGED).shape[:2]
+        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is None:
+            return "not a PNG"
+        height, width = pixels.shape[:2]
         if self.path == "/v1/images/variations":
             if height != width or len(image) >= 4 * 2**20:
                 return "must be a square PNG under 4 MB"
@@ -147,6 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_image(self, fields: dict[str, Any], image: bytes, number: int, fault: str | None) -> None:
         pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+        assert pixels is not None
         side = int(fields["size"].split("x")[0])
         made = 255 - cv2.resize(pixels, (side, side))[:, ::-1]
         made[0, 0] = number % 256  # no two answers are the same

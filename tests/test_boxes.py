@@ -44,7 +44,7 @@ def test_torch_says_the_same_as_numpy(n: int) -> None:
 
 def test_conversions_let_gradients_through() -> None:
     a = torch.from_numpy(random_xyxy(3)).requires_grad_()
-    B.iou_matrix(B.cxcywh_to_xyxy(B.xyxy_to_cxcywh(a)), a.detach() + 1).sum().backward()
+    B.iou_matrix(B.cxcywh_to_xyxy(B.xyxy_to_cxcywh(a)), a.detach() + 1).sum().backward()  # type: ignore[no-untyped-call]
     assert a.grad is not None
     assert torch.isfinite(a.grad).all()
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def _options_of_this_test_alone(monkeypatch):
+def _options_of_this_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Options without a file are kept in a store of the whole process."""
     monkeypatch.setattr(ConfigStore.instance(), "repo", copy.deepcopy(ConfigStore.instance().repo))
 
@@ -44,7 +44,7 @@ TYPED = [
 ]
 
 
-def test_a_shell_gives_back_what_was_typed():
+def test_a_shell_gives_back_what_was_typed() -> None:
     line = command_line("train.py", words_of(json.dumps(TYPED)))
     shown = subprocess.run(
         ["bash", "-c", f"python() {{ printf '%s\\0' \"$@\"; }}; {line}"], capture_output=True, text=True, check=True
@@ -63,11 +63,11 @@ def test_a_shell_gives_back_what_was_typed():
         ("[broken", []),
     ],
 )
-def test_records_of_older_versions_are_read(text, words):
+def test_records_of_older_versions_are_read(text: str, words: list[str]) -> None:
     assert words_of(text) == words
 
 
-def test_no_absolute_path_is_printed(tmp_path, monkeypatch):
+def test_no_absolute_path_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     line = command_line(
         "train.py",
@@ -94,7 +94,7 @@ def test_no_absolute_path_is_printed(tmp_path, monkeypatch):
         ("+variations=1", ["1"]),
     ],
 )
-def test_ranges_of_variations(tmp_path, typed, numbers):
+def test_ranges_of_variations(tmp_path: Path, typed: str, numbers: list[str]) -> None:
     (quoted,) = quote_numbers([typed], tmp_path / "variations")
     (override,) = OverridesParser.create().parse_overrides([quoted])
     values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.get_value_string()]
@@ -104,13 +104,13 @@ def test_ranges_of_variations(tmp_path, typed, numbers):
 @pytest.mark.parametrize(
     "value", ["-1", "1.5", "abc", "", "1,-2", "range(0)", "range(-1,2)", "range(1,2,0)", "1e3", "null"]
 )
-def test_what_is_no_number_of_variations_is_one_line(tmp_path, value):
+def test_what_is_no_number_of_variations_is_one_line(tmp_path: Path, value: str) -> None:
     with pytest.raises(ValueError, match=r"whole numbers from 0") as caught:
         quote_numbers([f"variations={value}"], tmp_path / "variations")
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_of_ones_own_is_an_option(tmp_path):
+def test_a_file_of_ones_own_is_an_option(tmp_path: Path) -> None:
     folder = tmp_path / "mine" / "variations"
     folder.mkdir(parents=True)
     (folder / "many.yaml").touch()
@@ -122,11 +122,11 @@ def test_a_file_of_ones_own_is_an_option(tmp_path):
     "words",
     ["-cd=a -m x=1 -cn c", "--config-d a y=--config-dir=z --config-name=c", "-cd b -cn=c -cd a"],
 )
-def test_options_are_read_as_hydra_reads_them(words):
+def test_options_are_read_as_hydra_reads_them(words: str) -> None:
     assert chosen_files(words.split()) == {"--config-dir": "a", "--config-name": "c"}
 
 
-def test_settings_of_the_readme_that_hold_expressions_reach_hydra_through_a_shell():
+def test_settings_of_the_readme_that_hold_expressions_reach_hydra_through_a_shell() -> None:
     """Their brackets and roofs mean something to both."""
     settings = re.findall(r"`([^`\n]*group_by=[^`\n]+)`", (ROOT / "README.md").read_text())
     assert settings
@@ -135,7 +135,7 @@ def test_settings_of_the_readme_that_hold_expressions_reach_hydra_through_a_shel
         words = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout.split("\0")
         (override,) = OverridesParser.create().parse_overrides(words[:-1])
         value = override.value()
-        assert re.compile(value.text if isinstance(value, QuotedString) else value).groups == 1
+        assert re.compile(value.text if isinstance(value, QuotedString) else str(value)).groups == 1
 
 
 @pytest.mark.parametrize("quote", ["", "'", '"'])
@@ -143,7 +143,9 @@ def test_settings_of_the_readme_that_hold_expressions_reach_hydra_through_a_shel
     ("user", "name", "password"),
     [("bob:s3cr3t", "bob", "s3cr3t"), ("bob:p%40ss:w@rd", "bob", "p@ss:w@rd"), ("bob", "bob", None)],
 )
-def test_a_password_goes_into_the_environment(monkeypatch, quote, user, name, password):
+def test_a_password_goes_into_the_environment(
+    monkeypatch: pytest.MonkeyPatch, quote: str, user: str, name: str, password: str | None
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
     hidden = hide_password(f"tracking.uri={quote}https://{user}@host:5000/x{quote}")
@@ -153,7 +155,7 @@ def test_a_password_goes_into_the_environment(monkeypatch, quote, user, name, pa
     monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD", raising=False)
 
 
-def test_a_password_of_a_database_is_refused_without_being_shown():
+def test_a_password_of_a_database_is_refused_without_being_shown() -> None:
     with pytest.raises(ValueError, match=r"tracking\.uri") as caught:
         hide_password("tracking.uri=postgresql://bob:s3cr3t@host/db")
     assert "s3cr3t" not in str(caught.value)

@@ -165,7 +165,7 @@ def test_leftovers_of_killed_writers_go_and_nothing_else(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.bin", "notes.part"]
 
 
-def test_a_file_linked_twice_leaves_nothing_beside_it(tmp_path):
+def test_a_file_linked_twice_leaves_nothing_beside_it(tmp_path: Path) -> None:
     (tmp_path / "there.png").write_bytes(b"pixels")
     for _ in range(2):
         link_file(tmp_path / "there.png", tmp_path / "cell" / "here.png")

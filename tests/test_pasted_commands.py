@@ -102,7 +102,8 @@ def values(words: list[str]) -> dict[str, Any]:
 
 def as_configured(value: Any) -> Any:
     """A value that Hydra has parsed, as OmegaConf gives it to the product."""
-    return OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)["value"]
+    container: Any = OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)
+    return container["value"]
 
 
 texts = st.text(st.sampled_from("ab1.e_-/\\'\"${}()[],:=;~+@#%&*?!|<> \t\né`^"), max_size=12) | st.sampled_from(HOSTILE)
@@ -187,8 +188,12 @@ def test_what_to_run_next(paste: Pasted) -> None:
     for value in HOSTILE:
         # The name of a condition, in which a setting of its generator tells it from another.
         generator = f"repeat {as_overrides(flatten({'generator': {'sketch': value, 'crops': [1, None]}}))}"
-        new = {"study": value, "split": value, "variations": 5, "generator": generator, "seeds": [3, 4], "size": None}
-        lines.append(command(shlex.join(typed(value)), "repeat", **new))
+        name = shlex.join(typed(value))
+        lines.append(
+            command(
+                name, "repeat", study=value, split=value, variations=5, generator=generator, seeds=[3, 4], size=None
+            )
+        )
     for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "train.py", "-m"), strict=True):
         seeds = [word for word in words if word.startswith("seed=")]
         found = values([word for word in words if word not in seeds])

@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from hydra import compose, initialize_config_dir
 from mlflow.cli import cli as mlflow_commands
@@ -185,4 +186,6 @@ def test_make_knows_its_targets(command: str) -> None:
 
 def test_mlflow_has_its_commands() -> None:
     assert of("mlflow") == ["mlflow models serve -m", "mlflow server"]
-    assert "serve" in mlflow_commands.commands["models"].commands
+    models = mlflow_commands.commands["models"]
+    assert isinstance(models, click.Group)
+    assert "serve" in models.commands

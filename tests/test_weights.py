@@ -95,7 +95,8 @@ def test_a_damaged_state_counts_as_none(tmp_path: Path, harm: str, caplog: pytes
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[whole.index(weights.numpy().tobytes()) + 2001] ^= 2
-    path.write_bytes({"cut": whole[: len(whole) // 2], "flipped": flipped, "text": b"no archive"}[harm])
+    harmed: dict[str, bytes | bytearray] = {"cut": whole[: len(whole) // 2], "flipped": flipped, "text": b"no archive"}
+    path.write_bytes(harmed[harm])
     assert load_state(path) is None
     assert str(path) in caplog.text
 

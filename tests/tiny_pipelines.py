@@ -5,38 +5,17 @@ Everything is real but the size: the same classes, files and loading code. One i
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DDPMScheduler,
-    KandinskyV22Pipeline,
-    KandinskyV22PriorPipeline,
-    PriorTransformer,
-    StableDiffusionImageVariationPipeline,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
-    StableUnCLIPImg2ImgPipeline,
-    UnCLIPScheduler,
-    UNet2DConditionModel,
-    VQModel,
-)
-from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-)
+
+# Their classes are not annotated.
+diffusers: Any = importlib.import_module("diffusers")
+transformers: Any = importlib.import_module("transformers")
 
 SIDE = 32  # pixels of an image as the pipelines make it: 16 latent pixels times 2
 EMBEDDING = 32  # of text and images
@@ -45,7 +24,7 @@ CLIP_SIDE = 30  # pixels of what the image encoder sees
 
 def save_stable_diffusion(folder: Path) -> Path:
     """As stable-diffusion-v1-5: text to image, with a safety checker that blackens whatever it dislikes."""
-    StableDiffusionPipeline(
+    diffusers.StableDiffusionPipeline(
         vae=vae(),
         text_encoder=text_encoder(),
         tokenizer=tokenizer(folder.parent / f"{folder.name}-vocabulary"),
@@ -59,7 +38,7 @@ def save_stable_diffusion(folder: Path) -> Path:
 
 def save_inpainting(folder: Path) -> Path:
     """As stable-diffusion-inpainting: the network also sees the mask and the masked image."""
-    StableDiffusionInpaintPipeline(
+    diffusers.StableDiffusionInpaintPipeline(
         vae=vae(),
         text_encoder=text_encoder(),
         tokenizer=tokenizer(folder.parent / f"{folder.name}-vocabulary"),
@@ -73,7 +52,7 @@ def save_inpainting(folder: Path) -> Path:
 
 def save_image_variation(folder: Path) -> Path:
     """As sd-image-variations-diffusers."""
-    StableDiffusionImageVariationPipeline(
+    diffusers.StableDiffusionImageVariationPipeline(
         vae=vae(),
         image_encoder=image_encoder(),
         unet=unet(),
@@ -87,12 +66,12 @@ def save_image_variation(folder: Path) -> Path:
 def save_stable_unclip(folder: Path) -> Path:
     """As stable-diffusion-2-1-unclip."""
     with seeded(5):
-        normalizer = StableUnCLIPImageNormalizer(embedding_dim=EMBEDDING)
-    StableUnCLIPImg2ImgPipeline(
+        normalizer = diffusers.pipelines.stable_diffusion.StableUnCLIPImageNormalizer(embedding_dim=EMBEDDING)
+    diffusers.StableUnCLIPImg2ImgPipeline(
         feature_extractor=image_processor(),
         image_encoder=image_encoder(),
         image_normalizer=normalizer,
-        image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        image_noising_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
         tokenizer=tokenizer(folder.parent / f"{folder.name}-vocabulary"),
         text_encoder=text_encoder(),
         unet=unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * EMBEDDING),
@@ -105,7 +84,7 @@ def save_stable_unclip(folder: Path) -> Path:
 def save_kandinsky_decoder(folder: Path) -> Path:
     """As kandinsky-2-2-decoder: sides are multiples of 4, the square of what its latents are smaller by."""
     with seeded(6):
-        network = UNet2DConditionModel(
+        network = diffusers.UNet2DConditionModel(
             in_channels=4,
             out_channels=8,  # mean and variance
             addition_embed_type="image",
@@ -123,7 +102,7 @@ def save_kandinsky_decoder(folder: Path) -> Path:
             norm_num_groups=4,
             sample_size=SIDE // 2,
         )
-        movq = VQModel(
+        movq = diffusers.VQModel(
             block_out_channels=[32, 32],  # 32 groups are written into its norm
             down_block_types=["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
             in_channels=3,
@@ -136,15 +115,17 @@ def save_kandinsky_decoder(folder: Path) -> Path:
             up_block_types=["AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
             vq_embed_dim=4,
         )
-    scheduler = DDPMScheduler(variance_type="learned_range", clip_sample=False, beta_start=0.00085, beta_end=0.012)
-    KandinskyV22Pipeline(unet=network, scheduler=scheduler, movq=movq).save_pretrained(folder)
+    scheduler = diffusers.DDPMScheduler(
+        variance_type="learned_range", clip_sample=False, beta_start=0.00085, beta_end=0.012
+    )
+    diffusers.KandinskyV22Pipeline(unet=network, scheduler=scheduler, movq=movq).save_pretrained(folder)
     return folder
 
 
 def save_kandinsky_prior(folder: Path) -> Path:
     """As kandinsky-2-2-prior."""
     with seeded(7):
-        prior = PriorTransformer(
+        prior = diffusers.PriorTransformer(
             num_attention_heads=2,
             attention_head_dim=8,
             embedding_dim=EMBEDDING,
@@ -153,13 +134,15 @@ def save_kandinsky_prior(folder: Path) -> Path:
         )
         # As published ones have it: random embeddings are clamped to -1 .. 1 and moved by these.
         prior.clip_std = torch.nn.Parameter(torch.ones(prior.clip_std.shape))
-        text = CLIPTextModelWithProjection(CLIPTextConfig(**text_settings(), projection_dim=EMBEDDING)).eval()
-    KandinskyV22PriorPipeline(
+        text = transformers.CLIPTextModelWithProjection(
+            transformers.CLIPTextConfig(**text_settings(), projection_dim=EMBEDDING)
+        ).eval()
+    diffusers.KandinskyV22PriorPipeline(
         prior=prior,
         image_encoder=image_encoder(),
         text_encoder=text,
         tokenizer=tokenizer(folder.parent / f"{folder.name}-vocabulary"),
-        scheduler=UnCLIPScheduler(
+        scheduler=diffusers.UnCLIPScheduler(
             variance_type="fixed_small_log", prediction_type="sample", num_train_timesteps=1000, clip_sample_range=5.0
         ),
         image_processor=image_processor(),
@@ -187,10 +170,10 @@ class seeded:  # noqa: N801, it reads as a verb
         torch.random.set_rng_state(self.state)
 
 
-def unet(**settings: Any) -> UNet2DConditionModel:
+def unet(**settings: Any) -> torch.nn.Module:
     """Two levels, the finer with cross-attention."""
     with seeded(0):
-        return UNet2DConditionModel(
+        return diffusers.UNet2DConditionModel(
             **{
                 "sample_size": SIDE // 2,
                 "in_channels": 4,
@@ -207,10 +190,10 @@ def unet(**settings: Any) -> UNet2DConditionModel:
         )
 
 
-def vae() -> AutoencoderKL:
+def vae() -> torch.nn.Module:
     """Latents of half the size."""
     with seeded(1):
-        return AutoencoderKL(
+        return diffusers.AutoencoderKL(
             block_out_channels=(8, 8),
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
@@ -220,9 +203,9 @@ def vae() -> AutoencoderKL:
         )
 
 
-def ddim() -> DDIMScheduler:
+def ddim() -> Any:
     """The noise of Stable Diffusion."""
-    return DDIMScheduler(
+    return diffusers.DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -247,15 +230,15 @@ def text_settings() -> dict[str, Any]:
     }
 
 
-def text_encoder() -> CLIPTextModel:
+def text_encoder() -> torch.nn.Module:
     """Two layers."""
     with seeded(2):
-        return CLIPTextModel(CLIPTextConfig(**text_settings())).eval()
+        return transformers.CLIPTextModel(transformers.CLIPTextConfig(**text_settings())).eval()
 
 
-def vision_config() -> CLIPVisionConfig:
+def vision_config() -> Any:
     """Two layers, patches of 6 pixels."""
-    return CLIPVisionConfig(
+    return transformers.CLIPVisionConfig(
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=2,
@@ -266,25 +249,26 @@ def vision_config() -> CLIPVisionConfig:
     )
 
 
-def image_encoder() -> CLIPVisionModelWithProjection:
+def image_encoder() -> torch.nn.Module:
     """As CLIP's."""
     with seeded(3):
-        return CLIPVisionModelWithProjection(vision_config()).eval()
+        return transformers.CLIPVisionModelWithProjection(vision_config()).eval()
 
 
-def image_processor() -> CLIPImageProcessor:
+def image_processor() -> Any:
     """What CLIP's images are made of: one size, one centre, one spread."""
     side = {"height": CLIP_SIDE, "width": CLIP_SIDE}
-    return CLIPImageProcessor(size={"shortest_edge": CLIP_SIDE}, crop_size=side)
+    return transformers.CLIPImageProcessor(size={"shortest_edge": CLIP_SIDE}, crop_size=side)
 
 
-def safety_checker() -> StableDiffusionSafetyChecker:
+def safety_checker() -> torch.nn.Module:
     """One that finds every image unsafe, and so blackens it: with it, all images would be equal."""
     with seeded(4):
-        config = CLIPConfig(
+        config = transformers.CLIPConfig(
             text_config=text_settings(), vision_config=vision_config().to_dict(), projection_dim=EMBEDDING
         )
-        checker = StableDiffusionSafetyChecker(config).eval()
+        checker: Any = StableDiffusionSafetyChecker(config)
+        checker.eval()
     checker.concept_embeds_weights.data.fill_(-2.0)  # every likeness is above it
     return checker
 
@@ -310,9 +294,9 @@ def merges() -> list[tuple[str, str]]:
     return joined
 
 
-def tokenizer(folder: Path) -> CLIPTokenizer:
+def tokenizer(folder: Path) -> Any:
     """One with `WORDS` for words, from files as CLIP has them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary()))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(merge) for merge in merges())]) + "\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
+    return transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)

@@ -3,25 +3,30 @@
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from conftest import MakeCoco
 from hydra import compose, initialize_config_dir
 
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
 from boxtwin.run.build import Prepared, make_detector, prepare
 
 ROOT = Path(__file__).parents[2]
+Prepare = Callable[..., Prepared]
 
 
 @pytest.fixture
-def prepared(make_coco, tmp_path):
-    def prepare_set(*overrides: str, **changes) -> Prepared:
+def prepared(make_coco: MakeCoco, tmp_path: Path) -> Prepare:
+    def prepare_set(*overrides: str, **changes: Any) -> Prepared:
         change = changes.pop("change", None)
         built = make_coco(images=10, sizes=[(96, 96)], seed=3, **changes)
         if change:
@@ -48,7 +53,7 @@ def identity_of_the_first_version(cell: Prepared) -> str:
     return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
 
 
-def test_sets_of_one_class_keep_their_identity_and_others_only_the_detectors(prepared) -> None:
+def test_sets_of_one_class_keep_their_identity_and_others_only_the_detectors(prepared: Prepare) -> None:
     one = prepared(folder="one")
     assert (one.identity,) == one.detector == (identity_of_the_first_version(one),)
     assert "evaluation" not in one.condition
@@ -58,19 +63,23 @@ def test_sets_of_one_class_keep_their_identity_and_others_only_the_detectors(pre
 
 
 @pytest.mark.parametrize(("objects", "limit"), [(150, 300), (151, 302), (400, 800)])
-def test_the_limit_of_detections_is_twice_the_fullest_training_image(prepared, objects: int, limit: int) -> None:
+def test_the_limit_of_detections_is_twice_the_fullest_training_image(
+    prepared: Prepare, objects: int, limit: int
+) -> None:
     cell = prepared(objects=(objects,))
     assert make_detector(cell).hparams["max_detections"] == limit
     assert (cell.identity == identity_of_the_first_version(cell)) == (limit == 300)
     assert cell.condition.get("max_detections", 300) == limit
 
 
-def test_classes_are_counted_on_every_side_and_missing_ones_are_told(prepared, caplog, tmp_path: Path) -> None:
+def test_classes_are_counted_on_every_side_and_missing_ones_are_told(
+    prepared: Prepare, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     names = [f"S{number:02d}_0.png" for number in range(10)]
     split = {"s1": {"train": names[:4], "val": names[4:6], "test": names[6:]}}
     (tmp_path / "split.json").write_text(json.dumps(split))
 
-    def change(content: dict) -> None:
+    def change(content: dict[str, Any]) -> None:
         usual, rare, common = (category["id"] for category in content["categories"][:3])
         for number, annotation in enumerate(content["annotations"]):
             in_test = annotation["image_id"] >= 106
@@ -91,15 +100,15 @@ def test_classes_are_counted_on_every_side_and_missing_ones_are_told(prepared, c
 
 
 @pytest.mark.parametrize("side", ["train", "val", "test"])
-def test_an_image_of_another_depth_on_any_side_is_refused_by_name(prepared, tmp_path: Path, side: str) -> None:
+def test_an_image_of_another_depth_on_any_side_is_refused_by_name(prepared: Prepare, tmp_path: Path, side: str) -> None:
     names = [f"S{number:02d}_0.png" for number in range(10)]
     split = {"train": names[:4], "val": names[4:6], "test": names[6:]}
     (tmp_path / "split.json").write_text(json.dumps({"s1": split}))
     odd = split[side][1]
 
-    def change(_: dict) -> None:
+    def change(_: dict[str, Any]) -> None:
         path = tmp_path / "coco" / "images" / odd
-        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        pixels = read_image(path)
         cv2.imwrite(str(path), (pixels // 257).astype(np.uint8))
 
     with pytest.raises(InputError, match=rf"images must be 8 bit or 16 bit throughout.* 8 bit \({odd}\)"):

@@ -24,7 +24,9 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def config(**values: object) -> DictConfig:
-    return OmegaConf.merge(OmegaConf.structured(ExportConfig), {"formats": ["darknet"]}, values)
+    merged = OmegaConf.merge(OmegaConf.structured(ExportConfig), {"formats": ["darknet"]}, values)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 @pytest.mark.parametrize("whole_cell", [True, False])

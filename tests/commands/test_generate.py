@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from conftest import MakeCoco
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from image_server import Record, image_server
@@ -191,7 +192,7 @@ def test_generate_takes_the_settings_of_a_cell_and_its_own(composed: Composed) -
     assert "confirm" not in composed("generator=repeat", script="config")
 
 
-def test_a_folder_of_another_hand(composed: Composed, tmp_path: Path, make_coco: Callable[..., Any]) -> None:
+def test_a_folder_of_another_hand(composed: Composed, tmp_path: Path, make_coco: MakeCoco) -> None:
     built = make_coco(scenes=[1] * 12)
     made = tmp_path / "made"
     for image in built.content["images"]:

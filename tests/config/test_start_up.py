@@ -35,7 +35,7 @@ def loaded(*arguments: str, **variables: str) -> tuple[set[str], str]:
 
 @pytest.mark.parametrize("script", ["train.py", "generate.py", "compare.py"])
 @pytest.mark.parametrize("asked", ["--help", "--cfg job", "-sc query=bash"])
-def test_a_question_about_the_configuration_loads_nothing_slow(script, asked):
+def test_a_question_about_the_configuration_loads_nothing_slow(script: str, asked: str) -> None:
     line = f"python {script} tracking."
     modules, printed = loaded(script, *asked.split(), COMP_LINE=line, COMP_POINT=str(len(line)))
     assert "tracking" in printed
@@ -43,7 +43,7 @@ def test_a_question_about_the_configuration_loads_nothing_slow(script, asked):
     assert not modules & set(SLOW)
 
 
-def test_reading_the_cells_of_a_study_needs_no_torch():
+def test_reading_the_cells_of_a_study_needs_no_torch() -> None:
     modules, _ = loaded("-c", "import boxtwin.commands.compare")
     assert "mlflow" not in modules  # which runs in folders do without
     modules, _ = loaded("-c", "import boxtwin.commands.stored_runs, boxtwin.studies.summaries")
@@ -51,13 +51,13 @@ def test_reading_the_cells_of_a_study_needs_no_torch():
     assert not modules & {"torch", "pytorch_lightning", "torchmetrics", "diffusers"}
 
 
-def test_a_cell_waits_for_diffusers_only_to_make_variations():
+def test_a_cell_waits_for_diffusers_only_to_make_variations() -> None:
     modules, _ = loaded("-c", "import boxtwin.commands.train, boxtwin.synthesis.ddpm.whole_image")
     assert "torch" in modules
     assert not modules & {"diffusers", "pycocotools.cocoeval"}
 
 
-def test_the_shell_completes_groups_options_and_values():
+def test_the_shell_completes_groups_options_and_values() -> None:
     """The line of the README, and then what bash does when the tabulator key is pressed."""
     script = """
         eval "$(python train.py -sc install=bash)"

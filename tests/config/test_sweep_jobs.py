@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -22,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def key():
+def key() -> Iterator[Callable[[str], str]]:
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         yield lambda line: asked(compose("config", quote_numbers(line.split(), ROOT / "conf" / "variations")))
@@ -41,11 +43,11 @@ def key():
         ("variations=0 seed=0", "variations=0 seed=1", False),
     ],
 )
-def test_what_is_asked_for(key, one, other, same):
+def test_what_is_asked_for(key: Callable[[str], str], one: str, other: str, same: bool) -> None:
     assert (key(one) == key(other)) == same
 
 
-def test_runs_of_killed_jobs_do_not_stay_running(tmp_path):
+def test_runs_of_killed_jobs_do_not_stay_running(tmp_path: Path) -> None:
     """Those of this machine, that is: jobs elsewhere, and such as are at work, go on."""
     store = Store(uri=None, folder=tmp_path / "mlruns")
     here = platform.node()
@@ -71,7 +73,7 @@ def test_runs_of_killed_jobs_do_not_stay_running(tmp_path):
     assert store.client.get_run(other_study).info.status == "RUNNING"
 
 
-def test_a_run_that_is_stopped_does_not_stay_running(tmp_path):
+def test_a_run_that_is_stopped_does_not_stay_running(tmp_path: Path) -> None:
     """Ctrl-C when MLflow has the run and nobody knows its id yet; a run that has ended is left as it is."""
     folder = tmp_path / "mlruns"
     uri = store_uri(None, folder)
@@ -93,12 +95,17 @@ def test_a_run_that_is_stopped_does_not_stay_running(tmp_path):
         assert [run.info.status for run in Store(uri=None, folder=folder).cells("s")] == [state]
 
 
-def test_a_server_that_is_away_is_asked_no_more(tmp_path, monkeypatch):
+def test_a_server_that_is_away_is_asked_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default MLflow takes four minutes to give up each question."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     questions = []
     send = requests.Session.send
-    monkeypatch.setattr(requests.Session, "send", lambda *args, **more: questions.append(args) or send(*args, **more))
+
+    def counted(*args: Any, **more: Any) -> requests.Response:
+        questions.append(args)
+        return send(*args, **more)
+
+    monkeypatch.setattr(requests.Session, "send", counted)
     uri = "http://127.0.0.1:9"
     with pytest.raises(InputError, match="does not answer"), ended_if_stopped(uri, "s", "a"):
         Store(uri=uri, folder=tmp_path)

@@ -1,12 +1,12 @@
 """Boxes as they should be and as other tools write them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeCoco
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +17,6 @@ from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
 from boxtwin.labels.manual import Manual
 
-MakeCoco = Callable[..., Any]
 SEEDS = st.integers(0, 2**32 - 1)
 UNTOLD = float("nan")
 
@@ -163,7 +162,7 @@ def test_labels_by_hand_and_data_sets_round_alike(
     [
         *(({"rotation": angle}, True) for angle in (12.5, "90.0", 270, -3)),
         *(({"rotation": angle}, False) for angle in (0.0, 180, None, "left", [3])),
-        *((attributes, False) for attributes in ({}, None, [1])),
+        *((attributes, False) for attributes in (dict[str, Any](), None, [1])),
     ],
 )
 def test_turned_rectangles(make_coco: MakeCoco, attributes: Any, turned: bool) -> None:

@@ -1,13 +1,11 @@
 """Crowds and categories of COCO files: what is counted, and as what."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conftest import MakeCoco
 
 from boxtwin.errors import InputError
-
-MakeCoco = Callable[..., Any]
 
 
 def with_crowds(make_coco: MakeCoco, value: Any = 1) -> Any:

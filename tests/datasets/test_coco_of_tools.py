@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeCoco
 
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.coco_json import load_json
 from boxtwin.datasets.sample import Dataset, Detections
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import coco_figures, coco_results
-
-MakeCoco = Callable[..., Any]
 
 
 def refusal(built: Any, **settings: Any) -> str:
@@ -236,5 +235,5 @@ def test_a_list_that_stands_there_twice_is_refused(make_coco: MakeCoco) -> None:
     built = make_coco()
     text = json.dumps(built.content)
     built.annotations.write_text(f'{text[:-1]}, "annotations": []}}')
-    built.write = lambda: None
+    built.by_hand = True
     assert "is not valid JSON: 'annotations' stands there twice" in refusal(built)

@@ -2,12 +2,13 @@ import errno
 import json
 import multiprocessing
 import pickle
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeCoco
 
 from boxtwin.datasets import image_cache
 from boxtwin.datasets import sample as sample_module
@@ -19,10 +20,10 @@ from boxtwin.errors import InputError
 
 
 @pytest.fixture
-def samples(make_coco: Callable[..., Any]) -> tuple[Sample, ...]:
+def samples(make_coco: MakeCoco) -> tuple[Sample, ...]:
     """Grey and colour, several sizes, 8 and 16 bit."""
     built = make_coco(images=9, sizes=((80, 64), (51, 33)), channels=(1, 3, 1), dtypes=(np.uint8, np.uint16, np.uint8))
-    return built.read().samples  # type: ignore[no-any-return]
+    return built.read().samples
 
 
 @pytest.fixture
@@ -213,7 +214,7 @@ def test_processes_take_turns(samples: tuple[Sample, ...], tmp_path: Path) -> No
 def test_a_full_disk_is_told_before_anything_is_written(
     samples: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(InputError, match=r"GB may be needed.*trainer\.cache=false"):
         DecodedImages(tmp_path).add("some", samples)
     assert not list((tmp_path / "some").glob("pixels*"))

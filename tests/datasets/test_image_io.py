@@ -60,7 +60,9 @@ def test_orientation_ignored(tmp_path: Path) -> None:
     exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1) + entry + struct.pack(">I", 0)
     turned = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
     (tmp_path / "a.jpg").write_bytes(turned)
-    assert cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_GRAYSCALE).shape == (32, 16)  # others do apply it
+    by_opencv = cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_GRAYSCALE)  # which does apply it
+    assert by_opencv is not None
+    assert by_opencv.shape == (32, 16)
     assert read_image(tmp_path / "a.jpg").shape == (32, 16)
     assert read_image(tmp_path / "a.jpg", Reading("ignore")).shape == (16, 32)
 

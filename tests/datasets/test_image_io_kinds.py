@@ -2,20 +2,19 @@
 
 import hashlib
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+from conftest import MakeCoco
 from PIL import Image
 
 from boxtwin.datasets.image_io import as_grey, decode_image
 from boxtwin.datasets.inspection import inspect_image
 from boxtwin.datasets.reading import Reading
 
-MakeCoco = Callable[..., Any]
 RNG = np.random.default_rng(0)
 # Blocks of 8 x 8 pixels with few values: compression with losses keeps them nearly as they are.
 COLOUR = np.kron(RNG.integers(0, 8, (6, 8, 3)) * 32, np.ones((8, 8, 1), int)).astype(np.uint8)

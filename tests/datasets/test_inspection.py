@@ -1,11 +1,11 @@
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeCoco
 from PIL import Image
 
 from boxtwin.datasets import inspection
@@ -13,8 +13,6 @@ from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.image_io import decode_image
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
-
-MakeCoco = Callable[..., Any]
 
 
 def refusal(built: Any, **settings: Any) -> str:

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeCoco
 
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.sample import Dataset, Sample
@@ -244,7 +245,7 @@ def test_a_frozen_split_keeps_its_order(tmp_path: Path) -> None:
     assert nested_order(tmp_path / "split.json", "s1") == split.names["train"]
 
 
-def test_description(make_coco: Callable[..., Any]) -> None:
+def test_description(make_coco: MakeCoco) -> None:
     built = make_coco(scenes=(3, 1), objects=(2, 0))
     built.content["annotations"][0]["iscrowd"] = 1
     assert describe(built.read(group_by="^([^_]+)_").samples) == "4 images of 2 scenes, 3 objects"

@@ -2,6 +2,7 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ PIXELS = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_preview_before_the_image_is_no_image(tmp_path: Path, dtype: type) -> None:
-    pixels = (PIXELS % 251).astype(dtype)
+def test_a_preview_before_the_image_is_no_image(tmp_path: Path, dtype: type[np.unsignedinteger[Any]]) -> None:
+    pixels: np.ndarray = (PIXELS % 251).astype(dtype)
     with TiffWriter(tmp_path / "a.tif") as file:
         file.write(pixels[::4, ::4], subfiletype=1, photometric="minisblack")
         file.write(pixels, photometric="minisblack")

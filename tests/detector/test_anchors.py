@@ -31,7 +31,7 @@ def test_as_many_anchors_as_different_boxes() -> None:
 
 def test_parts_of_one_size_get_that_size_and_its_neighbours() -> None:
     found = kmeans_anchors(np.full((20, 2), [8.0, 4.0]), 3, np.random.default_rng(0))
-    assert np.allclose(found, [[6.4, 3.2], [8, 4], [10, 5]])
+    assert np.allclose(found, np.array([[6.4, 3.2], [8, 4], [10, 5]]))
     found = kmeans_anchors(np.array([[8.0, 4.0], [3.0, 3.0]] * 5), 6, np.random.default_rng(0))
     assert len(np.unique(found, axis=0)) == 6
     assert {(8.0, 4.0), (3.0, 3.0)} <= {tuple(anchor) for anchor in found.tolist()}
@@ -69,4 +69,4 @@ def test_anchors_are_in_pixels_of_the_network_input() -> None:
         crowd=np.array([False, False, True]),
     )
     anchors = anchors_from_samples([sample], image_size=416, heads=2, per_head=1, rng=np.random.default_rng(0))
-    assert np.allclose(anchors, [[[208, 104]], [[41.6, 20.8]]])
+    assert np.allclose(anchors, np.array([[[208, 104]], [[41.6, 20.8]]]))

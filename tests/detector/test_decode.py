@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -125,7 +127,7 @@ def test_what_has_its_centre_in_another_tile_is_left_out() -> None:
     raw = empty_maps(1, 1)
     for column in (1, 4):  # centres at 24 and 72 of the input, 34 and 82 of the file
         raw[1][0, 0, 2, column, 4:] = 3.0
-    settings = {"scale_xy": 1.0, "score_floor": 0.1, "nms_iou": 0.5, "max_detections": 10}
+    settings: dict[str, Any] = {"scale_xy": 1.0, "score_floor": 0.1, "nms_iou": 0.5, "max_detections": 10}
     geometry = (torch.tensor([[1.0, -10.0, 0.0]]), torch.tensor([[200, 128]]))
     lefts = []
     for own in ([-torch.inf, -torch.inf, 60.0, torch.inf], [60.0, -torch.inf, torch.inf, torch.inf]):

@@ -29,7 +29,8 @@ def draw_images(count: int, classes: int, seed: int) -> list[Image]:
     images = []
     for _ in range(count):
         pixels = random.normal(0.2, 0.05, (SIZE, SIZE, 3)).clip(0, 1).astype(np.float32)
-        boxes, labels = np.zeros((0, 4)), []
+        boxes = np.zeros((0, 4))
+        labels: list[int] = []
         while len(boxes) < 5:
             left, top = random.integers(0, SIZE - 40, 2)
             width, height = random.integers(8, 40, 2)
@@ -59,7 +60,8 @@ def collate(items: list[tuple[int, Image]]) -> Batch:
 
 
 def loader(images: list[Image], repeats: int = 1) -> DataLoader[Batch]:
-    return DataLoader(list(enumerate(images)) * repeats, batch_size=len(images), collate_fn=collate)
+    numbered: Any = list(enumerate(images)) * repeats  # a list serves as a torch data set
+    return DataLoader(numbered, batch_size=len(images), collate_fn=collate)
 
 
 class Images(pl.LightningDataModule):
@@ -91,9 +93,9 @@ class Images(pl.LightningDataModule):
         ]
 
 
-def make_module(images: list[Image], classes: int, steps: int, **arguments: object) -> DetectorModule:
+def make_module(images: list[Image], classes: int, steps: int, **arguments: Any) -> DetectorModule:
     sizes = np.concatenate([boxes[:, 2:] - boxes[:, :2] for _, boxes, _ in images])
-    recipe = {
+    recipe: dict[str, Any] = {
         "architecture": "yolov3_nano",
         "classes": [f"class {number}" for number in range(classes)],
         "category_ids": [10 * number + 3 for number in range(classes)],
@@ -108,8 +110,8 @@ def make_module(images: list[Image], classes: int, steps: int, **arguments: obje
     return DetectorModule(**recipe | arguments)
 
 
-def make_trainer(steps: int, folder: Path, *callbacks: pl.Callback, **arguments: object) -> pl.Trainer:
-    quiet = {
+def make_trainer(steps: int, folder: Path, *callbacks: pl.Callback, **arguments: Any) -> pl.Trainer:
+    quiet: dict[str, Any] = {
         "accelerator": "cpu",
         "logger": False,
         "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
@@ -264,7 +266,7 @@ def test_the_rate_warms_up_and_follows_a_cosine(tmp_path: Path) -> None:
     module = make_module(images, 1, steps=20, warmup_steps=5, learning_rate=0.1)
     trainer = make_trainer(20, tmp_path)
     module.trainer = trainer
-    configured = module.configure_optimizers()
+    configured: Any = module.configure_optimizers()
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     rates = []
     for _ in range(20):

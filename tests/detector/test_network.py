@@ -4,11 +4,21 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from trained_detectors import predictions, randomise_norm
 
 from boxtwin.boxes import cxcywh_to_xyxy
 from boxtwin.detector.darknet import darknet_cfg, read_darknet, write_darknet
 from boxtwin.detector.decode import boxes_and_scores
-from boxtwin.detector.network import OBJECT_PRIOR, PUBLISHED_ANCHORS, STRIDES, Convolution, SamePool, YOLOv3, folded
+from boxtwin.detector.network import (
+    OBJECT_PRIOR,
+    PUBLISHED_ANCHORS,
+    STRIDES,
+    Architecture,
+    Convolution,
+    SamePool,
+    YOLOv3,
+    folded,
+)
 from boxtwin.errors import InputError
 
 NANO_ANCHORS = [[[40, 40], [60, 30]], [[10, 10], [20, 8]]]
@@ -52,10 +62,7 @@ def test_folding_leaves_the_outputs_as_they_are(network: YOLOv3) -> None:
     with torch.no_grad():
         for layer in network.layers():
             if isinstance(layer, Convolution):  # statistics and weights as training leaves them, not 0 and 1
-                for values in (layer.norm.weight, layer.norm.running_var):
-                    values.uniform_(0.5, 2)
-                for values in (layer.norm.bias, layer.norm.running_mean):
-                    values.normal_()
+                randomise_norm(layer)
         before = {name: value.clone() for name, value in network.state_dict().items()}
         network.eval()
         expected, found = network(images), folded(network)(images)
@@ -134,17 +141,13 @@ FILES = [
 
 @pytest.mark.parametrize(("architecture", "layers", "size"), FILES, ids=[name for name, _, _ in FILES])
 def test_opencv_reads_our_files_and_computes_the_same(
-    architecture: str, layers: tuple[str, ...], size: int | None, tmp_path: Path
+    architecture: Architecture, layers: tuple[str, ...], size: int | None, tmp_path: Path
 ) -> None:
     anchors = PUBLISHED_ANCHORS["yolov3" if len(STRIDES[architecture]) == 3 else "yolov3_tiny"]
     network = YOLOv3(architecture, 80, anchors).eval()
-    generator = torch.Generator().manual_seed(0)
     for layer in network.layers():
-        if isinstance(layer, Convolution):  # statistics that are no identity, scales that keep 23 residual sums small
-            layer.norm.weight.data.uniform_(0.2, 0.8, generator=generator)
-            layer.norm.bias.data.normal_(std=0.2, generator=generator)
-            layer.norm.running_mean.uniform_(-0.1, 0.1, generator=generator)
-            layer.norm.running_var.uniform_(0.5, 1.5, generator=generator)
+        if isinstance(layer, Convolution):
+            randomise_norm(layer)
     path = tmp_path / "network.weights"
     write_darknet(network, path, seen=7)
     assert size is None or path.stat().st_size == size
@@ -168,7 +171,9 @@ def test_opencv_reads_our_files_and_computes_the_same(
 
 
 @pytest.mark.parametrize("architecture", ["yolov3_nano", "yolov3_tiny"])
-def test_a_grey_network_takes_a_colour_files_weights_and_computes_the_same(architecture: str, tmp_path: Path) -> None:
+def test_a_grey_network_takes_a_colour_files_weights_and_computes_the_same(
+    architecture: Architecture, tmp_path: Path
+) -> None:
     anchors = PUBLISHED_ANCHORS["yolov3_tiny"]
     colour, grey = YOLOv3(architecture, 3, anchors), YOLOv3(architecture, 3, anchors, channels=1)
     write_darknet(colour, tmp_path / "colour.weights", seen=0)
@@ -199,6 +204,7 @@ def test_the_tiny_networks_weights_fit_the_one_with_three_heads() -> None:
     assert report.skipped == (9, 12, 13, 14, 15)
     for ours, theirs in zip(list(network.layers())[:12], source.layers(), strict=False):
         if isinstance(ours, Convolution):
+            assert isinstance(theirs, Convolution)
             assert torch.equal(ours.conv.weight, theirs.conv.weight)
 
 
@@ -206,9 +212,10 @@ def test_the_tiny_networks_weights_fit_the_one_with_three_heads() -> None:
 def test_opencv_decodes_the_same_boxes_from_our_configuration(channels: int, scale_xy: float, tmp_path: Path) -> None:
     """Anchors of two sizes a head, masks, classes and channels as the text has them."""
     network = YOLOv3("yolov3_nano", 2, NANO_ANCHORS, channels).eval()
-    for head in network.heads:
-        torch.nn.init.normal_(head.predict.weight, std=0.05, generator=torch.Generator().manual_seed(0))
-        torch.nn.init.zeros_(head.predict.bias)
+    for predict in predictions(network):
+        assert predict.bias is not None
+        torch.nn.init.normal_(predict.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.zeros_(predict.bias)
     write_darknet(network, tmp_path / "w.weights", seen=0)
     (tmp_path / "w.cfg").write_text(darknet_cfg(network, 64, scale_xy))
     oracle = cv2.dnn.readNetFromDarknet(str(tmp_path / "w.cfg"), str(tmp_path / "w.weights"))
@@ -234,15 +241,15 @@ def test_heads_of_other_classes_are_left_as_they_are(tmp_path: Path) -> None:
     source = YOLOv3("yolov3_nano", 80, NANO_ANCHORS)
     write_darknet(source, tmp_path / "w.weights", seen=3)
     target = YOLOv3("yolov3_nano", 1, NANO_ANCHORS)
-    heads = [head.predict.weight.clone() for head in target.heads]
+    heads = [predict.weight.clone() for predict in predictions(target)]
     report = read_darknet(target, tmp_path / "w.weights")
-    predictions = tuple(i for i, layer in enumerate(target.layers()) if not isinstance(layer, Convolution))
-    assert report.skipped == predictions
+    assert report.skipped == tuple(i for i, layer in enumerate(target.layers()) if not isinstance(layer, Convolution))
     assert len(report.loaded) == 10
     assert report.seen == 3
-    assert all(torch.equal(head.predict.weight, old) for head, old in zip(target.heads, heads, strict=True))
+    assert all(torch.equal(now.weight, old) for now, old in zip(predictions(target), heads, strict=True))
     for ours, theirs in zip(target.layers(), source.layers(), strict=True):
         if isinstance(ours, Convolution):
+            assert isinstance(theirs, Convolution)
             assert torch.equal(ours.conv.weight, theirs.conv.weight)
 
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ Both = tuple[TrainedDetector, OnnxDetector]
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Both]:
-    def export(**changes: object) -> Both:
+    def export(**changes: Any) -> Both:
         detector = make_trained(**changes)
         path = tmp_path_factory.mktemp("onnx") / "detector.onnx"
         write_onnx(detector, path)

@@ -88,7 +88,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def train(dataset: Dataset, checkpoints: Path, logger: Curve, **changes: Any) -> Trained:
     torch.manual_seed(0)
     split = Split("s", dataset.samples[:4], dataset.samples[4:8], dataset.samples[8:])
-    settings = {"devices": 1, "learning_rate": 3e-3, "gradient_clip": 10.0, "optimizer": "adamw"} | changes
+    settings: dict[str, Any] = {
+        "devices": 1,
+        "learning_rate": 3e-3,
+        "gradient_clip": 10.0,
+        "optimizer": "adamw",
+    } | changes
     module = DetectorModule(
         architecture="yolov3_nano",
         classes=dataset.classes,
@@ -184,7 +189,8 @@ def harm(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
     if how == "flipped":
         content[len(content) // 2] ^= 0x10
-    path.write_bytes({"cut": content[: len(content) // 2], "flipped": content, "empty": b""}[how])
+    damaged: dict[str, bytes | bytearray] = {"cut": content[: len(content) // 2], "flipped": content, "empty": b""}
+    path.write_bytes(damaged[how])
 
 
 def test_a_damaged_checkpoint_is_named_and_not_gone_on_from(

@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from mlflow.entities import Run
+from mlflow.entities import DatasetInput, Run
 from mlflow.tracking import MlflowClient
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,13 @@ def runs(folder: Path, kind: str = "run") -> list[Run]:
     return list(client.search_runs(experiments, f"tags.`boxtwin.kind` = '{kind}'"))
 
 
-def manifests(folder: Path) -> list[list[dict[str, object]]]:
+def inputs_of(run: Run) -> list[DatasetInput]:
+    """The data sets that a run has logged."""
+    assert run.inputs is not None
+    return list(run.inputs.dataset_inputs)
+
+
+def manifests(folder: Path) -> list[list[dict[str, Any]]]:
     """The manifests of all stores, line by line."""
     return [
         [json.loads(line) for line in path.read_text().splitlines()]

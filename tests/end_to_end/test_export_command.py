@@ -27,12 +27,12 @@ from boxtwin.detector.checkpoint import TrainedDetector, write_detector
 from boxtwin.detector.darknet import read_darknet
 
 SERVE, ASK = (
-    re.search(rf"^{start}.*$", (ROOT / "docs" / "export.md").read_text().replace("\\\n", " "), re.M).group(0)
+    re.findall(rf"^{start}.*$", (ROOT / "docs" / "export.md").read_text().replace("\\\n", " "), re.M)[0]
     for start in ("mlflow models serve", "printf")
 )
 
 
-def test_a_trained_cell_is_exported_and_registered(tmp_path: Path):
+def test_a_trained_cell_is_exported_and_registered(tmp_path: Path) -> None:
     run("train.py experiment=tiny_control variations=0", tmp_path)
     (cell,) = tmp_path.glob("multirun/*/*/")
     printed = run(f"export.py run={cell.relative_to(tmp_path)} register=ships", tmp_path)
@@ -72,7 +72,7 @@ def chip(folder: Path) -> Path:
     return path
 
 
-def test_the_served_model_answers_with_what_a_cell_finds(tmp_path: Path):
+def test_the_served_model_answers_with_what_a_cell_finds(tmp_path: Path) -> None:
     image = chip(tmp_path)
     detector = published_or_random(tmp_path)
     (expected,) = detect_as_studies_do(detector, [image])
@@ -80,8 +80,7 @@ def test_the_served_model_answers_with_what_a_cell_finds(tmp_path: Path):
     # Half way between two scores, so that rounding decides nothing.
     detector = TrainedDetector(detector.module, float(expected.scores[4:6].mean()))
     write_detector(detector, tmp_path / "cell" / "detector.safetensors")
-    settings = {"cell": str(tmp_path / "cell"), "formats": ["mlflow"]}
-    export_detector(OmegaConf.merge(OmegaConf.structured(ExportConfig), settings))
+    export_detector(OmegaConf.structured(ExportConfig(cell=str(tmp_path / "cell"), formats=["mlflow"])))
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -9,6 +9,7 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,7 +36,7 @@ def figures(folder: Path) -> dict[str, float]:
     return {r.info.run_name: r.data.metrics["test/map"] for r in runs(folder)}
 
 
-def test_a_sweep_killed_at_any_moment_is_finished_by_the_same_command(tmp_path: Path):
+def test_a_sweep_killed_at_any_moment_is_finished_by_the_same_command(tmp_path: Path) -> None:
     """Whatever was being written when SIGKILL came. The moments are drawn anew in every run of the test."""
     moments = kill_moments()
     for _ in range(3):
@@ -49,13 +50,13 @@ def test_a_sweep_killed_at_any_moment_is_finished_by_the_same_command(tmp_path: 
     assert "FAILED" not in printed
 
 
-def test_two_sweeps_at_once_share_the_work(tmp_path: Path):
+def test_two_sweeps_at_once_share_the_work(tmp_path: Path) -> None:
     processes = [start(SWEEP, tmp_path) for _ in range(2)]
     assert [process.wait(400) for process in processes] == [0, 0]
     check_finished(tmp_path)
 
 
-def test_two_studies_that_want_the_same_cell_at_once_train_it_once(tmp_path: Path):
+def test_two_studies_that_want_the_same_cell_at_once_train_it_once(tmp_path: Path) -> None:
     """Whoever comes first trains it; the other waits and has it too."""
     processes = [start(f"train.py experiment=tiny_control study={name}", tmp_path) for name in ("one", "other")]
     assert [process.wait(400) for process in processes] == [0, 0]
@@ -66,7 +67,7 @@ def test_two_studies_that_want_the_same_cell_at_once_train_it_once(tmp_path: Pat
     assert len(list(tmp_path.glob("multirun/*/*/result.json"))) == 2
 
 
-def test_resumed_training_ends_where_uninterrupted_training_ends(tmp_path: Path):
+def test_resumed_training_ends_where_uninterrupted_training_ends(tmp_path: Path) -> None:
     """Killed after its first checkpoint, a run goes on from there and draws the same images in the same order."""
     command = "train.py experiment=tiny_control split=s1 variations=2 trainer.steps=40 trainer.validations=10"
     (tmp_path / "whole").mkdir()
@@ -83,7 +84,7 @@ def test_resumed_training_ends_where_uninterrupted_training_ends(tmp_path: Path)
     assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
 
 
-def test_a_sweep_ends_by_listing_every_cell_that_failed_and_why(tmp_path: Path):
+def test_a_sweep_ends_by_listing_every_cell_that_failed_and_why(tmp_path: Path) -> None:
     command = "train.py -m experiment=tiny_control variations=0 detector.warmup_steps=1,98,99"
     printed = run(command, tmp_path, code=1)
     assert [r.info.status for r in runs(tmp_path)] == ["FINISHED"]
@@ -94,7 +95,7 @@ def test_a_sweep_ends_by_listing_every_cell_that_failed_and_why(tmp_path: Path):
     assert "Traceback" not in printed
 
 
-def test_a_run_that_fails_in_the_middle_ends_failed_and_is_taken_up_again(tmp_path: Path):
+def test_a_run_that_fails_in_the_middle_ends_failed_and_is_taken_up_again(tmp_path: Path) -> None:
     """A generator that breaks after its second image."""
     command = "train.py experiment=tiny_control variations=1 generator._target_=failing.BreaksDown"
     printed = run(command, tmp_path, code=1)
@@ -110,11 +111,14 @@ def test_a_run_that_fails_in_the_middle_ends_failed_and_is_taken_up_again(tmp_pa
     assert [len(lines) for lines in manifests(tmp_path)] == [10]
 
 
-def write_coco(folder: Path) -> dict:
+Content = dict[str, Any]
+
+
+def write_coco(folder: Path) -> Content:
     """Twelve images with one bright object each."""
     noise = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
-    content: dict = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "pollen"}]}
+    content: Content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "pollen"}]}
     for number in range(1, 13):
         pixels = noise.integers(0, 60, (48, 64), dtype=np.uint8)
         pixels[10:22, 20:36] = 220
@@ -126,35 +130,35 @@ def write_coco(folder: Path) -> dict:
     return content
 
 
-def missing(content: dict, folder: Path) -> None:
+def missing(content: Content, folder: Path) -> None:
     (folder / "images" / "03.png").unlink()
 
 
-def unreadable(content: dict, folder: Path) -> None:
+def unreadable(content: Content, folder: Path) -> None:
     (folder / "images" / "03.png").write_bytes(b"no picture")
 
 
-def duplicate_ids(content: dict, folder: Path) -> None:
+def duplicate_ids(content: Content, folder: Path) -> None:
     content["images"][3]["id"] = 1
 
 
-def unknown_category(content: dict, folder: Path) -> None:
+def unknown_category(content: Content, folder: Path) -> None:
     content["annotations"][0]["category_id"] = 7
 
 
-def empty_box(content: dict, folder: Path) -> None:
+def empty_box(content: Content, folder: Path) -> None:
     content["annotations"][0]["bbox"] = [5, 5, 0, 4]
 
 
-def infinite_box(content: dict, folder: Path) -> None:
+def infinite_box(content: Content, folder: Path) -> None:
     content["annotations"][0]["bbox"] = [5, 5, float("nan"), 4]
 
 
-def outside_box(content: dict, folder: Path) -> None:
+def outside_box(content: Content, folder: Path) -> None:
     content["annotations"][0]["bbox"] = [60, 5, 20, 4]
 
 
-def outside_folder(content: dict, folder: Path) -> None:
+def outside_folder(content: Content, folder: Path) -> None:
     content["images"][0]["file_name"] = "../01.png"
 
 
@@ -174,7 +178,7 @@ COCO_RUN = (
 )
 
 
-def test_bad_data_gives_one_error_before_anything_is_made(tmp_path: Path):
+def test_bad_data_gives_one_error_before_anything_is_made(tmp_path: Path) -> None:
     content = write_coco(tmp_path / "set")
     unknown_category(content, tmp_path / "set")
     (tmp_path / "set" / "annotations.json").write_text(json.dumps(content))
@@ -186,7 +190,7 @@ def test_bad_data_gives_one_error_before_anything_is_made(tmp_path: Path):
     assert not (tmp_path / "data").exists()
 
 
-def test_each_kind_of_bad_data_is_named(tmp_path: Path):
+def test_each_kind_of_bad_data_is_named(tmp_path: Path) -> None:
     """One sweep over as many bad data sets: every run fails with its own message, and nothing is made."""
     for fault in FAULTS:
         folder = tmp_path / fault.__name__
@@ -206,14 +210,14 @@ def test_each_kind_of_bad_data_is_named(tmp_path: Path):
     assert not (tmp_path / "data").exists()
 
 
-def test_a_good_coco_set_trains(tmp_path: Path):
+def test_a_good_coco_set_trains(tmp_path: Path) -> None:
     content = write_coco(tmp_path / "set")
     (tmp_path / "set" / "annotations.json").write_text(json.dumps(content))
     run(COCO_RUN, tmp_path)
     assert [r.info.status for r in runs(tmp_path)] == ["FINISHED"]
 
 
-def test_on_bad_box_is_the_users_choice_and_logged(tmp_path: Path):
+def test_on_bad_box_is_the_users_choice_and_logged(tmp_path: Path) -> None:
     content = write_coco(tmp_path / "set")
     outside_box(content, tmp_path / "set")
     (tmp_path / "set" / "annotations.json").write_text(json.dumps(content))
@@ -223,13 +227,13 @@ def test_on_bad_box_is_the_users_choice_and_logged(tmp_path: Path):
     assert result["data"]["bad_boxes"] == {"clipped": 1}
 
 
-def test_bad_settings_give_one_error_before_anything_is_trained(tmp_path: Path):
+def test_bad_settings_give_one_error_before_anything_is_trained(tmp_path: Path) -> None:
     printed = run("train.py experiment=tiny_control trainer.steps=7", tmp_path, code=1)
     assert "trainer.steps=7 must be a multiple of trainer.validations=4" in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "mlruns").exists()
 
 
-def test_keys_that_do_not_exist_are_refused(tmp_path: Path):
+def test_keys_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     printed = run("train.py trainer.stepz=7", tmp_path, code=1)
     assert "stepz" in printed

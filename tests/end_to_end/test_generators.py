@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +19,8 @@ import pytest
 from commands import CONF, ENVIRONMENT, manifests, runs, script
 from image_server import Record, image_server
 from kill_moments import kill_moments
+
+from boxtwin.datasets.image_io import read_image
 
 SECRET = "sk-proj-abcdefghijklmnopqrstuvwxyz0123456789"
 # Five sources: s2 with its sizes brought down to those of the data set.
@@ -45,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder to work in, with a data set of eight images in it."""
     noise = np.random.default_rng(0)
     (tmp_path / "set" / "images").mkdir(parents=True)
-    content: dict = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "pollen"}]}
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "pollen"}]}
     for number in range(1, 9):
         pixels = noise.integers(0, 60, (48, 64), dtype=np.uint8)
         pixels[10:22, 20:36] = 220
@@ -100,7 +103,7 @@ def test_the_command_of_the_documentation(folder: Path, server: Record) -> None:
     for line in lines:
         (image,) = folder.glob(f"data/synthetic/*/{line['image']}")
         assert hashlib.sha256(image.read_bytes()).hexdigest() == line["image_sha256"]
-        assert cv2.imread(str(image), cv2.IMREAD_UNCHANGED).shape == (48, 64)
+        assert read_image(image).shape == (48, 64)
     assert len(list(folder.glob("data/synthetic/openai_variations-*/contact_sheet.png"))) == 1
     content = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
     assert len(content) > 30

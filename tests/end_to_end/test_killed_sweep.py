@@ -38,7 +38,7 @@ def cells(folder: Path) -> dict[str, dict[str, object]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_ten_kills_leave_the_table_as_it_is(tmp_path: Path):
+def test_ten_kills_leave_the_table_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     began = time.monotonic()

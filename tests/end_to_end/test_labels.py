@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +26,17 @@ from boxtwin.labels.carry import Carry
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, prepare
 
+Compose = Callable[..., BoxtwinConfig]
 SPECKLED, MOVES = "generator._target_=varying.Speckled", "generator._target_=varying.Moves"
 CARRY = f"generate.py experiment=tiny_choice variations=2 generator=repeat {SPECKLED}"
 
 
 @pytest.fixture
-def composed(tmp_path, monkeypatch):
+def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
     register()
     monkeypatch.chdir(tmp_path)
 
-    def with_overrides(*overrides):
+    def with_overrides(*overrides: str) -> BoxtwinConfig:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             searched = f"hydra.searchpath=[file://{CONF}]"
             typed = quote_numbers((searched, "+experiment=tiny_choice", *overrides), ROOT / "conf" / "variations")
@@ -44,8 +46,13 @@ def composed(tmp_path, monkeypatch):
     return with_overrides
 
 
-def cell(composed, *overrides) -> Prepared:
+def cell(composed: Compose, *overrides: str) -> Prepared:
     return prepare(composed("generator=repeat", *overrides))
+
+
+def key_of(cell: Prepared) -> str:
+    assert cell.library is not None
+    return cell.library.key
 
 
 @pytest.mark.parametrize(
@@ -63,16 +70,16 @@ def cell(composed, *overrides) -> Prepared:
         (["labels=pseudo", "labels.tolerance=-1"], r"labels\.tolerance=-1\.0 must not be negative"),
     ],
 )
-def test_labels_that_cannot_work_are_explained_before_any_work(composed, overrides, message):
+def test_labels_that_cannot_work_are_explained_before_any_work(
+    composed: Compose, overrides: list[str], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         cell(composed, "variations=1", *overrides)
 
 
-def test_stores_differ_by_what_their_labels_follow_from(composed, tmp_path: Path):
-    def key(*overrides):
-        library = cell(composed, "variations=1", SPECKLED, *overrides).library
-        assert library is not None
-        return library.key
+def test_stores_differ_by_what_their_labels_follow_from(composed: Compose, tmp_path: Path) -> None:
+    def key(*overrides: str) -> str:
+        return key_of(cell(composed, "variations=1", SPECKLED, *overrides))
 
     plain = key()
     assert key("seed=7") == plain  # the detectors' seeds are their own
@@ -93,8 +100,7 @@ def test_stores_differ_by_what_their_labels_follow_from(composed, tmp_path: Path
     manual = ("labels=manual", f"labels.file={tmp_path / 'labels.json'}")
     assert len({plain, key(*manual), key(*manual, "labels.confirmed=all")}) == 3
     # Objects that a generator put there itself are looked at by no detector.
-    exact = [cell(composed, "variations=1", *more).library for more in ([], ["labels.detectors=3"])]
-    assert exact[0].key == exact[1].key
+    assert key_of(cell(composed, "variations=1")) == key_of(cell(composed, "variations=1", "labels.detectors=3"))
 
 
 # Lightning 2.6 asks torch 2.13 for a class that goes away later; commands leave that out by themselves.
@@ -102,7 +108,9 @@ LIGHTNING = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
 
 @LIGHTNING
-def test_a_labelling_detector_is_the_cell_without_variations_and_trained_once(composed, caplog):
+def test_a_labelling_detector_is_the_cell_without_variations_and_trained_once(
+    composed: Compose, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     with_some = cell(composed, "variations=1", SPECKLED)
     alone = cell(composed, "variations=0")
@@ -135,9 +143,12 @@ def test_a_labelling_detector_is_the_cell_without_variations_and_trained_once(co
 
 
 @LIGHTNING
-def test_a_detector_as_a_function_sees_what_a_cell_sees(composed):
+def test_a_detector_as_a_function_sees_what_a_cell_sees(composed: Compose) -> None:
     alone = cell(composed, "variations=0")
-    member = label_detectors.make_judge(cell(composed, "variations=1", SPECKLED)).detectors.members[0]
+    judge = label_detectors.make_judge(cell(composed, "variations=1", SPECKLED))
+    assert isinstance(judge, Carry)
+    assert judge.detectors is not None
+    member = judge.detectors.members[0]
     from trained_detectors import detect_as_studies_do
 
     (path,) = Path("data/detectors").glob("*.safetensors")
@@ -148,7 +159,7 @@ def test_a_detector_as_a_function_sees_what_a_cell_sees(composed):
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
 
 
-def test_preparing_trains_nothing_and_a_complete_store_needs_no_judge(composed):
+def test_preparing_trains_nothing_and_a_complete_store_needs_no_judge(composed: Compose) -> None:
     first = cell(composed, "variations=1", SPECKLED, "labels.detectors=0")
     assert first.library is not None
     assert first.library.judge is None
@@ -164,7 +175,7 @@ def test_preparing_trains_nothing_and_a_complete_store_needs_no_judge(composed):
 
 
 @pytest.mark.slow
-def test_carry_from_the_command_line_and_on_after_a_kill(tmp_path: Path):
+def test_carry_from_the_command_line_and_on_after_a_kill(tmp_path: Path) -> None:
     process = start(CARRY, tmp_path)
     until = time.monotonic() + 120
     while not list(tmp_path.glob("data/detectors/*")) and time.monotonic() < until:
@@ -186,7 +197,7 @@ def test_carry_from_the_command_line_and_on_after_a_kill(tmp_path: Path):
     assert len(list(tmp_path.glob("data/detectors/*.safetensors"))) == 1
 
 
-def test_a_cell_without_variations_leaves_its_detector_for_labels(tmp_path: Path):
+def test_a_cell_without_variations_leaves_its_detector_for_labels(tmp_path: Path) -> None:
     run("train.py -m experiment=tiny_choice variations=0,2 generator=repeat " + SPECKLED, tmp_path)
     (kept,) = tmp_path.glob("data/detectors/*.safetensors")
     (result,) = tmp_path.glob("multirun/*/*-x0-*/result.json")
@@ -205,7 +216,7 @@ def test_a_cell_without_variations_leaves_its_detector_for_labels(tmp_path: Path
     assert {"label_card.json", "label_card.png"} <= {path.name for path in artifacts.iterdir()}
 
 
-def test_pseudo_then_a_person_confirms(tmp_path: Path):
+def test_pseudo_then_a_person_confirms(tmp_path: Path) -> None:
     settings = f"experiment=tiny_choice variations=1 generator=repeat {MOVES}"
     run(f"generate.py {settings} labels=pseudo labels.detectors=2 labels.tolerance=1000", tmp_path)
     assert len(list(tmp_path.glob("data/detectors/*.safetensors"))) == 2
@@ -245,7 +256,7 @@ def test_pseudo_then_a_person_confirms(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_two_at_once_share_one_detector_and_one_store(tmp_path: Path):
+def test_two_at_once_share_one_detector_and_one_store(tmp_path: Path) -> None:
     processes = [start(f"{CARRY} trainer.steps=40", tmp_path) for _ in range(2)]
     assert [process.wait(400) for process in processes] == [0, 0]
     (lines,) = manifests(tmp_path)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ SMALL = (
 
 
 @pytest.fixture
-def paste(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def paste(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Runs a line in a project's folder whose name a shell must not see bare; what it printed."""
     project = tmp_path / "it's; my $project"
     project.mkdir()
@@ -45,7 +46,7 @@ def paste(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_an_experiment_is_brought_back(paste) -> None:
+def test_an_experiment_is_brought_back(paste: Callable[..., str]) -> None:
     store = Store(uri=None, folder=Path("my 'runs'"))
     number = store.experiment("s")
     store.client.delete_experiment(number)
@@ -57,7 +58,7 @@ def test_an_experiment_is_brought_back(paste) -> None:
 
 
 @pytest.mark.slow
-def test_from_one_command_to_the_next(paste) -> None:
+def test_from_one_command_to_the_next(paste: Callable[..., str]) -> None:
     """With a file of settings of one's own: variations, training, export, comparison, and the run again."""
     for path in (*ROOT.glob("*.py"), ROOT / "conf"):
         (shutil.copytree if path.is_dir() else shutil.copy)(path, path.name)

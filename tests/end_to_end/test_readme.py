@@ -79,21 +79,21 @@ ELSEWHERE = {
 }
 
 
-def test_every_command_has_a_test():
+def test_every_command_has_a_test() -> None:
     unknown = [command for command in COMMANDS if " ".join(command.split()) not in {**QUICK, **ELSEWHERE}]
     assert not unknown, f"README commands that no test runs: {unknown}"
     assert COMMANDS
 
 
 @pytest.mark.parametrize("command", QUICK)
-def test_command(command: str, tmp_path: Path):
+def test_command(command: str, tmp_path: Path) -> None:
     words = f"{command} {QUICK[command]}".split()[1:]
     # The later value of a key is the one that counts; Hydra refuses to be told twice.
     chosen = {word.split("=")[0]: word for word in words}
     run(" ".join(chosen.values()), tmp_path)
 
 
-def test_comparing_a_certain_study(tmp_path: Path):
+def test_comparing_a_certain_study(tmp_path: Path) -> None:
     run(f"train.py -m {SMALL} study=sar_scenes,another", tmp_path)
     assert "study sar_scenes: 1 run" in run("compare.py study=sar_scenes", tmp_path)
     assert "What to run next" in run("compare.py study=sar_scenes plan=true", tmp_path)
@@ -107,11 +107,11 @@ def test_comparing_a_certain_study(tmp_path: Path):
     assert "Traceback" not in printed
 
 
-def test_the_readme_is_short():
+def test_the_readme_is_short() -> None:
     assert len(README.split()) <= 900
 
 
-def test_links_lead_somewhere():
+def test_links_lead_somewhere() -> None:
     """To files, and to headings of pages, in the README and in all of docs."""
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]:
         for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
@@ -125,7 +125,7 @@ def test_links_lead_somewhere():
                 assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, link
 
 
-def test_the_map_of_the_code_is_whole():
+def test_the_map_of_the_code_is_whole() -> None:
     """docs/architecture.md has every room of the package, and the files it names are there."""
     page = (ROOT / "docs" / "architecture.md").read_text()
     rooms = {path.parent.name for path in ROOT.glob("src/boxtwin/*/__init__.py")}
@@ -140,14 +140,14 @@ def test_the_map_of_the_code_is_whole():
     assert [path for path in named if not any((place / path).exists() for place in places)] == []
 
 
-def test_the_glossary_has_at_most_40_terms_in_order():
+def test_the_glossary_has_at_most_40_terms_in_order() -> None:
     terms = re.findall(r"^\| (.*?) \|", (ROOT / "docs" / "glossary.md").read_text(), re.M)[1:]
     assert len(terms) <= 40
     assert terms == sorted(terms, key=str.lower)
 
 
 @pytest.mark.parametrize("study", ["hrsid200_1200"])
-def test_a_kept_study(tmp_path: Path, study: str):
+def test_a_kept_study(tmp_path: Path, study: str) -> None:
     """The table from the archive is the one that is kept beside it; the others are of the same form, and larger."""
     printed = run(f"compare.py runs={ROOT}/docs/results/{study}", tmp_path)
     assert f"study {study}: 16 runs" in printed
@@ -161,7 +161,7 @@ def test_a_kept_study(tmp_path: Path, study: str):
             assert row[name] == value or float(row[name]) == pytest.approx(float(value), abs=1e-9), name
 
 
-def test_hrsid200_experiment(tmp_path: Path, hrsid200: Path):
+def test_hrsid200_experiment(tmp_path: Path, hrsid200: Path) -> None:
     weights = hrsid200.parents[1] / "weights" / "yolov3-tiny.weights"
     if not weights.exists():
         pytest.skip(f"{weights} is not there")
@@ -181,7 +181,7 @@ def test_hrsid200_experiment(tmp_path: Path, hrsid200: Path):
     assert json.loads(made.read_text())["data"]["split_sha256"] == kept["data"]["split_sha256"]
 
 
-def test_make_ui(tmp_path: Path):
+def test_make_ui(tmp_path: Path) -> None:
     """The light MLflow server comes up on loopback and knows the runs."""
     run(f"train.py {SMALL}", tmp_path)
     with socket.socket() as free:
@@ -216,7 +216,7 @@ def test_make_ui(tmp_path: Path):
         process.wait()
 
 
-def test_make_help_lists_every_target():
+def test_make_help_lists_every_target() -> None:
     printed = subprocess.run(["make", "-C", str(ROOT), "help"], capture_output=True, text=True, check=True).stdout
     for target in ("help", "setup", "demo", "study", "test", "check", "ui", "clean"):
         assert f"make {target} " in printed
@@ -224,7 +224,7 @@ def test_make_help_lists_every_target():
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_make_study(tmp_path: Path):
+def test_make_study(tmp_path: Path) -> None:
     """Its own commands, with two seeds and at sizes that a test can afford."""
     lines = subprocess.run(
         ["make", "-n", "-C", str(ROOT), "--assume-old=.venv/.installed", "--no-print-directory", "study"],
@@ -251,7 +251,7 @@ def test_make_study(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_make_demo(tmp_path: Path):
+def test_make_demo(tmp_path: Path) -> None:
     """A fresh clone, its own environment, the whole demo."""
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "clone")], check=True)
     process = subprocess.run(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import manifests, run, runs
+from commands import inputs_of, manifests, run, runs
 from mlflow.tracking import MlflowClient
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -23,14 +23,14 @@ SWEEP = "train.py -m split=s1,s2 variations=0,2,10"
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """The six runs on the embedded data, trained for a few steps, compared."""
     folder = tmp_path_factory.mktemp("study")
     printed = run(f"{SWEEP} experiment=tiny", folder, within=500)
     return folder, printed, run("compare.py", folder)
 
 
-def test_six_cells_are_finished_and_named(study):
+def test_six_cells_are_finished_and_named(study: tuple[Path, str, str]) -> None:
     folder, printed, _ = study
     found = {r.info.run_name: r for r in runs(folder)}
     expected = {
@@ -47,11 +47,11 @@ def test_six_cells_are_finished_and_named(study):
         assert {"test/map", "test/map_50", "test/map_75", "test/mar_100", "time/total"} <= set(r.data.metrics)
         assert {"test/count_mae", "test/count_rmse", "test/count_bias", "test/count_exact"} <= set(r.data.metrics)
         assert set(r.data.params) == set("dataset split variations generator labels detector seed steps".split())
-        assert {"train", "val", "test"} <= {i.tags[0].value for i in r.inputs.dataset_inputs}
+        assert {"train", "val", "test"} <= {given.tags[0].value for given in inputs_of(r)}
     assert "Traceback" not in printed
 
 
-def test_splits_are_nested_and_share_validation_and_test(study):
+def test_splits_are_nested_and_share_validation_and_test(study: tuple[Path, str, str]) -> None:
     folder, _, _ = study
     s1, s2 = (
         json.loads(next(folder.glob(f"multirun/*/{name}-x0*/split.json")).read_text())[name] for name in ("s1", "s2")
@@ -62,7 +62,7 @@ def test_splits_are_nested_and_share_validation_and_test(study):
     assert len(set.union(*scenes)) == sum(map(len, scenes))
 
 
-def test_every_variation_was_made_once(study):
+def test_every_variation_was_made_once(study: tuple[Path, str, str]) -> None:
     folder, _, _ = study
     stores = manifests(folder)
     assert sorted(len(lines) for lines in stores) == [600, 1000]  # (40 + 20) x 10 and (80 + 20) x 10
@@ -71,7 +71,7 @@ def test_every_variation_was_made_once(study):
 
 
 @pytest.mark.slow
-def test_two_devices_share_a_cell(tmp_path):
+def test_two_devices_share_a_cell(tmp_path: Path) -> None:
     run("train.py variations=0 experiment=tiny trainer.devices=2 trainer.accelerator=cpu", tmp_path)
     (cell,) = runs(tmp_path)
     assert cell.info.status == "FINISHED"
@@ -81,7 +81,7 @@ def test_two_devices_share_a_cell(tmp_path):
     assert json.loads(result.read_text())["cell"] == cell.info.run_name
 
 
-def test_pycocotools_alone_gets_the_same_figures_from_the_files(study):
+def test_pycocotools_alone_gets_the_same_figures_from_the_files(study: tuple[Path, str, str]) -> None:
     folder, _, _ = study
     for cell in folder.glob("multirun/*/*-x*/"):
         result = json.loads((cell / "result.json").read_text())
@@ -105,7 +105,7 @@ def test_pycocotools_alone_gets_the_same_figures_from_the_files(study):
         assert result["metrics"]["test/count_mae"] == pytest.approx(sum(errors) / 100)
 
 
-def test_a_cell_leaves_its_pictures_and_a_detector_that_loads_by_itself(study):
+def test_a_cell_leaves_its_pictures_and_a_detector_that_loads_by_itself(study: tuple[Path, str, str]) -> None:
     folder, _, _ = study
     for cell in folder.glob("multirun/*/*-x*/"):
         assert {"overlays.png", "precision_recall.png", "counts.png", "config.yaml"} <= {p.name for p in cell.iterdir()}
@@ -128,7 +128,7 @@ def test_a_cell_leaves_its_pictures_and_a_detector_that_loads_by_itself(study):
     assert len(list(folder.glob("data/synthetic/*/contact_sheet.png"))) == 2
 
 
-def test_a_cell_keeps_its_validation_curve(study):
+def test_a_cell_keeps_its_validation_curve(study: tuple[Path, str, str]) -> None:
     folder, _, compared = study
     client = MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
     for r in runs(folder):
@@ -140,7 +140,7 @@ def test_a_cell_keeps_its_validation_curve(study):
     assert "What to do: " in compared
 
 
-def test_cells_log_the_quality_card_of_their_store(study):
+def test_cells_log_the_quality_card_of_their_store(study: tuple[Path, str, str]) -> None:
     folder, _, _ = study
     client = MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
     for r in runs(folder):
@@ -158,7 +158,7 @@ def test_cells_log_the_quality_card_of_their_store(study):
         assert card["images"]["variations"] == len(store.read_text().splitlines())
 
 
-def test_cells_differ_in_one_thing(study):
+def test_cells_differ_in_one_thing(study: tuple[Path, str, str]) -> None:
     """Same seed, same initial weights, same steps: what is compared is the images."""
     folder, _, _ = study
     settings = {r.data.tags["boxtwin.setting"] for r in runs(folder)}
@@ -166,7 +166,7 @@ def test_cells_differ_in_one_thing(study):
     assert {r.data.params["steps"] for r in runs(folder)} == {"4"}
 
 
-def test_the_comparison_has_table_verdict_and_report(study):
+def test_the_comparison_has_table_verdict_and_report(study: tuple[Path, str, str]) -> None:
     folder, _, compared = study
     assert "6 runs" in compared
     assert "not enough runs to tell" in compared
@@ -187,7 +187,7 @@ def test_the_comparison_has_table_verdict_and_report(study):
     assert [r.info.status for r in comparison] == ["FINISHED"]
 
 
-def test_conditions_are_runs_beside_the_cells_and_comparing_again_adds_none(study):
+def test_conditions_are_runs_beside_the_cells_and_comparing_again_adds_none(study: tuple[Path, str, str]) -> None:
     folder, _, _ = study
     before = {r.info.run_name: r for r in runs(folder, "condition")}
     cells = {r.info.run_name.removesuffix("-seed0"): r.data.metrics for r in runs(folder)}
@@ -204,7 +204,7 @@ def test_conditions_are_runs_beside_the_cells_and_comparing_again_adds_none(stud
     assert len(runs(folder, "comparison")) == 1
 
 
-def test_the_same_sweep_again_skips_everything(study):
+def test_the_same_sweep_again_skips_everything(study: tuple[Path, str, str]) -> None:
     folder, _, _ = study
     before = {r.info.run_id: r.info.end_time for r in runs(folder)}
     printed = run(f"{SWEEP} experiment=tiny", folder, within=500)
@@ -212,7 +212,7 @@ def test_the_same_sweep_again_skips_everything(study):
     assert {r.info.run_id: r.info.end_time for r in runs(folder)} == before
 
 
-def test_any_number_of_variations_works_and_uses_the_same_store(study):
+def test_any_number_of_variations_works_and_uses_the_same_store(study: tuple[Path, str, str]) -> None:
     folder, _, _ = study
     stores = len(manifests(folder))
     run("train.py split=s2 variations=3 experiment=tiny study=other", folder)
@@ -221,7 +221,7 @@ def test_any_number_of_variations_works_and_uses_the_same_store(study):
     assert len(manifests(folder)) == stores
 
 
-def test_another_study_takes_over_what_is_there(study):
+def test_another_study_takes_over_what_is_there(study: tuple[Path, str, str]) -> None:
     folder, _, _ = study
     before = {r.info.run_name: r for r in runs(folder)}
     printed = run("train.py -m split=s2 variations=0,2 experiment=tiny study=second", folder)
@@ -234,7 +234,7 @@ def test_another_study_takes_over_what_is_there(study):
         source = before[r.info.run_name]
         assert r.data.tags["boxtwin.reused_from"] == f"sar_scenes/{source.info.run_id}"
         assert (r.info.status, r.data.metrics, r.data.params) == ("FINISHED", source.data.metrics, source.data.params)
-        assert len(r.inputs.dataset_inputs) == len(source.inputs.dataset_inputs)
+        assert len(inputs_of(r)) == len(inputs_of(source))
         files, others = ({f.path for f in client.list_artifacts(x.info.run_id)} for x in (r, source))
         assert files == others
         here, there = (folder / x.data.tags["boxtwin.output_dir"] for x in (r, source))
@@ -252,7 +252,7 @@ def test_another_study_takes_over_what_is_there(study):
     assert "40 real + 0 synthetic training images" in anew
 
 
-def test_generate_says_what_it_made_and_draws_it(tmp_path: Path):
+def test_generate_says_what_it_made_and_draws_it(tmp_path: Path) -> None:
     printed = run("generate.py experiment=tiny_control variations=2", tmp_path)
     assert "20 variations made, 0 were there already" in printed
     sheet = Path(printed.split("contact sheet: ")[1].splitlines()[0])
@@ -265,7 +265,9 @@ def test_generate_says_what_it_made_and_draws_it(tmp_path: Path):
     assert "0 variations made, 20 were there already" in again
 
 
-def test_a_detector_is_tested_on_other_data_as_it_is(study, tmp_path: Path, hrsid200: Path):
+def test_a_detector_is_tested_on_other_data_as_it_is(
+    study: tuple[Path, str, str], tmp_path: Path, hrsid200: Path
+) -> None:
     """Trained on simulated images, no step on real ones."""
     folder, _, _ = study
     (weights,) = folder.glob("multirun/*/s1-x0*/detector.safetensors")
@@ -281,7 +283,7 @@ def test_a_detector_is_tested_on_other_data_as_it_is(study, tmp_path: Path, hrsi
     assert json.loads((cell / "result.json").read_text())["metrics"]["time/train"] == 0
 
 
-def test_hrsid_with_the_literal_command(tmp_path: Path, hrsid200: Path):
+def test_hrsid_with_the_literal_command(tmp_path: Path, hrsid200: Path) -> None:
     run(f"train.py -m dataset=hrsid dataset.root={hrsid200} split=s1,s2 variations=0,1 experiment=tiny_hrsid", tmp_path)
     assert len(runs(tmp_path)) == 4
     assert {r.info.status for r in runs(tmp_path)} == {"FINISHED"}

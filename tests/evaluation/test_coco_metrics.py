@@ -5,9 +5,11 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -17,11 +19,14 @@ from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.metrics import coco_by_class
 from boxtwin.evaluation.resampled_ap import ResampledAP
 
+Evaluator = Literal["faster", "pycocotools"]
 CATEGORY_IDS = (7, 3, 40)  # neither from 0, nor in order, nor dense
 CLASSES = ("ship", "buoy", "quay")
 
 
-def make_sample(image_id, boxes, labels, crowd=None, areas=None):
+def make_sample(
+    image_id: int, boxes: ArrayLike, labels: ArrayLike, crowd: ArrayLike | None = None, areas: ArrayLike | None = None
+) -> Sample:
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     n = len(boxes)
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
@@ -38,7 +43,7 @@ def make_sample(image_id, boxes, labels, crowd=None, areas=None):
     )
 
 
-def random_case(seed, images=12):
+def random_case(seed: int, images: int = 12) -> tuple[list[Sample], dict[int, Detections]]:
     """Objects of three sizes and classes, some of them crowds, and detections that are jittered, missed or made up."""
     rng = np.random.default_rng(seed)
     samples, detections = [], {}
@@ -63,7 +68,7 @@ def random_case(seed, images=12):
     return samples, detections
 
 
-def outside_evaluation(folder, truth, results):
+def outside_evaluation(folder: Path, truth: dict[str, Any], results: list[dict[str, Any]]) -> COCOeval:
     """What somebody does who has nothing but the two files."""
     (folder / "annotations.json").write_text(json.dumps(truth))
     (folder / "detections.json").write_text(json.dumps(results))
@@ -76,7 +81,7 @@ def outside_evaluation(folder, truth, results):
     return evaluation
 
 
-def hand_written_truth(samples):
+def hand_written_truth(samples: list[Sample]) -> dict[str, Any]:
     annotations = [
         {
             "id": 1000 * s.image_id + i,
@@ -98,7 +103,7 @@ def hand_written_truth(samples):
 
 @pytest.mark.parametrize("evaluator", ["faster", "pycocotools"])
 @pytest.mark.parametrize("seed", range(5))
-def test_figures_equal_pycocotools_on_files(seed, evaluator, tmp_path):
+def test_figures_equal_pycocotools_on_files(seed: int, evaluator: Evaluator, tmp_path: Path) -> None:
     samples, detections = random_case(seed)
     evaluation = outside_evaluation(tmp_path, hand_written_truth(samples), coco_results(detections, CATEGORY_IDS))
     figures = coco_figures(samples, detections, CATEGORY_IDS, evaluator=evaluator)
@@ -113,7 +118,7 @@ def test_figures_equal_pycocotools_on_files(seed, evaluator, tmp_path):
     assert list(own.values()) == pytest.approx(expected, abs=1e-12, rel=0, nan_ok=True)
 
 
-def test_own_ground_truth_file_gives_the_same_figures(tmp_path):
+def test_own_ground_truth_file_gives_the_same_figures(tmp_path: Path) -> None:
     samples, detections = random_case(11)
     truth = coco_ground_truth(samples, CLASSES, CATEGORY_IDS)
     evaluation = outside_evaluation(tmp_path, truth, coco_results(detections, CATEGORY_IDS))
@@ -123,7 +128,9 @@ def test_own_ground_truth_file_gives_the_same_figures(tmp_path):
     assert sum(a["iscrowd"] for a in truth["annotations"]) == sum(int(s.crowd.sum()) for s in samples) > 0
 
 
-def crowded_case(seed, *, images, classes, most_objects, most_found):
+def crowded_case(
+    seed: int, *, images: int, classes: int, most_objects: int, most_found: int
+) -> tuple[list[Sample], dict[int, Detections]]:
     """Any number of classes, crowds and empty images; scores of few values, so that many are equal."""
     rng = np.random.default_rng(seed)
     samples, detections = [], {}
@@ -150,7 +157,9 @@ def crowded_case(seed, *, images, classes, most_objects, most_found):
     ids=["one class", "five classes", "more than 100 an image", "nothing found", "no objects", "one image"],
 )
 @pytest.mark.parametrize("seed", range(4))
-def test_both_evaluators_give_the_same_figures(seed, images, classes, most_objects, most_found):
+def test_both_evaluators_give_the_same_figures(
+    seed: int, images: int, classes: int, most_objects: int, most_found: int
+) -> None:
     samples, detections = crowded_case(
         seed, images=images, classes=classes, most_objects=most_objects, most_found=most_found
     )
@@ -163,7 +172,7 @@ def test_both_evaluators_give_the_same_figures(seed, images, classes, most_objec
     assert {name: own[name] for name in FIGURES} == pytest.approx(plain, abs=1e-12, rel=0, nan_ok=True)
 
 
-def test_the_random_sets_hold_what_they_are_to_hold():
+def test_the_random_sets_hold_what_they_are_to_hold() -> None:
     samples, detections = crowded_case(0, images=8, classes=2, most_objects=40, most_found=320)
     assert max(len(found.boxes) for found in detections.values()) > 100
     assert any(sample.crowd.any() for sample in samples)
@@ -174,7 +183,7 @@ def test_the_random_sets_hold_what_they_are_to_hold():
 
 
 @pytest.mark.parametrize("evaluator", ["faster", "pycocotools"])
-def test_the_evaluator_that_is_asked_for_does_the_sums(evaluator, monkeypatch):
+def test_the_evaluator_that_is_asked_for_does_the_sums(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
     package = {"faster": "faster_coco_eval", "pycocotools": "pycocotools.cocoeval"}
     for name in set(package) - {evaluator}:
         monkeypatch.setitem(sys.modules, package[name], None)
@@ -184,13 +193,13 @@ def test_the_evaluator_that_is_asked_for_does_the_sums(evaluator, monkeypatch):
         coco_figures(samples, detections, CATEGORY_IDS, evaluator="faster" if evaluator != "faster" else "pycocotools")
 
 
-def test_annotation_numbers_survive_the_way_through_xyxy():
+def test_annotation_numbers_survive_the_way_through_xyxy() -> None:
     x, y, w, h = 0.1, 0.7, 10.3, 20.123456
     sample = make_sample(1, [[x, y, x + w, y + h]], [0])
     assert coco_ground_truth([sample], ("ship",), (1,))["annotations"][0]["bbox"] == [x, y, w, h]
 
 
-def test_size_classes_follow_the_annotated_area_not_the_box():
+def test_size_classes_follow_the_annotated_area_not_the_box() -> None:
     box = [0, 0, 100, 100]
     small = make_sample(1, [box], [0], areas=[500.0])
     found = {1: Detections(np.array([box], np.float32), np.ones(1), np.zeros(1, int))}
@@ -199,7 +208,7 @@ def test_size_classes_follow_the_annotated_area_not_the_box():
     assert math.isnan(figures["map_large"])
 
 
-def test_crowds_are_neither_missed_nor_held_against_detections():
+def test_crowds_are_neither_missed_nor_held_against_detections() -> None:
     box, crowd = [10, 10, 40, 40], [100, 100, 300, 300]
     sample = make_sample(5, [box, crowd], [0, 0], crowd=[False, True])
     boxes = np.array([[120, 120, 150, 150], box, [200, 200, 230, 230]], np.float32)
@@ -207,7 +216,7 @@ def test_crowds_are_neither_missed_nor_held_against_detections():
     assert (figures["map"], figures["mar_100"]) == pytest.approx((1, 1))
 
 
-def test_objects_but_no_detections_give_zero():
+def test_objects_but_no_detections_give_zero() -> None:
     samples = [make_sample(1, [[0, 0, 20, 20]], [0]), make_sample(2, [], [])]
     empty = Detections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, int))
     for detections in ({}, {1: empty, 2: empty}):
@@ -217,20 +226,20 @@ def test_objects_but_no_detections_give_zero():
         assert (ResampledAP.match(samples, detections, (1,)).curves() == 0).all()
 
 
-def test_no_objects_give_nan():
+def test_no_objects_give_nan() -> None:
     found = {1: Detections(np.array([[0, 0, 9, 9]], np.float32), np.ones(1), np.zeros(1, int))}
     for samples, detections in (([], {}), ([make_sample(1, [], [])], {}), ([make_sample(1, [], [])], found)):
         assert all(math.isnan(value) for value in coco_figures(samples, detections, (1,)).values())
         assert np.isnan(ResampledAP.match(samples, detections, (1,)).curves()).all()
 
 
-def test_a_class_without_objects_does_not_pull_the_mean_down():
+def test_a_class_without_objects_does_not_pull_the_mean_down() -> None:
     box = [0, 0, 30, 30]
     found = {1: Detections(np.array([box], np.float32), np.ones(1), np.zeros(1, int))}
     assert coco_figures([make_sample(1, [box], [0])], found, CATEGORY_IDS)["map"] == pytest.approx(1)
 
 
-def test_mistakes_are_named():
+def test_mistakes_are_named() -> None:
     sample = make_sample(1, [[0, 0, 5, 5]], [0])
     with pytest.raises(ValueError, match=r"not among the samples: ids \[2\]"):
         coco_figures([sample], {2: Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))}, (1,))
@@ -243,7 +252,9 @@ def test_mistakes_are_named():
 
 
 @pytest.mark.parametrize("evaluator", ["faster", "pycocotools"])
-def test_nothing_is_printed_or_logged(evaluator, capsys, caplog):
+def test_nothing_is_printed_or_logged(
+    evaluator: Evaluator, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     samples, detections = random_case(3)
     with caplog.at_level("INFO"):
         coco_figures(samples, detections, CATEGORY_IDS, evaluator=evaluator)
@@ -252,7 +263,7 @@ def test_nothing_is_printed_or_logged(evaluator, capsys, caplog):
 
 
 @pytest.mark.parametrize("evaluator", ["faster", "pycocotools"])
-def test_ids_of_any_size_change_nothing(evaluator):
+def test_ids_of_any_size_change_nothing(evaluator: Evaluator) -> None:
     """Time stamps, unsigned numbers of 64 bits, negative ones: in the same order, they give the same figures."""
     samples, detections = random_case(5)
     order = sorted(sample.image_id for sample in samples)

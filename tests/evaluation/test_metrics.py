@@ -4,6 +4,7 @@ import io
 import math
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -107,7 +108,8 @@ def test_every_class_is_counted_at_its_own_threshold_and_the_total_is_the_sum() 
             true = int(((sample.labels == label) & ~sample.crowd).sum())
             each = found.get(sample.image_id)
             counted = 0 if each is None else int(((each.labels == label) & (each.scores >= threshold)).sum())
-            assert (entries[place]["true_by_class"][label], entries[place]["found_by_class"][label]) == (true, counted)
+            entry: Any = entries[place]
+            assert (entry["true_by_class"][label], entry["found_by_class"][label]) == (true, counted)
             errors[label, place] = counted - true
     for label in range(3):
         assert by_class[label]["count_mae"] == pytest.approx(np.abs(errors[label]).mean())
@@ -115,7 +117,8 @@ def test_every_class_is_counted_at_its_own_threshold_and_the_total_is_the_sum() 
         assert by_class[label]["count_bias"] == pytest.approx(errors[label].mean())
         assert by_class[label]["count_exact"] == pytest.approx((errors[label] == 0).mean())
     assert together["count_mae"] == pytest.approx(np.abs(errors.sum(axis=0)).mean())
-    assert [entry["found"] - entry["true"] for entry in entries] == errors.sum(axis=0).tolist()
+    differences = [cast(int, entry["found"]) - cast(int, entry["true"]) for entry in entries]
+    assert differences == errors.sum(axis=0).tolist()
 
 
 def test_a_detector_that_swaps_two_classes_counts_right_only_in_total() -> None:
@@ -166,7 +169,7 @@ def test_names_of_metrics_are_taken_by_mlflow_and_unique(classes: list[str]) -> 
     for name, wanted in zip(names, classes, strict=True):
         assert "/" not in name
         assert len(name) <= 210
-        _validate_metric_name(f"test/{name}/count_mae")
+        _validate_metric_name(f"test/{name}/count_mae")  # type: ignore[no-untyped-call]
         if wanted in ("ship", "a_b", "a_b_2"):
             assert name == wanted
     assert not {"map", "count_mae"} & set(names)

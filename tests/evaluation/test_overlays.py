@@ -1,7 +1,10 @@
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Detections, Lineage, Sample
@@ -18,7 +21,15 @@ from boxtwin.lettering import class_colour
 NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, int))
 
 
-def make_sample(folder, name, pixels, boxes=(), labels=None, crowd=None, image_id=1):
+def make_sample(
+    folder: Path,
+    name: str,
+    pixels: np.ndarray,
+    boxes: ArrayLike = (),
+    labels: ArrayLike | None = None,
+    crowd: ArrayLike | None = None,
+    image_id: int = 1,
+) -> Sample:
     write_png(folder / name, pixels)
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     n = len(boxes)
@@ -35,17 +46,17 @@ def make_sample(folder, name, pixels, boxes=(), labels=None, crowd=None, image_i
     )
 
 
-def detections(boxes, scores, labels=None):
+def detections(boxes: ArrayLike, scores: Sequence[float] | np.ndarray, labels: ArrayLike | None = None) -> Detections:
     labels = np.zeros(len(scores), int) if labels is None else np.asarray(labels)
     return Detections(np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(scores, np.float32), labels)
 
 
-def holds_colour(picture, colour):
+def holds_colour(picture: np.ndarray, colour: str) -> bool:
     wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
     return bool((np.abs(picture.astype(int) - wanted).sum(axis=-1) < 12).any())
 
 
-def test_each_object_is_matched_once_best_score_first(tmp_path):
+def test_each_object_is_matched_once_best_score_first(tmp_path: Path) -> None:
     sample = make_sample(tmp_path, "a.png", np.zeros((50, 50), np.uint8), [[0, 0, 10, 10], [20, 20, 40, 40]])
     found = detections([[0, 0, 10, 9], [0, 0, 10, 10], [30, 30, 40, 40]], [0.4, 0.9, 0.8])
     matches = match(sample, found)
@@ -54,7 +65,7 @@ def test_each_object_is_matched_once_best_score_first(tmp_path):
     assert not matches.ignored.any()
 
 
-def test_classes_and_crowds_are_kept_apart(tmp_path):
+def test_classes_and_crowds_are_kept_apart(tmp_path: Path) -> None:
     pixels = np.zeros((90, 90), np.uint8)
     boxes, labels = [[0, 0, 10, 10], [40, 40, 90, 90]], [1, 0]
     sample = make_sample(tmp_path, "a.png", pixels, boxes, labels, crowd=[False, True])
@@ -65,7 +76,7 @@ def test_classes_and_crowds_are_kept_apart(tmp_path):
     assert matches.missed.tolist() == [True]
 
 
-def test_matching_agrees_with_coco_recall(tmp_path):
+def test_matching_agrees_with_coco_recall(tmp_path: Path) -> None:
     """At IoU 0.5, the greatest recall with precision above 0 is the share of objects that `match` calls found."""
     rng = np.random.default_rng(0)
     samples, found = [], {}
@@ -80,7 +91,7 @@ def test_matching_agrees_with_coco_recall(tmp_path):
     assert abs(RECALLS[precision > 0].max() - (1 - missed / 48)) < 0.01
 
 
-def test_examples_are_fixed_and_range_from_empty_to_crowded(tmp_path):
+def test_examples_are_fixed_and_range_from_empty_to_crowded(tmp_path: Path) -> None:
     pixels = np.zeros((9, 9), np.uint8)
     samples = [make_sample(tmp_path, f"{n}.png", pixels, [[0, 0, 3, 3]] * n, image_id=n) for n in (4, 0, 9, 1, 2, 30)]
     assert [s.image_id for s in pick_examples(samples, 3)] == [0, 2, 30]
@@ -100,7 +111,7 @@ def test_examples_are_fixed_and_range_from_empty_to_crowded(tmp_path):
         np.zeros((3, 2000, 3), np.uint8),
     ],
 )
-def test_any_image_can_be_pictured(pixels, tmp_path):
+def test_any_image_can_be_pictured(pixels: np.ndarray, tmp_path: Path) -> None:
     sample = make_sample(tmp_path, "a $x$ 船_^.png", pixels, [[0, 0, 1, 1]])
     empty = make_sample(tmp_path, "e.png", pixels, image_id=2)
     found = {1: detections([[0, 0, 1, 1]], [0.9]), 2: detections([[0, 0, 1, 1]], [0.8])}
@@ -110,11 +121,11 @@ def test_any_image_can_be_pictured(pixels, tmp_path):
     assert min(read_image(tmp_path / "sheet.png").shape[:2]) > 300
 
 
-def test_right_wrong_and_missed_are_told_apart(tmp_path):
+def test_right_wrong_and_missed_are_told_apart(tmp_path: Path) -> None:
     sample = make_sample(tmp_path, "a.png", np.zeros((80, 80), np.uint8), [[5, 5, 25, 25], [50, 50, 70, 70]])
     colours = {"right": "#52e06b", "wrong": "#ff5a5f", "missed": "#ffd23f"}
 
-    def seen(found, threshold=0.5):
+    def seen(found: Detections, threshold: float = 0.5) -> set[str]:
         side_by_side([sample], {1: found}, threshold, tmp_path / "out.png", ["ship"])
         picture = read_image(tmp_path / "out.png")[60:]  # below the legend
         return {name for name, colour in colours.items() if holds_colour(picture, colour)}
@@ -125,7 +136,7 @@ def test_right_wrong_and_missed_are_told_apart(tmp_path):
     assert seen(detections([[30, 5, 45, 20]], [0.7])) == {"wrong", "missed"}
 
 
-def test_images_without_an_entry_and_crowded_images_are_shown(tmp_path):
+def test_images_without_an_entry_and_crowded_images_are_shown(tmp_path: Path) -> None:
     boxes = np.tile([[1.0, 1.0, 9.0, 9.0]], (200, 1))
     sample = make_sample(tmp_path, "a.png", np.zeros((20, 20), np.uint8), boxes, crowd=np.arange(200) % 2 == 0)
     side_by_side([sample], {}, 0.5, tmp_path / "out.png", ["ship"])
@@ -134,7 +145,7 @@ def test_images_without_an_entry_and_crowded_images_are_shown(tmp_path):
         side_by_side([], {}, 0.5, tmp_path / "out.png", ["ship"])
 
 
-def test_contact_sheet_puts_variations_beside_their_source(tmp_path):
+def test_contact_sheet_puts_variations_beside_their_source(tmp_path: Path) -> None:
     source = make_sample(tmp_path, "a.png", np.full((60, 60), 80, np.uint8), [[10, 10, 20, 30]])
     made = [
         replace(
@@ -163,13 +174,13 @@ def test_contact_sheet_puts_variations_beside_their_source(tmp_path):
         contact_sheet([source] * 250, [made] * 250, tmp_path / "sheet.png", columns=2)
 
 
-def test_classes_have_colours_of_their_own_and_a_legend(tmp_path):
+def test_classes_have_colours_of_their_own_and_a_legend(tmp_path: Path) -> None:
     pixels, boxes = np.zeros((80, 80), np.uint8), [[5, 5, 25, 25], [50, 50, 70, 70]]
     sample = make_sample(tmp_path, "a.png", pixels, boxes, labels=[0, 2])
     found = detections(boxes, [0.9, 0.4], labels=[0, 2])
     classes = ["a", "b", "c"]
 
-    def seen(name):
+    def seen(name: str) -> list[bool]:
         picture = read_image(tmp_path / name)
         return [holds_colour(picture, class_colour(label)) for label in range(3)]
 
@@ -189,7 +200,7 @@ def test_classes_have_colours_of_their_own_and_a_legend(tmp_path):
     assert wrong_at == {"low": False, "high": True}
 
 
-def test_a_real_chip_can_be_pictured(tmp_path, hrsid200):
+def test_a_real_chip_can_be_pictured(tmp_path: Path, hrsid200: Path) -> None:
     pixels = read_image(min((hrsid200 / "JPEGImages").glob("*.jpg")))
     sample = make_sample(tmp_path, "chip.png", pixels, [[300, 300, 380, 340]])
     side_by_side([sample], {1: detections([[301, 299, 380, 342]], [0.77])}, 0.5, tmp_path / "out.png", ["ship"])

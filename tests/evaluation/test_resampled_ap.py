@@ -46,7 +46,8 @@ def repeated(
     samples: list[Sample], detections: dict[int, Detections], counts: np.ndarray
 ) -> tuple[list[Sample], dict[int, Detections]]:
     """The data set with each image in it so many times."""
-    copies, found = [], {}
+    copies: list[Sample] = []
+    found: dict[int, Detections] = {}
     for sample, count in zip(samples, counts.astype(int).tolist(), strict=True):
         for _ in range(count):
             number = len(copies) + 1

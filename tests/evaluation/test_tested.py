@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_one_look_at_each_image_gives_all_files_and_figures(
     examples = load_examples(tmp_path / EXAMPLES_FILE)
     assert examples is not None
     for entry in result.counts:
-        image = entry["image_id"]
+        image = cast(int, entry["image_id"])
         assert entry["found"] == (len(examples.found[image].boxes) if image in examples.found else 0)
     assert all((tmp_path / name).stat().st_size > 1000 for name in PICTURES)
 

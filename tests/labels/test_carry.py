@@ -52,7 +52,7 @@ LOOKS: list[dict[str, Any]] = [{}, {"shape": (40, 60, 3)}, {"unit": 257}, {"dark
 @pytest.mark.parametrize("look", LOOKS)
 def test_the_same_image_keeps_every_box(look: dict[str, Any]) -> None:
     (carried,) = Carry()(scene(**look), scene(**look), BOX, ONE).boxes
-    assert carried.box == (20, 10, 32, 16)
+    assert list(carried.box) == [20, 10, 32, 16]
     assert (carried.label, carried.decision) == (1, "kept")
     assert carried.evidence["correlation"] == carried.evidence["response"] == 1
     assert carried.evidence["match"] == pytest.approx(1, abs=1e-4)
@@ -69,11 +69,11 @@ def test_kept_in_new_speckle_dropped_when_gone_and_shifted_when_moved(look: dict
     (gone,) = Carry()(source, scene(1, ship=False, **look), BOX, ONE).boxes
     (moved,) = Carry()(source, scene(1, at=(27, 7), **look), BOX, ONE).boxes
     assert [there.decision, gone.decision, moved.decision] == ["kept", "dropped", "shifted"]
-    assert moved.box == (27, 7, 39, 13)
+    assert list(moved.box) == [27, 7, 39, 13]
     assert (moved.evidence["shift_x"], moved.evidence["shift_y"]) == (7, -3)
-    assert gone.box == there.box == (20, 10, 32, 16)
-    assert there.evidence["correlation"] > 0.9  # type: ignore[operator]
-    assert abs(gone.evidence["correlation"]) < 0.4  # type: ignore[arg-type]
+    assert list(gone.box) == list(there.box) == [20, 10, 32, 16]
+    assert (there.evidence["correlation"] or 0) > 0.9
+    assert abs(gone.evidence["correlation"] or 0) < 0.4
 
 
 def test_an_object_that_turned_into_its_opposite_is_not_the_same_object() -> None:

@@ -20,14 +20,17 @@ from boxtwin.labels.ensemble import Ensemble, Member
 # The thresholds were chosen on the pairs of seeds below 1000.
 FIRST = 1000
 
+Boxes = Counter[tuple[str, str, bool]]
+Images = Counter[tuple[bool, bool]]
 
-def judge(carry: Carry, pairs: Sequence[Pair]) -> tuple[Counter, Counter, float]:
+
+def judge(carry: Carry, pairs: Sequence[Pair]) -> tuple[Boxes, Images, float]:
     """Boxes by (what became of the ship, decision, right or wrong), images by (new ship in it, refused), share right.
 
     A box is right where a ship is and dropped where none is; where there is one they overlap by half.
     """
-    boxes: Counter = Counter()
-    images: Counter = Counter()
+    boxes: Boxes = Counter()
+    images: Images = Counter()
     for pair in pairs:
         truths = [truth for truth in pair.truths if truth.before is not None]
         judged = carry(pair.source, pair.variation, pair.boxes, np.zeros(len(truths), np.int64))
@@ -41,7 +44,7 @@ def judge(carry: Carry, pairs: Sequence[Pair]) -> tuple[Counter, Counter, float]
     return boxes, images, sum(n for key, n in boxes.items() if key[2]) / max(sum(boxes.values()), 1)
 
 
-def table(boxes: Counter, images: Counter) -> str:
+def table(boxes: Boxes, images: Images) -> str:
     lines = [f"{'ship':8}{'kept':>8}{'shifted':>9}{'dropped':>9}{'right':>8}"]
     for fate in ("there", "lost", "moved"):
         counts = [sum(boxes[fate, d, right] for right in (True, False)) for d in ("kept", "shifted", "dropped")]
@@ -72,7 +75,7 @@ def bright_and_long() -> Member:
     return Member(detect, 0.5, 0.6)
 
 
-def test_ninety_five_of_a_hundred_boxes_are_decided_rightly_by_pixels_alone(capsys: pytest.CaptureFixture) -> None:
+def test_ninety_five_of_a_hundred_boxes_are_decided_rightly_by_pixels_alone(capsys: pytest.CaptureFixture[str]) -> None:
     boxes, images, right = judge(Carry(), pairs_of(range(FIRST, FIRST + 24), size=192))
     with capsys.disabled():
         print(f"\nby pixels alone, {sum(boxes.values())} boxes, {right:.3f} right\n{table(boxes, images)}")
@@ -98,7 +101,7 @@ def test_a_new_ship_on_the_sea_is_told_apart_from_what_was_there() -> None:
 @pytest.mark.slow
 # Lightning 2.6 asks torch 2.13 for a class that goes away later; commands leave that out by themselves.
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
-def test_with_a_trained_detector(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_with_a_trained_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """120 pairs, every other one with a new ship: by pixels alone, and with the demo's detector."""
     from hydra import compose, initialize_config_dir
 

@@ -64,6 +64,7 @@ def test_letterbox_can_be_undone(size: int, width: int, height: int, look: dict[
     assert boxed.pixels.dtype == image.pixels.dtype
     assert geometry.scale == size / max(width, height)
     found = bright_box(boxed.pixels, look.get("unit", 1))
+    assert found is not None
     np.testing.assert_allclose(boxed.boxes[0], found, atol=1)
     pad = np.array([geometry.pad_x, geometry.pad_y] * 2)
     np.testing.assert_allclose((boxed.boxes - pad) / geometry.scale, image.boxes, atol=1e-4)

@@ -13,6 +13,8 @@ from boxtwin.studies.runs import Cell
 
 IMAGES = 100
 
+Simulated = tuple[str, int, str, float, float]  # split, variations, generator, real images, AP50 of a condition
+
 
 class SimulatedFigures(Figures):
     """Figures that are means over images, so that their resamples are weighted means."""
@@ -33,7 +35,7 @@ class SimulatedFigures(Figures):
 
 
 def simulate(
-    conditions: Sequence[tuple[str, int, str, float, float]],
+    conditions: Sequence[Simulated],
     *,
     seeds: int,
     seed_noise: float = 0.015,
@@ -44,7 +46,7 @@ def simulate(
     resamples: int = 200,
     steps: Sequence[int] = (1200,),
 ) -> tuple[list[Cell], list[Row], SimulatedFigures]:
-    """Runs of conditions (split, variations, generator, real images, AP50).
+    """Runs of conditions.
 
     Images are as hard for every run (``image_noise``); beyond that a condition (``own_image_noise``), and every run
     (``seed_noise`` of its mean, ``run_image_noise`` by image), has chance of its own. A count MAE falls as AP50 rises.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from simulated_study import simulate
+from simulated_study import Simulated, simulate
 
 from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.comparison import Figures, contrasts
@@ -20,16 +22,16 @@ ROOT = Path(__file__).parents[2]
 PLAIN = [("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 0.6)]
 
 
-def said(conditions, kept=True, **settings):
+def said(conditions: Sequence[Simulated], kept: bool = True, **settings: Any) -> list[str]:
     _, rows, figures = simulate(conditions, **{"seeds": 9, "seed_noise": 0.005, "own_image_noise": 0.01, **settings})
     return answer(rows, contrasts(rows, figures if kept else Figures({})))
 
 
-def with_variations(ap50, generator="pixel_ddpm", counts=(10,)):
+def with_variations(ap50: float, generator: str = "pixel_ddpm", counts: tuple[int, ...] = (10,)) -> list[Simulated]:
     return [("s2", count, generator, 40.0, ap50) for count in counts]
 
 
-def test_a_gain_beside_its_controls():
+def test_a_gain_beside_its_controls() -> None:
     conditions = [*PLAIN, *with_variations(0.63, counts=(2,)), *with_variations(0.68), *with_variations(0.6, "repeat")]
     of_s2, yardstick, advice = said(conditions)
     assert of_s2.startswith("On s2 (40 real images), 10 variations of each image by pixel_ddpm raise AP50 by ")
@@ -47,14 +49,14 @@ def test_a_gain_beside_its_controls():
         (0.66, "no difference to these is established", "or copy_paste, which costs less and is not established to be"),
     ],
 )
-def test_a_control_that_does_as_well_is_cheaper(control, told, advice):
+def test_a_control_that_does_as_well_is_cheaper(control: float, told: str, advice: str) -> None:
     found = said([*PLAIN, *with_variations(0.66), *with_variations(control, "copy_paste")])
     assert "As many by other means: copy_paste +" in found[0]
     assert told in found[0]
     assert advice in found[-1]
 
 
-def test_a_gain_without_controls_asks_for_them():
+def test_a_gain_without_controls_asks_for_them() -> None:
     assert "add generator=repeat,copy_paste" in said([*PLAIN, *with_variations(0.66)])[-1]
     # A control by itself is what the study is about.
     found = said([*PLAIN, *with_variations(0.66, "copy_paste")])
@@ -62,7 +64,7 @@ def test_a_gain_without_controls_asks_for_them():
     assert found[-1] == "What to do: use them (on s2 10 by copy_paste)."
 
 
-def test_the_best_number_that_is_established_comes_first():
+def test_the_best_number_that_is_established_comes_first() -> None:
     found = said([*PLAIN, *with_variations(0.64, counts=(1,)), *with_variations(0.6, counts=(20,))])
     assert "1 variation of each image by pixel_ddpm raises AP50 by" in found[0]
     assert "With 20 it is " in found[0]
@@ -71,7 +73,7 @@ def test_the_best_number_that_is_established_comes_first():
     assert "With 2, 5 it is " in found[0]
 
 
-def test_nothing_is_bounded_by_the_interval():
+def test_nothing_is_bounded_by_the_interval() -> None:
     nothing, _, advice = said([*PLAIN, *with_variations(0.6)])
     high = nothing.partition(" to +")[2].partition(";")[0]
     assert f"no gain is established, and one of more than {high} points is unlikely." in nothing
@@ -79,16 +81,17 @@ def test_nothing_is_bounded_by_the_interval():
     assert f"hardly bring more than {high}." in advice
 
 
-def test_the_bound_is_that_of_all_numbers_tried():
+def test_the_bound_is_that_of_all_numbers_tried() -> None:
     wide = [*PLAIN, *with_variations(0.6, counts=(1,)), *with_variations(0.595, counts=(10,))]
     _, rows, figures = simulate(wide, seeds=9, seed_noise=0.005, own_image_noise=0.01)
     found = contrasts(rows, figures)
-    highs = [c.differences["map_50"].interval.high for c in found if c.kind == "variations"]
+    intervals = [c.differences["map_50"].interval for c in found if c.kind == "variations"]
+    highs = [interval.high for interval in intervals if interval is not None]
     assert highs[0] > highs[1]
     assert f"hardly bring more than {100 * highs[0]:.1f}." in answer(rows, found)[-1]
 
 
-def test_tighter_boxes_without_more_objects():
+def test_tighter_boxes_without_more_objects() -> None:
     _, rows, figures = simulate(
         [*PLAIN, *with_variations(0.6, counts=(2, 10))], seeds=9, seed_noise=0.005, own_image_noise=0.01
     )
@@ -103,13 +106,13 @@ def test_tighter_boxes_without_more_objects():
     assert "expect little of these variations, 0.6 points of AP and hardly more than " in advice
 
 
-def test_a_loss():
+def test_a_loss() -> None:
     found = said([*PLAIN, *with_variations(0.55)])
     assert "lower AP50 by " in found[0]
     assert found[-1] == "What to do: leave these variations out: they cost accuracy."
 
 
-def test_too_few_seeds_tell_nothing():
+def test_too_few_seeds_tell_nothing() -> None:
     found = said([*PLAIN, *with_variations(0.7, counts=(2, 10))], seeds=5)
     assert "not enough runs to tell chance from effect, which takes 7 seeds" in found[0]
     assert "established" not in found[0]
@@ -118,7 +121,7 @@ def test_too_few_seeds_tell_nothing():
     assert "there is 1." in said([*PLAIN, *with_variations(0.7)], seeds=1)[-1]
 
 
-def test_a_set_up_that_sees_nothing_gives_no_advice_on_variations():
+def test_a_set_up_that_sees_nothing_gives_no_advice_on_variations() -> None:
     blind = [("s1", 0, "none", 80.0, 0.6), PLAIN[1]]
     _, yardstick, advice = said([*blind, *with_variations(0.6)])
     assert "could hardly have seen a gain" in yardstick
@@ -128,7 +131,7 @@ def test_a_set_up_that_sees_nothing_gives_no_advice_on_variations():
     assert "then run more seeds before you believe" in advice
 
 
-def test_wide_intervals_leave_the_question_open():
+def test_wide_intervals_leave_the_question_open() -> None:
     found = said([*PLAIN, *with_variations(0.62)], seeds=12, own_image_noise=0.2, seed_noise=0.04)
     assert "established: this set-up sees" in found[1]
     assert "a gain may still be there" in found[-1]
@@ -136,24 +139,24 @@ def test_wide_intervals_leave_the_question_open():
     assert "a gain may still be there" in said([PLAIN[1], *with_variations(0.6)])[-1]
 
 
-def test_cells_that_keep_no_matches_have_no_intervals():
+def test_cells_that_keep_no_matches_have_no_intervals() -> None:
     found = said([*PLAIN, *with_variations(0.6)], kept=False)
     assert "(9 seeds): no gain is established." in found[0]
 
 
-def test_each_setting_has_an_answer_of_its_own():
+def test_each_setting_has_an_answer_of_its_own() -> None:
     found = said([*PLAIN, *with_variations(0.65)], steps=(300, 1200))
     assert len(found) == 6
     assert sum("What to do" in sentence for sentence in found) == 2
     assert len({sentence.partition("On s2")[0] for sentence in found if "On s2" in sentence}) == 2
 
 
-def test_without_variations_there_is_no_answer():
+def test_without_variations_there_is_no_answer() -> None:
     assert said(PLAIN) == []
     assert answer([], []) == []
 
 
-def test_the_results_page_quotes_the_kept_runs():
+def test_the_results_page_quotes_the_kept_runs() -> None:
     with runs_folder(ROOT / "docs/results/hrsid200") as folder:
         cells = cells_in(folder)
         evidence = {cell.run_id: found for cell in cells if (found := Evidence.load(Path(cell.output_dir))) is not None}

@@ -27,14 +27,14 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("given", ["", ARCHIVE])
-def test_what_went_in_comes_out(tmp_path: Path, given: str):
+def test_what_went_in_comes_out(tmp_path: Path, given: str) -> None:
     write_archive(FILES, tmp_path / ARCHIVE)
     with runs_folder(tmp_path / given) as folder:
         assert content(folder) == FILES
     assert not folder.exists()
 
 
-def test_equal_files_are_held_once_and_bytes_do_not_depend_on_the_day(tmp_path: Path):
+def test_equal_files_are_held_once_and_bytes_do_not_depend_on_the_day(tmp_path: Path) -> None:
     write_archive(FILES, tmp_path / "a.zip")
     write_archive(dict(reversed(FILES.items())), tmp_path / "b.zip")
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
@@ -43,14 +43,14 @@ def test_equal_files_are_held_once_and_bytes_do_not_depend_on_the_day(tmp_path: 
         assert json.loads(held.read(COPIES)) == {"s1-seed1/quality_card.json": "s1-seed0/quality_card.json"}
 
 
-def test_a_folder_of_runs_is_itself(tmp_path: Path):
+def test_a_folder_of_runs_is_itself(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with runs_folder(tmp_path) as folder:
         assert folder == tmp_path
     assert tmp_path.exists()
 
 
-def test_a_plain_archive_of_run_folders_is_read(tmp_path: Path):
+def test_a_plain_archive_of_run_folders_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "mine.zip", "w") as written:
         written.mkdir("run")
         written.writestr("run/result.json", "{}")
@@ -62,7 +62,7 @@ def test_a_plain_archive_of_run_folders_is_read(tmp_path: Path):
     "name", ["../evil", "a/../evil", "/tmp/evil", "a/..", "../..", "./a", "a/b/c", "evil", "a\\b", "a/..\\evil"]
 )
 @pytest.mark.parametrize("as_copy", [False, True])
-def test_no_path_leads_outside(tmp_path: Path, name: str, as_copy: bool):
+def test_no_path_leads_outside(tmp_path: Path, name: str, as_copy: bool) -> None:
     copies = {name: "run/result.json"} if as_copy else {}
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as written:
         written.writestr("run/result.json" if as_copy else name, "{}")
@@ -76,7 +76,7 @@ def test_no_path_leads_outside(tmp_path: Path, name: str, as_copy: bool):
     assert [path.name for path in tmp_path.iterdir()] == ["evil.zip"]
 
 
-def test_size_is_bounded_copies_included(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_size_is_bounded_copies_included(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     total = sum(map(len, FILES.values()))
     write_archive(FILES, tmp_path / ARCHIVE)
     monkeypatch.setattr(archive, "LARGEST", total)
@@ -88,7 +88,7 @@ def test_size_is_bounded_copies_included(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "byte", "copies", "gone"])
-def test_damage_is_told(tmp_path: Path, damage: str):
+def test_damage_is_told(tmp_path: Path, damage: str) -> None:
     path = tmp_path / ARCHIVE
     write_archive(FILES, path)
     data = path.read_bytes()
@@ -105,7 +105,7 @@ def test_damage_is_told(tmp_path: Path, damage: str):
         pass
 
 
-def test_a_study_is_kept_without_folders_of_this_machine(tmp_path: Path):
+def test_a_study_is_kept_without_folders_of_this_machine(tmp_path: Path) -> None:
     run, kept = tmp_path / "multirun" / "mine" / "s1-seed0", tmp_path / "kept"
     run.mkdir(parents=True)
     overrides = "dataset.root=/home/me/data detector.weights=/home/me/tiny.weights study=mine seed=0"

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def samples_of(images: int) -> list[Sample]:
 
 def write_cell(folder: Path, rng: np.random.Generator, share: float, images: int = IMAGES) -> dict[str, float]:
     """A run that finds each object with probability ``share``; its figures."""
-    samples, found, counts = samples_of(images), {}, []
+    samples, found = samples_of(images), {}
+    counts: list[dict[str, Any]] = []
     for sample in samples:
         hit = rng.random(len(sample.boxes)) < share
         boxes = np.concatenate([sample.boxes[hit] + rng.normal(0, 2, (int(hit.sum()), 4)), [[450, 450, 480, 480]]])

@@ -1,11 +1,13 @@
 """The curve over numbers of variations against the closed formula, and on studies with a known best."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from simulated_study import simulate
+from simulated_study import Simulated, simulate
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
@@ -20,17 +22,17 @@ def bump(variations: int) -> float:
     return 0.05 * math.sin(min(math.log1p(variations) / math.log1p(7), 2) * math.pi / 2)
 
 
-def conditions(counts=(1, 2, 5, 10, 20), gain=bump):
+def conditions(counts: tuple[int, ...] = (1, 2, 5, 10, 20), gain: Callable[[int], float] = bump) -> list[Simulated]:
     with_variations = [("s2", count, "pixel_ddpm", 40.0, 0.6 + gain(count)) for count in counts]
     return [("s2", 0, "none", 40.0, 0.6), *with_variations]
 
 
-def example(figure="map_50", noise=1e-4) -> Tried:
+def example(figure: str = "map_50", noise: float = 1e-4) -> Tried:
     together = np.full((3, 3), noise / 2) + np.diag([noise / 2] * 3)
     return Tried((2, 5, 10), np.array([0.02, 0.05, 0.01]), together, (6, 6, 6), True)
 
 
-def test_one_length_and_height_is_the_closed_formula(monkeypatch):
+def test_one_length_and_height_is_the_closed_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     # Rasmussen and Williams 2006, equations 2.23 and 2.24, with errors that go together.
     found, length, height = example(), 0.9, 1.2
     monkeypatch.setattr(dose_response, "GRID", 1)
@@ -42,7 +44,7 @@ def test_one_length_and_height_is_the_closed_formula(monkeypatch):
     noise = np.zeros((4, 4))
     noise[1:, 1:] = found.noise / scale**2
 
-    def kernel(a, b):
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return height**2 * np.exp(-((a[:, None] - b[None]) ** 2) / (2 * length**2))
 
     x = np.log1p(np.arange(11))
@@ -53,7 +55,7 @@ def test_one_length_and_height_is_the_closed_formula(monkeypatch):
     np.testing.assert_allclose(curve.draws.std(axis=0)[1:], spread[1:], rtol=0.03)
 
 
-def test_a_process_against_scikit_learn():
+def test_a_process_against_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     at, targets, grid = np.log1p([0.0, 2.0, 5.0, 10.0]), rng.normal(size=4), np.linspace(0, 2.4, 25)
     errors = rng.uniform(0.01, 0.3, 4)  # scikit-learn takes independent ones alone
@@ -65,14 +67,14 @@ def test_a_process_against_scikit_learn():
     assert found[2] == pytest.approx(oracle.log_marginal_likelihood_value_, abs=1e-12)
 
 
-def test_without_noise_the_curve_goes_through_the_points():
+def test_without_noise_the_curve_goes_through_the_points() -> None:
     curve = fit("map_50", example(noise=1e-12))
     np.testing.assert_allclose(curve.mean[[0, 2, 5, 10]], [0, 0.02, 0.05, 0.01], atol=1e-4)
     assert 3 <= curve.best <= 7
     assert curve.chances.sum() == pytest.approx(1)
 
 
-def test_errors_of_gains_over_one_baseline_go_together():
+def test_errors_of_gains_over_one_baseline_go_together() -> None:
     # Cov(d_v, d_w) = σ² / n for v ≠ w and 2 σ² / n for v = w, the images' part apart.
     noise = []
     for rng in range(40):
@@ -85,7 +87,7 @@ def test_errors_of_gains_over_one_baseline_go_together():
     np.testing.assert_allclose(mean, expected * (np.ones((3, 3)) + np.eye(3)), rtol=0.15)
 
 
-def test_with_matches_the_choice_of_images_counts():
+def test_with_matches_the_choice_of_images_counts() -> None:
     _, rows, figures = simulate(conditions((2, 5, 10)), seeds=6, own_image_noise=0.2)
     ((base, members),) = lines(rows)
     with_images, without = (tried("map_50", base, members, each) for each in (figures, Figures({})))
@@ -95,10 +97,10 @@ def test_with_matches_the_choice_of_images_counts():
     np.testing.assert_array_equal(with_images.gains, without.gains)
 
 
-def test_what_is_peculiar_to_a_run_and_an_image_is_counted_once():
+def test_what_is_peculiar_to_a_run_and_an_image_is_counted_once() -> None:
     noise, gains = [], []
     for rng in range(150):
-        settings = {"seed_noise": 0.01, "own_image_noise": 0.05, "run_image_noise": 0.3}
+        settings: dict[str, Any] = {"seed_noise": 0.01, "own_image_noise": 0.05, "run_image_noise": 0.3}
         _, rows, figures = simulate(conditions((2, 10)), seeds=6, rng=rng, resamples=100, **settings)
         ((base, members),) = lines(rows)
         found = tried("map_50", base, members, figures)
@@ -112,7 +114,7 @@ def test_what_is_peculiar_to_a_run_and_an_image_is_counted_once():
     np.testing.assert_allclose(np.cov(np.array(gains).T), expected, rtol=0.35)
 
 
-def test_the_best_is_found_and_more_is_known_not_to_help():
+def test_the_best_is_found_and_more_is_known_not_to_help() -> None:
     _, rows, figures = simulate(conditions(), seeds=8, seed_noise=0.004, own_image_noise=0.02)
     ((base, members),) = lines(rows)
     curve = fit("map_50", tried("map_50", base, members, figures))
@@ -130,7 +132,7 @@ def test_the_best_is_found_and_more_is_known_not_to_help():
 
 
 @pytest.mark.slow
-def test_bands_hold_the_truth():
+def test_bands_hold_the_truth() -> None:
     held = []
     for rng in range(60):
         _, rows, figures = simulate(conditions((2, 5, 10, 20)), seeds=6, rng=100 + rng, resamples=100)
@@ -142,21 +144,24 @@ def test_bands_hold_the_truth():
     assert np.mean(held) >= 0.87
 
 
-def test_no_effect_is_not_called_one():
+def test_no_effect_is_not_called_one() -> None:
     _, rows, figures = simulate(conditions(gain=lambda _: 0.0), seeds=6)
     section = dose_response_section(rows, figures)
     ((base, members),) = lines(rows)
     curve = fit("map_50", tried("map_50", base, members, figures))
     assert curve.best_range[0] <= 2
     assert curve.chances.max() < 0.95
+    assert section is not None
     assert len(section.figures) == 2
     assert "probability" in section.sentences[0]
     assert "AP50: no number of variations is surely better than none" in section.sentences[0]
-    assert dose_response_section(rows, figures).figures == section.figures  # to the byte
+    again = dose_response_section(rows, figures)
+    assert again is not None
+    assert again.figures == section.figures  # to the byte
     assert all(picture.svg.count("<svg") == 1 and "95 % band" in picture.text for picture in section.figures)
 
 
-def test_without_enough_numbers_or_seeds_there_is_no_section():
+def test_without_enough_numbers_or_seeds_there_is_no_section() -> None:
     _, rows, figures = simulate(conditions((2,)), seeds=6)
     assert dose_response_section(rows, figures) is None
     _, rows, figures = simulate(conditions((2, 10)), seeds=5)
@@ -167,17 +172,19 @@ def test_without_enough_numbers_or_seeds_there_is_no_section():
 FIELDS_BY_SEED = ("seeds", "runs", "machines")
 
 
-def test_numbers_with_few_seeds_are_left_out():
+def test_numbers_with_few_seeds_are_left_out() -> None:
     _, rows, figures = simulate(conditions((2, 5, 10)), seeds=6)
     few = {field: getattr(row, field)[:2] for row in rows if row.variations == 5 for field in FIELDS_BY_SEED}
     rows = [replace(row, **few) if row.variations == 5 else row for row in rows]
     ((base, members),) = lines(rows)
     assert can_bend(base, members)
     assert tried("map_50", base, members, figures).variations == (2, 10)
-    assert "5 variations have too few seeds" in dose_response_section(rows, figures).sentences[-1]
+    section = dose_response_section(rows, figures)
+    assert section is not None
+    assert "5 variations have too few seeds" in section.sentences[-1]
 
 
-def test_places_are_whole_numbers_from_none_to_the_largest():
+def test_places_are_whole_numbers_from_none_to_the_largest() -> None:
     assert places(3).tolist() == [0, 1, 2, 3]
     many = places(1000)
     assert (many[0], many[-1]) == (0, 1000)

@@ -130,7 +130,9 @@ class Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.text, self.addresses, self.ids = "", [], []
+        self.text = ""
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
         self.silent: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

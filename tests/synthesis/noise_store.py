@@ -20,7 +20,7 @@ from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.image_io import read_image
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.labels.carry import Carry
-from boxtwin.synthesis.generator import Request, Variation
+from boxtwin.synthesis.generator import Knowledge, Request, Variation
 from boxtwin.synthesis.store import Library
 
 
@@ -28,7 +28,7 @@ class Noise:
     """New noise for every seed. Writes down each variation that it makes, and dies where it is told to."""
 
     name = "noise"
-    boxes = "carried"
+    boxes: Knowledge = "carried"
     remote = False
 
     def model(self) -> None: ...
@@ -38,7 +38,9 @@ class Noise:
     def price_usd(self, source: Sample) -> float:  # noqa: ARG002
         return 0.0
 
-    def __init__(self, log: Path, *, learns: bool = False, level: int = 50, dies_at: int = -1, killed: bool = False):
+    def __init__(
+        self, log: Path, *, learns: bool = False, level: int = 50, dies_at: int = -1, killed: bool = False
+    ) -> None:
         self.log, self.learns, self.level, self.dies_at, self.killed = log, learns, level, dies_at, killed
         self.shape: tuple[int, ...] | None = None
         self.dtype: Any = None

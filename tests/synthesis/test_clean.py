@@ -18,7 +18,9 @@ PROGRAM = Path(clean.__file__)
 CONF = Path(__file__).parents[2] / "conf" / "generator"
 
 
-def store(data: Path, name: str, *, generator: str, labels: str = "carry", cost: float = 0.0, confirmed: bool = False):
+def store(
+    data: Path, name: str, *, generator: str, labels: str = "carry", cost: float = 0.0, confirmed: bool = False
+) -> Path:
     folder = data / "synthetic" / name
     (folder / "images").mkdir(parents=True)
     (folder / "images" / "a_v01.png").write_bytes(b"pixels")
@@ -31,7 +33,7 @@ def store(data: Path, name: str, *, generator: str, labels: str = "carry", cost:
 
 
 @pytest.fixture
-def data(tmp_path):
+def data(tmp_path: Path) -> Path:
     """A folder of data with everything that can be made again."""
     data = tmp_path / "data"
     store(data, "pixel_ddpm-1", generator="pixel_ddpm")
@@ -43,7 +45,7 @@ def data(tmp_path):
     return data
 
 
-def make_worth(data):
+def make_worth(data: Path) -> set[Path]:
     mine = data / "mine"
     mine.mkdir()
     (mine / "annotations.json").write_text("{}")
@@ -65,12 +67,12 @@ def make_worth(data):
     }
 
 
-def test_what_can_be_made_again_is_not_worth_asking(data):
+def test_what_can_be_made_again_is_not_worth_asking(data: Path) -> None:
     assert clean.valuable(data) == {}
     assert clean.valuable(data / "none") == {}
 
 
-def test_what_cannot_be_made_again_is_found_with_a_reason(data):
+def test_what_cannot_be_made_again_is_found_with_a_reason(data: Path) -> None:
     worth = make_worth(data)
     found = clean.valuable(data)
     assert set(found) == worth
@@ -78,14 +80,14 @@ def test_what_cannot_be_made_again_is_found_with_a_reason(data):
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(CONF.glob("*.yaml"))])
-def test_every_generator_is_known_as_local_or_not(name):
+def test_every_generator_is_known_as_local_or_not(name: str) -> None:
     """A generator that runs elsewhere or reads images made elsewhere, as its file says, is not among the local ones."""
     target = yaml.safe_load((CONF / f"{name}.yaml").read_text())["_target_"]
     elsewhere = "openai" in target or target.endswith(".Folder")
     assert (name in clean.LOCAL) != elsewhere
 
 
-def test_without_a_terminal_they_stay_and_the_rest_goes(data):
+def test_without_a_terminal_they_stay_and_the_rest_goes(data: Path) -> None:
     worth = make_worth(data)
     command = [sys.executable, "-P", str(PROGRAM), str(data)]
     printed = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
@@ -98,14 +100,14 @@ def test_without_a_terminal_they_stay_and_the_rest_goes(data):
     assert not data.exists()
 
 
-def test_nothing_is_asked_where_nothing_is_lost(data):
+def test_nothing_is_asked_where_nothing_is_lost(data: Path) -> None:
     command = [sys.executable, "-P", str(PROGRAM), str(data)]
     assert subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout == b""
     assert not data.exists()
 
 
 @pytest.mark.parametrize(("answer", "stays"), [("n", True), ("", True), ("y", False)])
-def test_at_a_terminal_the_answer_counts(data, answer, stays):
+def test_at_a_terminal_the_answer_counts(data: Path, answer: str, stays: bool) -> None:
     labelled = store(data, "repeat-2", generator="repeat", labels="manual")
     terminal, other = pty.openpty()
     process = subprocess.Popen([sys.executable, "-P", str(PROGRAM), str(data)], stdin=other, stdout=subprocess.DEVNULL)
@@ -116,7 +118,7 @@ def test_at_a_terminal_the_answer_counts(data, answer, stays):
     assert labelled.exists() == stays
 
 
-def test_a_link_to_another_folder_is_removed_and_not_the_folder(data, tmp_path):
+def test_a_link_to_another_folder_is_removed_and_not_the_folder(data: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "file").write_text("1")
     (data / "cache" / "link").symlink_to(tmp_path / "elsewhere")

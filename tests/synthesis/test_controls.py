@@ -10,7 +10,7 @@ from boxtwin.datasets.image_io import read_image
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.controls import CopyPaste, Repeat
-from boxtwin.synthesis.generator import Generator, Request
+from boxtwin.synthesis.generator import Generator, Request, Variation
 
 SETTINGS: dict[str, Any] = {
     "pastes": 4,
@@ -64,6 +64,7 @@ def test_repeat_is_the_source(tmp_path: Path, dtype: Any) -> None:
     generator: Generator = Repeat()
     generator.fit([], tmp_path)
     for variation in generator.vary([Request(source, 1, 1), Request(source, 2, 2)]):
+        assert isinstance(variation, Variation)
         np.testing.assert_array_equal(variation.pixels, read_image(source.path))
         assert variation.pixels.dtype == dtype
         np.testing.assert_array_equal(variation.boxes, source.boxes)
@@ -100,7 +101,7 @@ def test_fractional_boxes_keep_their_fractions_when_turned(tmp_path: Path) -> No
 
 def test_without_turns_and_mirrors_an_object_stays_as_it_is(tmp_path: Path) -> None:
     donor, empty = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png", ())
-    corners = {False: set(), True: set()}
+    corners: dict[bool, set[tuple[Any, ...]]] = {False: set(), True: set()}
     for turns in corners:
         for seed in range(12):
             made = vary([donor], empty, seed, pastes=1, min_pastes=1, turns=turns, mirror=turns)

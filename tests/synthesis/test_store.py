@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeCoco
 from noise_store import Noise, assert_complete, open_library
 from pycocotools.coco import COCO
 
@@ -26,8 +27,8 @@ from boxtwin.synthesis.store import Library
 
 
 @pytest.fixture
-def dataset(make_coco: Callable[..., Any]) -> Dataset:
-    return make_coco(images=3, classes=("ship", "buoy"), objects=(2, 0, 3)).read()  # type: ignore[no-any-return]
+def dataset(make_coco: MakeCoco) -> Dataset:
+    return make_coco(images=3, classes=("ship", "buoy"), objects=(2, 0, 3)).read()
 
 
 @pytest.fixture
@@ -92,7 +93,11 @@ def test_a_store_as_the_design_has_it(dataset: Dataset, tmp_path: Path, noise: N
 @pytest.mark.parametrize("kind", ["repeat", "copy_paste"])
 @pytest.mark.parametrize("look", [{}, {"channels": (1, 3)}, {"dtypes": (np.uint16,), "channels": (3, 1)}])
 def test_the_controls_make_stores_that_pycocotools_reads(
-    make_coco: Callable[..., Any], tmp_path: Path, kind: str, look: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    make_coco: MakeCoco,
+    tmp_path: Path,
+    kind: str,
+    look: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     dataset = make_coco(images=4, classes=("ship", "buoy"), objects=(3, 0), **look).read()
     generator = (
@@ -223,7 +228,7 @@ def test_a_generator_that_gives_another_number_or_order_is_refused(dataset: Data
         open_library(dataset, tmp_path / "b", Backwards(tmp_path / "log")).make(dataset.samples, 1)
 
 
-def test_names_that_differ_in_their_ending_only_are_refused(make_coco: Callable[..., Any], tmp_path: Path) -> None:
+def test_names_that_differ_in_their_ending_only_are_refused(make_coco: MakeCoco, tmp_path: Path) -> None:
     built = make_coco(images=2)
     shutil.copy(built.images / "S00_0.png", built.images / "S00_0.tif")
     built.content["images"][1]["file_name"] = "S00_0.tif"
@@ -232,7 +237,7 @@ def test_names_that_differ_in_their_ending_only_are_refused(make_coco: Callable[
         open_library(dataset, tmp_path / "stores", Repeat()).make(dataset.samples, 1)
 
 
-def test_folders_in_file_names_are_kept_apart(make_coco: Callable[..., Any], tmp_path: Path) -> None:
+def test_folders_in_file_names_are_kept_apart(make_coco: MakeCoco, tmp_path: Path) -> None:
     built = make_coco(images=2)
     for image, folder in zip(built.content["images"], ("a", "b"), strict=True):
         (built.images / folder).mkdir()

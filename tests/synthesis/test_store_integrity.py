@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeCoco
 from hypothesis import given
 from hypothesis import strategies as st
 from noise_store import Noise, open_library
@@ -23,8 +23,8 @@ from boxtwin.synthesis.regenerate import reproduce
 
 
 @pytest.fixture
-def dataset(make_coco: Callable[..., Any]) -> Dataset:
-    return make_coco(images=3).read()  # type: ignore[no-any-return]
+def dataset(make_coco: MakeCoco) -> Dataset:
+    return make_coco(images=3).read()
 
 
 @pytest.fixture
@@ -176,9 +176,7 @@ def library_annotations(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(("shift", "refused"), [(0, False), (4, True)])
-def test_levels_on_another_scale_are_refused(
-    make_coco: Callable[..., Any], tmp_path: Path, shift: int, refused: bool
-) -> None:
+def test_levels_on_another_scale_are_refused(make_coco: MakeCoco, tmp_path: Path, shift: int, refused: bool) -> None:
     built = make_coco(images=1, dtypes=(np.uint16,))
     rng = np.random.default_rng(0)
     write_png(built.images / "S00_0.png", rng.integers(300, 4096, (64, 80)).astype(np.uint16))

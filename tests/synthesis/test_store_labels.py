@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from conftest import MakeCoco
 from noise_store import Noise, assert_complete, open_library
 
 from boxtwin.datasets.sample import CarriedBox, Dataset, Judgement, Sample
@@ -16,8 +17,8 @@ from boxtwin.synthesis.generator import Refused, Request, Variation
 
 
 @pytest.fixture
-def dataset(make_coco: Callable[..., Any]) -> Dataset:
-    return make_coco(images=3, classes=("ship", "buoy"), objects=(2, 0, 3)).read()  # type: ignore[no-any-return]
+def dataset(make_coco: MakeCoco) -> Dataset:
+    return make_coco(images=3, classes=("ship", "buoy"), objects=(2, 0, 3)).read()
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def noise(tmp_path: Path) -> Noise:
 
 def test_dropped_boxes_leave_the_labels_but_not_the_manifest(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
     def judge(source: Any, pixels: Any, boxes: Any, labels: Any, image: str) -> Judgement:
-        decisions = ("dropped", "shifted", "kept")
+        decisions: tuple[Literal["dropped", "shifted", "kept"], ...] = ("dropped", "shifted", "kept")
         return Judgement(
             tuple(
                 CarriedBox((box[0], box[1], box[2], box[3]), label, decisions[n], {"why": 1.0})

@@ -6,13 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import noise_store
 import numpy as np
 import pytest
+from conftest import MakeCoco
 from noise_store import Noise, assert_complete, open_library
 
 from boxtwin.datasets.image_io import read_image, write_png
@@ -21,8 +20,8 @@ from boxtwin.errors import InputError
 
 
 @pytest.fixture
-def dataset(make_coco: Callable[..., Any]) -> Dataset:
-    return make_coco(images=3, classes=("ship", "buoy"), objects=(2, 0, 3)).read()  # type: ignore[no-any-return]
+def dataset(make_coco: MakeCoco) -> Dataset:
+    return make_coco(images=3, classes=("ship", "buoy"), objects=(2, 0, 3)).read()
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def start(dataset_root: Path, stores: Path, per_image: int, dies_at: int) -> "su
     )
 
 
-def test_after_sigkill_nothing_is_made_twice(make_coco: Callable[..., Any], tmp_path: Path) -> None:
+def test_after_sigkill_nothing_is_made_twice(make_coco: MakeCoco, tmp_path: Path) -> None:
     built = make_coco(images=4)
     stores = tmp_path / "stores"
     stores.mkdir()
@@ -69,7 +68,7 @@ def test_after_sigkill_nothing_is_made_twice(make_coco: Callable[..., Any], tmp_
     assert_complete(library, dataset.samples, 2)
 
 
-def test_two_processes_make_one_store(make_coco: Callable[..., Any], tmp_path: Path) -> None:
+def test_two_processes_make_one_store(make_coco: MakeCoco, tmp_path: Path) -> None:
     built = make_coco(images=5)
     stores = tmp_path / "stores"
     stores.mkdir()
@@ -128,7 +127,7 @@ def test_a_lost_image_of_another_source_is_no_obstacle(dataset: Dataset, tmp_pat
 
 @pytest.mark.parametrize("change", ["pixels", "boxes", "label", "crowd"])
 def test_variations_of_a_changed_source_are_made_again(
-    make_coco: Callable[..., Any], tmp_path: Path, noise: Noise, change: str
+    make_coco: MakeCoco, tmp_path: Path, noise: Noise, change: str
 ) -> None:
     built = make_coco(images=3, classes=("ship", "buoy"))
     before = built.read()

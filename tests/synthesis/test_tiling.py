@@ -47,7 +47,7 @@ def test_squares_come_numbered_whole_and_in_batches() -> None:
 
 
 def test_one_square_where_the_image_is_one_square_or_less() -> None:
-    calls = []
+    calls: list[Tile] = []
 
     def draw(tiles: Sequence[Tile]) -> list[np.ndarray]:
         calls.extend(tiles)

@@ -71,7 +71,7 @@ def test_it_answers_with_the_counts_and_boxes_of_a_cell(
         model.predict(rows, params={"threshold": 1.5})
     with pytest.raises(MlflowException, match="image 1 cannot be decoded as an image") as error:
         model.predict(pd.DataFrame({"image": [images[0].read_bytes(), b"no image"]}))
-    assert error.value.get_http_status_code() == 400
+    assert error.value.get_http_status_code() == 400  # type: ignore[no-untyped-call]
 
 
 def test_the_folder_tells_how_to_use_it_and_holds_no_pickle(saved: Path) -> None:

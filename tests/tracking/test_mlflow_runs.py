@@ -8,22 +8,28 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Run
 
 from boxtwin.errors import InputError
 from boxtwin.evaluation.metrics import metric_names
 from boxtwin.tracking.mlflow_runs import Condition, Store
 from boxtwin.tracking.mlflow_view import save_view
 
-CELL = {"name": "s1-x0-none-nano-seed0", "params": {"split": "s1", "seed": 0}, "tags": {"boxtwin.setting": "abc"}}
+CELL: dict[str, Any] = {
+    "name": "s1-x0-none-nano-seed0",
+    "params": {"split": "s1", "seed": 0},
+    "tags": {"boxtwin.setting": "abc"},
+}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow server on loopback, in the light form of `make ui`."""
     folder = tmp_path_factory.mktemp("server")
     with socket.socket() as free:
@@ -51,12 +57,12 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(params=["sqlite", "server"])
-def store(request, tmp_path):
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     uri = request.getfixturevalue("server") if request.param == "server" else None
     return Store(uri=uri, folder=tmp_path / "mlruns")
 
 
-def test_figures_of_many_classes_in_any_script_are_logged(tmp_path):
+def test_figures_of_many_classes_in_any_script_are_logged(tmp_path: Path) -> None:
     store = Store(uri=None, folder=tmp_path / "mlruns")
     run = store.begin_cell(study="many", identity="i1", **CELL)
     names = metric_names([*(f"class {number}/船" for number in range(300)), "a$b", "a:b", "map"])
@@ -67,7 +73,7 @@ def test_figures_of_many_classes_in_any_script_are_logged(tmp_path):
     assert store.client.get_run(run.run_id).data.metrics == figures
 
 
-def test_a_cell_has_one_run_whatever_happens(store, tmp_path):
+def test_a_cell_has_one_run_whatever_happens(store: Store, tmp_path: Path) -> None:
     study = tmp_path.name
     first = store.begin_cell(study=study, identity="i1", **CELL)
     store.end(first.run_id, "FAILED", "ran out of luck")
@@ -84,7 +90,7 @@ def test_a_cell_has_one_run_whatever_happens(store, tmp_path):
     assert {run.info.run_id for run in store.cells(study)} == {first.run_id, other.run_id}
 
 
-def test_what_is_logged_can_be_read_back(store, tmp_path):
+def test_what_is_logged_can_be_read_back(store: Store, tmp_path: Path) -> None:
     study = tmp_path.name
     run = store.begin_cell(study=study, identity="i1", **CELL)
     picture = tmp_path / "overlays.png"
@@ -95,18 +101,19 @@ def test_what_is_logged_can_be_read_back(store, tmp_path):
     assert found.data.params == {"split": "s1", "seed": "0"}
     assert found.data.tags["boxtwin.setting"] == "abc"
     assert [entry.path for entry in store.client.list_artifacts(run.run_id)] == ["overlays.png"]
+    assert found.inputs is not None
     assert found.inputs.dataset_inputs[0].dataset.name == "set-train"
     assert store.studies()[0].name == study
 
 
-def test_comparisons_are_no_cells(store, tmp_path):
+def test_comparisons_are_no_cells(store: Store, tmp_path: Path) -> None:
     study = tmp_path.name
     store.begin_comparison(study=study)
     assert store.cells(study) == []
     assert store.cells("a study that nobody made") == []
 
 
-def test_a_study_has_one_comparison_however_often_it_is_compared(store, tmp_path):
+def test_a_study_has_one_comparison_however_often_it_is_compared(store: Store, tmp_path: Path) -> None:
     study = tmp_path.name
     first = store.begin_comparison(study=study)
     store.end(first, "FINISHED")
@@ -117,10 +124,10 @@ def condition(key: str, **metrics: float) -> Condition:
     return Condition(key, f"s1-{key}", {"split": "s1", "variations": 2}, metrics, {"boxtwin.seeds": "0 1"})
 
 
-def test_conditions_are_brought_up_to_date_in_place_and_are_no_cells(store, tmp_path):
+def test_conditions_are_brought_up_to_date_in_place_and_are_no_cells(store: Store, tmp_path: Path) -> None:
     study = tmp_path.name
 
-    def there() -> dict[str, object]:
+    def there() -> dict[str, Run]:
         found = store.client.search_runs([store.experiment(study)], "tags.`boxtwin.kind` = 'condition'")
         return {run.info.run_name: run for run in found}
 
@@ -144,7 +151,7 @@ def test_conditions_are_brought_up_to_date_in_place_and_are_no_cells(store, tmp_
     assert third.data.metrics == {"seeds": 1, "map": 0.4}
 
 
-def test_a_run_is_copied_with_history_data_and_files(store, tmp_path):
+def test_a_run_is_copied_with_history_data_and_files(store: Store, tmp_path: Path) -> None:
     study, other = f"{tmp_path.name}-a", f"{tmp_path.name}-b"
     identity = tmp_path.name
     assert store.finished_elsewhere(identity) is None
@@ -157,6 +164,7 @@ def test_a_run_is_copied_with_history_data_and_files(store, tmp_path):
     assert store.finished_elsewhere(identity) is None  # not finished yet
     store.end(source.run_id, "FINISHED")
     found = store.finished_elsewhere(identity)
+    assert found is not None
     assert (found.info.run_id, store.study_of(found)) == (source.run_id, study)
     copy = store.begin_cell(study=other, identity=identity, **CELL)
     assert not copy.finished
@@ -168,11 +176,12 @@ def test_a_run_is_copied_with_history_data_and_files(store, tmp_path):
     history = store.client.get_metric_history(copy.run_id, "val/map")
     assert [(point.step, point.value) for point in history] == [(10, 0.1), (20, 0.2)]
     (run,) = store.cells(other)
+    assert run.inputs is not None
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["set-train"]
     assert [entry.path for entry in store.client.list_artifacts(copy.run_id, "store")] == ["store/result.json"]
 
 
-def test_artifacts_lie_beside_the_sqlite_store(tmp_path):
+def test_artifacts_lie_beside_the_sqlite_store(tmp_path: Path) -> None:
     store = Store(uri=None, folder=tmp_path / "mlruns")
     run = store.begin_cell(study="demo", identity="i1", **CELL)
     (tmp_path / "result.json").write_text("{}")
@@ -181,14 +190,16 @@ def test_artifacts_lie_beside_the_sqlite_store(tmp_path):
     assert list((tmp_path / "mlruns" / "artifacts").rglob("result.json"))
 
 
-def test_a_deleted_study_is_explained(tmp_path):
+def test_a_deleted_study_is_explained(tmp_path: Path) -> None:
     store = Store(uri=None, folder=tmp_path / "mlruns")
     store.client.delete_experiment(store.experiment("gone"))
     with pytest.raises(InputError, match=r"(?s)gone was deleted in MLflow.*restore"):
         store.experiment("gone")
 
 
-def test_the_command_that_brings_a_deleted_study_back_runs_as_printed(tmp_path, monkeypatch):
+def test_the_command_that_brings_a_deleted_study_back_runs_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pasted into a shell in the project's folder, whose name a shell would take apart."""
     project = tmp_path / "my project's, 2"
     project.mkdir()
@@ -211,7 +222,7 @@ class Away(BaseHTTPRequestHandler):
 
     calls = 0
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         type(self).calls += 1
         if self.calls <= 3:
             self.close_connection = True
@@ -222,11 +233,11 @@ class Away(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"{}")
 
-    def log_message(self, *_):
+    def log_message(self, *_: Any) -> None:
         """Say nothing."""
 
 
-def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypatch):
+def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")  # the waits alone: how often stays as it is
     with ThreadingHTTPServer(("127.0.0.1", 0), Away) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -236,18 +247,18 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypatch):
     assert Away.calls == 5
 
 
-def test_a_server_that_is_not_there_is_explained(tmp_path, monkeypatch):
+def test_a_server_that_is_not_there_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(InputError, match=r"tracking\.uri: .*127\.0\.0\.1:9 does not answer"):
         Store(uri="http://127.0.0.1:9", folder=tmp_path / "mlruns")
 
 
-def open_and_begin(folder, number):
+def open_and_begin(folder: Path, number: int) -> None:
     store = Store(uri=None, folder=folder)
     store.begin_cell(study="together", identity=f"i{number % 2}", **CELL)
 
 
-def test_processes_that_open_a_missing_store_at_once_do_not_break_it(tmp_path):
+def test_processes_that_open_a_missing_store_at_once_do_not_break_it(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=open_and_begin, args=(tmp_path / "mlruns", number)) for number in range(4)]
     for process in processes:
@@ -258,7 +269,7 @@ def test_processes_that_open_a_missing_store_at_once_do_not_break_it(tmp_path):
     assert len(Store(uri=None, folder=tmp_path / "mlruns").cells("together")) == 2
 
 
-def test_a_store_whose_making_was_killed_is_made_again(tmp_path):
+def test_a_store_whose_making_was_killed_is_made_again(tmp_path: Path) -> None:
     """MLflow makes its tables in some fifty steps, and does not go on from the middle of them."""
     folder = tmp_path / "mlruns"
     context = multiprocessing.get_context("spawn")
@@ -276,13 +287,13 @@ def test_a_store_whose_making_was_killed_is_made_again(tmp_path):
     assert {file.name for file in folder.iterdir()} == {".lock", "mlflow.db"}
 
 
-def test_a_broken_store_is_explained(tmp_path):
+def test_a_broken_store_is_explained(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"no database at all" * 100)
     with pytest.raises(InputError, match=r"the MLflow store .*mlflow\.db does not answer: .*move it away"):
         Store(uri=None, folder=tmp_path)
 
 
-def test_files_come_back_from_folders_of_a_run_and_missing_ones_are_left_out(store, tmp_path):
+def test_files_come_back_from_folders_of_a_run_and_missing_ones_are_left_out(store: Store, tmp_path: Path) -> None:
     run = store.begin_cell(study=tmp_path.name, identity="i1", **CELL)
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text(name)
@@ -297,7 +308,7 @@ def test_files_come_back_from_folders_of_a_run_and_missing_ones_are_left_out(sto
     assert found == {"a.json", "store/b.json"}
 
 
-def test_the_view_of_a_study_is_saved_with_it(store, tmp_path):
+def test_the_view_of_a_study_is_saved_with_it(store: Store, tmp_path: Path) -> None:
     experiment = store.experiment(tmp_path.name)
     address = save_view(store.client, experiment)
     assert address == f"/#/experiments/{experiment}/runs?viewStateShareKey=boxtwin"
@@ -309,7 +320,7 @@ def test_the_view_of_a_study_is_saved_with_it(store, tmp_path):
     assert {"params.`split`", "metrics.`test/map_50`"} <= set(saved["selectedColumns"])
 
 
-def test_the_history_of_a_figure_has_each_step_once(tmp_path):
+def test_the_history_of_a_figure_has_each_step_once(tmp_path: Path) -> None:
     store = Store(uri=None, folder=tmp_path)
     run = store.begin_cell(study="s", identity="i", **CELL).run_id
     logged = [(2, 0.1, 1), (4, 0.2, 2), (4, 0.3, 5), (6, float("nan"), 6), (8, 0.5, 4)]

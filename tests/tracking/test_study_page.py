@@ -21,20 +21,21 @@ def begin(store: Store, study: str) -> str:
     return store.begin_cell(study=study, name="s1", identity=study, params={"seed": 0}, tags={}).run_id
 
 
-def test_the_address_is_that_of_the_newest_studys_saved_view(tmp_path: Path):
+def test_the_address_is_that_of_the_newest_studys_saved_view(tmp_path: Path) -> None:
     store = Store(uri=None, folder=tmp_path / "mlruns")
     begin(store, "older")
     begin(store, "newer")
     found = urlsplit(address(tmp_path / "mlruns", 4321))
     assert found.netloc == "127.0.0.1:4321"
     path, _, query = found.fragment.partition("?")
-    experiment = store.client.get_experiment(re.fullmatch("/experiments/([0-9]+)/runs", path)[1])
+    (number,) = re.findall("^/experiments/([0-9]+)/runs$", path)
+    experiment = store.client.get_experiment(number)
     assert experiment.name == "newer"
     (key,) = parse_qs(query)["viewStateShareKey"]
     assert "selectedColumns" in json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
 
 
-def test_a_folder_without_a_store_gets_one(tmp_path: Path):
+def test_a_folder_without_a_store_gets_one(tmp_path: Path) -> None:
     assert address(tmp_path / "mlruns", 5000) == "http://127.0.0.1:5000/#/experiments"
     assert (tmp_path / "mlruns" / "mlflow.db").exists()
 
@@ -48,7 +49,7 @@ def test_a_folder_without_a_store_gets_one(tmp_path: Path):
         r"a\b\'c",
     ],
 )
-def test_the_export_command_runs_as_printed(folder: str):
+def test_the_export_command_runs_as_printed(folder: str) -> None:
     """The shell and Hydra's parser make of it the folder that it was made of."""
     text = note(folder, "detector.safetensors")
     assert f"\n{folder}/detector.safetensors\n" in text

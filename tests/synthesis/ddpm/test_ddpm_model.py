@@ -17,6 +17,7 @@ from boxtwin.errors import InputError
 from boxtwin.synthesis.ddpm import model as pixel_model
 from boxtwin.synthesis.ddpm.model import STATE_FILE, WEIGHTS_FILE
 from boxtwin.synthesis.generator import Request
+from boxtwin.weights import save_state
 
 
 class KilledError(Exception):
@@ -30,10 +31,9 @@ def test_a_training_that_was_killed_continues_as_if_nothing_had_happened(
     fitted(tmp_path / "whole", [sample])
 
     monkeypatch.setattr(pixel_model, "SECONDS_BETWEEN_SAVES", 0.0)
-    save = pixel_model.save_state
 
     def save_then_die(state: dict[str, Any], file: Path) -> None:
-        save(state, file)
+        save_state(state, file)
         if state["step"] == 3:
             raise KilledError
 

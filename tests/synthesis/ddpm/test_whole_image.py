@@ -13,7 +13,7 @@ from written_samples import bright_boxes
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
-from boxtwin.synthesis.generator import Generator, Request
+from boxtwin.synthesis.generator import Generator, Request, Variation
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,7 @@ def test_a_variation_has_size_channels_and_depth_of_its_source(
     sample = bright_boxes(tmp_path, "a.png", shape, dtype, boxes)
     generator: Generator = fitted(tmp_path, [sample], train_steps=2)
     (variation,) = generator.vary([Request(sample, 1, 7)])
+    assert isinstance(variation, Variation)
     source = read_image(sample.path)
     assert variation.pixels.shape == source.shape
     assert variation.pixels.dtype == source.dtype

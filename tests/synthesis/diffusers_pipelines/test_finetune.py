@@ -15,6 +15,7 @@ from boxtwin.synthesis.diffusers_pipelines import finetune
 from boxtwin.synthesis.diffusers_pipelines.finetune import STATE_FILE, TOKEN, WEIGHTS_FILE, Crops, Finetune, Lessons
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, levels_of
 from boxtwin.synthesis.generator import Request
+from boxtwin.weights import save_state
 
 TinyPipeline = Callable[[str], Path]
 
@@ -49,7 +50,7 @@ def test_learning_lowers_the_error(
     sample = make_source(tmp_path, "a.png", (40, 50))
     how = Finetune(kind=kind, steps=30, batch_size=4, learning_rate=learning_rate, rank=4, seed=0, asked_by="img2img")
     crops = Crops([sample], 32, lambda boxes, height, width: ~box_pixels(boxes, height, width))
-    loaded = DiffusionPipeline.from_pretrained(tiny_pipeline(pipeline), safety_checker=None)
+    loaded = DiffusionPipeline.from_pretrained(tiny_pipeline(pipeline), safety_checker=None)  # type: ignore[no-untyped-call]
     lessons = Lessons(loaded, how, crops, "a ship", torch.float32)
 
     def error() -> float:
@@ -113,10 +114,9 @@ def test_learning_that_was_killed_continues_as_if_nothing_had_happened(
     sample = make_source(tmp_path, "a.png", (40, 50))
     fitted(tiny_pipeline, tmp_path / "whole", [sample], finetune="lora")
     monkeypatch.setattr(finetune, "SECONDS_BETWEEN_SAVES", 0.0)
-    save = finetune.save_state
 
     def save_then_die(state: dict[str, Any], file: Path) -> None:
-        save(state, file)
+        save_state(state, file)
         if state["step"] == 2:
             raise KilledError
 
@@ -174,7 +174,7 @@ def test_crops_are_whole_squares_of_the_images_and_their_masks(tmp_path: Path) -
     crops = Crops([small, large], 32, lambda boxes, height, width: np.full((height, width), len(boxes) == 0))
     images, masks = crops.draw(40, torch.Generator().manual_seed(0))
     assert images.shape == (40, 3, 32, 32)
-    kinds = masks.flatten(1).unique(dim=1)
+    kinds = masks.flatten(1).unique(dim=1)  # type: ignore[no-untyped-call]
     assert sorted(kinds[:, 0].unique().tolist()) == [0.0, 1.0]
     # The median of 3 x 3 pixels keeps corners out of black and white: they are clipped.
     scaled = levels_of(small, coded).scaled(coded)
@@ -195,7 +195,8 @@ def test_what_cannot_be_learnt_is_said(tmp_path: Path, tiny_pipeline: TinyPipeli
             make("img2img", tiny_pipeline, finetune="lora", **{setting: value})
     sample = make_source(tmp_path, "a.png")
     how = Finetune(kind="lora", steps=1, batch_size=1, learning_rate=1.0, rank=1, seed=0, asked_by="img2img")
-    other = DiffusionPipeline.from_pretrained(tiny_pipeline("image_variation"), safety_checker=None)
+    folder = tiny_pipeline("image_variation")
+    other = DiffusionPipeline.from_pretrained(folder, safety_checker=None)  # type: ignore[no-untyped-call]
     with pytest.raises(InputError, match="cannot be fine-tuned"):
         Lessons(other, how, Crops([sample], 32, None), "", torch.float32)
     assert read_image(sample.path).shape == (32, 32)

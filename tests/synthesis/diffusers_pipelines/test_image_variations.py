@@ -8,7 +8,7 @@ from PIL import Image
 from pipeline_generators import make, make_source, pixels_of
 
 from boxtwin.datasets.image_io import read_image
-from boxtwin.synthesis.diffusers_pipelines.image_variations import as_clip_sees
+from boxtwin.synthesis.diffusers_pipelines.image_variations import UnCLIP, as_clip_sees
 from boxtwin.synthesis.generator import Request
 
 TinyPipeline = Callable[[str], Path]
@@ -34,7 +34,7 @@ def test_dark_16_bit_images_are_not_black_to_clip() -> None:
 
     dark = torch.rand(1, 3, 30, 30) / 512  # less than one of 256 levels
     seen = as_clip_sees(dark, image_processor(), True)
-    assert len(seen.unique()) > 2000
+    assert len(seen.unique()) > 2000  # type: ignore[no-untyped-call]
 
 
 def test_antialiasing_changes_what_clip_sees(tmp_path: Path, tiny_pipeline: TinyPipeline) -> None:
@@ -53,12 +53,14 @@ def test_kandinsky_gets_the_embedding_that_its_prior_interpolates(tmp_path: Path
 
     sample = make_source(tmp_path, "a.png", (32, 32, 3))
     generator = make("kandinsky", tiny_pipeline)
+    assert isinstance(generator, UnCLIP)
     generator.fit([], tmp_path)
+    assert generator._prior is not None
     assert generator._prior.prior is None
     image = torch.from_numpy(read_image(sample.path).transpose(2, 0, 1)[None].copy()).float() / 255
     with torch.inference_mode():
         ours = generator._kandinsky_input(image)
-        prior = KandinskyV22PriorPipeline.from_pretrained(tiny_pipeline("kandinsky_prior"))
+        prior = KandinskyV22PriorPipeline.from_pretrained(tiny_pipeline("kandinsky_prior"))  # type: ignore[no-untyped-call]
         theirs = prior.interpolate([Image.fromarray(read_image(sample.path))], [1.0])
     torch.testing.assert_close(ours["image_embeds"], theirs.image_embeds, atol=0.02, rtol=0.02)
     torch.testing.assert_close(ours["negative_image_embeds"], theirs.negative_image_embeds)

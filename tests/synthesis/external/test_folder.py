@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from conftest import MakeCoco
 
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Dataset
@@ -21,8 +21,8 @@ from boxtwin.synthesis.store import Library
 
 
 @pytest.fixture
-def dataset(make_coco: Callable[..., Any]) -> Dataset:
-    return make_coco(images=3).read()  # type: ignore[no-any-return]
+def dataset(make_coco: MakeCoco) -> Dataset:
+    return make_coco(images=3).read()
 
 
 def picture(
@@ -127,7 +127,7 @@ def test_a_long_list_is_cut(dataset: Dataset, tmp_path: Path) -> None:
     assert str(error.value).endswith("… and 20 more")
 
 
-def test_sources_of_one_name_in_two_folders_need_their_folders(make_coco: Callable[..., Any], tmp_path: Path) -> None:
+def test_sources_of_one_name_in_two_folders_need_their_folders(make_coco: MakeCoco, tmp_path: Path) -> None:
     built = make_coco(images=2)
     for image, folder in zip(built.content["images"], ("a", "b"), strict=True):
         (built.images / folder).mkdir()
@@ -169,12 +169,13 @@ def test_size_depth_and_channels(
         assert found.reason == f"S00_0_v1.png: {reason}"
         return
     assert isinstance(found, Variation)
-    assert (found.pixels.shape, found.pixels.dtype) == ((64, 80), np.uint8)
+    assert found.pixels.shape == (64, 80)
+    assert found.pixels.dtype == np.uint8
     assert (found.pixels == 100).all()
 
 
 @pytest.mark.parametrize("bits", [10, 12, 16])
-def test_eight_bits_become_as_bright_as_their_source(make_coco: Callable[..., Any], tmp_path: Path, bits: int) -> None:
+def test_eight_bits_become_as_bright_as_their_source(make_coco: MakeCoco, tmp_path: Path, bits: int) -> None:
     built = make_coco(images=1, channels=(3,), dtypes=(np.uint16,))
     path = built.images / "S00_0.png"
     eight = np.random.default_rng(0).integers(0, 256, (64, 80, 3)).astype(np.uint8)
@@ -183,13 +184,14 @@ def test_eight_bits_become_as_bright_as_their_source(make_coco: Callable[..., An
     write_png(tmp_path / "made" / "S00_0_v1.png", noisy)
     (found,) = vary(tmp_path / "made", built.read())
     assert isinstance(found, Variation)
-    assert (found.pixels.shape, found.pixels.dtype) == ((64, 80, 3), np.uint16)
+    assert found.pixels.shape == (64, 80, 3)
+    assert found.pixels.dtype == np.uint16
     assert found.pixels.mean() / read_image(path).mean() == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 def test_deep_variations_of_8_bit_sources_are_as_bright_or_refused(
-    make_coco: Callable[..., Any], tmp_path: Path, bits: int
+    make_coco: MakeCoco, tmp_path: Path, bits: int
 ) -> None:
     dataset = make_coco(images=1).read()
     source = read_image(dataset.samples[0].path)
@@ -214,7 +216,7 @@ def test_deep_variations_of_8_bit_sources_are_as_bright_or_refused(
     ],
 )
 def test_names_are_the_same_however_they_are_written(
-    make_coco: Callable[..., Any], tmp_path: Path, source: str, file: str
+    make_coco: MakeCoco, tmp_path: Path, source: str, file: str
 ) -> None:
     built = make_coco(images=1)
     there = built.images / source.replace("\\", "/")
@@ -228,7 +230,7 @@ def test_names_are_the_same_however_they_are_written(
 
 @pytest.mark.parametrize(("dtype", "version"), [(np.uint8, 1), (np.uint16, 2)])
 def test_only_stores_of_16_bit_sources_are_made_anew(
-    make_coco: Callable[..., Any], tmp_path: Path, dtype: Any, version: int
+    make_coco: MakeCoco, tmp_path: Path, dtype: Any, version: int
 ) -> None:
     picture(tmp_path / "made" / "S00_0_v1.png", 1)
     generator = Folder(path=str(tmp_path / "made"), resize=False)
@@ -236,9 +238,7 @@ def test_only_stores_of_16_bit_sources_are_made_anew(
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_tint_is_taken_from_images_of_a_grey_sensor(
-    make_coco: Callable[..., Any], tmp_path: Path, channels: int
-) -> None:
+def test_a_tint_is_taken_from_images_of_a_grey_sensor(make_coco: MakeCoco, tmp_path: Path, channels: int) -> None:
     built = make_coco(images=1)
     if channels == 3:  # grey stored as colour
         path = built.images / "S00_0.png"
@@ -251,7 +251,7 @@ def test_a_tint_is_taken_from_images_of_a_grey_sensor(
     assert (found.pixels == 101).all()
 
 
-def test_colour_stays_colour(make_coco: Callable[..., Any], tmp_path: Path) -> None:
+def test_colour_stays_colour(make_coco: MakeCoco, tmp_path: Path) -> None:
     dataset = make_coco(images=1, channels=(3,)).read()
     pixels = np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
     write_png(tmp_path / "made" / "S00_0_v1.png", pixels)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import openai_generators
 import pytest
+from conftest import MakeCoco
 from image_server import Record, image_server
 from kill_moments import kill_moments
 from openai_generators import SECRET, edit, open_library, outcomes, reasons, variations
@@ -22,6 +23,7 @@ from openai_generators import SECRET, edit, open_library, outcomes, reasons, var
 from boxtwin.datasets.image_io import read_image
 from boxtwin.datasets.sample import Dataset
 from boxtwin.errors import InputError
+from boxtwin.synthesis.external.openai_api import OpenAIEdit, OpenAIVariations
 from boxtwin.synthesis.generator import Generator
 
 
@@ -38,18 +40,19 @@ def server() -> Iterator[Record]:
 
 
 @pytest.fixture
-def dataset(make_coco: Callable[..., Any]) -> Dataset:
-    return make_coco(images=4).read()  # type: ignore[no-any-return]
+def dataset(make_coco: MakeCoco) -> Dataset:
+    return make_coco(images=4).read()
 
 
 @pytest.mark.parametrize("make", [variations, edit])
 def test_every_image_is_asked_for_once_and_keeps_its_form(
-    make: Any, make_coco: Callable[..., Any], server: Record, tmp_path: Path
+    make: Any, make_coco: MakeCoco, server: Record, tmp_path: Path
 ) -> None:
     dataset = make_coco(
         images=4, sizes=((80, 64), (64, 80), (300, 64)), channels=(1, 3), dtypes=(np.uint8, np.uint8, np.uint16)
     ).read()
     generator = make(server)
+    assert isinstance(generator, OpenAIVariations | OpenAIEdit)
     assert isinstance(generator, Generator)
     library = open_library(dataset, tmp_path / "stores", generator)
     made = library.make(dataset.samples, 2)
@@ -200,7 +203,7 @@ def test_bad_settings_of_an_edit(server: Record, changes: dict[str, Any], messag
 
 
 def test_killed_at_any_moment_nothing_that_came_is_asked_for_again(
-    make_coco: Callable[..., Any], server: Record, tmp_path: Path
+    make_coco: MakeCoco, server: Record, tmp_path: Path
 ) -> None:
     """The moments are drawn anew in every run of the test."""
     built = make_coco(images=5)

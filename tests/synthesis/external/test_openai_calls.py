@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from conftest import MakeCoco
 from image_server import Record, image_server
 from openai_generators import SECRET, edit, open_library, outcomes, reasons, variations
 
@@ -29,8 +29,8 @@ def server() -> Iterator[Record]:
 
 
 @pytest.fixture
-def dataset(make_coco: Callable[..., Any]) -> Dataset:
-    return make_coco(images=4).read()  # type: ignore[no-any-return]
+def dataset(make_coco: MakeCoco) -> Dataset:
+    return make_coco(images=4).read()
 
 
 def test_what_may_pass_is_tried_again(dataset: Dataset, server: Record, tmp_path: Path) -> None:
