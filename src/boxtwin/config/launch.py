@@ -1,19 +1,16 @@
-"""Running the root scripts: the command line as people write it, errors as people read them, sweeps to their end."""
+"""Start the root scripts: prepare the command line for Hydra, run jobs, and report errors."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import platform
 import re
 import signal
 import sys
-import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -26,25 +23,25 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from boxtwin.command_line import quote_variations
 from boxtwin.config.compose import register
 from boxtwin.config.identity import REMOVED_SETTINGS, cell_name, short_hash
+from boxtwin.config.sweep_notes import Note, Sweep
 from boxtwin.errors import DataError, InputError, unanswered
-from boxtwin.files import check_name, refusal, write_bytes_atomically
+from boxtwin.files import check_name, refusal
 from boxtwin.mixing.options import VariationsOptions
+from boxtwin.tracking.run_folders import RESULT_FILE
 
 log = logging.getLogger(__name__)
 
-RESULT_FILE = "result.json"  # what a run writes last
-ATTEMPTS = 2  # at a run that breaks down
-SWEEP_VARIABLE = "BOXTWIN_SWEEP"
-_PLAIN = re.compile(r"(?P<key>\+?variations)=(?P<choices>(?:[\w.+-]|range\([^()]*\)|[\s,])*)")
 OPTIONS_VARIABLE = "BOXTWIN_OPTIONS"
 _ADDRESS = re.compile(
     r"(?P<key>\+*tracking\.uri)=(?P<quote>[\"']?)(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@(?P<rest>.*)"
 )
+_PASSWORD = "tracking.uri holds a user's name or password, which would be written to many files: leave them out"
 
-# Set before torch is imported. Waiting OpenMP threads that spin make two busy processes on the same cores several times
-# slower; passive ones cost next to nothing on an idle machine. The rest keeps programs from phoning home.
+# Set before torch is imported. Spinning OpenMP threads make two busy processes on the same cores several times slower.
+# The rest disables telemetry and progress bars.
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -54,69 +51,49 @@ ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
-# Settings of a data set that make no difference to what is read, and so to what is wrong with it.
+# Settings of a data set that do not change how it is read.
 _NOT_READING = ("image_size", "speckle", "augmentation")
 
 _failed = 0
-_note: _Note | None = None  # of the job at work in this process
+_note: Note | None = None  # of the job at work in this process
 
 
 def quote_numbers(arguments: Sequence[str], options: Path) -> list[str]:
-    """``variations=0,2,10`` -> ``variations='0','2','10'``, and an option for every number named.
+    """Quote numbers of variations for Hydra, and give it an option for each of them that has no file.
 
-    Hydra reads a bare number as an integer and refuses it as the choice of a config group. Numbers without a file in
-    ``options`` (conf/variations) get an option of their own.
+    Args:
+        arguments: of the command line.
+        options: the folder conf/variations.
+
+    Raises:
+        InputError: a number is wrong, or a folder of options has a former name.
     """
-    quoted = []
-    own = chosen_files(arguments).get("--config-dir")
-    folders = [options] if own is None else [options, Path(own) / options.name]
+    folders = [options]
+    if (own := chosen_files(arguments).get("--config-dir")) is not None:
+        folders.append(Path(own) / options.name)
     for folder in folders:
         former = folder.parent / "generator_at"
         if former.is_dir():
             raise InputError(f"{former} is not read any more: rename it to {former.with_name('dataset_generator')}")
-    for argument in arguments:
-        match = _PLAIN.fullmatch(argument)
-        if match is None:
-            quoted.append(argument)
-            continue
-        words = re.split(r",(?![^(]*\))", match["choices"])  # but for commas between parentheses
-        numbers = [number for word in words for number in _numbers(argument, word.strip(), folders)]
-        for number in numbers:
-            if any((folder / f"{number}.yaml").exists() for folder in folders):
-                continue
-            ConfigStore.instance().store(
-                group="variations", name=number, node=VariationsOptions(per_image=int(number)), provider="boxtwin"
-            )
-        quoted.append(f"{match['key']}=" + ",".join(f"'{number}'" for number in numbers))
+    return with_variations(arguments, [file.stem for folder in folders for file in folder.glob("*.yaml")])
+
+
+def with_variations(arguments: Iterable[str], options: Sequence[str]) -> list[str]:
+    """Arguments with quoted numbers of variations; those that are no option yet become options of Hydra."""
+    quoted = [quote_variations(argument, options) for argument in arguments]
+    for argument in quoted:
+        for number in re.findall(r"'(\d+)'", argument) if argument.lstrip("+").startswith("variations=") else ():
+            if number not in options:
+                node = VariationsOptions(per_image=int(number))
+                ConfigStore.instance().store(group="variations", name=number, node=node, provider="boxtwin")
     return quoted
 
 
-def _numbers(argument: str, word: str, folders: Sequence[Path]) -> list[str]:
-    """The numbers that a word stands for; a name that has a file of its own stays.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if re.fullmatch(r"\d+", word):
-        return [str(int(word))]
-    if re.fullmatch(r"range\(\s*\d+\s*(,\s*-?\d+\s*){0,2}\)", word):
-        ends = [int(end) for end in word.removeprefix("range(").removesuffix(")").split(",")]
-        numbers = list(range(*ends)) if 0 not in ends[2:] else []
-        if numbers and min(numbers) >= 0:
-            return [str(number) for number in numbers]
-    elif word and any((folder / f"{word}.yaml").exists() for folder in folders):
-        return [word]
-    raise InputError(
-        f"{argument}: {word!r} is no number of variations per image; give whole numbers from 0, as in "
-        "variations=0,2,10 or variations=range(0,3)"
-    )
-
-
 def chosen_files(arguments: Sequence[str]) -> dict[str, str]:
-    """The values of Hydra's options that choose files, by their long names, read as Hydra reads them."""
-    read = vars(get_args_parser().parse_args(list(arguments)))
-    named = {name: read[name.replace("-", "_")] for name in ("config-path", "config-dir", "config-name")}
-    return {f"--{name}": value for name, value in named.items() if value is not None}
+    """The values of Hydra's options that choose files, by their long names, parsed by Hydra."""
+    parsed = vars(get_args_parser().parse_args(list(arguments)))
+    named = {f"--{name}": parsed[name.replace("-", "_")] for name in ("config-path", "config-dir", "config-name")}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def typed() -> list[str]:
@@ -131,9 +108,9 @@ def _overrides() -> list[str]:
 
 
 def hide_password(argument: str) -> str:
-    """Take the user's name and password out of ``tracking.uri=http://USER:PASSWORD@HOST``, into MLflow's variables.
+    """Move user name and password of ``tracking.uri=http://USER:PASSWORD@HOST`` into MLflow's environment variables.
 
-    What is configured is written to many files, variables of the environment are not.
+    The configuration is written to many files, the environment is not.
 
     Raises:
         InputError: it is the address of a database, for which MLflow has no such variables.
@@ -143,8 +120,8 @@ def hide_password(argument: str) -> str:
         return argument
     if match["scheme"] not in ("http", "https"):
         raise InputError(
-            "tracking.uri holds a user's name or password, which would be written to many files: leave them out, and "
-            "give them as the database's own programs take them (PGUSER, PGPASSWORD), or run `mlflow server` before it"
+            f"{_PASSWORD}, and give them as the database's own programs take them (PGUSER, PGPASSWORD), or run "
+            "`mlflow server` before it"
         )
     user, has_password, password = match["user"].partition(":")
     os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(user)
@@ -154,7 +131,7 @@ def hide_password(argument: str) -> str:
 
 
 def launch(main: Callable[[], Any]) -> None:
-    """Run a Hydra main function and leave with the right exit code: 0 only if everything went well."""
+    """Run a Hydra main function and exit: with 0 only if everything went well."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     register()
@@ -174,7 +151,7 @@ def launch(main: Callable[[], Any]) -> None:
 
 
 def _run(main: Callable[[], Any]) -> None:
-    """Let Hydra work, and show what it meets as it does itself, but for what people can mend: that is one line."""
+    """Let Hydra work; errors that users can repair become one line, others are shown as Hydra shows them."""
     if os.environ.get("HYDRA_FULL_ERROR"):
         main()
         return
@@ -206,86 +183,22 @@ def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     raise KeyboardInterrupt
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep at work, as its jobs know of it wherever they run: from their environment."""
-
-    notes: str  # absolute: the folder for notes of how its jobs ended
-    jobs: int
-    there: int  # of which had a result before
-    started: float  # seconds since the epoch
-
-    def to_json(self) -> str:
-        """The value of the environment's variable."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def of_this_process(cls) -> Sweep | None:
-        """The sweep that started this process; None where another sweeper did."""
-        value = os.environ.get(SWEEP_VARIABLE)
-        return None if value is None else cls(**json.loads(value))
-
-    def progress(self) -> str:
-        """How many of its jobs have ended, and how long the rest will take if they take as long as those before."""
-        notes = [json.loads(note.read_text()) for note in Path(self.notes).glob("*.json")]
-        ended = [note for note in notes if note["ended"]]
-        new = sum(note["new"] for note in ended)
-        left = self.jobs - self.there - new
-        said = f"{len(ended)} of {self.jobs} runs of this sweep have ended"
-        if new and left > 0:
-            said += f"; about {_duration((time.time() - self.started) / new * left)} left"
-        return said
-
-    def data_error(self, data: str) -> str | None:
-        """What another job has found wrong with the same data set (see `_data_of`)."""
-        notes = [json.loads(note.read_text()) for note in Path(self.notes).glob("*.json")]
-        return next((note["reason"] for note in notes if note.get("data") == data), None)
-
-    def note_of(self, overrides: Sequence[str]) -> Path:
-        """Where the job with these overrides leaves its note."""
-        return Path(self.notes) / f"{short_hash(list(overrides))}.json"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job of a sweep ended."""
-
-    cell: str
-    attempts: int  # that were begun
-    reason: str | None  # why it failed
-    mendable: bool  # by the user: trying again would change nothing
-
-    @property
-    def worth_another_try(self) -> bool:
-        """Whether it broke down, the first time."""
-        return self.reason is not None and not self.mendable and self.attempts < ATTEMPTS
-
-    @classmethod
-    def read(cls, note: Path, name: str) -> Outcome:
-        """From the note of a job, which is begun when the job is; ``name`` is what to call one without."""
-        if not note.exists():
-            return cls(name, 0, "it was never started", mendable=False)
-        content = json.loads(note.read_text())
-        reason = content["reason"] if content["ended"] else "it was killed"
-        return cls(content["cell"], content["attempts"], reason, content["mendable"])
-
-
 def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
-    """Run one job; if it fails, say why, and let a sweep go on.
+    """Run one job; if it fails, log why, and let a sweep go on.
 
-    What the user can mend (`InputError`) is shown as its message alone, anything else with its traceback. In a sweep
-    the job leaves a note of how it ended, and says how far the sweep is.
+    What the user can repair (`InputError`) is shown as its message alone, anything else with its traceback. In a sweep
+    the job leaves a note of how it ended, and logs the progress of the sweep.
     """
     global _failed, _note
     hydra = HydraConfig.get()
     sweep = Sweep.of_this_process() if hydra.mode == RunMode.MULTIRUN else None
-    note = None
-    _note = None
+    _note, known = None, None
     if sweep is not None:
+        note = sweep.note_of(_overrides(), _name_of(config))
         new = not (Path(hydra.runtime.output_dir) / RESULT_FILE).exists()
-        note = _note = _Note(sweep.note_of(_overrides()), _name_of(config), new=new)
-    reason, mendable, data = None, False, None
-    known = sweep.data_error(_data_of(config)) if sweep is not None else None
+        _note = note.update(attempts=note.attempts + 1, new=new, ended=False, reason=None, repairable=False)
+        known = sweep.data_error(_data_of(config))
+    reason, repairable, data = None, False, None
     try:
         if known is not None:  # all data are read and checked once for a sweep, not once for each of its jobs
             raise DataError(known)
@@ -293,12 +206,12 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
         work(config)
     except Exception as error:
         refused = refusal(error)  # a disk may have room again when the sweep tries once more
-        mendable = isinstance(error, InputError) and refused is None
-        away = None if mendable or refused else unanswered(error)
-        reason = away or (str(refused or error) if mendable or refused else f"{type(error).__name__}: {error}")
-        if not (mendable or refused or away):
+        repairable = isinstance(error, InputError) and refused is None
+        away = None if repairable or refused else unanswered(error)
+        reason = away or (str(refused or error) if repairable or refused else f"{type(error).__name__}: {error}")
+        if not (repairable or refused or away):
             log.error("%s", traceback.format_exc())
-        if note is None:
+        if _note is None:
             if hydra.mode == RunMode.MULTIRUN:
                 raise  # another sweeper has its own way with failures
             _failed += 1
@@ -308,13 +221,13 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
         # The list at the end of the sweep has the whole message, once for all runs that share it.
         if known is None:
             log.error("%s FAILED: %s", _name_of(config), reason.splitlines()[0])
-    if note is not None and sweep is not None:
-        note.write(ended=True, reason=reason, mendable=mendable, data=data)
+    if sweep is not None and _note is not None:
+        _note = _note.update(ended=True, reason=reason, repairable=repairable, data=data)
         log.info("%s", sweep.progress())
 
 
 def _check(config: DictConfig) -> None:
-    """What Hydra lets pass, and what would write where nobody looks.
+    """Refuse settings that Hydra accepts.
 
     Raises:
         InputError: a setting is refused.
@@ -332,24 +245,8 @@ def _check(config: DictConfig) -> None:
         for file in Path(hydra.runtime.output_dir).glob(".hydra/*.yaml"):
             file.write_text(file.read_text().replace(f"{match['user']}@", ""))
         raise InputError(
-            "tracking.uri holds a user's name or password, which would be written to many files: leave them out there, "
-            "and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+            f"{_PASSWORD}, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
         )
-
-
-class _Note:
-    """What a job of a sweep leaves for the sweep: begun with it, so that one that was killed is known too."""
-
-    def __init__(self, path: Path, cell: str, *, new: bool) -> None:
-        self._path = path
-        before = json.loads(path.read_text())["attempts"] if path.exists() else 0
-        self._content = {"cell": cell, "attempts": before + 1, "new": new, "host": platform.node(), "pid": os.getpid()}
-        self.write(ended=False, reason=None, mendable=False)
-
-    def write(self, **state: object) -> None:
-        # The folder is gone where the sweep was given up, by a launcher that left this job running.
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomically(self._path, json.dumps(self._content | state).encode())
 
 
 def note_run(uri: str, study: str, identity: str, lock: Path) -> None:
@@ -359,26 +256,27 @@ def note_run(uri: str, study: str, identity: str, lock: Path) -> None:
         uri: address of the store.
         study: of the run.
         identity: of the run.
-        lock: held by whoever is at the run.
+        lock: held by the process that makes the run.
     """
+    global _note
     if _note is not None:
         run = {"uri": uri, "study": study, "identity": identity, "lock": str(lock.absolute())}
-        _note.write(ended=False, reason=None, mendable=False, run=run)
+        _note = _note.update(run=run)
 
 
-def report_failures(outcomes: Sequence[Outcome]) -> None:
+def report_failures(notes: Iterable[Note]) -> None:
     """List every run of a sweep that failed, and why; `launch` then ends with 1."""
     global _failed
     reasons: dict[str, list[str]] = defaultdict(list)
-    for outcome in outcomes:
-        if outcome.reason is not None:
-            reasons[outcome.reason].append(outcome.cell)
-    failed = sum(len(cells) for cells in reasons.values())
-    _failed += failed
+    for note in notes:
+        if note.failure is not None:
+            reasons[note.failure].append(note.run_name)
     if reasons:
+        failed = sum(map(len, reasons.values()))
+        _failed += failed
         lines = [f"{failed} run(s) of this sweep failed; the same command tries them again:"]
-        for reason, cells in reasons.items():
-            lines += [f"  {', '.join(cells)}:", *(f"    {line}" for line in reason.splitlines())]
+        for reason, names in reasons.items():
+            lines += [f"  {', '.join(names)}:", *(f"    {line}" for line in reason.splitlines())]
         log.error("\n".join(lines))
 
 
@@ -394,9 +292,3 @@ def _name_of(config: DictConfig) -> str:
         return cell_name(config)
     except Exception as error:  # a missing value, say: the name must not hide the reason
         return f"(run without a name: {error})"
-
-
-def _duration(seconds: float) -> str:
-    minutes = max(1, round(seconds / 60))
-    hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest:02d} min" if hours else f"{minutes} min"
