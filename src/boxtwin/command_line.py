@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from boxtwin.errors import InputError
@@ -31,29 +31,26 @@ def quote_variations(word: str, options: Container[str] = ()) -> str:
 
     Hydra reads a bare number as an integer and refuses it as an option of the group ``variations``.
 
-    Args:
-        word: of a command line.
-        options: names of files in conf/variations, which may stand among the numbers.
-
     Raises:
-        InputError: a choice is neither.
+        InputError: a choice is no number, and none of the ``options``: names of files in conf/variations.
     """
     match = _VARIATIONS.fullmatch(word)
     if match is None:
         return word
-    quoted_choices = []
+    choices: list[int | str] = []
     for choice in map(str.strip, re.split(r",(?![^(]*\))", match["choices"])):  # not at commas in parentheses
-        numbers: Iterable[int | str] = [int(choice)] if choice.isdecimal() else [choice] if choice in options else []
         if bounds := _RANGE.fullmatch(choice):
             ends = [int(end) for end in bounds[1].split(",")]
-            numbers = range(*ends) if 0 not in ends[2:] and min(ends[:2]) >= 0 else []
-        if not numbers:
+            numbers = list(range(*ends)) if 0 not in ends[2:] and min(ends[:2]) >= 0 else []
+        else:
+            numbers = [int(choice)] if choice.isdecimal() else []
+        if not numbers and choice not in options:
             raise InputError(
                 f"{word}: {choice!r} is no number of variations per image; give whole numbers from 0, as in "
                 "variations=0,2,10 or variations=range(0,3)"
             )
-        quoted_choices += [f"'{number}'" for number in numbers]
-    return f"{match['key']}={','.join(quoted_choices)}"
+        choices += numbers or [choice]
+    return f"{match['key']}=" + ",".join(f"'{choice}'" for choice in choices)
 
 
 def words_of(stored: object) -> list[str]:
@@ -71,14 +68,9 @@ def words_of(stored: object) -> list[str]:
 
 
 def command_line(program: str, words: Sequence[str], **environment: str) -> str:
-    """``python train.py …`` for the project's folder, with quotes where a shell needs them.
+    """``python train.py …`` for the project's folder, or another program, with quotes where a shell needs them.
 
-    Absolute paths are given relative to the working folder.
-
-    Args:
-        program: a script of the project's folder, or a program.
-        words: what follows it.
-        environment: variables to set for it.
+    Absolute paths are given relative to the working folder; ``environment`` holds variables to set before.
     """
     variables = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
     near = (_ABSOLUTE.sub(lambda path: path[1] + relative(Path(path[2])), word) for word in words)

@@ -20,10 +20,10 @@ LIGHTNING = {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-tru
 
 
 def choose_device(device: str, asked_by: str) -> torch.device:
-    """The device of a setting; "auto" takes a CUDA device if there is one.
+    """The device of a setting of ``asked_by``; "auto" takes a CUDA device if there is one.
 
     Raises:
-        InputError: there is no such device. ``asked_by`` is the owner of the setting.
+        InputError: there is no such device.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"{asked_by}: device is auto, cpu or cuda, got {device!r}")

@@ -45,8 +45,7 @@ def generate(composed: DictConfig) -> None:
     """Make the variations of a split, or, with ``regenerate``, make those of a store again and compare.
 
     Raises:
-        InputError: settings are wrong; calls are not confirmed or over the budget; variations are missing at the end,
-            or came out differently.
+        InputError: calls are not confirmed or over the budget; variations are missing or differ at the end.
     """
     # A line for every HTTP request would break the progress bar.
     for name in ("httpx", "httpx2"):
@@ -81,11 +80,7 @@ def generate(composed: DictConfig) -> None:
 
 
 def make(cell: Prepared) -> Made:
-    """Make missing variations of a run before its training. Remote generators are not called.
-
-    Raises:
-        InputError: a remote generator would have to be called; the message has the command that does it.
-    """
+    """Make missing variations before training; raises `InputError` if that takes calls of a remote generator."""
     library = cell.store
     generator = library.generator
     if generator.remote:
@@ -255,11 +250,7 @@ def _with_generator_of(composed: DictConfig, identity: dict[str, Any]) -> DictCo
 
 
 def _generator_of(config: BoxtwinConfig, identity: dict[str, Any], training: Sequence[Sample]) -> Generator:
-    """The generator that made a store.
-
-    Raises:
-        InputError: it would not make the same images here.
-    """
+    """The generator that made a store; raises `InputError` if it would make other images here."""
     name, recorded = identity["generator"], identity["parameters"]
     generator = make_generator(config)
     if generator.remote:

@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import MLFlowLogger
 
 from boxtwin.commands.generate import contact_sheet, make, quality_card
 from boxtwin.commands.reuse import mend, take_over
@@ -30,7 +31,7 @@ from boxtwin.datasets.splits import SIDES, describe
 from boxtwin.detector.checkpoint import FILE as DETECTOR_FILE
 from boxtwin.detector.checkpoint import TrainedDetector, damage, write_detector
 from boxtwin.detector.module import DetectorModule
-from boxtwin.detector.training import Trained, fit, quieten_lightning
+from boxtwin.detector.training import quieten_lightning
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.evaluation.tested import PICTURES, Evaluation, run_test
@@ -40,8 +41,7 @@ from boxtwin.mixing.datamodule import StudyDataModule
 from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import figures_of
 from boxtwin.run import label_detectors
-from boxtwin.run.build import Prepared, make_data, make_detector, prepare
-from boxtwin.tracking.cell_logger import CellLogger
+from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
 from boxtwin.tracking.interrupted import ended_if_stopped
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, CellRun, Store, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
@@ -126,6 +126,16 @@ def _is_whole(name: str, store: Store, run: CellRun, output: Path, identities: S
     return not lacking
 
 
+class CellLogger(MLFlowLogger):
+    """Lightning's logger for an MLflow run that `Store` begins, with its parameters, and ends."""
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Do nothing."""
+
+    def finalize(self, status: str = "success") -> None:
+        """Do nothing: the run continues with evaluation."""
+
+
 class _Cell:
     """The work of one run, and its files and records."""
 
@@ -183,7 +193,8 @@ class _Cell:
             *(cell_name(self.config), plan.real_train, plan.synthetic_train, trainer.steps, trainer.batch_size),
             *(cell.accelerator, cell.precision),
         )
-        trained = self._train(data, module) if trainer.steps else Trained(0.0, (), module)
+        logger = CellLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id)
+        trained = train(cell, data, module, self.checkpoints, cell_name(self.config), logger)
         evaluating = time.perf_counter()
         tested = self._evaluate(plan, data, trained.best)
         detector = TrainedDetector(
@@ -227,20 +238,6 @@ class _Cell:
         if (self.output / DETECTOR_FILE).exists():
             label_detectors.keep_detector(self.cell, self.output / DETECTOR_FILE)
         return metrics
-
-    def _train(self, data: StudyDataModule, module: DetectorModule) -> Trained:
-        options = self.config.trainer
-        return fit(
-            module,
-            data,
-            options,
-            log_every=max(1, min(50, options.steps // options.validations)),
-            accelerator=self.cell.accelerator,
-            precision=self.cell.precision,
-            logger=CellLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id),
-            checkpoints=self.checkpoints,
-            title=cell_name(self.config),
-        )
 
     def _evaluate(self, plan: Plan, data: StudyDataModule, module: DetectorModule) -> Evaluation:
         """Metrics on real test images, at the count thresholds that suit the real validation images best."""

@@ -23,11 +23,7 @@ def register() -> None:
 
 
 def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
-    """The composed configuration as an instance of one of the schema's dataclasses, which is not changed afterwards.
-
-    Args:
-        config: as composed; settings of ``schema`` that it lacks keep their defaults.
-        schema: the dataclass, such as `BoxtwinConfig`.
+    """The composed configuration as a dataclass such as `BoxtwinConfig`, with its defaults for settings that it lacks.
 
     Raises:
         InputError: a setting has no value, or one of another type.
@@ -42,11 +38,7 @@ def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
 
 
 def require_values(config: DictConfig, below: str = "") -> None:
-    """Check that every setting whose name begins with ``below`` has a value.
-
-    Raises:
-        InputError: some have none.
-    """
+    """Raise `InputError` if a setting whose name begins with ``below`` has no value."""
     missing = sorted(key for key in OmegaConf.missing_keys(config) if key.startswith(below))
     if missing:
         raise InputError(f"these settings need a value: {', '.join(missing)} (say {missing[0]}=… on the command line)")

@@ -68,7 +68,7 @@ RECIPE_VERSION = 1
 EVALUATION_VERSION = 2
 _DEFINING = ("dataset", "split", "variations", "generator", "labels", "detector", "trainer", "seed")
 # What a study's table varies; the rest is the setting, which must be the same to compare.
-_AXES = ("split", "variations", "generator", "seed")
+_AXES = ("split", "variations", "generator", "labels", "seed")
 
 
 def defining_values(config: Config) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def defining_values(config: Config) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for key in _DEFINING:
-        value = _plain(getattr(config, key))
+        value = plain(getattr(config, key))
         if isinstance(value, dict):
             value = {name: entry for name, entry in value.items() if name not in _NOT_DEFINING.get(key, ())}
         values[key] = value
@@ -115,31 +115,29 @@ def _moved(target: str, places: Mapping[str, str]) -> str:
     return target if place is None else _PLACE + place
 
 
-def _plain(node: Any) -> Any:
+def plain(node: Any) -> Any:
+    """Settings as plain values, enums by their names."""
     if OmegaConf.is_config(node):
         return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
     if is_dataclass(node):
-        return {field.name: _plain(getattr(node, field.name)) for field in fields(node)}
+        return {field.name: plain(getattr(node, field.name)) for field in fields(node)}
     return node.name if isinstance(node, Enum) else node
 
 
 def condition_of(config: Config, data: Mapping[str, Any], *, weights: str | None) -> dict[str, Any]:
     """Everything that defines a run except its seed, as recorded with the run.
 
-    Args:
-        config: of the run.
-        data: what defines it beside the settings, such as hashes of its data and of the store of its variations.
-        weights: hash of the initial weights; None if they are random.
+    It adds to the settings ``data``, such as hashes of data and variation store, and the hash of the initial weights.
     """
-    values = {key: value for key, value in defining_values(config).items() if key != "seed"}
-    values["detector"] = values["detector"] | {"weights": weights}
+    values = defining_values(config)
+    del values["seed"]
+    values["detector"] |= {"weights": weights}
     return values | dict(data)
 
 
 def setting_hash(config: Config) -> str:
-    """Short hash of all that a study's table does not vary: runs can be compared when it is the same."""
-    values = {key: value for key, value in defining_values(config).items() if key not in (*_AXES, "labels")}
-    return short_hash(values)
+    """Short hash of all that a study's table does not vary: runs with the same hash can be compared."""
+    return short_hash({key: value for key, value in defining_values(config).items() if key not in _AXES})
 
 
 def long_hash(values: object) -> str:

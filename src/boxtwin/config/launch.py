@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from urllib.parse import unquote
 
@@ -51,26 +50,19 @@ ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
-# Settings of a data set that do not change how it is read.
-_NOT_READING = ("image_size", "speckle", "augmentation")
-
+_NOT_READING = ("image_size", "speckle", "augmentation")  # settings of a data set that do not change how it is read
 _failed = 0
 _note: Note | None = None  # of the job at work in this process
 
 
 def quote_numbers(arguments: Sequence[str], options: Path) -> list[str]:
-    """Quote numbers of variations for Hydra, and give it an option for each of them that has no file.
-
-    Args:
-        arguments: of the command line.
-        options: the folder conf/variations.
+    """Arguments of the command line `with_variations`; ``options`` is the folder conf/variations.
 
     Raises:
         InputError: a number is wrong, or a folder of options has a former name.
     """
-    folders = [options]
-    if (own := chosen_files(arguments).get("--config-dir")) is not None:
-        folders.append(Path(own) / options.name)
+    own = chosen_files(arguments).get("--config-dir")
+    folders = [options] if own is None else [options, Path(own) / options.name]
     for folder in folders:
         former = folder.parent / "generator_at"
         if former.is_dir():
@@ -135,8 +127,7 @@ def launch(main: Callable[[], Any]) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     register()
-    # A polite kill unwinds like Ctrl-C does, so that a run does not stay RUNNING in MLflow.
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that MLflow runs are ended
     try:
         arguments = [hide_password(argument) for argument in sys.argv[1:]]
         sys.argv[1:] = quote_numbers(arguments, Path(sys.argv[0]).resolve().parent / "conf" / "variations")
@@ -177,10 +168,6 @@ def _removed_setting(error: Exception) -> InputError | None:
 
 def _raise(error: Exception) -> None:
     raise error
-
-
-def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise KeyboardInterrupt
 
 
 def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
@@ -227,11 +214,7 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
 
 
 def _check(config: DictConfig) -> None:
-    """Refuse settings that Hydra accepts.
-
-    Raises:
-        InputError: a setting is refused.
-    """
+    """Raise `InputError` for settings that Hydra accepts and boxtwin does not."""
     hydra = HydraConfig.get()
     if hydra.job.chdir:
         raise InputError(
@@ -250,14 +233,7 @@ def _check(config: DictConfig) -> None:
 
 
 def note_run(uri: str, study: str, identity: str, lock: Path) -> None:
-    """Note, before it begins, the MLflow run of this job: the sweep ends it if this process is killed and cannot.
-
-    Args:
-        uri: address of the store.
-        study: of the run.
-        identity: of the run.
-        lock: held by the process that makes the run.
-    """
+    """Note the MLflow run of this job before it begins: the sweep ends it if this process, with its lock, is killed."""
     global _note
     if _note is not None:
         run = {"uri": uri, "study": study, "identity": identity, "lock": str(lock.absolute())}
@@ -281,7 +257,7 @@ def report_failures(notes: Iterable[Note]) -> None:
 
 
 def _data_of(config: DictConfig) -> str:
-    """Equal for configurations that read the same data set in the same way."""
+    """A hash of the settings that decide how a data set is read."""
     plain: Any = OmegaConf.to_container(config, enum_to_str=True)
     dataset = {key: value for key, value in plain.get("dataset", {}).items() if key not in _NOT_READING}
     return short_hash([plain.get("data"), dataset, plain.get("split", {}).get("group_by")])
@@ -290,5 +266,5 @@ def _data_of(config: DictConfig) -> str:
 def _name_of(config: DictConfig) -> str:
     try:
         return cell_name(config)
-    except Exception as error:  # a missing value, say: the name must not hide the reason
+    except Exception as error:  # such as a missing value: the name must not hide the reason
         return f"(run without a name: {error})"

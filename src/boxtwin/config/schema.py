@@ -1,7 +1,6 @@
-"""Schemas of the configuration: what the rooms declare in their ``options.py``, put together.
+"""Schemas of the configuration, against which Hydra checks every key and type of the files under conf/.
 
-Hydra checks every key and type against these classes; the files under conf/ hold the values. Nothing here imports
-torch, so that ``--help`` and shell completion answer at once.
+They assemble the ``options.py`` of other packages. Nothing here imports torch: ``--help`` must answer at once.
 """
 
 from __future__ import annotations

@@ -36,8 +36,7 @@ class Cells(BasicSweeper):
     Combinations that are one run (``variations=0`` under several generators) are launched once. What fails for
     another reason than the user's settings is launched once more, after all others. What fails again is listed.
 
-    The sweep reads the notes of its jobs (`boxtwin.config.sweep_notes`), so any launcher will do, and a job that was
-    killed gets its second attempt too.
+    It reads the notes of its jobs (`boxtwin.config.sweep_notes`), so any launcher will do.
     """
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
@@ -118,22 +117,17 @@ class Cells(BasicSweeper):
 
 def asked(config: DictConfig) -> str:
     """All settings of a combination, but for those that make no difference to a run without variations."""
-    values = {key: value for key, value in config._content.items() if key != "hydra"}  # type: ignore[union-attr]
+    ignored = {"hydra"}
     if config.get("variations") is not None and config.variations.get("per_image") == 0:
-        values = {key: value for key, value in values.items() if key not in ("generator", "labels", "variations")}
-    return json.dumps({key: _plain(value) for key, value in values.items()}, sort_keys=True, default=str)
-
-
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node._value()
+        ignored |= {"generator", "labels", "variations"}
+    settings = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ignored])
+    return json.dumps(OmegaConf.to_container(settings, resolve=False), sort_keys=True, default=str)
 
 
 def end_killed(folder: Path, patience: float = 5.0) -> None:
-    """End the MLflow runs of jobs of this machine that were killed: their processes can no longer do so.
+    """End the MLflow runs of killed jobs of this machine, by their notes in ``folder``.
 
-    Args:
-        folder: of the jobs' notes.
-        patience: seconds to wait for the lock of a process that is being killed; a job at work keeps its run.
+    A job at work keeps its run: the lock of a killed one is free within ``patience`` seconds.
     """
     for note in map(Note.read, folder.glob("*.json")):
         if note.ended or note.run is None or note.host != platform.node():

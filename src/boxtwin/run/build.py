@@ -1,7 +1,4 @@
-"""Build the parts of a run from its configuration: data, split, store, data module, detector.
-
-`prepare` checks everything before any work starts.
-"""
+"""Build the parts of a run from its configuration: data, split, store, data module, detector."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ import hydra
 import numpy as np
 import torch
 from hydra.errors import InstantiationException
+from pytorch_lightning.loggers import Logger
 
 from boxtwin.config.identity import (
     EVALUATION_VERSION,
@@ -26,6 +24,7 @@ from boxtwin.config.identity import (
     defining_values,
     long_hash,
     place_now,
+    plain,
     removed_settings_of,
     train_size,
 )
@@ -42,6 +41,7 @@ from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.detector.nms import DETECTIONS, detection_limit
 from boxtwin.detector.options import Anchors, Architecture
+from boxtwin.detector.training import Trained, fit
 from boxtwin.errors import DataError, InputError
 from boxtwin.files import check_name
 from boxtwin.hardware import lightning_accelerator, lightning_precision, on_gpu
@@ -56,6 +56,7 @@ from boxtwin.synthesis.store import Library
 log = logging.getLogger(__name__)
 
 ANCHORS_PER_HEAD = 3  # YOLOv3, section 2.3
+NOT_OF_MODULE = ("name", "weights", "crop", "anchors")  # detector options that are no arguments of `DetectorModule`
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,7 @@ class Prepared:
 
     @cached_property
     def images(self) -> DecodedImages:
-        """Decoded images, those of the split added.
-
-        Raises:
-            InputError: the disk does not take them.
-        """
+        """Decoded images, those of the split added."""
         images = DecodedImages(Path(self.config.data) / "cache" if self.config.trainer.cache else None)
         images.add(self.dataset.name, [*self.split.train, *self.split.val, *self.split.test])
         return images
@@ -135,11 +132,7 @@ class Prepared:
 
 
 def prepare(config: BoxtwinConfig) -> Prepared:
-    """Load and check everything that the configuration names; nothing is trained or generated.
-
-    Raises:
-        InputError: data, split or settings are wrong.
-    """
+    """Load and check everything that the configuration names; raises `InputError` if data or settings are wrong."""
     check_settings(config)
     dataset = load_dataset(config)
     split = _load_split(config, dataset)
@@ -165,10 +158,9 @@ def labelling_cells(config: BoxtwinConfig, dataset: Dataset, split: Split) -> li
     """The runs without variations, with seeds from 0, whose detectors label variations."""
     steps = config.trainer.steps if config.labels.steps is None else config.labels.steps
     variations, trainer = replace(config.variations, per_image=0), replace(config.trainer, steps=steps)
-    configs = (
-        replace(config, seed=seed, variations=variations, trainer=trainer) for seed in range(config.labels.detectors)
-    )
-    return [_prepared(each, dataset, split, None) for each in configs]
+    config = replace(config, variations=variations, trainer=trainer)
+    seeds = range(config.labels.detectors)
+    return [_prepared(replace(config, seed=seed), dataset, split, None) for seed in seeds]
 
 
 def detector_file(cell: Prepared) -> Path:
@@ -257,43 +249,46 @@ def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
 def make_detector(cell: Prepared) -> DetectorModule:
     """The untrained detector of a run; its initial weights depend on the seed and the weights file only."""
     detector = cell.config.detector
+    options = {name: value for name, value in plain(detector).items() if name not in NOT_OF_MODULE}
     # Initial weights are drawn from torch's global generator; the fork restores its state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.config.seed)
         module = DetectorModule(
-            architecture=detector.architecture.value,
+            **options,
             classes=cell.dataset.classes,
             category_ids=cell.dataset.category_ids,
             anchors=_anchors(cell.config, cell.split.train),
-            image_size=detector.image_size,
-            tile=detector.tile,
             channels=cell.channels,
             white=cell.levels.white,
             black=cell.levels.black,
             reading=make_reading(cell.config).plain(),
-            learning_rate=detector.learning_rate,
-            weight_decay=detector.weight_decay,
             steps=cell.config.trainer.steps,
-            warmup_steps=detector.warmup_steps,
-            optimizer=detector.optimizer.value,
-            box_loss=detector.box_loss.value,
-            objectness_target=detector.objectness_target.value,
-            anchors_per_object=detector.anchors_per_object.value,
-            cells_per_object=3 if detector.cells_per_object == 3 else 1,
-            scale_xy=detector.scale_xy,
-            ignore_iou=detector.ignore_iou,
-            focal_gamma=detector.focal_gamma,
-            box_weight=detector.box_weight,
-            objectness_weight=detector.objectness_weight,
-            class_weight=detector.class_weight,
-            nms_iou=detector.nms_iou,
             max_detections=detection_limit(cell.split.train),
-            freeze=detector.freeze,
             coco_evaluator=cell.config.trainer.coco_evaluator.value,
         )
     if detector.weights is not None:
         log.info("%s: %s", detector.weights, read_initial_weights(module.network, Path(detector.weights)))
     return module
+
+
+def train(
+    cell: Prepared, data: StudyDataModule, module: DetectorModule, checkpoints: Path, title: str, logger: Logger | None
+) -> Trained:
+    """Train a detector, or continue from ``checkpoints``; without steps the module stays as it is."""
+    options = cell.config.trainer
+    if not options.steps:
+        return Trained(0.0, (), module)
+    return fit(
+        module,
+        data,
+        options,
+        log_every=max(1, min(50, options.steps // options.validations)),
+        accelerator=cell.accelerator,
+        precision=cell.precision,
+        logger=logger,
+        checkpoints=checkpoints,
+        title=title,
+    )
 
 
 def _load_split(config: BoxtwinConfig, dataset: Dataset) -> Split:
@@ -313,11 +308,7 @@ def _load_split(config: BoxtwinConfig, dataset: Dataset) -> Split:
 
 
 def make_generator(config: BoxtwinConfig) -> Generator:
-    """The generator of a configuration.
-
-    Raises:
-        InputError: its settings are wrong.
-    """
+    """The generator of a configuration; raises `InputError` if its settings are wrong."""
     arguments = {key: value for key, value in config.generator.items() if key != "name"}
     if "_target_" in arguments:
         arguments["_target_"] = place_now(arguments["_target_"])
@@ -336,11 +327,7 @@ def make_generator(config: BoxtwinConfig) -> Generator:
 
 
 def make_labels(config: BoxtwinConfig, dataset: Dataset, generator: Generator) -> LabelMethod:
-    """The labelling method of a configuration.
-
-    Raises:
-        InputError: its settings are wrong, or it does not suit the generator.
-    """
+    """The labelling method of a configuration; raises `InputError` if it does not suit the generator."""
     method: type[LabelMethod] = hydra.utils.get_class(config.labels._target_)
     return method(config.labels, Variations(dataset, generator.name, generator.boxes))
 

@@ -21,26 +21,19 @@ LARGE = 0.9  # quantile of the lengths of objects that crops should show whole
 
 
 def make_reading(config: BoxtwinConfig) -> Reading:
-    """How image files become pixels.
-
-    Raises:
-        InputError: a value is wrong.
-    """
+    """The settings for decoding image files; raises `InputError` if one is wrong."""
     node = config.dataset
-    channels = None if node.channels is None else tuple(node.channels)
     try:
-        return Reading(node.orientation.value, node.page, channels, node.max_pixels)
+        return Reading(node.orientation.value, node.page, node.channels, node.max_pixels)
     except ValueError as error:
         raise InputError(f"dataset.page, dataset.channels or dataset.max_pixels: {error}") from None
 
 
 def check_settings(config: BoxtwinConfig) -> None:
-    """Check the values of settings, without data.
-
-    Raises:
-        InputError: a value is wrong, or two do not go together.
-    """
+    """Raise `InputError` if the value of a setting is wrong, or two settings contradict each other."""
     trainer, detector = config.trainer, config.detector
+    architecture, fraction = detector.architecture.value, config.variations.synthetic_fraction
+    size, steps = config.split.train_size, config.labels.steps
     if trainer.steps < 0 or trainer.validations < 1 or trainer.steps % trainer.validations:
         raise InputError(
             f"trainer.steps={trainer.steps} must be a multiple of trainer.validations={trainer.validations}, "
@@ -59,7 +52,6 @@ def check_settings(config: BoxtwinConfig) -> None:
         raise InputError("trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE")
     if trainer.steps and not 0 <= detector.warmup_steps < trainer.steps:
         raise InputError(f"detector.warmup_steps={detector.warmup_steps} must be below trainer.steps={trainer.steps}")
-    architecture = detector.architecture.value
     stride = max(STRIDES[architecture])
     for name, side in (("image_size", detector.image_size), ("crop", detector.crop), ("tile", detector.tile)):
         # An image that is cut into tiles and crops may have any size.
@@ -68,16 +60,13 @@ def check_settings(config: BoxtwinConfig) -> None:
             raise InputError(f"detector.{name}={side} must be a multiple of {stride}")
     if config.variations.per_image < 0:
         raise InputError(f"variations.per_image={config.variations.per_image} must not be negative")
-    fraction = config.variations.synthetic_fraction
     if fraction is not None and not 0 <= fraction <= 1:
         raise InputError(f"variations.synthetic_fraction={fraction} must lie between 0 and 1")
-    size = config.split.train_size
     if size is not None and not 1 <= size <= config.split.train:
         raise InputError(
             f"split.train_size={size} must lie between 1 and split.train={config.split.train}, all training images of "
             f"{config.split.name}"
         )
-    steps = config.labels.steps
     if steps is not None and (steps <= detector.warmup_steps or steps % trainer.validations):
         raise InputError(
             f"labels.steps={steps} must be above detector.warmup_steps={detector.warmup_steps} and a multiple of "

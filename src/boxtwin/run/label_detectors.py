@@ -17,7 +17,6 @@ from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections
 from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector
 from boxtwin.detector.predict import detect_objects
-from boxtwin.detector.training import fit
 from boxtwin.evaluation.counts import best_threshold
 from boxtwin.files import exclusive_lock, link_file
 from boxtwin.hardware import keep_freed_blocks, on_gpu
@@ -25,7 +24,7 @@ from boxtwin.labels.card import DECISIONS, tally, write_card
 from boxtwin.labels.ensemble import Member, surprise_threshold
 from boxtwin.labels.method import Transfer
 from boxtwin.mixing.plan import make_plan
-from boxtwin.run.build import Prepared, detector_file, labelling_cells, make_data, make_detector, make_labels
+from boxtwin.run.build import Prepared, detector_file, labelling_cells, make_data, make_detector, make_labels, train
 from boxtwin.synthesis.costs import store_costs
 
 log = logging.getLogger(__name__)
@@ -102,23 +101,11 @@ def _member(cell: Prepared, title: str) -> Member:
 
 
 def _train(cell: Prepared, path: Path, title: str) -> None:
-    config, options = cell.config, cell.config.trainer
-    log.info("%s: %s, on the %d real training images alone", title, cell_name(config), len(cell.split.train))
+    log.info("%s: %s, on the %d real training images alone", title, cell_name(cell.config), len(cell.split.train))
     keep_freed_blocks()
     checkpoints = path.with_suffix(".checkpoints")
     module = make_detector(cell)
-    if options.steps:
-        module = fit(
-            module,
-            make_data(cell, make_plan(cell.split, ())),
-            options,
-            log_every=options.steps,
-            accelerator=cell.accelerator,
-            precision=cell.precision,
-            logger=None,
-            checkpoints=checkpoints,
-            title=title,
-        ).best
+    module = train(cell, make_data(cell, make_plan(cell.split, ())), module, checkpoints, title, logger=None).best
     detect = _on_device(cell, TrainedDetector(module, 0.0))
     threshold = best_threshold(cell.split.val, _on_validation(cell, detect))
     write_detector(TrainedDetector(module, threshold, cell.origin), path)

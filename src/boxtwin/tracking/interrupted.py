@@ -1,8 +1,7 @@
 """End the MLflow runs of processes that failed or were stopped.
 
-A process can be stopped while MLflow creates its run, before it learns the run's id. Such runs are found by study and
-identity. A run holds a lock (`boxtwin.files.exclusive_lock`): whoever has the lock knows that no other process is at
-the run.
+A process can be stopped before it learns the id of its run, so runs are found by study and identity. The caller holds
+the run's lock (`boxtwin.files.exclusive_lock`).
 """
 
 from __future__ import annotations
@@ -36,12 +35,10 @@ def end_running(uri: str, study: str, identity: str, status: str = "KILLED", rea
 
 @contextmanager
 def ended_if_stopped(uri: str, study: str, identity: str) -> Iterator[None]:
-    """Begin, do and end a run in the block; if the block raises, the run is ended as FAILED or, if stopped, KILLED.
+    """End the run that the block begins as FAILED if it raises, or as KILLED if it is stopped.
 
     A tracking server that is known to be away is not asked again: MLflow would repeat the request for minutes.
-
-    Raises:
-        KeyboardInterrupt: the block was stopped; Lightning makes a SystemExit of it.
+    Lightning's SystemExit for a stop becomes a KeyboardInterrupt again.
     """
     try:
         yield
