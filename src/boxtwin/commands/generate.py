@@ -69,12 +69,14 @@ def generate(composed: DictConfig) -> None:
         counts.append(f"{made.taken_over} taken over from a store with the same pixels")
     if library.generator.remote or made.cost_usd:
         counts.append(f"cost {made.cost_usd:.2f} USD")
-    log.info(
-        "%s: %d of each of %d images\nlabels: %s\nlabel card: %s\nstore: %s%s",
-        *(", ".join(counts), cell.per_image, len(cell.sources)),
-        *(label_detectors.describe(cell), library.folder / "label_card.png", library.folder),
-        f"\ncontact sheet: {sheet}" if sheet else "",
-    )
+    lines = [
+        f"{', '.join(counts)}: {cell.per_image} of each of {len(cell.sources)} images",
+        f"labels: {label_detectors.describe(cell)}",
+        f"label card: {library.folder / 'label_card.png'}",
+        f"store: {library.folder}",
+        *([f"contact sheet: {sheet}"] if sheet else []),
+    ]
+    log.info("\n".join(lines))
     _check_usable(cell)
     _check_complete(cell)
 
@@ -99,10 +101,8 @@ def make(cell: Prepared) -> Made:
     label_detectors.write_label_card(cell)
     _check_usable(cell)
     if made.made:
-        log.info(
-            "%s: %d variations made in %.0f s (learning: %.0f s)",
-            *(library.folder.name, made.made, made.fit_seconds + made.vary_seconds, made.fit_seconds),
-        )
+        seconds = f"{made.fit_seconds + made.vary_seconds:.0f} s (learning: {made.fit_seconds:.0f} s)"
+        log.info("%s: %d variations made in %s", library.folder.name, made.made, seconds)
     return made
 
 
@@ -128,14 +128,11 @@ def quality_card(cell: Prepared) -> QualityCard | None:
     variations = cell.store.all_variations(cell.sources) if cell.config.quality else ()
     if not variations:
         return None
-    speckle = cell.config.dataset.speckle
+    folder, split, speckle = cell.store.folder, cell.split, cell.config.dataset.speckle
     card = write_quality_card(
-        cell.store.folder,
-        variations,
-        *(cell.split.train, cell.split.val, cell.split.test),
-        speckle=speckle.value if speckle else None,
+        folder, variations, split.train, split.val, split.test, speckle=speckle.value if speckle else None
     )
-    log.info("quality card: %s\n%s", describe(card.summary), cell.store.folder / card.picture.name)
+    log.info("quality card: %s\n%s", describe(card.summary), folder / card.picture.name)
     return card
 
 

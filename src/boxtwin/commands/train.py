@@ -83,10 +83,8 @@ def run_cell(composed: DictConfig) -> dict[str, float]:
         again = run.finished and (config.rerun or not _is_whole(name, store, run, output, identities))
         if run.finished and not again:
             shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # of a process killed right after its end
-            log.info(
-                "%s: finished before by %s, skipped (rerun=true runs it again with %s)",
-                *(name, code_of(record_of(run.tags)), code_of(work.provenance)),
-            )
+            before, now = code_of(record_of(run.tags)), code_of(work.provenance)
+            log.info(f"{name}: finished before by {before}, skipped (rerun=true runs it again with {now})")
             return run.metrics
         if run.finished:
             store.reopen(run.run_id, work.tags)
@@ -104,8 +102,8 @@ def run_cell(composed: DictConfig) -> dict[str, float]:
         # Not before: killed in between, the run needs no new training.
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     log.info(
-        "%s: AP %.3f, AP50 %.3f, count MAE %.2f on %d test images; %s",
-        *(name, metrics["test/map"], metrics["test/map_50"], metrics["test/count_mae"], len(cell.split.test), took),
+        f"{name}: AP {metrics['test/map']:.3f}, AP50 {metrics['test/map_50']:.3f}, "
+        f"count MAE {metrics['test/count_mae']:.2f} on {len(cell.split.test)} test images; {took}"
     )
     return metrics
 
@@ -115,12 +113,12 @@ def _is_whole(name: str, store: Store, run: CellRun, output: Path, identities: S
     recorded = find_folder(run.tags.get("boxtwin.output_dir", ""), store.folder, run.tags.get(IDENTITY_TAG, ""))
     folder = recorded or output
     lacking = mend(store, run.run_id, folder, identities)
-    wrong = damage(folder / DETECTOR_FILE)
-    if wrong is not None and ((folder / DETECTOR_FILE).exists() or TAKEN_OVER_TAG not in run.tags):
+    problem = damage(folder / DETECTOR_FILE)
+    if problem is not None and ((folder / DETECTOR_FILE).exists() or TAKEN_OVER_TAG not in run.tags):
         if store.is_server and not lacking and not (output / DETECTOR_FILE).exists():
             log.warning("%s: its detector is not on this machine; rerun=true trains it again here", name)
         else:
-            lacking.append(wrong)
+            lacking.append(problem)
     if lacking:
         log.warning("%s: finished before, but is run again: %s", name, "; ".join(lacking))
     return not lacking
@@ -189,9 +187,8 @@ class _Cell:
         self._log_inputs(plan)
         data = make_data(cell, plan)
         log.info(
-            "%s: %d real + %d synthetic training images, %d steps of %d, %s, %s",
-            *(cell_name(self.config), plan.real_train, plan.synthetic_train, trainer.steps, trainer.batch_size),
-            *(cell.accelerator, cell.precision),
+            f"{cell_name(self.config)}: {plan.real_train} real + {plan.synthetic_train} synthetic training images, "
+            f"{trainer.steps} steps of {trainer.batch_size}, {cell.accelerator}, {cell.precision}"
         )
         logger = CellLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id)
         trained = train(cell, data, module, self.checkpoints, cell_name(self.config), logger)
@@ -223,7 +220,10 @@ class _Cell:
         write_bytes_atomically(self.output / "config.yaml", self.composed.encode())
         try:
             metrics = take_over(
-                *(self.store, self.run_id, source, self.output),
+                self.store,
+                self.run_id,
+                source,
+                self.output,
                 tracking=Path(self.config.tracking.folder),
                 own_identity=self.cell.identity,
                 condition=self.cell.condition,

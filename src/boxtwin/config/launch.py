@@ -61,8 +61,8 @@ def quote_numbers(arguments: Sequence[str], options: Path) -> list[str]:
     Raises:
         InputError: a number is wrong, or a folder of options has a former name.
     """
-    own = chosen_files(arguments).get("--config-dir")
-    folders = [options] if own is None else [options, Path(own) / options.name]
+    config_dir = chosen_files(arguments).get("--config-dir")
+    folders = [options] if config_dir is None else [options, Path(config_dir) / options.name]
     for folder in folders:
         former = folder.parent / "generator_at"
         if former.is_dir():
@@ -179,16 +179,16 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
     global _failed, _note
     hydra = HydraConfig.get()
     sweep = Sweep.of_this_process() if hydra.mode == RunMode.MULTIRUN else None
-    _note, known = None, None
+    _note, known_error = None, None
     if sweep is not None:
         note = sweep.note_of(_overrides(), _name_of(config))
         new = not (Path(hydra.runtime.output_dir) / RESULT_FILE).exists()
         _note = note.update(attempts=note.attempts + 1, new=new, ended=False, reason=None, repairable=False)
-        known = sweep.data_error(_data_of(config))
+        known_error = sweep.data_error(_data_of(config))
     reason, repairable, data = None, False, None
     try:
-        if known is not None:  # all data are read and checked once for a sweep, not once for each of its jobs
-            raise DataError(known)
+        if known_error is not None:  # all data are read and checked once for a sweep, not once for each of its jobs
+            raise DataError(known_error)
         _check(config)
         work(config)
     except Exception as error:
@@ -206,7 +206,7 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
             return
         data = _data_of(config) if isinstance(error, DataError) else None
         # The list at the end of the sweep has the whole message, once for all runs that share it.
-        if known is None:
+        if known_error is None:
             log.error("%s FAILED: %s", _name_of(config), reason.splitlines()[0])
     if sweep is not None and _note is not None:
         _note = _note.update(ended=True, reason=reason, repairable=repairable, data=data)

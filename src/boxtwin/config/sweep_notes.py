@@ -85,8 +85,8 @@ class Sweep:
         notes = self._notes()
         new = sum(note.new for note in notes if note.ended)
         text = f"{sum(note.ended for note in notes)} of {self.jobs} runs of this sweep have ended"
-        if new and (left := self.jobs - self.finished - new) > 0:
-            minutes = max(1, round((time.time() - self.started) / new * left / 60))
+        if new and (rest := self.jobs - self.finished - new) > 0:
+            minutes = max(1, round((time.time() - self.started) / new * rest / 60))
             text += f"; about {f'{minutes // 60} h {minutes % 60:02d} min' if minutes >= 60 else f'{minutes} min'} left"
         return text
 

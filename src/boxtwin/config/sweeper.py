@@ -27,7 +27,7 @@ from boxtwin.tracking.run_folders import RESULT_FILE
 log = logging.getLogger(__name__)
 
 NOTES = ".sweeps"  # below the sweep's folder
-ABANDONED = 30 * 24 * 3600  # seconds after which notes of killed sweeps are removed
+LONGEST = 30 * 24 * 3600  # seconds, after which notes are of sweeps that were killed
 
 
 class Cells(BasicSweeper):
@@ -46,9 +46,9 @@ class Cells(BasicSweeper):
         root.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, root / "multirun.yaml")
         jobs = self._jobs(arguments)
-        for left in (root / NOTES).glob("*"):
-            if time.time() - left.stat().st_mtime > ABANDONED:
-                shutil.rmtree(left, ignore_errors=True)
+        for abandoned in (root / NOTES).glob("*"):
+            if time.time() - abandoned.stat().st_mtime > LONGEST:
+                shutil.rmtree(abandoned, ignore_errors=True)
         folder = root / NOTES / uuid.uuid4().hex
         folder.mkdir(parents=True)
         finished = sum((output / RESULT_FILE).exists() for output, _ in jobs.values())

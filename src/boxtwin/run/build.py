@@ -141,10 +141,8 @@ def prepare(config: BoxtwinConfig) -> Prepared:
             raise InputError(f"split {split.name}: no object in any of the {len(split.side(side))} {side} images")
     check_depth([sample for side in SIDES for sample in split.side(side)])
     if copies := split.near_copies():
-        log.warning(
-            "split %s: %d pairs of images look nearly the same and stand on two sides: %s",
-            *(split.name, len(copies), "; ".join(copies[:3])),
-        )
+        pairs = f"{len(copies)} pairs of images look nearly the same and stand on two sides"
+        log.warning("split %s: %s: %s", split.name, pairs, "; ".join(copies[:3]))
     lines, warnings = describe_classes(split, dataset.classes)
     for line in lines if len(dataset.classes) > 1 else ():
         log.info("%s", line)

@@ -90,15 +90,14 @@ def warn_of_object_sizes(config: BoxtwinConfig, split: Split) -> None:
     median, full = float(np.median(np.sqrt(sides.prod(axis=1)))), max(max(s.width, s.height) for s in split.train)
     if size < full and median < CELLS_PER_OBJECT * min(strides):
         log.warning(
-            "half of the training objects are under %.0f pixels in images shrunk to %d: a larger image size shows them "
-            "better, up to dataset.image_size=%d; learnt in crops (detector.crop) it takes no more time",
-            *(median, size, full),
+            f"half of the training objects are under {median:.0f} pixels in images shrunk to {size}: a larger image "
+            f"size shows them better, up to dataset.image_size={full}; learnt in crops (detector.crop) it takes no more time"
         )
     largest = float(np.quantile(sides.max(axis=1), LARGE))
     if crop is not None and crop < size and largest > crop / 2:
         coarsest = max(strides)
+        better = max(coarsest, int(size * crop / 2 / largest // coarsest) * coarsest)
         log.warning(
-            "one training object in ten is over %.0f pixels long, and crops of %d pixels will cut many of them off: "
-            "try dataset.image_size=%d, or detector.crop=null for whole images",
-            *(largest, crop, max(coarsest, int(size * crop / 2 / largest // coarsest) * coarsest)),
+            f"one training object in ten is over {largest:.0f} pixels long, and crops of {crop} pixels will cut many "
+            f"of them off: try dataset.image_size={better}, or detector.crop=null for whole images"
         )

@@ -58,16 +58,15 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def tags(record: dict[str, Any]) -> dict[str, str]:
     """A record of `provenance` as tags: MLflow's own where it has them."""
-    own = {f"boxtwin.{name}": str(value) for name, value in record.items() if name != "commit" and value is not None}
+    names = {name: f"boxtwin.{name}" for name in record} | {"commit": "mlflow.source.git.commit"}
     source = {"mlflow.source.name": "train.py", "mlflow.source.type": "LOCAL"}
-    commit = {} if record["commit"] is None else {"mlflow.source.git.commit": str(record["commit"])}
-    return source | commit | own
+    return source | {names[name]: str(value) for name, value in record.items() if value is not None}
 
 
 def code_tags(run_tags: Mapping[str, str]) -> dict[str, str]:
     """The tags of a run that `tags` wrote, for a run that reuses its result."""
-    own = {f"boxtwin.{name}" for name in RECORDED}
-    return {key: value for key, value in run_tags.items() if key.startswith("mlflow.source.") or key in own}
+    names = {f"boxtwin.{name}" for name in RECORDED}
+    return {key: value for key, value in run_tags.items() if key.startswith("mlflow.source.") or key in names}
 
 
 def record_of(run_tags: Mapping[str, str]) -> dict[str, Any]:
