@@ -8,10 +8,13 @@ from hydra import compose, initialize_config_dir
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from boxtwin.config.compose import register
-from boxtwin.config.identity import cell_name, defining_values, setting_hash, short_hash
+from boxtwin.config import launch
+from boxtwin.config.compose import register, to_object
+from boxtwin.config.identity import REMOVED_SETTINGS, cell_name, defining_values, setting_hash, short_hash
 from boxtwin.config.launch import quote_numbers
+from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.errors import InputError, unanswered
+from boxtwin.run.build import make_generator
 from boxtwin.synthesis.ddpm.model import ModelSettings
 from boxtwin.synthesis.generator import Generator
 
@@ -98,6 +101,20 @@ def test_the_axes_of_the_table_share_a_setting(composed):
     }
     assert len(settings) == 1
     assert setting_hash(composed("trainer.steps=600")) not in settings
+
+
+def test_a_removed_setting_stays_in_identities_and_is_refused_by_name(composed, monkeypatch):
+    monkeypatch.setitem(REMOVED_SETTINGS, "detector", {"gone": 3})
+    monkeypatch.setitem(REMOVED_SETTINGS, "controls.CopyPaste", {"gone": 4})
+    values = defining_values(composed("generator=copy_paste", "variations='2'"))
+    assert (values["detector"]["gone"], values["generator"]["gone"]) == (3, 4)
+    assert "gone" not in defining_values(composed("generator=repeat", "variations='2'"))["generator"]
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    with pytest.raises(InputError, match=r"detector\.gone is no setting any more; its value is always 3: leave it out"):
+        launch._run(lambda: composed("detector.gone=2"))
+    config = to_object(composed("generator=copy_paste", "+generator.gone=5"), BoxtwinConfig)
+    with pytest.raises(InputError, match=r"generator\.gone is no setting any more"):
+        make_generator(config)
 
 
 def test_a_hash_does_not_depend_on_order():

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from boxtwin.command_line import command_line, quoted, setting, words_of
 from boxtwin.config.compose import require_values, to_object
-from boxtwin.config.launch import typed
+from boxtwin.config.launch import typed_words
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
@@ -59,7 +59,7 @@ def generate(composed: DictConfig) -> None:
     cell = prepare(config)
     library = cell.store
     _check_confirmed(cell, config)
-    label_detectors.make_ready(cell)
+    label_detectors.prepare_labelling(cell)
     made = library.make(cell.sources, cell.per_image)
     sheet = contact_sheet(cell)
     label_detectors.write_label_card(cell)
@@ -96,7 +96,7 @@ def make(cell: Prepared) -> Made:
                 f"{missing} variations of {generator.name} are missing, and training calls no generator that runs "
                 f"elsewhere. Make them first:\n  {command(cell.config)}"
             )
-    label_detectors.make_ready(cell)
+    label_detectors.prepare_labelling(cell)
     made = library.make(cell.sources, cell.per_image, ask=not generator.remote)
     label_detectors.write_label_card(cell)
     _check_usable(cell)
@@ -140,7 +140,7 @@ def command(config: BoxtwinConfig, *more: str) -> str:
     """The generate.py command that makes the variations of the configuration."""
     given = [
         word
-        for word in words_of(typed())
+        for word in words_of(typed_words())
         if word.lstrip("+").split("=")[0] not in _NOT_SUGGESTED and word not in _DEFAULTS
     ]
     if not any(re.match(r"\+*variations(\.per_image)?=", word) for word in given):

@@ -24,7 +24,7 @@ from boxtwin.commands.generate import contact_sheet, make, quality_card
 from boxtwin.commands.reuse import mend, take_over
 from boxtwin.config.compose import to_object
 from boxtwin.config.identity import RECIPE_VERSION, cell_name, flat_params, setting_hash
-from boxtwin.config.launch import note_run, typed
+from boxtwin.config.launch import note_run, typed_words
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.splits import SIDES, describe
@@ -42,7 +42,7 @@ from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import figures_of
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
-from boxtwin.tracking.interrupted import ended_if_stopped
+from boxtwin.tracking.interrupted import ended_on_error
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, CellRun, Store, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
 from boxtwin.tracking.provenance import code_of, provenance, record_of, tags
@@ -67,7 +67,7 @@ def run_cell(composed: DictConfig) -> dict[str, float]:
     waiting = f"{name}: another process is at it; waiting"
     of_all_studies = tracking / "cells" / f"{cell.identity}.lock"
     begun = (store_uri(config.tracking.uri, tracking), config.study, cell.identity)
-    with exclusive_lock(folder / ".lock", waiting), exclusive_lock(of_all_studies, waiting), ended_if_stopped(*begun):
+    with exclusive_lock(folder / ".lock", waiting), exclusive_lock(of_all_studies, waiting), ended_on_error(*begun):
         output, store = own_folder(folder, *identities), Store(uri=config.tracking.uri, folder=tracking)
         work = _Cell(cell, store, output, OmegaConf.to_yaml(composed, resolve=True))
         note_run(*begun, of_all_studies)
@@ -152,7 +152,7 @@ class _Cell:
             IDENTITY_TAG: cell.identity,
             "boxtwin.setting": setting_hash(cell.config),
             "boxtwin.output_dir": recorded_path(output, Path(cell.config.tracking.folder)),
-            "boxtwin.overrides": json.dumps(typed()),
+            "boxtwin.overrides": json.dumps(typed_words()),
             "boxtwin.dataset_sha256": cell.dataset.digest,
             "boxtwin.split_sha256": cell.split.digest,
             **({"boxtwin.store": cell.library.key} if cell.library else {}),
@@ -228,7 +228,7 @@ class _Cell:
                 own_identity=self.cell.identity,
                 condition=self.cell.condition,
                 study=self.config.study,
-                overrides=typed(),
+                overrides=typed_words(),
                 detector=DETECTOR_FILE,
             )
         except (FileNotFoundError, MlflowException) as error:
@@ -297,7 +297,7 @@ class _Cell:
             "study": self.config.study,
             "identity": cell.identity,
             "setting": setting_hash(self.config),
-            "overrides": typed(),
+            "overrides": typed_words(),
             "params": flat_params(self.config),
             "metrics": _finite(metrics),
             "classes": [{**entry, "metrics": _finite(entry["metrics"])} for entry in tested.classes],

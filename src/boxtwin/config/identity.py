@@ -102,10 +102,10 @@ def defining_values(config: Config) -> dict[str, Any]:
 
 def removed_settings_of(target: str) -> dict[str, Any]:
     """Removed settings of a class of generators, with the constants in their place."""
-    return REMOVED_SETTINGS.get(place_now(target).removeprefix(_PLACE), {})
+    return REMOVED_SETTINGS.get(current_target(target).removeprefix(_PLACE), {})
 
 
-def place_now(target: str) -> str:
+def current_target(target: str) -> str:
     """The module and class of a ``_target_``, which may be of an older version."""
     return _moved(target, {first: now for now, first in FIRST_PLACES.items()})
 

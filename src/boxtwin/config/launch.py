@@ -88,7 +88,7 @@ def chosen_files(arguments: Sequence[str]) -> dict[str, str]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def typed() -> list[str]:
+def typed_words() -> list[str]:
     """What was typed to get this job, to be kept with its result: Hydra's options that choose files, and overrides."""
     return [*json.loads(os.environ.get(OPTIONS_VARIABLE, "[]")), *_overrides()]
 

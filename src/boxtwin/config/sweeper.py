@@ -90,7 +90,7 @@ class Cells(BasicSweeper):
                     config.hydra.job.num, config.hydra.job.id = number, str(number)
                 global_config.set_config(config)
                 folder = Path(config.hydra.sweep.dir).absolute() / config.hydra.sweep.subdir
-                jobs.setdefault(asked(config), (folder, combination))
+                jobs.setdefault(settings_key(config), (folder, combination))
         finally:
             global_config.cfg = before
         if len(jobs) < len(combinations):
@@ -115,7 +115,7 @@ class Cells(BasicSweeper):
         return returned
 
 
-def asked(config: DictConfig) -> str:
+def settings_key(config: DictConfig) -> str:
     """All settings of a combination, but for those that make no difference to a run without variations."""
     ignored = {"hydra"}
     if config.get("variations") is not None and config.variations.get("per_image") == 0:

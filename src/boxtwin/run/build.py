@@ -21,9 +21,9 @@ from boxtwin.config.identity import (
     RECIPE_VERSION,
     cell_name,
     condition_of,
+    current_target,
     defining_values,
     long_hash,
-    place_now,
     plain,
     removed_settings_of,
     train_size,
@@ -309,7 +309,7 @@ def make_generator(config: BoxtwinConfig) -> Generator:
     """The generator of a configuration; raises `InputError` if its settings are wrong."""
     arguments = {key: value for key, value in config.generator.items() if key != "name"}
     if "_target_" in arguments:
-        arguments["_target_"] = place_now(arguments["_target_"])
+        arguments["_target_"] = current_target(arguments["_target_"])
         for name in removed_settings_of(arguments["_target_"]).keys() & arguments.keys():
             raise InputError(f"generator.{name} is no setting any more: leave it out")
     try:

@@ -30,7 +30,7 @@ from boxtwin.synthesis.costs import store_costs
 log = logging.getLogger(__name__)
 
 
-def make_ready(cell: Prepared) -> None:
+def prepare_labelling(cell: Prepared) -> None:
     """Give the run's store what labels its images, if any has to be labelled; train the detectors that it needs.
 
     A killed training is continued from its last checkpoint. Processes that need the same detector share one training.

@@ -34,7 +34,7 @@ def end_running(uri: str, study: str, identity: str, status: str = "KILLED", rea
 
 
 @contextmanager
-def ended_if_stopped(uri: str, study: str, identity: str) -> Iterator[None]:
+def ended_on_error(uri: str, study: str, identity: str) -> Iterator[None]:
     """End the run that the block begins as FAILED if it raises, or as KILLED if it is stopped.
 
     A tracking server that is known to be away is not asked again: MLflow would repeat the request for minutes.

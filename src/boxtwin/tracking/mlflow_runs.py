@@ -27,9 +27,9 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from boxtwin.command_line import command_line
-from boxtwin.errors import InputError
+from boxtwin.errors import InputError, unanswered
 from boxtwin.files import atomic_path, remove_leftovers
-from boxtwin.tracking.moved_store import ARTIFACTS, follow
+from boxtwin.tracking.moved_store import ARTIFACTS, update_addresses
 
 IDENTITY_TAG = "boxtwin.identity"  # the same for two MLflow runs of one run
 KIND_TAG = "boxtwin.kind"  # "cell", "condition" or "comparison"
@@ -86,7 +86,7 @@ class Store:
             try:
                 if not self.is_server:
                     _create(folder / DATABASE)
-                    follow(folder / DATABASE)
+                    update_addresses(folder / DATABASE)
                 self.client = MlflowClient(tracking_uri=self.uri)
                 self.client.search_experiments(max_results=1)
             except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
@@ -145,8 +145,8 @@ class Store:
                 run = earlier[0]
                 self.client.update_run(run.info.run_id, status="RUNNING")
             else:
-                all_tags = {KIND_TAG: "cell", IDENTITY_TAG: identity, **tags}
-                run = self.client.create_run(experiment_id, run_name=name, tags=all_tags)
+                kind = {KIND_TAG: "cell", IDENTITY_TAG: identity}
+                run = self.client.create_run(experiment_id, run_name=name, tags=kind)
         self.client.log_batch(
             run.info.run_id,
             params=[Param(key, str(value)) for key, value in params.items() if key not in run.data.params],
@@ -306,15 +306,14 @@ class Store:
         It appears among the models of the study, and in its MLflow run if the store has that.
         """
         experiment_id = self.experiment(study)
-        runs: Sequence[Run] = []
-        if identity is not None:
-            runs = self._search([experiment_id], f"tags.`{IDENTITY_TAG}` = '{identity}'")
+        runs = self._search([experiment_id], f"tags.`{IDENTITY_TAG}` = '{identity}'") if identity is not None else []
         run_id = runs[0].info.run_id if runs else None
         model = self.client.create_logged_model(experiment_id, name, source_run_id=run_id)
         try:
             self.client.log_model_artifacts(model.model_id, str(folder))
-        except BaseException:
-            self.client.finalize_logged_model(model.model_id, "FAILED")
+        except BaseException as error:
+            if unanswered(error) is None:  # a server that is away is not asked again
+                self.client.finalize_logged_model(model.model_id, "FAILED")
             raise
         model = self.client.finalize_logged_model(model.model_id, "READY")
         with self._lock:

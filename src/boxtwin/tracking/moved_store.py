@@ -21,7 +21,7 @@ COLUMNS = (
 )
 
 
-def follow(database: Path) -> None:
+def update_addresses(database: Path) -> None:
     """Update artifact addresses to the current folder of a store; the caller holds the store's lock.
 
     An experiment has moved if its address is ``…/artifacts/<folder>`` elsewhere and that folder exists beside
