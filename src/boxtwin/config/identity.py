@@ -79,7 +79,7 @@ def defining_values(config: Config) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for key in _DEFINING:
-        value = plain(getattr(config, key))
+        value = _plain(getattr(config, key))
         if isinstance(value, dict):
             value = {name: entry for name, entry in value.items() if name not in _NOT_DEFINING.get(key, ())}
         values[key] = value
@@ -115,12 +115,11 @@ def _moved(target: str, places: Mapping[str, str]) -> str:
     return target if place is None else _PLACE + place
 
 
-def plain(node: Any) -> Any:
-    """Settings as plain values, enums by their names."""
+def _plain(node: Any) -> Any:
     if OmegaConf.is_config(node):
         return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
     if is_dataclass(node):
-        return {field.name: plain(getattr(node, field.name)) for field in fields(node)}
+        return {field.name: _plain(getattr(node, field.name)) for field in fields(node)}
     return node.name if isinstance(node, Enum) else node
 
 

@@ -24,7 +24,6 @@ from boxtwin.config.identity import (
     current_target,
     defining_values,
     long_hash,
-    plain,
     removed_settings_of,
     train_size,
 )
@@ -56,7 +55,6 @@ from boxtwin.synthesis.store import Library
 log = logging.getLogger(__name__)
 
 ANCHORS_PER_HEAD = 3  # YOLOv3, section 2.3
-NOT_OF_MODULE = ("name", "weights", "crop", "anchors")  # detector options that are no arguments of `DetectorModule`
 
 
 @dataclass(frozen=True)
@@ -247,21 +245,38 @@ def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
 def make_detector(cell: Prepared) -> DetectorModule:
     """The untrained detector of a run; its initial weights depend on the seed and the weights file only."""
     detector = cell.config.detector
-    options = {name: value for name, value in plain(detector).items() if name not in NOT_OF_MODULE}
     # Initial weights are drawn from torch's global generator; the fork restores its state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.config.seed)
         module = DetectorModule(
-            **options,
+            architecture=detector.architecture.value,
             classes=cell.dataset.classes,
             category_ids=cell.dataset.category_ids,
             anchors=_anchors(cell.config, cell.split.train),
+            image_size=detector.image_size,
+            tile=detector.tile,
             channels=cell.channels,
             white=cell.levels.white,
             black=cell.levels.black,
             reading=make_reading(cell.config).plain(),
+            learning_rate=detector.learning_rate,
+            weight_decay=detector.weight_decay,
             steps=cell.config.trainer.steps,
+            warmup_steps=detector.warmup_steps,
+            optimizer=detector.optimizer.value,
+            box_loss=detector.box_loss.value,
+            objectness_target=detector.objectness_target.value,
+            anchors_per_object=detector.anchors_per_object.value,
+            cells_per_object=3 if detector.cells_per_object == 3 else 1,
+            scale_xy=detector.scale_xy,
+            ignore_iou=detector.ignore_iou,
+            focal_gamma=detector.focal_gamma,
+            box_weight=detector.box_weight,
+            objectness_weight=detector.objectness_weight,
+            class_weight=detector.class_weight,
+            nms_iou=detector.nms_iou,
             max_detections=detection_limit(cell.split.train),
+            freeze=detector.freeze,
             coco_evaluator=cell.config.trainer.coco_evaluator.value,
         )
     if detector.weights is not None:
