@@ -57,7 +57,7 @@ check: setup  ## ruff, mypy strict, import-linter
 # One worker and no job runner: half a gigabyte of memory instead of three.
 .PHONY: ui
 ui: setup  ## MLflow on loopback; prints the address of the newest study's runs side by side (PORT=5000)
-	@address=$$($(BIN)/python -m boxtwin.tracking.study_page $(RUNS) $(PORT)) && \
+	@address=$$($(BIN)/python -m boxtwin.tracking.mlflow_view $(RUNS) $(PORT)) && \
 	  echo "Open, once the server below is up: $$address"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --backend-store-uri sqlite:///$(RUNS)/mlflow.db --default-artifact-root $(RUNS)/artifacts

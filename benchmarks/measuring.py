@@ -19,13 +19,12 @@ from boxtwin.config.launch import ENVIRONMENT, quote_numbers
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-import cv2
 import torch
 from hydra import compose, initialize_config_dir
 
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.schema import BoxtwinConfig
-from boxtwin.hardware import keep_freed_blocks
+from boxtwin.hardware import keep_freed_blocks, use_threads
 from boxtwin.run.build import Prepared, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,8 +53,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 def prepared(arguments: argparse.Namespace, *more: str) -> Prepared:
     """The run that the options describe, and the process set up as for training it."""
     register()
-    torch.set_num_threads(arguments.threads)
-    cv2.setNumThreads(arguments.threads)
+    use_threads(arguments.threads)
     if not arguments.give_memory_back:
         keep_freed_blocks()
     overrides = [

@@ -35,7 +35,6 @@ _CROPS = ("detector.crop=416", f"{_AUGMENTATION}.focus=0.7")
 _HALF = (f"{_AUGMENTATION}.mosaic=0.5",)
 _MOSAIC = ("detector=yolov3_tiny_3l", *_CROPS, f"{_AUGMENTATION}.mosaic=1.0")
 _RESAMPLED = (*_MOSAIC, "dataset.image_size=832")
-_CHOSEN = (*_RESAMPLED, "detector.objectness_target=iou")
 ROWS: dict[str, tuple[str, ...]] = {
     "default": (),  # experiment=hrsid200 as it stands
     "shrunk": (*_SHRUNK, f"{_AUGMENTATION}.focus=0", *_HALF),
@@ -47,12 +46,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "larger": (*_MOSAIC, "dataset.image_size=1024", *_ONE),
     "focus_03": (*(v.replace("focus=0.7", "focus=0.3") for v in _RESAMPLED), *_ONE),
     "three_cells": (*_RESAMPLED, "detector.cells_per_object=3", "detector.scale_xy=2", *_ONE),
-    "iou_objectness": _CHOSEN,
-    "zoom": (*_CHOSEN, f"{_AUGMENTATION}.zoom=1.6"),
-    "learning_rate": (*_CHOSEN, "detector.learning_rate=0.002"),
-    "speckle": (*_CHOSEN, f"{_AUGMENTATION}.speckle=0.1"),
-    "focal": (*_CHOSEN, "detector.focal_gamma=2", "detector.objectness_weight=4"),
-    "frozen": (*_CHOSEN, "detector.freeze=4"),
+    "iou_objectness": (*_RESAMPLED, "detector.objectness_target=iou"),
 }
 
 

@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from boxtwin.config.launch import ENVIRONMENT
+
 ROOT = Path(__file__).parents[1]
 BARE = """
 import hydra
@@ -67,13 +69,15 @@ def main() -> None:
     parser.add_argument("--no-imports", action="store_true", help="leave out the imports of a run")
     settings = parser.parse_args()
     line = "python train.py split="
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT / "src"),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "COMP_LINE": line,
-        "COMP_POINT": str(len(line)),
-    }
+    environment = (
+        os.environ
+        | ENVIRONMENT
+        | {
+            "PYTHONPATH": str(ROOT / "src"),
+            "COMP_LINE": line,
+            "COMP_POINT": str(len(line)),
+        }
+    )
     with tempfile.TemporaryDirectory() as folder:
         nothing, groups = write_bare_scripts(Path(folder))
         commands: dict[str, list[str]] = {

@@ -18,12 +18,12 @@ import torch  # isort: skip  (measuring sets the environment that torch reads)
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from boxtwin.commands.train import CellLogger
 from boxtwin.datasets.batch import Batch
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.training import fit
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, make_data, make_detector
-from boxtwin.tracking.cell_logger import CellLogger
 from boxtwin.tracking.mlflow_runs import Store
 
 

@@ -10,7 +10,7 @@ pixel only is ``(0, 0, 1, 1)``):
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -30,19 +30,18 @@ def _columns(boxes: Array) -> tuple[Array, Array, Array, Array]:
     return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
 
 
-def _stack(columns: tuple[Array, Array, Array, Array]) -> Array:
-    if isinstance(columns[0], np.ndarray | np.generic):
-        return np.stack(columns, axis=-1)
-    # Imported late: reading and checking data must not cost the import of torch.
+def _library(array: Array) -> Any:
+    """The module numpy or torch. The latter is imported late: reading and checking data needs no torch."""
+    if isinstance(array, np.ndarray | np.generic):
+        return np
     import torch
 
-    return torch.stack(columns, dim=-1)
+    return torch
 
 
-def xywh_to_xyxy(boxes: Array) -> Array:
-    """``(..., 4)`` left, top, width, height -> ``(..., 4)`` left, top, right, bottom."""
-    x, y, w, h = _columns(boxes)
-    return _stack((x, y, x + w, y + h))
+def _stack(columns: tuple[Array, Array, Array, Array]) -> Array:
+    stacked: Array = _library(columns[0]).stack(columns, -1)
+    return stacked
 
 
 def xyxy_to_xywh(boxes: Array) -> Array:
@@ -70,7 +69,7 @@ def clip_xyxy(boxes: Array, width: float | int, height: float | int) -> Array:
 
 
 def area_xyxy(boxes: Array) -> Array:
-    """Area of ``(..., 4)`` xyxy boxes, ``(...)``; a box turned inside out has none."""
+    """Area of ``(..., 4)`` xyxy boxes, ``(...)``; 0 for a box of negative width or height."""
     x1, y1, x2, y2 = _columns(boxes)
     return (x2 - x1).clip(0, None) * (y2 - y1).clip(0, None)
 
@@ -78,18 +77,13 @@ def area_xyxy(boxes: Array) -> Array:
 def iou_matrix(a: Array, b: Array) -> Array:
     """Intersection over union of every box of ``a (n, 4)`` with every box of ``b (m, 4)``, both xyxy: ``(n, m)``.
 
-    Two boxes without area overlap by 0, not by nan.
+    It is 0 for two boxes without area.
     """
     ax1, ay1, ax2, ay2 = _columns(a[:, None, :])
     bx1, by1, bx2, by2 = _columns(b[None, :, :])
-    if isinstance(a, np.ndarray):
-        maximum, minimum = np.maximum, np.minimum
-    else:
-        import torch
-
-        maximum, minimum = torch.maximum, torch.minimum
-    width = (minimum(ax2, bx2) - maximum(ax1, bx1)).clip(0, None)
-    height = (minimum(ay2, by2) - maximum(ay1, by1)).clip(0, None)
-    intersection = width * height
+    library = _library(a)
+    width = (library.minimum(ax2, bx2) - library.maximum(ax1, bx1)).clip(0, None)
+    height = (library.minimum(ay2, by2) - library.maximum(ay1, by1)).clip(0, None)
+    intersection: Array = width * height
     union = area_xyxy(a)[:, None] + area_xyxy(b)[None, :] - intersection
     return intersection / union.clip(1e-12, None)

@@ -1,6 +1,6 @@
-"""Commands that are printed, such that a shell and Hydra take them as they stand.
+"""Command lines: printed commands, quoted for shells and Hydra, and numbers of variations, quoted for Hydra.
 
-Every command with something of the user's in it is put together here, so that nothing is quoted in two ways.
+Every command with a value of the user in it is built here, so that all are quoted alike.
 """
 
 from __future__ import annotations
@@ -9,23 +9,54 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
-_NUMBER = re.compile(r"(\+?variations)='(\d+)'")
-# Where one override of an older record ends and the next begins: those were joined by blanks.
+from boxtwin.errors import InputError
+
+_VARIATIONS = re.compile(r"(?P<key>\+?variations)=(?P<choices>(?:[\w.+-]|range\([^()]*\)|[\s,])*)")
+_RANGE = re.compile(r"range\((\s*-?\d+\s*(?:,\s*-?\d+\s*){0,2})\)")
+_QUOTED_NUMBER = re.compile(r"\A(\+?variations)='(\d+)'\Z")
+# Between two overrides of an older record, which were joined by blanks.
 _NEXT = re.compile(r"\s+(?=\+{0,2}[A-Za-z_][\w./@-]*=|~[A-Za-z_])")
 # An absolute path as the value of a setting or option that holds one, in Hydra's quotes or none.
 _PATHS = "root|images|annotations|file|weights|path|folder|data|to|runs?|regenerate|config-dir|config-path"
-_ABSOLUTE = re.compile(rf"((?:[\w+./@-]*[.+-])?(?:{_PATHS})=[\"']?)(/[^'\",]*)")
+_ABSOLUTE = re.compile(rf"\A((?:[\w+./@-]*[.+-])?(?:{_PATHS})=[\"']?)(/[^'\",]*)")
 # Text that Hydra takes for text without quotes.
 _BARE = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:\.{0,2}/)*[a-z_][\w./-]*", re.ASCII | re.IGNORECASE)
 
 
-def words_of(stored: object) -> list[str]:
-    """What followed the name of the script, from what a run keeps of it: a list, its JSON, or text of older versions.
+def quote_variations(word: str, options: Container[str] = ()) -> str:
+    """``variations=0,range(1,3)`` -> ``variations='0','1','2'``; other words stay as they are.
 
-    ``variations='2'``, which Hydra wants, is given as ``variations=2``, which is what people type.
+    Hydra reads a bare number as an integer and refuses it as an option of the group ``variations``.
+
+    Raises:
+        InputError: a choice is no number, and none of the ``options``: names of files in conf/variations.
+    """
+    match = _VARIATIONS.fullmatch(word)
+    if match is None:
+        return word
+    choices: list[int | str] = []
+    for choice in map(str.strip, re.split(r",(?![^(]*\))", match["choices"])):  # not at commas in parentheses
+        if bounds := _RANGE.fullmatch(choice):
+            ends = [int(end) for end in bounds[1].split(",")]
+            numbers = list(range(*ends)) if 0 not in ends[2:] and min(ends[:2]) >= 0 else []
+        else:
+            numbers = [int(choice)] if choice.isdecimal() else []
+        if not numbers and choice not in options:
+            raise InputError(
+                f"{word}: {choice!r} is no number of variations per image; give whole numbers from 0, as in "
+                "variations=0,2,10 or variations=range(0,3)"
+            )
+        choices += numbers or [choice]
+    return f"{match['key']}=" + ",".join(f"'{choice}'" for choice in choices)
+
+
+def words_of(stored: object) -> list[str]:
+    """The words after the name of the script, as a run keeps them: a list, its JSON, or text of older versions.
+
+    The quotes of ``variations='2'`` (`quote_variations`) are removed.
     """
     if isinstance(stored, str):
         try:
@@ -33,27 +64,22 @@ def words_of(stored: object) -> list[str]:
         except ValueError:
             stored = []
     words = [str(word) for word in stored if str(word)] if isinstance(stored, list) else []
-    return [_NUMBER.sub(r"\1=\2", word) if _NUMBER.fullmatch(word) else word for word in words]
+    return [_QUOTED_NUMBER.sub(r"\1=\2", word) for word in words]
 
 
 def command_line(program: str, words: Sequence[str], **environment: str) -> str:
-    """``python train.py …``, with quotes where a shell needs them, for the project's folder.
+    """``python train.py …`` for the project's folder, or another program, with quotes where a shell needs them.
 
-    Absolute paths are given relative to the working folder: who reads them need not know where it lies.
-
-    Args:
-        program: a script of the project's folder, or a program.
-        words: what follows it.
-        environment: variables to set for it.
+    Absolute paths are given relative to the working folder; ``environment`` holds variables to set before.
     """
     variables = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
-    near = (_ABSOLUTE.sub(_relative, word) if _ABSOLUTE.match(word) else word for word in words)
+    near = (_ABSOLUTE.sub(lambda path: path[1] + relative(Path(path[2])), word) for word in words)
     start = ("python", program) if program.endswith(".py") else (program,)
     return " ".join([*variables, *(quoted(word) for word in (*start, *near))])
 
 
 def quoted(word: str) -> str:
-    """A word as a shell takes it; ``"key='a b'"`` where that is enough, which people can read."""
+    """A word as a shell takes it; in double quotes, ``"key='a b'"``, where these are enough."""
     readable = "'" in word and not re.search(r"[^\x20-\x7e]|[\"$`\\!]", word)
     return f'"{word}"' if readable else shlex.quote(word)
 
@@ -72,14 +98,10 @@ def _in_hydra(value: object) -> str:
         return json.dumps(value).replace("Infinity", "inf")
     if _BARE.fullmatch(value):
         return value
-    # Interpolations are escaped for OmegaConf, which then takes a backslash before them for an escape too.
+    # Interpolations are escaped for OmegaConf, which takes a backslash before them for an escape too.
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    # In quotes a backslash is one, but for those that stand before a quote.
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
-
-
-def _relative(found: re.Match[str]) -> str:
-    return found[1] + relative(Path(found[2]))
+    # In quotes, backslashes are doubled only before a quote.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), text) + "'"
 
 
 def relative(path: Path) -> str:

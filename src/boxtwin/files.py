@@ -15,7 +15,7 @@ from boxtwin.errors import InputError, WriteError
 
 log = logging.getLogger(__name__)
 
-# What a file system says that cannot be written to, and how to mend it.
+# Errors of a file system that cannot be written to, and how to repair them.
 CURES = {
     errno.ENOSPC: "the disk takes no more{free}: free some space there, or raise a limit for files (ulimit -f)",
     errno.EDQUOT: "the quota of the disk is used up{free}: free some space there",
@@ -29,8 +29,8 @@ CURES = {
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
 }
 
-# What libraries say that keep the system's error to themselves: torch.save, and sqlite.
-SAID = {
+# Messages of torch.save and sqlite, which hide the error of the system.
+LIBRARY_MESSAGES = {
     "PytorchStreamWriter failed": errno.ENOSPC,
     "iostream error": errno.ENOSPC,
     "unexpected pos ": errno.ENOSPC,
@@ -42,45 +42,37 @@ WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def refusal(error: BaseException, path: Path | None = None) -> WriteError | None:
-    """The one line for a disk or folder that does not take a file; None for any other error.
+    """One line for a disk or folder that does not take a file; None for any other error.
 
     Args:
         error: an `OSError`, or what libraries make of one (it is found among the causes, or by its text).
-        path: of the file, where the error does not name one.
+        path: of the file, if the error names none.
     """
     if isinstance(error, InputError):
         return error if isinstance(error, WriteError) else None
-    seen: BaseException | None = error
-    meant = True  # not an error that merely was being handled when another one came up
-    while seen is not None:
-        number = seen.errno if isinstance(seen, OSError) else None
+    cause: BaseException | None = error
+    raised_from = True  # not an error that was being handled when another one was raised
+    while cause is not None:
+        number = cause.errno if isinstance(cause, OSError) else None
         if number is None:
-            number = next((number for text, number in SAID.items() if text in str(seen)), None)
-        if number in WRITING or (meant and number in CURES):
-            named = getattr(seen, "filename", None)
+            number = next((number for text, number in LIBRARY_MESSAGES.items() if text in str(cause)), None)
+        if number in WRITING or (raised_from and number in CURES):
+            named = getattr(cause, "filename", None)
             place = Path(os.fsdecode(named)) if isinstance(named, str | bytes) and path is None else path
-            where = str(place) if place is not None else "a file"
             verb = "written" if path is not None or number in WRITING else "opened"
-            return WriteError(f"{where} cannot be {verb}: {CURES[number].format(free=_free(place))}")
-        meant = meant and seen.__cause__ is not None
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+            folder = (place or Path.cwd()).absolute()
+            while not folder.is_dir():
+                folder = folder.parent
+            free = f" ({shutil.disk_usage(folder).free / 1e6:,.1f} MB free in {folder})"
+            return WriteError(f"{place or 'a file'} cannot be {verb}: {CURES[number].format(free=free)}")
+        raised_from = raised_from and cause.__cause__ is not None
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
-
-
-def _free(path: Path | None) -> str:
-    folder = (path or Path.cwd()).absolute()
-    while not folder.is_dir():
-        folder = folder.parent
-    return f" ({shutil.disk_usage(folder).free / 1e6:,.1f} MB free in {folder})"
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what a disk or folder says while ``path`` is written into one line.
-
-    Raises:
-        InputError: with path, reason and cure.
-    """
+    """Raise a `WriteError` with path, reason and remedy for errors of a disk or folder while ``path`` is written."""
     try:
         yield
     except Exception as error:
@@ -94,11 +86,10 @@ def writing(path: Path) -> Iterator[None]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` for a file or a folder, which replaces ``path`` when the block ends.
 
-    No reader, and no kill, ever meets half of it. If the block raises, what it wrote is removed and ``path`` stays as
-    it was.
+    So ``path`` is never incomplete. If the block raises, the temporary file is removed and ``path`` stays as it was.
 
     Raises:
-        InputError: the disk or the folder does not take it.
+        WriteError: the disk or the folder does not take it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
@@ -125,32 +116,26 @@ def _remove(path: Path) -> None:
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write a file with `atomic_path`.
-
-    Raises:
-        InputError: the disk or the folder does not take it.
-    """
+    """Write a file with `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
-def link_file(there: Path, here: Path) -> None:
-    """One file under two names; a copy where the disk has no links. A file at ``here`` is replaced."""
-    with atomic_path(here) as temporary:
+def link_file(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it if the disk has no links. A file at ``target`` is replaced."""
+    with atomic_path(target) as temporary:
         temporary.unlink(missing_ok=True)
         try:
-            os.link(there, temporary)
+            os.link(source, temporary)
         except OSError:
-            shutil.copyfile(there, temporary)
+            shutil.copyfile(source, temporary)
     temporary.unlink(missing_ok=True)  # renaming does nothing where both are links to one file (POSIX, rename)
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers left of `atomic_path` in a folder; only for the holder of the folder's lock.
+    """Remove temporary files that killed writers left; the caller holds the folder's lock.
 
-    Args:
-        folder: looked through with all that is below it.
-        name: of the one file or folder, directly in ``folder``, whose leftovers are removed; None for all.
+    They are those of ``name``, directly in ``folder``; for None of all files in and below it.
     """
     for path in [*(folder.rglob(".*.part") if name is None else folder.glob(f".{glob.escape(name)}.*part*"))]:
         _remove(path)
@@ -158,33 +143,22 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def exclusive_lock(file: Path, waiting: str) -> Iterator[None]:
-    """Hold an inter-process file lock, which is free again when its process ends or is killed.
-
-    Args:
-        file: of the lock; its folder is made if it is missing.
-        waiting: logged if another process holds the lock.
-    """
-    from filelock import FileLock, Timeout  # here: an exported model reads images without this package
+    """Hold an inter-process file lock, released when its process ends; log ``waiting`` if another process holds it."""
+    from filelock import FileLock, Timeout  # late: an exported model reads images without this package
 
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         log.info("%s", waiting)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def check_name(name: object, what: str) -> None:
-    """Refuse a name that would lead out of the folder that is made for it.
-
-    Raises:
-        InputError: it has separators of paths or control characters, or stands for a folder above.
-    """
+    """Raise `InputError` if a name has separators of paths or control characters, or stands for a folder above."""
     if name is None:
         return
     text = str(name)

@@ -1,9 +1,10 @@
-"""Which device, number format and memory settings a network runs with."""
+"""Device, number format, threads and memory settings of the networks of a process."""
 
 from __future__ import annotations
 
 import ctypes
 
+import cv2
 import torch
 
 from boxtwin.errors import InputError
@@ -15,28 +16,29 @@ LARGEST_BLOCK = 2**30  # bytes; the largest feature map of a batch is well below
 MOST_KEPT = 2**31 - 1  # bytes: the largest value that fits mallopt's int
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LIGHTNING = {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-true"}  # names of precisions
 
 
 def choose_device(device: str, asked_by: str) -> torch.device:
-    """The device of a setting; "auto" takes a CUDA device if there is one.
+    """The device of a setting of ``asked_by``; "auto" takes a CUDA device if there is one.
 
     Raises:
-        InputError: there is no such device. ``asked_by`` is whose setting it is.
+        InputError: there is no such device.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"{asked_by}: device is auto, cpu or cuda, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(f"{asked_by}: device=cuda, but PyTorch finds no CUDA device; use device=auto or device=cpu")
-    return torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
+    return torch.device(lightning_accelerator(device))
 
 
 def choose_dtype(dtype: str, device: torch.device, asked_by: str, *, float16: bool = True) -> torch.dtype:
-    """The numbers of a setting; "auto" takes bfloat16 where the hardware computes in it, else float16 on a GPU.
+    """The number format of a setting; "auto" takes bfloat16 if the hardware computes in it, else float16 on a GPU.
 
-    Without ``float16``, for networks that are trained here without a gradient scaler, there is float32 instead of it.
+    Without ``float16``, for networks that are trained without a gradient scaler, float32 takes its place.
 
     Raises:
-        InputError: there are no such numbers, or not on this device.
+        InputError: there is no such format, or not on this device.
     """
     if dtype != "auto":
         known = [name for name in DTYPES if float16 or name != "float16"]
@@ -50,12 +52,17 @@ def choose_dtype(dtype: str, device: torch.device, asked_by: str, *, float16: bo
     return torch.float16 if float16 and device.type == "cuda" else torch.float32
 
 
-def has_bfloat16(device: str) -> bool:
+def has_bfloat16(accelerator: str) -> bool:
     """Whether the hardware computes in bfloat16; emulated, it is slower than float32."""
-    if device in ("cuda", "gpu"):
+    if accelerator in ("cuda", "gpu"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False))
+
+
+def on_gpu(accelerator: str) -> bool:
+    """Whether Lightning's accelerator is a CUDA device of this machine."""
+    return accelerator in ("cuda", "gpu") and torch.cuda.is_available()
 
 
 def lightning_accelerator(accelerator: str) -> str:
@@ -66,21 +73,27 @@ def lightning_accelerator(accelerator: str) -> str:
 
 
 def lightning_precision(precision: str, accelerator: str) -> str:
-    """The name that Lightning gives a precision; "auto" takes bfloat16 where the hardware has it, else float32.
+    """The name that Lightning gives a precision; "auto" takes bfloat16 if the hardware computes in it, else float32.
 
-    float16 is never chosen: it needs a gradient scaler, which bfloat16's wider exponent does without.
+    It never takes float16, which needs a gradient scaler.
     """
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16(lightning_accelerator(accelerator)) else "float32"
-    return {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-true"}[precision]
+    return LIGHTNING[precision]
+
+
+def use_threads(threads: int | None) -> None:
+    """Set the threads of torch and OpenCV; None keeps their choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)
 
 
 def keep_freed_blocks() -> bool:
-    """Let large blocks of memory that are freed wait in the process for their next use; says if that could be set.
+    """Let the process keep large blocks of memory that it frees; returns whether that could be set.
 
-    glibc hands blocks above 32 MB back to the system at once, and a training step on a CPU frees and takes the memory
-    of every feature map anew. The system clears each page that it gives, which can take a quarter of a step. Set so,
-    the process keeps what it needed at its peak. Other C libraries have no such setting.
+    glibc returns blocks above 32 MB to the system at once, and a training step on a CPU frees and takes the memory of
+    every feature map. Clearing each page anew can take a quarter of a step. Other C libraries have no such setting.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

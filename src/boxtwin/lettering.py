@@ -1,8 +1,7 @@
 """Text in pictures, in any script: fonts that have its characters, and escapes for characters that no font has.
 
-Names come from people's files. They are drawn as they are: ``$`` and ``_`` make no mathematics. matplotlib's own font
-has Latin, Greek, Cyrillic, Arabic and Hebrew letters; two packages that hold nothing but Noto fonts (SIL Open Font
-License) have Chinese, Japanese, Korean and the scripts of India and South East Asia; fonts of the machine add theirs.
+matplotlib's own font has Latin, Greek, Cyrillic, Arabic and Hebrew letters; two packages of Noto fonts (SIL Open Font
+License) add Chinese, Japanese, Korean and the scripts of India and South East Asia. Fonts of the machine come last.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import re
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 from matplotlib import colormaps, font_manager
 from matplotlib.colors import hsv_to_rgb, to_hex, to_rgb
@@ -19,26 +18,18 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
 BASE = "DejaVu Sans"  # comes with matplotlib
-PACKAGES = ("noto_cjk_sans_otc", "manimgx_fonts")  # never imported: their folders hold the fonts
-NO_FONT = re.compile("last ?resort", re.IGNORECASE)  # has a box for every character of a script
-GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, lie apart however many there are
-
-
-class Lettering(TypedDict):
-    """Keyword arguments for matplotlib's texts."""
-
-    family: list[str]
-    parse_math: bool
+PACKAGES = ("noto_cjk_sans_otc", "manimgx_fonts")  # not imported: their folders hold the fonts
+NO_FONT = re.compile("last ?resort", re.IGNORECASE)  # a font with a placeholder for every character
+GOLDEN = (5**0.5 - 1) / 2  # any number of multiples of it are spread evenly modulo 1
 
 
 @lru_cache
 def _packaged() -> tuple[str, ...]:
-    """The families of the packaged fonts, made known to matplotlib; fewer where packages are missing."""
+    """The families of the packaged fonts, added to matplotlib's; fewer if packages are missing."""
     families = []
     for package in PACKAGES:
-        found = find_spec(package)
-        folder = None if found is None or found.origin is None else Path(found.origin).parent
-        for path in sorted(folder.glob("*.tt[fc]")) if folder else ():
+        spec = find_spec(package)
+        for path in sorted(Path(spec.origin).parent.glob("*.tt[fc]")) if spec and spec.origin else ():
             if "Italic" not in path.name:
                 font_manager.fontManager.addfont(path)
                 families.append(str(FT2Font(path).family_name))
@@ -49,34 +40,34 @@ def _packaged() -> tuple[str, ...]:
 def _characters(path: str) -> frozenset[int]:
     try:
         return frozenset(FT2Font(path).get_charmap())
-    except (OSError, RuntimeError):  # files of other kinds lie among the fonts of some systems
+    except (OSError, RuntimeError):  # some systems have other files among their fonts
         return frozenset()
 
 
 @lru_cache(maxsize=10_000)
 def _family_of(letter: str) -> str | None:
-    """A family with a glyph for a character; None where there is none."""
+    """A family with a glyph for a character, or None."""
     for family in (BASE, *_packaged()):
         if ord(letter) in _characters(font_manager.findfont(family)):
             return family
     for font in sorted(font_manager.fontManager.ttflist, key=lambda font: (font.style != "normal", font.name)):
-        has_it = not NO_FONT.search(font.name) and ord(letter) in _characters(font.fname)
-        if has_it and font_manager.findfont(font.name) == font.fname:  # what is asked for by name is this very font
+        has_letter = not NO_FONT.search(font.name) and ord(letter) in _characters(font.fname)
+        if has_letter and font_manager.findfont(font.name) == font.fname:  # several files may share a name
             return str(font.name)
     return None
 
 
 def drawable(text: str) -> str:
-    """The text with what cannot be drawn (no font has it, or it is no visible character) as ``\\u1234``, as in JSON."""
-    return "".join(letter if _is_drawn(letter) else letter.encode("unicode_escape").decode() for letter in text)
+    """The text with invisible characters, and those that no font has, as ``\\u1234``."""
+
+    def drawn(letter: str) -> bool:
+        return letter == " " or (letter.isprintable() and _family_of(letter) is not None)
+
+    return "".join(letter if drawn(letter) else letter.encode("unicode_escape").decode() for letter in text)
 
 
-def _is_drawn(letter: str) -> bool:
-    return letter == " " or (letter.isprintable() and _family_of(letter) is not None)
-
-
-def lettering(text: str) -> Lettering:
-    """How matplotlib draws `drawable` text as it stands."""
+def lettering(text: str) -> dict[str, Any]:
+    """Settings with which matplotlib draws `drawable` text literally: ``$`` and ``_`` mean no mathematics."""
     others = {family for letter in set(text) - {" ", "\n"} if (family := _family_of(letter))} - {BASE}
     return {"family": [BASE, *sorted(others)], "parse_math": False}
 
@@ -93,7 +84,7 @@ def shorten_path(path: str, length: int = 34) -> str:
 
 
 def class_colour(label: int) -> str:
-    """A colour for each class, the same in every picture; the first ten are told apart by those who see few colours."""
+    """A colour for each class, the same in every picture; the first ten suit colour-blind readers."""
     if label < 10:
         return str(to_hex(colormaps["tab10"](label)))
     red, green, blue = hsv_to_rgb((label * GOLDEN % 1, 0.75, 0.85)).tolist()
@@ -101,12 +92,12 @@ def class_colour(label: int) -> str:
 
 
 def readable_on(colour: str) -> str:
-    """Black or white, whichever stands out more against a colour."""
+    """Black or white, whichever has more contrast to a colour."""
     red, green, blue = to_rgb(colour)
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"  # luma, ITU-R BT.601
 
 
 def put(text: Text, name: str, length: int = 34) -> None:
-    """Have a text of a figure say a name, in any script."""
+    """Set a text of a figure to a name, in any script."""
     shown = shorten(name, length)
     text.set(text=shown, **lettering(shown))

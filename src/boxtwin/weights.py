@@ -1,4 +1,4 @@
-"""Files of learnt weights: safetensors with a checksum, and the states from which an interrupted training goes on."""
+"""Files of learnt weights: safetensors with a checksum, and the states from which interrupted training continues."""
 
 from __future__ import annotations
 
@@ -27,11 +27,7 @@ class DamagedError(InputError):
 
 
 def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> None:
-    """Write tensors and metadata; the file appears whole or not at all.
-
-    Raises:
-        InputError: a weight is not finite, or the disk does not take the file.
-    """
+    """Write tensors and metadata, atomically; raises `InputError` if a weight is not finite."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     if bad := _not_finite(tensors):
         raise InputError(f"{path} is not written: {bad:,} of the weights are not finite (NaN or infinite)")
@@ -48,10 +44,8 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         DamagedError: it is no safetensors file, is damaged, or has weights that are not finite.
     """
     try:
-        with (
-            path.open("rb"),
-            safe_open(path, framework="pt") as file,
-        ):  # safetensors takes every error for a missing file
+        # Opened first, since safetensors reports every error as a missing file.
+        with path.open("rb"), safe_open(path, framework="pt") as file:
             about = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except OSError as error:
@@ -67,10 +61,10 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def are_usable(path: Path) -> bool:
-    """Whether the weights are there and whole; damaged ones are named in the log and removed, to be learnt again.
+    """Whether the file exists and is whole; a damaged one is logged and removed.
 
     Raises:
-        InputError: the file is there and cannot be read: that says nothing of its content, and it is kept.
+        InputError: the file exists and cannot be read. It is kept.
     """
     if not path.exists():
         return False
@@ -84,20 +78,16 @@ def are_usable(path: Path) -> bool:
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
-    """Save what a training needs to go on; the file appears whole or not at all.
-
-    Raises:
-        InputError: the disk does not take it.
-    """
+    """Save what a training needs to continue, atomically."""
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """What `save_state` saved, in main memory; None if there is nothing, or it is damaged, which the log says.
+    """What `save_state` saved, in main memory; None if the file is missing, or damaged, which is logged.
 
     Raises:
-        InputError: the file is there and cannot be read: that says nothing of its content, and it is kept.
+        InputError: the file exists and cannot be read. It is kept.
     """
     try:
         content = io.BytesIO(path.read_bytes())
@@ -106,19 +96,18 @@ def load_state(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     try:
-        # PyTorch's files are zip archives, which keep a CRC-32 of each member; PyTorch itself does not check it.
+        # PyTorch's files are zip archives with a CRC-32 of each member, which PyTorch does not check.
         with zipfile.ZipFile(content) as archive:
             if (member := archive.testzip()) is not None:
                 raise ValueError(f"the checksum of {member} is wrong")
         content.seek(0)
-        state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+        return dict(torch.load(content, map_location="cpu", weights_only=True))
     except MemoryError:
         raise
-    except Exception as error:  # whatever a zip reader or an unpickler meets in bytes that are not theirs
+    except Exception as error:  # of any kind: zip reader and unpickler read foreign bytes
         log.warning("%s is damaged (%s); the training begins again", path, " ".join(str(error).split())[:200])
         path.unlink()
         return None
-    return state
 
 
 def _not_finite(tensors: Mapping[str, torch.Tensor]) -> int:
@@ -127,10 +116,10 @@ def _not_finite(tensors: Mapping[str, torch.Tensor]) -> int:
 
 def _digest(tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> str:
     """A hash of all tensors with their names, types and shapes, and of the metadata."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for key, text in sorted(about.items()):
-        found.update(f"{key} {len(text)} {text}\n".encode())
+        digest.update(f"{key} {len(text)} {text}\n".encode())
     for name, value in sorted(tensors.items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

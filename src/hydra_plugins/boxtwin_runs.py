@@ -1,4 +1,4 @@
-"""boxtwin's sweeper at the one place where Hydra takes plugins from; what it does is in `boxtwin.config.sweeper`."""
+"""Registers the sweeper of `boxtwin.config.sweeper`: Hydra finds plugins only in this package."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from boxtwin.config.sweeper import RunSweeper
 
 
 class BoxtwinSweeper(RunSweeper):
-    """Hydra takes a sweeper only from a module of this package."""
+    """The sweeper, as a class of this module."""
 
 
 @dataclass
 class BoxtwinSweeperConf:
-    """What ``hydra.sweeper`` takes, as Hydra's own sweeper does."""
+    """Settings of ``hydra.sweeper``, those of Hydra's own sweeper."""
 
     _target_: str = "hydra_plugins.boxtwin_runs.BoxtwinSweeper"
     max_batch_size: int | None = None
@@ -22,5 +22,5 @@ class BoxtwinSweeperConf:
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="runs", node=BoxtwinSweeperConf, provider="boxtwin")
-# Launchers that start other processes import this module in them, and nothing else of ours before a job is composed.
+# In the processes that launchers start, this is the only module of the project that Hydra imports before it composes.
 register()

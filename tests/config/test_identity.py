@@ -4,7 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from boxtwin.config.compose import register, to_object
-from boxtwin.config.identity import FIRST_PLACES, defining_values, place_now, short_hash
+from boxtwin.config.identity import FIRST_PLACES, current_target, defining_values, short_hash
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.run.build import make_generator
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
@@ -45,9 +45,9 @@ def test_every_generator_is_found_where_it_was_and_is() -> None:
         targets = {compose("config", [f"generator={name}"]).generator._target_ for name in GENERATORS}
     moved = {f"boxtwin.synthesis.{now}": f"boxtwin.synthesis.{first}" for now, first in FIRST_PLACES.items()}
     assert {target for target in targets if ".controls." not in target} == set(moved)
-    assert {place_now(first) for first in moved.values()} == set(moved)
-    assert {place_now(target) for target in targets} == targets
-    assert place_now("mine.Folder") == "mine.Folder"
+    assert {current_target(first) for first in moved.values()} == set(moved)
+    assert {current_target(target) for target in targets} == targets
+    assert current_target("mine.Folder") == "mine.Folder"
 
 
 def test_a_file_of_an_older_version_builds_its_generator_as_the_same_run() -> None:

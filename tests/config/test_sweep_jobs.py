@@ -15,9 +15,9 @@ from hydra import compose, initialize_config_dir
 
 from boxtwin.config.compose import register
 from boxtwin.config.launch import quote_numbers
-from boxtwin.config.sweeper import asked, end_killed
+from boxtwin.config.sweeper import end_killed, settings_key
 from boxtwin.errors import InputError
-from boxtwin.tracking.interrupted import ended_if_stopped
+from boxtwin.tracking.interrupted import ended_on_error
 from boxtwin.tracking.mlflow_runs import Store, store_uri
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 def key() -> Iterator[Callable[[str], str]]:
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        yield lambda line: asked(compose("config", quote_numbers(line.split(), ROOT / "conf" / "variations")))
+        yield lambda line: settings_key(compose("config", quote_numbers(line.split(), ROOT / "conf" / "variations")))
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_a_run_that_is_stopped_does_not_stay_running(tmp_path: Path) -> None:
     uri = store_uri(None, folder)
 
     def work(end: str | None, error: BaseException) -> None:
-        with ended_if_stopped(uri, "s", "a"):
+        with ended_on_error(uri, "s", "a"):
             store = Store(uri=None, folder=folder)
             run = store.begin_cell(study="s", name="a", identity="a", params={}, tags={})
             if end is not None:
                 store.end(run.run_id, end, "disk full")
             raise error
 
-    with pytest.raises(KeyboardInterrupt), ended_if_stopped(uri, "s", "a"):
+    with pytest.raises(KeyboardInterrupt), ended_on_error(uri, "s", "a"):
         raise KeyboardInterrupt
     assert not folder.exists()
     for end, error, state in [(None, KeyboardInterrupt(), "KILLED"), ("FAILED", RuntimeError(), "FAILED")]:
@@ -107,6 +107,6 @@ def test_a_server_that_is_away_is_asked_no_more(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(requests.Session, "send", counted)
     uri = "http://127.0.0.1:9"
-    with pytest.raises(InputError, match="does not answer"), ended_if_stopped(uri, "s", "a"):
+    with pytest.raises(InputError, match="does not answer"), ended_on_error(uri, "s", "a"):
         Store(uri=uri, folder=tmp_path)
     assert len(questions) == 1

@@ -165,10 +165,10 @@ def test_preparing_trains_nothing_and_a_complete_store_needs_no_judge(composed: 
     assert first.library.judge is None
     with pytest.raises(ValueError, match="no judge"):
         first.library.make(first.sources, 1)
-    label_detectors.make_ready(first)
+    label_detectors.prepare_labelling(first)
     assert first.library.make(first.sources, 1).made == 10
     again = cell(composed, "variations=1", SPECKLED, "labels.detectors=0")
-    label_detectors.make_ready(again)
+    label_detectors.prepare_labelling(again)
     assert again.library is not None
     assert again.library.judge is None
     assert not Path("data/detectors").exists()

@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from boxtwin.tracking.mlflow_runs import Store
-from boxtwin.tracking.moved_store import follow
+from boxtwin.tracking.moved_store import update_addresses
 from boxtwin.tracking.run_folders import find_folder, read_result, recorded_path
 
 
@@ -83,5 +83,5 @@ def test_experiments_whose_artifacts_lie_elsewhere_are_left_alone(tmp_path: Path
     store.client.create_experiment("remote", artifact_location="s3://bucket/artifacts/remote")
     database = tmp_path / "project/mlruns/mlflow.db"
     before = sqlite3.connect(database).execute("select * from experiments").fetchall()
-    follow(database)
+    update_addresses(database)
     assert sqlite3.connect(database).execute("select * from experiments").fetchall() == before

@@ -13,8 +13,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from boxtwin.tracking.mlflow_runs import Store
-from boxtwin.tracking.mlflow_view import note
-from boxtwin.tracking.study_page import address
+from boxtwin.tracking.mlflow_view import address, note
 
 
 def begin(store: Store, study: str) -> str:

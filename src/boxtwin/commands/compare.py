@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from boxtwin.errors import InputError
+from boxtwin.errors import InputError, unanswered
 from boxtwin.files import check_name
 from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.next_runs import plan
@@ -67,7 +67,8 @@ def _compare_stored(config: DictConfig) -> Path:
     try:
         store.log_files(run_id, [page, report / "comparison.csv", report / "curves.png"])
     except BaseException as error:
-        store.end(run_id, "FAILED", f"{type(error).__name__}: {error}")
+        if unanswered(error) is None:  # a server that is away is not asked again
+            store.end(run_id, "FAILED", f"{type(error).__name__}: {error}")
         raise
     store.end(run_id, "FINISHED")
     print(f"in MLflow (make ui): {save_view(store.client, store.experiment(name))}")

@@ -1,4 +1,4 @@
-"""Making the variations of a split: what they cost is said first, what was made and what was not at the end."""
+"""Make the variations of a split, after reporting their cost; or make those of a store again and compare."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from boxtwin.command_line import command_line, quoted, setting, words_of
 from boxtwin.config.compose import require_values, to_object
-from boxtwin.config.launch import typed
+from boxtwin.config.launch import typed_words
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
@@ -31,14 +30,14 @@ from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.identity import read_identity, recorded_parameters, settings_from, version_of
 from boxtwin.synthesis.regenerate import reproduce
 from boxtwin.synthesis.shortage import check_usable
-from boxtwin.synthesis.store import Library, Made
+from boxtwin.synthesis.store import Made
 
 log = logging.getLogger(__name__)
 
 SHEET_SOURCES, SHEET_VARIATIONS = 8, 3  # of a contact sheet
-# Settings of generate.py itself, and one of train.py: what a suggested command leaves out.
+# Settings and options that a suggested command leaves out.
 _NOT_SUGGESTED = ("confirm", "budget", "regenerate", "rerun")
-_CHOSEN_ANYWAY = ("--config-name=config", "--config-name=generate")
+_DEFAULTS = ("--config-name=config", "--config-name=generate")
 _NAMED = 5  # variations that a message names
 
 
@@ -46,10 +45,9 @@ def generate(composed: DictConfig) -> None:
     """Make the variations of a split, or, with ``regenerate``, make those of a store again and compare.
 
     Raises:
-        InputError: something is wrong with the settings; calls are not confirmed or over the budget; at the end there
-            are variations that could not be had, or that came out differently.
+        InputError: calls are not confirmed or over the budget; variations are missing or differ at the end.
     """
-    # One line for every HTTP request would tear the progress bar to pieces.
+    # A line for every HTTP request would break the progress bar.
     for name in ("httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if composed.get("regenerate") is not None:
@@ -59,9 +57,9 @@ def generate(composed: DictConfig) -> None:
     if not config.variations.per_image:
         raise InputError("variations=0 makes none; say how many of each image, such as variations=2")
     cell = prepare(config)
-    library = _library_of(cell)
-    _check_confirmed(cell, library, config)
-    label_detectors.make_ready(cell)
+    library = cell.store
+    _check_confirmed(cell, config)
+    label_detectors.prepare_labelling(cell)
     made = library.make(cell.sources, cell.per_image)
     sheet = contact_sheet(cell)
     label_detectors.write_label_card(cell)
@@ -71,116 +69,98 @@ def generate(composed: DictConfig) -> None:
         counts.append(f"{made.taken_over} taken over from a store with the same pixels")
     if library.generator.remote or made.cost_usd:
         counts.append(f"cost {made.cost_usd:.2f} USD")
-    log.info(
-        "%s: %d of each of %d images\nlabels: %s\nlabel card: %s\nstore: %s%s",
-        *(", ".join(counts), cell.per_image, len(cell.sources)),
-        *(label_detectors.describe(cell), library.folder / "label_card.png", library.folder),
-        f"\ncontact sheet: {sheet}" if sheet else "",
-    )
+    lines = [
+        f"{', '.join(counts)}: {cell.per_image} of each of {len(cell.sources)} images",
+        f"labels: {label_detectors.describe(cell)}",
+        f"label card: {library.folder / 'label_card.png'}",
+        f"store: {library.folder}",
+        *([f"contact sheet: {sheet}"] if sheet else []),
+    ]
+    log.info("\n".join(lines))
     _check_usable(cell)
-    _check_complete(cell, library)
+    _check_complete(cell)
 
 
 def make(cell: Prepared) -> Made:
-    """Make what a run lacks, before it is trained. Generators that run elsewhere are not called.
-
-    Raises:
-        InputError: such a generator would have to be; the message has the command that does it.
-    """
-    library = _library_of(cell)
+    """Make missing variations before training; raises `InputError` if that takes calls of a remote generator."""
+    library = cell.store
     generator = library.generator
     if generator.remote:
         refused = library.refused(cell.sources)
-        missing = [
-            request
+        missing = sum(
+            (request.source.name, request.variation) not in refused
             for request in library.missing(cell.sources, cell.per_image)
-            if (request.source.name, request.variation) not in refused
-        ]
+        )
         if missing:
             raise InputError(
-                f"{len(missing)} variations of {generator.name} are missing, and training calls no generator that runs "
+                f"{missing} variations of {generator.name} are missing, and training calls no generator that runs "
                 f"elsewhere. Make them first:\n  {command(cell.config)}"
             )
-    label_detectors.make_ready(cell)
+    label_detectors.prepare_labelling(cell)
     made = library.make(cell.sources, cell.per_image, ask=not generator.remote)
     label_detectors.write_label_card(cell)
     _check_usable(cell)
     if made.made:
-        log.info(
-            "%s: %d variations made in %.0f s (learning: %.0f s)",
-            *(library.folder.name, made.made, made.fit_seconds + made.vary_seconds, made.fit_seconds),
-        )
+        seconds = f"{made.fit_seconds + made.vary_seconds:.0f} s (learning: {made.fit_seconds:.0f} s)"
+        log.info("%s: %d variations made in %s", library.folder.name, made.made, seconds)
     return made
 
 
 def contact_sheet(cell: Prepared) -> Path | None:
-    """Sources beside their first variations, boxes drawn; in the store's folder. None if there are no variations."""
-    library = _library_of(cell)
+    """Draw sources beside their first variations, with boxes, into the store's folder. None if it has no variations."""
     sources = overlays.pick_examples(cell.split.train, SHEET_SOURCES)
-    count = min(cell.per_image, SHEET_VARIATIONS)
-    made: dict[str, list[Sample]] = defaultdict(list)
-    for sample in library.variations(sources, count):
+    made: dict[str, list[Sample]] = {source.name: [] for source in sources}
+    for sample in cell.store.variations(sources, min(cell.per_image, SHEET_VARIATIONS)):
         assert sample.lineage is not None
         made[sample.lineage.source].append(sample)
-    if not made:
+    if not any(made.values()):
         return None
-    path = library.folder / "contact_sheet.png"
-    overlays.contact_sheet(sources, [made[source.name] for source in sources], path, cell.dataset.classes, zoom=True)
+    path = cell.store.folder / "contact_sheet.png"
+    overlays.contact_sheet(sources, list(made.values()), path, cell.dataset.classes, zoom=True)
     return path
 
 
 def quality_card(cell: Prepared) -> QualityCard | None:
-    """The quality card of all variations that the run's store has of its split; None where there is none.
+    """Write the quality card of all variations of the split in the run's store. Nothing is computed from it.
 
-    None too with ``quality=false``. Written after the variations are there, and for people only: nothing that is made
-    or trained follows from it.
+    None without variations, or with ``quality=false``.
     """
-    if not cell.config.quality:
-        return None
-    library = _library_of(cell)
-    variations = library.all_variations(cell.sources)
+    variations = cell.store.all_variations(cell.sources) if cell.config.quality else ()
     if not variations:
         return None
-    speckle = cell.config.dataset.speckle
+    folder, split, speckle = cell.store.folder, cell.split, cell.config.dataset.speckle
     card = write_quality_card(
-        library.folder,
-        variations,
-        *(cell.split.train, cell.split.val, cell.split.test),
-        speckle=speckle.value if speckle else None,
+        folder, variations, split.train, split.val, split.test, speckle=speckle.value if speckle else None
     )
-    log.info("quality card: %s\n%s", describe(card.summary), library.folder / card.picture.name)
+    log.info("quality card: %s\n%s", describe(card.summary), folder / card.picture.name)
     return card
 
 
 def command(config: BoxtwinConfig, *more: str) -> str:
-    """The generate.py command that makes the variations of the configuration at hand."""
+    """The generate.py command that makes the variations of the configuration."""
     given = [
         word
-        for word in words_of(typed())
-        if word.lstrip("+").split("=")[0] not in _NOT_SUGGESTED and word not in _CHOSEN_ANYWAY
+        for word in words_of(typed_words())
+        if word.lstrip("+").split("=")[0] not in _NOT_SUGGESTED and word not in _DEFAULTS
     ]
     if not any(re.match(r"\+*variations(\.per_image)?=", word) for word in given):
         given.append(setting("variations", config.variations.per_image))
-    if any(word.startswith("--config-name=") for word in given):  # its file may not know generate.py's own settings
+    if any(word.startswith("--config-name=") for word in given):  # it may lack generate.py's own settings
         more = tuple(f"++{word}" for word in more)
     return command_line("generate.py", [*given, *more])
 
 
-def _library_of(cell: Prepared) -> Library:
-    assert cell.library is not None, "a run without variations has no library"
-    return cell.library
-
-
-def _check_confirmed(cell: Prepared, library: Library, config: GenerateConfig) -> None:
-    """Say what calls will be made and what they cost; go on only if the user has said so."""
-    generator = library.generator
-    missing = library.missing(cell.sources, cell.per_image)
+def _check_confirmed(cell: Prepared, config: GenerateConfig) -> None:
+    """Report calls of remote or paid generators, and refuse them if the user has not confirmed them."""
+    generator = cell.store.generator
+    missing = cell.store.missing(cell.sources, cell.per_image)
     # Rounded, so that twenty times 0.02 is within a budget of 0.4.
     cost = round(math.fsum(generator.price_usd(request.source) for request in missing), 6)
     if not missing or not (generator.remote or cost):
         return
-    total = cell.per_image * len(cell.sources)
-    bill = f"{len(missing)} of {total} variations are missing; {generator.name} makes them for about {cost:.2f} USD"
+    bill = (
+        f"{len(missing)} of {cell.wanted} variations are missing; {generator.name} makes them for about {cost:.2f} USD"
+    )
     more = ("confirm=true",) if config.budget is None else (f"budget={config.budget:g}", "confirm=true")
     if config.budget is not None and cost > config.budget:
         raise InputError(
@@ -193,31 +173,31 @@ def _check_confirmed(cell: Prepared, library: Library, config: GenerateConfig) -
 
 
 def _check_usable(cell: Prepared) -> None:
-    library = _library_of(cell)
+    library = cell.store
     check_usable(
         str(library.folder),
         library.judged(cell.sources, cell.per_image),
         [line for (_, number), line in library.refused(cell.sources).items() if number <= cell.per_image],
-        wanted=len(cell.sources) * cell.per_image,
+        wanted=cell.wanted,
         training={sample.name for sample in cell.split.train},
         repeats=isinstance(library.generator, Repeat),
     )
 
 
-def _check_complete(cell: Prepared, library: Library) -> None:
-    missing, refused = library.missing(cell.sources, cell.per_image), library.refused(cell.sources)
+def _check_complete(cell: Prepared) -> None:
+    missing, refused = cell.store.missing(cell.sources, cell.per_image), cell.store.refused(cell.sources)
     if not missing:
         return
+    keys = [(request.source.name, request.variation) for request in missing[:_NAMED]]
     lines = [
-        f"{request.source.name} v{request.variation:02d}: "
-        + refused.get((request.source.name, request.variation), {"reason": "not made"})["reason"]
-        for request in missing[:_NAMED]
+        f"{name} v{number:02d}: {refused[name, number]['reason'] if (name, number) in refused else 'not made'}"
+        for name, number in keys
     ]
     if len(missing) > _NAMED:
-        lines.append(f"… and {len(missing) - _NAMED} more; all are in {library.folder / 'refused.jsonl'}")
+        lines.append(f"… and {len(missing) - _NAMED} more; all are in {cell.store.folder / 'refused.jsonl'}")
     raise InputError(
-        f"{len(missing)} of {cell.per_image * len(cell.sources)} variations are missing; the same command asks for "
-        "them again, and training does without them:\n  " + "\n  ".join(lines)
+        f"{len(missing)} of {cell.wanted} variations are missing; the same command asks for them again, and training "
+        "does without them:\n  " + "\n  ".join(lines)
     )
 
 
@@ -245,13 +225,19 @@ def _regenerate(composed: DictConfig) -> None:
 def _with_generator_of(composed: DictConfig, identity: dict[str, Any]) -> DictConfig:
     """The configuration with the generator that made a store: its file in conf/generator, and what the store records.
 
-    What is no parameter, such as the device or a folder's path, comes from the command line.
+    The rest, such as the device or a folder's path, comes from the command line.
     """
     name = identity["generator"]
     composed = composed.copy()
     with open_dict(composed):
         if composed.generator.name != name:
-            composed.generator = _option(name)
+            loader = GlobalHydra.instance().config_loader()
+            if name not in loader.get_group_options("generator"):
+                raise InputError(
+                    f"the store was made by generator {name}, for which there is no conf/generator/{name}.yaml"
+                )
+            # Within the whole, since a generator's file may choose the labels that suit it.
+            composed.generator = loader.load_configuration("config", [f"generator={name}"], RunMode.RUN).generator
         option: Any = OmegaConf.to_container(composed.generator, resolve=True)
         composed.generator.update(settings_from(identity["parameters"], option))
     missing = sorted(OmegaConf.missing_keys(composed.generator))
@@ -261,11 +247,7 @@ def _with_generator_of(composed: DictConfig, identity: dict[str, Any]) -> DictCo
 
 
 def _generator_of(config: BoxtwinConfig, identity: dict[str, Any], training: Sequence[Sample]) -> Generator:
-    """The generator that made a store.
-
-    Raises:
-        InputError: it would not make the same images here.
-    """
+    """The generator that made a store; raises `InputError` if it would make other images here."""
     name, recorded = identity["generator"], identity["parameters"]
     generator = make_generator(config)
     if generator.remote:
@@ -283,14 +265,4 @@ def _generator_of(config: BoxtwinConfig, identity: dict[str, Any], training: Seq
             f"generator={name} as it is here differs from the one that made the store in {', '.join(unlike)}; say "
             + " ".join(quoted(setting(f"generator.{key}", recorded.get(key))) for key in unlike)
         )
-    return generator
-
-
-def _option(name: str) -> DictConfig:
-    """A generator's file in conf/generator, or in a folder given with --config-dir."""
-    loader = GlobalHydra.instance().config_loader()
-    if name not in loader.get_group_options("generator"):
-        raise InputError(f"the store was made by generator {name}, for which there is no conf/generator/{name}.yaml")
-    # Within the whole, since a generator's file may choose the labels that suit it.
-    generator: DictConfig = loader.load_configuration("config", [f"generator={name}"], RunMode.RUN).generator
     return generator

@@ -1,4 +1,4 @@
-"""Between Hydra and the typed configuration: schemas are registered, and what Hydra composed becomes plain objects."""
+"""Register the schemas with Hydra, and convert composed configurations to dataclasses."""
 
 from __future__ import annotations
 
@@ -15,25 +15,15 @@ Schema = TypeVar("Schema")
 
 
 def register() -> None:
-    """Tell Hydra about the schemas and OmegaConf about the resolver of the output folder's name. Safe to repeat."""
-    store = ConfigStore.instance()
-    store.store(name="boxtwin_schema", node=BoxtwinConfig)
-    store.store(name="generate_schema", node=GenerateConfig)
-    store.store(name="compare_schema", node=CompareConfig)
-    store.store(name="export_schema", node=ExportConfig)
-
-    def cell_folder(*, _root_: DictConfig) -> str:
-        return run_folder(_root_)
-
-    OmegaConf.register_new_resolver("cell_folder", cell_folder, replace=True)
+    """Register the schemas with Hydra, and the resolver of the output folder's name with OmegaConf. Safe to repeat."""
+    schemas = {"boxtwin": BoxtwinConfig, "generate": GenerateConfig, "compare": CompareConfig, "export": ExportConfig}
+    for name, schema in schemas.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    OmegaConf.register_new_resolver("cell_folder", lambda *, _root_: run_folder(_root_), replace=True)
 
 
 def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
-    """What Hydra composed, as an instance of one of the schema's dataclasses. It is not changed afterwards.
-
-    Args:
-        config: as composed; settings of ``schema`` that it lacks keep their defaults.
-        schema: the dataclass, such as `BoxtwinConfig`.
+    """The composed configuration as a dataclass such as `BoxtwinConfig`, with its defaults for settings that it lacks.
 
     Raises:
         InputError: a setting has no value, or one of another type.
@@ -41,18 +31,14 @@ def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
     require_values(config)
     values = OmegaConf.to_container(config, resolve=True)
     try:
-        whole: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+        typed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except ValueError as error:  # of a dataclass that checks its values, or of OmegaConf
         raise InputError(str(error)) from None
-    return whole
+    return typed
 
 
 def require_values(config: DictConfig, below: str = "") -> None:
-    """Check that every setting whose name begins with ``below`` has a value.
-
-    Raises:
-        InputError: some have none.
-    """
+    """Raise `InputError` if a setting whose name begins with ``below`` has no value."""
     missing = sorted(key for key in OmegaConf.missing_keys(config) if key.startswith(below))
     if missing:
         raise InputError(f"these settings need a value: {', '.join(missing)} (say {missing[0]}=… on the command line)")

@@ -1,4 +1,4 @@
-"""What defines a run, and what it is called: names, hashes and version numbers."""
+"""Names, hashes and version numbers of runs, and the settings that they follow from."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.config.schema import BoxtwinConfig
 
-Config = BoxtwinConfig | DictConfig  # as Hydra composed it where a value may still be missing
+Config = BoxtwinConfig | DictConfig  # a DictConfig where a value may still be missing
 
-# What the machine decides, or where things lie: two runs that differ in these only are the same cell.
+# Settings of the machine, places, prices and waiting times: two runs that differ in these only are the same run. The
+# contents of files are in the hashes of data, store and weights.
 _NOT_DEFINING = {
-    # How image files are read is in the hash of the data, where it makes a difference.
     "dataset": ("root", "images", "annotations", "speckle", "orientation", "page", "channels", "max_pixels"),
     "split": ("file",),
-    # What a folder holds, and which labels a person confirmed, is in the key of the store; what a call costs, and how
-    # long it may take, is in no pixel.
     "generator": (
         *("device", "dtype", "path", "price_usd"),
         *("timeout", "max_tries", "first_wait", "longest_wait", "give_up_after"),
@@ -30,16 +28,21 @@ _NOT_DEFINING = {
     "detector": ("weights",),
     "trainer": ("precision", "accelerator", "threads", "workers", "cache", "compile", "coco_evaluator"),
 }
-# Settings that came after the first release, each with the value that has the meaning runs had before there was such a
-# setting. A setting is left out of a run's identity while it has this value, so that older runs are found again.
+# Settings added after the first release, with the value that equals the behaviour before. A setting with this value is
+# left out of a run's identity, so that older runs are found again.
 ADDED_SETTINGS: dict[str, Any] = {
     "labels.more": {},
     "split.train_size": None,
     "dataset.crowds": "ignore",
     "dataset.on_duplicate_box": "warn",
 }
-# Classes of generators, below boxtwin.synthesis: where each is now, and where it was when runs were first recorded. A
-# run's identity has the latter, so that moving a class does not make its runs other runs.
+# Settings of earlier versions that are constants now, with the constant, by group; those of generators by class, below
+# boxtwin.synthesis. They stay in the identity of a run, so that older runs are found again.
+# Settings of earlier versions, by their names now: an old command is refused with the new name.
+RENAMED_SETTINGS = {"cell": "run", "cells": "runs"}
+REMOVED_SETTINGS: dict[str, dict[str, Any]] = {}
+# Classes of generators, below boxtwin.synthesis: their module now, and when runs were first recorded. A run's identity
+# has the latter, so that moving a class does not make its runs other runs.
 FIRST_PLACES = {
     "external.folder.Folder": "folder.Folder",
     "diffusers_pipelines.img2img.Img2Img": "pretrained.Img2Img",
@@ -55,7 +58,7 @@ FIRST_PLACES = {
     "diffusers_pipelines.image_variations.UnCLIP": "image_variations.UnCLIP",
 }
 _PLACE = "boxtwin.synthesis."
-# Classes of the ways to label that runs were first recorded with, when the name alone told them.
+# Classes that label variations and were recorded by their name alone at first.
 FIRST_LABELS = (
     "boxtwin.labels.carry.CarryLabels",
     "boxtwin.labels.pseudo.PseudoLabels",
@@ -63,18 +66,18 @@ FIRST_LABELS = (
 )
 # The version of what training and evaluation compute from the same settings and data. Raise it when results change.
 RECIPE_VERSION = 1
-# The version of how sets of several classes are evaluated: from 2 on every class is counted at its own threshold.
+# The version of the evaluation of sets with several classes: from 2 on every class is counted at its own threshold.
 EVALUATION_VERSION = 2
 _DEFINING = ("dataset", "split", "variations", "generator", "labels", "detector", "trainer", "seed")
-# What the axes of a study's table vary; the rest is the setting, which must be the same to compare.
-_AXES = ("split", "variations", "generator", "seed")
+# What a study's table varies; the rest is the setting, which must be the same to compare.
+_AXES = ("split", "variations", "generator", "labels", "seed")
 
 
 def defining_values(config: Config) -> dict[str, Any]:
     """The part of a configuration that defines a run, as plain values.
 
-    Files are left out here and come in by their content (`boxtwin.commands.train`). Without variations, generator and
-    labels define nothing: there is one baseline for all generators.
+    Files are left out: their contents are hashed in `boxtwin.run.build`. Without variations, generator and labels
+    define nothing: there is one baseline for all generators.
     """
     values: dict[str, Any] = {}
     for key in _DEFINING:
@@ -82,27 +85,30 @@ def defining_values(config: Config) -> dict[str, Any]:
         if isinstance(value, dict):
             value = {name: entry for name, entry in value.items() if name not in _NOT_DEFINING.get(key, ())}
         values[key] = value
+    values |= {group: removed | values[group] for group, removed in REMOVED_SETTINGS.items() if group in values}
     if "_target_" in values["generator"]:
+        values["generator"] = removed_settings_of(values["generator"]["_target_"]) | values["generator"]
         values["generator"]["_target_"] = _moved(values["generator"]["_target_"], FIRST_PLACES)
     if values["labels"].get("_target_") in FIRST_LABELS:
         del values["labels"]["_target_"]
     values["split"]["train_size"] = train_size(config)
     for setting, before in ADDED_SETTINGS.items():
-        *groups, name = setting.split(".")
-        node = values
-        for group in groups:
-            node = node[group] if isinstance(node, dict) and isinstance(node.get(group), dict) else {}
-        if name in node and node[name] == before:
-            del node[name]
+        group, name = setting.split(".")
+        if values[group].get(name, before) == before:
+            values[group].pop(name, None)
     if config.variations.per_image == 0:
         values["generator"] = values["labels"] = None
-        # What variations there are not would be drawn with makes no difference either; values as they are by default.
         values["variations"] |= {"synthetic_fraction": None, "seed": 0}
     return values
 
 
-def place_now(target: str) -> str:
-    """Where the class is that ``_target_`` names, in files of older versions too."""
+def removed_settings_of(target: str) -> dict[str, Any]:
+    """Removed settings of a class of generators, with the constants in their place."""
+    return REMOVED_SETTINGS.get(current_target(target).removeprefix(_PLACE), {})
+
+
+def current_target(target: str) -> str:
+    """The module and class of a ``_target_``, which may be of an older version."""
     return _moved(target, {first: now for now, first in FIRST_PLACES.items()})
 
 
@@ -120,50 +126,51 @@ def _plain(node: Any) -> Any:
 
 
 def condition_of(config: Config, data: Mapping[str, Any], *, weights: str | None) -> dict[str, Any]:
-    """Everything that defines a run except its seed, as it is recorded with the run.
+    """Everything that defines a run except its seed, as recorded with the run.
 
-    Args:
-        config: of the run.
-        data: what defines it beside the settings, such as hashes of its data and of the store of its variations.
-        weights: hash of the initial weights; None where they are random.
+    It adds to the settings ``data``, such as hashes of data and variation store, and the hash of the initial weights.
     """
-    values = {key: value for key, value in defining_values(config).items() if key != "seed"}
-    values["detector"] = values["detector"] | {"weights": weights}
+    values = defining_values(config)
+    del values["seed"]
+    values["detector"] |= {"weights": weights}
     return values | dict(data)
 
 
 def setting_hash(config: Config) -> str:
-    """Short hash of all that a study's table does not vary: runs can be compared when it is the same."""
-    values = {key: value for key, value in defining_values(config).items() if key not in (*_AXES, "labels")}
-    return short_hash(values)
+    """Short hash of all that a study's table does not vary: runs with the same hash can be compared."""
+    return short_hash({key: value for key, value in defining_values(config).items() if key not in _AXES})
+
+
+def long_hash(values: object) -> str:
+    """The sha256 of plain values, hexadecimal."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def short_hash(values: object) -> str:
-    """Eight hexadecimal digits of the sha256 of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    """Eight hexadecimal digits of `long_hash`."""
+    return long_hash(values)[:8]
 
 
 def generator_name(config: Config) -> str:
-    """The generator a run really uses: ``none`` without variations."""
+    """The name of a run's generator: ``none`` without variations."""
     return str(config.generator["name"]) if config.variations.per_image else "none"
 
 
 def train_size(config: Config) -> int | None:
-    """How many training images of the split are used; None where all are, however that was said."""
+    """How many training images of the split are used; None for all."""
     size = config.split.train_size
     return None if size is None or size == config.split.train else int(size)
 
 
 def split_name(config: Config) -> str:
-    """The split as its runs are filed under: ``s1``, or ``s1n40`` with its first 40 training images only."""
-    size = train_size(config)
-    return str(config.split.name) if size is None else f"{config.split.name}n{size}"
+    """The name of the split: ``s1``, or ``s1n40`` with its first 40 training images only."""
+    return config.split.name if (size := train_size(config)) is None else f"{config.split.name}n{size}"
 
 
 def cell_name(config: Config) -> str:
     """Such as ``s1-x10-pixel_ddpm-yolov3_tiny-seed0``; ``s1n40-…`` with fewer training images than the split has."""
-    parts = (split_name(config), f"x{config.variations.per_image}", generator_name(config), config.detector.name)
-    return "-".join((*parts, f"seed{config.seed}"))
+    variations, detector = config.variations.per_image, config.detector.name
+    return f"{split_name(config)}-x{variations}-{generator_name(config)}-{detector}-seed{config.seed}"
 
 
 def run_folder(config: Config) -> str:
@@ -172,7 +179,8 @@ def run_folder(config: Config) -> str:
 
 
 def flat_params(config: Config) -> dict[str, object]:
-    """The few flat parameters that MLflow's table shows."""
+    """The flat parameters that MLflow's table shows."""
+    size = train_size(config)
     return {
         "dataset": config.dataset.name,
         "split": split_name(config),
@@ -182,5 +190,5 @@ def flat_params(config: Config) -> dict[str, object]:
         "detector": config.detector.name,
         "seed": config.seed,
         "steps": config.trainer.steps,
-        **({} if (size := train_size(config)) is None else {"train_size": size}),
+        **({} if size is None else {"train_size": size}),
     }

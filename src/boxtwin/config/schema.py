@@ -1,7 +1,6 @@
-"""Schemas of the configuration: what the rooms declare in their ``options.py``, put together.
+"""Schemas of the configuration, against which Hydra checks every key and type of the files under conf/.
 
-Hydra checks every key and type against these classes; the files under conf/ hold the values. Nothing here imports
-torch, so that ``--help`` and shell completion answer at once.
+They assemble the ``options.py`` of other packages. Nothing here imports torch: ``--help`` must answer at once.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from boxtwin.mixing.options import AugmentationOptions, VariationsOptions
 
 @dataclass
 class DatasetConfig(DatasetOptions):
-    """A data set, and what is done at random to its images in training."""
+    """A data set and the augmentation of its training images."""
 
     augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
 
 
 @dataclass
 class TrackingConfig:
-    """Where runs are kept: a server's address, or sqlite in ``folder``."""
+    """The MLflow store: a server's address, or sqlite in ``folder``."""
 
     uri: str | None = None
     folder: str = "mlruns"
@@ -34,10 +33,9 @@ class TrackingConfig:
 
 @dataclass
 class BoxtwinConfig:
-    """Everything. ``generator`` is built by its ``_target_`` and checked there.
+    """A run. ``generator`` is built by its ``_target_``, which checks its settings.
 
-    The nodes are types only, which the files under conf/ fill: Hydra copies every registered schema for each of the
-    many groups that ``--help`` lists, and whole nodes made that a third longer.
+    The nodes have types and no defaults: Hydra copies each registered schema for every group that ``--help`` lists.
     """
 
     dataset: DatasetConfig = MISSING
@@ -57,7 +55,7 @@ class BoxtwinConfig:
 
 @dataclass
 class GenerateConfig(BoxtwinConfig):
-    """What generate.py takes beyond a run's own settings. None of it defines a cell."""
+    """Settings of generate.py beyond those of a run, none of which defines a run."""
 
     confirm: bool = False
     budget: float | None = None
@@ -66,7 +64,7 @@ class GenerateConfig(BoxtwinConfig):
 
 @dataclass
 class CompareConfig:
-    """What compare.py takes."""
+    """Settings of compare.py."""
 
     study: str | None = None
     runs: str | None = None
@@ -77,7 +75,7 @@ class CompareConfig:
 
 @dataclass
 class ExportConfig:
-    """What export.py takes."""
+    """Settings of export.py."""
 
     run: str = MISSING
     formats: Any = MISSING  # one name or a list of them

@@ -1,9 +1,8 @@
-"""From a configuration to objects: data, split, store, datamodule, detector; all checked before any work starts."""
+"""Build the parts of a run from its configuration: data, split, store, data module, detector."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +14,17 @@ import hydra
 import numpy as np
 import torch
 from hydra.errors import InstantiationException
+from pytorch_lightning.loggers import Logger
 
 from boxtwin.config.identity import (
     EVALUATION_VERSION,
     RECIPE_VERSION,
+    cell_name,
     condition_of,
+    current_target,
     defining_values,
-    place_now,
+    long_hash,
+    removed_settings_of,
     train_size,
 )
 from boxtwin.config.schema import BoxtwinConfig
@@ -37,19 +40,16 @@ from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.detector.nms import DETECTIONS, detection_limit
 from boxtwin.detector.options import Anchors, Architecture
+from boxtwin.detector.training import Trained, fit
 from boxtwin.errors import DataError, InputError
 from boxtwin.files import check_name
-from boxtwin.hardware import lightning_accelerator, lightning_precision
+from boxtwin.hardware import lightning_accelerator, lightning_precision, on_gpu
 from boxtwin.labels.method import LabelMethod, Variations
 from boxtwin.mixing.augment import Augmentation
 from boxtwin.mixing.datamodule import StudyDataModule, check_variations, input_channels
 from boxtwin.mixing.plan import Plan
-from boxtwin.run.checks import (
-    check_settings,
-    make_reading,
-    warn_of_object_sizes,
-)
-from boxtwin.synthesis.generator import Generator, Json
+from boxtwin.run.checks import check_settings, make_reading, warn_of_object_sizes
+from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.store import Library
 
 log = logging.getLogger(__name__)
@@ -59,16 +59,22 @@ ANCHORS_PER_HEAD = 3  # YOLOv3, section 2.3
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked configuration: everything a run needs, before any work starts."""
+    """A run whose configuration and data are checked."""
 
     config: BoxtwinConfig
     dataset: Dataset
     split: Split
     library: Library | None  # None without variations
-    identity: str  # sha256 of all that defines the cell: settings, data, split, store, initial weights
-    earlier_identities: tuple[str, ...]  # of the same run by older versions
-    condition: dict[str, Any]  # the same but for the seed, in the open
-    detector: tuple[str, ...]  # `identity` and earlier ones without how it is evaluated: what its detector follows from
+    identity: str  # sha256 of all that defines the run: settings, data, split, store, initial weights
+    earlier_identities: tuple[str, ...]  # of the same run in older versions
+    condition: dict[str, Any]  # all that defines the run except its seed, as plain values
+    detector: tuple[str, ...]  # sha256 of all that its detector follows from, in this version and earlier ones
+
+    @property
+    def store(self) -> Library:
+        """The store of a run with variations."""
+        assert self.library is not None, "a run without variations has no store"
+        return self.library
 
     @property
     def sources(self) -> tuple[Sample, ...]:
@@ -81,22 +87,28 @@ class Prepared:
         return self.config.variations.per_image
 
     @property
+    def wanted(self) -> int:
+        """Variations of all sources."""
+        return len(self.sources) * self.per_image
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What the file of the run's detector says of its training."""
+        return {"study": self.config.study, "cell": cell_name(self.config), "identity": self.identity}
+
+    @property
     def accelerator(self) -> str:
-        """Where networks run, as Lightning calls it."""
+        """The device, as Lightning calls it."""
         return lightning_accelerator(self.config.trainer.accelerator)
 
     @property
     def precision(self) -> str:
-        """The numbers that training computes in, as Lightning calls them."""
+        """The number format of the training, as Lightning calls it."""
         return lightning_precision(self.config.trainer.precision.value, self.accelerator)
 
     @cached_property
     def images(self) -> DecodedImages:
-        """Decoded images, those of the split at hand.
-
-        Raises:
-            InputError: the disk does not take them.
-        """
+        """Decoded images, those of the split added."""
         images = DecodedImages(Path(self.config.data) / "cache" if self.config.trainer.cache else None)
         images.add(self.dataset.name, [*self.split.train, *self.split.val, *self.split.test])
         return images
@@ -118,98 +130,69 @@ class Prepared:
 
 
 def prepare(config: BoxtwinConfig) -> Prepared:
-    """Load and check everything that the configuration names.
-
-    Raises:
-        InputError: anything is wrong with data, split or settings. Nothing has been trained or generated then.
-    """
+    """Load and check everything that the configuration names; raises `InputError` if data or settings are wrong."""
     check_settings(config)
     dataset = load_dataset(config)
     split = _load_split(config, dataset)
-    for side in ("train", "val", "test"):
+    for side in SIDES:
         if not sum(len(sample.object_boxes) for sample in split.side(side)):
             raise InputError(f"split {split.name}: no object in any of the {len(split.side(side))} {side} images")
     check_depth([sample for side in SIDES for sample in split.side(side)])
     if copies := split.near_copies():
-        log.warning(
-            "split %s: %d pairs of images look nearly the same and stand on two sides: %s",
-            *(split.name, len(copies), "; ".join(copies[:3])),
-        )
-    _tell_classes(dataset, split)
-    warn_of_object_sizes(config, split)
-    library = _library(config, dataset, split) if config.variations.per_image else None
-    return _prepared(config, dataset, split, library)
-
-
-def _tell_classes(dataset: Dataset, split: Split) -> None:
+        pairs = f"{len(copies)} pairs of images look nearly the same and stand on two sides"
+        log.warning("split %s: %s: %s", split.name, pairs, "; ".join(copies[:3]))
     lines, warnings = describe_classes(split, dataset.classes)
     for line in lines if len(dataset.classes) > 1 else ():
         log.info("%s", line)
     for warning in warnings:
         log.warning("split %s: %s", split.name, warning)
+    warn_of_object_sizes(config, split)
+    return _prepared(config, dataset, split, _library(config, dataset, split) if config.variations.per_image else None)
 
 
 def labelling_cells(config: BoxtwinConfig, dataset: Dataset, split: Split) -> list[Prepared]:
-    """The runs without variations whose detectors look at the labels of variations, with seeds from 0.
-
-    Their training sees the split's real images and nothing else; who has trained such a run has its detector.
-    """
-    cells = []
-    for seed in range(config.labels.detectors):
-        steps = config.trainer.steps if config.labels.steps is None else config.labels.steps
-        alone = replace(
-            config,
-            seed=seed,
-            variations=replace(config.variations, per_image=0),
-            trainer=replace(config.trainer, steps=steps),
-        )
-        cells.append(_prepared(alone, dataset, split, None))
-    return cells
+    """The runs without variations, with seeds from 0, whose detectors label variations."""
+    steps = config.trainer.steps if config.labels.steps is None else config.labels.steps
+    variations, trainer = replace(config.variations, per_image=0), replace(config.trainer, steps=steps)
+    config = replace(config, variations=variations, trainer=trainer)
+    seeds = range(config.labels.detectors)
+    return [_prepared(replace(config, seed=seed), dataset, split, None) for seed in seeds]
 
 
 def detector_file(cell: Prepared) -> Path:
-    """Where the detector of a run without variations is kept for the labels; under an earlier name if it is there."""
-    folder = Path(cell.config.data) / "detectors"
-    files = [folder / f"{identity}.safetensors" for identity in cell.detector]
+    """Where labelling keeps the detector of a run without variations; under an earlier name if that file exists."""
+    files = [Path(cell.config.data) / "detectors" / f"{identity}.safetensors" for identity in cell.detector]
     return next((file for file in files if file.exists()), files[0])
 
 
 def _prepared(config: BoxtwinConfig, dataset: Dataset, split: Split, library: Library | None) -> Prepared:
-    weights = config.detector.weights and weights_digest(Path(config.detector.weights))
-    defining: dict[str, Any] = {
-        "values": defining_values(config),
-        "dataset": dataset.digest,
-        "split": split.digest,
-        "store": library.key if library else None,
-        "weights": weights,
-    }
-    if RECIPE_VERSION > 1:  # the first version is that of runs from before there were versions
-        defining["recipe"] = RECIPE_VERSION
+    file = None if config.detector.weights is None else Path(config.detector.weights)
+    weights = None if file is None else weights_digest(file)
+    # Older versions hashed the whole file of weights instead of its tensors.
+    digests = [weights, None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()]
+    # What older versions did not have is left out where it changes nothing, so that their runs are found.
+    extra: dict[str, Any] = {"store": library.key if library else None}
+    if RECIPE_VERSION > 1:
+        extra["recipe"] = RECIPE_VERSION
     if any(sample.bits > 8 for sample in split.train):
-        defining["levels"] = "percentiles"  # before, 0 and the largest value were black and white
+        extra["levels"] = "percentiles"
     if (limit := detection_limit(split.train)) != DETECTIONS:
-        defining["max_detections"] = limit
+        extra["max_detections"] = limit
     if config.detector.anchors is Anchors.published and config.detector.architecture is Architecture.yolov3_tiny:
-        defining["anchors"] = "1,2,3"  # of its finer head; runs of before had 0, 1 and 2 there
-    # Older versions took the hash of the whole file of weights for that of its tensors.
-    of_file = config.detector.weights and hashlib.sha256(Path(config.detector.weights).read_bytes()).hexdigest()
-    detector = tuple(dict.fromkeys(_hash_of(defining | {"weights": digest}) for digest in (weights, of_file)))
+        extra["anchors"] = "1,2,3"  # of its finer head
+    defining = {"values": defining_values(config), "dataset": dataset.digest, "split": split.digest}
+    detector = dict.fromkeys(long_hash({**defining, **extra, "weights": digest}) for digest in digests)
     if len(dataset.classes) > 1:
-        defining["evaluation"] = EVALUATION_VERSION
-    identity, earlier = (_hash_of(defining | {"weights": digest}) for digest in (weights, of_file))
-    # The images and labels of each side by themselves: training images may be added, and the test stays the same.
+        extra["evaluation"] = EVALUATION_VERSION
+    identity, *earlier = dict.fromkeys(long_hash({**defining, **extra, "weights": digest}) for digest in digests)
+    # Images and labels of each side by themselves: training images may be added, and the test stays the same.
     sides = {side: digest_of(split.side(side), dataset.classes) for side in SIDES}
-    extra = {key: value for key, value in defining.items() if key not in ("values", "dataset", "split", "weights")}
-    return Prepared(
-        *(config, dataset, split, library, identity),
-        () if earlier == identity else (earlier,),
-        condition_of(config, {"data": sides, "recipe": RECIPE_VERSION, **extra}, weights=weights),
-        detector,
-    )
+    condition = condition_of(config, {"data": sides, "recipe": RECIPE_VERSION, **extra}, weights=weights)
+    return Prepared(config, dataset, split, library, identity, tuple(earlier), condition, tuple(detector))
 
 
 def load_dataset(config: BoxtwinConfig) -> Dataset:
-    """Read the data set of a configuration; build it first if it is one of ours and missing."""
+    """Read the data set of a configuration; a simulated one is built if it is missing."""
     node = config.dataset
     root = Path(node.root)
     if node.build is not None:
@@ -233,7 +216,7 @@ def load_dataset(config: BoxtwinConfig) -> Dataset:
 
 
 def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
-    """The datamodule of a cell."""
+    """The data module of a run."""
     config = cell.config
     trainer = config.trainer
     if cell.library:
@@ -255,14 +238,14 @@ def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
         seed=config.seed,
         images=cell.images,
         workers=trainer.workers,
-        pin_memory=cell.accelerator in ("cuda", "gpu"),
+        pin_memory=on_gpu(cell.accelerator),
     )
 
 
 def make_detector(cell: Prepared) -> DetectorModule:
-    """The untrained detector of a run; its initial weights depend on the seed and the weights file alone."""
+    """The untrained detector of a run; its initial weights depend on the seed and the weights file only."""
     detector = cell.config.detector
-    # Initial weights are drawn from torch's global generator; the fork keeps the draw from leaking out.
+    # Initial weights are drawn from torch's global generator; the fork restores its state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.config.seed)
         module = DetectorModule(
@@ -301,8 +284,28 @@ def make_detector(cell: Prepared) -> DetectorModule:
     return module
 
 
+def train(
+    cell: Prepared, data: StudyDataModule, module: DetectorModule, checkpoints: Path, title: str, logger: Logger | None
+) -> Trained:
+    """Train a detector, or continue from ``checkpoints``; without steps the module stays as it is."""
+    options = cell.config.trainer
+    if not options.steps:
+        return Trained(0.0, (), module)
+    return fit(
+        module,
+        data,
+        options,
+        log_every=max(1, min(50, options.steps // options.validations)),
+        accelerator=cell.accelerator,
+        precision=cell.precision,
+        logger=logger,
+        checkpoints=checkpoints,
+        title=title,
+    )
+
+
 def _load_split(config: BoxtwinConfig, dataset: Dataset) -> Split:
-    node, size = config.split, train_size(config)
+    node, size, order = config.split, train_size(config), None
     if node.file is not None:
         split = read_split(dataset, Path(node.file), node.name)
         if node.train_size is not None and node.train != len(split.train):
@@ -310,32 +313,24 @@ def _load_split(config: BoxtwinConfig, dataset: Dataset) -> Split:
                 f"split.file={node.file}: {node.name} has {len(split.train)} training images. To use some of them "
                 f"(split.train_size={node.train_size}), say split.train={len(split.train)} too, which is {node.train}"
             )
-        return split if size is None else split.first(size, nested_order(Path(node.file), node.name, node.seed))
-    split = make_split(
-        dataset,
-        name=node.name,
-        train=node.train,
-        val=node.val,
-        test=node.test,
-        train_pool=node.train_pool,
-        seed=node.seed,
-    )
-    return split if size is None else split.first(size)
+        order = None if size is None else nested_order(Path(node.file), node.name, node.seed)
+    else:
+        sizes = {"train": node.train, "val": node.val, "test": node.test, "train_pool": node.train_pool}
+        split = make_split(dataset, name=node.name, seed=node.seed, **sizes)
+    return split if size is None else split.first(size, order)
 
 
 def make_generator(config: BoxtwinConfig) -> Generator:
-    """The generator of a configuration.
-
-    Raises:
-        InputError: its settings are wrong.
-    """
+    """The generator of a configuration; raises `InputError` if its settings are wrong."""
     arguments = {key: value for key, value in config.generator.items() if key != "name"}
     if "_target_" in arguments:
-        arguments["_target_"] = place_now(arguments["_target_"])
+        arguments["_target_"] = current_target(arguments["_target_"])
+        for name in removed_settings_of(arguments["_target_"]).keys() & arguments.keys():
+            raise InputError(f"generator.{name} is no setting any more: leave it out")
     try:
         generator: Generator = hydra.utils.instantiate(arguments, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):  # what the generator has to say, without Hydra's words around it
+        if isinstance(error.__cause__, InputError):  # without Hydra's text around it
             raise error.__cause__ from None
         raise
     # Two files of one class are two generators.
@@ -344,15 +339,25 @@ def make_generator(config: BoxtwinConfig) -> Generator:
     return generator
 
 
+def make_labels(config: BoxtwinConfig, dataset: Dataset, generator: Generator) -> LabelMethod:
+    """The labelling method of a configuration; raises `InputError` if it does not suit the generator."""
+    method: type[LabelMethod] = hydra.utils.get_class(config.labels._target_)
+    return method(config.labels, Variations(dataset, generator.name, generator.boxes))
+
+
 def _library(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Library:
     generator = make_generator(config)
     generator.match(dataset.samples)
+    method = make_labels(config, dataset, generator)
+    labels: dict[str, Any] = {"name": config.labels.name, **method.identity()}
+    if method.asks_detectors:
+        labels["detectors"] = [detector_file(cell).stem for cell in labelling_cells(config, dataset, split)]
     return Library(
         Path(config.data) / "synthetic",
         generator,
         split.train,
-        judge=None,  # boxtwin.run.label_detectors sets it where something is to be made: it may have detectors to train
-        labels=_identity_of_labels(config, dataset, split, generator),
+        judge=None,  # set by boxtwin.run.label_detectors, which may have to train detectors
+        labels=labels,
         dataset=dataset.name,
         classes=dataset.classes,
         category_ids=dataset.category_ids,
@@ -360,41 +365,18 @@ def _library(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Library:
     )
 
 
-def _identity_of_labels(config: BoxtwinConfig, dataset: Dataset, split: Split, generator: Generator) -> Json:
-    """All that the labels of a store follow from."""
-    method = make_labels(config, dataset, generator)
-    identity: dict[str, Any] = {"name": config.labels.name, **method.identity()}
-    if method.asks_detectors:
-        identity["detectors"] = [detector_file(cell).stem for cell in labelling_cells(config, dataset, split)]
-    return identity
-
-
-def make_labels(config: BoxtwinConfig, dataset: Dataset, generator: Generator) -> LabelMethod:
-    """The way to label of a configuration.
-
-    Raises:
-        InputError: its settings are wrong, or it does not suit the generator.
-    """
-    method: type[LabelMethod] = hydra.utils.get_class(config.labels._target_)
-    return method(config.labels, Variations(dataset, generator.name, generator.boxes))
-
-
 def _anchors(config: BoxtwinConfig, real: Sequence[Sample]) -> Any:
-    architecture = config.detector.architecture.value
-    if config.detector.anchors is Anchors.published:
-        scale = config.detector.image_size / 416  # the size they are published for
+    detector, architecture = config.detector, config.detector.architecture.value
+    if detector.anchors is Anchors.published:
+        scale = detector.image_size / 416  # the size they are published for
         return [[[w * scale, h * scale] for w, h in head] for head in PUBLISHED_ANCHORS[architecture]]
-    if config.detector.anchors is Anchors.weights:
-        return anchors_of(Path(str(config.detector.weights)))  # `check_settings` says if there are none
-    # Real images only, and a fixed seed: every run of a split has the same anchors.
+    if detector.anchors is Anchors.weights:
+        return anchors_of(Path(str(detector.weights)))  # `check_settings` has found the file
+    # Real images and a fixed seed: every run of a split has the same anchors.
     return anchors_from_samples(
         real,
-        image_size=config.detector.image_size,
+        image_size=detector.image_size,
         heads=len(STRIDES[architecture]),
         per_head=ANCHORS_PER_HEAD,
         rng=np.random.default_rng(0),
     )
-
-
-def _hash_of(values: object) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What settings must hold to, before any work starts; and what of them the machine decides."""
+"""Checks of settings before any work starts."""
 
 from __future__ import annotations
 
@@ -12,36 +12,28 @@ from boxtwin.datasets.splits import Split
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.detector.options import Anchors, Precision
 from boxtwin.errors import InputError
-from boxtwin.hardware import lightning_accelerator
+from boxtwin.hardware import lightning_accelerator, on_gpu
 
 log = logging.getLogger(__name__)
 
-# An object that spans fewer cells of the finest head is told apart from its neighbours and its ground with difficulty.
-CELLS_PER_OBJECT = 2
-LARGE = 0.9  # the quantile of lengths that crops should still show whole most of the time
+CELLS_PER_OBJECT = 2  # of the finest head: smaller objects are hard to find
+LARGE = 0.9  # quantile of the lengths of objects that crops should show whole
 
 
 def make_reading(config: BoxtwinConfig) -> Reading:
-    """How image files become pixels.
-
-    Raises:
-        InputError: a value is wrong.
-    """
+    """The settings for decoding image files; raises `InputError` if one is wrong."""
     node = config.dataset
-    channels = None if node.channels is None else tuple(node.channels)
     try:
-        return Reading(node.orientation.value, node.page, channels, node.max_pixels)
+        return Reading(node.orientation.value, node.page, node.channels, node.max_pixels)
     except ValueError as error:
         raise InputError(f"dataset.page, dataset.channels or dataset.max_pixels: {error}") from None
 
 
 def check_settings(config: BoxtwinConfig) -> None:
-    """What the values alone tell.
-
-    Raises:
-        InputError: a value is wrong, or two do not go together.
-    """
+    """Raise `InputError` if the value of a setting is wrong, or two settings contradict each other."""
     trainer, detector = config.trainer, config.detector
+    architecture, fraction = detector.architecture.value, config.variations.synthetic_fraction
+    size, steps = config.split.train_size, config.labels.steps
     if trainer.steps < 0 or trainer.validations < 1 or trainer.steps % trainer.validations:
         raise InputError(
             f"trainer.steps={trainer.steps} must be a multiple of trainer.validations={trainer.validations}, "
@@ -52,8 +44,7 @@ def check_settings(config: BoxtwinConfig) -> None:
             f"trainer.batch_size={trainer.batch_size} must be a multiple of trainer.devices={trainer.devices}, "
             "which share every batch equally"
         )
-    on_gpu = lightning_accelerator(trainer.accelerator) in ("cuda", "gpu")
-    if trainer.precision is Precision.float16 and not on_gpu:
+    if trainer.precision is Precision.float16 and not on_gpu(lightning_accelerator(trainer.accelerator)):
         raise InputError("trainer.precision=float16 needs a GPU; CPUs take float32 or bfloat16")
     if not 0 <= trainer.ema_span < 1:
         raise InputError(f"trainer.ema_span={trainer.ema_span} must lie between 0 (no average) and 1")
@@ -61,45 +52,35 @@ def check_settings(config: BoxtwinConfig) -> None:
         raise InputError("trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE")
     if trainer.steps and not 0 <= detector.warmup_steps < trainer.steps:
         raise InputError(f"detector.warmup_steps={detector.warmup_steps} must be below trainer.steps={trainer.steps}")
-    architecture = detector.architecture.value
     stride = max(STRIDES[architecture])
     for name, side in (("image_size", detector.image_size), ("crop", detector.crop), ("tile", detector.tile)):
-        # Cut into tiles and crops, an image may have any size itself.
+        # An image that is cut into tiles and crops may have any size.
         is_input = name != "image_size" or detector.crop is None or detector.tile is None
         if side is not None and (side < stride or (is_input and side % stride)):
             raise InputError(f"detector.{name}={side} must be a multiple of {stride}")
     if config.variations.per_image < 0:
         raise InputError(f"variations.per_image={config.variations.per_image} must not be negative")
-    fraction = config.variations.synthetic_fraction
     if fraction is not None and not 0 <= fraction <= 1:
         raise InputError(f"variations.synthetic_fraction={fraction} must lie between 0 and 1")
-    size = config.split.train_size
     if size is not None and not 1 <= size <= config.split.train:
         raise InputError(
             f"split.train_size={size} must lie between 1 and split.train={config.split.train}, all training images of "
             f"{config.split.name}"
         )
-    _check_labels(config)
+    if steps is not None and (steps <= detector.warmup_steps or steps % trainer.validations):
+        raise InputError(
+            f"labels.steps={steps} must be above detector.warmup_steps={detector.warmup_steps} and a multiple of "
+            f"trainer.validations={trainer.validations}"
+        )
     if detector.anchors is Anchors.weights and detector.weights is None:
         raise InputError("detector.anchors=weights takes the anchors of detector.weights, which is not set")
     if detector.anchors is Anchors.published and architecture not in PUBLISHED_ANCHORS:
         raise InputError(f"there are no published anchors for {architecture}; choose detector.anchors=kmeans")
 
 
-def _check_labels(config: BoxtwinConfig) -> None:
-    labels, trainer = config.labels, config.trainer
-    if labels.steps is not None and (
-        labels.steps <= config.detector.warmup_steps or labels.steps % trainer.validations
-    ):
-        raise InputError(
-            f"labels.steps={labels.steps} must be above detector.warmup_steps={config.detector.warmup_steps} and a "
-            f"multiple of trainer.validations={trainer.validations}"
-        )
-
-
 def warn_of_object_sizes(config: BoxtwinConfig, split: Split) -> None:
-    """Say so when most objects are too small to be found in the shrunk images, or too large for a crop of them."""
-    size, finest = config.detector.image_size, min(STRIDES[config.detector.architecture.value])
+    """Warn if most objects are too small to be found in the resized images, or too large for a crop of them."""
+    size, crop, strides = config.detector.image_size, config.detector.crop, STRIDES[config.detector.architecture.value]
     sides = np.concatenate(
         [
             (sample.object_boxes[:, 2:] - sample.object_boxes[:, :2]) * size / max(sample.width, sample.height)
@@ -107,21 +88,17 @@ def warn_of_object_sizes(config: BoxtwinConfig, split: Split) -> None:
         ]
     )
     median, full = float(np.median(np.sqrt(sides.prod(axis=1)))), max(max(s.width, s.height) for s in split.train)
-    if size < full and median < CELLS_PER_OBJECT * finest:
+    if size < full and median < CELLS_PER_OBJECT * min(strides):
         log.warning(
-            "half of the training objects are under %.0f pixels in images shrunk to %d: a larger image size shows them "
-            "better, up to dataset.image_size=%d; learnt in crops (detector.crop) it takes no more time",
-            *(median, size, full),
+            f"half of the training objects are under {median:.0f} pixels in images shrunk to {size}: a larger image "
+            f"size shows them better, up to dataset.image_size={full}; learnt in crops (detector.crop) it takes no "
+            "more time"
         )
-    crop = config.detector.crop
     largest = float(np.quantile(sides.max(axis=1), LARGE))
     if crop is not None and crop < size and largest > crop / 2:
+        coarsest = max(strides)
+        better = max(coarsest, int(size * crop / 2 / largest // coarsest) * coarsest)
         log.warning(
-            "one training object in ten is over %.0f pixels long, and crops of %d pixels will cut many of them off: "
-            "try dataset.image_size=%d, or detector.crop=null for whole images",
-            *(largest, crop, _multiple(size * crop / 2 / largest, max(STRIDES[config.detector.architecture.value]))),
+            f"one training object in ten is over {largest:.0f} pixels long, and crops of {crop} pixels will cut many "
+            f"of them off: try dataset.image_size={better}, or detector.crop=null for whole images"
         )
-
-
-def _multiple(value: float, of: int) -> int:
-    return max(of, int(value // of) * of)

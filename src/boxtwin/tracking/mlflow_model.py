@@ -18,15 +18,15 @@ from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
 from boxtwin.files import atomic_path
 
-# What the served code imports, and MLflow, which brings the server and pandas. No torch.
+# What the served code imports, and MLflow with its server and pandas. No torch.
 PACKAGES = ("mlflow", "numpy", "scipy", "opencv-python-headless", "pillow", "tifffile", "onnxruntime", "jaxtyping")
 
 
 def save_mlflow_model(onnx: Path, spec: DetectorSpec, folder: Path) -> None:
-    """Write an MLflow model folder around a detector's ONNX file; an older model there is replaced.
+    """Write an MLflow model folder with a detector's ONNX file; it replaces an older model.
 
-    The source of this package travels inside, and nothing is pickled: the folder needs no installed boxtwin, and loads
-    whatever version of Python the requirements allow. Requirements are the versions that are installed here.
+    The folder holds the source of this package and no pickles: it needs no installed boxtwin, and loads in any version
+    of Python that the requirements allow. These are the versions that are installed here.
 
     Raises:
         InputError: ``folder`` exists and is no MLflow model.
@@ -60,10 +60,9 @@ def save_mlflow_model(onnx: Path, spec: DetectorSpec, folder: Path) -> None:
 
 
 def _example(spec: DetectorSpec) -> bytes:
-    """A small PNG such as the network takes: a bright square on dark ground."""
+    """A small PNG that fits the network: a bright square on dark ground."""
     shape = (32, 32) if spec.channels == 1 else (32, 32, 3)
-    pixels = np.full(
-        shape, spec.black + (spec.white - spec.black) // 8, dtype=np.uint16 if spec.white > 255 else np.uint8
-    )
+    dtype = np.uint16 if spec.white > 255 else np.uint8
+    pixels = np.full(shape, spec.black + (spec.white - spec.black) // 8, dtype)
     pixels[8:16, 8:16] = spec.white
     return encode_png(pixels)

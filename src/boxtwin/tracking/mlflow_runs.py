@@ -1,8 +1,8 @@
-"""The MLflow store: open it safely, log a run, find runs again.
+"""The MLflow store: open it safely, log runs, find them again.
 
-Several processes that open a missing sqlite store at once, or make the same experiment or run at once, break it; all
-three happen under one file lock beside the store. A process that is killed while MLflow makes its tables leaves a file
-that MLflow can neither use nor finish; so they are made under another name.
+Processes that open a missing sqlite store, or create the same experiment or run, at the same time break it; so these
+happen under one file lock beside the store. A process that is killed while MLflow creates its tables leaves a file that
+MLflow can neither use nor finish; so they are created under another name.
 """
 
 from __future__ import annotations
@@ -12,70 +12,60 @@ import math
 import os
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from filelock import FileLock
 from mlflow.entities import Dataset as DatasetEntity
-from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from boxtwin.command_line import command_line
-from boxtwin.errors import InputError
+from boxtwin.errors import InputError, unanswered
 from boxtwin.files import atomic_path, remove_leftovers
-from boxtwin.tracking.moved_store import ARTIFACTS, follow
+from boxtwin.tracking.moved_store import ARTIFACTS, update_addresses
 
 IDENTITY_TAG = "boxtwin.identity"  # the same for two MLflow runs of one run
 KIND_TAG = "boxtwin.kind"  # "run" ("cell" in stores of earlier versions), "condition" or "comparison"
 REUSED_TAG = "boxtwin.reused_from"  # of a run whose result another study had
 REUSED_TAGS = (REUSED_TAG, "boxtwin.taken_over_from")  # the second in stores of earlier versions
-# A filter of MLflow for runs that train, whatever version made them: conditions and comparisons have no identity.
+# A filter of MLflow for runs that train, of any version: conditions and comparisons have no identity.
 TRAINING_RUNS = f"tags.`{IDENTITY_TAG}` LIKE '%'"
-CONDITION_TAG = "boxtwin.condition"  # what tells the conditions of a study apart
+CONDITION_TAG = "boxtwin.condition"  # distinguishes the conditions of a study
 FAILURE_TAG = "boxtwin.failure"  # why a run has not finished
 DATABASE = "mlflow.db"
 SQLITE = "sqlite:///"  # how the address of such a file begins
 MOST_METRICS = 1000  # of one call: MLflow's limit
 
 
-def store_uri(uri: str | None, folder: Path) -> str:
-    """The address of the store: the server's, or that of the sqlite file in ``folder``."""
-    return uri or _sqlite(folder / DATABASE)
-
-
 def _kind(kind: str) -> str:
     return f"tags.`{KIND_TAG}` = '{kind}'"
 
 
-def _sqlite(file: Path) -> str:
-    return f"{SQLITE}{file.resolve()}"
-
-
-def _make(file: Path) -> None:
-    """Make the tables of a sqlite store, if it is missing; the file appears with all of them or not at all."""
-    if file.exists():
-        return
-    remove_leftovers(file.parent, file.name)
-    with atomic_path(file) as unfinished:
-        MlflowClient(tracking_uri=_sqlite(unfinished)).search_experiments(max_results=1)
+def store_uri(uri: str | None, folder: Path) -> str:
+    """The address of the store: the server's, or that of the sqlite file in ``folder``."""
+    return uri or f"{SQLITE}{(folder / DATABASE).resolve()}"
 
 
 @dataclass(frozen=True)
 class CellRun:
-    """One run of one cell."""
+    """The MLflow run of a run."""
 
     run_id: str
-    finished: bool  # by an earlier process: nothing is left to do
+    finished: bool  # by an earlier process
     metrics: dict[str, float]
     tags: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a study says of one condition, all its seeds together."""
+    """Results of one condition of a study, all its seeds together."""
 
     key: str  # the same whenever the condition is the same
     name: str
@@ -96,15 +86,14 @@ class Store:
     """
 
     def __init__(self, *, uri: str | None, folder: Path) -> None:
-        self.uri, self.folder, self.is_server = store_uri(uri, folder), folder, uri is not None
-        self._artifacts = None if uri else folder / ARTIFACTS
+        self.uri, self.folder, self.is_server = store_uri(uri, folder), folder, bool(uri)
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
         with self._lock:
             try:
-                if not uri:
-                    _make(folder / DATABASE)
-                    follow(folder / DATABASE)
+                if not self.is_server:
+                    _create(folder / DATABASE)
+                    update_addresses(folder / DATABASE)
                 self.client = MlflowClient(tracking_uri=self.uri)
                 self.client.search_experiments(max_results=1)
             except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
@@ -114,21 +103,25 @@ class Store:
                 raise InputError(message) from error
 
     def experiment(self, study: str) -> str:
-        """The id of the experiment of a study, made if it is missing."""
+        """The id of the experiment of a study, created if it is missing; raises `InputError` if it was deleted."""
         with self._lock:
-            found = self.client.get_experiment_by_name(study)
-            if found is None:
-                location = (self._artifacts / study).resolve().as_uri() if self._artifacts else None
+            experiment = self.client.get_experiment_by_name(study)
+            if experiment is None:
+                location = None if self.is_server else (self.folder / ARTIFACTS / study).resolve().as_uri()
                 return str(self.client.create_experiment(study, artifact_location=location))
-        if found.lifecycle_stage != "active":
+        if experiment.lifecycle_stage != "active":
             file = (self.folder if self.folder.is_absolute() else Path(os.path.relpath(self.folder))) / DATABASE
             address = self.uri if self.is_server else f"{SQLITE}{file}"
-            words = ("experiments", "restore", "--experiment-id", str(found.experiment_id))
+            words = ("experiments", "restore", "--experiment-id", str(experiment.experiment_id))
             raise InputError(
                 f"study {study} was deleted in MLflow; choose another name (study=…), or bring it back:\n"
                 + command_line("mlflow", words, MLFLOW_TRACKING_URI=str(address))
             )
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
+
+    def _search(self, experiments: list[str], search: str = "", order: str = "DESC", **more: Any) -> PagedList[Run]:
+        """Runs that are not deleted, by default the newest first."""
+        return self.client.search_runs(experiments, search, order_by=[f"attributes.start_time {order}"], **more)
 
     def begin_cell(
         self,
@@ -140,29 +133,17 @@ class Store:
         params: Mapping[str, object],
         tags: Mapping[str, str],
     ) -> CellRun:
-        """Begin the MLflow run of a run, or go on with the one that an earlier process left.
+        """Begin the MLflow run of a run, or continue the one that an earlier process left.
 
-        A run has one MLflow run in a study: a finished one is handed back as it is, any other is taken up again.
-
-        Args:
-            study: its name.
-            name: of the run.
-            identity: of the run.
-            earlier_identities: that older versions gave to it.
-            params: of the run.
-            tags: of the run.
+        A run has one MLflow run in a study: a finished one is returned as it is, any other is set to running. Older
+        versions may have given it ``earlier_identities``.
         """
         experiment_id = self.experiment(study)
         with self._lock:
             earlier = [
                 run
                 for each in (identity, *earlier_identities)
-                for run in self.client.search_runs(
-                    [experiment_id],
-                    f"tags.`{IDENTITY_TAG}` = '{each}'",
-                    run_view_type=ViewType.ACTIVE_ONLY,
-                    order_by=["attributes.start_time DESC"],
-                )
+                for run in self._search([experiment_id], f"tags.`{IDENTITY_TAG}` = '{each}'")
             ]
             finished = next((run for run in earlier if run.info.status == "FINISHED"), None)
             if finished is not None:
@@ -171,13 +152,11 @@ class Store:
                 run = earlier[0]
                 self.client.update_run(run.info.run_id, status="RUNNING")
             else:
-                run = self.client.create_run(
-                    experiment_id, run_name=name, tags={KIND_TAG: "run", IDENTITY_TAG: identity, **tags}
-                )
-        there = run.data.params
+                kind = {KIND_TAG: "run", IDENTITY_TAG: identity}
+                run = self.client.create_run(experiment_id, run_name=name, tags=kind)
         self.client.log_batch(
             run.info.run_id,
-            params=[Param(key, str(value)) for key, value in params.items() if key not in there],
+            params=[Param(key, str(value)) for key, value in params.items() if key not in run.data.params],
             tags=[RunTag(key, value) for key, value in {KIND_TAG: "run", IDENTITY_TAG: identity, **tags}.items()],
         )
         return CellRun(run.info.run_id, False, {}, {})
@@ -186,14 +165,9 @@ class Store:
         """The oldest finished MLflow run of a run in any study that is not deleted; None if there is none."""
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
         for identity in identities:
-            found = self.client.search_runs(
-                experiments,
-                f"tags.`{IDENTITY_TAG}` = '{identity}' and attributes.status = 'FINISHED'",
-                order_by=["attributes.start_time ASC"],
-                max_results=1,
-            )
-            if found:
-                return found[0]
+            search = f"tags.`{IDENTITY_TAG}` = '{identity}' and attributes.status = 'FINISHED'"
+            if runs := self._search(experiments, search, "ASC", max_results=1):
+                return runs[0]
         return None
 
     def study_of(self, run: Run) -> str:
@@ -205,14 +179,13 @@ class Store:
         return Path(self.client.download_artifacts(run.info.run_id, "", str(to)))
 
     def copy_run(self, source: Run, run_id: str, artifacts: Path) -> None:
-        """Give a run the metrics with their history and the data sets of another, and a folder of artifacts."""
+        """Copy the data sets and the metrics, with their history, of a run to another; log a folder of artifacts."""
         history = [
             metric
             for name in source.data.metrics
             for metric in self.client.get_metric_history(source.info.run_id, name)
         ]
-        for start in range(0, len(history), MOST_METRICS):
-            self.client.log_batch(run_id, metrics=history[start : start + MOST_METRICS])
+        self._log(run_id, history)
         if source.inputs is not None:
             self.client.log_inputs(run_id, source.inputs.dataset_inputs)
         self.client.log_artifacts(run_id, str(artifacts))
@@ -222,111 +195,97 @@ class Store:
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def reopen(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Take up a finished MLflow run again, to do its run once more: as its own, with these tags."""
+        """Set a finished MLflow run to running with these tags, to do its run once more."""
         for name in set(REUSED_TAGS) & set(self.client.get_run(run_id).data.tags):
             self.client.delete_tag(run_id, name)
         self.tag(run_id, tags)
         self.client.update_run(run_id, status="RUNNING")
 
     def begin_comparison(self, *, study: str) -> str:
-        """Begin the run that holds the table and the report of a study, or take it up again: there is one."""
+        """Begin, or continue, the one MLflow run that holds the table and the report of a study."""
         experiment_id = self.experiment(study)
         with self._lock:
-            earlier = self._search(experiment_id, _kind("comparison"))
+            earlier = self._chosen(experiment_id, _kind("comparison"))
             if earlier:
-                run_id = str(earlier[0].info.run_id)
-                self.client.update_run(run_id, status="RUNNING")
-                return run_id
+                self.client.update_run(earlier[0].info.run_id, status="RUNNING")
+                return str(earlier[0].info.run_id)
             run = self.client.create_run(experiment_id, run_name="comparison", tags={KIND_TAG: "comparison"})
         return str(run.info.run_id)
 
     def write_conditions(self, study: str, conditions: Sequence[Condition]) -> None:
-        """One run for every condition of a study, finished, with the figures as they are now.
+        """Write one finished MLflow run for each condition of a study, with the current metrics.
 
-        Runs of earlier calls are brought up to date; those of conditions that are gone are deleted.
+        Runs of earlier calls are updated; those of conditions that no longer exist are deleted.
         """
         experiment_id = self.experiment(study)
         with self._lock:
-            there: dict[str, list[Run]] = {}
-            for run in self._search(experiment_id, _kind("condition")):
-                there.setdefault(run.data.tags[CONDITION_TAG], []).append(run)
+            earlier: dict[str, list[Run]] = defaultdict(list)
+            for run in self._chosen(experiment_id, _kind("condition")):
+                earlier[run.data.tags[CONDITION_TAG]].append(run)
             for condition in conditions:
                 finite = {name: value for name, value in condition.metrics.items() if math.isfinite(value)}
-                runs = there.pop(condition.key, [])
-                # A logged figure stays in MLflow, so a run that has one too many makes way for a new one.
+                runs = earlier.pop(condition.key, [])
+                # MLflow keeps a logged metric, so a run with a metric too many is replaced.
                 kept = next((run for run in runs if set(run.data.metrics) <= set(finite)), None)
                 self._delete(run for run in runs if run is not kept)
                 if kept is None:
-                    kept = self.client.create_run(
-                        experiment_id,
-                        run_name=condition.name,
-                        tags={KIND_TAG: "condition", CONDITION_TAG: condition.key},
-                    )
+                    tags = {KIND_TAG: "condition", CONDITION_TAG: condition.key}
+                    kept = self.client.create_run(experiment_id, run_name=condition.name, tags=tags)
                     params = [Param(key, str(value)) for key, value in condition.params.items()]
                     self.client.log_batch(kept.info.run_id, params=params)
                 self.tag(kept.info.run_id, condition.tags)
                 changed = {name: value for name, value in finite.items() if kept.data.metrics.get(name) != value}
                 self.log_metrics(kept.info.run_id, changed)
                 self.client.set_terminated(kept.info.run_id, "FINISHED")
-            for runs in there.values():
-                self._delete(runs)
+            self._delete(run for runs in earlier.values() for run in runs)
 
-    def _search(self, experiment_id: str, chosen: str) -> list[Run]:
+    def _chosen(self, experiment_id: str, condition: str) -> list[Run]:
         """All MLflow runs that a filter chooses, newest first."""
         runs: list[Run] = []
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [experiment_id],
-                chosen,
-                order_by=["attributes.start_time DESC"],
-                max_results=1000,
-                page_token=token,
-            )
+        token: str | None = ""
+        while token is not None:
+            page = self._search([experiment_id], condition, page_token=token or None)
             runs += page
-            token = page.token
-            if not token:
-                return runs
+            token = page.token or None
+        return runs
 
     def _delete(self, runs: Iterable[Run]) -> None:
         for run in runs:
             self.client.delete_run(run.info.run_id)
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        """Log figures; those that are not defined (no large objects, say) are left out."""
+        """Log metrics; those that are not defined (of large objects without any, say) are left out."""
         now = int(time.time() * 1000)
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        logged = [Metric(name, value, now, 0) for name, value in finite.items()]
-        for start in range(0, len(logged), MOST_METRICS):
-            self.client.log_batch(run_id, metrics=logged[start : start + MOST_METRICS])
+        self._log(run_id, [Metric(name, value, now, 0) for name, value in metrics.items() if math.isfinite(value)])
+
+    def _log(self, run_id: str, metrics: Sequence[Metric]) -> None:
+        for start in range(0, len(metrics), MOST_METRICS):
+            self.client.log_batch(run_id, metrics=metrics[start : start + MOST_METRICS])
 
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
-        """A figure's value at each step, the newest where a step was done twice; steps where it is not finite are out.
-
-        A run that was broken off did some steps again; one that was done once more has both runs' values.
-        """
+        """A metric's finite value at each step; the newest, where an interrupted or repeated run did a step twice."""
         logged = sorted(self.client.get_metric_history(run_id, metric), key=lambda entry: entry.timestamp)
         by_step = {int(entry.step): float(entry.value) for entry in logged}
         return [(step, by_step[step]) for step in sorted(by_step) if math.isfinite(by_step[step])]
 
     def log_files(self, run_id: str, paths: Sequence[Path], folder: str | None = None) -> None:
-        """Log files as artifacts, in a folder of the run's if one is named."""
+        """Log files as artifacts, in ``folder`` of the run if it is given."""
         for path in paths:
             self.client.log_artifact(run_id, str(path), folder)
 
     def fetch_files(self, run_id: str, names: Sequence[str], to: Path) -> None:
         """Copy artifacts, named by their paths, into a folder; those that the run does not have are left out."""
         parents = {str(parent) if parent.name else None for parent in (PurePosixPath(name).parent for name in names)}
-        there = {entry.path for parent in parents for entry in self.client.list_artifacts(run_id, parent)}
+        existing = {entry.path for parent in parents for entry in self.client.list_artifacts(run_id, parent)}
         for name in names:
-            if name in there:
-                place = to / name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                # Some kinds of store make the folders of a path below the place they are given, others do not.
-                Path(self.client.download_artifacts(run_id, name, str(place.parent))).replace(place)
+            if name in existing:
+                path = to / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Some kinds of store create the folders of ``name`` below the given one, others do not.
+                Path(self.client.download_artifacts(run_id, name, str(path.parent))).replace(path)
 
     def file_sizes(self, run_id: str) -> dict[str, int | None]:
-        """Bytes of each artifact of a run that lies in no folder; None where the store does not say."""
+        """Bytes of each artifact of a run outside folders; None if the store does not tell."""
         return {entry.path: entry.file_size for entry in self.client.list_artifacts(run_id) if not entry.is_dir}
 
     def log_data(self, run_id: str, *, name: str, digest: str, source: str, side: str, images: int) -> None:
@@ -341,7 +300,7 @@ class Store:
         self.client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", side)])])
 
     def end(self, run_id: str, status: str, reason: str = "") -> None:
-        """End a run as FINISHED, FAILED or KILLED, with the reason if it is not the first."""
+        """End a run as FINISHED, FAILED or KILLED, with the reason of the latter two."""
         if reason:
             self.client.set_tag(run_id, FAILURE_TAG, reason[:5000])
         elif status == "FINISHED" and FAILURE_TAG in self.client.get_run(run_id).data.tags:
@@ -349,22 +308,19 @@ class Store:
         self.client.set_terminated(run_id, status)
 
     def register_model(self, folder: Path, *, name: str, study: str, identity: str | None) -> int:
-        """Put an MLflow model folder into the store and register it as a new version of ``name``; returns the version.
+        """Register an MLflow model folder as a new version of ``name``; returns the version.
 
-        It appears among the models of the study, and as a product of its MLflow run where the store has that.
+        It appears among the models of the study, and in its MLflow run if the store has that.
         """
         experiment_id = self.experiment(study)
-        runs: Sequence[Run] = []
-        if identity is not None:
-            runs = self.client.search_runs(
-                [experiment_id], f"tags.`{IDENTITY_TAG}` = '{identity}'", order_by=["attributes.start_time DESC"]
-            )
+        runs = self._search([experiment_id], f"tags.`{IDENTITY_TAG}` = '{identity}'") if identity is not None else []
         run_id = runs[0].info.run_id if runs else None
         model = self.client.create_logged_model(experiment_id, name, source_run_id=run_id)
         try:
             self.client.log_model_artifacts(model.model_id, str(folder))
-        except BaseException:
-            self.client.finalize_logged_model(model.model_id, "FAILED")
+        except BaseException as error:
+            if unanswered(error) is None:  # a server that is away is not asked again
+                self.client.finalize_logged_model(model.model_id, "FAILED")
             raise
         model = self.client.finalize_logged_model(model.model_id, "READY")
         with self._lock:
@@ -374,23 +330,28 @@ class Store:
             name,
             model.artifact_location,
             run_id=run_id,
-            # Given a model without a run, MLflow 3.17 looks for one in another store, that of the environment.
+            # For a model without a run, MLflow 3.17 looks in another store, that of the environment.
             model_id=model.model_id if run_id is not None else None,
         )
         return int(version.version)
 
     def studies(self) -> list[Experiment]:
-        """All studies, the one with the newest run first; experiments without runs are left out."""
-        newest = []
-        for experiment in self.client.search_experiments():
-            runs = self.client.search_runs(
-                [experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=1
-            )
-            if runs:
-                newest.append((runs[0].info.start_time, experiment))
-        return [experiment for _, experiment in sorted(newest, key=lambda pair: pair[0], reverse=True)]
+        """All studies with runs, the one with the newest run first."""
+        experiments = {experiment.experiment_id: experiment for experiment in self.client.search_experiments()}
+        newest = [run for number in experiments for run in self._search([number], max_results=1)]
+        newest.sort(key=lambda run: run.info.start_time, reverse=True)
+        return [experiments[run.info.experiment_id] for run in newest]
 
     def cells(self, study: str) -> list[Run]:
         """The MLflow runs of a study's runs, whatever their state."""
         experiment = self.client.get_experiment_by_name(study)
-        return [] if experiment is None else self._search(experiment.experiment_id, TRAINING_RUNS)
+        return [] if experiment is None else self._chosen(experiment.experiment_id, TRAINING_RUNS)
+
+
+def _create(file: Path) -> None:
+    """Create a missing sqlite store; the file appears with all its tables or not at all."""
+    if file.exists():
+        return
+    remove_leftovers(file.parent, file.name)
+    with atomic_path(file) as unfinished:
+        MlflowClient(tracking_uri=f"{SQLITE}{unfinished.resolve()}").search_experiments(max_results=1)

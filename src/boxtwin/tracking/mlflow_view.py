@@ -1,19 +1,23 @@
-"""A saved view for MLflow's own page of runs: the runs of a study with the columns that compare them.
+"""A saved view for MLflow's page of runs, with the columns that compare the runs of a study; and a run's description.
 
-MLflow keeps a view that is shared by its page as a tag of the experiment, JSON of the page's state, and shows it to
-whoever opens the page with its key. (MLflow 3; an older page finds nothing under the key and shows its own columns.)
-A run's description, which its page shows above all else, is a tag as well, in Markdown.
+MLflow 3 keeps a shared view as a tag of the experiment: JSON of the state of its page, which opens with the tag's key.
+A run's description is a tag as well, in Markdown.
+
+    python -m boxtwin.tracking.mlflow_view mlruns 5000     prints the address of the newest study, for `make ui`
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
+from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
 from boxtwin.command_line import command_line, setting
-from boxtwin.tracking.mlflow_runs import TRAINING_RUNS
+from boxtwin.errors import InputError
+from boxtwin.tracking.mlflow_runs import TRAINING_RUNS, Store
 
 KEY = "boxtwin"
 COLUMNS = (
@@ -27,7 +31,7 @@ COLUMNS = (
     "metrics.`test/count_bias`",
 )
 STATE = {
-    # What is searched for: runs that train, not comparisons.
+    # Runs that train, not comparisons.
     "searchFilter": TRAINING_RUNS,
     "orderByKey": "params.`split`",
     "orderByAsc": True,
@@ -35,7 +39,6 @@ STATE = {
     "lifecycleFilter": "Active",
     "modelVersionFilter": "All Runs",
     "datasetsFilter": [],
-    # How it is shown.
     "selectedColumns": list(COLUMNS),
     "runsPinned": [],
     "runsExpanded": {},
@@ -45,18 +48,11 @@ STATE = {
     "compareRunCharts": [],
     "compareRunSections": [],
 }
-
-
 NOTE_TAG = "mlflow.note.content"
 
 
 def note(output: str, detector: str) -> str:
-    """The description of a finished run: where its detector is, and the command that exports it.
-
-    Args:
-        output: folder of the run, relative to the project's folder or absolute.
-        detector: name of the detector's file there.
-    """
+    """The description of a finished run: the file ``detector`` in its folder ``output``, and how to export it."""
     command = command_line("export.py", [setting("run", output)])
     # A fence longer than any in the text, so that the name of a folder cannot end it.
     fence = "`" * max(3, *(len(ticks) + 1 for ticks in ["", *re.findall("`+", command)]))
@@ -71,3 +67,21 @@ def save_view(client: MlflowClient, experiment_id: str) -> str:
     """Save the view with an experiment; returns its address below that of the server."""
     client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{KEY}", json.dumps(STATE))
     return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}"
+
+
+def address(folder: Path, port: int) -> str:
+    """The address of the saved view of the study with the newest run, or of the list of experiments if there is none.
+
+    Opens the store in ``folder``, which creates missing tables and updates the addresses of a moved folder.
+    """
+    store = Store(uri=None, folder=folder)
+    studies = store.studies()
+    page = save_view(store.client, studies[0].experiment_id) if studies else "/#/experiments"
+    return f"http://127.0.0.1:{port}{page}"
+
+
+if __name__ == "__main__":
+    try:
+        print(address(Path(sys.argv[1]), int(sys.argv[2])))
+    except InputError as error:
+        sys.exit(str(error))

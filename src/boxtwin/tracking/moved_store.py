@@ -1,4 +1,4 @@
-"""MLflow's sqlite store after its folder was moved or copied: artifact addresses in it are absolute, so they follow."""
+"""Update the absolute artifact addresses in MLflow's sqlite store after its folder was moved or copied."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ COLUMNS = (
 )
 
 
-def follow(database: Path) -> None:
-    """Point the artifact addresses of a store to where its folder lies now.
+def update_addresses(database: Path) -> None:
+    """Update artifact addresses to the current folder of a store; the caller holds the store's lock.
 
-    An experiment has moved if its address is ``…/artifacts/<folder>`` elsewhere and that folder lies beside
-    ``database``; others, such as those on a server, are left alone. To be called under the store's lock.
+    An experiment has moved if its address is ``…/artifacts/<folder>`` elsewhere and that folder exists beside
+    ``database``. Other addresses, such as those on a server, stay.
     """
     here = (database.parent / ARTIFACTS).resolve()
     with closing(sqlite3.connect(database)) as connection:
@@ -35,9 +35,7 @@ def follow(database: Path) -> None:
             return
         tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
         for old in moved:
-            for table, column in COLUMNS:
-                if table not in tables:
-                    continue
+            for table, column in (entry for entry in COLUMNS if entry[0] in tables):
                 connection.execute(
                     f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
                     (f"{here.as_uri()}/", len(old) + 1, len(old), old),

@@ -1,4 +1,4 @@
-"""What made a run: code, versions, device and precision, as it is recorded with every result."""
+"""Provenance of a run: code, versions, device and precision."""
 
 from __future__ import annotations
 
@@ -11,28 +11,21 @@ from typing import Any
 import torch
 
 import boxtwin
+from boxtwin.hardware import on_gpu
 
 RECORDED = ("clean", "boxtwin", "recipe", "torch", "cuda", "device", "precision", "threads")
 PACKAGE = Path(boxtwin.__file__).resolve().parent
 
 
 def provenance(*, accelerator: str, precision: str, threads: int | None, recipe: int) -> dict[str, Any]:
-    """Plain values for ``result.json``.
-
-    Args:
-        accelerator: what Lightning runs on, such as ``cpu`` or ``cuda``.
-        precision: resolved, as Lightning calls it, such as ``bf16-mixed``.
-        threads: that torch was told to use; None where it chooses.
-        recipe: version of training and evaluation.
-    """
-    on_gpu = accelerator in ("cuda", "gpu") and torch.cuda.is_available()
+    """Plain values for ``result.json``; accelerator and precision as Lightning calls them, threads None for torch's."""
     return {
         **git_state(),
         "boxtwin": boxtwin.__version__,
         "recipe": recipe,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "device": torch.cuda.get_device_name() if on_gpu else accelerator,
+        "device": torch.cuda.get_device_name() if on_gpu(accelerator) else accelerator,
         "precision": precision,
         "threads": torch.get_num_threads() if threads is None else threads,
     }
@@ -40,21 +33,20 @@ def provenance(*, accelerator: str, precision: str, threads: int | None, recipe:
 
 @functools.cache
 def git_state(package: Path = PACKAGE) -> dict[str, Any]:
-    """Commit of the code that runs, and whether tracked files are as committed; None where it is in no checkout.
+    """Commit of the running code, and whether its tracked files are unchanged; None outside its own checkout.
 
-    A package that is installed into another project's folder does not take that project's commit for its own.
+    So a package that is installed below another project's checkout has no commit.
     """
-    unknown = {"commit": None, "clean": None}
     top = _git(package, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() not in (package.parents[1], package.parent):
-        return unknown
     commit = _git(package, "rev-parse", "HEAD")
+    if top is None or commit is None or Path(top).resolve() not in (package.parents[1], package.parent):
+        return {"commit": None, "clean": None}
     changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", str(package))
-    return unknown if commit is None else {"commit": commit, "clean": changed == ""}
+    return {"commit": commit, "clean": changed == ""}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints; None where there is no git, or it fails."""
+    """The output of git; None if it fails or is not installed."""
     try:
         done = subprocess.run(
             ("git", "-C", str(folder), *arguments), capture_output=True, text=True, timeout=20, check=False
@@ -65,27 +57,26 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def tags(record: dict[str, Any]) -> dict[str, str]:
-    """MLflow's own tags where there are some, and the project's for the rest."""
-    own = {f"boxtwin.{name}": str(value) for name, value in record.items() if name != "commit" and value is not None}
+    """A record of `provenance` as tags: MLflow's own where it has them."""
+    names = {name: f"boxtwin.{name}" for name in record} | {"commit": "mlflow.source.git.commit"}
     source = {"mlflow.source.name": "train.py", "mlflow.source.type": "LOCAL"}
-    commit = {} if record["commit"] is None else {"mlflow.source.git.commit": str(record["commit"])}
-    return source | commit | own
+    return source | {names[name]: str(value) for name, value in record.items() if value is not None}
 
 
 def code_tags(run_tags: Mapping[str, str]) -> dict[str, str]:
-    """Those tags of a run that `tags` wrote, for a run that takes its result over."""
-    own = {f"boxtwin.{name}" for name in RECORDED}
-    return {key: value for key, value in run_tags.items() if key.startswith("mlflow.source.") or key in own}
+    """The tags of a run that `tags` wrote, for a run that reuses its result."""
+    names = {f"boxtwin.{name}" for name in RECORDED}
+    return {key: value for key, value in run_tags.items() if key.startswith("mlflow.source.") or key in names}
 
 
 def record_of(run_tags: Mapping[str, str]) -> dict[str, Any]:
-    """What `tags` wrote of the code of a run; runs of older versions have no commit and the first recipe."""
+    """The code of a run from its `tags`; runs of older versions have no commit and the first recipe."""
     commit, clean = run_tags.get("mlflow.source.git.commit"), run_tags.get("boxtwin.clean")
     return {"commit": commit, "clean": clean == "True", "recipe": int(run_tags.get("boxtwin.recipe", 1))}
 
 
 def code_of(record: dict[str, Any] | None) -> str:
-    """The code of a run in a few words, such as ``commit 4437dbc1 (changed), recipe 1``."""
+    """The code of a run, such as ``commit 4437dbc1 (changed), recipe 1``."""
     if not record or record.get("commit") is None:
         return f"a commit that was not recorded, recipe {(record or {}).get('recipe', 1)}"
     return f"commit {record['commit'][:8]}{'' if record['clean'] else ' (changed)'}, recipe {record['recipe']}"

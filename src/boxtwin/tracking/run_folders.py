@@ -1,45 +1,39 @@
-"""Where the folders of runs are: recorded relative to the project's folder, so that it may be moved or copied."""
+"""Folders of runs, recorded relative to the project's folder, which may be moved or copied."""
 
 from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from boxtwin.files import write_bytes_atomically
 
 log = logging.getLogger(__name__)
 
-MARK = ".identity"  # in the folder of a run: whose it is
-RESULT_FILE = "result.json"
+MARK = ".identity"  # file in a run's folder
+RESULT_FILE = "result.json"  # the last file that a run writes
 
 
 def recorded_path(output: Path, tracking: Path) -> str:
-    """The folder of a run as MLflow's tag holds it: relative to the folder that holds ``tracking`` if it lies inside.
-
-    Args:
-        output: folder of the run.
-        tracking: folder of the MLflow store.
-    """
+    """The folder of a run as MLflow's tag holds it: relative to the parent of the folder ``tracking`` if inside."""
     project, output = tracking.resolve().parent, output.resolve()
     return output.relative_to(project).as_posix() if output.is_relative_to(project) else str(output)
 
 
 def find_folder(recorded: str, tracking: Path, identity: str) -> Path | None:
-    """The folder of a finished run, wherever its project lies now; None if it is gone or another run's.
+    """The folder of a finished run in the current place of its project; None if it is gone or another run's.
 
-    Runs of older versions recorded an absolute path. The same path below the project as it lies now comes first, so
-    that a copy of a project does not read from the original.
+    Runs of older versions recorded an absolute path. Its end below the current project comes first, so that a copy of a
+    project does not read from the original.
     """
     if not recorded:
         return None
-    project, path = tracking.resolve().parent, PurePath(recorded)
-    parts = path.parts[1:] if path.is_absolute() else path.parts
-    below = (
-        [project.joinpath(*parts[first:]) for first in range(len(parts))] if path.is_absolute() else [project / path]
-    )
-    for folder in (*below, Path(path)):
+    project, path = tracking.resolve().parent, Path(recorded)
+    below = [project / path]
+    if path.is_absolute():
+        below = [project.joinpath(*path.parts[first:]) for first in range(1, len(path.parts))]
+    for folder in (*below, path):
         content = read_result(folder)
         if content is not None and content.get("identity") == identity:
             return folder
@@ -47,13 +41,9 @@ def find_folder(recorded: str, tracking: Path, identity: str) -> Path | None:
 
 
 def own_folder(output: Path, *identities: str) -> Path:
-    """The folder that a run may write to: ``output``, or one beside it where the files of another run are kept.
+    """Mark and return the folder that a run may write to: ``output``, or one beside it if that holds another run.
 
-    To be called under the lock of ``output``; marks the folder as the run's.
-
-    Args:
-        output: the folder as it is configured, which settings that do not name all that differs may give to several.
-        identities: of the run, in this version and earlier ones.
+    The caller holds the lock of ``output``. ``identities`` are those of the run in this version and earlier ones.
     """
     for folder in (output, output.with_name(f"{output.name}-{identities[0][:8]}")):
         mark = folder / MARK

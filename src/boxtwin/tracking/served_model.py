@@ -1,7 +1,7 @@
-"""The code of an MLflow model folder: MLflow runs this file when it loads the model (a "model from code", no pickle).
+"""The code of an MLflow model folder, which MLflow runs when it loads the model ("model from code", no pickle).
 
-Needs what lies in the folder (``detector.onnx`` and this package's source) and numpy, SciPy, OpenCV, Pillow, tifffile,
-jaxtyping and ONNX Runtime; neither torch nor an installed boxtwin.
+It needs ``detector.onnx`` and this package's source in the folder, and `mlflow_model.PACKAGES`; neither torch nor an
+installed boxtwin.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class ServedDetector(PythonModel):
                 pixels = self._detector.read(encoded, f"image {row}")
             except InputError as error:
                 raise MlflowException.invalid_parameter_value(str(error)) from None
-            found = counted(self._detector(pixels), spec.class_thresholds if threshold is None else threshold)
-            labels = [spec.classes[label] for label in found.labels]
+            detections = counted(self._detector(pixels), spec.class_thresholds if threshold is None else threshold)
+            labels = [spec.classes[label] for label in detections.labels]
             answers.append(
                 {
-                    "count": len(found.scores),
+                    "count": len(detections.scores),
                     "counts": {name: labels.count(name) for name in spec.classes},
-                    "boxes": found.boxes.tolist(),
-                    "scores": found.scores.tolist(),
+                    "boxes": detections.boxes.tolist(),
+                    "scores": detections.scores.tolist(),
                     "labels": labels,
                 }
             )
