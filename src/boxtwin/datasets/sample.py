@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -89,27 +89,31 @@ class Dataset:
     remarks: tuple[str, ...] = ()  # what a user should know before anything is done with it
 
 
+Decision = Literal["kept", "shifted", "dropped", "added"]  # added: found in the variation, no object of the source
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
+
+
 @dataclass(frozen=True)
 class CarriedBox:
-    """What became of one box on its way from a source to a variation, and why."""
+    """What was decided about one box of a source in its variation, and why."""
 
     box: Box  # xyxy, pixels of the variation
     label: int
-    decision: Literal["kept", "shifted", "dropped", "added"]  # added: no object of the source, found in the variation
-    evidence: dict[str, float | None]  # None: nobody looked
+    decision: Decision
+    evidence: dict[str, float | None]  # None: not measured
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What became of all boxes of a variation; ``refused`` says why the whole image is not to be trained on."""
+    """What was decided about all boxes of a variation; ``refused`` says why the whole image is not to be trained on."""
 
     boxes: tuple[CarriedBox, ...]
     refused: str | None = None
-    minutes: float | None = None  # a person's, spent on these boxes; None: nobody's, or not known
+    minutes: float | None = None  # that a person spent on these boxes; None: not known
 
 
 class Detections(NamedTuple):
-    """What a detector found in one image: boxes xyxy in pixels of the image file, best score first."""
+    """Objects that a detector found in one image: boxes xyxy in pixels of the image file, best score first."""
 
     boxes: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, " n"]

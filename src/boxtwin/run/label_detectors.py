@@ -14,16 +14,16 @@ import torch
 
 from boxtwin.config.identity import cell_name
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import Detections
+from boxtwin.datasets.sample import DECISIONS, Detections
 from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector
 from boxtwin.detector.predict import detect_objects
 from boxtwin.detector.training import fit
 from boxtwin.evaluation.counts import best_threshold
 from boxtwin.files import exclusive_lock, link_file
 from boxtwin.hardware import keep_freed_blocks
-from boxtwin.labels.card import DECISIONS, tally, write_card
-from boxtwin.labels.ensemble import Member, surprise_threshold
-from boxtwin.labels.method import Transfer
+from boxtwin.labels.card import tally, write_card
+from boxtwin.labels.ensemble import Member, new_object_threshold
+from boxtwin.labels.method import Judge
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, detector_file, labelling_cells, make_data, make_detector, make_labels
 from boxtwin.synthesis.costs import store_costs
@@ -44,7 +44,7 @@ def make_ready(cell: Prepared) -> None:
         library.judge = make_judge(cell)
 
 
-def make_judge(cell: Prepared) -> Transfer:
+def make_judge(cell: Prepared) -> Judge:
     """What decides about the labels of a run's variations, its detectors trained."""
     assert cell.library is not None
     method, members = make_labels(cell.config, cell.dataset, cell.library.generator), []
@@ -80,7 +80,7 @@ def label_figures(cell: Prepared) -> dict[str, float]:
     if library is None:
         return {}
     lines = library.judged(cell.sources, cell.per_image)
-    counts = {f"data/labels_{name}": float(count) for name, count in tally(lines).items()}
+    counts = {f"data/labels_{name}": float(count) for name, count in tally(lines).items() if isinstance(count, int)}
     by_hand = make_labels(cell.config, cell.dataset, library.generator).by_hand
     return counts | store_costs(library.folder, lines, by_hand=by_hand)
 
@@ -108,8 +108,8 @@ class Look:
 def _member(alone: Prepared, title: str) -> Member:
     trained = _trained(alone, title)
     look = Look(trained, _device(alone))
-    surprise = surprise_threshold(alone.split.val, _on_validation(alone, look), trained.count_threshold)
-    return Member(look, trained.count_threshold, surprise)
+    new_threshold = new_object_threshold(alone.split.val, _on_validation(alone, look), trained.count_threshold)
+    return Member(look, trained.count_threshold, new_threshold)
 
 
 def _trained(alone: Prepared, title: str) -> TrainedDetector:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boxtwin.datasets.sample import DECISIONS
+from boxtwin.labels.card import LabelCard
 from boxtwin.studies.runs import LABEL_CARD, QUALITY_CARD, Cell, Kept, first_runs
 
 FIGURES = {
@@ -70,8 +72,8 @@ def _first(members: Sequence[Cell], name: str, read: Any, kept: Kept) -> Card | 
     return None
 
 
-def _label_card(content: dict[str, Any], picture: Path | None) -> Card:
-    boxes = ", ".join(f"{content[decision]} {decision}" for decision in ("kept", "shifted", "dropped", "added"))
+def _label_card(content: LabelCard, picture: Path | None) -> Card:
+    boxes = ", ".join(f"{content[decision]} {decision}" for decision in DECISIONS)
     sentences = [f"Boxes: {boxes}.", f"Images: {content['images']} used, {content['refused']} refused."]
     if content["reasons"]:
         reasons = "; ".join(f"{count}: {reason}" for reason, count in content["reasons"].items())
