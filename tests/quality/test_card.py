@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from boxtwin.datasets.image_io import read_image, write_png
+from boxtwin.datasets.options import Speckle
 from boxtwin.datasets.sample import Lineage, Sample
-from boxtwin.quality.advice import describe
 from boxtwin.quality.card import figures_of, summarise, write_quality_card
 from boxtwin.quality.measure import gather
+from boxtwin.quality.record import describe
 
 SIZE = 128
 
@@ -70,10 +71,10 @@ class Sets:
     def sides(self):
         return self.variations, self.training, self.validation, self.test
 
-    def card(self, speckle="amplitude"):
+    def card(self, speckle=Speckle.amplitude):
         return write_quality_card(self.folder / "store", *self.sides, speckle=speckle)
 
-    def summary(self, speckle="amplitude"):
+    def summary(self, speckle=Speckle.amplitude):
         """What the card says, without its files."""
         return summarise(gather(*self.sides, speckle))
 
@@ -301,7 +302,7 @@ def test_the_picture_is_a_picture(make_sets, kind):
     sets = make_sets(**{"train": 4, "val": 1, "test": 2} | kind)
     looks = {key: kind[key] for key in ("colour", "deep") if key in kind}
     sets.vary(lambda _, scene, number: sea(scene, number, **looks), per_image=1 if "train" in kind else 2)
-    shown = read_image(sets.card(speckle=None if "colour" in kind else "amplitude").picture)
+    shown = read_image(sets.card(speckle=None if "colour" in kind else Speckle.amplitude).picture)
     assert min(shown.shape[:2]) > 1000
     assert shown.std() > 20
 
@@ -317,7 +318,7 @@ def test_other_labels_of_the_same_pixels_make_no_new_card(sets):
     assert first.report.stat().st_mtime_ns == written
 
     sets.variations = [replace(sample, name=f"beside/{sample.name}") for sample in sets.variations]
-    beside = write_quality_card(sets.folder / "beside", *sets.sides, speckle="amplitude")
+    beside = write_quality_card(sets.folder / "beside", *sets.sides, speckle=Speckle.amplitude)
     assert beside.summary == first.summary
     assert beside.picture.samefile(first.picture)
     assert (sets.folder / "beside" / "quality_card.png").exists()

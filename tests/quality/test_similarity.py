@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from boxtwin.datasets.image_io import read_image
+from boxtwin.quality.record import COPY
 from boxtwin.quality.similarity import (
-    COPY,
     MOST_SUMS,
     GrainIndex,
     LayoutIndex,

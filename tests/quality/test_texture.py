@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 from boxtwin.datasets.image_io import read_image
+from boxtwin.datasets.options import Speckle
 from boxtwin.quality.texture import (
     TILE,
     as_float_grey,
@@ -36,14 +37,14 @@ def amplitude(power):
 @pytest.mark.parametrize("looks", [1, 2, 4, 8])
 def test_gamma_speckle_has_its_number_of_looks(looks):
     power = speckle(looks, size=512)
-    assert equivalent_looks(amplitude(power), NO_BOXES, "amplitude") == pytest.approx(looks, rel=0.06)
+    assert equivalent_looks(amplitude(power), NO_BOXES, Speckle.amplitude) == pytest.approx(looks, rel=0.06)
     deep = np.clip(np.rint(power), 0, 65535).astype(np.uint16)
-    assert equivalent_looks(deep, NO_BOXES, "intensity") == pytest.approx(looks, rel=0.06)
+    assert equivalent_looks(deep, NO_BOXES, Speckle.intensity) == pytest.approx(looks, rel=0.06)
 
 
 def test_amplitudes_taken_for_power_read_as_too_many_looks():
     """Rayleigh: squared mean over variance is pi / (4 - pi)."""
-    read = equivalent_looks(amplitude(speckle(1, size=512)), NO_BOXES, "intensity")
+    read = equivalent_looks(amplitude(speckle(1, size=512)), NO_BOXES, Speckle.intensity)
     assert read == pytest.approx(math.pi / (4 - math.pi), rel=0.03)
 
 
@@ -52,13 +53,15 @@ def test_looks_are_those_of_the_sea_whatever_else_is_there():
     power[:, 300:] *= np.random.default_rng(1).gamma(0.5, 2, size=(512, 212))  # land
     power[100:120, 100:140] = 250.0**2
     box = np.array([[100.0, 100, 140, 120]])
-    assert equivalent_looks(amplitude(power), box, "amplitude") == pytest.approx(4, rel=0.1)
+    assert equivalent_looks(amplitude(power), box, Speckle.amplitude) == pytest.approx(4, rel=0.1)
 
 
 def test_smoothing_raises_the_looks():
     rough = amplitude(speckle(1))
     smooth = cv2.GaussianBlur(rough, (0, 0), 1)
-    assert equivalent_looks(smooth, NO_BOXES, "amplitude") > 3 * equivalent_looks(rough, NO_BOXES, "amplitude")
+    assert equivalent_looks(smooth, NO_BOXES, Speckle.amplitude) > 3 * equivalent_looks(
+        rough, NO_BOXES, Speckle.amplitude
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,19 +77,19 @@ def test_smoothing_raises_the_looks():
     ids=["black", "white", "flat", "small", "dark", "colour"],
 )
 def test_without_calm_sea_there_are_no_looks(pixels):
-    assert math.isnan(equivalent_looks(pixels, NO_BOXES, "amplitude"))
+    assert math.isnan(equivalent_looks(pixels, NO_BOXES, Speckle.amplitude))
 
 
 def test_land_alone_and_boxes_everywhere_leave_no_sea():
     land = amplitude(speckle(1) * np.repeat(np.repeat(np.random.default_rng(1).gamma(0.3, 3, (32, 32)), 8, 0), 8, 1))
-    assert math.isnan(equivalent_looks(land, NO_BOXES, "amplitude"))
-    assert math.isnan(equivalent_looks(amplitude(speckle(1)), np.array([[0.0, 0, 256, 256]]), "amplitude"))
+    assert math.isnan(equivalent_looks(land, NO_BOXES, Speckle.amplitude))
+    assert math.isnan(equivalent_looks(amplitude(speckle(1)), np.array([[0.0, 0, 256, 256]]), Speckle.amplitude))
 
 
 def test_grey_stored_as_colour_counts_as_grey():
     grey = amplitude(speckle(1))
     colour = np.repeat(grey[:, :, None], 3, axis=2)
-    assert equivalent_looks(colour, NO_BOXES, "amplitude") == equivalent_looks(grey, NO_BOXES, "amplitude")
+    assert equivalent_looks(colour, NO_BOXES, Speckle.amplitude) == equivalent_looks(grey, NO_BOXES, Speckle.amplitude)
     assert grey_levels(colour).shape == (1, 256)
     np.testing.assert_array_equal(as_float_grey(colour), as_float_grey(grey))
 
@@ -94,7 +97,7 @@ def test_grey_stored_as_colour_counts_as_grey():
 def test_hrsid_pixels_are_amplitudes_of_about_one_look(hrsid200):
     """What conf/dataset/hrsid.yaml says of them."""
     chips = sorted((hrsid200 / "JPEGImages").iterdir())[::10]
-    looks = [equivalent_looks(read_image(chip), NO_BOXES, "amplitude") for chip in chips]
+    looks = [equivalent_looks(read_image(chip), NO_BOXES, Speckle.amplitude) for chip in chips]
     assert 1 < np.nanmedian(looks) < 1.7
 
 

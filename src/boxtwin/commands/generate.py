@@ -22,8 +22,8 @@ from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation import overlays
-from boxtwin.quality.advice import describe
 from boxtwin.quality.card import QualityCard, write_quality_card
+from boxtwin.quality.record import describe
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, load_dataset, make_generator, prepare
 from boxtwin.synthesis.controls import Repeat
@@ -141,12 +141,9 @@ def quality_card(cell: Prepared) -> QualityCard | None:
     variations = library.all_variations(cell.sources)
     if not variations:
         return None
-    speckle = cell.config.dataset.speckle
+    split = cell.split
     card = write_quality_card(
-        library.folder,
-        variations,
-        *(cell.split.train, cell.split.val, cell.split.test),
-        speckle=speckle.value if speckle else None,
+        library.folder, variations, split.train, split.val, split.test, speckle=cell.config.dataset.speckle
     )
     log.info("quality card: %s\n%s", describe(card.summary), library.folder / card.picture.name)
     return card
