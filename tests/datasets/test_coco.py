@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.coco import read_coco
+from boxtwin.datasets.options import OnBadBox
 from boxtwin.errors import InputError
 
 MakeCoco = Callable[..., Any]
@@ -208,7 +209,7 @@ def test_bad_boxes(make_coco: MakeCoco, bbox: Any, kind: str) -> None:
     assert "(annotation 508)" in message
     assert ("on_bad_box=clip" in message) == ("normalised" not in kind)
     left = kind == "boxes that reach outside their image"
-    clipped, dropped = built.read(on_bad_box="clip"), built.read(on_bad_box="drop")
+    clipped, dropped = built.read(on_bad_box=OnBadBox.clip), built.read(on_bad_box=OnBadBox.drop)
     assert clipped.repairs == ({"clipped": 1} if left else {"dropped": 1})
     assert dropped.repairs == {"dropped": 1}
     assert len(dropped.samples[0].boxes) == 2
@@ -222,7 +223,7 @@ def test_bad_boxes(make_coco: MakeCoco, bbox: Any, kind: str) -> None:
 def test_clipped_boxes_and_their_areas(make_coco: MakeCoco) -> None:
     built = make_coco()
     add_box(built, [70, 60, 20, 10], area=200)
-    sample = built.read(on_bad_box="clip").samples[0]
+    sample = built.read(on_bad_box=OnBadBox.clip).samples[0]
     np.testing.assert_array_equal(sample.boxes[-1], [70, 60, 80, 64])
     # COCO sorts objects by size with it: the area of what is no longer there must not count.
     assert sample.areas[-1] == 40

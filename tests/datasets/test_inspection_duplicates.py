@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.image_io import Pixels, read_image, write_png
-from boxtwin.datasets.inspection import join_groups, look_of, nearly_same, roboflow_name
+from boxtwin.datasets.inspection import join_groups, nearly_same, roboflow_name, signature_of
 from boxtwin.datasets.splits import make_split, read_split
 from boxtwin.errors import InputError
 
@@ -44,8 +44,8 @@ def chips(request: pytest.FixtureRequest) -> list[Pixels]:
 @pytest.mark.parametrize("copy", COPIES)
 def test_copies_of_radar_chips_are_found_and_no_others(chips: list[Pixels], copy: str) -> None:
     chips = [chip if chip.ndim == 2 else chip[:, :, 0] for chip in chips]
-    looks = [look_of(chip) for chip in chips]
-    copies = [look_of(COPIES[copy](chip)) for chip in chips]
+    looks = [signature_of(chip) for chip in chips]
+    copies = [signature_of(COPIES[copy](chip)) for chip in chips]
     assert nearly_same(looks[:25], looks[25:]) == []
     assert nearly_same(looks, copies) == [(n, n) for n in range(len(chips))]
     assert nearly_same(looks, looks) == []  # the same pixels are said elsewhere
@@ -60,7 +60,7 @@ def test_what_a_fixed_camera_sees_every_time_is_no_copy() -> None:
         image = view + rng.normal(0, 3, view.shape)
         for x, y in rng.integers(0, 200, size=(5, 2)):
             image[y : y + 30, x : x + 30] = 250
-        looks.append(look_of(image.clip(0, 255).astype(np.uint8)))
+        looks.append(signature_of(image.clip(0, 255).astype(np.uint8)))
     assert nearly_same(looks[:10], looks[10:]) == []
 
 
@@ -166,7 +166,7 @@ def test_images_that_look_nearly_the_same_are_named(make_coco: MakeCoco, tmp_pat
 def test_no_pair_of_the_real_chips_is_said_to_be_one(hrsid200: Path) -> None:
     read = {"images": hrsid200 / "JPEGImages", "annotations": hrsid200 / "annotations" / "train_test2017.json"}
     dataset = read_coco(name="hrsid", **read, group_by="^([^_]+)_")
-    looks = [sample.look for sample in dataset.samples]
+    looks = [sample.signature for sample in dataset.samples]
     assert nearly_same(looks, looks) == []
     assert dataset.remarks == ()
     split = make_split(dataset, name="s1", train=80, val=20, test=100, train_pool=80)

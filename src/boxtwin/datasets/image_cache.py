@@ -1,10 +1,8 @@
 """Decoded images in memory-mapped files: decoded once, then shared by every run of a sweep and every process.
 
-Decoding a JPEG of 800 x 800 pixels takes a few milliseconds, and a training image is drawn hundreds of times. One file
-holds the pixels of many images one after the other; an index beside it says where each begins, under the sha256 of the
-image file it came from, so that no entry can be stale, and has the checksum of its pixels, which `add` compares. The
-operating system keeps in memory what is used, once for all processes, and gives it up when memory runs short. Of a grey
-image that its file stores as colour, one channel is kept.
+Decoding a JPEG of 800 x 800 pixels takes a few milliseconds, and a training image is read hundreds of times. One file
+holds the pixels of many images one after the other; an index beside it has the place and the checksum of each, under
+the sha256 of the image file, so that no entry can be stale. Of a grey image stored as colour, one channel is kept.
 """
 
 from __future__ import annotations
@@ -33,8 +31,7 @@ from boxtwin.files import exclusive_lock, write_bytes_atomically
 
 log = logging.getLogger(__name__)
 
-# Images between two writings of the index: a process that is killed loses so many at most.
-BATCH = 500
+BATCH = 500  # images between two writings of the index: a process that is killed loses so many at most
 NAMED = 5  # of damaged images
 AT_ONCE = 8  # images that are in memory while they are decoded
 ALIGNMENT = 64  # bytes: a cache line
@@ -43,9 +40,9 @@ ALIGNMENT = 64  # bytes: a cache line
 class DecodedImages:
     """The pixels of image files, decoded once if there is a folder for them, otherwise whenever they are read.
 
-    Any number of processes may add and read at once: one adds while the others wait, and what is there is never
-    changed. Pixels beyond the last entry of an index belong to no image; they are what a killed process was writing,
-    and the next one writes over them. Another version of OpenCV, which may decode differently, has files of its own.
+    Any number of processes may add and read at once: one adds while the others wait, and no entry is ever changed.
+    Pixels beyond the last entry of an index are what a killed process was writing; the next one overwrites them.
+    Another version of OpenCV, which may decode differently, has files of its own.
 
     Args:
         folder: holds a subfolder for each set of images, which may be deleted whenever no process is at work; None
@@ -92,10 +89,7 @@ class DecodedImages:
         return _decode(sample) if pixels is None else pixels
 
     def release(self, sample: Sample) -> None:
-        """Give back the memory that an image takes in this process; it can be read again.
-
-        For images that are looked at once: the system would take it back by itself, but only when memory runs short.
-        """
+        """Free the memory that an image takes in this process, for images that are read once."""
         pixels = self._pixels.get(sample.sha256)
         file = None if pixels is None else pixels.base
         if pixels is None or not isinstance(file, np.memmap) or not hasattr(mmap, "MADV_DONTNEED"):
@@ -112,15 +106,13 @@ class DecodedImages:
         damaged = _damaged(data, {sha256: entries[sha256] for sha256 in wanted if sha256 in entries})
         if damaged:
             names = ", ".join(wanted[sha256].name for sha256 in damaged[:NAMED])
-            log.warning(
-                "%s: the pixels of %d images are damaged (%s); they are decoded anew", *(data, len(damaged), names)
-            )
+            text = "%s: the pixels of %d images are damaged (%s); they are decoded anew"
+            log.warning(text, data, len(damaged), names)
         missing = [sample for sha256, sample in wanted.items() if sha256 not in entries or sha256 in damaged]
         if not missing:
             return
         # At most three channels.
-        depth = max(sample.bits for sample in missing) // 8
-        needed = sum(sample.width * sample.height for sample in missing) * 3 * depth
+        needed = sum(sample.width * sample.height for sample in missing) * 3 * max(one.bits for one in missing) // 8
         if needed > shutil.disk_usage(data.parent).free:
             raise _refused(data.parent, f"{needed / 2**30:.1f} GB may be needed, more than the disk has left")
         end = max((entry["offset"] + _size(entry) for entry in entries.values()), default=0)
@@ -130,14 +122,11 @@ class DecodedImages:
                 for sample, pixels in batch:
                     offset = -(-end // ALIGNMENT) * ALIGNMENT
                     file.seek(offset)
-                    file.write(pixels.tobytes())
-                    entries[sample.sha256] = {
-                        **{"offset": offset, "shape": pixels.shape, "dtype": str(pixels.dtype)},
-                        "crc32": zlib.crc32(pixels.tobytes()),
-                    }
-                    end = offset + pixels.nbytes
-                # An entry is written when its pixels are safe.
-                _flush(file)
+                    file.write(content := pixels.tobytes())
+                    kind = {"shape": pixels.shape, "dtype": str(pixels.dtype)}
+                    entries[sample.sha256] = {"offset": offset, **kind, "crc32": zlib.crc32(content)}
+                    end = offset + len(content)
+                _flush(file)  # an entry is written when its pixels are safe
                 write_bytes_atomically(index, json.dumps(entries).encode())
 
     def _open(self, name: str) -> None:
@@ -148,9 +137,7 @@ class DecodedImages:
             return
         file = np.memmap(data, dtype=np.uint8, mode="r")
         for sha256, entry in entries.items():
-            self._pixels[sha256] = np.ndarray(
-                tuple(entry["shape"]), np.dtype(entry["dtype"]), buffer=file, offset=entry["offset"]
-            )
+            self._pixels[sha256] = np.ndarray(entry["shape"], entry["dtype"], file, entry["offset"])
 
 
 def _decode(sample: Sample) -> Pixels:
@@ -158,7 +145,7 @@ def _decode(sample: Sample) -> Pixels:
 
 
 def _damaged(data: Path, entries: dict[str, Any]) -> list[str]:
-    """The entries whose pixels are not those that were written, as their checksum tells."""
+    """The entries whose pixels do not have their checksum."""
     if not entries:
         return []
     file = np.memmap(data, dtype=np.uint8, mode="r")
@@ -176,7 +163,7 @@ def _files(folder: Path) -> tuple[Path, Path]:
 
 
 def _entries(data: Path, index: Path) -> dict[str, Any]:
-    """The index; empty where a file is missing or damaged: no process of ours leaves it so, a power cut may."""
+    """The index; empty where a file is missing or damaged, as a power cut may leave it."""
     try:
         entries: dict[str, Any] = json.loads(index.read_text())
         held = data.stat().st_size
@@ -195,7 +182,7 @@ def _size(entry: dict[str, Any]) -> int:
 
 
 def _batches(samples: Sequence[Sample]) -> Iterator[Iterator[tuple[Sample, Pixels]]]:
-    """Samples with their pixels, decoded by a few threads: OpenCV lets go of the interpreter while it decodes."""
+    """Samples with their pixels, decoded by a few threads: OpenCV releases the interpreter's lock."""
     remaining = iter(tqdm(samples, desc="decoding images", unit="image", disable=len(samples) < 1000))
     with ThreadPoolExecutor(max_workers=4) as pool:
 

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, gathered so that one error can tell it all."""
+"""Problems of a data set, collected so that one error names them all, and remarks on it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ LONGEST_SHOWN = 250  # characters of a text from a file
 
 @dataclass
 class Problems:
-    """Offenders by kind of problem, and for each kind how to mend it where that is not plain."""
+    """Offenders by kind of problem, how to repair each kind where that is not plain, and remarks on what is allowed."""
 
     offenders: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     cures: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def add(self, kind: str, offender: object, cure: str = "") -> None:
         """One more offender of a kind."""

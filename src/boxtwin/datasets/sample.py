@@ -1,4 +1,4 @@
-"""The value objects that the whole project passes around: one labelled image, where it came from, and a set of them."""
+"""Value objects of the whole project: a labelled image, its lineage, a data set, and what is decided about boxes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float, Int
 
 from boxtwin.boxes import Box
 from boxtwin.datasets.image_io import Pixels, read_image
-from boxtwin.datasets.inspection import Look
+from boxtwin.datasets.inspection import Signature
 from boxtwin.datasets.reading import Reading
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a synthetic image comes from: everything needed to trace it, and to keep it on its source's side."""
+    """Origin of a synthetic image."""
 
     source: str  # `Sample.name` of the real image it varies
     generator: str
@@ -34,8 +34,8 @@ class Sample:
     """One image file and its objects; ``lineage`` is None for a real image.
 
     ``boxes`` are xyxy in pixels of the image file; ``labels`` index the class names of the data set; ``areas`` are the
-    annotation's own (COCO sorts objects into small, medium and large by them); ``crowd`` marks boxes that stand for a
-    crowd: they are neither trained on nor counted, and COCO evaluation ignores detections in them.
+    annotation's own (COCO sorts objects into small, medium and large by them); ``crowd`` marks boxes of crowds, which
+    are neither trained on nor counted, and in which COCO evaluation ignores detections.
     """
 
     name: str  # path below the image folder, unique in its data set
@@ -49,17 +49,16 @@ class Sample:
     crowd: Bool[np.ndarray, " n"]
     group: str = ""  # images of one group (scene) stay on one side of a split
     lineage: Lineage | None = None
-    sha256: str = ""  # of the image file's bytes, and of how they are read where that is not as before `Reading`
+    sha256: str = ""  # of the image file's bytes, and of how they are read where first versions read them otherwise
     bits: int = 8  # of a pixel's channel in the file, 8 or 16
-    look: Look | None = None  # what it looks like, to find copies; None: not known, or nothing to see
+    signature: Signature | None = None  # to find copies; None: not known, or all pixels of one value
     reading: Reading = Reading()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
-        shapes = {"labels": self.labels.shape, "areas": self.areas.shape, "crowd": self.crowd.shape}
-        for field_name, shape in shapes.items():
-            if shape != (n,):
-                raise ValueError(f"{self.name}: {n} boxes need {field_name} of shape ({n},), got {shape}")
+        for name, array in {"labels": self.labels, "areas": self.areas, "crowd": self.crowd}.items():
+            if array.shape != (n,):
+                raise ValueError(f"{self.name}: {n} boxes need {name} of shape ({n},), got {array.shape}")
 
     def read(self) -> Pixels:
         """The pixels that the boxes refer to; raises OSError as `read_image` does."""

@@ -28,9 +28,8 @@ def make_reading(config: BoxtwinConfig) -> Reading:
         InputError: a value is wrong.
     """
     node = config.dataset
-    channels = None if node.channels is None else tuple(node.channels)
     try:
-        return Reading(node.orientation.value, node.page, channels, node.max_pixels)
+        return Reading(node.orientation, node.page, node.channels, node.max_pixels)
     except ValueError as error:
         raise InputError(f"dataset.page, dataset.channels or dataset.max_pixels: {error}") from None
 
