@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.coco_boxes import ROUNDING, check_box, is_turned, left_upper_part, other_format, repeats
 from boxtwin.datasets.options import OnBadBox, OnDuplicateBox
-from boxtwin.datasets.sample import Sample
+from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
-from boxtwin.labels.manual import Manual
+from boxtwin.labels.manual import ManualLabels
+from boxtwin.labels.method import Variations
+from boxtwin.labels.options import LabelOptions
 
 MakeCoco = Callable[..., Any]
 SEEDS = st.integers(0, 2**32 - 1)
@@ -147,7 +149,8 @@ def test_labels_by_hand_and_data_sets_round_alike(
     def by_hand() -> Any:
         no_boxes, nothing = np.zeros((0, 4), np.float32), np.zeros(0)
         source = Sample("S00_0.png", tmp_path, 80, 64, 1, no_boxes, none, nothing, nothing.astype(bool))
-        manual = Manual(file=file, samples=[source], classes=[kind["name"]], category_ids=[kind["id"]])
+        dataset = Dataset("a", (kind["name"],), (kind["id"],), (source,), "")
+        manual = ManualLabels(LabelOptions(file=str(file)), Variations(dataset, "repeat", "exact"))
         (box,) = manual(pixels, pixels, no_boxes, none, image=image["file_name"]).boxes
         return box.box
 

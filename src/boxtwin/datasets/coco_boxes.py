@@ -52,11 +52,7 @@ def read_objects(
 ) -> tuple[dict[int, list[CocoObject]], Counter[str]]:
     """The checked objects of every image, by its id, and how many bad boxes were clipped or dropped.
 
-    Args:
-        content: of the file, as `boxtwin.datasets.coco_json.read_content` gives it.
-        sizes: width and height of the images that could be read, by id.
-        on_bad_box: what to do with boxes that are empty, not finite or reach outside their image.
-        problems: gets what is wrong and what a user should know.
+    ``content`` is what `read_content` gives, ``sizes`` the width and height of the images that could be read, by id.
     """
     repairs: Counter[str] = Counter()
     objects: dict[int, list[CocoObject]] = defaultdict(list)
@@ -201,12 +197,9 @@ def box_numbers(bbox: object) -> Box | None:
 
 
 def other_format(boxes: Boxes, sizes: Sizes, areas: Float[np.ndarray, " n"]) -> tuple[str, str]:
-    """How the boxes of a whole data set seem to be written, and how to mend it; "" and "" if as [x, y, width, height].
+    """How the boxes of a whole data set seem to be written, and how to repair it; "" and "" if as [x, y, width, height].
 
-    Args:
-        boxes: the numbers of all annotations that have four finite ones.
-        sizes: width and height of the image of each, pixels.
-        areas: as the file states them, nan where it does not.
+    ``areas`` are as the file states them, nan where it does not.
     """
     boxes = boxes.clip(-HUGE, HUGE)
     # 1. Shares of the image: objects in the first pixel alone are no objects.

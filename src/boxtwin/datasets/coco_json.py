@@ -66,12 +66,10 @@ def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
         return json.loads(encoded.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=parse_int)
     except RecursionError:
         raise InputError(f"{where} is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where} is not valid JSON: its text is not UTF-8, see byte {error.start}; save it as UTF-8"
-        ) from None
     except ValueError as error:
-        raise InputError(f"{where} is not valid JSON: {error}") from None
+        encoding = "its text is not UTF-8, see byte {0.start}; save it as UTF-8"
+        what = encoding.format(error) if isinstance(error, UnicodeDecodeError) else error
+        raise InputError(f"{where} is not valid JSON: {what}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -217,9 +215,8 @@ def find_files(names: Sequence[str], folder: Path) -> list[Path]:
 def merge_categories(content: dict[str, list[dict[str, Any]]], problems: Problems) -> dict[str, list[int]]:
     """Make categories of one name one category; the ids of each such name, its own first.
 
-    Merged files repeat their categories, and Roboflow writes a root category that may have the name of a class. The one
-    category has the smallest id that annotations use. Parts of different things may share a name: where annotations use
-    several and their ``supercategory`` differs, they are refused.
+    Merged files repeat their categories, and Roboflow writes a root category that may have the name of a class. The
+    smallest id that annotations use stays. Categories in use with different ``supercategory`` are refused.
     """
     used = Counter(annotation["category_id"] for annotation in content["annotations"])
     by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -45,8 +45,8 @@ class DecodedImages:
     Another version of OpenCV, which may decode differently, has files of its own.
 
     Args:
-        folder: holds a subfolder for each set of images, which may be deleted whenever no process is at work; None
-            keeps nothing.
+        folder: holds a subfolder for each set of images, which may be deleted when no process is at work; None keeps
+            nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -86,7 +86,7 @@ class DecodedImages:
     def read(self, sample: Sample) -> Pixels:
         """The pixels of an image, not to be written to: what `read_image` gives, in grey where the file is grey."""
         pixels = self._pixels.get(sample.sha256)
-        return _decode(sample) if pixels is None else pixels
+        return as_grey(sample.read()) if pixels is None else pixels
 
     def release(self, sample: Sample) -> None:
         """Free the memory that an image takes in this process, for images that are read once."""
@@ -140,10 +140,6 @@ class DecodedImages:
             self._pixels[sha256] = np.ndarray(entry["shape"], entry["dtype"], file, entry["offset"])
 
 
-def _decode(sample: Sample) -> Pixels:
-    return as_grey(sample.read())
-
-
 def _damaged(data: Path, entries: dict[str, Any]) -> list[str]:
     """The entries whose pixels do not have their checksum."""
     if not entries:
@@ -189,7 +185,7 @@ def _batches(samples: Sequence[Sample]) -> Iterator[Iterator[tuple[Sample, Pixel
         def decoded(batch: Sequence[Sample]) -> Iterator[tuple[Sample, Pixels]]:
             for start in range(0, len(batch), AT_ONCE):
                 part = batch[start : start + AT_ONCE]
-                yield from zip(part, pool.map(_decode, part), strict=True)
+                yield from zip(part, pool.map(lambda sample: as_grey(sample.read()), part), strict=True)
 
         while batch := list(islice(remaining, BATCH)):
             yield decoded(batch)

@@ -38,9 +38,7 @@ _END_OF_IMAGE, _WITHOUT_LENGTH = 0xD9, (0x01, 0xD8)
 
 
 def read_image(path: Path, reading: Reading = _UPRIGHT) -> Pixels:
-    """Read an image as ``(h, w)`` grey or ``(h, w, 3)`` RGB, uint8 or uint16 as in the file.
-
-    Alpha channels are dropped. Pixels are turned as the file's orientation tag says, unless ``reading`` says otherwise.
+    """Read an image as ``(h, w)`` grey or ``(h, w, 3)`` RGB without alpha, uint8 or uint16 as in the file.
 
     Raises:
         OSError: the file is missing, damaged or too large, or holds something else than ``reading`` expects.
@@ -51,14 +49,12 @@ def read_image(path: Path, reading: Reading = _UPRIGHT) -> Pixels:
 def decode_image(encoded: bytes, name: str, reading: Reading = _UPRIGHT) -> Pixels:
     """As `read_image`, from the bytes of a file; ``name`` is what errors call it."""
     header = read_header(encoded, name, reading)
-    if header.is_tiff:
-        content = tiff.for_opencv(encoded, name, reading)
-        if content is None:
-            stored = tiff.decode(encoded, name, reading)
-        elif header.how == tiff.BELOW_ALPHA:
-            stored, _ = tiff.without_alpha(content, name)
-        else:
-            stored = _stored(content, name, None)
+    content = tiff.for_opencv(encoded, name, reading) if header.is_tiff else None
+    if content is not None:
+        is_darkened = header.how == tiff.BELOW_ALPHA
+        stored = tiff.without_alpha(content, name)[0] if is_darkened else _stored(content, name, None)
+    elif header.is_tiff:
+        stored = tiff.decode(encoded, name, reading)
     else:
         if encoded[:2] == b"\xff\xd8":
             _check_jpeg(encoded, name)

@@ -172,7 +172,7 @@ def make_split(
 
     Scenes are assigned to test, validation and a pool for training in the proportions test : val : train_pool, and the
     images of each side are shuffled. The training images are the first ``train`` of the pool: splits that share every
-    number but ``train`` are nested in one another and share validation and test images.
+    other number are nested in one another and share validation and test images.
 
     Raises:
         InputError: there are too few images, or the scenes cannot be assigned so that every side gets enough.
@@ -197,19 +197,17 @@ def make_split(
     sizes = {group: len(members[group]) for group in groups}
     sides = _assign(sizes, needed)
     if sides is None:
-        largest = Counter({group: len(samples) for group, samples in members.items()}).most_common(3)
+        largest = ", ".join(f"{group} ({size} images)" for group, size in Counter(sizes).most_common(3))
         raise InputError(
             f"split {name}: the {len(groups)} scenes of data set {dataset.name} cannot be dealt whole so that "
-            f"test gets {test}, validation {val} and training {train_pool} images; the largest scenes are "
-            + ", ".join(f"{group} ({size} images)" for group, size in largest)
-            + ". Choose smaller numbers, or another split.group_by."
+            f"test gets {test}, validation {val} and training {train_pool} images; the largest scenes are {largest}. "
+            "Choose smaller numbers, or another split.group_by."
         )
-    chosen: dict[str, tuple[Sample, ...]] = {}
+    chosen = []
     for side, count in (("test", test), ("val", val), ("train", train)):
         pool = [sample for group in sorted(sides[side]) for sample in members[group]]
-        order = random.permutation(len(pool))
-        chosen[side] = tuple(pool[position] for position in order[:count])
-    return Split(name, chosen["train"], chosen["val"], chosen["test"])
+        chosen.append(tuple(pool[position] for position in random.permutation(len(pool))[:count]))
+    return Split(name, *reversed(chosen))
 
 
 def _assign(sizes: Mapping[str, int], needed: Mapping[str, int]) -> dict[str, list[str]] | None:

@@ -33,6 +33,10 @@ CONTEXT = 0.75  # of the box's longer side, shown around it on every side
 LEAST_CONTEXT = 8  # pixels
 
 
+_Line = Mapping[str, Any]  # of a store's manifest
+_Read = Callable[[], Pixels]
+
+
 class Distribution(TypedDict):
     """Values of one kind of evidence, of the boxes with one decision."""
 
@@ -49,13 +53,13 @@ class EvidenceValues(TypedDict):
 
 
 class Counts(TypedDict):
-    """Boxes of used images by decision, and images."""
+    """Boxes of used images by decision, used images, and refused images."""
 
     kept: int
     shifted: int
     dropped: int
     added: int
-    images: int  # that are used
+    images: int
     refused: int
 
 
@@ -71,7 +75,7 @@ class LabelCard(Counts):
 class _Case(NamedTuple):
     """One box in its store."""
 
-    line: Mapping[str, Any]
+    line: _Line
     number: int  # among the boxes of its line
     decision: Decision
     box: Box
@@ -107,26 +111,17 @@ class _Case(NamedTuple):
 _PairOf = Callable[[_Case], tuple[Pixels, Pixels]]  # reads the source and the variation
 
 
-def tally(lines: Sequence[Mapping[str, Any]]) -> Counts:
+def tally(lines: Sequence[_Line]) -> Counts:
     """Count the boxes and images of a manifest's lines."""
     used = [line["labels"] for line in lines if line["labels"]["refused"] is None]
     counts = {decision: sum(labels[decision] for labels in used) for decision in DECISIONS}
     return cast(Counts, {**counts, "images": len(used), "refused": len(lines) - len(used)})
 
 
-def write_card(
-    folder: Path,
-    lines: Sequence[Mapping[str, Any]],
-    sources: Mapping[str, Callable[[], Pixels]],
-    classes: Sequence[str] = (),
-) -> None:
-    """Write ``label_card.json`` and ``label_card.png`` of a store.
+def write_card(folder: Path, lines: Sequence[_Line], sources: Mapping[str, _Read], classes: Sequence[str] = ()) -> None:
+    """Write ``label_card.json`` and ``label_card.png`` of a store, from those lines of its manifest that count.
 
-    Args:
-        folder: of the store.
-        lines: of its manifest, those that count.
-        sources: reads the pixels of each real image, by its name.
-        classes: of the data set, which the picture names where there are several.
+    ``sources`` reads the pixels of each real image, by its name.
     """
     ordered = sorted(lines, key=lambda line: (line["source"], line["variation"]))
     cases = _cases(ordered)
@@ -151,7 +146,7 @@ def write_card(
     write_bytes_atomically(folder / "label_card.json", json.dumps(card, indent=1).encode())
 
 
-def _cases(lines: Sequence[Mapping[str, Any]]) -> list[_Case]:
+def _cases(lines: Sequence[_Line]) -> list[_Case]:
     cases = []
     for line in lines:
         for number, box in enumerate(line["labels"]["boxes"] if line["labels"]["refused"] is None else ()):

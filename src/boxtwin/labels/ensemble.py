@@ -49,11 +49,6 @@ def agreements(found: Sequence[Detections], thresholds: Sequence[float], *, iou:
 
     A place begins with a detection above its member's threshold. Of every other member the best one of the same class
     joins, if it overlaps by at least ``iou`` and has at least `SUPPORT` of its threshold.
-
-    Args:
-        found: detections of each member.
-        thresholds: of each member.
-        iou: overlap from which two boxes mean one object.
     """
     members = list(enumerate(zip(found, thresholds, strict=True)))
     unused = [set(np.flatnonzero(one.scores >= SUPPORT * threshold).tolist()) for _, (one, threshold) in members]

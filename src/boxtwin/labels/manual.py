@@ -46,52 +46,44 @@ class _Labelled(NamedTuple):
     boxes: list[tuple[int, Box, int]]  # number of the annotation, xyxy, label
 
 
-class Manual:
-    """Take the boxes of images that a person has confirmed; refuse all others.
+class ManualLabels:
+    """The way to label that takes the boxes of images that a person has confirmed, and refuses all others.
 
-    The file is COCO JSON, with ``"confirmed": true`` at images that a person has confirmed. Its images are recognised
-    by the ``file_name`` of their store's ``annotations.json``, by the base name of that, or by their pixels: where an
-    image has the store's ``pixels_sha256``, or its file lies beside the label file. An image with a ``pixels_sha256``
-    must have these very pixels: a store of other settings uses the same names. Classes are matched by the names in the
-    file's ``categories``; without such, ids are the data set's. An image may say how many ``minutes`` its labels took a
-    person; reports add them up.
-
-    Args:
-        file: what `labels.file` names.
-        samples: all images of the data set.
-        classes: of the data set.
-        category_ids: the number that the data set's file gives each class.
-        every_image: whether all images of the file count as confirmed, but those marked ``"confirmed": false``: files
-            from annotation tools hold what a person has checked, and have lost the marks.
+    ``labels.file`` is COCO JSON, with ``"confirmed": true`` at images that a person has confirmed. Its images are
+    recognised by the ``file_name`` of their store's ``annotations.json``, by the base name of that, or by their pixels:
+    where an image has the store's ``pixels_sha256``, or its file lies beside the label file. An image with a
+    ``pixels_sha256`` must have these very pixels: a store of other settings uses the same names. Classes are matched by
+    the names in the file's ``categories``; without such, ids are the data set's. An image may say how many ``minutes``
+    its labels took a person.
+    With ``labels.confirmed=all`` all images of the file count as confirmed, but those marked ``"confirmed": false``:
+    files from annotation tools hold what a person has checked, and have lost the marks.
 
     Raises:
         InputError: no file is named, or it is missing, no COCO, has boxes of other classes or bad boxes, is about
-            images of other sizes, or none of its images is a variation of one of ``samples``.
+            images of other sizes, or none of its images is a variation of one of the data set.
     """
 
-    def __init__(
-        self,
-        *,
-        file: Path | None,
-        samples: Sequence[Sample],
-        classes: Sequence[str],
-        category_ids: Sequence[int],
-        every_image: bool = False,
-    ) -> None:
-        if file is None:
+    by_hand = True
+    asks_detectors = False
+
+    def __init__(self, options: LabelOptions, variations: Variations) -> None:
+        if options.file is None:
             raise InputError(f"labels=manual takes a file of confirmed labels: say labels.file=FILE; to get one, {HOW}")
-        self.file, self._start = file, f"labels.file={file}"  # of messages
+        dataset, self._every_image = variations.dataset, options.confirmed is Confirmed.all
+        self.file = file = Path(options.file)
+        self._start = f"labels.file={file}"  # of messages
         try:
             self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         except OSError as error:
             raise InputError(f"{self._start} cannot be read: {error.strerror}; to get one, {HOW}") from None
         content = load_json(file, setting="labels.file=")
-        ids = {number: label for label, number in enumerate(category_ids)}
+        ids = {number: label for label, number in enumerate(dataset.category_ids)}
         try:
-            confirmed = [image for image in content["images"] if self._is_confirmed(image, every_image)]
-            labels = self._labels(content.get("categories"), classes, ids)
+            confirmed = [image for image in content["images"] if self._is_confirmed(image)]
+            labels = self._labels(content.get("categories"), dataset.classes, ids)
             self._check_owners(content)
-            known = ", ".join(f"{name} ({number})" for name, number in zip(classes, category_ids, strict=True))
+            classes = zip(dataset.classes, dataset.category_ids, strict=True)
+            known = ", ".join(f"{name} ({number})" for name, number in classes)
             images = self._read(confirmed, content["annotations"], labels, known)
         except InputError:
             raise
@@ -99,7 +91,7 @@ class Manual:
             raise InputError(f"{self._start} is no COCO file of images and annotations: {error!r}") from None
         self._by_name: dict[str, _Labelled] = {}  # by paths in a store
         self._by_pixels: dict[str, _Labelled] = {}  # by hashes
-        self._recognise(images, samples)
+        self._recognise(images, dataset.samples)
         # Whether first versions, which took ids as the data set's, and knew no other names than the store's and no
         # other mark than true, read it alike.
         self.read_as_before = (
@@ -107,6 +99,16 @@ class Manual:
             and all(self._by_name.get(image.name) is image for image in images)
             and all(image.get("confirmed", True) is True for image in confirmed)
         )
+
+    def identity(self) -> dict[str, Any]:
+        """The content of the file, and how it is read."""
+        # First versions matched classes by ids, and images by the store's names.
+        matched = {} if self.read_as_before else {"matched": 2}
+        return {"file": self.sha256, **({"confirmed": "all"} if self._every_image else {}), **matched}
+
+    def judge(self, members: Sequence[Member]) -> ManualLabels:  # noqa: ARG002, it asks a person
+        """By the file."""
+        return self
 
     def __call__(self, source: Pixels, pixels: Pixels, boxes: Any, labels: Any, image: str = "") -> Judgement:  # noqa: ARG002
         """The confirmed boxes of the store's ``image``."""
@@ -142,10 +144,10 @@ class Manual:
                 raise InputError(f"{self._start}: category id {category['id']} has two names")
         return labels
 
-    def _is_confirmed(self, image: dict[str, Any], every_image: bool) -> bool:
+    def _is_confirmed(self, image: dict[str, Any]) -> bool:
         """Whether a person has confirmed the labels; images that the store refused need a mark of their own."""
         if "confirmed" not in image:
-            return every_image and not image.get("refused")
+            return self._every_image and not image.get("refused")
         confirmed = flag(image["confirmed"])
         if confirmed is None:
             mark = f"confirmed is neither yes nor no, {image['confirmed']!r}"
@@ -288,30 +290,3 @@ def _minutes(image: dict[str, Any]) -> float | None:
 def _normalised(name: str) -> str:
     """A class's name as data sets are read: letters composed, without blanks around it."""
     return unicodedata.normalize("NFC", name.strip())
-
-
-class ManualLabels:
-    """The way to label of `Manual`, for any generator."""
-
-    by_hand = True
-    asks_detectors = False
-
-    def __init__(self, options: LabelOptions, variations: Variations) -> None:
-        dataset, self._every_image = variations.dataset, options.confirmed is Confirmed.all
-        self._judge = Manual(
-            file=None if options.file is None else Path(options.file),
-            samples=dataset.samples,
-            classes=dataset.classes,
-            category_ids=dataset.category_ids,
-            every_image=self._every_image,
-        )
-
-    def identity(self) -> dict[str, Any]:
-        """The content of the file, and how it is read."""
-        # First versions matched classes by ids, and images by the store's names.
-        matched = {} if self._judge.read_as_before else {"matched": 2}
-        return {"file": self._judge.sha256, **({"confirmed": "all"} if self._every_image else {}), **matched}
-
-    def judge(self, members: Sequence[Member]) -> Manual:  # noqa: ARG002, it asks a person
-        """By the file."""
-        return self._judge

@@ -32,7 +32,6 @@ MOST_SUMS = 4
 SAMPLED = 8192  # frequencies of an image: the share of grain is known to 0.008, and a match of 0.06 is no chance
 ROUGH = 512  # of these frequencies, that all images are compared by: the share is known to 0.03
 CANDIDATES = 128  # images that are compared by all of them; a share of 0.2 puts one of 3,000 images among these
-ROUGH_LAYOUT = 16  # pixels a side of the layouts that all images are compared by
 SCALE = 100  # of phases that are kept in 8 bits
 PEAKS = 4  # shifts at which a match is searched
 
@@ -57,44 +56,24 @@ def layout_distances(a: Float32[np.ndarray, "n 4096"], b: Float32[np.ndarray, "m
 class LayoutIndex:
     """The layouts of many images, to find the nearest of them.
 
-    Layouts of 16 x 16 pixels bound how alike two whole ones are: what they leave out adds at most the product of its
-    lengths (Cauchy and Schwarz). The `CANDIDATES` that may be nearest by this bound are compared whole. The nearest is
-    among them where images show anything; in mere noise it is one about as near.
-
     Args:
         count: of images; `add` gives their layouts.
     """
 
     def __init__(self, count: int) -> None:
         self.layouts = np.zeros((count, LAYOUT**2), dtype=np.float32)
-        self._rough = np.zeros((count, ROUGH_LAYOUT**2), dtype=np.float32)
-        self._rest = np.zeros(count, dtype=np.float32)
 
     def add(self, number: int, own: Float32[np.ndarray, " 4096"]) -> None:
         """Add the layout of image ``number``."""
         self.layouts[number] = own
-        self._rough[number], self._rest[number] = _rough_layout(own)
 
     def nearest(self, seen: Float32[np.ndarray, " 4096"], *, leave_out: int | None = None) -> tuple[int, float]:
         """Number and distance of the image that is nearest in layout; infinitely far where there is none."""
-        rough, rest = _rough_layout(seen)
-        # Only flat images, which have no length, are like a flat one.
-        most = self._rough @ rough + self._rest * rest if seen.any() else -(self._rough**2).sum(axis=1) - self._rest
+        distances = layout_distances(seen[None], self.layouts)[0]
         if leave_out is not None:
-            most[leave_out] = -np.inf
-        chosen = _highest(most, CANDIDATES)
-        distances = layout_distances(seen[None], self.layouts[chosen])[0]
-        if leave_out is not None:
-            distances[chosen == leave_out] = np.inf
-        place = int(distances.argmin())
-        return int(chosen[place]), float(distances[place])
-
-
-def _rough_layout(own: Float32[np.ndarray, " 4096"]) -> tuple[Float32[np.ndarray, " 256"], np.float32]:
-    """A layout in 16 x 16 pixels, scaled to keep products with others, and the length of what it leaves out."""
-    step = LAYOUT // ROUGH_LAYOUT
-    rough = own.reshape(ROUGH_LAYOUT, step, ROUGH_LAYOUT, step).sum(axis=(1, 3)).ravel() / np.float32(step)
-    return rough, np.sqrt(np.maximum(own @ own - rough @ rough, np.float32(0)))
+            distances[leave_out] = np.inf
+        number = int(distances.argmin())
+        return number, float(distances[number])
 
 
 def _highest(values: Float32[np.ndarray, " n"], count: int) -> Int[np.ndarray, " _count"]:

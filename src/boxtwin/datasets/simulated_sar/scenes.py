@@ -52,10 +52,10 @@ def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, see
     appears whole or not at all; of two processes that build at once, one waits for the other.
 
     Args:
-        root: folder to make; its parent is made when missing.
+        root: folder to make, its parent as well.
         images: number of chips.
         image_size: side of a chip in pixels.
-        chips_per_scene: chips cut from each scene; the last scene may have fewer.
+        chips_per_scene: the last scene may have fewer.
         seed: not negative.
 
     Raises:
@@ -97,7 +97,7 @@ def _is_finished(root: Path, parameters: dict[str, int]) -> bool:
 
 def _write(folder: Path, parameters: dict[str, int]) -> None:
     images: list[dict[str, Any]] = []
-    annotations: list[tuple[int, int, list[int | float], int | float, bool]] = []
+    annotations: list[tuple[int, int, list[float], float, bool]] = []
     per_scene = parameters["chips_per_scene"]
     scenes = -(-parameters["images"] // per_scene)
     for scene in tqdm(range(scenes), desc="simulating SAR scenes", unit="scene"):
@@ -119,10 +119,8 @@ def _write(folder: Path, parameters: dict[str, int]) -> None:
 def simulate_scene(rng: np.random.Generator, *, chips: int, size: int) -> list[Chip]:
     """Simulate one acquisition and cut ``chips`` crops of ``size`` pixels from it.
 
-    1. lay out land, ships and other targets;
-    2. build the reflectivity: sea (texture, swell, slicks, wakes), land, and the ghosts of land;
-    3. see it through the sensor, looks averaged;
-    4. quantise amplitude to 8 bit and cut.
+    Lays out land, ships and other targets, computes the reflectivity of sea and land and the image that the sensor
+    forms, and quantises its amplitude to 8 bit.
     """
     windows, shape = _windows(chips, size)
     berths, shore, sheltered = _lay_out(rng, windows, shape, size)
@@ -175,6 +173,7 @@ def _lay_out(
     stream = None
     # Ships per chip: a gamma mixture of Poisson counts gives the long tail and the empty sea of real counts.
     density = rng.gamma(3.0, 0.9)
+    shore = Shore(np.zeros(shape, bool), [])
     if kind == "coast":
         shore = layout.coast(rng, shape)
     elif kind == "harbour":
@@ -183,8 +182,6 @@ def _lay_out(
     elif kind == "river":
         shore, stream = layout.river(rng, shape)
         density = rng.uniform(2, 7)
-    else:
-        shore = Shore(np.zeros(shape, bool), [])
     berths = Berths(shore.land, windows)
     if kind == "harbour":
         layout.moor(rng, berths, shore, occupancy=rng.uniform(0.15, 0.55), longest=longest)
@@ -202,14 +199,9 @@ def _sea(
     if sheltered:
         return sea * 10 ** (-rng.uniform(0, 4) / 10)
     if rng.random() < 0.5:
-        sea *= physics.swell(
-            rng,
-            shape,
-            wavelength=rng.uniform(8, 40),
-            heading=rng.uniform(0, np.pi),
-            spread=rng.uniform(0.15, 0.4),
-            depth=rng.uniform(0.1, 0.5),
-        )
+        wavelength, heading = rng.uniform(8, 40), rng.uniform(0, np.pi)
+        spread, depth = rng.uniform(0.15, 0.4), rng.uniform(0.1, 0.5)
+        sea *= physics.swell(rng, shape, wavelength=wavelength, heading=heading, spread=spread, depth=depth)
     if rng.random() < 0.2:  # slicks and low wind: dark patches with soft borders
         patches = physics.smooth_normal(rng, shape, rng.uniform(30, 90))
         sea *= 1 - rng.uniform(0.4, 0.8) / (1 + np.exp(-8 * (patches - rng.uniform(0.2, 1.0))))
