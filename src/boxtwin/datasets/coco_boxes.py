@@ -197,7 +197,7 @@ def box_numbers(bbox: object) -> Box | None:
 
 
 def other_format(boxes: Boxes, sizes: Sizes, areas: Float[np.ndarray, " n"]) -> tuple[str, str]:
-    """How the boxes of a whole data set seem to be written, and how to repair it; "" and "" if as [x, y, width, height].
+    """How the boxes of a whole data set are written, and how to repair it; "" and "" if as [x, y, width, height].
 
     ``areas`` are as the file states them, nan where it does not.
     """
