@@ -10,12 +10,12 @@ from boxtwin.quality.record import COPY
 from boxtwin.quality.similarity import (
     MOST_SUMS,
     GrainIndex,
-    LayoutIndex,
     common_shape,
     grain,
     layout,
     layout_distances,
     nearer_than_chance,
+    nearest_layout,
     repeated,
 )
 from boxtwin.quality.texture import as_float_grey
@@ -195,7 +195,6 @@ def test_a_part_of_one_of_thousands_is_found_and_each_takes_little_memory():
 
 @pytest.mark.parametrize(("kind", "within"), [("smooth", 1e-6), ("flat", 1e-6), ("alike", 1e-6), ("noise", 0.02)])
 def test_the_nearest_layout_is_that_of_comparing_all(kind, within):
-    """In mere noise, whose coarse layouts say little, it is one of those that are as near as any."""
     rng = np.random.default_rng(1)
     side = {"smooth": 6, "noise": 64, "flat": 6, "alike": 6}[kind]
     coarse = rng.uniform(0, 200, (400, side, side)).astype(np.float32)
@@ -204,23 +203,18 @@ def test_the_nearest_layout_is_that_of_comparing_all(kind, within):
     if kind == "flat":
         coarse[50:250] = 7
     layouts = np.stack([layout(cv2.resize(one, (64, 64), interpolation=cv2.INTER_CUBIC)) for one in coarse])
-    index = LayoutIndex(300)
-    for number in range(300):
-        index.add(number, layouts[number])
     expected = layout_distances(layouts, layouts[:300])
     for number in range(0, 400, 15):
         row = expected[number].copy()
-        found, distance = index.nearest(layouts[number])
+        found, distance = nearest_layout(layouts[:300], layouts[number])
         assert distance == pytest.approx(row.min(), abs=within)
         assert row[found] == pytest.approx(row.min(), abs=within)
         if number < 300:
             row[number] = np.inf
-            found, distance = index.nearest(layouts[number], leave_out=number)
+            found, distance = nearest_layout(layouts[:300], layouts[number], leave_out=number)
             assert found != number
             assert distance == pytest.approx(row.min(), abs=within)
-    alone = LayoutIndex(1)
-    alone.add(0, layouts[0])
-    assert alone.nearest(layouts[0], leave_out=0)[1] == np.inf
+    assert nearest_layout(layouts[:1], layouts[0], leave_out=0)[1] == np.inf
 
 
 def test_real_chips_share_grain_where_their_names_say_that_they_overlap(hrsid200):

@@ -102,8 +102,8 @@ def read_objects(
         problems.cures[OVERHANGING] += " All would lie inside if x and y were their centres; are they?"
     for action, where in bad.items():
         repairs[action] = len(where)
-        found = f"{len(where)} bad boxes {action}, in {some(sorted({*where}))}"
-        problems.remarks.append(f"dataset.on_bad_box={on_bad_box.value}: {found}")
+        what = f"{len(where)} bad boxes {action}, in {some(sorted({*where}))}"
+        problems.remarks.append(f"dataset.on_bad_box={on_bad_box.value}: {what}")
     turned = [names[entry["image_id"]] for entry in entries if is_turned(entry)]
     if turned:
         problems.remarks.append(

@@ -31,16 +31,16 @@ class Problems:
         """Raise one `InputError` that tells everything; its first line names the kinds."""
         if not self.offenders:
             return
-        kinds = [f"{kind}: {len(found)}" for kind, found in self.offenders.items()]
+        kinds = [f"{kind}: {len(offenders)}" for kind, offenders in self.offenders.items()]
         first = "; ".join(kinds[:KINDS_IN_FIRST_LINE])
         if len(kinds) > KINDS_IN_FIRST_LINE:
             first += f"; and {len(kinds) - KINDS_IN_FIRST_LINE} other kinds of problem"
         lines = [f"{annotations}: {first}. Nothing was used."]
-        for kind, found in self.offenders.items():
-            lines.append(f"  {kind}: {len(found)}")
-            lines += [f"    {offender}" for offender in found[:OFFENDERS_SHOWN]]
-            if len(found) > OFFENDERS_SHOWN:
-                lines.append(f"    … and {len(found) - OFFENDERS_SHOWN} more")
+        for kind, offenders in self.offenders.items():
+            lines.append(f"  {kind}: {len(offenders)}")
+            lines += [f"    {offender}" for offender in offenders[:OFFENDERS_SHOWN]]
+            if len(offenders) > OFFENDERS_SHOWN:
+                lines.append(f"    … and {len(offenders) - OFFENDERS_SHOWN} more")
         lines += dict.fromkeys(self.cures.values()) or ["Mend the file or the folder and start again."]
         raise InputError("\n".join(lines))
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from boxtwin.boxes import Box, iou_matrix
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import CarriedBox, Detections, Judgement
+from boxtwin.datasets.sample import CarriedBox, Decision, Detections, Judgement
 from boxtwin.errors import InputError
 from boxtwin.labels.box_evidence import (
     Match,
@@ -52,17 +52,17 @@ class _Measured:
 
     box: Box
     label: int
-    response: float
-    correlation: float
     match: Match
     shifted: Box | None  # where the source's object is found instead, if it is found anywhere else
     shifted_response: float
     detected: bool  # by enough members, in the variation
     detected_in_source: bool
-    evidence: dict[str, float | None]
+    measured: dict[str, float]
 
-    def decided(self, decision: Literal["kept", "shifted", "dropped"], box: Box | None = None) -> CarriedBox:
-        return CarriedBox(box or self.box, self.label, decision, self.evidence)
+    def decided(self, decision: Decision, box: Box | None = None) -> CarriedBox:
+        evidence: dict[str, float | None] = {"detector": None, "detector_source": None}  # where none was asked
+        evidence |= {name: round(value, 4) for name, value in self.measured.items()}
+        return CarriedBox(box or self.box, self.label, decision, evidence)
 
 
 class Carry:
@@ -80,14 +80,13 @@ class Carry:
     3. Present objects are otherwise *kept*, absent ones *dropped*.
     4. Objects are hallucinated where the detectors detect one beside all boxes and the source shows no such thing.
 
-    Generators that put the objects where they say they are have all their boxes kept. The source may have nothing
-    there, and nothing to compare with: their evidence is the ``contrast`` alone, which tells faint objects.
+    Generators that put the objects where they say they are have all their boxes kept. Their evidence is the
+    ``contrast`` alone, the mean inside the box less that of its surroundings in standard deviations of these.
 
-    The evidence, per box: ``response``, see above; ``correlation``, Pearson's, of the pixels in the box before and
-    after; ``contrast`` and ``contrast_source``, the mean inside the box less that of its surroundings in standard
-    deviations of these; ``match``, ``shift_x`` and ``shift_y``, the best normalised cross-correlation around the box
-    and the shift to it, and ``match_here``, without a shift; ``detector`` and ``detector_source``, the score at the
-    box.
+    The evidence, per box: ``response``, see above; ``correlation`` of the pixels in the box before and after;
+    ``contrast`` and ``contrast_source``; ``match``, ``shift_x`` and ``shift_y``, the best normalised cross-correlation
+    around the box and the shift to it, and ``match_here``, without a shift; ``detector`` and ``detector_source``, the
+    score at the box.
 
     Args:
         options: None for the defaults. ``new_objects`` says what is done with hallucinated objects: the image is
@@ -124,14 +123,11 @@ class Carry:
         others = [[other for other in claimed if other is not box] for box in claimed]
         labelled = list(zip(claimed, labels.tolist(), others, strict=True))
         if self.exact:
-            return Judgement(
-                tuple(
-                    CarriedBox(
-                        box, label, "kept", {"contrast": round(strongest_contrast(pair.channels, box, beside), 4)}
-                    )
-                    for box, label, beside in labelled
-                )
-            )
+            kept = []
+            for box, label, beside in labelled:
+                visible = round(strongest_contrast(pair.channels, box, beside), 4)
+                kept.append(CarriedBox(box, label, "kept", {"contrast": visible}))
+            return Judgement(tuple(kept))
         carried = self._decide([self._measure(pair, box, label, beside) for box, label, beside in labelled], pair)
         if self.detectors is None or self.options.new_objects is NewObjects.ignore:
             return Judgement(tuple(carried))
@@ -144,13 +140,10 @@ class Carry:
         if new and self.options.new_objects is NewObjects.refuse:
             places = ", ".join(f"[{', '.join(f'{side:.0f}' for side in place.box)}]" for place in new[:5])
             return Judgement(tuple(carried), refused=f"{HALLUCINATED}: {len(new)}, at {places}")
-        added = [
-            CarriedBox(
-                place.box, place.label, "added", {"detector": round(place.score, 4), "votes": float(place.votes)}
-            )
-            for place in new
-        ]
-        return Judgement((*carried, *added))
+        for place in new:
+            evidence: dict[str, float | None] = {"detector": round(place.score, 4), "votes": float(place.votes)}
+            carried.append(CarriedBox(place.box, place.label, "added", evidence))
+        return Judgement(tuple(carried))
 
     def _detections(self, source: Pixels, pixels: Pixels) -> tuple[list[Detections], list[Detections]]:
         """In the source, which comes with every one of its variations and is processed once, and in the variation."""
@@ -167,7 +160,7 @@ class Carry:
         match = best_match(source, values, box, self._radius(box))
         x, y = match.shift
         shifted = (box[0] + x, box[1] + y, box[2] + x, box[3] + y) if max(abs(x), abs(y)) >= LEAST_SHIFT else None
-        measured: dict[str, float | None] = {
+        measured = {
             "response": response(source, values, box, box, others),
             "correlation": correlation(cut(source, box), cut(values, box)),
             "contrast": contrast(values, box, others),
@@ -176,20 +169,19 @@ class Carry:
             "match_here": match.here,
             "shift_x": float(x),
             "shift_y": float(y),
-            "detector": self.detectors.score(pair.in_variation, box, label) if self.detectors else None,
-            "detector_source": self.detectors.score(pair.in_source, box, label) if self.detectors else None,
         }
+        if self.detectors is not None:
+            measured["detector"] = self.detectors.score(pair.in_variation, box, label)
+            measured["detector_source"] = self.detectors.score(pair.in_source, box, label)
         return _Measured(
             box=box,
             label=label,
-            response=measured["response"] or 0.0,
-            correlation=measured["correlation"] or 0.0,
             match=match,
             shifted=shifted,
             shifted_response=0.0 if shifted is None else response(source, values, box, shifted, others),
             detected=self.detectors is not None and self.detectors.detects(pair.in_variation, box, label),
             detected_in_source=self.detectors is not None and self.detectors.detects(pair.in_source, box, label),
-            evidence={name: value if value is None else round(value, 4) for name, value in measured.items()},
+            measured=measured,
         )
 
     @property
@@ -197,15 +189,14 @@ class Carry:
         return (self.options.present_response + self.options.absent_response) / 2
 
     def _is_present(self, one: _Measured) -> bool:
-        if one.response >= self.options.present_response:
+        share = one.measured["response"]
+        if share >= self.options.present_response:
             return True
-        if one.response <= self.options.absent_response:
+        if share <= self.options.absent_response:
             return one.detected
-        if one.correlation >= SAME_SHAPE:
+        if one.measured["correlation"] >= SAME_SHAPE:
             return True
-        if one.detected_in_source or one.detected:
-            return one.detected
-        return one.response >= self._likely_response
+        return one.detected if one.detected_in_source or one.detected else share >= self._likely_response
 
     def _decide(self, measured: Sequence[_Measured], pair: _Pair) -> list[CarriedBox]:
         new = []  # objects that the detectors detect in the variation alone

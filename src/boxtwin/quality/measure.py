@@ -16,14 +16,15 @@ from boxtwin.datasets.options import Speckle
 from boxtwin.datasets.sample import Sample
 from boxtwin.quality.record import COPY
 from boxtwin.quality.similarity import (
+    LAYOUT,
     GrainIndex,
-    LayoutIndex,
     Match,
     Spectrum,
     common_shape,
     grain,
     layout,
     layout_distances,
+    nearest_layout,
     repeated,
 )
 from boxtwin.quality.texture import GreyLevels, as_float_grey, equivalent_looks, grey_levels, pooled, spectrum
@@ -83,17 +84,6 @@ class _Image(NamedTuple):
     grain: Spectrum
 
 
-class _Index:
-    """Layouts and grain of the images of one kind."""
-
-    def __init__(self, count: int, shape: tuple[int, int]) -> None:
-        self.layouts, self.grains = LayoutIndex(count), GrainIndex(count, shape)
-
-    def add(self, number: int, own_layout: Float32[np.ndarray, " 4096"], own_grain: Spectrum) -> None:
-        self.layouts.add(number, own_layout)
-        self.grains.add(number, own_grain)
-
-
 def gather(
     variations: Sequence[Sample],
     training: Sequence[Sample],
@@ -115,26 +105,27 @@ def gather(
     # Real images are read twice: first to index them all, then to relate each to the others. Their grain is not kept:
     # that of 100 images would take a quarter of a gigabyte.
     progress = tqdm(total=2 * len(real) + len(test) + len(variations), desc="quality card", unit="image")
-    of_real, of_test = _Index(len(real), shape), _Index(len(test), shape)
+    grains, test_grains = GrainIndex(len(real), shape), GrainIndex(len(test), shape)
+    layouts, test_layouts = (np.zeros((len(images), LAYOUT**2), dtype=np.float32) for images in (real, test))
     for number, sample in enumerate(test):
         grey = as_float_grey(sample.read())
-        of_test.add(number, layout(grey), grain(grey, shape))
+        test_layouts[number] = layout(grey)
+        test_grains.add(number, grain(grey, shape))
         progress.update()
     real_levels, real_textures, real_relations = [], [], []
     for number, sample in enumerate(real):
         image = _read(sample, speckle, shape)
-        of_real.add(number, image.layout, image.grain)
+        layouts[number] = image.layout
+        grains.add(number, image.grain)
         real_levels.append(image.levels)
         real_textures.append(image.texture)
         progress.update()
     for number, sample in enumerate(real):
-        own_layout, own = of_real.layouts.layouts[number], grain(as_float_grey(sample.read()), shape)
-        nearest, nearest_test = (
-            of_real.layouts.nearest(own_layout, leave_out=number),
-            of_test.layouts.nearest(own_layout),
-        )
-        match = of_real.grains.find(own, leave_out=(number, own))
-        real_relations.append(_relation(nearest, nearest_test, match, of_test.grains.find(own)))
+        own = grain(as_float_grey(sample.read()), shape)
+        nearest = nearest_layout(layouts, layouts[number], leave_out=number)
+        nearest_test = nearest_layout(test_layouts, layouts[number])
+        match = grains.find(own, leave_out=(number, own))
+        real_relations.append(_relation(nearest, nearest_test, match, test_grains.find(own)))
         progress.update()
 
     textures, relations = [], []
@@ -142,30 +133,30 @@ def gather(
     for source, siblings in groupby(ordered, key=lambda sample: _source_of(sample, numbers)):
         source_grain = grain(as_float_grey(real[source].read()), shape)
         of_source = real_relations[source].repeats_test
-        layouts: list[Float32[np.ndarray, " 4096"]] = []
+        sibling_layouts: list[Float32[np.ndarray, " 4096"]] = []
         of_siblings: list[Relation] = []
         before: Spectrum | None = None
         for sample in siblings:
             image = _read(sample, speckle, shape)
-            match = of_real.grains.find(image.grain, leave_out=(source, source_grain))
+            match = grains.find(image.grain, leave_out=(source, source_grain))
             share = repeated(image.grain, source_grain)
             if match is None or match.share < max(COPY, share):
                 match = Match(source, share)
-            test_match = of_test.grains.find(image.grain)
+            test_match = test_grains.find(image.grain)
             if test_match and test_match.share <= of_source + MARGIN * (of_source > 0):
                 test_match = None
-            nearest, nearest_test = of_real.layouts.nearest(image.layout), of_test.layouts.nearest(image.layout)
+            nearest, nearest_test = nearest_layout(layouts, image.layout), nearest_layout(test_layouts, image.layout)
             relation = _relation(nearest, nearest_test, match, test_match)
             if before is not None:
                 relation = replace(relation, repeats_sibling=repeated(image.grain, before))
             before = image.grain
             levels = pooled([levels, image.levels])
             textures.append(image.texture)
-            layouts.append(image.layout)
+            sibling_layouts.append(image.layout)
             of_siblings.append(relation)
             progress.update()
-        if len(layouts) > 1:
-            distances = layout_distances(np.stack(layouts), np.stack(layouts))
+        if len(sibling_layouts) > 1:
+            distances = layout_distances(np.stack(sibling_layouts), np.stack(sibling_layouts))
             np.fill_diagonal(distances, np.inf)
             least = distances.min(axis=1).tolist()
             of_siblings = [replace(one, sibling_distance=d) for one, d in zip(of_siblings, least, strict=True)]

@@ -53,27 +53,15 @@ def layout_distances(a: Float32[np.ndarray, "n 4096"], b: Float32[np.ndarray, "m
     return np.where(flat, np.float32(0), np.clip(1 - a @ b.T, 0, 2))
 
 
-class LayoutIndex:
-    """The layouts of many images, to find the nearest of them.
-
-    Args:
-        count: of images; `add` gives their layouts.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.layouts = np.zeros((count, LAYOUT**2), dtype=np.float32)
-
-    def add(self, number: int, own: Float32[np.ndarray, " 4096"]) -> None:
-        """Add the layout of image ``number``."""
-        self.layouts[number] = own
-
-    def nearest(self, seen: Float32[np.ndarray, " 4096"], *, leave_out: int | None = None) -> tuple[int, float]:
-        """Number and distance of the image that is nearest in layout; infinitely far where there is none."""
-        distances = layout_distances(seen[None], self.layouts)[0]
-        if leave_out is not None:
-            distances[leave_out] = np.inf
-        number = int(distances.argmin())
-        return number, float(distances[number])
+def nearest_layout(
+    layouts: Float32[np.ndarray, "n 4096"], own: Float32[np.ndarray, " 4096"], *, leave_out: int | None = None
+) -> tuple[int, float]:
+    """Index and distance of the layout that is nearest; infinitely far where there is none."""
+    distances = layout_distances(own[None], layouts)[0]
+    if leave_out is not None:
+        distances[leave_out] = np.inf
+    number = int(distances.argmin())
+    return number, float(distances[number])
 
 
 def _highest(values: Float32[np.ndarray, " n"], count: int) -> Int[np.ndarray, " _count"]:
