@@ -162,8 +162,8 @@ def bits_of(pixels: UInt16[np.ndarray, "..."], source: UInt8[np.ndarray, "..."])
     mean, spread = float(source.mean()) / 255, float(source.std()) / 255
 
     def distance(bits: int) -> tuple[float, int]:
-        white = 2.0**bits - 1
-        return abs(float(pixels.mean()) / white - mean) + abs(float(pixels.std()) / white - spread), -bits
+        full = 2.0**bits - 1
+        return abs(float(pixels.mean()) / full - mean) + abs(float(pixels.std()) / full - spread), -bits
 
     return min((bits for bits in range(8, 17) if pixels.max() < 2**bits), key=distance)
 
@@ -177,11 +177,11 @@ def widened(pixels: UInt8[np.ndarray, "..."], source: Pixels) -> Pixels:
     ends = np.percentile(source, [0, 100, CUT, 100 - CUT])
     ranges = [(0.0, 2.0**bits - 1) for bits in range(9, 17)] + [(ends[0], ends[1]), (ends[2], ends[3])]
     mean, spread = float(source.mean()), float(source.std())
-    share = (float(pixels.mean()) / 255, float(pixels.std()) / 255)
+    own_mean, own_spread = float(pixels.mean()) / 255, float(pixels.std()) / 255
 
     def distance(ends: tuple[float, float]) -> float:
         black, reach = ends[0], ends[1] - ends[0]
-        return abs(black + reach * share[0] - mean) + abs(reach * share[1] - spread)
+        return abs(black + reach * own_mean - mean) + abs(reach * own_spread - spread)
 
     black, white = min(ranges, key=distance)
     return np.rint(black + (white - black) * (pixels.astype(np.float64) / 255)).astype(np.uint16)

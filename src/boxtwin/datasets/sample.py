@@ -71,7 +71,7 @@ class Sample:
 
     @property
     def object_labels(self) -> Int[np.ndarray, " m"]:
-        """The labels that belong to `object_boxes`."""
+        """The labels of `object_boxes`."""
         return self.labels[~self.crowd]
 
 

@@ -60,8 +60,8 @@ class _Measured:
     measured: dict[str, float]
 
     def decided(self, decision: Decision, box: Box | None = None) -> CarriedBox:
-        evidence: dict[str, float | None] = {"detector": None, "detector_source": None}  # where none was asked
-        evidence |= {name: round(value, 4) for name, value in self.measured.items()}
+        evidence: dict[str, float | None] = {name: round(value, 4) for name, value in self.measured.items()}
+        evidence = evidence | {name: evidence.get(name) for name in ("detector", "detector_source")}  # None: not asked
         return CarriedBox(box or self.box, self.label, decision, evidence)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from boxtwin.datasets.image_io import Pixels
@@ -16,6 +17,7 @@ from boxtwin.labels.options import LabelOptions
 DISAGREE = "the detectors disagree"  # why an image is refused
 
 
+@dataclass(frozen=True)
 class Pseudo:
     """Take the boxes that enough detectors agree on, and refuse images about which they disagree.
 
@@ -26,16 +28,10 @@ class Pseudo:
     The evidence, per box: ``score``, the mean over all members; ``votes``; ``spread``, the least overlap of a member's
     box with their mean; ``contrast``, as in `Carry`.
 
-    Args:
-        ensemble: detectors, each with its own threshold.
-        tolerance: objects without agreement, as a share of those with; not negative.
     """
 
-    def __init__(self, *, ensemble: Ensemble, tolerance: float) -> None:
-        if tolerance < 0:
-            raise ValueError(f"tolerance={tolerance} must not be negative")
-        self.ensemble = ensemble
-        self.tolerance = tolerance
+    ensemble: Ensemble
+    tolerance: float  # objects without agreement, as a share of those with
 
     def __call__(self, source: Pixels, pixels: Pixels, *_: Any) -> Judgement:  # noqa: ARG002
         """Find the boxes of a variation; what its generator says of boxes does not count."""

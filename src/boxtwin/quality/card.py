@@ -130,10 +130,12 @@ def figures_of(report: QualityReport) -> dict[str, float]:
 
 def summarise(evidence: Evidence, made_of: str = "") -> QualityReport:
     """The content of a card, rounded to 6 digits; None for what is not defined."""
+    textures = (evidence.textures, evidence.real_textures)
+    energies = [[fine_energy(texture.spectrum) for texture in kind] for kind in textures]
     figures = {
         "grey_levels": _grey_levels(evidence),
         "looks": _looks(evidence),
-        "fine_detail": _fine_detail(evidence),
+        "fine_detail": _ratio(evidence, energies[0], energies[1]),
         "nearest_real": _nearest_real(evidence),
         "siblings": _siblings(evidence),
         "test": _test(evidence),
@@ -205,11 +207,6 @@ def _looks(evidence: Evidence) -> Metric:
         "real": math.exp(log_ratio([real[source] for source in evidence.distinct_sources], [0.0])),
         "images_with_calm_sea": sum(not math.isnan(value) for value in made),
     }
-
-
-def _fine_detail(evidence: Evidence) -> Metric:
-    made = [fine_energy(texture.spectrum) for texture in evidence.textures]
-    return _ratio(evidence, made, [fine_energy(texture.spectrum) for texture in evidence.real_textures])
 
 
 def _ratio(evidence: Evidence, made: Sequence[float], real: Sequence[float]) -> Metric:

@@ -172,8 +172,11 @@ def _show_pairs(figure: Figure, evidence: Evidence, pairs: Sequence[Neighbours])
         )
         for row, (name, title, colour) in enumerate(rows):
             axes, sample = figure.add_subplot(grid[row, column]), kinds[row][name]
-            pixels = sample.read()
-            overlays.show_image(axes, pixels if evidence.speckle is None else _brightened(pixels))
+            pixels: Pixels = sample.read()
+            if evidence.speckle is not None:  # radar images are dark but for their ships
+                full = np.iinfo(pixels.dtype).max
+                pixels = (np.sqrt(pixels / full) * full).astype(pixels.dtype)
+            overlays.show_image(axes, pixels)
             overlays.draw_boxes(axes, sample.object_boxes, colour=colour)
             axes.set_title(title, fontsize=8, loc="left", **lettering(title))
 
@@ -191,13 +194,6 @@ def _title(
     colour = COLOURS["alike"] if verdict == good else COLOURS["unlike" if verdict == "alike" else verdict]
     text = f"{name}: {verdict}\n{value}; {reference.format(_number(metric['reference']))}"
     axes.set_title(text, fontsize=10, loc="left", color=colour)
-
-
-def _brightened(pixels: Pixels) -> Pixels:
-    """The square root of the brightness: radar images are dark but for their ships, and the sea should be visible."""
-    full = np.iinfo(pixels.dtype).max
-    brighter: Pixels = (np.sqrt(pixels / full) * full).astype(pixels.dtype)
-    return brighter
 
 
 def _nothing(axes: Axes, reason: str) -> None:
