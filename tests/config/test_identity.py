@@ -2,10 +2,16 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 
-from boxtwin.config.compose import register, to_object
-from boxtwin.config.identity import FIRST_PLACES, current_target, defining_values, short_hash
+from boxtwin.config.compose import register, renamed_setting, to_object
+from boxtwin.config.identity import FIRST_NAMES, FIRST_PLACES, defining_values, place_now, short_hash
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.sample import Dataset
+from boxtwin.errors import InputError
+from boxtwin.labels.carry import CarryLabels
+from boxtwin.labels.method import Variations
+from boxtwin.labels.options import LabelOptions
 from boxtwin.run.build import make_generator
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 
@@ -39,15 +45,36 @@ def test_runs_keep_their_hash_when_modules_move(generator: str) -> None:
     assert short_hash(values) == RECORDED[generator]
 
 
+def test_stores_keep_their_key_when_settings_of_labels_are_renamed() -> None:
+    # The names and values that keys of stores were first made of.
+    first = {"new_objects": "refuse", "sure": 0.6, "gone": 0.3, "match": 0.5, "better": 0.15, "search": 12}
+    assert (
+        CarryLabels(LabelOptions(), Variations(Dataset("a", (), (), (), ""), "repeat", "carried")).identity() == first
+    )
+
+
+@pytest.mark.parametrize(("setting", "first"), FIRST_NAMES.items())
+def test_a_setting_by_its_first_name_is_refused_with_its_present_one(setting: str, first: str) -> None:
+    said = f"{first} has been renamed: write {setting}"
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        with pytest.raises(HydraException) as caught:
+            compose("config", [f"{first}=1"])
+        added = compose("config", [f"+{first}=1"])
+    assert str(renamed_setting(caught.value)) == said
+    with pytest.raises(InputError, match=said):
+        to_object(added, BoxtwinConfig)
+
+
 def test_every_generator_is_found_where_it_was_and_is() -> None:
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         targets = {compose("config", [f"generator={name}"]).generator._target_ for name in GENERATORS}
     moved = {f"boxtwin.synthesis.{now}": f"boxtwin.synthesis.{first}" for now, first in FIRST_PLACES.items()}
     assert {target for target in targets if ".controls." not in target} == set(moved)
-    assert {current_target(first) for first in moved.values()} == set(moved)
-    assert {current_target(target) for target in targets} == targets
-    assert current_target("mine.Folder") == "mine.Folder"
+    assert {place_now(first) for first in moved.values()} == set(moved)
+    assert {place_now(target) for target in targets} == targets
+    assert place_now("mine.Folder") == "mine.Folder"
 
 
 def test_a_file_of_an_older_version_builds_its_generator_as_the_same_run() -> None:

@@ -1,18 +1,20 @@
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
-from conftest import MakeCoco
 from pycocotools.coco import COCO
 
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.coco import read_coco
-from boxtwin.datasets.image_io import read_image, write_png
+from boxtwin.datasets.options import OnBadBox
 from boxtwin.errors import InputError
 
+MakeCoco = Callable[..., Any]
 NOT_FINITE = "boxes that are not four finite numbers [x, y, width, height]"
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -207,7 +209,7 @@ def test_bad_boxes(make_coco: MakeCoco, bbox: Any, kind: str) -> None:
     assert "(annotation 508)" in message
     assert ("on_bad_box=clip" in message) == ("normalised" not in kind)
     left = kind == "boxes that reach outside their image"
-    clipped, dropped = built.read(on_bad_box="clip"), built.read(on_bad_box="drop")
+    clipped, dropped = built.read(on_bad_box=OnBadBox.clip), built.read(on_bad_box=OnBadBox.drop)
     assert clipped.repairs == ({"clipped": 1} if left else {"dropped": 1})
     assert dropped.repairs == {"dropped": 1}
     assert len(dropped.samples[0].boxes) == 2
@@ -221,7 +223,7 @@ def test_bad_boxes(make_coco: MakeCoco, bbox: Any, kind: str) -> None:
 def test_clipped_boxes_and_their_areas(make_coco: MakeCoco) -> None:
     built = make_coco()
     add_box(built, [70, 60, 20, 10], area=200)
-    sample = built.read(on_bad_box="clip").samples[0]
+    sample = built.read(on_bad_box=OnBadBox.clip).samples[0]
     np.testing.assert_array_equal(sample.boxes[-1], [70, 60, 80, 64])
     # COCO sorts objects by size with it: the area of what is no longer there must not count.
     assert sample.areas[-1] == 40
@@ -285,8 +287,7 @@ def test_missing_lists(make_coco: MakeCoco, key: str) -> None:
     assert f"needs a list under '{key}'" in refusal(built)
     del built.content[key]
     assert f"needs a list under '{key}'" in refusal(built)
-    built.annotations.write_text("[1, 2]")
-    built.by_hand = True
+    built.content = [1, 2]
     assert "needs a list under 'images'" in refusal(built)
 
 
@@ -363,9 +364,9 @@ def test_digest(make_coco: MakeCoco) -> None:
         changed(["categories", 0, "name"], "c"),
     }
     built.content = original
-    pixels = read_image(built.images / "S00_0.png")
+    pixels = cv2.imread(str(built.images / "S00_0.png"), cv2.IMREAD_UNCHANGED)
     pixels[0, 0] += 1
-    write_png(built.images / "S00_0.png", pixels)
+    cv2.imwrite(str(built.images / "S00_0.png"), pixels)
     digests.add(built.read().digest)
     assert len(digests) == 7
 

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.coco_boxes import ROUNDING, check_box, is_turned, left_upper_part, other_format, repeats
-from boxtwin.datasets.sample import Sample
+from boxtwin.datasets.options import OnBadBox, OnDuplicateBox
+from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
-from boxtwin.labels.manual import Manual
+from boxtwin.labels.manual import ManualLabels
+from boxtwin.labels.method import Variations
+from boxtwin.labels.options import LabelOptions
 
 SEEDS = st.integers(0, 2**32 - 1)
 UNTOLD = float("nan")
@@ -90,7 +93,7 @@ def test_boxes_in_another_form_are_refused_whatever_is_done_with_bad_ones(
         x, y, w, h = annotation["bbox"]
         annotation["bbox"] = [x, y, x + w, y + h] if write == "corners" else [x / 80, y / 64, w / 80, h / 64]
     with pytest.raises(InputError) as caught:
-        built.read(on_bad_box=policy)
+        built.read(on_bad_box=OnBadBox(policy))
     first, *others = str(caught.value).splitlines()
     assert f"look {'like corners' if write == 'corners' else 'normalised'}" in first
     assert ": 24." in first
@@ -145,7 +148,8 @@ def test_labels_by_hand_and_data_sets_round_alike(
     def by_hand() -> Any:
         no_boxes, nothing = np.zeros((0, 4), np.float32), np.zeros(0)
         source = Sample("S00_0.png", tmp_path, 80, 64, 1, no_boxes, none, nothing, nothing.astype(bool))
-        manual = Manual(file=file, samples=[source], classes=[kind["name"]], category_ids=[kind["id"]])
+        dataset = Dataset("a", (kind["name"],), (kind["id"],), (source,), "")
+        manual = ManualLabels(LabelOptions(file=str(file)), Variations(dataset, "repeat", "exact"))
         (box,) = manual(pixels, pixels, no_boxes, none, image=image["file_name"]).boxes
         return box.box
 
@@ -204,7 +208,7 @@ def with_repeats(make_coco: MakeCoco) -> Any:
 def test_boxes_that_stand_there_twice(make_coco: MakeCoco) -> None:
     built = with_repeats(make_coco)
     plain = make_coco(classes=("a", "b"), folder="plain")
-    warned, merged = built.read(), built.read(on_duplicate_box="merge")
+    warned, merged = built.read(), built.read(on_duplicate_box=OnDuplicateBox.merge)
     assert [len(dataset.samples[0].boxes) for dataset in (plain.read(), warned, merged)] == [2, 4, 3]
     assert warned.repairs == {}
     assert merged.repairs == {"merged": 1}
@@ -214,7 +218,7 @@ def test_boxes_that_stand_there_twice(make_coco: MakeCoco) -> None:
         assert other.startswith("1 boxes lie on a box of another class")
         assert "S00_0.png" in remark
     with pytest.raises(InputError, match=r"boxes that stand there twice: 1\.") as caught:
-        built.read(on_duplicate_box="error")
+        built.read(on_duplicate_box=OnDuplicateBox.error)
     assert "    S00_0.png: " in str(caught.value)
     assert plain.read().remarks == ()
 
@@ -231,14 +235,14 @@ def test_annotations_without_a_box_are_listed_and_told_what_a_box_is(make_coco: 
         built.read()
     first = str(caught.value).splitlines()[0]
     assert "[x, y, width, height]: 3." in first
-    assert built.read(on_bad_box="drop").repairs == {"dropped": 3}
+    assert built.read(on_bad_box=OnBadBox.drop).repairs == {"dropped": 3}
 
 
 def test_what_is_done_with_bad_boxes_is_told_with_names(make_coco: MakeCoco) -> None:
     built = make_coco()
     built.content["annotations"][0]["bbox"] = [5, 5, 0, 9]
     built.content["annotations"][3]["bbox"] = [75, 5, 9, 9]
-    remarks = built.read(on_bad_box="clip").remarks
+    remarks = built.read(on_bad_box=OnBadBox.clip).remarks
     assert any("1 bad boxes dropped, in S00_0.png" in remark for remark in remarks)
     assert any("1 bad boxes clipped, in S01_0.png" in remark for remark in remarks)
 

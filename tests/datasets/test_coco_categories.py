@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from conftest import MakeCoco
 
+from boxtwin.datasets.options import Crowds, OnDuplicateBox
 from boxtwin.errors import InputError
 
 
@@ -46,7 +47,7 @@ def test_crowds_that_are_neither_yes_nor_no_are_refused(make_coco: MakeCoco, val
 
 
 def test_crowds_may_be_objects(make_coco: MakeCoco) -> None:
-    dataset = with_crowds(make_coco).read(crowds="objects")
+    dataset = with_crowds(make_coco).read(crowds=Crowds.objects)
     assert [len(sample.object_boxes) for sample in dataset.samples] == [2, 2, 2]
     assert dataset.digest == with_crowds_digest(make_coco)
     (remark,) = dataset.remarks
@@ -56,8 +57,8 @@ def test_crowds_may_be_objects(make_coco: MakeCoco) -> None:
 def test_an_object_and_its_mask_are_one_where_crowds_are_objects(make_coco: MakeCoco) -> None:
     built = make_coco(images=1, objects=(1,))
     built.content["annotations"].append(built.content["annotations"][0] | {"id": 9, "iscrowd": 1})
-    assert len(built.read(crowds="objects", on_duplicate_box="merge").samples[0].boxes) == 1
-    assert len(built.read(on_duplicate_box="merge").samples[0].boxes) == 2
+    assert len(built.read(crowds=Crowds.objects, on_duplicate_box=OnDuplicateBox.merge).samples[0].boxes) == 1
+    assert len(built.read(on_duplicate_box=OnDuplicateBox.merge).samples[0].boxes) == 2
 
 
 def twice(make_coco: MakeCoco, **more: Any) -> Any:

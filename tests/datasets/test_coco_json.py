@@ -235,7 +235,7 @@ def test_duplicate_ids_are_told_with_file_names(make_coco: MakeCoco) -> None:
 def test_an_image_of_one_value_is_read(make_coco: MakeCoco) -> None:
     built = make_coco(images=2)
     write_png(built.images / "S00_0.png", np.zeros((64, 80), np.uint8))
-    assert built.read().samples[0].look is None
+    assert built.read().samples[0].signature is None
 
 
 @pytest.mark.parametrize(("name", "fits"), [("t10:20.png", True), ("C:/a.png", False), ("c:a.png", False)])

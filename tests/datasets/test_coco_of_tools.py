@@ -12,6 +12,7 @@ from conftest import MakeCoco
 
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.coco_json import load_json
+from boxtwin.datasets.options import OnDuplicateBox
 from boxtwin.datasets.sample import Dataset, Detections
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import coco_figures, coco_results
@@ -212,7 +213,7 @@ def test_one_place_in_two_classes_is_named(make_coco: MakeCoco) -> None:
     first = built.content["annotations"][0]
     other = {3: 13, 13: 3}[first["category_id"]]
     built.content["annotations"].append(first | {"id": 9, "category_id": other})
-    dataset = built.read(on_duplicate_box="merge")
+    dataset = built.read(on_duplicate_box=OnDuplicateBox.merge)
     assert len(dataset.samples[0].boxes) == 3  # nobody can tell which class is right
     (remark,) = dataset.remarks
     assert remark.startswith("1 boxes")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from boxtwin.datasets.image_io import as_grey, read_image, write_png
+from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.reading import Reading
 
 
@@ -64,7 +65,7 @@ def test_orientation_ignored(tmp_path: Path) -> None:
     assert by_opencv is not None
     assert by_opencv.shape == (32, 16)
     assert read_image(tmp_path / "a.jpg").shape == (32, 16)
-    assert read_image(tmp_path / "a.jpg", Reading("ignore")).shape == (16, 32)
+    assert read_image(tmp_path / "a.jpg", Reading(Orientation.ignore)).shape == (16, 32)
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".tif", ".bmp"])

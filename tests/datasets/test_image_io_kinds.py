@@ -13,6 +13,7 @@ from PIL import Image
 
 from boxtwin.datasets.image_io import as_grey, decode_image
 from boxtwin.datasets.inspection import inspect_image
+from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.reading import Reading
 
 RNG = np.random.default_rng(0)
@@ -84,7 +85,7 @@ def test_alpha_darkens_nothing_in_any_format(alpha: int, compression: str) -> No
     picture = Image.fromarray(with_alpha(alpha))
     for orientation in (1, 6):
         content = encoded(picture, "TIFF", compression=compression, tiffinfo={0x0112: orientation})
-        np.testing.assert_array_equal(decode_image(content, "a", Reading("ignore")), COLOUR)
+        np.testing.assert_array_equal(decode_image(content, "a", Reading(Orientation.ignore)), COLOUR)
         shown = COLOUR if orientation == 1 else np.rot90(COLOUR, -1)
         np.testing.assert_array_equal(decode_image(content, "a"), shown)
     np.testing.assert_array_equal(decode_image(encoded(picture, "PNG"), "a"), COLOUR)

@@ -11,6 +11,7 @@ from PIL import Image
 from boxtwin.datasets import inspection
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.image_io import decode_image
+from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
 
@@ -112,9 +113,9 @@ def test_sizes_may_be_told_as_stored_or_as_shown(
 
 def test_orientation_is_in_the_digest_only_where_it_matters(make_coco: MakeCoco) -> None:
     plain = make_coco(images=2, folder="plain")
-    assert plain.read().digest == plain.read(reading=Reading("ignore")).digest
+    assert plain.read().digest == plain.read(reading=Reading(Orientation.ignore)).digest
     turned = turned_jpegs(make_coco, 3)
-    as_before, shown = turned.read(reading=Reading("ignore")), turned.read()
+    as_before, shown = turned.read(reading=Reading(Orientation.ignore)), turned.read()
     assert as_before.digest != shown.digest
     content = (turned.images / "S00_0.jpg").read_bytes()
     assert as_before.samples[0].sha256 == hashlib.sha256(content).hexdigest()  # that of runs from before the setting

@@ -8,7 +8,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import MakeCoco
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import coo_array
@@ -16,22 +15,15 @@ from scipy.sparse.csgraph import connected_components
 
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.image_io import Pixels, read_image, write_png
-from boxtwin.datasets.inspection import Look, join_groups, look_of, nearly_same, roboflow_name
+from boxtwin.datasets.inspection import join_groups, nearly_same, roboflow_name, signature_of
 from boxtwin.datasets.splits import make_split, read_split
 from boxtwin.errors import InputError
 
+MakeCoco = Callable[..., Any]
+
 
 def as_jpeg(pixels: Pixels, quality: int) -> Pixels:
-    encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    decoded = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
-    assert decoded is not None
-    return decoded
-
-
-def known_look(pixels: Pixels) -> Look:
-    look = look_of(pixels)
-    assert look is not None
-    return look
+    return cv2.imdecode(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_UNCHANGED)
 
 
 COPIES: dict[str, Callable[[Pixels], Pixels]] = {
@@ -52,8 +44,8 @@ def chips(request: pytest.FixtureRequest) -> list[Pixels]:
 @pytest.mark.parametrize("copy", COPIES)
 def test_copies_of_radar_chips_are_found_and_no_others(chips: list[Pixels], copy: str) -> None:
     chips = [chip if chip.ndim == 2 else chip[:, :, 0] for chip in chips]
-    looks = [known_look(chip) for chip in chips]
-    copies = [known_look(COPIES[copy](chip)) for chip in chips]
+    looks = [signature_of(chip) for chip in chips]
+    copies = [signature_of(COPIES[copy](chip)) for chip in chips]
     assert nearly_same(looks[:25], looks[25:]) == []
     assert nearly_same(looks, copies) == [(n, n) for n in range(len(chips))]
     assert nearly_same(looks, looks) == []  # the same pixels are said elsewhere
@@ -68,7 +60,7 @@ def test_what_a_fixed_camera_sees_every_time_is_no_copy() -> None:
         image = view + rng.normal(0, 3, view.shape)
         for x, y in rng.integers(0, 200, size=(5, 2)):
             image[y : y + 30, x : x + 30] = 250
-        looks.append(known_look(image.clip(0, 255).astype(np.uint8)))
+        looks.append(signature_of(image.clip(0, 255).astype(np.uint8)))
     assert nearly_same(looks[:10], looks[10:]) == []
 
 
@@ -172,10 +164,9 @@ def test_images_that_look_nearly_the_same_are_named(make_coco: MakeCoco, tmp_pat
 
 
 def test_no_pair_of_the_real_chips_is_said_to_be_one(hrsid200: Path) -> None:
-    annotations = hrsid200 / "annotations" / "train_test2017.json"
-    dataset = read_coco(name="hrsid", images=hrsid200 / "JPEGImages", annotations=annotations, group_by="^([^_]+)_")
-    looks = [sample.look for sample in dataset.samples if sample.look is not None]
-    assert len(looks) == 200
+    read = {"images": hrsid200 / "JPEGImages", "annotations": hrsid200 / "annotations" / "train_test2017.json"}
+    dataset = read_coco(name="hrsid", **read, group_by="^([^_]+)_")
+    looks = [sample.signature for sample in dataset.samples]
     assert nearly_same(looks, looks) == []
     assert dataset.remarks == ()
     split = make_split(dataset, name="s1", train=80, val=20, test=100, train_pool=80)

@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from boxtwin.datasets.image_io import decode_image, read_header, read_image
+from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.reading import Reading, exif_orientation
 
 RNG = np.random.default_rng(0)
@@ -45,10 +46,12 @@ def test_every_format_is_turned_as_its_tag_says(kind: str, orientation: int) -> 
     stored = COLOUR8 if kind == "TIFF" else np.asarray(Image.open(io.BytesIO(encoded)))
     tolerance = 3 if kind == "JPEG" else 0  # decoders round differently
     np.testing.assert_allclose(decode_image(encoded, "a").astype(int), shown, atol=tolerance)
-    np.testing.assert_allclose(decode_image(encoded, "a", Reading("ignore")).astype(int), stored, atol=tolerance)
+    np.testing.assert_allclose(
+        decode_image(encoded, "a", Reading(Orientation.ignore)).astype(int), stored, atol=tolerance
+    )
     header = read_header(encoded, "a")
     assert header.shown(Reading()) == shown.shape[1::-1]
-    assert header.shown(Reading("ignore")) == (32, 24)
+    assert header.shown(Reading(Orientation.ignore)) == (32, 24)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -57,7 +60,7 @@ def test_tiff_of_all_depths_is_turned_alike(orientation: int, dtype: Any) -> Non
     pixels = GREY16.astype(dtype)
     encoded = with_tifffile(pixels, extratags=[(274, 3, 1, orientation, True)])
     jpeg = with_pillow(COLOUR8, "JPEG", orientation)
-    np.testing.assert_array_equal(decode_image(encoded, "a", Reading("ignore")), pixels)
+    np.testing.assert_array_equal(decode_image(encoded, "a", Reading(Orientation.ignore)), pixels)
     assert read_header(encoded, "a").shown(Reading()) == read_header(jpeg, "a").shown(Reading())
     view = Image.fromarray(np.arange(24 * 32, dtype=np.int32).reshape(24, 32))
     view.getexif()[0x0112] = orientation

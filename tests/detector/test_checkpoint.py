@@ -10,6 +10,7 @@ from trained_detectors import make_trained
 
 import boxtwin
 from boxtwin.datasets.levels import Levels
+from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.reading import Reading
 from boxtwin.detector.checkpoint import damage, read_detector, write_detector
 from boxtwin.detector.spec import DetectorSpec
@@ -124,11 +125,11 @@ def test_files_from_before_black_and_reading_mean_what_they_meant(tmp_path: Path
     texts = {name: text for name, text in detector.spec.to_text().items() if name not in ("black", "reading")}
     for spec in (read_detector(path).spec, DetectorSpec.from_text(texts, "old.onnx")):
         assert spec.levels == Levels(0, 1023)
-        assert spec.how_to_read == Reading(orientation="ignore")
+        assert spec.how_to_read == Reading(orientation=Orientation.ignore)
 
 
 def test_levels_and_reading_travel_with_the_detector(tmp_path: Path) -> None:
-    reading = Reading(orientation="ignore", page=2, channels=(1, 0, 2), max_pixels=5000)
+    reading = Reading(orientation=Orientation.ignore, page=2, channels=(1, 0, 2), max_pixels=5000)
     detector = make_trained(white=52000, black=51000, reading=reading.plain())
     write_detector(detector, tmp_path / "d.safetensors")
     spec = read_detector(tmp_path / "d.safetensors").spec

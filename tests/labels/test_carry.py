@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,7 @@ def test_what_appeared_out_of_nothing_is_refused_or_labelled_or_ignored() -> Non
         what.value: Carry(LabelOptions(new_objects=what), detectors=Ensemble([blobs()]))(before, after, BOX, ONE)
         for what in NewObjects
     }
-    assert judge["refuse"].refused == "objects out of nothing: 1, at [40, 28, 52, 34]"
+    assert judge["refuse"].refused == "hallucinated objects: 1, at [40, 28, 52, 34]"
     assert judge["label"].refused is judge["ignore"].refused is None
     kept, added = judge["label"].boxes
     assert (kept.decision, added.decision, added.box, added.label) == ("kept", "added", (40, 28, 52, 34), 1)
@@ -186,21 +187,20 @@ def test_detectors_speak_for_an_object_whose_pixels_are_all_new() -> None:
     after[10:16, 21:32:4] = 61
     after[10:16, 22:32:4] = 61
     after[10:16, 23:32:4] = 61
-    assert Carry(LabelOptions(sure=0.9, gone=0.85))(before, after, BOX, ONE).boxes[0].decision == "dropped"
-    looks = Carry(LabelOptions(sure=0.9, gone=0.85), detectors=Ensemble([blobs()]))
+    strict = partial(LabelOptions, present_response=0.9, absent_response=0.85)
+    assert Carry(strict())(before, after, BOX, ONE).boxes[0].decision == "dropped"
+    looks = Carry(strict(), detectors=Ensemble([blobs()]))
     assert looks(before, after, BOX, ONE).boxes[0].decision == "kept"
     # Another class on the same spot is no witness.
-    other = Carry(
-        LabelOptions(sure=0.9, gone=0.85, new_objects=NewObjects.ignore), detectors=Ensemble([blobs(label=0)])
-    )
+    other = Carry(strict(new_objects=NewObjects.ignore), detectors=Ensemble([blobs(label=0)]))
     assert other(before, after, BOX, ONE).boxes[0].decision == "dropped"
 
 
 def test_an_object_that_moved_and_changed_is_found_by_the_detector() -> None:
     before, after = scene(0), scene(1, ship=False)
     after[13:19, 27:39] = np.random.default_rng(5).integers(61, 250, size=(6, 12))
-    assert Carry(LabelOptions(match=0.9))(before, after, BOX, ONE).boxes[0].decision == "dropped"
-    judged = Carry(LabelOptions(match=0.9), detectors=Ensemble([blobs()]))(before, after, BOX, ONE)
+    assert Carry(LabelOptions(shift_correlation=0.9))(before, after, BOX, ONE).boxes[0].decision == "dropped"
+    judged = Carry(LabelOptions(shift_correlation=0.9), detectors=Ensemble([blobs()]))(before, after, BOX, ONE)
     assert judged.refused is None
     (moved,) = judged.boxes
     assert (moved.decision, moved.box) == ("shifted", (27, 13, 39, 19))
@@ -244,7 +244,7 @@ def test_no_boxes() -> None:
 def test_bad_arguments_and_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(40, 60\) expected, \(40, 60, 3\) got"):
         Carry()(scene(), scene(shape=(40, 60, 3)), BOX, ONE)
-    with pytest.raises(ValueError, match=r"labels\.gone=0\.7 must lie between 0 and labels\.sure=0\.5"):
-        LabelOptions(sure=0.5, gone=0.7)
-    with pytest.raises(ValueError, match="search=-1 must not be negative"):
-        LabelOptions(search=-1)
+    with pytest.raises(ValueError, match=r"absent_response=0\.7 must lie between 0 and labels\.present_response=0\.5"):
+        LabelOptions(present_response=0.5, absent_response=0.7)
+    with pytest.raises(ValueError, match="search_radius=-1 must not be negative"):
+        LabelOptions(search_radius=-1)

@@ -7,7 +7,7 @@ import pytest
 from boxtwin.boxes import iou_matrix
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.labels.ensemble import Ensemble, Member, agreements, surprise_threshold
+from boxtwin.labels.ensemble import Ensemble, Member, agreements, new_object_threshold
 from boxtwin.labels.pseudo import Pseudo
 
 PIXELS = np.zeros((60, 80), dtype=np.uint8)
@@ -69,13 +69,13 @@ def test_an_ensemble_needs_members_and_a_possible_majority() -> None:
 
 def test_scores_and_votes_on_a_box() -> None:
     looks = Ensemble(members(found((A, 0.9, 0)), found((A_NEAR, 0.6, 0)), found((A, 0.9, 1))))
-    seen = looks.look(PIXELS)
+    seen = looks.detect(PIXELS)
     assert looks.score(seen, (10.0, 10.0, 30.0, 20.0), 0) == pytest.approx(1.5 / 3)
-    assert looks.sees(seen, (10.0, 10.0, 30.0, 20.0), 0)
-    assert not looks.sees(seen, (10.0, 10.0, 30.0, 20.0), 1)
+    assert looks.detects(seen, (10.0, 10.0, 30.0, 20.0), 0)
+    assert not looks.detects(seen, (10.0, 10.0, 30.0, 20.0), 1)
     assert looks.score(seen, (50.0, 40.0, 60.0, 50.0), 0) == 0
-    assert [place.votes for place in looks.surprises(seen)] == [2]  # 0.9 begins, 0.6 seconds: above half of 0.8
-    assert len(Ensemble(members(found((A, 0.9, 0)))).surprises([found((A, 0.9, 0))])) == 1
+    assert [place.votes for place in looks.clearly_new(seen)] == [2]  # 0.9 begins, 0.6 seconds: above half of 0.8
+    assert len(Ensemble(members(found((A, 0.9, 0)))).clearly_new([found((A, 0.9, 0))])) == 1
 
 
 def test_pseudo_labels_by_majority() -> None:
@@ -112,10 +112,10 @@ def test_a_surprise_is_what_hardly_any_false_alarm_passes() -> None:
     samples = [sample(number, A) for number in range(20)]
     alarms = [0.05 * number for number in range(20)]  # the highest is 0.95, the next 0.9
     detections = {number: found((A, 0.99, 0), (B, alarms[number], 0)) for number in range(20)}
-    threshold = surprise_threshold(samples, detections, 0.3)
+    threshold = new_object_threshold(samples, detections, 0.3)
     assert sum(score >= threshold for score in alarms) == 1
     assert threshold == pytest.approx(0.9)
-    assert surprise_threshold(samples, detections, 0.97) == 0.97
+    assert new_object_threshold(samples, detections, 0.97) == 0.97
     # A part of an object is no false alarm.
     parts = {number: found((A, 0.9, 0), ([12, 12, 18, 18], 0.8, 0)) for number in range(20)}
-    assert surprise_threshold(samples, parts, 0.3) == 0.3
+    assert new_object_threshold(samples, parts, 0.3) == 0.3

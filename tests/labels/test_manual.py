@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from boxtwin.datasets.image_io import pixels_sha256, write_png
-from boxtwin.datasets.sample import Sample
+from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
-from boxtwin.labels.manual import Manual
+from boxtwin.labels.manual import ManualLabels
+from boxtwin.labels.method import Variations
+from boxtwin.labels.options import Confirmed, LabelOptions
 
 PIXELS = np.arange(60 * 80, dtype=np.uint16).reshape(60, 80)
 NO_BOXES, NO_LABELS = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
@@ -34,21 +36,25 @@ def source(name: str) -> Sample:
     return Sample(name, Path(name), 80, 60, 1, no_boxes, none.astype(np.int64), none, none.astype(bool))
 
 
-def judge_of(file: Path | None, **changes: Any) -> Manual:
+def judge_of(file: Path | None, **changes: Any) -> ManualLabels:
     settings: dict[str, Any] = {
         "samples": [source(f"{name}.png") for name in "abc"],
         "classes": ("ship", "buoy"),
         "category_ids": (3, 13),
     }
-    return Manual(file=file, **{**settings, **changes})
+    settings |= changes
+    confirmed = Confirmed.all if settings.pop("every_image", False) else Confirmed.marked
+    dataset = Dataset("a", settings["classes"], settings["category_ids"], tuple(settings["samples"]), "")
+    options = LabelOptions(file=None if file is None else str(file), confirmed=confirmed)
+    return ManualLabels(options, Variations(dataset, "repeat", "exact"))
 
 
-def manual(tmp_path: Path, changed: dict[str, Any], **changes: Any) -> Manual:
+def manual(tmp_path: Path, changed: dict[str, Any], **changes: Any) -> ManualLabels:
     (tmp_path / "confirmed.json").write_text(json.dumps(changed))
     return judge_of(tmp_path / "confirmed.json", **changes)
 
 
-def boxes_of(judge: Manual, image: str, pixels: np.ndarray = PIXELS) -> list[tuple[Any, int]] | None:
+def boxes_of(judge: ManualLabels, image: str, pixels: np.ndarray = PIXELS) -> list[tuple[Any, int]] | None:
     judged = judge(PIXELS, pixels, NO_BOXES, NO_LABELS, image)
     return None if judged.refused else [(box.box, box.label) for box in judged.boxes]
 

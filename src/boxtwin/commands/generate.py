@@ -21,8 +21,8 @@ from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation import overlays
-from boxtwin.quality.advice import describe
 from boxtwin.quality.card import QualityCard, write_quality_card
+from boxtwin.quality.record import describe
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, load_dataset, make_generator, prepare
 from boxtwin.synthesis.controls import Repeat
@@ -129,9 +129,7 @@ def quality_card(cell: Prepared) -> QualityCard | None:
     if not variations:
         return None
     folder, split, speckle = cell.store.folder, cell.split, cell.config.dataset.speckle
-    card = write_quality_card(
-        folder, variations, split.train, split.val, split.test, speckle=speckle.value if speckle else None
-    )
+    card = write_quality_card(folder, variations, split.train, split.val, split.test, speckle=speckle)
     log.info("quality card: %s\n%s", describe(card.summary), folder / card.picture.name)
     return card
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError
 
-from boxtwin.config.identity import run_folder
+from boxtwin.config.identity import FIRST_NAMES, REMOVED_SETTINGS, RENAMED_SETTINGS, run_folder
 from boxtwin.config.schema import BoxtwinConfig, CompareConfig, ExportConfig, GenerateConfig
 from boxtwin.errors import InputError
 
@@ -34,7 +36,24 @@ def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
         typed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except ValueError as error:  # of a dataclass that checks its values, or of OmegaConf
         raise InputError(str(error)) from None
+    except ConfigKeyError as error:
+        raise former_setting(error) or error from None
     return typed
+
+
+def former_setting(error: BaseException) -> InputError | None:
+    """One line for a setting of an earlier version that Hydra or OmegaConf does not know; None for other errors."""
+    match = re.search(r"full_key: (\S+)", f"{error}\n{error.__cause__}")
+    if match is None:
+        return None
+    key, renamed = match[1], {first: now for now, first in FIRST_NAMES.items()} | RENAMED_SETTINGS
+    if key in renamed:
+        return InputError(f"{key} has been renamed: write {renamed[key]}")
+    name = key.rpartition(".")[2]
+    values = [settings[name] for settings in REMOVED_SETTINGS.values() if name in settings]
+    return (
+        InputError(f"{key} is no setting any more; its value is always {values[0]}: leave it out") if values else None
+    )
 
 
 def require_values(config: DictConfig, below: str = "") -> None:

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -58,7 +60,16 @@ FIRST_PLACES = {
     "diffusers_pipelines.image_variations.UnCLIP": "image_variations.UnCLIP",
 }
 _PLACE = "boxtwin.synthesis."
-# Classes that label variations and were recorded by their name alone at first.
+# Settings by their present names, each with the name that it had when runs were first recorded. A run's identity has
+# the latter; commands and files that use it are refused with the present name.
+FIRST_NAMES = {
+    "labels.present_response": "labels.sure",
+    "labels.absent_response": "labels.gone",
+    "labels.shift_correlation": "labels.match",
+    "labels.shift_gain": "labels.better",
+    "labels.search_radius": "labels.search",
+}
+# Classes of the ways to label that runs were first recorded with, when the name alone told them.
 FIRST_LABELS = (
     "boxtwin.labels.carry.CarryLabels",
     "boxtwin.labels.pseudo.PseudoLabels",
@@ -91,6 +102,10 @@ def defining_values(config: Config) -> dict[str, Any]:
         values["generator"]["_target_"] = _moved(values["generator"]["_target_"], FIRST_PLACES)
     if values["labels"].get("_target_") in FIRST_LABELS:
         del values["labels"]["_target_"]
+    for setting, first in FIRST_NAMES.items():
+        *groups, name = setting.split(".")
+        node = reduce(getitem, groups, values)
+        node[first.rpartition(".")[2]] = node.pop(name)
     values["split"]["train_size"] = train_size(config)
     for setting, before in ADDED_SETTINGS.items():
         group, name = setting.split(".")

@@ -23,8 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.command_line import quote_variations
-from boxtwin.config.compose import register
-from boxtwin.config.identity import REMOVED_SETTINGS, RENAMED_SETTINGS, cell_name, short_hash
+from boxtwin.config.compose import former_setting, register
+from boxtwin.config.identity import cell_name, short_hash
 from boxtwin.config.sweep_notes import Note, Sweep
 from boxtwin.errors import DataError, InputError, unanswered
 from boxtwin.files import check_name, refusal
@@ -150,22 +150,11 @@ def _run(main: Callable[[], Any]) -> None:
     try:
         main()
     except Exception as error:
-        line = error if isinstance(error, InputError) else refusal(error) or _former_setting(error)
+        line = error if isinstance(error, InputError) else refusal(error) or former_setting(error)
         if line is not None:
             raise line from None
         del os.environ["HYDRA_FULL_ERROR"]
         run_and_report(partial(_raise, error))
-
-
-def _former_setting(error: Exception) -> InputError | None:
-    """One line for a setting of an earlier version, on the command line or in a file; None for any other error."""
-    match = re.search(r"Key '(\w+)' (?:is )?not in .*\n\s+full_key: (\S+)", str(error.__cause__ or error))
-    if match and match[2] in RENAMED_SETTINGS:
-        return InputError(f"{match[2]} has been renamed: write {RENAMED_SETTINGS[match[2]]}")
-    for group in REMOVED_SETTINGS.values() if match else ():
-        if match and match[1] in group:
-            return InputError(f"{match[2]} is no setting any more; its value is always {group[match[1]]}: leave it out")
-    return None
 
 
 def _raise(error: Exception) -> None:

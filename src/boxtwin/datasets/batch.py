@@ -1,7 +1,4 @@
-"""The batch that datamodules make and detectors take, and the geometry that leads back to the image file.
-
-A file of its own, since it is the only type of this package that needs torch.
-"""
+"""The batch that datamodules make and detectors take; apart from other types, since it alone needs torch."""
 
 from __future__ import annotations
 
@@ -16,8 +13,8 @@ class Batch(NamedTuple):
 
     ``images`` are in [0, 1], with as many channels as the network takes. ``boxes`` are xyxy in pixels of the
     letterboxed image, those of all images in one list; ``box_image`` says which image of the batch each belongs to.
-    ``letterbox`` holds scale, pad x and pad y of each image: ``x_letterboxed = x_file * scale + pad_x``. ``own`` is the
-    part of the file whose objects an image answers for: all of it, except where a file is looked at in tiles.
+    ``letterbox`` holds scale, pad x and pad y of each image: ``x_letterboxed = x_file * scale + pad_x``. Of a file in
+    tiles, ``own`` is the part whose objects count in this tile; tiles overlap.
     """
 
     images: Float[Tensor, "batch _channels size size"]

@@ -14,19 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from boxtwin.datasets.coco_boxes import (
-    BadBoxPolicy,
-    CocoObject,
-    Content,
-    DuplicateBoxPolicy,
-    read_objects,
-    without_repeats,
-)
+from boxtwin.datasets.coco_boxes import CocoObject, Content, read_objects, without_repeats
 from boxtwin.datasets.coco_json import (
     differing_in_case,
     fault_of_name,
@@ -36,14 +29,13 @@ from boxtwin.datasets.coco_json import (
     read_content,
 )
 from boxtwin.datasets.inspection import ImageFile, inspect_image, join_groups, roboflow_name, same_pixels
+from boxtwin.datasets.options import Crowds, OnBadBox, OnDuplicateBox
 from boxtwin.datasets.problems import Problems, shown, some
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
 
 log = logging.getLogger(__name__)
-
-CrowdPolicy = Literal["ignore", "objects"]
 
 
 def _check_files(content: Content, folder: Path, problems: Problems, reading: Reading) -> dict[int, ImageFile]:
@@ -58,44 +50,41 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
     named: dict[Path, dict[str, str]] = defaultdict(dict)
     for entry, path in zip(safe, paths, strict=True):
         named[path][file_key(entry["file_name"])] = entry["file_name"]
+        entry["path"] = path
     for names in named.values():
         if len(names) > 1:
             problems.add("file names used twice", " = ".join(names.values()))
     with ThreadPoolExecutor(max_workers=4) as pool:
-        sizes = ((entry.get("width"), entry.get("height")) for entry in safe)
-        found = pool.map(lambda path, size: inspect_image(path, size[0], size[1], reading), paths, sizes)
+        inspected = pool.map(lambda e: inspect_image(e["path"], e.get("width"), e.get("height"), reading), safe)
         # Silent for the few hundred images of a small data set: they take a second or two.
-        files = list(tqdm(found, total=len(safe), desc="checking images", unit="image", disable=len(safe) < 1000))
-    result = {}
-    for entry, path, file in zip(safe, paths, files, strict=True):
-        entry["path"] = path
-        if file.error:
-            if path.exists():
-                problems.add(f"images unreadable in {folder}", file.error)
-            else:
+        files = list(tqdm(inspected, total=len(safe), desc="checking images", unit="image", disable=len(safe) < 1000))
+    readable = {}
+    for entry, file in zip(safe, files, strict=True):
+        name = entry["file_name"]
+        if file.error and entry["path"].exists():
+            problems.add(f"images unreadable in {folder}", file.error)
+        elif file.error:
+            problems.add(f"images missing from {folder}", name, _where_else(name, folder))
+        else:
+            stated = (entry.get("width", file.width), entry.get("height", file.height))
+            if stated not in ((file.width, file.height), file.stored):
                 problems.add(
-                    f"images missing from {folder}", entry["file_name"], _where_else(entry["file_name"], folder)
+                    "images of another size than told",
+                    f"{name}: {stated[0]} x {stated[1]} told, {file.width} x {file.height} found",
+                    "Boxes are in pixels of the images that were labelled: take those, or export the labels for these.",
                 )
-            continue
-        told = (entry.get("width", file.width), entry.get("height", file.height))
-        if told not in ((file.width, file.height), file.stored):
-            problems.add(
-                "images of another size than told",
-                f"{entry['file_name']}: {told[0]} x {told[1]} told, {file.width} x {file.height} found",
-                "Boxes are in pixels of the images that were labelled: take those, or export the labels for these.",
-            )
-        result[entry["id"]] = file
-    if turned := sum(file.is_turned for file in result.values()):
+            readable[entry["id"]] = file
+    if turned := sum(file.is_turned for file in readable.values()):
         log.info(
             "%d of %d images are turned as their orientation tag (EXIF) says, as labelling tools show them; if boxes "
             "refer to the pixels as they are stored: dataset.orientation=ignore",
             *(turned, len(safe)),
         )
-    return result
+    return readable
 
 
 def _where_else(name: str, folder: Path) -> str:
-    """How to mend a missing image whose name begins with the folder's own."""
+    """How to repair the path of a missing image whose name begins with the folder's own."""
     path = Path(file_key(name))
     if path.parts[0] != folder.name or not (folder.parent / path).exists():
         return ""
@@ -111,9 +100,9 @@ def read_coco(
     images: Path,
     annotations: Path,
     group_by: str | None = None,
-    on_bad_box: BadBoxPolicy = "error",
-    crowds: CrowdPolicy = "ignore",
-    on_duplicate_box: DuplicateBoxPolicy = "warn",
+    on_bad_box: OnBadBox = OnBadBox.error,
+    crowds: Crowds = Crowds.ignore,
+    on_duplicate_box: OnDuplicateBox = OnDuplicateBox.warn,
     reading: Reading = Reading(),  # noqa: B008 (frozen)
 ) -> Dataset:
     """Read a COCO detection set and check all of it.
@@ -126,7 +115,7 @@ def read_coco(
             on one side of a split; None makes every image its own group, but the copies of one image that Roboflow has
             written. Images with the same pixels are always of one group.
         on_bad_box: what to do with boxes that are empty, not finite or reach outside their image. ``clip`` cuts them
-            off at the border and drops those of which nothing is left; ``drop`` drops them; both count in `repairs`.
+            off at the border and drops those of which nothing is left; both count in `repairs`.
         crowds: whether annotations with ``iscrowd`` are crowds, neither learnt nor counted, or single ``objects`` that
             were drawn as masks.
         on_duplicate_box: what to do with boxes that repeat another one of the same class in their image. ``merge``
@@ -138,69 +127,83 @@ def read_coco(
             is no regular expression with a group.
     """
     pattern = _compile_group(group_by)
-    problems, remarks = Problems(), []
+    problems = Problems()
     content = read_content(annotations, problems)
     for label, ids in merge_categories(content, problems).items():
-        remarks.append(f"category '{shown(label)}' stands there {len(ids)} times (ids {ids}): taken for one class")
-    remarks += [
+        same = f"category '{shown(label)}' stands there {len(ids)} times (ids {ids}): taken for one class"
+        problems.remarks.append(same)
+    problems.remarks += [
         f"the names of {those} differ in capital letters alone: each is a class of its own. If they are one, give the "
         "annotations of both one category_id"
         for those in differing_in_case(content)
     ]
     files = _check_files(content, images, problems, reading)
     sizes = {number: (file.width, file.height) for number, file in files.items()}
-    objects, repairs = read_objects(content, sizes, on_bad_box, problems, remarks)
-    remarks += _read_crowds(content, objects, crowds)
-    objects = without_repeats(content, objects, on_duplicate_box, repairs, problems, remarks)
-    if not content["categories"]:
-        problems.add("no categories", annotations)
-    if not content["images"]:
-        problems.add("no images", annotations)
-    groups = _group(content, files, pattern, problems, remarks)
+    objects, repairs = read_objects(content, sizes, on_bad_box, problems)
+    _read_crowds(content, objects, crowds, problems)
+    repairs["merged"] = without_repeats(content, objects, on_duplicate_box, problems)
+    for key in ("categories", "images"):
+        if not content[key]:
+            problems.add(f"no {key}", annotations)
+    groups = _group(content, files, pattern, problems)
     problems.raise_if_any(annotations)
 
     categories = sorted(content["categories"], key=lambda category: category["id"])
     class_of = {category["id"]: index for index, category in enumerate(categories)}
-    samples = tuple(
-        _sample(entry, files[entry["id"]], objects[entry["id"]], class_of, groups[entry["file_name"]], reading)
-        for entry in sorted(content["images"], key=lambda entry: entry["file_name"])
-    )
+    samples = []
+    for entry in sorted(content["images"], key=lambda entry: entry["file_name"]):
+        file, those = files[entry["id"]], objects[entry["id"]]
+        samples.append(
+            Sample(
+                name=entry["file_name"],
+                path=entry["path"],
+                width=file.width,
+                height=file.height,
+                image_id=entry["id"],
+                boxes=np.array([one.box for one in those], dtype=np.float32).reshape(-1, 4),
+                labels=np.array([class_of[one.category_id] for one in those], dtype=np.int64),
+                areas=np.array([one.area for one in those], dtype=np.float64),
+                crowd=np.array([one.crowd for one in those], dtype=bool),
+                group=groups[entry["file_name"]],
+                sha256=file.sha256,
+                signature=file.signature,
+                bits=file.bits,
+                reading=reading,
+            )
+        )
     classes = tuple(category["name"] for category in categories)
     return Dataset(
         name=name,
         classes=classes,
         category_ids=tuple(category["id"] for category in categories),
-        samples=samples,
+        samples=tuple(samples),
         digest=digest_of(samples, classes),
         repairs={action: count for action, count in repairs.items() if count},
-        remarks=tuple(remarks),
+        remarks=tuple(problems.remarks),
     )
 
 
-def _read_crowds(content: Content, objects: dict[int, list[CocoObject]], policy: CrowdPolicy) -> list[str]:
-    """Say how many annotations are crowds, and make objects of them where they are."""
-    total = sum(map(len, objects.values()))
+def _read_crowds(content: Content, objects: dict[int, list[CocoObject]], policy: Crowds, problems: Problems) -> None:
+    """Remark how many annotations are crowds, and make objects of them where they are."""
     where = [entry["file_name"] for entry in content["images"] for one in objects.get(entry["id"], ()) if one.crowd]
     if not where:
-        return []
-    if policy == "objects":
+        return
+    done = (
+        "neither learnt nor counted. If they are single objects drawn as masks, as CVAT's brush writes them, set "
+        "dataset.crowds=objects"
+    )
+    if policy is Crowds.objects:
         for number, those in objects.items():
             objects[number] = [replace(one, crowd=False) for one in those]
         done = "taken for single objects, dataset.crowds=objects"
-    else:
-        done = (
-            "neither learnt nor counted. If they are single objects drawn as masks, as CVAT's brush writes them, set "
-            "dataset.crowds=objects"
-        )
-    return [f"{len(where)} of {total} annotations are crowds (iscrowd 1), in {some(sorted({*where}))}: {done}"]
+    total = sum(map(len, objects.values()))
+    problems.remarks.append(
+        f"{len(where)} of {total} annotations are crowds (iscrowd 1), in {some(sorted({*where}))}: {done}"
+    )
 
 
 def _group(
-    content: Content,
-    files: Mapping[int, ImageFile],
-    pattern: re.Pattern[str] | None,
-    problems: Problems,
-    remarks: list[str],
+    content: Content, files: Mapping[int, ImageFile], pattern: re.Pattern[str] | None, problems: Problems
 ) -> dict[str, str]:
     """The group (scene) of every image, by its name."""
     groups: dict[str, str] = {}
@@ -208,22 +211,21 @@ def _group(
     for entry in content["images"]:
         name = entry["file_name"]
         match = pattern.search(name) if pattern else None
-        group = match.group(1) if match else None
-        if pattern and not group:
+        groups[name] = (match and match.group(1)) or name
+        if pattern and not (match and match.group(1)):
             problems.add(f"file names in which group_by={pattern.pattern!r} finds nothing", name)
-        groups[name] = group or name
         if pattern is None and (original := roboflow_name(name)):
             copies[original].append(name)
-    same = same_pixels({e["file_name"]: files[e["id"]].look for e in content["images"] if e["id"] in files})
+    same = same_pixels({e["file_name"]: files[e["id"]].signature for e in content["images"] if e["id"] in files})
     if same:
         pairs = [" = ".join(names[:3]) for names in same]
-        remarks.append(
+        problems.remarks.append(
             f"{sum(map(len, same))} images are {len(same)} different ones: the others are the same pixels under other "
             f"names ({some(pairs)}). They are kept on one side of a split"
         )
     copied = [names for names in copies.values() if len(names) > 1]
     if copied:
-        remarks.append(
+        problems.remarks.append(
             f"{sum(map(len, copied))} images are Roboflow's copies of {len(copied)} originals ({some(copied[0])}): "
             "kept on one side of a split"
         )
@@ -240,32 +242,6 @@ def _compile_group(group_by: str | None) -> re.Pattern[str] | None:
     if pattern.groups < 1:
         raise InputError(f"group_by={group_by!r} needs a group in brackets that picks the scene, such as '^([^_]+)_'")
     return pattern
-
-
-def _sample(
-    entry: dict[str, Any],
-    file: ImageFile,
-    objects: list[CocoObject],
-    class_of: dict[int, int],
-    group: str,
-    reading: Reading,
-) -> Sample:
-    return Sample(
-        name=entry["file_name"],
-        path=entry["path"],
-        width=file.width,
-        height=file.height,
-        image_id=entry["id"],
-        boxes=np.array([one.box for one in objects], dtype=np.float32).reshape(-1, 4),
-        labels=np.array([class_of[one.category_id] for one in objects], dtype=np.int64),
-        areas=np.array([one.area for one in objects], dtype=np.float64),
-        crowd=np.array([one.crowd for one in objects], dtype=bool),
-        group=group,
-        sha256=file.sha256,
-        look=file.look,
-        bits=file.bits,
-        reading=reading,
-    )
 
 
 def digest_of(samples: Sequence[Sample], classes: Sequence[str]) -> str:

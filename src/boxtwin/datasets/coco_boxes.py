@@ -9,19 +9,18 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from boxtwin.boxes import Box, clip_xyxy, iou_matrix
+from boxtwin.datasets.options import OnBadBox, OnDuplicateBox
 from boxtwin.datasets.problems import Problems, shown, some
 
-# Boxes are often written with two decimals; an overhang below that is rounding, not an error.
-ROUNDING = 0.01
-# Two boxes of one class that overlap so much are one object: of two objects, one would hide the other.
-SAME_OBJECT = 0.95
-AT_ONCE = 256  # boxes that are held against all others of their image: bounded memory
+ROUNDING = 0.01  # pixels: boxes are often written with two decimals
+SAME_OBJECT = 0.95  # overlap from which two boxes of a class are one object: of two, one would hide the other
+AT_ONCE = 256  # boxes that are compared with all others of their image: bounded memory
 HUGE = 1e9  # pixels; numbers beyond are no sizes, and must not overflow
 FEW = 5  # boxes below which nothing can be said of how all of them are written
 
@@ -31,11 +30,11 @@ OUTSIDE = "boxes that lie outside their image"
 OVERHANGING = "boxes that reach outside their image"
 NORMALISED = "boxes that look normalised"
 SHARES_CURE = "Multiply x and width by the image's width, y and height by its height, for pixels."
-BadBoxPolicy = Literal["error", "clip", "drop"]
-DuplicateBoxPolicy = Literal["warn", "merge", "error"]
-
 BOX_CURE = "Mend the file, or choose dataset.on_bad_box=clip (cut boxes at the border) or =drop."
+
 Content = dict[str, list[dict[str, Any]]]
+Boxes = Float[np.ndarray, "n 4"]
+Sizes = Float[np.ndarray, "n 2"]  # width and height of the image of each box
 
 
 @dataclass(frozen=True)
@@ -49,51 +48,37 @@ class CocoObject:
 
 
 def read_objects(
-    content: Content,
-    sizes: Mapping[int, tuple[int, int]],
-    on_bad_box: BadBoxPolicy,
-    problems: Problems,
-    remarks: list[str],
+    content: Content, sizes: Mapping[int, tuple[int, int]], on_bad_box: OnBadBox, problems: Problems
 ) -> tuple[dict[int, list[CocoObject]], Counter[str]]:
     """The checked objects of every image, by its id, and how many bad boxes were clipped or dropped.
 
-    Args:
-        content: of the file, as `boxtwin.datasets.coco_json.read_content` gives it.
-        sizes: width and height of the images that could be read, by id.
-        on_bad_box: as in `boxtwin.datasets.coco.read_coco`.
-        problems: gets what is wrong.
-        remarks: gets what a user should know.
+    ``content`` is what `read_content` gives, ``sizes`` the width and height of the images that could be read, by id.
     """
     repairs: Counter[str] = Counter()
     objects: dict[int, list[CocoObject]] = defaultdict(list)
     names = {entry["id"]: entry["file_name"] for entry in content["images"]}
     # In the order of their ids: the same annotations are the same data in whatever order the file lists them.
     entries = sorted((e for e in content["annotations"] if e["image_id"] in sizes), key=lambda entry: entry["id"])
-    told = [(box, entry) for entry in entries if (box := box_numbers(entry["bbox"])) is not None]
-    boxes = np.array([box for box, _ in told], dtype=np.float64).reshape(-1, 4)
-    shapes = np.array([sizes[entry["image_id"]] for _, entry in told], dtype=np.float64).reshape(-1, 2)
-    areas = np.array([told_area(entry) for _, entry in told], dtype=np.float64)
+    numeric = [(box, entry) for entry in entries if (box := box_numbers(entry["bbox"])) is not None]
+    boxes = np.array([box for box, _ in numeric], dtype=np.float64).reshape(-1, 4)
+    shapes = np.array([sizes[entry["image_id"]] for _, entry in numeric], dtype=np.float64).reshape(-1, 2)
+    areas = np.array([stated_area(entry) for _, entry in numeric], dtype=np.float64)
+
+    def refuse(kind: str, entry: Mapping[str, Any], what: str, cure: str = "") -> None:
+        problems.add(kind, f"{names[entry['image_id']]}: {what} (annotation {entry['id']})", cure)
+
     kind, cure = other_format(boxes, shapes, areas)
     if kind:
-        for _, entry in told:
-            problems.add(kind, f"{names[entry['image_id']]}: bbox {entry['bbox']} (annotation {entry['id']})")
-        problems.cures[kind] = f"COCO boxes are [x, y, width, height] in pixels. {cure}"
+        for _, entry in numeric:
+            refuse(kind, entry, f"bbox {entry['bbox']}", f"COCO boxes are [x, y, width, height] in pixels. {cure}")
         return objects, repairs
-    if reach := left_upper_part(boxes, shapes):
-        remarks.append(
-            "no box reaches beyond {:.0%} of the width and {:.0%} of the height of its image: are the labels for "
-            "images of another size?".format(*reach)
-        )
-    if ratio := area_ratio(boxes, areas):
-        remarks.append(
-            f"areas are {ratio:.2g} times those of their boxes: COCO sorts objects into small, medium and large by them"
-        )
-    lines = [outline(entry.get("segmentation")) for _, entry in told]
-    drawn = np.array([place for place, line in enumerate(lines) if line is not None], dtype=np.int64)
-    far = far_from(boxes[drawn], np.array([lines[place] for place in drawn]).reshape(-1, 4))
+    _remark_on_sizes(boxes, shapes, areas, problems)
+    outlines = [(index, line) for index, (_, entry) in enumerate(numeric) if (line := outline(entry)) is not None]
+    drawn = np.array([index for index, _ in outlines], dtype=np.int64)
+    far = far_from(boxes[drawn], np.array([line for _, line in outlines]).reshape(-1, 4))
     if far.any():
-        images = sorted({names[told[place][1]["image_id"]] for place in drawn[far]})
-        remarks.append(
+        images = sorted({names[numeric[index][1]["image_id"]] for index in drawn[far]})
+        problems.remarks.append(
             f"{far.sum()} of {len(far)} boxes are not those around their segmentation, in {some(images)}: one of the "
             "two is of another object, another size of the image, or written in another way. bbox is what is used"
         )
@@ -101,75 +86,79 @@ def read_objects(
     for entry in entries:
         image = names[entry["image_id"]]
         fault, box = check_box(entry["bbox"], *sizes[entry["image_id"]])
-        if fault and on_bad_box == "error":
-            cure = SHARES_CURE if fault == NORMALISED else BOX_CURE
-            problems.add(fault, f"{image}: bbox {entry['bbox']} (annotation {entry['id']})", cure)
-        elif fault and (on_bad_box == "drop" or box is None):
-            bad["dropped"].append(image)
-        else:
-            assert box is not None
-            if fault:
-                bad["clipped"].append(image)
-            area = area_of(entry, box, clipped=bool(fault))
-            if area is None:
-                kind = "areas that are not finite and positive"
-                problems.add(kind, f"{image}: area {shown(entry['area'])} (annotation {entry['id']})")
-                continue
-            objects[entry["image_id"]].append(CocoObject(entry["category_id"], box, area, entry["iscrowd"]))
+        if fault and on_bad_box is OnBadBox.error:
+            refuse(fault, entry, f"bbox {entry['bbox']}", SHARES_CURE if fault == NORMALISED else BOX_CURE)
+            continue
+        if fault:
+            bad["dropped" if on_bad_box is OnBadBox.drop or box is None else "clipped"].append(image)
+        if box is None or (fault and on_bad_box is OnBadBox.drop):
+            continue
+        area = area_of(entry, box, clipped=bool(fault))
+        if area is None:
+            refuse("areas that are not finite and positive", entry, f"area {shown(entry['area'])}")
+            continue
+        objects[entry["image_id"]].append(CocoObject(entry["category_id"], box, area, entry["iscrowd"]))
     if OVERHANGING in problems.offenders and look_like_centres(boxes, shapes):
         problems.cures[OVERHANGING] += " All would lie inside if x and y were their centres; are they?"
     for action, where in bad.items():
         repairs[action] = len(where)
-        remarks.append(f"dataset.on_bad_box={on_bad_box}: {len(where)} bad boxes {action}, in {some(sorted({*where}))}")
+        what = f"{len(where)} bad boxes {action}, in {some(sorted({*where}))}"
+        problems.remarks.append(f"dataset.on_bad_box={on_bad_box.value}: {what}")
     turned = [names[entry["image_id"]] for entry in entries if is_turned(entry)]
     if turned:
-        remarks.append(
+        problems.remarks.append(
             f"{len(turned)} boxes of turned rectangles (attributes.rotation, as CVAT writes it), in "
             f"{some(sorted({*turned}))}: bbox is the rectangle before it was turned, not the box around the object"
         )
     return objects, repairs
 
 
+def _remark_on_sizes(boxes: Boxes, sizes: Sizes, areas: Float[np.ndarray, " n"], problems: Problems) -> None:
+    if reach := left_upper_part(boxes, sizes):
+        problems.remarks.append(
+            "no box reaches beyond {:.0%} of the width and {:.0%} of the height of its image: are the labels for "
+            "images of another size?".format(*reach)
+        )
+    own = boxes[:, 2:].clip(-HUGE, HUGE).prod(axis=1)
+    stated = np.isfinite(areas) & (own > 0)
+    ratio = float(np.median(areas[stated] / own[stated])) if stated.sum() >= FEW else 1.0
+    if not 0.02 <= ratio <= 2:  # masks in boxes have less than 1
+        problems.remarks.append(
+            f"areas are {ratio:.2g} times those of their boxes: COCO sorts objects into small, medium and large by them"
+        )
+
+
 def without_repeats(
-    content: Content,
-    objects: Mapping[int, list[CocoObject]],
-    policy: DuplicateBoxPolicy,
-    repairs: Counter[str],
-    problems: Problems,
-    remarks: list[str],
-) -> dict[int, list[CocoObject]]:
-    """The objects of every image, those that repeat another one named or left out."""
-    kept: dict[int, list[CocoObject]] = defaultdict(list, objects)
+    content: Content, objects: dict[int, list[CocoObject]], policy: OnDuplicateBox, problems: Problems
+) -> int:
+    """Remark on objects that repeat another one of their image; with ``merge``, remove them and return how many."""
     where: list[str] = []
     in_two_classes: list[str] = []
     for entry in content["images"]:
-        ones = objects.get(entry["id"], [])
+        name, ones = entry["file_name"], objects.get(entry["id"], [])
         boxes = np.array([one.box for one in ones], dtype=np.float64).reshape(-1, 4)
         repeated = repeats(boxes, [(one.category_id, one.crowd) for one in ones])
         elsewhere = set(repeats(boxes, [one.crowd for one in ones])).difference(repeated)
-        in_two_classes += [entry["file_name"]] * sum(not ones[place].crowd for place in elsewhere)
-        where += [entry["file_name"]] * len(repeated)
-        for place in repeated if policy == "error" else ():
-            box = [round(value, 2) for value in ones[place].box]
+        in_two_classes += [name] * sum(not ones[index].crowd for index in elsewhere)
+        where += [name] * len(repeated)
+        for index in repeated if policy is OnDuplicateBox.error else ():
+            box = [round(value, 2) for value in ones[index].box]
             cure = "Delete one of each, or set dataset.on_duplicate_box=merge or =warn."
-            problems.add(
-                "boxes that stand there twice", f"{entry['file_name']}: {box} (left, top, right, bottom)", cure
-            )
-        if policy == "merge":
-            kept[entry["id"]] = [one for place, one in enumerate(ones) if place not in repeated]
+            problems.add("boxes that stand there twice", f"{name}: {box} (left, top, right, bottom)", cure)
+        if policy is OnDuplicateBox.merge and repeated:
+            objects[entry["id"]] = [one for index, one in enumerate(ones) if index not in repeated]
     if in_two_classes:
-        remarks.append(
+        problems.remarks.append(
             f"{len(in_two_classes)} boxes lie on a box of another class (nearly the same place), in "
             f"{some(sorted({*in_two_classes}))}: each counts as an object"
         )
-    if where and policy != "error":
-        said = f"{len(where)} boxes stand there twice (same class, nearly the same place), in {some(sorted({*where}))}"
-        if policy == "merge":
-            repairs["merged"] = len(where)
-            remarks.append(f"{said}: one of each is kept")
-        else:
-            remarks.append(f"{said}: each counts as an object. Set dataset.on_duplicate_box=merge to keep one of each")
-    return kept
+    if where and policy is not OnDuplicateBox.error:
+        done = "each counts as an object. Set dataset.on_duplicate_box=merge to keep one of each"
+        problems.remarks.append(
+            f"{len(where)} boxes stand there twice (same class, nearly the same place), in {some(sorted({*where}))}: "
+            + ("one of each is kept" if policy is OnDuplicateBox.merge else done)
+        )
+    return len(where) if policy is OnDuplicateBox.merge else 0
 
 
 def check_box(bbox: object, width: int, height: int) -> tuple[str, Box | None]:
@@ -177,9 +166,11 @@ def check_box(bbox: object, width: int, height: int) -> tuple[str, Box | None]:
     numbers = box_numbers(bbox)
     if numbers is None:
         return NOT_FINITE, None
-    if _is_share(numbers):
-        return NORMALISED, None
     x, y, w, h = numbers
+    # Within the first pixel and not of whole numbers: no object is so small, a share of 1 is.
+    in_first_pixel = all(-ROUNDING <= value <= 1 + ROUNDING for value in numbers)
+    if in_first_pixel and max(w, h) > 0 and any(value % 1 for value in numbers):
+        return NORMALISED, None
     if w <= ROUNDING or h <= ROUNDING:
         return EMPTY, None
     inside, overhang = fit_box((x, y, x + w, y + h), width, height)
@@ -196,41 +187,26 @@ def fit_box(box: Box, width: int, height: int) -> tuple[Box, float]:
 
 def box_numbers(bbox: object) -> Box | None:
     """The four numbers of a box; None if they are not four, or not finite."""
-    if not isinstance(bbox, list) or len(bbox) != 4:
-        return None
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in bbox):
+    if not isinstance(bbox, list) or len(bbox) != 4 or any(type(value) not in (int, float) for value in bbox):
         return None
     try:
-        x, y, w, h = (float(value) for value in bbox)
+        x, y, w, h = map(float, bbox)
     except OverflowError:
         return None
     return (x, y, w, h) if all(map(math.isfinite, (x, y, w, h))) else None
 
 
-def _is_share(numbers: Box) -> bool:
-    """Whether a box is within the first pixel and not of whole numbers: no object is so small, a share of 1 is."""
-    low, high = -ROUNDING, 1 + ROUNDING
-    return all(low <= value <= high for value in numbers) and max(numbers[2:]) > 0 and any(v % 1 for v in numbers)
+def other_format(boxes: Boxes, sizes: Sizes, areas: Float[np.ndarray, " n"]) -> tuple[str, str]:
+    """How the boxes of a whole data set are written, and how to repair it; "" and "" if as [x, y, width, height].
 
-
-def other_format(
-    boxes: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "n 2"], areas: Float[np.ndarray, " n"]
-) -> tuple[str, str]:
-    """How the boxes of a whole data set seem to be written, and how to mend it; "" and "" if as [x, y, width, height].
-
-    Args:
-        boxes: the numbers of all annotations that have four finite ones.
-        sizes: width and height of the image of each, pixels.
-        areas: as the file tells them, nan where it does not.
+    ``areas`` are as the file states them, nan where it does not.
     """
     boxes = boxes.clip(-HUGE, HUGE)
-    if not len(boxes):
-        return "", ""
     # 1. Shares of the image: objects in the first pixel alone are no objects.
     real = boxes[(boxes[:, 2:] > 0).all(axis=1)]  # some tools write [0, 0, 0, 0] where there is no object
     if len(real) and (np.abs(real - 0.5) <= 0.5 + ROUNDING).all(axis=1).mean() > 0.5:
         return NORMALISED, SHARES_CURE
-    # 2. Corners lie inside the image and are in order; taken for sizes, many of them lead far out of it, or the file's
+    # 2. Corners lie inside the image and are in order; read as sizes, many of them lead far out of it, or the file's
     # own areas are not theirs. Of boxes that are what they should be, small ones have corners out of order.
     if len(boxes) < FEW:
         return "", ""
@@ -244,29 +220,27 @@ def other_format(
     return "", ""
 
 
-def look_like_centres(boxes: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "n 2"]) -> bool:
+def look_like_centres(boxes: Boxes, sizes: Sizes) -> bool:
     """Whether boxes that reach outside their images would all lie inside if x and y were their centres."""
     first, second = np.split(boxes.clip(-HUGE, HUGE), 2, axis=1)
     inside = _inside(first - second / 2, first + second / 2, sizes)
     return len(boxes) >= FEW and bool(inside.mean() > 0.99)
 
 
-def _inside(
-    low: Float[np.ndarray, "n 2"], high: Float[np.ndarray, "n 2"], sizes: Float[np.ndarray, "n 2"]
-) -> Bool[np.ndarray, " n"]:
-    inside = (low >= -1) & (high <= sizes + 1) & (high > low)
-    return np.asarray(inside.all(axis=1))
+def _inside(low: Float[np.ndarray, "n 2"], high: Float[np.ndarray, "n 2"], sizes: Sizes) -> Bool[np.ndarray, " n"]:
+    return np.asarray(((low >= -1) & (high <= sizes + 1) & (high > low)).all(axis=1))
 
 
-def left_upper_part(boxes: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "n 2"]) -> tuple[float, float] | None:
+def left_upper_part(boxes: Boxes, sizes: Sizes) -> tuple[float, float] | None:
     """The part of width and height beyond which no box of a data set reaches, where it is suspiciously small."""
     boxes = boxes.clip(-HUGE, HUGE)
     reach = ((boxes[:, :2] + boxes[:, 2:]) / sizes).max(axis=0) if len(boxes) >= 50 else np.ones(2)
     return (float(reach[0]), float(reach[1])) if reach.max() < 0.7 else None
 
 
-def outline(segmentation: object) -> Box | None:
+def outline(annotation: Mapping[str, Any]) -> Box | None:
     """The xyxy box around the polygons of an annotation; None where it has none (run lengths) or no numbers."""
+    segmentation = annotation.get("segmentation")
     if not isinstance(segmentation, list) or not segmentation:
         return None
     try:
@@ -280,32 +254,24 @@ def outline(segmentation: object) -> Box | None:
     return x1, y1, x2, y2
 
 
-def far_from(boxes: Float[np.ndarray, "n 4"], outlines: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
-    """Which xywh boxes are not those around their xyxy outlines, not even nearly: they overlap by less than half."""
+def far_from(boxes: Boxes, outlines: Boxes) -> Bool[np.ndarray, " n"]:
+    """Which xywh boxes overlap by less than half with their xyxy outlines."""
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     inside = np.clip(np.minimum(high, outlines[:, 2:]) - np.maximum(low, outlines[:, :2]), 0, None).prod(axis=1)
     both = boxes[:, 2:].prod(axis=1) + (outlines[:, 2:] - outlines[:, :2]).prod(axis=1)
     return np.asarray(2 * inside < both - inside)
 
 
-def area_ratio(boxes: Float[np.ndarray, "n 4"], areas: Float[np.ndarray, " n"]) -> float | None:
-    """The median ratio of told areas to those of xywh boxes, where it is none of masks in boxes; else None."""
-    own = boxes[:, 2:].clip(-HUGE, HUGE).prod(axis=1)
-    told = np.isfinite(areas) & (own > 0)
-    ratio = float(np.median(areas[told] / own[told])) if told.sum() >= FEW else 1.0
-    return None if 0.02 <= ratio <= 2 else ratio
-
-
-def repeats(boxes: Float[np.ndarray, "n 4"], kinds: Sequence[object]) -> list[int]:
-    """The places of those xyxy boxes of an image that repeat an earlier one of the same kind."""
-    found: list[int] = []
+def repeats(boxes: Boxes, kinds: Sequence[object]) -> list[int]:
+    """Indices of those xyxy boxes of an image that repeat an earlier one of the same kind."""
+    repeated: list[int] = []
     for kind in dict.fromkeys(kinds):
-        places = np.array([place for place, other in enumerate(kinds) if other == kind])
-        those = boxes[places]
+        indices = np.array([index for index, other in enumerate(kinds) if other == kind])
+        those = boxes[indices]
         for start in range(0, len(those), AT_ONCE):
             overlaps = iou_matrix(those[start : start + AT_ONCE], those) >= SAME_OBJECT
-            found += places[start : start + AT_ONCE][np.tril(overlaps, start - 1).any(axis=1)].tolist()
-    return sorted(found)
+            repeated += indices[start : start + AT_ONCE][np.tril(overlaps, start - 1).any(axis=1)].tolist()
+    return sorted(repeated)
 
 
 def is_turned(annotation: Mapping[str, Any]) -> bool:
@@ -314,12 +280,12 @@ def is_turned(annotation: Mapping[str, Any]) -> bool:
     angle = attributes.get("rotation") if isinstance(attributes, dict) else None
     try:
         return bool(float(angle or 0) % 180)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
-def told_area(annotation: Mapping[str, Any]) -> float:
-    """The area that an annotation tells; nan if it tells none."""
+def stated_area(annotation: Mapping[str, Any]) -> float:
+    """The area that an annotation states; nan if it states none, or what is no number."""
     try:
         return float(annotation.get("area") or math.nan)
     except (TypeError, ValueError, OverflowError):
@@ -327,15 +293,12 @@ def told_area(annotation: Mapping[str, Any]) -> float:
 
 
 def area_of(annotation: Mapping[str, Any], box: Box, *, clipped: bool) -> float | None:
-    """The annotation's own area, or that of its box where it tells none; None if what it tells is no area.
+    """The annotation's own area, or that of its box where it states none; None if what it states is no area.
 
-    Nothing is left of what was cut off: the area of a clipped object is its clipped box's at most.
+    The area of a clipped object is its clipped box's at most.
     """
     of_box = (box[2] - box[0]) * (box[3] - box[1])
-    try:
-        own = float(annotation.get("area") or of_box)
-    except (TypeError, ValueError, OverflowError):
-        return None
+    own = stated_area(annotation) if annotation.get("area") else of_box
     if not math.isfinite(own) or own < 0:
         return None
     return min(own, of_box) if clipped else own

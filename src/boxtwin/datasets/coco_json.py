@@ -1,4 +1,4 @@
-"""The text of a COCO file: what tools write in many ways is brought into one, or refused with the place.
+"""The text of a COCO file: what tools write in different ways is normalised, or refused with its place.
 
 The format: https://cocodataset.org/#format-data (object detection).
 """
@@ -18,12 +18,12 @@ from urllib.parse import unquote
 from boxtwin.datasets.problems import Problems, shown
 from boxtwin.errors import InputError
 
-# How files begin that are often taken for JSON text.
+UTF16 = "text in UTF-16; save it as UTF-8"
+# First bytes of files that are often taken for JSON text.
 NOT_JSON = {
     b"\x1f\x8b": "compressed with gzip; unpack it first",
     b"PK\x03\x04": "a zip archive; unpack it first",
-    b"\xff\xfe": "text in UTF-16; save it as UTF-8",
-    b"\xfe\xff": "text in UTF-16; save it as UTF-8",
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), UTF16),
 }
 LONGEST_NUMBER = 100  # digits; longer ones are read as floating point, which no id or size may be
 LONGEST_PART = 255  # bytes of a file's or folder's name, on all common file systems
@@ -56,21 +56,20 @@ def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
         raise InputError(f"{where} does not exist{cure and '; '}{cure}") from None
     except OSError as error:
         raise InputError(f"{where} cannot be read: {error.strerror}") from None
-    what = next((what for start, what in NOT_JSON.items() if encoded.startswith(start)), None)
-    if what is None and b"\0" in encoded[:4]:
-        what = NOT_JSON[b"\xff\xfe"]
-    if what is not None:
-        raise InputError(f"{where} is {what}")
+    other = next((what for start, what in NOT_JSON.items() if encoded.startswith(start)), None)
+    if other is not None or b"\0" in encoded[:4]:
+        raise InputError(f"{where} is {other or UTF16}")
     try:
-        return json.loads(encoded.decode("utf-8-sig"), parse_int=_integer, object_pairs_hook=_object)
+        # A function that is called for each number takes a third of the time: only where there is a long one.
+        has_long_number = b"0" * (LONGEST_NUMBER + 1) in encoded.translate(bytes.maketrans(b"123456789", b"0" * 9))
+        parse_int = _integer if has_long_number else None
+        return json.loads(encoded.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=parse_int)
     except RecursionError:
         raise InputError(f"{where} is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where} is not valid JSON: its text is not UTF-8, see byte {error.start}; save it as UTF-8"
-        ) from None
     except ValueError as error:
-        raise InputError(f"{where} is not valid JSON: {error}") from None
+        encoding = "its text is not UTF-8, see byte {0.start}; save it as UTF-8"
+        what = encoding.format(error) if isinstance(error, UnicodeDecodeError) else error
+        raise InputError(f"{where} is not valid JSON: {what}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -113,14 +112,21 @@ def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any
     content = {key: content[key] for key in FIELDS}
     names = {image["id"]: image["file_name"] for image in content["images"]}
     for image in content["images"]:
-        _read_size(image, problems)
+        for side in ("width", "height"):
+            value = image.pop(side, None)
+            try:
+                size = stated_size(value)
+            except ValueError:
+                problems.add("widths or heights that are no whole numbers", f"{image['file_name']}: {side} {value!r}")
+                continue
+            if size is not None:
+                image[side] = size
     for annotation in content["annotations"]:
         annotation.setdefault("bbox", None)
         crowd = flag(annotation.get("iscrowd"))
         if crowd is None:
-            name = names.get(annotation["image_id"], "unknown image")
-            told = shown(repr(annotation["iscrowd"]))
-            problems.add("iscrowd is neither 0 nor 1", f"{name}: {told} (annotation {annotation['id']})")
+            place = f"{names.get(annotation['image_id'], 'unknown image')}: {shown(repr(annotation['iscrowd']))}"
+            problems.add("iscrowd is neither 0 nor 1", f"{place} (annotation {annotation['id']})")
         annotation["iscrowd"] = bool(crowd)
     for category in content["categories"]:
         name = category["name"]
@@ -129,7 +135,7 @@ def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any
         category["name"] = str(name)
         if len(category["name"]) > LONGEST_CLASS or not category["name"].isprintable():
             problems.add(f"names of categories with control characters, or above {LONGEST_CLASS} characters", category)
-    _check_ids(content, problems)
+    _check_ids(content, names, problems)
     return content
 
 
@@ -150,8 +156,8 @@ def flag(value: object) -> bool | None:
     return bool(number) if number in (0, 1) else None
 
 
-def told_size(value: object) -> int | None:
-    """A width or height as tools write it, as text too; None where it goes untold.
+def stated_size(value: object) -> int | None:
+    """A width or height as tools write it, as text too; None where it is missing.
 
     Raises:
         ValueError: it is no whole number.
@@ -164,18 +170,6 @@ def told_size(value: object) -> int | None:
     if size is None:
         raise ValueError(f"{value!r} is no whole number")
     return size
-
-
-def _read_size(image: dict[str, Any], problems: Problems) -> None:
-    for side in ("width", "height"):
-        value = image.pop(side, None)
-        try:
-            size = told_size(value)
-        except ValueError:
-            problems.add("widths or heights that are no whole numbers", f"{image['file_name']}: {side} {value!r}")
-            continue
-        if size is not None:
-            image[side] = size
 
 
 def file_key(name: str) -> str:
@@ -198,37 +192,31 @@ def fault_of_name(name: str) -> str:
 
 
 def find_files(names: Sequence[str], folder: Path) -> list[Path]:
-    """The file that each name means; one that is not there as it is written is looked for in its other forms.
+    """The file that each name means, in the form that it has in the folder.
 
-    These are `file_key`'s, that of addresses (``%20``), and those in other capital letters where one file alone fits:
+    Forms are `file_key`'s, that of addresses (``%20``), and those in other capital letters where one file alone fits:
     many systems know no case.
     """
     paths = [folder / name for name in names]
     if all(path.exists() for path in paths):
         return paths
-    there = {file_key(path.relative_to(folder).as_posix()): path for path in folder.rglob("*") if path.is_file()}
+    present = {file_key(path.relative_to(folder).as_posix()): path for path in folder.rglob("*") if path.is_file()}
     in_any_case: dict[str, list[Path]] = defaultdict(list)
-    for key, path in there.items():
+    for key, path in present.items():
         in_any_case[key.casefold()].append(path)
-
-    def find(name: str, path: Path) -> Path:
-        if path.exists():
-            return path
-        for key in (file_key(name), file_key(unquote(name))):
-            alike = [there[key]] if key in there else in_any_case[key.casefold()]
+    for index, (name, path) in enumerate(zip(names, paths, strict=True)):
+        for key in () if path.exists() else (file_key(unquote(name)), file_key(name)):  # the last one counts most
+            alike = [present[key]] if key in present else in_any_case[key.casefold()]
             if len(alike) == 1:
-                return alike[0]
-        return path
-
-    return [find(name, path) for name, path in zip(names, paths, strict=True)]
+                paths[index] = alike[0]
+    return paths
 
 
 def merge_categories(content: dict[str, list[dict[str, Any]]], problems: Problems) -> dict[str, list[int]]:
     """Make categories of one name one category; the ids of each such name, its own first.
 
-    Merged files repeat their categories, and Roboflow writes a root category that may have the name of a class. The one
-    category has the smallest id that annotations use. Parts of different things may share a name: where annotations use
-    several and their ``supercategory`` differs, they are refused.
+    Merged files repeat their categories, and Roboflow writes a root category that may have the name of a class. The
+    smallest id that annotations use stays. Categories in use with different ``supercategory`` are refused.
     """
     used = Counter(annotation["category_id"] for annotation in content["annotations"])
     by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -237,20 +225,18 @@ def merge_categories(content: dict[str, list[dict[str, Any]]], problems: Problem
     merged: dict[str, list[int]] = {}
     becomes: dict[int, int] = {}
     for name, categories in by_name.items():
-        if len(categories) == 1:
-            continue
         categories.sort(key=lambda category: (not used[category["id"]], category["id"]))
-        ids = merged[name] = [category["id"] for category in categories]
+        ids = [category["id"] for category in categories]
+        becomes |= dict.fromkeys(ids, ids[0])
+        if len(ids) > 1:
+            merged[name] = ids
         if len({str(category.get("supercategory")) for category in categories if used[category["id"]]}) > 1:
             problems.add(
                 "categories of one name but different supercategories",
                 f"'{name}': ids {', '.join(map(str, ids))}",
                 "Rename the categories, or give their annotations one category_id.",
             )
-        becomes |= dict.fromkeys(ids, ids[0])
-    content["categories"] = [
-        category for category in content["categories"] if becomes.get(category["id"], category["id"]) == category["id"]
-    ]
+    content["categories"] = [one for one in content["categories"] if becomes[one["id"]] == one["id"]]
     for annotation in content["annotations"]:
         annotation["category_id"] = becomes.get(annotation["category_id"], annotation["category_id"])
     return merged
@@ -266,8 +252,7 @@ def differing_in_case(content: dict[str, list[dict[str, Any]]]) -> list[str]:
     return [", ".join(those) for those in alike.values() if len(those) > 1]
 
 
-def _check_ids(content: dict[str, list[dict[str, Any]]], problems: Problems) -> None:
-    names = {image["id"]: image["file_name"] for image in content["images"]}
+def _check_ids(content: dict[str, list[dict[str, Any]]], names: dict[int, str], problems: Problems) -> None:
     for key, label in (("images", "file_name"), ("annotations", "image_id"), ("categories", "name")):
         owners: dict[int, list[str]] = defaultdict(list)
         for entry in content[key]:
@@ -275,8 +260,7 @@ def _check_ids(content: dict[str, list[dict[str, Any]]], problems: Problems) -> 
         for number, those in owners.items():
             if len(those) > 1:
                 problems.add(f"duplicate ids in {key}", f"{number}: {', '.join(those[:3])}")
-    times = Counter(file_key(entry["file_name"]) for entry in content["images"])
-    for name, count in times.items():
+    for name, count in Counter(file_key(entry["file_name"]) for entry in content["images"]).items():
         if count > 1:
             problems.add("file names used twice", name)
     categories = {entry["id"] for entry in content["categories"]}

@@ -1,26 +1,21 @@
 """Decoded images in memory-mapped files: decoded once, then shared by every run of a sweep and every process.
 
-Decoding a JPEG of 800 x 800 pixels takes a few milliseconds, and a training image is drawn hundreds of times. One file
-holds the pixels of many images one after the other; an index beside it says where each begins, under the sha256 of the
-image file it came from, so that no entry can be stale, and has the checksum of its pixels, which `add` compares. The
-operating system keeps in memory what is used, once for all processes, and gives it up when memory runs short. Of a grey
-image that its file stores as colour, one channel is kept.
+Decoding a JPEG of 800 x 800 pixels takes a few milliseconds, and a training image is read hundreds of times. There is
+one ``.npy`` file for each image, named by the sha256 of the image file, so that it cannot be stale, with a checksum at
+its end, which `add` compares. Of a grey image stored as colour, one channel is kept.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
-import mmap
-import os
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -29,42 +24,30 @@ from tqdm import tqdm
 from boxtwin.datasets.image_io import Pixels, as_grey
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.files import exclusive_lock, write_bytes_atomically
+from boxtwin.files import exclusive_lock, remove_leftovers, write_bytes_atomically
 
 log = logging.getLogger(__name__)
 
-# Images between two writings of the index: a process that is killed loses so many at most.
-BATCH = 500
 NAMED = 5  # of damaged images
-AT_ONCE = 8  # images that are in memory while they are decoded
-ALIGNMENT = 64  # bytes: a cache line
+CHECKSUM_BYTES = 4
+OPEN = 128  # files that a process keeps mapped: systems allow about a thousand
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class DecodedImages:
     """The pixels of image files, decoded once if there is a folder for them, otherwise whenever they are read.
 
-    Any number of processes may add and read at once: one adds while the others wait, and what is there is never
-    changed. Pixels beyond the last entry of an index belong to no image; they are what a killed process was writing,
-    and the next one writes over them. Another version of OpenCV, which may decode differently, has files of its own.
+    Any number of processes may add and read at once: one adds while the others wait, and files are replaced, never
+    changed. Another version of OpenCV, which may decode differently, has files of its own.
 
     Args:
-        folder: holds a subfolder for each set of images, which may be deleted whenever no process is at work; None
-            keeps nothing.
+        folder: holds a subfolder for each set of images, which may be deleted when no process is at work; None keeps
+            nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._sets: list[str] = []
-        self._pixels: dict[str, Pixels] = {}  # by the sha256 of the image file
-
-    def __getstate__(self) -> dict[str, Any]:
-        # For loader processes that do not inherit memory: maps travel as their files' names, not as their bytes.
-        return {**vars(self), "_pixels": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        for name in self._sets:
-            self._open(name)
+        self._sets: list[Path] = []
 
     def add(self, name: str, samples: Sequence[Sample]) -> None:
         """Decode those of the images that are not in the set ``name`` yet, and open the set for `read`.
@@ -74,143 +57,73 @@ class DecodedImages:
         """
         if self._folder is None:
             return
-        folder = self._folder / name
+        folder = self._folder / name / f"opencv{cv2.__version__}"
         try:
-            with exclusive_lock(folder / ".lock", f"another process decodes images into {folder}; waiting for it"):
-                self._write_missing(name, samples)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            waiting = f"another process decodes images into {folder.parent}; waiting for it"
+            with exclusive_lock(folder.with_name(".lock"), waiting):
+                _write_missing(folder, {sample.sha256: sample for sample in samples})
+        except (OSError, InputError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in CANNOT_WRITE:
                 raise
-            raise _refused(folder, str(error.strerror)) from error
-        if name not in self._sets:
-            self._sets.append(name)
-        self._open(name)
+            raise _refused(folder.parent, str(cause.strerror)) from error
+        _mapped.cache_clear()
+        if folder not in self._sets:
+            self._sets.append(folder)
 
     def read(self, sample: Sample) -> Pixels:
         """The pixels of an image, not to be written to: what `read_image` gives, in grey where the file is grey."""
-        pixels = self._pixels.get(sample.sha256)
-        return _decode(sample) if pixels is None else pixels
-
-    def release(self, sample: Sample) -> None:
-        """Give back the memory that an image takes in this process; it can be read again.
-
-        For images that are looked at once: the system would take it back by itself, but only when memory runs short.
-        """
-        pixels = self._pixels.get(sample.sha256)
-        file = None if pixels is None else pixels.base
-        if pixels is None or not isinstance(file, np.memmap) or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        start = pixels.ctypes.data - file.ctypes.data
-        first = start - start % mmap.PAGESIZE
-        file._mmap.madvise(mmap.MADV_DONTNEED, first, start + pixels.nbytes - first)  # type: ignore[attr-defined]
-
-    def _write_missing(self, name: str, samples: Sequence[Sample]) -> None:
-        assert self._folder is not None
-        data, index = _files(self._folder / name)
-        entries = _entries(data, index)
-        wanted = {sample.sha256: sample for sample in samples}
-        damaged = _damaged(data, {sha256: entries[sha256] for sha256 in wanted if sha256 in entries})
-        if damaged:
-            names = ", ".join(wanted[sha256].name for sha256 in damaged[:NAMED])
-            log.warning(
-                "%s: the pixels of %d images are damaged (%s); they are decoded anew", *(data, len(damaged), names)
-            )
-        missing = [sample for sha256, sample in wanted.items() if sha256 not in entries or sha256 in damaged]
-        if not missing:
-            return
-        # At most three channels.
-        depth = max(sample.bits for sample in missing) // 8
-        needed = sum(sample.width * sample.height for sample in missing) * 3 * depth
-        if needed > shutil.disk_usage(data.parent).free:
-            raise _refused(data.parent, f"{needed / 2**30:.1f} GB may be needed, more than the disk has left")
-        end = max((entry["offset"] + _size(entry) for entry in entries.values()), default=0)
-        with data.open("r+b" if data.exists() else "w+b") as file:
-            file.truncate(end)
-            for batch in _batches(missing):
-                for sample, pixels in batch:
-                    offset = -(-end // ALIGNMENT) * ALIGNMENT
-                    file.seek(offset)
-                    file.write(pixels.tobytes())
-                    entries[sample.sha256] = {
-                        **{"offset": offset, "shape": pixels.shape, "dtype": str(pixels.dtype)},
-                        "crc32": zlib.crc32(pixels.tobytes()),
-                    }
-                    end = offset + pixels.nbytes
-                # An entry is written when its pixels are safe.
-                _flush(file)
-                write_bytes_atomically(index, json.dumps(entries).encode())
-
-    def _open(self, name: str) -> None:
-        assert self._folder is not None
-        data, index = _files(self._folder / name)
-        entries = _entries(data, index)
-        if not entries:
-            return
-        file = np.memmap(data, dtype=np.uint8, mode="r")
-        for sha256, entry in entries.items():
-            self._pixels[sha256] = np.ndarray(
-                tuple(entry["shape"]), np.dtype(entry["dtype"]), buffer=file, offset=entry["offset"]
-            )
+        for folder in self._sets:
+            try:
+                return _mapped(_file(folder, sample))
+            except FileNotFoundError:
+                continue
+        return as_grey(sample.read())
 
 
-def _decode(sample: Sample) -> Pixels:
-    return as_grey(sample.read())
+@lru_cache(maxsize=OPEN)
+def _mapped(file: Path) -> Pixels:
+    pixels: Pixels = np.load(file, mmap_mode="r").view(np.ndarray)
+    return pixels
 
 
-def _damaged(data: Path, entries: dict[str, Any]) -> list[str]:
-    """The entries whose pixels are not those that were written, as their checksum tells."""
-    if not entries:
-        return []
-    file = np.memmap(data, dtype=np.uint8, mode="r")
-    return [
-        sha256
-        for sha256, entry in entries.items()
-        if zlib.crc32(file[entry["offset"] : entry["offset"] + _size(entry)].tobytes()) != entry["crc32"]
-    ]
+def _file(folder: Path, sample: Sample) -> Path:
+    return folder / f"{sample.sha256}.npy"
 
 
-def _files(folder: Path) -> tuple[Path, Path]:
-    # Earlier versions kept no checksums, under names without the 2.
-    stem = f"pixels2-opencv{cv2.__version__}"
-    return folder / f"{stem}.bin", folder / f"{stem}.json"
+def _write_missing(folder: Path, wanted: dict[str, Sample]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    present = [sample for sample in wanted.values() if _file(folder, sample).exists()]
+    damaged = [sample for sample in present if not _is_intact(_file(folder, sample))]
+    if damaged:
+        names = ", ".join(sample.name for sample in damaged[:NAMED])
+        text = "%s: the pixels of %d images are damaged (%s); they are decoded anew"
+        log.warning(text, folder, len(damaged), names)
+    intact = {sample.sha256 for sample in present} - {sample.sha256 for sample in damaged}
+    missing = [sample for sha256, sample in wanted.items() if sha256 not in intact]
+    # At most three channels.
+    needed = sum(sample.width * sample.height * 3 * sample.bits // 8 for sample in missing)
+    if needed > shutil.disk_usage(folder).free:
+        raise _refused(folder.parent, f"{needed / 2**30:.1f} GB may be needed, more than the disk has left")
 
+    def write(sample: Sample) -> None:
+        encoded = BytesIO()
+        np.save(encoded, as_grey(sample.read()))
+        content = encoded.getvalue()
+        write_bytes_atomically(_file(folder, sample), content + zlib.crc32(content).to_bytes(CHECKSUM_BYTES, "big"))
 
-def _entries(data: Path, index: Path) -> dict[str, Any]:
-    """The index; empty where a file is missing or damaged: no process of ours leaves it so, a power cut may."""
-    try:
-        entries: dict[str, Any] = json.loads(index.read_text())
-        held = data.stat().st_size
-        whole = all(entry["offset"] + _size(entry) <= held and entry["crc32"] >= 0 for entry in entries.values())
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError, KeyError, AttributeError):  # not JSON, or not what we write
-        whole = False
-    if not whole:
-        log.warning("%s is damaged; images are decoded anew", index)
-    return entries if whole else {}
-
-
-def _size(entry: dict[str, Any]) -> int:
-    return int(np.prod(entry["shape"])) * np.dtype(entry["dtype"]).itemsize
-
-
-def _batches(samples: Sequence[Sample]) -> Iterator[Iterator[tuple[Sample, Pixels]]]:
-    """Samples with their pixels, decoded by a few threads: OpenCV lets go of the interpreter while it decodes."""
-    remaining = iter(tqdm(samples, desc="decoding images", unit="image", disable=len(samples) < 1000))
+    # Threads, since OpenCV releases the interpreter's lock while it decodes.
     with ThreadPoolExecutor(max_workers=4) as pool:
-
-        def decoded(batch: Sequence[Sample]) -> Iterator[tuple[Sample, Pixels]]:
-            for start in range(0, len(batch), AT_ONCE):
-                part = batch[start : start + AT_ONCE]
-                yield from zip(part, pool.map(_decode, part), strict=True)
-
-        while batch := list(islice(remaining, BATCH)):
-            yield decoded(batch)
+        silent = len(missing) < 1000
+        list(tqdm(pool.map(write, missing), "decoding images", len(missing), unit="image", disable=silent))
 
 
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _is_intact(file: Path) -> bool:
+    content = file.read_bytes()
+    return len(content) > CHECKSUM_BYTES and zlib.crc32(content[:-CHECKSUM_BYTES]) == int.from_bytes(
+        content[-CHECKSUM_BYTES:], "big"
+    )
 
 
 def _refused(folder: Path, reason: str) -> InputError:

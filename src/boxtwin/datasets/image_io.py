@@ -1,4 +1,4 @@
-"""Reading and writing image files without losing bits: grey or colour, 8 or 16 bit."""
+"""Read and write image files without losing bits: grey or colour, 8 or 16 bit."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
 from boxtwin.datasets import tiff
+from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.reading import Header, Reading, exif_orientation, upright
 from boxtwin.files import write_bytes_atomically
 
@@ -29,14 +30,15 @@ Pixels = (
 Image.MAX_IMAGE_PIXELS = None
 
 _UPRIGHT = Reading()
-# WebP and JPEG 2000: their decoders make grey or black of what is missing, and compressed data has no long zeros.
+# WebP and JPEG 2000: decoders fill in grey or black for missing data, and compressed data has no long runs of zeros.
 _COMPRESSED, LONGEST_ZEROS = (b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), 64
+# In the compressed data of a JPEG, 0xFF is followed by 0 or by the number of a restart; all else is a marker (T.81).
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_END_OF_IMAGE, _WITHOUT_LENGTH = 0xD9, (0x01, 0xD8)
 
 
 def read_image(path: Path, reading: Reading = _UPRIGHT) -> Pixels:
-    """Read an image as ``(h, w)`` grey or ``(h, w, 3)`` RGB, uint8 or uint16 as in the file.
-
-    Alpha channels are dropped. Pixels are turned as the file's orientation tag says, unless ``reading`` says otherwise.
+    """Read an image as ``(h, w)`` grey or ``(h, w, 3)`` RGB without alpha, uint8 or uint16 as in the file.
 
     Raises:
         OSError: the file is missing, damaged or too large, or holds something else than ``reading`` expects.
@@ -47,14 +49,12 @@ def read_image(path: Path, reading: Reading = _UPRIGHT) -> Pixels:
 def decode_image(encoded: bytes, name: str, reading: Reading = _UPRIGHT) -> Pixels:
     """As `read_image`, from the bytes of a file; ``name`` is what errors call it."""
     header = read_header(encoded, name, reading)
-    if header.is_tiff:
-        content = tiff.for_opencv(encoded, name, reading)
-        if content is None:
-            stored = tiff.decode(encoded, name, reading)
-        elif header.how == tiff.BELOW_ALPHA:
-            stored, _ = tiff.without_alpha(content, name)
-        else:
-            stored = _stored(content, name, None)
+    content = tiff.for_opencv(encoded, name, reading) if header.is_tiff else None
+    if content is not None:
+        is_darkened = header.how == tiff.BELOW_ALPHA
+        stored = tiff.without_alpha(content, name)[0] if is_darkened else _stored(content, name, None)
+    elif header.is_tiff:
+        stored = tiff.decode(encoded, name, reading)
     else:
         if encoded[:2] == b"\xff\xd8":
             _check_jpeg(encoded, name)
@@ -63,7 +63,7 @@ def decode_image(encoded: bytes, name: str, reading: Reading = _UPRIGHT) -> Pixe
         stored = _stored(encoded, name, reading.channels)
     if stored.dtype not in (np.uint8, np.uint16):
         raise OSError(f"{name} holds {stored.dtype} pixels; 8 and 16 bit unsigned integers are supported")
-    if reading.orientation == "apply":
+    if reading.orientation is Orientation.apply:
         stored = upright(stored, header.orientation)
     return np.ascontiguousarray(stored)
 
@@ -119,35 +119,23 @@ def _stored(encoded: bytes, name: str, channels: Sequence[int] | None) -> np.nda
         return pixels[:, :, 0] if pixels.shape[2] < 3 else pixels[:, :, :3]
     if max(channels) >= pixels.shape[2]:
         raise OSError(f"{name} has {pixels.shape[2]} channels; dataset.channels={list(channels)} counts from 0")
-    return pixels[:, :, channels[0]] if len(channels) == 1 else pixels[:, :, list(channels)]
-
-
-# In the compressed data of a JPEG, 0xFF is followed by 0 or by the number of a restart; all else is a marker (T.81).
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
-_END_OF_IMAGE, _ALONE = 0xD9, (0x01, 0xD8)
+    return tiff.take_channels(pixels, channels)
 
 
 def _check_jpeg(encoded: bytes, name: str) -> None:
-    """A JPEG without its end marker was cut off, or overwritten; decoders fill in grey without a word.
-
-    Raises:
-        OSError: the marker is missing.
-    """
+    """Raise OSError where the end marker is missing: the file was cut off or overwritten, and decoders fill in grey."""
     place = 2
     while marker := _MARKER.search(encoded, place):
         kind, place = marker[1][0], marker.end()
         if kind == _END_OF_IMAGE:
             return
-        if kind not in _ALONE and place + 2 <= len(encoded):
+        if kind not in _WITHOUT_LENGTH and place + 2 <= len(encoded):
             place += int.from_bytes(encoded[place : place + 2], "big")
     raise OSError(f"{name} is damaged: the JPEG's end marker is missing, so that its lower part would be grey")
 
 
 def as_grey(pixels: Pixels) -> Pixels:
-    """Colour pixels whose three channels are equal as ``(h, w)`` grey; any others as they are.
-
-    Grey sensors' images are often stored as colour files, HRSID's among them; they need a third of the memory and work.
-    """
+    """Colour pixels whose three channels are equal, as many grey sensors' are stored, as ``(h, w)``; others as is."""
     if pixels.ndim == 2:
         return pixels
     # Whole channels, next to each other in memory, are compared many times faster than every third value.
@@ -161,7 +149,7 @@ def pixels_sha256(pixels: Pixels) -> str:
 
 
 def write_png(path: Path, pixels: Pixels) -> None:
-    """Write pixels losslessly; the file appears whole or not at all (temporary file, then rename)."""
+    """Write pixels losslessly and atomically."""
     write_bytes_atomically(path, encode_png(pixels))
 
 

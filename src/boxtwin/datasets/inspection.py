@@ -8,7 +8,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from jaxtyping import Float, Float16
 
 from boxtwin.datasets import tiff
 from boxtwin.datasets.image_io import Pixels, decode_image, pixels_sha256, read_header
+from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.reading import Header, Reading
 
 RESTED_NS = 3_000_000_000  # the coarsest clock of a file system in use, FAT's, ticks every 2 s
@@ -32,21 +33,21 @@ COMMON = 20  # images from which on what all of them share (a dish, a fixed came
 ROBOFLOW = re.compile(r"^(?P<name>.+)\.rf\.[0-9A-Za-z]{16,}\.\w+$")
 
 
-class Look(NamedTuple):
-    """What an image looks like: a hash of its pixels, and a small version without its coarse brightness."""
+class Signature(NamedTuple):
+    """Identifies what an image shows: a hash of its pixels, and a small version without its coarse brightness."""
 
     sha256: str
     small: Float16[np.ndarray, " 1024"]
 
 
-def look_of(pixels: Pixels) -> Look | None:
-    """The look of an image; None where it is of one value, and so the same as nothing."""
+def signature_of(pixels: Pixels) -> Signature | None:
+    """The signature of an image; None where all pixels are of one value."""
     if pixels.min() == pixels.max():
         return None
-    small = cv2.resize(pixels.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    small = small if small.ndim == 2 else small.mean(axis=2)
+    small = np.atleast_3d(cv2.resize(pixels.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+    small = small.mean(axis=2)
     small = _normalised((small - cv2.GaussianBlur(small, (0, 0), COARSE)).reshape(1, -1))[0]
-    return Look(pixels_sha256(pixels), small.astype(np.float16))
+    return Signature(pixels_sha256(pixels), small.astype(np.float16))
 
 
 def _normalised(values: Float[np.ndarray, "n pixels"]) -> Float[np.ndarray, "n pixels"]:
@@ -56,7 +57,7 @@ def _normalised(values: Float[np.ndarray, "n pixels"]) -> Float[np.ndarray, "n p
 
 @dataclass(frozen=True)
 class ImageFile:
-    """What reading an image file found."""
+    """What inspecting an image file found."""
 
     width: int = 0  # as shown
     height: int = 0
@@ -65,11 +66,11 @@ class ImageFile:
     stored: tuple[int, int] = (0, 0)  # width and height as stored, before it is turned
     bits: int = 8
     is_turned: bool = False
-    look: Look | None = None
+    signature: Signature | None = None
 
 
-# Every run of a sweep checks the data set, in one process: an image that has not been touched since an earlier run
-# looked at it is not decoded again. Of the four, only the time of the last change cannot be set by a program.
+# Every run of a sweep checks the data set, in one process: an image that has not changed since an earlier run is not
+# decoded again. Of the four, only the time of the last change cannot be set by a program.
 _State = tuple[int, int, int, int]  # inode, size, time written, time changed; nanoseconds
 _inspected: dict[tuple[Path, Reading], tuple[_State, ImageFile]] = {}
 
@@ -89,21 +90,20 @@ def inspect_image(path: Path, width: object, height: object, reading: Reading) -
             return known[1]
         content = path.read_bytes()
         header = read_header(content, str(path), reading)
-        file = ImageFile(*header.shown(reading), stored=(header.width, header.height))
-        is_told = isinstance(width, int) and isinstance(height, int)
-        if is_told and (width, height) not in (file.stored, (file.width, file.height)):
-            return file
+        shown, stored = header.shown(reading), (header.width, header.height)
+        if isinstance(width, int) and isinstance(height, int) and (width, height) not in (stored, shown):
+            return ImageFile(*shown, stored=stored)
         pixels = decode_image(content, str(path), reading)
     except OSError as error:
         return ImageFile(error=str(error))
-    file = replace(
-        file,
+    file = ImageFile(
         width=pixels.shape[1],
         height=pixels.shape[0],
         sha256=_digest_of_file(content, header, reading),
+        stored=stored,
         bits=8 * pixels.dtype.itemsize,
-        look=look_of(pixels),
-        is_turned=header.orientation != 1 and reading.orientation == "apply",
+        is_turned=header.orientation != 1 and reading.orientation is Orientation.apply,
+        signature=signature_of(pixels),
     )
     # Two writes within one tick of the file system's clock leave the same times; a file that has rested is past that.
     if time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > RESTED_NS:
@@ -112,52 +112,54 @@ def inspect_image(path: Path, width: object, height: object, reading: Reading) -
 
 
 def _digest_of_file(content: bytes, header: Header, reading: Reading) -> str:
-    """Sha256 of a file, and of how it is read where that gives other pixels than the file's hash alone used to mean."""
+    """Sha256 of a file, and of how it is read where that gives other pixels than in first versions."""
     is_as_before = header.how == tiff.BELOW_ALPHA and not tiff.is_darkened(content, "", reading)
     how: list[object] = [] if header.how is None or is_as_before else [header.how]
-    # Stored pixels of all formats but TIFF were read, the first page, and all channels.
-    if header.orientation != 1 and header.is_tiff != (reading.orientation == "apply"):
-        how.append(reading.orientation)
+    # First versions read stored pixels of all formats but TIFF, the first page, and all channels.
+    if header.orientation != 1 and header.is_tiff != (reading.orientation is Orientation.apply):
+        how.append(reading.orientation.value)
     if reading.page or reading.channels is not None:
         how += [reading.page or 0, reading.channels]
     return hashlib.sha256(content + json.dumps(how).encode() if how else content).hexdigest()
 
 
-def nearly_same(a: Sequence[Look], b: Sequence[Look], others: Sequence[Look] = ()) -> list[tuple[int, int]]:
-    """The places of those images of ``a`` and ``b`` that show one picture, the same pixels left out.
+def nearly_same(
+    a: Sequence[Signature], b: Sequence[Signature], others: Sequence[Signature] = ()
+) -> list[tuple[int, int]]:
+    """Indices of those images of ``a`` and ``b`` that show one picture, the same pixels left out.
 
     ``others`` count for what all images share.
     """
     if not a or not b:
         return []
-    small = np.stack([look.small for look in (*a, *b, *others)]).astype(np.float32)
+    small = np.stack([signature.small for signature in (*a, *b, *others)]).astype(np.float32)
     if len(small) >= COMMON:
         small = _normalised(small - small.mean(axis=0))
     first, second = small[: len(a)], small[len(a) : len(a) + len(b)]
-    found = []
+    pairs = []
     for start in range(0, len(a), 1024):  # bounded memory
-        pairs = np.argwhere(first[start : start + 1024] @ second.T >= NEARLY_SAME)
-        found += [(start + int(i), int(j)) for i, j in pairs]
-    return [(i, j) for i, j in found if a[i].sha256 != b[j].sha256]
+        rows, columns = np.nonzero(first[start : start + 1024] @ second.T >= NEARLY_SAME)
+        pairs += list(zip((start + rows).tolist(), columns.tolist(), strict=True))
+    return [(i, j) for i, j in pairs if a[i].sha256 != b[j].sha256]
 
 
 def roboflow_name(name: str) -> str | None:
-    """What the copies of one image that Roboflow has written have in common; None for names of other forms."""
+    """What the names of Roboflow's copies of one image have in common; None for names of other forms."""
     match = ROBOFLOW.match(name)
     return match["name"] if match else None
 
 
-def same_pixels(looks: Mapping[str, Look | None]) -> list[list[str]]:
+def same_pixels(signatures: Mapping[str, Signature | None]) -> list[list[str]]:
     """The names of images with equal pixels, those of each in one list."""
     by_hash: dict[str, list[str]] = defaultdict(list)
-    for name, look in looks.items():
-        if look is not None:
-            by_hash[look.sha256].append(name)
+    for name, signature in signatures.items():
+        if signature is not None:
+            by_hash[signature.sha256].append(name)
     return [names for names in by_hash.values() if len(names) > 1]
 
 
 def join_groups(groups: Mapping[str, str], together: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Join the groups of images that belong together, each named as the first of them; all others stay as they are.
+    """Join the groups of images that belong together, each named as the first of them.
 
     Args:
         groups: of each image, by name.

@@ -1,7 +1,7 @@
 """Black and white of images: which pixel values mean 0 and 1.
 
 8 bit images use 0 and 255. Sensors that write 16 bit use 10, 12 or 14 of them, often with an offset (thermal cameras),
-and single hot pixels say nothing about the scene, so that black and white are measured on the training images.
+and single hot pixels are no part of the scene, so black and white are measured on the training images.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 
-# Share of the pixels of all images, in percent, that may lie below black, and above white.
-CUT = 0.1
+CUT = 0.1  # percent of the pixels of all images that may lie below black, and above white
 # Room beyond the values inside boxes, as a share of the range from the median of all pixels to them: for the noise of
 # single pixels, and for objects of other images.
 HEADROOM = 0.25
-# In how many of 3 x 3 pixels a value must be reached to belong to the scene: 2 x 2 pixels are an object, one hot pixel
-# or a line of a defective column is none.
-NEIGHBOURS = 4
+NEIGHBOURS = (
+    4  # of 3 x 3 pixels that must reach a value: 2 x 2 are an object; a hot pixel or a defective column is none
+)
 NARROW = 0.05  # where images use less than this share of the range from black to white, objects are hard to tell
 FAINT = 0.125  # the same for the objects of most images, where a few images or a border set the range
-LOOKED_AT = 50  # images of 8 bit, whose black and white are fixed
+MEASURED_8_BIT = 50  # images of 8 bit that are measured, for remarks alone
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ class Levels:
         if scaled.dtype == np.uint8:
             return scaled
         values = self.black + scaled * np.float32((self.white - self.black) / 65535)
-        restored: Pixels = np.rint(values).astype(np.uint16)
-        return restored
+        return np.asarray(np.rint(values), dtype=np.uint16)
 
     @cached_property
     def _table(self) -> UInt16[np.ndarray, "65536"]:
@@ -67,21 +65,19 @@ def check_depth(samples: Sequence[Sample]) -> None:
     Raises:
         InputError: names images of each kind.
     """
-    kinds: dict[int, list[Sample]] = {}
-    for sample in samples:
-        kinds.setdefault(sample.bits, []).append(sample)
-    if len(kinds) > 1:
-        told = " and ".join(
-            f"{len(found)} of them have {bits} bit ({', '.join(sample.name for sample in found[:3])}"
-            f"{', …' if len(found) > 3 else ''})"
-            for bits, found in kinds.items()
+    depths = dict.fromkeys(sample.bits for sample in samples)
+    names = {bits: [sample.name for sample in samples if sample.bits == bits] for bits in depths}
+    if len(names) > 1:
+        kinds = " and ".join(
+            f"{len(those)} of them have {bits} bit ({', '.join(those[:3])}{', …' if len(those) > 3 else ''})"
+            for bits, those in names.items()
         )
-        raise InputError(f"images must be 8 bit or 16 bit throughout, but {told}; convert one kind to the other")
+        raise InputError(f"images must be 8 bit or 16 bit throughout, but {kinds}; convert one kind to the other")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Black and white of some images, with what a user should know of them."""
+    """Black and white of some images, and remarks for the user."""
 
     levels: Levels
     remarks: tuple[str, ...] = ()
@@ -91,7 +87,7 @@ def measure_levels(samples: Sequence[Sample], read: Callable[[Sample], Pixels]) 
     """Black and white of (training) images.
 
     Of 16 bit, black and white are the 0.1th and 99.9th percentile of all pixels after a 3 x 3 median, moved apart where
-    pixels inside boxes reach further, with a quarter to spare; isolated pixels count nowhere.
+    pixels inside boxes reach further, with a quarter to spare; isolated pixels do not count.
 
     Args:
         samples: images of one depth, at least one.
@@ -99,11 +95,11 @@ def measure_levels(samples: Sequence[Sample], read: Callable[[Sample], Pixels]) 
     """
     is_deep = read(samples[0]).dtype == np.uint16
     counts = np.zeros(65536, dtype=np.int64)
-    darkest, brightest, inside = 65535, 0, []
+    darkest, inside = 65535, []
     tops: list[tuple[int, str]] = []
-    for sample in samples if is_deep else samples[:LOOKED_AT]:
+    for sample in samples if is_deep else samples[:MEASURED_8_BIT]:
         pixels = read(sample)
-        darkest, brightest = min(darkest, int(pixels.min())), max(brightest, int(pixels.max()))
+        darkest = min(darkest, int(pixels.min()))
         tops.append((int(pixels.max()), sample.name))
         counts += np.bincount(cv2.medianBlur(np.ascontiguousarray(pixels), 3).reshape(-1), minlength=65536)
         inside += [_range_in(pixels, box) for box in sample.object_boxes] if is_deep else []
@@ -119,7 +115,7 @@ def measure_levels(samples: Sequence[Sample], read: Callable[[Sample], Pixels]) 
         typical = float(np.median([max(middle - dark, bright - middle) for dark, bright in inside]))
         black, white = min(low, round(least - HEADROOM * used)), max(high, round(most + HEADROOM * used))
     # 255 at most would be taken for 8 bit.
-    white = max(min(white, brightest), 256)
+    white = max(min(white, max(tops)[0]), 256)
     levels = Levels(min(max(black, darkest), white - 1), white)
     remarks = _remarks(levels, used, tops)
     reach = levels.white - levels.black
@@ -134,14 +130,13 @@ def measure_levels(samples: Sequence[Sample], read: Callable[[Sample], Pixels]) 
 def _range_in(pixels: Pixels, box: np.ndarray) -> tuple[int, int]:
     """Least and greatest value inside a box, isolated pixels left out."""
     x1, y1, x2, y2 = (int(value) for value in (*np.floor(box[:2]), *np.ceil(box[2:])))
-    lows, highs = [], []
+    low, high = 65535, 0
     for channel in np.atleast_3d(pixels[max(y1, 0) : y2, max(x1, 0) : x2]).transpose(2, 0, 1):
         middle = int(np.median(channel))  # of boxes too narrow to hold so many neighbours
-        bright = rank_filter(channel, -NEIGHBOURS, size=3, mode="constant", cval=0)
         dark = rank_filter(channel, NEIGHBOURS - 1, size=3, mode="constant", cval=65535)
-        lows.append(min(middle, int(dark.min())))
-        highs.append(max(middle, int(bright.max())))
-    return min(lows), max(highs)
+        bright = rank_filter(channel, -NEIGHBOURS, size=3, mode="constant", cval=0)
+        low, high = min(low, middle, int(dark.min())), max(high, middle, int(bright.max()))
+    return low, high
 
 
 def _remarks(levels: Levels, used: int, tops: Sequence[tuple[int, str]]) -> tuple[str, ...]:
@@ -149,9 +144,10 @@ def _remarks(levels: Levels, used: int, tops: Sequence[tuple[int, str]]) -> tupl
     remarks = []
     far = sorted((top, name) for top, name in tops if top > levels.white + reach)
     if far:
+        top, name = far[-1]
         remarks.append(
             f"{len(far)} of {len(tops)} training images have single pixels far above white {levels.white}, such as "
-            f"{far[-1][1]} ({far[-1][0]}): hot pixels; they are clipped"
+            f"{name} ({top}): hot pixels; they are clipped"
         )
     if used < NARROW * reach:
         remarks.append(
@@ -166,26 +162,26 @@ def bits_of(pixels: UInt16[np.ndarray, "..."], source: UInt8[np.ndarray, "..."])
     mean, spread = float(source.mean()) / 255, float(source.std()) / 255
 
     def distance(bits: int) -> tuple[float, int]:
-        white = 2.0**bits - 1
-        return abs(float(pixels.mean()) / white - mean) + abs(float(pixels.std()) / white - spread), -bits
+        full = 2.0**bits - 1
+        return abs(float(pixels.mean()) / full - mean) + abs(float(pixels.std()) / full - spread), -bits
 
     return min((bits for bits in range(8, 17) if pixels.max() < 2**bits), key=distance)
 
 
 def widened(pixels: UInt8[np.ndarray, "..."], source: Pixels) -> Pixels:
-    """An 8 bit variation in the 16 bit of its source, as bright as that: white to white.
+    """An 8 bit variation in the 16 bit of its source, as bright as that.
 
-    Nothing says how the source was brought to 8 bit. Of the usual ways (the range of 9, 10, ... 16 bit; the source's
+    How the source was converted to 8 bit is not known. Of the usual ways (the range of 9, 10, ... 16 bit; the source's
     own range; that without the extreme 0.1 %) the one is undone that comes nearest to the source's mean and spread.
     """
     ends = np.percentile(source, [0, 100, CUT, 100 - CUT])
     ranges = [(0.0, 2.0**bits - 1) for bits in range(9, 17)] + [(ends[0], ends[1]), (ends[2], ends[3])]
     mean, spread = float(source.mean()), float(source.std())
-    share = (float(pixels.mean()) / 255, float(pixels.std()) / 255)
+    own_mean, own_spread = float(pixels.mean()) / 255, float(pixels.std()) / 255
 
     def distance(ends: tuple[float, float]) -> float:
         black, reach = ends[0], ends[1] - ends[0]
-        return abs(black + reach * share[0] - mean) + abs(reach * share[1] - spread)
+        return abs(black + reach * own_mean - mean) + abs(reach * own_spread - spread)
 
     black, white = min(ranges, key=distance)
     return np.rint(black + (white - black) * (pixels.astype(np.float64) / 255)).astype(np.uint16)

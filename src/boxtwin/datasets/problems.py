@@ -1,4 +1,4 @@
-"""What is wrong with a data set, gathered so that one error can tell it all."""
+"""Problems of a data set, collected so that one error names them all, and remarks on it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ LONGEST_SHOWN = 250  # characters of a text from a file
 
 @dataclass
 class Problems:
-    """Offenders by kind of problem, and for each kind how to mend it where that is not plain."""
+    """Offenders by kind of problem, how to repair each kind where that is not plain, and remarks on what is allowed."""
 
     offenders: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     cures: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def add(self, kind: str, offender: object, cure: str = "") -> None:
         """One more offender of a kind."""
@@ -30,16 +31,16 @@ class Problems:
         """Raise one `InputError` that tells everything; its first line names the kinds."""
         if not self.offenders:
             return
-        kinds = [f"{kind}: {len(found)}" for kind, found in self.offenders.items()]
+        kinds = [f"{kind}: {len(offenders)}" for kind, offenders in self.offenders.items()]
         first = "; ".join(kinds[:KINDS_IN_FIRST_LINE])
         if len(kinds) > KINDS_IN_FIRST_LINE:
             first += f"; and {len(kinds) - KINDS_IN_FIRST_LINE} other kinds of problem"
         lines = [f"{annotations}: {first}. Nothing was used."]
-        for kind, found in self.offenders.items():
-            lines.append(f"  {kind}: {len(found)}")
-            lines += [f"    {offender}" for offender in found[:OFFENDERS_SHOWN]]
-            if len(found) > OFFENDERS_SHOWN:
-                lines.append(f"    … and {len(found) - OFFENDERS_SHOWN} more")
+        for kind, offenders in self.offenders.items():
+            lines.append(f"  {kind}: {len(offenders)}")
+            lines += [f"    {offender}" for offender in offenders[:OFFENDERS_SHOWN]]
+            if len(offenders) > OFFENDERS_SHOWN:
+                lines.append(f"    … and {len(offenders) - OFFENDERS_SHOWN} more")
         lines += dict.fromkeys(self.cures.values()) or ["Mend the file or the folder and start again."]
         raise InputError("\n".join(lines))
 

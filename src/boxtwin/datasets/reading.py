@@ -1,13 +1,15 @@
-"""How the pixels of an image file are to be understood: which way is up, which page, which channels."""
+"""How the pixels of an image file are read: orientation, page, channels."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+
+from boxtwin.datasets.options import Orientation
 
 # EXIF 2.32, tag Orientation (0x0112): where row 0 and column 0 of the stored pixels are on the screen.
 ORIENTATION_TAG = 0x0112
@@ -19,14 +21,14 @@ class Reading:
     """How image files become pixels.
 
     Attributes:
-        orientation: "apply" turns pixels as the file's orientation tag says, as browsers and labelling tools do;
-            "ignore" takes them as they are stored. The same for JPEG, PNG, TIFF and WebP.
+        orientation: whether pixels are turned as the file's orientation tag says, as browsers and labelling tools do,
+            or taken as they are stored. The same for JPEG, PNG, TIFF and WebP.
         page: of a TIFF file with several pages, from 0; None refuses such files.
         channels: one or three channels to take, in this order, from 0; None takes grey or RGB.
         max_pixels: images of more are refused before they are decoded.
     """
 
-    orientation: Literal["apply", "ignore"] = "apply"
+    orientation: Orientation = Orientation.apply
     page: int | None = None
     channels: Sequence[int] | None = None
     max_pixels: int = MAX_PIXELS
@@ -43,7 +45,13 @@ class Reading:
 
     def plain(self) -> dict[str, Any]:
         """The fields as JSON has them."""
-        return {**vars(self), "channels": None if self.channels is None else list(self.channels)}
+        channels = None if self.channels is None else list(self.channels)
+        return {**vars(self), "orientation": self.orientation.value, "channels": channels}
+
+    @classmethod
+    def from_plain(cls, fields: Mapping[str, Any]) -> Reading:
+        """The inverse of `plain`."""
+        return cls(**{**fields, "orientation": Orientation(fields["orientation"])})
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,11 @@ class Header:
     height: int
     orientation: int = 1  # EXIF's number; 1 is upright
     is_tiff: bool = False
-    how: str | None = None  # other than by OpenCV, which scrambles planes; None: by OpenCV
+    how: str | None = None  # how OpenCV would misread it; None: OpenCV reads it
 
     def shown(self, reading: Reading) -> tuple[int, int]:
         """Width and height of the pixels that are read."""
-        swaps = self.orientation >= 5 and reading.orientation == "apply"
+        swaps = self.orientation >= 5 and reading.orientation is Orientation.apply
         return (self.height, self.width) if swaps else (self.width, self.height)
 
 
@@ -86,6 +94,4 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels
+    return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels

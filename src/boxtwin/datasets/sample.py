@@ -1,23 +1,23 @@
-"""The value objects that the whole project passes around: one labelled image, where it came from, and a set of them."""
+"""Value objects of the whole project: a labelled image, its lineage, a data set, and what is decided about boxes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from boxtwin.boxes import Box
 from boxtwin.datasets.image_io import Pixels, read_image
-from boxtwin.datasets.inspection import Look
+from boxtwin.datasets.inspection import Signature
 from boxtwin.datasets.reading import Reading
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a synthetic image comes from: everything needed to trace it, and to keep it on its source's side."""
+    """Origin of a synthetic image."""
 
     source: str  # `Sample.name` of the real image it varies
     generator: str
@@ -34,8 +34,8 @@ class Sample:
     """One image file and its objects; ``lineage`` is None for a real image.
 
     ``boxes`` are xyxy in pixels of the image file; ``labels`` index the class names of the data set; ``areas`` are the
-    annotation's own (COCO sorts objects into small, medium and large by them); ``crowd`` marks boxes that stand for a
-    crowd: they are neither trained on nor counted, and COCO evaluation ignores detections in them.
+    annotation's own (COCO sorts objects into small, medium and large by them); ``crowd`` marks boxes of crowds, which
+    are neither trained on nor counted, and in which COCO evaluation ignores detections.
     """
 
     name: str  # path below the image folder, unique in its data set
@@ -49,17 +49,16 @@ class Sample:
     crowd: Bool[np.ndarray, " n"]
     group: str = ""  # images of one group (scene) stay on one side of a split
     lineage: Lineage | None = None
-    sha256: str = ""  # of the image file's bytes, and of how they are read where that is not as before `Reading`
+    sha256: str = ""  # of the image file's bytes, and of how they are read where first versions read them otherwise
     bits: int = 8  # of a pixel's channel in the file, 8 or 16
-    look: Look | None = None  # what it looks like, to find copies; None: not known, or nothing to see
+    signature: Signature | None = None  # to find copies; None: not known, or all pixels of one value
     reading: Reading = Reading()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
-        shapes = {"labels": self.labels.shape, "areas": self.areas.shape, "crowd": self.crowd.shape}
-        for field_name, shape in shapes.items():
-            if shape != (n,):
-                raise ValueError(f"{self.name}: {n} boxes need {field_name} of shape ({n},), got {shape}")
+        for name, array in {"labels": self.labels, "areas": self.areas, "crowd": self.crowd}.items():
+            if array.shape != (n,):
+                raise ValueError(f"{self.name}: {n} boxes need {name} of shape ({n},), got {array.shape}")
 
     def read(self) -> Pixels:
         """The pixels that the boxes refer to; raises OSError as `read_image` does."""
@@ -72,7 +71,7 @@ class Sample:
 
     @property
     def object_labels(self) -> Int[np.ndarray, " m"]:
-        """The labels that belong to `object_boxes`."""
+        """The labels of `object_boxes`."""
         return self.labels[~self.crowd]
 
 
@@ -89,27 +88,31 @@ class Dataset:
     remarks: tuple[str, ...] = ()  # what a user should know before anything is done with it
 
 
+Decision = Literal["kept", "shifted", "dropped", "added"]  # added: found in the variation, no object of the source
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
+
+
 @dataclass(frozen=True)
 class CarriedBox:
-    """What became of one box on its way from a source to a variation, and why."""
+    """What was decided about one box of a source in its variation, and why."""
 
     box: Box  # xyxy, pixels of the variation
     label: int
-    decision: Literal["kept", "shifted", "dropped", "added"]  # added: no object of the source, found in the variation
-    evidence: dict[str, float | None]  # None: nobody looked
+    decision: Decision
+    evidence: dict[str, float | None]  # None: not measured
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What became of all boxes of a variation; ``refused`` says why the whole image is not to be trained on."""
+    """What was decided about all boxes of a variation; ``refused`` says why the whole image is not to be trained on."""
 
     boxes: tuple[CarriedBox, ...]
     refused: str | None = None
-    minutes: float | None = None  # a person's, spent on these boxes; None: nobody's, or not known
+    minutes: float | None = None  # that a person spent on these boxes; None: not known
 
 
 class Detections(NamedTuple):
-    """What a detector found in one image: boxes xyxy in pixels of the image file, best score first."""
+    """Objects that a detector found in one image: boxes xyxy in pixels of the image file, best score first."""
 
     boxes: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, " n"]

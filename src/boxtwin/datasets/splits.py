@@ -1,4 +1,4 @@
-"""Named splits: seeded, nested, scenes kept together, frozen to a file."""
+"""Named splits: seeded, nested, scenes kept together, saved to a file."""
 
 from __future__ import annotations
 
@@ -34,22 +34,21 @@ class Split:
     test: tuple[Sample, ...]
 
     def __post_init__(self) -> None:
-        seen: dict[str, tuple[str, str]] = {}  # pixels: side and name
+        first_of: dict[str, tuple[str, str]] = {}  # side and name of an image, by the hash of its pixels
+        group_sides: dict[str, set[str]] = defaultdict(set)
         shared = []
         for side in SIDES:
             for sample in self.side(side):
-                other, name = seen.setdefault(sample.look.sha256, (side, sample.name)) if sample.look else (side, "")
-                if other != side:
-                    shared.append(f"{name} ({other}) = {sample.name} ({side})")
+                group_sides[sample.group].add(side)
+                if sample.signature is not None:
+                    other, name = first_of.setdefault(sample.signature.sha256, (side, sample.name))
+                    if other != side:
+                        shared.append(f"{name} ({other}) = {sample.name} ({side})")
         if shared:
             raise InputError(
                 f"split {self.name}: {len(shared)} image(s) stand on two sides, as the same pixels under two names: "
                 f"{', '.join(shared[:10])}. A detector would be tested on what it has learnt; leave one of each out."
             )
-        group_sides: dict[str, set[str]] = defaultdict(set)
-        for side in SIDES:
-            for sample in self.side(side):
-                group_sides[sample.group].add(side)
         torn = sorted(group for group, sides in group_sides.items() if len(sides) > 1)
         if torn:
             raise InputError(
@@ -64,17 +63,17 @@ class Split:
 
     def near_copies(self) -> list[str]:
         """Pairs of images that look nearly the same and stand on two sides: ``a.png (train) ~ b.png (test)``."""
-        looks = {side: [(one.name, one.look) for one in self.side(side) if one.look is not None] for side in SIDES}
-        found = []
+        signed = {side: [(one.name, one.signature) for one in self.side(side) if one.signature] for side in SIDES}
+        copies = []
         for one, other in combinations(SIDES, 2):
             rest = next(side for side in SIDES if side not in (one, other))
-            pairs = nearly_same(*([look for _, look in looks[side]] for side in (one, other, rest)))
-            found += [f"{looks[one][i][0]} ({one}) ~ {looks[other][j][0]} ({other})" for i, j in pairs]
-        return found
+            pairs = nearly_same(*([signature for _, signature in signed[side]] for side in (one, other, rest)))
+            copies += [f"{signed[one][i][0]} ({one}) ~ {signed[other][j][0]} ({other})" for i, j in pairs]
+        return copies
 
     @property
     def names(self) -> dict[str, list[str]]:
-        """File names per side, as they are frozen to a file."""
+        """File names per side, as they are saved to a file."""
         return {side: [sample.name for sample in self.side(side)] for side in SIDES}
 
     @property
@@ -86,7 +85,8 @@ class Split:
     def first(self, size: int, order: Sequence[str] | None = None) -> Split:
         """The same split with its first ``size`` training images, in ``order`` of their names, or as they stand.
 
-        What is left out is on no side. Validation and test images stay, and a smaller size is nested in a larger one.
+        The other training images are on no side. Validation and test images stay, and a smaller size is nested in a
+        larger one.
 
         Raises:
             InputError: there are fewer training images.
@@ -100,7 +100,7 @@ class Split:
         return Split(f"{self.name}n{size}", train[:size], self.val, self.test)
 
     def save(self, path: Path) -> None:
-        """Freeze the split to a JSON file that `read_split` takes."""
+        """Save the split to a JSON file that `read_split` takes."""
         write_bytes_atomically(path, json.dumps({self.name: self.names}, indent=1).encode())
 
 
@@ -112,32 +112,30 @@ def read_split(dataset: Dataset, path: Path, name: str) -> Split:
             two sides.
     """
     content = load_json(path, setting="split.file=")
+    start = f"split.file={path}"
     if not isinstance(content, dict) or name not in content:
-        there = ", ".join(content) if isinstance(content, dict) else "no names at all"
-        raise InputError(f"split.file={path} has no split called {name}; it has {there}")
+        known = ", ".join(content) if isinstance(content, dict) else "no names at all"
+        raise InputError(f"{start} has no split called {name}; it has {known}")
     sides = content[name]
     if not isinstance(sides, dict) or set(sides) != set(SIDES) or not all(isinstance(v, list) for v in sides.values()):
-        raise InputError(f"split.file={path}: {name} needs three lists of file names: train, val and test")
+        raise InputError(f"{start}: {name} needs three lists of file names: train, val and test")
     empty = [side for side in SIDES if not sides[side]]
     if empty:
-        raise InputError(f"split.file={path}: {' and '.join(empty)} of {name} must not be empty")
+        raise InputError(f"{start}: {' and '.join(empty)} of {name} must not be empty")
     odd = [image for side in SIDES for image in sides[side] if not isinstance(image, str)]
     if odd:
-        raise InputError(f"split.file={path}: {name} must list file names, but holds {', '.join(map(repr, odd[:10]))}")
+        raise InputError(f"{start}: {name} must list file names, but holds {', '.join(map(repr, odd[:10]))}")
     sides = {side: [file_key(image) for image in sides[side]] for side in SIDES}
     listed = Counter(image for side in SIDES for image in sides[side])
     twice = [image for image, times in listed.items() if times > 1]
     if twice:
-        raise InputError(f"split.file={path}: {len(twice)} image(s) of {name} listed twice: {some(twice, 10)}")
+        raise InputError(f"{start}: {len(twice)} image(s) of {name} listed twice: {some(twice, 10)}")
     by_name = {file_key(sample.name): sample for sample in dataset.samples}
     unknown = [image for image in listed if image not in by_name]
     if unknown:
-        raise InputError(
-            f"split.file={path}: {len(unknown)} image(s) of {name} are not in data set {dataset.name}: "
-            + some(unknown, 10)
-        )
-    train, val, test = (tuple(by_name[image] for image in sides[side]) for side in SIDES)
-    return Split(name, train, val, test)
+        those = some(unknown, 10)
+        raise InputError(f"{start}: {len(unknown)} image(s) of {name} are not in data set {dataset.name}: {those}")
+    return Split(name, *(tuple(by_name[image] for image in sides[side]) for side in SIDES))
 
 
 def nested_order(path: Path, name: str, seed: int = 0) -> list[str]:
@@ -145,8 +143,8 @@ def nested_order(path: Path, name: str, seed: int = 0) -> list[str]:
 
     1. Those of smaller splits of the file that are nested in it, with the same validation and test images, come first:
        the first 40 of s1 are s2's.
-    2. Among those, as they are listed. A list in alphabetical order says nothing but the names, in which neighbours are
-       of one scene: it is shuffled by the seed, alike in every split of the file.
+    2. Among those, as they are listed. A list in alphabetical order puts images of one scene side by side: it is
+       shuffled by the seed, alike in every split of the file.
 
     The file must be one that `read_split` has taken.
     """
@@ -164,7 +162,7 @@ def nested_order(path: Path, name: str, seed: int = 0) -> list[str]:
     order: list[str] = list(whole["train"])
     if order == sorted(order):
         order.sort(key=lambda image: hashlib.sha256(f"{seed}/{image}".encode()).hexdigest())
-    return sorted(order, key=lambda image: next((n for n, there in enumerate(nested) if image in there), len(nested)))
+    return sorted(order, key=lambda image: next((n for n, split in enumerate(nested) if image in split), len(nested)))
 
 
 def make_split(
@@ -172,12 +170,12 @@ def make_split(
 ) -> Split:
     """Split a data set by a seed, scenes kept together.
 
-    Scenes are dealt to test, validation and a pool for training in the proportions test : val : train_pool, and the
+    Scenes are assigned to test, validation and a pool for training in the proportions test : val : train_pool, and the
     images of each side are shuffled. The training images are the first ``train`` of the pool: splits that share every
-    number but ``train`` are nested in one another and share validation and test images.
+    other number are nested in one another and share validation and test images.
 
     Raises:
-        InputError: there are too few images, or the scenes cannot be dealt so that every side gets enough.
+        InputError: there are too few images, or the scenes cannot be assigned so that every side gets enough.
     """
     if not 0 < train <= train_pool:
         raise InputError(f"split {name}: split.train={train} must lie between 1 and split.train_pool={train_pool}")
@@ -197,111 +195,90 @@ def make_split(
     groups = sorted(members)
     random.shuffle(groups)
     sizes = {group: len(members[group]) for group in groups}
-    sides = _deal(sizes, needed) or _deal_at_once(sizes, needed)
+    sides = _assign(sizes, needed)
     if sides is None:
-        largest = Counter({group: len(samples) for group, samples in members.items()}).most_common(3)
+        largest = ", ".join(f"{group} ({size} images)" for group, size in Counter(sizes).most_common(3))
         raise InputError(
             f"split {name}: the {len(groups)} scenes of data set {dataset.name} cannot be dealt whole so that "
-            f"test gets {test}, validation {val} and training {train_pool} images; the largest scenes are "
-            + ", ".join(f"{group} ({size} images)" for group, size in largest)
-            + ". Choose smaller numbers, or another split.group_by."
+            f"test gets {test}, validation {val} and training {train_pool} images; the largest scenes are {largest}. "
+            "Choose smaller numbers, or another split.group_by."
         )
-    chosen: dict[str, tuple[Sample, ...]] = {}
+    chosen = []
     for side, count in (("test", test), ("val", val), ("train", train)):
         pool = [sample for group in sorted(sides[side]) for sample in members[group]]
-        order = random.permutation(len(pool))
-        chosen[side] = tuple(pool[position] for position in order[:count])
-    return Split(name, chosen["train"], chosen["val"], chosen["test"])
+        chosen.append(tuple(pool[position] for position in random.permutation(len(pool))[:count]))
+    return Split(name, *reversed(chosen))
 
 
-def _deal(sizes: Mapping[str, int], needed: Mapping[str, int]) -> dict[str, list[str]] | None:
-    """Deal whole groups to sides: each side gets what it needs at least, and its share of the rest as near as can be.
+def _assign(sizes: Mapping[str, int], needed: Mapping[str, int]) -> dict[str, list[str]] | None:
+    """Assign whole groups to sides: each gets at least what it needs, and its share of the rest as near as can be.
 
-    Subset sums are found exactly, one side after the other. What one side takes may leave the next without a choice:
-    None then, and `_deal_at_once` has to look.
+    One side after the other; what one takes may leave the next without a choice. Then the first two of three sides are
+    assigned at once, which takes (images of side one) x (images of side two) steps per group: sets so tight are small.
     """
     left = dict(sizes)
     sides: dict[str, list[str]] = {}
     outstanding = sum(needed.values())
     for side, need in needed.items():
         available = sum(left.values())
-        outstanding -= need
-        target = available * need / (need + outstanding)
-        taken = _subset(left, at_least=need, at_most=available - outstanding, near=target)
+        taken = _choose(left, [need], [available * need / outstanding], rest=outstanding - need)
         if taken is None:
-            return None
-        sides[side] = taken
-        gone = set(taken)
-        left = {group: size for group, size in left.items() if group not in gone}
-    return sides
-
-
-def _subset(sizes: Mapping[str, int], *, at_least: int, at_most: int, near: float) -> list[str] | None:
-    """Groups whose sizes sum up to a number in [at_least, at_most] as near to ``near`` as possible; None if none do."""
-    if at_least > at_most:
-        return None
-    best = min(max(math.ceil(near - 0.5), at_least), at_most)
-    groups = list(sizes)
-    if best <= len(groups) and set(sizes.values()) == {1}:
-        return groups[:best]  # what the search below finds as well, but in a large set without scenes only in minutes
-    last = np.full(at_most + 1, -1)  # sum -> group added last; -1: not reached
-    reached = np.zeros(at_most + 1, dtype=bool)
-    reached[0] = True
-    for index, size in enumerate(sizes.values()):
-        if reached[best]:
             break
-        fresh = size + np.flatnonzero(reached[: max(at_most + 1 - size, 0)] & ~reached[size:])
-        last[fresh] = index
-        reached[fresh] = True
-    fitting = at_least + np.flatnonzero(reached[at_least:])
-    if len(fitting) == 0:
+        outstanding -= need
+        sides[side] = taken[0]
+        left = {group: size for group, size in left.items() if group not in set(taken[0])}
+    else:
+        return sides
+    share = sum(sizes.values()) / sum(needed.values())
+    *first, last = needed.values()
+    taken = _choose(sizes, first, [need * share for need in first], rest=last)
+    if taken is None:
         return None
-    total = int(min(fitting, key=lambda reachable: (abs(reachable - near), reachable)))
-    taken: list[str] = []
-    while total > 0:
-        taken.append(groups[last[total]])
-        total -= sizes[taken[-1]]
-    return taken
+    assigned = {group for groups in taken for group in groups}
+    return dict(zip(needed, (*taken, [group for group in sizes if group not in assigned]), strict=True))
 
 
-def _deal_at_once(sizes: Mapping[str, int], needed: Mapping[str, int]) -> dict[str, list[str]] | None:
-    """Deal whole groups to three sides by looking at every pair of sums of the first two; None if there is no way.
+def _choose(
+    sizes: Mapping[str, int], at_least: Sequence[int], near: Sequence[float], *, rest: int
+) -> list[list[str]] | None:
+    """Groups for each of some sides, so that their sums are at least ``at_least`` and as near to ``near`` as possible.
 
-    Takes (images of side one) x (images of side two) steps per group, so it is for sets too tight for `_deal`, and
-    those are small: where images are plenty, one side after the other succeeds.
+    The sums that can be reached are found exactly. None if none of them leaves ``rest`` for the others.
     """
-    total = sum(sizes.values())
-    first, second, third = needed.values()
-    spare = total - first - second - third
-    reached = np.zeros((first + spare + 1, second + spare + 1), dtype=bool)
-    reached[0, 0] = True
-    last = np.full(reached.shape, -1)  # sums -> 2 * group added last + side it went to
-    groups = list(sizes)
-    for index, group in enumerate(groups):
+    groups, total = list(sizes), sum(sizes.values())
+    limits = [total - rest - sum(at_least) + need for need in at_least]
+    if min(limits) < min(at_least):
+        return None
+    goal = min(max(math.ceil(near[0] - 0.5), at_least[0]), limits[0]) if len(near) == 1 else None
+    if goal is not None and goal <= len(groups) and set(sizes.values()) == {1}:
+        return [groups[:goal]]  # as the search finds, but in minutes for a large set without scenes
+    reached = np.zeros([limit + 1 for limit in limits], dtype=bool)
+    reached[(0,) * len(limits)] = True
+    last = np.full(reached.shape, -1)  # sums -> number of sides * group added last + side it went to
+    for index, size in enumerate(sizes.values()):
+        if goal is not None and reached[goal]:
+            break
         before = reached.copy()
-        for side in (0, 1):
-            shift = (sizes[group], 0) if side == 0 else (0, sizes[group])
-            rows, columns = (max(length - by, 0) for length, by in zip(reached.shape, shift, strict=True))
+        for side, limit in enumerate(limits):
             fresh = np.zeros_like(reached)
-            fresh[shift[0] :, shift[1] :] = before[:rows, :columns]
+            np.moveaxis(fresh, side, 0)[size:] = np.moveaxis(before, side, 0)[: max(limit + 1 - size, 0)]
             fresh &= ~reached
-            last[fresh] = 2 * index + side
+            last[fresh] = len(limits) * index + side
             reached |= fresh
     fitting = [
-        (a, b) for a, b in np.argwhere(reached).tolist() if a >= first and b >= second and total - a - b >= third
+        sums
+        for sums in map(tuple, np.argwhere(reached).tolist())
+        if all(a >= need for a, need in zip(sums, at_least, strict=True)) and total - sum(sums) >= rest
     ]
     if not fitting:
         return None
-    share = total / (first + second + third)
-    at = min(fitting, key=lambda sums: (abs(sums[0] - first * share) + abs(sums[1] - second * share), sums))
-    taken: tuple[list[str], list[str]] = ([], [])
-    while at != (0, 0):
-        index, side = divmod(int(last[at]), 2)
+    sums = list(min(fitting, key=lambda sums: (sum(abs(a - b) for a, b in zip(sums, near, strict=True)), sums)))
+    taken: list[list[str]] = [[] for _ in limits]
+    while any(sums):
+        index, side = divmod(int(last[tuple(sums)]), len(limits))
         taken[side].append(groups[index])
-        size = sizes[groups[index]]
-        at = (at[0] - size, at[1]) if side == 0 else (at[0], at[1] - size)
-    rest = set(groups) - {*taken[0], *taken[1]}
-    return dict(zip(needed, (*taken, [group for group in groups if group in rest]), strict=True))
+        sums[side] -= sizes[groups[index]]
+    return taken
 
 
 def describe(samples: Sequence[Sample]) -> str:
@@ -310,37 +287,28 @@ def describe(samples: Sequence[Sample]) -> str:
     return f"{len(samples)} images of {scenes} scenes, {sum(len(sample.object_boxes) for sample in samples)} objects"
 
 
-def class_counts(split: Split, label: int) -> dict[str, tuple[int, int]]:
-    """Images with a class, and its objects in them, by side; crowds are left out."""
-    counts = {}
-    for side in SIDES:
-        objects = [int(np.count_nonzero(sample.object_labels == label)) for sample in split.side(side)]
-        counts[side] = (sum(number > 0 for number in objects), sum(objects))
-    return counts
-
-
 def describe_classes(split: Split, classes: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """A line for each class that occurs, and a warning for each that has objects on one side and none on another."""
     lines, warnings = [], []
     for label, name in enumerate(classes):
-        counts = class_counts(split, label)
-        missing = [side for side in SIDES if not counts[side][1]]
+        counts = {
+            side: [int(np.count_nonzero(sample.object_labels == label)) for sample in split.side(side)]
+            for side in SIDES
+        }
+        missing = [side for side in SIDES if not sum(counts[side])]
         if len(missing) == len(SIDES):
             continue
-        told = ", ".join(f"{side} {objects} objects in {images} images" for side, (images, objects) in counts.items())
-        lines.append(f"class {name}: {told}")
+        words = [f"{side} {sum(n)} objects in {np.count_nonzero(n)} images" for side, n in counts.items()]
+        lines.append(f"class {name}: {', '.join(words)}")
         if missing:
-            there = " and ".join(f"{counts[side][1]} in {side}" for side in SIDES if counts[side][1])
-            has = f"class {name} has objects on some sides only: {there}, none in {' and '.join(missing)}"
-            warnings.append(has + _consequence(missing))
+            present = " and ".join(f"{sum(counts[side])} in {side}" for side in SIDES if side not in missing)
+            consequence = "its count threshold will be that of all classes"
+            if "train" in missing:
+                consequence = "it cannot be learnt, and its missed objects lower AP and counts"
+            elif "test" in missing:
+                consequence = "there are no test figures of it"
+            sides = f"{present}, none in {' and '.join(missing)}"
+            warnings.append(f"class {name} has objects on some sides only: {sides}; {consequence}")
     if len(lines) > MOST_LISTED:
         lines[MOST_LISTED:] = [f"and {len(lines) - MOST_LISTED} more classes"]
     return lines, warnings
-
-
-def _consequence(missing: list[str]) -> str:
-    if "train" in missing:
-        return "; it cannot be learnt, and its missed objects lower AP and counts"
-    if "test" in missing:
-        return "; there are no test figures of it"
-    return "; its count threshold will be that of all classes"

@@ -1,4 +1,4 @@
-"""TIFF files: what their header says, and the kinds that OpenCV misreads (planes, pages, extra channels), by tifffile.
+"""TIFF files: their headers, and decoding by tifffile where OpenCV misreads them (planes, pages, extra channels).
 
 tifffile: https://github.com/cgohlke/tifffile (BSD). The format: Adobe, TIFF revision 6.0 (1992).
 """
@@ -6,7 +6,7 @@ tifffile: https://github.com/cgohlke/tifffile (BSD). The format: Adobe, TIFF rev
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 
@@ -37,11 +37,7 @@ def _opened(content: bytes, name: str) -> Iterator[TiffFile]:
 
 
 def read_header(content: bytes, name: str, reading: Reading) -> Header:
-    """What a TIFF file says of the page that is read.
-
-    Raises:
-        OSError: the file is damaged, or its pages or channels are not what ``reading`` expects.
-    """
+    """The header of the page that is read; raises OSError where the file does not fit ``reading``."""
     with _opened(content, name) as file:
         page, _ = _page(file, name, reading)
         _check_channels(page, name, reading)
@@ -49,7 +45,7 @@ def read_header(content: bytes, name: str, reading: Reading) -> Header:
             kind = page.dtype or f"{page.bitspersample} bit"
             raise OSError(f"{name} holds {kind} pixels; 8 and 16 bit unsigned integers are supported")
         tag = page.tags.get(ORIENTATION_TAG)
-        orientation = int(tag.value) if tag is not None and 1 <= int(tag.value) <= 8 else 1
+        orientation = 1 if tag is None or not 1 <= int(tag.value) <= 8 else int(tag.value)
         how = "planes" if _has_planes(page) else _misread(page)
         return Header(page.imagewidth, page.imagelength, orientation, is_tiff=True, how=how)
 
@@ -62,9 +58,9 @@ def for_opencv(content: bytes, name: str, reading: Reading) -> bytes | None:
         if max(ends, default=0) > len(content):
             raise OSError(f"{name} cannot be decoded as an image: it is cut short, {len(content)} of {max(ends)} bytes")
         samples = page.samplesperpixel
-        is_special = _has_planes(page) or _misread(page) not in (None, BELOW_ALPHA) or samples not in (1, 3, 4)
-        is_special = is_special or (reading.channels is not None and samples > 1)
-        if is_special or number or _count(file) > 1 or (samples == 4 and page.bitspersample == 16):
+        is_misread = _has_planes(page) or _misread(page) not in (None, BELOW_ALPHA) or number or _count(file) > 1
+        has_other_channels = samples not in (1, 3, 4) or (samples == 4 and page.bitspersample == 16)
+        if is_misread or has_other_channels or (reading.channels is not None and samples > 1):
             return None
         tag = page.tags.get(ORIENTATION_TAG)
         if tag is None:
@@ -74,7 +70,7 @@ def for_opencv(content: bytes, name: str, reading: Reading) -> bytes | None:
 
 
 def is_darkened(content: bytes, name: str, reading: Reading) -> bool:
-    """Whether OpenCV gives other colours than `without_alpha`: it reads the file, and not all of it is opaque."""
+    """Whether OpenCV gives other colours than `without_alpha`: it reads the file, and not all pixels are opaque."""
     readable = for_opencv(content, name, reading)
     return readable is not None and not without_alpha(readable, name)[1]
 
@@ -92,8 +88,7 @@ def without_alpha(content: bytes, name: str) -> tuple[np.ndarray, bool]:
 def decode(content: bytes, name: str, reading: Reading) -> np.ndarray:
     """The stored pixels of the page and the channels that ``reading`` takes, ``(h, w)`` or ``(h, w, 3)``.
 
-    Raises:
-        OSError: the file is damaged, or compressed in a way that is not supported.
+    Raises OSError where the file is damaged, or compressed in a way that is not supported.
     """
     with _opened(content, name) as file:
         page, number = _page(file, name, reading)
@@ -107,8 +102,9 @@ def decode(content: bytes, name: str, reading: Reading) -> np.ndarray:
         if _is_bare(file):
             # tifffile and ImageJ write stacks as one page, with the others' pixels behind its own.
             start = page.dataoffsets[0] + number * page.nbytes
-            stored = np.frombuffer(content, np.dtype(page.dtype).newbyteorder(file.byteorder), page.size, start)
-            pixels = stored.reshape(page.shape).astype(np.dtype(page.dtype))
+            dtype = np.dtype(page.dtype)
+            stored = np.frombuffer(content, dtype.newbyteorder(file.byteorder), page.size, start)
+            pixels = stored.reshape(page.shape).astype(dtype)
         else:
             pixels = page.asarray()
         if _has_planes(page):
@@ -116,8 +112,12 @@ def decode(content: bytes, name: str, reading: Reading) -> np.ndarray:
         pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
         if page.photometric == PHOTOMETRIC.MINISWHITE:
             pixels = np.iinfo(pixels.dtype).max - pixels
-        channels = reading.channels or ((0,) if pixels.shape[2] < 3 else (0, 1, 2))
-        return pixels[:, :, channels[0]] if len(channels) == 1 else pixels[:, :, list(channels)]
+        return take_channels(pixels, reading.channels or ((0,) if pixels.shape[2] < 3 else (0, 1, 2)))
+
+
+def take_channels(pixels: np.ndarray, channels: Sequence[int]) -> np.ndarray:
+    """One channel of ``(h, w, c)`` pixels as ``(h, w)``, or several in the order given."""
+    return pixels[:, :, channels[0]] if len(channels) == 1 else pixels[:, :, list(channels)]
 
 
 def _has_planes(page: TiffPage) -> bool:
@@ -125,9 +125,9 @@ def _has_planes(page: TiffPage) -> bool:
 
 
 def _misread(page: TiffPage) -> str | None:
-    """What OpenCV does not see: it takes the first page, though that be a preview, and for 16 bit that 0 is black.
+    """How OpenCV misreads a page: it takes the first one, even a preview, and reads 0 as black in 16 bit.
 
-    Colours of 8 bit it darkens by their alpha, as no tool does that shows other formats.
+    It darkens colours of 8 bit by their alpha, unlike in other formats.
     """
     if page.index:
         return f"page {page.index}"
@@ -143,9 +143,7 @@ def _is_bare(file: TiffFile) -> bool:
 
 
 def _count(file: TiffFile) -> int:
-    if _is_bare(file):
-        return math.prod(file.series[0].shape) // file.pages[0].size
-    return len(_whole_pages(file))
+    return math.prod(file.series[0].shape) // file.pages[0].size if _is_bare(file) else len(_whole_pages(file))
 
 
 def _whole_pages(file: TiffFile) -> list[TiffPage]:

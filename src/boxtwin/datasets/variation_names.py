@@ -1,4 +1,4 @@
-"""Names of variations' images: those that stores give, and what annotation tools make of them."""
+"""File names of variations: those in stores, and what annotation tools make of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 _NUMBER = re.compile(r"v0*([1-9]\d*)", re.I)
 _IN_STORE = re.compile(r"(images/.+?)[_/]v0*([1-9]\d*)\.png", re.I)
-_BEHIND = re.compile(r"(.+?)[_\-. ]v0*([1-9]\d*)", re.I)
+_SUFFIXED = re.compile(r"(.+?)[_\-. ]v0*([1-9]\d*)", re.I)
 # Label Studio puts eight hexadecimal digits before a name, Roboflow the ending and a hash behind it.
 _BEFORE, _AFTER = re.compile(r"^[0-9a-f]{8}-"), re.compile(r"_(?:png|jpe?g|tiff?|bmp|webp)\.rf\.\w+$", re.I)
 
@@ -30,7 +30,7 @@ def earlier_image_name(source: str, variation: int) -> str:
 
 
 def match_names(names: Iterable[str], sources: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """Source and number of the variation for each of ``names`` that tells them, clearly."""
+    """Source and number of the variation for each of ``names`` that identifies them."""
     by_name: dict[str, set[str]] = defaultdict(set)
     in_store: dict[str, set[str]] = defaultdict(set)
     for source in sources:
@@ -39,19 +39,17 @@ def match_names(names: Iterable[str], sources: Iterable[str]) -> dict[str, tuple
             in_store[unicodedata.normalize("NFC", f"images/{known}")].add(source)
         for known in (stem, *(stem.replace("/", separator) for separator in ("__", "_", "-")), Path(stem).name):
             by_name[unicodedata.normalize("NFC", known)].add(source)
-    found = {}
+    matched = {}
     for name in names:
-        # A path as stores give it means one source, whatever other sources could be called.
+        # A path as stores write it means one source, whatever other sources could be called.
         exact = _IN_STORE.fullmatch(unicodedata.normalize("NFC", name.replace("\\", "/")))
-        if exact and len(matching := in_store.get(exact[1], set())) == 1:
-            found[name] = (next(iter(matching)), int(exact[2]))
-            continue
-        for stem, number in _parse(name):
-            matching = by_name.get(stem, set())
+        candidates = [(in_store.get(exact[1], set()), int(exact[2]))] if exact else []
+        candidates += [(by_name.get(stem, set()), number) for stem, number in _parse(name)]
+        for matching, number in candidates:
             if len(matching) == 1:
-                found[name] = (next(iter(matching)), number)
+                matched[name] = (next(iter(matching)), number)
                 break
-    return found
+    return matched
 
 
 def _stem(name: str) -> str:
@@ -59,16 +57,16 @@ def _stem(name: str) -> str:
 
 
 def _parse(name: str) -> Iterable[tuple[str, int]]:
-    """Names of sources (without ending) and numbers that a file's name may stand for, the most telling first."""
+    """Names of sources (without ending) and numbers that a file's name may stand for, the most specific first."""
     path = PurePosixPath(unicodedata.normalize("NFC", unquote(name)).replace("\\", "/"))
     for stem in dict.fromkeys((path.stem, _AFTER.sub("", path.stem), _BEFORE.sub("", _AFTER.sub("", path.stem)))):
-        alone, behind = _NUMBER.fullmatch(stem), _BEHIND.fullmatch(stem)
+        number, suffixed = _NUMBER.fullmatch(stem), _SUFFIXED.fullmatch(stem)
         parts = path.parts[:-1]
         for first in range(len(parts) + 1):
             folder = "/".join(parts[first:])
-            if alone and folder:
-                yield folder, int(alone[1])
-            elif behind:
-                yield f"{folder}/{behind[1]}".lstrip("/"), int(behind[2])
-        if behind:
-            yield re.sub(r"^images[_\-]+", "", behind[1]), int(behind[2])
+            if number and folder:
+                yield folder, int(number[1])
+            elif suffixed:
+                yield f"{folder}/{suffixed[1]}".lstrip("/"), int(suffixed[2])
+        if suffixed:
+            yield re.sub(r"^images[_\-]+", "", suffixed[1]), int(suffixed[2])

@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from boxtwin.datasets.levels import Levels
+from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
 
@@ -47,7 +48,7 @@ class DetectorSpec:
     @property
     def how_to_read(self) -> Reading:
         """How image files become pixels."""
-        return Reading(orientation="ignore") if self.reading is None else Reading(**self.reading)
+        return Reading(Orientation.ignore) if self.reading is None else Reading.from_plain(self.reading)
 
     @property
     def side(self) -> int:

@@ -1,7 +1,7 @@
-"""What the pixels of a variation say about an object of its source: is it there, is it elsewhere, is it gone?
+"""Measures of whether an object of a source image is present in a variation: contrast, correlation, matched filter.
 
-Everything is measured on one channel in grey levels as they are in the file, so that 8 and 16 bit images, bright and
-dark objects are treated alike. Boxes are xyxy in pixels of the image.
+All are taken on one channel in grey levels as they are in the file, so that 8 and 16 bit images, bright and dark
+objects are treated alike. Boxes are xyxy in pixels of the image.
 """
 
 from __future__ import annotations
@@ -18,19 +18,16 @@ from boxtwin.datasets.image_io import Pixels, as_grey
 
 Values = Float[np.ndarray, "_h _w"]
 
-# The surroundings that an object is compared with: a frame as wide as half the box on every side, ...
-FRAME = 0.5
-# ... at least so wide that a box of 4 pixels has some fifty neighbours, and at most so wide that it is the object's
-# own ground that is measured, however large the object.
-LEAST_FRAME, MOST_FRAME = 3, 32
-# Pixels around the box that are matched with it: an object is known by its edges, which lie on the box.
-MATCH_MARGIN = 3
+# The surroundings of an object: a frame as wide as half the box on every side. It is at least so wide that a box of 4
+# pixels has some fifty neighbours, and at most so wide that the ground near the object is measured.
+FRAME, LEAST_FRAME, MOST_FRAME = 0.5, 3, 32
+MATCH_MARGIN = 3  # pixels around the box that are matched with it: an object's edges lie on the box
 
 
 class Match(NamedTuple):
-    """Where the source's object is found best around its place: normalised cross-correlation, and the way there."""
+    """Where the source's object matches best around its place."""
 
-    score: float
+    score: float  # normalised cross-correlation
     shift: tuple[int, int]  # x, y in pixels
     here: float  # the score without any shift
 
@@ -52,18 +49,13 @@ def channels(source: Pixels, pixels: Pixels) -> list[tuple[Values, Values]]:
 def bounds(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
     """Whole pixels that a box touches, at least one."""
     x1, y1 = min(int(box[0]), width - 1), min(int(box[1]), height - 1)
-    return (
-        max(x1, 0),
-        max(y1, 0),
-        min(max(int(np.ceil(box[2])), x1 + 1), width),
-        min(max(int(np.ceil(box[3])), y1 + 1), height),
-    )
+    x2, y2 = max(int(np.ceil(box[2])), x1 + 1), max(int(np.ceil(box[3])), y1 + 1)
+    return max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
 
 
 def cut(values: Values, box: Box) -> Values:
     """The pixels that a box touches."""
-    height, width = values.shape
-    x1, y1, x2, y2 = bounds(box, height, width)
+    x1, y1, x2, y2 = bounds(box, *values.shape)
     return values[y1:y2, x1:x2]
 
 
@@ -80,7 +72,7 @@ def surroundings(values: Values, box: Box, others: Sequence[Box] = ()) -> Float[
     """The pixels of the frame around a box, those of other boxes left out; none where the box leaves no frame."""
     height, width = values.shape
     x1, y1, x2, y2 = bounds(box, height, width)
-    margin_x, margin_y = _margin(x2 - x1), _margin(y2 - y1)
+    margin_x, margin_y = (int(np.clip(FRAME * side, LEAST_FRAME, MOST_FRAME)) for side in (x2 - x1, y2 - y1))
     top, bottom = max(y1 - margin_y, 0), min(y2 + margin_y, height)
     left, right = max(x1 - margin_x, 0), min(x2 + margin_x, width)
     around: Bool[np.ndarray, "_h _w"] = np.ones((bottom - top, right - left), dtype=bool)
@@ -101,19 +93,22 @@ def contrast(values: Values, box: Box, others: Sequence[Box] = ()) -> float:
     return float((cut(values, box).mean() - frame.mean()) / max(frame.std(), 1.0))
 
 
+def strongest_contrast(pairs: Sequence[tuple[Values, Values]], box: Box, others: Sequence[Box] = ()) -> float:
+    """`contrast` in the variation, in the channel where it is greatest; ``pairs`` as `channels` gives them."""
+    return max((contrast(values, box, others) for _, values in pairs), key=abs)
+
+
 def response(source: Values, values: Values, box: Box, place: Box, others: Sequence[Box] = ()) -> float:
-    """How much of the source's object in ``box`` is at ``place`` of the variation: about 1 all of it, about 0 nothing.
+    """Share of the source's object in ``box`` that is at ``place`` of the variation: about 1 all of it, 0 nothing.
 
-    A matched filter. With each side taken relative to the median of its own surroundings,
+    A matched filter, which measures shape and brightness at once. With both images relative to the median of the
+    surroundings, in which side lobes and wakes may lie,
 
-        response = sum(object * found) / sum(object^2)
-
-    which asks for the object's shape and for its brightness at once. What is bright where the object was dark counts
-    against it. The median, as side lobes and wakes of an object lie in its surroundings.
+        response = sum(before * after) / sum(before^2)
 
     Args:
         place: ``box`` moved by whole pixels.
-        others: boxes of other objects of the source, which are no surroundings.
+        others: boxes of other objects of the source, left out of the surroundings.
     """
     by_x, by_y = round(place[0] - box[0]), round(place[1] - box[1])
     height, width = source.shape
@@ -123,8 +118,8 @@ def response(source: Values, values: Values, box: Box, place: Box, others: Seque
     y1, y2 = max(y1, -by_y, 0), min(y2, height - by_y, height)
     if x1 >= x2 or y1 >= y2:
         return 0.0
-    before = source[y1:y2, x1:x2] - _ground(source, box, others)
-    after = values[y1 + by_y : y2 + by_y, x1 + by_x : x2 + by_x] - _ground(values, place, others)
+    before = source[y1:y2, x1:x2] - _background(source, box, others)
+    after = values[y1 + by_y : y2 + by_y, x1 + by_x : x2 + by_x] - _background(values, place, others)
     power = float((before**2).sum())
     if power == 0.0:  # nothing that could be recognised
         return float((after == 0).all())
@@ -132,9 +127,9 @@ def response(source: Values, values: Values, box: Box, place: Box, others: Seque
 
 
 def best_match(source: Values, values: Values, box: Box, radius: int) -> Match:
-    """Look for the source's object within ``radius`` pixels of its place, by its pixels and `MATCH_MARGIN` around.
+    """Search the source's object, with `MATCH_MARGIN` pixels around it, within ``radius`` pixels of its place.
 
-    Where the template has no texture at all, nothing can be found: score 0, no shift.
+    A template without texture matches nothing: score 0, no shift.
     """
     height, width = source.shape
     x1, y1, x2, y2 = bounds(box, height, width)
@@ -152,14 +147,7 @@ def best_match(source: Values, values: Values, box: Box, radius: int) -> Match:
     return Match(float(scores[row, column]), (column - (x1 - left), row - (y1 - top)), here)
 
 
-def _margin(side: int) -> int:
-    return int(np.clip(FRAME * side, LEAST_FRAME, MOST_FRAME))
-
-
-def _ground(values: Values, box: Box, others: Sequence[Box]) -> float:
-    frame = surroundings(values, box, others)
-    if frame.size == 0:  # hemmed in by others: then they are its surroundings
-        frame = surroundings(values, box)
-    if frame.size == 0:  # as large as the image
-        return float(np.median(values))
-    return float(np.median(frame))
+def _background(values: Values, box: Box, others: Sequence[Box]) -> float:
+    """Median of the surroundings, those of other boxes included where these leave none; of an image that has none."""
+    frames = (surroundings(values, box, others), surroundings(values, box), values)
+    return float(np.median(next(frame for frame in frames if frame.size)))

@@ -1,6 +1,6 @@
-"""The label card of a store: what became of its boxes and images, with the figures behind it, and a picture to doubt.
+"""The label card of a store: what was decided about its boxes and images, the evidence for it, and a picture to check.
 
-Works on the lines of the store's manifest, so it needs no generator, no detector and no judge.
+It follows from the lines of the store's manifest, so it needs no generator and no detector.
 """
 
 from __future__ import annotations
@@ -10,27 +10,20 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, cast
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from boxtwin.boxes import Box
 from boxtwin.datasets.image_io import Pixels, read_image
+from boxtwin.datasets.sample import DECISIONS, Decision
 from boxtwin.files import write_bytes_atomically
 from boxtwin.lettering import lettering, put, shorten
 
-DECISIONS = ("kept", "shifted", "dropped", "added")
 COLOURS = {"kept": "#2a9d4a", "shifted": "#1f5fa8", "dropped": "#d62839", "added": "#e08e0b"}
-MEANINGS = {
-    "kept": "boxes kept, the least certain first",
-    "shifted": "boxes shifted (dashed: where it was), the least certain first",
-    "dropped": "boxes dropped, the least certain first",
-    "added": "boxes added, the least certain first",
-}
 # Evidence worth a histogram: the first five of these that are there. Contrast has no bounds, so its ratio comes first.
 SHOWN = ("response", "correlation", "match", "contrast ratio", "detector", "score", "votes", "spread", "contrast")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -40,15 +33,54 @@ CONTEXT = 0.75  # of the box's longer side, shown around it on every side
 LEAST_CONTEXT = 8  # pixels
 
 
+_Line = Mapping[str, Any]  # of a store's manifest
+_Read = Callable[[], Pixels]
+
+
+class Distribution(TypedDict):
+    """Values of one kind of evidence, of the boxes with one decision."""
+
+    boxes: int
+    quantiles: dict[str, float]  # by their shares, as text
+    histogram: list[int]
+
+
+class EvidenceValues(TypedDict):
+    """One kind of evidence: the edges of its histograms, and its values by decision."""
+
+    edges: list[float]
+    decisions: dict[Decision, Distribution]
+
+
+class Counts(TypedDict):
+    """Boxes of used images by decision, used images, and refused images."""
+
+    kept: int
+    shifted: int
+    dropped: int
+    added: int
+    images: int
+    refused: int
+
+
+class LabelCard(Counts):
+    """The content of ``label_card.json``."""
+
+    store: str
+    reasons: dict[str, int]  # why images are refused
+    evidence: dict[str, EvidenceValues]
+    refused_images: list[dict[str, Any]]  # source, variation, image and reason of each
+
+
 class _Case(NamedTuple):
     """One box in its store."""
 
-    line: Mapping[str, Any]
+    line: _Line
     number: int  # among the boxes of its line
-    decision: str
+    decision: Decision
     box: Box
     label: int
-    evidence: dict[str, float]  # what was looked at
+    evidence: dict[str, float]  # what was measured
 
     @property
     def measure(self) -> str | None:
@@ -66,52 +98,58 @@ class _Case(NamedTuple):
             value = abs(value)  # an object may be darker than what surrounds it
         return -value if self.decision == "dropped" else value
 
+    @property
+    def claimed(self) -> Box | None:
+        """Where the generator said that the box is; None for an added box."""
+        claimed = self.line["claimed"]["boxes"]
+        if self.decision == "added" or self.number >= len(claimed):
+            return None
+        x1, y1, x2, y2 = claimed[self.number]
+        return x1, y1, x2, y2
 
-def tally(lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Boxes by decision, of images that are used; images that are used; images that are refused."""
+
+_PairOf = Callable[[_Case], tuple[Pixels, Pixels]]  # reads the source and the variation
+
+
+def tally(lines: Sequence[_Line]) -> Counts:
+    """Count the boxes and images of a manifest's lines."""
     used = [line["labels"] for line in lines if line["labels"]["refused"] is None]
     counts = {decision: sum(labels[decision] for labels in used) for decision in DECISIONS}
-    return {**counts, "images": len(used), "refused": len(lines) - len(used)}
+    return cast(Counts, {**counts, "images": len(used), "refused": len(lines) - len(used)})
 
 
-Sources = Mapping[str, Callable[[], Pixels]]
+def write_card(folder: Path, lines: Sequence[_Line], sources: Mapping[str, _Read], classes: Sequence[str] = ()) -> None:
+    """Write ``label_card.json`` and ``label_card.png`` of a store, from those lines of its manifest that count.
 
-
-def write_card(folder: Path, lines: Sequence[Mapping[str, Any]], sources: Sources, classes: Sequence[str] = ()) -> None:
-    """Write ``label_card.json`` and ``label_card.png`` of a store.
-
-    Args:
-        folder: of the store.
-        lines: of its manifest, those that count.
-        sources: reads the pixels of each real image, by its name.
-        classes: of the data set, which the picture names where there are several.
+    ``sources`` reads the pixels of each real image, by its name.
     """
     ordered = sorted(lines, key=lambda line: (line["source"], line["variation"]))
     cases = _cases(ordered)
     refused = [line for line in ordered if line["labels"]["refused"] is not None]
     # What follows a colon is about the one image.
     reasons = Counter(str(line["labels"]["refused"]).split(":")[0] for line in refused)
-    figures = _figures(cases)
-    content = {
-        "store": folder.name,
+    card = LabelCard(
+        store=folder.name,
         **tally(ordered),
-        "reasons": dict(reasons.most_common()),
-        "evidence": figures,
-        "refused_images": [
+        reasons=dict(reasons.most_common()),
+        evidence=_evidence(cases),
+        refused_images=[
             {key: line[key] for key in ("source", "variation", "image")} | {"reason": line["labels"]["refused"]}
             for line in refused
         ],
-    }
-    write_bytes_atomically(folder / "label_card.png", _picture(folder, content, cases, sources, classes))
-    write_bytes_atomically(folder / "label_card.json", json.dumps(content, indent=1).encode())
+    )
+
+    def pair_of(case: _Case) -> tuple[Pixels, Pixels]:
+        return sources[case.line["source"]](), read_image(folder / case.line["image"])
+
+    write_bytes_atomically(folder / "label_card.png", _picture(card, cases, pair_of, classes))
+    write_bytes_atomically(folder / "label_card.json", json.dumps(card, indent=1).encode())
 
 
-def _cases(lines: Sequence[Mapping[str, Any]]) -> list[_Case]:
+def _cases(lines: Sequence[_Line]) -> list[_Case]:
     cases = []
     for line in lines:
-        if line["labels"]["refused"] is not None:
-            continue
-        for number, box in enumerate(line["labels"]["boxes"]):
+        for number, box in enumerate(line["labels"]["boxes"] if line["labels"]["refused"] is None else ()):
             evidence = {name: float(value) for name, value in box["evidence"].items() if value is not None}
             before = evidence.get("contrast_source", 0.0)
             if before != 0.0 and "contrast" in evidence:
@@ -121,76 +159,55 @@ def _cases(lines: Sequence[Mapping[str, Any]]) -> list[_Case]:
     return cases
 
 
-def _figures(cases: Sequence[_Case]) -> dict[str, Any]:
+def _evidence(cases: Sequence[_Case]) -> dict[str, EvidenceValues]:
     """Quantiles and histogram of each kind of evidence, by decision."""
-    names = sorted({name for case in cases for name in case.evidence})
-    figures: dict[str, Any] = {}
-    for name in names:
-        by_decision = {
-            decision: np.array([c.evidence[name] for c in cases if c.decision == decision and name in c.evidence])
-            for decision in DECISIONS
-        }
-        there = {decision: values for decision, values in by_decision.items() if values.size}
-        edges = _edges(np.concatenate(list(there.values())))
-        figures[name] = {
-            "edges": edges.round(6).tolist(),
-            "decisions": {
-                decision: {
+    kinds: dict[str, EvidenceValues] = {}
+    for name in sorted({name for case in cases for name in case.evidence}):
+        measured = [case for case in cases if name in case.evidence]
+        edges = np.histogram_bin_edges([case.evidence[name] for case in measured], BINS)
+        kinds[name] = {"edges": edges.round(6).tolist(), "decisions": {}}
+        for decision in DECISIONS:
+            values = np.array([case.evidence[name] for case in measured if case.decision == decision])
+            if values.size:
+                kinds[name]["decisions"][decision] = {
                     "boxes": int(values.size),
                     "quantiles": {str(share): round(float(np.quantile(values, share)), 4) for share in QUANTILES},
                     "histogram": np.histogram(values, edges)[0].tolist(),
                 }
-                for decision, values in there.items()
-            },
-        }
-    return figures
+    return kinds
 
 
-def _edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " edges"]:
-    low, high = float(values.min()), float(values.max())
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, BINS + 1)
-
-
-def _picture(
-    folder: Path, content: dict[str, Any], cases: Sequence[_Case], sources: Sources, classes: Sequence[str]
-) -> bytes:
-    shown = [name for name in SHOWN if name in content["evidence"]][:5]
+def _picture(card: LabelCard, cases: Sequence[_Case], pair_of: _PairOf, classes: Sequence[str]) -> bytes:
+    shown = [name for name in SHOWN if name in card["evidence"]][:5]
     strips = [decision for decision in DECISIONS if any(case.decision == decision for case in cases)]
     heights = [0.75, *([2.1] if shown else []), *(2.45 for _ in strips)]
     figure = Figure(figsize=(13, sum(heights)), layout="constrained")
     parts = iter(np.atleast_1d(np.array(figure.subfigures(len(heights), 1, height_ratios=heights))))
-    _summary(next(parts), content)
+    axes = next(parts).subplots()
+    axes.set_axis_off()
+    boxes = ", ".join(f"{card[decision]} {decision}" for decision in DECISIONS)
+    reasons = "; ".join(f"{count}: {reason}" for reason, count in card["reasons"].items())
+    text = f"Boxes: {boxes}.   Images: {card['images']} used, {card['refused']} refused"
+    axes.text(0, 0.95, f"Labels of {card['store']}", fontsize=13, fontweight="bold", va="top", parse_math=False)
+    axes.text(0, 0.35, text + f" ({reasons})" * bool(reasons), fontsize=10, va="top", parse_math=False, wrap=True)
     if shown:
         row = np.atleast_1d(np.array(next(parts).subplots(1, len(shown))))
         for axes, name in zip(row, shown, strict=True):
-            _histogram(axes, name, content["evidence"][name])
+            _histogram(axes, name, card["evidence"][name])
     for decision in strips:
-        _strip(next(parts), folder, decision, cases, sources, classes)
+        chosen = sorted((case for case in cases if case.decision == decision), key=lambda case: case.certainty)[:CROPS]
+        _strip(next(parts), decision, chosen, pair_of, classes)
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png", dpi=100, facecolor="white", metadata={"Software": None})
     return encoded.getvalue()
 
 
-def _summary(part: Any, content: dict[str, Any]) -> None:
-    axes = part.subplots()
-    axes.set_axis_off()
-    boxes = ", ".join(f"{content[decision]} {decision}" for decision in DECISIONS)
-    reasons = "; ".join(f"{count}: {reason}" for reason, count in content["reasons"].items())
-    text = f"Boxes: {boxes}.   Images: {content['images']} used, {content['refused']} refused" + (
-        f" ({reasons})" if reasons else ""
-    )
-    axes.text(0, 0.95, f"Labels of {content['store']}", fontsize=13, fontweight="bold", va="top", parse_math=False)
-    axes.text(0, 0.35, text, fontsize=10, va="top", parse_math=False, wrap=True)
-
-
-def _histogram(axes: Axes, name: str, figures: dict[str, Any]) -> None:
-    edges = np.array(figures["edges"])
+def _histogram(axes: Axes, name: str, values: EvidenceValues) -> None:
+    edges = np.array(values["edges"])
     bottom = np.zeros(len(edges) - 1)
-    for decision, values in figures["decisions"].items():
-        counts = np.array(values["histogram"], dtype=float)
-        label = f"{decision} {values['boxes']}"
+    for decision, distribution in values["decisions"].items():
+        counts = np.array(distribution["histogram"], dtype=float)
+        label = f"{decision} {distribution['boxes']}"
         axes.bar(edges[:-1], counts, np.diff(edges), bottom, align="edge", color=COLOURS[decision], label=label)
         bottom += counts
     axes.set_title(name, fontsize=10)
@@ -200,50 +217,33 @@ def _histogram(axes: Axes, name: str, figures: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _strip(
-    part: Any, folder: Path, decision: str, cases: Sequence[_Case], sources: Sources, classes: Sequence[str]
-) -> None:
+def _strip(part: Any, decision: Decision, chosen: Sequence[_Case], pair_of: _PairOf, classes: Sequence[str]) -> None:
     """Pairs of close-ups: the source above, the variation below."""
-    chosen = sorted((case for case in cases if case.decision == decision), key=lambda case: case.certainty)[:CROPS]
-    part.suptitle(MEANINGS[decision], fontsize=10, x=0.005, ha="left", color=COLOURS[decision], fontweight="bold")
+    was = " (dashed: where it was)" if decision == "shifted" else ""
+    title, colour = f"boxes {decision}{was}, the least certain first", COLOURS[decision]
+    part.suptitle(title, fontsize=10, x=0.005, ha="left", color=colour, fontweight="bold")
     grid = part.subplots(2, CROPS)
-    for column in range(CROPS):
-        above, below = grid[0][column], grid[1][column]
-        if column >= len(chosen):
-            above.set_axis_off()
-            below.set_axis_off()
-            continue
-        case = chosen[column]
-        source, variation = sources[case.line["source"]](), read_image(folder / case.line["image"])
-        before = _box_before(case)
+    for axes in grid[:, len(chosen) :].flat:
+        axes.set_axis_off()
+    for (above, below), case in zip(grid.T, chosen, strict=False):
+        source, variation = pair_of(case)
+        before = case.claimed
         window = _window([box for box in (before, case.box) if box is not None], variation.shape[1], variation.shape[0])
-        scale = _stretch(_crop(source, window))
-        _show(above, source, window, scale, [(before, "-")] if before else [], COLOURS[decision])
-        own: list[tuple[Box, str]] = [(case.box, "--" if decision == "dropped" else "-")]
+        # Black and white of both pictures of a pair are the source's, so that fading shows.
+        low, high = np.quantile(_crop(source, window), (0.01, 0.995))
+        scale = (float(low), float(max(high, low + 1)))
+        _show(above, source, window, scale, [(before, "-")] if before else [], colour)
+        boxes: list[tuple[Box, str]] = [(case.box, "--" if decision == "dropped" else "-")]
         if decision == "shifted" and before:
-            own.append((before, "--"))
-        _show(below, variation, window, scale, own, COLOURS[decision])
-        measure = case.measure
-        stem = Path(case.line["source"]).stem
-        title = f"{stem[-14:]} v{case.line['variation']:02d}"
-        put(above.set_title(" ", fontsize=6), title)
-        said = [] if measure is None else [f"{measure} {case.evidence[measure]:.2f}"]
-        if len(classes) > 1:
-            said.insert(0, shorten(classes[case.label], 12))
-        label = "\n".join(said)
+            boxes.append((before, "--"))
+        _show(below, variation, window, scale, boxes, colour)
+        put(above.set_title(" ", fontsize=6), f"{Path(case.line['source']).stem[-14:]} v{case.line['variation']:02d}")
+        words = [shorten(classes[case.label], 12)] if len(classes) > 1 else []
+        words += [f"{case.measure} {case.evidence[case.measure]:.2f}"] if case.measure else []
+        label = "\n".join(words)
         below.set_xlabel(label, fontsize=7, labelpad=1, **lettering(label))
-    if chosen:
-        grid[0][0].set_ylabel("source", fontsize=7)
-        grid[1][0].set_ylabel("variation", fontsize=7)
-
-
-def _box_before(case: _Case) -> Box | None:
-    """Where the generator said that it is; an added box was nowhere."""
-    claimed = case.line["claimed"]["boxes"]
-    if case.decision == "added" or case.number >= len(claimed):
-        return None
-    x1, y1, x2, y2 = claimed[case.number]
-    return x1, y1, x2, y2
+    grid[0][0].set_ylabel("source", fontsize=7)
+    grid[1][0].set_ylabel("variation", fontsize=7)
 
 
 def _window(boxes: Sequence[Box], width: int, height: int) -> tuple[int, int, int, int]:
@@ -254,23 +254,13 @@ def _window(boxes: Sequence[Box], width: int, height: int) -> tuple[int, int, in
     half = side / 2 + max(CONTEXT * side, LEAST_CONTEXT)
     x, y = (low + high) / 2
     left, top = max(int(x - half), 0), max(int(y - half), 0)
-    return (
-        left,
-        top,
-        max(min(int(np.ceil(x + half)), width), left + 1),
-        max(min(int(np.ceil(y + half)), height), top + 1),
-    )
+    right, bottom = min(int(np.ceil(x + half)), width), min(int(np.ceil(y + half)), height)
+    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def _crop(pixels: Pixels, window: tuple[int, int, int, int]) -> Pixels:
     x1, y1, x2, y2 = window
     return pixels[y1:y2, x1:x2]
-
-
-def _stretch(crop: Pixels) -> tuple[float, float]:
-    """Black and white of a close-up: both pictures of a pair share the source's, so that fading shows."""
-    low, high = np.quantile(crop, (0.01, 0.995))
-    return float(low), float(max(high, low + 1))
 
 
 def _show(

@@ -1,6 +1,6 @@
-"""Detectors as witnesses: what one or several, trained on real images only, say about an image, and where they agree.
+"""Ensembles of detectors trained on real images only: their detections in one image, and where they agree.
 
-Detectors come as callables, so that this package needs neither torch nor a training.
+Detectors are callables, so that this package needs no torch.
 """
 
 from __future__ import annotations
@@ -15,71 +15,63 @@ from boxtwin.boxes import Box, area_xyxy, iou_matrix
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections, Sample
 
-# A detection speaks of an object when the boxes overlap by this much. One pixel off in x and y, a box of 4 pixels
-# overlaps by 0.39 with what it means.
-SAME = 0.3
-# A member seconds what another one is sure of already from this share of its own threshold on: thresholds are where
-# counts come out right, and two detectors rarely pass them on the same images.
-SECONDS = 0.5
-# Of a find, this part inside an object's box already makes it a part of that object.
-PART_OF = 0.5
-# Share of real validation images in which a find that is no object may pass for one: of a store's images, about as many
+# Least overlap of a detection and the object that it means: a box of 4 pixels, one pixel off in x and y, has 0.39.
+SAME_OBJECT = 0.3
+# Share of its threshold from which on a member's detection supports one of another member. Thresholds are chosen to get
+# counts right, and two detectors rarely pass theirs on the same images.
+SUPPORT = 0.5
+PART_OF_OBJECT = 0.5  # share of a detection inside an object's box from which on it is a part of that object
+# Share of real validation images in which a false detection may pass for an object. Of a store's images, about as many
 # are refused wrongly.
 FALSE_ALARMS = 0.05
 
 
 class Member(NamedTuple):
-    """A detector with the thresholds that suit it on real validation images."""
+    """A detector and its thresholds, chosen on real validation images."""
 
     detect: Callable[[Pixels], Detections]
     threshold: float  # of an object: counts come out right
-    surprise: float  # of an object that nobody expects there: hardly ever passed where there is none
+    new_threshold: float  # of an object that the source lacks: hardly ever passed where there is none
 
 
 class Agreed(NamedTuple):
-    """What a part of the members sees at one place, averaged by score; ``spread`` is their least overlap with it."""
+    """What one or more members detect at one place, averaged by score."""
 
     box: Box
     label: int
-    score: float  # mean over all members; who sees nothing adds 0
+    score: float  # mean over all members; who detects nothing adds 0
     votes: int
-    spread: float
+    spread: float  # least overlap of a member's box with the mean
 
 
 def agreements(found: Sequence[Detections], thresholds: Sequence[float], *, iou: float) -> list[Agreed]:
-    """All places where some member sees an object, best score first, with how many see it.
+    """All places where some member detects an object, best score first.
 
     A place begins with a detection above its member's threshold. Of every other member the best one of the same class
-    joins, if it overlaps by at least ``iou`` and has at least `SECONDS` of its threshold.
-
-    Args:
-        found: what each member found.
-        thresholds: of each member.
-        iou: overlap from which two boxes mean one object.
+    joins, if it overlaps by at least ``iou`` and has at least `SUPPORT` of its threshold.
     """
-    free = [np.flatnonzero(one.scores >= SECONDS * threshold) for one, threshold in zip(found, thresholds, strict=True)]
-    free_sets = [set(indices.tolist()) for indices in free]
-    sure = [
-        (float(one.scores[index]) / max(threshold, 1e-9), member, int(index))
-        for member, (one, threshold) in enumerate(zip(found, thresholds, strict=True))
-        for index in np.flatnonzero(one.scores >= threshold)
-    ]
+    members = list(enumerate(zip(found, thresholds, strict=True)))
+    unused = [set(np.flatnonzero(one.scores >= SUPPORT * threshold).tolist()) for _, (one, threshold) in members]
+    begins = sorted(
+        (-float(one.scores[index]) / max(threshold, 1e-9), member, index)
+        for member, (one, threshold) in members
+        for index in np.flatnonzero(one.scores >= threshold).tolist()
+    )
     places = []
-    for _, member, index in sorted(sure, key=lambda entry: (-entry[0], entry[1], entry[2])):
-        if index not in free_sets[member]:
+    for _, member, index in begins:
+        if index not in unused[member]:
             continue
         label, box = int(found[member].labels[index]), found[member].boxes[index]
         joined = [(member, index)]
-        free_sets[member].discard(index)
         for other, one in enumerate(found):
-            candidates = [i for i in free_sets[other] if int(one.labels[i]) == label] if other != member else []
+            candidates = [i for i in unused[other] if int(one.labels[i]) == label] if other != member else []
             if not candidates:
                 continue
             overlap = iou_matrix(box[None].astype(np.float64), one.boxes[candidates].astype(np.float64))[0]
             if overlap.max() >= iou:
-                best = candidates[int(overlap.argmax())]
-                joined.append((other, best))
-                free_sets[other].discard(best)
+                joined.append((other, candidates[int(overlap.argmax())]))
+        for one_member, used in joined:
+            unused[one_member].discard(used)
         boxes = np.stack([found[one].boxes[at] for one, at in joined]).astype(np.float64)
         scores = np.array([float(found[one].scores[at]) for one, at in joined])
         mean = (boxes * scores[:, None]).sum(axis=0) / scores.sum() if scores.sum() > 0 else boxes.mean(axis=0)
@@ -90,12 +82,12 @@ def agreements(found: Sequence[Detections], thresholds: Sequence[float], *, iou:
 
 
 class Ensemble:
-    """Some members, asked together.
+    """Several detectors.
 
     Args:
         members: at least one.
-        agree: how many must see an object; None: more than half.
-        iou: overlap from which two members mean one object.
+        agree: how many must detect an object; None: more than half.
+        iou: overlap from which boxes of two members mean one object.
     """
 
     def __init__(self, members: Sequence[Member], *, agree: int | None = None, iou: float = 0.5) -> None:
@@ -107,62 +99,51 @@ class Ensemble:
             raise ValueError(f"agree={agree} must lie between 1 and the number of detectors, {len(members)}")
         self.iou = iou
 
-    def look(self, pixels: Pixels) -> list[Detections]:
-        """What each member finds."""
+    def detect(self, pixels: Pixels) -> list[Detections]:
+        """Detections of each member."""
         return [member.detect(pixels) for member in self.members]
 
     def agreements(self, found: Sequence[Detections]) -> list[Agreed]:
-        """All places where some member sees an object."""
+        """All places where some member detects an object."""
         return agreements(found, [member.threshold for member in self.members], iou=self.iou)
+
+    def clearly_new(self, found: Sequence[Detections]) -> list[Agreed]:
+        """Objects that enough members detect above their `Member.new_threshold`."""
+        places = agreements(found, [member.new_threshold for member in self.members], iou=self.iou)
+        return [place for place in places if place.votes >= self.agree]
 
     def score(self, found: Sequence[Detections], box: Box, label: int) -> float:
         """Mean over the members of the best score of a detection of this class on ``box``, 0 where there is none."""
         return float(np.mean([_score(one, box, label) for one in found]))
 
-    def sees(self, found: Sequence[Detections], box: Box, label: int) -> bool:
-        """Whether enough members find an object of this class on ``box``."""
+    def detects(self, found: Sequence[Detections], box: Box, label: int) -> bool:
+        """Whether enough members detect an object of this class on ``box``."""
         votes = [_score(one, box, label) >= member.threshold for one, member in zip(found, self.members, strict=True)]
         return sum(votes) >= self.agree
 
-    def surprises(self, found: Sequence[Detections]) -> list[Agreed]:
-        """Objects that enough members see so clearly that they need not be expected there."""
-        return [
-            place
-            for place in agreements(found, [member.surprise for member in self.members], iou=self.iou)
-            if place.votes >= self.agree
-        ]
 
+def new_object_threshold(samples: Sequence[Sample], detections: Mapping[int, Detections], at_least: float) -> float:
+    """The least score, ``at_least`` or more, that false detections pass in at most `FALSE_ALARMS` of real images.
 
-def surprise_threshold(samples: Sequence[Sample], detections: Mapping[int, Detections], at_least: float) -> float:
-    """The least score that hardly any find beside all objects of these real images passes, ``at_least`` or more.
-
-    It is passed in no more than `FALSE_ALARMS` of the images. Above 1 where even the best scores are false alarms: then
-    the detector cannot tell anything new.
+    Above 1 where even the best scores are false: then the detector cannot show anything new.
     """
     highest = []
     for sample in samples:
         found = detections[sample.image_id]
-        alarms = [
-            float(score)
-            for box, score in zip(found.boxes.tolist(), found.scores.tolist(), strict=True)
-            if beside((box[0], box[1], box[2], box[3]), sample.boxes)
-        ]
-        highest.append(max(alarms, default=0.0))
-    allowed = int(FALSE_ALARMS * len(highest))
-    worst = sorted(highest, reverse=True)[allowed]
+        scored = zip(found.boxes.tolist(), found.scores.tolist(), strict=True)
+        highest.append(max((score for box, score in scored if is_beside(box, sample.boxes)), default=0.0))
+    worst = sorted(highest, reverse=True)[int(FALSE_ALARMS * len(highest))]
     return max(at_least, float(np.nextafter(worst, 2.0)))
 
 
-def beside(place: Box, known: Float[np.ndarray, "n 4"]) -> bool:
-    """Whether a find is no part of any of the ``known`` boxes, nor the same as one."""
+def is_beside(place: Sequence[float], known: Float[np.ndarray, "n 4"]) -> bool:
+    """Whether a detection (xyxy) is neither one of the ``known`` boxes nor a part of one."""
     if len(known) == 0:
         return True
-    boxes = known.astype(np.float64)
-    corners = np.concatenate(
-        [np.maximum(boxes[:, :2], np.array(place[:2])), np.minimum(boxes[:, 2:], np.array(place[2:]))], axis=1
-    )
-    inside = area_xyxy(corners) / max(float(area_xyxy(np.array(place))), 1e-9)
-    return bool(inside.max() < PART_OF and iou_matrix(np.array([place]), boxes).max() < SAME)
+    box, boxes = np.array(place), known.astype(np.float64)
+    corners = np.concatenate([np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])], axis=1)
+    inside = area_xyxy(corners) / max(float(area_xyxy(box)), 1e-9)
+    return bool(inside.max() < PART_OF_OBJECT and iou_matrix(box[None], boxes).max() < SAME_OBJECT)
 
 
 def _score(found: Detections, box: Box, label: int) -> float:
@@ -170,4 +151,4 @@ def _score(found: Detections, box: Box, label: int) -> float:
     if not same.any():
         return 0.0
     overlap = iou_matrix(np.array([box], dtype=np.float64), found.boxes[same].astype(np.float64))[0]
-    return float(np.where(overlap >= SAME, found.scores[same], 0.0).max())
+    return float(np.where(overlap >= SAME_OBJECT, found.scores[same], 0.0).max())

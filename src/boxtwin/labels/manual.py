@@ -7,16 +7,15 @@ import logging
 import math
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from boxtwin.boxes import Box
-from boxtwin.datasets.coco_boxes import ROUNDING, box_numbers, fit_box, is_turned, other_format, repeats, told_area
-from boxtwin.datasets.coco_json import fault_of_name, flag, load_json, told_size, whole
+from boxtwin.datasets.coco_boxes import ROUNDING, box_numbers, fit_box, is_turned, other_format, repeats, stated_area
+from boxtwin.datasets.coco_json import fault_of_name, flag, load_json, stated_size, whole
 from boxtwin.datasets.image_io import Pixels, pixels_sha256, read_image
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import CarriedBox, Judgement, Sample
@@ -38,105 +37,97 @@ EXAMPLES = 3  # names in a message
 
 
 class _Labelled(NamedTuple):
-    """What the file says of one image."""
+    """One image of the file."""
 
     name: str
-    size: tuple[int, int] | None  # width and height, where the file tells them
+    size: tuple[int, int] | None  # width and height, where the file states them
     pixels: str | None  # a hash of the pixels that are meant
     minutes: float | None
     boxes: list[tuple[int, Box, int]]  # number of the annotation, xyxy, label
 
 
-class Manual:
-    """Take the boxes of images that a person has confirmed; refuse all others.
+class ManualLabels:
+    """The way to label that takes the boxes of images that a person has confirmed, and refuses all others.
 
-    The file is COCO JSON, with ``"confirmed": true`` at images where a person stands up for the labels. Its images are
+    ``labels.file`` is COCO JSON, with ``"confirmed": true`` at images that a person has confirmed. Its images are
     recognised by the ``file_name`` of their store's ``annotations.json``, by the base name of that, or by their pixels:
     where an image has the store's ``pixels_sha256``, or its file lies beside the label file. An image with a
     ``pixels_sha256`` must have these very pixels: a store of other settings uses the same names. Classes are matched by
     the names in the file's ``categories``; without such, ids are the data set's. An image may say how many ``minutes``
-    its labels took a person; reports add them up.
-
-    Args:
-        file: what `labels.file` names.
-        samples: all images of the data set.
-        classes: of the data set.
-        category_ids: the number that the data set's file gives each class.
-        every_image: whether all images of the file count as confirmed, but those marked ``"confirmed": false``: files
-            from annotation tools hold what a person has been through, and have lost the marks.
+    its labels took a person.
+    With ``labels.confirmed=all`` all images of the file count as confirmed, but those marked ``"confirmed": false``:
+    files from annotation tools hold what a person has checked, and have lost the marks.
 
     Raises:
         InputError: no file is named, or it is missing, no COCO, has boxes of other classes or bad boxes, is about
-            images of other sizes, or none of its images is a variation of one of ``samples``.
+            images of other sizes, or none of its images is a variation of one of the data set.
     """
 
-    name = "manual"
+    by_hand = True
+    asks_detectors = False
 
-    def __init__(
-        self,
-        *,
-        file: Path | None,
-        samples: Sequence[Sample],
-        classes: Sequence[str],
-        category_ids: Sequence[int],
-        every_image: bool = False,
-    ) -> None:
-        if file is None:
+    def __init__(self, options: LabelOptions, variations: Variations) -> None:
+        if options.file is None:
             raise InputError(f"labels=manual takes a file of confirmed labels: say labels.file=FILE; to get one, {HOW}")
-        self.file, self._classes = (
-            file,
-            [f"{name} ({number})" for name, number in zip(classes, category_ids, strict=True)],
-        )
+        dataset, self._every_image = variations.dataset, options.confirmed is Confirmed.all
+        self.file = file = Path(options.file)
+        self._start = f"labels.file={file}"  # of messages
         try:
-            encoded = file.read_bytes()
+            self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         except OSError as error:
-            raise InputError(f"labels.file={file} cannot be read: {error.strerror}; to get one, {HOW}") from None
-        self.sha256 = hashlib.sha256(encoded).hexdigest()
+            raise InputError(f"{self._start} cannot be read: {error.strerror}; to get one, {HOW}") from None
         content = load_json(file, setting="labels.file=")
-        ids = {number: label for label, number in enumerate(category_ids)}
+        ids = {number: label for label, number in enumerate(dataset.category_ids)}
         try:
-            confirmed = [image for image in content["images"] if self._is_confirmed(image, every_image)]
-            labels = self._labels(content.get("categories"), classes, ids)
+            confirmed = [image for image in content["images"] if self._is_confirmed(image)]
+            labels = self._labels(content.get("categories"), dataset.classes, ids)
             self._check_owners(content)
-            images = self._read(confirmed, content["annotations"], labels)
+            classes = zip(dataset.classes, dataset.category_ids, strict=True)
+            known = ", ".join(f"{name} ({number})" for name, number in classes)
+            images = self._read(confirmed, content["annotations"], labels, known)
         except InputError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-            raise InputError(f"labels.file={file} is no COCO file of images and annotations: {error!r}") from None
-        self._by_name, self._by_pixels = self._recognise(images, samples)
-        # Whether versions that took ids as the data set's, and knew no other names than the store's and no other mark
-        # than true, read it alike.
+            raise InputError(f"{self._start} is no COCO file of images and annotations: {error!r}") from None
+        self._by_name: dict[str, _Labelled] = {}  # by paths in a store
+        self._by_pixels: dict[str, _Labelled] = {}  # by hashes
+        self._recognise(images, dataset.samples)
+        # Whether first versions, which took ids as the data set's, and knew no other names than the store's and no
+        # other mark than true, read it alike.
         self.read_as_before = (
             all(ids.get(number) == label for number, label in labels.items())
             and all(self._by_name.get(image.name) is image for image in images)
             and all(image.get("confirmed", True) is True for image in confirmed)
         )
 
-    def __call__(
-        self,
-        source: Pixels,  # noqa: ARG002
-        pixels: Pixels,
-        boxes: Float[np.ndarray, "n 4"],  # noqa: ARG002
-        labels: Int[np.ndarray, " n"],  # noqa: ARG002
-        image: str = "",
-    ) -> Judgement:
+    def identity(self) -> dict[str, Any]:
+        """The content of the file, and how it is read."""
+        # First versions matched classes by ids, and images by the store's names.
+        matched = {} if self.read_as_before else {"matched": 2}
+        return {"file": self.sha256, **({"confirmed": "all"} if self._every_image else {}), **matched}
+
+    def judge(self, members: Sequence[Member]) -> ManualLabels:  # noqa: ARG002, it asks a person
+        """By the file."""
+        return self
+
+    def __call__(self, source: Pixels, pixels: Pixels, boxes: Any, labels: Any, image: str = "") -> Judgement:  # noqa: ARG002
         """The confirmed boxes of the store's ``image``."""
         digest = pixels_sha256(pixels)
-        found = self._by_name.get(image)
-        if found is None or found.pixels not in (None, digest):
-            named, found = found, self._by_pixels.get(digest)
-            if found is None:
-                reason = f": these are not the pixels that {self.file.name} speaks of" if named else ""
+        labelled = self._by_name.get(image)
+        if labelled is None or labelled.pixels not in (None, digest):
+            reason = f": these are not the pixels that {self.file.name} speaks of" if labelled else ""
+            labelled = self._by_pixels.get(digest)
+            if labelled is None:
                 return Judgement((), refused=f"{NOT_CONFIRMED}{reason}")
         height, width = pixels.shape[:2]
-        self._check_size(found, width, height)
+        self._check_size(labelled, width, height)
         taken = []
-        for number, box, label in found.boxes:
+        for number, box, label in labelled.boxes:
             inside, overhang = fit_box(box, width, height)
             if overhang > ROUNDING:
                 raise InputError(f"{self.file}, annotation {number}: [{box}] reaches outside {image}, {width}x{height}")
             taken.append(CarriedBox(inside, label, "kept", {}))
-        return Judgement(tuple(taken), minutes=found.minutes)
+        return Judgement(tuple(taken), minutes=labelled.minutes)
 
     def _labels(
         self, categories: list[dict[str, Any]] | None, classes: Sequence[str], ids: dict[int, int]
@@ -144,25 +135,23 @@ class Manual:
         """The label of each of the file's category ids; the name of those that the data set lacks."""
         if not categories:
             return dict(ids)
-        known = {_plain(name): label for label, name in enumerate(classes)}
+        known = {_normalised(name): label for label, name in enumerate(classes)}
         labels: dict[int, int | str] = {}
         for category in categories:
-            name = _plain(str(category["name"]))
+            name = _normalised(str(category["name"]))
             label = known.get(name, name)
             if labels.setdefault(category["id"], label) != label:
-                raise InputError(f"labels.file={self.file}: category id {category['id']} has two names")
+                raise InputError(f"{self._start}: category id {category['id']} has two names")
         return labels
 
-    def _is_confirmed(self, image: dict[str, Any], every_image: bool) -> bool:
-        """Whether a person stands up for the labels; those that the store refused need a mark of their own."""
+    def _is_confirmed(self, image: dict[str, Any]) -> bool:
+        """Whether a person has confirmed the labels; images that the store refused need a mark of their own."""
         if "confirmed" not in image:
-            return every_image and not image.get("refused")
+            return self._every_image and not image.get("refused")
         confirmed = flag(image["confirmed"])
         if confirmed is None:
-            raise InputError(
-                f"labels.file={self.file}, {image['file_name']}: confirmed is neither yes nor no, "
-                f"{image['confirmed']!r}"
-            )
+            mark = f"confirmed is neither yes nor no, {image['confirmed']!r}"
+            raise InputError(f"{self._start}, {image['file_name']}: {mark}")
         return confirmed
 
     def _check_owners(self, content: dict[str, Any]) -> None:
@@ -172,139 +161,119 @@ class Manual:
         odd = [one for one in lost if whole(one["image_id"]) is None]
         if odd or (lost and len(lost) == len(content["annotations"])):
             first = (odd or lost)[0]
-            raise InputError(
-                f"labels.file={self.file}, annotation {first.get('id', -1)}: image_id {first['image_id']!r} is of no "
-                "image of the file"
-            )
+            place = f"annotation {first.get('id', -1)}: image_id {first['image_id']!r}"
+            raise InputError(f"{self._start}, {place} is of no image of the file")
         if lost:
-            log.warning("labels.file=%s: %d boxes are of images that the file lacks: left out", self.file, len(lost))
+            log.warning("%s: %d boxes are of images that the file lacks: left out", self._start, len(lost))
 
     def _read(
-        self, confirmed: list[dict[str, Any]], annotations: list[dict[str, Any]], labels: dict[int, int | str]
+        self,
+        confirmed: list[dict[str, Any]],
+        annotations: list[dict[str, Any]],
+        labels: Mapping[int, int | str],
+        classes: str,
     ) -> list[_Labelled]:
-        """What the file says of each confirmed image."""
-        for name in (entry["file_name"] for entry in confirmed):
+        """The confirmed images with their boxes; ``classes`` is how a message names those of the data set."""
+        images: dict[Any, _Labelled] = {}
+        for image in confirmed:
+            name = image["file_name"]
             if not isinstance(name, str):
-                raise InputError(f"labels.file={self.file}: file_name must be text, not {name!r}")
-        images = {
-            image["id"]: _Labelled(
-                image["file_name"], self._size(image), image.get("pixels_sha256"), _minutes(image), []
-            )
-            for image in confirmed
-        }
+                raise InputError(f"{self._start}: file_name must be text, not {name!r}")
+            images[image["id"]] = _Labelled(name, self._size(image), image.get("pixels_sha256"), _minutes(image), [])
         if len(images) != len(confirmed) or len({image.name for image in images.values()}) != len(confirmed):
-            raise InputError(f"labels.file={self.file}: two confirmed images share an id or a file_name")
-        told: list[tuple[Box, tuple[float, float], float]] = []
+            raise InputError(f"{self._start}: two confirmed images share an id or a file_name")
+        boxes, sizes, areas = [], [], []
         suspicious: dict[str, list[str]] = defaultdict(list)
         for annotation in annotations:
-            image = images.get(annotation["image_id"])
-            if image is None:
+            if (labelled := images.get(annotation["image_id"])) is None:
                 continue
             number, category = annotation.get("id", -1), annotation["category_id"]
+            place = f"{self._start}, annotation {number}"
             label = labels.get(category)
             if not isinstance(label, int):
                 what = f"class {label!r} (category_id {category})" if label else f"category_id {category}"
-                raise InputError(
-                    f"labels.file={self.file}, annotation {number}: {what} is none of the data set's, "
-                    f"{', '.join(self._classes)}"
-                )
+                raise InputError(f"{place}: {what} is none of the data set's, {classes}")
             bbox = box_numbers(annotation.get("bbox"))
             if bbox is None or min(bbox[2:]) <= 0:
-                told_box = annotation.get("bbox")
-                raise InputError(f"labels.file={self.file}, annotation {number}: bbox {told_box} is no box")
+                raise InputError(f"{place}: bbox {annotation.get('bbox')} is no box")
             x, y, w, h = bbox
-            image.boxes.append((number, (x, y, x + w, y + h), label))
-            told.append((bbox, image.size or (math.nan, math.nan), told_area(annotation)))
+            labelled.boxes.append((number, (x, y, x + w, y + h), label))
+            boxes.append(bbox)
+            sizes.append(labelled.size or (math.nan, math.nan))
+            areas.append(stated_area(annotation))
             if flag(annotation.get("iscrowd")) is not False:
-                suspicious["are crowds (iscrowd 1), taken for single objects"].append(image.name)
+                suspicious["are crowds (iscrowd 1), taken for single objects"].append(labelled.name)
             if is_turned(annotation):
                 what = "are of turned rectangles (attributes.rotation), bbox is the one before it was turned"
-                suspicious[what].append(image.name)
-        boxes, sizes, areas = (
-            np.array([one[place] for one in told], dtype=np.float64).reshape(len(told), *shape)
-            for place, shape in enumerate(((4,), (2,), ()))
-        )
-        kind, cure = other_format(boxes, sizes, areas)
+                suspicious[what].append(labelled.name)
+        columns = (np.array(boxes, np.float64).reshape(-1, 4), np.array(sizes, np.float64).reshape(-1, 2))
+        kind, cure = other_format(*columns, np.array(areas, np.float64))
         if kind:
-            raise InputError(f"labels.file={self.file}: {kind}. COCO boxes are [x, y, width, height] in pixels. {cure}")
-        twice = [
-            image.name
-            for image in images.values()
-            for _ in repeats(
-                np.array([box for _, box, _ in image.boxes], dtype=np.float64).reshape(-1, 4),
-                [label for _, _, label in image.boxes],
-            )
-        ]
+            raise InputError(f"{self._start}: {kind}. COCO boxes are [x, y, width, height] in pixels. {cure}")
+        twice = []
+        for labelled in images.values():
+            corners = np.array([box for _, box, _ in labelled.boxes], dtype=np.float64).reshape(-1, 4)
+            twice += [labelled.name] * len(repeats(corners, [label for _, _, label in labelled.boxes]))
         for what, where in {"stand there twice (same class, nearly the same place)": twice, **suspicious}.items():
             if where:
-                log.warning("labels.file=%s: %d boxes %s, in %s", self.file, len(where), what, some(sorted({*where})))
+                log.warning("%s: %d boxes %s, in %s", self._start, len(where), what, some(sorted({*where})))
         return list(images.values())
 
-    def _recognise(
-        self, images: Sequence[_Labelled], samples: Sequence[Sample]
-    ) -> tuple[dict[str, _Labelled], dict[str, _Labelled]]:
-        """What the file says of images of a store, by their paths in it, and by hashes of their pixels."""
+    def _recognise(self, images: Sequence[_Labelled], samples: Sequence[Sample]) -> None:
+        """Find which images of a store the file's are, by name or by pixels."""
         sizes = {sample.name: (sample.width, sample.height) for sample in samples}
         matched = match_names((image.name for image in images), sizes)
-        by_name: dict[str, _Labelled] = {}
-        by_pixels: dict[str, _Labelled] = {}
         lost = []
         for image in images:
             if image.name in matched:
                 source, number = matched[image.name]
                 self._check_size(image, *sizes[source])
                 for path in (image_name(source, number), earlier_image_name(source, number)):
-                    other = by_name.setdefault(path, image)
+                    other = self._by_name.setdefault(path, image)
                     if other is not image:
-                        raise InputError(
-                            f"labels.file={self.file}: {other.name} and {image.name} are both variation {number} of "
-                            f"{source}; keep one of them"
-                        )
+                        both = f"{other.name} and {image.name} are both variation {number} of {source}"
+                        raise InputError(f"{self._start}: {both}; keep one of them")
             digest = image.pixels or (None if image.name in matched else self._digest(image.name))
             if digest is not None:
-                by_pixels.setdefault(digest, image)
+                self._by_pixels.setdefault(digest, image)
             elif image.name not in matched:
                 lost.append(image.name)
         if lost:
-            told = (
-                f"labels.file={self.file}: {len(lost)} of {len(images)} file names are of no variation of the data "
+            text = (
+                f"{self._start}: {len(lost)} of {len(images)} file names are of no variation of the data "
                 f"set's images, such as {', '.join(lost[:EXAMPLES])}"
             )
             example = image_name(samples[0].name, 1) if samples else "NAME_v01.png"
             if len(lost) == len(images):
                 raise InputError(
-                    f"{told}. Names are as in the store's annotations.json ({example}); under other names, put the "
+                    f"{text}. Names are as in the store's annotations.json ({example}); under other names, put the "
                     "image files beside the label file, and they are recognised by their pixels"
                 )
-            log.warning("%s; they are left out (a name that is known: %s)", told, example)
-        return by_name, by_pixels
+            log.warning("%s; they are left out (a name that is known: %s)", text, example)
 
     def _digest(self, name: str) -> str | None:
         """The hash of an image's pixels, where its file lies beside the label file."""
-        folder = self.file.parent
-        for here in (name, f"images/{name}", Path(name).name):
-            path = folder / here
-            if not fault_of_name(here) and path.is_file():
+        for path in (name, f"images/{name}", Path(name).name):
+            if not fault_of_name(path) and (self.file.parent / path).is_file():
                 try:
-                    return pixels_sha256(read_image(path))
+                    return pixels_sha256(read_image(self.file.parent / path))
                 except OSError:
                     return None
         return None
 
     def _size(self, image: dict[str, Any]) -> tuple[int, int] | None:
         try:
-            width, height = told_size(image.get("width")), told_size(image.get("height"))
+            width, height = stated_size(image.get("width")), stated_size(image.get("height"))
         except ValueError as error:
-            raise InputError(
-                f"labels.file={self.file}, {image['file_name']}: width or height is no whole number: {error}"
-            ) from None
+            place = f"{self._start}, {image['file_name']}"
+            raise InputError(f"{place}: width or height is no whole number: {error}") from None
         return None if width is None or height is None else (width, height)
 
     def _check_size(self, image: _Labelled, width: int, height: int) -> None:
         if image.size not in (None, (width, height)):
-            told = "{} x {}".format(*image.size)
+            stated = "{} x {}".format(*image.size)
             raise InputError(
-                f"labels.file={self.file}: {image.name} is said to have {told} pixels, the image has "
+                f"{self._start}: {image.name} is said to have {stated} pixels, the image has "
                 f"{width} x {height}: its boxes are of another size; export the labels at the size of the images"
             )
 
@@ -318,33 +287,6 @@ def _minutes(image: dict[str, Any]) -> float | None:
     return minutes
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     """A class's name as data sets are read: letters composed, without blanks around it."""
     return unicodedata.normalize("NFC", name.strip())
-
-
-class ManualLabels:
-    """The way to label of `Manual`, for any generator."""
-
-    by_hand = True
-    asks_detectors = False
-
-    def __init__(self, options: LabelOptions, variations: Variations) -> None:
-        dataset, self._every_image = variations.dataset, options.confirmed is Confirmed.all
-        self._judge = Manual(
-            file=None if options.file is None else Path(options.file),
-            samples=dataset.samples,
-            classes=dataset.classes,
-            category_ids=dataset.category_ids,
-            every_image=self._every_image,
-        )
-
-    def identity(self) -> dict[str, Any]:
-        """The content of the file, and how it is read."""
-        # Earlier versions matched classes by ids, and images by the store's names.
-        matched = {} if self._judge.read_as_before else {"matched": 2}
-        return {"file": self._judge.sha256, **({"confirmed": "all"} if self._every_image else {}), **matched}
-
-    def judge(self, members: Sequence[Member]) -> Manual:  # noqa: ARG002, it asks a person
-        """By the file."""
-        return self._judge

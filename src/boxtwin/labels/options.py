@@ -10,7 +10,7 @@ REQUIRED: Any = "???"  # what OmegaConf takes for a value that must be given
 
 
 class NewObjects(Enum):
-    """What becomes of a variation with objects that its source has not."""
+    """What is done with a variation that shows objects which its source lacks."""
 
     refuse = "refuse"
     label = "label"
@@ -18,7 +18,7 @@ class NewObjects(Enum):
 
 
 class Confirmed(Enum):
-    """Which images of a file of labels a person stands up for."""
+    """Which images of a label file count as confirmed by a person."""
 
     marked = "marked"
     all = "all"
@@ -26,7 +26,7 @@ class Confirmed(Enum):
 
 @dataclass
 class LabelOptions:
-    """How variations get their boxes. Each way to label uses some of these settings; see `boxtwin.labels.method`.
+    """Settings of all ways to label; each uses some of them (`boxtwin.labels.method`).
 
     Raises:
         ValueError: a value is out of its range.
@@ -34,15 +34,15 @@ class LabelOptions:
 
     name: str = REQUIRED
     _target_: str = REQUIRED  # the class, a `LabelMethod`
-    detectors: int = 0  # how many are trained on real images to look at variations, with seeds from 0
+    detectors: int = 0  # trained on real images, with seeds from 0, to detect objects in variations
     steps: int | None = None
     # carry
     new_objects: NewObjects = NewObjects.refuse
-    sure: float = 0.6
-    gone: float = 0.3
-    match: float = 0.5
-    better: float = 0.15
-    search: int = 12
+    present_response: float = 0.6
+    absent_response: float = 0.3
+    shift_correlation: float = 0.5
+    shift_gain: float = 0.15
+    search_radius: int = 12
     # pseudo
     agree: int = 2
     iou: float = 0.5
@@ -53,10 +53,13 @@ class LabelOptions:
     more: dict[str, Any] = field(default_factory=dict)  # settings of a way to label that is none of the above
 
     def __post_init__(self) -> None:
-        for name in ("detectors", "search", "tolerance"):
+        for name in ("detectors", "search_radius", "tolerance"):
             if getattr(self, name) < 0:
                 raise ValueError(f"labels.{name}={getattr(self, name)} must not be negative")
-        if not 0 <= self.gone <= self.sure:
-            raise ValueError(f"labels.gone={self.gone} must lie between 0 and labels.sure={self.sure}")
+        if not 0 <= self.absent_response <= self.present_response:
+            raise ValueError(
+                f"labels.absent_response={self.absent_response} must lie between 0 and "
+                f"labels.present_response={self.present_response}"
+            )
         if not 0 < self.iou <= 1:
             raise ValueError(f"labels.iou={self.iou} must lie between 0 and 1")

@@ -123,7 +123,6 @@ class ImagesAsTheyAre(Dataset[Item]):
         sample, tile = self._items[index]
         image = _labelled(sample, self._images, self._levels)
         view = take_view(image, tile, size=self._size, tile=self._tile, white=full_scale(image.pixels))
-        self._images.release(sample)
         return *view, sample
 
 

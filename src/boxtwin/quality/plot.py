@@ -1,4 +1,4 @@
-"""The picture of a quality card: the distributions behind its figures, and the pairs that a person should look at."""
+"""The picture of a quality card: the distributions that it follows from, and the pairs that a person should check."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,13 +15,11 @@ from boxtwin.datasets.image_io import Pixels
 from boxtwin.evaluation import overlays
 from boxtwin.lettering import lettering, shorten_path
 from boxtwin.quality.measure import Evidence
-from boxtwin.quality.similarity import COPY
+from boxtwin.quality.record import COPY, Metric, Neighbours, QualityReport, Verdict
 from boxtwin.quality.texture import RINGS, TILE, pooled
 
 REAL, MADE, OTHER = "#555555", "#d1495b", "#1f5fa8"
 COLOURS = {"alike": "#2b7a3d", "unlike": "#8a5a00", "copy": "#b3261e", "leak": "#b3261e", "undecided": "#777777"}
-# In a distance, unlike is what a new image should be.
-GOOD = "#2b7a3d"
 HOW_TO_READ = """How to read this card
 
 Grey levels and fine detail should be "alike": no farther from
@@ -41,167 +38,118 @@ BINS = 24
 PAIRS = 5  # columns of pictures
 
 
-def draw(evidence: Evidence, card: dict[str, Any], path: Path, *, title: str) -> None:
-    """Six panels, one per figure; below them the pairs nearest to test images: variation, real image, test image."""
-    pairs = card["nearest_pairs"]
+def draw(evidence: Evidence, report: QualityReport, path: Path, *, title: str) -> None:
+    """Six panels, one per metric; below them the pairs nearest to test images: variation, real image, test image."""
     figure = Figure(figsize=(15, 19.5))
-    counts = card["images"]
-    figure.text(
-        0.02,
-        0.985,
-        f"{title}: {card['verdict'].upper()}  "
+    counts = report["images"]
+    headline = (
+        f"{title}: {report['verdict'].upper()}  "
         f"({counts['variations']} variations of {counts['sources']} images; {counts['real']} training and validation, "
-        f"{counts['test']} test images)",
-        fontsize=13,
-        fontweight="bold",
-        color=COLOURS[card["verdict"]],
-        parse_math=False,
+        f"{counts['test']} test images)"
     )
-    figure.text(0.02, 0.981, textwrap.fill(card["advice"], 150), fontsize=10, va="top")
+    colour = COLOURS[report["verdict"]]
+    figure.text(0.02, 0.985, headline, fontsize=13, fontweight="bold", color=colour, parse_math=False)
+    figure.text(0.02, 0.981, textwrap.fill(report["advice"], 150), fontsize=10, va="top")
     # Places are given by hand: matplotlib's own search for them takes as long as all the drawing.
     panels = figure.add_gridspec(2, 3, left=0.05, right=0.985, top=0.93, bottom=0.565, hspace=0.36, wspace=0.2)
     for number, panel in enumerate((_levels, _spectra, _looks, _to_real, _to_siblings, _to_test)):
-        panel(figure.add_subplot(panels[number // 3, number % 3]), evidence, card["figures"])
-    _show_pairs(figure, evidence, pairs)
+        panel(figure.add_subplot(panels[number // 3, number % 3]), evidence, report["figures"])
+    _show_pairs(figure, evidence, report["nearest_pairs"])
     overlays.save(figure, path)
 
 
-def _levels(axes: Axes, evidence: Evidence, figures: dict[str, Any]) -> None:
-    real = pooled([evidence.real_levels[source] for source in sorted(set(evidence.sources))])
+def _levels(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
+    real = pooled([evidence.real_levels[source] for source in evidence.distinct_sources])
     for counts, colour, label in ((real, REAL, "their sources"), (evidence.levels, MADE, "variations")):
         shares = counts.sum(axis=0) / counts.sum()
         shares = shares.reshape(min(256, len(shares)), -1).sum(axis=1)
         axes.step(np.arange(len(shares)), shares + 1e-9, where="mid", color=colour, label=label, linewidth=1.4)
     axes.set(yscale="log", ylim=(1e-7, 1), xlabel="grey level (8 bit)", ylabel="share of the pixels")
     axes.legend(frameon=False, fontsize=8)
-    figure = figures["grey_levels"]
-    _title(axes, "grey levels", figure, f"{_number(figure['value'])} standard deviations", "real halves: up to {}")
+    metric = metrics["grey_levels"]
+    _title(axes, "grey levels", metric, f"{_number(metric['value'])} standard deviations")
 
 
-def _spectra(axes: Axes, evidence: Evidence, figures: dict[str, Any]) -> None:
+def _spectra(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
     frequencies = np.arange(1, RINGS + 1) / TILE
     decibels = 10 / math.log(10)
-    real = decibels * np.stack([look.spectrum for look in evidence.real_looks])
-    sources = real[sorted(set(evidence.sources))]
-    made = decibels * np.stack([look.spectrum for look in evidence.variation_looks])
+    real, made = (
+        decibels * np.stack([texture.spectrum for texture in textures])
+        for textures in (evidence.real_textures, evidence.textures)
+    )
     low, high = np.quantile(real, (0.1, 0.9), axis=0)
+    sources = real[evidence.distinct_sources].mean(axis=0)
     axes.fill_between(frequencies, low, high, color=REAL, alpha=0.15, linewidth=0, label="8 of 10 real images")
-    axes.plot(frequencies, sources.mean(axis=0), color=REAL, linewidth=1.8, label="their sources")
+    axes.plot(frequencies, sources, color=REAL, linewidth=1.8, label="their sources")
     axes.plot(frequencies, made.mean(axis=0), color=MADE, linewidth=1.4, linestyle="--", label="variations")
     axes.axvspan(0.25, 0.5, color=OTHER, alpha=0.06, linewidth=0)
     axes.set(xlabel="cycles per pixel (shaded: top octave)", ylabel="power, dB")
     axes.legend(frameon=False, fontsize=8)
-    figure = figures["fine_detail"]
-    _title(
-        axes,
-        "fine detail",
-        figure,
-        _ratio(figure),
-        "real halves: up to {}",
-    )
+    _title(axes, "fine detail", metrics["fine_detail"], _ratio(metrics["fine_detail"]))
 
 
-def _looks(axes: Axes, evidence: Evidence, figures: dict[str, Any]) -> None:
-    if evidence.speckle is None:
-        _how_to_read(axes)
+def _looks(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
+    if evidence.speckle is None:  # no radar images: there is room for an explanation
+        axes.set_axis_off()
+        axes.text(0, 1, HOW_TO_READ, va="top", fontsize=10, linespacing=1.5, transform=axes.transAxes)
         return
-    figure = figures["looks"]
-    _title(
-        axes,
-        "looks on calm sea",
-        figure,
-        _ratio(figure),
-        "real halves: up to {}",
-    )
-    real, made = ([look.looks for look in looks] for looks in (evidence.real_looks, evidence.variation_looks))
-    if figure["value"] is None:
+    _title(axes, "looks on calm sea", metrics["looks"], _ratio(metrics["looks"]))
+    if metrics["looks"]["value"] is None:
         _nothing(axes, "no calm sea, or pixels in colour")
         return
-    _histograms(axes, {"real": (real, REAL), "variations": (made, MADE)})
-    axes.set(xlabel=f"equivalent number of looks, pixels as {evidence.speckle}", ylabel="share of the images")
-    axes.legend(frameon=False, fontsize=8)
+    real, made = ([texture.looks for texture in group] for group in (evidence.real_textures, evidence.textures))
+    _histograms(axes, real, made, f"equivalent number of looks, pixels as {evidence.speckle.value}")
 
 
-def _how_to_read(axes: Axes) -> None:
-    """Stands where images of a radar have their speckle."""
-    axes.set_axis_off()
-    axes.text(0, 1, HOW_TO_READ, va="top", fontsize=10, linespacing=1.5, transform=axes.transAxes)
+def _to_real(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
+    metric = metrics["nearest_real"]
+    text = f"distance {_number(metric['value'])}, grain repeated {_number(metric['repeated_grain'])}"
+    _title(axes, "nearest real image", metric, text, "real to each other: {}", good="unlike")
+    made = [(relation.distance, relation.repeats) for relation in evidence.relations]
+    _scatter(axes, evidence, made, "layout distance to the nearest training or validation image")
 
 
-def _to_real(axes: Axes, evidence: Evidence, figures: dict[str, Any]) -> None:
-    figure = figures["nearest_real"]
-    _title(
-        axes,
-        "nearest real image",
-        figure,
-        f"distance {_number(figure['value'])}, grain repeated {_number(figure['repeated_grain'])}",
-        "real to each other: {}",
-        good="unlike",
-    )
-    _scatter(
-        axes,
-        ([r.distance for r in evidence.real_relations], [r.repeats for r in evidence.real_relations]),
-        ([r.distance for r in evidence.relations], [r.repeats for r in evidence.relations]),
-        "layout distance to the nearest training or validation image",
-    )
-
-
-def _to_siblings(axes: Axes, evidence: Evidence, figures: dict[str, Any]) -> None:
-    figure = figures["siblings"]
-    grain = "" if figure["value"] is None else f", grain repeated {_number(figure['repeated_grain'])}"
-    text = f"distance {_number(figure['value'])}{grain}"
-    _title(axes, "other variations of the source", figure, text, "real to each other: {}", good="unlike")
-    if figure["value"] is None:
+def _to_siblings(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
+    metric = metrics["siblings"]
+    grain = "" if metric["value"] is None else f", grain repeated {_number(metric['repeated_grain'])}"
+    text = f"distance {_number(metric['value'])}{grain}"
+    _title(axes, "other variations of the source", metric, text, "real to each other: {}", good="unlike")
+    if metric["value"] is None:
         _nothing(axes, "one variation of each image")
         return
-    compared = [relation for relation in evidence.relations if not math.isnan(relation.repeats_sibling)]
-    _scatter(
-        axes,
-        ([r.distance for r in evidence.real_relations], [r.repeats for r in evidence.real_relations]),
-        ([r.sibling_distance for r in compared], [r.repeats_sibling for r in compared]),
-        "layout distance to the nearest other variation",
-    )
+    made = [(r.sibling_distance, r.repeats_sibling) for r in evidence.relations if not math.isnan(r.repeats_sibling)]
+    _scatter(axes, evidence, made, "layout distance to the nearest other variation")
 
 
-def _to_test(axes: Axes, evidence: Evidence, figures: dict[str, Any]) -> None:
-    figure = figures["test"]
-    _title(
-        axes,
-        "nearest test image",
-        figure,
-        f"distance {_number(figure['value'])}, p {_number(figure['probability'])}, {len(figure['matches'])} matches",
-        "real: {}",
-        good="unlike",
-    )
-    real, made = (
-        [relation.test_distance for relation in relations]
-        for relations in (evidence.real_relations, evidence.relations)
-    )
-    _histograms(axes, {"real": (real, REAL), "variations": (made, MADE)})
-    axes.set(xlabel="layout distance to the nearest test image", ylabel="share of the images")
+def _to_test(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
+    metric = metrics["test"]
+    matches = f"{len(metric['matches'])} matches"
+    text = f"distance {_number(metric['value'])}, p {_number(metric['probability'])}, {matches}"
+    _title(axes, "nearest test image", metric, text, "real: {}", good="unlike")
+    real, made = ([r.test_distance for r in group] for group in (evidence.real_relations, evidence.relations))
+    _histograms(axes, real, made, "layout distance to the nearest test image")
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+
+
+def _histograms(axes: Axes, real: Sequence[float], made: Sequence[float], label: str) -> None:
+    defined = [[value for value in values if not math.isnan(value)] for values in (real, made)]
+    low, high = min(min(values) for values in defined if values), max(max(values) for values in defined if values)
+    edges = np.linspace(low, high if high > low else low + 1e-3, BINS + 1).tolist()
+    for name, colour, values in zip(("real", "variations"), (REAL, MADE), defined, strict=True):
+        if values:
+            axes.hist(
+                values, edges, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.45, label=name
+            )
+    axes.set(xlabel=label, ylabel="share of the images")
     axes.legend(frameon=False, fontsize=8)
 
 
-def _histograms(axes: Axes, sets: dict[str, tuple[Sequence[float], str]]) -> None:
-    kept = {name: [value for value in values if not math.isnan(value)] for name, (values, _) in sets.items()}
-    everything = [value for values in kept.values() for value in values]
-    low, high = min(everything), max(everything)
-    edges = np.linspace(low, high if high > low else low + 1e-3, BINS + 1)
-    for name, values in kept.items():
-        if values:
-            weights = np.full(len(values), 1 / len(values))
-            axes.hist(values, edges.tolist(), weights=weights, color=sets[name][1], alpha=0.45, label=name)
-
-
-def _scatter(
-    axes: Axes,
-    real: tuple[Sequence[float], Sequence[float]],
-    made: tuple[Sequence[float], Sequence[float]],
-    label: str,
-) -> None:
-    axes.scatter(*real, s=16, color=REAL, alpha=0.5, linewidth=0, label="real images to each other")
-    axes.scatter(*made, s=16, color=MADE, alpha=0.5, linewidth=0, label="variations")
+def _scatter(axes: Axes, evidence: Evidence, made: Sequence[tuple[float, float]], label: str) -> None:
+    """Layout distance and share of repeated grain, of the real images and of ``made``."""
+    real = [(relation.distance, relation.repeats) for relation in evidence.real_relations]
+    for points, colour, name in ((real, REAL, "real images to each other"), (made, MADE, "variations")):
+        x, y = zip(*points, strict=True)
+        axes.scatter(x, y, s=16, color=colour, alpha=0.5, linewidth=0, label=name)
     axes.axhline(COPY, color=COLOURS["copy"], linewidth=1, linestyle=":")
     axes.annotate("copies", (1, COPY), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     axes.set(xlabel=label, ylabel="share of repeated grain", ylim=(-0.08, 1.08))
@@ -209,52 +157,43 @@ def _scatter(
     axes.legend(frameon=False, fontsize=8, loc=(0.5, 0.62))
 
 
-def _show_pairs(figure: Figure, evidence: Evidence, pairs: Sequence[dict[str, Any]]) -> None:
+def _show_pairs(figure: Figure, evidence: Evidence, pairs: Sequence[Neighbours]) -> None:
     """One column for each pair, boxes drawn."""
-    variations, real, test = (
-        {sample.name: sample for sample in samples} for samples in (evidence.variations, evidence.real, evidence.test)
-    )
-    figure.text(
-        0.02,
-        0.522,
-        "Nearest to test images: a variation of each of five sources, its nearest real image, its nearest test image",
-        fontsize=11,
-    )
+    kinds = [{one.name: one for one in kind} for kind in (evidence.variations, evidence.real, evidence.test)]
+    headline = "a variation of each of five sources, its nearest real image, its nearest test image"
+    figure.text(0.02, 0.522, f"Nearest to test images: {headline}", fontsize=11)
     grid = figure.add_gridspec(3, PAIRS, left=0.01, right=0.99, top=0.505, bottom=0.005, hspace=0.1, wspace=0.03)
     for column, pair in enumerate(pairs):
+        real, test = (shorten_path(name, 26) for name in (pair["real"], pair["test"]))
         rows = (
-            (variations[pair["variation"]], f"variation of {shorten_path(pair['source'])}", overlays.MISSED),
-            (real[pair["real"]], f"real, {pair['distance']:.3f}: {shorten_path(pair['real'], 26)}", overlays.TRUE),
-            (
-                test[pair["test"]],
-                f"test, {pair['test_distance']:.3f}: {shorten_path(pair['test'], 26)}",
-                overlays.TRUE,
-            ),
+            (pair["variation"], f"variation of {shorten_path(pair['source'])}", overlays.MISSED),
+            (pair["real"], f"real, {pair['distance']:.3f}: {real}", overlays.TRUE),
+            (pair["test"], f"test, {pair['test_distance']:.3f}: {test}", overlays.TRUE),
         )
-        for row, (sample, title, colour) in enumerate(rows):
-            axes = figure.add_subplot(grid[row, column])
-            pixels = sample.read()
-            overlays.show_image(axes, pixels if evidence.speckle is None else _brightened(pixels))
+        for row, (name, title, colour) in enumerate(rows):
+            axes, sample = figure.add_subplot(grid[row, column]), kinds[row][name]
+            pixels: Pixels = sample.read()
+            if evidence.speckle is not None:  # radar images are dark but for their ships
+                full = np.iinfo(pixels.dtype).max
+                pixels = (np.sqrt(pixels / full) * full).astype(pixels.dtype)
+            overlays.show_image(axes, pixels)
             overlays.draw_boxes(axes, sample.object_boxes, colour=colour)
             axes.set_title(title, fontsize=8, loc="left", **lettering(title))
 
 
-def _title(axes: Axes, name: str, figure: dict[str, Any], value: str, reference: str, *, good: str = "alike") -> None:
-    verdict = figure["verdict"]
-    colour = COLOURS["unlike" if (good, verdict) == ("unlike", "alike") else verdict]
-    axes.set_title(
-        f"{name}: {verdict}\n{value}; {reference.format(_number(figure['reference']))}",
-        fontsize=10,
-        loc="left",
-        color=GOOD if verdict == good else colour,
-    )
-
-
-def _brightened(pixels: Pixels) -> Pixels:
-    """The root of the brightness: radar images are dark but for their ships, and a person is to see the sea."""
-    white = np.iinfo(pixels.dtype).max
-    brighter: Pixels = (np.sqrt(pixels / white) * white).astype(pixels.dtype)
-    return brighter
+def _title(
+    axes: Axes,
+    name: str,
+    metric: Metric,
+    value: str,
+    reference: str = "real halves: up to {}",
+    good: Verdict = "alike",
+) -> None:
+    """Green where the verdict is ``good``; in a distance, unlike is what a new image should be."""
+    verdict = metric["verdict"]
+    colour = COLOURS["alike"] if verdict == good else COLOURS["unlike" if verdict == "alike" else verdict]
+    text = f"{name}: {verdict}\n{value}; {reference.format(_number(metric['reference']))}"
+    axes.set_title(text, fontsize=10, loc="left", color=colour)
 
 
 def _nothing(axes: Axes, reason: str) -> None:
@@ -262,8 +201,8 @@ def _nothing(axes: Axes, reason: str) -> None:
     axes.set(xticks=[], yticks=[])
 
 
-def _ratio(figure: dict[str, Any]) -> str:
-    return f"ratio {_number(figure['value'])}, single images {_number(figure['typical'])}"
+def _ratio(metric: Metric) -> str:
+    return f"ratio {_number(metric['value'])}, single images {_number(metric['typical'])}"
 
 
 def _number(value: float | None) -> str:

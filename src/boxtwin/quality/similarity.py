@@ -1,17 +1,14 @@
-"""How alike are two images: in what they show, and in their very grain?
-
-Two measures, because a variation is meant to show what its source shows, and must not be the same picture again.
+"""Similarity of two images: in what they show (layout), and in their grain.
 
 The *layout distance* compares small, smoothed versions of two images: 0 is the same scene, about 1 an unrelated one.
 
-The *repeated detail* compares the grain: speckle, sensor noise, fine texture. Two pictures of one place share their
-layout but not their grain; only a copy has the same grain again, wherever it was moved to and however its brightness
-was changed. It is a phase correlation (Kuglin & Hines, "The Phase Correlation Image Alignment Method", IEEE Int. Conf.
-Cybernetics and Society 1975) of the signs of the high-pass filtered pixels: both steps take out how strong
-things are, so that a few bright ships or a JPEG grid do not stand for all pixels. Its peak is 1 for the same image, 0
-but for noise for images with a grain of their own, and in between about the share of the grain that is the other's. One
-transform holds an image against the sum of many others, because the noise of the sum grows with the root of their
-number only.
+The *repeated grain* compares speckle, sensor noise and fine texture. Two pictures of one place share their layout but
+not their grain; only a copy has the same grain again, wherever it was moved to and however its brightness was changed.
+It is a phase correlation (Kuglin & Hines, "The Phase Correlation Image Alignment Method", IEEE Int. Conf. Cybernetics
+and Society 1975) of the signs of the high-pass filtered pixels: both steps remove amplitude, so that a few bright ships
+or a JPEG grid do not outweigh all pixels. Its peak is 1 for the same image, 0 but for noise for images with a grain of
+their own, and in between about the share of the grain that is the other's. One transform compares an image with the sum
+of many others, because the noise of the sum grows with the root of their number only.
 """
 
 from __future__ import annotations
@@ -35,10 +32,8 @@ MOST_SUMS = 4
 SAMPLED = 8192  # frequencies of an image: the share of grain is known to 0.008, and a match of 0.06 is no chance
 ROUGH = 512  # of these frequencies, that all images are compared by: the share is known to 0.03
 CANDIDATES = 128  # images that are compared by all of them; a share of 0.2 puts one of 3,000 images among these
-ROUGH_LAYOUT = 16  # pixels a side of the layouts that all images are compared by
 SCALE = 100  # of phases that are kept in 8 bits
-PEAKS = 4  # shifts at which a match is looked for
-COPY = 0.5  # from here on more than half of the grain is the other image's
+PEAKS = 4  # shifts at which a match is searched
 
 Spectrum = Complex64[np.ndarray, "_rows _half"]
 
@@ -58,54 +53,20 @@ def layout_distances(a: Float32[np.ndarray, "n 4096"], b: Float32[np.ndarray, "m
     return np.where(flat, np.float32(0), np.clip(1 - a @ b.T, 0, 2))
 
 
-class LayoutIndex:
-    """The layouts of many images, to find the nearest of them.
-
-    Layouts of 16 x 16 pixels say how alike two whole ones are at most: the rest of each, which they leave out, can add
-    no more than the product of its lengths (Cauchy and Schwarz). The `CANDIDATES` that may be nearest by this bound are
-    compared whole. The nearest is among them where images show anything; in mere noise it is one about as near.
-
-    Args:
-        count: of images; `add` gives their layouts.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.layouts = np.zeros((count, LAYOUT**2), dtype=np.float32)
-        self._rough = np.zeros((count, ROUGH_LAYOUT**2), dtype=np.float32)
-        self._rest = np.zeros(count, dtype=np.float32)
-
-    def add(self, number: int, own: Float32[np.ndarray, " 4096"]) -> None:
-        """Take up the layout of image ``number``."""
-        self.layouts[number] = own
-        self._rough[number], self._rest[number] = _rough_layout(own)
-
-    def nearest(self, seen: Float32[np.ndarray, " 4096"], *, leave_out: int | None = None) -> tuple[int, float]:
-        """Number and distance of the image that is nearest in layout; infinitely far where there is none."""
-        rough, rest = _rough_layout(seen)
-        # A flat image is like flat ones alone, which have no length.
-        most = self._rough @ rough + self._rest * rest if seen.any() else -(self._rough**2).sum(axis=1) - self._rest
-        if leave_out is not None:
-            most[leave_out] = -np.inf
-        chosen = _highest(most, CANDIDATES)
-        distances = layout_distances(seen[None], self.layouts[chosen])[0]
-        if leave_out is not None:
-            distances[chosen == leave_out] = np.inf
-        place = int(distances.argmin())
-        return int(chosen[place]), float(distances[place])
-
-
-def _rough_layout(own: Float32[np.ndarray, " 4096"]) -> tuple[Float32[np.ndarray, " 256"], np.float32]:
-    """A layout in 16 x 16 pixels, such that products with others keep their scale; the length of what that leaves."""
-    step = LAYOUT // ROUGH_LAYOUT
-    rough = own.reshape(ROUGH_LAYOUT, step, ROUGH_LAYOUT, step).sum(axis=(1, 3)).ravel() / np.float32(step)
-    return rough, np.sqrt(np.maximum(own @ own - rough @ rough, np.float32(0)))
+def nearest_layout(
+    layouts: Float32[np.ndarray, "n 4096"], own: Float32[np.ndarray, " 4096"], *, leave_out: int | None = None
+) -> tuple[int, float]:
+    """Index and distance of the layout that is nearest; infinitely far where there is none."""
+    distances = layout_distances(own[None], layouts)[0]
+    if leave_out is not None:
+        distances[leave_out] = np.inf
+    number = int(distances.argmin())
+    return number, float(distances[number])
 
 
 def _highest(values: Float32[np.ndarray, " n"], count: int) -> Int[np.ndarray, " _count"]:
-    """Where the highest values stand, in their order; everywhere if there are no more than ``count``."""
-    if len(values) <= count:
-        return np.arange(len(values))
-    return np.sort(np.argpartition(values, -count)[-count:])
+    """Indices of the ``count`` highest values, or of all if there are fewer, in order."""
+    return np.sort(np.argpartition(values, -min(count, len(values)))[-count:])
 
 
 def common_shape(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -131,7 +92,7 @@ def grain(grey: Float32[np.ndarray, "h w"], shape: tuple[int, int]) -> Spectrum:
 
 
 def repeated(a: Spectrum, b: Spectrum) -> float:
-    """The share of grain that two images have in common without a shift, of 1; `grain` gave both."""
+    """The share of grain that two images have in common without a shift, from 0 to 1; `grain` gave both."""
     product = a.real * b.real + a.imag * b.imag
     # Every column of a half spectrum but the first and the last stands for two.
     whole = 2 * float(product.sum()) - float(product[:, 0].sum()) - float(product[:, -1].sum())
@@ -139,7 +100,7 @@ def repeated(a: Spectrum, b: Spectrum) -> float:
 
 
 class Match(NamedTuple):
-    """The image that has most of another image's grain, and the share of the grain that it has, of 1."""
+    """The image that has most of another image's grain, and the share that it has, from 0 to 1."""
 
     number: int
     share: float
@@ -148,13 +109,12 @@ class Match(NamedTuple):
 class GrainIndex:
     """The grain of many images, to find one of which another image has part, at any shift.
 
-    The work for one image that is looked for is bounded, however alike the images are. Sums of their spectra say at
-    which shifts there is anything: as many images in one sum as leave a match of 0.3 standing out (the noise of a sum
-    of n on N pixels is the root of n / N; of 100 images with 800 x 800, a match of a tenth does), and `MOST_SUMS` sums
-    at most. At these few shifts, and at none, a sample of the frequencies of each image says whose grain it is; a
-    sixteenth of the sample chooses the `CANDIDATES` that are compared by all of it. Photos of one camera all have the
-    fixed pattern of its sensor in common: a peak of their sum without a shift says nothing, and the samples tell one of
-    them from the others.
+    The work for one image is bounded, however alike the images are. Sums of their spectra say at which shifts there may
+    be a match: as many images in one sum as let a match of 0.3 stand out (the noise of a sum of n on N pixels is the
+    root of n / N; of 100 images with 800 x 800, a match of a tenth does), and `MOST_SUMS` sums at most. At these few
+    shifts, and at none, a sample of the frequencies of each image says whose grain it is; a sixteenth of the sample
+    chooses the `CANDIDATES` that are compared by all of it. Photos of one camera share the fixed pattern of its sensor:
+    a peak of their sum without a shift says nothing, and the samples tell one from the others.
 
     Args:
         count: of images; `add` gives their grain.
@@ -176,7 +136,7 @@ class GrainIndex:
         self._rough = np.zeros((count, len(self._places)), dtype=np.complex64)
 
     def add(self, number: int, own: Spectrum) -> None:
-        """Take up the grain of image ``number``."""
+        """Add the grain of image ``number``."""
         self._sums[number // self._size] += own
         sampled = own.ravel()[self._sampled]
         self._samples[number] = np.rint(sampled.view(np.float32).reshape(-1, 2) * SCALE)
@@ -209,11 +169,10 @@ class GrainIndex:
         if leave_out is not None:
             products[leave_out[0] // self._size] -= seen * leave_out[1].conj()
         surfaces = irfft2(products, s=self._shape)
-        surfaces[:, [0, 0, 0, 1, 1, 1, -1, -1, -1], [0, 1, -1] * 3] = 0  # looked at in any case
+        surfaces[:, [0, 0, 0, 1, 1, 1, -1, -1, -1], [0, 1, -1] * 3] = 0  # compared in any case
         surfaces /= np.maximum(surfaces.std(axis=(1, 2), keepdims=True), np.float32(1e-12))
         heights = surfaces.max(axis=0).ravel()
-        highest = np.argpartition(heights, -PEAKS)[-PEAKS:] if heights.size > PEAKS else np.arange(heights.size)
-        return [divmod(int(place), self._shape[1]) for place in highest if heights[place] > SIGNIFICANT]
+        return [divmod(int(i), self._shape[1]) for i in _highest(heights, PEAKS) if heights[i] > SIGNIFICANT]
 
 
 def nearer_than_chance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -> float:
@@ -223,7 +182,7 @@ def nearer_than_chance(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -
     the Other", Ann. Math. Statist. 1947), in its normal approximation, corrected for continuity and for ties. 1 where a
     side is empty or all values are equal.
     """
-    from scipy.stats import mannwhitneyu  # here: slow to import, and most runs find their card
+    from scipy.stats import mannwhitneyu  # slow to import, and most runs find their card
 
     if not len(a) or not len(b) or len(np.unique(np.concatenate((a, b)))) == 1:
         return 1.0

@@ -1,7 +1,7 @@
-"""Do made images look like what the sensor takes? Grey levels, speckle and fine detail of images and sets of images.
+"""Grey levels, speckle and fine detail: do variations look like what the sensor takes?
 
-Every figure comes in three parts: a description of one image, a comparison of two sets of such descriptions, and what
-the comparison gives for two sets of real images from different scenes, `reference_of_halves`, to hold it against.
+Each measure describes one image and compares two sets of such descriptions. `reference_of_halves` says what the
+comparison gives for two sets of real images.
 
 Sources:
     C. Oliver, S. Quegan, "Understanding Synthetic Aperture Radar Images", SciTech 2004: speckle and looks, ch. 4.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,9 +22,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from scipy.fft import rfft2
 
 from boxtwin.datasets.image_io import Pixels, as_grey
-
-# What a pixel value of a SAR image stands for: the received amplitude, or the power, which is its square.
-Speckle = Literal["amplitude", "intensity"]
+from boxtwin.datasets.options import Speckle
 
 PATCH = 32  # pixels: a window for speckle; over a thousand samples, and seldom a change of the sea within it
 BLOCKS = 4  # along a side of a patch; blocks of 8 pixels are longer than speckle is correlated
@@ -56,16 +54,15 @@ def as_float_grey(pixels: Pixels) -> Float32[np.ndarray, "h w"]:
 
 def grey_levels(pixels: Pixels) -> GreyLevels:
     """How many pixels have which value: 256 or 65,536 counts for each channel."""
-    shown = as_grey(pixels)
-    channels = [shown] if shown.ndim == 2 else [shown[:, :, channel] for channel in range(3)]
-    levels = int(np.iinfo(shown.dtype).max) + 1
+    channels = np.atleast_3d(as_grey(pixels)).transpose(2, 0, 1)
+    levels = int(np.iinfo(pixels.dtype).max) + 1
     return np.stack([np.bincount(channel.ravel(), minlength=levels) for channel in channels]).astype(np.int32)
 
 
 def pooled(sets: Sequence[GreyLevels]) -> GreyLevels:
-    """The counts of several images together; the deepest and most colourful image decides how many there are.
+    """The counts of several images together, in as many bits and channels as any of them has.
 
-    Value v of 8 bits is 257 v of 16, so that white stays white; a grey image counts in all three channels.
+    Value v of 8 bits is 257 v of 16, so that the full-scale value stays the same; grey counts in all three channels.
     """
     channels, levels = max(len(counts) for counts in sets), max(counts.shape[1] for counts in sets)
     total = np.zeros((channels, levels), dtype=np.int64)
@@ -78,10 +75,9 @@ def wasserstein(a: GreyLevels, b: GreyLevels) -> float:
     """1-Wasserstein distance of two grey-level distributions, in standard deviations of the second; mean over channels.
 
     How far a pixel's value has to move on average (Peyré & Cuturi, "Computational Optimal Transport", 2019, section
-    2.6). nan where ``b`` has one value only
-    and ``a`` differs.
+    2.6). nan where ``b`` has one value only and ``a`` differs.
     """
-    from scipy.stats import wasserstein_distance  # here: slow to import, and most runs find their card
+    from scipy.stats import wasserstein_distance  # slow to import, and most runs find their card
 
     distances = []
     for counts, reference in zip(pooled([a, np.zeros_like(b)]), pooled([b, np.zeros_like(a)]), strict=True):
@@ -96,15 +92,14 @@ def wasserstein(a: GreyLevels, b: GreyLevels) -> float:
 def equivalent_looks(pixels: Pixels, boxes: Float[np.ndarray, "n 4"], speckle: Speckle) -> float:
     """The equivalent number of looks of an image's calm sea: squared mean over variance of the received power.
 
-    Speckle of L independent looks makes power gamma-distributed with exactly this ratio L (Oliver & Quegan, ch. 4), so
-    it says how rough the grain is: smoothing raises it, a made-up grain seldom meets it. It is taken where nothing but
-    speckle varies: in patches of 32 x 32 pixels away from ``boxes`` (xyxy, pixels), neither saturated nor black, the
-    calmest quarter by the deviation of the means of their blocks, and the middle one of those counts. Sea that has a
-    texture of its own counts as rougher.
+    Speckle of L independent looks makes power gamma-distributed with exactly this ratio L (Oliver & Quegan, ch. 4):
+    smoothing raises it. It is measured where nothing but speckle varies: in patches of 32 x 32 pixels away from
+    ``boxes`` (xyxy, pixels), neither saturated nor black, the calmest quarter by the deviation of their blocks' means;
+    the median counts. Sea that has a texture of its own counts as rougher.
 
-    ``speckle`` says what pixel values are. Amplitudes are squared first; had they been taken for power, one look would
-    read as 3.7. Where a picture was stretched or clipped on its way to 8 bits, the number is no longer that of the
-    sensor's looks, but still comparable between images that went the same way.
+    Amplitudes are squared first; had they been taken for power, one look would read as 3.7. Where a picture was
+    stretched or clipped on its way to 8 bits, the number is no longer that of the sensor's looks, but still comparable
+    between images that went the same way.
 
     nan: there is no calm patch, or the pixels are in colour, which no radar of one channel gives.
     """
@@ -113,12 +108,11 @@ def equivalent_looks(pixels: Pixels, boxes: Float[np.ndarray, "n 4"], speckle: S
         return math.nan
     free = ~_near_objects(boxes, (shown.shape[0], shown.shape[1])) & (shown < np.iinfo(shown.dtype).max)
     values = shown.astype(np.float32)
-    power = _tiled(values**2 if speckle == "amplitude" else values, PATCH)
+    power = _tiled(values**2 if speckle is Speckle.amplitude else values, PATCH)
     open_sea = _tiled(free, PATCH).all(axis=(1, 2)) & ((_tiled(shown, PATCH) == 0).mean(axis=(1, 2)) <= CUT_OFF)
     power = power[open_sea]
-    mean = power.mean(axis=(1, 2))
-    variance = power.var(axis=(1, 2))
-    power, mean, variance = power[variance > 0], mean[variance > 0], variance[variance > 0]
+    power = power[power.var(axis=(1, 2)) > 0]
+    mean, variance = power.mean(axis=(1, 2)), power.var(axis=(1, 2))
     side = PATCH // BLOCKS
     blocks = power.reshape(-1, BLOCKS, side, BLOCKS, side).mean(axis=(2, 4)).reshape(-1, BLOCKS**2)
     roughness = blocks.std(axis=1) / mean
@@ -129,11 +123,11 @@ def equivalent_looks(pixels: Pixels, boxes: Float[np.ndarray, "n 4"], speckle: S
 
 
 def spectrum(grey: Float32[np.ndarray, "h w"]) -> Float[np.ndarray, " rings"]:
-    """Logarithm of an image's power per ring of frequencies, of which there are 32 up to half a cycle per pixel.
+    """Logarithm of an image's power in 32 rings of frequencies, up to half a cycle per pixel.
 
-    Tiles of 64 x 64 pixels under a Hann window (Welch). The logarithms are averaged over tiles, so that the few tiles
-    with ships or land, a thousand times as strong, do not speak for all. Rounding to 8 bits leaves a power of 1/12 in
-    every pixel, which is added so that a flat tile has a logarithm.
+    Tiles of 64 x 64 pixels under a Hann window (Welch). The logarithms are averaged, so that the few tiles with ships
+    or land, a thousand times as strong, do not outweigh the others. A power of 1/12 in every pixel, as rounding to 8
+    bits leaves, is added so that a flat tile has a logarithm.
     """
     height, width = grey.shape
     if min(height, width) < TILE:
@@ -151,11 +145,9 @@ def fine_energy(log_power: Float[np.ndarray, " rings"]) -> float:
 
 
 def log_ratio(a: Sequence[float], b: Sequence[float]) -> float:
-    """Difference of two sets' mean logarithms. Images without a figure (nan) are left out; nan where none is left."""
-    means = [np.array(values)[~np.isnan(values)] for values in (a, b)]
-    if not all(len(values) for values in means):
-        return math.nan
-    return float(means[0].mean() - means[1].mean())
+    """Difference of two sets' mean logarithms. Images without one (nan) are left out; nan where none is left."""
+    first, second = (np.array(values)[~np.isnan(values)] for values in (a, b))
+    return float(first.mean() - second.mean()) if len(first) and len(second) else math.nan
 
 
 def reference_of_halves(
@@ -174,13 +166,13 @@ def reference_of_halves(
     if len(scenes) < 4:
         return math.nan
     rng = np.random.default_rng(seed)
-    found = []
+    differences = []
     for _ in range(HALVINGS):
         order = rng.permutation(len(scenes))
-        first, second = order[: len(scenes) // 2], order[len(scenes) // 2 :]
-        halves = [[index for scene in half for index in scenes[scene]] for half in (first, second)]
-        found.append(abs(compare(halves[0], halves[1])))
-    defined = [value for value in found if not math.isnan(value)]
+        halves = order[: len(scenes) // 2], order[len(scenes) // 2 :]
+        first, second = ([index for scene in half for index in scenes[scene]] for half in halves)
+        differences.append(abs(compare(first, second)))
+    defined = [value for value in differences if not math.isnan(value)]
     return float(np.quantile(defined, CONFIDENCE)) if defined else math.nan
 
 
@@ -193,21 +185,19 @@ def _near_objects(boxes: Float[np.ndarray, "n 4"], shape: tuple[int, int]) -> Bo
 
 
 def _tiled(values: Any, side: int) -> Any:
-    """(h, w) as (tiles, side, side); what is left over at the right and at the bottom is left out."""
+    """(h, w) as (tiles, side, side); incomplete tiles at the right and at the bottom are left out."""
     rows, columns = values.shape[0] // side, values.shape[1] // side
     cut = values[: rows * side, : columns * side].reshape(rows, side, columns, side)
     return cut.swapaxes(1, 2).reshape(-1, side, side)
 
 
 def _ring_means() -> Float32[np.ndarray, "frequencies rings"]:
-    """What takes the mean over each ring of a half spectrum; its frequencies stand for two each, but for the edges."""
-    radius = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.rfftfreq(TILE)[None])
-    twice = np.where((np.arange(TILE // 2 + 1) == 0) | (np.arange(TILE // 2 + 1) == TILE // 2), 1.0, 2.0)
-    weights = np.zeros((*radius.shape, RINGS))
-    for ring in range(RINGS):
-        # A ring reaches half a step to either side of its frequency, (ring + 1) / 64 cycles per pixel.
-        weights[:, :, ring] = (np.abs(radius * TILE - (ring + 1)) <= 0.5) * twice
-    flat = weights.reshape(-1, RINGS)
+    """Weights for the mean over each ring of a half spectrum; columns but the first and last stand for two each."""
+    radius = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.rfftfreq(TILE)[None])[:, :, None]
+    twice = np.full((1, TILE // 2 + 1, 1), 2.0)
+    twice[:, [0, -1]] = 1
+    # A ring reaches half a step to either side of its frequency, (ring + 1) / 64 cycles per pixel.
+    flat = ((np.abs(radius * TILE - np.arange(1, RINGS + 1)) <= 0.5) * twice).reshape(-1, RINGS)
     return (flat / flat.sum(axis=0)).astype(np.float32)
 
 

@@ -203,10 +203,10 @@ def load_dataset(config: BoxtwinConfig) -> Dataset:
             images=root / node.images,
             annotations=root / node.annotations,
             group_by=config.split.group_by,
-            on_bad_box=node.on_bad_box.value,
+            on_bad_box=node.on_bad_box,
             reading=make_reading(config),
-            crowds=node.crowds.value,
-            on_duplicate_box=node.on_duplicate_box.value,
+            crowds=node.crowds,
+            on_duplicate_box=node.on_duplicate_box,
         )
     except InputError as error:
         raise DataError(str(error)) from None

@@ -24,7 +24,7 @@ def make_reading(config: BoxtwinConfig) -> Reading:
     """The settings for decoding image files; raises `InputError` if one is wrong."""
     node = config.dataset
     try:
-        return Reading(node.orientation.value, node.page, node.channels, node.max_pixels)
+        return Reading(node.orientation, node.page, node.channels, node.max_pixels)
     except ValueError as error:
         raise InputError(f"dataset.page, dataset.channels or dataset.max_pixels: {error}") from None
 

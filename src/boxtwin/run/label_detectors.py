@@ -14,15 +14,15 @@ from pathlib import Path
 
 from boxtwin.config.identity import cell_name
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import Detections
+from boxtwin.datasets.sample import DECISIONS, Detections
 from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector
 from boxtwin.detector.predict import detect_objects
 from boxtwin.evaluation.counts import best_threshold
 from boxtwin.files import exclusive_lock, link_file
 from boxtwin.hardware import keep_freed_blocks, on_gpu
-from boxtwin.labels.card import DECISIONS, tally, write_card
-from boxtwin.labels.ensemble import Member, surprise_threshold
-from boxtwin.labels.method import Transfer
+from boxtwin.labels.card import tally, write_card
+from boxtwin.labels.ensemble import Member, new_object_threshold
+from boxtwin.labels.method import Judge
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, detector_file, labelling_cells, make_data, make_detector, make_labels, train
 from boxtwin.synthesis.costs import store_costs
@@ -40,7 +40,7 @@ def prepare_labelling(cell: Prepared) -> None:
         library.judge = make_judge(cell)
 
 
-def make_judge(cell: Prepared) -> Transfer:
+def make_judge(cell: Prepared) -> Judge:
     """What decides on the labels of a run's variations, with its detectors trained."""
     method, members = make_labels(cell.config, cell.dataset, cell.store.generator), []
     if method.asks_detectors:
@@ -73,7 +73,7 @@ def label_figures(cell: Prepared) -> dict[str, float]:
     if cell.library is None:
         return {}
     lines = cell.library.judged(cell.sources, cell.per_image)
-    counts = {f"data/labels_{name}": float(count) for name, count in tally(lines).items()}
+    counts = {f"data/labels_{name}": float(count) for name, count in tally(lines).items() if isinstance(count, int)}
     by_hand = make_labels(cell.config, cell.dataset, cell.library.generator).by_hand
     return counts | store_costs(cell.library.folder, lines, by_hand=by_hand)
 
@@ -96,7 +96,7 @@ def _member(cell: Prepared, title: str) -> Member:
                 _train(cell, path, title)
     trained = read_detector(path)
     detect = _on_device(cell, trained)
-    surprise = surprise_threshold(cell.split.val, _on_validation(cell, detect), trained.count_threshold)
+    surprise = new_object_threshold(cell.split.val, _on_validation(cell, detect), trained.count_threshold)
     return Member(detect, trained.count_threshold, surprise)
 
 

@@ -1,13 +1,12 @@
-"""What lies in a simulated SAR scene and where: ships, coasts, harbours, rivers, small islands.
+"""Objects of a simulated SAR scene and their places: ships, coasts, harbours, rivers, small islands.
 
-Positions and headings as in `boxtwin.datasets.simulated_sar.physics`: xy in continuous pixels, headings in radians from
-x to y.
+Positions are xy in continuous pixels as in `boxtwin.datasets.simulated_sar.physics`, headings in radians from x to y.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
@@ -67,23 +66,15 @@ def visible_box(hull: Float[np.ndarray, "n 2"], window: Window) -> tuple[tuple[i
         return None
     points = inside.reshape(-1, 2)
     # A thousandth of a pixel absorbs the single precision of the intersection.
-    x1, y1 = np.floor(points.min(axis=0) + 1e-3).astype(int)
-    x2, y2 = np.ceil(points.max(axis=0) - 1e-3).astype(int)
-    box = (max(int(x1), 0), max(int(y1), 0), min(int(x2), window.size), min(int(y2), window.size))
-    return box, float(area / cv2.contourArea(outline))
+    x1, y1 = np.maximum(np.floor(points.min(axis=0) + 1e-3), 0).astype(int).tolist()
+    x2, y2 = np.minimum(np.ceil(points.max(axis=0) - 1e-3), window.size).astype(int).tolist()
+    return (x1, y1, x2, y2), float(area / cv2.contourArea(outline))
 
 
 def well_cut(ship: Ship, windows: Sequence[Window]) -> bool:
-    """Whether every chip shows either nothing of the hull, or enough of it to deserve a box."""
-    hull = ship.hull()
-    for window in windows:
-        seen = visible_box(hull, window)
-        if seen is None:
-            continue
-        (x1, y1, x2, y2), share = seen
-        if share < MIN_VISIBLE or min(x2 - x1, y2 - y1) < MIN_BOX:
-            return False
-    return True
+    """Whether every chip shows either nothing of the hull, or enough of it to label."""
+    seen = [visible for window in windows if (visible := visible_box(ship.hull(), window)) is not None]
+    return all(share >= MIN_VISIBLE and min(x2 - x1, y2 - y1) >= MIN_BOX for (x1, y1, x2, y2), share in seen)
 
 
 class Berths:
@@ -106,15 +97,14 @@ class Berths:
 
     def place(self, ship: Ship, *, clearance: float) -> bool:
         """Take the place if it is free with ``clearance`` pixels of water around; say whether it was."""
-        wide = self._footprint(ship, clearance)
-        tight = self._footprint(ship, 0.0)
+        wide, tight = self._footprint(ship, clearance), self._footprint(ship, 0.0)
         if wide is None or tight is None or not well_cut(ship, self.windows):
             return False
-        mask, rows, columns = wide
-        if self.taken[rows, columns][mask].any():
+        mask, *place = wide
+        if self.taken[tuple(place)][mask].any():
             return False
-        mask, rows, columns = tight
-        self.taken[rows, columns][mask] = 1
+        mask, *place = tight
+        self.taken[tuple(place)][mask] = 1
         self.ships.append(ship)
         return True
 
@@ -136,9 +126,9 @@ def draw_ship(rng: np.random.Generator, *, xy: tuple[float, float], heading: flo
 def ship_scatterers(rng: np.random.Generator, ship: Ship) -> Scatterers:
     """A hull as point scatterers: a rough deck, its brighter wall on the radar's side, and a few strong reflectors.
 
-    The strong ones (superstructure near the stern, bow, cranes) are 4 to 16 dB over the deck; one ship in four has a
-    corner reflector 6 to 14 dB above that, whose side lobes cross the chip. None is more than 48 dB over the sea: the
-    longest side lobes of HRSID's ships fade within 100 px.
+    These (superstructure near the stern, bow, cranes) are 4 to 16 dB over the deck; one ship in four has a corner
+    reflector 6 to 14 dB above that, whose side lobes cross the chip. None is more than 48 dB over the sea: the longest
+    side lobes of HRSID's ships fade within 100 px.
     """
     area = ship.length * ship.beam
     n = int(np.clip(0.8 * area, 8, 400))
@@ -169,40 +159,38 @@ def ship_scatterers(rng: np.random.Generator, ship: Ship) -> Scatterers:
     return Scatterers(xy, np.concatenate([amplitude, bright]))
 
 
+Vector = Float[np.ndarray, "2"]
+
+
 class Shore(NamedTuple):
     """Land, and the quays on it: start xy, end xy and the unit vector pointing to the water."""
 
     land: Bool[np.ndarray, "h w"]
-    quays: list[tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"], Float[np.ndarray, "2"]]]
+    quays: list[tuple[Vector, Vector, Vector]]
 
 
 def _frame(
-    shape: tuple[int, int], origin: Float[np.ndarray, "2"], angle: float
+    shape: tuple[int, int], angle: float, origin: Vector | None = None
 ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    """Coordinates along ``angle`` and across it; from the scene's centre by default."""
+    origin = np.array([shape[1], shape[0]]) / 2 if origin is None else origin
     y, x = np.arange(shape[0])[:, None] + 0.5 - origin[1], np.arange(shape[1])[None, :] + 0.5 - origin[0]
     c, s = np.cos(angle), np.sin(angle)
     return c * x + s * y, -s * x + c * y
 
 
-def open_water(shape: tuple[int, int]) -> Shore:
-    """No land at all."""
-    return Shore(np.zeros(shape, bool), [])
-
-
 def coast(rng: np.random.Generator, shape: tuple[int, int]) -> Shore:
     """A natural coast with bays over a tenth to a third of the scene."""
     angle = rng.uniform(0, 2 * np.pi)
-    _, v = _frame(shape, np.array([shape[1], shape[0]]) / 2, angle)
-    line = (
-        v + rng.uniform(10, 30) * smooth_normal(rng, shape, 60.0) + rng.uniform(2, 5) * smooth_normal(rng, shape, 9.0)
-    )
+    line = _frame(shape, angle)[1] + rng.uniform(10, 30) * smooth_normal(rng, shape, 60.0)
+    line += rng.uniform(2, 5) * smooth_normal(rng, shape, 9.0)
     return Shore(line > np.quantile(line, 1 - rng.uniform(0.1, 0.4)), [])
 
 
 def river(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Shore, float]:
     """Two banks with water between them, and the direction of the stream."""
     angle = rng.uniform(0, 2 * np.pi)
-    u, v = _frame(shape, np.array([shape[1], shape[0]]) / 2, angle)
+    u, v = _frame(shape, angle)
     bend = rng.uniform(5, 25) * np.sin(2 * np.pi * u / rng.uniform(350, 700) + rng.uniform(0, 2 * np.pi))
     width = rng.uniform(0.4, 0.65) * min(shape)
     rough = rng.uniform(1.5, 4) * smooth_normal(rng, shape, 8.0)
@@ -212,25 +200,24 @@ def river(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Shore, floa
 def harbour(rng: np.random.Generator, shape: tuple[int, int]) -> Shore:
     """A straight waterfront with piers; every quay wall is listed."""
     angle = rng.uniform(0, 2 * np.pi)
-    u, v = _frame(shape, np.array([shape[1], shape[0]]) / 2, angle)
+    u, v = _frame(shape, angle)
     front = float(np.quantile(v, 1 - rng.uniform(0.08, 0.25)))
     land = v > front
     along, out = np.array([np.cos(angle), np.sin(angle)]), np.array([np.sin(angle), -np.cos(angle)])
     origin = np.array([shape[1], shape[0]]) / 2 - front * out
 
-    def quay(u1: float, d1: float, u2: float, d2: float, normal: Float[np.ndarray, "2"]) -> None:
-        quays.append((origin + u1 * along + d1 * out, origin + u2 * along + d2 * out, normal))
+    def quay(u1: float, d1: float, u2: float, d2: float, normal: Vector) -> tuple[Vector, Vector, Vector]:
+        return origin + u1 * along + d1 * out, origin + u2 * along + d2 * out, normal
 
-    quays: list[tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"], Float[np.ndarray, "2"]]] = []
+    quays = []
     position, reach = float(u.min()), float(u.max())
     while position < reach:
         basin, width, depth = rng.uniform(40, 110), rng.uniform(8, 26), rng.uniform(45, 130)
-        quay(position, 0.0, position + basin, 0.0, out)
-        start = position + basin
-        land |= (u > start) & (u < start + width) & (v > front - depth)
-        quay(start, 0.0, start, depth, -along)
-        quay(start + width, 0.0, start + width, depth, along)
-        position = start + width
+        start, end = position + basin, position + basin + width
+        land |= (u > start) & (u < end) & (v > front - depth)
+        quays.append(quay(position, 0.0, start, 0.0, out))
+        quays += [quay(start, 0.0, start, depth, -along), quay(end, 0.0, end, depth, along)]
+        position = end
     return Shore(land, quays)
 
 
@@ -240,7 +227,7 @@ def islets(rng: np.random.Generator, shape: tuple[int, int], count: int) -> Bool
     mask = np.zeros(shape, bool)
     for _ in range(count):
         origin = rng.uniform((0, 0), (shape[1], shape[0]))
-        u, v = _frame(shape, origin, rng.uniform(0, np.pi))
+        u, v = _frame(shape, rng.uniform(0, np.pi), origin)
         radius = rng.uniform(2, 8)
         mask |= np.hypot(u / rng.uniform(1, 1.8), v) + 0.3 * radius * rough < radius
     return mask
@@ -259,9 +246,8 @@ def moor(rng: np.random.Generator, berths: Berths, shore: Shore, *, occupancy: f
             heading = float(np.arctan2(along[1], along[0]) + np.pi * rng.integers(2))
             distance = ship.beam / 2 + rng.uniform(1.6, 3.0)
             for _ in range(1 + rng.choice(3, p=[0.68, 0.22, 0.1])):
-                xy = start + (position + ship.length / 2) * along + distance * normal
-                moored = Ship((float(xy[0]), float(xy[1])), heading, ship.length, ship.beam, ship.contrast, ship.kind)
-                if not berths.place(moored, clearance=0.6):
+                x, y = (start + (position + ship.length / 2) * along + distance * normal).tolist()
+                if not berths.place(replace(ship, xy=(x, y), heading=heading), clearance=0.6):
                     break
                 distance += ship.beam + rng.uniform(1.2, 2.0)
             position += ship.length + rng.uniform(2, 12)
@@ -284,7 +270,7 @@ def scatter_ships(
 
 
 def distractors(rng: np.random.Generator, berths: Berths, count: int) -> Scatterers:
-    """Unlabelled bright things on the water: buoys (one reflector) and platforms (a square cluster of them)."""
+    """Unlabelled bright targets on the water: buoys (one reflector) and platforms (a square cluster of them)."""
     height, width = berths.taken.shape
     parts = []
     for _ in range(count):
@@ -307,8 +293,7 @@ def buildings(rng: np.random.Generator, land: Bool[np.ndarray, "h w"], *, level:
     shape = (land.shape[0], land.shape[1])
     town = np.exp(1.2 * smooth_normal(rng, shape, 30.0))
     where = np.flatnonzero(land & (rng.random(shape) < town / 160))
-    # 1,200 keep the cost of a scene with much land within a second.
-    where = rng.permutation(where)[:1200]
+    where = rng.permutation(where)[:1200]  # keeps the cost of a scene with much land within a second
     rows, columns = np.divmod(where, shape[1])
     xy = np.stack([columns, rows], axis=1) + rng.random((len(where), 2))
     return Scatterers(xy, np.sqrt(level) * 10 ** (rng.normal(12, 5, len(where)) / 20))

@@ -1,9 +1,9 @@
-"""How a synthetic aperture radar sees sea, land and ships: impulse response, K-distributed clutter, scatterers, wakes.
+"""Image formation of a synthetic aperture radar: impulse response, K-distributed clutter, scatterers, wakes.
 
 Arrays of a scene have azimuth along axis 0 (rows) and slant range along axis 1 (columns). Positions are xy in
 continuous pixels: x along range, y along azimuth, the centre of the first pixel at (0.5, 0.5). Intensities are
-relative to the mean of the open sea, which is 1. Everything is computed in double precision, so that rounding
-differences between machines do not reach the 8 bits of the pictures.
+relative to the mean of the open sea, which is 1. Double precision keeps rounding differences between machines out of
+the 8 bits of the pictures.
 
 Sources:
     K. Ward, R. Tough, S. Watts, "Sea Clutter: Scattering, the K Distribution and Radar Performance", 2nd ed., IET 2013.
@@ -31,8 +31,7 @@ class Scatterers(NamedTuple):
 
 def join(parts: Sequence[Scatterers]) -> Scatterers:
     """All scatterers of ``parts`` as one set; no parts give the empty set."""
-    if not parts:
-        return Scatterers(np.zeros((0, 2)), np.zeros(0))
+    parts = [Scatterers(np.zeros((0, 2)), np.zeros(0)), *parts]
     return Scatterers(np.concatenate([p.xy for p in parts]), np.concatenate([p.amplitude for p in parts]))
 
 
@@ -41,7 +40,7 @@ class Sensor:
     """The processor's passband and look averaging.
 
     ``bandwidth`` is the processed band in cycles per pixel (azimuth, range): 1 is sampled at the Nyquist rate, smaller
-    values are oversampled, and then neighbouring speckle is correlated. ``taper`` is the generalised Hamming weight: 1
+    values are oversampled, so that neighbouring speckle is correlated. ``taper`` is the generalised Hamming weight: 1
     leaves the -13.3 dB side lobes of the sinc, 0.54 is the Hamming window (Oliver & Quegan, ch. 2).
     """
 
@@ -73,9 +72,8 @@ def impulse_response(
 def _passband(n: int, bandwidth: float, taper: float) -> Float[np.ndarray, " n"]:
     """Spectrum of the impulse response on the grid of the transform, with mean square 1: noise keeps its power."""
     frequency = np.fft.fftfreq(n)
-    weight = np.where(
-        np.abs(frequency) <= bandwidth / 2, taper + (1 - taper) * np.cos(2 * np.pi * frequency / bandwidth), 0.0
-    )
+    hamming = taper + (1 - taper) * np.cos(2 * np.pi * frequency / bandwidth)
+    weight = np.where(np.abs(frequency) <= bandwidth / 2, hamming, 0.0)
     return weight / np.sqrt(np.mean(weight**2))
 
 
@@ -101,8 +99,7 @@ def scatterer_field(
     The response is separable, hence the cross of side lobes along range and azimuth.
     """
     phased = scatterers.amplitude * np.exp(2j * np.pi * rng.random(len(scatterers.amplitude)))
-    y = np.arange(shape[0])[:, None] + 0.5 - scatterers.xy[:, 1]
-    x = np.arange(shape[1])[:, None] + 0.5 - scatterers.xy[:, 0]
+    y, x = (np.arange(shape[axis])[:, None] + 0.5 - scatterers.xy[:, 1 - axis] for axis in (0, 1))
     along_azimuth = impulse_response(y, sensor.bandwidth[0], sensor.taper)
     along_range = impulse_response(x, sensor.bandwidth[1], sensor.taper)
     return (along_azimuth * phased.real) @ along_range.T + 1j * ((along_azimuth * phased.imag) @ along_range.T)
@@ -134,8 +131,7 @@ def gamma_texture(
 ) -> Float[np.ndarray, "h w"]:
     """Correlated gamma field with mean 1 and variance ``1 / order``: the local power of the K distribution.
 
-    A memoryless transform of a correlated Gaussian field (Ward, Tough & Watts, ch. 5): the sample of rank r in the
-    Gaussian field gets the gamma variate of rank r.
+    The sample of rank r in a correlated Gaussian field gets the gamma variate of rank r (Ward, Tough & Watts, ch. 5).
     """
     ranked = np.argsort(smooth_normal(rng, shape, correlation), axis=None, kind="stable")
     texture = np.empty(shape[0] * shape[1])
@@ -143,24 +139,13 @@ def gamma_texture(
     return texture.reshape(shape)
 
 
-def k_clutter(
-    rng: np.random.Generator, shape: tuple[int, int], *, order: float, correlation: float, sensor: Sensor
-) -> Float[np.ndarray, "h w"]:
-    """Intensity of K-distributed sea clutter with mean 1: gamma texture times gamma speckle of ``sensor.looks`` looks.
-
-    Its normalised second moment is ``(1 + 1 / looks) (1 + 1 / order)`` (Ward, Tough & Watts, ch. 4).
-    """
-    texture = gamma_texture(rng, shape, order=order, correlation=correlation)
-    return multilook_intensity(rng, texture, join([]), sensor)
-
-
 def swell(
     rng: np.random.Generator, shape: tuple[int, int], *, wavelength: float, heading: float, spread: float, depth: float
 ) -> Float[np.ndarray, "h w"]:
-    """Modulation of the sea's power by swell, mean about 1: narrow-band waves, log-normal with log deviation ``depth``.
+    """Modulation of the sea's power by swell, mean about 1 (Ward, Tough & Watts, ch. 2).
 
-    ``wavelength`` in pixels, ``heading`` in radians, ``spread`` the relative width of the wave spectrum (Ward, Tough &
-    Watts, ch. 2, describe the modulation; the log-normal form keeps power positive).
+    Narrow-band waves, log-normal with log deviation ``depth``; ``wavelength`` in pixels, ``heading`` in radians,
+    ``spread`` the relative width of the wave spectrum.
     """
     fy, fx = np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1])[None, :]
     f0 = 1 / wavelength
@@ -187,13 +172,12 @@ def wake(
     ``arm_angle`` radians to either side.
     """
     y, x = np.arange(shape[0])[:, None] + 0.5 - start[1], np.arange(shape[1])[None, :] + 0.5 - start[0]
-    behind = -(x * np.cos(heading) + y * np.sin(heading))
-    across = np.abs(y * np.cos(heading) - x * np.sin(heading))
-    strength = np.where(behind > 0, np.exp(-np.maximum(behind, 0) / reach), 0.0)
+    along = -(x * np.cos(heading) + y * np.sin(heading))
+    behind, across = np.maximum(along, 0), np.abs(y * np.cos(heading) - x * np.sin(heading))
+    strength = np.where(along > 0, np.exp(-behind / reach), 0.0)
     # A turbulent wake widens slowly, roughly with the fifth root of distance; a line is close enough over one reach.
-    core = np.exp(-((across / (0.5 * beam + 0.8 + 0.02 * np.maximum(behind, 0))) ** 4))
-    arm_width = 1.0 + 0.04 * np.maximum(behind, 0)
-    arm = np.exp(-(((across - np.maximum(behind, 0) * np.tan(arm_angle)) / arm_width) ** 2))
+    core = np.exp(-((across / (0.5 * beam + 0.8 + 0.02 * behind)) ** 4))
+    arm = np.exp(-(((across - behind * np.tan(arm_angle)) / (1.0 + 0.04 * behind)) ** 2))
     return (1 - darkness * strength * core) * (1 + arms * strength * arm)
 
 
@@ -202,8 +186,7 @@ def azimuth_ghosts(
 ) -> Scatterers:
     """Azimuth ambiguities: copies ``shift`` pixels before and behind each target, ``level`` times its amplitude.
 
-    The pulse repetition frequency aliases energy from outside the Doppler band; copies are defocused by ``smear``
-    pixels in azimuth (Oliver & Quegan, ch. 3).
+    Aliases from outside the Doppler band, defocused by ``smear`` pixels in azimuth (Oliver & Quegan, ch. 3).
     """
     pieces = 3  # a defocused response as a few independent points: enough to break up the main lobe
     copies = []
@@ -216,14 +199,9 @@ def azimuth_ghosts(
 
 def shifted_rows(field: Float[np.ndarray, "h w"], shift: int) -> Float[np.ndarray, "h w"]:
     """``field`` moved by ``shift`` rows, zeros where nothing moved in."""
-    moved = np.zeros_like(field)
-    if abs(shift) >= len(field):
-        return moved
-    if shift >= 0:
-        moved[shift:] = field[: len(field) - shift]
-    else:
-        moved[:shift] = field[-shift:]
-    return moved
+    rows = np.arange(len(field)) - shift
+    inside = (rows >= 0) & (rows < len(field))
+    return np.where(inside[:, None], field[np.where(inside, rows, 0)], 0.0)
 
 
 def land_reflectivity(
@@ -231,8 +209,7 @@ def land_reflectivity(
 ) -> Float[np.ndarray, "h w"]:
     """Power of land relative to the sea: towns of blocks and dark streets, smoother country between; 0 off land.
 
-    Country and blocks differ in brightness and carry a gamma texture, of low order where built up (Oliver & Quegan,
-    ch. 5).
+    Both have a gamma texture, of low order where built up (Oliver & Quegan, ch. 5).
     """
     shape = (land.shape[0], land.shape[1])
     angle = rng.uniform(0, np.pi)

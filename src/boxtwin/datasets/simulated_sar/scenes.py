@@ -5,13 +5,10 @@ scene; chips are crops of it that overlap by a quarter, as those of HRSID do, an
 ``S0001_<x0>_<y0>.png`` (x0, y0: the crop's corner in the scene, pixels). HRSID: S. Wei et al., "HRSID: A
 High-Resolution SAR Images Dataset for Ship Detection and Instance Segmentation", IEEE Access 2020.
 
-What is labelled: the hull of every ship of which a chip shows anything. A box is the tight axis-aligned box, in whole
-pixels, of the part of the hull inside the chip; side lobes, wakes and ghosts are outside it. Ships are placed such
-that a chip shows either nothing of a hull or at least a quarter of it, and no box is less than 3 px wide or high.
-``area`` is the area of the box. Buoys, platforms, rocks, buildings and azimuth ghosts of ships are not labelled.
-
-Ship sizes are the same, in pixels, at every image size: a larger image shows more sea. Ships are at most 0.4 of the
-image long.
+Labels are the hulls of ships: the tight axis-aligned box, in whole pixels, of the part of a hull inside the chip,
+without side lobes, wakes and ghosts. A chip shows either nothing of a hull or at least a quarter of it, and no box is
+less than 3 px wide or high. ``area`` is that of the box. Buoys, platforms, rocks, buildings and azimuth ghosts of ships
+are not labelled. Ship sizes are the same, in pixels, at every image size, and at most 0.4 of the image.
 """
 
 from __future__ import annotations
@@ -26,37 +23,9 @@ from tqdm import tqdm
 
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.image_io import write_png
-from boxtwin.datasets.simulated_sar.layout import (
-    Berths,
-    Ship,
-    Shore,
-    Window,
-    buildings,
-    coast,
-    distractors,
-    harbour,
-    islets,
-    moor,
-    open_water,
-    river,
-    scatter_ships,
-    ship_scatterers,
-    visible_box,
-)
-from boxtwin.datasets.simulated_sar.physics import (
-    KELVIN_ANGLE,
-    Scatterers,
-    Sensor,
-    azimuth_ghosts,
-    gamma_texture,
-    join,
-    land_reflectivity,
-    multilook_intensity,
-    shifted_rows,
-    smooth_normal,
-    swell,
-    wake,
-)
+from boxtwin.datasets.simulated_sar import layout, physics
+from boxtwin.datasets.simulated_sar.layout import Berths, Ship, Shore, Window
+from boxtwin.datasets.simulated_sar.physics import Scatterers, Sensor
 from boxtwin.errors import InputError
 from boxtwin.files import atomic_path, exclusive_lock, remove_leftovers, write_bytes_atomically
 
@@ -80,29 +49,24 @@ def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, see
     """Make the data set in ``root`` (``images/*.png``, ``annotations.json``) and return ``root``.
 
     The same parameters give the same bytes. A finished build with the same parameters is left as it is. The folder
-    appears whole or not at all; of two processes that build at once, one waits and finds the other's work.
+    appears whole or not at all; of two processes that build at once, one waits for the other.
 
     Args:
-        root: folder to make; its parent is made when missing.
+        root: folder to make, its parent as well.
         images: number of chips.
         image_size: side of a chip in pixels.
-        chips_per_scene: chips cut from each scene; the last scene may have fewer.
+        chips_per_scene: the last scene may have fewer.
         seed: not negative.
 
     Raises:
         InputError: a parameter is out of range, or ``root`` holds something else than this build.
     """
-    parameters = {
-        "simulation": SIMULATION,
-        "images": images,
-        "image_size": image_size,
-        "chips_per_scene": chips_per_scene,
-        "seed": seed,
-    }
+    chosen = {"images": images, "image_size": image_size, "chips_per_scene": chips_per_scene, "seed": seed}
     least = {"images": 1, "image_size": MIN_IMAGE_SIZE, "chips_per_scene": 1, "seed": 0}
-    for name, minimum in least.items():
-        if parameters[name] < minimum:
-            raise InputError(f"sar_scenes: {name} must be at least {minimum}, got {parameters[name]}")
+    for name, value in chosen.items():
+        if value < least[name]:
+            raise InputError(f"sar_scenes: {name} must be at least {least[name]}, got {value}")
+    parameters = {"simulation": SIMULATION, **chosen}
     with exclusive_lock(root.parent / f".{root.name}.lock", f"another process is building {root}; waiting for it"):
         if _is_finished(root, parameters):
             return root
@@ -116,24 +80,24 @@ def _is_finished(root: Path, parameters: dict[str, int]) -> bool:
     """Whether ``root`` holds this build; False when there is nothing, an error when there is something else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
-    mend = f"Remove {root} to build it anew, or give another folder."
+    cure = f"Remove {root} to build it anew, or give another folder."
     try:
         content = json.loads((root / "annotations.json").read_text(encoding="utf-8"))
-        found = content["info"]["parameters"]
+        built = content["info"]["parameters"]
         names = [image["file_name"] for image in content["images"]]
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise InputError(f"{root} is not a finished build of sar_scenes: {problem!r}. {mend}") from problem
-    if found != parameters:
-        raise InputError(f"{root} was built with {found}, but {parameters} is asked for. {mend}")
+        raise InputError(f"{root} is not a finished build of sar_scenes: {problem!r}. {cure}") from problem
+    if built != parameters:
+        raise InputError(f"{root} was built with {built}, but {parameters} is asked for. {cure}")
     missing = [name for name in names if not (root / "images" / name).is_file()]
     if missing:
-        raise InputError(f"{root} lacks {len(missing)} of its {len(names)} images, first {missing[0]}. {mend}")
+        raise InputError(f"{root} lacks {len(missing)} of its {len(names)} images, first {missing[0]}. {cure}")
     return True
 
 
 def _write(folder: Path, parameters: dict[str, int]) -> None:
     images: list[dict[str, Any]] = []
-    annotations: list[tuple[int, int, list[int | float], int | float, bool]] = []
+    annotations: list[tuple[int, int, list[float], float, bool]] = []
     per_scene = parameters["chips_per_scene"]
     scenes = -(-parameters["images"] // per_scene)
     for scene in tqdm(range(scenes), desc="simulating SAR scenes", unit="scene"):
@@ -143,8 +107,8 @@ def _write(folder: Path, parameters: dict[str, int]) -> None:
             image_id = len(images) + 1
             name = f"S{scene + 1:04d}_{chip.x}_{chip.y}.png"
             write_png(folder / "images" / name, chip.pixels)
-            h, w = chip.pixels.shape
-            images.append({"id": image_id, "file_name": name, "width": w, "height": h})
+            size = parameters["image_size"]
+            images.append({"id": image_id, "file_name": name, "width": size, "height": size})
             for x1, y1, x2, y2 in chip.boxes:
                 annotations.append((image_id, 1, [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), False))
     info = {"description": "Simulated SAR sea scenes with ships", "parameters": parameters}
@@ -155,10 +119,8 @@ def _write(folder: Path, parameters: dict[str, int]) -> None:
 def simulate_scene(rng: np.random.Generator, *, chips: int, size: int) -> list[Chip]:
     """Simulate one acquisition and cut ``chips`` crops of ``size`` pixels from it.
 
-    1. lay out land, ships and other targets;
-    2. build the reflectivity: sea (texture, swell, slicks, wakes), land, and the ghosts of land;
-    3. see it through the sensor, looks averaged;
-    4. quantise amplitude to 8 bit and cut.
+    Lays out land, ships and other targets, computes the reflectivity of sea and land and the image that the sensor
+    forms, and quantises its amplitude to 8 bit.
     """
     windows, shape = _windows(chips, size)
     berths, shore, sheltered = _lay_out(rng, windows, shape, size)
@@ -166,23 +128,24 @@ def simulate_scene(rng: np.random.Generator, *, chips: int, size: int) -> list[C
     reflectivity = _sea(rng, shape, berths.ships, sheltered)
     rocks = np.zeros(shape, bool)
     if rng.random() < 0.3:
-        rocks = islets(rng, shape, int(rng.integers(1, 6))) & ~_near(berths)
+        rocks = layout.islets(rng, shape, int(rng.integers(1, 6))) & ~_near(berths)
     ground = shore.land | rocks
-    land = land_reflectivity(rng, ground, level=land_level) if ground.any() else np.zeros(shape)
-    targets = [ship_scatterers(rng, ship) for ship in berths.ships]
-    targets.append(buildings(rng, shore.land, level=land_level))
+    land = physics.land_reflectivity(rng, ground, level=land_level) if ground.any() else np.zeros(shape)
+    targets = [layout.ship_scatterers(rng, ship) for ship in berths.ships]
+    targets.append(layout.buildings(rng, shore.land, level=land_level))
     if rng.random() < 0.45:
-        targets.append(distractors(rng, berths, int(rng.integers(1, 9))))
-    scatterers = join(targets)
+        targets.append(layout.distractors(rng, berths, int(rng.integers(1, 9))))
+    scatterers = physics.join(targets)
     if rng.random() < 0.3:
         shift, level = rng.uniform(60, 160), 10 ** (-rng.uniform(18, 26) / 20)
-        ghosts = azimuth_ghosts(rng, scatterers, shift=shift, level=level, smear=rng.uniform(0.5, 3))
-        scatterers = join([scatterers, _visible(ghosts)])
+        ghosts = physics.azimuth_ghosts(rng, scatterers, shift=shift, level=level, smear=rng.uniform(0.5, 3))
+        visible = ghosts.amplitude > 1  # above the sea; the others would cost time
+        scatterers = physics.join([scatterers, Scatterers(ghosts.xy[visible], ghosts.amplitude[visible])])
         for side in (-1, 1):
-            reflectivity += level**2 * shifted_rows(land, side * round(shift))
+            reflectivity += level**2 * physics.shifted_rows(land, side * round(shift))
     reflectivity = np.where(ground, land, reflectivity)
     sensor = _draw_sensor(rng)
-    intensity = multilook_intensity(rng, reflectivity, scatterers, sensor)
+    intensity = physics.multilook_intensity(rng, reflectivity, scatterers, sensor)
     picture = quantise(intensity, sea_level=float(np.clip(15 * np.exp(0.45 * rng.standard_normal()), 5, 40)))
     inland = [float(shore.land[w.y : w.y + size, w.x : w.x + size].mean()) for w in windows]
     chosen = np.sort(np.argsort(inland, kind="stable")[:chips])  # crops with most land are left out first, as in HRSID
@@ -205,27 +168,26 @@ def _lay_out(
     rng: np.random.Generator, windows: list[Window], shape: tuple[int, int], size: int
 ) -> tuple[Berths, Shore, bool]:
     """Land and ships of one scene, and whether its water is sheltered."""
-    layout = str(rng.choice(list(LAYOUTS), p=list(LAYOUTS.values())))
+    kind = str(rng.choice(list(LAYOUTS), p=list(LAYOUTS.values())))
     longest = 0.4 * size
     stream = None
     # Ships per chip: a gamma mixture of Poisson counts gives the long tail and the empty sea of real counts.
     density = rng.gamma(3.0, 0.9)
-    if layout == "coast":
-        shore = coast(rng, shape)
-    elif layout == "harbour":
-        shore = harbour(rng, shape)
+    shore = Shore(np.zeros(shape, bool), [])
+    if kind == "coast":
+        shore = layout.coast(rng, shape)
+    elif kind == "harbour":
+        shore = layout.harbour(rng, shape)
         density *= 0.5
-    elif layout == "river":
-        shore, stream = river(rng, shape)
+    elif kind == "river":
+        shore, stream = layout.river(rng, shape)
         density = rng.uniform(2, 7)
-    else:
-        shore = open_water(shape)
     berths = Berths(shore.land, windows)
-    if layout == "harbour":
-        moor(rng, berths, shore, occupancy=rng.uniform(0.15, 0.55), longest=longest)
+    if kind == "harbour":
+        layout.moor(rng, berths, shore, occupancy=rng.uniform(0.15, 0.55), longest=longest)
     area = shape[0] * shape[1] / size**2
-    scatter_ships(rng, berths, count=int(rng.poisson(density * area)), longest=longest, stream=stream)
-    return berths, shore, layout in ("harbour", "river")
+    layout.scatter_ships(rng, berths, count=int(rng.poisson(density * area)), longest=longest, stream=stream)
+    return berths, shore, kind in ("harbour", "river")
 
 
 def _sea(
@@ -233,20 +195,15 @@ def _sea(
 ) -> Float[np.ndarray, "h w"]:
     """Mean power of the sea around 1: gamma texture, swell, slicks, and the wakes of ships under way."""
     order = float(np.exp(rng.uniform(np.log(2.5), np.log(40))))  # spiky to nearly Rayleigh sea
-    sea = gamma_texture(rng, shape, order=order, correlation=rng.uniform(1, 4))
+    sea = physics.gamma_texture(rng, shape, order=order, correlation=rng.uniform(1, 4))
     if sheltered:
         return sea * 10 ** (-rng.uniform(0, 4) / 10)
     if rng.random() < 0.5:
-        sea *= swell(
-            rng,
-            shape,
-            wavelength=rng.uniform(8, 40),
-            heading=rng.uniform(0, np.pi),
-            spread=rng.uniform(0.15, 0.4),
-            depth=rng.uniform(0.1, 0.5),
-        )
+        wavelength, heading = rng.uniform(8, 40), rng.uniform(0, np.pi)
+        spread, depth = rng.uniform(0.15, 0.4), rng.uniform(0.1, 0.5)
+        sea *= physics.swell(rng, shape, wavelength=wavelength, heading=heading, spread=spread, depth=depth)
     if rng.random() < 0.2:  # slicks and low wind: dark patches with soft borders
-        patches = smooth_normal(rng, shape, rng.uniform(30, 90))
+        patches = physics.smooth_normal(rng, shape, rng.uniform(30, 90))
         sea *= 1 - rng.uniform(0.4, 0.8) / (1 + np.exp(-8 * (patches - rng.uniform(0.2, 1.0))))
     # Pixels of displacement in azimuth per m/s of range velocity: range over platform speed (50 to 110 s, from airborne
     # to orbit) over a pixel of 3 to 6 m.
@@ -262,12 +219,12 @@ def _ship_wake(
 ) -> Float[np.ndarray, "h w"]:
     """The wake of one ship. It stays where the ship is, while the ship's image is displaced in azimuth by its Doppler.
 
-    Ships whose wake shows at all are slow in range here (under 1.5 m/s), so that the wake stays in the scene.
+    Ships with a wake are slow in range (under 1.5 m/s), so that the wake stays in the scene.
     """
     range_velocity = rng.uniform(0, 1.5) * np.cos(ship.heading)
     ahead = np.array([np.cos(ship.heading), np.sin(ship.heading)])
     stern = np.array(ship.xy) - 0.5 * ship.length * ahead + np.array([0.0, displacement * range_velocity])
-    return wake(
+    return physics.wake(
         shape,
         start=stern,
         heading=ship.heading,
@@ -276,7 +233,7 @@ def _ship_wake(
         darkness=rng.uniform(0.5, 0.9),
         arms=rng.uniform(0.5, 4) * (rng.random() < 0.6),
         # Narrow-V wakes lie within the Kelvin angle.
-        arm_angle=rng.choice([KELVIN_ANGLE, rng.uniform(0.04, 0.15)]),
+        arm_angle=rng.choice([physics.KELVIN_ANGLE, rng.uniform(0.04, 0.15)]),
     )
 
 
@@ -288,12 +245,6 @@ def _near(berths: Berths) -> Bool[np.ndarray, "h w"]:
         (x1, y1), (x2, y2) = np.maximum(hull.min(axis=0), 0).astype(int), hull.max(axis=0).astype(int) + 1
         near[y1:y2, x1:x2] = True
     return near
-
-
-def _visible(scatterers: Scatterers) -> Scatterers:
-    """Scatterers above the sea (amplitude 1): the others would cost time and not be seen."""
-    above = scatterers.amplitude > 1
-    return Scatterers(scatterers.xy[above], scatterers.amplitude[above])
 
 
 def _draw_sensor(rng: np.random.Generator) -> Sensor:
@@ -313,9 +264,9 @@ def quantise(intensity: Float[np.ndarray, "h w"], *, sea_level: float) -> UInt8[
 
 
 def _cut(picture: UInt8[np.ndarray, "h w"], ships: list[Ship], window: Window) -> Chip:
-    seen = [visible_box(ship.hull(), window) for ship in ships]
+    seen = [layout.visible_box(ship.hull(), window) for ship in ships]
     pixels = picture[window.y : window.y + window.size, window.x : window.x + window.size]
-    return Chip(window.x - MARGIN, window.y - MARGIN, pixels, [found[0] for found in seen if found is not None])
+    return Chip(window.x - MARGIN, window.y - MARGIN, pixels, [visible[0] for visible in seen if visible is not None])
 
 
 def _transposed(chip: Chip) -> Chip:

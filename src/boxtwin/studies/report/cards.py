@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boxtwin.datasets.sample import DECISIONS
+from boxtwin.labels.card import LabelCard
+from boxtwin.quality.record import QualityReport
 from boxtwin.studies.runs import LABEL_CARD, QUALITY_CARD, Cell, Kept, first_runs
 
 FIGURES = {
@@ -70,8 +73,8 @@ def _first(members: Sequence[Cell], name: str, read: Any, kept: Kept) -> Card | 
     return None
 
 
-def _label_card(content: dict[str, Any], picture: Path | None) -> Card:
-    boxes = ", ".join(f"{content[decision]} {decision}" for decision in ("kept", "shifted", "dropped", "added"))
+def _label_card(content: LabelCard, picture: Path | None) -> Card:
+    boxes = ", ".join(f"{content[decision]} {decision}" for decision in DECISIONS)
     sentences = [f"Boxes: {boxes}.", f"Images: {content['images']} used, {content['refused']} refused."]
     if content["reasons"]:
         reasons = "; ".join(f"{count}: {reason}" for reason, count in content["reasons"].items())
@@ -90,7 +93,7 @@ def _label_card(content: dict[str, Any], picture: Path | None) -> Card:
     return Card("Labels: what became of the boxes", tuple(sentences), table, picture)
 
 
-def _quality_card(content: dict[str, Any], picture: Path | None) -> Card:
+def _quality_card(content: QualityReport, picture: Path | None) -> Card:
     images = content["images"]
     sentences = [
         f"Verdict: {content['verdict']}.",
@@ -99,7 +102,7 @@ def _quality_card(content: dict[str, Any], picture: Path | None) -> Card:
     ]
     if "advice" in content:  # cards of older versions have none
         sentences.insert(1, content["advice"])
-    copies, matches = content["figures"]["nearest_real"]["copies"], content["figures"]["test"]["matches"]
+    copies, matches = content["figures"]["nearest_real"]["copies"] or 0.0, content["figures"]["test"]["matches"]
     sentences.append(
         f"{100 * copies:.1f} % repeat a real image; {len(matches)} repeat more of a test image than their source."
     )
