@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -12,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.moved_store import follow
-from boxtwin.tracking.run_folders import find_folder, read_result, recorded_path
+from boxtwin.tracking.run_folders import RunResult, find_folder, read_result, recorded_path
 
 
 def write_run(folder: Path, identity: str) -> Path:
@@ -48,7 +49,7 @@ def test_a_folder_that_holds_another_run_or_a_damaged_one_is_not_taken(tmp_path,
         (run / "result.json").write_text(content)
     assert find_folder("multirun/s/run", tmp_path / "mlruns", "a") is None
     assert find_folder("", tmp_path / "mlruns", "a") is None
-    assert read_result(run) in ({"identity": "b"}, None)
+    assert read_result(run) in (RunResult(identity="b"), None)
 
 
 def begun(project: Path) -> tuple[Store, str]:
@@ -85,3 +86,13 @@ def test_experiments_whose_artifacts_lie_elsewhere_are_left_alone(tmp_path):
     before = sqlite3.connect(database).execute("select * from experiments").fetchall()
     follow(database)
     assert sqlite3.connect(database).execute("select * from experiments").fetchall() == before
+
+
+def test_a_result_is_read_as_it_was_written_and_from_other_versions(tmp_path: Path) -> None:
+    written = RunResult(
+        cell="s1-x0", identity="a", params={"seed": 1}, metrics={"test/map": None}, counts=[{"true": 2}]
+    )
+    assert asdict(read_result(written.write(tmp_path).parent) or RunResult()) == json.loads(json.dumps(asdict(written)))
+    for key in ("cell", "run"):
+        (tmp_path / "result.json").write_text(json.dumps({key: "s1-x0", "identity": "a", "of another version": 1}))
+        assert read_result(tmp_path) == RunResult(cell="s1-x0", identity="a")

@@ -6,6 +6,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from boxtwin.detector.checkpoint import damage
 from boxtwin.errors import is_of_the_system
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, load_matches
-from boxtwin.files import link_file, write_bytes_atomically
+from boxtwin.files import link_file
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, Store
 from boxtwin.tracking.provenance import code_tags
 from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, read_result
@@ -44,14 +45,17 @@ def mend(store: Store, run_id: str, folder: Path, identities: Sequence[str]) -> 
     """
     sizes = store.file_sizes(run_id)
     wrong = [name for name in KEPT if name in sizes and not _is_whole(folder / name, sizes[name])]
-    result = read_result(folder)
-    if result is None or result.get("identity") not in identities:
+
+    def has_result() -> bool:
+        result = read_result(folder)
+        return result is not None and result.identity in identities
+
+    if not has_result():
         wrong.append(RESULT_FILE)
     if wrong:
         store.fetch_files(run_id, sorted(set(wrong)), folder)
         log.warning("%s: brought back from MLflow: %s", folder, ", ".join(sorted(set(wrong) & set(sizes))) or "nothing")
-    result = read_result(folder)
-    lacking = [] if result is not None and result.get("identity") in identities else [RESULT_FILE]
+    lacking = [] if has_result() else [RESULT_FILE]
     if (folder / MATCHES_FILE).exists() and not _is_readable(folder / MATCHES_FILE):
         lacking.append(MATCHES_FILE)
     return [f"{folder / name} is gone or damaged" for name in lacking]
@@ -123,8 +127,8 @@ def take_over(
         lost = [name for name in NEEDED if not _is_readable(artifacts / name)]
         if lost and (has_matches or lost != [MATCHES_FILE]):  # runs of older versions keep none
             raise FileNotFoundError(f"{', '.join(lost)} of {source.info.run_name} gone or damaged, here and in MLflow")
-        result: dict[str, Any] = json.loads((artifacts / RESULT_FILE).read_text(encoding="utf-8"))
-        if result.get("identity", identity) != identity:
+        result = read_result(artifacts)
+        if result is None or result.identity not in ("", identity):
             raise FileNotFoundError(f"the {RESULT_FILE} of {source.info.run_name} is another run's")
         store.copy_run(source, run_id, artifacts)
         in_folder = folder is not None and (folder / "detections.json").exists()
@@ -135,11 +139,10 @@ def take_over(
             if is_kept and not (name == detector and damage(file)):
                 link_file(file, output / name)
         taken_from = {"study": origin, "run_id": str(source.info.run_id)}
-        result |= {"study": study, "overrides": overrides, "condition": condition, "taken_over_from": taken_from}
-        result["identity"] = own_identity  # an older version may have given it another one
+        # An older version may have given it another identity.
+        own = replace(result, study=study, identity=own_identity, overrides=overrides, condition=condition)
         if not (output / detector).exists():
             log.warning("%s is not there any more: this run has its figures, but no %s", recorded, detector)
-        write_bytes_atomically(output / "result.json", json.dumps(result, indent=1).encode())
-        store.log_files(run_id, [output / "result.json"])
+        store.log_files(run_id, [replace(own, taken_over_from=taken_from).write(output)])
     store.tag(run_id, code_tags(source.data.tags) | {TAKEN_OVER_TAG: f"{origin}/{source.info.run_id}"})
     return dict(source.data.metrics)

@@ -49,7 +49,7 @@ from boxtwin.tracking.interrupted import ended_if_stopped
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, CellRun, Store, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
 from boxtwin.tracking.provenance import code_of, provenance, record_of, tags
-from boxtwin.tracking.run_folders import find_folder, own_folder, recorded_path
+from boxtwin.tracking.run_folders import RunResult, find_folder, own_folder, recorded_path
 
 log = logging.getLogger(__name__)
 
@@ -337,31 +337,30 @@ class _Cell:
 
     def _write(self, metrics: dict[str, float], tested: Evaluation) -> None:
         """result.json is written last: where it stands, everything else does."""
-        result = {
-            "cell": cell_name(self.config),
-            "study": self.config.study,
-            "identity": self.cell.identity,
-            "setting": setting_hash(self.config),
-            "overrides": typed(),
-            "params": flat_params(self.config),
-            "metrics": _finite(metrics),
-            "classes": [{**entry, "metrics": _finite(entry["metrics"])} for entry in tested.classes],
-            "data": {
+        result = RunResult(
+            cell=cell_name(self.config),
+            study=self.config.study,
+            identity=self.cell.identity,
+            setting=setting_hash(self.config),
+            overrides=typed(),
+            params=flat_params(self.config),
+            metrics=_finite(metrics),
+            classes=[{**entry, "metrics": _finite(entry["metrics"])} for entry in tested.classes],
+            data={
                 "dataset_sha256": self.cell.dataset.digest,
                 "split_sha256": self.cell.split.digest,
                 "store": self.cell.library.folder.name if self.cell.library else None,
                 "bad_boxes": self.cell.dataset.repairs,
                 "levels": asdict(self.cell.levels),
             },
-            "condition": self.cell.condition,
-            "provenance": _made_by(self.cell),
-            "counts": tested.counts,
-            # [step, AP on the real validation images], of all attempts at the cell.
-            "validation": self.validation,
-        }
+            condition=self.cell.condition,
+            provenance=_made_by(self.cell),
+            counts=tested.counts,
+            validation=self.validation,  # of all attempts at the cell
+        )
         pictures = [self.output / name for name in PICTURES]
         # On disk first: a server may be gone by now.
-        write_bytes_atomically(self.output / "result.json", json.dumps(result, indent=1).encode())
+        result.write(self.output)
         self.store.log_metrics(self.run_id, metrics)
         names = ("detections.json", MATCHES_FILE, EXAMPLES_FILE, "result.json")
         files = [*pictures, *(self.output / name for name in names)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from jaxtyping import Float, Int
 
 from boxtwin.errors import InputError, is_of_the_system
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, ResampledAP, load_matches
+from boxtwin.tracking.run_folders import RESULT_FILE, read_result
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Evidence:
 
         None as well, with a warning, if they are damaged, or counts and matches are of different images.
         """
-        if not (folder / MATCHES_FILE).exists() or not (folder / "result.json").exists():
+        if not (folder / MATCHES_FILE).exists() or not (folder / RESULT_FILE).exists():
             return None
         try:
             return cls._load(folder)
@@ -56,11 +56,13 @@ class Evidence:
     @classmethod
     def _load(cls, folder: Path) -> Evidence:
         matches = load_matches(folder / MATCHES_FILE)
-        result = json.loads((folder / "result.json").read_text())
-        counts = {entry["image_id"]: entry for entry in result["counts"]}
+        result = read_result(folder)
+        if result is None:
+            raise InputError(f"{RESULT_FILE} is cut, or no JSON")
+        counts = {entry["image_id"]: entry for entry in result.counts}
         image_ids = matches["all"].image_ids
         if set(counts) != set(image_ids):
-            raise InputError(f"result.json and {MATCHES_FILE} are of different test images")
+            raise InputError(f"{RESULT_FILE} and {MATCHES_FILE} are of different test images")
         in_order = [counts[image_id] for image_id in image_ids]
         return cls(
             matches,
@@ -68,7 +70,7 @@ class Evidence:
             np.array([entry["true"] for entry in in_order], dtype=np.int64),
             np.array([entry["found"] for entry in in_order], dtype=np.int64),
             tuple(str(entry["group"]) for entry in in_order if "group" in entry),
-            *_by_class(result, in_order),
+            *_by_class([str(entry["name"]) for entry in result.classes], in_order),
         )
 
     def figures(self, counts: Float[np.ndarray, "resamples images"]) -> dict[str, Float[np.ndarray, " resamples"]]:
@@ -83,13 +85,12 @@ class Evidence:
 
 
 def _by_class(
-    result: Mapping[str, Any], counts: Sequence[Mapping[str, Any]]
+    names: Sequence[str], counts: Sequence[Mapping[str, Any]]
 ) -> tuple[tuple[str, ...], Int[np.ndarray, "images classes"], Int[np.ndarray, "images classes"]]:
-    names = tuple(str(entry["name"]) for entry in result.get("classes", ()))
     if len(names) < 2 or not all("true_by_class" in entry for entry in counts):
         names, counts = (), ()
     true, found = (
         np.array([entry[side] for entry in counts], dtype=np.int64).reshape(len(counts), len(names))
         for side in ("true_by_class", "found_by_class")
     )
-    return names, true, found
+    return tuple(names), true, found

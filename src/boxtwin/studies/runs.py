@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from boxtwin.command_line import words_of
 from boxtwin.errors import InputError
@@ -17,7 +17,7 @@ from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.studies.condition_values import Values, flatten
 from boxtwin.studies.evidence import Evidence
-from boxtwin.tracking.run_folders import RESULT_FILE, read_result
+from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, read_result
 
 log = logging.getLogger(__name__)
 
@@ -121,47 +121,23 @@ def cells_in(folder: Path) -> list[Cell]:
 
 def _cell_in(file: Path) -> Cell:
     """A finished run, from the result.json in its folder."""
-    content = read_result(file.parent)
-    if content is None:
+    result = read_result(file.parent)
+    if result is None:
         raise ValueError("it is cut, or no JSON")
-    return run_from(
-        content["params"],
-        content,
-        study=content["study"],
-        metrics={name: float("nan") if value is None else value for name, value in content["metrics"].items()},
-        run_id=file.parent.name,
-        status=FINISHED,
-        output_dir=str(file.parent),
-        setting=content.get("setting"),
-        overrides=content.get("overrides"),
-        store=content["data"].get("store"),
-        validation=content.get("validation", ()),
-    )
+    return run_from(result, run_id=file.parent.name, status=FINISHED, output_dir=str(file.parent))
 
 
-def run_from(
-    params: Mapping[str, Any],
-    content: Mapping[str, Any],
-    *,
-    study: str,
-    run_id: str,
-    status: str,
-    output_dir: str,
-    setting: str | None,
-    overrides: str | Sequence[str] | None,
-    metrics: dict[str, float],
-    store: str | None,
-    validation: Sequence[Sequence[int | float]],  # steps and values
-) -> Cell:
-    """A run from its parameters, as result.json and MLflow have them, and the content of its result.json.
-
-    The content is empty for a run that did not finish, and older versions wrote less. The other arguments are those of
-    `Run`; None where the run does not say.
-    """
-    names = sorted(entry["file_name"] for entry in content.get("counts", ()))
+def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) -> Cell:
+    """A run from its result.json; parameters may be text, as MLflow has them. Other arguments are those of `Cell`."""
+    params, classes = result.params, {}
+    metrics = {name: math.nan if value is None else value for name, value in result.metrics.items()}
+    names = sorted(entry["file_name"] for entry in result.counts)
     size = params.get("train_size")
+    for entry in result.classes:
+        figures = {**entry["metrics"], "count_threshold": entry["count_threshold"]}
+        classes[entry["name"]] = {name: value for name, value in figures.items() if value is not None}
     return Cell(
-        study=study,
+        study=result.study,
         dataset=params["dataset"],
         split=params["split"],
         variations=int(params["variations"]),
@@ -172,26 +148,19 @@ def run_from(
         run_id=run_id,
         status=status,
         output_dir=output_dir,
-        setting=setting or "unknown",
+        setting=result.setting or "unknown",
         metrics=metrics,
-        minutes=metrics.get("time/total", float("nan")) / 60,
-        overrides=shlex.join(words_of(overrides or "")),
-        store=store or "",
+        minutes=metrics.get("time/total", math.nan) / 60,
+        overrides=shlex.join(words_of(result.overrides)),
+        store=result.data.get("store") or "",
         train_size=None if size is None else int(size),
         labels=params.get("labels", ""),
-        validation=tuple((int(step), float(value)) for step, value in validation),
-        condition=flatten(content.get("condition", {})),
-        data=content.get("data", {}).get("dataset_sha256") or "",
+        validation=tuple((int(step), float(value)) for step, value in result.validation),
+        condition=flatten(result.condition),
+        data=result.data.get("dataset_sha256") or "",
         test=hashlib.sha256("\0".join(names).encode()).hexdigest() if names else "",
-        provenance=flatten(content.get("provenance", {})),
-        classes={
-            entry["name"]: {
-                name: value
-                for name, value in {**entry["metrics"], "count_threshold": entry["count_threshold"]}.items()
-                if value is not None
-            }
-            for entry in content.get("classes", ())
-        },
+        provenance=flatten(result.provenance),
+        classes=classes,
     )
 
 
