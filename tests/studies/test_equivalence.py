@@ -84,7 +84,7 @@ def test_too_few_sizes_seeds_or_matches_give_no_answer():
 def test_the_section_has_a_picture_and_its_words():
     _, rows, figures = study(on_real(52))
     section = equivalence_section(rows, figures)
-    assert "s2, 10 variations (pixel_ddpm) on 40 real images are worth about" in section.sentences[0]
+    assert "s2 x10 pixel_ddpm on 40 real images are worth about" in section.sentences[0]
     (picture,) = section.figures
     assert "<svg" in picture.svg
     assert "80 real images" in picture.text

@@ -11,7 +11,8 @@ from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import Noise, after_more, least
 from boxtwin.studies.next_runs import plan
-from boxtwin.studies.report.sections import candidates_table, next_runs_section, sections
+from boxtwin.studies.report.sections import next_runs_section, sections
+from boxtwin.studies.report.tables import candidates_table
 from boxtwin.studies.study import Study
 
 FULL = [
@@ -29,6 +30,11 @@ FULL = [
 def planned(conditions, **settings):
     cells, rows, figures = simulate(conditions, **{"seeds": 6, **settings})
     return plan(cells, rows, contrasts(rows, figures), figures)
+
+
+def gain_on_s2(candidate):
+    contrast = candidate.contrast
+    return contrast and (contrast.kind, contrast.new.name) == ("variations", "s2 x10 pixel_ddpm")
 
 
 @pytest.mark.parametrize(("seed_noise", "own_image_noise"), [(0.03, 0.05), (0.01, 0.2)])
@@ -121,16 +127,17 @@ def test_a_command_is_that_of_the_cell_with_what_changes(typed, typed_for, wante
 
 def test_missing_seeds_come_with_the_number_that_holm_asks_for():
     found = planned(FULL)
-    more = [candidate for candidate in found if "more seeds" in candidate.what]
+    more = [candidate for candidate in found if candidate.question == "difference"]
     # Four gains over none in one table: 4 x 2 / 2^n is below 0.05 from 8 pairs on.
-    assert any("s2, 10 variations (pixel_ddpm): 2 more seeds" in c.what and "needs 8 pairs" in c.settles for c in more)
+    eight = [c for c in more if c.contrast.differences["map_50"].pairs_needed == 8]
+    assert any(("s2 x10 pixel_ddpm", 2) in c.additions for c in eight)
     for candidate in more:
         assert candidate.now > candidate.after > 0
-        assert "cannot get below" in candidate.settles
-    for candidate in (each for each in more if "8 pairs" in each.settles):
+        assert candidate.now > candidate.floor > 0
+    for candidate in eight:
         assert "seed=6,7" in candidate.command
         assert candidate.command.count("python train.py -m") == 2
-    gain = next(c for c in more if "what 10 variations (pixel_ddpm) bring on s2" in c.settles)
+    gain = next(c for c in more if gain_on_s2(c))
     assert gain.runs == 4
     assert gain.minutes == pytest.approx(2 * 4.0 + 2 * 3.0)
 
@@ -150,30 +157,29 @@ def test_seeds_of_one_side_are_completed_first():
     cells = [cell for cell in cells if cell.variations == 0 or cell.seed == 0]
     rows = condition_table(cells)
     found = plan(cells, rows, contrasts(rows, figures), figures)
-    gain = next(c for c in found if "what 10 variations (pixel_ddpm) bring on s2" in c.settles)
+    gain = next(c for c in found if gain_on_s2(c))
     assert gain.now is None
     assert "seed=1,2,3,4,5,6,7" in gain.command
-    assert "; s2, no variations: 2 more seeds" in gain.what
+    assert gain.additions == (("s2 x10 pixel_ddpm", 7), ("s2 x0", 2))
 
 
 def test_gaps_are_found():
     alone = planned([("s1", 0, "none", 80.0, 0.7)])
-    assert "a yardstick, 40 of its 80 real images alone" in alone[0].what
+    assert (alone[0].question, alone[0].additions) == ("data", (("s1 (40 of its images) x0", 6),))
     assert "split.train_size=40" in alone[0].command
     without_control = planned([row for row in FULL if row[2] != "repeat"])
-    texts = [candidate.what for candidate in without_control]
-    assert any("s2 with 10 of repeat" in text for text in texts)
-    assert any("s2 with 10 of copy_paste" in text for text in texts)
+    controls = [candidate.additions[0][0] for candidate in without_control if candidate.question == "control"]
+    assert {"s2 x10 repeat", "s2 x10 copy_paste"} <= set(controls)
     with_gap = planned([row for row in FULL if (row[0], row[2]) != ("s1", "repeat")])
-    assert any("s1, 10 variations (repeat)" in candidate.what for candidate in with_gap)
+    assert any(c.question == "condition" and c.additions[0][0] == "s1 x10 repeat" for c in with_gap)
     few_sizes = planned([FULL[0], *FULL[2:]])
-    assert any("how many real images" in c.settles and "split.train_size=20" in c.command for c in few_sizes)
+    assert any(c.question == "worth" and "split.train_size=20" in c.command for c in few_sizes)
 
 
 def test_a_number_beside_the_best_is_proposed():
     counts = [("s2", n, "pixel_ddpm", 40.0, 0.6 + gain) for n, gain in ((2, 0.05), (20, 0.0))]
     found = planned([("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 0.6), *counts], seeds=8, seed_noise=0.005)
-    (number,) = [candidate for candidate in found if "how many variations are best (now" in candidate.settles]
+    (number,) = [candidate for candidate in found if candidate.best is not None]
     assert number.now > number.after
     assert any(f"variations={n}" in number.command for n in range(1, 20))
 
@@ -183,7 +189,7 @@ def test_one_cell_and_cells_that_do_not_say_what_was_typed():
     cells = [replace(cell, overrides="") for cell in cells]
     candidates = plan(cells, rows, contrasts(rows, figures), figures)
     found = next_runs_section(candidates, cells)
-    table = candidates_table(candidates).splitlines()
+    table = candidates_table(candidates)
     assert table[0].endswith("what to run")
     assert len(table) == len(candidates) + 1
     assert "python train.py -m study=simulated split=s1 variations=0 split.train_size=40 seed=" in found.sentences[0]

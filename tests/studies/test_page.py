@@ -28,7 +28,8 @@ from boxtwin.studies.report.gallery import galleries
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.plots import Drawing
 from boxtwin.studies.report.sections import Section
-from boxtwin.studies.runs import Cell, Kept
+from boxtwin.studies.report.summary import Summary
+from boxtwin.studies.runs import Cell
 from boxtwin.studies.study import Study
 
 BROWSER = next(
@@ -121,7 +122,9 @@ def study(tmp_path: Path, dataset: Dataset) -> list[Cell]:
 def report(cells: list[Cell], folder: Path, sections: tuple[Section, ...] = ()) -> Path:
     kept = {cell.run_id: Evidence.load(Path(cell.output_dir)) for cell in cells if cell.output_dir}
     evidence = {run: evidence for run, evidence in kept.items() if evidence is not None}
-    return write_report(Study.of(cells, evidence), folder, sections)
+    study = Study.of(cells, evidence)
+    summary = Summary.of(study)
+    return write_report(study, replace(summary, sections=[*summary.sections, *sections]), folder)
 
 
 class Reader(HTMLParser):
@@ -162,7 +165,7 @@ def read_page(path: Path) -> Reader:
 def test_all_parts_stand_in_their_order_and_each_picture_in_words(study: list[Cell], tmp_path: Path) -> None:
     path = report(study, tmp_path / "report", (SECTION,))
     page = read_page(path)
-    order = ["On s2 (40 real images), 10 variations", "Curves", "Table", "Every comparison", "s2, 10 variations"]
+    order = ["On s2 (40 real images), 10 variations", "Curves", "Table", "Every comparison", "s2 x10 repeat: AP50"]
     order += ["The <ratio>", "Cost", "Slices", "By crowding", "By scene"]
     order += ["Count errors by image", "Test images under each condition", "The variations and their labels"]
     order += ["How to reproduce"]
@@ -206,7 +209,7 @@ def test_costs_are_those_of_the_store_once_and_of_a_run(study: list[Cell], tmp_p
 
 
 def test_the_same_images_are_drawn_under_each_condition(study: list[Cell], dataset: Dataset) -> None:
-    fixed, worst = galleries(study, Kept())
+    fixed, worst = galleries(Study.of(study))
     assert fixed.columns == worst.columns == ("truth", "s2 x0", "s2 x10 repeat")
     assert len(fixed.images) == 4
     assert not {image.name for image in fixed.images} & {image.name for image in worst.images}
@@ -234,7 +237,7 @@ def test_classes_have_corners_and_counts_of_their_own(study: list[Cell], dataset
             for image, each in found_in(dataset.samples, 0.8, cell.seed).items()
         }
         keep_examples(Path(cell.output_dir) / EXAMPLES_FILE, samples, found, (0.3, 0.6), names)
-    fixed, _ = galleries(study, Kept())
+    fixed, _ = galleries(Study.of(study))
     assert fixed.classes == (("ship", class_colour(0)), ("<i>buoy", class_colour(1)))
     for image in fixed.images:
         boxes = by_name[image.name].boxes

@@ -16,7 +16,7 @@ from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import mean_interval
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.plots import curve_figure, curve_text, plot_curves
-from boxtwin.studies.report.summary import verdict
+from boxtwin.studies.report.summary import Summary, verdict
 from boxtwin.studies.report.tables import page_table, text_table, write_csv
 from boxtwin.studies.runs import Cell
 from boxtwin.studies.study import Study
@@ -61,17 +61,25 @@ def row_of(rows, split, variations, generator=None):
     return found[0]
 
 
+def ap50_change(rows, *names):
+    (change,) = [c.differences["map_50"] for c in contrasts(rows, Figures({})) if c.new is row_of(rows, *names)]
+    return change
+
+
 def test_differences_are_taken_seed_by_seed():
     old, new = {0: 0.40, 1: 0.60, 2: 0.10}, {0: 0.45, 1: 0.58, 3: 0.99}
     cells = [make_cell(seed=s, ap50=v) for s, v in old.items()]
     cells += [make_cell(variations=10, seed=s, ap50=v) for s, v in new.items()]
     row = row_of(condition_table(cells), "s2", 10)
     assert row.seeds == (0, 1, 3)
-    assert row.ap50.mean == pytest.approx(np.mean(list(new.values())))
-    assert (row.ap50.low, row.ap50.high) == (0.45, 0.99)
-    assert row.ap50_change.pairs == 2
-    assert row.ap50_change.mean == pytest.approx((0.05 - 0.02) / 2)
-    assert (row.ap50_change.low, row.ap50_change.high) == pytest.approx((-0.02, 0.05))
+    estimate = row.estimates["map_50"]
+    assert estimate.mean == pytest.approx(np.mean(list(new.values())))
+    assert (estimate.low, estimate.high) == (0.45, 0.99)
+    change = ap50_change(condition_table(cells), "s2", 10)
+    assert change.pairs == 2
+    assert change.mean == pytest.approx((0.05 - 0.02) / 2)
+    assert (change.low, change.high) == pytest.approx((-0.02, 0.05))
+    assert (change.before, change.after) == pytest.approx((0.5, 0.515))
     # the sentence speaks of the two pairs only
     (sentence,) = said(condition_table(cells))
     assert "AP50 50.0 -> 51.5 (+1.5, better; -2.0 to +5.0 over seeds)" in sentence
@@ -80,7 +88,7 @@ def test_differences_are_taken_seed_by_seed():
 
 def test_without_a_common_seed_means_are_compared_and_that_is_said():
     rows = condition_table([make_cell(seed=0, ap50=0.4), make_cell(variations=2, seed=1, ap50=0.5)])
-    change = row_of(rows, "s2", 2).ap50_change
+    change = ap50_change(rows, "s2", 2)
     assert (change.pairs, change.mean) == (0, pytest.approx(0.1))
     assert "No seed in common: not enough runs to tell" in said(rows)[0]
 
@@ -91,15 +99,16 @@ def test_one_baseline_serves_every_generator_but_no_other_setting():
     cells += [make_cell(variations=2, steps=600), make_cell(variations=2, detector="yolov3")]
     rows = condition_table(cells)
     assert len(rows) == 7
-    compared = {r.generator: r.ap50_change.mean for r in rows if r.ap50_change is not None}
-    assert compared == pytest.approx({"pixel_ddpm": 0.0, "repeat": -0.1})
-    assert sum(r.ap50_change is not None for r in rows) == 2
+    gains = [c for c in contrasts(rows, Figures({})) if c.kind == "variations"]
+    compared = [(c.new.generator, c.differences["map_50"].mean) for c in gains]
+    assert dict(compared) == pytest.approx({"pixel_ddpm": 0.0, "repeat": -0.1})
+    assert len(compared) == 2
 
 
 def test_the_sentence_of_a_single_run():
     rows = condition_table([make_cell(ap50=0.412, mae=1.15), make_cell(variations=10, ap50=0.43, mae=1.47)])
     assert said(rows) == [
-        "s2, 10 variations (pixel_ddpm): AP50 41.2 -> 43.0 (+1.8, better), AP 20.6 -> 21.5 (+0.9, better), "
+        "s2 x10 pixel_ddpm: AP50 41.2 -> 43.0 (+1.8, better), AP 20.6 -> 21.5 (+0.9, better), "
         "count MAE 1.15 -> 1.47 (+0.32, worse). "
         "One seed: not enough runs to tell chance from effect."
     ]
@@ -127,7 +136,7 @@ def test_missing_baseline_no_change_and_unknown_figures_are_said():
     (alone,) = said(condition_table([make_cell(variations=2)]))
     assert "No finished run without variations" in alone
     (same,) = said(condition_table([make_cell(), make_cell(variations=1)]))
-    assert "1 variation (pixel_ddpm): AP50 40.0 -> 40.0 (no change)" in same
+    assert "s2 x1 pixel_ddpm: AP50 40.0 -> 40.0 (no change)" in same
     (unknown,) = said(condition_table([make_cell(ap50=math.nan), make_cell(variations=2)]))
     assert "AP50 - -> 40.0 (unknown), AP - -> 20.0 (unknown), count MAE 1.00 -> 1.00 (no change)" in unknown
     (base,) = said(condition_table([make_cell()]))
@@ -159,20 +168,20 @@ def test_labels_are_told_apart_where_a_study_has_several():
 
 def test_text_table_is_aligned_and_names_what_differs():
     cells = [make_cell(), make_cell(variations=10, seed=0), make_cell(variations=10, seed=1, ap50=0.6)]
-    lines = text_table(condition_table(cells)).splitlines()
+    lines = text_table(condition_table(cells))
     assert len(lines) == 3
     assert "dataset" not in lines[0]
     assert "50.0 [40.0, 60.0]" in lines[2]
     end = lines[0].index("AP50") + len("AP50")
     assert lines[1][:end].endswith(" 40.0")
     assert len({len(line) for line in lines}) == 1
-    assert "dataset" in text_table(condition_table([*cells, make_cell(dataset="hrsid")])).splitlines()[0]
-    assert text_table([]).startswith("split")
+    assert "dataset" in text_table(condition_table([*cells, make_cell(dataset="hrsid")]))[0]
+    assert text_table([])[0].startswith("split")
 
 
 def test_csv_holds_the_unrounded_figures(tmp_path):
     rows = condition_table([make_cell(ap50=1 / 3), make_cell(variations=2, ap50=math.nan)])
-    write_csv(rows, tmp_path / "c.csv")
+    write_csv(rows, tmp_path / "c.csv", contrasts(rows, Figures({})))
     with (tmp_path / "c.csv").open(newline="") as file:
         base, varied = csv.DictReader(file)
     assert float(base["map_50_mean"]) == 1 / 3
@@ -203,6 +212,11 @@ class Reader(HTMLParser):
         self.text += data
 
 
+def written(cells, folder):
+    study = Study.of(cells)
+    return write_report(study, Summary.of(study), folder)
+
+
 def read_page(path):
     reader = Reader()
     reader.feed(path.read_text())
@@ -215,7 +229,7 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path):
     cells = [make_cell(split, variations, real=80 if split == "s1" else 40) for split, variations in conditions]
     cells.append(make_cell("s1", 10, status="FAILED", metrics={}, run_id="broken<1>"))
     cells.append(make_cell("s1", 2, overrides="", run_id="old"))
-    path = write_report(Study.of(cells), tmp_path / "report")
+    path = written(cells, tmp_path / "report")
     assert path == tmp_path / "report/index.html"
     assert sorted(p.name for p in path.parent.iterdir()) == ["comparison.csv", "curves.png", "index.html"]
     page = read_page(path)
@@ -223,7 +237,7 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path):
     assert len(page.alt) == 2
     assert all(page.alt)
     assert "<script" not in path.read_text()
-    for words in ("s2, 10 variations", "Yardstick", "1 of 6 runs did not finish", "FAILED", "broken<1>", "seed 0"):
+    for words in ("s2 x10 pixel_ddpm", "Yardstick", "1 of 6 runs did not finish", "FAILED", "broken<1>", "seed 0"):
         assert words in re.sub(r"\s+", " ", page.text)
     assert "python train.py split=s1 variations=0 seed=0\n" in page.text
     # What a run of an older version was started with is not known; its parameters are.
@@ -250,7 +264,7 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path):
     ],
 )
 def test_report_of_incomplete_studies(cells, tmp_path):
-    page = read_page(write_report(Study.of(cells), tmp_path))
+    page = read_page(written(cells, tmp_path))
     assert "do the variations help?" in page.text
     assert read_image(tmp_path / "curves.png").shape[1] > 800
 
@@ -268,11 +282,11 @@ def test_bands_are_students_intervals_over_seeds_and_the_words_say_the_same():
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
     assert mean_interval(values) == pytest.approx((low, high))
     assert mean_interval(values[:1]) is None
-    text = curve_text(rows, "ap50")
-    assert f"s2, pixel_ddpm: 0: 43.7 ({100 * low:.1f} to {100 * high:.1f}), 2: 40.0." in text
-    drawn = curve_figure(rows, "ap50")
+    text = curve_text(rows, "map_50")
+    assert f"s2 pixel_ddpm: 0: 43.7 ({100 * low:.1f} to {100 * high:.1f}), 2: 40.0." in text
+    drawn = curve_figure(rows, "map_50")
     assert drawn.text == text
-    assert drawn.svg == curve_figure(rows, "ap50").svg  # the same figure gives the same bytes
+    assert drawn.svg == curve_figure(rows, "map_50").svg  # the same figure gives the same bytes
     assert "<svg" in drawn.svg
     assert "http" not in re.sub(r'(xmlns[:a-z]*|rdf:resource)="[^"]*"|<!DOCTYPE[^>]*>', "", drawn.svg)
 
@@ -282,8 +296,9 @@ def test_the_pages_table_has_intervals_and_corrected_p():
     cells += [make_cell(variations=2, seed=s, ap50=0.45 + 0.01 * s) for s in range(6)]
     cells += [make_cell(variations=10, seed=s) for s in range(3)]
     rows = condition_table(cells)
-    headings, body = page_table(rows, contrasts(rows, Figures({})))
-    two, ten = (dict(zip(headings[:5], line[:5], strict=True)) for line in body[1:])
+    table = page_table(rows, contrasts(rows, Figures({})))
+    ((_, body),) = table.groups
+    two, ten = (dict(zip(table.headings[:5], line[:5], strict=True)) for line in body[1:])
     assert (two["AP50 vs x0"].main, two["p"].main, two["p"].detail) == ("+5.0", "0.062", "of 2")  # 2 x 2 / 2^6
     assert two["condition"].detail == "6 seeds"
     assert (ten["p"].main, ten["p"].detail) == ("too few", "3 pairs")

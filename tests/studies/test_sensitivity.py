@@ -59,7 +59,7 @@ def test_whether_training_was_over(rise, told):
     rng = np.random.default_rng(0)
     curves = [[(k, 0.4 + rise * (k > 4) + rng.normal(0, 0.001)) for k in range(1, 7)] for _ in range(6)]
     found = length_of(curves)
-    assert found.told == told
+    assert found.state == told
     rises = [np.mean([v for _, v in c[4:]]) - np.mean([v for _, v in c[2:4]]) for c in curves]
     low, high = stats.t.interval(0.95, 5, np.mean(rises), stats.sem(rises))
     assert (found.rise, found.low, found.high) == pytest.approx((np.mean(rises), low, high))
@@ -69,10 +69,10 @@ def test_whether_training_was_over_cannot_always_be_told():
     assert length_of([]) is None
     assert length_of([[(1, 0.1), (2, 0.2)], []]) is None
     one = length_of([[(1, 0.1), (2, 0.2), (3, 0.3)]])
-    assert (one.told, one.seeds) == ("unknown", 1)
+    assert (one.state, one.seeds) == ("unknown", 1)
     assert math.isnan(one.low)
     noisy = [[(1, 0.3), (2, 0.3), (3, 0.3 + by)] for by in (0.1, -0.1, 0.05)]
-    assert length_of(noisy).told == "unknown"
+    assert length_of(noisy).state == "unknown"
     cells, rows, figures = simulate(PLAIN, seeds=6)
     silent = [replace(cell, validation=()) for cell in cells]
     sentences = sensitivity_section(silent, rows, contrasts(rows, figures)).sentences
@@ -87,7 +87,7 @@ def test_gain_against_steps():
     if "real images: " not in ruler:
         ruler, gain = gain, ruler
     assert ruler.startswith("Gain in AP50 against steps, 80 instead of 40 real images: 300 steps ")
-    assert gain.startswith("Gain in AP50 against steps, s2, 2 variations (pixel_ddpm): 300 steps ")
+    assert gain.startswith("Gain in AP50 against steps, s2 x2 pixel_ddpm: 300 steps ")
     assert "; 1200 steps " in gain
 
 

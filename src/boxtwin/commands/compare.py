@@ -14,8 +14,7 @@ from boxtwin.files import check_name
 from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.next_runs import plan
 from boxtwin.studies.report.page import write_report
-from boxtwin.studies.report.sections import sections
-from boxtwin.studies.report.summary import printed
+from boxtwin.studies.report.summary import Summary, printed
 from boxtwin.studies.runs import cells_in, with_evidence
 from boxtwin.studies.study import Study
 
@@ -77,7 +76,8 @@ def _compare_stored(config: DictConfig) -> Path:
 def _report(study: Study, folder: Path, *, planned: bool) -> Path:
     """Write the report and print what it says in short."""
     candidates = plan(study.cells, study.rows, study.contrasts, study.figures) if planned and study.rows else None
-    page = write_report(study, folder, sections(study, candidates))
-    print(printed(study, candidates))
+    summary = Summary.of(study, candidates)
+    page = write_report(study, summary, folder)
+    print(printed(study, summary))
     print(f"\nreport: {page}")
     return page

@@ -12,7 +12,7 @@ from boxtwin.studies.runs import FINISHED, Cell
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one condition; nan where runs do not say.
+    """Of one condition; nan where runs do not record it.
 
     What variations cost is counted whole, whichever run or command paid for it, and once: seeds share them.
     ``fit_seconds`` is what the whole store's generator took to learn, ``train_seconds`` the mean of the runs.
@@ -33,26 +33,25 @@ def costs(rows: Sequence[Row], cells: Sequence[Cell]) -> list[Cost]:
 
 
 def unattributed(cells: Sequence[Cell]) -> list[tuple[str, float]]:
-    """Runs that made variations and do not say what those of their condition cost in all: name and seconds."""
+    """Runs that made variations and do not record what those of their condition cost in all: name and seconds."""
     return [
         (cell.name, cell.metrics["time/generate"])
         for cell in cells
-        if cell.status == FINISHED
-        and "time/store_vary" not in cell.metrics
         # Less than a second is a look at what is there.
-        and cell.variations
-        and cell.metrics.get("time/generate", 0.0) >= 1
+        if cell.status == FINISHED and cell.variations and cell.metrics.get("time/generate", 0.0) >= 1
+        if "time/store_vary" not in cell.metrics
     ]
 
 
 def _cost(row: Row, runs: Sequence[Mapping[str, float]]) -> Cost:
-    def of_store(metric: str) -> float:
-        if not row.variations:
-            return 0.0
-        # Every run of a condition says the same of its store, but for one that ran before the store's last mending.
-        return max((run[metric] for run in runs if math.isfinite(run.get(metric, math.nan))), default=math.nan)
+    def values(metric: str) -> list[float]:
+        return [run[metric] for run in runs if math.isfinite(run.get(metric, math.nan))]
 
-    seconds = [run["time/train"] for run in runs if math.isfinite(run.get("time/train", math.nan))]
+    def of_store(metric: str) -> float:
+        # Runs of a condition record the same of its store, but for one that ran before the store's last mending.
+        return max(values(metric), default=math.nan) if row.variations else 0.0
+
+    seconds = values("time/train")
     return Cost(
         row=row,
         fit_seconds=of_store("time/store_fit"),

@@ -9,15 +9,15 @@ likelihood; ibid., section 5.2).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from boxtwin.studies.comparison import FIELDS, Figures
+from boxtwin.studies.comparison import Figures
 from boxtwin.studies.conditions import Row, baseline, paired_seeds
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
 
@@ -39,6 +39,14 @@ class Tried:
     noise: Float[np.ndarray, "counts counts"]  # covariance of the gains' errors
     pairs: tuple[int, ...]
     images_known: bool  # whether the noise knows of the choice of test images
+
+
+class Gain(NamedTuple):
+    """A gain and the least and greatest that 95 % of the draws allow."""
+
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +74,27 @@ class Curve:
         return best / len(self.draws)
 
     @property
+    def chances_tried(self) -> dict[int, float]:
+        """Probability of 0 and each number that was tried to be the best of these."""
+        among = [0, *self.tried.variations]
+        best = self.draws[:, np.searchsorted(self.variations, among)].argmax(axis=1)
+        return {number: float((best == place).mean()) for place, number in enumerate(among)}
+
+    @property
+    def best_place(self) -> int:
+        """Index of `best` in ``variations``."""
+        return int(self.mean.argmax())
+
+    @property
     def best(self) -> int:
         """The number with the greatest gain to be expected."""
-        return int(self.variations[self.mean.argmax()])
+        return int(self.variations[self.best_place])
+
+    @property
+    def best_gain(self) -> Gain:
+        """The gain at `best`, with its band."""
+        low, high = self.band[:, self.best_place].tolist()
+        return Gain(float(self.mean[self.best_place]), low, high)
 
     @property
     def best_range(self) -> tuple[int, int]:
@@ -88,10 +114,16 @@ class Curve:
         sure = np.flatnonzero(self.chance_enough() >= LEVEL)
         return int(self.variations[sure[0]]) if len(sure) else None
 
+    @property
+    def surest(self) -> tuple[int, float]:
+        """The number that is most probably as good as the best, and that probability."""
+        chances = self.chance_enough()
+        return int(self.variations[chances.argmax()]), float(chances.max())
+
     def narrowing(self, number: int, noise: float) -> tuple[float, float]:
         """Standard deviation of the gain at the best number: now, and after ``number`` was tried with such a noise."""
         covariance = np.cov(self.draws.T)
-        at, new = int(self.mean.argmax()), int(np.abs(self.variations - number).argmin())
+        at, new = self.best_place, int(np.abs(self.variations - number).argmin())
         now = float(covariance[at, at])
         total = float(covariance[new, new]) + noise
         after = now - float(covariance[at, new]) ** 2 / total if total > 0 else now
@@ -100,22 +132,17 @@ class Curve:
 
 def lines(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
     """A baseline and its rows with variations, for each split, condition and generator."""
-    found: dict[tuple[Any, ...], tuple[Row, list[Row]]] = {}
+    members: dict[Hashable, tuple[Row, list[Row]]] = {}
     for row in rows:
         base = baseline(rows, row)
-        if row.variations and base is not None:
-            found.setdefault((row.split, row.condition, row.generator), (base, []))[1].append(row)
-    return [(base, sorted(members, key=lambda row: row.variations)) for base, members in found.values()]
-
-
-def pairs_of(base: Row, row: Row) -> int:
-    """Seeds that a row shares with its baseline."""
-    return len(paired_seeds(base, row))
+        if base is not None:
+            members.setdefault((row.split, row.condition, row.generator), (base, []))[1].append(row)
+    return [(base, sorted(group, key=lambda row: row.variations)) for base, group in members.values()]
 
 
 def can_bend(base: Row, members: Sequence[Row]) -> bool:
     """Whether enough numbers of variations have enough seeds for a best one to be named."""
-    return 1 + sum(pairs_of(base, row) >= LEAST_PAIRS for row in members) >= LEAST_COUNTS
+    return 1 + sum(len(paired_seeds(base, row)) >= LEAST_PAIRS for row in members) >= LEAST_COUNTS
 
 
 def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> Tried:
@@ -128,35 +155,32 @@ def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> T
     3. Images: the covariance of the gains over resamples of the test images, which all rows share, without what is
        peculiar to one run on one image: that is noise of the run's own, and in the first part.
     """
-    rows = [row for row in members if pairs_of(base, row) >= LEAST_PAIRS]
+    rows = [row for row in members if len(paired_seeds(base, row)) >= LEAST_PAIRS]
     sign = -1.0 if figure == "count_mae" else 1.0
-    values = [dict(getattr(row, FIELDS[figure]).by_seed) for row in (base, *rows)]
+    old, *new = (dict(row.estimates[figure].by_seed) for row in (base, *rows))
     shared = [
-        [seed for seed in paired_seeds(base, row) if seed in values[0] and seed in own]
-        for row, own in zip(rows, values[1:], strict=True)
+        [seed for seed in paired_seeds(base, row) if seed in old and seed in values]
+        for row, values in zip(rows, new, strict=True)
     ]
-    gains = np.array(
-        [
-            sign * np.mean([own[seed] - values[0][seed] for seed in seeds])
-            for own, seeds in zip(values[1:], shared, strict=True)
-        ]
-    )
-    variance = _own_variance(values)
-    noise = np.array(
+    gains = [
+        sign * np.mean([values[seed] - old[seed] for seed in seeds]) for values, seeds in zip(new, shared, strict=True)
+    ]
+    noise = _own_variance([old, *new]) * np.array(
         [
             [len(set(a) & set(b)) / (len(a) * len(b)) + (1 / len(a) if i == j else 0) for j, b in enumerate(shared)]
             for i, a in enumerate(shared)
         ]
     )
-    noise *= variance
-    resampled = [_resampled(figure, base, row, seeds, figures) for row, seeds in zip(rows, shared, strict=True)]
-    known = [each for each in resampled if each is not None]
-    images_known = len(known) == len(rows)
+    resampled = []
+    for row, seeds in zip(rows, shared, strict=True):
+        after, before = (figures.of_row(figure, each, seeds) for each in (row, base))
+        if after is not None and before is not None:
+            resampled.append(after[:, 1:] - before[:, 1:])
+    images_known = len(resampled) == len(rows)
     if images_known:
-        noise = noise + _image_noise(known, shared)
-    return Tried(
-        tuple(row.variations for row in rows), gains, noise, tuple(len(seeds) for seeds in shared), images_known
-    )
+        noise = noise + _image_noise(resampled, shared)
+    pairs = tuple(len(seeds) for seeds in shared)
+    return Tried(tuple(row.variations for row in rows), np.array(gains), noise, pairs, images_known)
 
 
 def _own_variance(values: Sequence[dict[int, float]]) -> float:
@@ -164,7 +188,7 @@ def _own_variance(values: Sequence[dict[int, float]]) -> float:
 
     By least squares on runs = condition + seed, which takes any pattern of missing runs.
     """
-    entries = [(row, seed, value) for row, own in enumerate(values) for seed, value in own.items()]
+    entries = [(row, seed, value) for row, by_seed in enumerate(values) for seed, value in by_seed.items()]
     seeds = sorted({seed for _, seed, _ in entries})
     design = np.zeros((len(entries), len(values) + len(seeds)))
     for line, (row, seed, _) in enumerate(entries):
@@ -175,18 +199,6 @@ def _own_variance(values: Sequence[dict[int, float]]) -> float:
     residual = float(((target - design @ solution) ** 2).sum())
     # Variance of Student's t with as many degrees of freedom; six seeds of three conditions have ten.
     return residual / (freedom - 2) if freedom > 2 else residual / max(freedom, 1)
-
-
-def _resampled(
-    figure: str, base: Row, row: Row, seeds: Sequence[int], figures: Figures
-) -> Float[np.ndarray, "pairs resamples"] | None:
-    parts = []
-    for seed in seeds:
-        new, old = (figures.of(dict(zip(each.seeds, each.runs, strict=True))[seed]) for each in (row, base))
-        if new is None or old is None:
-            return None
-        parts.append(new[figure][1:] - old[figure][1:])
-    return np.stack(parts)
 
 
 def _image_noise(
@@ -214,7 +226,7 @@ def places(largest: int) -> Int[np.ndarray, " places"]:
     return np.unique(np.round(np.expm1(np.linspace(0, np.log1p(largest), MOST_PLACES))).astype(np.int64))
 
 
-def fit(figure: str, found: Tried) -> Curve:
+def fit(figure: str, gains: Tried) -> Curve:
     """The curve through what was tried: draws from the Gaussian process, averaged over its lengths and heights.
 
     Lengths, on the axis log(1 + variations): from half the widest gap between neighbours that were tried (a shorter one
@@ -224,15 +236,15 @@ def fit(figure: str, found: Tried) -> Curve:
     and pull the curve down: all gains share the errors of one baseline, so that points hardly contradict that. Both in
     even steps of their logarithms, none preferred.
     """
-    at = np.log1p(np.array([0, *found.variations], dtype=np.float64))
-    scale = max(float(np.sqrt(np.diag(found.noise)).max()), float(np.abs(found.gains).max()), 1e-6)
+    at = np.log1p(np.array([0, *gains.variations], dtype=np.float64))
+    scale = max(float(np.sqrt(np.diag(gains.noise)).max()), float(np.abs(gains.gains).max()), 1e-6)
     lengths = np.geomspace(np.diff(at).max() / 2, float(at[-1]), GRID)
     heights = np.geomspace(1.0, 4.0, GRID)
-    spots = places(found.variations[-1])
-    targets = np.concatenate([[0.0], found.gains / scale])
+    spots = places(gains.variations[-1])
+    targets = np.concatenate([[0.0], gains.gains / scale])
     # 1e-8: the gain at 0 is 0 without error, but a matrix must not be singular.
     noise = 1e-8 * np.eye(len(at))
-    noise[1:, 1:] += found.noise / scale**2
+    noise[1:, 1:] += gains.noise / scale**2
     # The last place twice: so the draws are those of earlier versions.
     grid = np.log1p(np.append(spots, spots[-1]).astype(np.float64))
     processes = [posterior(at, targets, noise, grid, *each) for each in product(lengths, heights)]
@@ -248,7 +260,7 @@ def fit(figure: str, found: Tried) -> Curve:
     ]
     draws = np.concatenate(drawn)[:, :-1] * scale
     draws[:, 0] = 0.0
-    return Curve(figure, found, spots, draws)
+    return Curve(figure, gains, spots, draws)
 
 
 def posterior(

@@ -37,6 +37,21 @@ def image_counts(images: int, resamples: int, seed: int) -> Float[np.ndarray, "r
     return rng.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
 
 
+def bootstrap_counts(images: int, resamples: int, seed: int) -> Float[np.ndarray, "_rows images"]:
+    """The test images as they are, in the first row, and `image_counts` below it."""
+    return np.concatenate([np.ones((1, images)), image_counts(images, resamples, seed)])
+
+
+def interval_of(differences: Float[np.ndarray, "pairs columns"], images: int) -> Interval | None:
+    """`hierarchical_interval` of differences on the images as they are (first column) and on resamples of them.
+
+    None with fewer than two pairs, and where a resample has no value.
+    """
+    if len(differences) < 2 or not np.isfinite(differences).all():
+        return None
+    return hierarchical_interval(differences[:, 0], differences[:, 1:], images=images)
+
+
 def hierarchical_interval(
     differences: Float[np.ndarray, " pairs"],
     resampled: Float[np.ndarray, "_pairs resamples"],

@@ -22,7 +22,7 @@ from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, read_result
 log = logging.getLogger(__name__)
 
 FINISHED = "FINISHED"  # MLflow's word
-DAMAGED = "DAMAGED"  # of a finished run whose matches cannot be read, here or in MLflow; train.py runs it again
+DAMAGED = "DAMAGED"  # a finished run whose matches cannot be read, here or in MLflow; train.py runs it again
 NO_GENERATOR = "none"  # what a run without variations is filed under
 # What reading a record meets in values that are missing, or are not what they should be.
 BROKEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -51,9 +51,9 @@ class Cell:
     minutes: float
     output_dir: str
     status: str
-    overrides: str = ""  # what was typed after `python train.py` to get this run, as a shell takes it
-    store: str = ""  # name of the store of its variations; empty: it has none, or does not say
-    train_size: int | None = None  # where only some of the split's training images were used; `split` says so too
+    overrides: str = ""  # what was typed after `python train.py`, as a shell takes it
+    store: str = ""  # name of the store of its variations; empty: none, or not recorded
+    train_size: int | None = None  # where only some of the split's training images were used; `split` names it too
     labels: str = ""  # how those of its variations were found
     validation: tuple[tuple[int, float], ...] = ()  # step, AP on the real validation images
     condition: Values = field(default_factory=dict)  # every setting that defines it but the seed; empty: not recorded
@@ -74,7 +74,7 @@ class Cell:
         return " ".join(parts) if all(parts) else ""
 
 
-class Kept:
+class RunFiles:
     """Files that runs keep, by name.
 
     Args:
@@ -90,16 +90,6 @@ class Kept:
         if cell.run_id in self._copies:
             folders += [self._copies[cell.run_id], self._copies[cell.run_id] / "store"]
         return next((folder / name for folder in folders if (folder / name).is_file()), None)
-
-
-def first_runs(cells: Sequence[Cell]) -> list[Cell]:
-    """The finished run of the first seed of each condition, those with the most variations first: what is shown."""
-    chosen: dict[tuple[object, ...], Cell] = {}
-    for cell in sorted(cells, key=lambda cell: (cell.split, -cell.variations, cell.generator, cell.seed, cell.run_id)):
-        if cell.status == FINISHED:
-            key = (cell.dataset, cell.detector, cell.setting, cell.steps, cell.split, cell.generator, cell.variations)
-            chosen.setdefault((*key, *sorted(cell.condition.items())), cell)
-    return list(chosen.values())
 
 
 def cells_in(folder: Path) -> list[Cell]:
@@ -179,18 +169,17 @@ def with_evidence(
         copies: by run id, a folder that has what a run's own folder lacks.
         bring_back: gets the evidence of a run whose own is damaged from elsewhere.
     """
-    found, judged = {}, []
+    evidence, judged = {}, []
     for cell in cells:
         folders = [Path(cell.output_dir)] if cell.output_dir else []
         folders += [copies[cell.run_id]] if cell.run_id in copies else []
-        kept = None
         if cell.status == FINISHED:
-            kept = next((kept for folder in folders if (kept := Evidence.load(folder)) is not None), None)
-            if kept is None and any((folder / MATCHES_FILE).exists() for folder in folders):
-                kept = None if bring_back is None else bring_back(cell)
-                if kept is None:  # runs of older versions keep none
-                    cell = replace(cell, status=DAMAGED)
-        if kept is not None:
-            found[cell.run_id] = kept
+            loaded = next((each for folder in folders if (each := Evidence.load(folder)) is not None), None)
+            # Runs of older versions keep no matches.
+            if loaded is None and any((folder / MATCHES_FILE).exists() for folder in folders):
+                loaded = bring_back(cell) if bring_back else None
+                cell = cell if loaded else replace(cell, status=DAMAGED)
+            if loaded is not None:
+                evidence[cell.run_id] = loaded
         judged.append(cell)
-    return judged, found
+    return judged, evidence

@@ -27,13 +27,13 @@ class RunResult:
     setting: str = ""  # short hash of everything configured that has no parameter of its own
     overrides: str | Sequence[str] = ()  # what followed ``python train.py``
     params: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float | None] = field(default_factory=dict)  # named as in MLflow; None: not defined
+    metrics: Mapping[str, int | float | None] = field(default_factory=dict)  # named as in MLflow; None: not defined
     classes: Sequence[Mapping[str, Any]] = ()  # name, count_threshold and metrics of each class
     data: Mapping[str, Any] = field(default_factory=dict)  # hashes of data set and split, variation store, repairs
     condition: Mapping[str, Any] = field(default_factory=dict)  # everything that defines the run but its seed
     provenance: Mapping[str, Any] = field(default_factory=dict)
     counts: Sequence[Mapping[str, Any]] = ()  # true and counted objects of each test image
-    validation: Sequence[Sequence[float]] = ()  # step, AP on the real validation images
+    validation: Sequence[Sequence[int | float]] = ()  # step, AP on the real validation images
     taken_over_from: Mapping[str, str] | None = None  # study and run_id of the run that was reused
 
     def write(self, folder: Path) -> Path:

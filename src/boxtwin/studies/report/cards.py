@@ -1,14 +1,19 @@
-"""What the cards of the stores say, for the report: of the labels of their variations, and of the variations' looks."""
+"""What the cards of the variation stores say, for the report: of the labels of variations, and of their quality."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boxtwin.studies.runs import LABEL_CARD, QUALITY_CARD, Cell, Kept, first_runs
+from boxtwin.studies.conditions import Row
+from boxtwin.studies.report.numbers import number
+from boxtwin.studies.report.words import sentence
+from boxtwin.studies.runs import LABEL_CARD, QUALITY_CARD
+from boxtwin.studies.study import Study
 
 FIGURES = {
     "grey_levels": "grey levels: distance to the sources, in standard deviations",
@@ -19,14 +24,16 @@ FIGURES = {
     "test": "layout distance to the nearest test image, median",
 }
 
+Lines = tuple[tuple[str, ...], ...]
+
 
 @dataclass(frozen=True)
 class Card:
     """A card in words and as a picture (None where that is not at hand)."""
 
     title: str
-    sentences: tuple[str, ...]
-    table: tuple[tuple[str, ...], ...]  # headings first; empty: none
+    text: str
+    table: Lines  # headings first; empty: none
     picture: Path | None
 
 
@@ -39,44 +46,38 @@ class StoreCards:
     cards: tuple[Card, ...]
 
 
-def store_cards(cells: Sequence[Cell], kept: Kept) -> list[StoreCards]:
+def store_cards(study: Study) -> list[StoreCards]:
     """The cards of all stores that the runs used, once for each split; stores of runs that keep none are left out.
 
     A store's card is taken from the run with the most variations: those of the others are among its own.
     """
-    by_store: dict[tuple[str, str], list[Cell]] = {}
-    for cell in first_runs(cells):
-        if cell.variations:
-            by_store.setdefault((cell.store or cell.generator, cell.split), []).append(cell)
-    found = []
-    for (store, split), members in sorted(by_store.items()):
-        cards = tuple(
-            card
-            for name, read in ((LABEL_CARD, _label_card), (QUALITY_CARD, _quality_card))
-            if (card := _first(members, name, read, kept)) is not None
-        )
+    by_store: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in sorted(study.rows, key=lambda row: -row.variations):
+        if row.variations:
+            run = study.first_run(row)
+            by_store[run.store or run.generator, run.split].append(row)
+    stores = []
+    for (store, split), rows in sorted(by_store.items()):
+        cards = tuple(card for kind in KINDS if (card := _card(study, rows, kind)) is not None)
         if cards:
-            users = tuple(f"{cell.split} x{cell.variations} {cell.generator}" for cell in reversed(members))
-            found.append(StoreCards(f"{store}, for {split}", tuple(dict.fromkeys(users)), cards))
-    return found
+            stores.append(StoreCards(f"{store}, for {split}", tuple(row.name for row in reversed(rows)), cards))
+    return stores
 
 
-def _first(members: Sequence[Cell], name: str, read: Any, kept: Kept) -> Card | None:
-    for cell in members:
-        file = kept.find(cell, f"{name}.json")
+def _card(study: Study, rows: list[Row], kind: str) -> Card | None:
+    for row in rows:
+        run = study.first_run(row)
+        file = study.files.find(run, f"{kind}.json")
         if file is not None:
-            card: Card = read(json.loads(file.read_text()), kept.find(cell, f"{name}.png"))
-            return card
+            content = json.loads(file.read_text())
+            title, lines = KINDS[kind]
+            return Card(title, sentence(kind, card=content), lines(content), study.files.find(run, f"{kind}.png"))
     return None
 
 
-def _label_card(content: dict[str, Any], picture: Path | None) -> Card:
-    boxes = ", ".join(f"{content[decision]} {decision}" for decision in ("kept", "shifted", "dropped", "added"))
-    sentences = [f"Boxes: {boxes}.", f"Images: {content['images']} used, {content['refused']} refused."]
-    if content["reasons"]:
-        reasons = "; ".join(f"{count}: {reason}" for reason, count in content["reasons"].items())
-        sentences.append(f"Refused because: {reasons}.")
-    lines = [
+def _evidence(content: dict[str, Any]) -> Lines:
+    """Quantiles of the evidence for boxes, by what was decided of them."""
+    lines = tuple(
         (
             name,
             decision,
@@ -85,33 +86,24 @@ def _label_card(content: dict[str, Any], picture: Path | None) -> Card:
         )
         for name, figures in content["evidence"].items()
         for decision, values in figures["decisions"].items()
-    ]
-    table = (("evidence", "decision", "boxes", "lowest 5 %", "median", "highest 5 %"), *lines) if lines else ()
-    return Card("Labels: what became of the boxes", tuple(sentences), table, picture)
-
-
-def _quality_card(content: dict[str, Any], picture: Path | None) -> Card:
-    images = content["images"]
-    sentences = [
-        f"Verdict: {content['verdict']}.",
-        f"{images['variations']} variations of {images['sources']} sources, held against {images['real']} real images "
-        f"to learn and choose from and {images['test']} test images.",
-    ]
-    if "advice" in content:  # cards of older versions have none
-        sentences.insert(1, content["advice"])
-    copies, matches = content["figures"]["nearest_real"]["copies"], content["figures"]["test"]["matches"]
-    sentences.append(
-        f"{100 * copies:.1f} % repeat a real image; {len(matches)} repeat more of a test image than their source."
     )
-    lines = [
-        (words, _number(content["figures"][name]["value"]), _number(content["figures"][name]["reference"]),
-         content["figures"][name]["verdict"])
+    return (("evidence", "decision", "boxes", "lowest 5 %", "median", "highest 5 %"), *lines) if lines else ()
+
+
+def _quality(content: dict[str, Any]) -> Lines:
+    def shown(value: float | None) -> str:
+        return "-" if value is None else number(value, 3)
+
+    lines = tuple(
+        (words, shown(figure["value"]), shown(figure["reference"]), figure["verdict"])
         for name, words in FIGURES.items()
-        if name != "looks" or content["speckle"] is not None
-    ]  # fmt: skip
-    table = (("figure", "variations", "real images among themselves", "verdict"), *lines)
-    return Card("Looks: do they pass for real, and are they new", tuple(sentences), table, picture)
+        if (figure := content["figures"][name]) and (name != "looks" or content["speckle"] is not None)
+    )
+    return (("figure", "variations", "real images among themselves", "verdict"), *lines)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+# Title and table of each card; its name is that of its file and of the macro that words it.
+KINDS: dict[str, tuple[str, Callable[[dict[str, Any]], Lines]]] = {
+    LABEL_CARD: ("Labels: what became of the boxes", _evidence),
+    QUALITY_CARD: ("Looks: do they pass for real, and are they new", _quality),
+}
