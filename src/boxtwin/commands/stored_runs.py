@@ -93,24 +93,24 @@ def bring_back(store: Store, temporary: Path, cell: Cell) -> Evidence | None:
 
 
 def _cell(study: str, run: Run, store: Store, tracking: Path, temporary: Path) -> Cell:
-    params, tags, metrics = run.data.params, run.data.tags, dict(run.data.metrics)
-    # Whether training went on long enough is asked of runs without variations alone.
-    asked = int(params["variations"]) == 0 and run.info.status == FINISHED
+    params, tags, finished = run.data.params, run.data.tags, run.info.status == FINISHED
     folder, result = None, RunResult()
-    if run.info.status == FINISHED:
+    if finished:
         # The folder counts if what lies there is this very run's: another run may have written to the same place.
         folder = find_folder(tags.get("boxtwin.output_dir", ""), tracking, tags.get(IDENTITY_TAG, ""))
         if folder is None:
             store.fetch_files(run.info.run_id, [RESULT_FILE], temporary / run.info.run_id)
-        found = read_result(folder or temporary / run.info.run_id)
-        if found is None:  # then nothing says what defines it
+        recorded = read_result(folder or temporary / run.info.run_id)
+        if recorded is None:  # then nothing says what defines it
             raise ValueError(f"its {RESULT_FILE} is gone or damaged, here and in MLflow")
-        result = found
+        result = recorded
+    # Whether training went on long enough is asked of runs without variations alone.
+    asked = int(params["variations"]) == 0 and finished
     result = replace(
         result,
         study=study,
         params=params,
-        metrics=metrics,
+        metrics=dict(run.data.metrics),
         setting=tags.get("boxtwin.setting", ""),
         overrides=tags.get("boxtwin.overrides", ""),
         data={**result.data, "store": f"{params['generator']}-{tags[STORE_TAG]}" if STORE_TAG in tags else None},

@@ -12,7 +12,6 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -39,14 +38,6 @@ class Tried:
     noise: Float[np.ndarray, "counts counts"]  # covariance of the gains' errors
     pairs: tuple[int, ...]
     images_known: bool  # whether the noise knows of the choice of test images
-
-
-class Gain(NamedTuple):
-    """A gain and the least and greatest that 95 % of the draws allow."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +82,10 @@ class Curve:
         return int(self.variations[self.best_place])
 
     @property
-    def best_gain(self) -> Gain:
-        """The gain at `best`, with its band."""
+    def best_gain(self) -> tuple[float, float, float]:
+        """The gain at `best`, and the ends of its band."""
         low, high = self.band[:, self.best_place].tolist()
-        return Gain(float(self.mean[self.best_place]), low, high)
+        return float(self.mean[self.best_place]), low, high
 
     @property
     def best_range(self) -> tuple[int, int]:

@@ -176,11 +176,6 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     return float(flips.pvalue)
 
 
-def least_p(pairs: int) -> float:
-    """The smallest two-sided p that ``pairs`` pairs can give."""
-    return 2.0 / 2.0**pairs if pairs else 1.0
-
-
 def pairs_needed(comparisons: int) -> int:
     """Pairs that a table of so many comparisons needs before the clearest of them can be called significant."""
     return math.ceil(math.log2(2 * max(comparisons, 1) / SIGNIFICANT))
@@ -188,13 +183,12 @@ def pairs_needed(comparisons: int) -> int:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p values corrected for their number (Holm 1979), in the order given; nan stays nan and does not count."""
-    known = [index for index, p in enumerate(p_values) if not math.isnan(p)]
-    corrected = [math.nan] * len(p_values)
-    greatest = 0.0
-    for rank, index in enumerate(sorted(known, key=lambda index: p_values[index])):
-        greatest = max(greatest, min(1.0, (len(known) - rank) * p_values[index]))
-        corrected[index] = greatest
-    return corrected
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # nan is sorted to the end
+    corrected = np.full(len(p), math.nan)
+    scaled = np.minimum(p[order] * np.arange(len(order), 0, -1), 1.0)
+    corrected[order] = np.maximum.accumulate(scaled)
+    return [float(value) for value in corrected]
 
 
 @dataclass(frozen=True)
@@ -227,13 +221,15 @@ def noise_of(interval: Interval, pairs: int, images: int) -> Noise:
 def least(interval: Interval, pairs: int, images: int) -> float:
     """Half width that no number of pairs gets below, scaled from what it is now."""
     noise = noise_of(interval, pairs, images)
-    now = noise.half_width(pairs)
-    return (interval.high - interval.low) / 2 * noise.floor / now if now else 0.0
+    return _scaled(interval, noise.floor, noise.half_width(pairs))
 
 
 def after_more(interval: Interval, pairs: int, more: int, images: int) -> float:
     """Half width of an interval after ``more`` pairs were added, scaled from what it is now."""
     noise = noise_of(interval, pairs, images)
-    now = noise.half_width(pairs)
-    measured = (interval.high - interval.low) / 2
-    return measured * noise.half_width(pairs + more) / now if now else 0.0
+    return _scaled(interval, noise.half_width(pairs + more), noise.half_width(pairs))
+
+
+def _scaled(interval: Interval, then: float, now: float) -> float:
+    """The measured half width times the ratio of two that are expected."""
+    return (interval.high - interval.low) / 2 * then / now if now else 0.0

@@ -92,34 +92,19 @@ def aligned(lines: Sequence[Sequence[str]], words: Collection[int]) -> list[str]
 
 def text_table(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list[str]:
     """The table in plain text; AP in percent, ranges in brackets are least and greatest over seeds."""
-    varied, by_row = varied_settings(rows), against_none(contrasts)
+    varied = varied_settings(rows)
     headings = [*varied, "split", "variations", "generator", "seeds", "AP", "AP50", "vs x0", "count MAE", "vs x0"]
     lines = [[*headings, "bias", "real", "synthetic", "minutes"]]
-    for row in rows:
-        differences = by_row.get(row.runs, {})
-
-        def ranged(metric: str, row: Row = row) -> str:
-            entry = _spread(row.estimates[metric], metric)
-            return f"{entry.main} [{entry.detail.replace(' to ', ', ')}]" if entry.detail else entry.main
-
-        lines.append(
-            [
-                *(row.setup.get(setting, "") for setting in varied),
-                row.split,
-                str(row.variations),
-                row.generator,
-                str(len(row.seeds)),
-                ranged("map"),
-                ranged("map_50"),
-                _compared("map_50", differences)[0].main,
-                ranged("count_mae"),
-                _compared("count_mae", differences)[0].main,
-                _signed("count_bias", row.estimates["count_bias"].mean),
-                number(row.real_images, 0),
-                number(row.synthetic_images, 0),
-                number(row.minutes, 1),
-            ]
+    entries = [line for _, body in page_table(rows, contrasts).groups for line in body]
+    for row, (_, ap, ap50, ap50_change, _, mae, mae_change, _, bias, _, minutes) in zip(rows, entries, strict=True):
+        names = [*(row.setup.get(setting, "") for setting in varied), row.split, str(row.variations), row.generator]
+        ap_ranged, ap50_ranged, mae_ranged = (
+            f"{each.main} [{each.detail.replace(' to ', ', ')}]" if each.detail else each.main
+            for each in (ap, ap50, mae)
         )
+        figures = [ap_ranged, ap50_ranged, ap50_change.main, mae_ranged, mae_change.main, bias.main]
+        images = [number(row.real_images, 0), number(row.synthetic_images, 0)]
+        lines.append([*names, str(len(row.seeds)), *figures, *images, minutes.main])
     return aligned(lines, {*range(len(varied) + 1), len(varied) + 2})
 
 
