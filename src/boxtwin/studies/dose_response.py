@@ -23,6 +23,7 @@ from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
 LEAST_COUNTS = 3  # 0 among them: two points make a line, which is best at one of its ends whatever the truth
 # What counts as "no worse than the best": AP in [0, 1], MAE in objects an image.
 MARGINS = {"map": 0.01, "map_50": 0.01, "count_mae": 0.05}
+ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)  # of a 95 % band, as quantiles
 DRAWS = 4000
 DRAWS_SEED = 0
 MOST_PLACES = 120  # whole numbers that the curve is worked out at; beyond, at even distances on the axis
@@ -56,7 +57,7 @@ class Curve:
     @property
     def band(self) -> Float[np.ndarray, "2 places"]:
         """Least and greatest gain that 95 % of the draws allow at each number."""
-        return np.quantile(self.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        return np.quantile(self.draws, ENDS, axis=0)
 
     @property
     def chances(self) -> Float[np.ndarray, " places"]:
@@ -90,10 +91,9 @@ class Curve:
     @property
     def best_range(self) -> tuple[int, int]:
         """Numbers between which the best lies with 95 % probability."""
-        ends = np.quantile(
-            self.variations[self.draws.argmax(axis=1)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest"
-        )
-        return int(ends[0]), int(ends[1])
+        best = self.variations[self.draws.argmax(axis=1)]
+        low, high = np.quantile(best, ENDS, method="nearest")
+        return int(low), int(high)
 
     def chance_enough(self) -> Float[np.ndarray, " places"]:
         """Probability of each number to be no more than a margin (`MARGINS`) below the best of all."""
@@ -139,12 +139,12 @@ def can_bend(base: Row, members: Sequence[Row]) -> bool:
 def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> Tried:
     """Gains of the rows with enough seeds over their baseline, and the covariance of their errors.
 
-    1. Seeds: a run's figure is that of its condition, plus what its seed does to all conditions, plus noise of its own
-       with the same variance everywhere. Pairs take the second away. The third is estimated from all rows together:
-       alone, six seeds know their own variance to a factor of two. It is raised as Student's t asks for.
-    2. All gains are over the same runs of the baseline, so that errors of these are in all of them.
-    3. Images: the covariance of the gains over resamples of the test images, which all rows share, without what is
-       peculiar to one run on one image: that is noise of the run's own, and in the first part.
+    1. Seeds: a run's figure is the sum of its condition, of what its seed does to all conditions, and of noise with the
+       same variance everywhere. Pairs cancel the second. The variance is estimated from all rows together, since six
+       seeds know their own to a factor of two, and raised as Student's t asks for.
+    2. All gains are over the same runs of the baseline, whose errors they share.
+    3. Images: the covariance of the gains over resamples of the test images, without what is peculiar to one run on
+       one image, which is part of the first.
     """
     rows = [row for row in members if len(paired_seeds(base, row)) >= LEAST_PAIRS]
     sign = -1.0 if figure == "count_mae" else 1.0
@@ -197,7 +197,7 @@ def _image_noise(
 ) -> Float[np.ndarray, "rows rows"]:
     """Covariance of mean gains by the choice of test images alone (`boxtwin.studies.inference.variances`, for several).
 
-    Rows of different seeds are taken to share nothing peculiar, which keeps too much rather than too little.
+    Rows of different seeds are taken to share nothing peculiar, which overestimates rather than underestimates.
     """
     together = np.atleast_2d(np.cov(np.stack([each.mean(axis=0) for each in gains])))
     peculiar = np.zeros_like(together)
@@ -220,12 +220,10 @@ def places(largest: int) -> Int[np.ndarray, " places"]:
 def fit(figure: str, gains: Tried) -> Curve:
     """The curve through what was tried: draws from the Gaussian process, averaged over its lengths and heights.
 
-    Lengths, on the axis log(1 + variations): from half the widest gap between neighbours that were tried (a shorter one
-    would let the curve do anything between them, which no point could contradict) to the whole axis (longer ones are
-    next to straight, and pull the curve away from a rise that levels off). Heights: from the largest gain that was
-    measured, or the largest error of one, to four times that. Lower ones would take for granted that gains are small,
-    and pull the curve down: all gains share the errors of one baseline, so that points hardly contradict that. Both in
-    even steps of their logarithms, none preferred.
+    Lengths, on the axis log(1 + variations), are from half the widest gap between neighbours that were tried (below it
+    no point contradicts the curve) to the whole axis (beyond it the curve is nearly straight). Heights are from the
+    largest gain that was measured, or the largest error of one, to four times that: lower ones would take small gains
+    for granted. Both are in even steps of their logarithms, and equally probable.
     """
     at = np.log1p(np.array([0, *gains.variations], dtype=np.float64))
     scale = max(float(np.sqrt(np.diag(gains.noise)).max()), float(np.abs(gains.gains).max()), 1e-6)

@@ -14,13 +14,14 @@ import numpy as np
 from boxtwin.command_line import command_line, relative, setting
 from boxtwin.datasets.image_io import read_image
 from boxtwin.files import write_bytes_atomically
+from boxtwin.studies.comparison import against_none
 from boxtwin.studies.costs import costs, unattributed
 from boxtwin.studies.report.cards import store_cards
 from boxtwin.studies.report.gallery import galleries
 from boxtwin.studies.report.plots import CURVES, curve_figure, plot_curves
 from boxtwin.studies.report.sections import Section
 from boxtwin.studies.report.summary import Summary
-from boxtwin.studies.report.tables import class_table, cost_table, count_table, page_table, slice_tables, write_csv
+from boxtwin.studies.report.tables import class_table, page_table, write_csv
 from boxtwin.studies.report.words import ENVIRONMENT
 from boxtwin.studies.runs import FINISHED, Cell
 from boxtwin.studies.slices import LEAST_IMAGES, RESAMPLES, count_errors, slicings
@@ -58,12 +59,13 @@ def write_report(study: Study, summary: Summary, folder: Path) -> Path:
             Section("Notes on the runs", tuple(summary.notes), ()),
             *summary.sections,
         ],
-        cost=cost_table(costs(rows, cells), study.contrasts),
+        costs=costs(rows, cells),
+        gains=against_none(study.contrasts),
         made_by=unattributed(cells),
-        slices=slice_tables(slicings(rows, study.evidence)),
+        slices=slicings(rows, study.evidence),
         least_images=LEAST_IMAGES,
         slice_resamples=RESAMPLES,
-        counts=[count_table(each) for each in count_errors(rows, study.evidence)],
+        counts=count_errors(rows, study.evidence),
         galleries=galleries(study),
         stores=store_cards(study),
         jpeg_uri=_jpeg,

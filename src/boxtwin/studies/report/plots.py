@@ -20,8 +20,7 @@ from boxtwin.studies.conditions import Estimate, Row, baseline, condition_name
 from boxtwin.studies.dose_response import Curve
 from boxtwin.studies.equivalence import Exchange, monotone
 from boxtwin.studies.inference import mean_interval
-from boxtwin.studies.report.numbers import METRICS
-from boxtwin.studies.report.words import sentence
+from boxtwin.studies.report.words import METRICS, sentence
 
 PLOTTED = ("map_50", "count_mae")
 # Title, least height of the axis in the unit shown (differences that one run alone would make must not fill the
@@ -34,7 +33,7 @@ LETTERS = 14  # of 9 points that go into an inch of a legend
 # Okabe & Ito's colours for the colour-blind; markers and dashes repeat the distinction in black and white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES: tuple[tuple[int, tuple[float, ...]], ...] = ((0, ()), (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
+DASHES = ((0, ()), (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 # Nothing about when and with what: the same figure gives the same bytes, and names no address.
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -55,6 +54,17 @@ def as_svg(canvas: Figure, *, transparent: bool = False) -> str:
     with mpl.rc_context({"svg.hashsalt": "boxtwin"}):
         canvas.savefig(encoded, format="svg", facecolor="white", transparent=transparent, metadata=NO_METADATA)
     return encoded.getvalue()
+
+
+def _sizes_axis(axes: Axes, values: Sequence[int | float], label: str, unit: str) -> None:
+    """A logarithmic axis with the values that were tried, and a legend below."""
+    axes.set_xscale("log")
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.minorticks_off()
+    axes.set_xlabel(label)
+    axes.set_ylabel(unit)
+    axes.grid(alpha=0.3)
+    axes.figure.legend(loc="outside lower center", fontsize=9, frameon=False)
 
 
 def plot_curves(rows: Sequence[Row], path: Path) -> None:
@@ -104,11 +114,8 @@ def draw_curve(axes: Axes, rows: Sequence[Row], metric: str) -> None:
 
 def _style(index: int) -> dict[str, Any]:
     """Colour, marker and dashes of one of several lines."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index % len(DASHES)],
-    }
+    values = {"color": COLOURS, "marker": MARKERS, "linestyle": DASHES}
+    return {name: choices[index % len(choices)] for name, choices in values.items()}
 
 
 def lines_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -178,35 +185,28 @@ def dose_response_picture(curves: Sequence[tuple[str, Curve]]) -> Drawing:
     canvas = Figure(figsize=(1 + 4 * columns, 3.6 * height), layout="constrained")
     panels = canvas.subplots(height, columns, squeeze=False, sharey=True).ravel()
     for place, (panel, (title, curve)) in enumerate(zip(panels, curves, strict=False)):
-        _draw(panel, curve, place)
+        _draw(panel, curve, COLOURS[place % len(COLOURS)])
         panel.set_title(title, fontsize=11)
     for panel in panels[len(curves) :]:
         panel.set_axis_off()
     return Drawing(as_svg(canvas), " ".join(_in_words(title, curve) for title, curve in curves))
 
 
-def _draw(axes: Axes, curve: Curve, place: int) -> None:
+def _draw(axes: Axes, curve: Curve, colour: str) -> None:
     """Curve, band, what was measured with its own interval, and the best number."""
     scale = METRICS[curve.figure].factor
     x, band = np.log1p(curve.variations), scale * curve.band
-    colour = COLOURS[place % len(COLOURS)]
     axes.axhline(0, color="#555555", linewidth=0.8)
     axes.fill_between(x, band[0], band[1], color=colour, alpha=0.18, linewidth=0)
     for edge in band:  # in black and white a pale band alone is easily missed
         axes.plot(x, edge, color=colour, linewidth=0.7, linestyle=DASHES[2])
     axes.plot(x, scale * curve.mean, color=colour, linewidth=2, label="curve with 95 % band")
     halves = 1.96 * scale * np.sqrt(np.diag(curve.tried.noise))
+    measured: dict[str, Any] = {"color": "black", "markerfacecolor": "white", "capsize": 3, "linewidth": 1}
     axes.errorbar(
-        np.log1p(curve.tried.variations),
-        scale * curve.tried.gains,
-        yerr=halves,
-        fmt=MARKERS[0],
-        color="black",
-        markerfacecolor="white",
-        capsize=3,
-        linewidth=1,
+        np.log1p(curve.tried.variations), scale * curve.tried.gains, halves, fmt="o", **measured,
         label="measured, 95 % each",
-    )
+    )  # fmt: skip
     best = curve.best_place
     axes.plot(x[best], scale * curve.mean[best], "*", color=colour, markersize=14, markeredgecolor="black")
     sure = curve.best == 0 or band[0, best] > 0
@@ -260,14 +260,8 @@ def equivalence_pictures(shown: Sequence[tuple[Row, list[Row], Exchange]]) -> li
             style |= {"linestyle": "none", "markersize": 9, "markeredgecolor": "black", "label": row.name}
             axes.plot(end, reached, **style)
             conditions.append((row.name, reached, end, exchange.worth))
-        axes.set_xscale("log")
-        axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
-        axes.minorticks_off()
-        axes.set_xlabel("real training images")
-        axes.set_ylabel("AP50, percent")
         axes.set_title(f"{curve[0].prefix}how many real images reach the same (95 % intervals)", fontsize=11)
-        axes.grid(alpha=0.3)
-        canvas.legend(loc="outside lower center", fontsize=9, frameon=False, ncols=2)
+        _sizes_axis(axes, sizes.tolist(), "real training images", "AP50, percent")
         words = sentence("sizes_in_words", sizes=list(zip(sizes, heights, strict=True)), conditions=conditions)
         pictures.append(Drawing(as_svg(canvas), words))
     return pictures
@@ -280,17 +274,10 @@ def steps_picture(by_steps: Mapping[str, Sequence[tuple[int, Contrast]]], text: 
     for place, (title, series) in enumerate(by_steps.items()):
         # Side by side on the axis of logarithms, so that intervals do not cover each other.
         x = [steps * 1.03 ** (place - (len(by_steps) - 1) / 2) for steps, _ in series]
-        y = [100 * contrast.differences["map_50"].mean for _, contrast in series]
-        ends = [contrast.differences["map_50"].interval for _, contrast in series]
-        below = [0.0 if e is None else 100 * (e.mean - e.low) for e in ends]
-        above = [0.0 if e is None else 100 * (e.high - e.mean) for e in ends]
-        axes.errorbar(x, y, yerr=[below, above], **_style(place), capsize=3, linewidth=1.8, markersize=7, label=title)
+        changes = [contrast.differences["map_50"] for _, contrast in series]
+        reach = [(c.mean - c.interval.low, c.interval.high - c.mean) if c.interval else (0.0, 0.0) for c in changes]
+        style = {**_style(place), "capsize": 3, "linewidth": 1.8, "markersize": 7, "label": title}
+        axes.errorbar(x, [100 * change.mean for change in changes], yerr=100 * np.array(reach).T, **style)
     steps = sorted({steps for series in by_steps.values() for steps, _ in series})
-    axes.set_xscale("log")
-    axes.set_xticks(steps, [str(each) for each in steps])
-    axes.minorticks_off()
-    axes.set_xlabel("optimiser steps")
-    axes.set_ylabel("gain in AP50, points")
-    axes.grid(alpha=0.3)
-    canvas.legend(loc="outside lower center", fontsize=9, frameon=False)
+    _sizes_axis(axes, steps, "optimiser steps", METRICS["map_50"].gain)
     return Drawing(as_svg(canvas), text)

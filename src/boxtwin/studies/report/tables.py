@@ -14,15 +14,11 @@ from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.class_figures import ClassChange, ClassFigures, class_columns
 from boxtwin.studies.comparison import Contrast, Difference, against_none
 from boxtwin.studies.conditions import Estimate, Row, varied_settings
-from boxtwin.studies.costs import Cost
 from boxtwin.studies.inference import LEAST_PAIRS
 from boxtwin.studies.next_runs import Candidate
-from boxtwin.studies.report.numbers import METRICS, number, several
-from boxtwin.studies.report.words import sentence
-from boxtwin.studies.slices import CountErrors, SliceFigure, Slicing
+from boxtwin.studies.report.words import METRICS, number, sentence, several
 
 NO_CLASSES: Mapping[str, Sequence[ClassFigures]] = MappingProxyType({})
-SLICE_TITLES = {"size": "By size of the objects", "crowding": "By crowding", "scene": "By scene"}
 MOST_CLASSES = 30  # that the page and the terminal show; comparison.csv has all
 CHANGED = ("map", "map_50", "count_mae")  # in the order of comparison.csv
 
@@ -44,8 +40,6 @@ class Table:
 
     headings: tuple[str, ...]
     groups: tuple[Group, ...]
-    title: str = ""
-    sentence: str = ""
 
 
 def _spread(estimate: Estimate, metric: str) -> Entry:
@@ -58,11 +52,13 @@ def _signed(metric: str, value: float) -> str:
     return METRICS[metric].form(value, signed=True)
 
 
-def _change(metric: str, mean: float, change: Difference | ClassChange | SliceFigure) -> Entry:
-    """A mean change above its interval."""
+def _change(metric: str, change: Difference | ClassChange | None) -> Entry:
+    """A mean change above its interval; empty for a condition that is compared with nothing."""
+    if change is None:
+        return Entry("")
     interval = change.interval
     detail = f"{_signed(metric, interval.low)} to {_signed(metric, interval.high)}" if interval else ""
-    return Entry(_signed(metric, mean), detail)
+    return Entry(_signed(metric, change.mean), detail)
 
 
 def _compared(metric: str, differences: Mapping[str, Difference]) -> tuple[Entry, Entry]:
@@ -75,7 +71,7 @@ def _compared(metric: str, differences: Mapping[str, Difference]) -> tuple[Entry
     else:
         text = sentence("p_value", p=change.p_holm)
         p = Entry(text, f"of {change.family}" if change.family > 1 else "")
-    return _change(metric, change.mean, change), p
+    return _change(metric, change), p
 
 
 def aligned(lines: Sequence[Sequence[str]], words: Collection[int]) -> list[str]:
@@ -171,11 +167,6 @@ def write_csv(
 
 def class_table(by_class: Mapping[str, Sequence[ClassFigures]]) -> Table:
     """A group for each class, with a line for each condition; empty for one class."""
-
-    def change(conditions: ClassFigures, metric: str) -> Entry:
-        found = conditions.changes.get(metric)
-        return Entry("") if found is None else _change(metric, found.mean, found)
-
     headings = ("condition", "AP", "AP50", "AP50 vs x0", "count MAE", "MAE vs x0", "bias", "threshold")
     groups = [
         (
@@ -185,9 +176,9 @@ def class_table(by_class: Mapping[str, Sequence[ClassFigures]]) -> Table:
                     Entry(each.row.name),
                     _spread(each.estimates["map"], "map"),
                     _spread(each.estimates["map_50"], "map_50"),
-                    change(each, "map_50"),
+                    _change("map_50", each.changes.get("map_50")),
                     _spread(each.estimates["count_mae"], "count_mae"),
-                    change(each, "count_mae"),
+                    _change("count_mae", each.changes.get("count_mae")),
                     Entry(_signed("count_bias", each.estimates["count_bias"].mean)),
                     _spread(each.estimates["count_threshold"], "count_threshold"),
                 )
@@ -210,70 +201,6 @@ def class_text(by_class: Mapping[str, Sequence[ClassFigures]]) -> list[str]:
     for name, lines in table.groups:
         text += [name, *(next(rest) for _ in lines)]
     return text
-
-
-def cost_table(costs: Sequence[Cost], contrasts: Sequence[Contrast]) -> Table:
-    """What each condition cost, beside what it gained."""
-    by_row = against_none(contrasts)
-
-    def known(value: float, decimals: int = 0) -> Entry:
-        return Entry(number(value, decimals) if math.isfinite(value) else "not known")
-
-    headings = ("condition", "learning, s", "drawing, s", "training, s", "API, USD", "labelling, min", "AP50 vs x0")
-    lines = tuple(
-        (
-            Entry(cost.row.name),
-            *(known(value) for value in (cost.fit_seconds, cost.vary_seconds, cost.train_seconds)),
-            known(cost.usd, 2),
-            known(cost.label_minutes, 1),
-            *(_compared(metric, by_row.get(cost.row.runs, {}))[0] for metric in ("map_50", "count_mae")),
-        )
-        for cost in costs
-    )
-    return Table((*headings, "MAE vs x0"), (("", lines),))
-
-
-def slice_tables(slicings: Sequence[Slicing]) -> list[Table]:
-    """A table for each way to cut the test images, with a group for each slice."""
-
-    def change(row: Row, figure: SliceFigure, metric: str, tells: bool) -> Entry:
-        if not row.variations or not math.isfinite(figure.change):
-            return Entry("")
-        return _change(metric, figure.change, figure) if tells else Entry("too few")
-
-    tables = []
-    for slicing in slicings:
-        groups = []
-        for table in slicing.tables:
-            part = table.slice
-            lines = tuple(
-                (
-                    Entry(row.name),
-                    Entry(METRICS["map_50"].form(ap50.value)),
-                    change(row, ap50, "map_50", part.tells_ap),
-                    Entry(METRICS["count_mae"].form(mae.value)),
-                    change(row, mae, "count_mae", part.tells_counts),
-                )
-                for row, ap50, mae in table.figures
-            )
-            groups.append((sentence("slice_title", slice=part, images=int(part.images.sum())), lines))
-        headings = ("condition", "AP50", "vs x0", "count MAE", "vs x0")
-        # Scenes can be many: they are opened by whoever wants them.
-        large = sum(table.slice.tells_counts for table in slicing.tables)
-        summary = f"{large} of {len(groups)} shown are large enough to tell" if slicing.kind == "scene" else ""
-        tables.append(Table(headings, tuple(groups), SLICE_TITLES[slicing.kind], summary))
-    return tables
-
-
-def count_table(errors: CountErrors) -> Table:
-    """The images that are counted worst."""
-    lines = tuple(
-        (Entry(image.name), Entry(str(image.true)), *(Entry(f"{found:.1f}") for found in image.found))
-        for image in errors.worst
-    )
-    headings = ("image", "true", *(row.name for row in errors.rows))
-    text = sentence("count_errors", errors=errors)
-    return Table(headings, (("", lines),) if lines else (), sentence=text)
 
 
 def candidates_table(candidates: Sequence[Candidate]) -> list[str]:
