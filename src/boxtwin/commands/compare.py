@@ -33,12 +33,10 @@ def compare_study(config: DictConfig) -> Path:
         cells = cells_in(folder)
         name = config.study or cells[0].study
         check_name(name, "study")  # the files may be another's
-        cells, copies = [replace(cell, study=name) for cell in cells], {}
-        if folder != Path(config.cells):  # those of an archive are gone afterwards
-            copies = {cell.run_id: Path(cell.output_dir) for cell in cells}
-            cells = [replace(cell, output_dir="") for cell in cells]
-        study = Study.of(*with_evidence(cells, copies), copies)
-        return _report(study, Path(config.folder) / name, planned=config.plan)
+        # Files of an archive are gone afterwards: no path to them is shown.
+        copies = {cell.run_id: Path(cell.output_dir) for cell in cells} if folder != Path(config.cells) else {}
+        cells = [replace(cell, study=name, output_dir="" if copies else cell.output_dir) for cell in cells]
+        return _report(Study.of(*with_evidence(cells, copies), copies), Path(config.folder) / name, planned=config.plan)
 
 
 def _compare_stored(config: DictConfig) -> Path:

@@ -14,7 +14,7 @@ from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.runs import BROKEN, FINISHED, SHOWN_FILES, Cell, RunFiles, in_order, run_from
+from boxtwin.studies.runs import BROKEN, FINISHED, SHOWN_FILES, Cell, find_file, in_order, run_from
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, Store
 from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, find_folder, read_result
 
@@ -68,7 +68,7 @@ def copies_of(store: Store, cells: Sequence[Cell], temporary: Path) -> dict[str,
     shown, copies = {row.runs[0] for row in condition_table(cells)}, {}
     for cell in (cell for cell in cells if cell.status == FINISHED):
         names = EVIDENCE_FILES + (SHOWN_FILES if cell.run_id in shown else ())
-        missing = [name for name in names if RunFiles().find(cell, name) is None]
+        missing = [name for name in names if find_file(cell, name) is None]
         if missing:
             copies[cell.run_id] = temporary / cell.run_id
             store.fetch_files(cell.run_id, [*missing, *(f"store/{name}" for name in missing)], copies[cell.run_id])

@@ -109,14 +109,12 @@ def class_columns(by_class: Mapping[str, Sequence[ClassFigures]], row: Row) -> d
         for figure in FIGURES:
             estimate = of_row.estimates[figure] if of_row else None
             change = of_row.changes.get(figure) if of_row else None
-            columns |= {
-                f"{name}/{figure}_{part}": getattr(estimate, field) if estimate else None
-                for part, field in (("mean", "mean"), ("min", "low"), ("max", "high"))
-            }
-            columns[f"{name}/{figure}_change"] = change.mean if change else None
-            columns[f"{name}/{figure}_change_pairs"] = change.pairs if change else None
+            for part, field in {"mean": "mean", "min": "low", "max": "high"}.items():
+                columns[f"{name}/{figure}_{part}"] = getattr(estimate, field, None)
+            columns[f"{name}/{figure}_change"] = getattr(change, "mean", None)
+            columns[f"{name}/{figure}_change_pairs"] = getattr(change, "pairs", None)
         for figure in COMPARED:
-            interval = change.interval if of_row and (change := of_row.changes.get(figure)) else None
+            change = of_row.changes.get(figure) if of_row else None
             for end in ("low", "high"):
-                columns[f"{name}/{figure}_change_{end}95"] = getattr(interval, end) if interval else None
+                columns[f"{name}/{figure}_change_{end}95"] = getattr(change and change.interval, end, None)
     return columns

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float
 
 from boxtwin.errors import InputError
-from boxtwin.studies.condition_values import part
 from boxtwin.studies.conditions import Row, baseline, paired_seeds
 from boxtwin.studies.evidence import FIGURES, Evidence
 from boxtwin.studies.inference import (
@@ -135,14 +134,14 @@ def difference(figure: str, new: Row, old: Row, figures: Figures) -> Difference:
 
 
 def _interval(figure: str, seeds: Sequence[int], new: Row, old: Row, figures: Figures) -> Interval | None:
+    runs = [(new.run_of[seed], old.run_of[seed]) for seed in seeds]
     after, before = (figures.of_row(figure, row, seeds) for row in (new, old))
     if after is None or before is None:
         return None
-    images = figures.images(new.run_of[seeds[0]])
-    for seed in seeds:
-        if any(figures.images(row.run_of[seed]) != images for row in (new, old)):
-            runs = f"{new.run_of[seed]} and {old.run_of[seed]}"
-            raise InputError(f"runs {runs} were tested on different images and cannot be compared")
+    images = figures.images(runs[0][0])
+    for pair in runs:
+        if any(figures.images(run) != images for run in pair):
+            raise InputError(f"runs {' and '.join(pair)} were tested on different images and cannot be compared")
     return interval_of(after - before, len(images))
 
 
@@ -184,11 +183,11 @@ def _controls(row: Row, other: Row) -> bool:
     """Whether ``other`` mixes in as many images by a control, everything else the same but how labels are found."""
     if row.is_control or not other.is_control or not row.variations:
         return False
-    mixing = [
-        {key: value for key, value in part(each.values, "variations").items() if key.startswith("variations.")}
+    shared = [
+        (each.split, each.condition, {k: v for k, v in each.values.items() if k.startswith("variations.")})
         for each in (row, other)
     ]
-    return (row.split, row.condition) == (other.split, other.condition) and mixing[0] == mixing[1]
+    return shared[0] == shared[1]
 
 
 def yardsticks(rows: Sequence[Row]) -> list[tuple[Row, Row]]:

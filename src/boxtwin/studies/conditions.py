@@ -152,15 +152,20 @@ def recorded_values(cells: Sequence[Cell]) -> list[Values]:
         return [cell.condition for cell in cells]
     values = [_in_old_form(cell) for cell in cells]
     # Runs that record more stay apart by all that they record.
-    alike: dict[Hashable, list[int]] = defaultdict(list)
-    for place, cell in enumerate(cells):
-        if cell.condition:
-            alike[tuple(sorted(values[place].items()))].append(place)
-    for places in alike.values():
+    keys = [tuple(sorted(each.items())) if cell.condition else None for each, cell in zip(values, cells, strict=True)]
+    for places in _places(keys):
         apart = differences([cells[place].condition for place in places])
         for place, more in zip(places, apart, strict=True):
             values[place] |= more
     return list(values)
+
+
+def _places(keys: Sequence[Hashable]) -> list[list[int]]:
+    """The places of each key that is not None."""
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for place, key in enumerate(keys):
+        groups[key].append(place)
+    return [places for key, places in groups.items() if key is not None]
 
 
 def _in_old_form(cell: Cell) -> dict[str, str]:
@@ -210,10 +215,8 @@ def _labels(values: Sequence[Values], cells: Sequence[Cell]) -> list[tuple[str, 
     ways = [(cell.dataset, cell.generator) if cell.variations else None for cell in cells]
     _tell_apart(generators, values, "variations", ways)
     # Stores differ from split to split; within one, other labels or other pixels under the same settings.
-    alike: dict[Hashable, list[int]] = defaultdict(list)
-    for place, each in enumerate(values):
-        alike[splits[place], generators[place], *sorted(part(each, "setup").items())].append(place)
-    for places in alike.values():
+    setups = [tuple(sorted(part(each, "setup").items())) for each in values]
+    for places in _places(list(zip(splits, generators, setups, strict=True))):
         stores = [values[place].get("store", "").rpartition("-")[2] for place in places]
         if len(set(stores) - {"null"}) > 1:
             for place, store in zip(places, stores, strict=True):
@@ -223,8 +226,7 @@ def _labels(values: Sequence[Values], cells: Sequence[Cell]) -> list[tuple[str, 
 
 def _tell_apart(names: list[str], values: Sequence[Values], which: Part, groups: Sequence[Hashable]) -> None:
     """Add to each name the settings of a part in which conditions of its group differ; none where the group is None."""
-    for group in set(groups) - {None}:
-        places = [place for place, each in enumerate(groups) if each == group]
+    for places in _places(groups):
         apart = differences([part(values[place], which) for place in places], (*NAMES, "store"))
         for place, each in zip(places, apart, strict=True):
             names[place] = f"{names[place]} {as_overrides(each)}".rstrip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from boxtwin.studies.conditions import Row
@@ -29,7 +29,25 @@ class Cost:
 def costs(rows: Sequence[Row], cells: Sequence[Cell]) -> list[Cost]:
     """What each condition cost."""
     metrics = {cell.run_id: cell.metrics for cell in cells if cell.status == FINISHED}
-    return [_cost(row, [metrics[run] for run in row.runs]) for row in rows]
+
+    def values(row: Row, metric: str) -> list[float]:
+        return [value for run in row.runs if math.isfinite(value := metrics[run].get(metric, math.nan))]
+
+    def of_store(row: Row, metric: str) -> float:
+        # Runs of a condition record the same of its store, but for one that ran before the store's last mending.
+        return max(values(row, metric), default=math.nan) if row.variations else 0.0
+
+    return [
+        Cost(
+            row=row,
+            fit_seconds=of_store(row, "time/store_fit"),
+            vary_seconds=of_store(row, "time/store_vary"),
+            train_seconds=math.fsum(seconds) / len(seconds) if (seconds := values(row, "time/train")) else math.nan,
+            usd=of_store(row, "data/cost_usd"),
+            label_minutes=of_store(row, "data/label_minutes"),
+        )
+        for row in rows
+    ]
 
 
 def unattributed(cells: Sequence[Cell]) -> list[tuple[str, float]]:
@@ -41,22 +59,3 @@ def unattributed(cells: Sequence[Cell]) -> list[tuple[str, float]]:
         if cell.status == FINISHED and cell.variations and cell.metrics.get("time/generate", 0.0) >= 1
         if "time/store_vary" not in cell.metrics
     ]
-
-
-def _cost(row: Row, runs: Sequence[Mapping[str, float]]) -> Cost:
-    def values(metric: str) -> list[float]:
-        return [run[metric] for run in runs if math.isfinite(run.get(metric, math.nan))]
-
-    def of_store(metric: str) -> float:
-        # Runs of a condition record the same of its store, but for one that ran before the store's last mending.
-        return max(values(metric), default=math.nan) if row.variations else 0.0
-
-    seconds = values("time/train")
-    return Cost(
-        row=row,
-        fit_seconds=of_store("time/store_fit"),
-        vary_seconds=of_store("time/store_vary"),
-        train_seconds=math.fsum(seconds) / len(seconds) if seconds else math.nan,
-        usd=of_store("data/cost_usd"),
-        label_minutes=of_store("data/label_minutes"),
-    )

@@ -37,7 +37,6 @@ class Tried:
     variations: tuple[int, ...]  # without 0, rising
     gains: Float[np.ndarray, " counts"]  # positive is better, whatever the figure
     noise: Float[np.ndarray, "counts counts"]  # covariance of the gains' errors
-    pairs: tuple[int, ...]
     images_known: bool  # whether the noise knows of the choice of test images
 
 
@@ -62,8 +61,7 @@ class Curve:
     @property
     def chances(self) -> Float[np.ndarray, " places"]:
         """Probability of each number to be the best."""
-        best = np.bincount(self.draws.argmax(axis=1), minlength=len(self.variations))
-        return best / len(self.draws)
+        return np.bincount(self.draws.argmax(axis=1), minlength=len(self.variations)) / len(self.draws)
 
     @property
     def chances_tried(self) -> dict[int, float]:
@@ -170,8 +168,7 @@ def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> T
     images_known = len(resampled) == len(rows)
     if images_known:
         noise = noise + _image_noise(resampled, shared)
-    pairs = tuple(len(seeds) for seeds in shared)
-    return Tried(tuple(row.variations for row in rows), np.array(gains), noise, pairs, images_known)
+    return Tried(tuple(row.variations for row in rows), np.array(gains), noise, images_known)
 
 
 def _own_variance(values: Sequence[dict[int, float]]) -> float:

@@ -1,8 +1,7 @@
 """How sure a difference between two conditions is: intervals over seeds and test images, exact tests, many comparisons.
 
-Two conditions are held against each other pair by pair: runs that share a seed, a split and the test images. Two things
-are chance: the seed of a training, and which images happen to be in the test set. A difference must be seen through
-both to hold for the next training and the next image.
+Two conditions are compared pair by pair: runs that share a seed, a split and the test images. Two things are random:
+the seed of a training, and which images are in the test set.
 """
 
 from __future__ import annotations
@@ -68,9 +67,9 @@ def hierarchical_interval(
         images: number of test images.
         seed: of the draw of pairs.
 
-    The bootstrap gives the shape; how wide it is comes from `variances`. And since the spread of a few values is itself
-    hardly known, the level is widened as Student's t asks for it (Hesterberg 2015, "What teachers should know about the
-    bootstrap", section 3.2), with degrees of freedom from both sources of chance (Satterthwaite 1946).
+    The bootstrap gives the shape, `variances` the width. Since few values hardly show their own spread, the level is
+    widened as Student's t asks for (Hesterberg 2015, "What teachers should know about the bootstrap", section 3.2),
+    with degrees of freedom from both sources (Satterthwaite 1946).
 
     Raises:
         ValueError: fewer than two pairs, or the shapes do not fit.
@@ -88,9 +87,9 @@ def variances(
 ) -> tuple[float, float]:
     """Of the mean over pairs: by the choice of seeds, and by the choice of test images. Their sum is the whole.
 
-    What is peculiar to one run on one image averages out over the pairs as a seed does, and is in the spread between
-    them. A bootstrap of the images sees it once more: that share is taken out of its variance. It is known from how
-    much less the mean over pairs moves from resample to resample than a single pair does.
+    What is peculiar to one run on one image is in the spread between the pairs, and a bootstrap of the images counts it
+    again: that share is subtracted. It follows from how much less the mean over pairs varies between resamples than a
+    single pair does.
 
     Raises:
         ValueError: fewer than two pairs, or the shapes do not fit.
@@ -103,8 +102,7 @@ def variances(
     single = float(np.var(resampled, axis=1, ddof=1).mean())
     together = float(np.var(resampled.mean(axis=0), ddof=1))
     seeds = float(np.var(differences, ddof=1)) / pairs
-    # It is part of the spread between the pairs, however small that comes out by chance: two pairs that happen to agree
-    # would take all the images' variance away.
+    # No more than the spread between the pairs: two that happen to agree would remove the whole variance of the images.
     peculiar = min((single - together) / (pairs - 1), seeds)
     return seeds, max(together - peculiar, 0.0)
 
@@ -117,8 +115,8 @@ def bootstrapped(
     """Bootstrap of the mean difference: in each resample of the images the mean of the pairs ``drawn`` for it.
 
     Drawing rows and columns at once counts what is peculiar to a run and an image three times (Owen 2007), and drawing
-    few pairs from few gives too little of theirs; so the deviations are scaled to the variance that `variances` finds.
-    They lie around the mean as measured, since AP of a resample is biased a little.
+    few pairs underestimates their spread, so the deviations are scaled to the variance that `variances` gives. They lie
+    around the mean as measured, since AP of a resample is slightly biased.
     """
     means = np.take_along_axis(resampled, drawn, axis=0).mean(axis=0)
     deviations = means - means.mean()

@@ -15,7 +15,7 @@ from boxtwin.studies.comparison import Contrast, Figures
 from boxtwin.studies.conditions import CONTROLS, Row, baseline, condition_name, paired_seeds
 from boxtwin.studies.dose_response import LEAST_COUNTS, can_bend, fit, lines, tried
 from boxtwin.studies.equivalence import LEAST_SIZES, curve_rows
-from boxtwin.studies.inference import LEAST_PAIRS, LEVEL, Noise, after_more, least, noise_of
+from boxtwin.studies.inference import LEAST_PAIRS, LEVEL, after_more, least, noise_of
 from boxtwin.studies.runs import FINISHED, Cell
 
 FIGURE = "map_50"
@@ -62,14 +62,8 @@ def plan(
 ) -> list[Candidate]:
     """Candidates: what has no answer yet first, then by how much intervals would narrow, the cheaper first."""
     planner = _Planner(cells, rows, contrasts, figures)
-    candidates = [
-        *planner.yardsticks(),
-        *planner.more_seeds(),
-        *planner.grid(),
-        *planner.controls(),
-        *planner.counts(),
-        *planner.sizes(),
-    ]
+    questions = (planner.yardsticks, planner.more_seeds, planner.grid, planner.controls, planner.counts, planner.sizes)
+    candidates = [candidate for question in questions for candidate in question()]
     candidates.sort(key=lambda c: (c.rank, -c.narrowing, math.inf if math.isnan(c.minutes) else c.minutes))
     return list({candidate.command: candidate for candidate in reversed(candidates)}.values())[::-1][:MOST]
 
@@ -209,17 +203,15 @@ class _Planner:
             best=best,
         )
 
-    def _noise(self, contrast: Contrast) -> Noise | None:
-        difference = contrast.differences[FIGURE]
-        if difference.interval is None:
-            return None
-        return noise_of(difference.interval, difference.pairs, len(self.figures.images(contrast.new.runs[0])))
-
     def _expected(self, pairs: int) -> float | None:
         """Half width that so many pairs give; None where no difference has an interval."""
-        noises = [noise for contrast in self.contrasts if (noise := self._noise(contrast)) is not None]
+        changes = [(contrast.differences[FIGURE], contrast.new.runs[0]) for contrast in self.contrasts]
         # Conditions differ in their noise by less than a few seeds can tell: the middle one's stands for all.
-        expected = sorted(noise.half_width(pairs) for noise in noises)
+        expected = sorted(
+            noise_of(change.interval, change.pairs, len(self.figures.images(run))).half_width(pairs)
+            for change, run in changes
+            if change.interval is not None
+        )
         return expected[len(expected) // 2] if expected else None
 
     def _narrowing(self, contrast: Contrast, wanted: int) -> tuple[float | None, float | None, float | None]:
@@ -246,11 +238,11 @@ class _Planner:
         self, like: Row, seeds: Sequence[int], variations: int, generator: str, size: int | None = None
     ) -> str:
         """The command of some runs, from what was typed to get those that are most alike."""
-        donors = [self.cells[run] for run in self._runs_like(like, generator, variations)]
-        donor = next((cell for cell in donors if cell.overrides), donors[0])
-        typed_for_split = donor.overrides and any(
-            donor.run_id in row.runs for row in self.rows if row.split == like.split
-        )
+        # Runs of the setup and, with variations, of the generator; those of the split first.
+        rows = sorted((r for r in self.rows if r.condition == like.condition), key=lambda row: row.split != like.split)
+        alike = [row for row in rows if row.generator == generator] if variations else []
+        donors = [(self.cells[run], row) for row in alike or [like] for run in row.runs]
+        donor, donor_row = next((each for each in donors if each[0].overrides), donors[0])
         split = self.cells[like.runs[0]].split  # without settings that tell it from others of the name
         if like.train_size is not None:
             split = split.removesuffix(f"n{like.train_size}")
@@ -258,19 +250,12 @@ class _Planner:
             donor.overrides,
             donor.generator,
             study=donor.study,
-            split=None if typed_for_split else split,
+            split=None if donor.overrides and donor_row.split == like.split else split,
             variations=variations,
             generator=generator,
             seeds=seeds,
             size=like.train_size if size is None else size,
         )
-
-    def _runs_like(self, like: Row, generator: str, variations: int) -> list[str]:
-        """Runs of the condition and, with variations, the generator; those of the split first."""
-        rows = [row for row in self.rows if row.condition == like.condition]
-        rows.sort(key=lambda row: row.split != like.split)
-        same = [row for row in rows if row.generator == generator] if variations else []
-        return [run for row in (same or [like]) for run in row.runs]
 
 
 def _beside(best: int, counts: Sequence[int]) -> int:

@@ -74,22 +74,18 @@ class Cell:
         return " ".join(parts) if all(parts) else ""
 
 
-class RunFiles:
-    """Files that runs keep, by name.
+def find_file(cell: Cell, name: str, copies: Mapping[str, Path] = NO_COPIES) -> Path | None:
+    """A file of a run; None if it keeps none of that name.
 
     Args:
+        cell: the run.
+        name: of the file.
         copies: by run id, a folder that has what a run's own folder lacks.
     """
-
-    def __init__(self, copies: Mapping[str, Path] = NO_COPIES) -> None:
-        self._copies = dict(copies)
-
-    def find(self, cell: Cell, name: str) -> Path | None:
-        """A file of a run; None if it keeps none of that name."""
-        folders = [Path(cell.output_dir)] if cell.output_dir else []
-        if cell.run_id in self._copies:
-            folders += [self._copies[cell.run_id], self._copies[cell.run_id] / "store"]
-        return next((folder / name for folder in folders if (folder / name).is_file()), None)
+    folders = [Path(cell.output_dir)] if cell.output_dir else []
+    if cell.run_id in copies:
+        folders += [copies[cell.run_id], copies[cell.run_id] / "store"]
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def cells_in(folder: Path) -> list[Cell]:
@@ -101,7 +97,10 @@ def cells_in(folder: Path) -> list[Cell]:
     cells = []
     for file in sorted(folder.glob(f"*/{RESULT_FILE}")):
         try:
-            cells.append(_cell_in(file))
+            result = read_result(file.parent)
+            if result is None:
+                raise ValueError("it is cut, or no JSON")
+            cells.append(run_from(result, run_id=file.parent.name, status=FINISHED, output_dir=str(file.parent)))
         except BROKEN as error:
             log.warning("%s is damaged; this run is left out (%s: %s)", file, type(error).__name__, error)
     if not cells:
@@ -109,23 +108,12 @@ def cells_in(folder: Path) -> list[Cell]:
     return in_order(cells)
 
 
-def _cell_in(file: Path) -> Cell:
-    """A finished run, from the result.json in its folder."""
-    result = read_result(file.parent)
-    if result is None:
-        raise ValueError("it is cut, or no JSON")
-    return run_from(result, run_id=file.parent.name, status=FINISHED, output_dir=str(file.parent))
-
-
 def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) -> Cell:
     """A run from its result.json; parameters may be text, as MLflow has them. Other arguments are those of `Cell`."""
-    params, classes = result.params, {}
+    params, size = result.params, result.params.get("train_size")
     metrics = {name: math.nan if value is None else value for name, value in result.metrics.items()}
     names = sorted(entry["file_name"] for entry in result.counts)
-    size = params.get("train_size")
-    for entry in result.classes:
-        figures = {**entry["metrics"], "count_threshold": entry["count_threshold"]}
-        classes[entry["name"]] = {name: value for name, value in figures.items() if value is not None}
+    classes = {e["name"]: {**e["metrics"], "count_threshold": e["count_threshold"]} for e in result.classes}
     return Cell(
         study=result.study,
         dataset=params["dataset"],
@@ -150,7 +138,10 @@ def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) ->
         data=result.data.get("dataset_sha256") or "",
         test=hashlib.sha256("\0".join(names).encode()).hexdigest() if names else "",
         provenance=flatten(result.provenance),
-        classes=classes,
+        classes={
+            name: {metric: value for metric, value in each.items() if value is not None}
+            for name, each in classes.items()
+        },
     )
 
 

@@ -39,8 +39,7 @@ SIZES = {
 class Slice:
     """A part of the test set: some of its images, or objects of one range of areas.
 
-    Such objects are looked for in all images, as COCO does it: what is found of that size in an image without any is
-    wrong. Counts have no sizes; ``images`` are then those that hold such objects.
+    Such objects are searched in all images, as COCO does. Counts have no sizes; ``images`` then hold such objects.
     """
 
     name: str
@@ -67,10 +66,9 @@ class Slice:
 
 @dataclass(frozen=True)
 class SliceFigure:
-    """A figure of a condition in a slice, and by how much it differs from no variations, pair by pair.
+    """A figure of a condition in a slice, and its change to no variations (nan without a baseline or common seed).
 
-    ``change`` is nan without a baseline or a common seed; ``interval`` is None with fewer than two pairs, or where the
-    slice is too small.
+    ``interval`` is None with fewer than two pairs, or where the slice is too small.
     """
 
     value: float

@@ -11,7 +11,7 @@ from boxtwin.studies.class_figures import ClassFigures, class_figures
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.runs import FINISHED, NO_COPIES, Cell, RunFiles
+from boxtwin.studies.runs import FINISHED, NO_COPIES, Cell, find_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class Study:
 
     cells: Sequence[Cell]
     evidence: Mapping[str, Evidence]  # by run id
-    files: RunFiles
+    copies: Mapping[str, Path]  # by run id, a folder with those files of a run that its own folder lacks
     rows: list[Row]
     figures: Figures
     contrasts: list[Contrast]
@@ -46,7 +46,7 @@ class Study:
         """
         rows, figures = condition_table(cells), Figures(evidence)
         by_class = class_figures(rows, cells, evidence)
-        return cls(cells, evidence, RunFiles(copies), rows, figures, contrasts(rows, figures), by_class)
+        return cls(cells, evidence, copies, rows, figures, contrasts(rows, figures), by_class)
 
     @property
     def name(self) -> str:
@@ -63,3 +63,7 @@ class Study:
     def first_run(self, row: Row) -> Cell:
         """The run of a condition's first seed, which is shown for all."""
         return next(cell for cell in self.cells if cell.run_id == row.runs[0])
+
+    def file(self, row: Row, name: str) -> Path | None:
+        """A file of that run; None if it keeps none of that name."""
+        return find_file(self.first_run(row), name, self.copies)

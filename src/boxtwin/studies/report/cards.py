@@ -50,8 +50,8 @@ def store_cards(study: Study) -> list[StoreCards]:
 
 
 def _card(study: Study, rows: list[Row], kind: str) -> Card | None:
-    for run in map(study.first_run, rows):
-        file = study.files.find(run, f"{kind}.json")
+    for row in rows:
+        file = study.file(row, f"{kind}.json")
         if file is not None:
-            return Card(kind, json.loads(file.read_text()), study.files.find(run, f"{kind}.png"))
+            return Card(kind, json.loads(file.read_text()), study.file(row, f"{kind}.png"))
     return None

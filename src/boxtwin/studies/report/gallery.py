@@ -72,7 +72,7 @@ def galleries(study: Study) -> list[Gallery]:
     """
     groups: dict[Hashable, list[tuple[Row, Examples]]] = defaultdict(list)
     for row in sorted(study.rows, key=lambda row: (row.split, row.variations > 0, row.generator, row.variations)):
-        file = study.files.find(study.first_run(row), EXAMPLES_FILE)
+        file = study.file(row, EXAMPLES_FILE)
         examples = load_examples(file) if file else None
         if examples is not None:
             fixed = sorted((p.sample.name, p.sample.image_id) for p in examples.pictured if not p.worst)
@@ -81,12 +81,10 @@ def galleries(study: Study) -> list[Gallery]:
     for number, members in enumerate(groups.values()):
         columns = ("truth", *(row.name for row, _ in members))
         each = [examples for _, examples in members]
-        fixed_images = [p for p in each[0].pictured if not p.worst]
-        for key, title, images in (
-            ("e", "From the emptiest to the fullest", fixed_images),
-            ("w", "Counted worst", _worst(each)),
-        ):
-            drawn = tuple(_image(f"t{number}{key}{place}", image, each) for place, image in enumerate(images))
+        choices = {"From the emptiest to the fullest": [p for p in each[0].pictured if not p.worst]}
+        choices["Counted worst"] = _worst(each)
+        for title, images in choices.items():
+            drawn = tuple(_image(f"t{number}{title[0]}{place}", image, each) for place, image in enumerate(images))
             used = {mark.colour for image in drawn for drawing in image.drawings for mark in drawing.marks}
             colours = [(name, class_colour(label)) for label, name in enumerate(each[0].classes)]
             if drawn:
@@ -110,23 +108,21 @@ def _worst(members: Sequence[Examples]) -> list[Pictured]:
 
 def _image(key: str, pictured: Pictured, members: Sequence[Examples]) -> PicturedImage:
     sample, classes = pictured.sample, members[0].classes
-    boxes, labels = sample.object_boxes, sample.object_labels
+    boxes, labels, several = sample.object_boxes, sample.object_labels, len(classes) > 1
     crowds = _marks("crowd", sample.boxes[sample.crowd], None, pictured)
-    truth = _marks("true", boxes, labels if len(classes) > 1 else None, pictured)
+    truth = _marks("true", boxes, labels if several else None, pictured)
     drawings = [Drawing((*crowds, *truth), f"{len(boxes)} true{_by_class(labels, classes)}")]
     for examples in members:
         found = examples.found.get(sample.image_id, Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)))
         matches = match(sample, found)
-        groups = {
-            "right": (found.boxes[matches.right], found.labels[matches.right]),
-            "wrong": (found.boxes[wrong := ~matches.right & ~matches.ignored], found.labels[wrong]),
-            "missed": (boxes[matches.missed], labels[matches.missed]),
-            "crowd": (found.boxes[matches.ignored], found.labels[matches.ignored]),
-        }
+        wrong = ~matches.right & ~matches.ignored
+        groups = {"missed": (boxes[matches.missed], labels[matches.missed])}
+        for kind, chosen in (("crowd", matches.ignored), ("right", matches.right), ("wrong", wrong)):
+            groups[kind] = (found.boxes[chosen], found.labels[chosen])
         marks = [
             mark
-            for kind in ("missed", "crowd", "right", "wrong")
-            for mark in _marks(kind, groups[kind][0], groups[kind][1] if len(classes) > 1 else None, pictured)
+            for kind, (drawn, of_class) in groups.items()
+            for mark in _marks(kind, drawn, of_class if several else None, pictured)
         ]
         counts = ", ".join(f"{len(groups[kind][0])} {word}" for kind, word in KINDS.items() if len(groups[kind][0]))
         text = f"found {len(found.boxes)}{_by_class(found.labels, classes)}{counts and ': '}{counts}"

@@ -21,7 +21,7 @@ from boxtwin.studies.report.gallery import galleries
 from boxtwin.studies.report.plots import CURVES, curve_figure, plot_curves
 from boxtwin.studies.report.sections import Section
 from boxtwin.studies.report.summary import Summary
-from boxtwin.studies.report.tables import class_table, page_table, write_csv
+from boxtwin.studies.report.tables import MOST_CLASSES, write_csv
 from boxtwin.studies.report.words import ENVIRONMENT
 from boxtwin.studies.runs import FINISHED, Cell
 from boxtwin.studies.slices import LEAST_IMAGES, RESAMPLES, count_errors, slicings
@@ -44,16 +44,13 @@ def write_report(study: Study, summary: Summary, folder: Path) -> Path:
     cells, rows = study.cells, study.rows
     write_csv(rows, folder / "comparison.csv", study.contrasts, study.by_class)
     plot_curves(rows, folder / "curves.png")
-    classes = class_table(study.by_class)
     page = ENVIRONMENT.get_template("page.html").render(
         study=study,
         summary=summary,
         seeds=sorted({seed for row in rows for seed in row.seeds}),
         several_settings=len({row.condition for row in rows}) > 1,
         curves=Section("Curves", (), tuple(curve_figure(rows, metric) for metric in CURVES) if rows else ()),
-        table=page_table(rows, study.contrasts),
-        classes=classes,
-        more_classes=len(study.by_class) - len(classes.groups),
+        most_classes=MOST_CLASSES,
         sections=[
             *([Section("Every comparison", tuple(summary.comparisons), ())] if summary.answer else ()),
             Section("Notes on the runs", tuple(summary.notes), ()),
@@ -102,7 +99,7 @@ def _commands(cells: Sequence[Cell]) -> list[tuple[str, bool]]:
 def _jpeg(path: Path) -> str:
     pixels: Any = read_image(path)
     scale = min(1.0, CARD_WIDTH / pixels.shape[1])
-    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    size = [max(1, round(side * scale)) for side in (pixels.shape[1], pixels.shape[0])]
     shrunk = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     stored = shrunk if shrunk.ndim == 2 else np.ascontiguousarray(shrunk[:, :, ::-1])
     done, encoded = cv2.imencode(".jpg", stored, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])

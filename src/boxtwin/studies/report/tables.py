@@ -1,4 +1,4 @@
-"""The tables of a study: in plain text, for the page, and as CSV."""
+"""The tables of a study in plain text and as CSV; those of the page are laid out in ``parts.html``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import io
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,64 +13,12 @@ from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.class_figures import ClassChange, ClassFigures, class_columns
 from boxtwin.studies.comparison import Contrast, Difference, against_none
 from boxtwin.studies.conditions import Estimate, Row, varied_settings
-from boxtwin.studies.inference import LEAST_PAIRS
 from boxtwin.studies.next_runs import Candidate
-from boxtwin.studies.report.words import METRICS, number, sentence, several
+from boxtwin.studies.report.words import METRICS, number, sentence
 
 NO_CLASSES: Mapping[str, Sequence[ClassFigures]] = MappingProxyType({})
 MOST_CLASSES = 30  # that the page and the terminal show; comparison.csv has all
 CHANGED = ("map", "map_50", "count_mae")  # in the order of comparison.csv
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One entry of the page's table: what it says, and smaller below, how sure that is."""
-
-    main: str
-    detail: str = ""
-
-
-Group = tuple[str, tuple[tuple[Entry, ...], ...]]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the page; ``groups`` are parts of its body, each below a line of its own where it has a title."""
-
-    headings: tuple[str, ...]
-    groups: tuple[Group, ...]
-
-
-def _spread(estimate: Estimate, metric: str) -> Entry:
-    """A mean over seeds, above the least and the greatest."""
-    low, mean, high = (METRICS[metric].form(value) for value in (estimate.low, estimate.mean, estimate.high))
-    return Entry(mean, f"{low} to {high}" if len(estimate.by_seed) > 1 else "")
-
-
-def _signed(metric: str, value: float) -> str:
-    return METRICS[metric].form(value, signed=True)
-
-
-def _change(metric: str, change: Difference | ClassChange | None) -> Entry:
-    """A mean change above its interval; empty for a condition that is compared with nothing."""
-    if change is None:
-        return Entry("")
-    interval = change.interval
-    detail = f"{_signed(metric, interval.low)} to {_signed(metric, interval.high)}" if interval else ""
-    return Entry(_signed(metric, change.mean), detail)
-
-
-def _compared(metric: str, differences: Mapping[str, Difference]) -> tuple[Entry, Entry]:
-    """A difference with its interval, and its p; empty for a condition that is compared with nothing."""
-    change = differences.get(metric)
-    if change is None:
-        return Entry(""), Entry("")
-    if change.pairs < LEAST_PAIRS or math.isnan(change.p_holm):
-        p = Entry("too few", several(change.pairs, "pair"))
-    else:
-        text = sentence("p_value", p=change.p_holm)
-        p = Entry(text, f"of {change.family}" if change.family > 1 else "")
-    return _change(metric, change), p
 
 
 def aligned(lines: Sequence[Sequence[str]], words: Collection[int]) -> list[str]:
@@ -86,46 +33,58 @@ def aligned(lines: Sequence[Sequence[str]], words: Collection[int]) -> list[str]
     ]
 
 
+def _ranged(metric: str, estimate: Estimate) -> str:
+    low, mean, high = (METRICS[metric].form(value) for value in (estimate.low, estimate.mean, estimate.high))
+    return f"{mean} [{low}, {high}]" if len(estimate.by_seed) > 1 else mean
+
+
+def _signed(metric: str, value: Estimate | Difference | ClassChange | None) -> str:
+    return "" if value is None else METRICS[metric].form(value.mean, signed=True)
+
+
 def text_table(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list[str]:
     """The table in plain text; AP in percent, ranges in brackets are least and greatest over seeds."""
-    varied = varied_settings(rows)
+    varied, by_row = varied_settings(rows), against_none(contrasts)
     headings = [*varied, "split", "variations", "generator", "seeds", "AP", "AP50", "vs x0", "count MAE", "vs x0"]
     lines = [[*headings, "bias", "real", "synthetic", "minutes"]]
-    entries = [line for _, body in page_table(rows, contrasts).groups for line in body]
-    for row, (_, ap, ap50, ap50_change, _, mae, mae_change, _, bias, _, minutes) in zip(rows, entries, strict=True):
-        names = [*(row.setup.get(setting, "") for setting in varied), row.split, str(row.variations), row.generator]
-        ap_ranged, ap50_ranged, mae_ranged = (
-            f"{each.main} [{each.detail.replace(' to ', ', ')}]" if each.detail else each.main
-            for each in (ap, ap50, mae)
+    for row in rows:
+        changes = by_row.get(row.runs, {})
+        lines.append(
+            [
+                *(row.setup.get(setting, "") for setting in varied),
+                row.split,
+                str(row.variations),
+                row.generator,
+                str(len(row.seeds)),
+                _ranged("map", row.estimates["map"]),
+                _ranged("map_50", row.estimates["map_50"]),
+                _signed("map_50", changes.get("map_50")),
+                _ranged("count_mae", row.estimates["count_mae"]),
+                _signed("count_mae", changes.get("count_mae")),
+                _signed("count_bias", row.estimates["count_bias"]),
+                number(row.real_images, 0),
+                number(row.synthetic_images, 0),
+                number(row.minutes, 1),
+            ]
         )
-        figures = [ap_ranged, ap50_ranged, ap50_change.main, mae_ranged, mae_change.main, bias.main]
-        images = [number(row.real_images, 0), number(row.synthetic_images, 0)]
-        lines.append([*names, str(len(row.seeds)), *figures, *images, minutes.main])
     return aligned(lines, {*range(len(varied) + 1), len(varied) + 2})
 
 
-def page_table(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> Table:
-    """The page's table, each difference to no variations with its interval and corrected p."""
-    by_row = against_none(contrasts)
-    headings = ("condition", "AP", "AP50", "AP50 vs x0", "p", "count MAE", "MAE vs x0", "p", "bias", "images")
-    lines = tuple(
-        (
-            Entry(row.name, several(len(row.seeds), "seed")),
-            _spread(row.estimates["map"], "map"),
-            _spread(row.estimates["map_50"], "map_50"),
-            *_compared("map_50", by_row.get(row.runs, {})),
-            _spread(row.estimates["count_mae"], "count_mae"),
-            *_compared("count_mae", by_row.get(row.runs, {})),
-            Entry(_signed("count_bias", row.estimates["count_bias"].mean)),
-            Entry(
-                f"{number(row.real_images, 0)} real",
-                f"{number(row.synthetic_images, 0)} synthetic" if row.variations else "",
-            ),
-            Entry(number(row.minutes, 1)),
-        )
-        for row in rows
-    )
-    return Table((*headings, "minutes"), (("", lines),) if lines else ())
+def class_text(by_class: Mapping[str, Sequence[ClassFigures]]) -> list[str]:
+    """The table by class in plain text, a line for each condition below the name of the class; none for one class."""
+    lines = [["condition", "AP", "AP50", "AP50 vs x0", "count MAE", "MAE vs x0", "bias", "threshold"]]
+    shown = dict(list(by_class.items())[:MOST_CLASSES])
+    for each in (each for conditions in shown.values() for each in conditions):
+        means = {metric: METRICS[metric].form(estimate.mean) for metric, estimate in each.estimates.items()}
+        ap50_change, mae_change = (_signed(metric, each.changes.get(metric)) for metric in ("map_50", "count_mae"))
+        bias = _signed("count_bias", each.estimates["count_bias"])
+        line = [each.row.name, means["map"], means["map_50"], ap50_change, means["count_mae"], mae_change, bias]
+        lines.append([*line, means["count_threshold"]])
+    heading, *rest = (f"  {line}" for line in aligned(lines, {0}))
+    text, body = ["By class", heading], iter(rest)
+    for name, conditions in shown.items():
+        text += [name, *(next(body) for _ in conditions)]
+    return text if shown else []
 
 
 def write_csv(
@@ -163,44 +122,6 @@ def write_csv(
     for line in lines:
         writer.writerow({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in line.items()})
     write_bytes_atomically(path, text.getvalue().encode())
-
-
-def class_table(by_class: Mapping[str, Sequence[ClassFigures]]) -> Table:
-    """A group for each class, with a line for each condition; empty for one class."""
-    headings = ("condition", "AP", "AP50", "AP50 vs x0", "count MAE", "MAE vs x0", "bias", "threshold")
-    groups = [
-        (
-            name,
-            tuple(
-                (
-                    Entry(each.row.name),
-                    _spread(each.estimates["map"], "map"),
-                    _spread(each.estimates["map_50"], "map_50"),
-                    _change("map_50", each.changes.get("map_50")),
-                    _spread(each.estimates["count_mae"], "count_mae"),
-                    _change("count_mae", each.changes.get("count_mae")),
-                    Entry(_signed("count_bias", each.estimates["count_bias"].mean)),
-                    _spread(each.estimates["count_threshold"], "count_threshold"),
-                )
-                for each in conditions
-            ),
-        )
-        for name, conditions in list(by_class.items())[:MOST_CLASSES]
-    ]
-    return Table(headings, tuple(groups))
-
-
-def class_text(by_class: Mapping[str, Sequence[ClassFigures]]) -> list[str]:
-    """The table by class in plain text, a line for each condition below the name of the class; none for one class."""
-    table = class_table(by_class)
-    if not table.groups:
-        return []
-    entries = [[entry.main for entry in line] for _, lines in table.groups for line in lines]
-    heading, *body = (f"  {line}" for line in aligned([table.headings, *entries], {0}))
-    text, rest = ["By class", heading], iter(body)
-    for name, lines in table.groups:
-        text += [name, *(next(rest) for _ in lines)]
-    return text
 
 
 def candidates_table(candidates: Sequence[Candidate]) -> list[str]:
