@@ -19,6 +19,7 @@ from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.inference import hierarchical_interval, image_counts
 from boxtwin.studies.report.page import write_report
+from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.report.tables import class_text, write_csv
 from boxtwin.studies.runs import Cell, cells_in
 from boxtwin.studies.study import Study
@@ -103,12 +104,13 @@ def test_the_page_the_terminal_and_the_csv_have_every_class(
     study: tuple[list[Cell], dict[str, Evidence]], tmp_path: Path
 ) -> None:
     cells, evidence = study
-    page = write_report(Study.of(cells, evidence), tmp_path).read_text()
+    whole = Study.of(cells, evidence)
+    page = write_report(whole, Summary.of(whole), tmp_path).read_text()
     assert 'id="classes"' in page
     assert "&lt;b&gt;船, &#34;x&#34;" in page
     assert "<b>船" not in page
     rows = condition_table(cells)
-    said = class_text(rows, class_figures(rows, cells, {}))
+    said = class_text(class_figures(rows, cells, {}))
     assert [line for line in said if line in CLASSES] == list(CLASSES)
     lines = list(csv.DictReader(io.StringIO((tmp_path / "comparison.csv").read_text())))
     found = class_figures(rows, cells, evidence)
@@ -127,6 +129,6 @@ def test_one_class_or_runs_that_do_not_tell_have_no_table_by_class(tmp_path: Pat
         cells = [finished_cell("a", 0, 0, metrics=metrics, classes=classes)]
         rows = condition_table(cells)
         assert class_figures(rows, cells, {}) == {}
-        assert class_text(rows, {}) == []
+        assert class_text({}) == []
         write_csv(rows, tmp_path / "c.csv", (), {})
         assert "ship" not in (tmp_path / "c.csv").read_text()

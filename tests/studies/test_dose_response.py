@@ -29,7 +29,7 @@ def conditions(counts: tuple[int, ...] = (1, 2, 5, 10, 20), gain: Callable[[int]
 
 def example(figure: str = "map_50", noise: float = 1e-4) -> Tried:
     together = np.full((3, 3), noise / 2) + np.diag([noise / 2] * 3)
-    return Tried((2, 5, 10), np.array([0.02, 0.05, 0.01]), together, (6, 6, 6), True)
+    return Tried((2, 5, 10), np.array([0.02, 0.05, 0.01]), together, True)
 
 
 def test_one_length_and_height_is_the_closed_formula(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,22 +1,21 @@
 """What to run next: forecasts against what comes, commands against what was typed, gaps that are found."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from simulated_study import Simulated, simulate
+from simulated_study import simulate
 
 from boxtwin.studies.commands import command
 from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import Noise, after_more, least
-from boxtwin.studies.next_runs import Candidate, plan
-from boxtwin.studies.report.sections import candidates_table, next_runs_section, sections
+from boxtwin.studies.next_runs import plan
+from boxtwin.studies.report.sections import next_runs_section, sections
+from boxtwin.studies.report.tables import candidates_table
 from boxtwin.studies.study import Study
 
-FULL: list[Simulated] = [
+FULL = [
     ("s1", 0, "none", 80.0, 0.7),
     ("s1n20", 0, "none", 20.0, 0.5),
     ("s2", 0, "none", 40.0, 0.6),
@@ -28,13 +27,18 @@ FULL: list[Simulated] = [
 ]
 
 
-def planned(conditions: Sequence[Simulated], **settings: Any) -> list[Candidate]:
+def planned(conditions, **settings):
     cells, rows, figures = simulate(conditions, **{"seeds": 6, **settings})
     return plan(cells, rows, contrasts(rows, figures), figures)
 
 
+def gain_on_s2(candidate):
+    contrast = candidate.contrast
+    return contrast and (contrast.kind, contrast.new.name) == ("variations", "s2 x10 pixel_ddpm")
+
+
 @pytest.mark.parametrize(("seed_noise", "own_image_noise"), [(0.03, 0.05), (0.01, 0.2)])
-def test_forecasts_are_what_comes(seed_noise: float, own_image_noise: float) -> None:
+def test_forecasts_are_what_comes(seed_noise, own_image_noise):
     # Twelve seeds are run; the first six foretell the width of all.
     ratios = []
     for rng in range(30):
@@ -48,15 +52,13 @@ def test_forecasts_are_what_comes(seed_noise: float, own_image_noise: float) -> 
         (all_seeds,) = contrasts(rows, figures)
         (six,) = contrasts(condition_table(cell for cell in cells if cell.seed < 6), figures)
         now, then = (each.differences["map_50"].interval for each in (six, all_seeds))
-        assert now is not None
-        assert then is not None
         ratios.append(after_more(now, 6, 6, 100) / ((then.high - then.low) / 2))
         assert least(now, 6, 100) < after_more(now, 6, 6, 100) < (now.high - now.low) / 2
         assert after_more(now, 6, 10_000, 100) == pytest.approx(least(now, 6, 100), rel=0.02)
     assert np.mean(ratios) == pytest.approx(1, abs=0.1)
 
 
-def test_seeds_do_not_get_below_the_images() -> None:
+def test_seeds_do_not_get_below_the_images():
     noise = Noise(seed=4.0, image=1.0, images=100)
     widths = [noise.half_width(pairs) for pairs in (6, 12, 100, 10_000)]
     assert widths == sorted(widths, reverse=True)
@@ -118,41 +120,31 @@ def test_seeds_do_not_get_below_the_images() -> None:
         ),
     ],
 )
-def test_a_command_is_that_of_the_cell_with_what_changes(
-    typed: str, typed_for: str, wanted: dict[str, Any], made: str
-) -> None:
-    settings: dict[str, Any] = {
-        "study": "demo",
-        "split": "s2",
-        "variations": 5,
-        "generator": "repeat",
-        "seeds": [0],
-        "size": None,
-    }
-    assert command(typed, typed_for, **{"generator": "repeat"} | settings | wanted) == f"python train.py {made}"
+def test_a_command_is_that_of_the_cell_with_what_changes(typed, typed_for, wanted, made):
+    settings = {"study": "demo", "split": "s2", "variations": 5, "generator": "repeat", "seeds": [0], "size": None}
+    assert command(typed, typed_for, **(settings | wanted)) == f"python train.py {made}"
 
 
-def test_missing_seeds_come_with_the_number_that_holm_asks_for() -> None:
+def test_missing_seeds_come_with_the_number_that_holm_asks_for():
     found = planned(FULL)
-    more = [candidate for candidate in found if "more seeds" in candidate.what]
+    more = [candidate for candidate in found if candidate.question == "difference"]
     # Four gains over none in one table: 4 x 2 / 2^n is below 0.05 from 8 pairs on.
-    assert any("s2, 10 variations (pixel_ddpm): 2 more seeds" in c.what and "needs 8 pairs" in c.settles for c in more)
+    eight = [c for c in more if c.contrast.differences["map_50"].pairs_needed == 8]
+    assert any(("s2 x10 pixel_ddpm", 2) in c.additions for c in eight)
     for candidate in more:
-        assert candidate.now is not None
-        assert candidate.after is not None
         assert candidate.now > candidate.after > 0
-        assert "cannot get below" in candidate.settles
-    for candidate in (each for each in more if "8 pairs" in each.settles):
+        assert candidate.now > candidate.floor > 0
+    for candidate in eight:
         assert "seed=6,7" in candidate.command
         assert candidate.command.count("python train.py -m") == 2
-    gain = next(c for c in more if "what 10 variations (pixel_ddpm) bring on s2" in c.settles)
+    gain = next(c for c in more if gain_on_s2(c))
     assert gain.runs == 4
     assert gain.minutes == pytest.approx(2 * 4.0 + 2 * 3.0)
 
 
-def test_a_split_is_named_as_it_is() -> None:
+def test_a_split_is_named_as_it_is():
     """Its name may have a blank, as the settings have that tell conditions of one split apart."""
-    cells, _, figures = simulate([("my split", *row[1:]) for row in FULL if row[0] == "s2"], seeds=6)
+    cells, _, figures = simulate([("my split", *rest) for split, *rest in FULL if split == "s2"], seeds=6)
     cells = [replace(cell, overrides="") for cell in cells]
     rows = condition_table(cells)
     found = plan(cells, rows, contrasts(rows, figures), figures)
@@ -160,47 +152,44 @@ def test_a_split_is_named_as_it_is() -> None:
     assert all("split='my split'" in command for each in found for command in each.command.split(" && "))
 
 
-def test_seeds_of_one_side_are_completed_first() -> None:
+def test_seeds_of_one_side_are_completed_first():
     cells, _, figures = simulate(FULL[:1] + FULL[2:], seeds=6)
     cells = [cell for cell in cells if cell.variations == 0 or cell.seed == 0]
     rows = condition_table(cells)
     found = plan(cells, rows, contrasts(rows, figures), figures)
-    gain = next(c for c in found if "what 10 variations (pixel_ddpm) bring on s2" in c.settles)
+    gain = next(c for c in found if gain_on_s2(c))
     assert gain.now is None
     assert "seed=1,2,3,4,5,6,7" in gain.command
-    assert "; s2, no variations: 2 more seeds" in gain.what
+    assert gain.additions == (("s2 x10 pixel_ddpm", 7), ("s2 x0", 2))
 
 
-def test_gaps_are_found() -> None:
+def test_gaps_are_found():
     alone = planned([("s1", 0, "none", 80.0, 0.7)])
-    assert "a yardstick, 40 of its 80 real images alone" in alone[0].what
+    assert (alone[0].question, alone[0].additions) == ("data", (("s1 (40 of its images) x0", 6),))
     assert "split.train_size=40" in alone[0].command
     without_control = planned([row for row in FULL if row[2] != "repeat"])
-    texts = [candidate.what for candidate in without_control]
-    assert any("s2 with 10 of repeat" in text for text in texts)
-    assert any("s2 with 10 of copy_paste" in text for text in texts)
+    controls = [candidate.additions[0][0] for candidate in without_control if candidate.question == "control"]
+    assert {"s2 x10 repeat", "s2 x10 copy_paste"} <= set(controls)
     with_gap = planned([row for row in FULL if (row[0], row[2]) != ("s1", "repeat")])
-    assert any("s1, 10 variations (repeat)" in candidate.what for candidate in with_gap)
+    assert any(c.question == "condition" and c.additions[0][0] == "s1 x10 repeat" for c in with_gap)
     few_sizes = planned([FULL[0], *FULL[2:]])
-    assert any("how many real images" in c.settles and "split.train_size=20" in c.command for c in few_sizes)
+    assert any(c.question == "worth" and "split.train_size=20" in c.command for c in few_sizes)
 
 
-def test_a_number_beside_the_best_is_proposed() -> None:
+def test_a_number_beside_the_best_is_proposed():
     counts = [("s2", n, "pixel_ddpm", 40.0, 0.6 + gain) for n, gain in ((2, 0.05), (20, 0.0))]
     found = planned([("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 0.6), *counts], seeds=8, seed_noise=0.005)
-    (number,) = [candidate for candidate in found if "how many variations are best (now" in candidate.settles]
-    assert number.now is not None
-    assert number.after is not None
+    (number,) = [candidate for candidate in found if candidate.best is not None]
     assert number.now > number.after
     assert any(f"variations={n}" in number.command for n in range(1, 20))
 
 
-def test_one_cell_and_cells_that_do_not_say_what_was_typed() -> None:
+def test_one_cell_and_cells_that_do_not_say_what_was_typed():
     cells, rows, figures = simulate(FULL[:1], seeds=1)
     cells = [replace(cell, overrides="") for cell in cells]
     candidates = plan(cells, rows, contrasts(rows, figures), figures)
     found = next_runs_section(candidates, cells)
-    table = candidates_table(candidates).splitlines()
+    table = candidates_table(candidates)
     assert table[0].endswith("what to run")
     assert len(table) == len(candidates) + 1
     assert "python train.py -m study=simulated split=s1 variations=0 split.train_size=40 seed=" in found.sentences[0]

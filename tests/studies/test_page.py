@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from simulated_study import simulate
 from study_cells import finished_cell
 
 from boxtwin.datasets.image_io import write_png
@@ -21,19 +22,23 @@ from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.overlays import match
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.lettering import class_colour
+from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.costs import costs, unattributed
 from boxtwin.studies.evidence import Evidence
+from boxtwin.studies.next_runs import plan
 from boxtwin.studies.report.gallery import galleries
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.plots import Drawing
 from boxtwin.studies.report.sections import Section
-from boxtwin.studies.runs import Cell, Kept
+from boxtwin.studies.report.summary import Summary, printed
+from boxtwin.studies.runs import Cell
 from boxtwin.studies.study import Study
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
+GOLDEN = Path(__file__).with_name("golden_page.txt")
 SECTION = Section(
     "The <ratio>",
     ("More helps & no more.",),
@@ -121,7 +126,9 @@ def study(tmp_path: Path, dataset: Dataset) -> list[Cell]:
 def report(cells: list[Cell], folder: Path, sections: tuple[Section, ...] = ()) -> Path:
     kept = {cell.run_id: Evidence.load(Path(cell.output_dir)) for cell in cells if cell.output_dir}
     evidence = {run: evidence for run, evidence in kept.items() if evidence is not None}
-    return write_report(Study.of(cells, evidence), folder, sections)
+    study = Study.of(cells, evidence)
+    summary = Summary.of(study)
+    return write_report(study, replace(summary, sections=[*summary.sections, *sections]), folder)
 
 
 class Reader(HTMLParser):
@@ -164,7 +171,7 @@ def read_page(path: Path) -> Reader:
 def test_all_parts_stand_in_their_order_and_each_picture_in_words(study: list[Cell], tmp_path: Path) -> None:
     path = report(study, tmp_path / "report", (SECTION,))
     page = read_page(path)
-    order = ["On s2 (40 real images), 10 variations", "Curves", "Table", "Every comparison", "s2, 10 variations"]
+    order = ["On s2 (40 real images), 10 variations", "Curves", "Table", "Every comparison", "s2 x10 repeat: AP50"]
     order += ["The <ratio>", "Cost", "Slices", "By crowding", "By scene"]
     order += ["Count errors by image", "Test images under each condition", "The variations and their labels"]
     order += ["How to reproduce"]
@@ -191,6 +198,36 @@ def test_all_parts_stand_in_their_order_and_each_picture_in_words(study: list[Ce
     assert "python train.py split=s2 variations=10 seed=1" in page.text
 
 
+def wording(page: Path) -> list[str]:
+    """What a page says, a line for each block, and the texts of its pictures."""
+    text = re.sub(r"<style>.*?</style>", "", page.read_text(), flags=re.DOTALL)
+    said = [f"[{html.unescape(alt)}]" for alt in re.findall(r'(?:alt|aria-label)="([^"]*)"', text)]
+    blocks = re.split(r"<(?:p|li|h\d|tr|summary|pre|th|td)\b[^>]*>", text)
+    lines = (" ".join(html.unescape(re.sub(r"<[^>]+>", "", block)).split()) for block in blocks)
+    return [*filter(None, lines), *said]
+
+
+def test_the_wording_is_that_of_the_golden_page(
+    study: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Golden is the text of a simulated study, on the terminal and as a page, and of the page of the runs on disk."""
+    monkeypatch.chdir(tmp_path)
+    sizes = [("s1", 0, "none", 80.0, 0.7), ("s1n20", 0, "none", 20.0, 0.5), ("s2", 0, "none", 40.0, 0.6)]
+    tried = [("s2", number, "pixel_ddpm", 40.0, ap50) for number, ap50 in ((2, 0.61), (5, 0.64), (10, 0.66))]
+    cells, _, figures = simulate([*sizes, *tried, ("s2", 10, "repeat", 40.0, 0.6)], seeds=9, seed_noise=0.004)
+    cells[-1] = replace(cells[-1], status="FAILED")
+    cells[0] = replace(cells[0], provenance={"commit": "4437dbc1", "clean": "true"}, overrides="")
+    simulated = Study.of(cells)
+    simulated = replace(simulated, figures=figures, contrasts=contrasts(simulated.rows, figures))
+    candidates = plan(cells, simulated.rows, simulated.contrasts, figures)
+    summary = Summary.of(simulated, candidates)
+    terminal = printed(simulated, summary).splitlines()
+    pages = write_report(simulated, summary, tmp_path / "simulated"), report(study, tmp_path / "report")
+    (tmp_path / GOLDEN.name).write_text("\n".join([*terminal, *wording(pages[0]), *wording(pages[1])]) + "\n")
+    same = (tmp_path / GOLDEN.name).read_text() == GOLDEN.read_text()
+    assert same, f"the wording has changed; if that is wanted: cp {tmp_path / GOLDEN.name} {GOLDEN}"
+
+
 def test_costs_are_those_of_the_store_once_and_of_a_run(study: list[Cell], tmp_path: Path, dataset: Dataset) -> None:
     rows = condition_table(study)
     base, varied = costs(rows, study)
@@ -208,7 +245,7 @@ def test_costs_are_those_of_the_store_once_and_of_a_run(study: list[Cell], tmp_p
 
 
 def test_the_same_images_are_drawn_under_each_condition(study: list[Cell], dataset: Dataset) -> None:
-    fixed, worst = galleries(study, Kept())
+    fixed, worst = galleries(Study.of(study))
     assert fixed.columns == worst.columns == ("truth", "s2 x0", "s2 x10 repeat")
     assert len(fixed.images) == 4
     assert not {image.name for image in fixed.images} & {image.name for image in worst.images}
@@ -236,7 +273,7 @@ def test_classes_have_corners_and_counts_of_their_own(study: list[Cell], dataset
             for image, each in found_in(dataset.samples, 0.8, cell.seed).items()
         }
         keep_examples(Path(cell.output_dir) / EXAMPLES_FILE, samples, found, (0.3, 0.6), names)
-    fixed, _ = galleries(study, Kept())
+    fixed, _ = galleries(Study.of(study))
     assert fixed.classes == (("ship", class_colour(0)), ("<i>buoy", class_colour(1)))
     for image in fixed.images:
         boxes = by_name[image.name].boxes

@@ -3,8 +3,6 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,26 +12,17 @@ from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
 from boxtwin.studies.commands import choice
 from boxtwin.studies.comparison import Figures, contrasts
-from boxtwin.studies.conditions import Row, condition_table
+from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import mean_interval
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.plots import curve_figure, curve_text, plot_curves
-from boxtwin.studies.report.summary import verdict
-from boxtwin.studies.report.tables import page_table, text_table, write_csv
+from boxtwin.studies.report.summary import Summary, verdict
+from boxtwin.studies.report.tables import text_table, write_csv
 from boxtwin.studies.runs import Cell
 from boxtwin.studies.study import Study
 
 
-def make_cell(
-    split: str = "s2",
-    variations: int = 0,
-    seed: int = 0,
-    ap50: float = 0.4,
-    mae: float = 1.0,
-    real: int = 40,
-    generator: str = "pixel_ddpm",
-    **changes: Any,
-) -> Cell:
+def make_cell(split="s2", variations=0, seed=0, ap50=0.4, mae=1.0, real=40, generator="pixel_ddpm", **changes):
     cell = Cell(
         study="demo",
         dataset="sar_scenes",
@@ -62,65 +51,71 @@ def make_cell(
     return replace(cell, **changes)
 
 
-def said(rows: list[Row]) -> list[str]:
+def said(rows):
     return verdict(rows, contrasts(rows, Figures({})))
 
 
-def row_of(rows: list[Row], split: str, variations: int, generator: str | None = None) -> Row:
+def row_of(rows, split, variations, generator=None):
     found = [r for r in rows if (r.split, r.variations) == (split, variations) and generator in (None, r.generator)]
     assert len(found) == 1
     return found[0]
 
 
-def test_differences_are_taken_seed_by_seed() -> None:
+def ap50_change(rows, *names):
+    (change,) = [c.differences["map_50"] for c in contrasts(rows, Figures({})) if c.new is row_of(rows, *names)]
+    return change
+
+
+def test_differences_are_taken_seed_by_seed():
     old, new = {0: 0.40, 1: 0.60, 2: 0.10}, {0: 0.45, 1: 0.58, 3: 0.99}
     cells = [make_cell(seed=s, ap50=v) for s, v in old.items()]
     cells += [make_cell(variations=10, seed=s, ap50=v) for s, v in new.items()]
     row = row_of(condition_table(cells), "s2", 10)
     assert row.seeds == (0, 1, 3)
-    assert row.ap50.mean == pytest.approx(np.mean(list(new.values())))
-    assert (row.ap50.low, row.ap50.high) == (0.45, 0.99)
-    assert row.ap50_change is not None
-    assert row.ap50_change.pairs == 2
-    assert row.ap50_change.mean == pytest.approx((0.05 - 0.02) / 2)
-    assert (row.ap50_change.low, row.ap50_change.high) == pytest.approx((-0.02, 0.05))
+    estimate = row.estimates["map_50"]
+    assert estimate.mean == pytest.approx(np.mean(list(new.values())))
+    assert (estimate.low, estimate.high) == (0.45, 0.99)
+    change = ap50_change(condition_table(cells), "s2", 10)
+    assert change.pairs == 2
+    assert change.mean == pytest.approx((0.05 - 0.02) / 2)
+    assert (change.low, change.high) == pytest.approx((-0.02, 0.05))
+    assert (change.before, change.after) == pytest.approx((0.5, 0.515))
     # the sentence speaks of the two pairs only
     (sentence,) = said(condition_table(cells))
     assert "AP50 50.0 -> 51.5 (+1.5, better; -2.0 to +5.0 over seeds)" in sentence
     assert "2 paired seeds: not enough runs to tell" in sentence
 
 
-def test_without_a_common_seed_means_are_compared_and_that_is_said() -> None:
+def test_without_a_common_seed_means_are_compared_and_that_is_said():
     rows = condition_table([make_cell(seed=0, ap50=0.4), make_cell(variations=2, seed=1, ap50=0.5)])
-    change = row_of(rows, "s2", 2).ap50_change
-    assert change is not None
-    assert change.pairs == 0
-    assert change.mean == pytest.approx(0.1)
+    change = ap50_change(rows, "s2", 2)
+    assert (change.pairs, change.mean) == (0, pytest.approx(0.1))
     assert "No seed in common: not enough runs to tell" in said(rows)[0]
 
 
-def test_one_baseline_serves_every_generator_but_no_other_setting() -> None:
+def test_one_baseline_serves_every_generator_but_no_other_setting():
     cells = [make_cell(), make_cell(variations=2), make_cell(variations=2, generator="repeat", ap50=0.3)]
     cells += [make_cell(variations=2, setting="other", ap50=0.9), make_cell(split="s1", variations=2)]
     cells += [make_cell(variations=2, steps=600), make_cell(variations=2, detector="yolov3")]
     rows = condition_table(cells)
     assert len(rows) == 7
-    compared = {r.generator: r.ap50_change.mean for r in rows if r.ap50_change is not None}
-    assert compared == pytest.approx({"pixel_ddpm": 0.0, "repeat": -0.1})
-    assert sum(r.ap50_change is not None for r in rows) == 2
+    gains = [c for c in contrasts(rows, Figures({})) if c.kind == "variations"]
+    compared = [(c.new.generator, c.differences["map_50"].mean) for c in gains]
+    assert dict(compared) == pytest.approx({"pixel_ddpm": 0.0, "repeat": -0.1})
+    assert len(compared) == 2
 
 
-def test_the_sentence_of_a_single_run() -> None:
+def test_the_sentence_of_a_single_run():
     rows = condition_table([make_cell(ap50=0.412, mae=1.15), make_cell(variations=10, ap50=0.43, mae=1.47)])
     assert said(rows) == [
-        "s2, 10 variations (pixel_ddpm): AP50 41.2 -> 43.0 (+1.8, better), AP 20.6 -> 21.5 (+0.9, better), "
+        "s2 x10 pixel_ddpm: AP50 41.2 -> 43.0 (+1.8, better), AP 20.6 -> 21.5 (+0.9, better), "
         "count MAE 1.15 -> 1.47 (+0.32, worse). "
         "One seed: not enough runs to tell chance from effect."
     ]
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 5, 6, 9])
-def test_fewer_than_six_seeds_claim_nothing(seeds: int) -> None:
+def test_fewer_than_six_seeds_claim_nothing(seeds):
     cells = [make_cell(seed=s, ap50=0.4) for s in range(seeds)]
     cells += [make_cell(variations=10, seed=s, ap50=0.9) for s in range(seeds)]
     text = " ".join(said(condition_table(cells)))
@@ -129,7 +124,7 @@ def test_fewer_than_six_seeds_claim_nothing(seeds: int) -> None:
     assert (", established" in text) == (seeds >= 6)
 
 
-def test_yardstick_is_more_real_data() -> None:
+def test_yardstick_is_more_real_data():
     rows = condition_table([make_cell(ap50=0.4, mae=1.2), make_cell("s1", real=80, ap50=0.5, mae=0.9)])
     assert said(rows)[0].startswith(
         "Yardstick, twice the real data (s1 with 80 instead of s2 with 40 real images; no variations): "
@@ -137,11 +132,11 @@ def test_yardstick_is_more_real_data() -> None:
     )
 
 
-def test_missing_baseline_no_change_and_unknown_figures_are_said() -> None:
+def test_missing_baseline_no_change_and_unknown_figures_are_said():
     (alone,) = said(condition_table([make_cell(variations=2)]))
     assert "No finished run without variations" in alone
     (same,) = said(condition_table([make_cell(), make_cell(variations=1)]))
-    assert "1 variation (pixel_ddpm): AP50 40.0 -> 40.0 (no change)" in same
+    assert "s2 x1 pixel_ddpm: AP50 40.0 -> 40.0 (no change)" in same
     (unknown,) = said(condition_table([make_cell(ap50=math.nan), make_cell(variations=2)]))
     assert "AP50 - -> 40.0 (unknown), AP - -> 20.0 (unknown), count MAE 1.00 -> 1.00 (no change)" in unknown
     (base,) = said(condition_table([make_cell()]))
@@ -149,7 +144,7 @@ def test_missing_baseline_no_change_and_unknown_figures_are_said() -> None:
     assert said([]) == ["No finished run: there is nothing to compare."]
 
 
-def test_only_finished_cells_enter_and_no_run_counts_twice() -> None:
+def test_only_finished_cells_enter_and_no_run_counts_twice():
     cells = [make_cell(), make_cell(seed=1, ap50=0.9, status="FAILED"), make_cell(seed=2, status="RUNNING", metrics={})]
     (row,) = condition_table(cells)
     assert row.seeds == (0,)
@@ -157,7 +152,7 @@ def test_only_finished_cells_enter_and_no_run_counts_twice() -> None:
         condition_table([make_cell(run_id="a"), make_cell(run_id="b")])
 
 
-def test_labels_are_told_apart_where_a_study_has_several() -> None:
+def test_labels_are_told_apart_where_a_study_has_several():
     cells = [make_cell(), make_cell(variations=2, labels="carry"), make_cell(variations=2, generator="repeat")]
     assert [row.generator for row in condition_table(cells)] == ["none", "pixel_ddpm", "repeat"]
     cells.append(make_cell(variations=2, labels="pseudo", run_id="other"))
@@ -171,22 +166,22 @@ def test_labels_are_told_apart_where_a_study_has_several() -> None:
     assert choice(rows[2].generator) == ["generator=pixel_ddpm", "labels=pseudo"]
 
 
-def test_text_table_is_aligned_and_names_what_differs() -> None:
+def test_text_table_is_aligned_and_names_what_differs():
     cells = [make_cell(), make_cell(variations=10, seed=0), make_cell(variations=10, seed=1, ap50=0.6)]
-    lines = text_table(condition_table(cells)).splitlines()
+    lines = text_table(condition_table(cells))
     assert len(lines) == 3
     assert "dataset" not in lines[0]
     assert "50.0 [40.0, 60.0]" in lines[2]
     end = lines[0].index("AP50") + len("AP50")
     assert lines[1][:end].endswith(" 40.0")
     assert len({len(line) for line in lines}) == 1
-    assert "dataset" in text_table(condition_table([*cells, make_cell(dataset="hrsid")])).splitlines()[0]
-    assert text_table([]).startswith("split")
+    assert "dataset" in text_table(condition_table([*cells, make_cell(dataset="hrsid")]))[0]
+    assert text_table([])[0].startswith("split")
 
 
-def test_csv_holds_the_unrounded_figures(tmp_path: Path) -> None:
+def test_csv_holds_the_unrounded_figures(tmp_path):
     rows = condition_table([make_cell(ap50=1 / 3), make_cell(variations=2, ap50=math.nan)])
-    write_csv(rows, tmp_path / "c.csv")
+    write_csv(rows, tmp_path / "c.csv", contrasts(rows, Figures({})))
     with (tmp_path / "c.csv").open(newline="") as file:
         base, varied = csv.DictReader(file)
     assert float(base["map_50_mean"]) == 1 / 3
@@ -198,40 +193,43 @@ def test_csv_holds_the_unrounded_figures(tmp_path: Path) -> None:
 class Reader(HTMLParser):
     """Collects what matters about a page: its addresses, alternative texts, and whether tags are balanced."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.addresses: list[str] = []
-        self.alt: list[str | None] = []
-        self.open: list[str] = []
-        self.text = ""
+        self.addresses, self.alt, self.open, self.text = [], [], [], ""
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.addresses += [attrs[name] for name in ("src", "href") if name in attrs]
         if tag == "img":
-            self.alt.append(dict(attrs).get("alt", ""))
+            self.alt.append(attrs.get("alt", ""))
         if tag not in ("meta", "img", "link"):
             self.open.append(tag)
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         self.text += data
 
 
-def read_page(path: Path) -> Reader:
+def written(cells, folder):
+    study = Study.of(cells)
+    return write_report(study, Summary.of(study), folder)
+
+
+def read_page(path):
     reader = Reader()
     reader.feed(path.read_text())
     assert reader.open == []
     return reader
 
 
-def test_report_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
+def test_report_is_one_file_that_needs_nothing_else(tmp_path):
     conditions = (("s1", 0), ("s2", 0), ("s2", 2), ("s2", 10))
     cells = [make_cell(split, variations, real=80 if split == "s1" else 40) for split, variations in conditions]
     cells.append(make_cell("s1", 10, status="FAILED", metrics={}, run_id="broken<1>"))
     cells.append(make_cell("s1", 2, overrides="", run_id="old"))
-    path = write_report(Study.of(cells), tmp_path / "report")
+    path = written(cells, tmp_path / "report")
     assert path == tmp_path / "report/index.html"
     assert sorted(p.name for p in path.parent.iterdir()) == ["comparison.csv", "curves.png", "index.html"]
     page = read_page(path)
@@ -239,7 +237,7 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
     assert len(page.alt) == 2
     assert all(page.alt)
     assert "<script" not in path.read_text()
-    for words in ("s2, 10 variations", "Yardstick", "1 of 6 runs did not finish", "FAILED", "broken<1>", "seed 0"):
+    for words in ("s2 x10 pixel_ddpm", "Yardstick", "1 of 6 runs did not finish", "FAILED", "broken<1>", "seed 0"):
         assert words in re.sub(r"\s+", " ", page.text)
     assert "python train.py split=s1 variations=0 seed=0\n" in page.text
     # What a run of an older version was started with is not known; its parameters are.
@@ -265,42 +263,43 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
         ],
     ],
 )
-def test_report_of_incomplete_studies(cells: list[Cell], tmp_path: Path) -> None:
-    page = read_page(write_report(Study.of(cells), tmp_path))
+def test_report_of_incomplete_studies(cells, tmp_path):
+    page = read_page(written(cells, tmp_path))
     assert "do the variations help?" in page.text
     assert read_image(tmp_path / "curves.png").shape[1] > 800
 
 
-def test_curves_show_every_line(tmp_path: Path) -> None:
+def test_curves_show_every_line(tmp_path):
     cells = [make_cell(s, v, real=80) for s in ("s1", "s2") for v in (0, 2, 10)]
     plot_curves(condition_table(cells[:1]), tmp_path / "one.png")
     plot_curves(condition_table(cells), tmp_path / "all.png")
     assert (read_image(tmp_path / "all.png") < 250).sum() > (read_image(tmp_path / "one.png") < 250).sum()
 
 
-def test_bands_are_students_intervals_over_seeds_and_the_words_say_the_same() -> None:
+def test_bands_are_students_intervals_over_seeds_and_the_words_say_the_same():
     values = [0.40, 0.44, 0.47]
     rows = condition_table([make_cell(seed=s, ap50=v) for s, v in enumerate(values)] + [make_cell(variations=2)])
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
     assert mean_interval(values) == pytest.approx((low, high))
     assert mean_interval(values[:1]) is None
-    text = curve_text(rows, "ap50")
-    assert f"s2, pixel_ddpm: 0: 43.7 ({100 * low:.1f} to {100 * high:.1f}), 2: 40.0." in text
-    drawn = curve_figure(rows, "ap50")
+    text = curve_text(rows, "map_50")
+    assert f"s2 pixel_ddpm: 0: 43.7 ({100 * low:.1f} to {100 * high:.1f}), 2: 40.0." in text
+    drawn = curve_figure(rows, "map_50")
     assert drawn.text == text
-    assert drawn.svg == curve_figure(rows, "ap50").svg  # the same figure gives the same bytes
+    assert drawn.svg == curve_figure(rows, "map_50").svg  # the same figure gives the same bytes
     assert "<svg" in drawn.svg
     assert "http" not in re.sub(r'(xmlns[:a-z]*|rdf:resource)="[^"]*"|<!DOCTYPE[^>]*>', "", drawn.svg)
 
 
-def test_the_pages_table_has_intervals_and_corrected_p() -> None:
+def test_the_pages_table_has_intervals_and_corrected_p(tmp_path):
     cells = [make_cell(seed=s, ap50=0.4 + 0.01 * s) for s in range(6)]
     cells += [make_cell(variations=2, seed=s, ap50=0.45 + 0.01 * s) for s in range(6)]
     cells += [make_cell(variations=10, seed=s) for s in range(3)]
-    rows = condition_table(cells)
-    headings, body = page_table(rows, contrasts(rows, Figures({})))
-    two, ten = (dict(zip(headings[:5], line[:5], strict=True)) for line in body[1:])
-    assert (two["AP50 vs x0"].main, two["p"].main, two["p"].detail) == ("+5.0", "0.062", "of 2")  # 2 x 2 / 2^6
-    assert two["condition"].detail == "6 seeds"
-    assert (ten["p"].main, ten["p"].detail) == ("too few", "3 pairs")
-    assert all(entry.main == "" for entry in body[0][3:5])
+    page = written(cells, tmp_path).read_text()
+    body = page[page.index('aria-label="Table of conditions"') :].partition("</tbody>")[0].partition("<tbody>")[2]
+    lines = [re.split(r"<t[dh][^>]*>", line)[1:] for line in body.split("<tr>")[1:]]
+    plain, two, ten = ([re.findall(r"[^<>]+(?=<)", entry) for entry in line] for line in lines)
+    assert two[3:5] == [["+5.0"], ["0.062", "of 2"]]  # 2 x 2 / 2^6
+    assert two[0][:2] == ["s2 x2 pixel_ddpm", "6 seeds"]
+    assert ten[4] == ["too few", "3 pairs"]
+    assert plain[3:5] == [[], []]

@@ -11,6 +11,7 @@ import pytest
 from study_cells import finished_cell
 
 from boxtwin.studies.report.page import write_report
+from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.study import Study
 
 METRICS = {"test/map": 0.4, "test/map_50": 0.7, "test/count_mae": 1.0}
@@ -34,7 +35,8 @@ def test_only_finished_runs_are_made_again_and_no_absolute_path_is_shown(
         )
         for seed, status in enumerate(("FINISHED", "FAILED", "KILLED"))
     ]
-    page = write_report(Study.of(cells), tmp_path / "report").read_text()
+    study = Study.of(cells)
+    page = write_report(study, Summary.of(study), tmp_path / "report").read_text()
     assert str(tmp_path) not in page
     assert "multirun/run0" in page
     commands = [

@@ -29,7 +29,7 @@ def test_a_condition_has_mean_interval_and_number_of_seeds(tmp_path: Path) -> No
     assert not any(name.startswith("vs_x0") for name in plain.metrics)
     metrics = repeated.metrics
     assert metrics["seeds"] == metrics["vs_x0/pairs"] == 6
-    assert metrics["test/map_50"] == rows[1].ap50.mean
+    assert metrics["test/map_50"] == rows[1].estimates["map_50"].mean
     for name in ("test/map", "test/map_50", "test/count_mae", "vs_x0/map", "vs_x0/map_50", "vs_x0/count_mae"):
         assert metrics[f"{name}_low"] < metrics[name] < metrics[f"{name}_high"], name
     (contrast,) = found

@@ -14,8 +14,7 @@ from boxtwin.files import check_name
 from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.next_runs import plan
 from boxtwin.studies.report.page import write_report
-from boxtwin.studies.report.sections import sections
-from boxtwin.studies.report.summary import printed
+from boxtwin.studies.report.summary import Summary, printed
 from boxtwin.studies.runs import cells_in, with_evidence
 from boxtwin.studies.study import Study
 
@@ -34,12 +33,10 @@ def compare_study(config: DictConfig) -> Path:
         cells = cells_in(folder)
         name = config.study or cells[0].study
         check_name(name, "study")  # the files may be another's
-        cells, copies = [replace(cell, study=name) for cell in cells], {}
-        if folder != Path(config.runs):  # those of an archive are gone afterwards
-            copies = {cell.run_id: Path(cell.output_dir) for cell in cells}
-            cells = [replace(cell, output_dir="") for cell in cells]
-        study = Study.of(*with_evidence(cells, copies), copies)
-        return _report(study, Path(config.folder) / name, planned=config.plan)
+        # Files of an archive are gone afterwards: no path to them is shown.
+        copies = {cell.run_id: Path(cell.output_dir) for cell in cells} if folder != Path(config.runs) else {}
+        cells = [replace(cell, study=name, output_dir="" if copies else cell.output_dir) for cell in cells]
+        return _report(Study.of(*with_evidence(cells, copies), copies), Path(config.folder) / name, planned=config.plan)
 
 
 def _compare_stored(config: DictConfig) -> Path:
@@ -78,7 +75,8 @@ def _compare_stored(config: DictConfig) -> Path:
 def _report(study: Study, folder: Path, *, planned: bool) -> Path:
     """Write the report and print what it says in short."""
     candidates = plan(study.cells, study.rows, study.contrasts, study.figures) if planned and study.rows else None
-    page = write_report(study, folder, sections(study, candidates))
-    print(printed(study, candidates))
+    summary = Summary.of(study, candidates)
+    page = write_report(study, summary, folder)
+    print(printed(study, summary))
     print(f"\nreport: {page}")
     return page

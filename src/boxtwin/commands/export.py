@@ -47,7 +47,10 @@ def export_detector(composed: DictConfig) -> list[Path]:
         raise InputError(f"register={config.register} registers the MLflow model; add mlflow to formats")
     if {"onnx", "mlflow"} & set(formats):
         require_packages()
-    source = _find(Path(config.run))
+    run = Path(config.run)
+    source = run / FILE if run.is_dir() else run
+    if not source.is_file():
+        raise InputError(f"run={run}: there is no {source}\n{_there(run)}")
     detector = read_detector(source)
     to = Path(config.to) if config.to is not None else source.parent / "export"
     if to.exists() and not to.is_dir():
@@ -57,7 +60,8 @@ def export_detector(composed: DictConfig) -> list[Path]:
     log.info("%s: %s, counts at confidence %s", source, detector.spec.architecture, thresholds)
     width = max(len(str(path)) for path in written)
     for path in written:
-        log.info("  %-*s %9s kB", width, path, f"{_size(path) / 1e3:,.1f}")
+        size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+        log.info("  %-*s %9s kB", width, path, f"{size / 1e3:,.1f}")
     if config.register is not None:
         _register(config, config.register, detector, to / "mlflow")
     return written
@@ -92,36 +96,20 @@ def _write(detector: TrainedDetector, formats: Sequence[str], to: Path) -> list[
     return written
 
 
-def _find(run: Path) -> Path:
-    path = run / FILE if run.is_dir() else run
-    if not path.is_file():
-        raise InputError(f"run={run}: there is no {path}\n{_there(run)}")
-    return path
-
-
 def _there(near: Path) -> str:
     """Which detectors there are in the nearest folder that exists."""
     folder = next((folder for folder in (near, *near.parents) if folder.is_dir()), Path())
-    found = sorted(path.parent for depth in ("*/", "*/*/", "*/*/*/") for path in folder.glob(f"{depth}{FILE}"))
-    if not found:
+    runs = sorted(path.parent for depth in ("*/", "*/*/", "*/*/*/") for path in folder.glob(f"{depth}{FILE}"))
+    if not runs:
         return f"no finished run lies in {folder}; python train.py trains one"
-    more = f"\n  and {len(found) - LISTED} more" if len(found) > LISTED else ""
-    return "finished runs:" + "".join(f"\n  {quoted(setting('run', str(path)))}" for path in found[:LISTED]) + more
-
-
-def _size(path: Path) -> int:
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
+    more = f"\n  and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
+    return "finished runs:" + "".join(f"\n  {quoted(setting('run', str(run)))}" for run in runs[:LISTED]) + more
 
 
 def _register(config: ExportConfig, name: str, detector: TrainedDetector, folder: Path) -> None:
     from boxtwin.tracking.mlflow_runs import Store
 
-    store = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder))
-    version = store.register_model(
-        folder,
-        name=name,
-        study=detector.origin.get("study", name),
-        identity=detector.origin.get("identity"),
-    )
+    store, origin = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder)), detector.origin
+    study, identity = origin.get("study", name), origin.get("identity")
+    version = store.register_model(folder, name=name, study=study, identity=identity)
     log.info("registered: models:/%s/%d in %s", name, version, store.uri)

@@ -6,6 +6,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from boxtwin.detector.checkpoint import damage
 from boxtwin.errors import is_of_the_system
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, load_matches
-from boxtwin.files import link_file, write_bytes_atomically
+from boxtwin.files import link_file
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAG, Store
 from boxtwin.tracking.provenance import code_tags
 from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, read_result
@@ -32,38 +33,38 @@ OWN = {"result.json", "config.yaml", "train.log"}  # what says whose a run is, a
 
 
 def mend(store: Store, run_id: str, folder: Path, identities: Sequence[str]) -> list[str]:
-    """Bring back those files of a finished run that are gone or cut, from what MLflow has of them.
-
-    Returns what cannot be brought back, in words.
+    """Bring back files of a finished run that are gone or damaged, from MLflow; returns what is lost, in words.
 
     Args:
         store: of the run.
         run_id: of the run.
         folder: of the run's files.
-        identities: of the run; what lies in its folder must be its own.
+        identities: of the run; the result in its folder must be its own.
     """
     sizes = store.file_sizes(run_id)
-    wrong = [name for name in KEPT if name in sizes and not _is_whole(folder / name, sizes[name])]
-    result = read_result(folder)
-    if result is None or result.get("identity") not in identities:
-        wrong.append(RESULT_FILE)
+
+    def has_result() -> bool:
+        result = read_result(folder)
+        return result is not None and result.identity in identities
+
+    wrong = {name for name in KEPT if name in sizes and not _is_whole(folder / name, sizes[name])}
+    wrong |= set() if has_result() else {RESULT_FILE}
     if wrong:
-        store.fetch_files(run_id, sorted(set(wrong)), folder)
-        log.warning("%s: brought back from MLflow: %s", folder, ", ".join(sorted(set(wrong) & set(sizes))) or "nothing")
-    result = read_result(folder)
-    lacking = [] if result is not None and result.get("identity") in identities else [RESULT_FILE]
+        store.fetch_files(run_id, sorted(wrong), folder)
+        log.warning("%s: brought back from MLflow: %s", folder, ", ".join(sorted(wrong & set(sizes))) or "nothing")
+    lost = [] if has_result() else [RESULT_FILE]
     if (folder / MATCHES_FILE).exists() and not _is_readable(folder / MATCHES_FILE):
-        lacking.append(MATCHES_FILE)
-    return [f"{folder / name} is gone or damaged" for name in lacking]
+        lost.append(MATCHES_FILE)
+    return [f"{folder / name} is gone or damaged" for name in lost]
 
 
 def _is_whole(path: Path, size: int | None) -> bool:
-    right = path.is_file() and (size is None or path.stat().st_size == size)
+    right = path.is_file() and size in (None, path.stat().st_size)
     return right and (path.name != MATCHES_FILE or _is_readable(path))
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether a file of a run is there, and can be read as what it is."""
+    """Whether a file of a run exists, is not empty, and can be read as what it is."""
     try:
         if path.name == MATCHES_FILE:
             load_matches(path)
@@ -100,47 +101,44 @@ def take_over(
         source: the finished MLflow run of the same identity in another study.
         output: folder of the run of this study.
         tracking: folder of the MLflow store.
-        own_identity: of the cell.
-        condition: all that defines the run, which results of older versions do not say.
+        own_identity: of the run of this study; an older version may have given the other run another one.
+        condition: all that defines the run, which results of older versions lack.
         study: this study's name.
         overrides: what was typed for the run of this study.
         detector: name of the file that holds the trained detector.
 
     Raises:
-        FileNotFoundError: what the other run's figures follow from is gone or damaged, here and in the store. Nothing
+        FileNotFoundError: what the other run's metrics follow from is gone or damaged, here and in the store. Nothing
             has been given to the run then.
     """
-    origin = store.study_of(source)
+    study_of_source, name = store.study_of(source), source.info.run_name
     recorded, identity = (source.data.tags.get(tag, "") for tag in ("boxtwin.output_dir", IDENTITY_TAG))
     folder = find_folder(recorded, tracking, identity)
     with tempfile.TemporaryDirectory() as temporary:
         artifacts = store.fetch_all(source, Path(temporary))
-        if folder is not None:
-            for name in KEPT:
-                if not _is_readable(artifacts / name) and _is_readable(folder / name):
-                    link_file(folder / name, artifacts / name)
-        has_matches = (folder is not None and (folder / MATCHES_FILE).exists()) or (artifacts / MATCHES_FILE).exists()
-        lost = [name for name in NEEDED if not _is_readable(artifacts / name)]
-        if lost and (has_matches or lost != [MATCHES_FILE]):  # runs of older versions keep none
-            raise FileNotFoundError(f"{', '.join(lost)} of {source.info.run_name} gone or damaged, here and in MLflow")
-        result: dict[str, Any] = json.loads((artifacts / RESULT_FILE).read_text(encoding="utf-8"))
-        if result.get("identity", identity) != identity:
-            raise FileNotFoundError(f"the {RESULT_FILE} of {source.info.run_name} is another run's")
+        in_folder = {file.name: file for file in sorted(folder.iterdir() if folder else ())}
+        had_matches = MATCHES_FILE in in_folder or (artifacts / MATCHES_FILE).exists()
+        readable = {file_name: file for file_name, file in in_folder.items() if _is_readable(file)}
+        for file_name in KEPT:
+            if file_name in readable and not _is_readable(artifacts / file_name):
+                link_file(readable[file_name], artifacts / file_name)
+        lost = [file_name for file_name in NEEDED if not _is_readable(artifacts / file_name)]
+        if lost and (had_matches or lost != [MATCHES_FILE]):  # runs of older versions keep none
+            raise FileNotFoundError(f"{', '.join(lost)} of {name} gone or damaged, here and in MLflow")
+        result = read_result(artifacts)
+        if result is None or result.identity not in ("", identity):
+            raise FileNotFoundError(f"the {RESULT_FILE} of {name} is another run's")
         store.copy_run(source, run_id, artifacts)
-        in_folder = folder is not None and (folder / "detections.json").exists()
-        files = {file.name: file for file in sorted(artifacts.rglob("*")) if not in_folder or file.name in KEPT}
-        files |= {file.name: file for file in sorted(folder.iterdir() if folder else ()) if _is_readable(file)}
-        for name, file in files.items():
-            is_kept = file.is_file() and not name.startswith(".") and name not in OWN
-            if is_kept and not (name == detector and damage(file)):
-                link_file(file, output / name)
-        taken_from = {"study": origin, "run_id": str(source.info.run_id)}
-        result |= {"study": study, "overrides": overrides, "condition": condition, "reused_from": taken_from}
-        result.pop("taken_over_from", None)  # the name in earlier versions, of a run that was itself reused
-        result["identity"] = own_identity  # an older version may have given it another one
+        whole = "detections.json" in in_folder
+        files = {file.name: file for file in sorted(artifacts.rglob("*")) if not whole or file.name in KEPT}
+        for file_name, file in (files | readable).items():
+            is_kept = file.is_file() and not file_name.startswith(".") and file_name not in OWN
+            if is_kept and not (file_name == detector and damage(file)):
+                link_file(file, output / file_name)
         if not (output / detector).exists():
             log.warning("%s is not there any more: this run has its figures, but no %s", recorded, detector)
-        write_bytes_atomically(output / "result.json", json.dumps(result, indent=1).encode())
-        store.log_files(run_id, [output / "result.json"])
-    store.tag(run_id, code_tags(source.data.tags) | {REUSED_TAG: f"{origin}/{source.info.run_id}"})
+        result = replace(result, study=study, identity=own_identity, overrides=overrides, condition=condition)
+        taken_from = {"study": study_of_source, "run_id": str(source.info.run_id)}
+        store.log_files(run_id, [replace(result, reused_from=taken_from).write(output)])
+    store.tag(run_id, code_tags(source.data.tags) | {REUSED_TAG: f"{study_of_source}/{source.info.run_id}"})
     return dict(source.data.metrics)

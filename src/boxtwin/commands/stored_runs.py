@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mlflow.entities import Run
@@ -11,13 +12,15 @@ from mlflow.exceptions import MlflowException
 
 from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
+from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.runs import BROKEN, FINISHED, SHOWN_FILES, Cell, Kept, first_runs, in_order, run_from
+from boxtwin.studies.runs import BROKEN, FINISHED, SHOWN_FILES, Cell, find_file, in_order, run_from
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, Store
-from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, read_result
+from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, find_folder, read_result
 
 log = logging.getLogger(__name__)
 
+STORE_TAG = "boxtwin.store"  # key of the variation store of a run
 EVIDENCE_FILES = (MATCHES_FILE, RESULT_FILE)
 
 
@@ -62,16 +65,14 @@ def collect_cells(store: Store, study: str, tracking: Path, temporary: Path) -> 
 
 def copies_of(store: Store, cells: Sequence[Cell], temporary: Path) -> dict[str, Path]:
     """What MLflow keeps of finished runs whose folders may be on another machine."""
-    kept, shown, found = Kept(), {cell.run_id for cell in first_runs(cells)}, {}
-    for cell in cells:
-        if cell.status != FINISHED:
-            continue
+    shown, copies = {row.runs[0] for row in condition_table(cells)}, {}
+    for cell in (cell for cell in cells if cell.status == FINISHED):
         names = EVIDENCE_FILES + (SHOWN_FILES if cell.run_id in shown else ())
-        missing = [name for name in names if kept.find(cell, name) is None]
+        missing = [name for name in names if find_file(cell, name) is None]
         if missing:
-            found[cell.run_id] = temporary / cell.run_id
-            store.fetch_files(cell.run_id, [*missing, *(f"store/{name}" for name in missing)], found[cell.run_id])
-    return found
+            copies[cell.run_id] = temporary / cell.run_id
+            store.fetch_files(cell.run_id, [*missing, *(f"store/{name}" for name in missing)], copies[cell.run_id])
+    return copies
 
 
 def bring_back(store: Store, temporary: Path, cell: Cell) -> Evidence | None:
@@ -83,7 +84,8 @@ def bring_back(store: Store, temporary: Path, cell: Cell) -> Evidence | None:
         store.fetch_files(cell.run_id, EVIDENCE_FILES, copy)
         kept = Evidence.load(copy)
         if kept is not None and cell.output_dir:
-            mend(store, cell.run_id, folder, [str((read_result(folder) or {}).get("identity"))])
+            result = read_result(folder)
+            mend(store, cell.run_id, folder, [result.identity if result else ""])
     except (OSError, MlflowException) as error:  # MLflow has lost it, or the folder is read-only
         log.warning("%s: not mended from MLflow: %s", cell.output_dir or cell.name, error)
         return Evidence.load(copy)
@@ -91,28 +93,27 @@ def bring_back(store: Store, temporary: Path, cell: Cell) -> Evidence | None:
 
 
 def _cell(study: str, run: Run, store: Store, tracking: Path, temporary: Path) -> Cell:
-    params, tags, metrics = run.data.params, run.data.tags, dict(run.data.metrics)
-    # Whether training went on long enough is asked of runs without variations alone.
-    asked = int(params["variations"]) == 0 and run.info.status == FINISHED
-    folder, content = None, None
-    if run.info.status == FINISHED:
+    params, tags, finished = run.data.params, run.data.tags, run.info.status == FINISHED
+    folder, result = None, RunResult()
+    if finished:
         # The folder counts if what lies there is this very run's: another run may have written to the same place.
         folder = find_folder(tags.get("boxtwin.output_dir", ""), tracking, tags.get(IDENTITY_TAG, ""))
         if folder is None:
             store.fetch_files(run.info.run_id, [RESULT_FILE], temporary / run.info.run_id)
-        content = read_result(folder or temporary / run.info.run_id)
-        if content is None:  # then nothing says what defines it
+        recorded = read_result(folder or temporary / run.info.run_id)
+        if recorded is None:  # then nothing says what defines it
             raise ValueError(f"its {RESULT_FILE} is gone or damaged, here and in MLflow")
-    return run_from(
-        params,
-        content or {},
+        result = recorded
+    # Whether training went on long enough is asked of runs without variations alone.
+    asked = int(params["variations"]) == 0 and finished
+    result = replace(
+        result,
         study=study,
-        metrics=metrics,
-        run_id=run.info.run_id,
-        status=run.info.status,
-        output_dir=str(folder or ""),
-        setting=tags.get("boxtwin.setting"),
-        overrides=tags.get("boxtwin.overrides"),
-        store=f"{params['generator']}-{tags['boxtwin.store']}" if "boxtwin.store" in tags else None,
+        params=params,
+        metrics=dict(run.data.metrics),
+        setting=tags.get("boxtwin.setting", ""),
+        overrides=tags.get("boxtwin.overrides", ""),
+        data={**result.data, "store": f"{params['generator']}-{tags[STORE_TAG]}" if STORE_TAG in tags else None},
         validation=store.history(run.info.run_id, "val/map") if asked else (),
     )
+    return run_from(result, run_id=run.info.run_id, status=run.info.status, output_dir=str(folder or ""))

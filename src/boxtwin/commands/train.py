@@ -46,7 +46,7 @@ from boxtwin.tracking.interrupted import ended_on_error
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, CellRun, Store, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
 from boxtwin.tracking.provenance import code_of, provenance, record_of, tags
-from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, own_folder, recorded_path
+from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, find_folder, own_folder, recorded_path
 
 log = logging.getLogger(__name__)
 
@@ -292,29 +292,28 @@ class _Cell:
     def _write(self, metrics: dict[str, float], tested: Evaluation, validation: Sequence[tuple[int, float]]) -> None:
         """Write result.json, after all other files of the run, and log files and metrics."""
         cell = self.cell
-        result = {
-            "cell": cell_name(self.config),
-            "study": self.config.study,
-            "identity": cell.identity,
-            "setting": setting_hash(self.config),
-            "overrides": typed_words(),
-            "params": flat_params(self.config),
-            "metrics": _finite(metrics),
-            "classes": [{**entry, "metrics": _finite(entry["metrics"])} for entry in tested.classes],
-            "data": {
+        result = RunResult(
+            cell=cell_name(self.config),
+            study=self.config.study,
+            identity=cell.identity,
+            setting=setting_hash(self.config),
+            overrides=typed_words(),
+            params=flat_params(self.config),
+            metrics=_finite(metrics),
+            classes=[{**entry, "metrics": _finite(entry["metrics"])} for entry in tested.classes],
+            data={
                 "dataset_sha256": cell.dataset.digest,
                 "split_sha256": cell.split.digest,
                 "store": cell.library.folder.name if cell.library else None,
                 "bad_boxes": cell.dataset.repairs,
                 "levels": asdict(cell.levels),
             },
-            "condition": cell.condition,
-            "provenance": self.provenance,
-            "counts": tested.counts,
-            "validation": validation,  # [step, AP on the real validation images], of all attempts
-        }
-        # On disk first: the server may be away.
-        write_bytes_atomically(self.output / RESULT_FILE, json.dumps(result, indent=1).encode())
+            condition=cell.condition,
+            provenance=self.provenance,
+            counts=tested.counts,
+            validation=validation,  # step, AP on the real validation images, of all attempts
+        )
+        result.write(self.output)  # on disk first: the server may be away
         self.store.log_metrics(self.run_id, metrics)
         files = [self.output / name for name in FILES]
         if cell.library:

@@ -62,10 +62,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             if total > LARGEST:
                 raise InputError(f"{archive} would take {total:,} bytes unpacked; {LARGEST:,} is the most")
             for name in sizes:
-                target = folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with content.open(name) as source, target.open("wb") as written:
-                    shutil.copyfileobj(source, written)
+                content.extract(name, folder)
             for copy, original in copies.items():
                 (folder / copy).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / original, folder / copy)
@@ -73,16 +70,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         raise
     except OSError as error:
         raise InputError(f"runs={archive} cannot be read: {error.strerror}") from error
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        LookupError,
-        RuntimeError,
-        ValueError,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except BROKEN as error:
         raise InputError(f"runs={archive} is no archive of runs, or is damaged: {error}") from error
 
 
@@ -94,17 +82,12 @@ def write_archive(files: Mapping[str, bytes], path: Path) -> None:
         path: of the archive.
     """
     first: dict[bytes, str] = {}
-    copies: dict[str, str] = {}
+    for name, data in sorted(files.items()):
+        first.setdefault(data, name)
+    copies = {name: first[data] for name, data in sorted(files.items()) if first[data] != name}
+    members = {name: data for data, name in first.items()} | {COPIES: json.dumps(copies, indent=1).encode()}
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as content:
-        for name, data in sorted(files.items()):
-            if first.setdefault(data, name) != name:
-                copies[name] = first[data]
-            else:
-                _add(content, name, data)
-        _add(content, COPIES, json.dumps(copies, indent=1).encode())
-
-
-def _add(content: zipfile.ZipFile, name: str, data: bytes) -> None:
-    entry = zipfile.ZipInfo(name)  # of a fixed date
-    entry.external_attr = 0o644 << 16
-    content.writestr(entry, data, zipfile.ZIP_DEFLATED, compresslevel=9)
+        for name, data in members.items():
+            entry = zipfile.ZipInfo(name)  # of a fixed date
+            entry.external_attr = 0o644 << 16
+            content.writestr(entry, data, zipfile.ZIP_DEFLATED, compresslevel=9)

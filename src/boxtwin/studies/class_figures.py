@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from jaxtyping import Float
@@ -12,13 +15,15 @@ from jaxtyping import Float
 from boxtwin.studies.comparison import RESAMPLING_SEED
 from boxtwin.studies.conditions import Estimate, Row, baseline, paired_seeds
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.inference import Interval, hierarchical_interval, image_counts
+from boxtwin.studies.inference import Interval, bootstrap_counts, interval_of
 from boxtwin.studies.runs import Cell
 
 FIGURES = ("map", "map_50", "count_mae", "count_bias", "count_threshold")
 COMPARED = ("map_50", "count_mae")  # figures with an interval
 RESAMPLES = 400  # of the test images, as for the other parts of a table
-MOST_CLASSES = 30  # that a page and the terminal show; comparison.csv has all
+
+# Figures of `COMPARED` of a run, as they are and on resamples of the test images.
+Resampled = Callable[[str], Mapping[str, Float[np.ndarray, "_classes _resamples"]]]
 
 
 @dataclass(frozen=True)
@@ -43,106 +48,73 @@ def class_figures(
     rows: Sequence[Row], cells: Sequence[Cell], evidence: Mapping[str, Evidence]
 ) -> dict[str, list[ClassFigures]]:
     """By the name of the class, in the order of the data set, each condition that has it; empty for one class alone."""
-    by_run = {cell.run_id: cell for cell in cells}
+    classes = {cell.run_id: cell.classes for cell in cells}
     names = list(dict.fromkeys(name for cell in cells for name in cell.classes))
     if len(names) < 2:
         return {}
-    resampled = _Resampled(evidence)
-    found: dict[str, list[ClassFigures]] = {}
-    for name in names:
-        for row in rows:
-            runs = dict(zip(row.seeds, row.runs, strict=True))
-            if not any(name in by_run[run].classes for run in row.runs):
-                continue
-            base = baseline(rows, row) if row.variations else None
-            pairs = []
-            if base is not None:
-                base_runs = dict(zip(base.seeds, base.runs, strict=True))
-                pairs = [(runs[seed], base_runs[seed]) for seed in paired_seeds(row, base)]
-            changes = {figure: _change(figure, name, pairs, by_run, resampled) for figure in FIGURES} if pairs else {}
-            estimates = {
-                figure: Estimate(
-                    tuple(
-                        (seed, value)
-                        for seed, run in runs.items()
-                        if math.isfinite(value := _value(by_run[run], name, figure))
-                    )
-                )
-                for figure in FIGURES
-            }
-            found.setdefault(name, []).append(ClassFigures(row, estimates, changes))
-    return found
+
+    @functools.cache
+    def resampled(run: str) -> Mapping[str, Float[np.ndarray, "_classes _resamples"]]:
+        kept = evidence[run]
+        counts = bootstrap_counts(len(kept.names), RESAMPLES, RESAMPLING_SEED)
+        errors = np.abs(kept.found_by_class - kept.true_by_class).astype(np.float64)
+        ap50 = kept.matches["all"].part(np.ones(len(kept.names), dtype=bool), thresholds=1).by_class(counts)[:, :, 0]
+        return {"map_50": ap50, "count_mae": (counts @ errors / counts.sum(axis=1, keepdims=True)).T}
+
+    def estimates(name: str, row: Row) -> dict[str, Estimate]:
+        by_seed = {seed: classes[run].get(name, {}) for seed, run in row.run_of.items()}
+        pairs = {figure: [(s, float(v.get(figure, math.nan))) for s, v in by_seed.items()] for figure in FIGURES}
+        return {figure: Estimate(tuple(p for p in each if math.isfinite(p[1]))) for figure, each in pairs.items()}
+
+    by_class: dict[str, list[ClassFigures]] = defaultdict(list)
+    for name, row in product(names, rows):
+        if any(name in classes[run] for run in row.runs):
+            new, base, changes = estimates(name, row), baseline(rows, row), {}
+            if base is not None and (seeds := paired_seeds(row, base)):
+                old = estimates(name, base)
+                pairs = [(row.run_of[seed], base.run_of[seed]) for seed in seeds]
+                for figure in FIGURES:
+                    after, before = dict(new[figure].by_seed), dict(old[figure].by_seed)
+                    known = [after[seed] - before[seed] for seed in seeds if seed in after and seed in before]
+                    told = figure in COMPARED and len(known) == len(seeds)
+                    interval = _interval(figure, name, pairs, evidence, resampled) if told else None
+                    mean = math.fsum(known) / len(known) if known else math.nan
+                    changes[figure] = ClassChange(mean, len(known), interval)
+            by_class[name].append(ClassFigures(row, new, changes))
+    return dict(by_class)
 
 
-def class_columns(
-    found: Mapping[str, Sequence[ClassFigures]],
-) -> tuple[list[str], dict[tuple[str, ...], dict[str, float | None]]]:
-    """Headings of comparison.csv, and by the runs of a row its entries: mean, least, greatest and change by class."""
-    headings: list[str] = []
-    entries: dict[tuple[str, ...], dict[str, float | None]] = {}
-    for name, each in found.items():
-        for figure in FIGURES:
-            headings += [f"{name}/{figure}_{part}" for part in ("mean", "min", "max", "change", "change_pairs")]
-        headings += [f"{name}/{figure}_change_{part}" for figure in COMPARED for part in ("low95", "high95")]
-        for of_row in each:
-            line = entries.setdefault(of_row.row.runs, {})
-            for figure, estimate in of_row.estimates.items():
-                values = zip(("mean", "min", "max"), (estimate.mean, estimate.low, estimate.high), strict=True)
-                line |= {f"{name}/{figure}_{part}": value for part, value in values}
-            for figure, change in of_row.changes.items():
-                line |= {f"{name}/{figure}_change": change.mean, f"{name}/{figure}_change_pairs": change.pairs}
-                if change.interval is not None:
-                    line[f"{name}/{figure}_change_low95"] = change.interval.low
-                    line[f"{name}/{figure}_change_high95"] = change.interval.high
-    return headings, entries
-
-
-class _Resampled:
-    """AP50 and count MAE of each class of runs, on the test images first and then on resamples of them."""
-
-    def __init__(self, evidence: Mapping[str, Evidence]) -> None:
-        self._evidence = evidence
-        self._known: dict[str, dict[str, Float[np.ndarray, "_classes _resamples"]]] = {}
-
-    def of(self, run: str, name: str, figure: str) -> Float[np.ndarray, " resamples"] | None:
-        """None where the run keeps no matches, or no counts by class."""
-        kept = self._evidence.get(run)
-        if kept is None or name not in kept.classes:
-            return None
-        if run not in self._known:
-            images = len(kept.names)
-            counts = np.concatenate([np.ones((1, images)), image_counts(images, RESAMPLES, RESAMPLING_SEED)])
-            errors = np.abs(kept.found_by_class - kept.true_by_class).astype(np.float64)
-            ap50 = kept.matches["all"].part(np.ones(images, dtype=bool), thresholds=1).by_class(counts)[:, :, 0]
-            self._known[run] = {"map_50": ap50, "count_mae": (counts @ errors / counts.sum(axis=1, keepdims=True)).T}
-        return self._known[run][figure][kept.classes.index(name)]
-
-    def images(self, run: str) -> tuple[str, ...]:
-        return self._evidence[run].names
-
-
-def _change(
+def _interval(
     figure: str,
     name: str,
     pairs: Sequence[tuple[str, str]],
-    by_run: Mapping[str, Cell],
-    resampled: _Resampled,
-) -> ClassChange:
-    values = [_value(by_run[new], name, figure) - _value(by_run[old], name, figure) for new, old in pairs]
-    known = [value for value in values if math.isfinite(value)]
-    mean = math.fsum(known) / len(known) if known else math.nan
-    if figure not in COMPARED or len(known) < 2 or len(known) < len(values):
-        return ClassChange(mean, len(known))
-    drawn = [(resampled.of(new, name, figure), resampled.of(old, name, figure)) for new, old in pairs]
-    differences = [new - old for new, old in drawn if new is not None and old is not None and new.shape == old.shape]
-    if len(differences) < len(pairs) or len({resampled.images(run) for pair in pairs for run in pair}) > 1:
-        return ClassChange(mean, len(known))
-    together = np.stack(differences)
-    if not np.isfinite(together).all():  # resamples without any object of the class
-        return ClassChange(mean, len(known))
-    images = len(resampled.images(pairs[0][0]))
-    return ClassChange(mean, len(known), hierarchical_interval(together[:, 0], together[:, 1:], images=images))
+    evidence: Mapping[str, Evidence],
+    resampled: Resampled,
+) -> Interval | None:
+    """None where a run keeps no matches or no counts by class, or runs were tested on different images."""
+    runs = [run for pair in pairs for run in pair]
+    if any(run not in evidence or name not in evidence[run].classes for run in runs):
+        return None
+    if len({evidence[run].names for run in runs}) > 1:
+        return None
+    values = {run: resampled(run)[figure][evidence[run].classes.index(name)] for run in runs}
+    return interval_of(np.stack([values[new] - values[old] for new, old in pairs]), len(evidence[runs[0]].names))
 
 
-def _value(cell: Cell, name: str, figure: str) -> float:
-    return float(cell.classes.get(name, {}).get(figure, math.nan))
+def class_columns(by_class: Mapping[str, Sequence[ClassFigures]], row: Row) -> dict[str, float | None]:
+    """The columns of comparison.csv by class, and a row's entries: means, extremes and changes; None: not known."""
+    columns: dict[str, float | None] = {}
+    for name, conditions in by_class.items():
+        of_row = next((each for each in conditions if each.row.runs == row.runs), None)
+        for figure in FIGURES:
+            estimate = of_row.estimates[figure] if of_row else None
+            change = of_row.changes.get(figure) if of_row else None
+            for part, field in {"mean": "mean", "min": "low", "max": "high"}.items():
+                columns[f"{name}/{figure}_{part}"] = getattr(estimate, field, None)
+            columns[f"{name}/{figure}_change"] = getattr(change, "mean", None)
+            columns[f"{name}/{figure}_change_pairs"] = getattr(change, "pairs", None)
+        for figure in COMPARED:
+            change = of_row.changes.get(figure) if of_row else None
+            for end in ("low", "high"):
+                columns[f"{name}/{figure}_change_{end}95"] = getattr(change and change.interval, end, None)
+    return columns

@@ -33,28 +33,23 @@ def command(
         split, variations, generator, seeds, size: of the new runs; ``size`` is split.train_size, ``split`` None keeps
             the split as it was typed, by name or in a file of settings.
     """
-    overrides = shlex.split(typed)
-    keys = [override.partition("=")[0].lstrip("+") for override in overrides]
+    words = {word: word.partition("=")[0].lstrip("+") for word in shlex.split(typed)}
     # Settings that no file has are added with a plus.
-    pluses = dict(re.findall(r"^(\++)([^=]*)", override)[0][::-1] for override in overrides if override[0] == "+")
+    pluses = {key: word[: -len(word.lstrip("+"))] for word, key in words.items() if word[0] == "+"}
     chosen = choice(generator)
-    replaced = REPLACED if split is not None else REPLACED[2:]
-    same = chosen[0] in (choice(typed_for)[0], *overrides)
-    kept = []
-    for key, override in zip(keys, overrides, strict=True):
-        # Parameters of another generator would not fit this one, and without variations there is none.
-        of_generator = key == "generator" or key.startswith("generator.")
-        if key in (word.partition("=")[0] for word in chosen[1:]):
-            continue
-        if key not in replaced and (not of_generator or (variations and same and key != "generator")):
-            kept.append(override)
+    replaced = {word.partition("=")[0] for word in chosen[1:]}
+    replaced |= set(REPLACED if split is not None else REPLACED[2:])
+    same = chosen[0] in (choice(typed_for)[0], *words)
+    # Parameters of another generator would not fit this one, and without variations there is none.
+    dropped = re.compile(r"generator$" if variations and same else r"generator(\.|$)")
+    kept = [word for word, key in words.items() if key not in replaced and not dropped.match(key)]
     if variations:
         kept += [pluses.get(word.partition("=")[0], "") + word for word in chosen]
-    if "study" not in keys:
+    if "study" not in words.values():
         kept.append(setting("study", study))
     # A split that has a name only in a file of splits was chosen by its name.
     if split is not None:
-        kept.append(setting("split.name" if "split.name" in keys else "split", split))
+        kept.append(setting("split.name" if "split.name" in words.values() else "split", split))
     kept.append(f"variations={variations}")
     if size is not None:
         kept.append(f"split.train_size={size}")

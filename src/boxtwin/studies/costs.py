@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from boxtwin.studies.conditions import Row
@@ -12,7 +12,7 @@ from boxtwin.studies.runs import FINISHED, Cell
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one condition; nan where runs do not say.
+    """Of one condition; nan where runs do not record it.
 
     What variations cost is counted whole, whichever run or command paid for it, and once: seeds share them.
     ``fit_seconds`` is what the whole store's generator took to learn, ``train_seconds`` the mean of the runs.
@@ -29,35 +29,33 @@ class Cost:
 def costs(rows: Sequence[Row], cells: Sequence[Cell]) -> list[Cost]:
     """What each condition cost."""
     metrics = {cell.run_id: cell.metrics for cell in cells if cell.status == FINISHED}
-    return [_cost(row, [metrics[run] for run in row.runs]) for row in rows]
 
+    def values(row: Row, metric: str) -> list[float]:
+        return [value for run in row.runs if math.isfinite(value := metrics[run].get(metric, math.nan))]
 
-def unattributed(cells: Sequence[Cell]) -> list[tuple[str, float]]:
-    """Runs that made variations and do not say what those of their condition cost in all: name and seconds."""
+    def of_store(row: Row, metric: str) -> float:
+        # Runs of a condition record the same of its store, but for one that ran before the store's last mending.
+        return max(values(row, metric), default=math.nan) if row.variations else 0.0
+
     return [
-        (cell.name, cell.metrics["time/generate"])
-        for cell in cells
-        if cell.status == FINISHED
-        and "time/store_vary" not in cell.metrics
-        # Less than a second is a look at what is there.
-        and cell.variations
-        and cell.metrics.get("time/generate", 0.0) >= 1
+        Cost(
+            row=row,
+            fit_seconds=of_store(row, "time/store_fit"),
+            vary_seconds=of_store(row, "time/store_vary"),
+            train_seconds=math.fsum(seconds) / len(seconds) if (seconds := values(row, "time/train")) else math.nan,
+            usd=of_store(row, "data/cost_usd"),
+            label_minutes=of_store(row, "data/label_minutes"),
+        )
+        for row in rows
     ]
 
 
-def _cost(row: Row, runs: Sequence[Mapping[str, float]]) -> Cost:
-    def of_store(metric: str) -> float:
-        if not row.variations:
-            return 0.0
-        # Every run of a condition says the same of its store, but for one that ran before the store's last mending.
-        return max((run[metric] for run in runs if math.isfinite(run.get(metric, math.nan))), default=math.nan)
-
-    seconds = [run["time/train"] for run in runs if math.isfinite(run.get("time/train", math.nan))]
-    return Cost(
-        row=row,
-        fit_seconds=of_store("time/store_fit"),
-        vary_seconds=of_store("time/store_vary"),
-        train_seconds=math.fsum(seconds) / len(seconds) if seconds else math.nan,
-        usd=of_store("data/cost_usd"),
-        label_minutes=of_store("data/label_minutes"),
-    )
+def unattributed(cells: Sequence[Cell]) -> list[tuple[str, float]]:
+    """Runs that made variations and do not record what those of their condition cost in all: name and seconds."""
+    return [
+        (cell.name, cell.metrics["time/generate"])
+        for cell in cells
+        # Less than a second is a look at what is there.
+        if cell.status == FINISHED and cell.variations and cell.metrics.get("time/generate", 0.0) >= 1
+        if "time/store_vary" not in cell.metrics
+    ]

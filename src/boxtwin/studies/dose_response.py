@@ -9,21 +9,21 @@ likelihood; ibid., section 5.2).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from boxtwin.studies.comparison import FIELDS, Figures
+from boxtwin.studies.comparison import Figures
 from boxtwin.studies.conditions import Row, baseline, paired_seeds
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
 
 LEAST_COUNTS = 3  # 0 among them: two points make a line, which is best at one of its ends whatever the truth
 # What counts as "no worse than the best": AP in [0, 1], MAE in objects an image.
 MARGINS = {"map": 0.01, "map_50": 0.01, "count_mae": 0.05}
+ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)  # of a 95 % band, as quantiles
 DRAWS = 4000
 DRAWS_SEED = 0
 MOST_PLACES = 120  # whole numbers that the curve is worked out at; beyond, at even distances on the axis
@@ -37,7 +37,6 @@ class Tried:
     variations: tuple[int, ...]  # without 0, rising
     gains: Float[np.ndarray, " counts"]  # positive is better, whatever the figure
     noise: Float[np.ndarray, "counts counts"]  # covariance of the gains' errors
-    pairs: tuple[int, ...]
     images_known: bool  # whether the noise knows of the choice of test images
 
 
@@ -57,26 +56,42 @@ class Curve:
     @property
     def band(self) -> Float[np.ndarray, "2 places"]:
         """Least and greatest gain that 95 % of the draws allow at each number."""
-        return np.quantile(self.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        return np.quantile(self.draws, ENDS, axis=0)
 
     @property
     def chances(self) -> Float[np.ndarray, " places"]:
         """Probability of each number to be the best."""
-        best = np.bincount(self.draws.argmax(axis=1), minlength=len(self.variations))
-        return best / len(self.draws)
+        return np.bincount(self.draws.argmax(axis=1), minlength=len(self.variations)) / len(self.draws)
+
+    @property
+    def chances_tried(self) -> dict[int, float]:
+        """Probability of 0 and each number that was tried to be the best of these."""
+        among = [0, *self.tried.variations]
+        best = self.draws[:, np.searchsorted(self.variations, among)].argmax(axis=1)
+        return {number: float((best == place).mean()) for place, number in enumerate(among)}
+
+    @property
+    def best_place(self) -> int:
+        """Index of `best` in ``variations``."""
+        return int(self.mean.argmax())
 
     @property
     def best(self) -> int:
         """The number with the greatest gain to be expected."""
-        return int(self.variations[self.mean.argmax()])
+        return int(self.variations[self.best_place])
+
+    @property
+    def best_gain(self) -> tuple[float, float, float]:
+        """The gain at `best`, and the ends of its band."""
+        low, high = self.band[:, self.best_place].tolist()
+        return float(self.mean[self.best_place]), low, high
 
     @property
     def best_range(self) -> tuple[int, int]:
         """Numbers between which the best lies with 95 % probability."""
-        ends = np.quantile(
-            self.variations[self.draws.argmax(axis=1)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest"
-        )
-        return int(ends[0]), int(ends[1])
+        best = self.variations[self.draws.argmax(axis=1)]
+        low, high = np.quantile(best, ENDS, method="nearest")
+        return int(low), int(high)
 
     def chance_enough(self) -> Float[np.ndarray, " places"]:
         """Probability of each number to be no more than a margin (`MARGINS`) below the best of all."""
@@ -88,10 +103,16 @@ class Curve:
         sure = np.flatnonzero(self.chance_enough() >= LEVEL)
         return int(self.variations[sure[0]]) if len(sure) else None
 
+    @property
+    def surest(self) -> tuple[int, float]:
+        """The number that is most probably as good as the best, and that probability."""
+        chances = self.chance_enough()
+        return int(self.variations[chances.argmax()]), float(chances.max())
+
     def narrowing(self, number: int, noise: float) -> tuple[float, float]:
         """Standard deviation of the gain at the best number: now, and after ``number`` was tried with such a noise."""
         covariance = np.cov(self.draws.T)
-        at, new = int(self.mean.argmax()), int(np.abs(self.variations - number).argmin())
+        at, new = self.best_place, int(np.abs(self.variations - number).argmin())
         now = float(covariance[at, at])
         total = float(covariance[new, new]) + noise
         after = now - float(covariance[at, new]) ** 2 / total if total > 0 else now
@@ -100,63 +121,54 @@ class Curve:
 
 def lines(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
     """A baseline and its rows with variations, for each split, condition and generator."""
-    found: dict[tuple[Any, ...], tuple[Row, list[Row]]] = {}
+    members: dict[Hashable, tuple[Row, list[Row]]] = {}
     for row in rows:
         base = baseline(rows, row)
-        if row.variations and base is not None:
-            found.setdefault((row.split, row.condition, row.generator), (base, []))[1].append(row)
-    return [(base, sorted(members, key=lambda row: row.variations)) for base, members in found.values()]
-
-
-def pairs_of(base: Row, row: Row) -> int:
-    """Seeds that a row shares with its baseline."""
-    return len(paired_seeds(base, row))
+        if base is not None:
+            members.setdefault((row.split, row.condition, row.generator), (base, []))[1].append(row)
+    return [(base, sorted(group, key=lambda row: row.variations)) for base, group in members.values()]
 
 
 def can_bend(base: Row, members: Sequence[Row]) -> bool:
     """Whether enough numbers of variations have enough seeds for a best one to be named."""
-    return 1 + sum(pairs_of(base, row) >= LEAST_PAIRS for row in members) >= LEAST_COUNTS
+    return 1 + sum(len(paired_seeds(base, row)) >= LEAST_PAIRS for row in members) >= LEAST_COUNTS
 
 
 def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> Tried:
     """Gains of the rows with enough seeds over their baseline, and the covariance of their errors.
 
-    1. Seeds: a run's figure is that of its condition, plus what its seed does to all conditions, plus noise of its own
-       with the same variance everywhere. Pairs take the second away. The third is estimated from all rows together:
-       alone, six seeds know their own variance to a factor of two. It is raised as Student's t asks for.
-    2. All gains are over the same runs of the baseline, so that errors of these are in all of them.
-    3. Images: the covariance of the gains over resamples of the test images, which all rows share, without what is
-       peculiar to one run on one image: that is noise of the run's own, and in the first part.
+    1. Seeds: a run's figure is the sum of its condition, of what its seed does to all conditions, and of noise with the
+       same variance everywhere. Pairs cancel the second. The variance is estimated from all rows together, since six
+       seeds know their own to a factor of two, and raised as Student's t asks for.
+    2. All gains are over the same runs of the baseline, whose errors they share.
+    3. Images: the covariance of the gains over resamples of the test images, without what is peculiar to one run on
+       one image, which is part of the first.
     """
-    rows = [row for row in members if pairs_of(base, row) >= LEAST_PAIRS]
+    rows = [row for row in members if len(paired_seeds(base, row)) >= LEAST_PAIRS]
     sign = -1.0 if figure == "count_mae" else 1.0
-    values = [dict(getattr(row, FIELDS[figure]).by_seed) for row in (base, *rows)]
+    old, *new = (dict(row.estimates[figure].by_seed) for row in (base, *rows))
     shared = [
-        [seed for seed in paired_seeds(base, row) if seed in values[0] and seed in own]
-        for row, own in zip(rows, values[1:], strict=True)
+        [seed for seed in paired_seeds(base, row) if seed in old and seed in values]
+        for row, values in zip(rows, new, strict=True)
     ]
-    gains = np.array(
-        [
-            sign * np.mean([own[seed] - values[0][seed] for seed in seeds])
-            for own, seeds in zip(values[1:], shared, strict=True)
-        ]
-    )
-    variance = _own_variance(values)
-    noise = np.array(
+    gains = [
+        sign * np.mean([values[seed] - old[seed] for seed in seeds]) for values, seeds in zip(new, shared, strict=True)
+    ]
+    noise = _own_variance([old, *new]) * np.array(
         [
             [len(set(a) & set(b)) / (len(a) * len(b)) + (1 / len(a) if i == j else 0) for j, b in enumerate(shared)]
             for i, a in enumerate(shared)
         ]
     )
-    noise *= variance
-    resampled = [_resampled(figure, base, row, seeds, figures) for row, seeds in zip(rows, shared, strict=True)]
-    known = [each for each in resampled if each is not None]
-    images_known = len(known) == len(rows)
+    resampled = []
+    for row, seeds in zip(rows, shared, strict=True):
+        after, before = (figures.of_row(figure, each, seeds) for each in (row, base))
+        if after is not None and before is not None:
+            resampled.append(after[:, 1:] - before[:, 1:])
+    images_known = len(resampled) == len(rows)
     if images_known:
-        noise = noise + _image_noise(known, shared)
-    return Tried(
-        tuple(row.variations for row in rows), gains, noise, tuple(len(seeds) for seeds in shared), images_known
-    )
+        noise = noise + _image_noise(resampled, shared)
+    return Tried(tuple(row.variations for row in rows), np.array(gains), noise, images_known)
 
 
 def _own_variance(values: Sequence[dict[int, float]]) -> float:
@@ -164,7 +176,7 @@ def _own_variance(values: Sequence[dict[int, float]]) -> float:
 
     By least squares on runs = condition + seed, which takes any pattern of missing runs.
     """
-    entries = [(row, seed, value) for row, own in enumerate(values) for seed, value in own.items()]
+    entries = [(row, seed, value) for row, by_seed in enumerate(values) for seed, value in by_seed.items()]
     seeds = sorted({seed for _, seed, _ in entries})
     design = np.zeros((len(entries), len(values) + len(seeds)))
     for line, (row, seed, _) in enumerate(entries):
@@ -177,24 +189,12 @@ def _own_variance(values: Sequence[dict[int, float]]) -> float:
     return residual / (freedom - 2) if freedom > 2 else residual / max(freedom, 1)
 
 
-def _resampled(
-    figure: str, base: Row, row: Row, seeds: Sequence[int], figures: Figures
-) -> Float[np.ndarray, "pairs resamples"] | None:
-    parts = []
-    for seed in seeds:
-        new, old = (figures.of(dict(zip(each.seeds, each.runs, strict=True))[seed]) for each in (row, base))
-        if new is None or old is None:
-            return None
-        parts.append(new[figure][1:] - old[figure][1:])
-    return np.stack(parts)
-
-
 def _image_noise(
     gains: Sequence[Float[np.ndarray, "_pairs resamples"]], shared: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, "rows rows"]:
     """Covariance of mean gains by the choice of test images alone (`boxtwin.studies.inference.variances`, for several).
 
-    Rows of different seeds are taken to share nothing peculiar, which keeps too much rather than too little.
+    Rows of different seeds are taken to share nothing peculiar, which overestimates rather than underestimates.
     """
     together = np.atleast_2d(np.cov(np.stack([each.mean(axis=0) for each in gains])))
     peculiar = np.zeros_like(together)
@@ -214,25 +214,23 @@ def places(largest: int) -> Int[np.ndarray, " places"]:
     return np.unique(np.round(np.expm1(np.linspace(0, np.log1p(largest), MOST_PLACES))).astype(np.int64))
 
 
-def fit(figure: str, found: Tried) -> Curve:
+def fit(figure: str, gains: Tried) -> Curve:
     """The curve through what was tried: draws from the Gaussian process, averaged over its lengths and heights.
 
-    Lengths, on the axis log(1 + variations): from half the widest gap between neighbours that were tried (a shorter one
-    would let the curve do anything between them, which no point could contradict) to the whole axis (longer ones are
-    next to straight, and pull the curve away from a rise that levels off). Heights: from the largest gain that was
-    measured, or the largest error of one, to four times that. Lower ones would take for granted that gains are small,
-    and pull the curve down: all gains share the errors of one baseline, so that points hardly contradict that. Both in
-    even steps of their logarithms, none preferred.
+    Lengths, on the axis log(1 + variations), are from half the widest gap between neighbours that were tried (below it
+    no point contradicts the curve) to the whole axis (beyond it the curve is nearly straight). Heights are from the
+    largest gain that was measured, or the largest error of one, to four times that: lower ones would take small gains
+    for granted. Both are in even steps of their logarithms, and equally probable.
     """
-    at = np.log1p(np.array([0, *found.variations], dtype=np.float64))
-    scale = max(float(np.sqrt(np.diag(found.noise)).max()), float(np.abs(found.gains).max()), 1e-6)
+    at = np.log1p(np.array([0, *gains.variations], dtype=np.float64))
+    scale = max(float(np.sqrt(np.diag(gains.noise)).max()), float(np.abs(gains.gains).max()), 1e-6)
     lengths = np.geomspace(np.diff(at).max() / 2, float(at[-1]), GRID)
     heights = np.geomspace(1.0, 4.0, GRID)
-    spots = places(found.variations[-1])
-    targets = np.concatenate([[0.0], found.gains / scale])
+    spots = places(gains.variations[-1])
+    targets = np.concatenate([[0.0], gains.gains / scale])
     # 1e-8: the gain at 0 is 0 without error, but a matrix must not be singular.
     noise = 1e-8 * np.eye(len(at))
-    noise[1:, 1:] += found.noise / scale**2
+    noise[1:, 1:] += gains.noise / scale**2
     # The last place twice: so the draws are those of earlier versions.
     grid = np.log1p(np.append(spots, spots[-1]).astype(np.float64))
     processes = [posterior(at, targets, noise, grid, *each) for each in product(lengths, heights)]
@@ -248,7 +246,7 @@ def fit(figure: str, found: Tried) -> Curve:
     ]
     draws = np.concatenate(drawn)[:, :-1] * scale
     draws[:, 0] = 0.0
-    return Curve(figure, found, spots, draws)
+    return Curve(figure, gains, spots, draws)
 
 
 def posterior(

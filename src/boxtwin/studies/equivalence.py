@@ -17,7 +17,7 @@ from scipy.optimize import isotonic_regression
 
 from boxtwin.studies.comparison import Figures
 from boxtwin.studies.conditions import Row, paired_seeds
-from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, hierarchical_interval, widened_tail
+from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, variances, widened_tail
 
 FIGURE = "map_50"
 LEAST_SIZES = 3  # two make a straight line whatever the truth
@@ -82,28 +82,17 @@ def exchange(row: Row, base: Row, curve: Sequence[Row], figures: Figures) -> Exc
     if base not in used or len(used) < LEAST_SIZES:
         return None
     shared = paired_seeds(row, *used)
-    if len(shared) < LEAST_PAIRS:
+    known = [figures.of_row(FIGURE, each, shared) for each in (*used, row)] if len(shared) >= LEAST_PAIRS else [None]
+    if any(each is None for each in known):
         return None
-    found = [_of(each, shared, figures) for each in (*used, row)]
-    if any(each is None for each in found):
-        return None
-    values = np.stack([each for each in found if each is not None])  # conditions, seeds, 1 + resamples
+    values = np.stack([each for each in known if each is not None])  # conditions, seeds, 1 + resamples
     sizes = np.array([each.real_images for each in used])
     measured = values[:, :, 0].mean(axis=1)
     drawn = np.random.default_rng(SEED).integers(len(shared), size=(len(shared), values.shape[2] - 1))
     means = np.stack([bootstrapped(each[:, 0], each[:, 1:], drawn) for each in values])
-    own = base.real_images
-    worth = [equivalent(sizes, column[:-1], column[-1]) - own for column in means.T]
-    place = used.index(base)
-    gains = values[-1] - values[place]
-    gain = hierarchical_interval(gains[:, 0], gains[:, 1:], images=len(figures.images(row.runs[0])))
-    tail = widened_tail(gain.seed_variance, gain.image_variance, len(shared), len(figures.images(row.runs[0])))
+    worth = [equivalent(sizes, column[:-1], column[-1]) - base.real_images for column in means.T]
+    gains, images = values[-1] - values[used.index(base)], len(figures.images(row.runs[0]))
+    tail = widened_tail(*variances(gains[:, 0], gains[:, 1:]), len(shared), images)
     low, high = np.quantile(worth, [tail, 1 - tail], method="nearest")  # of infinite values there is no middle
-    middle = equivalent(sizes, measured[:-1], float(measured[-1])) - own
+    middle = equivalent(sizes, measured[:-1], float(measured[-1])) - base.real_images
     return Exchange(row, base, tuple(sizes.tolist()), middle, float(low), float(high), len(shared))
-
-
-def _of(row: Row, seeds: Sequence[int], figures: Figures) -> Float[np.ndarray, "seeds _resamples"] | None:
-    runs = dict(zip(row.seeds, row.runs, strict=True))
-    found = [figures.of(runs[seed]) for seed in seeds]
-    return None if any(each is None for each in found) else np.stack([each[FIGURE] for each in found if each])

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from boxtwin.errors import InputError, is_of_the_system
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, ResampledAP, load_matches
+from boxtwin.tracking.run_folders import RESULT_FILE, read_result
 
 log = logging.getLogger(__name__)
 
+NO_COUNTS = np.zeros((0, 0), dtype=np.int64)
 FIGURES = ("map", "map_50", "count_mae")  # those that conditions are held against each other by
-
-
-def _no_counts() -> Int[np.ndarray, "0 0"]:
-    return np.zeros((0, 0), dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +30,8 @@ class Evidence:
     found: Int[np.ndarray, " images"]
     groups: tuple[str, ...] = ()  # the scene of each image; none in runs of older versions
     classes: tuple[str, ...] = ()  # none in runs of older versions, nor where there is but one
-    true_by_class: Int[np.ndarray, "_images _classes"] = field(default_factory=_no_counts)
-    found_by_class: Int[np.ndarray, "_images _classes"] = field(default_factory=_no_counts)
+    true_by_class: Int[np.ndarray, "_images _classes"] = field(default_factory=lambda: NO_COUNTS)
+    found_by_class: Int[np.ndarray, "_images _classes"] = field(default_factory=lambda: NO_COUNTS)
 
     @classmethod
     def load(cls, folder: Path) -> Evidence | None:
@@ -43,7 +39,7 @@ class Evidence:
 
         None as well, with a warning, if they are damaged, or counts and matches are of different images.
         """
-        if not (folder / MATCHES_FILE).exists() or not (folder / "result.json").exists():
+        if not (folder / MATCHES_FILE).exists() or not (folder / RESULT_FILE).exists():
             return None
         try:
             return cls._load(folder)
@@ -56,19 +52,29 @@ class Evidence:
     @classmethod
     def _load(cls, folder: Path) -> Evidence:
         matches = load_matches(folder / MATCHES_FILE)
-        result = json.loads((folder / "result.json").read_text())
-        counts = {entry["image_id"]: entry for entry in result["counts"]}
+        result = read_result(folder)
+        if result is None:
+            raise InputError(f"{RESULT_FILE} is cut, or no JSON")
+        counts = {entry["image_id"]: entry for entry in result.counts}
         image_ids = matches["all"].image_ids
         if set(counts) != set(image_ids):
-            raise InputError(f"result.json and {MATCHES_FILE} are of different test images")
+            raise InputError(f"{RESULT_FILE} and {MATCHES_FILE} are of different test images")
         in_order = [counts[image_id] for image_id in image_ids]
+        classes = [str(entry["name"]) for entry in result.classes]
+        if len(classes) < 2 or not all("true_by_class" in entry for entry in in_order):
+            classes = []
+
+        def numbers(key: str) -> Int[np.ndarray, "images *classes"]:
+            return np.array([entry[key] for entry in in_order], dtype=np.int64)
+
         return cls(
             matches,
             tuple(str(entry["file_name"]) for entry in in_order),
-            np.array([entry["true"] for entry in in_order], dtype=np.int64),
-            np.array([entry["found"] for entry in in_order], dtype=np.int64),
+            numbers("true"),
+            numbers("found"),
             tuple(str(entry["group"]) for entry in in_order if "group" in entry),
-            *_by_class(result, in_order),
+            tuple(classes),
+            *(numbers(f"{side}_by_class") if classes else NO_COUNTS for side in ("true", "found")),
         )
 
     def figures(self, counts: Float[np.ndarray, "resamples images"]) -> dict[str, Float[np.ndarray, " resamples"]]:
@@ -80,16 +86,3 @@ class Evidence:
             "map_50": by_threshold[:, 0],
             "count_mae": counts @ errors / counts.sum(axis=1),
         }
-
-
-def _by_class(
-    result: Mapping[str, Any], counts: Sequence[Mapping[str, Any]]
-) -> tuple[tuple[str, ...], Int[np.ndarray, "images classes"], Int[np.ndarray, "images classes"]]:
-    names = tuple(str(entry["name"]) for entry in result.get("classes", ()))
-    if len(names) < 2 or not all("true_by_class" in entry for entry in counts):
-        names, counts = (), ()
-    true, found = (
-        np.array([entry[side] for entry in counts], dtype=np.int64).reshape(len(counts), len(names))
-        for side in ("true_by_class", "found_by_class")
-    )
-    return names, true, found

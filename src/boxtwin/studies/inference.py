@@ -1,8 +1,7 @@
 """How sure a difference between two conditions is: intervals over seeds and test images, exact tests, many comparisons.
 
-Two conditions are held against each other pair by pair: runs that share a seed, a split and the test images. Two things
-are chance: the seed of a training, and which images happen to be in the test set. A difference must be seen through
-both to hold for the next training and the next image.
+Two conditions are compared pair by pair: runs that share a seed, a split and the test images. Two things are random:
+the seed of a training, and which images are in the test set.
 """
 
 from __future__ import annotations
@@ -37,6 +36,21 @@ def image_counts(images: int, resamples: int, seed: int) -> Float[np.ndarray, "r
     return rng.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
 
 
+def bootstrap_counts(images: int, resamples: int, seed: int) -> Float[np.ndarray, "_rows images"]:
+    """The test images as they are, in the first row, and `image_counts` below it."""
+    return np.concatenate([np.ones((1, images)), image_counts(images, resamples, seed)])
+
+
+def interval_of(differences: Float[np.ndarray, "pairs columns"], images: int) -> Interval | None:
+    """`hierarchical_interval` of differences on the images as they are (first column) and on resamples of them.
+
+    None with fewer than two pairs, and where a resample has no value.
+    """
+    if len(differences) < 2 or not np.isfinite(differences).all():
+        return None
+    return hierarchical_interval(differences[:, 0], differences[:, 1:], images=images)
+
+
 def hierarchical_interval(
     differences: Float[np.ndarray, " pairs"],
     resampled: Float[np.ndarray, "_pairs resamples"],
@@ -53,9 +67,9 @@ def hierarchical_interval(
         images: number of test images.
         seed: of the draw of pairs.
 
-    The bootstrap gives the shape; how wide it is comes from `variances`. And since the spread of a few values is itself
-    hardly known, the level is widened as Student's t asks for it (Hesterberg 2015, "What teachers should know about the
-    bootstrap", section 3.2), with degrees of freedom from both sources of chance (Satterthwaite 1946).
+    The bootstrap gives the shape, `variances` the width. Since few values hardly show their own spread, the level is
+    widened as Student's t asks for (Hesterberg 2015, "What teachers should know about the bootstrap", section 3.2),
+    with degrees of freedom from both sources (Satterthwaite 1946).
 
     Raises:
         ValueError: fewer than two pairs, or the shapes do not fit.
@@ -73,9 +87,9 @@ def variances(
 ) -> tuple[float, float]:
     """Of the mean over pairs: by the choice of seeds, and by the choice of test images. Their sum is the whole.
 
-    What is peculiar to one run on one image averages out over the pairs as a seed does, and is in the spread between
-    them. A bootstrap of the images sees it once more: that share is taken out of its variance. It is known from how
-    much less the mean over pairs moves from resample to resample than a single pair does.
+    What is peculiar to one run on one image is in the spread between the pairs, and a bootstrap of the images counts it
+    again: that share is subtracted. It follows from how much less the mean over pairs varies between resamples than a
+    single pair does.
 
     Raises:
         ValueError: fewer than two pairs, or the shapes do not fit.
@@ -88,8 +102,7 @@ def variances(
     single = float(np.var(resampled, axis=1, ddof=1).mean())
     together = float(np.var(resampled.mean(axis=0), ddof=1))
     seeds = float(np.var(differences, ddof=1)) / pairs
-    # It is part of the spread between the pairs, however small that comes out by chance: two pairs that happen to agree
-    # would take all the images' variance away.
+    # No more than the spread between the pairs: two that happen to agree would remove the whole variance of the images.
     peculiar = min((single - together) / (pairs - 1), seeds)
     return seeds, max(together - peculiar, 0.0)
 
@@ -102,8 +115,8 @@ def bootstrapped(
     """Bootstrap of the mean difference: in each resample of the images the mean of the pairs ``drawn`` for it.
 
     Drawing rows and columns at once counts what is peculiar to a run and an image three times (Owen 2007), and drawing
-    few pairs from few gives too little of theirs; so the deviations are scaled to the variance that `variances` finds.
-    They lie around the mean as measured, since AP of a resample is biased a little.
+    few pairs underestimates their spread, so the deviations are scaled to the variance that `variances` gives. They lie
+    around the mean as measured, since AP of a resample is slightly biased.
     """
     means = np.take_along_axis(resampled, drawn, axis=0).mean(axis=0)
     deviations = means - means.mean()
@@ -161,11 +174,6 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     return float(flips.pvalue)
 
 
-def least_p(pairs: int) -> float:
-    """The smallest two-sided p that ``pairs`` pairs can give."""
-    return 2.0 / 2.0**pairs if pairs else 1.0
-
-
 def pairs_needed(comparisons: int) -> int:
     """Pairs that a table of so many comparisons needs before the clearest of them can be called significant."""
     return math.ceil(math.log2(2 * max(comparisons, 1) / SIGNIFICANT))
@@ -173,13 +181,12 @@ def pairs_needed(comparisons: int) -> int:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p values corrected for their number (Holm 1979), in the order given; nan stays nan and does not count."""
-    known = [index for index, p in enumerate(p_values) if not math.isnan(p)]
-    corrected = [math.nan] * len(p_values)
-    greatest = 0.0
-    for rank, index in enumerate(sorted(known, key=lambda index: p_values[index])):
-        greatest = max(greatest, min(1.0, (len(known) - rank) * p_values[index]))
-        corrected[index] = greatest
-    return corrected
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # nan is sorted to the end
+    corrected = np.full(len(p), math.nan)
+    scaled = np.minimum(p[order] * np.arange(len(order), 0, -1), 1.0)
+    corrected[order] = np.maximum.accumulate(scaled)
+    return [float(value) for value in corrected]
 
 
 @dataclass(frozen=True)
@@ -212,13 +219,15 @@ def noise_of(interval: Interval, pairs: int, images: int) -> Noise:
 def least(interval: Interval, pairs: int, images: int) -> float:
     """Half width that no number of pairs gets below, scaled from what it is now."""
     noise = noise_of(interval, pairs, images)
-    now = noise.half_width(pairs)
-    return (interval.high - interval.low) / 2 * noise.floor / now if now else 0.0
+    return _scaled(interval, noise.floor, noise.half_width(pairs))
 
 
 def after_more(interval: Interval, pairs: int, more: int, images: int) -> float:
     """Half width of an interval after ``more`` pairs were added, scaled from what it is now."""
     noise = noise_of(interval, pairs, images)
-    now = noise.half_width(pairs)
-    measured = (interval.high - interval.low) / 2
-    return measured * noise.half_width(pairs + more) / now if now else 0.0
+    return _scaled(interval, noise.half_width(pairs + more), noise.half_width(pairs))
+
+
+def _scaled(interval: Interval, then: float, now: float) -> float:
+    """The measured half width times the ratio of two that are expected."""
+    return (interval.high - interval.low) / 2 * then / now if now else 0.0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from boxtwin.command_line import words_of
 from boxtwin.errors import InputError
@@ -17,12 +17,12 @@ from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.studies.condition_values import Values, flatten
 from boxtwin.studies.evidence import Evidence
-from boxtwin.tracking.run_folders import RESULT_FILE, read_result
+from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, read_result
 
 log = logging.getLogger(__name__)
 
 FINISHED = "FINISHED"  # MLflow's word
-DAMAGED = "DAMAGED"  # of a finished run whose matches cannot be read, here or in MLflow; train.py runs it again
+DAMAGED = "DAMAGED"  # a finished run whose matches cannot be read, here or in MLflow; train.py runs it again
 NO_GENERATOR = "none"  # what a run without variations is filed under
 # What reading a record meets in values that are missing, or are not what they should be.
 BROKEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -51,9 +51,9 @@ class Cell:
     minutes: float
     output_dir: str
     status: str
-    overrides: str = ""  # what was typed after `python train.py` to get this run, as a shell takes it
-    store: str = ""  # name of the store of its variations; empty: it has none, or does not say
-    train_size: int | None = None  # where only some of the split's training images were used; `split` says so too
+    overrides: str = ""  # what was typed after `python train.py`, as a shell takes it
+    store: str = ""  # name of the store of its variations; empty: none, or not recorded
+    train_size: int | None = None  # where only some of the split's training images were used; `split` names it too
     labels: str = ""  # how those of its variations were found
     validation: tuple[tuple[int, float], ...] = ()  # step, AP on the real validation images
     condition: Values = field(default_factory=dict)  # every setting that defines it but the seed; empty: not recorded
@@ -74,32 +74,18 @@ class Cell:
         return " ".join(parts) if all(parts) else ""
 
 
-class Kept:
-    """Files that runs keep, by name.
+def find_file(cell: Cell, name: str, copies: Mapping[str, Path] = NO_COPIES) -> Path | None:
+    """A file of a run; None if it keeps none of that name.
 
     Args:
+        cell: the run.
+        name: of the file.
         copies: by run id, a folder that has what a run's own folder lacks.
     """
-
-    def __init__(self, copies: Mapping[str, Path] = NO_COPIES) -> None:
-        self._copies = dict(copies)
-
-    def find(self, cell: Cell, name: str) -> Path | None:
-        """A file of a run; None if it keeps none of that name."""
-        folders = [Path(cell.output_dir)] if cell.output_dir else []
-        if cell.run_id in self._copies:
-            folders += [self._copies[cell.run_id], self._copies[cell.run_id] / "store"]
-        return next((folder / name for folder in folders if (folder / name).is_file()), None)
-
-
-def first_runs(cells: Sequence[Cell]) -> list[Cell]:
-    """The finished run of the first seed of each condition, those with the most variations first: what is shown."""
-    chosen: dict[tuple[object, ...], Cell] = {}
-    for cell in sorted(cells, key=lambda cell: (cell.split, -cell.variations, cell.generator, cell.seed, cell.run_id)):
-        if cell.status == FINISHED:
-            key = (cell.dataset, cell.detector, cell.setting, cell.steps, cell.split, cell.generator, cell.variations)
-            chosen.setdefault((*key, *sorted(cell.condition.items())), cell)
-    return list(chosen.values())
+    folders = [Path(cell.output_dir)] if cell.output_dir else []
+    if cell.run_id in copies:
+        folders += [copies[cell.run_id], copies[cell.run_id] / "store"]
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def cells_in(folder: Path) -> list[Cell]:
@@ -111,7 +97,10 @@ def cells_in(folder: Path) -> list[Cell]:
     cells = []
     for file in sorted(folder.glob(f"*/{RESULT_FILE}")):
         try:
-            cells.append(_cell_in(file))
+            result = read_result(file.parent)
+            if result is None:
+                raise ValueError("it is cut, or no JSON")
+            cells.append(run_from(result, run_id=file.parent.name, status=FINISHED, output_dir=str(file.parent)))
         except BROKEN as error:
             log.warning("%s is damaged; this run is left out (%s: %s)", file, type(error).__name__, error)
     if not cells:
@@ -119,49 +108,14 @@ def cells_in(folder: Path) -> list[Cell]:
     return in_order(cells)
 
 
-def _cell_in(file: Path) -> Cell:
-    """A finished run, from the result.json in its folder."""
-    content = read_result(file.parent)
-    if content is None:
-        raise ValueError("it is cut, or no JSON")
-    return run_from(
-        content["params"],
-        content,
-        study=content["study"],
-        metrics={name: float("nan") if value is None else value for name, value in content["metrics"].items()},
-        run_id=file.parent.name,
-        status=FINISHED,
-        output_dir=str(file.parent),
-        setting=content.get("setting"),
-        overrides=content.get("overrides"),
-        store=content["data"].get("store"),
-        validation=content.get("validation", ()),
-    )
-
-
-def run_from(
-    params: Mapping[str, Any],
-    content: Mapping[str, Any],
-    *,
-    study: str,
-    run_id: str,
-    status: str,
-    output_dir: str,
-    setting: str | None,
-    overrides: str | Sequence[str] | None,
-    metrics: dict[str, float],
-    store: str | None,
-    validation: Sequence[Sequence[int | float]],  # steps and values
-) -> Cell:
-    """A run from its parameters, as result.json and MLflow have them, and the content of its result.json.
-
-    The content is empty for a run that did not finish, and older versions wrote less. The other arguments are those of
-    `Run`; None where the run does not say.
-    """
-    names = sorted(entry["file_name"] for entry in content.get("counts", ()))
-    size = params.get("train_size")
+def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) -> Cell:
+    """A run from its result.json; parameters may be text, as MLflow has them. Other arguments are those of `Cell`."""
+    params, size = result.params, result.params.get("train_size")
+    metrics = {name: math.nan if value is None else value for name, value in result.metrics.items()}
+    names = sorted(entry["file_name"] for entry in result.counts)
+    classes = {e["name"]: {**e["metrics"], "count_threshold": e["count_threshold"]} for e in result.classes}
     return Cell(
-        study=study,
+        study=result.study,
         dataset=params["dataset"],
         split=params["split"],
         variations=int(params["variations"]),
@@ -172,25 +126,21 @@ def run_from(
         run_id=run_id,
         status=status,
         output_dir=output_dir,
-        setting=setting or "unknown",
+        setting=result.setting or "unknown",
         metrics=metrics,
-        minutes=metrics.get("time/total", float("nan")) / 60,
-        overrides=shlex.join(words_of(overrides or "")),
-        store=store or "",
+        minutes=metrics.get("time/total", math.nan) / 60,
+        overrides=shlex.join(words_of(result.overrides)),
+        store=result.data.get("store") or "",
         train_size=None if size is None else int(size),
         labels=params.get("labels", ""),
-        validation=tuple((int(step), float(value)) for step, value in validation),
-        condition=flatten(content.get("condition", {})),
-        data=content.get("data", {}).get("dataset_sha256") or "",
+        validation=tuple((int(step), float(value)) for step, value in result.validation),
+        condition=flatten(result.condition),
+        data=result.data.get("dataset_sha256") or "",
         test=hashlib.sha256("\0".join(names).encode()).hexdigest() if names else "",
-        provenance=flatten(content.get("provenance", {})),
+        provenance=flatten(result.provenance),
         classes={
-            entry["name"]: {
-                name: value
-                for name, value in {**entry["metrics"], "count_threshold": entry["count_threshold"]}.items()
-                if value is not None
-            }
-            for entry in content.get("classes", ())
+            name: {metric: value for metric, value in each.items() if value is not None}
+            for name, each in classes.items()
         },
     )
 
@@ -210,18 +160,17 @@ def with_evidence(
         copies: by run id, a folder that has what a run's own folder lacks.
         bring_back: gets the evidence of a run whose own is damaged from elsewhere.
     """
-    found, judged = {}, []
+    evidence, judged = {}, []
     for cell in cells:
         folders = [Path(cell.output_dir)] if cell.output_dir else []
         folders += [copies[cell.run_id]] if cell.run_id in copies else []
-        kept = None
         if cell.status == FINISHED:
-            kept = next((kept for folder in folders if (kept := Evidence.load(folder)) is not None), None)
-            if kept is None and any((folder / MATCHES_FILE).exists() for folder in folders):
-                kept = None if bring_back is None else bring_back(cell)
-                if kept is None:  # runs of older versions keep none
-                    cell = replace(cell, status=DAMAGED)
-        if kept is not None:
-            found[cell.run_id] = kept
+            loaded = next((each for folder in folders if (each := Evidence.load(folder)) is not None), None)
+            # Runs of older versions keep no matches.
+            if loaded is None and any((folder / MATCHES_FILE).exists() for folder in folders):
+                loaded = bring_back(cell) if bring_back else None
+                cell = cell if loaded else replace(cell, status=DAMAGED)
+            if loaded is not None:
+                evidence[cell.run_id] = loaded
         judged.append(cell)
-    return judged, found
+    return judged, evidence

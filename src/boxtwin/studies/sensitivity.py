@@ -1,9 +1,11 @@
-"""What a study could have seen: its yardstick, the smallest gain in reach, and whether training went on long enough."""
+"""What a study could have detected: the smallest gain in reach, and whether training went on long enough."""
 
 from __future__ import annotations
 
 import math
+import re
 import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from boxtwin.studies.comparison import Contrast
-from boxtwin.studies.inference import LEVEL, Interval
+from boxtwin.studies.inference import LEVEL, Interval, mean_interval
 from boxtwin.studies.runs import Cell
 
 FIGURE = "map_50"
@@ -21,16 +23,10 @@ POWER = 0.8  # the usual chance at which a gain is called detectable (Cohen 1988
 # point of AP, as in the ratio.
 STILL = 0.01
 # Overrides that a study's table varies, or that the machine decides: what is left is the recipe.
-VARIED = (
-    *("seed", "study", "rerun", "data", "split", "variations", "generator", "labels", "tracking", "quality", "hydra"),
+VARIED = re.compile(
+    r"--|(seed|study|rerun|data|split|variations|generator|labels|tracking|quality|hydra)(\.|$)|trainer\."
+    r"(steps|validations|precision|accelerator|threads|workers|cache|compile|coco_evaluator)$"
 )
-LENGTH = ("trainer.steps", "trainer.validations")
-MACHINE = tuple(
-    f"trainer.{name}"
-    for name in ("precision", "accelerator", "threads", "workers", "cache", "compile", "coco_evaluator")
-)
-
-Told = Literal["on", "over", "unknown"]
 
 
 def half_width(interval: Interval) -> float:
@@ -47,11 +43,8 @@ def recipe(cell: Cell) -> tuple[str, ...] | None:
     """What a run was configured with, apart from a table's axes, steps and machine; None where it did not say."""
     if not cell.overrides:
         return None
-    kept = []
-    for override in shlex.split(cell.overrides):
-        key = override.lstrip("+~").split("=")[0]
-        if not key.startswith("--") and key.split(".")[0] not in VARIED and key not in (*LENGTH, *MACHINE):
-            kept.append(override)
+    words = shlex.split(cell.overrides)
+    kept = [word for word in words if not VARIED.match(word.lstrip("+~").partition("=")[0])]
     return (cell.dataset, cell.detector, *sorted(kept))
 
 
@@ -65,8 +58,8 @@ class Length:
     seeds: int
 
     @property
-    def told(self) -> Told:
-        """Whether it was still rising, was over, or cannot be told."""
+    def state(self) -> Literal["on", "over", "unknown"]:
+        """Whether AP was still rising, had stopped rising, or the seeds do not tell."""
         if self.high < STILL:
             return "over"
         return "on" if self.low > 0 else "unknown"
@@ -82,12 +75,8 @@ def length_of(curves: Sequence[Sequence[tuple[int, float]]]) -> Length | None:
             rises.append(float(np.mean(values[-third:]) - np.mean(values[-2 * third : -third])))
     if not rises:
         return None
-    mean = math.fsum(rises) / len(rises)
-    if len(rises) == 1:
-        return Length(mean, math.nan, math.nan, 1)
-    error = float(np.std(rises, ddof=1)) / math.sqrt(len(rises))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(rises) - 1)) * error
-    return Length(mean, mean - half, mean + half, len(rises))
+    low, high = mean_interval(rises) or (math.nan, math.nan)
+    return Length(math.fsum(rises) / len(rises), low, high, len(rises))
 
 
 Series = list[tuple[int, Contrast]]
@@ -96,12 +85,10 @@ Series = list[tuple[int, Contrast]]
 def gains_by_steps(cells: Sequence[Cell], contrasts: Sequence[Contrast]) -> list[Series]:
     """Contrasts that differ in their steps alone, by steps."""
     recipes = {cell.run_id: recipe(cell) for cell in cells}
-    found: dict[tuple[object, ...], dict[int, Contrast]] = {}
+    series: dict[tuple[object, ...], dict[int, Contrast]] = defaultdict(dict)
     for contrast in contrasts:
-        own = recipes.get(contrast.new.runs[0])
-        if contrast.kind == "control" or own is None:
-            continue
         new, old = contrast.new, contrast.old
-        key = (contrast.kind, own, new.split, old.split, new.generator, new.variations)
-        found.setdefault(key, {})[new.steps] = contrast
-    return [sorted(by_steps.items()) for by_steps in found.values() if len(by_steps) > 1]
+        shared = recipes.get(new.runs[0])
+        if contrast.kind != "control" and shared is not None:
+            series[contrast.kind, shared, new.split, old.split, new.generator, new.variations][new.steps] = contrast
+    return [sorted(by_steps.items()) for by_steps in series.values() if len(by_steps) > 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,16 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from boxtwin.evaluation.matching import AREAS
 from boxtwin.studies.comparison import RESAMPLING_SEED
 from boxtwin.studies.conditions import Row, baseline, paired_seeds
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.inference import Interval, hierarchical_interval, image_counts
+from boxtwin.studies.inference import Interval, bootstrap_counts, interval_of
 
 # Test images, or test images with objects, below which a slice says nothing: with ten of them one image more or less
 # moves a mean by a tenth, and hardly any resample (10^10 / e^10 is 1 in 20,000) is without them all.
 LEAST_IMAGES = 10
-CROWDING = ((0, 0), (1, 1), (2, 4), (5, 9), (10, None))  # true objects per image, from and to
+CROWDING = {  # true objects per image, from and to
+    (0, 0): "no object in the image",
+    (1, 1): "one object in the image",
+    (2, 4): "2 to 4 objects in the image",
+    (5, 9): "5 to 9 objects in the image",
+    (10, math.inf): "10 objects or more in the image",
+}
 SCENES = 8  # shown by name; the others are taken together
 RESAMPLES = 400  # of the test images: some 16 slices of every run, and no p depends on them
 WORST = 10  # images that are listed
@@ -33,12 +39,11 @@ SIZES = {
 class Slice:
     """A part of the test set: some of its images, or objects of one range of areas.
 
-    Such objects are looked for in all images, as COCO does it: what is found of that size in an image without any is
-    wrong. Counts have no sizes; ``images`` are then those that hold such objects.
+    Such objects are searched in all images, as COCO does. Counts have no sizes; ``images`` then hold such objects.
     """
 
     name: str
-    area: str  # one of `AREAS`
+    area: str  # one of `boxtwin.evaluation.matching.AREAS`
     images: Bool[np.ndarray, " images"]
     objects: int
     with_objects: int  # images that hold one
@@ -61,10 +66,9 @@ class Slice:
 
 @dataclass(frozen=True)
 class SliceFigure:
-    """A figure of a condition in a slice, and by how much it differs from no variations, pair by pair.
+    """A figure of a condition in a slice, and its change to no variations (nan without a baseline or common seed).
 
-    ``change`` is nan without a baseline or a common seed; ``interval`` is None with fewer than two pairs, or where the
-    slice is too small.
+    ``interval`` is None with fewer than two pairs, or where the slice is too small.
     """
 
     value: float
@@ -90,35 +94,26 @@ class Slicing:
 
 
 def slices_of(evidence: Evidence) -> dict[str, list[Slice]]:
-    """The slices of a test set by kind, those without images left out; no scenes where there is none to tell from
-    another.
-    """
-    everything = np.ones(len(evidence.names), dtype=bool)
-    by_size = []
-    for area in AREAS:
-        if area != "all":
-            objects = evidence.matches[area].objects
-            by_size.append(_slice(SIZES[area], evidence, objects > 0, area))
-    by_crowding = []
-    for low, high in CROWDING:
-        inside = (evidence.true >= low) & (everything if high is None else evidence.true <= high)
-        by_crowding.append(_slice(_crowding_name(low, high), evidence, inside))
-    return {
-        kind: [part for part in parts if part.images.any()]
-        for kind, parts in (("size", by_size), ("crowding", by_crowding), ("scene", _scenes(evidence)))
+    """The slices of a test set by kind, those without images left out; no scenes where there is only one."""
+    kinds = {
+        "size": [_slice(name, evidence, evidence.matches[area].objects > 0, area) for area, name in SIZES.items()],
+        "crowding": [
+            _slice(name, evidence, (evidence.true >= low) & (evidence.true <= high))
+            for (low, high), name in CROWDING.items()
+        ],
+        "scene": _scenes(evidence),
     }
+    return {kind: [part for part in parts if part.images.any()] for kind, parts in kinds.items()}
 
 
 def slicings(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[Slicing]:
     """All slices of all conditions whose runs keep their matches; conditions with other test images stand apart."""
-    found = []
-    for members in by_test_images(rows, evidence):
-        example = evidence[members[0].runs[0]]
-        for kind, parts in slices_of(example).items():
-            tables = tuple(_table(part, members, rows, evidence) for part in parts)
-            if tables:
-                found.append(Slicing(kind, tables))
-    return found
+    return [
+        Slicing(kind, tuple(_table(part, members, rows, evidence) for part in parts))
+        for members in by_test_images(rows, evidence)
+        for kind, parts in slices_of(evidence[members[0].runs[0]]).items()
+        if parts
+    ]
 
 
 def by_test_images(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[list[Row]]:
@@ -137,54 +132,35 @@ def _slice(name: str, evidence: Evidence, images: Bool[np.ndarray, " images"], a
     return Slice(name, area, images, int(objects.sum()), int((objects > 0).sum()))
 
 
-def _crowding_name(low: int, high: int | None) -> str:
-    if high is None:
-        return f"{low} objects or more in the image"
-    if low == high:
-        return {0: "no object in the image", 1: "one object in the image"}[low]
-    return f"{low} to {high} objects in the image"
-
-
 def _scenes(evidence: Evidence) -> list[Slice]:
-    groups = evidence.groups
-    if len(set(groups)) < 2 or len(set(groups)) == len(groups):  # one scene, or every image its own
+    groups, sizes = np.array(evidence.groups), Counter(evidence.groups)
+    if len(sizes) < 2 or len(sizes) == len(groups):  # one scene, or every image its own
         return []
-    sizes = Counter(groups)
-    named = sorted(sizes, key=lambda group: (-sizes[group], group))
-    if len(named) > SCENES + 1:
-        named = named[:SCENES]
-    names = np.array(groups)
-    parts = [_slice(f"scene {group}", evidence, names == group) for group in named]
-    others = ~np.isin(names, named)
-    if others.any():
-        parts.append(_slice(f"the other {len(sizes) - len(named)} scenes", evidence, others))
+    scenes = sorted(sizes, key=lambda group: (-sizes[group], group))
+    shown = scenes if len(scenes) <= SCENES + 1 else scenes[:SCENES]
+    parts = [_slice(f"scene {group}", evidence, groups == group) for group in shown]
+    if len(shown) < len(scenes):
+        parts.append(_slice(f"the other {len(scenes) - len(shown)} scenes", evidence, ~np.isin(groups, shown)))
     return parts
 
 
 def _table(part: Slice, members: Sequence[Row], rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> SliceTable:
-    images = len(part.images)
-    counts = np.concatenate([np.ones((1, images)), image_counts(images, RESAMPLES, RESAMPLING_SEED)])
+    counts = bootstrap_counts(len(part.images), RESAMPLES, RESAMPLING_SEED)
     known = {run: slice_figures(part, evidence[run], counts) for row in members for run in row.runs}
     figures = []
     for row in members:
-        base = baseline(rows, row) if row.variations else None
-        pairable = set(paired_seeds(row, base)) if base else set()
-        pair = [
+        base = baseline(rows, row)
+        pairs = [] if base is None else [(row.run_of[seed], base.run_of[seed]) for seed in paired_seeds(row, base)]
+        pairs = [(new, old) for new, old in pairs if old in known]
+        ap50, mae = (
             _figure(
-                {seed: known[run][place] for seed, run in zip(row.seeds, row.runs, strict=True)},
-                {
-                    seed: known[run][place]
-                    for seed, run in zip(base.seeds, base.runs, strict=True)
-                    if run in known and seed in pairable
-                }
-                if base
-                else {},
-                images=int(part.images.sum()),
-                tells=(part.tells_ap, part.tells_counts)[place],
+                [known[run][place] for run in row.runs],
+                [known[new][place] - known[old][place] for new, old in pairs],
+                images=int(part.images.sum()) if tells else None,
             )
-            for place in (0, 1)
-        ]
-        figures.append((row, pair[0], pair[1]))
+            for place, tells in enumerate((part.tells_ap, part.tells_counts))
+        )
+        figures.append((row, ap50, mae))
     return SliceTable(part, tuple(figures))
 
 
@@ -202,21 +178,18 @@ def slice_figures(
 
 
 def _figure(
-    new: Mapping[int, Float[np.ndarray, " resamples"]],
-    old: Mapping[int, Float[np.ndarray, " resamples"]],
+    runs: Sequence[Float[np.ndarray, " resamples"]],
+    differences: Sequence[Float[np.ndarray, " resamples"]],
     *,
-    images: int,
-    tells: bool,
+    images: int | None,
 ) -> SliceFigure:
-    value = float(np.mean([figures[0] for figures in new.values()]))
-    pairs = [new[seed] - old[seed] for seed in new if seed in old]
-    if not pairs:
+    """From the figures of the runs of a condition and the differences of its pairs; ``images`` None: no interval."""
+    value = float(np.mean([run[0] for run in runs]))
+    if not differences:
         return SliceFigure(value)
-    together = np.stack(pairs)
-    interval = None
-    if tells and len(pairs) > 1 and np.isfinite(together).all():
-        interval = hierarchical_interval(together[:, 0], together[:, 1:], images=images)
-    return SliceFigure(value, float(together[:, 0].mean()), len(pairs), interval)
+    pairs = np.stack(differences)
+    interval = None if images is None else interval_of(pairs, images)
+    return SliceFigure(value, float(pairs[:, 0].mean()), len(pairs), interval)
 
 
 @dataclass(frozen=True)
@@ -242,28 +215,18 @@ class CountErrors:
 
 def count_errors(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[CountErrors]:
     """The images that are counted worst on the average over all conditions, each of which weighs the same."""
-    found = []
+    tables = []
     for members in by_test_images(rows, evidence):
         first = evidence[members[0].runs[0]]
         # 1. What each condition finds, and how far each of its runs is off on the average.
-        counts = [np.mean([evidence[run].found for run in row.runs], axis=0) for row in members]
-        errors = [
-            np.mean([abs(evidence[run].found - evidence[run].true) for run in row.runs], axis=0) for row in members
-        ]
+        counts = np.array([np.mean([evidence[run].found for run in row.runs], axis=0) for row in members])
+        errors = [np.mean([abs(evidence[run].found - first.true) for run in row.runs], axis=0) for row in members]
         total = np.mean(errors, axis=0)
         # 2. The worst images; names decide between equals, so that the list is the same every time.
-        order = [int(place) for place in np.lexsort((np.array(first.names), -total))[:WORST] if total[place] > 0]
-        worst = tuple(
-            ImageCount(first.names[p], int(first.true[p]), tuple(float(c[p]) for c in counts), float(total[p]))
-            for p in order
-        )
-        found.append(
-            CountErrors(
-                rows=tuple(members),
-                images=len(first.names),
-                exact=int((total == 0).sum()),
-                share=float(total[order].sum() / total.sum()) if order else float("nan"),
-                worst=worst,
-            )
-        )
-    return found
+        worst = [int(place) for place in np.lexsort((np.array(first.names), -total))[:WORST] if total[place] > 0]
+        images = [
+            ImageCount(first.names[k], int(first.true[k]), tuple(counts[:, k].tolist()), float(total[k])) for k in worst
+        ]
+        share = float(total[worst].sum() / total.sum()) if worst else math.nan
+        tables.append(CountErrors(tuple(members), len(first.names), int((total == 0).sum()), share, tuple(images)))
+    return tables

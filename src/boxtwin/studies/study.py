@@ -1,4 +1,4 @@
-"""A study, worked out once from its runs: what its table, its sentences, its page and its MLflow summary share."""
+"""A study, computed once from its runs: what its table, its sentences, its page and its MLflow summary share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from boxtwin.studies.class_figures import ClassFigures, class_figures
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.runs import NO_COPIES, Cell, Kept
+from boxtwin.studies.runs import FINISHED, NO_COPIES, Cell, find_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class Study:
 
     cells: Sequence[Cell]
     evidence: Mapping[str, Evidence]  # by run id
-    kept: Kept
+    copies: Mapping[str, Path]  # by run id, a folder with those files of a run that its own folder lacks
     rows: list[Row]
     figures: Figures
     contrasts: list[Contrast]
@@ -45,6 +45,25 @@ class Study:
                 different images.
         """
         rows, figures = condition_table(cells), Figures(evidence)
-        found = contrasts(rows, figures)
         by_class = class_figures(rows, cells, evidence)
-        return cls(cells, evidence, Kept(copies), rows, figures, found, by_class)
+        return cls(cells, evidence, copies, rows, figures, contrasts(rows, figures), by_class)
+
+    @property
+    def name(self) -> str:
+        return ", ".join(sorted({cell.study for cell in self.cells}))
+
+    @property
+    def finished(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.status == FINISHED]
+
+    @property
+    def unfinished(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.status != FINISHED]
+
+    def first_run(self, row: Row) -> Cell:
+        """The run of a condition's first seed, which is shown for all."""
+        return next(cell for cell in self.cells if cell.run_id == row.runs[0])
+
+    def file(self, row: Row, name: str) -> Path | None:
+        """A file of that run; None if it keeps none of that name."""
+        return find_file(self.first_run(row), name, self.copies)

@@ -1,9 +1,11 @@
-"""Folders of runs, recorded relative to the project's folder, which may be moved or copied."""
+"""Folders of runs, which are recorded relative to the project so that it may be moved, and their result.json."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,33 @@ log = logging.getLogger(__name__)
 
 MARK = ".identity"  # file in a run's folder
 RESULT_FILE = "result.json"  # the last file that a run writes
+FORMER_KEYS = {"run": "cell", "taken_over_from": "reused_from"}  # of RunResult, in other versions
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Content of result.json, as JSON has it. Older versions lack some fields, which then have their defaults."""
+
+    cell: str = ""  # name of the run
+    study: str = ""
+    identity: str = ""
+    setting: str = ""  # short hash of everything configured that has no parameter of its own
+    overrides: str | Sequence[str] = ()  # what followed ``python train.py``
+    params: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, int | float | None] = field(default_factory=dict)  # named as in MLflow; None: not defined
+    classes: Sequence[Mapping[str, Any]] = ()  # name, count_threshold and metrics of each class
+    data: Mapping[str, Any] = field(default_factory=dict)  # hashes of data set and split, variation store, repairs
+    condition: Mapping[str, Any] = field(default_factory=dict)  # everything that defines the run but its seed
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    counts: Sequence[Mapping[str, Any]] = ()  # true and counted objects of each test image
+    validation: Sequence[Sequence[int | float]] = ()  # step, AP on the real validation images
+    reused_from: Mapping[str, str] | None = None  # study and run_id of the run that was reused
+
+    def write(self, folder: Path) -> Path:
+        """Write the file into the folder of the run; returns its path."""
+        path = folder / RESULT_FILE
+        write_bytes_atomically(path, json.dumps(asdict(self), indent=1).encode())
+        return path
 
 
 def recorded_path(output: Path, tracking: Path) -> str:
@@ -35,7 +64,7 @@ def find_folder(recorded: str, tracking: Path, identity: str) -> Path | None:
         below = [project.joinpath(*path.parts[first:]) for first in range(1, len(path.parts))]
     for folder in (*below, path):
         content = read_result(folder)
-        if content is not None and content.get("identity") == identity:
+        if content is not None and content.identity == identity:
             return folder
     return None
 
@@ -47,18 +76,22 @@ def own_folder(output: Path, *identities: str) -> Path:
     """
     for folder in (output, output.with_name(f"{output.name}-{identities[0][:8]}")):
         mark = folder / MARK
-        held = mark.read_text() if mark.exists() else (read_result(folder) or {}).get("identity")
-        if held is None or held in identities:
+        content = read_result(folder)
+        held = mark.read_text() if mark.exists() else content.identity if content else ""
+        if not held or held in identities:
             break
         log.info("%s holds another run; the files of this one are kept beside it", output)
     write_bytes_atomically(mark, identities[0].encode())
     return folder
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The content of a run's result.json; None where there is none, or it is damaged."""
+def read_result(folder: Path) -> RunResult | None:
+    """The result.json of a run; None where there is none, or it is damaged. Fields of other versions are ignored."""
     try:
         content = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        return None
+    content = {FORMER_KEYS.get(key, key): value for key, value in content.items()}
+    return RunResult(**{each.name: content[each.name] for each in fields(RunResult) if each.name in content})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -14,29 +15,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from boxtwin.files import write_bytes_atomically
-from boxtwin.studies.comparison import FIELDS, Contrast
-from boxtwin.studies.conditions import Estimate, Row, prefixes
+from boxtwin.studies.comparison import Contrast
+from boxtwin.studies.conditions import Estimate, Row, baseline, condition_name
 from boxtwin.studies.dose_response import Curve
 from boxtwin.studies.equivalence import Exchange, monotone
 from boxtwin.studies.inference import mean_interval
-from boxtwin.studies.report.numbers import count, percent
+from boxtwin.studies.report.words import METRICS, sentence
 
-# Field of `Row` -> factor to the unit shown, title, and the least height of the axis in that unit: differences that one
-# run alone would make must not fill the picture.
-CURVES = {"ap50": (100.0, "AP50 (higher is better)", 10.0), "count_mae": (1.0, "count MAE (lower is better)", 0.5)}
-LARGEST = {"ap50": 100.0, "count_mae": np.inf}  # no measure is below 0, whatever an interval of two seeds spans
+PLOTTED = ("map_50", "count_mae")
+# Title, least height of the axis in the unit shown (differences that one run alone would make must not fill the
+# picture), and largest value of the metric, whatever an interval of two seeds spans.
+CURVES = {
+    "map_50": ("AP50 (higher is better)", 10.0, 100.0),
+    "count_mae": ("count MAE (lower is better)", 0.5, np.inf),
+}
 LETTERS = 14  # of 9 points that go into an inch of a legend
 # Okabe & Ito's colours for the colour-blind; markers and dashes repeat the distinction in black and white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES: tuple[tuple[int, tuple[float, ...]], ...] = ((0, ()), (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
+DASHES = ((0, ()), (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 # Nothing about when and with what: the same figure gives the same bytes, and names no address.
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-# Figure -> name, factor to the unit shown, decimals, unit, what a gain is called.
-MEASURES = {
-    "map_50": ("AP50", 100.0, 1, "points", "gain in AP50, points"),
-    "count_mae": ("count MAE", 1.0, 2, "objects an image", "fall of count MAE, objects an image"),
-}
 TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 COLUMNS = 2
 
@@ -57,6 +56,17 @@ def as_svg(canvas: Figure, *, transparent: bool = False) -> str:
     return encoded.getvalue()
 
 
+def _sizes_axis(axes: Axes, values: Sequence[int | float], label: str, unit: str) -> None:
+    """A logarithmic axis with the values that were tried, and a legend below."""
+    axes.set_xscale("log")
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.minorticks_off()
+    axes.set_xlabel(label)
+    axes.set_ylabel(unit)
+    axes.grid(alpha=0.3)
+    axes.figure.legend(loc="outside lower center", fontsize=9, frameon=False)
+
+
 def plot_curves(rows: Sequence[Row], path: Path) -> None:
     """AP50 and count MAE against variations, side by side, as PNG (see `draw_curve`)."""
     figure = Figure(figsize=(10, 4.4), layout="constrained")
@@ -68,37 +78,29 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
     write_bytes_atomically(path, encoded.getvalue())
 
 
-def draw_curve(axes: Axes, rows: Sequence[Row], measure: str) -> None:
+def draw_curve(axes: Axes, rows: Sequence[Row], metric: str) -> None:
     """One line per split and generator through the means; where there are several seeds, hollow points for each of
     them, and the 95 % interval of their mean as a bar, joined to a band along the line.
 
     Numbers of variations stand as categories at equal distances: 0, 2 and 10 are to be told apart. The line of a
     generator starts at its split's runs without variations.
     """
-    scale, title, least_height = CURVES[measure]
+    scale, (title, least_height, largest) = METRICS[metric].factor, CURVES[metric]
     numbers = sorted({row.variations for row in rows})
-    for index, (label, line) in enumerate(lines_of(rows).items()):
-        estimates = [getattr(row, measure) for row in line]
-        x = np.array([numbers.index(row.variations) for row in line], dtype=float)
+    lines = lines_of(rows)
+    for index, (label, line) in enumerate(lines.items()):
+        estimates = [row.estimates[metric] for row in line]
         # Lines side by side, not on top of each other: where baselines coincide both markers stay visible.
-        x += 0.05 * (index - (len(lines_of(rows)) - 1) / 2)
-        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-        dashes = DASHES[index % len(DASHES)]
-        axes.plot(
-            x,
-            [scale * estimate.mean for estimate in estimates],
-            color=colour,
-            marker=marker,
-            linestyle=dashes,
-            linewidth=1.8,
-            markersize=7,
-            label=label,
-        )
-        _band(axes, x, estimates, scale, colour, LARGEST[measure])
+        x = np.array([numbers.index(row.variations) for row in line]) + 0.05 * (index - (len(lines) - 1) / 2)
+        style = _style(index)
+        means = [scale * estimate.mean for estimate in estimates]
+        axes.plot(x, means, **style, linewidth=1.8, markersize=7, label=label)
+        _band(axes, x, estimates, scale, style["color"], largest)
         for place, estimate in zip(x, estimates, strict=True):
             if len(estimate.by_seed) > 1:
                 values = [scale * value for _, value in estimate.by_seed]
-                axes.plot([place] * len(values), values, marker, color=colour, markersize=5, fillstyle="none")
+                hollow = {**style, "linestyle": "none", "fillstyle": "none"}
+                axes.plot([place] * len(values), values, **hollow, markersize=5)
     axes.set_xticks(range(len(numbers)), [str(number) for number in numbers])
     axes.set_xlim(-0.4, max(len(numbers) - 0.6, 0.4))
     low, high = axes.get_ylim()
@@ -110,21 +112,24 @@ def draw_curve(axes: Axes, rows: Sequence[Row], measure: str) -> None:
     axes.grid(alpha=0.3)
 
 
+def _style(index: int) -> dict[str, Any]:
+    """Colour, marker and dashes of one of several lines."""
+    values = {"color": COLOURS, "marker": MARKERS, "linestyle": DASHES}
+    return {name: choices[index % len(choices)] for name, choices in values.items()}
+
+
 def lines_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The conditions that make up each line, fewest variations first, by the line's name."""
-    prefix = prefixes(rows)
-    lines: dict[str, list[Row]] = {}
+    lines: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row.variations:
-            lines.setdefault(f"{prefix(row)}{row.split}, {row.generator}", []).append(row)
-    for row in rows:
-        if not row.variations:
-            where = row.split, row.condition
-            own = [line for line in lines.values() if (line[0].split, line[0].condition) == where]
-            for line in own:
-                line.insert(0, row)
-            if not own:
-                lines[f"{prefix(row)}{row.split}"] = [row]
+            lines[f"{row.prefix}{condition_name(row.split, None, row.generator)}"].append(row)
+    for base in (row for row in rows if not row.variations):
+        same = [line for line in lines.values() if baseline([base], line[-1]) is base]
+        for line in same:
+            line.insert(0, base)
+        if not same:
+            lines[base.name] = [base]
     return lines
 
 
@@ -141,33 +146,25 @@ def _band(axes: Axes, x: np.ndarray, estimates: Sequence[Estimate], scale: float
         axes.errorbar(x[known], middle[known], reach, fmt="none", ecolor=colour, elinewidth=1.0, capsize=4)
 
 
-def curve_figure(rows: Sequence[Row], measure: str) -> Drawing:
+def curve_figure(rows: Sequence[Row], metric: str) -> Drawing:
     """One curve with its legend for the page, and what it shows in words."""
     # Four inches wide: type of 10 points has that size on a phone.
     with mpl.rc_context({"font.size": 10}):
         figure = Figure(figsize=(4.4, 4.2), layout="constrained")
-        draw_curve(figure.add_subplot(), rows, measure)
+        draw_curve(figure.add_subplot(), rows, metric)
         _legend(figure)
         svg = as_svg(figure, transparent=True)
-    return Drawing(svg, curve_text(rows, measure))
+    return Drawing(svg, curve_text(rows, metric))
 
 
-def curve_text(rows: Sequence[Row], measure: str) -> str:
+def curve_text(rows: Sequence[Row], metric: str) -> str:
     """Each line of a curve in words: the mean at every number of variations, with its interval where there is one."""
-    name, form = {"ap50": ("AP50 in percent", percent), "count_mae": ("Count MAE", count)}[measure]
-    said = []
-    for label, line in lines_of(rows).items():
-        points = []
-        for row in line:
-            estimate = getattr(row, measure)
-            interval = mean_interval([value for _, value in estimate.by_seed])
-            reach = f" ({form(interval[0])} to {form(interval[1])})" if interval else ""
-            points.append(f"{row.variations}: {form(estimate.mean)}{reach}")
-        said.append(f"{label}: {', '.join(points)}")
-    return (
-        f"{name} against variations per real image; in brackets the 95 % interval of the mean over seeds, "
-        f"where there are two or more. {'; '.join(said)}."
-    )
+    lines = []
+    for name, line in lines_of(rows).items():
+        estimates = [(row.variations, row.estimates[metric]) for row in line]
+        points = [(number, each.mean, mean_interval([v for _, v in each.by_seed])) for number, each in estimates]
+        lines.append((name, points))
+    return sentence("conditions_in_words", figure=metric, lines=lines)
 
 
 def _legend(figure: Figure) -> None:
@@ -188,36 +185,29 @@ def dose_response_picture(curves: Sequence[tuple[str, Curve]]) -> Drawing:
     canvas = Figure(figsize=(1 + 4 * columns, 3.6 * height), layout="constrained")
     panels = canvas.subplots(height, columns, squeeze=False, sharey=True).ravel()
     for place, (panel, (title, curve)) in enumerate(zip(panels, curves, strict=False)):
-        _draw(panel, curve, place)
+        _draw(panel, curve, COLOURS[place % len(COLOURS)])
         panel.set_title(title, fontsize=11)
     for panel in panels[len(curves) :]:
         panel.set_axis_off()
     return Drawing(as_svg(canvas), " ".join(_in_words(title, curve) for title, curve in curves))
 
 
-def _draw(axes: Axes, curve: Curve, place: int) -> None:
+def _draw(axes: Axes, curve: Curve, colour: str) -> None:
     """Curve, band, what was measured with its own interval, and the best number."""
-    _, scale, _, _, label = MEASURES[curve.figure]
+    scale = METRICS[curve.figure].factor
     x, band = np.log1p(curve.variations), scale * curve.band
-    colour = COLOURS[place % len(COLOURS)]
     axes.axhline(0, color="#555555", linewidth=0.8)
     axes.fill_between(x, band[0], band[1], color=colour, alpha=0.18, linewidth=0)
     for edge in band:  # in black and white a pale band alone is easily missed
         axes.plot(x, edge, color=colour, linewidth=0.7, linestyle=DASHES[2])
     axes.plot(x, scale * curve.mean, color=colour, linewidth=2, label="curve with 95 % band")
     halves = 1.96 * scale * np.sqrt(np.diag(curve.tried.noise))
+    measured: dict[str, Any] = {"color": "black", "markerfacecolor": "white", "capsize": 3, "linewidth": 1}
     axes.errorbar(
-        np.log1p(curve.tried.variations),
-        scale * curve.tried.gains,
-        yerr=halves,
-        fmt=MARKERS[0],
-        color="black",
-        markerfacecolor="white",
-        capsize=3,
-        linewidth=1,
+        np.log1p(curve.tried.variations), scale * curve.tried.gains, halves, fmt="o", **measured,
         label="measured, 95 % each",
-    )
-    best = int(curve.mean.argmax())
+    )  # fmt: skip
+    best = curve.best_place
     axes.plot(x[best], scale * curve.mean[best], "*", color=colour, markersize=14, markeredgecolor="black")
     sure = curve.best == 0 or band[0, best] > 0
     axes.annotate(
@@ -231,61 +221,49 @@ def _draw(axes: Axes, curve: Curve, place: int) -> None:
     axes.set_xticks(np.log1p(ticks), [str(tick) for tick in ticks])
     axes.set_xlim(-0.1, x[-1] * 1.06 + 0.05)
     axes.set_xlabel("variations per real image")
-    axes.set_ylabel(label)
+    axes.set_ylabel(METRICS[curve.figure].gain)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="best", frameon=False)
 
 
 def _in_words(title: str, curve: Curve) -> str:
-    _, scale, decimals, _, label = MEASURES[curve.figure]
     shown = np.searchsorted(curve.variations, [0, *curve.tried.variations])
-    band = scale * curve.band
-    points = [
-        f"{curve.variations[at]} variations {scale * curve.mean[at]:+.{decimals}f} "
-        f"({band[0, at]:+.{decimals}f} to {band[1, at]:+.{decimals}f})"
-        for at in shown
-    ]
-    return f"{title}, {label}, from the curve with its 95 % band: {'; '.join(points)}. Best at {curve.best}."
+    points = np.stack([curve.variations, curve.mean, *curve.band])[:, shown].T.tolist()
+    points = [(int(number), *values) for number, *values in points]
+    return sentence("curve_in_words", title=title, curve=curve, points=points)
 
 
-def equivalence_pictures(shown: Sequence[tuple[Row, list[Row], Exchange]], rows: Sequence[Row]) -> list[Drawing]:
+def equivalence_pictures(shown: Sequence[tuple[Row, list[Row], Exchange]]) -> list[Drawing]:
     """One picture for each curve of real-only runs, with the conditions that are read off it."""
-    by_curve: dict[tuple[str, ...], list[tuple[Row, list[Row], Exchange]]] = {}
+    by_curve: dict[Hashable, list[tuple[Row, list[Row], Exchange]]] = defaultdict(list)
     for each in shown:
-        by_curve.setdefault(tuple(run for row in each[1] for run in row.runs), []).append(each)
-    name = prefixes(rows)
+        by_curve[tuple(row.runs for row in each[1])].append(each)
     pictures = []
     for members in by_curve.values():
         curve = members[0][1]
         sizes = np.array([row.real_images for row in curve])
-        heights = 100 * monotone(np.array([getattr(row, FIELDS["map_50"]).mean for row in curve]))
+        heights = 100 * monotone(np.array([row.estimates["map_50"].mean for row in curve]))
         canvas = Figure(figsize=(5.6, 4.4), layout="constrained")
         axes = canvas.add_subplot()
         axes.plot(sizes, heights, color="black", linewidth=1.8, label="real images alone")
         for row in curve:
-            values = [100 * value for _, value in getattr(row, FIELDS["map_50"]).by_seed]
+            values = [100 * value for _, value in row.estimates["map_50"].by_seed]
             axes.plot([row.real_images] * len(values), values, "o", color="black", fillstyle="none", markersize=5)
-        words = [f"{size:g} real images {height:.1f}" for size, height in zip(sizes, heights, strict=True)]
-        for place, (row, _, found) in enumerate(members):
-            reached = 100 * getattr(row, FIELDS["map_50"]).mean
-            end = min(max(row.real_images + found.worth, sizes[0]), sizes[-1])
-            colour, marker = COLOURS[(place + 1) % len(COLOURS)], MARKERS[(place + 1) % len(MARKERS)]
-            ends = [min(max(row.real_images + bound, sizes[0]), sizes[-1]) for bound in (found.low, found.high)]
-            axes.plot(ends, [reached, reached], "|-", color=colour, linewidth=0.9, markersize=9)
-            axes.plot([row.real_images, end], [reached, reached], color=colour, linestyle=":", linewidth=1.6)
-            label = f"{row.split} with {row.variations} {row.generator}"
-            axes.plot(end, reached, marker, color=colour, markersize=9, markeredgecolor="black", label=label)
-            beyond = {math.inf: "more than ", -math.inf: "fewer than "}.get(found.worth, "")
-            words.append(f"{label}: {reached:.1f}, as with {beyond}{end:.0f} real images")
-        axes.set_xscale("log")
-        axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
-        axes.minorticks_off()
-        axes.set_xlabel("real training images")
-        axes.set_ylabel("AP50, percent")
-        axes.set_title(f"{name(curve[0])}how many real images reach the same (95 % intervals)".strip(), fontsize=11)
-        axes.grid(alpha=0.3)
-        canvas.legend(loc="outside lower center", fontsize=9, frameon=False, ncols=2)
-        pictures.append(Drawing(as_svg(canvas), f"AP50 in percent against real training images: {'; '.join(words)}."))
+        conditions = []
+        for place, (row, _, exchange) in enumerate(members, start=1):
+            reached = 100 * row.estimates["map_50"].mean
+            ends = [row.real_images + worth for worth in (exchange.worth, exchange.low, exchange.high)]
+            end, low, high = np.clip(ends, sizes[0], sizes[-1])
+            style = _style(place)
+            axes.plot([low, high], [reached, reached], "|-", color=style["color"], linewidth=0.9, markersize=9)
+            axes.plot([row.real_images, end], [reached] * 2, color=style["color"], linestyle=":", linewidth=1.6)
+            style |= {"linestyle": "none", "markersize": 9, "markeredgecolor": "black", "label": row.name}
+            axes.plot(end, reached, **style)
+            conditions.append((row.name, reached, end, exchange.worth))
+        axes.set_title(f"{curve[0].prefix}how many real images reach the same (95 % intervals)", fontsize=11)
+        _sizes_axis(axes, sizes.tolist(), "real training images", "AP50, percent")
+        words = sentence("sizes_in_words", sizes=list(zip(sizes, heights, strict=True)), conditions=conditions)
+        pictures.append(Drawing(as_svg(canvas), words))
     return pictures
 
 
@@ -296,20 +274,10 @@ def steps_picture(by_steps: Mapping[str, Sequence[tuple[int, Contrast]]], text: 
     for place, (title, series) in enumerate(by_steps.items()):
         # Side by side on the axis of logarithms, so that intervals do not cover each other.
         x = [steps * 1.03 ** (place - (len(by_steps) - 1) / 2) for steps, _ in series]
-        y = [100 * contrast.differences["map_50"].mean for _, contrast in series]
-        ends = [contrast.differences["map_50"].interval for _, contrast in series]
-        below = [0.0 if e is None else 100 * (e.mean - e.low) for e in ends]
-        above = [0.0 if e is None else 100 * (e.high - e.mean) for e in ends]
-        axes.errorbar(
-            x, y, yerr=[below, above], color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)],
-            linestyle=DASHES[place % len(DASHES)], capsize=3, linewidth=1.8, markersize=7, label=title,
-        )  # fmt: skip
+        changes = [contrast.differences["map_50"] for _, contrast in series]
+        reach = [(c.mean - c.interval.low, c.interval.high - c.mean) if c.interval else (0.0, 0.0) for c in changes]
+        style = {**_style(place), "capsize": 3, "linewidth": 1.8, "markersize": 7, "label": title}
+        axes.errorbar(x, [100 * change.mean for change in changes], yerr=100 * np.array(reach).T, **style)
     steps = sorted({steps for series in by_steps.values() for steps, _ in series})
-    axes.set_xscale("log")
-    axes.set_xticks(steps, [str(each) for each in steps])
-    axes.minorticks_off()
-    axes.set_xlabel("optimiser steps")
-    axes.set_ylabel("gain in AP50, points")
-    axes.grid(alpha=0.3)
-    canvas.legend(loc="outside lower center", fontsize=9, frameon=False)
+    _sizes_axis(axes, steps, "optimiser steps", METRICS["map_50"].gain)
     return Drawing(as_svg(canvas), text)
