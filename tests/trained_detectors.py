@@ -15,7 +15,8 @@ from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.detector.checkpoint import TrainedDetector
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES, Convolution
-from boxtwin.mixing.datamodule import Collate, ImagesAsTheyAre
+from boxtwin.detector.nms import merge_tiles
+from boxtwin.mixing.datamodule import LetterboxedImages, collate
 
 
 def make_trained(
@@ -38,7 +39,7 @@ def make_trained(
     arguments.setdefault("anchors", PUBLISHED_ANCHORS["yolov3_tiny" if heads == 2 else "yolov3"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = DetectorModule(**arguments)
+        module = DetectorModule.from_values(arguments)
         for layer in module.network.layers():
             if isinstance(layer, Convolution):  # statistics that are no identity, scales that keep residual sums small
                 layer.norm.weight.data.uniform_(0.2, 0.8)
@@ -61,11 +62,15 @@ def detect_as_studies_do(detector: TrainedDetector, paths: Sequence[Path]) -> li
         boxes, labels, crowd = np.zeros((0, 4)), nothing.astype(int), nothing.astype(bool)
         samples.append(Sample(path.name, path, width, height, number, boxes, labels, nothing, crowd))
     spec = detector.spec
-    images = ImagesAsTheyAre(
+    images = LetterboxedImages(
         samples, size=spec.image_size, tile=spec.tile, levels=spec.levels, images=DecodedImages(None)
     )
-    collate = Collate(spec.channels)
-    merged = detector.module.merge(
-        pair for index in range(len(images)) for pair in detector.module.detect(collate([images[index]]))
+    merged = merge_tiles(
+        (
+            pair
+            for index in range(len(images))
+            for pair in detector.module.detect(collate([images[index]], spec.channels))
+        ),
+        spec,
     )
     return [merged[number] for number in range(len(paths))]

@@ -60,7 +60,7 @@ def test_sets_of_one_class_keep_their_identity_and_others_only_the_detectors(pre
 @pytest.mark.parametrize(("objects", "limit"), [(150, 300), (151, 302), (400, 800)])
 def test_the_limit_of_detections_is_twice_the_fullest_training_image(prepared, objects: int, limit: int) -> None:
     cell = prepared(objects=(objects,))
-    assert make_detector(cell).hparams["max_detections"] == limit
+    assert make_detector(cell).spec.max_detections == limit
     assert (cell.identity == identity_of_the_first_version(cell)) == (limit == 300)
     assert cell.condition.get("max_detections", 300) == limit
 

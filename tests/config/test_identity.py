@@ -2,10 +2,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 
-from boxtwin.config.compose import register, to_object
-from boxtwin.config.identity import FIRST_PLACES, defining_values, place_now, short_hash
+from boxtwin.config.compose import WITHOUT, register, renamed_setting, to_object
+from boxtwin.config.identity import FIRST_NAMES, FIRST_PLACES, defining_values, place_now, short_hash
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.errors import InputError
 from boxtwin.run.build import make_generator
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 
@@ -37,6 +39,22 @@ def test_runs_keep_their_hash_when_modules_move(generator: str) -> None:
         config = compose("config", [f"generator={generator}", "variations='2'"])
     values = defining_values(config)
     assert short_hash(values) == RECORDED[generator]
+
+
+SAID = {first: f"{first} has been renamed: write {setting}" for setting, first in FIRST_NAMES.items()}
+
+
+@pytest.mark.parametrize("setting", [*SAID, *WITHOUT])
+def test_a_setting_that_was_renamed_or_removed_is_refused_by_name(setting: str) -> None:
+    said = SAID.get(setting, f"{setting} is no setting any more")
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        with pytest.raises(HydraException) as caught:
+            compose("config", [f"{setting}=1"])
+        added = compose("config", [f"+{setting}=1"])
+    assert str(renamed_setting(caught.value)).startswith(said)
+    with pytest.raises(InputError, match=said):
+        to_object(added, BoxtwinConfig)
 
 
 def test_every_generator_is_found_where_it_was_and_is() -> None:

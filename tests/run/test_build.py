@@ -13,6 +13,7 @@ from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.sample import CarriedBox, Judgement, Sample
 from boxtwin.detector.checkpoint import TrainedDetector, write_detector
+from boxtwin.detector.nms import merge_tiles
 from boxtwin.errors import InputError
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import load_dataset, make_data, make_detector, prepare
@@ -87,11 +88,11 @@ def test_crops_and_tiles_reach_the_data_and_grey_images_have_one_channel(compose
     cell = prepare(composed("detector.crop=32", "detector.tile=48"))
     data, module = make_data(cell, make_plan(cell.split, ())), make_detector(cell)
     assert next(iter(data.train_dataloader())).images.shape == (8, 1, 32, 32)
-    shown = next(iter(data.test_dataloader()))
+    shown = next(iter(data.letterboxed(cell.split.test)))
     assert shown.images.shape == (8, 1, 48, 48)
     assert list(shown.image_ids) == [cell.split.test[i].image_id for i in (0, 0, 0, 0, 1, 1, 1, 1)]
-    assert module.hparams["tile"] == 48
-    assert len(module.merge(module.detect(shown))) == 2
+    assert module.spec.tile == 48
+    assert len(merge_tiles(module.detect(shown), module.spec)) == 2
     # A crop that is larger than the image is the image.
     whole = prepare(composed("detector.crop=416"))
     assert next(iter(make_data(whole, make_plan(whole.split, ())).train_dataloader())).images.shape[-1] == 64
@@ -155,12 +156,6 @@ def test_cells_that_share_a_seed_share_initial_weights_and_anchors(composed):
     assert a.hparams == b.hparams
     other = make_detector(prepare(composed("seed=1")))
     assert any((x != y).any() for x, y in zip(a.state_dict().values(), other.state_dict().values(), strict=True))
-
-
-def test_the_evaluator_reaches_validation_and_defines_no_cell(composed):
-    plain, other = prepare(composed()), prepare(composed("trainer.coco_evaluator=pycocotools"))
-    assert (make_detector(plain).coco_evaluator, make_detector(other).coco_evaluator) == ("faster", "pycocotools")
-    assert plain.identity == other.identity
 
 
 def test_every_cell_takes_the_same_steps(composed):

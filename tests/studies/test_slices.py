@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_reference import coco_ground_truth
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from study_cells import finished_cell
 
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.coco_metrics import coco_ground_truth, coco_results
+from boxtwin.evaluation.coco_metrics import coco_results
 from boxtwin.evaluation.matching import AREAS, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.conditions import Row, condition_table

@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import cv2
-import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from mlflow.entities import Run
@@ -32,8 +31,8 @@ from boxtwin.detector.checkpoint import FILE as DETECTOR_FILE
 from boxtwin.detector.checkpoint import TrainedDetector, damage, write_detector
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.training import Trained, fit, quieten_lightning
+from boxtwin.evaluation.counts import Thresholds
 from boxtwin.evaluation.examples import EXAMPLES_FILE
-from boxtwin.evaluation.metrics import Thresholds
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.evaluation.tested import PICTURES, Evaluation, run_test
 from boxtwin.files import exclusive_lock, link_file, remove_leftovers, write_bytes_atomically
@@ -277,19 +276,11 @@ class _Cell:
 
     def _evaluate(self, plan: Plan, data: StudyDataModule, module: DetectorModule) -> Evaluation:
         """Figures on real test images, at the count thresholds that suit the real validation images best."""
-        # Full precision: a figure must not depend on what the machine computes in.
-        trainer = pl.Trainer(
-            accelerator=self.cell.accelerator,
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
+        # In float32: a metric must not depend on what the machine computes in.
+        device = "cuda" if self.cell.accelerator == "gpu" else self.cell.accelerator
 
         def detect(samples: Sequence[Sample]) -> dict[int, Detections]:
-            batches = trainer.predict(module, data.letterboxed(samples))
-            return module.merge(pair for batch in batches or () for pair in batch)
+            return module.detect_all(data.letterboxed(samples), device)
 
         dataset = self.cell.dataset
         return run_test(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError
 
-from boxtwin.config.identity import run_folder
+from boxtwin.config.identity import FIRST_NAMES, run_folder
 from boxtwin.config.schema import BoxtwinConfig, CompareConfig, ExportConfig, GenerateConfig
 from boxtwin.errors import InputError
 
 Schema = TypeVar("Schema")
+
+# Settings of older versions that defined no run, and what happens without them.
+WITHOUT = {"trainer.coco_evaluator": "validation computes the metrics of the test, which equal those of pycocotools"}
 
 
 def register() -> None:
@@ -44,7 +49,18 @@ def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
         whole: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except ValueError as error:  # of a dataclass that checks its values, or of OmegaConf
         raise InputError(str(error)) from None
+    except ConfigKeyError as error:
+        raise renamed_setting(error) or error from None
     return whole
+
+
+def renamed_setting(error: BaseException) -> InputError | None:
+    """What to say where Hydra or OmegaConf does not know a setting because it has been renamed or removed."""
+    keys = re.findall(r"full_key: ([\w.]+)", f"{error}\n{error.__cause__}")
+    if gone := [f"{key} is no setting any more; leave it out: {WITHOUT[key]}" for key in keys if key in WITHOUT]:
+        return InputError(gone[0])
+    renamed = (f"{first} has been renamed: write {now}" for now, first in FIRST_NAMES.items() if first in keys)
+    return next(map(InputError, renamed), None)
 
 
 def require_values(config: DictConfig, below: str = "") -> None:

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -28,7 +30,7 @@ _NOT_DEFINING = {
     ),
     "labels": ("file", "confirmed"),
     "detector": ("weights",),
-    "trainer": ("precision", "accelerator", "threads", "workers", "cache", "compile", "coco_evaluator"),
+    "trainer": ("precision", "accelerator", "threads", "workers", "cache", "compile"),
 }
 # Settings that came after the first release, each with the value that has the meaning runs had before there was such a
 # setting. A setting is left out of a run's identity while it has this value, so that older runs are found again.
@@ -55,6 +57,12 @@ FIRST_PLACES = {
     "diffusers_pipelines.image_variations.UnCLIP": "image_variations.UnCLIP",
 }
 _PLACE = "boxtwin.synthesis."
+# Settings by their present names, each with the name that it had when runs were first recorded. A run's identity has
+# the latter; commands and files that use it are refused with the present name.
+FIRST_NAMES = {
+    "dataset.augmentation.unscaled_fraction": "dataset.augmentation.unzoomed",
+    "dataset.augmentation.object_crop_fraction": "dataset.augmentation.focus",
+}
 # Classes of the ways to label that runs were first recorded with, when the name alone told them.
 FIRST_LABELS = (
     "boxtwin.labels.carry.CarryLabels",
@@ -86,6 +94,10 @@ def defining_values(config: Config) -> dict[str, Any]:
         values["generator"]["_target_"] = _moved(values["generator"]["_target_"], FIRST_PLACES)
     if values["labels"].get("_target_") in FIRST_LABELS:
         del values["labels"]["_target_"]
+    for setting, first in FIRST_NAMES.items():
+        *groups, name = setting.split(".")
+        node = reduce(getitem, groups, values)
+        node[first.rpartition(".")[2]] = node.pop(name)
     values["split"]["train_size"] = train_size(config)
     for setting, before in ADDED_SETTINGS.items():
         *groups, name = setting.split(".")

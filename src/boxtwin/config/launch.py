@@ -26,7 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from boxtwin.config.compose import register
+from boxtwin.config.compose import register, renamed_setting
 from boxtwin.config.identity import cell_name, short_hash
 from boxtwin.errors import DataError, InputError, unanswered
 from boxtwin.files import check_name, refusal, write_bytes_atomically
@@ -182,7 +182,7 @@ def _run(main: Callable[[], Any]) -> None:
     try:
         main()
     except Exception as error:
-        line = error if isinstance(error, InputError) else refusal(error)
+        line = error if isinstance(error, InputError) else renamed_setting(error) or refusal(error)
         if line is not None:
             raise line from None
         del os.environ["HYDRA_FULL_ERROR"]
