@@ -106,9 +106,9 @@ def install(clocks: Clocks) -> None:
     clocks.around(train, "make_detector", "detector, anchors")
     clocks.around(pl.Trainer, "__init__", "Trainers set up")
     clocks.around(pl.Trainer, "fit", "fit around the steps, checkpoints")
-    clocks.around(pl.Trainer, "predict", "prediction")
-    clocks.around(module, "coco_figures", "COCO figures")
+    clocks.around(module.DetectorModule, "detect_all", "prediction")
     for name in ("match_detections", "coco_by_class"):
+        clocks.around(module, name, "COCO figures")
         clocks.around(tested, name, "COCO figures")
     clocks.around(overlays, "side_by_side", "pictures")
     for name in ("precision_recall_curve", "count_scatter"):

@@ -45,7 +45,7 @@ def install_in_step(clocks: Clocks) -> None:
     from pytorch_lightning.strategies import Strategy
 
     from boxtwin.detector import module
-    from boxtwin.mixing.datamodule import Ahead
+    from boxtwin.mixing.datamodule import PrefetchLoader
 
     detector: Any = module.DetectorModule
     clocks.around(detector, "forward", "forward")
@@ -57,7 +57,7 @@ def install_in_step(clocks: Clocks) -> None:
     clocks.around(WeightAveraging, "on_train_batch_end", "averaging")
     clocks.around(ModelCheckpoint, "on_validation_end", "checkpoints")
     clocks.around(pl.LightningModule, "log_dict", "logging")
-    iterate = Ahead.__iter__
+    iterate = PrefetchLoader.__iter__
 
     def waited(self: Any) -> Any:
         batches = iterate(self)
@@ -71,7 +71,7 @@ def install_in_step(clocks: Clocks) -> None:
                 return
             yield batch
 
-    Ahead.__iter__ = waited  # type: ignore[method-assign]
+    PrefetchLoader.__iter__ = waited  # type: ignore[method-assign]
 
 
 def profile_operators(steps: int) -> dict[str, float]:

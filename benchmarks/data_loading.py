@@ -13,7 +13,7 @@ from measuring import Clock, parser, prepared, report
 from boxtwin.datasets.image_cache import DecodedImages
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
-from boxtwin.mixing.augment import Augmentation
+from boxtwin.mixing.options import AugmentationOptions
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import make_data
 
@@ -54,7 +54,7 @@ def main() -> None:
                 for sample in samples:
                     images.read(sample)
             speeds = []
-            for augmentation in (Augmentation(), None):
+            for augmentation in (AugmentationOptions(), None):
                 data = make_data(cell, plan)
                 data._images = images
                 if augmentation is not None:

@@ -23,7 +23,7 @@ def main() -> None:
     arguments = options.parse_args()
     cell = prepared(arguments)
     module = make_detector(cell).eval()
-    batch = next(iter(make_data(cell, make_plan(cell.split, ())).test_dataloader()))
+    batch = next(iter(make_data(cell, make_plan(cell.split, ())).letterboxed(cell.split.test)))
     plain = make_detector(cell).eval().network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     last = batch.images.contiguous(memory_format=torch.channels_last)
 

@@ -57,22 +57,26 @@ def pytorchyolo(settings: Namespace, images: torch.Tensor) -> tuple[nn.Module, L
 
 def boxtwin(settings: Namespace, images: torch.Tensor) -> tuple[nn.Module, Loss]:
     """Network and loss of this project."""
+    from boxtwin.detector.loss import detection_loss
     from boxtwin.detector.module import DetectorModule
     from boxtwin.detector.network import PUBLISHED_ANCHORS
+    from boxtwin.detector.options import LossOptions, OptimizerOptions
+    from boxtwin.detector.spec import NetworkSpec
     from boxtwin.hardware import keep_freed_blocks
 
     keep_freed_blocks()
     module = DetectorModule(
-        architecture=settings.architecture,
-        classes=["object"],
-        category_ids=[1],
-        anchors=PUBLISHED_ANCHORS[settings.architecture],
-        image_size=images.shape[2],
-        white=255,
-        learning_rate=1e-3,
-        weight_decay=5e-4,
+        NetworkSpec(
+            architecture=settings.architecture,
+            classes=("object",),
+            category_ids=(1,),
+            image_size=images.shape[2],
+            white=255,
+        ),
+        PUBLISHED_ANCHORS[settings.architecture],
+        loss=LossOptions(),
+        optimizer=OptimizerOptions(learning_rate=1e-3, weight_decay=5e-4, warmup_steps=10),
         steps=1000,
-        warmup_steps=10,
     )
     count, side = len(images), images.shape[2]
     shares = boxes(count).flatten(0, 1)
@@ -83,7 +87,8 @@ def boxtwin(settings: Namespace, images: torch.Tensor) -> tuple[nn.Module, Loss]
     def loss() -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
             raw = module(images)
-        return module._loss(raw, boxes=corners, labels=labels, box_image=owner).total
+        anchors, strides = module.network.anchors, module.network.strides
+        return detection_loss(raw, corners, labels, owner, anchors, strides, module.loss).total
 
     return module, loss
 

@@ -31,7 +31,8 @@ import cv2
 import numpy as np
 
 from boxtwin.detector.darknet import darknet_cfg
-from boxtwin.detector.network import PUBLISHED_ANCHORS, Architecture, YOLOv3
+from boxtwin.detector.network import PUBLISHED_ANCHORS, YOLOv3
+from boxtwin.detector.options import Architecture
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, SHORT, LONG = 64, 1, 3

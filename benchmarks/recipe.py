@@ -31,20 +31,20 @@ ROOT = Path(__file__).parents[1]
 _AUGMENTATION = "dataset.augmentation"
 _ONE = ("detector.objectness_target=one",)
 _SHRUNK = ("detector=yolov3_tiny", "dataset.image_size=512", "detector.crop=512", *_ONE)
-_CROPS = ("detector.crop=416", f"{_AUGMENTATION}.focus=0.7")
+_CROPS = ("detector.crop=416", f"{_AUGMENTATION}.object_crop_fraction=0.7")
 _HALF = (f"{_AUGMENTATION}.mosaic=0.5",)
 _MOSAIC = ("detector=yolov3_tiny_3l", *_CROPS, f"{_AUGMENTATION}.mosaic=1.0")
 _RESAMPLED = (*_MOSAIC, "dataset.image_size=832")
 ROWS: dict[str, tuple[str, ...]] = {
     "default": (),  # experiment=hrsid200 as it stands
-    "shrunk": (*_SHRUNK, f"{_AUGMENTATION}.focus=0", *_HALF),
+    "shrunk": (*_SHRUNK, f"{_AUGMENTATION}.object_crop_fraction=0", *_HALF),
     "crops": ("detector=yolov3_tiny", "dataset.image_size=800", *_CROPS, *_HALF, *_ONE),
     "three_heads": ("detector=yolov3_tiny_3l", "dataset.image_size=800", *_CROPS, *_HALF, *_ONE),
     "mosaic": (*_MOSAIC, "dataset.image_size=800", *_ONE),
-    "unzoomed": (*_MOSAIC, "dataset.image_size=800", f"{_AUGMENTATION}.unzoomed=0.5", *_ONE),
+    "unzoomed": (*_MOSAIC, "dataset.image_size=800", f"{_AUGMENTATION}.unscaled_fraction=0.5", *_ONE),
     "resampled": (*_RESAMPLED, *_ONE),
     "larger": (*_MOSAIC, "dataset.image_size=1024", *_ONE),
-    "focus_03": (*(v.replace("focus=0.7", "focus=0.3") for v in _RESAMPLED), *_ONE),
+    "focus_03": (*(v.replace("fraction=0.7", "fraction=0.3") for v in _RESAMPLED), *_ONE),
     "three_cells": (*_RESAMPLED, "detector.cells_per_object=3", "detector.scale_xy=2", *_ONE),
     "iou_objectness": (*_RESAMPLED, "detector.objectness_target=iou"),
 }

@@ -31,7 +31,7 @@ def main(config):
 
 main()
 """
-IMPORTS = ("torch", "pytorch_lightning", "mlflow", "diffusers", "matplotlib.figure", "faster_coco_eval")
+IMPORTS = ("torch", "pytorch_lightning", "mlflow", "diffusers", "matplotlib.figure")
 OWN_IMPORTS = ("boxtwin.commands.compare", "boxtwin.commands.stored_runs", "boxtwin.commands.train")
 
 

@@ -19,9 +19,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from boxtwin.commands.train import CellLogger
-from boxtwin.datasets.batch import Batch
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.training import fit
+from boxtwin.mixing.datamodule import Batch
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, make_data, make_detector
 from boxtwin.tracking.mlflow_runs import Store
@@ -41,7 +41,7 @@ def bare_step(cell: Prepared, module: DetectorModule, batch: Batch) -> Callable[
         optimizer.zero_grad()
         with autocast():
             raw = module(batch.images)
-        module._loss(raw, boxes=batch.boxes, labels=batch.labels, box_image=batch.box_image).total.backward()  # type: ignore[no-untyped-call]
+        module.losses(raw, batch).total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step

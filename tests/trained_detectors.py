@@ -14,8 +14,9 @@ from boxtwin.datasets.image_io import read_image
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.detector.checkpoint import TrainedDetector
 from boxtwin.detector.module import DetectorModule
-from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES, Convolution, YOLOv3
-from boxtwin.mixing.datamodule import Collate, ImagesAsTheyAre
+from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES, Convolution
+from boxtwin.detector.nms import merge_tiles
+from boxtwin.mixing.datamodule import LetterboxedImages, collate
 
 
 def make_trained(
@@ -38,32 +39,18 @@ def make_trained(
     arguments.setdefault("anchors", PUBLISHED_ANCHORS["yolov3_tiny" if heads == 2 else "yolov3"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = DetectorModule(**arguments)
+        module = DetectorModule.from_values(arguments)
         for layer in module.network.layers():
-            if isinstance(layer, Convolution):
-                randomise_norm(layer)
+            if isinstance(layer, Convolution):  # statistics that are no identity, scales that keep residual sums small
+                layer.norm.weight.data.uniform_(0.2, 0.8)
+                layer.norm.bias.data.normal_(std=0.2)
+                layer.norm.running_mean.uniform_(-0.1, 0.1)
+                layer.norm.running_var.uniform_(0.5, 1.5)
             else:
-                assert layer.bias is not None
                 layer.weight.data.normal_(std=0.3)
                 layer.bias.data.zero_()
     origin = {"study": "tiny", "cell": "random", "identity": "0123"}
     return TrainedDetector(module, count_threshold, origin, class_thresholds=class_thresholds)
-
-
-def randomise_norm(layer: Convolution) -> None:
-    """Statistics that are no identity, and scales that keep residual sums small."""
-    norm = layer.norm
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    norm.weight.data.uniform_(0.2, 0.8)
-    norm.bias.data.normal_(std=0.2)
-    norm.running_mean.uniform_(-0.1, 0.1)
-    norm.running_var.uniform_(0.5, 1.5)
-
-
-def predictions(network: YOLOv3) -> list[torch.nn.Conv2d]:
-    """The last convolution of each head."""
-    return [layer for layer in network.layers() if isinstance(layer, torch.nn.Conv2d)]
 
 
 def detect_as_studies_do(detector: TrainedDetector, paths: Sequence[Path]) -> list[Detections]:
@@ -75,11 +62,15 @@ def detect_as_studies_do(detector: TrainedDetector, paths: Sequence[Path]) -> li
         boxes, labels, crowd = np.zeros((0, 4)), nothing.astype(int), nothing.astype(bool)
         samples.append(Sample(path.name, path, width, height, number, boxes, labels, nothing, crowd))
     spec = detector.spec
-    images = ImagesAsTheyAre(
+    images = LetterboxedImages(
         samples, size=spec.image_size, tile=spec.tile, levels=spec.levels, images=DecodedImages(None)
     )
-    collate = Collate(spec.channels)
-    merged = detector.module.merge(
-        pair for index in range(len(images)) for pair in detector.module.detect(collate([images[index]]))
+    merged = merge_tiles(
+        (
+            pair
+            for index in range(len(images))
+            for pair in detector.module.detect(collate([images[index]], spec.channels))
+        ),
+        spec,
     )
     return [merged[number] for number in range(len(paths))]

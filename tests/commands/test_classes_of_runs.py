@@ -67,7 +67,7 @@ def test_the_limit_of_detections_is_twice_the_fullest_training_image(
     prepared: Prepare, objects: int, limit: int
 ) -> None:
     cell = prepared(objects=(objects,))
-    assert make_detector(cell).hparams["max_detections"] == limit
+    assert make_detector(cell).spec.max_detections == limit
     assert (cell.identity == identity_of_the_first_version(cell)) == (limit == 300)
     assert cell.condition.get("max_detections", 300) == limit
 

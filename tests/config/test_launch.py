@@ -77,7 +77,6 @@ def test_the_machine_does_not_define_a_cell(composed):
         "trainer.precision=float32",
         "trainer.workers=2",
         "trainer.cache=false",
-        "trainer.coco_evaluator=pycocotools",
         "trainer.accelerator=cuda",
         "trainer.compile=true",
         "dataset.root=elsewhere",

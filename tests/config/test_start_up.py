@@ -70,7 +70,7 @@ def test_the_shell_completes_groups_options_and_values() -> None:
         complete 'python train.py split='
         complete 'python generate.py variations='
         complete 'python train.py detector=yolov3_t'
-        complete 'python train.py trainer.coco_'
+        complete 'python train.py trainer.grad'
         complete 'python compare.py stud'
     """
     process = subprocess.run(
@@ -80,5 +80,5 @@ def test_the_shell_completes_groups_options_and_values() -> None:
     assert splits == "split=s1,split=s2,"
     assert {"variations=0", "variations=2", "variations=10"} <= set(numbers.split(","))
     assert detectors == "detector=yolov3_tiny,detector=yolov3_tiny_3l,"
-    assert value == "trainer.coco_evaluator=,"
+    assert value == "trainer.gradient_clip="
     assert study == "study=,"

@@ -1,24 +1,17 @@
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
 from boxtwin.boxes import iou_matrix
 from boxtwin.datasets.sample import Detections
-from boxtwin.detector.decode import (
-    decode,
-    detect,
-    encode,
-    grid_of,
-    make_grid,
-)
-from boxtwin.detector.nms import merge_tiles, non_maximum_suppression
+from boxtwin.detector.decode import boxes_and_scores, encode, grid_of
+from boxtwin.detector.nms import detections_in_file, merge_tiles, non_maximum_suppression
+from boxtwin.detector.options import Postprocessing
+from boxtwin.mixing.letterbox import Letterbox
 
 ANCHORS = (((90.0, 60.0), (40.0, 80.0)), ((10.0, 14.0), (23.0, 27.0)))
 STRIDES = (32, 16)
 SHAPES = ((4, 3), (8, 6))  # rows, columns
-EVERYWHERE = torch.tensor([[-torch.inf, -torch.inf, torch.inf, torch.inf]])
 
 
 def empty_maps(batch: int, classes: int) -> tuple[torch.Tensor, ...]:
@@ -28,10 +21,16 @@ def empty_maps(batch: int, classes: int) -> tuple[torch.Tensor, ...]:
     return maps
 
 
+def detect(raw: tuple[torch.Tensor, ...], letterbox: Letterbox, score_floor: float = 0.1) -> list[Detections]:
+    settings = Postprocessing(score_floor=score_floor, nms_iou=0.5, max_detections=10)
+    boxes, scores = boxes_and_scores(raw, ANCHORS, STRIDES, scale_xy=1.0)
+    return [detections_in_file(*one, letterbox, settings) for one in zip(boxes.numpy(), scores.numpy(), strict=True)]
+
+
 def test_decode_follows_the_papers_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     raw = tuple(torch.randn(2, 2, *shape, 8, generator=generator) for shape in SHAPES)
-    boxes, objectness, classes = (tensor.numpy() for tensor in decode(raw, ANCHORS, STRIDES, scale_xy=1.0))
+    boxes, scores = (tensor.numpy() for tensor in boxes_and_scores(raw, ANCHORS, STRIDES, scale_xy=1.0))
     assert boxes.shape == (2, 2 * 12 + 2 * 48, 4)
     place = 0
     for level, group, stride in zip(raw, ANCHORS, STRIDES, strict=True):
@@ -44,8 +43,7 @@ def test_decode_follows_the_papers_formula() -> None:
                     b_w, b_h = p_w * np.exp(t[2]), p_h * np.exp(t[3])
                     expected = [b_x - b_w / 2, b_y - b_h / 2, b_x + b_w / 2, b_y + b_h / 2]
                     np.testing.assert_allclose(boxes[1, place], expected, rtol=1e-4, atol=1e-3)
-                    np.testing.assert_allclose(objectness[1, place], sigma[4], rtol=1e-5)
-                    np.testing.assert_allclose(classes[1, place], sigma[5:], rtol=1e-5)
+                    np.testing.assert_allclose(scores[1, place], sigma[4] * sigma[5:], rtol=1e-5)
                     place += 1
 
 
@@ -59,7 +57,7 @@ def test_decode_of_encode_is_the_box(scale_xy: float) -> None:
     centre = (grid.cells[places] + fraction) * grid.strides[places, None]
     half = torch.rand(len(places), 2, generator=generator) * 50 + 0.5
     boxes = torch.cat((centre - half, centre + half), dim=1)
-    t = encode(boxes, grid.cells[places], grid.anchors[places], grid.strides[places], scale_xy=scale_xy)
+    t = encode(boxes, grid.at(places), scale_xy=scale_xy)
     flat = torch.empty(len(places), 4)
     flat[places] = t
     start = 0
@@ -67,21 +65,21 @@ def test_decode_of_encode_is_the_box(scale_xy: float) -> None:
         count = level[0, ..., 0].numel()
         level[0, ..., :4] = flat[start : start + count].view(*level.shape[1:4], 4)
         start += count
-    decoded = decode(raw, ANCHORS, STRIDES, scale_xy=scale_xy)[0][0, places]
+    decoded = boxes_and_scores(raw, ANCHORS, STRIDES, scale_xy=scale_xy)[0][0, places]
     torch.testing.assert_close(decoded, boxes, rtol=1e-5, atol=1e-3)
 
 
 def test_encode_is_finite_on_the_border_of_a_cell() -> None:
-    grid = make_grid([(4, 3)], (((10.0, 10.0),),), (32,), torch.device("cpu"))
+    grid = grid_of((torch.zeros(1, 1, 4, 3, 6),), (((10.0, 10.0),),), (32,))
     boxes = torch.tensor([[-5.0, -5.0, 5.0, 5.0], [91.0, 123.0, 101.0, 133.0]])  # first and last corner of the image
-    t = encode(boxes, grid.cells[[0, -1]], grid.anchors[[0, -1]], grid.strides[[0, -1]], scale_xy=1.0)
+    t = encode(boxes, grid.at(torch.tensor([0, -1])), scale_xy=1.0)
     assert torch.isfinite(t).all()
 
 
 def test_extreme_logits_stay_finite() -> None:
     for value in (-1e4, 1e4):
         raw = tuple(torch.full((1, 2, *shape, 6), value) for shape in SHAPES)
-        assert all(torch.isfinite(tensor).all() for tensor in decode(raw, ANCHORS, STRIDES, scale_xy=1.0))
+        assert all(torch.isfinite(tensor).all() for tensor in boxes_and_scores(raw, ANCHORS, STRIDES, scale_xy=1.0))
 
 
 def test_detections_are_in_pixels_of_the_file() -> None:
@@ -89,11 +87,7 @@ def test_detections_are_in_pixels_of_the_file() -> None:
     raw = empty_maps(2, 2)
     raw[1][0, 1, 2, 3, 4] = 3.0
     raw[1][0, 1, 2, 3, 5:] = torch.tensor([-9.0, 2.0])
-    letterbox, file_size = torch.tensor([[0.3, 18.0, 4.0]] * 2), torch.tensor([[200, 400]] * 2)
-    own = EVERYWHERE.expand(2, 4)
-    first, second = detect(
-        raw, ANCHORS, STRIDES, letterbox, file_size, own, scale_xy=1.0, score_floor=0.01, nms_iou=0.5, max_detections=10
-    )
+    first, second = detect(raw, Letterbox(200, 400, 0.3, 18.0, 4.0), score_floor=0.01)
     sigmoid = 1 / (1 + np.exp(-np.array([3.0, 2.0])))
     np.testing.assert_allclose(first.scores, [sigmoid.prod()], rtol=1e-5)
     assert first.labels.tolist() == [1]
@@ -108,18 +102,7 @@ def test_boxes_are_clipped_and_those_in_the_padding_left_out() -> None:
     raw = empty_maps(1, 1)
     raw[0][0, 0, 0, 0, 4:] = 3.0  # 90 x 60 around (16, 16): reaches over the file's corner
     raw[1][0, 0, 0, 0, 4:] = 3.0  # 10 x 14 around (8, 8): in the padding
-    (found,) = detect(
-        raw,
-        ANCHORS,
-        STRIDES,
-        torch.tensor([[1.0, 13.0, 15.0]]),
-        torch.tensor([[40, 30]]),
-        EVERYWHERE,
-        scale_xy=1.0,
-        score_floor=0.1,
-        nms_iou=0.5,
-        max_detections=10,
-    )
+    (found,) = detect(raw, Letterbox(40, 30, 1.0, 13.0, 15.0))
     np.testing.assert_allclose(found.boxes, [[0, 0, 40, 30]])
 
 
@@ -127,11 +110,9 @@ def test_what_has_its_centre_in_another_tile_is_left_out() -> None:
     raw = empty_maps(1, 1)
     for column in (1, 4):  # centres at 24 and 72 of the input, 34 and 82 of the file
         raw[1][0, 0, 2, column, 4:] = 3.0
-    settings: dict[str, Any] = {"scale_xy": 1.0, "score_floor": 0.1, "nms_iou": 0.5, "max_detections": 10}
-    geometry = (torch.tensor([[1.0, -10.0, 0.0]]), torch.tensor([[200, 128]]))
     lefts = []
-    for own in ([-torch.inf, -torch.inf, 60.0, torch.inf], [60.0, -torch.inf, torch.inf, torch.inf]):
-        (found,) = detect(raw, ANCHORS, STRIDES, *geometry, torch.tensor([own]), **settings)
+    for own in ((-np.inf, -np.inf, 60.0, np.inf), (60.0, -np.inf, np.inf, np.inf)):
+        (found,) = detect(raw, Letterbox(200, 128, 1.0, -10.0, 0.0, own=own))
         lefts.append(found.boxes[:, 0].tolist())
     assert lefts == [[29.0], [77.0]]
 
@@ -148,8 +129,7 @@ def test_tiles_of_an_image_become_one() -> None:
             (7, found((1, 0, 11, 10, 0.9), (50, 50, 60, 60, 0.7))),  # the first once more, better placed
             (9, found()),
         ],
-        nms_iou=0.45,
-        max_detections=10,
+        Postprocessing(nms_iou=0.45, max_detections=10),
     )
     assert list(merged) == [7, 8, 9]
     assert merged[7].boxes.tolist() == [[1, 0, 11, 10], [50, 50, 60, 60]]
@@ -173,10 +153,13 @@ def test_nms_is_greedy_within_each_class() -> None:
         corner = random.uniform(-30, 60, (200, 2))
         boxes = np.concatenate((corner, corner + random.uniform(5, 40, (200, 2))), axis=1)
         scores, labels = random.permutation(200) / 200 + 0.001, random.integers(0, classes, 200)
-        kept = non_maximum_suppression(boxes, scores, labels, 0.45, 300)
+        kept = non_maximum_suppression(boxes, scores, labels, Postprocessing(nms_iou=0.45))
         assert kept.tolist() == reference_nms(boxes, scores, labels, 0.45)
-        assert non_maximum_suppression(boxes, scores, labels, 0.45, 7).tolist() == kept.tolist()[:7]
+        few = Postprocessing(nms_iou=0.45, max_detections=7)
+        assert non_maximum_suppression(boxes, scores, labels, few).tolist() == kept.tolist()[:7]
 
 
 def test_nms_of_nothing() -> None:
-    assert non_maximum_suppression(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=int), 0.5, 5).tolist() == []
+    assert (
+        non_maximum_suppression(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=int), Postprocessing()).tolist() == []
+    )

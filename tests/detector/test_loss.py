@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,36 +10,27 @@ from boxtwin.boxes import xyxy_to_cxcywh
 from boxtwin.detector.assign import assign, ignored
 from boxtwin.detector.decode import encode, grid_of
 from boxtwin.detector.loss import Losses, complete_iou, detection_loss
+from boxtwin.detector.options import AnchorsPerObject, BoxLoss, LossOptions, ObjectnessTarget
 
 ANCHORS = (((90.0, 60.0), (40.0, 80.0)), ((10.0, 14.0), (23.0, 27.0)))
 STRIDES = (32, 16)
 SHAPES = [(4, 4), (8, 8)]
 FIRST = [0, 16, 32, 96]  # place of each anchor's first cell
-RECIPE: dict[str, Any] = {
-    "objectness_target": "one",
-    "anchors_per_object": "best",
-    "cells_per_object": 1,
-    "scale_xy": 1.0,
-    "ignore_iou": 0.5,
-    "focal_gamma": 0.0,
-    "box_weight": 1.0,
-    "objectness_weight": 1.0,
-    "class_weight": 1.0,
-}
+RECIPE = LossOptions(objectness_target=ObjectnessTarget.one, anchors_per_object=AnchorsPerObject.best, box_weight=1.0)
 
 
 def box(cx: float, cy: float, w: float, h: float) -> list[float]:
     return [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
 
 
-def place(boxes: list[list[float]], images: list[int], **options: Any) -> list[tuple[int, int, int]]:
+def place(boxes: list[list[float]], images: list[int], **options: str | int) -> list[tuple[int, int, int]]:
     found = assign(
         torch.tensor(boxes).view(-1, 4),
         torch.tensor(images, dtype=torch.long),
         SHAPES,
         ANCHORS,
         STRIDES,
-        **dict[str, Any](anchors_per_object="best", cells_per_object=1) | options,
+        **{"anchors_per_object": AnchorsPerObject.best, "cells_per_object": 1} | options,
     )
     return sorted(zip(found.image.tolist(), found.place.tolist(), found.object.tolist(), strict=True))
 
@@ -58,7 +50,7 @@ def test_a_centre_on_the_border_belongs_to_the_last_cell() -> None:
 
 def test_further_anchors_of_a_fitting_shape_answer_too() -> None:
     # 30 x 40 overlaps 40 x 80 by .375 and 23 x 27 by .5175, but 90 x 60 by .222 and 10 x 14 by .117 only.
-    found = place([box(8, 8, 30, 40)], [0], anchors_per_object="iou_above")
+    found = place([box(8, 8, 30, 40)], [0], anchors_per_object=AnchorsPerObject.iou_above)
     assert found == [(0, FIRST[0], 0), (0, FIRST[1], 0), (0, FIRST[3], 0)]
 
 
@@ -66,7 +58,7 @@ def test_one_object_per_place_its_best_anchor_first() -> None:
     same = box(8, 8, 23, 27)
     assert place([same, same], [0, 0]) == [(0, FIRST[3], 1)]
     # The second would like the first's place as a further anchor, and does not get it.
-    found = place([same, box(8, 8, 11, 15)], [0, 0], anchors_per_object="iou_above")
+    found = place([same, box(8, 8, 11, 15)], [0, 0], anchors_per_object=AnchorsPerObject.iou_above)
     assert (0, FIRST[3], 0) in found
     assert (0, FIRST[2], 1) in found
 
@@ -94,7 +86,7 @@ def test_three_cells_can_reach_the_centre() -> None:
     grid = grid_of(raw, ANCHORS, STRIDES)
     for row, column in ((1, 1), (2, 1), (2, 2)):
         index = FIRST[3] + row * 8 + column
-        t = encode(truth, grid.cells[[index]], grid.anchors[[index]], grid.strides[[index]], scale_xy=2.0)
+        t = encode(truth, grid.at(torch.tensor([index])), scale_xy=2.0)
         raw[1][0, 1, row, column] = torch.cat((t[0], torch.tensor([15.0, 15.0])))
     assert float(loss_of(raw, truth, [0], [0], cells_per_object=3, scale_xy=2.0).total) < 1e-3
 
@@ -136,13 +128,13 @@ def test_ciou_is_the_papers() -> None:
 
 def test_ciou_has_a_finite_gradient_for_boxes_without_area() -> None:
     flat = torch.tensor([[5.0, 5, 5, 5], [5, 5, 9, 5]], requires_grad=True)
-    complete_iou(flat, torch.tensor([[0.0, 0, 10, 10]] * 2)).sum().backward()  # type: ignore[no-untyped-call]
+    complete_iou(flat, torch.tensor([[0.0, 0, 10, 10]] * 2)).sum().backward()
     assert flat.grad is not None
     assert torch.isfinite(flat.grad).all()
 
 
 def loss_of(
-    raw: tuple[torch.Tensor, ...], boxes: torch.Tensor, labels: list[int], images: list[int], **recipe: object
+    raw: tuple[torch.Tensor, ...], boxes: torch.Tensor, labels: list[int], images: list[int], **recipe: Any
 ) -> Losses:
     return detection_loss(
         raw,
@@ -151,7 +143,7 @@ def loss_of(
         torch.tensor(images, dtype=torch.long),
         ANCHORS,
         STRIDES,
-        **{"box_loss": "ciou"} | RECIPE | recipe,
+        replace(RECIPE, **recipe),
     )
 
 
@@ -162,13 +154,13 @@ def quiet(batch: int, classes: int) -> tuple[torch.Tensor, ...]:
     return maps
 
 
-@pytest.mark.parametrize("box_loss", ["ciou", "mse"])
+@pytest.mark.parametrize("box_loss", list(BoxLoss))
 def test_perfect_predictions_cost_nothing(box_loss: str) -> None:
     raw = quiet(2, 3)
     boxes = torch.tensor([box(40, 70, 80, 66), box(100, 20, 11, 13)])
     grid = grid_of(raw, ANCHORS, STRIDES)
     places = torch.tensor([FIRST[0] + 2 * 4 + 1, FIRST[2] + 1 * 8 + 6])
-    t = encode(boxes, grid.cells[places], grid.anchors[places], grid.strides[places], scale_xy=1.0)
+    t = encode(boxes, grid.at(places), scale_xy=1.0)
     raw[0][0, 0, 2, 1] = torch.cat((t[0], torch.tensor([15.0, -15, 15, -15])))
     raw[1][1, 0, 1, 6] = torch.cat((t[1], torch.tensor([15.0, 15, -15, -15])))
     losses = loss_of(raw, boxes, [1, 0], [0, 1], box_loss=box_loss)
@@ -181,7 +173,7 @@ def test_perfect_predictions_cost_nothing(box_loss: str) -> None:
 def test_squared_error_is_the_papers() -> None:
     raw = quiet(1, 1)
     truth = box(40, 70, 80, 66)
-    losses = loss_of(raw, torch.tensor([truth]), [0], [0], box_loss="mse")
+    losses = loss_of(raw, torch.tensor([truth]), [0], [0], box_loss=BoxLoss.mse)
     cx, cy, w, h = xyxy_to_cxcywh(np.array(truth))
     errors = np.array([0.5 - (cx / 32 - 1), 0.5 - (cy / 32 - 2), math.log(w / 90), math.log(h / 60)])
     expected = (2 - w * h / 128**2) * (errors**2).sum() / 2
@@ -208,7 +200,7 @@ def test_objectness_can_follow_the_overlap() -> None:
         raw[1][0, 1, 1, 1, 4] = logit
         p = 1 / (1 + math.exp(-logit))
         expected = -overlap * math.log(p) - (1 - overlap) * math.log(1 - p)
-        found = loss_of(raw, truth, [0], [0], objectness_target="iou").objectness
+        found = loss_of(raw, truth, [0], [0], objectness_target=ObjectnessTarget.iou).objectness
         assert float(found) == pytest.approx(expected / 2, rel=1e-3)
 
 
@@ -223,15 +215,15 @@ def test_focal_weights_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 20])
-@pytest.mark.parametrize("box_loss", ["ciou", "mse"])
+@pytest.mark.parametrize("box_loss", list(BoxLoss))
 def test_images_without_objects_have_a_finite_loss(classes: int, box_loss: str) -> None:
     for count in (0, 2):
         raw = tuple(torch.zeros(3, 2, *shape, 5 + classes, requires_grad=True) for shape in SHAPES)
         boxes = torch.tensor([box(40, 70, 80, 66), box(100, 20, 11, 13)])[:count]
         losses = loss_of(raw, boxes, [0, classes - 1][:count], [1, 1][:count], box_loss=box_loss)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        losses.total.backward()
         assert torch.isfinite(losses.total)
-        assert all(level.grad is not None and torch.isfinite(level.grad).all() for level in raw)
+        assert all(torch.isfinite(level.grad).all() for level in raw)
         assert (losses.box.item() == 0) == (count == 0)
 
 

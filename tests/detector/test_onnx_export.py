@@ -9,7 +9,7 @@ import torch
 from trained_detectors import make_trained
 
 from boxtwin.detector import onnx_export
-from boxtwin.detector.decode import decode
+from boxtwin.detector.decode import boxes_and_scores
 from boxtwin.detector.onnx_export import write_onnx
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
@@ -37,13 +37,13 @@ def test_onnx_runtime_computes_what_torch_does(architecture: str, channels: int,
         images = torch.rand(batch, channels, 64, 64, generator=torch.Generator().manual_seed(batch))
         found_boxes, found_scores = session.run(["boxes", "scores"], {"images": images.numpy()})
         with torch.no_grad():
-            boxes, objectness, classes = decode(network(images), network.anchors, network.strides, scale_xy=scale_xy)
+            boxes, scores = boxes_and_scores(network(images), network.anchors, network.strides, scale_xy=scale_xy)
         places = sum(3 * (64 // stride) ** 2 for stride in network.strides)
         assert found_boxes.shape == (batch, places, 4)
         assert found_scores.shape == (batch, places, 2)
         assert np.ptp(found_scores) > 0.05
         np.testing.assert_allclose(found_boxes, boxes.numpy(), atol=1e-3, rtol=1e-5)
-        np.testing.assert_allclose(found_scores, (objectness[..., None] * classes).numpy(), atol=1e-3, rtol=0)
+        np.testing.assert_allclose(found_scores, scores.numpy(), atol=1e-3, rtol=0)
     model = onnx.load(path)
     texts = {entry.key: entry.value for entry in model.metadata_props}
     assert DetectorSpec.from_text(texts, "it") == detector.spec

@@ -19,11 +19,12 @@ from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.splits import Split
 from boxtwin.detector.module import DetectorModule
-from boxtwin.detector.options import TrainerOptions
+from boxtwin.detector.options import LossOptions, ObjectnessTarget, Optimizer, OptimizerOptions, TrainerOptions
+from boxtwin.detector.spec import NetworkSpec
 from boxtwin.detector.training import BEST, EARLIER, LAST, Trained, fit, start_from
 from boxtwin.errors import InputError
-from boxtwin.mixing.augment import Augmentation
 from boxtwin.mixing.datamodule import StudyDataModule
+from boxtwin.mixing.options import AugmentationOptions, BatchOptions, InputOptions
 from boxtwin.mixing.plan import make_plan
 
 STEPS, EVERY = 12, 3  # four validations
@@ -95,34 +96,28 @@ def train(dataset: Dataset, checkpoints: Path, logger: Curve, **changes: Any) ->
         "optimizer": "adamw",
     } | changes
     module = DetectorModule(
-        architecture="yolov3_nano",
-        classes=dataset.classes,
-        category_ids=dataset.category_ids,
-        anchors=[[[20, 20], [30, 30], [40, 40]], [[8, 8], [12, 12], [16, 16]]],
-        image_size=64,
-        white=255,
-        channels=1,
-        learning_rate=settings["learning_rate"],
-        optimizer=settings["optimizer"],
-        weight_decay=0.05,
+        NetworkSpec(
+            architecture="yolov3_nano",
+            classes=dataset.classes,
+            category_ids=dataset.category_ids,
+            image_size=64,
+            white=255,
+            channels=1,
+        ),
+        [[[20, 20], [30, 30], [40, 40]], [[8, 8], [12, 12], [16, 16]]],
+        loss=LossOptions(objectness_target=ObjectnessTarget.one),
+        optimizer=OptimizerOptions(
+            settings["learning_rate"], warmup_steps=1, optimizer=Optimizer(settings["optimizer"])
+        ),
         steps=STEPS,
-        warmup_steps=1,
     )
     data = StudyDataModule(
         make_plan(split, ()),
-        image_size=64,
-        crop=64,
-        tile=None,
-        channels=1,
-        batch_size=2,
-        steps=STEPS,
-        steps_per_epoch=EVERY,
-        augmentation=Augmentation(),
-        synthetic_fraction=None,
-        levels=Levels(0, 255),
-        seed=0,
-        images=DecodedImages(None),
-        workers=0,
+        InputOptions(image_size=64, crop=64, tile=None, channels=1),
+        BatchOptions(steps=STEPS, steps_per_epoch=EVERY, batch_size=2, seed=0),
+        AugmentationOptions(),
+        Levels(0, 255),
+        DecodedImages(None),
     )
     return fit(
         module,

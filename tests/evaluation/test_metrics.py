@@ -8,14 +8,15 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from coco_reference import coco_figures, coco_ground_truth
 from mlflow.utils.validation import _validate_metric_name
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.coco_metrics import FIGURES, coco_figures, coco_ground_truth, coco_results
+from boxtwin.evaluation.coco_metrics import FIGURES, coco_by_class, coco_results, metric_names
+from boxtwin.evaluation.counts import Thresholds, choose_thresholds, count_by_class
 from boxtwin.evaluation.matching import match_detections
-from boxtwin.evaluation.metrics import Thresholds, choose_thresholds, coco_by_class, count_by_class, metric_names
 from boxtwin.evaluation.resampled_ap import ResampledAP
 
 IDS = (7, 3, 40)  # neither from 0, nor in order
@@ -57,7 +58,7 @@ def test_all_figures_together_and_by_class_are_those_of_pycocotools(seed: int) -
     samples, found = scenes(seed, 14, 12)
     matching = match_detections(samples, found, 3)
     together, by_class = coco_by_class(matching)
-    assert together == pytest.approx(coco_figures(samples, found, IDS, evaluator="pycocotools"), abs=1e-12, nan_ok=True)
+    assert together == pytest.approx(coco_figures(samples, found, IDS), abs=1e-12, nan_ok=True)
     evaluation = oracle(samples, found)
     # IoU thresholds x recalls x classes in the order of their ids x areas x limits.
     precision = np.where((values := evaluation.eval["precision"]) < 0, np.nan, values)

@@ -8,10 +8,11 @@ from typing import cast
 
 import numpy as np
 import pytest
+from coco_reference import coco_figures
 
 from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.coco_metrics import coco_figures, coco_results
+from boxtwin.evaluation.coco_metrics import coco_results
 from boxtwin.evaluation.examples import EXAMPLES_FILE, load_examples
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, ResampledAP, load_matches
@@ -63,7 +64,7 @@ def test_one_look_at_each_image_gives_all_files_and_figures(
         result = evaluated(images, tmp_path, asked)
     assert sorted(asked) == list(range(12))
     samples, found = images[0][6:], {number: images[1][number] for number in range(6, 12)}
-    expected = coco_figures(samples, found, IDS, evaluator="pycocotools")
+    expected = coco_figures(samples, found, IDS)
     assert {name: result.metrics[f"test/{name}"] for name in expected} == pytest.approx(expected, nan_ok=True)
     assert result.metrics["val_real/map"] == pytest.approx(
         coco_figures(images[0][:4], {n: images[1][n] for n in range(4)}, IDS)["map"]

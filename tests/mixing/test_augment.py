@@ -4,11 +4,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxtwin.mixing.augment import LEAST_SIDE, LEAST_VISIBLE, Augmentation, Labelled, _resize, letterbox
+from boxtwin.mixing.augment import augment
+from boxtwin.mixing.letterbox import LEAST_SIDE, LEAST_VISIBLE, Labelled, _resize, letterbox
+from boxtwin.mixing.options import AugmentationOptions
 
 OBJECT = 250
-WHITE = 100  # the padding is half of it: far below an object, so that a threshold finds objects alone
+PADDING = 50  # far below an object, so that a threshold finds objects alone
 LOOKS: list[dict[str, Any]] = [{}, {"channels": 3}, {"unit": 257}, {"channels": 3, "unit": 257}]
+
+
+@pytest.fixture(autouse=True)
+def dark_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("boxtwin.mixing.letterbox.PAD", PADDING / 255)
 
 
 def picture(
@@ -48,8 +55,7 @@ def augmented(
     image: Labelled, seed: int, size: int = 96, unit: int = 1, crop: int | None = None, **settings: Any
 ) -> Labelled:
     random = np.random.default_rng(seed)
-    augmentation = Augmentation(**settings)
-    return augmentation(image, no_partner, size=size, crop=crop or size, white=WHITE * unit, random=random)
+    return augment(image, no_partner, AugmentationOptions(**settings), size=size, crop=crop or size, random=random)
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -59,7 +65,7 @@ def augmented(
 )
 def test_letterbox_can_be_undone(size: int, width: int, height: int, look: dict[str, Any]) -> None:
     image = picture(width, height, **look)
-    boxed, geometry = letterbox(image, size, WHITE * look.get("unit", 1))
+    boxed, geometry = letterbox(image, size)
     assert boxed.pixels.shape == (size, size, *image.pixels.shape[2:])
     assert boxed.pixels.dtype == image.pixels.dtype
     assert geometry.scale == size / max(width, height)
@@ -70,8 +76,8 @@ def test_letterbox_can_be_undone(size: int, width: int, height: int, look: dict[
     np.testing.assert_allclose((boxed.boxes - pad) / geometry.scale, image.boxes, atol=1e-4)
     assert (boxed.boxes >= 0).all()
     assert (boxed.boxes <= size).all()
-    # Padding is half of white on both sides, and nowhere else.
-    padding = boxed.pixels == round(WHITE * look.get("unit", 1) / 2)
+    # Padding is on both sides, and nowhere else.
+    padding = boxed.pixels == PADDING * look.get("unit", 1)
     padding = padding if padding.ndim == 2 else padding.all(axis=2)
     expected = size * size - round(width * geometry.scale) * round(height * geometry.scale)
     assert padding.sum() >= expected
@@ -80,17 +86,17 @@ def test_letterbox_can_be_undone(size: int, width: int, height: int, look: dict[
 
 def test_letterbox_keeps_small_objects_and_no_objects() -> None:
     small = picture(400, 400, (10, 10, 11, 11))
-    assert len(letterbox(small, 64, WHITE)[0].boxes) == 1  # what is evaluated on is not sifted
-    empty, _ = letterbox(picture(box=None), 64, WHITE)
+    assert len(letterbox(small, 64)[0].boxes) == 1  # what is evaluated on is not sifted
+    empty, _ = letterbox(picture(box=None), 64)
     assert empty.boxes.shape == (0, 4)
-    same, geometry = letterbox(picture(64, 64), 64, WHITE)
+    same, geometry = letterbox(picture(64, 64), 64)
     np.testing.assert_array_equal(same.pixels, picture(64, 64).pixels)
     assert (geometry.scale, geometry.pad_x, geometry.pad_y) == (1, 0, 0)
 
 
 def test_without_settings_it_is_the_letterbox() -> None:
     for image in (picture(), picture(50, 77), picture(300, 200)):
-        expected, _ = letterbox(image, 96, WHITE)
+        expected, _ = letterbox(image, 96)
         result = augmented(image, 0)
         np.testing.assert_array_equal(result.pixels, expected.pixels)
         np.testing.assert_allclose(result.boxes, expected.boxes)
@@ -152,9 +158,9 @@ def test_flips_happen_half_of_the_time_and_switch_off_alone() -> None:
 
 def mosaic(images: list[Labelled], seed: int, unit: int = 1, size: int = 96, **settings: Any) -> Labelled:
     partners = iter(images[1:])
-    augmentation = Augmentation(mosaic=1.0, **settings)
+    options = AugmentationOptions(mosaic=1.0, **settings)
     random = np.random.default_rng(seed)
-    result = augmentation(images[0], lambda: next(partners), size=size, crop=96, white=WHITE * unit, random=random)
+    result = augment(images[0], lambda: next(partners), options, size=size, crop=96, random=random)
     assert next(partners, None) is None
     return result
 
@@ -225,7 +231,7 @@ def test_crops_show_parts_of_the_image_and_its_boxes(look: dict[str, Any], zoom:
             assert found is not None
             np.testing.assert_allclose(result.boxes[0], found, atol=1)
         # The image is larger than the crop: there is no padding.
-        assert (result.pixels == round(WHITE * unit / 2)).mean() < 0.02
+        assert (result.pixels == PADDING * unit).mean() < 0.02
     with_object = sum(len(result.boxes) for result in results)
     assert 5 <= with_object <= 40
     corners = {tuple(result.boxes[0, :2].tolist()) for result in results if len(result.boxes)}
@@ -235,7 +241,9 @@ def test_crops_show_parts_of_the_image_and_its_boxes(look: dict[str, Any], zoom:
 def test_some_images_keep_their_own_pixels() -> None:
     random = np.random.default_rng(0)
     grain = Labelled(random.integers(0, 255, (96, 96), dtype=np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, int))
-    deviations = [augmented(grain, seed, size=96, crop=64, zoom=1.3, unzoomed=0.4).pixels.std() for seed in range(200)]
+    deviations = [
+        augmented(grain, seed, size=96, crop=64, zoom=1.3, unscaled_fraction=0.4).pixels.std() for seed in range(200)
+    ]
     sharp = [deviation > 65 for deviation in deviations]  # of the noise: 74; resampled: 40 to 50
     assert all(deviation < 55 for deviation, is_sharp in zip(deviations, sharp, strict=True) if not is_sharp)
     assert 60 <= sum(sharp) <= 100
@@ -243,18 +251,18 @@ def test_some_images_keep_their_own_pixels() -> None:
 
 def test_focused_crops_hold_an_object() -> None:
     far = picture(300, 200, (34, 34, 54, 46))
-    seen = [augmented(far, seed, size=300, crop=96, focus=1.0) for seed in range(60)]
+    seen = [augmented(far, seed, size=300, crop=96, object_crop_fraction=1.0) for seed in range(60)]
     assert all(len(result.boxes) == 1 for result in seen)
     assert len({tuple(result.boxes[0].tolist()) for result in seen}) > 20  # not always at the same place
-    half = [len(augmented(far, seed, size=300, crop=96, focus=0.5).boxes) for seed in range(200)]
+    half = [len(augmented(far, seed, size=300, crop=96, object_crop_fraction=0.5).boxes) for seed in range(200)]
     assert 80 <= sum(half) <= 160
-    assert not len(augmented(picture(300, 200, None), 0, size=300, crop=96, focus=1.0).boxes)
+    assert not len(augmented(picture(300, 200, None), 0, size=300, crop=96, object_crop_fraction=1.0).boxes)
 
 
 def test_a_focused_mosaic_holds_an_object_of_each_image() -> None:
     images = [picture(300, 200, (n, n, n + 12, n + 12), label=i) for i, n in enumerate((4, 180, 60, 120))]
     for seed in range(20):
-        result = mosaic(images, seed, size=300, focus=1.0)
+        result = mosaic(images, seed, size=300, object_crop_fraction=1.0)
         assert result.labels.tolist() == [0, 1, 2, 3]
 
 
@@ -264,14 +272,12 @@ def test_hue_and_saturation_change_colours_not_greys() -> None:
     settings: dict[str, Any] = {"hue": 0.1, "saturation": 0.5}
     seen = set()
     for seed in range(20):
-        augmentation = Augmentation(**settings)
-        arguments: dict[str, Any] = {"size": 64, "crop": 64, "white": 255}
-        result = augmentation(colour, no_partner, random=np.random.default_rng(seed), **arguments)
+        result = augmented(colour, seed, size=64, **settings)
         red, green, blue = (int(value) for value in result.pixels[0, 0])
         assert max(red, green, blue) == 200  # the value is the gain's business
         seen.add((red, green, blue))
         grey = picture(64, 64)
-        same = augmentation(grey, no_partner, random=np.random.default_rng(seed), **arguments)
+        same = augmented(grey, seed, size=64, **settings)
         np.testing.assert_array_equal(same.pixels, grey.pixels)
     assert len(seen) > 10
     assert all(np.ptp(pixel) > 50 for pixel in seen)
@@ -285,9 +291,9 @@ def test_mosaics_come_as_often_as_asked_for() -> None:
         calls += 1
         return picture()
 
-    augmentation = Augmentation(mosaic=0.3)
+    options = AugmentationOptions(mosaic=0.3)
     for seed in range(200):
-        augmentation(picture(), partner, size=32, crop=32, white=WHITE, random=np.random.default_rng(seed))
+        augment(picture(), partner, options, size=32, crop=32, random=np.random.default_rng(seed))
     assert 40 <= calls / 3 <= 80
 
 
@@ -324,15 +330,14 @@ def test_objects_under_two_pixels_go() -> None:
     assert len(augmented(picture(192, 192, (10, 10, 13, 50)), 0).boxes) == 0
 
 
-@pytest.mark.parametrize(("unit", "white"), [(1, 255), (257, 65535), (257, 40000)])
+@pytest.mark.parametrize(("unit", "white"), [(1, 255), (257, 65535)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gain_multiplies_and_stops_at_white(unit: int, white: int, channels: int) -> None:
     image = picture(64, 64, (0, 0, 64, 64), channels=channels, unit=unit)
     image.pixels[:, :32] = 50 * unit
-    augmentation = Augmentation(gain=0.4)
     factors = []
     for seed in range(100):
-        result = augmentation(image, no_partner, size=64, crop=64, white=white, random=np.random.default_rng(seed))
+        result = augmented(image, seed, size=64, gain=0.4)
         dark = int(result.pixels[10, 10].max())
         factors.append(dark / (50 * unit))
         assert (result.pixels[:, :32] == dark).all()
@@ -347,9 +352,7 @@ def test_gain_multiplies_and_stops_at_white(unit: int, white: int, channels: int
 def test_speckle_is_unbiased_noise_that_grows_with_the_signal() -> None:
     for level in (10, 120):
         image = Labelled(np.full((128, 128, 3), level, dtype=np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, int))
-        result = Augmentation(speckle=0.2)(
-            image, no_partner, size=128, crop=128, white=255, random=np.random.default_rng(0)
-        ).pixels.astype(float)
+        result = augmented(image, 0, size=128, speckle=0.2).pixels.astype(float)
         assert result.mean() == pytest.approx(level, abs=0.01 * level)
         assert result.std() == pytest.approx(0.2 * level, rel=0.05)
         np.testing.assert_array_equal(result[:, :, 0], result[:, :, 2])  # one sensor's noise, not the colours'
@@ -364,9 +367,10 @@ def test_the_generator_alone_decides() -> None:
         "gain": 0.2,
         "speckle": 0.1,
     }
+    options = AugmentationOptions(**settings)
     for seed in range(5):
         one, same, other = (
-            Augmentation(**settings)(picture(), picture, size=48, crop=32, white=255, random=np.random.default_rng(s))
+            augment(picture(), picture, options, size=48, crop=32, random=np.random.default_rng(s))
             for s in (seed, seed, seed + 100)
         )
         np.testing.assert_array_equal(one.pixels, same.pixels)
@@ -379,4 +383,4 @@ def test_the_generator_alone_decides() -> None:
 )
 def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Augmentation(**wrong)  # type: ignore[arg-type]
+        AugmentationOptions(**wrong)  # type: ignore[arg-type]

@@ -3,8 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from boxtwin.mixing.augment import Labelled
-from boxtwin.mixing.tiles import OVERLAP, cut_tile, tiles
+from boxtwin.mixing.letterbox import OVERLAP, Labelled, take_view, tiles
 
 
 @pytest.mark.parametrize(
@@ -37,7 +36,7 @@ def test_one_tile_is_enough_for_a_small_image() -> None:
 def test_tiles_of_less_than_a_pixel_lie_in_the_image() -> None:
     image = Labelled(np.full((1, 2), 7, np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, dtype=int))
     for tile in tiles(2, 1, size=640, tile=64):
-        cut, _ = cut_tile(image, tile, 64, 255)
+        cut, _ = take_view(image, tile, 640)
         assert (cut.pixels == 7).any()
 
 
@@ -47,7 +46,7 @@ def test_tiles_hold_the_images_pixels_and_boxes_and_lead_back() -> None:
     image = Labelled(pixels, boxes, np.array([0, 1]))
     seen = []
     for tile in tiles(300, 200, size=300, tile=128):
-        cut, geometry = cut_tile(image, tile, 128, 65535)
+        cut, geometry = take_view(image, tile, 300)
         left, top = tile.corner
         own = pixels[top : top + 128, left : left + 128]
         np.testing.assert_array_equal(cut.pixels[: own.shape[0], : own.shape[1]], own)
@@ -63,7 +62,7 @@ def test_tiles_hold_the_images_pixels_and_boxes_and_lead_back() -> None:
 def test_the_rest_of_a_tile_is_mid_grey() -> None:
     image = Labelled(np.zeros((60, 90), dtype=np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, dtype=int))
     (only,) = tiles(90, 60, size=90, tile=96)
-    cut, _ = cut_tile(image, only, 96, 255)
+    cut, _ = take_view(image, only, 90)
     assert (cut.pixels[:60, :90] == 0).all()
     assert (cut.pixels[60:] == 128).all()
     assert (cut.pixels[:, 90:] == 128).all()

@@ -11,8 +11,9 @@ import pytest
 from study_cells import finished_cell
 
 from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.evaluation.coco_metrics import coco_by_class
+from boxtwin.evaluation.counts import Thresholds, count_by_class
 from boxtwin.evaluation.matching import match_detections
-from boxtwin.evaluation.metrics import Thresholds, coco_by_class, count_by_class
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.class_figures import class_figures
 from boxtwin.studies.conditions import condition_table

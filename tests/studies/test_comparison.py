@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coco_reference import coco_figures
 from study_cells import finished_cell
 
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.errors import InputError
-from boxtwin.evaluation.coco_metrics import coco_figures
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.comparison import RESAMPLES, Figures, contrasts, corrected, difference

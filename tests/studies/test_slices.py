@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_reference import coco_ground_truth
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from study_cells import finished_cell
 
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.coco_metrics import coco_ground_truth, coco_results
-from boxtwin.evaluation.matching import ALL_AREAS, AREAS, match_detections
+from boxtwin.evaluation.coco_metrics import coco_results
+from boxtwin.evaluation.matching import AREAS, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
@@ -86,7 +87,7 @@ def oracle(samples: Sequence[Sample], found: dict[int, Detections], ids: Sequenc
         evaluation = COCOeval(truth, truth.loadRes(coco_results(found, IDS)), "bbox")
         evaluation.params.imgIds = list(ids)
         if area != "all":
-            evaluation.params.areaRng, evaluation.params.areaRngLbl = [list(AREAS[area] or ALL_AREAS)], ["all"]
+            evaluation.params.areaRng, evaluation.params.areaRngLbl = [list(AREAS[area])], ["all"]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -109,9 +110,11 @@ def test_slices_by_size_crowding_and_scene_are_those_of_pycocotools(tmp_path: Pa
             np.testing.assert_allclose(ap50[0], oracle(samples, found, searched, part.area), atol=1e-9)
             errors = [abs(len(found[s.image_id].boxes) - len(s.boxes)) for s in samples if s.image_id in set(ids)]
             assert mae[0] == pytest.approx(np.mean(errors))
-            least, largest = AREAS[part.area] or ALL_AREAS
             assert part.objects == sum(
-                least <= area <= largest for s in samples if s.image_id in set(ids) for area in s.areas
+                part.area == "all" or AREAS[part.area][0] <= area <= AREAS[part.area][1]
+                for s in samples
+                if s.image_id in set(ids)
+                for area in s.areas
             )
 
 

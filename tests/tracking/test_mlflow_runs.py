@@ -17,7 +17,7 @@ import pytest
 from mlflow.entities import Metric, Run
 
 from boxtwin.errors import InputError
-from boxtwin.evaluation.metrics import metric_names
+from boxtwin.evaluation.coco_metrics import metric_names
 from boxtwin.tracking.mlflow_runs import Condition, Store
 from boxtwin.tracking.mlflow_view import save_view
 

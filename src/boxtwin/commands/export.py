@@ -89,7 +89,7 @@ def _write(detector: TrainedDetector, formats: Sequence[str], to: Path) -> list[
         network = detector.module.network
         weights, cfg, names = (to / f"detector.{ending}" for ending in ("weights", "cfg", "names"))
         write_darknet(network, weights, seen=0)
-        text = darknet_cfg(network, detector.spec.side, detector.module.hparams["scale_xy"])
+        text = darknet_cfg(network, detector.spec.side, detector.module.loss.scale_xy)
         write_bytes_atomically(cfg, text.encode())
         write_bytes_atomically(names, "".join(f"{name}\n" for name in detector.spec.classes).encode())
         written += [weights, cfg, names]

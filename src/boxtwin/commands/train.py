@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -241,19 +240,11 @@ class _Cell:
 
     def _evaluate(self, plan: Plan, data: StudyDataModule, module: DetectorModule) -> Evaluation:
         """Metrics on real test images, at the count thresholds that suit the real validation images best."""
-        # In float32: a metric must not depend on the number format of the training.
-        trainer = pl.Trainer(
-            accelerator=self.cell.accelerator,
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
+        # In float32: a metric must not depend on what the machine computes in.
+        device = "cuda" if self.cell.accelerator == "gpu" else self.cell.accelerator
 
         def detect(samples: Sequence[Sample]) -> dict[int, Detections]:
-            batches = trainer.predict(module, data.letterboxed(samples))
-            return module.merge(pair for batch in batches or () for pair in batch)
+            return module.detect_all(data.letterboxed(samples), device)
 
         return run_test(
             detect,

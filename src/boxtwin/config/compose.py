@@ -15,6 +15,9 @@ from boxtwin.errors import InputError
 
 Schema = TypeVar("Schema")
 
+# Settings of older versions that defined no run, and what happens without them.
+WITHOUT = {"trainer.coco_evaluator": "validation computes the metrics of the test, which equal those of pycocotools"}
+
 
 def register() -> None:
     """Register the schemas with Hydra, and the resolver of the output folder's name with OmegaConf. Safe to repeat."""
@@ -47,6 +50,8 @@ def former_setting(error: BaseException) -> InputError | None:
     if match is None:
         return None
     key, renamed = match[1], {first: now for now, first in FIRST_NAMES.items()} | RENAMED_SETTINGS
+    if key in WITHOUT:
+        return InputError(f"{key} is no setting any more; leave it out: {WITHOUT[key]}")
     if key in renamed:
         return InputError(f"{key} has been renamed: write {renamed[key]}")
     name = key.rpartition(".")[2]

@@ -28,7 +28,7 @@ _NOT_DEFINING = {
     ),
     "labels": ("file", "confirmed"),
     "detector": ("weights",),
-    "trainer": ("precision", "accelerator", "threads", "workers", "cache", "compile", "coco_evaluator"),
+    "trainer": ("precision", "accelerator", "threads", "workers", "cache", "compile"),
 }
 # Settings added after the first release, with the value that equals the behaviour before. A setting with this value is
 # left out of a run's identity, so that older runs are found again.
@@ -68,6 +68,8 @@ FIRST_NAMES = {
     "labels.shift_correlation": "labels.match",
     "labels.shift_gain": "labels.better",
     "labels.search_radius": "labels.search",
+    "dataset.augmentation.unscaled_fraction": "dataset.augmentation.unzoomed",
+    "dataset.augmentation.object_crop_fraction": "dataset.augmentation.focus",
 }
 # Classes of the ways to label that runs were first recorded with, when the name alone told them.
 FIRST_LABELS = (

@@ -1,14 +1,14 @@
-"""Which prediction answers for which object.
+"""Assign ground-truth boxes to predictions; mark predictions to ignore.
 
-YOLOv3 (arXiv:1804.02767), section 2.1: of all anchors, the one whose shape overlaps the object best predicts it, at
-the cell that the object's centre lies in; predictions that overlap an object by more than a threshold without being the
-best are not punished for their objectness.
+YOLOv3 (arXiv:1804.02767), section 2.1: an object is assigned to the anchor whose shape overlaps it best, at the cell of
+its centre. Predictions that overlap an object by more than a threshold without being assigned to it have no objectness
+loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,16 +16,14 @@ from torch import Tensor
 
 from boxtwin.boxes import area_xyxy, xyxy_to_cxcywh
 from boxtwin.detector.network import Anchors
-
-AnchorsPerObject = Literal["best", "iou_above"]
-CellsPerObject = Literal[1, 3]
+from boxtwin.detector.options import AnchorsPerObject
 
 # `iou_thresh` in Darknet's yolov4.cfg: further anchors that fit an object's shape this well answer for it too.
 SHAPE_IOU_ENOUGH = 0.213
 
 
 class Assignment(NamedTuple):
-    """``positives`` pairs of a place and the object it answers for; no place twice."""
+    """``positives`` pairs of a place and the object assigned to it; no place twice."""
 
     image: Int[Tensor, " positives"]
     place: Int[Tensor, " positives"]  # index into `boxtwin.detector.decode.Grid`
@@ -40,21 +38,19 @@ def assign(
     strides: Sequence[int],
     *,
     anchors_per_object: AnchorsPerObject,
-    cells_per_object: CellsPerObject,
+    cells_per_object: int,
 ) -> Assignment:
-    """Find the places that answer for the objects of a batch.
+    """Assign the objects of a batch to places.
 
     Args:
         boxes: xyxy, pixels of the network input, all images in one list.
         box_image: the image of the batch each belongs to.
         shapes: rows and columns of each head's map, coarsest first.
-        anchors_per_object: "best" as in the paper; "iou_above": also all anchors whose shape overlaps by more than
-            `SHAPE_IOU_ENOUGH`, as in Darknet's ``iou_thresh``.
-        cells_per_object: 1 as in the paper; 3: also the nearest cell left or right of the centre's, and the nearest
-            above or below. Their centres reach so far with a ``scale_xy`` of 2 (see `boxtwin.detector.decode`) only.
+        anchors, strides: of the network.
+        anchors_per_object, cells_per_object: see `LossOptions`.
 
-    Where two objects want one place, an object that has its centre there comes first, then one that has the place's
-    anchor as its best, then the later one, as in Darknet.
+    Of two objects with the same place, one that has its centre there comes first, then one that has the place's anchor
+    as its best, then the later one, as in Darknet.
     """
     device = boxes.device
     count = len(boxes)
@@ -66,7 +62,7 @@ def assign(
     overlap = intersection / union.clamp(min=1e-12)
     best = torch.zeros_like(overlap, dtype=torch.bool)
     best.scatter_(1, overlap.argmax(dim=1, keepdim=True), True)
-    wanted = best | (overlap > SHAPE_IOU_ENOUGH) if anchors_per_object == "iou_above" else best
+    wanted = best | (overlap > SHAPE_IOU_ENOUGH) if anchors_per_object is AnchorsPerObject.iou_above else best
     owner, anchor = wanted.nonzero(as_tuple=True)
 
     # 2. Of each anchor: its head's stride, rows and columns, and where its places begin in the grid.

@@ -24,7 +24,6 @@ from torch import Tensor
 
 import boxtwin
 from boxtwin.detector.darknet import DarknetReport, convolution_of, read_darknet, tensors_of
-from boxtwin.detector.decode import boxes_and_scores
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.network import Anchors, YOLOv3
 from boxtwin.detector.spec import DetectorSpec
@@ -59,25 +58,8 @@ class TrainedDetector:
     @property
     def spec(self) -> DetectorSpec:
         """What must be known to use the network in another form."""
-        of_module = {
-            name: self.module.hparams[name]
-            for name in (
-                "architecture",
-                "image_size",
-                "tile",
-                "channels",
-                "white",
-                "black",
-                "reading",
-                "nms_iou",
-                "score_floor",
-                "max_detections",
-            )
-        }
         return DetectorSpec(
-            **of_module,
-            classes=self.module.classes,
-            category_ids=self.module.category_ids,
+            **vars(self.module.spec),
             count_threshold=self.count_threshold,
             boxtwin=self.version,
             class_thresholds=self.class_thresholds,
@@ -87,13 +69,7 @@ class TrainedDetector:
         self, images: Float32[np.ndarray, "batch _channels side side"]
     ) -> tuple[Float32[np.ndarray, "batch places 4"], Float32[np.ndarray, "batch places classes"]]:
         """Images in [0, 1] -> boxes and scores, for `boxtwin.detector.predict.detect_objects`."""
-        network = self.module.network
-        with torch.no_grad():
-            raw = self.module(torch.from_numpy(images).to(self.module.device))
-            boxes, scores = boxes_and_scores(
-                raw, network.anchors, network.strides, scale_xy=self.module.hparams["scale_xy"]
-            )
-        return boxes.cpu().numpy(), scores.cpu().numpy()
+        return self.module.compute(torch.from_numpy(images).to(self.module.device))
 
 
 def write_detector(detector: TrainedDetector, path: Path) -> None:
@@ -150,8 +126,8 @@ def read_detector(path: Path) -> TrainedDetector:
     # Initial weights are drawn, then overwritten; the fork keeps the draw from leaking out.
     try:
         with torch.random.fork_rng(devices=[]):
-            module = DetectorModule(**hyper_parameters)
-    except (TypeError, ValueError) as error:
+            module = DetectorModule.from_values(hyper_parameters)
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: boxtwin {boxtwin.__version__} cannot build what boxtwin {about['version']} wrote: {error}"
         ) from None
@@ -181,9 +157,9 @@ def read_initial_weights(network: YOLOv3, path: Path) -> DarknetReport:
         raise InputError(f"{path} holds a {source.architecture}; its weights do not fit a {network.architecture}")
     loaded, skipped = [], []
     with torch.no_grad():
-        for index, (own, other) in enumerate(zip(network.layers(), source.layers(), strict=True)):
-            if convolution_of(own).out_channels == convolution_of(other).out_channels:
-                for tensor, value in zip(tensors_of(own), tensors_of(other), strict=True):
+        for index, (layer, other) in enumerate(zip(network.layers(), source.layers(), strict=True)):
+            if convolution_of(layer).out_channels == convolution_of(other).out_channels:
+                for tensor, value in zip(tensors_of(layer), tensors_of(other), strict=True):
                     tensor.copy_(_in_channels(value, tensor) if tensor.ndim == 4 else value)
                 loaded.append(index)
             else:

@@ -1,4 +1,4 @@
-"""From raw maps to boxes and back, and to detections in pixels of the image file.
+"""From raw maps to boxes and back.
 
 Notation of YOLOv3 (arXiv:1804.02767), section 2.1: b_x = sigmoid(t_x) + c_x, b_w = p_w exp(t_w); here b_x is
 multiplied by the head's stride and p_w is in pixels, so that boxes are too.
@@ -19,9 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from boxtwin.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from boxtwin.datasets.sample import Detections
 from boxtwin.detector.network import Anchors, Raw
-from boxtwin.detector.nms import detections_in_file
 
 # Widths stay below 62.5 times the anchor's, as detectron2's box regression holds them (`_DEFAULT_SCALE_CLAMP`), so that
 # exp cannot overflow in an early step.
@@ -37,13 +35,16 @@ class Grid(NamedTuple):
     anchors: Float[Tensor, "places 2"]  # p_w, p_h, pixels
     strides: Float[Tensor, " places"]
 
+    def at(self, places: Int[Tensor, " n"]) -> Grid:
+        """Some of the places."""
+        return Grid(*(values[places] for values in self))
 
-def make_grid(
-    shapes: Sequence[tuple[int, int]], anchors: Anchors, strides: Sequence[int], device: torch.device
-) -> Grid:
-    """The grid of heads with ``shapes`` (rows, columns), coarsest first."""
-    cells, sizes, steps = [], [], []
-    for (rows, columns), group, stride in zip(shapes, anchors, strides, strict=True):
+
+def grid_of(raw: Raw, anchors: Anchors, strides: Sequence[int]) -> Grid:
+    """The `Grid` that belongs to raw maps, coarsest head first."""
+    cells, sizes, steps, device = [], [], [], raw[0].device
+    for level, group, stride in zip(raw, anchors, strides, strict=True):
+        rows, columns = level.shape[2:4]
         row, column = torch.meshgrid(
             torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
         )
@@ -58,96 +59,26 @@ def flatten(raw: Raw) -> Float[Tensor, "batch places channels"]:
     return torch.cat([level.float().flatten(1, 3) for level in raw], dim=1)
 
 
-def grid_of(raw: Raw, anchors: Anchors, strides: Sequence[int]) -> Grid:
-    """The `Grid` that belongs to raw maps."""
-    return make_grid([(level.shape[2], level.shape[3]) for level in raw], anchors, strides, raw[0].device)
-
-
-def to_boxes(
-    t: Float[Tensor, "*n 4"],
-    cells: Float[Tensor, "*#n 2"],
-    anchors: Float[Tensor, "*#n 2"],
-    strides: Float[Tensor, "*#n"],
-    *,
-    scale_xy: float,
-) -> Float[Tensor, "*n 4"]:
-    """t_x, t_y, t_w, t_h -> boxes xyxy in pixels of the network input."""
+def to_boxes(t: Float[Tensor, "*n 4"], grid: Grid, *, scale_xy: float) -> Float[Tensor, "*n 4"]:
+    """t_x, t_y, t_w, t_h at the places of a grid -> boxes xyxy in pixels of the network input."""
     # b_x = s sigmoid(t_x) - (s - 1) / 2 + c_x
-    centre = (scale_xy * torch.sigmoid(t[..., :2]) - (scale_xy - 1) / 2 + cells) * strides[..., None]
-    size = anchors * torch.exp(t[..., 2:].clamp(max=MAX_LOG_SCALE))  # b_w = p_w exp(t_w)
+    centre = (scale_xy * torch.sigmoid(t[..., :2]) - (scale_xy - 1) / 2 + grid.cells) * grid.strides[..., None]
+    size = grid.anchors * torch.exp(t[..., 2:].clamp(max=MAX_LOG_SCALE))  # b_w = p_w exp(t_w)
     return cxcywh_to_xyxy(torch.cat((centre, size), dim=-1))
 
 
-def encode(
-    boxes: Float[Tensor, "n 4"],
-    cells: Float[Tensor, "n 2"],
-    anchors: Float[Tensor, "n 2"],
-    strides: Float[Tensor, " n"],
-    *,
-    scale_xy: float,
-) -> Float[Tensor, "n 4"]:
-    """The inverse of `to_boxes`: boxes xyxy whose centres their ``cells`` can reach -> t_x, t_y, t_w, t_h."""
+def encode(boxes: Float[Tensor, "n 4"], grid: Grid, *, scale_xy: float) -> Float[Tensor, "n 4"]:
+    """The inverse of `to_boxes`: boxes xyxy, whose centres their cells can reach -> t_x, t_y, t_w, t_h."""
     cxcywh = xyxy_to_cxcywh(boxes)
-    fraction = (cxcywh[:, :2] / strides[:, None] - cells + (scale_xy - 1) / 2) / scale_xy
+    fraction = (cxcywh[:, :2] / grid.strides[:, None] - grid.cells + (scale_xy - 1) / 2) / scale_xy
     offset = torch.logit(fraction, eps=CELL_MARGIN)
-    return torch.cat((offset, torch.log(cxcywh[:, 2:] / anchors)), dim=-1)
-
-
-def decode(
-    raw: Raw, anchors: Anchors, strides: Sequence[int], *, scale_xy: float
-) -> tuple[Float[Tensor, "batch places 4"], Float[Tensor, "batch places"], Float[Tensor, "batch places classes"]]:
-    """Raw maps -> boxes (xyxy, pixels of the letterboxed image), objectness and class probabilities."""
-    values = flatten(raw)
-    grid = grid_of(raw, anchors, strides)
-    boxes = to_boxes(values[..., :4], grid.cells, grid.anchors, grid.strides, scale_xy=scale_xy)
-    return boxes, torch.sigmoid(values[..., 4]), torch.sigmoid(values[..., 5:])
+    return torch.cat((offset, torch.log(cxcywh[:, 2:] / grid.anchors)), dim=-1)
 
 
 def boxes_and_scores(
     raw: Raw, anchors: Anchors, strides: Sequence[int], *, scale_xy: float
 ) -> tuple[Float[Tensor, "batch places 4"], Float[Tensor, "batch places classes"]]:
     """Raw maps -> boxes (xyxy, pixels of the letterboxed image) and scores, objectness * class probability."""
-    boxes, objectness, classes = decode(raw, anchors, strides, scale_xy=scale_xy)
-    return boxes, objectness[..., None] * classes
-
-
-def detect(
-    raw: Raw,
-    anchors: Anchors,
-    strides: Sequence[int],
-    letterbox: Float[Tensor, "batch 3"],
-    file_size: Int[Tensor, "batch 2"],
-    own: Float[Tensor, "batch 4"],
-    *,
-    scale_xy: float,
-    score_floor: float,
-    nms_iou: float,
-    max_detections: int,
-) -> list[Detections]:
-    """Raw maps of a batch -> its detections, image by image, in pixels of the image files.
-
-    A detection's score is objectness * class probability; each class of a box counts by itself, as in Darknet.
-
-    Args:
-        letterbox: scale, pad x, pad y of each image (see `Batch`).
-        file_size: width and height of each image file; boxes are clipped to it.
-        own: part of the file (xyxy) that each image answers for; what has its centre elsewhere is left out.
-        score_floor: detections below are left out before NMS.
-        nms_iou: two detections of one class that overlap by more are one.
-        max_detections: per image, the best are kept.
-    """
-    boxes, scores = (tensor.cpu().numpy() for tensor in boxes_and_scores(raw, anchors, strides, scale_xy=scale_xy))
-    geometry, sizes, parts = (tensor.cpu().numpy() for tensor in (letterbox.float(), file_size, own))
-    return [
-        detections_in_file(
-            boxes[index],
-            scores[index],
-            letterbox=geometry[index],
-            file_size=sizes[index],
-            own=parts[index],
-            score_floor=score_floor,
-            nms_iou=nms_iou,
-            max_detections=max_detections,
-        )
-        for index in range(len(boxes))
-    ]
+    values = flatten(raw)
+    boxes = to_boxes(values[..., :4], grid_of(raw, anchors, strides), scale_xy=scale_xy)
+    return boxes, torch.sigmoid(values[..., 4:5]) * torch.sigmoid(values[..., 5:])

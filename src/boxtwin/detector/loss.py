@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from boxtwin.boxes import area_xyxy, xyxy_to_cxcywh
-from boxtwin.detector.assign import AnchorsPerObject, CellsPerObject, assign, ignored
+from boxtwin.detector.assign import assign, ignored
 from boxtwin.detector.decode import encode, flatten, grid_of, to_boxes
 from boxtwin.detector.network import Anchors, Raw
-
-BoxLoss = Literal["ciou", "mse"]
-ObjectnessTarget = Literal["one", "iou"]
+from boxtwin.detector.options import BoxLoss, LossOptions, ObjectnessTarget
 
 EPS = 1e-7  # keeps quotients finite for boxes without area; far below a pixel
 
@@ -66,17 +64,7 @@ def detection_loss(
     box_image: Int[Tensor, " objects"],
     anchors: Anchors,
     strides: Sequence[int],
-    *,
-    box_loss: BoxLoss,
-    objectness_target: ObjectnessTarget,
-    anchors_per_object: AnchorsPerObject,
-    cells_per_object: CellsPerObject,
-    scale_xy: float,
-    ignore_iou: float,
-    focal_gamma: float,
-    box_weight: float,
-    objectness_weight: float,
-    class_weight: float,
+    options: LossOptions,
 ) -> Losses:
     """The loss of a batch, in float32 whatever the precision of ``raw``.
 
@@ -88,64 +76,56 @@ def detection_loss(
         boxes: objects of all images, xyxy, pixels of the network input.
         labels: their classes.
         box_image: the image of the batch each belongs to.
-        box_loss: "ciou", or "mse" for the paper's squared error.
-        objectness_target: "one" as in the paper, or "iou": the overlap that a positive's box has at the moment, so that
-            well placed boxes come first (as the confidence of the first YOLO, arXiv:1506.02640, section 2).
-        anchors_per_object, cells_per_object: see `assign`.
-        scale_xy: see `boxtwin.detector.decode`.
-        ignore_iou: predictions that overlap an object by more, without answering for it, have no objectness loss.
-        focal_gamma: objectness errors are weighted by ``|target - p| ** gamma`` (T.-Y. Lin et al., "Focal Loss for
-            Dense Object Detection", ICCV 2017, section 3.2, for targets between 0 and 1 as in X. Li et al.,
-            "Generalized Focal Loss", NeurIPS 2020); 0 for none.
+        anchors, strides: of the network.
+        options: kinds and weights of the terms.
     """
+    scale_xy = options.scale_xy
     with torch.autocast(raw[0].device.type, enabled=False):
         values = flatten(raw)
         grid = grid_of(raw, anchors, strides)
         shapes = [(level.shape[2], level.shape[3]) for level in raw]
         boxes = boxes.float()
-        # 1. Targets: who answers for which object, and who is left in peace.
-        image, place, owner = assign(
+        # 1. Assign objects to predictions; mark predictions to ignore.
+        image, place, assigned = assign(
             boxes,
             box_image,
             shapes,
             anchors,
             strides,
-            anchors_per_object=anchors_per_object,
-            cells_per_object=cells_per_object,
+            anchors_per_object=options.anchors_per_object,
+            cells_per_object=options.cells_per_object,
         )
         with torch.no_grad():
-            predicted = to_boxes(values[..., :4], grid.cells, grid.anchors, grid.strides, scale_xy=scale_xy)
-            counted = ~ignored(predicted, boxes, box_image, ignore_iou=ignore_iou)
+            predicted = to_boxes(values[..., :4], grid, scale_xy=scale_xy)
+            counted = ~ignored(predicted, boxes, box_image, ignore_iou=options.ignore_iou)
             counted[image, place] = True
             target = torch.zeros_like(values[..., 4])
-            if objectness_target == "iou":
-                target[image, place] = paired_iou(predicted[image, place], boxes[owner])
+            if options.objectness_target is ObjectnessTarget.iou:
+                target[image, place] = paired_iou(predicted[image, place], boxes[assigned])
             else:
                 target[image, place] = 1.0
-        normaliser = len(owner) + len(values)
+        normaliser = len(assigned) + len(values)
 
         # 2. Objectness, over all predictions that are not ignored.
         objectness = F.binary_cross_entropy_with_logits(values[..., 4], target, reduction="none")
-        if focal_gamma:
-            objectness = objectness * (target - values[..., 4].sigmoid()).abs() ** focal_gamma
-        objectness_term = (objectness * counted).sum() * (objectness_weight / normaliser)
+        if options.focal_gamma:
+            objectness = objectness * (target - values[..., 4].sigmoid()).abs() ** options.focal_gamma
+        objectness_term = (objectness * counted).sum() * (options.objectness_weight / normaliser)
 
         # 3. Boxes and classes, over the positives.
-        positive = values[image, place]
-        cells, sizes, steps = grid.cells[place], grid.anchors[place], grid.strides[place]
-        truth = boxes[owner]
-        if box_loss == "ciou":
-            box_errors = 1 - complete_iou(to_boxes(positive[:, :4], cells, sizes, steps, scale_xy=scale_xy), truth)
+        positive, positive_grid, truth = values[image, place], grid.at(place), boxes[assigned]
+        if options.box_loss is BoxLoss.ciou:
+            box_errors = 1 - complete_iou(to_boxes(positive[:, :4], positive_grid, scale_xy=scale_xy), truth)
         else:
-            t = encode(truth, cells, sizes, steps, scale_xy=scale_xy)
+            t = encode(truth, positive_grid, scale_xy=scale_xy)
             offset_error = (torch.sigmoid(positive[:, :2]) - torch.sigmoid(t[:, :2])).square().sum(dim=1)
             size_error = (positive[:, 2:4] - t[:, 2:]).square().sum(dim=1)
             # 2 - w h (as shares of the image) lets small boxes count more, as in Darknet's yolo_layer.c.
             width, height = shapes[0][1] * strides[0], shapes[0][0] * strides[0]
             emphasis = 2 - xyxy_to_cxcywh(truth)[:, 2:].prod(dim=1) / (width * height)
             box_errors = emphasis * (offset_error + size_error) / 2
-        box_term = box_errors.sum() * (box_weight / normaliser)
-        class_target = F.one_hot(labels[owner].long(), values.shape[-1] - 5).to(values.dtype)
+        box_term = box_errors.sum() * (options.box_weight / normaliser)
+        class_target = F.one_hot(labels[assigned].long(), values.shape[-1] - 5).to(values.dtype)
         class_errors = F.binary_cross_entropy_with_logits(positive[:, 5:], class_target, reduction="sum")
-        class_term = class_errors * (class_weight / normaliser)
+        class_term = class_errors * (options.class_weight / normaliser)
     return Losses(box_term + objectness_term + class_term, box_term, objectness_term, class_term)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-Architecture = Literal["yolov3", "yolov3_spp", "yolov3_tiny", "yolov3_tiny_3l", "yolov3_nano"]
+from boxtwin.detector.options import Architecture
+
 Anchors = tuple[
     tuple[tuple[float, float], ...], ...
 ]  # one group per head, coarsest head first: (width, height), pixels
@@ -104,17 +105,64 @@ class PyramidPool(nn.Module):
 
 
 class HeadPlan(NamedTuple):
-    """The convolutions of one detection head.
+    """The convolutions of one detection head. The next head branches off behind ``neck`` or behind ``out``."""
 
-    ``lateral`` is the channels that the coarser head's features are brought to (0 for the coarsest head); ``neck`` the
-    convolutions before the last one, as (channels, size), or "pool" for `PyramidPool`; ``out`` the channels of the
-    3 x 3 convolution before the prediction. The next head branches off before that convolution, or behind it.
-    """
-
-    lateral: int
-    neck: tuple[tuple[int, int] | Literal["pool"], ...]
-    out: int
+    lateral: int  # channels that the coarser head's features are brought to; 0 for the coarsest head
+    neck: str  # convolutions before the last one, as in `BACKBONES`
+    out: int  # channels of the 3 x 3 convolution before the prediction
     branch: Literal["neck", "out"] = "neck"
+
+
+# The stages of each backbone, finest first; one head branches off at the end of each. A number is a 3 x 3 `Convolution`
+# of so many channels, "512x1" a 1 x 1 convolution, "64/2" one of stride 2. "8R" are eight `Residual` blocks, "P" is max
+# pooling, "S" `SamePool`, "SPP" `PyramidPool`.
+_DARKNET53 = ("32 64/2 1R 128/2 2R 256/2 8R", "512/2 8R", "1024/2 4R")  # YOLOv3, table 1, without the classifier
+BACKBONES = {
+    Architecture.yolov3: _DARKNET53,
+    Architecture.yolov3_spp: _DARKNET53,
+    Architecture.yolov3_tiny: ("16 P 32 P 64 P 128 P 256", "P 512 S 1024"),
+    Architecture.yolov3_tiny_3l: ("16 P 32 P 64 P 128", "P 256", "P 512 S 1024"),
+    # A tiny of a quarter to half the width, with heads at strides 16 and 8: objects of 10 to 30 pixels would share the
+    # cells of stride 32. The first convolutions stride instead of pooling, because at full resolution their activations
+    # alone would take most of a training step.
+    Architecture.yolov3_nano: ("16/2 32/2 48 P 96", "P 160 192"),
+}
+_FINER = (
+    HeadPlan(256, "256x1 512 256x1 512 256x1", 512),
+    HeadPlan(128, "128x1 256 128x1 256 128x1", 256),
+)
+# The heads of each architecture, coarsest first.
+HEADS = {
+    Architecture.yolov3: (HeadPlan(0, "512x1 1024 512x1 1024 512x1", 1024), *_FINER),
+    Architecture.yolov3_spp: (HeadPlan(0, "512x1 1024 512x1 SPP 512x1 1024 512x1", 1024), *_FINER),
+    Architecture.yolov3_tiny: (HeadPlan(0, "256x1", 512), HeadPlan(128, "", 256)),
+    Architecture.yolov3_tiny_3l: (
+        HeadPlan(0, "256x1", 512),
+        HeadPlan(128, "", 256, branch="out"),
+        HeadPlan(128, "", 128),
+    ),
+    Architecture.yolov3_nano: (HeadPlan(0, "96x1", 192), HeadPlan(48, "", 96)),
+}
+
+
+def _sequence(layers: str, channels: int) -> tuple[nn.Sequential, int]:
+    """The modules of layers written as in `BACKBONES`, for ``channels`` inputs, and their number of outputs."""
+    sequence = nn.Sequential()
+    for layer in layers.split():
+        if layer == "P":
+            sequence.append(nn.MaxPool2d(2))
+        elif layer == "S":
+            sequence.append(SamePool())
+        elif layer == "SPP":
+            sequence.append(PyramidPool())
+            channels *= 1 + len(PyramidPool.SIZES)
+        elif layer.endswith("R"):
+            sequence.extend(nn.Sequential(*(Residual(channels) for _ in range(int(layer[:-1])))))
+        else:
+            outputs, stride = layer.removesuffix("x1").removesuffix("/2"), 2 if layer.endswith("/2") else 1
+            sequence.append(Convolution(channels, int(outputs), 1 if layer.endswith("x1") else 3, stride))
+            channels = int(outputs)
+    return sequence, channels
 
 
 class Head(nn.Module):
@@ -130,15 +178,7 @@ class Head(nn.Module):
     def __init__(self, plan: HeadPlan, inputs: int, coarser: int, predictions: int) -> None:
         super().__init__()
         self.lateral = Convolution(coarser, plan.lateral, 1) if plan.lateral else None
-        channels = inputs + plan.lateral
-        self.neck = nn.Sequential()
-        for part in plan.neck:
-            if part == "pool":
-                self.neck.append(PyramidPool())
-                channels *= 1 + len(PyramidPool.SIZES)
-            else:
-                self.neck.append(Convolution(channels, *part))
-                channels = part[0]
+        self.neck, channels = _sequence(plan.neck, inputs + plan.lateral)
         self.out = Convolution(channels, plan.out, 3)
         self.predict = nn.Conv2d(plan.out, predictions, 1)
         self.branches_off_neck = plan.branch == "neck"
@@ -147,9 +187,7 @@ class Head(nn.Module):
     def forward(
         self, skip: Float[Tensor, "batch _ h w"], coarser: Float[Tensor, "batch _ _ _"] | None
     ) -> tuple[Float[Tensor, "batch _ h w"], Float[Tensor, "batch _ h w"]]:
-        if self.lateral is not None:
-            if coarser is None:
-                raise ValueError("a head with a lateral convolution needs the coarser head's features")
+        if self.lateral is not None and coarser is not None:
             skip = torch.cat((F.interpolate(self.lateral(coarser), scale_factor=2.0, mode="nearest"), skip), dim=1)
         neck = self.neck(skip)
         out = self.out(neck)
@@ -157,87 +195,6 @@ class Head(nn.Module):
         with torch.autocast(out.device.type, enabled=False):
             raw = self.predict(out.to(self.predict.weight.dtype))
         return raw, neck if self.branches_off_neck else out
-
-
-class Backbone(NamedTuple):
-    """Stages, one for each head and the finest first, and the channels that each ends with."""
-
-    stages: list[nn.Sequential]
-    widths: list[int]
-
-
-def _darknet53(channels_in: int) -> Backbone:
-    """Darknet-53 without its classifier (YOLOv3, table 1) in three stages that end at strides 8, 16 and 32."""
-    stages: list[nn.Sequential] = [nn.Sequential(Convolution(channels_in, 32, 3))]
-    widths = []
-    for channels, repeats, new_stage in (
-        (64, 1, False),
-        (128, 2, False),
-        (256, 8, False),
-        (512, 8, True),
-        (1024, 4, True),
-    ):
-        if new_stage:
-            stages.append(nn.Sequential())
-        stages[-1].append(Convolution(channels // 2, channels, 3, stride=2))
-        stages[-1].extend(nn.Sequential(*(Residual(channels) for _ in range(repeats))))
-        if channels >= 256:
-            widths.append(channels)
-    return Backbone(stages, widths)
-
-
-def _tiny(channels_in: int, heads: int) -> Backbone:
-    """The backbone of yolov3-tiny.cfg in stages that end at strides 16 and 32, or with three heads 8, 16 and 32."""
-    stages = [nn.Sequential(Convolution(channels_in, 16, 3))]
-    widths = []
-    for inputs, outputs in ((16, 32), (32, 64), (64, 128), (128, 256)):
-        if outputs == 256 and heads == 3:
-            widths.append(inputs)
-            stages.append(nn.Sequential())
-        stages[-1].extend([nn.MaxPool2d(2), Convolution(inputs, outputs, 3)])
-    last = nn.Sequential(nn.MaxPool2d(2), Convolution(256, 512, 3), SamePool(), Convolution(512, 1024, 3))
-    return Backbone([*stages, last], [*widths, 256, 1024])
-
-
-def _nano(channels_in: int) -> Backbone:
-    """A tiny of a quarter to half the width whose stages end at strides 8 and 16.
-
-    Objects of 10 to 30 pixels in a 256-pixel input would share the cells of stride 32 and vanish in the features of
-    stride 16, so the heads stand at strides 16 and 8. The first convolutions stride instead of pooling, because at full
-    resolution their activations alone would take most of a training step.
-    """
-    first = nn.Sequential(
-        Convolution(channels_in, 16, 3, stride=2),
-        Convolution(16, 32, 3, stride=2),
-        Convolution(32, 48, 3),
-        nn.MaxPool2d(2),
-        Convolution(48, 96, 3),
-    )
-    second = nn.Sequential(nn.MaxPool2d(2), Convolution(96, 160, 3), Convolution(160, 192, 3))
-    return Backbone([first, second], [96, 192])
-
-
-def _parts(architecture: str, channels_in: int) -> tuple[Backbone, list[HeadPlan]]:
-    """Backbone and heads, the coarsest head first."""
-    match architecture:
-        case "yolov3" | "yolov3_spp":
-            plans: list[HeadPlan] = []
-            for narrow in (512, 256, 128):
-                neck: list[tuple[int, int] | Literal["pool"]] = [(narrow, 1), (2 * narrow, 3)] * 2
-                if architecture == "yolov3_spp" and not plans:
-                    neck[3:3] = ["pool", (narrow, 1)]
-                plans.append(HeadPlan(narrow if plans else 0, (*neck, (narrow, 1)), 2 * narrow))
-            return _darknet53(channels_in), plans
-        case "yolov3_tiny":
-            return _tiny(channels_in, heads=2), [HeadPlan(0, ((256, 1),), 512), HeadPlan(128, (), 256)]
-        case "yolov3_tiny_3l":
-            return _tiny(channels_in, heads=3), [
-                HeadPlan(0, ((256, 1),), 512),
-                HeadPlan(128, (), 256, branch="out"),
-                HeadPlan(128, (), 128),
-            ]
-        case _:
-            return _nano(channels_in), [HeadPlan(0, ((96, 1),), 192), HeadPlan(48, (), 96)]
 
 
 class YOLOv3(nn.Module):
@@ -255,31 +212,33 @@ class YOLOv3(nn.Module):
 
     def __init__(
         self,
-        architecture: Architecture,
+        architecture: Architecture | str,
         num_classes: int,
         anchors: Sequence[Sequence[Sequence[int | float]]],
         channels: int = 3,
     ) -> None:
         super().__init__()
-        if architecture not in get_args(Architecture):
-            raise ValueError(f"architecture is one of {get_args(Architecture)}, got {architecture!r}")
         if num_classes < 1:
             raise ValueError(f"a detector needs at least one class, got {num_classes}")
         if channels not in (1, 3):
             raise ValueError(f"images have 1 channel or 3, got {channels}")
-        self.architecture = architecture
+        self.architecture = Architecture(architecture)
         self.num_classes = num_classes
-        self.strides = STRIDES[architecture]
+        self.strides = STRIDES[self.architecture]
         self.anchors = checked_anchors(anchors, heads=len(self.strides))
         self.channels = channels
         self._frozen = 0
-        backbone, plans = _parts(architecture, channels)
-        self.stages = nn.ModuleList(backbone.stages)
-        heads: list[Head] = []
-        for plan, inputs, group in zip(plans, reversed(backbone.widths), self.anchors, strict=True):
-            coarser = heads[-1].features if heads else 0
-            heads.append(Head(plan, inputs, coarser, len(group) * (5 + num_classes)))
-        self.heads = nn.ModuleList(heads)
+        self.stages, self.heads = nn.ModuleList(), nn.ModuleList()
+        widths = [channels]
+        for layers in BACKBONES[self.architecture]:
+            stage, width = _sequence(layers, widths[-1])
+            self.stages.append(stage)
+            widths.append(width)
+        coarser = 0
+        for plan, width, group in zip(HEADS[self.architecture], reversed(widths[1:]), self.anchors, strict=True):
+            head = Head(plan, width, coarser, len(group) * (5 + num_classes))
+            self.heads.append(head)
+            coarser = head.features
         self._start_predictions()
 
     def _start_predictions(self) -> None:
@@ -312,7 +271,7 @@ class YOLOv3(nn.Module):
             features.append(x)
         raw: list[Tensor] = []
         coarser: Tensor | None = None
-        for head, skip in zip(self.heads, reversed(features[-len(self.heads) :]), strict=True):
+        for head, skip in zip(self.heads, reversed(features), strict=True):
             prediction, coarser = head(skip, coarser)
             batch, channels, rows, columns = prediction.shape
             anchors = channels // (5 + self.num_classes)

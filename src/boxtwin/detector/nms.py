@@ -14,8 +14,10 @@ from jaxtyping import Float, Int
 
 from boxtwin.boxes import clip_xyxy
 from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.detector.options import Postprocessing
+from boxtwin.mixing.letterbox import Letterbox
 
-DETECTIONS = 300  # kept per image, unless training images hold more than half as many objects
+DETECTIONS = Postprocessing.max_detections
 # Candidates that NMS looks at per image; RetinaNet and detectron2 keep 1,000 per level.
 MAX_CANDIDATES = 3000
 CANDIDATES_PER_DETECTION = MAX_CANDIDATES // DETECTIONS  # where the limit is higher
@@ -33,86 +35,72 @@ def non_maximum_suppression(
     boxes: Float[np.ndarray, "n 4"],
     scores: Float[np.ndarray, " n"],
     labels: Int[np.ndarray, " n"],
-    nms_iou: float,
-    max_detections: int,
+    settings: Postprocessing,
 ) -> Int[np.ndarray, " kept"]:
-    """Indices of the boxes (xyxy) that stay when no two of a class overlap by more than ``nms_iou``, best first."""
+    """Indices of the boxes (xyxy) that stay when no two of a class overlap too much, best first."""
     if len(boxes) == 0:
         return np.zeros(0, dtype=np.int64)
     # OpenCV keeps classes apart by shifting their boxes, which works for boxes that begin at 0 or later.
     low = boxes[:, :2].min(axis=0)
     xywh = np.concatenate((boxes[:, :2] - low, boxes[:, 2:] - boxes[:, :2]), axis=1).astype(np.float64)
     # The type stubs ask for lists; OpenCV takes arrays, and faster.
-    found: Any = cv2.dnn.NMSBoxesBatched(
-        cast(Any, xywh), cast(Any, scores.astype(np.float32)), cast(Any, labels.astype(np.int32)), 0.0, nms_iou
+    stay: Any = cv2.dnn.NMSBoxesBatched(
+        cast(Any, xywh), cast(Any, scores.astype(np.float32)), cast(Any, labels.astype(np.int32)), 0.0, settings.nms_iou
     )
-    kept = np.asarray(found, dtype=np.int64).reshape(-1)
-    return kept[np.argsort(-scores[kept], kind="stable")][:max_detections]
+    kept = np.asarray(stay, dtype=np.int64).reshape(-1)
+    return kept[np.argsort(-scores[kept], kind="stable")][: settings.max_detections]
 
 
 def detections_in_file(
     boxes: Float[np.ndarray, "places 4"],
     scores: Float[np.ndarray, "places classes"],
-    *,
-    letterbox: Float[np.ndarray, "3"],
-    file_size: Int[np.ndarray, "2"],
-    own: Float[np.ndarray, "4"],
-    score_floor: float,
-    nms_iou: float,
-    max_detections: int,
+    letterbox: Letterbox,
+    settings: Postprocessing,
 ) -> Detections:
-    """What a network predicts for one letterboxed image -> its detections, in pixels of the image file.
+    """Turn predictions for one letterboxed image or tile into detections, in pixels of the image file.
 
-    Each class of a box counts by itself, as in Darknet.
+    Each class of a box is a detection by itself, as in Darknet. Detections with their centre outside the part that the
+    letterbox answers for are left out.
 
     Args:
         boxes: xyxy, pixels of the letterboxed image.
         scores: objectness * class probability.
-        letterbox: scale, pad x, pad y (see `Batch`).
-        file_size: width and height of the image file; boxes are clipped to it.
-        own: part of the file (xyxy) that the image answers for; what has its centre elsewhere is left out.
-        score_floor: detections below are left out before NMS.
-        nms_iou: two detections of one class that overlap by more are one.
-        max_detections: the best are kept.
+        letterbox: where the image lies in the square.
+        settings: thresholds and limits.
     """
     flat = scores.reshape(-1)
-    candidates = np.flatnonzero(flat >= score_floor)
-    most = max(MAX_CANDIDATES, CANDIDATES_PER_DETECTION * max_detections)
+    candidates = np.flatnonzero(flat >= settings.score_floor)
+    most = max(MAX_CANDIDATES, CANDIDATES_PER_DETECTION * settings.max_detections)
     if len(candidates) > most:
         candidates = candidates[np.argsort(-flat[candidates], kind="stable")[:most]]
     places, labels = np.divmod(candidates, scores.shape[1])
-    # In single precision throughout: the geometry of a batch comes in it.
-    scale, pad_x, pad_y = letterbox.astype(np.float32)
-    in_file = (boxes[places] - np.array([pad_x, pad_y, pad_x, pad_y])) / scale
-    left, top, right, bottom = own.astype(np.float32)
+    # In single precision throughout, as the boxes are.
+    pad = np.array([letterbox.pad_x, letterbox.pad_y] * 2, dtype=np.float32)
+    in_file = (boxes[places] - pad) / np.float32(letterbox.scale)
+    left, top, right, bottom = np.array(letterbox.own, dtype=np.float32)
     x, y = ((in_file[:, :2] + in_file[:, 2:]) / 2).T
     is_own = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-    in_file = clip_xyxy(in_file, float(file_size[0]), float(file_size[1]))
+    in_file = clip_xyxy(in_file, float(letterbox.width), float(letterbox.height))
     # What lies in the letterbox's borders alone is no object of the image.
     visible = ((in_file[:, 2:] - in_file[:, :2]) > 0).all(axis=1) & is_own
     file_boxes, file_labels = in_file[visible].astype(np.float64), labels[visible]
     file_scores = flat[candidates[visible]].astype(np.float64)
-    kept = non_maximum_suppression(file_boxes, file_scores, file_labels, nms_iou, max_detections)
+    kept = non_maximum_suppression(file_boxes, file_scores, file_labels, settings)
     return Detections(boxes=file_boxes[kept], scores=file_scores[kept], labels=file_labels[kept])
 
 
-def merge_tiles(
-    found: Iterable[tuple[int, Detections]], *, nms_iou: float, max_detections: int
-) -> dict[int, Detections]:
+def merge_tiles(detections: Iterable[tuple[int, Detections]], settings: Postprocessing) -> dict[int, Detections]:
     """Detections by image id, those of an image's tiles in one.
 
-    Tiles answer for parts that do not overlap (`Batch.own`); what is found twice is an object whose centre lies so near
-    to the border of two parts that both tiles see it on their side.
+    Tiles answer for parts that do not overlap (`Letterbox.own`); an object is found twice only if its centre lies so
+    near to the border of two parts that both tiles place it on their own side.
     """
     by_image: dict[int, list[Detections]] = {}
-    for image_id, detections in found:
-        by_image.setdefault(image_id, []).append(detections)
+    for image_id, part in detections:
+        by_image.setdefault(image_id, []).append(part)
     merged = {}
     for image_id, parts in by_image.items():
-        if len(parts) == 1:
-            merged[image_id] = parts[0]
-            continue
         boxes, scores, labels = (np.concatenate(values) for values in zip(*parts, strict=True))
-        kept = non_maximum_suppression(boxes, scores, labels, nms_iou, max_detections)
+        kept = non_maximum_suppression(boxes, scores, labels, settings) if len(parts) > 1 else slice(None)
         merged[image_id] = Detections(boxes=boxes[kept], scores=scores[kept], labels=labels[kept])
     return merged

@@ -74,7 +74,7 @@ def write_onnx(detector: TrainedDetector, path: Path) -> None:
 
     spec = detector.spec
     network = detector.module.network.float().cpu().eval()
-    decoded = _Decoded(network, detector.module.hparams["scale_xy"]).eval()
+    decoded = _Decoded(network, detector.module.loss.scale_xy).eval()
     # Noise, two images: shows every path at work, and a batch of 1 would be taken for a constant.
     example = torch.rand(2, spec.channels, spec.side, spec.side, generator=torch.Generator().manual_seed(0))
     with _quiet_tracing():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 REQUIRED: Any = "???"  # what OmegaConf takes for a value that must be given
 
 
-class Architecture(Enum):
-    """The networks that there are, coarsest head first; see boxtwin.detector.network."""
+class Architecture(StrEnum):
+    """The networks of `boxtwin.detector.network`."""
 
     yolov3 = "yolov3"
     yolov3_spp = "yolov3_spp"
@@ -19,44 +19,44 @@ class Architecture(Enum):
     yolov3_nano = "yolov3_nano"
 
 
-class Anchors(Enum):
-    """Where anchors come from: k-means over the training boxes, published for COCO, or with the initial weights."""
+class Anchors(StrEnum):
+    """Source of the anchors: k-means over the training boxes, published for COCO, or the initial weights."""
 
     kmeans = "kmeans"
     published = "published"
     weights = "weights"
 
 
-class BoxLoss(Enum):
+class BoxLoss(StrEnum):
     """Regression loss of the boxes."""
 
     ciou = "ciou"
     mse = "mse"
 
 
-class ObjectnessTarget(Enum):
-    """What the objectness of a prediction that answers for an object is to be: 1, or its box's overlap."""
+class ObjectnessTarget(StrEnum):
+    """Objectness target of a positive prediction: 1, or its IoU with the object."""
 
     one = "one"
     iou = "iou"
 
 
-class AnchorsPerObject(Enum):
-    """Which anchors answer for an object: the best, or also all that overlap its shape well."""
+class AnchorsPerObject(StrEnum):
+    """Anchors that an object is assigned to: the best, or also all that overlap its shape well."""
 
     best = "best"
     iou_above = "iou_above"
 
 
-class Optimizer(Enum):
-    """How the weights move."""
+class Optimizer(StrEnum):
+    """AdamW, or SGD with Nesterov momentum 0.9."""
 
     adamw = "adamw"
     sgd = "sgd"
 
 
-class Precision(Enum):
-    """Arithmetic of the network; auto takes bfloat16 where the machine computes in it."""
+class Precision(StrEnum):
+    """Arithmetic of the network; auto takes bfloat16 where the hardware computes in it."""
 
     auto = "auto"
     float32 = "float32"
@@ -64,16 +64,28 @@ class Precision(Enum):
     float16 = "float16"
 
 
-class CocoEvaluator(Enum):
-    """What computes the COCO figures: faster-coco-eval, or pycocotools, the reference. Their figures are equal."""
-
-    faster = "faster"
-    pycocotools = "pycocotools"
-
-
 @dataclass
 class LossOptions:
-    """The training loss; see `boxtwin.detector.loss.detection_loss`."""
+    """The training loss; see `boxtwin.detector.loss.detection_loss`.
+
+    Attributes:
+        box_loss: CIoU, or the squared error of the paper.
+        objectness_target: 1 as in the paper, or the IoU of a positive's box at the moment, so that well placed boxes
+            come first (as the confidence of the first YOLO, arXiv:1506.02640, section 2).
+        anchors_per_object: the best as in the paper, or also all anchors whose shape IoU is above
+            `boxtwin.detector.assign.SHAPE_IOU_ENOUGH`, as in Darknet's ``iou_thresh``.
+        cells_per_object: 1 as in the paper; 3 adds the nearest cell left or right of the centre's, and the nearest
+            above or below. Predicted centres reach that far only with a ``scale_xy`` of 2.
+        scale_xy: how far centres reach beyond their grid cell; see `boxtwin.detector.decode`.
+        focal_gamma: objectness errors are weighted by ``|target - p| ** gamma`` (T.-Y. Lin et al., "Focal Loss for
+            Dense Object Detection", ICCV 2017, section 3.2, for targets between 0 and 1 as in X. Li et al.,
+            "Generalized Focal Loss", NeurIPS 2020); 0 for no weighting.
+        box_weight, objectness_weight, class_weight: weights of the loss terms.
+        ignore_iou: predictions that overlap an object by more, but are not assigned to it, have no objectness loss.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
 
     box_loss: BoxLoss = BoxLoss.ciou
     objectness_target: ObjectnessTarget = ObjectnessTarget.iou
@@ -97,7 +109,11 @@ class LossOptions:
 
 @dataclass
 class OptimizerOptions:
-    """The optimiser and its schedule."""
+    """The optimiser and its schedule.
+
+    Raises:
+        ValueError: the learning rate is not above 0.
+    """
 
     learning_rate: float = REQUIRED  # at the end of the warm-up; then a cosine down to a hundredth of it
     weight_decay: float = 0.05  # on convolution weights only
@@ -105,10 +121,23 @@ class OptimizerOptions:
     optimizer: Optimizer = Optimizer.adamw
     freeze: int = 0  # number of first convolutions that are not trained
 
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"detector.learning_rate={self.learning_rate} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Postprocessing:
+    """From scores to detections."""
+
+    nms_iou: float = 0.45  # detections of one class that overlap by more are one; Darknet's detector.c
+    score_floor: float = 0.001  # detections below are dropped; low, because AP counts the whole precision-recall curve
+    max_detections: int = 300  # per image, unless training images hold more than half as many objects
+
 
 @dataclass
 class DetectorOptions(LossOptions, OptimizerOptions):
-    """Network, loss, optimiser and postprocessing; see `boxtwin.detector.module.DetectorModule`."""
+    """Network, loss, optimiser and postprocessing."""
 
     name: str = REQUIRED
     architecture: Architecture = REQUIRED
@@ -117,12 +146,16 @@ class DetectorOptions(LossOptions, OptimizerOptions):
     crop: int | None = 416
     tile: int | None = None
     anchors: Anchors = Anchors.kmeans
-    nms_iou: float = 0.45  # Darknet's detector.c
+    nms_iou: float = Postprocessing.nms_iou
+
+    def __post_init__(self) -> None:
+        LossOptions.__post_init__(self)
+        OptimizerOptions.__post_init__(self)
 
 
 @dataclass
 class TrainerOptions:
-    """Steps, and the machine. The machine's part does not define a cell."""
+    """Steps, and the machine, which does not define a run."""
 
     steps: int = 1200
     batch_size: int = 8
@@ -136,4 +169,3 @@ class TrainerOptions:
     cache: bool = True
     devices: int = 1
     compile: bool = False
-    coco_evaluator: CocoEvaluator = CocoEvaluator.faster

@@ -10,35 +10,31 @@ from typing import Any
 from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.reading import Reading
+from boxtwin.detector.options import Postprocessing
 from boxtwin.errors import InputError
 
 
-@dataclass(frozen=True)
-class DetectorSpec:
-    """How images go into a trained network, and how its outputs become detections and counts."""
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec(Postprocessing):
+    """How images go into a network, and how its outputs become detections.
+
+    Raises:
+        ValueError: there are not as many classes as category ids.
+    """
 
     architecture: str
     classes: tuple[str, ...]  # label `i` is `classes[i]`
     category_ids: tuple[int, ...]  # the numbers that the COCO file gives the classes
     image_size: int  # what the longer side of an image is scaled to, pixels
-    tile: int | None  # side of the squares that images are looked at in; None for whole images
-    channels: int  # 1 for grey images, 3 for RGB
+    tile: int | None = None  # side of the squares that images are cut into; None for whole images
+    channels: int = 3  # 1 for grey images, 3 for RGB
     white: int  # the pixel value that is scaled to 1.0; above 255 only where images have 16 bit
-    nms_iou: float  # detections of one class that overlap by more are one
-    score_floor: float  # detections below are left out
-    max_detections: int  # per image
-    count_threshold: (
-        float  # chosen on real validation images for the classes together; the one threshold if there is one
-    )
-    boxtwin: str  # version that trained it
     black: int = 0  # the pixel value that is scaled to 0
-    reading: Mapping[str, Any] | None = None  # fields of `Reading`; None: from before there were any, as stored
-    # The same for each class, at which it is counted; files of older versions have one threshold for all classes.
-    class_thresholds: tuple[float, ...] = ()
+    reading: Mapping[str, Any] | None = None  # fields of `Reading`; older files have none and mean pixels as stored
 
     def __post_init__(self) -> None:
-        if not self.class_thresholds:
-            object.__setattr__(self, "class_thresholds", (self.count_threshold,) * len(self.classes))
+        if len(self.classes) != len(self.category_ids):
+            raise ValueError(f"{len(self.classes)} classes need as many category ids, got {len(self.category_ids)}")
 
     @property
     def levels(self) -> Levels:
@@ -55,6 +51,20 @@ class DetectorSpec:
         """Side of the square that the network takes, pixels."""
         return self.image_size if self.tile is None else self.tile
 
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorSpec(NetworkSpec):
+    """A trained network with the thresholds at which its detections are counted."""
+
+    count_threshold: float  # of all classes together, chosen on real validation images
+    class_thresholds: tuple[float, ...] = ()  # of each class; older files have the one threshold for all
+    boxtwin: str  # version that trained it
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.class_thresholds:
+            object.__setattr__(self, "class_thresholds", (self.count_threshold,) * len(self.classes))
+
     def to_text(self) -> dict[str, str]:
         """Each field as JSON, for metadata that hold nothing but text."""
         return {name: json.dumps(value) for name, value in asdict(self).items()}
@@ -66,10 +76,11 @@ class DetectorSpec:
         Raises:
             InputError: fields are missing from the metadata of ``file``.
         """
-        there = [field for field in fields(cls) if field.name in texts]
-        missing = [field.name for field in fields(cls) if field not in there and field.default is MISSING]
+        missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in texts]
         if missing:
             raise InputError(f"{file} is no detector of boxtwin: its metadata lack {', '.join(missing)}")
-        values: dict[str, Any] = {field.name: json.loads(texts[field.name]) for field in there}
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        values: dict[str, Any] = {
+            field.name: json.loads(texts[field.name]) for field in fields(cls) if field.name in texts
+        }
+        values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**values)

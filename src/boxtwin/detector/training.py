@@ -105,7 +105,9 @@ def fit(
     done, callbacks = content["global_step"], content["callbacks"]
     if done < steps:
         raise RuntimeError(f"training stopped at step {done} of {steps}")
-    chosen = DetectorModule.load_from_checkpoint(checkpoints / BEST, map_location="cpu", weights_only=True)
+    best = torch.load(checkpoints / BEST, map_location="cpu", weights_only=True)
+    chosen = DetectorModule.from_values(best["hyper_parameters"])
+    chosen.load_state_dict(best["state_dict"])
     seconds = float(callbacks["Timer"]["time_elapsed"]["train"])
     return Trained(seconds, tuple((int(step), float(value)) for step, value in callbacks[KEY]["validation"]), chosen)
 

@@ -1,34 +1,25 @@
 """Average precision as COCO defines it (Lin et al. 2014, "Microsoft COCO"; cocodataset.org, "Detection Evaluation").
 
-An evaluator does the sums, over exactly what `coco_results` returns: an outside tool that reads ``detections.json``
-arrives at the same numbers. There are two: pycocotools is the reference; faster-coco-eval gives the same figures in a
-fraction of the time, its inner loops being compiled.
+The numbers are those of pycocotools over exactly what `coco_results` returns: an outside tool that reads
+``detections.json`` arrives at the same ones.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
 import json
-import logging
-import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from boxtwin.boxes import xyxy_to_xywh
-from boxtwin.datasets.coco import coco_content
-from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.datasets.sample import Detections
+from boxtwin.evaluation.matching import BITS, COCO_LIMIT, RESULT_DECIMALS, Matching
+from boxtwin.evaluation.resampled_ap import ResampledAP, mean_of_known
 from boxtwin.files import atomic_path
-
-log = logging.getLogger(__name__)
-
-CocoEvaluator = Literal["faster", "pycocotools"]
 
 # The order of `COCOeval.stats`.
 FIGURES = (
@@ -46,42 +37,50 @@ FIGURES = (
     "mar_large",
 )
 
-# Results are rounded to thousandths of a pixel: far below what an annotator can see, and it halves the file.
-RESULT_DECIMALS = 3
-# Going from xywh to xyxy and back leaves errors of 1e-13 pixels, which could tip an overlap that stands exactly on a
-# threshold. Nine decimals restore the annotation file's own number.
-TRUTH_DECIMALS = 9
+RECALLS_AT = {"mar_1": ("all", 1), "mar_10": ("all", 10), "mar_100": ("all", 100)} | {
+    f"mar_{area}": (area, COCO_LIMIT) for area in ("small", "medium", "large")
+}
+# MLflow takes letters, digits, "_", ".", "-" and spaces; ":" on some systems only, and "/" begins a folder.
+REFUSED = re.compile(r"[^\w.\- ]")
+LONGEST_NAME = 200  # MLflow keeps 250 characters of a metric's name
 
 
-def coco_ground_truth(samples: Sequence[Sample], classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
-    """A COCO detection data set: ``images``, ``annotations`` (xywh, pixels of the image file) and ``categories``.
+def coco_by_class(matching: Matching) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """`FIGURES` of all classes together, and of each class, in [0, 1]; nan where there are no such objects.
 
-    Class ``i`` is named ``classes[i]`` and numbered ``category_ids[i]``.
+    Those of small, medium and large objects are left out where ``matching`` has none of these ranges of area.
 
-    Raises:
-        ValueError: two samples share an image id, or a label has no category id.
+    Where an image has more objects of a class than the 100 detections that COCO looks at, or one beyond these finds an
+    object, ``map_unlimited`` and ``map_50_unlimited`` say what AP is with all detections.
     """
-    if len(classes) != len(category_ids):
-        raise ValueError(f"{len(classes)} classes need as many category ids, got {len(category_ids)}")
-    images: dict[int, dict[str, Any]] = {}
-    annotations: list[tuple[int, int, list[int | float], int | float, bool]] = []
-    for sample in samples:
-        if sample.image_id in images:
-            other = images[sample.image_id]["file_name"]
-            raise ValueError(f"image ids must be unique, got {sample.image_id} for both {other} and {sample.name}")
-        images[sample.image_id] = {
-            "id": sample.image_id,
-            "file_name": sample.name,
-            "width": sample.width,
-            "height": sample.height,
-        }
-        _check_labels(sample.labels, category_ids, sample.name)
-        bboxes = xyxy_to_xywh(np.asarray(sample.boxes, dtype=np.float64).reshape(-1, 4)).round(TRUTH_DECIMALS)
-        for bbox, label, area, crowd in zip(
-            bboxes.tolist(), sample.labels.tolist(), sample.areas.tolist(), sample.crowd.tolist(), strict=True
-        ):
-            annotations.append((sample.image_id, int(category_ids[label]), bbox, float(area), crowd))
-    return coco_content(list(images.values()), annotations, zip(map(int, category_ids), classes, strict=True))
+    once = np.ones((1, len(matching.image_ids)))
+    ap = {area: ResampledAP.of(matching, area).by_class(once)[:, 0] for area in matching.areas}
+    by_class: dict[str, Float[np.ndarray, " classes"]] = {"map": ap["all"].mean(axis=1)}
+    by_class |= {"map_50": ap["all"][:, 0], "map_75": ap["all"][:, 5]}
+    by_class |= {f"map_{area}": values.mean(axis=1) for area, values in ap.items() if area != "all"}
+    by_class |= {name: _recall(matching, *limits) for name, limits in RECALLS_AT.items() if limits[0] in ap}
+    by_class = {name: by_class[name] for name in FIGURES if name in by_class}
+    place = matching.areas.index("all")
+    if any(
+        (found.objects[place] > COCO_LIMIT).any() or found.matched[place][found.rank >= COCO_LIMIT].any()
+        for found in matching.classes
+    ):
+        unlimited = ResampledAP.of(matching, limit=None).by_class(once)[:, 0]
+        by_class |= {"map_unlimited": unlimited.mean(axis=1), "map_50_unlimited": unlimited[:, 0]}
+    together = {name: float(mean_of_known(values)) for name, values in by_class.items()}
+    each = [{name: float(values[label]) for name, values in by_class.items()} for label in range(len(matching.classes))]
+    return together, each
+
+
+def _recall(matching: Matching, area: str, limit: int) -> Float[np.ndarray, " classes"]:
+    """Share of the objects found by the best ``limit`` detections of each image, averaged over IoU thresholds."""
+    place = matching.areas.index(area)
+    shares = []
+    for found in matching.classes:
+        best, objects = found.best(limit), int(found.objects[place].sum())
+        hits = (best.matched[place] & BITS[:, None] != 0).sum(axis=1)
+        shares.append(float(hits.mean()) / objects if objects else np.nan)
+    return np.array(shares)
 
 
 def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -114,75 +113,25 @@ def write_results(path: Path, detections: Mapping[int, Detections], category_ids
         file.write("]" if between == ", " else "[]")
 
 
-def coco_figures(
-    samples: Sequence[Sample],
-    detections: Mapping[int, Detections],
-    category_ids: Sequence[int],
-    *,
-    evaluator: CocoEvaluator = "faster",
-) -> dict[str, float]:
-    """The 12 COCO figures, named as in `FIGURES`, in [0, 1].
+def metric_names(classes: Sequence[str]) -> list[str]:
+    """The name of each class in the names of MLflow's metrics (``test/<class>/map``).
 
-    An image without an entry in ``detections`` is one in which nothing was found. A figure about objects that do not
-    occur (no large ships, say) is nan; objects but no detections give 0.
-
-    Raises:
-        ValueError: detections for an image that is not among the samples; ids or labels that do not fit; an unknown
-            evaluator.
+    What MLflow refuses, and "/", becomes "_"; names that become equal are numbered, as are those of total figures.
     """
-    evaluation = _evaluate(samples, detections, category_ids, evaluator)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.summarize()
-    return {
-        name: math.nan if value < 0 else float(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)
-    }
-
-
-def _evaluate(
-    samples: Sequence[Sample],
-    detections: Mapping[int, Detections],
-    category_ids: Sequence[int],
-    evaluator: CocoEvaluator,
-) -> Any:
-    """A ``COCOeval`` of either package, accumulated: ``params``, ``eval`` and ``summarize`` are the same in both."""
-    strangers = set(detections) - {sample.image_id for sample in samples}
-    if strangers:
-        raise ValueError(f"detections for images that are not among the samples: ids {sorted(strangers)[:10]}")
-    # The packages keep ids in 32 to 64 bits or in floating point, which the file's own may not fit: they get small ones
-    # in the same order, since of equal scores in two images that of the smaller id comes first.
-    place = {number: position for position, number in enumerate(sorted(sample.image_id for sample in samples), start=1)}
-    samples = [replace(sample, image_id=place[sample.image_id]) for sample in samples]
-    detections = {place[number]: found for number, found in detections.items()}
-    names, category_ids = [str(number) for number in category_ids], range(1, len(category_ids) + 1)
-    truth = coco_ground_truth(samples, names, category_ids)
-    results = coco_results(detections, category_ids)
-    # Imported late: only one of the two is used.
-    if evaluator == "faster":
-        import faster_coco_eval
-
-        # It logs what pycocotools prints; both stay unseen.
-        coco = faster_coco_eval.COCO
-        evaluate: Any = partial(faster_coco_eval.COCOeval_faster, print_function=log.debug)
-    elif evaluator == "pycocotools":
-        from pycocotools import coco as reference
-        from pycocotools.cocoeval import COCOeval
-
-        coco, evaluate = reference.COCO, COCOeval
-    else:
-        raise ValueError(f"the evaluator is one of {get_args(CocoEvaluator)}, got {evaluator!r}")
-    with contextlib.redirect_stdout(io.StringIO()):
-        true, found = coco(), coco()
-        true.dataset = truth
-        true.createIndex()
-        if results:
-            found = true.loadRes(results)
-        else:  # `loadRes` cannot take an empty list
-            found.dataset = {**copy.deepcopy(truth), "annotations": []}
-            found.createIndex()
-        evaluation = evaluate(true, found, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return evaluation
+    taken = {*FIGURES, "map_unlimited", "map_50_unlimited", "count_mae", "count_rmse", "count_bias", "count_exact"}
+    taken |= {"count_threshold", "", ".", ".."}
+    names = []
+    # Names that can stay as they are come first: no other takes them.
+    plain = {name for name in classes if not REFUSED.search(name)}
+    for name in classes:
+        wanted = REFUSED.sub("_", name).strip()[:LONGEST_NAME]
+        free, number = wanted or "_", 1
+        while free in taken or (free != name and free in plain):
+            number += 1
+            free = f"{wanted}_{number}"
+        taken.add(free)
+        names.append(free)
+    return names
 
 
 def _check_labels(labels: np.ndarray, category_ids: Sequence[int], owner: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,9 +15,13 @@ from boxtwin.datasets.sample import Detections, Sample
 THRESHOLD_WITHOUT_DETECTIONS = 0.5
 
 
-def count_objects(samples: Sequence[Sample]) -> dict[int, int]:
-    """Objects in each image, by image id; crowds are not counted, images without objects count 0."""
-    return {sample.image_id: len(sample.object_boxes) for sample in samples}
+@dataclass(frozen=True)
+class Thresholds:
+    """The confidences that detections are counted at: one for each class, and one for all classes together."""
+
+    together: float
+    by_class: tuple[float, ...]
+    guessed: tuple[int, ...] = ()  # classes that the images chosen on have no object of: they take `together`
 
 
 def counted(found: Detections, threshold: float | Sequence[float]) -> Detections:
@@ -29,22 +34,15 @@ def counted(found: Detections, threshold: float | Sequence[float]) -> Detections
     return Detections(boxes=found.boxes[kept], scores=found.scores[kept], labels=found.labels[kept])
 
 
-def count_figures(true: Mapping[int, int], predicted: Mapping[int, int]) -> dict[str, float]:
-    """Count errors over all images of ``true``, in objects per image.
+def count_figures(true: Int[np.ndarray, " images"], counts: Int[np.ndarray, " images"]) -> dict[str, float]:
+    """Count errors over images, in objects per image; nan where there are no images.
 
-    ``count_mae`` is the mean of ``|predicted - true|``, ``count_rmse`` the root of the mean square, ``count_bias`` the
-    mean of ``predicted - true`` (positive: too many found), ``count_exact`` the share of images counted exactly.
-    An image without a prediction is one in which nothing was found. No images at all: every figure is nan.
-
-    Raises:
-        ValueError: a prediction for an image that is not in ``true``.
+    ``count_mae`` is the mean of ``|counts - true|``, ``count_rmse`` the root of the mean square, ``count_bias`` the
+    mean of ``counts - true`` (positive: too many found), ``count_exact`` the share of images counted exactly.
     """
-    strangers = set(predicted) - set(true)
-    if strangers:
-        raise ValueError(f"predicted counts for images without a true count: ids {sorted(strangers)[:10]}")
-    if not true:
+    if not len(true):
         return dict.fromkeys(("count_mae", "count_rmse", "count_bias", "count_exact"), float("nan"))
-    errors = np.array([predicted.get(image_id, 0) - count for image_id, count in true.items()], dtype=np.float64)
+    errors = (counts - true).astype(np.float64)
     return {
         "count_mae": float(np.abs(errors).mean()),
         "count_rmse": float(np.sqrt(np.square(errors).mean())),
@@ -90,6 +88,60 @@ def best_threshold(samples: Sequence[Sample], detections: Mapping[int, Detection
     middle = (low + high) / 2
     # The gap is (low, high]; in floating point the middle of two neighbours may fall onto the lower one.
     return float(middle if middle > low else high)
+
+
+def choose_thresholds(samples: Sequence[Sample], detections: Mapping[int, Detections], classes: int) -> Thresholds:
+    """The thresholds at which the counts of these images come closest to the truth, as `best_threshold` finds them."""
+    together = best_threshold(samples, detections)
+    by_class, guessed = [], []
+    for label in range(classes):
+        part, found = of_class(samples, detections, label)
+        if any(len(sample.object_boxes) for sample in part):
+            by_class.append(best_threshold(part, found))
+        else:
+            by_class.append(together)
+            guessed.append(label)
+    return Thresholds(together, tuple(by_class), tuple(guessed))
+
+
+def count_by_class(
+    samples: Sequence[Sample], detections: Mapping[int, Detections], thresholds: Thresholds
+) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, object]]]:
+    """Figures of the total counts and of each class's, and the counts of every image.
+
+    Every class is counted at its own threshold, and the total is the sum. An image's entry has ``true`` and ``found``;
+    where there are several classes, ``true_by_class`` and ``found_by_class`` in their order too.
+    """
+    classes = len(thresholds.by_class)
+    true, found = (np.zeros((len(samples), classes), dtype=np.int64) for _ in range(2))
+    entries: list[dict[str, object]] = []
+    for place, sample in enumerate(samples):
+        true[place] = np.bincount(sample.object_labels, minlength=classes)
+        if sample.image_id in detections:
+            kept = counted(detections[sample.image_id], thresholds.by_class)
+            found[place] = np.bincount(kept.labels, minlength=classes)
+        entry: dict[str, object] = {"image_id": sample.image_id, "file_name": sample.name, "group": sample.group}
+        entry |= {"true": int(true[place].sum()), "found": int(found[place].sum())}
+        if classes > 1:
+            entry |= {"true_by_class": true[place].tolist(), "found_by_class": found[place].tolist()}
+        entries.append(entry)
+    together = count_figures(true.sum(axis=1), found.sum(axis=1))
+    return together, [count_figures(*pair) for pair in zip(true.T, found.T, strict=True)], entries
+
+
+def of_class(
+    samples: Sequence[Sample], detections: Mapping[int, Detections], label: int
+) -> tuple[list[Sample], dict[int, Detections]]:
+    """The same images and detections with nothing but one class in them."""
+
+    def part(sample: Sample) -> Sample:
+        kept = sample.labels == label
+        return replace(sample, **{name: getattr(sample, name)[kept] for name in ("boxes", "labels", "areas", "crowd")})
+
+    found = {
+        image: Detections(*(values[each.labels == label] for values in each)) for image, each in detections.items()
+    }
+    return [part(sample) for sample in samples], found
 
 
 def _errors_by_gap(

@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.counts import count_objects, counted
+from boxtwin.evaluation.counts import counted
 from boxtwin.evaluation.overlays import pick_examples, to_8_bit
 from boxtwin.files import write_bytes_atomically
 
@@ -66,8 +66,8 @@ def keep_examples(
         classes: of the data set.
     """
     found = {image_id: counted(each, threshold) for image_id, each in detections.items()}
-    true, predicted = count_objects(samples), {image_id: len(each.boxes) for image_id, each in found.items()}
-    errors = {image_id: abs(predicted.get(image_id, 0) - number) for image_id, number in true.items()}
+    numbers = {image_id: len(each.boxes) for image_id, each in found.items()}
+    errors = {sample.image_id: abs(numbers.get(sample.image_id, 0) - len(sample.object_boxes)) for sample in samples}
     examples = pick_examples(samples, EXAMPLES)
     worst = sorted(samples, key=lambda sample: (-errors[sample.image_id], sample.name))[:WORST]
     shown = {sample.image_id for sample in examples}

@@ -15,13 +15,17 @@ from pycocotools import mask
 
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.coco_metrics import RESULT_DECIMALS, TRUTH_DECIMALS
 
 # COCO's ranges of area, square pixels, and what their files call them (cocodataset.org, "Detection Evaluation").
 AREAS = {"all": None, "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 ALL_AREAS = (0.0, 1e10)
 IOUS = np.linspace(0.5, 0.95, 10)
 BITS = (1 << np.arange(len(IOUS))).astype(np.uint16)
+# Results are rounded to thousandths of a pixel: far below what an annotator can see, and it halves the file.
+RESULT_DECIMALS = 3
+# Going from xywh to xyxy and back leaves errors of 1e-13 pixels, which could tip an overlap that stands exactly on a
+# threshold. Nine decimals restore the annotation file's own number.
+TRUTH_DECIMALS = 9
 COCO_LIMIT = 100  # detections of a class in an image that COCO's figures look at
 
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation import overlays, plots
-from boxtwin.evaluation.coco_metrics import write_results
+from boxtwin.evaluation.coco_metrics import coco_by_class, metric_names, write_results
+from boxtwin.evaluation.counts import Thresholds, choose_thresholds, count_by_class
 from boxtwin.evaluation.examples import EXAMPLES_FILE, keep_examples
 from boxtwin.evaluation.matching import COCO_LIMIT, match_detections
-from boxtwin.evaluation.metrics import Thresholds, choose_thresholds, coco_by_class, count_by_class, metric_names
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, RECALLS, ResampledAP, save_matches
 
 log = logging.getLogger(__name__)

@@ -5,27 +5,44 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from boxtwin.datasets.batch import Batch
 from boxtwin.datasets.image_cache import DecodedImages
 from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.mixing.augment import WHOLE, Augmentation, Labelled, Letterbox
-from boxtwin.mixing.network_input import full_scale, network_input
+from boxtwin.mixing.augment import augment
+from boxtwin.mixing.letterbox import Labelled, Letterbox, Tile, network_input, take_view, views
+from boxtwin.mixing.options import AugmentationOptions, BatchOptions, InputOptions
 from boxtwin.mixing.plan import Plan, draw_order
-from boxtwin.mixing.tiles import Tile, take_view, views
 
 Item = tuple[Labelled, Letterbox, Sample]
 
-# Batches made ahead of the step that takes them: one is being made, and one waits where some batches take longer.
-AHEAD = 2
+PREFETCHED_BATCHES = 2  # one is being made, and one waits where some batches take longer
+
+
+class Batch(NamedTuple):
+    """Images as the network takes them, with their objects.
+
+    ``boxes`` are xyxy in pixels of the network input, those of all images in one list; ``box_image`` says which image
+    of the batch each belongs to. ``letterbox`` leads back to the image files.
+    """
+
+    images: Float[Tensor, "batch _channels size size"]  # in [0, 1]
+    boxes: Float[Tensor, "objects 4"]
+    labels: Int[Tensor, " objects"]
+    box_image: Int[Tensor, " objects"]
+    image_ids: tuple[int, ...]  # of any size: those of the annotation file
+    letterbox: tuple[Letterbox, ...]
 
 
 def check_variations(variations: Sequence[Sample], images: DecodedImages, bits: int) -> None:
@@ -35,10 +52,10 @@ def check_variations(variations: Sequence[Sample], images: DecodedImages, bits: 
         InputError: names the first of those that have not.
     """
     for sample in variations:
-        found = 8 * images.read(sample).dtype.itemsize
-        if found != bits:
+        depth = 8 * images.read(sample).dtype.itemsize
+        if depth != bits:
             raise InputError(
-                f"{sample.path}: variations must be {bits} bit as the real images are, and this one is {found} bit; "
+                f"{sample.path}: variations must be {bits} bit as the real images are, and this one is {depth} bit; "
                 "remove its folder and make them again"
             )
 
@@ -53,80 +70,67 @@ def _labelled(sample: Sample, images: DecodedImages, levels: Levels) -> Labelled
     return Labelled(levels.scaled(images.read(sample)), sample.object_boxes, sample.object_labels)
 
 
+@dataclass(frozen=True, eq=False)
 class TrainingDraws(Dataset[Item]):
     """Item ``i`` is the augmented image at place ``i % batch_size`` of step ``i // batch_size``.
 
     Its randomness is seeded by ``i``, so an item is the same in every process and after every resume.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        order: Int[np.ndarray, " draws"],
-        augmentation: Augmentation,
-        *,
-        size: int,
-        crop: int,
-        levels: Levels,
-        seed: int,
-        images: DecodedImages,
-    ) -> None:
-        self._samples = samples
-        self._order = order
-        self._augmentation = augmentation
-        self._size = size
-        self._crop = crop
-        self._levels = levels
-        self._seed = seed
-        self._images = images
+    samples: Sequence[Sample]
+    order: Int[np.ndarray, " draws"]
+    augmentation: AugmentationOptions
+    size: int
+    crop: int
+    levels: Levels
+    seed: int
+    images: DecodedImages
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self.order)
 
     def __getitem__(self, index: int) -> Item:
-        random = np.random.default_rng([self._seed, index])
-        sample = self._samples[self._order[index]]
+        random = np.random.default_rng([self.seed, index])
+        sample = self.samples[self.order[index]]
 
         def partner() -> Labelled:
             # From the draws, not the pool: real and synthetic images keep their shares in a mosaic.
-            return _labelled(self._samples[self._order[random.integers(len(self._order))]], self._images, self._levels)
+            return _labelled(self.samples[self.order[random.integers(len(self.order))]], self.images, self.levels)
 
-        image = _labelled(sample, self._images, self._levels)
-        white = full_scale(image.pixels)
-        image = self._augmentation(image, partner, size=self._size, crop=self._crop, white=white, random=random)
-        return image, WHOLE, sample
+        image = _labelled(sample, self.images, self.levels)
+        made = augment(image, partner, self.augmentation, size=self.size, crop=self.crop, random=random)
+        return made, Letterbox(self.crop, self.crop, 1.0, 0.0, 0.0), sample
 
 
-class ImagesAsTheyAre(Dataset[Item]):
-    """Images for validation, test and counting: letterboxed whole, or in tiles of a fixed size.
+@dataclass(frozen=True, eq=False)
+class LetterboxedImages(Dataset[Item]):
+    """Images for validation, test and counting: letterboxed whole, or cut into tiles (see `views`)."""
 
-    With ``tile`` None an item is an image in a ``size`` x ``size`` square; otherwise one of the ``tile`` x ``tile``
-    squares that cover the image at that scale.
-    """
+    samples: Sequence[Sample]
+    size: int
+    tile: int | None
+    levels: Levels
+    images: DecodedImages
 
-    def __init__(
-        self, samples: Sequence[Sample], *, size: int, tile: int | None, levels: Levels, images: DecodedImages
-    ) -> None:
-        self._samples = samples
-        self._size = size
-        self._tile = tile
-        self._levels = levels
-        self._images = images
-        self._items: list[tuple[Sample, Tile | None]] = [
-            (sample, part) for sample in samples for part in views(sample.width, sample.height, size=size, tile=tile)
+    @cached_property
+    def _items(self) -> list[tuple[Sample, Tile | None]]:
+        return [
+            (sample, view)
+            for sample in self.samples
+            for view in views(sample.width, sample.height, size=self.size, tile=self.tile)
         ]
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: int) -> Item:
-        sample, tile = self._items[index]
-        image = _labelled(sample, self._images, self._levels)
-        view = take_view(image, tile, size=self._size, tile=self._tile, white=full_scale(image.pixels))
-        return *view, sample
+        sample, view = self._items[index]
+        image, letterbox = take_view(_labelled(sample, self.images, self.levels), view, self.size)
+        return image, letterbox, sample
 
 
-class EpochDraws(Sampler[int]):
+@dataclass(frozen=True, eq=False)
+class EpochSampler(Sampler[int]):
     """The draws of one epoch, beginning where the optimiser is.
 
     The number of steps done is the only count that survives every kind of resume; Lightning's count of epochs may stand
@@ -141,39 +145,27 @@ class EpochDraws(Sampler[int]):
             take what one device would.
     """
 
-    def __init__(
-        self,
-        draws: int,
-        draws_per_epoch: int,
-        position: Callable[[], int],
-        *,
-        batch_size: int,
-        device: int = 0,
-        devices: int = 1,
-    ) -> None:
-        if batch_size % devices:
-            raise ValueError(f"a batch of {batch_size} images cannot be shared equally by {devices} devices")
-        self._draws = draws
-        self._per_epoch = draws_per_epoch
-        self._position = position
-        self._batch_size = batch_size
-        self._share = batch_size // devices
-        self._device = device
+    draws: int
+    draws_per_epoch: int
+    position: Callable[[], int]
+    batch_size: int
+    device: int = 0
+    devices: int = 1
 
     def __iter__(self) -> Iterator[int]:
-        first = self._position()
-        last = min(first + self._per_epoch, self._draws)
-        for start in range(first + self._device * self._share, last, self._batch_size):
-            yield from range(start, min(start + self._share, last))
+        first, share = self.position(), self.batch_size // self.devices
+        last = min(first + self.draws_per_epoch, self.draws)
+        for start in range(first + self.device * share, last, self.batch_size):
+            yield from range(start, min(start + share, last))
 
     def __len__(self) -> int:
-        return self._per_epoch * self._share // self._batch_size
+        return self.draws_per_epoch // self.devices
 
 
-class Ahead:
+class PrefetchLoader:
     """The batches of a loader, made by one thread while the last one is worked on.
 
-    OpenCV and numpy let go of the interpreter while they compute, so a thread is enough, and cheaper than a process to
+    OpenCV and numpy release the interpreter while they compute, so a thread is enough, and cheaper than a process to
     which images have to be handed over.
     """
 
@@ -186,89 +178,59 @@ class Ahead:
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self.loader)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
-            waiting = deque(thread.submit(next, batches, None) for _ in range(AHEAD))
+            waiting = deque(thread.submit(next, batches, None) for _ in range(PREFETCHED_BATCHES))
             while (batch := waiting.popleft().result()) is not None:
                 waiting.append(thread.submit(next, batches, None))
                 yield batch
 
 
-class Collate:
-    """Items -> `Batch`: pixels in [0, 1] as float32, with as many channels as the network takes."""
-
-    def __init__(self, channels: int) -> None:
-        self._channels = channels
-
-    def __call__(self, items: Sequence[Item]) -> Batch:
-        images = network_input([image.pixels for image, _, _ in items], channels=self._channels)
-        owners = [np.full(len(image.boxes), place) for place, (image, _, _) in enumerate(items)]
-        return Batch(
-            images=torch.from_numpy(images),
-            boxes=torch.from_numpy(np.concatenate([image.boxes for image, _, _ in items]).astype(np.float32)),
-            labels=torch.from_numpy(np.concatenate([image.labels for image, _, _ in items])),
-            box_image=torch.from_numpy(np.concatenate(owners).astype(np.int64)),
-            image_ids=tuple(sample.image_id for _, _, sample in items),
-            letterbox=torch.tensor([[box.scale, box.pad_x, box.pad_y] for _, box, _ in items]),
-            file_size=torch.tensor([[sample.width, sample.height] for _, _, sample in items]),
-            own=torch.tensor([box.own for _, box, _ in items]),
-        )
+def collate(items: Sequence[Item], channels: int) -> Batch:
+    """Items as a batch for a network that takes so many channels."""
+    images, letterboxes, samples = zip(*items, strict=True)
+    places = [np.full(len(image.boxes), place) for place, image in enumerate(images)]
+    return Batch(
+        images=torch.from_numpy(network_input([image.pixels for image in images], channels=channels)),
+        boxes=torch.from_numpy(np.concatenate([image.boxes for image in images]).astype(np.float32)),
+        labels=torch.from_numpy(np.concatenate([image.labels for image in images])),
+        box_image=torch.from_numpy(np.concatenate(places).astype(np.int64)),
+        image_ids=tuple(sample.image_id for sample in samples),
+        letterbox=letterboxes,
+    )
 
 
 class StudyDataModule(pl.LightningDataModule):
     """The images of one run as batches.
 
     Args:
-        plan: which images; its own check refuses a variation on the wrong side.
-        image_size: what the longer side of an image is scaled to, pixels.
-        crop: side of the squares that training images are cut to; the same as ``image_size`` for whole images.
-        tile: side of the squares that other images are looked at in; None for whole images.
-        channels: 1 for a network that takes grey images, 3 for one that takes colour.
-        batch_size: images a step.
-        steps: optimiser steps in all; every run of a study takes the same.
-        steps_per_epoch: steps between two validations; this is what Lightning calls an epoch here.
-        augmentation: what is done to training images.
-        synthetic_fraction: share of each training batch that is synthetic; None: as the counts have it.
+        plan: which images.
+        input_options: size, crops, tiles and channels of images.
+        batch_options: number, size and randomness of the training batches.
+        augmentation: random changes of training images.
         levels: the pixel values that mean 0 and 1.
-        seed: of order and augmentation.
         images: where decoded images are kept.
-        workers: loader processes; 0 loads in a thread of the training process, which is faster for small images.
-        pin_memory: whether batches are made in memory that a GPU can fetch by itself.
     """
 
     def __init__(
         self,
         plan: Plan,
-        *,
-        image_size: int,
-        crop: int,
-        tile: int | None,
-        channels: int,
-        batch_size: int,
-        steps: int,
-        steps_per_epoch: int,
-        augmentation: Augmentation,
-        synthetic_fraction: float | None,
+        input_options: InputOptions,
+        batch_options: BatchOptions,
+        augmentation: AugmentationOptions,
         levels: Levels,
-        seed: int,
         images: DecodedImages,
-        workers: int,
-        pin_memory: bool = False,
     ) -> None:
         super().__init__()
         self.plan = plan
-        self.image_size = image_size
-        self.crop = crop
-        self.tile = tile
-        self.channels = channels
-        self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
+        self.input, self.batches = input_options, batch_options
         self.augmentation = augmentation
         self.levels = levels
-        self.seed = seed
-        self.workers = workers
-        self.pin_memory = pin_memory
         self._images = images
         self._order = draw_order(
-            plan, steps=steps, batch_size=batch_size, seed=seed, synthetic_fraction=synthetic_fraction
+            plan,
+            steps=batch_options.steps,
+            batch_size=batch_options.batch_size,
+            seed=batch_options.seed,
+            synthetic_fraction=batch_options.synthetic_fraction,
         ).reshape(-1)
 
     @property
@@ -276,53 +238,41 @@ class StudyDataModule(pl.LightningDataModule):
         """The real images that checkpoints and thresholds are chosen on."""
         return self.plan.val
 
-    def train_dataloader(self) -> Ahead | DataLoader[Item]:
+    def train_dataloader(self) -> PrefetchLoader | DataLoader[Item]:
         """Augmented batches, one epoch at a time."""
+        size, crop, seed = self.input.image_size, self.input.crop, self.batches.seed
         draws = TrainingDraws(
-            self.plan.train,
-            self._order,
-            self.augmentation,
-            size=self.image_size,
-            crop=self.crop,
-            levels=self.levels,
-            seed=self.seed,
-            images=self._images,
+            self.plan.train, self._order, self.augmentation, size, crop, self.levels, seed, self._images
         )
-        devices = 1 if self.trainer is None else self.trainer.world_size
-        sampler = EpochDraws(
-            len(draws),
-            self.steps_per_epoch * self.batch_size,
-            self._draws_done,
-            batch_size=self.batch_size,
-            device=0 if self.trainer is None else self.trainer.global_rank,
-            devices=devices,
-        )
-        return self._loader(draws, self.batch_size // devices, sampler)
+        batch_size, trainer = self.batches.batch_size, self.trainer
+        device, devices = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        per_epoch = self.batches.steps_per_epoch * batch_size
+        sampler = EpochSampler(len(draws), per_epoch, self._draws_done, batch_size, device, devices)
+        return self._loader(draws, batch_size // devices, sampler)
 
-    def val_dataloader(self) -> Ahead | DataLoader[Item]:
+    def val_dataloader(self) -> PrefetchLoader | DataLoader[Item]:
         """Real validation images."""
         return self.letterboxed(self.plan.val)
 
-    def test_dataloader(self) -> Ahead | DataLoader[Item]:
-        """Real test images."""
-        return self.letterboxed(self.plan.test)
-
-    def letterboxed(self, samples: Sequence[Sample]) -> Ahead | DataLoader[Item]:
-        """Any images as they are, for prediction; on several devices each looks at all of them."""
-        images = ImagesAsTheyAre(samples, size=self.image_size, tile=self.tile, levels=self.levels, images=self._images)
-        return self._loader(images, self.batch_size, None)
+    def letterboxed(self, samples: Sequence[Sample]) -> PrefetchLoader | DataLoader[Item]:
+        """Any images as they are, for prediction; each of several devices takes all of them."""
+        images = LetterboxedImages(samples, self.input.image_size, self.input.tile, self.levels, self._images)
+        return self._loader(images, self.batches.batch_size, None)
 
     def _draws_done(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_step * self.batch_size
+        return 0 if self.trainer is None else self.trainer.global_step * self.batches.batch_size
 
-    def _loader(self, images: Dataset[Item], batch_size: int, sampler: Sampler[int] | None) -> Ahead | DataLoader[Item]:
+    def _loader(
+        self, images: Dataset[Item], batch_size: int, sampler: Sampler[int] | None
+    ) -> PrefetchLoader | DataLoader[Item]:
+        workers = self.batches.workers
         loader = DataLoader(
             images,
             batch_size=batch_size,
             sampler=sampler,
-            collate_fn=Collate(self.channels),
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=self.pin_memory,
+            collate_fn=partial(collate, channels=self.input.channels),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.batches.pin_memory,
         )
-        return loader if self.workers else Ahead(loader)
+        return loader if workers else PrefetchLoader(loader)

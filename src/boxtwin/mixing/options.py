@@ -10,22 +10,22 @@ REQUIRED: Any = "???"  # what OmegaConf takes for a value that must be given
 
 @dataclass
 class AugmentationOptions:
-    """What is done at random to a training image; see `boxtwin.mixing.augment.Augmentation`.
+    """Random changes of a training image; see `boxtwin.mixing.augment.augment`.
 
     Attributes:
         mosaic: share of training images that are put together from four (Bochkovskiy et al. 2020, YOLOv4, section 3.3).
         zoom: an image is scaled by a factor between ``1 / zoom`` and ``zoom``, log-uniform.
-        unzoomed: share of images that are not. Resampling smooths the grain of a sensor (speckle, say), and a detector
-            that has never seen it sharp stumbles over images in their own size.
+        unscaled_fraction: share of images that are not. Resampling smooths the grain of a sensor (speckle, say), and a
+            detector that has never seen it sharp does worse on images in their own size.
         translate: an image that fits its place is shifted by up to this share of the square.
-        focus: where an image does not fit its place, a part of it is shown: with this probability one that holds some
-            object, otherwise any.
+        object_crop_fraction: where an image does not fit its place, a part of it is shown: this share of such parts is
+            placed to hold some object, the others anywhere.
         flip_horizontal, flip_vertical: mirror with probability one half.
         quarter_turns: turn by 0, 90, 180 or 270 degrees: for images without an up.
         gain: brightness is multiplied by ``exp(u)``, u uniform in [-gain, gain].
         speckle: standard deviation of multiplicative noise, as coherent sensors show it; 0 for none.
-        hue: colours are turned by up to this share of the colour circle; leaves grey images alone, as does:
-        saturation: multiplied by ``exp(u)``, u uniform in [-saturation, saturation].
+        hue: colours are turned by up to this share of the colour circle; not those of grey images.
+        saturation: multiplied by ``exp(u)``, u uniform in [-saturation, saturation]; not that of grey images.
 
     Raises:
         ValueError: a value is out of its range.
@@ -33,9 +33,9 @@ class AugmentationOptions:
 
     mosaic: float = 0.0
     zoom: float = 1.0
-    unzoomed: float = 0.0
+    unscaled_fraction: float = 0.0
     translate: float = 0.0
-    focus: float = 0.0
+    object_crop_fraction: float = 0.0
     flip_horizontal: bool = False
     flip_vertical: bool = False
     quarter_turns: bool = False
@@ -45,7 +45,7 @@ class AugmentationOptions:
     saturation: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("mosaic", "unzoomed", "focus"):
+        for name in ("mosaic", "unscaled_fraction", "object_crop_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"dataset.augmentation: {name} is a probability, got {getattr(self, name)}")
         if self.zoom < 1:
@@ -62,3 +62,26 @@ class VariationsOptions:
     per_image: int = REQUIRED
     synthetic_fraction: float | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """What of an image goes into the network; lengths in pixels of the scaled image."""
+
+    image_size: int  # what the longer side of an image is scaled to
+    crop: int  # side of the squares that training images are cut to; the same as `image_size` for whole images
+    tile: int | None  # side of the squares that other images are cut into; None for whole images
+    channels: int  # 1 for a network that takes grey images, 3 for one that takes colour
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """The batches of a training."""
+
+    steps: int  # optimiser steps in all; every run of a study takes the same
+    steps_per_epoch: int  # steps between two validations, which Lightning calls an epoch
+    batch_size: int  # images a step
+    seed: int  # of order and augmentation
+    synthetic_fraction: float | None = None  # share of each batch that is synthetic; None: as the numbers of images are
+    workers: int = 0  # loader processes; 0 loads in a thread of the training process, which is faster for small images
+    pin_memory: bool = False  # whether batches are made in memory that a GPU can fetch by itself

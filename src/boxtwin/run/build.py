@@ -40,13 +40,14 @@ from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.detector.nms import DETECTIONS, detection_limit
 from boxtwin.detector.options import Anchors, Architecture
+from boxtwin.detector.spec import NetworkSpec
 from boxtwin.detector.training import Trained, fit
 from boxtwin.errors import DataError, InputError
 from boxtwin.files import check_name
 from boxtwin.hardware import lightning_accelerator, lightning_precision, on_gpu
 from boxtwin.labels.method import LabelMethod, Variations
-from boxtwin.mixing.augment import Augmentation
 from boxtwin.mixing.datamodule import StudyDataModule, check_variations, input_channels
+from boxtwin.mixing.options import BatchOptions, InputOptions
 from boxtwin.mixing.plan import Plan
 from boxtwin.run.checks import check_settings, make_reading, warn_of_object_sizes
 from boxtwin.synthesis.generator import Generator
@@ -223,22 +224,27 @@ def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
         variations = [sample for sample in (*plan.train, *plan.val_synthetic) if sample.lineage]
         cell.images.add(cell.library.folder.name, variations)
         check_variations(variations, cell.images, cell.split.train[0].bits)
+    size = config.detector.image_size
     return StudyDataModule(
         plan,
-        image_size=config.detector.image_size,
-        crop=min(config.detector.crop or config.detector.image_size, config.detector.image_size),
-        tile=config.detector.tile,
-        channels=cell.channels,
-        batch_size=trainer.batch_size,
-        steps=trainer.steps,
-        steps_per_epoch=trainer.steps // trainer.validations,
-        augmentation=Augmentation(**vars(config.dataset.augmentation)),
-        synthetic_fraction=config.variations.synthetic_fraction,
-        levels=cell.levels,
-        seed=config.seed,
-        images=cell.images,
-        workers=trainer.workers,
-        pin_memory=on_gpu(cell.accelerator),
+        InputOptions(
+            image_size=size,
+            crop=min(config.detector.crop or size, size),
+            tile=config.detector.tile,
+            channels=cell.channels,
+        ),
+        BatchOptions(
+            steps=trainer.steps,
+            steps_per_epoch=trainer.steps // trainer.validations,
+            batch_size=trainer.batch_size,
+            seed=config.seed,
+            synthetic_fraction=config.variations.synthetic_fraction,
+            workers=trainer.workers,
+            pin_memory=on_gpu(cell.accelerator),
+        ),
+        config.dataset.augmentation,
+        cell.levels,
+        cell.images,
     )
 
 
@@ -249,35 +255,23 @@ def make_detector(cell: Prepared) -> DetectorModule:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.config.seed)
         module = DetectorModule(
-            architecture=detector.architecture.value,
-            classes=cell.dataset.classes,
-            category_ids=cell.dataset.category_ids,
-            anchors=_anchors(cell.config, cell.split.train),
-            image_size=detector.image_size,
-            tile=detector.tile,
-            channels=cell.channels,
-            white=cell.levels.white,
-            black=cell.levels.black,
-            reading=make_reading(cell.config).plain(),
-            learning_rate=detector.learning_rate,
-            weight_decay=detector.weight_decay,
+            NetworkSpec(
+                architecture=detector.architecture.value,
+                classes=cell.dataset.classes,
+                category_ids=cell.dataset.category_ids,
+                image_size=detector.image_size,
+                tile=detector.tile,
+                channels=cell.channels,
+                white=cell.levels.white,
+                black=cell.levels.black,
+                reading=make_reading(cell.config).plain(),
+                nms_iou=detector.nms_iou,
+                max_detections=detection_limit(cell.split.train),
+            ),
+            _anchors(cell.config, cell.split.train),
+            loss=detector,
+            optimizer=detector,
             steps=cell.config.trainer.steps,
-            warmup_steps=detector.warmup_steps,
-            optimizer=detector.optimizer.value,
-            box_loss=detector.box_loss.value,
-            objectness_target=detector.objectness_target.value,
-            anchors_per_object=detector.anchors_per_object.value,
-            cells_per_object=3 if detector.cells_per_object == 3 else 1,
-            scale_xy=detector.scale_xy,
-            ignore_iou=detector.ignore_iou,
-            focal_gamma=detector.focal_gamma,
-            box_weight=detector.box_weight,
-            objectness_weight=detector.objectness_weight,
-            class_weight=detector.class_weight,
-            nms_iou=detector.nms_iou,
-            max_detections=detection_limit(cell.split.train),
-            freeze=detector.freeze,
-            coco_evaluator=cell.config.trainer.coco_evaluator.value,
         )
     if detector.weights is not None:
         log.info("%s: %s", detector.weights, read_initial_weights(module.network, Path(detector.weights)))

@@ -1,0 +1,210 @@
+"""Images as a network takes them: letterboxed whole or cut into tiles, scaled to [0, 1]; boxes move with pixels.
+
+All geometry is scaling and shifting, so an object's box stays its tight box. Pixels keep the type of the file (8 or 16
+bit), over its whole range, until a batch is made. Imports no torch, as every form of a network needs it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, Int, UInt8, UInt16
+
+from boxtwin.boxes import area_xyxy, clip_xyxy
+from boxtwin.datasets.image_io import Pixels
+
+# What surrounds a letterboxed image: mid grey, as Darknet's letterbox_image (src/image.c) fills it.
+PAD = 0.5
+# An object of which less is left after cropping cannot be told from background; objects under 2 pixels cannot be found.
+LEAST_VISIBLE = 0.3
+LEAST_SIDE = 2.0
+# Neighbouring tiles share at least this part of their side. An object up to half of that is whole in the tile that its
+# centre belongs to, however the tiles fall.
+OVERLAP = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Pixels with the boxes (xyxy, pixels) and labels of the objects in them."""
+
+    pixels: Pixels
+    boxes: Float[np.ndarray, "n 4"]
+    labels: Int[np.ndarray, " n"]
+
+
+class Letterbox(NamedTuple):
+    """How an image file of ``width`` x ``height`` pixels lies in a square: ``x_square = x_file * scale + pad_x``.
+
+    Detections with their centre in ``own`` (xyxy, pixels of the file) are this square's; where an image is cut into
+    overlapping tiles, the others are another tile's.
+    """
+
+    width: int
+    height: int
+    scale: float
+    pad_x: float
+    pad_y: float
+    own: tuple[float, float, float, float] = (-math.inf, -math.inf, math.inf, math.inf)
+
+
+class Part(NamedTuple):
+    """A piece of an image and where it goes: the columns and rows from ``source`` (x1, y1) on, scaled by ``scale``, lie
+    in ``window`` (xyxy) of the canvas with their corner at ``corner`` (x, y).
+    """
+
+    image: Labelled
+    scale: float
+    source: tuple[int, int]
+    corner: tuple[int, int]
+    window: tuple[int, int, int, int]
+
+    @property
+    def offset(self) -> tuple[float, float]:
+        """Where the image's own corner would lie on the canvas: ``x_canvas = x_image * scale + offset``."""
+        return self.corner[0] - self.source[0] * self.scale, self.corner[1] - self.source[1] * self.scale
+
+
+class Tile(NamedTuple):
+    """A square of ``side`` pixels: the file from ``corner`` (x, y) on, scaled by ``scale``; see `Letterbox`."""
+
+    corner: tuple[int, int]
+    scale: float
+    side: int
+    own: tuple[float, float, float, float]
+
+
+def tiles(width: int, height: int, *, size: int, tile: int) -> list[Tile]:
+    """Tiles of ``tile`` x ``tile`` pixels over a file of ``width`` x ``height`` pixels scaled to ``size``.
+
+    Row by row, evenly spaced. Their own parts meet in the middle of the overlaps; the outermost reach to infinity, so
+    that every point belongs to one tile.
+    """
+    scale = size / max(width, height)
+    columns, rows = _starts(width, scale, tile), _starts(height, scale, tile)
+    return [
+        Tile((left, top), scale, tile, (x1, y1, x2, y2))
+        for top, y1, y2 in zip(rows, *_own(rows, tile / scale), strict=True)
+        for left, x1, x2 in zip(columns, *_own(columns, tile / scale), strict=True)
+    ]
+
+
+def views(width: int, height: int, *, size: int, tile: int | None) -> Sequence[Tile | None]:
+    """The `tiles` of a file of ``width`` x ``height`` pixels; None for the whole file where ``tile`` is None."""
+    return [None] if tile is None else tiles(width, height, size=size, tile=tile)
+
+
+def take_view(image: Labelled, view: Tile | None, size: int) -> tuple[Labelled, Letterbox]:
+    """One of the `views` of an image: a tile, filled up with mid grey beyond the image, or all of it letterboxed."""
+    if view is None:
+        return letterbox(image, size)
+    height, width = image.pixels.shape[:2]
+    part = Part(image, view.scale, view.corner, (0, 0), (0, 0, view.side, view.side))
+    return placed([part], canvas_like(image.pixels, view.side)), Letterbox(
+        width, height, view.scale, *part.offset, own=view.own
+    )
+
+
+def letterbox(image: Labelled, size: int) -> tuple[Labelled, Letterbox]:
+    """Fit an image into a ``size`` x ``size`` square, keeping its proportions, centred on mid grey."""
+    height, width = image.pixels.shape[:2]
+    scale = size / max(height, width)
+    canvas = canvas_like(image.pixels, size)
+    pad_x, pad_y = (size - round(width * scale)) // 2, (size - round(height * scale)) // 2
+    _paste(canvas, Part(image, scale, (0, 0), (pad_x, pad_y), (0, 0, size, size)))
+    # Sides are rounded to whole pixels; the boxes follow the exact scale, less than half a pixel off.
+    boxes = image.boxes * np.float32(scale) + np.array([pad_x, pad_y, pad_x, pad_y], dtype=np.float32)
+    return Labelled(canvas, boxes, image.labels), Letterbox(width, height, scale, float(pad_x), float(pad_y))
+
+
+def placed(parts: list[Part], canvas: Pixels) -> Labelled:
+    """Scale and paste parts of images, and move and clip their boxes alike; hardly visible objects are left out."""
+    all_boxes, all_labels = [], []
+    for part in parts:
+        _paste(canvas, part)
+        x1, y1, x2, y2 = part.window
+        moved = part.image.boxes * np.float32(part.scale) + np.array(part.offset * 2, dtype=np.float32)
+        origin = np.array([x1, y1, x1, y1], dtype=np.float32)
+        clipped = clip_xyxy(moved - origin, x2 - x1, y2 - y1) + origin
+        sides = clipped[:, 2:] - clipped[:, :2]
+        is_seen = area_xyxy(clipped) >= LEAST_VISIBLE * area_xyxy(moved)
+        kept = is_seen & (sides.min(axis=1, initial=np.inf) >= LEAST_SIDE)
+        all_boxes.append(clipped[kept])
+        all_labels.append(part.image.labels[kept])
+    return Labelled(canvas, np.concatenate(all_boxes).astype(np.float32), np.concatenate(all_labels))
+
+
+def canvas_like(like: Pixels, size: int) -> Pixels:
+    """A ``size`` x ``size`` square of mid grey, of the type and channels of an image."""
+    return np.full((size, size, *like.shape[2:]), round(PAD * full_scale(like)), dtype=like.dtype)
+
+
+def full_scale(pixels: np.ndarray) -> int:
+    """The largest value that pixels of this type can have, which means 1.0."""
+    return int(np.iinfo(pixels.dtype).max)
+
+
+def network_input(pixels: Sequence[Pixels], *, channels: int) -> Float32[np.ndarray, "batch {channels} _h _w"]:
+    """Images of one size, grey or colour, as a batch in [0, 1] with 1 or 3 channels, as the network takes."""
+    stacked = np.stack([_in_channels(image, channels) for image in pixels])
+    scaled = np.multiply(stacked, np.float32(1 / full_scale(stacked)), dtype=np.float32)
+    # Stacked with channels last, which is how the convolutions take them.
+    return scaled.transpose(0, 3, 1, 2)
+
+
+def _in_channels(
+    pixels: Pixels, channels: int
+) -> UInt8[np.ndarray, "_h _w {channels}"] | UInt16[np.ndarray, "_h _w {channels}"]:
+    if channels == 3:
+        return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[:, :, None], (*pixels.shape, 3))
+    return (pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[:, :, None]
+
+
+def _starts(length: int, scale: float, tile: int) -> list[int]:
+    """First file pixel of each tile along an axis."""
+    shown = tile / scale
+    if length <= shown:
+        return [0]
+    count = math.ceil((length - shown) / (shown * (1 - OVERLAP))) + 1
+    # A tile of less than half a pixel of the file must not begin behind the last.
+    return [min(round(start), length - 1) for start in np.linspace(0, length - shown, count)]
+
+
+def _own(starts: list[int], shown: float) -> tuple[list[float], list[float]]:
+    middles = [(after + before + shown) / 2 for before, after in pairwise(starts)]
+    return [-math.inf, *middles], [*middles, math.inf]
+
+
+def _resize(pixels: Pixels, scale: float) -> Pixels:
+    height, width = (max(round(side * scale), 1) for side in pixels.shape[:2])
+    # Averaging over areas when shrinking: anything else drops the small bright objects that are to be found.
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    # A turned image is a view that OpenCV would copy, pixel by pixel across memory. It is resized as it lies there, and
+    # the smaller result is turned.
+    is_turned = abs(pixels.strides[0]) < abs(pixels.strides[1])
+    lying, sides = (pixels.swapaxes(0, 1), (height, width)) if is_turned else (pixels, (width, height))
+    back = tuple(slice(None, None, -1 if step < 0 else 1) for step in lying.strides[:2])
+    resized = cv2.resize(lying[back], sides, interpolation=method)[back]
+    return resized.swapaxes(0, 1) if is_turned else resized
+
+
+def _paste(canvas: Pixels, part: Part) -> None:
+    """Lay a part of an image on a canvas, as far as it lies in its window."""
+    (x, y), (left, top), window = part.source, part.corner, part.window
+    # Only what will be seen is resized.
+    columns, rows = math.ceil((window[2] - left) / part.scale), math.ceil((window[3] - top) / part.scale)
+    if columns < 1 or rows < 1:
+        return
+    pixels = _resize(part.image.pixels[y : y + rows, x : x + columns], part.scale)
+    if canvas.ndim != pixels.ndim:
+        # A data set may mix grey and colour; the first image of a mosaic decides.
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB if canvas.ndim == 3 else cv2.COLOR_RGB2GRAY)
+    x1, y1 = max(left, window[0]), max(top, window[1])
+    x2, y2 = min(left + pixels.shape[1], window[2]), min(top + pixels.shape[0], window[3])
+    if x1 < x2 and y1 < y2:
+        canvas[y1:y2, x1:x2] = pixels[y1 - top : y2 - top, x1 - left : x2 - left]
