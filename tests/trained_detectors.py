@@ -41,16 +41,30 @@ def make_trained(
         torch.manual_seed(0)
         module = DetectorModule.from_values(arguments)
         for layer in module.network.layers():
-            if isinstance(layer, Convolution):  # statistics that are no identity, scales that keep residual sums small
-                layer.norm.weight.data.uniform_(0.2, 0.8)
-                layer.norm.bias.data.normal_(std=0.2)
-                layer.norm.running_mean.uniform_(-0.1, 0.1)
-                layer.norm.running_var.uniform_(0.5, 1.5)
+            if isinstance(layer, Convolution):
+                randomise_norm(layer)
             else:
+                assert layer.bias is not None
                 layer.weight.data.normal_(std=0.3)
                 layer.bias.data.zero_()
     origin = {"study": "tiny", "cell": "random", "identity": "0123"}
     return TrainedDetector(module, count_threshold, origin, class_thresholds=class_thresholds)
+
+
+def randomise_norm(layer: Convolution) -> None:
+    """Statistics that are no identity, and scales that keep residual sums small."""
+    norm = layer.norm
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.weight.data.uniform_(0.2, 0.8)
+    norm.bias.data.normal_(std=0.2)
+    norm.running_mean.uniform_(-0.1, 0.1)
+    norm.running_var.uniform_(0.5, 1.5)
+
+
+def predictions(network: YOLOv3) -> list[torch.nn.Conv2d]:
+    """The last convolution of each head."""
+    return [layer for layer in network.layers() if isinstance(layer, torch.nn.Conv2d)]
 
 
 def detect_as_studies_do(detector: TrainedDetector, paths: Sequence[Path]) -> list[Detections]:

@@ -4,10 +4,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from boxtwin.config.compose import WITHOUT, register, renamed_setting, to_object
-from boxtwin.config.identity import FIRST_NAMES, FIRST_PLACES, defining_values, place_now, short_hash
+from boxtwin.config.compose import WITHOUT, former_setting, register, to_object
+from boxtwin.config.identity import FIRST_NAMES, FIRST_PLACES, current_target, defining_values, short_hash
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.sample import Dataset
 from boxtwin.errors import InputError
+from boxtwin.labels.carry import CarryLabels
+from boxtwin.labels.method import Variations
+from boxtwin.labels.options import LabelOptions
 from boxtwin.run.build import make_generator
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 
@@ -41,18 +45,26 @@ def test_runs_keep_their_hash_when_modules_move(generator: str) -> None:
     assert short_hash(values) == RECORDED[generator]
 
 
-SAID = {first: f"{first} has been renamed: write {setting}" for setting, first in FIRST_NAMES.items()}
+def test_stores_keep_their_key_when_settings_of_labels_are_renamed() -> None:
+    # The names and values that keys of stores were first made of.
+    first = {"new_objects": "refuse", "sure": 0.6, "gone": 0.3, "match": 0.5, "better": 0.15, "search": 12}
+    assert (
+        CarryLabels(LabelOptions(), Variations(Dataset("a", (), (), (), ""), "repeat", "carried")).identity() == first
+    )
 
 
-@pytest.mark.parametrize("setting", [*SAID, *WITHOUT])
+RENAMED = {first: f"{first} has been renamed: write {setting}" for setting, first in FIRST_NAMES.items()}
+
+
+@pytest.mark.parametrize("setting", [*RENAMED, *WITHOUT])
 def test_a_setting_that_was_renamed_or_removed_is_refused_by_name(setting: str) -> None:
-    said = SAID.get(setting, f"{setting} is no setting any more")
+    said = RENAMED.get(setting, f"{setting} is no setting any more")
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         with pytest.raises(HydraException) as caught:
             compose("config", [f"{setting}=1"])
         added = compose("config", [f"+{setting}=1"])
-    assert str(renamed_setting(caught.value)).startswith(said)
+    assert str(former_setting(caught.value)).startswith(said)
     with pytest.raises(InputError, match=said):
         to_object(added, BoxtwinConfig)
 
@@ -63,9 +75,9 @@ def test_every_generator_is_found_where_it_was_and_is() -> None:
         targets = {compose("config", [f"generator={name}"]).generator._target_ for name in GENERATORS}
     moved = {f"boxtwin.synthesis.{now}": f"boxtwin.synthesis.{first}" for now, first in FIRST_PLACES.items()}
     assert {target for target in targets if ".controls." not in target} == set(moved)
-    assert {place_now(first) for first in moved.values()} == set(moved)
-    assert {place_now(target) for target in targets} == targets
-    assert place_now("mine.Folder") == "mine.Folder"
+    assert {current_target(first) for first in moved.values()} == set(moved)
+    assert {current_target(target) for target in targets} == targets
+    assert current_target("mine.Folder") == "mine.Folder"
 
 
 def test_a_file_of_an_older_version_builds_its_generator_as_the_same_run() -> None:

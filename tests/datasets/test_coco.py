@@ -1,12 +1,11 @@
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
+from conftest import MakeCoco
 from pycocotools.coco import COCO
 
 from boxtwin.boxes import xyxy_to_xywh
@@ -14,7 +13,6 @@ from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.options import OnBadBox
 from boxtwin.errors import InputError
 
-MakeCoco = Callable[..., Any]
 NOT_FINITE = "boxes that are not four finite numbers [x, y, width, height]"
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -287,7 +285,8 @@ def test_missing_lists(make_coco: MakeCoco, key: str) -> None:
     assert f"needs a list under '{key}'" in refusal(built)
     del built.content[key]
     assert f"needs a list under '{key}'" in refusal(built)
-    built.content = [1, 2]
+    built.annotations.write_text("[1, 2]")
+    built.by_hand = True
     assert "needs a list under 'images'" in refusal(built)
 
 
@@ -364,9 +363,9 @@ def test_digest(make_coco: MakeCoco) -> None:
         changed(["categories", 0, "name"], "c"),
     }
     built.content = original
-    pixels = cv2.imread(str(built.images / "S00_0.png"), cv2.IMREAD_UNCHANGED)
+    pixels = read_image(built.images / "S00_0.png")
     pixels[0, 0] += 1
-    cv2.imwrite(str(built.images / "S00_0.png"), pixels)
+    write_png(built.images / "S00_0.png", pixels)
     digests.add(built.read().digest)
     assert len(digests) == 7
 

@@ -12,11 +12,10 @@ from coco_reference import coco_figures
 
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.coco_json import load_json
+from boxtwin.datasets.options import OnDuplicateBox
 from boxtwin.datasets.sample import Dataset, Detections
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import coco_results
-
-MakeCoco = Callable[..., Any]
 
 
 def refusal(built: Any, **settings: Any) -> str:
@@ -213,7 +212,7 @@ def test_one_place_in_two_classes_is_named(make_coco: MakeCoco) -> None:
     first = built.content["annotations"][0]
     other = {3: 13, 13: 3}[first["category_id"]]
     built.content["annotations"].append(first | {"id": 9, "category_id": other})
-    dataset = built.read(on_duplicate_box="merge")
+    dataset = built.read(on_duplicate_box=OnDuplicateBox.merge)
     assert len(dataset.samples[0].boxes) == 3  # nobody can tell which class is right
     (remark,) = dataset.remarks
     assert remark.startswith("1 boxes")
@@ -236,5 +235,5 @@ def test_a_list_that_stands_there_twice_is_refused(make_coco: MakeCoco) -> None:
     built = make_coco()
     text = json.dumps(built.content)
     built.annotations.write_text(f'{text[:-1]}, "annotations": []}}')
-    built.write = lambda: None
+    built.by_hand = True
     assert "is not valid JSON: 'annotations' stands there twice" in refusal(built)

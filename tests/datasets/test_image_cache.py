@@ -3,7 +3,6 @@ import multiprocessing
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest

@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from conftest import MakeCoco
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import coo_array
@@ -19,11 +20,18 @@ from boxtwin.datasets.inspection import join_groups, nearly_same, roboflow_name,
 from boxtwin.datasets.splits import make_split, read_split
 from boxtwin.errors import InputError
 
-MakeCoco = Callable[..., Any]
-
 
 def as_jpeg(pixels: Pixels, quality: int) -> Pixels:
-    return cv2.imdecode(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_UNCHANGED)
+    encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+    assert decoded is not None
+    return decoded
+
+
+def known_look(pixels: Pixels) -> Look:
+    look = look_of(pixels)
+    assert look is not None
+    return look
 
 
 COPIES: dict[str, Callable[[Pixels], Pixels]] = {

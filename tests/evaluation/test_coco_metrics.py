@@ -4,6 +4,7 @@ import math
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from boxtwin.evaluation.coco_metrics import FIGURES, coco_by_class, coco_results
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import ResampledAP
 
+Evaluator = Literal["faster", "pycocotools"]
 CATEGORY_IDS = (7, 3, 40)  # neither from 0, nor in order, nor dense
 CLASSES = ("ship", "buoy", "quay")
 
 
-def make_sample(image_id, boxes, labels, crowd=None, areas=None):
+def make_sample(
+    image_id: int, boxes: ArrayLike, labels: ArrayLike, crowd: ArrayLike | None = None, areas: ArrayLike | None = None
+) -> Sample:
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     n = len(boxes)
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
@@ -37,7 +41,7 @@ def make_sample(image_id, boxes, labels, crowd=None, areas=None):
     )
 
 
-def random_case(seed, images=12):
+def random_case(seed: int, images: int = 12) -> tuple[list[Sample], dict[int, Detections]]:
     """Objects of three sizes and classes, some of them crowds, and detections that are jittered, missed or made up."""
     rng = np.random.default_rng(seed)
     samples, detections = [], {}
@@ -62,7 +66,7 @@ def random_case(seed, images=12):
     return samples, detections
 
 
-def outside_evaluation(folder, truth, results):
+def outside_evaluation(folder: Path, truth: dict[str, Any], results: list[dict[str, Any]]) -> COCOeval:
     """What somebody does who has nothing but the two files."""
     (folder / "annotations.json").write_text(json.dumps(truth))
     (folder / "detections.json").write_text(json.dumps(results))
@@ -75,7 +79,7 @@ def outside_evaluation(folder, truth, results):
     return evaluation
 
 
-def hand_written_truth(samples):
+def hand_written_truth(samples: list[Sample]) -> dict[str, Any]:
     annotations = [
         {
             "id": 1000 * s.image_id + i,
@@ -96,7 +100,7 @@ def hand_written_truth(samples):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_figures_equal_pycocotools_on_files(seed, tmp_path):
+def test_figures_equal_pycocotools_on_files(seed: int, tmp_path: Path) -> None:
     samples, detections = random_case(seed)
     evaluation = outside_evaluation(tmp_path, hand_written_truth(samples), coco_results(detections, CATEGORY_IDS))
     figures, _ = coco_by_class(match_detections(samples, detections, len(CATEGORY_IDS)))
@@ -107,7 +111,9 @@ def test_figures_equal_pycocotools_on_files(seed, tmp_path):
     assert 0.05 < figures["map"] < 0.95  # the case is neither trivial nor hopeless
 
 
-def crowded_case(seed, *, images, classes, most_objects, most_found):
+def crowded_case(
+    seed: int, *, images: int, classes: int, most_objects: int, most_found: int
+) -> tuple[list[Sample], dict[int, Detections]]:
     """Any number of classes, crowds and empty images; scores of few values, so that many are equal."""
     rng = np.random.default_rng(seed)
     samples, detections = [], {}
@@ -134,7 +140,9 @@ def crowded_case(seed, *, images, classes, most_objects, most_found):
     ids=["one class", "five classes", "more than 100 an image", "nothing found", "no objects", "one image"],
 )
 @pytest.mark.parametrize("seed", range(4))
-def test_figures_equal_the_reference_in_hard_cases(seed, images, classes, most_objects, most_found):
+def test_figures_equal_the_reference_in_hard_cases(
+    seed, images: int, classes: int, most_objects: int, most_found: int
+) -> None:
     samples, detections = crowded_case(
         seed, images=images, classes=classes, most_objects=most_objects, most_found=most_found
     )
@@ -144,7 +152,7 @@ def test_figures_equal_the_reference_in_hard_cases(seed, images, classes, most_o
     assert {name: own[name] for name in FIGURES} == pytest.approx(plain, abs=1e-12, rel=0, nan_ok=True)
 
 
-def test_the_random_sets_hold_what_they_are_to_hold():
+def test_the_random_sets_hold_what_they_are_to_hold() -> None:
     samples, detections = crowded_case(0, images=8, classes=2, most_objects=40, most_found=320)
     assert max(len(found.boxes) for found in detections.values()) > 100
     assert any(sample.crowd.any() for sample in samples)
@@ -154,7 +162,7 @@ def test_the_random_sets_hold_what_they_are_to_hold():
     assert figures["mar_1"] < figures["mar_10"] < figures["mar_100"]
 
 
-def test_size_classes_follow_the_annotated_area_not_the_box():
+def test_size_classes_follow_the_annotated_area_not_the_box() -> None:
     box = [0, 0, 100, 100]
     small = make_sample(1, [box], [0], areas=[500.0])
     found = {1: Detections(np.array([box], np.float32), np.ones(1), np.zeros(1, int))}
@@ -163,7 +171,7 @@ def test_size_classes_follow_the_annotated_area_not_the_box():
     assert math.isnan(figures["map_large"])
 
 
-def test_crowds_are_neither_missed_nor_held_against_detections():
+def test_crowds_are_neither_missed_nor_held_against_detections() -> None:
     box, crowd = [10, 10, 40, 40], [100, 100, 300, 300]
     sample = make_sample(5, [box, crowd], [0, 0], crowd=[False, True])
     boxes = np.array([[120, 120, 150, 150], box, [200, 200, 230, 230]], np.float32)
@@ -173,30 +181,30 @@ def test_crowds_are_neither_missed_nor_held_against_detections():
     assert (figures["map"], figures["mar_100"]) == pytest.approx((1, 1))
 
 
-def test_objects_but_no_detections_give_zero():
+def test_objects_but_no_detections_give_zero() -> None:
     samples = [make_sample(1, [[0, 0, 20, 20]], [0]), make_sample(2, [], [])]
     empty = Detections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, int))
     for detections in ({}, {1: empty, 2: empty}):
         figures = coco_by_class(match_detections(samples, detections, 1))[0]
         assert figures["map"] == figures["map_50"] == figures["mar_100"] == figures["map_small"] == 0
         assert math.isnan(figures["map_large"])
-        assert (ResampledAP.match(samples, detections, (1,)).curves() == 0).all()
+        assert (ResampledAP.of(match_detections(samples, detections, 1)).curves() == 0).all()
 
 
-def test_no_objects_give_nan():
+def test_no_objects_give_nan() -> None:
     found = {1: Detections(np.array([[0, 0, 9, 9]], np.float32), np.ones(1), np.zeros(1, int))}
     for samples, detections in (([], {}), ([make_sample(1, [], [])], {}), ([make_sample(1, [], [])], found)):
         assert all(math.isnan(value) for value in coco_by_class(match_detections(samples, detections, 1))[0].values())
-        assert np.isnan(ResampledAP.match(samples, detections, (1,)).curves()).all()
+        assert np.isnan(ResampledAP.of(match_detections(samples, detections, 1)).curves()).all()
 
 
-def test_a_class_without_objects_does_not_pull_the_mean_down():
+def test_a_class_without_objects_does_not_pull_the_mean_down() -> None:
     box = [0, 0, 30, 30]
     found = {1: Detections(np.array([box], np.float32), np.ones(1), np.zeros(1, int))}
     assert coco_by_class(match_detections([make_sample(1, [box], [0])], found, 3))[0]["map"] == pytest.approx(1)
 
 
-def test_mistakes_are_named():
+def test_mistakes_are_named() -> None:
     sample = make_sample(1, [[0, 0, 5, 5]], [0])
     with pytest.raises(ValueError, match=r"not among the samples: ids \[2\]"):
         coco_by_class(match_detections([sample], {2: Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))}, 1))[
@@ -208,7 +216,7 @@ def test_mistakes_are_named():
         coco_results({1: Detections(np.zeros((1, 4)), np.ones(1), np.ones(1, int))}, (1,))
 
 
-def test_ids_of_any_size_change_nothing():
+def test_ids_of_any_size_change_nothing() -> None:
     """Time stamps, unsigned numbers of 64 bits, negative ones: in the same order, they give the same figures."""
     samples, detections = random_case(5)
     order = sorted(sample.image_id for sample in samples)

@@ -13,7 +13,7 @@ from boxtwin.evaluation.counts import (
 )
 
 
-def make_sample(image_id, objects, crowds=0):
+def make_sample(image_id: int, objects: int, crowds: int = 0) -> Sample:
     n = objects + crowds
     return Sample(
         name=f"{image_id}.png",
@@ -28,16 +28,16 @@ def make_sample(image_id, objects, crowds=0):
     )
 
 
-def found(*scores):
+def found(*scores: float) -> Detections:
     return Detections(np.zeros((len(scores), 4)), np.array(scores, dtype=np.float64), np.zeros(len(scores), int))
 
 
-def test_a_score_on_the_threshold_counts():
+def test_a_score_on_the_threshold_counts() -> None:
     assert counted(found(0.9, 0.5, 0.1), 0.5).scores.tolist() == [0.9, 0.5]
     assert len(counted(found(), 0.5).scores) == 0
 
 
-def test_figures_by_hand():
+def test_figures_by_hand() -> None:
     # errors: +2, -1, 0, -3
     figures = count_figures(np.array([1, 4, 0, 3]), np.array([3, 3, 0, 0]))
     assert figures == pytest.approx(
@@ -45,20 +45,20 @@ def test_figures_by_hand():
     )
 
 
-def test_figures_without_images_are_nan():
+def test_figures_without_images_are_nan() -> None:
     assert all(math.isnan(value) for value in count_figures(np.zeros(0, int), np.zeros(0, int)).values())
 
 
-def brute_force(samples, detections, threshold):
+def brute_force(samples: list[Sample], detections: dict[int, Detections], threshold: float) -> tuple[float, float]:
     errors = [
         int((detections[s.image_id].scores >= threshold).sum() if s.image_id in detections else 0) - len(s.object_boxes)
         for s in samples
     ]
-    return np.abs(errors).mean(), abs(np.mean(errors))
+    return float(np.abs(errors).mean()), abs(float(np.mean(errors)))
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_threshold_beats_every_other_threshold(seed):
+def test_threshold_beats_every_other_threshold(seed: int) -> None:
     rng = np.random.default_rng(seed)
     samples = [make_sample(i, int(rng.integers(0, 6)), int(rng.integers(0, 2))) for i in range(int(rng.integers(1, 9)))]
     decimals = int(rng.integers(1, 4))  # few decimals: many equal scores, and scores of exactly 0 and 1
@@ -78,12 +78,12 @@ def test_threshold_beats_every_other_threshold(seed):
         assert threshold == THRESHOLD_WITHOUT_DETECTIONS
 
 
-def test_middle_of_the_plateau():
+def test_middle_of_the_plateau() -> None:
     # Between 0.3 and 0.8 exactly the two objects are counted.
     assert best_threshold([make_sample(1, 2)], {1: found(0.9, 0.8, 0.3)}) == pytest.approx(0.55)
 
 
-def test_of_equal_errors_the_unbiased_wins():
+def test_of_equal_errors_the_unbiased_wins() -> None:
     samples = [make_sample(1, 2), make_sample(2, 0)]
     detections = {2: found(0.9), 1: found(0.5)}
     # above 0.9: two missed; (0.5, 0.9]: two missed, one wrong; below: one missed, one wrong, on the whole right
@@ -92,12 +92,12 @@ def test_of_equal_errors_the_unbiased_wins():
     assert best_threshold(samples, detections) == pytest.approx(0.25)
 
 
-def test_nothing_right_to_count_sets_the_threshold_above_all_scores():
+def test_nothing_right_to_count_sets_the_threshold_above_all_scores() -> None:
     samples = [make_sample(1, 0), make_sample(2, 0)]
     assert best_threshold(samples, {1: found(0.7), 2: found(0.6)}) == pytest.approx(0.85)
 
 
-def test_neighbouring_floats_are_still_told_apart():
+def test_neighbouring_floats_are_still_told_apart() -> None:
     for dtype in (np.float32, np.float64):
         low = dtype(0.5)
         scores = np.array([np.nextafter(low, dtype(1)), low])
@@ -106,7 +106,7 @@ def test_neighbouring_floats_are_still_told_apart():
         assert len(counted(detections[1], threshold).scores) == 1
 
 
-def test_mistakes_are_named():
+def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         best_threshold([], {})
     with pytest.raises(ValueError, match=r"not among the samples: ids \[2\]"):
@@ -115,7 +115,7 @@ def test_mistakes_are_named():
         best_threshold([make_sample(1, 0)], {1: found(3.0, 0.2)})
 
 
-def test_large_inputs_are_fast():
+def test_large_inputs_are_fast() -> None:
     rng = np.random.default_rng(0)
     samples = [make_sample(i, int(rng.integers(0, 20))) for i in range(1000)]
     assert 0 < best_threshold(samples, {i: found(*rng.random(100)) for i in range(1000)}) <= 1

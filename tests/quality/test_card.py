@@ -3,7 +3,10 @@
 import json
 import math
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,14 +15,17 @@ import pytest
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.options import Speckle
 from boxtwin.datasets.sample import Lineage, Sample
-from boxtwin.quality.card import figures_of, summarise, write_quality_card
+from boxtwin.quality.card import QualityCard, figures_of, summarise, write_quality_card
 from boxtwin.quality.measure import gather
 from boxtwin.quality.record import describe
 
 SIZE = 128
+NO_OBJECTS = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), np.zeros(0, bool)  # boxes, labels, areas, crowd
 
 
-def sea(scene, look, *, size=(SIZE, SIZE), colour=False, deep=False):
+def sea(
+    scene: int, look: int, *, size: tuple[int, int] = (SIZE, SIZE), colour: bool = False, deep: bool = False
+) -> np.ndarray:
     """A scene of two patches of sea with a few ships, under single-look speckle of its own for every ``look``."""
     rng = np.random.default_rng(scene)
     level = np.full(size, rng.uniform(10, 25))
@@ -35,32 +41,23 @@ def sea(scene, look, *, size=(SIZE, SIZE), colour=False, deep=False):
 class Sets:
     """Real images of three sides, and variations of the first two."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.training, self.validation, self.test, self.variations = [], [], [], []
+        self.training: list[Sample] = []
+        self.validation: list[Sample] = []
+        self.test: list[Sample] = []
+        self.variations: list[Sample] = []
 
-    def add(self, side, name, pixels, lineage=None):
+    def add(self, side: str, name: str, pixels: np.ndarray, lineage: Lineage | None = None) -> None:
         path = self.folder / name
         write_png(path, pixels)
         samples = getattr(self, side)
-        samples.append(
-            Sample(
-                name=name,
-                path=path,
-                width=pixels.shape[1],
-                height=pixels.shape[0],
-                image_id=len(samples) + 1,
-                boxes=np.zeros((0, 4)),
-                labels=np.zeros(0, int),
-                areas=np.zeros(0),
-                crowd=np.zeros(0, bool),
-                group="" if lineage else name,
-                lineage=lineage,
-                sha256=f"{name} {pixels.sum()}",
-            )
-        )
+        height, width = pixels.shape[:2]
+        sample = Sample(name, path, width, height, len(samples) + 1, *NO_OBJECTS)
+        group, digest = "" if lineage else name, f"{name} {pixels.sum()}"
+        samples.append(replace(sample, group=group, lineage=lineage, sha256=digest))
 
-    def vary(self, make, per_image=2):
+    def vary(self, make: Callable[[np.ndarray, int, int], np.ndarray], per_image: int = 2) -> None:
         """``make(source pixels, scene, variation)`` gives the pixels of each variation."""
         for scene, source in enumerate([*self.training, *self.validation]):
             for number in range(1, per_image + 1):
@@ -68,20 +65,30 @@ class Sets:
                 self.add("variations", f"v/{scene}-{number}.png", pixels, Lineage(source.name, "made", number, 0))
 
     @property
-    def sides(self):
+    def sides(self) -> tuple[list[Sample], list[Sample], list[Sample], list[Sample]]:
         return self.variations, self.training, self.validation, self.test
 
-    def card(self, speckle=Speckle.amplitude):
+    def card(self, speckle=Speckle.amplitude) -> QualityCard:
         return write_quality_card(self.folder / "store", *self.sides, speckle=speckle)
 
-    def summary(self, speckle=Speckle.amplitude):
+    def summary(self, speckle=Speckle.amplitude) -> dict[str, Any]:
         """What the card says, without its files."""
         return summarise(gather(*self.sides, speckle))
 
 
+MakeSets = Callable[..., Sets]
+
+
 @pytest.fixture
-def make_sets(tmp_path):
-    def make(*, train=8, val=4, test=10, sizes=((SIZE, SIZE),), **kind):
+def make_sets(tmp_path: Path) -> MakeSets:
+    def make(
+        *,
+        train: int = 8,
+        val: int = 4,
+        test: int = 10,
+        sizes: Sequence[tuple[int, int]] = ((SIZE, SIZE),),
+        **kind: bool,
+    ) -> Sets:
         sets = Sets(tmp_path)
         for scene in range(train + val + test):
             side = "training" if scene < train else "validation" if scene < train + val else "test"
@@ -92,15 +99,15 @@ def make_sets(tmp_path):
 
 
 @pytest.fixture
-def sets(make_sets):
+def sets(make_sets: MakeSets) -> Sets:
     return make_sets()
 
 
-def verdicts(card):
+def verdicts(card: dict[str, Any]) -> dict[str, str]:
     return {name: figure["verdict"] for name, figure in card["figures"].items()}
 
 
-def test_the_same_scenes_seen_again_are_alike_and_neither_copies_nor_leaks(sets):
+def test_the_same_scenes_seen_again_are_alike_and_neither_copies_nor_leaks(sets: Sets) -> None:
     sets.vary(lambda _, scene, number: sea(scene, number))
     card = sets.summary()
     assert verdicts(card) == {
@@ -120,7 +127,7 @@ def test_the_same_scenes_seen_again_are_alike_and_neither_copies_nor_leaks(sets)
     assert card["images"] == {"variations": 24, "sources": 12, "real": 12, "test": 10}
 
 
-def test_repeated_images_are_copies(sets):
+def test_repeated_images_are_copies(sets: Sets) -> None:
     sets.vary(lambda source, *_: source)
     card = sets.summary()
     assert card["verdict"] == "copy"
@@ -133,11 +140,11 @@ def test_repeated_images_are_copies(sets):
     assert verdicts(card)["test"] == "unlike"
 
 
-def test_one_remembered_training_image_among_ten_is_a_copy_whoever_it_is_of(sets):
+def test_one_remembered_training_image_among_ten_is_a_copy_whoever_it_is_of(sets: Sets) -> None:
     """The variation of one source is another source, moved: memorised, and not seen by looking at its own source."""
     other = read_image(sets.training[1].path)
 
-    def make(_, scene, number):
+    def make(_: np.ndarray, scene: int, number: int) -> np.ndarray:
         return np.roll(other, (20, 30), (0, 1)) if number == 1 and scene in (5, 6) else sea(scene, number)
 
     sets.vary(make)
@@ -146,7 +153,7 @@ def test_one_remembered_training_image_among_ten_is_a_copy_whoever_it_is_of(sets
     assert card["verdict"] == "copy"
 
 
-def test_variations_that_repeat_each_other_are_copies(sets):
+def test_variations_that_repeat_each_other_are_copies(sets: Sets) -> None:
     sets.vary(lambda _, scene, __: sea(scene, 1))
     card = sets.summary()
     assert verdicts(card)["nearest_real"] == "alike"
@@ -154,7 +161,7 @@ def test_variations_that_repeat_each_other_are_copies(sets):
 
 
 @pytest.mark.parametrize("moved", [(0, 0), (40, 0)])
-def test_a_store_with_one_test_image_in_it_leaks(sets, moved):
+def test_a_store_with_one_test_image_in_it_leaks(sets: Sets, moved: tuple[int, int]) -> None:
     stolen = np.roll(read_image(sets.test[3].path), moved, (0, 1))
     sets.vary(lambda _, scene, number: stolen if (scene, number) == (4, 2) else sea(scene, number))
     card = sets.summary()
@@ -165,7 +172,7 @@ def test_a_store_with_one_test_image_in_it_leaks(sets, moved):
     assert figures_of(card)["quality_test_matches"] == 1
 
 
-def test_scenes_of_the_test_images_seen_again_leak_without_any_pixel_of_theirs(sets):
+def test_scenes_of_the_test_images_seen_again_leak_without_any_pixel_of_theirs(sets: Sets) -> None:
     first_test = len(sets.training) + len(sets.validation)
     sets.vary(lambda _, scene, number: sea(first_test + scene % 10, number))
     card = sets.summary()
@@ -174,7 +181,7 @@ def test_scenes_of_the_test_images_seen_again_leak_without_any_pixel_of_theirs(s
     assert card["verdict"] == "leak"
 
 
-def test_a_split_that_tears_overlapping_chips_apart_is_not_the_generators_fault(sets):
+def test_a_split_that_tears_overlapping_chips_apart_is_not_the_generators_fault(sets: Sets) -> None:
     """The third test image and a training image are cut from one picture; `repeat` shows no more of it than that."""
     wide = sea(500, 0, size=(SIZE, SIZE + SIZE // 2))
     write_png(sets.training[2].path, wide[:, :SIZE])
@@ -195,14 +202,16 @@ def test_a_split_that_tears_overlapping_chips_apart_is_not_the_generators_fault(
     ],
     ids=["looks", "detail", "levels"],
 )
-def test_what_does_not_look_like_the_sensor_is_unlike(sets, spoil, figure):
+def test_what_does_not_look_like_the_sensor_is_unlike(
+    sets: Sets, spoil: Callable[[np.ndarray], np.ndarray], figure: str
+) -> None:
     sets.vary(lambda _, scene, number: spoil(sea(scene, number)))
     card = sets.summary()
     assert verdicts(card)[figure] == "unlike"
     assert card["verdict"] == "unlike"
 
 
-def test_errors_to_either_side_cancel_in_the_ratio_and_show_in_the_typical_factor(sets):
+def test_errors_to_either_side_cancel_in_the_ratio_and_show_in_the_typical_factor(sets: Sets) -> None:
     gains = (1.6, 1 / 1.6)
     sets.vary(lambda _, scene, number: np.clip(sea(scene, number) * gains[scene % 2], 0, 255).astype(np.uint8))
     figure = sets.summary()["figures"]["fine_detail"]
@@ -210,7 +219,7 @@ def test_errors_to_either_side_cancel_in_the_ratio_and_show_in_the_typical_facto
     assert figure["typical"] == pytest.approx(1.6**2, rel=0.2)
 
 
-def test_photographs_have_no_looks(make_sets):
+def test_photographs_have_no_looks(make_sets: MakeSets) -> None:
     sets = make_sets(colour=True)
     sets.vary(lambda _, scene, number: sea(scene, number, colour=True))
     card = sets.summary(speckle=None)
@@ -222,7 +231,7 @@ def test_photographs_have_no_looks(make_sets):
     assert "calm sea" not in describe(card)
 
 
-def test_sixteen_bits_of_different_sizes(make_sets):
+def test_sixteen_bits_of_different_sizes(make_sets: MakeSets) -> None:
     sizes = ((SIZE, SIZE), (96, 160), (70, 70))
     sets = make_sets(sizes=sizes, deep=True)
     sets.vary(lambda _, scene, number: sea(scene, number, size=sizes[scene % 3], deep=True))
@@ -231,7 +240,7 @@ def test_sixteen_bits_of_different_sizes(make_sets):
     assert card["figures"]["looks"]["variations"] == pytest.approx(1, rel=0.15)
 
 
-def test_one_image_on_each_side(make_sets):
+def test_one_image_on_each_side(make_sets: MakeSets) -> None:
     sets = make_sets(train=1, val=0, test=1)
     sets.vary(lambda _, scene, number: sea(scene, number), per_image=1)
     card = sets.summary()
@@ -246,7 +255,7 @@ def test_one_image_on_each_side(make_sets):
     assert card["verdict"] == "undecided"
 
 
-def test_flat_images(make_sets):
+def test_flat_images(make_sets: MakeSets) -> None:
     sets = make_sets(train=4, val=1, test=2)
     for sample in [*sets.training, *sets.validation, *sets.test]:
         write_png(sample.path, np.full((SIZE, SIZE), 30, np.uint8))
@@ -258,7 +267,7 @@ def test_flat_images(make_sets):
     assert card["verdict"] == "alike"
 
 
-def test_a_card_is_made_once_and_again_when_the_store_grows(sets):
+def test_a_card_is_made_once_and_again_when_the_store_grows(sets: Sets) -> None:
     sets.vary(lambda _, scene, number: sea(scene, number), per_image=1)
     first = sets.card()
     times = {path: path.stat().st_mtime_ns for path in (first.report, first.picture)}
@@ -276,7 +285,7 @@ def test_a_card_is_made_once_and_again_when_the_store_grows(sets):
     assert (sets.folder / "store" / "quality_card.png").read_bytes() == grown.picture.read_bytes()
 
 
-def test_what_changes_an_answer_changes_the_card(sets):
+def test_what_changes_an_answer_changes_the_card(sets: Sets) -> None:
     sets.vary(lambda _, scene, number: sea(scene, number), per_image=1)
     sets.variations, sets.training, sets.validation, sets.test = sets.variations[:2], sets.training[:2], [], sets.test
     known = {sets.card().summary["made_of"], sets.card(speckle=None).summary["made_of"]}
@@ -287,7 +296,7 @@ def test_what_changes_an_answer_changes_the_card(sets):
     assert len(known) == 4
 
 
-def test_a_card_that_a_kill_left_half_made_is_made(sets):
+def test_a_card_that_a_kill_left_half_made_is_made(sets: Sets) -> None:
     sets.vary(lambda _, scene, number: sea(scene, number), per_image=1)
     first = sets.card()
     picture = first.picture.read_bytes()
@@ -298,7 +307,7 @@ def test_a_card_that_a_kill_left_half_made_is_made(sets):
 
 
 @pytest.mark.parametrize("kind", [{}, {"colour": True}, {"deep": True}, {"train": 1, "val": 0, "test": 1}])
-def test_the_picture_is_a_picture(make_sets, kind):
+def test_the_picture_is_a_picture(make_sets: MakeSets, kind: dict[str, Any]) -> None:
     sets = make_sets(**{"train": 4, "val": 1, "test": 2} | kind)
     looks = {key: kind[key] for key in ("colour", "deep") if key in kind}
     sets.vary(lambda _, scene, number: sea(scene, number, **looks), per_image=1 if "train" in kind else 2)
@@ -307,12 +316,14 @@ def test_the_picture_is_a_picture(make_sets, kind):
     assert shown.std() > 20
 
 
-def test_other_labels_of_the_same_pixels_make_no_new_card(sets):
+def test_other_labels_of_the_same_pixels_make_no_new_card(sets: Sets) -> None:
     """Neither in the store nor in one beside it, which names the same images otherwise."""
     sets.vary(lambda _, scene, number: sea(scene, number), per_image=1)
     first = sets.card()
-    box = {"boxes": np.array([[1.0, 2.0, 30.0, 40.0]]), "labels": np.zeros(1, int), "areas": np.full(1, 1064.0)}
-    sets.variations = [replace(sample, **box, crowd=np.zeros(1, bool)) for sample in sets.variations]
+    boxes, labels, areas = np.array([[1.0, 2.0, 30.0, 40.0]]), np.zeros(1, int), np.full(1, 1064.0)
+    sets.variations = [
+        replace(sample, boxes=boxes, labels=labels, areas=areas, crowd=np.zeros(1, bool)) for sample in sets.variations
+    ]
     written = first.report.stat().st_mtime_ns
     assert sets.card().summary == first.summary
     assert first.report.stat().st_mtime_ns == written
@@ -324,7 +335,9 @@ def test_other_labels_of_the_same_pixels_make_no_new_card(sets):
     assert (sets.folder / "beside" / "quality_card.png").exists()
 
 
-def test_an_image_is_read_as_often_whatever_the_number_of_images(make_sets, monkeypatch):
+def test_an_image_is_read_as_often_whatever_the_number_of_images(
+    make_sets: MakeSets, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every image has half of its pixels in common with all others, as a fixed pattern of the sensor."""
     rng = np.random.default_rng(0)
     decided, pattern = rng.random((SIZE, SIZE)) < 0.6, sea(99, 9)
@@ -332,7 +345,7 @@ def test_an_image_is_read_as_often_whatever_the_number_of_images(make_sets, monk
 
     read = Sample.read
 
-    def counted(sample):
+    def counted(sample: Sample) -> np.ndarray:
         reads.append(sample.name)
         return read(sample)
 
@@ -350,7 +363,7 @@ def test_an_image_is_read_as_often_whatever_the_number_of_images(make_sets, monk
     assert counts[1] == 4 * counts[0] == 4 * (3 * 4 + 4 + 2 * 4)
 
 
-def test_what_is_nearly_its_source_is_said_to_be(make_sets):
+def test_what_is_nearly_its_source_is_said_to_be(make_sets: MakeSets) -> None:
     sets = make_sets(colour=True)
     rng = np.random.default_rng(3)
     sets.vary(lambda source, *_: np.clip(source + rng.integers(-9, 10, source.shape), 0, 255).astype(np.uint8))
@@ -360,13 +373,13 @@ def test_what_is_nearly_its_source_is_said_to_be(make_sets):
     assert card["advice"] in describe(card)
 
 
-def test_new_scenes_are_not_said_to_be_old(make_sets):
+def test_new_scenes_are_not_said_to_be_old(make_sets: MakeSets) -> None:
     sets = make_sets(colour=True)
     sets.vary(lambda _, scene, number: sea(700 + 10 * scene + number, 0, colour=True))
     assert "nothing is new" not in sets.summary(speckle=None)["advice"]
 
 
-def test_a_variation_of_something_else_is_refused(sets):
+def test_a_variation_of_something_else_is_refused(sets: Sets) -> None:
     with pytest.raises(ValueError, match="at least one variation"):
         sets.card()
     sets.add("variations", "v/x.png", sea(0, 1), Lineage(sets.test[0].name, "made", 1, 0))
@@ -374,7 +387,7 @@ def test_a_variation_of_something_else_is_refused(sets):
         sets.card()
 
 
-def test_without_test_images_there_is_no_card(sets):
+def test_without_test_images_there_is_no_card(sets: Sets) -> None:
     sets.vary(lambda source, *_: source, per_image=1)
     sets.test = []
     with pytest.raises(ValueError, match="needs test images"):

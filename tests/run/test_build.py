@@ -1,7 +1,10 @@
 import hashlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from small_study import SMALL
@@ -15,25 +18,34 @@ from boxtwin.datasets.sample import CarriedBox, Judgement, Sample
 from boxtwin.detector.checkpoint import TrainedDetector, write_detector
 from boxtwin.detector.nms import merge_tiles
 from boxtwin.errors import InputError
+from boxtwin.labels.method import Variations
+from boxtwin.labels.options import LabelOptions
 from boxtwin.mixing.plan import make_plan
-from boxtwin.run.build import load_dataset, make_data, make_detector, prepare
+from boxtwin.run.build import Prepared, load_dataset, make_data, make_detector, prepare
 from boxtwin.run.label_detectors import make_judge
+from boxtwin.synthesis.store import Library
 
 ROOT = Path(__file__).parents[2]
+Compose = Callable[..., BoxtwinConfig]
 
 
 @pytest.fixture
-def composed(tmp_path):
+def composed(tmp_path: Path) -> Iterator[Compose]:
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
 
-        def with_overrides(*overrides):
+        def with_overrides(*overrides: str) -> BoxtwinConfig:
             small = [value for value in SMALL if "dataset=hrsid" not in overrides or ".build." not in value]
             chosen = ("generator=repeat", "detector=yolov3_nano", f"data={tmp_path}", *overrides)
             typed = quote_numbers((*small, *chosen), ROOT / "conf" / "variations")
             return to_object(compose("config", typed), BoxtwinConfig)
 
         yield with_overrides
+
+
+def store_of(cell: Prepared) -> Library:
+    assert cell.library is not None
+    return cell.library
 
 
 @pytest.mark.parametrize(
@@ -64,12 +76,12 @@ def composed(tmp_path):
         (["variations.synthetic_fraction=1.5"], r"synthetic_fraction=1\.5 must lie between 0 and 1"),
     ],
 )
-def test_bad_settings_are_explained(composed, overrides, message):
+def test_bad_settings_are_explained(composed: Compose, overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         prepare(composed(*overrides))
 
 
-def test_the_same_configuration_is_the_same_cell_and_another_is_another(composed):
+def test_the_same_configuration_is_the_same_cell_and_another_is_another(composed: Compose) -> None:
     plain = prepare(composed())
     assert prepare(composed()).identity == plain.identity
     assert prepare(composed("trainer.threads=1")).identity == plain.identity
@@ -77,14 +89,16 @@ def test_the_same_configuration_is_the_same_cell_and_another_is_another(composed
     assert len({plain.identity, *others}) == 4
 
 
-def test_other_pixels_are_another_cell(composed):
+def test_other_pixels_are_another_cell(composed: Compose) -> None:
     plain = prepare(composed())
     path = plain.split.test[0].path
     path.write_bytes(plain.split.test[1].path.read_bytes())
     assert prepare(composed()).identity != plain.identity
 
 
-def test_crops_and_tiles_reach_the_data_and_grey_images_have_one_channel(composed):
+def test_crops_and_tiles_reach_the_data_and_grey_images_have_one_channel(
+    composed: Compose,
+) -> None:
     cell = prepare(composed("detector.crop=32", "detector.tile=48"))
     data, module = make_data(cell, make_plan(cell.split, ())), make_detector(cell)
     assert next(iter(data.train_dataloader())).images.shape == (8, 1, 32, 32)
@@ -98,26 +112,26 @@ def test_crops_and_tiles_reach_the_data_and_grey_images_have_one_channel(compose
     assert next(iter(make_data(whole, make_plan(whole.split, ())).train_dataloader())).images.shape[-1] == 64
 
 
-def test_objects_that_shrink_to_nothing_are_pointed_out(composed, caplog):
+def test_objects_that_shrink_to_nothing_are_pointed_out(composed: Compose, caplog: pytest.LogCaptureFixture) -> None:
     prepare(composed())
     assert "half of the training objects" not in caplog.text
     prepare(composed("detector.image_size=32"))
     assert "up to dataset.image_size=64" in caplog.text
 
 
-def test_objects_that_crops_cut_off_are_pointed_out(composed, caplog):
+def test_objects_that_crops_cut_off_are_pointed_out(composed: Compose, caplog: pytest.LogCaptureFixture) -> None:
     prepare(composed("detector.crop=48"))
     assert "one training object in ten" not in caplog.text
     prepare(composed("detector.crop=16"))
     assert "crops of 16 pixels will cut many of them off: try dataset.image_size=" in caplog.text
 
 
-def test_images_are_decoded_once_for_all_cells(composed, monkeypatch):
+def test_images_are_decoded_once_for_all_cells(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
 
     read = Sample.read
 
-    def counting(sample):
+    def counting(sample: Sample) -> np.ndarray:
         decoded.append(sample.name)
         return read(sample)
 
@@ -135,12 +149,12 @@ def test_images_are_decoded_once_for_all_cells(composed, monkeypatch):
     assert len(decoded) == 13  # without a cache, the first once more to see its channels
 
 
-def test_without_variations_there_is_no_store(composed):
+def test_without_variations_there_is_no_store(composed: Compose) -> None:
     assert prepare(composed("variations=0")).library is None
     assert prepare(composed("variations=2")).per_image == 2
 
 
-def test_the_embedded_data_set_is_built_once(composed):
+def test_the_embedded_data_set_is_built_once(composed: Compose) -> None:
     first = load_dataset(composed())
     assert len(first.samples) == 24
     before = {sample.path: sample.path.stat().st_mtime_ns for sample in first.samples}
@@ -149,7 +163,7 @@ def test_the_embedded_data_set_is_built_once(composed):
     assert again.digest == first.digest
 
 
-def test_cells_that_share_a_seed_share_initial_weights_and_anchors(composed):
+def test_cells_that_share_a_seed_share_initial_weights_and_anchors(composed: Compose) -> None:
     with_none, with_some = prepare(composed("variations=0")), prepare(composed("variations=2"))
     a, b = make_detector(with_none), make_detector(with_some)
     assert all((x == y).all() for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
@@ -158,7 +172,7 @@ def test_cells_that_share_a_seed_share_initial_weights_and_anchors(composed):
     assert any((x != y).any() for x, y in zip(a.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_every_cell_takes_the_same_steps(composed):
+def test_every_cell_takes_the_same_steps(composed: Compose) -> None:
     cell = prepare(
         composed(
             "variations=0",
@@ -172,7 +186,7 @@ def test_every_cell_takes_the_same_steps(composed):
     assert len(data.train_dataloader()) == 4
 
 
-def test_part_of_a_split_is_another_cell_with_another_store(composed):
+def test_part_of_a_split_is_another_cell_with_another_store(composed: Compose) -> None:
     whole = prepare(composed("variations=1", "generator=copy_paste"))
     same = prepare(composed("variations=1", "generator=copy_paste", "split.train_size=6"))
     part = prepare(composed("variations=1", "generator=copy_paste", "split.train_size=3"))
@@ -187,12 +201,12 @@ def test_part_of_a_split_is_another_cell_with_another_store(composed):
         whole.split.names["test"],
     )
     # copy_paste takes objects from the training images: it must not have seen those that were left out.
-    assert part.library.key != whole.library.key
-    assert [name for name, _ in part.library.identity["training"]] == part.split.names["train"]
+    assert store_of(part).key != store_of(whole).key
+    assert [name for name, _ in store_of(part).identity["training"]] == part.split.names["train"]
     assert setting_hash(part.config) == setting_hash(whole.config)
 
 
-def test_part_of_a_predefined_split(composed, tmp_path):
+def test_part_of_a_predefined_split(composed: Compose, tmp_path: Path) -> None:
     prepare(composed()).split.save(tmp_path / "frozen.json")
     drawn = prepare(composed("split.train_size=3"))
     read = prepare(composed("split.train_size=3", f"split.file={tmp_path / 'frozen.json'}"))
@@ -202,9 +216,9 @@ def test_part_of_a_predefined_split(composed, tmp_path):
         prepare(composed("split.train=8", "split.train_size=3", f"split.file={tmp_path / 'frozen.json'}"))
 
 
-def test_the_part_of_the_real_chips_is_the_smaller_split(composed, hrsid200):
-    chips = ("dataset=hrsid", f"dataset.root={hrsid200}", "split.train=80", "split.train_pool=80")
-    chips = (*chips, f"split.file={hrsid200}/splits/scene_disjoint.json")
+def test_the_part_of_the_real_chips_is_the_smaller_split(composed: Compose, hrsid200: Path) -> None:
+    split_file = f"split.file={hrsid200}/splits/scene_disjoint.json"
+    chips = ("dataset=hrsid", f"dataset.root={hrsid200}", "split.train=80", "split.train_pool=80", split_file)
     parts = {size: prepare(composed(*chips, f"split.train_size={size}")).split for size in (20, 40, 60)}
     s2 = prepare(composed(*chips, "split=s2")).split
     assert set(parts[40].names["train"]) == set(s2.names["train"])
@@ -213,7 +227,9 @@ def test_the_part_of_the_real_chips_is_the_smaller_split(composed, hrsid200):
     assert len({sample.group for sample in parts[20].train}) > 10
 
 
-def test_runs_from_weights_are_found_under_the_name_that_older_versions_gave_them(composed, tmp_path):
+def test_runs_from_weights_are_found_under_the_name_that_older_versions_gave_them(
+    composed: Compose, tmp_path: Path
+) -> None:
     trained = make_trained(architecture="yolov3_nano", channels=1)
     runs = []
     for name in ("a", "b"):
@@ -231,7 +247,7 @@ def test_runs_from_weights_are_found_under_the_name_that_older_versions_gave_the
     assert prepare(composed("variations=0")).earlier_identities == ()
 
 
-def test_a_condition_is_all_that_defines_a_run_but_its_seed(composed):
+def test_a_condition_is_all_that_defines_a_run_but_its_seed(composed: Compose) -> None:
     zero, one, other = (
         prepare(composed(*v))
         for v in (["variations=2", "seed=0"], ["variations=2", "seed=1"], ["detector.learning_rate=0.5"])
@@ -239,15 +255,15 @@ def test_a_condition_is_all_that_defines_a_run_but_its_seed(composed):
     assert zero.condition == one.condition != other.condition
     assert zero.identity != one.identity
     assert set(zero.condition["data"]) == {"train", "val", "test"}
-    assert zero.condition["store"] == zero.library.key
+    assert zero.condition["store"] == store_of(zero).key
 
 
-def test_two_files_of_one_class_are_two_generators(composed):
+def test_two_files_of_one_class_are_two_generators(composed: Compose) -> None:
     usual, other = (prepare(composed("variations=2", *more)) for more in ((), ("generator.name=mine",)))
-    assert type(usual.library.generator) is type(other.library.generator)
-    assert (usual.library.folder.name[:7], other.library.folder.name[:5]) == ("repeat-", "mine-")
-    assert usual.library.key != other.library.key
-    assert other.library.identity["generator"] == "mine"
+    assert type(store_of(usual).generator) is type(store_of(other).generator)
+    assert (store_of(usual).folder.name[:7], store_of(other).folder.name[:5]) == ("repeat-", "mine-")
+    assert store_of(usual).key != store_of(other).key
+    assert store_of(other).identity["generator"] == "mine"
     assert cell_name(other.config) == "s1-x2-mine-yolov3_nano-seed0"
     with pytest.raises(InputError, match=r"generator\.name='\.\./x' cannot be the name of a folder"):
         prepare(composed("variations=2", "generator.name=../x"))
@@ -259,22 +275,23 @@ class Everywhere:
     name = "everywhere"
     by_hand = asks_detectors = False
 
-    def __init__(self, options, variations):  # noqa: ARG002
+    def __init__(self, options: LabelOptions, variations: Variations) -> None:  # noqa: ARG002
         self.side = options.more["side"]
 
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
         return {"side": self.side}
 
-    def judge(self, members):  # noqa: ARG002
+    def judge(self, members: Any) -> "Everywhere":  # noqa: ARG002
         return self
 
-    def __call__(self, *_):
+    def __call__(self, *_: Any) -> Judgement:
         return Judgement((CarriedBox((0.0, 0.0, self.side, self.side), 0, "added", {}),))
 
 
-def test_another_way_to_label_takes_a_class_and_its_settings(composed):
+def test_another_way_to_label_takes_a_class_and_its_settings(composed: Compose) -> None:
     own = ("labels.name=everywhere", f"labels._target_={__name__}.Everywhere")
     runs = [prepare(composed("variations=1", *own, f"+labels.more.side={side}")) for side in (8.0, 9.0)]
-    assert len({run.identity for run in runs}) == len({run.library.key for run in runs}) == 2
-    assert runs[0].library.identity["labels"] == {"name": "everywhere", "side": 8.0}
-    assert make_judge(runs[0])().boxes[0].box == (0, 0, 8, 8)
+    assert len({run.identity for run in runs}) == len({store_of(run).key for run in runs}) == 2
+    assert store_of(runs[0]).identity["labels"] == {"name": "everywhere", "side": 8.0}
+    judge: Any = make_judge(runs[0])
+    assert judge().boxes[0].box == (0, 0, 8, 8)

@@ -2,20 +2,21 @@
 
 import json
 import random
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.config.compose import register
 from boxtwin.config.identity import _DEFINING, _NOT_DEFINING, condition_of, flat_params, setting_hash
 from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
-from boxtwin.studies.comparison import Figures, contrasts
+from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.condition_values import differences, flatten
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.report.summary import notes, verdict
@@ -23,12 +24,16 @@ from boxtwin.studies.report.tables import text_table
 from boxtwin.studies.runs import cells_in
 
 ROOT = Path(__file__).parents[2]
-DATA = {"data": {"train": "a" * 64, "val": "b" * 64, "test": "c" * 64}, "recipe": 1, "store": "0123456789ab"}
+DATA: dict[str, Any] = {
+    "data": {"train": "a" * 64, "val": "b" * 64, "test": "c" * 64},
+    "recipe": 1,
+    "store": "0123456789ab",
+}
 CPU = {"device": "cpu", "precision": "32-true", "commit": "4437dbc" * 5, "clean": True}
 
 
 @pytest.fixture(scope="module")
-def composed():
+def composed() -> Iterator[DictConfig]:
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         typed = ("generator=repeat", "detector=yolov3_nano", "variations=10", "split=s2", "data=data")
@@ -36,11 +41,20 @@ def composed():
 
 
 def write_record(
-    folder, config, seeds, *, data=DATA, weights=None, provenance=CPU, ap50=0.5, content_data=None, **changes
-):
+    folder: Path,
+    config: DictConfig,
+    seeds: Iterable[int],
+    *,
+    data: dict[str, Any] = DATA,
+    weights: str | None = None,
+    provenance: dict[str, Any] = CPU,
+    ap50: float = 0.5,
+    content_data: dict[str, Any] | None = None,
+    **changes: Any,
+) -> None:
     """What runs with these settings leave, with made-up results."""
     for seed in seeds:
-        own = OmegaConf.merge(config, {"seed": seed})
+        own = merged(config, seed=seed)
         params = flat_params(own)
         content = {
             "study": "s",
@@ -61,7 +75,7 @@ def write_record(
         (run / "result.json").write_text(json.dumps(content))
 
 
-def compared(folder):
+def compared(folder: Path) -> tuple[list[Row], list[Contrast], str]:
     """The table of the runs in a folder: rows, comparisons, and all that is printed of them."""
     cells = cells_in(folder)
     rows = condition_table(cells)
@@ -69,22 +83,28 @@ def compared(folder):
     return rows, found, "\n".join((*text_table(rows), *verdict(rows, found), *notes(cells, rows)))
 
 
-def plain(config):
-    return OmegaConf.merge(config, {"variations": {"per_image": 0}})
+def merged(config: DictConfig, **changes: Any) -> DictConfig:
+    result = OmegaConf.merge(config, changes)
+    assert isinstance(result, DictConfig)
+    return result
 
 
-def leaves(schema=BoxtwinConfig, prefix=""):
+def plain(config: DictConfig) -> DictConfig:
+    return merged(config, variations={"per_image": 0})
+
+
+def leaves(schema: type[Any] = BoxtwinConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting that the schema declares, with its type."""
     hints = get_type_hints(schema)
     for field in fields(schema):
         kind, name = hints[field.name], f"{prefix}{field.name}"
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             yield from leaves(kind, f"{name}.")
         elif name not in ("generator", "dataset.build"):
             yield name, kind
 
 
-def another(kind, value, rng):
+def another(kind: Any, value: Any, rng: random.Random) -> Any:
     """Another value of the same type."""
     kinds = [part for part in get_args(kind) if part is not type(None)] or [kind]
     kind = kinds[0]
@@ -105,17 +125,20 @@ SETTINGS = [
 ] + [("generator.name", str), ("generator.strength", float | None), ("dataset.build.images", int)]
 
 
-def defines(name):
+def defines(name: str) -> bool:
     group, _, rest = name.partition(".")
     return group in _DEFINING and rest not in _NOT_DEFINING.get(group, ())
 
 
 @pytest.mark.parametrize("number", range(200))
-def test_runs_that_differ_in_a_setting_are_never_paired_unseen(number, composed, tmp_path):
+def test_runs_that_differ_in_a_setting_are_never_paired_unseen(
+    number: int, composed: DictConfig, tmp_path: Path
+) -> None:
     rng = random.Random(number)
     # Every setting has its turn; half of the pairs differ in a second one.
     chosen = list(dict.fromkeys([SETTINGS[number % len(SETTINGS)], *rng.sample(SETTINGS, rng.randint(0, 1))]))
-    other = OmegaConf.create(OmegaConf.to_container(composed))
+    other = OmegaConf.create(OmegaConf.to_container(composed))  # without the schema's types
+    assert isinstance(other, DictConfig)
     for name, kind in chosen:
         OmegaConf.update(other, name, another(kind, OmegaConf.select(other, name), rng), force_add=True)
     write_record(tmp_path, plain(composed), (0, 1))
@@ -140,7 +163,7 @@ def test_runs_that_differ_in_a_setting_are_never_paired_unseen(number, composed,
 
 
 @pytest.mark.parametrize("key", ["data.val", "data.test", "data.train", "recipe", "levels"])
-def test_runs_on_other_data_or_by_another_recipe_are_not_paired(key, composed, tmp_path):
+def test_runs_on_other_data_or_by_another_recipe_are_not_paired(key: str, composed: DictConfig, tmp_path: Path) -> None:
     data = {**DATA, "data": dict(DATA["data"])}
     group, _, side = key.partition(".")
     if side:
@@ -154,16 +177,18 @@ def test_runs_on_other_data_or_by_another_recipe_are_not_paired(key, composed, t
     assert key in text
 
 
-def test_labels_of_the_test_images_that_changed_are_not_paired_though_the_names_are_the_same(composed, tmp_path):
+def test_labels_of_the_test_images_that_changed_are_not_paired_though_the_names_are_the_same(
+    composed: DictConfig, tmp_path: Path
+) -> None:
     changed = {**DATA, "data": DATA["data"] | {"test": "e" * 64}}
     write_record(tmp_path, plain(composed), (0, 1))
-    write_record(tmp_path, plain(OmegaConf.merge(composed, {"split": {"name": "s1", "train": 80}})), (0,), data=changed)
+    write_record(tmp_path, plain(merged(composed, split={"name": "s1", "train": 80})), (0,), data=changed)
     rows, found, text = compared(tmp_path)
     assert (len(rows), found) == (2, [])
     assert "data.test" in text
 
 
-def test_initial_weights_keep_conditions_apart_and_are_named(composed, tmp_path):
+def test_initial_weights_keep_conditions_apart_and_are_named(composed: DictConfig, tmp_path: Path) -> None:
     write_record(tmp_path, plain(composed), (0, 1))
     write_record(tmp_path, composed, (0, 1), weights="f" * 64)
     _, found, text = compared(tmp_path)
@@ -171,10 +196,10 @@ def test_initial_weights_keep_conditions_apart_and_are_named(composed, tmp_path)
     assert "detector.weights (null there, ffffffff here)" in text
 
 
-def test_a_swept_setting_is_an_axis_with_one_baseline(composed, tmp_path):
+def test_a_swept_setting_is_an_axis_with_one_baseline(composed: DictConfig, tmp_path: Path) -> None:
     write_record(tmp_path, plain(composed), (0, 1))
     for share in (0.25, 0.5):
-        write_record(tmp_path, OmegaConf.merge(composed, {"variations": {"synthetic_fraction": share}}), (0, 1))
+        write_record(tmp_path, merged(composed, variations={"synthetic_fraction": share}), (0, 1))
     rows, found, text = compared(tmp_path)
     assert [row.generator for row in rows] == [
         "none",
@@ -185,7 +210,7 @@ def test_a_swept_setting_is_an_axis_with_one_baseline(composed, tmp_path):
     assert "synthetic_fraction=0.25" in text
 
 
-def test_other_labels_of_the_same_variations_are_an_axis(composed, tmp_path):
+def test_other_labels_of_the_same_variations_are_an_axis(composed: DictConfig, tmp_path: Path) -> None:
     write_record(tmp_path, plain(composed), (0,))
     for store in ("repeat-aaaaaaaaaaaa", "repeat-bbbbbbbbbbbb"):
         write_record(tmp_path, composed, (0,), data={**DATA, "store": store})
@@ -194,7 +219,7 @@ def test_other_labels_of_the_same_variations_are_an_axis(composed, tmp_path):
     assert len(found) == 2
 
 
-def test_a_pair_has_one_kind_of_device_and_one_precision(composed, tmp_path):
+def test_a_pair_has_one_kind_of_device_and_one_precision(composed: DictConfig, tmp_path: Path) -> None:
     gpu = CPU | {"device": "NVIDIA H100", "precision": "bf16-mixed"}
     write_record(tmp_path, plain(composed), (0, 1, 2))
     write_record(tmp_path, composed, (0,), ap50=0.6)
@@ -208,7 +233,7 @@ def test_a_pair_has_one_kind_of_device_and_one_precision(composed, tmp_path):
     assert "NVIDIA H100 bf16-mixed (1 run)" in text
 
 
-def test_no_difference_of_means_stands_for_pairs_of_different_machines(composed, tmp_path):
+def test_no_difference_of_means_stands_for_pairs_of_different_machines(composed: DictConfig, tmp_path: Path) -> None:
     write_record(tmp_path, plain(composed), (0,))
     write_record(tmp_path, composed, (0,), ap50=0.9, provenance=CPU | {"device": "NVIDIA H100"})
     _, (contrast,), _ = compared(tmp_path)
@@ -216,7 +241,7 @@ def test_no_difference_of_means_stands_for_pairs_of_different_machines(composed,
     assert contrast.differences["map_50"].mean != contrast.differences["map_50"].mean  # nan
 
 
-def test_other_commits_and_versions_are_notes(composed, tmp_path):
+def test_other_commits_and_versions_are_notes(composed: DictConfig, tmp_path: Path) -> None:
     write_record(tmp_path, plain(composed), (0,), provenance=CPU | {"torch": "2.12.0", "threads": 1})
     write_record(tmp_path, composed, (0,), provenance=CPU | {"commit": "1" * 40, "torch": "2.13.0", "clean": False})
     _, found, text = compared(tmp_path)
@@ -225,12 +250,12 @@ def test_other_commits_and_versions_are_notes(composed, tmp_path):
         assert words in text
 
 
-def test_controls_are_held_against_as_many_at_the_same_share_of_a_batch(composed, tmp_path):
+def test_controls_are_held_against_as_many_at_the_same_share_of_a_batch(composed: DictConfig, tmp_path: Path) -> None:
     write_record(tmp_path, plain(composed), (0,))
     for name in ("pixel_ddpm", "repeat"):
         for share in (0.25, 0.5):
             changed = {"generator": {"name": name}, "variations": {"synthetic_fraction": share}}
-            write_record(tmp_path, OmegaConf.merge(composed, changed), (0,))
+            write_record(tmp_path, merged(composed, **changed), (0,))
     _, found, _ = compared(tmp_path)
     controls = [contrast for contrast in found if contrast.kind == "control"]
     assert len(controls) == 2
@@ -239,8 +264,8 @@ def test_controls_are_held_against_as_many_at_the_same_share_of_a_batch(composed
     )
 
 
-def test_runs_of_older_versions_are_compared_by_what_they_record(composed, tmp_path):
-    old = {"condition": {}, "provenance": {}}
+def test_runs_of_older_versions_are_compared_by_what_they_record(composed: DictConfig, tmp_path: Path) -> None:
+    old: dict[str, Any] = {"condition": {}, "provenance": {}}
     write_record(tmp_path, plain(composed), (0, 1), **old, overrides="split=s2 variations='0'")
     write_record(tmp_path, composed, (0, 1), **old, overrides="split=s2 variations='10'")
     write_record(tmp_path, composed, (2,), overrides="split=s2 variations='10'")  # a newer one of the same condition
@@ -267,25 +292,29 @@ def test_runs_of_older_versions_are_compared_by_what_they_record(composed, tmp_p
         ),
     ],
 )
-def test_conditions_are_named_by_what_differs(conditions, expected):
+def test_conditions_are_named_by_what_differs(conditions: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
     assert differences(conditions) == expected
 
 
-def test_flat_settings_are_written_as_hydra_reads_them():
+def test_flat_settings_are_written_as_hydra_reads_them() -> None:
     nested = {"a": {"b": None, "c": True, "d": 0.001, "e": [1, 2], "f": "text"}, "g": 3}
     assert flatten(nested) == {"a.b": "null", "a.c": "true", "a.d": "0.001", "a.e": "[1, 2]", "a.f": "text", "g": "3"}
 
 
-def test_one_run_of_an_older_version_merges_nothing_that_others_tell_apart(composed, tmp_path):
+def test_one_run_of_an_older_version_merges_nothing_that_others_tell_apart(
+    composed: DictConfig, tmp_path: Path
+) -> None:
     for share, seeds in ((0.25, (0, 1)), (0.5, (2, 3))):
-        write_record(tmp_path, OmegaConf.merge(composed, {"variations": {"synthetic_fraction": share}}), seeds)
+        write_record(tmp_path, merged(composed, variations={"synthetic_fraction": share}), seeds)
     write_record(tmp_path, plain(composed), (0,), condition={}, provenance={})
     rows, _, _ = compared(tmp_path)
     assert sorted(row.seeds for row in rows if row.variations) == [(0, 1), (2, 3)]
 
 
 @pytest.mark.parametrize("key", ["evaluation", "levels", "anchors"])
-def test_a_baseline_of_an_older_version_is_not_held_against_another_evaluation(key, composed, tmp_path):
+def test_a_baseline_of_an_older_version_is_not_held_against_another_evaluation(
+    key: str, composed: DictConfig, tmp_path: Path
+) -> None:
     write_record(tmp_path, plain(composed), (0, 1), condition={}, provenance={})
     write_record(tmp_path, composed, (0, 1), data={**DATA, key: "2"})
     _, found, text = compared(tmp_path)
@@ -293,23 +322,25 @@ def test_a_baseline_of_an_older_version_is_not_held_against_another_evaluation(k
     assert f"{key} (null there, 2 here)" in text
 
 
-def test_detectors_of_two_runs_are_two_weights_though_their_files_have_one_name(composed, tmp_path):
-    old = {"condition": {}, "provenance": {}}
+def test_detectors_of_two_runs_are_two_weights_though_their_files_have_one_name(
+    composed: DictConfig, tmp_path: Path
+) -> None:
+    old: dict[str, Any] = {"condition": {}, "provenance": {}}
     for name, config in (("one", plain(composed)), ("two", composed)):
         typed = f"variations=2 detector.weights=multirun/{name}/detector.safetensors"
         write_record(tmp_path, config, (0,), **old, overrides=typed)
     assert compared(tmp_path)[1] == []
 
 
-def test_dense_training_images_do_not_cost_the_comparison_of_sizes(composed, tmp_path):
+def test_dense_training_images_do_not_cost_the_comparison_of_sizes(composed: DictConfig, tmp_path: Path) -> None:
     for name, size, limit in (("s2", 40, 400), ("s1", 80, 500)):
-        config = plain(OmegaConf.merge(composed, {"split": {"name": name, "train": size}}))
+        config = plain(merged(composed, split={"name": name, "train": size}))
         write_record(tmp_path, config, (0,), data={**DATA, "max_detections": limit})
     _, (contrast,), _ = compared(tmp_path)
     assert contrast.kind == "yardstick"
 
 
-def test_means_that_are_shown_are_those_of_the_pairs(composed, tmp_path):
+def test_means_that_are_shown_are_those_of_the_pairs(composed: DictConfig, tmp_path: Path) -> None:
     write_record(tmp_path, plain(composed), (0, 1), ap50=0.4)
     write_record(tmp_path, composed, (0,), ap50=0.5)
     write_record(tmp_path, composed, (1,), ap50=0.9, provenance=CPU | {"device": "NVIDIA H100"})

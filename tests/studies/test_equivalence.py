@@ -1,15 +1,19 @@
 """What synthetic images are worth, on curves that are known."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from simulated_study import simulate
+from simulated_study import SimulatedFigures, simulate
 
 from boxtwin.studies.comparison import Figures, yardsticks
-from boxtwin.studies.equivalence import curve_rows, equivalent, exchange, monotone
+from boxtwin.studies.conditions import Row
+from boxtwin.studies.equivalence import Exchange, curve_rows, equivalent, exchange, monotone
 from boxtwin.studies.report.sections import describe_exchange, equivalence_section
+from boxtwin.studies.runs import Cell
 
 
 def on_real(images: float) -> float:
@@ -20,18 +24,26 @@ def on_real(images: float) -> float:
 REAL = [("s1n20", 20.0), ("s2", 40.0), ("s1n60", 60.0), ("s1", 80.0)]
 
 
-def study(reached: float, sizes=REAL, **noise):
+def study(
+    reached: float, sizes: Sequence[tuple[str, float]] = REAL, **noise: Any
+) -> tuple[list[Cell], list[Row], SimulatedFigures]:
     conditions = [(split, 0, "none", size, on_real(size)) for split, size in sizes]
     return simulate([*conditions, ("s2", 10, "pixel_ddpm", 40.0, reached)], **{"seeds": 6, **noise})
 
 
-def result(rows, figures):
+def result(rows: Sequence[Row], figures: Figures) -> Exchange | None:
     (row,) = [row for row in rows if row.variations]
     (base,) = [base for base in rows if base.split == row.split and not base.variations]
     return exchange(row, base, curve_rows(rows, base, figures), figures)
 
 
-def test_exact_logarithms_are_inverted():
+def known(rows: Sequence[Row], figures: Figures) -> Exchange:
+    found = result(rows, figures)
+    assert found is not None
+    return found
+
+
+def test_exact_logarithms_are_inverted() -> None:
     sizes = np.array([20.0, 40.0, 80.0])
     values = np.array([on_real(size) for size in sizes])
     for size in (20, 25, 40, 52, 79.9):
@@ -41,25 +53,25 @@ def test_exact_logarithms_are_inverted():
 
 
 @pytest.mark.parametrize("values", [[1, 2, 3], [3, 2, 1], [1, 3, 2, 4], [2, 1, 1, 3, 0], [1.0]])
-def test_the_nearest_sequence_that_never_falls(values):
+def test_the_nearest_sequence_that_never_falls(values: list[int] | list[float]) -> None:
     from sklearn.isotonic import isotonic_regression
 
     np.testing.assert_allclose(monotone(np.array(values, float)), isotonic_regression(np.array(values, float)))
 
 
-def test_without_noise_the_worth_is_exact():
+def test_without_noise_the_worth_is_exact() -> None:
     _, rows, figures = study(on_real(52), seed_noise=0.0, own_image_noise=0.0)
-    found = result(rows, figures)
+    found = known(rows, figures)
     assert found.worth == pytest.approx(12, abs=1e-4)
     assert (found.low, found.high) == pytest.approx((12, 12), abs=1e-3)
     assert describe_exchange(found).startswith("are worth about 12 more real labelled images (95 % interval 12 to 12;")
 
 
-def test_intervals_hold_the_truth():
+def test_intervals_hold_the_truth() -> None:
     held = 0
     for rng in range(30):
         _, rows, figures = study(on_real(52), seed_noise=0.01, own_image_noise=0.05, rng=rng)
-        found = result(rows, figures)
+        found = known(rows, figures)
         held += found.low <= 12 <= found.high
     assert held >= 26
 
@@ -68,20 +80,20 @@ def test_intervals_hold_the_truth():
     ("images", "said"),
     [(200, "worth more than 40 more real labelled images: better"), (8, "cost more than 20 real"), (40, "no more and")],
 )
-def test_outside_of_what_was_measured(images, said):
+def test_outside_of_what_was_measured(images: int, said: str) -> None:
     _, rows, figures = study(on_real(images), seed_noise=1e-5, own_image_noise=0.0)
-    sentence = describe_exchange(result(rows, figures))
+    sentence = describe_exchange(known(rows, figures))
     assert said in sentence
     assert ("cannot be told closer" in sentence) == (images != 40)
 
 
-def test_too_few_sizes_seeds_or_matches_give_no_answer():
+def test_too_few_sizes_seeds_or_matches_give_no_answer() -> None:
     for rows, figures in (study(0.6, sizes=REAL[1::2])[1:], study(0.6, seeds=5)[1:], (study(0.6)[1], Figures({}))):
         assert result(rows, figures) is None
         assert equivalence_section(rows, figures) is None
 
 
-def test_the_section_has_a_picture_and_its_words():
+def test_the_section_has_a_picture_and_its_words() -> None:
     _, rows, figures = study(on_real(52))
     section = equivalence_section(rows, figures)
     assert "s2 x10 pixel_ddpm on 40 real images are worth about" in section.sentences[0]
@@ -90,13 +102,13 @@ def test_the_section_has_a_picture_and_its_words():
     assert "80 real images" in picture.text
 
 
-def test_a_size_is_on_the_curve_once_and_the_baseline_first():
+def test_a_size_is_on_the_curve_once_and_the_baseline_first() -> None:
     _, rows, figures = study(0.6, sizes=[*REAL, ("s1n40", 40.0)])
     (base,) = [row for row in rows if row.split == "s2" and not row.variations]
     assert [row.split for row in curve_rows(rows, base, figures)] == ["s1n20", "s2", "s1n60", "s1"]
 
 
-def test_parts_of_a_split_do_not_change_the_yardstick():
+def test_parts_of_a_split_do_not_change_the_yardstick() -> None:
     _, rows, _ = study(0.6)
     assert [(fewer.split, more.split) for fewer, more in yardsticks(rows)] == [("s2", "s1")]
     alone = [row for row in rows if row.split != "s2"]

@@ -1,10 +1,12 @@
 """What to run next: forecasts against what comes, commands against what was typed, gaps that are found."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from simulated_study import simulate
+from simulated_study import Simulated, simulate
 
 from boxtwin.studies.commands import command
 from boxtwin.studies.comparison import contrasts
@@ -15,7 +17,7 @@ from boxtwin.studies.report.sections import next_runs_section, sections
 from boxtwin.studies.report.tables import candidates_table
 from boxtwin.studies.study import Study
 
-FULL = [
+FULL: list[Simulated] = [
     ("s1", 0, "none", 80.0, 0.7),
     ("s1n20", 0, "none", 20.0, 0.5),
     ("s2", 0, "none", 40.0, 0.6),
@@ -27,7 +29,7 @@ FULL = [
 ]
 
 
-def planned(conditions, **settings):
+def planned(conditions: Sequence[Simulated], **settings: Any) -> list[Candidate]:
     cells, rows, figures = simulate(conditions, **{"seeds": 6, **settings})
     return plan(cells, rows, contrasts(rows, figures), figures)
 
@@ -38,7 +40,7 @@ def gain_on_s2(candidate):
 
 
 @pytest.mark.parametrize(("seed_noise", "own_image_noise"), [(0.03, 0.05), (0.01, 0.2)])
-def test_forecasts_are_what_comes(seed_noise, own_image_noise):
+def test_forecasts_are_what_comes(seed_noise: float, own_image_noise: float) -> None:
     # Twelve seeds are run; the first six foretell the width of all.
     ratios = []
     for rng in range(30):
@@ -52,13 +54,15 @@ def test_forecasts_are_what_comes(seed_noise, own_image_noise):
         (all_seeds,) = contrasts(rows, figures)
         (six,) = contrasts(condition_table(cell for cell in cells if cell.seed < 6), figures)
         now, then = (each.differences["map_50"].interval for each in (six, all_seeds))
+        assert now is not None
+        assert then is not None
         ratios.append(after_more(now, 6, 6, 100) / ((then.high - then.low) / 2))
         assert least(now, 6, 100) < after_more(now, 6, 6, 100) < (now.high - now.low) / 2
         assert after_more(now, 6, 10_000, 100) == pytest.approx(least(now, 6, 100), rel=0.02)
     assert np.mean(ratios) == pytest.approx(1, abs=0.1)
 
 
-def test_seeds_do_not_get_below_the_images():
+def test_seeds_do_not_get_below_the_images() -> None:
     noise = Noise(seed=4.0, image=1.0, images=100)
     widths = [noise.half_width(pairs) for pairs in (6, 12, 100, 10_000)]
     assert widths == sorted(widths, reverse=True)
@@ -120,18 +124,29 @@ def test_seeds_do_not_get_below_the_images():
         ),
     ],
 )
-def test_a_command_is_that_of_the_cell_with_what_changes(typed, typed_for, wanted, made):
-    settings = {"study": "demo", "split": "s2", "variations": 5, "generator": "repeat", "seeds": [0], "size": None}
-    assert command(typed, typed_for, **(settings | wanted)) == f"python train.py {made}"
+def test_a_command_is_that_of_the_cell_with_what_changes(
+    typed: str, typed_for: str, wanted: dict[str, Any], made: str
+) -> None:
+    settings: dict[str, Any] = {
+        "study": "demo",
+        "split": "s2",
+        "variations": 5,
+        "generator": "repeat",
+        "seeds": [0],
+        "size": None,
+    }
+    assert command(typed, typed_for, **{"generator": "repeat"} | settings | wanted) == f"python train.py {made}"
 
 
-def test_missing_seeds_come_with_the_number_that_holm_asks_for():
+def test_missing_seeds_come_with_the_number_that_holm_asks_for() -> None:
     found = planned(FULL)
     more = [candidate for candidate in found if candidate.question == "difference"]
     # Four gains over none in one table: 4 x 2 / 2^n is below 0.05 from 8 pairs on.
     eight = [c for c in more if c.contrast.differences["map_50"].pairs_needed == 8]
     assert any(("s2 x10 pixel_ddpm", 2) in c.additions for c in eight)
     for candidate in more:
+        assert candidate.now is not None
+        assert candidate.after is not None
         assert candidate.now > candidate.after > 0
         assert candidate.now > candidate.floor > 0
     for candidate in eight:
@@ -142,9 +157,9 @@ def test_missing_seeds_come_with_the_number_that_holm_asks_for():
     assert gain.minutes == pytest.approx(2 * 4.0 + 2 * 3.0)
 
 
-def test_a_split_is_named_as_it_is():
+def test_a_split_is_named_as_it_is() -> None:
     """Its name may have a blank, as the settings have that tell conditions of one split apart."""
-    cells, _, figures = simulate([("my split", *rest) for split, *rest in FULL if split == "s2"], seeds=6)
+    cells, _, figures = simulate([("my split", *row[1:]) for row in FULL if row[0] == "s2"], seeds=6)
     cells = [replace(cell, overrides="") for cell in cells]
     rows = condition_table(cells)
     found = plan(cells, rows, contrasts(rows, figures), figures)
@@ -152,7 +167,7 @@ def test_a_split_is_named_as_it_is():
     assert all("split='my split'" in command for each in found for command in each.command.split(" && "))
 
 
-def test_seeds_of_one_side_are_completed_first():
+def test_seeds_of_one_side_are_completed_first() -> None:
     cells, _, figures = simulate(FULL[:1] + FULL[2:], seeds=6)
     cells = [cell for cell in cells if cell.variations == 0 or cell.seed == 0]
     rows = condition_table(cells)
@@ -163,7 +178,7 @@ def test_seeds_of_one_side_are_completed_first():
     assert gain.additions == (("s2 x10 pixel_ddpm", 7), ("s2 x0", 2))
 
 
-def test_gaps_are_found():
+def test_gaps_are_found() -> None:
     alone = planned([("s1", 0, "none", 80.0, 0.7)])
     assert (alone[0].question, alone[0].additions) == ("data", (("s1 (40 of its images) x0", 6),))
     assert "split.train_size=40" in alone[0].command
@@ -176,7 +191,7 @@ def test_gaps_are_found():
     assert any(c.question == "worth" and "split.train_size=20" in c.command for c in few_sizes)
 
 
-def test_a_number_beside_the_best_is_proposed():
+def test_a_number_beside_the_best_is_proposed() -> None:
     counts = [("s2", n, "pixel_ddpm", 40.0, 0.6 + gain) for n, gain in ((2, 0.05), (20, 0.0))]
     found = planned([("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 0.6), *counts], seeds=8, seed_noise=0.005)
     (number,) = [candidate for candidate in found if candidate.best is not None]
@@ -184,7 +199,7 @@ def test_a_number_beside_the_best_is_proposed():
     assert any(f"variations={n}" in number.command for n in range(1, 20))
 
 
-def test_one_cell_and_cells_that_do_not_say_what_was_typed():
+def test_one_cell_and_cells_that_do_not_say_what_was_typed() -> None:
     cells, rows, figures = simulate(FULL[:1], seeds=1)
     cells = [replace(cell, overrides="") for cell in cells]
     candidates = plan(cells, rows, contrasts(rows, figures), figures)

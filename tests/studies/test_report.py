@@ -3,6 +3,8 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
 from boxtwin.studies.commands import choice
 from boxtwin.studies.comparison import Figures, contrasts
-from boxtwin.studies.conditions import condition_table
+from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.inference import mean_interval
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.plots import curve_figure, curve_text, plot_curves
@@ -22,7 +24,16 @@ from boxtwin.studies.runs import Cell
 from boxtwin.studies.study import Study
 
 
-def make_cell(split="s2", variations=0, seed=0, ap50=0.4, mae=1.0, real=40, generator="pixel_ddpm", **changes):
+def make_cell(
+    split: str = "s2",
+    variations: int = 0,
+    seed: int = 0,
+    ap50: float = 0.4,
+    mae: float = 1.0,
+    real: int = 40,
+    generator: str = "pixel_ddpm",
+    **changes: Any,
+) -> Cell:
     cell = Cell(
         study="demo",
         dataset="sar_scenes",
@@ -51,11 +62,11 @@ def make_cell(split="s2", variations=0, seed=0, ap50=0.4, mae=1.0, real=40, gene
     return replace(cell, **changes)
 
 
-def said(rows):
+def said(rows: list[Row]) -> list[str]:
     return verdict(rows, contrasts(rows, Figures({})))
 
 
-def row_of(rows, split, variations, generator=None):
+def row_of(rows: list[Row], split: str, variations: int, generator: str | None = None) -> Row:
     found = [r for r in rows if (r.split, r.variations) == (split, variations) and generator in (None, r.generator)]
     assert len(found) == 1
     return found[0]
@@ -66,7 +77,7 @@ def ap50_change(rows, *names):
     return change
 
 
-def test_differences_are_taken_seed_by_seed():
+def test_differences_are_taken_seed_by_seed() -> None:
     old, new = {0: 0.40, 1: 0.60, 2: 0.10}, {0: 0.45, 1: 0.58, 3: 0.99}
     cells = [make_cell(seed=s, ap50=v) for s, v in old.items()]
     cells += [make_cell(variations=10, seed=s, ap50=v) for s, v in new.items()]
@@ -86,14 +97,14 @@ def test_differences_are_taken_seed_by_seed():
     assert "2 paired seeds: not enough runs to tell" in sentence
 
 
-def test_without_a_common_seed_means_are_compared_and_that_is_said():
+def test_without_a_common_seed_means_are_compared_and_that_is_said() -> None:
     rows = condition_table([make_cell(seed=0, ap50=0.4), make_cell(variations=2, seed=1, ap50=0.5)])
     change = ap50_change(rows, "s2", 2)
     assert (change.pairs, change.mean) == (0, pytest.approx(0.1))
     assert "No seed in common: not enough runs to tell" in said(rows)[0]
 
 
-def test_one_baseline_serves_every_generator_but_no_other_setting():
+def test_one_baseline_serves_every_generator_but_no_other_setting() -> None:
     cells = [make_cell(), make_cell(variations=2), make_cell(variations=2, generator="repeat", ap50=0.3)]
     cells += [make_cell(variations=2, setting="other", ap50=0.9), make_cell(split="s1", variations=2)]
     cells += [make_cell(variations=2, steps=600), make_cell(variations=2, detector="yolov3")]
@@ -105,7 +116,7 @@ def test_one_baseline_serves_every_generator_but_no_other_setting():
     assert len(compared) == 2
 
 
-def test_the_sentence_of_a_single_run():
+def test_the_sentence_of_a_single_run() -> None:
     rows = condition_table([make_cell(ap50=0.412, mae=1.15), make_cell(variations=10, ap50=0.43, mae=1.47)])
     assert said(rows) == [
         "s2 x10 pixel_ddpm: AP50 41.2 -> 43.0 (+1.8, better), AP 20.6 -> 21.5 (+0.9, better), "
@@ -115,7 +126,7 @@ def test_the_sentence_of_a_single_run():
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 5, 6, 9])
-def test_fewer_than_six_seeds_claim_nothing(seeds):
+def test_fewer_than_six_seeds_claim_nothing(seeds: int) -> None:
     cells = [make_cell(seed=s, ap50=0.4) for s in range(seeds)]
     cells += [make_cell(variations=10, seed=s, ap50=0.9) for s in range(seeds)]
     text = " ".join(said(condition_table(cells)))
@@ -124,7 +135,7 @@ def test_fewer_than_six_seeds_claim_nothing(seeds):
     assert (", established" in text) == (seeds >= 6)
 
 
-def test_yardstick_is_more_real_data():
+def test_yardstick_is_more_real_data() -> None:
     rows = condition_table([make_cell(ap50=0.4, mae=1.2), make_cell("s1", real=80, ap50=0.5, mae=0.9)])
     assert said(rows)[0].startswith(
         "Yardstick, twice the real data (s1 with 80 instead of s2 with 40 real images; no variations): "
@@ -132,7 +143,7 @@ def test_yardstick_is_more_real_data():
     )
 
 
-def test_missing_baseline_no_change_and_unknown_figures_are_said():
+def test_missing_baseline_no_change_and_unknown_figures_are_said() -> None:
     (alone,) = said(condition_table([make_cell(variations=2)]))
     assert "No finished run without variations" in alone
     (same,) = said(condition_table([make_cell(), make_cell(variations=1)]))
@@ -144,7 +155,7 @@ def test_missing_baseline_no_change_and_unknown_figures_are_said():
     assert said([]) == ["No finished run: there is nothing to compare."]
 
 
-def test_only_finished_cells_enter_and_no_run_counts_twice():
+def test_only_finished_cells_enter_and_no_run_counts_twice() -> None:
     cells = [make_cell(), make_cell(seed=1, ap50=0.9, status="FAILED"), make_cell(seed=2, status="RUNNING", metrics={})]
     (row,) = condition_table(cells)
     assert row.seeds == (0,)
@@ -152,7 +163,7 @@ def test_only_finished_cells_enter_and_no_run_counts_twice():
         condition_table([make_cell(run_id="a"), make_cell(run_id="b")])
 
 
-def test_labels_are_told_apart_where_a_study_has_several():
+def test_labels_are_told_apart_where_a_study_has_several() -> None:
     cells = [make_cell(), make_cell(variations=2, labels="carry"), make_cell(variations=2, generator="repeat")]
     assert [row.generator for row in condition_table(cells)] == ["none", "pixel_ddpm", "repeat"]
     cells.append(make_cell(variations=2, labels="pseudo", run_id="other"))
@@ -166,7 +177,7 @@ def test_labels_are_told_apart_where_a_study_has_several():
     assert choice(rows[2].generator) == ["generator=pixel_ddpm", "labels=pseudo"]
 
 
-def test_text_table_is_aligned_and_names_what_differs():
+def test_text_table_is_aligned_and_names_what_differs() -> None:
     cells = [make_cell(), make_cell(variations=10, seed=0), make_cell(variations=10, seed=1, ap50=0.6)]
     lines = text_table(condition_table(cells))
     assert len(lines) == 3
@@ -179,7 +190,7 @@ def test_text_table_is_aligned_and_names_what_differs():
     assert text_table([])[0].startswith("split")
 
 
-def test_csv_holds_the_unrounded_figures(tmp_path):
+def test_csv_holds_the_unrounded_figures(tmp_path: Path) -> None:
     rows = condition_table([make_cell(ap50=1 / 3), make_cell(variations=2, ap50=math.nan)])
     write_csv(rows, tmp_path / "c.csv", contrasts(rows, Figures({})))
     with (tmp_path / "c.csv").open(newline="") as file:
@@ -193,22 +204,24 @@ def test_csv_holds_the_unrounded_figures(tmp_path):
 class Reader(HTMLParser):
     """Collects what matters about a page: its addresses, alternative texts, and whether tags are balanced."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.addresses, self.alt, self.open, self.text = [], [], [], ""
+        self.addresses: list[str] = []
+        self.alt: list[str | None] = []
+        self.open: list[str] = []
+        self.text = ""
 
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.addresses += [attrs[name] for name in ("src", "href") if name in attrs]
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
         if tag == "img":
-            self.alt.append(attrs.get("alt", ""))
+            self.alt.append(dict(attrs).get("alt", ""))
         if tag not in ("meta", "img", "link"):
             self.open.append(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         self.text += data
 
 
@@ -217,14 +230,14 @@ def written(cells, folder):
     return write_report(study, Summary.of(study), folder)
 
 
-def read_page(path):
+def read_page(path: Path) -> Reader:
     reader = Reader()
     reader.feed(path.read_text())
     assert reader.open == []
     return reader
 
 
-def test_report_is_one_file_that_needs_nothing_else(tmp_path):
+def test_report_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
     conditions = (("s1", 0), ("s2", 0), ("s2", 2), ("s2", 10))
     cells = [make_cell(split, variations, real=80 if split == "s1" else 40) for split, variations in conditions]
     cells.append(make_cell("s1", 10, status="FAILED", metrics={}, run_id="broken<1>"))
@@ -263,20 +276,20 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path):
         ],
     ],
 )
-def test_report_of_incomplete_studies(cells, tmp_path):
+def test_report_of_incomplete_studies(cells: list[Cell], tmp_path: Path) -> None:
     page = read_page(written(cells, tmp_path))
     assert "do the variations help?" in page.text
     assert read_image(tmp_path / "curves.png").shape[1] > 800
 
 
-def test_curves_show_every_line(tmp_path):
+def test_curves_show_every_line(tmp_path: Path) -> None:
     cells = [make_cell(s, v, real=80) for s in ("s1", "s2") for v in (0, 2, 10)]
     plot_curves(condition_table(cells[:1]), tmp_path / "one.png")
     plot_curves(condition_table(cells), tmp_path / "all.png")
     assert (read_image(tmp_path / "all.png") < 250).sum() > (read_image(tmp_path / "one.png") < 250).sum()
 
 
-def test_bands_are_students_intervals_over_seeds_and_the_words_say_the_same():
+def test_bands_are_students_intervals_over_seeds_and_the_words_say_the_same() -> None:
     values = [0.40, 0.44, 0.47]
     rows = condition_table([make_cell(seed=s, ap50=v) for s, v in enumerate(values)] + [make_cell(variations=2)])
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
@@ -291,7 +304,7 @@ def test_bands_are_students_intervals_over_seeds_and_the_words_say_the_same():
     assert "http" not in re.sub(r'(xmlns[:a-z]*|rdf:resource)="[^"]*"|<!DOCTYPE[^>]*>', "", drawn.svg)
 
 
-def test_the_pages_table_has_intervals_and_corrected_p(tmp_path):
+def test_the_pages_table_has_intervals_and_corrected_p(tmp_path: Path) -> None:
     cells = [make_cell(seed=s, ap50=0.4 + 0.01 * s) for s in range(6)]
     cells += [make_cell(variations=2, seed=s, ap50=0.45 + 0.01 * s) for s in range(6)]
     cells += [make_cell(variations=10, seed=s) for s in range(3)]

@@ -1,28 +1,30 @@
 """What a study could have seen, on studies with and without a yardstick."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
-from simulated_study import simulate
+from simulated_study import Simulated, simulate
 
 from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import Interval
-from boxtwin.studies.report.sections import sensitivity_section
+from boxtwin.studies.report.sections import Section, sensitivity_section
 from boxtwin.studies.sensitivity import detectable, half_width, length_of, recipe
 
 PLAIN = [("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 0.6)]
 
 
-def said(conditions, **settings):
+def said(conditions: Sequence[Simulated], **settings: Any) -> Section:
     cells, rows, figures = simulate(conditions, **{"seeds": 6, **settings})
     return sensitivity_section(cells, rows, contrasts(rows, figures))
 
 
-def test_a_yardstick_that_is_established():
+def test_a_yardstick_that_is_established() -> None:
     sentences = said([*PLAIN, ("s2", 2, "pixel_ddpm", 40.0, 0.6)]).sentences
     assert sentences[0].startswith(
         "This set-up can see what data is worth: 80 instead of 40 real images changed AP50 by"
@@ -30,7 +32,7 @@ def test_a_yardstick_that_is_established():
     assert "The smallest gain in reach" in sentences[1]
 
 
-def test_a_set_up_that_could_not_have_seen_a_gain():
+def test_a_set_up_that_could_not_have_seen_a_gain() -> None:
     blind = [("s1", 0, "none", 80.0, 0.6), *PLAIN[1:], ("s2", 2, "pixel_ddpm", 40.0, 0.6)]
     assert "This set-up could not have seen a gain: even 80 instead of 40" in said(blind).sentences[0]
     assert "says nothing about them" not in said(blind[:2]).sentences[0]
@@ -38,7 +40,7 @@ def test_a_set_up_that_could_not_have_seen_a_gain():
     assert "but a gain from variations is" in said(seeing).sentences[0]
 
 
-def test_too_few_seeds_and_no_yardstick():
+def test_too_few_seeds_and_no_yardstick() -> None:
     sentence = said(PLAIN, seeds=4).sentences[0]
     assert "is open" in sentence
     assert "over 4 paired seeds, and 6 are needed" in sentence
@@ -46,7 +48,7 @@ def test_too_few_seeds_and_no_yardstick():
     assert "in one seed" in said(PLAIN[:1], seeds=1).sentences[1]
 
 
-def test_widths_and_what_is_detectable():
+def test_widths_and_what_is_detectable() -> None:
     interval = Interval(0.02, 0.01, 0.03, 0.0, 0.0)
     assert half_width(interval) == pytest.approx(0.01)
     # Power of a two-sided z test at a true difference of d: P(z > 1.96 - d / se), the other tail is next to nothing.
@@ -55,7 +57,7 @@ def test_widths_and_what_is_detectable():
 
 
 @pytest.mark.parametrize(("rise", "told"), [(0.03, "on"), (0.0, "over"), (0.008, "over"), (-0.02, "over")])
-def test_whether_training_was_over(rise, told):
+def test_whether_training_was_over(rise: float, told: str) -> None:
     rng = np.random.default_rng(0)
     curves = [[(k, 0.4 + rise * (k > 4) + rng.normal(0, 0.001)) for k in range(1, 7)] for _ in range(6)]
     found = length_of(curves)
@@ -65,7 +67,7 @@ def test_whether_training_was_over(rise, told):
     assert (found.rise, found.low, found.high) == pytest.approx((np.mean(rises), low, high))
 
 
-def test_whether_training_was_over_cannot_always_be_told():
+def test_whether_training_was_over_cannot_always_be_told() -> None:
     assert length_of([]) is None
     assert length_of([[(1, 0.1), (2, 0.2)], []]) is None
     one = length_of([[(1, 0.1), (2, 0.2), (3, 0.3)]])
@@ -79,7 +81,7 @@ def test_whether_training_was_over_cannot_always_be_told():
     assert not any("real images alone: " in sentence for sentence in sentences)
 
 
-def test_gain_against_steps():
+def test_gain_against_steps() -> None:
     found = said([*PLAIN, ("s2", 2, "pixel_ddpm", 40.0, 0.62)], steps=(300, 1200))
     (picture,) = found.figures
     assert "<svg" in picture.svg
@@ -91,7 +93,7 @@ def test_gain_against_steps():
     assert "; 1200 steps " in gain
 
 
-def test_cells_that_differ_in_more_than_steps_are_not_put_on_one_axis():
+def test_cells_that_differ_in_more_than_steps_are_not_put_on_one_axis() -> None:
     cells, _, figures = simulate(PLAIN, seeds=6, steps=(300, 1200))
     other = [replace(c, overrides=f"{c.overrides} detector.freeze={int(c.steps == 300)}") for c in cells]
     rows = condition_table(other)
@@ -101,7 +103,7 @@ def test_cells_that_differ_in_more_than_steps_are_not_put_on_one_axis():
     assert sensitivity_section(silent, rows, contrasts(rows, figures)).figures == ()
 
 
-def test_the_recipe_is_what_no_table_varies():
+def test_the_recipe_is_what_no_table_varies() -> None:
     cells, _, _ = simulate(PLAIN[:1], seeds=1)
     typed = "experiment=x split=s1 split.train_size=20 variations='2' generator.steps=3 seed=1 trainer.steps=3"
     same = [replace(cells[0], overrides=text) for text in (typed, "trainer.threads=1 experiment=x study=y")]

@@ -12,7 +12,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from boxtwin.tracking.mlflow_runs import Store
-from boxtwin.tracking.moved_store import follow
+from boxtwin.tracking.moved_store import update_addresses
 from boxtwin.tracking.run_folders import RunResult, find_folder, read_result, recorded_path
 
 
@@ -22,14 +22,14 @@ def write_run(folder: Path, identity: str) -> Path:
     return folder
 
 
-def test_a_folder_is_recorded_relative_to_its_project_and_absolute_outside(tmp_path):
+def test_a_folder_is_recorded_relative_to_its_project_and_absolute_outside(tmp_path: Path) -> None:
     tracking = tmp_path / "project" / "mlruns"
     assert recorded_path(tmp_path / "project/multirun/s/run", tracking) == "multirun/s/run"
     assert recorded_path(tmp_path / "elsewhere/run", tracking) == str(tmp_path / "elsewhere/run")
 
 
 @pytest.mark.parametrize("old_form", [False, True])
-def test_a_moved_or_copied_project_finds_its_own_folders(tmp_path, old_form):
+def test_a_moved_or_copied_project_finds_its_own_folders(tmp_path: Path, old_form: bool) -> None:
     old = tmp_path / "old"
     run = write_run(old / "multirun/s/run", "a")
     recorded = str(run) if old_form else recorded_path(run, old / "mlruns")
@@ -42,7 +42,7 @@ def test_a_moved_or_copied_project_finds_its_own_folders(tmp_path, old_form):
 
 
 @pytest.mark.parametrize("content", ['{"identity": "b"}', '{"identity": "a', "[]", None])
-def test_a_folder_that_holds_another_run_or_a_damaged_one_is_not_taken(tmp_path, content):
+def test_a_folder_that_holds_another_run_or_a_damaged_one_is_not_taken(tmp_path: Path, content: str | None) -> None:
     run = write_run(tmp_path / "multirun/s/run", "a")
     (run / "result.json").unlink()
     if content is not None:
@@ -58,7 +58,7 @@ def begun(project: Path) -> tuple[Store, str]:
     return store, run.run_id
 
 
-def test_artifacts_follow_a_moved_store_and_nothing_is_written_to_the_old_place(tmp_path):
+def test_artifacts_follow_a_moved_store_and_nothing_is_written_to_the_old_place(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new place"
     (tmp_path / "file.txt").write_text("content")
     store, run_id = begun(old)
@@ -77,14 +77,14 @@ def test_artifacts_follow_a_moved_store_and_nothing_is_written_to_the_old_place(
     assert run.data.tags["boxtwin.recipe"] == "1"
 
 
-def test_experiments_whose_artifacts_lie_elsewhere_are_left_alone(tmp_path):
+def test_experiments_whose_artifacts_lie_elsewhere_are_left_alone(tmp_path: Path) -> None:
     store, _ = begun(tmp_path / "project")
     elsewhere = (tmp_path / "other/artifacts/theirs").as_uri()
     store.client.create_experiment("theirs", artifact_location=elsewhere)
     store.client.create_experiment("remote", artifact_location="s3://bucket/artifacts/remote")
     database = tmp_path / "project/mlruns/mlflow.db"
     before = sqlite3.connect(database).execute("select * from experiments").fetchall()
-    follow(database)
+    update_addresses(database)
     assert sqlite3.connect(database).execute("select * from experiments").fetchall() == before
 
 
