@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.options import Orientation
 from boxtwin.detector.checkpoint import read_detector
 from boxtwin.detector.onnx_detector import OnnxDetector
 from boxtwin.detector.predict import detect_objects
@@ -51,7 +52,7 @@ def test_the_detector_finds_what_its_onnx_file_finds(project: Path) -> None:
     assert (trained.spec.classes, trained.spec.image_size, trained.spec.how_to_read.orientation) == (
         ("block",),
         64,
-        "ignore",
+        Orientation.ignore,
     )
     compared = 0
     for file in sorted((project / "d" / "images").iterdir()):
@@ -92,6 +93,7 @@ def test_its_annotations_serve_as_a_label_file(project: Path) -> None:
     method = make_labels(run.config, run.dataset, run.library.generator).judge([])
     for line in map(json.loads, (store / "manifest.jsonl").read_text().splitlines()):
         pixels = cv2.imread(str(store / line["image"]), cv2.IMREAD_GRAYSCALE)
+        assert pixels is not None
         judged = method(pixels, pixels, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), line["image"])
         assert judged.refused is None
         np.testing.assert_allclose([box.box for box in judged.boxes], np.array(line["claimed"]["boxes"]), atol=0.01)

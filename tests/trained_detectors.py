@@ -14,7 +14,7 @@ from boxtwin.datasets.image_io import read_image
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.detector.checkpoint import TrainedDetector
 from boxtwin.detector.module import DetectorModule
-from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES, Convolution
+from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES, Convolution, YOLOv3
 from boxtwin.detector.nms import merge_tiles
 from boxtwin.mixing.datamodule import LetterboxedImages, collate
 

@@ -10,6 +10,7 @@ from pycocotools.coco import COCO
 
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.coco import read_coco
+from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.options import OnBadBox
 from boxtwin.errors import InputError
 

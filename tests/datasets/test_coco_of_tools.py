@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coco_reference import coco_figures
+from conftest import MakeCoco
 
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.coco_json import load_json

@@ -30,7 +30,7 @@ def place(boxes: list[list[float]], images: list[int], **options: Any) -> list[t
         SHAPES,
         ANCHORS,
         STRIDES,
-        **{"anchors_per_object": AnchorsPerObject.best, "cells_per_object": 1} | options,
+        **({"anchors_per_object": AnchorsPerObject.best, "cells_per_object": 1} | options),
     )
     return sorted(zip(found.image.tolist(), found.place.tolist(), found.object.tolist(), strict=True))
 

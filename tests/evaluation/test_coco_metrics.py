@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from coco_reference import coco_figures
+from numpy.typing import ArrayLike
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 

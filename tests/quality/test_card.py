@@ -17,7 +17,7 @@ from boxtwin.datasets.options import Speckle
 from boxtwin.datasets.sample import Lineage, Sample
 from boxtwin.quality.card import QualityCard, figures_of, summarise, write_quality_card
 from boxtwin.quality.measure import gather
-from boxtwin.quality.record import describe
+from boxtwin.quality.record import QualityReport, describe
 
 SIZE = 128
 NO_OBJECTS = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), np.zeros(0, bool)  # boxes, labels, areas, crowd
@@ -68,10 +68,10 @@ class Sets:
     def sides(self) -> tuple[list[Sample], list[Sample], list[Sample], list[Sample]]:
         return self.variations, self.training, self.validation, self.test
 
-    def card(self, speckle=Speckle.amplitude) -> QualityCard:
+    def card(self, speckle: Speckle | None = Speckle.amplitude) -> QualityCard:
         return write_quality_card(self.folder / "store", *self.sides, speckle=speckle)
 
-    def summary(self, speckle=Speckle.amplitude) -> dict[str, Any]:
+    def summary(self, speckle: Speckle | None = Speckle.amplitude) -> QualityReport:
         """What the card says, without its files."""
         return summarise(gather(*self.sides, speckle))
 

@@ -18,7 +18,7 @@ from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.condition_values import differences, flatten
-from boxtwin.studies.conditions import condition_table
+from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.report.summary import notes, verdict
 from boxtwin.studies.report.tables import text_table
 from boxtwin.studies.runs import cells_in

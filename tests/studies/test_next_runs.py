@@ -12,7 +12,7 @@ from boxtwin.studies.commands import command
 from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import Noise, after_more, least
-from boxtwin.studies.next_runs import plan
+from boxtwin.studies.next_runs import Candidate, plan
 from boxtwin.studies.report.sections import next_runs_section, sections
 from boxtwin.studies.report.tables import candidates_table
 from boxtwin.studies.study import Study
@@ -34,9 +34,9 @@ def planned(conditions: Sequence[Simulated], **settings: Any) -> list[Candidate]
     return plan(cells, rows, contrasts(rows, figures), figures)
 
 
-def gain_on_s2(candidate):
+def gain_on_s2(candidate: Candidate) -> bool:
     contrast = candidate.contrast
-    return contrast and (contrast.kind, contrast.new.name) == ("variations", "s2 x10 pixel_ddpm")
+    return contrast is not None and (contrast.kind, contrast.new.name) == ("variations", "s2 x10 pixel_ddpm")
 
 
 @pytest.mark.parametrize(("seed_noise", "own_image_noise"), [(0.03, 0.05), (0.01, 0.2)])

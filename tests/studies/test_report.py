@@ -13,7 +13,7 @@ from scipy import stats
 from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
 from boxtwin.studies.commands import choice
-from boxtwin.studies.comparison import Figures, contrasts
+from boxtwin.studies.comparison import Difference, Figures, contrasts
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.inference import mean_interval
 from boxtwin.studies.report.page import write_report
@@ -72,7 +72,7 @@ def row_of(rows: list[Row], split: str, variations: int, generator: str | None =
     return found[0]
 
 
-def ap50_change(rows, *names):
+def ap50_change(rows: list[Row], *names: Any) -> Difference:
     (change,) = [c.differences["map_50"] for c in contrasts(rows, Figures({})) if c.new is row_of(rows, *names)]
     return change
 
@@ -225,7 +225,7 @@ class Reader(HTMLParser):
         self.text += data
 
 
-def written(cells, folder):
+def written(cells: list[Cell], folder: Path) -> Path:
     study = Study.of(cells)
     return write_report(study, Summary.of(study), folder)
 

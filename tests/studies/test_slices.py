@@ -16,7 +16,7 @@ from study_cells import finished_cell
 
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.coco_metrics import coco_results
-from boxtwin.evaluation.matching import AREAS, match_detections
+from boxtwin.evaluation.matching import ALL_AREAS, AREAS, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
