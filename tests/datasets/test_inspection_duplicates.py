@@ -68,7 +68,7 @@ def test_what_a_fixed_camera_sees_every_time_is_no_copy() -> None:
         image = view + rng.normal(0, 3, view.shape)
         for x, y in rng.integers(0, 200, size=(5, 2)):
             image[y : y + 30, x : x + 30] = 250
-        looks.append(signature_of(image.clip(0, 255).astype(np.uint8)))
+        looks.append(known_look(image.clip(0, 255).astype(np.uint8)))
     assert nearly_same(looks[:10], looks[10:]) == []
 
 

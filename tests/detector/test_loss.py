@@ -24,13 +24,14 @@ def box(cx: float, cy: float, w: float, h: float) -> list[float]:
 
 
 def place(boxes: list[list[float]], images: list[int], **options: Any) -> list[tuple[int, int, int]]:
+    settings: dict[str, Any] = {"anchors_per_object": AnchorsPerObject.best, "cells_per_object": 1} | options
     found = assign(
         torch.tensor(boxes).view(-1, 4),
         torch.tensor(images, dtype=torch.long),
         SHAPES,
         ANCHORS,
         STRIDES,
-        **({"anchors_per_object": AnchorsPerObject.best, "cells_per_object": 1} | options),
+        **settings,
     )
     return sorted(zip(found.image.tolist(), found.place.tolist(), found.object.tolist(), strict=True))
 

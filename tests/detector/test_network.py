@@ -13,12 +13,12 @@ from boxtwin.detector.network import (
     OBJECT_PRIOR,
     PUBLISHED_ANCHORS,
     STRIDES,
-    Architecture,
     Convolution,
     SamePool,
     YOLOv3,
     folded,
 )
+from boxtwin.detector.options import Architecture
 from boxtwin.errors import InputError
 
 NANO_ANCHORS = [[[40, 40], [60, 30]], [[10, 10], [20, 8]]]

@@ -142,7 +142,7 @@ def crowded_case(
 )
 @pytest.mark.parametrize("seed", range(4))
 def test_figures_equal_the_reference_in_hard_cases(
-    seed, images: int, classes: int, most_objects: int, most_found: int
+    seed: int, images: int, classes: int, most_objects: int, most_found: int
 ) -> None:
     samples, detections = crowded_case(
         seed, images=images, classes=classes, most_objects=most_objects, most_found=most_found

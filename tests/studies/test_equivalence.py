@@ -96,6 +96,7 @@ def test_too_few_sizes_seeds_or_matches_give_no_answer() -> None:
 def test_the_section_has_a_picture_and_its_words() -> None:
     _, rows, figures = study(on_real(52))
     section = equivalence_section(rows, figures)
+    assert section is not None
     assert "s2 x10 pixel_ddpm on 40 real images are worth about" in section.sentences[0]
     (picture,) = section.figures
     assert "<svg" in picture.svg

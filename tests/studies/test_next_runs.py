@@ -142,11 +142,12 @@ def test_missing_seeds_come_with_the_number_that_holm_asks_for() -> None:
     found = planned(FULL)
     more = [candidate for candidate in found if candidate.question == "difference"]
     # Four gains over none in one table: 4 x 2 / 2^n is below 0.05 from 8 pairs on.
-    eight = [c for c in more if c.contrast.differences["map_50"].pairs_needed == 8]
+    eight = [c for c in more if c.contrast is not None and c.contrast.differences["map_50"].pairs_needed == 8]
     assert any(("s2 x10 pixel_ddpm", 2) in c.additions for c in eight)
     for candidate in more:
         assert candidate.now is not None
         assert candidate.after is not None
+        assert candidate.floor is not None
         assert candidate.now > candidate.after > 0
         assert candidate.now > candidate.floor > 0
     for candidate in eight:
@@ -195,6 +196,8 @@ def test_a_number_beside_the_best_is_proposed() -> None:
     counts = [("s2", n, "pixel_ddpm", 40.0, 0.6 + gain) for n, gain in ((2, 0.05), (20, 0.0))]
     found = planned([("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 0.6), *counts], seeds=8, seed_noise=0.005)
     (number,) = [candidate for candidate in found if candidate.best is not None]
+    assert number.now is not None
+    assert number.after is not None
     assert number.now > number.after
     assert any(f"variations={n}" in number.command for n in range(1, 20))
 

@@ -100,7 +100,8 @@ def test_differences_are_taken_seed_by_seed() -> None:
 def test_without_a_common_seed_means_are_compared_and_that_is_said() -> None:
     rows = condition_table([make_cell(seed=0, ap50=0.4), make_cell(variations=2, seed=1, ap50=0.5)])
     change = ap50_change(rows, "s2", 2)
-    assert (change.pairs, change.mean) == (0, pytest.approx(0.1))
+    assert change.pairs == 0
+    assert change.mean == pytest.approx(0.1)
     assert "No seed in common: not enough runs to tell" in said(rows)[0]
 
 

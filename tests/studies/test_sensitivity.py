@@ -61,6 +61,7 @@ def test_whether_training_was_over(rise: float, told: str) -> None:
     rng = np.random.default_rng(0)
     curves = [[(k, 0.4 + rise * (k > 4) + rng.normal(0, 0.001)) for k in range(1, 7)] for _ in range(6)]
     found = length_of(curves)
+    assert found is not None
     assert found.state == told
     rises = [np.mean([v for _, v in c[4:]]) - np.mean([v for _, v in c[2:4]]) for c in curves]
     low, high = stats.t.interval(0.95, 5, np.mean(rises), stats.sem(rises))
@@ -71,10 +72,13 @@ def test_whether_training_was_over_cannot_always_be_told() -> None:
     assert length_of([]) is None
     assert length_of([[(1, 0.1), (2, 0.2)], []]) is None
     one = length_of([[(1, 0.1), (2, 0.2), (3, 0.3)]])
+    assert one is not None
     assert (one.state, one.seeds) == ("unknown", 1)
     assert math.isnan(one.low)
     noisy = [[(1, 0.3), (2, 0.3), (3, 0.3 + by)] for by in (0.1, -0.1, 0.05)]
-    assert length_of(noisy).state == "unknown"
+    unknown = length_of(noisy)
+    assert unknown is not None
+    assert unknown.state == "unknown"
     cells, rows, figures = simulate(PLAIN, seeds=6)
     silent = [replace(cell, validation=()) for cell in cells]
     sentences = sensitivity_section(silent, rows, contrasts(rows, figures)).sentences

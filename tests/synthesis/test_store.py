@@ -15,7 +15,6 @@ from conftest import MakeCoco
 from noise_store import Noise, assert_complete, open_library
 from pycocotools.coco import COCO
 
-from boxtwin.boxes import xywh_to_xyxy
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.image_io import read_image
 from boxtwin.datasets.sample import Dataset, Sample
@@ -123,7 +122,7 @@ def test_the_controls_make_stores_that_pycocotools_reads(
             np.testing.assert_array_equal(pixels, sizes[image["source"]])
         annotations = oracle.loadAnns(oracle.getAnnIds(image["id"]))
         boxes = np.array([entry["bbox"] for entry in annotations]).reshape(-1, 4)
-        np.testing.assert_allclose(xywh_to_xyxy(boxes), sample.boxes)
+        np.testing.assert_allclose(np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]), sample.boxes)
         assert [entry["category_id"] for entry in annotations] == [dataset.category_ids[n] for n in sample.labels]
     # What boxtwin writes, boxtwin reads: every check passes.
     back = read_coco(name="back", images=library.folder, annotations=library.folder / "annotations.json")
