@@ -1,4 +1,5 @@
 import socket
+from dataclasses import fields
 from pathlib import Path
 
 import hydra
@@ -117,7 +118,7 @@ OWN_MODEL = ["inpaint_background", "pixel_ddpm_joint", "pixel_ddpm_layout", "pix
 
 @pytest.mark.parametrize("experiment", ["", "experiment=hrsid200"])
 def test_options_around_the_own_model_share_it(composed, experiment):
-    names = ModelSettings.__required_keys__
+    names = [field.name for field in fields(ModelSettings)]
     models = []
     for generator in OWN_MODEL:
         config = composed(f"generator={generator}", "dataset.root=somewhere", *([experiment] if experiment else []))

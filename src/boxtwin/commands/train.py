@@ -43,7 +43,7 @@ from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import figures_of
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare
-from boxtwin.synthesis.store import Made
+from boxtwin.synthesis.store import StoreUpdate
 from boxtwin.tracking.cell_logger import CellLogger
 from boxtwin.tracking.interrupted import ended_if_stopped
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, TAKEN_OVER_TAG, CellRun, Store, store_uri
@@ -185,7 +185,7 @@ class _Cell:
         keep_freed_blocks()
         # Made now, so that a full disk or weights that do not fit show before any variation is made.
         module = make_detector(self.cell)
-        made = make(self.cell) if self.cell.library else Made(0, 0, 0.0, 0.0)
+        made = make(self.cell) if self.cell.library else StoreUpdate()
         if made.made:
             contact_sheet(self.cell)
         looking = time.perf_counter()

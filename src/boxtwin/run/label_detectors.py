@@ -26,7 +26,7 @@ from boxtwin.labels.ensemble import Member, surprise_threshold
 from boxtwin.labels.method import Transfer
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, detector_file, labelling_cells, make_data, make_detector, make_labels
-from boxtwin.synthesis.costs import store_costs
+from boxtwin.synthesis.usage import store_costs
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +68,9 @@ def write_label_card(cell: Prepared) -> list[Path]:
     files = [library.folder / name for name in ("label_card.json", "label_card.png")]
     newest = library.manifest.stat().st_mtime_ns if library.manifest.exists() else None
     if newest is not None and not all(file.exists() and file.stat().st_mtime_ns >= newest for file in files):
-        lines = library.judged(cell.sources, max((line["variation"] for line in library.lines()), default=0))
+        lines = library.judged(cell.sources, max((line.variation for line in library.lines()), default=0))
         read = {source.name: source.read for source in cell.sources}
-        write_card(library.folder, lines, read, cell.dataset.classes)
+        write_card(library.folder, [line.to_json() for line in lines], read, cell.dataset.classes)
     return files
 
 
@@ -80,7 +80,7 @@ def label_figures(cell: Prepared) -> dict[str, float]:
     if library is None:
         return {}
     lines = library.judged(cell.sources, cell.per_image)
-    counts = {f"data/labels_{name}": float(count) for name, count in tally(lines).items()}
+    counts = {f"data/labels_{name}": float(count) for name, count in tally([line.to_json() for line in lines]).items()}
     by_hand = make_labels(cell.config, cell.dataset, library.generator).by_hand
     return counts | store_costs(library.folder, lines, by_hand=by_hand)
 
@@ -88,7 +88,7 @@ def label_figures(cell: Prepared) -> dict[str, float]:
 def describe(cell: Prepared) -> str:
     """What became of the labels of a run's variations, in one line."""
     assert cell.library is not None
-    counts = tally(cell.library.judged(cell.sources, cell.per_image))
+    counts = tally([line.to_json() for line in cell.library.judged(cell.sources, cell.per_image)])
     boxes = ", ".join(f"{counts[name]} {name}" for name in DECISIONS)
     return f"boxes {boxes}; images {counts['images']} used, {counts['refused']} refused"
 
