@@ -143,7 +143,7 @@ def test_what_was_not_had_is_counted_told_and_done_without(
     said = str(error.value)
     assert "2 of 10 variations are missing; the same command asks for them again, and training does without" in said
     assert "refused by the host's moderation (400 moderation_blocked)" in said
-    assert "not had in 2 tries: 503: Overloaded" in said
+    assert "failed in 2 tries: 503: Overloaded" in said
     assert "8 variations made, 0 were there already, 2 refused, cost 0.16 USD" in caplog.text
     assert (store(tmp_path) / "contact_sheet.png").is_file()
     # Training takes the eight and asks for nothing, not even a key.
@@ -213,7 +213,7 @@ def test_a_folder_of_another_hand(composed: Composed, tmp_path: Path, make_coco:
     # The same folder elsewhere is the same store, from train.py too.
     made.rename(tmp_path / "moved")
     moved = [override.replace(str(made), str(tmp_path / "moved")) for override in overrides]
-    assert make(prepared(composed(*moved, script="config", small=False))).there == 8
+    assert make(prepared(composed(*moved, script="config", small=False))).existing == 8
     # And made again from the files: the same bytes.
     manifest = store(tmp_path) / "manifest.jsonl"
     generate(composed(*moved, f"regenerate={manifest}", small=False))

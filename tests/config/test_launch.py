@@ -1,5 +1,6 @@
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import hydra
@@ -138,7 +139,7 @@ OWN_MODEL = ["inpaint_background", "pixel_ddpm_joint", "pixel_ddpm_layout", "pix
 
 @pytest.mark.parametrize("experiment", ["", "experiment=hrsid200"])
 def test_options_around_the_own_model_share_it(composed: Compose, experiment: str) -> None:
-    names = ModelSettings.__required_keys__
+    names = [field.name for field in fields(ModelSettings)]
     models = []
     for generator in OWN_MODEL:
         config = composed(f"generator={generator}", "dataset.root=somewhere", *([experiment] if experiment else []))

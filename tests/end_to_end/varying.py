@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from boxtwin.datasets.image_io import read_image
-from boxtwin.datasets.sample import Sample
-from boxtwin.synthesis.generator import Knowledge, Request, Variation
+from boxtwin.synthesis.generator import Generator, Knowledge, Request, Variation
 
 
-class Speckled:
+@dataclass(kw_only=True, eq=False)
+class Speckled(Generator):
     """The source in new, weak speckle. Of every source's second variation the first object is wiped out."""
 
     name = "speckled"
-    learns = False
-    boxes: Knowledge = "carried"
-    remote = False
-
-    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
-        return 1
-
-    def parameters(self) -> dict[str, Any]:
-        return {}
-
-    def model(self) -> None: ...
-
-    def match(self, samples: Sequence[Sample]) -> None: ...
-
-    def price_usd(self, source: Sample) -> float:  # noqa: ARG002
-        return 0.0
-
-    def fit(self, training: Sequence[Sample], folder: Path) -> None: ...
+    boxes: ClassVar[Knowledge] = "carried"
 
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:
         for request in requests:
@@ -52,7 +35,7 @@ class Moves(Speckled):
     """The source, rolled around by a quarter: it cannot tell where things went."""
 
     name = "moves"
-    boxes: Knowledge = "none"
+    boxes = "none"
 
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:
         for request in requests:

@@ -202,7 +202,7 @@ def test_part_of_a_split_is_another_cell_with_another_store(composed: Compose) -
     )
     # copy_paste takes objects from the training images: it must not have seen those that were left out.
     assert store_of(part).key != store_of(whole).key
-    assert [name for name, _ in store_of(part).identity["training"]] == part.split.names["train"]
+    assert [name for name, _ in store_of(part).identity.training] == part.split.names["train"]
     assert setting_hash(part.config) == setting_hash(whole.config)
 
 
@@ -263,7 +263,7 @@ def test_two_files_of_one_class_are_two_generators(composed: Compose) -> None:
     assert type(store_of(usual).generator) is type(store_of(other).generator)
     assert (store_of(usual).folder.name[:7], store_of(other).folder.name[:5]) == ("repeat-", "mine-")
     assert store_of(usual).key != store_of(other).key
-    assert store_of(other).identity["generator"] == "mine"
+    assert store_of(other).identity.generator == "mine"
     assert cell_name(other.config) == "s1-x2-mine-yolov3_nano-seed0"
     with pytest.raises(InputError, match=r"generator\.name='\.\./x' cannot be the name of a folder"):
         prepare(composed("variations=2", "generator.name=../x"))
@@ -292,6 +292,6 @@ def test_another_way_to_label_takes_a_class_and_its_settings(composed: Compose) 
     own = ("labels.name=everywhere", f"labels._target_={__name__}.Everywhere")
     runs = [prepare(composed("variations=1", *own, f"+labels.more.side={side}")) for side in (8.0, 9.0)]
     assert len({run.identity for run in runs}) == len({store_of(run).key for run in runs}) == 2
-    assert store_of(runs[0]).identity["labels"] == {"name": "everywhere", "side": 8.0}
+    assert store_of(runs[0]).identity.labels == {"name": "everywhere", "side": 8.0}
     judge: Any = make_judge(runs[0])
     assert judge().boxes[0].box == (0, 0, 8, 8)

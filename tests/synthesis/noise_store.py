@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,23 +20,15 @@ from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.image_io import read_image
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.labels.carry import Carry
-from boxtwin.synthesis.generator import Knowledge, Request, Variation
+from boxtwin.synthesis.generator import Generator, Knowledge, Request, Variation
 from boxtwin.synthesis.store import Library
 
 
-class Noise:
+class Noise(Generator):
     """New noise for every seed. Writes down each variation that it makes, and dies where it is told to."""
 
     name = "noise"
-    boxes: Knowledge = "carried"
-    remote = False
-
-    def model(self) -> None: ...
-
-    def match(self, samples: Sequence[Sample]) -> None: ...
-
-    def price_usd(self, source: Sample) -> float:  # noqa: ARG002
-        return 0.0
+    boxes: ClassVar[Knowledge] = "carried"
 
     def __init__(
         self, log: Path, *, learns: bool = False, level: int = 50, dies_at: int = -1, killed: bool = False
@@ -44,9 +36,6 @@ class Noise:
         self.log, self.learns, self.level, self.dies_at, self.killed = log, learns, level, dies_at, killed
         self.shape: tuple[int, ...] | None = None
         self.dtype: Any = None
-
-    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
-        return 1
 
     def parameters(self) -> dict[str, Any]:
         return {"level": self.level}
@@ -90,7 +79,7 @@ def open_library(dataset: Dataset, stores: Path, generator: Any, **changes: Any)
 def assert_complete(library: Library, sources: Sequence[Sample], per_image: int) -> None:
     """One line for every variation, its image as recorded, and a COCO file that holds all of them."""
     wanted = {(source.name, number) for source in sources for number in range(1, per_image + 1)}
-    assert sorted((line["source"], line["variation"]) for line in library.lines()) == sorted(wanted)
+    assert sorted((line.source, line.variation) for line in library.lines()) == sorted(wanted)
     assert len(library.variations(sources, per_image)) == len(wanted)
     assert len(list((library.folder / "images").glob("*_v*.png"))) == len(wanted)
     content = json.loads((library.folder / "annotations.json").read_text())

@@ -21,7 +21,7 @@ from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
 from boxtwin.labels.carry import Carry
 from boxtwin.synthesis.controls import CopyPaste, Repeat
-from boxtwin.synthesis.generator import Request, Variation
+from boxtwin.synthesis.generator import Model, Request, Variation
 from boxtwin.synthesis.store import Library
 
 
@@ -55,23 +55,24 @@ def test_all_variations_are_those_that_are_there(dataset: Dataset, tmp_path: Pat
 def test_a_store_as_the_design_has_it(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
     library = open_library(dataset, tmp_path / "stores", noise)
     made = library.make(dataset.samples, 2)
-    assert (made.made, made.there) == (6, 0)
+    assert (made.made, made.existing) == (6, 0)
     assert library.folder == tmp_path / "stores" / f"noise-{library.key}"
     assert_complete(library, dataset.samples, 2)
     line = library.lines()[0]
     source = dataset.samples[0]
-    assert line["source"] == source.name
-    assert line["source_sha256"] == source.sha256
-    assert line["variation"] == 1
-    assert line["image"] == "images/S00_0_v01.png"
-    assert line["generator"] == "noise"
-    assert line["parameters"] == {"level": 50}
-    assert set(line["model"]) == {"id", "revision"}
-    assert line["seconds"] >= 0
-    assert line["cost_usd"] == 0
-    assert (line["labels"]["kept"], line["labels"]["shifted"], line["labels"]["dropped"]) == (2, 0, 0)
-    assert all(box["evidence"] for box in line["labels"]["boxes"])
-    assert json.loads((library.folder / "store.json").read_text()) == library.identity
+    assert line.source == source.name
+    assert line.source_sha256 == source.sha256
+    assert line.variation == 1
+    assert line.image == "images/S00_0_v01.png"
+    assert line.generator == "noise"
+    assert line.parameters == {"level": 50}
+    assert line.model == Model("none", None)
+    assert line.seconds >= 0
+    assert line.cost_usd == 0
+    assert [box.decision for box in line.labels.boxes] == ["kept", "kept"]
+    assert all(box.evidence for box in line.labels.boxes)
+    written = json.loads((library.folder / "store.json").read_text())
+    assert written == library.identity.to_json() | {"reproducible": True}
     samples = library.variations(dataset.samples, 2)
     assert [(s.lineage.source, s.lineage.variation) for s in samples if s.lineage] == [
         (source.name, number) for source in dataset.samples for number in (1, 2)
@@ -136,7 +137,7 @@ def test_two_variations_are_the_first_two_of_ten(dataset: Dataset, tmp_path: Pat
     two = library.variations(dataset.samples, 2)
     before = [(sample.name, sample.sha256, sample.path.stat().st_mtime_ns) for sample in two]
     made = library.make(dataset.samples, 10)
-    assert (made.made, made.there) == (24, 6)
+    assert (made.made, made.existing) == (24, 6)
     assert len(noise.made()) == len(set(noise.made())) == 30
     assert_complete(library, dataset.samples, 10)
     again = library.variations(dataset.samples, 2)
@@ -245,4 +246,4 @@ def test_folders_in_file_names_are_kept_apart(make_coco: MakeCoco, tmp_path: Pat
     dataset = built.read()
     library = open_library(dataset, tmp_path / "stores", Repeat())
     library.make(dataset.samples, 1)
-    assert [line["image"] for line in library.lines()] == ["images/a__same_v01.png", "images/b__same_v01.png"]
+    assert [line.image for line in library.lines()] == ["images/a__same_v01.png", "images/b__same_v01.png"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Dataset
 from boxtwin.errors import InputError
 from boxtwin.synthesis import manifest
-from boxtwin.synthesis.identity import identity_of, key_of, read_identity, settings_from
+from boxtwin.synthesis.identity import identity_of, read_identity, settings_from
 from boxtwin.synthesis.regenerate import reproduce
 
 
@@ -68,7 +69,7 @@ def test_a_damaged_line_is_named_and_its_variation_made_again(
     lines = library.manifest.read_bytes().splitlines()
     library.manifest.write_bytes(b"\n".join([lines[0], damage, lines[2], b""]))
     made = library.make(dataset.samples, 1)
-    assert (made.made, made.there) == (1, 2)
+    assert (made.made, made.existing) == (1, 2)
     assert "1 damaged line(s)" in caplog.text
     assert "line 2" in caplog.text
 
@@ -78,7 +79,7 @@ def test_lost_images_are_named(
 ) -> None:
     library = open_library(dataset, tmp_path / "stores", noise)
     library.make(dataset.samples, 1)
-    (library.folder / library.lines()[1]["image"]).write_bytes(b"")
+    (library.folder / library.lines()[1].image).write_bytes(b"")
     assert library.make(dataset.samples, 1).made == 1
     assert "1 image(s) are missing or damaged and are made again, such as images/S01_0_v01.png" in caplog.text
 
@@ -130,8 +131,8 @@ def test_blank_variations_are_refused_and_unchanged_ones_noted(dataset: Dataset,
     library = open_library(dataset, tmp_path / "stores", Odd(tmp_path / "made.log"))
     library.make(dataset.samples, 1)
     lines = library.lines()
-    assert [(line["labels"]["refused"] or "").split(":")[0] for line in lines] == ["blank", "blank", ""]
-    assert [line.get("unchanged", False) for line in lines] == [False, False, True]
+    assert [(line.labels.refused or "").split(":")[0] for line in lines] == ["blank", "blank", ""]
+    assert [line.unchanged for line in lines] == [False, False, True]
     assert len(library.variations(dataset.samples, 1)) == 1
 
 
@@ -142,24 +143,25 @@ def test_blank_variations_of_earlier_versions_are_refused_by_name_once(
     library.make(dataset.samples, 2)
     lines = library.lines()
     black, other = lines[1], lines[3]
-    assert black["source"] == "S01_0.png"
-    path = library.folder / black["image"]
+    assert black.source == "S01_0.png"
+    path = library.folder / black.image
     write_png(path, np.zeros_like(read_image(path)))
-    black["image_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    other["labels"] |= {"refused": "unsure"}
-    library.manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))  # as earlier versions wrote them
+    lines[1] = replace(black, image_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    lines[3] = replace(other, labels=replace(other.labels, refused="unsure"))
+    # As earlier versions wrote them.
+    library.manifest.write_text("".join(json.dumps(line.to_json()) + "\n" for line in lines))
     some = [sample for sample in dataset.samples if sample.name != "S02_0.png"]
     assert len(library.variations(some, 2)) == 3
     made = library.make(some, 2)
-    assert (made.made, made.there) == (0, 4)
-    assert black["image"] in caplog.text
+    assert (made.made, made.existing) == (0, 4)
+    assert black.image in caplog.text
     assert "1 of 4 image(s)" in caplog.text
     assert len(library.variations(some, 2)) == 2
-    newest = {line["image"]: line["labels"]["refused"] for line in library.lines()}
-    assert (newest[black["image"]] or "").startswith("blank")
-    assert newest[other["image"]] == "unsure"
+    newest = {line.image: line.labels.refused for line in library.lines()}
+    assert (newest[black.image] or "").startswith("blank")
+    assert newest[other.image] == "unsure"
     marked = {image["file_name"]: image.get("refused") for image in library_annotations(library.folder)["images"]}
-    assert (marked[black["image"]] or "").startswith("blank")
+    assert (marked[black.image] or "").startswith("blank")
     # Looked at once, and those of other sources when these are asked for.
     caplog.clear()
     before = library.manifest.read_bytes()
@@ -190,12 +192,12 @@ def test_levels_on_another_scale_are_refused(make_coco: MakeCoco, tmp_path: Path
     dataset = built.read()
     library = open_library(dataset, tmp_path / "stores", Scaled(tmp_path / "made.log"))
     library.make(dataset.samples, 1)
-    assert (library.lines()[0]["labels"]["refused"] or "").startswith("levels:") is refused
+    assert (library.lines()[0].labels.refused or "").startswith("levels:") is refused
 
 
 def test_version_numbers_leave_the_keys_of_stores_before_them(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
     about: dict[str, Any] = {"dataset": "tiny", "labels": "carry", "seed": 0}
-    first = identity_of(noise, dataset.samples, **about)
+    first = identity_of(noise, dataset.samples, **about).to_json()
     assert "version" not in first
 
     class Second(Noise):
@@ -203,8 +205,8 @@ def test_version_numbers_leave_the_keys_of_stores_before_them(dataset: Dataset, 
             return 2
 
     second = identity_of(Second(tmp_path / "log"), dataset.samples, **about)
-    assert second == first | {"version": 2}
-    assert key_of(second) != key_of(first)
+    assert second.to_json() == first | {"version": 2}
+    assert second.key != identity_of(noise, dataset.samples, **about).key
 
     class Sketch(Second):
         name = "pixel_ddpm_sketch"
@@ -212,14 +214,14 @@ def test_version_numbers_leave_the_keys_of_stores_before_them(dataset: Dataset, 
     # Stores of this version were told from earlier ones by a parameter, which their keys have to keep.
     fitted = {"fitted": "ships to objects, sea to sea, white to white"}
     sketched = identity_of(Sketch(tmp_path / "log"), dataset.samples, **about)
-    assert sketched == first | {"generator": Sketch.name, "parameters": first["parameters"] | fitted}
+    assert sketched.to_json() == first | {"generator": Sketch.name, "parameters": first["parameters"] | fitted}
 
 
 def test_boxes_are_carried_to_images_that_came_without(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
     """As in stores of `Folder` by earlier versions, which claim no boxes."""
     first = open_library(dataset, tmp_path / "stores", noise)
     first.make(dataset.samples, 1)
-    lines = [entry | {"claimed": {"boxes": [], "labels": []}} for entry in first.lines()]
+    lines = [entry.to_json() | {"claimed": {"boxes": [], "labels": []}} for entry in first.lines()]
     older = [entry | {"image": f"images/{Path(entry['source']).stem}/v01.png"} for entry in lines]
     for entry, moved in zip(lines, older, strict=True):
         (first.folder / moved["image"]).parent.mkdir()
@@ -278,7 +280,7 @@ def test_a_foreign_manifest_writes_nothing_outside_its_store(dataset: Dataset, t
     library.make(dataset.samples, 1)
     lines = library.lines()
     for outside in ("../../outside.png", str(tmp_path / "outside.png"), "images/../../outside.png"):
-        library.manifest.write_text(json.dumps(lines[0] | {"image": outside}) + "\n")
+        library.manifest.write_text(json.dumps(lines[0].to_json() | {"image": outside}) + "\n")
         with pytest.raises(InputError, match="outside of its store"):
             reproduce(library.folder, noise, dataset)
         assert not list(tmp_path.rglob("outside.png"))

@@ -39,7 +39,7 @@ def test_dropped_boxes_leave_the_labels_but_not_the_manifest(dataset: Dataset, t
     library = open_library(dataset, tmp_path / "stores", noise, judge=judge, labels="picky")
     library.make(dataset.samples, 1)
     assert [len(sample.boxes) for sample in library.variations(dataset.samples, 1)] == [1, 0, 2]
-    labels = library.lines()[2]["labels"]
+    labels = library.lines()[2].to_json()["labels"]
     assert (labels["kept"], labels["shifted"], labels["dropped"], len(labels["boxes"])) == (1, 1, 1, 3)
     assert len(json.loads((library.folder / "annotations.json").read_text())["annotations"]) == 3
 
@@ -63,7 +63,7 @@ def test_images_whose_labels_are_not_trusted_are_kept_and_not_used(
         ("S01_0.png", "nothing in it", False),
         ("S02_0.png", None, None),
     }
-    assert library.make(dataset.samples, 2).there == 6
+    assert library.make(dataset.samples, 2).existing == 6
 
 
 def test_a_store_with_other_labels_takes_the_images_over(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
@@ -77,7 +77,7 @@ def test_a_store_with_other_labels_takes_the_images_over(dataset: Dataset, tmp_p
     assert second.folder != first.folder
     assert [request.variation for request in second.missing(dataset.samples, 3)] == [3, 3, 3]
     made = second.make(dataset.samples, 3)
-    assert (made.made, made.taken_over, made.there) == (3, 6, 0)
+    assert (made.made, made.taken_over, made.existing) == (3, 6, 0)
     assert len(noise.made()) == len(set(noise.made())) == 9
     assert_complete(second, dataset.samples, 3)
     for before, after in zip(
@@ -106,12 +106,12 @@ def test_what_is_there_is_taken_over_without_asking_the_generator(
             raise AssertionError("asked to draw")
 
     other = open_library(dataset, tmp_path / "stores", Silent(tmp_path / "made.log"), labels="other")
-    made = other.make(dataset.samples, 2, ask=False)
-    assert (made.made, made.refused, made.taken_over, made.there) == (0, 0, 3, 0)
+    made = other.make(dataset.samples, 2, use_generator=False)
+    assert (made.made, made.refused, made.taken_over, made.existing) == (0, 0, 3, 0)
     assert len(other.variations(dataset.samples, 1)) == 3
     assert len(other.missing(dataset.samples, 2)) == 3
-    assert other.make(dataset.samples, 2, ask=False).there == 3
-    assert other.make(dataset.samples, 1).there == 3
+    assert other.make(dataset.samples, 2, use_generator=False).existing == 3
+    assert other.make(dataset.samples, 1).existing == 3
 
 
 def test_a_refused_image_is_recorded_and_the_rest_go_on(dataset: Dataset, tmp_path: Path) -> None:
@@ -129,13 +129,13 @@ def test_a_refused_image_is_recorded_and_the_rest_go_on(dataset: Dataset, tmp_pa
     library = open_library(dataset, tmp_path / "stores", choosy)
     made = library.make(dataset.samples, 2)
     assert (made.made, made.refused) == (4, 2)
-    assert {line["reason"] for line in library.refused(dataset.samples).values()} == {"not this one"}
+    assert {line.reason for line in library.refused(dataset.samples).values()} == {"not this one"}
     assert len(library.variations(dataset.samples, 2)) == 4
     with pytest.raises(InputError, match="lacks 3"):
         library.variations(dataset.samples, 3)
     # Asked again, and had this time: it is refused no more.
     choosy.refuses = False
     made = library.make(dataset.samples, 2)
-    assert (made.made, made.there, made.refused) == (2, 4, 0)
+    assert (made.made, made.existing, made.refused) == (2, 4, 0)
     assert library.refused(dataset.samples) == {}
     assert_complete(library, dataset.samples, 2)

@@ -38,7 +38,7 @@ def test_after_a_crash_nothing_is_made_twice(dataset: Dataset, tmp_path: Path, n
     assert len(library.lines()) == dies_at
     noise.dies_at = -1
     made = open_library(dataset, tmp_path / "stores", noise).make(dataset.samples, 2)
-    assert (made.made, made.there) == (6 - dies_at, dies_at)
+    assert (made.made, made.existing) == (6 - dies_at, dies_at)
     assert len(noise.made()) == len(set(noise.made())) == 6
     assert_complete(library, dataset.samples, 2)
 
@@ -62,7 +62,7 @@ def test_after_sigkill_nothing_is_made_twice(make_coco: MakeCoco, tmp_path: Path
     library = open_library(dataset, stores, Noise(stores / "made.log"))
     assert len(library.lines()) == 5
     made = library.make(dataset.samples, 2)
-    assert (made.made, made.there) == (3, 5)
+    assert (made.made, made.existing) == (3, 5)
     log = (stores / "made.log").read_text().splitlines()
     assert len(log) == len(set(log)) == 8
     assert_complete(library, dataset.samples, 2)
@@ -100,7 +100,7 @@ def test_images_deleted_changed_or_cut_short_are_made_again(dataset: Dataset, tm
     library = open_library(dataset, tmp_path / "stores", noise)
     library.make(dataset.samples, 2)
     before = [sample.sha256 for sample in library.variations(dataset.samples, 2)]
-    paths = [library.folder / line["image"] for line in library.lines()]
+    paths = [library.folder / line.image for line in library.lines()]
     paths[0].unlink()
     write_png(paths[1], np.zeros((64, 80), dtype=np.uint8))
     paths[2].write_bytes(paths[2].read_bytes()[:100])

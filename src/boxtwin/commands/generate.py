@@ -25,12 +25,11 @@ from boxtwin.quality.card import QualityCard, write_quality_card
 from boxtwin.quality.record import describe
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, load_dataset, make_generator, prepare
-from boxtwin.synthesis.controls import Repeat
 from boxtwin.synthesis.generator import Generator
-from boxtwin.synthesis.identity import read_identity, recorded_parameters, settings_from, version_of
+from boxtwin.synthesis.identity import StoreIdentity, read_identity, recorded_parameters, settings_from
 from boxtwin.synthesis.regenerate import reproduce
-from boxtwin.synthesis.shortage import check_usable
-from boxtwin.synthesis.store import Made
+from boxtwin.synthesis.store import StoreUpdate
+from boxtwin.synthesis.usage import check_usable
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ def generate(composed: DictConfig) -> None:
     sheet = contact_sheet(cell)
     label_detectors.write_label_card(cell)
     quality_card(cell)
-    counts = [f"{made.made} variations made", f"{made.there} were there already", f"{made.refused} refused"]
+    counts = [f"{made.made} variations made", f"{made.existing} were there already", f"{made.refused} refused"]
     if made.taken_over:
         counts.append(f"{made.taken_over} taken over from a store with the same pixels")
     if library.generator.remote or made.cost_usd:
@@ -81,23 +80,20 @@ def generate(composed: DictConfig) -> None:
     _check_complete(cell)
 
 
-def make(cell: Prepared) -> Made:
+def make(cell: Prepared) -> StoreUpdate:
     """Make missing variations before training; raises `InputError` if that takes calls of a remote generator."""
     library = cell.store
     generator = library.generator
     if generator.remote:
         refused = library.refused(cell.sources)
-        missing = sum(
-            (request.source.name, request.variation) not in refused
-            for request in library.missing(cell.sources, cell.per_image)
-        )
+        missing = sum(request.key not in refused for request in library.missing(cell.sources, cell.per_image))
         if missing:
             raise InputError(
                 f"{missing} variations of {generator.name} are missing, and training calls no generator that runs "
                 f"elsewhere. Make them first:\n  {command(cell.config)}"
             )
     label_detectors.prepare_labelling(cell)
-    made = library.make(cell.sources, cell.per_image, ask=not generator.remote)
+    made = library.make(cell.sources, cell.per_image, use_generator=not generator.remote)
     label_detectors.write_label_card(cell)
     _check_usable(cell)
     if made.made:
@@ -175,10 +171,10 @@ def _check_usable(cell: Prepared) -> None:
     check_usable(
         str(library.folder),
         library.judged(cell.sources, cell.per_image),
-        [line for (_, number), line in library.refused(cell.sources).items() if number <= cell.per_image],
+        [line for line in library.refused(cell.sources).values() if line.variation <= cell.per_image],
         wanted=cell.wanted,
         training={sample.name for sample in cell.split.train},
-        repeats=isinstance(library.generator, Repeat),
+        repeats=library.generator.copies,
     )
 
 
@@ -186,10 +182,10 @@ def _check_complete(cell: Prepared) -> None:
     missing, refused = cell.store.missing(cell.sources, cell.per_image), cell.store.refused(cell.sources)
     if not missing:
         return
-    keys = [(request.source.name, request.variation) for request in missing[:_NAMED]]
     lines = [
-        f"{name} v{number:02d}: {refused[name, number]['reason'] if (name, number) in refused else 'not made'}"
-        for name, number in keys
+        f"{request.source.name} v{request.variation:02d}: "
+        + (refused[request.key].reason if request.key in refused else "not made")
+        for request in missing[:_NAMED]
     ]
     if len(missing) > _NAMED:
         lines.append(f"… and {len(missing) - _NAMED} more; all are in {cell.store.folder / 'refused.jsonl'}")
@@ -220,12 +216,12 @@ def _regenerate(composed: DictConfig) -> None:
         )
 
 
-def _with_generator_of(composed: DictConfig, identity: dict[str, Any]) -> DictConfig:
+def _with_generator_of(composed: DictConfig, identity: StoreIdentity) -> DictConfig:
     """The configuration with the generator that made a store: its file in conf/generator, and what the store records.
 
     The rest, such as the device or a folder's path, comes from the command line.
     """
-    name = identity["generator"]
+    name = identity.generator
     composed = composed.copy()
     with open_dict(composed):
         if composed.generator.name != name:
@@ -237,16 +233,16 @@ def _with_generator_of(composed: DictConfig, identity: dict[str, Any]) -> DictCo
             # Within the whole, since a generator's file may choose the labels that suit it.
             composed.generator = loader.load_configuration("config", [f"generator={name}"], RunMode.RUN).generator
         option: Any = OmegaConf.to_container(composed.generator, resolve=True)
-        composed.generator.update(settings_from(identity["parameters"], option))
+        composed.generator.update(settings_from(identity.parameters, option))
     missing = sorted(OmegaConf.missing_keys(composed.generator))
     if missing:
         raise InputError(f"say generator={name} and generator.{missing[0]}=… as when the store was made")
     return composed
 
 
-def _generator_of(config: BoxtwinConfig, identity: dict[str, Any], training: Sequence[Sample]) -> Generator:
+def _generator_of(config: BoxtwinConfig, identity: StoreIdentity, training: Sequence[Sample]) -> Generator:
     """The generator that made a store; raises `InputError` if it would make other images here."""
-    name, recorded = identity["generator"], identity["parameters"]
+    name, recorded = identity.generator, identity.parameters
     generator = make_generator(config)
     if generator.remote:
         raise InputError(
@@ -254,7 +250,7 @@ def _generator_of(config: BoxtwinConfig, identity: dict[str, Any], training: Seq
             "lost from its store are brought back by generate.py without regenerate, from answers that were kept"
         )
     now = json.loads(json.dumps(recorded_parameters(generator, training)))
-    made, here = version_of(identity), generator.version(training)
+    made, here = identity.version, generator.version(training)
     if made != here:
         raise InputError(f"the store was made by version {made} of {name}, here is version {here}")
     unlike = sorted(key for key in {*now, *recorded} if now.get(key) != recorded.get(key))

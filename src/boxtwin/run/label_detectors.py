@@ -25,7 +25,7 @@ from boxtwin.labels.ensemble import Member, new_object_threshold
 from boxtwin.labels.method import Judge
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, detector_file, labelling_cells, make_data, make_detector, make_labels, train
-from boxtwin.synthesis.costs import store_costs
+from boxtwin.synthesis.usage import store_costs
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ def write_label_card(cell: Prepared) -> list[Path]:
     files = [library.folder / name for name in ("label_card.json", "label_card.png")]
     newest = library.manifest.stat().st_mtime_ns if library.manifest.exists() else None
     if newest is not None and not all(file.exists() and file.stat().st_mtime_ns >= newest for file in files):
-        lines = library.judged(cell.sources, max((line["variation"] for line in library.lines()), default=0))
+        lines = library.judged(cell.sources, max((line.variation for line in library.lines()), default=0))
         read = {source.name: source.read for source in cell.sources}
-        write_card(library.folder, lines, read, cell.dataset.classes)
+        write_card(library.folder, [line.to_json() for line in lines], read, cell.dataset.classes)
     return files
 
 
@@ -73,14 +73,15 @@ def label_figures(cell: Prepared) -> dict[str, float]:
     if cell.library is None:
         return {}
     lines = cell.library.judged(cell.sources, cell.per_image)
-    counts = {f"data/labels_{name}": float(count) for name, count in tally(lines).items() if isinstance(count, int)}
+    counted = tally([line.to_json() for line in lines])
+    counts = {f"data/labels_{name}": float(count) for name, count in counted.items() if isinstance(count, int)}
     by_hand = make_labels(cell.config, cell.dataset, cell.library.generator).by_hand
     return counts | store_costs(cell.library.folder, lines, by_hand=by_hand)
 
 
 def describe(cell: Prepared) -> str:
     """The outcome of labelling a run's variations, in one line."""
-    counts = tally(cell.store.judged(cell.sources, cell.per_image))
+    counts = tally([line.to_json() for line in cell.store.judged(cell.sources, cell.per_image)])
     boxes = ", ".join(f"{counts[name]} {name}" for name in DECISIONS)
     return f"boxes {boxes}; images {counts['images']} used, {counts['refused']} refused"
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from boxtwin.datasets.image_io import Pixels
+from boxtwin.synthesis.regions import box_pixels
 
 
 def blend_outside_boxes(source: Pixels, painted: Pixels, boxes: Float[np.ndarray, "n 4"], margin: int) -> Pixels:
@@ -17,17 +18,12 @@ def blend_outside_boxes(source: Pixels, painted: Pixels, boxes: Float[np.ndarray
     mixture is scaled up to the power that it would have if the two took turns, measured around every pixel, outside
     the boxes: noise goes over into noise, and where both images agree nothing is scaled.
 
-    Args:
-        source: its size, channels and bit depth are those of the result.
-        painted: the same size, channels and bit depth.
-        boxes: xyxy, pixels; they may reach outside the image.
-        margin: width in pixels of the transition; 0 cuts hard along the pixels that boxes touch.
+    Both images have the same size, channels and bit depth. ``boxes`` (xyxy, pixels) may reach outside the image; a
+    ``margin`` of 0 cuts hard along the pixels that boxes touch.
     """
     if source.shape != painted.shape or source.dtype != painted.dtype:
-        raise ValueError(
-            f"two images of one kind are blended, got {source.shape} of {source.dtype} and {painted.shape} of "
-            f"{painted.dtype}"
-        )
+        kinds = f"{source.shape} of {source.dtype} and {painted.shape} of {painted.dtype}"
+        raise ValueError(f"two images of one kind are blended, got {kinds}")
     if margin < 0:
         raise ValueError(f"margin is not negative, got {margin}")
     height, width = source.shape[:2]
@@ -42,16 +38,6 @@ def blend_outside_boxes(source: Pixels, painted: Pixels, boxes: Float[np.ndarray
         top = np.iinfo(source.dtype).max
         result[mixed] = np.rint(np.clip(blend[mixed], 0, top)).astype(source.dtype)
     return np.ascontiguousarray(result.reshape(source.shape))
-
-
-def box_pixels(boxes: Float[np.ndarray, "n 4"], height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
-    """The pixels that a box touches, if only with a fraction of them."""
-    touched = np.zeros((height, width), dtype=bool)
-    for left, top, right, bottom in boxes:
-        rows = slice(max(int(np.floor(top)), 0), max(int(np.ceil(bottom)), 0))
-        columns = slice(max(int(np.floor(left)), 0), max(int(np.ceil(right)), 0))
-        touched[rows, columns] = True
-    return touched
 
 
 def _weight(inside: Bool[np.ndarray, "h w"], margin: int) -> Float[np.ndarray, "h w"]:
@@ -74,10 +60,10 @@ def _blend(
 ) -> Float[np.ndarray, "h w c"]:
     # 1. Split both into the level around every pixel and the detail upon it, objects left out.
     outside = (~inside).astype(np.float32)
-    share = np.maximum(_mean(outside), 1e-6)
+    share = np.maximum(local_mean(outside), 1e-6)
 
     def around(values: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
-        return _as_planes(_mean(values * outside[:, :, None])) / share[:, :, None]
+        return _as_planes(local_mean(values * outside[:, :, None])) / share[:, :, None]
 
     level_s, level_p = around(source), around(painted)
     detail_s, detail_p = source - level_s, painted - level_p
@@ -92,9 +78,9 @@ def _blend(
     return w * level_s + (1 - w) * level_p + gain * (w * detail_s + (1 - w) * detail_p)
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
+def local_mean(values: np.ndarray) -> np.ndarray:
     """Mean over 9 x 9 pixels: enough for an estimate of the power of speckle, small enough to follow the sea."""
-    return cv2.blur(values, (9, 9), borderType=cv2.BORDER_REFLECT)
+    return cv2.blur(values, (9, 9), borderType=cv2.BORDER_REFLECT).reshape(values.shape)
 
 
 def _as_planes(pixels: np.ndarray) -> np.ndarray:

@@ -1,37 +1,43 @@
-"""What every generator is: the Protocol, what it is asked for and what it gives."""
+"""The interface of generators: what they are asked for and what they give."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
+from boxtwin.errors import InputError
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One variation to make. The seed alone decides its randomness, so any variation can be made again by itself."""
+    """One variation to make. The seed alone decides its randomness, so that it can be made again by itself."""
 
     source: Sample
     variation: int  # from 1
     seed: int
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """Name of the source and number of the variation."""
+        return self.source.name, self.variation
+
 
 @dataclass(frozen=True)
 class Variation:
-    """One variation as a generator hands it over: same size, channels and bit depth as its source.
+    """One variation as a generator gives it: same size, channels and bit depth as its source.
 
-    ``boxes`` and ``labels`` are what the generator says is in the picture: those of the source for generators that keep
-    objects in place, new ones for generators that place objects themselves, none for those that move things about
-    (xyxy, pixels of the image).
+    ``boxes`` (xyxy, pixels of the image) and ``labels`` are what the generator says is in the picture: those of the
+    source if it keeps objects in place, new ones if it places objects itself, none if it moves objects.
     """
 
     request: Request
@@ -39,72 +45,97 @@ class Variation:
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, " n"]
     cost_usd: float = 0.0  # what was paid for it
-    record: dict[str, Json] = field(default_factory=dict)  # more for the manifest, such as the number of a remote call
+    record: dict[str, Json] = field(default_factory=dict)  # more for the manifest
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A variation that could not be had, for a reason that lies with this one image; the others go on."""
+    """A variation that cannot be made, for a reason that concerns this one image; the others go on."""
 
     request: Request
     reason: str
 
 
 class Model(NamedTuple):
-    """What made a variation: a checkpoint's or a remote model's name, and its revision where there is one."""
+    """What made a variation: a checkpoint's or a remote model's name, and its revision if it has one."""
 
     id: str
     revision: str | None
 
 
-# How much a generator knows of where objects are: it keeps them about where they were, and each has to be looked at;
-# it put them there itself; or it moves things about and cannot tell.
+# What a generator knows of the places of objects: about where they were, so that each has to be checked; exactly, since
+# it put them there; or nothing, since it moves them.
 Knowledge = Literal["carried", "exact", "none"]
 
 
-@runtime_checkable
-class Generator(Protocol):
+class Generator(ABC):
     """A way to make variations.
 
-    A generator never reads an image that it was not handed: ``fit`` sees the split's training images only, and
-    ``vary`` sees one source at a time. Whatever is wrong with its settings it says when it is made (`InputError`);
-    whatever takes time or a download happens in ``fit``.
+    A generator never reads an image that it was not given: `fit` sees the split's training images only, and `vary` one
+    source at a time. Wrong settings raise `InputError` when it is built; what takes time or a download happens in
+    `fit`. Generators are dataclasses whose fields are their settings.
     """
 
     name: str  # that of its file in conf/generator: `make_generator` sets it, the class has that of the usual file
-    learns: bool  # whether `fit` looks at the training images: then the store is keyed by them
-    boxes: Knowledge
-    remote: bool  # whether pixels leave this machine: `train.py` never calls such a generator
+    boxes: ClassVar[Knowledge]
+    learns: bool = False  # whether `fit` looks at the training images: then the store is keyed by them
+    remote: bool = False  # whether pixels leave this machine: `train.py` never calls such a generator
+    reproducible: bool = True  # whether this machine makes its images again at no cost; otherwise `make clean` asks
+    copies: bool = False  # whether its variations equal their sources on purpose
 
-    def version(self, training: Sequence[Sample]) -> int:
+    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
         """The version of what it computes, from 1; to be raised when the same settings give other images than before.
 
-        Where this is so for some data only (such as 16 bit), for these only: the store is keyed by it.
+        If this is so for some data only (such as 16 bit), for these only: the store is keyed by it.
         """
+        return 1
 
     def parameters(self) -> dict[str, Json]:
-        """All that changes the pixels it makes; the store is keyed by it, and the manifest records it."""
+        """All that changes the pixels it makes: the settings but the device. The store is keyed by it."""
+        return settings_of(self, without=("device",))
 
     def model(self) -> Model | None:
         """What it draws with, once `fit` is over; None: nothing but this package."""
+        return None
 
-    def price_usd(self, source: Sample) -> float:
-        """What one variation of ``source`` costs; 0 for what runs here."""
+    def price_usd(self, source: Sample) -> float:  # noqa: ARG002
+        """What one variation of ``source`` costs."""
+        return 0.0
 
-    def match(self, samples: Sequence[Sample]) -> None:
-        """Find what it has for which of the images of the data set, those of other splits too; comes before all else.
+    def match(self, samples: Sequence[Sample]) -> None:  # noqa: B027
+        """Find the sources of what it has; ``samples`` are all images of the data set. Called before all else.
 
         Raises:
-            InputError: something that it has is of no image, or of more than one.
+            InputError: something that it has belongs to no image, or to more than one.
         """
 
-    def fit(self, training: Sequence[Sample], folder: Path) -> None:
+    def fit(self, training: Sequence[Sample], folder: Path) -> None:  # noqa: B027
         """Learn from the training images, or load what an earlier call left in ``folder``.
 
         ``folder`` is shared by all generators and stores of a data folder: what is left there is named by a hash of
-        all it follows from. Killed in the middle, the next call continues from the last state saved. Shows a progress
-        bar.
+        all it follows from. If a call is killed, the next one continues from the last saved state.
         """
 
+    @abstractmethod
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
-        """Make the requested variations, in order, yielding each as soon as it is there. `fit` came first."""
+        """Make the requested variations, in order, yielding each as soon as it is made. `fit` came first."""
+
+
+def settings_of(generator: object, *, without: Sequence[str] = (), of: type | None = None) -> dict[str, Json]:
+    """The fields of a dataclass (or of its base class ``of``) by name, tuples as lists."""
+    values = {entry.name: getattr(generator, entry.name) for entry in fields(of or generator)}  # type: ignore[arg-type]
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if name not in without
+    }
+
+
+def check_settings(owner: str, settings: object, *shares: str, **least: int) -> None:
+    """Refuse attributes of ``settings`` out of range: ``shares`` outside [0, 1], others under their ``least`` value."""
+    for name in shares:
+        if not 0 <= (value := getattr(settings, name)) <= 1:
+            raise InputError(f"{owner}: {name} lies in [0, 1], got {value}")
+    for name, minimum in least.items():
+        if not (value := getattr(settings, name)) >= minimum:
+            raise InputError(f"{owner}: {name} is at least {minimum}, got {value}")

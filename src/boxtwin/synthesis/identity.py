@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +20,69 @@ from boxtwin.synthesis.manifest import MANIFEST, fingerprint
 log = logging.getLogger(__name__)
 
 IDENTITY = "store.json"
-FORMAT = 2  # of manifest lines; an older store is left alone, and made anew beside it
+FORMAT = 2  # of manifest lines; an older store is left as it is, and made anew beside it
 # What stores had among their parameters for a version of a generator before there were version numbers. It stands for
 # the number, so that these stores keep their keys.
 _BEFORE_NUMBERS: dict[tuple[str, int], dict[str, Json]] = {
-    ("pixel_ddpm_sketch", 2): {"fitted": "ships to objects, sea to sea, white to white"},
+    ("pixel_ddpm_sketch", 2): {"fitted": "ships to objects, sea to sea, white to white"}
 }
+REPRODUCIBLE = "reproducible"  # in store.json, of no influence on the key: `Generator.reproducible`, for `make clean`
+_NOT_FROM_DATA = ("path", "device", "base_url")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreIdentity:
+    """All that the images and labels of a store follow from."""
+
+    dataset: str
+    generator: str
+    parameters: dict[str, Json]
+    labels: Json
+    seed: int
+    training: tuple[tuple[str, str], ...]  # name and fingerprint of each image that the generator has learnt from
+    version: int = 1  # of the generator
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``store.json`` that the key is the hash of."""
+        content = {"format": FORMAT, **vars(self), "training": [list(pair) for pair in self.training]}
+        # Stores without a number are of the first version.
+        if self.version == 1 or (self.generator, self.version) in _BEFORE_NUMBERS:
+            del content["version"]
+        return content
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> StoreIdentity:
+        """The identity of a store; raises KeyError, TypeError or ValueError if it is damaged."""
+        values = {name: content[name] for name in ("dataset", "generator", "parameters", "labels", "seed")}
+        training = tuple((str(name), str(found)) for name, found in content["training"])
+        version = content.get("version", 1)
+        for (name, number), parameters in _BEFORE_NUMBERS.items():
+            if content["generator"] == name and parameters.items() <= content["parameters"].items():
+                version = number
+        for name, kind in {"dataset": str, "generator": str, "parameters": dict, "seed": int}.items():
+            if not isinstance(values[name], kind):
+                raise TypeError(f"{name} is no {kind.__name__}")
+        return cls(**values, training=training, version=version)
+
+    @property
+    def key(self) -> str:
+        """Twelve hexadecimal digits."""
+        return _key_of(self.to_json())
 
 
 def identity_of(
     generator: Generator, training: Sequence[Sample], *, dataset: str, labels: Json, seed: int
-) -> dict[str, Any]:
-    """All that the images and labels of a store follow from."""
-    version = generator.version(training)
-    numbered = version > 1 and (generator.name, version) not in _BEFORE_NUMBERS
-    return {
-        "format": FORMAT,
-        "dataset": dataset,
-        "generator": generator.name,
-        "parameters": recorded_parameters(generator, training),
-        "labels": labels,
-        "seed": seed,
-        "training": [[sample.name, fingerprint(sample)] for sample in training] if generator.learns else [],
-        # Stores without a number are of the first version.
-        **({"version": version} if numbered else {}),
-    }
+) -> StoreIdentity:
+    """The identity of the store that a generator makes."""
+    return StoreIdentity(
+        dataset=dataset,
+        generator=generator.name,
+        parameters=recorded_parameters(generator, training),
+        labels=labels,
+        seed=seed,
+        training=tuple((sample.name, fingerprint(sample)) for sample in training) if generator.learns else (),
+        version=generator.version(training),
+    )
 
 
 def recorded_parameters(generator: Generator, training: Sequence[Sample]) -> dict[str, Json]:
@@ -51,33 +90,22 @@ def recorded_parameters(generator: Generator, training: Sequence[Sample]) -> dic
     return generator.parameters() | _BEFORE_NUMBERS.get((generator.name, generator.version(training)), {})
 
 
-def version_of(identity: Mapping[str, Any]) -> int:
-    """The version of the generator that made a store."""
-    for (name, number), said in _BEFORE_NUMBERS.items():
-        if identity["generator"] == name and said.items() <= identity["parameters"].items():
-            return number
-    return int(identity.get("version", 1))
-
-
-def key_of(identity: dict[str, Any]) -> str:
-    """Twelve hexadecimal digits."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def write_identity(store: Path, identity: dict[str, Any]) -> None:
-    """Write ``store.json``; again where it is damaged."""
-    file = store / IDENTITY
+def write_identity(store: Path, identity: StoreIdentity, *, reproducible: bool) -> None:
+    """Write ``store.json``; again if it is damaged, or of an earlier version and without `REPRODUCIBLE`."""
+    file, content = store / IDENTITY, identity.to_json()
     if file.exists():
         try:
-            if json.loads(file.read_bytes()) == identity:
-                return
+            written = json.loads(file.read_bytes())
         except (ValueError, RecursionError):
-            pass
-        log.warning("%s was damaged; it is written again", file)
-    write_bytes_atomically(file, json.dumps(identity, indent=1).encode())
+            written = None
+        if written == content | {REPRODUCIBLE: reproducible}:
+            return
+        if written != content:
+            log.warning("%s was damaged; it is written again", file)
+    write_bytes_atomically(file, json.dumps(content | {REPRODUCIBLE: reproducible}, indent=1).encode())
 
 
-def read_identity(store: Path) -> dict[str, Any]:
+def read_identity(store: Path) -> StoreIdentity:
     """What a store was made of and with.
 
     Raises:
@@ -86,25 +114,24 @@ def read_identity(store: Path) -> dict[str, Any]:
     file = store / IDENTITY
     if not (store / MANIFEST).is_file() or not file.is_file():
         raise InputError(f"{store} is no store of variations: it must hold {MANIFEST} and {IDENTITY}")
-    damaged = InputError(
-        f"{file} is damaged: its content does not have the hash in the folder's name. The command that made the store "
-        "writes it again"
-    )
     try:
-        identity = json.loads(file.read_bytes())
-        version = identity["format"]
-        whole = all(isinstance(identity[key], kind) for key, kind in _TYPES.items())
-        whole = whole and all(
-            len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in identity["training"]
-        )
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise damaged from None
-    if version != FORMAT:
-        raise InputError(f"{store} has format {version}, not {FORMAT}, and cannot be made again")
-    key = re.search(r"-([0-9a-f]{12})$", store.resolve().name)
-    if not whole or (key and key[1] != key_of(identity)):
-        raise damaged
-    return identity
+        content = json.loads(file.read_bytes())
+        content.pop(REPRODUCIBLE, None)
+        if content["format"] == FORMAT:
+            key = re.search(r"-([0-9a-f]{12})$", store.resolve().name)
+            if key and key[1] != _key_of(content):
+                raise ValueError("its hash is not that of the folder")
+            return StoreIdentity.from_json(content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(
+            f"{file} is damaged: its content does not have the hash in the folder's name. The command that made the "
+            "store writes it again"
+        ) from None
+    raise InputError(f"{store} has format {content['format']}, not {FORMAT}, and cannot be made again")
+
+
+def _key_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def settings_from(parameters: Mapping[str, Any], option: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,12 +140,12 @@ def settings_from(parameters: Mapping[str, Any], option: Mapping[str, Any]) -> d
     Args:
         parameters: as a store records them.
         option: the generator's settings as they are here. Only these can be set, with values of their types; what is
-            built, and where things lie on this machine, cannot.
+            built, and paths and addresses of this machine, cannot.
 
     Raises:
         InputError: a value is of another type, or names something to be built or looked up.
     """
-    found = {}
+    settings = {}
     for key, value in parameters.items():
         if _is_code(key, value):
             raise InputError(f"{IDENTITY} has {key}={value!r} among the parameters, as no generator records; refused")
@@ -127,8 +154,8 @@ def settings_from(parameters: Mapping[str, Any], option: Mapping[str, Any]) -> d
         default = option[key]
         if not (default in (None, "???") or value is None or _kind(value) == _kind(default)):
             raise InputError(f"{IDENTITY} has {key}={value!r}, where a value like {default!r} is expected; refused")
-        found[key] = value
-    return found
+        settings[key] = value
+    return settings
 
 
 def _is_code(key: str, value: Any) -> bool:
@@ -144,7 +171,3 @@ def _kind(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_kind(part) for part in value[:1]]
     return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
-
-
-_NOT_FROM_DATA = ("path", "device", "base_url")
-_TYPES: dict[str, Any] = {"dataset": str, "generator": str, "parameters": dict, "seed": int, "training": list}

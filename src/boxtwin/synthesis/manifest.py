@@ -1,4 +1,4 @@
-"""The lines of a store's manifest: which of them count, and what they are held against."""
+"""The records of a store: lines of ``manifest.jsonl`` and ``refused.jsonl``, and which of them are valid."""
 
 from __future__ import annotations
 
@@ -8,61 +8,159 @@ import logging
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.image_io import pixels_sha256, read_image
-from boxtwin.datasets.sample import Judgement, Sample
+from boxtwin.datasets.sample import CarriedBox, Judgement, Sample
 from boxtwin.files import writing
+from boxtwin.synthesis.fitness import unfit
+from boxtwin.synthesis.generator import Json, Model
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.jsonl"
+REFUSED = "refused.jsonl"
+LEARNING = "learning.jsonl"  # the seconds that each call of the generator's `fit` took
 NAMED = 5  # files that a message names
 CHECKSUM = "crc32"  # of the rest of a line; lines of earlier versions have none
 
+Key = tuple[str, int]  # source and variation
+Parsed = TypeVar("Parsed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestRecord:
+    """What was asked for."""
+
+    source: str  # its name in the data set
+    source_sha256: str
+    source_fingerprint: str  # see `fingerprint`
+    variation: int  # from 1
+    seed: int
+    generator: str
+
+    @property
+    def key(self) -> Key:
+        """Source and variation."""
+        return self.source, self.variation
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusedRecord(RequestRecord):
+    """One line of ``refused.jsonl``: a variation that could not be made."""
+
+    reason: str
+
+
+class Claimed(NamedTuple):
+    """Boxes (xyxy, pixels) and labels that the generator says are in an image."""
+
+    boxes: list[list[float]]
+    labels: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariationRecord(RequestRecord):
+    """One line of ``manifest.jsonl``: a variation that is in the store."""
+
+    image: str  # its path in the store
+    image_sha256: str
+    parameters: dict[str, Json]  # of the generator
+    model: Model  # its id is "none" if there is no model
+    seconds: float
+    cost_usd: float
+    record: dict[str, Json] = field(default_factory=dict)  # more that the generator says
+    claimed: Claimed
+    unchanged: bool = False  # whether all pixels equal the source's
+    labels: Judgement
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the line."""
+        decisions = Counter(box.decision for box in self.labels.boxes)
+        content = vars(self) | {"model": self.model._asdict(), "claimed": self.claimed._asdict()}
+        content["labels"] = {
+            **{decision: decisions[decision] for decision in ("kept", "shifted", "dropped", "added")},
+            "refused": self.labels.refused,
+            **({} if self.labels.minutes is None else {"minutes": self.labels.minutes}),
+            "boxes": [asdict(box) | {"box": list(box.box)} for box in self.labels.boxes],
+        }
+        if not self.unchanged:
+            del content["unchanged"]
+        return content
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> VariationRecord:
+        """The record of a line; raises KeyError or TypeError if something is missing."""
+        labels = content["labels"]
+        boxes = tuple(CarriedBox(**(box | {"box": tuple(box["box"])})) for box in labels["boxes"])
+        known = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}
+        known["model"], known["claimed"] = Model(**content["model"]), Claimed(**content["claimed"])
+        return cls(**known | {"labels": Judgement(boxes, labels["refused"], labels.get("minutes"))})
+
 
 def whole_lines(file: Path) -> list[dict[str, Any]]:
-    """All lines, oldest first; those cut short by a kill do not count, nor damaged ones, which a warning names."""
-    return [line for line, _ in _lines(file)]
+    """All lines, oldest first, without incomplete and damaged ones; a warning names the damaged ones."""
+    return [line for line, _ in _lines(file, dict)]
 
 
-def lines_without_checksum(folder: Path) -> set[tuple[str, int]]:
+def manifest_lines(folder: Path) -> list[VariationRecord]:
+    """The whole lines of a store's manifest, oldest first."""
+    return [line for line, _ in _lines(folder / MANIFEST, VariationRecord.from_json)]
+
+
+def newest_lines(folder: Path) -> dict[Key, VariationRecord]:
+    """The newest line of each variation."""
+    return {line.key: line for line in manifest_lines(folder)}
+
+
+def lines_without_checksum(folder: Path) -> set[Key]:
     """Source and variation of those whose newest line an earlier version wrote."""
-    newest = {(line["source"], line["variation"]): checked for line, checked in _lines(folder / MANIFEST)}
+    newest = {line.key: checked for line, checked in _lines(folder / MANIFEST, VariationRecord.from_json)}
     return {key for key, checked in newest.items() if not checked}
 
 
-def _lines(file: Path) -> list[tuple[dict[str, Any], bool]]:
+def refused_lines(folder: Path) -> list[RefusedRecord]:
+    """The whole lines of ``refused.jsonl``, oldest first."""
+    return [line for line, _ in _lines(folder / REFUSED, lambda content: RefusedRecord(**content))]
+
+
+def _lines(file: Path, parse: Callable[[dict[str, Any]], Parsed]) -> list[tuple[Parsed, bool]]:
     """The whole lines, and whether each has a checksum."""
     if not file.exists():
         return []
     content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    lines: list[tuple[dict[str, Any] | None, bool]] = []
+    lines: list[tuple[Parsed, bool]] = []
+    damaged = []
     has_come = False  # a line with a checksum
-    for encoded in whole.split(b"\n")[:-1]:
-        line, has_checksum = _read_line(encoded)
-        has_come = has_come or has_checksum
-        lines.append((line if has_checksum == has_come else None, has_checksum))  # earlier versions' lines come first
-    damaged = [number for number, (line, _) in enumerate(lines, start=1) if line is None]
+    for number, encoded in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
+        try:
+            line = json.loads(encoded)
+            checksum = line.pop(CHECKSUM, None)
+            has_come = has_come or checksum is not None
+            # Lines of earlier versions, without one, come first.
+            if checksum != (_checksum(line) if has_come else None):
+                raise ValueError("its content does not have its checksum")
+            lines.append((parse(line), checksum is not None))
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            damaged.append(number)
     if damaged:
         log.warning(
-            "%s: %d damaged line(s) are left out, such as line %d; what they record counts as missing",
-            *(file, len(damaged), damaged[0]),
+            f"{file}: {len(damaged)} damaged line(s) are left out, such as line {damaged[0]}; what they record counts "
+            "as missing"
         )
-    return [(line, has_checksum) for line, has_checksum in lines if line is not None]
+    return lines
 
 
 def append_line(file: Path, *lines: dict[str, Any]) -> None:
-    """Add a line, or several, that outlive a power cut: what they name may have been paid for."""
+    """Add a line, or several, that outlive a power cut: what they record may have been paid for."""
     with writing(file), file.open("ab") as manifest:
         for line in lines:
             manifest.write(json.dumps(line | {CHECKSUM: _checksum(line)}).encode() + b"\n")
@@ -70,76 +168,77 @@ def append_line(file: Path, *lines: dict[str, Any]) -> None:
         os.fsync(manifest.fileno())
 
 
-def _read_line(encoded: bytes) -> tuple[dict[str, Any] | None, bool]:
-    """A line without its checksum, None where it is damaged; and whether it has one."""
-    try:
-        line = json.loads(encoded)
-        checksum = line.pop(CHECKSUM, None)
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        return None, False
-    return (line if checksum in (None, _checksum(line)) else None), checksum is not None
-
-
 def _checksum(line: dict[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(line).encode()):08x}"
 
 
-def labels_entry(judgement: Judgement) -> dict[str, Any]:
-    """What a line says of its labels: decisions by kind, and each box with its evidence."""
-    decisions = Counter(box.decision for box in judgement.boxes)
-    return {
-        **{decision: decisions[decision] for decision in ("kept", "shifted", "dropped", "added")},
-        "refused": judgement.refused,
-        **({} if judgement.minutes is None else {"minutes": judgement.minutes}),
-        "boxes": [asdict(box) for box in judgement.boxes],
-    }
-
-
-def mend(file: Path) -> None:
+def truncate_incomplete_line(file: Path) -> None:
     """Cut off a last line that a kill left unfinished: what is appended must start on a line of its own."""
-    if not file.exists():
-        return
-    content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(file, whole)
+    if file.exists():
+        content = file.read_bytes()
+        if len(content) > (whole := content.rfind(b"\n") + 1):
+            os.truncate(file, whole)
 
 
-def valid_lines(folder: Path, sources: Iterable[Sample]) -> dict[tuple[str, int], dict[str, Any]]:
-    """The lines whose image is there as recorded and whose source has not changed since, by source and variation; the
-    newest one counts.
-    """
+def valid_lines(folder: Path, sources: Iterable[Sample]) -> dict[Key, VariationRecord]:
+    """The newest line of each variation, if its image is there as recorded and its source has not changed since."""
     fingerprints = {source.name: fingerprint(source) for source in sources}
-    newest = {(line["source"], line["variation"]): line for line in whole_lines(folder / MANIFEST)}
     return {
         key: line
-        for key, line in newest.items()
-        if fingerprints.get(line["source"]) == line["source_fingerprint"] and image_is_whole(folder, line)
+        for key, line in newest_lines(folder).items()
+        if fingerprints.get(line.source) == line.source_fingerprint and image_is_whole(folder, line)
     }
 
 
-def image_is_whole(folder: Path, line: dict[str, Any]) -> bool:
+def recheck_old_lines(folder: Path, sources: Sequence[Sample]) -> dict[Key, VariationRecord]:
+    """The `valid_lines` of a store, after those of earlier versions were checked for `unfit` variations.
+
+    Earlier versions kept those, and trained on them as on empty scenes. Each checked line is written again with a
+    checksum, so that this happens once; to be called under the store's lock.
+    """
+    lines, older = valid_lines(folder, sources), lines_without_checksum(folder)
+    checked: list[VariationRecord] = []
+    for source in sources if older else ():
+        old = [lines[key] for key in sorted(older) if key[0] == source.name and key in lines]
+        pixels = source.read() if any(line.labels.refused is None for line in old) else None
+        for line in old:
+            reason = line.labels.refused
+            if pixels is not None and reason is None:
+                reason = unfit(pixels, read_image(folder / line.image))
+            checked.append(line if reason == line.labels.refused else replace(line, labels=Judgement((), reason)))
+    if not checked:
+        return lines
+    refused = [line for line in checked if line is not lines[line.key]]
+    if refused:
+        named = "; ".join(f"{line.image} ({line.labels.refused})" for line in refused[:NAMED])
+        log.warning(
+            f"{folder}: {len(refused)} of {len(checked)} image(s) made by an earlier version cannot be learnt from and "
+            f"are refused: {named}"
+        )
+    append_line(folder / MANIFEST, *(line.to_json() for line in checked))
+    return valid_lines(folder, sources)
+
+
+def image_is_whole(folder: Path, line: VariationRecord) -> bool:
     """Whether the image of a line is there, byte for byte; each file is read once, unless it changes."""
-    image = folder / line["image"]
+    image = folder / line.image
     try:
         state = image.stat()
     except OSError:
         return False
     if not image.is_relative_to(folder) or ".." in image.parts[len(folder.parts) :]:  # of a foreign store
         return False
-    return _sha256_of(image, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns) == line["image_sha256"]
+    return _sha256_of(image, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns) == line.image_sha256
 
 
-def tell_of_damage(folder: Path, missing: Iterable[tuple[str, int]]) -> None:
-    """Warn of images among the ``missing`` that have a line: their files are gone, or are not as they were."""
-    newest = {(line["source"], line["variation"]): line for line in whole_lines(folder / MANIFEST)}
+def warn_of_damage(folder: Path, missing: Iterable[Key]) -> None:
+    """Warn of images among the ``missing`` that have a line: their files are missing or changed."""
+    newest = newest_lines(folder)
     lost = [newest[key] for key in missing if key in newest]
-    damaged = [line["image"] for line in lost if not image_is_whole(folder, line)]
+    damaged = [line.image for line in lost if not image_is_whole(folder, line)]
     if damaged:
-        log.warning(
-            "%s: %d image(s) are missing or damaged and are made again, such as %s",
-            *(folder, len(damaged), ", ".join(damaged[:NAMED])),
-        )
+        named = ", ".join(damaged[:NAMED])
+        log.warning(f"{folder}: {len(damaged)} image(s) are missing or damaged and are made again, such as {named}")
 
 
 @lru_cache(maxsize=1 << 16)
@@ -148,37 +247,34 @@ def _sha256_of(path: Path, *state: int) -> str:  # noqa: ARG001, the state is pa
 
 
 def fingerprint(sample: Sample) -> str:
-    """Pixels and labels of a source in one hash: variations of either older version are not of this image."""
+    """Hash of the pixels and labels of a source: variations of another version of either are not of this image."""
     total = hashlib.sha256(sample.sha256.encode())
     for array in (sample.boxes, sample.labels, sample.crowd):
         total.update(array.tobytes())
     return total.hexdigest()
 
 
-def as_coco(
-    folder: Path, lines: Iterable[dict[str, Any]], classes: Sequence[str], category_ids: Sequence[int]
-) -> dict[str, Any]:
-    """What ``lines`` name and is there, as a COCO detection set; dropped boxes are left out.
+def as_coco(folder: Path, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
+    """The images of a store as a COCO detection set, without dropped boxes.
 
     Images that are not used are among them, with the reason as ``refused`` and ``"confirmed": false``, so that a person
-    can mend their boxes and confirm them.
+    can correct their boxes and confirm them.
     """
-    newest = {(line["source"], line["variation"]): line for line in lines if image_is_whole(folder, line)}
     images: list[dict[str, Any]] = []
     annotations: list[tuple[int, int, list[int | float], int | float, bool]] = []
-    for image_id, (_, line) in enumerate(sorted(newest.items()), start=1):
-        pixels = read_image(folder / line["image"])
+    whole = {line.key: line for line in manifest_lines(folder) if image_is_whole(folder, line)}
+    for image_id, (_, line) in enumerate(sorted(whole.items()), start=1):
+        pixels, refused = read_image(folder / line.image), line.labels.refused
         height, width = pixels.shape[:2]
         images.append(
-            {"id": image_id, "file_name": line["image"], "width": width, "height": height}
-            | {key: line[key] for key in ("source", "variation", "generator", "seed")}
+            {"id": image_id, "file_name": line.image, "width": width, "height": height}
+            | {key: getattr(line, key) for key in ("source", "variation", "generator", "seed")}
             # Labels that come back from a person are of these pixels, not of any others under the same name.
             | {"pixels_sha256": pixels_sha256(pixels)}
-            | ({} if (refused := line["labels"]["refused"]) is None else {"refused": refused, "confirmed": False})
+            | ({} if refused is None else {"refused": refused, "confirmed": False})
         )
-        for box in line["labels"]["boxes"]:
-            if box["decision"] == "dropped":
-                continue
-            x, y, w, h = xyxy_to_xywh(np.array(box["box"])).tolist()
-            annotations.append((image_id, category_ids[box["label"]], [x, y, w, h], w * h, False))
+        for box in line.labels.boxes:
+            if box.decision != "dropped":
+                x, y, w, h = xyxy_to_xywh(np.array(box.box)).tolist()
+                annotations.append((image_id, category_ids[box.label], [x, y, w, h], w * h, False))
     return coco_content(images, annotations, zip(category_ids, classes, strict=True))

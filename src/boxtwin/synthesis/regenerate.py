@@ -1,11 +1,11 @@
-"""Making the images of a store again: whether a generator gives the same bytes, and back comes what was lost."""
+"""Making the images of a store again: whether a generator gives the same bytes, and restoring lost images."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -14,8 +14,8 @@ from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock, write_bytes_atomically
 from boxtwin.synthesis.generator import Generator, Refused, Request
-from boxtwin.synthesis.identity import read_identity
-from boxtwin.synthesis.manifest import MANIFEST, fingerprint, image_is_whole, whole_lines
+from boxtwin.synthesis.identity import StoreIdentity, read_identity
+from boxtwin.synthesis.manifest import MANIFEST, VariationRecord, fingerprint, image_is_whole, newest_lines
 from boxtwin.synthesis.store import MODELS
 
 
@@ -41,46 +41,42 @@ def reproduce(store: Path, generator: Generator, dataset: Dataset) -> Reproduced
     """
     with exclusive_lock(store / ".lock", f"another process is at {store}; waiting for it"):
         identity = read_identity(store)
-        newest = {(line["source"], line["variation"]): line for line in whole_lines(store / MANIFEST)}
-        outside = [line["image"] for line in newest.values() if not _is_below(store, line["image"])]
+        newest = newest_lines(store)
+        images = (store / "images").resolve()
+        outside = [line.image for line in newest.values() if not (store / line.image).resolve().is_relative_to(images)]
         if outside:
             raise InputError(f"{store / MANIFEST} names images outside of its store, such as {outside[0]}")
         samples = {sample.name: sample for sample in dataset.samples}
         _check_data(identity, newest.values(), samples)
         models = store.parent / MODELS
         models.mkdir(parents=True, exist_ok=True)
-        generator.fit([samples[name] for name, _ in identity["training"]], models)
-        requests = [Request(samples[source], number, newest[source, number]["seed"]) for source, number in newest]
+        generator.fit([samples[name] for name, _ in identity.training], models)
+        requests = [Request(samples[line.source], line.variation, line.seed) for line in newest.values()]
         equal, restored, different = 0, [], []
         progress = tqdm(generator.vary(requests), total=len(requests), desc=f"{generator.name}: again", unit="image")
         for request, outcome in zip(requests, progress, strict=True):
-            line = newest[request.source.name, request.variation]
+            line = newest[request.key]
             if isinstance(outcome, Refused):
-                different.append(f"{line['image']}: {outcome.reason}")
+                different.append(f"{line.image}: {outcome.reason}")
                 continue
             content = encode_png(outcome.pixels)
-            if hashlib.sha256(content).hexdigest() != line["image_sha256"]:
-                different.append(f"{line['image']}: other bytes")
+            if hashlib.sha256(content).hexdigest() != line.image_sha256:
+                different.append(f"{line.image}: other bytes")
             elif image_is_whole(store, line):
                 equal += 1
             else:
-                write_bytes_atomically(store / line["image"], content)
-                restored.append(line["image"])
+                write_bytes_atomically(store / line.image, content)
+                restored.append(line.image)
     return Reproduced(equal, tuple(restored), tuple(different))
 
 
-def _is_below(store: Path, image: str) -> bool:
-    return (store / image).resolve().is_relative_to((store / "images").resolve())
-
-
-def _check_data(identity: dict[str, Any], lines: Any, samples: dict[str, Sample]) -> None:
-    wanted: dict[str, str] = dict(identity["training"])
-    wanted |= {line["source"]: line["source_fingerprint"] for line in lines}
+def _check_data(identity: StoreIdentity, lines: Iterable[VariationRecord], samples: dict[str, Sample]) -> None:
+    wanted = dict(identity.training) | {line.source: line.source_fingerprint for line in lines}
     missing = sorted(wanted.keys() - samples.keys())
     changed = sorted(name for name in wanted.keys() & samples.keys() if fingerprint(samples[name]) != wanted[name])
     for names, what in ((missing, "are not in the data set at hand"), (changed, "have changed since, or their labels")):
         if names:
             raise InputError(
                 f"{len(names)} images that the store was made of {what}: {', '.join(names[:10])}. Give the settings of "
-                f"data set {identity['dataset']} as they were, such as dataset=… and dataset.root=…"
+                f"data set {identity.dataset} as they were, such as dataset=… and dataset.root=…"
             )

@@ -1,4 +1,4 @@
-"""Where in its box an object lies: boxes say how far it reaches, the pixels inside them which way it points.
+"""How an object lies in its box: the box says how far it reaches, the pixels inside it which way it points.
 
 A silhouette is a rectangle turned by its heading. Angles are in radians from x to y, so that a positive heading points
 down and to the right; lengths are in pixels.
@@ -14,7 +14,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-# Above this ratio of breadth to length an object has no heading worth the name: it is taken to fill its box.
+from boxtwin.synthesis.regions import Box, covered_pixels, covered_slices, level_and_spread
+
+# Above this ratio of breadth to length an object has no heading: it is taken to fill its box.
 SQUARE = 0.7
 # Hulls are four to ten times as long as broad; radar smears them to a little less.
 SLENDER = 0.12
@@ -32,7 +34,7 @@ class Silhouette:
     length: float
     breadth: float
 
-    def box(self) -> Float[np.ndarray, " 4"]:
+    def box(self) -> Box:
         """The tight axis-aligned box around it, xyxy."""
         c, s = abs(math.cos(self.heading)), abs(math.sin(self.heading))
         half = np.array([self.length * c + self.breadth * s, self.length * s + self.breadth * c]) / 2
@@ -58,40 +60,43 @@ class Silhouette:
 def silhouettes_of(values: Float[np.ndarray, "h w"], boxes: Float[np.ndarray, "n 4"]) -> list[Silhouette]:
     """The silhouette of the object in every box (xyxy, pixels) of an image of brightness ``values``.
 
-    1. What sticks out of the median of the box's surroundings is the object, by as much as it sticks out.
-    2. Its second moments say how slender it is and which diagonal of the box it lies along.
+    1. Pixels belong to the object by how much they differ from the median of the box's surroundings, to either side.
+    2. Their second moments say how slender the object is and which diagonal of the box it lies along.
     3. Of all turned rectangles of that slenderness one touches all four sides of the box: that one is taken, so that
        the box of the silhouette is the box it came from.
 
-    Objects that are small, square or of no clear heading fill their box. Dark objects on bright ground count as well:
-    it is the difference to the surroundings that matters.
+    Objects that are small, square or of no clear heading fill their box.
     """
     return [_silhouette(values, box) for box in boxes.astype(np.float64)]
 
 
-def _silhouette(values: Float[np.ndarray, "h w"], box: Float[np.ndarray, " 4"]) -> Silhouette:
+def _silhouette(values: Float[np.ndarray, "h w"], box: Box) -> Silhouette:
     x1, y1, x2, y2 = (float(side) for side in box)
     centre_x, centre_y, width, height = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
     heading, length, breadth = (0.0, width, height) if width >= height else (math.pi / 2, height, width)
     filling = Silhouette(centre_x, centre_y, heading, length, breadth)
-    rows = slice(max(math.floor(y1), 0), max(math.ceil(y2), 0))
-    columns = slice(max(math.floor(x1), 0), max(math.ceil(x2), 0))
+    rows, columns = covered_slices(box, *values.shape)
     inside = values[rows, columns].astype(np.float64)
     if min(width, height) < LEAST_SIDE or inside.size < LEAST_SIDE**2:
         return filling
-    moments = _moments(_weights(values, rows, columns, inside))
-    if moments is None:
+    share = _weights(values, rows, columns, inside)
+    if (total := float(share.sum())) <= 0:
         return filling
-    ratio, diagonal = moments
-    slender = min(width, height) / max(width, height)
-    # No rectangle with a ratio above the box's own touches all four sides but the box itself.
-    ratio = max(ratio, SLENDER)
-    if ratio > SQUARE or ratio >= 0.98 * slender:
+    share /= total
+    y, x = np.mgrid[: share.shape[0], : share.shape[1]]
+    x, y = x - (share * x).sum(), y - (share * y).sum()
+    xx, yy, xy = float((share * x * x).sum()), float((share * y * y).sum()), float((share * x * y).sum())
+    middle, reach = (xx + yy) / 2, math.hypot((xx - yy) / 2, xy)
+    if middle + reach <= 0:
+        return filling
+    # No rectangle with a ratio of breadth to length above the box's own touches all four sides but the box itself.
+    ratio = max(math.sqrt(max(middle - reach, 0) / (middle + reach)), SLENDER)
+    if ratio > SQUARE or ratio >= 0.98 * (min(width, height) / max(width, height)):
         return filling
     angle = math.atan2(height - ratio * width, width - ratio * height)
     c, s = math.cos(angle), math.sin(angle)
     length = (width + height) / ((1 + ratio) * (c + s))
-    return Silhouette(centre_x, centre_y, math.copysign(angle, diagonal), length, ratio * length)
+    return Silhouette(centre_x, centre_y, math.copysign(angle, xy), length, ratio * length)
 
 
 def _weights(
@@ -99,29 +104,11 @@ def _weights(
 ) -> Float[np.ndarray, "bh bw"]:
     """How much every pixel of the box belongs to the object: its distance from the surroundings, noise left out."""
     margin = max(2, *(side // 4 for side in inside.shape))
-    frame = values[
-        max(rows.start - margin, 0) : rows.stop + margin, max(columns.start - margin, 0) : columns.stop + margin
-    ]
-    level = float(np.median(frame))
-    spread = 1.4826 * float(np.median(np.abs(frame - level)))  # the standard deviation of a normal distribution
+    y, x = max(rows.start - margin, 0), max(columns.start - margin, 0)
+    level, spread = level_and_spread(values[y : rows.stop + margin, x : columns.stop + margin], least=0.0)
     # One bright reflector must not outweigh the hull: distances count up to the upper tenth of them.
     distance = np.maximum(np.abs(cv2.blur(inside, (3, 3)) - level) - spread, 0)
     return np.minimum(distance, np.quantile(distance, 0.9))
-
-
-def _moments(weights: Float[np.ndarray, "h w"]) -> tuple[float, float] | None:
-    """Breadth over length, and the sign of the diagonal (1: falling to the right); None where nothing sticks out."""
-    total = float(weights.sum())
-    if total <= 0:
-        return None
-    y, x = np.mgrid[: weights.shape[0], : weights.shape[1]]
-    share = weights / total
-    x, y = x - (share * x).sum(), y - (share * y).sum()
-    xx, yy, xy = float((share * x * x).sum()), float((share * y * y).sum()), float((share * x * y).sum())
-    middle, reach = (xx + yy) / 2, math.hypot((xx - yy) / 2, xy)
-    if middle + reach <= 0:
-        return None
-    return math.sqrt(max(middle - reach, 0) / (middle + reach)), xy
 
 
 def draw(silhouettes: Sequence[Silhouette], height: int, width: int) -> Float[np.ndarray, "{height} {width}"]:
@@ -129,8 +116,7 @@ def draw(silhouettes: Sequence[Silhouette], height: int, width: int) -> Float[np
     mask = np.zeros((height, width), dtype=np.float32)
     scale = 4
     for silhouette in silhouettes:
-        x1, y1, x2, y2 = (int(side) for side in (*np.floor(silhouette.box()[:2]), *np.ceil(silhouette.box()[2:])))
-        x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+        x1, y1, x2, y2 = covered_pixels(silhouette.box(), height, width)
         if x1 >= x2 or y1 >= y2:
             continue
         fine = np.zeros(((y2 - y1) * scale, (x2 - x1) * scale), dtype=np.uint8)

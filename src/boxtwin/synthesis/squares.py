@@ -1,25 +1,27 @@
 """Showing an image of any size, depth and number of channels as the 8-bit RGB squares that a hosted model takes.
 
-Small objects are what counts here, so nothing is ever made smaller on the way there:
+Objects may be small, so no image is reduced before it is sent:
 
 - An image that fits into a square is enlarged until its longer side fills it, and its shorter side is padded with its
   own mirror image. The answer is cropped and reduced to the image's size.
 - A larger image is cut into squares at its own resolution. They overlap evenly, by the given number of pixels at least,
-  and answers are blended over the overlaps. A side that is shorter than a square is padded with its mirror image. Every
-  square is answered by itself: a model that moves things about moves them differently on both sides of a seam.
+  and answers are blended over the overlaps. A side that is shorter than a square is padded with its mirror image. A
+  model that moves objects moves them differently on both sides of a seam.
 
-Then and back with the squares as they are, the pixels of 8-bit images that were not enlarged are the same.
+If the squares come back as they are, so do the pixels of 8-bit images that were not enlarged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from boxtwin.datasets.image_io import Pixels, as_grey
+from boxtwin.synthesis.fitness import dark_and_bright
 from boxtwin.synthesis.tiling import tile_starts
 
 RGB8 = UInt8[np.ndarray, "_h _w 3"]
@@ -29,7 +31,7 @@ def count(height: int, width: int, size: int, overlap: int) -> int:
     """How many squares an image takes."""
     if max(height, width) <= size:
         return 1
-    return len(tile_starts(height, size, overlap)) * len(tile_starts(width, size, overlap))
+    return len(_places(height, width, size, overlap))
 
 
 def cut(pixels: Pixels, size: int, overlap: int) -> list[RGB8]:
@@ -41,31 +43,26 @@ def cut(pixels: Pixels, size: int, overlap: int) -> list[RGB8]:
         shown = cv2.resize(shown, (enlarged_width, enlarged_height), interpolation=cv2.INTER_CUBIC)
         return [_pad(shown, size)]
     padded = _pad(shown, size)
-    return [
-        np.ascontiguousarray(padded[y : y + size, x : x + size])
-        for y in tile_starts(height, size, overlap)
-        for x in tile_starts(width, size, overlap)
-    ]
+    places = _places(height, width, size, overlap)
+    return [np.ascontiguousarray(padded[y : y + size, x : x + size]) for y, x in places]
 
 
 def join(answers: Sequence[RGB8], source: Pixels, size: int, overlap: int) -> Pixels:
     """The answers to the squares of ``source`` as one image of its size, channels and bit depth."""
     height, width = source.shape[:2]
-    if len(answers) != count(height, width, size, overlap):
-        raise ValueError(f"{count(height, width, size, overlap)} squares were expected, got {len(answers)}")
+    if len(answers) != (expected := count(height, width, size, overlap)):
+        raise ValueError(f"{expected} squares were expected, got {len(answers)}")
     if max(height, width) <= size:
         enlarged_width, enlarged_height = _enlarged(height, width, size)
         top, left = (size - enlarged_height) // 2, (size - enlarged_width) // 2
         inner = answers[0][top : top + enlarged_height, left : left + enlarged_width].astype(np.float32)
         return _like(source, cv2.resize(inner, (width, height), interpolation=cv2.INTER_AREA))
-    rows, columns = tile_starts(height, size, overlap), tile_starts(width, size, overlap)
     total = np.zeros((max(height, size), max(width, size), 3), dtype=np.float32)
     weight = np.zeros((*total.shape[:2], 1), dtype=np.float32)
     # 1 inside, falling towards the edges over the overlap; never 0, so that image borders keep a weight.
     ramp = np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1)).clip(max=max(overlap, 1)).astype(np.float32)
     window = np.outer(ramp, ramp)[:, :, None]
-    places = [(y, x) for y in rows for x in columns]
-    for (y, x), answer in zip(places, answers, strict=True):
+    for (y, x), answer in zip(_places(height, width, size, overlap), answers, strict=True):
         total[y : y + size, x : x + size] += window * answer
         weight[y : y + size, x : x + size] += window
     top, left = (total.shape[0] - height) // 2, (total.shape[1] - width) // 2
@@ -73,11 +70,7 @@ def join(answers: Sequence[RGB8], source: Pixels, size: int, overlap: int) -> Pi
 
 
 def as_square(pixels: Pixels, size: int) -> RGB8:
-    """An answer as an 8-bit RGB square of ``size``, whatever size the model works at.
-
-    Raises:
-        ValueError: it is no square.
-    """
+    """An answer as an 8-bit RGB square of ``size``, whatever size it comes in; raises ValueError if it is none."""
     height, width = pixels.shape[:2]
     if height != width:
         raise ValueError(f"a square of {size} pixels was asked for, {width} x {height} came")
@@ -88,6 +81,10 @@ def as_square(pixels: Pixels, size: int) -> RGB8:
     return resized
 
 
+def _places(height: int, width: int, size: int, overlap: int) -> list[tuple[int, int]]:
+    return list(product(tile_starts(height, size, overlap), tile_starts(width, size, overlap)))
+
+
 def _enlarged(height: int, width: int, size: int) -> tuple[int, int]:
     """Width and height once the longer side is ``size``."""
     scale = size / max(height, width)
@@ -96,10 +93,8 @@ def _enlarged(height: int, width: int, size: int) -> tuple[int, int]:
 
 def _pad(shown: RGB8, size: int) -> RGB8:
     """Mirrored outwards on sides that are shorter than ``size``, evenly at both ends."""
-    margins = []
-    for length in shown.shape[:2]:
-        missing = max(size - length, 0)
-        margins.append((missing // 2, missing - missing // 2))
+    missing = [max(size - length, 0) for length in shown.shape[:2]]
+    margins = [(pixels // 2, pixels - pixels // 2) for pixels in missing]
     padded: RGB8 = np.pad(shown, (*margins, (0, 0)), mode="symmetric")
     return padded
 
@@ -111,8 +106,7 @@ def _ends(pixels: Pixels) -> tuple[float, float]:
     """
     if pixels.dtype == np.uint8:
         return 0.0, 255.0
-    smooth = cv2.medianBlur(np.ascontiguousarray(pixels), 3)
-    darkest, brightest, largest = (float(value) for value in (smooth.min(), smooth.max(), pixels.max()))
+    (darkest, brightest), largest = dark_and_bright(pixels), float(pixels.max())
     white = max(largest if largest <= 2 * brightest else brightest, 1.0)
     return (darkest if white > darkest > white / 2 else 0.0), white
 

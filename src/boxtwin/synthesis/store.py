@@ -1,11 +1,11 @@
 """The on-disk store of variations: made once, whole or not at all, resumed after a kill, shared by all runs.
 
-A store is a folder ``<generator>-<key>``. Its truth is ``manifest.jsonl``: a variation exists when its line stands
-there and its file matches the line. Images are written before lines, so that a kill leaves nothing half-made behind.
+A store is a folder ``<generator>-<key>``. A variation exists if it has a line in ``manifest.jsonl`` that its file
+matches. Images are written before lines, so that a kill leaves nothing incomplete behind.
 
 Stores of the same pixels with other labels hold the same images: the second takes them over from the first, as hard
-links where the disk has them, and judges them anew. Images that a generator could not have are in ``refused.jsonl``,
-with the reason, and are asked for again by the next call.
+links if the disk has them, and judges them anew. Images that could not be made are in ``refused.jsonl``, with the
+reason, and are asked for again by the next call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +30,30 @@ from boxtwin.datasets.sample import Judgement, Lineage, Sample
 from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock, link_file, remove_leftovers, write_bytes_atomically
-from boxtwin.synthesis.costs import LEARNING
-from boxtwin.synthesis.fitness import look_again, unfit
-from boxtwin.synthesis.generator import Generator, Json, Refused, Request, Variation
-from boxtwin.synthesis.identity import identity_of, key_of, read_identity, write_identity
+from boxtwin.synthesis.fitness import unfit
+from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation
+from boxtwin.synthesis.identity import identity_of, read_identity, write_identity
 from boxtwin.synthesis.manifest import (
+    LEARNING,
     MANIFEST,
+    REFUSED,
+    Claimed,
+    Key,
+    RefusedRecord,
+    VariationRecord,
     append_line,
     as_coco,
     fingerprint,
-    labels_entry,
-    mend,
-    tell_of_damage,
+    manifest_lines,
+    recheck_old_lines,
+    refused_lines,
+    truncate_incomplete_line,
     valid_lines,
-    whole_lines,
+    warn_of_damage,
 )
 
 log = logging.getLogger(__name__)
 
-REFUSED = "refused.jsonl"
 MODELS = "models"  # below the folder of all stores: what generators have learnt
 
 # Source, variation, the boxes and labels that the generator says are in it, and the image's path in the store.
@@ -56,13 +61,13 @@ Judge = Callable[[Pixels, Pixels, Float[np.ndarray, "n 4"], Int[np.ndarray, " n"
 
 
 @dataclass(frozen=True)
-class Made:
-    """What one call of `Library.make` did: counts of images, dollars, and the seconds it took to learn and to draw."""
+class StoreUpdate:
+    """What one call of `Library.make` did: counts of images, dollars, and the seconds of learning and drawing."""
 
-    made: int
-    there: int
-    fit_seconds: float
-    vary_seconds: float
+    made: int = 0
+    existing: int = 0
+    fit_seconds: float = 0.0
+    vary_seconds: float = 0.0
     refused: int = 0  # by the generator, in this call
     taken_over: int = 0  # from a store with the same pixels; not among `made`
     cost_usd: float = 0.0
@@ -75,8 +80,8 @@ class Library:
         root: folder of all stores.
         generator: what makes the variations.
         training: the split's training images, all that a learning generator may see.
-        judge: decides what becomes of each box (`boxtwin.labels`). None: it takes time to get ready, and whoever wants
-            something made sets it before.
+        judge: decides what becomes of each box (`boxtwin.labels`). It takes time to prepare, so it may be None until
+            something is to be made.
         labels: all that its decisions follow from; stores differ by it.
         dataset: name of the data set.
         classes, category_ids: as in `Dataset`, for the COCO file.
@@ -106,89 +111,72 @@ class Library:
         if synthetic:
             raise ValueError(f"a generator learns from real images only, got {', '.join(synthetic[:10])}")
         self.identity = identity_of(generator, training, dataset=dataset, labels=labels, seed=seed)
-        self.key = key_of(self.identity)
+        self.key = self.identity.key
         self.root = root
         self.folder = root / f"{generator.name}-{self.key}"
         self.manifest = self.folder / MANIFEST
 
-    def make(self, sources: Sequence[Sample], per_image: int, *, ask: bool = True) -> Made:
+    def make(self, sources: Sequence[Sample], per_image: int, *, use_generator: bool = True) -> StoreUpdate:
         """Make what is missing of the first ``per_image`` variations of every source.
 
-        If another process is making the same store, wait for it. Shows a progress bar. Without ``ask`` the generator
-        is left alone: what stores with the same pixels have is taken over, and that is all.
+        If another process is making the same store, wait for it. Shows a progress bar. Without ``use_generator``,
+        variations are only taken over from stores with the same pixels.
         """
         if per_image == 0:
-            return Made(0, 0, 0.0, 0.0)
+            return StoreUpdate()
         _check_sources(sources)
         with exclusive_lock(self.folder / ".lock", f"another process is making {self.folder}; waiting for it"):
-            return self._make(sources, per_image, ask)
+            return self._make(sources, per_image, use_generator)
 
     def variations(self, sources: Sequence[Sample], per_image: int) -> tuple[Sample, ...]:
         """The first ``per_image`` variations of every source as samples, in the order of the sources.
 
-        Images that the generator could not have, or whose labels were not trusted, are left out.
+        Those that could not be made, or whose labels were refused, are left out.
 
         Raises:
             InputError: one is missing; `make` makes it.
         """
         lines, refused = valid_lines(self.folder, sources), self.refused(sources)
-        wanted = [(source, number) for source in sources for number in range(1, per_image + 1)]
-        missing = [
-            f"{source.name} v{number:02d}"
-            for source, number in wanted
-            if (source.name, number) not in lines and (source.name, number) not in refused
-        ]
+        wanted = [(source.name, number) for source in sources for number in range(1, per_image + 1)]
+        known = lines.keys() | refused.keys()
+        missing = [f"{name} v{number:02d}" for name, number in wanted if (name, number) not in known]
         if missing:
             raise InputError(
                 f"{self.folder} lacks {len(missing)} variation(s), {', '.join(missing[:10])}: run generate.py"
             )
-        usable = [
-            (source, lines[source.name, number])
-            for source, number in wanted
-            if (source.name, number) in lines and not lines[source.name, number]["labels"]["refused"]
-        ]
-        return tuple(self._sample(source, line, image_id) for image_id, (source, line) in enumerate(usable, start=1))
+        return self._samples(sources, [lines[key] for key in wanted if key in lines])
 
     def all_variations(self, sources: Sequence[Sample]) -> tuple[Sample, ...]:
-        """Every variation of ``sources`` that is there and whose labels were trusted, sources and numbers in order."""
-        lines, order = valid_lines(self.folder, sources), {source.name: index for index, source in enumerate(sources)}
-        usable = [key for key, line in lines.items() if line["labels"]["refused"] is None]
-        usable.sort(key=lambda key: (order[key[0]], key[1]))
-        return tuple(
-            self._sample(sources[order[key[0]]], lines[key], image_id) for image_id, key in enumerate(usable, start=1)
-        )
+        """Every variation of ``sources`` that is there and whose labels were not refused, in order."""
+        order = {source.name: index for index, source in enumerate(sources)}
+        lines = valid_lines(self.folder, sources).values()
+        return self._samples(sources, sorted(lines, key=lambda line: (order[line.source], line.variation)))
 
     def missing(self, sources: Sequence[Sample], per_image: int) -> tuple[Request, ...]:
         """What `make` would ask the generator for: neither here nor in a store with the same pixels."""
-        there, elsewhere = valid_lines(self.folder, sources), self._elsewhere(sources)
-        return tuple(
-            request
-            for request in self._requests(sources, per_image)
-            if _key(request) not in there and _key(request) not in elsewhere
-        )
+        existing = valid_lines(self.folder, sources).keys() | self._in_other_stores(sources).keys()
+        return tuple(request for request in self._requests(sources, per_image) if request.key not in existing)
 
-    def judged(self, sources: Sequence[Sample], per_image: int) -> list[dict[str, Any]]:
+    def judged(self, sources: Sequence[Sample], per_image: int) -> list[VariationRecord]:
         """The manifest's lines of what is there of the first ``per_image`` variations of every source."""
-        lines = valid_lines(self.folder, sources)
-        return [line for (_, number), line in lines.items() if number <= per_image]
+        return [line for line in valid_lines(self.folder, sources).values() if line.variation <= per_image]
 
-    def refused(self, sources: Sequence[Sample]) -> dict[tuple[str, int], dict[str, Any]]:
-        """What the generator could not have of ``sources`` as they are, by source and variation, the newest reason."""
-        lines = whole_lines(self.folder / REFUSED)
-        if not lines:
+    def refused(self, sources: Sequence[Sample]) -> dict[Key, RefusedRecord]:
+        """The variations of ``sources`` as they are that could not be made, with the newest reason."""
+        newest = {line.key: line for line in refused_lines(self.folder)}
+        if not newest:
             return {}
         fingerprints = {source.name: fingerprint(source) for source in sources}
-        had = valid_lines(self.folder, sources)
-        newest = {(line["source"], line["variation"]): line for line in lines}
+        existing = valid_lines(self.folder, sources)
         return {
             key: line
             for key, line in newest.items()
-            if key not in had and fingerprints.get(line["source"]) == line["source_fingerprint"]
+            if key not in existing and fingerprints.get(line.source) == line.source_fingerprint
         }
 
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[VariationRecord]:
         """The manifest's whole lines, oldest first."""
-        return whole_lines(self.manifest)
+        return manifest_lines(self.folder)
 
     def _requests(self, sources: Sequence[Sample], per_image: int) -> list[Request]:
         return [
@@ -197,61 +185,60 @@ class Library:
             for source in sources
         ]
 
-    def _make(self, sources: Sequence[Sample], per_image: int, ask: bool) -> Made:
-        for file in (self.manifest, self.folder / REFUSED, self.folder / LEARNING):
-            mend(file)
+    def _make(self, sources: Sequence[Sample], per_image: int, use_generator: bool) -> StoreUpdate:
+        for file in (MANIFEST, REFUSED, LEARNING):
+            truncate_incomplete_line(self.folder / file)
         remove_leftovers(self.folder)
-        write_identity(self.folder, self.identity)
-        there = look_again(self.folder, sources)
-        requests = [request for request in self._requests(sources, per_image) if _key(request) not in there]
-        tell_of_damage(self.folder, map(_key, requests))
+        write_identity(self.folder, self.identity, reproducible=self.generator.reproducible)
+        existing = recheck_old_lines(self.folder, sources)
+        requests = [request for request in self._requests(sources, per_image) if request.key not in existing]
+        warn_of_damage(self.folder, (request.key for request in requests))
         known = len(sources) * per_image - len(requests)
         if not requests:
             if known and not self._annotations_are_fresh():  # killed between the last line and the COCO file
                 self._write_annotations()
-            return Made(0, known, 0.0, 0.0)
+            return StoreUpdate(existing=known)
         if self.judge is None:
             raise ValueError(f"{self.folder}: no judge of labels has been set")
         taken_over = self._take_over(requests)
-        requests = [request for request in requests if ask and _key(request) not in taken_over]
-        started = time.perf_counter()
+        requests = [request for request in requests if use_generator and request.key not in taken_over]
+        update = StoreUpdate(existing=known, taken_over=len(taken_over))
         if requests:
-            models = self.root / MODELS
-            models.mkdir(parents=True, exist_ok=True)
-            self.generator.fit(self.training, models)
-        fitted = time.perf_counter()
-        if requests:
-            append_line(self.folder / LEARNING, {"seconds": round(fitted - started, 4)})
-        made, cost = self._draw(requests) if requests else (0, 0.0)  # all taken over: nothing was fitted
+            update = self._draw(requests, update)
         self._write_annotations()
-        return Made(
-            made=made,
-            there=known,
-            fit_seconds=fitted - started,
-            vary_seconds=time.perf_counter() - fitted,
-            refused=len(requests) - made,
-            taken_over=len(taken_over),
-            cost_usd=cost,
-        )
+        return update
 
-    def _draw(self, requests: Sequence[Request]) -> tuple[int, float]:
-        """Have the generator make what is asked for; how many it made, and what they cost."""
-        made, cost, last = 0, 0.0, time.perf_counter()
-        progress = tqdm(
-            self.generator.vary(requests), total=len(requests), desc=f"{self.generator.name}: variations", unit="image"
-        )
+    def _draw(self, requests: Sequence[Request], update: StoreUpdate) -> StoreUpdate:
+        """Have the generator make what is asked for; ``update`` with its counts."""
+        models = self.root / MODELS
+        models.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        self.generator.fit(self.training, models)
+        fitted = last = time.perf_counter()
+        append_line(self.folder / LEARNING, {"seconds": round(fitted - started, 4)})
+        made, cost = 0, 0.0
+        name = self.generator.name
+        progress = tqdm(self.generator.vary(requests), total=len(requests), desc=f"{name}: variations", unit="image")
         for request, outcome in zip(requests, progress, strict=True):
             if outcome.request != request:
-                raise ValueError(f"{self.generator.name} gave variations in another order than asked for")
+                raise ValueError(f"{name} gave variations in another order than asked for")
             now = time.perf_counter()
             if isinstance(outcome, Refused):
                 log.warning("%s v%02d: %s", request.source.name, request.variation, outcome.reason)
-                append_line(self.folder / REFUSED, self._about(request) | {"reason": outcome.reason})
+                refused = RefusedRecord(**self._about(request), reason=outcome.reason)
+                append_line(self.folder / REFUSED, vars(refused))
             else:
                 self._store(outcome, now - last)
                 made, cost = made + 1, cost + outcome.cost_usd
             last = now
-        return made, cost
+        return replace(
+            update,
+            made=made,
+            fit_seconds=fitted - started,
+            vary_seconds=time.perf_counter() - fitted,
+            refused=len(requests) - made,
+            cost_usd=cost,
+        )
 
     def _about(self, request: Request) -> dict[str, Any]:
         return {
@@ -264,71 +251,61 @@ class Library:
         }
 
     def _store(self, variation: Variation, seconds: float) -> None:
-        request = variation.request
-        source = request.source
+        source, pixels = variation.request.source, variation.pixels
         original = source.read()
-        if variation.pixels.shape != original.shape or variation.pixels.dtype != original.dtype:
+        if pixels.shape != original.shape or pixels.dtype != original.dtype:
             raise ValueError(
                 f"{self.generator.name}, {source.name}: {original.shape} pixels of {original.dtype} were expected, "
-                f"{variation.pixels.shape} and {variation.pixels.dtype} came"
+                f"{pixels.shape} and {pixels.dtype} came"
             )
-        image, content = image_name(source.name, request.variation), encode_png(variation.pixels)
+        image, content = image_name(*variation.request.key), encode_png(pixels)
         write_bytes_atomically(self.folder / image, content)
-        model = self.generator.model()
-        line = {
-            **self._about(request),
-            "image": image,
-            "image_sha256": hashlib.sha256(content).hexdigest(),
-            "parameters": self.identity["parameters"],
-            "model": {"id": model.id, "revision": model.revision} if model else {"id": "none", "revision": None},
-            "seconds": round(seconds, 4),
-            "cost_usd": variation.cost_usd,
-            "record": variation.record,
-            "claimed": {"boxes": variation.boxes.tolist(), "labels": variation.labels.tolist()},
-        }
-        self._append(line, original, variation.pixels, variation.boxes, variation.labels)
+        line = VariationRecord(
+            **self._about(variation.request),
+            image=image,
+            image_sha256=hashlib.sha256(content).hexdigest(),
+            parameters=self.identity.parameters,
+            model=self.generator.model() or Model("none", None),
+            seconds=round(seconds, 4),
+            cost_usd=variation.cost_usd,
+            record=variation.record,
+            claimed=Claimed(variation.boxes.tolist(), variation.labels.tolist()),
+            **self._judged(original, variation, image),
+        )
+        append_line(self.manifest, line.to_json())
 
-    def _append(
-        self,
-        line: dict[str, Any],
-        original: Pixels,
-        pixels: Pixels,
-        boxes: Float[np.ndarray, "n 4"],
-        labels: Int[np.ndarray, " n"],
-    ) -> None:
-        """Judge a variation and add its line."""
-        assert self.judge is not None
-        reason = unfit(original, pixels)
-        judge = self.judge if reason is None else lambda *_: Judgement((), refused=reason)
-        judgement = judge(original, pixels, boxes, labels, line["image"])
-        unchanged = {"unchanged": True} if np.array_equal(original, pixels) else {}
-        append_line(self.manifest, line | unchanged | {"labels": labels_entry(judgement)})
+    def _judged(self, original: Pixels, variation: Variation, image: str) -> dict[str, Any]:
+        """The fields of a `VariationRecord` that compare the variation with its source."""
+        pixels = variation.pixels
+        if (reason := unfit(original, pixels)) is not None:
+            judgement = Judgement((), refused=reason)
+        else:
+            assert self.judge is not None
+            judgement = self.judge(original, pixels, variation.boxes, variation.labels, image)
+        return {"unchanged": np.array_equal(original, pixels), "labels": judgement}
 
-    def _take_over(self, requests: Sequence[Request]) -> set[tuple[str, int]]:
+    def _take_over(self, requests: Sequence[Request]) -> set[Key]:
         """Link what stores with the same pixels have, and judge it in this store's way."""
-        elsewhere = self._elsewhere([request.source for request in requests])
-        taken = set()
-        for request in tqdm(
-            [request for request in requests if _key(request) in elsewhere],
-            desc=f"{self.generator.name}: labels of variations that are there",
-            unit="image",
-            disable=not elsewhere,
-        ):
-            folder, line = elsewhere[_key(request)]
-            image, source = image_name(*_key(request)), request.source
-            link_file(folder / line["image"], self.folder / image)
+        found = self._in_other_stores([request.source for request in requests])
+        shared = [request for request in requests if request.key in found]
+        description = f"{self.generator.name}: labels of existing variations"
+        for request in tqdm(shared, desc=description, unit="image", disable=not found):
+            folder, line = found[request.key]
+            image, source = image_name(*request.key), request.source
+            link_file(folder / line.image, self.folder / image)
             if self.generator.boxes == "carried":  # stores of earlier versions claim none for `Folder`
                 boxes, labels = source.object_boxes, source.object_labels
             else:
-                boxes = np.array(line["claimed"]["boxes"], dtype=source.boxes.dtype).reshape(-1, 4)
-                labels = np.array(line["claimed"]["labels"], dtype=np.int64)
-            self._append(line | {"image": image}, source.read(), read_image(self.folder / image), boxes, labels)
-            taken.add(_key(request))
-        return taken
+                boxes = np.array(line.claimed.boxes, dtype=source.boxes.dtype).reshape(-1, 4)
+                labels = np.array(line.claimed.labels, dtype=np.int64)
+            variation = Variation(request, read_image(self.folder / image), boxes, labels)
+            line = replace(line, image=image, **self._judged(source.read(), variation, image))
+            append_line(self.manifest, line.to_json())
+        return {request.key for request in shared}
 
-    def _elsewhere(self, sources: Sequence[Sample]) -> dict[tuple[str, int], tuple[Path, dict[str, Any]]]:
+    def _in_other_stores(self, sources: Sequence[Sample]) -> dict[Key, tuple[Path, VariationRecord]]:
         """Folder and line of variations that stores with the same pixels and other labels have."""
-        found = {}
+        found: dict[Key, tuple[Path, VariationRecord]] = {}
         for folder in sorted(self.root.glob(f"{self.generator.name}-*")):
             if folder == self.folder or not (folder / MANIFEST).exists():
                 continue
@@ -337,31 +314,36 @@ class Library:
             except InputError as error:
                 log.warning("%s; nothing is taken over from there", error)
                 continue
-            if {**identity, "labels": None} == {**self.identity, "labels": None}:
-                for key, line in valid_lines(folder, sources).items():
-                    found[key] = (folder, line)
+            if replace(identity, labels=self.identity.labels) == self.identity:
+                found |= {key: (folder, line) for key, line in valid_lines(folder, sources).items()}
         return found
 
     def _seed_of(self, source: Sample, number: int) -> int:
         digest = hashlib.sha256(f"{self.seed}/{source.name}/{number}".encode()).digest()
         return int.from_bytes(digest[:4], "big")
 
-    def _sample(self, source: Sample, line: dict[str, Any], image_id: int) -> Sample:
-        boxes = [box for box in line["labels"]["boxes"] if box["decision"] != "dropped"]
-        corners = np.array([box["box"] for box in boxes], dtype=np.float32).reshape(-1, 4)
+    def _samples(self, sources: Sequence[Sample], lines: Iterable[VariationRecord]) -> tuple[Sample, ...]:
+        """Those of the lines whose labels were not refused, as samples with numbers from 1."""
+        by_name = {source.name: source for source in sources}
+        usable = [line for line in lines if line.labels.refused is None]
+        return tuple(self._sample(by_name[line.source], line, number) for number, line in enumerate(usable, start=1))
+
+    def _sample(self, source: Sample, line: VariationRecord, image_id: int) -> Sample:
+        boxes = [box for box in line.labels.boxes if box.decision != "dropped"]
+        corners = np.array([box.box for box in boxes], dtype=np.float32).reshape(-1, 4)
         return Sample(
-            name=f"{self.folder.name}/{line['image']}",
-            path=self.folder / line["image"],
+            name=f"{self.folder.name}/{line.image}",
+            path=self.folder / line.image,
             width=source.width,
             height=source.height,
             image_id=image_id,
             boxes=corners,
-            labels=np.array([box["label"] for box in boxes], dtype=np.int64),
+            labels=np.array([box.label for box in boxes], dtype=np.int64),
             areas=area_xyxy(corners).astype(np.float64),
             crowd=np.zeros(len(boxes), dtype=bool),
             group=source.group,
-            lineage=Lineage(source.name, line["generator"], line["variation"], line["seed"]),
-            sha256=line["image_sha256"],
+            lineage=Lineage(line.source, line.generator, line.variation, line.seed),
+            sha256=line.image_sha256,
             bits=source.bits,
             reading=Reading(max_pixels=source.reading.max_pixels),
         )
@@ -372,12 +354,8 @@ class Library:
 
     def _write_annotations(self) -> None:
         """The store as one COCO file, for any other tool."""
-        content = as_coco(self.folder, self.lines(), self.classes, self.category_ids)
+        content = as_coco(self.folder, self.classes, self.category_ids)
         write_bytes_atomically(self.folder / "annotations.json", json.dumps(content).encode())
-
-
-def _key(request: Request) -> tuple[str, int]:
-    return request.source.name, request.variation
 
 
 def _check_sources(sources: Iterable[Sample]) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
-import cv2
 import numpy as np
 from jaxtyping import Float
+
+from boxtwin.synthesis.blending import local_mean
 
 
 @dataclass(frozen=True)
@@ -37,36 +38,32 @@ def draw_in_tiles(
     they share, by raised-cosine weights that add up to 1. Where their detail disagrees, as two patterns of noise do,
     the mean is smoother than either; it is scaled up to the power that the two would have if they took turns.
 
-    Args:
-        image: any number of channels.
-        draw: called with up to ``batch_size`` squares at a time.
-        side: of the squares, in pixels.
-        overlap: at most half of ``side``.
-        batch_size: squares per call.
+    ``draw`` is called with up to ``batch_size`` squares of ``side`` pixels; ``overlap`` is at most half of ``side``.
     """
     if not 0 <= overlap <= side // 2:
         raise ValueError(f"overlap lies between 0 and half of the side, {side // 2}, got {overlap}")
     height, width = image.shape[:2]
     pad = [(0, max(side - size, 0)) for size in (height, width)]
     padded = np.pad(image, (*pad, (0, 0)), mode="symmetric")
-    rows, columns = (tile_starts(size, side, overlap) for size in padded.shape[:2])
-    across = tile_weights(columns, side, overlap, padded.shape[1])
-    down = tile_weights(rows, side, overlap, padded.shape[0])
-    places = [(row, column) for row in range(len(rows)) for column in range(len(columns))]
+    axes = []
+    for size in padded.shape[:2]:
+        starts = tile_starts(size, side, overlap)
+        weights = tile_weights(starts, side, overlap, size)
+        axes.append([(start, weight[start : start + side]) for start, weight in zip(starts, weights, strict=True)])
+    places = list(product(*axes))
     blend: _Blend | None = None
     for first in range(0, len(places), batch_size):
         batch = places[first : first + batch_size]
         tiles = [
-            Tile(number, padded[rows[row] : rows[row] + side, columns[column] : columns[column] + side])
-            for number, (row, column) in enumerate(batch, start=first)
+            Tile(number, padded[y : y + side, x : x + side])
+            for number, ((y, _), (x, _)) in enumerate(batch, start=first)
         ]
-        for (row, column), drawn in zip(batch, draw(tiles), strict=True):
+        for ((y, down), (x, across)), drawn in zip(batch, draw(tiles), strict=True):
             if drawn.shape[:2] != (side, side):
                 raise ValueError(f"squares of {side} pixels were expected, {drawn.shape[:2]} came")
             if blend is None:
                 blend = _Blend(padded.shape[0], padded.shape[1], drawn.shape[2])
-            y, x = rows[row], columns[column]
-            blend.add(drawn, np.outer(down[row][y : y + side], across[column][x : x + side]), y, x)
+            blend.add(drawn, np.outer(down, across), y, x)
     assert blend is not None  # there is always one square
     return blend.result()[:height, :width].astype(image.dtype)
 
@@ -84,7 +81,7 @@ class _Blend:
         """Put a square in its place."""
         place = np.s_[y : y + drawn.shape[0], x : x + drawn.shape[1]]
         w = weight[:, :, None]
-        detail = drawn - _local_mean(drawn)
+        detail = drawn - local_mean(drawn)
         self._mean[place] += w * drawn
         self._square[place] += w * drawn**2
         self._detail[place] += w * detail
@@ -100,17 +97,12 @@ class _Blend:
         #    their outermost pixels, which their neighbours are not part of, but not in their values.
         lost = np.minimum(self._power - self._detail**2, self._square - self._mean**2)
         # 2. Its local mean, shared out by the weights, because it rises and falls with them within a few pixels.
-        lost = _local_mean(np.maximum(lost, 0)) / np.maximum(_local_mean(unlike), 1e-12) * unlike
+        lost = local_mean(np.maximum(lost, 0)) / np.maximum(local_mean(unlike), 1e-12) * unlike
         # 3. The gain from what is left to what it is to be, never above that of unrelated patterns of one power.
-        wanted = np.maximum(_local_mean(self._power), 0)
+        wanted = np.maximum(local_mean(self._power), 0)
         gain = np.sqrt(wanted / np.maximum(wanted - np.minimum(lost, wanted), 1e-12))
         gain = np.clip(gain, 1, 1 / np.sqrt(self._weights))
         return self._mean + (gain - 1) * self._detail
-
-
-def _local_mean(values: Float[np.ndarray, "h w d"]) -> Float[np.ndarray, "h w d"]:
-    """Over 9 x 9 pixels, as in `boxtwin.synthesis.blending`."""
-    return cv2.blur(values, (9, 9), borderType=cv2.BORDER_REFLECT).reshape(values.shape)
 
 
 def tile_starts(size: int, side: int, overlap: int) -> list[int]:

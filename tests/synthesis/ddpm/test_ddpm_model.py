@@ -14,9 +14,9 @@ from tiny_ddpm import fitted, model_folder, pixels_of
 from written_samples import bright_boxes
 
 from boxtwin.errors import InputError
-from boxtwin.synthesis.ddpm import model as pixel_model
-from boxtwin.synthesis.ddpm.model import STATE_FILE, WEIGHTS_FILE
+from boxtwin.synthesis import training
 from boxtwin.synthesis.generator import Request
+from boxtwin.synthesis.training import STATE_FILE, WEIGHTS_FILE
 from boxtwin.weights import save_state
 
 
@@ -30,14 +30,14 @@ def test_a_training_that_was_killed_continues_as_if_nothing_had_happened(
     sample = bright_boxes(tmp_path, "a.png")
     fitted(tmp_path / "whole", [sample])
 
-    monkeypatch.setattr(pixel_model, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_SAVES", 0.0)
 
     def save_then_die(state: dict[str, Any], file: Path) -> None:
         save_state(state, file)
         if state["step"] == 3:
             raise KilledError
 
-    monkeypatch.setattr(pixel_model, "save_state", save_then_die)
+    monkeypatch.setattr(training, "save_state", save_then_die)
     with pytest.raises(KilledError):
         fitted(tmp_path / "cut", [sample])
     store = model_folder(tmp_path / "cut")

@@ -28,7 +28,7 @@ from option_generators import (
 
 from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
-from boxtwin.synthesis.ddpm.model import PixelModel
+from boxtwin.synthesis.ddpm.model import ModelSettings
 from boxtwin.synthesis.generator import Generator, Request
 
 
@@ -87,7 +87,7 @@ def test_parameters_hold_every_setting_but_the_device(tmp_path: Path, make: Call
     assert make().version([]) == (2 if make is scenes else 1)  # in the place of a setting
     incomplete = {key: value for key, value in MODEL.items() if key != "ema"}
     with pytest.raises(TypeError, match="ema"):
-        PixelModel("test", incomplete)  # type: ignore[arg-type]
+        ModelSettings(**incomplete)
 
 
 def test_options_with_the_same_model_settings_share_one_model(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from option_generators import fitted, layout, make_sample, one
 
 from boxtwin.datasets.image_io import read_image
-from boxtwin.synthesis.ddpm.layout_plan import Chances, plan, things_of
-from boxtwin.synthesis.diffusers_pipelines.local_painting import soft_zone, traces
+from boxtwin.synthesis.ddpm.base import soft_zone
+from boxtwin.synthesis.ddpm.layout import LayoutSettings, object_patches, plan, traces
 
 
 def test_a_layout_changes_what_it_says_and_leaves_the_rest(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_layout_changes_what_it_says_and_leaves_the_rest(tmp_path: Path) -> No
 def test_a_crowd_and_an_object_at_the_border_stay_where_they_are(tmp_path: Path) -> None:
     sample = make_sample(tmp_path, "a.png", (120, 120), ships=((4, 60, 1.5), (60, 60, 0.4)), crowd=1)
     encoded = read_image(sample.path).astype(np.float32)[None] / 50
-    assert list(things_of(encoded, sample, 6)) == []
+    assert list(object_patches(encoded, sample, 6)) == []
     made = one(fitted(tmp_path, layout(move=1.0, turn_only=0.0, remove=0.0, add=0), [sample]), sample)
     np.testing.assert_array_equal(made.pixels, read_image(sample.path))
     assert set(made.record.values()) == {0}
@@ -42,12 +42,12 @@ def test_a_crowd_and_an_object_at_the_border_stay_where_they_are(tmp_path: Path)
 def test_plans_keep_clear_of_everything_and_stay_inside(tmp_path: Path) -> None:
     sample = make_sample(tmp_path, "a.png", (200, 200), ships=((40, 40, 0.5), (150, 60, 1.0), (90, 150, -0.4)))
     encoded = np.log1p(read_image(sample.path).astype(np.float32)[None] / 20)
-    donors = [thing for _, thing in things_of(encoded, sample, 6)]
+    donors = [patch for _, patch in object_patches(encoded, sample, 6)]
     assert len(donors) == 3
     kinds = set()
     for seed in range(30):
-        chances = Chances(move=0.4, turn_only=0.3, remove=0.1, add=3, turn=180.0)
-        changes = plan(encoded, sample, donors, chances, 6, np.random.default_rng(seed))
+        settings = LayoutSettings(move=0.4, turn_only=0.3, remove=0.1, add=3, turn=180.0, margin=6)
+        changes = plan(encoded, sample, donors, settings, np.random.default_rng(seed))
         assert changes
         gone = {change.old for change in changes}
         boxes = [box for index, box in enumerate(sample.boxes) if index not in gone]

@@ -14,11 +14,11 @@ from boxtwin.synthesis.ddpm.sampling import (
     match_level,
     match_texture,
     noise_levels,
-    object_mask,
     sdedit,
     strength_map,
 )
 from boxtwin.synthesis.ddpm.training_crops import Tone
+from boxtwin.synthesis.regions import object_mask
 
 
 def test_object_mask_keeps_fractional_edges_and_clips() -> None:

@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
-from boxtwin.synthesis.blending import box_pixels
+from boxtwin.synthesis import training
 from boxtwin.synthesis.diffusers_pipelines import finetune
-from boxtwin.synthesis.diffusers_pipelines.finetune import STATE_FILE, TOKEN, WEIGHTS_FILE, Crops, Finetune, Lessons
+from boxtwin.synthesis.diffusers_pipelines.finetune import TOKEN, Crops, FinetuneSettings, TrainablePipeline
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, levels_of
 from boxtwin.synthesis.generator import Request
+from boxtwin.synthesis.regions import box_pixels
+from boxtwin.synthesis.training import STATE_FILE, WEIGHTS_FILE
 from boxtwin.weights import save_state
 
 TinyPipeline = Callable[[str], Path]
@@ -34,6 +36,11 @@ def fitted(
     return generator
 
 
+def settings(kind: str, *, prompt: str, **changes: Any) -> FinetuneSettings:
+    changes = {f"finetune_{name}": value for name, value in changes.items()}
+    return FinetuneSettings(finetune=kind, prompt=prompt, seed=0, **changes)
+
+
 @pytest.mark.parametrize(
     ("pipeline", "kind", "learning_rate"),
     [
@@ -48,18 +55,18 @@ def test_learning_lowers_the_error(
     from diffusers import DiffusionPipeline
 
     sample = make_source(tmp_path, "a.png", (40, 50))
-    how = Finetune(kind=kind, steps=30, batch_size=4, learning_rate=learning_rate, rank=4, seed=0, asked_by="img2img")
+    how = settings(kind, steps=30, batch_size=4, learning_rate=learning_rate, rank=4, prompt="a ship")
     crops = Crops([sample], 32, lambda boxes, height, width: ~box_pixels(boxes, height, width))
     loaded = DiffusionPipeline.from_pretrained(tiny_pipeline(pipeline), safety_checker=None)  # type: ignore[no-untyped-call]
-    lessons = Lessons(loaded, how, crops, "a ship", torch.float32)
+    trainable = TrainablePipeline(loaded, how, "img2img", crops, torch.float32)
 
     def error() -> float:
         with torch.no_grad():
             rng = torch.Generator().manual_seed(5)
-            return float(np.mean([float(lessons.loss(4, rng)) for _ in range(6)]))
+            return float(np.mean([float(trainable.loss(4, rng)) for _ in range(6)]))
 
     before = error()
-    how.train(lessons, tmp_path, "digest")
+    finetune.train(trainable, how, tmp_path, "digest", "learning")
     assert error() < before - {"lora": 0.02, "textual_inversion": 0.0005}[kind]
     (file,) = tmp_path.glob(WEIGHTS_FILE)
     assert all(tensor.isfinite().all() for tensor in load_file(file).values())
@@ -113,14 +120,14 @@ def test_learning_that_was_killed_continues_as_if_nothing_had_happened(
 ) -> None:
     sample = make_source(tmp_path, "a.png", (40, 50))
     fitted(tiny_pipeline, tmp_path / "whole", [sample], finetune="lora")
-    monkeypatch.setattr(finetune, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_SAVES", 0.0)
 
     def save_then_die(state: dict[str, Any], file: Path) -> None:
         save_state(state, file)
         if state["step"] == 2:
             raise KilledError
 
-    monkeypatch.setattr(finetune, "save_state", save_then_die)
+    monkeypatch.setattr(training, "save_state", save_then_die)
     with pytest.raises(KilledError):
         fitted(tiny_pipeline, tmp_path / "cut", [sample], finetune="lora")
     home = learnt_in(tmp_path / "cut")
@@ -194,9 +201,9 @@ def test_what_cannot_be_learnt_is_said(tmp_path: Path, tiny_pipeline: TinyPipeli
         with pytest.raises(InputError, match=setting):
             make("img2img", tiny_pipeline, finetune="lora", **{setting: value})
     sample = make_source(tmp_path, "a.png")
-    how = Finetune(kind="lora", steps=1, batch_size=1, learning_rate=1.0, rank=1, seed=0, asked_by="img2img")
+    how = settings("lora", steps=1, batch_size=1, learning_rate=1.0, rank=1, prompt="")
     folder = tiny_pipeline("image_variation")
     other = DiffusionPipeline.from_pretrained(folder, safety_checker=None)  # type: ignore[no-untyped-call]
     with pytest.raises(InputError, match="cannot be fine-tuned"):
-        Lessons(other, how, Crops([sample], 32, None), "", torch.float32)
+        TrainablePipeline(other, how, "img2img", Crops([sample], 32, None), torch.float32)
     assert read_image(sample.path).shape == (32, 32)

@@ -94,16 +94,16 @@ def test_files_go_to_the_sources_that_their_names_tell(dataset: Dataset, tmp_pat
     generator.match(dataset.samples)
     made = library.make(dataset.samples, 2)
     assert (made.made, made.refused, made.cost_usd) == (4, 2, 0.0)
-    found = {(line["source"], line["variation"]): line for line in library.lines()}
-    values = {key: read_image(library.folder / line["image"]).mean() for key, line in found.items()}
+    found = {(line.source, line.variation): line for line in library.lines()}
+    values = {key: read_image(library.folder / line.image).mean() for key, line in found.items()}
     assert values == {("S00_0.png", 1): 1, ("S00_0.png", 2): 2, ("S01_0.png", 1): 3, ("S02_0.png", 2): 4}
-    assert found["S02_0.png", 2]["record"] == {"file": "S02_0 (2).png"}
+    assert found["S02_0.png", 2].record == {"file": "S02_0 (2).png"}
     # Where the objects are is the source's: colour, blur and stains leave them there.
-    claimed = found["S02_0.png", 2]["claimed"]
-    np.testing.assert_array_equal(claimed["boxes"], dataset.samples[2].boxes)
-    np.testing.assert_array_equal(claimed["labels"], dataset.samples[2].labels)
+    claimed = found["S02_0.png", 2].claimed
+    np.testing.assert_array_equal(claimed.boxes, dataset.samples[2].boxes)
+    np.testing.assert_array_equal(claimed.labels, dataset.samples[2].labels)
     assert set(library.refused(dataset.samples)) == {("S01_0.png", 2), ("S02_0.png", 1)}
-    assert {line["reason"] for line in library.refused(dataset.samples).values()} == {f"no file for it in {folder}"}
+    assert {line.reason for line in library.refused(dataset.samples).values()} == {f"no file for it in {folder}"}
 
 
 def test_all_files_without_a_source_are_told_at_once(dataset: Dataset, tmp_path: Path) -> None:

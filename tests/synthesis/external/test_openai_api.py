@@ -62,14 +62,14 @@ def test_every_image_is_asked_for_once_and_keeps_its_form(
     assert made.cost_usd == pytest.approx(10 * 0.02)
     assert made.cost_usd == pytest.approx(2 * sum(generator.price_usd(sample) for sample in dataset.samples))
     for line in library.lines():
-        source = next(sample for sample in dataset.samples if sample.name == line["source"])
-        before, after = read_image(source.path), read_image(library.folder / line["image"])
+        source = next(sample for sample in dataset.samples if sample.name == line.source)
+        before, after = read_image(source.path), read_image(library.folder / line.image)
         assert (before.shape, before.dtype) == (after.shape, after.dtype)
         # The server's answer is the mirrored negative: where the image is one square, the result is that of the source.
         if source.width < 256 and before.dtype == np.uint8:
             assert np.abs(after.astype(int) - (255 - before[:, ::-1])).mean() < 8  # speckle, enlarged and reduced
-        assert line["claimed"] == {"boxes": [], "labels": []}
-        assert line["model"]["id"] == f"{server.url} {generator.model_name}"
+        assert line.claimed == ([], [])
+        assert line.model.id == f"{server.url} {generator.model_name}"
     request = server.requests[0]
     assert (request["model"], request["n"], request["size"]) == (generator.model_name, "1", "256x256")
     if make is edit:
@@ -88,7 +88,7 @@ def test_what_was_received_is_never_asked_for_again(dataset: Dataset, server: Re
     stores = tmp_path / "stores"
     library = open_library(dataset, stores, variations(server))
     library.make(dataset.samples, 2)
-    before = {line["image"]: line["image_sha256"] for line in library.lines()}
+    before = {line.image: line.image_sha256 for line in library.lines()}
     # Neither for a store that was lost, nor for one whose labels are found in another way, whatever else changed.
     for path in library.folder.rglob("*"):
         if path.is_file():
@@ -98,8 +98,8 @@ def test_what_was_received_is_never_asked_for_again(dataset: Dataset, server: Re
     made = again.make(dataset.samples, 2)
     assert made.made == 8
     assert made.cost_usd == pytest.approx(8 * 0.5)
-    assert {line["image"]: line["image_sha256"] for line in again.lines()} == before
-    assert {line["record"]["from_spool"] for line in again.lines()} == {1}
+    assert {line.image: line.image_sha256 for line in again.lines()} == before
+    assert {line.record["from_spool"] for line in again.lines()} == {1}
     assert len(server.requests) == 8
     # An answer that was cut short by a full disk or a power cut does not count.
     spooled = sorted((stores / "models" / "openai_variations-spool").glob("*.json"))
@@ -118,7 +118,7 @@ def test_two_stores_at_once_pay_once(dataset: Dataset, server: Record, tmp_path:
         made = list(pool.map(lambda library: library.make(dataset.samples, 2), libraries))
     assert len(server.requests) == 8
     assert all(each.made + each.taken_over == 8 for each in made)
-    hashes = [{line["image"]: line["image_sha256"] for line in library.lines()} for library in libraries]
+    hashes = [{line.image: line.image_sha256 for line in library.lines()} for library in libraries]
     assert hashes[0] == hashes[1]
 
 
@@ -235,5 +235,5 @@ def test_killed_at_any_moment_nothing_that_came_is_asked_for_again(
     library = open_library(dataset, stores, variations(server))
     assert len(library.lines()) == len(library.variations(dataset.samples, 4)) == 20
     images = sorted(path.relative_to(library.folder).as_posix() for path in library.folder.rglob("*.png"))
-    assert images == sorted(line["image"] for line in library.lines())
+    assert images == sorted(line.image for line in library.lines())
     assert json.loads((library.folder / "annotations.json").read_text())["images"]

@@ -83,14 +83,14 @@ def test_an_image_that_cannot_be_had_is_refused_and_the_rest_go_on(
     server.plan = [fault] * 3
     found = outcomes(variations(server), dataset, tmp_path)
     assert reasons(found)[1:] == [None] * 3
-    assert str(reasons(found)[0]).startswith("not had in 3 tries: ")
+    assert str(reasons(found)[0]).startswith("failed in 3 tries: ")
     assert len(server.requests) == 3 + 3
 
 
 def test_an_answer_that_takes_too_long_is_given_up(dataset: Dataset, server: Record, tmp_path: Path) -> None:
     server.delay = 0.6
     generator = variations(server, timeout=0.2, max_tries=2, give_up_after=9)
-    assert set(reasons(outcomes(generator, dataset, tmp_path))) == {"not had in 2 tries: no answer within 0.2 s"}
+    assert set(reasons(outcomes(generator, dataset, tmp_path))) == {"failed in 2 tries: no answer within 0.2 s"}
 
 
 @pytest.mark.parametrize("fault", ["moderation", "policy"])

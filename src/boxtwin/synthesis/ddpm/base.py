@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
 
+import cv2
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.ddpm.model import ModelSettings, PixelModel
-from boxtwin.synthesis.ddpm.sampling import Image, Map
-from boxtwin.synthesis.ddpm.training_crops import is_grey, planes_of
-from boxtwin.synthesis.generator import Json, Knowledge, Model, Request, Variation
+from boxtwin.synthesis.ddpm.sampling import Image, Map, match_grain, match_level, sdedit
+from boxtwin.synthesis.generator import Generator, Model, Request, Variation, check_settings
+from boxtwin.synthesis.planes import as_pixels, is_grey, planes_of
+
+# Pixels around a part that the network sees besides: enough ground to continue, and the objects nearby.
+CONTEXT = 32
+LEVEL = 41  # pixels over which the level of the ground is taken: wider than most objects, narrower than its changes
+BRIGHT = 3.0  # standard deviations: pixels that differ by more are no example of the ground's grain
 
 
 class Canvas:
-    """An image in the network's units, with mirrored borders up to a size that the network takes.
+    """An image in the units of a trained model, with mirrored borders up to a size that the network takes.
 
-    Args:
-        model: a trained model.
-        pixels: the image.
-        name: what errors call it.
+    ``name`` is used in error messages.
     """
 
     def __init__(self, model: PixelModel, pixels: Pixels, name: str) -> None:
@@ -57,95 +60,143 @@ class Canvas:
         padded = np.pad(planes, ((0, 0), *self._pad), mode="symmetric")
         return torch.from_numpy(padded)[None].to(self.model.device)
 
+    def values(self, x: Image) -> Float[np.ndarray, "c h w"]:
+        """``x`` without its padding."""
+        inner: Float[np.ndarray, "c h w"] = x[0, :, : self.height, : self.width].cpu().numpy()
+        return inner
+
+    def brightness(self, x: Image) -> Float[np.ndarray, "h w"]:
+        """Mean of the channels of ``x``, without its padding."""
+        mean: Float[np.ndarray, "h w"] = x[0, :, : self.height, : self.width].mean(dim=0).cpu().numpy()
+        return mean
+
     def pixels(self, x: Image) -> Pixels:
         """``x`` without its padding, as pixels of the kind that the image has."""
-        values = self.model.tone.decode(x[0, :, : self.height, : self.width].cpu().numpy())
-        top = np.iinfo(self.like.dtype).max
-        if is_grey(self.like):
-            values = values.mean(axis=0, keepdims=True)
-        stored = np.rint(np.clip(values, 0, 1) * top).astype(self.like.dtype)
-        if self.like.ndim == 2:
-            return stored[0]
-        return np.ascontiguousarray(np.broadcast_to(stored, (3, self.height, self.width)).transpose(1, 2, 0))
+        return as_pixels(self.model.tone.decode(self.values(x)).transpose(1, 2, 0), self.like)
 
 
-class PixelGenerator(ABC):
-    """A generator that draws with a `PixelModel`; those of this project differ in what they let it draw.
+@dataclass(kw_only=True, eq=False)
+class PixelGenerator(ModelSettings, Generator):
+    """A generator that draws with a `PixelModel`.
 
     Variations are made one by one: in a batch, their bytes would depend on how many are made together.
-
-    Args:
-        settings: see `ModelSettings`.
     """
 
-    name = "pixel"
+    steps: int  # denoising steps
+    eta: float  # share of fresh noise in every step, 0 (DDIM) to 1 (ancestral)
+    rho: float  # crowding of the steps near the clean image (1: even)
+
     learns = True
-    boxes: Knowledge = "exact"
-    remote = False
+    boxes = "exact"
 
-    def __init__(self, **settings: Unpack[ModelSettings]) -> None:
-        self.network = PixelModel(self.name, settings)
-
-    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
-        """The first."""
-        return 1
-
-    def parameters(self) -> dict[str, Json]:
-        """All settings but the device."""
-        return {**self.network.parameters(), **self.drawing()}
-
-    def drawing(self) -> dict[str, Json]:
-        """The settings that are none of the model's."""
-        return {}
-
-    def match(self, samples: Sequence[Sample]) -> None:  # noqa: B027, most have nothing to match
-        """Nothing to match."""
+    def __post_init__(self) -> None:
+        self.network = PixelModel(self.name, self)
+        self.check("eta", steps=1)
+        if self.rho <= 0:
+            raise InputError(f"{self.name}: rho is positive, got {self.rho}")
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
-        """Train the model, continue its training, or load it from ``folder`` (`PixelModel.fit`)."""
         self.network.fit(training, folder)
 
     def model(self) -> Model | None:
-        """The network trained here, by the hash of what it follows from."""
         return self.network.model()
 
-    def price_usd(self, source: Sample) -> float:  # noqa: ARG002
-        """Nothing."""
-        return 0.0
-
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:
-        """Make variations one by one.
-
-        Raises:
-            RuntimeError: `fit` has not been called.
-            InputError: a source has colour and the training images have none.
-        """
-        self.network.net  # noqa: B018, says so when there is none
+        self.network.net  # noqa: B018, raises if `fit` has not been called
         for request in requests:
-            source = request.source
-            canvas = Canvas(self.network, source.read(), source.name)
+            canvas = Canvas(self.network, request.source.read(), request.source.name)
             with torch.inference_mode():
-                made = self.draw(canvas, request)
-            yield made
+                variation = self.draw(canvas, request)
+            yield variation
 
     @abstractmethod
     def draw(self, canvas: Canvas, request: Request) -> Variation:
         """One variation of the image on ``canvas``."""
 
-    def check(self, shares: dict[str, float], least: dict[str, tuple[int, int]]) -> None:
-        """Refuse ``shares`` outside [0, 1], and numbers (value, least value) that are too small."""
-        for setting, share in shares.items():
-            if not 0 <= share <= 1:
-                raise InputError(f"{self.name}: {setting} lies in [0, 1], got {share}")
-        for setting, (value, minimum) in least.items():
-            if value < minimum:
-                raise InputError(f"{self.name}: {setting} is at least {minimum}, got {value}")
+    def sample(
+        self,
+        predict_v: Callable[[Image, float], Image],
+        source: Image,
+        strength: Map,
+        noise: torch.Generator,
+        steps: int | None = None,
+    ) -> Image:
+        """`sdedit` with the settings of the generator; ``steps`` may differ."""
+        return sdedit(
+            predict_v, source, strength, steps=steps or self.steps, rho=self.rho, eta=self.eta, generator=noise
+        )
 
-    def check_strength(self, **strengths: float) -> None:
-        """Refuse strengths of which the model knows nothing."""
-        for setting, strength in strengths.items():
-            if strength > self.network.settings["train_strength"]:
-                raise InputError(
-                    f"{self.name}: {setting} ({strength}) must not be above train_strength "
-                    f"({self.network.settings['train_strength']}): the model has not learnt to remove more noise"
-                )
+    def paint(
+        self,
+        canvas: Canvas,
+        x: Image,
+        mask: Float[np.ndarray, "h w"],
+        strength: Float[np.ndarray, "h w"],
+        noise: torch.Generator,
+        steps: int | None = None,
+    ) -> Image:
+        """``x`` with the parts repainted in which ``strength`` is above 0, objects where ``mask`` shows them.
+
+        Only a window around the parts is drawn. Grain and level of the painted ground become those of the ground
+        around it.
+        """
+        rows, columns = self._window(strength, int(x.shape[2]), int(x.shape[3]))
+        seen = x[:, :, rows, columns]
+        condition, change = canvas.mask(mask)[:, :, rows, columns], canvas.mask(strength)[:, :, rows, columns]
+        painted = self.sample(self.network.given_mask(condition.contiguous()), seen, change, noise, steps)
+        ground = _ground(seen, condition, change)
+        zone = (change / change.max().clamp(min=1e-6)) * (condition < 0.05)
+        # The level first: a step at the edge would count as grain.
+        result = x.clone()
+        result[:, :, rows, columns] = match_grain(match_level(painted, zone, ground, LEVEL), zone, seen, ground)
+        return result
+
+    def _window(self, strength: Float[np.ndarray, "h w"], height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns around all that is to be painted, of sizes that the network takes."""
+        multiple, slices = self.network.multiple, []
+        for axis, size in ((1, height), (0, width)):
+            touched = np.flatnonzero(strength.max(axis=axis) > 0)
+            low, high = int(touched[0]) - CONTEXT, int(touched[-1]) + 1 + CONTEXT
+            side = min(max(-(-(high - low) // multiple) * multiple, self.crop), size)
+            start = min(max((low + high - side) // 2, 0), size - side)
+            slices.append(slice(start, start + side))
+        return slices[0], slices[1]
+
+    def encoded(self, pixels: Pixels) -> Float[np.ndarray, "c h w"]:
+        """An image in the network's units; `fit` came first."""
+        return self.network.tone.encode(planes_of(pixels, self.network.image_channels))
+
+    def check(self, *shares: str, **least: int) -> None:
+        """`check_settings` with the settings of the generator."""
+        check_settings(self.name, self, *shares, **least)
+
+    def check_strength(self, name: str, strength: float) -> None:
+        """Refuse a strength above the noise levels that the model has learnt."""
+        if strength > self.train_strength:
+            raise InputError(
+                f"{self.name}: {name} ({strength}) must not be above train_strength ({self.train_strength}): the model "
+                "has not learnt to remove more noise"
+            )
+
+
+def the_one_class(training: Sequence[Sample]) -> int | None:
+    """The class of all objects of the training images; 0 if there are none, None if there are several classes."""
+    classes = {int(label) for sample in training for label in sample.object_labels}
+    return None if len(classes) > 1 else next(iter(classes), 0)
+
+
+def soft_zone(core: Bool[np.ndarray, "h w"], margin: int) -> Float[np.ndarray, "h w"]:
+    """1 in ``core``, falling to 0 over ``margin`` pixels around it."""
+    distance = cv2.distanceTransform((~core).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return np.clip(1 - distance / np.float32(margin + 1), 0, 1).astype(np.float32)
+
+
+def _ground(seen: Image, condition: Map, change: Map) -> Map:
+    """Where a window shows untouched ground, bright pixels left out."""
+    values = seen.mean(dim=1, keepdim=True)
+    free = (change == 0) & (condition == 0)
+    if not bool(free.any()):
+        return free.float()
+    level = values[free].median()
+    spread = 1.4826 * (values[free] - level).abs().median()
+    return (free & ((values - level).abs() < BRIGHT * spread)).float()

@@ -1,12 +1,12 @@
-"""New layouts: objects moved, turned, added and removed, drawn by the model where a new mask shows them."""
+"""New layouts: objects moved, turned, added and removed, drawn by the model at the places that a new mask shows."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
 
 import cv2
 import numpy as np
@@ -16,185 +16,331 @@ from tqdm.auto import tqdm
 
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.synthesis.ddpm.base import Canvas, PixelGenerator
-from boxtwin.synthesis.ddpm.layout_plan import Chances, Thing, plan, things_of
-from boxtwin.synthesis.ddpm.model import ModelSettings
-from boxtwin.synthesis.ddpm.sampling import Image, match_grain, object_mask
-from boxtwin.synthesis.ddpm.training_crops import planes_of
-from boxtwin.synthesis.diffusers_pipelines.local_painting import Brush, paint, soft_zone, traces
-from boxtwin.synthesis.generator import Json, Knowledge, Request, Variation
+from boxtwin.synthesis.ddpm.base import Canvas, PixelGenerator, soft_zone
+from boxtwin.synthesis.ddpm.sampling import match_grain
+from boxtwin.synthesis.generator import Request, Variation
+from boxtwin.synthesis.regions import Box, covered_pixels, covered_slices, level_and_spread, object_mask, overlaps_any
 from boxtwin.synthesis.silhouettes import Silhouette, draw, silhouettes_of
 
-REACH = 48  # pixels from an object in which its side lobes are looked for when it goes
-# Pixels of an object beyond its silhouette that go with it to the new place.
-RIM = 1.5
+REACH = 48  # pixels from a removed object in which its side lobes are looked for
+RIM = 1.5  # pixels of an object beyond its silhouette that move with it
+# Places tried for one object before it stays where it is: a few milliseconds if there is no room.
+PLACES_TRIED = 60
+# Objects tried for one addition: some are too long for the room there is.
+OBJECTS_TRIED = 6
+# Surroundings in which more than this share of the pixels differ from the median are no open ground: quays, land, other
+# objects.
+BUSY = 0.06
+# Ground whose pixels scatter this much more than those around the training images' objects usually do is no open ground
+# either: of HRSID's chips, open sea stays below 1.6 of the median, harbours and towns begin at 1.8.
+ROUGH = 1.7
+SIMILAR = 1.3  # and this much more than the ground that a place is to be like
+LEAST_FRAME = 12  # pixels around an object that are looked at, at least; half its size otherwise
 
 
-class PixelLayout(PixelGenerator):
-    """The source with some of its objects elsewhere, at other angles, gone, or joined by objects of other images.
+@dataclass(frozen=True, eq=False)
+class ObjectPatch:
+    """An object as it was seen."""
+
+    patch: Float[np.ndarray, "c h w"]  # its pixels with a margin, network's units
+    silhouette: Silhouette  # in the patch
+    label: int
+    ground: tuple[float, float]  # level and spread of the pixels around it
+
+
+@dataclass(frozen=True, eq=False)
+class LayoutChange:
+    """What happens to one object."""
+
+    kind: str  # moved, turned, removed or added
+    object: ObjectPatch
+    old: int | None  # index of the source's box; None: it is added
+    new: Silhouette | None  # where it will be; None: it is removed
+
+
+@dataclass(kw_only=True, eq=False)
+class LayoutSettings:
+    """How objects are rearranged."""
+
+    move: float  # probability that an object moves, and turns
+    turn_only: float  # that it turns in place
+    remove: float  # that it is removed
+    turn: float  # greatest angle in degrees by which an object is turned, 0 for images that have an up and a down
+    add: int  # greatest number of added objects, of the training images or of the source itself
+    margin: int  # clearance between objects, and pixels over which painted ground goes over into old
+
+
+@dataclass(kw_only=True, eq=False)
+class PixelLayout(PixelGenerator, LayoutSettings):
+    """The source with some of its objects moved, turned or removed, and with added objects of other images.
 
     Noise is put only where something changes. An old place is repainted from pure noise as ground, together with the
-    side lobes that hang together with the object. At a new place the object is put down as it was seen, turned, and
-    redrawn from noise of `object_strength` by the network, which is shown its silhouette there; 1 leaves nothing of
-    what was put down, and the silhouette alone decides. The box is the tight box of the silhouette.
+    side lobes connected with the object. At a new place the object is put down as it was seen, turned, and redrawn
+    from noise of `object_strength` by the network, which is shown its silhouette there. The box is the tight box of the
+    silhouette.
 
-    Objects at the border, close to another or on busy ground stay where they are: nobody knows what is behind them. New
-    places are as calm as the old ones. A source in which nothing can change comes back as it was; the manifest's record
-    counts the changes.
+    Objects at the border, close to another or on busy ground stay where they are: the ground behind them is not known.
+    New places are as calm as the old ones. A source in which nothing can change comes back as it was; the manifest's
+    record counts the changes.
 
-    Args:
-        move, turn_only, remove: probabilities that an object moves (and turns), turns in place, goes.
-        turn: greatest angle in degrees by which an object is turned, 0 for images that have an up and a down.
-        add: greatest number of added objects, of the training images or of the source itself.
-        object_strength: time in [0, 1] to which an object at its new place is noised.
-        margin: pixels over which painted ground goes over into old; also the clearance between objects.
-        steps, eta, rho: of the sampler, as of `PixelDDPM`.
-        settings: of the model; see `ModelSettings`. It has to learn all noise levels, and silhouettes.
+    The model has to learn all noise levels, and silhouettes.
     """
 
+    object_strength: float  # time in [0, 1] to which an object at its new place is noised; 1 leaves its silhouette
+
     name = "pixel_ddpm_layout"
-    boxes: Knowledge = "exact"
 
-    def __init__(
-        self,
-        *,
-        move: float,
-        turn_only: float,
-        remove: float,
-        turn: float,
-        add: int,
-        object_strength: float,
-        margin: int,
-        steps: int,
-        eta: float,
-        rho: float,
-        **settings: Unpack[ModelSettings],
-    ) -> None:
-        super().__init__(**settings)
-        self.check(
-            {"move": move, "turn_only": turn_only, "remove": remove, "object_strength": object_strength, "eta": eta},
-            {"steps": (steps, 1), "add": (add, 0), "margin": (margin, 1)},
-        )
-        if move + turn_only + remove > 1:
-            raise InputError(f"{self.name}: move + turn_only + remove is at most 1, got {move + turn_only + remove}")
-        if not 0 <= turn <= 180:
-            raise InputError(f"{self.name}: turn lies between 0 and 180 degrees, got {turn}")
-        if rho <= 0:
-            raise InputError(f"{self.name}: rho is positive, got {rho}")
-        if settings["mask"] != "silhouettes":
-            raise InputError(f"{self.name}: mask={settings['mask']} does not say how objects lie; use mask=silhouettes")
-        self.check_strength(repainting=1.0)
-        self.chances = Chances(move=move, turn_only=turn_only, remove=remove, add=add, turn=float(turn))
-        self.object_strength = object_strength
-        self.brush = Brush(steps=steps, rho=rho, eta=eta, margin=margin)
-        self._donors: list[Thing] = []
-
-    def drawing(self) -> dict[str, Json]:
-        """Chances of changes, strength and sampler."""
-        chances, brush = self.chances, self.brush
-        return {
-            "move": chances.move,
-            "turn_only": chances.turn_only,
-            "remove": chances.remove,
-            "turn": chances.turn,
-            "add": chances.add,
-            "object_strength": self.object_strength,
-            "margin": brush.margin,
-            "steps": brush.steps,
-            "eta": brush.eta,
-            "rho": brush.rho,
-        }
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("move", "turn_only", "remove", "object_strength", add=0, margin=1)
+        if (total := self.move + self.turn_only + self.remove) > 1:
+            raise InputError(f"{self.name}: move + turn_only + remove is at most 1, got {total}")
+        if not 0 <= self.turn <= 180:
+            raise InputError(f"{self.name}: turn lies between 0 and 180 degrees, got {self.turn}")
+        if self.mask != "silhouettes":
+            raise InputError(f"{self.name}: mask={self.mask} does not say how objects lie; use mask=silhouettes")
+        self.check_strength("repainting", 1.0)
+        self.turn = float(self.turn)
+        self._donors: list[ObjectPatch] = []
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
-        """Train or load the model, and look at the objects of the training images."""
         super().fit(training, folder)
         self._donors = []
-        for sample in tqdm(training, desc="looking at objects", unit="image", mininterval=1.0, leave=False):
+        for sample in tqdm(training, desc="cutting out objects", unit="image", mininterval=1.0, leave=False):
             if len(sample.object_boxes):
-                encoded = self.network.tone.encode(planes_of(sample.read(), self.network.image_channels))
-                self._donors += [thing for _, thing in things_of(encoded, sample, self.brush.margin)]
+                encoded = self.encoded(sample.read())
+                self._donors += [patch for _, patch in object_patches(encoded, sample, self.margin)]
 
     def draw(self, canvas: Canvas, request: Request) -> Variation:
-        """The source in a new layout."""
-        source = request.source
-        rng = np.random.default_rng(request.seed)
+        source, height, width = request.source, canvas.height, canvas.width
         noise = torch.Generator().manual_seed(request.seed)
-        changes = plan(canvas.encoded, source, self._donors, self.chances, self.brush.margin, rng)
+        changes = plan(canvas.encoded, source, self._donors, self, np.random.default_rng(request.seed))
         silhouettes = dict(enumerate(silhouettes_of(canvas.encoded.mean(axis=0), source.boxes)))
-        gone = {change.old for change in changes if change.old is not None}
         x = canvas.x
         # 1. Old places become ground.
-        for change in changes:
-            if change.old is not None:
-                del silhouettes[change.old]
-                x = self._erase(canvas, x, source.boxes, change.old, silhouettes, noise)
+        for old in (change.old for change in changes if change.old is not None):
+            del silhouettes[old]
+            spare = soft_zone(object_mask(source.boxes[sorted(silhouettes)], height, width) > 0, 2) > 0
+            traced = traces(canvas.brightness(x), source.boxes[old].astype(np.float64), REACH, spare)
+            zone = soft_zone(traced, self.margin)
+            zone[spare] = 0
+            x = self.paint(canvas, x, draw(list(silhouettes.values()), height, width), zone, noise)
+        stay = [index for index in np.flatnonzero(~source.crowd).tolist() if index in silhouettes]
+        boxes, labels = list(source.boxes[stay]), list(source.labels[stay])
         # 2. New places get their objects.
         standing = list(silhouettes.values())
         for change in changes:
-            if change.new is not None:
-                standing.append(change.new)
-                x = self._put(canvas, x, change.thing, change.new, standing, noise)
-        pixels = canvas.pixels(x) if changes else canvas.like.copy()
-        stay = [index for index in np.flatnonzero(~source.crowd).tolist() if index not in gone]
-        new = [(change.new.box(), change.thing.label) for change in changes if change.new is not None]
+            if (new := change.new) is None:
+                continue
+            standing.append(new)
+            shape, patch = draw([new], height, width), change.object.patch
+            sketch = canvas.showing(_put_down(change.object, new, canvas.values(x)))
+            zone = soft_zone(shape > 0, self.margin) * np.float32(self.object_strength)
+            # Padding is painted from the image without the object; it is cut off in the end.
+            painted = self.paint(canvas, sketch.x, draw(standing, height, width), zone, noise)
+            seen = draw([change.object.silhouette], *patch.shape[1:])
+            pattern, reference = (torch.from_numpy(part)[None].to(painted) for part in (patch, seen[None]))
+            x = match_grain(painted, canvas.mask(shape), pattern, reference)
+            boxes.append(new.box())
+            labels.append(change.object.label)
         counts = Counter(change.kind for change in changes)
         return Variation(
             request=request,
-            pixels=pixels,
-            boxes=np.array([*source.boxes[stay], *(box for box, _ in new)], dtype=source.boxes.dtype).reshape(-1, 4),
-            labels=np.array([*source.labels[stay], *(label for _, label in new)], dtype=source.labels.dtype),
+            pixels=canvas.pixels(x) if changes else canvas.like.copy(),
+            boxes=np.array(boxes, dtype=source.boxes.dtype).reshape(-1, 4),
+            labels=np.array(labels, dtype=source.labels.dtype),
             record={kind: counts[kind] for kind in ("moved", "turned", "removed", "added")},
         )
 
-    def _erase(
-        self,
-        canvas: Canvas,
-        x: Image,
-        boxes: Float[np.ndarray, "n 4"],
-        index: int,
-        left: dict[int, Silhouette],
-        noise: torch.Generator,
-    ) -> Image:
-        height, width = canvas.height, canvas.width
-        others = object_mask(boxes[sorted(left)], height, width) > 0
-        spare = soft_zone(others, 2) > 0
-        values = x[0, :, :height, :width].mean(dim=0).cpu().numpy()
-        zone = soft_zone(traces(values, boxes[index].astype(np.float64), REACH, spare), self.brush.margin)
-        zone[spare] = 0
-        return paint(canvas, x, draw(list(left.values()), height, width), zone, self.brush, noise)
 
-    def _put(
-        self,
-        canvas: Canvas,
-        x: Image,
-        thing: Thing,
-        new: Silhouette,
-        standing: Sequence[Silhouette],
-        noise: torch.Generator,
-    ) -> Image:
-        height, width = canvas.height, canvas.width
-        shape = draw([new], height, width)
-        put = _put_down(thing, new, x[0, :, :height, :width].cpu().numpy())
-        sketch = canvas.showing(put)
-        zone = soft_zone(shape > 0, self.brush.margin) * np.float32(self.object_strength)
-        mask = draw(standing, height, width)
-        # Padding is painted from the image without the object; it is cut off in the end.
-        made = paint(canvas, sketch.x, mask, zone, self.brush, noise)
-        seen = draw([thing.silhouette], *thing.patch.shape[1:])
-        pattern = torch.from_numpy(thing.patch)[None].to(made), torch.from_numpy(seen)[None, None].to(made)
-        return match_grain(made, canvas.mask(shape), *pattern)
-
-
-def _put_down(thing: Thing, new: Silhouette, ground: Float[np.ndarray, "c h w"]) -> Float[np.ndarray, "c h w"]:
-    """The object as it was seen, turned to its new heading, upon the ground; nothing of its old ground comes along."""
-    turn, old = new.heading - thing.silhouette.heading, thing.silhouette
+def _put_down(patch: ObjectPatch, new: Silhouette, ground: Float[np.ndarray, "c h w"]) -> Float[np.ndarray, "c h w"]:
+    """The object as it was seen, turned to its new heading, upon the ground, without its old ground."""
+    old = patch.silhouette
+    turn = new.heading - old.heading
     c, s = math.cos(turn), math.sin(turn)
     # Maps a point of the patch to the image; OpenCV counts from the centre of the first pixel.
     matrix = np.array([[c, -s, new.x - 0.5], [s, c, new.y - 0.5]])
     matrix[:, 2] -= matrix[:, :2] @ np.array([old.x - 0.5, old.y - 0.5])
-    size = (ground.shape[2], ground.shape[1])
-    turned = np.stack([cv2.warpAffine(plane, matrix, size, flags=cv2.INTER_LINEAR) for plane in thing.patch])
-    alpha = draw([new.grown(RIM)], ground.shape[1], ground.shape[2])
-    there: Bool[np.ndarray, "h w"] = cv2.warpAffine(np.ones(thing.patch.shape[1:], np.float32), matrix, size) > 0.99
-    alpha = alpha * there
+    height, width = ground.shape[1:]
+    turned = np.stack([cv2.warpAffine(plane, matrix, (width, height), flags=cv2.INTER_LINEAR) for plane in patch.patch])
+    known = cv2.warpAffine(np.ones(patch.patch.shape[1:], np.float32), matrix, (width, height)) > 0.99
+    alpha = draw([new.grown(RIM)], height, width) * known
     return (ground + alpha * (turned - ground)).astype(np.float32)
+
+
+def object_patches(
+    encoded: Float[np.ndarray, "c h w"], sample: Sample, margin: int
+) -> Iterator[tuple[int, ObjectPatch]]:
+    """The objects of an image that can be lifted off their ground, with the index of their box.
+
+    Those at the border, those with a neighbour within ``margin`` pixels and those on busy ground cannot: the ground
+    behind them is not known.
+    """
+    values = encoded.mean(axis=0)
+    height, width = values.shape
+    silhouettes = silhouettes_of(values, sample.boxes)
+    for index in np.flatnonzero(~sample.crowd).tolist():
+        box = sample.boxes[index].astype(np.float64)
+        around = grown(box, margin)
+        if not _inside(box, height, width) or overlaps_any(around, np.delete(sample.boxes, index, axis=0)):
+            continue
+        ground = _ground(values, box, margin)
+        if ground is None:
+            continue
+        x1, y1, x2, y2 = covered_pixels(around, height, width)
+        silhouette = silhouettes[index]
+        at_patch = silhouette.moved(silhouette.x - x1, silhouette.y - y1, 0.0)
+        yield index, ObjectPatch(encoded[:, y1:y2, x1:x2].copy(), at_patch, int(sample.labels[index]), ground)
+
+
+def plan(
+    encoded: Float[np.ndarray, "c h w"],
+    source: Sample,
+    donors: Sequence[ObjectPatch],
+    settings: LayoutSettings,
+    rng: np.random.Generator,
+) -> list[LayoutChange]:
+    """What changes in one variation; at least one object if any can."""
+    values, margin = encoded.mean(axis=0), settings.margin
+    usual = float(np.median([donor.ground[1] for donor in donors])) if donors else math.inf
+    movable = {at: patch for at, patch in object_patches(encoded, source, margin) if patch.ground[1] <= ROUGH * usual}
+    donors = [patch for patch in donors if patch.ground[1] <= ROUGH * usual]
+    silhouettes = silhouettes_of(values, source.boxes)
+    # Where objects are, or were: a place that is repainted is not built upon at once.
+    taken = [box.astype(np.float64) for box in source.boxes]
+    changes: list[LayoutChange] = []
+
+    def try_action(index: int, action: str) -> bool:
+        patch, old, new = movable[index], silhouettes[index], None
+        if action == "turned":
+            new = old.moved(old.x, old.y, _turn(settings.turn, rng))
+            if not _is_free(new, values, [box for at, box in enumerate(taken) if at != index], margin):
+                return False
+            taken[index] = _union(taken[index], new.box())
+        elif action == "moved":
+            new = _place(patch, values, taken, patch.ground, settings, rng)
+            if new is None:
+                return False
+            taken.append(new.box())
+        changes.append(LayoutChange(action, patch, index, new))
+        return True
+
+    bounds = np.cumsum([settings.move, settings.turn_only, settings.remove])
+    for index in movable:
+        draw = rng.random()
+        if draw < bounds[2]:
+            try_action(index, ("moved", "turned", "removed")[int(np.searchsorted(bounds, draw, side="right"))])
+    wanted = int(rng.integers(0, settings.add + 1))
+    if not changes and not wanted:
+        # Without any change the variation would be the source.
+        order = rng.permutation(list(movable)).tolist() if movable else []
+        wanted = 0 if any(try_action(index, "moved") for index in order) else min(settings.add, 1)
+    # Added objects come to ground like that on which the image's own stand; if all of those stand on busy ground, the
+    # open ground may be land, and nothing is added.
+    grounds = [patch.ground for patch in movable.values()]
+    level = float(np.median([level for level, _ in grounds] or values))
+    spread = float(np.median([spread for _, spread in grounds] or [usual]))
+    candidates = [*donors, *movable.values()] if movable or not len(source.boxes) else []
+    for _ in range(wanted if candidates else 0):
+        for _ in range(OBJECTS_TRIED):
+            patch = candidates[int(rng.integers(len(candidates)))]
+            new = _place(patch, values, taken, (level, spread), settings, rng)
+            if new is not None:
+                taken.append(new.box())
+                changes.append(LayoutChange("added", patch, None, new))
+                break
+    return changes
+
+
+def grown(box: Box, margin: int) -> Box:
+    """A box (xyxy) larger by ``margin`` on every side."""
+    return box + np.array([-margin, -margin, margin, margin], dtype=np.float64)
+
+
+def _turn(most: float, rng: np.random.Generator) -> float:
+    return math.radians(float(rng.uniform(-most, most)))
+
+
+def _place(
+    patch: ObjectPatch,
+    values: Float[np.ndarray, "h w"],
+    taken: Sequence[Box],
+    ground: tuple[float, float],
+    settings: LayoutSettings,
+    rng: np.random.Generator,
+) -> Silhouette | None:
+    """A free place on ground of that level and spread."""
+    height, width = values.shape
+    level, spread = ground
+    for _ in range(PLACES_TRIED):
+        x, y = rng.uniform((0, 0), (width, height)).tolist()
+        new = patch.silhouette.moved(x, y, _turn(settings.turn, rng))
+        if not _is_free(new, values, taken, settings.margin):
+            continue
+        place = values[covered_slices(grown(new.box(), settings.margin), height, width)]
+        place_level, place_spread = level_and_spread(place)
+        alike = abs(place_level - level) <= 0.7 * spread and place_spread <= SIMILAR * spread
+        if alike and _busy(place, place_level, place_spread) <= BUSY / 2:
+            return new
+    return None
+
+
+def _is_free(new: Silhouette, values: Float[np.ndarray, "h w"], taken: Sequence[Box], margin: int) -> bool:
+    """Whether the silhouette lies within the image, clear of all that is taken."""
+    box = new.box()
+    return _inside(box, *values.shape) and not overlaps_any(grown(box, margin), taken)
+
+
+def _ground(values: Float[np.ndarray, "h w"], box: Box, margin: int) -> tuple[float, float] | None:
+    """Level and spread around a box; None if it is busy."""
+    height, width = values.shape
+    frame = max(margin, LEAST_FRAME, int((box[2:] - box[:2]).max() / 2))
+    x1, y1, x2, y2 = covered_pixels(grown(box, frame), height, width)
+    left, top, right, bottom = covered_pixels(grown(box, 2), height, width)
+    # Side lobes leave an object along rows and columns: the corners of the frame are free of them.
+    corners = np.ones((y2 - y1, x2 - x1), dtype=bool)
+    corners[top - y1 : bottom - y1] = False
+    corners[:, left - x1 : right - x1] = False
+    around = values[y1:y2, x1:x2][corners]
+    if around.size < 16:
+        return None
+    level, spread = level_and_spread(around)
+    return None if _busy(around, level, spread) > BUSY else (level, spread)
+
+
+def _busy(values: Float[np.ndarray, "..."], level: float, spread: float) -> float:
+    return float((np.abs(values - level) > 3 * spread).mean())
+
+
+def _inside(box: Box, height: int, width: int) -> bool:
+    x1, y1, x2, y2 = box
+    return bool(x1 >= 1 and y1 >= 1 and x2 <= width - 1 and y2 <= height - 1)
+
+
+def _union(a: Box, b: Box) -> Box:
+    return np.concatenate([np.minimum(a[:2], b[:2]), np.maximum(a[2:], b[2:])])
+
+
+def traces(
+    values: Float[np.ndarray, "h w"], box: Box, reach: int, spare: Bool[np.ndarray, "h w"]
+) -> Bool[np.ndarray, "h w"]:
+    """The box and the bright pixels connected with it: side lobes, wake, bright water.
+
+    ``spare`` is left out, and what is connected through it only; nothing beyond ``reach`` pixels counts.
+    """
+    x1, y1, x2, y2 = covered_pixels(box, *values.shape)
+    top, left = max(y1 - reach, 0), max(x1 - reach, 0)
+    window = values[top : y2 + reach, left : x2 + reach]
+    level, spread = level_and_spread(window)
+    # Speckle averages out over a few pixels, lobes do not. Along each axis, as lobes run.
+    bright = np.zeros(window.shape, dtype=bool)
+    for size in ((9, 1), (1, 9), (3, 3)):
+        bright |= cv2.blur(window.astype(np.float32), size) - level > 3.5 * (spread / np.sqrt(size[0] * size[1]))
+    bright[y1 - top : y2 - top, x1 - left : x2 - left] = True
+    _, numbers = cv2.connectedComponents(bright.astype(np.uint8), connectivity=8)
+    connected = numbers == numbers[(y1 + y2) // 2 - top, (x1 + x2) // 2 - left]
+    traced = np.zeros(values.shape, dtype=bool)
+    traced[top : top + window.shape[0], left : left + window.shape[1]] = cv2.dilate(
+        connected.astype(np.uint8), np.ones((5, 5), np.uint8)
+    )
+    return traced & ~spare

@@ -1,4 +1,4 @@
-"""Variations by SDEdit: noise an image part of the way, then denoise it with a network that knows images of its kind.
+"""SDEdit: noise an image part of the way, then denoise it with a network; and matching of texture and levels.
 
 Notation of the papers: ``x_t = alpha_t x_0 + sigma_t eps`` with ``alpha_t = cos(pi t / 2)``,
 ``sigma_t = sin(pi t / 2)`` and ``v_t = alpha_t eps - sigma_t x_0`` (Salimans & Ho 2022, "Progressive Distillation",
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -18,22 +17,6 @@ from torch import Tensor
 
 Image = Float[Tensor, "batch channels height width"]
 Map = Float[Tensor, "batch 1 height width"]
-
-
-def object_mask(boxes: Float[np.ndarray, "n 4"], height: int, width: int) -> Float[np.ndarray, "{height} {width}"]:
-    """The share of every pixel that lies in a box (xyxy, pixels), so that boxes keep their fractional edges."""
-    mask = np.zeros((height, width), dtype=np.float32)
-    for left, top, right, bottom in boxes:
-        x1, y1 = max(math.floor(left), 0), max(math.floor(top), 0)
-        x2, y2 = min(math.ceil(right), width), min(math.ceil(bottom), height)
-        if x1 >= x2 or y1 >= y2:
-            continue
-        columns, rows = np.arange(x1, x2), np.arange(y1, y2)
-        across = np.minimum(right, columns + 1) - np.maximum(left, columns)
-        down = np.minimum(bottom, rows + 1) - np.maximum(top, rows)
-        region = mask[y1:y2, x1:x2]
-        np.maximum(region, np.outer(down, across).astype(np.float32), out=region)
-    return mask
 
 
 def strength_map(mask: Map, background: float, objects: float, margin: int) -> Map:
@@ -46,17 +29,21 @@ def strength_map(mask: Map, background: float, objects: float, margin: int) -> M
     if margin > 0:
         # A box grown by half the margin, then blurred over the other half: 1 on the object, 0 a margin away.
         half = max(margin // 2, 1)
-        for kernel, padding in (((2 * half + 1, 1), (half, 0)), ((1, 2 * half + 1), (0, half))):
-            near = F.max_pool2d(near, kernel, stride=1, padding=padding)
+        near = F.max_pool2d(near, (2 * half + 1, 1), stride=1, padding=(half, 0))
+        near = F.max_pool2d(near, (1, 2 * half + 1), stride=1, padding=(0, half))
         near = torch.maximum(mask, _box_filter(near, 2 * half + 1))
     return background + (objects - background) * near
 
 
 def _box_filter(image: Image, width: int) -> Image:
-    """Mean over ``width`` x ``width`` pixels (odd), at borders over those that exist; axis by axis for speed."""
-    for kernel, padding in (((width, 1), (width // 2, 0)), ((1, width), (0, width // 2))):
-        image = F.avg_pool2d(image, kernel, stride=1, padding=padding, count_include_pad=False)
-    return image
+    """Mean over ``width`` x ``width`` pixels (odd); axis by axis for speed."""
+    return _mean(_mean(image, width, 1), 1, width)
+
+
+def _mean(image: Image, height: int, width: int) -> Image:
+    """Mean over ``height`` x ``width`` pixels (odd), at borders over those that exist."""
+    padding = height // 2, width // 2
+    return F.avg_pool2d(image, (height, width), stride=1, padding=padding, count_include_pad=False)
 
 
 def noise_levels(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,18 +70,13 @@ def sdedit(
 
     SDEdit (Meng et al. 2022, algorithm 1) with the DDIM sampler (Song et al. 2021, equation 12: ``eta`` 0 is
     deterministic, 1 ancestral), and the change map of Levin & Fried 2023 (algorithm 1) for strengths that differ
-    between pixels. Pixels of strength 0 come back as they were.
-
-    ``generator`` lives on the CPU whatever the device, so that a seed means the same noise everywhere.
+    between pixels. Pixels of strength 0 stay as they are. ``generator`` is on the CPU whatever the device, so that a
+    seed means the same noise everywhere.
     """
-
-    def noise() -> Tensor:
-        return torch.randn(source.shape, generator=generator).to(source)
-
     start = float(strength.max())
     if start == 0:
         return source
-    eps_source = noise()
+    eps_source = torch.randn(source.shape, generator=generator).to(source)
     times = time_grid(start, steps, rho)
     alpha, sigma = noise_levels(torch.tensor(times, dtype=torch.float64))
     x = float(alpha[0]) * source + float(sigma[0]) * eps_source
@@ -108,7 +90,7 @@ def sdedit(
         fresh = eta * (s_next / s) * math.sqrt(1 - (a / a_next) ** 2)
         x = a_next * x_0 + math.sqrt(s_next**2 - fresh**2) * eps
         if fresh > 0:
-            x = x + fresh * noise()
+            x = x + fresh * torch.randn(source.shape, generator=generator).to(source)
         # 3. Pixels of less strength are put back to the source at this level, down to the level nearest to their own.
         weaker = strength <= (times[i] + times[i + 1]) / 2
         x = torch.where(weaker, a_next * source + s_next * eps_source, x)
@@ -191,12 +173,10 @@ def match_grain(
 
 def _bands(image: Image) -> list[Image]:
     """Detail across, down and diagonal at 3 and at 7 pixels, then the rest; they add up to ``image``."""
-    bands = []
-    rest = image
+    bands, rest = [], image
     for width in (3, 7):
-        flat_across = F.avg_pool2d(rest, (1, width), stride=1, padding=(0, width // 2), count_include_pad=False)
-        flat = F.avg_pool2d(flat_across, (width, 1), stride=1, padding=(width // 2, 0), count_include_pad=False)
-        flat_down = F.avg_pool2d(rest, (width, 1), stride=1, padding=(width // 2, 0), count_include_pad=False)
+        flat_across, flat_down = _mean(rest, 1, width), _mean(rest, width, 1)
+        flat = _mean(flat_across, width, 1)
         bands += [flat_across - flat, flat_down - flat, rest - flat_across - flat_down + flat]
         rest = flat
     return [*bands, rest]
@@ -204,10 +184,7 @@ def _bands(image: Image) -> list[Image]:
 
 def _local_power(band: Image, window: int) -> Float[Tensor, "batch channels rows columns"]:
     """Mean square in windows that overlap by half, on a coarse grid of them; never 0."""
-    height, width = band.shape[2:]
-    stride = max(window // 2, 1)
-    kernel = (min(window, height), min(window, width))
-    power = F.avg_pool2d(
-        band**2, kernel, stride=stride, padding=(kernel[0] // 4, kernel[1] // 4), count_include_pad=False
-    )
+    kernel = min(window, band.shape[2]), min(window, band.shape[3])
+    padding = kernel[0] // 4, kernel[1] // 4
+    power = F.avg_pool2d(band**2, kernel, stride=max(window // 2, 1), padding=padding, count_include_pad=False)
     return power + 1e-8  # images that are flat to the last bit

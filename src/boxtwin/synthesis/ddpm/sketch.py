@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Unpack
 
 import cv2
 import numpy as np
@@ -15,68 +15,50 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.simulated_sar.scenes import MIN_IMAGE_SIZE, simulate_scene
 from boxtwin.errors import InputError
 from boxtwin.synthesis.controls import CopyPaste
-from boxtwin.synthesis.ddpm.base import Canvas
-from boxtwin.synthesis.ddpm.training_crops import planes_of
-from boxtwin.synthesis.ddpm.whole_image import DDPMSettings, PixelDDPM
-from boxtwin.synthesis.generator import Json, Knowledge, Request, Variation
+from boxtwin.synthesis.ddpm.base import Canvas, the_one_class
+from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
+from boxtwin.synthesis.generator import Request, Variation
+from boxtwin.synthesis.planes import planes_of
 
 SKETCHES = ("copy_paste", "sar_scenes")
 SHIP = 18  # pixels: the longer side of simulated ships in the median
 MOST_SCALE = 4.0
 TILE = 32  # pixels
 KNEE = 6.0  # median deviations above the sea: hardly any speckle is brighter
-LEAST_SIDE = 3  # pixels: what is left of a simulated ship at a border that cuts through it has a box from this on
+LEAST_SIDE = 3  # pixels: the part of a simulated ship that a border leaves has a box from this side on
 
 
+@dataclass(kw_only=True, eq=False)
 class PixelSketch(PixelDDPM):
     """SDEdit that starts from a sketch instead of the source.
 
-    With `sketch` "copy_paste" the sketch is the source with objects of the training images pasted into it; the paste's
-    seams and its foreign ground go under in the noise, and what comes back belongs together. With "sar_scenes" it is a
-    simulated scene that owes the source nothing but its size, brightness and contrast, at a scale that makes its ships
-    as long as the training images' objects (in the median); the noise takes the simulation's look with it, as far as
-    `strength` reaches.
+    With `sketch` "copy_paste" the sketch is the source with objects of the training images pasted into it; the noise
+    hides the paste's seams and its foreign ground. With "sar_scenes" it is a simulated scene that has only size,
+    brightness and contrast from the source, at a scale that makes its ships as long as the training images' objects
+    (in the median); the noise hides the simulation's look, as far as `strength` reaches.
 
-    Args:
-        sketch: "copy_paste" or "sar_scenes".
-        pastes, min_pastes, feather, tolerance, turns: as of `CopyPaste`; objects are mirrored where `mirror` is set.
-        settings: as of `PixelDDPM`; strengths and texture refer to the sketch.
+    Strengths and texture refer to the sketch; pastes are mirrored if `mirror` is set.
     """
 
-    name = "pixel_ddpm_sketch"
-    boxes: Knowledge = "exact"
+    sketch: str  # "copy_paste" or "sar_scenes"
+    pastes: int  # this and the following as of `CopyPaste`
+    min_pastes: int
+    feather: int
+    tolerance: float
+    turns: bool
 
-    def __init__(
-        self,
-        *,
-        sketch: str,
-        pastes: int,
-        min_pastes: int,
-        feather: int,
-        tolerance: float,
-        turns: bool,
-        **settings: Unpack[DDPMSettings],
-    ) -> None:
-        super().__init__(**settings)
-        if sketch not in SKETCHES:
-            raise InputError(f"{self.name}: sketch is {' or '.join(SKETCHES)}, got {sketch!r}")
-        self.sketch = sketch
-        self._paste = CopyPaste(
-            pastes=pastes,
-            min_pastes=min_pastes,
-            feather=feather,
-            tolerance=tolerance,
-            mirror=settings["mirror"],
-            turns=turns,
-        )
+    name = "pixel_ddpm_sketch"
+    boxes = "exact"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sketch not in SKETCHES:
+            raise InputError(f"{self.name}: sketch is {' or '.join(SKETCHES)}, got {self.sketch!r}")
+        self._paste = CopyPaste(**{entry.name: getattr(self, entry.name) for entry in fields(CopyPaste)})
 
     def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
         """2 of simulated scenes, which were fitted to the images in another way before."""
         return 2 if self.sketch == "sar_scenes" else 1
-
-    def drawing(self) -> dict[str, Json]:
-        """Those of `PixelDDPM`, and how sketches are made."""
-        return {**super().drawing(), **self._paste.parameters(), "sketch": self.sketch}
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Train or load the model, and cut out the objects to paste.
@@ -85,31 +67,28 @@ class PixelSketch(PixelDDPM):
             InputError: simulated ships are asked for and the objects are of several classes.
         """
         if self.sketch == "sar_scenes":
-            classes = {int(label) for sample in training for label in sample.object_labels}
-            if len(classes) > 1:
+            ship = the_one_class(training)
+            if ship is None:
                 raise InputError(
                     f"{self.name}: sketch=sar_scenes draws ships, one class; the training images have objects of "
-                    f"{len(classes)} classes: use sketch=copy_paste"
+                    "several classes: use sketch=copy_paste"
                 )
-            self._ship = classes.pop() if classes else 0
-            self._scale = _scale_to(training)
+            self._ship, self._scale = ship, _scale_to(training)
         else:
             self._paste.fit(training, folder)
         super().fit(training, folder)
 
     def draw(self, canvas: Canvas, request: Request) -> Variation:
-        """A sketch of the source's size, redrawn."""
+        source = request.source
         if self.sketch == "sar_scenes":
             sketch, boxes = self._simulated(canvas, request.seed)
-            labels = np.full(len(boxes), self._ship, dtype=request.source.labels.dtype)
+            labels = np.full(len(boxes), self._ship, dtype=source.labels.dtype)
             shown = boxes
         else:
             (pasted,) = self._paste.vary([request])
-            sketch = canvas.showing(self.network.tone.encode(planes_of(pasted.pixels, self.network.image_channels)))
-            boxes, labels = pasted.boxes, pasted.labels
-            shown = np.concatenate([boxes, request.source.boxes[request.source.crowd]])
-        pixels = self.redraw(sketch, shown, request.seed)
-        return Variation(request=request, pixels=pixels, boxes=boxes, labels=labels)
+            sketch, boxes, labels = canvas.showing(self.encoded(pasted.pixels)), pasted.boxes, pasted.labels
+            shown = np.concatenate([boxes, source.boxes[source.crowd]])
+        return Variation(request, self.redraw(sketch, shown, request.seed), boxes, labels)
 
     def _simulated(self, canvas: Canvas, seed: int) -> tuple[Canvas, Float[np.ndarray, "n 4"]]:
         height, width = canvas.height, canvas.width
@@ -123,7 +102,7 @@ class PixelSketch(PixelDDPM):
         level, spread = _ground(canvas.encoded)
         scene_level, scene_spread = _ground(scene)
         scene = (scene - scene_level) * (spread / scene_spread) + level
-        if chip.pixels.max() == np.iinfo(chip.pixels.dtype).max:  # brighter than it can show, whatever that is now
+        if chip.pixels.max() == np.iinfo(chip.pixels.dtype).max:  # brighter than it can show
             scene = _up_to(float(self.network.tone.encode(np.ones(1))[0]), scene, level + KNEE * spread)
         corners = np.array(chip.boxes, dtype=np.float32).reshape(-1, 4) * np.float32(scaled / side)
         corners = np.minimum(corners, np.array([width, height, width, height], dtype=np.float32))

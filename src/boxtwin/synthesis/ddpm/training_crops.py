@@ -10,23 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
-from boxtwin.synthesis.ddpm.sampling import object_mask
+from boxtwin.synthesis.planes import is_grey, padded_to, planes_of
+from boxtwin.synthesis.regions import object_mask
 from boxtwin.synthesis.silhouettes import draw, silhouettes_of
 
-
-def is_grey(pixels: Pixels) -> bool:
-    """Whether an image has one channel, or three that say the same, as many grey JPEG files have."""
-    return pixels.ndim == 2 or bool((pixels == pixels[:, :, :1]).all())
-
-
-def planes_of(pixels: Pixels, channels: int) -> Float[np.ndarray, "{channels} h w"]:
-    """Pixels as shares of full scale, channels first; grey is repeated where three channels are asked for."""
-    values = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
-    if channels == 1 and values.ndim == 3:
-        values = values[:, :, 0]
-    return np.repeat(values[None], channels, axis=0) if values.ndim == 2 else values.transpose(2, 0, 1)
+MASKS = ("boxes", "silhouettes")
+TONES = ("log", "linear")
 
 
 class Tone:
@@ -60,7 +50,7 @@ class Tone:
 def mask_of(
     kind: str, encoded: Float[np.ndarray, "c h w"], boxes: Float[np.ndarray, "n 4"]
 ) -> Float[np.ndarray, "h w"]:
-    """What tells the network where objects are: their boxes, or their silhouettes as the pixels in them have it."""
+    """Mask that shows the network where objects are: their boxes, or their silhouettes (one of `MASKS`)."""
     height, width = encoded.shape[1:]
     if kind == "boxes":
         return object_mask(boxes, height, width)
@@ -76,46 +66,36 @@ class TrainingCrops:
         pixels = [sample.read() for sample in training]
         self.channels = 1 if all(is_grey(image) for image in pixels) else 3
         planes = [planes_of(image, self.channels) for image in pixels]
-        measured = Tone.measure(tone, planes)
-        self.scale, self.mean, self.std = measured.scale, measured.mean, measured.std
+        self.tone = Tone.measure(tone, planes)
         self._crop, self._object_crops, self._mirror = crop, object_crops, mirror
         self._images: list[Tensor] = []
         self._centres: list[tuple[int, float, float]] = []  # image, x, y of every object
         for index, (sample, values) in enumerate(zip(training, planes, strict=True)):
-            height, width = values.shape[1:]
-            encoded = measured.encode(values)
-            pad = ((0, 0), (0, max(crop - height, 0)), (0, max(crop - width, 0)))
-            stacked = np.pad(
-                np.concatenate([encoded, mask_of(mask, encoded, sample.boxes)[None]]), pad, mode="symmetric"
-            )
-            self._images.append(torch.from_numpy(stacked))
+            encoded = self.tone.encode(values)
+            shown = mask_of(mask, encoded, sample.boxes)
+            self._images.append(torch.from_numpy(padded_to(np.concatenate([encoded, shown[None]]), crop)))
             self._centres += [(index, (x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in sample.boxes.tolist()]
 
     def draw(
         self, count: int, rng: torch.Generator
     ) -> tuple[Float[Tensor, "count channels crop crop"], Float[Tensor, "count 1 crop crop"]]:
         """``count`` crops in the network's units and their masks."""
-        crops = []
+        crops, side = [], self._crop
         for _ in range(count):
             choice, x, y, mirror_x, mirror_y = torch.rand(5, generator=rng).tolist()
             if self._centres and choice < self._object_crops:
-                at = int(torch.randint(len(self._centres), (), generator=rng))
-                index, cx, cy = self._centres[at]
-                # The object's centre falls anywhere in the crop.
-                left, top = cx - x * self._crop, cy - y * self._crop
+                index, cx, cy = self._centres[int(torch.randint(len(self._centres), (), generator=rng))]
+                left, top = cx - x * side, cy - y * side  # the object's centre falls anywhere in the crop
             else:
                 index = int(torch.randint(len(self._images), (), generator=rng))
-                left, top = (
-                    x * (self._images[index].shape[2] - self._crop + 1),
-                    y * (self._images[index].shape[1] - self._crop + 1),
-                )
+                _, height, width = self._images[index].shape
+                left, top = x * (width - side + 1), y * (height - side + 1)
             image = self._images[index]
-            column = min(max(int(left), 0), image.shape[2] - self._crop)
-            row = min(max(int(top), 0), image.shape[1] - self._crop)
-            crop = image[:, row : row + self._crop, column : column + self._crop]
+            column = min(max(int(left), 0), image.shape[2] - side)
+            row = min(max(int(top), 0), image.shape[1] - side)
+            crop = image[:, row : row + side, column : column + side]
             if self._mirror:
-                turned = [axis for axis, chance in ((2, mirror_x), (1, mirror_y)) if chance < 0.5]
-                crop = crop.flip(turned)
+                crop = crop.flip([axis for axis, chance in ((2, mirror_x), (1, mirror_y)) if chance < 0.5])
             crops.append(crop)
         batch = torch.stack(crops)
         return batch[:, :-1], batch[:, -1:]

@@ -22,28 +22,19 @@ HASHED = 16  # hexadecimal digits of a content's hash that tell folders apart
 
 
 class Checkpoint:
-    """One checkpoint, not yet loaded.
+    """One checkpoint, not yet loaded: a folder that holds a ``model_index.json``, or an id such as ``owner/name``.
 
-    Args:
-        checkpoint: a folder that holds a ``model_index.json``, or an id such as ``owner/name``.
-        revision: branch, tag or commit of an id. Branches move; a commit is one and the same for ever.
-        local_files_only: never go to the network; an id must be in the cache then.
-        asked_by: whose setting it is, for messages.
-
-    Raises:
-        InputError: transformers is not installed, or the folder holds no pipeline.
+    ``revision`` is the branch, tag or commit of an id. With ``local_files_only`` an id must be in the cache.
+    ``asked_by`` says in messages whose setting it is. Raises InputError if transformers is not installed, or the folder
+    holds no pipeline.
     """
 
     def __init__(self, checkpoint: str, revision: str | None, local_files_only: bool, asked_by: str) -> None:
         for package in ("diffusers", "transformers"):
             if importlib.util.find_spec(package) is None:
                 raise InputError(f"{asked_by} needs {package}: pip install 'boxtwin[pretrained]'")
-        self.name, self.revision, self.local_files_only, self.asked_by = (
-            checkpoint,
-            revision,
-            local_files_only,
-            asked_by,
-        )
+        self.name, self.revision = checkpoint, revision
+        self.local_files_only, self.asked_by = local_files_only, asked_by
         path = Path(checkpoint).expanduser()
         # Ids have one slash at most; anything else can only be a place on the disk.
         looks_like_path = path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1
@@ -62,11 +53,7 @@ class Checkpoint:
         self._commit: str | None = None
 
     def parameters(self) -> dict[str, Json]:
-        """What it is: id and revision, or a folder's name and the hash of its content.
-
-        A folder's hash runs over the names, sizes and content of the files that its pipeline is loaded from. It takes
-        a second or so per gigabyte, once in a process for files that do not change.
-        """
+        """What it is: id and revision, or a folder's name and the hash of its content (`folder_hash`)."""
         if self.folder is None:
             return {"checkpoint": self.name, "revision": self.revision or "main"}
         return {"checkpoint": self.folder.resolve().name, "revision": folder_hash(self.folder)}
@@ -78,11 +65,7 @@ class Checkpoint:
         return Model(str(self.folder.resolve()), folder_hash(self.folder))
 
     def index(self) -> dict[str, Any]:
-        """Which pipeline it holds, and of which components.
-
-        Raises:
-            InputError: it cannot be had.
-        """
+        """Which pipeline it holds, and of which components; raises InputError if it is missing or damaged."""
         if self.folder is not None:
             file = self.folder / INDEX
         else:
@@ -97,31 +80,35 @@ class Checkpoint:
             index: dict[str, Any] = json.loads(file.read_text())
         return index
 
+    def check_kind(self, *kinds: str) -> str:
+        """Which of the classes ``kinds`` it is, or InputError: diffusers would load any for any and fail later."""
+        kind = str(self.index()["_class_name"])
+        if kind not in kinds:
+            raise InputError(
+                f"{self.asked_by}: {self.name} is a {kind}; one of {', '.join(kinds)} is needed: choose another "
+                "checkpoint"
+            )
+        return kind
+
     def load(self, pipeline_class: str, device: torch.device, dtype: torch.dtype, **components: Any) -> Any:
-        """Load it with a pipeline class of diffusers; its progress bar is off, and so is what censors or marks images.
+        """Load it with a pipeline class of diffusers, without progress bar, safety checker and watermark.
 
-        Safety checkers are left out and not loaded: they blacken what they take for indecent, and are wrong about
-        radar images and the like. Watermarks, which change pixels, are off as well. Images made here are for training.
-
-        Args:
-            pipeline_class: name of a class of diffusers.
-            device: where to.
-            dtype: of its weights.
-            components: instead of the checkpoint's own; None leaves one out.
+        Safety checkers blacken what they take for indecent, and are wrong about radar images and the like; watermarks
+        change pixels. ``components`` are taken instead of the checkpoint's own; None leaves one out.
 
         Raises:
-            InputError: it cannot be had, or it is of another kind.
+            InputError: it is missing or damaged, or it is of another kind.
         """
         index = self.index()
         if "safety_checker" in index:
             components |= {"safety_checker": None, "requires_safety_checker": False}
         with self._errors(), _no_advice_on_torchvision(), warnings.catch_warnings():
-            # A setting that diffusers hands on to the hub's client, which has forgotten it.
+            # A setting that diffusers passes on to the hub's client, which no longer has it.
             warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
             import diffusers
 
             pipeline = getattr(diffusers, pipeline_class).from_pretrained(
-                self._location(),
+                str(self.folder or self.name),
                 revision=self.revision,
                 local_files_only=self.local_files_only,
                 dtype=dtype,
@@ -132,12 +119,9 @@ class Checkpoint:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
 
-    def _location(self) -> str:
-        return str(self.folder) if self.folder is not None else self.name
-
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """One message for all the ways in which a checkpoint may fail to come."""
+        """Turn every error of downloading and loading into one message."""
         try:
             yield
         except Exception as error:  # of the hub's client, of safetensors, of torch, of diffusers itself
@@ -163,7 +147,7 @@ class Checkpoint:
 
 
 def folder_hash(folder: Path) -> str:
-    """Hash of the files that the pipeline in ``folder`` is loaded from: their names, sizes and content."""
+    """Hash of names, sizes and content of the files that a pipeline is loaded from (a second per gigabyte, once)."""
     index = json.loads((folder / INDEX).read_text())
     parts = [folder / name for name in sorted(index) if (folder / name).is_dir()]
     files = [folder / INDEX, *sorted(file for part in parts for file in part.rglob("*") if file.is_file())]

@@ -10,10 +10,7 @@ What is left on disk is in the formats that ``load_lora_weights`` and ``load_tex
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,20 +21,16 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from boxtwin.datasets.levels import measure_levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.files import exclusive_lock
-from boxtwin.synthesis.ddpm.training_crops import planes_of
-from boxtwin.synthesis.generator import Json
-from boxtwin.weights import are_usable, load_state, read_weights, save_state, write_weights
+from boxtwin.synthesis.generator import Json, check_settings, settings_of
+from boxtwin.synthesis.planes import padded_to, planes_of
+from boxtwin.synthesis.training import WEIGHTS_FILE, hash_of, train_once, train_steps
+from boxtwin.weights import read_weights, write_weights
 
 KINDS = ("lora", "textual_inversion")
-WEIGHTS_FILE = "weights.safetensors"
-STATE_FILE = "training_state.pt"
-SECONDS_BETWEEN_SAVES = 15.0
 TOKEN = "<training-images>"  # the word that is learnt
 FIRST_WORD = "image"  # what the new word means before it is learnt
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")  # the layers that diffusers' own LoRA recipe changes
@@ -48,13 +41,49 @@ Load = Callable[[], tuple[Any, int]]
 Repaint = Callable[[Float[np.ndarray, "n 4"], int, int], Bool[np.ndarray, "h w"]]
 
 
+@dataclass(kw_only=True, eq=False)
+class FinetuneSettings:
+    """How to fine-tune."""
+
+    prompt: str  # text that guides the images; if it is empty, the source alone does
+    finetune: str | None  # one of `KINDS`: learn first what the split's training images look like
+    finetune_steps: int  # of AdamW, on crops of the model's size
+    finetune_batch_size: int
+    finetune_learning_rate: float
+    finetune_rank: int  # of the matrices that LoRA adds
+    seed: int  # of first weights, crops and noise; variations have the seeds of their requests
+
+    def check(self, owner: str) -> None:
+        """Refuse settings out of range; ``owner`` is whose they are."""
+        if self.finetune is None:
+            return
+        if self.finetune not in KINDS:
+            raise InputError(f"{owner}: finetune is null, {' or '.join(KINDS)}, got {self.finetune!r}")
+        check_settings(owner, self, finetune_steps=1, finetune_batch_size=1, finetune_rank=1)
+        if self.finetune_learning_rate <= 0:
+            raise InputError(f"{owner}: finetune_learning_rate is positive, got {self.finetune_learning_rate}")
+        if importlib.util.find_spec("peft") is None:
+            raise InputError(f"{owner}: finetune={self.finetune} needs peft: pip install 'boxtwin[finetune]'")
+
+    def finetune_parameters(self) -> dict[str, Json]:
+        """The settings of the fine-tuning that change its weights."""
+        if self.finetune is None:
+            return {"finetune": None}
+        unused = ("prompt", "seed", *(() if self.finetune == "lora" else ("finetune_rank",)))
+        return settings_of(self, of=FinetuneSettings, without=unused) | {"finetune_seed": self.seed}
+
+
 @dataclass(frozen=True)
 class Finetuned:
     """What was learnt."""
 
     kind: str
     file: Path
-    name: str  # of its folder
+
+    @property
+    def name(self) -> str:
+        """Of its folder: the kind and the hash of what the weights follow from."""
+        return self.file.parent.name
 
     def add_to(self, pipeline: Any) -> None:
         """Have a pipeline draw with it."""
@@ -65,152 +94,96 @@ class Finetuned:
             pipeline.load_textual_inversion(learnt, token=TOKEN)
 
     def prompt(self, prompt: str) -> str:
-        """A prompt with the new word in it, where one was learnt."""
+        """A prompt with the new word in it, if one was learnt."""
         return _with_token(prompt) if self.kind == "textual_inversion" else prompt
 
 
-class Finetune:
-    """How to fine-tune.
+def finetune(
+    settings: FinetuneSettings,
+    owner: str,
+    training: Sequence[Sample],
+    folder: Path,
+    *,
+    identity: dict[str, Json],
+    dtype: torch.dtype,
+    load: Load,
+    repaint: Repaint | None,
+) -> Finetuned:
+    """Learn, continue an interrupted training, or take what an earlier call left in ``folder``.
 
     Args:
-        kind: "lora" or "textual_inversion".
-        steps, batch_size, learning_rate: of AdamW.
-        rank: of LoRA's matrices.
-        seed: of first weights, crops and noise.
-        asked_by: whose settings these are, for messages.
+        settings: `FinetuneSettings.finetune` is not None.
+        owner: whose settings they are, for messages.
+        training: the split's training images.
+        folder: of all models.
+        identity: what else the weights follow from: the checkpoint, and what ``repaint`` depends on.
+        dtype: of the arithmetic; float16 is taken for float32, which needs no scaling of gradients.
+        load: called only if there is something to learn.
+        repaint: for inpainting models.
     """
+    if not training:
+        raise InputError(f"{owner}: finetune={settings.finetune} needs at least one training image")
+    content: dict[str, Any] = {
+        **identity,
+        **settings.finetune_parameters(),
+        "prompt": settings.prompt,
+        "images": [
+            [sample.name, sample.sha256, sample.object_boxes.tolist() if repaint else None] for sample in training
+        ],
+    }
+    if any(sample.bits > 8 for sample in training):
+        content["levels"] = "measured"  # before, 65535 was white
+    digest = hash_of(content)
+    home = folder / f"{settings.finetune}-{digest[:12]}"
 
-    def __init__(
-        self, *, kind: str, steps: int, batch_size: int, learning_rate: float, rank: int, seed: int, asked_by: str
-    ) -> None:
-        if kind not in KINDS:
-            raise InputError(f"{asked_by}: finetune is null, {' or '.join(KINDS)}, got {kind!r}")
-        for setting, count in (("steps", steps), ("batch_size", batch_size), ("rank", rank)):
-            if count < 1:
-                raise InputError(f"{asked_by}: finetune_{setting} is at least 1, got {count}")
-        if learning_rate <= 0:
-            raise InputError(f"{asked_by}: finetune_learning_rate is positive, got {learning_rate}")
-        if importlib.util.find_spec("peft") is None:
-            raise InputError(f"{asked_by}: finetune={kind} needs peft: pip install 'boxtwin[finetune]'")
-        self.kind, self.steps, self.batch_size = kind, steps, batch_size
-        self.learning_rate, self.rank, self.seed, self.asked_by = learning_rate, rank, seed, asked_by
+    def learn() -> None:
+        pipeline, side = load()
+        trainable = TrainablePipeline(pipeline, settings, owner, Crops(training, side, repaint), dtype)
+        train(trainable, settings, home, digest, f"{owner}: learning ({settings.finetune})")
 
-    def parameters(self) -> dict[str, Json]:
-        """All settings."""
-        return {
-            "finetune": self.kind,
-            "finetune_steps": self.steps,
-            "finetune_batch_size": self.batch_size,
-            "finetune_learning_rate": self.learning_rate,
-            **({"finetune_rank": self.rank} if self.kind == "lora" else {}),
-            "finetune_seed": self.seed,
-        }
-
-    def fit(
-        self,
-        training: Sequence[Sample],
-        folder: Path,
-        *,
-        identity: dict[str, Json],
-        prompt: str,
-        dtype: torch.dtype,
-        load: Load,
-        repaint: Repaint | None,
-    ) -> Finetuned:
-        """Learn, go on with what was cut off, or take what an earlier call left in ``folder``.
-
-        Args:
-            training: the split's training images.
-            folder: of all models.
-            identity: what else the weights follow from: the checkpoint, and what ``repaint`` depends on.
-            prompt: what images are drawn with.
-            dtype: of the arithmetic; float16 is taken for float32, which needs no scaling of gradients.
-            load: called only if there is something to learn.
-            repaint: for inpainting models.
-        """
-        content = {
-            **identity,
-            **self.parameters(),
-            "prompt": prompt,
-            "images": [
-                [sample.name, sample.sha256, sample.object_boxes.tolist() if repaint else None] for sample in training
-            ],
-        }
-        if any(sample.bits > 8 for sample in training):
-            content["levels"] = "measured"  # before, 65535 was white
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        name = f"{self.kind}-{digest[:12]}"
-        home = folder / name
-        with exclusive_lock(
-            home / ".lock", f"another process is training {home}; waiting for it"
-        ):  # stores of several generators share one model
-            if not are_usable(home / WEIGHTS_FILE):
-                pipeline, side = load()
-                crops = Crops(training, side, repaint)
-                self.train(Lessons(pipeline, self, crops, prompt, dtype), home, digest)
-                (home / STATE_FILE).unlink(missing_ok=True)
-        return Finetuned(self.kind, home / WEIGHTS_FILE, name)
-
-    def train(self, lessons: Lessons, home: Path, digest: str) -> None:
-        """Take the steps that are left, and leave the weights in ``home``."""
-        rng = torch.Generator().manual_seed(self.seed)
-        optimiser = torch.optim.AdamW(lessons.weights, lr=self.learning_rate, weight_decay=0.01)
-        step = 0
-        state_file = home / STATE_FILE
-        state = load_state(state_file)
-        if state is not None:
-            if state["digest"] != digest:
-                raise InputError(f"{state_file} belongs to another training; remove it")
-            with torch.no_grad():
-                for weight, value in zip(lessons.weights, state["weights"], strict=True):
-                    weight.copy_(value)
-            optimiser.load_state_dict(state["optimiser"])
-            rng.set_state(state["rng"].cpu())
-            step = state["step"]
-        saved = time.monotonic()
-        description = f"{self.asked_by}: learning ({self.kind})"
-        with tqdm(total=self.steps, initial=step, desc=description, unit="step", mininterval=1.0) as progress:
-            while step < self.steps:
-                loss = lessons.loss(self.batch_size, rng)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(lessons.weights, max_norm=1.0)
-                optimiser.step()
-                step += 1
-                progress.update()
-                if step % 10 == 0:
-                    progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-                if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                    weights = [weight.detach() for weight in lessons.weights]
-                    state = {"digest": digest, "weights": weights, "optimiser": optimiser.state_dict(), "step": step}
-                    save_state({**state, "rng": rng.get_state()}, state_file)
-                    saved = time.monotonic()
-        learnt = {name: value.detach().float() for name, value in lessons.learnt().items()}
-        write_weights(home / WEIGHTS_FILE, learnt, {})
+    return Finetuned(str(settings.finetune), train_once(home, learn))
 
 
-class Lessons:
+def train(pipeline: TrainablePipeline, settings: FinetuneSettings, home: Path, digest: str, description: str) -> None:
+    """Take the steps that are left, and leave the weights in ``home``."""
+    rng = torch.Generator().manual_seed(settings.seed)
+    train_steps(
+        pipeline.weights,
+        lambda: pipeline.loss(settings.finetune_batch_size, rng),
+        steps=settings.finetune_steps,
+        learning_rate=settings.finetune_learning_rate,
+        rng=rng,
+        folder=home,
+        identity=digest,
+        state={"weights": {str(number): weight.detach() for number, weight in enumerate(pipeline.weights)}},
+        description=description,
+    )
+    learnt = {name: value.detach().float() for name, value in pipeline.learnt().items()}
+    write_weights(home / WEIGHTS_FILE, learnt, {})
+
+
+class TrainablePipeline:
     """A pipeline with a few new weights, and the error that they are to lower."""
 
-    def __init__(self, pipeline: Any, finetune: Finetune, crops: Crops, prompt: str, dtype: torch.dtype) -> None:
+    def __init__(self, pipeline: Any, settings: FinetuneSettings, owner: str, crops: Crops, dtype: torch.dtype) -> None:
         from diffusers import DDPMScheduler
 
-        _check_build(pipeline, finetune.asked_by)
-        self.pipeline, self.crops, self.kind = pipeline, crops, finetune.kind
-        self.device = pipeline.device
+        _check_build(pipeline, owner)
+        self.pipeline, self.crops, self.device = pipeline, crops, pipeline.device
         self._dtype = dtype if dtype == torch.bfloat16 else torch.float32
         self._noise = DDPMScheduler.from_config(pipeline.scheduler.config)  # type: ignore[no-untyped-call]
         self._masked = pipeline.unet.config.in_channels > pipeline.vae.config.latent_channels
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             part.requires_grad_(False).eval()
-        if self.kind == "lora":
-            self.weights = _add_lora(pipeline.unet, finetune.rank, finetune.seed)
+        self._lora = settings.finetune == "lora"
+        self._encoded: Tensor | None = None  # of the prompt, if it stays the same
+        if self._lora:
+            self.weights = _add_lora(pipeline.unet, settings.finetune_rank, settings.seed)
             with torch.no_grad():
-                self._prompt: Tensor | None = self._encode(prompt)
-            self._words = prompt
+                self._encoded = self._encode(settings.prompt)
         else:
             self.weights = [_add_word(pipeline)]
-            self._prompt, self._words = None, _with_token(prompt)
+        self._prompt = _with_token(settings.prompt)
 
     def loss(self, count: int, rng: torch.Generator) -> Tensor:
         """Mean squared error over ``count`` random crops."""
@@ -222,10 +195,10 @@ class Lessons:
                 eps = torch.randn(x_0.shape, generator=rng).to(self.device)
                 t = torch.randint(self._noise.config.num_train_timesteps, (count,), generator=rng).to(self.device)
                 x_t = self._noise.add_noise(x_0, eps, t)
-                if self._masked:  # what inpainting pipelines hand over: latents, mask, latents of what is kept
+                if self._masked:  # the input of inpainting models: latents, mask, latents of what is kept
                     kept = self._latents((2 * images - 1) * (1 - masks), rng)
                     x_t = torch.cat([x_t, F.interpolate(masks, size=x_t.shape[2:]), kept], dim=1)
-            prompt = self._encode(self._words) if self._prompt is None else self._prompt
+            prompt = self._encode(self._prompt) if self._encoded is None else self._encoded
             predicted = pipeline.unet(x_t, t, encoder_hidden_states=prompt.expand(count, -1, -1), return_dict=False)[0]
         velocity = self._noise.config.prediction_type == "v_prediction"
         wanted = self._noise.get_velocity(x_0, eps, t) if velocity else eps
@@ -233,7 +206,7 @@ class Lessons:
 
     def learnt(self) -> dict[str, Tensor]:
         """The new weights, under the names that diffusers reads them by."""
-        if self.kind == "textual_inversion":
+        if not self._lora:
             return {TOKEN: self.weights[0]}
         from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
@@ -268,8 +241,7 @@ class Crops:
             height, width = pixels.shape[:2]
             mask = repaint(sample.object_boxes, height, width) if repaint else np.ones((height, width), dtype=bool)
             stacked = np.concatenate([planes_of(pixels, 3), mask[None].astype(np.float32)])
-            pad = ((0, 0), (0, max(side - height, 0)), (0, max(side - width, 0)))
-            self._images.append(torch.from_numpy(np.pad(stacked, pad, mode="symmetric")))
+            self._images.append(torch.from_numpy(padded_to(stacked, side)))
 
     def draw(
         self, count: int, rng: torch.Generator
@@ -288,7 +260,7 @@ def _add_lora(unet: Any, rank: int, seed: int) -> list[nn.Parameter]:
     from peft import LoraConfig
 
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(ATTENTION))
-    # peft initialises from torch's global generator: borrow it and give it back as it was.
+    # peft initialises from torch's global generator; the fork restores it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet.add_adapter(config)

@@ -16,7 +16,7 @@ from boxtwin.datasets.image_io import Pixels, as_grey, read_image
 from boxtwin.datasets.levels import bits_of, widened
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.synthesis.generator import Json, Knowledge, Model, Refused, Request, Variation
+from boxtwin.synthesis.generator import Generator, Json, Refused, Request, Variation
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 # v01, 1, and behind the name of the source: name_v01, name-1, name.2, "name 3", "name (4)".
@@ -27,7 +27,7 @@ _LISTED = 10
 _ASPECT = 0.01
 
 
-class Folder:
+class Folder(Generator):
     """Takes the images of a folder as variations of the sources that their names tell.
 
     Without its ending, the name of an image is the path of its source (also without its ending) and the number of the
@@ -46,9 +46,8 @@ class Folder:
     """
 
     name = "folder"
-    learns = False
-    boxes: Knowledge = "carried"  # of colour, blur and stains; what moves things about takes labels=pseudo or manual
-    remote = False
+    boxes = "carried"  # of colour, blur and stains; images in which objects move take labels=pseudo or manual
+    reproducible = False
 
     def __init__(self, *, path: str, resize: bool) -> None:
         self.path, self.resize = Path(path), resize
@@ -74,19 +73,8 @@ class Folder:
         """The content of the folder, wherever it lies: when a file changes, it is another store."""
         return {"files": self.digest, "resize": self.resize}
 
-    def model(self) -> Model | None:
-        """Nobody has said."""
-        return None
-
-    def price_usd(self, source: Sample) -> float:  # noqa: ARG002
-        """Nothing: it is there."""
-        return 0.0
-
     def match(self, samples: Sequence[Sample]) -> None:
         """Find the source of every file.
-
-        Args:
-            samples: all images of the data set, those of other splits too.
 
         Raises:
             InputError: a file has no source, or more than one; or two files are the same variation.
@@ -96,9 +84,9 @@ class Folder:
             path = Path(file_key(sample.name)).with_suffix("")
             by_name[path.as_posix()].add(sample.name)
             by_name[path.name].add(sample.name)
-        problems, found = [], defaultdict(list)
+        problems, matched = [], defaultdict(list)
         for file in self.files:
-            shown = file.relative_to(self.path).as_posix()
+            shown = self._shown(file)
             parsed = _parse(file.relative_to(self.path))
             if parsed is None:
                 problems.append(f"{shown}: no number of a variation at its end")
@@ -106,15 +94,14 @@ class Folder:
             stem, number = parsed
             sources = by_name.get(file_key(stem), set())
             if len(sources) == 1:
-                found[next(iter(sources)), number].append(file)
+                matched[next(iter(sources)), number].append(file)
             elif sources:
                 problems.append(f"{shown}: may be of {' or '.join(sorted(sources))}; name it with its folder")
             else:
                 problems.append(f"{shown}: no image of the data set is called {stem}")
-        for (source, number), files in found.items():
+        for (source, number), files in matched.items():
             if len(files) > 1:
-                names = ", ".join(file.relative_to(self.path).as_posix() for file in files)
-                problems.append(f"{names}: each is variation {number} of {source}")
+                problems.append(f"{', '.join(map(self._shown, files))}: each is variation {number} of {source}")
         if problems:
             more = [f"… and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
             raise InputError(
@@ -122,10 +109,7 @@ class Folder:
                 "source and the number of the variation, such as NAME_v01.png, NAME-1.jpg or NAME/v01.png:\n  "
                 + "\n  ".join([*problems[:_LISTED], *more])
             )
-        self._matched = {key: files[0] for key, files in found.items()}
-
-    def fit(self, training: Sequence[Sample], folder: Path) -> None:
-        """Nothing to learn."""
+        self._matched = {key: files[0] for key, files in matched.items()}
 
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
         """The images that are there; a source without one is refused. `match` with the whole data set comes first."""
@@ -139,17 +123,13 @@ class Folder:
             try:
                 pixels = self._fitted(read_image(file), request.source.read())
             except (OSError, ValueError) as error:
-                yield Refused(request, f"{file.relative_to(self.path).as_posix()}: {error}")
+                yield Refused(request, f"{self._shown(file)}: {error}")
                 continue
-            record: dict[str, Json] = {"file": file.relative_to(self.path).as_posix()}
-            yield Variation(request, pixels, request.source.object_boxes, request.source.object_labels, record=record)
+            source, record = request.source, dict[str, Json](file=self._shown(file))
+            yield Variation(request, pixels, source.object_boxes, source.object_labels, record=record)
 
     def _fitted(self, pixels: Pixels, source: Pixels) -> Pixels:
-        """In size, depth and channels of ``source``.
-
-        Raises:
-            ValueError: that cannot be without guessing.
-        """
+        """In size, depth and channels of ``source``; raises ValueError if that cannot be without guessing."""
         (height, width), (h, w) = source.shape[:2], pixels.shape[:2]
         if (h, w) != (height, width):
             if not self.resize:
@@ -174,9 +154,11 @@ class Folder:
     def _digest(self) -> str:
         total = hashlib.sha256()
         for file in self.files:
-            content = hashlib.sha256(file.read_bytes()).hexdigest()
-            total.update(f"{file.relative_to(self.path).as_posix()}\0{content}\n".encode())
+            total.update(f"{self._shown(file)}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
         return total.hexdigest()
+
+    def _shown(self, file: Path) -> str:
+        return file.relative_to(self.path).as_posix()
 
 
 def _parse(file: Path) -> tuple[str, int] | None:

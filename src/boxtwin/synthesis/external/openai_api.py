@@ -1,19 +1,16 @@
 """Variations by a hosted model: OpenAI's image variations and image edits, or a server that speaks their protocol.
 
 Answers are kept in ``<name>-spool`` in the folder of models, under a hash of all that was sent, the source's name and
-the variation's number. No image that is there is asked for again: not after a kill, not for a store with other settings
-for labels, not when images of a store were lost. The spool may be removed once the stores are complete.
-
-Images are asked for one by one, since a library wants them in the order of its requests, first variations first.
+the variation's number, and are not asked for again: neither after a kill, nor for a store with other labels, nor when
+images of a store were lost. The spool may be removed once the stores are complete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,65 +18,42 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from boxtwin.datasets.image_io import Pixels, encode_png
+from boxtwin.datasets.image_io import encode_png
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock
 from boxtwin.synthesis import squares
-from boxtwin.synthesis.external.openai_calls import Calls, ModeratedError, NotHadError
-from boxtwin.synthesis.generator import Json, Knowledge, Model, Refused, Request, Variation
+from boxtwin.synthesis.external.openai_calls import Calls, ImageFailedError, ModeratedError
+from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation
 
 if TYPE_CHECKING:
     import openai
 
-log = logging.getLogger(__name__)
 
-
-class _OpenAIImages(ABC):
+class _OpenAIImages(Generator):
     """What image variations and image edits share.
 
     Args:
-        base_url: where the API is; OpenAI's, or that of a compatible server. No key and no password in it.
         model: what the host calls the model.
-        size: side of the squares that are sent and come back, pixels. See `boxtwin.synthesis.squares` for what becomes
-            of images that are no such squares.
+        size: side of the squares that are sent and come back, pixels; `boxtwin.synthesis.squares` makes other images
+            fit.
         overlap: of squares in images that are larger than one, pixels.
         price_usd: what one square costs.
-        timeout, max_tries, first_wait, longest_wait: patience; see `boxtwin.synthesis.external.openai_calls.Calls`.
-        give_up_after: images in a row that could not be had, moderation aside, after which the rest is not tried.
+        give_up_after: number of failed images in a row, moderation aside, after which the rest is not tried.
+        calls: base_url, timeout, max_tries, first_wait, longest_wait, as of `Calls`.
     """
 
-    name: str
     endpoint: str
     advice: str  # when model or endpoint are gone
     largest_file: int  # bytes, that the endpoint takes
-    learns = False
-    boxes: Knowledge = "none"
+    boxes = "none"
     remote = True
+    reproducible = False
 
     def __init__(
-        self,
-        *,
-        base_url: str,
-        model: str,
-        size: int,
-        overlap: int,
-        price_usd: float,
-        timeout: float,
-        max_tries: int,
-        first_wait: float,
-        longest_wait: float,
-        give_up_after: int,
+        self, *, model: str, size: int, overlap: int, price_usd: float, give_up_after: int, **calls: Any
     ) -> None:
-        self.calls = Calls(
-            base_url=base_url,
-            wanted=f"{self.endpoint} with {model}",
-            advice=self.advice,
-            timeout=timeout,
-            max_tries=max_tries,
-            first_wait=first_wait,
-            longest_wait=longest_wait,
-        )
+        self.calls = Calls(wanted=f"{self.endpoint} with {model}", advice=self.advice, **calls)
         if give_up_after < 1:
             raise InputError(f"generator.give_up_after={give_up_after} must be at least 1")
         if not price_usd >= 0:
@@ -90,31 +64,21 @@ class _OpenAIImages(ABC):
         self.price, self.give_up_after = price_usd, give_up_after
         self._spool: Path | None = None
 
-    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
-        """The first, also of 16 bit, whose black and white are measured now: no store is paid for twice."""
-        return 1
+    # Version 1 holds for 16 bit too, whose black and white are measured now: no store is paid for twice.
 
     def parameters(self) -> dict[str, Json]:
-        """What is sent, and how images are cut for it; neither prices nor patience."""
+        """What is sent, and how images are cut for it; neither prices nor waiting times."""
         return {**self._sent(), "overlap": self.overlap}
 
     def model(self) -> Model:
-        """The host's name for it. What revision that is, no answer says."""
+        """The host's name for it; its answers do not say the revision."""
         return Model(f"{self.base_url} {self.model_name}", None)
 
     def price_usd(self, source: Sample) -> float:
-        """What the squares of ``source`` cost."""
         return self.price * squares.count(source.height, source.width, self.size, self.overlap)
 
-    def match(self, samples: Sequence[Sample]) -> None:  # noqa: B027, most have nothing to match
-        """Nothing to match."""
-
     def fit(self, training: Sequence[Sample], folder: Path) -> None:  # noqa: ARG002, hosted models learn nothing here
-        """Check that there is a key and a client to use it.
-
-        Raises:
-            InputError: there is not.
-        """
+        """Check that there is a key and a client to use it; raises InputError if not."""
         self.calls.check()
         self._spool = folder / f"{self.name}-spool"
 
@@ -123,11 +87,29 @@ class _OpenAIImages(ABC):
 
         Raises:
             InputError: the host does not take the key, wants money, or has neither model nor endpoint any more; or
-                nothing has come from it for `give_up_after` images.
+                `give_up_after` images in a row failed.
         """
         assert self._spool is not None, "fit comes first"
-        with exclusive_lock(self._spool / ".lock", f"another process asks for images of {self.name}; waiting for it"):
-            yield from self._vary(requests)
+        waiting = f"another process asks for images of {self.name}; waiting for it"
+        failed_in_a_row, reason = 0, ""
+        with exclusive_lock(self._spool / ".lock", waiting), self.calls.open() as client:
+            for number, request in enumerate(requests, start=1):
+                try:
+                    outcome: Variation | Refused = self._vary_one(client, request)
+                    failed_in_a_row = 0
+                except ModeratedError as error:
+                    outcome = Refused(request, str(error))
+                except ImageFailedError as error:
+                    reason = str(error)
+                    outcome = Refused(request, reason)
+                    failed_in_a_row += 1
+                yield outcome
+                left = len(requests) - number
+                if left and failed_in_a_row == self.give_up_after:
+                    raise InputError(
+                        f"{self.base_url} gave nothing for {failed_in_a_row} images in a row, so {left} more were not "
+                        f"tried; the same command goes on. The last one: {reason}"
+                    )
 
     @abstractmethod
     def _sent(self) -> dict[str, Json]:
@@ -137,35 +119,15 @@ class _OpenAIImages(ABC):
     def _post(self, client: openai.OpenAI, png: bytes) -> Any:
         """One call; its raw response."""
 
-    def _vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
-        in_a_row, reason = 0, ""
-        with self.calls.open() as client:
-            for left, request in zip(range(len(requests) - 1, -1, -1), requests, strict=True):
-                try:
-                    outcome: Variation | Refused = self._vary_one(client, request)
-                    in_a_row = 0
-                except ModeratedError as refusal:
-                    outcome = Refused(request, str(refusal))
-                except NotHadError as fault:
-                    reason = str(fault)
-                    outcome = Refused(request, reason)
-                    in_a_row += 1
-                yield outcome
-                if left and in_a_row == self.give_up_after:
-                    raise InputError(
-                        f"{self.base_url} gave nothing for {in_a_row} images in a row, so {left} more were not tried; "
-                        f"the same command goes on. The last one: {reason}"
-                    )
-
     def _vary_one(self, client: openai.OpenAI, request: Request) -> Variation:
-        source = request.source.read()
-        answers = []
+        source, answers = request.source.read(), []
+        as_square = partial(squares.as_square, size=self.size)
         for place, square in enumerate(squares.cut(source, self.size, self.overlap)):
             png = encode_png(square)
             if len(png) >= self.largest_file:
-                raise NotHadError(f"{len(png)} bytes of PNG are more than the {self.largest_file} that the API takes")
+                raise ImageFailedError(f"{len(png)} bytes of PNG are more than the API takes, {self.largest_file}")
             spooled = self._spool_file(request, place, png)
-            answers.append(self.calls.image(partial(self._post, client, png), spooled, self._square))
+            answers.append(self.calls.image(partial(self._post, client, png), spooled, as_square))
         return Variation(
             request,
             squares.join([answer.pixels for answer in answers], source, self.size, self.overlap),
@@ -174,9 +136,6 @@ class _OpenAIImages(ABC):
             cost_usd=self.price * sum(answer.received for answer in answers),
             record={"squares": len(answers), "from_spool": sum(answer.from_spool for answer in answers)},
         )
-
-    def _square(self, pixels: Pixels) -> Pixels:
-        return squares.as_square(pixels, self.size)
 
     def _spool_file(self, request: Request, place: int, png: bytes) -> Path:
         assert self._spool is not None, "fit comes first"
