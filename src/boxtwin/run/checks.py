@@ -91,7 +91,8 @@ def warn_of_object_sizes(config: BoxtwinConfig, split: Split) -> None:
     if size < full and median < CELLS_PER_OBJECT * min(strides):
         log.warning(
             f"half of the training objects are under {median:.0f} pixels in images shrunk to {size}: a larger image "
-            f"size shows them better, up to dataset.image_size={full}; with crops (detector.crop) it takes no more time"
+            f"size shows them better, up to dataset.image_size={full}; learnt in crops (detector.crop) it takes no "
+            "more time"
         )
     largest = float(np.quantile(sides.max(axis=1), LARGE))
     if crop is not None and crop < size and largest > crop / 2:
