@@ -159,8 +159,7 @@ def main() -> None:
     )
     from boxtwin.config import launch
 
-    for name, value in launch.ENVIRONMENT.items():  # before MLflow is imported, as train.py does it
-        os.environ.setdefault(name, value)
+    launch.set_environment()  # before MLflow is imported, as train.py does it
     clocks, started = Clocks(), now()
     install(clocks)
     imports = tuple(end - begin for end, begin in zip(now(), started, strict=True))

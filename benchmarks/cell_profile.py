@@ -120,8 +120,8 @@ def main() -> None:
     overrides = [_absolute(override) for override in settings.overrides]
     from boxtwin.config import launch
 
-    for name, value in {**launch.ENVIRONMENT, "OMP_NUM_THREADS": "1"}.items():
-        os.environ.setdefault(name, value)
+    launch.set_environment()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     clocks = Clocks(clock)
     install(clocks)
     install_in_step(clocks)

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from boxtwin.config.launch import ENVIRONMENT, quote_numbers
+from boxtwin.config.launch import quote_numbers, set_environment
 
-# As the root scripts do, before torch is imported: what is measured is what runs.
-for _name, _value in ENVIRONMENT.items():
-    os.environ.setdefault(_name, _value)
+set_environment()  # as the root scripts do, before torch is imported
 
 import torch
 from hydra import compose, initialize_config_dir

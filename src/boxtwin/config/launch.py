@@ -122,10 +122,15 @@ def hide_password(argument: str) -> str:
     return f"{match['key']}={match['quote']}{match['scheme']}://{match['rest']}"
 
 
-def launch(main: Callable[[], Any]) -> None:
-    """Run a Hydra main function and exit: with 0 only if everything went well."""
+def set_environment() -> None:
+    """Set the variables of `ENVIRONMENT` that are not set, before torch and MLflow are imported."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def launch(main: Callable[[], Any]) -> None:
+    """Run a Hydra main function and exit: with 0 only if everything went well."""
+    set_environment()
     register()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that MLflow runs are ended
     try:
