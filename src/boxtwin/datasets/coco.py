@@ -114,12 +114,8 @@ def read_coco(
         group_by: regular expression whose first group, found in the file name, names the group (scene) that must stay
             on one side of a split; None makes every image its own group, but the copies of one image that Roboflow has
             written. Images with the same pixels are always of one group.
-        on_bad_box: what to do with boxes that are empty, not finite or reach outside their image. ``clip`` cuts them
-            off at the border and drops those of which nothing is left; both count in `repairs`.
-        crowds: whether annotations with ``iscrowd`` are crowds, neither learnt nor counted, or single ``objects`` that
-            were drawn as masks.
-        on_duplicate_box: what to do with boxes that repeat another one of the same class in their image. ``merge``
-            keeps the first.
+        on_bad_box, crowds, on_duplicate_box: see their enums. Boxes of which clipping leaves nothing are dropped;
+            `repairs` counts both.
         reading: how image files become pixels; boxes refer to these.
 
     Raises:
@@ -132,11 +128,11 @@ def read_coco(
     for label, ids in merge_categories(content, problems).items():
         same = f"category '{shown(label)}' stands there {len(ids)} times (ids {ids}): taken for one class"
         problems.remarks.append(same)
-    problems.remarks += [
-        f"the names of {those} differ in capital letters alone: each is a class of its own. If they are one, give the "
-        "annotations of both one category_id"
-        for those in differing_in_case(content)
-    ]
+    for names in differing_in_case(content):
+        problems.remarks.append(
+            f"the names of {names} differ in capital letters alone: each is a class of its own. If they are one, give "
+            "the annotations of both one category_id"
+        )
     files = _check_files(content, images, problems, reading)
     sizes = {number: (file.width, file.height) for number, file in files.items()}
     objects, repairs = read_objects(content, sizes, on_bad_box, problems)
@@ -268,12 +264,10 @@ def coco_content(
         annotations: image id, category id, box (xywh, pixels), area (square pixels) and whether it is a crowd.
         categories: ids and names.
     """
-    names = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    names = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+    numbered = ((number, *values, int(crowd)) for number, (*values, crowd) in enumerate(annotations, start=1))
     return {
         "images": list(images),
-        "annotations": [
-            {"id": number, **dict(zip(names, (*values, int(crowd)), strict=True))}
-            for number, (*values, crowd) in enumerate(annotations, start=1)
-        ],
+        "annotations": [dict(zip(names, values, strict=True)) for values in numbered],
         "categories": [{"id": number, "name": name} for number, name in categories],
     }

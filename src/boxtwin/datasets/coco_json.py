@@ -148,20 +148,12 @@ def whole(value: object) -> int | None:
 
 def flag(value: object) -> bool | None:
     """Yes or no as tools write it: true, 1, 1.0, "1", "true"; nothing at all is no. None for anything else."""
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    if isinstance(value, str):
-        return FLAGS.get(value.strip().lower())
-    number = whole(value)
-    return bool(number) if number in (0, 1) else None
+    text = "" if value is None else str(value).strip().lower()
+    return FLAGS.get(text) if value is None or isinstance(value, bool | str | int | float) else None
 
 
 def stated_size(value: object) -> int | None:
-    """A width or height as tools write it, as text too; None where it is missing.
-
-    Raises:
-        ValueError: it is no whole number.
-    """
+    """A width or height as tools write it, as text too; None where it is missing. ValueError: no whole number."""
     if isinstance(value, str):
         value = float(value) if value.strip() else None
     if value is None or (isinstance(value, float) and math.isnan(value)):

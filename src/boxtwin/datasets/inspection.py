@@ -159,12 +159,7 @@ def same_pixels(signatures: Mapping[str, Signature | None]) -> list[list[str]]:
 
 
 def join_groups(groups: Mapping[str, str], together: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Join the groups of images that belong together, each named as the first of them.
-
-    Args:
-        groups: of each image, by name.
-        together: names of images that must be in one group.
-    """
+    """Join the groups (by image) of images that must be together; each joined group is named as the first of them."""
     joined: dict[str, str] = {}
 
     def root(group: str) -> str:

@@ -60,11 +60,7 @@ class Levels:
 
 
 def check_depth(samples: Sequence[Sample]) -> None:
-    """All images must have 8 bit, or all 16.
-
-    Raises:
-        InputError: names images of each kind.
-    """
+    """Raise `InputError` with the names of some images of each kind unless all have 8 bit, or all 16."""
     depths = dict.fromkeys(sample.bits for sample in samples)
     names = {bits: [sample.name for sample in samples if sample.bits == bits] for bits in depths}
     if len(names) > 1:
@@ -76,14 +72,14 @@ def check_depth(samples: Sequence[Sample]) -> None:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredLevels:
     """Black and white of some images, and remarks for the user."""
 
     levels: Levels
     remarks: tuple[str, ...] = ()
 
 
-def measure_levels(samples: Sequence[Sample], read: Callable[[Sample], Pixels]) -> Measured:
+def measure_levels(samples: Sequence[Sample], read: Callable[[Sample], Pixels]) -> MeasuredLevels:
     """Black and white of (training) images.
 
     Of 16 bit, black and white are the 0.1th and 99.9th percentile of all pixels after a 3 x 3 median, moved apart where
@@ -106,7 +102,7 @@ def measure_levels(samples: Sequence[Sample], read: Callable[[Sample], Pixels]) 
     shares = np.cumsum(counts) / counts.sum()
     low, middle, high = (int(np.searchsorted(shares, share)) for share in (CUT / 100, 0.5, 1 - CUT / 100))
     if not is_deep:
-        return Measured(Levels(), _remarks(Levels(), high - low, tops))
+        return MeasuredLevels(Levels(), _remarks(Levels(), high - low, tops))
     black, white, used, typical = low, high, high - low, float(high - low)
     if inside:
         # From the ground that objects lie on to the objects.
@@ -124,7 +120,7 @@ def measure_levels(samples: Sequence[Sample], read: Callable[[Sample], Pixels]) 
             f"half of the objects stand out by less than {100 * typical / reach:.0f} % of the range from black "
             f"{levels.black} to white {levels.white}: look for images far brighter than the others, and for borders",
         )
-    return Measured(levels, remarks)
+    return MeasuredLevels(levels, remarks)
 
 
 def _range_in(pixels: Pixels, box: np.ndarray) -> tuple[int, int]:

@@ -10,7 +10,7 @@ REQUIRED: Any = "???"  # what OmegaConf takes for a value that must be given
 
 
 class OnBadBox(Enum):
-    """What to do with boxes that are empty, not finite or reach outside their image."""
+    """What to do with boxes that are empty, not finite or reach outside their image: refuse, cut off at it, or drop."""
 
     error = "error"
     clip = "clip"
@@ -25,7 +25,7 @@ class Crowds(Enum):
 
 
 class OnDuplicateBox(Enum):
-    """What to do with boxes that repeat another one of the same class in their image."""
+    """What to do with boxes that repeat another one of their class and image: keep, merge into the first, or refuse."""
 
     warn = "warn"
     merge = "merge"

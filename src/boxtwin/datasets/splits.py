@@ -83,10 +83,7 @@ class Split:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def first(self, size: int, order: Sequence[str] | None = None) -> Split:
-        """The same split with its first ``size`` training images, in ``order`` of their names, or as they stand.
-
-        The other training images are on no side. Validation and test images stay, and a smaller size is nested in a
-        larger one.
+        """The same split with its first ``size`` training images, in ``order`` of their names, or as they are listed.
 
         Raises:
             InputError: there are fewer training images.

@@ -229,8 +229,10 @@ def _strip(part: Any, decision: Decision, chosen: Sequence[_Case], pair_of: _Pai
         source, variation = pair_of(case)
         before = case.claimed
         window = _window([box for box in (before, case.box) if box is not None], variation.shape[1], variation.shape[0])
+        x1, y1, x2, y2 = window
+        source, variation = source[y1:y2, x1:x2], variation[y1:y2, x1:x2]
         # Black and white of both pictures of a pair are the source's, so that fading shows.
-        low, high = np.quantile(_crop(source, window), (0.01, 0.995))
+        low, high = np.quantile(source, (0.01, 0.995))
         scale = (float(low), float(max(high, low + 1)))
         _show(above, source, window, scale, [(before, "-")] if before else [], colour)
         boxes: list[tuple[Box, str]] = [(case.box, "--" if decision == "dropped" else "-")]
@@ -258,21 +260,16 @@ def _window(boxes: Sequence[Box], width: int, height: int) -> tuple[int, int, in
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
-def _crop(pixels: Pixels, window: tuple[int, int, int, int]) -> Pixels:
-    x1, y1, x2, y2 = window
-    return pixels[y1:y2, x1:x2]
-
-
 def _show(
     axes: Axes,
-    pixels: Pixels,
+    crop: Pixels,
     window: tuple[int, int, int, int],
     scale: tuple[float, float],
     boxes: Sequence[tuple[Box, str]],
     colour: str,
 ) -> None:
     low, high = scale
-    shown = np.clip((_crop(pixels, window).astype(np.float64) - low) / (high - low), 0, 1)
+    shown = np.clip((crop.astype(np.float64) - low) / (high - low), 0, 1)
     x1, y1, x2, y2 = window
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(x1, x2, y2, y1), interpolation="nearest")
     for (left, top, right, bottom), style in boxes:

@@ -25,7 +25,7 @@ from boxtwin.labels.box_evidence import (
     response,
     strongest_contrast,
 )
-from boxtwin.labels.ensemble import SAME_OBJECT, Agreed, Ensemble, Member, is_beside
+from boxtwin.labels.ensemble import SAME_OBJECT, AgreedObject, Ensemble, Member, is_beside
 from boxtwin.labels.method import Variations
 from boxtwin.labels.options import LabelOptions, NewObjects
 
@@ -228,7 +228,7 @@ class Carry:
             return False
         return not present or one.match.score >= one.match.here + options.shift_gain
 
-    def _nearest(self, one: _Measured, new: Sequence[Agreed], taken: Sequence[Box]) -> Box | None:
+    def _nearest(self, one: _Measured, new: Sequence[AgreedObject], taken: Sequence[Box]) -> Box | None:
         """The nearest newly detected object that may be the one of a box."""
         near = []
         box = np.array(one.box)
@@ -246,7 +246,7 @@ class Carry:
     def _radius(self, box: Box) -> int:
         return max(self.options.search_radius, int(max(box[2] - box[0], box[3] - box[1]) / 4))
 
-    def _is_new(self, pair: _Pair, place: Agreed) -> bool:
+    def _is_new(self, pair: _Pair, place: AgreedObject) -> bool:
         """Whether the source has no such object at that place."""
         assert self.detectors is not None
         if self.detectors.detects(pair.in_source, place.box, place.label):

@@ -34,7 +34,7 @@ class Member(NamedTuple):
     new_threshold: float  # of an object that the source lacks: hardly ever passed where there is none
 
 
-class Agreed(NamedTuple):
+class AgreedObject(NamedTuple):
     """What one or more members detect at one place, averaged by score."""
 
     box: Box
@@ -44,7 +44,7 @@ class Agreed(NamedTuple):
     spread: float  # least overlap of a member's box with the mean
 
 
-def agreements(found: Sequence[Detections], thresholds: Sequence[float], *, iou: float) -> list[Agreed]:
+def agreements(found: Sequence[Detections], thresholds: Sequence[float], *, iou: float) -> list[AgreedObject]:
     """All places where some member detects an object, best score first.
 
     A place begins with a detection above its member's threshold. Of every other member the best one of the same class
@@ -77,17 +77,15 @@ def agreements(found: Sequence[Detections], thresholds: Sequence[float], *, iou:
         mean = (boxes * scores[:, None]).sum(axis=0) / scores.sum() if scores.sum() > 0 else boxes.mean(axis=0)
         x1, y1, x2, y2 = mean.tolist()
         spread = float(iou_matrix(mean[None], boxes).min())
-        places.append(Agreed((x1, y1, x2, y2), label, float(scores.sum()) / len(found), len(joined), spread))
+        places.append(AgreedObject((x1, y1, x2, y2), label, float(scores.sum()) / len(found), len(joined), spread))
     return sorted(places, key=lambda place: -place.score)
 
 
 class Ensemble:
-    """Several detectors.
+    """At least one detector.
 
-    Args:
-        members: at least one.
-        agree: how many must detect an object; None: more than half.
-        iou: overlap from which boxes of two members mean one object.
+    ``agree`` members must detect an object (None: more than half); ``iou`` is the overlap from which boxes of two
+    members mean one object.
     """
 
     def __init__(self, members: Sequence[Member], *, agree: int | None = None, iou: float = 0.5) -> None:
@@ -103,11 +101,11 @@ class Ensemble:
         """Detections of each member."""
         return [member.detect(pixels) for member in self.members]
 
-    def agreements(self, found: Sequence[Detections]) -> list[Agreed]:
+    def agreements(self, found: Sequence[Detections]) -> list[AgreedObject]:
         """All places where some member detects an object."""
         return agreements(found, [member.threshold for member in self.members], iou=self.iou)
 
-    def clearly_new(self, found: Sequence[Detections]) -> list[Agreed]:
+    def clearly_new(self, found: Sequence[Detections]) -> list[AgreedObject]:
         """Objects that enough members detect above their `Member.new_threshold`."""
         places = agreements(found, [member.new_threshold for member in self.members], iou=self.iou)
         return [place for place in places if place.votes >= self.agree]

@@ -130,8 +130,7 @@ def figures_of(report: QualityReport) -> dict[str, float]:
 
 def summarise(evidence: Evidence, made_of: str = "") -> QualityReport:
     """The content of a card, rounded to 6 digits; None for what is not defined."""
-    textures = (evidence.textures, evidence.real_textures)
-    energies = [[fine_energy(texture.spectrum) for texture in kind] for kind in textures]
+    energies = [[fine_energy(one) for one in spectra] for spectra in (evidence.spectra, evidence.real_spectra)]
     figures = {
         "grey_levels": _grey_levels(evidence),
         "looks": _looks(evidence),
@@ -199,8 +198,7 @@ def _grey_levels(evidence: Evidence) -> Metric:
 
 
 def _looks(evidence: Evidence) -> Metric:
-    made = [math.log(texture.looks) for texture in evidence.textures]
-    real = [math.log(texture.looks) for texture in evidence.real_textures]
+    made, real = ([math.log(looks) for looks in images] for images in (evidence.looks, evidence.real_looks))
     return {
         **_ratio(evidence, made, real),
         "variations": math.exp(log_ratio(made, [0.0])),

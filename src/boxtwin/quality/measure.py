@@ -34,14 +34,6 @@ MARGIN = 0.05
 
 
 @dataclass(frozen=True)
-class Texture:
-    """Texture of one image; see `boxtwin.quality.texture`."""
-
-    looks: float  # nan: no calm sea, or no radar image
-    spectrum: Float[np.ndarray, " rings"]
-
-
-@dataclass(frozen=True)
 class Relation:
     """How near an image is to others: indices in their sequences, layout distances, shares of repeated grain."""
 
@@ -65,8 +57,10 @@ class Evidence:
     sources: tuple[int, ...]  # index in `real` of each variation's source
     real_levels: tuple[GreyLevels, ...]
     levels: GreyLevels  # of all variations together: those of each would take a gigabyte for 2,000 in 16 bit
-    real_textures: tuple[Texture, ...]
-    textures: tuple[Texture, ...]  # of the variations
+    real_looks: tuple[float, ...]  # nan: no calm sea, or no radar image
+    looks: tuple[float, ...]  # of the variations
+    real_spectra: Float[np.ndarray, "images rings"]
+    spectra: Float[np.ndarray, "variations rings"]
     real_relations: tuple[Relation, ...]
     relations: tuple[Relation, ...]  # of the variations
     speckle: Speckle | None
@@ -79,7 +73,8 @@ class Evidence:
 
 class _Image(NamedTuple):
     levels: GreyLevels
-    texture: Texture
+    looks: float
+    spectrum: Float[np.ndarray, " rings"]
     layout: Float32[np.ndarray, " 4096"]
     grain: Spectrum
 
@@ -112,13 +107,14 @@ def gather(
         test_layouts[number] = layout(grey)
         test_grains.add(number, grain(grey, shape))
         progress.update()
-    real_levels, real_textures, real_relations = [], [], []
+    real_levels, real_looks, real_spectra, real_relations = [], [], [], []
     for number, sample in enumerate(real):
         image = _read(sample, speckle, shape)
         layouts[number] = image.layout
         grains.add(number, image.grain)
         real_levels.append(image.levels)
-        real_textures.append(image.texture)
+        real_looks.append(image.looks)
+        real_spectra.append(image.spectrum)
         progress.update()
     for number, sample in enumerate(real):
         own = grain(as_float_grey(sample.read()), shape)
@@ -128,7 +124,7 @@ def gather(
         real_relations.append(_relation(nearest, nearest_test, match, test_grains.find(own)))
         progress.update()
 
-    textures, relations = [], []
+    looks, spectra, relations = [], [], []
     levels = np.zeros_like(real_levels[0])
     for source, siblings in groupby(ordered, key=lambda sample: _source_of(sample, numbers)):
         source_grain = grain(as_float_grey(real[source].read()), shape)
@@ -151,7 +147,8 @@ def gather(
                 relation = replace(relation, repeats_sibling=repeated(image.grain, before))
             before = image.grain
             levels = pooled([levels, image.levels])
-            textures.append(image.texture)
+            looks.append(image.looks)
+            spectra.append(image.spectrum)
             sibling_layouts.append(image.layout)
             of_siblings.append(relation)
             progress.update()
@@ -169,8 +166,10 @@ def gather(
         sources=tuple(_source_of(sample, numbers) for sample in ordered),
         real_levels=tuple(real_levels),
         levels=levels,
-        real_textures=tuple(real_textures),
-        textures=tuple(textures),
+        real_looks=tuple(real_looks),
+        looks=tuple(looks),
+        real_spectra=np.stack(real_spectra),
+        spectra=np.stack(spectra),
         real_relations=tuple(real_relations),
         relations=tuple(relations),
         speckle=speckle,
@@ -187,7 +186,7 @@ def _read(sample: Sample, speckle: Speckle | None, shape: tuple[int, int]) -> _I
     pixels = sample.read()
     grey = as_float_grey(pixels)
     looks = math.nan if speckle is None else equivalent_looks(pixels, sample.boxes, speckle)
-    return _Image(grey_levels(pixels), Texture(looks, spectrum(grey)), layout(grey), grain(grey, shape))
+    return _Image(grey_levels(pixels), looks, spectrum(grey), layout(grey), grain(grey, shape))
 
 
 def _relation(

@@ -18,7 +18,7 @@ from boxtwin.quality.measure import Evidence
 from boxtwin.quality.record import COPY, Metric, Neighbours, QualityReport, Verdict
 from boxtwin.quality.texture import RINGS, TILE, pooled
 
-REAL, MADE, OTHER = "#555555", "#d1495b", "#1f5fa8"
+REAL, VARIATIONS, OTHER = "#555555", "#d1495b", "#1f5fa8"
 COLOURS = {"alike": "#2b7a3d", "unlike": "#8a5a00", "copy": "#b3261e", "leak": "#b3261e", "undecided": "#777777"}
 HOW_TO_READ = """How to read this card
 
@@ -60,7 +60,7 @@ def draw(evidence: Evidence, report: QualityReport, path: Path, *, title: str) -
 
 def _levels(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
     real = pooled([evidence.real_levels[source] for source in evidence.distinct_sources])
-    for counts, colour, label in ((real, REAL, "their sources"), (evidence.levels, MADE, "variations")):
+    for counts, colour, label in ((real, REAL, "their sources"), (evidence.levels, VARIATIONS, "variations")):
         shares = counts.sum(axis=0) / counts.sum()
         shares = shares.reshape(min(256, len(shares)), -1).sum(axis=1)
         axes.step(np.arange(len(shares)), shares + 1e-9, where="mid", color=colour, label=label, linewidth=1.4)
@@ -73,15 +73,12 @@ def _levels(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
 def _spectra(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
     frequencies = np.arange(1, RINGS + 1) / TILE
     decibels = 10 / math.log(10)
-    real, made = (
-        decibels * np.stack([texture.spectrum for texture in textures])
-        for textures in (evidence.real_textures, evidence.textures)
-    )
+    real, made = decibels * evidence.real_spectra, decibels * evidence.spectra
     low, high = np.quantile(real, (0.1, 0.9), axis=0)
     sources = real[evidence.distinct_sources].mean(axis=0)
     axes.fill_between(frequencies, low, high, color=REAL, alpha=0.15, linewidth=0, label="8 of 10 real images")
     axes.plot(frequencies, sources, color=REAL, linewidth=1.8, label="their sources")
-    axes.plot(frequencies, made.mean(axis=0), color=MADE, linewidth=1.4, linestyle="--", label="variations")
+    axes.plot(frequencies, made.mean(axis=0), color=VARIATIONS, linewidth=1.4, linestyle="--", label="variations")
     axes.axvspan(0.25, 0.5, color=OTHER, alpha=0.06, linewidth=0)
     axes.set(xlabel="cycles per pixel (shaded: top octave)", ylabel="power, dB")
     axes.legend(frameon=False, fontsize=8)
@@ -97,8 +94,9 @@ def _looks(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
     if metrics["looks"]["value"] is None:
         _nothing(axes, "no calm sea, or pixels in colour")
         return
-    real, made = ([texture.looks for texture in group] for group in (evidence.real_textures, evidence.textures))
-    _histograms(axes, real, made, f"equivalent number of looks, pixels as {evidence.speckle.value}")
+    _histograms(
+        axes, evidence.real_looks, evidence.looks, f"equivalent number of looks, pixels as {evidence.speckle.value}"
+    )
 
 
 def _to_real(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
@@ -135,7 +133,7 @@ def _histograms(axes: Axes, real: Sequence[float], made: Sequence[float], label:
     defined = [[value for value in values if not math.isnan(value)] for values in (real, made)]
     low, high = min(min(values) for values in defined if values), max(max(values) for values in defined if values)
     edges = np.linspace(low, high if high > low else low + 1e-3, BINS + 1).tolist()
-    for name, colour, values in zip(("real", "variations"), (REAL, MADE), defined, strict=True):
+    for name, colour, values in zip(("real", "variations"), (REAL, VARIATIONS), defined, strict=True):
         if values:
             axes.hist(
                 values, edges, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.45, label=name
@@ -147,7 +145,7 @@ def _histograms(axes: Axes, real: Sequence[float], made: Sequence[float], label:
 def _scatter(axes: Axes, evidence: Evidence, made: Sequence[tuple[float, float]], label: str) -> None:
     """Layout distance and share of repeated grain, of the real images and of ``made``."""
     real = [(relation.distance, relation.repeats) for relation in evidence.real_relations]
-    for points, colour, name in ((real, REAL, "real images to each other"), (made, MADE, "variations")):
+    for points, colour, name in ((real, REAL, "real images to each other"), (made, VARIATIONS, "variations")):
         x, y = zip(*points, strict=True)
         axes.scatter(x, y, s=16, color=colour, alpha=0.5, linewidth=0, label=name)
     axes.axhline(COPY, color=COLOURS["copy"], linewidth=1, linestyle=":")

@@ -78,7 +78,7 @@ def well_cut(ship: Ship, windows: Sequence[Window]) -> bool:
 
 
 class Berths:
-    """Keeps hulls apart from each other and off the land, and away from slivers at chip borders."""
+    """Places of ships: hulls are apart from each other, from land, and from chip borders that cut off slivers."""
 
     def __init__(self, land: Bool[np.ndarray, "h w"], windows: Sequence[Window]) -> None:
         self.taken = land.astype(np.uint8)
@@ -96,7 +96,7 @@ class Berths:
         return mask.astype(bool), slice(y1, y2), slice(x1, x2)
 
     def place(self, ship: Ship, *, clearance: float) -> bool:
-        """Take the place if it is free with ``clearance`` pixels of water around; say whether it was."""
+        """Place a ship if ``clearance`` pixels of water around are free, and return whether they were."""
         wide, tight = self._footprint(ship, clearance), self._footprint(ship, 0.0)
         if wide is None or tight is None or not well_cut(ship, self.windows):
             return False
