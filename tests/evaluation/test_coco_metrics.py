@@ -180,14 +180,14 @@ def test_objects_but_no_detections_give_zero():
         figures = coco_by_class(match_detections(samples, detections, 1))[0]
         assert figures["map"] == figures["map_50"] == figures["mar_100"] == figures["map_small"] == 0
         assert math.isnan(figures["map_large"])
-        assert (ResampledAP.match(samples, detections, (1,)).curves() == 0).all()
+        assert (ResampledAP.of(match_detections(samples, detections, 1)).curves() == 0).all()
 
 
 def test_no_objects_give_nan():
     found = {1: Detections(np.array([[0, 0, 9, 9]], np.float32), np.ones(1), np.zeros(1, int))}
     for samples, detections in (([], {}), ([make_sample(1, [], [])], {}), ([make_sample(1, [], [])], found)):
         assert all(math.isnan(value) for value in coco_by_class(match_detections(samples, detections, 1))[0].values())
-        assert np.isnan(ResampledAP.match(samples, detections, (1,)).curves()).all()
+        assert np.isnan(ResampledAP.of(match_detections(samples, detections, 1)).curves()).all()
 
 
 def test_a_class_without_objects_does_not_pull_the_mean_down():
