@@ -40,6 +40,9 @@ ADDED_SETTINGS: dict[str, Any] = {
     "dataset.crowds": "ignore",
     "dataset.on_duplicate_box": "warn",
 }
+# Settings of earlier versions that are constants now, with the constant, by group; those of generators by class, below
+# boxtwin.synthesis. They stay in the identity of a run, so that older runs are found again.
+REMOVED_SETTINGS: dict[str, dict[str, Any]] = {}
 # Classes of generators, below boxtwin.synthesis: where each is now, and where it was when runs were first recorded. A
 # run's identity has the latter, so that moving a class does not make its runs other runs.
 FIRST_PLACES = {
@@ -90,7 +93,9 @@ def defining_values(config: Config) -> dict[str, Any]:
         if isinstance(value, dict):
             value = {name: entry for name, entry in value.items() if name not in _NOT_DEFINING.get(key, ())}
         values[key] = value
+    values |= {group: removed | values[group] for group, removed in REMOVED_SETTINGS.items() if group in values}
     if "_target_" in values["generator"]:
+        values["generator"] = removed_settings_of(values["generator"]["_target_"]) | values["generator"]
         values["generator"]["_target_"] = _moved(values["generator"]["_target_"], FIRST_PLACES)
     if values["labels"].get("_target_") in FIRST_LABELS:
         del values["labels"]["_target_"]
@@ -111,6 +116,11 @@ def defining_values(config: Config) -> dict[str, Any]:
         # What variations there are not would be drawn with makes no difference either; values as they are by default.
         values["variations"] |= {"synthetic_fraction": None, "seed": 0}
     return values
+
+
+def removed_settings_of(target: str) -> dict[str, Any]:
+    """The settings that the generator of this class took in earlier versions, and the constants in their place."""
+    return REMOVED_SETTINGS.get(place_now(target).removeprefix(_PLACE), {})
 
 
 def place_now(target: str) -> str:

@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.config.compose import register, renamed_setting
-from boxtwin.config.identity import cell_name, short_hash
+from boxtwin.config.identity import REMOVED_SETTINGS, cell_name, short_hash
 from boxtwin.errors import DataError, InputError, unanswered
 from boxtwin.files import check_name, refusal, write_bytes_atomically
 from boxtwin.mixing.options import VariationsOptions
@@ -183,10 +183,20 @@ def _run(main: Callable[[], Any]) -> None:
         main()
     except Exception as error:
         line = error if isinstance(error, InputError) else renamed_setting(error) or refusal(error)
+        line = line or _removed_setting(error)
         if line is not None:
             raise line from None
         del os.environ["HYDRA_FULL_ERROR"]
         run_and_report(partial(_raise, error))
+
+
+def _removed_setting(error: Exception) -> InputError | None:
+    """One line for a setting of an earlier version, on the command line or in a file; None for any other error."""
+    match = re.search(r"Key '(\w+)' (?:is )?not in .*\n\s+full_key: (\S+)", str(error.__cause__ or error))
+    for group in REMOVED_SETTINGS.values() if match else ():
+        if match and match[1] in group:
+            return InputError(f"{match[2]} is no setting any more; its value is always {group[match[1]]}: leave it out")
+    return None
 
 
 def _raise(error: Exception) -> None:

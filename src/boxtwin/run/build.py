@@ -22,6 +22,7 @@ from boxtwin.config.identity import (
     condition_of,
     defining_values,
     place_now,
+    removed_settings_of,
     train_size,
 )
 from boxtwin.config.schema import BoxtwinConfig
@@ -326,6 +327,8 @@ def make_generator(config: BoxtwinConfig) -> Generator:
     arguments = {key: value for key, value in config.generator.items() if key != "name"}
     if "_target_" in arguments:
         arguments["_target_"] = place_now(arguments["_target_"])
+        for name in removed_settings_of(arguments["_target_"]).keys() & arguments.keys():
+            raise InputError(f"generator.{name} is no setting any more: leave it out")
     try:
         generator: Generator = hydra.utils.instantiate(arguments, _convert_="all")
     except InstantiationException as error:
