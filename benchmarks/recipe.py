@@ -51,8 +51,6 @@ ROWS: dict[str, tuple[str, ...]] = {
     "zoom": (*_CHOSEN, f"{_AUGMENTATION}.zoom=1.6"),
     "learning_rate": (*_CHOSEN, "detector.learning_rate=0.002"),
     "speckle": (*_CHOSEN, f"{_AUGMENTATION}.speckle=0.1"),
-    "focal": (*_CHOSEN, "detector.focal_gamma=2", "detector.objectness_weight=4"),
-    "frozen": (*_CHOSEN, "detector.freeze=4"),
 }
 
 

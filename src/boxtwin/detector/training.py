@@ -28,6 +28,9 @@ from boxtwin.mixing.datamodule import StudyDataModule
 log = logging.getLogger(__name__)
 
 BEST, LAST, EARLIER = "best.ckpt", "last.ckpt", "earlier.ckpt"  # earlier: the last one before the last
+# An average with decay d spans about 1 / (1 - d) steps. One that reaches back to early steps mixes weights whose batch
+# statistics do not fit each other, so it spans a share of the run, whatever its length.
+EMA_SPAN = 0.1
 KEY = "Checkpoints"  # what `Checkpoints` keeps in a checkpoint
 
 
@@ -54,9 +57,7 @@ def fit(
     """Train a detector, resuming from the last checkpoint if there is one.
 
     Args:
-        options: steps, averaging, clipping and devices. An average with decay d spans about 1 / (1 - d) steps; one that
-            reaches back to early steps mixes weights whose batch statistics do not fit each other, so ``ema_span`` is a
-            share of the run, whatever its length.
+        options: steps, clipping and devices.
         log_every: steps between two lines of the logger.
         accelerator, precision: of this machine, as Lightning's Trainer calls them.
         logger: None keeps no record of the losses.
@@ -69,7 +70,7 @@ def fit(
     quieten_lightning()
     steps = options.steps
     # In place and all weights in one call; Lightning's EMAWeightAveraging makes three new tensors of every weight.
-    average = WeightAveraging(multi_avg_fn=partial(_average, 1 - 1 / max(options.ema_span * steps, 1)))
+    average = WeightAveraging(multi_avg_fn=partial(_average, 1 - 1 / max(EMA_SPAN * steps, 1)))
     timer = Timer()
     trainer = pl.Trainer(
         default_root_dir=checkpoints,

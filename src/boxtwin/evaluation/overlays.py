@@ -292,11 +292,16 @@ def _busiest_window(source: Sample) -> tuple[int, int, int, int]:
 
 def _grid(rows: int, columns: int, *, legend: int) -> tuple[Figure, np.ndarray]:
     """Axes, ``(rows, columns)``, below room for so many lines of legend."""
-    gap, title, top = 0.06, 0.22, 0.05 + LEGEND * legend
+    gap, below, title, top = 0.06, 0.04, 0.22, 0.05 + LEGEND * legend
     width, height = columns * (TILE + gap) + gap, rows * (TILE + title) + top
     figure = Figure(figsize=(width, height))
-    places = {"left": gap / width, "right": 1 - gap / width, "bottom": 0.0, "top": 1 - (top + title) / height}
-    places |= {"wspace": gap / TILE, "hspace": title / TILE}
+    places = {
+        "left": gap / width,
+        "right": 1 - gap / width,
+        "bottom": below / height,
+        "top": 1 - (top + title) / height,
+    }
+    places |= {"wspace": gap / TILE, "hspace": (title + below) / (TILE - below)}
     return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=places)
 
 
