@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import ResampledAP
 from boxtwin.studies.inference import SIGNIFICANT, hierarchical_interval, holm, image_counts, sign_flip_p
 
@@ -58,7 +59,7 @@ class World:
             scores = 1 / (1 + np.exp(-np.concatenate([certainty[hit], wrong])))
             order = np.argsort(-scores)
             found[sample.image_id] = Detections(boxes[order], scores[order], np.zeros(len(order), dtype=np.int64))
-        return ResampledAP.match(self.samples, found, [1])
+        return ResampledAP.of(match_detections(self.samples, found, 1))
 
 
 def _places(numbers: np.ndarray) -> np.ndarray:

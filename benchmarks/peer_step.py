@@ -75,7 +75,7 @@ def boxtwin(settings: Namespace, images: torch.Tensor) -> tuple[nn.Module, Loss]
         ),
         PUBLISHED_ANCHORS[settings.architecture],
         loss=LossOptions(),
-        optimizer=OptimizerOptions(learning_rate=1e-3, weight_decay=5e-4, warmup_steps=10),
+        optimizer=OptimizerOptions(learning_rate=1e-3, warmup_steps=10),
         steps=1000,
     )
     count, side = len(images), images.shape[2]

@@ -31,7 +31,6 @@ def make_trained(
         "white": 255,
         "channels": 1,
         "learning_rate": 1e-3,
-        "weight_decay": 0.05,
         "steps": 2,
         "warmup_steps": 1,
     } | changes

@@ -102,7 +102,6 @@ def make_module(images: list[Image], classes: int, steps: int, **arguments: Any)
         "image_size": SIZE,
         "white": 255,
         "learning_rate": 2e-3,
-        "weight_decay": 0.05,
         "steps": steps,
         "warmup_steps": min(10, steps - 1),
     }
@@ -187,7 +186,7 @@ def test_a_checkpoint_loads_by_itself_and_safely(tmp_path: Path) -> None:
     pl.seed_everything(0, verbose=False)
     images = draw_images(2, 2, seed=0)
     data = Images(images)
-    module = make_module(images, 2, steps=4, freeze=1)
+    module = make_module(images, 2, steps=4)
     average = EMAWeightAveraging(decay=0.9)
     saver = ModelCheckpoint(tmp_path, monitor="val/map", mode="max", save_last=True)
     trainer = make_trainer(4, tmp_path, average, saver)

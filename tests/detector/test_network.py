@@ -94,21 +94,6 @@ def test_image_size_is_checked() -> None:
         tiny(1)(torch.zeros(1, 3, 400, 416))
 
 
-def test_frozen_convolutions_stay_as_they_are() -> None:
-    network = YOLOv3("yolov3_nano", 1, NANO_ANCHORS)
-    network.freeze(2)
-    network.train()
-    frozen, free = list(network.layers())[:2], list(network.layers())[2:]
-    before = [tensor.clone() for layer in frozen for tensor in layer.state_dict().values()]
-    sum(level.square().sum() for level in network(torch.rand(2, 3, 64, 64))).backward()
-    assert all(parameter.grad is None for layer in frozen for parameter in layer.parameters())
-    assert all(parameter.grad is not None for layer in free for parameter in layer.parameters())
-    after = [tensor for layer in frozen for tensor in layer.state_dict().values()]
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    with pytest.raises(ValueError, match="12 convolutions, cannot freeze 13"):
-        network.freeze(13)
-
-
 @real_weights
 def test_raw_outputs_equal_opencvs_darknet_reader(tmp_path: Path) -> None:
     network = tiny(80)

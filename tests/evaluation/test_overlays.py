@@ -97,8 +97,6 @@ def test_examples_are_fixed_and_range_from_empty_to_crowded(tmp_path: Path) -> N
     assert [s.image_id for s in pick_examples(samples, 3)] == [0, 2, 30]
     assert pick_examples(samples[::-1], 3) == pick_examples(samples, 3)
     assert len(pick_examples(samples, 99)) == 6
-    with pytest.raises(ValueError, match="at least one"):
-        pick_examples(samples, 0)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +139,6 @@ def test_images_without_an_entry_and_crowded_images_are_shown(tmp_path: Path) ->
     sample = make_sample(tmp_path, "a.png", np.zeros((20, 20), np.uint8), boxes, crowd=np.arange(200) % 2 == 0)
     side_by_side([sample], {}, 0.5, tmp_path / "out.png", ["ship"])
     side_by_side([sample], {1: detections(boxes, np.ones(200))}, 0.5, tmp_path / "out.png", ["ship"])
-    with pytest.raises(ValueError, match="at least one sample"):
-        side_by_side([], {}, 0.5, tmp_path / "out.png", ["ship"])
 
 
 def test_contact_sheet_puts_variations_beside_their_source(tmp_path: Path) -> None:
@@ -168,10 +164,6 @@ def test_contact_sheet_puts_variations_beside_their_source(tmp_path: Path) -> No
     assert holds_colour(sheet[: sheet.shape[0] // 2, half:], "#4cc9f0")
     assert holds_colour(sheet[sheet.shape[0] // 2 :, :half], "#4cc9f0")
     assert (sheet[sheet.shape[0] // 2 :, half:] == sheet[-1, -1]).all()
-    with pytest.raises(ValueError, match="as many lists"):
-        contact_sheet([source], [], tmp_path / "sheet.png")
-    with pytest.raises(ValueError, match="at most 400 pictures, got 500"):
-        contact_sheet([source] * 250, [made] * 250, tmp_path / "sheet.png", columns=2)
 
 
 def test_classes_have_colours_of_their_own_and_a_legend(tmp_path: Path) -> None:

@@ -14,6 +14,12 @@ from boxtwin.evaluation.resampled_ap import ResampledAP, load_matches, save_matc
 CATEGORIES = (3, 7, 9)
 
 
+def matched(
+    samples: list[Sample], detections: dict[int, Detections], area: tuple[float, float] | None = None
+) -> ResampledAP:
+    return ResampledAP.of(match_detections(samples, detections, len(CATEGORIES), {"all": area}))
+
+
 def scene(rng: np.random.Generator, image_id: int, most: int, decimals: int) -> tuple[Sample, Detections]:
     """An image with up to ``most`` objects, some of them crowds, and detections near them and elsewhere."""
     n = int(rng.integers(0, most + 1))
@@ -69,7 +75,7 @@ def test_every_resample_is_what_pycocotools_makes_of_it(seed: int, decimals: int
     samples, detections = data(seed, 25, decimals=decimals)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(25, np.full(25, 1 / 25), size=2).astype(float)
-    figures = ResampledAP.match(samples, detections, CATEGORIES)(counts)
+    figures = matched(samples, detections)(counts)
     for row, count in zip(figures, counts, strict=True):
         oracle = coco_figures(*repeated(samples, detections, count), CATEGORIES)
         assert row.mean() == pytest.approx(oracle["map"], abs=1e-9)
@@ -83,37 +89,41 @@ def test_every_resample_is_what_pycocotools_makes_of_it(seed: int, decimals: int
 def test_objects_of_one_size(name: str, area: tuple[float, float]) -> None:
     samples, detections = data(5, 30)
     counts = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), size=3).astype(float)
-    for row, count in zip(ResampledAP.match(samples, detections, CATEGORIES, area=area)(counts), counts, strict=True):
+    for row, count in zip(
+        matched(samples, detections, area)(counts),
+        counts,
+        strict=True,
+    ):
         oracle = coco_figures(*repeated(samples, detections, count), CATEGORIES)
         np.testing.assert_allclose(row.mean(), oracle[f"map_{name}"], atol=1e-9)
 
 
 def test_the_images_as_they_are() -> None:
     samples, detections = data(1, 12)
-    (row,) = ResampledAP.match(samples, detections, CATEGORIES)(np.ones((1, 12)))
+    (row,) = matched(samples, detections)(np.ones((1, 12)))
     assert row.mean() == pytest.approx(coco_figures(samples, detections, CATEGORIES)["map"], abs=1e-9)
     # The order of the images is that of the samples, whatever their numbers.
-    backwards = ResampledAP.match(samples[::-1], detections, CATEGORIES)
+    backwards = matched(samples[::-1], detections)
     weights = np.arange(12.0)[None]
-    forwards = ResampledAP.match(samples, detections, CATEGORIES)
+    forwards = matched(samples, detections)
     np.testing.assert_allclose(backwards(weights[:, ::-1]), forwards(weights), atol=1e-12)
 
 
 def test_chunks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     samples, detections = data(2, 15)
     counts = np.random.default_rng(0).multinomial(15, np.full(15, 1 / 15), size=20).astype(float)
-    whole = ResampledAP.match(samples, detections, CATEGORIES)(counts)
+    whole = matched(samples, detections)(counts)
     monkeypatch.setattr("boxtwin.evaluation.resampled_ap.ELEMENTS_AT_ONCE", 100)
-    np.testing.assert_array_equal(ResampledAP.match(samples, detections, CATEGORIES)(counts), whole)
+    np.testing.assert_array_equal(matched(samples, detections)(counts), whole)
 
 
 def test_no_objects_no_detections_no_resamples() -> None:
     samples, detections = data(3, 4)
     empty = [replace(s, boxes=s.boxes[:0], labels=s.labels[:0], areas=s.areas[:0], crowd=s.crowd[:0]) for s in samples]
-    assert np.isnan(ResampledAP.match(empty, detections, CATEGORIES)(np.ones((2, 4)))).all()
-    assert (ResampledAP.match(samples, {}, CATEGORIES)(np.ones((1, 4))) == 0).all()
-    assert ResampledAP.match(samples, detections, CATEGORIES)(np.zeros((0, 4))).shape == (0, 10)
-    assert np.isnan(ResampledAP.match(samples, detections, CATEGORIES)(np.zeros((1, 4)))).all()  # of no image at all
+    assert np.isnan(matched(empty, detections)(np.ones((2, 4)))).all()
+    assert (matched(samples, {})(np.ones((1, 4))) == 0).all()
+    assert matched(samples, detections)(np.zeros((0, 4))).shape == (0, 10)
+    assert np.isnan(matched(samples, detections)(np.zeros((1, 4)))).all()  # of no image at all
 
 
 def test_kept_matches_give_the_same_figures_from_a_few_kilobytes(tmp_path: Path) -> None:
@@ -123,7 +133,7 @@ def test_kept_matches_give_the_same_figures_from_a_few_kilobytes(tmp_path: Path)
     kept = load_matches(tmp_path / "matches.npz")
     assert list(kept) == list(AREAS)
     for name, area in AREAS.items():
-        fresh = ResampledAP.match(samples, detections, CATEGORIES, area=area)
+        fresh = matched(samples, detections, area)
         np.testing.assert_array_equal(kept[name](counts), fresh(counts))
         assert kept[name].image_ids == tuple(sample.image_id for sample in samples)
     assert (tmp_path / "matches.npz").stat().st_size < 10_000
@@ -137,6 +147,6 @@ def test_matches_of_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ids", [(5, -3), (2**64 - 1, 0, -1), (20240115123456701, 20240115123456702)])
 def test_ids_of_any_size_are_kept(ids: tuple[int, ...]) -> None:
-    stored = ResampledAP(ids, np.array([0.5]), []).arrays("all") | {"all/objects": np.zeros((0, len(ids)))}
+    stored = ResampledAP(ids, np.array([0.5]), ()).arrays("all") | {"all/objects": np.zeros((0, len(ids)))}
     assert not any(array.dtype.hasobject for array in stored.values())
     assert ResampledAP.load(stored, "all").image_ids == ids

@@ -57,7 +57,6 @@ def store_of(cell: Prepared) -> Library:
         (["trainer.steps=7"], r"trainer\.steps=7 must be a multiple of trainer\.validations=6"),
         (["trainer.devices=3"], r"trainer\.batch_size=8 must be a multiple of trainer\.devices=3"),
         (["trainer.precision=float16", "trainer.accelerator=cpu"], r"trainer\.precision=float16 needs a GPU"),
-        (["trainer.ema_span=1.5"], r"trainer\.ema_span=1\.5 must lie between"),
         (["detector.warmup_steps=1200"], r"detector\.warmup_steps=1200 must be below trainer\.steps=1200"),
         (["detector.image_size=70"], r"detector\.image_size=70 must be a multiple of 16"),
         (["detector.crop=40"], r"detector\.crop=40 must be a multiple of 16"),

@@ -38,13 +38,25 @@ ADDED_SETTINGS: dict[str, Any] = {
     "dataset.crowds": "ignore",
     "dataset.on_duplicate_box": "warn",
 }
-# Settings of earlier versions that are constants now, with the constant, by group; those of generators by class, below
-# boxtwin.synthesis. They stay in the identity of a run, so that older runs are found again.
 # Settings of earlier versions, by their names now: an old command is refused with the new name.
 RENAMED_SETTINGS = {"cell": "run", "cells": "runs"}
-REMOVED_SETTINGS: dict[str, dict[str, Any]] = {}
-# Classes of generators, below boxtwin.synthesis: their module now, and when runs were first recorded. A run's identity
-# has the latter, so that moving a class does not make its runs other runs.
+# Settings of earlier versions that are constants now, with the constant, by group; those of generators by class, below
+# boxtwin.synthesis. They stay in the identity of a run, so that older runs are found again.
+REMOVED_SETTINGS: dict[str, dict[str, Any]] = {
+    "detector": {
+        "box_loss": "ciou",
+        "box_weight": 5.0,
+        "objectness_weight": 1.0,
+        "class_weight": 1.0,
+        "ignore_iou": 0.5,
+        "focal_gamma": 0.0,
+        "weight_decay": 0.05,
+        "freeze": 0,
+    },
+    "trainer": {"ema_span": 0.1},
+}
+# Classes of generators, below boxtwin.synthesis: where each is now, and where it was when runs were first recorded. A
+# run's identity has the latter, so that moving a class does not make its runs other runs.
 FIRST_PLACES = {
     "external.folder.Folder": "folder.Folder",
     "diffusers_pipelines.img2img.Img2Img": "pretrained.Img2Img",

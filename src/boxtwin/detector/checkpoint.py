@@ -44,7 +44,7 @@ class TrainedDetector:
     count_threshold: float  # detections with a score of at least this are counted; chosen on real validation images
     origin: Mapping[str, str] = field(default_factory=dict)  # where it was trained: "study", "cell", "identity"
     version: str = boxtwin.__version__  # of boxtwin, that trained it
-    # The same for each class, at which it is counted. None: one threshold for all, as in files of older versions.
+    # Of each class; empty in files of older versions, where one threshold serves all.
     class_thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ def write_detector(detector: TrainedDetector, path: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the file of a detector, in words; None if it can be used."""
+    """Read the file of a detector; say what is wrong, or None if it can be used."""
     try:
         read_detector(path)
     except InputError as error:
@@ -105,10 +105,10 @@ def damage(path: Path) -> str | None:
 
 
 def read_detector(path: Path) -> TrainedDetector:
-    """Read what `write_detector` wrote; nothing else is needed.
+    """Read what `write_detector` wrote.
 
     Raises:
-        InputError: the file cannot be read, is damaged, is none of ours, or does not fit its own metadata.
+        InputError: the file cannot be read, is damaged, is no detector, or does not fit its own metadata.
     """
     tensors, metadata = read_weights(path)
     if ENTRY not in metadata:
@@ -142,10 +142,10 @@ def read_detector(path: Path) -> TrainedDetector:
 
 
 def read_initial_weights(network: YOLOv3, path: Path) -> DarknetReport:
-    """Read initial weights into a network: a run's ``detector.safetensors``, or Darknet's file.
+    """Read initial weights into a network from a run's ``detector.safetensors`` or Darknet's file.
 
-    Predictions of other classes are left as they are. Grey and colour go over into each other: the first convolution
-    is summed over its channels, or shared out to three equal ones, and grey images have the same outputs.
+    Predictions of other classes are left as they are. Between grey and colour the first convolution is summed over its
+    channels, or shared out to three equal ones: grey images have the same outputs.
 
     Raises:
         InputError: the file cannot be read, or is of another architecture.
@@ -168,10 +168,9 @@ def read_initial_weights(network: YOLOv3, path: Path) -> DarknetReport:
 
 
 def weights_digest(path: Path) -> str:
-    """Sha256 of what a file of initial weights gives to a network: the same detector made again has the same.
+    """Sha256 of what a file of initial weights gives to a network.
 
-    Of a ``detector.safetensors`` tensors and anchors count, not the run that it comes from. Darknet's files hold
-    nothing but weights.
+    Of a ``detector.safetensors`` tensors and anchors count, not the run that it comes from.
 
     Raises:
         InputError: the file cannot be read.
@@ -199,7 +198,7 @@ def anchors_of(path: Path) -> Anchors:
     """The anchors of a run's ``detector.safetensors``, in pixels as it was trained.
 
     Raises:
-        InputError: it is another file; Darknet's weights hold no anchors.
+        InputError: it is another file, such as Darknet's weights, which hold no anchors.
     """
     if path.suffix != ENDING:
         raise InputError(f"{path} holds no anchors; only a {FILE} does. Choose detector.anchors=kmeans or published")

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32
 from torch import Tensor, nn
 
 from boxtwin.detector.network import Convolution, Head, PyramidPool, Residual, SamePool, YOLOv3
@@ -26,7 +25,7 @@ from boxtwin.files import write_bytes_atomically
 
 
 class DarknetReport(NamedTuple):
-    """What reading a weights file did; layers are counted from 0, in the file's order."""
+    """The convolutions that reading a weights file changed, counted from 0 in the file's order."""
 
     loaded: tuple[int, ...]
     skipped: tuple[int, ...]  # convolutions that keep the values they had
@@ -39,10 +38,9 @@ class DarknetReport(NamedTuple):
 def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
     """Read a Darknet weights file into ``model``.
 
-    A network of one channel gets a colour file's first convolution summed over its three channels: grey images have the
-    same outputs then. Prediction layers are left as they are when the file's have another number of outputs (other
-    classes), and so are all layers behind the end of a file that was cut after a whole layer, such as
-    ``darknet53.conv.74``.
+    A network of one channel gets a colour file's first convolution summed over its channels: grey images have the same
+    outputs. Prediction layers with another number of outputs (other classes) are left as they are, and so are all
+    layers behind the end of a file that was cut after a whole layer, such as ``darknet53.conv.74``.
 
     Raises:
         InputError: the file cannot be read, holds non-finite values or does not fit the architecture.
@@ -72,12 +70,11 @@ def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
                 skipped.append(index)
             elif layer_outputs == convolution_of(layer).out_channels:
                 for tensor in tensors_of(layer):
-                    folded = channels // tensor.shape[1] if index == 0 and tensor.ndim == 4 else 1
-                    count = tensor.numel() * folded
-                    own = values[start : start + count].view(tensor.shape[0], folded, *tensor.shape[1:])
                     # Three equal channels in, or their weights' sum over one: the same outputs.
-                    tensor.copy_(own.sum(dim=1))
-                    start += count
+                    summed = channels // tensor.shape[1] if index == 0 and tensor.ndim == 4 else 1
+                    end = start + tensor.numel() * summed
+                    tensor.copy_(values[start:end].view(tensor.shape[0], summed, *tensor.shape[1:]).sum(dim=1))
+                    start = end
                 loaded.append(index)
             else:
                 start += layer_outputs * (1 + convolution_of(layer).weight[0].numel())
@@ -89,7 +86,7 @@ def write_darknet(model: YOLOv3, path: Path | str, *, seen: int) -> None:
     """Write ``model`` as a Darknet weights file, version 0.2.0; ``seen`` is the number of images it was trained on."""
     parts = [struct.pack("<3iq", 0, 2, 0, seen)]
     for layer in model.layers():
-        parts.extend(_little_endian(tensor).tobytes() for tensor in tensors_of(layer))
+        parts += [tensor.detach().float().cpu().numpy().astype("<f4").tobytes() for tensor in tensors_of(layer)]
     write_bytes_atomically(Path(path), b"".join(parts))
 
 
@@ -109,10 +106,6 @@ def tensors_of(layer: Convolution | nn.Conv2d) -> list[Tensor]:
     return [layer.bias, layer.weight]
 
 
-def _little_endian(tensor: Tensor) -> Float32[np.ndarray, "..."]:
-    return np.ascontiguousarray(tensor.detach().float().cpu().numpy().astype("<f4"))
-
-
 def _file_shape(
     layers: list[Convolution | nn.Conv2d], size: int, path: Path, architecture: str, header: int
 ) -> tuple[int, list[int]]:
@@ -120,28 +113,27 @@ def _file_shape(
 
     They can differ from the model's in two ways: predictions of other classes, and colour where the model takes grey.
     """
-    own = [convolution_of(layer).out_channels for layer in layers]
-    counts = [sum(tensor.numel() for tensor in tensors_of(layer)) for layer in layers]
+    outputs = [convolution_of(layer).out_channels for layer in layers]
+    sizes = [4 * sum(tensor.numel() for tensor in tensors_of(layer)) for layer in layers]
     # All prediction layers of a Darknet configuration have the same outputs, anchors * (5 + classes).
     predictions = [index for index, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
     first = convolution_of(layers[0])
     for channels in sorted({first.in_channels, 3}):
-        more = (channels - first.in_channels) * first.weight[:, 0].numel()
-        ends = (np.cumsum(counts) + more) * 4
+        ends = np.cumsum(sizes) + 4 * (channels - first.in_channels) * first.weight[:, 0].numel()
         if size > 0 and size in ends:
-            return channels, own
+            return channels, outputs
         # Other classes: the whole network, or as many of its heads as the file has (yolov3-tiny is all of
         # yolov3-tiny_3l but its last head).
         for count in range(len(predictions), 0, -1):
-            end, of_file = ends[predictions[count - 1]], predictions[:count]
-            fixed = int(end) - 4 * sum(counts[index] for index in of_file)
-            per_output = 4 * sum(counts[index] // own[index] for index in of_file)
-            outputs, rest = divmod(size - fixed, per_output)
+            of_file = predictions[:count]
+            fixed = int(ends[of_file[-1]]) - sum(sizes[index] for index in of_file)
+            per_output = sum(sizes[index] // outputs[index] for index in of_file)
+            other, rest = divmod(size - fixed, per_output)
             # Darknet predicts 4 offsets and the objectness of at least one anchor, and one class.
-            if not rest and outputs >= 6:
-                return channels, [outputs if index in of_file else count for index, count in enumerate(own)]
-    fixed = int(ends[-1]) - 4 * sum(counts[index] for index in predictions)
-    per_output = 4 * sum(counts[index] // own[index] for index in predictions)
+            if not rest and other >= 6:
+                return channels, [other if index in of_file else count for index, count in enumerate(outputs)]
+    fixed = int(ends[-1]) - sum(sizes[index] for index in predictions)
+    per_output = sum(sizes[index] // outputs[index] for index in predictions)
     raise InputError(
         f"Darknet weights {path} do not fit {architecture}: expected {header + int(ends[-1]):,} bytes "
         f"(with other classes, {header + fixed:,} plus {per_output:,} for each output of a prediction layer), "

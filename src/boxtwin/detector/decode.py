@@ -1,4 +1,4 @@
-"""From raw maps to boxes and back.
+"""From raw maps to boxes.
 
 Notation of YOLOv3 (arXiv:1804.02767), section 2.1: b_x = sigmoid(t_x) + c_x, b_w = p_w exp(t_w); here b_x is
 multiplied by the head's stride and p_w is in pixels, so that boxes are too.
@@ -18,14 +18,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from boxtwin.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from boxtwin.boxes import cxcywh_to_xyxy
 from boxtwin.detector.network import Anchors, Raw
 
 # Widths stay below 62.5 times the anchor's, as detectron2's box regression holds them (`_DEFAULT_SCALE_CLAMP`), so that
 # exp cannot overflow in an early step.
 MAX_LOG_SCALE = math.log(1000 / 16)
-# A centre on the border of its cell has an infinite t_x; this far inside (in cells) it has not.
-CELL_MARGIN = 1e-6
 
 
 class Grid(NamedTuple):
@@ -65,14 +63,6 @@ def to_boxes(t: Float[Tensor, "*n 4"], grid: Grid, *, scale_xy: float) -> Float[
     centre = (scale_xy * torch.sigmoid(t[..., :2]) - (scale_xy - 1) / 2 + grid.cells) * grid.strides[..., None]
     size = grid.anchors * torch.exp(t[..., 2:].clamp(max=MAX_LOG_SCALE))  # b_w = p_w exp(t_w)
     return cxcywh_to_xyxy(torch.cat((centre, size), dim=-1))
-
-
-def encode(boxes: Float[Tensor, "n 4"], grid: Grid, *, scale_xy: float) -> Float[Tensor, "n 4"]:
-    """The inverse of `to_boxes`: boxes xyxy, whose centres their cells can reach -> t_x, t_y, t_w, t_h."""
-    cxcywh = xyxy_to_cxcywh(boxes)
-    fraction = (cxcywh[:, :2] / grid.strides[:, None] - grid.cells + (scale_xy - 1) / 2) / scale_xy
-    offset = torch.logit(fraction, eps=CELL_MARGIN)
-    return torch.cat((offset, torch.log(cxcywh[:, 2:] / grid.anchors)), dim=-1)
 
 
 def boxes_and_scores(

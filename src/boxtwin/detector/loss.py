@@ -1,7 +1,7 @@
 """The training loss: box regression, objectness and classes.
 
-YOLOv3 (arXiv:1804.02767), sections 2.1 and 2.2, with binary cross-entropy for objectness and classes. For boxes either
-the paper's squared error on t, or CIoU (Z. Zheng et al., "Distance-IoU Loss", AAAI 2020, arXiv:1911.08287).
+YOLOv3 (arXiv:1804.02767), sections 2.1 and 2.2, with binary cross-entropy for objectness and classes. For boxes CIoU
+(Z. Zheng et al., "Distance-IoU Loss", AAAI 2020, arXiv:1911.08287) instead of the paper's squared error on t.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from boxtwin.boxes import area_xyxy, xyxy_to_cxcywh
+from boxtwin.boxes import area_xyxy
 from boxtwin.detector.assign import assign, ignored
-from boxtwin.detector.decode import encode, flatten, grid_of, to_boxes
+from boxtwin.detector.decode import flatten, grid_of, to_boxes
 from boxtwin.detector.network import Anchors, Raw
-from boxtwin.detector.options import BoxLoss, LossOptions, ObjectnessTarget
+from boxtwin.detector.options import LossOptions, ObjectnessTarget
 
+BOX_WEIGHT = 5.0  # YOLOX (arXiv:2107.08430), whose loss is a mean per positive too; objectness and classes weigh 1
+IGNORE_IOU = 0.5  # YOLOv3, section 2.1
 EPS = 1e-7  # keeps quotients finite for boxes without area; far below a pixel
 
 
@@ -77,7 +79,7 @@ def detection_loss(
         labels: their classes.
         box_image: the image of the batch each belongs to.
         anchors, strides: of the network.
-        options: kinds and weights of the terms.
+        options: targets of objectness, and how objects are assigned.
     """
     scale_xy = options.scale_xy
     with torch.autocast(raw[0].device.type, enabled=False):
@@ -97,7 +99,7 @@ def detection_loss(
         )
         with torch.no_grad():
             predicted = to_boxes(values[..., :4], grid, scale_xy=scale_xy)
-            counted = ~ignored(predicted, boxes, box_image, ignore_iou=options.ignore_iou)
+            counted = ~ignored(predicted, boxes, box_image, ignore_iou=IGNORE_IOU)
             counted[image, place] = True
             target = torch.zeros_like(values[..., 4])
             if options.objectness_target is ObjectnessTarget.iou:
@@ -108,24 +110,13 @@ def detection_loss(
 
         # 2. Objectness, over all predictions that are not ignored.
         objectness = F.binary_cross_entropy_with_logits(values[..., 4], target, reduction="none")
-        if options.focal_gamma:
-            objectness = objectness * (target - values[..., 4].sigmoid()).abs() ** options.focal_gamma
-        objectness_term = (objectness * counted).sum() * (options.objectness_weight / normaliser)
+        objectness_term = (objectness * counted).sum() * (1 / normaliser)
 
         # 3. Boxes and classes, over the positives.
-        positive, positive_grid, truth = values[image, place], grid.at(place), boxes[assigned]
-        if options.box_loss is BoxLoss.ciou:
-            box_errors = 1 - complete_iou(to_boxes(positive[:, :4], positive_grid, scale_xy=scale_xy), truth)
-        else:
-            t = encode(truth, positive_grid, scale_xy=scale_xy)
-            offset_error = (torch.sigmoid(positive[:, :2]) - torch.sigmoid(t[:, :2])).square().sum(dim=1)
-            size_error = (positive[:, 2:4] - t[:, 2:]).square().sum(dim=1)
-            # 2 - w h (as shares of the image) lets small boxes count more, as in Darknet's yolo_layer.c.
-            width, height = shapes[0][1] * strides[0], shapes[0][0] * strides[0]
-            emphasis = 2 - xyxy_to_cxcywh(truth)[:, 2:].prod(dim=1) / (width * height)
-            box_errors = emphasis * (offset_error + size_error) / 2
-        box_term = box_errors.sum() * (options.box_weight / normaliser)
+        positive = values[image, place]
+        placed = to_boxes(positive[:, :4], grid.at(place), scale_xy=scale_xy)
+        box_term = (1 - complete_iou(placed, boxes[assigned])).sum() * (BOX_WEIGHT / normaliser)
         class_target = F.one_hot(labels[assigned].long(), values.shape[-1] - 5).to(values.dtype)
         class_errors = F.binary_cross_entropy_with_logits(positive[:, 5:], class_target, reduction="sum")
-        class_term = class_errors * (options.class_weight / normaliser)
+        class_term = class_errors * (1 / normaliser)
     return Losses(box_term + objectness_term + class_term, box_term, objectness_term, class_term)

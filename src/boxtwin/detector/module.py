@@ -26,10 +26,14 @@ from boxtwin.evaluation.coco_metrics import coco_by_class
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.mixing.datamodule import Batch
 
+WEIGHT_DECAY = 0.05  # of convolution weights
 SGD_MOMENTUM = 0.9  # Darknet's yolov3.cfg
 FINAL_RATE = 0.01  # share of the learning rate at which the cosine ends: the last steps still learn a little
-# Arguments of older versions, which are in their files and made no difference to a trained network.
-RETIRED = {"channels_last", "coco_evaluator"}
+# Arguments of older versions, which are in their files and make no difference to a trained network.
+RETIRED = {
+    *("box_loss", "box_weight", "channels_last", "class_weight", "coco_evaluator"),
+    *("focal_gamma", "freeze", "ignore_iou", "objectness_weight", "weight_decay"),
+}
 Options = TypeVar("Options", LossOptions, OptimizerOptions)
 
 
@@ -64,7 +68,6 @@ class DetectorModule(pl.LightningModule):
         if steps and not 0 <= optimizer.warmup_steps < steps:
             raise ValueError(f"warm-up must be shorter than the run, got {optimizer.warmup_steps} of {steps} steps")
         self.network = YOLOv3(spec.architecture, len(spec.classes), anchors, spec.channels)
-        self.network.freeze(optimizer.freeze)
         self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.spec, self.loss, self.optimizer, self.steps = spec, loss, optimizer, steps
         values = asdict(spec) | _values(loss, LossOptions) | _values(optimizer, OptimizerOptions)
@@ -199,7 +202,7 @@ class DetectorModule(pl.LightningModule):
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         groups = [
             # Vectors are biases and batch normalisation; decay there only disturbs their statistics.
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
             {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
         ]
         fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda")

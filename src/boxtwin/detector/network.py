@@ -227,7 +227,6 @@ class YOLOv3(nn.Module):
         self.strides = STRIDES[self.architecture]
         self.anchors = checked_anchors(anchors, heads=len(self.strides))
         self.channels = channels
-        self._frozen = 0
         self.stages, self.heads = nn.ModuleList(), nn.ModuleList()
         widths = [channels]
         for layers in BACKBONES[self.architecture]:
@@ -285,28 +284,6 @@ class YOLOv3(nn.Module):
             for name, module in self.named_modules()
             if isinstance(module, Convolution) or (isinstance(module, nn.Conv2d) and name.endswith(".predict"))
         )
-
-    def freeze(self, count: int) -> None:
-        """Fix the first ``count`` convolutions with their batch statistics, whatever `train` is called with later.
-
-        Raises:
-            ValueError: the network has fewer convolutions.
-        """
-        layers = list(self.layers())
-        if not 0 <= count <= len(layers):
-            raise ValueError(f"{self.architecture} has {len(layers)} convolutions, cannot freeze {count}")
-        self._frozen = count
-        for layer in layers[:count]:
-            layer.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> YOLOv3:
-        """As ``nn.Module.train``, except that frozen convolutions stay in evaluation mode."""
-        super().train(mode)
-        for index, layer in enumerate(self.layers()):
-            if index < self._frozen:
-                layer.eval()
-        return self
 
 
 def folded(network: YOLOv3) -> YOLOv3:

@@ -29,7 +29,7 @@ TOLERANCE = 1e-3
 
 
 class _Decoded(nn.Module):
-    """The network and what makes boxes of its maps; parts of ONNX that every runtime has."""
+    """The network with its decoding, in operators that every ONNX runtime has."""
 
     def __init__(self, network: YOLOv3, scale_xy: float) -> None:
         super().__init__()
@@ -45,11 +45,7 @@ class _Decoded(nn.Module):
 
 
 def require_packages() -> None:
-    """Check that the packages of the extra `export` are there.
-
-    Raises:
-        InputError: some are missing; says how to install them.
-    """
+    """Raise `InputError` with the command to install them if packages of the extra `export` are missing."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise InputError(f"ONNX needs {', '.join(missing)}; install with: pip install 'boxtwin[export]'")
@@ -90,14 +86,8 @@ def write_onnx(detector: TrainedDetector, path: Path) -> None:
     assert program is not None
     model = program.model_proto
     # torch notes down which line of which file on this machine each operator comes from.
-    for part in (
-        *model.graph.node,
-        *model.graph.input,
-        *model.graph.output,
-        *model.graph.value_info,
-        model.graph,
-        model,
-    ):
+    graph = model.graph
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, graph, model):
         del part.metadata_props[:]
     size = f"{spec.side}, {spec.side}"
     texts = {
@@ -106,7 +96,7 @@ def write_onnx(detector: TrainedDetector, path: Path) -> None:
         "boxes": "(batch, places, 4) float32: xyxy, pixels of the letterboxed image, before non-maximum suppression",
         "scores": f"(batch, places, {len(spec.classes)}) float32 in [0, 1]: objectness * class probability",
     }
-    for value in (*model.graph.input, *model.graph.output):
+    for value in (*graph.input, *graph.output):
         value.doc_string = texts[value.name]
     model.producer_name, model.producer_version = "boxtwin", spec.boxtwin
     origin = {f"origin.{name}": value for name, value in detector.origin.items()}
@@ -117,7 +107,7 @@ def write_onnx(detector: TrainedDetector, path: Path) -> None:
     onnx.helper.set_model_props(model, {**spec.to_text(), **origin, **described})
     content = model.SerializeToString()
 
-    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+    if not graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         raise RuntimeError("torch made a constant of the batch size")
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     computed = session.run(["boxes", "scores"], {"images": example.numpy()})
@@ -133,8 +123,8 @@ def write_onnx(detector: TrainedDetector, path: Path) -> None:
 
 @contextmanager
 def _quiet_tracing() -> Iterator[None]:
-    """Nothing but what a user can act on is printed, and nothing but the network is traced."""
-    # torch tells of operators of torchvision, which is not needed.
+    """Silence warnings that a user cannot act on, and trace nothing but the network."""
+    # torch warns of missing operators of torchvision, which is not needed.
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level, checks_off = registration.level, jaxtyping.config.jaxtyping_disable
     registration.setLevel(logging.ERROR)

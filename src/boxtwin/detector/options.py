@@ -27,13 +27,6 @@ class Anchors(StrEnum):
     weights = "weights"
 
 
-class BoxLoss(StrEnum):
-    """Regression loss of the boxes."""
-
-    ciou = "ciou"
-    mse = "mse"
-
-
 class ObjectnessTarget(StrEnum):
     """Objectness target of a positive prediction: 1, or its IoU with the object."""
 
@@ -69,7 +62,6 @@ class LossOptions:
     """The training loss; see `boxtwin.detector.loss.detection_loss`.
 
     Attributes:
-        box_loss: CIoU, or the squared error of the paper.
         objectness_target: 1 as in the paper, or the IoU of a positive's box at the moment, so that well placed boxes
             come first (as the confidence of the first YOLO, arXiv:1506.02640, section 2).
         anchors_per_object: the best as in the paper, or also all anchors whose shape IoU is above
@@ -77,26 +69,15 @@ class LossOptions:
         cells_per_object: 1 as in the paper; 3 adds the nearest cell left or right of the centre's, and the nearest
             above or below. Predicted centres reach that far only with a ``scale_xy`` of 2.
         scale_xy: how far centres reach beyond their grid cell; see `boxtwin.detector.decode`.
-        focal_gamma: objectness errors are weighted by ``|target - p| ** gamma`` (T.-Y. Lin et al., "Focal Loss for
-            Dense Object Detection", ICCV 2017, section 3.2, for targets between 0 and 1 as in X. Li et al.,
-            "Generalized Focal Loss", NeurIPS 2020); 0 for no weighting.
-        box_weight, objectness_weight, class_weight: weights of the loss terms.
-        ignore_iou: predictions that overlap an object by more, but are not assigned to it, have no objectness loss.
 
     Raises:
         ValueError: a value is out of its range.
     """
 
-    box_loss: BoxLoss = BoxLoss.ciou
     objectness_target: ObjectnessTarget = ObjectnessTarget.iou
     anchors_per_object: AnchorsPerObject = AnchorsPerObject.iou_above  # more positives pay where images are few
     cells_per_object: int = 1
     scale_xy: float = 1.0
-    focal_gamma: float = 0.0
-    box_weight: float = 5.0  # YOLOX (arXiv:2107.08430), whose loss is a mean per positive too
-    objectness_weight: float = 1.0
-    class_weight: float = 1.0
-    ignore_iou: float = 0.5  # YOLOv3, section 2.1
 
     def __post_init__(self) -> None:
         if self.cells_per_object not in (1, 3):
@@ -116,10 +97,8 @@ class OptimizerOptions:
     """
 
     learning_rate: float = REQUIRED  # at the end of the warm-up; then a cosine down to a hundredth of it
-    weight_decay: float = 0.05  # on convolution weights only
     warmup_steps: int = 50
     optimizer: Optimizer = Optimizer.adamw
-    freeze: int = 0  # number of first convolutions that are not trained
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
@@ -160,7 +139,6 @@ class TrainerOptions:
     steps: int = 1200
     batch_size: int = 8
     validations: int = 6
-    ema_span: float = 0.1
     gradient_clip: float = 10.0
     precision: Precision = Precision.auto
     accelerator: str = "auto"

@@ -1,4 +1,4 @@
-"""Training a detector under Lightning: averaged weights, two checkpoints, one bar, going on after a kill."""
+"""Training a detector under Lightning: averaged weights, checkpoints, one progress bar, resuming after a kill."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ from boxtwin.mixing.datamodule import StudyDataModule
 log = logging.getLogger(__name__)
 
 BEST, LAST, EARLIER = "best.ckpt", "last.ckpt", "earlier.ckpt"  # earlier: the last one before the last
+# An average with decay d spans about 1 / (1 - d) steps. One that reaches back to early steps mixes weights whose batch
+# statistics do not fit each other, so it spans a share of the run, whatever its length.
+EMA_SPAN = 0.1
 KEY = "Checkpoints"  # what `Checkpoints` keeps in a checkpoint
 
 
@@ -51,14 +54,12 @@ def fit(
     checkpoints: Path,
     title: str,
 ) -> Trained:
-    """Train a detector, going on from the last checkpoint if there is one.
+    """Train a detector, resuming from the last checkpoint if there is one.
 
     Args:
-        options: steps, averaging, clipping and devices. An average with decay d spans about 1 / (1 - d) steps; one that
-            reaches back to early steps mixes weights whose batch statistics do not fit each other, so ``ema_span`` is a
-            share of the run, whatever its length.
+        options: steps, clipping and devices.
         log_every: steps between two lines of the logger.
-        accelerator, precision: what the machine takes for those of ``options``, as Lightning's Trainer calls them.
+        accelerator, precision: of this machine, as Lightning's Trainer calls them.
         logger: None keeps no record of the losses.
         checkpoints: folder of the last and the best checkpoint.
         title: of the progress bar.
@@ -69,7 +70,7 @@ def fit(
     quieten_lightning()
     steps = options.steps
     # In place and all weights in one call; Lightning's EMAWeightAveraging makes three new tensors of every weight.
-    average = WeightAveraging(multi_avg_fn=partial(_average, 1 - 1 / max(options.ema_span * steps, 1)))
+    average = WeightAveraging(multi_avg_fn=partial(_average, 1 - 1 / max(EMA_SPAN * steps, 1)))
     timer = Timer()
     trainer = pl.Trainer(
         default_root_dir=checkpoints,
@@ -95,21 +96,19 @@ def fit(
     try:
         trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     except ProcessRaisedException as error:  # of a spawned process, as text
-        told = re.search(r"^boxtwin\.errors\.(InputError|WriteError): (.*)", str(error), re.DOTALL | re.MULTILINE)
-        if told is None:
+        match = re.search(r"^boxtwin\.errors\.(InputError|WriteError): (.*)", str(error), re.DOTALL | re.MULTILINE)
+        if match is None:
             raise
-        raise {"InputError": InputError, "WriteError": WriteError}[told[1]](told[2].strip()) from None
-    last = checkpoints / LAST
-    # Of the last checkpoint, as what spawned processes counted is known to them alone.
-    content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
-    done, callbacks = content["global_step"], content["callbacks"]
-    if done < steps:
-        raise RuntimeError(f"training stopped at step {done} of {steps}")
+        raise {"InputError": InputError, "WriteError": WriteError}[match[1]](match[2].strip()) from None
+    # From the last checkpoint, as counts of spawned processes are known to them alone.
+    last = torch.load(checkpoints / LAST, map_location="cpu", weights_only=True, mmap=True)
+    if last["global_step"] < steps:
+        raise RuntimeError(f"training stopped at step {last['global_step']} of {steps}")
     best = torch.load(checkpoints / BEST, map_location="cpu", weights_only=True)
     chosen = DetectorModule.from_values(best["hyper_parameters"])
     chosen.load_state_dict(best["state_dict"])
-    seconds = float(callbacks["Timer"]["time_elapsed"]["train"])
-    return Trained(seconds, tuple((int(step), float(value)) for step, value in callbacks[KEY]["validation"]), chosen)
+    validation = tuple((int(step), float(value)) for step, value in last["callbacks"][KEY]["validation"])
+    return Trained(float(last["callbacks"]["Timer"]["time_elapsed"]["train"]), validation, chosen)
 
 
 def _average(decay: float, *arguments: Any) -> None:
@@ -118,29 +117,25 @@ def _average(decay: float, *arguments: Any) -> None:
 
 
 def start_from(checkpoints: Path) -> Path | None:
-    """The checkpoint that a training goes on from: the last one that is whole; None to begin at the beginning.
+    """The last undamaged checkpoint; None to start from the first step.
 
-    Damaged files are named in the log. The best weights cannot be had again, so without them nothing is gone on from.
+    Damaged files are named in the log. Without the best weights, which no later step gives again, nothing is resumed.
     """
     if not any((checkpoints / name).exists() for name in (LAST, EARLIER)):
         return None
-    wrong = damage(checkpoints / BEST)
-    if wrong is None:
+    if (wrong := damage(checkpoints / BEST)) is not None:
+        log.warning("%s", wrong)
+    else:
         for name in (LAST, EARLIER):
             if (wrong := damage(checkpoints / name)) is None:
                 return checkpoints / name
             log.warning("%s; training goes on from the checkpoint before it, if that is whole", wrong)
-    else:
-        log.warning("%s", wrong)
     log.warning("training begins again, from its first step")
     return None
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None if all its parts have their checksums.
-
-    PyTorch's files are zip archives, which keep a CRC-32 of each member.
-    """
+    """Check a checkpoint by the CRC-32 of its members; say what is wrong, or None if nothing is."""
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.testzip()
@@ -157,14 +152,9 @@ def damage(path: Path) -> str | None:
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Checkpoints written beside their place, checked and renamed; the last one before the last is kept."""
+    """Write checkpoints atomically, read them back, and keep the one before the last."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ARG002
-        """Write a checkpoint.
-
-        Raises:
-            InputError: the disk does not take it.
-        """
         path = Path(path)
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
@@ -176,10 +166,10 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Two checkpoints at the end of every validation: one to go on from, and one if it is the best so far.
+    """Write a checkpoint after every validation to resume from, and another if it is the best so far.
 
-    Both are written when an epoch is over, and a training that goes on begins the next one. Lightning's own way back
-    into the middle of an epoch repeats validations and counts a step too many.
+    Both are written when an epoch is over, and a resumed training begins the next one. Lightning's own way back into
+    the middle of an epoch repeats validations and counts a step too many.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -189,15 +179,12 @@ class Checkpoints(Checkpoint):
 
     @property
     def state_key(self) -> str:
-        """As the checkpoint calls this callback."""
         return KEY
 
     def state_dict(self) -> dict[str, Any]:
-        """The validations so far."""
         return {"validation": self._validation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As it was."""
         self._validation = [(step, value) for step, value in state_dict["validation"]]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
@@ -213,11 +200,7 @@ class Checkpoints(Checkpoint):
             current.ready = current.started = current.processed = current.completed = done
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what is to be kept, if it is worth keeping.
-
-        Raises:
-            InputError: a weight is not finite.
-        """
+        """Write the checkpoints; an `InputError` if a weight is not finite."""
         bad = sum(int((~torch.isfinite(value)).sum()) for value in pl_module.state_dict().values())
         if bad:
             raise InputError(
@@ -225,18 +208,18 @@ class Checkpoints(Checkpoint):
                 "finite (NaN or infinite). Lower detector.learning_rate, set trainer.gradient_clip (10, say), or "
                 "compute in trainer.precision=float32"
             )
-        figure = float(trainer.callback_metrics["val/map"])
-        is_best = all(figure > before for _, before in self._validation)
+        ap = float(trainer.callback_metrics["val/map"])
+        is_best = all(ap > before for _, before in self._validation)
         # Numbered as the logger does: the first step is 0.
-        self._validation.append((trainer.global_step - 1, figure))
-        # Saving is done by all devices together, which have the same figure.
+        self._validation.append((trainer.global_step - 1, ap))
+        # Saving is done by all devices together, which have the same AP.
         if is_best:
             trainer.save_checkpoint(self._folder / BEST, weights_only=False)
         trainer.save_checkpoint(self._folder / LAST, weights_only=False)
 
 
 class StepsBar(ProgressBar):
-    """One bar over all optimiser steps of a run; Lightning's own starts anew after every validation."""
+    """One bar over all optimiser steps of a run; Lightning's own restarts after every validation."""
 
     def __init__(self, title: str) -> None:
         super().__init__()
@@ -244,7 +227,7 @@ class StepsBar(ProgressBar):
         self._bar: tqdm[Any] | None = None
 
     def disable(self) -> None:
-        """Not asked for: the bar is short and stays on."""
+        """Do nothing: the bar stays on."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._bar = tqdm(
@@ -260,21 +243,20 @@ class StepsBar(ProgressBar):
         self._bar.update(trainer.global_step - self._bar.n)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        figures = trainer.callback_metrics
-        if self._bar is not None and "val/map_50" in figures:
-            self._bar.set_postfix_str(f"val AP50 {float(figures['val/map_50']):.3f}")
+        metrics = trainer.callback_metrics
+        if self._bar is not None and "val/map_50" in metrics:
+            self._bar.set_postfix_str(f"val AP50 {float(metrics['val/map_50']):.3f}")
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_end(self, *arguments: Any) -> None:  # noqa: ARG002
         if self._bar is not None:
             self._bar.close()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        if self._bar is not None:  # what went wrong is to stand on a line of its own
-            self._bar.close()
+    def on_exception(self, *arguments: Any) -> None:  # noqa: ARG002
+        self.on_train_end()  # so that the error stands on a line of its own
 
 
 def quieten_lightning() -> None:
-    """Leave out Lightning's hints at other products and hardware that is not there, and its lists of GPUs."""
+    """Silence Lightning's advertising, hardware hints and lists of GPUs."""
     for name in (
         "pytorch_lightning.utilities.rank_zero",
         "lightning.pytorch.utilities.rank_zero",

@@ -1,4 +1,4 @@
-"""Counting objects: how many are there, how many were found, and at which confidence to count."""
+"""Counting objects: errors of counts, and the confidence thresholds at which detections are counted."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from jaxtyping import Float, Int
 
 from boxtwin.datasets.sample import Detections, Sample
 
-# What to count at when the validation images gave nothing to choose by: Darknet's own default for showing a detection
-# (`-thresh` of `darknet detector test`).
+# Where validation images have no detections: Darknet's default (`-thresh` of `darknet detector test`).
 THRESHOLD_WITHOUT_DETECTIONS = 0.5
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The confidences that detections are counted at: one for each class, and one for all classes together."""
+    """The confidences from which detections are counted: one for each class, and one for all classes together."""
 
     together: float
     by_class: tuple[float, ...]
-    guessed: tuple[int, ...] = ()  # classes that the images chosen on have no object of: they take `together`
+    guessed: tuple[int, ...] = ()  # classes without an object in the validation images: they take `together`
 
 
 def counted(found: Detections, threshold: float | Sequence[float]) -> Detections:
@@ -52,13 +51,12 @@ def count_figures(true: Int[np.ndarray, " images"], counts: Int[np.ndarray, " im
 
 
 def best_threshold(samples: Sequence[Sample], detections: Mapping[int, Detections]) -> float:
-    """The confidence threshold at which counts come closest to the truth: it minimises count MAE over these images.
+    """The confidence threshold that minimises count MAE over these images; objects are counted at ``score >= it``.
 
     The search is exact. Counts change only where the threshold passes a score, so each gap between neighbouring
-    distinct scores (and the two ends) is tried once. Of several gaps with the same MAE, those with the least |bias|
-    remain; of the runs of neighbouring gaps that are left, the widest is taken, and its middle returned: where new
-    images are least likely to disagree. The result lies in (0, 1] for scores in [0, 1]; counting is ``score >= it``.
-    Without any detection it is `THRESHOLD_WITHOUT_DETECTIONS`.
+    distinct scores (and the two ends) is tried once. Of the gaps with the least MAE, those with the least |bias|
+    remain; of the runs of neighbouring gaps, the widest is taken, and its middle returned, where new images are least
+    likely to disagree. The result lies in (0, 1]. Without any detection it is `THRESHOLD_WITHOUT_DETECTIONS`.
 
     Raises:
         ValueError: no images, or detections for an image that is not among the samples, or scores outside [0, 1].
@@ -69,13 +67,12 @@ def best_threshold(samples: Sequence[Sample], detections: Mapping[int, Detection
     strangers = set(detections) - set(rows)
     if strangers:
         raise ValueError(f"detections for images that are not among the samples: ids {sorted(strangers)[:10]}")
-    pairs = [(rows[image_id], np.asarray(found.scores, np.float64)) for image_id, found in detections.items()]
-    scores = np.concatenate([found for _, found in pairs]) if pairs else np.zeros(0)
+    scores = np.concatenate([np.zeros(0), *(found.scores for found in detections.values())], dtype=np.float64)
     if not len(scores):
         return THRESHOLD_WITHOUT_DETECTIONS
     if not (scores.min() >= 0 and scores.max() <= 1):
         raise ValueError(f"scores must be in [0, 1], got {scores.min():g} to {scores.max():g}")
-    image = np.concatenate([np.full(len(found), row) for row, found in pairs])
+    image = np.repeat([rows[image_id] for image_id in detections], [len(each.scores) for each in detections.values()])
     true = np.array([len(sample.object_boxes) for sample in samples])
 
     mae, bias, edges = _errors_by_gap(true, image, scores)
@@ -91,26 +88,23 @@ def best_threshold(samples: Sequence[Sample], detections: Mapping[int, Detection
 
 
 def choose_thresholds(samples: Sequence[Sample], detections: Mapping[int, Detections], classes: int) -> Thresholds:
-    """The thresholds at which the counts of these images come closest to the truth, as `best_threshold` finds them."""
+    """The thresholds of `best_threshold` for all classes together and for each class."""
     together = best_threshold(samples, detections)
-    by_class, guessed = [], []
-    for label in range(classes):
-        part, found = of_class(samples, detections, label)
-        if any(len(sample.object_boxes) for sample in part):
-            by_class.append(best_threshold(part, found))
-        else:
-            by_class.append(together)
-            guessed.append(label)
-    return Thresholds(together, tuple(by_class), tuple(guessed))
+    occurring = {int(label) for sample in samples for label in sample.object_labels}
+    by_class = (
+        best_threshold(*of_class(samples, detections, label)) if label in occurring else together
+        for label in range(classes)
+    )
+    return Thresholds(together, tuple(by_class), tuple(sorted({*range(classes)} - occurring)))
 
 
 def count_by_class(
     samples: Sequence[Sample], detections: Mapping[int, Detections], thresholds: Thresholds
 ) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, object]]]:
-    """Figures of the total counts and of each class's, and the counts of every image.
+    """Metrics of total counts, metrics of the counts of each class, and the counts of every image.
 
-    Every class is counted at its own threshold, and the total is the sum. An image's entry has ``true`` and ``found``;
-    where there are several classes, ``true_by_class`` and ``found_by_class`` in their order too.
+    Every class is counted at its own threshold, and the total is the sum. An image's entry has ``true`` and ``found``,
+    and with several classes ``true_by_class`` and ``found_by_class``.
     """
     classes = len(thresholds.by_class)
     true, found = (np.zeros((len(samples), classes), dtype=np.int64) for _ in range(2))
@@ -132,7 +126,7 @@ def count_by_class(
 def of_class(
     samples: Sequence[Sample], detections: Mapping[int, Detections], label: int
 ) -> tuple[list[Sample], dict[int, Detections]]:
-    """The same images and detections with nothing but one class in them."""
+    """The same images and detections with one class only."""
 
     def part(sample: Sample) -> Sample:
         kept = sample.labels == label

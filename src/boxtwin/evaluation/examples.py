@@ -1,8 +1,7 @@
-"""What a run keeps for pictures of its test images: a few of them, small, with their true boxes, and what it counted.
+"""Test images that a run keeps for its report: a few shrunk images with their true boxes, and all counted boxes.
 
-The same images are kept by every run that is tested on them (`boxtwin.evaluation.overlays.pick_examples`), and with
-them those that this run counts worst. Boxes that were found are kept for all images: an image whose pixels one run
-kept can be shown under all of them.
+Every run on the same test set keeps the same images (`boxtwin.evaluation.overlays.pick_examples`) and the ones that it
+counts worst. Counted boxes are kept for all images, so that an image of one run can be shown with those of another.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ QUALITY = 40  # of WebP: speckle survives, and a crowded harbour has 20 kB
 
 @dataclass(frozen=True, eq=False)
 class Pictured:
-    """A test image that was kept: ``webp`` shrunk, ``sample`` with its boxes in pixels of the original."""
+    """A kept test image: ``webp`` is shrunk, ``sample`` has its boxes in pixels of the original."""
 
     sample: Sample
     webp: bytes
-    worst: bool  # kept because it was counted badly, not as one of those that every run keeps
+    worst: bool  # kept as one of the worst counted images, not as one that every run keeps
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """What `keep_examples` kept of a cell."""
+    """The content of a run's file."""
 
     pictured: tuple[Pictured, ...]
-    found: Mapping[int, Detections]  # what was counted, by image id; scores are not kept, and 1
-    classes: tuple[str, ...] = ()  # files of older versions do not say
+    found: Mapping[int, Detections]  # counted objects, by image id; scores are not kept, and 1
+    classes: tuple[str, ...] = ()  # empty in files of older versions
 
 
 def keep_examples(
@@ -61,8 +60,8 @@ def keep_examples(
     Args:
         path: of the file.
         samples: the test images.
-        detections: what was found, by image id.
-        threshold: the score from which on it was counted, or that of each class.
+        detections: by image id.
+        threshold: the score from which on an object is counted, or that of each class.
         classes: of the data set.
     """
     found = {image_id: counted(each, threshold) for image_id, each in detections.items()}
@@ -74,10 +73,7 @@ def keep_examples(
     others = [sample for sample in worst if errors[sample.image_id] and sample.image_id not in shown]
     content = {
         "classes": list(classes),
-        "images": [
-            *(_entry(sample, worst=False) for sample in examples),
-            *(_entry(sample, worst=True) for sample in others),
-        ],
+        "images": [_entry(sample, worst) for some, worst in ((examples, False), (others, True)) for sample in some],
         "found": {
             str(image_id): {"boxes": _rounded(each.boxes), "labels": each.labels.tolist()}
             for image_id, each in found.items()
@@ -93,16 +89,13 @@ def load_examples(path: Path) -> Examples | None:
         return None
     content = json.loads(path.read_text())
     found = {
-        int(image_id): Detections(
-            _boxes(each["boxes"]), np.ones(len(each["boxes"])), np.array(each["labels"], dtype=np.int64)
-        )
+        int(image_id): Detections(_boxes(each), np.ones(len(each["boxes"])), np.array(each["labels"], dtype=np.int64))
         for image_id, each in content["found"].items()
     }
-    classes = tuple(content.get("classes", ()))
-    return Examples(tuple(_pictured(entry) for entry in content["images"]), found, classes)
+    return Examples(tuple(map(_pictured, content["images"])), found, tuple(content.get("classes", ())))
 
 
-def _entry(sample: Sample, *, worst: bool) -> dict[str, Any]:
+def _entry(sample: Sample, worst: bool) -> dict[str, Any]:
     return {
         "image_id": sample.image_id,
         "file_name": sample.name,
@@ -117,7 +110,7 @@ def _entry(sample: Sample, *, worst: bool) -> dict[str, Any]:
 
 
 def _pictured(entry: Mapping[str, Any]) -> Pictured:
-    boxes, labels = _boxes(entry["boxes"]), np.array(entry["labels"], dtype=np.int64)
+    boxes = _boxes(entry)
     sample = Sample(
         name=entry["file_name"],
         path=Path(entry["file_name"]),
@@ -125,7 +118,7 @@ def _pictured(entry: Mapping[str, Any]) -> Pictured:
         height=entry["height"],
         image_id=entry["image_id"],
         boxes=boxes,
-        labels=labels,
+        labels=np.array(entry["labels"], dtype=np.int64),
         areas=np.zeros(len(boxes)),
         crowd=np.array(entry["crowd"], dtype=bool),
     )
@@ -133,10 +126,9 @@ def _pictured(entry: Mapping[str, Any]) -> Pictured:
 
 
 def _webp(pixels: Pixels) -> bytes:
-    shown = to_8_bit(pixels)
-    scale = min(1.0, SIDE / max(shown.shape[:2]))
-    size = (max(1, round(shown.shape[1] * scale)), max(1, round(shown.shape[0] * scale)))
-    shrunk = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
+    scale = min(1.0, SIDE / max(pixels.shape[:2]))
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    shrunk = cv2.resize(to_8_bit(pixels), size, interpolation=cv2.INTER_AREA)
     if shrunk.ndim == 3:
         shrunk = np.ascontiguousarray(shrunk[:, :, ::-1])
     done, encoded = cv2.imencode(".webp", shrunk, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
@@ -149,5 +141,5 @@ def _rounded(boxes: Float[np.ndarray, "n 4"]) -> list[list[float]]:
     return boxes.astype(np.float64).round(1).tolist()
 
 
-def _boxes(stored: Sequence[Sequence[float]]) -> Float[np.ndarray, "n 4"]:
-    return np.array(stored, dtype=np.float64).reshape(-1, 4)
+def _boxes(entry: Mapping[str, Any]) -> Float[np.ndarray, "n 4"]:
+    return np.array(entry["boxes"], dtype=np.float64).reshape(-1, 4)

@@ -1,11 +1,11 @@
-"""Pictures of results and of variations: what a person looks at before believing a figure. All are written as PNG."""
+"""Pictures of detections and of variations, written as PNG."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -28,11 +28,8 @@ DPI = 110
 TILE = 3.2  # inches, the longer side of one picture
 # Score labels cover what they name: beyond this many in one picture they hide more than they say.
 MAX_CAPTIONS = 30
-# A sheet is for one look. More pictures than this make an image that viewers refuse to open.
-MAX_TILES = 400
 LEGEND = 0.3  # inches, a line of it
 MOST_NAMED = 10  # classes in a legend
-LineStyle = Literal["-", "--", ":"]
 # The overlap at which COCO's AP50 and PASCAL VOC call a detection right.
 MATCH_IOU = 0.5
 NOTHING = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
@@ -71,12 +68,10 @@ def match(sample: Sample, found: Detections) -> Matches:
 
 
 def pick_examples(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """A fixed choice of ``count`` samples from the emptiest to the most crowded, whatever a detector makes of them.
+    """``count`` samples from the emptiest to the most crowded, evenly spaced in the order of object count, then name.
 
-    They stand evenly spaced in the order of object count, then name; so every run of a study shows the same images.
+    Every run of a study shows the same images, whatever its detections are.
     """
-    if count < 1:
-        raise ValueError(f"at least one example must be asked for, got {count}")
     ordered = sorted(samples, key=lambda sample: (len(sample.object_boxes), sample.name))
     if len(ordered) <= count:
         return ordered
@@ -88,17 +83,16 @@ def draw_boxes(
     boxes: Float[np.ndarray, "n 4"],
     *,
     colour: str,
-    line_style: LineStyle = "-",
+    line_style: str = "-",
     captions: Sequence[str] = (),
     corners: Sequence[str] = (),
 ) -> None:
     """Draw xyxy boxes (pixels of the image) on axes that `show_image` prepared.
 
-    Captions and colours for a mark in the upper left corner and behind the caption, one a box, say the class.
+    Args:
+        captions: text above each box, or none at all.
+        corners: colour of a mark in the upper left corner of each box and behind its caption, or none at all.
     """
-    for each in (captions, corners):
-        if each and len(each) != len(boxes):
-            raise ValueError(f"{len(boxes)} boxes need as many captions and corners or none, got {len(each)}")
     if corners:
         axes.scatter(boxes[:, 0], boxes[:, 1], s=9, marker="s", c=list(corners), linewidths=0, zorder=3)
     for x1, y1, x2, y2 in boxes.tolist():
@@ -124,22 +118,15 @@ def draw_boxes(
 
 def show_image(axes: Axes, pixels: Pixels, window: tuple[int, int, int, int] | None = None) -> None:
     """Show pixels of any size and depth in axes whose coordinates are pixels of the image; ``window`` (xyxy) zooms."""
-    height, width = pixels.shape[:2]
-    shown = to_8_bit(pixels)
-    if window is not None:
-        x1, y1, x2, y2 = window
-        shown = shown[y1:y2, x1:x2]
-    else:
-        x1, y1, x2, y2 = 0, 0, width, height
+    x1, y1, x2, y2 = window or (0, 0, pixels.shape[1], pixels.shape[0])
+    shown = to_8_bit(pixels)[y1:y2, x1:x2]
     largest = round(2 * TILE * DPI)
     if max(shown.shape[:2]) > largest:  # averaged, because nearest pixels would make or swallow small objects
         scale = largest / max(shown.shape[:2])
         size = (max(1, round(shown.shape[1] * scale)), max(1, round(shown.shape[0] * scale)))
         shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
-    if shown.ndim == 2:
-        axes.imshow(shown, cmap="gray", vmin=0, vmax=255, extent=(x1, x2, y2, y1), interpolation="antialiased")
-    else:
-        axes.imshow(shown, extent=(x1, x2, y2, y1), interpolation="antialiased")
+    # Colour images ignore the map of grey levels.
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=255, extent=(x1, x2, y2, y1), interpolation="antialiased")
     axes.set(xlim=(x1, x2), ylim=(y2, y1), xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_color("#888888")
@@ -154,18 +141,14 @@ def side_by_side(
 ) -> None:
     """Truth on the left, detections from the threshold (or that of their class) on the right, for each sample.
 
-    Right detections are green, wrong ones red, missed objects dashed yellow, what stands in a crowd grey and dotted.
-    Where there are several classes, a box's corner and caption have the colour of its class, which the legend names.
+    Right detections are green, wrong ones red, missed objects dashed yellow, those in a crowd grey and dotted. Where
+    there are several classes, a box's corner and caption have the colour of its class, which the legend names.
     """
-    if not samples:
-        raise ValueError("pictures of results need at least one sample, got none")
     pairs_across = 1 if len(samples) <= 2 else 2
     rows = -(-len(samples) // pairs_across)
     named = _Classes(classes)
     figure, grid = _grid(rows, 2 * pairs_across, legend=2 if len(classes) > 1 else 1)
-    for position, sample in enumerate(samples):
-        row, column = divmod(position, pairs_across)
-        left, right = grid[row][2 * column], grid[row][2 * column + 1]
+    for sample, (left, right) in zip(samples, grid.reshape(-1, 2), strict=False):
         pixels = sample.read()
         found = counted(detections.get(sample.image_id, NOTHING), threshold)
         matches = match(sample, found)
@@ -183,20 +166,21 @@ def side_by_side(
         missed = named.corners(labels[matches.missed])
         draw_boxes(right, sample.object_boxes[matches.missed], colour=MISSED, line_style="--", corners=missed)
         wrong = ~matches.right & ~matches.ignored
-        groups: tuple[tuple[Bool[np.ndarray, " found"], str, LineStyle], ...] = (
-            (matches.ignored, CROWD, ":"),
-            (matches.right, RIGHT, "-"),
-            (wrong, WRONG, "-"),
-        )
-        for chosen, colour, style in groups:
+        for chosen, colour, style in ((matches.ignored, CROWD, ":"), (matches.right, RIGHT, "-"), (wrong, WRONG, "-")):
             texts = [caption for caption, take in zip(captions, chosen, strict=False) if take]
             corners = named.corners(found.labels[chosen])
             draw_boxes(right, found.boxes[chosen], colour=colour, line_style=style, captions=texts, corners=corners)
         right.set_title(
             f"true {len(sample.object_boxes)}, found {len(found.boxes)}", fontsize=8, loc="left", fontweight="bold"
         )
-    _blank(grid, 2 * len(samples))
-    _legend(figure, with_crowds=any(sample.crowd.any() for sample in samples))
+    for axes in grid.ravel()[2 * len(samples) :]:
+        axes.set_axis_off()
+    colours = {"true": TRUE, "right": RIGHT, "wrong": WRONG, "missed": MISSED}
+    lines = {name: Line2D([], [], color=colour, linewidth=2) for name, colour in colours.items()}
+    lines["missed"].set_linestyle("--")
+    if any(sample.crowd.any() for sample in samples):
+        lines["crowd"] = Line2D([], [], color=CROWD, linewidth=2, linestyle=":")
+    _dark_legend(figure, list(lines.values()), list(lines), 1.0)
     named.legend(figure, top=LEGEND)
     save(figure, path)
 
@@ -212,34 +196,21 @@ def contact_sheet(
 ) -> None:
     """Each source beside its first ``columns - 1`` variations, boxes drawn; ``zoom`` adds a row of close-ups below.
 
-    Sources with few variations stand side by side, as many as ``columns`` have room for.
-
-    The close-up shows the same window of every picture: the one around the source's objects that holds most of them.
-
-    Raises:
-        ValueError: the sheet would hold nothing, or more than `MAX_TILES` pictures.
+    Sources with few variations stand side by side, as many as ``columns`` have room for. The close-up shows the same
+    window of every picture: the one around the source's objects that holds most of them.
     """
-    if len(sources) != len(variations):
-        raise ValueError(f"{len(sources)} sources need as many lists of variations, got {len(variations)}")
-    if not sources or columns < 2:
-        raise ValueError(
-            f"a contact sheet needs a source and two columns, got {len(sources)} sources, {columns} columns"
-        )
     across = 1 + min(columns - 1, max(len(made) for made in variations))
     views = 2 if zoom else 1
     beside = min(len(sources), max(1, columns // across))
-    rows = views * -(-len(sources) // beside)
-    tiles = rows * across * beside
-    if tiles > MAX_TILES:
-        raise ValueError(f"a contact sheet holds at most {MAX_TILES} pictures, got {tiles}; show fewer sources")
     named = _Classes(classes)
+    rows = views * -(-len(sources) // beside)
     figure, grid = _grid(rows, across * beside, legend=1 if len(classes) > 1 else 0)
-    unused = {axes for row in grid for axes in row}
+    unused = set(grid.ravel())
     for index, (source, made) in enumerate(zip(sources, variations, strict=True)):
         window = _busiest_window(source) if zoom else None
         row, place = divmod(index, beside)
         for column, sample in enumerate([source, *made[: across - 1]]):
-            axes = [grid[views * row + view][across * place + column] for view in range(views)]
+            axes = grid[views * row : views * (row + 1), across * place + column]
             unused.difference_update(axes)
             pixels = sample.read()
             for target, view in zip(axes, (None, window), strict=False):
@@ -248,7 +219,10 @@ def contact_sheet(
                 captions, corners = named.captions(sample.object_labels), named.corners(sample.object_labels)
                 colour = TRUE if column == 0 else MISSED
                 draw_boxes(target, sample.object_boxes, colour=colour, captions=captions, corners=corners)
-            put(axes[0].set_title(" ", fontsize=7, loc="left"), _sheet_title(sample))
+            title = sample.name.rsplit("/", 1)[-1]
+            if sample.lineage is not None:
+                title = f"v{sample.lineage.variation:02d} {sample.lineage.generator}"
+            put(axes[0].set_title(" ", fontsize=7, loc="left"), title)
     for empty in unused:
         empty.set_axis_off()
     named.legend(figure, top=0.0)
@@ -265,7 +239,7 @@ def to_8_bit(pixels: Pixels) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h 
 
 
 class _Classes:
-    """How the classes of boxes are told in a picture; not at all where there is only one."""
+    """Captions, colours and legend of the classes in a picture; none where there is only one class."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self._names = classes
@@ -316,48 +290,19 @@ def _busiest_window(source: Sample) -> tuple[int, int, int, int]:
     return int(x), int(y), int(x) + side, int(y) + side
 
 
-def _sheet_title(sample: Sample) -> str:
-    if sample.lineage is None:
-        return sample.name.rsplit("/", 1)[-1]
-    return f"v{sample.lineage.variation:02d} {sample.lineage.generator}"
-
-
-def _grid(rows: int, columns: int, *, legend: int) -> tuple[Figure, list[list[Axes]]]:
-    """Axes below room for so many lines of legend."""
-    gap, title, top = 0.06, 0.22, 0.05 + LEGEND * legend
+def _grid(rows: int, columns: int, *, legend: int) -> tuple[Figure, np.ndarray]:
+    """Axes, ``(rows, columns)``, below room for so many lines of legend."""
+    gap, below, title, top = 0.06, 0.04, 0.22, 0.05 + LEGEND * legend
     width, height = columns * (TILE + gap) + gap, rows * (TILE + title) + top
     figure = Figure(figsize=(width, height))
-    return figure, [
-        [
-            figure.add_axes(
-                (
-                    (gap + column * (TILE + gap)) / width,
-                    (height - top - (row + 1) * (TILE + title)) / height + 0.04 / height,
-                    TILE / width,
-                    (TILE - 0.04) / height,
-                )
-            )
-            for column in range(columns)
-        ]
-        for row in range(rows)
-    ]
-
-
-def _blank(grid: list[list[Axes]], used: int) -> None:
-    for axes in [axes for row in grid for axes in row][used:]:
-        axes.set_axis_off()
-
-
-def _legend(figure: Figure, *, with_crowds: bool) -> None:
-    lines = [
-        Line2D([], [], color=TRUE, linewidth=2, label="true"),
-        Line2D([], [], color=RIGHT, linewidth=2, label="right"),
-        Line2D([], [], color=WRONG, linewidth=2, label="wrong"),
-        Line2D([], [], color=MISSED, linewidth=2, linestyle="--", label="missed"),
-    ]
-    if with_crowds:
-        lines.append(Line2D([], [], color=CROWD, linewidth=2, linestyle=":", label="crowd"))
-    _dark_legend(figure, lines, [str(line.get_label()) for line in lines], 1.0)
+    places = {
+        "left": gap / width,
+        "right": 1 - gap / width,
+        "bottom": below / height,
+        "top": 1 - (top + title) / height,
+    }
+    places |= {"wspace": gap / TILE, "hspace": (title + below) / (TILE - below)}
+    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=places)
 
 
 def _dark_legend(figure: Figure, handles: Sequence[Line2D], names: Sequence[str], top: float) -> None:

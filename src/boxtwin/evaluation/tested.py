@@ -1,6 +1,6 @@
-"""The test of a trained detector: thresholds chosen on validation images, then figures, files and pictures of the test.
+"""The test of a trained detector: thresholds from validation images, then metrics, files and plots of the test images.
 
-The detector looks at each set of images once, and its detections are matched to the objects once, for everything.
+The detector runs once on each set of images, and its detections are matched to the objects once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_LOGGED = 20  # classes with a line of their own in the log
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out. ``classes`` has an entry for each class in their order: name, threshold, figures by name."""
+    """Results of a test. ``classes`` has an entry for each class in their order: name, threshold, metrics by name."""
 
     metrics: dict[str, float]
     counts: list[dict[str, object]]  # of each test image
@@ -51,10 +51,10 @@ def run_test(
     """Test a detector, and write ``detections.json``, ``matches.npz``, ``examples.json`` and pictures into a folder.
 
     Args:
-        detect: gives what the detector finds in images, by image id.
+        detect: gives the detections in images, by image id.
         validation: real images that thresholds are chosen on.
-        synthetic: further validation images, which there need not be.
-        test: real images that the figures are of.
+        synthetic: synthetic validation images; may be empty.
+        test: real test images.
         classes, category_ids: of the data set.
         folder: of the run.
     """
@@ -66,14 +66,15 @@ def run_test(
     for label in sorted(occurring & set(thresholds.guessed)):
         log.warning(
             "class %s has no object in the validation images: it is counted at confidence %.3f, that of all classes",
-            *(classes[label], thresholds.together),
+            classes[label],
+            thresholds.together,
         )
     metrics = {"val_real/count_threshold": thresholds.together} | {
         f"val_real/{name}/count_threshold": value for name, value in zip(names, thresholds.by_class, strict=True)
     }
-    for side, samples, found in (("val_real", validation, on_validation), ("val_synthetic", synthetic, None)):
+    for side, samples in (("val_real", validation), ("val_synthetic", synthetic)):
         if samples:
-            found = detect(samples) if found is None else found
+            found = on_validation if side == "val_real" else detect(samples)
             figures, _ = coco_by_class(match_detections(samples, found, len(classes)))
             metrics |= {f"{side}/{name}": value for name, value in figures.items()}
     # 2. The test, in one pass.
@@ -95,31 +96,28 @@ def run_test(
     examples = overlays.pick_examples(test, EXAMPLES)
     overlays.side_by_side(examples, found, thresholds.by_class, folder / PICTURES[0], classes)
     plots.precision_recall_curve(RECALLS, ResampledAP.of(matching).curves(), folder / PICTURES[1], classes)
-    true, counted = (_per_class(counts, side) for side in ("true", "found"))
+    # Counts of every image, (images, classes).
+    true, counted = (
+        np.array([entry.get(f"{side}_by_class", [entry[side]]) for entry in counts]) for side in ("true", "found")
+    )
     plots.count_scatter(true, counted, folder / PICTURES[2], classes)
     if "map_unlimited" in figures:
         log.info(
             "COCO's AP looks at %d detections of a class in an image, too few here; with all AP is %.3f, AP50 %.3f",
-            *(COCO_LIMIT, figures["map_unlimited"], figures["map_50_unlimited"]),
+            COCO_LIMIT,
+            figures["map_unlimited"],
+            figures["map_50_unlimited"],
         )
     if len(classes) > 1:
         _log_classes(entries)
     return Evaluation(metrics, counts, entries, thresholds)
 
 
-def _per_class(counts: Sequence[Mapping[str, Any]], side: str) -> np.ndarray:
-    """Counts of every image, ``(images, classes)``."""
-    return np.array([entry.get(f"{side}_by_class", [entry[side]]) for entry in counts])
-
-
 def _log_classes(entries: Sequence[Mapping[str, Any]]) -> None:
-    there = [entry for entry in entries if np.isfinite(entry["metrics"]["map"])]
-    for entry in there[:MOST_LOGGED]:
-        figures = entry["metrics"]
-        log.info(
-            "  %s: AP %.3f, AP50 %.3f, count MAE %.2f, bias %+.2f, counted from confidence %.3f",
-            *(entry["name"], figures["map"], figures["map_50"], figures["count_mae"], figures["count_bias"]),
-            entry["count_threshold"],
-        )
-    if len(there) > MOST_LOGGED:
-        log.info("  and %d more classes, in result.json", len(there) - MOST_LOGGED)
+    tested = [entry for entry in entries if np.isfinite(entry["metrics"]["map"])]
+    for entry in tested[:MOST_LOGGED]:
+        metrics = "AP {map:.3f}, AP50 {map_50:.3f}, count MAE {count_mae:.2f}, bias {count_bias:+.2f}"
+        text = metrics.format(**entry["metrics"])
+        log.info("  %s: %s, counted from confidence %.3f", entry["name"], text, entry["count_threshold"])
+    if len(tested) > MOST_LOGGED:
+        log.info("  and %d more classes, in result.json", len(tested) - MOST_LOGGED)

@@ -1,4 +1,4 @@
-"""Which real images and which variations make up one cell: pure, seeded, nested."""
+"""Which real images and which variations make up one run, and the order in which training draws them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from boxtwin.datasets.splits import Split
 
 @dataclass(frozen=True)
 class Plan:
-    """The images of one cell. Real and synthetic images are told apart by their lineage.
+    """The images of one run. Synthetic images have a lineage.
 
-    A variation lives on the side of its source, and test images are real: anything else is refused.
+    Raises:
+        ValueError: a variation is not on the side of its source, a test image is synthetic, or a side is empty.
     """
 
     train: tuple[Sample, ...]
@@ -25,23 +26,17 @@ class Plan:
     test: tuple[Sample, ...]
 
     def __post_init__(self) -> None:
-        real_train = {sample.name for sample in self.train if sample.lineage is None}
-        real_val = {sample.name for sample in self.val}
+        real = {side: {s.name for s in samples if s.lineage is None} for side, samples in vars(self).items()}
         strays = [
-            f"{sample.name} (a variation of {sample.lineage.source}) on the training side"
-            for sample in self.train
-            if sample.lineage is not None and sample.lineage.source not in real_train
+            f"{sample.name} (a variation of {sample.lineage.source}) on the {side} side"
+            for side, samples, sources in (
+                ("training", self.train, real["train"]),
+                ("validation", self.val_synthetic, real["val"]),
+            )
+            for sample in samples
+            if sample.lineage is not None and sample.lineage.source not in sources
         ]
-        strays += [
-            f"{sample.name} is no variation, but stands among them"
-            for sample in self.val_synthetic
-            if sample.lineage is None
-        ]
-        strays += [
-            f"{sample.name} (a variation of {sample.lineage.source}) on the validation side"
-            for sample in self.val_synthetic
-            if sample.lineage is not None and sample.lineage.source not in real_val
-        ]
+        strays += [f"{name} is no variation, but is among them" for name in sorted(real["val_synthetic"])]
         for side, samples in (("validation", self.val), ("test", self.test)):
             strays += [f"{sample.name} is synthetic, on the {side} side" for sample in samples if sample.lineage]
         if strays:
@@ -61,28 +56,29 @@ class Plan:
 
 
 def make_plan(split: Split, variations: Sequence[Sample]) -> Plan:
-    """Put the variations of a split's training and validation images to their sources' sides.
+    """Put the variations of a split's training and validation images on the sides of their sources.
 
     Raises:
         ValueError: a variation's source is on neither side, or one of them is a real image.
     """
-    train_names = {sample.name for sample in split.train}
-    is_training = [v.lineage is not None and v.lineage.source in train_names for v in variations]
-    to_train = tuple(v for v, training in zip(variations, is_training, strict=True) if training)
-    # Plan looks at what is left over, and refuses what is no variation of a validation image.
-    to_val = tuple(v for v, training in zip(variations, is_training, strict=True) if not training)
-    return Plan(train=(*split.train, *to_train), val=split.val, val_synthetic=to_val, test=split.test)
+    names = {sample.name for sample in split.train}
+    # The rest counts as variations of validation images; Plan refuses what is none.
+    to_train: list[Sample] = []
+    to_val: list[Sample] = []
+    for variation in variations:
+        is_training = variation.lineage is not None and variation.lineage.source in names
+        (to_train if is_training else to_val).append(variation)
+    return Plan((*split.train, *to_train), split.val, tuple(to_val), split.test)
 
 
 def draw_order(
     plan: Plan, *, steps: int, batch_size: int, seed: int, synthetic_fraction: float | None
 ) -> Int[np.ndarray, "steps batch"]:
-    """Which training image (an index into ``plan.train``) stands at which place of which batch.
+    """The training image (an index into ``plan.train``) at each place of each batch.
 
-    Every run takes the same number of steps of the same size; only the pool differs. With ``synthetic_fraction`` None
-    all images are drawn equally often: shuffled passes over the pool, one after the other. Otherwise that share of
-    every batch (rounded; what rounding takes is given back by later batches) is drawn from the variations, and the rest
-    from the real images, each in shuffled passes of its own.
+    With ``synthetic_fraction`` None all images are drawn equally often: shuffled passes over the pool, one after the
+    other. Otherwise that share of every batch (later batches make up for rounding) is drawn from the variations, and
+    the rest from the real images, each in shuffled passes of its own.
 
     Raises:
         ValueError: the share is outside [0, 1].

@@ -46,8 +46,6 @@ def check_settings(config: BoxtwinConfig) -> None:
         )
     if trainer.precision is Precision.float16 and not on_gpu(lightning_accelerator(trainer.accelerator)):
         raise InputError("trainer.precision=float16 needs a GPU; CPUs take float32 or bfloat16")
-    if not 0 <= trainer.ema_span < 1:
-        raise InputError(f"trainer.ema_span={trainer.ema_span} must lie between 0 (no average) and 1")
     if trainer.steps == 0 and detector.weights is None:
         raise InputError("trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE")
     if trainer.steps and not 0 <= detector.warmup_steps < trainer.steps:
