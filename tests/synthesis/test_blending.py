@@ -3,8 +3,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from boxtwin.synthesis.arrays import box_pixels
 from boxtwin.synthesis.blending import blend_outside_boxes
-from boxtwin.synthesis.regions import box_pixels
 
 BOXES = np.array([[20.5, 18.0, 31.0, 25.2], [44.0, 44.0, 90.0, 52.0]], dtype=np.float32)  # the second leaves the image
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.synthesis.regions import box_pixels
+from boxtwin.synthesis.arrays import box_pixels
 
 
 def blend_outside_boxes(source: Pixels, painted: Pixels, boxes: Float[np.ndarray, "n 4"], margin: int) -> Pixels:

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.synthesis.arrays import Box, covered_pixels, overlaps_any
 from boxtwin.synthesis.generator import Generator, Request, Variation, check_settings
-from boxtwin.synthesis.regions import Box, covered_pixels, overlaps_any
 
 # Places tried for one object before another object is taken, and objects tried for one paste before it is given up:
 # enough to find a calm corner in a harbour, a few milliseconds if there is none.

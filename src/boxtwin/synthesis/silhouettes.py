@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from boxtwin.synthesis.regions import Box, covered_pixels, covered_slices, level_and_spread
+from boxtwin.synthesis.arrays import Box, covered_pixels, covered_slices, level_and_spread
 
 # Above this ratio of breadth to length an object has no heading: it is taken to fill its box.
 SQUARE = 0.7

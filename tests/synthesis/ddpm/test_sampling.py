@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from boxtwin.synthesis.arrays import object_mask
 from boxtwin.synthesis.ddpm.sampling import (
     match_grain,
     match_histogram,
@@ -18,7 +19,6 @@ from boxtwin.synthesis.ddpm.sampling import (
     strength_map,
 )
 from boxtwin.synthesis.ddpm.training_crops import Tone
-from boxtwin.synthesis.regions import object_mask
 
 
 def test_object_mask_keeps_fractional_edges_and_clips() -> None:

@@ -1,4 +1,4 @@
-"""New surroundings for the same objects."""
+"""New surroundings for the same objects. A module of its own, since recorded configurations name its place."""
 
 from __future__ import annotations
 

@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.synthesis.arrays import as_pixels, is_grey, planes_of
 from boxtwin.synthesis.ddpm.model import ModelSettings, PixelModel
 from boxtwin.synthesis.ddpm.sampling import Image, Map, match_grain, match_level, sdedit
 from boxtwin.synthesis.generator import Generator, Model, Request, Variation, check_settings
-from boxtwin.synthesis.planes import as_pixels, is_grey, planes_of
 
 # Pixels around a part that the network sees besides: enough ground to continue, and the objects nearby.
 CONTEXT = 32

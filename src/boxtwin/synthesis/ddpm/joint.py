@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float
 
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.synthesis.arrays import level_and_spread, object_mask
 from boxtwin.synthesis.ddpm.base import Canvas, PixelGenerator, soft_zone, the_one_class
 from boxtwin.synthesis.ddpm.sampling import Image, match_grain
 from boxtwin.synthesis.generator import Request, Variation
-from boxtwin.synthesis.regions import level_and_spread, object_mask
 from boxtwin.synthesis.silhouettes import Silhouette, draw, silhouettes_of
 
 AROUND = 8  # pixels around an object that are its ground

@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.synthesis.arrays import Box, covered_pixels, covered_slices, level_and_spread, object_mask, overlaps_any
 from boxtwin.synthesis.ddpm.base import Canvas, PixelGenerator, soft_zone
 from boxtwin.synthesis.ddpm.sampling import match_grain
 from boxtwin.synthesis.generator import Request, Variation
-from boxtwin.synthesis.regions import Box, covered_pixels, covered_slices, level_and_spread, object_mask, overlaps_any
 from boxtwin.synthesis.silhouettes import Silhouette, draw, silhouettes_of
 
 REACH = 48  # pixels from a removed object in which its side lobes are looked for

@@ -51,11 +51,6 @@ def noise_levels(t: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cos(t * (math.pi / 2)), torch.sin(t * (math.pi / 2))
 
 
-def time_grid(start: float, steps: int, rho: float) -> list[float]:
-    """``steps`` + 1 times from ``start`` down to 0; ``rho`` > 1 crowds them near 0, where fine texture is decided."""
-    return [start * ((steps - i) / steps) ** rho for i in range(steps + 1)]
-
-
 def sdedit(
     predict_v: Callable[[Image, float], Image],
     source: Image,
@@ -77,7 +72,8 @@ def sdedit(
     if start == 0:
         return source
     eps_source = torch.randn(source.shape, generator=generator).to(source)
-    times = time_grid(start, steps, rho)
+    # From the start down to 0; ``rho`` > 1 crowds the times near 0, where fine texture is decided.
+    times = [start * ((steps - i) / steps) ** rho for i in range(steps + 1)]
     alpha, sigma = noise_levels(torch.tensor(times, dtype=torch.float64))
     x = float(alpha[0]) * source + float(sigma[0]) * eps_source
     for i in range(steps):

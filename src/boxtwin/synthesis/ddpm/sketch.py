@@ -14,11 +14,11 @@ from jaxtyping import Float
 from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.simulated_sar.scenes import MIN_IMAGE_SIZE, simulate_scene
 from boxtwin.errors import InputError
+from boxtwin.synthesis.arrays import planes_of
 from boxtwin.synthesis.controls import CopyPaste
 from boxtwin.synthesis.ddpm.base import Canvas, the_one_class
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 from boxtwin.synthesis.generator import Request, Variation
-from boxtwin.synthesis.planes import planes_of
 
 SKETCHES = ("copy_paste", "sar_scenes")
 SHIP = 18  # pixels: the longer side of simulated ships in the median

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from boxtwin.datasets.sample import Sample
-from boxtwin.synthesis.planes import is_grey, padded_to, planes_of
-from boxtwin.synthesis.regions import object_mask
+from boxtwin.synthesis.arrays import is_grey, object_mask, padded_to, planes_of
 from boxtwin.synthesis.silhouettes import draw, silhouettes_of
 
 MASKS = ("boxes", "silhouettes")

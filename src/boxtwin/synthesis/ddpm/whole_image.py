@@ -11,11 +11,11 @@ from jaxtyping import Float
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.errors import InputError
+from boxtwin.synthesis.arrays import object_mask
 from boxtwin.synthesis.ddpm.base import Canvas, PixelGenerator
 from boxtwin.synthesis.ddpm.sampling import match_histogram, match_texture, strength_map
 from boxtwin.synthesis.ddpm.training_crops import mask_of
 from boxtwin.synthesis.generator import Knowledge, Request, Variation
-from boxtwin.synthesis.regions import object_mask
 
 
 @dataclass(kw_only=True, eq=False)

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from boxtwin.datasets.levels import measure_levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.synthesis.arrays import padded_to, planes_of
 from boxtwin.synthesis.generator import Json, check_settings, settings_of
-from boxtwin.synthesis.planes import padded_to, planes_of
 from boxtwin.synthesis.training import WEIGHTS_FILE, hash_of, train_once, train_steps
 from boxtwin.weights import read_weights, write_weights
 
@@ -73,31 +73,6 @@ class FinetuneSettings:
         return settings_of(self, of=FinetuneSettings, without=unused) | {"finetune_seed": self.seed}
 
 
-@dataclass(frozen=True)
-class Finetuned:
-    """What was learnt."""
-
-    kind: str
-    file: Path
-
-    @property
-    def name(self) -> str:
-        """Of its folder: the kind and the hash of what the weights follow from."""
-        return self.file.parent.name
-
-    def add_to(self, pipeline: Any) -> None:
-        """Have a pipeline draw with it."""
-        learnt, _ = read_weights(self.file)
-        if self.kind == "lora":
-            pipeline.load_lora_into_unet(learnt, network_alphas=None, unet=pipeline.unet)
-        else:
-            pipeline.load_textual_inversion(learnt, token=TOKEN)
-
-    def prompt(self, prompt: str) -> str:
-        """A prompt with the new word in it, if one was learnt."""
-        return _with_token(prompt) if self.kind == "textual_inversion" else prompt
-
-
 def finetune(
     settings: FinetuneSettings,
     owner: str,
@@ -108,8 +83,8 @@ def finetune(
     dtype: torch.dtype,
     load: Load,
     repaint: Repaint | None,
-) -> Finetuned:
-    """Learn, continue an interrupted training, or take what an earlier call left in ``folder``.
+) -> Path:
+    """Learn, continue an interrupted training, or take what an earlier call left in ``folder``; the file of weights.
 
     Args:
         settings: `FinetuneSettings.finetune` is not None.
@@ -141,7 +116,7 @@ def finetune(
         trainable = TrainablePipeline(pipeline, settings, owner, Crops(training, side, repaint), dtype)
         train(trainable, settings, home, digest, f"{owner}: learning ({settings.finetune})")
 
-    return Finetuned(str(settings.finetune), train_once(home, learn))
+    return train_once(home, learn)
 
 
 def train(pipeline: TrainablePipeline, settings: FinetuneSettings, home: Path, digest: str, description: str) -> None:
@@ -183,7 +158,7 @@ class TrainablePipeline:
                 self._encoded = self._encode(settings.prompt)
         else:
             self.weights = [_add_word(pipeline)]
-        self._prompt = _with_token(settings.prompt)
+        self._prompt = with_token(settings.prompt)
 
     def loss(self, count: int, rng: torch.Generator) -> Tensor:
         """Mean squared error over ``count`` random crops."""
@@ -285,7 +260,17 @@ def _add_word(pipeline: Any) -> nn.Parameter:
     return word
 
 
-def _with_token(prompt: str) -> str:
+def add_learnt(pipeline: Any, kind: str | None, file: Path) -> None:
+    """Have a pipeline draw with what `finetune` has learnt."""
+    learnt, _ = read_weights(file)
+    if kind == "lora":
+        pipeline.load_lora_into_unet(learnt, network_alphas=None, unet=pipeline.unet)
+    else:
+        pipeline.load_textual_inversion(learnt, token=TOKEN)
+
+
+def with_token(prompt: str) -> str:
+    """A prompt with the new word in it."""
     return prompt if TOKEN in prompt else f"{prompt} {TOKEN}".strip()
 
 

@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.synthesis.arrays import box_pixels
 from boxtwin.synthesis.blending import blend_outside_boxes
-from boxtwin.synthesis.diffusers_pipelines.finetune import Finetuned, FinetuneSettings, Repaint, finetune
+from boxtwin.synthesis.diffusers_pipelines.finetune import FinetuneSettings, Repaint, add_learnt, finetune, with_token
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, accepts
 from boxtwin.synthesis.generator import Json, Model, Request, check_settings, settings_of
-from boxtwin.synthesis.regions import box_pixels
 
 
 @dataclass(kw_only=True, eq=False)
@@ -40,7 +40,7 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
             )
         self.check(self.name)
         self.learns = self.finetune is not None
-        self._finetuned: Finetuned | None = None
+        self._learnt: Path | None = None
         # Of inpainting models: the pixels that they are to paint, and what these depend on.
         self._to_repaint: Repaint | None = None
         self._repaint_identity: dict[str, Json] = {}
@@ -57,15 +57,15 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
     def model(self) -> Model | None:
         """The checkpoint; fine-tuned, its revision is followed by the name of what was learnt."""
         model = super().model()
-        if model is None or self._finetuned is None:
+        if model is None or self._learnt is None:
             return model
-        return Model(model.id, f"{model.revision}+{self._finetuned.name}")
+        return Model(model.id, f"{model.revision}+{self._learnt.parent.name}")
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:
         if self.learns:
             self._checkpoint.index()  # now its commit is known
             checkpoint = self._checkpoint.parameters() | {"revision": self._checkpoint.model().revision}
-            self._finetuned = finetune(
+            self._learnt = finetune(
                 self,
                 self.name,
                 training,
@@ -76,8 +76,8 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
                 repaint=self._to_repaint,
             )
         pipeline = self._load_published(self._compute_dtype)
-        if self._finetuned is not None:
-            self._finetuned.add_to(pipeline)
+        if self._learnt is not None:
+            add_learnt(pipeline, self.finetune, self._learnt)
         return pipeline
 
     def _load_published(self, dtype: torch.dtype) -> Any:
@@ -95,7 +95,7 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
         return pipeline, self._choose_side(pipeline)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
-        prompt = self._finetuned.prompt(self.prompt) if self._finetuned else self.prompt
+        prompt = with_token(self.prompt) if self.finetune == "textual_inversion" else self.prompt
         inputs = {"prompt": [prompt] * len(squares), "strength": self.strength, **self._images(squares)}
         if accepts(self._pipeline, "height"):  # pipelines that would make images of their own size otherwise
             inputs |= {"height": squares.shape[2], "width": squares.shape[3]}

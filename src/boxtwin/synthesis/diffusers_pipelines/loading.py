@@ -19,9 +19,9 @@ from boxtwin.datasets.levels import Levels, measure_levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.hardware import choose_device, choose_dtype
+from boxtwin.synthesis.arrays import as_pixels, planes_of
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint
 from boxtwin.synthesis.generator import Generator, Json, Model, Request, Variation, check_settings, settings_of
-from boxtwin.synthesis.planes import as_pixels, planes_of
 from boxtwin.synthesis.tiling import Tile, draw_in_tiles
 
 Squares = Float[Tensor, "n channels side side"]  # shares of full scale

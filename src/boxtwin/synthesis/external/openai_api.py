@@ -95,7 +95,7 @@ class _OpenAIImages(Generator):
         with exclusive_lock(self._spool / ".lock", waiting), self.calls.open() as client:
             for number, request in enumerate(requests, start=1):
                 try:
-                    outcome: Variation | Refused = self._vary_one(client, request)
+                    outcome: Variation | Refused = self._vary_one(client, request, self._spool)
                     failed_in_a_row = 0
                 except ModeratedError as error:
                     outcome = Refused(request, str(error))
@@ -119,14 +119,16 @@ class _OpenAIImages(Generator):
     def _post(self, client: openai.OpenAI, png: bytes) -> Any:
         """One call; its raw response."""
 
-    def _vary_one(self, client: openai.OpenAI, request: Request) -> Variation:
+    def _vary_one(self, client: openai.OpenAI, request: Request, spool: Path) -> Variation:
         source, answers = request.source.read(), []
         as_square = partial(squares.as_square, size=self.size)
         for place, square in enumerate(squares.cut(source, self.size, self.overlap)):
             png = encode_png(square)
             if len(png) >= self.largest_file:
                 raise ImageFailedError(f"{len(png)} bytes of PNG are more than the API takes, {self.largest_file}")
-            spooled = self._spool_file(request, place, png)
+            sent = [self._sent(), hashlib.sha256(png).hexdigest(), *request.key, request.seed, place]
+            name = hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
+            spooled = spool / f"{name}.json"
             answers.append(self.calls.image(partial(self._post, client, png), spooled, as_square))
         return Variation(
             request,
@@ -136,12 +138,6 @@ class _OpenAIImages(Generator):
             cost_usd=self.price * sum(answer.received for answer in answers),
             record={"squares": len(answers), "from_spool": sum(answer.from_spool for answer in answers)},
         )
-
-    def _spool_file(self, request: Request, place: int, png: bytes) -> Path:
-        assert self._spool is not None, "fit comes first"
-        sent = [self._sent(), hashlib.sha256(png).hexdigest(), request.source.name, request.variation, request.seed]
-        name = hashlib.sha256(json.dumps([*sent, place], sort_keys=True).encode()).hexdigest()
-        return self._spool / f"{name}.json"
 
 
 class OpenAIVariations(_OpenAIImages):
