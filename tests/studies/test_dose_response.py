@@ -153,8 +153,7 @@ def test_no_effect_is_not_called_one() -> None:
     assert curve.chances.max() < 0.95
     assert section is not None
     assert len(section.figures) == 2
-    assert "probability" in section.sentences[0]
-    assert "AP50: no number of variations is surely better than none" in section.sentences[0]
+    assert curve.best_gain[1] <= 0
     again = dose_response_section(rows, figures)
     assert again is not None
     assert again.figures == section.figures  # to the byte

@@ -84,7 +84,7 @@ def test_outside_of_what_was_measured(images: int, said: str) -> None:
     _, rows, figures = study(on_real(images), seed_noise=1e-5, own_image_noise=0.0)
     sentence = describe_exchange(known(rows, figures))
     assert said in sentence
-    assert ("cannot be told closer" in sentence) == (images != 40)
+    assert ("not known more closely" in sentence) == (images != 40)
 
 
 def test_too_few_sizes_seeds_or_matches_give_no_answer() -> None:

@@ -211,7 +211,7 @@ def test_one_cell_and_cells_that_do_not_say_what_was_typed() -> None:
     assert table[0].endswith("what to run")
     assert len(table) == len(candidates) + 1
     assert "python train.py -m study=simulated split=s1 variations=0 split.train_size=40 seed=" in found.sentences[0]
-    assert "do not say what was typed" in found.sentences[-1]
+    assert "do not record what was typed" in found.sentences[-1]
     titles = [part.title for part in sections(Study.of(cells), candidates)]
-    assert titles == ["What this study could have seen", "What to run next"]
+    assert titles == ["What this study could detect", "What to run next"]
     assert sections(Study.of([])) == []

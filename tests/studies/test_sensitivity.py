@@ -27,22 +27,22 @@ def said(conditions: Sequence[Simulated], **settings: Any) -> Section:
 def test_a_yardstick_that_is_established() -> None:
     sentences = said([*PLAIN, ("s2", 2, "pixel_ddpm", 40.0, 0.6)]).sentences
     assert sentences[0].startswith(
-        "This set-up can see what data is worth: 80 instead of 40 real images changed AP50 by"
+        "This set-up detects what real data is worth: 80 instead of 40 real images changed AP50 by"
     )
-    assert "The smallest gain in reach" in sentences[1]
+    assert "The smallest detectable gain" in sentences[1]
 
 
 def test_a_set_up_that_could_not_have_seen_a_gain() -> None:
     blind = [("s1", 0, "none", 80.0, 0.6), *PLAIN[1:], ("s2", 2, "pixel_ddpm", 40.0, 0.6)]
-    assert "This set-up could not have seen a gain: even 80 instead of 40" in said(blind).sentences[0]
-    assert "says nothing about them" not in said(blind[:2]).sentences[0]
+    assert "This set-up could not have detected a gain: even 80 instead of 40" in said(blind).sentences[0]
+    assert "inconclusive" not in said(blind[:2]).sentences[0]
     seeing = [*blind[:2], ("s2", 2, "pixel_ddpm", 40.0, 0.7)]
     assert "but a gain from variations is" in said(seeing).sentences[0]
 
 
 def test_too_few_seeds_and_no_yardstick() -> None:
     sentence = said(PLAIN, seeds=4).sentences[0]
-    assert "is open" in sentence
+    assert "is unknown" in sentence
     assert "over 4 paired seeds, and 6 are needed" in sentence
     assert "There is no yardstick" in said(PLAIN[:1]).sentences[0]
     assert "in one seed" in said(PLAIN[:1], seeds=1).sentences[1]

@@ -20,7 +20,7 @@ from boxtwin.studies.study import Study
 
 
 def compare_study(config: DictConfig) -> Path:
-    """Print the table of a study and what it says, write its report, log both to MLflow; returns the report's path.
+    """Print the table and the answer of a study, write its report, log both to MLflow; returns the report's path.
 
     With ``runs=PATH`` the runs are read from their folders there, or from an archive of them, and nothing is logged.
 
@@ -73,7 +73,7 @@ def _compare_stored(config: DictConfig) -> Path:
 
 
 def _report(study: Study, folder: Path, *, planned: bool) -> Path:
-    """Write the report and print what it says in short."""
+    """Write the report and print a summary."""
     candidates = plan(study.cells, study.rows, study.contrasts, study.figures) if planned and study.rows else None
     summary = Summary.of(study, candidates)
     page = write_report(study, summary, folder)

@@ -37,7 +37,7 @@ def export_detector(composed: DictConfig) -> list[Path]:
         logging.getLogger(name).setLevel(logging.WARNING)
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
-        raise InputError(f"these settings need a value: {', '.join(missing)}\n{_there(Path('multirun'))}")
+        raise InputError(f"these settings need a value: {', '.join(missing)}\n{_detectors_near(Path('multirun'))}")
     config = to_object(composed, ExportConfig)
     formats = [config.formats] if isinstance(config.formats, str) else list(config.formats or ())
     unknown = [name for name in formats if name not in FORMATS]
@@ -50,7 +50,7 @@ def export_detector(composed: DictConfig) -> list[Path]:
     run = Path(config.run)
     source = run / FILE if run.is_dir() else run
     if not source.is_file():
-        raise InputError(f"run={run}: there is no {source}\n{_there(run)}")
+        raise InputError(f"run={run}: there is no {source}\n{_detectors_near(run)}")
     detector = read_detector(source)
     to = Path(config.to) if config.to is not None else source.parent / "export"
     if to.exists() and not to.is_dir():
@@ -96,7 +96,7 @@ def _write(detector: TrainedDetector, formats: Sequence[str], to: Path) -> list[
     return written
 
 
-def _there(near: Path) -> str:
+def _detectors_near(near: Path) -> str:
     """Which detectors there are in the nearest folder that exists."""
     folder = next((folder for folder in (near, *near.parents) if folder.is_dir()), Path())
     runs = sorted(path.parent for depth in ("*/", "*/*/", "*/*/*/") for path in folder.glob(f"{depth}{FILE}"))

@@ -29,7 +29,7 @@ KEPT = (
     *("overlays.png", "precision_recall.png", "counts.png"),
 )
 NEEDED = (RESULT_FILE, "detections.json", MATCHES_FILE)  # without which a run's figures cannot be had again
-OWN = {"result.json", "config.yaml", "train.log"}  # what says whose a run is, and what Hydra writes
+OWN = {"result.json", "config.yaml", "train.log"}  # of the run itself: never copied
 
 
 def mend(store: Store, run_id: str, folder: Path, identities: Sequence[str]) -> list[str]:

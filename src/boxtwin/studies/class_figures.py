@@ -22,9 +22,6 @@ FIGURES = ("map", "map_50", "count_mae", "count_bias", "count_threshold")
 COMPARED = ("map_50", "count_mae")  # figures with an interval
 RESAMPLES = 400  # of the test images, as for the other parts of a table
 
-# Figures of `COMPARED` of a run, as they are and on resamples of the test images.
-Resampled = Callable[[str], Mapping[str, Float[np.ndarray, "_classes _resamples"]]]
-
 
 @dataclass(frozen=True)
 class ClassChange:
@@ -76,8 +73,8 @@ def class_figures(
                 for figure in FIGURES:
                     after, before = dict(new[figure].by_seed), dict(old[figure].by_seed)
                     known = [after[seed] - before[seed] for seed in seeds if seed in after and seed in before]
-                    told = figure in COMPARED and len(known) == len(seeds)
-                    interval = _interval(figure, name, pairs, evidence, resampled) if told else None
+                    complete = figure in COMPARED and len(known) == len(seeds)
+                    interval = _interval(figure, name, pairs, evidence, resampled) if complete else None
                     mean = math.fsum(known) / len(known) if known else math.nan
                     changes[figure] = ClassChange(mean, len(known), interval)
             by_class[name].append(ClassFigures(row, new, changes))
@@ -89,7 +86,7 @@ def _interval(
     name: str,
     pairs: Sequence[tuple[str, str]],
     evidence: Mapping[str, Evidence],
-    resampled: Resampled,
+    resampled: Callable[[str], Mapping[str, Float[np.ndarray, "_classes _resamples"]]],
 ) -> Interval | None:
     """None where a run keeps no matches or no counts by class, or runs were tested on different images."""
     runs = [run for pair in pairs for run in pair]

@@ -60,31 +60,36 @@ def differences(conditions: Sequence[Values], leave_out: Iterable[str] = ()) -> 
     Where the options of a group differ (``detector.name``), the group stands for its settings (``detector``); these
     are told apart among the conditions of the same option only.
     """
-    found: list[dict[str, str]] = [{} for _ in conditions]
+    varied: list[dict[str, str]] = [{} for _ in conditions]
     keys, left_out = sorted({key for values in conditions for key in values}), set(leave_out)
-    options: dict[str, list[Hashable]] = {}
+    options: dict[str, Sequence[Hashable]] = {}
     for group in sorted({key.removesuffix(".name") for key in keys if key.endswith(".name")}):
         names = [values.get(f"{group}.name") for values in conditions]
-        options[group] = list(names)
+        options[group] = [name or "" for name in names]
         if len(set(names)) > 1 and f"{group}.name" not in left_out:
-            for each, name in zip(found, names, strict=True):
+            for each, name in zip(varied, names, strict=True):
                 each[group] = shown(group, name)
     # Which images are in a data set follows from which data set it is, and those trained on from the split too.
-    options["data"] = options.get("dataset", [None] * len(conditions))
-    trained_on: list[Hashable] = [tuple(values.get(key) for key in SPLIT_NAMES) for values in conditions]
+    one = [""] * len(conditions)
+    options["data"] = options.get("dataset", one)
+    trained_on = [tuple(values.get(key) for key in SPLIT_NAMES) for values in conditions]
     for key in keys:
         group = key.split(".")[0]
         if key in left_out or key == f"{group}.name":
             continue
-        of = trained_on if key in OF_TRAINING_IMAGES else options.get(group, [None] * len(conditions))
-        members: dict[Hashable, list[int]] = defaultdict(list)
-        for place, option in enumerate(of):
-            members[option].append(place)
-        for places in members.values():
+        for places in places_of(trained_on if key in OF_TRAINING_IMAGES else options.get(group, one)):
             if len({conditions[place].get(key) for place in places}) > 1:
                 for place in places:
-                    found[place][key] = shown(key, conditions[place].get(key))
-    return found
+                    varied[place][key] = shown(key, conditions[place].get(key))
+    return varied
+
+
+def places_of(keys: Sequence[Hashable]) -> list[list[int]]:
+    """The places of each key that is not None."""
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for place, key in enumerate(keys):
+        groups[key].append(place)
+    return [places for key, places in groups.items() if key is not None]
 
 
 def as_overrides(values: Mapping[str, str]) -> str:

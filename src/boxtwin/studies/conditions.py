@@ -20,6 +20,7 @@ from boxtwin.studies.condition_values import (
     not_known_to_all,
     part,
     part_of,
+    places_of,
 )
 from boxtwin.studies.runs import FINISHED, NO_GENERATOR, Cell
 
@@ -153,19 +154,11 @@ def recorded_values(cells: Sequence[Cell]) -> list[Values]:
     values = [_in_old_form(cell) for cell in cells]
     # Runs that record more stay apart by all that they record.
     keys = [tuple(sorted(each.items())) if cell.condition else None for each, cell in zip(values, cells, strict=True)]
-    for places in _places(keys):
+    for places in places_of(keys):
         apart = differences([cells[place].condition for place in places])
         for place, more in zip(places, apart, strict=True):
             values[place] |= more
     return list(values)
-
-
-def _places(keys: Sequence[Hashable]) -> list[list[int]]:
-    """The places of each key that is not None."""
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for place, key in enumerate(keys):
-        groups[key].append(place)
-    return [places for key, places in groups.items() if key is not None]
 
 
 def _in_old_form(cell: Cell) -> dict[str, str]:
@@ -216,7 +209,7 @@ def _labels(values: Sequence[Values], cells: Sequence[Cell]) -> list[tuple[str, 
     _tell_apart(generators, values, "variations", ways)
     # Stores differ from split to split; within one, other labels or other pixels under the same settings.
     setups = [tuple(sorted(part(each, "setup").items())) for each in values]
-    for places in _places(list(zip(splits, generators, setups, strict=True))):
+    for places in places_of(list(zip(splits, generators, setups, strict=True))):
         stores = [values[place].get("store", "").rpartition("-")[2] for place in places]
         if len(set(stores) - {"null"}) > 1:
             for place, store in zip(places, stores, strict=True):
@@ -226,7 +219,7 @@ def _labels(values: Sequence[Values], cells: Sequence[Cell]) -> list[tuple[str, 
 
 def _tell_apart(names: list[str], values: Sequence[Values], which: Part, groups: Sequence[Hashable]) -> None:
     """Add to each name the settings of a part in which conditions of its group differ; none where the group is None."""
-    for places in _places(groups):
+    for places in places_of(groups):
         apart = differences([part(values[place], which) for place in places], (*NAMES, "store"))
         for place, each in zip(places, apart, strict=True):
             names[place] = f"{names[place]} {as_overrides(each)}".rstrip()

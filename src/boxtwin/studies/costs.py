@@ -55,7 +55,7 @@ def unattributed(cells: Sequence[Cell]) -> list[tuple[str, float]]:
     return [
         (cell.name, cell.metrics["time/generate"])
         for cell in cells
-        # Less than a second is a look at what is there.
+        # Less than a second is a check of existing variations.
         if cell.status == FINISHED and cell.variations and cell.metrics.get("time/generate", 0.0) >= 1
         if "time/store_vary" not in cell.metrics
     ]

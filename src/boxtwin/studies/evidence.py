@@ -1,4 +1,4 @@
-"""What a run keeps of its test: enough to work its figures out again for any resample of the test images."""
+"""Matches and counts of a run on its test images, from which its figures follow on any resample of the images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from boxtwin.tracking.run_folders import RESULT_FILE, read_result
 log = logging.getLogger(__name__)
 
 NO_COUNTS = np.zeros((0, 0), dtype=np.int64)
-FIGURES = ("map", "map_50", "count_mae")  # those that conditions are held against each other by
+FIGURES = ("map", "map_50", "count_mae")  # by which conditions are compared
 
 
 @dataclass(frozen=True, eq=False)

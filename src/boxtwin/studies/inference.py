@@ -1,4 +1,4 @@
-"""How sure a difference between two conditions is: intervals over seeds and test images, exact tests, many comparisons.
+"""Inference on the difference of two conditions: intervals over seeds and test images, exact tests, Holm's correction.
 
 Two conditions are compared pair by pair: runs that share a seed, a split and the test images. Two things are random:
 the seed of a training, and which images are in the test set.
@@ -146,7 +146,7 @@ def freedom(seed_variance: float, image_variance: float, pairs: int, images: int
 
 
 def widened_tail(seed_variance: float, image_variance: float, pairs: int, images: int) -> float:
-    """Share to cut off each end of a bootstrap's values for an interval of `LEVEL`: less than a normal's, as t asks."""
+    """Share to cut off each end of the values of a bootstrap for an interval of `LEVEL`, widened as t asks for."""
     if seed_variance + image_variance == 0:
         return (1 - LEVEL) / 2
     degrees = freedom(seed_variance, image_variance, pairs, images)
@@ -154,7 +154,7 @@ def widened_tail(seed_variance: float, image_variance: float, pairs: int, images
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Two-sided p of "the two conditions differ by nothing but chance", exact over all 2^n flips of the pairs' signs.
+    """Two-sided p value of the hypothesis that conditions do not differ, exact over all 2^n sign flips of the pairs.
 
     Under that hypothesis either run of a pair could have been the other (Fisher 1935, section 21). It cannot be less
     than 2 / 2^n; equal means count as at least as extreme. Up to 20 pairs all flips are looked at.
@@ -175,7 +175,7 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def pairs_needed(comparisons: int) -> int:
-    """Pairs that a table of so many comparisons needs before the clearest of them can be called significant."""
+    """Pairs that a table of so many comparisons needs before any of them can be significant."""
     return math.ceil(math.log2(2 * max(comparisons, 1) / SIGNIFICANT))
 
 
@@ -207,7 +207,7 @@ class Noise:
 
     @property
     def floor(self) -> float:
-        """What no number of seeds gets below."""
+        """Half width that no number of seeds gets below."""
         return float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt(self.image)
 
 

@@ -30,17 +30,17 @@ VARIED = re.compile(
 
 
 def half_width(interval: Interval) -> float:
-    """Half of an interval: a measured gain must exceed it to stand clear of 0."""
+    """Half of an interval: a measured gain must exceed it for the interval to exclude 0."""
     return (interval.high - interval.low) / 2
 
 
 def detectable(interval: Interval) -> float:
-    """The true gain that four of five such studies would set apart from 0 (minimal detectable difference)."""
+    """The true gain that four of five such studies would detect (minimal detectable difference)."""
     return half_width(interval) * (1 + float(stats.norm.ppf(POWER)) / float(stats.norm.ppf((1 + LEVEL) / 2)))
 
 
 def recipe(cell: Cell) -> tuple[str, ...] | None:
-    """What a run was configured with, apart from a table's axes, steps and machine; None where it did not say."""
+    """What a run was configured with, apart from a table's axes, steps and machine; None where that is not recorded."""
     if not cell.overrides:
         return None
     words = shlex.split(cell.overrides)

@@ -15,7 +15,7 @@ from boxtwin.studies.conditions import Row, baseline, paired_seeds
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.inference import Interval, bootstrap_counts, interval_of
 
-# Test images, or test images with objects, below which a slice says nothing: with ten of them one image more or less
+# Test images, or test images with objects, below which a slice is too small: with ten of them one image more or less
 # moves a mean by a tenth, and hardly any resample (10^10 / e^10 is 1 in 20,000) is without them all.
 LEAST_IMAGES = 10
 CROWDING = {  # true objects per image, from and to
@@ -54,12 +54,12 @@ class Slice:
         return self.images if self.area == "all" else np.ones_like(self.images)
 
     @property
-    def tells_ap(self) -> bool:
+    def enough_for_ap(self) -> bool:
         """Whether there is enough in it to compare AP."""
         return self.with_objects >= LEAST_IMAGES
 
     @property
-    def tells_counts(self) -> bool:
+    def enough_for_counts(self) -> bool:
         """Whether there is enough in it to compare counts."""
         return int(self.images.sum()) >= LEAST_IMAGES
 
@@ -156,9 +156,9 @@ def _table(part: Slice, members: Sequence[Row], rows: Sequence[Row], evidence: M
             _figure(
                 [known[run][place] for run in row.runs],
                 [known[new][place] - known[old][place] for new, old in pairs],
-                images=int(part.images.sum()) if tells else None,
+                images=int(part.images.sum()) if enough else None,
             )
-            for place, tells in enumerate((part.tells_ap, part.tells_counts))
+            for place, enough in enumerate((part.enough_for_ap, part.enough_for_counts))
         )
         figures.append((row, ap50, mae))
     return SliceTable(part, tuple(figures))

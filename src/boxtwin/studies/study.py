@@ -53,10 +53,6 @@ class Study:
         return ", ".join(sorted({cell.study for cell in self.cells}))
 
     @property
-    def finished(self) -> list[Cell]:
-        return [cell for cell in self.cells if cell.status == FINISHED]
-
-    @property
     def unfinished(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.status != FINISHED]
 

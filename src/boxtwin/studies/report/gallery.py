@@ -36,7 +36,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class MarkedImage:
     """One image with what one condition found in it (or the truth), and the same in words."""
 
     marks: tuple[Mark, ...]
@@ -52,7 +52,7 @@ class PicturedImage:
     width: int
     height: int
     uri: str
-    drawings: tuple[Drawing, ...]
+    drawings: tuple[MarkedImage, ...]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _image(key: str, pictured: Pictured, members: Sequence[Examples]) -> Picture
     boxes, labels, several = sample.object_boxes, sample.object_labels, len(classes) > 1
     crowds = _marks("crowd", sample.boxes[sample.crowd], None, pictured)
     truth = _marks("true", boxes, labels if several else None, pictured)
-    drawings = [Drawing((*crowds, *truth), f"{len(boxes)} true{_by_class(labels, classes)}")]
+    drawings = [MarkedImage((*crowds, *truth), f"{len(boxes)} true{_by_class(labels, classes)}")]
     for examples in members:
         found = examples.found.get(sample.image_id, Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)))
         matches = match(sample, found)
@@ -126,7 +126,7 @@ def _image(key: str, pictured: Pictured, members: Sequence[Examples]) -> Picture
         ]
         counts = ", ".join(f"{len(groups[kind][0])} {word}" for kind, word in KINDS.items() if len(groups[kind][0]))
         text = f"found {len(found.boxes)}{_by_class(found.labels, classes)}{counts and ': '}{counts}"
-        drawings.append(Drawing((*crowds, *marks), text))
+        drawings.append(MarkedImage((*crowds, *marks), text))
     uri = f"data:image/webp;base64,{base64.b64encode(pictured.webp).decode()}"
     return PicturedImage(key, sample.name, sample.width, sample.height, uri, tuple(drawings))
 
@@ -140,7 +140,7 @@ def _by_class(labels: Int[np.ndarray, " n"], classes: Sequence[str]) -> str:
 def _marks(
     kind: str, boxes: Float[np.ndarray, "n 4"], labels: Int[np.ndarray, " n"] | None, pictured: Pictured
 ) -> list[Mark]:
-    """The boxes, not smaller than can be seen, around the same middles; with ``labels`` in the colours of classes."""
+    """Boxes around the same centres, enlarged to a visible size; with ``labels`` in the colours of classes."""
     least = LEAST_BOX * max(pictured.sample.width, pictured.sample.height)
     size = np.maximum(boxes[:, 2:] - boxes[:, :2], least)
     corner = (boxes[:, :2] + boxes[:, 2:] - size) / 2

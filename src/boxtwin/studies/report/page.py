@@ -48,7 +48,6 @@ def write_report(study: Study, summary: Summary, folder: Path) -> Path:
         study=study,
         summary=summary,
         seeds=sorted({seed for row in rows for seed in row.seeds}),
-        several_settings=len({row.condition for row in rows}) > 1,
         curves=Section("Curves", (), tuple(curve_figure(rows, metric) for metric in CURVES) if rows else ()),
         most_classes=MOST_CLASSES,
         sections=[

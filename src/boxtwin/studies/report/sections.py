@@ -12,13 +12,7 @@ from boxtwin.studies.dose_response import MARGINS, Curve, can_bend, fit, lines, 
 from boxtwin.studies.equivalence import Exchange, curve_rows, exchange
 from boxtwin.studies.inference import LEVEL
 from boxtwin.studies.next_runs import Candidate
-from boxtwin.studies.report.plots import (
-    PLOTTED,
-    Drawing,
-    dose_response_picture,
-    equivalence_pictures,
-    steps_picture,
-)
+from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, equivalence_pictures, steps_picture
 from boxtwin.studies.report.words import paragraphs, sentence
 from boxtwin.studies.runs import FINISHED, Cell
 from boxtwin.studies.sensitivity import FIGURE, STILL, detectable, gains_by_steps, half_width, length_of
@@ -73,7 +67,7 @@ def sensitivity_section(cells: Sequence[Cell], rows: Sequence[Row], contrasts: S
     by_steps = {sentence("steps_title", contrast=each[0][1]): each for each in gains_by_steps(cells, contrasts)}
     gains_in_words = [sentence("gains_by_steps", title=title, series=series) for title, series in by_steps.items()]
     return Section(
-        "What this study could have seen",
+        "What this study could detect",
         (
             *paragraphs("sensitivity", setups=setups),
             *(sentence("length", row=row, length=length, still=STILL) for row, length in lengths if length),
@@ -108,7 +102,7 @@ def describe_curve(curve: Curve) -> str:
 
 
 def equivalence_section(rows: Sequence[Row], figures: Figures) -> Section | None:
-    """What conditions with variations are worth in real images; None where runs do not tell of any."""
+    """What conditions with variations are worth in real images; None where no run has enough data."""
     shown: list[tuple[Row, list[Row], Exchange]] = []
     for row in rows:
         base = baseline(rows, row)

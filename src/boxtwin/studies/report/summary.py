@@ -1,4 +1,4 @@
-"""What is said of a study, computed once for the page and the terminal: the answer, every comparison, the notes."""
+"""Sentences on a study, made once for the page and the terminal: the answer, every comparison, the notes."""
 
 from __future__ import annotations
 
@@ -65,13 +65,28 @@ def printed(study: Study, summary: Summary) -> str:
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a study answers for one setup; the dictionaries hold the values that their sentences name."""
+
+    prefix: str
+    groups: list[dict[str, Any]]  # of a generator on a split: lead, others, controls, ap
+    yardsticks: list[Contrast]
+    advice: dict[str, Any]
+
+
 def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
-    """For each setting: a paragraph for every split and generator, then the yardstick, then what to do.
+    """For each setup: a paragraph for every split and generator, then the yardstick, then what to do."""
+    return [text for each in answers(rows, contrasts) for text in paragraphs("answer", **vars(each))]
+
+
+def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
+    """The values of `answer` for each setup in which variations can be compared with none.
 
     Variations by a control are reported beside the generator that they control, by themselves only where there is no
-    other. Empty where no variations can be compared with none.
+    other.
     """
-    text = []
+    setups = []
     for condition in dict.fromkeys(row.condition for row in rows):
         alike = [contrast for contrast in contrasts if contrast.new.condition == condition]
         gains, controls, rulers = ([contrast for contrast in alike if contrast.kind == kind] for kind in KINDS)
@@ -80,14 +95,10 @@ def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
         groups = [list(group) for _, group in itertools.groupby(subjects, key=_line)]
         if groups:
             leads = [_lead(group) for group in groups]
-            text += paragraphs(
-                "answer",
-                prefix=gains[0].new.prefix,
-                groups=[_of_generator(lead, group, controls, gains) for lead, group in zip(leads, groups, strict=True)],
-                yardsticks=rulers,
-                advice=_advice(leads, subjects, controls, rulers),
-            )
-    return text
+            values = [_of_generator(lead, group, controls, gains) for lead, group in zip(leads, groups, strict=True)]
+            advice = _advice(leads, subjects, controls, rulers)
+            setups.append(Answer(gains[0].new.prefix, values, rulers, advice))
+    return setups
 
 
 def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
@@ -198,9 +209,6 @@ def obstacles(rows: Sequence[Row], row: Row) -> dict[str, tuple[str, str]]:
 
 def _unpaired(rows: Sequence[Row]) -> list[tuple[Row, list[int]]]:
     """Seeds that a condition shares with its baseline, run on different kinds of device or in different precision."""
-    apart = []
-    for row in rows:
-        base = baseline(rows, row)
-        if base is not None and (seeds := set(row.seeds) & set(base.seeds) - set(paired_seeds(row, base))):
-            apart.append((row, sorted(seeds)))
-    return apart
+    pairs = [(row, base) for row in rows if (base := baseline(rows, row)) is not None]
+    apart = [(row, sorted({*row.seeds} & {*base.seeds} - {*paired_seeds(row, base)})) for row, base in pairs]
+    return [(row, seeds) for row, seeds in apart if seeds]

@@ -125,7 +125,7 @@ def write_csv(
 
 
 def candidates_table(candidates: Sequence[Candidate]) -> list[str]:
-    """What the candidates would settle and take; empty without any."""
+    """Half widths, number of runs and minutes of each candidate; empty without any."""
     lines = [["", "± now", "± then", "runs", "minutes", "what to run"]]
     for place, each in enumerate(candidates, start=1):
         widths = ("-" if width is None else METRICS["map_50"].form(width) for width in (each.now, each.after))
