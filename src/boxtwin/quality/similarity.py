@@ -57,7 +57,7 @@ def nearest_layout(
     layouts: Float32[np.ndarray, "n 4096"], own: Float32[np.ndarray, " 4096"], *, leave_out: int | None = None
 ) -> tuple[int, float]:
     """Index and distance of the layout that is nearest; infinitely far where there is none."""
-    distances = layout_distances(own[None], layouts)[0]
+    distances = np.clip(1 - layouts @ own, 0, 2) if own.any() else layout_distances(own[None], layouts)[0]
     if leave_out is not None:
         distances[leave_out] = np.inf
     number = int(distances.argmin())
