@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from boxtwin.boxes import Box
 from boxtwin.evaluation.examples import EXAMPLES_FILE, Examples, Pictured, load_examples
-from boxtwin.evaluation.overlays import match
+from boxtwin.evaluation.matching import match
 from boxtwin.lettering import class_colour
 from boxtwin.studies.runs import Cell, Kept, first_runs
 
