@@ -8,10 +8,9 @@ from numpy.typing import ArrayLike
 
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Detections, Lineage, Sample
-from boxtwin.evaluation.matching import match_detections
+from boxtwin.evaluation.matching import match, match_detections
 from boxtwin.evaluation.overlays import (
     contact_sheet,
-    match,
     pick_examples,
     side_by_side,
 )

@@ -18,8 +18,7 @@ from study_cells import finished_cell
 from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.sample import Dataset, Detections, Sample
 from boxtwin.evaluation.examples import EXAMPLES_FILE, keep_examples, load_examples
-from boxtwin.evaluation.matching import match_detections
-from boxtwin.evaluation.overlays import match
+from boxtwin.evaluation.matching import match, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.lettering import class_colour
 from boxtwin.studies.comparison import contrasts

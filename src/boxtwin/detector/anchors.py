@@ -30,8 +30,7 @@ def kmeans_anchors(
 ) -> Float[np.ndarray, "count 2"]:
     """``count`` anchors (width, height) that fit boxes of the given sizes, in their unit, smallest area first.
 
-    Where there are fewer different sizes than anchors (parts of one make, say), the same shapes, larger and smaller by
-    `NEIGHBOUR`, fill the rest.
+    Where there are fewer different sizes than anchors, the same shapes, larger and smaller by `NEIGHBOUR`, fill up.
 
     Raises:
         InputError: no boxes, or boxes without area.
@@ -41,10 +40,10 @@ def kmeans_anchors(
         raise InputError("anchors cannot be learnt: the training images hold no boxes; use the published anchors")
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         raise InputError("anchors cannot be learnt: some training boxes have no area")
-    own = np.unique(sizes, axis=0)
-    if len(own) < count:
+    shapes = np.unique(sizes, axis=0)
+    if len(shapes) < count:
         exponents = [(-1) ** power * -(-power // 2) for power in range(count)]  # 0, -1, 1, -2, 2 …
-        scaled = np.concatenate([own * NEIGHBOUR**exponent for exponent in exponents])
+        scaled = np.concatenate([shapes * NEIGHBOUR**exponent for exponent in exponents])
         _, first = np.unique(scaled, axis=0, return_index=True)
         filled = scaled[np.sort(first)[:count]]
         return filled[np.argsort(filled.prod(axis=1), kind="stable")]
@@ -110,5 +109,4 @@ def anchors_from_samples(
         (sample.object_boxes[:, 2:] - sample.object_boxes[:, :2]) * (image_size / max(sample.width, sample.height))
         for sample in samples
     ]
-    together = np.concatenate(sizes) if sizes else np.zeros((0, 2))
-    return group_anchors(kmeans_anchors(together, heads * per_head, rng), heads)
+    return group_anchors(kmeans_anchors(np.concatenate([np.zeros((0, 2)), *sizes]), heads * per_head, rng), heads)

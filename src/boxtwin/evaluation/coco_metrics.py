@@ -86,7 +86,7 @@ def _recall(matching: Matching, area: str, limit: int) -> Float[np.ndarray, " cl
 def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """The COCO results list: one entry per detection, ``bbox`` xywh in pixels of the image file.
 
-    ``detections`` maps image ids to what was found there. Boxes are rounded to `RESULT_DECIMALS`, scores are not.
+    ``detections`` has them by image id. Boxes are rounded to `RESULT_DECIMALS`, scores are not.
 
     Raises:
         ValueError: a label has no category id.
@@ -116,7 +116,7 @@ def write_results(path: Path, detections: Mapping[int, Detections], category_ids
 def metric_names(classes: Sequence[str]) -> list[str]:
     """The name of each class in the names of MLflow's metrics (``test/<class>/map``).
 
-    What MLflow refuses, and "/", becomes "_"; names that become equal are numbered, as are those of total figures.
+    Characters that MLflow refuses, and "/", become "_"; equal names are numbered, as are those of metrics.
     """
     taken = {*FIGURES, "map_unlimited", "map_50_unlimited", "count_mae", "count_rmse", "count_bias", "count_exact"}
     taken |= {"count_threshold", "", ".", ".."}

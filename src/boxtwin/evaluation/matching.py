@@ -1,13 +1,14 @@
-"""Which detection finds which object, as COCO decides it, for all IoU thresholds and areas of one test in one pass.
+"""Match detections to objects as COCO does, for all IoU thresholds and ranges of area in one pass.
 
 The rule is that of ``pycocotools.cocoeval.COCOeval.evaluateImg`` (Lin et al. 2014), and so are the overlaps. Images are
-worked on one after the other, and a few bytes a detection are kept, so that memory stays small on large test sets.
+matched one after the other, and a few bytes a detection are kept, so that memory stays small on large test sets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt16
@@ -33,8 +34,8 @@ COCO_LIMIT = 100  # detections of a class in an image that COCO's figures look a
 class ClassMatches:
     """The detections of one class in all images, best score first, and its objects.
 
-    Bit ``i`` of an entry of ``matched`` says that the detection finds an object at ``IOUS[i]``; of ``counted`` that
-    COCO does not ignore it there (as it does in crowds, and where the object's area is out of the range).
+    Bit ``i`` of an entry of ``matched`` says that the detection is matched to an object at ``IOUS[i]``; of ``counted``
+    that COCO does not ignore it there (as it does in crowds, and where the object's area is out of the range).
     """
 
     image: Int[np.ndarray, " detections"]  # place among the images
@@ -70,8 +71,8 @@ def match_detections(
 
     Args:
         samples: the test images.
-        detections: what was found, by image id; images without an entry have no detections.
-        classes: how many there are; labels are below.
+        detections: by image id; images without an entry have no detections.
+        classes: number of classes; labels are below.
         areas: smallest and largest area of an object in square pixels, by name; None: all.
 
     Raises:
@@ -89,26 +90,14 @@ def match_detections(
     # In the order of the ids, as pycocotools does: of equal scores in two images the first is the better.
     for place in sorted(range(len(ids)), key=ids.__getitem__):
         sample, found = samples[place], detections.get(ids[place])
-        for label in np.unique(np.concatenate([sample.labels, [] if found is None else found.labels])).astype(int):
+        present = np.concatenate([sample.labels, [] if found is None else found.labels]).astype(int)
+        for label in np.unique(present).tolist():
             if not 0 <= label < classes:
                 raise ValueError(f"{sample.name}: labels must be in 0..{classes - 1}, got {label}")
-            true = sample.labels == label
-            small, large = ranges[:, :1], ranges[:, 1:]
-            outside = (sample.areas[true] < small) | (sample.areas[true] > large)
-            ignored = outside | sample.crowd[true]
-            objects[label, :, place] = (~ignored).sum(axis=1)
-            if found is None or not (taken := found.labels == label).any():
+            objects[label, :, place] = (~_ignored(sample, label, ranges)).sum(axis=1)
+            if found is None or not (found.labels == label).any():
                 continue
-            order = np.flatnonzero(taken)[np.argsort(-found.scores[taken], kind="stable")]
-            boxes = xyxy_to_xywh(found.boxes[order].astype(np.float64)).round(RESULT_DECIMALS)
-            truth = xyxy_to_xywh(sample.boxes[true].astype(np.float64)).round(TRUTH_DECIMALS)
-            overlaps = np.zeros((len(boxes), 0))
-            if len(truth):
-                overlaps = np.asarray(mask.iou(boxes, truth, sample.crowd[true].astype(np.uint8)))
-            found_area = boxes[:, 2] * boxes[:, 3]
-            matched, counted = _match(
-                overlaps, ignored, sample.crowd[true], (found_area < small) | (found_area > large)
-            )
+            order, matched, counted, _ = _match_class(sample, found, label, ranges)
             rank = np.arange(len(order), dtype=np.int32)
             scores = found.scores[order].astype(np.float64)
             parts[label].append((np.full(len(order), place, np.int32), rank, scores, matched.T, counted.T))
@@ -116,12 +105,58 @@ def match_detections(
     return Matching(tuple(int(number) for number in ids), tuple(areas), gathered)
 
 
+class Matches(NamedTuple):
+    """Right detections of an image, those in a crowd (neither right nor wrong), and missed objects."""
+
+    right: Bool[np.ndarray, " found"]
+    ignored: Bool[np.ndarray, " found"]
+    missed: Bool[np.ndarray, " objects"]  # of `Sample.object_boxes`
+
+
+def match(sample: Sample, detections: Detections) -> Matches:
+    """The matches of one image at IoU 0.5, where COCO's AP50 and PASCAL VOC call a detection right."""
+    right, ignored = (np.zeros(len(detections.boxes), dtype=bool) for _ in range(2))
+    missed = np.ones(len(sample.boxes), dtype=bool)
+    for label in np.unique(detections.labels).astype(int).tolist():
+        order, matched, counted, free = _match_class(sample, detections, label, np.array([ALL_AREAS]))
+        right[order], ignored[order] = matched[0] & BITS[0] > 0, counted[0] & BITS[0] == 0
+        missed[sample.labels == label] = free[0, 0]
+    return Matches(right, ignored, missed[~sample.crowd])
+
+
+def _ignored(sample: Sample, label: int, ranges: Float[np.ndarray, "areas 2"]) -> Bool[np.ndarray, "areas true"]:
+    """Which objects of a class do not count: crowds, and those of an area out of the range."""
+    true, (small, large) = sample.labels == label, ranges.T[:, :, None]
+    return (sample.areas[true] < small) | (sample.areas[true] > large) | sample.crowd[true]
+
+
+def _match_class(
+    sample: Sample, detections: Detections, label: int, ranges: Float[np.ndarray, "areas 2"]
+) -> tuple[
+    Int[np.ndarray, " found"],
+    UInt16[np.ndarray, "areas found"],
+    UInt16[np.ndarray, "areas found"],
+    Bool[np.ndarray, "areas ious true"],
+]:
+    """Detections of one class in an image, best score first, their bits (see `ClassMatches`), and unmatched objects."""
+    true, taken = sample.labels == label, detections.labels == label
+    order = np.flatnonzero(taken)[np.argsort(-detections.scores[taken], kind="stable")]
+    boxes = xyxy_to_xywh(detections.boxes[order].astype(np.float64)).round(RESULT_DECIMALS)
+    truth = xyxy_to_xywh(sample.boxes[true].astype(np.float64)).round(TRUTH_DECIMALS)
+    overlaps = np.zeros((len(boxes), 0))
+    if len(truth):
+        overlaps = np.asarray(mask.iou(boxes, truth, sample.crowd[true].astype(np.uint8)))
+    area, (small, large) = boxes[:, 2] * boxes[:, 3], ranges.T[:, :, None]
+    outside = (area < small) | (area > large)
+    return order, *_match(overlaps, _ignored(sample, label, ranges), sample.crowd[true], outside)
+
+
 def _match(
     overlaps: Float[np.ndarray, "found true"],
     ignored: Bool[np.ndarray, "areas true"],
     crowd: Bool[np.ndarray, " true"],
     outside: Bool[np.ndarray, "areas found"],
-) -> tuple[UInt16[np.ndarray, "areas found"], UInt16[np.ndarray, "areas found"]]:
+) -> tuple[UInt16[np.ndarray, "areas found"], UInt16[np.ndarray, "areas found"], Bool[np.ndarray, "areas ious true"]]:
     """The bits of ``matched`` and ``counted`` (see `ClassMatches`) for one class of one image, best score first."""
     areas, found = outside.shape
     hit, left_out = (np.zeros((areas, len(IOUS), found), dtype=bool) for _ in range(2))
@@ -145,6 +180,7 @@ def _match(
     return (
         ((hit & ~left_out) * bits).sum(axis=1).astype(np.uint16),
         (~left_out * bits).sum(axis=1).astype(np.uint16),
+        free,
     )
 
 

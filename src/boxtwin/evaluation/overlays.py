@@ -5,20 +5,20 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from boxtwin.boxes import area_xyxy, iou_matrix
+from boxtwin.boxes import area_xyxy
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.counts import counted
+from boxtwin.evaluation.matching import match
 from boxtwin.files import write_bytes_atomically
 from boxtwin.lettering import class_colour, lettering, put, readable_on, shorten
 
@@ -30,41 +30,7 @@ TILE = 3.2  # inches, the longer side of one picture
 MAX_CAPTIONS = 30
 LEGEND = 0.3  # inches, a line of it
 MOST_NAMED = 10  # classes in a legend
-# The overlap at which COCO's AP50 and PASCAL VOC call a detection right.
-MATCH_IOU = 0.5
 NOTHING = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
-
-
-class Matches(NamedTuple):
-    """Which detections are right, which stand in a crowd (neither right nor wrong), and which objects were missed."""
-
-    right: Bool[np.ndarray, " found"]
-    ignored: Bool[np.ndarray, " found"]
-    missed: Bool[np.ndarray, " objects"]
-
-
-def match(sample: Sample, found: Detections) -> Matches:
-    """Match detections to objects as COCO does at IoU 0.5: best score first, same class, each object once.
-
-    ``missed`` refers to `Sample.object_boxes`. A detection without an object, half or more of which lies in a crowd of
-    its class, is ignored.
-    """
-    right = np.zeros(len(found.boxes), dtype=bool)
-    ignored = np.zeros(len(found.boxes), dtype=bool)
-    free = np.ones(len(sample.object_boxes), dtype=bool)
-    overlap = iou_matrix(found.boxes.astype(np.float64), sample.object_boxes.astype(np.float64))
-    for index in np.argsort(-found.scores, kind="stable"):
-        label = found.labels[index]
-        candidates = np.where(free & (sample.object_labels == label), overlap[index], 0.0)
-        if candidates.size and candidates.max() >= MATCH_IOU:
-            right[index] = True
-            free[candidates.argmax()] = False
-            continue
-        box = found.boxes[index].astype(np.float64)
-        for crowd in sample.boxes[sample.crowd & (sample.labels == label)]:
-            inside = np.concatenate((np.maximum(box[:2], crowd[:2]), np.minimum(box[2:], crowd[2:])))
-            ignored[index] |= bool(area_xyxy(inside) >= MATCH_IOU * max(area_xyxy(box), 1e-12))
-    return Matches(right, ignored, free)
 
 
 def pick_examples(samples: Sequence[Sample], count: int) -> list[Sample]:

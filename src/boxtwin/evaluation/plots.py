@@ -30,8 +30,8 @@ def precision_recall_curve(
     figure = Figure(figsize=(5, 4.2), layout="constrained")
     axes = figure.add_subplot()
     mean = mean_of_known(precision)
-    there = [label for label in range(len(classes)) if not np.isnan(precision[label]).any()]
-    if not there:
+    shown = [label for label in range(len(classes)) if not np.isnan(precision[label]).any()]
+    if not shown:
         axes.text(0.5, 0.5, "no objects in these images", ha="center", va="center")
         axes.set_title("Precision and recall at IoU 0.5")
     else:
@@ -39,15 +39,15 @@ def precision_recall_curve(
         axes.fill_between(recall, mean, step="pre", alpha=0.15, color=colour, linewidth=0)
         axes.step(recall, mean, where="pre", color=colour, linewidth=1.8)
         axes.set_title(f"Precision and recall at IoU 0.5: AP50 {100 * float(mean.mean()):.1f}")
-    if len(classes) > 1 and there:
+    if len(classes) > 1 and shown:
         figure.set_figwidth(7.5)
         lines = list(axes.lines)
-        for label in there[:MOST_CURVES]:
+        for label in shown[:MOST_CURVES]:
             lines += axes.step(recall, precision[label], where="pre", color=class_colour(label), linewidth=1.2)
         # Names are put in afterwards: matplotlib leaves out those that begin with an underscore.
         numbers = [str(number) for number in range(len(lines))]
         legend = figure.legend(lines, numbers, loc="outside right upper", frameon=False, fontsize=9)
-        names = [f"{shorten(classes[label], 24)} {100 * precision[label].mean():.1f}" for label in there[:MOST_CURVES]]
+        names = [f"{shorten(classes[label], 24)} {100 * precision[label].mean():.1f}" for label in shown[:MOST_CURVES]]
         for text, name in zip(legend.get_texts(), ["mean of the classes", *names], strict=True):
             put(text, name)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall: share of the objects found", ylabel="precision: share right")
@@ -106,7 +106,7 @@ def _scatter(
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel="true objects in the image", ylabel="counted objects")
-    said = f"{title}: {int((true == found).sum())} of {len(true)} images exact"
-    axes.set_title(said, fontsize=11 if title == "Counts" else 9, **lettering(said))
+    text = f"{title}: {int((true == found).sum())} of {len(true)} images exact"
+    axes.set_title(text, fontsize=11 if title == "Counts" else 9, **lettering(text))
     axes.legend(loc="upper left", frameon=False)
     axes.grid(alpha=0.3)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from boxtwin.datasets.sample import Detections
 from boxtwin.evaluation.examples import EXAMPLES_FILE, Examples, Pictured, load_examples
-from boxtwin.evaluation.overlays import match
+from boxtwin.evaluation.matching import match
 from boxtwin.lettering import class_colour
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.study import Study
