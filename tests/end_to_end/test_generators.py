@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from image_server import Record, image_server
 from kill_moments import kill_moments
 
 from boxtwin.datasets.image_io import read_image
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import folder_hash
 
 SECRET = "sk-proj-abcdefghijklmnopqrstuvwxyz0123456789"
 # Five sources: s2 with its sizes brought down to those of the data set.
@@ -161,3 +162,26 @@ def test_killed_at_twenty_moments_the_same_command_completes_the_store(folder: P
         name: hashlib.sha256(content).hexdigest() for name, content in images.items()
     }
     assert not list(folder.rglob("*.part"))
+
+
+SETTINGS = "generator.steps=2 generator.strength=0.6 generator.tile=32 generator.overlap=8 generator.batch_size=4"
+
+
+def test_img2img_from_a_folder(tmp_path: Path, tiny_pipeline: Callable[[str], Path]) -> None:
+    folder = tiny_pipeline("stable_diffusion")
+    command = (
+        f"generate.py experiment=tiny_choice generator=img2img generator.checkpoint={folder} "
+        f"generator.dtype=float32 variations=1 {SETTINGS}"
+    )
+    run(command, tmp_path)
+    (lines,) = manifests(tmp_path)
+    assert len(lines) == 10  # 6 training and 4 validation images
+    for line in lines:
+        assert line["generator"] == "img2img"
+        assert line["model"] == {"id": str(folder.resolve()), "revision": folder_hash(folder)}
+        assert line["parameters"]["revision"] == folder_hash(folder)
+        (store,) = (tmp_path / "data" / "synthetic").glob("img2img-*")
+        made = read_image(store / line["image"])
+        assert made.shape == (64, 64)
+        assert made.std() > 1
+        assert json.loads((store / "store.json").read_text())["training"] == []  # nothing was learnt

@@ -1,19 +1,28 @@
 """What to run next: forecasts against what comes, commands against what was typed, gaps that are found."""
 
+from __future__ import annotations
+
+import html
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from simulated_study import Simulated, simulate
+from study_cells import finished_cell
 
 from boxtwin.studies.commands import command
 from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import Noise, after_more, least
 from boxtwin.studies.next_runs import Candidate, plan
+from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.sections import next_runs_section, sections
+from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.report.tables import candidates_table
 from boxtwin.studies.study import Study
 
@@ -215,3 +224,36 @@ def test_one_cell_and_cells_that_do_not_say_what_was_typed() -> None:
     titles = [part.title for part in sections(Study.of(cells), candidates)]
     assert titles == ["What this study could detect", "What to run next"]
     assert sections(Study.of([])) == []
+
+
+METRICS = {"test/map": 0.4, "test/map_50": 0.7, "test/count_mae": 1.0}
+
+
+def test_only_finished_runs_are_made_again_and_no_absolute_path_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evil = "dataset.name='x; touch PWNED'"
+    typed = ["--config-dir=mine", f"dataset.root='{tmp_path}/my data'", evil, "variations=0"]
+    cells = [
+        finished_cell(
+            f"run{seed}",
+            0,
+            seed,
+            metrics=METRICS,
+            status=status,
+            output_dir=str(tmp_path / "multirun" / f"run{seed}"),
+            overrides=shlex.join([*typed, f"seed={seed}"]),
+        )
+        for seed, status in enumerate(("FINISHED", "FAILED", "KILLED"))
+    ]
+    study = Study.of(cells)
+    page = write_report(study, Summary.of(study), tmp_path / "report").read_text()
+    assert str(tmp_path) not in page
+    assert "multirun/run0" in page
+    commands = [
+        shlex.split(html.unescape(line))
+        for line in re.findall(r"python (?:train|compare)\.py [^<\n]*", page.partition('id="reproduce"')[2])
+    ]
+    made = ["--config-dir=mine", "dataset.root='my data'", evil, "variations=0", "seed=0"]
+    assert commands == [["python", "train.py", *made], ["python", "compare.py", "study=demo"]]

@@ -1,6 +1,9 @@
+from __future__ import annotations
+
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -12,14 +15,16 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow.entities import Metric, Run
 
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import metric_names
 from boxtwin.tracking.mlflow_runs import Condition, Store
-from boxtwin.tracking.mlflow_view import save_view
+from boxtwin.tracking.mlflow_view import address, note, save_view
 
 CELL: dict[str, Any] = {
     "name": "s1-x0-none-nano-seed0",
@@ -327,3 +332,52 @@ def test_the_history_of_a_figure_has_each_step_once(tmp_path: Path) -> None:
     store.client.log_batch(run, metrics=[Metric("val/map", value, time, step) for step, value, time in logged])
     assert store.history(run, "val/map") == [(2, 0.1), (4, 0.3), (8, 0.5)]
     assert store.history(run, "val/none") == []
+
+
+def begin(store: Store, study: str) -> str:
+    return store.begin_cell(study=study, name="s1", identity=study, params={"seed": 0}, tags={}).run_id
+
+
+def test_the_address_is_that_of_the_newest_studys_saved_view(tmp_path: Path) -> None:
+    store = Store(uri=None, folder=tmp_path / "mlruns")
+    begin(store, "older")
+    begin(store, "newer")
+    found = urlsplit(address(tmp_path / "mlruns", 4321))
+    assert found.netloc == "127.0.0.1:4321"
+    path, _, query = found.fragment.partition("?")
+    (number,) = re.findall("^/experiments/([0-9]+)/runs$", path)
+    experiment = store.client.get_experiment(number)
+    assert experiment.name == "newer"
+    (key,) = parse_qs(query)["viewStateShareKey"]
+    assert "selectedColumns" in json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
+
+
+def test_a_folder_without_a_store_gets_one(tmp_path: Path) -> None:
+    assert address(tmp_path / "mlruns", 5000) == "http://127.0.0.1:5000/#/experiments"
+    assert (tmp_path / "mlruns" / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "multirun/demo/s1-x2-repeat-seed0-0123abcd",
+        "/over there/it's, 100 %/[a]=`b`",
+        "multirun/größe/$HOME;x",
+        r"a\b\'c",
+    ],
+)
+def test_the_export_command_runs_as_printed(folder: str) -> None:
+    """The shell and Hydra's parser make of it the folder that it was made of."""
+    text = note(folder, "detector.safetensors")
+    assert f"\n{folder}/detector.safetensors\n" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("python export.py")]
+    printed = (
+        subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True)
+        .stdout.decode()
+        .split("\0")[:-1]
+    )
+    assert printed[:2] == ["python", "export.py"]
+    assert shlex.split(line) == printed
+    (override,) = OverridesParser.create().parse_overrides(printed[2:])
+    assert override.key_or_group == "run"
+    assert Path(str(override.value())).resolve() == Path(folder).resolve()

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from option_generators import (
     ALL,
     JOINT,
@@ -18,6 +20,7 @@ from option_generators import (
     SDEDIT,
     background,
     fitted,
+    hull,
     joint,
     layout,
     make_sample,
@@ -25,11 +28,17 @@ from option_generators import (
     scenes,
     sketch,
 )
+from written_samples import write_sample
 
-from boxtwin.datasets.image_io import read_image
+from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
-from boxtwin.synthesis.ddpm.model import ModelSettings
+from boxtwin.synthesis.ddpm.base import soft_zone
+from boxtwin.synthesis.ddpm.joint import read_mask
+from boxtwin.synthesis.ddpm.layout import LayoutSettings, object_patches, plan, traces
+from boxtwin.synthesis.ddpm.model import ModelSettings, PixelModel
+from boxtwin.synthesis.ddpm.sketch import _ground, _up_to
 from boxtwin.synthesis.generator import Generator, Request
+from boxtwin.synthesis.silhouettes import draw
 
 
 @pytest.mark.parametrize("make", ALL)
@@ -137,3 +146,161 @@ def test_colour_among_grey_is_refused(tmp_path: Path) -> None:
     for make in ALL:
         with pytest.raises(InputError, match="colour"):
             one(fitted(tmp_path, make(), [grey]), colour)
+
+
+def test_a_repainted_background_leaves_every_pixel_of_every_box(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png", dtype=np.uint16, crowd=1)
+    made, source = one(fitted(tmp_path, background(), [sample]), sample), read_image(sample.path)
+    same = made.pixels == source
+    for x1, y1, x2, y2 in sample.boxes:
+        assert same[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))].all()
+    assert same.mean() < 0.5
+    np.testing.assert_array_equal(made.boxes, sample.object_boxes)
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 80, -50])
+def test_objects_are_read_from_a_noisy_mask(degrees: float) -> None:
+    sure, unsure = hull(30, 30, np.radians(degrees), 26, 9), hull(90, 70, 0.3, 24, 9)
+    mask = 2 * draw([sure], 120, 120) + draw([unsure], 120, 120) - 1
+    mask += np.random.default_rng(0).normal(0, 0.7, mask.shape).astype(np.float32)
+    parts = sorted(read_mask(mask, 0.6, 10), key=lambda part: part[0].x)
+    assert len(parts) == 2
+    assert parts[0][1] > 0.6 > parts[1][1]
+    for (silhouette, _), shape in zip(parts, (sure, unsure), strict=True):
+        np.testing.assert_allclose(silhouette.box(), shape.box(), atol=5)
+    slim = read_mask(mask, 0.2, 10)
+    assert max(silhouette.breadth / silhouette.length for silhouette, _ in slim) <= 0.2 + 1e-9
+    assert read_mask(mask, 0.6, 100) == []
+    assert read_mask(-np.ones((4, 4), np.float32), 0.6, 1) == []
+
+
+def test_a_joint_model_guesses_masks_or_takes_them_as_given(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png")
+    model = PixelModel("test", ModelSettings(**{**MODEL, "train_steps": 1}))
+    model.fit([sample], tmp_path)
+    both = torch.randn(1, 2, 16, 24, generator=torch.Generator().manual_seed(0))
+    assert model.with_mask(both, 0.5).shape == both.shape
+    assert model.given_mask(both[:, :1])(both[:, :1], 0.5).shape == (1, 1, 16, 24)
+    assert np.isfinite(float(model.loss(model.net, model.crops([sample]), torch.Generator().manual_seed(1))))
+
+
+def test_a_layout_changes_what_it_says_and_leaves_the_rest(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png", (160, 160), ships=((30, 40, 0.5), (110, 110, -0.9)))
+    generator = fitted(tmp_path, layout(move=0.0, turn_only=0.0, remove=0.0, add=1), [sample])
+    source = read_image(sample.path)
+    for seed in range(4):
+        made = one(generator, sample, seed)
+        changes = sum(int(str(count)) for count in made.record.values())
+        assert changes == 1
+        assert len(made.boxes) == 2 + int(str(made.record["added"]))
+        # Only around the new box, and around an old one that is gone, is anything new.
+        near = np.zeros(source.shape, dtype=bool)
+        for x1, y1, x2, y2 in [*made.boxes[-1:], *(b for b in sample.boxes if not (made.boxes == b).all(1).any())]:
+            near[max(int(y1) - 56, 0) : int(y2) + 56, max(int(x1) - 56, 0) : int(x2) + 56] = True
+        np.testing.assert_array_equal(made.pixels[~near], source[~near])
+        assert (made.pixels != source).any()
+
+
+def test_a_crowd_and_an_object_at_the_border_stay_where_they_are(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png", (120, 120), ships=((4, 60, 1.5), (60, 60, 0.4)), crowd=1)
+    encoded = read_image(sample.path).astype(np.float32)[None] / 50
+    assert list(object_patches(encoded, sample, 6)) == []
+    made = one(fitted(tmp_path, layout(move=1.0, turn_only=0.0, remove=0.0, add=0), [sample]), sample)
+    np.testing.assert_array_equal(made.pixels, read_image(sample.path))
+    assert set(made.record.values()) == {0}
+
+
+def test_plans_keep_clear_of_everything_and_stay_inside(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png", (200, 200), ships=((40, 40, 0.5), (150, 60, 1.0), (90, 150, -0.4)))
+    encoded = np.log1p(read_image(sample.path).astype(np.float32)[None] / 20)
+    donors = [patch for _, patch in object_patches(encoded, sample, 6)]
+    assert len(donors) == 3
+    kinds = set()
+    for seed in range(30):
+        settings = LayoutSettings(move=0.4, turn_only=0.3, remove=0.1, add=3, turn=180.0, margin=6)
+        changes = plan(encoded, sample, donors, settings, np.random.default_rng(seed))
+        assert changes
+        gone = {change.old for change in changes}
+        boxes = [box for index, box in enumerate(sample.boxes) if index not in gone]
+        boxes += [change.new.box() for change in changes if change.new is not None]
+        for at, (x1, y1, x2, y2) in enumerate(boxes):
+            assert min(x1, y1) >= 0
+            assert max(x2, y2) <= 200
+            for u1, v1, u2, v2 in boxes[:at]:
+                assert not (x1 < u2 and u1 < x2 and y1 < v2 and v1 < y2)
+        kinds |= {change.kind for change in changes}
+        for change in changes:
+            if change.kind == "turned" and change.new is not None and change.old is not None:
+                middle = (sample.boxes[change.old][:2] + sample.boxes[change.old][2:]) / 2
+                np.testing.assert_allclose([change.new.x, change.new.y], middle, atol=1e-3)
+    assert kinds == {"moved", "turned", "removed", "added"}
+
+
+def test_traces_follow_side_lobes_and_spare_others() -> None:
+    values = np.random.default_rng(0).normal(size=(100, 100)).astype(np.float32)
+    values[45:55, 45:55] += 8
+    values[49:51, 20:45] += 4  # a lobe
+    values[80:85, 80:85] += 8  # something else, not attached
+    box = np.array([45.0, 45.0, 55.0, 55.0])
+    found = traces(values, box, 40, np.zeros((100, 100), dtype=bool))
+    assert found[45:55, 45:55].all()
+    assert found[49:51, 22:45].mean() > 0.9
+    assert not found[80:85, 80:85].any()
+    assert found.mean() < 0.1
+    spare = np.zeros((100, 100), dtype=bool)
+    spare[:, 50:] = True
+    assert not traces(values, box, 40, spare)[:, 50:].any()
+    zone = soft_zone(found, 4)
+    assert (zone[found] == 1).all()
+    assert (zone[cv2.dilate(found.astype(np.uint8), np.ones((15, 15))) == 0] == 0).all()
+
+
+@pytest.mark.parametrize("length", [9, 36])
+def test_simulated_ships_are_as_long_as_the_objects(tmp_path: Path, length: int) -> None:
+    upright = write_sample(
+        tmp_path, "a.png", np.full((256, 256), 40, np.uint8), [(90, 60, 96, 60 + length), (20, 20, 20 + length, 26)]
+    )
+    generator = fitted(tmp_path, scenes(), [upright])
+    made = [one(generator, upright, seed).boxes for seed in range(30)]
+    lengths = np.concatenate([(boxes[:, 2:] - boxes[:, :2]).max(axis=1) for boxes in made])
+    inside = np.concatenate([(boxes[:, :2] > 1).all(axis=1) & (boxes[:, 2:] < 255).all(axis=1) for boxes in made])
+    assert np.median(lengths[inside]) == pytest.approx(length, rel=0.35)
+
+
+def test_land_in_a_simulated_scene_takes_no_contrast_from_its_ships() -> None:
+    rng = np.random.default_rng(0)
+    sea = rng.normal(-0.5, 0.1, (1, 96, 160)).astype(np.float32)
+    for land in (0, 48, 80):  # columns, up to half of the image
+        scene = sea.copy()
+        scene[:, :, :land] += rng.normal(0.8, 0.2, (1, 96, land)).astype(np.float32)
+        scene[:, 40:44, 120:140] = 1.0
+        level, spread = _ground(scene)
+        assert level == pytest.approx(-0.5, abs=0.02)
+        assert spread == pytest.approx(0.0674, abs=0.01)  # the median deviation of a normal distribution is 0.674 of it
+    assert _ground(np.full((1, 3, 200), 0.25, np.float32)) == (0.25, 1e-3)
+
+
+def test_what_a_simulated_sensor_could_not_show_is_white_again() -> None:
+    values = np.array([[[-0.5, -0.4, 0.0, 0.3, 0.6]]], np.float32)
+    np.testing.assert_allclose(_up_to(2.0, values, knee=0.0), [[[-0.5, -0.4, 0.0, 1.0, 2.0]]], rtol=1e-6)
+    for white, knee in ((0.5, 0.0), (2.0, 0.6), (2.0, 1.0)):  # white enough; nothing above the knee
+        np.testing.assert_array_equal(_up_to(white, values, knee=knee), values)
+
+
+def test_a_sketch_keeps_the_sources_boxes_and_adds_those_of_the_pastes(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png", crowd=1)
+    made = one(fitted(tmp_path, sketch(min_pastes=2), [sample]), sample)
+    np.testing.assert_array_equal(made.boxes[:1], sample.object_boxes)
+    assert len(made.boxes) > 1
+
+
+def test_a_simulated_sketch_owes_the_source_level_and_spread(tmp_path: Path) -> None:
+    dark, light = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png")
+    write_png(light.path, np.clip(read_image(light.path).astype(float) * 3 + 20, 0, 255).astype(np.uint8))
+    generator = fitted(tmp_path, scenes(strength=0.0, object_strength=0.0, texture=0.0), [dark, light])
+    for sample in (dark, light):
+        seas = [
+            _ground(np.log1p(pixels.astype(np.float32))[None])
+            for pixels in (one(generator, sample, seed=4).pixels, read_image(sample.path))
+        ]
+        assert seas[0] == pytest.approx(seas[1], rel=0.15)
