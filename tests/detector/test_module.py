@@ -202,7 +202,7 @@ def test_a_checkpoint_loads_by_itself_and_safely(tmp_path: Path) -> None:
     again.load_state_dict(content["state_dict"])
     assert again.classes == module.classes
     assert again.network.anchors == module.network.anchors
-    # The checkpoint holds the averaged weights, which are also what the module has after training.
+    module.load_state_dict(content["state_dict"])
     batch = collate(list(enumerate(images)))
     module.eval()
     for (number, ours), (other, theirs) in zip(module.detect(batch), again.detect(batch), strict=True):
