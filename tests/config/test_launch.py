@@ -54,6 +54,7 @@ def test_numbers_are_quoted_for_variations_only(typed: str, quoted: str) -> None
 def test_every_number_of_variations_can_be_composed(composed: Compose, number: int) -> None:
     overrides = quote_numbers([f"variations={number}"], OPTIONS)
     assert composed(*overrides).variations.per_image == number
+    assert composed("variations.per_image=1", *overrides).variations.per_image == 1
 
 
 def test_the_cell_is_named_as_designed(composed: Compose) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from boxtwin.config import schema
@@ -68,3 +69,12 @@ def test_defaults_of_scripts_are_equal(script: str) -> None:
         if default not in ("???", MISSING):
             value = composed[field.name]
             assert (OmegaConf.to_container(value) if OmegaConf.is_config(value) else value) == default
+
+
+def test_settings_that_do_not_exist_are_refused_by_name() -> None:
+    register()
+    with (
+        initialize_config_dir(str(CONF), version_base="1.3"),
+        pytest.raises(ConfigCompositionException, match=r"trainer\.stepz"),
+    ):
+        compose("config", ["trainer.stepz=7"])

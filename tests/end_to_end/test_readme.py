@@ -17,6 +17,10 @@ from pathlib import Path
 import pytest
 from commands import ROOT, run, runs
 
+from boxtwin.errors import InputError
+from boxtwin.studies.runs import cells_in
+from boxtwin.tracking.mlflow_runs import Store
+
 SMALL = "experiment=tiny_control variations=1"
 README = (ROOT / "README.md").read_text()
 PAGES = (
@@ -38,13 +42,13 @@ COMMANDS = [
 
 # A command, and what is added or exchanged so that it takes seconds.
 QUICK = {
-    "python train.py --help": "",
     "python train.py -m split=s2 variations=0,10 generator=pixel_ddpm,repeat,copy_paste seed=0,1,2": (
         "experiment=tiny_choice seed=0 variations=0,1 generator=repeat,copy_paste"  # pixel_ddpm: test_study
     ),
     "python generate.py split=s2 variations=2 generator=copy_paste": "experiment=tiny_choice",
 }
 ELSEWHERE = {
+    "python train.py --help": "tests/config/test_start_up.py",
     "git clone ADDRESS boxtwin && cd boxtwin": "test_make_demo (slow)",
     "source .venv/bin/activate": "what runs this test",
     "make demo": "test_make_demo (slow)",
@@ -62,7 +66,7 @@ ELSEWHERE = {
     "python compare.py runs=docs/results/hrsid200": "test_a_kept_study",
     "python compare.py runs=docs/results/sar_scenes": "test_a_kept_study",
     "python train.py -m dataset=coco dataset.name=pollen dataset.root=FOLDER split=s1,s2 variations=0,2,10": (
-        "test_a_good_coco_set_trains"
+        "test_a_coco_set_trains_and_its_bad_boxes_are_the_users_choice"
     ),
     "python export.py run=multirun/STUDY/RUN": "test_export_command",
     "python export.py run=multirun/STUDY/RUN register=ships": "test_export_command",
@@ -95,13 +99,15 @@ def test_command(command: str, tmp_path: Path) -> None:
 
 def test_comparing_a_certain_study(tmp_path: Path) -> None:
     run(f"train.py -m {SMALL} study=sar_scenes,another", tmp_path)
-    assert "study sar_scenes: 1 run" in run("compare.py study=sar_scenes", tmp_path)
-    assert "What to run next" in run("compare.py study=sar_scenes plan=true", tmp_path)
+    planned = run("compare.py study=sar_scenes plan=true", tmp_path)
+    assert "study sar_scenes: 1 run" in planned
+    assert "What to run next" in planned
     from_folders = run("compare.py runs=multirun/another", tmp_path)
     from_mlflow = run("compare.py study=another", tmp_path)
     # Folders know of no page in MLflow.
     assert from_folders == re.sub(r"in MLflow \(make ui\): .*\n", "", from_mlflow)
-    assert "holds no folder of a run" in run("compare.py runs=mlruns", tmp_path, code=1)
+    with pytest.raises(InputError, match="holds no folder of a run"):
+        cells_in(tmp_path / "mlruns")
     printed = run("compare.py study=nothing", tmp_path, code=1)
     assert "no runs of a study called nothing" in printed
     assert "Traceback" not in printed
@@ -183,7 +189,7 @@ def test_hrsid200_experiment(tmp_path: Path, hrsid200: Path) -> None:
 
 def test_make_ui(tmp_path: Path) -> None:
     """The light MLflow server comes up on loopback and knows the runs."""
-    run(f"train.py {SMALL}", tmp_path)
+    Store(uri=None, folder=tmp_path / "mlruns").experiment("sar_scenes")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -29,13 +29,22 @@ ROOT = Path(__file__).parents[2]
 Compose = Callable[..., BoxtwinConfig]
 
 
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set that the tests share, built by the first."""
+    return tmp_path_factory.mktemp("scenes") / "sar_scenes"
+
+
 @pytest.fixture
-def composed(tmp_path: Path) -> Iterator[Compose]:
+def composed(tmp_path: Path, scenes: Path) -> Iterator[Compose]:
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
 
         def with_overrides(*overrides: str) -> BoxtwinConfig:
-            small = [value for value in SMALL if "dataset=hrsid" not in overrides or ".build." not in value]
+            if "dataset=hrsid" in overrides:
+                small = [value for value in SMALL if ".build." not in value]
+            else:
+                small = [*SMALL, f"dataset.root={scenes}"]
             chosen = ("generator=repeat", "detector=yolov3_nano", f"data={tmp_path}", *overrides)
             typed = quote_numbers((*small, *chosen), ROOT / "conf" / "variations")
             return to_object(compose("config", typed), BoxtwinConfig)
@@ -88,11 +97,12 @@ def test_the_same_configuration_is_the_same_cell_and_another_is_another(composed
     assert len({plain.identity, *others}) == 4
 
 
-def test_other_pixels_are_another_cell(composed: Compose) -> None:
-    plain = prepare(composed())
+def test_other_pixels_are_another_cell(composed: Compose, tmp_path: Path) -> None:
+    own = f"dataset.root={tmp_path / 'own'}"
+    plain = prepare(composed(own))
     path = plain.split.test[0].path
     path.write_bytes(plain.split.test[1].path.read_bytes())
-    assert prepare(composed()).identity != plain.identity
+    assert prepare(composed(own)).identity != plain.identity
 
 
 def test_crops_and_tiles_reach_the_data_and_grey_images_have_one_channel(
