@@ -1,4 +1,4 @@
-"""Train one run of a study, or with -m a sweep of cells:  python train.py -m split=s1,s2 variations=0,2,10"""
+"""Train one run of a study, or with -m a sweep of runs:  python train.py -m split=s1,s2 variations=0,2,10"""
 
 import hydra
 from omegaconf import DictConfig
@@ -12,9 +12,9 @@ def main(config: DictConfig) -> None:
 
     def work(config: DictConfig) -> None:
         # Imported here: --help must not wait for torch.
-        from boxtwin.commands.train import run_cell
+        from boxtwin.commands.train import train_run
 
-        run_cell(config)
+        train_run(config)
 
     launch.guard(work, config)
 

@@ -35,8 +35,8 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--batches", type=int, default=20)
     arguments = options.parse_args()
-    cell = prepared(arguments, f"trainer.steps={arguments.batches}", "trainer.validations=1", "detector.warmup_steps=0")
-    plan = make_plan(cell.split, ())
+    run = prepared(arguments, f"trainer.steps={arguments.batches}", "trainer.validations=1", "detector.warmup_steps=0")
+    plan = make_plan(run.split, ())
     with tempfile.TemporaryDirectory() as folder:
         mapped = DecodedImages(Path(folder))
         with Clock() as filling:
@@ -55,7 +55,7 @@ def main() -> None:
                     images.read(sample)
             speeds = []
             for augmentation in (AugmentationOptions(), None):
-                data = make_data(cell, plan)
+                data = make_data(run, plan)
                 data._images = images
                 if augmentation is not None:
                     data.augmentation = augmentation

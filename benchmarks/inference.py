@@ -21,10 +21,10 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--rounds", type=int, default=5, help="batches that each form sees")
     arguments = options.parse_args()
-    cell = prepared(arguments)
-    module = make_detector(cell).eval()
-    batch = next(iter(make_data(cell, make_plan(cell.split, ())).letterboxed(cell.split.test)))
-    plain = make_detector(cell).eval().network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    run = prepared(arguments)
+    module = make_detector(run).eval()
+    batch = next(iter(make_data(run, make_plan(run.split, ())).letterboxed(run.split.test)))
+    plain = make_detector(run).eval().network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     last = batch.images.contiguous(memory_format=torch.channels_last)
 
     def forms(network: nn.Module, images: Tensor, bfloat16: bool = False) -> Callable[[], object]:

@@ -88,10 +88,10 @@ class Clock:
 def report(title: str, header: Sequence[str], rows: Sequence[Sequence[str | float]]) -> None:
     """Print a table in Markdown under the machine and the day."""
     print(f"\n{title}\n{machine()}; {datetime.date.today()}\n")
-    cells = [[f"{value:.4g}" if isinstance(value, float) else value for value in row] for row in (header, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    cells.insert(1, ["-" * width for width in widths])
-    for row in cells:
+    runs = [[f"{value:.4g}" if isinstance(value, float) else value for value in row] for row in (header, *rows)]
+    widths = [max(len(row[column]) for row in runs) for column in range(len(header))]
+    runs.insert(1, ["-" * width for width in widths])
+    for row in runs:
         print("| " + " | ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)) + " |")
 
 

@@ -179,13 +179,13 @@ def main() -> None:
     print("| package | parameters | torch | training step | forward | training as shipped |\n|---|---|---|---|---|---|")
     first = found[rows[0][0]]
     for label, *_ in rows:
-        cells = []
+        runs = []
         for part, values in found[label].items():
             value = statistics.median(values) if values else None
             base = statistics.median(first[part]) if first[part] else 1.0
-            cells.append("" if value is None else f"{value:.4f} ({value / base:.1f})")
+            runs.append("" if value is None else f"{value:.4f} ({value / base:.1f})")
         parameters, torch_version = sizes[label]
-        print(f"| {label} | {parameters / 1e6:.1f} M | {torch_version} | {' | '.join(cells)} |")
+        print(f"| {label} | {parameters / 1e6:.1f} M | {torch_version} | {' | '.join(runs)} |")
 
 
 if __name__ == "__main__":

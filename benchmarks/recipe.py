@@ -50,7 +50,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Cell(NamedTuple):
+class Trial(NamedTuple):
     """One run of a row."""
 
     row: str
@@ -59,7 +59,7 @@ class Cell(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a run gave: figures of result.json and CPU-minutes."""
+    """What a run gave: metrics of result.json and CPU-minutes."""
 
     metrics: dict[str, float]
     minutes: float
@@ -111,35 +111,35 @@ def _draw(scenes: dict[str, list[str]], most: int, seed: int) -> list[str]:
     return taken
 
 
-def run(cell: Cell, split_file: Path, arguments: argparse.Namespace) -> Outcome:
+def run(trial: Trial, split_file: Path, arguments: argparse.Namespace) -> Outcome:
     """Train one run, unless it is done."""
-    study = f"recipe-{cell.row}-{arguments.steps}"
-    folder = arguments.folder / f"{cell.row}-{arguments.steps}-{cell.split}-{cell.seed}"
+    study = f"recipe-{trial.row}-{arguments.steps}"
+    folder = arguments.folder / f"{trial.row}-{arguments.steps}-{trial.split}-{trial.seed}"
     note = folder / "minutes.json"
     if not note.exists():
         folder.mkdir(parents=True, exist_ok=True)
         command = [
             *(sys.executable, str(ROOT / "train.py"), "experiment=hrsid200", f"dataset.root={arguments.root}"),
-            *(f"detector.weights={arguments.weights}", f"split.file={split_file}", f"split.name={cell.split}"),
-            *(f"seed={cell.seed}", f"study={study}", f"trainer.steps={arguments.steps}", "trainer.threads=1"),
-            *(f"hydra.run.dir={folder}/cell", f"tracking.folder={folder}/mlruns", *ROWS[cell.row]),
+            *(f"detector.weights={arguments.weights}", f"split.file={split_file}", f"split.name={trial.split}"),
+            *(f"seed={trial.seed}", f"study={study}", f"trainer.steps={arguments.steps}", "trainer.threads=1"),
+            *(f"hydra.run.dir={folder}/run", f"tracking.folder={folder}/mlruns", *ROWS[trial.row]),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (folder / "log.txt").open("w") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
             _, status, usage = os.wait4(process.pid, 0)
         if status:
-            raise SystemExit(f"{cell} failed; see {folder}/log.txt")
+            raise SystemExit(f"{trial} failed; see {folder}/log.txt")
         note.write_text(json.dumps((usage.ru_utime + usage.ru_stime) / 60))
     result = json.loads((folder / "cell" / "result.json").read_text())
     return Outcome(result["metrics"], json.loads(note.read_text()))
 
 
-def table(outcomes: dict[Cell, Outcome]) -> Iterator[str]:
+def table(outcomes: dict[Trial, Outcome]) -> Iterator[str]:
     """Markdown: mean over seeds, and the standard deviation between them."""
     groups: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
-    for cell, outcome in outcomes.items():
-        groups[cell.row, cell.split].append(outcome)
+    for trial, outcome in outcomes.items():
+        groups[trial.row, trial.split].append(outcome)
     yield "| row | split | seeds | AP | AP50 | count MAE | CPU-minutes |"
     yield "|---|---|---|---|---|---|---|"
     for (row, split), found in groups.items():
@@ -149,9 +149,9 @@ def table(outcomes: dict[Cell, Outcome]) -> Iterator[str]:
             text = f"{statistics.mean(values):.{digits}f}"
             return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.{digits}f}"
 
-        figures = spread("test/map", 100, 1), spread("test/map_50", 100, 1), spread("test/count_mae", 1, 2)
+        metrics = spread("test/map", 100, 1), spread("test/map_50", 100, 1), spread("test/count_mae", 1, 2)
         minutes = statistics.mean(outcome.minutes for outcome in found)
-        yield f"| {row} | {split} | {len(found)} | {' | '.join(figures)} | {minutes:.1f} |"
+        yield f"| {row} | {split} | {len(found)} | {' | '.join(metrics)} | {minutes:.1f} |"
 
 
 def main() -> None:
@@ -173,9 +173,9 @@ def main() -> None:
     if arguments.purpose == "develop":
         split_file, splits = arguments.folder / "halves.json", ("half_a", "half_b")
         halves(arguments.root, split_file)
-    cells = [Cell(row, split, seed) for row in arguments.rows for seed in range(arguments.seeds) for split in splits]
+    trials = [Trial(row, split, seed) for row in arguments.rows for seed in range(arguments.seeds) for split in splits]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        outcomes = dict(zip(cells, pool.map(lambda cell: run(cell, split_file, arguments), cells), strict=True))
+        outcomes = dict(zip(trials, pool.map(lambda trial: run(trial, split_file, arguments), trials), strict=True))
     print("\n".join(table(outcomes)))
 
 

@@ -51,7 +51,7 @@ def found(folder: Path) -> dict[str, object]:
             continue
         metrics = {name: value for name, value in result["metrics"].items() if not name.startswith("time/")}
         detector = _digest(file.parent / "detector.safetensors")
-        runs[result["cell"]] = {"metrics": metrics, "counts": result["counts"], "detector": detector}
+        runs[result["run"]] = {"metrics": metrics, "counts": result["counts"], "detector": detector}
     return runs
 
 

@@ -18,7 +18,7 @@ import torch  # isort: skip  (measuring sets the environment that torch reads)
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from boxtwin.commands.train import CellLogger
+from boxtwin.commands.train import RunLogger
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.training import fit
 from boxtwin.mixing.datamodule import Batch
@@ -27,15 +27,15 @@ from boxtwin.run.build import Prepared, make_data, make_detector
 from boxtwin.tracking.mlflow_runs import Store
 
 
-def bare_step(cell: Prepared, module: DetectorModule, batch: Batch) -> Callable[[], None]:
+def bare_step(prepared: Prepared, module: DetectorModule, batch: Batch) -> Callable[[], None]:
     """Forward, loss, backward and fused AdamW on a batch in memory, and nothing else."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
-    device = "cuda" if cell.accelerator in ("cuda", "gpu") else "cpu"
+    device = "cuda" if prepared.accelerator in ("cuda", "gpu") else "cpu"
     module.to(device).train()
     batch = module.transfer_batch_to_device(batch, torch.device(device), 0)
 
     def autocast() -> AbstractContextManager[object]:
-        return torch.autocast(device, torch.bfloat16, enabled=cell.precision == "bf16-mixed")
+        return torch.autocast(device, torch.bfloat16, enabled=prepared.precision == "bf16-mixed")
 
     def step() -> None:
         optimizer.zero_grad()
@@ -47,12 +47,12 @@ def bare_step(cell: Prepared, module: DetectorModule, batch: Batch) -> Callable[
     return step
 
 
-def shipped(cell: Prepared, folder: Path) -> Callable[[], None]:
+def shipped(prepared: Prepared, folder: Path) -> Callable[[], None]:
     """The training of a run as train.py does it, with decoding, augmentation, averaging, logging, validation."""
     store = Store(uri=None, folder=folder / "mlruns")
-    run = store.begin_cell(study="benchmark", name=folder.name, identity=folder.name, params={}, tags={})
-    data, module = make_data(cell, make_plan(cell.split, ())), make_detector(cell)
-    settings = cell.config.trainer
+    run = store.begin_run(study="benchmark", name=folder.name, identity=folder.name, params={}, tags={})
+    data, module = make_data(prepared, make_plan(prepared.split, ())), make_detector(prepared)
+    settings = prepared.config.trainer
 
     def train() -> None:
         fit(
@@ -61,8 +61,8 @@ def shipped(cell: Prepared, folder: Path) -> Callable[[], None]:
             settings,
             log_every=min(50, settings.steps),
             accelerator="cpu",
-            precision=cell.precision,
-            logger=CellLogger(experiment_name="benchmark", tracking_uri=store.uri, run_id=run.run_id),
+            precision=prepared.precision,
+            logger=RunLogger(experiment_name="benchmark", tracking_uri=store.uri, run_id=run.run_id),
             checkpoints=folder / "checkpoints",
             title=folder.name,
         )
@@ -82,16 +82,16 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=80, help="steps from one validation to the next, as by default")
     options.add_argument("--rounds", type=int, default=2, help="how often the two take turns")
     arguments = options.parse_args()
-    cell = prepared(arguments, f"trainer.steps={arguments.steps}", "trainer.validations=1", "detector.warmup_steps=0")
-    data, module = make_data(cell, make_plan(cell.split, ())), make_detector(cell)
+    run = prepared(arguments, f"trainer.steps={arguments.steps}", "trainer.validations=1", "detector.warmup_steps=0")
+    data, module = make_data(run, make_plan(run.split, ())), make_detector(run)
     batches = list(islice(data.train_dataloader(), 4))
-    step = bare_step(cell, module, batches[0])
+    step = bare_step(run, module, batches[0])
     repeated(3, step)
 
     bare, whole = Clock(), Clock()
     with tempfile.TemporaryDirectory() as folder:
         for number in range(arguments.rounds):
-            train = shipped(cell, Path(folder) / str(number))
+            train = shipped(run, Path(folder) / str(number))
             with bare:
                 repeated(arguments.steps // 2, step)
             with whole:
@@ -111,7 +111,7 @@ def main() -> None:
             "averaging weights": repeated(few, lambda: average.update_parameters(module)),
             "clipping gradients": repeated(few, lambda: nn.utils.clip_grad_norm_(module.parameters(), 10.0)),
         }
-        with torch.autocast("cpu", torch.bfloat16, enabled=cell.precision == "bf16-mixed"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=run.precision == "bf16-mixed"):
             validation = repeated(1, lambda: [module.detect(batch) for batch in looked_at])
     rows: list[tuple[str, list[float]]] = []
 
@@ -124,13 +124,13 @@ def main() -> None:
     row("as shipped", whole, steps)
     for name, clock in parts.items():
         row(f"- {name}", clock, few)
-    row("- validation, without its figures", validation, arguments.steps)
+    row("- validation, without its metrics", validation, arguments.steps)
     known = [sum(column) for column in zip(*(values for _, values in rows[2:]), strict=True)]
     rest = [step - plain - part for step, plain, part in zip(rows[1][1], rows[0][1], known, strict=True)]
     rows.append(("- the rest (parts by themselves, so nothing overlaps)", rest))
     report(
         f"{arguments.architecture}, {arguments.image_size} pixels, batch {arguments.batch}, "
-        f"{cell.precision}, {steps} steps each",
+        f"{run.precision}, {steps} steps each",
         ("part", "CPU ms an image", "ratio", "wall ms an image", "ratio"),
         [[name, *values] for name, values in rows],
     )

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.coco_metrics import FIGURES, coco_results
+from boxtwin.evaluation.coco_metrics import METRICS, coco_results
 from boxtwin.evaluation.matching import TRUTH_DECIMALS
 
 
@@ -41,7 +41,7 @@ def coco_ground_truth(samples: Sequence[Sample], classes: Sequence[str], categor
     return coco_content(images, annotations, zip(map(int, category_ids), classes, strict=True))
 
 
-def coco_figures(
+def coco_metrics(
     samples: Sequence[Sample], detections: Mapping[int, Detections], category_ids: Sequence[int]
 ) -> dict[str, float]:
     """The 12 COCO metrics, named as in `FIGURES`, in [0, 1]; nan for those of objects that do not occur."""
@@ -66,5 +66,5 @@ def coco_figures(
         evaluation.accumulate()
         evaluation.summarize()
     return {
-        name: math.nan if value < 0 else float(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)
+        name: math.nan if value < 0 else float(value) for name, value in zip(METRICS, evaluation.stats, strict=True)
     }

@@ -19,12 +19,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from boxtwin.config import launch
-from boxtwin.config.identity import cell_name
+from boxtwin.config.identity import run_name
 from boxtwin.errors import DataError, InputError
 
 
 def work(config: DictConfig) -> None:
-    name, attempts = cell_name(config), Path("attempts")
+    name, attempts = run_name(config), Path("attempts")
     number = len(list(attempts.glob(f"{name}.*")))
     (attempts / f"{name}.{uuid.uuid4().hex}").write_text(str(os.getpid()))
     ends = json.loads(Path("plan.json").read_text()).get(name, [])

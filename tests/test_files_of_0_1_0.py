@@ -20,7 +20,7 @@ from boxtwin.detector.checkpoint import read_detector
 from boxtwin.detector.onnx_detector import OnnxDetector
 from boxtwin.detector.predict import detect_objects
 from boxtwin.run.build import Prepared, make_labels, prepare
-from boxtwin.studies.runs import cells_in
+from boxtwin.studies.runs import runs_in
 
 ROOT = Path(__file__).parents[1]
 RUN = Path("multirun/blocks/s1-x2-copy_paste-yolov3_nano-seed0-e26b6552")
@@ -80,7 +80,7 @@ def test_the_same_settings_are_the_same_run(project: Path) -> None:
 
 
 def test_the_result_is_read_with_its_matches(project: Path) -> None:
-    (run,) = cells_in(RUN.parent)
+    (run,) = runs_in(RUN.parent)
     recorded = json.loads((project / RUN / "result.json").read_text())
     assert run.metrics["test/map_50"] == recorded["metrics"]["test/map_50"]
     assert (run.split, run.variations, run.generator, run.seed) == ("s1", 2, "copy_paste", 0)

@@ -35,7 +35,7 @@ from boxtwin.errors import InputError
 from boxtwin.studies.commands import command
 from boxtwin.studies.condition_values import as_overrides, flatten
 from boxtwin.studies.report.page import _commands, command_of
-from boxtwin.studies.runs import Cell, cells_in
+from boxtwin.studies.runs import StudyRun, runs_in
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.mlflow_view import note
 
@@ -130,7 +130,7 @@ def test_words_of_every_kind(paste: Pasted) -> None:
     assert given_to(paste("\n".join(lines)), "python", "train.py") == [[word] for word in HOSTILE]
 
 
-def run_with(folder: Path, overrides: list[str], **params: Any) -> Cell:
+def run_with(folder: Path, overrides: list[str], **params: Any) -> StudyRun:
     """A finished run as `compare.py` reads it from its folder."""
     names = {
         "dataset": "d",
@@ -145,8 +145,8 @@ def run_with(folder: Path, overrides: list[str], **params: Any) -> Cell:
     result = {"study": params.pop("study", "s"), "params": names | params, "metrics": metrics, "data": {}}
     (folder / "one").mkdir(parents=True, exist_ok=True)
     (folder / "one" / "result.json").write_text(json.dumps(result | {"overrides": overrides}))
-    (cell,) = cells_in(folder)
-    return cell
+    (run,) = runs_in(folder)
+    return run
 
 
 def typed(value: str) -> list[str]:
@@ -215,7 +215,7 @@ def test_exporting(paste: Pasted) -> None:
         assert values(words) == {"run": f"multirun/{value}/run"}
 
 
-def test_cells_that_an_error_lists(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_an_error_lists(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folders = {f"multirun/s/{value}" for value in HOSTILE}
     for folder in folders:

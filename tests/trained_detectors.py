@@ -46,7 +46,7 @@ def make_trained(
                 assert layer.bias is not None
                 layer.weight.data.normal_(std=0.3)
                 layer.bias.data.zero_()
-    origin = {"study": "tiny", "cell": "random", "identity": "0123"}
+    origin = {"study": "tiny", "run": "random", "identity": "0123"}
     return TrainedDetector(module, count_threshold, origin, class_thresholds=class_thresholds)
 
 

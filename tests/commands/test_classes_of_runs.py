@@ -42,11 +42,11 @@ def prepared(make_coco: MakeCoco, tmp_path: Path) -> Prepare:
     return prepare_set
 
 
-def identity_of_the_first_version(cell: Prepared) -> str:
+def identity_of_the_first_version(run: Prepared) -> str:
     defining = {
-        "values": defining_values(cell.config),
-        "dataset": cell.dataset.digest,
-        "split": cell.split.digest,
+        "values": defining_values(run.config),
+        "dataset": run.dataset.digest,
+        "split": run.split.digest,
         "store": None,
         "weights": None,
     }
@@ -66,10 +66,10 @@ def test_sets_of_one_class_keep_their_identity_and_others_only_the_detectors(pre
 def test_the_limit_of_detections_is_twice_the_fullest_training_image(
     prepared: Prepare, objects: int, limit: int
 ) -> None:
-    cell = prepared(objects=(objects,))
-    assert make_detector(cell).spec.max_detections == limit
-    assert (cell.identity == identity_of_the_first_version(cell)) == (limit == 300)
-    assert cell.condition.get("max_detections", 300) == limit
+    run = prepared(objects=(objects,))
+    assert make_detector(run).spec.max_detections == limit
+    assert (run.identity == identity_of_the_first_version(run)) == (limit == 300)
+    assert run.condition.get("max_detections", 300) == limit
 
 
 def test_classes_are_counted_on_every_side_and_missing_ones_are_told(

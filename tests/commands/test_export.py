@@ -16,7 +16,7 @@ from boxtwin.errors import InputError
 
 
 @pytest.fixture
-def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = Path("multirun/tiny/s1-x0-none-yolov3_nano-seed0-0123")
     write_detector(make_trained(), folder / "detector.safetensors")
@@ -30,11 +30,11 @@ def config(**values: object) -> DictConfig:
 
 
 @pytest.mark.parametrize("whole_cell", [True, False])
-def test_darknet_files_go_beside_the_detector_or_where_one_says(cell: Path, whole_cell: bool) -> None:
-    chosen = {} if whole_cell else {"to": "a/b"}
-    source = cell if whole_cell else cell / "detector.safetensors"
+def test_darknet_files_go_beside_the_detector_or_where_one_says(run_folder: Path, whole_run: bool) -> None:
+    chosen = {} if whole_run else {"to": "a/b"}
+    source = run_folder if whole_run else run_folder / "detector.safetensors"
     written = export_detector(config(run=str(source), **chosen))
-    folder = cell / "export" if whole_cell else Path("a/b")
+    folder = run_folder / "export" if whole_run else Path("a/b")
     assert written == [folder / f"detector.{ending}" for ending in ("weights", "cfg", "names")]
     assert (folder / "detector.names").read_text() == "ship\nbuoy\n"
     network = cv2.dnn.readNetFromDarknet(str(folder / "detector.cfg"), str(folder / "detector.weights"))
@@ -66,17 +66,17 @@ def test_darknet_files_go_beside_the_detector_or_where_one_says(cell: Path, whol
         ({"run": "RUN", "to": "file"}, "to=file is a file"),
     ],
 )
-def test_errors_tell_what_there_is(cell: Path, values: dict[str, object], message: str) -> None:
+def test_errors_tell_what_there_is(run_folder: Path, values: dict[str, object], message: str) -> None:
     Path("file").touch()
     if values.get("run") == "RUN":
-        values = values | {"run": str(cell)}
+        values = values | {"run": str(run_folder)}
     with pytest.raises(InputError) as error:
         export_detector(config(**values))
     assert message in str(error.value)
-    assert sorted(path.name for path in cell.iterdir()) == ["detector.safetensors"]
+    assert sorted(path.name for path in run_folder.iterdir()) == ["detector.safetensors"]
 
 
-def test_without_any_cell_the_error_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_run_the_error_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"no finished run lies in \.; python train\.py trains one"):
         export_detector(config(run="multirun/a/b"))

@@ -149,10 +149,10 @@ def test_what_was_not_had_is_counted_told_and_done_without(
     # Training takes the eight and asks for nothing, not even a key.
     asked = len(server.requests)
     monkeypatch.delenv("OPENAI_API_KEY")
-    cell = prepared(composed(*remote(server), "variations=1", script="config"))
-    assert make(cell).made == 0
-    assert cell.library is not None
-    assert len(cell.library.variations(cell.sources, 1)) == 8
+    run = prepared(composed(*remote(server), "variations=1", script="config"))
+    assert make(run).made == 0
+    assert run.library is not None
+    assert len(run.library.variations(run.sources, 1)) == 8
     assert len(server.requests) == asked
     monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
     generate(composed(*remote(server), "variations=1", "confirm=true"))
@@ -176,7 +176,7 @@ def test_training_never_calls_a_generator_that_runs_elsewhere(
     assert server.requests == []
 
 
-def test_prices_patience_and_places_define_no_cell(composed: Composed, server: Record) -> None:
+def test_prices_patience_and_places_define_no_run(composed: Composed, server: Record) -> None:
     def values(*more: str) -> dict[str, Any]:
         return defining_values(composed(*remote(server), "variations=2", *more))
 
@@ -185,7 +185,7 @@ def test_prices_patience_and_places_define_no_cell(composed: Composed, server: R
     assert values("generator.model=other") != plain
 
 
-def test_generate_takes_the_settings_of_a_cell_and_its_own(composed: Composed) -> None:
+def test_generate_takes_the_settings_of_a_run_and_its_own(composed: Composed) -> None:
     config = composed("seed=5", "generator=repeat")
     assert (config.confirm, config.budget, config.regenerate, config.seed) == (False, None, None, 5)
     assert (config.rerun, config.variations.per_image) == (False, 2)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from boxtwin.commands.reuse import _is_readable, mend, take_over
-from boxtwin.commands.stored_runs import bring_back, collect_cells
+from boxtwin.commands.stored_runs import bring_back, collect_runs
 from boxtwin.evaluation.matching import AREAS, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.runs import cells_in, with_evidence
+from boxtwin.studies.runs import runs_in, with_evidence
 from boxtwin.tracking.mlflow_runs import FAILURE_TAG, Store
 from boxtwin.tracking.run_folders import own_folder, read_result
 
@@ -38,7 +38,7 @@ def write_matches(path: Path) -> None:
 
 def finished(store: Store, folder: Path, identity: str, **params: object) -> str:
     """A finished run with its files; returns its id."""
-    run = store.begin_cell(study="s", name=identity, identity=identity, params=PARAMS | params, tags={})
+    run = store.begin_run(study="s", name=identity, identity=identity, params=PARAMS | params, tags={})
     folder.mkdir(parents=True)
     result = {"identity": identity, "study": "s", "params": PARAMS | params, "metrics": {}, "data": {}, "counts": []}
     (folder / "result.json").write_text(json.dumps(result))
@@ -59,7 +59,7 @@ def another_studys(store: Store, folder: Path) -> tuple[str, dict[str, bytes]]:
 
 def taken(store: Store, run_id: str, output: Path) -> str:
     """Take a run over into study "mine"; returns the id of the run there."""
-    own = store.begin_cell(study="mine", name="x", identity="a", params=PARAMS, tags={})
+    own = store.begin_run(study="mine", name="x", identity="a", params=PARAMS, tags={})
     output.mkdir()
     take_over(
         *(store, own.run_id, store.client.get_run(run_id), output),
@@ -97,7 +97,7 @@ def test_files_of_a_finished_run_are_brought_back(store: Store, tmp_path: Path, 
 
 
 def test_a_result_that_mlflow_lacks_too_is_told(store: Store, tmp_path: Path) -> None:
-    run = store.begin_cell(study="s", name="x", identity="x", params=PARAMS, tags={})
+    run = store.begin_run(study="s", name="x", identity="x", params=PARAMS, tags={})
     store.end(run.run_id, "FINISHED")
     (lacking,) = mend(store, run.run_id, tmp_path / "run", ["x"])
     assert str(tmp_path / "run" / "result.json") in lacking
@@ -121,15 +121,15 @@ def test_a_comparison_takes_damaged_matches_from_mlflow_or_lists_the_run(store: 
     (mended / MATCHES_FILE).write_bytes(before[:-30])
     (cut / MATCHES_FILE).write_bytes(b"")
     store.log_files(run_id, [cut / MATCHES_FILE])
-    cells = collect_cells(store, "s", tmp_path / "mlruns", tmp_path / "copies")
-    judged, evidence = with_evidence(cells, {}, partial(bring_back, store, tmp_path / "copies"))
-    assert [cell.status for cell in judged] == ["FINISHED", "FINISHED", "DAMAGED"]
-    assert set(evidence) == {cell.run_id for cell in judged[:2]}
+    runs = collect_runs(store, "s", tmp_path / "mlruns", tmp_path / "copies")
+    judged, evidence = with_evidence(runs, {}, partial(bring_back, store, tmp_path / "copies"))
+    assert [run.status for run in judged] == ["FINISHED", "FINISHED", "DAMAGED"]
+    assert set(evidence) == {run.run_id for run in judged[:2]}
     assert (mended / MATCHES_FILE).read_bytes() == before
     # From folders alone, there is nothing to mend with.
     (mended / MATCHES_FILE).write_bytes(before[:-30])
-    judged, evidence = with_evidence(cells_in(tmp_path / "runs"), {})
-    assert {cell.run_id: cell.status for cell in judged} == {
+    judged, evidence = with_evidence(runs_in(tmp_path / "runs"), {})
+    assert {run.run_id: run.status for run in judged} == {
         "whole": "FINISHED",
         "mended": "DAMAGED",
         "cut": "DAMAGED",
@@ -138,7 +138,7 @@ def test_a_comparison_takes_damaged_matches_from_mlflow_or_lists_the_run(store: 
 
 
 @pytest.mark.parametrize("harm", ["folder gone", "folder cut", "artifacts gone", "artifacts cut"])
-def test_a_run_of_another_study_is_taken_over_from_what_is_whole(store: Store, tmp_path: Path, harm: str) -> None:
+def test_a_run_of_another_study_is_reused_from_what_is_whole(store: Store, tmp_path: Path, harm: str) -> None:
     folder, output = tmp_path / "run", tmp_path / "own"
     run_id, before = another_studys(store, folder)
     artifacts = next((tmp_path / "mlruns").rglob(MATCHES_FILE)).parent
@@ -157,7 +157,7 @@ def test_a_run_of_another_study_is_taken_over_from_what_is_whole(store: Store, t
 
 
 @pytest.mark.parametrize("harm", ["result.json", "detections.json", MATCHES_FILE, "all", "another's"])
-def test_of_a_run_that_is_lost_nothing_is_taken_over(store: Store, tmp_path: Path, harm: str) -> None:
+def test_of_a_run_that_is_lost_nothing_is_reused(store: Store, tmp_path: Path, harm: str) -> None:
     folder, output = tmp_path / "run", tmp_path / "own"
     run_id, before = another_studys(store, folder)
     artifacts = next((tmp_path / "mlruns").rglob(MATCHES_FILE)).parent
@@ -171,13 +171,13 @@ def test_of_a_run_that_is_lost_nothing_is_taken_over(store: Store, tmp_path: Pat
     with pytest.raises(FileNotFoundError, match=r"gone or damaged|another run's"):
         taken(store, run_id, output)
     assert not list(output.iterdir())
-    (own,) = store.cells("mine")
+    (own,) = store.runs("mine")
     assert own.data.metrics == {}
     assert not store.file_sizes(own.info.run_id)
 
 
 def test_a_run_that_finishes_loses_what_is_said_of_its_failure(store: Store) -> None:
-    run = store.begin_cell(study="s", name="x", identity="x", params={}, tags={})
+    run = store.begin_run(study="s", name="x", identity="x", params={}, tags={})
     store.end(run.run_id, "FAILED", "the disk was full")
     assert store.client.get_run(run.run_id).data.tags[FAILURE_TAG] == "the disk was full"
     for _ in range(2):
@@ -210,10 +210,10 @@ def test_one_broken_run_does_not_end_a_comparison(
     finished(store, tmp_path / "runs" / "bad", "b", seed="no number")
     finished(store, tmp_path / "runs" / "cut", "c", seed=2)
     (tmp_path / "runs" / "cut" / "result.json").write_text('{"identity"')
-    assert [cell.run_id for cell in cells_in(tmp_path / "runs")] == ["good"]
+    assert [run.run_id for run in runs_in(tmp_path / "runs")] == ["good"]
     assert all(str(tmp_path / "runs" / name / "result.json") in caplog.text for name in ("bad", "cut"))
-    found = collect_cells(store, "s", tmp_path / "mlruns", tmp_path / "copies")
-    assert [cell.seed for cell in found] == [0, 2]
+    found = collect_runs(store, "s", tmp_path / "mlruns", tmp_path / "copies")
+    assert [run.seed for run in found] == [0, 2]
     # Its matches are damaged: no intervals from them, and a word.
     caplog.clear()
     (tmp_path / "runs" / "good" / MATCHES_FILE).write_bytes(bytes(100))

@@ -17,7 +17,7 @@ from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 
 ROOT = Path(__file__).parents[2]
 GENERATORS = sorted(path.stem for path in (ROOT / "conf" / "generator").glob("*.yaml"))
-# Hashes of runs with two variations of each image by carried labels, as runs were recorded before modules moved.
+# Hashes of runs with two variations of each image by propagated labels, as runs were recorded before modules moved.
 RECORDED = {
     "copy_paste": "640a5582",
     "folder": "ab7ebbf9",

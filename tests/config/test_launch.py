@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from boxtwin.config import launch
 from boxtwin.config.compose import register, to_object
-from boxtwin.config.identity import REMOVED_SETTINGS, cell_name, defining_values, setting_hash, short_hash
+from boxtwin.config.identity import REMOVED_SETTINGS, defining_values, run_name, setting_hash, short_hash
 from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.errors import InputError, unanswered
@@ -57,10 +57,10 @@ def test_every_number_of_variations_can_be_composed(composed: Compose, number: i
     assert composed("variations.per_image=1", *overrides).variations.per_image == 1
 
 
-def test_the_cell_is_named_as_designed(composed: Compose) -> None:
+def test_the_run_is_named_as_designed(composed: Compose) -> None:
     config = composed("split=s2", "variations='2'", "detector=yolov3_tiny", "seed=3")
-    assert cell_name(config) == "s2-x2-pixel_ddpm-yolov3_tiny-seed3"
-    assert cell_name(composed("variations='0'")) == "s1-x0-none-yolov3_tiny_3l-seed0"
+    assert run_name(config) == "s2-x2-pixel_ddpm-yolov3_tiny-seed3"
+    assert run_name(composed("variations='0'")) == "s1-x0-none-yolov3_tiny_3l-seed0"
 
 
 def test_there_is_one_baseline_for_all_generators(composed: Compose) -> None:
@@ -75,7 +75,7 @@ def test_there_is_one_baseline_for_all_generators(composed: Compose) -> None:
     assert defining_values(with_variations[0]) != defining_values(with_variations[1])
 
 
-def test_the_machine_does_not_define_a_cell(composed: Compose) -> None:
+def test_the_machine_does_not_define_a_run(composed: Compose) -> None:
     plain = defining_values(composed())
     for override in (
         "trainer.threads=1",

@@ -43,7 +43,7 @@ def test_a_question_about_the_configuration_loads_nothing_slow(script: str, aske
     assert not modules & set(SLOW)
 
 
-def test_reading_the_cells_of_a_study_needs_no_torch() -> None:
+def test_reading_the_runs_of_a_study_needs_no_torch() -> None:
     modules, _ = loaded("-c", "import boxtwin.commands.compare")
     assert "mlflow" not in modules  # which runs in folders do without
     modules, _ = loaded("-c", "import boxtwin.commands.stored_runs, boxtwin.studies.summaries")
@@ -51,7 +51,7 @@ def test_reading_the_cells_of_a_study_needs_no_torch() -> None:
     assert not modules & {"torch", "pytorch_lightning", "torchmetrics", "diffusers"}
 
 
-def test_a_cell_waits_for_diffusers_only_to_make_variations() -> None:
+def test_a_run_waits_for_diffusers_only_to_make_variations() -> None:
     modules, _ = loaded("-c", "import boxtwin.commands.train, boxtwin.synthesis.ddpm.whole_image")
     assert "torch" in modules
     assert not modules & {"diffusers", "pycocotools.cocoeval"}

@@ -36,7 +36,7 @@ LAUNCHERS = {
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
-    """Runs a sweep in a folder of its own; its exit status, what it printed, and the attempts at each cell."""
+    """Runs a sweep in a folder of its own; its exit status, what it printed, and the attempts at each run."""
     (tmp_path / "attempts").mkdir()
 
     def run(line: str, plan: dict[str, list[str]] | None = None) -> tuple[int, str, dict[str, int]]:
@@ -57,12 +57,12 @@ def sweep(tmp_path: Path) -> Sweep:
     return run
 
 
-def cells(*parts: str) -> set[str]:
+def runs(*parts: str) -> set[str]:
     return {f"{part.rsplit('-', 1)[0]}-yolov3_tiny_3l-{part.rsplit('-', 1)[1]}" for part in parts}
 
 
-def test_the_command_of_a_study_has_every_cell_once(sweep: Sweep) -> None:
-    """Three generators and no variations are one cell."""
+def test_the_command_of_a_study_has_every_run_once(sweep: Sweep) -> None:
+    """Three generators and no variations are one run."""
     line = "experiment=study split=s1,s2 variations=0,2,10 generator=pixel_ddpm,repeat,copy_paste seed=range(2)"
     code, printed, attempts = sweep(line)
     assert code == 0
@@ -160,11 +160,11 @@ def test_runs_of_killed_jobs_do_not_stay_running(tmp_path: Path) -> None:
     runs = {}
     (tmp_path / "notes").mkdir()
     for name, note in cases.items():
-        runs[name] = store.begin_cell(study="s", name=name, identity=name, params={}, tags={}).run_id
+        runs[name] = store.begin_run(study="s", name=name, identity=name, params={}, tags={}).run_id
         # Noted before MLflow had the run: without its id.
         run = {"uri": store.uri, "study": "s", "identity": name, "lock": str(tmp_path / f"{name}.lock")}
         (tmp_path / "notes" / f"{name}.json").write_text(json.dumps({**note, "run": run}))
-    other_study = store.begin_cell(study="t", name="killed", identity="killed", params={}, tags={}).run_id
+    other_study = store.begin_run(study="t", name="killed", identity="killed", params={}, tags={}).run_id
     (tmp_path / "notes" / "early.json").write_text(json.dumps({"host": here, "ended": False}))
     with FileLock(tmp_path / "alive.lock"):
         end_killed(tmp_path / "notes", patience=0.1)
@@ -181,7 +181,7 @@ def test_a_run_that_is_stopped_does_not_stay_running(tmp_path: Path) -> None:
     def work(end: str | None, error: BaseException) -> None:
         with ended_on_error(uri, "s", "a"):
             store = Store(uri=None, folder=folder)
-            run = store.begin_cell(study="s", name="a", identity="a", params={}, tags={})
+            run = store.begin_run(study="s", name="a", identity="a", params={}, tags={})
             if end is not None:
                 store.end(run.run_id, end, "disk full")
             raise error
@@ -192,7 +192,7 @@ def test_a_run_that_is_stopped_does_not_stay_running(tmp_path: Path) -> None:
     for end, error, state in [(None, KeyboardInterrupt(), "KILLED"), ("FAILED", RuntimeError(), "FAILED")]:
         with pytest.raises(type(error)):
             work(end, error)
-        assert [run.info.status for run in Store(uri=None, folder=folder).cells("s")] == [state]
+        assert [run.info.status for run in Store(uri=None, folder=folder).runs("s")] == [state]
 
 
 def test_a_server_that_is_away_is_asked_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coco_reference import coco_figures
+from coco_reference import coco_metrics
 from conftest import MakeCoco
 
 from boxtwin.datasets.coco import read_coco
@@ -74,7 +74,7 @@ def test_numbers_from_0_with_gaps_and_points(make_coco: MakeCoco) -> None:
     dataset = built.read()
     assert dataset.category_ids == (0, 4, 90)
     found = found_as_labelled(dataset)
-    assert coco_figures(dataset.samples, found, dataset.category_ids)["map"] == 1.0
+    assert coco_metrics(dataset.samples, found, dataset.category_ids)["map"] == 1.0
     told = [(annotation["image_id"], annotation["category_id"]) for annotation in built.content["annotations"]]
     results = coco_results(found, dataset.category_ids)
     assert sorted((one["image_id"], one["category_id"]) for one in results) == sorted(told)
@@ -90,7 +90,7 @@ def test_a_root_category_does_no_harm(make_coco: MakeCoco) -> None:
     assert (dataset.classes, dataset.category_ids, dataset.remarks) == (("cells", "rbc", "wbc"), (0, 3, 13), ())
     labels = np.concatenate([sample.labels for sample in dataset.samples])
     assert set(labels.tolist()) <= {1, 2}
-    assert coco_figures(dataset.samples, found_as_labelled(dataset), dataset.category_ids)["map"] == 1.0
+    assert coco_metrics(dataset.samples, found_as_labelled(dataset), dataset.category_ids)["map"] == 1.0
 
 
 NAMES = ["粒子 $x_1$", "Zelle ü", "a,b=c", "100%", "#1 (neu)", "it's", "русский", "naïve  two", "very" * 40]

@@ -36,7 +36,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert (again.spec.side, again.spec.classes, again.count_threshold) == (64, ("ship", "buoy"), 0.1 + 0.2)
     assert again.spec.class_thresholds == (0.7, 0.2 + 0.4)
     assert again.spec.max_detections == 700
-    assert again.origin == {"study": "tiny", "cell": "random", "identity": "0123"}
+    assert again.origin == {"study": "tiny", "run": "random", "identity": "0123"}
     assert dict(again.module.hparams) == dict(detector.module.hparams)
     assert not again.module.training
     for (name, ours), theirs in zip(

@@ -328,8 +328,8 @@ def test_weights_for_full_images_are_chosen_by_all_their_objects(limit: int, exp
             return [(0, Detections(boxes, np.linspace(1, 0.5, 200), labels))]
 
     seer = Seer.from_values(make_module(images, 1, steps=2, max_detections=limit).hparams)
-    (figures,) = make_trainer(1, tmp_path).validate(seer, datamodule=Images(images), verbose=False)
-    assert figures["val/map"] == pytest.approx(expected)  # COCO's AP sees 100 of the 200
+    (metrics,) = make_trainer(1, tmp_path).validate(seer, datamodule=Images(images), verbose=False)
+    assert metrics["val/map"] == pytest.approx(expected)  # COCO's AP sees 100 of the 200
 
 
 @pytest.mark.parametrize(

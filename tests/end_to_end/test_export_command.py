@@ -33,20 +33,20 @@ SERVE, ASK = (
 )
 
 
-def test_a_trained_cell_is_exported_and_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_run_is_exported_and_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("train.py experiment=tiny_control variations=0", tmp_path)
-    (cell,) = tmp_path.glob("multirun/*/*/")
-    printed = run(f"export.py run={cell.relative_to(tmp_path)} register=ships", tmp_path)
+    (run_folder,) = tmp_path.glob("multirun/*/*/")
+    printed = run(f"export.py run={run_folder.relative_to(tmp_path)} register=ships", tmp_path)
     assert re.search(r"export/detector\.onnx +[\d,]+\.\d kB\n", printed)
     assert re.search(r"export/mlflow +[\d,]+\.\d kB\n", printed)
     assert "INFO" not in printed
     assert "initializer" not in printed
     assert "registered: models:/ships/1 in sqlite:///" in printed
-    assert sorted(path.name for path in (cell / "export").iterdir()) == ["detector.onnx", "mlflow"]
+    assert sorted(path.name for path in (run_folder / "export").iterdir()) == ["detector.onnx", "mlflow"]
     version = MlflowClient(f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}").get_model_version("ships", "1")
     assert [version.run_id] == [r.info.run_id for r in runs(tmp_path)]
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=re.escape(str(cell.relative_to(tmp_path)))):
+    with pytest.raises(InputError, match=re.escape(str(run_folder.relative_to(tmp_path)))):
         export_detector(OmegaConf.structured(ExportConfig(run="multirun/nothing", formats=["onnx"])))
 
 
@@ -73,7 +73,7 @@ def chip(folder: Path) -> Path:
     return path
 
 
-def test_the_served_model_answers_with_what_a_cell_finds(tmp_path: Path) -> None:
+def test_the_served_model_answers_with_what_a_run_finds(tmp_path: Path) -> None:
     image = chip(tmp_path)
     detector = published_or_random(tmp_path)
     (expected,) = detect_as_studies_do(detector, [image])
@@ -93,7 +93,7 @@ def test_the_served_model_answers_with_what_a_cell_finds(tmp_path: Path) -> None
     }
     with (tmp_path / "served.log").open("w") as log:
         process = subprocess.Popen(
-            ["bash", "-c", f"{SERVE.replace('multirun/STUDY/RUN', 'cell')} -p {port}"],
+            ["bash", "-c", f"{SERVE.replace('multirun/STUDY/RUN', 'run_folder')} -p {port}"],
             cwd=tmp_path,
             env=environment,
             stdout=log,

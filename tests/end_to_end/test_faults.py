@@ -17,14 +17,14 @@ from commands import manifests, run, runs, start
 from kill_moments import kill_moments
 
 SWEEP = "train.py -m experiment=tiny_control split=s1 variations=0,2,4 seed=0,1"
-CELLS = 6
+RUNS = 6
 
 
 def check_finished(folder: Path) -> None:
-    cells = runs(folder)
-    assert len(cells) == CELLS
-    assert {r.info.status for r in cells} == {"FINISHED"}
-    assert len({r.info.run_name for r in cells}) == CELLS
+    run_folders = runs(folder)
+    assert len(run_folders) == RUNS
+    assert {r.info.status for r in run_folders} == {"FINISHED"}
+    assert len({r.info.run_name for r in run_folders}) == RUNS
     (lines,) = manifests(folder)
     assert max(Counter((line["source"], line["variation"]) for line in lines).values()) == 1
     assert len(lines) == 40  # (6 + 4) x 4
@@ -32,7 +32,7 @@ def check_finished(folder: Path) -> None:
     assert not list(folder.rglob("*.part"))
 
 
-def figures(folder: Path) -> dict[str, float]:
+def metrics(folder: Path) -> dict[str, float]:
     return {r.info.run_name: r.data.metrics["test/map"] for r in runs(folder)}
 
 
@@ -56,14 +56,14 @@ def test_two_sweeps_at_once_share_the_work(tmp_path: Path) -> None:
     check_finished(tmp_path)
 
 
-def test_two_studies_that_want_the_same_cell_at_once_train_it_once(tmp_path: Path) -> None:
+def test_two_studies_that_want_the_same_run_at_once_train_it_once(tmp_path: Path) -> None:
     """Whoever comes first trains it; the other waits and has it too."""
     processes = [start(f"train.py experiment=tiny_control study={name}", tmp_path) for name in ("one", "other")]
     assert [process.wait(400) for process in processes] == [0, 0]
-    cells = runs(tmp_path)
-    assert {r.info.status for r in cells} == {"FINISHED"}
-    assert sorted("boxtwin.reused_from" in r.data.tags for r in cells) == [False, True]
-    assert cells[0].data.metrics == cells[1].data.metrics
+    run_folders = runs(tmp_path)
+    assert {r.info.status for r in run_folders} == {"FINISHED"}
+    assert sorted("boxtwin.reused_from" in r.data.tags for r in run_folders) == [False, True]
+    assert run_folders[0].data.metrics == run_folders[1].data.metrics
     assert len(list(tmp_path.glob("multirun/*/*/result.json"))) == 2
 
 
@@ -81,10 +81,10 @@ def test_resumed_training_ends_where_uninterrupted_training_ends(tmp_path: Path)
     process.wait()
     printed = run(command, tmp_path / "broken")
     assert "going on from" in printed
-    assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
 
 
-def test_a_sweep_ends_by_listing_every_cell_that_failed_and_why(tmp_path: Path) -> None:
+def test_a_sweep_ends_by_listing_every_run_that_failed_and_why(tmp_path: Path) -> None:
     command = "train.py -m experiment=tiny_control variations=0 detector.warmup_steps=1,98,99"
     printed = run(command, tmp_path, code=1)
     assert [r.info.status for r in runs(tmp_path)] == ["FINISHED"]

@@ -14,7 +14,7 @@ from commands import manifests, run, runs, start
 from kill_moments import kill_moments
 
 SWEEP = "train.py -m experiment=tiny_killed split=s2 variations=0,1,2 seed=0,1"
-CELLS = 6
+RUNS = 6
 KILLS = 10
 
 
@@ -25,14 +25,14 @@ def table(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k != "minutes"} for row in csv.DictReader(file.read_text().splitlines())]
 
 
-def cells(folder: Path) -> dict[str, dict[str, object]]:
+def run_folders(folder: Path) -> dict[str, dict[str, object]]:
     """What every run found, without what a clock measured."""
     found = {}
     for file in folder.glob("multirun/*/*/result.json"):
         result = json.loads(file.read_text())
         metrics = {name: value for name, value in result["metrics"].items() if not name.startswith("time/")}
         detections = (file.parent / "detections.json").read_text()
-        found[result["cell"]] = {"metrics": metrics, "counts": result["counts"], "detections": detections}
+        found[result["run"]] = {"metrics": metrics, "counts": result["counts"], "detections": detections}
     return found
 
 
@@ -45,7 +45,7 @@ def test_ten_kills_leave_the_table_as_it_is(tmp_path: Path) -> None:
     run(SWEEP, tmp_path / "whole", within=1200)
     whole = time.monotonic() - began
     printed = run(SWEEP, tmp_path / "whole", within=1200)
-    assert printed.count("skipped (rerun=true") == CELLS
+    assert printed.count("skipped (rerun=true") == RUNS
     skipping = time.monotonic() - began - whole
     # From the first imports to a few steps further each time, so that ten kills find something to kill.
     moments, latest = kill_moments(), skipping + 0.2 * max(whole - skipping, 0)
@@ -59,12 +59,12 @@ def test_ten_kills_leave_the_table_as_it_is(tmp_path: Path) -> None:
         process.wait()
     printed = run(SWEEP, tmp_path / "killed", within=1200)
     assert "FAILED" not in printed
-    found, expected = cells(tmp_path / "killed"), cells(tmp_path / "whole")
-    assert len(expected) == CELLS
+    found, expected = run_folders(tmp_path / "killed"), run_folders(tmp_path / "whole")
+    assert len(expected) == RUNS
     assert found == expected
     assert table(tmp_path / "killed") == table(tmp_path / "whole")
     assert {r.info.status for r in runs(tmp_path / "killed")} == {"FINISHED"}
-    assert len(runs(tmp_path / "killed")) == CELLS
+    assert len(runs(tmp_path / "killed")) == RUNS
     pixels = [{line["image"]: line["image_sha256"] for line in lines} for lines in manifests(tmp_path / "killed")]
     assert pixels == [
         {line["image"]: line["image_sha256"] for line in lines} for lines in manifests(tmp_path / "whole")

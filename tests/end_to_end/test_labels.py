@@ -46,13 +46,13 @@ def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
     return with_overrides
 
 
-def cell(composed: Compose, *overrides: str) -> Prepared:
+def prepared_run(composed: Compose, *overrides: str) -> Prepared:
     return prepare(composed("generator=repeat", *overrides))
 
 
-def key_of(cell: Prepared) -> str:
-    assert cell.library is not None
-    return cell.library.key
+def key_of(prepared_run: Prepared) -> str:
+    assert prepared_run.library is not None
+    return prepared_run.library.key
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_labels_that_cannot_work_are_explained_before_any_work(
     composed: Compose, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        cell(composed, "variations=1", *overrides)
+        prepared_run(composed, "variations=1", *overrides)
 
 
 def test_stores_differ_by_what_their_labels_follow_from(composed: Compose, tmp_path: Path) -> None:
     def key(*overrides: str) -> str:
-        return key_of(cell(composed, "variations=1", SPECKLED, *overrides))
+        return key_of(prepared_run(composed, "variations=1", SPECKLED, *overrides))
 
     plain = key()
     assert key("seed=7") == plain  # the detectors' seeds are their own
@@ -100,7 +100,9 @@ def test_stores_differ_by_what_their_labels_follow_from(composed: Compose, tmp_p
     manual = ("labels=manual", f"labels.file={tmp_path / 'labels.json'}")
     assert len({plain, key(*manual), key(*manual, "labels.confirmed=all")}) == 3
     # Objects that a generator put there itself are looked at by no detector.
-    assert key_of(cell(composed, "variations=1")) == key_of(cell(composed, "variations=1", "labels.detectors=3"))
+    assert key_of(prepared_run(composed, "variations=1")) == key_of(
+        prepared_run(composed, "variations=1", "labels.detectors=3")
+    )
 
 
 # Lightning 2.6 asks torch 2.13 for a class that goes away later; commands leave that out by themselves.
@@ -108,12 +110,12 @@ LIGHTNING = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
 
 @LIGHTNING
-def test_a_labelling_detector_is_the_cell_without_variations_and_trained_once(
+def test_a_labelling_detector_is_the_run_without_variations_and_trained_once(
     composed: Compose, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    with_some = cell(composed, "variations=1", SPECKLED)
-    alone = cell(composed, "variations=0")
+    with_some = prepared_run(composed, "variations=1", SPECKLED)
+    alone = prepared_run(composed, "variations=0")
     path = Path("data/detectors") / f"{alone.identity}.safetensors"
     assert not path.exists()
     carry = label_detectors.make_judge(with_some)
@@ -143,9 +145,9 @@ def test_a_labelling_detector_is_the_cell_without_variations_and_trained_once(
 
 
 @LIGHTNING
-def test_a_detector_as_a_function_sees_what_a_cell_sees(composed: Compose) -> None:
-    alone = cell(composed, "variations=0")
-    judge = label_detectors.make_judge(cell(composed, "variations=1", SPECKLED))
+def test_a_detector_as_a_function_sees_what_a_run_sees(composed: Compose) -> None:
+    alone = prepared_run(composed, "variations=0")
+    judge = label_detectors.make_judge(prepared_run(composed, "variations=1", SPECKLED))
     assert isinstance(judge, Carry)
     assert judge.detectors is not None
     member = judge.detectors.members[0]
@@ -160,14 +162,14 @@ def test_a_detector_as_a_function_sees_what_a_cell_sees(composed: Compose) -> No
 
 
 def test_preparing_trains_nothing_and_a_complete_store_needs_no_judge(composed: Compose) -> None:
-    first = cell(composed, "variations=1", SPECKLED, "labels.detectors=0")
+    first = prepared_run(composed, "variations=1", SPECKLED, "labels.detectors=0")
     assert first.library is not None
     assert first.library.judge is None
     with pytest.raises(ValueError, match="no judge"):
         first.library.make(first.sources, 1)
     label_detectors.prepare_labelling(first)
     assert first.library.make(first.sources, 1).made == 10
-    again = cell(composed, "variations=1", SPECKLED, "labels.detectors=0")
+    again = prepared_run(composed, "variations=1", SPECKLED, "labels.detectors=0")
     label_detectors.prepare_labelling(again)
     assert again.library is not None
     assert again.library.judge is None
@@ -197,7 +199,7 @@ def test_carry_from_the_command_line_and_on_after_a_kill(tmp_path: Path) -> None
     assert len(list(tmp_path.glob("data/detectors/*.safetensors"))) == 1
 
 
-def test_a_cell_without_variations_leaves_its_detector_for_labels(tmp_path: Path) -> None:
+def test_a_run_without_variations_leaves_its_detector_for_labels(tmp_path: Path) -> None:
     run("train.py -m experiment=tiny_choice variations=0,2 generator=repeat " + SPECKLED, tmp_path)
     (kept,) = tmp_path.glob("data/detectors/*.safetensors")
     (result,) = tmp_path.glob("multirun/*/*-x0-*/result.json")
@@ -232,15 +234,15 @@ def test_pseudo_then_a_person_confirms(tmp_path: Path) -> None:
     ]
     (tmp_path / "confirmed.json").write_text(json.dumps(content))
     run(f"train.py {settings} labels=manual labels.file=confirmed.json", tmp_path)
-    (cell_run,) = runs(tmp_path)
+    (finished,) = runs(tmp_path)
     training = {
         name.split("/")[-1]
         for name in json.loads(next(tmp_path.glob("multirun/*/*/split.json")).read_text())["s1"]["train"]
     }
     used = sum(image["source"].split("/")[-1] in training for image in content["images"][:5])
-    assert cell_run.data.metrics["data/synthetic_images"] == used
-    assert cell_run.data.metrics["data/labels_kept"] == cell_run.data.metrics["data/labels_images"] == 5
-    assert cell_run.data.metrics["data/labels_refused"] == 5
+    assert finished.data.metrics["data/synthetic_images"] == used
+    assert finished.data.metrics["data/labels_kept"] == finished.data.metrics["data/labels_images"] == 5
+    assert finished.data.metrics["data/labels_refused"] == 5
     manual = next(folder for folder in tmp_path.glob("data/synthetic/repeat-*") if folder != store)
     card = json.loads((manual / "label_card.json").read_text())
     assert card["reasons"] == {"not confirmed by a person": 5}

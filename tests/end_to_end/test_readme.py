@@ -18,7 +18,7 @@ import pytest
 from commands import ROOT, run, runs
 
 from boxtwin.errors import InputError
-from boxtwin.studies.runs import cells_in
+from boxtwin.studies.runs import runs_in
 from boxtwin.tracking.mlflow_runs import Store
 
 SMALL = "experiment=tiny_control variations=1"
@@ -107,7 +107,7 @@ def test_comparing_a_certain_study(tmp_path: Path) -> None:
     # Folders know of no page in MLflow.
     assert from_folders == re.sub(r"in MLflow \(make ui\): .*\n", "", from_mlflow)
     with pytest.raises(InputError, match="holds no folder of a run"):
-        cells_in(tmp_path / "mlruns")
+        runs_in(tmp_path / "mlruns")
     printed = run("compare.py study=nothing", tmp_path, code=1)
     assert "no runs of a study called nothing" in printed
     assert "Traceback" not in printed

@@ -30,7 +30,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     return folder, printed, run("compare.py", folder)
 
 
-def test_six_cells_are_finished_and_named(study: tuple[Path, str, str]) -> None:
+def test_six_runs_are_finished_and_named(study: tuple[Path, str, str]) -> None:
     folder, printed, _ = study
     found = {r.info.run_name: r for r in runs(folder)}
     expected = {
@@ -71,24 +71,24 @@ def test_every_variation_was_made_once(study: tuple[Path, str, str]) -> None:
 
 
 @pytest.mark.slow
-def test_two_devices_share_a_cell(tmp_path: Path) -> None:
+def test_two_devices_share_a_run(tmp_path: Path) -> None:
     run("train.py variations=0 experiment=tiny trainer.devices=2 trainer.accelerator=cpu", tmp_path)
-    (cell,) = runs(tmp_path)
-    assert cell.info.status == "FINISHED"
-    assert cell.data.metrics["time/train"] > 0
-    assert {"train/loss", "val/map", "test/map"} <= set(cell.data.metrics)
+    (run_folder,) = runs(tmp_path)
+    assert run_folder.info.status == "FINISHED"
+    assert run_folder.data.metrics["time/train"] > 0
+    assert {"train/loss", "val/map", "test/map"} <= set(run_folder.data.metrics)
     (result,) = tmp_path.glob("multirun/*/*/result.json")
-    assert json.loads(result.read_text())["cell"] == cell.info.run_name
+    assert json.loads(result.read_text())["run"] == run_folder.info.run_name
 
 
-def test_pycocotools_alone_gets_the_same_figures_from_the_files(study: tuple[Path, str, str]) -> None:
+def test_pycocotools_alone_gets_the_same_metrics_from_the_files(study: tuple[Path, str, str]) -> None:
     folder, _, _ = study
-    for cell in folder.glob("multirun/*/*-x*/"):
-        result = json.loads((cell / "result.json").read_text())
-        detections = json.loads((cell / "detections.json").read_text())
+    for run_folder in folder.glob("multirun/*/*-x*/"):
+        result = json.loads((run_folder / "result.json").read_text())
+        detections = json.loads((run_folder / "detections.json").read_text())
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(folder / "data/sar_scenes/annotations.json"))
-            split = json.loads((cell / "split.json").read_text())[result["params"]["split"]]
+            split = json.loads((run_folder / "split.json").read_text())[result["params"]["split"]]
             by_name = {image["file_name"]: image["id"] for image in truth.dataset["images"]}
             if not detections:
                 assert result["metrics"]["test/map"] == 0
@@ -105,30 +105,32 @@ def test_pycocotools_alone_gets_the_same_figures_from_the_files(study: tuple[Pat
         assert result["metrics"]["test/count_mae"] == pytest.approx(sum(errors) / 100)
 
 
-def test_a_cell_leaves_its_pictures_and_a_detector_that_loads_by_itself(study: tuple[Path, str, str]) -> None:
+def test_a_run_leaves_its_pictures_and_a_detector_that_loads_by_itself(study: tuple[Path, str, str]) -> None:
     folder, _, _ = study
-    for cell in folder.glob("multirun/*/*-x*/"):
-        assert {"overlays.png", "precision_recall.png", "counts.png", "config.yaml"} <= {p.name for p in cell.iterdir()}
-        assert not (cell / "checkpoints").exists()
+    for run_folder in folder.glob("multirun/*/*-x*/"):
+        assert {"overlays.png", "precision_recall.png", "counts.png", "config.yaml"} <= {
+            p.name for p in run_folder.iterdir()
+        }
+        assert not (run_folder / "checkpoints").exists()
         cards = {f"{card}.{ending}" for card in ("label_card", "quality_card") for ending in ("json", "png")}
-        assert {path.name for path in cell.glob("*_card.*")} == (set() if "-x0-" in cell.name else cards)
-        detector = read_detector(cell / "detector.safetensors")
-        result = json.loads((cell / "result.json").read_text())
+        assert {path.name for path in run_folder.glob("*_card.*")} == (set() if "-x0-" in run_folder.name else cards)
+        detector = read_detector(run_folder / "detector.safetensors")
+        result = json.loads((run_folder / "result.json").read_text())
         assert detector.module.classes == ("ship",)
         assert detector.count_threshold == result["metrics"]["val_real/count_threshold"]
         assert detector.origin["identity"] == result["identity"]
         assert len(detector.module(torch.zeros(1, detector.spec.channels, 64, 64))) == 2
         assert all(entry["file_name"].startswith(entry["group"]) for entry in result["counts"])
-        examples = load_examples(cell / "examples.json")
+        examples = load_examples(run_folder / "examples.json")
         assert examples is not None
         found = {entry["image_id"]: entry["found"] for entry in result["counts"] if entry["found"]}
         assert {image_id: len(each.boxes) for image_id, each in examples.found.items()} == found
         costs = {name for name in result["metrics"] if name in COSTS}
-        assert costs == (set() if "-x0-" in cell.name else COSTS)
+        assert costs == (set() if "-x0-" in run_folder.name else COSTS)
     assert len(list(folder.glob("data/synthetic/*/contact_sheet.png"))) == 2
 
 
-def test_a_cell_keeps_its_validation_curve(study: tuple[Path, str, str]) -> None:
+def test_a_run_keeps_its_validation_curve(study: tuple[Path, str, str]) -> None:
     folder, _, compared = study
     client = MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
     for r in runs(folder):
@@ -140,7 +142,7 @@ def test_a_cell_keeps_its_validation_curve(study: tuple[Path, str, str]) -> None
     assert "What to do: " in compared
 
 
-def test_cells_log_the_quality_card_of_their_store(study: tuple[Path, str, str]) -> None:
+def test_runs_log_the_quality_card_of_their_store(study: tuple[Path, str, str]) -> None:
     folder, _, _ = study
     client = MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
     for r in runs(folder):
@@ -158,7 +160,7 @@ def test_cells_log_the_quality_card_of_their_store(study: tuple[Path, str, str])
         assert card["images"]["variations"] == len(store.read_text().splitlines())
 
 
-def test_cells_differ_in_one_thing(study: tuple[Path, str, str]) -> None:
+def test_runs_differ_in_one_thing(study: tuple[Path, str, str]) -> None:
     """Same seed, same initial weights, same steps: what is compared is the images."""
     folder, _, _ = study
     settings = {r.data.tags["boxtwin.setting"] for r in runs(folder)}
@@ -174,7 +176,7 @@ def test_the_comparison_has_table_verdict_and_report(study: tuple[Path, str, str
     page = folder / line.removeprefix("report: ")
     assert "<html" in page.read_text()
     for words in (
-        "Yardstick, twice the real data",
+        "Positive control, twice the real data",
         "By crowding",
         "By scene",
         "Test images under each condition",
@@ -187,15 +189,15 @@ def test_the_comparison_has_table_verdict_and_report(study: tuple[Path, str, str
     assert [r.info.status for r in comparison] == ["FINISHED"]
 
 
-def test_conditions_are_runs_beside_the_cells_and_comparing_again_adds_none(study: tuple[Path, str, str]) -> None:
+def test_conditions_are_runs_beside_the_runs_and_comparing_again_adds_none(study: tuple[Path, str, str]) -> None:
     folder, _, _ = study
     before = {r.info.run_name: r for r in runs(folder, "condition")}
-    cells = {r.info.run_name.removesuffix("-seed0"): r.data.metrics for r in runs(folder)}
-    assert set(before) == set(cells)
+    run_folders = {r.info.run_name.removesuffix("-seed0"): r.data.metrics for r in runs(folder)}
+    assert set(before) == set(run_folders)
     for name, r in before.items():
         assert r.data.metrics["seeds"] == 1
-        for figure in ("test/map", "test/map_50", "test/count_mae"):
-            assert r.data.metrics[figure] == pytest.approx(cells[name][figure], abs=1e-12)
+        for metric in ("test/map", "test/map_50", "test/count_mae"):
+            assert r.data.metrics[metric] == pytest.approx(run_folders[name][metric], abs=1e-12)
         assert ("vs_x0/map" in r.data.metrics) == ("-x0-" not in name)
     run("compare.py", folder)
     assert {r.info.run_name: r.info.run_id for r in runs(folder, "condition")} == {
@@ -274,10 +276,10 @@ def test_a_detector_is_tested_on_other_data_as_it_is(
         tmp_path,
     )
     assert "12 convolutions read, 0 left as they were" in printed
-    (cell,) = tmp_path.glob("multirun/*/*")
-    before, after = read_detector(weights).module, read_detector(cell / "detector.safetensors").module
+    (run_folder,) = tmp_path.glob("multirun/*/*")
+    before, after = read_detector(weights).module, read_detector(run_folder / "detector.safetensors").module
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
-    assert json.loads((cell / "result.json").read_text())["metrics"]["time/train"] == 0
+    assert json.loads((run_folder / "result.json").read_text())["metrics"]["time/train"] == 0
 
 
 def test_hrsid_with_the_literal_command(tmp_path: Path, hrsid200: Path) -> None:

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from coco_reference import coco_figures
+from coco_reference import coco_metrics
 from numpy.typing import ArrayLike
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.coco_metrics import FIGURES, coco_by_class, coco_results
+from boxtwin.evaluation.coco_metrics import METRICS, coco_by_class, coco_results
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import ResampledAP
 
@@ -101,15 +101,15 @@ def hand_written_truth(samples: list[Sample]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_figures_equal_pycocotools_on_files(seed: int, tmp_path: Path) -> None:
+def test_metrics_equal_pycocotools_on_files(seed: int, tmp_path: Path) -> None:
     samples, detections = random_case(seed)
     evaluation = outside_evaluation(tmp_path, hand_written_truth(samples), coco_results(detections, CATEGORY_IDS))
-    figures, _ = coco_by_class(match_detections(samples, detections, len(CATEGORY_IDS)))
-    assert tuple(figures) == FIGURES
+    metrics, _ = coco_by_class(match_detections(samples, detections, len(CATEGORY_IDS)))
+    assert tuple(metrics) == METRICS
     expected = [value if value >= 0 else math.nan for value in evaluation.stats.tolist()]
     # The order of a sum may differ between the two, and with it the last bit.
-    assert list(figures.values()) == pytest.approx(expected, abs=1e-12, rel=0, nan_ok=True)
-    assert 0.05 < figures["map"] < 0.95  # the case is neither trivial nor hopeless
+    assert list(metrics.values()) == pytest.approx(expected, abs=1e-12, rel=0, nan_ok=True)
+    assert 0.05 < metrics["map"] < 0.95  # the case is neither trivial nor hopeless
 
 
 def crowded_case(
@@ -141,16 +141,16 @@ def crowded_case(
     ids=["one class", "five classes", "more than 100 an image", "nothing found", "no objects", "one image"],
 )
 @pytest.mark.parametrize("seed", range(4))
-def test_figures_equal_the_reference_in_hard_cases(
+def test_metrics_equal_the_reference_in_hard_cases(
     seed: int, images: int, classes: int, most_objects: int, most_found: int
 ) -> None:
     samples, detections = crowded_case(
         seed, images=images, classes=classes, most_objects=most_objects, most_found=most_found
     )
     ids = tuple(np.random.default_rng(seed).permutation(90)[:classes].tolist())
-    plain = coco_figures(samples, detections, ids)
+    plain = coco_metrics(samples, detections, ids)
     own, _ = coco_by_class(match_detections(samples, detections, classes))
-    assert {name: own[name] for name in FIGURES} == pytest.approx(plain, abs=1e-12, rel=0, nan_ok=True)
+    assert {name: own[name] for name in METRICS} == pytest.approx(plain, abs=1e-12, rel=0, nan_ok=True)
 
 
 def test_the_random_sets_hold_what_they_are_to_hold() -> None:
@@ -158,37 +158,37 @@ def test_the_random_sets_hold_what_they_are_to_hold() -> None:
     assert max(len(found.boxes) for found in detections.values()) > 100
     assert any(sample.crowd.any() for sample in samples)
     assert any(len(set(found.scores.tolist())) < len(found.scores) for found in detections.values())
-    figures = coco_figures(samples, detections, (1, 2))
-    assert 0.1 < figures["map_50"] < 0.9
-    assert figures["mar_1"] < figures["mar_10"] < figures["mar_100"]
+    metrics = coco_metrics(samples, detections, (1, 2))
+    assert 0.1 < metrics["map_50"] < 0.9
+    assert metrics["mar_1"] < metrics["mar_10"] < metrics["mar_100"]
 
 
 def test_size_classes_follow_the_annotated_area_not_the_box() -> None:
     box = [0, 0, 100, 100]
     small = make_sample(1, [box], [0], areas=[500.0])
     found = {1: Detections(np.array([box], np.float32), np.ones(1), np.zeros(1, int))}
-    figures = coco_by_class(match_detections([small], found, 1))[0]
-    assert figures["map_small"] == pytest.approx(1)
-    assert math.isnan(figures["map_large"])
+    metrics = coco_by_class(match_detections([small], found, 1))[0]
+    assert metrics["map_small"] == pytest.approx(1)
+    assert math.isnan(metrics["map_large"])
 
 
 def test_crowds_are_neither_missed_nor_held_against_detections() -> None:
     box, crowd = [10, 10, 40, 40], [100, 100, 300, 300]
     sample = make_sample(5, [box, crowd], [0, 0], crowd=[False, True])
     boxes = np.array([[120, 120, 150, 150], box, [200, 200, 230, 230]], np.float32)
-    figures = coco_by_class(
+    metrics = coco_by_class(
         match_detections([sample], {5: Detections(boxes, np.array([0.9, 0.8, 0.7]), np.zeros(3, int))}, 1)
     )[0]
-    assert (figures["map"], figures["mar_100"]) == pytest.approx((1, 1))
+    assert (metrics["map"], metrics["mar_100"]) == pytest.approx((1, 1))
 
 
 def test_objects_but_no_detections_give_zero() -> None:
     samples = [make_sample(1, [[0, 0, 20, 20]], [0]), make_sample(2, [], [])]
     empty = Detections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, int))
     for detections in ({}, {1: empty, 2: empty}):
-        figures = coco_by_class(match_detections(samples, detections, 1))[0]
-        assert figures["map"] == figures["map_50"] == figures["mar_100"] == figures["map_small"] == 0
-        assert math.isnan(figures["map_large"])
+        metrics = coco_by_class(match_detections(samples, detections, 1))[0]
+        assert metrics["map"] == metrics["map_50"] == metrics["mar_100"] == metrics["map_small"] == 0
+        assert math.isnan(metrics["map_large"])
         assert (ResampledAP.of(match_detections(samples, detections, 1)).curves() == 0).all()
 
 
@@ -218,7 +218,7 @@ def test_mistakes_are_named() -> None:
 
 
 def test_ids_of_any_size_change_nothing() -> None:
-    """Time stamps, unsigned numbers of 64 bits, negative ones: in the same order, they give the same figures."""
+    """Time stamps, unsigned numbers of 64 bits, negative ones: in the same order, they give the same metrics."""
     samples, detections = random_case(5)
     order = sorted(sample.image_id for sample in samples)
     large = {number: place + 2**64 - len(order) for place, number in enumerate(order)}

@@ -8,7 +8,7 @@ from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.counts import (
     THRESHOLD_WITHOUT_DETECTIONS,
     best_threshold,
-    count_figures,
+    count_metrics,
     counted,
 )
 
@@ -37,16 +37,16 @@ def test_a_score_on_the_threshold_counts() -> None:
     assert len(counted(found(), 0.5).scores) == 0
 
 
-def test_figures_by_hand() -> None:
+def test_metrics_by_hand() -> None:
     # errors: +2, -1, 0, -3
-    figures = count_figures(np.array([1, 4, 0, 3]), np.array([3, 3, 0, 0]))
-    assert figures == pytest.approx(
+    metrics = count_metrics(np.array([1, 4, 0, 3]), np.array([3, 3, 0, 0]))
+    assert metrics == pytest.approx(
         {"count_mae": 6 / 4, "count_rmse": math.sqrt(14 / 4), "count_bias": -2 / 4, "count_exact": 1 / 4}
     )
 
 
-def test_figures_without_images_are_nan() -> None:
-    assert all(math.isnan(value) for value in count_figures(np.zeros(0, int), np.zeros(0, int)).values())
+def test_metrics_without_images_are_nan() -> None:
+    assert all(math.isnan(value) for value in count_metrics(np.zeros(0, int), np.zeros(0, int)).values())
 
 
 def brute_force(samples: list[Sample], detections: dict[int, Detections], threshold: float) -> tuple[float, float]:

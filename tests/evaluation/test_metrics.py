@@ -1,4 +1,4 @@
-"""Figures by class against pycocotools and formulas in numpy."""
+"""Metrics by class against pycocotools and formulas in numpy."""
 
 import io
 import math
@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from coco_reference import coco_figures, coco_ground_truth
+from coco_reference import coco_ground_truth, coco_metrics
 from mlflow.utils.validation import _validate_metric_name
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.coco_metrics import FIGURES, coco_by_class, coco_results, metric_names
+from boxtwin.evaluation.coco_metrics import METRICS, coco_by_class, coco_results, metric_names
 from boxtwin.evaluation.counts import Thresholds, choose_thresholds, count_by_class
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import ResampledAP
@@ -54,11 +54,11 @@ def oracle(samples: list[Sample], found: dict[int, Detections], limit: int = 100
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_all_figures_together_and_by_class_are_those_of_pycocotools(seed: int) -> None:
+def test_all_metrics_together_and_by_class_are_those_of_pycocotools(seed: int) -> None:
     samples, found = scenes(seed, 14, 12)
     matching = match_detections(samples, found, 3)
     together, by_class = coco_by_class(matching)
-    assert together == pytest.approx(coco_figures(samples, found, IDS), abs=1e-12, nan_ok=True)
+    assert together == pytest.approx(coco_metrics(samples, found, IDS), abs=1e-12, nan_ok=True)
     evaluation = oracle(samples, found)
     # IoU thresholds x recalls x classes in the order of their ids x areas x limits.
     precision = np.where((values := evaluation.eval["precision"]) < 0, np.nan, values)
@@ -79,10 +79,10 @@ def test_all_figures_together_and_by_class_are_those_of_pycocotools(seed: int) -
 def test_a_class_without_objects_has_no_ap_and_leaves_the_mean_alone() -> None:
     samples, found = scenes(3, 8, 9, classes=2)
     together, by_class = coco_by_class(match_detections(samples, found, 3))
-    assert all(math.isnan(by_class[2][name]) for name in FIGURES)
+    assert all(math.isnan(by_class[2][name]) for name in METRICS)
     assert together["map"] == pytest.approx((by_class[0]["map"] + by_class[1]["map"]) / 2)
     empty, _ = coco_by_class(match_detections(samples[:1], {}, 3))
-    assert set(empty) == set(FIGURES)
+    assert set(empty) == set(METRICS)
 
 
 def test_where_a_hundred_detections_are_too_few_ap_is_told_without_the_limit_as_well() -> None:

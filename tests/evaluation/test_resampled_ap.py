@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coco_reference import coco_figures
+from coco_reference import coco_metrics
 
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.matching import AREAS, match_detections
@@ -41,7 +41,7 @@ def scene(rng: np.random.Generator, image_id: int, most: int, decimals: int) -> 
     near = boxes[found] + rng.normal(0, 3, (int(found.sum()), 4))
     stray = rng.uniform(0, 400, (int(rng.integers(0, 6)), 2))
     all_boxes = np.concatenate([near, np.concatenate([stray, stray + 40], axis=1)])
-    # Equal scores in different images, never in one: there COCO's own figure hangs on how the copies are laid out.
+    # Equal scores in different images, never in one: there COCO's own metric hangs on how the copies are laid out.
     scores = rng.random(len(all_boxes)).round(decimals) - 1e-3 * np.arange(len(all_boxes))
     order = np.argsort(-scores, kind="stable")
     all_labels = np.concatenate([labels[found], rng.integers(0, 3, len(stray))])
@@ -75,9 +75,9 @@ def test_every_resample_is_what_pycocotools_makes_of_it(seed: int, decimals: int
     samples, detections = data(seed, 25, decimals=decimals)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(25, np.full(25, 1 / 25), size=2).astype(float)
-    figures = matched(samples, detections)(counts)
-    for row, count in zip(figures, counts, strict=True):
-        oracle = coco_figures(*repeated(samples, detections, count), CATEGORIES)
+    metrics = matched(samples, detections)(counts)
+    for row, count in zip(metrics, counts, strict=True):
+        oracle = coco_metrics(*repeated(samples, detections, count), CATEGORIES)
         assert row.mean() == pytest.approx(oracle["map"], abs=1e-9)
         assert row[0] == pytest.approx(oracle["map_50"], abs=1e-9)
         assert row[5] == pytest.approx(oracle["map_75"], abs=1e-9)
@@ -94,14 +94,14 @@ def test_objects_of_one_size(name: str, area: tuple[float, float]) -> None:
         counts,
         strict=True,
     ):
-        oracle = coco_figures(*repeated(samples, detections, count), CATEGORIES)
+        oracle = coco_metrics(*repeated(samples, detections, count), CATEGORIES)
         np.testing.assert_allclose(row.mean(), oracle[f"map_{name}"], atol=1e-9)
 
 
 def test_the_images_as_they_are() -> None:
     samples, detections = data(1, 12)
     (row,) = matched(samples, detections)(np.ones((1, 12)))
-    assert row.mean() == pytest.approx(coco_figures(samples, detections, CATEGORIES)["map"], abs=1e-9)
+    assert row.mean() == pytest.approx(coco_metrics(samples, detections, CATEGORIES)["map"], abs=1e-9)
     # The order of the images is that of the samples, whatever their numbers.
     backwards = matched(samples[::-1], detections)
     weights = np.arange(12.0)[None]
@@ -126,7 +126,7 @@ def test_no_objects_no_detections_no_resamples() -> None:
     assert np.isnan(matched(samples, detections)(np.zeros((1, 4)))).all()  # of no image at all
 
 
-def test_kept_matches_give_the_same_figures_from_a_few_kilobytes(tmp_path: Path) -> None:
+def test_kept_matches_give_the_same_metrics_from_a_few_kilobytes(tmp_path: Path) -> None:
     samples, detections = data(8, 60)
     save_matches(tmp_path / "matches.npz", match_detections(samples, detections, len(CATEGORIES)))
     counts = np.random.default_rng(0).multinomial(60, np.full(60, 1 / 60), size=5).astype(float)

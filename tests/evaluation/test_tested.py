@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 import pytest
-from coco_reference import coco_figures
+from coco_reference import coco_metrics
 
 from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.sample import Detections, Sample
@@ -56,7 +56,7 @@ def evaluated(images: tuple[list[Sample], dict[int, Detections]], folder: Path, 
     )
 
 
-def test_one_look_at_each_image_gives_all_files_and_figures(
+def test_one_look_at_each_image_gives_all_files_and_metrics(
     images: tuple[list[Sample], dict[int, Detections]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[int] = []
@@ -64,10 +64,10 @@ def test_one_look_at_each_image_gives_all_files_and_figures(
         result = evaluated(images, tmp_path, asked)
     assert sorted(asked) == list(range(12))
     samples, found = images[0][6:], {number: images[1][number] for number in range(6, 12)}
-    expected = coco_figures(samples, found, IDS)
+    expected = coco_metrics(samples, found, IDS)
     assert {name: result.metrics[f"test/{name}"] for name in expected} == pytest.approx(expected, nan_ok=True)
     assert result.metrics["val_real/map"] == pytest.approx(
-        coco_figures(images[0][:4], {n: images[1][n] for n in range(4)}, IDS)["map"]
+        coco_metrics(images[0][:4], {n: images[1][n] for n in range(4)}, IDS)["map"]
     )
     assert "val_synthetic/map" in result.metrics
     # The class that validation images lack.

@@ -52,15 +52,15 @@ LOOKS: list[dict[str, Any]] = [{}, {"shape": (40, 60, 3)}, {"unit": 257}, {"dark
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_the_same_image_keeps_every_box(look: dict[str, Any]) -> None:
-    (carried,) = Carry()(scene(**look), scene(**look), BOX, ONE).boxes
-    assert list(carried.box) == [20, 10, 32, 16]
-    assert (carried.label, carried.decision) == (1, "kept")
-    assert carried.evidence["correlation"] == carried.evidence["response"] == 1
-    assert carried.evidence["match"] == pytest.approx(1, abs=1e-4)
-    assert (carried.evidence["shift_x"], carried.evidence["shift_y"]) == (0, 0)
-    assert carried.evidence["contrast"] == carried.evidence["contrast_source"]
-    assert abs(carried.evidence["contrast"] or 0) > 5
-    assert carried.evidence["detector"] is None
+    (propagated,) = Carry()(scene(**look), scene(**look), BOX, ONE).boxes
+    assert list(propagated.box) == [20, 10, 32, 16]
+    assert (propagated.label, propagated.decision) == (1, "kept")
+    assert propagated.evidence["correlation"] == propagated.evidence["response"] == 1
+    assert propagated.evidence["match"] == pytest.approx(1, abs=1e-4)
+    assert (propagated.evidence["shift_x"], propagated.evidence["shift_y"]) == (0, 0)
+    assert propagated.evidence["contrast"] == propagated.evidence["contrast_source"]
+    assert abs(propagated.evidence["contrast"] or 0) > 5
+    assert propagated.evidence["detector"] is None
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -88,9 +88,9 @@ def test_an_object_that_has_merely_faded_is_there_whatever_a_detector_misses() -
     before, after = scene(0), scene(1)
     after[10:16, 20:32] = 20 + (after[10:16, 20:32] - 20.0) * 0.5
     blind = Ensemble([blobs(above=150)])
-    (carried,) = Carry(detectors=blind)(before, after, BOX, ONE).boxes
-    assert carried.evidence["detector"] == 0 < 0.9 == carried.evidence["detector_source"]
-    assert carried.decision == "kept"
+    (propagated,) = Carry(detectors=blind)(before, after, BOX, ONE).boxes
+    assert propagated.evidence["detector"] == 0 < 0.9 == propagated.evidence["detector_source"]
+    assert propagated.decision == "kept"
 
 
 def test_an_object_seen_in_one_channel_only() -> None:
@@ -120,7 +120,7 @@ def test_from_four_pixels_to_half_the_image(side: int) -> None:
 
     box = np.array([[30, 30, 30 + side, 30 + side]], dtype=np.float32)
     decide = [Carry()(picture(30), picture(at), box, ONE).boxes[0] for at in (30, None, 36)]
-    assert [carried.decision for carried in decide] == ["kept", "dropped", "shifted"]
+    assert [propagated.decision for propagated in decide] == ["kept", "dropped", "shifted"]
     assert decide[2].box == (36, 36, 36 + side, 36 + side)
 
 
@@ -218,20 +218,20 @@ def test_an_object_that_moved_and_changed_is_found_by_the_detector() -> None:
     ],
 )
 def test_boxes_at_borders_smaller_than_a_pixel_and_as_large_as_the_image(box: list[float]) -> None:
-    (carried,) = Carry()(scene(0), scene(1), np.array([box], dtype=np.float32), ONE).boxes
-    assert all(np.isfinite(value) for value in carried.evidence.values() if value is not None)
-    assert 0 <= carried.box[0] < carried.box[2] <= 60.001
-    assert 0 <= carried.box[1] < carried.box[3] <= 40.001
-    if carried.decision != "shifted":
-        np.testing.assert_allclose(carried.box, box, rtol=1e-6)
+    (propagated,) = Carry()(scene(0), scene(1), np.array([box], dtype=np.float32), ONE).boxes
+    assert all(np.isfinite(value) for value in propagated.evidence.values() if value is not None)
+    assert 0 <= propagated.box[0] < propagated.box[2] <= 60.001
+    assert 0 <= propagated.box[1] < propagated.box[3] <= 40.001
+    if propagated.decision != "shifted":
+        np.testing.assert_allclose(propagated.box, box, rtol=1e-6)
 
 
 def test_flat_images() -> None:
     flat, other = np.full((40, 60), 9, dtype=np.uint8), np.full((40, 60), 10, dtype=np.uint8)
     for after, correlation in ((flat, 1), (other, 0)):
-        (carried,) = Carry()(flat, after, BOX, ONE).boxes
-        assert carried.evidence["correlation"] == correlation
-        assert carried.evidence["match"] == 0
+        (propagated,) = Carry()(flat, after, BOX, ONE).boxes
+        assert propagated.evidence["correlation"] == correlation
+        assert propagated.evidence["match"] == 0
 
 
 def test_no_boxes() -> None:

@@ -34,12 +34,12 @@ def judge(carry: Carry, pairs: Sequence[Pair]) -> tuple[Boxes, Images, float]:
     for pair in pairs:
         truths = [truth for truth in pair.truths if truth.before is not None]
         judged = carry(pair.source, pair.variation, pair.boxes, np.zeros(len(truths), np.int64))
-        for truth, carried in zip(truths, judged.boxes, strict=False):
-            right = carried.decision == "dropped"
+        for truth, propagated in zip(truths, judged.boxes, strict=False):
+            right = propagated.decision == "dropped"
             if truth.after is not None:
-                overlap = iou_matrix(np.array([carried.box]), np.array([truth.after], dtype=float))[0, 0]
-                right = carried.decision != "dropped" and overlap >= 0.5
-            boxes[truth.fate, carried.decision, bool(right)] += 1
+                overlap = iou_matrix(np.array([propagated.box]), np.array([truth.after], dtype=float))[0, 0]
+                right = propagated.decision != "dropped" and overlap >= 0.5
+            boxes[truth.fate, propagated.decision, bool(right)] += 1
         images[any(truth.before is None for truth in pair.truths), judged.refused is not None] += 1
     return boxes, images, sum(n for key, n in boxes.items() if key[2]) / max(sum(boxes.values()), 1)
 
@@ -115,10 +115,10 @@ def test_with_a_trained_detector(tmp_path: Path, capsys: pytest.CaptureFixture[s
     register()
     with initialize_config_dir(str(root / "conf"), version_base="1.3"):
         overrides = ("experiment=demo", "split=s1", "variations=1", f"data={tmp_path}")
-        cell = prepare(
+        run = prepare(
             to_object(compose("config", quote_numbers(overrides, root / "conf" / "variations")), BoxtwinConfig)
         )
-    carry = make_judge(cell)
+    carry = make_judge(run)
     assert isinstance(carry, Carry)
     pairs = [
         simulate_pair(np.random.default_rng(seed), size=256, added=int(seed % 2 == 0))

@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     return tmp_path / "store", {"a.png": lambda: read_image(tmp_path / "a.png")}
 
 
-def test_counts_reasons_and_figures(store: tuple[Path, dict[str, Any]]) -> None:
+def test_counts_reasons_and_metrics(store: tuple[Path, dict[str, Any]]) -> None:
     folder, sources = store
     lines = [
         line(1, "kept", "kept", "added"),
@@ -70,7 +70,7 @@ def test_counts_reasons_and_figures(store: tuple[Path, dict[str, Any]]) -> None:
         [line(number, "kept") for number in range(1, 15)],
     ],
 )
-def test_stores_without_boxes_without_use_and_with_one_figure_only(
+def test_stores_without_boxes_without_use_and_with_one_metric_only(
     store: tuple[Path, dict[str, Any]], lines: list[dict[str, Any]]
 ) -> None:
     folder, sources = store

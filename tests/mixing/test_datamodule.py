@@ -261,7 +261,7 @@ def test_lightning_draws_in_order_and_goes_on_where_it_stopped(dataset: Dataset,
     assert all(same(a, b) for a, b in zip(whole.batches, begun.batches + rest.batches, strict=True))
 
 
-def test_cells_with_and_without_variations_take_equal_steps(dataset: Dataset, tmp_path: Path) -> None:
+def test_runs_with_and_without_variations_take_equal_steps(dataset: Dataset, tmp_path: Path) -> None:
     lengths = {
         per_image: [
             len(batch.image_ids) for batch in make_data(dataset, tmp_path, per_image=per_image).train_dataloader()

@@ -15,7 +15,7 @@ import pytest
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.options import Speckle
 from boxtwin.datasets.sample import Lineage, Sample
-from boxtwin.quality.card import QualityCard, figures_of, summarise, write_quality_card
+from boxtwin.quality.card import QualityCard, metrics_of, summarise, write_quality_card
 from boxtwin.quality.measure import gather
 from boxtwin.quality.record import QualityReport, describe
 
@@ -104,7 +104,7 @@ def sets(make_sets: MakeSets) -> Sets:
 
 
 def verdicts(card: Any) -> dict[str, str]:
-    return {name: figure["verdict"] for name, figure in card["figures"].items()}
+    return {name: metric["verdict"] for name, metric in card["figures"].items()}
 
 
 def test_the_same_scenes_seen_again_are_alike_and_neither_copies_nor_leaks(sets: Sets) -> None:
@@ -119,11 +119,11 @@ def test_the_same_scenes_seen_again_are_alike_and_neither_copies_nor_leaks(sets:
         "test": "unlike",
     }
     assert card["verdict"] == "alike"
-    figures = card["figures"]
-    assert figures["looks"]["variations"] == pytest.approx(1, rel=0.1)
-    assert figures["looks"]["real"] == pytest.approx(1, rel=0.1)
-    assert figures["nearest_real"]["repeated_grain"] == pytest.approx(0, abs=0.05)
-    assert figures["test"]["matches"] == []
+    metrics = card["figures"]
+    assert metrics["looks"]["variations"] == pytest.approx(1, rel=0.1)
+    assert metrics["looks"]["real"] == pytest.approx(1, rel=0.1)
+    assert metrics["nearest_real"]["repeated_grain"] == pytest.approx(0, abs=0.05)
+    assert metrics["test"]["matches"] == []
     assert card["images"] == {"variations": 24, "sources": 12, "real": 12, "test": 10}
 
 
@@ -133,8 +133,8 @@ def test_repeated_images_are_copies(sets: Sets) -> None:
     assert card["verdict"] == "copy"
     assert verdicts(card)["nearest_real"] == verdicts(card)["siblings"] == "copy"
     assert card["figures"]["grey_levels"]["value"] == 0
-    for figure in (card["figures"]["looks"], card["figures"]["fine_detail"]):
-        assert figure["value"] == figure["typical"] == 1
+    for metric in (card["figures"]["looks"], card["figures"]["fine_detail"]):
+        assert metric["value"] == metric["typical"] == 1
     assert card["figures"]["nearest_real"]["value"] == pytest.approx(0, abs=1e-5)
     assert card["figures"]["nearest_real"]["copies"] == 1
     assert verdicts(card)["test"] == "unlike"
@@ -169,7 +169,7 @@ def test_a_store_with_one_test_image_in_it_leaks(sets: Sets, moved: tuple[int, i
     (match,) = card["figures"]["test"]["matches"]
     assert (match["variation"], match["test"]) == ("v/4-2.png", sets.test[3].name)
     assert card["nearest_pairs"][0]["test"] == sets.test[3].name
-    assert figures_of(card)["quality_test_matches"] == 1
+    assert metrics_of(card)["quality_test_matches"] == 1
 
 
 def test_scenes_of_the_test_images_seen_again_leak_without_any_pixel_of_theirs(sets: Sets) -> None:
@@ -203,20 +203,20 @@ def test_a_split_that_tears_overlapping_chips_apart_is_not_the_generators_fault(
     ids=["looks", "detail", "levels"],
 )
 def test_what_does_not_look_like_the_sensor_is_unlike(
-    sets: Sets, spoil: Callable[[np.ndarray], np.ndarray], figure: str
+    sets: Sets, spoil: Callable[[np.ndarray], np.ndarray], metric: str
 ) -> None:
     sets.vary(lambda _, scene, number: spoil(sea(scene, number)))
     card = sets.summary()
-    assert verdicts(card)[figure] == "unlike"
+    assert verdicts(card)[metric] == "unlike"
     assert card["verdict"] == "unlike"
 
 
 def test_errors_to_either_side_cancel_in_the_ratio_and_show_in_the_typical_factor(sets: Sets) -> None:
     gains = (1.6, 1 / 1.6)
     sets.vary(lambda _, scene, number: np.clip(sea(scene, number) * gains[scene % 2], 0, 255).astype(np.uint8))
-    figure = sets.summary()["figures"]["fine_detail"]
-    assert figure["value"] == pytest.approx(1, abs=0.2)
-    assert figure["typical"] == pytest.approx(1.6**2, rel=0.2)
+    metric = sets.summary()["figures"]["fine_detail"]
+    assert metric["value"] == pytest.approx(1, abs=0.2)
+    assert metric["typical"] == pytest.approx(1.6**2, rel=0.2)
 
 
 def test_photographs_have_no_looks(make_sets: MakeSets) -> None:
@@ -226,7 +226,7 @@ def test_photographs_have_no_looks(make_sets: MakeSets) -> None:
     assert card["figures"]["looks"]["value"] is None
     assert verdicts(card)["looks"] == "undecided"
     assert card["verdict"] == "alike"
-    assert math.isnan(figures_of(card)["quality_enl_ratio"])
+    assert math.isnan(metrics_of(card)["quality_enl_ratio"])
     assert "looks" not in describe(card).replace("look like", "")
     assert "calm sea" not in describe(card)
 

@@ -1,4 +1,4 @@
-"""Figures against formulas on known distributions, and against scipy."""
+"""Metrics against formulas on known distributions, and against scipy."""
 
 import math
 from collections.abc import Sequence
@@ -176,7 +176,7 @@ def test_small_and_flat_images_have_a_spectrum(shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(spectrum(grey), math.log(1 / 12), atol=1e-3)
 
 
-def test_ratios_leave_out_what_has_no_figure() -> None:
+def test_ratios_leave_out_what_has_no_metric() -> None:
     assert log_ratio([1.0, math.nan, 3.0], [1.0]) == 1.0
     assert math.isnan(log_ratio([math.nan], [1.0]))
     assert math.isnan(log_ratio([], [1.0]))

@@ -11,10 +11,10 @@ from small_study import SMALL
 from trained_detectors import make_trained
 
 from boxtwin.config.compose import register, to_object
-from boxtwin.config.identity import cell_name, defining_values, setting_hash
+from boxtwin.config.identity import defining_values, run_name, setting_hash
 from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
-from boxtwin.datasets.sample import CarriedBox, Judgement, Sample
+from boxtwin.datasets.sample import Judgement, PropagatedBox, Sample
 from boxtwin.detector.checkpoint import TrainedDetector, write_detector
 from boxtwin.detector.nms import merge_tiles
 from boxtwin.errors import InputError
@@ -52,9 +52,9 @@ def composed(tmp_path: Path, scenes: Path) -> Iterator[Compose]:
         yield with_overrides
 
 
-def store_of(cell: Prepared) -> Library:
-    assert cell.library is not None
-    return cell.library
+def store_of(run: Prepared) -> Library:
+    assert run.library is not None
+    return run.library
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_bad_settings_are_explained(composed: Compose, overrides: list[str], mes
         prepare(composed(*overrides))
 
 
-def test_the_same_configuration_is_the_same_cell_and_another_is_another(composed: Compose) -> None:
+def test_the_same_configuration_is_the_same_run_and_another_is_another(composed: Compose) -> None:
     plain = prepare(composed())
     assert prepare(composed()).identity == plain.identity
     assert prepare(composed("trainer.threads=1")).identity == plain.identity
@@ -97,7 +97,7 @@ def test_the_same_configuration_is_the_same_cell_and_another_is_another(composed
     assert len({plain.identity, *others}) == 4
 
 
-def test_other_pixels_are_another_cell(composed: Compose, tmp_path: Path) -> None:
+def test_other_pixels_are_another_run(composed: Compose, tmp_path: Path) -> None:
     own = f"dataset.root={tmp_path / 'own'}"
     plain = prepare(composed(own))
     path = plain.split.test[0].path
@@ -108,12 +108,12 @@ def test_other_pixels_are_another_cell(composed: Compose, tmp_path: Path) -> Non
 def test_crops_and_tiles_reach_the_data_and_grey_images_have_one_channel(
     composed: Compose,
 ) -> None:
-    cell = prepare(composed("detector.crop=32", "detector.tile=48"))
-    data, module = make_data(cell, make_plan(cell.split, ())), make_detector(cell)
+    run = prepare(composed("detector.crop=32", "detector.tile=48"))
+    data, module = make_data(run, make_plan(run.split, ())), make_detector(run)
     assert next(iter(data.train_dataloader())).images.shape == (8, 1, 32, 32)
-    shown = next(iter(data.letterboxed(cell.split.test)))
+    shown = next(iter(data.letterboxed(run.split.test)))
     assert shown.images.shape == (8, 1, 48, 48)
-    assert list(shown.image_ids) == [cell.split.test[i].image_id for i in (0, 0, 0, 0, 1, 1, 1, 1)]
+    assert list(shown.image_ids) == [run.split.test[i].image_id for i in (0, 0, 0, 0, 1, 1, 1, 1)]
     assert module.spec.tile == 48
     assert len(merge_tiles(module.detect(shown), module.spec)) == 2
     # A crop that is larger than the image is the image.
@@ -135,7 +135,7 @@ def test_objects_that_crops_cut_off_are_pointed_out(composed: Compose, caplog: p
     assert "crops of 16 pixels will cut many of them off: try dataset.image_size=" in caplog.text
 
 
-def test_images_are_decoded_once_for_all_cells(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_decoded_once_for_all_runs(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
 
     read = Sample.read
@@ -145,16 +145,16 @@ def test_images_are_decoded_once_for_all_cells(composed: Compose, monkeypatch: p
         return read(sample)
 
     monkeypatch.setattr(Sample, "read", counting)
-    cells = [prepare(composed(*more)) for more in ([], ["seed=1"], ["split.train=5"])]
-    for cell in cells:
-        make_detector(cell)
-        make_data(cell, make_plan(cell.split, ()))
+    runs = [prepare(composed(*more)) for more in ([], ["seed=1"], ["split.train=5"])]
+    for run in runs:
+        make_detector(run)
+        make_data(run, make_plan(run.split, ()))
     # Six training, four validation and eight test images.
     assert len(decoded) == len(set(decoded)) == 18
     decoded.clear()
     anew = prepare(composed("trainer.cache=false"))
-    assert anew.identity == cells[0].identity
-    assert (anew.levels, anew.channels) == (cells[0].levels, cells[0].channels)
+    assert anew.identity == runs[0].identity
+    assert (anew.levels, anew.channels) == (runs[0].levels, runs[0].channels)
     assert len(decoded) == 13  # without a cache, the first once more to see its channels
 
 
@@ -172,7 +172,7 @@ def test_the_embedded_data_set_is_built_once(composed: Compose) -> None:
     assert again.digest == first.digest
 
 
-def test_cells_that_share_a_seed_share_initial_weights_and_anchors(composed: Compose) -> None:
+def test_runs_that_share_a_seed_share_initial_weights_and_anchors(composed: Compose) -> None:
     with_none, with_some = prepare(composed("variations=0")), prepare(composed("variations=2"))
     a, b = make_detector(with_none), make_detector(with_some)
     assert all((x == y).all() for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
@@ -181,8 +181,8 @@ def test_cells_that_share_a_seed_share_initial_weights_and_anchors(composed: Com
     assert any((x != y).any() for x, y in zip(a.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_every_cell_takes_the_same_steps(composed: Compose) -> None:
-    cell = prepare(
+def test_every_run_takes_the_same_steps(composed: Compose) -> None:
+    run = prepare(
         composed(
             "variations=0",
             "trainer.steps=12",
@@ -191,17 +191,17 @@ def test_every_cell_takes_the_same_steps(composed: Compose) -> None:
             "trainer.batch_size=4",
         )
     )
-    data = make_data(cell, make_plan(cell.split, ()))
+    data = make_data(run, make_plan(run.split, ()))
     assert len(data.train_dataloader()) == 4
 
 
-def test_part_of_a_split_is_another_cell_with_another_store(composed: Compose) -> None:
+def test_part_of_a_split_is_another_run_with_another_store(composed: Compose) -> None:
     whole = prepare(composed("variations=1", "generator=copy_paste"))
     same = prepare(composed("variations=1", "generator=copy_paste", "split.train_size=6"))
     part = prepare(composed("variations=1", "generator=copy_paste", "split.train_size=3"))
-    assert cell_name(whole.config) == cell_name(same.config) == "s1-x1-copy_paste-yolov3_nano-seed0"
+    assert run_name(whole.config) == run_name(same.config) == "s1-x1-copy_paste-yolov3_nano-seed0"
     assert whole.identity == same.identity
-    assert cell_name(part.config) == "s1n3-x1-copy_paste-yolov3_nano-seed0"
+    assert run_name(part.config) == "s1n3-x1-copy_paste-yolov3_nano-seed0"
     assert part.identity != whole.identity
     assert "train_size" not in defining_values(whole.config)["split"]
     assert part.split.names["train"] == whole.split.names["train"][:3]
@@ -273,7 +273,7 @@ def test_two_files_of_one_class_are_two_generators(composed: Compose) -> None:
     assert (store_of(usual).folder.name[:7], store_of(other).folder.name[:5]) == ("repeat-", "mine-")
     assert store_of(usual).key != store_of(other).key
     assert store_of(other).identity.generator == "mine"
-    assert cell_name(other.config) == "s1-x2-mine-yolov3_nano-seed0"
+    assert run_name(other.config) == "s1-x2-mine-yolov3_nano-seed0"
     with pytest.raises(InputError, match=r"generator\.name='\.\./x' cannot be the name of a folder"):
         prepare(composed("variations=2", "generator.name=../x"))
 
@@ -294,7 +294,7 @@ class Everywhere:
         return self
 
     def __call__(self, *_: Any) -> Judgement:
-        return Judgement((CarriedBox((0.0, 0.0, self.side, self.side), 0, "added", {}),))
+        return Judgement((PropagatedBox((0.0, 0.0, self.side, self.side), 0, "added", {}),))
 
 
 def test_another_way_to_label_takes_a_class_and_its_settings(composed: Compose) -> None:

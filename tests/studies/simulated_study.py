@@ -1,4 +1,4 @@
-"""Studies with a known truth: runs whose figures are a condition's own, plus what seed and test images do to them."""
+"""Studies with a known truth: runs whose metrics are a condition's own, plus what seed and test images do to them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from boxtwin.studies.comparison import Figures
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.inference import image_counts
-from boxtwin.studies.runs import Cell
+from boxtwin.studies.runs import StudyRun
 
 IMAGES = 100
 
@@ -17,7 +17,7 @@ Simulated = tuple[str, int, str, float, float]  # split, variations, generator, 
 
 
 class SimulatedFigures(Figures):
-    """Figures that are means over images, so that their resamples are weighted means."""
+    """Metrics that are means over images, so that their resamples are weighted means."""
 
     def __init__(self, by_image: Mapping[str, Mapping[str, np.ndarray]], resamples: int) -> None:
         super().__init__({})
@@ -45,7 +45,7 @@ def simulate(
     rng: int = 0,
     resamples: int = 200,
     steps: Sequence[int] = (1200,),
-) -> tuple[list[Cell], list[Row], SimulatedFigures]:
+) -> tuple[list[StudyRun], list[Row], SimulatedFigures]:
     """Runs of conditions.
 
     Images are as hard for every run (``image_noise``); beyond that a condition (``own_image_noise``), and every run
@@ -53,7 +53,7 @@ def simulate(
     """
     random = np.random.default_rng(rng)
     hard = random.normal(0, image_noise, IMAGES)
-    by_image, cells = {}, []
+    by_image, runs = {}, []
     for length in steps:
         by_seed = random.normal(0, seed_noise, seeds)
         for split, variations, generator, real, ap50 in conditions:
@@ -65,8 +65,8 @@ def simulate(
                     values = values + random.normal(0, run_image_noise, IMAGES)
                 by_image[run] = {"map": values / 2, "map_50": values, "count_mae": 2 * (1 - values)}
                 size = split.rpartition("n")[2]
-                cells.append(
-                    Cell(
+                runs.append(
+                    StudyRun(
                         study="simulated",
                         dataset="sar_scenes",
                         split=split,
@@ -96,4 +96,4 @@ def simulate(
                         ),
                     )
                 )
-    return cells, condition_table(cells), SimulatedFigures(by_image, resamples)
+    return runs, condition_table(runs), SimulatedFigures(by_image, resamples)

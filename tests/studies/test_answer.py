@@ -15,7 +15,7 @@ from boxtwin.studies.comparison import Figures, contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.report.summary import Answer, answer, answers
-from boxtwin.studies.runs import cells_in
+from boxtwin.studies.runs import runs_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,8 +27,8 @@ def all_of(conditions: Sequence[Condition], kept: bool = True, **settings: Any) 
     _, rows, figures = simulate(conditions, **{"seeds": 9, "seed_noise": 0.005, "own_image_noise": 0.01, **settings})
     compared = contrasts(rows, figures if kept else Figures({}))
     values = answers(rows, compared)
-    # A sentence for each generator and yardstick, and one with the advice.
-    assert len(answer(rows, compared)) == sum(len(each.groups) + len(each.yardsticks) + 1 for each in values)
+    # A sentence for each generator and positive control, and one with the advice.
+    assert len(answer(rows, compared)) == sum(len(each.groups) + len(each.positive_controls) + 1 for each in values)
     return values
 
 
@@ -52,14 +52,14 @@ def test_a_gain_beside_its_controls() -> None:
     (of_s2,) = found.groups
     change = of_s2["lead"].differences["map_50"]
     assert (of_s2["lead"].new.split, of_s2["lead"].new.real_images, change.pairs) == ("s2", 40, 9)
-    assert change.gain_established
+    assert change.gain_significant
     assert (named(of_s2, "lead"), named(of_s2, "others")) == ([10], [2])
     ((control, of_control),) = of_s2["controls"]
-    assert (control.old.generator, control.differences["map_50"].established) == ("repeat", True)
+    assert (control.old.generator, control.differences["map_50"].significant) == ("repeat", True)
     assert of_control.mean == pytest.approx(change.mean - control.differences["map_50"].mean)
-    (yardstick,) = found.yardsticks
-    assert (yardstick.new.real_images, yardstick.old.real_images) == (80, 40)
-    assert yardstick.differences["map_50"].gain_established
+    (positive_control,) = found.positive_controls
+    assert (positive_control.new.real_images, positive_control.old.real_images) == (80, 40)
+    assert positive_control.differences["map_50"].gain_significant
     assert found.advice == {"kind": "use", "wins": [of_s2["lead"]], "without_controls": False, "equal": []}
 
 
@@ -67,7 +67,7 @@ def test_a_gain_beside_its_controls() -> None:
 def test_a_control_that_does_as_well_is_cheaper(control: float, equal: list[str]) -> None:
     found = answer_of([*PLAIN, *with_variations(0.66), *with_variations(control, "copy_paste")])
     ((compared, _),) = found.groups[0]["controls"]
-    assert compared.differences["map_50"].established == (not equal)
+    assert compared.differences["map_50"].significant == (not equal)
     assert (found.advice["kind"], found.advice["equal"]) == ("use", equal)
 
 
@@ -79,7 +79,7 @@ def test_a_gain_without_controls_asks_for_them() -> None:
     assert (found.advice["kind"], found.advice["without_controls"]) == ("use", False)
 
 
-def test_the_best_number_that_is_established_comes_first() -> None:
+def test_the_best_number_that_is_significant_comes_first() -> None:
     found = answer_of([*PLAIN, *with_variations(0.64, counts=(1,)), *with_variations(0.6, counts=(20,))])
     assert (named(found.groups[0], "lead"), named(found.groups[0], "others")) == ([1], [20])
     found = answer_of([*PLAIN, *with_variations(0.6, counts=(2, 5, 20))], seeds=10)
@@ -89,10 +89,10 @@ def test_the_best_number_that_is_established_comes_first() -> None:
 def test_nothing_is_bounded_by_the_interval() -> None:
     found = answer_of([*PLAIN, *with_variations(0.6)])
     change = found.groups[0]["lead"].differences["map_50"]
-    assert not change.established
+    assert not change.significant
     assert (found.advice["kind"], found.advice["ap"]) == ("little", 0)
     assert found.advice["bound"] == change.interval.high
-    assert found.advice["data"] == found.yardsticks[0].differences["map_50"].mean
+    assert found.advice["data"] == found.positive_controls[0].differences["map_50"].mean
 
 
 def test_the_bound_is_that_of_all_numbers_tried() -> None:
@@ -111,7 +111,7 @@ def test_tighter_boxes_without_more_objects() -> None:
     compared = contrasts(rows, figures)
     place = next(k for k, contrast in enumerate(compared) if contrast.new.variations == 2)
     ap = replace(compared[place].differences["map"], mean=0.006, p_holm=0.03)
-    assert not any(c.differences["map"].established for c in compared if c.new.variations == 10)
+    assert not any(c.differences["map"].significant for c in compared if c.new.variations == 10)
     compared[place] = replace(compared[place], differences={**compared[place].differences, "map": ap})
     (found,) = answers(rows, compared)
     assert (named(found.groups[0], "lead"), named(found.groups[0], "ap")) == ([10], [2])
@@ -121,7 +121,7 @@ def test_tighter_boxes_without_more_objects() -> None:
 def test_a_loss() -> None:
     found = answer_of([*PLAIN, *with_variations(0.55)])
     change = found.groups[0]["lead"].differences["map_50"]
-    assert change.established
+    assert change.significant
     assert change.mean < 0
     assert found.advice == {"kind": "loss"}
 
@@ -129,9 +129,9 @@ def test_a_loss() -> None:
 def test_too_few_seeds_tell_nothing() -> None:
     found = answer_of([*PLAIN, *with_variations(0.7, counts=(2, 10))], seeds=5)
     assert not any(
-        each.differences["map_50"].could_be_established for each in (found.groups[0]["lead"], *found.yardsticks)
+        each.differences["map_50"].could_be_significant for each in (found.groups[0]["lead"], *found.positive_controls)
     )
-    assert found.yardsticks[0].differences["map_50"].pairs_needed == 6
+    assert found.positive_controls[0].differences["map_50"].pairs_needed == 6
     assert found.advice == {"kind": "seeds", "blind": False, "least": 7, "most": 7, "pairs": 5}
     assert answer_of([*PLAIN, *with_variations(0.7)], seeds=1).advice["pairs"] == 1
 
@@ -145,20 +145,20 @@ def test_a_set_up_that_sees_nothing_gives_no_advice_on_variations() -> None:
 
 def test_wide_intervals_leave_the_question_open() -> None:
     found = answer_of([*PLAIN, *with_variations(0.62)], seeds=12, own_image_noise=0.2, seed_noise=0.04)
-    assert found.yardsticks[0].differences["map_50"].gain_established
+    assert found.positive_controls[0].differences["map_50"].gain_significant
     assert found.advice == {"kind": "open"}
-    # Without a yardstick nobody knows how much would be much.
+    # Without a positive control nobody knows how much would be much.
     assert answer_of([PLAIN[1], *with_variations(0.6)]).advice == {"kind": "open"}
 
 
-def test_cells_that_keep_no_matches_have_no_intervals() -> None:
+def test_runs_that_keep_no_matches_have_no_intervals() -> None:
     found = answer_of([*PLAIN, *with_variations(0.6)], kept=False)
     assert all(change.interval is None for change in found.groups[0]["lead"].differences.values())
 
 
 def test_each_setting_has_an_answer_of_its_own() -> None:
     found = all_of([*PLAIN, *with_variations(0.65)], steps=(300, 1200))
-    assert [(len(each.groups), len(each.yardsticks)) for each in found] == [(1, 1), (1, 1)]
+    assert [(len(each.groups), len(each.positive_controls)) for each in found] == [(1, 1), (1, 1)]
     assert len({each.prefix for each in found}) == 2
 
 
@@ -169,10 +169,10 @@ def test_without_variations_there_is_no_answer() -> None:
 
 def test_the_results_page_quotes_the_kept_runs() -> None:
     with runs_folder(ROOT / "docs/results/hrsid200") as folder:
-        cells = cells_in(folder)
-        evidence = {cell.run_id: found for cell in cells if (found := Evidence.load(Path(cell.output_dir))) is not None}
-    assert len(cells) == len(evidence) == 90
-    rows = condition_table(cells)
+        runs = runs_in(folder)
+        evidence = {run.run_id: found for run in runs if (found := Evidence.load(Path(run.output_dir))) is not None}
+    assert len(runs) == len(evidence) == 90
+    rows = condition_table(runs)
     quoted = " ".join((ROOT / "docs/results.md").read_text().replace("\n> ", "\n").split())
     for sentence in answer(rows, contrasts(rows, Figures(evidence))):
         assert f"- {sentence}" in quoted

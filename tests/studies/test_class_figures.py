@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from study_cells import finished_cell
+from study_runs import finished_run
 
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.coco_metrics import coco_by_class
@@ -22,13 +22,13 @@ from boxtwin.studies.inference import hierarchical_interval, image_counts
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.report.tables import class_text, write_csv
-from boxtwin.studies.runs import Cell, cells_in
+from boxtwin.studies.runs import StudyRun, runs_in
 from boxtwin.studies.study import Study
 
 CLASSES = ("red cell", '<b>船, "x"')
 
 
-def write_cell(folder: Path, variations: int, seed: int) -> None:
+def write_run(folder: Path, variations: int, seed: int) -> None:
     """A run on 20 images that finds more of its second class the more variations it has."""
     truth, rng = np.random.default_rng(0), np.random.default_rng([variations, seed])
     samples, found = [], {}
@@ -63,21 +63,23 @@ def write_cell(folder: Path, variations: int, seed: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Cell], dict[str, Evidence]]:
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[StudyRun], dict[str, Evidence]]:
     folder = tmp_path_factory.mktemp("study")
     for variations, seed in ((0, 0), (0, 1), (2, 0), (2, 1)):
-        write_cell(folder / f"x{variations}-{seed}", variations, seed)
-    cells = cells_in(folder)
-    kept = {cell.run_id: Evidence.load(Path(cell.output_dir)) for cell in cells}
-    return cells, {run: each for run, each in kept.items() if each is not None}
+        write_run(folder / f"x{variations}-{seed}", variations, seed)
+    runs = runs_in(folder)
+    kept = {this_run.run_id: Evidence.load(Path(this_run.output_dir)) for this_run in runs}
+    return runs, {run: each for run, each in kept.items() if each is not None}
 
 
-def test_differences_of_a_class_are_its_own_with_their_interval(study: tuple[list[Cell], dict[str, Evidence]]) -> None:
-    cells, evidence = study
-    rows = condition_table(cells)
-    found = class_figures(rows, cells, evidence)
+def test_differences_of_a_class_are_its_own_with_their_interval(
+    study: tuple[list[StudyRun], dict[str, Evidence]],
+) -> None:
+    runs, evidence = study
+    rows = condition_table(runs)
+    found = class_figures(rows, runs, evidence)
     assert list(found) == list(CLASSES)
-    results = {run: json.loads((Path(c.output_dir) / "result.json").read_text()) for c in cells for run in [c.run_id]}
+    results = {run: json.loads((Path(c.output_dir) / "result.json").read_text()) for c in runs for run in [c.run_id]}
     for label, name in enumerate(CLASSES):
         none, two = found[name]
         assert (none.row.variations, two.row.variations, none.changes) == (0, 2, {})
@@ -102,19 +104,19 @@ def test_differences_of_a_class_are_its_own_with_their_interval(study: tuple[lis
 
 
 def test_the_page_the_terminal_and_the_csv_have_every_class(
-    study: tuple[list[Cell], dict[str, Evidence]], tmp_path: Path
+    study: tuple[list[StudyRun], dict[str, Evidence]], tmp_path: Path
 ) -> None:
-    cells, evidence = study
-    whole = Study.of(cells, evidence)
+    runs, evidence = study
+    whole = Study.of(runs, evidence)
     page = write_report(whole, Summary.of(whole), tmp_path).read_text()
     assert 'id="classes"' in page
     assert "&lt;b&gt;船, &#34;x&#34;" in page
     assert "<b>船" not in page
-    rows = condition_table(cells)
-    said = class_text(class_figures(rows, cells, {}))
+    rows = condition_table(runs)
+    said = class_text(class_figures(rows, runs, {}))
     assert [line for line in said if line in CLASSES] == list(CLASSES)
     lines = list(csv.DictReader(io.StringIO((tmp_path / "comparison.csv").read_text())))
-    found = class_figures(rows, cells, evidence)
+    found = class_figures(rows, runs, evidence)
     for name in CLASSES:
         for line, each in zip(lines, found[name], strict=True):
             assert float(line[f"{name}/map_50_mean"]) == each.estimates["map_50"].mean
@@ -127,9 +129,9 @@ def test_the_page_the_terminal_and_the_csv_have_every_class(
 def test_one_class_or_runs_that_do_not_tell_have_no_table_by_class(tmp_path: Path) -> None:
     metrics = {"test/map": 0.5, "test/map_50": 0.7, "test/count_mae": 1.0, "test/count_bias": 0.0}
     for classes in ({}, {"ship": {"map": 0.5}}):
-        cells = [finished_cell("a", 0, 0, metrics=metrics, classes=classes)]
-        rows = condition_table(cells)
-        assert class_figures(rows, cells, {}) == {}
+        runs = [finished_run("a", 0, 0, metrics=metrics, classes=classes)]
+        rows = condition_table(runs)
+        assert class_figures(rows, runs, {}) == {}
         assert class_text({}) == []
         write_csv(rows, tmp_path / "c.csv", (), {})
         assert "ship" not in (tmp_path / "c.csv").read_text()

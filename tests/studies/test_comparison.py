@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coco_reference import coco_figures
-from study_cells import finished_cell
+from coco_reference import coco_metrics
+from study_runs import finished_run
 
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.errors import InputError
@@ -18,7 +18,7 @@ from boxtwin.studies.comparison import RESAMPLES, Figures, contrasts, corrected,
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.report.summary import verdict
-from boxtwin.studies.runs import Cell
+from boxtwin.studies.runs import StudyRun
 from boxtwin.studies.summaries import conditions
 
 IMAGES = 30
@@ -46,8 +46,8 @@ def samples_of(images: int) -> list[Sample]:
     return samples
 
 
-def write_cell(folder: Path, rng: np.random.Generator, share: float, images: int = IMAGES) -> dict[str, float]:
-    """A run that finds each object with probability ``share``; its figures."""
+def write_run(folder: Path, rng: np.random.Generator, share: float, images: int = IMAGES) -> dict[str, float]:
+    """A run that finds each object with probability ``share``; its metrics."""
     samples, found = samples_of(images), {}
     counts: list[dict[str, Any]] = []
     for sample in samples:
@@ -60,7 +60,7 @@ def write_cell(folder: Path, rng: np.random.Generator, share: float, images: int
     folder.mkdir(parents=True)
     save_matches(folder / MATCHES_FILE, match_detections(samples, found, 1))
     (folder / "result.json").write_text(json.dumps({"counts": counts}))
-    figures = coco_figures(samples, found, [1])
+    figures = coco_metrics(samples, found, [1])
     return {
         "map": figures["map"],
         "map_50": figures["map_50"],
@@ -68,8 +68,8 @@ def write_cell(folder: Path, rng: np.random.Generator, share: float, images: int
     }
 
 
-def test_a_cell_says_the_same_from_its_folder(tmp_path: Path) -> None:
-    figures = write_cell(tmp_path / "a", np.random.default_rng(1), 0.7)
+def test_a_run_says_the_same_from_its_folder(tmp_path: Path) -> None:
+    figures = write_run(tmp_path / "a", np.random.default_rng(1), 0.7)
     evidence = Evidence.load(tmp_path / "a")
     assert evidence is not None
     again = evidence.figures(np.ones((1, IMAGES)))
@@ -84,8 +84,8 @@ def test_folders_without_matches_and_with_those_of_other_images(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert Evidence.load(tmp_path) is None
-    write_cell(tmp_path / "a", np.random.default_rng(1), 0.7)
-    write_cell(tmp_path / "b", np.random.default_rng(1), 0.7, images=10)
+    write_run(tmp_path / "a", np.random.default_rng(1), 0.7)
+    write_run(tmp_path / "b", np.random.default_rng(1), 0.7, images=10)
     (tmp_path / "b" / MATCHES_FILE).replace(tmp_path / "a" / MATCHES_FILE)
     assert Evidence.load(tmp_path / "a") is None
     assert "different test images" in caplog.text
@@ -93,21 +93,21 @@ def test_folders_without_matches_and_with_those_of_other_images(
 
 def study(tmp_path: Path, shares: dict[tuple[int, str], float], seeds: int) -> tuple[list[Row], Figures]:
     """The rows of a study whose conditions (variations, generator) find so much, and what its runs keep."""
-    cells, evidence = [], {}
+    runs, evidence = [], {}
     for (variations, generator), share in shares.items():
         for seed in range(seeds):
             run = f"{generator}-{variations}-{seed}"
-            figures = write_cell(tmp_path / run, np.random.default_rng([seed, variations, *generator.encode()]), share)
+            figures = write_run(tmp_path / run, np.random.default_rng([seed, variations, *generator.encode()]), share)
             loaded = Evidence.load(tmp_path / run)
             assert loaded is not None
             evidence[run] = loaded
-            cells.append(cell(run, variations, generator, seed, figures))
-    return condition_table(cells), Figures(evidence)
+            runs.append(run_folder(run, variations, generator, seed, figures))
+    return condition_table(runs), Figures(evidence)
 
 
-def cell(run: str, variations: int, generator: str, seed: int, figures: dict[str, float]) -> Cell:
+def run_folder(run: str, variations: int, generator: str, seed: int, figures: dict[str, float]) -> StudyRun:
     metrics = {f"test/{name}": value for name, value in figures.items()} | {"data/real_images": 40.0}
-    return finished_cell(run, variations, seed, metrics=metrics, generator=generator)
+    return finished_run(run, variations, seed, metrics=metrics, generator=generator)
 
 
 def test_a_clear_gain_and_none(tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_a_clear_gain_and_none(tmp_path: Path) -> None:
     assert errors.interval.high < 0
     assert ap50.low <= ap50.interval.mean <= ap50.high
     assert ap50.p == ap50.p_holm == 2 / 64
-    assert ap50.established
-    assert ap50.could_be_established
+    assert ap50.significant
+    assert ap50.could_be_significant
 
 
 def test_six_seeds_cannot_carry_two_comparisons(tmp_path: Path) -> None:
@@ -137,16 +137,16 @@ def test_six_seeds_cannot_carry_two_comparisons(tmp_path: Path) -> None:
     assert nothing.interval.low < 0 < nothing.interval.high
     assert ap50.p == 2 / 64
     assert ap50.p_holm == 4 / 64
-    assert not ap50.established
-    assert not ap50.could_be_established
+    assert not ap50.significant
+    assert not ap50.could_be_significant
     # Against the control is another question, and one comparison only.
     assert (control.new.generator, control.old.generator) == ("better", "repeat")
-    assert control.differences["map_50"].established
+    assert control.differences["map_50"].significant
     sentences = verdict(rows, [better, repeat, control])
     assert "AP50: p 0.031 by itself; 2 such comparisons in one table need 7 seeds" in sentences[0]
     assert "95 % interval" in sentences[0]
     assert "s2 x2 better against as many of repeat" in sentences[2]
-    assert "AP50: p 0.031, established." in sentences[2]
+    assert "AP50: p 0.031, significant." in sentences[2]
 
 
 def test_one_pair_and_runs_that_keep_nothing(tmp_path: Path) -> None:
@@ -158,27 +158,29 @@ def test_one_pair_and_runs_that_keep_nothing(tmp_path: Path) -> None:
     assert kept_nothing.pairs == 3
     assert kept_nothing.interval is None
     assert kept_nothing.p == 2 / 8 or kept_nothing.p > 2 / 8
-    assert not corrected([kept_nothing])[0].established
+    assert not corrected([kept_nothing])[0].significant
 
 
 def test_no_seed_in_common(tmp_path: Path) -> None:
     figures = {"map": 0.5, "map_50": 0.5, "count_mae": 1.0}
-    rows = condition_table([cell("a", 0, "none", 0, figures), cell("b", 2, "x", 1, {**figures, "map": 0.75})])
+    rows = condition_table(
+        [run_folder("a", 0, "none", 0, figures), run_folder("b", 2, "x", 1, {**figures, "map": 0.75})]
+    )
     found = difference("map", rows[1], rows[0], Figures({}))
     assert (found.mean, found.pairs) == (0.25, 0)
     assert np.isnan([found.p, found.low, found.high, corrected([found])[0].p_holm]).all()
 
 
 def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:
-    cells, evidence = [], {}
+    runs, evidence = [], {}
     for run, variations, seed, images in (("a", 0, 0, 30), ("b", 0, 1, 30), ("c", 2, 0, 30), ("d", 2, 1, 20)):
-        figures = write_cell(tmp_path / run, np.random.default_rng(0), 0.5, images)
+        figures = write_run(tmp_path / run, np.random.default_rng(0), 0.5, images)
         loaded = Evidence.load(tmp_path / run)
         assert loaded is not None
         evidence[run] = loaded
-        cells.append(cell(run, variations, "x", seed, figures))
+        runs.append(run_folder(run, variations, "x", seed, figures))
     with pytest.raises(InputError, match="d and b were tested on different images"):
-        contrasts(condition_table(cells), Figures(evidence))
+        contrasts(condition_table(runs), Figures(evidence))
 
 
 def test_every_resample_is_worked_out_once(tmp_path: Path) -> None:

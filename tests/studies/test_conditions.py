@@ -21,7 +21,7 @@ from boxtwin.studies.condition_values import differences, flatten
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.report.summary import notes, verdict
 from boxtwin.studies.report.tables import text_table
-from boxtwin.studies.runs import cells_in
+from boxtwin.studies.runs import runs_in
 
 ROOT = Path(__file__).parents[2]
 DATA: dict[str, Any] = {
@@ -77,10 +77,10 @@ def write_record(
 
 def compared(folder: Path) -> tuple[list[Row], list[Contrast], str]:
     """The table of the runs in a folder: rows, comparisons, and all that is printed of them."""
-    cells = cells_in(folder)
-    rows = condition_table(cells)
+    runs = runs_in(folder)
+    rows = condition_table(runs)
     found = contrasts(rows, Figures({}))
-    return rows, found, "\n".join((*text_table(rows), *verdict(rows, found), *notes(cells, rows)))
+    return rows, found, "\n".join((*text_table(rows), *verdict(rows, found), *notes(runs, rows)))
 
 
 def merged(config: DictConfig, **changes: Any) -> DictConfig:
@@ -337,7 +337,7 @@ def test_dense_training_images_do_not_cost_the_comparison_of_sizes(composed: Dic
         config = plain(merged(composed, split={"name": name, "train": size}))
         write_record(tmp_path, config, (0,), data={**DATA, "max_detections": limit})
     _, (contrast,), _ = compared(tmp_path)
-    assert contrast.kind == "yardstick"
+    assert contrast.kind == "positive control"
 
 
 def test_means_that_are_shown_are_those_of_the_pairs(composed: DictConfig, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from simulated_study import SimulatedFigures, simulate
 
-from boxtwin.studies.comparison import Figures, yardsticks
+from boxtwin.studies.comparison import Figures, positive_controls
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.equivalence import Exchange, curve_rows, equivalent, exchange, monotone
 from boxtwin.studies.report.sections import describe_exchange, equivalence_section
-from boxtwin.studies.runs import Cell
+from boxtwin.studies.runs import StudyRun
 
 
 def on_real(images: float) -> float:
@@ -26,7 +26,7 @@ REAL = [("s1n20", 20.0), ("s2", 40.0), ("s1n60", 60.0), ("s1", 80.0)]
 
 def study(
     reached: float, sizes: Sequence[tuple[str, float]] = REAL, **noise: Any
-) -> tuple[list[Cell], list[Row], SimulatedFigures]:
+) -> tuple[list[StudyRun], list[Row], SimulatedFigures]:
     conditions = [(split, 0, "none", size, on_real(size)) for split, size in sizes]
     return simulate([*conditions, ("s2", 10, "pixel_ddpm", 40.0, reached)], **{"seeds": 6, **noise})
 
@@ -109,9 +109,9 @@ def test_a_size_is_on_the_curve_once_and_the_baseline_first() -> None:
     assert [row.split for row in curve_rows(rows, base, figures)] == ["s1n20", "s2", "s1n60", "s1"]
 
 
-def test_parts_of_a_split_do_not_change_the_yardstick() -> None:
+def test_parts_of_a_split_do_not_change_the_positive_control() -> None:
     _, rows, _ = study(0.6)
-    assert [(fewer.split, more.split) for fewer, more in yardsticks(rows)] == [("s2", "s1")]
+    assert [(fewer.split, more.split) for fewer, more in positive_controls(rows)] == [("s2", "s1")]
     alone = [row for row in rows if row.split != "s2"]
-    assert [(fewer.split, more.split) for fewer, more in yardsticks(alone)] == [("s1n60", "s1")]
-    assert yardsticks([replace(row) for row in rows if row.split == "s1"]) == []
+    assert [(fewer.split, more.split) for fewer, more in positive_controls(alone)] == [("s1n60", "s1")]
+    assert positive_controls([replace(row) for row in rows if row.split == "s1"]) == []

@@ -129,7 +129,7 @@ def test_variances_are_those_of_the_sources() -> None:
 
 @pytest.mark.parametrize(("seed_noise", "image_noise"), [(1.0, 10.0), (0.2, 10.0), (2.0, 5.0)])
 def test_intervals_hold_the_truth(seed_noise: float, image_noise: float) -> None:
-    # Figures that are means over images: a run's difference is effect + seed + mean of (image + image x seed).
+    # Metrics that are means over images: a run's difference is effect + seed + mean of (image + image x seed).
     effect, studies = 3.0, 400
     rng = np.random.default_rng(7)
     held = 0

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from simulated_study import Simulated, simulate
-from study_cells import finished_cell
+from study_runs import finished_run
 
 from boxtwin.studies.commands import command
 from boxtwin.studies.comparison import contrasts
@@ -39,8 +39,8 @@ FULL: list[Simulated] = [
 
 
 def planned(conditions: Sequence[Simulated], **settings: Any) -> list[Candidate]:
-    cells, rows, figures = simulate(conditions, **{"seeds": 6, **settings})
-    return plan(cells, rows, contrasts(rows, figures), figures)
+    runs, rows, figures = simulate(conditions, **{"seeds": 6, **settings})
+    return plan(runs, rows, contrasts(rows, figures), figures)
 
 
 def gain_on_s2(candidate: Candidate) -> bool:
@@ -53,7 +53,7 @@ def test_forecasts_are_what_comes(seed_noise: float, own_image_noise: float) -> 
     # Twelve seeds are run; the first six foretell the width of all.
     ratios = []
     for rng in range(30):
-        cells, rows, figures = simulate(
+        runs, rows, figures = simulate(
             [("s2", 0, "none", 40.0, 0.6), ("s2", 10, "x", 40.0, 0.6)],
             seeds=12,
             seed_noise=seed_noise,
@@ -61,7 +61,7 @@ def test_forecasts_are_what_comes(seed_noise: float, own_image_noise: float) -> 
             rng=rng,
         )
         (all_seeds,) = contrasts(rows, figures)
-        (six,) = contrasts(condition_table(cell for cell in cells if cell.seed < 6), figures)
+        (six,) = contrasts(condition_table(run for run in runs if run.seed < 6), figures)
         now, then = (each.differences["map_50"].interval for each in (six, all_seeds))
         assert now is not None
         assert then is not None
@@ -133,7 +133,7 @@ def test_seeds_do_not_get_below_the_images() -> None:
         ),
     ],
 )
-def test_a_command_is_that_of_the_cell_with_what_changes(
+def test_a_command_is_that_of_the_run_with_what_changes(
     typed: str, typed_for: str, wanted: dict[str, Any], made: str
 ) -> None:
     settings: dict[str, Any] = {
@@ -169,19 +169,19 @@ def test_missing_seeds_come_with_the_number_that_holm_asks_for() -> None:
 
 def test_a_split_is_named_as_it_is() -> None:
     """Its name may have a blank, as the settings have that tell conditions of one split apart."""
-    cells, _, figures = simulate([("my split", *row[1:]) for row in FULL if row[0] == "s2"], seeds=6)
-    cells = [replace(cell, overrides="") for cell in cells]
-    rows = condition_table(cells)
-    found = plan(cells, rows, contrasts(rows, figures), figures)
+    runs, _, figures = simulate([("my split", *row[1:]) for row in FULL if row[0] == "s2"], seeds=6)
+    runs = [replace(run, overrides="") for run in runs]
+    rows = condition_table(runs)
+    found = plan(runs, rows, contrasts(rows, figures), figures)
     assert found
     assert all("split='my split'" in command for each in found for command in each.command.split(" && "))
 
 
 def test_seeds_of_one_side_are_completed_first() -> None:
-    cells, _, figures = simulate(FULL[:1] + FULL[2:], seeds=6)
-    cells = [cell for cell in cells if cell.variations == 0 or cell.seed == 0]
-    rows = condition_table(cells)
-    found = plan(cells, rows, contrasts(rows, figures), figures)
+    runs, _, figures = simulate(FULL[:1] + FULL[2:], seeds=6)
+    runs = [run for run in runs if run.variations == 0 or run.seed == 0]
+    rows = condition_table(runs)
+    found = plan(runs, rows, contrasts(rows, figures), figures)
     gain = next(c for c in found if gain_on_s2(c))
     assert gain.now is None
     assert "seed=1,2,3,4,5,6,7" in gain.command
@@ -211,17 +211,17 @@ def test_a_number_beside_the_best_is_proposed() -> None:
     assert any(f"variations={n}" in number.command for n in range(1, 20))
 
 
-def test_one_cell_and_cells_that_do_not_say_what_was_typed() -> None:
-    cells, rows, figures = simulate(FULL[:1], seeds=1)
-    cells = [replace(cell, overrides="") for cell in cells]
-    candidates = plan(cells, rows, contrasts(rows, figures), figures)
-    found = next_runs_section(candidates, cells)
+def test_one_run_and_runs_that_do_not_say_what_was_typed() -> None:
+    runs, rows, figures = simulate(FULL[:1], seeds=1)
+    runs = [replace(run, overrides="") for run in runs]
+    candidates = plan(runs, rows, contrasts(rows, figures), figures)
+    found = next_runs_section(candidates, runs)
     table = candidates_table(candidates)
     assert table[0].endswith("what to run")
     assert len(table) == len(candidates) + 1
     assert "python train.py -m study=simulated split=s1 variations=0 split.train_size=40 seed=" in found.sentences[0]
     assert "do not record what was typed" in found.sentences[-1]
-    titles = [part.title for part in sections(Study.of(cells), candidates)]
+    titles = [part.title for part in sections(Study.of(runs), candidates)]
     assert titles == ["What this study could detect", "What to run next"]
     assert sections(Study.of([])) == []
 
@@ -235,8 +235,8 @@ def test_only_finished_runs_are_made_again_and_no_absolute_path_is_shown(
     monkeypatch.chdir(tmp_path)
     evil = "dataset.name='x; touch PWNED'"
     typed = ["--config-dir=mine", f"dataset.root='{tmp_path}/my data'", evil, "variations=0"]
-    cells = [
-        finished_cell(
+    runs = [
+        finished_run(
             f"run{seed}",
             0,
             seed,
@@ -247,7 +247,7 @@ def test_only_finished_runs_are_made_again_and_no_absolute_path_is_shown(
         )
         for seed, status in enumerate(("FINISHED", "FAILED", "KILLED"))
     ]
-    study = Study.of(cells)
+    study = Study.of(runs)
     page = write_report(study, Summary.of(study), tmp_path / "report").read_text()
     assert str(tmp_path) not in page
     assert "multirun/run0" in page

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from simulated_study import simulate
-from study_cells import finished_cell
+from study_runs import finished_run
 
 from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.sample import Dataset, Detections, Sample
@@ -31,7 +31,7 @@ from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.plots import Drawing
 from boxtwin.studies.report.sections import Section
 from boxtwin.studies.report.summary import Summary, printed
-from boxtwin.studies.runs import Cell
+from boxtwin.studies.runs import StudyRun
 from boxtwin.studies.study import Study
 
 BROWSER = next(
@@ -65,8 +65,8 @@ def found_in(samples: tuple[Sample, ...], share: float, seed: int) -> dict[int, 
     return found
 
 
-def make_cell(folder: Path, dataset: Dataset, variations: int, seed: int, **metrics: float) -> Cell:
-    """A run's folder with all that the page reads of it, and the cell."""
+def make_run(folder: Path, dataset: Dataset, variations: int, seed: int, **metrics: float) -> StudyRun:
+    """A run's folder with all that the page reads of it, and the run."""
     name = f"s2-x{variations}-{'repeat' if variations else 'none'}-yolov3_nano-seed{seed}"
     here, samples = folder / name, dataset.samples
     here.mkdir(parents=True)
@@ -95,7 +95,7 @@ def make_cell(folder: Path, dataset: Dataset, variations: int, seed: int, **metr
         "data/real_images": 40.0,
         "time/train": 10.0 + seed,
     }
-    return finished_cell(
+    return finished_run(
         name,
         variations,
         seed,
@@ -115,17 +115,17 @@ def write_card(folder: Path) -> None:
 
 
 @pytest.fixture
-def study(tmp_path: Path, dataset: Dataset) -> list[Cell]:
+def study(tmp_path: Path, dataset: Dataset) -> list[StudyRun]:
     """Two seeds without variations, two with ten of them."""
     cost = {"time/store_vary": 5.0, "time/store_fit": 2.0, "data/cost_usd": 1.25, "data/label_minutes": 3.5}
-    cells = [make_cell(tmp_path / "cells", dataset, 0, seed) for seed in (0, 1)]
-    return cells + [make_cell(tmp_path / "cells", dataset, 10, seed, **cost) for seed in (0, 1)]
+    runs = [make_run(tmp_path / "cells", dataset, 0, seed) for seed in (0, 1)]
+    return runs + [make_run(tmp_path / "cells", dataset, 10, seed, **cost) for seed in (0, 1)]
 
 
-def report(cells: list[Cell], folder: Path, sections: tuple[Section, ...] = ()) -> Path:
-    kept = {cell.run_id: Evidence.load(Path(cell.output_dir)) for cell in cells if cell.output_dir}
+def report(runs: list[StudyRun], folder: Path, sections: tuple[Section, ...] = ()) -> Path:
+    kept = {this_run.run_id: Evidence.load(Path(this_run.output_dir)) for this_run in runs if this_run.output_dir}
     evidence = {run: evidence for run, evidence in kept.items() if evidence is not None}
-    study = Study.of(cells, evidence)
+    study = Study.of(runs, evidence)
     summary = Summary.of(study)
     return write_report(study, replace(summary, sections=[*summary.sections, *sections]), folder)
 
@@ -167,7 +167,7 @@ def read_page(path: Path) -> Reader:
     return reader
 
 
-def test_all_parts_stand_in_their_order_and_each_picture_in_words(study: list[Cell], tmp_path: Path) -> None:
+def test_all_parts_stand_in_their_order_and_each_picture_in_words(study: list[StudyRun], tmp_path: Path) -> None:
     path = report(study, tmp_path / "report", (SECTION,))
     page = read_page(path)
     order = ["On s2 (40 real images), 10 variations", "Curves", "Table", "Every comparison", "s2 x10 repeat: AP50"]
@@ -207,18 +207,18 @@ def wording(page: Path) -> list[str]:
 
 
 def test_the_wording_is_that_of_the_golden_page(
-    study: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: list[StudyRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Golden is the text of a simulated study, on the terminal and as a page, and of the page of the runs on disk."""
     monkeypatch.chdir(tmp_path)
     sizes = [("s1", 0, "none", 80.0, 0.7), ("s1n20", 0, "none", 20.0, 0.5), ("s2", 0, "none", 40.0, 0.6)]
     tried = [("s2", number, "pixel_ddpm", 40.0, ap50) for number, ap50 in ((2, 0.61), (5, 0.64), (10, 0.66))]
-    cells, _, figures = simulate([*sizes, *tried, ("s2", 10, "repeat", 40.0, 0.6)], seeds=9, seed_noise=0.004)
-    cells[-1] = replace(cells[-1], status="FAILED")
-    cells[0] = replace(cells[0], provenance={"commit": "4437dbc1", "clean": "true"}, overrides="")
-    simulated = Study.of(cells)
+    runs, _, figures = simulate([*sizes, *tried, ("s2", 10, "repeat", 40.0, 0.6)], seeds=9, seed_noise=0.004)
+    runs[-1] = replace(runs[-1], status="FAILED")
+    runs[0] = replace(runs[0], provenance={"commit": "4437dbc1", "clean": "true"}, overrides="")
+    simulated = Study.of(runs)
     simulated = replace(simulated, figures=figures, contrasts=contrasts(simulated.rows, figures))
-    candidates = plan(cells, simulated.rows, simulated.contrasts, figures)
+    candidates = plan(runs, simulated.rows, simulated.contrasts, figures)
     summary = Summary.of(simulated, candidates)
     terminal = printed(simulated, summary).splitlines()
     pages = write_report(simulated, summary, tmp_path / "simulated"), report(study, tmp_path / "report")
@@ -227,14 +227,16 @@ def test_the_wording_is_that_of_the_golden_page(
     assert same, f"the wording has changed; if that is wanted: cp {tmp_path / GOLDEN.name} {GOLDEN}"
 
 
-def test_costs_are_those_of_the_store_once_and_of_a_run(study: list[Cell], tmp_path: Path, dataset: Dataset) -> None:
+def test_costs_are_those_of_the_store_once_and_of_a_run(
+    study: list[StudyRun], tmp_path: Path, dataset: Dataset
+) -> None:
     rows = condition_table(study)
     base, varied = costs(rows, study)
     assert (base.fit_seconds, base.vary_seconds, base.usd, base.label_minutes) == (0, 0, 0, 0)
     assert (varied.fit_seconds, varied.vary_seconds, varied.usd, varied.label_minutes) == (2, 5, 1.25, 3.5)
     assert varied.train_seconds == 10.5
     assert unattributed(study) == []
-    old = make_cell(tmp_path / "old", dataset, 2, 0, **{"time/generate": 41.0})
+    old = make_run(tmp_path / "old", dataset, 2, 0, **{"time/generate": 41.0})
     (cost,) = costs(condition_table([old]), [old])
     assert np.isnan([cost.fit_seconds, cost.vary_seconds, cost.usd, cost.label_minutes]).all()
     assert unattributed([old]) == [(old.name, 41.0)]
@@ -243,7 +245,7 @@ def test_costs_are_those_of_the_store_once_and_of_a_run(study: list[Cell], tmp_p
     assert f"{old.name}: 41 s" in text
 
 
-def test_the_same_images_are_drawn_under_each_condition(study: list[Cell], dataset: Dataset) -> None:
+def test_the_same_images_are_drawn_under_each_condition(study: list[StudyRun], dataset: Dataset) -> None:
     fixed, worst = galleries(Study.of(study))
     assert fixed.columns == worst.columns == ("truth", "s2 x0", "s2 x10 repeat")
     assert len(fixed.images) == 4
@@ -262,16 +264,16 @@ def test_the_same_images_are_drawn_under_each_condition(study: list[Cell], datas
         assert image.drawings[0].text == f"{len(sample.boxes)} true"
 
 
-def test_classes_have_corners_and_counts_of_their_own(study: list[Cell], dataset: Dataset) -> None:
+def test_classes_have_corners_and_counts_of_their_own(study: list[StudyRun], dataset: Dataset) -> None:
     names = ("ship", "<i>buoy")
     by_name = {sample.name: sample for sample in dataset.samples}
-    for cell in study:
+    for run in study:
         samples = [replace(sample, labels=np.arange(len(sample.boxes)) % 2) for sample in dataset.samples]
         found = {
             image: Detections(each.boxes, each.scores, np.arange(len(each.boxes)) % 2)
-            for image, each in found_in(dataset.samples, 0.8, cell.seed).items()
+            for image, each in found_in(dataset.samples, 0.8, run.seed).items()
         }
-        keep_examples(Path(cell.output_dir) / EXAMPLES_FILE, samples, found, (0.3, 0.6), names)
+        keep_examples(Path(run.output_dir) / EXAMPLES_FILE, samples, found, (0.3, 0.6), names)
     fixed, _ = galleries(Study.of(study))
     assert fixed.classes == (("ship", class_colour(0)), ("<i>buoy", class_colour(1)))
     for image in fixed.images:
@@ -281,35 +283,37 @@ def test_classes_have_corners_and_counts_of_their_own(study: list[Cell], dataset
         assert ("1 ship" in image.drawings[0].text) == (len(boxes) in (1, 2))
 
 
-def test_a_cell_keeps_little_and_the_same_images_whatever_it_finds(study: list[Cell]) -> None:
-    kept = [load_examples(Path(cell.output_dir) / EXAMPLES_FILE) for cell in study]
+def test_a_run_keeps_little_and_the_same_images_whatever_it_finds(study: list[StudyRun]) -> None:
+    kept = [load_examples(Path(run.output_dir) / EXAMPLES_FILE) for run in study]
     names = [[p.sample.name for p in each.pictured if not p.worst] for each in kept if each is not None]
     assert len(names) == 4
     assert all(each == names[0] for each in names)
-    assert all((Path(cell.output_dir) / EXAMPLES_FILE).stat().st_size < 60_000 for cell in study)
+    assert all((Path(run.output_dir) / EXAMPLES_FILE).stat().st_size < 60_000 for run in study)
     assert load_examples(Path(study[0].output_dir) / "no such file") is None
 
 
-def test_cells_without_what_the_page_shows_are_left_out(study: list[Cell], tmp_path: Path) -> None:
-    for cell in study:
+def test_runs_without_what_the_page_shows_are_left_out(study: list[StudyRun], tmp_path: Path) -> None:
+    for run in study:
         for name in (EXAMPLES_FILE, "label_card.json"):
-            (Path(cell.output_dir) / name).unlink(missing_ok=True)
+            (Path(run.output_dir) / name).unlink(missing_ok=True)
     text = read_page(report(study, tmp_path / "plain")).text
     assert "Slices" in text
     assert "Test images under each condition" not in text
     assert "The variations and their labels" not in text
-    for cell in study:
-        (Path(cell.output_dir) / MATCHES_FILE).unlink()
+    for run in study:
+        (Path(run.output_dir) / MATCHES_FILE).unlink()
     text = read_page(report(study, tmp_path / "bare")).text
     assert "Slices" not in text
     assert "Count errors by image" not in text
 
 
 @pytest.mark.parametrize("members", [slice(0, 1), slice(2, 3), slice(1, 3), slice(0, 0)])
-def test_one_cell_no_variations_no_seed_in_common_and_none(study: list[Cell], members: slice, tmp_path: Path) -> None:
+def test_one_run_no_variations_no_seed_in_common_and_none(
+    study: list[StudyRun], members: slice, tmp_path: Path
+) -> None:
     page = read_page(report(study[members], tmp_path / "report"))
     assert page.silent == []
-    assert "established" not in page.text.replace("not established", "")
+    assert "significant" not in page.text.replace("not significant", "")
 
 
 def run_browser(page: Path, folder: Path, *options: str) -> tuple[str, str]:
@@ -330,7 +334,7 @@ def run_browser(page: Path, folder: Path, *options: str) -> tuple[str, str]:
 @pytest.mark.skipif(not BROWSER, reason="no chromium here: the page is not looked at by a browser")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("width", [375, 1280])
-def test_a_browser_finds_no_error_no_network_and_no_overflow(study: list[Cell], width: int, tmp_path: Path) -> None:
+def test_a_browser_finds_no_error_no_network_and_no_overflow(study: list[StudyRun], width: int, tmp_path: Path) -> None:
     path = report(study, tmp_path / "report", (SECTION,))
     # What the browser sees of the page, from within; the page itself has no script. It stands in a frame, since the
     # browser makes no window as narrow as a phone.

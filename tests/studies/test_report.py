@@ -20,11 +20,11 @@ from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.plots import curve_figure, curve_text, plot_curves
 from boxtwin.studies.report.summary import Summary, verdict
 from boxtwin.studies.report.tables import text_table, write_csv
-from boxtwin.studies.runs import Cell
+from boxtwin.studies.runs import StudyRun
 from boxtwin.studies.study import Study
 
 
-def make_cell(
+def make_run(
     split: str = "s2",
     variations: int = 0,
     seed: int = 0,
@@ -33,8 +33,8 @@ def make_cell(
     real: int = 40,
     generator: str = "pixel_ddpm",
     **changes: Any,
-) -> Cell:
-    cell = Cell(
+) -> StudyRun:
+    run = StudyRun(
         study="demo",
         dataset="sar_scenes",
         split=split,
@@ -59,7 +59,7 @@ def make_cell(
         status="FINISHED",
         overrides=f"split={split} variations={variations} seed={seed}",
     )
-    return replace(cell, **changes)
+    return replace(run, **changes)
 
 
 def said(rows: list[Row]) -> list[str]:
@@ -79,26 +79,26 @@ def ap50_change(rows: list[Row], *names: Any) -> Difference:
 
 def test_differences_are_taken_seed_by_seed() -> None:
     old, new = {0: 0.40, 1: 0.60, 2: 0.10}, {0: 0.45, 1: 0.58, 3: 0.99}
-    cells = [make_cell(seed=s, ap50=v) for s, v in old.items()]
-    cells += [make_cell(variations=10, seed=s, ap50=v) for s, v in new.items()]
-    row = row_of(condition_table(cells), "s2", 10)
+    runs = [make_run(seed=s, ap50=v) for s, v in old.items()]
+    runs += [make_run(variations=10, seed=s, ap50=v) for s, v in new.items()]
+    row = row_of(condition_table(runs), "s2", 10)
     assert row.seeds == (0, 1, 3)
     estimate = row.estimates["map_50"]
     assert estimate.mean == pytest.approx(np.mean(list(new.values())))
     assert (estimate.low, estimate.high) == (0.45, 0.99)
-    change = ap50_change(condition_table(cells), "s2", 10)
+    change = ap50_change(condition_table(runs), "s2", 10)
     assert change.pairs == 2
     assert change.mean == pytest.approx((0.05 - 0.02) / 2)
     assert (change.low, change.high) == pytest.approx((-0.02, 0.05))
     assert (change.before, change.after) == pytest.approx((0.5, 0.515))
     # the sentence speaks of the two pairs only
-    (sentence,) = said(condition_table(cells))
+    (sentence,) = said(condition_table(runs))
     assert "AP50 50.0 -> 51.5 (+1.5, better; -2.0 to +5.0 over seeds)" in sentence
     assert "2 paired seeds: not enough runs to tell" in sentence
 
 
 def test_without_a_common_seed_means_are_compared_and_that_is_said() -> None:
-    rows = condition_table([make_cell(seed=0, ap50=0.4), make_cell(variations=2, seed=1, ap50=0.5)])
+    rows = condition_table([make_run(seed=0, ap50=0.4), make_run(variations=2, seed=1, ap50=0.5)])
     change = ap50_change(rows, "s2", 2)
     assert change.pairs == 0
     assert change.mean == pytest.approx(0.1)
@@ -106,10 +106,10 @@ def test_without_a_common_seed_means_are_compared_and_that_is_said() -> None:
 
 
 def test_one_baseline_serves_every_generator_but_no_other_setting() -> None:
-    cells = [make_cell(), make_cell(variations=2), make_cell(variations=2, generator="repeat", ap50=0.3)]
-    cells += [make_cell(variations=2, setting="other", ap50=0.9), make_cell(split="s1", variations=2)]
-    cells += [make_cell(variations=2, steps=600), make_cell(variations=2, detector="yolov3")]
-    rows = condition_table(cells)
+    runs = [make_run(), make_run(variations=2), make_run(variations=2, generator="repeat", ap50=0.3)]
+    runs += [make_run(variations=2, setting="other", ap50=0.9), make_run(split="s1", variations=2)]
+    runs += [make_run(variations=2, steps=600), make_run(variations=2, detector="yolov3")]
+    rows = condition_table(runs)
     assert len(rows) == 7
     gains = [c for c in contrasts(rows, Figures({})) if c.kind == "variations"]
     compared = [(c.new.generator, c.differences["map_50"].mean) for c in gains]
@@ -118,7 +118,7 @@ def test_one_baseline_serves_every_generator_but_no_other_setting() -> None:
 
 
 def test_the_sentence_of_a_single_run() -> None:
-    rows = condition_table([make_cell(ap50=0.412, mae=1.15), make_cell(variations=10, ap50=0.43, mae=1.47)])
+    rows = condition_table([make_run(ap50=0.412, mae=1.15), make_run(variations=10, ap50=0.43, mae=1.47)])
     assert said(rows) == [
         "s2 x10 pixel_ddpm: AP50 41.2 -> 43.0 (+1.8, better), AP 20.6 -> 21.5 (+0.9, better), "
         "count MAE 1.15 -> 1.47 (+0.32, worse). "
@@ -128,46 +128,46 @@ def test_the_sentence_of_a_single_run() -> None:
 
 @pytest.mark.parametrize("seeds", [1, 2, 5, 6, 9])
 def test_fewer_than_six_seeds_claim_nothing(seeds: int) -> None:
-    cells = [make_cell(seed=s, ap50=0.4) for s in range(seeds)]
-    cells += [make_cell(variations=10, seed=s, ap50=0.9) for s in range(seeds)]
-    rows = condition_table(cells)
+    runs = [make_run(seed=s, ap50=0.4) for s in range(seeds)]
+    runs += [make_run(variations=10, seed=s, ap50=0.9) for s in range(seeds)]
+    rows = condition_table(runs)
     assert ("not enough runs to tell" in " ".join(said(rows))) == (seeds < 6)
-    assert ap50_change(rows, "s2", 10).established == (seeds >= 6)
+    assert ap50_change(rows, "s2", 10).significant == (seeds >= 6)
 
 
-def test_yardstick_is_more_real_data() -> None:
-    rows = condition_table([make_cell(ap50=0.4, mae=1.2), make_cell("s1", real=80, ap50=0.5, mae=0.9)])
+def test_positive_control_is_more_real_data() -> None:
+    rows = condition_table([make_run(ap50=0.4, mae=1.2), make_run("s1", real=80, ap50=0.5, mae=0.9)])
     assert said(rows)[0].startswith(
-        "Yardstick, twice the real data (s1 with 80 instead of s2 with 40 real images; no variations): "
+        "Positive control, twice the real data (s1 with 80 instead of s2 with 40 real images; no variations): "
         "AP50 40.0 -> 50.0 (+10.0, better), AP 20.0 -> 25.0 (+5.0, better), count MAE 1.20 -> 0.90 (-0.30, better)."
     )
 
 
 def test_missing_baseline_no_change_and_unknown_figures_are_said() -> None:
-    (alone,) = said(condition_table([make_cell(variations=2)]))
+    (alone,) = said(condition_table([make_run(variations=2)]))
     assert "No finished run without variations" in alone
-    (same,) = said(condition_table([make_cell(), make_cell(variations=1)]))
+    (same,) = said(condition_table([make_run(), make_run(variations=1)]))
     assert "s2 x1 pixel_ddpm: AP50 40.0 -> 40.0 (no change)" in same
-    (unknown,) = said(condition_table([make_cell(ap50=math.nan), make_cell(variations=2)]))
+    (unknown,) = said(condition_table([make_run(ap50=math.nan), make_run(variations=2)]))
     assert "AP50 - -> 40.0 (unknown), AP - -> 20.0 (unknown), count MAE 1.00 -> 1.00 (no change)" in unknown
-    (base,) = said(condition_table([make_cell()]))
+    (base,) = said(condition_table([make_run()]))
     assert "No finished run with variations" in base
     assert said([]) == ["No finished run: there is nothing to compare."]
 
 
-def test_only_finished_cells_enter_and_no_run_counts_twice() -> None:
-    cells = [make_cell(), make_cell(seed=1, ap50=0.9, status="FAILED"), make_cell(seed=2, status="RUNNING", metrics={})]
-    (row,) = condition_table(cells)
+def test_only_finished_runs_enter_and_no_run_counts_twice() -> None:
+    runs = [make_run(), make_run(seed=1, ap50=0.9, status="FAILED"), make_run(seed=2, status="RUNNING", metrics={})]
+    (row,) = condition_table(runs)
     assert row.seeds == (0,)
     with pytest.raises(InputError, match=r"s2-x0-none-yolov3_nano-seed0 has two finished runs .* a and b"):
-        condition_table([make_cell(run_id="a"), make_cell(run_id="b")])
+        condition_table([make_run(run_id="a"), make_run(run_id="b")])
 
 
 def test_labels_are_told_apart_where_a_study_has_several() -> None:
-    cells = [make_cell(), make_cell(variations=2, labels="carry"), make_cell(variations=2, generator="repeat")]
-    assert [row.generator for row in condition_table(cells)] == ["none", "pixel_ddpm", "repeat"]
-    cells.append(make_cell(variations=2, labels="pseudo", run_id="other"))
-    rows = condition_table(cells)
+    runs = [make_run(), make_run(variations=2, labels="carry"), make_run(variations=2, generator="repeat")]
+    assert [row.generator for row in condition_table(runs)] == ["none", "pixel_ddpm", "repeat"]
+    runs.append(make_run(variations=2, labels="pseudo", run_id="other"))
+    rows = condition_table(runs)
     assert [(row.generator, row.generator_name) for row in rows] == [
         ("none", "none"),
         ("pixel_ddpm labels=carry", "pixel_ddpm"),
@@ -178,20 +178,20 @@ def test_labels_are_told_apart_where_a_study_has_several() -> None:
 
 
 def test_text_table_is_aligned_and_names_what_differs() -> None:
-    cells = [make_cell(), make_cell(variations=10, seed=0), make_cell(variations=10, seed=1, ap50=0.6)]
-    lines = text_table(condition_table(cells))
+    runs = [make_run(), make_run(variations=10, seed=0), make_run(variations=10, seed=1, ap50=0.6)]
+    lines = text_table(condition_table(runs))
     assert len(lines) == 3
     assert "dataset" not in lines[0]
     assert "50.0 [40.0, 60.0]" in lines[2]
     end = lines[0].index("AP50") + len("AP50")
     assert lines[1][:end].endswith(" 40.0")
     assert len({len(line) for line in lines}) == 1
-    assert "dataset" in text_table(condition_table([*cells, make_cell(dataset="hrsid")]))[0]
+    assert "dataset" in text_table(condition_table([*runs, make_run(dataset="hrsid")]))[0]
     assert text_table([])[0].startswith("split")
 
 
 def test_csv_holds_the_unrounded_figures(tmp_path: Path) -> None:
-    rows = condition_table([make_cell(ap50=1 / 3), make_cell(variations=2, ap50=math.nan)])
+    rows = condition_table([make_run(ap50=1 / 3), make_run(variations=2, ap50=math.nan)])
     write_csv(rows, tmp_path / "c.csv", contrasts(rows, Figures({})))
     with (tmp_path / "c.csv").open(newline="") as file:
         base, varied = csv.DictReader(file)
@@ -225,8 +225,8 @@ class Reader(HTMLParser):
         self.text += data
 
 
-def written(cells: list[Cell], folder: Path) -> Path:
-    study = Study.of(cells)
+def written(runs: list[StudyRun], folder: Path) -> Path:
+    study = Study.of(runs)
     return write_report(study, Summary.of(study), folder)
 
 
@@ -239,10 +239,10 @@ def read_page(path: Path) -> Reader:
 
 def test_report_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
     conditions = (("s1", 0), ("s2", 0), ("s2", 2), ("s2", 10))
-    cells = [make_cell(split, variations, real=80 if split == "s1" else 40) for split, variations in conditions]
-    cells.append(make_cell("s1", 10, status="FAILED", metrics={}, run_id="broken<1>"))
-    cells.append(make_cell("s1", 2, overrides="", run_id="old"))
-    path = written(cells, tmp_path / "report")
+    runs = [make_run(split, variations, real=80 if split == "s1" else 40) for split, variations in conditions]
+    runs.append(make_run("s1", 10, status="FAILED", metrics={}, run_id="broken<1>"))
+    runs.append(make_run("s1", 2, overrides="", run_id="old"))
+    path = written(runs, tmp_path / "report")
     assert path == tmp_path / "report/index.html"
     assert sorted(p.name for p in path.parent.iterdir()) == ["comparison.csv", "curves.png", "index.html"]
     page = read_page(path)
@@ -264,11 +264,11 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
     "cells",
     [
         [],
-        [make_cell(status="FAILED", metrics={})],
-        [make_cell(variations=2, ap50=math.nan, mae=math.nan)],
-        [make_cell(), make_cell(variations=2, setting="other")],
+        [make_run(status="FAILED", metrics={})],
+        [make_run(variations=2, ap50=math.nan, mae=math.nan)],
+        [make_run(), make_run(variations=2, setting="other")],
         [
-            make_cell(seed=s, variations=v, generator=g)
+            make_run(seed=s, variations=v, generator=g)
             for s in (0, 1)
             for v in (0, 2)
             for g in ("a", "b")
@@ -276,22 +276,22 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
         ],
     ],
 )
-def test_report_of_incomplete_studies(cells: list[Cell], tmp_path: Path) -> None:
-    page = read_page(written(cells, tmp_path))
+def test_report_of_incomplete_studies(runs: list[StudyRun], tmp_path: Path) -> None:
+    page = read_page(written(runs, tmp_path))
     assert "do the variations help?" in page.text
     assert read_image(tmp_path / "curves.png").shape[1] > 800
 
 
 def test_curves_show_every_line(tmp_path: Path) -> None:
-    cells = [make_cell(s, v, real=80) for s in ("s1", "s2") for v in (0, 2, 10)]
-    plot_curves(condition_table(cells[:1]), tmp_path / "one.png")
-    plot_curves(condition_table(cells), tmp_path / "all.png")
+    runs = [make_run(s, v, real=80) for s in ("s1", "s2") for v in (0, 2, 10)]
+    plot_curves(condition_table(runs[:1]), tmp_path / "one.png")
+    plot_curves(condition_table(runs), tmp_path / "all.png")
     assert (read_image(tmp_path / "all.png") < 250).sum() > (read_image(tmp_path / "one.png") < 250).sum()
 
 
 def test_bands_are_students_intervals_over_seeds_and_the_words_say_the_same() -> None:
     values = [0.40, 0.44, 0.47]
-    rows = condition_table([make_cell(seed=s, ap50=v) for s, v in enumerate(values)] + [make_cell(variations=2)])
+    rows = condition_table([make_run(seed=s, ap50=v) for s, v in enumerate(values)] + [make_run(variations=2)])
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
     assert mean_interval(values) == pytest.approx((low, high))
     assert mean_interval(values[:1]) is None
@@ -299,16 +299,16 @@ def test_bands_are_students_intervals_over_seeds_and_the_words_say_the_same() ->
     assert f"s2 pixel_ddpm: 0: 43.7 ({100 * low:.1f} to {100 * high:.1f}), 2: 40.0." in text
     drawn = curve_figure(rows, "map_50")
     assert drawn.text == text
-    assert drawn.svg == curve_figure(rows, "map_50").svg  # the same figure gives the same bytes
+    assert drawn.svg == curve_figure(rows, "map_50").svg  # the same metric gives the same bytes
     assert "<svg" in drawn.svg
     assert "http" not in re.sub(r'(xmlns[:a-z]*|rdf:resource)="[^"]*"|<!DOCTYPE[^>]*>', "", drawn.svg)
 
 
 def test_the_pages_table_has_intervals_and_corrected_p(tmp_path: Path) -> None:
-    cells = [make_cell(seed=s, ap50=0.4 + 0.01 * s) for s in range(6)]
-    cells += [make_cell(variations=2, seed=s, ap50=0.45 + 0.01 * s) for s in range(6)]
-    cells += [make_cell(variations=10, seed=s) for s in range(3)]
-    page = written(cells, tmp_path).read_text()
+    runs = [make_run(seed=s, ap50=0.4 + 0.01 * s) for s in range(6)]
+    runs += [make_run(variations=2, seed=s, ap50=0.45 + 0.01 * s) for s in range(6)]
+    runs += [make_run(variations=10, seed=s) for s in range(3)]
+    page = written(runs, tmp_path).read_text()
     body = page[page.index('aria-label="Table of conditions"') :].partition("</tbody>")[0].partition("<tbody>")[2]
     lines = [re.split(r"<t[dh][^>]*>", line)[1:] for line in body.split("<tr>")[1:]]
     plain, two, ten = ([re.findall(r"[^<>]+(?=<)", entry) for entry in line] for line in lines)

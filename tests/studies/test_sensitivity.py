@@ -1,4 +1,4 @@
-"""What a study could have seen, on studies with and without a yardstick."""
+"""What a study could have seen, on studies with and without a positive control."""
 
 import math
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ PLAIN = [("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 0.6)]
 
 
 def said(conditions: Sequence[Simulated], **settings: Any) -> Section:
-    cells, rows, figures = simulate(conditions, **{"seeds": 6, **settings})
-    return sensitivity_section(cells, rows, contrasts(rows, figures))
+    runs, rows, figures = simulate(conditions, **{"seeds": 6, **settings})
+    return sensitivity_section(runs, rows, contrasts(rows, figures))
 
 
-def test_a_yardstick_that_is_established() -> None:
+def test_a_positive_control_that_is_significant() -> None:
     sentences = said([*PLAIN, ("s2", 2, "pixel_ddpm", 40.0, 0.6)]).sentences
     assert sentences[0].startswith(
         "This set-up detects what real data is worth: 80 instead of 40 real images changed AP50 by"
@@ -40,11 +40,11 @@ def test_a_set_up_that_could_not_have_seen_a_gain() -> None:
     assert "but a gain from variations is" in said(seeing).sentences[0]
 
 
-def test_too_few_seeds_and_no_yardstick() -> None:
+def test_too_few_seeds_and_no_positive_control() -> None:
     sentence = said(PLAIN, seeds=4).sentences[0]
     assert "is unknown" in sentence
     assert "over 4 paired seeds, and 6 are needed" in sentence
-    assert "There is no yardstick" in said(PLAIN[:1]).sentences[0]
+    assert "There is no positive control" in said(PLAIN[:1]).sentences[0]
     assert "in one seed" in said(PLAIN[:1], seeds=1).sentences[1]
 
 
@@ -79,8 +79,8 @@ def test_whether_training_was_over_cannot_always_be_told() -> None:
     unknown = length_of(noisy)
     assert unknown is not None
     assert unknown.state == "unknown"
-    cells, rows, figures = simulate(PLAIN, seeds=6)
-    silent = [replace(cell, validation=()) for cell in cells]
+    runs, rows, figures = simulate(PLAIN, seeds=6)
+    silent = [replace(run, validation=()) for run in runs]
     sentences = sensitivity_section(silent, rows, contrasts(rows, figures)).sentences
     assert not any("real images alone: " in sentence for sentence in sentences)
 
@@ -97,19 +97,19 @@ def test_gain_against_steps() -> None:
     assert "; 1200 steps " in gain
 
 
-def test_cells_that_differ_in_more_than_steps_are_not_put_on_one_axis() -> None:
-    cells, _, figures = simulate(PLAIN, seeds=6, steps=(300, 1200))
-    other = [replace(c, overrides=f"{c.overrides} detector.freeze={int(c.steps == 300)}") for c in cells]
+def test_runs_that_differ_in_more_than_steps_are_not_put_on_one_axis() -> None:
+    runs, _, figures = simulate(PLAIN, seeds=6, steps=(300, 1200))
+    other = [replace(c, overrides=f"{c.overrides} detector.freeze={int(c.steps == 300)}") for c in runs]
     rows = condition_table(other)
     assert sensitivity_section(other, rows, contrasts(rows, figures)).figures == ()
-    silent = [replace(cell, overrides="") for cell in cells]
+    silent = [replace(run, overrides="") for run in runs]
     rows = condition_table(silent)
     assert sensitivity_section(silent, rows, contrasts(rows, figures)).figures == ()
 
 
 def test_the_recipe_is_what_no_table_varies() -> None:
-    cells, _, _ = simulate(PLAIN[:1], seeds=1)
+    runs, _, _ = simulate(PLAIN[:1], seeds=1)
     typed = "experiment=x split=s1 split.train_size=20 variations='2' generator.steps=3 seed=1 trainer.steps=3"
-    same = [replace(cells[0], overrides=text) for text in (typed, "trainer.threads=1 experiment=x study=y")]
+    same = [replace(runs[0], overrides=text) for text in (typed, "trainer.threads=1 experiment=x study=y")]
     assert recipe(same[0]) == recipe(same[1]) == ("sar_scenes", "yolov3_nano", "experiment=x")
-    assert recipe(replace(cells[0], overrides="")) is None
+    assert recipe(replace(runs[0], overrides="")) is None

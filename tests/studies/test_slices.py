@@ -12,7 +12,7 @@ import pytest
 from coco_reference import coco_ground_truth
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from study_cells import finished_cell
+from study_runs import finished_run
 
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.coco_metrics import coco_results
@@ -62,7 +62,7 @@ def found_in(samples: Sequence[Sample], share: float, seed: int) -> dict[int, De
     return found
 
 
-def write_cell(
+def write_run(
     folder: Path, samples: Sequence[Sample], found: dict[int, Detections], *, scenes: bool = True
 ) -> Evidence:
     folder.mkdir(parents=True)
@@ -98,7 +98,7 @@ def oracle(samples: Sequence[Sample], found: dict[int, Detections], ids: Sequenc
 def test_slices_by_size_crowding_and_scene_are_those_of_pycocotools(tmp_path: Path) -> None:
     samples = images_of(40)
     found = found_in(samples, 0.7, 1)
-    evidence = write_cell(tmp_path / "a", samples, found)
+    evidence = write_run(tmp_path / "a", samples, found)
     kinds = slices_of(evidence)
     assert [len(kinds[kind]) for kind in ("size", "crowding", "scene")] == [3, 5, 3]
     for kind, parts in kinds.items():
@@ -118,7 +118,7 @@ def test_slices_by_size_crowding_and_scene_are_those_of_pycocotools(tmp_path: Pa
 
 def test_a_part_of_the_images_is_what_counting_the_others_never_gives(tmp_path: Path) -> None:
     samples = images_of(24)
-    evidence = write_cell(tmp_path / "a", samples, found_in(samples, 0.6, 2))
+    evidence = write_run(tmp_path / "a", samples, found_in(samples, 0.6, 2))
     rng = np.random.default_rng(0)
     counts = rng.multinomial(24, np.full(24, 1 / 24), size=7).astype(float)
     for inside in (rng.random(24) < 0.5, np.ones(24, dtype=bool), np.zeros(24, dtype=bool)):
@@ -134,15 +134,15 @@ def test_a_part_of_the_images_is_what_counting_the_others_never_gives(tmp_path: 
 
 def study(folder: Path, seeds: dict[int, Sequence[int]], images: int = 40) -> tuple[list[Row], dict[str, Evidence]]:
     """Rows of runs with so many variations, by their seeds."""
-    samples, cells, evidence = images_of(images), [], {}
+    samples, runs, evidence = images_of(images), [], {}
     for variations, numbers in seeds.items():
         for seed in numbers:
             run = f"x{variations}-{seed}"
             found = found_in(samples, 0.5 + 0.03 * variations, seed)
-            evidence[run] = write_cell(folder / run, samples, found)
+            evidence[run] = write_run(folder / run, samples, found)
             metrics = {"test/map": 0.1, "test/map_50": 0.2, "test/count_mae": 1.0}
-            cells.append(finished_cell(run, variations, seed, metrics=metrics))
-    return condition_table(cells), evidence
+            runs.append(finished_run(run, variations, seed, metrics=metrics))
+    return condition_table(runs), evidence
 
 
 def tables_of(rows: list[Row], evidence: dict[str, Evidence]) -> dict[str, SliceTable]:
@@ -172,7 +172,7 @@ def test_differences_are_taken_pair_by_pair_and_small_slices_have_no_interval(tm
     assert np.isfinite(empty.figures[0][2].value)
 
 
-def test_no_seed_in_common_one_cell_and_none(tmp_path: Path) -> None:
+def test_no_seed_in_common_one_run_and_none(tmp_path: Path) -> None:
     rows, evidence = study(tmp_path / "apart", {0: (0,), 2: (1,)})
     assert all(np.isnan(ap50.change) for table in tables_of(rows, evidence).values() for _, ap50, _ in table.figures)
     rows, evidence = study(tmp_path / "one", {0: (0,)}, images=1)  # a single image without objects
@@ -185,11 +185,11 @@ def test_no_seed_in_common_one_cell_and_none(tmp_path: Path) -> None:
 def test_scenes_are_told_apart_where_there_are_some(tmp_path: Path) -> None:
     samples = images_of(12)
     found = found_in(samples, 0.5, 0)
-    assert slices_of(write_cell(tmp_path / "old", samples, found, scenes=False))["scene"] == []
+    assert slices_of(write_run(tmp_path / "old", samples, found, scenes=False))["scene"] == []
     alone = [replace(sample, group=sample.name) for sample in samples]
-    assert slices_of(write_cell(tmp_path / "alone", alone, found))["scene"] == []
+    assert slices_of(write_run(tmp_path / "alone", alone, found))["scene"] == []
     many = [replace(sample, group=f"S{min(number // 2, 10)}") for number, sample in enumerate(images_of(30))]
-    scenes = slices_of(write_cell(tmp_path / "many", many, found_in(many, 0.5, 0)))["scene"]
+    scenes = slices_of(write_run(tmp_path / "many", many, found_in(many, 0.5, 0)))["scene"]
     assert [part.name for part in scenes[:2]] == ["scene S10", "scene S0"]
     assert scenes[-1].name == "the other 3 scenes"
     assert sum(int(part.images.sum()) for part in scenes) == 30

@@ -105,7 +105,7 @@ def test_a_damaged_identity_is_named_and_written_again(
     file.write_bytes(b"\0")
     other = open_library(dataset, tmp_path / "stores", noise, labels="other")
     assert other.make(dataset.samples, 1).made == 3
-    assert "nothing is taken over" in caplog.text
+    assert "nothing is reused" in caplog.text
 
 
 def test_each_image_is_read_for_its_hash_once(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
@@ -218,7 +218,7 @@ def test_version_numbers_leave_the_keys_of_stores_before_them(dataset: Dataset, 
     assert sketched.to_json() == first | {"generator": Sketch.name, "parameters": first["parameters"] | fitted}
 
 
-def test_boxes_are_carried_to_images_that_came_without(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
+def test_boxes_are_propagated_to_images_that_came_without(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
     """As in stores of `Folder` by earlier versions, which claim no boxes."""
     first = open_library(dataset, tmp_path / "stores", noise)
     first.make(dataset.samples, 1)
@@ -229,7 +229,7 @@ def test_boxes_are_carried_to_images_that_came_without(dataset: Dataset, tmp_pat
         (first.folder / entry["image"]).rename(first.folder / moved["image"])
     first.manifest.write_text("".join(json.dumps(entry) + "\n" for entry in older))
     second = open_library(dataset, tmp_path / "stores", noise, labels="other")
-    assert second.make(dataset.samples, 1).taken_over == 3
+    assert second.make(dataset.samples, 1).reused == 3
     for source, sample in zip(dataset.samples, second.variations(dataset.samples, 1), strict=True):
         np.testing.assert_array_equal(sample.boxes, source.boxes)
         assert sample.path.name == f"{Path(source.name).stem}_v01.png"

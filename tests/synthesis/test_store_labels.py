@@ -11,7 +11,7 @@ import pytest
 from conftest import MakeCoco
 from noise_store import Noise, assert_complete, open_library
 
-from boxtwin.datasets.sample import CarriedBox, Dataset, Judgement, Sample
+from boxtwin.datasets.sample import Dataset, Judgement, PropagatedBox, Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Refused, Request, Variation
 
@@ -31,7 +31,7 @@ def test_dropped_boxes_leave_the_labels_but_not_the_manifest(dataset: Dataset, t
         decisions: tuple[Literal["dropped", "shifted", "kept"], ...] = ("dropped", "shifted", "kept")
         return Judgement(
             tuple(
-                CarriedBox((box[0], box[1], box[2], box[3]), label, decisions[n], {"why": 1.0})
+                PropagatedBox((box[0], box[1], box[2], box[3]), label, decisions[n], {"why": 1.0})
                 for n, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True))
             )
         )
@@ -77,7 +77,7 @@ def test_a_store_with_other_labels_takes_the_images_over(dataset: Dataset, tmp_p
     assert second.folder != first.folder
     assert [request.variation for request in second.missing(dataset.samples, 3)] == [3, 3, 3]
     made = second.make(dataset.samples, 3)
-    assert (made.made, made.taken_over, made.existing) == (3, 6, 0)
+    assert (made.made, made.reused, made.existing) == (3, 6, 0)
     assert len(noise.made()) == len(set(noise.made())) == 9
     assert_complete(second, dataset.samples, 3)
     for before, after in zip(
@@ -87,15 +87,13 @@ def test_a_store_with_other_labels_takes_the_images_over(dataset: Dataset, tmp_p
         assert len(after.boxes) == 0
         assert after.path.stat().st_ino == before.path.stat().st_ino  # one file under two names
     # And back: what the second store has made by itself, the first need not make.
-    assert first.make(dataset.samples, 3).taken_over == 3
+    assert first.make(dataset.samples, 3).reused == 3
     # Other pixels are no business of theirs.
     other = open_library(dataset, tmp_path / "stores", Noise(tmp_path / "o.log", level=7), labels="nothing")
-    assert other.make(dataset.samples, 1).taken_over == 0
+    assert other.make(dataset.samples, 1).reused == 0
 
 
-def test_what_is_there_is_taken_over_without_asking_the_generator(
-    dataset: Dataset, tmp_path: Path, noise: Noise
-) -> None:
+def test_what_is_there_is_reused_without_asking_the_generator(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
     open_library(dataset, tmp_path / "stores", noise).make(dataset.samples, 1)
 
     class Silent(Noise):
@@ -107,7 +105,7 @@ def test_what_is_there_is_taken_over_without_asking_the_generator(
 
     other = open_library(dataset, tmp_path / "stores", Silent(tmp_path / "made.log"), labels="other")
     made = other.make(dataset.samples, 2, use_generator=False)
-    assert (made.made, made.refused, made.taken_over, made.existing) == (0, 0, 3, 0)
+    assert (made.made, made.refused, made.reused, made.existing) == (0, 0, 3, 0)
     assert len(other.variations(dataset.samples, 1)) == 3
     assert len(other.missing(dataset.samples, 2)) == 3
     assert other.make(dataset.samples, 2, use_generator=False).existing == 3

@@ -48,7 +48,7 @@ def images(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_it_answers_with_the_counts_and_boxes_of_a_cell(
+def test_it_answers_with_the_counts_and_boxes_of_a_run(
     saved: Path, detector: TrainedDetector, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))  # MLflow adds the folder's code
@@ -135,7 +135,7 @@ def test_an_older_model_is_replaced_and_nothing_else(saved: Path, onnx: Path, de
 
 def test_it_is_registered_as_a_product_of_its_run(saved: Path, tmp_path: Path) -> None:
     store = Store(uri=None, folder=tmp_path / "mlruns")
-    run = store.begin_cell(study="tiny", name="random", identity="0123", params={}, tags={})
+    run = store.begin_run(study="tiny", name="random", identity="0123", params={}, tags={})
     assert store.register_model(saved, name="ships", study="tiny", identity="0123") == 1
     assert store.register_model(saved, name="ships", study="tiny", identity="unknown") == 2
     first, second = (store.client.get_model_version("ships", number) for number in ("1", "2"))

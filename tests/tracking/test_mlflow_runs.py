@@ -26,7 +26,7 @@ from boxtwin.evaluation.coco_metrics import metric_names
 from boxtwin.tracking.mlflow_runs import Condition, Store
 from boxtwin.tracking.mlflow_view import address, note, save_view
 
-CELL: dict[str, Any] = {
+RUN: dict[str, Any] = {
     "name": "s1-x0-none-nano-seed0",
     "params": {"split": "s1", "seed": 0},
     "tags": {"boxtwin.setting": "abc"},
@@ -67,42 +67,42 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store(uri=uri, folder=tmp_path / "mlruns")
 
 
-def test_figures_of_many_classes_in_any_script_are_logged(tmp_path: Path) -> None:
+def test_metrics_of_many_classes_in_any_script_are_logged(tmp_path: Path) -> None:
     store = Store(uri=None, folder=tmp_path / "mlruns")
-    run = store.begin_cell(study="many", identity="i1", **CELL)
+    run = store.begin_run(study="many", identity="i1", **RUN)
     names = metric_names([*(f"class {number}/船" for number in range(300)), "a$b", "a:b", "map"])
-    figures = {
-        f"test/{name}/{figure}": 0.5 for name in names for figure in ("map", "map_50", "count_mae", "count_bias")
+    metrics = {
+        f"test/{name}/{metric}": 0.5 for name in names for metric in ("map", "map_50", "count_mae", "count_bias")
     }
-    store.log_metrics(run.run_id, figures)
-    assert store.client.get_run(run.run_id).data.metrics == figures
+    store.log_metrics(run.run_id, metrics)
+    assert store.client.get_run(run.run_id).data.metrics == metrics
 
 
-def test_a_cell_has_one_run_whatever_happens(store: Store, tmp_path: Path) -> None:
+def test_a_run_has_one_run_whatever_happens(store: Store, tmp_path: Path) -> None:
     study = tmp_path.name
-    first = store.begin_cell(study=study, identity="i1", **CELL)
+    first = store.begin_run(study=study, identity="i1", **RUN)
     store.end(first.run_id, "FAILED", "ran out of luck")
-    again = store.begin_cell(study=study, identity="i1", **CELL)
+    again = store.begin_run(study=study, identity="i1", **RUN)
     assert again.run_id == first.run_id
     assert not again.finished
     assert store.client.get_run(again.run_id).info.status == "RUNNING"
     store.log_metrics(again.run_id, {"test/map": 0.25, "test/map_large": float("nan")})
     store.end(again.run_id, "FINISHED")
-    done = store.begin_cell(study=study, identity="i1", **CELL)
+    done = store.begin_run(study=study, identity="i1", **RUN)
     assert (done.run_id, done.finished, done.metrics) == (first.run_id, True, {"test/map": 0.25})
-    other = store.begin_cell(study=study, identity="i2", **CELL)
+    other = store.begin_run(study=study, identity="i2", **RUN)
     assert other.run_id != first.run_id
-    assert {run.info.run_id for run in store.cells(study)} == {first.run_id, other.run_id}
+    assert {run.info.run_id for run in store.runs(study)} == {first.run_id, other.run_id}
 
 
 def test_what_is_logged_can_be_read_back(store: Store, tmp_path: Path) -> None:
     study = tmp_path.name
-    run = store.begin_cell(study=study, identity="i1", **CELL)
+    run = store.begin_run(study=study, identity="i1", **RUN)
     picture = tmp_path / "overlays.png"
     picture.write_bytes(b"a picture")
     store.log_files(run.run_id, [picture])
     store.log_data(run.run_id, name="set-train", digest="d" * 64, source="somewhere", side="train", images=80)
-    found = store.cells(study)[0]
+    found = store.runs(study)[0]
     assert found.data.params == {"split": "s1", "seed": "0"}
     assert found.data.tags["boxtwin.setting"] == "abc"
     assert [entry.path for entry in store.client.list_artifacts(run.run_id)] == ["overlays.png"]
@@ -111,11 +111,11 @@ def test_what_is_logged_can_be_read_back(store: Store, tmp_path: Path) -> None:
     assert store.studies()[0].name == study
 
 
-def test_comparisons_are_no_cells(store: Store, tmp_path: Path) -> None:
+def test_comparisons_are_no_runs(store: Store, tmp_path: Path) -> None:
     study = tmp_path.name
     store.begin_comparison(study=study)
-    assert store.cells(study) == []
-    assert store.cells("a study that nobody made") == []
+    assert store.runs(study) == []
+    assert store.runs("a study that nobody made") == []
 
 
 def test_a_study_has_one_comparison_however_often_it_is_compared(store: Store, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def condition(key: str, **metrics: float) -> Condition:
     return Condition(key, f"s1-{key}", {"split": "s1", "variations": 2}, metrics, {"boxtwin.seeds": "0 1"})
 
 
-def test_conditions_are_brought_up_to_date_in_place_and_are_no_cells(store: Store, tmp_path: Path) -> None:
+def test_conditions_are_brought_up_to_date_in_place_and_are_no_runs(store: Store, tmp_path: Path) -> None:
     study = tmp_path.name
 
     def there() -> dict[str, Run]:
@@ -143,7 +143,7 @@ def test_conditions_are_brought_up_to_date_in_place_and_are_no_cells(store: Stor
     assert first["s1-x2"].data.params == {"split": "s1", "variations": "2"}
     assert first["s1-x2"].data.tags["boxtwin.seeds"] == "0 1"
     assert first["s1-x10"].data.metrics == {"seeds": 2}
-    assert store.cells(study) == []
+    assert store.runs(study) == []
     # A third seed, and a condition whose runs were deleted.
     store.write_conditions(study, [condition("x2", seeds=3.0, map=0.4, map_low=0.3)])
     second = there()
@@ -160,7 +160,7 @@ def test_a_run_is_copied_with_history_data_and_files(store: Store, tmp_path: Pat
     study, other = f"{tmp_path.name}-a", f"{tmp_path.name}-b"
     identity = tmp_path.name
     assert store.finished_elsewhere(identity) is None
-    source = store.begin_cell(study=study, identity=identity, **CELL)
+    source = store.begin_run(study=study, identity=identity, **RUN)
     store.client.log_metric(source.run_id, "val/map", 0.1, step=10)
     store.client.log_metric(source.run_id, "val/map", 0.2, step=20)
     store.log_data(source.run_id, name="set-train", digest="d" * 64, source="somewhere", side="train", images=80)
@@ -171,7 +171,7 @@ def test_a_run_is_copied_with_history_data_and_files(store: Store, tmp_path: Pat
     found = store.finished_elsewhere(identity)
     assert found is not None
     assert (found.info.run_id, store.study_of(found)) == (source.run_id, study)
-    copy = store.begin_cell(study=other, identity=identity, **CELL)
+    copy = store.begin_run(study=other, identity=identity, **RUN)
     assert not copy.finished
     for _ in range(2):  # killed in the middle, it is done again
         (tmp_path / "temporary").mkdir(exist_ok=True)
@@ -180,7 +180,7 @@ def test_a_run_is_copied_with_history_data_and_files(store: Store, tmp_path: Pat
     assert (artifacts / "store" / "result.json").exists()
     history = store.client.get_metric_history(copy.run_id, "val/map")
     assert [(point.step, point.value) for point in history] == [(10, 0.1), (20, 0.2)]
-    (run,) = store.cells(other)
+    (run,) = store.runs(other)
     assert run.inputs is not None
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["set-train"]
     assert [entry.path for entry in store.client.list_artifacts(copy.run_id, "store")] == ["store/result.json"]
@@ -188,7 +188,7 @@ def test_a_run_is_copied_with_history_data_and_files(store: Store, tmp_path: Pat
 
 def test_artifacts_lie_beside_the_sqlite_store(tmp_path: Path) -> None:
     store = Store(uri=None, folder=tmp_path / "mlruns")
-    run = store.begin_cell(study="demo", identity="i1", **CELL)
+    run = store.begin_run(study="demo", identity="i1", **RUN)
     (tmp_path / "result.json").write_text("{}")
     store.log_files(run.run_id, [tmp_path / "result.json"])
     assert (tmp_path / "mlruns" / "mlflow.db").exists()
@@ -260,7 +260,7 @@ def test_a_server_that_is_not_there_is_explained(tmp_path: Path, monkeypatch: py
 
 def open_and_begin(folder: Path, number: int) -> None:
     store = Store(uri=None, folder=folder)
-    store.begin_cell(study="together", identity=f"i{number % 2}", **CELL)
+    store.begin_run(study="together", identity=f"i{number % 2}", **RUN)
 
 
 def test_processes_that_open_a_missing_store_at_once_do_not_break_it(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_processes_that_open_a_missing_store_at_once_do_not_break_it(tmp_path: P
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0, 0, 0]
-    assert len(Store(uri=None, folder=tmp_path / "mlruns").cells("together")) == 2
+    assert len(Store(uri=None, folder=tmp_path / "mlruns").runs("together")) == 2
 
 
 def test_a_store_whose_making_was_killed_is_made_again(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_store_whose_making_was_killed_is_made_again(tmp_path: Path) -> None:
         process.kill()
         process.join()
         assert not (folder / "mlflow.db").exists()
-    assert Store(uri=None, folder=folder).cells("together") == []
+    assert Store(uri=None, folder=folder).runs("together") == []
     assert {file.name for file in folder.iterdir()} == {".lock", "mlflow.db"}
 
 
@@ -299,7 +299,7 @@ def test_a_broken_store_is_explained(tmp_path: Path) -> None:
 
 
 def test_files_come_back_from_folders_of_a_run_and_missing_ones_are_left_out(store: Store, tmp_path: Path) -> None:
-    run = store.begin_cell(study=tmp_path.name, identity="i1", **CELL)
+    run = store.begin_run(study=tmp_path.name, identity="i1", **RUN)
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text(name)
     store.log_files(run.run_id, [tmp_path / "a.json"])
@@ -318,16 +318,16 @@ def test_the_view_of_a_study_is_saved_with_it(store: Store, tmp_path: Path) -> N
     address = save_view(store.client, experiment)
     assert address == f"/#/experiments/{experiment}/runs?viewStateShareKey=boxtwin"
     saved = json.loads(store.client.get_experiment(experiment).tags["mlflow.sharedViewState.boxtwin"])
-    run = store.begin_cell(study=tmp_path.name, identity="i1", **CELL)
+    run = store.begin_run(study=tmp_path.name, identity="i1", **RUN)
     store.begin_comparison(study=tmp_path.name)
     shown = store.client.search_runs([experiment], saved["searchFilter"])
     assert [each.info.run_id for each in shown] == [run.run_id]
     assert {"params.`split`", "metrics.`test/map_50`"} <= set(saved["selectedColumns"])
 
 
-def test_the_history_of_a_figure_has_each_step_once(tmp_path: Path) -> None:
+def test_the_history_of_a_metric_has_each_step_once(tmp_path: Path) -> None:
     store = Store(uri=None, folder=tmp_path)
-    run = store.begin_cell(study="s", identity="i", **CELL).run_id
+    run = store.begin_run(study="s", identity="i", **RUN).run_id
     logged = [(2, 0.1, 1), (4, 0.2, 2), (4, 0.3, 5), (6, float("nan"), 6), (8, 0.5, 4)]
     store.client.log_batch(run, metrics=[Metric("val/map", value, time, step) for step, value, time in logged])
     assert store.history(run, "val/map") == [(2, 0.1), (4, 0.3), (8, 0.5)]
@@ -335,7 +335,7 @@ def test_the_history_of_a_figure_has_each_step_once(tmp_path: Path) -> None:
 
 
 def begin(store: Store, study: str) -> str:
-    return store.begin_cell(study=study, name="s1", identity=study, params={"seed": 0}, tags={}).run_id
+    return store.begin_run(study=study, name="s1", identity=study, params={"seed": 0}, tags={}).run_id
 
 
 def test_the_address_is_that_of_the_newest_studys_saved_view(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_folder_that_holds_another_run_or_a_damaged_one_is_not_taken(tmp_path:
 
 def begun(project: Path) -> tuple[Store, str]:
     store = Store(uri=None, folder=project / "mlruns")
-    run = store.begin_cell(study="a study", name="run", identity="a", params={}, tags={"boxtwin.recipe": "1"})
+    run = store.begin_run(study="a study", name="run", identity="a", params={}, tags={"boxtwin.recipe": "1"})
     return store, run.run_id
 
 
@@ -94,13 +94,11 @@ def test_experiments_whose_artifacts_lie_elsewhere_are_left_alone(tmp_path: Path
 
 
 def test_a_result_is_read_as_it_was_written_and_from_other_versions(tmp_path: Path) -> None:
-    written = RunResult(
-        cell="s1-x0", identity="a", params={"seed": 1}, metrics={"test/map": None}, counts=[{"true": 2}]
-    )
+    written = RunResult(run="s1-x0", identity="a", params={"seed": 1}, metrics={"test/map": None}, counts=[{"true": 2}])
     assert asdict(read_result(written.write(tmp_path).parent) or RunResult()) == json.loads(json.dumps(asdict(written)))
     for key in ("cell", "run"):
         (tmp_path / "result.json").write_text(json.dumps({key: "s1-x0", "identity": "a", "of another version": 1}))
-        assert read_result(tmp_path) == RunResult(cell="s1-x0", identity="a")
+        assert read_result(tmp_path) == RunResult(run="s1-x0", identity="a")
 
 
 def git(folder: Path, *arguments: str) -> None:

@@ -15,7 +15,7 @@ from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.next_runs import plan
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.summary import Summary, printed
-from boxtwin.studies.runs import cells_in, with_evidence
+from boxtwin.studies.runs import runs_in, with_evidence
 from boxtwin.studies.study import Study
 
 
@@ -30,18 +30,18 @@ def compare_study(config: DictConfig) -> Path:
     if config.runs is None:
         return _compare_stored(config)
     with runs_folder(Path(config.runs)) as folder:
-        cells = cells_in(folder)
-        name = config.study or cells[0].study
+        runs = runs_in(folder)
+        name = config.study or runs[0].study
         check_name(name, "study")  # the files may be another's
         # Files of an archive are gone afterwards: no path to them is shown.
-        copies = {cell.run_id: Path(cell.output_dir) for cell in cells} if folder != Path(config.runs) else {}
-        cells = [replace(cell, study=name, output_dir="" if copies else cell.output_dir) for cell in cells]
-        return _report(Study.of(*with_evidence(cells, copies), copies), Path(config.folder) / name, planned=config.plan)
+        copies = {run.run_id: Path(run.output_dir) for run in runs} if folder != Path(config.runs) else {}
+        runs = [replace(run, study=name, output_dir="" if copies else run.output_dir) for run in runs]
+        return _report(Study.of(*with_evidence(runs, copies), copies), Path(config.folder) / name, planned=config.plan)
 
 
 def _compare_stored(config: DictConfig) -> Path:
     # Imported here: MLflow takes seconds, and runs in folders do without.
-    from boxtwin.commands.stored_runs import bring_back, collect_cells, copies_of, last_study
+    from boxtwin.commands.stored_runs import bring_back, collect_runs, copies_of, last_study
     from boxtwin.studies.summaries import conditions
     from boxtwin.tracking.mlflow_runs import Store
     from boxtwin.tracking.mlflow_view import save_view
@@ -55,9 +55,9 @@ def _compare_stored(config: DictConfig) -> Path:
     report = Path(config.folder) / name
 
     with tempfile.TemporaryDirectory() as temporary:
-        cells = collect_cells(store, name, folder, Path(temporary))
-        copies = copies_of(store, cells, Path(temporary))
-        study = Study.of(*with_evidence(cells, copies, partial(bring_back, store, Path(temporary))), copies)
+        runs = collect_runs(store, name, folder, Path(temporary))
+        copies = copies_of(store, runs, Path(temporary))
+        study = Study.of(*with_evidence(runs, copies, partial(bring_back, store, Path(temporary))), copies)
         page = _report(study, report, planned=config.plan)
     store.write_conditions(name, conditions(study.rows, study.contrasts, study.figures))
     run_id = store.begin_comparison(study=name)
@@ -74,7 +74,7 @@ def _compare_stored(config: DictConfig) -> Path:
 
 def _report(study: Study, folder: Path, *, planned: bool) -> Path:
     """Write the report and print a summary."""
-    candidates = plan(study.cells, study.rows, study.contrasts, study.figures) if planned and study.rows else None
+    candidates = plan(study.runs, study.rows, study.contrasts, study.figures) if planned and study.rows else None
     summary = Summary.of(study, candidates)
     page = write_report(study, summary, folder)
     print(printed(study, summary))

@@ -55,76 +55,76 @@ def generate(composed: DictConfig) -> None:
     config = to_object(composed, GenerateConfig)
     if not config.variations.per_image:
         raise InputError("variations=0 makes none; say how many of each image, such as variations=2")
-    cell = prepare(config)
-    library = cell.store
-    _check_confirmed(cell, config)
-    label_detectors.prepare_labelling(cell)
-    made = library.make(cell.sources, cell.per_image)
-    sheet = contact_sheet(cell)
-    label_detectors.write_label_card(cell)
-    quality_card(cell)
+    prepared = prepare(config)
+    library = prepared.store
+    _check_confirmed(prepared, config)
+    label_detectors.prepare_labelling(prepared)
+    made = library.make(prepared.sources, prepared.per_image)
+    sheet = contact_sheet(prepared)
+    label_detectors.write_label_card(prepared)
+    quality_card(prepared)
     counts = [f"{made.made} variations made", f"{made.existing} were there already", f"{made.refused} refused"]
-    if made.taken_over:
-        counts.append(f"{made.taken_over} taken over from a store with the same pixels")
+    if made.reused:
+        counts.append(f"{made.reused} reused from a store with the same pixels")
     if library.generator.remote or made.cost_usd:
         counts.append(f"cost {made.cost_usd:.2f} USD")
     lines = [
-        f"{', '.join(counts)}: {cell.per_image} of each of {len(cell.sources)} images",
-        f"labels: {label_detectors.describe(cell)}",
+        f"{', '.join(counts)}: {prepared.per_image} of each of {len(prepared.sources)} images",
+        f"labels: {label_detectors.describe(prepared)}",
         f"label card: {library.folder / 'label_card.png'}",
         f"store: {library.folder}",
         *([f"contact sheet: {sheet}"] if sheet else []),
     ]
     log.info("\n".join(lines))
-    _check_usable(cell)
-    _check_complete(cell)
+    _check_usable(prepared)
+    _check_complete(prepared)
 
 
-def make(cell: Prepared) -> StoreUpdate:
+def make(prepared: Prepared) -> StoreUpdate:
     """Make missing variations before training; raises `InputError` if that takes calls of a remote generator."""
-    library = cell.store
+    library = prepared.store
     generator = library.generator
     if generator.remote:
-        refused = library.refused(cell.sources)
-        missing = sum(request.key not in refused for request in library.missing(cell.sources, cell.per_image))
+        refused = library.refused(prepared.sources)
+        missing = sum(request.key not in refused for request in library.missing(prepared.sources, prepared.per_image))
         if missing:
             raise InputError(
                 f"{missing} variations of {generator.name} are missing, and training calls no generator that runs "
-                f"elsewhere. Make them first:\n  {command(cell.config)}"
+                f"elsewhere. Make them first:\n  {command(prepared.config)}"
             )
-    label_detectors.prepare_labelling(cell)
-    made = library.make(cell.sources, cell.per_image, use_generator=not generator.remote)
-    label_detectors.write_label_card(cell)
-    _check_usable(cell)
+    label_detectors.prepare_labelling(prepared)
+    made = library.make(prepared.sources, prepared.per_image, use_generator=not generator.remote)
+    label_detectors.write_label_card(prepared)
+    _check_usable(prepared)
     if made.made:
         seconds = f"{made.fit_seconds + made.vary_seconds:.0f} s (learning: {made.fit_seconds:.0f} s)"
         log.info("%s: %d variations made in %s", library.folder.name, made.made, seconds)
     return made
 
 
-def contact_sheet(cell: Prepared) -> Path | None:
+def contact_sheet(prepared: Prepared) -> Path | None:
     """Draw sources beside their first variations, with boxes, into the store's folder. None if it has no variations."""
-    sources = overlays.pick_examples(cell.split.train, SHEET_SOURCES)
+    sources = overlays.pick_examples(prepared.split.train, SHEET_SOURCES)
     made: dict[str, list[Sample]] = {source.name: [] for source in sources}
-    for sample in cell.store.variations(sources, min(cell.per_image, SHEET_VARIATIONS)):
+    for sample in prepared.store.variations(sources, min(prepared.per_image, SHEET_VARIATIONS)):
         assert sample.lineage is not None
         made[sample.lineage.source].append(sample)
     if not any(made.values()):
         return None
-    path = cell.store.folder / "contact_sheet.png"
-    overlays.contact_sheet(sources, list(made.values()), path, cell.dataset.classes, zoom=True)
+    path = prepared.store.folder / "contact_sheet.png"
+    overlays.contact_sheet(sources, list(made.values()), path, prepared.dataset.classes, zoom=True)
     return path
 
 
-def quality_card(cell: Prepared) -> QualityCard | None:
+def quality_card(prepared: Prepared) -> QualityCard | None:
     """Write the quality card of all variations of the split in the run's store. Nothing is computed from it.
 
     None without variations, or with ``quality=false``.
     """
-    variations = cell.store.all_variations(cell.sources) if cell.config.quality else ()
+    variations = prepared.store.all_variations(prepared.sources) if prepared.config.quality else ()
     if not variations:
         return None
-    folder, split, speckle = cell.store.folder, cell.split, cell.config.dataset.speckle
+    folder, split, speckle = prepared.store.folder, prepared.split, prepared.config.dataset.speckle
     card = write_quality_card(folder, variations, split.train, split.val, split.test, speckle=speckle)
     log.info("quality card: %s\n%s", describe(card.summary), folder / card.picture.name)
     return card
@@ -144,17 +144,16 @@ def command(config: BoxtwinConfig, *more: str) -> str:
     return command_line("generate.py", [*given, *more])
 
 
-def _check_confirmed(cell: Prepared, config: GenerateConfig) -> None:
+def _check_confirmed(prepared: Prepared, config: GenerateConfig) -> None:
     """Report calls of remote or paid generators, and refuse them if the user has not confirmed them."""
-    generator = cell.store.generator
-    missing = cell.store.missing(cell.sources, cell.per_image)
+    generator = prepared.store.generator
+    missing = prepared.store.missing(prepared.sources, prepared.per_image)
     # Rounded, so that twenty times 0.02 is within a budget of 0.4.
     cost = round(math.fsum(generator.price_usd(request.source) for request in missing), 6)
     if not missing or not (generator.remote or cost):
         return
-    bill = (
-        f"{len(missing)} of {cell.wanted} variations are missing; {generator.name} makes them for about {cost:.2f} USD"
-    )
+    lacking = f"{len(missing)} of {prepared.wanted} variations are missing"
+    bill = f"{lacking}; {generator.name} makes them for about {cost:.2f} USD"
     more = ("confirm=true",) if config.budget is None else (f"budget={config.budget:g}", "confirm=true")
     if config.budget is not None and cost > config.budget:
         raise InputError(
@@ -166,20 +165,23 @@ def _check_confirmed(cell: Prepared, config: GenerateConfig) -> None:
     log.info("%s", bill)
 
 
-def _check_usable(cell: Prepared) -> None:
-    library = cell.store
+def _check_usable(prepared: Prepared) -> None:
+    library = prepared.store
     check_usable(
         str(library.folder),
-        library.judged(cell.sources, cell.per_image),
-        [line for line in library.refused(cell.sources).values() if line.variation <= cell.per_image],
-        wanted=cell.wanted,
-        training={sample.name for sample in cell.split.train},
+        library.judged(prepared.sources, prepared.per_image),
+        [line for line in library.refused(prepared.sources).values() if line.variation <= prepared.per_image],
+        wanted=prepared.wanted,
+        training={sample.name for sample in prepared.split.train},
         repeats=library.generator.copies,
     )
 
 
-def _check_complete(cell: Prepared) -> None:
-    missing, refused = cell.store.missing(cell.sources, cell.per_image), cell.store.refused(cell.sources)
+def _check_complete(prepared: Prepared) -> None:
+    missing, refused = (
+        prepared.store.missing(prepared.sources, prepared.per_image),
+        prepared.store.refused(prepared.sources),
+    )
     if not missing:
         return
     lines = [
@@ -188,10 +190,10 @@ def _check_complete(cell: Prepared) -> None:
         for request in missing[:_NAMED]
     ]
     if len(missing) > _NAMED:
-        lines.append(f"… and {len(missing) - _NAMED} more; all are in {cell.store.folder / 'refused.jsonl'}")
+        lines.append(f"… and {len(missing) - _NAMED} more; all are in {prepared.store.folder / 'refused.jsonl'}")
     raise InputError(
-        f"{len(missing)} of {cell.wanted} variations are missing; the same command asks for them again, and training "
-        "does without them:\n  " + "\n  ".join(lines)
+        f"{len(missing)} of {prepared.wanted} variations are missing; the same command asks for them again, and "
+        "training does without them:\n  " + "\n  ".join(lines)
     )
 
 

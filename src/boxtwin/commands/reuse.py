@@ -28,7 +28,7 @@ KEPT = (
     *(RESULT_FILE, "detections.json", MATCHES_FILE, EXAMPLES_FILE, "split.json", "config.yaml"),
     *("overlays.png", "precision_recall.png", "counts.png"),
 )
-NEEDED = (RESULT_FILE, "detections.json", MATCHES_FILE)  # without which a run's figures cannot be had again
+NEEDED = (RESULT_FILE, "detections.json", MATCHES_FILE)  # without which a run's metrics cannot be had again
 OWN = {"result.json", "config.yaml", "train.log"}  # of the run itself: never copied
 
 
@@ -136,7 +136,7 @@ def take_over(
             if is_kept and not (file_name == detector and damage(file)):
                 link_file(file, output / file_name)
         if not (output / detector).exists():
-            log.warning("%s is not there any more: this run has its figures, but no %s", recorded, detector)
+            log.warning("%s is not there any more: this run has its metrics, but no %s", recorded, detector)
         result = replace(result, study=study, identity=own_identity, overrides=overrides, condition=condition)
         taken_from = {"study": study_of_source, "run_id": str(source.info.run_id)}
         store.log_files(run_id, [replace(result, reused_from=taken_from).write(output)])

@@ -14,7 +14,7 @@ from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.runs import BROKEN, FINISHED, SHOWN_FILES, Cell, find_file, in_order, run_from
+from boxtwin.studies.runs import BROKEN, FINISHED, SHOWN_FILES, StudyRun, find_file, in_order, run_from
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, Store
 from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, find_folder, read_result
 
@@ -31,12 +31,12 @@ def last_study(store: Store) -> str:
         InputError: the store has no runs.
     """
     for experiment in store.studies():
-        if store.cells(experiment.name):
+        if store.runs(experiment.name):
             return str(experiment.name)
     raise InputError(f"{store.uri} has no runs yet; make some: python train.py -m split=s1,s2 variations=0,2,10")
 
 
-def collect_cells(store: Store, study: str, tracking: Path, temporary: Path) -> list[Cell]:
+def collect_runs(store: Store, study: str, tracking: Path, temporary: Path) -> list[StudyRun]:
     """The runs of a study, whatever their state; runs that never got to their parameters are left out.
 
     Args:
@@ -48,51 +48,51 @@ def collect_cells(store: Store, study: str, tracking: Path, temporary: Path) -> 
     Raises:
         InputError: the study has none.
     """
-    cells = []
-    for run in store.cells(study):
+    runs = []
+    for run in store.runs(study):
         try:
-            cells += [_cell(study, run, store, tracking, temporary)] if "split" in run.data.params else []
+            runs += [_run(study, run, store, tracking, temporary)] if "split" in run.data.params else []
         except BROKEN as error:
             log.warning(
                 "run %s (%s) is damaged and left out: %s: %s",
                 *(run.info.run_id, run.info.run_name, type(error).__name__, error),
             )
-    if not cells:
+    if not runs:
         there = ", ".join(experiment.name for experiment in store.studies()) or "none"
         raise InputError(f"no runs of a study called {study} in {store.uri}; studies there: {there}")
-    return in_order(cells)
+    return in_order(runs)
 
 
-def copies_of(store: Store, cells: Sequence[Cell], temporary: Path) -> dict[str, Path]:
+def copies_of(store: Store, runs: Sequence[StudyRun], temporary: Path) -> dict[str, Path]:
     """What MLflow keeps of finished runs whose folders may be on another machine."""
-    shown, copies = {row.runs[0] for row in condition_table(cells)}, {}
-    for cell in (cell for cell in cells if cell.status == FINISHED):
-        names = EVIDENCE_FILES + (SHOWN_FILES if cell.run_id in shown else ())
-        missing = [name for name in names if find_file(cell, name) is None]
+    shown, copies = {row.runs[0] for row in condition_table(runs)}, {}
+    for run in (run for run in runs if run.status == FINISHED):
+        names = EVIDENCE_FILES + (SHOWN_FILES if run.run_id in shown else ())
+        missing = [name for name in names if find_file(run, name) is None]
         if missing:
-            copies[cell.run_id] = temporary / cell.run_id
-            store.fetch_files(cell.run_id, [*missing, *(f"store/{name}" for name in missing)], copies[cell.run_id])
+            copies[run.run_id] = temporary / run.run_id
+            store.fetch_files(run.run_id, [*missing, *(f"store/{name}" for name in missing)], copies[run.run_id])
     return copies
 
 
-def bring_back(store: Store, temporary: Path, cell: Cell) -> Evidence | None:
+def bring_back(store: Store, temporary: Path, run: StudyRun) -> Evidence | None:
     """The evidence of a run as MLflow has it, put in the place of the damaged files; None if it has none."""
     from boxtwin.commands.reuse import mend  # late: it reads detectors, and comparing needs no torch otherwise
 
-    copy, folder = temporary / cell.run_id, Path(cell.output_dir)
+    copy, folder = temporary / run.run_id, Path(run.output_dir)
     try:
-        store.fetch_files(cell.run_id, EVIDENCE_FILES, copy)
+        store.fetch_files(run.run_id, EVIDENCE_FILES, copy)
         kept = Evidence.load(copy)
-        if kept is not None and cell.output_dir:
+        if kept is not None and run.output_dir:
             result = read_result(folder)
-            mend(store, cell.run_id, folder, [result.identity if result else ""])
+            mend(store, run.run_id, folder, [result.identity if result else ""])
     except (OSError, MlflowException) as error:  # MLflow has lost it, or the folder is read-only
-        log.warning("%s: not mended from MLflow: %s", cell.output_dir or cell.name, error)
+        log.warning("%s: not mended from MLflow: %s", run.output_dir or run.name, error)
         return Evidence.load(copy)
     return kept
 
 
-def _cell(study: str, run: Run, store: Store, tracking: Path, temporary: Path) -> Cell:
+def _run(study: str, run: Run, store: Store, tracking: Path, temporary: Path) -> StudyRun:
     params, tags, finished = run.data.params, run.data.tags, run.info.status == FINISHED
     folder, result = None, RunResult()
     if finished:

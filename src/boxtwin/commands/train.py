@@ -22,7 +22,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 from boxtwin.commands.generate import contact_sheet, make, quality_card
 from boxtwin.commands.reuse import mend, take_over
 from boxtwin.config.compose import to_object
-from boxtwin.config.identity import RECIPE_VERSION, cell_name, flat_params, setting_hash
+from boxtwin.config.identity import RECIPE_VERSION, flat_params, run_name, setting_hash
 from boxtwin.config.launch import note_run, typed_words
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.sample import Detections, Sample
@@ -38,11 +38,11 @@ from boxtwin.files import exclusive_lock, link_file, remove_leftovers, write_byt
 from boxtwin.hardware import keep_freed_blocks, use_threads
 from boxtwin.mixing.datamodule import StudyDataModule
 from boxtwin.mixing.plan import Plan, make_plan
-from boxtwin.quality.card import figures_of
+from boxtwin.quality.card import metrics_of
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
 from boxtwin.tracking.interrupted import ended_on_error
-from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, CellRun, Store, store_uri
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, Store, TrackedRun, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
 from boxtwin.tracking.provenance import code_of, provenance, record_of, tags
 from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, find_folder, own_folder, recorded_path
@@ -53,28 +53,28 @@ CHECKPOINTS = "checkpoints"  # below the run's folder
 FILES = (*PICTURES, "detections.json", MATCHES_FILE, EXAMPLES_FILE, RESULT_FILE)  # of a tested run, for MLflow
 
 
-def run_cell(composed: DictConfig) -> dict[str, float]:
+def train_run(composed: DictConfig) -> dict[str, float]:
     """Train, test and log one run; return its metrics. A finished run is skipped, an interrupted one is continued."""
     quieten_lightning()
     for name in ("alembic", "mlflow.store.db.utils"):  # of the tables of MLflow
         logging.getLogger(name).setLevel(logging.WARNING)
     config = to_object(composed, BoxtwinConfig)
-    cell = prepare(config)
-    folder, identities = Path(HydraConfig.get().runtime.output_dir), (cell.identity, *cell.earlier_identities)
-    name, tracking = cell_name(config), Path(config.tracking.folder)
+    prepared = prepare(config)
+    folder, identities = Path(HydraConfig.get().runtime.output_dir), (prepared.identity, *prepared.earlier_identities)
+    name, tracking = run_name(config), Path(config.tracking.folder)
     # One lock of the folder, and one of the run: another study may be at the same run.
     waiting = f"{name}: another process is at it; waiting"
-    of_all_studies = tracking / "cells" / f"{cell.identity}.lock"
-    begun = (store_uri(config.tracking.uri, tracking), config.study, cell.identity)
+    of_all_studies = tracking / "runs" / f"{prepared.identity}.lock"
+    begun = (store_uri(config.tracking.uri, tracking), config.study, prepared.identity)
     with exclusive_lock(folder / ".lock", waiting), exclusive_lock(of_all_studies, waiting), ended_on_error(*begun):
         output, store = own_folder(folder, *identities), Store(uri=config.tracking.uri, folder=tracking)
-        work = _Cell(cell, store, output, OmegaConf.to_yaml(composed, resolve=True))
+        work = _RunInProgress(prepared, store, output, OmegaConf.to_yaml(composed, resolve=True))
         note_run(*begun, of_all_studies)
-        run = store.begin_cell(
+        run = store.begin_run(
             study=config.study,
             name=name,
-            identity=cell.identity,
-            earlier_identities=cell.earlier_identities,
+            identity=prepared.identity,
+            earlier_identities=prepared.earlier_identities,
             params=flat_params(config),
             tags=work.tags,
         )
@@ -102,12 +102,12 @@ def run_cell(composed: DictConfig) -> dict[str, float]:
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     log.info(
         f"{name}: AP {metrics['test/map']:.3f}, AP50 {metrics['test/map_50']:.3f}, "
-        f"count MAE {metrics['test/count_mae']:.2f} on {len(cell.split.test)} test images; {took}"
+        f"count MAE {metrics['test/count_mae']:.2f} on {len(prepared.split.test)} test images; {took}"
     )
     return metrics
 
 
-def _is_whole(name: str, store: Store, run: CellRun, output: Path, identities: Sequence[str]) -> bool:
+def _is_whole(name: str, store: Store, run: TrackedRun, output: Path, identities: Sequence[str]) -> bool:
     """Whether a finished run has all its files, after those that MLflow has were brought back."""
     recorded = find_folder(run.tags.get("boxtwin.output_dir", ""), store.folder, run.tags.get(IDENTITY_TAG, ""))
     folder = recorded or output
@@ -123,7 +123,7 @@ def _is_whole(name: str, store: Store, run: CellRun, output: Path, identities: S
     return not lacking
 
 
-class CellLogger(MLFlowLogger):
+class RunLogger(MLFlowLogger):
     """Lightning's logger for an MLflow run that `Store` begins, with its parameters, and ends."""
 
     def log_hyperparams(self, params: Any) -> None:
@@ -133,79 +133,79 @@ class CellLogger(MLFlowLogger):
         """Do nothing: the run continues with evaluation."""
 
 
-class _Cell:
+class _RunInProgress:
     """The work of one run, and its files and records."""
 
     run_id: str  # of the MLflow run, once it has begun
 
-    def __init__(self, cell: Prepared, store: Store, output: Path, composed: str) -> None:
-        self.cell, self.config, self.store, self.output = cell, cell.config, store, output
+    def __init__(self, prepared: Prepared, store: Store, output: Path, composed: str) -> None:
+        self.prepared, self.config, self.store, self.output = prepared, prepared.config, store, output
         self.composed = composed  # the configuration as YAML
         self.provenance = provenance(
-            accelerator=cell.accelerator,
-            precision=cell.precision,
-            threads=cell.config.trainer.threads,
+            accelerator=prepared.accelerator,
+            precision=prepared.precision,
+            threads=prepared.config.trainer.threads,
             recipe=RECIPE_VERSION,
         )
         self.tags = {
-            IDENTITY_TAG: cell.identity,
-            "boxtwin.setting": setting_hash(cell.config),
-            "boxtwin.output_dir": recorded_path(output, Path(cell.config.tracking.folder)),
+            IDENTITY_TAG: prepared.identity,
+            "boxtwin.setting": setting_hash(prepared.config),
+            "boxtwin.output_dir": recorded_path(output, Path(prepared.config.tracking.folder)),
             "boxtwin.overrides": json.dumps(typed_words()),
-            "boxtwin.dataset_sha256": cell.dataset.digest,
-            "boxtwin.split_sha256": cell.split.digest,
-            **({"boxtwin.store": cell.library.key} if cell.library else {}),
+            "boxtwin.dataset_sha256": prepared.dataset.digest,
+            "boxtwin.split_sha256": prepared.split.digest,
+            **({"boxtwin.store": prepared.library.key} if prepared.library else {}),
         }
         # Named by the identity: data that changed under the same settings must not meet an older checkpoint.
-        self.checkpoints = output / CHECKPOINTS / cell.identity[:12]
+        self.checkpoints = output / CHECKPOINTS / prepared.identity[:12]
         if self.config.rerun:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def run(self) -> dict[str, float]:
         """Make variations, train and test; returns the metrics."""
-        cell, trainer = self.cell, self.config.trainer
+        prepared, trainer = self.prepared, self.config.trainer
         started = time.perf_counter()
         remove_leftovers(self.output)
         use_threads(trainer.threads)
         keep_freed_blocks()
         # First, so that a full disk or weights that do not fit show before any variation is made.
-        module = make_detector(cell)
+        module = make_detector(prepared)
         made, card = None, None
-        if cell.library:
-            made = make(cell)
+        if prepared.library:
+            made = make(prepared)
             if made.made:
-                contact_sheet(cell)
+                contact_sheet(prepared)
             measuring = time.perf_counter()
-            card = quality_card(cell)
+            card = quality_card(prepared)
             started += time.perf_counter() - measuring  # a report for people is no time of the run
         if card:
             self.store.log_files(self.run_id, [card.report, card.picture], "store")
             self._link(card.report, card.picture)
-        variations = cell.library.variations(cell.sources, cell.per_image) if cell.library else ()
-        plan = make_plan(cell.split, variations)
+        variations = prepared.library.variations(prepared.sources, prepared.per_image) if prepared.library else ()
+        plan = make_plan(prepared.split, variations)
         self._log_inputs(plan)
-        data = make_data(cell, plan)
+        data = make_data(prepared, plan)
         log.info(
-            f"{cell_name(self.config)}: {plan.real_train} real + {plan.synthetic_train} synthetic training images, "
-            f"{trainer.steps} steps of {trainer.batch_size}, {cell.accelerator}, {cell.precision}"
+            f"{run_name(self.config)}: {plan.real_train} real + {plan.synthetic_train} synthetic training images, "
+            f"{trainer.steps} steps of {trainer.batch_size}, {prepared.accelerator}, {prepared.precision}"
         )
-        logger = CellLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id)
-        trained = train(cell, data, module, self.checkpoints, cell_name(self.config), logger)
+        logger = RunLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id)
+        trained = train(prepared, data, module, self.checkpoints, run_name(self.config), logger)
         evaluating = time.perf_counter()
         tested = self._evaluate(plan, data, trained.best)
         detector = TrainedDetector(
-            trained.best, tested.thresholds.together, cell.origin, class_thresholds=tested.thresholds.by_class
+            trained.best, tested.thresholds.together, prepared.origin, class_thresholds=tested.thresholds.by_class
         )
         write_detector(detector, self.output / DETECTOR_FILE)
-        label_detectors.keep_detector(cell, self.output / DETECTOR_FILE)
+        label_detectors.keep_detector(prepared, self.output / DETECTOR_FILE)
         metrics = dict(tested.metrics)
         if card:
-            metrics |= {f"data/{name}": value for name, value in figures_of(card.summary).items()}
+            metrics |= {f"data/{name}": value for name, value in metrics_of(card.summary).items()}
         metrics |= {
             "data/real_images": float(plan.real_train),
             "data/synthetic_images": float(plan.synthetic_train),
             "data/boxes": float(sum(len(sample.object_boxes) for sample in plan.train)),
-            **label_detectors.label_figures(cell),
+            **label_detectors.label_metrics(prepared),
             "time/generate": made.fit_seconds + made.vary_seconds if made else 0.0,
             "time/train": trained.seconds,
             "time/evaluate": time.perf_counter() - evaluating,
@@ -224,8 +224,8 @@ class _Cell:
                 source,
                 self.output,
                 tracking=Path(self.config.tracking.folder),
-                own_identity=self.cell.identity,
-                condition=self.cell.condition,
+                own_identity=self.prepared.identity,
+                condition=self.prepared.condition,
                 study=self.config.study,
                 overrides=typed_words(),
                 detector=DETECTOR_FILE,
@@ -235,13 +235,13 @@ class _Cell:
             return None
         self.store.log_files(self.run_id, [self.output / "config.yaml"])
         if (self.output / DETECTOR_FILE).exists():
-            label_detectors.keep_detector(self.cell, self.output / DETECTOR_FILE)
+            label_detectors.keep_detector(self.prepared, self.output / DETECTOR_FILE)
         return metrics
 
     def _evaluate(self, plan: Plan, data: StudyDataModule, module: DetectorModule) -> Evaluation:
         """Metrics on real test images, at the count thresholds that suit the real validation images best."""
         # In float32: a metric must not depend on what the machine computes in.
-        device = "cuda" if self.cell.accelerator == "gpu" else self.cell.accelerator
+        device = "cuda" if self.prepared.accelerator == "gpu" else self.prepared.accelerator
 
         def detect(samples: Sequence[Sample]) -> dict[int, Detections]:
             return module.detect_all(data.letterboxed(samples), device)
@@ -251,26 +251,26 @@ class _Cell:
             validation=plan.val,
             synthetic=plan.val_synthetic,
             test=plan.test,
-            classes=self.cell.dataset.classes,
-            category_ids=self.cell.dataset.category_ids,
+            classes=self.prepared.dataset.classes,
+            category_ids=self.prepared.dataset.category_ids,
             folder=self.output,
         )
 
     def _log_inputs(self, plan: Plan) -> None:
         """Log images, split and configuration, before training."""
-        cell = self.cell
+        prepared = self.prepared
         inputs = []
         for side in SIDES:
-            log.info("%s: %s", side, describe(cell.split.side(side)))
-            name = f"{cell.dataset.name}-{cell.split.name}-{side}"
-            inputs.append((name, cell.split.side(side), self.config.dataset.root, side))
-        if cell.library:
+            log.info("%s: %s", side, describe(prepared.split.side(side)))
+            name = f"{prepared.dataset.name}-{prepared.split.name}-{side}"
+            inputs.append((name, prepared.split.side(side), self.config.dataset.root, side))
+        if prepared.library:
             synthetic = tuple(sample for sample in plan.train if sample.lineage)
-            inputs.append((cell.library.folder.name, synthetic, str(cell.library.folder), "train"))
+            inputs.append((prepared.library.folder.name, synthetic, str(prepared.library.folder), "train"))
         for name, samples, source, side in inputs:
             digest = hashlib.sha256("".join(f"{sample.name}{sample.sha256}" for sample in samples).encode()).hexdigest()
             self.store.log_data(self.run_id, name=name, digest=digest, source=source, side=side, images=len(samples))
-        cell.split.save(self.output / "split.json")
+        prepared.split.save(self.output / "split.json")
         write_bytes_atomically(self.output / "config.yaml", self.composed.encode())
         self.store.log_files(self.run_id, [self.output / "split.json", self.output / "config.yaml"])
 
@@ -282,24 +282,24 @@ class _Cell:
 
     def _write(self, metrics: dict[str, float], tested: Evaluation, validation: Sequence[tuple[int, float]]) -> None:
         """Write result.json, after all other files of the run, and log files and metrics."""
-        cell = self.cell
+        prepared = self.prepared
         result = RunResult(
-            cell=cell_name(self.config),
+            run=run_name(self.config),
             study=self.config.study,
-            identity=cell.identity,
+            identity=prepared.identity,
             setting=setting_hash(self.config),
             overrides=typed_words(),
             params=flat_params(self.config),
             metrics=_finite(metrics),
             classes=[{**entry, "metrics": _finite(entry["metrics"])} for entry in tested.classes],
             data={
-                "dataset_sha256": cell.dataset.digest,
-                "split_sha256": cell.split.digest,
-                "store": cell.library.folder.name if cell.library else None,
-                "bad_boxes": cell.dataset.repairs,
-                "levels": asdict(cell.levels),
+                "dataset_sha256": prepared.dataset.digest,
+                "split_sha256": prepared.split.digest,
+                "store": prepared.library.folder.name if prepared.library else None,
+                "bad_boxes": prepared.dataset.repairs,
+                "levels": asdict(prepared.levels),
             },
-            condition=cell.condition,
+            condition=prepared.condition,
             provenance=self.provenance,
             counts=tested.counts,
             validation=validation,  # step, AP on the real validation images, of all attempts
@@ -307,10 +307,10 @@ class _Cell:
         result.write(self.output)  # on disk first: the server may be away
         self.store.log_metrics(self.run_id, metrics)
         files = [self.output / name for name in FILES]
-        if cell.library:
-            cards = label_detectors.write_label_card(cell)
+        if prepared.library:
+            cards = label_detectors.write_label_card(prepared)
             self._link(*cards)
-            files += [cell.library.folder / "contact_sheet.png", *cards]
+            files += [prepared.library.folder / "contact_sheet.png", *cards]
         self.store.log_files(self.run_id, [path for path in files if path.exists()])
 
 

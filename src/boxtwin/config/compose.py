@@ -24,7 +24,7 @@ def register() -> None:
     schemas = {"boxtwin": BoxtwinConfig, "generate": GenerateConfig, "compare": CompareConfig, "export": ExportConfig}
     for name, schema in schemas.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    OmegaConf.register_new_resolver("cell_folder", lambda *, _root_: run_folder(_root_), replace=True)
+    OmegaConf.register_new_resolver("run_folder", lambda *, _root_: run_folder(_root_), replace=True)
 
 
 def to_object(config: DictConfig, schema: type[Schema]) -> Schema:

@@ -196,7 +196,7 @@ def split_name(config: Config) -> str:
     return config.split.name if (size := train_size(config)) is None else f"{config.split.name}n{size}"
 
 
-def cell_name(config: Config) -> str:
+def run_name(config: Config) -> str:
     """Such as ``s1-x10-pixel_ddpm-yolov3_tiny-seed0``; ``s1n40-…`` with fewer training images than the split has."""
     variations, detector = config.variations.per_image, config.detector.name
     return f"{split_name(config)}-x{variations}-{generator_name(config)}-{detector}-seed{config.seed}"
@@ -204,7 +204,7 @@ def cell_name(config: Config) -> str:
 
 def run_folder(config: Config) -> str:
     """The name of a run's folder: that of the run, and a hash of all its settings."""
-    return f"{cell_name(config)}-{short_hash(defining_values(config))}"
+    return f"{run_name(config)}-{short_hash(defining_values(config))}"
 
 
 def flat_params(config: Config) -> dict[str, object]:

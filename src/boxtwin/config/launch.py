@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.command_line import quote_variations
 from boxtwin.config.compose import former_setting, register
-from boxtwin.config.identity import cell_name, short_hash
+from boxtwin.config.identity import run_name, short_hash
 from boxtwin.config.sweep_notes import Note, Sweep
 from boxtwin.errors import DataError, InputError, unanswered
 from boxtwin.files import check_name, refusal
@@ -261,6 +261,6 @@ def _data_of(config: DictConfig) -> str:
 
 def _name_of(config: DictConfig) -> str:
     try:
-        return cell_name(config)
+        return run_name(config)
     except Exception as error:  # such as a missing value: the name must not hide the reason
         return f"(run without a name: {error})"

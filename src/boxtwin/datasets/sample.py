@@ -93,7 +93,7 @@ DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
 
 @dataclass(frozen=True)
-class CarriedBox:
+class PropagatedBox:
     """What was decided about one box of a source in its variation, and why."""
 
     box: Box  # xyxy, pixels of the variation
@@ -106,7 +106,7 @@ class CarriedBox:
 class Judgement:
     """What was decided about all boxes of a variation; ``refused`` says why the whole image is not to be trained on."""
 
-    boxes: tuple[CarriedBox, ...]
+    boxes: tuple[PropagatedBox, ...]
     refused: str | None = None
     minutes: float | None = None  # that a person spent on these boxes; None: not known
 

@@ -303,7 +303,7 @@ def describe_classes(split: Split, classes: tuple[str, ...]) -> tuple[list[str],
             if "train" in missing:
                 consequence = "it cannot be learnt, and its missed objects lower AP and counts"
             elif "test" in missing:
-                consequence = "there are no test figures of it"
+                consequence = "there are no test metrics of it"
             sides = f"{present}, none in {' and '.join(missing)}"
             warnings.append(f"class {name} has objects on some sides only: {sides}; {consequence}")
     if len(lines) > MOST_LISTED:

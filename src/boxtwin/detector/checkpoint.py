@@ -42,7 +42,7 @@ class TrainedDetector:
 
     module: DetectorModule
     count_threshold: float  # detections with a score of at least this are counted; chosen on real validation images
-    origin: Mapping[str, str] = field(default_factory=dict)  # where it was trained: "study", "cell", "identity"
+    origin: Mapping[str, str] = field(default_factory=dict)  # where it was trained: "study", "run", "identity"
     version: str = boxtwin.__version__  # of boxtwin, that trained it
     # Of each class; empty in files of older versions, where one threshold serves all.
     class_thresholds: tuple[float, ...] = ()

@@ -1,1 +1,1 @@
-"""Judging detections: COCO figures, counts, pictures."""
+"""Judging detections: COCO metrics, counts, pictures."""

@@ -22,7 +22,7 @@ from boxtwin.evaluation.resampled_ap import ResampledAP, mean_of_known
 from boxtwin.files import atomic_path
 
 # The order of `COCOeval.stats`.
-FIGURES = (
+METRICS = (
     "map",
     "map_50",
     "map_75",
@@ -59,7 +59,7 @@ def coco_by_class(matching: Matching) -> tuple[dict[str, float], list[dict[str, 
     by_class |= {"map_50": ap["all"][:, 0], "map_75": ap["all"][:, 5]}
     by_class |= {f"map_{area}": values.mean(axis=1) for area, values in ap.items() if area != "all"}
     by_class |= {name: _recall(matching, *limits) for name, limits in RECALLS_AT.items() if limits[0] in ap}
-    by_class = {name: by_class[name] for name in FIGURES if name in by_class}
+    by_class = {name: by_class[name] for name in METRICS if name in by_class}
     place = matching.areas.index("all")
     if any(
         (found.objects[place] > COCO_LIMIT).any() or found.matched[place][found.rank >= COCO_LIMIT].any()
@@ -118,7 +118,7 @@ def metric_names(classes: Sequence[str]) -> list[str]:
 
     Characters that MLflow refuses, and "/", become "_"; equal names are numbered, as are those of metrics.
     """
-    taken = {*FIGURES, "map_unlimited", "map_50_unlimited", "count_mae", "count_rmse", "count_bias", "count_exact"}
+    taken = {*METRICS, "map_unlimited", "map_50_unlimited", "count_mae", "count_rmse", "count_bias", "count_exact"}
     taken |= {"count_threshold", "", ".", ".."}
     names = []
     # Names that can stay as they are come first: no other takes them.

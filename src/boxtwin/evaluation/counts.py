@@ -33,7 +33,7 @@ def counted(found: Detections, threshold: float | Sequence[float]) -> Detections
     return Detections(boxes=found.boxes[kept], scores=found.scores[kept], labels=found.labels[kept])
 
 
-def count_figures(true: Int[np.ndarray, " images"], counts: Int[np.ndarray, " images"]) -> dict[str, float]:
+def count_metrics(true: Int[np.ndarray, " images"], counts: Int[np.ndarray, " images"]) -> dict[str, float]:
     """Count errors over images, in objects per image; nan where there are no images.
 
     ``count_mae`` is the mean of ``|counts - true|``, ``count_rmse`` the root of the mean square, ``count_bias`` the
@@ -119,8 +119,8 @@ def count_by_class(
         if classes > 1:
             entry |= {"true_by_class": true[place].tolist(), "found_by_class": found[place].tolist()}
         entries.append(entry)
-    together = count_figures(true.sum(axis=1), found.sum(axis=1))
-    return together, [count_figures(*pair) for pair in zip(true.T, found.T, strict=True)], entries
+    together = count_metrics(true.sum(axis=1), found.sum(axis=1))
+    return together, [count_metrics(*pair) for pair in zip(true.T, found.T, strict=True)], entries
 
 
 def of_class(

@@ -27,7 +27,7 @@ RESULT_DECIMALS = 3
 # Going from xywh to xyxy and back leaves errors of 1e-13 pixels, which could tip an overlap that stands exactly on a
 # threshold. Nine decimals restore the annotation file's own number.
 TRUTH_DECIMALS = 9
-COCO_LIMIT = 100  # detections of a class in an image that COCO's figures look at
+COCO_LIMIT = 100  # detections of a class in an image that COCO's metrics look at
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,18 +75,18 @@ def run_test(
     for side, samples in (("val_real", validation), ("val_synthetic", synthetic)):
         if samples:
             found = on_validation if side == "val_real" else detect(samples)
-            figures, _ = coco_by_class(match_detections(samples, found, len(classes)))
-            metrics |= {f"{side}/{name}": value for name, value in figures.items()}
+            class_metrics, _ = coco_by_class(match_detections(samples, found, len(classes)))
+            metrics |= {f"{side}/{name}": value for name, value in class_metrics.items()}
     # 2. The test, in one pass.
     found = detect(test)
     matching = match_detections(test, found, len(classes))
-    figures, by_class = coco_by_class(matching)
-    count_figures, counts_by_class, counts = count_by_class(test, found, thresholds)
-    metrics |= {f"test/{name}": value for name, value in {**figures, **count_figures}.items()}
+    class_metrics, by_class = coco_by_class(matching)
+    count_metrics, counts_by_class, counts = count_by_class(test, found, thresholds)
+    metrics |= {f"test/{name}": value for name, value in {**class_metrics, **count_metrics}.items()}
     entries = []
     for label, (name, in_metrics) in enumerate(zip(classes, names, strict=True)):
         of_class = by_class[label] | counts_by_class[label]
-        metrics |= {f"test/{in_metrics}/{figure}": value for figure, value in of_class.items()}
+        metrics |= {f"test/{in_metrics}/{metric}": value for metric, value in of_class.items()}
         entry = {"name": name, "category_id": category_ids[label], "metric_name": in_metrics}
         entries.append(entry | {"count_threshold": thresholds.by_class[label], "metrics": of_class})
     # 3. Files and pictures.
@@ -101,12 +101,12 @@ def run_test(
         np.array([entry.get(f"{side}_by_class", [entry[side]]) for entry in counts]) for side in ("true", "found")
     )
     plots.count_scatter(true, counted, folder / PICTURES[2], classes)
-    if "map_unlimited" in figures:
+    if "map_unlimited" in class_metrics:
         log.info(
             "COCO's AP looks at %d detections of a class in an image, too few here; with all AP is %.3f, AP50 %.3f",
             COCO_LIMIT,
-            figures["map_unlimited"],
-            figures["map_50_unlimited"],
+            class_metrics["map_unlimited"],
+            class_metrics["map_50_unlimited"],
         )
     if len(classes) > 1:
         _log_classes(entries)

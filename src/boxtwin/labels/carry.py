@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from boxtwin.boxes import Box, iou_matrix
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import CarriedBox, Decision, Detections, Judgement
+from boxtwin.datasets.sample import Decision, Detections, Judgement, PropagatedBox
 from boxtwin.errors import InputError
 from boxtwin.labels.box_evidence import (
     Match,
@@ -59,10 +59,10 @@ class _Measured:
     detected_in_source: bool
     measured: dict[str, float]
 
-    def decided(self, decision: Decision, box: Box | None = None) -> CarriedBox:
+    def decided(self, decision: Decision, box: Box | None = None) -> PropagatedBox:
         evidence: dict[str, float | None] = {name: round(value, 4) for name, value in self.measured.items()}
         evidence = evidence | {name: evidence.get(name) for name in ("detector", "detector_source")}  # None: not asked
-        return CarriedBox(box or self.box, self.label, decision, evidence)
+        return PropagatedBox(box or self.box, self.label, decision, evidence)
 
 
 class Carry:
@@ -126,12 +126,12 @@ class Carry:
             kept = []
             for box, label, beside in labelled:
                 visible = round(strongest_contrast(pair.channels, box, beside), 4)
-                kept.append(CarriedBox(box, label, "kept", {"contrast": visible}))
+                kept.append(PropagatedBox(box, label, "kept", {"contrast": visible}))
             return Judgement(tuple(kept))
-        carried = self._decide([self._measure(pair, box, label, beside) for box, label, beside in labelled], pair)
+        propagated = self._decide([self._measure(pair, box, label, beside) for box, label, beside in labelled], pair)
         if self.detectors is None or self.options.new_objects is NewObjects.ignore:
-            return Judgement(tuple(carried))
-        known = np.array([*claimed, *(one.box for one in carried if one.decision == "shifted")]).reshape(-1, 4)
+            return Judgement(tuple(propagated))
+        known = np.array([*claimed, *(one.box for one in propagated if one.decision == "shifted")]).reshape(-1, 4)
         new = [
             place
             for place in self.detectors.clearly_new(pair.in_variation)
@@ -139,11 +139,11 @@ class Carry:
         ]
         if new and self.options.new_objects is NewObjects.refuse:
             places = ", ".join(f"[{', '.join(f'{side:.0f}' for side in place.box)}]" for place in new[:5])
-            return Judgement(tuple(carried), refused=f"{HALLUCINATED}: {len(new)}, at {places}")
+            return Judgement(tuple(propagated), refused=f"{HALLUCINATED}: {len(new)}, at {places}")
         for place in new:
             evidence: dict[str, float | None] = {"detector": round(place.score, 4), "votes": float(place.votes)}
-            carried.append(CarriedBox(place.box, place.label, "added", evidence))
-        return Judgement(tuple(carried))
+            propagated.append(PropagatedBox(place.box, place.label, "added", evidence))
+        return Judgement(tuple(propagated))
 
     def _detections(self, source: Pixels, pixels: Pixels) -> tuple[list[Detections], list[Detections]]:
         """In the source, which comes with every one of its variations and is processed once, and in the variation."""
@@ -198,14 +198,14 @@ class Carry:
             return True
         return one.detected if one.detected_in_source or one.detected else share >= self._likely_response
 
-    def _decide(self, measured: Sequence[_Measured], pair: _Pair) -> list[CarriedBox]:
+    def _decide(self, measured: Sequence[_Measured], pair: _Pair) -> list[PropagatedBox]:
         new = []  # objects that the detectors detect in the variation alone
         if self.detectors is not None:
             places = self.detectors.agreements(pair.in_variation)
             new = [place for place in places if place.votes >= self.detectors.agree and self._is_new(pair, place)]
         present = [self._is_present(one) for one in measured]
         taken = [one.box for one, is_present in zip(measured, present, strict=True) if is_present]
-        decided: dict[int, CarriedBox] = {}
+        decided: dict[int, PropagatedBox] = {}
         # The best match first: of two that are found at one place, the other is somewhere else, or nowhere.
         for index in sorted(range(len(measured)), key=lambda index: -measured[index].match.score):
             one = measured[index]

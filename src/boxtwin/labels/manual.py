@@ -18,7 +18,7 @@ from boxtwin.datasets.coco_boxes import ROUNDING, box_numbers, fit_box, is_turne
 from boxtwin.datasets.coco_json import fault_of_name, flag, load_json, stated_size, whole
 from boxtwin.datasets.image_io import Pixels, pixels_sha256, read_image
 from boxtwin.datasets.problems import some
-from boxtwin.datasets.sample import CarriedBox, Judgement, Sample
+from boxtwin.datasets.sample import Judgement, PropagatedBox, Sample
 from boxtwin.datasets.variation_names import earlier_image_name, image_name, match_names
 from boxtwin.errors import InputError
 from boxtwin.labels.ensemble import Member
@@ -126,7 +126,7 @@ class ManualLabels:
             inside, overhang = fit_box(box, width, height)
             if overhang > ROUNDING:
                 raise InputError(f"{self.file}, annotation {number}: [{box}] reaches outside {image}, {width}x{height}")
-            taken.append(CarriedBox(inside, label, "kept", {}))
+            taken.append(PropagatedBox(inside, label, "kept", {}))
         return Judgement(tuple(taken), minutes=labelled.minutes)
 
     def _labels(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import CarriedBox, Judgement
+from boxtwin.datasets.sample import Judgement, PropagatedBox
 from boxtwin.errors import InputError
 from boxtwin.labels.box_evidence import channels, strongest_contrast
 from boxtwin.labels.ensemble import Ensemble, Member
@@ -43,7 +43,7 @@ class Pseudo:
             shown = strongest_contrast(pairs, place.box)
             evidence = {"score": place.score, "votes": place.votes, "spread": place.spread, "contrast": shown}
             rounded: dict[str, float | None] = {name: round(float(value), 4) for name, value in evidence.items()}
-            boxes.append(CarriedBox(place.box, place.label, "added", rounded))
+            boxes.append(PropagatedBox(place.box, place.label, "added", rounded))
         doubtful = len(places) - len(agreed)
         if doubtful > self.tolerance * len(agreed):
             return Judgement(tuple(boxes), refused=f"{DISAGREE}: on {doubtful} object(s), {len(agreed)} agreed on")

@@ -111,19 +111,19 @@ def write_quality_card(
     return QualityCard(json.loads(report.read_text()), report, picture)
 
 
-def figures_of(report: QualityReport) -> dict[str, float]:
+def metrics_of(report: QualityReport) -> dict[str, float]:
     """The few measurements of a card that are tracked with every run; nan where there is none."""
-    figures = report["figures"]
+    metrics = report["figures"]
     values = {
-        "quality_grey_distance": figures["grey_levels"]["value"],
-        "quality_enl_ratio": figures["looks"]["value"],
-        "quality_fine_detail_ratio": figures["fine_detail"]["value"],
-        "quality_real_distance": figures["nearest_real"]["value"],
-        "quality_copies": figures["nearest_real"]["copies"],
-        "quality_sibling_distance": figures["siblings"]["value"],
-        "quality_test_distance": figures["test"]["value"],
-        "quality_test_probability": figures["test"]["probability"],
-        "quality_test_matches": len(figures["test"]["matches"]),
+        "quality_grey_distance": metrics["grey_levels"]["value"],
+        "quality_enl_ratio": metrics["looks"]["value"],
+        "quality_fine_detail_ratio": metrics["fine_detail"]["value"],
+        "quality_real_distance": metrics["nearest_real"]["value"],
+        "quality_copies": metrics["nearest_real"]["copies"],
+        "quality_sibling_distance": metrics["siblings"]["value"],
+        "quality_test_distance": metrics["test"]["value"],
+        "quality_test_probability": metrics["test"]["probability"],
+        "quality_test_matches": len(metrics["test"]["matches"]),
     }
     return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
@@ -131,7 +131,7 @@ def figures_of(report: QualityReport) -> dict[str, float]:
 def summarise(evidence: Evidence, made_of: str = "") -> QualityReport:
     """The content of a card, rounded to 6 digits; None for what is not defined."""
     energies = [[fine_energy(one) for one in spectra] for spectra in (evidence.spectra, evidence.real_spectra)]
-    figures = {
+    metrics = {
         "grey_levels": _grey_levels(evidence),
         "looks": _looks(evidence),
         "fine_detail": _ratio(evidence, energies[0], energies[1]),
@@ -139,11 +139,11 @@ def summarise(evidence: Evidence, made_of: str = "") -> QualityReport:
         "siblings": _siblings(evidence),
         "test": _test(evidence),
     }
-    decided = {figures[name]["verdict"] for name in MEASURED} - {"undecided"}
+    decided = {metrics[name]["verdict"] for name in MEASURED} - {"undecided"}
     verdict: Verdict = "unlike" if "unlike" in decided else "alike" if decided else "undecided"
-    if figures["test"]["verdict"] == "leak":
+    if metrics["test"]["verdict"] == "leak":
         verdict = "leak"
-    elif "copy" in (figures["nearest_real"]["verdict"], figures["siblings"]["verdict"]):
+    elif "copy" in (metrics["nearest_real"]["verdict"], metrics["siblings"]["verdict"]):
         verdict = "copy"
     report: QualityReport = {
         "format": FORMAT,
@@ -156,8 +156,8 @@ def summarise(evidence: Evidence, made_of: str = "") -> QualityReport:
             "test": len(evidence.test),
         },
         "speckle": evidence.speckle and evidence.speckle.value,
-        "advice": advice(figures),
-        "figures": figures,
+        "advice": advice(metrics),
+        "figures": metrics,
         "nearest_pairs": [
             {
                 "variation": evidence.variations[index].name,

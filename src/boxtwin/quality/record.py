@@ -66,13 +66,13 @@ class QualityReport(TypedDict):
     nearest_pairs: list[Neighbours]
 
 
-def advice(figures: dict[str, Metric]) -> str:
+def advice(metrics: dict[str, Metric]) -> str:
     """What to think of the variations, worst first."""
     sentences = []
-    nearest, siblings = figures["nearest_real"], figures["siblings"]
+    nearest, siblings = metrics["nearest_real"], metrics["siblings"]
     repeats_real = nearest["repeated_grain"] >= COPY
-    if figures["test"]["verdict"] == "leak":
-        sentences.append("Variations show what is in test images: figures on these test images cannot be trusted.")
+    if metrics["test"]["verdict"] == "leak":
+        sentences.append("Variations show what is in test images: metrics on these test images cannot be trusted.")
     if repeats_real:
         sentences.append("Almost nothing is new: most variations are a real image again, with its very grain.")
     elif (nearest["value"] or 0.0) < NEARLY_SOURCE:
@@ -81,11 +81,11 @@ def advice(figures: dict[str, Metric]) -> str:
         sentences.append(f"{100 * (nearest['copies'] or 0.0):.0f} % of the variations are a real image again.")
     if siblings["verdict"] == "copy" and not repeats_real:
         sentences.append("Variations of an image repeat each other: more of them add little.")
-    unlike = [words for name, words in MEASURED.items() if figures[name]["verdict"] == "unlike"]
+    unlike = [words for name, words in MEASURED.items() if metrics[name]["verdict"] == "unlike"]
     if unlike:
         sentences.append(f"They do not look like the real images: {', '.join(unlike)}.")
     elif not sentences:
-        decided = any(figures[name]["verdict"] == "alike" for name in MEASURED)
+        decided = any(metrics[name]["verdict"] == "alike" for name in MEASURED)
         sentences.append("They look like the real images." if decided else "Too few images to tell.")
     return " ".join(sentences)
 

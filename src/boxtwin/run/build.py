@@ -19,12 +19,12 @@ from pytorch_lightning.loggers import Logger
 from boxtwin.config.identity import (
     EVALUATION_VERSION,
     RECIPE_VERSION,
-    cell_name,
     condition_of,
     current_target,
     defining_values,
     long_hash,
     removed_settings_of,
+    run_name,
     train_size,
 )
 from boxtwin.config.schema import BoxtwinConfig
@@ -95,7 +95,7 @@ class Prepared:
     @property
     def origin(self) -> dict[str, str]:
         """What the file of the run's detector says of its training."""
-        return {"study": self.config.study, "cell": cell_name(self.config), "identity": self.identity}
+        return {"study": self.config.study, "run": run_name(self.config), "identity": self.identity}
 
     @property
     def accelerator(self) -> str:
@@ -151,7 +151,7 @@ def prepare(config: BoxtwinConfig) -> Prepared:
     return _prepared(config, dataset, split, _library(config, dataset, split) if config.variations.per_image else None)
 
 
-def labelling_cells(config: BoxtwinConfig, dataset: Dataset, split: Split) -> list[Prepared]:
+def labelling_runs(config: BoxtwinConfig, dataset: Dataset, split: Split) -> list[Prepared]:
     """The runs without variations, with seeds from 0, whose detectors label variations."""
     steps = config.trainer.steps if config.labels.steps is None else config.labels.steps
     variations, trainer = replace(config.variations, per_image=0), replace(config.trainer, steps=steps)
@@ -160,9 +160,9 @@ def labelling_cells(config: BoxtwinConfig, dataset: Dataset, split: Split) -> li
     return [_prepared(replace(config, seed=seed), dataset, split, None) for seed in seeds]
 
 
-def detector_file(cell: Prepared) -> Path:
+def detector_file(prepared: Prepared) -> Path:
     """Where labelling keeps the detector of a run without variations; under an earlier name if that file exists."""
-    files = [Path(cell.config.data) / "detectors" / f"{identity}.safetensors" for identity in cell.detector]
+    files = [Path(prepared.config.data) / "detectors" / f"{identity}.safetensors" for identity in prepared.detector]
     return next((file for file in files if file.exists()), files[0])
 
 
@@ -216,14 +216,14 @@ def load_dataset(config: BoxtwinConfig) -> Dataset:
     return dataset
 
 
-def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
+def make_data(prepared: Prepared, plan: Plan) -> StudyDataModule:
     """The data module of a run."""
-    config = cell.config
+    config = prepared.config
     trainer = config.trainer
-    if cell.library:
+    if prepared.library:
         variations = [sample for sample in (*plan.train, *plan.val_synthetic) if sample.lineage]
-        cell.images.add(cell.library.folder.name, variations)
-        check_variations(variations, cell.images, cell.split.train[0].bits)
+        prepared.images.add(prepared.library.folder.name, variations)
+        check_variations(variations, prepared.images, prepared.split.train[0].bits)
     size = config.detector.image_size
     return StudyDataModule(
         plan,
@@ -231,7 +231,7 @@ def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
             image_size=size,
             crop=min(config.detector.crop or size, size),
             tile=config.detector.tile,
-            channels=cell.channels,
+            channels=prepared.channels,
         ),
         BatchOptions(
             steps=trainer.steps,
@@ -240,38 +240,38 @@ def make_data(cell: Prepared, plan: Plan) -> StudyDataModule:
             seed=config.seed,
             synthetic_fraction=config.variations.synthetic_fraction,
             workers=trainer.workers,
-            pin_memory=on_gpu(cell.accelerator),
+            pin_memory=on_gpu(prepared.accelerator),
         ),
         config.dataset.augmentation,
-        cell.levels,
-        cell.images,
+        prepared.levels,
+        prepared.images,
     )
 
 
-def make_detector(cell: Prepared) -> DetectorModule:
+def make_detector(prepared: Prepared) -> DetectorModule:
     """The untrained detector of a run; its initial weights depend on the seed and the weights file only."""
-    detector = cell.config.detector
+    detector = prepared.config.detector
     # Initial weights are drawn from torch's global generator; the fork restores its state.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cell.config.seed)
+        torch.manual_seed(prepared.config.seed)
         module = DetectorModule(
             NetworkSpec(
                 architecture=detector.architecture.value,
-                classes=cell.dataset.classes,
-                category_ids=cell.dataset.category_ids,
+                classes=prepared.dataset.classes,
+                category_ids=prepared.dataset.category_ids,
                 image_size=detector.image_size,
                 tile=detector.tile,
-                channels=cell.channels,
-                white=cell.levels.white,
-                black=cell.levels.black,
-                reading=make_reading(cell.config).plain(),
+                channels=prepared.channels,
+                white=prepared.levels.white,
+                black=prepared.levels.black,
+                reading=make_reading(prepared.config).plain(),
                 nms_iou=detector.nms_iou,
-                max_detections=detection_limit(cell.split.train),
+                max_detections=detection_limit(prepared.split.train),
             ),
-            _anchors(cell.config, cell.split.train),
+            _anchors(prepared.config, prepared.split.train),
             loss=detector,
             optimizer=detector,
-            steps=cell.config.trainer.steps,
+            steps=prepared.config.trainer.steps,
         )
     if detector.weights is not None:
         log.info("%s: %s", detector.weights, read_initial_weights(module.network, Path(detector.weights)))
@@ -279,10 +279,15 @@ def make_detector(cell: Prepared) -> DetectorModule:
 
 
 def train(
-    cell: Prepared, data: StudyDataModule, module: DetectorModule, checkpoints: Path, title: str, logger: Logger | None
+    prepared: Prepared,
+    data: StudyDataModule,
+    module: DetectorModule,
+    checkpoints: Path,
+    title: str,
+    logger: Logger | None,
 ) -> Trained:
     """Train a detector, or continue from ``checkpoints``; without steps the module stays as it is."""
-    options = cell.config.trainer
+    options = prepared.config.trainer
     if not options.steps:
         return Trained(0.0, (), module)
     return fit(
@@ -290,8 +295,8 @@ def train(
         data,
         options,
         log_every=max(1, min(50, options.steps // options.validations)),
-        accelerator=cell.accelerator,
-        precision=cell.precision,
+        accelerator=prepared.accelerator,
+        precision=prepared.precision,
         logger=logger,
         checkpoints=checkpoints,
         title=title,
@@ -345,7 +350,7 @@ def _library(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Library:
     method = make_labels(config, dataset, generator)
     labels: dict[str, Any] = {"name": config.labels.name, **method.identity()}
     if method.asks_detectors:
-        labels["detectors"] = [detector_file(cell).stem for cell in labelling_cells(config, dataset, split)]
+        labels["detectors"] = [detector_file(prepared).stem for prepared in labelling_runs(config, dataset, split)]
     return Library(
         Path(config.data) / "synthetic",
         generator,

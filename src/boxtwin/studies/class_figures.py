@@ -1,4 +1,4 @@
-"""The figures of a study by class: each condition's, and by how much it differs from no variations, pair by pair."""
+"""The metrics of a study by class: each condition's, and by how much it differs from no variations, pair by pair."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from boxtwin.studies.comparison import RESAMPLING_SEED
 from boxtwin.studies.conditions import Estimate, Row, baseline, paired_seeds
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.inference import Interval, bootstrap_counts, interval_of
-from boxtwin.studies.runs import Cell
+from boxtwin.studies.runs import StudyRun
 
 FIGURES = ("map", "map_50", "count_mae", "count_bias", "count_threshold")
-COMPARED = ("map_50", "count_mae")  # figures with an interval
+COMPARED = ("map_50", "count_mae")  # metrics with an interval
 RESAMPLES = 400  # of the test images, as for the other parts of a table
 
 
 @dataclass(frozen=True)
 class ClassChange:
-    """A figure of a class minus that of no variations; no interval with fewer than two pairs, or without matches."""
+    """A metric of a class minus that of no variations; no interval with fewer than two pairs, or without matches."""
 
     mean: float
     pairs: int
@@ -42,11 +42,11 @@ class ClassFigures:
 
 
 def class_figures(
-    rows: Sequence[Row], cells: Sequence[Cell], evidence: Mapping[str, Evidence]
+    rows: Sequence[Row], runs: Sequence[StudyRun], evidence: Mapping[str, Evidence]
 ) -> dict[str, list[ClassFigures]]:
     """By the name of the class, in the order of the data set, each condition that has it; empty for one class alone."""
-    classes = {cell.run_id: cell.classes for cell in cells}
-    names = list(dict.fromkeys(name for cell in cells for name in cell.classes))
+    classes = {this_run.run_id: this_run.classes for this_run in runs}
+    names = list(dict.fromkeys(name for this_run in runs for name in this_run.classes))
     if len(names) < 2:
         return {}
 

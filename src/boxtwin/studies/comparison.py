@@ -29,15 +29,15 @@ MOST_FLIPS = 20
 RESAMPLES = 1000
 RESAMPLING_SEED = 0  # the same resamples for all runs of all studies
 
-Kind = Literal["variations", "control", "yardstick"]
+Kind = Literal["variations", "control", "positive control"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of one condition minus that of another, over the seeds that both have.
+    """One metric of one condition minus that of another, over the seeds that both have.
 
     ``interval`` is None with fewer than two pairs, or where runs keep no matches. ``p`` is not corrected, ``p_holm``
-    is, for all differences of this figure that the table makes.
+    is, for all differences of this metric that the table makes.
     """
 
     figure: str
@@ -53,28 +53,28 @@ class Difference:
     family: int = 1  # differences that were corrected together
 
     @property
-    def established(self) -> bool:
+    def significant(self) -> bool:
         """Whether chance is ruled out at 5 %, all differences of the table taken together."""
         return self.p_holm <= SIGNIFICANT
 
     @property
-    def gain_established(self) -> bool:
-        """Whether an increase is established."""
-        return self.established and self.mean > 0
+    def gain_significant(self) -> bool:
+        """Whether an increase is significant."""
+        return self.significant and self.mean > 0
 
     @property
     def pairs_needed(self) -> int:
-        """Seeds in common that it takes before a difference of this table can be established."""
+        """Seeds in common that it takes before a difference of this table can be significant."""
         return max(LEAST_PAIRS, pairs_needed(self.family))
 
     @property
-    def could_be_established(self) -> bool:
+    def could_be_significant(self) -> bool:
         """Whether so few pairs could have ruled chance out at all."""
         return self.pairs >= self.pairs_needed
 
 
 class Figures:
-    """Figures of runs on the test images and on resamples of them, each computed once.
+    """Metrics of runs on the test images and on resamples of them, each computed once.
 
     Args:
         evidence: by run id.
@@ -97,7 +97,7 @@ class Figures:
         return self._known[run]
 
     def of_row(self, figure: str, row: Row, seeds: Sequence[int]) -> Float[np.ndarray, "seeds resamples"] | None:
-        """One figure of a condition's runs with these seeds; None if one of them has no evidence."""
+        """One metric of a condition's runs with these seeds; None if one of them has no evidence."""
         runs = [self.of(row.run_of[seed]) for seed in seeds]
         return None if any(run is None for run in runs) else np.stack([run[figure] for run in runs if run])
 
@@ -107,7 +107,7 @@ class Figures:
 
 
 def difference(figure: str, new: Row, old: Row, figures: Figures) -> Difference:
-    """One figure of ``new`` minus that of ``old``, over the seeds of `paired_seeds`.
+    """One metric of ``new`` minus that of ``old``, over the seeds of `paired_seeds`.
 
     Raises:
         InputError: runs of the two were tested on different images.
@@ -162,7 +162,7 @@ def contrasts(rows: Sequence[Row], figures: Figures) -> list[Contrast]:
     families: dict[Kind, list[tuple[Row, Row]]] = {
         "variations": [(row, base) for row in rows if (base := baseline(rows, row)) is not None],
         "control": [(row, other) for row, other in itertools.product(rows, rows) if _controls(row, other)],
-        "yardstick": [(more, fewer) for fewer, more in yardsticks(rows)],
+        "positive control": [(more, fewer) for fewer, more in positive_controls(rows)],
     }
     compared = []
     for kind, pairs in families.items():
@@ -190,7 +190,7 @@ def _controls(row: Row, other: Row) -> bool:
     return shared[0] == shared[1]
 
 
-def yardsticks(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+def positive_controls(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Neighbouring sizes of real data among the rows without variations, smaller first.
 
     Rows of parts of a split (``train_size``) measure what real images are worth; only where there are no two whole
@@ -216,7 +216,7 @@ def yardsticks(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
-    """The differences of one figure in one table with Holm's correction, in the order given."""
+    """The differences of one metric in one table with Holm's correction, in the order given."""
     family = sum(not math.isnan(each.p) for each in differences)
     p_values = holm([each.p for each in differences])
     return [

@@ -22,7 +22,7 @@ from boxtwin.studies.condition_values import (
     part_of,
     places_of,
 )
-from boxtwin.studies.runs import FINISHED, NO_GENERATOR, Cell
+from boxtwin.studies.runs import FINISHED, NO_GENERATOR, StudyRun
 
 CONTROLS = ("repeat", "copy_paste")
 ESTIMATED = ("map", "map_50", "count_mae", "count_bias")
@@ -112,22 +112,22 @@ def condition_name(split: str, variations: int | None, generator: str) -> str:
     return " ".join([split, *number, *([] if variations == 0 else [generator])])
 
 
-def condition_table(cells: Iterable[Cell]) -> list[Row]:
+def condition_table(in_order: Iterable[StudyRun]) -> list[Row]:
     """Finished runs grouped by condition.
 
     Raises:
         InputError: two finished runs have the same condition and seed: averaging would count one run twice.
     """
-    finished = [cell for cell in cells if cell.status == FINISHED]
-    groups: dict[tuple[tuple[str, str], ...], dict[int, Cell]] = defaultdict(dict)
-    for cell, values in zip(finished, condition_values(finished), strict=True):
+    finished = [run for run in in_order if run.status == FINISHED]
+    groups: dict[tuple[tuple[str, str], ...], dict[int, StudyRun]] = defaultdict(dict)
+    for run, values in zip(finished, condition_values(finished), strict=True):
         runs = groups[tuple(sorted(values.items()))]
-        if cell.seed in runs:
+        if run.seed in runs:
             raise InputError(
-                f"{cell.name} has two finished runs of the same condition and seed, {runs[cell.seed].run_id} and "
-                f"{cell.run_id}; leave one of them out: delete it in MLflow, or move its folder away"
+                f"{run.name} has two finished runs of the same condition and seed, {runs[run.seed].run_id} and "
+                f"{run.run_id}; leave one of them out: delete it in MLflow, or move its folder away"
             )
-        runs[cell.seed] = cell
+        runs[run.seed] = run
     conditions = [dict(key) for key in groups]
     labels = _labels(conditions, [next(iter(runs.values())) for runs in groups.values()])
     rows = [_row(*each) for each in zip(groups.values(), conditions, _varied(conditions), labels, strict=True)]
@@ -140,53 +140,53 @@ def condition_table(cells: Iterable[Cell]) -> list[Row]:
     return rows
 
 
-def condition_values(cells: Sequence[Cell]) -> list[dict[str, str]]:
+def condition_values(runs: Sequence[StudyRun]) -> list[dict[str, str]]:
     """What defines each run apart from its seed; where some runs do not have it recorded, what all of them have."""
-    recorded = recorded_values(cells)
+    recorded = recorded_values(runs)
     unknown = not_known_to_all(recorded)
     return [{key: value for key, value in values.items() if key not in unknown} for values in recorded]
 
 
-def recorded_values(cells: Sequence[Cell]) -> list[Values]:
+def recorded_values(runs: Sequence[StudyRun]) -> list[Values]:
     """What each run records of its condition, in one form for all."""
-    if all(cell.condition for cell in cells):
-        return [cell.condition for cell in cells]
-    values = [_in_old_form(cell) for cell in cells]
+    if all(run.condition for run in runs):
+        return [run.condition for run in runs]
+    values = [_in_old_form(run) for run in runs]
     # Runs that record more stay apart by all that they record.
-    keys = [tuple(sorted(each.items())) if cell.condition else None for each, cell in zip(values, cells, strict=True)]
+    keys = [tuple(sorted(each.items())) if run.condition else None for each, run in zip(values, runs, strict=True)]
     for places in places_of(keys):
-        apart = differences([cells[place].condition for place in places])
+        apart = differences([runs[place].condition for place in places])
         for place, more in zip(places, apart, strict=True):
             values[place] |= more
     return list(values)
 
 
-def _in_old_form(cell: Cell) -> dict[str, str]:
+def _in_old_form(run: StudyRun) -> dict[str, str]:
     """What runs of every version record of their condition: names, hashes, and what was typed for what is mixed in."""
-    typed = dict(word.lstrip("+").split("=", 1) for word in shlex.split(cell.overrides) if "=" in word)
+    typed = dict(word.lstrip("+").split("=", 1) for word in shlex.split(run.overrides) if "=" in word)
     values = {
-        "dataset.name": cell.dataset,
-        "split.name": cell.split,
-        COUNT: str(cell.variations),
-        "detector.name": cell.detector,
-        "setting": cell.setting,
-        "trainer.steps": str(cell.steps),
+        "dataset.name": run.dataset,
+        "split.name": run.split,
+        COUNT: str(run.variations),
+        "detector.name": run.detector,
+        "setting": run.setting,
+        "trainer.steps": str(run.steps),
     }
-    if cell.overrides:  # the folder of the weights may be another one on another machine
+    if run.overrides:  # the folder of the weights may be another one on another machine
         # Every run's detector has the same file name.
         values["detector.weights"] = "/".join(PurePosixPath(typed.get("detector.weights", "null")).parts[-2:])
-    if cell.data:
-        values["data"] = cell.data
-    if cell.test:
-        values["data.test_names"] = cell.test
-    if cell.variations:
-        values |= {"generator.name": cell.generator, "labels.name": cell.labels, "store": cell.store}
+    if run.data:
+        values["data"] = run.data
+    if run.test:
+        values["data.test_names"] = run.test
+    if run.variations:
+        values |= {"generator.name": run.generator, "labels.name": run.labels, "store": run.store}
         mixed_in = {key: value for key, value in typed.items() if part_of(key) == "variations" and "." in key}
         values |= {key: value for key, value in mixed_in.items() if key != COUNT}
     # What changed for some data since runs that do not record it.
-    values |= {key: cell.condition[key] for key in SINCE if key in cell.condition}
-    if cell.condition.get("recipe", "1") != "1":
-        values["recipe"] = cell.condition["recipe"]
+    values |= {key: run.condition[key] for key in SINCE if key in run.condition}
+    if run.condition.get("recipe", "1") != "1":
+        values["recipe"] = run.condition["recipe"]
     return values
 
 
@@ -200,12 +200,12 @@ def _varied(values: Sequence[Values]) -> list[dict[str, str]]:
     return varied
 
 
-def _labels(values: Sequence[Values], cells: Sequence[Cell]) -> list[tuple[str, str]]:
+def _labels(values: Sequence[Values], runs: Sequence[StudyRun]) -> list[tuple[str, str]]:
     """Split and generator of each condition as a table names them: uniquely within a setup."""
-    splits = [cell.split for cell in cells]
-    generators = [cell.generator if cell.variations else NO_GENERATOR for cell in cells]
-    _tell_apart(splits, values, "split", [(cell.dataset, cell.split) for cell in cells])
-    ways = [(cell.dataset, cell.generator) if cell.variations else None for cell in cells]
+    splits = [run.split for run in runs]
+    generators = [run.generator if run.variations else NO_GENERATOR for run in runs]
+    _tell_apart(splits, values, "split", [(run.dataset, run.split) for run in runs])
+    ways = [(run.dataset, run.generator) if run.variations else None for run in runs]
     _tell_apart(generators, values, "variations", ways)
     # Stores differ from split to split; within one, other labels or other pixels under the same settings.
     setups = [tuple(sorted(part(each, "setup").items())) for each in values]
@@ -225,13 +225,13 @@ def _tell_apart(names: list[str], values: Sequence[Values], which: Part, groups:
             names[place] = f"{names[place]} {as_overrides(each)}".rstrip()
 
 
-def _row(runs: Mapping[int, Cell], values: Values, varied: Values, labels: tuple[str, str]) -> Row:
+def _row(runs: Mapping[int, StudyRun], values: Values, varied: Values, labels: tuple[str, str]) -> Row:
     seeds = sorted(runs)
-    cells = [runs[seed] for seed in seeds]
+    in_order = [runs[seed] for seed in seeds]
     first = next(iter(runs.values()))
 
     def estimate(metric: str) -> Estimate:
-        by_seed = ((cell.seed, float(cell.metrics.get(metric, math.nan))) for cell in cells)
+        by_seed = ((run.seed, float(run.metrics.get(metric, math.nan))) for run in in_order)
         return Estimate(tuple((seed, value) for seed, value in by_seed if math.isfinite(value)))
 
     return Row(
@@ -243,12 +243,12 @@ def _row(runs: Mapping[int, Cell], values: Values, varied: Values, labels: tuple
         variations=first.variations,
         steps=first.steps,
         seeds=tuple(seeds),
-        runs=tuple(cell.run_id for cell in cells),
-        machines=tuple(cell.machine for cell in cells),
+        runs=tuple(run.run_id for run in in_order),
+        machines=tuple(run.machine for run in in_order),
         estimates={name: estimate(f"test/{name}") for name in ESTIMATED},
         real_images=estimate("data/real_images").mean,
         synthetic_images=estimate("data/synthetic_images").mean,
-        minutes=sum(cell.minutes for cell in runs.values()) / len(runs),
+        minutes=sum(run.minutes for run in runs.values()) / len(runs),
         train_size=first.train_size,
         generator_name=first.generator if first.variations else NO_GENERATOR,
         values=values,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from boxtwin.studies.conditions import Row
-from boxtwin.studies.runs import FINISHED, Cell
+from boxtwin.studies.runs import FINISHED, StudyRun
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Cost:
     label_minutes: float  # a person's, on the labels of variations
 
 
-def costs(rows: Sequence[Row], cells: Sequence[Cell]) -> list[Cost]:
+def costs(rows: Sequence[Row], runs: Sequence[StudyRun]) -> list[Cost]:
     """What each condition cost."""
-    metrics = {cell.run_id: cell.metrics for cell in cells if cell.status == FINISHED}
+    metrics = {run.run_id: run.metrics for run in runs if run.status == FINISHED}
 
     def values(row: Row, metric: str) -> list[float]:
         return [value for run in row.runs if math.isfinite(value := metrics[run].get(metric, math.nan))]
@@ -50,12 +50,12 @@ def costs(rows: Sequence[Row], cells: Sequence[Cell]) -> list[Cost]:
     ]
 
 
-def unattributed(cells: Sequence[Cell]) -> list[tuple[str, float]]:
+def unattributed(runs: Sequence[StudyRun]) -> list[tuple[str, float]]:
     """Runs that made variations and do not record what those of their condition cost in all: name and seconds."""
     return [
-        (cell.name, cell.metrics["time/generate"])
-        for cell in cells
+        (run.name, run.metrics["time/generate"])
+        for run in runs
         # Less than a second is a check of existing variations.
-        if cell.status == FINISHED and cell.variations and cell.metrics.get("time/generate", 0.0) >= 1
-        if "time/store_vary" not in cell.metrics
+        if run.status == FINISHED and run.variations and run.metrics.get("time/generate", 0.0) >= 1
+        if "time/store_vary" not in run.metrics
     ]

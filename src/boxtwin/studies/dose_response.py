@@ -35,7 +35,7 @@ class Tried:
     """Gains at the numbers of variations that were tried, and how they err together."""
 
     variations: tuple[int, ...]  # without 0, rising
-    gains: Float[np.ndarray, " counts"]  # positive is better, whatever the figure
+    gains: Float[np.ndarray, " counts"]  # positive is better, whatever the metric
     noise: Float[np.ndarray, "counts counts"]  # covariance of the gains' errors
     images_known: bool  # whether the noise knows of the choice of test images
 
@@ -137,7 +137,7 @@ def can_bend(base: Row, members: Sequence[Row]) -> bool:
 def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> Tried:
     """Gains of the rows with enough seeds over their baseline, and the covariance of their errors.
 
-    1. Seeds: a run's figure is the sum of its condition, of what its seed does to all conditions, and of noise with the
+    1. Seeds: a run's metric is the sum of its condition, of what its seed does to all conditions, and of noise with the
        same variance everywhere. Pairs cancel the second. The variance is estimated from all rows together, since six
        seeds know their own to a factor of two, and raised as Student's t asks for.
     2. All gains are over the same runs of the baseline, whose errors they share.

@@ -22,7 +22,7 @@ from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, variances, wide
 FIGURE = "map_50"
 LEAST_SIZES = 3  # two make a straight line whatever the truth
 SEED = 0  # of the draws of seeds
-# Far below what can be measured: gives a flat stretch of the curve a slope, so that every figure is met once.
+# Far below what can be measured: gives a flat stretch of the curve a slope, so that every metric is met once.
 TILT = 1e-9
 
 
@@ -62,7 +62,7 @@ def monotone(values: Float[np.ndarray, " sizes"]) -> Float[np.ndarray, " sizes"]
 
 
 def equivalent(sizes: Float[np.ndarray, " sizes"], values: Float[np.ndarray, " sizes"], reached: float) -> float:
-    """Number of real images whose curve reaches a figure; infinite beyond the sizes measured, either way."""
+    """Number of real images whose curve reaches a metric; infinite beyond the sizes measured, either way."""
     at = np.log(sizes)
     curve = monotone(values) + TILT * (at - at[0])
     if reached > curve[-1]:

@@ -1,4 +1,4 @@
-"""Matches and counts of a run on its test images, from which its figures follow on any resample of the images."""
+"""Matches and counts of a run on its test images, from which its metrics follow on any resample of the images."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from boxtwin.studies.conditions import CONTROLS, Row, baseline, condition_name, 
 from boxtwin.studies.dose_response import LEAST_COUNTS, can_bend, fit, lines, tried
 from boxtwin.studies.equivalence import LEAST_SIZES, curve_rows
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL, after_more, least, noise_of
-from boxtwin.studies.runs import FINISHED, Cell
+from boxtwin.studies.runs import FINISHED, StudyRun
 
 FIGURE = "map_50"
 MORE_SEEDS = 2  # where there are enough for a verdict: a step small enough to stop after
@@ -58,11 +58,18 @@ class Candidate:
 
 
 def plan(
-    cells: Sequence[Cell], rows: Sequence[Row], contrasts: Sequence[Contrast], figures: Figures
+    runs: Sequence[StudyRun], rows: Sequence[Row], contrasts: Sequence[Contrast], figures: Figures
 ) -> list[Candidate]:
     """Candidates: what has no answer yet first, then by how much intervals would narrow, the cheaper first."""
-    planner = _Planner(cells, rows, contrasts, figures)
-    questions = (planner.yardsticks, planner.more_seeds, planner.grid, planner.controls, planner.counts, planner.sizes)
+    planner = _Planner(runs, rows, contrasts, figures)
+    questions = (
+        planner.positive_controls,
+        planner.more_seeds,
+        planner.grid,
+        planner.controls,
+        planner.counts,
+        planner.sizes,
+    )
     candidates = [candidate for question in questions for candidate in question()]
     candidates.sort(key=lambda c: (c.rank, -c.narrowing, math.inf if math.isnan(c.minutes) else c.minutes))
     return list({candidate.command: candidate for candidate in reversed(candidates)}.values())[::-1][:MOST]
@@ -70,9 +77,9 @@ def plan(
 
 class _Planner:
     def __init__(
-        self, cells: Sequence[Cell], rows: Sequence[Row], contrasts: Sequence[Contrast], figures: Figures
+        self, runs: Sequence[StudyRun], rows: Sequence[Row], contrasts: Sequence[Contrast], figures: Figures
     ) -> None:
-        self.cells = {cell.run_id: cell for cell in cells if cell.status == FINISHED}
+        self.runs = {run.run_id: run for run in runs if run.status == FINISHED}
         self.rows, self.contrasts, self.figures = rows, contrasts, figures
         self.setups = [
             [row for row in rows if row.condition == condition]
@@ -107,10 +114,10 @@ class _Planner:
                 floor=floor,
             )
 
-    def yardsticks(self) -> Iterator[Candidate]:
+    def positive_controls(self) -> Iterator[Candidate]:
         """Real-only runs at another size, where a setup has one size only."""
         for rows in self.setups:
-            if any(c.kind == "yardstick" and c.new in rows for c in self.contrasts):
+            if any(c.kind == "positive control" and c.new in rows for c in self.contrasts):
                 continue
             largest = max(rows, key=lambda row: row.real_images if math.isfinite(row.real_images) else 0.0)
             if math.isfinite(largest.real_images) and largest.real_images >= 2:
@@ -241,9 +248,9 @@ class _Planner:
         # Runs of the setup and, with variations, of the generator; those of the split first.
         rows = sorted((r for r in self.rows if r.condition == like.condition), key=lambda row: row.split != like.split)
         alike = [row for row in rows if row.generator == generator] if variations else []
-        donors = [(self.cells[run], row) for row in alike or [like] for run in row.runs]
+        donors = [(self.runs[run], row) for row in alike or [like] for run in row.runs]
         donor, donor_row = next((each for each in donors if each[0].overrides), donors[0])
-        split = self.cells[like.runs[0]].split  # without settings that tell it from others of the name
+        split = self.runs[like.runs[0]].split  # without settings that tell it from others of the name
         if like.train_size is not None:
             split = split.removesuffix(f"n{like.train_size}")
         return command(

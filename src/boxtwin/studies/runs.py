@@ -34,7 +34,7 @@ NO_COPIES: Mapping[str, Path] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyRun:
     """One run: what was trained on what, and how it did on the test images. ``metrics`` are named as in MLflow."""
 
     study: str
@@ -59,7 +59,7 @@ class Cell:
     condition: Values = field(default_factory=dict)  # every setting that defines it but the seed; empty: not recorded
     data: str = ""  # hash of the whole data set with its labels; empty: not recorded
     test: str = ""  # hash of the names of its test images; empty: not recorded
-    classes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # test figures by name of the class
+    classes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # test metrics by name of the class
     provenance: Values = field(default_factory=dict)  # commit, versions, device, precision; empty: not recorded
 
     @property
@@ -74,47 +74,47 @@ class Cell:
         return " ".join(parts) if all(parts) else ""
 
 
-def find_file(cell: Cell, name: str, copies: Mapping[str, Path] = NO_COPIES) -> Path | None:
+def find_file(run: StudyRun, name: str, copies: Mapping[str, Path] = NO_COPIES) -> Path | None:
     """A file of a run; None if it keeps none of that name.
 
     Args:
-        cell: the run.
+        run: the run.
         name: of the file.
         copies: by run id, a folder that has what a run's own folder lacks.
     """
-    folders = [Path(cell.output_dir)] if cell.output_dir else []
-    if cell.run_id in copies:
-        folders += [copies[cell.run_id], copies[cell.run_id] / "store"]
+    folders = [Path(run.output_dir)] if run.output_dir else []
+    if run.run_id in copies:
+        folders += [copies[run.run_id], copies[run.run_id] / "store"]
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
-def cells_in(folder: Path) -> list[Cell]:
+def runs_in(folder: Path) -> list[StudyRun]:
     """The finished runs whose folders lie in ``folder``: what `train.py` leaves there, or copies of it.
 
     Raises:
         InputError: there are none.
     """
-    cells = []
+    runs = []
     for file in sorted(folder.glob(f"*/{RESULT_FILE}")):
         try:
             result = read_result(file.parent)
             if result is None:
                 raise ValueError("it is cut, or no JSON")
-            cells.append(run_from(result, run_id=file.parent.name, status=FINISHED, output_dir=str(file.parent)))
+            runs.append(run_from(result, run_id=file.parent.name, status=FINISHED, output_dir=str(file.parent)))
         except BROKEN as error:
             log.warning("%s is damaged; this run is left out (%s: %s)", file, type(error).__name__, error)
-    if not cells:
+    if not runs:
         raise InputError(f"runs={folder} holds no folder of a run, with a {RESULT_FILE} in it")
-    return in_order(cells)
+    return in_order(runs)
 
 
-def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) -> Cell:
-    """A run from its result.json; parameters may be text, as MLflow has them. Other arguments are those of `Cell`."""
+def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) -> StudyRun:
+    """A run from its result.json; parameters may be text, as MLflow has them. Other arguments are those of `Run`."""
     params, size = result.params, result.params.get("train_size")
     metrics = {name: math.nan if value is None else value for name, value in result.metrics.items()}
     names = sorted(entry["file_name"] for entry in result.counts)
     classes = {e["name"]: {**e["metrics"], "count_threshold": e["count_threshold"]} for e in result.classes}
-    return Cell(
+    return StudyRun(
         study=result.study,
         dataset=params["dataset"],
         split=params["split"],
@@ -145,32 +145,34 @@ def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) ->
     )
 
 
-def in_order(cells: Sequence[Cell]) -> list[Cell]:
+def in_order(runs: Sequence[StudyRun]) -> list[StudyRun]:
     """By split, generator, number of variations and seed."""
-    return sorted(cells, key=lambda cell: (cell.split, cell.generator, cell.variations, cell.seed))
+    return sorted(runs, key=lambda run: (run.split, run.generator, run.variations, run.seed))
 
 
 def with_evidence(
-    cells: Sequence[Cell], copies: Mapping[str, Path], bring_back: Callable[[Cell], Evidence | None] | None = None
-) -> tuple[list[Cell], dict[str, Evidence]]:
+    runs: Sequence[StudyRun],
+    copies: Mapping[str, Path],
+    bring_back: Callable[[StudyRun], Evidence | None] | None = None,
+) -> tuple[list[StudyRun], dict[str, Evidence]]:
     """The runs, those whose matches are damaged as such, and the evidence of the finished ones by run id.
 
     Args:
-        cells: of a study.
+        runs: of a study.
         copies: by run id, a folder that has what a run's own folder lacks.
         bring_back: gets the evidence of a run whose own is damaged from elsewhere.
     """
     evidence, judged = {}, []
-    for cell in cells:
-        folders = [Path(cell.output_dir)] if cell.output_dir else []
-        folders += [copies[cell.run_id]] if cell.run_id in copies else []
-        if cell.status == FINISHED:
+    for run in runs:
+        folders = [Path(run.output_dir)] if run.output_dir else []
+        folders += [copies[run.run_id]] if run.run_id in copies else []
+        if run.status == FINISHED:
             loaded = next((each for folder in folders if (each := Evidence.load(folder)) is not None), None)
             # Runs of older versions keep no matches.
             if loaded is None and any((folder / MATCHES_FILE).exists() for folder in folders):
-                loaded = bring_back(cell) if bring_back else None
-                cell = cell if loaded else replace(cell, status=DAMAGED)
+                loaded = bring_back(run) if bring_back else None
+                run = run if loaded else replace(run, status=DAMAGED)
             if loaded is not None:
-                evidence[cell.run_id] = loaded
-        judged.append(cell)
+                evidence[run.run_id] = loaded
+        judged.append(run)
     return judged, evidence

@@ -15,7 +15,7 @@ from scipy import stats
 
 from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.inference import LEVEL, Interval, mean_interval
-from boxtwin.studies.runs import Cell
+from boxtwin.studies.runs import StudyRun
 
 FIGURE = "map_50"
 POWER = 0.8  # the usual chance at which a gain is called detectable (Cohen 1988, section 2.4)
@@ -39,13 +39,13 @@ def detectable(interval: Interval) -> float:
     return half_width(interval) * (1 + float(stats.norm.ppf(POWER)) / float(stats.norm.ppf((1 + LEVEL) / 2)))
 
 
-def recipe(cell: Cell) -> tuple[str, ...] | None:
+def recipe(run: StudyRun) -> tuple[str, ...] | None:
     """What a run was configured with, apart from a table's axes, steps and machine; None where that is not recorded."""
-    if not cell.overrides:
+    if not run.overrides:
         return None
-    words = shlex.split(cell.overrides)
+    words = shlex.split(run.overrides)
     kept = [word for word in words if not VARIED.match(word.lstrip("+~").partition("=")[0])]
-    return (cell.dataset, cell.detector, *sorted(kept))
+    return (run.dataset, run.detector, *sorted(kept))
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def length_of(curves: Sequence[Sequence[tuple[int, float]]]) -> Length | None:
 Series = list[tuple[int, Contrast]]
 
 
-def gains_by_steps(cells: Sequence[Cell], contrasts: Sequence[Contrast]) -> list[Series]:
+def gains_by_steps(runs: Sequence[StudyRun], contrasts: Sequence[Contrast]) -> list[Series]:
     """Contrasts that differ in their steps alone, by steps."""
-    recipes = {cell.run_id: recipe(cell) for cell in cells}
+    recipes = {run.run_id: recipe(run) for run in runs}
     series: dict[tuple[object, ...], dict[int, Contrast]] = defaultdict(dict)
     for contrast in contrasts:
         new, old = contrast.new, contrast.old

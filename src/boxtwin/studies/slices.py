@@ -50,7 +50,7 @@ class Slice:
 
     @property
     def searched(self) -> Bool[np.ndarray, " images"]:
-        """The images that AP is taken over."""
+        """The images that AP is reused."""
         return self.images if self.area == "all" else np.ones_like(self.images)
 
     @property
@@ -66,7 +66,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class SliceFigure:
-    """A figure of a condition in a slice, and its change to no variations (nan without a baseline or common seed).
+    """A metric of a condition in a slice, and its change to no variations (nan without a baseline or common seed).
 
     ``interval`` is None with fewer than two pairs, or where the slice is too small.
     """
@@ -165,12 +165,12 @@ def _table(part: Slice, members: Sequence[Row], rows: Sequence[Row], evidence: M
 
 
 def slice_figures(
-    part: Slice, cell: Evidence, counts: Float[np.ndarray, "resamples images"]
+    part: Slice, run: Evidence, counts: Float[np.ndarray, "resamples images"]
 ) -> tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]:
     """AP50 and count MAE of a run in a slice, ``counts`` saying how often each test image is in each resample."""
-    ap50 = cell.matches[part.area].part(part.searched, thresholds=1)(counts[:, part.searched])[:, 0]
+    ap50 = run.matches[part.area].part(part.searched, thresholds=1)(counts[:, part.searched])[:, 0]
     counts = counts[:, part.images]
-    errors = np.abs(cell.found - cell.true).astype(np.float64)[part.images]
+    errors = np.abs(run.found - run.true).astype(np.float64)[part.images]
     total = counts.sum(axis=1)
     # A resample without any image of the slice has no mean error.
     mae = np.divide(counts @ errors, total, out=np.full(len(counts), np.nan), where=total > 0)
@@ -183,7 +183,7 @@ def _figure(
     *,
     images: int | None,
 ) -> SliceFigure:
-    """From the figures of the runs of a condition and the differences of its pairs; ``images`` None: no interval."""
+    """From the metrics of the runs of a condition and the differences of its pairs; ``images`` None: no interval."""
     value = float(np.mean([run[0] for run in runs]))
     if not differences:
         return SliceFigure(value)

@@ -11,14 +11,14 @@ from boxtwin.studies.class_figures import ClassFigures, class_figures
 from boxtwin.studies.comparison import Contrast, Figures, contrasts
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.runs import FINISHED, NO_COPIES, Cell, find_file
+from boxtwin.studies.runs import FINISHED, NO_COPIES, StudyRun, find_file
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
     """Runs, the conditions they make up, and the comparisons of these."""
 
-    cells: Sequence[Cell]
+    runs: Sequence[StudyRun]
     evidence: Mapping[str, Evidence]  # by run id
     copies: Mapping[str, Path]  # by run id, a folder with those files of a run that its own folder lacks
     rows: list[Row]
@@ -29,14 +29,14 @@ class Study:
     @classmethod
     def of(
         cls,
-        cells: Sequence[Cell],
+        runs: Sequence[StudyRun],
         evidence: Mapping[str, Evidence] = MappingProxyType({}),
         copies: Mapping[str, Path] = NO_COPIES,
     ) -> Study:
         """Compare the conditions of a study.
 
         Args:
-            cells: its runs, whatever their state.
+            runs: its runs, whatever their state.
             evidence: by run id, where runs keep their matches.
             copies: by run id, a folder with those files of a run that its own folder lacks.
 
@@ -44,21 +44,21 @@ class Study:
             InputError: two finished runs are of the same condition and seed, or runs that are compared were tested on
                 different images.
         """
-        rows, figures = condition_table(cells), Figures(evidence)
-        by_class = class_figures(rows, cells, evidence)
-        return cls(cells, evidence, copies, rows, figures, contrasts(rows, figures), by_class)
+        rows, figures = condition_table(runs), Figures(evidence)
+        by_class = class_figures(rows, runs, evidence)
+        return cls(runs, evidence, copies, rows, figures, contrasts(rows, figures), by_class)
 
     @property
     def name(self) -> str:
-        return ", ".join(sorted({cell.study for cell in self.cells}))
+        return ", ".join(sorted({run.study for run in self.runs}))
 
     @property
-    def unfinished(self) -> list[Cell]:
-        return [cell for cell in self.cells if cell.status != FINISHED]
+    def unfinished(self) -> list[StudyRun]:
+        return [run for run in self.runs if run.status != FINISHED]
 
-    def first_run(self, row: Row) -> Cell:
+    def first_run(self, row: Row) -> StudyRun:
         """The run of a condition's first seed, which is shown for all."""
-        return next(cell for cell in self.cells if cell.run_id == row.runs[0])
+        return next(run for run in self.runs if run.run_id == row.runs[0])
 
     def file(self, row: Row, name: str) -> Path | None:
         """A file of that run; None if it keeps none of that name."""

@@ -17,7 +17,7 @@ PARAMS = ("dataset", "split", "variations", "generator", "detector", "steps")
 def conditions(rows: Sequence[Row], contrasts: Sequence[Contrast], figures: Figures) -> list[Condition]:
     """What `boxtwin.tracking.mlflow_runs.Store.write_conditions` takes.
 
-    Means are named as the figures of runs are, so that MLflow's table and charts have both in one column:
+    Means are named as the metrics of runs are, so that MLflow's table and charts have both in one column:
     ``test/map_50``, ``test/map_50_low``, ``test/map_50_high`` and ``seeds``. Differences to no variations are
     ``vs_x0/map_50`` with ``_low``, ``_high``, ``_p`` and ``_p_holm``, over ``vs_x0/pairs`` seeds.
     """

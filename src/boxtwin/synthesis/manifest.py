@@ -19,7 +19,7 @@ import numpy as np
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.image_io import pixels_sha256, read_image
-from boxtwin.datasets.sample import CarriedBox, Judgement, Sample
+from boxtwin.datasets.sample import Judgement, PropagatedBox, Sample
 from boxtwin.files import writing
 from boxtwin.synthesis.fitness import unfit
 from boxtwin.synthesis.generator import Json, Model
@@ -100,7 +100,7 @@ class VariationRecord(RequestRecord):
     def from_json(cls, content: dict[str, Any]) -> VariationRecord:
         """The record of a line; raises KeyError or TypeError if something is missing."""
         labels = content["labels"]
-        boxes = tuple(CarriedBox(**(box | {"box": tuple(box["box"])})) for box in labels["boxes"])
+        boxes = tuple(PropagatedBox(**(box | {"box": tuple(box["box"])})) for box in labels["boxes"])
         known = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}
         known["model"], known["claimed"] = Model(**content["model"]), Claimed(**content["claimed"])
         return cls(**known | {"labels": Judgement(boxes, labels["refused"], labels.get("minutes"))})

@@ -69,7 +69,7 @@ class StoreUpdate:
     fit_seconds: float = 0.0
     vary_seconds: float = 0.0
     refused: int = 0  # by the generator, in this call
-    taken_over: int = 0  # from a store with the same pixels; not among `made`
+    reused: int = 0  # from a store with the same pixels; not among `made`
     cost_usd: float = 0.0
 
 
@@ -120,7 +120,7 @@ class Library:
         """Make what is missing of the first ``per_image`` variations of every source.
 
         If another process is making the same store, wait for it. Shows a progress bar. Without ``use_generator``,
-        variations are only taken over from stores with the same pixels.
+        variations are only reused from stores with the same pixels.
         """
         if per_image == 0:
             return StoreUpdate()
@@ -200,9 +200,9 @@ class Library:
             return StoreUpdate(existing=known)
         if self.judge is None:
             raise ValueError(f"{self.folder}: no judge of labels has been set")
-        taken_over = self._take_over(requests)
-        requests = [request for request in requests if use_generator and request.key not in taken_over]
-        update = StoreUpdate(existing=known, taken_over=len(taken_over))
+        reused = self._take_over(requests)
+        requests = [request for request in requests if use_generator and request.key not in reused]
+        update = StoreUpdate(existing=known, reused=len(reused))
         if requests:
             update = self._draw(requests, update)
         self._write_annotations()
@@ -312,7 +312,7 @@ class Library:
             try:
                 identity = read_identity(folder)
             except InputError as error:
-                log.warning("%s; nothing is taken over from there", error)
+                log.warning("%s; nothing is reused from there", error)
                 continue
             if replace(identity, labels=self.identity.labels) == self.identity:
                 found |= {key: (folder, line) for key, line in valid_lines(folder, sources).items()}

@@ -65,7 +65,7 @@ def store_costs(folder: Path, lines: Sequence[VariationRecord], *, by_hand: bool
     """Metrics of what the variations of ``lines`` cost, whichever run or command paid for it; unknown ones are missing.
 
     Args:
-        folder: of the store. The learning that images taken over from another store needed is not known.
+        folder: of the store. The learning that images reused from another store needed is not known.
         lines: of its manifest.
         by_hand: whether a person made the labels. Then each line records the minutes, or they are unknown.
     """

@@ -32,7 +32,7 @@ from boxtwin.files import atomic_path, remove_leftovers
 from boxtwin.tracking.moved_store import ARTIFACTS, update_addresses
 
 IDENTITY_TAG = "boxtwin.identity"  # the same for two MLflow runs of one run
-KIND_TAG = "boxtwin.kind"  # "run" ("cell" in stores of earlier versions), "condition" or "comparison"
+KIND_TAG = "boxtwin.kind"  # "run" ("run" in stores of earlier versions), "condition" or "comparison"
 REUSED_TAG = "boxtwin.reused_from"  # of a run whose result another study had
 REUSED_TAGS = (REUSED_TAG, "boxtwin.taken_over_from")  # the second in stores of earlier versions
 # A filter of MLflow for runs that train, of any version: conditions and comparisons have no identity.
@@ -54,7 +54,7 @@ def store_uri(uri: str | None, folder: Path) -> str:
 
 
 @dataclass(frozen=True)
-class CellRun:
+class TrackedRun:
     """The MLflow run of a run."""
 
     run_id: str
@@ -123,7 +123,7 @@ class Store:
         """Runs that are not deleted, by default the newest first."""
         return self.client.search_runs(experiments, search, order_by=[f"attributes.start_time {order}"], **more)
 
-    def begin_cell(
+    def begin_run(
         self,
         *,
         study: str,
@@ -132,7 +132,7 @@ class Store:
         earlier_identities: Sequence[str] = (),
         params: Mapping[str, object],
         tags: Mapping[str, str],
-    ) -> CellRun:
+    ) -> TrackedRun:
         """Begin the MLflow run of a run, or continue the one that an earlier process left.
 
         A run has one MLflow run in a study: a finished one is returned as it is, any other is set to running. Older
@@ -147,7 +147,7 @@ class Store:
             ]
             finished = next((run for run in earlier if run.info.status == "FINISHED"), None)
             if finished is not None:
-                return CellRun(finished.info.run_id, True, dict(finished.data.metrics), dict(finished.data.tags))
+                return TrackedRun(finished.info.run_id, True, dict(finished.data.metrics), dict(finished.data.tags))
             if earlier:
                 run = earlier[0]
                 self.client.update_run(run.info.run_id, status="RUNNING")
@@ -159,7 +159,7 @@ class Store:
             params=[Param(key, str(value)) for key, value in params.items() if key not in run.data.params],
             tags=[RunTag(key, value) for key, value in {KIND_TAG: "run", IDENTITY_TAG: identity, **tags}.items()],
         )
-        return CellRun(run.info.run_id, False, {}, {})
+        return TrackedRun(run.info.run_id, False, {}, {})
 
     def finished_elsewhere(self, *identities: str) -> Run | None:
         """The oldest finished MLflow run of a run in any study that is not deleted; None if there is none."""
@@ -342,7 +342,7 @@ class Store:
         newest.sort(key=lambda run: run.info.start_time, reverse=True)
         return [experiments[run.info.experiment_id] for run in newest]
 
-    def cells(self, study: str) -> list[Run]:
+    def runs(self, study: str) -> list[Run]:
         """The MLflow runs of a study's runs, whatever their state."""
         experiment = self.client.get_experiment_by_name(study)
         return [] if experiment is None else self._chosen(experiment.experiment_id, TRAINING_RUNS)

@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 
 MARK = ".identity"  # file in a run's folder
 RESULT_FILE = "result.json"  # the last file that a run writes
-FORMER_KEYS = {"run": "cell", "taken_over_from": "reused_from"}  # of RunResult, in other versions
+FORMER_KEYS = {"cell": "run", "taken_over_from": "reused_from"}  # of fields of RunResult, in earlier versions
 
 
 @dataclass(frozen=True)
 class RunResult:
     """Content of result.json, as JSON has it. Older versions lack some fields, which then have their defaults."""
 
-    cell: str = ""  # name of the run
+    run: str = ""  # name of the run
     study: str = ""
     identity: str = ""
     setting: str = ""  # short hash of everything configured that has no parameter of its own

@@ -117,7 +117,7 @@ def test_two_stores_at_once_pay_once(dataset: Dataset, server: Record, tmp_path:
     with ThreadPoolExecutor() as pool:
         made = list(pool.map(lambda library: library.make(dataset.samples, 2), libraries))
     assert len(server.requests) == 8
-    assert all(each.made + each.taken_over == 8 for each in made)
+    assert all(each.made + each.reused == 8 for each in made)
     hashes = [{line.image: line.image_sha256 for line in library.lines()} for library in libraries]
     assert hashes[0] == hashes[1]
 

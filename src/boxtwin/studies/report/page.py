@@ -23,7 +23,7 @@ from boxtwin.studies.report.sections import Section
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.report.tables import MOST_CLASSES, write_csv
 from boxtwin.studies.report.words import ENVIRONMENT
-from boxtwin.studies.runs import FINISHED, Cell
+from boxtwin.studies.runs import FINISHED, StudyRun
 from boxtwin.studies.slices import LEAST_IMAGES, RESAMPLES, count_errors, slicings
 from boxtwin.studies.study import Study
 
@@ -41,7 +41,7 @@ def write_report(study: Study, summary: Summary, folder: Path) -> Path:
         summary: of the study; its sections stand after the table.
         folder: of the report.
     """
-    cells, rows = study.cells, study.rows
+    runs, rows = study.runs, study.rows
     write_csv(rows, folder / "comparison.csv", study.contrasts, study.by_class)
     plot_curves(rows, folder / "curves.png")
     page = ENVIRONMENT.get_template("page.html").render(
@@ -55,9 +55,9 @@ def write_report(study: Study, summary: Summary, folder: Path) -> Path:
             Section("Notes on the runs", tuple(summary.notes), ()),
             *summary.sections,
         ],
-        costs=costs(rows, cells),
+        costs=costs(rows, runs),
         gains=against_none(study.contrasts),
-        made_by=unattributed(cells),
+        made_by=unattributed(runs),
         slices=slicings(rows, study.evidence),
         least_images=LEAST_IMAGES,
         slice_resamples=RESAMPLES,
@@ -66,33 +66,33 @@ def write_report(study: Study, summary: Summary, folder: Path) -> Path:
         stores=store_cards(study),
         jpeg_uri=_jpeg,
         svg_uri=lambda svg: _data_uri("svg+xml", svg.encode()),
-        cells=sorted(cells, key=lambda cell: (cell.name, cell.run_id)),
-        folder_of=lambda cell: relative(Path(cell.output_dir)) if cell.output_dir else "",
-        commands=_commands(cells),
+        runs=sorted(runs, key=lambda run: (run.name, run.run_id)),
+        folder_of=lambda run: relative(Path(run.output_dir)) if run.output_dir else "",
+        commands=_commands(runs),
     )
     path = folder / "index.html"
     write_bytes_atomically(path, page.encode())
     return path
 
 
-def command_of(cell: Cell) -> tuple[str, bool]:
+def command_of(run: StudyRun) -> tuple[str, bool]:
     """The command that makes a run; and whether it is what was typed, not put together from the few parameters."""
-    if cell.overrides:
-        return command_line("train.py", shlex.split(cell.overrides)), True
+    if run.overrides:
+        return command_line("train.py", shlex.split(run.overrides)), True
     parts = [
-        *(setting(key, getattr(cell, key)) for key in ("study", "dataset", "split", "variations")),
-        *([setting("generator", cell.generator)] if cell.variations else []),
-        *(setting("detector", cell.detector), setting("seed", cell.seed), setting("trainer.steps", cell.steps)),
+        *(setting(key, getattr(run, key)) for key in ("study", "dataset", "split", "variations")),
+        *([setting("generator", run.generator)] if run.variations else []),
+        *(setting("detector", run.detector), setting("seed", run.seed), setting("trainer.steps", run.steps)),
     ]
     return command_line("train.py", parts), False
 
 
-def _commands(cells: Sequence[Cell]) -> list[tuple[str, bool]]:
+def _commands(runs: Sequence[StudyRun]) -> list[tuple[str, bool]]:
     """What makes the finished runs and the page again."""
-    finished = sorted((cell for cell in cells if cell.status == FINISHED), key=lambda cell: (cell.name, cell.run_id))
-    studies = sorted({cell.study for cell in finished})
+    finished = sorted((run for run in runs if run.status == FINISHED), key=lambda run: (run.name, run.run_id))
+    studies = sorted({run.study for run in finished})
     compared = [(command_line("compare.py", [setting("study", study)]), True) for study in studies]
-    return [*(command_of(cell) for cell in finished), *compared]
+    return [*(command_of(run) for run in finished), *compared]
 
 
 def _jpeg(path: Path) -> str:

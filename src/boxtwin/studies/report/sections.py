@@ -14,7 +14,7 @@ from boxtwin.studies.inference import LEVEL
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, equivalence_pictures, steps_picture
 from boxtwin.studies.report.words import paragraphs, sentence
-from boxtwin.studies.runs import FINISHED, Cell
+from boxtwin.studies.runs import FINISHED, StudyRun
 from boxtwin.studies.sensitivity import FIGURE, STILL, detectable, gains_by_steps, half_width, length_of
 from boxtwin.studies.study import Study
 
@@ -36,15 +36,15 @@ def sections(study: Study, candidates: Sequence[Candidate] | None = None) -> lis
     if not study.rows:
         return []
     parts = [
-        sensitivity_section(study.cells, study.rows, study.contrasts),
+        sensitivity_section(study.runs, study.rows, study.contrasts),
         dose_response_section(study.rows, study.figures),
         equivalence_section(study.rows, study.figures),
-        None if candidates is None else next_runs_section(candidates, study.cells),
+        None if candidates is None else next_runs_section(candidates, study.runs),
     ]
     return [part for part in parts if part is not None]
 
 
-def sensitivity_section(cells: Sequence[Cell], rows: Sequence[Row], contrasts: Sequence[Contrast]) -> Section:
+def sensitivity_section(runs: Sequence[StudyRun], rows: Sequence[Row], contrasts: Sequence[Contrast]) -> Section:
     """Whether the study could have detected a gain, and whether training on real images alone was over."""
     setups = []
     for condition in dict.fromkeys(row.condition for row in rows):
@@ -55,16 +55,16 @@ def sensitivity_section(cells: Sequence[Cell], rows: Sequence[Row], contrasts: S
         setups.append(
             {
                 "title": prefix and f"{prefix.rstrip(', ')}: ",
-                "yardsticks": [contrast for contrast in alike if contrast.kind == "yardstick"],
+                "positive controls": [contrast for contrast in alike if contrast.kind == "positive control"],
                 "gains": gains,
-                "gain_established": any(gain.established for gain in gains),
+                "gain_established": any(gain.significant for gain in gains),
                 "measured": [half_width(interval) for interval in intervals],
                 "true": [detectable(interval) for interval in intervals],
             }
         )
-    validation = {cell.run_id: cell.validation for cell in cells}
+    validation = {this_run.run_id: this_run.validation for this_run in runs}
     lengths = [(row, length_of([validation.get(run, ()) for run in row.runs])) for row in rows if not row.variations]
-    by_steps = {sentence("steps_title", contrast=each[0][1]): each for each in gains_by_steps(cells, contrasts)}
+    by_steps = {sentence("steps_title", contrast=each[0][1]): each for each in gains_by_steps(runs, contrasts)}
     gains_in_words = [sentence("gains_by_steps", title=title, series=series) for title, series in by_steps.items()]
     return Section(
         "What this study could detect",
@@ -120,12 +120,12 @@ def describe_exchange(exchange: Exchange) -> str:
     return sentence("exchange", exchange=exchange)
 
 
-def next_runs_section(candidates: Sequence[Candidate], cells: Sequence[Cell]) -> Section:
+def next_runs_section(candidates: Sequence[Candidate], runs: Sequence[StudyRun]) -> Section:
     """The list, one sentence and one command each."""
     if not candidates:
         return Section("What to run next", (sentence("no_next_runs"),), ())
     minutes = math.fsum(each.minutes for each in candidates if math.isfinite(each.minutes))
-    typed = all(cell.overrides for cell in cells if cell.status == FINISHED)
+    typed = all(run.overrides for run in runs if run.status == FINISHED)
     sentences = [
         f"{sentence('candidate', place=place, candidate=each)}\n   {each.command}"
         for place, each in enumerate(candidates, start=1)

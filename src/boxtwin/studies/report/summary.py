@@ -15,11 +15,11 @@ from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.sections import Section, sections
 from boxtwin.studies.report.tables import candidates_table, class_text, text_table
 from boxtwin.studies.report.words import paragraphs
-from boxtwin.studies.runs import FINISHED, Cell
+from boxtwin.studies.runs import FINISHED, StudyRun
 from boxtwin.studies.study import Study
 
 AP50, AP = "map_50", "map"
-KINDS = ("variations", "control", "yardstick")
+KINDS = ("variations", "control", "positive control")
 NOTED = ("boxtwin", "torch", "cuda", "threads")  # what may differ under the same recipe; commit and machine aside
 
 
@@ -42,7 +42,7 @@ class Summary:
         return cls(
             answer(study.rows, study.contrasts),
             verdict(study.rows, study.contrasts),
-            notes(study.cells, study.rows),
+            notes(study.runs, study.rows),
             sections(study, candidates),
             candidates,
         )
@@ -51,7 +51,7 @@ class Summary:
 def printed(study: Study, summary: Summary) -> str:
     """What `compare.py` prints: the table, the answer, and what was asked for besides; all else is in the report."""
     blocks = [
-        [f"study {study.name}: {len(study.cells)} runs"],
+        [f"study {study.name}: {len(study.runs)} runs"],
         text_table(study.rows, study.contrasts),
         class_text(study.by_class),
         # Sentences on every single comparison are in the report, unless there is nothing shorter to say.
@@ -61,7 +61,7 @@ def printed(study: Study, summary: Summary) -> str:
     if summary.candidates is not None and summary.sections:
         blocks += [[summary.sections[-1].title, *summary.sections[-1].sentences], candidates_table(summary.candidates)]
     if study.unfinished:
-        blocks.append([f"Not in the table: {', '.join(f'{cell.name} ({cell.status})' for cell in study.unfinished)}"])
+        blocks.append([f"Not in the table: {', '.join(f'{run.name} ({run.status})' for run in study.unfinished)}"])
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -71,12 +71,12 @@ class Answer:
 
     prefix: str
     groups: list[dict[str, Any]]  # of a generator on a split: lead, others, controls, ap
-    yardsticks: list[Contrast]
+    positive_controls: list[Contrast]
     advice: dict[str, Any]
 
 
 def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
-    """For each setup: a paragraph for every split and generator, then the yardstick, then what to do."""
+    """For each setup: a paragraph for every split and generator, then the positive control, then what to do."""
     return [text for each in answers(rows, contrasts) for text in paragraphs("answer", **vars(each))]
 
 
@@ -118,8 +118,8 @@ def _line(contrast: Contrast) -> tuple[str, str]:
 
 
 def _lead(group: Sequence[Contrast]) -> Contrast:
-    """The number of variations to name first: the best gain that is established, or else the largest number."""
-    sure = [gain for gain in group if gain.differences[AP50].gain_established]
+    """The number of variations to name first: the best gain that is significant, or else the largest number."""
+    sure = [gain for gain in group if gain.differences[AP50].gain_significant]
     if sure:
         return max(sure, key=lambda gain: gain.differences[AP50].mean)
     return max(group, key=lambda gain: gain.new.variations)
@@ -133,8 +133,8 @@ def _of_generator(
         "lead": lead,
         "others": [gain for gain in group if gain is not lead],
         "controls": [(each, of_control[each.old.runs]) for each in controls if each.new.runs == lead.new.runs],
-        # AP may be established where AP50 is not.
-        "ap": next((gain for gain in group if gain.differences[AP].established), lead),
+        # AP may be significant where AP50 is not.
+        "ap": next((gain for gain in group if gain.differences[AP].significant), lead),
     }
 
 
@@ -142,16 +142,16 @@ def _advice(
     leads: Sequence[Contrast], subjects: Sequence[Contrast], controls: Sequence[Contrast], rulers: Sequence[Contrast]
 ) -> dict[str, Any]:
     """What to do, as the kind of advice and the values that its sentence names."""
-    decided = [lead for lead in leads if lead.differences[AP50].could_be_established]
+    decided = [lead for lead in leads if lead.differences[AP50].could_be_significant]
     known = [ruler.differences[AP50] for ruler in rulers]
-    seen = [change.mean for change in known if change.gain_established]
-    blind = bool(known) and not seen and all(change.could_be_established for change in known)
+    seen = [change.mean for change in known if change.gain_significant]
+    blind = bool(known) and not seen and all(change.could_be_significant for change in known)
     if not decided:
         changes = [lead.differences[AP50] for lead in leads]
         needed = sorted(change.pairs_needed for change in changes)
         pairs = min(change.pairs for change in changes)
         return {"kind": "seeds", "blind": blind, "least": needed[0], "most": needed[-1], "pairs": pairs}
-    wins = [lead for lead in decided if lead.differences[AP50].gain_established]
+    wins = [lead for lead in decided if lead.differences[AP50].gain_significant]
     if wins:
         winners = {win.new.runs for win in wins}
         held = [control for control in controls if control.new.runs in winners]
@@ -159,28 +159,28 @@ def _advice(
             "kind": "use",
             "wins": wins,
             "without_controls": not held and any(not win.new.is_control for win in wins),
-            "equal": sorted({each.old.generator for each in held if not each.differences[AP50].established}),
+            "equal": sorted({each.old.generator for each in held if not each.differences[AP50].significant}),
         }
-    if any(lead.differences[AP50].established for lead in decided):
+    if any(lead.differences[AP50].significant for lead in decided):
         return {"kind": "loss"}
     if blind:
         return {"kind": "blind"}
     highs = [interval.high for gain in subjects if (interval := gain.differences[AP50].interval) is not None]
     if seen and highs and len(decided) == len(leads) and max(highs) < min(seen) / 2:
-        tighter = [gain.differences[AP].mean for gain in subjects if gain.differences[AP].established]
+        tighter = [gain.differences[AP].mean for gain in subjects if gain.differences[AP].significant]
         return {"kind": "little", "ap": max(tighter, default=0.0), "bound": max(*highs, 0.0), "data": min(seen)}
     return {"kind": "open"}
 
 
-def notes(cells: Sequence[Cell], rows: Sequence[Row]) -> list[str]:
+def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row]) -> list[str]:
     """One sentence for each thing that a reader of the table must know and that is no column of it."""
-    finished = [cell for cell in cells if cell.status == FINISHED]
-    committed = [cell.provenance for cell in finished if cell.provenance.get("commit", "null") != "null"]
+    finished = [run for run in all_runs if run.status == FINISHED]
+    committed = [run.provenance for run in finished if run.provenance.get("commit", "null") != "null"]
     commits = Counter(
         each["commit"][:8] + ("" if each.get("clean") == "true" else " with changes") for each in committed
     )
-    versions = {name: Counter(cell.provenance[name] for cell in finished if name in cell.provenance) for name in NOTED}
-    machines = Counter(cell.machine or "not recorded" for cell in finished)
+    versions = {name: Counter(run.provenance[name] for run in finished if name in run.provenance) for name in NOTED}
+    machines = Counter(run.machine or "not recorded" for run in finished)
     return paragraphs(
         "notes",
         settings=varied_settings(rows),

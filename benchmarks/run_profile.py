@@ -17,7 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from cell_overhead import Clocks, Seconds, install, run_train
+from run_overhead import Clocks, Seconds, install, run_train
 
 IN_A_STEP = ("forward", "loss", "backward", "clipping", "optimiser", "averaging", "rest of the step")
 # Substrings of operators' names, first match counts.
@@ -130,8 +130,8 @@ def main() -> None:
     command = ["trainer.threads=1", "study=profile", *overrides]
     run_train(command)
     process, main_thread = time.process_time(), time.thread_time()
-    (cell,) = clocks.cells
-    parts = {part: cpu for part, (cpu, _) in cell.items()}
+    (run,) = clocks.runs
+    parts = {part: cpu for part, (cpu, _) in run.items()}
     parts["rest of the step"] = parts.pop("training steps", 0.0)
     parts["imports"] = imports
     parts["batches, made by another thread beside the steps"] = process - main_thread

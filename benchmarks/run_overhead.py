@@ -32,10 +32,10 @@ def now() -> Seconds:
 
 
 class Clocks:
-    """Time by part and cell. Inside a part that is being timed an inner part takes its own time out of it."""
+    """Time by part and run. Inside a part that is being timed an inner part takes its own time out of it."""
 
     def __init__(self, clock: Callable[[], Seconds] = now) -> None:
-        self.cells: list[dict[str, list[float]]] = []
+        self.runs: list[dict[str, list[float]]] = []
         self._clock = clock
         self._open: list[tuple[str, Seconds]] = []
 
@@ -52,11 +52,11 @@ class Clocks:
             self._open[-1] = (self._open[-1][0], self._clock())
 
     def _book(self) -> None:
-        if not self._open or not self.cells:
+        if not self._open or not self.runs:
             return
         part, since = self._open[-1]
         for index, (end, begin) in enumerate(zip(self._clock(), since, strict=True)):
-            self.cells[-1].setdefault(part, [0.0, 0.0])[index] += end - begin
+            self.runs[-1].setdefault(part, [0.0, 0.0])[index] += end - begin
 
     def around(self, owner: Any, name: str, part: str) -> None:
         """Put a clock around a function or method."""
@@ -71,26 +71,26 @@ class Clocks:
 
         setattr(owner, name, timed)
 
-    def cells_of(self, owner: Any, name: str) -> None:
-        """Every call of this function is a cell."""
+    def runs_of(self, owner: Any, name: str) -> None:
+        """Every call of this function is a run."""
         plain: Callable[..., Any] = getattr(owner, name)
 
-        def cell(*arguments: Any, **keywords: Any) -> Any:
-            self.cells.append({})
+        def run(*arguments: Any, **keywords: Any) -> Any:
+            self.runs.append({})
             self.start("rest")
             try:
                 return plain(*arguments, **keywords)
             finally:
                 self.stop()
 
-        setattr(owner, name, cell)
+        setattr(owner, name, run)
 
 
 APART = ("training steps", "prediction")
 
 
 def install(clocks: Clocks) -> None:
-    """Clocks around the parts of a cell."""
+    """Clocks around the parts of a run."""
     import pytorch_lightning as pl
 
     from boxtwin.commands import train
@@ -99,7 +99,7 @@ def install(clocks: Clocks) -> None:
     from boxtwin.evaluation import overlays, plots, tested
     from boxtwin.tracking.mlflow_runs import Store
 
-    clocks.cells_of(train, "run_cell")
+    clocks.runs_of(train, "run_cell")
     clocks.around(train, "prepare", "data and split, checked")
     clocks.around(scenes, "build", "embedded data set")
     clocks.around(train, "make_data", "datamodule")
@@ -108,8 +108,8 @@ def install(clocks: Clocks) -> None:
     clocks.around(pl.Trainer, "fit", "fit around the steps, checkpoints")
     clocks.around(module.DetectorModule, "detect_all", "prediction")
     for name in ("match_detections", "coco_by_class"):
-        clocks.around(module, name, "COCO figures")
-        clocks.around(tested, name, "COCO figures")
+        clocks.around(module, name, "COCO metrics")
+        clocks.around(tested, name, "COCO metrics")
     clocks.around(overlays, "side_by_side", "pictures")
     for name in ("precision_recall_curve", "count_scatter"):
         clocks.around(plots, name, "pictures")
@@ -164,14 +164,14 @@ def main() -> None:
     install(clocks)
     imports = tuple(end - begin for end, begin in zip(now(), started, strict=True))
     run_train(command)
-    rows: dict[str, list[Seconds]] = defaultdict(lambda: [(0.0, 0.0)] * len(clocks.cells))
-    for number, cell in enumerate(clocks.cells):
-        for part, (cpu, wall) in cell.items():
+    rows: dict[str, list[Seconds]] = defaultdict(lambda: [(0.0, 0.0)] * len(clocks.runs))
+    for number, run in enumerate(clocks.runs):
+        for part, (cpu, wall) in run.items():
             rows[part][number] = (cpu, wall)
     overhead = [part for part in rows if part not in APART]
     rows["**overhead, all of the above**"] = [
         (sum(rows[part][n][0] for part in overhead), sum(rows[part][n][1] for part in overhead))
-        for n in range(len(clocks.cells))
+        for n in range(len(clocks.runs))
     ]
     print(f"\npython train.py {' '.join(command)}\nimports: {imports[0]:.2f} CPU-seconds, {imports[1]:.2f} wall\n")
     print("| part | first run, CPU-s | second run, CPU-s | first, wall | second, wall |\n|---|---|---|---|---|")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from boxtwin.studies.runs import Cell
+from boxtwin.studies.runs import StudyRun
 
 
-def finished_cell(run: str, variations: int, seed: int, *, metrics: dict[str, float], **changes: Any) -> Cell:
+def finished_run(run: str, variations: int, seed: int, *, metrics: dict[str, float], **changes: Any) -> StudyRun:
     """A run of split s2 with so many variations of a generator, ``repeat`` unless said."""
     settings: dict[str, Any] = {
         "study": "demo",
@@ -25,4 +25,4 @@ def finished_cell(run: str, variations: int, seed: int, *, metrics: dict[str, fl
         "output_dir": "",
         "status": "FINISHED",
     }
-    return Cell(**settings | changes)
+    return StudyRun(**settings | changes)
