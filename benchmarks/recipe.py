@@ -131,7 +131,7 @@ def run(trial: Trial, split_file: Path, arguments: argparse.Namespace) -> Outcom
         if status:
             raise SystemExit(f"{trial} failed; see {folder}/log.txt")
         note.write_text(json.dumps((usage.ru_utime + usage.ru_stime) / 60))
-    result = json.loads((folder / "cell" / "result.json").read_text())
+    result = json.loads((folder / "run" / "result.json").read_text())
     return Outcome(result["metrics"], json.loads(note.read_text()))
 
 

@@ -29,7 +29,7 @@ def config(**values: object) -> DictConfig:
     return merged
 
 
-@pytest.mark.parametrize("whole_cell", [True, False])
+@pytest.mark.parametrize("whole_run", [True, False])
 def test_darknet_files_go_beside_the_detector_or_where_one_says(run_folder: Path, whole_run: bool) -> None:
     chosen = {} if whole_run else {"to": "a/b"}
     source = run_folder if whole_run else run_folder / "detector.safetensors"

@@ -194,7 +194,7 @@ def test_a_split_that_tears_overlapping_chips_apart_is_not_the_generators_fault(
 
 
 @pytest.mark.parametrize(
-    ("spoil", "figure"),
+    ("spoil", "metric"),
     [
         (lambda pixels: cv2.GaussianBlur(pixels, (0, 0), 0.8), "looks"),
         (lambda pixels: cv2.GaussianBlur(pixels, (0, 0), 0.8), "fine_detail"),

@@ -131,6 +131,11 @@ def defining_values(config: Config) -> dict[str, Any]:
     return values
 
 
+def current_name(setting: str) -> str:
+    """The present name of a setting, which may be given by that of an older version."""
+    return {first: now for now, first in FIRST_NAMES.items()}.get(setting, setting)
+
+
 def removed_settings_of(target: str) -> dict[str, Any]:
     """Removed settings of a class of generators, with the constants in their place."""
     return REMOVED_SETTINGS.get(current_target(target).removeprefix(_PLACE), {})

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from boxtwin.command_line import words_of
+from boxtwin.config.identity import current_name
 from boxtwin.errors import InputError
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
@@ -129,12 +130,12 @@ def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) ->
         setting=result.setting or "unknown",
         metrics=metrics,
         minutes=metrics.get("time/total", math.nan) / 60,
-        overrides=shlex.join(words_of(result.overrides)),
+        overrides=shlex.join(current_override(word) for word in words_of(result.overrides)),
         store=result.data.get("store") or "",
         train_size=None if size is None else int(size),
         labels=params.get("labels", ""),
         validation=tuple((int(step), float(value)) for step, value in result.validation),
-        condition=flatten(result.condition),
+        condition={current_name(key): value for key, value in flatten(result.condition).items()},
         data=result.data.get("dataset_sha256") or "",
         test=hashlib.sha256("\0".join(names).encode()).hexdigest() if names else "",
         provenance=flatten(result.provenance),
@@ -143,6 +144,13 @@ def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) ->
             for name, each in classes.items()
         },
     )
+
+
+def current_override(word: str) -> str:
+    """An override with the present name of its setting."""
+    name, separator, value = word.partition("=")
+    setting = name.lstrip("+~")
+    return name.removesuffix(setting) + current_name(setting) + separator + value
 
 
 def in_order(runs: Sequence[StudyRun]) -> list[StudyRun]:

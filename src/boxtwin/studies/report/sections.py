@@ -55,9 +55,9 @@ def sensitivity_section(runs: Sequence[StudyRun], rows: Sequence[Row], contrasts
         setups.append(
             {
                 "title": prefix and f"{prefix.rstrip(', ')}: ",
-                "positive controls": [contrast for contrast in alike if contrast.kind == "positive control"],
+                "positive_controls": [contrast for contrast in alike if contrast.kind == "positive control"],
                 "gains": gains,
-                "gain_established": any(gain.significant for gain in gains),
+                "gain_significant": any(gain.significant for gain in gains),
                 "measured": [half_width(interval) for interval in intervals],
                 "true": [detectable(interval) for interval in intervals],
             }
