@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib.metric import Figure
+from matplotlib.figure import Figure
 
 from boxtwin.datasets.image_io import write_png
 from boxtwin.detector.darknet import write_darknet

@@ -250,7 +250,14 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
     assert len(page.alt) == 2
     assert all(page.alt)
     assert "<script" not in path.read_text()
-    for words in ("s2 x10 pixel_ddpm", "Positive control", "1 of 6 runs did not finish", "FAILED", "broken<1>", "seed 0"):
+    for words in (
+        "s2 x10 pixel_ddpm",
+        "Positive control",
+        "1 of 6 runs did not finish",
+        "FAILED",
+        "broken<1>",
+        "seed 0",
+    ):
         assert words in re.sub(r"\s+", " ", page.text)
     assert "python train.py split=s1 variations=0 seed=0\n" in page.text
     # What a run of an older version was started with is not known; its parameters are.

@@ -5,7 +5,7 @@ multiplied by the head's stride and p_w is in pixels, so that boxes are too.
 
 ``scale_xy`` is Darknet's ``scale_x_y`` (A. Bochkovskiy et al., YOLOv4, arXiv:2004.10934, section 3.4, "eliminate grid
 sensitivity"): b_x = s sigmoid(t_x) - (s - 1) / 2 + c_x. With 1, the paper's, a centre stays inside its cell; with 2 it
-reaches half a cell into the neighbours, so that they can answer for an object too.
+reaches half a cell into the neighbours, so that an object can be assigned to them too.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.metric import Figure
+from matplotlib.figure import Figure
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.evaluation import overlays
@@ -40,7 +40,7 @@ PAIRS = 5  # columns of pictures
 
 def draw(evidence: Evidence, report: QualityReport, path: Path, *, title: str) -> None:
     """Six panels, one per metric; below them the pairs nearest to test images: variation, real image, test image."""
-    metric = Figure(figsize=(15, 19.5))
+    figure = Figure(figsize=(15, 19.5))
     counts = report["images"]
     headline = (
         f"{title}: {report['verdict'].upper()}  "
@@ -48,14 +48,14 @@ def draw(evidence: Evidence, report: QualityReport, path: Path, *, title: str) -
         f"{counts['test']} test images)"
     )
     colour = COLOURS[report["verdict"]]
-    metric.text(0.02, 0.985, headline, fontsize=13, fontweight="bold", color=colour, parse_math=False)
-    metric.text(0.02, 0.981, textwrap.fill(report["advice"], 150), fontsize=10, va="top")
+    figure.text(0.02, 0.985, headline, fontsize=13, fontweight="bold", color=colour, parse_math=False)
+    figure.text(0.02, 0.981, textwrap.fill(report["advice"], 150), fontsize=10, va="top")
     # Places are given by hand: matplotlib's own search for them takes as long as all the drawing.
-    panels = metric.add_gridspec(2, 3, left=0.05, right=0.985, top=0.93, bottom=0.565, hspace=0.36, wspace=0.2)
+    panels = figure.add_gridspec(2, 3, left=0.05, right=0.985, top=0.93, bottom=0.565, hspace=0.36, wspace=0.2)
     for number, panel in enumerate((_levels, _spectra, _looks, _to_real, _to_siblings, _to_test)):
-        panel(metric.add_subplot(panels[number // 3, number % 3]), evidence, report["figures"])
-    _show_pairs(metric, evidence, report["nearest_pairs"])
-    overlays.save(metric, path)
+        panel(figure.add_subplot(panels[number // 3, number % 3]), evidence, report["figures"])
+    _show_pairs(figure, evidence, report["nearest_pairs"])
+    overlays.save(figure, path)
 
 
 def _levels(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
@@ -155,12 +155,12 @@ def _scatter(axes: Axes, evidence: Evidence, made: Sequence[tuple[float, float]]
     axes.legend(frameon=False, fontsize=8, loc=(0.5, 0.62))
 
 
-def _show_pairs(metric: Figure, evidence: Evidence, pairs: Sequence[Neighbours]) -> None:
+def _show_pairs(figure: Figure, evidence: Evidence, pairs: Sequence[Neighbours]) -> None:
     """One column for each pair, boxes drawn."""
     kinds = [{one.name: one for one in kind} for kind in (evidence.variations, evidence.real, evidence.test)]
     headline = "a variation of each of five sources, its nearest real image, its nearest test image"
-    metric.text(0.02, 0.522, f"Nearest to test images: {headline}", fontsize=11)
-    grid = metric.add_gridspec(3, PAIRS, left=0.01, right=0.99, top=0.505, bottom=0.005, hspace=0.1, wspace=0.03)
+    figure.text(0.02, 0.522, f"Nearest to test images: {headline}", fontsize=11)
+    grid = figure.add_gridspec(3, PAIRS, left=0.01, right=0.99, top=0.505, bottom=0.005, hspace=0.1, wspace=0.03)
     for column, pair in enumerate(pairs):
         real, test = (shorten_path(name, 26) for name in (pair["real"], pair["test"]))
         rows = (
@@ -169,7 +169,7 @@ def _show_pairs(metric: Figure, evidence: Evidence, pairs: Sequence[Neighbours])
             (pair["test"], f"test, {pair['test_distance']:.3f}: {test}", overlays.TRUE),
         )
         for row, (name, title, colour) in enumerate(rows):
-            axes, sample = metric.add_subplot(grid[row, column]), kinds[row][name]
+            axes, sample = figure.add_subplot(grid[row, column]), kinds[row][name]
             pixels: Pixels = sample.read()
             if evidence.speckle is not None:  # radar images are dark but for their ships
                 full = np.iinfo(pixels.dtype).max

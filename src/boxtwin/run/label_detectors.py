@@ -97,8 +97,8 @@ def _member(prepared: Prepared, title: str) -> Member:
                 _train(prepared, path, title)
     trained = read_detector(path)
     detect = _on_device(prepared, trained)
-    surprise = new_object_threshold(prepared.split.val, _on_validation(prepared, detect), trained.count_threshold)
-    return Member(detect, trained.count_threshold, surprise)
+    threshold = new_object_threshold(prepared.split.val, _on_validation(prepared, detect), trained.count_threshold)
+    return Member(detect, trained.count_threshold, threshold)
 
 
 def _train(prepared: Prepared, path: Path, title: str) -> None:
