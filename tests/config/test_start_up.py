@@ -80,5 +80,5 @@ def test_the_shell_completes_groups_options_and_values() -> None:
     assert splits == "split=s1,split=s2,"
     assert {"variations=0", "variations=2", "variations=10"} <= set(numbers.split(","))
     assert detectors == "detector=yolov3_tiny,detector=yolov3_tiny_3l,"
-    assert value == "trainer.gradient_clip="
+    assert value == "trainer.gradient_clip=,"
     assert study == "study=,"

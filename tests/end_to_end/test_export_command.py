@@ -80,8 +80,8 @@ def test_the_served_model_answers_with_what_a_run_finds(tmp_path: Path) -> None:
     assert len(expected.scores) > 8
     # Half way between two scores, so that rounding decides nothing.
     detector = TrainedDetector(detector.module, float(expected.scores[4:6].mean()))
-    write_detector(detector, tmp_path / "cell" / "detector.safetensors")
-    export_detector(OmegaConf.structured(ExportConfig(run=str(tmp_path / "cell"), formats=["mlflow"])))
+    write_detector(detector, tmp_path / "run_folder" / "detector.safetensors")
+    export_detector(OmegaConf.structured(ExportConfig(run=str(tmp_path / "run_folder"), formats=["mlflow"])))
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
