@@ -119,7 +119,7 @@ def test_each_message_has_the_command_that_goes_on(folder: Path, server: Record)
     printed = run(train, folder, code=1)
     assert "10 variations of openai_variations are missing, and training calls no generator that runs" in printed
     assert server.requests == []
-    assert suggested(printed).startswith(f"generate.py --config-dir {CONF} dataset=coco ")
+    assert suggested(printed).startswith(f"generate.py --config-dir={os.path.relpath(CONF, folder)} dataset=coco ")
     printed = run(suggested(printed), folder, code=1)
     assert "10 of 10 variations are missing" in printed
     assert server.requests == []
