@@ -8,18 +8,11 @@ from written_samples import write_sample
 from boxtwin.boxes import iou_matrix
 from boxtwin.datasets.image_io import read_image
 from boxtwin.datasets.sample import Sample
-from boxtwin.errors import InputError
+from boxtwin.synthesis import constants, controls
 from boxtwin.synthesis.controls import CopyPaste, Repeat
 from boxtwin.synthesis.generator import Generator, Request, Variation
 
-SETTINGS: dict[str, Any] = {
-    "pastes": 4,
-    "min_pastes": 4,
-    "feather": 3,
-    "tolerance": 0.5,
-    "mirror": True,
-    "turns": True,
-}
+SETTINGS: dict[str, Any] = {"mirror": True, "turns": True}
 OBJECT = 200  # brightness of objects, on a background far below
 
 
@@ -43,10 +36,29 @@ def make_sample(
     return write_sample(folder, name, written, boxes, labels=np.arange(len(boxes)), crowd=crowd)
 
 
-def vary(training: list[Sample], source: Sample, seed: int = 0, **settings: Any) -> Any:
-    generator: Generator = CopyPaste(**{**SETTINGS, **settings})
-    generator.fit(training, source.path.parent)
-    (variation,) = generator.vary([Request(source, 1, seed)])
+@pytest.fixture(autouse=True)
+def _small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controls, "FEATHER", 3)
+
+
+def vary(
+    training: list[Sample],
+    source: Sample,
+    seed: int = 0,
+    *,
+    pastes: int = 4,
+    least: int | None = None,
+    tolerance: float = 0.5,
+    **settings: Any,
+) -> Any:
+    """A variation with ``least`` (all of them, if None) to ``pastes`` objects."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(controls, "MOST_PASTES", pastes)
+        patch.setattr(controls, "LEAST_PASTES", pastes if least is None else least)
+        patch.setattr(controls, "TOLERANCE", tolerance)
+        generator: Generator = CopyPaste(**{**SETTINGS, **settings})
+        generator.fit(training, source.path.parent)
+        (variation,) = generator.vary([Request(source, 1, seed)])
     return variation
 
 
@@ -94,7 +106,7 @@ def test_fractional_boxes_keep_their_fractions_when_turned(tmp_path: Path) -> No
     donor = make_sample(tmp_path, "a.png")
     object.__setattr__(donor, "boxes", np.array([[20.25, 30.5, 31.75, 34.5]], dtype=np.float32))
     empty = make_sample(tmp_path, "b.png", ())
-    sizes = {tuple(vary([donor], empty, seed, pastes=1, min_pastes=1).boxes[0] % 1) for seed in range(20)}
+    sizes = {tuple(vary([donor], empty, seed, pastes=1).boxes[0] % 1) for seed in range(20)}
     # Eight symmetries of fractions .25 and .75 (mirror images of one another) across, .5 and .5 down.
     assert sizes == {(0.25, 0.5, 0.75, 0.5), (0.5, 0.25, 0.5, 0.75)}
 
@@ -104,7 +116,7 @@ def test_without_turns_and_mirrors_an_object_stays_as_it_is(tmp_path: Path) -> N
     corners: dict[bool, set[tuple[Any, ...]]] = {False: set(), True: set()}
     for turns in corners:
         for seed in range(12):
-            made = vary([donor], empty, seed, pastes=1, min_pastes=1, turns=turns, mirror=turns)
+            made = vary([donor], empty, seed, pastes=1, turns=turns, mirror=turns)
             x1, y1, x2, y2 = made.boxes[0].astype(int)
             patch = made.pixels[y1:y2, x1:x2]
             corners[turns].add((patch.shape, *np.argwhere(patch < 150)[0].tolist()))
@@ -128,7 +140,7 @@ def test_objects_go_where_the_background_is_like_their_own(tmp_path: Path) -> No
 
 def test_a_paste_takes_the_level_of_its_new_place(tmp_path: Path) -> None:
     donor, source = make_sample(tmp_path, "a.png", background=20), make_sample(tmp_path, "b.png", (), 30)
-    variation = vary([donor], source, pastes=1, min_pastes=1, tolerance=20.0)
+    variation = vary([donor], source, pastes=1, tolerance=20.0)
     (x1, y1, x2, y2) = variation.boxes[0].astype(int)
     assert np.median(variation.pixels[y1:y2, x1:x2]) == OBJECT + 10
     rim = np.concatenate([variation.pixels[y1 - 1, x1:x2], variation.pixels[y2, x1:x2]])
@@ -177,14 +189,12 @@ def test_the_seed_alone_decides(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.pixels, again.pixels)
     np.testing.assert_array_equal(first.boxes, again.boxes)
     assert (first.pixels != other.pixels).any()
-    counts = {len(vary([sample], sample, seed, min_pastes=0).boxes) for seed in range(20)}
+    counts = {len(vary([sample], sample, seed, least=0).boxes) for seed in range(20)}
     assert len(counts) > 2
 
 
-def test_wrong_settings_are_refused(tmp_path: Path) -> None:
-    for wrong in ({"min_pastes": 5}, {"feather": 0}, {"tolerance": 0.0}):
-        with pytest.raises(InputError):
-            CopyPaste(**{**SETTINGS, **wrong})
+def test_objects_are_cut_out_first_and_parameters_hold_former_settings(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="call fit first"):
         next(CopyPaste(**SETTINGS).vary([Request(make_sample(tmp_path, "a.png"), 1, 0)]))
-    assert CopyPaste(**SETTINGS).parameters() == SETTINGS
+    former = constants.FORMER_SETTINGS["controls.CopyPaste"]
+    assert CopyPaste(**SETTINGS).parameters() == former | SETTINGS

@@ -100,11 +100,7 @@ def test_the_controls_make_stores_that_pycocotools_reads(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     dataset = make_coco(images=4, classes=("ship", "buoy"), objects=(3, 0), **look).read()
-    generator = (
-        Repeat()
-        if kind == "repeat"
-        else CopyPaste(pastes=2, min_pastes=1, feather=2, tolerance=5.0, mirror=True, turns=True)
-    )
+    generator = Repeat() if kind == "repeat" else CopyPaste(mirror=True, turns=True)
     library = open_library(dataset, tmp_path / "stores", generator)
     library.make(dataset.samples, 2)
     assert_complete(library, dataset.samples, 2)

@@ -276,6 +276,13 @@ def test_known_parameters_are_taken_and_places_are_not() -> None:
     }
 
 
+def test_a_store_of_another_value_of_a_former_setting_is_refused() -> None:
+    option = {"_target_": "boxtwin.synthesis.controls.CopyPaste", "mirror": True}
+    with pytest.raises(InputError, match="feather=4, which is always 8 now"):
+        settings_from({"feather": 4, "mirror": False}, option)
+    assert settings_from({"feather": 8, "mirror": False}, option) == {"mirror": False}
+
+
 def test_a_foreign_manifest_writes_nothing_outside_its_store(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
     library = open_library(dataset, tmp_path / "stores", noise)
     library.make(dataset.samples, 1)

@@ -54,11 +54,11 @@ def former_setting(error: BaseException) -> InputError | None:
         return InputError(f"{key} is no setting any more; leave it out: {WITHOUT[key]}")
     if key in renamed:
         return InputError(f"{key} has been renamed: write {renamed[key]}")
-    name = key.rpartition(".")[2]
-    values = [settings[name] for settings in REMOVED_SETTINGS.values() if name in settings]
-    return (
-        InputError(f"{key} is no setting any more; its value is always {values[0]}: leave it out") if values else None
-    )
+    group, _, name = key.partition(".")
+    # Of generators, the settings are by class.
+    settings = [of for place, of in REMOVED_SETTINGS.items() if group == ("generator" if "." in place else place)]
+    values = " or ".join(dict.fromkeys(str(of[name]) for of in settings if name in of))
+    return InputError(f"{key} is no setting any more; its value is always {values}: leave it out") if values else None
 
 
 def require_values(config: DictConfig, below: str = "") -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.synthesis.constants import FORMER_SETTINGS
 
 Config = BoxtwinConfig | DictConfig  # a DictConfig where a value may still be missing
 
@@ -54,6 +55,7 @@ REMOVED_SETTINGS: dict[str, dict[str, Any]] = {
         "freeze": 0,
     },
     "trainer": {"ema_span": 0.1},
+    **FORMER_SETTINGS,
 }
 # Classes of generators, below boxtwin.synthesis: where each is now, and where it was when runs were first recorded. A
 # run's identity has the latter, so that moving a class does not make its runs other runs.
@@ -112,7 +114,8 @@ def defining_values(config: Config) -> dict[str, Any]:
         values[key] = value
     values |= {group: removed | values[group] for group, removed in REMOVED_SETTINGS.items() if group in values}
     if "_target_" in values["generator"]:
-        values["generator"] = removed_settings_of(values["generator"]["_target_"]) | values["generator"]
+        removed = removed_settings_of(values["generator"]["_target_"])
+        values["generator"] |= {name: removed[name] for name in removed.keys() - _NOT_DEFINING["generator"]}
         values["generator"]["_target_"] = _moved(values["generator"]["_target_"], FIRST_PLACES)
     if values["labels"].get("_target_") in FIRST_LABELS:
         del values["labels"]["_target_"]

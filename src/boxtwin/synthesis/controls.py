@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
-from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Box, covered_pixels, overlaps_any
-from boxtwin.synthesis.generator import Generator, Request, Variation, check_settings
+from boxtwin.synthesis.constants import FEATHER, LEAST_PASTES, MOST_PASTES, TOLERANCE
+from boxtwin.synthesis.generator import Generator, Request, Variation
 
 # Places tried for one object before another object is taken, and objects tried for one paste before it is given up:
 # enough to find a calm corner in a harbour, a few milliseconds if there is none.
@@ -38,7 +38,7 @@ class Repeat(Generator):
 
 @dataclass(frozen=True, eq=False)
 class _Cutout:
-    """An object with the ``feather`` pixels around it; ``box`` is xyxy in pixels of the patch."""
+    """An object with the `FEATHER` pixels around it; ``box`` is xyxy in pixels of the patch."""
 
     patch: Float[np.ndarray, "h w c"]
     box: Box
@@ -57,14 +57,14 @@ class _Cutout:
         width = self.patch.shape[1]
         return replace(self, patch=np.rot90(self.patch), box=np.array([y1, width - x2, y2, width - x1]))
 
-    def alpha(self, feather: int) -> Float[np.ndarray, "h w 1"]:
-        """1 in the box, falling to 0 along a cosine over ``feather`` pixels outside of it."""
+    def alpha(self) -> Float[np.ndarray, "h w 1"]:
+        """1 in the box, falling to 0 along a cosine over `FEATHER` pixels outside of it."""
         x1, y1, x2, y2 = self.box
         x, y = np.arange(self.patch.shape[1]) + 0.5, np.arange(self.patch.shape[0]) + 0.5
         across = np.maximum(np.maximum(x1 - x, x - x2), 0)
         down = np.maximum(np.maximum(y1 - y, y - y2), 0)
         distance = np.hypot(down[:, None], across[None, :])
-        return (0.5 * (1 + np.cos(np.pi * np.minimum(distance / feather, 1))))[:, :, None]
+        return (0.5 * (1 + np.cos(np.pi * np.minimum(distance / FEATHER, 1))))[:, :, None]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -77,10 +77,6 @@ class CopyPaste(Generator):
     in which no plausible place is found gets fewer pastes, or none.
     """
 
-    pastes: int  # greatest number of objects pasted into one image
-    min_pastes: int  # least number that is tried
-    feather: int  # width of the faded margin, pixels; the backgrounds are compared over it
-    tolerance: float  # their means may differ by this many standard deviations, these by this factor plus one
     mirror: bool  # flip objects left to right at random
     turns: bool  # turn objects by multiples of 90 degrees at random
 
@@ -89,13 +85,6 @@ class CopyPaste(Generator):
     learns = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_pastes <= self.pastes:
-            raise InputError(
-                f"copy_paste: 0 <= min_pastes <= pastes must hold, got {self.min_pastes} and {self.pastes}"
-            )
-        check_settings("copy_paste", self, feather=1)
-        if self.tolerance <= 0:
-            raise InputError(f"copy_paste: tolerance is positive, got {self.tolerance}")
         self._cutouts: list[_Cutout] | None = None
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:  # noqa: ARG002, nothing to save: reading takes seconds
@@ -106,7 +95,7 @@ class CopyPaste(Generator):
                 self._cutouts += self._cut(sample, sample.read())
 
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:
-        """Paste between `min_pastes` and `pastes` objects, of its bit depth and channels, into each source."""
+        """Paste `LEAST_PASTES` to `MOST_PASTES` objects, of its bit depth and channels, into each source."""
         if self._cutouts is None:
             raise RuntimeError("CopyPaste.vary needs objects: call fit first")
         yield from (self._vary_one(request, self._cutouts) for request in requests)
@@ -123,7 +112,7 @@ class CopyPaste(Generator):
         ]
         taken = [box.astype(np.float64) for box in source.boxes]
         boxes, labels = list(source.object_boxes), list(source.object_labels)
-        wanted = int(rng.integers(self.min_pastes, self.pastes + 1))
+        wanted = int(rng.integers(LEAST_PASTES, MOST_PASTES + 1))
         for _ in range(wanted if donors else 0):
             for _ in range(OBJECTS_TRIED):
                 donor = self._pose(donors[int(rng.integers(len(donors)))], rng)
@@ -146,8 +135,8 @@ class CopyPaste(Generator):
         for index in np.flatnonzero(~sample.crowd):
             box = sample.boxes[index].astype(np.float64)
             others = np.delete(sample.boxes, index, axis=0)
-            left, top = (int(value) for value in np.floor(box[:2]) - self.feather)
-            right, bottom = (int(value) for value in np.ceil(box[2:]) + self.feather)
+            left, top = (int(value) for value in np.floor(box[:2]) - FEATHER)
+            right, bottom = (int(value) for value in np.ceil(box[2:]) + FEATHER)
             inside = left >= 0 and top >= 0 and right <= width and bottom <= height
             if inside and not overlaps_any((left, top, right, bottom), others):
                 at_patch = box - np.array([left, top, left, top])
@@ -178,10 +167,10 @@ class CopyPaste(Generator):
                 continue
             # The whole place is looked at, not its rim alone: the paste would cut an unlabelled object in two.
             place_mean, place_std = _level(canvas[y : y + height, x : x + width].reshape(-1, canvas.shape[2]))
-            alike = abs(place_mean - mean) <= self.tolerance * max(std, place_std, 1.0)
+            alike = abs(place_mean - mean) <= TOLERANCE * max(std, place_std, 1.0)
             # One grey level stands for the spread of areas that are flat.
             ratio = max(std, 1.0) / max(place_std, 1.0)
-            if alike and 1 / (1 + self.tolerance) <= ratio <= 1 + self.tolerance:
+            if alike and 1 / (1 + TOLERANCE) <= ratio <= 1 + TOLERANCE:
                 return x, y
         return None
 
@@ -191,7 +180,7 @@ class CopyPaste(Generator):
         target = canvas[y : y + height, x : x + width]
         ring = self._ring(donor)
         shift = target[ring].mean(axis=0) - donor.patch[ring].mean(axis=0)
-        target += donor.alpha(self.feather) * (donor.patch + shift - target)
+        target += donor.alpha() * (donor.patch + shift - target)
 
     def _ring(self, donor: _Cutout) -> np.ndarray:
         height, width = donor.patch.shape[:2]

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.synthesis.constants import former_settings_of
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -91,8 +92,9 @@ class Generator(ABC):
         return 1
 
     def parameters(self) -> dict[str, Json]:
-        """All that changes the pixels it makes: the settings but the device. The store is keyed by it."""
-        return settings_of(self, without=("device",))
+        """All that changes the pixels it makes: settings but the device, and former ones. The store is keyed by it."""
+        former = former_settings_of(f"{type(self).__module__}.{type(self).__qualname__}")
+        return former | settings_of(self, without=("device",))
 
     def model(self) -> Model | None:
         """What it draws with, once `fit` is over; None: nothing but this package."""

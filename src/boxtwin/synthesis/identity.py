@@ -14,6 +14,7 @@ from typing import Any
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
+from boxtwin.synthesis.constants import former_settings_of
 from boxtwin.synthesis.generator import Generator, Json
 from boxtwin.synthesis.manifest import MANIFEST, fingerprint
 
@@ -143,10 +144,12 @@ def settings_from(parameters: Mapping[str, Any], option: Mapping[str, Any]) -> d
             built, and paths and addresses of this machine, cannot.
 
     Raises:
-        InputError: a value is of another type, or names something to be built or looked up.
+        InputError: a value is of another type, names something to be built or looked up, or cannot be set any more.
     """
-    settings = {}
+    settings, constants = {}, former_settings_of(str(option.get("_target_")))
     for key, value in parameters.items():
+        if constants.get(key, value) != value:
+            raise InputError(f"{IDENTITY} has {key}={value!r}, which is always {constants[key]!r} now; refused")
         if _is_code(key, value):
             raise InputError(f"{IDENTITY} has {key}={value!r} among the parameters, as no generator records; refused")
         if key not in option or key in _NOT_FROM_DATA or isinstance(value, dict):

@@ -30,7 +30,6 @@ MODEL: dict[str, Any] = {
     "train_steps": 3,
     "batch_size": 2,
     "learning_rate": 1e-3,
-    "ema": 0.9,
     "seed": 0,
     "device": "cpu",
     "dtype": "float32",
@@ -41,39 +40,16 @@ SDEDIT: dict[str, Any] = {
     "object_strength": 0.4,
     "object_margin": 4,
     "steps": 2,
-    "eta": 0.0,
-    "rho": 1.5,
-    "texture": 1.0,
-    "texture_window": 16,
     "histogram": True,
 }
-
-PASTES: dict[str, Any] = {"pastes": 2, "min_pastes": 1, "feather": 3, "tolerance": 2.0, "turns": False}
-
-LAYOUT: dict[str, Any] = {
-    "move": 0.5,
-    "turn_only": 0.3,
-    "remove": 0.1,
-    "turn": 90.0,
-    "add": 2,
-    "object_strength": 0.8,
-    "margin": 4,
-    "steps": 2,
-    "eta": 0.3,
-    "rho": 1.5,
-}
-
-JOINT: dict[str, Any] = {
-    "steps": 2,
-    "eta": 0.3,
-    "rho": 1.5,
-    "redraw": 0.5,
-    "redraw_steps": 2,
-    "object_steps": 2,
-    "margin": 3,
-    "least_length": 4,
-    "certainty": 0.1,
-    "contrast": 0.0,
+LAYOUT: dict[str, Any] = {"turn": 90.0, "object_strength": 0.8, "margin": 4, "steps": 2}
+JOINT: dict[str, Any] = {"steps": 2, "redraw_steps": 2, "margin": 3}
+# Of images and objects that are as small as these, and a model that has hardly learnt: module, and its constants.
+SMALL: dict[str, dict[str, Any]] = {
+    "controls": {"FEATHER": 3, "MOST_PASTES": 2, "TOLERANCE": 2.0},
+    "ddpm.whole_image": {"TEXTURE_WINDOW": 16},
+    "ddpm.background": {"BLEND_MARGIN": 3},
+    "ddpm.joint": {"OBJECT_STEPS": 2, "LEAST_LENGTH": 4, "CERTAINTY": 0.1, "CONTRAST": 0.0},
 }
 
 
@@ -82,11 +58,11 @@ def hull(x: float, y: float, heading: float, length: float, breadth: float) -> S
 
 
 def background(**changes: Any) -> PixelBackground:
-    return PixelBackground(**{**MODEL, **SDEDIT, "object_strength": 0.0, "blend_margin": 3, **changes})
+    return PixelBackground(**{**MODEL, **SDEDIT, "object_strength": 0.0, **changes})
 
 
 def sketch(**changes: Any) -> PixelSketch:
-    return PixelSketch(**{**MODEL, **SDEDIT, **PASTES, "sketch": "copy_paste", **changes})
+    return PixelSketch(**{**MODEL, **SDEDIT, "sketch": "copy_paste", "turns": False, **changes})
 
 
 def scenes(**changes: Any) -> PixelSketch:

@@ -50,7 +50,6 @@ def test_sdedit_with_the_exact_denoiser_of_gaussian_noise_keeps_its_spread(eta: 
         source,
         torch.full_like(source, 0.9),
         steps=200,
-        rho=1.5,
         eta=eta,
         generator=torch.Generator().manual_seed(1),
     )
@@ -67,7 +66,7 @@ def test_sdedit_with_an_oracle_gives_the_oracles_image() -> None:
         alpha, sigma = noise_levels(torch.tensor(t))
         return alpha * (x - alpha * target) / sigma - sigma * target
 
-    made = sdedit(predict_v, source, strength, steps=5, rho=1.5, eta=0.0, generator=generator)
+    made = sdedit(predict_v, source, strength, steps=5, eta=0.0, generator=generator)
     assert torch.allclose(made[..., 8:], target[..., 8:], atol=1e-4)
     assert torch.allclose(made[..., :8], source[..., :8], atol=1e-4)
 

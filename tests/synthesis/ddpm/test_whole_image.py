@@ -12,6 +12,7 @@ from written_samples import bright_boxes
 
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
+from boxtwin.synthesis.constants import FORMER_SETTINGS
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 from boxtwin.synthesis.generator import Generator, Request, Variation
 
@@ -61,12 +62,15 @@ def test_a_seed_makes_the_same_bytes_alone_and_among_others(tmp_path: Path) -> N
     np.testing.assert_array_equal(loaded, alone)
 
 
-def test_strength_zero_gives_the_source_and_little_strength_nearly_so(tmp_path: Path) -> None:
+def test_strength_zero_gives_the_source_and_little_strength_nearly_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("boxtwin.synthesis.ddpm.whole_image.TEXTURE", 0.0)
     sample = bright_boxes(tmp_path, "a.png")
     source = read_image(sample.path).astype(float)
     changes = []
     for at, strength in enumerate((0.0, 0.02, 0.6)):
-        generator = fitted(tmp_path / str(at), [sample], strength=strength, object_strength=strength, texture=0.0)
+        generator = fitted(tmp_path / str(at), [sample], strength=strength, object_strength=strength)
         (made,) = pixels_of(generator, Request(sample, 1, 0))
         changes.append(np.abs(made.astype(float) - source).mean() / source.std())
     assert changes[0] == 0
@@ -93,7 +97,6 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
         ("crop", 0),
         ("channels", ()),
         ("steps", 0),
-        ("rho", 0.0),
         ("tone", "sqrt"),
         ("dtype", "float16"),
         ("device", "tpu"),
@@ -105,6 +108,6 @@ def test_settings_out_of_range_are_refused(setting: str, value: Any) -> None:
 
 
 def test_parameters_name_every_setting_but_the_device() -> None:
-    expected = {**TINY, "channels": [8, 16]}
+    expected = {**FORMER_SETTINGS["ddpm.whole_image.PixelDDPM"], **TINY, "channels": [8, 16]}
     del expected["device"]
     assert PixelDDPM(**TINY).parameters() == expected

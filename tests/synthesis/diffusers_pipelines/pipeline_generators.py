@@ -22,7 +22,6 @@ ALL: dict[str, Any] = {
     "batch_size": 2,
     "device": "cpu",
     "dtype": "float32",
-    "local_files_only": True,
 }
 PROMPTED: dict[str, Any] = {
     **ALL,
@@ -30,9 +29,7 @@ PROMPTED: dict[str, Any] = {
     "strength": 0.6,
     "finetune": None,
     "finetune_steps": 4,
-    "finetune_batch_size": 2,
     "finetune_learning_rate": 1e-2,
-    "finetune_rank": 2,
     "seed": 0,
 }
 # Kind -> class, settings, and which setting is the folder of which pipeline.
@@ -40,7 +37,7 @@ KINDS: dict[str, tuple[type[PipelineGenerator], dict[str, Any], dict[str, str]]]
     "img2img": (Img2Img, PROMPTED, {"checkpoint": "stable_diffusion"}),
     "inpaint": (InpaintPretrained, {**PROMPTED, "margin": 4}, {"checkpoint": "inpainting"}),
     "inpaint_base": (InpaintPretrained, {**PROMPTED, "margin": 4}, {"checkpoint": "stable_diffusion"}),
-    "sd_variations": (SDVariations, {**ALL, "antialias": False}, {"checkpoint": "image_variation"}),
+    "sd_variations": (SDVariations, ALL, {"checkpoint": "image_variation"}),
     "stable_unclip": (
         UnCLIP,
         {**ALL, "noise_level": 10, "prior": None, "prior_revision": None},

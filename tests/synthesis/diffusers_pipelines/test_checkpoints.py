@@ -46,7 +46,7 @@ def test_a_folder_is_told_by_all_that_a_pipeline_is_loaded_from(copied: Path, tm
 
 
 def test_a_folder_says_name_and_content_and_a_model_where_it_is(copied: Path) -> None:
-    checkpoint = Checkpoint(str(copied), None, True, "img2img")
+    checkpoint = Checkpoint(str(copied), None, "img2img")
     assert checkpoint.parameters() == {"checkpoint": "copied", "revision": folder_hash(copied)}
     assert checkpoint.model() == Model(str(copied.resolve()), folder_hash(copied))
     assert checkpoint.index()["_class_name"] == "StableDiffusionPipeline"
@@ -55,44 +55,36 @@ def test_a_folder_says_name_and_content_and_a_model_where_it_is(copied: Path) ->
 def test_what_is_no_checkpoint_is_refused_before_anything_is_loaded(tmp_path: Path, copied: Path) -> None:
     for place in (str(tmp_path), str(tmp_path / "nowhere"), "./nowhere", "~/nowhere/at/all", "a/b/c"):
         with pytest.raises(InputError, match=INDEX):
-            Checkpoint(place, None, True, "img2img")
+            Checkpoint(place, None, "img2img")
     with pytest.raises(InputError, match="has no revisions"):
-        Checkpoint(str(copied), "v2.0", True, "img2img")
+        Checkpoint(str(copied), "v2.0", "img2img")
 
 
 def test_a_broken_folder_is_one_message(copied: Path) -> None:
     (copied / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut off")
     with pytest.raises(InputError, match=r"copied cannot be loaded.*whole folder"):
-        Checkpoint(str(copied), None, True, "img2img").load(
-            "StableDiffusionPipeline", torch.device("cpu"), torch.float32
-        )
+        Checkpoint(str(copied), None, "img2img").load("StableDiffusionPipeline", torch.device("cpu"), torch.float32)
     (copied / INDEX).write_text("{")
     with pytest.raises(InputError, match="cannot be loaded"):
-        Checkpoint(str(copied), None, True, "img2img").index()
+        Checkpoint(str(copied), None, "img2img").index()
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache of the hub's client, empty, in a folder of this test."""
+    """The cache of the hub's client, empty, in a folder of this test, and no network."""
     from huggingface_hub import constants
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
-def test_an_id_that_is_not_in_the_cache_says_how_to_get_it(cache: Path) -> None:
-    checkpoint = Checkpoint("some-owner/some-model", "v2.0", True, "img2img")
+def test_without_a_network_the_message_names_the_other_machine(cache: Path) -> None:
+    checkpoint = Checkpoint("some-owner/some-model", "v2.0", "img2img")
     assert checkpoint.parameters() == {"checkpoint": "some-owner/some-model", "revision": "v2.0"}
-    with pytest.raises(InputError, match=r"some-owner/some-model \(revision v2.0\).*cache.*local_files_only=true"):
+    message = r"some-owner/some-model \(revision v2.0\).*hf download some-owner/some-model --local-dir FOLDER"
+    with pytest.raises(InputError, match=message):
         checkpoint.index()
-
-
-def test_without_a_network_the_message_names_the_other_machine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="hf download some-owner/some-model --local-dir FOLDER"):
-        Checkpoint("some-owner/some-model", None, False, "img2img").index()
 
 
 def test_an_id_in_the_cache_is_loaded_and_its_commit_known(cache: Path, tiny_pipeline: TinyPipeline) -> None:
@@ -100,7 +92,7 @@ def test_an_id_in_the_cache_is_loaded_and_its_commit_known(cache: Path, tiny_pip
     shutil.copytree(tiny_pipeline("stable_diffusion"), repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
-    checkpoint = Checkpoint("some-owner/some-model", None, True, "img2img")
+    checkpoint = Checkpoint("some-owner/some-model", None, "img2img")
     assert checkpoint.parameters() == {"checkpoint": "some-owner/some-model", "revision": "main"}
     assert checkpoint.model() == Model("some-owner/some-model", "main")
     pipeline = checkpoint.load("AutoPipelineForImage2Image", torch.device("cpu"), torch.bfloat16)

@@ -55,7 +55,7 @@ def test_learning_lowers_the_error(
     from diffusers import DiffusionPipeline
 
     sample = make_source(tmp_path, "a.png", (40, 50))
-    how = settings(kind, steps=30, batch_size=4, learning_rate=learning_rate, rank=4, prompt="a ship")
+    how = settings(kind, steps=30, learning_rate=learning_rate, prompt="a ship")
     crops = Crops([sample], 32, lambda boxes, height, width: ~box_pixels(boxes, height, width))
     loaded = DiffusionPipeline.from_pretrained(tiny_pipeline(pipeline), safety_checker=None)  # type: ignore[no-untyped-call]
     trainable = TrainablePipeline(loaded, how, "img2img", crops, torch.float32)
@@ -197,11 +197,11 @@ def test_what_cannot_be_learnt_is_said(tmp_path: Path, tiny_pipeline: TinyPipeli
 
     with pytest.raises(InputError, match="at least one training image"):
         fitted(tiny_pipeline, tmp_path, [], finetune="lora")
-    for setting, value in (("finetune_steps", 0), ("finetune_rank", 0), ("finetune_learning_rate", 0.0)):
+    for setting, value in (("finetune_steps", 0), ("finetune_learning_rate", 0.0)):
         with pytest.raises(InputError, match=setting):
             make("img2img", tiny_pipeline, finetune="lora", **{setting: value})
     sample = make_source(tmp_path, "a.png")
-    how = settings("lora", steps=1, batch_size=1, learning_rate=1.0, rank=1, prompt="")
+    how = settings("lora", steps=1, learning_rate=1.0, prompt="")
     folder = tiny_pipeline("image_variation")
     other = DiffusionPipeline.from_pretrained(folder, safety_checker=None)  # type: ignore[no-untyped-call]
     with pytest.raises(InputError, match="cannot be fine-tuned"):

@@ -31,8 +31,6 @@ SETTINGS: dict[str, Any] = {
     "timeout": 5.0,
     "max_tries": 3,
     "first_wait": 0.01,
-    "longest_wait": 2.0,
-    "give_up_after": 3,
 }
 
 
@@ -41,7 +39,7 @@ def variations(server: Record, **changes: Any) -> OpenAIVariations:
 
 
 def edit(server: Record, **changes: Any) -> OpenAIEdit:
-    settings = {"base_url": server.url, "prompt": "the same again", "quality": "high", "input_fidelity": None}
+    settings = {"base_url": server.url, "prompt": "the same again", "quality": "high"}
     return OpenAIEdit(**{**settings, **SETTINGS, "model": "gpt-image-2", **changes})
 
 

@@ -13,6 +13,7 @@ from openai_generators import SECRET, edit, open_library, outcomes, reasons, var
 
 from boxtwin.datasets.sample import Dataset
 from boxtwin.errors import InputError
+from boxtwin.synthesis.external import openai_api
 from boxtwin.synthesis.generator import Variation
 
 
@@ -58,7 +59,7 @@ def test_a_host_that_wants_too_long_a_wait_is_not_waited_for(dataset: Dataset, s
     server.plan, server.retry_after = ["rate limit"], "3600"
     found = outcomes(variations(server), dataset, tmp_path)
     assert reasons(found)[1:] == [None] * 3
-    assert "3600 s, over longest_wait=2" in str(reasons(found)[0])
+    assert "3600 s, over 120 s" in str(reasons(found)[0])
     assert server.times[-1] - server.times[0] < 10
 
 
@@ -68,12 +69,13 @@ def test_waits_grow_and_are_never_the_same(
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", lambda seconds: waits.append(seconds))
     server.always = "overloaded"
-    generator = variations(server, max_tries=6, first_wait=1.0, longest_wait=5.0, give_up_after=1)
+    generator = variations(server, max_tries=6, first_wait=30.0)
+    monkeypatch.setattr(openai_api, "GIVE_UP_AFTER", 1)
     with pytest.raises(InputError, match="gave nothing for 1 images in a row"):
         outcomes(generator, dataset, tmp_path)
     waits = [wait for wait in waits if wait > 0]  # the server's own are of no length
     assert len(waits) == 5
-    assert all(most / 2 <= wait <= most for wait, most in zip(waits, (1, 2, 4, 5, 5), strict=True))
+    assert all(most / 2 <= wait <= most for wait, most in zip(waits, (30, 60, 120, 120, 120), strict=True))
 
 
 @pytest.mark.parametrize("fault", ["drop", "truncated", "overloaded", "rate limit", "oblong", "cut short"])
@@ -89,16 +91,17 @@ def test_an_image_that_cannot_be_had_is_refused_and_the_rest_go_on(
 
 def test_an_answer_that_takes_too_long_is_given_up(dataset: Dataset, server: Record, tmp_path: Path) -> None:
     server.delay = 0.6
-    generator = variations(server, timeout=0.2, max_tries=2, give_up_after=9)
+    generator = variations(server, timeout=0.2, max_tries=2)
     assert set(reasons(outcomes(generator, dataset, tmp_path))) == {"failed in 2 tries: no answer within 0.2 s"}
 
 
 @pytest.mark.parametrize("fault", ["moderation", "policy"])
 def test_moderation_is_no_reason_to_try_again_or_to_stop(
-    dataset: Dataset, server: Record, tmp_path: Path, fault: str
+    dataset: Dataset, server: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
+    monkeypatch.setattr(openai_api, "GIVE_UP_AFTER", 1)
     server.plan = [fault] * 3
-    found = outcomes(variations(server, give_up_after=1), dataset, tmp_path)
+    found = outcomes(variations(server), dataset, tmp_path)
     assert [str(reason).startswith("refused by the host's moderation (400") for reason in reasons(found)] == [
         *([True] * 3),
         False,
@@ -147,11 +150,15 @@ def test_an_edit_model_that_is_gone_needs_another_name(dataset: Dataset, server:
         outcomes(edit(server), dataset, tmp_path)
 
 
-def test_a_host_that_is_down_is_given_up(dataset: Dataset, server: Record, tmp_path: Path) -> None:
+def test_a_host_that_is_down_is_given_up(
+    dataset: Dataset, server: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.always = "bad request"
-    generator = variations(server, give_up_after=3)
+    generator = variations(server)
+    monkeypatch.setattr(openai_api, "GIVE_UP_AFTER", 3)
     with pytest.raises(InputError, match=r"nothing for 3 images in a row, so 1 more were not tried.*400 invalid_image"):
         outcomes(generator, dataset, tmp_path)
     assert len(server.requests) == 3
     # With nothing left to try, the refusals are all that there is to say.
-    assert len(outcomes(variations(server, give_up_after=4), dataset, tmp_path)) == 4
+    monkeypatch.setattr(openai_api, "GIVE_UP_AFTER", 4)
+    assert len(outcomes(variations(server), dataset, tmp_path)) == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from boxtwin.synthesis.blending import blend_outside_boxes
+from boxtwin.synthesis.constants import BLEND_MARGIN
 from boxtwin.synthesis.ddpm.base import Canvas
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 from boxtwin.synthesis.generator import Request, Variation
@@ -18,17 +19,11 @@ class PixelBackground(PixelDDPM):
     joins them. Boxes of crowds are kept as well. What is left of a seam is mixed away (`blend_outside_boxes`).
     """
 
-    blend_margin: int  # pixels around the boxes over which source and painting are mixed
-
     name = "inpaint_background"
     boxes = "exact"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(blend_margin=0)
 
     def draw(self, canvas: Canvas, request: Request) -> Variation:
         source = request.source
         painted = self.redraw(canvas, source.boxes, request.seed)
-        pixels = blend_outside_boxes(canvas.like, painted, source.boxes, self.blend_margin)
+        pixels = blend_outside_boxes(canvas.like, painted, source.boxes, BLEND_MARGIN)
         return Variation(request, pixels, source.object_boxes, source.object_labels)

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import as_pixels, is_grey, planes_of
+from boxtwin.synthesis.constants import ETA
 from boxtwin.synthesis.ddpm.model import ModelSettings, PixelModel
 from boxtwin.synthesis.ddpm.sampling import Image, Map, match_grain, match_level, sdedit
 from boxtwin.synthesis.generator import Generator, Model, Request, Variation, check_settings
@@ -83,17 +85,14 @@ class PixelGenerator(ModelSettings, Generator):
     """
 
     steps: int  # denoising steps
-    eta: float  # share of fresh noise in every step, 0 (DDIM) to 1 (ancestral)
-    rho: float  # crowding of the steps near the clean image (1: even)
 
+    eta: ClassVar[float] = ETA
     learns = True
     boxes = "exact"
 
     def __post_init__(self) -> None:
         self.network = PixelModel(self.name, self)
-        self.check("eta", steps=1)
-        if self.rho <= 0:
-            raise InputError(f"{self.name}: rho is positive, got {self.rho}")
+        self.check(steps=1)
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         self.network.fit(training, folder)
@@ -122,9 +121,7 @@ class PixelGenerator(ModelSettings, Generator):
         steps: int | None = None,
     ) -> Image:
         """`sdedit` with the settings of the generator; ``steps`` may differ."""
-        return sdedit(
-            predict_v, source, strength, steps=steps or self.steps, rho=self.rho, eta=self.eta, generator=noise
-        )
+        return sdedit(predict_v, source, strength, steps=steps or self.steps, eta=self.eta, generator=noise)
 
     def paint(
         self,

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import level_and_spread, object_mask
+from boxtwin.synthesis.constants import CERTAINTY, CONTRAST, ETA_PARTS, LEAST_LENGTH, OBJECT_STEPS
 from boxtwin.synthesis.ddpm.base import Canvas, PixelGenerator, soft_zone, the_one_class
 from boxtwin.synthesis.ddpm.sampling import Image, match_grain
 from boxtwin.synthesis.generator import Request, Variation
@@ -77,33 +78,27 @@ class PixelJoint(PixelGenerator):
 
     1. Image and mask are denoised together, from noise that the request's seed decides.
     2. Each connected part of the mask is read as a turned rectangle (`read_mask`). It is an object if the mask reaches
-       `certainty` in it and its box, the tight box of the rectangle, lies in the image. The others are ambiguous,
-       counted in the manifest's record. Parts under `least_length` are noise.
-    3. The ground is drawn anew from noise of `redraw`, with an empty mask, so that no ambiguous objects are left, and
+       `CERTAINTY` in it and its box, the tight box of the rectangle, lies in the image. The others are ambiguous,
+       counted in the manifest's record. Parts under `LEAST_LENGTH` are noise.
+    3. The ground is drawn anew from noise, with an empty mask, so that no ambiguous objects are left, and
        gets the grain of a training image.
     4. The objects are drawn into it one by one, with their mask certain. One that does not differ from its ground by
-       `contrast` standard deviations has no box, and counts as ambiguous.
+       `CONTRAST` standard deviations has no box, and counts as ambiguous.
 
     The mask has no classes: training images with objects of several classes are refused.
 
     The model has to learn all noise levels, and masks (`joint`).
     """
 
-    redraw: float  # time in [0, 1] to which the image is noised before its ground is drawn; 1 keeps nothing of it
-    redraw_steps: int
-    object_steps: int  # of every object; objects are small, so that more cost little
+    redraw_steps: int  # denoising steps of the ground
     margin: int  # pixels around an object that are drawn with it
-    least_length: int  # pixels
-    certainty: float  # least value of the blurred mask at an object's surest point, -0.6 to 1
-    contrast: float  # standard deviations
 
     name = "pixel_ddpm_joint"
+    eta = ETA_PARTS
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("redraw", redraw_steps=1, object_steps=1, margin=1, least_length=1, contrast=0)
-        if not LEAST_MASK <= self.certainty <= 1:
-            raise InputError(f"{self.name}: certainty lies in [{LEAST_MASK}, 1], got {self.certainty}")
+        self.check(redraw_steps=1, margin=1)
         if not self.network.predicts_masks:
             raise InputError(f"{self.name}: joint is above 0, or the model does not learn to make masks")
         self.check_strength("drawing", 1.0)
@@ -139,16 +134,15 @@ class PixelJoint(PixelGenerator):
         empty = torch.zeros(1, canvas.x.shape[1] + 1, *canvas.x.shape[2:], device=canvas.x.device)
         plane = empty[:, :1]
         both = self.sample(self.network.with_mask, empty, torch.ones_like(plane), noise)
-        parts = read_mask(canvas.values(both)[-1], self._broadest, self.least_length)
-        shapes = [shape for shape, greatest in parts if greatest >= self.certainty and _inside(shape, height, width)]
-        strength = torch.full_like(plane, self.redraw)
-        x = self.sample(self.network.given_mask(plane), both[:, :-1], strength, noise, self.redraw_steps)
+        parts = read_mask(canvas.values(both)[-1], self._broadest, LEAST_LENGTH)
+        shapes = [shape for shape, greatest in parts if greatest >= CERTAINTY and _inside(shape, height, width)]
+        x = self.sample(self.network.given_mask(plane), both[:, :-1], torch.ones_like(plane), noise, self.redraw_steps)
         model, free = self._grounds[request.seed % len(self._grounds)]
         x = match_grain(x, torch.ones_like(x[:, :1]), model, free)
         for shape in shapes:
             # The network has learnt objects in crops: window by window it draws them far better than all at once.
             zone = soft_zone(draw([shape], height, width) > 0, self.margin)
-            x = self.paint(canvas, x, draw(shapes, height, width), zone, noise, self.object_steps)
+            x = self.paint(canvas, x, draw(shapes, height, width), zone, noise, OBJECT_STEPS)
         values = canvas.brightness(x)
         shapes = [shape for shape in shapes if self._is_seen(shape, values)]
         boxes = np.array([shape.box() for shape in shapes], dtype=request.source.boxes.dtype).reshape(-1, 4)
@@ -167,4 +161,4 @@ class PixelJoint(PixelGenerator):
         if not ground.size or not inside.any():
             return False
         level, spread = level_and_spread(ground)
-        return abs(float(values[inside].mean()) - level) >= self.contrast * spread
+        return abs(float(values[inside].mean()) - level) >= CONTRAST * spread

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Box, covered_pixels, covered_slices, level_and_spread, object_mask, overlaps_any
+from boxtwin.synthesis.constants import ADD, ETA_PARTS, MOVE, REMOVE, TURN_ONLY
 from boxtwin.synthesis.ddpm.base import Canvas, PixelGenerator, soft_zone
 from boxtwin.synthesis.ddpm.sampling import match_grain
 from boxtwin.synthesis.generator import Request, Variation
@@ -59,19 +60,7 @@ class LayoutChange:
 
 
 @dataclass(kw_only=True, eq=False)
-class LayoutSettings:
-    """How objects are rearranged."""
-
-    move: float  # probability that an object moves, and turns
-    turn_only: float  # that it turns in place
-    remove: float  # that it is removed
-    turn: float  # greatest angle in degrees by which an object is turned, 0 for images that have an up and a down
-    add: int  # greatest number of added objects, of the training images or of the source itself
-    margin: int  # clearance between objects, and pixels over which painted ground goes over into old
-
-
-@dataclass(kw_only=True, eq=False)
-class PixelLayout(PixelGenerator, LayoutSettings):
+class PixelLayout(PixelGenerator):
     """The source with some of its objects moved, turned or removed, and with added objects of other images.
 
     Noise is put only where something changes. An old place is repainted from pure noise as ground, together with the
@@ -87,14 +76,15 @@ class PixelLayout(PixelGenerator, LayoutSettings):
     """
 
     object_strength: float  # time in [0, 1] to which an object at its new place is noised; 1 leaves its silhouette
+    turn: float  # greatest angle in degrees by which an object is turned, 0 for images that have an up and a down
+    margin: int  # clearance between objects, and pixels over which painted ground goes over into old
 
     name = "pixel_ddpm_layout"
+    eta = ETA_PARTS
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("move", "turn_only", "remove", "object_strength", add=0, margin=1)
-        if (total := self.move + self.turn_only + self.remove) > 1:
-            raise InputError(f"{self.name}: move + turn_only + remove is at most 1, got {total}")
+        self.check("object_strength", margin=1)
         if not 0 <= self.turn <= 180:
             raise InputError(f"{self.name}: turn lies between 0 and 180 degrees, got {self.turn}")
         if self.mask != "silhouettes":
@@ -114,7 +104,9 @@ class PixelLayout(PixelGenerator, LayoutSettings):
     def draw(self, canvas: Canvas, request: Request) -> Variation:
         source, height, width = request.source, canvas.height, canvas.width
         noise = torch.Generator().manual_seed(request.seed)
-        changes = plan(canvas.encoded, source, self._donors, self, np.random.default_rng(request.seed))
+        changes = plan(
+            canvas.encoded, source, self._donors, self.turn, self.margin, np.random.default_rng(request.seed)
+        )
         silhouettes = dict(enumerate(silhouettes_of(canvas.encoded.mean(axis=0), source.boxes)))
         x = canvas.x
         # 1. Old places become ground.
@@ -197,11 +189,15 @@ def plan(
     encoded: Float[np.ndarray, "c h w"],
     source: Sample,
     donors: Sequence[ObjectPatch],
-    settings: LayoutSettings,
+    most_turn: float,
+    margin: int,
     rng: np.random.Generator,
 ) -> list[LayoutChange]:
-    """What changes in one variation; at least one object if any can."""
-    values, margin = encoded.mean(axis=0), settings.margin
+    """What changes in one variation; at least one object if any can.
+
+    Objects turn by up to ``most_turn`` degrees and keep ``margin`` pixels between them.
+    """
+    values = encoded.mean(axis=0)
     usual = float(np.median([donor.ground[1] for donor in donors])) if donors else math.inf
     movable = {at: patch for at, patch in object_patches(encoded, source, margin) if patch.ground[1] <= ROUGH * usual}
     donors = [patch for patch in donors if patch.ground[1] <= ROUGH * usual]
@@ -213,28 +209,28 @@ def plan(
     def try_action(index: int, action: str) -> bool:
         patch, old, new = movable[index], silhouettes[index], None
         if action == "turned":
-            new = old.moved(old.x, old.y, _turn(settings.turn, rng))
+            new = old.moved(old.x, old.y, _turn(most_turn, rng))
             if not _is_free(new, values, [box for at, box in enumerate(taken) if at != index], margin):
                 return False
             taken[index] = _union(taken[index], new.box())
         elif action == "moved":
-            new = _place(patch, values, taken, patch.ground, settings, rng)
+            new = _place(patch, values, taken, patch.ground, most_turn, margin, rng)
             if new is None:
                 return False
             taken.append(new.box())
         changes.append(LayoutChange(action, patch, index, new))
         return True
 
-    bounds = np.cumsum([settings.move, settings.turn_only, settings.remove])
+    bounds = np.cumsum([MOVE, TURN_ONLY, REMOVE])
     for index in movable:
         draw = rng.random()
         if draw < bounds[2]:
             try_action(index, ("moved", "turned", "removed")[int(np.searchsorted(bounds, draw, side="right"))])
-    wanted = int(rng.integers(0, settings.add + 1))
+    wanted = int(rng.integers(0, ADD + 1))
     if not changes and not wanted:
         # Without any change the variation would be the source.
         order = rng.permutation(list(movable)).tolist() if movable else []
-        wanted = 0 if any(try_action(index, "moved") for index in order) else min(settings.add, 1)
+        wanted = 0 if any(try_action(index, "moved") for index in order) else min(ADD, 1)
     # Added objects come to ground like that on which the image's own stand; if all of those stand on busy ground, the
     # open ground may be land, and nothing is added.
     grounds = [patch.ground for patch in movable.values()]
@@ -244,7 +240,7 @@ def plan(
     for _ in range(wanted if candidates else 0):
         for _ in range(OBJECTS_TRIED):
             patch = candidates[int(rng.integers(len(candidates)))]
-            new = _place(patch, values, taken, (level, spread), settings, rng)
+            new = _place(patch, values, taken, (level, spread), most_turn, margin, rng)
             if new is not None:
                 taken.append(new.box())
                 changes.append(LayoutChange("added", patch, None, new))
@@ -266,7 +262,8 @@ def _place(
     values: Float[np.ndarray, "h w"],
     taken: Sequence[Box],
     ground: tuple[float, float],
-    settings: LayoutSettings,
+    most_turn: float,
+    margin: int,
     rng: np.random.Generator,
 ) -> Silhouette | None:
     """A free place on ground of that level and spread."""
@@ -274,10 +271,10 @@ def _place(
     level, spread = ground
     for _ in range(PLACES_TRIED):
         x, y = rng.uniform((0, 0), (width, height)).tolist()
-        new = patch.silhouette.moved(x, y, _turn(settings.turn, rng))
-        if not _is_free(new, values, taken, settings.margin):
+        new = patch.silhouette.moved(x, y, _turn(most_turn, rng))
+        if not _is_free(new, values, taken, margin):
             continue
-        place = values[covered_slices(grown(new.box(), settings.margin), height, width)]
+        place = values[covered_slices(grown(new.box(), margin), height, width)]
         place_level, place_spread = level_and_spread(place)
         alike = abs(place_level - level) <= 0.7 * spread and place_spread <= SIMILAR * spread
         if alike and _busy(place, place_level, place_spread) <= BUSY / 2:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.hardware import choose_device, choose_dtype
+from boxtwin.synthesis.constants import EMA
 from boxtwin.synthesis.ddpm.sampling import Image, Map, noise_levels
 from boxtwin.synthesis.ddpm.training_crops import MASKS, TONES, Tone, TrainingCrops
 from boxtwin.synthesis.generator import Json, Model, check_settings, settings_of
@@ -43,7 +44,6 @@ class ModelSettings:
     train_steps: int  # of AdamW, with a warm-up of 5 % and a cosine decay to 0
     batch_size: int
     learning_rate: float
-    ema: float  # greatest decay of the average of the weights that samples are made with
     seed: int  # of weights, crops and training noise
     device: str  # "auto" takes a CUDA device if there is one
     dtype: str  # "auto" takes bfloat16 if the hardware computes in it
@@ -77,7 +77,7 @@ class PixelModel:
 
     def _check(self) -> None:
         owner, s = self.owner, self.settings
-        check_settings(owner, s, "joint", "object_crops", "ema", train_steps=1, batch_size=1, unshuffle=1)
+        check_settings(owner, s, "joint", "object_crops", train_steps=1, batch_size=1, unshuffle=1)
         if not 0 < s.train_strength <= 1:
             raise InputError(f"{owner}: train_strength lies above 0 and up to 1, got {s.train_strength}")
         for name, value, known in (("mask", s.mask, MASKS), ("tone", s.tone, TONES)):
@@ -110,7 +110,7 @@ class PixelModel:
         self.revision = identity[:12]
 
     def parameters(self) -> dict[str, Json]:
-        return settings_of(self.settings, of=ModelSettings, without=("device",))
+        return {"ema": EMA} | settings_of(self.settings, of=ModelSettings, without=("device",))
 
     def crops(self, training: Sequence[Sample]) -> TrainingCrops:
         """What the network sees of ``training``."""
@@ -126,7 +126,7 @@ class PixelModel:
 
         def update_average(step: int) -> None:
             # Warm-up of the average, so that short trainings forget their first weights (as in tf.train.EMA).
-            decay = min(s.ema, (1 + step) / (10 + step))
+            decay = min(EMA, (1 + step) / (10 + step))
             with torch.no_grad():
                 for name, value in net.state_dict().items():
                     average[name].lerp_(value, 1 - decay)

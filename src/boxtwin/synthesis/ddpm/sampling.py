@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from boxtwin.synthesis.constants import RHO
+
 Image = Float[Tensor, "batch channels height width"]
 Map = Float[Tensor, "batch 1 height width"]
 
@@ -57,7 +59,6 @@ def sdedit(
     strength: Map,
     *,
     steps: int,
-    rho: float,
     eta: float,
     generator: torch.Generator,
 ) -> Image:
@@ -72,8 +73,8 @@ def sdedit(
     if start == 0:
         return source
     eps_source = torch.randn(source.shape, generator=generator).to(source)
-    # From the start down to 0; ``rho`` > 1 crowds the times near 0, where fine texture is decided.
-    times = [start * ((steps - i) / steps) ** rho for i in range(steps + 1)]
+    # From the start down to 0; `RHO` > 1 crowds the times near 0, where fine texture is decided.
+    times = [start * ((steps - i) / steps) ** RHO for i in range(steps + 1)]
     alpha, sigma = noise_levels(torch.tensor(times, dtype=torch.float64))
     x = float(alpha[0]) * source + float(sigma[0]) * eps_source
     for i in range(steps):

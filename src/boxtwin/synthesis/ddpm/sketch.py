@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -40,12 +40,8 @@ class PixelSketch(PixelDDPM):
     Strengths and texture refer to the sketch; pastes are mirrored if `mirror` is set.
     """
 
-    sketch: str  # "copy_paste" or "sar_scenes"
-    pastes: int  # this and the following as of `CopyPaste`
-    min_pastes: int
-    feather: int
-    tolerance: float
-    turns: bool
+    sketch: str  # one of `SKETCHES`
+    turns: bool  # turn pasted objects by multiples of 90 degrees at random
 
     name = "pixel_ddpm_sketch"
     boxes = "exact"
@@ -54,7 +50,7 @@ class PixelSketch(PixelDDPM):
         super().__post_init__()
         if self.sketch not in SKETCHES:
             raise InputError(f"{self.name}: sketch is {' or '.join(SKETCHES)}, got {self.sketch!r}")
-        self._paste = CopyPaste(**{entry.name: getattr(self, entry.name) for entry in fields(CopyPaste)})
+        self._paste = CopyPaste(mirror=self.mirror, turns=self.turns)
 
     def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
         """2 of simulated scenes, which were fitted to the images in another way before."""

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import object_mask
+from boxtwin.synthesis.constants import TEXTURE, TEXTURE_WINDOW
 from boxtwin.synthesis.ddpm.base import Canvas, PixelGenerator
 from boxtwin.synthesis.ddpm.sampling import match_histogram, match_texture, strength_map
 from boxtwin.synthesis.ddpm.training_crops import mask_of
@@ -29,8 +30,6 @@ class PixelDDPM(PixelGenerator):
     strength: float  # time in [0, 1] to which the background is noised; 0 gives the source back, 1 forgets it
     object_strength: float  # the same in the boxes, not above `strength`; rounded to the nearest time of the steps
     object_margin: int  # pixels around a box over which the strength rises from the one to the other
-    texture: float  # 0 to 1, how far fine texture gets the local strength of the source's (`match_texture`)
-    texture_window: int  # width of the windows in which that strength is measured, pixels
     histogram: bool  # give the values the distribution that they have in the source (`match_histogram`)
 
     name = "pixel_ddpm"
@@ -38,7 +37,7 @@ class PixelDDPM(PixelGenerator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("strength", "object_strength", "texture", texture_window=4, object_margin=0)
+        self.check("strength", "object_strength", object_margin=0)
         self.check_strength("strength", self.strength)
         if self.object_strength > self.strength:
             raise InputError(
@@ -58,5 +57,5 @@ class PixelDDPM(PixelGenerator):
         strength = strength_map(inside, self.strength, self.object_strength, self.object_margin)
         noise = torch.Generator().manual_seed(seed)
         varied = self.sample(self.network.given_mask(mask), canvas.x, strength, noise)
-        varied = match_texture(varied, canvas.x, self.texture_window, self.texture)
+        varied = match_texture(varied, canvas.x, TEXTURE_WINDOW, TEXTURE)
         return canvas.pixels(match_histogram(varied, canvas.x) if self.histogram else varied)

@@ -24,17 +24,15 @@ HASHED = 16  # hexadecimal digits of a content's hash that tell folders apart
 class Checkpoint:
     """One checkpoint, not yet loaded: a folder that holds a ``model_index.json``, or an id such as ``owner/name``.
 
-    ``revision`` is the branch, tag or commit of an id. With ``local_files_only`` an id must be in the cache.
-    ``asked_by`` says in messages whose setting it is. Raises InputError if transformers is not installed, or the folder
-    holds no pipeline.
+    ``revision`` is the branch, tag or commit of an id. ``asked_by`` says in messages whose setting it is. Raises
+    InputError if transformers is not installed, or the folder holds no pipeline.
     """
 
-    def __init__(self, checkpoint: str, revision: str | None, local_files_only: bool, asked_by: str) -> None:
+    def __init__(self, checkpoint: str, revision: str | None, asked_by: str) -> None:
         for package in ("diffusers", "transformers"):
             if importlib.util.find_spec(package) is None:
                 raise InputError(f"{asked_by} needs {package}: pip install 'boxtwin[pretrained]'")
-        self.name, self.revision = checkpoint, revision
-        self.local_files_only, self.asked_by = local_files_only, asked_by
+        self.name, self.revision, self.asked_by = checkpoint, revision, asked_by
         path = Path(checkpoint).expanduser()
         # Ids have one slash at most; anything else can only be a place on the disk.
         looks_like_path = path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1
@@ -72,9 +70,7 @@ class Checkpoint:
             from huggingface_hub import hf_hub_download
 
             with self._errors():
-                file = Path(
-                    hf_hub_download(self.name, INDEX, revision=self.revision, local_files_only=self.local_files_only)
-                )
+                file = Path(hf_hub_download(self.name, INDEX, revision=self.revision))
             self._commit = file.parent.name  # the hub's cache has a folder for each commit
         with self._errors():
             index: dict[str, Any] = json.loads(file.read_text())
@@ -110,7 +106,6 @@ class Checkpoint:
             pipeline = getattr(diffusers, pipeline_class).from_pretrained(
                 str(self.folder or self.name),
                 revision=self.revision,
-                local_files_only=self.local_files_only,
                 dtype=dtype,
                 **components,
             )
@@ -129,11 +124,6 @@ class Checkpoint:
             reason = " ".join(str(error).split())[:400]
             if self.folder is not None:
                 mend = "give the whole folder of a diffusers pipeline of the kind that this generator needs"
-            elif self.local_files_only:
-                mend = (
-                    "it has to be in the cache of huggingface_hub (HF_HOME) as long as local_files_only=true; or give "
-                    "a folder: checkpoint=FOLDER"
-                )
             else:
                 mend = (
                     "check the id and the connection. Without one, download it on another machine (hf download "

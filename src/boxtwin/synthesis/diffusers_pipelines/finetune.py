@@ -26,6 +26,7 @@ from boxtwin.datasets.levels import measure_levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import padded_to, planes_of
+from boxtwin.synthesis.constants import FINETUNE_BATCH_SIZE, LORA_RANK
 from boxtwin.synthesis.generator import Json, check_settings, settings_of
 from boxtwin.synthesis.training import WEIGHTS_FILE, hash_of, train_once, train_steps
 from boxtwin.weights import read_weights, write_weights
@@ -48,9 +49,7 @@ class FinetuneSettings:
     prompt: str  # text that guides the images; if it is empty, the source alone does
     finetune: str | None  # one of `KINDS`: learn first what the split's training images look like
     finetune_steps: int  # of AdamW, on crops of the model's size
-    finetune_batch_size: int
     finetune_learning_rate: float
-    finetune_rank: int  # of the matrices that LoRA adds
     seed: int  # of first weights, crops and noise; variations have the seeds of their requests
 
     def check(self, owner: str) -> None:
@@ -59,7 +58,7 @@ class FinetuneSettings:
             return
         if self.finetune not in KINDS:
             raise InputError(f"{owner}: finetune is null, {' or '.join(KINDS)}, got {self.finetune!r}")
-        check_settings(owner, self, finetune_steps=1, finetune_batch_size=1, finetune_rank=1)
+        check_settings(owner, self, finetune_steps=1)
         if self.finetune_learning_rate <= 0:
             raise InputError(f"{owner}: finetune_learning_rate is positive, got {self.finetune_learning_rate}")
         if importlib.util.find_spec("peft") is None:
@@ -69,8 +68,10 @@ class FinetuneSettings:
         """The settings of the fine-tuning that change its weights."""
         if self.finetune is None:
             return {"finetune": None}
-        unused = ("prompt", "seed", *(() if self.finetune == "lora" else ("finetune_rank",)))
-        return settings_of(self, of=FinetuneSettings, without=unused) | {"finetune_seed": self.seed}
+        former = {"finetune_batch_size": FINETUNE_BATCH_SIZE}
+        former |= {"finetune_rank": LORA_RANK} if self.finetune == "lora" else {}
+        settings = settings_of(self, of=FinetuneSettings, without=("prompt", "seed"))
+        return settings | former | {"finetune_seed": self.seed}
 
 
 def finetune(
@@ -124,7 +125,7 @@ def train(pipeline: TrainablePipeline, settings: FinetuneSettings, home: Path, d
     rng = torch.Generator().manual_seed(settings.seed)
     train_steps(
         pipeline.weights,
-        lambda: pipeline.loss(settings.finetune_batch_size, rng),
+        lambda: pipeline.loss(FINETUNE_BATCH_SIZE, rng),
         steps=settings.finetune_steps,
         learning_rate=settings.finetune_learning_rate,
         rng=rng,
@@ -153,7 +154,7 @@ class TrainablePipeline:
         self._lora = settings.finetune == "lora"
         self._encoded: Tensor | None = None  # of the prompt, if it stays the same
         if self._lora:
-            self.weights = _add_lora(pipeline.unet, settings.finetune_rank, settings.seed)
+            self.weights = _add_lora(pipeline.unet, settings.seed)
             with torch.no_grad():
                 self._encoded = self._encode(settings.prompt)
         else:
@@ -231,10 +232,10 @@ class Crops:
         return batch[:, :3], batch[:, 3:]
 
 
-def _add_lora(unet: Any, rank: int, seed: int) -> list[nn.Parameter]:
+def _add_lora(unet: Any, seed: int) -> list[nn.Parameter]:
     from peft import LoraConfig
 
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(ATTENTION))
+    config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, init_lora_weights="gaussian", target_modules=list(ATTENTION))
     # peft initialises from torch's global generator; the fork restores it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

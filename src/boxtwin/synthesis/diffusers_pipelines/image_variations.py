@@ -17,6 +17,7 @@ from torch import Tensor
 
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.synthesis.constants import ANTIALIAS
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares
 from boxtwin.synthesis.generator import Json, check_settings
@@ -26,17 +27,18 @@ from boxtwin.synthesis.generator import Json, check_settings
 class SDVariations(PipelineGenerator):
     """Stable Diffusion given CLIP's image embedding in place of a text, as DALL·E 2's variations do."""
 
-    antialias: bool  # shrink squares to CLIP's size the usual way; the published checkpoint was trained without
-
     name = "sd_variations"
     boxes = "none"
+
+    def parameters(self) -> dict[str, Json]:
+        return super().parameters() | {"antialias": ANTIALIAS}
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, nothing is learnt
         self._checkpoint.check_kind("StableDiffusionImageVariationPipeline")
         return self._checkpoint.load("StableDiffusionImageVariationPipeline", self._device, self._compute_dtype)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
-        seen = as_clip_sees(squares, self._pipeline.feature_extractor, self.antialias)
+        seen = as_clip_sees(squares, self._pipeline.feature_extractor, ANTIALIAS)
         return {"image": seen, "height": squares.shape[2], "width": squares.shape[3]}
 
 
@@ -57,9 +59,7 @@ class UnCLIP(PipelineGenerator):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.name, self, noise_level=0)
-        self._prior_checkpoint = self.prior and Checkpoint(
-            self.prior, self.prior_revision, self.local_files_only, f"{self.name}, prior"
-        )
+        self._prior_checkpoint = self.prior and Checkpoint(self.prior, self.prior_revision, f"{self.name}, prior")
         self._prior: Any = None
 
     def parameters(self) -> dict[str, Json]:

@@ -46,7 +46,7 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
         self._repaint_identity: dict[str, Json] = {}
 
     def parameters(self) -> dict[str, Json]:
-        unused = (*(entry.name for entry in fields(FinetuneSettings)), "device", "local_files_only")
+        unused = (*(entry.name for entry in fields(FinetuneSettings)), "device")
         return {
             **settings_of(self, without=unused),
             **self._checkpoint.parameters(),

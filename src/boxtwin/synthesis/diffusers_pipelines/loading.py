@@ -49,7 +49,6 @@ class PipelineGenerator(Generator):
     batch_size: int  # squares of one image that are drawn at once
     device: str  # "auto" takes a CUDA device if there is one
     dtype: str  # "auto" takes bfloat16 if the hardware computes in it, else float16 on GPUs and float32 on CPUs
-    local_files_only: bool  # never go to the network
 
     def __post_init__(self) -> None:
         check_settings(self.name, self, steps=1, batch_size=1, overlap=0, guidance_scale=0)
@@ -57,7 +56,7 @@ class PipelineGenerator(Generator):
             raise InputError(
                 f"{self.name}: tile is at least 8 and at least twice overlap ({self.overlap}), got {self.tile}"
             )
-        self._checkpoint = Checkpoint(self.checkpoint, self.revision, self.local_files_only, self.name)
+        self._checkpoint = Checkpoint(self.checkpoint, self.revision, self.name)
         self._device = choose_device(self.device, self.name)
         self._compute_dtype = choose_dtype(self.dtype, self._device, self.name)
         self._pipeline: Any = None
@@ -68,7 +67,7 @@ class PipelineGenerator(Generator):
         return 2 if any(sample.bits > 8 for sample in training) else 1
 
     def parameters(self) -> dict[str, Json]:
-        return settings_of(self, without=("device", "local_files_only")) | self._checkpoint.parameters()
+        return settings_of(self, without=("device",)) | self._checkpoint.parameters()
 
     def model(self) -> Model | None:
         """The checkpoint: id and commit, or folder and hash of its content."""

@@ -23,6 +23,7 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock
 from boxtwin.synthesis import squares
+from boxtwin.synthesis.constants import GIVE_UP_AFTER, INPUT_FIDELITY
 from boxtwin.synthesis.external.openai_calls import Calls, ImageFailedError, ModeratedError
 from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation
 
@@ -39,8 +40,7 @@ class _OpenAIImages(Generator):
             fit.
         overlap: of squares in images that are larger than one, pixels.
         price_usd: what one square costs.
-        give_up_after: number of failed images in a row, moderation aside, after which the rest is not tried.
-        calls: base_url, timeout, max_tries, first_wait, longest_wait, as of `Calls`.
+        calls: base_url, timeout, max_tries, first_wait, as of `Calls`.
     """
 
     endpoint: str
@@ -50,18 +50,14 @@ class _OpenAIImages(Generator):
     remote = True
     reproducible = False
 
-    def __init__(
-        self, *, model: str, size: int, overlap: int, price_usd: float, give_up_after: int, **calls: Any
-    ) -> None:
+    def __init__(self, *, model: str, size: int, overlap: int, price_usd: float, **calls: Any) -> None:
         self.calls = Calls(wanted=f"{self.endpoint} with {model}", advice=self.advice, **calls)
-        if give_up_after < 1:
-            raise InputError(f"generator.give_up_after={give_up_after} must be at least 1")
         if not price_usd >= 0:
             raise InputError(f"generator.price_usd={price_usd} must not be negative")
         if not 0 <= overlap <= size // 2:
             raise InputError(f"generator.overlap={overlap} must lie between 0 and half of generator.size={size}")
         self.base_url, self.model_name, self.size, self.overlap = self.calls.base_url, model, size, overlap
-        self.price, self.give_up_after = price_usd, give_up_after
+        self.price = price_usd
         self._spool: Path | None = None
 
     # Version 1 holds for 16 bit too, whose black and white are measured now: no store is paid for twice.
@@ -87,7 +83,7 @@ class _OpenAIImages(Generator):
 
         Raises:
             InputError: the host does not take the key, wants money, or has neither model nor endpoint any more; or
-                `give_up_after` images in a row failed.
+                `GIVE_UP_AFTER` images in a row failed.
         """
         assert self._spool is not None, "fit comes first"
         waiting = f"another process asks for images of {self.name}; waiting for it"
@@ -105,7 +101,7 @@ class _OpenAIImages(Generator):
                     failed_in_a_row += 1
                 yield outcome
                 left = len(requests) - number
-                if left and failed_in_a_row == self.give_up_after:
+                if left and failed_in_a_row == GIVE_UP_AFTER:
                     raise InputError(
                         f"{self.base_url} gave nothing for {failed_in_a_row} images in a row, so {left} more were not "
                         f"tried; the same command goes on. The last one: {reason}"
@@ -181,7 +177,6 @@ class OpenAIEdit(_OpenAIImages):
     Args:
         prompt: the same for all images.
         quality: low, medium, high and what else the model knows.
-        input_fidelity: high or low, how close to keep to the image; null for models that do not take it.
         settings: see `_OpenAIImages`.
     """
 
@@ -190,20 +185,19 @@ class OpenAIEdit(_OpenAIImages):
     advice = "Name a model that it has with generator.model=NAME, or another server with generator.base_url=…"
     largest_file = 50 * 10**6
 
-    def __init__(self, *, prompt: str, quality: str, input_fidelity: str | None, size: int, **settings: Any) -> None:
+    def __init__(self, *, prompt: str, quality: str, size: int, **settings: Any) -> None:
         if size < 256 or size % 16:
             raise InputError(f"generator.size={size} must be a multiple of 16, 256 at least; models take 1024")
         if not prompt.strip():
             raise InputError("generator.prompt must not be empty")
         super().__init__(size=size, **settings)
-        self.prompt, self.quality, self.input_fidelity = prompt, quality, input_fidelity
+        self.prompt, self.quality = prompt, quality
 
     def _sent(self) -> dict[str, Json]:
         sent: dict[str, Json] = {"base_url": self.base_url, "model": self.model_name, "size": self.size}
-        return sent | {"prompt": self.prompt, "quality": self.quality, "input_fidelity": self.input_fidelity}
+        return sent | {"prompt": self.prompt, "quality": self.quality, "input_fidelity": INPUT_FIDELITY}
 
     def _post(self, client: openai.OpenAI, png: bytes) -> Any:
-        more: dict[str, Any] = {} if self.input_fidelity is None else {"input_fidelity": self.input_fidelity}
         return client.images.with_raw_response.edit(  # type: ignore[call-overload]
             image=("image.png", png, "image/png"),
             prompt=self.prompt,
@@ -212,5 +206,4 @@ class OpenAIEdit(_OpenAIImages):
             size=f"{self.size}x{self.size}",
             quality=self.quality,
             output_format="png",
-            **more,
         )

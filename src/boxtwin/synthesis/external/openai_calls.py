@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from boxtwin.datasets.image_io import Pixels, decode_image
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
+from boxtwin.synthesis.constants import LONGEST_WAIT
 
 if TYPE_CHECKING:
     import openai
@@ -76,15 +77,13 @@ class Calls:
     # Seconds before the second try, doubled for every further one and shortened by up to half at random; a Retry-After
     # of the host counts instead.
     first_wait: float
-    longest_wait: float  # seconds; if a host wants a longer wait, the image fails
 
     def __post_init__(self) -> None:
         _check_url(self.base_url)
         if self.max_tries < 1:
             raise InputError(f"generator.max_tries={self.max_tries} must be at least 1")
-        for setting, seconds in (("first_wait", self.first_wait), ("longest_wait", self.longest_wait)):
-            if not seconds >= 0:
-                raise InputError(f"generator.{setting}={seconds} must not be negative")
+        if not self.first_wait >= 0:
+            raise InputError(f"generator.first_wait={self.first_wait} must not be negative")
         if not self.timeout > 0:
             raise InputError(f"generator.timeout={self.timeout} must be above 0")
         self.base_url = self.base_url.rstrip("/")
@@ -149,12 +148,10 @@ class Calls:
         raise ImageFailedError(f"failed in {self.max_tries} tries: {reason}")
 
     def _wait(self, tries: int, asked_for: float | None, reason: str) -> None:
-        if asked_for is not None and asked_for > self.longest_wait:
-            raise ImageFailedError(
-                f"the host wants a wait of {asked_for:.0f} s, over longest_wait={self.longest_wait:g}: {reason}"
-            )
+        if asked_for is not None and asked_for > LONGEST_WAIT:
+            raise ImageFailedError(f"the host wants a wait of {asked_for:.0f} s, over {LONGEST_WAIT:g} s: {reason}")
         if asked_for is None:
-            asked_for = min(self.first_wait * 2 ** (tries - 1), self.longest_wait) * self._random.uniform(0.5, 1.0)
+            asked_for = min(self.first_wait * 2 ** (tries - 1), LONGEST_WAIT) * self._random.uniform(0.5, 1.0)
         log.info("%s; once more in %.1f s", reason, asked_for)
         time.sleep(asked_for)
 
