@@ -14,7 +14,7 @@ from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
-from boxtwin.studies.comparison import RESAMPLES, Figures, contrasts, corrected, difference
+from boxtwin.studies.comparison import RESAMPLES, ResampledMetrics, contrasts, corrected, difference
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.report.summary import verdict
@@ -72,12 +72,12 @@ def test_a_run_says_the_same_from_its_folder(tmp_path: Path) -> None:
     figures = write_run(tmp_path / "a", np.random.default_rng(1), 0.7)
     evidence = Evidence.load(tmp_path / "a")
     assert evidence is not None
-    again = evidence.figures(np.ones((1, IMAGES)))
+    again = evidence.metrics(np.ones((1, IMAGES)))
     assert {name: pytest.approx(value[0], abs=1e-9) for name, value in again.items()} == figures
     # Twice the first image and no other: its own error.
     counts = np.zeros((1, IMAGES))
     counts[0, 0] = 2
-    assert evidence.figures(counts)["count_mae"][0] == abs(int(evidence.true[0]) - int(evidence.found[0]))
+    assert evidence.metrics(counts)["count_mae"][0] == abs(int(evidence.true[0]) - int(evidence.found[0]))
 
 
 def test_folders_without_matches_and_with_those_of_other_images(
@@ -91,7 +91,7 @@ def test_folders_without_matches_and_with_those_of_other_images(
     assert "different test images" in caplog.text
 
 
-def study(tmp_path: Path, shares: dict[tuple[int, str], float], seeds: int) -> tuple[list[Row], Figures]:
+def study(tmp_path: Path, shares: dict[tuple[int, str], float], seeds: int) -> tuple[list[Row], ResampledMetrics]:
     """The rows of a study whose conditions (variations, generator) find so much, and what its runs keep."""
     runs, evidence = [], {}
     for (variations, generator), share in shares.items():
@@ -102,7 +102,7 @@ def study(tmp_path: Path, shares: dict[tuple[int, str], float], seeds: int) -> t
             assert loaded is not None
             evidence[run] = loaded
             runs.append(run_folder(run, variations, generator, seed, figures))
-    return condition_table(runs), Figures(evidence)
+    return condition_table(runs), ResampledMetrics(evidence)
 
 
 def run_folder(run: str, variations: int, generator: str, seed: int, figures: dict[str, float]) -> StudyRun:
@@ -154,7 +154,7 @@ def test_one_pair_and_runs_that_keep_nothing(tmp_path: Path) -> None:
     one = difference("map", rows[1], rows[0], figures)
     assert (one.pairs, one.interval, one.p) == (1, None, 1.0)
     rows, _ = study(tmp_path / "more", {(0, "none"): 0.5, (2, "other"): 0.6}, seeds=3)
-    kept_nothing = difference("map", rows[1], rows[0], Figures({}))
+    kept_nothing = difference("map", rows[1], rows[0], ResampledMetrics({}))
     assert kept_nothing.pairs == 3
     assert kept_nothing.interval is None
     assert kept_nothing.p == 2 / 8 or kept_nothing.p > 2 / 8
@@ -166,7 +166,7 @@ def test_no_seed_in_common(tmp_path: Path) -> None:
     rows = condition_table(
         [run_folder("a", 0, "none", 0, figures), run_folder("b", 2, "x", 1, {**figures, "map": 0.75})]
     )
-    found = difference("map", rows[1], rows[0], Figures({}))
+    found = difference("map", rows[1], rows[0], ResampledMetrics({}))
     assert (found.mean, found.pairs) == (0.25, 0)
     assert np.isnan([found.p, found.low, found.high, corrected([found])[0].p_holm]).all()
 
@@ -180,7 +180,7 @@ def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:
         evidence[run] = loaded
         runs.append(run_folder(run, variations, "x", seed, figures))
     with pytest.raises(InputError, match="d and b were tested on different images"):
-        contrasts(condition_table(runs), Figures(evidence))
+        contrasts(condition_table(runs), ResampledMetrics(evidence))
 
 
 def test_every_resample_is_worked_out_once(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_the_wording_is_that_of_the_golden_page(
     runs[-1] = replace(runs[-1], status="FAILED")
     runs[0] = replace(runs[0], provenance={"commit": "4437dbc1", "clean": "true"}, overrides="")
     simulated = Study.of(runs)
-    simulated = replace(simulated, figures=figures, contrasts=contrasts(simulated.rows, figures))
+    simulated = replace(simulated, resampled=figures, contrasts=contrasts(simulated.rows, figures))
     candidates = plan(runs, simulated.rows, simulated.contrasts, figures)
     summary = Summary.of(simulated, candidates)
     terminal = printed(simulated, summary).splitlines()

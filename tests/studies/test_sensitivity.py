@@ -14,7 +14,7 @@ from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import Interval
 from boxtwin.studies.report.sections import Section, sensitivity_section
-from boxtwin.studies.sensitivity import detectable, half_width, length_of, recipe
+from boxtwin.studies.sensitivity import detectable, length_of, recipe
 
 PLAIN = [("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 0.6)]
 
@@ -49,10 +49,10 @@ def test_too_few_seeds_and_no_positive_control() -> None:
 
 
 def test_widths_and_what_is_detectable() -> None:
-    interval = Interval(0.02, 0.01, 0.03, 0.0, 0.0)
-    assert half_width(interval) == pytest.approx(0.01)
+    interval = Interval(0.02, 0.01, 0.03, 0.0, 0.0, 6, 100)
+    assert interval.half_width == pytest.approx(0.01)
     # Power of a two-sided z test at a true difference of d: P(z > 1.96 - d / se), the other tail is next to nothing.
-    error = half_width(interval) / stats.norm.ppf(0.975)
+    error = interval.half_width / stats.norm.ppf(0.975)
     assert stats.norm.sf(stats.norm.ppf(0.975) - detectable(interval) / error) == pytest.approx(0.8)
 
 
@@ -87,7 +87,7 @@ def test_whether_training_was_over_cannot_always_be_told() -> None:
 
 def test_gain_against_steps() -> None:
     found = said([*PLAIN, ("s2", 2, "pixel_ddpm", 40.0, 0.62)], steps=(300, 1200))
-    (picture,) = found.figures
+    (picture,) = found.plots
     assert "<svg" in picture.svg
     ruler, gain = found.sentences[-2:]
     if "real images: " not in ruler:
@@ -101,10 +101,10 @@ def test_runs_that_differ_in_more_than_steps_are_not_put_on_one_axis() -> None:
     runs, _, figures = simulate(PLAIN, seeds=6, steps=(300, 1200))
     other = [replace(c, overrides=f"{c.overrides} detector.freeze={int(c.steps == 300)}") for c in runs]
     rows = condition_table(other)
-    assert sensitivity_section(other, rows, contrasts(rows, figures)).figures == ()
+    assert sensitivity_section(other, rows, contrasts(rows, figures)).plots == ()
     silent = [replace(run, overrides="") for run in runs]
     rows = condition_table(silent)
-    assert sensitivity_section(silent, rows, contrasts(rows, figures)).figures == ()
+    assert sensitivity_section(silent, rows, contrasts(rows, figures)).plots == ()
 
 
 def test_the_recipe_is_what_no_table_varies() -> None:

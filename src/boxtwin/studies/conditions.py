@@ -36,6 +36,11 @@ class Estimate:
 
     by_seed: tuple[tuple[int, float], ...]
 
+    @classmethod
+    def of(cls, values: Iterable[tuple[int, float | None]]) -> Estimate:
+        """From values by seed, of which some are not known."""
+        return cls(tuple((seed, float(v)) for seed, v in values if v is not None and math.isfinite(v)))
+
     @property
     def mean(self) -> float:
         return math.fsum(value for _, value in self.by_seed) / len(self.by_seed) if self.by_seed else math.nan
@@ -231,8 +236,7 @@ def _row(runs: Mapping[int, StudyRun], values: Values, varied: Values, labels: t
     first = next(iter(runs.values()))
 
     def estimate(metric: str) -> Estimate:
-        by_seed = ((run.seed, float(run.metrics.get(metric, math.nan))) for run in in_order)
-        return Estimate(tuple((seed, value) for seed, value in by_seed if math.isfinite(value)))
+        return Estimate.of((run.seed, run.metrics.get(metric)) for run in in_order)
 
     return Row(
         setting=first.setting,

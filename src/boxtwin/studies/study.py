@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from boxtwin.studies.class_figures import ClassFigures, class_figures
-from boxtwin.studies.comparison import Contrast, Figures, contrasts
+from boxtwin.studies.class_metrics import ClassMetrics, class_metrics
+from boxtwin.studies.comparison import Contrast, ResampledMetrics, contrasts
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.runs import FINISHED, NO_COPIES, StudyRun, find_file
@@ -22,9 +22,9 @@ class Study:
     evidence: Mapping[str, Evidence]  # by run id
     copies: Mapping[str, Path]  # by run id, a folder with those files of a run that its own folder lacks
     rows: list[Row]
-    figures: Figures
+    resampled: ResampledMetrics
     contrasts: list[Contrast]
-    by_class: dict[str, list[ClassFigures]]
+    by_class: dict[str, list[ClassMetrics]]
 
     @classmethod
     def of(
@@ -44,9 +44,9 @@ class Study:
             InputError: two finished runs are of the same condition and seed, or runs that are compared were tested on
                 different images.
         """
-        rows, figures = condition_table(runs), Figures(evidence)
-        by_class = class_figures(rows, runs, evidence)
-        return cls(runs, evidence, copies, rows, figures, contrasts(rows, figures), by_class)
+        rows, resampled = condition_table(runs), ResampledMetrics(evidence)
+        by_class = class_metrics(rows, runs, evidence)
+        return cls(runs, evidence, copies, rows, resampled, contrasts(rows, resampled), by_class)
 
     @property
     def name(self) -> str:

@@ -18,7 +18,7 @@ from boxtwin.studies.comparison import against_none
 from boxtwin.studies.costs import costs, unattributed
 from boxtwin.studies.report.cards import store_cards
 from boxtwin.studies.report.gallery import galleries
-from boxtwin.studies.report.plots import CURVES, curve_figure, plot_curves
+from boxtwin.studies.report.plots import CURVES, curve_plot, plot_curves
 from boxtwin.studies.report.sections import Section
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.report.tables import MOST_CLASSES, write_csv
@@ -48,7 +48,7 @@ def write_report(study: Study, summary: Summary, folder: Path) -> Path:
         study=study,
         summary=summary,
         seeds=sorted({seed for row in rows for seed in row.seeds}),
-        curves=Section("Curves", (), tuple(curve_figure(rows, metric) for metric in CURVES) if rows else ()),
+        curves=Section("Curves", (), tuple(curve_plot(rows, metric) for metric in CURVES) if rows else ()),
         most_classes=MOST_CLASSES,
         sections=[
             *([Section("Every comparison", tuple(summary.comparisons), ())] if summary.answer else ()),

@@ -34,7 +34,7 @@ LETTERS = 14  # of 9 points that go into an inch of a legend
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ((0, ()), (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
-# Nothing about when and with what: the same figure gives the same bytes, and names no address.
+# Nothing about when and with what: the same drawing gives the same bytes, and names no address.
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 COLUMNS = 2
@@ -146,7 +146,7 @@ def _band(axes: Axes, x: np.ndarray, estimates: Sequence[Estimate], scale: float
         axes.errorbar(x[known], middle[known], reach, fmt="none", ecolor=colour, elinewidth=1.0, capsize=4)
 
 
-def curve_figure(rows: Sequence[Row], metric: str) -> Drawing:
+def curve_plot(rows: Sequence[Row], metric: str) -> Drawing:
     """One curve with its legend for the page, and what it shows in words."""
     # Four inches wide: type of 10 points has that size on a phone.
     with mpl.rc_context({"font.size": 10}):
@@ -164,7 +164,7 @@ def curve_text(rows: Sequence[Row], metric: str) -> str:
         estimates = [(row.variations, row.estimates[metric]) for row in line]
         points = [(number, each.mean, mean_interval([v for _, v in each.by_seed])) for number, each in estimates]
         lines.append((name, points))
-    return sentence("conditions_in_words", figure=metric, lines=lines)
+    return sentence("conditions_in_words", metric=metric, lines=lines)
 
 
 def _legend(figure: Figure) -> None:
@@ -194,7 +194,7 @@ def dose_response_picture(curves: Sequence[tuple[str, Curve]]) -> Drawing:
 
 def _draw(axes: Axes, curve: Curve, colour: str) -> None:
     """Curve, band, what was measured with its own interval, and the best number."""
-    scale = METRICS[curve.figure].factor
+    scale = METRICS[curve.metric].factor
     x, band = np.log1p(curve.variations), scale * curve.band
     axes.axhline(0, color="#555555", linewidth=0.8)
     axes.fill_between(x, band[0], band[1], color=colour, alpha=0.18, linewidth=0)
@@ -221,7 +221,7 @@ def _draw(axes: Axes, curve: Curve, colour: str) -> None:
     axes.set_xticks(np.log1p(ticks), [str(tick) for tick in ticks])
     axes.set_xlim(-0.1, x[-1] * 1.06 + 0.05)
     axes.set_xlabel("variations per real image")
-    axes.set_ylabel(METRICS[curve.figure].gain)
+    axes.set_ylabel(METRICS[curve.metric].gain)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="best", frameon=False)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from boxtwin.files import write_bytes_atomically
-from boxtwin.studies.class_figures import ClassChange, ClassFigures, class_columns
+from boxtwin.studies.class_metrics import ClassMetrics, class_columns
 from boxtwin.studies.comparison import Contrast, Difference, against_none
 from boxtwin.studies.conditions import Estimate, Row, varied_settings
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.words import METRICS, number, sentence
 
-NO_CLASSES: Mapping[str, Sequence[ClassFigures]] = MappingProxyType({})
+NO_CLASSES: Mapping[str, Sequence[ClassMetrics]] = MappingProxyType({})
 MOST_CLASSES = 30  # that the page and the terminal show; comparison.csv has all
 CHANGED = ("map", "map_50", "count_mae")  # in the order of comparison.csv
 
@@ -38,7 +38,7 @@ def _ranged(metric: str, estimate: Estimate) -> str:
     return f"{mean} [{low}, {high}]" if len(estimate.by_seed) > 1 else mean
 
 
-def _signed(metric: str, value: Estimate | Difference | ClassChange | None) -> str:
+def _signed(metric: str, value: Estimate | Difference | None) -> str:
     return "" if value is None else METRICS[metric].form(value.mean, signed=True)
 
 
@@ -70,7 +70,7 @@ def text_table(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list[
     return aligned(lines, {*range(len(varied) + 1), len(varied) + 2})
 
 
-def class_text(by_class: Mapping[str, Sequence[ClassFigures]]) -> list[str]:
+def class_text(by_class: Mapping[str, Sequence[ClassMetrics]]) -> list[str]:
     """The table by class in plain text, a line for each condition below the name of the class; none for one class."""
     lines = [["condition", "AP", "AP50", "AP50 vs x0", "count MAE", "MAE vs x0", "bias", "threshold"]]
     shown = dict(list(by_class.items())[:MOST_CLASSES])
@@ -91,11 +91,11 @@ def write_csv(
     rows: Sequence[Row],
     path: Path,
     contrasts: Sequence[Contrast] = (),
-    by_class: Mapping[str, Sequence[ClassFigures]] = NO_CLASSES,
+    by_class: Mapping[str, Sequence[ClassMetrics]] = NO_CLASSES,
 ) -> None:
     """One line per condition, unrounded; AP in [0, 1] as in MLflow. Empty: not known.
 
-    What ``by_class`` has (see `boxtwin.studies.class_figures`) stands in columns such as ``NAME/map_50_mean``.
+    What ``by_class`` has (see `boxtwin.studies.class_metrics`) stands in columns such as ``NAME/map_50_mean``.
     """
     by_row = against_none(contrasts)
     plain = ("dataset", "detector", "setting", "steps", "split", "generator", "variations")
