@@ -33,8 +33,7 @@ def study(
 
 def result(rows: Sequence[Row], figures: ResampledMetrics) -> Exchange | None:
     (row,) = [row for row in rows if row.variations]
-    (base,) = [base for base in rows if base.split == row.split and not base.variations]
-    return exchange(row, base, curve_rows(rows, base, figures), figures)
+    return exchange(row, rows, figures)
 
 
 def known(rows: Sequence[Row], figures: ResampledMetrics) -> Exchange:

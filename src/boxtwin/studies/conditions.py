@@ -22,6 +22,7 @@ from boxtwin.studies.condition_values import (
     part_of,
     places_of,
 )
+from boxtwin.studies.inference import mean_interval
 from boxtwin.studies.runs import FINISHED, NO_GENERATOR, StudyRun
 
 CONTROLS = ("repeat", "copy_paste")
@@ -42,16 +43,25 @@ class Estimate:
         return cls(tuple((seed, float(v)) for seed, v in values if v is not None and math.isfinite(v)))
 
     @property
+    def values(self) -> list[float]:
+        return [value for _, value in self.by_seed]
+
+    @property
     def mean(self) -> float:
-        return math.fsum(value for _, value in self.by_seed) / len(self.by_seed) if self.by_seed else math.nan
+        return math.fsum(self.values) / len(self.by_seed) if self.by_seed else math.nan
 
     @property
     def low(self) -> float:
-        return min((value for _, value in self.by_seed), default=math.nan)
+        return min(self.values, default=math.nan)
 
     @property
     def high(self) -> float:
-        return max((value for _, value in self.by_seed), default=math.nan)
+        return max(self.values, default=math.nan)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean over seeds on the same test images; None with fewer than two seeds."""
+        return mean_interval(self.values)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from scipy.optimize import isotonic_regression
 
 from boxtwin.studies.comparison import ResampledMetrics
-from boxtwin.studies.conditions import Row, paired_seeds
+from boxtwin.studies.conditions import Row, baseline, paired_seeds
 from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, variances, widened_tail
 
 METRIC = "map_50"
@@ -35,6 +35,7 @@ class Exchange:
 
     row: Row
     base: Row
+    curve: Sequence[Row]  # real-only conditions
     sizes: tuple[float, ...]
     worth: float
     low: float
@@ -72,12 +73,16 @@ def equivalent(sizes: Float[np.ndarray, " sizes"], values: Float[np.ndarray, " s
     return float(np.exp(np.interp(reached, curve, at)))
 
 
-def exchange(row: Row, base: Row, curve: Sequence[Row], resampled: ResampledMetrics) -> Exchange | None:
+def exchange(row: Row, rows: Sequence[Row], resampled: ResampledMetrics) -> Exchange | None:
     """What a row is worth, with its interval from a bootstrap of seeds and images; None where runs or matches lack.
 
     In each of the resamples seeds are drawn that all conditions have in common, together with a resample of the test
     images, and the whole curve is drawn anew (see `hierarchical_interval`, whose tails are widened in the same way).
     """
+    base = baseline(rows, row)
+    if base is None:
+        return None
+    curve = curve_rows(rows, base, resampled)
     used = [each for each in curve if len(paired_seeds(row, each)) >= LEAST_PAIRS]
     if base not in used or len(used) < LEAST_SIZES:
         return None
@@ -95,4 +100,4 @@ def exchange(row: Row, base: Row, curve: Sequence[Row], resampled: ResampledMetr
     tail = widened_tail(*variances(gains[:, 0], gains[:, 1:]), len(shared), images)
     low, high = np.quantile(worth, [tail, 1 - tail], method="nearest")  # of infinite values there is no middle
     middle = equivalent(sizes, measured[:-1], float(measured[-1])) - base.real_images
-    return Exchange(row, base, tuple(sizes.tolist()), middle, float(low), float(high), len(shared))
+    return Exchange(row, base, curve, tuple(sizes.tolist()), middle, float(low), float(high), len(shared))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,8 +32,8 @@ class Mark:
     y: float
     width: float
     height: float
-    colour: str = ""  # of its class, for a square in its corner; empty where there is one class
-    corner: float = 0.0  # side of the square
+    colour: str  # of its class, for a square in its corner; empty where there is one class
+    corner: float  # side of the square
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def _worst(members: Sequence[Examples]) -> list[Pictured]:
 def _image(key: str, pictured: Pictured, members: Sequence[Examples]) -> PicturedImage:
     sample, classes = pictured.sample, members[0].classes
     boxes, labels, several = sample.object_boxes, sample.object_labels, len(classes) > 1
-    crowds = _marks("crowd", sample.boxes[sample.crowd], None, pictured)
-    truth = _marks("true", boxes, labels if several else None, pictured)
+    crowds = _marks("crowd", sample.boxes[sample.crowd], sample.labels[sample.crowd], pictured, coloured=False)
+    truth = _marks("true", boxes, labels, pictured, coloured=several)
     drawings = [MarkedImage((*crowds, *truth), f"{len(boxes)} true{_by_class(labels, classes)}")]
     for examples in members:
         found = examples.found.get(sample.image_id, Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)))
@@ -119,11 +120,7 @@ def _image(key: str, pictured: Pictured, members: Sequence[Examples]) -> Picture
         groups = {"missed": (boxes[matches.missed], labels[matches.missed])}
         for kind, chosen in (("crowd", matches.ignored), ("right", matches.right), ("wrong", wrong)):
             groups[kind] = (found.boxes[chosen], found.labels[chosen])
-        marks = [
-            mark
-            for kind, (drawn, of_class) in groups.items()
-            for mark in _marks(kind, drawn, of_class if several else None, pictured)
-        ]
+        marks = itertools.chain(*(_marks(kind, *of, pictured, coloured=several) for kind, of in groups.items()))
         counts = ", ".join(f"{len(groups[kind][0])} {word}" for kind, word in KINDS.items() if len(groups[kind][0]))
         text = f"found {len(found.boxes)}{_by_class(found.labels, classes)}{counts and ': '}{counts}"
         drawings.append(MarkedImage((*crowds, *marks), text))
@@ -138,17 +135,15 @@ def _by_class(labels: Int[np.ndarray, " n"], classes: Sequence[str]) -> str:
 
 
 def _marks(
-    kind: str, boxes: Float[np.ndarray, "n 4"], labels: Int[np.ndarray, " n"] | None, pictured: Pictured
+    kind: str, boxes: Float[np.ndarray, "n 4"], labels: Int[np.ndarray, " n"], pictured: Pictured, *, coloured: bool
 ) -> list[Mark]:
-    """Boxes around the same centres, enlarged to a visible size; with ``labels`` in the colours of classes."""
+    """Boxes around the same centres, enlarged to a visible size."""
     least = LEAST_BOX * max(pictured.sample.width, pictured.sample.height)
     size = np.maximum(boxes[:, 2:] - boxes[:, :2], least)
     corner = (boxes[:, :2] + boxes[:, 2:] - size) / 2
     places = np.concatenate([corner, size], axis=1).round(1).tolist()
-    marks = [Mark(kind, x, y, width, height) for x, y, width, height in places]
-    if labels is None:
-        return marks
+    colours = [class_colour(label) if coloured else "" for label in labels.tolist()]
     return [
-        replace(mark, colour=class_colour(label), corner=round(least, 1))
-        for mark, label in zip(marks, labels.tolist(), strict=True)
+        Mark(kind, x, y, width, height, colour, round(least, 1))
+        for (x, y, width, height), colour in zip(places, colours, strict=True)
     ]

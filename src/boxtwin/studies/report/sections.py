@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from boxtwin.studies.comparison import Contrast, ResampledMetrics
-from boxtwin.studies.conditions import Row, baseline, condition_name
+from boxtwin.studies.conditions import Row, condition_name
 from boxtwin.studies.dose_response import MARGINS, Curve, can_bend, fit, lines, tried
-from boxtwin.studies.equivalence import Exchange, curve_rows, exchange
+from boxtwin.studies.equivalence import Exchange, exchange
 from boxtwin.studies.inference import LEVEL
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, equivalence_pictures, steps_picture
@@ -103,16 +103,10 @@ def describe_curve(curve: Curve) -> str:
 
 def equivalence_section(rows: Sequence[Row], resampled: ResampledMetrics) -> Section | None:
     """What conditions with variations are worth in real images; None where no run has enough data."""
-    shown: list[tuple[Row, list[Row], Exchange]] = []
-    for row in rows:
-        base = baseline(rows, row)
-        curve = [] if base is None else curve_rows(rows, base, resampled)
-        worth = None if base is None else exchange(row, base, curve, resampled)
-        if worth is not None:
-            shown.append((row, curve, worth))
-    sentences = [f"{sentence('exchange_title', row=row)} {describe_exchange(worth)}" for row, _, worth in shown]
-    pictures = tuple(equivalence_pictures(shown))
-    return Section("What the synthetic images are worth", tuple(sentences), pictures) if shown else None
+    exchanges = [worth for row in rows if (worth := exchange(row, rows, resampled)) is not None]
+    sentences = [f"{sentence('exchange_title', row=each.row)} {describe_exchange(each)}" for each in exchanges]
+    plots = tuple(equivalence_pictures(exchanges))
+    return Section("What the synthetic images are worth", tuple(sentences), plots) if exchanges else None
 
 
 def describe_exchange(exchange: Exchange) -> str:
