@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from boxtwin.studies.comparison import ResampledMetrics
+from boxtwin.studies.comparison import ResampledMetrics, contrasts
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.inference import image_counts
 from boxtwin.studies.runs import StudyRun
+from boxtwin.studies.study import Study
 
 IMAGES = 100
 
@@ -97,3 +98,8 @@ def simulate(
                     )
                 )
     return runs, condition_table(runs), SimulatedMetrics(by_image, resamples)
+
+
+def study_of(runs: Sequence[StudyRun], rows: list[Row], resampled: ResampledMetrics) -> Study:
+    """A study with the comparisons of its rows."""
+    return Study(runs, {}, {}, rows, resampled, contrasts(rows, resampled), {})

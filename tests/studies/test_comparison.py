@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coco_reference import coco_metrics
+from simulated_study import study_of
 from study_runs import finished_run
 
 from boxtwin.datasets.sample import Detections, Sample
@@ -197,7 +198,7 @@ def test_every_resample_is_worked_out_once(tmp_path: Path) -> None:
 def test_a_condition_has_mean_interval_and_number_of_seeds(tmp_path: Path) -> None:
     rows, figures = study(tmp_path, {(0, "none"): 0.5, (2, "repeat"): 0.9}, seeds=6)
     found = contrasts(rows, figures)
-    plain, repeated = conditions(rows, found, figures)
+    plain, repeated = conditions(study_of([], rows, figures))
     assert (plain.name, repeated.name) == ("s2-x0-none-yolov3_nano", "s2-x2-repeat-yolov3_nano")
     assert plain.key != repeated.key
     assert repeated.params == {
@@ -223,7 +224,7 @@ def test_a_condition_has_mean_interval_and_number_of_seeds(tmp_path: Path) -> No
 
 def test_the_interval_of_a_mean_is_as_wide_as_seeds_and_images_make_it(tmp_path: Path) -> None:
     rows, figures = study(tmp_path, {(0, "none"): 0.6}, seeds=6)
-    (condition,) = conditions(rows, [], figures)
+    (condition,) = conditions(study_of([], rows, figures))
     width = condition.metrics["test/count_mae_high"] - condition.metrics["test/count_mae_low"]
     # The count error is a plain mean, so its variance is the textbook's: of the seeds' means, and of the images' means.
     errors = np.array([np.abs(figures._evidence[run].found - figures._evidence[run].true) for run in rows[0].runs])
@@ -234,7 +235,7 @@ def test_the_interval_of_a_mean_is_as_wide_as_seeds_and_images_make_it(tmp_path:
 
 def test_one_seed_has_a_mean_and_no_interval(tmp_path: Path) -> None:
     rows, figures = study(tmp_path, {(0, "none"): 0.5, (2, "repeat"): 0.9}, seeds=1)
-    for condition in conditions(rows, contrasts(rows, figures), figures):
+    for condition in conditions(study_of([], rows, figures)):
         assert condition.metrics["seeds"] == 1
         assert math.isfinite(condition.metrics["test/map"])
         assert not any(name.endswith(("_low", "_high")) for name in condition.metrics)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulated_study import Simulated, simulate
+from simulated_study import Simulated, simulate, study_of
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
@@ -146,7 +146,7 @@ def test_bands_hold_the_truth() -> None:
 
 def test_no_effect_is_not_called_one() -> None:
     _, rows, figures = simulate(conditions(gain=lambda _: 0.0), seeds=6)
-    section = dose_response_section(rows, figures)
+    section = dose_response_section(study_of([], rows, figures))
     ((base, members),) = lines(rows)
     curve = fit("map_50", tried("map_50", base, members, figures))
     assert curve.best_range[0] <= 2
@@ -154,7 +154,7 @@ def test_no_effect_is_not_called_one() -> None:
     assert section is not None
     assert len(section.plots) == 2
     assert curve.best_gain[1] <= 0
-    again = dose_response_section(rows, figures)
+    again = dose_response_section(study_of([], rows, figures))
     assert again is not None
     assert again.plots == section.plots  # to the byte
     assert all(picture.svg.count("<svg") == 1 and "95 % band" in picture.text for picture in section.plots)
@@ -162,10 +162,10 @@ def test_no_effect_is_not_called_one() -> None:
 
 def test_without_enough_numbers_or_seeds_there_is_no_section() -> None:
     _, rows, figures = simulate(conditions((2,)), seeds=6)
-    assert dose_response_section(rows, figures) is None
+    assert dose_response_section(study_of([], rows, figures)) is None
     _, rows, figures = simulate(conditions((2, 10)), seeds=5)
-    assert dose_response_section(rows, figures) is None
-    assert dose_response_section([row for row in rows if not row.variations], figures) is None
+    assert dose_response_section(study_of([], rows, figures)) is None
+    assert dose_response_section(study_of([], [row for row in rows if not row.variations], figures)) is None
 
 
 FIELDS_BY_SEED = ("seeds", "runs", "machines")
@@ -178,7 +178,7 @@ def test_numbers_with_few_seeds_are_left_out() -> None:
     ((base, members),) = lines(rows)
     assert can_bend(base, members)
     assert tried("map_50", base, members, figures).variations == (2, 10)
-    section = dose_response_section(rows, figures)
+    section = dose_response_section(study_of([], rows, figures))
     assert section is not None
     assert "5 variations have too few seeds" in section.sentences[-1]
 

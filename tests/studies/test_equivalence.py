@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulated_study import SimulatedMetrics, simulate
+from simulated_study import SimulatedMetrics, simulate, study_of
 
 from boxtwin.studies.comparison import ResampledMetrics, positive_controls
 from boxtwin.studies.conditions import Row
@@ -93,12 +93,12 @@ def test_too_few_sizes_seeds_or_matches_give_no_answer() -> None:
         (study(0.6)[1], ResampledMetrics({})),
     ):
         assert result(rows, figures) is None
-        assert equivalence_section(rows, figures) is None
+        assert equivalence_section(study_of([], rows, figures)) is None
 
 
 def test_the_section_has_a_picture_and_its_words() -> None:
     _, rows, figures = study(on_real(52))
-    section = equivalence_section(rows, figures)
+    section = equivalence_section(study_of([], rows, figures))
     assert section is not None
     assert "s2 x10 pixel_ddpm on 40 real images are worth about" in section.sentences[0]
     (picture,) = section.plots

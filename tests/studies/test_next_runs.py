@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulated_study import Simulated, simulate
+from simulated_study import Simulated, simulate, study_of
 from study_runs import finished_run
 
 from boxtwin.studies.commands import command
@@ -40,7 +40,7 @@ FULL: list[Simulated] = [
 
 def planned(conditions: Sequence[Simulated], **settings: Any) -> list[Candidate]:
     runs, rows, figures = simulate(conditions, **{"seeds": 6, **settings})
-    return plan(runs, rows, contrasts(rows, figures), figures)
+    return plan(study_of(runs, rows, figures))
 
 
 def gain_on_s2(candidate: Candidate) -> bool:
@@ -173,7 +173,7 @@ def test_a_split_is_named_as_it_is() -> None:
     runs, _, figures = simulate([("my split", *row[1:]) for row in FULL if row[0] == "s2"], seeds=6)
     runs = [replace(run, overrides="") for run in runs]
     rows = condition_table(runs)
-    found = plan(runs, rows, contrasts(rows, figures), figures)
+    found = plan(study_of(runs, rows, figures))
     assert found
     assert all("split='my split'" in command for each in found for command in each.command.split(" && "))
 
@@ -182,7 +182,7 @@ def test_seeds_of_one_side_are_completed_first() -> None:
     runs, _, figures = simulate(FULL[:1] + FULL[2:], seeds=6)
     runs = [run for run in runs if run.variations == 0 or run.seed == 0]
     rows = condition_table(runs)
-    found = plan(runs, rows, contrasts(rows, figures), figures)
+    found = plan(study_of(runs, rows, figures))
     gain = next(c for c in found if gain_on_s2(c))
     assert gain.now is None
     assert "seed=1,2,3,4,5,6,7" in gain.command
@@ -215,7 +215,7 @@ def test_a_number_beside_the_best_is_proposed() -> None:
 def test_one_run_and_runs_that_do_not_say_what_was_typed() -> None:
     runs, rows, figures = simulate(FULL[:1], seeds=1)
     runs = [replace(run, overrides="") for run in runs]
-    candidates = plan(runs, rows, contrasts(rows, figures), figures)
+    candidates = plan(study_of(runs, rows, figures))
     found = next_runs_section(candidates, runs)
     table = candidates_table(candidates)
     assert table[0].endswith("what to run")

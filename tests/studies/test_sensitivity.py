@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from simulated_study import Simulated, simulate
+from simulated_study import Simulated, simulate, study_of
 
-from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import Interval
 from boxtwin.studies.report.sections import Section, sensitivity_section
@@ -21,7 +20,7 @@ PLAIN = [("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 0.6)]
 
 def said(conditions: Sequence[Simulated], **settings: Any) -> Section:
     runs, rows, figures = simulate(conditions, **{"seeds": 6, **settings})
-    return sensitivity_section(runs, rows, contrasts(rows, figures))
+    return sensitivity_section(study_of(runs, rows, figures))
 
 
 def test_a_positive_control_that_is_significant() -> None:
@@ -81,7 +80,7 @@ def test_whether_training_was_over_cannot_always_be_told() -> None:
     assert unknown.state == "unknown"
     runs, rows, figures = simulate(PLAIN, seeds=6)
     silent = [replace(run, validation=()) for run in runs]
-    sentences = sensitivity_section(silent, rows, contrasts(rows, figures)).sentences
+    sentences = sensitivity_section(study_of(silent, rows, figures)).sentences
     assert not any("real images alone: " in sentence for sentence in sentences)
 
 
@@ -101,10 +100,10 @@ def test_runs_that_differ_in_more_than_steps_are_not_put_on_one_axis() -> None:
     runs, _, figures = simulate(PLAIN, seeds=6, steps=(300, 1200))
     other = [replace(c, overrides=f"{c.overrides} detector.freeze={int(c.steps == 300)}") for c in runs]
     rows = condition_table(other)
-    assert sensitivity_section(other, rows, contrasts(rows, figures)).plots == ()
+    assert sensitivity_section(study_of(other, rows, figures)).plots == ()
     silent = [replace(run, overrides="") for run in runs]
     rows = condition_table(silent)
-    assert sensitivity_section(silent, rows, contrasts(rows, figures)).plots == ()
+    assert sensitivity_section(study_of(silent, rows, figures)).plots == ()
 
 
 def test_the_recipe_is_what_no_table_varies() -> None:

@@ -48,22 +48,3 @@ def class_metrics(
             differences = {metric: changed[f"{name}/{metric}"] for metric in METRICS if changed}
             by_class[name].append(ClassMetrics(row, estimates, differences))
     return by_class
-
-
-def class_columns(by_class: Mapping[str, Sequence[ClassMetrics]], row: Row) -> dict[str, float | None]:
-    """The columns of comparison.csv by class, and a row's entries: means, extremes and changes; None: not known."""
-    columns: dict[str, float | None] = {}
-    for name, conditions in by_class.items():
-        of_row = next((each for each in conditions if each.row.runs == row.runs), None)
-        for metric in METRICS:
-            estimate = of_row.estimates[metric] if of_row else None
-            change = of_row.changes.get(metric) if of_row else None
-            for part, field in {"mean": "mean", "min": "low", "max": "high"}.items():
-                columns[f"{name}/{metric}_{part}"] = getattr(estimate, field, None)
-            columns[f"{name}/{metric}_change"] = getattr(change, "mean", None)
-            columns[f"{name}/{metric}_change_pairs"] = getattr(change, "pairs", None)
-        for metric in WITH_INTERVAL:
-            change = of_row.changes.get(metric) if of_row else None
-            for end in ("low", "high"):
-                columns[f"{name}/{metric}_change_{end}95"] = getattr(change and change.interval, end, None)
-    return columns

@@ -276,6 +276,11 @@ def baseline(rows: Sequence[Row], row: Row) -> Row | None:
     return next(same, None) if row.variations else None
 
 
+def setups(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows that may be compared with each other, together."""
+    return [[row for row in rows if row.condition == each] for each in dict.fromkeys(row.condition for row in rows)]
+
+
 def paired_seeds(*rows: Row) -> list[int]:
     """Seeds that all rows have, run on one kind of device and in one precision where these are recorded."""
     machines = [dict(zip(row.seeds, row.machines, strict=True)) for row in rows]

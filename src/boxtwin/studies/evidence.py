@@ -37,10 +37,7 @@ class Evidence:
 
     @classmethod
     def load(cls, folder: Path) -> Evidence | None:
-        """From the folder of a run; None if it keeps no matches, as runs of older versions do not.
-
-        None as well, with a warning, if they are damaged, or counts and matches are of different images.
-        """
+        """From the folder of a run; None without matches (older versions), and with a warning if they are damaged."""
         if not (folder / MATCHES_FILE).exists() or not (folder / RESULT_FILE).exists():
             return None
         try:

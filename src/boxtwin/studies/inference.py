@@ -160,10 +160,7 @@ def bootstrapped(
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of a mean over seeds by Student's t (Student 1908); None with fewer than two of them.
-
-    It speaks of other seeds on the same test images, and of no other images.
-    """
+    """95 % interval of a mean over seeds on the same test images by Student's t; None with fewer than two of them."""
     if len(values) < 2:
         return None
     mean, reach = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
@@ -188,8 +185,8 @@ def widened_tail(seed_variance: float, image_variance: float, pairs: int, images
 def sign_flip_p(differences: Sequence[float]) -> float:
     """Two-sided p value of the hypothesis that conditions do not differ, exact over all 2^n sign flips of the pairs.
 
-    Under that hypothesis either run of a pair could have been the other (Fisher 1935, section 21). It cannot be less
-    than 2 / 2^n; equal means count as at least as extreme. Up to 20 pairs all flips are looked at.
+    Under that hypothesis either run of a pair could have been the other (Fisher 1935, section 21), so p is at least
+    2 / 2^n.
 
     Raises:
         ValueError: no pairs, or more than 20.

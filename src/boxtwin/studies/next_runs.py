@@ -11,12 +11,12 @@ from typing import Literal
 from scipy import stats
 
 from boxtwin.studies.commands import command
-from boxtwin.studies.comparison import Contrast, ResampledMetrics
-from boxtwin.studies.conditions import CONTROLS, Row, baseline, condition_name, paired_seeds
+from boxtwin.studies.comparison import Contrast
+from boxtwin.studies.conditions import CONTROLS, Row, baseline, condition_name, paired_seeds, setups
 from boxtwin.studies.dose_response import LEAST_COUNTS, can_bend, fit, lines, tried
 from boxtwin.studies.equivalence import LEAST_SIZES, curve_rows
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
-from boxtwin.studies.runs import FINISHED, StudyRun
+from boxtwin.studies.study import Study
 
 METRIC = "map_50"
 MORE_SEEDS = 2  # added where there are enough to test for significance: a step small enough to stop after
@@ -60,11 +60,9 @@ class Candidate:
         return self.now - self.after if self.now is not None and self.after is not None else 0.0
 
 
-def plan(
-    runs: Sequence[StudyRun], rows: Sequence[Row], contrasts: Sequence[Contrast], resampled: ResampledMetrics
-) -> list[Candidate]:
+def plan(study: Study) -> list[Candidate]:
     """Candidates: what has no answer yet first, then by how much intervals would narrow, the cheaper first."""
-    planner = _Planner(runs, rows, contrasts, resampled)
+    planner = _Planner(study)
     candidates = [
         *planner.positive_controls(),
         *planner.more_seeds(),
@@ -78,15 +76,10 @@ def plan(
 
 
 class _Planner:
-    def __init__(
-        self, runs: Sequence[StudyRun], rows: Sequence[Row], contrasts: Sequence[Contrast], resampled: ResampledMetrics
-    ) -> None:
-        self.runs = {run.run_id: run for run in runs if run.status == FINISHED}
-        self.rows, self.contrasts, self.resampled = rows, contrasts, resampled
-        self.setups = [
-            [row for row in rows if row.condition == condition]
-            for condition in dict.fromkeys(row.condition for row in rows)
-        ]
+    def __init__(self, study: Study) -> None:
+        self.runs = {run.run_id: run for run in study.runs}
+        self.rows, self.contrasts, self.resampled = study.rows, study.contrasts, study.resampled
+        self.setups = setups(study.rows)
 
     def more_seeds(self) -> Iterator[Candidate]:
         """Pairs that every difference of the table lacks, or a few more."""

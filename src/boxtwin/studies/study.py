@@ -1,4 +1,4 @@
-"""A study, computed once from its runs: what its table, its sentences, its page and its MLflow summary share."""
+"""A study, computed once from its runs for table, sentences, page and MLflow."""
 
 from __future__ import annotations
 
@@ -33,12 +33,7 @@ class Study:
         evidence: Mapping[str, Evidence] = MappingProxyType({}),
         copies: Mapping[str, Path] = NO_COPIES,
     ) -> Study:
-        """Compare the conditions of a study.
-
-        Args:
-            runs: its runs, whatever their state.
-            evidence: by run id, where runs keep their matches.
-            copies: by run id, a folder with those files of a run that its own folder lacks.
+        """Compare the conditions of runs, whatever their state.
 
         Raises:
             InputError: two finished runs are of the same condition and seed, or runs that are compared were tested on

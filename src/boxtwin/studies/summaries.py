@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from boxtwin.config.identity import short_hash
-from boxtwin.studies.comparison import Contrast, Difference, ResampledMetrics, against_none
+from boxtwin.studies.comparison import Difference, ResampledMetrics, against_none
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.evidence import COMPARED
 from boxtwin.studies.inference import Interval, interval_of
+from boxtwin.studies.study import Study
 from boxtwin.tracking.mlflow_runs import Condition
 
 PARAMS = ("dataset", "split", "variations", "generator", "detector", "steps")
 
 
-def conditions(rows: Sequence[Row], contrasts: Sequence[Contrast], resampled: ResampledMetrics) -> list[Condition]:
-    """What `boxtwin.tracking.mlflow_runs.Store.write_conditions` takes.
-
-    Means are named as the metrics of runs are, so that MLflow's table and charts have both in one column:
-    ``test/map_50``, ``test/map_50_low``, ``test/map_50_high`` and ``seeds``. Differences to no variations are
-    ``vs_x0/map_50`` with ``_low``, ``_high``, ``_p`` and ``_p_holm``, over ``vs_x0/pairs`` seeds.
+def conditions(study: Study) -> list[Condition]:
+    """Means are named as the metrics of runs are, so that MLflow has both in one column: ``test/map_50``, with
+    ``test/map_50_low`` and ``test/map_50_high``. Differences to no variations are ``vs_x0/map_50`` with ``_low``,
+    ``_high``, ``_p`` and ``_p_holm``, over ``vs_x0/pairs`` seeds.
     """
-    differences = against_none(contrasts)
-    return [_condition(row, differences.get(row.runs, {}), resampled) for row in rows]
+    differences = against_none(study.contrasts)
+    return [_condition(row, differences.get(row.runs, {}), study.resampled) for row in study.rows]
 
 
 def _condition(row: Row, differences: Mapping[str, Difference], resampled: ResampledMetrics) -> Condition:

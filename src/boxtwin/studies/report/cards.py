@@ -32,10 +32,7 @@ class StoreCards:
 
 
 def store_cards(study: Study) -> list[StoreCards]:
-    """The cards of all stores that the runs used, once for each split; stores of runs that keep none are left out.
-
-    A store's card is taken from the run with the most variations: those of the others are among its own.
-    """
+    """The cards of all stores that the runs used, once for each split, from the run with the most variations."""
     by_store: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in sorted(study.rows, key=lambda row: -row.variations):
         if row.variations:

@@ -35,11 +35,6 @@ def write_report(study: Study, summary: Summary, folder: Path) -> Path:
     """Write ``index.html`` (self-contained), ``comparison.csv`` and ``curves.png`` into ``folder``; the HTML's path.
 
     What runs do not keep is left out; runs that failed or did not finish are listed.
-
-    Args:
-        study: whose runs are compared.
-        summary: of the study; its sections stand after the table.
-        folder: of the report.
     """
     runs, rows = study.runs, study.rows
     write_csv(rows, folder / "comparison.csv", study.contrasts, study.by_class)
