@@ -26,14 +26,14 @@ def said(conditions: Sequence[Simulated], **settings: Any) -> Section:
 def test_a_positive_control_that_is_significant() -> None:
     sentences = said([*PLAIN, ("s2", 2, "pixel_ddpm", 40.0, 0.6)]).sentences
     assert sentences[0].startswith(
-        "This set-up detects what real data is worth: 80 instead of 40 real images changed AP50 by"
+        "The study detects the effect of more real images: 80 instead of 40 real images changed AP50 by"
     )
     assert "The smallest detectable gain" in sentences[1]
 
 
 def test_a_set_up_that_could_not_have_seen_a_gain() -> None:
     blind = [("s1", 0, "none", 80.0, 0.6), *PLAIN[1:], ("s2", 2, "pixel_ddpm", 40.0, 0.6)]
-    assert "This set-up could not have detected a gain: even 80 instead of 40" in said(blind).sentences[0]
+    assert "The study could not have detected a gain: even 80 instead of 40" in said(blind).sentences[0]
     assert "inconclusive" not in said(blind[:2]).sentences[0]
     seeing = [*blind[:2], ("s2", 2, "pixel_ddpm", 40.0, 0.7)]
     assert "but a gain from variations is" in said(seeing).sentences[0]

@@ -174,13 +174,16 @@ def dose_response_picture(curves: Sequence[tuple[str, Curve]]) -> Drawing:
     """One panel for each curve, on the same scale."""
     columns = min(COLUMNS, len(curves))
     height = -(-len(curves) // columns)
-    canvas = Figure(figsize=(1 + 4 * columns, 3.6 * height), layout="constrained")
+    canvas = Figure(figsize=(1 + 4 * columns, 3.8 * height), layout="constrained")
     panels = canvas.subplots(height, columns, squeeze=False, sharey=True).ravel()
     for place, (panel, (title, curve)) in enumerate(zip(panels, curves, strict=False)):
         _draw(panel, curve, COLOURS[place % len(COLOURS)])
-        panel.set_title(title, fontsize=11)
+        sure = curve.best == 0 or curve.band[0, curve.best_place] > 0
+        panel.set_title(f"{title}\nbest: {curve.best}{'' if sure else ' (not significant)'}", fontsize=11)
     for panel in panels[len(curves) :]:
         panel.set_axis_off()
+    handles, labels = panels[0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return Drawing(as_svg(canvas), " ".join(_in_words(title, curve) for title, curve in curves))
 
 
@@ -199,22 +202,13 @@ def _draw(axes: Axes, curve: Curve, colour: str) -> None:
         np.log1p(curve.tried.variations), scale * curve.tried.gains, halves, fmt="o", **measured,
         label="measured, 95 % each",
     )  # fmt: skip
-    best = curve.best_place
-    axes.plot(x[best], scale * curve.mean[best], "*", color=colour, markersize=14, markeredgecolor="black")
-    sure = curve.best == 0 or band[0, best] > 0
-    axes.annotate(
-        f"best: {curve.best}" if sure else f"best, not sure: {curve.best}",
-        (x[best], scale * curve.mean[best]),
-        (0, -20),
-        textcoords="offset points",
-        ha="left" if curve.best == 0 else "center",  # not across the axis
-    )
+    star: dict[str, Any] = {"color": colour, "markersize": 14, "markeredgecolor": "black", "linestyle": "none"}
+    axes.plot(x[curve.best_place], scale * curve.mean[curve.best_place], marker="*", label="best", **star)
     ticks = sorted({t for t in TICKS if t <= curve.variations[-1]} | {0, *curve.tried.variations})
     axes.set_xticks(np.log1p(ticks), [str(tick) for tick in ticks])
     axes.set_xlim(-0.1, x[-1] * 1.06 + 0.05)
     axes.set(xlabel="variations per real image", ylabel=METRICS[curve.metric].gain)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="best", frameon=False)
 
 
 def _in_words(title: str, curve: Curve) -> str:
