@@ -15,7 +15,6 @@ from boxtwin.evaluation.coco_metrics import coco_by_class
 from boxtwin.evaluation.counts import Thresholds, count_by_class
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
-from boxtwin.studies.class_metrics import class_metrics
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.inference import hierarchical_interval, image_counts
@@ -23,6 +22,7 @@ from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.report.tables import class_text, write_csv
 from boxtwin.studies.runs import StudyRun, runs_in
+from boxtwin.studies.slices import class_metrics
 from boxtwin.studies.study import Study
 
 CLASSES = ("red cell", '<b>船, "x"')

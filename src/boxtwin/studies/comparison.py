@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from boxtwin.errors import InputError
-from boxtwin.studies.conditions import Row, baseline, paired_seeds
+from boxtwin.studies.conditions import Estimate, Row, baseline, paired_seeds, setups
 from boxtwin.studies.evidence import COMPARED, Counts, Evidence, Resampled
 from boxtwin.studies.inference import (
     LEAST_PAIRS,
@@ -33,11 +33,7 @@ Kind = Literal["variations", "control", "positive control"]
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of one condition minus that of another, over the seeds that both have.
-
-    ``interval`` is None with fewer than two pairs, or where runs keep no matches. ``p`` is not corrected, ``p_holm``
-    is, for all differences of this metric that the table makes.
-    """
+    """One metric of one condition minus that of another, over the seeds that both have."""
 
     metric: str
     before: float  # means over the pairs; with no pairs, those of the conditions
@@ -46,29 +42,28 @@ class Difference:
     pairs: int
     low: float  # least and greatest of the pairs
     high: float
-    interval: Interval | None
+    interval: Interval | None  # None with fewer than two pairs, or where runs keep no matches
     p: float
-    p_holm: float = math.nan
+    p_holm: float = math.nan  # corrected for all differences of this metric that the table makes
     family: int = 1  # differences that were corrected together
 
     @property
     def significant(self) -> bool:
-        """Whether chance is ruled out at 5 %, all differences of the table taken together."""
+        """Whether p is at most 0.05 after correction for all differences of the table."""
         return self.p_holm <= SIGNIFICANT
 
     @property
     def gain_significant(self) -> bool:
-        """Whether an increase is significant."""
         return self.significant and self.mean > 0
 
     @property
     def pairs_needed(self) -> int:
-        """Seeds in common that it takes before a difference of this table can be significant."""
+        """Seeds in common from which on a difference of this table can be significant."""
         return max(LEAST_PAIRS, pairs_needed(self.family))
 
     @property
     def could_be_significant(self) -> bool:
-        """Whether so few pairs could have ruled chance out at all."""
+        """Whether there are enough pairs for a difference to be significant."""
         return self.pairs >= self.pairs_needed
 
 
@@ -113,36 +108,27 @@ class ResampledMetrics:
 
 
 def difference(metric: str, new: Row, old: Row, resampled: ResampledMetrics, *, tested: bool = True) -> Difference:
-    """One metric of ``new`` minus that of ``old``, over the seeds of `paired_seeds`.
-
-    Args:
-        metric: its name.
-        new: a condition.
-        old: the condition that is subtracted.
-        resampled: gives the interval.
-        tested: whether to compute p, which is nan otherwise.
+    """One metric of ``new`` minus that of ``old``, over the seeds of `paired_seeds`; p is nan unless ``tested``.
 
     Raises:
         InputError: runs of the two were tested on different images.
     """
-    after, before = dict(new.estimates[metric].by_seed), dict(old.estimates[metric].by_seed)
+    before, after = (dict(row.estimates[metric].by_seed) for row in (old, new))
     seeds = [seed for seed in paired_seeds(new, old) if seed in after and seed in before]
-    if not seeds:
-        machines = {machine for row in (new, old) for machine in row.machines} - {""}
-        means = old.estimates[metric].mean, new.estimates[metric].mean
-        mean = means[1] - means[0] if len(machines) < 2 else math.nan
-        return Difference(metric, *means, mean, 0, math.nan, math.nan, None, math.nan)
-    pairs = [after[seed] - before[seed] for seed in seeds]
+    pairs = Estimate(tuple((seed, after[seed] - before[seed]) for seed in seeds))
+    old_mean, new_mean = (Estimate(tuple((s, each[s]) for s in seeds or each)).mean for each in (before, after))
+    machines = {machine for row in (new, old) for machine in row.machines} - {""}
+    unpaired = new_mean - old_mean if len(machines) < 2 else math.nan
     return Difference(
         metric,
-        math.fsum(before[seed] for seed in seeds) / len(seeds),
-        math.fsum(after[seed] for seed in seeds) / len(seeds),
-        math.fsum(pairs) / len(pairs),
-        len(pairs),
-        min(pairs),
-        max(pairs),
+        old_mean,
+        new_mean,
+        pairs.mean if seeds else unpaired,
+        len(seeds),
+        pairs.low,
+        pairs.high,
         _interval(metric, seeds, new, old, resampled) if len(seeds) > 1 else None,
-        sign_flip_p(pairs) if tested and len(pairs) <= MOST_FLIPS else math.nan,
+        sign_flip_p(pairs.values) if tested and 0 < len(seeds) <= MOST_FLIPS else math.nan,
     )
 
 
@@ -220,8 +206,7 @@ def positive_controls(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
         key=lambda row: (row.condition, row.real_images),
     )
     neighbours = []
-    for _, alike in itertools.groupby(plain, key=lambda row: row.condition):
-        group = list(alike)
+    for group in setups(plain):
         whole = [row for row in group if row.train_size is None]
         pairs = [(fewer, more) for fewer, more in itertools.pairwise(whole) if fewer.real_images < more.real_images]
         if not pairs:

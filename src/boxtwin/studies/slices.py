@@ -1,4 +1,4 @@
-"""Metrics of a study by part of the test set: by size of the objects, by crowding, by scene, and the worst images."""
+"""Metrics of a study by part of the test set: by class, size of the objects, crowding and scene; the worst images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 from jaxtyping import Bool
@@ -14,6 +15,7 @@ from jaxtyping import Bool
 from boxtwin.studies.comparison import Difference, ResampledMetrics, changes
 from boxtwin.studies.conditions import Estimate, Row
 from boxtwin.studies.evidence import Counts, Evidence, Resampled
+from boxtwin.studies.runs import StudyRun
 
 # Test images, or test images with objects, below which a slice is too small: with ten of them one image more or less
 # moves a mean by a tenth, and hardly any resample (10^10 / e^10 is 1 in 20,000) is without them all.
@@ -26,6 +28,7 @@ CROWDING = {  # true objects per image, from and to
     (10, math.inf): "10 objects or more in the image",
 }
 COMPARED = ("map_50", "count_mae")
+CLASS_METRICS = ("map", "map_50", "count_mae", "count_bias", "count_threshold")
 SCENES = 8  # shown by name; the others are taken together
 RESAMPLES = 400  # of the test images: some 16 slices of every run, and no p depends on them
 WORST = 10  # images that are listed
@@ -199,3 +202,37 @@ def count_errors(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[
         share = float(total[worst].sum() / total.sum()) if worst else math.nan
         tables.append(CountErrors(tuple(members), len(first.names), int((total == 0).sum()), share, tuple(images)))
     return tables
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One class under one condition: `CLASS_METRICS` over seeds, and their changes where there is a baseline."""
+
+    row: Row
+    estimates: Mapping[str, Estimate]
+    changes: Mapping[str, Difference]
+
+
+def class_metrics(
+    rows: Sequence[Row], runs: Sequence[StudyRun], evidence: Mapping[str, Evidence]
+) -> dict[str, list[ClassMetrics]]:
+    """By the name of the class, in the order of the data set, each condition that has it; empty for one class alone."""
+    classes = {run.run_id: run.classes for run in runs}
+    names = list(dict.fromkeys(name for run in runs for name in run.classes))
+    if len(names) < 2:
+        return {}
+
+    def estimate(row: Row, name: str, metric: str) -> Estimate:
+        return Estimate.of((seed, classes[run].get(name, {}).get(metric)) for seed, run in row.run_of.items())
+
+    keys = list(product(names, CLASS_METRICS))
+    of_classes = [replace(row, estimates={"/".join(key): estimate(row, *key) for key in keys}) for row in rows]
+    resampled = ResampledMetrics(evidence, Evidence.metrics_by_class, RESAMPLES)
+    by_class: dict[str, list[ClassMetrics]] = {name: [] for name in names}
+    for row, of_class in zip(rows, of_classes, strict=True):
+        changed = changes(of_classes, of_class, resampled)
+        for name in (name for name in names if any(name in classes[run] for run in row.runs)):
+            estimates = {metric: of_class.estimates[f"{name}/{metric}"] for metric in CLASS_METRICS}
+            differences = {metric: changed[f"{name}/{metric}"] for metric in CLASS_METRICS if changed}
+            by_class[name].append(ClassMetrics(row, estimates, differences))
+    return by_class

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from boxtwin.studies.class_metrics import ClassMetrics, class_metrics
 from boxtwin.studies.comparison import Contrast, ResampledMetrics, contrasts
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.runs import FINISHED, NO_COPIES, StudyRun, find_file
+from boxtwin.studies.slices import ClassMetrics, class_metrics
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,15 @@
-"""The same test images under each condition, as drawings that stand in the page itself."""
+"""Pictures of the page: the same test images under each condition, and the cards of variation stores."""
 
 from __future__ import annotations
 
 import base64
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,6 +19,7 @@ from boxtwin.evaluation.examples import EXAMPLES_FILE, Examples, Pictured, load_
 from boxtwin.evaluation.matching import match
 from boxtwin.lettering import class_colour
 from boxtwin.studies.conditions import Row
+from boxtwin.studies.runs import LABEL_CARD, QUALITY_CARD
 from boxtwin.studies.study import Study
 
 LEAST_BOX = 0.03  # of the image's longer side: a smaller box could not be told from a dot
@@ -147,3 +151,44 @@ def _marks(
         Mark(kind, x, y, width, height, colour, round(least, 1))
         for (x, y, width, height), colour in zip(places, colours, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card; ``kind`` is the name of its file and of the macro that words it."""
+
+    kind: str
+    content: dict[str, Any]
+    picture: Path | None  # None where that is not at hand
+
+
+@dataclass(frozen=True)
+class StoreCards:
+    """The cards of a store as one split sees it."""
+
+    name: str
+    used_by: tuple[str, ...]  # conditions
+    cards: tuple[Card, ...]
+
+
+def store_cards(study: Study) -> list[StoreCards]:
+    """The cards of all stores that the runs used, once for each split, from the run with the most variations."""
+    by_store: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in sorted(study.rows, key=lambda row: -row.variations):
+        if row.variations:
+            run = study.first_run(row)
+            by_store[run.store or run.generator, run.split].append(row)
+    stores = []
+    for (store, split), rows in sorted(by_store.items()):
+        cards = tuple(card for kind in (LABEL_CARD, QUALITY_CARD) if (card := _card(study, rows, kind)) is not None)
+        if cards:
+            stores.append(StoreCards(f"{store}, for {split}", tuple(row.name for row in reversed(rows)), cards))
+    return stores
+
+
+def _card(study: Study, rows: list[Row], kind: str) -> Card | None:
+    for row in rows:
+        file = study.file(row, f"{kind}.json")
+        if file is not None:
+            return Card(kind, json.loads(file.read_text()), study.file(row, f"{kind}.png"))
+    return None

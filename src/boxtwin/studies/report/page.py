@@ -16,8 +16,7 @@ from boxtwin.datasets.image_io import read_image
 from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.comparison import against_none
 from boxtwin.studies.costs import costs, unattributed
-from boxtwin.studies.report.cards import store_cards
-from boxtwin.studies.report.gallery import galleries
+from boxtwin.studies.report.gallery import galleries, store_cards
 from boxtwin.studies.report.plots import CURVES, curve_plot, plot_curves
 from boxtwin.studies.report.sections import Section
 from boxtwin.studies.report.summary import Summary

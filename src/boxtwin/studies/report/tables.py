@@ -11,13 +11,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from boxtwin.files import write_bytes_atomically
-from boxtwin.studies.class_metrics import METRICS as CLASS_METRICS
-from boxtwin.studies.class_metrics import WITH_INTERVAL, ClassMetrics
 from boxtwin.studies.comparison import Contrast, Difference, against_none
 from boxtwin.studies.conditions import ESTIMATED, Estimate, Row, varied_settings
 from boxtwin.studies.evidence import COMPARED
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.words import METRICS, number, sentence
+from boxtwin.studies.slices import CLASS_METRICS, ClassMetrics
+from boxtwin.studies.slices import COMPARED as SLICED
 
 NO_CLASSES: Mapping[str, Sequence[ClassMetrics]] = MappingProxyType({})
 MOST_CLASSES = 30  # that the page and the terminal show; comparison.csv has all
@@ -91,7 +91,7 @@ def write_csv(
 ) -> None:
     """One line per condition, unrounded; AP in [0, 1] as in MLflow. Empty: not known.
 
-    What ``by_class`` has (see `boxtwin.studies.class_metrics`) stands in columns such as ``NAME/map_50_mean``.
+    What ``by_class`` has (see `boxtwin.studies.slices.class_metrics`) stands in columns such as ``NAME/map_50_mean``.
     """
     by_row = against_none(contrasts)
     plain = ("dataset", "detector", "setting", "steps", "split", "generator", "variations")
@@ -110,7 +110,7 @@ def write_csv(
             for metric in CLASS_METRICS:
                 line |= _columns(estimates, [metric], SPREAD, name)
                 line |= _columns(changes, [metric], {key: CHANGE[key] for key in ("change", "change_pairs")}, name)
-            line |= _columns(changes, WITH_INTERVAL, INTERVAL, name)
+            line |= _columns(changes, SLICED, INTERVAL, name)
         lines.append(line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]) if lines else plain, lineterminator="\n")
