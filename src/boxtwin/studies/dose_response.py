@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from jaxtyping import Float, Int
 
-from boxtwin.studies.comparison import Figures
+from boxtwin.studies.comparison import ResampledMetrics
 from boxtwin.studies.conditions import Row, baseline, paired_seeds
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
 
@@ -44,7 +44,7 @@ class Tried:
 class Curve:
     """The gain at every number of variations from 0 to the largest tried; positive is better."""
 
-    figure: str
+    metric: str
     tried: Tried
     variations: Int[np.ndarray, " places"]
     draws: Float[np.ndarray, "draws places"]
@@ -95,7 +95,7 @@ class Curve:
 
     def chance_enough(self) -> Float[np.ndarray, " places"]:
         """Probability of each number to be no more than a margin (`MARGINS`) below the best of all."""
-        return (self.draws.max(axis=1, keepdims=True) - self.draws <= MARGINS[self.figure]).mean(axis=0)
+        return (self.draws.max(axis=1, keepdims=True) - self.draws <= MARGINS[self.metric]).mean(axis=0)
 
     @property
     def enough(self) -> int | None:
@@ -134,7 +134,7 @@ def can_bend(base: Row, members: Sequence[Row]) -> bool:
     return 1 + sum(len(paired_seeds(base, row)) >= LEAST_PAIRS for row in members) >= LEAST_COUNTS
 
 
-def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> Tried:
+def tried(metric: str, base: Row, members: Sequence[Row], resampled: ResampledMetrics) -> Tried:
     """Gains of the rows with enough seeds over their baseline, and the covariance of their errors.
 
     1. Seeds: a run's metric is the sum of its condition, of what its seed does to all conditions, and of noise with the
@@ -145,8 +145,8 @@ def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> T
        one image, which is part of the first.
     """
     rows = [row for row in members if len(paired_seeds(base, row)) >= LEAST_PAIRS]
-    sign = -1.0 if figure == "count_mae" else 1.0
-    old, *new = (dict(row.estimates[figure].by_seed) for row in (base, *rows))
+    sign = -1.0 if metric == "count_mae" else 1.0
+    old, *new = (dict(row.estimates[metric].by_seed) for row in (base, *rows))
     shared = [
         [seed for seed in paired_seeds(base, row) if seed in old and seed in values]
         for row, values in zip(rows, new, strict=True)
@@ -160,14 +160,13 @@ def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> T
             for i, a in enumerate(shared)
         ]
     )
-    resampled = []
-    for row, seeds in zip(rows, shared, strict=True):
-        after, before = (figures.of_row(figure, each, seeds) for each in (row, base))
-        if after is not None and before is not None:
-            resampled.append(after[:, 1:] - before[:, 1:])
-    images_known = len(resampled) == len(rows)
+    values = [
+        [resampled.of_row(metric, each, seeds) for each in (row, base)] for row, seeds in zip(rows, shared, strict=True)
+    ]
+    by_resample = [a[:, 1:] - b[:, 1:] for a, b in values if a is not None and b is not None]
+    images_known = len(by_resample) == len(rows)
     if images_known:
-        noise = noise + _image_noise(resampled, shared)
+        noise = noise + _image_noise(by_resample, shared)
     return Tried(tuple(row.variations for row in rows), np.array(gains), noise, images_known)
 
 
@@ -214,7 +213,7 @@ def places(largest: int) -> Int[np.ndarray, " places"]:
     return np.unique(np.round(np.expm1(np.linspace(0, np.log1p(largest), MOST_PLACES))).astype(np.int64))
 
 
-def fit(figure: str, gains: Tried) -> Curve:
+def fit(metric: str, gains: Tried) -> Curve:
     """The curve through what was tried: draws from the Gaussian process, averaged over its lengths and heights.
 
     Lengths, on the axis log(1 + variations), are from half the widest gap between neighbours that were tried (below it
@@ -246,7 +245,7 @@ def fit(figure: str, gains: Tried) -> Curve:
     ]
     draws = np.concatenate(drawn)[:, :-1] * scale
     draws[:, 0] = 0.0
-    return Curve(figure, gains, spots, draws)
+    return Curve(metric, gains, spots, draws)
 
 
 def posterior(

@@ -17,7 +17,7 @@ from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.inference import LEVEL, Interval, mean_interval
 from boxtwin.studies.runs import StudyRun
 
-FIGURE = "map_50"
+METRIC = "map_50"
 POWER = 0.8  # the usual chance at which a gain is called detectable (Cohen 1988, section 2.4)
 # A training is over when the last third of its validations surely lies by less than this above the third before: a
 # point of AP, as in the ratio.
@@ -29,14 +29,9 @@ VARIED = re.compile(
 )
 
 
-def half_width(interval: Interval) -> float:
-    """Half of an interval: a measured gain must exceed it for the interval to exclude 0."""
-    return (interval.high - interval.low) / 2
-
-
 def detectable(interval: Interval) -> float:
     """The true gain that four of five such studies would detect (minimal detectable difference)."""
-    return half_width(interval) * (1 + float(stats.norm.ppf(POWER)) / float(stats.norm.ppf((1 + LEVEL) / 2)))
+    return interval.half_width * (1 + float(stats.norm.ppf(POWER)) / float(stats.norm.ppf((1 + LEVEL) / 2)))
 
 
 def recipe(run: StudyRun) -> tuple[str, ...] | None:
