@@ -50,15 +50,18 @@ def former_setting(error: BaseException) -> InputError | None:
     if match is None:
         return None
     key, renamed = match[1], {first: now for now, first in FIRST_NAMES.items()} | RENAMED_SETTINGS
+    now = renamed.get(key, key)
+    group, _, name = now.rpartition(".")
+    values = [
+        settings[name]
+        for place, settings in REMOVED_SETTINGS.items()
+        if name in settings and group in (place, "generator")
+    ]
+    if values:
+        return InputError(f"{key} is no setting any more; its value is always {values[0]}: leave it out")
     if key in WITHOUT:
         return InputError(f"{key} is no setting any more; leave it out: {WITHOUT[key]}")
-    if key in renamed:
-        return InputError(f"{key} has been renamed: write {renamed[key]}")
-    name = key.rpartition(".")[2]
-    values = [settings[name] for settings in REMOVED_SETTINGS.values() if name in settings]
-    return (
-        InputError(f"{key} is no setting any more; its value is always {values[0]}: leave it out") if values else None
-    )
+    return InputError(f"{key} has been renamed: write {now}") if key in renamed else None
 
 
 def require_values(config: DictConfig, below: str = "") -> None:

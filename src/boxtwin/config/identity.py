@@ -54,6 +54,17 @@ REMOVED_SETTINGS: dict[str, dict[str, Any]] = {
         "freeze": 0,
     },
     "trainer": {"ema_span": 0.1},
+    "labels": {
+        "present_response": 0.6,
+        "absent_response": 0.3,
+        "shift_correlation": 0.5,
+        "shift_gain": 0.15,
+        "search_radius": 12,
+        "iou": 0.5,
+        "tolerance": 0.25,
+        "steps": None,
+    },
+    "dataset.build": {"seed": 0},
 }
 # Classes of generators, below boxtwin.synthesis: where each is now, and where it was when runs were first recorded. A
 # run's identity has the latter, so that moving a class does not make its runs other runs.
@@ -111,6 +122,8 @@ def defining_values(config: Config) -> dict[str, Any]:
             value = {name: entry for name, entry in value.items() if name not in _NOT_DEFINING.get(key, ())}
         values[key] = value
     values |= {group: removed | values[group] for group, removed in REMOVED_SETTINGS.items() if group in values}
+    if values["dataset"]["build"] is not None:
+        values["dataset"]["build"] = REMOVED_SETTINGS["dataset.build"] | values["dataset"]["build"]
     if "_target_" in values["generator"]:
         values["generator"] = removed_settings_of(values["generator"]["_target_"]) | values["generator"]
         values["generator"]["_target_"] = _moved(values["generator"]["_target_"], FIRST_PLACES)

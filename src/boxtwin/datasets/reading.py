@@ -46,7 +46,7 @@ class Reading:
     def plain(self) -> dict[str, Any]:
         """The fields as JSON has them."""
         channels = None if self.channels is None else list(self.channels)
-        return {**vars(self), "orientation": self.orientation.value, "channels": channels}
+        return {**vars(self), "orientation": str(self.orientation), "channels": channels}
 
     @classmethod
     def from_plain(cls, fields: Mapping[str, Any]) -> Reading:

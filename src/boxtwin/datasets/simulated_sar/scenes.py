@@ -45,7 +45,7 @@ class Chip(NamedTuple):
     boxes: list[tuple[int, int, int, int]]
 
 
-def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, seed: int) -> Path:
+def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, seed: int = 0) -> Path:
     """Make the data set in ``root`` (``images/*.png``, ``annotations.json``) and return ``root``.
 
     The same parameters give the same bytes. A finished build with the same parameters is left as it is. The folder
@@ -62,10 +62,9 @@ def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, see
         InputError: a parameter is out of range, or ``root`` holds something else than this build.
     """
     chosen = {"images": images, "image_size": image_size, "chips_per_scene": chips_per_scene, "seed": seed}
-    least = {"images": 1, "image_size": MIN_IMAGE_SIZE, "chips_per_scene": 1, "seed": 0}
-    for name, value in chosen.items():
-        if value < least[name]:
-            raise InputError(f"sar_scenes: {name} must be at least {least[name]}, got {value}")
+    for name, least in (("images", 1), ("image_size", MIN_IMAGE_SIZE), ("chips_per_scene", 1)):
+        if chosen[name] < least:
+            raise InputError(f"sar_scenes: {name} must be at least {least}, got {chosen[name]}")
     parameters = {"simulation": SIMULATION, **chosen}
     with exclusive_lock(root.parent / f".{root.name}.lock", f"another process is building {root}; waiting for it"):
         if _is_finished(root, parameters):
