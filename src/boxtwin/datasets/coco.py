@@ -21,16 +21,14 @@ from tqdm import tqdm
 
 from boxtwin.datasets.coco_boxes import CocoObject, Content, read_objects, without_repeats
 from boxtwin.datasets.coco_json import (
-    differing_in_case,
     fault_of_name,
     file_key,
     find_files,
-    merge_categories,
     read_content,
 )
 from boxtwin.datasets.inspection import ImageFile, inspect_image, join_groups, roboflow_name, same_pixels
 from boxtwin.datasets.options import Crowds, OnBadBox, OnDuplicateBox
-from boxtwin.datasets.problems import Problems, shown, some
+from boxtwin.datasets.problems import Problems, some
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
@@ -46,14 +44,13 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
             problems.add(fault, entry["file_name"])
         else:
             safe.append(entry)
-    paths = find_files([entry["file_name"] for entry in safe], folder)
-    named: dict[Path, dict[str, str]] = defaultdict(dict)
-    for entry, path in zip(safe, paths, strict=True):
-        named[path][file_key(entry["file_name"])] = entry["file_name"]
+    named: dict[Path, list[str]] = defaultdict(list)
+    for entry, path in zip(safe, find_files([entry["file_name"] for entry in safe], folder), strict=True):
+        named[path].append(entry["file_name"])
         entry["path"] = path
     for names in named.values():
         if len(names) > 1:
-            problems.add("file names used twice", " = ".join(names.values()))
+            problems.add("file names used twice", " = ".join(names))
     with ThreadPoolExecutor(max_workers=4) as pool:
         inspected = pool.map(lambda e: inspect_image(e["path"], e.get("width"), e.get("height"), reading), safe)
         # Silent for the few hundred images of a small data set: they take a second or two.
@@ -125,14 +122,6 @@ def read_coco(
     pattern = _compile_group(group_by)
     problems = Problems()
     content = read_content(annotations, problems)
-    for label, ids in merge_categories(content, problems).items():
-        same = f"category '{shown(label)}' stands there {len(ids)} times (ids {ids}): taken for one class"
-        problems.remarks.append(same)
-    for names in differing_in_case(content):
-        problems.remarks.append(
-            f"the names of {names} differ in capital letters alone: each is a class of its own. If they are one, give "
-            "the annotations of both one category_id"
-        )
     files = _check_files(content, images, problems, reading)
     sizes = {number: (file.width, file.height) for number, file in files.items()}
     objects, repairs = read_objects(content, sizes, on_bad_box, problems)
@@ -181,21 +170,16 @@ def read_coco(
 
 def _read_crowds(content: Content, objects: dict[int, list[CocoObject]], policy: Crowds, problems: Problems) -> None:
     """Remark how many annotations are crowds, and make objects of them where they are."""
-    where = [entry["file_name"] for entry in content["images"] for one in objects.get(entry["id"], ()) if one.crowd]
-    if not where:
-        return
-    done = (
-        "neither learnt nor counted. If they are single objects drawn as masks, as CVAT's brush writes them, set "
-        "dataset.crowds=objects"
-    )
-    if policy is Crowds.objects:
-        for number, those in objects.items():
-            objects[number] = [replace(one, crowd=False) for one in those]
-        done = "taken for single objects, dataset.crowds=objects"
+    crowds = [entry["file_name"] for entry in content["images"] for one in objects.get(entry["id"], ()) if one.crowd]
     total = sum(map(len, objects.values()))
-    problems.remarks.append(
-        f"{len(where)} of {total} annotations are crowds (iscrowd 1), in {some(sorted({*where}))}: {done}"
-    )
+    consequence = {
+        Crowds.objects: "taken for single objects, dataset.crowds=objects",
+        Crowds.ignore: "neither learnt nor counted. If they are single objects drawn as masks, as CVAT's brush writes "
+        "them, set dataset.crowds=objects",
+    }
+    problems.remark(crowds, f"of {total} annotations are crowds (iscrowd 1)", consequence[policy])
+    for number, ones in objects.items() if policy is Crowds.objects else ():
+        objects[number] = [replace(one, crowd=False) for one in ones]
 
 
 def _group(

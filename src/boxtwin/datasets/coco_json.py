@@ -88,7 +88,7 @@ def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any
     """The three lists of a COCO detection file, every entry in one form.
 
     Ids are integers of any size; ``iscrowd`` is a bool; ``bbox`` is there, None where the file has none; ``width`` and
-    ``height`` are integers, left out where they go untold; ``name`` of a category is text.
+    ``height`` are integers, left out where they go untold; ``name`` of a category is text, and of one category alone.
 
     Raises:
         InputError: in one line: the file is no COCO detection file.
@@ -136,6 +136,7 @@ def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any
         if len(category["name"]) > LONGEST_CLASS or not category["name"].isprintable():
             problems.add(f"names of categories with control characters, or above {LONGEST_CLASS} characters", category)
     _check_ids(content, names, problems)
+    _merge_categories(content, problems)
     return content
 
 
@@ -204,44 +205,41 @@ def find_files(names: Sequence[str], folder: Path) -> list[Path]:
     return paths
 
 
-def merge_categories(content: dict[str, list[dict[str, Any]]], problems: Problems) -> dict[str, list[int]]:
-    """Make categories of one name one category; the ids of each such name, its own first.
+def _merge_categories(content: dict[str, list[dict[str, Any]]], problems: Problems) -> None:
+    """Make categories of one name one category, with the smallest id that annotations use.
 
-    Merged files repeat their categories, and Roboflow writes a root category that may have the name of a class. The
-    smallest id that annotations use stays. Categories in use with different ``supercategory`` are refused.
+    Merged files repeat their categories, and Roboflow writes a root category that may have the name of a class.
     """
     used = Counter(annotation["category_id"] for annotation in content["annotations"])
     by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    in_any_case: dict[str, list[str]] = defaultdict(list)
+    merged: dict[int, int] = {}
     for category in content["categories"]:
         by_name[unicodedata.normalize("NFC", category["name"].strip())].append(category)
-    merged: dict[str, list[int]] = {}
-    becomes: dict[int, int] = {}
     for name, categories in by_name.items():
         categories.sort(key=lambda category: (not used[category["id"]], category["id"]))
-        ids = [category["id"] for category in categories]
-        becomes |= dict.fromkeys(ids, ids[0])
-        if len(ids) > 1:
-            merged[name] = ids
+        first, *others = ids = [category["id"] for category in categories]
+        merged |= dict.fromkeys({*others} - {first}, first)
+        if others:
+            same = f"category '{shown(name)}' stands there {len(ids)} times (ids {ids}): taken for one class"
+            problems.remarks.append(same)
+        if used[first]:
+            in_any_case[categories[0]["name"].strip().casefold()].append(f"'{shown(categories[0]['name'])}' ({first})")
         if len({str(category.get("supercategory")) for category in categories if used[category["id"]]}) > 1:
             problems.add(
                 "categories of one name but different supercategories",
                 f"'{name}': ids {', '.join(map(str, ids))}",
                 "Rename the categories, or give their annotations one category_id.",
             )
-    content["categories"] = [one for one in content["categories"] if becomes[one["id"]] == one["id"]]
+    content["categories"] = [one for one in content["categories"] if one["id"] not in merged]
     for annotation in content["annotations"]:
-        annotation["category_id"] = becomes.get(annotation["category_id"], annotation["category_id"])
-    return merged
-
-
-def differing_in_case(content: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Names and ids of those categories in use whose names differ in capital letters alone, in one text each."""
-    used = {annotation["category_id"] for annotation in content["annotations"]}
-    alike: dict[str, list[str]] = defaultdict(list)
-    for category in content["categories"]:
-        if category["id"] in used:
-            alike[category["name"].strip().casefold()].append(f"'{shown(category['name'])}' ({category['id']})")
-    return [", ".join(those) for those in alike.values() if len(those) > 1]
+        annotation["category_id"] = merged.get(annotation["category_id"], annotation["category_id"])
+    for alike in in_any_case.values():
+        if len(alike) > 1:
+            problems.remarks.append(
+                f"the names of {', '.join(alike)} differ in capital letters alone: each is a class of its own. If they "
+                "are one, give the annotations of both one category_id"
+            )
 
 
 def _check_ids(content: dict[str, list[dict[str, Any]]], names: dict[int, str], problems: Problems) -> None:
@@ -252,9 +250,6 @@ def _check_ids(content: dict[str, list[dict[str, Any]]], names: dict[int, str], 
         for number, those in owners.items():
             if len(those) > 1:
                 problems.add(f"duplicate ids in {key}", f"{number}: {', '.join(those[:3])}")
-    for name, count in Counter(file_key(entry["file_name"]) for entry in content["images"]).items():
-        if count > 1:
-            problems.add("file names used twice", name)
     categories = {entry["id"] for entry in content["categories"]}
     for entry in content["annotations"]:
         if entry["image_id"] not in names:
