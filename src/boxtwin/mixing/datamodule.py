@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.mixing.augment import augment
-from boxtwin.mixing.letterbox import Labelled, Letterbox, Tile, network_input, take_view, views
+from boxtwin.mixing.letterbox import Labelled, Letterbox, network_input, take_view, views
 from boxtwin.mixing.options import AugmentationOptions, BatchOptions, InputOptions
 from boxtwin.mixing.plan import Plan, draw_order
 
@@ -52,8 +52,7 @@ def check_variations(variations: Sequence[Sample], images: DecodedImages, bits: 
         InputError: names the first of those that have not.
     """
     for sample in variations:
-        depth = 8 * images.read(sample).dtype.itemsize
-        if depth != bits:
+        if (depth := 8 * images.read(sample).dtype.itemsize) != bits:
             raise InputError(
                 f"{sample.path}: variations must be {bits} bit as the real images are, and this one is {depth} bit; "
                 "remove its folder and make them again"
@@ -66,7 +65,7 @@ def input_channels(samples: Sequence[Sample], images: DecodedImages) -> int:
 
 
 def _labelled(sample: Sample, images: DecodedImages, levels: Levels) -> Labelled:
-    """The image, from black to white over the whole range of its type, and its single objects."""
+    """The image, from black to full scale over the whole range of its type, and its single objects."""
     return Labelled(levels.scaled(images.read(sample)), sample.object_boxes, sample.object_labels)
 
 
@@ -91,34 +90,30 @@ class TrainingDraws(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         random = np.random.default_rng([self.seed, index])
-        sample = self.samples[self.order[index]]
 
-        def partner() -> Labelled:
+        def labelled(draw: int) -> Labelled:
+            return _labelled(self.samples[self.order[draw]], self.images, self.levels)
+
+        image = augment(
+            labelled(index),
             # From the draws, not the pool: real and synthetic images keep their shares in a mosaic.
-            return _labelled(self.samples[self.order[random.integers(len(self.order))]], self.images, self.levels)
+            lambda: labelled(int(random.integers(len(self.order)))),
+            self.augmentation,
+            size=self.size,
+            crop=self.crop,
+            random=random,
+        )
+        return image, Letterbox(self.crop, self.crop, 1.0, 0.0, 0.0), self.samples[self.order[index]]
 
-        image = _labelled(sample, self.images, self.levels)
-        made = augment(image, partner, self.augmentation, size=self.size, crop=self.crop, random=random)
-        return made, Letterbox(self.crop, self.crop, 1.0, 0.0, 0.0), sample
 
-
-@dataclass(frozen=True, eq=False)
 class LetterboxedImages(Dataset[Item]):
     """Images for validation, test and counting: letterboxed whole, or cut into tiles (see `views`)."""
 
-    samples: Sequence[Sample]
-    size: int
-    tile: int | None
-    levels: Levels
-    images: DecodedImages
-
-    @cached_property
-    def _items(self) -> list[tuple[Sample, Tile | None]]:
-        return [
-            (sample, view)
-            for sample in self.samples
-            for view in views(sample.width, sample.height, size=self.size, tile=self.tile)
-        ]
+    def __init__(
+        self, samples: Sequence[Sample], size: int, tile: int | None, levels: Levels, images: DecodedImages
+    ) -> None:
+        self.size, self.levels, self.images = size, levels, images
+        self._items = [(one, view) for one in samples for view in views(one.width, one.height, size=size, tile=tile)]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -220,11 +215,8 @@ class StudyDataModule(pl.LightningDataModule):
         images: DecodedImages,
     ) -> None:
         super().__init__()
-        self.plan = plan
-        self.input, self.batches = input_options, batch_options
-        self.augmentation = augmentation
-        self.levels = levels
-        self._images = images
+        self.plan, self.input, self.batches = plan, input_options, batch_options
+        self.augmentation, self.levels, self._images = augmentation, levels, images
         self._order = draw_order(
             plan,
             steps=batch_options.steps,
