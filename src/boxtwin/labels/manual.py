@@ -6,7 +6,6 @@ import hashlib
 import logging
 import math
 import unicodedata
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from boxtwin.boxes import Box
 from boxtwin.datasets.coco_boxes import ROUNDING, box_numbers, fit_box, is_turned, other_format, repeats, stated_area
 from boxtwin.datasets.coco_json import fault_of_name, flag, load_json, stated_size, whole
 from boxtwin.datasets.image_io import Pixels, pixels_sha256, read_image
-from boxtwin.datasets.problems import some
+from boxtwin.datasets.problems import Problems
 from boxtwin.datasets.sample import Judgement, PropagatedBox, Sample
 from boxtwin.datasets.variation_names import earlier_image_name, image_name, match_names
 from boxtwin.errors import InputError
@@ -113,31 +112,28 @@ class ManualLabels:
     def __call__(self, source: Pixels, pixels: Pixels, boxes: Any, labels: Any, image: str = "") -> Judgement:  # noqa: ARG002
         """The confirmed boxes of the store's ``image``."""
         digest = pixels_sha256(pixels)
-        labelled = self._by_name.get(image)
-        if labelled is None or labelled.pixels not in (None, digest):
-            reason = f": these are not the pixels that {self.file.name} speaks of" if labelled else ""
-            labelled = self._by_pixels.get(digest)
-            if labelled is None:
-                return Judgement((), refused=f"{NOT_CONFIRMED}{reason}")
+        named = self._by_name.get(image)
+        labelled = named if named and named.pixels in (None, digest) else self._by_pixels.get(digest)
+        if labelled is None:
+            reason = f": these are not the pixels of which {self.file.name} has labels" if named else ""
+            return Judgement((), refused=f"{NOT_CONFIRMED}{reason}")
         height, width = pixels.shape[:2]
         self._check_size(labelled, width, height)
-        taken = []
+        propagated = []
         for number, box, label in labelled.boxes:
             inside, overhang = fit_box(box, width, height)
             if overhang > ROUNDING:
                 raise InputError(f"{self.file}, annotation {number}: [{box}] reaches outside {image}, {width}x{height}")
-            taken.append(PropagatedBox(inside, label, "kept", {}))
-        return Judgement(tuple(taken), minutes=labelled.minutes)
+            propagated.append(PropagatedBox(inside, label, "kept", {}))
+        return Judgement(tuple(propagated), minutes=labelled.minutes)
 
     def _labels(
         self, categories: list[dict[str, Any]] | None, classes: Sequence[str], ids: dict[int, int]
     ) -> dict[int, int | str]:
         """The label of each of the file's category ids; the name of those that the data set lacks."""
-        if not categories:
-            return dict(ids)
         known = {_normalised(name): label for label, name in enumerate(classes)}
-        labels: dict[int, int | str] = {}
-        for category in categories:
+        labels: dict[int, int | str] = {} if categories else {**ids}
+        for category in categories or ():
             name = _normalised(str(category["name"]))
             label = known.get(name, name)
             if labels.setdefault(category["id"], label) != label:
@@ -183,7 +179,7 @@ class ManualLabels:
         if len(images) != len(confirmed) or len({image.name for image in images.values()}) != len(confirmed):
             raise InputError(f"{self._start}: two confirmed images share an id or a file_name")
         boxes, sizes, areas = [], [], []
-        suspicious: dict[str, list[str]] = defaultdict(list)
+        crowds, turned, repeating = [], [], []  # names of images
         for annotation in annotations:
             if (labelled := images.get(annotation["image_id"])) is None:
                 continue
@@ -201,29 +197,30 @@ class ManualLabels:
             boxes.append(bbox)
             sizes.append(labelled.size or (math.nan, math.nan))
             areas.append(stated_area(annotation))
-            if flag(annotation.get("iscrowd")) is not False:
-                suspicious["are crowds (iscrowd 1), taken for single objects"].append(labelled.name)
-            if is_turned(annotation):
-                what = "are of turned rectangles (attributes.rotation), bbox is the one before it was turned"
-                suspicious[what].append(labelled.name)
+            crowds += [labelled.name] * (flag(annotation.get("iscrowd")) is not False)
+            turned += [labelled.name] * is_turned(annotation)
         columns = (np.array(boxes, np.float64).reshape(-1, 4), np.array(sizes, np.float64).reshape(-1, 2))
         kind, cure = other_format(*columns, np.array(areas, np.float64))
         if kind:
             raise InputError(f"{self._start}: {kind}. COCO boxes are [x, y, width, height] in pixels. {cure}")
-        twice = []
         for labelled in images.values():
             corners = np.array([box for _, box, _ in labelled.boxes], dtype=np.float64).reshape(-1, 4)
-            twice += [labelled.name] * len(repeats(corners, [label for _, _, label in labelled.boxes]))
-        for what, where in {"stand there twice (same class, nearly the same place)": twice, **suspicious}.items():
-            if where:
-                log.warning("%s: %d boxes %s, in %s", self._start, len(where), what, some(sorted({*where})))
+            repeating += [labelled.name] * len(repeats(corners, [label for _, _, label in labelled.boxes]))
+        problems = Problems()
+        what = "boxes stand there twice (same class, nearly the same place)"
+        problems.remark(repeating, what, "each counts as an object")
+        problems.remark(crowds, "boxes are crowds (iscrowd 1)", "taken for single objects")
+        what = "boxes are of turned rectangles (attributes.rotation)"
+        problems.remark(turned, what, "bbox is the one before it was turned")
+        for remark in problems.remarks:
+            log.warning("%s: %s", self._start, remark)
         return list(images.values())
 
     def _recognise(self, images: Sequence[_Labelled], samples: Sequence[Sample]) -> None:
         """Find which images of a store the file's are, by name or by pixels."""
         sizes = {sample.name: (sample.width, sample.height) for sample in samples}
         matched = match_names((image.name for image in images), sizes)
-        lost = []
+        unknown = []
         for image in images:
             if image.name in matched:
                 source, number = matched[image.name]
@@ -237,14 +234,14 @@ class ManualLabels:
             if digest is not None:
                 self._by_pixels.setdefault(digest, image)
             elif image.name not in matched:
-                lost.append(image.name)
-        if lost:
+                unknown.append(image.name)
+        if unknown:
             text = (
-                f"{self._start}: {len(lost)} of {len(images)} file names are of no variation of the data "
-                f"set's images, such as {', '.join(lost[:EXAMPLES])}"
+                f"{self._start}: {len(unknown)} of {len(images)} file names are of no variation of the data set's "
+                f"images, such as {', '.join(unknown[:EXAMPLES])}"
             )
             example = image_name(samples[0].name, 1) if samples else "NAME_v01.png"
-            if len(lost) == len(images):
+            if len(unknown) == len(images):
                 raise InputError(
                     f"{text}. Names are as in the store's annotations.json ({example}); under other names, put the "
                     "image files beside the label file, and they are recognised by their pixels"
