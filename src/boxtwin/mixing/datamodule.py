@@ -130,21 +130,13 @@ class EpochSampler(Sampler[int]):
 
     The number of steps done is the only count that survives every kind of resume; Lightning's count of epochs may stand
     before or behind a checkpoint that was written during validation.
-
-    Args:
-        draws: of the whole run.
-        draws_per_epoch: a whole number of batches.
-        position: the draws that have been trained on.
-        batch_size: images a step, on all devices together.
-        device, devices: of every batch, this device takes the ``device``-th of ``devices`` equal shares; all together
-            take what one device would.
     """
 
-    draws: int
-    draws_per_epoch: int
-    position: Callable[[], int]
-    batch_size: int
-    device: int = 0
+    draws: int  # of the whole run
+    draws_per_epoch: int  # a whole number of batches
+    position: Callable[[], int]  # the draws that have been trained on
+    batch_size: int  # images a step, on all devices together
+    device: int = 0  # of every batch, it takes one of so many equal shares; all together take what one device would
     devices: int = 1
 
     def __iter__(self) -> Iterator[int]:
@@ -194,16 +186,7 @@ def collate(items: Sequence[Item], channels: int) -> Batch:
 
 
 class StudyDataModule(pl.LightningDataModule):
-    """The images of one run as batches.
-
-    Args:
-        plan: which images.
-        input_options: size, crops, tiles and channels of images.
-        batch_options: number, size and randomness of the training batches.
-        augmentation: random changes of training images.
-        levels: the pixel values that mean 0 and 1.
-        images: where decoded images are kept.
-    """
+    """The images of one run as batches."""
 
     def __init__(
         self,
@@ -239,7 +222,11 @@ class StudyDataModule(pl.LightningDataModule):
         batch_size, trainer = self.batches.batch_size, self.trainer
         device, devices = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         per_epoch = self.batches.steps_per_epoch * batch_size
-        sampler = EpochSampler(len(draws), per_epoch, self._draws_done, batch_size, device, devices)
+
+        def position() -> int:
+            return 0 if trainer is None else trainer.global_step * batch_size
+
+        sampler = EpochSampler(len(draws), per_epoch, position, batch_size, device, devices)
         return self._loader(draws, batch_size // devices, sampler)
 
     def val_dataloader(self) -> PrefetchLoader | DataLoader[Item]:
@@ -250,9 +237,6 @@ class StudyDataModule(pl.LightningDataModule):
         """Any images as they are, for prediction; each of several devices takes all of them."""
         images = LetterboxedImages(samples, self.input.image_size, self.input.tile, self.levels, self._images)
         return self._loader(images, self.batches.batch_size, None)
-
-    def _draws_done(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_step * self.batches.batch_size
 
     def _loader(
         self, images: Dataset[Item], batch_size: int, sampler: Sampler[int] | None

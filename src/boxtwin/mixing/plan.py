@@ -59,7 +59,8 @@ def make_plan(split: Split, variations: Sequence[Sample]) -> Plan:
         ValueError: a variation's source is on neither side, or one of them is a real image.
     """
     names = {sample.name for sample in split.train}
-    to_train, to_val = [], []
+    to_train: list[Sample] = []
+    to_val: list[Sample] = []
     for variation in variations:
         is_training = variation.lineage is not None and variation.lineage.source in names
         (to_train if is_training else to_val).append(variation)  # Plan refuses what is none of validation images
