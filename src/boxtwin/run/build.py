@@ -119,7 +119,7 @@ class Prepared:
         """The pixel values that mean 0 and 1."""
         measured = measure_levels(self.split.train, self.images.read)
         if measured.levels != Levels():
-            log.info("16 bit images: black %d, white %d", measured.levels.black, measured.levels.white)
+            log.info("16 bit images: black %d, full scale %d", measured.levels.black, measured.levels.full_scale)
         for remark in measured.remarks:
             log.warning("%s: %s", self.dataset.name, remark)
         return measured.levels
@@ -260,7 +260,7 @@ def make_detector(prepared: Prepared) -> DetectorModule:
                 image_size=detector.image_size,
                 tile=detector.tile,
                 channels=prepared.channels,
-                white=prepared.levels.white,
+                white=prepared.levels.full_scale,
                 black=prepared.levels.black,
                 reading=make_reading(prepared.config).plain(),
                 nms_iou=detector.nms_iou,
