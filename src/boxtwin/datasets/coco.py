@@ -12,21 +12,15 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from boxtwin.datasets.coco_boxes import CocoObject, Content, read_objects, without_repeats
-from boxtwin.datasets.coco_json import (
-    fault_of_name,
-    file_key,
-    find_files,
-    read_content,
-)
-from boxtwin.datasets.inspection import ImageFile, inspect_image, join_groups, roboflow_name, same_pixels
+from boxtwin.datasets.coco_boxes import Content, read_crowds, read_objects, without_repeats
+from boxtwin.datasets.coco_json import fault_of_name, file_key, find_files, read_content
+from boxtwin.datasets.inspection import ImageFile, inspect_image, join_groups, roboflow_name
 from boxtwin.datasets.options import Crowds, OnBadBox, OnDuplicateBox
 from boxtwin.datasets.problems import Problems, some
 from boxtwin.datasets.reading import Reading
@@ -34,6 +28,11 @@ from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
 
 log = logging.getLogger(__name__)
+
+DOUBLED = (
+    "The file names begin with {}/ already, so that it stands twice in the path: set dataset.images to the folder "
+    "above, dataset.images=. where it is dataset.root."
+)
 
 
 def _check_files(content: Content, folder: Path, problems: Problems, reading: Reading) -> dict[int, ImageFile]:
@@ -61,7 +60,9 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
         if file.error and entry["path"].exists():
             problems.add(f"images unreadable in {folder}", file.error)
         elif file.error:
-            problems.add(f"images missing from {folder}", name, _where_else(name, folder))
+            path = Path(file_key(name))
+            is_doubled = path.parts[0] == folder.name and (folder.parent / path).exists()
+            problems.add(f"images missing from {folder}", name, DOUBLED.format(folder.name) if is_doubled else "")
         else:
             stated = (entry.get("width", file.width), entry.get("height", file.height))
             if stated not in ((file.width, file.height), file.stored):
@@ -78,17 +79,6 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
             *(turned, len(safe)),
         )
     return readable
-
-
-def _where_else(name: str, folder: Path) -> str:
-    """How to repair the path of a missing image whose name begins with the folder's own."""
-    path = Path(file_key(name))
-    if path.parts[0] != folder.name or not (folder.parent / path).exists():
-        return ""
-    return (
-        f"The file names begin with {folder.name}/ already, so that it stands twice in the path: "
-        "set dataset.images to the folder above, dataset.images=. where it is dataset.root."
-    )
 
 
 def read_coco(
@@ -125,7 +115,7 @@ def read_coco(
     files = _check_files(content, images, problems, reading)
     sizes = {number: (file.width, file.height) for number, file in files.items()}
     objects, repairs = read_objects(content, sizes, on_bad_box, problems)
-    _read_crowds(content, objects, crowds, problems)
+    read_crowds(content, objects, crowds, problems)
     repairs["merged"] = without_repeats(content, objects, on_duplicate_box, problems)
     for key in ("categories", "images"):
         if not content[key]:
@@ -168,47 +158,31 @@ def read_coco(
     )
 
 
-def _read_crowds(content: Content, objects: dict[int, list[CocoObject]], policy: Crowds, problems: Problems) -> None:
-    """Remark how many annotations are crowds, and make objects of them where they are."""
-    crowds = [entry["file_name"] for entry in content["images"] for one in objects.get(entry["id"], ()) if one.crowd]
-    total = sum(map(len, objects.values()))
-    consequence = {
-        Crowds.objects: "taken for single objects, dataset.crowds=objects",
-        Crowds.ignore: "neither learnt nor counted. If they are single objects drawn as masks, as CVAT's brush writes "
-        "them, set dataset.crowds=objects",
-    }
-    problems.remark(crowds, f"of {total} annotations are crowds (iscrowd 1)", consequence[policy])
-    for number, ones in objects.items() if policy is Crowds.objects else ():
-        objects[number] = [replace(one, crowd=False) for one in ones]
-
-
 def _group(
     content: Content, files: Mapping[int, ImageFile], pattern: re.Pattern[str] | None, problems: Problems
 ) -> dict[str, str]:
     """The group (scene) of every image, by its name."""
     groups: dict[str, str] = {}
     copies: dict[str, list[str]] = defaultdict(list)
+    by_pixels: dict[str, list[str]] = defaultdict(list)
     for entry in content["images"]:
-        name = entry["file_name"]
+        name, file = entry["file_name"], files.get(entry["id"])
         match = pattern.search(name) if pattern else None
         groups[name] = (match and match.group(1)) or name
         if pattern and not (match and match.group(1)):
             problems.add(f"file names in which group_by={pattern.pattern!r} finds nothing", name)
         if pattern is None and (original := roboflow_name(name)):
             copies[original].append(name)
-    same = same_pixels({e["file_name"]: files[e["id"]].signature for e in content["images"] if e["id"] in files})
+        if file is not None and file.signature is not None:
+            by_pixels[file.signature.sha256].append(name)
+    same, copied = ([names for names in alike.values() if len(names) > 1] for alike in (by_pixels, copies))
     if same:
-        pairs = [" = ".join(names[:3]) for names in same]
-        problems.remarks.append(
-            f"{sum(map(len, same))} images are {len(same)} different ones: the others are the same pixels under other "
-            f"names ({some(pairs)}). They are kept on one side of a split"
-        )
-    copied = [names for names in copies.values() if len(names) > 1]
+        what = f"{sum(map(len, same))} images are {len(same)} different ones: the others are the same pixels under"
+        pairs = some([" = ".join(names[:3]) for names in same])
+        problems.remarks.append(f"{what} other names ({pairs}). They are kept on one side of a split")
     if copied:
-        problems.remarks.append(
-            f"{sum(map(len, copied))} images are Roboflow's copies of {len(copied)} originals ({some(copied[0])}): "
-            "kept on one side of a split"
-        )
+        what = f"{sum(map(len, copied))} images are Roboflow's copies of {len(copied)} originals ({some(copied[0])})"
+        problems.remarks.append(f"{what}: kept on one side of a split")
     return join_groups(groups, [*same, *copied])
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from boxtwin.boxes import Box, clip_xyxy, iou_matrix
-from boxtwin.datasets.options import OnBadBox, OnDuplicateBox
+from boxtwin.datasets.options import Crowds, OnBadBox, OnDuplicateBox
 from boxtwin.datasets.problems import Problems, shown, some
 
 ROUNDING = 0.01  # pixels: boxes are often written with two decimals
@@ -77,8 +77,7 @@ def read_objects(
     problems.remark(
         [names[entry["image_id"]] for entry, box, line in drawn if _is_far_from(box, line)],
         f"of {len(drawn)} boxes are not those around their segmentation",
-        "one of the two is of another object, another size of the image, or written in another way. bbox is what is "
-        "used",
+        "one of the two is of another object, another size of the image, or written in another way. bbox is used",
     )
     repaired: dict[str, list[str]] = defaultdict(list)
     for entry in entries:
@@ -122,9 +121,22 @@ def _remark_on_sizes(boxes: Boxes, sizes: Sizes, areas: Float[np.ndarray, " n"],
     stated = np.isfinite(areas) & (own > 0)
     ratio = float(np.median(areas[stated] / own[stated])) if stated.sum() >= FEW else 1.0
     if not 0.02 <= ratio <= 2:  # masks in boxes have less than 1
-        problems.remarks.append(
-            f"areas are {ratio:.2g} times those of their boxes: COCO sorts objects into small, medium and large by them"
-        )
+        what = f"areas are {ratio:.2g} times those of their boxes"
+        problems.remarks.append(f"{what}: COCO sorts objects into small, medium and large by them")
+
+
+def read_crowds(content: Content, objects: dict[int, list[CocoObject]], policy: Crowds, problems: Problems) -> None:
+    """Remark how many annotations are crowds, and make objects of them if that is the policy."""
+    crowds = [entry["file_name"] for entry in content["images"] for one in objects.get(entry["id"], ()) if one.crowd]
+    consequence = {
+        Crowds.objects: "taken for single objects, dataset.crowds=objects",
+        Crowds.ignore: "neither learnt nor counted. If they are single objects drawn as masks, as CVAT's brush writes "
+        "them, set dataset.crowds=objects",
+    }
+    what = f"of {sum(map(len, objects.values()))} annotations are crowds (iscrowd 1)"
+    problems.remark(crowds, what, consequence[policy])
+    for number, ones in objects.items() if policy is Crowds.objects else ():
+        objects[number] = [replace(one, crowd=False) for one in ones]
 
 
 def without_repeats(

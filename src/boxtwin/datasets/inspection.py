@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,15 +146,6 @@ def roboflow_name(name: str) -> str | None:
     """What the names of Roboflow's copies of one image have in common; None for names of other forms."""
     match = ROBOFLOW.match(name)
     return match["name"] if match else None
-
-
-def same_pixels(signatures: Mapping[str, Signature | None]) -> list[list[str]]:
-    """The names of images with equal pixels, those of each in one list."""
-    by_hash: dict[str, list[str]] = defaultdict(list)
-    for name, signature in signatures.items():
-        if signature is not None:
-            by_hash[signature.sha256].append(name)
-    return [names for names in by_hash.values() if len(names) > 1]
 
 
 def join_groups(groups: Mapping[str, str], together: Sequence[Sequence[str]]) -> dict[str, str]:

@@ -93,9 +93,8 @@ def decode(content: bytes, name: str, reading: Reading) -> np.ndarray:
     with _opened(content, name) as file:
         page, number = _page(file, name, reading)
         if page.photometric == PHOTOMETRIC.PALETTE or page.bitspersample not in (8, 16) or page.imagedepth > 1:
-            raise OSError(
-                f"{name}: pages with a palette, with {page.bitspersample} bit or in volumes are not supported"
-            )
+            kinds = f"with a palette, with {page.bitspersample} bit or in volumes"
+            raise OSError(f"{name}: pages {kinds} are not supported")
         if reading.channels is None and page.photometric not in PLAIN:
             kind = PHOTOMETRIC(page.photometric).name
             raise OSError(f"{name} holds colours as {kind}, in a form that cannot be read; convert it to RGB")
@@ -170,6 +169,5 @@ def _check_channels(page: TiffPage, name: str, reading: Reading) -> None:
     has_alpha = len(page.extrasamples) == 1 and int(page.extrasamples[0]) in ALPHA
     is_cmyk = page.photometric == PHOTOMETRIC.SEPARATED and samples == 4
     if samples not in (1, 3) and not is_cmyk and not (has_alpha and samples in (2, 4)):
-        raise OSError(
-            f"{name} has {samples} channels; say which one or three to read, such as dataset.channels=[0] or [0,1,2]"
-        )
+        which = "one or three to read, such as dataset.channels=[0] or [0,1,2]"
+        raise OSError(f"{name} has {samples} channels; say which {which}")

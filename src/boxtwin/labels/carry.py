@@ -244,10 +244,8 @@ class CarryLabels:
 
     def __init__(self, options: LabelOptions, variations: Variations) -> None:
         if variations.boxes == "none":
-            raise InputError(
-                f"generator={variations.generator} moves things about, so boxes cannot be carried over: choose "
-                "labels=pseudo (detectors find them) or labels=manual (a person does)"
-            )
+            what = f"generator={variations.generator} moves things about, so boxes cannot be carried over"
+            raise InputError(f"{what}: choose labels=pseudo (detectors find them) or labels=manual (a person does)")
         self._options = options
         self.asks_detectors = variations.boxes != "exact"
 

@@ -236,16 +236,13 @@ class ManualLabels:
             elif image.name not in matched:
                 unknown.append(image.name)
         if unknown:
-            text = (
-                f"{self._start}: {len(unknown)} of {len(images)} file names are of no variation of the data set's "
-                f"images, such as {', '.join(unknown[:EXAMPLES])}"
-            )
+            text = f"{self._start}: {len(unknown)} of {len(images)} file names are of no variation of the data set's "
+            text += f"images, such as {', '.join(unknown[:EXAMPLES])}"
             example = image_name(samples[0].name, 1) if samples else "NAME_v01.png"
             if len(unknown) == len(images):
-                raise InputError(
-                    f"{text}. Names are as in the store's annotations.json ({example}); under other names, put the "
-                    "image files beside the label file, and they are recognised by their pixels"
-                )
+                names = f"Names are as in the store's annotations.json ({example})"
+                cure = "put image files of other names beside the label file, to be recognised by their pixels"
+                raise InputError(f"{text}. {names}; {cure}")
             log.warning("%s; they are left out (a name that is known: %s)", text, example)
 
     def _digest(self, name: str) -> str | None:
@@ -268,11 +265,9 @@ class ManualLabels:
 
     def _check_size(self, image: _Labelled, width: int, height: int) -> None:
         if image.size not in (None, (width, height)):
-            stated = "{} x {}".format(*image.size)
-            raise InputError(
-                f"{self._start}: {image.name} is said to have {stated} pixels, the image has "
-                f"{width} x {height}: its boxes are of another size; export the labels at the size of the images"
-            )
+            sizes = "{} x {} pixels, the image has {} x {}".format(*image.size, width, height)
+            cure = "its boxes are of another size; export the labels at the size of the images"
+            raise InputError(f"{self._start}: {image.name} is said to have {sizes}: {cure}")
 
 
 def _minutes(image: dict[str, Any]) -> float | None:

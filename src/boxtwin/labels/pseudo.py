@@ -52,10 +52,8 @@ class PseudoLabels:
 
     def __init__(self, options: LabelOptions, variations: Variations) -> None:  # noqa: ARG002, any will do
         if not 1 <= options.agree <= options.detectors:
-            raise InputError(
-                f"labels.agree={options.agree} must lie between 1 and labels.detectors={options.detectors}, of which "
-                "so many must see an object"
-            )
+            limits = f"between 1 and labels.detectors={options.detectors}, of which so many must detect an object"
+            raise InputError(f"labels.agree={options.agree} must lie {limits}")
         self._agree = options.agree
 
     def identity(self) -> dict[str, Any]:

@@ -53,10 +53,8 @@ def check_variations(variations: Sequence[Sample], images: DecodedImages, bits: 
     """
     for sample in variations:
         if (depth := 8 * images.read(sample).dtype.itemsize) != bits:
-            raise InputError(
-                f"{sample.path}: variations must be {bits} bit as the real images are, and this one is {depth} bit; "
-                "remove its folder and make them again"
-            )
+            what = f"variations must be {bits} bit as the real images are, and this one is {depth} bit"
+            raise InputError(f"{sample.path}: {what}; remove its folder and make them again")
 
 
 def input_channels(samples: Sequence[Sample], images: DecodedImages) -> int:
