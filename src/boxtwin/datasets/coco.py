@@ -29,6 +29,7 @@ from boxtwin.errors import InputError
 
 log = logging.getLogger(__name__)
 
+OTHER_SIZE = "Boxes are in pixels of the images that were labelled: take those, or export the labels for these."
 DOUBLED = (
     "The file names begin with {}/ already, so that it stands twice in the path: set dataset.images to the folder "
     "above, dataset.images=. where it is dataset.root."
@@ -66,18 +67,12 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
         else:
             stated = (entry.get("width", file.width), entry.get("height", file.height))
             if stated not in ((file.width, file.height), file.stored):
-                problems.add(
-                    "images of another size than told",
-                    f"{name}: {stated[0]} x {stated[1]} told, {file.width} x {file.height} found",
-                    "Boxes are in pixels of the images that were labelled: take those, or export the labels for these.",
-                )
+                sizes = f"{stated[0]} x {stated[1]} told, {file.width} x {file.height} found"
+                problems.add("images of another size than told", f"{name}: {sizes}", OTHER_SIZE)
             readable[entry["id"]] = file
     if turned := sum(file.is_turned for file in readable.values()):
-        log.info(
-            "%d of %d images are turned as their orientation tag (EXIF) says, as labelling tools show them; if boxes "
-            "refer to the pixels as they are stored: dataset.orientation=ignore",
-            *(turned, len(safe)),
-        )
+        what = "%d of %d images are turned as their orientation tag (EXIF) says, as labelling tools show them; if boxes"
+        log.info(f"{what} refer to the pixels as they are stored: dataset.orientation=ignore", turned, len(safe))
     return readable
 
 
@@ -101,8 +96,8 @@ def read_coco(
         group_by: regular expression whose first group, found in the file name, names the group (scene) that must stay
             on one side of a split; None makes every image its own group, but the copies of one image that Roboflow has
             written. Images with the same pixels are always of one group.
-        on_bad_box, crowds, on_duplicate_box: see their enums. Boxes of which clipping leaves nothing are dropped;
-            `repairs` counts both.
+        on_bad_box: boxes of which clipping leaves nothing are dropped; `repairs` counts both.
+        crowds, on_duplicate_box: see their enums.
         reading: how image files become pixels; boxes refer to these.
 
     Raises:
@@ -127,7 +122,7 @@ def read_coco(
     class_of = {category["id"]: index for index, category in enumerate(categories)}
     samples = []
     for entry in sorted(content["images"], key=lambda entry: entry["file_name"]):
-        file, those = files[entry["id"]], objects[entry["id"]]
+        file, ones = files[entry["id"]], objects[entry["id"]]
         samples.append(
             Sample(
                 name=entry["file_name"],
@@ -135,10 +130,10 @@ def read_coco(
                 width=file.width,
                 height=file.height,
                 image_id=entry["id"],
-                boxes=np.array([one.box for one in those], dtype=np.float32).reshape(-1, 4),
-                labels=np.array([class_of[one.category_id] for one in those], dtype=np.int64),
-                areas=np.array([one.area for one in those], dtype=np.float64),
-                crowd=np.array([one.crowd for one in those], dtype=bool),
+                boxes=np.array([one.box for one in ones], dtype=np.float32).reshape(-1, 4),
+                labels=np.array([class_of[one.category_id] for one in ones], dtype=np.int64),
+                areas=np.array([one.area for one in ones], dtype=np.float64),
+                crowd=np.array([one.crowd for one in ones], dtype=bool),
                 group=groups[entry["file_name"]],
                 sha256=file.sha256,
                 signature=file.signature,

@@ -113,10 +113,8 @@ def read_objects(
 
 def _remark_on_sizes(boxes: Boxes, sizes: Sizes, areas: Float[np.ndarray, " n"], problems: Problems) -> None:
     if reach := left_upper_part(boxes, sizes):
-        problems.remarks.append(
-            "no box reaches beyond {:.0%} of the width and {:.0%} of the height of its image: are the labels for "
-            "images of another size?".format(*reach)
-        )
+        part = f"{reach[0]:.0%} of the width and {reach[1]:.0%} of the height of its image"
+        problems.remarks.append(f"no box reaches beyond {part}: are the labels for images of another size?")
     own = boxes[:, 2:].clip(-HUGE, HUGE).prod(axis=1)
     stated = np.isfinite(areas) & (own > 0)
     ratio = float(np.median(areas[stated] / own[stated])) if stated.sum() >= FEW else 1.0

@@ -25,7 +25,6 @@ NOT_JSON = {
     b"PK\x03\x04": "a zip archive; unpack it first",
     **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), UTF16),
 }
-LONGEST_NUMBER = 100  # digits; longer ones are read as floating point, which no id or size may be
 LONGEST_PART = 255  # bytes of a file's or folder's name, on all common file systems
 LONGEST_PATH = 4000  # bytes, a little below Linux's limit
 LONGEST_CLASS = 200  # characters of a class's name, which names metrics too
@@ -41,10 +40,7 @@ FLAGS |= {"1": True, "1.0": True, "true": True, "yes": True}
 def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
     """Read a JSON file in UTF-8, with or without a byte order mark.
 
-    Args:
-        path: of the file.
-        setting: what stands before the path in errors, such as ``split.file=``.
-        cure: what to do if there is no such file.
+    Errors call it ``setting`` (such as ``split.file=``) and its path; ``cure`` is what to do if there is none.
 
     Raises:
         InputError: in one line: the file is missing, cannot be read, or is no such JSON.
@@ -60,16 +56,13 @@ def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
     if other is not None or b"\0" in encoded[:4]:
         raise InputError(f"{where} is {other or UTF16}")
     try:
-        # A function that is called for each number takes a third of the time: only where there is a long one.
-        has_long_number = b"0" * (LONGEST_NUMBER + 1) in encoded.translate(bytes.maketrans(b"123456789", b"0" * 9))
-        parse_int = _integer if has_long_number else None
-        return json.loads(encoded.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=parse_int)
+        return json.loads(encoded.decode("utf-8-sig"), object_pairs_hook=_object)
     except RecursionError:
         raise InputError(f"{where} is nested too deeply") from None
     except ValueError as error:
-        encoding = "its text is not UTF-8, see byte {0.start}; save it as UTF-8"
-        what = encoding.format(error) if isinstance(error, UnicodeDecodeError) else error
-        raise InputError(f"{where} is not valid JSON: {what}") from None
+        if isinstance(error, UnicodeDecodeError):
+            error = ValueError(f"its text is not UTF-8, see byte {error.start}; save it as UTF-8")
+        raise InputError(f"{where} is not valid JSON: {error}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -78,10 +71,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"'{shown(name)}' stands there twice in one object")
     return content
-
-
-def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) <= LONGEST_NUMBER else float(digits)
 
 
 def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any]]]:
@@ -99,14 +88,12 @@ def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any
             raise InputError(f"{path}: a COCO detection file needs a list under '{key}'")
         for position, entry in enumerate(content[key]):
             where = f"{path}: {key}[{position}]"
-            missing = [name for name in fields if not isinstance(entry, dict) or name not in entry]
-            if missing:
+            if missing := [name for name in fields if not isinstance(entry, dict) or name not in entry]:
                 raise InputError(f"{where} lacks {', '.join(missing)}")
             for name in (name for name in fields if name.endswith("id")):
-                number = whole(entry[name])
-                if number is None:
-                    raise InputError(f"{where}: {name} must be a whole number, not {shown(repr(entry[name]))}")
-                entry[name] = number
+                number, entry[name] = entry[name], whole(entry[name])
+                if entry[name] is None:
+                    raise InputError(f"{where}: {name} must be a whole number, not {shown(repr(number))}")
             if key == "images" and not isinstance(entry["file_name"], str):
                 raise InputError(f"{where}: file_name must be text, not {shown(repr(entry['file_name']))}")
     content = {key: content[key] for key in FIELDS}
@@ -226,20 +213,16 @@ def _merge_categories(content: dict[str, list[dict[str, Any]]], problems: Proble
         if used[first]:
             in_any_case[categories[0]["name"].strip().casefold()].append(f"'{shown(categories[0]['name'])}' ({first})")
         if len({str(category.get("supercategory")) for category in categories if used[category["id"]]}) > 1:
-            problems.add(
-                "categories of one name but different supercategories",
-                f"'{name}': ids {', '.join(map(str, ids))}",
-                "Rename the categories, or give their annotations one category_id.",
-            )
+            cure = "Rename the categories, or give their annotations one category_id."
+            what = "categories of one name but different supercategories"
+            problems.add(what, f"'{name}': ids {', '.join(map(str, ids))}", cure)
     content["categories"] = [one for one in content["categories"] if one["id"] not in merged]
     for annotation in content["annotations"]:
         annotation["category_id"] = merged.get(annotation["category_id"], annotation["category_id"])
     for alike in in_any_case.values():
         if len(alike) > 1:
-            problems.remarks.append(
-                f"the names of {', '.join(alike)} differ in capital letters alone: each is a class of its own. If they "
-                "are one, give the annotations of both one category_id"
-            )
+            what = f"the names of {', '.join(alike)} differ in capital letters alone: each is a class of its own"
+            problems.remarks.append(f"{what}. If they are one, give the annotations of both one category_id")
 
 
 def _check_ids(content: dict[str, list[dict[str, Any]]], names: dict[int, str], problems: Problems) -> None:
@@ -247,15 +230,13 @@ def _check_ids(content: dict[str, list[dict[str, Any]]], names: dict[int, str], 
         owners: dict[int, list[str]] = defaultdict(list)
         for entry in content[key]:
             owners[entry["id"]].append(str(names.get(entry[label], entry[label])))
-        for number, those in owners.items():
-            if len(those) > 1:
-                problems.add(f"duplicate ids in {key}", f"{number}: {', '.join(those[:3])}")
+        for number, entries in owners.items():
+            if len(entries) > 1:
+                problems.add(f"duplicate ids in {key}", f"{number}: {', '.join(entries[:3])}")
     categories = {entry["id"] for entry in content["categories"]}
     for entry in content["annotations"]:
         if entry["image_id"] not in names:
             problems.add("annotations of unknown images", f"annotation {entry['id']}: image_id {entry['image_id']}")
         elif entry["category_id"] not in categories:
-            problems.add(
-                "annotations of unknown categories",
-                f"{names[entry['image_id']]}: category_id {entry['category_id']} (annotation {entry['id']})",
-            )
+            place = f"{names[entry['image_id']]}: category_id {entry['category_id']} (annotation {entry['id']})"
+            problems.add("annotations of unknown categories", place)

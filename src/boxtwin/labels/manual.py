@@ -17,7 +17,7 @@ from boxtwin.datasets.coco_boxes import ROUNDING, box_numbers, fit_box, is_turne
 from boxtwin.datasets.coco_json import fault_of_name, flag, load_json, stated_size, whole
 from boxtwin.datasets.image_io import Pixels, pixels_sha256, read_image
 from boxtwin.datasets.problems import Problems
-from boxtwin.datasets.sample import Judgement, PropagatedBox, Sample
+from boxtwin.datasets.sample import Dataset, Judgement, PropagatedBox, Sample
 from boxtwin.datasets.variation_names import earlier_image_name, image_name, match_names
 from boxtwin.errors import InputError
 from boxtwin.labels.ensemble import Member
@@ -39,7 +39,7 @@ class _Labelled(NamedTuple):
     """One image of the file."""
 
     name: str
-    size: tuple[int, int] | None  # width and height, where the file states them
+    size: tuple[int | None, int | None]  # width and height, where the file states them
     pixels: str | None  # a hash of the pixels that are meant
     minutes: float | None
     boxes: list[tuple[int, Box, int]]  # number of the annotation, xyxy, label
@@ -80,10 +80,7 @@ class ManualLabels:
         try:
             confirmed = [image for image in content["images"] if self._is_confirmed(image)]
             labels = self._labels(content.get("categories"), dataset.classes, ids)
-            self._check_owners(content)
-            classes = zip(dataset.classes, dataset.category_ids, strict=True)
-            known = ", ".join(f"{name} ({number})" for name, number in classes)
-            images = self._read(confirmed, content["annotations"], labels, known)
+            images = self._read(confirmed, content, labels, dataset)
         except InputError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
@@ -101,9 +98,8 @@ class ManualLabels:
 
     def identity(self) -> dict[str, Any]:
         """The content of the file, and how it is read."""
-        # First versions matched classes by ids, and images by the store's names.
-        matched = {} if self.read_as_before else {"matched": 2}
-        return {"file": self.sha256, **({"confirmed": "all"} if self._every_image else {}), **matched}
+        confirmed = {"confirmed": "all"} if self._every_image else {}
+        return {"file": self.sha256, **confirmed, **({} if self.read_as_before else {"matched": 2})}
 
     def judge(self, members: Sequence[Member]) -> ManualLabels:  # noqa: ARG002, it asks a person
         """By the file."""
@@ -150,8 +146,15 @@ class ManualLabels:
             raise InputError(f"{self._start}, {image['file_name']}: {mark}")
         return confirmed
 
-    def _check_owners(self, content: dict[str, Any]) -> None:
-        """An image whose boxes have another image_id would count as empty."""
+    def _read(
+        self,
+        confirmed: list[dict[str, Any]],
+        content: dict[str, Any],
+        labels: Mapping[int, int | str],
+        dataset: Dataset,
+    ) -> list[_Labelled]:
+        """The confirmed images with their boxes."""
+        # An image whose boxes have another image_id would count as empty.
         known = {image["id"] for image in content["images"]}
         lost = [one for one in content["annotations"] if one["image_id"] not in known]
         odd = [one for one in lost if whole(one["image_id"]) is None]
@@ -161,26 +164,25 @@ class ManualLabels:
             raise InputError(f"{self._start}, {place} is of no image of the file")
         if lost:
             log.warning("%s: %d boxes are of images that the file lacks: left out", self._start, len(lost))
-
-    def _read(
-        self,
-        confirmed: list[dict[str, Any]],
-        annotations: list[dict[str, Any]],
-        labels: Mapping[int, int | str],
-        classes: str,
-    ) -> list[_Labelled]:
-        """The confirmed images with their boxes; ``classes`` is how a message names those of the data set."""
         images: dict[Any, _Labelled] = {}
         for image in confirmed:
             name = image["file_name"]
             if not isinstance(name, str):
                 raise InputError(f"{self._start}: file_name must be text, not {name!r}")
-            images[image["id"]] = _Labelled(name, self._size(image), image.get("pixels_sha256"), _minutes(image), [])
+            try:
+                size = (stated_size(image.get("width")), stated_size(image.get("height")))
+            except ValueError as error:
+                what = f"{name}: width or height is no whole number: {error}"
+                raise InputError(f"{self._start}, {what}") from None
+            minutes = None if image.get("minutes") is None else float(image["minutes"])
+            if minutes is not None and not 0 <= minutes < math.inf:
+                raise ValueError(f"{name}: {minutes:g} is no number of minutes")
+            images[image["id"]] = _Labelled(name, size, image.get("pixels_sha256"), minutes, [])
         if len(images) != len(confirmed) or len({image.name for image in images.values()}) != len(confirmed):
             raise InputError(f"{self._start}: two confirmed images share an id or a file_name")
         boxes, sizes, areas = [], [], []
         crowds, turned, repeating = [], [], []  # names of images
-        for annotation in annotations:
+        for annotation in content["annotations"]:
             if (labelled := images.get(annotation["image_id"])) is None:
                 continue
             number, category = annotation.get("id", -1), annotation["category_id"]
@@ -188,14 +190,16 @@ class ManualLabels:
             label = labels.get(category)
             if not isinstance(label, int):
                 what = f"class {label!r} (category_id {category})" if label else f"category_id {category}"
-                raise InputError(f"{place}: {what} is none of the data set's, {classes}")
+                classes = zip(dataset.classes, dataset.category_ids, strict=True)
+                known_classes = ", ".join(f"{name} ({number})" for name, number in classes)
+                raise InputError(f"{place}: {what} is none of the data set's, {known_classes}")
             bbox = box_numbers(annotation.get("bbox"))
             if bbox is None or min(bbox[2:]) <= 0:
                 raise InputError(f"{place}: bbox {annotation.get('bbox')} is no box")
             x, y, w, h = bbox
             labelled.boxes.append((number, (x, y, x + w, y + h), label))
             boxes.append(bbox)
-            sizes.append(labelled.size or (math.nan, math.nan))
+            sizes.append([side or math.nan for side in labelled.size])
             areas.append(stated_area(annotation))
             crowds += [labelled.name] * (flag(annotation.get("iscrowd")) is not False)
             turned += [labelled.name] * is_turned(annotation)
@@ -247,36 +251,18 @@ class ManualLabels:
 
     def _digest(self, name: str) -> str | None:
         """The hash of an image's pixels, where its file lies beside the label file."""
-        for path in (name, f"images/{name}", Path(name).name):
-            if not fault_of_name(path) and (self.file.parent / path).is_file():
-                try:
-                    return pixels_sha256(read_image(self.file.parent / path))
-                except OSError:
-                    return None
-        return None
-
-    def _size(self, image: dict[str, Any]) -> tuple[int, int] | None:
+        paths = [path for path in (name, f"images/{name}", Path(name).name) if not fault_of_name(path)]
+        file = next((self.file.parent / path for path in paths if (self.file.parent / path).is_file()), None)
         try:
-            width, height = stated_size(image.get("width")), stated_size(image.get("height"))
-        except ValueError as error:
-            place = f"{self._start}, {image['file_name']}"
-            raise InputError(f"{place}: width or height is no whole number: {error}") from None
-        return None if width is None or height is None else (width, height)
+            return None if file is None else pixels_sha256(read_image(file))
+        except OSError:
+            return None
 
     def _check_size(self, image: _Labelled, width: int, height: int) -> None:
-        if image.size not in (None, (width, height)):
+        if None not in image.size and image.size != (width, height):
             sizes = "{} x {} pixels, the image has {} x {}".format(*image.size, width, height)
             cure = "its boxes are of another size; export the labels at the size of the images"
             raise InputError(f"{self._start}: {image.name} is said to have {sizes}: {cure}")
-
-
-def _minutes(image: dict[str, Any]) -> float | None:
-    if image.get("minutes") is None:
-        return None
-    minutes = float(image["minutes"])
-    if not (math.isfinite(minutes) and minutes >= 0):
-        raise ValueError(f"{image['file_name']}: {minutes:g} is no number of minutes")
-    return minutes
 
 
 def _normalised(name: str) -> str:

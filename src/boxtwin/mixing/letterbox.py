@@ -54,15 +54,13 @@ class Letterbox(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A piece of an image and where it goes: the columns and rows from ``source`` (x1, y1) on, scaled by ``scale``, lie
-    in ``window`` (xyxy) of the canvas with their corner at ``corner`` (x, y).
-    """
+    """A piece of an image, and where it lies on a canvas."""
 
     image: Labelled
     scale: float
-    source: tuple[int, int]
-    corner: tuple[int, int]
-    window: tuple[int, int, int, int]
+    source: tuple[int, int]  # x, y: the first column and row of the image that are taken
+    corner: tuple[int, int]  # x, y of the canvas where these lie
+    window: tuple[int, int, int, int]  # xyxy of the canvas; nothing is seen beyond
 
     @property
     def offset(self) -> tuple[float, float]:
