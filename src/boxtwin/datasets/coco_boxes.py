@@ -284,16 +284,16 @@ def repeats(boxes: Boxes, kinds: Sequence[object]) -> list[int]:
 def is_turned(annotation: Mapping[str, Any]) -> bool:
     """Whether an annotation is a rectangle that CVAT shows turned: its ``bbox`` is the one before it was turned."""
     attributes = annotation.get("attributes")
-    angle = attributes.get("rotation") if isinstance(attributes, dict) else None
-    try:
-        return bool(float(angle or 0) % 180)
-    except (TypeError, ValueError, OverflowError):
-        return False
+    return isinstance(attributes, dict) and _number(attributes.get("rotation") or 0) % 180 > 0
 
 
 def stated_area(annotation: Mapping[str, Any]) -> float:
     """The area that an annotation states; nan if it states none, or what is no number."""
+    return _number(annotation.get("area") or math.nan)
+
+
+def _number(value: Any) -> float:
     try:
-        return float(annotation.get("area") or math.nan)
+        return float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan

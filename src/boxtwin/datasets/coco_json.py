@@ -38,12 +38,9 @@ FLAGS |= {"1": True, "1.0": True, "true": True, "yes": True}
 
 
 def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
-    """Read a JSON file in UTF-8, with or without a byte order mark.
+    """Read a JSON file in UTF-8, with or without a byte order mark; `InputError` if that cannot be done.
 
-    Errors call it ``setting`` (such as ``split.file=``) and its path; ``cure`` is what to do if there is none.
-
-    Raises:
-        InputError: in one line: the file is missing, cannot be read, or is no such JSON.
+    Errors call it ``setting`` (such as ``split.file=``) and its path; ``cure`` is what to do if there is no such file.
     """
     where = f"{setting}{path}"
     try:
@@ -74,13 +71,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any]]]:
-    """The three lists of a COCO detection file, every entry in one form.
+    """The three lists of a COCO detection file, every entry in one form; `InputError` if the file is none.
 
     Ids are integers of any size; ``iscrowd`` is a bool; ``bbox`` is there, None where the file has none; ``width`` and
     ``height`` are integers, left out where they go untold; ``name`` of a category is text, and of one category alone.
-
-    Raises:
-        InputError: in one line: the file is no COCO detection file.
     """
     content = load_json(path, cure="set dataset.root (and dataset.annotations) to your COCO data set")
     for key, fields in FIELDS.items():

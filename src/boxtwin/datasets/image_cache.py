@@ -49,8 +49,7 @@ class DecodedImages:
     def add(self, name: str, samples: Sequence[Sample]) -> None:
         """Decode those of the images that are not in the set ``name`` yet, and open the set for `read`.
 
-        Raises:
-            InputError: the pixels do not fit on the disk, or cannot be written. What was written before stays usable.
+        `InputError` if pixels do not fit on the disk, or cannot be written; what was written before stays usable.
         """
         if self._folder is None:
             return

@@ -143,13 +143,9 @@ def _range_in(pixels: Pixels, box: np.ndarray) -> tuple[int, int]:
 
 def bits_of(pixels: UInt16[np.ndarray, "..."], source: UInt8[np.ndarray, "..."]) -> int:
     """How many of 16 bits an image uses whose 8 bit source is as bright and as rich in contrast."""
-    mean, spread = float(source.mean()) / 255, float(source.std()) / 255
-
-    def distance(bits: int) -> tuple[float, int]:
-        full = 2.0**bits - 1
-        return abs(float(pixels.mean()) / full - mean) + abs(float(pixels.std()) / full - spread), -bits
-
-    return min((bits for bits in range(8, 17) if pixels.max() < 2**bits), key=distance)
+    shown, wanted = np.array([pixels.mean(), pixels.std()]), np.array([source.mean(), source.std()]) / 255
+    enough = [bits for bits in range(8, 17) if pixels.max() < 2**bits]
+    return min(enough, key=lambda bits: (np.abs(shown / (2.0**bits - 1) - wanted).sum(), -bits))
 
 
 def widened(pixels: UInt8[np.ndarray, "..."], source: Pixels) -> Pixels:
@@ -158,14 +154,12 @@ def widened(pixels: UInt8[np.ndarray, "..."], source: Pixels) -> Pixels:
     How the source was converted to 8 bit is not known. Of the usual ways (the range of 9, 10, ... 16 bit; the source's
     own range; that without the extreme 0.1 %) the one is undone that comes nearest to the source's mean and spread.
     """
+    shown, wanted = np.array([pixels.mean(), pixels.std()]) / 255, np.array([source.mean(), source.std()])
     ends = np.percentile(source, [0, 100, CUT, 100 - CUT])
-    ranges = [(0.0, 2.0**bits - 1) for bits in range(9, 17)] + [(ends[0], ends[1]), (ends[2], ends[3])]
-    mean, spread = float(source.mean()), float(source.std())
-    own_mean, own_spread = float(pixels.mean()) / 255, float(pixels.std()) / 255
+    ranges = [*((0.0, 2.0**bits - 1) for bits in range(9, 17)), (ends[0], ends[1]), (ends[2], ends[3])]
 
     def distance(ends: tuple[float, float]) -> float:
-        black, reach = ends[0], ends[1] - ends[0]
-        return abs(black + reach * own_mean - mean) + abs(reach * own_spread - spread)
+        return float(np.abs((ends[1] - ends[0]) * shown + (ends[0], 0) - wanted).sum())
 
     black, full_scale = min(ranges, key=distance)
     return np.rint(black + (full_scale - black) * (pixels.astype(np.float64) / 255)).astype(np.uint16)

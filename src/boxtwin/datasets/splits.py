@@ -81,11 +81,7 @@ class Split:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def first(self, size: int, order: Sequence[str] | None = None) -> Split:
-        """The same split with its first ``size`` training images, in ``order`` of their names, or as they are listed.
-
-        Raises:
-            InputError: there are fewer training images.
-        """
+        """The split with its first ``size`` training images, in ``order`` of their names, or as they are listed."""
         if not 0 < size <= len(self.train):
             raise InputError(f"split.train_size={size} must lie between 1 and {len(self.train)}, all of {self.name}")
         by_name = {file_key(sample.name): sample for sample in self.train}
@@ -130,12 +126,9 @@ def read_split(dataset: Dataset, path: Path, name: str) -> Split:
 def nested_order(path: Path, name: str, seed: int = 0) -> list[str]:
     """The order in which the training images of a predefined split are taken when not all are.
 
-    1. Those of smaller splits of the file that are nested in it, with the same validation and test images, come first:
-       the first 40 of s1 are s2's.
-    2. Among those, as they are listed. A list in alphabetical order puts images of one scene side by side: it is
-       shuffled by the seed, alike in every split of the file.
-
-    The file must be one that `read_split` has taken.
+    Those of smaller splits of the file that are nested in it, with the same validation and test images, come first: the
+    first 40 of s1 are s2's. Among those, as they are listed; but a list in alphabetical order, which puts images of one
+    scene side by side, is shuffled by the seed, alike in every split. `read_split` must have taken the file.
     """
     content = load_json(path, setting="split.file=")
     whole = content[name]

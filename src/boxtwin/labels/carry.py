@@ -106,11 +106,7 @@ class Carry:
         labels: Int[np.ndarray, " n"],
         image: str = "",  # noqa: ARG002
     ) -> Judgement:
-        """Judge ``boxes`` (xyxy, pixels); see the class for how.
-
-        Raises:
-            ValueError: source and variation differ in size.
-        """
+        """Judge ``boxes`` (xyxy, pixels); see the class for how. ValueError if the images differ in size."""
         if source.shape != pixels.shape:
             raise ValueError(f"a variation must be as large as its source: {source.shape} expected, {pixels.shape} got")
         pair = _Pair(channels(source, pixels), *self._detections(source, pixels))

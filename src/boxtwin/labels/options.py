@@ -26,11 +26,7 @@ class Confirmed(StrEnum):
 
 @dataclass
 class LabelOptions:
-    """Settings of all ways to label; each uses some of them (`boxtwin.labels.method`).
-
-    Raises:
-        ValueError: the number of detectors is negative.
-    """
+    """Settings of all ways to label; each uses some of them (`boxtwin.labels.method`)."""
 
     name: str = REQUIRED
     _target_: str = REQUIRED  # the class, a `LabelMethod`

@@ -46,11 +46,7 @@ class Batch(NamedTuple):
 
 
 def check_variations(variations: Sequence[Sample], images: DecodedImages, bits: int) -> None:
-    """Variations must have as many bits as the real images.
-
-    Raises:
-        InputError: names the first of those that have not.
-    """
+    """Raise `InputError` unless variations have as many bits as the real images."""
     for sample in variations:
         if (depth := 8 * images.read(sample).dtype.itemsize) != bits:
             what = f"variations must be {bits} bit as the real images are, and this one is {depth} bit"

@@ -10,11 +10,7 @@ REQUIRED: Any = "???"  # what OmegaConf takes for a value that must be given
 
 @dataclass
 class AugmentationOptions:
-    """Random changes of a training image; see `boxtwin.mixing.augment.augment`. Shares lie between 0 and 1.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
+    """Random changes of a training image; see `boxtwin.mixing.augment.augment`. Shares lie between 0 and 1."""
 
     mosaic: float = 0.0  # share of images put together from four (Bochkovskiy et al. 2020, YOLOv4, section 3.3)
     zoom: float = 1.0  # images are scaled by a factor between 1 / zoom and zoom, log-uniform

@@ -14,10 +14,9 @@ from boxtwin.datasets.splits import Split
 
 @dataclass(frozen=True)
 class Plan:
-    """The images of one run. Synthetic images have a lineage.
+    """The images of one run, of which synthetic ones have a lineage.
 
-    Raises:
-        ValueError: a variation is not on the side of its source, a test image is synthetic, or a side is empty.
+    ValueError if a variation is not on the side of its source, a test image is synthetic, or a side is empty.
     """
 
     train: tuple[Sample, ...]
@@ -53,11 +52,7 @@ class Plan:
 
 
 def make_plan(split: Split, variations: Sequence[Sample]) -> Plan:
-    """Put the variations of a split's training and validation images on the sides of their sources.
-
-    Raises:
-        ValueError: a variation's source is on neither side, or one of them is a real image.
-    """
+    """Put the variations of a split's training and validation images on the sides of their sources; see `Plan`."""
     names = {sample.name for sample in split.train}
     to_train: list[Sample] = []
     to_val: list[Sample] = []
@@ -75,9 +70,6 @@ def draw_order(
     With ``synthetic_fraction`` None all images are drawn equally often: shuffled passes over the pool, one after the
     other. Otherwise that share of every batch (later batches make up for rounding) is drawn from the variations, and
     the rest from the real images, each in shuffled passes of its own.
-
-    Raises:
-        ValueError: the share is outside [0, 1].
     """
     if synthetic_fraction is not None and not 0 <= synthetic_fraction <= 1:
         raise ValueError(f"synthetic_fraction must lie between 0 and 1, got {synthetic_fraction}")

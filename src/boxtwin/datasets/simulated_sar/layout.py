@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 
 from boxtwin.datasets.simulated_sar.physics import Scatterers, join, smooth_normal
 
@@ -83,10 +83,8 @@ class Berths:
         self.windows = windows
         self.ships: list[Ship] = []
 
-    def footprint(
-        self, ship: Ship, margin: float = 0.0
-    ) -> tuple[UInt8[np.ndarray, "h w"], Bool[np.ndarray, "h w"]] | None:
-        """The part of `taken` around a hull, to be changed in place, and the hull's mask on it; None beyond the scene."""
+    def footprint(self, ship: Ship, margin: float = 0.0) -> tuple[np.ndarray, np.ndarray] | None:
+        """The part of `taken` around a hull, to be changed in place, and the hull's mask; None beyond the scene."""
         hull = ship.hull(margin)
         x1, y1 = np.floor(hull.min(axis=0)).astype(int)
         x2, y2 = np.ceil(hull.max(axis=0)).astype(int) + 1

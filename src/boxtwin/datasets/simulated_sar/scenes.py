@@ -52,15 +52,8 @@ def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, see
     The same parameters give the same bytes. A finished build with the same parameters is left as it is. The folder
     appears whole or not at all; of two processes that build at once, one waits for the other.
 
-    Args:
-        root: folder to make, its parent as well.
-        images: number of chips.
-        image_size: side of a chip in pixels.
-        chips_per_scene: the last scene may have fewer.
-        seed: not negative.
-
-    Raises:
-        InputError: a parameter is out of range, or ``root`` holds something else than this build.
+    ``images`` is the number of chips, ``image_size`` their side in pixels; the last scene may have fewer chips.
+    `InputError` if a parameter is out of range, or ``root`` holds something else than this build.
     """
     chosen = {"images": images, "image_size": image_size, "chips_per_scene": chips_per_scene, "seed": seed}
     for name, least in (("images", 1), ("image_size", MIN_IMAGE_SIZE), ("chips_per_scene", 1)):
