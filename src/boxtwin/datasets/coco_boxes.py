@@ -72,7 +72,15 @@ def read_objects(
         for _, entry in numeric:
             refuse(kind, entry, f"bbox {entry['bbox']}", f"COCO boxes are [x, y, width, height] in pixels. {cure}")
         return objects, repairs
-    _remark_on_sizes(boxes, shapes, areas, problems)
+    if reach := left_upper_part(boxes, shapes):
+        part = f"{reach[0]:.0%} of the width and {reach[1]:.0%} of the height of its image"
+        problems.remarks.append(f"no box reaches beyond {part}: are the labels for images of another size?")
+    own_areas = boxes[:, 2:].clip(-HUGE, HUGE).prod(axis=1)
+    stated = np.isfinite(areas) & (own_areas > 0)
+    ratio = float(np.median(areas[stated] / own_areas[stated])) if stated.sum() >= FEW else 1.0
+    if not 0.02 <= ratio <= 2:  # masks in boxes have less than 1
+        what = f"areas are {ratio:.2g} times those of their boxes"
+        problems.remarks.append(f"{what}: COCO sorts objects into small, medium and large by them")
     drawn = [(entry, box, line) for box, entry in numeric if (line := outline(entry)) is not None]
     problems.remark(
         [names[entry["image_id"]] for entry, box, line in drawn if _is_far_from(box, line)],
@@ -109,18 +117,6 @@ def read_objects(
         "bbox is the rectangle before it was turned, not the box around the object",
     )
     return objects, repairs
-
-
-def _remark_on_sizes(boxes: Boxes, sizes: Sizes, areas: Float[np.ndarray, " n"], problems: Problems) -> None:
-    if reach := left_upper_part(boxes, sizes):
-        part = f"{reach[0]:.0%} of the width and {reach[1]:.0%} of the height of its image"
-        problems.remarks.append(f"no box reaches beyond {part}: are the labels for images of another size?")
-    own = boxes[:, 2:].clip(-HUGE, HUGE).prod(axis=1)
-    stated = np.isfinite(areas) & (own > 0)
-    ratio = float(np.median(areas[stated] / own[stated])) if stated.sum() >= FEW else 1.0
-    if not 0.02 <= ratio <= 2:  # masks in boxes have less than 1
-        what = f"areas are {ratio:.2g} times those of their boxes"
-        problems.remarks.append(f"{what}: COCO sorts objects into small, medium and large by them")
 
 
 def read_crowds(content: Content, objects: dict[int, list[CocoObject]], policy: Crowds, problems: Problems) -> None:

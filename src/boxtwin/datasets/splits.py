@@ -132,14 +132,13 @@ def nested_order(path: Path, name: str, seed: int = 0) -> list[str]:
     """
     content = load_json(path, setting="split.file=")
     whole = content[name]
-    nested = [
-        set(other["train"])
-        for other in content.values()
-        if isinstance(other, dict)
-        and all(isinstance(other.get(side), list) and all(isinstance(i, str) for i in other[side]) for side in SIDES)
-        and all(set(other[side]) == set(whole[side]) for side in ("val", "test"))
-        and set(other["train"]) < set(whole["train"])
-    ]
+    nested = []
+    for other in content.values():
+        sides = [other.get(side) if isinstance(other, dict) else None for side in SIDES]
+        if all(isinstance(side, list) and all(isinstance(image, str) for image in side) for side in sides):
+            train, *rest = map(set, sides)
+            if train < set(whole["train"]) and rest == [set(whole["val"]), set(whole["test"])]:
+                nested.append(train)
     nested.sort(key=len)
     order: list[str] = list(whole["train"])
     if order == sorted(order):
@@ -176,8 +175,7 @@ def make_split(
     groups = sorted(members)
     random.shuffle(groups)
     sizes = {group: len(members[group]) for group in groups}
-    sides = _assign(sizes, needed)
-    if sides is None:
+    if (sides := _assign(sizes, needed)) is None:
         largest = ", ".join(f"{group} ({size} images)" for group, size in Counter(sizes).most_common(3))
         aim = f"test gets {test}, validation {val} and training {train_pool} images"
         what = f"the {len(groups)} scenes of data set {dataset.name} cannot be dealt whole so that {aim}"
@@ -209,8 +207,7 @@ def _assign(sizes: Mapping[str, int], needed: Mapping[str, int]) -> dict[str, li
         return sides
     share = sum(sizes.values()) / sum(needed.values())
     *first, last = needed.values()
-    taken = _choose(sizes, first, [need * share for need in first], rest=last)
-    if taken is None:
+    if (taken := _choose(sizes, first, [need * share for need in first], rest=last)) is None:
         return None
     assigned = {group for groups in taken for group in groups}
     return dict(zip(needed, (*taken, [group for group in sizes if group not in assigned]), strict=True))
@@ -243,14 +240,11 @@ def _choose(
             fresh &= ~reached
             last[fresh] = len(limits) * index + side
             reached |= fresh
-    fitting = [
-        sums
-        for sums in map(tuple, np.argwhere(reached).tolist())
-        if all(a >= need for a, need in zip(sums, at_least, strict=True)) and total - sum(sums) >= rest
-    ]
-    if not fitting:
+    fitting = np.argwhere(reached)
+    fitting = fitting[(fitting >= at_least).all(axis=1) & (total - fitting.sum(axis=1) >= rest)]
+    if len(fitting) == 0:
         return None
-    sums = list(min(fitting, key=lambda sums: (sum(abs(a - b) for a, b in zip(sums, near, strict=True)), sums)))
+    sums = fitting[np.abs(fitting - near).sum(axis=1).argmin()].tolist()
     taken: list[list[str]] = [[] for _ in limits]
     while any(sums):
         index, side = divmod(int(last[tuple(sums)]), len(limits))

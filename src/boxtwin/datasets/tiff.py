@@ -40,7 +40,14 @@ def read_header(content: bytes, name: str, reading: Reading) -> Header:
     """The header of the page that is read; raises OSError where the file does not fit ``reading``."""
     with _opened(content, name) as file:
         page, _ = _page(file, name, reading)
-        _check_channels(page, name, reading)
+        samples, channels = page.samplesperpixel, reading.channels
+        if channels is not None and max(channels) >= samples:
+            raise OSError(f"{name} has {samples} channels; dataset.channels={list(channels)} counts from 0")
+        has_alpha = len(page.extrasamples) == 1 and int(page.extrasamples[0]) in ALPHA
+        is_cmyk = page.photometric == PHOTOMETRIC.SEPARATED and samples == 4
+        if channels is None and samples not in (1, 3) and not is_cmyk and not (has_alpha and samples in (2, 4)):
+            which = "one or three to read, such as dataset.channels=[0] or [0,1,2]"
+            raise OSError(f"{name} has {samples} channels; say which {which}")
         if page.dtype not in (bool, np.uint8, np.uint16):
             kind = page.dtype or f"{page.bitspersample} bit"
             raise OSError(f"{name} holds {kind} pixels; 8 and 16 bit unsigned integers are supported")
@@ -158,16 +165,3 @@ def _page(file: TiffFile, name: str, reading: Reading) -> tuple[TiffPage, int]:
     if number >= len(pages):
         raise OSError(f"{name} has {len(pages)} pages, and dataset.page={number} counts from 0")
     return pages[number], number
-
-
-def _check_channels(page: TiffPage, name: str, reading: Reading) -> None:
-    samples = page.samplesperpixel
-    if reading.channels is not None:
-        if max(reading.channels) >= samples:
-            raise OSError(f"{name} has {samples} channels; dataset.channels={list(reading.channels)} counts from 0")
-        return
-    has_alpha = len(page.extrasamples) == 1 and int(page.extrasamples[0]) in ALPHA
-    is_cmyk = page.photometric == PHOTOMETRIC.SEPARATED and samples == 4
-    if samples not in (1, 3) and not is_cmyk and not (has_alpha and samples in (2, 4)):
-        which = "one or three to read, such as dataset.channels=[0] or [0,1,2]"
-        raise OSError(f"{name} has {samples} channels; say which {which}")

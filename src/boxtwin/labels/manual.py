@@ -203,8 +203,8 @@ class ManualLabels:
             areas.append(stated_area(annotation))
             crowds += [labelled.name] * (flag(annotation.get("iscrowd")) is not False)
             turned += [labelled.name] * is_turned(annotation)
-        columns = (np.array(boxes, np.float64).reshape(-1, 4), np.array(sizes, np.float64).reshape(-1, 2))
-        kind, cure = other_format(*columns, np.array(areas, np.float64))
+        shapes = np.array(sizes, np.float64).reshape(-1, 2)
+        kind, cure = other_format(np.array(boxes, np.float64).reshape(-1, 4), shapes, np.array(areas, np.float64))
         if kind:
             raise InputError(f"{self._start}: {kind}. COCO boxes are [x, y, width, height] in pixels. {cure}")
         for labelled in images.values():

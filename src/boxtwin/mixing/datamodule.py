@@ -73,8 +73,7 @@ class TrainingDraws(Dataset[Item]):
     samples: Sequence[Sample]
     order: Int[np.ndarray, " draws"]
     augmentation: AugmentationOptions
-    size: int
-    crop: int
+    input: InputOptions
     levels: Levels
     seed: int
     images: DecodedImages
@@ -93,11 +92,12 @@ class TrainingDraws(Dataset[Item]):
             # From the draws, not the pool: real and synthetic images keep their shares in a mosaic.
             lambda: labelled(int(random.integers(len(self.order)))),
             self.augmentation,
-            size=self.size,
-            crop=self.crop,
+            size=self.input.image_size,
+            crop=self.input.crop,
             random=random,
         )
-        return image, Letterbox(self.crop, self.crop, 1.0, 0.0, 0.0), self.samples[self.order[index]]
+        letterbox = Letterbox(self.input.crop, self.input.crop, 1.0, 0.0, 0.0)
+        return image, letterbox, self.samples[self.order[index]]
 
 
 class LetterboxedImages(Dataset[Item]):
@@ -209,10 +209,8 @@ class StudyDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> PrefetchLoader | DataLoader[Item]:
         """Augmented batches, one epoch at a time."""
-        size, crop, seed = self.input.image_size, self.input.crop, self.batches.seed
-        draws = TrainingDraws(
-            self.plan.train, self._order, self.augmentation, size, crop, self.levels, seed, self._images
-        )
+        samples, seed, images = self.plan.train, self.batches.seed, self._images
+        draws = TrainingDraws(samples, self._order, self.augmentation, self.input, self.levels, seed, images)
         batch_size, trainer = self.batches.batch_size, self.trainer
         device, devices = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         per_epoch = self.batches.steps_per_epoch * batch_size

@@ -49,12 +49,8 @@ class Sensor:
     looks: int
 
     def __post_init__(self) -> None:
-        if not all(0 < b <= 1 for b in self.bandwidth):
-            raise ValueError(f"bandwidth must lie in (0, 1] cycles per pixel, got {self.bandwidth}")
-        if not 0.5 <= self.taper <= 1:
-            raise ValueError(f"taper must lie in [0.5, 1], got {self.taper}")
-        if self.looks < 1:
-            raise ValueError(f"at least one look is needed, got {self.looks}")
+        if not (all(0 < b <= 1 for b in self.bandwidth) and 0.5 <= self.taper <= 1 and self.looks >= 1):
+            raise ValueError(f"bandwidth in (0, 1], taper in [0.5, 1] and looks of at least 1 are needed, got {self}")
 
 
 def impulse_response(

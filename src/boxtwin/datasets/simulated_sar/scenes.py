@@ -56,7 +56,7 @@ def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, see
     `InputError` if a parameter is out of range, or ``root`` holds something else than this build.
     """
     chosen = {"images": images, "image_size": image_size, "chips_per_scene": chips_per_scene, "seed": seed}
-    for name, least in (("images", 1), ("image_size", MIN_IMAGE_SIZE), ("chips_per_scene", 1)):
+    for name, least in {"images": 1, "image_size": MIN_IMAGE_SIZE, "chips_per_scene": 1}.items():
         if chosen[name] < least:
             raise InputError(f"sar_scenes: {name} must be at least {least}, got {chosen[name]}")
     parameters = {"simulation": SIMULATION, **chosen}
@@ -166,8 +166,7 @@ def _windows(chips: int, size: int) -> tuple[list[Window], tuple[int, int]]:
     columns = int(np.ceil(np.sqrt(chips)))
     rows = -(-chips // columns)
     stride = size - size // 4
-    corners = [(column, row) for row in range(rows) for column in range(columns)]
-    windows = [Window(MARGIN + stride * column, MARGIN + stride * row, size) for column, row in corners]
+    windows = [Window(MARGIN + stride * x, MARGIN + stride * y, size) for y in range(rows) for x in range(columns)]
     return windows, (stride * (rows - 1) + size + 2 * MARGIN, stride * (columns - 1) + size + 2 * MARGIN)
 
 
