@@ -124,10 +124,10 @@ def _new_place(
         if shown is None or shown[1] < WHOLE:
             continue
         others = Berths(berths.taken.astype(bool), berths.windows)
-        own = others._footprint(ship, 0.0)
+        own = others.footprint(ship)
         if own is not None:
-            mask, rows, columns = own
-            others.taken[rows, columns][mask] = 0
+            around, mask = own
+            around[mask] = 0
         if others.place(there, clearance=1.0):
             berths.taken = np.maximum(berths.taken, others.taken)
             return shown[0], by

@@ -5,7 +5,14 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from boxtwin.config.compose import WITHOUT, former_setting, register, to_object
-from boxtwin.config.identity import FIRST_NAMES, FIRST_PLACES, current_target, defining_values, short_hash
+from boxtwin.config.identity import (
+    FIRST_NAMES,
+    FIRST_PLACES,
+    REMOVED_SETTINGS,
+    current_target,
+    defining_values,
+    short_hash,
+)
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.sample import Dataset
 from boxtwin.errors import InputError
@@ -53,10 +60,14 @@ def test_stores_keep_their_key_when_settings_of_labels_are_renamed() -> None:
     )
 
 
-RENAMED = {first: f"{first} has been renamed: write {setting}" for setting, first in FIRST_NAMES.items()}
+REMOVED = [f"labels.{name}" for name in REMOVED_SETTINGS["labels"]]
+REMOVED += [first for setting, first in FIRST_NAMES.items() if setting in REMOVED]
+RENAMED = {
+    first: f"{first} has been renamed: write {now}" for now, first in FIRST_NAMES.items() if first not in REMOVED
+}
 
 
-@pytest.mark.parametrize("setting", [*RENAMED, *WITHOUT])
+@pytest.mark.parametrize("setting", [*RENAMED, *WITHOUT, *REMOVED])
 def test_a_setting_that_was_renamed_or_removed_is_refused_by_name(setting: str) -> None:
     said = RENAMED.get(setting, f"{setting} is no setting any more")
     register()

@@ -52,8 +52,8 @@ def test_a_hot_pixel_moves_neither_black_nor_white(place: tuple[int, int]) -> No
         images.pixels["3.png"][place] = value
         measured = images.measure()
         # The clean set's extremes are its levels' limits, which one pixel may lift by the headroom.
-        room = HEADROOM * (control.levels.white - control.levels.black)
-        assert abs(measured.levels.white - control.levels.white) <= room
+        room = HEADROOM * (control.levels.full_scale - control.levels.black)
+        assert abs(measured.levels.full_scale - control.levels.full_scale) <= room
         assert abs(measured.levels.black - control.levels.black) <= room
         assert any("3.png (65535)" in remark for remark in measured.remarks) == named
 
@@ -63,13 +63,13 @@ def test_a_defective_column_and_pairs_move_neither() -> None:
     for pixels in images.pixels.values():
         pixels[:, 15] = 65535  # through an object
         pixels[60, 70:72] = 65535
-    assert images.measure().levels.white <= control.levels.white * (1 + HEADROOM)
+    assert images.measure().levels.full_scale <= control.levels.full_scale * (1 + HEADROOM)
 
 
 @pytest.mark.parametrize("offset", [100, 51000])
 def test_an_offset_is_taken_off(offset: int) -> None:
     plain, shifted = Images(scenes()).measure().levels, Images(scenes(offset=offset)).measure().levels
-    assert (shifted.black, shifted.white) == (plain.black + offset, plain.white + offset)
+    assert (shifted.black, shifted.full_scale) == (plain.black + offset, plain.full_scale + offset)
 
 
 @pytest.mark.parametrize("side", [2, 3, 12])
@@ -80,14 +80,14 @@ def test_what_is_in_boxes_is_not_cut_off(side: int) -> None:
         (x1, y1, x2, y2) = sample.boxes[0].astype(int)
         inside = images.pixels[sample.name][y1:y2, x1:x2]
         assert levels.black <= inside.min()
-        assert inside.max() <= levels.white
+        assert inside.max() <= levels.full_scale
 
 
 def test_dark_objects_are_not_cut_off_either() -> None:
     images = Images([(5000 - pixels, boxes) for pixels, boxes in scenes(objects=1)])
     levels = images.measure().levels
     darkest = min(int(pixels[20:32, 10:22].min()) for pixels in images.pixels.values())
-    assert levels.black <= darkest < levels.white
+    assert levels.black <= darkest < levels.full_scale
 
 
 def test_eight_bit_stays_as_it_is_and_a_narrow_range_is_named() -> None:
@@ -126,7 +126,7 @@ def test_scaled_is_the_line_through_black_and_white_clipped() -> None:
     levels = Levels(51241, 52181)
     share = np.clip((values - 51241.0) / 940, 0, 1)
     np.testing.assert_array_equal(levels.scaled(values), np.rint(share * 65535))
-    inside = values[:, levels.black : levels.white + 1]
+    inside = values[:, levels.black : levels.full_scale + 1]
     np.testing.assert_array_equal(levels.restored(levels.scaled(inside)), inside)
     eight = np.arange(256, dtype=np.uint8)[None]
     assert Levels().scaled(eight) is eight
@@ -135,7 +135,7 @@ def test_scaled_is_the_line_through_black_and_white_clipped() -> None:
 
 @pytest.mark.parametrize("levels", [(-1, 255), (300, 300), (0, 65536)])
 def test_impossible_levels_are_refused(levels: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="black < white"):
+    with pytest.raises(ValueError, match="black < full scale"):
         Levels(*levels)
 
 

@@ -21,7 +21,7 @@ from boxtwin.tracking.mlflow_runs import Store
 SMALL = (
     "experiment=tiny_control dataset.root=\"'my data, 2'\" dataset.group_by=\"'^([^_]+)_'\" variations=1 "
     "generator=openai_variations generator.size=256 generator.price_usd=0.01 "
-    "labels.detectors=1 labels.agree=1 labels.tolerance=1000 generator.base_url="
+    "labels.detectors=1 labels.agree=1 generator.base_url="
 )
 
 

@@ -1,4 +1,3 @@
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -6,9 +5,10 @@ import pytest
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections
+from boxtwin.labels import carry
 from boxtwin.labels.carry import Carry
 from boxtwin.labels.ensemble import Ensemble, Member
-from boxtwin.labels.options import LabelOptions, NewObjects
+from boxtwin.labels.options import NewObjects
 
 BOX = np.array([[20.0, 10, 32, 16]], dtype=np.float32)
 ONE = np.array([1])
@@ -155,7 +155,7 @@ def test_what_appeared_out_of_nothing_is_refused_or_labelled_or_ignored() -> Non
     before, after = scene(0), scene(1)
     after[28:34, 40:52] += 120
     judge = {
-        what.value: Carry(LabelOptions(new_objects=what), detectors=Ensemble([blobs()]))(before, after, BOX, ONE)
+        what.value: Carry(new_objects=what, detectors=Ensemble([blobs()]))(before, after, BOX, ONE)
         for what in NewObjects
     }
     assert judge["refuse"].refused == "hallucinated objects: 1, at [40, 28, 52, 34]"
@@ -180,27 +180,29 @@ def test_what_the_source_has_too_is_nothing_new() -> None:
     assert Carry(detectors=Ensemble([member]))(before, after, BOX, ONE).refused is None
 
 
-def test_detectors_speak_for_an_object_whose_pixels_are_all_new() -> None:
+def test_detectors_speak_for_an_object_whose_pixels_are_all_new(monkeypatch: pytest.MonkeyPatch) -> None:
     """Same place, quite another look: the pixels do not tell, the detector does."""
     before, after = scene(0), scene(1, ship=False)
     after[10:16, 20:32:4] = 250
     after[10:16, 21:32:4] = 61
     after[10:16, 22:32:4] = 61
     after[10:16, 23:32:4] = 61
-    strict = partial(LabelOptions, present_response=0.9, absent_response=0.85)
-    assert Carry(strict())(before, after, BOX, ONE).boxes[0].decision == "dropped"
-    looks = Carry(strict(), detectors=Ensemble([blobs()]))
+    monkeypatch.setattr(carry, "PRESENT_RESPONSE", 0.9)
+    monkeypatch.setattr(carry, "ABSENT_RESPONSE", 0.85)
+    assert Carry()(before, after, BOX, ONE).boxes[0].decision == "dropped"
+    looks = Carry(detectors=Ensemble([blobs()]))
     assert looks(before, after, BOX, ONE).boxes[0].decision == "kept"
     # Another class on the same spot is no witness.
-    other = Carry(strict(new_objects=NewObjects.ignore), detectors=Ensemble([blobs(label=0)]))
+    other = Carry(NewObjects.ignore, detectors=Ensemble([blobs(label=0)]))
     assert other(before, after, BOX, ONE).boxes[0].decision == "dropped"
 
 
-def test_an_object_that_moved_and_changed_is_found_by_the_detector() -> None:
+def test_an_object_that_moved_and_changed_is_found_by_the_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carry, "SHIFT_CORRELATION", 0.9)
     before, after = scene(0), scene(1, ship=False)
     after[13:19, 27:39] = np.random.default_rng(5).integers(61, 250, size=(6, 12))
-    assert Carry(LabelOptions(shift_correlation=0.9))(before, after, BOX, ONE).boxes[0].decision == "dropped"
-    judged = Carry(LabelOptions(shift_correlation=0.9), detectors=Ensemble([blobs()]))(before, after, BOX, ONE)
+    assert Carry()(before, after, BOX, ONE).boxes[0].decision == "dropped"
+    judged = Carry(detectors=Ensemble([blobs()]))(before, after, BOX, ONE)
     assert judged.refused is None
     (moved,) = judged.boxes
     assert (moved.decision, moved.box) == ("shifted", (27, 13, 39, 19))
@@ -241,10 +243,6 @@ def test_no_boxes() -> None:
     assert refused.refused is not None
 
 
-def test_bad_arguments_and_another_shape_are_refused() -> None:
+def test_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(40, 60\) expected, \(40, 60, 3\) got"):
         Carry()(scene(), scene(shape=(40, 60, 3)), BOX, ONE)
-    with pytest.raises(ValueError, match=r"absent_response=0\.7 must lie between 0 and labels\.present_response=0\.5"):
-        LabelOptions(present_response=0.5, absent_response=0.7)
-    with pytest.raises(ValueError, match="search_radius=-1 must not be negative"):
-        LabelOptions(search_radius=-1)

@@ -8,7 +8,7 @@ from boxtwin.boxes import iou_matrix
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.labels.ensemble import Ensemble, Member, agreements, new_object_threshold
-from boxtwin.labels.pseudo import Pseudo
+from boxtwin.labels.pseudo import judge_by_agreement
 
 PIXELS = np.zeros((60, 80), dtype=np.uint8)
 NO_BOXES, NO_LABELS = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
@@ -34,7 +34,7 @@ def _found_before(one: Detections, pixels: Pixels) -> Detections:
 
 
 def test_boxes_are_averaged_by_score() -> None:
-    (place,) = agreements([found((A, 0.9, 0)), found((A_NEAR, 0.6, 0)), found()], [0.5] * 3, iou=0.5)
+    (place,) = agreements([found((A, 0.9, 0)), found((A_NEAR, 0.6, 0)), found()], [0.5] * 3)
     assert place.votes == 2
     assert place.score == pytest.approx(1.5 / 3)
     np.testing.assert_allclose(place.box, (0.9 * np.array(A) + 0.6 * np.array(A_NEAR)) / 1.5)
@@ -43,26 +43,24 @@ def test_boxes_are_averaged_by_score() -> None:
 
 def test_classes_are_kept_apart_and_a_member_votes_once() -> None:
     first = found((A, 0.9, 0), (A_NEAR, 0.8, 0))  # twice the same object
-    places = agreements([first, found((A, 0.7, 1))], [0.5, 0.5], iou=0.5)
+    places = agreements([first, found((A, 0.7, 1))], [0.5, 0.5])
     assert sorted((place.label, place.votes) for place in places) == [(0, 1), (0, 1), (1, 1)]
 
 
 def test_half_a_threshold_seconds_but_does_not_begin() -> None:
-    places = agreements([found((A, 0.9, 0), (B, 0.3, 0)), found((A, 0.3, 0), (B, 0.3, 0))], [0.5, 0.5], iou=0.5)
+    places = agreements([found((A, 0.9, 0), (B, 0.3, 0)), found((A, 0.3, 0), (B, 0.3, 0))], [0.5, 0.5])
     assert [(place.votes, place.box) for place in places] == [(2, tuple(A))]
-    assert agreements([found((A, 0.9, 0)), found((A, 0.2, 0))], [0.5, 0.5], iou=0.5)[0].votes == 1
+    assert agreements([found((A, 0.9, 0)), found((A, 0.2, 0))], [0.5, 0.5])[0].votes == 1
 
 
 def test_every_member_has_its_own_threshold() -> None:
-    assert agreements([found((A, 0.3, 0))], [0.5], iou=0.5) == []
-    assert len(agreements([found((A, 0.3, 0))], [0.2], iou=0.5)) == 1
+    assert agreements([found((A, 0.3, 0))], [0.5]) == []
+    assert len(agreements([found((A, 0.3, 0))], [0.2])) == 1
 
 
-def test_an_ensemble_needs_members_and_a_possible_majority() -> None:
+def test_an_ensemble_needs_members() -> None:
     with pytest.raises(ValueError, match="at least one"):
         Ensemble([])
-    with pytest.raises(ValueError, match="agree=3 must lie between 1"):
-        Ensemble(members(found(), found()), agree=3)
     assert Ensemble(members(found(), found(), found())).agree == 2
     assert Ensemble(members(found())).agree == 1
 
@@ -79,24 +77,21 @@ def test_scores_and_votes_on_a_box() -> None:
 
 
 def test_pseudo_labels_by_majority() -> None:
-    judge = Pseudo(ensemble=Ensemble(members(found((A, 0.9, 0)), found((A_NEAR, 0.6, 0)), found())), tolerance=0.25)
-    judged = judge(PIXELS, PIXELS, NO_BOXES, NO_LABELS)
+    looks = Ensemble(members(found((A, 0.9, 0)), found((A_NEAR, 0.6, 0)), found()))
+    judged = judge_by_agreement(looks, PIXELS, PIXELS, NO_BOXES, NO_LABELS)
     assert judged.refused is None
     (box,) = judged.boxes
     assert (box.decision, box.label, box.evidence["votes"], box.evidence["score"]) == ("added", 0, 2, 0.5)
 
 
-@pytest.mark.parametrize(("tolerance", "refused"), [(0.25, True), (1.0, False)])
-def test_images_without_agreement_are_refused(tolerance: float, refused: bool) -> None:
+def test_images_without_agreement_are_refused() -> None:
     looks = Ensemble(members(found((A, 0.9, 0), (B, 0.9, 0)), found((A, 0.9, 0)), found()), agree=2)
-    judged = Pseudo(ensemble=looks, tolerance=tolerance)(PIXELS, PIXELS, NO_BOXES, NO_LABELS)
-    assert (judged.refused is not None) == refused
-    if refused:
-        assert judged.refused == "the detectors disagree: on 1 object(s), 1 agreed on"
+    judged = judge_by_agreement(looks, PIXELS, PIXELS, NO_BOXES, NO_LABELS)
+    assert judged.refused == "the detectors disagree: on 1 object(s), 1 agreed on"
 
 
 def test_nothing_found_by_anybody_is_an_agreement() -> None:
-    judged = Pseudo(ensemble=Ensemble(members(found(), found())), tolerance=0.0)(PIXELS, PIXELS, NO_BOXES, NO_LABELS)
+    judged = judge_by_agreement(Ensemble(members(found(), found())), PIXELS, PIXELS, NO_BOXES, NO_LABELS)
     assert (judged.boxes, judged.refused) == ((), None)
 
 

@@ -50,15 +50,16 @@ def former_setting(error: BaseException) -> InputError | None:
     if match is None:
         return None
     key, renamed = match[1], {first: now for now, first in FIRST_NAMES.items()} | RENAMED_SETTINGS
-    if key in WITHOUT:
-        return InputError(f"{key} is no setting any more; leave it out: {WITHOUT[key]}")
-    if key in renamed:
-        return InputError(f"{key} has been renamed: write {renamed[key]}")
-    group, _, name = key.partition(".")
+    now = renamed.get(key, key)
+    group, _, name = now.partition(".")
     # Of generators, the settings are by class.
     settings = [of for place, of in REMOVED_SETTINGS.items() if group == ("generator" if "." in place else place)]
     values = " or ".join(dict.fromkeys(str(of[name]) for of in settings if name in of))
-    return InputError(f"{key} is no setting any more; its value is always {values}: leave it out") if values else None
+    if values:
+        return InputError(f"{key} is no setting any more; its value is always {values}: leave it out")
+    if key in WITHOUT:
+        return InputError(f"{key} is no setting any more; leave it out: {WITHOUT[key]}")
+    return InputError(f"{key} has been renamed: write {now}") if key in renamed else None
 
 
 def require_values(config: DictConfig, below: str = "") -> None:

@@ -56,6 +56,16 @@ REMOVED_SETTINGS: dict[str, dict[str, Any]] = {
     },
     "trainer": {"ema_span": 0.1},
     **FORMER_SETTINGS,
+    "labels": {
+        "present_response": 0.6,
+        "absent_response": 0.3,
+        "shift_correlation": 0.5,
+        "shift_gain": 0.15,
+        "search_radius": 12,
+        "iou": 0.5,
+        "tolerance": 0.25,
+        "steps": None,
+    },
 }
 # Classes of generators, below boxtwin.synthesis: where each is now, and where it was when runs were first recorded. A
 # run's identity has the latter, so that moving a class does not make its runs other runs.

@@ -12,30 +12,28 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from boxtwin.datasets.coco_boxes import CocoObject, Content, read_objects, without_repeats
-from boxtwin.datasets.coco_json import (
-    differing_in_case,
-    fault_of_name,
-    file_key,
-    find_files,
-    merge_categories,
-    read_content,
-)
-from boxtwin.datasets.inspection import ImageFile, inspect_image, join_groups, roboflow_name, same_pixels
+from boxtwin.datasets.coco_boxes import Content, read_crowds, read_objects, without_repeats
+from boxtwin.datasets.coco_json import fault_of_name, file_key, find_files, read_content
+from boxtwin.datasets.inspection import ImageFile, inspect_image, join_groups, roboflow_name
 from boxtwin.datasets.options import Crowds, OnBadBox, OnDuplicateBox
-from boxtwin.datasets.problems import Problems, shown, some
+from boxtwin.datasets.problems import Problems, some
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
 
 log = logging.getLogger(__name__)
+
+OTHER_SIZE = "Boxes are in pixels of the images that were labelled: take those, or export the labels for these."
+DOUBLED = (
+    "The file names begin with {}/ already, so that it stands twice in the path: set dataset.images to the folder "
+    "above, dataset.images=. where it is dataset.root."
+)
 
 
 def _check_files(content: Content, folder: Path, problems: Problems, reading: Reading) -> dict[int, ImageFile]:
@@ -46,14 +44,13 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
             problems.add(fault, entry["file_name"])
         else:
             safe.append(entry)
-    paths = find_files([entry["file_name"] for entry in safe], folder)
-    named: dict[Path, dict[str, str]] = defaultdict(dict)
-    for entry, path in zip(safe, paths, strict=True):
-        named[path][file_key(entry["file_name"])] = entry["file_name"]
+    named: dict[Path, list[str]] = defaultdict(list)
+    for entry, path in zip(safe, find_files([entry["file_name"] for entry in safe], folder), strict=True):
+        named[path].append(entry["file_name"])
         entry["path"] = path
     for names in named.values():
         if len(names) > 1:
-            problems.add("file names used twice", " = ".join(names.values()))
+            problems.add("file names used twice", " = ".join(names))
     with ThreadPoolExecutor(max_workers=4) as pool:
         inspected = pool.map(lambda e: inspect_image(e["path"], e.get("width"), e.get("height"), reading), safe)
         # Silent for the few hundred images of a small data set: they take a second or two.
@@ -64,34 +61,19 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
         if file.error and entry["path"].exists():
             problems.add(f"images unreadable in {folder}", file.error)
         elif file.error:
-            problems.add(f"images missing from {folder}", name, _where_else(name, folder))
+            path = Path(file_key(name))
+            is_doubled = path.parts[0] == folder.name and (folder.parent / path).exists()
+            problems.add(f"images missing from {folder}", name, DOUBLED.format(folder.name) if is_doubled else "")
         else:
             stated = (entry.get("width", file.width), entry.get("height", file.height))
             if stated not in ((file.width, file.height), file.stored):
-                problems.add(
-                    "images of another size than told",
-                    f"{name}: {stated[0]} x {stated[1]} told, {file.width} x {file.height} found",
-                    "Boxes are in pixels of the images that were labelled: take those, or export the labels for these.",
-                )
+                sizes = f"{stated[0]} x {stated[1]} told, {file.width} x {file.height} found"
+                problems.add("images of another size than told", f"{name}: {sizes}", OTHER_SIZE)
             readable[entry["id"]] = file
     if turned := sum(file.is_turned for file in readable.values()):
-        log.info(
-            "%d of %d images are turned as their orientation tag (EXIF) says, as labelling tools show them; if boxes "
-            "refer to the pixels as they are stored: dataset.orientation=ignore",
-            *(turned, len(safe)),
-        )
+        what = "%d of %d images are turned as their orientation tag (EXIF) says, as labelling tools show them; if boxes"
+        log.info(f"{what} refer to the pixels as they are stored: dataset.orientation=ignore", turned, len(safe))
     return readable
-
-
-def _where_else(name: str, folder: Path) -> str:
-    """How to repair the path of a missing image whose name begins with the folder's own."""
-    path = Path(file_key(name))
-    if path.parts[0] != folder.name or not (folder.parent / path).exists():
-        return ""
-    return (
-        f"The file names begin with {folder.name}/ already, so that it stands twice in the path: "
-        "set dataset.images to the folder above, dataset.images=. where it is dataset.root."
-    )
 
 
 def read_coco(
@@ -114,8 +96,8 @@ def read_coco(
         group_by: regular expression whose first group, found in the file name, names the group (scene) that must stay
             on one side of a split; None makes every image its own group, but the copies of one image that Roboflow has
             written. Images with the same pixels are always of one group.
-        on_bad_box, crowds, on_duplicate_box: see their enums. Boxes of which clipping leaves nothing are dropped;
-            `repairs` counts both.
+        on_bad_box: boxes of which clipping leaves nothing are dropped; `repairs` counts both.
+        crowds, on_duplicate_box: see their enums.
         reading: how image files become pixels; boxes refer to these.
 
     Raises:
@@ -125,18 +107,10 @@ def read_coco(
     pattern = _compile_group(group_by)
     problems = Problems()
     content = read_content(annotations, problems)
-    for label, ids in merge_categories(content, problems).items():
-        same = f"category '{shown(label)}' stands there {len(ids)} times (ids {ids}): taken for one class"
-        problems.remarks.append(same)
-    for names in differing_in_case(content):
-        problems.remarks.append(
-            f"the names of {names} differ in capital letters alone: each is a class of its own. If they are one, give "
-            "the annotations of both one category_id"
-        )
     files = _check_files(content, images, problems, reading)
     sizes = {number: (file.width, file.height) for number, file in files.items()}
     objects, repairs = read_objects(content, sizes, on_bad_box, problems)
-    _read_crowds(content, objects, crowds, problems)
+    read_crowds(content, objects, crowds, problems)
     repairs["merged"] = without_repeats(content, objects, on_duplicate_box, problems)
     for key in ("categories", "images"):
         if not content[key]:
@@ -148,7 +122,7 @@ def read_coco(
     class_of = {category["id"]: index for index, category in enumerate(categories)}
     samples = []
     for entry in sorted(content["images"], key=lambda entry: entry["file_name"]):
-        file, those = files[entry["id"]], objects[entry["id"]]
+        file, ones = files[entry["id"]], objects[entry["id"]]
         samples.append(
             Sample(
                 name=entry["file_name"],
@@ -156,10 +130,10 @@ def read_coco(
                 width=file.width,
                 height=file.height,
                 image_id=entry["id"],
-                boxes=np.array([one.box for one in those], dtype=np.float32).reshape(-1, 4),
-                labels=np.array([class_of[one.category_id] for one in those], dtype=np.int64),
-                areas=np.array([one.area for one in those], dtype=np.float64),
-                crowd=np.array([one.crowd for one in those], dtype=bool),
+                boxes=np.array([one.box for one in ones], dtype=np.float32).reshape(-1, 4),
+                labels=np.array([class_of[one.category_id] for one in ones], dtype=np.int64),
+                areas=np.array([one.area for one in ones], dtype=np.float64),
+                crowd=np.array([one.crowd for one in ones], dtype=bool),
                 group=groups[entry["file_name"]],
                 sha256=file.sha256,
                 signature=file.signature,
@@ -179,52 +153,31 @@ def read_coco(
     )
 
 
-def _read_crowds(content: Content, objects: dict[int, list[CocoObject]], policy: Crowds, problems: Problems) -> None:
-    """Remark how many annotations are crowds, and make objects of them where they are."""
-    where = [entry["file_name"] for entry in content["images"] for one in objects.get(entry["id"], ()) if one.crowd]
-    if not where:
-        return
-    done = (
-        "neither learnt nor counted. If they are single objects drawn as masks, as CVAT's brush writes them, set "
-        "dataset.crowds=objects"
-    )
-    if policy is Crowds.objects:
-        for number, those in objects.items():
-            objects[number] = [replace(one, crowd=False) for one in those]
-        done = "taken for single objects, dataset.crowds=objects"
-    total = sum(map(len, objects.values()))
-    problems.remarks.append(
-        f"{len(where)} of {total} annotations are crowds (iscrowd 1), in {some(sorted({*where}))}: {done}"
-    )
-
-
 def _group(
     content: Content, files: Mapping[int, ImageFile], pattern: re.Pattern[str] | None, problems: Problems
 ) -> dict[str, str]:
     """The group (scene) of every image, by its name."""
     groups: dict[str, str] = {}
     copies: dict[str, list[str]] = defaultdict(list)
+    by_pixels: dict[str, list[str]] = defaultdict(list)
     for entry in content["images"]:
-        name = entry["file_name"]
+        name, file = entry["file_name"], files.get(entry["id"])
         match = pattern.search(name) if pattern else None
         groups[name] = (match and match.group(1)) or name
         if pattern and not (match and match.group(1)):
             problems.add(f"file names in which group_by={pattern.pattern!r} finds nothing", name)
         if pattern is None and (original := roboflow_name(name)):
             copies[original].append(name)
-    same = same_pixels({e["file_name"]: files[e["id"]].signature for e in content["images"] if e["id"] in files})
+        if file is not None and file.signature is not None:
+            by_pixels[file.signature.sha256].append(name)
+    same, copied = ([names for names in alike.values() if len(names) > 1] for alike in (by_pixels, copies))
     if same:
-        pairs = [" = ".join(names[:3]) for names in same]
-        problems.remarks.append(
-            f"{sum(map(len, same))} images are {len(same)} different ones: the others are the same pixels under other "
-            f"names ({some(pairs)}). They are kept on one side of a split"
-        )
-    copied = [names for names in copies.values() if len(names) > 1]
+        what = f"{sum(map(len, same))} images are {len(same)} different ones: the others are the same pixels under"
+        pairs = some([" = ".join(names[:3]) for names in same])
+        problems.remarks.append(f"{what} other names ({pairs}). They are kept on one side of a split")
     if copied:
-        problems.remarks.append(
-            f"{sum(map(len, copied))} images are Roboflow's copies of {len(copied)} originals ({some(copied[0])}): "
-            "kept on one side of a split"
-        )
+        what = f"{sum(map(len, copied))} images are Roboflow's copies of {len(copied)} originals ({some(copied[0])})"
+        problems.remarks.append(f"{what}: kept on one side of a split")
     return join_groups(groups, [*same, *copied])
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from boxtwin.boxes import Box, clip_xyxy, iou_matrix
-from boxtwin.datasets.options import OnBadBox, OnDuplicateBox
+from boxtwin.datasets.options import Crowds, OnBadBox, OnDuplicateBox
 from boxtwin.datasets.problems import Problems, shown, some
 
 ROUNDING = 0.01  # pixels: boxes are often written with two decimals
@@ -72,67 +72,72 @@ def read_objects(
         for _, entry in numeric:
             refuse(kind, entry, f"bbox {entry['bbox']}", f"COCO boxes are [x, y, width, height] in pixels. {cure}")
         return objects, repairs
-    _remark_on_sizes(boxes, shapes, areas, problems)
-    outlines = [(index, line) for index, (_, entry) in enumerate(numeric) if (line := outline(entry)) is not None]
-    drawn = np.array([index for index, _ in outlines], dtype=np.int64)
-    far = far_from(boxes[drawn], np.array([line for _, line in outlines]).reshape(-1, 4))
-    if far.any():
-        images = sorted({names[numeric[index][1]["image_id"]] for index in drawn[far]})
-        problems.remarks.append(
-            f"{far.sum()} of {len(far)} boxes are not those around their segmentation, in {some(images)}: one of the "
-            "two is of another object, another size of the image, or written in another way. bbox is what is used"
-        )
-    bad: dict[str, list[str]] = defaultdict(list)
+    if reach := left_upper_part(boxes, shapes):
+        part = f"{reach[0]:.0%} of the width and {reach[1]:.0%} of the height of its image"
+        problems.remarks.append(f"no box reaches beyond {part}: are the labels for images of another size?")
+    own_areas = boxes[:, 2:].clip(-HUGE, HUGE).prod(axis=1)
+    stated = np.isfinite(areas) & (own_areas > 0)
+    ratio = float(np.median(areas[stated] / own_areas[stated])) if stated.sum() >= FEW else 1.0
+    if not 0.02 <= ratio <= 2:  # masks in boxes have less than 1
+        what = f"areas are {ratio:.2g} times those of their boxes"
+        problems.remarks.append(f"{what}: COCO sorts objects into small, medium and large by them")
+    drawn = [(entry, box, line) for box, entry in numeric if (line := outline(entry)) is not None]
+    problems.remark(
+        [names[entry["image_id"]] for entry, box, line in drawn if _is_far_from(box, line)],
+        f"of {len(drawn)} boxes are not those around their segmentation",
+        "one of the two is of another object, another size of the image, or written in another way. bbox is used",
+    )
+    repaired: dict[str, list[str]] = defaultdict(list)
     for entry in entries:
-        image = names[entry["image_id"]]
         fault, box = check_box(entry["bbox"], *sizes[entry["image_id"]])
         if fault and on_bad_box is OnBadBox.error:
             refuse(fault, entry, f"bbox {entry['bbox']}", SHARES_CURE if fault == NORMALISED else BOX_CURE)
             continue
         if fault:
-            bad["dropped" if on_bad_box is OnBadBox.drop or box is None else "clipped"].append(image)
-        if box is None or (fault and on_bad_box is OnBadBox.drop):
+            box = None if on_bad_box is OnBadBox.drop else box
+            repaired["clipped" if box else "dropped"].append(names[entry["image_id"]])
+        if box is None:
             continue
-        area = area_of(entry, box, clipped=bool(fault))
-        if area is None:
+        of_box = (box[2] - box[0]) * (box[3] - box[1])
+        area = stated_area(entry) if entry.get("area") else of_box
+        if not (math.isfinite(area) and area >= 0):
             refuse("areas that are not finite and positive", entry, f"area {shown(entry['area'])}")
             continue
+        area = min(area, of_box) if fault else area
         objects[entry["image_id"]].append(CocoObject(entry["category_id"], box, area, entry["iscrowd"]))
     if OVERHANGING in problems.offenders and look_like_centres(boxes, shapes):
         problems.cures[OVERHANGING] += " All would lie inside if x and y were their centres; are they?"
-    for action, where in bad.items():
-        repairs[action] = len(where)
-        what = f"{len(where)} bad boxes {action}, in {some(sorted({*where}))}"
-        problems.remarks.append(f"dataset.on_bad_box={on_bad_box.value}: {what}")
-    turned = [names[entry["image_id"]] for entry in entries if is_turned(entry)]
-    if turned:
-        problems.remarks.append(
-            f"{len(turned)} boxes of turned rectangles (attributes.rotation, as CVAT writes it), in "
-            f"{some(sorted({*turned}))}: bbox is the rectangle before it was turned, not the box around the object"
-        )
+    for action, images in repaired.items():
+        repairs[action] = len(images)
+        what = f"{len(images)} bad boxes {action}, in {some(sorted({*images}))}"
+        problems.remarks.append(f"dataset.on_bad_box={on_bad_box}: {what}")
+    problems.remark(
+        [names[entry["image_id"]] for entry in entries if is_turned(entry)],
+        "boxes of turned rectangles (attributes.rotation, as CVAT writes it)",
+        "bbox is the rectangle before it was turned, not the box around the object",
+    )
     return objects, repairs
 
 
-def _remark_on_sizes(boxes: Boxes, sizes: Sizes, areas: Float[np.ndarray, " n"], problems: Problems) -> None:
-    if reach := left_upper_part(boxes, sizes):
-        problems.remarks.append(
-            "no box reaches beyond {:.0%} of the width and {:.0%} of the height of its image: are the labels for "
-            "images of another size?".format(*reach)
-        )
-    own = boxes[:, 2:].clip(-HUGE, HUGE).prod(axis=1)
-    stated = np.isfinite(areas) & (own > 0)
-    ratio = float(np.median(areas[stated] / own[stated])) if stated.sum() >= FEW else 1.0
-    if not 0.02 <= ratio <= 2:  # masks in boxes have less than 1
-        problems.remarks.append(
-            f"areas are {ratio:.2g} times those of their boxes: COCO sorts objects into small, medium and large by them"
-        )
+def read_crowds(content: Content, objects: dict[int, list[CocoObject]], policy: Crowds, problems: Problems) -> None:
+    """Remark how many annotations are crowds, and make objects of them if that is the policy."""
+    crowds = [entry["file_name"] for entry in content["images"] for one in objects.get(entry["id"], ()) if one.crowd]
+    consequence = {
+        Crowds.objects: "taken for single objects, dataset.crowds=objects",
+        Crowds.ignore: "neither learnt nor counted. If they are single objects drawn as masks, as CVAT's brush writes "
+        "them, set dataset.crowds=objects",
+    }
+    what = f"of {sum(map(len, objects.values()))} annotations are crowds (iscrowd 1)"
+    problems.remark(crowds, what, consequence[policy])
+    for number, ones in objects.items() if policy is Crowds.objects else ():
+        objects[number] = [replace(one, crowd=False) for one in ones]
 
 
 def without_repeats(
     content: Content, objects: dict[int, list[CocoObject]], policy: OnDuplicateBox, problems: Problems
 ) -> int:
     """Remark on objects that repeat another one of their image; with ``merge``, remove them and return how many."""
-    where: list[str] = []
+    repeating: list[str] = []  # names of images
     in_two_classes: list[str] = []
     for entry in content["images"]:
         name, ones = entry["file_name"], objects.get(entry["id"], [])
@@ -140,25 +145,23 @@ def without_repeats(
         repeated = repeats(boxes, [(one.category_id, one.crowd) for one in ones])
         elsewhere = set(repeats(boxes, [one.crowd for one in ones])).difference(repeated)
         in_two_classes += [name] * sum(not ones[index].crowd for index in elsewhere)
-        where += [name] * len(repeated)
+        repeating += [name] * len(repeated)
         for index in repeated if policy is OnDuplicateBox.error else ():
             box = [round(value, 2) for value in ones[index].box]
             cure = "Delete one of each, or set dataset.on_duplicate_box=merge or =warn."
             problems.add("boxes that stand there twice", f"{name}: {box} (left, top, right, bottom)", cure)
         if policy is OnDuplicateBox.merge and repeated:
             objects[entry["id"]] = [one for index, one in enumerate(ones) if index not in repeated]
-    if in_two_classes:
-        problems.remarks.append(
-            f"{len(in_two_classes)} boxes lie on a box of another class (nearly the same place), in "
-            f"{some(sorted({*in_two_classes}))}: each counts as an object"
-        )
-    if where and policy is not OnDuplicateBox.error:
-        done = "each counts as an object. Set dataset.on_duplicate_box=merge to keep one of each"
-        problems.remarks.append(
-            f"{len(where)} boxes stand there twice (same class, nearly the same place), in {some(sorted({*where}))}: "
-            + ("one of each is kept" if policy is OnDuplicateBox.merge else done)
-        )
-    return len(where) if policy is OnDuplicateBox.merge else 0
+    what = "boxes lie on a box of another class (nearly the same place)"
+    problems.remark(in_two_classes, what, "each counts as an object")
+    consequence = {
+        OnDuplicateBox.merge: "one of each is kept",
+        OnDuplicateBox.warn: "each counts as an object. Set dataset.on_duplicate_box=merge to keep one of each",
+    }
+    if policy in consequence:
+        what = "boxes stand there twice (same class, nearly the same place)"
+        problems.remark(repeating, what, consequence[policy])
+    return len(repeating) if policy is OnDuplicateBox.merge else 0
 
 
 def check_box(bbox: object, width: int, height: int) -> tuple[str, Box | None]:
@@ -254,12 +257,12 @@ def outline(annotation: Mapping[str, Any]) -> Box | None:
     return x1, y1, x2, y2
 
 
-def far_from(boxes: Boxes, outlines: Boxes) -> Bool[np.ndarray, " n"]:
-    """Which xywh boxes overlap by less than half with their xyxy outlines."""
-    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-    inside = np.clip(np.minimum(high, outlines[:, 2:]) - np.maximum(low, outlines[:, :2]), 0, None).prod(axis=1)
-    both = boxes[:, 2:].prod(axis=1) + (outlines[:, 2:] - outlines[:, :2]).prod(axis=1)
-    return np.asarray(2 * inside < both - inside)
+def _is_far_from(box: Box, line: Box) -> bool:
+    """Whether an xywh box overlaps by less than half with its xyxy outline."""
+    x, y, w, h = box
+    x1, y1, x2, y2 = line
+    inside = max(min(x + w, x2) - max(x, x1), 0) * max(min(y + h, y2) - max(y, y1), 0)
+    return 3 * inside < w * h + (x2 - x1) * (y2 - y1)
 
 
 def repeats(boxes: Boxes, kinds: Sequence[object]) -> list[int]:
@@ -277,28 +280,16 @@ def repeats(boxes: Boxes, kinds: Sequence[object]) -> list[int]:
 def is_turned(annotation: Mapping[str, Any]) -> bool:
     """Whether an annotation is a rectangle that CVAT shows turned: its ``bbox`` is the one before it was turned."""
     attributes = annotation.get("attributes")
-    angle = attributes.get("rotation") if isinstance(attributes, dict) else None
-    try:
-        return bool(float(angle or 0) % 180)
-    except (TypeError, ValueError, OverflowError):
-        return False
+    return isinstance(attributes, dict) and _number(attributes.get("rotation") or 0) % 180 > 0
 
 
 def stated_area(annotation: Mapping[str, Any]) -> float:
     """The area that an annotation states; nan if it states none, or what is no number."""
+    return _number(annotation.get("area") or math.nan)
+
+
+def _number(value: Any) -> float:
     try:
-        return float(annotation.get("area") or math.nan)
+        return float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
-
-
-def area_of(annotation: Mapping[str, Any], box: Box, *, clipped: bool) -> float | None:
-    """The annotation's own area, or that of its box where it states none; None if what it states is no area.
-
-    The area of a clipped object is its clipped box's at most.
-    """
-    of_box = (box[2] - box[0]) * (box[3] - box[1])
-    own = stated_area(annotation) if annotation.get("area") else of_box
-    if not math.isfinite(own) or own < 0:
-        return None
-    return min(own, of_box) if clipped else own

@@ -25,7 +25,6 @@ NOT_JSON = {
     b"PK\x03\x04": "a zip archive; unpack it first",
     **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), UTF16),
 }
-LONGEST_NUMBER = 100  # digits; longer ones are read as floating point, which no id or size may be
 LONGEST_PART = 255  # bytes of a file's or folder's name, on all common file systems
 LONGEST_PATH = 4000  # bytes, a little below Linux's limit
 LONGEST_CLASS = 200  # characters of a class's name, which names metrics too
@@ -39,15 +38,9 @@ FLAGS |= {"1": True, "1.0": True, "true": True, "yes": True}
 
 
 def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
-    """Read a JSON file in UTF-8, with or without a byte order mark.
+    """Read a JSON file in UTF-8, with or without a byte order mark; `InputError` if that cannot be done.
 
-    Args:
-        path: of the file.
-        setting: what stands before the path in errors, such as ``split.file=``.
-        cure: what to do if there is no such file.
-
-    Raises:
-        InputError: in one line: the file is missing, cannot be read, or is no such JSON.
+    Errors call it ``setting`` (such as ``split.file=``) and its path; ``cure`` is what to do if there is no such file.
     """
     where = f"{setting}{path}"
     try:
@@ -60,16 +53,13 @@ def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
     if other is not None or b"\0" in encoded[:4]:
         raise InputError(f"{where} is {other or UTF16}")
     try:
-        # A function that is called for each number takes a third of the time: only where there is a long one.
-        has_long_number = b"0" * (LONGEST_NUMBER + 1) in encoded.translate(bytes.maketrans(b"123456789", b"0" * 9))
-        parse_int = _integer if has_long_number else None
-        return json.loads(encoded.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=parse_int)
+        return json.loads(encoded.decode("utf-8-sig"), object_pairs_hook=_object)
     except RecursionError:
         raise InputError(f"{where} is nested too deeply") from None
     except ValueError as error:
-        encoding = "its text is not UTF-8, see byte {0.start}; save it as UTF-8"
-        what = encoding.format(error) if isinstance(error, UnicodeDecodeError) else error
-        raise InputError(f"{where} is not valid JSON: {what}") from None
+        if isinstance(error, UnicodeDecodeError):
+            error = ValueError(f"its text is not UTF-8, see byte {error.start}; save it as UTF-8")
+        raise InputError(f"{where} is not valid JSON: {error}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -80,18 +70,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) <= LONGEST_NUMBER else float(digits)
-
-
 def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any]]]:
-    """The three lists of a COCO detection file, every entry in one form.
+    """The three lists of a COCO detection file, every entry in one form; `InputError` if the file is none.
 
     Ids are integers of any size; ``iscrowd`` is a bool; ``bbox`` is there, None where the file has none; ``width`` and
-    ``height`` are integers, left out where they go untold; ``name`` of a category is text.
-
-    Raises:
-        InputError: in one line: the file is no COCO detection file.
+    ``height`` are integers, left out where they go untold; ``name`` of a category is text, and of one category alone.
     """
     content = load_json(path, cure="set dataset.root (and dataset.annotations) to your COCO data set")
     for key, fields in FIELDS.items():
@@ -99,14 +82,12 @@ def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any
             raise InputError(f"{path}: a COCO detection file needs a list under '{key}'")
         for position, entry in enumerate(content[key]):
             where = f"{path}: {key}[{position}]"
-            missing = [name for name in fields if not isinstance(entry, dict) or name not in entry]
-            if missing:
+            if missing := [name for name in fields if not isinstance(entry, dict) or name not in entry]:
                 raise InputError(f"{where} lacks {', '.join(missing)}")
             for name in (name for name in fields if name.endswith("id")):
-                number = whole(entry[name])
-                if number is None:
-                    raise InputError(f"{where}: {name} must be a whole number, not {shown(repr(entry[name]))}")
-                entry[name] = number
+                number, entry[name] = entry[name], whole(entry[name])
+                if entry[name] is None:
+                    raise InputError(f"{where}: {name} must be a whole number, not {shown(repr(number))}")
             if key == "images" and not isinstance(entry["file_name"], str):
                 raise InputError(f"{where}: file_name must be text, not {shown(repr(entry['file_name']))}")
     content = {key: content[key] for key in FIELDS}
@@ -136,6 +117,7 @@ def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any
         if len(category["name"]) > LONGEST_CLASS or not category["name"].isprintable():
             problems.add(f"names of categories with control characters, or above {LONGEST_CLASS} characters", category)
     _check_ids(content, names, problems)
+    _merge_categories(content, problems)
     return content
 
 
@@ -204,44 +186,37 @@ def find_files(names: Sequence[str], folder: Path) -> list[Path]:
     return paths
 
 
-def merge_categories(content: dict[str, list[dict[str, Any]]], problems: Problems) -> dict[str, list[int]]:
-    """Make categories of one name one category; the ids of each such name, its own first.
+def _merge_categories(content: dict[str, list[dict[str, Any]]], problems: Problems) -> None:
+    """Make categories of one name one category, with the smallest id that annotations use.
 
-    Merged files repeat their categories, and Roboflow writes a root category that may have the name of a class. The
-    smallest id that annotations use stays. Categories in use with different ``supercategory`` are refused.
+    Merged files repeat their categories, and Roboflow writes a root category that may have the name of a class.
     """
     used = Counter(annotation["category_id"] for annotation in content["annotations"])
     by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    in_any_case: dict[str, list[str]] = defaultdict(list)
+    merged: dict[int, int] = {}
     for category in content["categories"]:
         by_name[unicodedata.normalize("NFC", category["name"].strip())].append(category)
-    merged: dict[str, list[int]] = {}
-    becomes: dict[int, int] = {}
     for name, categories in by_name.items():
         categories.sort(key=lambda category: (not used[category["id"]], category["id"]))
-        ids = [category["id"] for category in categories]
-        becomes |= dict.fromkeys(ids, ids[0])
-        if len(ids) > 1:
-            merged[name] = ids
+        first, *others = ids = [category["id"] for category in categories]
+        merged |= dict.fromkeys({*others} - {first}, first)
+        if others:
+            same = f"category '{shown(name)}' stands there {len(ids)} times (ids {ids}): taken for one class"
+            problems.remarks.append(same)
+        if used[first]:
+            in_any_case[categories[0]["name"].strip().casefold()].append(f"'{shown(categories[0]['name'])}' ({first})")
         if len({str(category.get("supercategory")) for category in categories if used[category["id"]]}) > 1:
-            problems.add(
-                "categories of one name but different supercategories",
-                f"'{name}': ids {', '.join(map(str, ids))}",
-                "Rename the categories, or give their annotations one category_id.",
-            )
-    content["categories"] = [one for one in content["categories"] if becomes[one["id"]] == one["id"]]
+            cure = "Rename the categories, or give their annotations one category_id."
+            what = "categories of one name but different supercategories"
+            problems.add(what, f"'{name}': ids {', '.join(map(str, ids))}", cure)
+    content["categories"] = [one for one in content["categories"] if one["id"] not in merged]
     for annotation in content["annotations"]:
-        annotation["category_id"] = becomes.get(annotation["category_id"], annotation["category_id"])
-    return merged
-
-
-def differing_in_case(content: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Names and ids of those categories in use whose names differ in capital letters alone, in one text each."""
-    used = {annotation["category_id"] for annotation in content["annotations"]}
-    alike: dict[str, list[str]] = defaultdict(list)
-    for category in content["categories"]:
-        if category["id"] in used:
-            alike[category["name"].strip().casefold()].append(f"'{shown(category['name'])}' ({category['id']})")
-    return [", ".join(those) for those in alike.values() if len(those) > 1]
+        annotation["category_id"] = merged.get(annotation["category_id"], annotation["category_id"])
+    for alike in in_any_case.values():
+        if len(alike) > 1:
+            what = f"the names of {', '.join(alike)} differ in capital letters alone: each is a class of its own"
+            problems.remarks.append(f"{what}. If they are one, give the annotations of both one category_id")
 
 
 def _check_ids(content: dict[str, list[dict[str, Any]]], names: dict[int, str], problems: Problems) -> None:
@@ -249,18 +224,13 @@ def _check_ids(content: dict[str, list[dict[str, Any]]], names: dict[int, str], 
         owners: dict[int, list[str]] = defaultdict(list)
         for entry in content[key]:
             owners[entry["id"]].append(str(names.get(entry[label], entry[label])))
-        for number, those in owners.items():
-            if len(those) > 1:
-                problems.add(f"duplicate ids in {key}", f"{number}: {', '.join(those[:3])}")
-    for name, count in Counter(file_key(entry["file_name"]) for entry in content["images"]).items():
-        if count > 1:
-            problems.add("file names used twice", name)
+        for number, entries in owners.items():
+            if len(entries) > 1:
+                problems.add(f"duplicate ids in {key}", f"{number}: {', '.join(entries[:3])}")
     categories = {entry["id"] for entry in content["categories"]}
     for entry in content["annotations"]:
         if entry["image_id"] not in names:
             problems.add("annotations of unknown images", f"annotation {entry['id']}: image_id {entry['image_id']}")
         elif entry["category_id"] not in categories:
-            problems.add(
-                "annotations of unknown categories",
-                f"{names[entry['image_id']]}: category_id {entry['category_id']} (annotation {entry['id']})",
-            )
+            place = f"{names[entry['image_id']]}: category_id {entry['category_id']} (annotation {entry['id']})"
+            problems.add("annotations of unknown categories", place)

@@ -22,13 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from boxtwin.datasets.image_io import Pixels, as_grey
+from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock, remove_leftovers, write_bytes_atomically
 
 log = logging.getLogger(__name__)
 
-NAMED = 5  # of damaged images
 CHECKSUM_BYTES = 4
 OPEN = 128  # files that a process keeps mapped: systems allow about a thousand
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -37,12 +37,9 @@ CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 class DecodedImages:
     """The pixels of image files, decoded once if there is a folder for them, otherwise whenever they are read.
 
-    Any number of processes may add and read at once: one adds while the others wait, and files are replaced, never
-    changed. Another version of OpenCV, which may decode differently, has files of its own.
-
-    Args:
-        folder: holds a subfolder for each set of images, which may be deleted when no process is at work; None keeps
-            nothing.
+    The folder holds one for each set of images, which may be deleted when no process is at work. Any number of
+    processes may add and read at once: one adds while the others wait, and files are replaced, never changed. Another
+    version of OpenCV, which may decode differently, has files of its own.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -52,8 +49,7 @@ class DecodedImages:
     def add(self, name: str, samples: Sequence[Sample]) -> None:
         """Decode those of the images that are not in the set ``name`` yet, and open the set for `read`.
 
-        Raises:
-            InputError: the pixels do not fit on the disk, or cannot be written. What was written before stays usable.
+        `InputError` if pixels do not fit on the disk, or cannot be written; what was written before stays usable.
         """
         if self._folder is None:
             return
@@ -94,14 +90,10 @@ def _file(folder: Path, sample: Sample) -> Path:
 def _write_missing(folder: Path, wanted: dict[str, Sample]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    present = [sample for sample in wanted.values() if _file(folder, sample).exists()]
-    damaged = [sample for sample in present if not _is_intact(_file(folder, sample))]
-    if damaged:
-        names = ", ".join(sample.name for sample in damaged[:NAMED])
+    missing = [sample for sample in wanted.values() if not _is_intact(_file(folder, sample))]
+    if damaged := [sample.name for sample in missing if _file(folder, sample).exists()]:
         text = "%s: the pixels of %d images are damaged (%s); they are decoded anew"
-        log.warning(text, folder, len(damaged), names)
-    intact = {sample.sha256 for sample in present} - {sample.sha256 for sample in damaged}
-    missing = [sample for sha256, sample in wanted.items() if sha256 not in intact]
+        log.warning(text, folder, len(damaged), some(damaged))
     # At most three channels.
     needed = sum(sample.width * sample.height * 3 * sample.bits // 8 for sample in missing)
     if needed > shutil.disk_usage(folder).free:
@@ -120,14 +112,11 @@ def _write_missing(folder: Path, wanted: dict[str, Sample]) -> None:
 
 
 def _is_intact(file: Path) -> bool:
-    content = file.read_bytes()
-    return len(content) > CHECKSUM_BYTES and zlib.crc32(content[:-CHECKSUM_BYTES]) == int.from_bytes(
-        content[-CHECKSUM_BYTES:], "big"
-    )
+    content = file.read_bytes() if file.exists() else b""
+    pixels, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+    return len(pixels) > 0 and zlib.crc32(pixels) == int.from_bytes(checksum, "big")
 
 
 def _refused(folder: Path, reason: str) -> InputError:
-    return InputError(
-        f"{folder}: decoded images cannot be kept here: {reason}. Make room, choose another place (data=FOLDER), or "
-        "set trainer.cache=false to decode images whenever they are drawn"
-    )
+    cure = "Make room, choose another place (data=FOLDER), or set trainer.cache=false to decode them as they are drawn"
+    return InputError(f"{folder}: decoded images cannot be kept here: {reason}. {cure}")

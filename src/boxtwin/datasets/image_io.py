@@ -77,9 +77,8 @@ def read_header(encoded: bytes, name: str, reading: Reading = _UPRIGHT) -> Heade
     read = tiff.read_header if encoded[:4] in tiff.MAGIC else _header
     header = read(encoded, name, reading)
     if header.width * header.height > reading.max_pixels:
-        raise OSError(
-            f"{name} has {header.width} x {header.height} pixels, more than dataset.max_pixels={reading.max_pixels}"
-        )
+        size = f"{header.width} x {header.height}"
+        raise OSError(f"{name} has {size} pixels, more than dataset.max_pixels={reading.max_pixels}")
     return header
 
 

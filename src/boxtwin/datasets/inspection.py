@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +43,8 @@ def signature_of(pixels: Pixels) -> Signature | None:
     """The signature of an image; None where all pixels are of one value."""
     if pixels.min() == pixels.max():
         return None
-    small = np.atleast_3d(cv2.resize(pixels.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA))
-    small = small.mean(axis=2)
+    small = cv2.resize(pixels.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    small = np.atleast_3d(small).mean(axis=2)
     small = _normalised((small - cv2.GaussianBlur(small, (0, 0), COARSE)).reshape(1, -1))[0]
     return Signature(pixels_sha256(pixels), small.astype(np.float16))
 
@@ -136,10 +135,10 @@ def nearly_same(
     if len(small) >= COMMON:
         small = _normalised(small - small.mean(axis=0))
     first, second = small[: len(a)], small[len(a) : len(a) + len(b)]
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for start in range(0, len(a), 1024):  # bounded memory
         rows, columns = np.nonzero(first[start : start + 1024] @ second.T >= NEARLY_SAME)
-        pairs += list(zip((start + rows).tolist(), columns.tolist(), strict=True))
+        pairs += zip((start + rows).tolist(), columns.tolist(), strict=True)
     return [(i, j) for i, j in pairs if a[i].sha256 != b[j].sha256]
 
 
@@ -147,15 +146,6 @@ def roboflow_name(name: str) -> str | None:
     """What the names of Roboflow's copies of one image have in common; None for names of other forms."""
     match = ROBOFLOW.match(name)
     return match["name"] if match else None
-
-
-def same_pixels(signatures: Mapping[str, Signature | None]) -> list[list[str]]:
-    """The names of images with equal pixels, those of each in one list."""
-    by_hash: dict[str, list[str]] = defaultdict(list)
-    for name, signature in signatures.items():
-        if signature is not None:
-            by_hash[signature.sha256].append(name)
-    return [names for names in by_hash.values() if len(names) > 1]
 
 
 def join_groups(groups: Mapping[str, str], together: Sequence[Sequence[str]]) -> dict[str, str]:

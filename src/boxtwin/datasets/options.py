@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 REQUIRED: Any = "???"  # what OmegaConf takes for a value that must be given
 
 
-class OnBadBox(Enum):
+class OnBadBox(StrEnum):
     """What to do with boxes that are empty, not finite or reach outside their image: refuse, cut off at it, or drop."""
 
     error = "error"
@@ -17,14 +17,14 @@ class OnBadBox(Enum):
     drop = "drop"
 
 
-class Crowds(Enum):
+class Crowds(StrEnum):
     """What annotations with iscrowd 1 are: crowds, neither learnt nor counted, or objects that were drawn as masks."""
 
     ignore = "ignore"
     objects = "objects"
 
 
-class OnDuplicateBox(Enum):
+class OnDuplicateBox(StrEnum):
     """What to do with boxes that repeat another one of their class and image: keep, merge into the first, or refuse."""
 
     warn = "warn"
@@ -32,14 +32,14 @@ class OnDuplicateBox(Enum):
     error = "error"
 
 
-class Orientation(Enum):
+class Orientation(StrEnum):
     """Whether images are turned as their orientation tag (EXIF) says, or read as they are stored."""
 
     apply = "apply"
     ignore = "ignore"
 
 
-class Speckle(Enum):
+class Speckle(StrEnum):
     """What the pixel values of a radar's images stand for: received amplitude, or power, its square."""
 
     amplitude = "amplitude"
@@ -47,8 +47,17 @@ class Speckle(Enum):
 
 
 @dataclass
+class BuildOptions:
+    """Parameters of a simulated data set, see `boxtwin.datasets.simulated_sar.scenes.build`."""
+
+    images: int = REQUIRED
+    image_size: int = REQUIRED
+    chips_per_scene: int = REQUIRED
+
+
+@dataclass
 class DatasetOptions:
-    """A COCO detection set on disk; ``build`` holds the parameters of one that is made here."""
+    """A COCO detection set on disk, or one that is made there."""
 
     name: str = REQUIRED
     root: str = REQUIRED
@@ -64,7 +73,7 @@ class DatasetOptions:
     max_pixels: int = 100_000_000
     image_size: int = REQUIRED
     speckle: Speckle | None = None
-    build: dict[str, int] | None = None
+    build: BuildOptions | None = None  # None: it is not simulated
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +23,15 @@ class Problems:
     remarks: list[str] = field(default_factory=list)
 
     def add(self, kind: str, offender: object, cure: str = "") -> None:
-        """One more offender of a kind."""
+        """Add an offender of a kind."""
         self.offenders[kind].append(shown(offender))
         if cure:
             self.cures[kind] = cure
+
+    def remark(self, images: Sequence[str], what: str, advice: str) -> None:
+        """Remark on annotations, by the names of their images; on none, where there are none."""
+        if images:
+            self.remarks.append(f"{len(images)} {what}, in {some(sorted({*images}))}: {advice}")
 
     def raise_if_any(self, annotations: Path) -> None:
         """Raise one `InputError` that tells everything; its first line names the kinds."""

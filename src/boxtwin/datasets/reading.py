@@ -18,20 +18,14 @@ MAX_PIXELS = 100_000_000
 
 @dataclass(frozen=True)
 class Reading:
-    """How image files become pixels.
+    """How image files become pixels."""
 
-    Attributes:
-        orientation: whether pixels are turned as the file's orientation tag says, as browsers and labelling tools do,
-            or taken as they are stored. The same for JPEG, PNG, TIFF and WebP.
-        page: of a TIFF file with several pages, from 0; None refuses such files.
-        channels: one or three channels to take, in this order, from 0; None takes grey or RGB.
-        max_pixels: images of more are refused before they are decoded.
-    """
-
+    # Whether pixels are turned as the file's orientation tag says, as browsers and labelling tools do, or taken as they
+    # are stored. The same for JPEG, PNG, TIFF and WebP.
     orientation: Orientation = Orientation.apply
-    page: int | None = None
-    channels: Sequence[int] | None = None
-    max_pixels: int = MAX_PIXELS
+    page: int | None = None  # of a TIFF file with several pages, from 0; None refuses such files
+    channels: Sequence[int] | None = None  # one or three to take, in this order, from 0; None takes grey or RGB
+    max_pixels: int = MAX_PIXELS  # images of more are refused before they are decoded
 
     def __post_init__(self) -> None:
         if self.channels is not None:
@@ -46,7 +40,7 @@ class Reading:
     def plain(self) -> dict[str, Any]:
         """The fields as JSON has them."""
         channels = None if self.channels is None else list(self.channels)
-        return {**vars(self), "orientation": self.orientation.value, "channels": channels}
+        return {**vars(self), "orientation": str(self.orientation), "channels": channels}
 
     @classmethod
     def from_plain(cls, fields: Mapping[str, Any]) -> Reading:

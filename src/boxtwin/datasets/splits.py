@@ -45,17 +45,15 @@ class Split:
                     if other != side:
                         shared.append(f"{name} ({other}) = {sample.name} ({side})")
         if shared:
+            what = f"{len(shared)} image(s) stand on two sides, as the same pixels under two names: {some(shared, 10)}"
             raise InputError(
-                f"split {self.name}: {len(shared)} image(s) stand on two sides, as the same pixels under two names: "
-                f"{', '.join(shared[:10])}. A detector would be tested on what it has learnt; leave one of each out."
+                f"split {self.name}: {what}. Leave one of each out: test images must be new to a detector."
             )
         torn = sorted(group for group, sides in group_sides.items() if len(sides) > 1)
         if torn:
-            raise InputError(
-                f"split {self.name}: {len(torn)} scene(s) stand on more than one side: {', '.join(torn[:10])}. Images "
-                "of one scene overlap, so they must be together; if yours do not, set split.group_by=null (or, for "
-                "copies of one image by Roboflow, \"split.group_by='(.+)'\")."
-            )
+            what = f"{len(torn)} scene(s) stand on more than one side: {some(torn, 10)}. Images of one scene overlap"
+            cure = "split.group_by=null (or, for copies of one image by Roboflow, \"split.group_by='(.+)'\")"
+            raise InputError(f"split {self.name}: {what}; if yours do not, set {cure}.")
 
     def side(self, name: str) -> tuple[Sample, ...]:
         """The samples of ``train``, ``val`` or ``test``."""
@@ -83,15 +81,9 @@ class Split:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def first(self, size: int, order: Sequence[str] | None = None) -> Split:
-        """The same split with its first ``size`` training images, in ``order`` of their names, or as they are listed.
-
-        Raises:
-            InputError: there are fewer training images.
-        """
+        """The split with its first ``size`` training images, in ``order`` of their names, or as they are listed."""
         if not 0 < size <= len(self.train):
-            raise InputError(
-                f"split.train_size={size} must lie between 1 and {len(self.train)}, the training images of {self.name}"
-            )
+            raise InputError(f"split.train_size={size} must lie between 1 and {len(self.train)}, all of {self.name}")
         by_name = {file_key(sample.name): sample for sample in self.train}
         train = self.train if order is None else tuple(by_name[file_key(name)] for name in order)
         return Split(f"{self.name}n{size}", train[:size], self.val, self.test)
@@ -116,45 +108,37 @@ def read_split(dataset: Dataset, path: Path, name: str) -> Split:
     sides = content[name]
     if not isinstance(sides, dict) or set(sides) != set(SIDES) or not all(isinstance(v, list) for v in sides.values()):
         raise InputError(f"{start}: {name} needs three lists of file names: train, val and test")
-    empty = [side for side in SIDES if not sides[side]]
-    if empty:
+    if empty := [side for side in SIDES if not sides[side]]:
         raise InputError(f"{start}: {' and '.join(empty)} of {name} must not be empty")
-    odd = [image for side in SIDES for image in sides[side] if not isinstance(image, str)]
-    if odd:
+    if odd := [image for side in SIDES for image in sides[side] if not isinstance(image, str)]:
         raise InputError(f"{start}: {name} must list file names, but holds {', '.join(map(repr, odd[:10]))}")
     sides = {side: [file_key(image) for image in sides[side]] for side in SIDES}
     listed = Counter(image for side in SIDES for image in sides[side])
-    twice = [image for image, times in listed.items() if times > 1]
-    if twice:
+    if twice := [image for image, times in listed.items() if times > 1]:
         raise InputError(f"{start}: {len(twice)} image(s) of {name} listed twice: {some(twice, 10)}")
     by_name = {file_key(sample.name): sample for sample in dataset.samples}
-    unknown = [image for image in listed if image not in by_name]
-    if unknown:
-        those = some(unknown, 10)
-        raise InputError(f"{start}: {len(unknown)} image(s) of {name} are not in data set {dataset.name}: {those}")
+    if unknown := [image for image in listed if image not in by_name]:
+        what = f"{len(unknown)} image(s) of {name} are not in data set {dataset.name}"
+        raise InputError(f"{start}: {what}: {some(unknown, 10)}")
     return Split(name, *(tuple(by_name[image] for image in sides[side]) for side in SIDES))
 
 
 def nested_order(path: Path, name: str, seed: int = 0) -> list[str]:
     """The order in which the training images of a predefined split are taken when not all are.
 
-    1. Those of smaller splits of the file that are nested in it, with the same validation and test images, come first:
-       the first 40 of s1 are s2's.
-    2. Among those, as they are listed. A list in alphabetical order puts images of one scene side by side: it is
-       shuffled by the seed, alike in every split of the file.
-
-    The file must be one that `read_split` has taken.
+    Those of smaller splits of the file that are nested in it, with the same validation and test images, come first: the
+    first 40 of s1 are s2's. Among those, as they are listed; but a list in alphabetical order, which puts images of one
+    scene side by side, is shuffled by the seed, alike in every split. `read_split` must have taken the file.
     """
     content = load_json(path, setting="split.file=")
     whole = content[name]
-    nested = [
-        set(other["train"])
-        for other in content.values()
-        if isinstance(other, dict)
-        and all(isinstance(other.get(side), list) and all(isinstance(i, str) for i in other[side]) for side in SIDES)
-        and all(set(other[side]) == set(whole[side]) for side in ("val", "test"))
-        and set(other["train"]) < set(whole["train"])
-    ]
+    nested = []
+    for other in content.values():
+        sides = [other.get(side) if isinstance(other, dict) else None for side in SIDES]
+        if all(isinstance(side, list) and all(isinstance(image, str) for image in side) for side in sides):
+            train, *rest = map(set, sides)
+            if train < set(whole["train"]) and rest == [set(whole["val"]), set(whole["test"])]:
+                nested.append(train)
     nested.sort(key=len)
     order: list[str] = list(whole["train"])
     if order == sorted(order):
@@ -181,10 +165,9 @@ def make_split(
     needed = {"test": test, "val": val, "train": train_pool}
     total = sum(needed.values())
     if len(dataset.samples) < total:
-        raise InputError(
-            f"split {name} needs {train_pool} + {val} + {test} = {total} images (training pool, validation, test), "
-            f"but data set {dataset.name} has {len(dataset.samples)}; choose smaller numbers"
-        )
+        what = f"{train_pool} + {val} + {test} = {total} images (training pool, validation, test)"
+        has = f"data set {dataset.name} has {len(dataset.samples)}"
+        raise InputError(f"split {name} needs {what}, but {has}; choose smaller numbers")
     random = np.random.default_rng(seed)
     members: dict[str, list[Sample]] = defaultdict(list)
     for sample in dataset.samples:
@@ -192,14 +175,12 @@ def make_split(
     groups = sorted(members)
     random.shuffle(groups)
     sizes = {group: len(members[group]) for group in groups}
-    sides = _assign(sizes, needed)
-    if sides is None:
+    if (sides := _assign(sizes, needed)) is None:
         largest = ", ".join(f"{group} ({size} images)" for group, size in Counter(sizes).most_common(3))
-        raise InputError(
-            f"split {name}: the {len(groups)} scenes of data set {dataset.name} cannot be dealt whole so that "
-            f"test gets {test}, validation {val} and training {train_pool} images; the largest scenes are {largest}. "
-            "Choose smaller numbers, or another split.group_by."
-        )
+        aim = f"test gets {test}, validation {val} and training {train_pool} images"
+        what = f"the {len(groups)} scenes of data set {dataset.name} cannot be dealt whole so that {aim}"
+        cure = "Choose smaller numbers, or another split.group_by."
+        raise InputError(f"split {name}: {what}; the largest scenes are {largest}. {cure}")
     chosen = []
     for side, count in (("test", test), ("val", val), ("train", train)):
         pool = [sample for group in sorted(sides[side]) for sample in members[group]]
@@ -213,12 +194,10 @@ def _assign(sizes: Mapping[str, int], needed: Mapping[str, int]) -> dict[str, li
     One side after the other; what one takes may leave the next without a choice. Then the first two of three sides are
     assigned at once, which takes (images of side one) x (images of side two) steps per group: sets so tight are small.
     """
-    left = dict(sizes)
+    left, outstanding = dict(sizes), sum(needed.values())
     sides: dict[str, list[str]] = {}
-    outstanding = sum(needed.values())
     for side, need in needed.items():
-        available = sum(left.values())
-        taken = _choose(left, [need], [available * need / outstanding], rest=outstanding - need)
+        taken = _choose(left, [need], [sum(left.values()) * need / outstanding], rest=outstanding - need)
         if taken is None:
             break
         outstanding -= need
@@ -228,8 +207,7 @@ def _assign(sizes: Mapping[str, int], needed: Mapping[str, int]) -> dict[str, li
         return sides
     share = sum(sizes.values()) / sum(needed.values())
     *first, last = needed.values()
-    taken = _choose(sizes, first, [need * share for need in first], rest=last)
-    if taken is None:
+    if (taken := _choose(sizes, first, [need * share for need in first], rest=last)) is None:
         return None
     assigned = {group for groups in taken for group in groups}
     return dict(zip(needed, (*taken, [group for group in sizes if group not in assigned]), strict=True))
@@ -262,14 +240,11 @@ def _choose(
             fresh &= ~reached
             last[fresh] = len(limits) * index + side
             reached |= fresh
-    fitting = [
-        sums
-        for sums in map(tuple, np.argwhere(reached).tolist())
-        if all(a >= need for a, need in zip(sums, at_least, strict=True)) and total - sum(sums) >= rest
-    ]
-    if not fitting:
+    fitting = np.argwhere(reached)
+    fitting = fitting[(fitting >= at_least).all(axis=1) & (total - fitting.sum(axis=1) >= rest)]
+    if len(fitting) == 0:
         return None
-    sums = list(min(fitting, key=lambda sums: (sum(abs(a - b) for a, b in zip(sums, near, strict=True)), sums)))
+    sums = fitting[np.abs(fitting - near).sum(axis=1).argmin()].tolist()
     taken: list[list[str]] = [[] for _ in limits]
     while any(sums):
         index, side = divmod(int(last[tuple(sums)]), len(limits))
@@ -288,11 +263,8 @@ def describe_classes(split: Split, classes: tuple[str, ...]) -> tuple[list[str],
     """A line for each class that occurs, and a warning for each that has objects on one side and none on another."""
     lines, warnings = [], []
     for label, name in enumerate(classes):
-        counts = {
-            side: [int(np.count_nonzero(sample.object_labels == label)) for sample in split.side(side)]
-            for side in SIDES
-        }
-        missing = [side for side in SIDES if not sum(counts[side])]
+        counts = {side: [np.count_nonzero(one.object_labels == label) for one in split.side(side)] for side in SIDES}
+        missing = [side for side in SIDES if not any(counts[side])]
         if len(missing) == len(SIDES):
             continue
         words = [f"{side} {sum(n)} objects in {np.count_nonzero(n)} images" for side, n in counts.items()]

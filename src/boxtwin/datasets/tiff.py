@@ -40,12 +40,19 @@ def read_header(content: bytes, name: str, reading: Reading) -> Header:
     """The header of the page that is read; raises OSError where the file does not fit ``reading``."""
     with _opened(content, name) as file:
         page, _ = _page(file, name, reading)
-        _check_channels(page, name, reading)
+        samples, channels = page.samplesperpixel, reading.channels
+        if channels is not None and max(channels) >= samples:
+            raise OSError(f"{name} has {samples} channels; dataset.channels={list(channels)} counts from 0")
+        has_alpha = len(page.extrasamples) == 1 and int(page.extrasamples[0]) in ALPHA
+        is_cmyk = page.photometric == PHOTOMETRIC.SEPARATED and samples == 4
+        if channels is None and samples not in (1, 3) and not is_cmyk and not (has_alpha and samples in (2, 4)):
+            which = "one or three to read, such as dataset.channels=[0] or [0,1,2]"
+            raise OSError(f"{name} has {samples} channels; say which {which}")
         if page.dtype not in (bool, np.uint8, np.uint16):
             kind = page.dtype or f"{page.bitspersample} bit"
             raise OSError(f"{name} holds {kind} pixels; 8 and 16 bit unsigned integers are supported")
         tag = page.tags.get(ORIENTATION_TAG)
-        orientation = 1 if tag is None or not 1 <= int(tag.value) <= 8 else int(tag.value)
+        orientation = int(tag.value) if tag is not None and int(tag.value) in range(1, 9) else 1
         how = "planes" if _has_planes(page) else _misread(page)
         return Header(page.imagewidth, page.imagelength, orientation, is_tiff=True, how=how)
 
@@ -53,12 +60,12 @@ def read_header(content: bytes, name: str, reading: Reading) -> Header:
 def for_opencv(content: bytes, name: str, reading: Reading) -> bytes | None:
     """The file with its orientation set to 1, so that OpenCV gives stored pixels; None if `decode` must read it."""
     with _opened(content, name) as file:
-        page, number = _page(file, name, reading)
+        page, _ = _page(file, name, reading)
         ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if max(ends, default=0) > len(content):
             raise OSError(f"{name} cannot be decoded as an image: it is cut short, {len(content)} of {max(ends)} bytes")
         samples = page.samplesperpixel
-        is_misread = _has_planes(page) or _misread(page) not in (None, BELOW_ALPHA) or number or _count(file) > 1
+        is_misread = _has_planes(page) or _misread(page) not in (None, BELOW_ALPHA) or len(_pages(file)) > 1
         has_other_channels = samples not in (1, 3, 4) or (samples == 4 and page.bitspersample == 16)
         if is_misread or has_other_channels or (reading.channels is not None and samples > 1):
             return None
@@ -93,9 +100,8 @@ def decode(content: bytes, name: str, reading: Reading) -> np.ndarray:
     with _opened(content, name) as file:
         page, number = _page(file, name, reading)
         if page.photometric == PHOTOMETRIC.PALETTE or page.bitspersample not in (8, 16) or page.imagedepth > 1:
-            raise OSError(
-                f"{name}: pages with a palette, with {page.bitspersample} bit or in volumes are not supported"
-            )
+            kinds = f"with a palette, with {page.bitspersample} bit or in volumes"
+            raise OSError(f"{name}: pages {kinds} are not supported")
         if reading.channels is None and page.photometric not in PLAIN:
             kind = PHOTOMETRIC(page.photometric).name
             raise OSError(f"{name} holds colours as {kind}, in a form that cannot be read; convert it to RGB")
@@ -142,37 +148,20 @@ def _is_bare(file: TiffFile) -> bool:
     return len(file.pages) == 1 and bool(file.series) and math.prod(file.series[0].shape) > page.size
 
 
-def _count(file: TiffFile) -> int:
-    return math.prod(file.series[0].shape) // file.pages[0].size if _is_bare(file) else len(_whole_pages(file))
-
-
-def _whole_pages(file: TiffFile) -> list[TiffPage]:
+def _pages(file: TiffFile) -> list[TiffPage]:
+    """The pages of the file that are images of their own."""
     pages = [page.aspage() for page in file.pages]
+    if _is_bare(file):
+        return pages * (math.prod(file.series[0].shape) // pages[0].size)
     return [page for page in pages if not page.subfiletype & REDUCED_OR_MASK] or pages[:1]
 
 
 def _page(file: TiffFile, name: str, reading: Reading) -> tuple[TiffPage, int]:
     """The page to read, and its number."""
-    count = _count(file)
-    if count > 1 and reading.page is None:
-        raise OSError(
-            f"{name} is a stack of {count} pages; say which to read, dataset.page=0 to {count - 1}, or save it alone"
-        )
-    number = reading.page or 0
-    if number >= count:
-        raise OSError(f"{name} has {count} pages, and dataset.page={number} counts from 0")
-    return (file.pages[0].aspage() if _is_bare(file) else _whole_pages(file)[number]), number
-
-
-def _check_channels(page: TiffPage, name: str, reading: Reading) -> None:
-    samples = page.samplesperpixel
-    if reading.channels is not None:
-        if max(reading.channels) >= samples:
-            raise OSError(f"{name} has {samples} channels; dataset.channels={list(reading.channels)} counts from 0")
-        return
-    has_alpha = len(page.extrasamples) == 1 and int(page.extrasamples[0]) in ALPHA
-    is_cmyk = page.photometric == PHOTOMETRIC.SEPARATED and samples == 4
-    if samples not in (1, 3) and not is_cmyk and not (has_alpha and samples in (2, 4)):
-        raise OSError(
-            f"{name} has {samples} channels; say which one or three to read, such as dataset.channels=[0] or [0,1,2]"
-        )
+    pages, number = _pages(file), reading.page or 0
+    if len(pages) > 1 and reading.page is None:
+        which = f"dataset.page=0 to {len(pages) - 1}"
+        raise OSError(f"{name} is a stack of {len(pages)} pages; say which to read, {which}, or save it alone")
+    if number >= len(pages):
+        raise OSError(f"{name} has {len(pages)} pages, and dataset.page={number} counts from 0")
+    return pages[number], number

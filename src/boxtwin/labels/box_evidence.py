@@ -106,9 +106,7 @@ def response(source: Values, values: Values, box: Box, place: Box, others: Seque
 
         response = sum(before * after) / sum(before^2)
 
-    Args:
-        place: ``box`` moved by whole pixels.
-        others: boxes of other objects of the source, left out of the surroundings.
+    ``place`` is ``box`` moved by whole pixels; ``others``, boxes of the source, are left out of the surroundings.
     """
     by_x, by_y = round(place[0] - box[0]), round(place[1] - box[1])
     height, width = source.shape

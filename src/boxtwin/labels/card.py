@@ -32,7 +32,6 @@ CROPS = 10  # pairs in a strip: what fits a page
 CONTEXT = 0.75  # of the box's longer side, shown around it on every side
 LEAST_CONTEXT = 8  # pixels
 
-
 _Line = Mapping[str, Any]  # of a store's manifest
 _Read = Callable[[], Pixels]
 
@@ -91,21 +90,15 @@ class _Case(NamedTuple):
     @property
     def certainty(self) -> float:
         """The higher, the clearer the decision."""
-        if self.measure is None:
-            return 0.0
-        value = self.evidence[self.measure]
-        if self.measure == "contrast":
-            value = abs(value)  # an object may be darker than what surrounds it
+        value = 0.0 if self.measure is None else self.evidence[self.measure]
+        value = abs(value) if self.measure == "contrast" else value  # an object may be darker than what surrounds it
         return -value if self.decision == "dropped" else value
 
     @property
     def claimed(self) -> Box | None:
         """Where the generator said that the box is; None for an added box."""
         claimed = self.line["claimed"]["boxes"]
-        if self.decision == "added" or self.number >= len(claimed):
-            return None
-        x1, y1, x2, y2 = claimed[self.number]
-        return x1, y1, x2, y2
+        return tuple(claimed[self.number]) if self.decision != "added" and self.number < len(claimed) else None
 
 
 _PairOf = Callable[[_Case], tuple[Pixels, Pixels]]  # reads the source and the variation
@@ -180,9 +173,9 @@ def _evidence(cases: Sequence[_Case]) -> dict[str, EvidenceValues]:
 def _picture(card: LabelCard, cases: Sequence[_Case], pair_of: _PairOf, classes: Sequence[str]) -> bytes:
     shown = [name for name in SHOWN if name in card["evidence"]][:5]
     strips = [decision for decision in DECISIONS if any(case.decision == decision for case in cases)]
-    heights = [0.75, *([2.1] if shown else []), *(2.45 for _ in strips)]
+    heights = [0.75, *([2.3] if shown else []), *(2.45 for _ in strips)]
     figure = Figure(figsize=(13, sum(heights)), layout="constrained")
-    parts = iter(np.atleast_1d(np.array(figure.subfigures(len(heights), 1, height_ratios=heights))))
+    parts = iter(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat)
     axes = next(parts).subplots()
     axes.set_axis_off()
     boxes = ", ".join(f"{card[decision]} {decision}" for decision in DECISIONS)
@@ -191,8 +184,7 @@ def _picture(card: LabelCard, cases: Sequence[_Case], pair_of: _PairOf, classes:
     axes.text(0, 0.95, f"Labels of {card['store']}", fontsize=13, fontweight="bold", va="top", parse_math=False)
     axes.text(0, 0.35, text + f" ({reasons})" * bool(reasons), fontsize=10, va="top", parse_math=False, wrap=True)
     if shown:
-        row = np.atleast_1d(np.array(next(parts).subplots(1, len(shown))))
-        for axes, name in zip(row, shown, strict=True):
+        for axes, name in zip(next(parts).subplots(1, len(shown), squeeze=False).flat, shown, strict=True):
             _histogram(axes, name, card["evidence"][name])
     for decision in strips:
         chosen = sorted((case for case in cases if case.decision == decision), key=lambda case: case.certainty)[:CROPS]
@@ -213,7 +205,7 @@ def _histogram(axes: Axes, name: str, values: EvidenceValues) -> None:
     axes.set_title(name, fontsize=10)
     axes.tick_params(labelsize=8)
     axes.margins(x=0.02)
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))  # below the bars
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -225,25 +217,29 @@ def _strip(part: Any, decision: Decision, chosen: Sequence[_Case], pair_of: _Pai
     grid = part.subplots(2, CROPS)
     for axes in grid[:, len(chosen) :].flat:
         axes.set_axis_off()
-    for (above, below), case in zip(grid.T, chosen, strict=False):
-        source, variation = pair_of(case)
-        before = case.claimed
-        window = _window([box for box in (before, case.box) if box is not None], variation.shape[1], variation.shape[0])
-        x1, y1, x2, y2 = window
-        source, variation = source[y1:y2, x1:x2], variation[y1:y2, x1:x2]
-        # Black and white of both pictures of a pair are the source's, so that fading shows.
-        low, high = np.quantile(source, (0.01, 0.995))
-        scale = (float(low), float(max(high, low + 1)))
-        _show(above, source, window, scale, [(before, "-")] if before else [], colour)
-        boxes: list[tuple[Box, str]] = [(case.box, "--" if decision == "dropped" else "-")]
-        if decision == "shifted" and before:
-            boxes.append((before, "--"))
-        _show(below, variation, window, scale, boxes, colour)
-        put(above.set_title(" ", fontsize=6), f"{Path(case.line['source']).stem[-14:]} v{case.line['variation']:02d}")
+    for column, case in zip(grid.T, chosen, strict=False):
+        pair, before = pair_of(case), case.claimed
+        height, width = pair[1].shape[:2]
+        x1, y1, x2, y2 = _window([box for box in (before, case.box) if box is not None], width, height)
+        crops = [pixels[y1:y2, x1:x2].astype(np.float64) for pixels in pair]
+        # The darkest and the brightest of both crops are the source's, so that fading shows.
+        low, high = np.quantile(crops[0], (0.01, 0.995))
+        place = [(case.box, "--" if decision == "dropped" else "-")]
+        was_at = [] if before is None else [(before, "-")]
+        moved_from = [(before, "--")] if before is not None and decision == "shifted" else []
+        for axes, crop, boxes in zip(column, crops, (was_at, place + moved_from), strict=True):
+            shown = np.clip((crop - low) / max(high - low, 1.0), 0, 1)
+            axes.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(x1, x2, y2, y1), interpolation="nearest")
+            for (left, top, right, bottom), style in boxes:
+                size = (right - left, bottom - top)
+                axes.add_patch(Rectangle((left, top), *size, fill=False, ec=colour, lw=1.1, ls=style))
+            axes.set(xlim=(x1, x2), ylim=(y2, y1), xticks=[], yticks=[])
+        name = f"{Path(case.line['source']).stem[-14:]} v{case.line['variation']:02d}"
+        put(column[0].set_title(" ", fontsize=6), name)
         words = [shorten(classes[case.label], 12)] if len(classes) > 1 else []
         words += [f"{case.measure} {case.evidence[case.measure]:.2f}"] if case.measure else []
         label = "\n".join(words)
-        below.set_xlabel(label, fontsize=7, labelpad=1, **lettering(label))
+        column[1].set_xlabel(label, fontsize=7, labelpad=1, **lettering(label))
     grid[0][0].set_ylabel("source", fontsize=7)
     grid[1][0].set_ylabel("variation", fontsize=7)
 
@@ -254,24 +250,7 @@ def _window(boxes: Sequence[Box], width: int, height: int) -> tuple[int, int, in
     low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
     side = float((high - low).max())
     half = side / 2 + max(CONTEXT * side, LEAST_CONTEXT)
-    x, y = (low + high) / 2
+    (x, y), limit = (low + high) / 2, (width, height)
     left, top = max(int(x - half), 0), max(int(y - half), 0)
-    right, bottom = min(int(np.ceil(x + half)), width), min(int(np.ceil(y + half)), height)
+    right, bottom = (min(int(np.ceil(middle + half)), most) for middle, most in zip((x, y), limit, strict=True))
     return left, top, max(right, left + 1), max(bottom, top + 1)
-
-
-def _show(
-    axes: Axes,
-    crop: Pixels,
-    window: tuple[int, int, int, int],
-    scale: tuple[float, float],
-    boxes: Sequence[tuple[Box, str]],
-    colour: str,
-) -> None:
-    low, high = scale
-    shown = np.clip((crop.astype(np.float64) - low) / (high - low), 0, 1)
-    x1, y1, x2, y2 = window
-    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(x1, x2, y2, y1), interpolation="nearest")
-    for (left, top, right, bottom), style in boxes:
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=colour, lw=1.1, ls=style))
-    axes.set(xlim=(x1, x2), ylim=(y2, y1), xticks=[], yticks=[])

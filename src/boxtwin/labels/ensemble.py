@@ -17,6 +17,7 @@ from boxtwin.datasets.sample import Detections, Sample
 
 # Least overlap of a detection and the object that it means: a box of 4 pixels, one pixel off in x and y, has 0.39.
 SAME_OBJECT = 0.3
+AGREED_OVERLAP = 0.5  # of boxes of two members that mean one object: COCO's AP50
 # Share of its threshold from which on a member's detection supports one of another member. Thresholds are chosen to get
 # counts right, and two detectors rarely pass theirs on the same images.
 SUPPORT = 0.5
@@ -44,13 +45,13 @@ class AgreedObject(NamedTuple):
     spread: float  # least overlap of a member's box with the mean
 
 
-def agreements(found: Sequence[Detections], thresholds: Sequence[float], *, iou: float) -> list[AgreedObject]:
+def agreements(detections: Sequence[Detections], thresholds: Sequence[float]) -> list[AgreedObject]:
     """All places where some member detects an object, best score first.
 
     A place begins with a detection above its member's threshold. Of every other member the best one of the same class
-    joins, if it overlaps by at least ``iou`` and has at least `SUPPORT` of its threshold.
+    joins, if it overlaps by at least `AGREED_OVERLAP` and has at least `SUPPORT` of its threshold.
     """
-    members = list(enumerate(zip(found, thresholds, strict=True)))
+    members = list(enumerate(zip(detections, thresholds, strict=True)))
     unused = [set(np.flatnonzero(one.scores >= SUPPORT * threshold).tolist()) for _, (one, threshold) in members]
     begins = sorted(
         (-float(one.scores[index]) / max(threshold, 1e-9), member, index)
@@ -61,62 +62,56 @@ def agreements(found: Sequence[Detections], thresholds: Sequence[float], *, iou:
     for _, member, index in begins:
         if index not in unused[member]:
             continue
-        label, box = int(found[member].labels[index]), found[member].boxes[index]
+        label, box = int(detections[member].labels[index]), detections[member].boxes[index]
         joined = [(member, index)]
-        for other, one in enumerate(found):
+        for other, one in enumerate(detections):
             candidates = [i for i in unused[other] if int(one.labels[i]) == label] if other != member else []
-            if not candidates:
-                continue
-            overlap = iou_matrix(box[None].astype(np.float64), one.boxes[candidates].astype(np.float64))[0]
-            if overlap.max() >= iou:
-                joined.append((other, candidates[int(overlap.argmax())]))
+            if candidates:
+                overlap = iou_matrix(box[None].astype(np.float64), one.boxes[candidates].astype(np.float64))[0]
+                if overlap.max() >= AGREED_OVERLAP:
+                    joined.append((other, candidates[int(overlap.argmax())]))
         for one_member, used in joined:
             unused[one_member].discard(used)
-        boxes = np.stack([found[one].boxes[at] for one, at in joined]).astype(np.float64)
-        scores = np.array([float(found[one].scores[at]) for one, at in joined])
+        boxes = np.stack([detections[one].boxes[at] for one, at in joined]).astype(np.float64)
+        scores = np.array([float(detections[one].scores[at]) for one, at in joined])
         mean = (boxes * scores[:, None]).sum(axis=0) / scores.sum() if scores.sum() > 0 else boxes.mean(axis=0)
         x1, y1, x2, y2 = mean.tolist()
         spread = float(iou_matrix(mean[None], boxes).min())
-        places.append(AgreedObject((x1, y1, x2, y2), label, float(scores.sum()) / len(found), len(joined), spread))
+        places.append(AgreedObject((x1, y1, x2, y2), label, float(scores.sum()) / len(members), len(joined), spread))
     return sorted(places, key=lambda place: -place.score)
 
 
 class Ensemble:
-    """At least one detector.
+    """At least one detector, of which ``agree`` must detect an object (None: more than half)."""
 
-    ``agree`` members must detect an object (None: more than half); ``iou`` is the overlap from which boxes of two
-    members mean one object.
-    """
-
-    def __init__(self, members: Sequence[Member], *, agree: int | None = None, iou: float = 0.5) -> None:
+    def __init__(self, members: Sequence[Member], *, agree: int | None = None) -> None:
         if not members:
             raise ValueError("an ensemble needs at least one detector")
         self.members = tuple(members)
         self.agree = len(members) // 2 + 1 if agree is None else agree
-        if not 1 <= self.agree <= len(members):
-            raise ValueError(f"agree={agree} must lie between 1 and the number of detectors, {len(members)}")
-        self.iou = iou
 
     def detect(self, pixels: Pixels) -> list[Detections]:
         """Detections of each member."""
         return [member.detect(pixels) for member in self.members]
 
-    def agreements(self, found: Sequence[Detections]) -> list[AgreedObject]:
+    def agreements(self, detections: Sequence[Detections]) -> list[AgreedObject]:
         """All places where some member detects an object."""
-        return agreements(found, [member.threshold for member in self.members], iou=self.iou)
+        return agreements(detections, [member.threshold for member in self.members])
 
-    def clearly_new(self, found: Sequence[Detections]) -> list[AgreedObject]:
+    def clearly_new(self, detections: Sequence[Detections]) -> list[AgreedObject]:
         """Objects that enough members detect above their `Member.new_threshold`."""
-        places = agreements(found, [member.new_threshold for member in self.members], iou=self.iou)
+        places = agreements(detections, [member.new_threshold for member in self.members])
         return [place for place in places if place.votes >= self.agree]
 
-    def score(self, found: Sequence[Detections], box: Box, label: int) -> float:
+    def score(self, detections: Sequence[Detections], box: Box, label: int) -> float:
         """Mean over the members of the best score of a detection of this class on ``box``, 0 where there is none."""
-        return float(np.mean([_score(one, box, label) for one in found]))
+        return float(np.mean([_score(one, box, label) for one in detections]))
 
-    def detects(self, found: Sequence[Detections], box: Box, label: int) -> bool:
+    def detects(self, detections: Sequence[Detections], box: Box, label: int) -> bool:
         """Whether enough members detect an object of this class on ``box``."""
-        votes = [_score(one, box, label) >= member.threshold for one, member in zip(found, self.members, strict=True)]
+        votes = [
+            _score(one, box, label) >= member.threshold for one, member in zip(detections, self.members, strict=True)
+        ]
         return sum(votes) >= self.agree
 
 
@@ -127,8 +122,8 @@ def new_object_threshold(samples: Sequence[Sample], detections: Mapping[int, Det
     """
     highest = []
     for sample in samples:
-        found = detections[sample.image_id]
-        scored = zip(found.boxes.tolist(), found.scores.tolist(), strict=True)
+        boxes, scores, _ = detections[sample.image_id]
+        scored = zip(boxes.tolist(), scores.tolist(), strict=True)
         highest.append(max((score for box, score in scored if is_beside(box, sample.boxes)), default=0.0))
     worst = sorted(highest, reverse=True)[int(FALSE_ALARMS * len(highest))]
     return max(at_least, float(np.nextafter(worst, 2.0)))
@@ -144,9 +139,7 @@ def is_beside(place: Sequence[float], known: Float[np.ndarray, "n 4"]) -> bool:
     return bool(inside.max() < PART_OF_OBJECT and iou_matrix(box[None], boxes).max() < SAME_OBJECT)
 
 
-def _score(found: Detections, box: Box, label: int) -> float:
-    same = found.labels == label
-    if not same.any():
-        return 0.0
-    overlap = iou_matrix(np.array([box], dtype=np.float64), found.boxes[same].astype(np.float64))[0]
-    return float(np.where(overlap >= SAME_OBJECT, found.scores[same], 0.0).max())
+def _score(detections: Detections, box: Box, label: int) -> float:
+    overlap = iou_matrix(np.array([box], dtype=np.float64), detections.boxes.astype(np.float64))[0]
+    on_box = (overlap >= SAME_OBJECT) & (detections.labels == label)
+    return float(detections.scores[on_box].max(initial=0.0))

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import math
 import unicodedata
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +16,8 @@ from boxtwin.boxes import Box
 from boxtwin.datasets.coco_boxes import ROUNDING, box_numbers, fit_box, is_turned, other_format, repeats, stated_area
 from boxtwin.datasets.coco_json import fault_of_name, flag, load_json, stated_size, whole
 from boxtwin.datasets.image_io import Pixels, pixels_sha256, read_image
-from boxtwin.datasets.problems import some
-from boxtwin.datasets.sample import Judgement, PropagatedBox, Sample
+from boxtwin.datasets.problems import Problems
+from boxtwin.datasets.sample import Dataset, Judgement, PropagatedBox, Sample
 from boxtwin.datasets.variation_names import earlier_image_name, image_name, match_names
 from boxtwin.errors import InputError
 from boxtwin.labels.ensemble import Member
@@ -40,7 +39,7 @@ class _Labelled(NamedTuple):
     """One image of the file."""
 
     name: str
-    size: tuple[int, int] | None  # width and height, where the file states them
+    size: tuple[int | None, int | None]  # width and height, where the file states them
     pixels: str | None  # a hash of the pixels that are meant
     minutes: float | None
     boxes: list[tuple[int, Box, int]]  # number of the annotation, xyxy, label
@@ -81,10 +80,7 @@ class ManualLabels:
         try:
             confirmed = [image for image in content["images"] if self._is_confirmed(image)]
             labels = self._labels(content.get("categories"), dataset.classes, ids)
-            self._check_owners(content)
-            classes = zip(dataset.classes, dataset.category_ids, strict=True)
-            known = ", ".join(f"{name} ({number})" for name, number in classes)
-            images = self._read(confirmed, content["annotations"], labels, known)
+            images = self._read(confirmed, content, labels, dataset)
         except InputError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
@@ -102,9 +98,8 @@ class ManualLabels:
 
     def identity(self) -> dict[str, Any]:
         """The content of the file, and how it is read."""
-        # First versions matched classes by ids, and images by the store's names.
-        matched = {} if self.read_as_before else {"matched": 2}
-        return {"file": self.sha256, **({"confirmed": "all"} if self._every_image else {}), **matched}
+        confirmed = {"confirmed": "all"} if self._every_image else {}
+        return {"file": self.sha256, **confirmed, **({} if self.read_as_before else {"matched": 2})}
 
     def judge(self, members: Sequence[Member]) -> ManualLabels:  # noqa: ARG002, it asks a person
         """By the file."""
@@ -113,31 +108,28 @@ class ManualLabels:
     def __call__(self, source: Pixels, pixels: Pixels, boxes: Any, labels: Any, image: str = "") -> Judgement:  # noqa: ARG002
         """The confirmed boxes of the store's ``image``."""
         digest = pixels_sha256(pixels)
-        labelled = self._by_name.get(image)
-        if labelled is None or labelled.pixels not in (None, digest):
-            reason = f": these are not the pixels that {self.file.name} speaks of" if labelled else ""
-            labelled = self._by_pixels.get(digest)
-            if labelled is None:
-                return Judgement((), refused=f"{NOT_CONFIRMED}{reason}")
+        named = self._by_name.get(image)
+        labelled = named if named and named.pixels in (None, digest) else self._by_pixels.get(digest)
+        if labelled is None:
+            reason = f": these are not the pixels of which {self.file.name} has labels" if named else ""
+            return Judgement((), refused=f"{NOT_CONFIRMED}{reason}")
         height, width = pixels.shape[:2]
         self._check_size(labelled, width, height)
-        taken = []
+        propagated = []
         for number, box, label in labelled.boxes:
             inside, overhang = fit_box(box, width, height)
             if overhang > ROUNDING:
                 raise InputError(f"{self.file}, annotation {number}: [{box}] reaches outside {image}, {width}x{height}")
-            taken.append(PropagatedBox(inside, label, "kept", {}))
-        return Judgement(tuple(taken), minutes=labelled.minutes)
+            propagated.append(PropagatedBox(inside, label, "kept", {}))
+        return Judgement(tuple(propagated), minutes=labelled.minutes)
 
     def _labels(
         self, categories: list[dict[str, Any]] | None, classes: Sequence[str], ids: dict[int, int]
     ) -> dict[int, int | str]:
         """The label of each of the file's category ids; the name of those that the data set lacks."""
-        if not categories:
-            return dict(ids)
         known = {_normalised(name): label for label, name in enumerate(classes)}
-        labels: dict[int, int | str] = {}
-        for category in categories:
+        labels: dict[int, int | str] = {} if categories else {**ids}
+        for category in categories or ():
             name = _normalised(str(category["name"]))
             label = known.get(name, name)
             if labels.setdefault(category["id"], label) != label:
@@ -154,8 +146,15 @@ class ManualLabels:
             raise InputError(f"{self._start}, {image['file_name']}: {mark}")
         return confirmed
 
-    def _check_owners(self, content: dict[str, Any]) -> None:
-        """An image whose boxes have another image_id would count as empty."""
+    def _read(
+        self,
+        confirmed: list[dict[str, Any]],
+        content: dict[str, Any],
+        labels: Mapping[int, int | str],
+        dataset: Dataset,
+    ) -> list[_Labelled]:
+        """The confirmed images with their boxes."""
+        # An image whose boxes have another image_id would count as empty.
         known = {image["id"] for image in content["images"]}
         lost = [one for one in content["annotations"] if one["image_id"] not in known]
         odd = [one for one in lost if whole(one["image_id"]) is None]
@@ -165,26 +164,25 @@ class ManualLabels:
             raise InputError(f"{self._start}, {place} is of no image of the file")
         if lost:
             log.warning("%s: %d boxes are of images that the file lacks: left out", self._start, len(lost))
-
-    def _read(
-        self,
-        confirmed: list[dict[str, Any]],
-        annotations: list[dict[str, Any]],
-        labels: Mapping[int, int | str],
-        classes: str,
-    ) -> list[_Labelled]:
-        """The confirmed images with their boxes; ``classes`` is how a message names those of the data set."""
         images: dict[Any, _Labelled] = {}
         for image in confirmed:
             name = image["file_name"]
             if not isinstance(name, str):
                 raise InputError(f"{self._start}: file_name must be text, not {name!r}")
-            images[image["id"]] = _Labelled(name, self._size(image), image.get("pixels_sha256"), _minutes(image), [])
+            try:
+                size = (stated_size(image.get("width")), stated_size(image.get("height")))
+            except ValueError as error:
+                what = f"{name}: width or height is no whole number: {error}"
+                raise InputError(f"{self._start}, {what}") from None
+            minutes = None if image.get("minutes") is None else float(image["minutes"])
+            if minutes is not None and not 0 <= minutes < math.inf:
+                raise ValueError(f"{name}: {minutes:g} is no number of minutes")
+            images[image["id"]] = _Labelled(name, size, image.get("pixels_sha256"), minutes, [])
         if len(images) != len(confirmed) or len({image.name for image in images.values()}) != len(confirmed):
             raise InputError(f"{self._start}: two confirmed images share an id or a file_name")
         boxes, sizes, areas = [], [], []
-        suspicious: dict[str, list[str]] = defaultdict(list)
-        for annotation in annotations:
+        crowds, turned, repeating = [], [], []  # names of images
+        for annotation in content["annotations"]:
             if (labelled := images.get(annotation["image_id"])) is None:
                 continue
             number, category = annotation.get("id", -1), annotation["category_id"]
@@ -192,38 +190,41 @@ class ManualLabels:
             label = labels.get(category)
             if not isinstance(label, int):
                 what = f"class {label!r} (category_id {category})" if label else f"category_id {category}"
-                raise InputError(f"{place}: {what} is none of the data set's, {classes}")
+                classes = zip(dataset.classes, dataset.category_ids, strict=True)
+                known_classes = ", ".join(f"{name} ({number})" for name, number in classes)
+                raise InputError(f"{place}: {what} is none of the data set's, {known_classes}")
             bbox = box_numbers(annotation.get("bbox"))
             if bbox is None or min(bbox[2:]) <= 0:
                 raise InputError(f"{place}: bbox {annotation.get('bbox')} is no box")
             x, y, w, h = bbox
             labelled.boxes.append((number, (x, y, x + w, y + h), label))
             boxes.append(bbox)
-            sizes.append(labelled.size or (math.nan, math.nan))
+            sizes.append([side or math.nan for side in labelled.size])
             areas.append(stated_area(annotation))
-            if flag(annotation.get("iscrowd")) is not False:
-                suspicious["are crowds (iscrowd 1), taken for single objects"].append(labelled.name)
-            if is_turned(annotation):
-                what = "are of turned rectangles (attributes.rotation), bbox is the one before it was turned"
-                suspicious[what].append(labelled.name)
-        columns = (np.array(boxes, np.float64).reshape(-1, 4), np.array(sizes, np.float64).reshape(-1, 2))
-        kind, cure = other_format(*columns, np.array(areas, np.float64))
+            crowds += [labelled.name] * (flag(annotation.get("iscrowd")) is not False)
+            turned += [labelled.name] * is_turned(annotation)
+        shapes = np.array(sizes, np.float64).reshape(-1, 2)
+        kind, cure = other_format(np.array(boxes, np.float64).reshape(-1, 4), shapes, np.array(areas, np.float64))
         if kind:
             raise InputError(f"{self._start}: {kind}. COCO boxes are [x, y, width, height] in pixels. {cure}")
-        twice = []
         for labelled in images.values():
             corners = np.array([box for _, box, _ in labelled.boxes], dtype=np.float64).reshape(-1, 4)
-            twice += [labelled.name] * len(repeats(corners, [label for _, _, label in labelled.boxes]))
-        for what, where in {"stand there twice (same class, nearly the same place)": twice, **suspicious}.items():
-            if where:
-                log.warning("%s: %d boxes %s, in %s", self._start, len(where), what, some(sorted({*where})))
+            repeating += [labelled.name] * len(repeats(corners, [label for _, _, label in labelled.boxes]))
+        problems = Problems()
+        what = "boxes stand there twice (same class, nearly the same place)"
+        problems.remark(repeating, what, "each counts as an object")
+        problems.remark(crowds, "boxes are crowds (iscrowd 1)", "taken for single objects")
+        what = "boxes are of turned rectangles (attributes.rotation)"
+        problems.remark(turned, what, "bbox is the one before it was turned")
+        for remark in problems.remarks:
+            log.warning("%s: %s", self._start, remark)
         return list(images.values())
 
     def _recognise(self, images: Sequence[_Labelled], samples: Sequence[Sample]) -> None:
         """Find which images of a store the file's are, by name or by pixels."""
         sizes = {sample.name: (sample.width, sample.height) for sample in samples}
         matched = match_names((image.name for image in images), sizes)
-        lost = []
+        unknown = []
         for image in images:
             if image.name in matched:
                 source, number = matched[image.name]
@@ -237,54 +238,31 @@ class ManualLabels:
             if digest is not None:
                 self._by_pixels.setdefault(digest, image)
             elif image.name not in matched:
-                lost.append(image.name)
-        if lost:
-            text = (
-                f"{self._start}: {len(lost)} of {len(images)} file names are of no variation of the data "
-                f"set's images, such as {', '.join(lost[:EXAMPLES])}"
-            )
+                unknown.append(image.name)
+        if unknown:
+            text = f"{self._start}: {len(unknown)} of {len(images)} file names are of no variation of the data set's "
+            text += f"images, such as {', '.join(unknown[:EXAMPLES])}"
             example = image_name(samples[0].name, 1) if samples else "NAME_v01.png"
-            if len(lost) == len(images):
-                raise InputError(
-                    f"{text}. Names are as in the store's annotations.json ({example}); under other names, put the "
-                    "image files beside the label file, and they are recognised by their pixels"
-                )
+            if len(unknown) == len(images):
+                names = f"Names are as in the store's annotations.json ({example})"
+                cure = "put image files of other names beside the label file, to be recognised by their pixels"
+                raise InputError(f"{text}. {names}; {cure}")
             log.warning("%s; they are left out (a name that is known: %s)", text, example)
 
     def _digest(self, name: str) -> str | None:
         """The hash of an image's pixels, where its file lies beside the label file."""
-        for path in (name, f"images/{name}", Path(name).name):
-            if not fault_of_name(path) and (self.file.parent / path).is_file():
-                try:
-                    return pixels_sha256(read_image(self.file.parent / path))
-                except OSError:
-                    return None
-        return None
-
-    def _size(self, image: dict[str, Any]) -> tuple[int, int] | None:
+        paths = [path for path in (name, f"images/{name}", Path(name).name) if not fault_of_name(path)]
+        file = next((self.file.parent / path for path in paths if (self.file.parent / path).is_file()), None)
         try:
-            width, height = stated_size(image.get("width")), stated_size(image.get("height"))
-        except ValueError as error:
-            place = f"{self._start}, {image['file_name']}"
-            raise InputError(f"{place}: width or height is no whole number: {error}") from None
-        return None if width is None or height is None else (width, height)
+            return None if file is None else pixels_sha256(read_image(file))
+        except OSError:
+            return None
 
     def _check_size(self, image: _Labelled, width: int, height: int) -> None:
-        if image.size not in (None, (width, height)):
-            stated = "{} x {}".format(*image.size)
-            raise InputError(
-                f"{self._start}: {image.name} is said to have {stated} pixels, the image has "
-                f"{width} x {height}: its boxes are of another size; export the labels at the size of the images"
-            )
-
-
-def _minutes(image: dict[str, Any]) -> float | None:
-    if image.get("minutes") is None:
-        return None
-    minutes = float(image["minutes"])
-    if not (math.isfinite(minutes) and minutes >= 0):
-        raise ValueError(f"{image['file_name']}: {minutes:g} is no number of minutes")
-    return minutes
+        if None not in image.size and image.size != (width, height):
+            sizes = "{} x {} pixels, the image has {} x {}".format(*image.size, width, height)
+            cure = "its boxes are of another size; export the labels at the size of the images"
+            raise InputError(f"{self._start}: {image.name} is said to have {sizes}: {cure}")
 
 
 def _normalised(name: str) -> str:

@@ -3,73 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Judgement, PropagatedBox
 from boxtwin.errors import InputError
 from boxtwin.labels.box_evidence import channels, strongest_contrast
-from boxtwin.labels.ensemble import Ensemble, Member
-from boxtwin.labels.method import Variations
+from boxtwin.labels.ensemble import AGREED_OVERLAP, Ensemble, Member
+from boxtwin.labels.method import Judge, Variations
 from boxtwin.labels.options import LabelOptions
 
 DISAGREE = "the detectors disagree"  # why an image is refused
+TOLERANCE = 0.25  # objects that too few detect, as a share of those that enough detect; an image with more is refused
 
 
-@dataclass(frozen=True)
-class Pseudo:
+def judge_by_agreement(ensemble: Ensemble, source: Pixels, pixels: Pixels, *_: Any) -> Judgement:  # noqa: ARG001
     """Take the boxes that enough detectors agree on, and refuse images about which they disagree.
 
     Where at least ``ensemble.agree`` members detect an object, its box is the mean of theirs, weighted by their scores
     ("added": it is none of the source's). An image is refused when the objects that too few members detect are more
-    than ``tolerance`` of those that are agreed on: a detector would learn that these are background.
+    than `TOLERANCE` of those that are agreed on: a detector would learn that these are background. What the generator
+    says of boxes does not count.
 
     The evidence, per box: ``score``, the mean over all members; ``votes``; ``spread``, the least overlap of a member's
     box with their mean; ``contrast``, as in `Carry`.
-
     """
-
-    ensemble: Ensemble
-    tolerance: float  # objects without agreement, as a share of those with
-
-    def __call__(self, source: Pixels, pixels: Pixels, *_: Any) -> Judgement:  # noqa: ARG002
-        """Find the boxes of a variation; what its generator says of boxes does not count."""
-        pairs = channels(pixels, pixels)
-        places = self.ensemble.agreements(self.ensemble.detect(pixels))
-        agreed = [place for place in places if place.votes >= self.ensemble.agree]
-        boxes = []
-        for place in agreed:
-            shown = strongest_contrast(pairs, place.box)
-            evidence = {"score": place.score, "votes": place.votes, "spread": place.spread, "contrast": shown}
-            rounded: dict[str, float | None] = {name: round(float(value), 4) for name, value in evidence.items()}
-            boxes.append(PropagatedBox(place.box, place.label, "added", rounded))
-        doubtful = len(places) - len(agreed)
-        if doubtful > self.tolerance * len(agreed):
-            return Judgement(tuple(boxes), refused=f"{DISAGREE}: on {doubtful} object(s), {len(agreed)} agreed on")
-        return Judgement(tuple(boxes))
+    pairs = channels(pixels, pixels)
+    places = ensemble.agreements(ensemble.detect(pixels))
+    agreed = [place for place in places if place.votes >= ensemble.agree]
+    boxes = []
+    for place in agreed:
+        contrast = strongest_contrast(pairs, place.box)
+        evidence = {"score": place.score, "votes": place.votes, "spread": place.spread, "contrast": contrast}
+        rounded: dict[str, float | None] = {name: round(float(value), 4) for name, value in evidence.items()}
+        boxes.append(PropagatedBox(place.box, place.label, "added", rounded))
+    doubtful = len(places) - len(agreed)
+    if doubtful > TOLERANCE * len(agreed):
+        return Judgement(tuple(boxes), refused=f"{DISAGREE}: on {doubtful} object(s), {len(agreed)} agreed on")
+    return Judgement(tuple(boxes))
 
 
 class PseudoLabels:
-    """The way to label of `Pseudo`, for any generator."""
+    """The way to label of `judge_by_agreement`, for any generator."""
 
     by_hand = False
     asks_detectors = True
 
     def __init__(self, options: LabelOptions, variations: Variations) -> None:  # noqa: ARG002, any will do
         if not 1 <= options.agree <= options.detectors:
-            raise InputError(
-                f"labels.agree={options.agree} must lie between 1 and labels.detectors={options.detectors}, of which "
-                "so many must see an object"
-            )
-        self._options = options
+            limits = f"between 1 and labels.detectors={options.detectors}, of which so many must detect an object"
+            raise InputError(f"labels.agree={options.agree} must lie {limits}")
+        self._agree = options.agree
 
     def identity(self) -> dict[str, Any]:
-        """The settings."""
-        options = self._options
-        return {"agree": options.agree, "iou": options.iou, "tolerance": options.tolerance}
+        """All that decides about boxes."""
+        return {"agree": self._agree, "iou": AGREED_OVERLAP, "tolerance": TOLERANCE}
 
-    def judge(self, members: Sequence[Member]) -> Pseudo:
+    def judge(self, members: Sequence[Member]) -> Judge:
         """By the agreement of the detectors."""
-        options = self._options
-        return Pseudo(ensemble=Ensemble(members, agree=options.agree, iou=options.iou), tolerance=options.tolerance)
+        return partial(judge_by_agreement, Ensemble(members, agree=self._agree))

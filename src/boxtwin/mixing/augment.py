@@ -23,15 +23,9 @@ def augment(
     crop: int,
     random: np.random.Generator,
 ) -> Labelled:
-    """Make a ``crop`` x ``crop`` training image.
+    """Make a ``crop`` x ``crop`` training image of one whose longer side is scaled to ``size`` pixels, before zoom.
 
-    Args:
-        image: the image and its objects.
-        partner: gives one further image each time it is called; a mosaic needs three.
-        options: what is done.
-        size: what the longer side of an image is scaled to, pixels, before zoom.
-        crop: side of the square that is cut out of it; the same as ``size`` for whole images.
-        random: the only source of randomness.
+    ``partner`` gives one further image each time it is called; a mosaic needs three.
     """
     if random.random() < options.mosaic:
         # A part of each of four images around a random centre; one that fits its quadrant has its corner there.

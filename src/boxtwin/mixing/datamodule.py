@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.mixing.augment import augment
-from boxtwin.mixing.letterbox import Labelled, Letterbox, Tile, network_input, take_view, views
+from boxtwin.mixing.letterbox import Labelled, Letterbox, network_input, take_view, views
 from boxtwin.mixing.options import AugmentationOptions, BatchOptions, InputOptions
 from boxtwin.mixing.plan import Plan, draw_order
 
@@ -46,18 +46,11 @@ class Batch(NamedTuple):
 
 
 def check_variations(variations: Sequence[Sample], images: DecodedImages, bits: int) -> None:
-    """Variations must have as many bits as the real images.
-
-    Raises:
-        InputError: names the first of those that have not.
-    """
+    """Raise `InputError` unless variations have as many bits as the real images."""
     for sample in variations:
-        depth = 8 * images.read(sample).dtype.itemsize
-        if depth != bits:
-            raise InputError(
-                f"{sample.path}: variations must be {bits} bit as the real images are, and this one is {depth} bit; "
-                "remove its folder and make them again"
-            )
+        if (depth := 8 * images.read(sample).dtype.itemsize) != bits:
+            what = f"variations must be {bits} bit as the real images are, and this one is {depth} bit"
+            raise InputError(f"{sample.path}: {what}; remove its folder and make them again")
 
 
 def input_channels(samples: Sequence[Sample], images: DecodedImages) -> int:
@@ -66,7 +59,7 @@ def input_channels(samples: Sequence[Sample], images: DecodedImages) -> int:
 
 
 def _labelled(sample: Sample, images: DecodedImages, levels: Levels) -> Labelled:
-    """The image, from black to white over the whole range of its type, and its single objects."""
+    """The image, from black to full scale over the whole range of its type, and its single objects."""
     return Labelled(levels.scaled(images.read(sample)), sample.object_boxes, sample.object_labels)
 
 
@@ -80,8 +73,7 @@ class TrainingDraws(Dataset[Item]):
     samples: Sequence[Sample]
     order: Int[np.ndarray, " draws"]
     augmentation: AugmentationOptions
-    size: int
-    crop: int
+    input: InputOptions
     levels: Levels
     seed: int
     images: DecodedImages
@@ -91,34 +83,31 @@ class TrainingDraws(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         random = np.random.default_rng([self.seed, index])
-        sample = self.samples[self.order[index]]
 
-        def partner() -> Labelled:
+        def labelled(draw: int) -> Labelled:
+            return _labelled(self.samples[self.order[draw]], self.images, self.levels)
+
+        image = augment(
+            labelled(index),
             # From the draws, not the pool: real and synthetic images keep their shares in a mosaic.
-            return _labelled(self.samples[self.order[random.integers(len(self.order))]], self.images, self.levels)
+            lambda: labelled(int(random.integers(len(self.order)))),
+            self.augmentation,
+            size=self.input.image_size,
+            crop=self.input.crop,
+            random=random,
+        )
+        letterbox = Letterbox(self.input.crop, self.input.crop, 1.0, 0.0, 0.0)
+        return image, letterbox, self.samples[self.order[index]]
 
-        image = _labelled(sample, self.images, self.levels)
-        made = augment(image, partner, self.augmentation, size=self.size, crop=self.crop, random=random)
-        return made, Letterbox(self.crop, self.crop, 1.0, 0.0, 0.0), sample
 
-
-@dataclass(frozen=True, eq=False)
 class LetterboxedImages(Dataset[Item]):
     """Images for validation, test and counting: letterboxed whole, or cut into tiles (see `views`)."""
 
-    samples: Sequence[Sample]
-    size: int
-    tile: int | None
-    levels: Levels
-    images: DecodedImages
-
-    @cached_property
-    def _items(self) -> list[tuple[Sample, Tile | None]]:
-        return [
-            (sample, view)
-            for sample in self.samples
-            for view in views(sample.width, sample.height, size=self.size, tile=self.tile)
-        ]
+    def __init__(
+        self, samples: Sequence[Sample], size: int, tile: int | None, levels: Levels, images: DecodedImages
+    ) -> None:
+        self.size, self.levels, self.images = size, levels, images
+        self._items = [(one, view) for one in samples for view in views(one.width, one.height, size=size, tile=tile)]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -135,21 +124,13 @@ class EpochSampler(Sampler[int]):
 
     The number of steps done is the only count that survives every kind of resume; Lightning's count of epochs may stand
     before or behind a checkpoint that was written during validation.
-
-    Args:
-        draws: of the whole run.
-        draws_per_epoch: a whole number of batches.
-        position: the draws that have been trained on.
-        batch_size: images a step, on all devices together.
-        device, devices: of every batch, this device takes the ``device``-th of ``devices`` equal shares; all together
-            take what one device would.
     """
 
-    draws: int
-    draws_per_epoch: int
-    position: Callable[[], int]
-    batch_size: int
-    device: int = 0
+    draws: int  # of the whole run
+    draws_per_epoch: int  # a whole number of batches
+    position: Callable[[], int]  # the draws that have been trained on
+    batch_size: int  # images a step, on all devices together
+    device: int = 0  # of every batch, it takes one of so many equal shares; all together take what one device would
     devices: int = 1
 
     def __iter__(self) -> Iterator[int]:
@@ -199,16 +180,7 @@ def collate(items: Sequence[Item], channels: int) -> Batch:
 
 
 class StudyDataModule(pl.LightningDataModule):
-    """The images of one run as batches.
-
-    Args:
-        plan: which images.
-        input_options: size, crops, tiles and channels of images.
-        batch_options: number, size and randomness of the training batches.
-        augmentation: random changes of training images.
-        levels: the pixel values that mean 0 and 1.
-        images: where decoded images are kept.
-    """
+    """The images of one run as batches."""
 
     def __init__(
         self,
@@ -220,11 +192,8 @@ class StudyDataModule(pl.LightningDataModule):
         images: DecodedImages,
     ) -> None:
         super().__init__()
-        self.plan = plan
-        self.input, self.batches = input_options, batch_options
-        self.augmentation = augmentation
-        self.levels = levels
-        self._images = images
+        self.plan, self.input, self.batches = plan, input_options, batch_options
+        self.augmentation, self.levels, self._images = augmentation, levels, images
         self._order = draw_order(
             plan,
             steps=batch_options.steps,
@@ -240,14 +209,16 @@ class StudyDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> PrefetchLoader | DataLoader[Item]:
         """Augmented batches, one epoch at a time."""
-        size, crop, seed = self.input.image_size, self.input.crop, self.batches.seed
-        draws = TrainingDraws(
-            self.plan.train, self._order, self.augmentation, size, crop, self.levels, seed, self._images
-        )
+        samples, seed, images = self.plan.train, self.batches.seed, self._images
+        draws = TrainingDraws(samples, self._order, self.augmentation, self.input, self.levels, seed, images)
         batch_size, trainer = self.batches.batch_size, self.trainer
         device, devices = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         per_epoch = self.batches.steps_per_epoch * batch_size
-        sampler = EpochSampler(len(draws), per_epoch, self._draws_done, batch_size, device, devices)
+
+        def position() -> int:
+            return 0 if trainer is None else trainer.global_step * batch_size
+
+        sampler = EpochSampler(len(draws), per_epoch, position, batch_size, device, devices)
         return self._loader(draws, batch_size // devices, sampler)
 
     def val_dataloader(self) -> PrefetchLoader | DataLoader[Item]:
@@ -258,9 +229,6 @@ class StudyDataModule(pl.LightningDataModule):
         """Any images as they are, for prediction; each of several devices takes all of them."""
         images = LetterboxedImages(samples, self.input.image_size, self.input.tile, self.levels, self._images)
         return self._loader(images, self.batches.batch_size, None)
-
-    def _draws_done(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_step * self.batches.batch_size
 
     def _loader(
         self, images: Dataset[Item], batch_size: int, sampler: Sampler[int] | None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8, UInt16
+from jaxtyping import Float, Float32, Int
 
 from boxtwin.boxes import area_xyxy, clip_xyxy
 from boxtwin.datasets.image_io import Pixels
@@ -54,15 +54,13 @@ class Letterbox(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A piece of an image and where it goes: the columns and rows from ``source`` (x1, y1) on, scaled by ``scale``, lie
-    in ``window`` (xyxy) of the canvas with their corner at ``corner`` (x, y).
-    """
+    """A piece of an image, and where it lies on a canvas."""
 
     image: Labelled
     scale: float
-    source: tuple[int, int]
-    corner: tuple[int, int]
-    window: tuple[int, int, int, int]
+    source: tuple[int, int]  # x, y: the first column and row of the image that are taken
+    corner: tuple[int, int]  # x, y of the canvas where these lie
+    window: tuple[int, int, int, int]  # xyxy of the canvas; nothing is seen beyond
 
     @property
     def offset(self) -> tuple[float, float]:
@@ -86,12 +84,17 @@ def tiles(width: int, height: int, *, size: int, tile: int) -> list[Tile]:
     that every point belongs to one tile.
     """
     scale = size / max(width, height)
-    columns, rows = _starts(width, scale, tile), _starts(height, scale, tile)
-    return [
-        Tile((left, top), scale, tile, (x1, y1, x2, y2))
-        for top, y1, y2 in zip(rows, *_own(rows, tile / scale), strict=True)
-        for left, x1, x2 in zip(columns, *_own(columns, tile / scale), strict=True)
-    ]
+    columns, rows = (_along(side, tile / scale) for side in (width, height))
+    return [Tile((left, top), scale, tile, (x1, y1, x2, y2)) for top, y1, y2 in rows for left, x1, x2 in columns]
+
+
+def _along(length: int, side: float) -> list[tuple[int, float, float]]:
+    """First pixel and own range of each tile along an axis, in pixels of the file."""
+    count = math.ceil(max(length - side, 0) / (side * (1 - OVERLAP))) + 1
+    # A tile of less than half a pixel of the file must not begin behind the last.
+    starts = [min(round(start), length - 1) for start in np.linspace(0, max(length - side, 0), count)]
+    middles = [(after + before + side) / 2 for before, after in pairwise(starts)]
+    return list(zip(starts, [-math.inf, *middles], [*middles, math.inf], strict=True))
 
 
 def views(width: int, height: int, *, size: int, tile: int | None) -> Sequence[Tile | None]:
@@ -105,9 +108,8 @@ def take_view(image: Labelled, view: Tile | None, size: int) -> tuple[Labelled, 
         return letterbox(image, size)
     height, width = image.pixels.shape[:2]
     part = Part(image, view.scale, view.corner, (0, 0), (0, 0, view.side, view.side))
-    return placed([part], canvas_like(image.pixels, view.side)), Letterbox(
-        width, height, view.scale, *part.offset, own=view.own
-    )
+    cut = placed([part], canvas_like(image.pixels, view.side))
+    return cut, Letterbox(width, height, view.scale, *part.offset, own=view.own)
 
 
 def letterbox(image: Labelled, size: int) -> tuple[Labelled, Letterbox]:
@@ -151,33 +153,16 @@ def full_scale(pixels: np.ndarray) -> int:
 
 def network_input(pixels: Sequence[Pixels], *, channels: int) -> Float32[np.ndarray, "batch {channels} _h _w"]:
     """Images of one size, grey or colour, as a batch in [0, 1] with 1 or 3 channels, as the network takes."""
-    stacked = np.stack([_in_channels(image, channels) for image in pixels])
+    shaped = []
+    for image in pixels:
+        if channels == 3:
+            shaped.append(image if image.ndim == 3 else np.broadcast_to(image[:, :, None], (*image.shape, 3)))
+        else:
+            shaped.append((image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[:, :, None])
+    stacked = np.stack(shaped)
     scaled = np.multiply(stacked, np.float32(1 / full_scale(stacked)), dtype=np.float32)
     # Stacked with channels last, which is how the convolutions take them.
     return scaled.transpose(0, 3, 1, 2)
-
-
-def _in_channels(
-    pixels: Pixels, channels: int
-) -> UInt8[np.ndarray, "_h _w {channels}"] | UInt16[np.ndarray, "_h _w {channels}"]:
-    if channels == 3:
-        return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[:, :, None], (*pixels.shape, 3))
-    return (pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[:, :, None]
-
-
-def _starts(length: int, scale: float, tile: int) -> list[int]:
-    """First file pixel of each tile along an axis."""
-    shown = tile / scale
-    if length <= shown:
-        return [0]
-    count = math.ceil((length - shown) / (shown * (1 - OVERLAP))) + 1
-    # A tile of less than half a pixel of the file must not begin behind the last.
-    return [min(round(start), length - 1) for start in np.linspace(0, length - shown, count)]
-
-
-def _own(starts: list[int], shown: float) -> tuple[list[float], list[float]]:
-    middles = [(after + before + shown) / 2 for before, after in pairwise(starts)]
-    return [-math.inf, *middles], [*middles, math.inf]
 
 
 def _resize(pixels: Pixels, scale: float) -> Pixels:

@@ -10,39 +10,23 @@ REQUIRED: Any = "???"  # what OmegaConf takes for a value that must be given
 
 @dataclass
 class AugmentationOptions:
-    """Random changes of a training image; see `boxtwin.mixing.augment.augment`.
+    """Random changes of a training image; see `boxtwin.mixing.augment.augment`. Shares lie between 0 and 1."""
 
-    Attributes:
-        mosaic: share of training images that are put together from four (Bochkovskiy et al. 2020, YOLOv4, section 3.3).
-        zoom: an image is scaled by a factor between ``1 / zoom`` and ``zoom``, log-uniform.
-        unscaled_fraction: share of images that are not. Resampling smooths the grain of a sensor (speckle, say), and a
-            detector that has never seen it sharp does worse on images in their own size.
-        translate: an image that fits its place is shifted by up to this share of the square.
-        object_crop_fraction: where an image does not fit its place, a part of it is shown: this share of such parts is
-            placed to hold some object, the others anywhere.
-        flip_horizontal, flip_vertical: mirror with probability one half.
-        quarter_turns: turn by 0, 90, 180 or 270 degrees: for images without an up.
-        gain: brightness is multiplied by ``exp(u)``, u uniform in [-gain, gain].
-        speckle: standard deviation of multiplicative noise, as coherent sensors show it; 0 for none.
-        hue: colours are turned by up to this share of the colour circle; not those of grey images.
-        saturation: multiplied by ``exp(u)``, u uniform in [-saturation, saturation]; not that of grey images.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    mosaic: float = 0.0
-    zoom: float = 1.0
+    mosaic: float = 0.0  # share of images put together from four (Bochkovskiy et al. 2020, YOLOv4, section 3.3)
+    zoom: float = 1.0  # images are scaled by a factor between 1 / zoom and zoom, log-uniform
+    # Share of images that are not. Resampling smooths the grain of a sensor (speckle, say), and a detector that has
+    # never seen it sharp does worse on images in their own size.
     unscaled_fraction: float = 0.0
-    translate: float = 0.0
+    translate: float = 0.0  # an image that fits its place is shifted by up to this share of the square
+    # Of images that do not fit, a part is shown: so many of these parts hold some object, the others lie anywhere.
     object_crop_fraction: float = 0.0
-    flip_horizontal: bool = False
+    flip_horizontal: bool = False  # mirror with probability one half
     flip_vertical: bool = False
-    quarter_turns: bool = False
-    gain: float = 0.0
-    speckle: float = 0.0
-    hue: float = 0.0
-    saturation: float = 0.0
+    quarter_turns: bool = False  # turn by 0, 90, 180 or 270 degrees: for images without an up
+    gain: float = 0.0  # brightness is multiplied by exp(u), u uniform in [-gain, gain]
+    speckle: float = 0.0  # standard deviation of multiplicative noise, as coherent sensors show it
+    hue: float = 0.0  # colours are turned by up to this share of the colour circle; not those of grey images
+    saturation: float = 0.0  # multiplied by exp(u), u uniform in [-saturation, saturation]; not that of grey images
 
     def __post_init__(self) -> None:
         for name in ("mosaic", "unscaled_fraction", "object_crop_fraction"):

@@ -14,10 +14,9 @@ from boxtwin.datasets.splits import Split
 
 @dataclass(frozen=True)
 class Plan:
-    """The images of one run. Synthetic images have a lineage.
+    """The images of one run, of which synthetic ones have a lineage.
 
-    Raises:
-        ValueError: a variation is not on the side of its source, a test image is synthetic, or a side is empty.
+    ValueError if a variation is not on the side of its source, a test image is synthetic, or a side is empty.
     """
 
     train: tuple[Sample, ...]
@@ -29,12 +28,9 @@ class Plan:
         real = {side: {s.name for s in samples if s.lineage is None} for side, samples in vars(self).items()}
         strays = [
             f"{sample.name} (a variation of {sample.lineage.source}) on the {side} side"
-            for side, samples, sources in (
-                ("training", self.train, real["train"]),
-                ("validation", self.val_synthetic, real["val"]),
-            )
+            for side, samples, own in (("training", self.train, "train"), ("validation", self.val_synthetic, "val"))
             for sample in samples
-            if sample.lineage is not None and sample.lineage.source not in sources
+            if sample.lineage is not None and sample.lineage.source not in real[own]
         ]
         strays += [f"{name} is no variation, but is among them" for name in sorted(real["val_synthetic"])]
         for side, samples in (("validation", self.val), ("test", self.test)):
@@ -56,18 +52,13 @@ class Plan:
 
 
 def make_plan(split: Split, variations: Sequence[Sample]) -> Plan:
-    """Put the variations of a split's training and validation images on the sides of their sources.
-
-    Raises:
-        ValueError: a variation's source is on neither side, or one of them is a real image.
-    """
+    """Put the variations of a split's training and validation images on the sides of their sources; see `Plan`."""
     names = {sample.name for sample in split.train}
-    # The rest counts as variations of validation images; Plan refuses what is none.
     to_train: list[Sample] = []
     to_val: list[Sample] = []
     for variation in variations:
         is_training = variation.lineage is not None and variation.lineage.source in names
-        (to_train if is_training else to_val).append(variation)
+        (to_train if is_training else to_val).append(variation)  # Plan refuses what is none of validation images
     return Plan((*split.train, *to_train), split.val, tuple(to_val), split.test)
 
 
@@ -79,9 +70,6 @@ def draw_order(
     With ``synthetic_fraction`` None all images are drawn equally often: shuffled passes over the pool, one after the
     other. Otherwise that share of every batch (later batches make up for rounding) is drawn from the variations, and
     the rest from the real images, each in shuffled passes of its own.
-
-    Raises:
-        ValueError: the share is outside [0, 1].
     """
     if synthetic_fraction is not None and not 0 <= synthetic_fraction <= 1:
         raise ValueError(f"synthetic_fraction must lie between 0 and 1, got {synthetic_fraction}")
@@ -94,12 +82,8 @@ def draw_order(
     synthetic = _passes(np.flatnonzero(is_synthetic), int(after[-1]), random)
     real = _passes(np.flatnonzero(~is_synthetic), steps * batch_size - int(after[-1]), random)
     order = np.empty((steps, batch_size), dtype=np.int64)
-    used = 0
-    for step, count in enumerate(per_batch):
-        order[step, :count] = synthetic[used : used + count]
-        used_real = step * batch_size - used
-        order[step, count:] = real[used_real : used_real + batch_size - count]
-        used += count
+    is_first = np.arange(batch_size) < per_batch[:, None]
+    order[is_first], order[~is_first] = synthetic, real
     return order
 
 

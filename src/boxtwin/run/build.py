@@ -119,7 +119,7 @@ class Prepared:
         """The pixel values that mean 0 and 1."""
         measured = measure_levels(self.split.train, self.images.read)
         if measured.levels != Levels():
-            log.info("16 bit images: black %d, white %d", measured.levels.black, measured.levels.white)
+            log.info("16 bit images: black %d, full scale %d", measured.levels.black, measured.levels.full_scale)
         for remark in measured.remarks:
             log.warning("%s: %s", self.dataset.name, remark)
         return measured.levels
@@ -153,9 +153,7 @@ def prepare(config: BoxtwinConfig) -> Prepared:
 
 def labelling_runs(config: BoxtwinConfig, dataset: Dataset, split: Split) -> list[Prepared]:
     """The runs without variations, with seeds from 0, whose detectors label variations."""
-    steps = config.trainer.steps if config.labels.steps is None else config.labels.steps
-    variations, trainer = replace(config.variations, per_image=0), replace(config.trainer, steps=steps)
-    config = replace(config, variations=variations, trainer=trainer)
+    config = replace(config, variations=replace(config.variations, per_image=0))
     seeds = range(config.labels.detectors)
     return [_prepared(replace(config, seed=seed), dataset, split, None) for seed in seeds]
 
@@ -197,7 +195,7 @@ def load_dataset(config: BoxtwinConfig) -> Dataset:
     node = config.dataset
     root = Path(node.root)
     if node.build is not None:
-        sar_scenes.build(root, **node.build)
+        sar_scenes.build(root, **vars(node.build))
     try:
         dataset = read_coco(
             name=node.name,
@@ -262,7 +260,7 @@ def make_detector(prepared: Prepared) -> DetectorModule:
                 image_size=detector.image_size,
                 tile=detector.tile,
                 channels=prepared.channels,
-                white=prepared.levels.white,
+                white=prepared.levels.full_scale,
                 black=prepared.levels.black,
                 reading=make_reading(prepared.config).plain(),
                 nms_iou=detector.nms_iou,

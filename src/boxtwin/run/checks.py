@@ -33,7 +33,7 @@ def check_settings(config: BoxtwinConfig) -> None:
     """Raise `InputError` if the value of a setting is wrong, or two settings contradict each other."""
     trainer, detector = config.trainer, config.detector
     architecture, fraction = detector.architecture.value, config.variations.synthetic_fraction
-    size, steps = config.split.train_size, config.labels.steps
+    size = config.split.train_size
     if trainer.steps < 0 or trainer.validations < 1 or trainer.steps % trainer.validations:
         raise InputError(
             f"trainer.steps={trainer.steps} must be a multiple of trainer.validations={trainer.validations}, "
@@ -64,11 +64,6 @@ def check_settings(config: BoxtwinConfig) -> None:
         raise InputError(
             f"split.train_size={size} must lie between 1 and split.train={config.split.train}, all training images of "
             f"{config.split.name}"
-        )
-    if steps is not None and (steps <= detector.warmup_steps or steps % trainer.validations):
-        raise InputError(
-            f"labels.steps={steps} must be above detector.warmup_steps={detector.warmup_steps} and a multiple of "
-            f"trainer.validations={trainer.validations}"
         )
     if detector.anchors is Anchors.weights and detector.weights is None:
         raise InputError("detector.anchors=weights takes the anchors of detector.weights, which is not set")

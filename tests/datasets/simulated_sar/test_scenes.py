@@ -31,7 +31,6 @@ from boxtwin.datasets.simulated_sar.physics import (
     join,
     multilook_intensity,
     scatterer_field,
-    shifted_rows,
     wake,
 )
 from boxtwin.datasets.simulated_sar.scenes import build, simulate_scene
@@ -240,16 +239,6 @@ def test_ghosts_lie_along_azimuth_and_are_weaker() -> None:
     assert set(ghosts.xy[:, 1]) == {40.0, 80.0}
     assert set(ghosts.xy[:, 0]) == {50.0}
     assert (ghosts.amplitude**2).sum() == pytest.approx(2 * 3.0**2)
-
-
-@pytest.mark.parametrize("shift", [-9, -2, 0, 2, 9])
-def test_shifted_rows_bring_in_zeros(shift: int) -> None:
-    field = np.arange(1.0, 13).reshape(4, 3)
-    expected = np.zeros_like(field)
-    for row in range(4):
-        if 0 <= row - shift < 4:
-            expected[row] = field[row - shift]
-    np.testing.assert_array_equal(shifted_rows(field, shift), expected)
 
 
 def test_wake_is_dark_behind_the_ship_only() -> None:

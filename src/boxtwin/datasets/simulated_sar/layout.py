@@ -59,12 +59,10 @@ def visible_box(hull: Float[np.ndarray, "n 2"], window: Window) -> tuple[tuple[i
     corner = np.array([window.x, window.y])
     outline = (hull - corner).astype(np.float32)
     frame = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32) * window.size
-    if (outline.max(axis=0) <= 0).any() or (outline.min(axis=0) >= window.size).any():
-        return None
     area, inside = cv2.intersectConvexConvex(outline, frame)
     if area <= 0 or inside is None:
         return None
-    points = inside.reshape(-1, 2)
+    points = inside[:, 0]
     # A thousandth of a pixel absorbs the single precision of the intersection.
     x1, y1 = np.maximum(np.floor(points.min(axis=0) + 1e-3), 0).astype(int).tolist()
     x2, y2 = np.minimum(np.ceil(points.max(axis=0) - 1e-3), window.size).astype(int).tolist()
@@ -73,7 +71,7 @@ def visible_box(hull: Float[np.ndarray, "n 2"], window: Window) -> tuple[tuple[i
 
 def well_cut(ship: Ship, windows: Sequence[Window]) -> bool:
     """Whether every chip shows either nothing of the hull, or enough of it to label."""
-    seen = [visible for window in windows if (visible := visible_box(ship.hull(), window)) is not None]
+    seen = filter(None, (visible_box(ship.hull(), window) for window in windows))
     return all(share >= MIN_VISIBLE and min(x2 - x1, y2 - y1) >= MIN_BOX for (x1, y1, x2, y2), share in seen)
 
 
@@ -85,7 +83,8 @@ class Berths:
         self.windows = windows
         self.ships: list[Ship] = []
 
-    def _footprint(self, ship: Ship, margin: float) -> tuple[Bool[np.ndarray, "h w"], slice, slice] | None:
+    def footprint(self, ship: Ship, margin: float = 0.0) -> tuple[np.ndarray, np.ndarray] | None:
+        """The part of `taken` around a hull, to be changed in place, and the hull's mask; None beyond the scene."""
         hull = ship.hull(margin)
         x1, y1 = np.floor(hull.min(axis=0)).astype(int)
         x2, y2 = np.ceil(hull.max(axis=0)).astype(int) + 1
@@ -93,18 +92,14 @@ class Berths:
             return None
         mask = np.zeros((y2 - y1, x2 - x1), np.uint8)
         cv2.fillConvexPoly(mask, np.round((hull - [x1, y1] - 0.5) * 16).astype(np.int32), 1, shift=4)
-        return mask.astype(bool), slice(y1, y2), slice(x1, x2)
+        return self.taken[y1:y2, x1:x2], mask.astype(bool)
 
     def place(self, ship: Ship, *, clearance: float) -> bool:
         """Place a ship if ``clearance`` pixels of water around are free, and return whether they were."""
-        wide, tight = self._footprint(ship, clearance), self._footprint(ship, 0.0)
-        if wide is None or tight is None or not well_cut(ship, self.windows):
+        around, hull = self.footprint(ship, clearance), self.footprint(ship)
+        if around is None or hull is None or not well_cut(ship, self.windows) or around[0][around[1]].any():
             return False
-        mask, *place = wide
-        if self.taken[tuple(place)][mask].any():
-            return False
-        mask, *place = tight
-        self.taken[tuple(place)][mask] = 1
+        hull[0][hull[1]] = 1
         self.ships.append(ship)
         return True
 

@@ -49,12 +49,8 @@ class Sensor:
     looks: int
 
     def __post_init__(self) -> None:
-        if not all(0 < b <= 1 for b in self.bandwidth):
-            raise ValueError(f"bandwidth must lie in (0, 1] cycles per pixel, got {self.bandwidth}")
-        if not 0.5 <= self.taper <= 1:
-            raise ValueError(f"taper must lie in [0.5, 1], got {self.taper}")
-        if self.looks < 1:
-            raise ValueError(f"at least one look is needed, got {self.looks}")
+        if not (all(0 < b <= 1 for b in self.bandwidth) and 0.5 <= self.taper <= 1 and self.looks >= 1):
+            raise ValueError(f"bandwidth in (0, 1], taper in [0.5, 1] and looks of at least 1 are needed, got {self}")
 
 
 def impulse_response(
@@ -82,12 +78,12 @@ def speckle_field(
 ) -> Complex[np.ndarray, "h w"]:
     """One look at a rough surface: complex circular Gaussian scattering, seen through the impulse response.
 
-    The mean intensity is ``reflectivity`` where that changes slowly over a resolution run (Oliver & Quegan, ch. 4).
+    The mean intensity is ``reflectivity`` where that changes slowly over the resolution (Oliver & Quegan, ch. 4).
     """
-    h, w = reflectivity.shape
-    noise = rng.standard_normal((2, h, w))
+    noise = rng.standard_normal((2, *reflectivity.shape))
     scattering = np.sqrt(reflectivity / 2) * (noise[0] + 1j * noise[1])
-    band = np.outer(_passband(h, sensor.bandwidth[0], sensor.taper), _passband(w, sensor.bandwidth[1], sensor.taper))
+    azimuth, slant_range = zip(reflectivity.shape, sensor.bandwidth, strict=True)
+    band = np.outer(_passband(*azimuth, sensor.taper), _passband(*slant_range, sensor.taper))
     return np.fft.ifft2(np.fft.fft2(scattering) * band)
 
 
@@ -195,13 +191,6 @@ def azimuth_ghosts(
         xy[:, 1] += side + smear * rng.standard_normal(len(xy))
         copies.append(Scatterers(xy, np.repeat(scatterers.amplitude, pieces) * level / np.sqrt(pieces)))
     return join(copies)
-
-
-def shifted_rows(field: Float[np.ndarray, "h w"], shift: int) -> Float[np.ndarray, "h w"]:
-    """``field`` moved by ``shift`` rows, zeros where nothing moved in."""
-    rows = np.arange(len(field)) - shift
-    inside = (rows >= 0) & (rows < len(field))
-    return np.where(inside[:, None], field[np.where(inside, rows, 0)], 0.0)
 
 
 def land_reflectivity(

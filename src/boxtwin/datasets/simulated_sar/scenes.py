@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
+from scipy import ndimage
 from tqdm import tqdm
 
 from boxtwin.datasets.coco import coco_content
@@ -51,21 +52,13 @@ def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, see
     The same parameters give the same bytes. A finished build with the same parameters is left as it is. The folder
     appears whole or not at all; of two processes that build at once, one waits for the other.
 
-    Args:
-        root: folder to make, its parent as well.
-        images: number of chips.
-        image_size: side of a chip in pixels.
-        chips_per_scene: the last scene may have fewer.
-        seed: not negative.
-
-    Raises:
-        InputError: a parameter is out of range, or ``root`` holds something else than this build.
+    ``images`` is the number of chips, ``image_size`` their side in pixels; the last scene may have fewer chips.
+    `InputError` if a parameter is out of range, or ``root`` holds something else than this build.
     """
     chosen = {"images": images, "image_size": image_size, "chips_per_scene": chips_per_scene, "seed": seed}
-    least = {"images": 1, "image_size": MIN_IMAGE_SIZE, "chips_per_scene": 1, "seed": 0}
-    for name, value in chosen.items():
-        if value < least[name]:
-            raise InputError(f"sar_scenes: {name} must be at least {least[name]}, got {value}")
+    for name, least in {"images": 1, "image_size": MIN_IMAGE_SIZE, "chips_per_scene": 1, "seed": 0}.items():
+        if chosen[name] < least:
+            raise InputError(f"sar_scenes: {name} must be at least {least}, got {chosen[name]}")
     parameters = {"simulation": SIMULATION, **chosen}
     with exclusive_lock(root.parent / f".{root.name}.lock", f"another process is building {root}; waiting for it"):
         if _is_finished(root, parameters):
@@ -100,14 +93,14 @@ def _write(folder: Path, parameters: dict[str, int]) -> None:
     annotations: list[tuple[int, int, list[float], float, bool]] = []
     per_scene = parameters["chips_per_scene"]
     scenes = -(-parameters["images"] // per_scene)
+    size = parameters["image_size"]
     for scene in tqdm(range(scenes), desc="simulating SAR scenes", unit="scene"):
         count = min(per_scene, parameters["images"] - scene * per_scene)
         rng = np.random.default_rng(np.random.SeedSequence([parameters["seed"], scene]))
-        for chip in simulate_scene(rng, chips=count, size=parameters["image_size"]):
+        for chip in simulate_scene(rng, chips=count, size=size):
             image_id = len(images) + 1
             name = f"S{scene + 1:04d}_{chip.x}_{chip.y}.png"
             write_png(folder / "images" / name, chip.pixels)
-            size = parameters["image_size"]
             images.append({"id": image_id, "file_name": name, "width": size, "height": size})
             for x1, y1, x2, y2 in chip.boxes:
                 annotations.append((image_id, 1, [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), False))
@@ -128,7 +121,11 @@ def simulate_scene(rng: np.random.Generator, *, chips: int, size: int) -> list[C
     reflectivity = _sea(rng, shape, berths.ships, sheltered)
     rocks = np.zeros(shape, bool)
     if rng.random() < 0.3:
-        rocks = layout.islets(rng, shape, int(rng.integers(1, 6))) & ~_near(berths)
+        rocks = layout.islets(rng, shape, int(rng.integers(1, 6)))
+        for ship in berths.ships:  # none within about 5 px of a ship's box
+            hull = ship.hull(5.0)
+            (x1, y1), (x2, y2) = np.maximum(hull.min(axis=0), 0).astype(int), hull.max(axis=0).astype(int) + 1
+            rocks[y1:y2, x1:x2] = False
     ground = shore.land | rocks
     land = physics.land_reflectivity(rng, ground, level=land_level) if ground.any() else np.zeros(shape)
     targets = [layout.ship_scatterers(rng, ship) for ship in berths.ships]
@@ -142,16 +139,26 @@ def simulate_scene(rng: np.random.Generator, *, chips: int, size: int) -> list[C
         visible = ghosts.amplitude > 1  # above the sea; the others would cost time
         scatterers = physics.join([scatterers, Scatterers(ghosts.xy[visible], ghosts.amplitude[visible])])
         for side in (-1, 1):
-            reflectivity += level**2 * physics.shifted_rows(land, side * round(shift))
+            reflectivity += level**2 * ndimage.shift(land, (side * round(shift), 0), order=0)
     reflectivity = np.where(ground, land, reflectivity)
     sensor = _draw_sensor(rng)
     intensity = physics.multilook_intensity(rng, reflectivity, scatterers, sensor)
     picture = quantise(intensity, sea_level=float(np.clip(15 * np.exp(0.45 * rng.standard_normal()), 5, 40)))
     inland = [float(shore.land[w.y : w.y + size, w.x : w.x + size].mean()) for w in windows]
     chosen = np.sort(np.argsort(inland, kind="stable")[:chips])  # crops with most land are left out first, as in HRSID
-    cut = [_cut(picture, berths.ships, windows[i]) for i in chosen]
     # Azimuth lies along the columns of half the scenes: ascending and descending passes, other map projections.
-    return [_transposed(chip) for chip in cut] if rng.random() < 0.5 else cut
+    is_transposed = rng.random() < 0.5
+    cut = []
+    for window in (windows[i] for i in chosen):
+        x, y, _ = window
+        pixels = picture[y : y + size, x : x + size]
+        boxes = [seen[0] for ship in berths.ships if (seen := layout.visible_box(ship.hull(), window)) is not None]
+        chip = Chip(x - MARGIN, y - MARGIN, pixels, boxes)
+        if is_transposed:
+            turned = [(y1, x1, y2, x2) for x1, y1, x2, y2 in boxes]
+            chip = Chip(chip.y, chip.x, np.ascontiguousarray(pixels.T), turned)
+        cut.append(chip)
+    return cut
 
 
 def _windows(chips: int, size: int) -> tuple[list[Window], tuple[int, int]]:
@@ -159,8 +166,7 @@ def _windows(chips: int, size: int) -> tuple[list[Window], tuple[int, int]]:
     columns = int(np.ceil(np.sqrt(chips)))
     rows = -(-chips // columns)
     stride = size - size // 4
-    corners = [(column, row) for row in range(rows) for column in range(columns)]
-    windows = [Window(MARGIN + stride * column, MARGIN + stride * row, size) for column, row in corners]
+    windows = [Window(MARGIN + stride * x, MARGIN + stride * y, size) for y in range(rows) for x in range(columns)]
     return windows, (stride * (rows - 1) + size + 2 * MARGIN, stride * (columns - 1) + size + 2 * MARGIN)
 
 
@@ -237,16 +243,6 @@ def _ship_wake(
     )
 
 
-def _near(berths: Berths) -> Bool[np.ndarray, "h w"]:
-    """Water within about 5 px of a ship's box, where no rock may lie."""
-    near = np.zeros(berths.taken.shape, bool)
-    for ship in berths.ships:
-        hull = ship.hull(5.0)
-        (x1, y1), (x2, y2) = np.maximum(hull.min(axis=0), 0).astype(int), hull.max(axis=0).astype(int) + 1
-        near[y1:y2, x1:x2] = True
-    return near
-
-
 def _draw_sensor(rng: np.random.Generator) -> Sensor:
     """Mostly single-look and critically sampled, as HRSID's chips are; some oversampled, some multi-look."""
     coarse = rng.random() < 0.15
@@ -261,14 +257,3 @@ def _draw_sensor(rng: np.random.Generator) -> Sensor:
 def quantise(intensity: Float[np.ndarray, "h w"], *, sea_level: float) -> UInt8[np.ndarray, "h w"]:
     """Amplitude as 8-bit grey, linear and clipped, as in HRSID; power 1, the open sea, becomes ``sea_level``."""
     return np.clip(np.rint(sea_level * np.sqrt(intensity)), 0, 255).astype(np.uint8)
-
-
-def _cut(picture: UInt8[np.ndarray, "h w"], ships: list[Ship], window: Window) -> Chip:
-    seen = [layout.visible_box(ship.hull(), window) for ship in ships]
-    pixels = picture[window.y : window.y + window.size, window.x : window.x + window.size]
-    return Chip(window.x - MARGIN, window.y - MARGIN, pixels, [visible[0] for visible in seen if visible is not None])
-
-
-def _transposed(chip: Chip) -> Chip:
-    boxes = [(y1, x1, y2, x2) for x1, y1, x2, y2 in chip.boxes]
-    return Chip(chip.y, chip.x, np.ascontiguousarray(chip.pixels.T), boxes)
