@@ -21,9 +21,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from boxtwin.detector.options import Architecture
 
-Anchors = tuple[
-    tuple[tuple[float, float], ...], ...
-]  # one group per head, coarsest head first: (width, height), pixels
+# One group per head, coarsest head first: (width, height), pixels.
+Anchors = tuple[tuple[tuple[float, float], ...], ...]
 Raw = tuple[Float[Tensor, "batch _ _ _ channels"], ...]
 
 STRIDES: dict[str, tuple[int, ...]] = {
@@ -238,16 +237,13 @@ class YOLOv3(nn.Module):
             head = Head(plan, width, coarser, len(group) * (5 + num_classes))
             self.heads.append(head)
             coarser = head.features
-        self._start_predictions()
-
-    def _start_predictions(self) -> None:
-        """Let the first predictions be the priors: anchors as they are, objects rare, classes equally likely."""
-        # Class biases: the share of a class among objects, held off 0 and 1 where the logit is infinite.
-        share = min(1 / self.num_classes, 1 - OBJECT_PRIOR)
+        # The first predictions are the priors: anchors as they are, objects rare, classes equally likely (a class's
+        # share of the objects is held off 1, where the logit is infinite).
+        share = min(1 / num_classes, 1 - OBJECT_PRIOR)
         for head in self.heads:
             assert isinstance(head, Head)
             nn.init.normal_(head.predict.weight, std=0.01)  # as in the focal loss paper, section 4.1
-            bias = torch.zeros(head.predict.out_channels).view(-1, 5 + self.num_classes)
+            bias = torch.zeros(head.predict.out_channels).view(-1, 5 + num_classes)
             bias[:, 4] = math.log(OBJECT_PRIOR / (1 - OBJECT_PRIOR))
             bias[:, 5:] = math.log(share / (1 - share))
             head.predict.bias = nn.Parameter(bias.flatten())
@@ -263,14 +259,12 @@ class YOLOv3(nn.Module):
         height, width = images.shape[-2:]
         if height % self.strides[0] or width % self.strides[0]:
             raise ValueError(f"image size must be a multiple of {self.strides[0]}, got {width} x {height}")
-        features = []
-        x = images
+        features = [images]
         for stage in self.stages:
-            x = stage(x)
-            features.append(x)
+            features.append(stage(features[-1]))
         raw: list[Tensor] = []
         coarser: Tensor | None = None
-        for head, skip in zip(self.heads, reversed(features), strict=True):
+        for head, skip in zip(self.heads, reversed(features[1:]), strict=True):
             prediction, coarser = head(skip, coarser)
             batch, channels, rows, columns = prediction.shape
             anchors = channels // (5 + self.num_classes)
@@ -279,11 +273,9 @@ class YOLOv3(nn.Module):
 
     def layers(self) -> Iterator[Convolution | nn.Conv2d]:
         """All convolutions in the order of a Darknet weights file; plain ``nn.Conv2d`` are the predictions."""
-        yield from (
-            module
-            for name, module in self.named_modules()
-            if isinstance(module, Convolution) or (isinstance(module, nn.Conv2d) and name.endswith(".predict"))
-        )
+        for name, module in self.named_modules():
+            if isinstance(module, Convolution) or (isinstance(module, nn.Conv2d) and name.endswith(".predict")):
+                yield module
 
 
 def folded(network: YOLOv3) -> YOLOv3:

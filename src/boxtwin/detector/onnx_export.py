@@ -39,9 +39,8 @@ class _Decoded(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch _channels size size"]
     ) -> tuple[Float[Tensor, "batch places 4"], Float[Tensor, "batch places classes"]]:
-        return boxes_and_scores(
-            self.network(images), self.network.anchors, self.network.strides, scale_xy=self.scale_xy
-        )
+        anchors, strides = self.network.anchors, self.network.strides
+        return boxes_and_scores(self.network(images), anchors, strides, scale_xy=self.scale_xy)
 
 
 def require_packages() -> None:

@@ -108,16 +108,11 @@ def run_test(
             class_metrics["map_unlimited"],
             class_metrics["map_50_unlimited"],
         )
-    if len(classes) > 1:
-        _log_classes(entries)
-    return Evaluation(metrics, counts, entries, thresholds)
-
-
-def _log_classes(entries: Sequence[Mapping[str, Any]]) -> None:
-    tested = [entry for entry in entries if np.isfinite(entry["metrics"]["map"])]
+    tested = [entry for entry in entries if np.isfinite(entry["metrics"]["map"])] if len(classes) > 1 else []
     for entry in tested[:MOST_LOGGED]:
-        metrics = "AP {map:.3f}, AP50 {map_50:.3f}, count MAE {count_mae:.2f}, bias {count_bias:+.2f}"
-        text = metrics.format(**entry["metrics"])
+        text = "AP {map:.3f}, AP50 {map_50:.3f}, count MAE {count_mae:.2f}, bias {count_bias:+.2f}"
+        text = text.format(**entry["metrics"])
         log.info("  %s: %s, counted from confidence %.3f", entry["name"], text, entry["count_threshold"])
     if len(tested) > MOST_LOGGED:
         log.info("  and %d more classes, in result.json", len(tested) - MOST_LOGGED)
+    return Evaluation(metrics, counts, entries, thresholds)
