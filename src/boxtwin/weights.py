@@ -37,11 +37,9 @@ def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], about: Mappin
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
+    """The tensors and the metadata of a safetensors file; raises `InputError` if it cannot be read.
 
-    Raises:
-        InputError: the file cannot be read.
-        DamagedError: it is no safetensors file, is damaged, or has weights that are not finite.
+    One that is no such file, is damaged, or has weights that are not finite, raises `DamagedError`.
     """
     try:
         # Opened first, since safetensors reports every error as a missing file.
@@ -61,11 +59,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def are_usable(path: Path) -> bool:
-    """Whether the file exists and is whole; a damaged one is logged and removed.
-
-    Raises:
-        InputError: the file exists and cannot be read. It is kept.
-    """
+    """Whether the file exists and is whole; a damaged one is logged and removed. Raises `InputError` if unreadable."""
     if not path.exists():
         return False
     try:
@@ -86,8 +80,7 @@ def save_state(state: dict[str, Any], path: Path) -> None:
 def load_state(path: Path) -> dict[str, Any] | None:
     """What `save_state` saved, in main memory; None if the file is missing, or damaged, which is logged.
 
-    Raises:
-        InputError: the file exists and cannot be read. It is kept.
+    One that cannot be read is kept, and raises `InputError`.
     """
     try:
         content = io.BytesIO(path.read_bytes())

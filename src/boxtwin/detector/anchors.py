@@ -30,10 +30,8 @@ def kmeans_anchors(
 ) -> Float[np.ndarray, "count 2"]:
     """``count`` anchors (width, height) that fit boxes of the given sizes, in their unit, smallest area first.
 
-    Where there are fewer different sizes than anchors, the same shapes, larger and smaller by `NEIGHBOUR`, fill up.
-
-    Raises:
-        InputError: no boxes, or boxes without area.
+    Where there are fewer different sizes than anchors, the same shapes, larger and smaller by `NEIGHBOUR`, fill up. No
+    boxes, or boxes without area, raise `InputError`.
     """
     sizes = np.asarray(sizes, dtype=np.float64)
     if len(sizes) == 0:
@@ -82,11 +80,7 @@ def _lloyd(sizes: Float[np.ndarray, "n 2"], centres: Float[np.ndarray, "count 2"
 
 
 def group_anchors(anchors: Float[np.ndarray, "count 2"], heads: int) -> Anchors:
-    """Share anchors out to heads by area: the largest go to the coarsest head, which comes first.
-
-    Raises:
-        ValueError: the heads cannot have equally many.
-    """
+    """Share anchors out to heads by area, the largest to the coarsest, first head; `ValueError` if not equally."""
     if len(anchors) == 0 or len(anchors) % heads:
         raise ValueError(f"{len(anchors)} anchors cannot be shared equally by {heads} heads")
     groups = np.split(_by_area(anchors), heads)[::-1]
@@ -96,11 +90,7 @@ def group_anchors(anchors: Float[np.ndarray, "count 2"], heads: int) -> Anchors:
 def anchors_from_samples(
     samples: Sequence[Sample], *, image_size: int, heads: int, per_head: int, rng: np.random.Generator
 ) -> Anchors:
-    """k-means anchors of the samples' boxes after the letterbox to ``image_size``, shared out to ``heads`` heads.
-
-    Raises:
-        InputError: see `kmeans_anchors`.
-    """
+    """k-means anchors of the samples' boxes after the letterbox to ``image_size``, by head; see `kmeans_anchors`."""
     sizes = [
         (sample.object_boxes[:, 2:] - sample.object_boxes[:, :2]) * (image_size / max(sample.width, sample.height))
         for sample in samples

@@ -71,11 +71,7 @@ class TrainedDetector:
 
 
 def write_detector(detector: TrainedDetector, path: Path) -> None:
-    """Write a detector; the file appears whole or not at all.
-
-    Raises:
-        InputError: a weight is not finite, or the disk does not take the file.
-    """
+    """Write a detector, whole or not at all; raises `InputError` if a weight is not finite, or the disk is full."""
     # Float32 whatever was trained in: the file is to give the same detections on machines without bfloat16.
     tensors = {
         name: value.float() if value.is_floating_point() else value
@@ -103,11 +99,7 @@ def damage(path: Path) -> str | None:
 
 
 def read_detector(path: Path) -> TrainedDetector:
-    """Read what `write_detector` wrote.
-
-    Raises:
-        InputError: the file cannot be read, is damaged, is no detector, or does not fit its own metadata.
-    """
+    """Read what `write_detector` wrote; raises `InputError` if it is missing, damaged, or no detector."""
     tensors, metadata = read_weights(path)
     if ENTRY not in metadata:
         raise InputError(f"{path} is no detector of boxtwin: its metadata have no entry {ENTRY!r}; give a {FILE}")
@@ -141,10 +133,8 @@ def read_initial_weights(network: YOLOv3, path: Path) -> DarknetReport:
     """Read initial weights into a network from a run's ``detector.safetensors`` or Darknet's file.
 
     Predictions of other classes are left as they are. Between grey and colour the first convolution is summed over its
-    channels, or shared out to three equal ones: grey images have the same outputs.
-
-    Raises:
-        InputError: the file cannot be read, or is of another architecture.
+    channels, or shared out to three equal ones: grey images have the same outputs. A file that cannot be read, or is of
+    another architecture, raises `InputError`.
     """
     if path.suffix != ENDING:
         return read_darknet(network, path)
@@ -168,12 +158,9 @@ def read_initial_weights(network: YOLOv3, path: Path) -> DarknetReport:
 
 
 def weights_digest(path: Path) -> str:
-    """Sha256 of what a file of initial weights gives to a network.
+    """Sha256 of what a file of initial weights gives to a network; raises `InputError` if it cannot be read.
 
     Of a ``detector.safetensors`` tensors and anchors count, not the run that it comes from.
-
-    Raises:
-        InputError: the file cannot be read.
     """
     try:
         content = path.read_bytes()
@@ -195,11 +182,7 @@ def weights_digest(path: Path) -> str:
 
 
 def anchors_of(path: Path) -> Anchors:
-    """The anchors of a run's ``detector.safetensors``, in pixels as it was trained.
-
-    Raises:
-        InputError: it is another file, such as Darknet's weights, which hold no anchors.
-    """
+    """The anchors of a run's ``detector.safetensors``, in pixels as trained; raises `InputError` for another file."""
     if path.suffix != ENDING:
         raise InputError(f"{path} holds no anchors; only a {FILE} does. Choose detector.anchors=kmeans or published")
     return read_detector(path).module.network.anchors

@@ -40,10 +40,8 @@ def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
 
     A network of one channel gets a colour file's first convolution summed over its channels: grey images have the same
     outputs. Prediction layers with another number of outputs (other classes) are left as they are, and so are all
-    layers behind the end of a file that was cut after a whole layer, such as ``darknet53.conv.74``.
-
-    Raises:
-        InputError: the file cannot be read, holds non-finite values or does not fit the architecture.
+    layers behind the end of a file that was cut after a whole layer, such as ``darknet53.conv.74``. A file that cannot
+    be read, holds non-finite values or does not fit the architecture raises `InputError`.
     """
     path = Path(path)
     try:

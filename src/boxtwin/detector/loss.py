@@ -47,17 +47,10 @@ def assign(
     *,
     cells_per_object: int,
 ) -> Assignment:
-    """Assign the objects of a batch to places.
+    """Assign the objects of a batch to places; arguments are those of `detection_loss`.
 
-    Args:
-        boxes: xyxy, pixels of the network input, all images in one list.
-        box_image: the image of the batch each belongs to.
-        shapes: rows and columns of each head's map, coarsest first.
-        anchors, strides: of the network.
-        cells_per_object: see `LossOptions`.
-
-    Of two objects with the same place, one that has its centre there comes first, then one that has the place's anchor
-    as its best, then the later one, as in Darknet.
+    ``shapes`` are rows and columns of each head's map, coarsest first. Of two objects with the same place, one that has
+    its centre there comes first, then one that has the place's anchor as its best, then the later one, as in Darknet.
     """
     device, count = boxes.device, len(boxes)
     # 1. Shape IoU of every object with every anchor of every head.
@@ -167,12 +160,11 @@ def detection_loss(
     object that stays calm in batches with few objects or none.
 
     Args:
-        raw: what the network gave, coarsest head first.
+        raw: maps of the network, coarsest head first.
         boxes: objects of all images, xyxy, pixels of the network input.
         labels: their classes.
         box_image: the image of the batch each belongs to.
         anchors, strides: of the network.
-        options: targets of objectness, and how objects are assigned.
     """
     scale_xy = options.scale_xy
     shapes = [(level.shape[2], level.shape[3]) for level in raw]

@@ -44,8 +44,6 @@ class DetectorModule(pl.LightningModule):
     Args:
         spec: the network, its input and its postprocessing.
         anchors: for each head, coarsest first, (width, height) in pixels at ``spec.image_size``.
-        loss: the training loss.
-        optimizer: the optimiser and its schedule.
         steps: optimiser steps of the whole run, which the schedule spans; 0 for weights that stay as they are.
 
     Raises:
@@ -77,11 +75,9 @@ class DetectorModule(pl.LightningModule):
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> DetectorModule:
-        """Build a module from the plain values that a checkpoint holds; what older files lack has its default.
+        """Build a module from the plain values of a checkpoint; what older files lack has its default.
 
-        Raises:
-            TypeError: a value is missing or unknown.
-            ValueError: a value is refused.
+        A missing or unknown value raises `TypeError` or `KeyError`, a wrong one `ValueError`.
         """
         values = {name: TYPES[name](value) if name in TYPES else value for name, value in values.items()}
         of_spec, of_loss, of_optimizer = (
@@ -126,12 +122,7 @@ class DetectorModule(pl.LightningModule):
     def compute(
         self, images: Float[Tensor, "batch _channels height width"], network: Callable[[Tensor], Raw] | None = None
     ) -> BoxesAndScores:
-        """Images in [0, 1] -> boxes (xyxy, pixels of the network input) and scores.
-
-        Args:
-            images: on the device of the network.
-            network: another form of this network; None for itself.
-        """
+        """Images in [0, 1], on the device -> boxes and scores, of ``network`` if it is another form of this network."""
         anchors, strides = self.network.anchors, self.network.strides
         with torch.no_grad():
             raw = (network or self)(images.contiguous(memory_format=torch.channels_last))
@@ -177,9 +168,8 @@ class DetectorModule(pl.LightningModule):
     ) -> None:
         """Clip the norm of the gradients.
 
-        Lightning refuses to clip for fused optimisers in mixed precision, because they undo a gradient scaler's scale
-        by themselves. Without a scaler, as with bfloat16, there is nothing to undo; with one, `configure_optimizers`
-        does not take the fused form.
+        Lightning refuses to for fused optimisers in mixed precision, because they undo a gradient scaler's scale by
+        themselves. With bfloat16 there is none; with float16 `configure_optimizers` takes no fused form.
         """
         if gradient_clip_val:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -126,20 +126,13 @@ BACKBONES = {
     # alone would take most of a training step.
     Architecture.yolov3_nano: ("16/2 32/2 48 P 96", "P 160 192"),
 }
-_FINER = (
-    HeadPlan(256, "256x1 512 256x1 512 256x1", 512),
-    HeadPlan(128, "128x1 256 128x1 256 128x1", 256),
-)
+_FINER = (HeadPlan(256, "256x1 512 256x1 512 256x1", 512), HeadPlan(128, "128x1 256 128x1 256 128x1", 256))
 # The heads of each architecture, coarsest first.
 HEADS = {
     Architecture.yolov3: (HeadPlan(0, "512x1 1024 512x1 1024 512x1", 1024), *_FINER),
     Architecture.yolov3_spp: (HeadPlan(0, "512x1 1024 512x1 SPP 512x1 1024 512x1", 1024), *_FINER),
     Architecture.yolov3_tiny: (HeadPlan(0, "256x1", 512), HeadPlan(128, "", 256)),
-    Architecture.yolov3_tiny_3l: (
-        HeadPlan(0, "256x1", 512),
-        HeadPlan(128, "", 256, branch="out"),
-        HeadPlan(128, "", 128),
-    ),
+    Architecture.yolov3_tiny_3l: (HeadPlan(0, "256x1", 512), HeadPlan(128, "", 256, "out"), HeadPlan(128, "", 128)),
     Architecture.yolov3_nano: (HeadPlan(0, "96x1", 192), HeadPlan(48, "", 96)),
 }
 
@@ -167,11 +160,7 @@ def _sequence(layers: str, channels: int) -> tuple[nn.Sequential, int]:
 class Head(nn.Module):
     """One detection head: mixes in the coarser head's features (except for the first), then predicts.
 
-    Args:
-        plan: its convolutions.
-        inputs: channels of the backbone's feature map.
-        coarser: channels of the coarser head's features; 0 for the coarsest.
-        predictions: channels of the prediction, anchors * (5 + classes).
+    ``coarser`` are channels of that head's features, 0 for the coarsest; ``predictions`` are anchors * (5 + classes).
     """
 
     def __init__(self, plan: HeadPlan, inputs: int, coarser: int, predictions: int) -> None:
@@ -240,21 +229,19 @@ class YOLOv3(nn.Module):
         # The first predictions are the priors: anchors as they are, objects rare, classes equally likely (a class's
         # share of the objects is held off 1, where the logit is infinite).
         share = min(1 / num_classes, 1 - OBJECT_PRIOR)
-        for head in self.heads:
-            assert isinstance(head, Head)
-            nn.init.normal_(head.predict.weight, std=0.01)  # as in the focal loss paper, section 4.1
-            bias = torch.zeros(head.predict.out_channels).view(-1, 5 + num_classes)
+        for module in self.heads:
+            assert isinstance(module, Head)
+            nn.init.normal_(module.predict.weight, std=0.01)  # as in the focal loss paper, section 4.1
+            bias = torch.zeros(module.predict.out_channels).view(-1, 5 + num_classes)
             bias[:, 4] = math.log(OBJECT_PRIOR / (1 - OBJECT_PRIOR))
             bias[:, 5:] = math.log(share / (1 - share))
-            head.predict.bias = nn.Parameter(bias.flatten())
+            module.predict.bias = nn.Parameter(bias.flatten())
 
     def forward(self, images: Float[Tensor, "batch _channels height width"]) -> Raw:
         """Images in [0, 1] -> for each head ``(batch, anchors, rows, columns, 5 + classes)``.
 
-        The last axis holds t_x, t_y, t_w, t_h, objectness and class logits, as in the paper.
-
-        Raises:
-            ValueError: the image size is no multiple of the coarsest stride.
+        The last axis holds t_x, t_y, t_w, t_h, objectness and class logits, as in the paper. An image size that is no
+        multiple of the coarsest stride raises `ValueError`.
         """
         height, width = images.shape[-2:]
         if height % self.strides[0] or width % self.strides[0]:
@@ -291,11 +278,7 @@ def folded(network: YOLOv3) -> YOLOv3:
 
 
 def checked_anchors(anchors: Sequence[Sequence[Sequence[int | float]]], heads: int) -> Anchors:
-    """Anchors as plain tuples of floats, coarsest head first.
-
-    Raises:
-        ValueError: not one non-empty group per head, or an anchor that is no pair of positive numbers.
-    """
+    """Anchors as tuples of floats; raises `ValueError` if a head has none, or one is no pair of positive numbers."""
     if len(anchors) != heads or not all(len(group) for group in anchors):
         raise ValueError(f"expected {heads} groups of anchors, one per head and none empty, got {anchors}")
     for group in anchors:

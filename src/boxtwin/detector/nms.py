@@ -65,8 +65,6 @@ def detections_in_file(
     Args:
         boxes: xyxy, pixels of the letterboxed image.
         scores: objectness * class probability.
-        letterbox: where the image lies in the square.
-        settings: thresholds and limits.
     """
     flat = scores.reshape(-1)
     candidates = np.flatnonzero(flat >= settings.score_floor)

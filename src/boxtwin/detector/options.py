@@ -60,9 +60,6 @@ class LossOptions:
         cells_per_object: 1 as in the paper; 3 adds the nearest cell left or right of the centre's, and the nearest
             above or below. Predicted centres reach that far only with a ``scale_xy`` of 2.
         scale_xy: how far centres reach beyond their grid cell; see `boxtwin.detector.decode`.
-
-    Raises:
-        ValueError: a value is out of its range.
     """
 
     objectness_target: ObjectnessTarget = ObjectnessTarget.iou
@@ -80,11 +77,7 @@ class LossOptions:
 
 @dataclass
 class OptimizerOptions:
-    """The optimiser and its schedule.
-
-    Raises:
-        ValueError: the learning rate is not above 0.
-    """
+    """The optimiser and its schedule; raises `ValueError` if the learning rate is not above 0."""
 
     learning_rate: float = REQUIRED  # at the end of the warm-up; then a cosine down to a hundredth of it
     warmup_steps: int = 50

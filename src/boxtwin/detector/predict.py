@@ -27,13 +27,7 @@ Compute = Callable[[Float32[np.ndarray, "batch _channels side side"]], BoxesAndS
 
 
 def detect_objects(pixels: Pixels, spec: NetworkSpec, compute: Compute) -> Detections:
-    """All detections from the score floor on, best first, boxes xyxy in pixels of the image.
-
-    Args:
-        pixels: as they are read from the file.
-        spec: how images go into the network, and how its outputs become detections.
-        compute: the network.
-    """
+    """All detections in pixels as read from a file, from the score floor on, best first, xyxy in pixels of the file."""
     height, width = pixels.shape[:2]
     image = Labelled(spec.levels.scaled(as_grey(pixels)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
     tiles = views(width, height, size=spec.image_size, tile=spec.tile)
@@ -49,14 +43,9 @@ def detect_objects(pixels: Pixels, spec: NetworkSpec, compute: Compute) -> Detec
 
 
 class OnnxDetector:
-    """A trained detector that ONNX Runtime computes.
+    """A trained detector that ONNX Runtime computes, from what `write_onnx` wrote; another file raises `InputError`.
 
-    Args:
-        path: what `write_onnx` wrote.
-        providers: of ONNX Runtime, the first that works is taken, such as "CUDAExecutionProvider".
-
-    Raises:
-        InputError: the file cannot be read, or is no detector of ours.
+    The first of ``providers`` that works is taken, such as "CUDAExecutionProvider".
     """
 
     def __init__(self, path: Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
@@ -72,11 +61,7 @@ class OnnxDetector:
         self.spec = DetectorSpec.from_text(self._session.get_modelmeta().custom_metadata_map, str(path))
 
     def read(self, encoded: bytes, name: str) -> Pixels:
-        """Decode the bytes of an image file; ``name`` is what errors call it.
-
-        Raises:
-            InputError: it is no image, or of another bit depth than the images that the network was trained on.
-        """
+        """Decode an image file, called ``name`` in errors; raises `InputError` if it is none, or of another depth."""
         try:
             pixels = decode_image(bytes(encoded), name, self.spec.how_to_read)
         except OSError as error:

@@ -57,12 +57,10 @@ def fit(
     """Train a detector, resuming from the last checkpoint if there is one.
 
     Args:
-        options: steps, clipping and devices.
         log_every: steps between two lines of the logger.
         accelerator, precision: of this machine, as Lightning's Trainer calls them.
         logger: None keeps no record of the losses.
         checkpoints: folder of the last and the best checkpoint.
-        title: of the progress bar.
 
     Raises:
         InputError: the weights are no longer finite, or the disk does not take a checkpoint.

@@ -74,10 +74,8 @@ def _recall(matching: Matching, area: str, limit: int) -> Float[np.ndarray, " cl
 def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """The COCO results list: one entry per detection, ``bbox`` xywh in pixels of the image file.
 
-    ``detections`` has them by image id. Boxes are rounded to `RESULT_DECIMALS`, scores are not.
-
-    Raises:
-        ValueError: a label has no category id.
+    ``detections`` has them by image id. Boxes are rounded to `RESULT_DECIMALS`, scores are not. A label without a
+    category id raises `ValueError`.
     """
     results = []
     for image_id, found in detections.items():
@@ -94,12 +92,13 @@ def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[in
 def write_results(path: Path, detections: Mapping[int, Detections], category_ids: Sequence[int]) -> None:
     """Write `coco_results` as JSON, image by image: the whole list takes forty times the memory of the detections."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        between = "["
+        between = ""
+        file.write("[")
         for image_id, found in detections.items():
             for result in coco_results({image_id: found}, category_ids):
                 file.write(between + json.dumps(result))
                 between = ", "
-        file.write("]" if between == ", " else "[]")
+        file.write("]")
 
 
 def metric_names(classes: Sequence[str]) -> list[str]:

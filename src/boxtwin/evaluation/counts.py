@@ -54,10 +54,8 @@ def best_threshold(samples: Sequence[Sample], detections: Mapping[int, Detection
     The search is exact. Counts change only where the threshold passes a score, so each gap between neighbouring
     distinct scores (and the two ends) is tried once. Of the gaps with the least MAE, those with the least |bias|
     remain; of the runs of neighbouring gaps, the widest is taken, and its middle returned, where new images are least
-    likely to disagree. The result lies in (0, 1]. Without any detection it is `THRESHOLD_WITHOUT_DETECTIONS`.
-
-    Raises:
-        ValueError: no images, or detections for an image that is not among the samples, or scores outside [0, 1].
+    likely to disagree. The result lies in (0, 1]. Without any detection it is `THRESHOLD_WITHOUT_DETECTIONS`. No
+    images, detections of another image, or scores outside [0, 1] raise `ValueError`.
     """
     if not samples:
         raise ValueError("choosing a count threshold needs at least one image, got none")

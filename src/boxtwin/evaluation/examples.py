@@ -57,12 +57,7 @@ def keep_examples(
 ) -> None:
     """Write the file of a run; it appears whole or not at all.
 
-    Args:
-        path: of the file.
-        samples: the test images.
-        detections: by image id.
-        threshold: the score from which on an object is counted, or that of each class.
-        classes: of the data set.
+    ``detections`` are by image id; counted from ``threshold`` on, or from that of their class.
     """
     found = {image_id: counted(each, threshold) for image_id, each in detections.items()}
     numbers = {image_id: len(each.boxes) for image_id, each in found.items()}

@@ -67,16 +67,10 @@ def match_detections(
     classes: int,
     areas: Mapping[str, tuple[float, float] | None] = AREAS,
 ) -> Matching:
-    """Match the detections of every image to its objects.
+    """Match the detections of every image, by image id, to its objects.
 
-    Args:
-        samples: the test images.
-        detections: by image id; images without an entry have no detections.
-        classes: number of classes; labels are below.
-        areas: smallest and largest area of an object in square pixels, by name; None: all.
-
-    Raises:
-        ValueError: two samples share an image id, a label is out of range, or there are detections of other images.
+    ``areas`` are smallest and largest area of an object in square pixels, by name; None: all. Labels are below
+    ``classes``. An image id twice, a label out of range, or detections of another image raise `ValueError`.
     """
     ids = [sample.image_id for sample in samples]
     strangers = set(detections) - set(ids)

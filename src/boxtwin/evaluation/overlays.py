@@ -56,9 +56,7 @@ def draw_boxes(
 ) -> None:
     """Draw xyxy boxes (pixels of the image) on axes that `show_image` prepared.
 
-    Args:
-        captions: text above each box, or none at all.
-        corners: colour of a mark in the upper left corner of each box and behind its caption, or none at all.
+    ``captions`` stand above the boxes. ``corners`` are colours of marks in upper left corners and behind captions.
     """
     if corners:
         axes.scatter(boxes[:, 0], boxes[:, 1], s=9, marker="s", c=list(corners), linewidths=0, zorder=3)

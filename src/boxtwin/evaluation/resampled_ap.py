@@ -147,11 +147,7 @@ def save_matches(path: Path, matching: Matching) -> None:
 
 
 def load_matches(path: Path) -> dict[str, ResampledAP]:
-    """What `save_matches` wrote, by the names of `AREAS`.
-
-    Raises:
-        ValueError: a checksum is wrong. Readers of archives and arrays raise other errors for damaged files, too.
-    """
+    """What `save_matches` wrote, by the names of `AREAS`; a damaged file raises `ValueError` or the readers' errors."""
     with zipfile.ZipFile(path) as archive:  # np.load does not check every checksum
         if (member := archive.testzip()) is not None:
             raise ValueError(f"the checksum of {member} in {path} is wrong")

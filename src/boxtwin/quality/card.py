@@ -80,7 +80,6 @@ def write_quality_card(
     no new card, though boxes are kept out of the calm sea: a measurement changes by little.
 
     Args:
-        folder: of the store.
         variations: all variations that are there and used; each names one of the real images as its source.
         training, validation: the real images that may have variations.
         test: real images that have none.
@@ -176,12 +175,9 @@ def summarise(evidence: Evidence, made_of: str = "") -> QualityReport:
 
 def _nearest_pairs(evidence: Evidence) -> list[tuple[Sample, Measured]]:
     """The variations that come nearest to a test image, one of each source; those that repeat one come first."""
-    pairs = sorted(
-        zip(evidence.sources, evidence.measured, strict=True),
-        key=lambda pair: (-pair[1].repeats_test, pair[1].test_distance),
-    )
+    pairs = zip(evidence.sources, evidence.measured, strict=True)
     chosen: dict[int, Measured] = {}
-    for source, one in pairs:
+    for source, one in sorted(pairs, key=lambda pair: (-pair[1].repeats_test, pair[1].test_distance)):
         chosen.setdefault(source, one)
     return [(evidence.real[source], one) for source, one in chosen.items()][:PAIRS]
 

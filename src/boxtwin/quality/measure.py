@@ -87,8 +87,7 @@ def gather(
 ) -> Evidence:
     """Measure all images and relate them to each other. Shows a progress bar.
 
-    Raises:
-        ValueError: a variation's source is none of the training and validation images, or there are no test images.
+    No test images, or a variation of none of the real images, raise `ValueError`.
     """
     real = (*training, *validation)
     if not test:

@@ -179,12 +179,7 @@ def _show_pairs(figure: Figure, evidence: Evidence, pairs: Sequence[Neighbours])
 
 
 def _title(
-    axes: Axes,
-    name: str,
-    metric: Metric,
-    value: str,
-    reference: str = "real halves: up to {}",
-    good: Verdict = "alike",
+    axes: Axes, name: str, metric: Metric, value: str, reference: str = "real halves: up to {}", good: Verdict = "alike"
 ) -> None:
     """Green where the verdict is ``good``; in a distance, unlike is what a new image should be."""
     verdict = metric["verdict"]

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Float, Float32, Int
 from scipy.fft import rfft2
 
 from boxtwin.datasets.image_io import Pixels, as_grey
@@ -107,7 +107,10 @@ def equivalent_looks(pixels: Pixels, boxes: Float[np.ndarray, "n 4"], speckle: S
     shown = as_grey(pixels)
     if shown.ndim == 3:
         return math.nan
-    free = ~_near_objects(boxes, (shown.shape[0], shown.shape[1])) & (shown < np.iinfo(shown.dtype).max)
+    free = shown < np.iinfo(shown.dtype).max
+    for x1, y1, x2, y2 in boxes.tolist():
+        top, left = max(math.floor(y1) - NEAR_OBJECT, 0), max(math.floor(x1) - NEAR_OBJECT, 0)
+        free[top : max(math.ceil(y2) + NEAR_OBJECT, 0), left : max(math.ceil(x2) + NEAR_OBJECT, 0)] = False
     values = shown.astype(np.float32)
     power = _tiled(values**2 if speckle is Speckle.amplitude else values, PATCH)
     open_sea = _tiled(free, PATCH).all(axis=(1, 2)) & ((_tiled(shown, PATCH) == 0).mean(axis=(1, 2)) <= CUT_OFF)
@@ -173,14 +176,6 @@ def reference_of_halves(
         differences.append(abs(compare(first, second)))
     defined = [value for value in differences if not math.isnan(value)]
     return float(np.quantile(defined, CONFIDENCE)) if defined else math.nan
-
-
-def _near_objects(boxes: Float[np.ndarray, "n 4"], shape: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    taken = np.zeros(shape, dtype=bool)
-    for x1, y1, x2, y2 in boxes.tolist():
-        top, left = max(math.floor(y1) - NEAR_OBJECT, 0), max(math.floor(x1) - NEAR_OBJECT, 0)
-        taken[top : max(math.ceil(y2) + NEAR_OBJECT, 0), left : max(math.ceil(x2) + NEAR_OBJECT, 0)] = True
-    return taken
 
 
 def _tiled(values: Any, side: int) -> Any:
