@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from boxtwin.boxes import xyxy_to_cxcywh
 from boxtwin.detector.decode import Grid
 
 
 def encode(boxes: torch.Tensor, grid: Grid, *, scale_xy: float) -> torch.Tensor:
     """The inverse of `to_boxes`."""
-    cxcywh = xyxy_to_cxcywh(boxes)
-    fraction = (cxcywh[:, :2] / grid.strides[:, None] - grid.cells + (scale_xy - 1) / 2) / scale_xy
-    return torch.cat((torch.logit(fraction, eps=1e-6), torch.log(cxcywh[:, 2:] / grid.anchors)), dim=-1)
+    centres, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    fraction = (centres / grid.strides[:, None] - grid.cells + (scale_xy - 1) / 2) / scale_xy
+    return torch.cat((torch.logit(fraction, eps=1e-6), torch.log(sizes / grid.anchors)), dim=-1)

@@ -17,8 +17,7 @@ from boxtwin.config.compose import register, to_object
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.options import Orientation
 from boxtwin.detector.checkpoint import read_detector
-from boxtwin.detector.onnx_detector import OnnxDetector
-from boxtwin.detector.predict import detect_objects
+from boxtwin.detector.predict import OnnxDetector, detect_objects
 from boxtwin.run.build import Prepared, make_labels, prepare
 from boxtwin.studies.runs import runs_in
 

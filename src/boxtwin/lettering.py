@@ -7,6 +7,7 @@ License) add Chinese, Japanese, Korean and the scripts of India and South East A
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any
 
 from matplotlib import colormaps, font_manager
 from matplotlib.colors import hsv_to_rgb, to_hex, to_rgb
+from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 BASE = "DejaVu Sans"  # comes with matplotlib
@@ -101,3 +105,12 @@ def put(text: Text, name: str, length: int = 34) -> None:
     """Set a text of a figure to a name, in any script."""
     shown = shorten(name, length)
     text.set(text=shown, **lettering(shown))
+
+
+def legend(figure: Figure, lines: Sequence[Line2D], names: Sequence[str], length: int = 34, **style: Any) -> Legend:
+    """A legend with names in any script."""
+    # Names are put in afterwards: matplotlib leaves out those that begin with an underscore.
+    drawn = figure.legend(lines, [str(number) for number in range(len(lines))], **style)
+    for text, name in zip(drawn.get_texts(), names, strict=True):
+        put(text, name, length)
+    return drawn

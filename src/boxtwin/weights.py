@@ -8,7 +8,7 @@ import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +29,7 @@ class DamagedError(InputError):
 def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> None:
     """Write tensors and metadata, atomically; raises `InputError` if a weight is not finite."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    if bad := _not_finite(tensors):
+    if bad := count_not_finite(tensors):
         raise InputError(f"{path} is not written: {bad:,} of the weights are not finite (NaN or infinite)")
     content = save(tensors, {**about, CHECKSUM: _digest(tensors, about)})
     with atomic_path(path) as temporary:
@@ -37,11 +37,9 @@ def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], about: Mappin
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
+    """The tensors and the metadata of a safetensors file; raises `InputError` if it cannot be read.
 
-    Raises:
-        InputError: the file cannot be read.
-        DamagedError: it is no safetensors file, is damaged, or has weights that are not finite.
+    One that is no such file, is damaged, or has weights that are not finite, raises `DamagedError`.
     """
     try:
         # Opened first, since safetensors reports every error as a missing file.
@@ -55,17 +53,13 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     checksum = about.pop(CHECKSUM, None)
     if checksum is not None and checksum != _digest(tensors, about):
         raise DamagedError(f"{path} is damaged: its content does not have the checksum that was written with it")
-    if bad := _not_finite(tensors):
+    if bad := count_not_finite(tensors):
         raise DamagedError(f"{path} is damaged: {bad:,} of its weights are not finite (NaN or infinite)")
     return tensors, about
 
 
 def are_usable(path: Path) -> bool:
-    """Whether the file exists and is whole; a damaged one is logged and removed.
-
-    Raises:
-        InputError: the file exists and cannot be read. It is kept.
-    """
+    """Whether the file exists and is whole; a damaged one is logged and removed. Raises `InputError` if unreadable."""
     if not path.exists():
         return False
     try:
@@ -86,8 +80,7 @@ def save_state(state: dict[str, Any], path: Path) -> None:
 def load_state(path: Path) -> dict[str, Any] | None:
     """What `save_state` saved, in main memory; None if the file is missing, or damaged, which is logged.
 
-    Raises:
-        InputError: the file exists and cannot be read. It is kept.
+    One that cannot be read is kept, and raises `InputError`.
     """
     try:
         content = io.BytesIO(path.read_bytes())
@@ -96,10 +89,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     try:
-        # PyTorch's files are zip archives with a CRC-32 of each member, which PyTorch does not check.
-        with zipfile.ZipFile(content) as archive:
-            if (member := archive.testzip()) is not None:
-                raise ValueError(f"the checksum of {member} is wrong")
+        check_archive(content)
         content.seek(0)
         return dict(torch.load(content, map_location="cpu", weights_only=True))
     except MemoryError:
@@ -110,7 +100,15 @@ def load_state(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _not_finite(tensors: Mapping[str, torch.Tensor]) -> int:
+def check_archive(file: Path | BinaryIO) -> None:
+    """Check the CRC-32 of each member of a file of PyTorch's, a zip archive; raises `ValueError` if one is wrong."""
+    with zipfile.ZipFile(file) as archive:
+        if (member := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {member} is wrong")
+
+
+def count_not_finite(tensors: Mapping[str, torch.Tensor]) -> int:
+    """How many numbers are NaN or infinite."""
     return sum(int((~torch.isfinite(value)).sum()) for value in tensors.values())
 
 

@@ -7,37 +7,35 @@ import pytest
 import torch
 from encoding import encode
 
-from boxtwin.detector.assign import assign, ignored
 from boxtwin.detector.decode import grid_of
-from boxtwin.detector.loss import Losses, complete_iou, detection_loss
-from boxtwin.detector.options import AnchorsPerObject, LossOptions, ObjectnessTarget
+from boxtwin.detector.loss import Losses, assign, complete_iou, detection_loss, ignored
+from boxtwin.detector.options import LossOptions, ObjectnessTarget
 
-ANCHORS = (((90.0, 60.0), (40.0, 80.0)), ((10.0, 14.0), (23.0, 27.0)))
+ANCHORS = (((90.0, 60.0), (15.0, 120.0)), ((9.0, 13.0), (23.0, 27.0)))
 STRIDES = (32, 16)
 SHAPES = [(4, 4), (8, 8)]
 FIRST = [0, 16, 32, 96]  # place of each anchor's first cell
-RECIPE = LossOptions(objectness_target=ObjectnessTarget.one, anchors_per_object=AnchorsPerObject.best)
+RECIPE = LossOptions(objectness_target=ObjectnessTarget.one)
 
 
 def box(cx: float, cy: float, w: float, h: float) -> list[float]:
     return [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
 
 
-def place(boxes: list[list[float]], images: list[int], **options: Any) -> list[tuple[int, int, int]]:
-    settings: dict[str, Any] = {"anchors_per_object": AnchorsPerObject.best, "cells_per_object": 1} | options
+def place(boxes: list[list[float]], images: list[int], cells_per_object: int = 1) -> list[tuple[int, int, int]]:
     found = assign(
         torch.tensor(boxes).view(-1, 4),
         torch.tensor(images, dtype=torch.long),
         SHAPES,
         ANCHORS,
         STRIDES,
-        **settings,
+        cells_per_object=cells_per_object,
     )
     return sorted(zip(found.image.tolist(), found.place.tolist(), found.object.tolist(), strict=True))
 
 
 def test_the_best_shape_answers_at_the_cell_of_the_centre() -> None:
-    boxes = [box(40, 70, 88, 61), box(100, 20, 11, 13), box(127, 127, 24, 26)]
+    boxes = [box(40, 70, 88, 61), box(100, 20, 9, 13), box(127, 127, 24, 26)]
     assert place(boxes, [0, 1, 1]) == [
         (0, FIRST[0] + 2 * 4 + 1, 0),
         (1, FIRST[2] + 1 * 8 + 6, 1),
@@ -46,20 +44,19 @@ def test_the_best_shape_answers_at_the_cell_of_the_centre() -> None:
 
 
 def test_a_centre_on_the_border_belongs_to_the_last_cell() -> None:
-    assert place([box(128, 128, 10, 14)], [0]) == [(0, FIRST[2] + 63, 0)]
+    assert place([box(128, 128, 9, 13)], [0]) == [(0, FIRST[2] + 63, 0)]
 
 
 def test_further_anchors_of_a_fitting_shape_answer_too() -> None:
-    # 30 x 40 overlaps 40 x 80 by .375 and 23 x 27 by .5175, but 90 x 60 by .222 and 10 x 14 by .117 only.
-    found = place([box(8, 8, 30, 40)], [0], anchors_per_object=AnchorsPerObject.iou_above)
-    assert found == [(0, FIRST[0], 0), (0, FIRST[1], 0), (0, FIRST[3], 0)]
+    # 30 x 40 overlaps 90 x 60 by .222, 15 x 120 by .25 and 23 x 27 by .5175, but 9 x 13 by .0975 only.
+    assert place([box(8, 8, 30, 40)], [0]) == [(0, FIRST[0], 0), (0, FIRST[1], 0), (0, FIRST[3], 0)]
 
 
 def test_one_object_per_place_its_best_anchor_first() -> None:
     same = box(8, 8, 23, 27)
     assert place([same, same], [0, 0]) == [(0, FIRST[3], 1)]
     # The second would like the first's place as a further anchor, and does not get it.
-    found = place([same, box(8, 8, 11, 15)], [0, 0], anchors_per_object=AnchorsPerObject.iou_above)
+    found = place([same, box(8, 8, 11, 15)], [0, 0])
     assert (0, FIRST[3], 0) in found
     assert (0, FIRST[2], 1) in found
 
@@ -97,11 +94,11 @@ def test_nothing_is_assigned_to_nothing() -> None:
 
 
 def test_only_predictions_of_the_same_image_are_ignored() -> None:
-    predicted = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 6]], [[0, 0, 10, 10], [50, 50, 60, 60]]])
+    predicted = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 4]], [[0, 0, 10, 10], [50, 50, 60, 60]]])
     boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 50, 50]])
-    result = ignored(predicted, boxes, torch.tensor([0, 1]), ignore_iou=0.7)
+    result = ignored(predicted, boxes, torch.tensor([0, 1]))
     assert result.tolist() == [[True, False], [False, False]]
-    assert not ignored(predicted, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), ignore_iou=0.7).any()
+    assert not ignored(predicted, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)).any()
 
 
 def numpy_ciou(a: np.ndarray, b: np.ndarray) -> float:
@@ -157,7 +154,7 @@ def quiet(batch: int, classes: int) -> tuple[torch.Tensor, ...]:
 
 def test_perfect_predictions_cost_nothing() -> None:
     raw = quiet(2, 3)
-    boxes = torch.tensor([box(40, 70, 80, 66), box(100, 20, 11, 13)])
+    boxes = torch.tensor([box(40, 70, 80, 66), box(100, 20, 9, 13)])
     grid = grid_of(raw, ANCHORS, STRIDES)
     places = torch.tensor([FIRST[0] + 2 * 4 + 1, FIRST[2] + 1 * 8 + 6])
     t = encode(boxes, grid.at(places), scale_xy=1.0)
@@ -174,7 +171,7 @@ def test_objectness_is_a_cross_entropy_without_the_ignored() -> None:
     raw = quiet(1, 1)
     for level in raw:
         level[..., 4] = -2.0
-    # 20 x 24 in the cell (1, 1) of the fine head: its best anchor is 23 x 27; the prediction there overlaps by .77.
+    # 22 x 26 in the cell (1, 1) of the fine head: its best anchor is 23 x 27; the prediction there overlaps by .77.
     # The neighbour's prediction, shifted by half a cell towards it, overlaps by more than half, and is let off.
     raw[1][0, 1, 1, 2, 0] = -12.0
     losses = loss_of(raw, torch.tensor([box(27, 24, 22, 26)]), [0], [0])
@@ -184,8 +181,8 @@ def test_objectness_is_a_cross_entropy_without_the_ignored() -> None:
 
 def test_objectness_can_follow_the_overlap() -> None:
     raw = quiet(1, 1)
-    truth = torch.tensor([box(24, 24, 20, 24)])  # in the middle of its cell, anchor 23 x 27, whose box is predicted
-    overlap = 20 * 24 / (23 * 27)
+    truth = torch.tensor([box(24, 24, 22, 26)])  # in the middle of its cell, anchor 23 x 27, whose box is predicted
+    overlap = 22 * 26 / (23 * 27)
     for logit in (-15.0, math.log(overlap / (1 - overlap))):
         raw[1][0, 1, 1, 1, 4] = logit
         p = 1 / (1 + math.exp(-logit))
@@ -198,7 +195,7 @@ def test_objectness_can_follow_the_overlap() -> None:
 def test_images_without_objects_have_a_finite_loss(classes: int) -> None:
     for count in (0, 2):
         raw = tuple(torch.zeros(3, 2, *shape, 5 + classes, requires_grad=True) for shape in SHAPES)
-        boxes = torch.tensor([box(40, 70, 80, 66), box(100, 20, 11, 13)])[:count]
+        boxes = torch.tensor([box(40, 70, 80, 66), box(100, 20, 9, 13)])[:count]
         losses = loss_of(raw, boxes, [0, classes - 1][:count], [1, 1][:count])
         losses.total.backward()  # type: ignore[no-untyped-call]
         assert torch.isfinite(losses.total)
@@ -209,7 +206,7 @@ def test_images_without_objects_have_a_finite_loss(classes: int) -> None:
 def test_the_loss_is_computed_in_float32() -> None:
     generator = torch.Generator().manual_seed(0)
     raw = tuple(torch.randn(2, 2, *shape, 6, generator=generator).bfloat16() for shape in SHAPES)
-    boxes = torch.tensor([box(40, 70, 80, 66), box(100, 20, 11, 13)])
+    boxes = torch.tensor([box(40, 70, 80, 66), box(100, 20, 9, 13)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = loss_of(raw, boxes, [0, 0], [0, 1])
     exact = loss_of(tuple(level.float() for level in raw), boxes, [0, 0], [0, 1])

@@ -6,7 +6,6 @@ import pytest
 import torch
 from trained_detectors import predictions, randomise_norm
 
-from boxtwin.boxes import cxcywh_to_xyxy
 from boxtwin.detector.darknet import darknet_cfg, read_darknet, write_darknet
 from boxtwin.detector.decode import boxes_and_scores
 from boxtwin.detector.network import (
@@ -216,7 +215,8 @@ def test_opencv_decodes_the_same_boxes_from_our_configuration(channels: int, sca
     kept = np.where(scores[0].numpy() > 0.2, scores[0].numpy(), 0)
     assert 0 < np.count_nonzero(kept) < kept.size
     # OpenCV goes row by row, then anchor by anchor; sorted, the order is one.
-    expected = np.concatenate([cxcywh_to_xyxy(rows[:, :4] * 64), rows[:, 5:]], axis=1)
+    centres, sizes = rows[:, :2] * 64, rows[:, 2:4] * 64
+    expected = np.concatenate([centres - sizes / 2, centres + sizes / 2, rows[:, 5:]], axis=1)
     ours = np.concatenate([boxes[0].numpy(), kept], axis=1)
     order = [np.lexsort(np.round(table[:, :4], 1).T) for table in (expected, ours)]
     np.testing.assert_allclose(ours[order[1]], expected[order[0]], atol=1e-3, rtol=1e-5)

@@ -18,9 +18,8 @@ from boxtwin.datasets.reading import Reading
 from boxtwin.detector import onnx_export
 from boxtwin.detector.checkpoint import TrainedDetector
 from boxtwin.detector.decode import boxes_and_scores
-from boxtwin.detector.onnx_detector import OnnxDetector
 from boxtwin.detector.onnx_export import write_onnx
-from boxtwin.detector.predict import detect_objects
+from boxtwin.detector.predict import OnnxDetector, detect_objects
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
 

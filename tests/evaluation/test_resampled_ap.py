@@ -147,6 +147,7 @@ def test_matches_of_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ids", [(5, -3), (2**64 - 1, 0, -1), (20240115123456701, 20240115123456702)])
 def test_ids_of_any_size_are_kept(ids: tuple[int, ...]) -> None:
-    stored = ResampledAP(ids, np.array([0.5]), ()).arrays("all") | {"all/objects": np.zeros((0, len(ids)))}
+    samples = [replace(sample, image_id=number) for sample, number in zip(data(3, len(ids))[0], ids, strict=True)]
+    stored = matched(samples, {}).arrays("all")
     assert not any(array.dtype.hasobject for array in stored.values())
     assert ResampledAP.load(stored, "all").image_ids == ids

@@ -358,7 +358,7 @@ def test_an_image_is_read_as_often_whatever_the_number_of_images(
         sets.vary(lambda _, scene, number: np.where(decided, pattern, sea(scene, number)))
         reads.clear()
         evidence = gather(*sets.sides, None)
-        assert min(relation.repeats for relation in evidence.real_relations) > 0.1  # the pattern is seen
+        assert min(one.repeats for one in evidence.real_measured) > 0.1  # the pattern is seen
         counts.append(len(reads))
     assert counts[1] == 4 * counts[0] == 4 * (3 * 4 + 4 + 2 * 4)
 

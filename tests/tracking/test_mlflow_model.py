@@ -106,8 +106,8 @@ sys.meta_path.insert(0, Absent())
 import mlflow.pyfunc, pandas
 model = mlflow.pyfunc.load_model(sys.argv[1])
 answers = model.predict(pandas.DataFrame({"image": [open(sys.argv[2], "rb").read()]}))
-import boxtwin.detector.onnx_detector
-print(answers[0]["count"], boxtwin.detector.onnx_detector.__file__)
+import boxtwin.detector.predict
+print(answers[0]["count"], boxtwin.detector.predict.__file__)
 """
 
 

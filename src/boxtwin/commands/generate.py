@@ -112,7 +112,7 @@ def contact_sheet(prepared: Prepared) -> Path | None:
     if not any(made.values()):
         return None
     path = prepared.store.folder / "contact_sheet.png"
-    overlays.contact_sheet(sources, list(made.values()), path, prepared.dataset.classes, zoom=True)
+    overlays.contact_sheet(sources, list(made.values()), path, prepared.dataset.classes)
     return path
 
 

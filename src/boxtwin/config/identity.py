@@ -53,6 +53,7 @@ REMOVED_SETTINGS: dict[str, dict[str, Any]] = {
         "focal_gamma": 0.0,
         "weight_decay": 0.05,
         "freeze": 0,
+        "anchors_per_object": "iou_above",
     },
     "trainer": {"ema_span": 0.1},
     **FORMER_SETTINGS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from boxtwin.datasets.sample import Sample
 from boxtwin.detector.network import Anchors
@@ -30,10 +30,8 @@ def kmeans_anchors(
 ) -> Float[np.ndarray, "count 2"]:
     """``count`` anchors (width, height) that fit boxes of the given sizes, in their unit, smallest area first.
 
-    Where there are fewer different sizes than anchors, the same shapes, larger and smaller by `NEIGHBOUR`, fill up.
-
-    Raises:
-        InputError: no boxes, or boxes without area.
+    Where there are fewer different sizes than anchors, the same shapes, larger and smaller by `NEIGHBOUR`, fill up. No
+    boxes, or boxes without area, raise `InputError`.
     """
     sizes = np.asarray(sizes, dtype=np.float64)
     if len(sizes) == 0:
@@ -45,20 +43,18 @@ def kmeans_anchors(
         exponents = [(-1) ** power * -(-power // 2) for power in range(count)]  # 0, -1, 1, -2, 2 …
         scaled = np.concatenate([shapes * NEIGHBOUR**exponent for exponent in exponents])
         _, first = np.unique(scaled, axis=0, return_index=True)
-        filled = scaled[np.sort(first)[:count]]
-        return filled[np.argsort(filled.prod(axis=1), kind="stable")]
-    best, best_fit = sizes[:count], -1.0
-    for _ in range(RESTARTS):
-        centres = _lloyd(sizes, _spread_start(sizes, count, rng))
-        fit = float(shape_iou(sizes, centres).max(axis=1).mean())
-        if fit > best_fit:
-            best, best_fit = centres, fit
-    return best[np.argsort(best.prod(axis=1), kind="stable")]
+        anchors = scaled[np.sort(first)[:count]]
+    else:
+        starts = (_lloyd(sizes, _spread_start(sizes, count, rng)) for _ in range(RESTARTS))
+        anchors = max(starts, key=lambda centres: float(shape_iou(sizes, centres).max(axis=1).mean()))
+    return _by_area(anchors)
 
 
-def _spread_start(
-    sizes: Float[np.ndarray, "n 2"], count: int, rng: np.random.Generator
-) -> Float[np.ndarray, "count 2"]:
+def _by_area(anchors: Float[np.ndarray, "count 2"]) -> Float[np.ndarray, "count 2"]:
+    return anchors[np.argsort(anchors.prod(axis=1), kind="stable")]
+
+
+def _spread_start(sizes: Float[np.ndarray, "n 2"], count: int, rng: np.random.Generator) -> Float[np.ndarray, "c 2"]:
     """First centres, drawn in proportion to squared distance (k-means++, Arthur and Vassilvitskii 2007)."""
     chosen = [int(rng.integers(len(sizes)))]
     while len(chosen) < count:
@@ -71,40 +67,30 @@ def _spread_start(
 
 def _lloyd(sizes: Float[np.ndarray, "n 2"], centres: Float[np.ndarray, "count 2"]) -> Float[np.ndarray, "count 2"]:
     """Assign each box to its nearest centre, move each centre to its mean, until nothing changes."""
-    nearest: Int[np.ndarray, " n"] | None = None
+    nearest = np.full(len(sizes), -1)
     for _ in range(MAX_ROUNDS):
         assigned = shape_iou(sizes, centres).argmax(axis=1)
-        if nearest is not None and np.array_equal(assigned, nearest):
+        if np.array_equal(assigned, nearest):
             break
         nearest = assigned
         # A centre that lost all its boxes stays where it is.
-        centres = np.stack(
-            [sizes[nearest == k].mean(axis=0) if (nearest == k).any() else centres[k] for k in range(len(centres))]
-        )
+        pairs = [(sizes[nearest == k], centre) for k, centre in enumerate(centres)]
+        centres = np.stack([members.mean(axis=0) if len(members) else centre for members, centre in pairs])
     return centres
 
 
 def group_anchors(anchors: Float[np.ndarray, "count 2"], heads: int) -> Anchors:
-    """Share anchors out to heads by area: the largest go to the coarsest head, which comes first.
-
-    Raises:
-        ValueError: the heads cannot have equally many.
-    """
+    """Share anchors out to heads by area, the largest to the coarsest, first head; `ValueError` if not equally."""
     if len(anchors) == 0 or len(anchors) % heads:
         raise ValueError(f"{len(anchors)} anchors cannot be shared equally by {heads} heads")
-    ordered = anchors[np.argsort(anchors.prod(axis=1), kind="stable")]
-    groups = np.split(ordered, heads)[::-1]
+    groups = np.split(_by_area(anchors), heads)[::-1]
     return tuple(tuple((float(width), float(height)) for width, height in group) for group in groups)
 
 
 def anchors_from_samples(
     samples: Sequence[Sample], *, image_size: int, heads: int, per_head: int, rng: np.random.Generator
 ) -> Anchors:
-    """k-means anchors of the samples' boxes after the letterbox to ``image_size``, shared out to ``heads`` heads.
-
-    Raises:
-        InputError: see `kmeans_anchors`.
-    """
+    """k-means anchors of the samples' boxes after the letterbox to ``image_size``, by head; see `kmeans_anchors`."""
     sizes = [
         (sample.object_boxes[:, 2:] - sample.object_boxes[:, :2]) * (image_size / max(sample.width, sample.height))
         for sample in samples

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32
-from torch import Tensor
 
 import boxtwin
-from boxtwin.detector.darknet import DarknetReport, convolution_of, read_darknet, tensors_of
+from boxtwin.detector.darknet import DarknetReport, read_darknet, tensors_of
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.network import Anchors, YOLOv3
+from boxtwin.detector.predict import BoxesAndScores
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
 from boxtwin.weights import read_weights, write_weights
@@ -65,19 +65,13 @@ class TrainedDetector:
             class_thresholds=self.class_thresholds,
         )
 
-    def compute(
-        self, images: Float32[np.ndarray, "batch _channels side side"]
-    ) -> tuple[Float32[np.ndarray, "batch places 4"], Float32[np.ndarray, "batch places classes"]]:
+    def compute(self, images: Float32[np.ndarray, "batch _channels side side"]) -> BoxesAndScores:
         """Images in [0, 1] -> boxes and scores, for `boxtwin.detector.predict.detect_objects`."""
         return self.module.compute(torch.from_numpy(images).to(self.module.device))
 
 
 def write_detector(detector: TrainedDetector, path: Path) -> None:
-    """Write a detector; the file appears whole or not at all.
-
-    Raises:
-        InputError: a weight is not finite, or the disk does not take the file.
-    """
+    """Write a detector, whole or not at all; raises `InputError` if a weight is not finite, or the disk is full."""
     # Float32 whatever was trained in: the file is to give the same detections on machines without bfloat16.
     tensors = {
         name: value.float() if value.is_floating_point() else value
@@ -105,11 +99,7 @@ def damage(path: Path) -> str | None:
 
 
 def read_detector(path: Path) -> TrainedDetector:
-    """Read what `write_detector` wrote.
-
-    Raises:
-        InputError: the file cannot be read, is damaged, is no detector, or does not fit its own metadata.
-    """
+    """Read what `write_detector` wrote; raises `InputError` if it is missing, damaged, or no detector."""
     tensors, metadata = read_weights(path)
     if ENTRY not in metadata:
         raise InputError(f"{path} is no detector of boxtwin: its metadata have no entry {ENTRY!r}; give a {FILE}")
@@ -127,16 +117,14 @@ def read_detector(path: Path) -> TrainedDetector:
     try:
         with torch.random.fork_rng(devices=[]):
             module = DetectorModule.from_values(hyper_parameters)
+        module.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: boxtwin {boxtwin.__version__} cannot build what boxtwin {about['version']} wrote: {error}"
         ) from None
-    try:
-        module.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(
-            f"{path}: the weights do not fit the metadata: {str(error).splitlines()[-1].strip()}"
-        ) from None
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{path}: the weights do not fit the metadata: {reason}") from None
     thresholds = tuple(about.get("class_thresholds", ()))
     return TrainedDetector(module, threshold, origin, about["version"], thresholds)
 
@@ -145,10 +133,8 @@ def read_initial_weights(network: YOLOv3, path: Path) -> DarknetReport:
     """Read initial weights into a network from a run's ``detector.safetensors`` or Darknet's file.
 
     Predictions of other classes are left as they are. Between grey and colour the first convolution is summed over its
-    channels, or shared out to three equal ones: grey images have the same outputs.
-
-    Raises:
-        InputError: the file cannot be read, or is of another architecture.
+    channels, or shared out to three equal ones: grey images have the same outputs. A file that cannot be read, or is of
+    another architecture, raises `InputError`.
     """
     if path.suffix != ENDING:
         return read_darknet(network, path)
@@ -157,10 +143,14 @@ def read_initial_weights(network: YOLOv3, path: Path) -> DarknetReport:
         raise InputError(f"{path} holds a {source.architecture}; its weights do not fit a {network.architecture}")
     loaded, skipped = [], []
     with torch.no_grad():
-        for index, (layer, other) in enumerate(zip(network.layers(), source.layers(), strict=True)):
-            if convolution_of(layer).out_channels == convolution_of(other).out_channels:
-                for tensor, value in zip(tensors_of(layer), tensors_of(other), strict=True):
-                    tensor.copy_(_in_channels(value, tensor) if tensor.ndim == 4 else value)
+        for index, layers in enumerate(zip(network.layers(), source.layers(), strict=True)):
+            targets, values = map(tensors_of, layers)
+            if len(targets[0]) == len(values[0]):
+                for tensor, value in zip(targets, values, strict=True):
+                    if tensor.ndim == 4 and tensor.shape[1] != value.shape[1]:
+                        grey = tensor.shape[1] == 1
+                        value = value.sum(dim=1, keepdim=True) if grey else value.expand_as(tensor) / tensor.shape[1]
+                    tensor.copy_(value)
                 loaded.append(index)
             else:
                 skipped.append(index)
@@ -168,12 +158,9 @@ def read_initial_weights(network: YOLOv3, path: Path) -> DarknetReport:
 
 
 def weights_digest(path: Path) -> str:
-    """Sha256 of what a file of initial weights gives to a network.
+    """Sha256 of what a file of initial weights gives to a network; raises `InputError` if it cannot be read.
 
     Of a ``detector.safetensors`` tensors and anchors count, not the run that it comes from.
-
-    Raises:
-        InputError: the file cannot be read.
     """
     try:
         content = path.read_bytes()
@@ -195,17 +182,7 @@ def weights_digest(path: Path) -> str:
 
 
 def anchors_of(path: Path) -> Anchors:
-    """The anchors of a run's ``detector.safetensors``, in pixels as it was trained.
-
-    Raises:
-        InputError: it is another file, such as Darknet's weights, which hold no anchors.
-    """
+    """The anchors of a run's ``detector.safetensors``, in pixels as trained; raises `InputError` for another file."""
     if path.suffix != ENDING:
         raise InputError(f"{path} holds no anchors; only a {FILE} does. Choose detector.anchors=kmeans or published")
     return read_detector(path).module.network.anchors
-
-
-def _in_channels(value: Tensor, like: Tensor) -> Tensor:
-    if value.shape[1] == like.shape[1]:
-        return value
-    return value.sum(dim=1, keepdim=True) if like.shape[1] == 1 else value.expand_as(like) / like.shape[1]

@@ -40,10 +40,8 @@ def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
 
     A network of one channel gets a colour file's first convolution summed over its channels: grey images have the same
     outputs. Prediction layers with another number of outputs (other classes) are left as they are, and so are all
-    layers behind the end of a file that was cut after a whole layer, such as ``darknet53.conv.74``.
-
-    Raises:
-        InputError: the file cannot be read, holds non-finite values or does not fit the architecture.
+    layers behind the end of a file that was cut after a whole layer, such as ``darknet53.conv.74``. A file that cannot
+    be read, holds non-finite values or does not fit the architecture raises `InputError`.
     """
     path = Path(path)
     try:
@@ -56,20 +54,19 @@ def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
     seen_format = "<q" if major * 10 + minor >= 2 and major < 1000 and minor < 1000 else "<i"
     (seen,) = struct.unpack_from(seen_format, content.ljust(20, b"\0"), 12)
     header = 12 + struct.calcsize(seen_format)
-    layers = list(model.layers())
-    size = len(content) - header
-    channels, outputs = _file_shape(layers, size, path, model.architecture, header)
+    tensors = [tensors_of(layer) for layer in model.layers()]
+    channels, outputs = _file_shape(tensors, len(content) - header, path, model.architecture, header)
 
     values = torch.from_numpy(np.frombuffer(content, dtype="<f4", offset=header).astype(np.float32))
     if not bool(torch.isfinite(values).all()):
         raise InputError(f"Darknet weights {path} hold {int((~torch.isfinite(values)).sum())} non-finite values")
     loaded, skipped, start = [], [], 0
     with torch.no_grad():
-        for index, (layer, layer_outputs) in enumerate(zip(layers, outputs, strict=True)):
+        for index, (of_layer, in_file) in enumerate(zip(tensors, outputs, strict=True)):
             if start == len(values):
                 skipped.append(index)
-            elif layer_outputs == convolution_of(layer).out_channels:
-                for tensor in tensors_of(layer):
+            elif in_file == len(of_layer[0]):
+                for tensor in of_layer:
                     # Three equal channels in, or their weights' sum over one: the same outputs.
                     summed = channels // tensor.shape[1] if index == 0 and tensor.ndim == 4 else 1
                     end = start + tensor.numel() * summed
@@ -77,7 +74,7 @@ def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
                     start = end
                 loaded.append(index)
             else:
-                start += layer_outputs * (1 + convolution_of(layer).weight[0].numel())
+                start += in_file * (1 + of_layer[-1][0].numel())
                 skipped.append(index)
     return DarknetReport(tuple(loaded), tuple(skipped), seen)
 
@@ -90,13 +87,8 @@ def write_darknet(model: YOLOv3, path: Path | str, *, seen: int) -> None:
     write_bytes_atomically(Path(path), b"".join(parts))
 
 
-def convolution_of(layer: Convolution | nn.Conv2d) -> nn.Conv2d:
-    """The convolution of one of `YOLOv3.layers`."""
-    return layer.conv if isinstance(layer, Convolution) else layer
-
-
 def tensors_of(layer: Convolution | nn.Conv2d) -> list[Tensor]:
-    """The tensors of one of `YOLOv3.layers`, in the order of a Darknet file."""
+    """The tensors of one of `YOLOv3.layers` in the order of a Darknet file: biases first, weights last."""
     if isinstance(layer, Convolution):
         norm = layer.norm
         assert norm.running_mean is not None
@@ -107,33 +99,31 @@ def tensors_of(layer: Convolution | nn.Conv2d) -> list[Tensor]:
 
 
 def _file_shape(
-    layers: list[Convolution | nn.Conv2d], size: int, path: Path, architecture: str, header: int
+    tensors: list[list[Tensor]], size: int, path: Path, architecture: str, header: int
 ) -> tuple[int, list[int]]:
     """Image channels and outputs of each layer in a file with ``size`` bytes of values.
 
     They can differ from the model's in two ways: predictions of other classes, and colour where the model takes grey.
     """
-    outputs = [convolution_of(layer).out_channels for layer in layers]
-    sizes = [4 * sum(tensor.numel() for tensor in tensors_of(layer)) for layer in layers]
+    outputs = np.array([len(of_layer[0]) for of_layer in tensors])
+    sizes = np.array([4 * sum(tensor.numel() for tensor in of_layer) for of_layer in tensors])
     # All prediction layers of a Darknet configuration have the same outputs, anchors * (5 + classes).
-    predictions = [index for index, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
-    first = convolution_of(layers[0])
-    for channels in sorted({first.in_channels, 3}):
-        ends = np.cumsum(sizes) + 4 * (channels - first.in_channels) * first.weight[:, 0].numel()
+    predictions = [index for index, of_layer in enumerate(tensors) if len(of_layer) == 2]
+    first = tensors[0][-1]
+    for channels in sorted({first.shape[1], 3}):
+        ends = np.cumsum(sizes) + 4 * (channels - first.shape[1]) * first[:, 0].numel()
         if size > 0 and size in ends:
-            return channels, outputs
+            return channels, outputs.tolist()
         # Other classes: the whole network, or as many of its heads as the file has (yolov3-tiny is all of
         # yolov3-tiny_3l but its last head).
         for count in range(len(predictions), 0, -1):
-            of_file = predictions[:count]
-            fixed = int(ends[of_file[-1]]) - sum(sizes[index] for index in of_file)
-            per_output = sum(sizes[index] // outputs[index] for index in of_file)
+            fixed, per_output = _bytes(sizes, ends, outputs, predictions[:count])
             other, rest = divmod(size - fixed, per_output)
             # Darknet predicts 4 offsets and the objectness of at least one anchor, and one class.
             if not rest and other >= 6:
-                return channels, [other if index in of_file else count for index, count in enumerate(outputs)]
-    fixed = int(ends[-1]) - sum(sizes[index] for index in predictions)
-    per_output = sum(sizes[index] // outputs[index] for index in predictions)
+                outputs[predictions[:count]] = other
+                return channels, outputs.tolist()
+    fixed, per_output = _bytes(sizes, ends, outputs, predictions)
     raise InputError(
         f"Darknet weights {path} do not fit {architecture}: expected {header + int(ends[-1]):,} bytes "
         f"(with other classes, {header + fixed:,} plus {per_output:,} for each output of a prediction layer), "
@@ -141,12 +131,21 @@ def _file_shape(
     )
 
 
+def _bytes(sizes: np.ndarray, ends: np.ndarray, outputs: np.ndarray, predictions: list[int]) -> tuple[int, int]:
+    """Bytes up to the last of some prediction layers: of all other layers, and of one output of each of these."""
+    fixed = int(ends[predictions[-1]] - sizes[predictions].sum())
+    return fixed, int((sizes[predictions] // outputs[predictions]).sum())
+
+
 def darknet_cfg(network: YOLOv3, side: int, scale_xy: float) -> str:
     """The text of a configuration for ``side`` x ``side`` images; ``scale_xy`` as in `boxtwin.detector.decode`.
 
     Its key ``scale_x_y`` is known to OpenCV and to A. Bochkovskiy's Darknet, not to the original, which takes 1.
     """
-    sections = [f"[net]\nwidth={side}\nheight={side}\nchannels={network.channels}\n\n"]  # then one for each layer
+    sections = [_section("net", width=side, height=side, channels=network.channels)]  # then one for each layer
+    groups, classes = network.anchors, network.num_classes
+    anchors = ", ".join(f"{width:.9g},{height:.9g}" for group in reversed(groups) for width, height in group)
+    yolo = {"anchors": anchors, "classes": classes, "num": sum(map(len, groups)), "scale_x_y": f"{scale_xy:g}"}
     ends, branch = [], 0  # numbers of layers, from 0: the last ones of the stages, and where the next head branches off
     for stage in network.stages:
         sections += [section for layer in stage.children() for section in _sections(layer)]
@@ -154,47 +153,38 @@ def darknet_cfg(network: YOLOv3, side: int, scale_xy: float) -> str:
     for number, (head, skip) in enumerate(zip(network.heads, reversed(ends), strict=True)):
         assert isinstance(head, Head)
         if head.lateral is not None:
-            sections += [_route(branch - len(sections) + 1), *_sections(head.lateral), "[upsample]\nstride=2\n\n"]
-            sections.append(_route(-1, skip))
+            sections += [_section("route", layers=branch - len(sections) + 1), *_sections(head.lateral)]
+            sections += [_section("upsample", stride=2), _section("route", layers=f"-1,{skip}")]
         sections += [section for layer in head.neck for section in _sections(layer)]
         branch = len(sections) - (2 if head.branches_off_neck else 1)
-        sections += [*_sections(head.out), *_prediction(network, number, scale_xy)]
+        filters, finer = len(groups[number]) * (5 + classes), sum(map(len, groups[number + 1 :]))
+        mask = ",".join(str(finer + place) for place in range(len(groups[number])))
+        sections += [
+            *_sections(head.out),
+            _section("convolutional", size=1, stride=1, pad=1, filters=filters, activation="linear"),
+            _section("yolo", mask=mask, **yolo),
+        ]
     return "".join(sections)
+
+
+def _section(name: str, **values: object) -> str:
+    return f"[{name}]\n" + "".join(f"{key}={value}\n" for key, value in values.items()) + "\n"
 
 
 def _sections(layer: nn.Module) -> list[str]:
     """One of the modules of a stage or a neck, as sections of a configuration."""
     match layer:
         case Convolution():
-            size, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
-            return [
-                f"[convolutional]\nbatch_normalize=1\nfilters={layer.conv.out_channels}\nsize={size}\nstride={stride}\n"
-                "pad=1\nactivation=leaky\n\n"
-            ]
+            filters, size, stride = layer.conv.out_channels, layer.conv.kernel_size[0], layer.conv.stride[0]
+            values = {"batch_normalize": 1, "filters": filters, "size": size, "stride": stride, "pad": 1}
+            return [_section("convolutional", **values, activation="leaky")]
         case Residual():
-            shortcut = "[shortcut]\nfrom=-3\nactivation=linear\n\n"
+            shortcut = _section("shortcut", **{"from": -3, "activation": "linear"})
             return [*_sections(layer.squeeze), *_sections(layer.expand), shortcut]
         case PyramidPool():
-            return [_pool(5, 1), _route(-2), _pool(9, 1), _route(-4), _pool(13, 1), _route(-1, -3, -5, -6)]
-    return [_pool(2, 1 if isinstance(layer, SamePool) else 2)]
-
-
-def _pool(size: int, stride: int) -> str:
-    return f"[maxpool]\nsize={size}\nstride={stride}\n\n"
-
-
-def _route(*layers: int) -> str:
-    return f"[route]\nlayers={','.join(map(str, layers))}\n\n"
-
-
-def _prediction(network: YOLOv3, head: int, scale_xy: float) -> list[str]:
-    groups, classes = network.anchors, network.num_classes
-    finer = sum(len(group) for group in groups[head + 1 :])
-    mask = ",".join(str(finer + place) for place in range(len(groups[head])))
-    anchors = ", ".join(f"{width:.9g},{height:.9g}" for group in reversed(groups) for width, height in group)
-    filters = len(groups[head]) * (5 + classes)
-    return [
-        f"[convolutional]\nsize=1\nstride=1\npad=1\nfilters={filters}\nactivation=linear\n\n",
-        f"[yolo]\nmask={mask}\nanchors={anchors}\nclasses={classes}\nnum={sum(map(len, groups))}\n"
-        f"scale_x_y={scale_xy:g}\n\n",
-    ]
+            return [
+                section
+                for size, route in ((5, "-2"), (9, "-4"), (13, "-1,-3,-5,-6"))
+                for section in (_section("maxpool", size=size, stride=1), _section("route", layers=route))
+            ]
+    return [_section("maxpool", size=2, stride=1 if isinstance(layer, SamePool) else 2)]

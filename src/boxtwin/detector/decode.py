@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from boxtwin.boxes import cxcywh_to_xyxy
 from boxtwin.detector.network import Anchors, Raw
 
 # Widths stay below 62.5 times the anchor's, as detectron2's box regression holds them (`_DEFAULT_SCALE_CLAMP`), so that
@@ -62,7 +61,7 @@ def to_boxes(t: Float[Tensor, "*n 4"], grid: Grid, *, scale_xy: float) -> Float[
     # b_x = s sigmoid(t_x) - (s - 1) / 2 + c_x
     centre = (scale_xy * torch.sigmoid(t[..., :2]) - (scale_xy - 1) / 2 + grid.cells) * grid.strides[..., None]
     size = grid.anchors * torch.exp(t[..., 2:].clamp(max=MAX_LOG_SCALE))  # b_w = p_w exp(t_w)
-    return cxcywh_to_xyxy(torch.cat((centre, size), dim=-1))
+    return torch.cat((centre - size / 2, centre + size / 2), dim=-1)
 
 
 def boxes_and_scores(

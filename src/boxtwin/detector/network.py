@@ -21,9 +21,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from boxtwin.detector.options import Architecture
 
-Anchors = tuple[
-    tuple[tuple[float, float], ...], ...
-]  # one group per head, coarsest head first: (width, height), pixels
+# One group per head, coarsest head first: (width, height), pixels.
+Anchors = tuple[tuple[tuple[float, float], ...], ...]
 Raw = tuple[Float[Tensor, "batch _ _ _ channels"], ...]
 
 STRIDES: dict[str, tuple[int, ...]] = {
@@ -127,20 +126,13 @@ BACKBONES = {
     # alone would take most of a training step.
     Architecture.yolov3_nano: ("16/2 32/2 48 P 96", "P 160 192"),
 }
-_FINER = (
-    HeadPlan(256, "256x1 512 256x1 512 256x1", 512),
-    HeadPlan(128, "128x1 256 128x1 256 128x1", 256),
-)
+_FINER = (HeadPlan(256, "256x1 512 256x1 512 256x1", 512), HeadPlan(128, "128x1 256 128x1 256 128x1", 256))
 # The heads of each architecture, coarsest first.
 HEADS = {
     Architecture.yolov3: (HeadPlan(0, "512x1 1024 512x1 1024 512x1", 1024), *_FINER),
     Architecture.yolov3_spp: (HeadPlan(0, "512x1 1024 512x1 SPP 512x1 1024 512x1", 1024), *_FINER),
     Architecture.yolov3_tiny: (HeadPlan(0, "256x1", 512), HeadPlan(128, "", 256)),
-    Architecture.yolov3_tiny_3l: (
-        HeadPlan(0, "256x1", 512),
-        HeadPlan(128, "", 256, branch="out"),
-        HeadPlan(128, "", 128),
-    ),
+    Architecture.yolov3_tiny_3l: (HeadPlan(0, "256x1", 512), HeadPlan(128, "", 256, "out"), HeadPlan(128, "", 128)),
     Architecture.yolov3_nano: (HeadPlan(0, "96x1", 192), HeadPlan(48, "", 96)),
 }
 
@@ -168,11 +160,7 @@ def _sequence(layers: str, channels: int) -> tuple[nn.Sequential, int]:
 class Head(nn.Module):
     """One detection head: mixes in the coarser head's features (except for the first), then predicts.
 
-    Args:
-        plan: its convolutions.
-        inputs: channels of the backbone's feature map.
-        coarser: channels of the coarser head's features; 0 for the coarsest.
-        predictions: channels of the prediction, anchors * (5 + classes).
+    ``coarser`` are channels of that head's features, 0 for the coarsest; ``predictions`` are anchors * (5 + classes).
     """
 
     def __init__(self, plan: HeadPlan, inputs: int, coarser: int, predictions: int) -> None:
@@ -238,39 +226,32 @@ class YOLOv3(nn.Module):
             head = Head(plan, width, coarser, len(group) * (5 + num_classes))
             self.heads.append(head)
             coarser = head.features
-        self._start_predictions()
-
-    def _start_predictions(self) -> None:
-        """Let the first predictions be the priors: anchors as they are, objects rare, classes equally likely."""
-        # Class biases: the share of a class among objects, held off 0 and 1 where the logit is infinite.
-        share = min(1 / self.num_classes, 1 - OBJECT_PRIOR)
-        for head in self.heads:
-            assert isinstance(head, Head)
-            nn.init.normal_(head.predict.weight, std=0.01)  # as in the focal loss paper, section 4.1
-            bias = torch.zeros(head.predict.out_channels).view(-1, 5 + self.num_classes)
+        # The first predictions are the priors: anchors as they are, objects rare, classes equally likely (a class's
+        # share of the objects is held off 1, where the logit is infinite).
+        share = min(1 / num_classes, 1 - OBJECT_PRIOR)
+        for module in self.heads:
+            assert isinstance(module, Head)
+            nn.init.normal_(module.predict.weight, std=0.01)  # as in the focal loss paper, section 4.1
+            bias = torch.zeros(module.predict.out_channels).view(-1, 5 + num_classes)
             bias[:, 4] = math.log(OBJECT_PRIOR / (1 - OBJECT_PRIOR))
             bias[:, 5:] = math.log(share / (1 - share))
-            head.predict.bias = nn.Parameter(bias.flatten())
+            module.predict.bias = nn.Parameter(bias.flatten())
 
     def forward(self, images: Float[Tensor, "batch _channels height width"]) -> Raw:
         """Images in [0, 1] -> for each head ``(batch, anchors, rows, columns, 5 + classes)``.
 
-        The last axis holds t_x, t_y, t_w, t_h, objectness and class logits, as in the paper.
-
-        Raises:
-            ValueError: the image size is no multiple of the coarsest stride.
+        The last axis holds t_x, t_y, t_w, t_h, objectness and class logits, as in the paper. An image size that is no
+        multiple of the coarsest stride raises `ValueError`.
         """
         height, width = images.shape[-2:]
         if height % self.strides[0] or width % self.strides[0]:
             raise ValueError(f"image size must be a multiple of {self.strides[0]}, got {width} x {height}")
-        features = []
-        x = images
+        features = [images]
         for stage in self.stages:
-            x = stage(x)
-            features.append(x)
+            features.append(stage(features[-1]))
         raw: list[Tensor] = []
         coarser: Tensor | None = None
-        for head, skip in zip(self.heads, reversed(features), strict=True):
+        for head, skip in zip(self.heads, reversed(features[1:]), strict=True):
             prediction, coarser = head(skip, coarser)
             batch, channels, rows, columns = prediction.shape
             anchors = channels // (5 + self.num_classes)
@@ -279,11 +260,9 @@ class YOLOv3(nn.Module):
 
     def layers(self) -> Iterator[Convolution | nn.Conv2d]:
         """All convolutions in the order of a Darknet weights file; plain ``nn.Conv2d`` are the predictions."""
-        yield from (
-            module
-            for name, module in self.named_modules()
-            if isinstance(module, Convolution) or (isinstance(module, nn.Conv2d) and name.endswith(".predict"))
-        )
+        for name, module in self.named_modules():
+            if isinstance(module, Convolution) or (isinstance(module, nn.Conv2d) and name.endswith(".predict")):
+                yield module
 
 
 def folded(network: YOLOv3) -> YOLOv3:
@@ -299,11 +278,7 @@ def folded(network: YOLOv3) -> YOLOv3:
 
 
 def checked_anchors(anchors: Sequence[Sequence[Sequence[int | float]]], heads: int) -> Anchors:
-    """Anchors as plain tuples of floats, coarsest head first.
-
-    Raises:
-        ValueError: not one non-empty group per head, or an anchor that is no pair of positive numbers.
-    """
+    """Anchors as tuples of floats; raises `ValueError` if a head has none, or one is no pair of positive numbers."""
     if len(anchors) != heads or not all(len(group) for group in anchors):
         raise ValueError(f"expected {heads} groups of anchors, one per head and none empty, got {anchors}")
     for group in anchors:

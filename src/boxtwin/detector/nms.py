@@ -65,8 +65,6 @@ def detections_in_file(
     Args:
         boxes: xyxy, pixels of the letterboxed image.
         scores: objectness * class probability.
-        letterbox: where the image lies in the square.
-        settings: thresholds and limits.
     """
     flat = scores.reshape(-1)
     candidates = np.flatnonzero(flat >= settings.score_floor)
@@ -77,16 +75,15 @@ def detections_in_file(
     # In single precision throughout, as the boxes are.
     pad = np.array([letterbox.pad_x, letterbox.pad_y] * 2, dtype=np.float32)
     in_file = (boxes[places] - pad) / np.float32(letterbox.scale)
-    left, top, right, bottom = np.array(letterbox.own, dtype=np.float32)
-    x, y = ((in_file[:, :2] + in_file[:, 2:]) / 2).T
-    is_own = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+    own, centres = np.array(letterbox.own, dtype=np.float32), (in_file[:, :2] + in_file[:, 2:]) / 2
+    is_own = ((centres >= own[:2]) & (centres < own[2:])).all(axis=1)
     in_file = clip_xyxy(in_file, float(letterbox.width), float(letterbox.height))
     # What lies in the letterbox's borders alone is no object of the image.
     visible = ((in_file[:, 2:] - in_file[:, :2]) > 0).all(axis=1) & is_own
     file_boxes, file_labels = in_file[visible].astype(np.float64), labels[visible]
     file_scores = flat[candidates[visible]].astype(np.float64)
     kept = non_maximum_suppression(file_boxes, file_scores, file_labels, settings)
-    return Detections(boxes=file_boxes[kept], scores=file_scores[kept], labels=file_labels[kept])
+    return Detections(file_boxes[kept], file_scores[kept], file_labels[kept])
 
 
 def merge_tiles(detections: Iterable[tuple[int, Detections]], settings: Postprocessing) -> dict[int, Detections]:
@@ -102,5 +99,5 @@ def merge_tiles(detections: Iterable[tuple[int, Detections]], settings: Postproc
     for image_id, parts in by_image.items():
         boxes, scores, labels = (np.concatenate(values) for values in zip(*parts, strict=True))
         kept = non_maximum_suppression(boxes, scores, labels, settings) if len(parts) > 1 else slice(None)
-        merged[image_id] = Detections(boxes=boxes[kept], scores=scores[kept], labels=labels[kept])
+        merged[image_id] = Detections(boxes[kept], scores[kept], labels[kept])
     return merged

@@ -39,9 +39,8 @@ class _Decoded(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch _channels size size"]
     ) -> tuple[Float[Tensor, "batch places 4"], Float[Tensor, "batch places classes"]]:
-        return boxes_and_scores(
-            self.network(images), self.network.anchors, self.network.strides, scale_xy=self.scale_xy
-        )
+        anchors, strides = self.network.anchors, self.network.strides
+        return boxes_and_scores(self.network(images), anchors, strides, scale_xy=self.scale_xy)
 
 
 def require_packages() -> None:
@@ -100,10 +99,7 @@ def write_onnx(detector: TrainedDetector, path: Path) -> None:
         value.doc_string = texts[value.name]
     model.producer_name, model.producer_version = "boxtwin", spec.boxtwin
     origin = {f"origin.{name}": value for name, value in detector.origin.items()}
-    described = {
-        "inputs": json.dumps({"images": texts["images"]}),
-        "outputs": json.dumps({name: texts[name] for name in ("boxes", "scores")}),
-    }
+    described = {"inputs": json.dumps({"images": texts.pop("images")}), "outputs": json.dumps(texts)}
     onnx.helper.set_model_props(model, {**spec.to_text(), **origin, **described})
     content = model.SerializeToString()
 

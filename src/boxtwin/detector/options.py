@@ -34,13 +34,6 @@ class ObjectnessTarget(StrEnum):
     iou = "iou"
 
 
-class AnchorsPerObject(StrEnum):
-    """Anchors that an object is assigned to: the best, or also all that overlap its shape well."""
-
-    best = "best"
-    iou_above = "iou_above"
-
-
 class Optimizer(StrEnum):
     """AdamW, or SGD with Nesterov momentum 0.9."""
 
@@ -64,18 +57,12 @@ class LossOptions:
     Attributes:
         objectness_target: 1 as in the paper, or the IoU of a positive's box at the moment, so that well placed boxes
             come first (as the confidence of the first YOLO, arXiv:1506.02640, section 2).
-        anchors_per_object: the best as in the paper, or also all anchors whose shape IoU is above
-            `boxtwin.detector.assign.SHAPE_IOU_ENOUGH`, as in Darknet's ``iou_thresh``.
         cells_per_object: 1 as in the paper; 3 adds the nearest cell left or right of the centre's, and the nearest
             above or below. Predicted centres reach that far only with a ``scale_xy`` of 2.
         scale_xy: how far centres reach beyond their grid cell; see `boxtwin.detector.decode`.
-
-    Raises:
-        ValueError: a value is out of its range.
     """
 
     objectness_target: ObjectnessTarget = ObjectnessTarget.iou
-    anchors_per_object: AnchorsPerObject = AnchorsPerObject.iou_above  # more positives pay where images are few
     cells_per_object: int = 1
     scale_xy: float = 1.0
 
@@ -90,11 +77,7 @@ class LossOptions:
 
 @dataclass
 class OptimizerOptions:
-    """The optimiser and its schedule.
-
-    Raises:
-        ValueError: the learning rate is not above 0.
-    """
+    """The optimiser and its schedule; raises `ValueError` if the learning rate is not above 0."""
 
     learning_rate: float = REQUIRED  # at the end of the warm-up; then a cosine down to a hundredth of it
     warmup_steps: int = 50

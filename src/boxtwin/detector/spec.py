@@ -16,11 +16,7 @@ from boxtwin.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec(Postprocessing):
-    """How images go into a network, and how its outputs become detections.
-
-    Raises:
-        ValueError: there are not as many classes as category ids.
-    """
+    """How images go into a network, and how its outputs become detections."""
 
     architecture: str
     classes: tuple[str, ...]  # label `i` is `classes[i]`
@@ -71,11 +67,7 @@ class DetectorSpec(NetworkSpec):
 
     @classmethod
     def from_text(cls, texts: Mapping[str, str], file: str) -> DetectorSpec:
-        """The inverse of `to_text`; other entries are left alone.
-
-        Raises:
-            InputError: fields are missing from the metadata of ``file``.
-        """
+        """The inverse of `to_text`, leaving other entries alone; raises `InputError` if ``file`` lacks a field."""
         missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in texts]
         if missing:
             raise InputError(f"{file} is no detector of boxtwin: its metadata lack {', '.join(missing)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from boxtwin.detector.options import TrainerOptions
 from boxtwin.errors import InputError, WriteError
 from boxtwin.files import atomic_path
 from boxtwin.mixing.datamodule import StudyDataModule
+from boxtwin.weights import check_archive, count_not_finite
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ BEST, LAST, EARLIER = "best.ckpt", "last.ckpt", "earlier.ckpt"  # earlier: the l
 # An average with decay d spans about 1 / (1 - d) steps. One that reaches back to early steps mixes weights whose batch
 # statistics do not fit each other, so it spans a share of the run, whatever its length.
 EMA_SPAN = 0.1
-KEY = "Checkpoints"  # what `Checkpoints` keeps in a checkpoint
+KEY = "Checkpoints"  # of the class below; Lightning keeps its state in a checkpoint by its name
 
 
 class Trained(NamedTuple):
@@ -57,12 +57,10 @@ def fit(
     """Train a detector, resuming from the last checkpoint if there is one.
 
     Args:
-        options: steps, clipping and devices.
         log_every: steps between two lines of the logger.
         accelerator, precision: of this machine, as Lightning's Trainer calls them.
         logger: None keeps no record of the losses.
         checkpoints: folder of the last and the best checkpoint.
-        title: of the progress bar.
 
     Raises:
         InputError: the weights are no longer finite, or the disk does not take a checkpoint.
@@ -71,7 +69,6 @@ def fit(
     steps = options.steps
     # In place and all weights in one call; Lightning's EMAWeightAveraging makes three new tensors of every weight.
     average = WeightAveraging(multi_avg_fn=partial(_average, 1 - 1 / max(EMA_SPAN * steps, 1)))
-    timer = Timer()
     trainer = pl.Trainer(
         default_root_dir=checkpoints,
         accelerator=accelerator,
@@ -86,7 +83,7 @@ def fit(
         use_distributed_sampler=False,
         enable_model_summary=False,
         logger=logger or False,
-        callbacks=[average, timer, StepsBar(title), Checkpoints(checkpoints)],
+        callbacks=[average, Timer(), StepsBar(title), Checkpoints(checkpoints)],
         plugins=[CheckpointFiles()],
     )
     start = start_from(checkpoints)
@@ -101,10 +98,9 @@ def fit(
             raise
         raise {"InputError": InputError, "WriteError": WriteError}[match[1]](match[2].strip()) from None
     # From the last checkpoint, as counts of spawned processes are known to them alone.
-    last = torch.load(checkpoints / LAST, map_location="cpu", weights_only=True, mmap=True)
+    last, best = (torch.load(checkpoints / name, "cpu", weights_only=True, mmap=True) for name in (LAST, BEST))
     if last["global_step"] < steps:
         raise RuntimeError(f"training stopped at step {last['global_step']} of {steps}")
-    best = torch.load(checkpoints / BEST, map_location="cpu", weights_only=True)
     chosen = DetectorModule.from_values(best["hyper_parameters"])
     chosen.load_state_dict(best["state_dict"])
     validation = tuple((int(step), float(value)) for step, value in last["callbacks"][KEY]["validation"])
@@ -137,18 +133,13 @@ def start_from(checkpoints: Path) -> Path | None:
 def damage(path: Path) -> str | None:
     """Check a checkpoint by the CRC-32 of its members; say what is wrong, or None if nothing is."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            member = archive.testzip()
-            content: Any = {} if member is not None else torch.load(path, "cpu", weights_only=True, mmap=True)
+        check_archive(path)
+        content = torch.load(path, "cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         return f"{path} is missing"
     except Exception as error:  # whatever a zip reader or an unpickler meets in bytes that are not theirs
         return f"{path} is damaged: {error}"
-    if member is not None:
-        return f"{path} is damaged: the checksum of {member} is wrong"
-    if KEY not in content.get("callbacks", {}):
-        return f"{path} was left by another version"
-    return None
+    return None if KEY in content.get("callbacks", {}) else f"{path} was left by another version"
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -158,9 +149,10 @@ class CheckpointFiles(TorchCheckpointIO):
         path = Path(path)
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
-            with zipfile.ZipFile(temporary) as archive:
-                if archive.testzip() is not None:
-                    raise OSError(f"{path} was written, and is read back otherwise: is the disk broken?")
+            try:
+                check_archive(temporary)
+            except ValueError:
+                raise OSError(f"{path} was written, and is read back otherwise: is the disk broken?") from None
             if path.name == LAST and path.exists():
                 path.replace(path.with_name(EARLIER))
 
@@ -176,10 +168,6 @@ class Checkpoints(Checkpoint):
         super().__init__()
         self._folder = folder
         self._validation: list[tuple[int, float]] = []
-
-    @property
-    def state_key(self) -> str:
-        return KEY
 
     def state_dict(self) -> dict[str, Any]:
         return {"validation": self._validation}
@@ -201,8 +189,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoints; an `InputError` if a weight is not finite."""
-        bad = sum(int((~torch.isfinite(value)).sum()) for value in pl_module.state_dict().values())
-        if bad:
+        if bad := count_not_finite(pl_module.state_dict()):
             raise InputError(
                 f"training diverged: at step {trainer.global_step} of {trainer.max_steps} {bad:,} weights are not "
                 "finite (NaN or infinite). Lower detector.learning_rate, set trainer.gradient_clip (10, say), or "
@@ -230,13 +217,8 @@ class StepsBar(ProgressBar):
         """Do nothing: the bar stays on."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        self._bar = tqdm(
-            total=trainer.max_steps,
-            initial=trainer.global_step,
-            desc=self._title,
-            unit="step",
-            disable=not trainer.is_global_zero,
-        )
+        steps, done, hidden = trainer.max_steps, trainer.global_step, not trainer.is_global_zero
+        self._bar = tqdm(total=steps, initial=done, desc=self._title, unit="step", disable=hidden)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any, **keywords: Any) -> None:  # noqa: ARG002
         assert self._bar is not None
@@ -257,11 +239,7 @@ class StepsBar(ProgressBar):
 
 def quieten_lightning() -> None:
     """Silence Lightning's advertising, hardware hints and lists of GPUs."""
-    for name in (
-        "pytorch_lightning.utilities.rank_zero",
-        "lightning.pytorch.utilities.rank_zero",
-        "pytorch_lightning.accelerators.cuda",
-    ):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("utilities.rank_zero", "accelerators.cuda"):
+        logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)
     # Lightning 2.6 asks torch 2.13 for a class that goes away later; nothing a user can act on.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")

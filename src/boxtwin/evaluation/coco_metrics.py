@@ -23,20 +23,9 @@ from boxtwin.files import atomic_path
 
 # The order of `COCOeval.stats`.
 METRICS = (
-    "map",
-    "map_50",
-    "map_75",
-    "map_small",
-    "map_medium",
-    "map_large",
-    "mar_1",
-    "mar_10",
-    "mar_100",
-    "mar_small",
-    "mar_medium",
-    "mar_large",
+    *("map", "map_50", "map_75", "map_small", "map_medium", "map_large"),
+    *("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large"),
 )
-
 RECALLS_AT = {"mar_1": ("all", 1), "mar_10": ("all", 10), "mar_100": ("all", 100)} | {
     f"mar_{area}": (area, COCO_LIMIT) for area in ("small", "medium", "large")
 }
@@ -46,7 +35,7 @@ LONGEST_NAME = 200  # MLflow keeps 250 characters of a metric's name
 
 
 def coco_by_class(matching: Matching) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """`FIGURES` of all classes together, and of each class, in [0, 1]; nan where there are no such objects.
+    """`METRICS` of all classes together, and of each class, in [0, 1]; nan where there are no such objects.
 
     Those of small, medium and large objects are left out where ``matching`` has none of these ranges of area.
 
@@ -59,11 +48,10 @@ def coco_by_class(matching: Matching) -> tuple[dict[str, float], list[dict[str, 
     by_class |= {"map_50": ap["all"][:, 0], "map_75": ap["all"][:, 5]}
     by_class |= {f"map_{area}": values.mean(axis=1) for area, values in ap.items() if area != "all"}
     by_class |= {name: _recall(matching, *limits) for name, limits in RECALLS_AT.items() if limits[0] in ap}
-    by_class = {name: by_class[name] for name in METRICS if name in by_class}
     place = matching.areas.index("all")
     if any(
-        (found.objects[place] > COCO_LIMIT).any() or found.matched[place][found.rank >= COCO_LIMIT].any()
-        for found in matching.classes
+        (matches.objects[place] > COCO_LIMIT).any() or matches.matched[place][matches.rank >= COCO_LIMIT].any()
+        for matches in matching.classes
     ):
         unlimited = ResampledAP.of(matching, limit=None).by_class(once)[:, 0]
         by_class |= {"map_unlimited": unlimited.mean(axis=1), "map_50_unlimited": unlimited[:, 0]}
@@ -76,8 +64,8 @@ def _recall(matching: Matching, area: str, limit: int) -> Float[np.ndarray, " cl
     """Share of the objects found by the best ``limit`` detections of each image, averaged over IoU thresholds."""
     place = matching.areas.index(area)
     shares = []
-    for found in matching.classes:
-        best, objects = found.best(limit), int(found.objects[place].sum())
+    for matches in matching.classes:
+        best, objects = matches.best(limit), int(matches.objects[place].sum())
         hits = (best.matched[place] & BITS[:, None] != 0).sum(axis=1)
         shares.append(float(hits.mean()) / objects if objects else np.nan)
     return np.array(shares)
@@ -86,14 +74,13 @@ def _recall(matching: Matching, area: str, limit: int) -> Float[np.ndarray, " cl
 def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """The COCO results list: one entry per detection, ``bbox`` xywh in pixels of the image file.
 
-    ``detections`` has them by image id. Boxes are rounded to `RESULT_DECIMALS`, scores are not.
-
-    Raises:
-        ValueError: a label has no category id.
+    ``detections`` has them by image id. Boxes are rounded to `RESULT_DECIMALS`, scores are not. A label without a
+    category id raises `ValueError`.
     """
     results = []
     for image_id, found in detections.items():
-        _check_labels(found.labels, category_ids, f"detections of image {image_id}")
+        if strange := set(found.labels.tolist()) - set(range(len(category_ids))):
+            raise ValueError(f"image {image_id}: labels must be in 0..{len(category_ids) - 1}, got {sorted(strange)}")
         bboxes = xyxy_to_xywh(np.asarray(found.boxes, dtype=np.float64).reshape(-1, 4)).round(RESULT_DECIMALS)
         results += [
             {"image_id": int(image_id), "category_id": int(category_ids[label]), "bbox": bbox, "score": score}
@@ -105,12 +92,13 @@ def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[in
 def write_results(path: Path, detections: Mapping[int, Detections], category_ids: Sequence[int]) -> None:
     """Write `coco_results` as JSON, image by image: the whole list takes forty times the memory of the detections."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        between = "["
+        between = ""
+        file.write("[")
         for image_id, found in detections.items():
             for result in coco_results({image_id: found}, category_ids):
                 file.write(between + json.dumps(result))
                 between = ", "
-        file.write("]" if between == ", " else "[]")
+        file.write("]")
 
 
 def metric_names(classes: Sequence[str]) -> list[str]:
@@ -132,8 +120,3 @@ def metric_names(classes: Sequence[str]) -> list[str]:
         taken.add(free)
         names.append(free)
     return names
-
-
-def _check_labels(labels: np.ndarray, category_ids: Sequence[int], owner: str) -> None:
-    if labels.size and not (labels.min() >= 0 and labels.max() < len(category_ids)):
-        raise ValueError(f"{owner}: labels must be in 0..{len(category_ids) - 1}, got {np.unique(labels).tolist()}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -30,7 +31,7 @@ def counted(found: Detections, threshold: float | Sequence[float]) -> Detections
     """
     least = np.asarray(threshold, dtype=np.float64)
     kept = found.scores.astype(np.float64) >= (least[found.labels] if least.ndim else least)
-    return Detections(boxes=found.boxes[kept], scores=found.scores[kept], labels=found.labels[kept])
+    return Detections(*(values[kept] for values in found))
 
 
 def count_metrics(true: Int[np.ndarray, " images"], counts: Int[np.ndarray, " images"]) -> dict[str, float]:
@@ -39,27 +40,22 @@ def count_metrics(true: Int[np.ndarray, " images"], counts: Int[np.ndarray, " im
     ``count_mae`` is the mean of ``|counts - true|``, ``count_rmse`` the root of the mean square, ``count_bias`` the
     mean of ``counts - true`` (positive: too many found), ``count_exact`` the share of images counted exactly.
     """
-    if not len(true):
-        return dict.fromkeys(("count_mae", "count_rmse", "count_bias", "count_exact"), float("nan"))
     errors = (counts - true).astype(np.float64)
-    return {
-        "count_mae": float(np.abs(errors).mean()),
-        "count_rmse": float(np.sqrt(np.square(errors).mean())),
-        "count_bias": float(errors.mean()),
-        "count_exact": float((errors == 0).mean()),
-    }
+    values = {"mae": np.abs(errors), "rmse": errors**2, "bias": errors, "exact": errors == 0}
+    metrics = {f"count_{name}": float(each.mean()) if len(each) else math.nan for name, each in values.items()}
+    return metrics | {"count_rmse": math.sqrt(metrics["count_rmse"])}
 
 
-def best_threshold(samples: Sequence[Sample], detections: Mapping[int, Detections]) -> float:
+def best_threshold(samples: Sequence[Sample], detections: Mapping[int, Detections], label: int | None = None) -> float:
     """The confidence threshold that minimises count MAE over these images; objects are counted at ``score >= it``.
+
+    ``label`` chooses one class; None counts all together.
 
     The search is exact. Counts change only where the threshold passes a score, so each gap between neighbouring
     distinct scores (and the two ends) is tried once. Of the gaps with the least MAE, those with the least |bias|
     remain; of the runs of neighbouring gaps, the widest is taken, and its middle returned, where new images are least
-    likely to disagree. The result lies in (0, 1]. Without any detection it is `THRESHOLD_WITHOUT_DETECTIONS`.
-
-    Raises:
-        ValueError: no images, or detections for an image that is not among the samples, or scores outside [0, 1].
+    likely to disagree. The result lies in (0, 1]. Without any detection it is `THRESHOLD_WITHOUT_DETECTIONS`. No
+    images, detections of another image, or scores outside [0, 1] raise `ValueError`.
     """
     if not samples:
         raise ValueError("choosing a count threshold needs at least one image, got none")
@@ -67,13 +63,14 @@ def best_threshold(samples: Sequence[Sample], detections: Mapping[int, Detection
     strangers = set(detections) - set(rows)
     if strangers:
         raise ValueError(f"detections for images that are not among the samples: ids {sorted(strangers)[:10]}")
-    scores = np.concatenate([np.zeros(0), *(found.scores for found in detections.values())], dtype=np.float64)
+    parts = [found.scores if label is None else found.scores[found.labels == label] for found in detections.values()]
+    scores = np.concatenate([np.zeros(0), *parts], dtype=np.float64)
     if not len(scores):
         return THRESHOLD_WITHOUT_DETECTIONS
     if not (scores.min() >= 0 and scores.max() <= 1):
         raise ValueError(f"scores must be in [0, 1], got {scores.min():g} to {scores.max():g}")
-    image = np.repeat([rows[image_id] for image_id in detections], [len(each.scores) for each in detections.values()])
-    true = np.array([len(sample.object_boxes) for sample in samples])
+    image = np.repeat([rows[image_id] for image_id in detections], [len(part) for part in parts])
+    true = np.array([len(s.object_labels) if label is None else (s.object_labels == label).sum() for s in samples])
 
     mae, bias, edges = _errors_by_gap(true, image, scores)
     # Counts are whole numbers, so sums that are equal are equal exactly.
@@ -92,8 +89,7 @@ def choose_thresholds(samples: Sequence[Sample], detections: Mapping[int, Detect
     together = best_threshold(samples, detections)
     occurring = {int(label) for sample in samples for label in sample.object_labels}
     by_class = (
-        best_threshold(*of_class(samples, detections, label)) if label in occurring else together
-        for label in range(classes)
+        best_threshold(samples, detections, label) if label in occurring else together for label in range(classes)
     )
     return Thresholds(together, tuple(by_class), tuple(sorted({*range(classes)} - occurring)))
 
@@ -123,21 +119,6 @@ def count_by_class(
     return together, [count_metrics(*pair) for pair in zip(true.T, found.T, strict=True)], entries
 
 
-def of_class(
-    samples: Sequence[Sample], detections: Mapping[int, Detections], label: int
-) -> tuple[list[Sample], dict[int, Detections]]:
-    """The same images and detections with one class only."""
-
-    def part(sample: Sample) -> Sample:
-        kept = sample.labels == label
-        return replace(sample, **{name: getattr(sample, name)[kept] for name in ("boxes", "labels", "areas", "crowd")})
-
-    found = {
-        image: Detections(*(values[each.labels == label] for values in each)) for image, each in detections.items()
-    }
-    return [part(sample) for sample in samples], found
-
-
 def _errors_by_gap(
     true: Int[np.ndarray, " images"], image: Int[np.ndarray, " found"], scores: Float[np.ndarray, " found"]
 ) -> tuple[Int[np.ndarray, " gaps"], Int[np.ndarray, " gaps"], Float[np.ndarray, " edges"]]:
@@ -155,11 +136,10 @@ def _errors_by_gap(
     absolute = true.sum() + np.concatenate(([0], np.cumsum(np.where(rank < true[image], -1, 1))))
     signed = -true.sum() + np.arange(len(scores) + 1)
     # Equal scores enter together: only the states after the last of each group can be reached.
-    reachable = np.concatenate((np.flatnonzero(np.diff(scores)) + 1, [len(scores)]))
-    taken = np.concatenate(([0], reachable)) if scores[0] < 1 else reachable
-    distinct = np.unique(scores)
-    edges = np.unique(np.concatenate(([0.0], distinct, [1.0])))
+    reachable = np.concatenate(([0], np.flatnonzero(np.diff(scores)) + 1, [len(scores)]))
+    taken = reachable if scores[0] < 1 else reachable[1:]
+    edges = np.union1d(scores, (0.0, 1.0))
     absolute, signed = absolute[taken][::-1], signed[taken][::-1]
-    if distinct[0] == 0:  # counting every score of 0 would take a threshold of 0, outside (0, 1]
+    if scores[-1] == 0:  # counting every score of 0 would take a threshold of 0, outside (0, 1]
         absolute, signed = absolute[1:], signed[1:]
     return absolute, signed, edges

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.counts import counted
-from boxtwin.evaluation.overlays import pick_examples, to_8_bit
+from boxtwin.evaluation.overlays import pick_examples, shrunk, to_8_bit
 from boxtwin.files import write_bytes_atomically
 
 EXAMPLES_FILE = "examples.json"  # its name in the folder of a run
@@ -57,12 +57,7 @@ def keep_examples(
 ) -> None:
     """Write the file of a run; it appears whole or not at all.
 
-    Args:
-        path: of the file.
-        samples: the test images.
-        detections: by image id.
-        threshold: the score from which on an object is counted, or that of each class.
-        classes: of the data set.
+    ``detections`` are by image id; counted from ``threshold`` on, or from that of their class.
     """
     found = {image_id: counted(each, threshold) for image_id, each in detections.items()}
     numbers = {image_id: len(each.boxes) for image_id, each in found.items()}
@@ -73,7 +68,7 @@ def keep_examples(
     others = [sample for sample in worst if errors[sample.image_id] and sample.image_id not in shown]
     content = {
         "classes": list(classes),
-        "images": [_entry(sample, worst) for some, worst in ((examples, False), (others, True)) for sample in some],
+        "images": [_entry(sample, sample.image_id not in shown) for sample in (*examples, *others)],
         "found": {
             str(image_id): {"boxes": _rounded(each.boxes), "labels": each.labels.tolist()}
             for image_id, each in found.items()
@@ -126,12 +121,10 @@ def _pictured(entry: Mapping[str, Any]) -> Pictured:
 
 
 def _webp(pixels: Pixels) -> bytes:
-    scale = min(1.0, SIDE / max(pixels.shape[:2]))
-    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-    shrunk = cv2.resize(to_8_bit(pixels), size, interpolation=cv2.INTER_AREA)
-    if shrunk.ndim == 3:
-        shrunk = np.ascontiguousarray(shrunk[:, :, ::-1])
-    done, encoded = cv2.imencode(".webp", shrunk, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
+    shown = shrunk(to_8_bit(pixels), SIDE)
+    if shown.ndim == 3:
+        shown = np.ascontiguousarray(shown[:, :, ::-1])
+    done, encoded = cv2.imencode(".webp", shown, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
     if not done:
         raise OSError(f"pixels of shape {pixels.shape} and type {pixels.dtype} cannot be written as WebP")
     return encoded.tobytes()

@@ -67,16 +67,10 @@ def match_detections(
     classes: int,
     areas: Mapping[str, tuple[float, float] | None] = AREAS,
 ) -> Matching:
-    """Match the detections of every image to its objects.
+    """Match the detections of every image, by image id, to its objects.
 
-    Args:
-        samples: the test images.
-        detections: by image id; images without an entry have no detections.
-        classes: number of classes; labels are below.
-        areas: smallest and largest area of an object in square pixels, by name; None: all.
-
-    Raises:
-        ValueError: two samples share an image id, a label is out of range, or there are detections of other images.
+    ``areas`` are smallest and largest area of an object in square pixels, by name; None: all. Labels are below
+    ``classes``. An image id twice, a label out of range, or detections of another image raise `ValueError`.
     """
     ids = [sample.image_id for sample in samples]
     strangers = set(detections) - set(ids)
@@ -147,20 +141,10 @@ def _match_class(
     if len(truth):
         overlaps = np.asarray(mask.iou(boxes, truth, sample.crowd[true].astype(np.uint8)))
     area, (small, large) = boxes[:, 2] * boxes[:, 3], ranges.T[:, :, None]
-    outside = (area < small) | (area > large)
-    return order, *_match(overlaps, _ignored(sample, label, ranges), sample.crowd[true], outside)
-
-
-def _match(
-    overlaps: Float[np.ndarray, "found true"],
-    ignored: Bool[np.ndarray, "areas true"],
-    crowd: Bool[np.ndarray, " true"],
-    outside: Bool[np.ndarray, "areas found"],
-) -> tuple[UInt16[np.ndarray, "areas found"], UInt16[np.ndarray, "areas found"], Bool[np.ndarray, "areas ious true"]]:
-    """The bits of ``matched`` and ``counted`` (see `ClassMatches`) for one class of one image, best score first."""
+    outside, ignored, crowd = (area < small) | (area > large), _ignored(sample, label, ranges), sample.crowd[true]
     areas, found = outside.shape
     hit, left_out = (np.zeros((areas, len(IOUS), found), dtype=bool) for _ in range(2))
-    free = np.ones((areas, len(IOUS), overlaps.shape[1]), dtype=bool)
+    free = np.ones((areas, len(IOUS), len(truth)), dtype=bool)
     row, column = np.ogrid[:areas, : len(IOUS)]
     # 1. Detections choose in the order of their scores; one that overlaps no object enough is left as it is.
     for index in np.flatnonzero((overlaps >= IOUS[0]).any(axis=1)).tolist():
@@ -177,11 +161,8 @@ def _match(
     # 3. What finds nothing and is itself outside the range of areas is not counted as wrong.
     left_out |= ~hit & outside[:, None, :]
     bits = BITS[None, :, None]
-    return (
-        ((hit & ~left_out) * bits).sum(axis=1).astype(np.uint16),
-        (~left_out * bits).sum(axis=1).astype(np.uint16),
-        free,
-    )
+    matched, counted = ((values * bits).sum(axis=1).astype(np.uint16) for values in (hit & ~left_out, ~left_out))
+    return order, matched, counted, free
 
 
 def _gather(parts: Sequence[tuple[np.ndarray, ...]], objects: Int[np.ndarray, "areas images"]) -> ClassMatches:
@@ -191,10 +172,5 @@ def _gather(parts: Sequence[tuple[np.ndarray, ...]], objects: Int[np.ndarray, "a
         return ClassMatches(none, none, bits, bits, objects)
     images, ranks, scores, matched, counted = zip(*parts, strict=True)
     order = np.argsort(-np.concatenate(scores), kind="stable")
-
-    def in_order(values: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate(values)[order]
-
-    return ClassMatches(
-        *(in_order(images), in_order(ranks), in_order(matched).T.copy(), in_order(counted).T.copy(), objects)
-    )
+    image, rank, matched, counted = (np.concatenate(values)[order] for values in (images, ranks, matched, counted))
+    return ClassMatches(image, rank, matched.T.copy(), counted.T.copy(), objects)

@@ -20,7 +20,7 @@ from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.counts import counted
 from boxtwin.evaluation.matching import match
 from boxtwin.files import write_bytes_atomically
-from boxtwin.lettering import class_colour, lettering, put, readable_on, shorten
+from boxtwin.lettering import class_colour, legend, lettering, put, readable_on, shorten
 
 # Bright on dark sea; told apart by lightness and line style as well as by hue.
 TRUE, RIGHT, WRONG, MISSED, CROWD = "#4cc9f0", "#52e06b", "#ff5a5f", "#ffd23f", "#b8b8b8"
@@ -30,6 +30,7 @@ TILE = 3.2  # inches, the longer side of one picture
 MAX_CAPTIONS = 30
 LEGEND = 0.3  # inches, a line of it
 MOST_NAMED = 10  # classes in a legend
+Window = tuple[int, int, int, int]  # xyxy, pixels of the image
 NOTHING = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
 
 
@@ -55,9 +56,7 @@ def draw_boxes(
 ) -> None:
     """Draw xyxy boxes (pixels of the image) on axes that `show_image` prepared.
 
-    Args:
-        captions: text above each box, or none at all.
-        corners: colour of a mark in the upper left corner of each box and behind its caption, or none at all.
+    ``captions`` stand above the boxes. ``corners`` are colours of marks in upper left corners and behind captions.
     """
     if corners:
         axes.scatter(boxes[:, 0], boxes[:, 1], s=9, marker="s", c=list(corners), linewidths=0, zorder=3)
@@ -82,20 +81,25 @@ def draw_boxes(
         )
 
 
-def show_image(axes: Axes, pixels: Pixels, window: tuple[int, int, int, int] | None = None) -> None:
-    """Show pixels of any size and depth in axes whose coordinates are pixels of the image; ``window`` (xyxy) zooms."""
+def show_image(axes: Axes, pixels: Pixels, window: Window | None = None) -> None:
+    """Show pixels of any size and depth in axes whose coordinates are pixels of the image; ``window`` zooms."""
     x1, y1, x2, y2 = window or (0, 0, pixels.shape[1], pixels.shape[0])
-    shown = to_8_bit(pixels)[y1:y2, x1:x2]
-    largest = round(2 * TILE * DPI)
-    if max(shown.shape[:2]) > largest:  # averaged, because nearest pixels would make or swallow small objects
-        scale = largest / max(shown.shape[:2])
-        size = (max(1, round(shown.shape[1] * scale)), max(1, round(shown.shape[0] * scale)))
-        shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
+    shown = shrunk(to_8_bit(pixels)[y1:y2, x1:x2], round(2 * TILE * DPI))
     # Colour images ignore the map of grey levels.
     axes.imshow(shown, cmap="gray", vmin=0, vmax=255, extent=(x1, x2, y2, y1), interpolation="antialiased")
     axes.set(xlim=(x1, x2), ylim=(y2, y1), xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_color("#888888")
+
+
+def _show_truth(
+    axes: Axes, sample: Sample, pixels: Pixels, named: _Classes, colour: str, window: Window | None = None
+) -> None:
+    """Show an image with its boxes."""
+    show_image(axes, pixels, window)
+    draw_boxes(axes, sample.boxes[sample.crowd], colour=CROWD, line_style=":")
+    captions, corners = named.captions(sample.object_labels), named.corners(sample.object_labels)
+    draw_boxes(axes, sample.object_boxes, colour=colour, captions=captions, corners=corners)
 
 
 def side_by_side(
@@ -113,32 +117,26 @@ def side_by_side(
     pairs_across = 1 if len(samples) <= 2 else 2
     rows = -(-len(samples) // pairs_across)
     named = _Classes(classes)
-    figure, grid = _grid(rows, 2 * pairs_across, legend=2 if len(classes) > 1 else 1)
+    figure, grid = _grid(rows, 2 * pairs_across, legend_lines=2 if len(classes) > 1 else 1)
     for sample, (left, right) in zip(samples, grid.reshape(-1, 2), strict=False):
         pixels = sample.read()
         found = counted(detections.get(sample.image_id, NOTHING), threshold)
         matches = match(sample, found)
 
-        show_image(left, pixels)
-        labels = sample.object_labels
-        draw_boxes(left, sample.boxes[sample.crowd], colour=CROWD, line_style=":")
-        draw_boxes(
-            left, sample.object_boxes, colour=TRUE, captions=named.captions(labels), corners=named.corners(labels)
-        )
+        _show_truth(left, sample, pixels, named, TRUE)
         put(left.set_title(" ", fontsize=7, loc="left"), sample.name.rsplit("/", 1)[-1])
 
         show_image(right, pixels)
         captions = named.captions(found.labels, found.scores)
-        missed = named.corners(labels[matches.missed])
+        missed = named.corners(sample.object_labels[matches.missed])
         draw_boxes(right, sample.object_boxes[matches.missed], colour=MISSED, line_style="--", corners=missed)
         wrong = ~matches.right & ~matches.ignored
         for chosen, colour, style in ((matches.ignored, CROWD, ":"), (matches.right, RIGHT, "-"), (wrong, WRONG, "-")):
             texts = [caption for caption, take in zip(captions, chosen, strict=False) if take]
             corners = named.corners(found.labels[chosen])
             draw_boxes(right, found.boxes[chosen], colour=colour, line_style=style, captions=texts, corners=corners)
-        right.set_title(
-            f"true {len(sample.object_boxes)}, found {len(found.boxes)}", fontsize=8, loc="left", fontweight="bold"
-        )
+        counts = f"true {len(sample.object_boxes)}, found {len(found.boxes)}"
+        right.set_title(counts, fontsize=8, loc="left", fontweight="bold")
     for axes in grid.ravel()[2 * len(samples) :]:
         axes.set_axis_off()
     colours = {"true": TRUE, "right": RIGHT, "wrong": WRONG, "missed": MISSED}
@@ -158,33 +156,26 @@ def contact_sheet(
     classes: Sequence[str] = (),
     *,
     columns: int = 6,
-    zoom: bool = False,
 ) -> None:
-    """Each source beside its first ``columns - 1`` variations, boxes drawn; ``zoom`` adds a row of close-ups below.
+    """Each source beside its first ``columns - 1`` variations, boxes drawn, and a row of close-ups below.
 
     Sources with few variations stand side by side, as many as ``columns`` have room for. The close-up shows the same
     window of every picture: the one around the source's objects that holds most of them.
     """
     across = 1 + min(columns - 1, max(len(made) for made in variations))
-    views = 2 if zoom else 1
     beside = min(len(sources), max(1, columns // across))
     named = _Classes(classes)
-    rows = views * -(-len(sources) // beside)
-    figure, grid = _grid(rows, across * beside, legend=1 if len(classes) > 1 else 0)
+    rows = -(-len(sources) // beside)
+    figure, grid = _grid(2 * rows, across * beside, legend_lines=1 if len(classes) > 1 else 0)
     unused = set(grid.ravel())
     for index, (source, made) in enumerate(zip(sources, variations, strict=True)):
-        window = _busiest_window(source) if zoom else None
-        row, place = divmod(index, beside)
+        window, (row, place) = _busiest_window(source), divmod(index, beside)
         for column, sample in enumerate([source, *made[: across - 1]]):
-            axes = grid[views * row : views * (row + 1), across * place + column]
+            axes = grid[2 * row : 2 * row + 2, across * place + column]
             unused.difference_update(axes)
             pixels = sample.read()
-            for target, view in zip(axes, (None, window), strict=False):
-                show_image(target, pixels, view)
-                draw_boxes(target, sample.boxes[sample.crowd], colour=CROWD, line_style=":")
-                captions, corners = named.captions(sample.object_labels), named.corners(sample.object_labels)
-                colour = TRUE if column == 0 else MISSED
-                draw_boxes(target, sample.object_boxes, colour=colour, captions=captions, corners=corners)
+            for target, view in zip(axes, (None, window), strict=True):
+                _show_truth(target, sample, pixels, named, MISSED if column else TRUE, view)
             title = sample.name.rsplit("/", 1)[-1]
             if sample.lineage is not None:
                 title = f"v{sample.lineage.variation:02d} {sample.lineage.generator}"
@@ -202,6 +193,14 @@ def to_8_bit(pixels: Pixels) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h 
     # Sensors fill 12 or 14 of 16 bits, with few very bright pixels: stretch between the outer thousandths.
     low, high = np.quantile(pixels, (0.001, 0.999))
     return (np.clip((pixels - low) / max(high - low, 1.0), 0, 1) * 255).astype(np.uint8)
+
+
+def shrunk(pixels: UInt8[np.ndarray, "..."], side: int) -> UInt8[np.ndarray, "..."]:
+    """An image whose longer side is at most ``side``: averaged, as nearest pixels make or swallow small objects."""
+    height, width = pixels.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
 class _Classes:
@@ -238,7 +237,7 @@ class _Classes:
         _dark_legend(figure, marks, names, 1 - top / figure.get_figheight())
 
 
-def _busiest_window(source: Sample) -> tuple[int, int, int, int]:
+def _busiest_window(source: Sample) -> Window:
     """A square around one object that holds as many object centres as possible, inside the image."""
     boxes, width, height = source.object_boxes, source.width, source.height
     shorter = min(width, height)
@@ -256,37 +255,22 @@ def _busiest_window(source: Sample) -> tuple[int, int, int, int]:
     return int(x), int(y), int(x) + side, int(y) + side
 
 
-def _grid(rows: int, columns: int, *, legend: int) -> tuple[Figure, np.ndarray]:
+def _grid(rows: int, columns: int, *, legend_lines: int) -> tuple[Figure, np.ndarray]:
     """Axes, ``(rows, columns)``, below room for so many lines of legend."""
-    gap, below, title, top = 0.06, 0.04, 0.22, 0.05 + LEGEND * legend
+    gap, below, title, top = 0.06, 0.04, 0.22, 0.05 + LEGEND * legend_lines
     width, height = columns * (TILE + gap) + gap, rows * (TILE + title) + top
     figure = Figure(figsize=(width, height))
-    places = {
-        "left": gap / width,
-        "right": 1 - gap / width,
-        "bottom": below / height,
-        "top": 1 - (top + title) / height,
-    }
+    places = {"left": gap / width, "right": 1 - gap / width}
+    places |= {"bottom": below / height, "top": 1 - (top + title) / height}
     places |= {"wspace": gap / TILE, "hspace": (title + below) / (TILE - below)}
     return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=places)
 
 
-def _dark_legend(figure: Figure, handles: Sequence[Line2D], names: Sequence[str], top: float) -> None:
+def _dark_legend(figure: Figure, lines: Sequence[Line2D], names: Sequence[str], top: float) -> None:
     """A line of legend on dark ground, as the pictures are; ``top`` in shares of the figure's height."""
-    # Names are put in afterwards: matplotlib leaves out those that begin with an underscore.
-    legend = figure.legend(
-        handles=handles,
-        labels=[str(number) for number in range(len(handles))],
-        loc="upper left",
-        bbox_to_anchor=(0, top),
-        ncols=len(handles),
-        fontsize=8,
-        borderaxespad=0.2,
-    )
-    legend.get_frame().set(facecolor="#222222", edgecolor="none", alpha=1)
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        put(text, name, 24)
-        text.set_color("white")
+    style = {"loc": "upper left", "bbox_to_anchor": (0, top), "ncols": len(lines), "fontsize": 8, "borderaxespad": 0.2}
+    drawn = legend(figure, lines, names, 24, labelcolor="white", **style)
+    drawn.get_frame().set(facecolor="#222222", edgecolor="none", alpha=1)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarForm
 
 from boxtwin.evaluation.overlays import save
 from boxtwin.evaluation.resampled_ap import mean_of_known
-from boxtwin.lettering import class_colour, lettering, put, shorten
+from boxtwin.lettering import class_colour, legend, lettering, shorten
 
 PLAIN, TOGETHER = "#1f5fa8", "#333333"  # one class; all of several together
 MOST_PANELS = 12
@@ -44,12 +44,9 @@ def precision_recall_curve(
         lines = list(axes.lines)
         for label in shown[:MOST_CURVES]:
             lines += axes.step(recall, precision[label], where="pre", color=class_colour(label), linewidth=1.2)
-        # Names are put in afterwards: matplotlib leaves out those that begin with an underscore.
-        numbers = [str(number) for number in range(len(lines))]
-        legend = figure.legend(lines, numbers, loc="outside right upper", frameon=False, fontsize=9)
         names = [f"{shorten(classes[label], 24)} {100 * precision[label].mean():.1f}" for label in shown[:MOST_CURVES]]
-        for text, name in zip(legend.get_texts(), ["mean of the classes", *names], strict=True):
-            put(text, name)
+        names.insert(0, "mean of the classes")
+        legend(figure, lines, names, loc="outside right upper", frameon=False, fontsize=9)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall: share of the objects found", ylabel="precision: share right")
     axes.grid(alpha=0.3)
     save(figure, path)

@@ -10,18 +10,17 @@ order; there COCO's number depends on how the copies of the image are ordered, a
 from __future__ import annotations
 
 import functools
-import io
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt16, UInt32
+from jaxtyping import Bool, Float, Int, UInt16
 from scipy import sparse
 
 from boxtwin.evaluation.matching import AREAS, BITS, COCO_LIMIT, IOUS, Matching
-from boxtwin.files import write_bytes_atomically
+from boxtwin.files import atomic_path
 
 MATCHES_FILE = "matches.npz"  # its name in the folder of a run
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's grid
@@ -33,7 +32,7 @@ ELEMENTS_AT_ONCE = 100_000
 class _Class:
     """Matched detections of one class, best score first, and its objects per image."""
 
-    image: Int[np.ndarray, " detections"] | UInt32[np.ndarray, " detections"]  # place among the images
+    image: Int[np.ndarray, " detections"]  # place among the images
     matched: UInt16[np.ndarray, " detections"]  # a bit for each threshold: 1 where it finds an object
     counted: UInt16[np.ndarray, " detections"]  # 0 where COCO ignores it
     objects: Float[np.ndarray, " images"]
@@ -63,8 +62,7 @@ class ResampledAP:
     @property
     def objects(self) -> Int[np.ndarray, " images"]:
         """How many objects of all classes, in the range of areas, each image holds."""
-        total = np.zeros(len(self.image_ids))
-        return np.sum([total, *(matches.objects for matches in self._classes)], axis=0).astype(np.int64)
+        return np.sum([matches.objects for matches in self._classes], axis=0).astype(np.int64)
 
     def part(self, images: Bool[np.ndarray, " images"], thresholds: int | None = None) -> ResampledAP:
         """The same for a part of the images, and for the first few IoU thresholds if so many are given.
@@ -82,24 +80,16 @@ class ResampledAP:
     @classmethod
     def load(cls, stored: Mapping[str, np.ndarray], prefix: str) -> ResampledAP:
         """The inverse of `arrays`."""
-        of = {name: stored[f"{prefix}/{name}"] for name in ("starts", "image", "matched", "counted", "objects")}
-        classes = (
-            _Class(
-                of["image"][start:end].astype(np.int64),
-                of["matched"][start:end],
-                of["counted"][start:end],
-                objects.astype(np.float64),
-            )
-            for start, end, objects in zip(of["starts"], of["starts"][1:], of["objects"], strict=False)
-        )
+        starts, matched, counted = (stored[f"{prefix}/{name}"] for name in ("starts", "matched", "counted"))
+        columns = (stored[f"{prefix}/image"].astype(np.int64), matched, counted)
+        objects = stored[f"{prefix}/objects"].astype(np.float64)
+        classes = map(_Class, *(np.split(column, starts[1:-1]) for column in columns), objects)
         return cls(tuple(map(int, stored["image_ids"].tolist())), stored[f"{prefix}/thresholds"], tuple(classes))
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
         """Small arrays for ``np.savez_compressed``: detections in their order, thresholds as bits."""
-        empty = _Class(np.zeros(0, np.int64), np.zeros(0, np.uint16), np.zeros(0, np.uint16), np.zeros(0))
         images, matched, counted = (
-            np.concatenate([getattr(each, name) for each in (empty, *self._classes)])
-            for name in ("image", "matched", "counted")
+            np.concatenate([getattr(each, name) for each in self._classes]) for name in ("image", "matched", "counted")
         )
         return {
             "image_ids": _as_array(self.image_ids),
@@ -117,8 +107,6 @@ class ResampledAP:
         ``counts`` says how often each image (in the order of ``samples``) is in each resample, in whole numbers. A
         resample's mean over the last axis is COCO's AP, its first column AP50.
         """
-        if not self._classes:
-            return np.full((len(counts), len(self.thresholds)), np.nan)
         return mean_of_known(self.by_class(counts))
 
     def by_class(
@@ -145,9 +133,8 @@ class ResampledAP:
 def mean_of_known(values: Float[np.ndarray, "classes ..."]) -> Float[np.ndarray, "..."]:
     """The mean over the first axis without nan; nan where there is nothing else."""
     known = ~np.isnan(values)
-    total = np.where(known, values, 0.0).sum(axis=0)
     with np.errstate(invalid="ignore"):
-        return np.asarray(total / np.where(known.any(axis=0), known.sum(axis=0), np.nan))
+        return np.asarray(np.where(known, values, 0.0).sum(axis=0) / known.sum(axis=0))
 
 
 def save_matches(path: Path, matching: Matching) -> None:
@@ -155,17 +142,12 @@ def save_matches(path: Path, matching: Matching) -> None:
     arrays = {
         key: array for name in matching.areas for key, array in ResampledAP.of(matching, name).arrays(name).items()
     }
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-    write_bytes_atomically(path, content.getvalue())
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def load_matches(path: Path) -> dict[str, ResampledAP]:
-    """What `save_matches` wrote, by the names of `AREAS`.
-
-    Raises:
-        ValueError: a checksum is wrong. Readers of archives and arrays raise other errors for damaged files, too.
-    """
+    """What `save_matches` wrote, by the names of `AREAS`; a damaged file raises `ValueError` or the readers' errors."""
     with zipfile.ZipFile(path) as archive:  # np.load does not check every checksum
         if (member := archive.testzip()) is not None:
             raise ValueError(f"the checksum of {member} in {path} is wrong")
@@ -242,7 +224,7 @@ def _at_hits(
 
 def _seen_at(
     hits: Int[np.ndarray, " hits"],
-    image: Int[np.ndarray, " detections"] | UInt32[np.ndarray, " detections"],
+    image: Int[np.ndarray, " detections"],
     counted: Bool[np.ndarray, " detections"],
     by_image: Int[np.ndarray, "images resamples"],
 ) -> Int[np.ndarray, "hits resamples"]:

@@ -50,13 +50,8 @@ def run_test(
 ) -> Evaluation:
     """Test a detector, and write ``detections.json``, ``matches.npz``, ``examples.json`` and pictures into a folder.
 
-    Args:
-        detect: gives the detections in images, by image id.
-        validation: real images that thresholds are chosen on.
-        synthetic: synthetic validation images; may be empty.
-        test: real test images.
-        classes, category_ids: of the data set.
-        folder: of the run.
+    ``detect`` gives detections by image id. ``validation`` are the real images that thresholds are chosen on;
+    ``synthetic`` ones may be none.
     """
     # 1. Thresholds, and what the kept weights give on the images that chose them.
     names = metric_names(classes)
@@ -64,11 +59,8 @@ def run_test(
     thresholds = choose_thresholds(validation, on_validation, len(classes))
     occurring = {int(label) for sample in test for label in sample.object_labels}
     for label in sorted(occurring & set(thresholds.guessed)):
-        log.warning(
-            "class %s has no object in the validation images: it is counted at confidence %.3f, that of all classes",
-            classes[label],
-            thresholds.together,
-        )
+        text = "class %s has no object in the validation images: it is counted at confidence %.3f, that of all classes"
+        log.warning(text, classes[label], thresholds.together)
     metrics = {"val_real/count_threshold": thresholds.together} | {
         f"val_real/{name}/count_threshold": value for name, value in zip(names, thresholds.by_class, strict=True)
     }
@@ -102,22 +94,13 @@ def run_test(
     )
     plots.count_scatter(true, counted, folder / PICTURES[2], classes)
     if "map_unlimited" in class_metrics:
-        log.info(
-            "COCO's AP looks at %d detections of a class in an image, too few here; with all AP is %.3f, AP50 %.3f",
-            COCO_LIMIT,
-            class_metrics["map_unlimited"],
-            class_metrics["map_50_unlimited"],
-        )
-    if len(classes) > 1:
-        _log_classes(entries)
-    return Evaluation(metrics, counts, entries, thresholds)
-
-
-def _log_classes(entries: Sequence[Mapping[str, Any]]) -> None:
-    tested = [entry for entry in entries if np.isfinite(entry["metrics"]["map"])]
+        text = "COCO's AP looks at %d detections of a class in an image, too few here; with all AP is %.3f, AP50 %.3f"
+        log.info(text, COCO_LIMIT, class_metrics["map_unlimited"], class_metrics["map_50_unlimited"])
+    tested = [entry for entry in entries if np.isfinite(entry["metrics"]["map"])] if len(classes) > 1 else []
     for entry in tested[:MOST_LOGGED]:
-        metrics = "AP {map:.3f}, AP50 {map_50:.3f}, count MAE {count_mae:.2f}, bias {count_bias:+.2f}"
-        text = metrics.format(**entry["metrics"])
+        text = "AP {map:.3f}, AP50 {map_50:.3f}, count MAE {count_mae:.2f}, bias {count_bias:+.2f}"
+        text = text.format(**entry["metrics"])
         log.info("  %s: %s, counted from confidence %.3f", entry["name"], text, entry["count_threshold"])
     if len(tested) > MOST_LOGGED:
         log.info("  and %d more classes, in result.json", len(tested) - MOST_LOGGED)
+    return Evaluation(metrics, counts, entries, thresholds)

@@ -40,7 +40,7 @@ import numpy as np
 from boxtwin.datasets.options import Speckle
 from boxtwin.datasets.sample import Sample
 from boxtwin.files import exclusive_lock, link_file, write_bytes_atomically
-from boxtwin.quality.measure import Evidence, gather
+from boxtwin.quality.measure import Evidence, Measured, gather
 from boxtwin.quality.record import COPY, MEASURED, Metric, QualityReport, Verdict, advice
 from boxtwin.quality.similarity import nearer_than_chance
 from boxtwin.quality.texture import fine_energy, log_ratio, pooled, reference_of_halves, wasserstein
@@ -51,6 +51,7 @@ NAME, CARDS = "quality_card", "quality_cards"
 ALWAYS, NEVER = math.log(1.05), math.log(1.25)  # differences of logarithms
 ALWAYS_GREY, NEVER_GREY = 0.02, 0.1  # standard deviations
 COPIES = 0.05  # the share of copies that chance might explain
+WORST_FIRST: tuple[Verdict, ...] = ("leak", "copy", "unlike", "alike")
 CHANCE = 0.01  # the probability below which nearness to test images is none
 
 
@@ -79,7 +80,6 @@ def write_quality_card(
     no new card, though boxes are kept out of the calm sea: a measurement changes by little.
 
     Args:
-        folder: of the store.
         variations: all variations that are there and used; each names one of the real images as its source.
         training, validation: the real images that may have variations.
         test: real images that have none.
@@ -130,21 +130,18 @@ def metrics_of(report: QualityReport) -> dict[str, float]:
 
 def summarise(evidence: Evidence, made_of: str = "") -> QualityReport:
     """The content of a card, rounded to 6 digits; None for what is not defined."""
-    energies = [[fine_energy(one) for one in spectra] for spectra in (evidence.spectra, evidence.real_spectra)]
+    made, real = ([fine_energy(one.spectrum) for one in each] for each in (evidence.measured, evidence.real_measured))
     metrics = {
         "grey_levels": _grey_levels(evidence),
         "looks": _looks(evidence),
-        "fine_detail": _ratio(evidence, energies[0], energies[1]),
+        "fine_detail": _ratio(evidence, made, real),
         "nearest_real": _nearest_real(evidence),
         "siblings": _siblings(evidence),
         "test": _test(evidence),
     }
-    decided = {metrics[name]["verdict"] for name in MEASURED} - {"undecided"}
-    verdict: Verdict = "unlike" if "unlike" in decided else "alike" if decided else "undecided"
-    if metrics["test"]["verdict"] == "leak":
-        verdict = "leak"
-    elif "copy" in (metrics["nearest_real"]["verdict"], metrics["siblings"]["verdict"]):
-        verdict = "copy"
+    verdicts = {metrics[name]["verdict"] for name in MEASURED}
+    verdicts |= {metrics[name]["verdict"] for name in ("nearest_real", "siblings", "test")} & {"leak", "copy"}
+    verdict: Verdict = next((worst for worst in WORST_FIRST if worst in verdicts), "undecided")
     report: QualityReport = {
         "format": FORMAT,
         "made_of": made_of,
@@ -160,14 +157,14 @@ def summarise(evidence: Evidence, made_of: str = "") -> QualityReport:
         "figures": metrics,
         "nearest_pairs": [
             {
-                "variation": evidence.variations[index].name,
-                "source": evidence.real[evidence.sources[index]].name,
-                "real": evidence.real[evidence.relations[index].nearest].name,
-                "test": evidence.test[evidence.relations[index].nearest_test].name,
-                "distance": evidence.relations[index].distance,
-                "test_distance": evidence.relations[index].test_distance,
+                "variation": one.name,
+                "source": source.name,
+                "real": one.nearest,
+                "test": one.nearest_test,
+                "distance": one.distance,
+                "test_distance": one.test_distance,
             }
-            for index in _nearest_pairs(evidence)
+            for source, one in _nearest_pairs(evidence)
         ],
     }
     rounded: QualityReport = json.loads(
@@ -176,29 +173,25 @@ def summarise(evidence: Evidence, made_of: str = "") -> QualityReport:
     return rounded
 
 
-def _nearest_pairs(evidence: Evidence) -> list[int]:
+def _nearest_pairs(evidence: Evidence) -> list[tuple[Sample, Measured]]:
     """The variations that come nearest to a test image, one of each source; those that repeat one come first."""
-    order = sorted(enumerate(evidence.relations), key=lambda item: (-item[1].repeats_test, item[1].test_distance))
-    chosen: dict[int, int] = {}
-    for index, _ in order:
-        chosen.setdefault(evidence.sources[index], index)
-    return list(chosen.values())[:PAIRS]
+    pairs = zip(evidence.sources, evidence.measured, strict=True)
+    chosen: dict[int, Measured] = {}
+    for source, one in sorted(pairs, key=lambda pair: (-pair[1].repeats_test, pair[1].test_distance)):
+        chosen.setdefault(source, one)
+    return [(evidence.real[source], one) for source, one in chosen.items()][:PAIRS]
 
 
 def _grey_levels(evidence: Evidence) -> Metric:
-    real = evidence.real_levels
-
-    def distance(first: list[int], second: list[int]) -> float:
-        return wasserstein(pooled([real[index] for index in first]), pooled([real[index] for index in second]))
-
-    reference = reference_of_halves([sample.group for sample in evidence.real], distance)
+    real, groups = evidence.real_levels, [sample.group for sample in evidence.real]
+    reference = reference_of_halves(real, groups, lambda *halves: wasserstein(*map(pooled, halves)))
     value = wasserstein(evidence.levels, pooled([real[source] for source in evidence.distinct_sources]))
     verdict = _alike(value, reference, always=ALWAYS_GREY, never=NEVER_GREY)
     return {"value": value, "reference": reference, "verdict": verdict}
 
 
 def _looks(evidence: Evidence) -> Metric:
-    made, real = ([math.log(looks) for looks in images] for images in (evidence.looks, evidence.real_looks))
+    made, real = ([math.log(one.looks) for one in each] for each in (evidence.measured, evidence.real_measured))
     return {
         **_ratio(evidence, made, real),
         "variations": math.exp(log_ratio(made, [0.0])),
@@ -213,11 +206,7 @@ def _ratio(evidence: Evidence, made: Sequence[float], real: Sequence[float]) -> 
     ``typical`` is the median factor between a variation and its own source, at least 1: errors to either side, which
     cancel in the ratio of the means, do not cancel in it.
     """
-
-    def difference(first: list[int], second: list[int]) -> float:
-        return log_ratio([real[index] for index in first], [real[index] for index in second])
-
-    reference = reference_of_halves([sample.group for sample in evidence.real], difference)
+    reference = reference_of_halves(real, [sample.group for sample in evidence.real], log_ratio)
     value = log_ratio(made, [real[source] for source in evidence.distinct_sources])
     pairs = [abs(own - real[source]) for own, source in zip(made, evidence.sources, strict=True)]
     defined = [pair for pair in pairs if not math.isnan(pair)]
@@ -236,21 +225,21 @@ def _alike(value: float, reference: float, *, always: float, never: float) -> Ve
 
 
 def _nearest_real(evidence: Evidence) -> Metric:
-    among_real = _share_of_copies([relation.repeats for relation in evidence.real_relations])
-    distances = [relation.distance for relation in evidence.relations]
-    repeats = [relation.repeats for relation in evidence.relations]
+    among_real = _share_of_copies([one.repeats for one in evidence.real_measured])
+    distances = [one.distance for one in evidence.measured]
+    repeats = [one.repeats for one in evidence.measured]
     return {**_distance(evidence, distances, repeats, max(COPIES, among_real)), "copies_among_real": among_real}
 
 
 def _siblings(evidence: Evidence) -> Metric:
-    compared = [relation for relation in evidence.relations if not math.isnan(relation.sibling_distance)]
+    compared = [one for one in evidence.measured if not math.isnan(one.sibling_distance)]
     if not compared:
         reference, limit = _between_real(evidence)
         missing: Metric = {"value": None, "reference": reference, "verdict": "undecided"}
         return {**missing, "same_scene_below": limit, "copies": None}
     # The first variation of each source has no predecessor.
-    repeats = [relation.repeats_sibling for relation in compared if not math.isnan(relation.repeats_sibling)]
-    return _distance(evidence, [relation.sibling_distance for relation in compared], repeats, COPIES)
+    repeats = [one.repeats_sibling for one in compared if not math.isnan(one.repeats_sibling)]
+    return _distance(evidence, [one.sibling_distance for one in compared], repeats, COPIES)
 
 
 def _distance(evidence: Evidence, distances: list[float], repeats: list[float], most_copies: float) -> Metric:
@@ -268,7 +257,7 @@ def _distance(evidence: Evidence, distances: list[float], repeats: list[float], 
 
 def _between_real(evidence: Evidence) -> tuple[float, float]:
     """How far real images are from the nearest other one: the median, and what 19 of 20 exceed."""
-    distances = [relation.distance for relation in evidence.real_relations]
+    distances = [one.distance for one in evidence.real_measured]
     if len(distances) < 2:
         return math.nan, math.nan
     return float(np.median(distances)), float(np.quantile(distances, 0.05))
@@ -279,25 +268,20 @@ def _share_of_copies(repeats: Sequence[float]) -> float:
 
 
 def _test(evidence: Evidence) -> Metric:
-    distances = np.array([relation.test_distance for relation in evidence.relations])
+    distances = np.array([one.test_distance for one in evidence.measured])
     sources = np.array(evidence.sources)
     medians = np.array([np.median(distances[sources == source]) for source in evidence.distinct_sources])
-    real = np.array([relation.test_distance for relation in evidence.real_relations])
+    real = np.array([one.test_distance for one in evidence.real_measured])
     probability = nearer_than_chance(medians, real)
-    repeated = [index for index, relation in enumerate(evidence.relations) if relation.repeats_test > 0]
+    repeated = [one for one in evidence.measured if one.repeats_test > 0]
     return {
         "value": float(np.median(distances)),
         "reference": float(np.median(real)),
         "probability": probability,
         "matches": [
-            {
-                "variation": evidence.variations[index].name,
-                "test": evidence.test[evidence.relations[index].nearest_test].name,
-                "repeated_grain": evidence.relations[index].repeats_test,
-            }
-            for index in repeated
+            {"variation": one.name, "test": one.nearest_test, "repeated_grain": one.repeats_test} for one in repeated
         ],
-        "matches_among_real": sum(relation.repeats_test > 0 for relation in evidence.real_relations),
+        "matches_among_real": sum(one.repeats_test > 0 for one in evidence.real_measured),
         "verdict": "leak" if repeated or probability < CHANCE else "unlike",
     }
 

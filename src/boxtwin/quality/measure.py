@@ -34,13 +34,16 @@ MARGIN = 0.05
 
 
 @dataclass(frozen=True)
-class Relation:
-    """How near an image is to others: indices in their sequences, layout distances, shares of repeated grain."""
+class Measured:
+    """What an image looks like, and how near it is to others: layout distances, shares of repeated grain."""
 
-    nearest: int  # of the real images, itself left out
+    name: str
+    looks: float  # nan: no calm sea, or no radar image
+    spectrum: Float[np.ndarray, " rings"]
+    nearest: str  # of the real images, itself left out
     distance: float
     repeats: float
-    nearest_test: int
+    nearest_test: str
     test_distance: float
     repeats_test: float  # 0: no more than chance gives, or than its source has
     sibling_distance: float = math.nan  # to the nearest other variation of the source
@@ -57,12 +60,8 @@ class Evidence:
     sources: tuple[int, ...]  # index in `real` of each variation's source
     real_levels: tuple[GreyLevels, ...]
     levels: GreyLevels  # of all variations together: those of each would take a gigabyte for 2,000 in 16 bit
-    real_looks: tuple[float, ...]  # nan: no calm sea, or no radar image
-    looks: tuple[float, ...]  # of the variations
-    real_spectra: Float[np.ndarray, "images rings"]
-    spectra: Float[np.ndarray, "variations rings"]
-    real_relations: tuple[Relation, ...]
-    relations: tuple[Relation, ...]  # of the variations
+    real_measured: tuple[Measured, ...]
+    measured: tuple[Measured, ...]
     speckle: Speckle | None
 
     @property
@@ -88,8 +87,7 @@ def gather(
 ) -> Evidence:
     """Measure all images and relate them to each other. Shows a progress bar.
 
-    Raises:
-        ValueError: a variation's source is none of the training and validation images, or there are no test images.
+    No test images, or a variation of none of the real images, raise `ValueError`.
     """
     real = (*training, *validation)
     if not test:
@@ -100,37 +98,49 @@ def gather(
     # Real images are read twice: first to index them all, then to relate each to the others. Their grain is not kept:
     # that of 100 images would take a quarter of a gigabyte.
     progress = tqdm(total=2 * len(real) + len(test) + len(variations), desc="quality card", unit="image")
-    grains, test_grains = GrainIndex(len(real), shape), GrainIndex(len(test), shape)
-    layouts, test_layouts = (np.zeros((len(images), LAYOUT**2), dtype=np.float32) for images in (real, test))
-    for number, sample in enumerate(test):
-        grey = as_float_grey(sample.read())
-        test_layouts[number] = layout(grey)
-        test_grains.add(number, grain(grey, shape))
+    indexed = []
+    for samples in (real, test):
+        layouts, grains = np.zeros((len(samples), LAYOUT**2), dtype=np.float32), GrainIndex(len(samples), shape)
+        for number, sample in enumerate(samples):
+            grey = as_float_grey(sample.read())
+            layouts[number] = layout(grey)
+            grains.add(number, grain(grey, shape))
+            progress.update()
+        indexed.append((layouts, grains))
+    (layouts, grains), (test_layouts, test_grains) = indexed
+
+    def measure(
+        sample: Sample, image: _Image, nearest: tuple[int, float], match: Match | None, test_match: Match | None
+    ) -> Measured:
+        """The nearest image is the one whose grain is repeated; the nearest in layout where there is none."""
         progress.update()
-    real_levels, real_looks, real_spectra, real_relations = [], [], [], []
+        test_number, test_distance = nearest_layout(test_layouts, image.layout)
+        return Measured(
+            name=sample.name,
+            looks=image.looks,
+            spectrum=image.spectrum,
+            nearest=real[nearest[0] if match is None or match.share < COPY else match.number].name,
+            distance=nearest[1],
+            repeats=0.0 if match is None else match.share,
+            nearest_test=test[test_number if test_match is None else test_match.number].name,
+            test_distance=test_distance,
+            repeats_test=0.0 if test_match is None else test_match.share,
+        )
+
+    real_levels, real_measured = [], []
     for number, sample in enumerate(real):
         image = _read(sample, speckle, shape)
-        layouts[number] = image.layout
-        grains.add(number, image.grain)
         real_levels.append(image.levels)
-        real_looks.append(image.looks)
-        real_spectra.append(image.spectrum)
-        progress.update()
-    for number, sample in enumerate(real):
-        own = grain(as_float_grey(sample.read()), shape)
-        nearest = nearest_layout(layouts, layouts[number], leave_out=number)
-        nearest_test = nearest_layout(test_layouts, layouts[number])
-        match = grains.find(own, leave_out=(number, own))
-        real_relations.append(_relation(nearest, nearest_test, match, test_grains.find(own)))
-        progress.update()
-
-    looks, spectra, relations = [], [], []
+        nearest = nearest_layout(layouts, image.layout, leave_out=number)
+        match = grains.find(image.grain, leave_out=(number, image.grain))
+        real_measured.append(measure(sample, image, nearest, match, test_grains.find(image.grain)))
+    measured: list[Measured] = []
     levels = np.zeros_like(real_levels[0])
     for source, siblings in groupby(ordered, key=lambda sample: _source_of(sample, numbers)):
         source_grain = grain(as_float_grey(real[source].read()), shape)
-        of_source = real_relations[source].repeats_test
-        sibling_layouts: list[Float32[np.ndarray, " 4096"]] = []
-        of_siblings: list[Relation] = []
+        of_source = real_measured[source].repeats_test
+        of_siblings: list[Measured] = []
+        sibling_layouts = []
         before: Spectrum | None = None
         for sample in siblings:
             image = _read(sample, speckle, shape)
@@ -141,23 +151,19 @@ def gather(
             test_match = test_grains.find(image.grain)
             if test_match and test_match.share <= of_source + MARGIN * (of_source > 0):
                 test_match = None
-            nearest, nearest_test = nearest_layout(layouts, image.layout), nearest_layout(test_layouts, image.layout)
-            relation = _relation(nearest, nearest_test, match, test_match)
+            one = measure(sample, image, nearest_layout(layouts, image.layout), match, test_match)
             if before is not None:
-                relation = replace(relation, repeats_sibling=repeated(image.grain, before))
+                one = replace(one, repeats_sibling=repeated(image.grain, before))
             before = image.grain
             levels = pooled([levels, image.levels])
-            looks.append(image.looks)
-            spectra.append(image.spectrum)
             sibling_layouts.append(image.layout)
-            of_siblings.append(relation)
-            progress.update()
+            of_siblings.append(one)
         if len(sibling_layouts) > 1:
             distances = layout_distances(np.stack(sibling_layouts), np.stack(sibling_layouts))
             np.fill_diagonal(distances, np.inf)
             least = distances.min(axis=1).tolist()
             of_siblings = [replace(one, sibling_distance=d) for one, d in zip(of_siblings, least, strict=True)]
-        relations += of_siblings
+        measured += of_siblings
     progress.close()
     return Evidence(
         real=real,
@@ -166,12 +172,8 @@ def gather(
         sources=tuple(_source_of(sample, numbers) for sample in ordered),
         real_levels=tuple(real_levels),
         levels=levels,
-        real_looks=tuple(real_looks),
-        looks=tuple(looks),
-        real_spectra=np.stack(real_spectra),
-        spectra=np.stack(spectra),
-        real_relations=tuple(real_relations),
-        relations=tuple(relations),
+        real_measured=tuple(real_measured),
+        measured=tuple(measured),
         speckle=speckle,
     )
 
@@ -187,17 +189,3 @@ def _read(sample: Sample, speckle: Speckle | None, shape: tuple[int, int]) -> _I
     grey = as_float_grey(pixels)
     looks = math.nan if speckle is None else equivalent_looks(pixels, sample.boxes, speckle)
     return _Image(grey_levels(pixels), looks, spectrum(grey), layout(grey), grain(grey, shape))
-
-
-def _relation(
-    nearest: tuple[int, float], nearest_test: tuple[int, float], match: Match | None, test_match: Match | None
-) -> Relation:
-    """The nearest image is the one whose grain is repeated; the nearest in layout where there is none."""
-    return Relation(
-        nearest=nearest[0] if match is None or match.share < COPY else match.number,
-        distance=nearest[1],
-        repeats=0.0 if match is None else match.share,
-        nearest_test=nearest_test[0] if test_match is None else test_match.number,
-        test_distance=nearest_test[1],
-        repeats_test=0.0 if test_match is None else test_match.share,
-    )

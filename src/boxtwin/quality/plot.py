@@ -52,13 +52,15 @@ def draw(evidence: Evidence, report: QualityReport, path: Path, *, title: str) -
     figure.text(0.02, 0.981, textwrap.fill(report["advice"], 150), fontsize=10, va="top")
     # Places are given by hand: matplotlib's own search for them takes as long as all the drawing.
     panels = figure.add_gridspec(2, 3, left=0.05, right=0.985, top=0.93, bottom=0.565, hspace=0.36, wspace=0.2)
-    for number, panel in enumerate((_levels, _spectra, _looks, _to_real, _to_siblings, _to_test)):
-        panel(figure.add_subplot(panels[number // 3, number % 3]), evidence, report["figures"])
+    drawn = {"grey_levels": _levels, "fine_detail": _spectra, "looks": _looks}
+    drawn |= {"nearest_real": _to_real, "siblings": _to_siblings, "test": _to_test}
+    for number, (name, panel) in enumerate(drawn.items()):
+        panel(figure.add_subplot(panels[number // 3, number % 3]), evidence, report["figures"][name])
     _show_pairs(figure, evidence, report["nearest_pairs"])
     overlays.save(figure, path)
 
 
-def _levels(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
+def _levels(axes: Axes, evidence: Evidence, metric: Metric) -> None:
     real = pooled([evidence.real_levels[source] for source in evidence.distinct_sources])
     for counts, colour, label in ((real, REAL, "their sources"), (evidence.levels, VARIATIONS, "variations")):
         shares = counts.sum(axis=0) / counts.sum()
@@ -66,14 +68,15 @@ def _levels(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
         axes.step(np.arange(len(shares)), shares + 1e-9, where="mid", color=colour, label=label, linewidth=1.4)
     axes.set(yscale="log", ylim=(1e-7, 1), xlabel="grey level (8 bit)", ylabel="share of the pixels")
     axes.legend(frameon=False, fontsize=8)
-    metric = metrics["grey_levels"]
     _title(axes, "grey levels", metric, f"{_number(metric['value'])} standard deviations")
 
 
-def _spectra(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
+def _spectra(axes: Axes, evidence: Evidence, metric: Metric) -> None:
     frequencies = np.arange(1, RINGS + 1) / TILE
     decibels = 10 / math.log(10)
-    real, made = decibels * evidence.real_spectra, decibels * evidence.spectra
+    real, made = (
+        decibels * np.stack([one.spectrum for one in each]) for each in (evidence.real_measured, evidence.measured)
+    )
     low, high = np.quantile(real, (0.1, 0.9), axis=0)
     sources = real[evidence.distinct_sources].mean(axis=0)
     axes.fill_between(frequencies, low, high, color=REAL, alpha=0.15, linewidth=0, label="8 of 10 real images")
@@ -82,49 +85,46 @@ def _spectra(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None
     axes.axvspan(0.25, 0.5, color=OTHER, alpha=0.06, linewidth=0)
     axes.set(xlabel="cycles per pixel (shaded: top octave)", ylabel="power, dB")
     axes.legend(frameon=False, fontsize=8)
-    _title(axes, "fine detail", metrics["fine_detail"], _ratio(metrics["fine_detail"]))
+    _title(axes, "fine detail", metric, _ratio(metric))
 
 
-def _looks(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
+def _looks(axes: Axes, evidence: Evidence, metric: Metric) -> None:
     if evidence.speckle is None:  # no radar images: there is room for an explanation
         axes.set_axis_off()
         axes.text(0, 1, HOW_TO_READ, va="top", fontsize=10, linespacing=1.5, transform=axes.transAxes)
         return
-    _title(axes, "looks on calm sea", metrics["looks"], _ratio(metrics["looks"]))
-    if metrics["looks"]["value"] is None:
+    _title(axes, "looks on calm sea", metric, _ratio(metric))
+    if metric["value"] is None:
         _nothing(axes, "no calm sea, or pixels in colour")
         return
-    _histograms(
-        axes, evidence.real_looks, evidence.looks, f"equivalent number of looks, pixels as {evidence.speckle.value}"
-    )
+    label = f"equivalent number of looks, pixels as {evidence.speckle.value}"
+    real, made = ([one.looks for one in each] for each in (evidence.real_measured, evidence.measured))
+    _histograms(axes, real, made, label)
 
 
-def _to_real(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
-    metric = metrics["nearest_real"]
+def _to_real(axes: Axes, evidence: Evidence, metric: Metric) -> None:
     text = f"distance {_number(metric['value'])}, grain repeated {_number(metric['repeated_grain'])}"
     _title(axes, "nearest real image", metric, text, "real to each other: {}", good="unlike")
-    made = [(relation.distance, relation.repeats) for relation in evidence.relations]
+    made = [(one.distance, one.repeats) for one in evidence.measured]
     _scatter(axes, evidence, made, "layout distance to the nearest training or validation image")
 
 
-def _to_siblings(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
-    metric = metrics["siblings"]
+def _to_siblings(axes: Axes, evidence: Evidence, metric: Metric) -> None:
     grain = "" if metric["value"] is None else f", grain repeated {_number(metric['repeated_grain'])}"
     text = f"distance {_number(metric['value'])}{grain}"
     _title(axes, "other variations of the source", metric, text, "real to each other: {}", good="unlike")
     if metric["value"] is None:
         _nothing(axes, "one variation of each image")
         return
-    made = [(r.sibling_distance, r.repeats_sibling) for r in evidence.relations if not math.isnan(r.repeats_sibling)]
+    made = [(r.sibling_distance, r.repeats_sibling) for r in evidence.measured if not math.isnan(r.repeats_sibling)]
     _scatter(axes, evidence, made, "layout distance to the nearest other variation")
 
 
-def _to_test(axes: Axes, evidence: Evidence, metrics: dict[str, Metric]) -> None:
-    metric = metrics["test"]
+def _to_test(axes: Axes, evidence: Evidence, metric: Metric) -> None:
     matches = f"{len(metric['matches'])} matches"
     text = f"distance {_number(metric['value'])}, p {_number(metric['probability'])}, {matches}"
     _title(axes, "nearest test image", metric, text, "real: {}", good="unlike")
-    real, made = ([r.test_distance for r in group] for group in (evidence.real_relations, evidence.relations))
+    real, made = ([r.test_distance for r in group] for group in (evidence.real_measured, evidence.measured))
     _histograms(axes, real, made, "layout distance to the nearest test image")
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
 
@@ -135,16 +135,15 @@ def _histograms(axes: Axes, real: Sequence[float], made: Sequence[float], label:
     edges = np.linspace(low, high if high > low else low + 1e-3, BINS + 1).tolist()
     for name, colour, values in zip(("real", "variations"), (REAL, VARIATIONS), defined, strict=True):
         if values:
-            axes.hist(
-                values, edges, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.45, label=name
-            )
+            weights = np.full(len(values), 1 / len(values))
+            axes.hist(values, edges, weights=weights, color=colour, alpha=0.45, label=name)
     axes.set(xlabel=label, ylabel="share of the images")
     axes.legend(frameon=False, fontsize=8)
 
 
 def _scatter(axes: Axes, evidence: Evidence, made: Sequence[tuple[float, float]], label: str) -> None:
     """Layout distance and share of repeated grain, of the real images and of ``made``."""
-    real = [(relation.distance, relation.repeats) for relation in evidence.real_relations]
+    real = [(one.distance, one.repeats) for one in evidence.real_measured]
     for points, colour, name in ((real, REAL, "real images to each other"), (made, VARIATIONS, "variations")):
         x, y = zip(*points, strict=True)
         axes.scatter(x, y, s=16, color=colour, alpha=0.5, linewidth=0, label=name)
@@ -180,12 +179,7 @@ def _show_pairs(figure: Figure, evidence: Evidence, pairs: Sequence[Neighbours])
 
 
 def _title(
-    axes: Axes,
-    name: str,
-    metric: Metric,
-    value: str,
-    reference: str = "real halves: up to {}",
-    good: Verdict = "alike",
+    axes: Axes, name: str, metric: Metric, value: str, reference: str = "real halves: up to {}", good: Verdict = "alike"
 ) -> None:
     """Green where the verdict is ``good``; in a distance, unlike is what a new image should be."""
     verdict = metric["verdict"]

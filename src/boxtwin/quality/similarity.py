@@ -107,7 +107,7 @@ class Match(NamedTuple):
 
 
 class GrainIndex:
-    """The grain of many images, to find one of which another image has part, at any shift.
+    """The grain of ``count`` images on a `common_shape`, to find one of which another image has part, at any shift.
 
     The work for one image is bounded, however alike the images are. Sums of their spectra say at which shifts there may
     be a match: as many images in one sum as let a match of 0.3 stand out (the noise of a sum of n on N pixels is the
@@ -115,10 +115,6 @@ class GrainIndex:
     shifts, and at none, a sample of the frequencies of each image says whose grain it is; a sixteenth of the sample
     chooses the `CANDIDATES` that are compared by all of it. Photos of one camera share the fixed pattern of its sensor:
     a peak of their sum without a shift says nothing, and the samples tell one from the others.
-
-    Args:
-        count: of images; `add` gives their grain.
-        shape: what `common_shape` gave.
     """
 
     def __init__(self, count: int, shape: tuple[int, int]) -> None:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Float, Float32, Int
 from scipy.fft import rfft2
 
 from boxtwin.datasets.image_io import Pixels, as_grey
@@ -43,6 +43,7 @@ CONFIDENCE = 0.95
 
 # Underscores: sets of images may differ in channels and depth.
 GreyLevels = Int[np.ndarray, "_channels _levels"]
+Value = TypeVar("Value")
 
 
 def as_float_grey(pixels: Pixels) -> Float32[np.ndarray, "h w"]:
@@ -106,7 +107,10 @@ def equivalent_looks(pixels: Pixels, boxes: Float[np.ndarray, "n 4"], speckle: S
     shown = as_grey(pixels)
     if shown.ndim == 3:
         return math.nan
-    free = ~_near_objects(boxes, (shown.shape[0], shown.shape[1])) & (shown < np.iinfo(shown.dtype).max)
+    free = shown < np.iinfo(shown.dtype).max
+    for x1, y1, x2, y2 in boxes.tolist():
+        top, left = max(math.floor(y1) - NEAR_OBJECT, 0), max(math.floor(x1) - NEAR_OBJECT, 0)
+        free[top : max(math.ceil(y2) + NEAR_OBJECT, 0), left : max(math.ceil(x2) + NEAR_OBJECT, 0)] = False
     values = shown.astype(np.float32)
     power = _tiled(values**2 if speckle is Speckle.amplitude else values, PATCH)
     open_sea = _tiled(free, PATCH).all(axis=(1, 2)) & ((_tiled(shown, PATCH) == 0).mean(axis=(1, 2)) <= CUT_OFF)
@@ -151,37 +155,27 @@ def log_ratio(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def reference_of_halves(
-    groups: Sequence[str], compare: Callable[[list[int], list[int]], float], *, seed: int = 0
+    values: Sequence[Value], groups: Sequence[str], compare: Callable[[list[Value], list[Value]], float]
 ) -> float:
-    """What a comparison gives for two sets of real images: at most this, 19 times of 20.
+    """What a comparison gives for the values of two sets of real images: at most this, 19 times of 20.
 
     The images are halved at random 40 times; images of one scene (``groups``) stay together, so that the halves are as
-    unlike as other scenes of the same sensor are. ``compare`` takes the indices of the two halves. nan: there are fewer
-    than four scenes.
+    unlike as other scenes of the same sensor are. nan: there are fewer than four scenes.
     """
-    members: dict[str, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group or f"image {index}", []).append(index)
+    members: dict[str, list[Value]] = {}
+    for index, (value, group) in enumerate(zip(values, groups, strict=True)):
+        members.setdefault(group or f"image {index}", []).append(value)
     scenes = list(members.values())
     if len(scenes) < 4:
         return math.nan
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     differences = []
     for _ in range(HALVINGS):
-        order = rng.permutation(len(scenes))
-        halves = order[: len(scenes) // 2], order[len(scenes) // 2 :]
-        first, second = ([index for scene in half for index in scenes[scene]] for half in halves)
+        halves = np.split(rng.permutation(len(scenes)), [len(scenes) // 2])
+        first, second = ([value for scene in half for value in scenes[scene]] for half in halves)
         differences.append(abs(compare(first, second)))
     defined = [value for value in differences if not math.isnan(value)]
     return float(np.quantile(defined, CONFIDENCE)) if defined else math.nan
-
-
-def _near_objects(boxes: Float[np.ndarray, "n 4"], shape: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    taken = np.zeros(shape, dtype=bool)
-    for x1, y1, x2, y2 in boxes.tolist():
-        top, left = max(math.floor(y1) - NEAR_OBJECT, 0), max(math.floor(x1) - NEAR_OBJECT, 0)
-        taken[top : max(math.ceil(y2) + NEAR_OBJECT, 0), left : max(math.ceil(x2) + NEAR_OBJECT, 0)] = True
-    return taken
 
 
 def _tiled(values: Any, side: int) -> Any:

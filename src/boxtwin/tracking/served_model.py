@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from boxtwin.detector.onnx_detector import OnnxDetector
+from boxtwin.detector.predict import OnnxDetector
 from boxtwin.errors import InputError
 from boxtwin.evaluation.counts import counted
 
