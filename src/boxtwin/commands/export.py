@@ -32,9 +32,6 @@ def export_detector(composed: DictConfig) -> list[Path]:
         InputError: no detector there, unknown formats, packages missing, or a target that is in the way. Nothing has
             been written then.
     """
-    # Passes of the ONNX optimiser, and steps of MLflow: nothing a user can act on.
-    for name in ("onnxscript", "onnx_ir", "mlflow.pyfunc", "mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise InputError(f"these settings need a value: {', '.join(missing)}\n{_detectors_near(Path('multirun'))}")

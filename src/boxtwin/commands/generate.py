@@ -35,8 +35,7 @@ log = logging.getLogger(__name__)
 
 SHEET_SOURCES, SHEET_VARIATIONS = 8, 3  # of a contact sheet
 # Settings and options that a suggested command leaves out.
-_NOT_SUGGESTED = ("confirm", "budget", "regenerate", "rerun")
-_DEFAULTS = ("--config-name=config", "--config-name=generate")
+_NOT_SUGGESTED = re.compile(r"\+*(confirm|budget|regenerate|rerun)=|--config-name=(config|generate)$")
 _NAMED = 5  # variations that a message names
 
 
@@ -46,9 +45,6 @@ def generate(composed: DictConfig) -> None:
     Raises:
         InputError: calls are not confirmed or over the budget; variations are missing or differ at the end.
     """
-    # A line for every HTTP request would break the progress bar.
-    for name in ("httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     if composed.get("regenerate") is not None:
         _regenerate(composed)
         return
@@ -132,11 +128,7 @@ def quality_card(prepared: Prepared) -> QualityCard | None:
 
 def command(config: BoxtwinConfig, *more: str) -> str:
     """The generate.py command that makes the variations of the configuration."""
-    given = [
-        word
-        for word in words_of(typed_words())
-        if word.lstrip("+").split("=")[0] not in _NOT_SUGGESTED and word not in _DEFAULTS
-    ]
+    given = [word for word in words_of(typed_words()) if not _NOT_SUGGESTED.match(word)]
     if not any(re.match(r"\+*variations(\.per_image)?=", word) for word in given):
         given.append(setting("variations", config.variations.per_image))
     if any(word.startswith("--config-name=") for word in given):  # it may lack generate.py's own settings
@@ -178,10 +170,8 @@ def _check_usable(prepared: Prepared) -> None:
 
 
 def _check_complete(prepared: Prepared) -> None:
-    missing, refused = (
-        prepared.store.missing(prepared.sources, prepared.per_image),
-        prepared.store.refused(prepared.sources),
-    )
+    missing = prepared.store.missing(prepared.sources, prepared.per_image)
+    refused = prepared.store.refused(prepared.sources)
     if not missing:
         return
     lines = [

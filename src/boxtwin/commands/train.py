@@ -25,7 +25,6 @@ from boxtwin.config.compose import to_object
 from boxtwin.config.identity import RECIPE_VERSION, flat_params, run_name, setting_hash
 from boxtwin.config.launch import note_run, typed_words
 from boxtwin.config.schema import BoxtwinConfig
-from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.splits import SIDES, describe
 from boxtwin.detector.checkpoint import FILE as DETECTOR_FILE
 from boxtwin.detector.checkpoint import TrainedDetector, damage, write_detector
@@ -41,23 +40,20 @@ from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import metrics_of
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
-from boxtwin.tracking.interrupted import ended_on_error
-from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, Store, TrackedRun, store_uri
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, Store, TrackedRun, ended_on_error, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
-from boxtwin.tracking.provenance import code_of, provenance, record_of, tags
+from boxtwin.tracking.provenance import code_of, provenance, tags
 from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, find_folder, own_folder, recorded_path
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"  # below the run's folder
+CHECKPOINTS, CONFIGURATION = "checkpoints", "config.yaml"  # in the run's folder
 FILES = (*PICTURES, "detections.json", MATCHES_FILE, EXAMPLES_FILE, RESULT_FILE)  # of a tested run, for MLflow
 
 
 def train_run(composed: DictConfig) -> dict[str, float]:
     """Train, test and log one run; return its metrics. A finished run is skipped, an interrupted one is continued."""
     quieten_lightning()
-    for name in ("alembic", "mlflow.store.db.utils"):  # of the tables of MLflow
-        logging.getLogger(name).setLevel(logging.WARNING)
     config = to_object(composed, BoxtwinConfig)
     prepared = prepare(config)
     folder, identities = Path(HydraConfig.get().runtime.output_dir), (prepared.identity, *prepared.earlier_identities)
@@ -68,7 +64,7 @@ def train_run(composed: DictConfig) -> dict[str, float]:
     begun = (store_uri(config.tracking.uri, tracking), config.study, prepared.identity)
     with exclusive_lock(folder / ".lock", waiting), exclusive_lock(of_all_studies, waiting), ended_on_error(*begun):
         output, store = own_folder(folder, *identities), Store(uri=config.tracking.uri, folder=tracking)
-        work = _RunInProgress(prepared, store, output, OmegaConf.to_yaml(composed, resolve=True))
+        work = _RunInProgress(prepared, store, output)
         note_run(*begun, of_all_studies)
         run = store.begin_run(
             study=config.study,
@@ -79,23 +75,23 @@ def train_run(composed: DictConfig) -> dict[str, float]:
             tags=work.tags,
         )
         work.run_id = run.run_id
-        again = run.finished and (config.rerun or not _is_whole(name, store, run, output, identities))
-        if run.finished and not again:
-            shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # of a process killed right after its end
-            before, now = code_of(record_of(run.tags)), code_of(work.provenance)
-            log.info(f"{name}: finished before by {before}, skipped (rerun=true runs it again with {now})")
-            return run.metrics
         if run.finished:
+            if not config.rerun and _is_whole(name, store, run, output, identities):
+                shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # of a process killed right after its end
+                before, now = code_of(run.tags), code_of(tags(work.provenance))
+                log.info(f"{name}: finished before by {before}, skipped (rerun=true runs it again with {now})")
+                return run.metrics
             store.reopen(run.run_id, work.tags)
-        source = None if config.rerun or again else store.finished_elsewhere(*identities)
-        metrics = None if source is None else work.take_over(source)
-        if metrics is not None and source is not None:
-            took = f"reused from study {store.study_of(source)}, made by {code_of(record_of(source.data.tags))}"
+        write_bytes_atomically(output / CONFIGURATION, OmegaConf.to_yaml(composed, resolve=True).encode())
+        source = None if config.rerun or run.finished else store.finished_elsewhere(*identities)
+        if source is not None and (metrics := work.take_over(source)) is not None:
+            took = f"reused from study {store.study_of(source)}, made by {code_of(source.data.tags)}"
         else:
             store.tag(run.run_id, tags(work.provenance))  # of the code that makes the result
             metrics = work.run()
             took = f"{metrics['time/total'] / 60:.1f} minutes"
         if (output / DETECTOR_FILE).exists():
+            label_detectors.keep_detector(prepared, output / DETECTOR_FILE)
             store.tag(run.run_id, {NOTE_TAG: note(recorded_path(output, tracking), DETECTOR_FILE)})
         store.end(run.run_id, "FINISHED")
         # Not before: killed in between, the run needs no new training.
@@ -124,10 +120,7 @@ def _is_whole(name: str, store: Store, run: TrackedRun, output: Path, identities
 
 
 class RunLogger(MLFlowLogger):
-    """Lightning's logger for an MLflow run that `Store` begins, with its parameters, and ends."""
-
-    def log_hyperparams(self, params: Any) -> None:
-        """Do nothing."""
+    """Lightning's logger for an MLflow run that `Store` begins and ends."""
 
     def finalize(self, status: str = "success") -> None:
         """Do nothing: the run continues with evaluation."""
@@ -138,19 +131,14 @@ class _RunInProgress:
 
     run_id: str  # of the MLflow run, once it has begun
 
-    def __init__(self, prepared: Prepared, store: Store, output: Path, composed: str) -> None:
+    def __init__(self, prepared: Prepared, store: Store, output: Path) -> None:
         self.prepared, self.config, self.store, self.output = prepared, prepared.config, store, output
-        self.composed = composed  # the configuration as YAML
-        self.provenance = provenance(
-            accelerator=prepared.accelerator,
-            precision=prepared.precision,
-            threads=prepared.config.trainer.threads,
-            recipe=RECIPE_VERSION,
-        )
+        threads = self.config.trainer.threads
+        self.provenance = provenance(prepared.accelerator, prepared.precision, threads, recipe=RECIPE_VERSION)
         self.tags = {
             IDENTITY_TAG: prepared.identity,
-            "boxtwin.setting": setting_hash(prepared.config),
-            "boxtwin.output_dir": recorded_path(output, Path(prepared.config.tracking.folder)),
+            "boxtwin.setting": setting_hash(self.config),
+            "boxtwin.output_dir": recorded_path(output, store.folder),
             "boxtwin.overrides": json.dumps(typed_words()),
             "boxtwin.dataset_sha256": prepared.dataset.digest,
             "boxtwin.split_sha256": prepared.split.digest,
@@ -197,7 +185,6 @@ class _RunInProgress:
             trained.best, tested.thresholds.together, prepared.origin, class_thresholds=tested.thresholds.by_class
         )
         write_detector(detector, self.output / DETECTOR_FILE)
-        label_detectors.keep_detector(prepared, self.output / DETECTOR_FILE)
         metrics = dict(tested.metrics)
         if card:
             metrics |= {f"data/{name}": value for name, value in metrics_of(card.summary).items()}
@@ -216,14 +203,13 @@ class _RunInProgress:
 
     def take_over(self, source: Run) -> dict[str, float] | None:
         """Reuse the same run of another study; returns its metrics, or None if that study has lost it."""
-        write_bytes_atomically(self.output / "config.yaml", self.composed.encode())
         try:
             metrics = take_over(
                 self.store,
                 self.run_id,
                 source,
                 self.output,
-                tracking=Path(self.config.tracking.folder),
+                tracking=self.store.folder,
                 own_identity=self.prepared.identity,
                 condition=self.prepared.condition,
                 study=self.config.study,
@@ -233,21 +219,15 @@ class _RunInProgress:
         except (FileNotFoundError, MlflowException) as error:
             log.warning("study %s has lost files of its run (%s); it is run here", self.store.study_of(source), error)
             return None
-        self.store.log_files(self.run_id, [self.output / "config.yaml"])
-        if (self.output / DETECTOR_FILE).exists():
-            label_detectors.keep_detector(self.prepared, self.output / DETECTOR_FILE)
+        self.store.log_files(self.run_id, [self.output / CONFIGURATION])
         return metrics
 
     def _evaluate(self, plan: Plan, data: StudyDataModule, module: DetectorModule) -> Evaluation:
         """Metrics on real test images, at the count thresholds that suit the real validation images best."""
         # In float32: a metric must not depend on what the machine computes in.
         device = "cuda" if self.prepared.accelerator == "gpu" else self.prepared.accelerator
-
-        def detect(samples: Sequence[Sample]) -> dict[int, Detections]:
-            return module.detect_all(data.letterboxed(samples), device)
-
         return run_test(
-            detect,
+            lambda samples: module.detect_all(data.letterboxed(samples), device),
             validation=plan.val,
             synthetic=plan.val_synthetic,
             test=plan.test,
@@ -271,8 +251,7 @@ class _RunInProgress:
             digest = hashlib.sha256("".join(f"{sample.name}{sample.sha256}" for sample in samples).encode()).hexdigest()
             self.store.log_data(self.run_id, name=name, digest=digest, source=source, side=side, images=len(samples))
         prepared.split.save(self.output / "split.json")
-        write_bytes_atomically(self.output / "config.yaml", self.composed.encode())
-        self.store.log_files(self.run_id, [self.output / "split.json", self.output / "config.yaml"])
+        self.store.log_files(self.run_id, [self.output / "split.json", self.output / CONFIGURATION])
 
     def _link(self, *files: Path) -> None:
         """Keep files of the store as they are now in the run's folder."""

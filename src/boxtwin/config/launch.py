@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -26,7 +25,7 @@ from boxtwin.command_line import quote_variations
 from boxtwin.config.compose import former_setting, register
 from boxtwin.config.identity import run_name, short_hash
 from boxtwin.config.sweep_notes import Note, Sweep
-from boxtwin.errors import DataError, InputError, unanswered
+from boxtwin.errors import DataError, InputError, WriteError, unanswered
 from boxtwin.files import check_name, refusal
 from boxtwin.mixing.options import VariationsOptions
 from boxtwin.tracking.run_folders import RESULT_FILE
@@ -49,6 +48,8 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+# Loggers of passes of the ONNX optimiser, of steps of MLflow and of HTTP requests: nothing a user can act on.
+QUIET = ("onnxscript", "onnx_ir", "mlflow.pyfunc", "mlflow.store.db.utils", "alembic", "httpx", "httpx2")
 
 _NOT_READING = ("image_size", "speckle", "augmentation")  # settings of a data set that do not change how it is read
 _failed = 0
@@ -124,8 +125,7 @@ def hide_password(argument: str) -> str:
 
 def set_environment() -> None:
     """Set the variables of `ENVIRONMENT` that are not set, before torch and MLflow are imported."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(ENVIRONMENT | os.environ)
 
 
 def launch(main: Callable[[], Any]) -> None:
@@ -159,11 +159,11 @@ def _run(main: Callable[[], Any]) -> None:
         if line is not None:
             raise line from None
         del os.environ["HYDRA_FULL_ERROR"]
-        run_and_report(partial(_raise, error))
 
+        def fail(error: Exception = error) -> None:
+            raise error
 
-def _raise(error: Exception) -> None:
-    raise error
+        run_and_report(fail)
 
 
 def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
@@ -173,6 +173,8 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
     the job leaves a note of how it ended, and logs the progress of the sweep.
     """
     global _failed, _note
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
     hydra = HydraConfig.get()
     sweep = Sweep.of_this_process() if hydra.mode == RunMode.MULTIRUN else None
     _note, known_error = None, None
@@ -188,11 +190,11 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
         _check(config)
         work(config)
     except Exception as error:
-        refused = refusal(error)  # a disk may have room again when the sweep tries once more
-        repairable = isinstance(error, InputError) and refused is None
-        away = None if repairable or refused else unanswered(error)
-        reason = away or (str(refused or error) if repairable or refused else f"{type(error).__name__}: {error}")
-        if not (repairable or refused or away):
+        line = refusal(error) or (error if isinstance(error, InputError) else unanswered(error))
+        # A disk may have room again when the sweep tries once more.
+        repairable = isinstance(line, InputError) and not isinstance(line, WriteError)
+        reason = f"{type(error).__name__}: {error}" if line is None else str(line)
+        if line is None:
             log.error("%s", traceback.format_exc())
         if _note is None:
             if hydra.mode == RunMode.MULTIRUN:
