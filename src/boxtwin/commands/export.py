@@ -28,9 +28,8 @@ LISTED = 20  # runs that an error names
 def export_detector(composed: DictConfig) -> list[Path]:
     """Write a run's detector in the formats that the configuration names; returns what was written.
 
-    Raises:
-        InputError: no detector there, unknown formats, packages missing, or a target that is in the way. Nothing has
-            been written then.
+    Raises `InputError`, before anything is written, for a missing detector or package, an unknown format or a target
+    that exists as a file.
     """
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:

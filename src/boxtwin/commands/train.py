@@ -28,19 +28,18 @@ from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.splits import SIDES, describe
 from boxtwin.detector.checkpoint import FILE as DETECTOR_FILE
 from boxtwin.detector.checkpoint import TrainedDetector, damage, write_detector
-from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.training import quieten_lightning
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.evaluation.tested import PICTURES, Evaluation, run_test
 from boxtwin.files import exclusive_lock, link_file, remove_leftovers, write_bytes_atomically
 from boxtwin.hardware import keep_freed_blocks, use_threads
-from boxtwin.mixing.datamodule import StudyDataModule
 from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import metrics_of
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
-from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, Store, TrackedRun, ended_on_error, store_uri
+from boxtwin.synthesis.store import StoreUpdate
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, Store, ended_on_error, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
 from boxtwin.tracking.provenance import code_of, provenance, tags
 from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, find_folder, own_folder, recorded_path
@@ -61,11 +60,11 @@ def train_run(composed: DictConfig) -> dict[str, float]:
     # One lock of the folder, and one of the run: another study may be at the same run.
     waiting = f"{name}: another process is at it; waiting"
     of_all_studies = tracking / "runs" / f"{prepared.identity}.lock"
-    begun = (store_uri(config.tracking.uri, tracking), config.study, prepared.identity)
-    with exclusive_lock(folder / ".lock", waiting), exclusive_lock(of_all_studies, waiting), ended_on_error(*begun):
+    in_mlflow = (store_uri(config.tracking.uri, tracking), config.study, prepared.identity)
+    with exclusive_lock(folder / ".lock", waiting), exclusive_lock(of_all_studies, waiting), ended_on_error(*in_mlflow):
         output, store = own_folder(folder, *identities), Store(uri=config.tracking.uri, folder=tracking)
         work = _RunInProgress(prepared, store, output)
-        note_run(*begun, of_all_studies)
+        note_run(*in_mlflow, of_all_studies)
         run = store.begin_run(
             study=config.study,
             name=name,
@@ -75,21 +74,22 @@ def train_run(composed: DictConfig) -> dict[str, float]:
             tags=work.tags,
         )
         work.run_id = run.run_id
-        if run.finished:
-            if not config.rerun and _is_whole(name, store, run, output, identities):
+        if finished := run.status == "FINISHED":
+            data = store.client.get_run(run.run_id).data
+            if not config.rerun and work.is_whole(data.tags, identities):
                 shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # of a process killed right after its end
-                before, now = code_of(run.tags), code_of(tags(work.provenance))
+                before, now = code_of(data.tags), code_of(tags(work.provenance))
                 log.info(f"{name}: finished before by {before}, skipped (rerun=true runs it again with {now})")
-                return run.metrics
+                return dict(data.metrics)
             store.reopen(run.run_id, work.tags)
         write_bytes_atomically(output / CONFIGURATION, OmegaConf.to_yaml(composed, resolve=True).encode())
-        source = None if config.rerun or run.finished else store.finished_elsewhere(*identities)
+        source = None if config.rerun or finished else store.finished_elsewhere(*identities)
         if source is not None and (metrics := work.take_over(source)) is not None:
-            took = f"reused from study {store.study_of(source)}, made by {code_of(source.data.tags)}"
+            outcome = f"reused from study {store.study_of(source)}, made by {code_of(source.data.tags)}"
         else:
             store.tag(run.run_id, tags(work.provenance))  # of the code that makes the result
             metrics = work.run()
-            took = f"{metrics['time/total'] / 60:.1f} minutes"
+            outcome = f"{metrics['time/total'] / 60:.1f} minutes"
         if (output / DETECTOR_FILE).exists():
             label_detectors.keep_detector(prepared, output / DETECTOR_FILE)
             store.tag(run.run_id, {NOTE_TAG: note(recorded_path(output, tracking), DETECTOR_FILE)})
@@ -98,25 +98,9 @@ def train_run(composed: DictConfig) -> dict[str, float]:
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     log.info(
         f"{name}: AP {metrics['test/map']:.3f}, AP50 {metrics['test/map_50']:.3f}, "
-        f"count MAE {metrics['test/count_mae']:.2f} on {len(prepared.split.test)} test images; {took}"
+        f"count MAE {metrics['test/count_mae']:.2f} on {len(prepared.split.test)} test images; {outcome}"
     )
     return metrics
-
-
-def _is_whole(name: str, store: Store, run: TrackedRun, output: Path, identities: Sequence[str]) -> bool:
-    """Whether a finished run has all its files, after those that MLflow has were brought back."""
-    recorded = find_folder(run.tags.get("boxtwin.output_dir", ""), store.folder, run.tags.get(IDENTITY_TAG, ""))
-    folder = recorded or output
-    lacking = mend(store, run.run_id, folder, identities)
-    problem = damage(folder / DETECTOR_FILE)
-    if problem is not None and ((folder / DETECTOR_FILE).exists() or not set(REUSED_TAGS) & set(run.tags)):
-        if store.is_server and not lacking and not (output / DETECTOR_FILE).exists():
-            log.warning("%s: its detector is not on this machine; rerun=true trains it again here", name)
-        else:
-            lacking.append(problem)
-    if lacking:
-        log.warning("%s: finished before, but is run again: %s", name, "; ".join(lacking))
-    return not lacking
 
 
 class RunLogger(MLFlowLogger):
@@ -149,6 +133,21 @@ class _RunInProgress:
         if self.config.rerun:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
+    def is_whole(self, run_tags: Mapping[str, str], identities: Sequence[str]) -> bool:
+        """Whether the run, which has finished, has all its files, after those that MLflow has were brought back."""
+        recorded, identity = (run_tags.get(tag, "") for tag in ("boxtwin.output_dir", IDENTITY_TAG))
+        folder, name = find_folder(recorded, self.store.folder, identity) or self.output, run_name(self.config)
+        problems = mend(self.store, self.run_id, folder, identities)
+        damaged = damage(folder / DETECTOR_FILE)
+        if damaged is not None and ((folder / DETECTOR_FILE).exists() or not set(REUSED_TAGS) & set(run_tags)):
+            if self.store.is_server and not problems and not (self.output / DETECTOR_FILE).exists():
+                log.warning("%s: its detector is not on this machine; rerun=true trains it again here", name)
+            else:
+                problems.append(damaged)
+        if problems:
+            log.warning("%s: finished before, but is run again: %s", name, "; ".join(problems))
+        return not problems
+
     def run(self) -> dict[str, float]:
         """Make variations, train and test; returns the metrics."""
         prepared, trainer = self.prepared, self.config.trainer
@@ -158,18 +157,18 @@ class _RunInProgress:
         keep_freed_blocks()
         # First, so that a full disk or weights that do not fit show before any variation is made.
         module = make_detector(prepared)
-        made, card = None, None
+        update, card, variations = StoreUpdate(), None, ()
         if prepared.library:
-            made = make(prepared)
-            if made.made:
+            update = make(prepared)
+            if update.made:
                 contact_sheet(prepared)
             measuring = time.perf_counter()
             card = quality_card(prepared)
             started += time.perf_counter() - measuring  # a report for people is no time of the run
+            variations = prepared.library.variations(prepared.sources, prepared.per_image)
         if card:
             self.store.log_files(self.run_id, [card.report, card.picture], "store")
             self._link(card.report, card.picture)
-        variations = prepared.library.variations(prepared.sources, prepared.per_image) if prepared.library else ()
         plan = make_plan(prepared.split, variations)
         self._log_inputs(plan)
         data = make_data(prepared, plan)
@@ -180,20 +179,28 @@ class _RunInProgress:
         logger = RunLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id)
         trained = train(prepared, data, module, self.checkpoints, run_name(self.config), logger)
         evaluating = time.perf_counter()
-        tested = self._evaluate(plan, data, trained.best)
-        detector = TrainedDetector(
-            trained.best, tested.thresholds.together, prepared.origin, class_thresholds=tested.thresholds.by_class
+        # In float32: a metric must not depend on what the machine computes in.
+        device = "cuda" if prepared.accelerator == "gpu" else prepared.accelerator
+        tested = run_test(
+            lambda samples: trained.best.detect_all(data.letterboxed(samples), device),
+            validation=plan.val,
+            synthetic=plan.val_synthetic,
+            test=plan.test,
+            classes=prepared.dataset.classes,
+            category_ids=prepared.dataset.category_ids,
+            folder=self.output,
         )
+        together, by_class = tested.thresholds.together, tested.thresholds.by_class
+        detector = TrainedDetector(trained.best, together, prepared.origin, class_thresholds=by_class)
         write_detector(detector, self.output / DETECTOR_FILE)
-        metrics = dict(tested.metrics)
-        if card:
-            metrics |= {f"data/{name}": value for name, value in metrics_of(card.summary).items()}
-        metrics |= {
+        metrics = {
+            **tested.metrics,
+            **{f"data/{name}": value for name, value in (metrics_of(card.summary) if card else {}).items()},
             "data/real_images": float(plan.real_train),
             "data/synthetic_images": float(plan.synthetic_train),
             "data/boxes": float(sum(len(sample.object_boxes) for sample in plan.train)),
             **label_detectors.label_metrics(prepared),
-            "time/generate": made.fit_seconds + made.vary_seconds if made else 0.0,
+            "time/generate": update.fit_seconds + update.vary_seconds,
             "time/train": trained.seconds,
             "time/evaluate": time.perf_counter() - evaluating,
             "time/total": time.perf_counter() - started,
@@ -221,20 +228,6 @@ class _RunInProgress:
             return None
         self.store.log_files(self.run_id, [self.output / CONFIGURATION])
         return metrics
-
-    def _evaluate(self, plan: Plan, data: StudyDataModule, module: DetectorModule) -> Evaluation:
-        """Metrics on real test images, at the count thresholds that suit the real validation images best."""
-        # In float32: a metric must not depend on what the machine computes in.
-        device = "cuda" if self.prepared.accelerator == "gpu" else self.prepared.accelerator
-        return run_test(
-            lambda samples: module.detect_all(data.letterboxed(samples), device),
-            validation=plan.val,
-            synthetic=plan.val_synthetic,
-            test=plan.test,
-            classes=self.prepared.dataset.classes,
-            category_ids=self.prepared.dataset.category_ids,
-            folder=self.output,
-        )
 
     def _log_inputs(self, plan: Plan) -> None:
         """Log images, split and configuration, before training."""

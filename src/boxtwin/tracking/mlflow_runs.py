@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import sqlite3
 import time
 from collections import defaultdict
@@ -23,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 from mlflow.entities import Dataset as DatasetEntity
-from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, Run, RunInfo, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
@@ -60,16 +59,6 @@ def store_uri(uri: str | None, folder: Path) -> str:
 
 
 @dataclass(frozen=True)
-class TrackedRun:
-    """The MLflow run of a run."""
-
-    run_id: str
-    finished: bool  # by an earlier process
-    metrics: dict[str, float]
-    tags: dict[str, str]
-
-
-@dataclass(frozen=True)
 class Condition:
     """Results of one condition of a study, all its seeds together."""
 
@@ -81,14 +70,9 @@ class Condition:
 
 
 class Store:
-    """An MLflow tracking store.
+    """The MLflow tracking store of a server at ``uri``, or for None of ``mlflow.db`` and ``artifacts`` in ``folder``.
 
-    Args:
-        uri: address of a server; None for sqlite in ``folder``.
-        folder: holds ``mlflow.db`` and ``artifacts`` (unless there is a server), and the lock.
-
-    Raises:
-        InputError: the store cannot be reached, or is no MLflow store.
+    The lock lies in ``folder`` in either case. Raises `InputError` if there is no store, or it cannot be reached.
     """
 
     def __init__(self, *, uri: str | None, folder: Path) -> None:
@@ -98,8 +82,13 @@ class Store:
         with self._lock:
             try:
                 if not self.is_server:
-                    _create(folder / DATABASE)
-                    update_addresses(folder / DATABASE)
+                    database = folder / DATABASE
+                    if not database.exists():  # it appears with all its tables or not at all
+                        remove_leftovers(folder, DATABASE)
+                        with atomic_path(database) as unfinished:
+                            address = f"{SQLITE}{unfinished.resolve()}"
+                            MlflowClient(tracking_uri=address).search_experiments(max_results=1)
+                    update_addresses(database)
                 self.client = MlflowClient(tracking_uri=self.uri)
                 self.client.search_experiments(max_results=1)
             except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
@@ -116,12 +105,11 @@ class Store:
                 location = None if self.is_server else (self.folder / ARTIFACTS / study).resolve().as_uri()
                 return str(self.client.create_experiment(study, artifact_location=location))
         if experiment.lifecycle_stage != "active":
-            file = (self.folder if self.folder.is_absolute() else Path(os.path.relpath(self.folder))) / DATABASE
-            address = self.uri if self.is_server else f"{SQLITE}{file}"
+            address = self.uri if self.is_server else f"{SQLITE}{self.folder / DATABASE}"
             words = ("experiments", "restore", "--experiment-id", str(experiment.experiment_id))
             raise InputError(
                 f"study {study} was deleted in MLflow; choose another name (study=…), or bring it back:\n"
-                + command_line("mlflow", words, MLFLOW_TRACKING_URI=str(address))
+                + command_line("mlflow", words, MLFLOW_TRACKING_URI=address)
             )
         return str(experiment.experiment_id)
 
@@ -139,11 +127,11 @@ class Store:
         earlier_identities: Sequence[str] = (),
         params: Mapping[str, object],
         tags: Mapping[str, str],
-    ) -> TrackedRun:
+    ) -> RunInfo:
         """Begin the MLflow run of a run, or continue the one that an earlier process left.
 
-        A run has one MLflow run in a study: a finished one is returned as it is, any other is set to running. Older
-        versions may have given it ``earlier_identities``.
+        A run has one MLflow run in a study: one with status FINISHED is returned as it is, any other is set to running.
+        Older versions may have given it ``earlier_identities``.
         """
         experiment_id, kind = self.experiment(study), {KIND_TAG: "run", IDENTITY_TAG: identity}
         with self._lock:
@@ -154,7 +142,7 @@ class Store:
             ]
             finished = next((run for run in earlier if run.info.status == "FINISHED"), None)
             if finished is not None:
-                return TrackedRun(finished.info.run_id, True, dict(finished.data.metrics), dict(finished.data.tags))
+                return finished.info
             if earlier:
                 run = earlier[0]
                 self.client.update_run(run.info.run_id, status="RUNNING")
@@ -165,7 +153,7 @@ class Store:
             params=[Param(key, str(value)) for key, value in params.items() if key not in run.data.params],
             tags=[RunTag(key, value) for key, value in {**kind, **tags}.items()],
         )
-        return TrackedRun(run.info.run_id, False, {}, {})
+        return run.info
 
     def finished_elsewhere(self, *identities: str) -> Run | None:
         """The oldest finished MLflow run of a run in any study that is not deleted; None if there is none."""
@@ -231,18 +219,18 @@ class Store:
                 finite = {name: value for name, value in condition.metrics.items() if math.isfinite(value)}
                 runs = earlier[condition.key]
                 # MLflow keeps a logged metric, so a run with a metric too many is replaced.
-                kept = next((run for run in runs if set(run.data.metrics) <= set(finite)), None)
-                if kept is not None:
-                    runs.remove(kept)
+                existing = next((run for run in runs if set(run.data.metrics) <= set(finite)), None)
+                if existing is not None:
+                    runs.remove(existing)
                 else:
                     tags = {KIND_TAG: "condition", CONDITION_TAG: condition.key}
-                    kept = self.client.create_run(experiment_id, run_name=condition.name, tags=tags)
+                    existing = self.client.create_run(experiment_id, run_name=condition.name, tags=tags)
                     params = [Param(key, str(value)) for key, value in condition.params.items()]
-                    self.client.log_batch(kept.info.run_id, params=params)
-                self.tag(kept.info.run_id, condition.tags)
-                changed = {name: value for name, value in finite.items() if kept.data.metrics.get(name) != value}
-                self.log_metrics(kept.info.run_id, changed)
-                self.client.set_terminated(kept.info.run_id, "FINISHED")
+                    self.client.log_batch(existing.info.run_id, params=params)
+                self.tag(existing.info.run_id, condition.tags)
+                changed = {name: value for name, value in finite.items() if existing.data.metrics.get(name) != value}
+                self.log_metrics(existing.info.run_id, changed)
+                self.client.set_terminated(existing.info.run_id, "FINISHED")
             for outdated in (run for runs in earlier.values() for run in runs):
                 self.client.delete_run(outdated.info.run_id)
 
@@ -341,15 +329,6 @@ class Store:
         return [] if experiment is None else self._search([experiment.experiment_id], TRAINING_RUNS)
 
 
-def _create(file: Path) -> None:
-    """Create a missing sqlite store; the file appears with all its tables or not at all."""
-    if file.exists():
-        return
-    remove_leftovers(file.parent, file.name)
-    with atomic_path(file) as unfinished:
-        MlflowClient(tracking_uri=f"{SQLITE}{unfinished.resolve()}").search_experiments(max_results=1)
-
-
 def end_running(uri: str, study: str, identity: str, status: str = "KILLED", reason: str = "killed") -> None:
     """End what MLflow shows as running of a run, in the store at ``uri``; the caller holds the run's lock."""
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
@@ -382,7 +361,7 @@ def ended_on_error(uri: str, study: str, identity: str) -> Iterator[None]:
                 end_running(uri, study, identity, status, reason)
             except Exception as refused:  # it must not hide the first error
                 first, *_ = str(refused).splitlines() or [""]
-                log.warning("MLflow does not take that a run of study %s is %s: %s", study, status, first)
+                log.warning("MLflow did not record that a run of study %s is %s: %s", study, status, first)
         if isinstance(error, SystemExit):
             raise KeyboardInterrupt from error
         raise

@@ -47,13 +47,11 @@ def git_state(package: Path = PACKAGE) -> dict[str, Any]:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     """The output of git; None if it fails or is not installed."""
+    command = ("git", "-C", str(folder), *arguments)
     try:
-        done = subprocess.run(
-            ("git", "-C", str(folder), *arguments), capture_output=True, text=True, timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def tags(record: dict[str, Any]) -> dict[str, str]:
