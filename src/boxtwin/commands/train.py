@@ -216,7 +216,7 @@ class _RunInProgress:
                 self.run_id,
                 source,
                 self.output,
-                tracking=self.store.folder,
+                tracking=Path(self.config.tracking.folder),
                 own_identity=self.prepared.identity,
                 condition=self.prepared.condition,
                 study=self.config.study,

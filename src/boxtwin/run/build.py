@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class Prepared:
         """The pixel values that mean 0 and 1."""
         measured = measure_levels(self.split.train, self.images.read)
         if measured.levels != Levels():
-            log.info("16 bit images: black value %d, full-scale value %d", measured.levels.black, measured.levels.white)
+            log.info("16 bit images: black %d, white %d", measured.levels.black, measured.levels.white)
         for remark in measured.remarks:
             log.warning("%s: %s", self.dataset.name, remark)
         return measured.levels
@@ -257,7 +257,8 @@ def make_detector(prepared: Prepared) -> DetectorModule:
                 image_size=detector.image_size,
                 tile=detector.tile,
                 channels=prepared.channels,
-                **asdict(prepared.levels),
+                white=prepared.levels.white,
+                black=prepared.levels.black,
                 reading=make_reading(prepared.config).plain(),
                 nms_iou=detector.nms_iou,
                 max_detections=detection_limit(prepared.split.train),
