@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 # Errors of a file system that cannot be written to, and how to repair them.
 CURES = {
-    errno.ENOSPC: "the disk takes no more{free}: free some space there, or raise a limit for files (ulimit -f)",
+    errno.ENOSPC: "no space is left on the disk{free}: free some space there, or raise a limit for files (ulimit -f)",
     errno.EDQUOT: "the quota of the disk is used up{free}: free some space there",
     errno.EFBIG: "a file may not grow that large here: raise the limit (ulimit -f)",
     errno.EROFS: "the file system is read-only: choose another folder",
@@ -31,22 +31,17 @@ CURES = {
 
 # Messages of torch.save and sqlite, which hide the error of the system.
 LIBRARY_MESSAGES = {
-    "PytorchStreamWriter failed": errno.ENOSPC,
-    "iostream error": errno.ENOSPC,
-    "unexpected pos ": errno.ENOSPC,
-    "database or disk is full": errno.ENOSPC,
-    "disk I/O error": errno.ENOSPC,
+    **dict.fromkeys(("PytorchStreamWriter failed", "iostream error", "unexpected pos "), errno.ENOSPC),
+    **dict.fromkeys(("database or disk is full", "disk I/O error"), errno.ENOSPC),
     "attempt to write a readonly database": errno.EROFS,
 }
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def refusal(error: BaseException, path: Path | None = None) -> WriteError | None:
-    """One line for a disk or folder that does not take a file; None for any other error.
+    """One line for a disk or folder that does not take a file, which may be named by ``path``; None for other errors.
 
-    Args:
-        error: an `OSError`, or what libraries make of one (it is found among the causes, or by its text).
-        path: of the file, if the error names none.
+    The `OSError` may be the cause of ``error``, or a library may have given its text alone.
     """
     if isinstance(error, InputError):
         return error if isinstance(error, WriteError) else None
@@ -87,9 +82,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` for a file or a folder, which replaces ``path`` when the block ends.
 
     So ``path`` is never incomplete. If the block raises, the temporary file is removed and ``path`` stays as it was.
-
-    Raises:
-        WriteError: the disk or the folder does not take it.
+    Raises `WriteError` if the disk or the folder does not take it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
@@ -124,7 +117,7 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 def link_file(source: Path, target: Path) -> None:
     """Hard-link a file, or copy it if the disk has no links. A file at ``target`` is replaced."""
     with atomic_path(target) as temporary:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         try:
             os.link(source, temporary)
         except OSError:
@@ -137,7 +130,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
     They are those of ``name``, directly in ``folder``; for None of all files in and below it.
     """
-    for path in [*(folder.rglob(".*.part") if name is None else folder.glob(f".{glob.escape(name)}.*part*"))]:
+    for path in list(folder.rglob(".*.part") if name is None else folder.glob(f".{glob.escape(name)}.*part*")):
         _remove(path)
 
 

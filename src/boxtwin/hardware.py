@@ -9,9 +9,7 @@ import torch
 
 from boxtwin.errors import InputError
 
-# mallopt's parameters, from glibc's malloc.h.
-M_TRIM_THRESHOLD = -1
-M_MMAP_THRESHOLD = -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt's parameters, from glibc's malloc.h
 LARGEST_BLOCK = 2**30  # bytes; the largest feature map of a batch is well below
 MOST_KEPT = 2**31 - 1  # bytes: the largest value that fits mallopt's int
 
@@ -20,11 +18,7 @@ LIGHTNING = {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-tru
 
 
 def choose_device(device: str, asked_by: str) -> torch.device:
-    """The device of a setting of ``asked_by``; "auto" takes a CUDA device if there is one.
-
-    Raises:
-        InputError: there is no such device.
-    """
+    """The device of a setting, "auto" for a CUDA device if there is one; raises `InputError` if it does not exist."""
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"{asked_by}: device is auto, cpu or cuda, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
@@ -35,21 +29,18 @@ def choose_device(device: str, asked_by: str) -> torch.device:
 def choose_dtype(dtype: str, device: torch.device, asked_by: str, *, float16: bool = True) -> torch.dtype:
     """The number format of a setting; "auto" takes bfloat16 if the hardware computes in it, else float16 on a GPU.
 
-    Without ``float16``, for networks that are trained without a gradient scaler, float32 takes its place.
-
-    Raises:
-        InputError: there is no such format, or not on this device.
+    Without ``float16``, for networks that are trained without a gradient scaler, float32 takes its place. Raises
+    `InputError` if there is no such format, or not on this device.
     """
-    if dtype != "auto":
-        known = [name for name in DTYPES if float16 or name != "float16"]
-        if dtype not in known:
-            raise InputError(f"{asked_by}: dtype is auto, {', '.join(known)}, got {dtype!r}")
-        if dtype == "float16" and device.type == "cpu":
-            raise InputError(f"{asked_by}: dtype=float16 needs a GPU; CPUs take float32 or bfloat16")
-        return DTYPES[dtype]
-    if has_bfloat16(device.type):
-        return torch.bfloat16
-    return torch.float16 if float16 and device.type == "cuda" else torch.float32
+    known = [name for name in DTYPES if float16 or name != "float16"]
+    if dtype == "auto":
+        dtype = "float16" if float16 and device.type == "cuda" else "float32"
+        dtype = "bfloat16" if has_bfloat16(device.type) else dtype
+    if dtype not in known:
+        raise InputError(f"{asked_by}: dtype is auto, {', '.join(known)}, got {dtype!r}")
+    if dtype == "float16" and device.type == "cpu":
+        raise InputError(f"{asked_by}: dtype=float16 needs a GPU; CPUs take float32 or bfloat16")
+    return DTYPES[dtype]
 
 
 def has_bfloat16(accelerator: str) -> bool:
@@ -67,16 +58,11 @@ def on_gpu(accelerator: str) -> bool:
 
 def lightning_accelerator(accelerator: str) -> str:
     """The name that Lightning gives an accelerator; "auto" takes a CUDA device if there is one."""
-    if accelerator != "auto":
-        return accelerator
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return ("cuda" if torch.cuda.is_available() else "cpu") if accelerator == "auto" else accelerator
 
 
 def lightning_precision(precision: str, accelerator: str) -> str:
-    """The name that Lightning gives a precision; "auto" takes bfloat16 if the hardware computes in it, else float32.
-
-    It never takes float16, which needs a gradient scaler.
-    """
+    """The name that Lightning gives a precision; "auto" takes bfloat16 if the hardware computes in it, else float32."""
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16(lightning_accelerator(accelerator)) else "float32"
     return LIGHTNING[precision]

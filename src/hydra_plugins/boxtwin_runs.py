@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 
 from boxtwin.config.compose import register
@@ -13,12 +14,10 @@ class BoxtwinSweeper(RunSweeper):
 
 
 @dataclass
-class BoxtwinSweeperConf:
+class BoxtwinSweeperConf(BasicSweeperConf):
     """Settings of ``hydra.sweeper``, those of Hydra's own sweeper."""
 
     _target_: str = "hydra_plugins.boxtwin_runs.BoxtwinSweeper"
-    max_batch_size: int | None = None
-    params: dict[str, str] | None = None
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="runs", node=BoxtwinSweeperConf, provider="boxtwin")

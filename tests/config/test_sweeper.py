@@ -22,8 +22,7 @@ from boxtwin.config.compose import register
 from boxtwin.config.launch import quote_numbers
 from boxtwin.config.sweeper import end_killed, settings_key
 from boxtwin.errors import InputError
-from boxtwin.tracking.interrupted import ended_on_error
-from boxtwin.tracking.mlflow_runs import Store, store_uri
+from boxtwin.tracking.mlflow_runs import Store, ended_on_error, store_uri
 
 ROOT = Path(__file__).parents[2]
 Sweep = Callable[..., tuple[int, str, dict[str, int]]]

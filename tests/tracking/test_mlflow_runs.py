@@ -84,12 +84,13 @@ def test_a_run_has_one_run_whatever_happens(store: Store, tmp_path: Path) -> Non
     store.end(first.run_id, "FAILED", "ran out of luck")
     again = store.begin_run(study=study, identity="i1", **RUN)
     assert again.run_id == first.run_id
-    assert not again.finished
+    assert again.status != "FINISHED"
     assert store.client.get_run(again.run_id).info.status == "RUNNING"
     store.log_metrics(again.run_id, {"test/map": 0.25, "test/map_large": float("nan")})
     store.end(again.run_id, "FINISHED")
     done = store.begin_run(study=study, identity="i1", **RUN)
-    assert (done.run_id, done.finished, done.metrics) == (first.run_id, True, {"test/map": 0.25})
+    assert (done.run_id, done.status) == (first.run_id, "FINISHED")
+    assert store.client.get_run(done.run_id).data.metrics == {"test/map": 0.25}
     other = store.begin_run(study=study, identity="i2", **RUN)
     assert other.run_id != first.run_id
     assert {run.info.run_id for run in store.runs(study)} == {first.run_id, other.run_id}
@@ -172,7 +173,7 @@ def test_a_run_is_copied_with_history_data_and_files(store: Store, tmp_path: Pat
     assert found is not None
     assert (found.info.run_id, store.study_of(found)) == (source.run_id, study)
     copy = store.begin_run(study=other, identity=identity, **RUN)
-    assert not copy.finished
+    assert copy.status == "RUNNING"
     for _ in range(2):  # killed in the middle, it is done again
         (tmp_path / "temporary").mkdir(exist_ok=True)
         artifacts = store.fetch_all(found, tmp_path / "temporary")

@@ -28,13 +28,9 @@ LISTED = 20  # runs that an error names
 def export_detector(composed: DictConfig) -> list[Path]:
     """Write a run's detector in the formats that the configuration names; returns what was written.
 
-    Raises:
-        InputError: no detector there, unknown formats, packages missing, or a target that is in the way. Nothing has
-            been written then.
+    Raises `InputError`, before anything is written, for a missing detector or package, an unknown format or a target
+    that exists as a file.
     """
-    # Passes of the ONNX optimiser, and steps of MLflow: nothing a user can act on.
-    for name in ("onnxscript", "onnx_ir", "mlflow.pyfunc", "mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise InputError(f"these settings need a value: {', '.join(missing)}\n{_detectors_near(Path('multirun'))}")

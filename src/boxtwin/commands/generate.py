@@ -35,20 +35,15 @@ log = logging.getLogger(__name__)
 
 SHEET_SOURCES, SHEET_VARIATIONS = 8, 3  # of a contact sheet
 # Settings and options that a suggested command leaves out.
-_NOT_SUGGESTED = ("confirm", "budget", "regenerate", "rerun")
-_DEFAULTS = ("--config-name=config", "--config-name=generate")
+_NOT_SUGGESTED = re.compile(r"\+*(confirm|budget|regenerate|rerun)=|--config-name=(config|generate)$")
 _NAMED = 5  # variations that a message names
 
 
 def generate(composed: DictConfig) -> None:
     """Make the variations of a split, or, with ``regenerate``, make those of a store again and compare.
 
-    Raises:
-        InputError: calls are not confirmed or over the budget; variations are missing or differ at the end.
+    Raises `InputError` if calls are not confirmed or over the budget, and if variations are missing or differ.
     """
-    # A line for every HTTP request would break the progress bar.
-    for name in ("httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     if composed.get("regenerate") is not None:
         _regenerate(composed)
         return
@@ -59,15 +54,15 @@ def generate(composed: DictConfig) -> None:
     library = prepared.store
     _check_confirmed(prepared, config)
     label_detectors.prepare_labelling(prepared)
-    made = library.make(prepared.sources, prepared.per_image)
+    update = library.make(prepared.sources, prepared.per_image)
     sheet = contact_sheet(prepared)
     label_detectors.write_label_card(prepared)
     quality_card(prepared)
-    counts = [f"{made.made} variations made", f"{made.existing} were there already", f"{made.refused} refused"]
-    if made.reused:
-        counts.append(f"{made.reused} reused from a store with the same pixels")
-    if library.generator.remote or made.cost_usd:
-        counts.append(f"cost {made.cost_usd:.2f} USD")
+    counts = [f"{update.made} variations made", f"{update.existing} were there already", f"{update.refused} refused"]
+    if update.reused:
+        counts.append(f"{update.reused} reused from a store with the same pixels")
+    if library.generator.remote or update.cost_usd:
+        counts.append(f"cost {update.cost_usd:.2f} USD")
     lines = [
         f"{', '.join(counts)}: {prepared.per_image} of each of {len(prepared.sources)} images",
         f"labels: {label_detectors.describe(prepared)}",
@@ -77,7 +72,19 @@ def generate(composed: DictConfig) -> None:
     ]
     log.info("\n".join(lines))
     _check_usable(prepared)
-    _check_complete(prepared)
+    if missing := library.missing(prepared.sources, prepared.per_image):
+        refused = library.refused(prepared.sources)
+        lines = [
+            f"{request.source.name} v{request.variation:02d}: "
+            + (refused[request.key].reason if request.key in refused else "not made")
+            for request in missing[:_NAMED]
+        ]
+        if len(missing) > _NAMED:
+            lines.append(f"… and {len(missing) - _NAMED} more; all are in {library.folder / 'refused.jsonl'}")
+        raise InputError(
+            f"{len(missing)} of {prepared.wanted} variations are missing; the same command asks for them again, and "
+            "training does without them:\n  " + "\n  ".join(lines)
+        )
 
 
 def make(prepared: Prepared) -> StoreUpdate:
@@ -93,26 +100,26 @@ def make(prepared: Prepared) -> StoreUpdate:
                 f"elsewhere. Make them first:\n  {command(prepared.config)}"
             )
     label_detectors.prepare_labelling(prepared)
-    made = library.make(prepared.sources, prepared.per_image, use_generator=not generator.remote)
+    update = library.make(prepared.sources, prepared.per_image, use_generator=not generator.remote)
     label_detectors.write_label_card(prepared)
     _check_usable(prepared)
-    if made.made:
-        seconds = f"{made.fit_seconds + made.vary_seconds:.0f} s (learning: {made.fit_seconds:.0f} s)"
-        log.info("%s: %d variations made in %s", library.folder.name, made.made, seconds)
-    return made
+    if update.made:
+        seconds = f"{update.fit_seconds + update.vary_seconds:.0f} s (learning: {update.fit_seconds:.0f} s)"
+        log.info("%s: %d variations made in %s", library.folder.name, update.made, seconds)
+    return update
 
 
 def contact_sheet(prepared: Prepared) -> Path | None:
     """Draw sources beside their first variations, with boxes, into the store's folder. None if it has no variations."""
     sources = overlays.pick_examples(prepared.split.train, SHEET_SOURCES)
-    made: dict[str, list[Sample]] = {source.name: [] for source in sources}
+    variations: dict[str, list[Sample]] = {source.name: [] for source in sources}
     for sample in prepared.store.variations(sources, min(prepared.per_image, SHEET_VARIATIONS)):
         assert sample.lineage is not None
-        made[sample.lineage.source].append(sample)
-    if not any(made.values()):
+        variations[sample.lineage.source].append(sample)
+    if not any(variations.values()):
         return None
     path = prepared.store.folder / "contact_sheet.png"
-    overlays.contact_sheet(sources, list(made.values()), path, prepared.dataset.classes)
+    overlays.contact_sheet(sources, list(variations.values()), path, prepared.dataset.classes)
     return path
 
 
@@ -132,16 +139,12 @@ def quality_card(prepared: Prepared) -> QualityCard | None:
 
 def command(config: BoxtwinConfig, *more: str) -> str:
     """The generate.py command that makes the variations of the configuration."""
-    given = [
-        word
-        for word in words_of(typed_words())
-        if word.lstrip("+").split("=")[0] not in _NOT_SUGGESTED and word not in _DEFAULTS
-    ]
-    if not any(re.match(r"\+*variations(\.per_image)?=", word) for word in given):
-        given.append(setting("variations", config.variations.per_image))
-    if any(word.startswith("--config-name=") for word in given):  # it may lack generate.py's own settings
+    words = [word for word in words_of(typed_words()) if not _NOT_SUGGESTED.match(word)]
+    if not any(re.match(r"\+*variations(\.per_image)?=", word) for word in words):
+        words.append(setting("variations", config.variations.per_image))
+    if any(word.startswith("--config-name=") for word in words):  # it may lack generate.py's own settings
         more = tuple(f"++{word}" for word in more)
-    return command_line("generate.py", [*given, *more])
+    return command_line("generate.py", [*words, *more])
 
 
 def _check_confirmed(prepared: Prepared, config: GenerateConfig) -> None:
@@ -152,8 +155,8 @@ def _check_confirmed(prepared: Prepared, config: GenerateConfig) -> None:
     cost = round(math.fsum(generator.price_usd(request.source) for request in missing), 6)
     if not missing or not (generator.remote or cost):
         return
-    lacking = f"{len(missing)} of {prepared.wanted} variations are missing"
-    bill = f"{lacking}; {generator.name} makes them for about {cost:.2f} USD"
+    count = f"{len(missing)} of {prepared.wanted} variations are missing"
+    bill = f"{count}; {generator.name} makes them for about {cost:.2f} USD"
     more = ("confirm=true",) if config.budget is None else (f"budget={config.budget:g}", "confirm=true")
     if config.budget is not None and cost > config.budget:
         raise InputError(
@@ -177,26 +180,6 @@ def _check_usable(prepared: Prepared) -> None:
     )
 
 
-def _check_complete(prepared: Prepared) -> None:
-    missing, refused = (
-        prepared.store.missing(prepared.sources, prepared.per_image),
-        prepared.store.refused(prepared.sources),
-    )
-    if not missing:
-        return
-    lines = [
-        f"{request.source.name} v{request.variation:02d}: "
-        + (refused[request.key].reason if request.key in refused else "not made")
-        for request in missing[:_NAMED]
-    ]
-    if len(missing) > _NAMED:
-        lines.append(f"… and {len(missing) - _NAMED} more; all are in {prepared.store.folder / 'refused.jsonl'}")
-    raise InputError(
-        f"{len(missing)} of {prepared.wanted} variations are missing; the same command asks for them again, and "
-        "training does without them:\n  " + "\n  ".join(lines)
-    )
-
-
 def _regenerate(composed: DictConfig) -> None:
     """Make every image of a store again and compare."""
     store = Path(composed.regenerate).parent
@@ -211,10 +194,10 @@ def _regenerate(composed: DictConfig) -> None:
         "%s: %d equal, %d restored, %d different", store, result.equal, len(result.restored), len(result.different)
     )
     if result.different:
-        named = "\n  ".join(result.different[:_NAMED])
+        names = "\n  ".join(result.different[:_NAMED])
         raise InputError(
-            f"{len(result.different)} images of {store} come out differently here, and were left as they are. The same "
-            f"bytes are to be had on the same kind of machine with the same versions of packages only:\n  {named}"
+            f"{len(result.different)} images of {store} come out differently here, and were left unchanged. Equal "
+            f"bytes need the same kind of machine and the same versions of packages:\n  {names}"
         )
 
 
@@ -251,14 +234,13 @@ def _generator_of(config: BoxtwinConfig, identity: StoreIdentity, training: Sequ
             f"{name} runs elsewhere and gives another image every time, so that there is nothing to compare. Images "
             "lost from its store are brought back by generate.py without regenerate, from answers that were kept"
         )
-    now = json.loads(json.dumps(recorded_parameters(generator, training)))
-    made, here = identity.version, generator.version(training)
-    if made != here:
-        raise InputError(f"the store was made by version {made} of {name}, here is version {here}")
-    unlike = sorted(key for key in {*now, *recorded} if now.get(key) != recorded.get(key))
-    if unlike:
+    current = json.loads(json.dumps(recorded_parameters(generator, training)))
+    if identity.version != (version := generator.version(training)):
+        raise InputError(f"the store was made by version {identity.version} of {name}, here is version {version}")
+    differing = sorted(key for key in {*current, *recorded} if current.get(key) != recorded.get(key))
+    if differing:
         raise InputError(
-            f"generator={name} as it is here differs from the one that made the store in {', '.join(unlike)}; say "
-            + " ".join(quoted(setting(f"generator.{key}", recorded.get(key))) for key in unlike)
+            f"generator={name} as it is here differs from the one that made the store in {', '.join(differing)}; say "
+            + " ".join(quoted(setting(f"generator.{key}", recorded.get(key))) for key in differing)
         )
     return generator

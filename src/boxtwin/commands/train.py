@@ -25,39 +25,34 @@ from boxtwin.config.compose import to_object
 from boxtwin.config.identity import RECIPE_VERSION, flat_params, run_name, setting_hash
 from boxtwin.config.launch import note_run, typed_words
 from boxtwin.config.schema import BoxtwinConfig
-from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.splits import SIDES, describe
 from boxtwin.detector.checkpoint import FILE as DETECTOR_FILE
 from boxtwin.detector.checkpoint import TrainedDetector, damage, write_detector
-from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.training import quieten_lightning
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.evaluation.tested import PICTURES, Evaluation, run_test
 from boxtwin.files import exclusive_lock, link_file, remove_leftovers, write_bytes_atomically
 from boxtwin.hardware import keep_freed_blocks, use_threads
-from boxtwin.mixing.datamodule import StudyDataModule
 from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import metrics_of
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
-from boxtwin.tracking.interrupted import ended_on_error
-from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, Store, TrackedRun, store_uri
+from boxtwin.synthesis.store import StoreUpdate
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, Store, ended_on_error, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
-from boxtwin.tracking.provenance import code_of, provenance, record_of, tags
+from boxtwin.tracking.provenance import code_of, provenance, tags
 from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, find_folder, own_folder, recorded_path
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"  # below the run's folder
+CHECKPOINTS, CONFIGURATION = "checkpoints", "config.yaml"  # in the run's folder
 FILES = (*PICTURES, "detections.json", MATCHES_FILE, EXAMPLES_FILE, RESULT_FILE)  # of a tested run, for MLflow
 
 
 def train_run(composed: DictConfig) -> dict[str, float]:
     """Train, test and log one run; return its metrics. A finished run is skipped, an interrupted one is continued."""
     quieten_lightning()
-    for name in ("alembic", "mlflow.store.db.utils"):  # of the tables of MLflow
-        logging.getLogger(name).setLevel(logging.WARNING)
     config = to_object(composed, BoxtwinConfig)
     prepared = prepare(config)
     folder, identities = Path(HydraConfig.get().runtime.output_dir), (prepared.identity, *prepared.earlier_identities)
@@ -65,11 +60,11 @@ def train_run(composed: DictConfig) -> dict[str, float]:
     # One lock of the folder, and one of the run: another study may be at the same run.
     waiting = f"{name}: another process is at it; waiting"
     of_all_studies = tracking / "runs" / f"{prepared.identity}.lock"
-    begun = (store_uri(config.tracking.uri, tracking), config.study, prepared.identity)
-    with exclusive_lock(folder / ".lock", waiting), exclusive_lock(of_all_studies, waiting), ended_on_error(*begun):
+    in_mlflow = (store_uri(config.tracking.uri, tracking), config.study, prepared.identity)
+    with exclusive_lock(folder / ".lock", waiting), exclusive_lock(of_all_studies, waiting), ended_on_error(*in_mlflow):
         output, store = own_folder(folder, *identities), Store(uri=config.tracking.uri, folder=tracking)
-        work = _RunInProgress(prepared, store, output, OmegaConf.to_yaml(composed, resolve=True))
-        note_run(*begun, of_all_studies)
+        work = _RunInProgress(prepared, store, output)
+        note_run(*in_mlflow, of_all_studies)
         run = store.begin_run(
             study=config.study,
             name=name,
@@ -79,55 +74,37 @@ def train_run(composed: DictConfig) -> dict[str, float]:
             tags=work.tags,
         )
         work.run_id = run.run_id
-        again = run.finished and (config.rerun or not _is_whole(name, store, run, output, identities))
-        if run.finished and not again:
-            shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # of a process killed right after its end
-            before, now = code_of(record_of(run.tags)), code_of(work.provenance)
-            log.info(f"{name}: finished before by {before}, skipped (rerun=true runs it again with {now})")
-            return run.metrics
-        if run.finished:
+        if finished := run.status == "FINISHED":
+            data = store.client.get_run(run.run_id).data
+            if not config.rerun and work.is_whole(data.tags, identities):
+                shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # of a process killed right after its end
+                before, now = code_of(data.tags), code_of(tags(work.provenance))
+                log.info(f"{name}: finished before by {before}, skipped (rerun=true runs it again with {now})")
+                return dict(data.metrics)
             store.reopen(run.run_id, work.tags)
-        source = None if config.rerun or again else store.finished_elsewhere(*identities)
-        metrics = None if source is None else work.take_over(source)
-        if metrics is not None and source is not None:
-            took = f"reused from study {store.study_of(source)}, made by {code_of(record_of(source.data.tags))}"
+        write_bytes_atomically(output / CONFIGURATION, OmegaConf.to_yaml(composed, resolve=True).encode())
+        source = None if config.rerun or finished else store.finished_elsewhere(*identities)
+        if source is not None and (metrics := work.take_over(source)) is not None:
+            outcome = f"reused from study {store.study_of(source)}, made by {code_of(source.data.tags)}"
         else:
             store.tag(run.run_id, tags(work.provenance))  # of the code that makes the result
             metrics = work.run()
-            took = f"{metrics['time/total'] / 60:.1f} minutes"
+            outcome = f"{metrics['time/total'] / 60:.1f} minutes"
         if (output / DETECTOR_FILE).exists():
+            label_detectors.keep_detector(prepared, output / DETECTOR_FILE)
             store.tag(run.run_id, {NOTE_TAG: note(recorded_path(output, tracking), DETECTOR_FILE)})
         store.end(run.run_id, "FINISHED")
         # Not before: killed in between, the run needs no new training.
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     log.info(
         f"{name}: AP {metrics['test/map']:.3f}, AP50 {metrics['test/map_50']:.3f}, "
-        f"count MAE {metrics['test/count_mae']:.2f} on {len(prepared.split.test)} test images; {took}"
+        f"count MAE {metrics['test/count_mae']:.2f} on {len(prepared.split.test)} test images; {outcome}"
     )
     return metrics
 
 
-def _is_whole(name: str, store: Store, run: TrackedRun, output: Path, identities: Sequence[str]) -> bool:
-    """Whether a finished run has all its files, after those that MLflow has were brought back."""
-    recorded = find_folder(run.tags.get("boxtwin.output_dir", ""), store.folder, run.tags.get(IDENTITY_TAG, ""))
-    folder = recorded or output
-    lacking = mend(store, run.run_id, folder, identities)
-    problem = damage(folder / DETECTOR_FILE)
-    if problem is not None and ((folder / DETECTOR_FILE).exists() or not set(REUSED_TAGS) & set(run.tags)):
-        if store.is_server and not lacking and not (output / DETECTOR_FILE).exists():
-            log.warning("%s: its detector is not on this machine; rerun=true trains it again here", name)
-        else:
-            lacking.append(problem)
-    if lacking:
-        log.warning("%s: finished before, but is run again: %s", name, "; ".join(lacking))
-    return not lacking
-
-
 class RunLogger(MLFlowLogger):
-    """Lightning's logger for an MLflow run that `Store` begins, with its parameters, and ends."""
-
-    def log_hyperparams(self, params: Any) -> None:
-        """Do nothing."""
+    """Lightning's logger for an MLflow run that `Store` begins and ends."""
 
     def finalize(self, status: str = "success") -> None:
         """Do nothing: the run continues with evaluation."""
@@ -138,19 +115,14 @@ class _RunInProgress:
 
     run_id: str  # of the MLflow run, once it has begun
 
-    def __init__(self, prepared: Prepared, store: Store, output: Path, composed: str) -> None:
+    def __init__(self, prepared: Prepared, store: Store, output: Path) -> None:
         self.prepared, self.config, self.store, self.output = prepared, prepared.config, store, output
-        self.composed = composed  # the configuration as YAML
-        self.provenance = provenance(
-            accelerator=prepared.accelerator,
-            precision=prepared.precision,
-            threads=prepared.config.trainer.threads,
-            recipe=RECIPE_VERSION,
-        )
+        threads = self.config.trainer.threads
+        self.provenance = provenance(prepared.accelerator, prepared.precision, threads, recipe=RECIPE_VERSION)
         self.tags = {
             IDENTITY_TAG: prepared.identity,
-            "boxtwin.setting": setting_hash(prepared.config),
-            "boxtwin.output_dir": recorded_path(output, Path(prepared.config.tracking.folder)),
+            "boxtwin.setting": setting_hash(self.config),
+            "boxtwin.output_dir": recorded_path(output, store.folder),
             "boxtwin.overrides": json.dumps(typed_words()),
             "boxtwin.dataset_sha256": prepared.dataset.digest,
             "boxtwin.split_sha256": prepared.split.digest,
@@ -161,6 +133,21 @@ class _RunInProgress:
         if self.config.rerun:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
+    def is_whole(self, run_tags: Mapping[str, str], identities: Sequence[str]) -> bool:
+        """Whether the run, which has finished, has all its files, after those that MLflow has were brought back."""
+        recorded, identity = (run_tags.get(tag, "") for tag in ("boxtwin.output_dir", IDENTITY_TAG))
+        folder, name = find_folder(recorded, self.store.folder, identity) or self.output, run_name(self.config)
+        problems = mend(self.store, self.run_id, folder, identities)
+        damaged = damage(folder / DETECTOR_FILE)
+        if damaged is not None and ((folder / DETECTOR_FILE).exists() or not set(REUSED_TAGS) & set(run_tags)):
+            if self.store.is_server and not problems and not (self.output / DETECTOR_FILE).exists():
+                log.warning("%s: its detector is not on this machine; rerun=true trains it again here", name)
+            else:
+                problems.append(damaged)
+        if problems:
+            log.warning("%s: finished before, but is run again: %s", name, "; ".join(problems))
+        return not problems
+
     def run(self) -> dict[str, float]:
         """Make variations, train and test; returns the metrics."""
         prepared, trainer = self.prepared, self.config.trainer
@@ -170,18 +157,18 @@ class _RunInProgress:
         keep_freed_blocks()
         # First, so that a full disk or weights that do not fit show before any variation is made.
         module = make_detector(prepared)
-        made, card = None, None
+        update, card, variations = StoreUpdate(), None, ()
         if prepared.library:
-            made = make(prepared)
-            if made.made:
+            update = make(prepared)
+            if update.made:
                 contact_sheet(prepared)
             measuring = time.perf_counter()
             card = quality_card(prepared)
             started += time.perf_counter() - measuring  # a report for people is no time of the run
+            variations = prepared.library.variations(prepared.sources, prepared.per_image)
         if card:
             self.store.log_files(self.run_id, [card.report, card.picture], "store")
             self._link(card.report, card.picture)
-        variations = prepared.library.variations(prepared.sources, prepared.per_image) if prepared.library else ()
         plan = make_plan(prepared.split, variations)
         self._log_inputs(plan)
         data = make_data(prepared, plan)
@@ -192,21 +179,28 @@ class _RunInProgress:
         logger = RunLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id)
         trained = train(prepared, data, module, self.checkpoints, run_name(self.config), logger)
         evaluating = time.perf_counter()
-        tested = self._evaluate(plan, data, trained.best)
-        detector = TrainedDetector(
-            trained.best, tested.thresholds.together, prepared.origin, class_thresholds=tested.thresholds.by_class
+        # In float32: a metric must not depend on what the machine computes in.
+        device = "cuda" if prepared.accelerator == "gpu" else prepared.accelerator
+        tested = run_test(
+            lambda samples: trained.best.detect_all(data.letterboxed(samples), device),
+            validation=plan.val,
+            synthetic=plan.val_synthetic,
+            test=plan.test,
+            classes=prepared.dataset.classes,
+            category_ids=prepared.dataset.category_ids,
+            folder=self.output,
         )
+        together, by_class = tested.thresholds.together, tested.thresholds.by_class
+        detector = TrainedDetector(trained.best, together, prepared.origin, class_thresholds=by_class)
         write_detector(detector, self.output / DETECTOR_FILE)
-        label_detectors.keep_detector(prepared, self.output / DETECTOR_FILE)
-        metrics = dict(tested.metrics)
-        if card:
-            metrics |= {f"data/{name}": value for name, value in metrics_of(card.summary).items()}
-        metrics |= {
+        metrics = {
+            **tested.metrics,
+            **{f"data/{name}": value for name, value in (metrics_of(card.summary) if card else {}).items()},
             "data/real_images": float(plan.real_train),
             "data/synthetic_images": float(plan.synthetic_train),
             "data/boxes": float(sum(len(sample.object_boxes) for sample in plan.train)),
             **label_detectors.label_metrics(prepared),
-            "time/generate": made.fit_seconds + made.vary_seconds if made else 0.0,
+            "time/generate": update.fit_seconds + update.vary_seconds,
             "time/train": trained.seconds,
             "time/evaluate": time.perf_counter() - evaluating,
             "time/total": time.perf_counter() - started,
@@ -216,7 +210,6 @@ class _RunInProgress:
 
     def take_over(self, source: Run) -> dict[str, float] | None:
         """Reuse the same run of another study; returns its metrics, or None if that study has lost it."""
-        write_bytes_atomically(self.output / "config.yaml", self.composed.encode())
         try:
             metrics = reuse_run(
                 self.store,
@@ -235,28 +228,8 @@ class _RunInProgress:
         except (FileNotFoundError, MlflowException) as error:
             log.warning("study %s has lost files of its run (%s); it is run here", self.store.study_of(source), error)
             return None
-        self.store.log_files(self.run_id, [self.output / "config.yaml"])
-        if (self.output / DETECTOR_FILE).exists():
-            label_detectors.keep_detector(self.prepared, self.output / DETECTOR_FILE)
+        self.store.log_files(self.run_id, [self.output / CONFIGURATION])
         return metrics
-
-    def _evaluate(self, plan: Plan, data: StudyDataModule, module: DetectorModule) -> Evaluation:
-        """Metrics on real test images, at the count thresholds that suit the real validation images best."""
-        # In float32: a metric must not depend on what the machine computes in.
-        device = "cuda" if self.prepared.accelerator == "gpu" else self.prepared.accelerator
-
-        def detect(samples: Sequence[Sample]) -> dict[int, Detections]:
-            return module.detect_all(data.letterboxed(samples), device)
-
-        return run_test(
-            detect,
-            validation=plan.val,
-            synthetic=plan.val_synthetic,
-            test=plan.test,
-            classes=self.prepared.dataset.classes,
-            category_ids=self.prepared.dataset.category_ids,
-            folder=self.output,
-        )
 
     def _log_inputs(self, plan: Plan) -> None:
         """Log images, split and configuration, before training."""
@@ -273,8 +246,7 @@ class _RunInProgress:
             digest = hashlib.sha256("".join(f"{sample.name}{sample.sha256}" for sample in samples).encode()).hexdigest()
             self.store.log_data(self.run_id, name=name, digest=digest, source=source, side=side, images=len(samples))
         prepared.split.save(self.output / "split.json")
-        write_bytes_atomically(self.output / "config.yaml", self.composed.encode())
-        self.store.log_files(self.run_id, [self.output / "split.json", self.output / "config.yaml"])
+        self.store.log_files(self.run_id, [self.output / "split.json", self.output / CONFIGURATION])
 
     def _link(self, *files: Path) -> None:
         """Keep files of the store as they are now in the run's folder."""

@@ -30,8 +30,7 @@ def register() -> None:
 def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
     """The composed configuration as a dataclass such as `BoxtwinConfig`, with its defaults for settings that it lacks.
 
-    Raises:
-        InputError: a setting has no value, or one of another type.
+    Raises `InputError` if a setting has no value, or one of another type.
     """
     require_values(config)
     values = OmegaConf.to_container(config, resolve=True)

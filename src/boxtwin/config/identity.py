@@ -68,21 +68,18 @@ REMOVED_SETTINGS: dict[str, dict[str, Any]] = {
         "steps": None,
     },
 }
-# Classes of generators, below boxtwin.synthesis: where each is now, and where it was when runs were first recorded. A
+# Modules of generators, below boxtwin.synthesis: where each is now, and where it was when runs were first recorded. A
 # run's identity has the latter, so that moving a class does not make its runs other runs.
 FIRST_PLACES = {
-    "external.folder.Folder": "folder.Folder",
-    "diffusers_pipelines.img2img.Img2Img": "pretrained.Img2Img",
-    "diffusers_pipelines.img2img.InpaintPretrained": "pretrained.InpaintPretrained",
-    "external.openai_api.OpenAIEdit": "openai_api.OpenAIEdit",
-    "external.openai_api.OpenAIVariations": "openai_api.OpenAIVariations",
-    "ddpm.background.PixelBackground": "pixel_background.PixelBackground",
-    "ddpm.whole_image.PixelDDPM": "pixel_ddpm.PixelDDPM",
-    "ddpm.joint.PixelJoint": "pixel_joint.PixelJoint",
-    "ddpm.layout.PixelLayout": "pixel_layout.PixelLayout",
-    "ddpm.sketch.PixelSketch": "pixel_sketch.PixelSketch",
-    "diffusers_pipelines.image_variations.SDVariations": "image_variations.SDVariations",
-    "diffusers_pipelines.image_variations.UnCLIP": "image_variations.UnCLIP",
+    "external.folder": "folder",
+    "external.openai_api": "openai_api",
+    "ddpm.background": "pixel_background",
+    "ddpm.joint": "pixel_joint",
+    "ddpm.layout": "pixel_layout",
+    "ddpm.sketch": "pixel_sketch",
+    "ddpm.whole_image": "pixel_ddpm",
+    "diffusers_pipelines.image_variations": "image_variations",
+    "diffusers_pipelines.img2img": "pretrained",
 }
 _PLACE = "boxtwin.synthesis."
 # Settings by their present names, each with the name that it had when runs were first recorded. A run's identity has
@@ -97,11 +94,9 @@ FIRST_NAMES = {
     "dataset.augmentation.object_crop_fraction": "dataset.augmentation.focus",
 }
 # Classes of the ways to label that runs were first recorded with, when the name alone told them.
-FIRST_LABELS = (
-    "boxtwin.labels.carry.CarryLabels",
-    "boxtwin.labels.pseudo.PseudoLabels",
-    "boxtwin.labels.manual.ManualLabels",
-)
+FIRST_LABELS = [
+    f"boxtwin.labels.{place}" for place in ("carry.CarryLabels", "pseudo.PseudoLabels", "manual.ManualLabels")
+]
 # The version of what training and evaluation compute from the same settings and data. Raise it when results change.
 RECIPE_VERSION = 1
 # The version of the evaluation of sets with several classes: from 2 on every class is counted at its own threshold.
@@ -161,8 +156,8 @@ def current_target(target: str) -> str:
 
 
 def _moved(target: str, places: Mapping[str, str]) -> str:
-    place = places.get(target.removeprefix(_PLACE)) if target.startswith(_PLACE) else None
-    return target if place is None else _PLACE + place
+    module, _, name = target.removeprefix(_PLACE).rpartition(".")
+    return f"{_PLACE}{places[module]}.{name}" if target.startswith(_PLACE) and module in places else target
 
 
 def _plain(node: Any) -> Any:

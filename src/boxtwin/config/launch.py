@@ -1,17 +1,22 @@
-"""Start the root scripts: prepare the command line for Hydra, run jobs, and report errors."""
+"""Start the root scripts: prepare the command line for Hydra, run jobs, and report errors.
+
+The jobs of a sweep leave notes on disk, from which the sweep learns how they ended, whatever the launcher.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import platform
 import re
 import signal
 import sys
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -25,32 +30,71 @@ from omegaconf import DictConfig, OmegaConf
 from boxtwin.command_line import quote_variations
 from boxtwin.config.compose import former_setting, register
 from boxtwin.config.identity import run_name, short_hash
-from boxtwin.config.sweep_notes import Note, Sweep
-from boxtwin.errors import DataError, InputError, unanswered
-from boxtwin.files import check_name, refusal
+from boxtwin.errors import DataError, InputError, WriteError, unanswered
+from boxtwin.files import check_name, refusal, write_bytes_atomically
 from boxtwin.mixing.options import VariationsOptions
-from boxtwin.tracking.run_folders import RESULT_FILE
 
 log = logging.getLogger(__name__)
 
-OPTIONS_VARIABLE = "BOXTWIN_OPTIONS"
+OPTIONS_VARIABLE, SWEEP_VARIABLE = "BOXTWIN_OPTIONS", "BOXTWIN_SWEEP"
+ATTEMPTS = 2  # at a run that breaks down
 _ADDRESS = re.compile(
     r"(?P<key>\+*tracking\.uri)=(?P<quote>[\"']?)(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@(?P<rest>.*)"
 )
 _PASSWORD = "tracking.uri holds a user's name or password, which would be written to many files: leave them out"
 
 # Set before torch is imported. Spinning OpenMP threads make two busy processes on the same cores several times slower.
-# The rest disables telemetry and progress bars.
+# The rest disables telemetry (of MLflow and Hugging Face) and progress bars.
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+# Loggers of passes of the ONNX optimiser, of steps of MLflow and of HTTP requests: nothing a user can act on.
+QUIET = ("onnxscript", "onnx_ir", "mlflow.pyfunc", "mlflow.store.db.utils", "alembic", "httpx", "httpx2")
 
 _NOT_READING = ("image_size", "speckle", "augmentation")  # settings of a data set that do not change how it is read
+
+
+@dataclass(frozen=True)
+class Note:
+    """State of one job of a sweep, written before the job begins, so that a killed job is known too."""
+
+    path: str = ""  # of the file
+    run_name: str = ""
+    started: float = 0.0  # when the sweep started, seconds since the epoch
+    new: bool = False  # had no result before the sweep
+    attempts: int = 0  # that were begun
+    ended: bool = False
+    reason: str | None = "it was never started"  # of the failure
+    repairable: bool = False  # by the user: another attempt would change nothing
+    data: str | None = None  # hash of the data settings, if the data set is wrong
+    host: str = ""  # where it was begun
+    run: dict[str, str] | None = None  # in MLflow: address of the store, study, identity; and the lock of the run
+
+    @classmethod
+    def read(cls, path: str | Path) -> Note:
+        """The note in a file."""
+        return cls(**json.loads(Path(path).read_text()))
+
+    def write(self, **changes: Any) -> Note:
+        """Write the note with changes."""
+        note = replace(self, **changes)
+        write_bytes_atomically(Path(self.path), json.dumps(asdict(note)).encode())
+        return note
+
+    @property
+    def failure(self) -> str | None:
+        """Why the job failed; None if it did not."""
+        return "it was killed" if self.attempts and not self.ended else self.reason
+
+
+def note_path(folder: str | Path, overrides: Sequence[str]) -> str:
+    """The file of the note of the job with these overrides."""
+    return str(Path(folder) / f"{short_hash(list(overrides))}.json")
+
+
 _failed = 0
 _note: Note | None = None  # of the job at work in this process
 
@@ -58,8 +102,7 @@ _note: Note | None = None  # of the job at work in this process
 def quote_numbers(arguments: Sequence[str], options: Path) -> list[str]:
     """Arguments of the command line `with_variations`; ``options`` is the folder conf/variations.
 
-    Raises:
-        InputError: a number is wrong, or a folder of options has a former name.
+    Raises `InputError` if a number is wrong, or a folder of options has a former name.
     """
     config_dir = chosen_files(arguments).get("--config-dir")
     folders = [options] if config_dir is None else [options, Path(config_dir) / options.name]
@@ -102,10 +145,8 @@ def _overrides() -> list[str]:
 def hide_password(argument: str) -> str:
     """Move user name and password of ``tracking.uri=http://USER:PASSWORD@HOST`` into MLflow's environment variables.
 
-    The configuration is written to many files, the environment is not.
-
-    Raises:
-        InputError: it is the address of a database, for which MLflow has no such variables.
+    The configuration is written to many files, the environment is not. Raises `InputError` for the address of a
+    database, for which MLflow has no such variables.
     """
     match = _ADDRESS.fullmatch(argument)
     if match is None:
@@ -124,8 +165,7 @@ def hide_password(argument: str) -> str:
 
 def set_environment() -> None:
     """Set the variables of `ENVIRONMENT` that are not set, before torch and MLflow are imported."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(ENVIRONMENT | os.environ)
 
 
 def launch(main: Callable[[], Any]) -> None:
@@ -140,7 +180,7 @@ def launch(main: Callable[[], Any]) -> None:
         os.environ[OPTIONS_VARIABLE] = json.dumps(options)
         _run(main)
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+        sys.exit("stopped; the same command continues from here")
     except InputError as error:
         sys.exit(str(error))
     sys.exit(1 if _failed else 0)
@@ -159,11 +199,11 @@ def _run(main: Callable[[], Any]) -> None:
         if line is not None:
             raise line from None
         del os.environ["HYDRA_FULL_ERROR"]
-        run_and_report(partial(_raise, error))
 
+        def fail(error: Exception = error) -> None:
+            raise error
 
-def _raise(error: Exception) -> None:
-    raise error
+        run_and_report(fail)
 
 
 def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
@@ -173,14 +213,18 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
     the job leaves a note of how it ended, and logs the progress of the sweep.
     """
     global _failed, _note
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
     hydra = HydraConfig.get()
-    sweep = Sweep.of_this_process() if hydra.mode == RunMode.MULTIRUN else None
+    in_sweep = hydra.mode == RunMode.MULTIRUN
+    folder = os.environ.get(SWEEP_VARIABLE) if in_sweep else None  # of notes; None: another sweeper is at work
     _note, known_error = None, None
-    if sweep is not None:
-        note = sweep.note_of(_overrides(), _name_of(config))
-        new = not (Path(hydra.runtime.output_dir) / RESULT_FILE).exists()
-        _note = note.update(attempts=note.attempts + 1, new=new, ended=False, reason=None, repairable=False)
-        known_error = sweep.data_error(_data_of(config))
+    if folder is not None:
+        path, data_set = note_path(folder, _overrides()), _data_of(config)
+        note = Note.read(path) if Path(path).exists() else Note(path)  # a launcher may have left this job behind
+        changes = {"attempts": note.attempts + 1, "ended": False, "reason": None, "repairable": False}
+        _note = note.write(run_name=_name_of(config), host=platform.node(), **changes)
+        known_error = next((each.reason for each in _notes_in(folder) if each.data == data_set), None)
     reason, repairable, data = None, False, None
     try:
         if known_error is not None:  # all data are read and checked once for a sweep, not once for each of its jobs
@@ -188,14 +232,14 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
         _check(config)
         work(config)
     except Exception as error:
-        refused = refusal(error)  # a disk may have room again when the sweep tries once more
-        repairable = isinstance(error, InputError) and refused is None
-        away = None if repairable or refused else unanswered(error)
-        reason = away or (str(refused or error) if repairable or refused else f"{type(error).__name__}: {error}")
-        if not (repairable or refused or away):
+        line = refusal(error) or (error if isinstance(error, InputError) else unanswered(error))
+        # A disk may have room again when the sweep tries once more.
+        repairable = isinstance(line, InputError) and not isinstance(line, WriteError)
+        reason = f"{type(error).__name__}: {error}" if line is None else str(line)
+        if line is None:
             log.error("%s", traceback.format_exc())
         if _note is None:
-            if hydra.mode == RunMode.MULTIRUN:
+            if in_sweep:
                 raise  # another sweeper has its own way with failures
             _failed += 1
             log.error("%s", reason)
@@ -204,9 +248,23 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
         # The list at the end of the sweep has the whole message, once for all runs that share it.
         if known_error is None:
             log.error("%s FAILED: %s", _name_of(config), reason.splitlines()[0])
-    if sweep is not None and _note is not None:
-        _note = _note.update(ended=True, reason=reason, repairable=repairable, data=data)
-        log.info("%s", sweep.progress())
+    if folder is not None and _note is not None:
+        _note = _note.write(ended=True, reason=reason, repairable=repairable, data=data)
+        log.info("%s", _progress(_notes_in(folder)))
+
+
+def _notes_in(folder: str) -> list[Note]:
+    return [Note.read(path) for path in Path(folder).glob("*.json")]
+
+
+def _progress(notes: Sequence[Note]) -> str:
+    """How many jobs of a sweep have ended, and how long the rest will take at the same pace."""
+    ended, rest = sum(note.ended for note in notes), sum(note.new and not note.ended for note in notes)
+    text = f"{ended} of {len(notes)} runs of this sweep have ended"
+    if rest and (new := sum(note.new and note.ended for note in notes)):
+        minutes = max(1, round((time.time() - notes[0].started) / new * rest / 60))
+        text += f"; about {f'{minutes // 60} h {minutes % 60:02d} min' if minutes >= 60 else f'{minutes} min'} left"
+    return text
 
 
 def _check(config: DictConfig) -> None:
@@ -233,7 +291,7 @@ def note_run(uri: str, study: str, identity: str, lock: Path) -> None:
     global _note
     if _note is not None:
         run = {"uri": uri, "study": study, "identity": identity, "lock": str(lock.absolute())}
-        _note = _note.update(run=run)
+        _note = _note.write(run=run)
 
 
 def report_failures(notes: Iterable[Note]) -> None:

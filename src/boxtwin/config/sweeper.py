@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import os
 import platform
 import shutil
 import time
@@ -20,8 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from boxtwin.config.launch import report_failures, with_variations
-from boxtwin.config.sweep_notes import Note, Sweep
+from boxtwin.config.launch import ATTEMPTS, SWEEP_VARIABLE, Note, note_path, report_failures, with_variations
 from boxtwin.tracking.run_folders import RESULT_FILE
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ class RunSweeper(BasicSweeper):
     Combinations that are one run (``variations=0`` under several generators) are launched once. What fails for
     another reason than the user's settings is launched once more, after all others. What fails again is listed.
 
-    It reads the notes of its jobs (`boxtwin.config.sweep_notes`), so any launcher will do.
+    It reads the notes of its jobs (`boxtwin.config.launch.Note`), so any launcher will do.
     """
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
@@ -45,35 +44,37 @@ class RunSweeper(BasicSweeper):
         root = Path(self.config.hydra.sweep.dir).absolute()
         root.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, root / "multirun.yaml")
-        jobs = self._jobs(arguments)
+        combinations = self._jobs(arguments)
         for abandoned in (root / NOTES).glob("*"):
             if time.time() - abandoned.stat().st_mtime > LONGEST:
                 shutil.rmtree(abandoned, ignore_errors=True)
-        folder = root / NOTES / uuid.uuid4().hex
-        folder.mkdir(parents=True)
-        finished = sum((output / RESULT_FILE).exists() for output, _ in jobs.values())
-        sweep = Sweep(str(folder), jobs=len(jobs), finished=finished, started=time.time())
-        sweep.publish()
+        folder, started = root / NOTES / uuid.uuid4().hex, time.time()
+        jobs: dict[str, list[str]] = {}  # overrides, by the file of the note
+        for output, overrides in combinations:
+            path, new = note_path(folder, overrides), not (output / RESULT_FILE).exists()
+            jobs[Note(path, output.name, started, new).write().path] = overrides
+        os.environ[SWEEP_VARIABLE] = str(folder)
         returned: list[JobReturn] = []
-        notes: dict[str, Note] = {}
+        notes: list[Note] = []
         open_jobs, begun = list(jobs), -1
         # A launcher that stops when a job is killed leaves others that were not begun; but each round must begin some.
-        while open_jobs and (attempts := sum(note.attempts for note in notes.values())) > begun:
+        while open_jobs and (attempts := sum(note.attempts for note in notes)) > begun:
             if notes:
-                log.warning("once more, since they broke down: %s", ", ".join(notes[job].run_name for job in open_jobs))
+                names = [note.run_name for note in notes if note.path in open_jobs]
+                log.warning("once more, since they broke down: %s", ", ".join(names))
             try:
-                returned += self._launch([jobs[job][1] for job in open_jobs], len(returned))
+                returned += self._launch([jobs[path] for path in open_jobs], len(returned))
             finally:
                 end_killed(folder)
-            begun = attempts
-            notes = {job: sweep.note_of(overrides, output.name) for job, (output, overrides) in jobs.items()}
-            open_jobs = [job for job, note in notes.items() if note.worth_another_try]
+            notes, begun = [Note.read(path) for path in jobs], attempts
+            broken = [note for note in notes if note.failure is not None and not note.repairable]
+            open_jobs = [note.path for note in broken if note.attempts < ATTEMPTS]
         shutil.rmtree(folder, ignore_errors=True)  # a job that its launcher left may be writing there
-        report_failures(notes.values())
+        report_failures(notes)
         return returned
 
-    def _jobs(self, arguments: Sequence[str]) -> dict[str, tuple[Path, list[str]]]:
-        """Folder and overrides of every job by its settings: two with equal settings are one job."""
+    def _jobs(self, arguments: Sequence[str]) -> list[tuple[Path, list[str]]]:
+        """Folder and overrides of every job; two with equal settings are one job."""
         assert self.hydra_context is not None
         assert self.config is not None
         loader, global_config = self.hydra_context.config_loader, HydraConfig.instance()
@@ -82,21 +83,19 @@ class RunSweeper(BasicSweeper):
         (combinations,) = self.split_arguments(overrides, None)
         jobs: dict[str, tuple[Path, list[str]]] = {}
         before = global_config.cfg
-        try:
-            for number, combination in enumerate(combinations):
-                # Composed as a launcher does it later, so that wrong settings are reported before any work.
-                config = loader.load_sweep_config(self.config, combination)
-                with open_dict(config):
-                    config.hydra.job.num, config.hydra.job.id = number, str(number)
-                global_config.set_config(config)
-                folder = Path(config.hydra.sweep.dir).absolute() / config.hydra.sweep.subdir
-                jobs.setdefault(settings_key(config), (folder, combination))
-        finally:
-            global_config.cfg = before
+        for number, combination in enumerate(combinations):
+            # Composed as a launcher does it later, so that wrong settings are reported before any work.
+            config = loader.load_sweep_config(self.config, combination)
+            with open_dict(config):
+                config.hydra.job.num, config.hydra.job.id = number, str(number)
+            global_config.set_config(config)
+            folder = Path(config.hydra.sweep.dir).absolute() / config.hydra.sweep.subdir
+            jobs.setdefault(settings_key(config), (folder, combination))
+        global_config.cfg = before
         if len(jobs) < len(combinations):
             text = "%d combinations are %d runs: without variations the generator makes no difference"
             log.info(text, len(combinations), len(jobs))
-        return jobs
+        return list(jobs.values())
 
     def _launch(self, jobs: list[list[str]], number: int) -> list[JobReturn]:
         assert self.launcher is not None
@@ -118,10 +117,10 @@ class RunSweeper(BasicSweeper):
 def settings_key(config: DictConfig) -> str:
     """All settings of a combination, but for those that make no difference to a run without variations."""
     ignored = {"hydra"}
-    if config.get("variations") is not None and config.variations.get("per_image") == 0:
+    if OmegaConf.select(config, "variations.per_image", default=None) == 0:
         ignored |= {"generator", "labels", "variations"}
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ignored])
-    return json.dumps(OmegaConf.to_container(settings, resolve=False), sort_keys=True, default=str)
+    return OmegaConf.to_yaml(settings, sort_keys=True)
 
 
 def end_killed(folder: Path, patience: float = 5.0) -> None:
@@ -132,7 +131,7 @@ def end_killed(folder: Path, patience: float = 5.0) -> None:
     for note in map(Note.read, folder.glob("*.json")):
         if note.ended or note.run is None or note.host != platform.node():
             continue
-        from boxtwin.tracking.interrupted import end_running  # late: --help and small sweeps must not wait for MLflow
+        from boxtwin.tracking.mlflow_runs import end_running  # late: --help and small sweeps must not wait for MLflow
 
         # A server that is away must not hide why the sweep ended.
         with contextlib.suppress(Exception), FileLock(note.run["lock"], timeout=patience):

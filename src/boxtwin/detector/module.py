@@ -69,7 +69,8 @@ class DetectorModule(pl.LightningModule):
         parts = ((spec, NetworkSpec), (loss, LossOptions), (optimizer, OptimizerOptions))
         values = {field.name: getattr(part, field.name) for part, kind in parts for field in fields(kind)}
         # Lists for tuples and strings for enums: the safe loader of checkpoints takes nothing else.
-        self.save_hyperparameters(json.loads(json.dumps(values | {"anchors": self.network.anchors, "steps": steps})))
+        plain = json.loads(json.dumps(values | {"anchors": self.network.anchors, "steps": steps}))
+        self.save_hyperparameters(plain, logger=False)
         self.compile_network = False
         self._validation: list[tuple[int, Detections]] = []
 

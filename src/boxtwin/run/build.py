@@ -16,17 +16,7 @@ import torch
 from hydra.errors import InstantiationException
 from pytorch_lightning.loggers import Logger
 
-from boxtwin.config.identity import (
-    EVALUATION_VERSION,
-    RECIPE_VERSION,
-    condition_of,
-    current_target,
-    defining_values,
-    long_hash,
-    removed_settings_of,
-    run_name,
-    train_size,
-)
+from boxtwin.config import identity
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.coco import digest_of, read_coco
 from boxtwin.datasets.image_cache import DecodedImages
@@ -95,7 +85,7 @@ class Prepared:
     @property
     def origin(self) -> dict[str, str]:
         """What the file of the run's detector says of its training."""
-        return {"study": self.config.study, "run": run_name(self.config), "identity": self.identity}
+        return {"study": self.config.study, "run": identity.run_name(self.config), "identity": self.identity}
 
     @property
     def accelerator(self) -> str:
@@ -143,8 +133,8 @@ def prepare(config: BoxtwinConfig) -> Prepared:
         pairs = f"{len(copies)} pairs of images look nearly the same and stand on two sides"
         log.warning("split %s: %s: %s", split.name, pairs, "; ".join(copies[:3]))
     lines, warnings = describe_classes(split, dataset.classes)
-    for line in lines if len(dataset.classes) > 1 else ():
-        log.info("%s", line)
+    if len(dataset.classes) > 1:
+        log.info("%s", "\n".join(lines))
     for warning in warnings:
         log.warning("split %s: %s", split.name, warning)
     warn_of_object_sizes(config, split)
@@ -160,34 +150,40 @@ def labelling_runs(config: BoxtwinConfig, dataset: Dataset, split: Split) -> lis
 
 def detector_file(prepared: Prepared) -> Path:
     """Where labelling keeps the detector of a run without variations; under an earlier name if that file exists."""
-    files = [Path(prepared.config.data) / "detectors" / f"{identity}.safetensors" for identity in prepared.detector]
+    files = [Path(prepared.config.data) / "detectors" / f"{name}.safetensors" for name in prepared.detector]
     return next((file for file in files if file.exists()), files[0])
 
 
 def _prepared(config: BoxtwinConfig, dataset: Dataset, split: Split, library: Library | None) -> Prepared:
-    file = None if config.detector.weights is None else Path(config.detector.weights)
-    weights = None if file is None else weights_digest(file)
-    # Older versions hashed the whole file of weights instead of its tensors.
-    digests = [weights, None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()]
+    digests: list[str | None] = [None]
+    if config.detector.weights is not None:  # older versions hashed the whole file instead of its tensors
+        file = Path(config.detector.weights)
+        digests = [weights_digest(file), hashlib.sha256(file.read_bytes()).hexdigest()]
     # What older versions did not have is left out where it changes nothing, so that their runs are found.
     extra: dict[str, Any] = {"store": library.key if library else None}
-    if RECIPE_VERSION > 1:
-        extra["recipe"] = RECIPE_VERSION
+    if identity.RECIPE_VERSION > 1:
+        extra["recipe"] = identity.RECIPE_VERSION
     if any(sample.bits > 8 for sample in split.train):
         extra["levels"] = "percentiles"
     if (limit := detection_limit(split.train)) != DETECTIONS:
         extra["max_detections"] = limit
     if config.detector.anchors is Anchors.published and config.detector.architecture is Architecture.yolov3_tiny:
         extra["anchors"] = "1,2,3"  # of its finer head
-    defining = {"values": defining_values(config), "dataset": dataset.digest, "split": split.digest}
-    detector = dict.fromkeys(long_hash({**defining, **extra, "weights": digest}) for digest in digests)
+    defining = {"values": identity.defining_values(config), "dataset": dataset.digest, "split": split.digest}
+
+    def hashes() -> tuple[str, ...]:
+        """Of this version and of older ones."""
+        return tuple(dict.fromkeys(identity.long_hash({**defining, **extra, "weights": each}) for each in digests))
+
+    detector = hashes()
     if len(dataset.classes) > 1:
-        extra["evaluation"] = EVALUATION_VERSION
-    identity, *earlier = dict.fromkeys(long_hash({**defining, **extra, "weights": digest}) for digest in digests)
+        extra["evaluation"] = identity.EVALUATION_VERSION
+    current, *earlier = hashes()
     # Images and labels of each side by themselves: training images may be added, and the test stays the same.
     sides = {side: digest_of(split.side(side), dataset.classes) for side in SIDES}
-    condition = condition_of(config, {"data": sides, "recipe": RECIPE_VERSION, **extra}, weights=weights)
-    return Prepared(config, dataset, split, library, identity, tuple(earlier), condition, tuple(detector))
+    data = {"data": sides, "recipe": identity.RECIPE_VERSION, **extra}
+    condition = identity.condition_of(config, data, weights=digests[0])
+    return Prepared(config, dataset, split, library, current, tuple(earlier), condition, detector)
 
 
 def load_dataset(config: BoxtwinConfig) -> Dataset:
@@ -216,8 +212,7 @@ def load_dataset(config: BoxtwinConfig) -> Dataset:
 
 def make_data(prepared: Prepared, plan: Plan) -> StudyDataModule:
     """The data module of a run."""
-    config = prepared.config
-    trainer = config.trainer
+    config, trainer = prepared.config, prepared.config.trainer
     if prepared.library:
         variations = [sample for sample in (*plan.train, *plan.val_synthetic) if sample.lineage]
         prepared.images.add(prepared.library.folder.name, variations)
@@ -302,8 +297,11 @@ def train(
 
 
 def _load_split(config: BoxtwinConfig, dataset: Dataset) -> Split:
-    node, size, order = config.split, train_size(config), None
-    if node.file is not None:
+    node, size, order = config.split, identity.train_size(config), None
+    if node.file is None:
+        sizes = {"train": node.train, "val": node.val, "test": node.test, "train_pool": node.train_pool}
+        split = make_split(dataset, name=node.name, seed=node.seed, **sizes)
+    else:
         split = read_split(dataset, Path(node.file), node.name)
         if node.train_size is not None and node.train != len(split.train):
             raise InputError(
@@ -311,27 +309,22 @@ def _load_split(config: BoxtwinConfig, dataset: Dataset) -> Split:
                 f"(split.train_size={node.train_size}), say split.train={len(split.train)} too, which is {node.train}"
             )
         order = None if size is None else nested_order(Path(node.file), node.name, node.seed)
-    else:
-        sizes = {"train": node.train, "val": node.val, "test": node.test, "train_pool": node.train_pool}
-        split = make_split(dataset, name=node.name, seed=node.seed, **sizes)
     return split if size is None else split.first(size, order)
 
 
 def make_generator(config: BoxtwinConfig) -> Generator:
     """The generator of a configuration; raises `InputError` if its settings are wrong."""
     arguments = {key: value for key, value in config.generator.items() if key != "name"}
-    if "_target_" in arguments:
-        arguments["_target_"] = current_target(arguments["_target_"])
-        for name in removed_settings_of(arguments["_target_"]).keys() & arguments.keys():
-            raise InputError(f"generator.{name} is no setting any more: leave it out")
+    arguments["_target_"] = identity.current_target(arguments["_target_"])
+    for name in identity.removed_settings_of(arguments["_target_"]).keys() & arguments.keys():
+        raise InputError(f"generator.{name} is no setting any more: leave it out")
     try:
         generator: Generator = hydra.utils.instantiate(arguments, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):  # without Hydra's text around it
             raise error.__cause__ from None
         raise
-    # Two files of one class are two generators.
-    generator.name = str(config.generator["name"])
+    generator.name = str(config.generator["name"])  # two files of one class are two generators
     check_name(generator.name, "generator.name")
     return generator
 

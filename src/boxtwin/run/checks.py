@@ -74,12 +74,8 @@ def check_settings(config: BoxtwinConfig) -> None:
 def warn_of_object_sizes(config: BoxtwinConfig, split: Split) -> None:
     """Warn if most objects are too small to be found in the resized images, or too large for a crop of them."""
     size, crop, strides = config.detector.image_size, config.detector.crop, STRIDES[config.detector.architecture.value]
-    sides = np.concatenate(
-        [
-            (sample.object_boxes[:, 2:] - sample.object_boxes[:, :2]) * size / max(sample.width, sample.height)
-            for sample in split.train
-        ]
-    )
+    scaled = [sample.object_boxes * size / max(sample.width, sample.height) for sample in split.train]
+    sides = np.concatenate([boxes[:, 2:] - boxes[:, :2] for boxes in scaled])
     median, full = float(np.median(np.sqrt(sides.prod(axis=1)))), max(max(s.width, s.height) for s in split.train)
     if size < full and median < CELLS_PER_OBJECT * min(strides):
         log.warning(

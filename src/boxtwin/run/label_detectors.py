@@ -96,31 +96,27 @@ def _member(prepared: Prepared, title: str) -> Member:
             if not path.exists():
                 _train(prepared, path, title)
     trained = read_detector(path)
-    detect = _on_device(prepared, trained)
-    threshold = new_object_threshold(prepared.split.val, _on_validation(prepared, detect), trained.count_threshold)
+    detect, on_validation = _at_work(prepared, trained)
+    threshold = new_object_threshold(prepared.split.val, on_validation, trained.count_threshold)
     return Member(detect, trained.count_threshold, threshold)
 
 
 def _train(prepared: Prepared, path: Path, title: str) -> None:
-    log.info(
-        "%s: %s, on the %d real training images alone", title, run_name(prepared.config), len(prepared.split.train)
-    )
+    images = len(prepared.split.train)
+    log.info("%s: %s, on the %d real training images alone", title, run_name(prepared.config), images)
     keep_freed_blocks()
-    checkpoints = path.with_suffix(".checkpoints")
-    module = make_detector(prepared)
-    module = train(
-        prepared, make_data(prepared, make_plan(prepared.split, ())), module, checkpoints, title, logger=None
-    ).best
-    detect = _on_device(prepared, TrainedDetector(module, 0.0))
-    threshold = best_threshold(prepared.split.val, _on_validation(prepared, detect))
+    checkpoints, data = path.with_suffix(".checkpoints"), make_data(prepared, make_plan(prepared.split, ()))
+    module = train(prepared, data, make_detector(prepared), checkpoints, title, logger=None).best
+    _, on_validation = _at_work(prepared, TrainedDetector(module, 0.0))
+    threshold = best_threshold(prepared.split.val, on_validation)
     write_detector(TrainedDetector(module, threshold, prepared.origin), path)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _on_device(prepared: Prepared, trained: TrainedDetector) -> Callable[[Pixels], Detections]:
+def _at_work(
+    prepared: Prepared, trained: TrainedDetector
+) -> tuple[Callable[[Pixels], Detections], dict[int, Detections]]:
+    """A detector on the device of a run, and what it detects in the validation images."""
     trained.module.to("cuda" if on_gpu(prepared.accelerator) else "cpu")
-    return partial(detect_objects, spec=trained.spec, compute=trained.compute)
-
-
-def _on_validation(prepared: Prepared, detect: Callable[[Pixels], Detections]) -> dict[int, Detections]:
-    return {sample.image_id: detect(prepared.images.read(sample)) for sample in prepared.split.val}
+    detect = partial(detect_objects, spec=trained.spec, compute=trained.compute)
+    return detect, {sample.image_id: detect(prepared.images.read(sample)) for sample in prepared.split.val}

@@ -26,10 +26,8 @@ def save_mlflow_model(onnx: Path, spec: DetectorSpec, folder: Path) -> None:
     """Write an MLflow model folder with a detector's ONNX file; it replaces an older model.
 
     The folder holds the source of this package and no pickles: it needs no installed boxtwin, and loads in any version
-    of Python that the requirements allow. These are the versions that are installed here.
-
-    Raises:
-        InputError: ``folder`` exists and is no MLflow model.
+    of Python that the requirements allow. These are the versions that are installed here. Raises `InputError` if
+    ``folder`` exists and is no MLflow model.
     """
     if folder.exists() and not (folder / "MLmodel").is_file():
         raise InputError(f"{folder} exists and is no MLflow model; choose another folder, or remove it")
@@ -46,23 +44,18 @@ def save_mlflow_model(onnx: Path, spec: DetectorSpec, folder: Path) -> None:
         ),
         params=ParamSchema([ParamSpec("threshold", "double", None)]),
     )
-    with atomic_path(folder) as made:
+    # A small PNG that fits the network: a bright square on dark ground.
+    shape, dtype = (32, 32) if spec.channels == 1 else (32, 32, 3), np.uint16 if spec.white > 255 else np.uint8
+    pixels = np.full(shape, spec.black + (spec.white - spec.black) // 8, dtype)
+    pixels[8:16, 8:16] = spec.white
+    with atomic_path(folder) as temporary:
         mlflow.pyfunc.save_model(
-            made,
+            temporary,
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={"detector": str(onnx)},
             code_paths=[str(Path(boxtwin.__file__).parent)],
             signature=signature,
-            input_example=pd.DataFrame({"image": [_example(spec)]}),
+            input_example=pd.DataFrame({"image": [encode_png(pixels)]}),
             pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],
             metadata={"boxtwin": spec.to_text()},
         )
-
-
-def _example(spec: DetectorSpec) -> bytes:
-    """A small PNG that fits the network: a bright square on dark ground."""
-    shape = (32, 32) if spec.channels == 1 else (32, 32, 3)
-    dtype = np.uint16 if spec.white > 255 else np.uint8
-    pixels = np.full(shape, spec.black + (spec.white - spec.black) // 8, dtype)
-    pixels[8:16, 8:16] = spec.white
-    return encode_png(pixels)

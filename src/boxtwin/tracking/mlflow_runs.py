@@ -3,26 +3,27 @@
 Processes that open a missing sqlite store, or create the same experiment or run, at the same time break it; so these
 happen under one file lock beside the store. A process that is killed while MLflow creates its tables leaves a file that
 MLflow can neither use nor finish; so they are created under another name.
+
+A process can be stopped before it learns the id of its run, so its run is ended by study and identity.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from filelock import FileLock
 from mlflow.entities import Dataset as DatasetEntity
-from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, Run, RunInfo, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.store.entities import PagedList
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -30,6 +31,8 @@ from boxtwin.command_line import command_line
 from boxtwin.errors import InputError, unanswered
 from boxtwin.files import atomic_path, remove_leftovers
 from boxtwin.tracking.moved_store import ARTIFACTS, update_addresses
+
+log = logging.getLogger(__name__)
 
 IDENTITY_TAG = "boxtwin.identity"  # the same for two MLflow runs of one run
 KIND_TAG = "boxtwin.kind"  # "run" ("run" in stores of earlier versions), "condition" or "comparison"
@@ -42,25 +45,17 @@ FAILURE_TAG = "boxtwin.failure"  # why a run has not finished
 DATABASE = "mlflow.db"
 SQLITE = "sqlite:///"  # how the address of such a file begins
 MOST_METRICS = 1000  # of one call: MLflow's limit
+MOST_CHARACTERS = 5000  # of the reason of a failure: MLflow's limit for tags
 
 
-def _kind(kind: str) -> str:
-    return f"tags.`{KIND_TAG}` = '{kind}'"
+def _tagged(tag: str, value: str | None) -> str:
+    """A filter of MLflow for runs with this value of a tag."""
+    return f"tags.`{tag}` = '{value}'"
 
 
 def store_uri(uri: str | None, folder: Path) -> str:
     """The address of the store: the server's, or that of the sqlite file in ``folder``."""
     return uri or f"{SQLITE}{(folder / DATABASE).resolve()}"
-
-
-@dataclass(frozen=True)
-class TrackedRun:
-    """The MLflow run of a run."""
-
-    run_id: str
-    finished: bool  # by an earlier process
-    metrics: dict[str, float]
-    tags: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -75,14 +70,9 @@ class Condition:
 
 
 class Store:
-    """An MLflow tracking store.
+    """The MLflow tracking store of a server at ``uri``, or for None of ``mlflow.db`` and ``artifacts`` in ``folder``.
 
-    Args:
-        uri: address of a server; None for sqlite in ``folder``.
-        folder: holds ``mlflow.db`` and ``artifacts`` (unless there is a server), and the lock.
-
-    Raises:
-        InputError: the store cannot be reached, or is no MLflow store.
+    The lock lies in ``folder`` in either case. Raises `InputError` if there is no store, or it cannot be reached.
     """
 
     def __init__(self, *, uri: str | None, folder: Path) -> None:
@@ -92,8 +82,13 @@ class Store:
         with self._lock:
             try:
                 if not self.is_server:
-                    _create(folder / DATABASE)
-                    update_addresses(folder / DATABASE)
+                    database = folder / DATABASE
+                    if not database.exists():  # it appears with all its tables or not at all
+                        remove_leftovers(folder, DATABASE)
+                        with atomic_path(database) as unfinished:
+                            address = f"{SQLITE}{unfinished.resolve()}"
+                            MlflowClient(tracking_uri=address).search_experiments(max_results=1)
+                    update_addresses(database)
                 self.client = MlflowClient(tracking_uri=self.uri)
                 self.client.search_experiments(max_results=1)
             except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
@@ -110,18 +105,18 @@ class Store:
                 location = None if self.is_server else (self.folder / ARTIFACTS / study).resolve().as_uri()
                 return str(self.client.create_experiment(study, artifact_location=location))
         if experiment.lifecycle_stage != "active":
-            file = (self.folder if self.folder.is_absolute() else Path(os.path.relpath(self.folder))) / DATABASE
-            address = self.uri if self.is_server else f"{SQLITE}{file}"
+            address = self.uri if self.is_server else f"{SQLITE}{self.folder / DATABASE}"
             words = ("experiments", "restore", "--experiment-id", str(experiment.experiment_id))
             raise InputError(
                 f"study {study} was deleted in MLflow; choose another name (study=…), or bring it back:\n"
-                + command_line("mlflow", words, MLFLOW_TRACKING_URI=str(address))
+                + command_line("mlflow", words, MLFLOW_TRACKING_URI=address)
             )
         return str(experiment.experiment_id)
 
-    def _search(self, experiments: list[str], search: str = "", order: str = "DESC", **more: Any) -> PagedList[Run]:
-        """Runs that are not deleted, by default the newest first."""
-        return self.client.search_runs(experiments, search, order_by=[f"attributes.start_time {order}"], **more)
+    def _search(self, experiments: list[str], search: str = "", order: str = "DESC", most: int = 50_000) -> list[Run]:
+        """Runs that are not deleted, by default the newest first, and as many as MLflow gives."""
+        by_time = [f"attributes.start_time {order}"]
+        return list(self.client.search_runs(experiments, search, max_results=most, order_by=by_time))
 
     def begin_run(
         self,
@@ -132,41 +127,40 @@ class Store:
         earlier_identities: Sequence[str] = (),
         params: Mapping[str, object],
         tags: Mapping[str, str],
-    ) -> TrackedRun:
+    ) -> RunInfo:
         """Begin the MLflow run of a run, or continue the one that an earlier process left.
 
-        A run has one MLflow run in a study: a finished one is returned as it is, any other is set to running. Older
-        versions may have given it ``earlier_identities``.
+        A run has one MLflow run in a study: one with status FINISHED is returned as it is, any other is set to running.
+        Older versions may have given it ``earlier_identities``.
         """
-        experiment_id = self.experiment(study)
+        experiment_id, kind = self.experiment(study), {KIND_TAG: "run", IDENTITY_TAG: identity}
         with self._lock:
             earlier = [
                 run
                 for each in (identity, *earlier_identities)
-                for run in self._search([experiment_id], f"tags.`{IDENTITY_TAG}` = '{each}'")
+                for run in self._search([experiment_id], _tagged(IDENTITY_TAG, each))
             ]
             finished = next((run for run in earlier if run.info.status == "FINISHED"), None)
             if finished is not None:
-                return TrackedRun(finished.info.run_id, True, dict(finished.data.metrics), dict(finished.data.tags))
+                return finished.info
             if earlier:
                 run = earlier[0]
                 self.client.update_run(run.info.run_id, status="RUNNING")
             else:
-                kind = {KIND_TAG: "run", IDENTITY_TAG: identity}
                 run = self.client.create_run(experiment_id, run_name=name, tags=kind)
         self.client.log_batch(
             run.info.run_id,
             params=[Param(key, str(value)) for key, value in params.items() if key not in run.data.params],
-            tags=[RunTag(key, value) for key, value in {KIND_TAG: "run", IDENTITY_TAG: identity, **tags}.items()],
+            tags=[RunTag(key, value) for key, value in {**kind, **tags}.items()],
         )
-        return TrackedRun(run.info.run_id, False, {}, {})
+        return run.info
 
     def finished_elsewhere(self, *identities: str) -> Run | None:
         """The oldest finished MLflow run of a run in any study that is not deleted; None if there is none."""
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
         for identity in identities:
-            search = f"tags.`{IDENTITY_TAG}` = '{identity}' and attributes.status = 'FINISHED'"
-            if runs := self._search(experiments, search, "ASC", max_results=1):
+            search = f"{_tagged(IDENTITY_TAG, identity)} and attributes.status = 'FINISHED'"
+            if runs := self._search(experiments, search, "ASC", most=1):
                 return runs[0]
         return None
 
@@ -205,12 +199,11 @@ class Store:
         """Begin, or continue, the one MLflow run that holds the table and the report of a study."""
         experiment_id = self.experiment(study)
         with self._lock:
-            earlier = self._chosen(experiment_id, _kind("comparison"))
-            if earlier:
-                self.client.update_run(earlier[0].info.run_id, status="RUNNING")
-                return str(earlier[0].info.run_id)
-            run = self.client.create_run(experiment_id, run_name="comparison", tags={KIND_TAG: "comparison"})
-        return str(run.info.run_id)
+            earlier = self._search([experiment_id], _tagged(KIND_TAG, "comparison"))
+            if not earlier:
+                earlier = [self.client.create_run(experiment_id, run_name="comparison", tags={KIND_TAG: "comparison"})]
+            self.client.update_run(earlier[0].info.run_id, status="RUNNING")
+        return str(earlier[0].info.run_id)
 
     def write_conditions(self, study: str, conditions: Sequence[Condition]) -> None:
         """Write one finished MLflow run for each condition of a study, with the current metrics.
@@ -220,38 +213,26 @@ class Store:
         experiment_id = self.experiment(study)
         with self._lock:
             earlier: dict[str, list[Run]] = defaultdict(list)
-            for run in self._chosen(experiment_id, _kind("condition")):
+            for run in self._search([experiment_id], _tagged(KIND_TAG, "condition")):
                 earlier[run.data.tags[CONDITION_TAG]].append(run)
             for condition in conditions:
                 finite = {name: value for name, value in condition.metrics.items() if math.isfinite(value)}
-                runs = earlier.pop(condition.key, [])
+                runs = earlier[condition.key]
                 # MLflow keeps a logged metric, so a run with a metric too many is replaced.
-                kept = next((run for run in runs if set(run.data.metrics) <= set(finite)), None)
-                self._delete(run for run in runs if run is not kept)
-                if kept is None:
+                existing = next((run for run in runs if set(run.data.metrics) <= set(finite)), None)
+                if existing is not None:
+                    runs.remove(existing)
+                else:
                     tags = {KIND_TAG: "condition", CONDITION_TAG: condition.key}
-                    kept = self.client.create_run(experiment_id, run_name=condition.name, tags=tags)
+                    existing = self.client.create_run(experiment_id, run_name=condition.name, tags=tags)
                     params = [Param(key, str(value)) for key, value in condition.params.items()]
-                    self.client.log_batch(kept.info.run_id, params=params)
-                self.tag(kept.info.run_id, condition.tags)
-                changed = {name: value for name, value in finite.items() if kept.data.metrics.get(name) != value}
-                self.log_metrics(kept.info.run_id, changed)
-                self.client.set_terminated(kept.info.run_id, "FINISHED")
-            self._delete(run for runs in earlier.values() for run in runs)
-
-    def _chosen(self, experiment_id: str, condition: str) -> list[Run]:
-        """All MLflow runs that a filter chooses, newest first."""
-        runs: list[Run] = []
-        token: str | None = ""
-        while token is not None:
-            page = self._search([experiment_id], condition, page_token=token or None)
-            runs += page
-            token = page.token or None
-        return runs
-
-    def _delete(self, runs: Iterable[Run]) -> None:
-        for run in runs:
-            self.client.delete_run(run.info.run_id)
+                    self.client.log_batch(existing.info.run_id, params=params)
+                self.tag(existing.info.run_id, condition.tags)
+                changed = {name: value for name, value in finite.items() if existing.data.metrics.get(name) != value}
+                self.log_metrics(existing.info.run_id, changed)
+                self.client.set_terminated(existing.info.run_id, "FINISHED")
+            for outdated in (run for runs in earlier.values() for run in runs):
+                self.client.delete_run(outdated.info.run_id)
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Log metrics; those that are not defined (of large objects without any, say) are left out."""
@@ -302,7 +283,7 @@ class Store:
     def end(self, run_id: str, status: str, reason: str = "") -> None:
         """End a run as FINISHED, FAILED or KILLED, with the reason of the latter two."""
         if reason:
-            self.client.set_tag(run_id, FAILURE_TAG, reason[:5000])
+            self.client.set_tag(run_id, FAILURE_TAG, reason[:MOST_CHARACTERS])
         elif status == "FINISHED" and FAILURE_TAG in self.client.get_run(run_id).data.tags:
             self.client.delete_tag(run_id, FAILURE_TAG)
         self.client.set_terminated(run_id, status)
@@ -313,7 +294,7 @@ class Store:
         It appears among the models of the study, and in its MLflow run if the store has that.
         """
         experiment_id = self.experiment(study)
-        runs = self._search([experiment_id], f"tags.`{IDENTITY_TAG}` = '{identity}'") if identity is not None else []
+        runs = self._search([experiment_id], _tagged(IDENTITY_TAG, identity)) if identity is not None else []
         run_id = runs[0].info.run_id if runs else None
         model = self.client.create_logged_model(experiment_id, name, source_run_id=run_id)
         try:
@@ -338,20 +319,49 @@ class Store:
     def studies(self) -> list[Experiment]:
         """All studies with runs, the one with the newest run first."""
         experiments = {experiment.experiment_id: experiment for experiment in self.client.search_experiments()}
-        newest = [run for number in experiments for run in self._search([number], max_results=1)]
+        newest = [run for number in experiments for run in self._search([number], most=1)]
         newest.sort(key=lambda run: run.info.start_time, reverse=True)
         return [experiments[run.info.experiment_id] for run in newest]
 
     def runs(self, study: str) -> list[Run]:
         """The MLflow runs of a study's runs, whatever their state."""
         experiment = self.client.get_experiment_by_name(study)
-        return [] if experiment is None else self._chosen(experiment.experiment_id, TRAINING_RUNS)
+        return [] if experiment is None else self._search([experiment.experiment_id], TRAINING_RUNS)
 
 
-def _create(file: Path) -> None:
-    """Create a missing sqlite store; the file appears with all its tables or not at all."""
-    if file.exists():
+def end_running(uri: str, study: str, identity: str, status: str = "KILLED", reason: str = "killed") -> None:
+    """End what MLflow shows as running of a run, in the store at ``uri``; the caller holds the run's lock."""
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        return  # MLflow would make a file
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(study)
+    if experiment is None:
         return
-    remove_leftovers(file.parent, file.name)
-    with atomic_path(file) as unfinished:
-        MlflowClient(tracking_uri=f"{SQLITE}{unfinished.resolve()}").search_experiments(max_results=1)
+    search = f"{_tagged(IDENTITY_TAG, identity)} and attributes.status = 'RUNNING'"
+    for run in client.search_runs([experiment.experiment_id], search):
+        client.set_tag(run.info.run_id, FAILURE_TAG, reason[:MOST_CHARACTERS])
+        client.set_terminated(run.info.run_id, status)
+
+
+@contextmanager
+def ended_on_error(uri: str, study: str, identity: str) -> Iterator[None]:
+    """End the run that the block begins as FAILED if it raises, or as KILLED if it is stopped.
+
+    A tracking server that is known to be away is not asked again: MLflow would repeat the request for minutes.
+    Lightning's SystemExit for a stop becomes a KeyboardInterrupt again.
+    """
+    try:
+        yield
+    except BaseException as error:
+        status, reason = "KILLED", "stopped"
+        if isinstance(error, Exception):
+            status, reason = "FAILED", f"{type(error).__name__}: {error}"
+        if unanswered(error) is None:
+            try:
+                end_running(uri, study, identity, status, reason)
+            except Exception as refused:  # it must not hide the first error
+                first, *_ = str(refused).splitlines() or [""]
+                log.warning("MLflow did not record that a run of study %s is %s: %s", study, status, first)
+        if isinstance(error, SystemExit):
+            raise KeyboardInterrupt from error
+        raise

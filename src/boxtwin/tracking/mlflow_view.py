@@ -20,16 +20,10 @@ from boxtwin.errors import InputError
 from boxtwin.tracking.mlflow_runs import TRAINING_RUNS, Store
 
 KEY = "boxtwin"
-COLUMNS = (
-    "params.`split`",
-    "params.`variations`",
-    "params.`generator`",
-    "params.`seed`",
-    "metrics.`test/map_50`",
-    "metrics.`test/map`",
-    "metrics.`test/count_mae`",
-    "metrics.`test/count_bias`",
-)
+COLUMNS = [
+    *(f"params.`{name}`" for name in ("split", "variations", "generator", "seed")),
+    *(f"metrics.`test/{name}`" for name in ("map_50", "map", "count_mae", "count_bias")),
+]
 STATE = {
     # Runs that train, not comparisons.
     "searchFilter": TRAINING_RUNS,
@@ -39,7 +33,7 @@ STATE = {
     "lifecycleFilter": "Active",
     "modelVersionFilter": "All Runs",
     "datasetsFilter": [],
-    "selectedColumns": list(COLUMNS),
+    "selectedColumns": COLUMNS,
     "runsPinned": [],
     "runsExpanded": {},
     "runsHidden": [],

@@ -33,9 +33,8 @@ def update_addresses(database: Path) -> None:
         moved = {old for address in addresses if (old := _moved(address, here)) is not None}
         if not moved:
             return
-        tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
         for old in moved:
-            for table, column in (entry for entry in COLUMNS if entry[0] in tables):
+            for table, column in COLUMNS:
                 connection.execute(
                     f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
                     (f"{here.as_uri()}/", len(old) + 1, len(old), old),

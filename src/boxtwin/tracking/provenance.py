@@ -17,7 +17,7 @@ RECORDED = ("clean", "boxtwin", "recipe", "torch", "cuda", "device", "precision"
 PACKAGE = Path(boxtwin.__file__).resolve().parent
 
 
-def provenance(*, accelerator: str, precision: str, threads: int | None, recipe: int) -> dict[str, Any]:
+def provenance(accelerator: str, precision: str, threads: int | None, *, recipe: int) -> dict[str, Any]:
     """Plain values for ``result.json``; accelerator and precision as Lightning calls them, threads None for torch's."""
     return {
         **git_state(),
@@ -47,13 +47,11 @@ def git_state(package: Path = PACKAGE) -> dict[str, Any]:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     """The output of git; None if it fails or is not installed."""
+    command = ("git", "-C", str(folder), *arguments)
     try:
-        done = subprocess.run(
-            ("git", "-C", str(folder), *arguments), capture_output=True, text=True, timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def tags(record: dict[str, Any]) -> dict[str, str]:
@@ -69,14 +67,9 @@ def code_tags(run_tags: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in run_tags.items() if key.startswith("mlflow.source.") or key in names}
 
 
-def record_of(run_tags: Mapping[str, str]) -> dict[str, Any]:
-    """The code of a run from its `tags`; runs of older versions have no commit and the first recipe."""
-    commit, clean = run_tags.get("mlflow.source.git.commit"), run_tags.get("boxtwin.clean")
-    return {"commit": commit, "clean": clean == "True", "recipe": int(run_tags.get("boxtwin.recipe", 1))}
-
-
-def code_of(record: dict[str, Any] | None) -> str:
-    """The code of a run, such as ``commit 4437dbc1 (changed), recipe 1``."""
-    if not record or record.get("commit") is None:
-        return f"a commit that was not recorded, recipe {(record or {}).get('recipe', 1)}"
-    return f"commit {record['commit'][:8]}{'' if record['clean'] else ' (changed)'}, recipe {record['recipe']}"
+def code_of(run_tags: Mapping[str, str]) -> str:
+    """The code of a run from its `tags`, such as ``commit 4437dbc1 (changed), recipe 1``; old runs have recipe 1."""
+    commit, recipe = run_tags.get("mlflow.source.git.commit"), run_tags.get("boxtwin.recipe", 1)
+    if commit is None:
+        return f"a commit that was not recorded, recipe {recipe}"
+    return f"commit {commit[:8]}{'' if run_tags.get('boxtwin.clean') == 'True' else ' (changed)'}, recipe {recipe}"

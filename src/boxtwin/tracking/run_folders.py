@@ -63,8 +63,7 @@ def find_folder(recorded: str, tracking: Path, identity: str) -> Path | None:
     if path.is_absolute():
         below = [project.joinpath(*path.parts[first:]) for first in range(1, len(path.parts))]
     for folder in (*below, path):
-        content = read_result(folder)
-        if content is not None and content.identity == identity:
+        if (result := read_result(folder)) is not None and result.identity == identity:
             return folder
     return None
 
@@ -75,10 +74,9 @@ def own_folder(output: Path, *identities: str) -> Path:
     The caller holds the lock of ``output``. ``identities`` are those of the run in this version and earlier ones.
     """
     for folder in (output, output.with_name(f"{output.name}-{identities[0][:8]}")):
-        mark = folder / MARK
-        content = read_result(folder)
-        held = mark.read_text() if mark.exists() else content.identity if content else ""
-        if not held or held in identities:
+        mark, result = folder / MARK, read_result(folder)
+        identity = mark.read_text() if mark.exists() else result.identity if result else ""
+        if not identity or identity in identities:
             break
         log.info("%s holds another run; the files of this one are kept beside it", output)
     write_bytes_atomically(mark, identities[0].encode())

@@ -36,11 +36,8 @@ class ServedDetector(PythonModel):
         """One answer for each row of column ``image``, the bytes of an image file of a kind that data sets may have.
 
         Detections are counted and returned, best first, from their class's threshold on; ``params["threshold"]`` is one
-        for all classes instead. Scores under the network's ``score_floor`` are never returned.
-
-        Raises:
-            MlflowException: a file is no image or of the wrong bit depth, or the threshold lies outside [0, 1]; a
-                server answers 400.
+        for all classes instead. Scores under the network's ``score_floor`` are never returned. `MlflowException`, for
+        which a server answers 400: a file is no image or of the wrong bit depth, or the threshold is outside [0, 1].
         """
         threshold, spec = (params or {}).get("threshold"), self._detector.spec
         if threshold is not None and not 0 <= threshold <= 1:
