@@ -90,14 +90,11 @@ def read_coco(
     """Read a COCO detection set and check all of it.
 
     Args:
-        name: what the data set is called in runs and reports.
-        images: folder that the file names start from.
-        annotations: the COCO file.
+        images: folder that the file names in ``annotations`` start from.
         group_by: regular expression whose first group, found in the file name, names the group (scene) that must stay
             on one side of a split; None makes every image its own group, but the copies of one image that Roboflow has
             written. Images with the same pixels are always of one group.
         on_bad_box: boxes of which clipping leaves nothing are dropped; `repairs` counts both.
-        crowds, on_duplicate_box: see their enums.
         reading: how image files become pixels; boxes refer to these.
 
     Raises:
@@ -210,12 +207,9 @@ def coco_content(
 ) -> dict[str, Any]:
     """The content of a COCO detection file.
 
-    Annotations are numbered from 1: pycocotools takes an annotation numbered 0 for "not matched".
-
-    Args:
-        images: entries with ``id``, ``file_name``, ``width``, ``height`` and any other fields.
-        annotations: image id, category id, box (xywh, pixels), area (square pixels) and whether it is a crowd.
-        categories: ids and names.
+    Images have ``id``, ``file_name``, ``width``, ``height`` and more; annotations image id, category id, box (xywh,
+    pixels), area (square pixels) and whether they are a crowd; categories id and name. Annotations are numbered from 1:
+    pycocotools takes an annotation numbered 0 for "not matched".
     """
     names = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
     numbered = ((number, *values, int(crowd)) for number, (*values, crowd) in enumerate(annotations, start=1))

@@ -194,13 +194,7 @@ class StudyDataModule(pl.LightningDataModule):
         super().__init__()
         self.plan, self.input, self.batches = plan, input_options, batch_options
         self.augmentation, self.levels, self._images = augmentation, levels, images
-        self._order = draw_order(
-            plan,
-            steps=batch_options.steps,
-            batch_size=batch_options.batch_size,
-            seed=batch_options.seed,
-            synthetic_fraction=batch_options.synthetic_fraction,
-        ).reshape(-1)
+        self._order = draw_order(plan, batch_options).reshape(-1)
 
     @property
     def validation_samples(self) -> tuple[Sample, ...]:
