@@ -87,7 +87,7 @@ def read_coco(
     on_duplicate_box: OnDuplicateBox = OnDuplicateBox.warn,
     reading: Reading = Reading(),  # noqa: B008 (frozen)
 ) -> Dataset:
-    """Read a COCO detection set and check all of it.
+    """Read a COCO detection set and check all of it; one `InputError` lists everything that is wrong.
 
     Args:
         images: folder that the file names in ``annotations`` start from.
@@ -96,12 +96,13 @@ def read_coco(
             written. Images with the same pixels are always of one group.
         on_bad_box: boxes of which clipping leaves nothing are dropped; `repairs` counts both.
         reading: how image files become pixels; boxes refer to these.
-
-    Raises:
-        InputError: lists everything that is wrong, how many of each kind, and the first ten offenders; or ``group_by``
-            is no regular expression with a group.
     """
-    pattern = _compile_group(group_by)
+    try:
+        pattern = None if group_by is None else re.compile(group_by)
+    except re.error as error:
+        raise InputError(f"group_by={group_by!r} is no regular expression: {error}") from None
+    if pattern is not None and pattern.groups < 1:
+        raise InputError(f"group_by={group_by!r} needs a group in brackets that picks the scene, such as '^([^_]+)_'")
     problems = Problems()
     content = read_content(annotations, problems)
     files = _check_files(content, images, problems, reading)
@@ -176,18 +177,6 @@ def _group(
         what = f"{sum(map(len, copied))} images are Roboflow's copies of {len(copied)} originals ({some(copied[0])})"
         problems.remarks.append(f"{what}: kept on one side of a split")
     return join_groups(groups, [*same, *copied])
-
-
-def _compile_group(group_by: str | None) -> re.Pattern[str] | None:
-    if group_by is None:
-        return None
-    try:
-        pattern = re.compile(group_by)
-    except re.error as error:
-        raise InputError(f"group_by={group_by!r} is no regular expression: {error}") from None
-    if pattern.groups < 1:
-        raise InputError(f"group_by={group_by!r} needs a group in brackets that picks the scene, such as '^([^_]+)_'")
-    return pattern
 
 
 def digest_of(samples: Sequence[Sample], classes: Sequence[str]) -> str:

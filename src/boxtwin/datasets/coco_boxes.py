@@ -105,7 +105,9 @@ def read_objects(
             continue
         area = min(area, of_box) if fault else area
         objects[entry["image_id"]].append(CocoObject(entry["category_id"], box, area, entry["iscrowd"]))
-    if OVERHANGING in problems.offenders and look_like_centres(boxes, shapes):
+    first, second = np.split(boxes.clip(-HUGE, HUGE), 2, axis=1)
+    as_centres = _inside(first - second / 2, first + second / 2, shapes)
+    if OVERHANGING in problems.offenders and len(boxes) >= FEW and as_centres.mean() > 0.99:
         problems.cures[OVERHANGING] += " All would lie inside if x and y were their centres; are they?"
     for action, images in repaired.items():
         repairs[action] = len(images)
@@ -221,13 +223,6 @@ def other_format(boxes: Boxes, sizes: Sizes, areas: Float[np.ndarray, " n"]) -> 
     if as_corners.mean() > 0.99 and (beyond.mean() > 0.1 or (matches_area & ~of_size).mean() > 0.5):
         return "boxes that look like corners [x1, y1, x2, y2]", "Write [x1, y1, x2 - x1, y2 - y1] in their place."
     return "", ""
-
-
-def look_like_centres(boxes: Boxes, sizes: Sizes) -> bool:
-    """Whether boxes that reach outside their images would all lie inside if x and y were their centres."""
-    first, second = np.split(boxes.clip(-HUGE, HUGE), 2, axis=1)
-    inside = _inside(first - second / 2, first + second / 2, sizes)
-    return len(boxes) >= FEW and bool(inside.mean() > 0.99)
 
 
 def _inside(low: Float[np.ndarray, "n 2"], high: Float[np.ndarray, "n 2"], sizes: Sizes) -> Bool[np.ndarray, " n"]:

@@ -55,11 +55,11 @@ def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, see
     ``images`` is the number of chips, ``image_size`` their side in pixels; the last scene may have fewer chips.
     `InputError` if a parameter is out of range, or ``root`` holds something else than this build.
     """
-    chosen = {"images": images, "image_size": image_size, "chips_per_scene": chips_per_scene, "seed": seed}
+    sizes = {"images": images, "image_size": image_size, "chips_per_scene": chips_per_scene}
     for name, least in {"images": 1, "image_size": MIN_IMAGE_SIZE, "chips_per_scene": 1}.items():
-        if chosen[name] < least:
-            raise InputError(f"sar_scenes: {name} must be at least {least}, got {chosen[name]}")
-    parameters = {"simulation": SIMULATION, **chosen}
+        if sizes[name] < least:
+            raise InputError(f"sar_scenes: {name} must be at least {least}, got {sizes[name]}")
+    parameters = {"simulation": SIMULATION, **sizes, "seed": seed}
     with exclusive_lock(root.parent / f".{root.name}.lock", f"another process is building {root}; waiting for it"):
         if _is_finished(root, parameters):
             return root
