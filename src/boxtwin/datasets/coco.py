@@ -67,8 +67,8 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
         else:
             stated = (entry.get("width", file.width), entry.get("height", file.height))
             if stated not in ((file.width, file.height), file.stored):
-                sizes = f"{stated[0]} x {stated[1]} told, {file.width} x {file.height} found"
-                problems.add("images of another size than told", f"{name}: {sizes}", OTHER_SIZE)
+                sizes = f"{stated[0]} x {stated[1]} stated, {file.width} x {file.height} in the file"
+                problems.add("images of another size than stated", f"{name}: {sizes}", OTHER_SIZE)
             readable[entry["id"]] = file
     if turned := sum(file.is_turned for file in readable.values()):
         what = "%d of %d images are turned as their orientation tag (EXIF) says, as labelling tools show them; if boxes"

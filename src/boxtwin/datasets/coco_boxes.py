@@ -265,9 +265,9 @@ def repeats(boxes: Boxes, kinds: Sequence[object]) -> list[int]:
     repeated: list[int] = []
     for kind in dict.fromkeys(kinds):
         indices = np.array([index for index, other in enumerate(kinds) if other == kind])
-        those = boxes[indices]
-        for start in range(0, len(those), AT_ONCE):
-            overlaps = iou_matrix(those[start : start + AT_ONCE], those) >= SAME_OBJECT
+        alike = boxes[indices]
+        for start in range(0, len(alike), AT_ONCE):
+            overlaps = iou_matrix(alike[start : start + AT_ONCE], alike) >= SAME_OBJECT
             repeated += indices[start : start + AT_ONCE][np.tril(overlaps, start - 1).any(axis=1)].tolist()
     return sorted(repeated)
 

@@ -74,7 +74,7 @@ def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any
     """The three lists of a COCO detection file, every entry in one form; `InputError` if the file is none.
 
     Ids are integers of any size; ``iscrowd`` is a bool; ``bbox`` is there, None where the file has none; ``width`` and
-    ``height`` are integers, left out where they go untold; ``name`` of a category is text, and of one category alone.
+    ``height`` are integers, left out if not stated; ``name`` of a category is text, and of one category alone.
     """
     content = load_json(path, cure="set dataset.root (and dataset.annotations) to your COCO data set")
     for key, fields in FIELDS.items():

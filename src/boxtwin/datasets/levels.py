@@ -65,7 +65,7 @@ def check_depth(samples: Sequence[Sample]) -> None:
     for sample in samples:
         names[sample.bits].append(sample.name)
     if len(names) > 1:
-        kinds = " and ".join(f"{len(those)} of them have {bits} bit ({some(those)})" for bits, those in names.items())
+        kinds = " and ".join(f"{len(them)} of them have {bits} bit ({some(them)})" for bits, them in names.items())
         raise InputError(f"images must be 8 bit or 16 bit throughout, but {kinds}; convert one kind to the other")
 
 

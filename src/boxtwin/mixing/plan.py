@@ -29,9 +29,9 @@ class Plan:
         real = {side: {s.name for s in samples if s.lineage is None} for side, samples in vars(self).items()}
         strays = [
             f"{sample.name} (a variation of {sample.lineage.source}) on the {side} side"
-            for side, samples, own in (("training", self.train, "train"), ("validation", self.val_synthetic, "val"))
+            for side, samples, home in (("training", self.train, "train"), ("validation", self.val_synthetic, "val"))
             for sample in samples
-            if sample.lineage is not None and sample.lineage.source not in real[own]
+            if sample.lineage is not None and sample.lineage.source not in real[home]
         ]
         strays += [f"{name} is no variation, but is among them" for name in sorted(real["val_synthetic"])]
         for side, samples in (("validation", self.val), ("test", self.test)):
