@@ -53,7 +53,7 @@ def former_setting(error: BaseException) -> InputError | None:
     now = renamed.get(key, key)
     group, _, name = now.rpartition(".")
     values = [
-        settings[name]
+        "null" if settings[name] is None else settings[name]
         for place, settings in REMOVED_SETTINGS.items()
         if name in settings and group in (place, "generator")
     ]

@@ -30,10 +30,7 @@ from boxtwin.errors import InputError
 log = logging.getLogger(__name__)
 
 OTHER_SIZE = "Boxes are in pixels of the images that were labelled: take those, or export the labels for these."
-DOUBLED = (
-    "The file names begin with {}/ already, so that it stands twice in the path: set dataset.images to the folder "
-    "above, dataset.images=. where it is dataset.root."
-)
+DOUBLED = "{}/ stands twice in the path: set dataset.images to the folder above (dataset.images=. for dataset.root)."
 
 
 def _check_files(content: Content, folder: Path, problems: Problems, reading: Reading) -> dict[int, ImageFile]:

@@ -53,7 +53,7 @@ def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
     if other is not None or b"\0" in encoded[:4]:
         raise InputError(f"{where} is {other or UTF16}")
     try:
-        return json.loads(encoded.decode("utf-8-sig"), object_pairs_hook=_object)
+        return json.loads(encoded.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=_integer)
     except RecursionError:
         raise InputError(f"{where} is nested too deeply") from None
     except ValueError as error:
@@ -68,6 +68,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"'{shown(name)}' stands there twice in one object")
     return content
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= 100 else float(digits)  # no id or size may be floating point
 
 
 def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any]]]:
