@@ -257,7 +257,9 @@ def test_crowds_are_apart_from_objects(make_coco: MakeCoco) -> None:
 def test_a_size_that_is_not_so(make_coco: MakeCoco) -> None:
     built = make_coco()
     built.content["images"][1]["width"] = 640
-    assert "images of another size than told: 1\n    S01_0.png: 640 x 64 told, 80 x 64 found" in refusal(built)
+    assert "images of another size than stated: 1\n    S01_0.png: 640 x 64 stated, 80 x 64 in the file" in refusal(
+        built
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "images: none", '{"images": [}'])

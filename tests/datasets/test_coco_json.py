@@ -144,7 +144,7 @@ def test_sizes_may_be_text(make_coco: MakeCoco, write: Callable[[int], Any]) -> 
         image |= {side: write(image[side]) for side in ("width", "height")}
     assert built.read().digest == plain
     built.content["images"][0]["width"] = write(81)
-    assert "images of another size than told: 1" in refusal(built)[0]
+    assert "images of another size than stated: 1" in refusal(built)[0]
 
 
 @pytest.mark.parametrize("value", [None, "", " ", float("nan")])

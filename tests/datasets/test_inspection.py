@@ -137,7 +137,7 @@ def test_another_size_and_too_many_pixels_are_refused_undecoded(
     assert "5119" in refusal(built, reading=Reading(max_pixels=5119))
     assert decoded == []
     built.content["images"][0]["width"] = 81
-    assert "another size than told" in refusal(built)
+    assert "another size than stated" in refusal(built)
     assert decoded == ["S01_0.png"]
 
 

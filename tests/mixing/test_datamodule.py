@@ -141,7 +141,9 @@ def test_one_colour_image_makes_three_channels(make_coco: MakeCoco) -> None:
 
 
 def draws(data: StudyDataModule, images: DecodedImages = ANEW) -> TrainingDraws:
-    order = draw_order(data.plan, steps=7, batch_size=3, seed=5, synthetic_fraction=None).reshape(-1)
+    order = draw_order(
+        data.plan, BatchOptions(steps_per_epoch=1, steps=7, batch_size=3, seed=5, synthetic_fraction=None)
+    ).reshape(-1)
     return TrainingDraws(data.plan.train, order, EVERYTHING, data.input, levels=Levels(), seed=5, images=images)
 
 
@@ -252,7 +254,9 @@ def test_lightning_draws_in_order_and_goes_on_where_it_stopped(dataset: Dataset,
     whole, _ = train(make_data(dataset, tmp_path, per_image=1), 7)
     ids = torch.tensor([number for batch in whole.batches for number in batch.image_ids])
     plan = make_data(dataset, tmp_path, per_image=1).plan
-    order = draw_order(plan, steps=7, batch_size=3, seed=5, synthetic_fraction=None).reshape(-1)
+    order = draw_order(
+        plan, BatchOptions(steps_per_epoch=1, steps=7, batch_size=3, seed=5, synthetic_fraction=None)
+    ).reshape(-1)
     assert ids.tolist() == [plan.train[index].image_id for index in order]
     begun, trainer = train(make_data(dataset, tmp_path, per_image=1), stop)
     trainer.save_checkpoint(tmp_path / "last.ckpt")

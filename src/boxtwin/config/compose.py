@@ -50,10 +50,11 @@ def former_setting(error: BaseException) -> InputError | None:
         return None
     key, renamed = match[1], {first: now for now, first in FIRST_NAMES.items()} | RENAMED_SETTINGS
     now = renamed.get(key, key)
-    group, _, name = now.partition(".")
+    group, _, name = now.rpartition(".")
     # Of generators, the settings are by class.
     settings = [of for place, of in REMOVED_SETTINGS.items() if group == ("generator" if "." in place else place)]
-    values = " or ".join(dict.fromkeys(str(of[name]) for of in settings if name in of))
+    constants = ["null" if of[name] is None else str(of[name]) for of in settings if name in of]
+    values = " or ".join(dict.fromkeys(constants))
     if values:
         return InputError(f"{key} is no setting any more; its value is always {values}: leave it out")
     if key in WITHOUT:

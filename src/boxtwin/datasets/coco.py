@@ -30,10 +30,7 @@ from boxtwin.errors import InputError
 log = logging.getLogger(__name__)
 
 OTHER_SIZE = "Boxes are in pixels of the images that were labelled: take those, or export the labels for these."
-DOUBLED = (
-    "The file names begin with {}/ already, so that it stands twice in the path: set dataset.images to the folder "
-    "above, dataset.images=. where it is dataset.root."
-)
+DOUBLED = "{}/ stands twice in the path: set dataset.images to the folder above (dataset.images=. for dataset.root)."
 
 
 def _check_files(content: Content, folder: Path, problems: Problems, reading: Reading) -> dict[int, ImageFile]:
@@ -67,8 +64,8 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
         else:
             stated = (entry.get("width", file.width), entry.get("height", file.height))
             if stated not in ((file.width, file.height), file.stored):
-                sizes = f"{stated[0]} x {stated[1]} told, {file.width} x {file.height} found"
-                problems.add("images of another size than told", f"{name}: {sizes}", OTHER_SIZE)
+                sizes = f"{stated[0]} x {stated[1]} stated, {file.width} x {file.height} in the file"
+                problems.add("images of another size than stated", f"{name}: {sizes}", OTHER_SIZE)
             readable[entry["id"]] = file
     if turned := sum(file.is_turned for file in readable.values()):
         what = "%d of %d images are turned as their orientation tag (EXIF) says, as labelling tools show them; if boxes"
@@ -87,24 +84,22 @@ def read_coco(
     on_duplicate_box: OnDuplicateBox = OnDuplicateBox.warn,
     reading: Reading = Reading(),  # noqa: B008 (frozen)
 ) -> Dataset:
-    """Read a COCO detection set and check all of it.
+    """Read a COCO detection set and check all of it; one `InputError` lists everything that is wrong.
 
     Args:
-        name: what the data set is called in runs and reports.
-        images: folder that the file names start from.
-        annotations: the COCO file.
+        images: folder that the file names in ``annotations`` start from.
         group_by: regular expression whose first group, found in the file name, names the group (scene) that must stay
             on one side of a split; None makes every image its own group, but the copies of one image that Roboflow has
             written. Images with the same pixels are always of one group.
         on_bad_box: boxes of which clipping leaves nothing are dropped; `repairs` counts both.
-        crowds, on_duplicate_box: see their enums.
         reading: how image files become pixels; boxes refer to these.
-
-    Raises:
-        InputError: lists everything that is wrong, how many of each kind, and the first ten offenders; or ``group_by``
-            is no regular expression with a group.
     """
-    pattern = _compile_group(group_by)
+    try:
+        pattern = None if group_by is None else re.compile(group_by)
+    except re.error as error:
+        raise InputError(f"group_by={group_by!r} is no regular expression: {error}") from None
+    if pattern is not None and pattern.groups < 1:
+        raise InputError(f"group_by={group_by!r} needs a group in brackets that picks the scene, such as '^([^_]+)_'")
     problems = Problems()
     content = read_content(annotations, problems)
     files = _check_files(content, images, problems, reading)
@@ -181,18 +176,6 @@ def _group(
     return join_groups(groups, [*same, *copied])
 
 
-def _compile_group(group_by: str | None) -> re.Pattern[str] | None:
-    if group_by is None:
-        return None
-    try:
-        pattern = re.compile(group_by)
-    except re.error as error:
-        raise InputError(f"group_by={group_by!r} is no regular expression: {error}") from None
-    if pattern.groups < 1:
-        raise InputError(f"group_by={group_by!r} needs a group in brackets that picks the scene, such as '^([^_]+)_'")
-    return pattern
-
-
 def digest_of(samples: Sequence[Sample], classes: Sequence[str]) -> str:
     """Sha256 over class names, image bytes and boxes: two sets with the same digest are the same data."""
     total = hashlib.sha256(json.dumps(list(classes)).encode())
@@ -210,12 +193,9 @@ def coco_content(
 ) -> dict[str, Any]:
     """The content of a COCO detection file.
 
-    Annotations are numbered from 1: pycocotools takes an annotation numbered 0 for "not matched".
-
-    Args:
-        images: entries with ``id``, ``file_name``, ``width``, ``height`` and any other fields.
-        annotations: image id, category id, box (xywh, pixels), area (square pixels) and whether it is a crowd.
-        categories: ids and names.
+    Images have ``id``, ``file_name``, ``width``, ``height`` and more; annotations image id, category id, box (xywh,
+    pixels), area (square pixels) and whether they are a crowd; categories id and name. Annotations are numbered from 1:
+    pycocotools takes an annotation numbered 0 for "not matched".
     """
     names = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
     numbered = ((number, *values, int(crowd)) for number, (*values, crowd) in enumerate(annotations, start=1))

@@ -105,7 +105,9 @@ def read_objects(
             continue
         area = min(area, of_box) if fault else area
         objects[entry["image_id"]].append(CocoObject(entry["category_id"], box, area, entry["iscrowd"]))
-    if OVERHANGING in problems.offenders and look_like_centres(boxes, shapes):
+    first, second = np.split(boxes.clip(-HUGE, HUGE), 2, axis=1)
+    as_centres = _inside(first - second / 2, first + second / 2, shapes)
+    if OVERHANGING in problems.offenders and len(boxes) >= FEW and as_centres.mean() > 0.99:
         problems.cures[OVERHANGING] += " All would lie inside if x and y were their centres; are they?"
     for action, images in repaired.items():
         repairs[action] = len(images)
@@ -223,13 +225,6 @@ def other_format(boxes: Boxes, sizes: Sizes, areas: Float[np.ndarray, " n"]) -> 
     return "", ""
 
 
-def look_like_centres(boxes: Boxes, sizes: Sizes) -> bool:
-    """Whether boxes that reach outside their images would all lie inside if x and y were their centres."""
-    first, second = np.split(boxes.clip(-HUGE, HUGE), 2, axis=1)
-    inside = _inside(first - second / 2, first + second / 2, sizes)
-    return len(boxes) >= FEW and bool(inside.mean() > 0.99)
-
-
 def _inside(low: Float[np.ndarray, "n 2"], high: Float[np.ndarray, "n 2"], sizes: Sizes) -> Bool[np.ndarray, " n"]:
     return np.asarray(((low >= -1) & (high <= sizes + 1) & (high > low)).all(axis=1))
 
@@ -270,9 +265,9 @@ def repeats(boxes: Boxes, kinds: Sequence[object]) -> list[int]:
     repeated: list[int] = []
     for kind in dict.fromkeys(kinds):
         indices = np.array([index for index, other in enumerate(kinds) if other == kind])
-        those = boxes[indices]
-        for start in range(0, len(those), AT_ONCE):
-            overlaps = iou_matrix(those[start : start + AT_ONCE], those) >= SAME_OBJECT
+        alike = boxes[indices]
+        for start in range(0, len(alike), AT_ONCE):
+            overlaps = iou_matrix(alike[start : start + AT_ONCE], alike) >= SAME_OBJECT
             repeated += indices[start : start + AT_ONCE][np.tril(overlaps, start - 1).any(axis=1)].tolist()
     return sorted(repeated)
 

@@ -53,7 +53,7 @@ def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
     if other is not None or b"\0" in encoded[:4]:
         raise InputError(f"{where} is {other or UTF16}")
     try:
-        return json.loads(encoded.decode("utf-8-sig"), object_pairs_hook=_object)
+        return json.loads(encoded.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=_integer)
     except RecursionError:
         raise InputError(f"{where} is nested too deeply") from None
     except ValueError as error:
@@ -70,11 +70,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= 100 else float(digits)  # no id or size may be floating point
+
+
 def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any]]]:
     """The three lists of a COCO detection file, every entry in one form; `InputError` if the file is none.
 
     Ids are integers of any size; ``iscrowd`` is a bool; ``bbox`` is there, None where the file has none; ``width`` and
-    ``height`` are integers, left out where they go untold; ``name`` of a category is text, and of one category alone.
+    ``height`` are integers, left out if not stated; ``name`` of a category is text, and of one category alone.
     """
     content = load_json(path, cure="set dataset.root (and dataset.annotations) to your COCO data set")
     for key, fields in FIELDS.items():

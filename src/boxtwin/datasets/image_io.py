@@ -40,8 +40,7 @@ _END_OF_IMAGE, _WITHOUT_LENGTH = 0xD9, (0x01, 0xD8)
 def read_image(path: Path, reading: Reading = _UPRIGHT) -> Pixels:
     """Read an image as ``(h, w)`` grey or ``(h, w, 3)`` RGB without alpha, uint8 or uint16 as in the file.
 
-    Raises:
-        OSError: the file is missing, damaged or too large, or holds something else than ``reading`` expects.
+    OSError if the file is missing, damaged or too large, or holds something else than ``reading`` expects.
     """
     return decode_image(path.read_bytes(), str(path), reading)
 
@@ -71,8 +70,7 @@ def decode_image(encoded: bytes, name: str, reading: Reading = _UPRIGHT) -> Pixe
 def read_header(encoded: bytes, name: str, reading: Reading = _UPRIGHT) -> Header:
     """What a file says of its image, without decoding it.
 
-    Raises:
-        OSError: it is no image, has more pixels than ``reading`` allows, or several pages where none is chosen.
+    OSError if it is no image, has more pixels than ``reading`` allows, or several pages where none is chosen.
     """
     read = tiff.read_header if encoded[:4] in tiff.MAGIC else _header
     header = read(encoded, name, reading)

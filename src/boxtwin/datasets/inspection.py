@@ -83,10 +83,9 @@ def inspect_image(path: Path, width: object, height: object, reading: Reading) -
     try:
         before = path.stat()
         state = (before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns)
-        # A relative path is another file in another folder.
-        known = _inspected.get((path.absolute(), reading))
-        if known is not None and known[0] == state:
-            return known[1]
+        key = (path.absolute(), reading)  # a relative path is another file in another folder
+        if key in _inspected and _inspected[key][0] == state:
+            return _inspected[key][1]
         content = path.read_bytes()
         header = read_header(content, str(path), reading)
         shown, stored = header.shown(reading), (header.width, header.height)
@@ -106,7 +105,7 @@ def inspect_image(path: Path, width: object, height: object, reading: Reading) -
     )
     # Two writes within one tick of the file system's clock leave the same times; a file that has rested is past that.
     if time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > RESTED_NS:
-        _inspected[path.absolute(), reading] = (state, file)
+        _inspected[key] = (state, file)
     return file
 
 
@@ -125,10 +124,7 @@ def _digest_of_file(content: bytes, header: Header, reading: Reading) -> str:
 def nearly_same(
     a: Sequence[Signature], b: Sequence[Signature], others: Sequence[Signature] = ()
 ) -> list[tuple[int, int]]:
-    """Indices of those images of ``a`` and ``b`` that show one picture, the same pixels left out.
-
-    ``others`` count for what all images share.
-    """
+    """Indices of images of ``a`` and ``b`` that show one picture, not of equal pixels; see `COMMON` for ``others``."""
     if not a or not b:
         return []
     small = np.stack([signature.small for signature in (*a, *b, *others)]).astype(np.float32)
@@ -144,8 +140,7 @@ def nearly_same(
 
 def roboflow_name(name: str) -> str | None:
     """What the names of Roboflow's copies of one image have in common; None for names of other forms."""
-    match = ROBOFLOW.match(name)
-    return match["name"] if match else None
+    return match["name"] if (match := ROBOFLOW.match(name)) else None
 
 
 def join_groups(groups: Mapping[str, str], together: Sequence[Sequence[str]]) -> dict[str, str]:

@@ -65,7 +65,7 @@ def check_depth(samples: Sequence[Sample]) -> None:
     for sample in samples:
         names[sample.bits].append(sample.name)
     if len(names) > 1:
-        kinds = " and ".join(f"{len(those)} of them have {bits} bit ({some(those)})" for bits, those in names.items())
+        kinds = " and ".join(f"{len(them)} of them have {bits} bit ({some(them)})" for bits, them in names.items())
         raise InputError(f"images must be 8 bit or 16 bit throughout, but {kinds}; convert one kind to the other")
 
 
@@ -81,11 +81,7 @@ def measure_levels(samples: Sequence[Sample], read: Callable[[Sample], Pixels]) 
     """Measure black and full-scale value of (training) images.
 
     Of 16 bit, they are the 0.1th and 99.9th percentile of all pixels after a 3 x 3 median, moved apart where pixels
-    inside boxes reach further, with a quarter to spare; isolated pixels do not count.
-
-    Args:
-        samples: images of one depth, at least one.
-        read: gives the pixels of an image.
+    inside boxes reach further, with a quarter to spare; isolated pixels do not count. All ``samples`` are of one depth.
     """
     is_deep = read(samples[0]).dtype == np.uint16
     counts = np.zeros(65536, dtype=np.int64)

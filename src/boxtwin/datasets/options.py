@@ -53,6 +53,7 @@ class BuildOptions:
     images: int = REQUIRED
     image_size: int = REQUIRED
     chips_per_scene: int = REQUIRED
+    seed: int = 0
 
 
 @dataclass

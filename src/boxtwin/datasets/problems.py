@@ -42,9 +42,8 @@ class Problems:
         if len(kinds) > KINDS_IN_FIRST_LINE:
             first += f"; and {len(kinds) - KINDS_IN_FIRST_LINE} other kinds of problem"
         lines = [f"{annotations}: {first}. Nothing was used."]
-        for kind, offenders in self.offenders.items():
-            lines.append(f"  {kind}: {len(offenders)}")
-            lines += [f"    {offender}" for offender in offenders[:OFFENDERS_SHOWN]]
+        for kind, offenders in zip(kinds, self.offenders.values(), strict=True):
+            lines += [f"  {kind}", *(f"    {offender}" for offender in offenders[:OFFENDERS_SHOWN])]
             if len(offenders) > OFFENDERS_SHOWN:
                 lines.append(f"    … and {len(offenders) - OFFENDERS_SHOWN} more")
         lines += dict.fromkeys(self.cures.values()) or ["Mend the file or the folder and start again."]

@@ -31,22 +31,17 @@ class Lineage:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image file and its objects; ``lineage`` is None for a real image.
-
-    ``boxes`` are xyxy in pixels of the image file; ``labels`` index the class names of the data set; ``areas`` are the
-    annotation's own (COCO sorts objects into small, medium and large by them); ``crowd`` marks boxes of crowds, which
-    are neither trained on nor counted, and in which COCO evaluation ignores detections.
-    """
+    """One image file and its objects; ``lineage`` is None for a real image."""
 
     name: str  # path below the image folder, unique in its data set
     path: Path
     width: int
     height: int
     image_id: int
-    boxes: Float[np.ndarray, "n 4"]
-    labels: Int[np.ndarray, " n"]
-    areas: Float[np.ndarray, " n"]
-    crowd: Bool[np.ndarray, " n"]
+    boxes: Float[np.ndarray, "n 4"]  # xyxy, pixels of the image file
+    labels: Int[np.ndarray, " n"]  # indices of the class names of the data set
+    areas: Float[np.ndarray, " n"]  # the annotation's own: COCO sorts objects into small, medium and large by them
+    crowd: Bool[np.ndarray, " n"]  # crowds are not trained on or counted, and COCO ignores detections in them
     group: str = ""  # images of one group (scene) stay on one side of a split
     lineage: Lineage | None = None
     sha256: str = ""  # of the image file's bytes, and of how they are read where first versions read them otherwise

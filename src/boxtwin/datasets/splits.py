@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,8 +50,7 @@ class Split:
             raise InputError(
                 f"split {self.name}: {what}. Leave one of each out: test images must be new to a detector."
             )
-        torn = sorted(group for group, sides in group_sides.items() if len(sides) > 1)
-        if torn:
+        if torn := sorted(group for group, sides in group_sides.items() if len(sides) > 1):
             what = f"{len(torn)} scene(s) stand on more than one side: {some(torn, 10)}. Images of one scene overlap"
             cure = "split.group_by=null (or, for copies of one image by Roboflow, \"split.group_by='(.+)'\")"
             raise InputError(f"split {self.name}: {what}; if yours do not, set {cure}.")
@@ -96,9 +96,7 @@ class Split:
 def read_split(dataset: Dataset, path: Path, name: str) -> Split:
     """Take a predefined split: ``{"s1": {"train": [file names], "val": […], "test": […]}, …}``.
 
-    Raises:
-        InputError: the file, the name or one of the images is not there, an image is listed twice, or a scene stands on
-            two sides.
+    `InputError` if the file, name or an image is not there, an image is listed twice, or a scene stands on two sides.
     """
     content = load_json(path, setting="split.file=")
     start = f"split.file={path}"
@@ -134,10 +132,10 @@ def nested_order(path: Path, name: str, seed: int = 0) -> list[str]:
     whole = content[name]
     nested = []
     for other in content.values():
-        sides = [other.get(side) if isinstance(other, dict) else None for side in SIDES]
+        sides: list[Any] = [other.get(side) if isinstance(other, dict) else None for side in SIDES]
         if all(isinstance(side, list) and all(isinstance(image, str) for image in side) for side in sides):
-            train, *rest = map(set, sides)
-            if train < set(whole["train"]) and rest == [set(whole["val"]), set(whole["test"])]:
+            train, *others = (set(side) for side in sides)
+            if train < set(whole["train"]) and others == [set(whole["val"]), set(whole["test"])]:
                 nested.append(train)
     nested.sort(key=len)
     order: list[str] = list(whole["train"])
@@ -154,9 +152,7 @@ def make_split(
     Scenes are assigned to test, validation and a pool for training in the proportions test : val : train_pool, and the
     images of each side are shuffled. The training images are the first ``train`` of the pool: splits that share every
     other number are nested in one another and share validation and test images.
-
-    Raises:
-        InputError: there are too few images, or the scenes cannot be assigned so that every side gets enough.
+    `InputError` if there are too few images, or scenes cannot be assigned so that every side gets enough.
     """
     if not 0 < train <= train_pool:
         raise InputError(f"split {name}: split.train={train} must lie between 1 and split.train_pool={train_pool}")

@@ -37,13 +37,11 @@ def channels(source: Pixels, pixels: Pixels) -> list[tuple[Values, Values]]:
 
     Objects may stand out in one channel only.
     """
-    if as_grey(source).ndim == as_grey(pixels).ndim == 2:  # a grey sensor's images are often in colour files
-        source, pixels = as_grey(source), as_grey(pixels)
-    before, after = source.astype(np.float64), pixels.astype(np.float64)
-    if before.ndim == 2:
+    before, after = as_grey(source).astype(np.float64), as_grey(pixels).astype(np.float64)
+    if before.ndim == after.ndim == 2:  # a grey sensor's images are often in colour files
         return [(before, after)]
-    means = (before.mean(axis=2), after.mean(axis=2))
-    return [means, *((before[:, :, channel], after[:, :, channel]) for channel in range(3))]
+    before, after = source.astype(np.float64), pixels.astype(np.float64)
+    return [(before.mean(axis=2), after.mean(axis=2)), *((before[..., c], after[..., c]) for c in range(3))]
 
 
 def bounds(box: Box, height: int, width: int) -> tuple[int, int, int, int]:

@@ -75,7 +75,7 @@ class _Case(NamedTuple):
     """One box in its store."""
 
     line: _Line
-    number: int  # among the boxes of its line
+    claimed: Box | None  # where the generator said that the box is; None for an added box
     decision: Decision
     box: Box
     label: int
@@ -93,12 +93,6 @@ class _Case(NamedTuple):
         value = 0.0 if self.measure is None else self.evidence[self.measure]
         value = abs(value) if self.measure == "contrast" else value  # an object may be darker than what surrounds it
         return -value if self.decision == "dropped" else value
-
-    @property
-    def claimed(self) -> Box | None:
-        """Where the generator said that the box is; None for an added box."""
-        claimed = self.line["claimed"]["boxes"]
-        return tuple(claimed[self.number]) if self.decision != "added" and self.number < len(claimed) else None
 
 
 _PairOf = Callable[[_Case], tuple[Pixels, Pixels]]  # reads the source and the variation
@@ -118,19 +112,15 @@ def write_card(folder: Path, lines: Sequence[_Line], sources: Mapping[str, _Read
     """
     ordered = sorted(lines, key=lambda line: (line["source"], line["variation"]))
     cases = _cases(ordered)
-    refused = [line for line in ordered if line["labels"]["refused"] is not None]
+    refused = [
+        {key: line[key] for key in ("source", "variation", "image")} | {"reason": line["labels"]["refused"]}
+        for line in ordered
+        if line["labels"]["refused"] is not None
+    ]
     # What follows a colon is about the one image.
-    reasons = Counter(str(line["labels"]["refused"]).split(":")[0] for line in refused)
-    card = LabelCard(
-        store=folder.name,
-        **tally(ordered),
-        reasons=dict(reasons.most_common()),
-        evidence=_evidence(cases),
-        refused_images=[
-            {key: line[key] for key in ("source", "variation", "image")} | {"reason": line["labels"]["refused"]}
-            for line in refused
-        ],
-    )
+    reasons = dict(Counter(image["reason"].split(":")[0] for image in refused).most_common())
+    evidence = _evidence(cases)
+    card = LabelCard(store=folder.name, **tally(ordered), reasons=reasons, evidence=evidence, refused_images=refused)
 
     def pair_of(case: _Case) -> tuple[Pixels, Pixels]:
         return sources[case.line["source"]](), read_image(folder / case.line["image"])
@@ -144,11 +134,12 @@ def _cases(lines: Sequence[_Line]) -> list[_Case]:
     for line in lines:
         for number, box in enumerate(line["labels"]["boxes"] if line["labels"]["refused"] is None else ()):
             evidence = {name: float(value) for name, value in box["evidence"].items() if value is not None}
-            before = evidence.get("contrast_source", 0.0)
-            if before != 0.0 and "contrast" in evidence:
-                evidence["contrast ratio"] = float(np.clip(evidence["contrast"] / before, -1, 3))
-            x1, y1, x2, y2 = box["box"]
-            cases.append(_Case(line, number, box["decision"], (x1, y1, x2, y2), box["label"], evidence))
+            contrast = evidence.get("contrast_source", 0.0)
+            if contrast != 0.0 and "contrast" in evidence:
+                evidence["contrast ratio"] = float(np.clip(evidence["contrast"] / contrast, -1, 3))
+            claimed = [] if box["decision"] == "added" else line["claimed"]["boxes"][number : number + 1]
+            before = tuple(claimed[0]) if claimed else None
+            cases.append(_Case(line, before, box["decision"], tuple(box["box"]), box["label"], evidence))
     return cases
 
 

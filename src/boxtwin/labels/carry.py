@@ -114,11 +114,9 @@ class Carry:
         others = [[other for other in claimed if other is not box] for box in claimed]
         labelled = list(zip(claimed, labels.tolist(), others, strict=True))
         if self.exact:
-            kept = []
-            for box, label, beside in labelled:
-                visible = round(strongest_contrast(pair.channels, box, beside), 4)
-                kept.append(PropagatedBox(box, label, "kept", {"contrast": visible}))
-            return Judgement(tuple(kept))
+            seen = [round(strongest_contrast(pair.channels, box, beside), 4) for box, _, beside in labelled]
+            kept = zip(claimed, labels.tolist(), seen, strict=True)
+            return Judgement(tuple(PropagatedBox(box, label, "kept", {"contrast": one}) for box, label, one in kept))
         propagated = self._decide([self._measure(pair, box, label, beside) for box, label, beside in labelled], pair)
         if self.detectors is None or self.new_objects is NewObjects.ignore:
             return Judgement(tuple(propagated))

@@ -16,7 +16,7 @@ from boxtwin.boxes import Box
 from boxtwin.datasets.coco_boxes import ROUNDING, box_numbers, fit_box, is_turned, other_format, repeats, stated_area
 from boxtwin.datasets.coco_json import fault_of_name, flag, load_json, stated_size, whole
 from boxtwin.datasets.image_io import Pixels, pixels_sha256, read_image
-from boxtwin.datasets.problems import Problems
+from boxtwin.datasets.problems import Problems, some
 from boxtwin.datasets.sample import Dataset, Judgement, PropagatedBox, Sample
 from boxtwin.datasets.variation_names import earlier_image_name, image_name, match_names
 from boxtwin.errors import InputError
@@ -32,7 +32,6 @@ HOW = (
     'mark every image that is right with "confirmed": true, or correct it in an annotation tool, export COCO, and say '
     "labels.confirmed=all"
 )
-EXAMPLES = 3  # names in a message
 
 
 class _Labelled(NamedTuple):
@@ -56,10 +55,8 @@ class ManualLabels:
     its labels took a person.
     With ``labels.confirmed=all`` all images of the file count as confirmed, but those marked ``"confirmed": false``:
     files from annotation tools hold what a person has checked, and have lost the marks.
-
-    Raises:
-        InputError: no file is named, or it is missing, no COCO, has boxes of other classes or bad boxes, is about
-            images of other sizes, or none of its images is a variation of one of the data set.
+    `InputError` if no file is named, or it is missing, no COCO, has boxes of other classes or bad boxes, is about
+    images of other sizes, or none of its images is a variation of one of the data set.
     """
 
     by_hand = True
@@ -123,9 +120,7 @@ class ManualLabels:
             propagated.append(PropagatedBox(inside, label, "kept", {}))
         return Judgement(tuple(propagated), minutes=labelled.minutes)
 
-    def _labels(
-        self, categories: list[dict[str, Any]] | None, classes: Sequence[str], ids: dict[int, int]
-    ) -> dict[int, int | str]:
+    def _labels(self, categories: Any, classes: Sequence[str], ids: dict[int, int]) -> dict[int, int | str]:
         """The label of each of the file's category ids; the name of those that the data set lacks."""
         known = {_normalised(name): label for label, name in enumerate(classes)}
         labels: dict[int, int | str] = {} if categories else {**ids}
@@ -147,11 +142,7 @@ class ManualLabels:
         return confirmed
 
     def _read(
-        self,
-        confirmed: list[dict[str, Any]],
-        content: dict[str, Any],
-        labels: Mapping[int, int | str],
-        dataset: Dataset,
+        self, confirmed: list[Any], content: dict[str, Any], labels: Mapping[int, int | str], dataset: Dataset
     ) -> list[_Labelled]:
         """The confirmed images with their boxes."""
         # An image whose boxes have another image_id would count as empty.
@@ -240,8 +231,8 @@ class ManualLabels:
             elif image.name not in matched:
                 unknown.append(image.name)
         if unknown:
-            text = f"{self._start}: {len(unknown)} of {len(images)} file names are of no variation of the data set's "
-            text += f"images, such as {', '.join(unknown[:EXAMPLES])}"
+            what = f"{len(unknown)} of {len(images)} file names are of no variation of the data set's images"
+            text = f"{self._start}: {what}, such as {some(unknown)}"
             example = image_name(samples[0].name, 1) if samples else "NAME_v01.png"
             if len(unknown) == len(images):
                 names = f"Names are as in the store's annotations.json ({example})"

@@ -13,6 +13,8 @@ from boxtwin.datasets.image_io import Pixels
 from boxtwin.mixing.letterbox import Labelled, Part, canvas_like, full_scale, placed
 from boxtwin.mixing.options import AugmentationOptions
 
+CENTRE = (0.5, 0.5)
+
 
 def augment(
     image: Labelled,
@@ -35,13 +37,13 @@ def augment(
         windows = ((0, 0, x, y), (x, 0, crop, y), (0, y, x, crop), (x, y, crop, crop))
         inner = ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0))
         parts = [
-            _part(_turn(each, options, random), options, size, window, corner, random, is_mosaic=True)
+            _part(_turn(each, options, random), options, size, window, corner, random)
             for each, window, corner in zip(images, windows, inner, strict=True)
         ]
     else:
         image = _turn(image, options, random)
         canvas = canvas_like(image.pixels, crop)
-        parts = [_part(image, options, size, (0, 0, crop, crop), (0.5, 0.5), random)]
+        parts = [_part(image, options, size, (0, 0, crop, crop), CENTRE, random)]
     made = placed(parts, canvas)
     return Labelled(_photometric(made.pixels, options, random), made.boxes, made.labels)
 
@@ -53,12 +55,10 @@ def _part(
     window: tuple[int, int, int, int],
     anchor: tuple[float, float],
     random: np.random.Generator,
-    *,
-    is_mosaic: bool = False,
 ) -> Part:
     """Choose the part of an image that fills a window of the canvas.
 
-    ``anchor`` says where an image that is smaller than the window lies in it: 0 left or top, 1 right or bottom.
+    An image smaller than the window lies at ``anchor`` (0 left or top, 1 right or bottom), or about the `CENTRE`.
     """
     sides = image.pixels.shape[1::-1]
     zoom = float(np.exp(random.uniform(-np.log(options.zoom), np.log(options.zoom))))
@@ -81,7 +81,7 @@ def _part(
                 first, last = max(first, begin), min(last, end)
             offset = first + draw * (last - first)
         else:
-            shift = 0.0 if is_mosaic else (2 * draw - 1) * options.translate * size
+            shift = (2 * draw - 1) * options.translate * size if anchor == CENTRE else 0.0
             offset = low + slack * anchor[axis] + shift
         # Whole pixels of the source only, so that nothing has to be resampled at a fraction of a pixel.
         source[axis] = min(max(0, math.floor((low - offset) / scale)), sides[axis] - 1)

@@ -31,18 +31,14 @@ PREFETCHED_BATCHES = 2  # one is being made, and one waits where some batches ta
 
 
 class Batch(NamedTuple):
-    """Images as the network takes them, with their objects.
-
-    ``boxes`` are xyxy in pixels of the network input, those of all images in one list; ``box_image`` says which image
-    of the batch each belongs to. ``letterbox`` leads back to the image files.
-    """
+    """Images as the network takes them, with their objects, those of all images in one list."""
 
     images: Float[Tensor, "batch _channels size size"]  # in [0, 1]
-    boxes: Float[Tensor, "objects 4"]
+    boxes: Float[Tensor, "objects 4"]  # xyxy, pixels of the network input
     labels: Int[Tensor, " objects"]
-    box_image: Int[Tensor, " objects"]
+    box_image: Int[Tensor, " objects"]  # which image of the batch each belongs to
     image_ids: tuple[int, ...]  # of any size: those of the annotation file
-    letterbox: tuple[Letterbox, ...]
+    letterbox: tuple[Letterbox, ...]  # leads back to the image files
 
 
 def check_variations(variations: Sequence[Sample], images: DecodedImages, bits: int) -> None:
@@ -194,13 +190,7 @@ class StudyDataModule(pl.LightningDataModule):
         super().__init__()
         self.plan, self.input, self.batches = plan, input_options, batch_options
         self.augmentation, self.levels, self._images = augmentation, levels, images
-        self._order = draw_order(
-            plan,
-            steps=batch_options.steps,
-            batch_size=batch_options.batch_size,
-            seed=batch_options.seed,
-            synthetic_fraction=batch_options.synthetic_fraction,
-        ).reshape(-1)
+        self._order = draw_order(plan, batch_options).reshape(-1)
 
     @property
     def validation_samples(self) -> tuple[Sample, ...]:

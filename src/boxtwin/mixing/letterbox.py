@@ -39,17 +39,14 @@ class Labelled:
 
 
 class Letterbox(NamedTuple):
-    """How an image file of ``width`` x ``height`` pixels lies in a square: ``x_square = x_file * scale + pad_x``.
-
-    Detections with their centre in ``own`` (xyxy, pixels of the file) are this square's; where an image is cut into
-    overlapping tiles, the others are another tile's.
-    """
+    """How an image file of ``width`` x ``height`` pixels lies in a square: ``x_square = x_file * scale + pad_x``."""
 
     width: int
     height: int
     scale: float
     pad_x: float
     pad_y: float
+    # Detections with their centre there (xyxy, pixels of the file) are this square's, others an overlapping tile's.
     own: tuple[float, float, float, float] = (-math.inf, -math.inf, math.inf, math.inf)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.splits import Split
+from boxtwin.mixing.options import BatchOptions
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Plan:
         real = {side: {s.name for s in samples if s.lineage is None} for side, samples in vars(self).items()}
         strays = [
             f"{sample.name} (a variation of {sample.lineage.source}) on the {side} side"
-            for side, samples, own in (("training", self.train, "train"), ("validation", self.val_synthetic, "val"))
+            for side, samples, home in (("training", self.train, "train"), ("validation", self.val_synthetic, "val"))
             for sample in samples
-            if sample.lineage is not None and sample.lineage.source not in real[own]
+            if sample.lineage is not None and sample.lineage.source not in real[home]
         ]
         strays += [f"{name} is no variation, but is among them" for name in sorted(real["val_synthetic"])]
         for side, samples in (("validation", self.val), ("test", self.test)):
@@ -62,18 +63,15 @@ def make_plan(split: Split, variations: Sequence[Sample]) -> Plan:
     return Plan((*split.train, *to_train), split.val, tuple(to_val), split.test)
 
 
-def draw_order(
-    plan: Plan, *, steps: int, batch_size: int, seed: int, synthetic_fraction: float | None
-) -> Int[np.ndarray, "steps batch"]:
+def draw_order(plan: Plan, batches: BatchOptions) -> Int[np.ndarray, "steps batch"]:
     """The training image (an index into ``plan.train``) at each place of each batch.
 
     With ``synthetic_fraction`` None all images are drawn equally often: shuffled passes over the pool, one after the
     other. Otherwise that share of every batch (later batches make up for rounding) is drawn from the variations, and
     the rest from the real images, each in shuffled passes of its own.
     """
-    if synthetic_fraction is not None and not 0 <= synthetic_fraction <= 1:
-        raise ValueError(f"synthetic_fraction must lie between 0 and 1, got {synthetic_fraction}")
-    random = np.random.default_rng(seed)
+    steps, batch_size, synthetic_fraction = batches.steps, batches.batch_size, batches.synthetic_fraction
+    random = np.random.default_rng(batches.seed)
     if synthetic_fraction is None or plan.synthetic_train == 0:
         return _passes(np.arange(len(plan.train)), steps * batch_size, random).reshape(steps, batch_size)
     is_synthetic = np.array([sample.lineage is not None for sample in plan.train])

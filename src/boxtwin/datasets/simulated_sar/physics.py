@@ -37,15 +37,12 @@ def join(parts: Sequence[Scatterers]) -> Scatterers:
 
 @dataclass(frozen=True)
 class Sensor:
-    """The processor's passband and look averaging.
+    """The processor's passband and look averaging (Oliver & Quegan, ch. 2)."""
 
-    ``bandwidth`` is the processed band in cycles per pixel (azimuth, range): 1 is sampled at the Nyquist rate, smaller
-    values are oversampled, so that neighbouring speckle is correlated. ``taper`` is the generalised Hamming weight: 1
-    leaves the -13.3 dB side lobes of the sinc, 0.54 is the Hamming window (Oliver & Quegan, ch. 2).
-    """
-
+    # Processed band in cycles per pixel (azimuth, range): 1 is sampled at the Nyquist rate, smaller values are
+    # oversampled, so that neighbouring speckle is correlated.
     bandwidth: tuple[float, float]
-    taper: float
+    taper: float  # generalised Hamming weight: 1 leaves the -13.3 dB side lobes of the sinc, 0.54 is the Hamming window
     looks: int
 
     def __post_init__(self) -> None:
