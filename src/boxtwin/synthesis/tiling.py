@@ -68,7 +68,7 @@ def draw_in_tiles(
 def _blended(
     sums: Float[np.ndarray, "4 h w d"], squared_weights: Float[np.ndarray, "h w 1"]
 ) -> Float[np.ndarray, "h w d"]:
-    """The mean of squares from weighted sums of values, their squares, detail, its squares; without loss of power."""
+    """The mean of tiles without loss of power, from weighted sums of values, their squares, detail and its squares."""
     mean, square, detail, power = sums
     unlike = 1 - squared_weights
     if not unlike.any():

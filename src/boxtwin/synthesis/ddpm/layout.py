@@ -74,7 +74,7 @@ class PixelLayout(PixelGenerator):
 
     Noise is put only where something changes. An old place is repainted from pure noise as ground, together with the
     side lobes connected with the object. At a new place the object is put down as it was seen, turned, and redrawn
-    from noise of `object_strength` by the network, which is shown its silhouette there, the box of which is its box.
+    from noise of `object_strength` by the network, which is shown the silhouette there; its box is the object's.
 
     Objects at the border, close to another or on busy ground stay where they are: the ground behind them is not known.
     New places are as calm. Without any change the source comes back. The model has to learn all noise levels.
