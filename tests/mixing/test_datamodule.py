@@ -48,9 +48,7 @@ def make_data(dataset: Dataset, stores: Path, *, per_image: int = 0, **changes: 
         split.train,
         judge=Carry(),
         labels="carry",
-        dataset=dataset.name,
-        classes=dataset.classes,
-        category_ids=dataset.category_ids,
+        dataset=dataset,
         seed=0,
     )
     sources = (*split.train, *split.val)

@@ -67,9 +67,7 @@ def open_library(dataset: Dataset, stores: Path, generator: Any, **changes: Any)
     settings: dict[str, Any] = {
         "judge": Carry(exact=True),  # noise holds no objects that could be found
         "labels": "carry",
-        "dataset": dataset.name,
-        "classes": dataset.classes,
-        "category_ids": dataset.category_ids,
+        "dataset": dataset,
         "seed": 0,
         "training": dataset.samples,
     }

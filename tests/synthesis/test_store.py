@@ -149,7 +149,7 @@ def test_two_variations_are_the_first_two_of_ten(dataset: Dataset, tmp_path: Pat
 
 def test_seeds_are_stable() -> None:
     library = Library(
-        Path("x"), Repeat(), [], judge=Carry(), labels="carry", dataset="d", classes=(), category_ids=(), seed=0
+        Path("x"), Repeat(), [], judge=Carry(), labels="carry", dataset=Dataset("d", (), (), (), ""), seed=0
     )
     sample = Sample("a.png", Path("a.png"), 1, 1, 1, np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), np.zeros(0, bool))
     # From the hash of "0/a.png/1": a release that changes it would make every store anew.

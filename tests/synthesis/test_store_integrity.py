@@ -110,13 +110,13 @@ def test_a_damaged_identity_is_named_and_written_again(
 
 def test_each_image_is_read_for_its_hash_once(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
     library = open_library(dataset, tmp_path / "stores", noise)
-    manifest._sha256_of.cache_clear()
+    manifest.sha256_of.cache_clear()
     library.make(dataset.samples, 2)
     for _ in range(3):
         library.variations(dataset.samples, 2)
         library.judged(dataset.samples, 2)
         library.missing(dataset.samples, 2)
-    assert manifest._sha256_of.cache_info().misses == 6
+    assert manifest.sha256_of.cache_info().misses == 6
 
 
 def test_blank_variations_are_refused_and_unchanged_ones_noted(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:

@@ -11,8 +11,7 @@ import pytest
 from boxtwin.datasets.sample import Judgement
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Model
-from boxtwin.synthesis.manifest import LEARNING, Claimed, RefusedRecord, VariationRecord
-from boxtwin.synthesis.usage import check_usable, store_costs
+from boxtwin.synthesis.manifest import LEARNING, Claimed, RefusedRecord, VariationRecord, check_usable, store_costs
 
 REQUEST: dict[str, Any] = {
     "source_sha256": "",

@@ -27,9 +27,9 @@ from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, load_dataset, make_generator, prepare
 from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.identity import StoreIdentity, read_identity, recorded_parameters, settings_from
+from boxtwin.synthesis.manifest import check_usable
 from boxtwin.synthesis.regenerate import reproduce
 from boxtwin.synthesis.store import StoreUpdate
-from boxtwin.synthesis.usage import check_usable
 
 log = logging.getLogger(__name__)
 

@@ -348,9 +348,7 @@ def _library(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Library:
         split.train,
         judge=None,  # set by boxtwin.run.label_detectors, which may have to train detectors
         labels=labels,
-        dataset=dataset.name,
-        classes=dataset.classes,
-        category_ids=dataset.category_ids,
+        dataset=dataset,
         seed=config.variations.seed,
     )
 

@@ -25,7 +25,7 @@ from boxtwin.labels.ensemble import Member, new_object_threshold
 from boxtwin.labels.method import Judge
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, detector_file, labelling_runs, make_data, make_detector, make_labels, train
-from boxtwin.synthesis.usage import store_costs
+from boxtwin.synthesis.manifest import store_costs
 
 log = logging.getLogger(__name__)
 

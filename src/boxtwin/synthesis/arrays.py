@@ -10,6 +10,10 @@ from jaxtyping import Bool, Float
 from boxtwin.datasets.image_io import Pixels, as_grey
 
 Box = Float[np.ndarray, " 4"]  # xyxy, pixels
+Boxes = Float[np.ndarray, "n 4"]  # the same
+Plane = Float[np.ndarray, "h w"]
+Planes = Float[np.ndarray, "c h w"]
+Mask = Bool[np.ndarray, "h w"]
 
 
 def covered_pixels(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
@@ -24,13 +28,24 @@ def covered_slices(box: Box, height: int, width: int) -> tuple[slice, slice]:
     return slice(y1, max(y2, y1)), slice(x1, max(x2, x1))
 
 
-def overlaps_any(box: tuple[int, int, int, int] | Box, others: Sequence[Box] | Float[np.ndarray, "n 4"]) -> bool:
+def overlaps_any(box: tuple[int, int, int, int] | Box, others: Sequence[Box] | Boxes) -> bool:
     """Whether a box has area in common with one of the others; all xyxy."""
     left, top, right, bottom = box
     return any(left < x2 and x1 < right and top < y2 and y1 < bottom for x1, y1, x2, y2 in others)
 
 
-def box_pixels(boxes: Float[np.ndarray, "n 4"], height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
+def grown(boxes: Float[np.ndarray, "*n 4"], margin: int) -> Float[np.ndarray, "*n 4"]:
+    """Boxes (xyxy) larger by ``margin`` on every side."""
+    return boxes + np.array([-margin, -margin, margin, margin], dtype=boxes.dtype)
+
+
+def lies_inside(box: Box, shape: tuple[int, ...], margin: int = 0) -> bool:
+    """Whether a box lies in an image of that shape, ``margin`` pixels from its border or more."""
+    (x1, y1, x2, y2), (height, width) = box, shape
+    return bool(x1 >= margin and y1 >= margin and x2 <= width - margin and y2 <= height - margin)
+
+
+def box_pixels(boxes: Boxes, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
     """Mask of the pixels that boxes touch, if only with a fraction of them."""
     touched = np.zeros((height, width), dtype=bool)
     for box in boxes:
@@ -38,7 +53,7 @@ def box_pixels(boxes: Float[np.ndarray, "n 4"], height: int, width: int) -> Bool
     return touched
 
 
-def object_mask(boxes: Float[np.ndarray, "n 4"], height: int, width: int) -> Float[np.ndarray, "{height} {width}"]:
+def object_mask(boxes: Boxes, height: int, width: int) -> Float[np.ndarray, "{height} {width}"]:
     """The share of every pixel that lies in a box, so that boxes keep their fractional edges."""
     mask = np.zeros((height, width), dtype=np.float32)
     for box in boxes:
@@ -79,7 +94,7 @@ def as_pixels(values: Float[np.ndarray, "h w _channels"], like: Pixels) -> Pixel
     return np.ascontiguousarray(stored[:, :, 0] if like.ndim == 2 else np.broadcast_to(stored, like.shape))
 
 
-def padded_to(planes: Float[np.ndarray, "c h w"], side: int) -> Float[np.ndarray, "c H W"]:
+def padded_to(planes: Planes, side: int) -> Float[np.ndarray, "c H W"]:
     """Planes continued by their mirror image to the right and below up to ``side`` pixels, if they are smaller."""
     pad = ((0, 0), *((0, max(side - size, 0)) for size in planes.shape[1:]))
     return np.pad(planes, pad, mode="symmetric")

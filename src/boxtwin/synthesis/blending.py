@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.synthesis.arrays import box_pixels
+from boxtwin.synthesis.arrays import Boxes, Mask, Plane, box_pixels
 
 
-def blend_outside_boxes(source: Pixels, painted: Pixels, boxes: Float[np.ndarray, "n 4"], margin: int) -> Pixels:
+def blend_outside_boxes(source: Pixels, painted: Pixels, boxes: Boxes, margin: int) -> Pixels:
     """``source`` in every pixel that a box touches, ``painted`` from ``margin`` pixels away on, a mixture in between.
 
     The weight of ``source`` falls as a raised cosine of the distance to the nearest box. The mean of two unrelated
@@ -18,12 +18,11 @@ def blend_outside_boxes(source: Pixels, painted: Pixels, boxes: Float[np.ndarray
     mixture is scaled up to the power that it would have if the two took turns, measured around every pixel, outside
     the boxes: noise goes over into noise, and where both images agree nothing is scaled.
 
-    Both images have the same size, channels and bit depth. ``boxes`` (xyxy, pixels) may reach outside the image; a
-    ``margin`` of 0 cuts hard along the pixels that boxes touch.
+    Both images have one size, channels and bit depth. ``boxes`` (xyxy, pixels) may reach outside; 0 cuts hard.
     """
-    if source.shape != painted.shape or source.dtype != painted.dtype:
-        kinds = f"{source.shape} of {source.dtype} and {painted.shape} of {painted.dtype}"
-        raise ValueError(f"two images of one kind are blended, got {kinds}")
+    kinds = [f"{image.shape} of {image.dtype}" for image in (source, painted)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"two images of one kind are blended, got {' and '.join(kinds)}")
     if margin < 0:
         raise ValueError(f"margin is not negative, got {margin}")
     height, width = source.shape[:2]
@@ -32,38 +31,36 @@ def blend_outside_boxes(source: Pixels, painted: Pixels, boxes: Float[np.ndarray
         return painted.copy()
     weight = _weight(inside, margin)
     mixed = (weight > 0) & (weight < 1)
-    result = np.where(_as_planes(inside), _as_planes(source), _as_planes(painted))
+    planes = [image.reshape(height, width, -1) for image in (source, painted)]
+    result = np.where(inside[:, :, None], *planes)
     if mixed.any():
-        blend = _blend(_as_planes(source).astype(np.float32), _as_planes(painted).astype(np.float32), weight, inside)
+        blend = _blend(planes[0].astype(np.float32), planes[1].astype(np.float32), weight, inside)
         top = np.iinfo(source.dtype).max
         result[mixed] = np.rint(np.clip(blend[mixed], 0, top)).astype(source.dtype)
     return np.ascontiguousarray(result.reshape(source.shape))
 
 
-def _weight(inside: Bool[np.ndarray, "h w"], margin: int) -> Float[np.ndarray, "h w"]:
+def _weight(inside: Mask, margin: int) -> Plane:
     """Of the source: 1 in the boxes, 0 from ``margin`` pixels away on."""
     if margin == 0:
         return inside.astype(np.float32)
     distance = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     # Distances are between pixel centres: the neighbour of a box has 1, and ``margin`` of them are mixed.
     share = np.minimum(distance / np.float32(margin + 1), 1)
-    weight: Float[np.ndarray, "h w"] = (0.5 * (1 + np.cos(np.pi * share))).astype(np.float32)
+    weight: Plane = (0.5 * (1 + np.cos(np.pi * share))).astype(np.float32)
     weight[share >= 1] = 0
     return weight
 
 
 def _blend(
-    source: Float[np.ndarray, "h w c"],
-    painted: Float[np.ndarray, "h w c"],
-    weight: Float[np.ndarray, "h w"],
-    inside: Bool[np.ndarray, "h w"],
+    source: Float[np.ndarray, "h w c"], painted: Float[np.ndarray, "h w c"], weight: Plane, inside: Mask
 ) -> Float[np.ndarray, "h w c"]:
     # 1. Split both into the level around every pixel and the detail upon it, objects left out.
     outside = (~inside).astype(np.float32)
     share = np.maximum(local_mean(outside), 1e-6)
 
     def around(values: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
-        return _as_planes(local_mean(values * outside[:, :, None])) / share[:, :, None]
+        return local_mean(values * outside[:, :, None]) / share[:, :, None]
 
     level_s, level_p = around(source), around(painted)
     detail_s, detail_p = source - level_s, painted - level_p
@@ -81,7 +78,3 @@ def _blend(
 def local_mean(values: np.ndarray) -> np.ndarray:
     """Mean over 9 x 9 pixels: enough for an estimate of the power of speckle, small enough to follow the sea."""
     return cv2.blur(values, (9, 9), borderType=cv2.BORDER_REFLECT).reshape(values.shape)
-
-
-def _as_planes(pixels: np.ndarray) -> np.ndarray:
-    return pixels.reshape(*pixels.shape[:2], -1)

@@ -21,7 +21,9 @@ def valuable(data: Path) -> dict[Path, str]:
     """What below ``data`` cannot be made again, with reasons: stores, paid answers, data sets not built here."""
     reasons = {}
     for path in sorted(data.iterdir()) if data.is_dir() else ():
-        if path.name not in (STORES, *MADE) and not path.name.startswith(".") and not _built(path):
+        info = _json(path / "annotations.json").get("info")  # of a simulated data set, what it was built with
+        built = isinstance(info, dict) and bool(info.get("parameters"))
+        if path.name not in (STORES, *MADE) and not path.name.startswith(".") and not built:
             reasons[path] = "not made by boxtwin"
     stores = data / STORES
     for folder in sorted(stores.iterdir()) if stores.is_dir() else ():
@@ -31,12 +33,6 @@ def valuable(data: Path) -> dict[Path, str]:
         elif folder.is_dir() and (reason := _worth(folder)):
             reasons[folder] = reason
     return reasons
-
-
-def _built(folder: Path) -> bool:
-    """Whether it is a simulated data set, which says what it was built with."""
-    info = _json(folder / "annotations.json").get("info")
-    return isinstance(info, dict) and bool(info.get("parameters"))
 
 
 def _worth(store: Path) -> str:

@@ -1,7 +1,6 @@
 """Constants of generators that were settings in earlier versions.
 
-Runs and stores record them as they did, so that older ones are found again. This module imports the standard library
-only, because configurations are read without torch.
+Runs and stores still record them, so that older ones are found again. Nothing here imports torch: `config` reads it.
 """
 
 from __future__ import annotations

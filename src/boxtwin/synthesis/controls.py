@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
-from boxtwin.synthesis.arrays import Box, covered_pixels, overlaps_any
+from boxtwin.synthesis.arrays import Box, Mask, covered_slices, overlaps_any
 from boxtwin.synthesis.constants import FEATHER, LEAST_PASTES, MOST_PASTES, TOLERANCE
 from boxtwin.synthesis.generator import Generator, Request, Variation
 
@@ -57,6 +57,13 @@ class _Cutout:
         width = self.patch.shape[1]
         return replace(self, patch=np.rot90(self.patch), box=np.array([y1, width - x2, y2, width - x1]))
 
+    def ring(self) -> Mask:
+        """The pixels around the box."""
+        height, width = self.patch.shape[:2]
+        ring = np.ones((height, width), dtype=bool)
+        ring[covered_slices(self.box, height, width)] = False
+        return ring
+
     def alpha(self) -> Float[np.ndarray, "h w 1"]:
         """1 in the box, falling to 0 along a cosine over `FEATHER` pixels outside of it."""
         x1, y1, x2, y2 = self.box
@@ -73,8 +80,7 @@ class CopyPaste(Generator):
 
     After Dwibedi et al. 2017, "Cut, Paste and Learn", and Ghiasi et al. 2021, "Simple Copy-Paste", for boxes instead of
     masks: a whole box is pasted, its surroundings faded out, its level shifted to that of the new place. Objects that
-    are cut off by the border of their image, or that have a neighbour within the faded margin, are not copied. An image
-    in which no plausible place is found gets fewer pastes, or none.
+    are cut off by a border, or have a neighbour in the faded margin, are not copied. Without a place, none is pasted.
     """
 
     mirror: bool  # flip objects left to right at random
@@ -105,19 +111,15 @@ class CopyPaste(Generator):
         source = request.source
         pixels = source.read()
         canvas = pixels.astype(np.float64).reshape(*pixels.shape[:2], -1)
-        donors = [
-            donor
-            for donor in [*cutouts, *self._cut(source, pixels)]
-            if donor.dtype == pixels.dtype and donor.patch.shape[2] == canvas.shape[2]
-        ]
+        kind = pixels.dtype, canvas.shape[2]
+        donors = [one for one in [*cutouts, *self._cut(source, pixels)] if (one.dtype, one.patch.shape[2]) == kind]
         taken = [box.astype(np.float64) for box in source.boxes]
         boxes, labels = list(source.object_boxes), list(source.object_labels)
         wanted = int(rng.integers(LEAST_PASTES, MOST_PASTES + 1))
         for _ in range(wanted if donors else 0):
             for _ in range(OBJECTS_TRIED):
                 donor = self._pose(donors[int(rng.integers(len(donors)))], rng)
-                place = self._find_place(donor, canvas, taken, rng)
-                if place is not None:
+                if (place := self._find_place(donor, canvas, taken, rng)) is not None:
                     box = donor.box + np.array([*place, *place], dtype=np.float64)
                     self._paste(donor, canvas, place)
                     taken.append(box)
@@ -160,7 +162,7 @@ class CopyPaste(Generator):
         free_x, free_y = canvas.shape[1] - width, canvas.shape[0] - height
         if free_x < 0 or free_y < 0:
             return None
-        mean, std = _level(donor.patch[self._ring(donor)])
+        mean, std = _level(donor.patch[donor.ring()])
         places = rng.integers([0, 0], [free_x + 1, free_y + 1], size=(PLACES_TRIED, 2))
         for x, y in places.tolist():
             if overlaps_any((x, y, x + width, y + height), taken):
@@ -177,17 +179,9 @@ class CopyPaste(Generator):
     def _paste(self, donor: _Cutout, canvas: Float[np.ndarray, "H W c"], place: tuple[int, int]) -> None:
         x, y = place
         height, width = donor.patch.shape[:2]
-        target = canvas[y : y + height, x : x + width]
-        ring = self._ring(donor)
+        target, ring = canvas[y : y + height, x : x + width], donor.ring()
         shift = target[ring].mean(axis=0) - donor.patch[ring].mean(axis=0)
         target += donor.alpha() * (donor.patch + shift - target)
-
-    def _ring(self, donor: _Cutout) -> np.ndarray:
-        height, width = donor.patch.shape[:2]
-        x1, y1, x2, y2 = covered_pixels(donor.box, height, width)
-        ring = np.ones((height, width), dtype=bool)
-        ring[y1:y2, x1:x2] = False
-        return ring
 
 
 def _level(values: Float[np.ndarray, "n c"]) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -9,11 +11,12 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
+from boxtwin.synthesis.arrays import Boxes
 from boxtwin.synthesis.constants import former_settings_of
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -43,7 +46,7 @@ class Variation:
 
     request: Request
     pixels: Pixels
-    boxes: Float[np.ndarray, "n 4"]
+    boxes: Boxes
     labels: Int[np.ndarray, " n"]
     cost_usd: float = 0.0  # what was paid for it
     record: dict[str, Json] = field(default_factory=dict)  # more for the manifest
@@ -64,8 +67,7 @@ class Model(NamedTuple):
     revision: str | None
 
 
-# What a generator knows of the places of objects: about where they were, so that each has to be checked; exactly, since
-# it put them there; or nothing, since it moves them.
+# What a generator knows of the places of objects: where they were (to be checked), exactly, or nothing: it moves them.
 Knowledge = Literal["carried", "exact", "none"]
 
 
@@ -85,10 +87,7 @@ class Generator(ABC):
     copies: bool = False  # whether its variations equal their sources on purpose
 
     def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
-        """The version of what it computes, from 1; to be raised when the same settings give other images than before.
-
-        If this is so for some data only (such as 16 bit), for these only: the store is keyed by it.
-        """
+        """The version of what it computes (of such data), from 1: raised when equal settings give other images."""
         return 1
 
     def parameters(self) -> dict[str, Json]:
@@ -105,11 +104,7 @@ class Generator(ABC):
         return 0.0
 
     def match(self, samples: Sequence[Sample]) -> None:  # noqa: B027
-        """Find the sources of what it has; ``samples`` are all images of the data set. Called before all else.
-
-        Raises:
-            InputError: something that it has belongs to no image, or to more than one.
-        """
+        """Find the sources of what it has among all images of the data set, or raise InputError. Called first."""
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:  # noqa: B027
         """Learn from the training images, or load what an earlier call left in ``folder``.
@@ -123,14 +118,16 @@ class Generator(ABC):
         """Make the requested variations, in order, yielding each as soon as it is made. `fit` came first."""
 
 
+def hash_of(content: object) -> str:
+    """The sha256 of plain values, hexadecimal: names what follows from them."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def settings_of(generator: object, *, without: Sequence[str] = (), of: type | None = None) -> dict[str, Json]:
     """The fields of a dataclass (or of its base class ``of``) by name, tuples as lists."""
-    values = {entry.name: getattr(generator, entry.name) for entry in fields(of or generator)}  # type: ignore[arg-type]
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in values.items()
-        if name not in without
-    }
+    names = [entry.name for entry in fields(of or generator) if entry.name not in without]  # type: ignore[arg-type]
+    values = {name: getattr(generator, name) for name in names}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def check_settings(owner: str, settings: object, *shares: str, **least: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -15,15 +14,14 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
 from boxtwin.synthesis.constants import former_settings_of
-from boxtwin.synthesis.generator import Generator, Json
+from boxtwin.synthesis.generator import Generator, Json, hash_of
 from boxtwin.synthesis.manifest import MANIFEST, fingerprint
 
 log = logging.getLogger(__name__)
 
 IDENTITY = "store.json"
 FORMAT = 2  # of manifest lines; an older store is left as it is, and made anew beside it
-# What stores had among their parameters for a version of a generator before there were version numbers. It stands for
-# the number, so that these stores keep their keys.
+# What stores had among their parameters in place of the version of a generator, so that these keep their keys.
 _BEFORE_NUMBERS: dict[tuple[str, int], dict[str, Json]] = {
     ("pixel_ddpm_sketch", 2): {"fitted": "ships to objects, sea to sea, white to white"}
 }
@@ -54,21 +52,21 @@ class StoreIdentity:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> StoreIdentity:
         """The identity of a store; raises KeyError, TypeError or ValueError if it is damaged."""
-        values = {name: content[name] for name in ("dataset", "generator", "parameters", "labels", "seed")}
-        training = tuple((str(name), str(found)) for name, found in content["training"])
+        kinds = {"dataset": str, "generator": str, "parameters": dict, "labels": object, "seed": int}
+        for name, kind in kinds.items():
+            if not isinstance(content[name], kind):
+                raise TypeError(f"{name} is no {kind.__name__}")
+        training = tuple((str(name), str(digest)) for name, digest in content["training"])
         version = content.get("version", 1)
         for (name, number), parameters in _BEFORE_NUMBERS.items():
             if content["generator"] == name and parameters.items() <= content["parameters"].items():
                 version = number
-        for name, kind in {"dataset": str, "generator": str, "parameters": dict, "seed": int}.items():
-            if not isinstance(values[name], kind):
-                raise TypeError(f"{name} is no {kind.__name__}")
-        return cls(**values, training=training, version=version)
+        return cls(**{name: content[name] for name in kinds}, training=training, version=version)
 
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits."""
-        return _key_of(self.to_json())
+        return hash_of(self.to_json())[:12]
 
 
 def identity_of(
@@ -107,11 +105,7 @@ def write_identity(store: Path, identity: StoreIdentity, *, reproducible: bool) 
 
 
 def read_identity(store: Path) -> StoreIdentity:
-    """What a store was made of and with.
-
-    Raises:
-        InputError: there is no store, it has another version of the format, or its identity is damaged.
-    """
+    """What a store was made of and with; raises InputError if it is missing, damaged, or of another format."""
     file = store / IDENTITY
     if not (store / MANIFEST).is_file() or not file.is_file():
         raise InputError(f"{store} is no store of variations: it must hold {MANIFEST} and {IDENTITY}")
@@ -120,31 +114,20 @@ def read_identity(store: Path) -> StoreIdentity:
         content.pop(REPRODUCIBLE, None)
         if content["format"] == FORMAT:
             key = re.search(r"-([0-9a-f]{12})$", store.resolve().name)
-            if key and key[1] != _key_of(content):
+            if key and key[1] != hash_of(content)[:12]:
                 raise ValueError("its hash is not that of the folder")
             return StoreIdentity.from_json(content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(
-            f"{file} is damaged: its content does not have the hash in the folder's name. The command that made the "
-            "store writes it again"
-        ) from None
+        reason = "its content does not have the hash in the folder's name"
+        raise InputError(f"{file} is damaged: {reason}. The command that made the store writes it again") from None
     raise InputError(f"{store} has format {content['format']}, not {FORMAT}, and cannot be made again")
-
-
-def _key_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def settings_from(parameters: Mapping[str, Any], option: Mapping[str, Any]) -> dict[str, Any]:
     """Those recorded parameters that are settings of a generator, checked: a store may come from anywhere.
 
-    Args:
-        parameters: as a store records them.
-        option: the generator's settings as they are here. Only these can be set, with values of their types; what is
-            built, and paths and addresses of this machine, cannot.
-
-    Raises:
-        InputError: a value is of another type, names something to be built or looked up, or cannot be set any more.
+    ``option`` is the generator's settings as they are here. Only these can be set, with values of their types; what is
+    built, and paths and addresses of this machine, cannot. Raises InputError for other values.
     """
     settings, constants = {}, former_settings_of(str(option.get("_target_")))
     for key, value in parameters.items():

@@ -1,14 +1,15 @@
-"""The records of a store: lines of ``manifest.jsonl`` and ``refused.jsonl``, and which of them are valid."""
+"""The records of a store: lines of ``manifest.jsonl`` and ``refused.jsonl``, which are valid and usable, and costs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import math
 import os
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.image_io import pixels_sha256, read_image
 from boxtwin.datasets.sample import Judgement, PropagatedBox, Sample
+from boxtwin.errors import InputError
 from boxtwin.files import writing
 from boxtwin.synthesis.fitness import unfit
 from boxtwin.synthesis.generator import Json, Model
@@ -107,7 +109,7 @@ class VariationRecord(RequestRecord):
 
 
 def whole_lines(file: Path) -> list[dict[str, Any]]:
-    """All lines, oldest first, without incomplete and damaged ones; a warning names the damaged ones."""
+    """All lines, oldest first, without incomplete and damaged ones; damaged ones are warned of."""
     return [line for line, _ in _lines(file, dict)]
 
 
@@ -123,8 +125,8 @@ def newest_lines(folder: Path) -> dict[Key, VariationRecord]:
 
 def lines_without_checksum(folder: Path) -> set[Key]:
     """Source and variation of those whose newest line an earlier version wrote."""
-    newest = {line.key: checked for line, checked in _lines(folder / MANIFEST, VariationRecord.from_json)}
-    return {key for key, checked in newest.items() if not checked}
+    checked = {line.key: checksum for line, checksum in _lines(folder / MANIFEST, VariationRecord.from_json)}
+    return {key for key, checksum in checked.items() if not checksum}
 
 
 def refused_lines(folder: Path) -> list[RefusedRecord]:
@@ -133,29 +135,22 @@ def refused_lines(folder: Path) -> list[RefusedRecord]:
 
 
 def _lines(file: Path, parse: Callable[[dict[str, Any]], Parsed]) -> list[tuple[Parsed, bool]]:
-    """The whole lines, and whether each has a checksum."""
-    if not file.exists():
-        return []
-    content = file.read_bytes()
+    """The whole lines, and whether each has a checksum; lines of earlier versions, which have none, come first."""
     lines: list[tuple[Parsed, bool]] = []
-    damaged = []
-    has_come = False  # a line with a checksum
-    for number, encoded in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
+    damaged, checked = [], False
+    for number, encoded in enumerate(file.read_bytes().split(b"\n")[:-1] if file.exists() else (), start=1):
         try:
             line = json.loads(encoded)
             checksum = line.pop(CHECKSUM, None)
-            has_come = has_come or checksum is not None
-            # Lines of earlier versions, without one, come first.
-            if checksum != (_checksum(line) if has_come else None):
+            checked = checked or checksum is not None
+            if checked and checksum != _checksum(line):
                 raise ValueError("its content does not have its checksum")
-            lines.append((parse(line), checksum is not None))
+            lines.append((parse(line), checked))
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             damaged.append(number)
     if damaged:
-        log.warning(
-            f"{file}: {len(damaged)} damaged line(s) are left out, such as line {damaged[0]}; what they record counts "
-            "as missing"
-        )
+        named = f"{len(damaged)} damaged line(s) are left out, such as line {damaged[0]}"
+        log.warning("%s: %s; what they record counts as missing", file, named)
     return lines
 
 
@@ -196,25 +191,19 @@ def recheck_old_lines(folder: Path, sources: Sequence[Sample]) -> dict[Key, Vari
     Earlier versions kept those, and trained on them as on empty scenes. Each checked line is written again with a
     checksum, so that this happens once; to be called under the store's lock.
     """
-    lines, older = valid_lines(folder, sources), lines_without_checksum(folder)
+    lines, by_name = valid_lines(folder, sources), {source.name: source for source in sources}
     checked: list[VariationRecord] = []
-    for source in sources if older else ():
-        old = [lines[key] for key in sorted(older) if key[0] == source.name and key in lines]
-        pixels = source.read() if any(line.labels.refused is None for line in old) else None
-        for line in old:
-            reason = line.labels.refused
-            if pixels is not None and reason is None:
-                reason = unfit(pixels, read_image(folder / line.image))
-            checked.append(line if reason == line.labels.refused else replace(line, labels=Judgement((), reason)))
+    for key in sorted(lines_without_checksum(folder) & lines.keys()):
+        line = lines[key]
+        if line.labels.refused is None and (reason := unfit(by_name[key[0]].read(), read_image(folder / line.image))):
+            line = replace(line, labels=Judgement((), reason))
+        checked.append(line)
     if not checked:
         return lines
-    refused = [line for line in checked if line is not lines[line.key]]
-    if refused:
+    if refused := [line for line in checked if line is not lines[line.key]]:
         named = "; ".join(f"{line.image} ({line.labels.refused})" for line in refused[:NAMED])
-        log.warning(
-            f"{folder}: {len(refused)} of {len(checked)} image(s) made by an earlier version cannot be learnt from and "
-            f"are refused: {named}"
-        )
+        number = f"{len(refused)} of {len(checked)} image(s) made by an earlier version"
+        log.warning("%s: %s cannot be learnt from and are refused: %s", folder, number, named)
     append_line(folder / MANIFEST, *(line.to_json() for line in checked))
     return valid_lines(folder, sources)
 
@@ -228,22 +217,23 @@ def image_is_whole(folder: Path, line: VariationRecord) -> bool:
         return False
     if not image.is_relative_to(folder) or ".." in image.parts[len(folder.parts) :]:  # of a foreign store
         return False
-    return _sha256_of(image, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns) == line.image_sha256
+    return sha256_of(image, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns) == line.image_sha256
 
 
 def warn_of_damage(folder: Path, missing: Iterable[Key]) -> None:
     """Warn of images among the ``missing`` that have a line: their files are missing or changed."""
     newest = newest_lines(folder)
     lost = [newest[key] for key in missing if key in newest]
-    damaged = [line.image for line in lost if not image_is_whole(folder, line)]
-    if damaged:
+    if damaged := [line.image for line in lost if not image_is_whole(folder, line)]:
         named = ", ".join(damaged[:NAMED])
         log.warning(f"{folder}: {len(damaged)} image(s) are missing or damaged and are made again, such as {named}")
 
 
 @lru_cache(maxsize=1 << 16)
-def _sha256_of(path: Path, *state: int) -> str:  # noqa: ARG001, the state is part of the key
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def sha256_of(file: Path, *state: int) -> str:  # noqa: ARG001
+    """Hash of a file's content, which is read again if its ``state`` (size, time of change) is another."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def fingerprint(sample: Sample) -> str:
@@ -257,8 +247,7 @@ def fingerprint(sample: Sample) -> str:
 def as_coco(folder: Path, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
     """The images of a store as a COCO detection set, without dropped boxes.
 
-    Images that are not used are among them, with the reason as ``refused`` and ``"confirmed": false``, so that a person
-    can correct their boxes and confirm them.
+    Unused images are among them, as ``refused`` for a reason and ``"confirmed": false``, for a person to correct.
     """
     images: list[dict[str, Any]] = []
     annotations: list[tuple[int, int, list[int | float], int | float, bool]] = []
@@ -278,3 +267,60 @@ def as_coco(folder: Path, classes: Sequence[str], category_ids: Sequence[int]) -
                 x, y, w, h = xyxy_to_xywh(np.array(box.box)).tolist()
                 annotations.append((image_id, category_ids[box.label], [x, y, w, h], w * h, False))
     return coco_content(images, annotations, zip(category_ids, classes, strict=True))
+
+
+def check_usable(
+    store: str,
+    lines: Sequence[VariationRecord],
+    refused: Iterable[RefusedRecord],
+    *,
+    wanted: int,
+    training: Container[str],
+    repeats: bool,
+) -> None:
+    """Log how many of the ``wanted`` variations of a run can be used, if not all can.
+
+    ``store`` is its folder, ``lines`` are of the variations that are there, ``refused`` of those that could not be
+    made. ``training`` holds the names of training images; ``repeats`` allows variations that equal their sources.
+
+    Raises:
+        InputError: none of a training image can be used; training would be on real images alone.
+    """
+    examples: dict[str, list[str]] = defaultdict(list)  # by kind of reason, which stands before a colon
+    reasons = {line.key: line.labels.refused for line in lines if line.labels.refused}
+    for (source, number), reason in (reasons | {line.key: line.reason for line in refused}).items():
+        examples[reason.split(":")[0]].append(f"{source} v{number:02d}: {reason}")
+    left_out = sum(map(len, examples.values()))
+    by_number = sorted(examples.items(), key=lambda item: -len(item[1]))
+    summary = "\n".join(f"  {len(some)} {kind}, such as {some[0]}" for kind, some in by_number)
+    if not any(line.source in training and not line.labels.refused for line in lines):
+        raise InputError(
+            f"{store}: no variation of a training image can be used, so training would be on real images alone. "
+            f"{left_out} of {wanted} are left out:\n{summary}\n  Refused images are marked in annotations.json there: "
+            "correct and confirm them (labels=manual), or make variations in another way"
+        )
+    if left_out:
+        log.warning("%s: %d of %d variations are left out:\n%s", store, left_out, wanted, summary)
+    unchanged = [line for line in lines if line.unchanged]
+    if unchanged and not repeats:
+        share, example = f"{len(unchanged)} of {wanted}", f"{unchanged[0].source} v{unchanged[0].variation:02d}"
+        log.warning(f"{store}: {share} variations equal their sources, such as {example}: they bring nothing new")
+
+
+def store_costs(folder: Path, lines: Sequence[VariationRecord], *, by_hand: bool) -> dict[str, float]:
+    """Metrics of what the variations of ``lines`` cost, whichever run or command paid for it; unknown ones are missing.
+
+    The learning that images reused from another store needed is not known. With ``by_hand``, a person made the labels:
+    each line records the minutes, or they are unknown.
+    """
+    costs = {
+        "time/store_vary": math.fsum(line.seconds for line in lines),
+        "data/cost_usd": math.fsum(line.cost_usd for line in lines),
+    }
+    if learning := whole_lines(folder / LEARNING):
+        costs["time/store_fit"] = math.fsum(call["seconds"] for call in learning)
+    minutes = [line.labels.minutes for line in lines if line.labels.refused is None] if by_hand else []
+    known = [value for value in minutes if value is not None]
+    if len(known) == len(minutes):
+        costs["data/label_minutes"] = math.fsum(known)
+    return costs

@@ -31,21 +31,15 @@ class Reproduced:
 def reproduce(store: Path, generator: Generator, dataset: Dataset) -> Reproduced:
     """Make every image of a store again and compare its bytes; put back those that are missing or damaged.
 
-    Args:
-        store: the folder of the store.
-        generator: what made it, with the same parameters.
-        dataset: the data set that it was made of.
-
-    Raises:
-        InputError: the data set is not the one, or has changed since.
+    ``generator`` made it, with the same parameters, of ``dataset``: InputError if that is another one, or has changed.
     """
     with exclusive_lock(store / ".lock", f"another process is at {store}; waiting for it"):
         identity = read_identity(store)
         newest = newest_lines(store)
         images = (store / "images").resolve()
-        outside = [line.image for line in newest.values() if not (store / line.image).resolve().is_relative_to(images)]
-        if outside:
-            raise InputError(f"{store / MANIFEST} names images outside of its store, such as {outside[0]}")
+        for line in newest.values():
+            if not (store / line.image).resolve().is_relative_to(images):
+                raise InputError(f"{store / MANIFEST} names images outside of its store, such as {line.image}")
         samples = {sample.name: sample for sample in dataset.samples}
         _check_data(identity, newest.values(), samples)
         models = store.parent / MODELS
@@ -76,7 +70,8 @@ def _check_data(identity: StoreIdentity, lines: Iterable[VariationRecord], sampl
     changed = sorted(name for name in wanted.keys() & samples.keys() if fingerprint(samples[name]) != wanted[name])
     for names, what in ((missing, "are not in the data set at hand"), (changed, "have changed since, or their labels")):
         if names:
-            raise InputError(
-                f"{len(names)} images that the store was made of {what}: {', '.join(names[:10])}. Give the settings of "
-                f"data set {identity.dataset} as they were, such as dataset=… and dataset.root=…"
+            problem = f"{len(names)} images that the store was made of {what}: {', '.join(names[:10])}"
+            cure = (
+                f"Give the settings of data set {identity.dataset} as they were, such as dataset=… and dataset.root=…"
             )
+            raise InputError(f"{problem}. {cure}")

@@ -1,7 +1,6 @@
 """How an object lies in its box: the box says how far it reaches, the pixels inside it which way it points.
 
-A silhouette is a rectangle turned by its heading. Angles are in radians from x to y, so that a positive heading points
-down and to the right; lengths are in pixels.
+A silhouette is a rectangle turned by its heading, in radians from x to y (down and to the right); lengths in pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from boxtwin.synthesis.arrays import Box, covered_pixels, covered_slices, level_and_spread
+from boxtwin.synthesis.arrays import Box, Boxes, Plane, covered_pixels, covered_slices, level_and_spread
 
 # Above this ratio of breadth to length an object has no heading: it is taken to fill its box.
 SQUARE = 0.7
@@ -57,20 +56,18 @@ class Silhouette:
         return np.stack([self.x + c * u - s * v, self.y + s * u + c * v], axis=1)
 
 
-def silhouettes_of(values: Float[np.ndarray, "h w"], boxes: Float[np.ndarray, "n 4"]) -> list[Silhouette]:
+def silhouettes_of(values: Plane, boxes: Boxes) -> list[Silhouette]:
     """The silhouette of the object in every box (xyxy, pixels) of an image of brightness ``values``.
 
     1. Pixels belong to the object by how much they differ from the median of the box's surroundings, to either side.
     2. Their second moments say how slender the object is and which diagonal of the box it lies along.
-    3. Of all turned rectangles of that slenderness one touches all four sides of the box: that one is taken, so that
-       the box of the silhouette is the box it came from.
-
-    Objects that are small, square or of no clear heading fill their box.
+    3. The turned rectangle of that slenderness that touches all four sides is taken: its box is the box it came from.
+       Objects that are small, square or of no clear heading fill their box.
     """
     return [_silhouette(values, box) for box in boxes.astype(np.float64)]
 
 
-def _silhouette(values: Float[np.ndarray, "h w"], box: Box) -> Silhouette:
+def _silhouette(values: Plane, box: Box) -> Silhouette:
     x1, y1, x2, y2 = (float(side) for side in box)
     centre_x, centre_y, width, height = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
     heading, length, breadth = (0.0, width, height) if width >= height else (math.pi / 2, height, width)
@@ -100,7 +97,7 @@ def _silhouette(values: Float[np.ndarray, "h w"], box: Box) -> Silhouette:
 
 
 def _weights(
-    values: Float[np.ndarray, "h w"], rows: slice, columns: slice, inside: Float[np.ndarray, "bh bw"]
+    values: Plane, rows: slice, columns: slice, inside: Float[np.ndarray, "bh bw"]
 ) -> Float[np.ndarray, "bh bw"]:
     """How much every pixel of the box belongs to the object: its distance from the surroundings, noise left out."""
     margin = max(2, *(side // 4 for side in inside.shape))

@@ -2,13 +2,12 @@
 
 Objects may be small, so no image is reduced before it is sent:
 
-- An image that fits into a square is enlarged until its longer side fills it, and its shorter side is padded with its
-  own mirror image. The answer is cropped and reduced to the image's size.
+- An image that fits into a square is enlarged until its longer side fills it. The answer is reduced again.
 - A larger image is cut into squares at its own resolution. They overlap evenly, by the given number of pixels at least,
-  and answers are blended over the overlaps. A side that is shorter than a square is padded with its mirror image. A
-  model that moves objects moves them differently on both sides of a seam.
+  and answers are blended over the overlaps. A model that moves objects does so differently on both sides of a seam.
 
-If the squares come back as they are, so do the pixels of 8-bit images that were not enlarged.
+Sides that are shorter than a square are padded with their mirror image. If the squares come back as they are, so do the
+pixels of 8-bit images that were not enlarged.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ RGB8 = UInt8[np.ndarray, "_h _w 3"]
 
 def count(height: int, width: int, size: int, overlap: int) -> int:
     """How many squares an image takes."""
-    if max(height, width) <= size:
-        return 1
     return len(_places(height, width, size, overlap))
 
 
@@ -39,9 +36,8 @@ def cut(pixels: Pixels, size: int, overlap: int) -> list[RGB8]:
     shown = _as_rgb8(pixels)
     height, width = shown.shape[:2]
     if max(height, width) <= size:
-        enlarged_width, enlarged_height = _enlarged(height, width, size)
-        shown = cv2.resize(shown, (enlarged_width, enlarged_height), interpolation=cv2.INTER_CUBIC)
-        return [_pad(shown, size)]
+        shown = cv2.resize(shown, _enlarged(height, width, size), interpolation=cv2.INTER_CUBIC)
+        height, width = size, size
     padded = _pad(shown, size)
     places = _places(height, width, size, overlap)
     return [np.ascontiguousarray(padded[y : y + size, x : x + size]) for y, x in places]
@@ -107,16 +103,16 @@ def _ends(pixels: Pixels) -> tuple[float, float]:
     if pixels.dtype == np.uint8:
         return 0.0, 255.0
     (darkest, brightest), largest = dark_and_bright(pixels), float(pixels.max())
-    white = max(largest if largest <= 2 * brightest else brightest, 1.0)
-    return (darkest if white > darkest > white / 2 else 0.0), white
+    full_scale = max(largest if largest <= 2 * brightest else brightest, 1.0)
+    return (darkest if full_scale > darkest > full_scale / 2 else 0.0), full_scale
 
 
 def _as_rgb8(pixels: Pixels) -> RGB8:
     values = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
-    black, white = _ends(pixels)
-    shown: RGB8 = np.rint((values - black) * (255.0 / (white - black))).clip(0, 255).astype(np.uint8)
+    black, full_scale = _ends(pixels)
+    shown: RGB8 = np.rint((values - black) * (255.0 / (full_scale - black))).clip(0, 255).astype(np.uint8)
     return shown
 
 
@@ -125,8 +121,7 @@ def _like(source: Pixels, shown: Float[np.ndarray, "h w 3"]) -> Pixels:
     if as_grey(source).ndim == 2:
         mean = shown.mean(axis=2)
         shown = mean if source.ndim == 2 else np.repeat(mean[:, :, None], 3, axis=2)
-    largest = int(np.iinfo(source.dtype).max)
-    black, white = _ends(source)
-    values = np.rint(black + shown * ((white - black) / 255.0)).clip(0, largest)
+    black, full_scale = _ends(source)
+    values = np.rint(black + shown * ((full_scale - black) / 255.0)).clip(0, int(np.iinfo(source.dtype).max))
     result: Pixels = values.astype(source.dtype)
     return result

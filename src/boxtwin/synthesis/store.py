@@ -3,9 +3,8 @@
 A store is a folder ``<generator>-<key>``. A variation exists if it has a line in ``manifest.jsonl`` that its file
 matches. Images are written before lines, so that a kill leaves nothing incomplete behind.
 
-Stores of the same pixels with other labels hold the same images: the second takes them over from the first, as hard
-links if the disk has them, and judges them anew. Images that could not be made are in ``refused.jsonl``, with the
-reason, and are asked for again by the next call.
+Stores of the same pixels with other labels hold the same images: the second reuses those of the first, as hard links
+if the disk has them, and judges them anew. Images that could not be made are in ``refused.jsonl`` until they are.
 """
 
 from __future__ import annotations
@@ -20,16 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from tqdm import tqdm
 
 from boxtwin.boxes import area_xyxy
 from boxtwin.datasets.image_io import Pixels, encode_png, read_image
 from boxtwin.datasets.reading import Reading
-from boxtwin.datasets.sample import Judgement, Lineage, Sample
+from boxtwin.datasets.sample import Dataset, Judgement, Lineage, Sample
 from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock, link_file, remove_leftovers, write_bytes_atomically
+from boxtwin.synthesis.arrays import Boxes
 from boxtwin.synthesis.fitness import unfit
 from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation
 from boxtwin.synthesis.identity import identity_of, read_identity, write_identity
@@ -57,10 +57,10 @@ log = logging.getLogger(__name__)
 MODELS = "models"  # below the folder of all stores: what generators have learnt
 
 # Source, variation, the boxes and labels that the generator says are in it, and the image's path in the store.
-Judge = Callable[[Pixels, Pixels, Float[np.ndarray, "n 4"], Int[np.ndarray, " n"], str], Judgement]
+Judge = Callable[[Pixels, Pixels, Boxes, Int[np.ndarray, " n"], str], Judgement]
 
 
-@dataclass(frozen=True)
+@dataclass
 class StoreUpdate:
     """What one call of `Library.make` did: counts of images, dollars, and the seconds of learning and drawing."""
 
@@ -80,11 +80,9 @@ class Library:
         root: folder of all stores.
         generator: what makes the variations.
         training: the split's training images, all that a learning generator may see.
-        judge: decides what becomes of each box (`boxtwin.labels`). It takes time to prepare, so it may be None until
-            something is to be made.
+        judge: decides what becomes of each box (`boxtwin.labels`); it may be None until something is to be made.
         labels: all that its decisions follow from; stores differ by it.
-        dataset: name of the data set.
-        classes, category_ids: as in `Dataset`, for the COCO file.
+        dataset: its name is part of the key, its classes are those of the COCO file.
         seed: base of all seeds; one variation's is a hash of it, the source's name and the variation's number.
     """
 
@@ -96,21 +94,14 @@ class Library:
         *,
         judge: Judge | None,
         labels: Json,
-        dataset: str,
-        classes: Sequence[str],
-        category_ids: Sequence[int],
+        dataset: Dataset,
         seed: int,
     ) -> None:
-        self.generator = generator
-        self.training = tuple(training)
-        self.classes = tuple(classes)
-        self.category_ids = tuple(category_ids)
-        self.seed = seed
-        self.judge = judge
-        synthetic = [sample.name for sample in training if sample.lineage is not None]
-        if synthetic:
+        if synthetic := [sample.name for sample in training if sample.lineage is not None]:
             raise ValueError(f"a generator learns from real images only, got {', '.join(synthetic[:10])}")
-        self.identity = identity_of(generator, training, dataset=dataset, labels=labels, seed=seed)
+        self.generator, self.training = generator, tuple(training)
+        self.judge, self.dataset, self.seed = judge, dataset, seed
+        self.identity = identity_of(generator, training, dataset=dataset.name, labels=labels, seed=seed)
         self.key = self.identity.key
         self.root = root
         self.folder = root / f"{generator.name}-{self.key}"
@@ -119,8 +110,7 @@ class Library:
     def make(self, sources: Sequence[Sample], per_image: int, *, use_generator: bool = True) -> StoreUpdate:
         """Make what is missing of the first ``per_image`` variations of every source.
 
-        If another process is making the same store, wait for it. Shows a progress bar. Without ``use_generator``,
-        variations are only reused from stores with the same pixels.
+        Waits for other processes. Without ``use_generator``, variations are only reused from other stores.
         """
         if per_image == 0:
             return StoreUpdate()
@@ -131,19 +121,14 @@ class Library:
     def variations(self, sources: Sequence[Sample], per_image: int) -> tuple[Sample, ...]:
         """The first ``per_image`` variations of every source as samples, in the order of the sources.
 
-        Those that could not be made, or whose labels were refused, are left out.
-
-        Raises:
-            InputError: one is missing; `make` makes it.
+        Those that were refused, or whose labels were, are left out. Raises InputError if one was never asked for.
         """
         lines, refused = valid_lines(self.folder, sources), self.refused(sources)
         wanted = [(source.name, number) for source in sources for number in range(1, per_image + 1)]
         known = lines.keys() | refused.keys()
-        missing = [f"{name} v{number:02d}" for name, number in wanted if (name, number) not in known]
-        if missing:
-            raise InputError(
-                f"{self.folder} lacks {len(missing)} variation(s), {', '.join(missing[:10])}: run generate.py"
-            )
+        if missing := [f"{name} v{number:02d}" for name, number in wanted if (name, number) not in known]:
+            named = ", ".join(missing[:10])
+            raise InputError(f"{self.folder} lacks {len(missing)} variation(s), {named}: run generate.py")
         return self._samples(sources, [lines[key] for key in wanted if key in lines])
 
     def all_variations(self, sources: Sequence[Sample]) -> tuple[Sample, ...]:
@@ -164,14 +149,12 @@ class Library:
     def refused(self, sources: Sequence[Sample]) -> dict[Key, RefusedRecord]:
         """The variations of ``sources`` as they are that could not be made, with the newest reason."""
         newest = {line.key: line for line in refused_lines(self.folder)}
-        if not newest:
-            return {}
-        fingerprints = {source.name: fingerprint(source) for source in sources}
-        existing = valid_lines(self.folder, sources)
+        made = valid_lines(self.folder, sources) if newest else {}
+        fingerprints = {source.name: fingerprint(source) for source in sources if newest}
         return {
             key: line
             for key, line in newest.items()
-            if key not in existing and fingerprints.get(line.source) == line.source_fingerprint
+            if key not in made and fingerprints.get(line.source) == line.source_fingerprint
         }
 
     def lines(self) -> list[VariationRecord]:
@@ -179,11 +162,8 @@ class Library:
         return manifest_lines(self.folder)
 
     def _requests(self, sources: Sequence[Sample], per_image: int) -> list[Request]:
-        return [
-            Request(source, number, self._seed_of(source, number))
-            for number in range(1, per_image + 1)
-            for source in sources
-        ]
+        wanted = [(source, number) for number in range(1, per_image + 1) for source in sources]
+        return [Request(source, number, self._seed_of(source, number)) for source, number in wanted]
 
     def _make(self, sources: Sequence[Sample], per_image: int, use_generator: bool) -> StoreUpdate:
         for file in (MANIFEST, REFUSED, LEARNING):
@@ -194,29 +174,27 @@ class Library:
         requests = [request for request in self._requests(sources, per_image) if request.key not in existing]
         warn_of_damage(self.folder, (request.key for request in requests))
         known = len(sources) * per_image - len(requests)
-        if not requests:
-            if known and not self._annotations_are_fresh():  # killed between the last line and the COCO file
-                self._write_annotations()
-            return StoreUpdate(existing=known)
-        if self.judge is None:
+        if requests and self.judge is None:
             raise ValueError(f"{self.folder}: no judge of labels has been set")
-        reused = self._take_over(requests)
-        requests = [request for request in requests if use_generator and request.key not in reused]
+        reused = self._reuse(requests) if requests else set()
         update = StoreUpdate(existing=known, reused=len(reused))
-        if requests:
-            update = self._draw(requests, update)
-        self._write_annotations()
+        if left := [request for request in requests if use_generator and request.key not in reused]:
+            self._draw(left, update)
+        annotations = self.folder / "annotations.json"
+        # Without requests it is old if the process was killed between the last line and the COCO file.
+        if requests or (known and _changed_at(annotations) < _changed_at(self.manifest)):
+            content = as_coco(self.folder, self.dataset.classes, self.dataset.category_ids)
+            write_bytes_atomically(annotations, json.dumps(content).encode())
         return update
 
-    def _draw(self, requests: Sequence[Request], update: StoreUpdate) -> StoreUpdate:
-        """Have the generator make what is asked for; ``update`` with its counts."""
+    def _draw(self, requests: Sequence[Request], update: StoreUpdate) -> None:
+        """Have the generator make what is asked for, and count it in ``update``."""
         models = self.root / MODELS
         models.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         self.generator.fit(self.training, models)
         fitted = last = time.perf_counter()
         append_line(self.folder / LEARNING, {"seconds": round(fitted - started, 4)})
-        made, cost = 0, 0.0
         name = self.generator.name
         progress = tqdm(self.generator.vary(requests), total=len(requests), desc=f"{name}: variations", unit="image")
         for request, outcome in zip(requests, progress, strict=True):
@@ -227,18 +205,13 @@ class Library:
                 log.warning("%s v%02d: %s", request.source.name, request.variation, outcome.reason)
                 refused = RefusedRecord(**self._about(request), reason=outcome.reason)
                 append_line(self.folder / REFUSED, vars(refused))
+                update.refused += 1
             else:
                 self._store(outcome, now - last)
-                made, cost = made + 1, cost + outcome.cost_usd
+                update.made += 1
+                update.cost_usd += outcome.cost_usd
             last = now
-        return replace(
-            update,
-            made=made,
-            fit_seconds=fitted - started,
-            vary_seconds=time.perf_counter() - fitted,
-            refused=len(requests) - made,
-            cost_usd=cost,
-        )
+        update.fit_seconds, update.vary_seconds = fitted - started, time.perf_counter() - fitted
 
     def _about(self, request: Request) -> dict[str, Any]:
         return {
@@ -284,13 +257,13 @@ class Library:
             judgement = self.judge(original, pixels, variation.boxes, variation.labels, image)
         return {"unchanged": np.array_equal(original, pixels), "labels": judgement}
 
-    def _take_over(self, requests: Sequence[Request]) -> set[Key]:
+    def _reuse(self, requests: Sequence[Request]) -> set[Key]:
         """Link what stores with the same pixels have, and judge it in this store's way."""
-        found = self._in_other_stores([request.source for request in requests])
-        shared = [request for request in requests if request.key in found]
+        others = self._in_other_stores([request.source for request in requests])
+        shared = [request for request in requests if request.key in others]
         description = f"{self.generator.name}: labels of existing variations"
-        for request in tqdm(shared, desc=description, unit="image", disable=not found):
-            folder, line = found[request.key]
+        for request in tqdm(shared, desc=description, unit="image", disable=not others):
+            folder, line = others[request.key]
             image, source = image_name(*request.key), request.source
             link_file(folder / line.image, self.folder / image)
             if self.generator.boxes == "carried":  # stores of earlier versions claim none for `Folder`
@@ -305,7 +278,7 @@ class Library:
 
     def _in_other_stores(self, sources: Sequence[Sample]) -> dict[Key, tuple[Path, VariationRecord]]:
         """Folder and line of variations that stores with the same pixels and other labels have."""
-        found: dict[Key, tuple[Path, VariationRecord]] = {}
+        others: dict[Key, tuple[Path, VariationRecord]] = {}
         for folder in sorted(self.root.glob(f"{self.generator.name}-*")):
             if folder == self.folder or not (folder / MANIFEST).exists():
                 continue
@@ -315,8 +288,8 @@ class Library:
                 log.warning("%s; nothing is reused from there", error)
                 continue
             if replace(identity, labels=self.identity.labels) == self.identity:
-                found |= {key: (folder, line) for key, line in valid_lines(folder, sources).items()}
-        return found
+                others |= {key: (folder, line) for key, line in valid_lines(folder, sources).items()}
+        return others
 
     def _seed_of(self, source: Sample, number: int) -> int:
         digest = hashlib.sha256(f"{self.seed}/{source.name}/{number}".encode()).digest()
@@ -331,31 +304,25 @@ class Library:
     def _sample(self, source: Sample, line: VariationRecord, image_id: int) -> Sample:
         boxes = [box for box in line.labels.boxes if box.decision != "dropped"]
         corners = np.array([box.box for box in boxes], dtype=np.float32).reshape(-1, 4)
-        return Sample(
+        return replace(
+            source,
             name=f"{self.folder.name}/{line.image}",
             path=self.folder / line.image,
-            width=source.width,
-            height=source.height,
             image_id=image_id,
             boxes=corners,
             labels=np.array([box.label for box in boxes], dtype=np.int64),
             areas=area_xyxy(corners).astype(np.float64),
             crowd=np.zeros(len(boxes), dtype=bool),
-            group=source.group,
             lineage=Lineage(line.source, line.generator, line.variation, line.seed),
             sha256=line.image_sha256,
-            bits=source.bits,
+            signature=None,
             reading=Reading(max_pixels=source.reading.max_pixels),
         )
 
-    def _annotations_are_fresh(self) -> bool:
-        annotations = self.folder / "annotations.json"
-        return annotations.exists() and annotations.stat().st_mtime_ns >= self.manifest.stat().st_mtime_ns
 
-    def _write_annotations(self) -> None:
-        """The store as one COCO file, for any other tool."""
-        content = as_coco(self.folder, self.classes, self.category_ids)
-        write_bytes_atomically(self.folder / "annotations.json", json.dumps(content).encode())
+def _changed_at(file: Path) -> int:
+    """Nanoseconds since 1970; 0 if there is no such file."""
+    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 def _check_sources(sources: Iterable[Sample]) -> None:

@@ -1,15 +1,11 @@
-"""Images of any size through a model of one size: squares that overlap, drawn one by one and blended.
-
-Nothing is resampled: an object of ten pixels has ten pixels in the model as well. An image that is smaller than a
-square is continued by its mirror image.
-"""
+"""Images of any size through a model of one size, without resampling: squares that overlap, drawn and blended."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise, product
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -17,8 +13,7 @@ from jaxtyping import Float
 from boxtwin.synthesis.blending import local_mean
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """One square: its number, counted row by row, and what it shows."""
 
     number: int
@@ -38,7 +33,8 @@ def draw_in_tiles(
     they share, by raised-cosine weights that add up to 1. Where their detail disagrees, as two patterns of noise do,
     the mean is smoother than either; it is scaled up to the power that the two would have if they took turns.
 
-    ``draw`` is called with up to ``batch_size`` squares of ``side`` pixels; ``overlap`` is at most half of ``side``.
+    ``draw`` is called with up to ``batch_size`` squares of ``side`` pixels; ``overlap`` is at most half of ``side``. An
+    image that is smaller than a square is continued by its mirror image.
     """
     if not 0 <= overlap <= side // 2:
         raise ValueError(f"overlap lies between 0 and half of the side, {side // 2}, got {overlap}")
@@ -50,59 +46,42 @@ def draw_in_tiles(
         starts = tile_starts(size, side, overlap)
         weights = tile_weights(starts, side, overlap, size)
         axes.append([(start, weight[start : start + side]) for start, weight in zip(starts, weights, strict=True)])
-    places = list(product(*axes))
-    blend: _Blend | None = None
+    places, squares = list(product(*axes)), list[np.ndarray]()
     for first in range(0, len(places), batch_size):
-        batch = places[first : first + batch_size]
-        tiles = [
-            Tile(number, padded[y : y + side, x : x + side])
-            for number, ((y, _), (x, _)) in enumerate(batch, start=first)
-        ]
-        for ((y, down), (x, across)), drawn in zip(batch, draw(tiles), strict=True):
-            if drawn.shape[:2] != (side, side):
-                raise ValueError(f"squares of {side} pixels were expected, {drawn.shape[:2]} came")
-            if blend is None:
-                blend = _Blend(padded.shape[0], padded.shape[1], drawn.shape[2])
-            blend.add(drawn, np.outer(down, across), y, x)
-    assert blend is not None  # there is always one square
-    return blend.result()[:height, :width].astype(image.dtype)
-
-
-class _Blend:
-    """The weighted mean of squares, and what its detail has lost to disagreement."""
-
-    def __init__(self, height: int, width: int, channels: int) -> None:
-        # float64: weights of 16-bit values must add up to 1 to the last bit after rounding.
-        self._mean, self._square = np.zeros((2, height, width, channels))
-        self._detail, self._power = np.zeros((2, height, width, channels))
-        self._weights = np.zeros((height, width, 1))  # their squares
-
-    def add(self, drawn: Float[np.ndarray, "s s d"], weight: Float[np.ndarray, "s s"], y: int, x: int) -> None:
-        """Put a square in its place."""
-        place = np.s_[y : y + drawn.shape[0], x : x + drawn.shape[1]]
-        w = weight[:, :, None]
+        batch = enumerate(places[first : first + batch_size], start=first)
+        squares += draw([Tile(number, padded[y : y + side, x : x + side]) for number, ((y, _), (x, _)) in batch])
+    # float64: weights of 16-bit values must add up to 1 to the last bit after rounding.
+    sums = np.zeros((4, *padded.shape[:2], squares[0].shape[2]))
+    squared_weights = np.zeros((*padded.shape[:2], 1))
+    for ((y, down), (x, across)), drawn in zip(places, squares, strict=True):
+        if drawn.shape[:2] != (side, side):
+            raise ValueError(f"squares of {side} pixels were expected, {drawn.shape[:2]} came")
+        weight = np.outer(down, across)[:, :, None]
         detail = drawn - local_mean(drawn)
-        self._mean[place] += w * drawn
-        self._square[place] += w * drawn**2
-        self._detail[place] += w * detail
-        self._power[place] += w * detail**2
-        self._weights[place] += w**2
+        place = np.s_[y : y + side, x : x + side]
+        for total, values in zip(sums, (drawn, drawn**2, detail, detail**2), strict=True):
+            total[place] += weight * values
+        squared_weights[place] += weight**2
+    return _blended(sums, squared_weights)[:height, :width].astype(image.dtype)
 
-    def result(self) -> Float[np.ndarray, "h w d"]:
-        """The mean, its detail scaled where it lost power."""
-        unlike = 1 - self._weights
-        if not unlike.any():
-            return self._mean
-        # 1. The power that detail has lost: the sum of w (d - mean d)^2. Squares that agree differ in the detail of
-        #    their outermost pixels, which their neighbours are not part of, but not in their values.
-        lost = np.minimum(self._power - self._detail**2, self._square - self._mean**2)
-        # 2. Its local mean, shared out by the weights, because it rises and falls with them within a few pixels.
-        lost = local_mean(np.maximum(lost, 0)) / np.maximum(local_mean(unlike), 1e-12) * unlike
-        # 3. The gain from what is left to what it is to be, never above that of unrelated patterns of one power.
-        wanted = np.maximum(local_mean(self._power), 0)
-        gain = np.sqrt(wanted / np.maximum(wanted - np.minimum(lost, wanted), 1e-12))
-        gain = np.clip(gain, 1, 1 / np.sqrt(self._weights))
-        return self._mean + (gain - 1) * self._detail
+
+def _blended(
+    sums: Float[np.ndarray, "4 h w d"], squared_weights: Float[np.ndarray, "h w 1"]
+) -> Float[np.ndarray, "h w d"]:
+    """The mean of tiles without loss of power, from weighted sums of values, their squares, detail and its squares."""
+    mean, square, detail, power = sums
+    unlike = 1 - squared_weights
+    if not unlike.any():
+        return mean
+    # 1. The power that detail has lost: the sum of w (d - mean d)^2. Squares that agree differ in the detail of
+    #    their outermost pixels, which their neighbours are not part of, but not in their values.
+    lost = np.minimum(power - detail**2, square - mean**2)
+    # 2. Its local mean, shared out by the weights, because it rises and falls with them within a few pixels.
+    lost = local_mean(np.maximum(lost, 0)) / np.maximum(local_mean(unlike), 1e-12) * unlike
+    # 3. The gain from what is left to what it is to be, never above that of unrelated patterns of one power.
+    wanted = np.maximum(local_mean(power), 0)
+    gain = np.sqrt(wanted / np.maximum(wanted - np.minimum(lost, wanted), 1e-12))
+    return mean + (np.clip(gain, 1, 1 / np.sqrt(squared_weights)) - 1) * detail
 
 
 def tile_starts(size: int, side: int, overlap: int) -> list[int]:
@@ -117,8 +96,7 @@ def tile_starts(size: int, side: int, overlap: int) -> list[int]:
 def tile_weights(starts: Sequence[int], side: int, overlap: int, size: int) -> list[Float[np.ndarray, "{size}"]]:
     """Weight of every square along one axis of ``size`` pixels; they add up to 1 everywhere.
 
-    Square i fades in where the one before it fades out: its weight is ``in_i - in_(i+1)``, which makes the sum
-    telescope to 1.
+    Square i fades in where the one before it fades out: its weight is ``in_i - in_(i+1)``.
     """
     centres = np.arange(size) + 0.5
     fades = [np.ones(size)]

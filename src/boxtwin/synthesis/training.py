@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +18,6 @@ WEIGHTS_FILE = "weights.safetensors"
 STATE_FILE = "training_state.pt"
 # A state of a few megabytes takes some hundredths of a second to save: little beside 15 s, and 15 s are little to lose.
 SECONDS_BETWEEN_SAVES = 15.0
-
-
-def hash_of(content: Mapping[str, Any]) -> str:
-    """Hash of what weights follow from."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def train_once(folder: Path, train: Callable[[], None]) -> Path:
@@ -57,24 +49,15 @@ def train_steps(
 ) -> None:
     """Take the steps of AdamW that are left.
 
-    Args:
-        weights: what is trained.
-        loss_of: the error of one batch, drawn with ``rng``.
-        steps: number of all steps.
-        learning_rate: the greatest one.
-        rng: on the CPU; its state is saved in ``folder``.
-        identity: hash of what the weights follow from.
-        state: tensors that are saved, and restored in place.
-        schedule: share of the learning rate, from the number of the step (from 0) and that of all steps.
-        after_step: called with the number of steps taken.
-
-    Raises:
-        InputError: the state in ``folder`` belongs to another training.
+    ``loss_of`` gives the error of one batch, drawn with ``rng`` (on the CPU). Saved in ``folder`` and restored in place
+    are the tensors in ``state``, ``rng`` and the optimiser; InputError if the ``identity`` of what is there is another.
+    ``schedule`` gives a share of the learning rate from the number of the step (from 0) and that of all steps;
+    ``after_step`` gets the number of steps taken.
     """
-    trained: Sequence[nn.Parameter] = list(weights)
+    trained = list(weights)
     # The settings of Karras et al. 2022 (EDM, table 7) but for the rate, which is the user's.
     optimiser = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.999), weight_decay=0.01)
-    step, state_file = 0, folder / STATE_FILE
+    first, state_file = 0, folder / STATE_FILE
     saved = load_state(state_file)
     if saved is not None:
         check_identity(saved.get("identity"), identity, state_file)
@@ -84,35 +67,28 @@ def train_steps(
                     value.copy_(saved[name][key])
         optimiser.load_state_dict(saved["optimiser"])
         rng.set_state(saved["rng"].cpu())
-        step = saved["step"]
+        first = saved["step"]
     last_saved = time.monotonic()
-    with tqdm(total=steps, initial=step, desc=description, unit="step", mininterval=1.0) as progress:
-        while step < steps:
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate * schedule(step, steps)
-            loss = loss_of()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(trained, max_norm=1.0)  # as DDPM (Ho et al. 2020) does
-            optimiser.step()
-            step += 1
-            after_step(step)
-            progress.update()
-            if step % 50 == 0:
-                progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            if time.monotonic() - last_saved > SECONDS_BETWEEN_SAVES:
-                rest = {"optimiser": optimiser.state_dict(), "rng": rng.get_state(), "step": step}
-                save_state({"identity": identity, **state, **rest}, state_file)
-                last_saved = time.monotonic()
+    left = range(first + 1, steps + 1)
+    progress = tqdm(left, initial=first, total=steps, desc=description, unit="step", mininterval=1.0)
+    for step in progress:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * schedule(step - 1, steps)
+        loss = loss_of()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(trained, max_norm=1.0)  # as DDPM (Ho et al. 2020) does
+        optimiser.step()
+        after_step(step)
+        if step % 50 == 0:
+            progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        if time.monotonic() - last_saved > SECONDS_BETWEEN_SAVES:
+            rest = {"optimiser": optimiser.state_dict(), "rng": rng.get_state(), "step": step}
+            save_state({"identity": identity, **state, **rest}, state_file)
+            last_saved = time.monotonic()
 
 
-def check_identity(found: str | None, expected: str, file: Path) -> None:
-    """Refuse weights or a state of another training.
-
-    Raises:
-        InputError: the hashes of what they follow from differ.
-    """
-    if found != expected:
-        raise InputError(
-            f"{file} was trained with other settings, on other images or by another version; remove it to train again"
-        )
+def check_identity(recorded: str | None, expected: str, file: Path) -> None:
+    """Refuse weights or a state of another training with `InputError`: the hashes of what they follow from differ."""
+    if recorded != expected:
+        raise InputError(f"{file} is of other settings, images or another version; remove it to train again")

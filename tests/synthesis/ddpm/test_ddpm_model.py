@@ -15,6 +15,7 @@ from written_samples import bright_boxes
 
 from boxtwin.errors import InputError
 from boxtwin.synthesis import training
+from boxtwin.synthesis.ddpm.model import TrainingCrops
 from boxtwin.synthesis.generator import Request
 from boxtwin.synthesis.training import STATE_FILE, WEIGHTS_FILE
 from boxtwin.weights import save_state
@@ -108,7 +109,7 @@ def test_training_lowers_the_error(tmp_path: Path) -> None:
     for at, steps in enumerate((1, 150)):
         generator = fitted(tmp_path / str(at), [sample], train_steps=steps, learning_rate=3e-3, batch_size=4)
         assert generator.network.net is not None
-        crops = generator.network.crops([sample])
+        crops = TrainingCrops([sample], generator.network.settings)
         rng = torch.Generator().manual_seed(5)
         with torch.no_grad():
             errors.append(

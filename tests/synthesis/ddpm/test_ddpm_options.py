@@ -36,7 +36,7 @@ from boxtwin.synthesis.constants import former_settings_of
 from boxtwin.synthesis.ddpm.base import soft_zone
 from boxtwin.synthesis.ddpm.joint import read_mask
 from boxtwin.synthesis.ddpm.layout import object_patches, plan, traces
-from boxtwin.synthesis.ddpm.model import ModelSettings, PixelModel
+from boxtwin.synthesis.ddpm.model import ModelSettings, PixelModel, TrainingCrops
 from boxtwin.synthesis.ddpm.sketch import _ground, _up_to
 from boxtwin.synthesis.generator import Generator, Request
 from boxtwin.synthesis.silhouettes import draw
@@ -184,7 +184,8 @@ def test_a_joint_model_guesses_masks_or_takes_them_as_given(tmp_path: Path) -> N
     both = torch.randn(1, 2, 16, 24, generator=torch.Generator().manual_seed(0))
     assert model.with_mask(both, 0.5).shape == both.shape
     assert model.given_mask(both[:, :1])(both[:, :1], 0.5).shape == (1, 1, 16, 24)
-    assert np.isfinite(float(model.loss(model.net, model.crops([sample]), torch.Generator().manual_seed(1))))
+    crops = TrainingCrops([sample], model.settings)
+    assert np.isfinite(float(model.loss(model.net, crops, torch.Generator().manual_seed(1))))
 
 
 def set_layout(monkeypatch: pytest.MonkeyPatch, **constants: float) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from boxtwin.synthesis.arrays import object_mask
+from boxtwin.synthesis.ddpm.model import Tone
 from boxtwin.synthesis.ddpm.sampling import (
     match_grain,
     match_histogram,
@@ -18,7 +19,6 @@ from boxtwin.synthesis.ddpm.sampling import (
     sdedit,
     strength_map,
 )
-from boxtwin.synthesis.ddpm.training_crops import Tone
 
 
 def test_object_mask_keeps_fractional_edges_and_clips() -> None:

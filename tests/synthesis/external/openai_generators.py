@@ -50,9 +50,7 @@ def open_library(dataset: Dataset, stores: Path, generator: Any, labels: str = "
         dataset.samples,
         judge=Carry(),
         labels=labels,
-        dataset=dataset.name,
-        classes=dataset.classes,
-        category_ids=dataset.category_ids,
+        dataset=dataset,
         seed=0,
     )
 

@@ -86,9 +86,7 @@ def test_files_go_to_the_sources_that_their_names_tell(dataset: Dataset, tmp_pat
         dataset.samples,
         judge=Carry(),
         labels="carry",
-        dataset="tiny",
-        classes=dataset.classes,
-        category_ids=dataset.category_ids,
+        dataset=dataset,
         seed=0,
     )
     generator.match(dataset.samples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,15 +12,14 @@ from typing import ClassVar
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.synthesis.arrays import as_pixels, is_grey, planes_of
+from boxtwin.synthesis.arrays import Mask, Plane, Planes, as_pixels, is_grey, planes_of
 from boxtwin.synthesis.constants import ETA
 from boxtwin.synthesis.ddpm.model import ModelSettings, PixelModel
-from boxtwin.synthesis.ddpm.sampling import Image, Map, match_grain, match_level, sdedit
+from boxtwin.synthesis.ddpm.sampling import Image, Map, PredictV, match_grain, match_level, sdedit
 from boxtwin.synthesis.generator import Generator, Model, Request, Variation, check_settings
 
 # Pixels around a part that the network sees besides: enough ground to continue, and the objects nearby.
@@ -30,47 +29,37 @@ BRIGHT = 3.0  # standard deviations: pixels that differ by more are no example o
 
 
 class Canvas:
-    """An image in the units of a trained model, with mirrored borders up to a size that the network takes.
-
-    ``name`` is used in error messages.
-    """
+    """An image, of that ``name``, in the units of a trained model, with mirrored borders up to a size that it takes."""
 
     def __init__(self, model: PixelModel, pixels: Pixels, name: str) -> None:
         if model.image_channels == 1 and not is_grey(pixels):
             raise InputError(f"{name} is a colour image, but all training images are grey: convert either of them")
-        self.model = model
-        self.like = pixels
+        self.model, self.like = model, pixels
         self.height, self.width = pixels.shape[:2]
-        # Up to a size that the network's levels divide, with two pixels or more at the coarsest for its group norms;
-        # "symmetric" mirrors as often as it takes.
-        multiple = model.multiple
-        self._pad = [(0, max(2 * multiple - size, -size % multiple)) for size in (self.height, self.width)]
+        # Up to a size that the network's levels divide, with two pixels or more at the coarsest for its group norms.
+        step = model.multiple
+        self._pad = [(0, max(2 * step - size, -size % step)) for size in (self.height, self.width)]
         self.encoded = model.tone.encode(planes_of(pixels, model.image_channels))
         self.x: Image = self._padded(self.encoded)
 
-    def showing(self, encoded: Float[np.ndarray, "c h w"]) -> Canvas:
+    def showing(self, encoded: Planes) -> Canvas:
         """A canvas of the same kind with another image, in the network's units."""
         other = copy.copy(self)
         other.encoded, other.x = encoded, self._padded(encoded)
         return other
 
-    def mask(self, mask: Float[np.ndarray, "h w"]) -> Map:
+    def mask(self, mask: Plane) -> Map:
         """A mask of the image, padded as the image is."""
         return self._padded(mask[None])
 
-    def _padded(self, planes: Float[np.ndarray, "c h w"]) -> Image:
+    def _padded(self, planes: Planes) -> Image:
         padded = np.pad(planes, ((0, 0), *self._pad), mode="symmetric")
         return torch.from_numpy(padded)[None].to(self.model.device)
 
-    def values(self, x: Image) -> Float[np.ndarray, "c h w"]:
+    def values(self, x: Image) -> Planes:
         """``x`` without its padding."""
-        inner: Float[np.ndarray, "c h w"] = x[0, :, : self.height, : self.width].cpu().numpy()
+        inner: Planes = x[0, :, : self.height, : self.width].cpu().numpy()
         return inner
-
-    def brightness(self, x: Image) -> Float[np.ndarray, "h w"]:
-        """Mean of the channels of ``x``, without its padding."""
-        mean: Float[np.ndarray, "h w"] = x[0, :, : self.height, : self.width].mean(dim=0).cpu().numpy()
-        return mean
 
     def pixels(self, x: Image) -> Pixels:
         """``x`` without its padding, as pixels of the kind that the image has."""
@@ -79,10 +68,7 @@ class Canvas:
 
 @dataclass(kw_only=True, eq=False)
 class PixelGenerator(ModelSettings, Generator):
-    """A generator that draws with a `PixelModel`.
-
-    Variations are made one by one: in a batch, their bytes would depend on how many are made together.
-    """
+    """A generator that draws with a `PixelModel`, one by one: in a batch, bytes would depend on the other images."""
 
     steps: int  # denoising steps
 
@@ -92,7 +78,7 @@ class PixelGenerator(ModelSettings, Generator):
 
     def __post_init__(self) -> None:
         self.network = PixelModel(self.name, self)
-        self.check(steps=1)
+        check_settings(self.name, self, steps=1)
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         self.network.fit(training, folder)
@@ -112,30 +98,16 @@ class PixelGenerator(ModelSettings, Generator):
     def draw(self, canvas: Canvas, request: Request) -> Variation:
         """One variation of the image on ``canvas``."""
 
-    def sample(
-        self,
-        predict_v: Callable[[Image, float], Image],
-        source: Image,
-        strength: Map,
-        noise: torch.Generator,
-        steps: int | None = None,
-    ) -> Image:
+    def sample(self, predict_v: PredictV, x: Image, strength: Map, noise: torch.Generator, steps: int = 0) -> Image:
         """`sdedit` with the settings of the generator; ``steps`` may differ."""
-        return sdedit(predict_v, source, strength, steps=steps or self.steps, eta=self.eta, generator=noise)
+        return sdedit(predict_v, x, strength, steps=steps or self.steps, eta=self.eta, generator=noise)
 
     def paint(
-        self,
-        canvas: Canvas,
-        x: Image,
-        mask: Float[np.ndarray, "h w"],
-        strength: Float[np.ndarray, "h w"],
-        noise: torch.Generator,
-        steps: int | None = None,
+        self, canvas: Canvas, x: Image, mask: Plane, strength: Plane, noise: torch.Generator, steps: int = 0
     ) -> Image:
         """``x`` with the parts repainted in which ``strength`` is above 0, objects where ``mask`` shows them.
 
-        Only a window around the parts is drawn. Grain and level of the painted ground become those of the ground
-        around it.
+        Only a window around the parts is drawn. Painted ground gets grain and level of the ground around it.
         """
         rows, columns = self._window(strength, int(x.shape[2]), int(x.shape[3]))
         seen = x[:, :, rows, columns]
@@ -148,7 +120,7 @@ class PixelGenerator(ModelSettings, Generator):
         result[:, :, rows, columns] = match_grain(match_level(painted, zone, ground, LEVEL), zone, seen, ground)
         return result
 
-    def _window(self, strength: Float[np.ndarray, "h w"], height: int, width: int) -> tuple[slice, slice]:
+    def _window(self, strength: Plane, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns around all that is to be painted, of sizes that the network takes."""
         multiple, slices = self.network.multiple, []
         for axis, size in ((1, height), (0, width)):
@@ -159,30 +131,26 @@ class PixelGenerator(ModelSettings, Generator):
             slices.append(slice(start, start + side))
         return slices[0], slices[1]
 
-    def encoded(self, pixels: Pixels) -> Float[np.ndarray, "c h w"]:
+    def encoded(self, pixels: Pixels) -> Planes:
         """An image in the network's units; `fit` came first."""
         return self.network.tone.encode(planes_of(pixels, self.network.image_channels))
-
-    def check(self, *shares: str, **least: int) -> None:
-        """`check_settings` with the settings of the generator."""
-        check_settings(self.name, self, *shares, **least)
 
     def check_strength(self, name: str, strength: float) -> None:
         """Refuse a strength above the noise levels that the model has learnt."""
         if strength > self.train_strength:
-            raise InputError(
-                f"{self.name}: {name} ({strength}) must not be above train_strength ({self.train_strength}): the model "
-                "has not learnt to remove more noise"
-            )
+            both = f"{name} ({strength}) must not be above train_strength ({self.train_strength})"
+            raise InputError(f"{self.name}: {both}: the model has not learnt to remove more noise")
 
 
-def the_one_class(training: Sequence[Sample]) -> int | None:
-    """The class of all objects of the training images; 0 if there are none, None if there are several classes."""
+def the_one_class(owner: str, training: Sequence[Sample], others: str) -> int:
+    """The class of all objects of the training images, 0 if there are none; `InputError` if there are several."""
     classes = {int(label) for sample in training for label in sample.object_labels}
-    return None if len(classes) > 1 else next(iter(classes), 0)
+    if len(classes) > 1:
+        raise InputError(f"{owner} makes objects of one class; the training images have several classes: use {others}")
+    return next(iter(classes), 0)
 
 
-def soft_zone(core: Bool[np.ndarray, "h w"], margin: int) -> Float[np.ndarray, "h w"]:
+def soft_zone(core: Mask, margin: int) -> Plane:
     """1 in ``core``, falling to 0 over ``margin`` pixels around it."""
     distance = cv2.distanceTransform((~core).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.clip(1 - distance / np.float32(margin + 1), 0, 1).astype(np.float32)

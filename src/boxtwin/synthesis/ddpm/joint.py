@@ -10,32 +10,29 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.synthesis.arrays import level_and_spread, object_mask
+from boxtwin.synthesis.arrays import Mask, Plane, level_and_spread, lies_inside, object_mask
 from boxtwin.synthesis.constants import CERTAINTY, CONTRAST, ETA_PARTS, LEAST_LENGTH, OBJECT_STEPS
 from boxtwin.synthesis.ddpm.base import Canvas, PixelGenerator, soft_zone, the_one_class
 from boxtwin.synthesis.ddpm.sampling import Image, match_grain
-from boxtwin.synthesis.generator import Request, Variation
+from boxtwin.synthesis.generator import Json, Request, Variation, check_settings
 from boxtwin.synthesis.silhouettes import Silhouette, draw, silhouettes_of
 
 AROUND = 8  # pixels around an object that are its ground
 SLIM = 0.9  # this share of the training images' objects are slimmer than any object made
 # A mask is as noisy as the last denoising step leaves it. Hulls are several pixels broad and survive the blur.
 BLUR = 3.0  # standard deviation in pixels
-# From this value on (-1: no object, 1: an object) a pixel belongs to a possible object.
-LEAST_MASK = -0.6
+LEAST_MASK = -0.6  # from this value on (-1: no object, 1: an object) a pixel belongs to a possible object
 
 
-def read_mask(mask: Float[np.ndarray, "h w"], broadest: float, least_length: int) -> list[tuple[Silhouette, float]]:
+def read_mask(mask: Plane, broadest: float, least_length: int) -> list[tuple[Silhouette, float]]:
     """The objects in a mask (-1 to 1), as turned rectangles with the mask's greatest value in each.
 
     1. Blur, and take the connected parts in which the mask is above `LEAST_MASK`.
     2. Heading, length and breadth are those of the rectangle with the part's second moments, the blur's taken off.
-    3. Rectangles broader than ``broadest`` of their length are slimmed, with their length kept; those shorter than
-       ``least_length`` pixels are no objects but noise.
+    3. Breadth is at most ``broadest`` of the length; what is shorter than ``least_length`` pixels is noise.
     """
     smooth = cv2.GaussianBlur(mask, (0, 0), BLUR, borderType=cv2.BORDER_REFLECT)
     count, numbers, stats, _ = cv2.connectedComponentsWithStats((smooth > LEAST_MASK).astype(np.uint8), connectivity=8)
@@ -52,7 +49,7 @@ def read_mask(mask: Float[np.ndarray, "h w"], broadest: float, least_length: int
     return parts
 
 
-def _rectangle(inside: Bool[np.ndarray, "h w"], left: int, top: int, broadest: float) -> Silhouette:
+def _rectangle(inside: Mask, left: int, top: int, broadest: float) -> Silhouette:
     share = inside / inside.sum()
     rows, columns = np.mgrid[: inside.shape[0], : inside.shape[1]]
     x, y = float((share * columns).sum()), float((share * rows).sum())
@@ -67,27 +64,18 @@ def _rectangle(inside: Bool[np.ndarray, "h w"], left: int, top: int, broadest: f
     return Silhouette(left + x + 0.5, top + y + 0.5, heading, length, min(breadth, broadest * length))
 
 
-def _inside(shape: Silhouette, height: int, width: int) -> bool:
-    x1, y1, x2, y2 = shape.box()
-    return bool(x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height)
-
-
 @dataclass(kw_only=True, eq=False)
 class PixelJoint(PixelGenerator):
     """A new image of the source's size with new objects: nothing of the source but its size is used.
 
     1. Image and mask are denoised together, from noise that the request's seed decides.
     2. Each connected part of the mask is read as a turned rectangle (`read_mask`). It is an object if the mask reaches
-       `CERTAINTY` in it and its box, the tight box of the rectangle, lies in the image. The others are ambiguous,
-       counted in the manifest's record. Parts under `LEAST_LENGTH` are noise.
-    3. The ground is drawn anew from noise, with an empty mask, so that no ambiguous objects are left, and
-       gets the grain of a training image.
+       `CERTAINTY` in it and its tight box lies in the image. The record counts the others as ambiguous.
+    3. The ground is drawn anew from noise, without ambiguous objects, and gets the grain of a training image.
     4. The objects are drawn into it one by one, with their mask certain. One that does not differ from its ground by
        `CONTRAST` standard deviations has no box, and counts as ambiguous.
 
-    The mask has no classes: training images with objects of several classes are refused.
-
-    The model has to learn all noise levels, and masks (`joint`).
+    The model has to learn all noise levels, and masks (`joint`), which have no classes.
     """
 
     redraw_steps: int  # denoising steps of the ground
@@ -98,7 +86,7 @@ class PixelJoint(PixelGenerator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(redraw_steps=1, margin=1)
+        check_settings(self.name, self, redraw_steps=1, margin=1)
         if not self.network.predicts_masks:
             raise InputError(f"{self.name}: joint is above 0, or the model does not learn to make masks")
         self.check_strength("drawing", 1.0)
@@ -106,18 +94,8 @@ class PixelJoint(PixelGenerator):
         self._grounds: list[tuple[Image, Image]] = []
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
-        """Train or load the model.
-
-        Raises:
-            InputError: the training images have objects of several classes.
-        """
-        label = the_one_class(training)
-        if label is None:
-            raise InputError(
-                f"{self.name} makes objects of one class, the training images have several classes: use "
-                "generator=pixel_ddpm_layout or pixel_ddpm_sketch, whose objects keep their classes"
-            )
-        self._label = label
+        """Train or load the model; training images with objects of several classes are refused."""
+        self._label = the_one_class(self.name, training, "generator=pixel_ddpm_layout or generator=pixel_ddpm_sketch")
         super().fit(training, folder)
         self._grounds, ratios = [], []
         for sample in training:
@@ -135,7 +113,8 @@ class PixelJoint(PixelGenerator):
         plane = empty[:, :1]
         both = self.sample(self.network.with_mask, empty, torch.ones_like(plane), noise)
         parts = read_mask(canvas.values(both)[-1], self._broadest, LEAST_LENGTH)
-        shapes = [shape for shape, greatest in parts if greatest >= CERTAINTY and _inside(shape, height, width)]
+        certain = [shape for shape, greatest in parts if greatest >= CERTAINTY]
+        shapes = [shape for shape in certain if lies_inside(shape.box(), (height, width))]
         x = self.sample(self.network.given_mask(plane), both[:, :-1], torch.ones_like(plane), noise, self.redraw_steps)
         model, free = self._grounds[request.seed % len(self._grounds)]
         x = match_grain(x, torch.ones_like(x[:, :1]), model, free)
@@ -143,18 +122,14 @@ class PixelJoint(PixelGenerator):
             # The network has learnt objects in crops: window by window it draws them far better than all at once.
             zone = soft_zone(draw([shape], height, width) > 0, self.margin)
             x = self.paint(canvas, x, draw(shapes, height, width), zone, noise, OBJECT_STEPS)
-        values = canvas.brightness(x)
+        values = canvas.values(x).mean(axis=0)
         shapes = [shape for shape in shapes if self._is_seen(shape, values)]
         boxes = np.array([shape.box() for shape in shapes], dtype=request.source.boxes.dtype).reshape(-1, 4)
-        return Variation(
-            request=request,
-            pixels=canvas.pixels(x),
-            boxes=boxes,
-            labels=np.full(len(boxes), self._label, dtype=request.source.labels.dtype),
-            record={"objects": len(shapes), "ambiguous": len(parts) - len(shapes)},
-        )
+        labels = np.full(len(boxes), self._label, dtype=request.source.labels.dtype)
+        record: dict[str, Json] = {"objects": len(shapes), "ambiguous": len(parts) - len(shapes)}
+        return Variation(request, canvas.pixels(x), boxes, labels, record=record)
 
-    def _is_seen(self, shape: Silhouette, values: Float[np.ndarray, "h w"]) -> bool:
+    def _is_seen(self, shape: Silhouette, values: Plane) -> bool:
         """Whether the image differs there from its ground, light or dark."""
         inside = draw([shape], *values.shape) > 0.5
         ground = values[(soft_zone(inside, AROUND) > 0) & (soft_zone(inside, 2) == 0)]

@@ -11,26 +11,35 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.synthesis.arrays import Box, covered_pixels, covered_slices, level_and_spread, object_mask, overlaps_any
+from boxtwin.synthesis.arrays import (
+    Box,
+    Mask,
+    Plane,
+    Planes,
+    covered_pixels,
+    covered_slices,
+    grown,
+    level_and_spread,
+    lies_inside,
+    object_mask,
+    overlaps_any,
+)
 from boxtwin.synthesis.constants import ADD, ETA_PARTS, MOVE, REMOVE, TURN_ONLY
 from boxtwin.synthesis.ddpm.base import Canvas, PixelGenerator, soft_zone
 from boxtwin.synthesis.ddpm.sampling import match_grain
-from boxtwin.synthesis.generator import Request, Variation
+from boxtwin.synthesis.generator import Request, Variation, check_settings
 from boxtwin.synthesis.silhouettes import Silhouette, draw, silhouettes_of
 
 REACH = 48  # pixels from a removed object in which its side lobes are looked for
 RIM = 1.5  # pixels of an object beyond its silhouette that move with it
-# Places tried for one object before it stays where it is: a few milliseconds if there is no room.
-PLACES_TRIED = 60
-# Objects tried for one addition: some are too long for the room there is.
-OBJECTS_TRIED = 6
-# Surroundings in which more than this share of the pixels differ from the median are no open ground: quays, land, other
-# objects.
+PLACES_TRIED = 60  # for one object before it stays where it is: a few milliseconds if there is no room
+OBJECTS_TRIED = 6  # for one addition: some are too long for the room there is
+# Surroundings in which more than this share of the pixels differ from the median (quays, land) are no open ground.
 BUSY = 0.06
 # Ground whose pixels scatter this much more than those around the training images' objects usually do is no open ground
 # either: of HRSID's chips, open sea stays below 1.6 of the median, harbours and towns begin at 1.8.
@@ -43,7 +52,7 @@ LEAST_FRAME = 12  # pixels around an object that are looked at, at least; half i
 class ObjectPatch:
     """An object as it was seen."""
 
-    patch: Float[np.ndarray, "c h w"]  # its pixels with a margin, network's units
+    patch: Planes  # its pixels with a margin, network's units
     silhouette: Silhouette  # in the patch
     label: int
     ground: tuple[float, float]  # level and spread of the pixels around it
@@ -65,14 +74,10 @@ class PixelLayout(PixelGenerator):
 
     Noise is put only where something changes. An old place is repainted from pure noise as ground, together with the
     side lobes connected with the object. At a new place the object is put down as it was seen, turned, and redrawn
-    from noise of `object_strength` by the network, which is shown its silhouette there. The box is the tight box of the
-    silhouette.
+    from noise of `object_strength` by the network, which is shown the silhouette there; its box is the object's.
 
     Objects at the border, close to another or on busy ground stay where they are: the ground behind them is not known.
-    New places are as calm as the old ones. A source in which nothing can change comes back as it was; the manifest's
-    record counts the changes.
-
-    The model has to learn all noise levels, and silhouettes.
+    New places are as calm. Without any change the source comes back. The model has to learn all noise levels.
     """
 
     object_strength: float  # time in [0, 1] to which an object at its new place is noised; 1 leaves its silhouette
@@ -84,7 +89,7 @@ class PixelLayout(PixelGenerator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("object_strength", margin=1)
+        check_settings(self.name, self, "object_strength", margin=1)
         if not 0 <= self.turn <= 180:
             raise InputError(f"{self.name}: turn lies between 0 and 180 degrees, got {self.turn}")
         if self.mask != "silhouettes":
@@ -103,17 +108,15 @@ class PixelLayout(PixelGenerator):
 
     def draw(self, canvas: Canvas, request: Request) -> Variation:
         source, height, width = request.source, canvas.height, canvas.width
-        noise = torch.Generator().manual_seed(request.seed)
-        changes = plan(
-            canvas.encoded, source, self._donors, self.turn, self.margin, np.random.default_rng(request.seed)
-        )
+        rng, noise = np.random.default_rng(request.seed), torch.Generator().manual_seed(request.seed)
+        changes = plan(canvas.encoded, source, self._donors, self.turn, self.margin, rng)
         silhouettes = dict(enumerate(silhouettes_of(canvas.encoded.mean(axis=0), source.boxes)))
         x = canvas.x
         # 1. Old places become ground.
         for old in (change.old for change in changes if change.old is not None):
             del silhouettes[old]
             spare = soft_zone(object_mask(source.boxes[sorted(silhouettes)], height, width) > 0, 2) > 0
-            traced = traces(canvas.brightness(x), source.boxes[old].astype(np.float64), REACH, spare)
+            traced = traces(canvas.values(x).mean(axis=0), source.boxes[old].astype(np.float64), REACH, spare)
             zone = soft_zone(traced, self.margin)
             zone[spare] = 0
             x = self.paint(canvas, x, draw(list(silhouettes.values()), height, width), zone, noise)
@@ -137,15 +140,15 @@ class PixelLayout(PixelGenerator):
             labels.append(change.object.label)
         counts = Counter(change.kind for change in changes)
         return Variation(
-            request=request,
-            pixels=canvas.pixels(x) if changes else canvas.like.copy(),
-            boxes=np.array(boxes, dtype=source.boxes.dtype).reshape(-1, 4),
-            labels=np.array(labels, dtype=source.labels.dtype),
+            request,
+            canvas.pixels(x) if changes else canvas.like.copy(),
+            np.array(boxes, dtype=source.boxes.dtype).reshape(-1, 4),
+            np.array(labels, dtype=source.labels.dtype),
             record={kind: counts[kind] for kind in ("moved", "turned", "removed", "added")},
         )
 
 
-def _put_down(patch: ObjectPatch, new: Silhouette, ground: Float[np.ndarray, "c h w"]) -> Float[np.ndarray, "c h w"]:
+def _put_down(patch: ObjectPatch, new: Silhouette, ground: Planes) -> Planes:
     """The object as it was seen, turned to its new heading, upon the ground, without its old ground."""
     old = patch.silhouette
     turn = new.heading - old.heading
@@ -160,13 +163,10 @@ def _put_down(patch: ObjectPatch, new: Silhouette, ground: Float[np.ndarray, "c 
     return (ground + alpha * (turned - ground)).astype(np.float32)
 
 
-def object_patches(
-    encoded: Float[np.ndarray, "c h w"], sample: Sample, margin: int
-) -> Iterator[tuple[int, ObjectPatch]]:
+def object_patches(encoded: Planes, sample: Sample, margin: int) -> Iterator[tuple[int, ObjectPatch]]:
     """The objects of an image that can be lifted off their ground, with the index of their box.
 
-    Those at the border, those with a neighbour within ``margin`` pixels and those on busy ground cannot: the ground
-    behind them is not known.
+    Those at the border, within ``margin`` pixels of another, or on busy ground cannot: what is behind is not known.
     """
     values = encoded.mean(axis=0)
     height, width = values.shape
@@ -174,10 +174,9 @@ def object_patches(
     for index in np.flatnonzero(~sample.crowd).tolist():
         box = sample.boxes[index].astype(np.float64)
         around = grown(box, margin)
-        if not _inside(box, height, width) or overlaps_any(around, np.delete(sample.boxes, index, axis=0)):
+        if not lies_inside(box, values.shape, 1) or overlaps_any(around, np.delete(sample.boxes, index, axis=0)):
             continue
-        ground = _ground(values, box, margin)
-        if ground is None:
+        if (ground := _ground(values, box, margin)) is None:
             continue
         x1, y1, x2, y2 = covered_pixels(around, height, width)
         silhouette = silhouettes[index]
@@ -185,39 +184,66 @@ def object_patches(
         yield index, ObjectPatch(encoded[:, y1:y2, x1:x2].copy(), at_patch, int(sample.labels[index]), ground)
 
 
-def plan(
-    encoded: Float[np.ndarray, "c h w"],
-    source: Sample,
-    donors: Sequence[ObjectPatch],
-    most_turn: float,
-    margin: int,
-    rng: np.random.Generator,
-) -> list[LayoutChange]:
-    """What changes in one variation; at least one object if any can.
+@dataclass(eq=False)
+class _FreeSpace:
+    """What is free in an image for objects at new places."""
 
-    Objects turn by up to ``most_turn`` degrees and keep ``margin`` pixels between them.
-    """
+    values: Plane  # brightness
+    taken: list[Box]
+    most_turn: float  # degrees
+    margin: int  # pixels between objects
+    rng: np.random.Generator
+
+    def turn(self) -> float:
+        """A random angle in radians."""
+        return math.radians(float(self.rng.uniform(-self.most_turn, self.most_turn)))
+
+    def is_free(self, new: Silhouette, besides: int | None = None) -> bool:
+        """Whether the silhouette lies within the image, clear of all that is taken but one."""
+        taken = [box for index, box in enumerate(self.taken) if index != besides]
+        return lies_inside(new.box(), self.values.shape, 1) and not overlaps_any(grown(new.box(), self.margin), taken)
+
+    def take_place(self, patch: ObjectPatch, ground: tuple[float, float]) -> Silhouette | None:
+        """Take a free place on ground of that level and spread, if one is found."""
+        height, width = self.values.shape
+        level, spread = ground
+        for _ in range(PLACES_TRIED):
+            x, y = self.rng.uniform((0, 0), (width, height)).tolist()
+            new = patch.silhouette.moved(x, y, self.turn())
+            if not self.is_free(new):
+                continue
+            place = self.values[covered_slices(grown(new.box(), self.margin), height, width)]
+            place_level, place_spread = level_and_spread(place)
+            alike = abs(place_level - level) <= 0.7 * spread and place_spread <= SIMILAR * spread
+            if alike and _busy(place, place_level, place_spread) <= BUSY / 2:
+                self.taken.append(new.box())
+                return new
+        return None
+
+
+def plan(
+    encoded: Planes, source: Sample, donors: Sequence[ObjectPatch], turn: float, margin: int, rng: np.random.Generator
+) -> list[LayoutChange]:
+    """What changes in one variation, with turn and margin as of `PixelLayout`; at least one object if any can."""
     values = encoded.mean(axis=0)
     usual = float(np.median([donor.ground[1] for donor in donors])) if donors else math.inf
     movable = {at: patch for at, patch in object_patches(encoded, source, margin) if patch.ground[1] <= ROUGH * usual}
     donors = [patch for patch in donors if patch.ground[1] <= ROUGH * usual]
     silhouettes = silhouettes_of(values, source.boxes)
-    # Where objects are, or were: a place that is repainted is not built upon at once.
-    taken = [box.astype(np.float64) for box in source.boxes]
+    # Places of objects stay taken when these go: a place that is repainted is not built upon at once.
+    space = _FreeSpace(values, list(source.boxes.astype(np.float64)), turn, margin, rng)
     changes: list[LayoutChange] = []
 
     def try_action(index: int, action: str) -> bool:
         patch, old, new = movable[index], silhouettes[index], None
         if action == "turned":
-            new = old.moved(old.x, old.y, _turn(most_turn, rng))
-            if not _is_free(new, values, [box for at, box in enumerate(taken) if at != index], margin):
+            new = old.moved(old.x, old.y, space.turn())
+            if not space.is_free(new, besides=index):
                 return False
-            taken[index] = _union(taken[index], new.box())
-        elif action == "moved":
-            new = _place(patch, values, taken, patch.ground, most_turn, margin, rng)
-            if new is None:
-                return False
-            taken.append(new.box())
+            taken, box = space.taken[index], new.box()
+            space.taken[index] = np.concatenate([np.minimum(taken[:2], box[:2]), np.maximum(taken[2:], box[2:])])
+        elif action == "moved" and (new := space.take_place(patch, patch.ground)) is None:
+            return False
         changes.append(LayoutChange(action, patch, index, new))
         return True
 
@@ -231,8 +257,7 @@ def plan(
         # Without any change the variation would be the source.
         order = rng.permutation(list(movable)).tolist() if movable else []
         wanted = 0 if any(try_action(index, "moved") for index in order) else min(ADD, 1)
-    # Added objects come to ground like that on which the image's own stand; if all of those stand on busy ground, the
-    # open ground may be land, and nothing is added.
+    # Added objects come to ground like that of the image's own. If all of those stand on busy ground, none is added.
     grounds = [patch.ground for patch in movable.values()]
     level = float(np.median([level for level, _ in grounds] or values))
     spread = float(np.median([spread for _, spread in grounds] or [usual]))
@@ -240,55 +265,13 @@ def plan(
     for _ in range(wanted if candidates else 0):
         for _ in range(OBJECTS_TRIED):
             patch = candidates[int(rng.integers(len(candidates)))]
-            new = _place(patch, values, taken, (level, spread), most_turn, margin, rng)
-            if new is not None:
-                taken.append(new.box())
+            if (new := space.take_place(patch, (level, spread))) is not None:
                 changes.append(LayoutChange("added", patch, None, new))
                 break
     return changes
 
 
-def grown(box: Box, margin: int) -> Box:
-    """A box (xyxy) larger by ``margin`` on every side."""
-    return box + np.array([-margin, -margin, margin, margin], dtype=np.float64)
-
-
-def _turn(most: float, rng: np.random.Generator) -> float:
-    return math.radians(float(rng.uniform(-most, most)))
-
-
-def _place(
-    patch: ObjectPatch,
-    values: Float[np.ndarray, "h w"],
-    taken: Sequence[Box],
-    ground: tuple[float, float],
-    most_turn: float,
-    margin: int,
-    rng: np.random.Generator,
-) -> Silhouette | None:
-    """A free place on ground of that level and spread."""
-    height, width = values.shape
-    level, spread = ground
-    for _ in range(PLACES_TRIED):
-        x, y = rng.uniform((0, 0), (width, height)).tolist()
-        new = patch.silhouette.moved(x, y, _turn(most_turn, rng))
-        if not _is_free(new, values, taken, margin):
-            continue
-        place = values[covered_slices(grown(new.box(), margin), height, width)]
-        place_level, place_spread = level_and_spread(place)
-        alike = abs(place_level - level) <= 0.7 * spread and place_spread <= SIMILAR * spread
-        if alike and _busy(place, place_level, place_spread) <= BUSY / 2:
-            return new
-    return None
-
-
-def _is_free(new: Silhouette, values: Float[np.ndarray, "h w"], taken: Sequence[Box], margin: int) -> bool:
-    """Whether the silhouette lies within the image, clear of all that is taken."""
-    box = new.box()
-    return _inside(box, *values.shape) and not overlaps_any(grown(box, margin), taken)
-
-
-def _ground(values: Float[np.ndarray, "h w"], box: Box, margin: int) -> tuple[float, float] | None:
+def _ground(values: Plane, box: Box, margin: int) -> tuple[float, float] | None:
     """Level and spread around a box; None if it is busy."""
     height, width = values.shape
     frame = max(margin, LEAST_FRAME, int((box[2:] - box[:2]).max() / 2))
@@ -309,18 +292,7 @@ def _busy(values: Float[np.ndarray, "..."], level: float, spread: float) -> floa
     return float((np.abs(values - level) > 3 * spread).mean())
 
 
-def _inside(box: Box, height: int, width: int) -> bool:
-    x1, y1, x2, y2 = box
-    return bool(x1 >= 1 and y1 >= 1 and x2 <= width - 1 and y2 <= height - 1)
-
-
-def _union(a: Box, b: Box) -> Box:
-    return np.concatenate([np.minimum(a[:2], b[:2]), np.maximum(a[2:], b[2:])])
-
-
-def traces(
-    values: Float[np.ndarray, "h w"], box: Box, reach: int, spare: Bool[np.ndarray, "h w"]
-) -> Bool[np.ndarray, "h w"]:
+def traces(values: Plane, box: Box, reach: int, spare: Mask) -> Mask:
     """The box and the bright pixels connected with it: side lobes, wake, bright water.
 
     ``spare`` is left out, and what is connected through it only; nothing beyond ``reach`` pixels counts.
@@ -336,8 +308,7 @@ def traces(
     bright[y1 - top : y2 - top, x1 - left : x2 - left] = True
     _, numbers = cv2.connectedComponents(bright.astype(np.uint8), connectivity=8)
     connected = numbers == numbers[(y1 + y2) // 2 - top, (x1 + x2) // 2 - left]
+    near = cv2.dilate(connected.astype(np.uint8), np.ones((5, 5), np.uint8))
     traced = np.zeros(values.shape, dtype=bool)
-    traced[top : top + window.shape[0], left : left + window.shape[1]] = cv2.dilate(
-        connected.astype(np.uint8), np.ones((5, 5), np.uint8)
-    )
+    traced[top : top + window.shape[0], left : left + window.shape[1]] = near
     return traced & ~spare

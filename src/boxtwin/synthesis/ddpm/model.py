@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.hardware import choose_device, choose_dtype
+from boxtwin.synthesis.arrays import Boxes, Plane, Planes, is_grey, object_mask, padded_to, planes_of
 from boxtwin.synthesis.constants import EMA
-from boxtwin.synthesis.ddpm.sampling import Image, Map, noise_levels
-from boxtwin.synthesis.ddpm.training_crops import MASKS, TONES, Tone, TrainingCrops
-from boxtwin.synthesis.generator import Json, Model, check_settings, settings_of
-from boxtwin.synthesis.training import WEIGHTS_FILE, check_identity, hash_of, train_once, train_steps
+from boxtwin.synthesis.ddpm.sampling import Image, Map, PredictV, noise_levels
+from boxtwin.synthesis.generator import Model, check_settings, hash_of, settings_of
+from boxtwin.synthesis.silhouettes import draw, silhouettes_of
+from boxtwin.synthesis.training import WEIGHTS_FILE, check_identity, train_once, train_steps
 from boxtwin.weights import read_weights, write_weights
 
 MODEL = "pixel_ddpm"  # the name of its folder
+MASKS = ("boxes", "silhouettes")
+TONES = ("log", "linear")
 # The mask is two-valued and far easier to learn than the image: more weight would take from the image.
 MASK_WEIGHT = 0.3
 
@@ -52,31 +57,16 @@ class ModelSettings:
 class PixelModel:
     """A U-Net trained from scratch on random crops, with the mask of the objects as a further channel.
 
-    Models that follow from the same settings and images share one folder, whichever generators (``owner``, for
-    messages) ask for them.
+    Generators (``owner``, for messages) with the same settings and images share one model.
     """
+
+    tone: Tone  # between pixel values and the network's units, as measured on the training images by `fit`
 
     def __init__(self, owner: str, settings: ModelSettings) -> None:
         self.owner, self.settings = owner, settings
-        self._check()
+        self.multiple = int(settings.unshuffle * 2 ** (len(settings.channels) - 1))  # sides of images are multiples
         self.predicts_masks = settings.joint > 0
-        self.device = choose_device(settings.device, owner)
-        self.compute_dtype = choose_dtype(settings.dtype, self.device, owner, float16=False)
-        self.image_channels = 0  # 1 if all training images are grey, 3 otherwise; 0 before `fit`
-        self.revision: str | None = None
-        self._net: nn.Module | None = None
-        self._tone: Tone | None = None
-
-    @property
-    def multiple(self) -> int:
-        """The sides of an image are multiples of it."""
-        return int(self.settings.unshuffle * 2 ** (len(self.settings.channels) - 1))
-
-    def model(self) -> Model | None:
-        return Model(MODEL, self.revision) if self.revision else None
-
-    def _check(self) -> None:
-        owner, s = self.owner, self.settings
+        s, multiple = settings, self.multiple
         check_settings(owner, s, "joint", "object_crops", train_steps=1, batch_size=1, unshuffle=1)
         if not 0 < s.train_strength <= 1:
             raise InputError(f"{owner}: train_strength lies above 0 and up to 1, got {s.train_strength}")
@@ -85,41 +75,35 @@ class PixelModel:
                 raise InputError(f"{owner}: {name} is {' or '.join(known)}, got {value!r}")
         if not s.channels or min(s.channels) < 1:
             raise InputError(f"{owner}: channels needs one positive width for each level, got {list(s.channels)}")
-        if s.crop < 2 * self.multiple or s.crop % self.multiple:
-            raise InputError(
-                f"{owner}: crop is at least {2 * self.multiple} and a multiple of {self.multiple} "
-                f"(unshuffle {s.unshuffle}, {len(s.channels)} levels), got {s.crop}"
-            )
+        if s.crop < 2 * multiple or s.crop % multiple:
+            sizes = f"{2 * multiple} and a multiple of {multiple} (unshuffle {s.unshuffle}, {len(s.channels)} levels)"
+            raise InputError(f"{owner}: crop is at least {sizes}, got {s.crop}")
+        self.device = choose_device(settings.device, owner)
+        self.compute_dtype = choose_dtype(settings.dtype, self.device, owner, float16=False)
+        self.image_channels = 0  # 1 if all training images are grey, 3 otherwise; 0 before `fit`
+        self.revision: str | None = None
+        self._net: nn.Module | None = None
+
+    def model(self) -> Model | None:
+        return Model(MODEL, self.revision) if self.revision else None
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Train on ``training``, continue an interrupted training, or load the finished weights from ``folder``.
 
-        Raises:
-            InputError: there are no training images, or ``folder`` holds a model of other images or settings.
+        Raises InputError if there are no training images, or ``folder`` holds a model of other images or settings.
         """
         if not training:
             raise InputError(f"{self.owner} needs at least one training image")
-        identity = hash_of(
-            {
-                "settings": self.parameters(),
-                "images": [[sample.name, sample.sha256, sample.boxes.tolist()] for sample in training],
-            }
-        )
+        settings = {"ema": EMA} | settings_of(self.settings, of=ModelSettings, without=("device",))
+        images = [[sample.name, sample.sha256, sample.boxes.tolist()] for sample in training]
+        identity = hash_of({"settings": settings, "images": images})
         folder = folder / f"{MODEL}-{identity[:12]}"
         self._load(train_once(folder, lambda: self._train(training, folder, identity)), identity)
         self.revision = identity[:12]
 
-    def parameters(self) -> dict[str, Json]:
-        return {"ema": EMA} | settings_of(self.settings, of=ModelSettings, without=("device",))
-
-    def crops(self, training: Sequence[Sample]) -> TrainingCrops:
-        """What the network sees of ``training``."""
-        s = self.settings
-        return TrainingCrops(training, s.tone, s.crop, s.object_crops, s.mirror, s.mask)
-
     def _train(self, training: Sequence[Sample], folder: Path, identity: str) -> None:
         s = self.settings
-        crops = self.crops(training)
+        crops = TrainingCrops(training, s)
         rng = torch.Generator().manual_seed(s.seed)
         net = self._build(crops.channels, int(torch.randint(2**62, (), generator=rng))).train()
         average = {name: value.detach().clone() for name, value in net.state_dict().items()}
@@ -157,9 +141,9 @@ class PixelModel:
         offset = torch.rand((), generator=rng)
         t = ((torch.arange(batch) / batch + offset) % 1) * self.settings.train_strength
         if not self.predicts_masks:
-            eps = torch.randn(x_0.shape, generator=rng).to(self.device)
-            x_t, v = _noised(x_0, eps, t.to(self.device))
-            return F.mse_loss(self._predict_mixed(net, x_t, mask, t.to(self.device)), v)
+            t = t.to(self.device)
+            x_t, v = _noised(x_0, torch.randn(x_0.shape, generator=rng).to(self.device), t)
+            return F.mse_loss(self._predict_mixed(net, x_t, mask, t), v)
         # As UniDiffuser (Bao et al. 2023): one network for the image given the mask, whose noise then is 0, and for
         # both together; a plane of constants holds the level of the mask's noise.
         together = (torch.rand(len(t), generator=rng) < self.settings.joint).to(self.device)
@@ -192,13 +176,13 @@ class PixelModel:
         # Imported late: a run whose variations are all on disk must not wait for diffusers.
         from diffusers import UNet2DModel
 
-        channels, unshuffle = tuple(self.settings.channels), self.settings.unshuffle
+        channels, pixels = tuple(self.settings.channels), self.settings.unshuffle**2
         # diffusers initialises from torch's global generator; the fork restores it.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net: Any = UNet2DModel(  # type: ignore[no-untyped-call]
-                in_channels=(image_channels + 1) * unshuffle**2 + self.predicts_masks,
-                out_channels=(image_channels + self.predicts_masks) * unshuffle**2,
+                in_channels=(image_channels + 1) * pixels + self.predicts_masks,
+                out_channels=(image_channels + self.predicts_masks) * pixels,
                 layers_per_block=1,
                 block_out_channels=channels,
                 down_block_types=("DownBlock2D",) * len(channels),
@@ -220,7 +204,7 @@ class PixelModel:
         for child in net.children():
             child.to(self.compute_dtype)
         self._net = net
-        self._tone = Tone(self.settings.tone, **json.loads(about["tone"]))
+        self.tone = Tone(self.settings.tone, **json.loads(about["tone"]))
 
     @property
     def net(self) -> nn.Module:
@@ -229,13 +213,7 @@ class PixelModel:
             raise RuntimeError(f"{self.owner}: vary needs a model: call fit first")
         return self._net
 
-    @property
-    def tone(self) -> Tone:
-        """Between pixel values and the network's units, as measured on the training images; `fit` came first."""
-        assert self._tone is not None, "fit comes first"
-        return self._tone
-
-    def given_mask(self, mask: Map) -> Callable[[Image, float], Image]:
+    def given_mask(self, mask: Map) -> PredictV:
         """The network's prediction of v, for an image with objects where ``mask`` (shares in [0, 1]) shows them."""
         net, condition = self.net, (2 * mask - 1 if self.predicts_masks else mask).to(self.compute_dtype)
         t_mask = torch.zeros(1, device=self.device, dtype=self.compute_dtype) if self.predicts_masks else None
@@ -252,6 +230,85 @@ class PixelModel:
         times = torch.full((1,), t, device=self.device, dtype=self.compute_dtype)
         both_t = both_t.to(self.compute_dtype)
         return self._predict(self.net, both_t[:, :-1], both_t[:, -1:], times, times).float()
+
+
+@dataclass(frozen=True)
+class Tone:
+    """Pixel values, as shares of full scale, to the network's units (mean 0, standard deviation 1) and back."""
+
+    kind: str  # one of `TONES`
+    scale: float
+    mean: float = 0.0
+    std: float = 1.0
+
+    @classmethod
+    def measure(cls, kind: str, images: Sequence[np.ndarray]) -> Tone:
+        """Take scale, mean and standard deviation from training images (values as shares of full scale)."""
+        pixels = sum(image.size for image in images)
+        scale = max(sum(float(image.sum(dtype=np.float64)) for image in images) / pixels, 1e-6)
+        raw = cls(kind, scale)
+        first = second = 0.0
+        for image in images:
+            x = raw.encode(image).astype(np.float64)
+            first, second = first + float(x.sum()), second + float((x**2).sum())
+        mean = first / pixels
+        return cls(kind, scale, mean, math.sqrt(max(second / pixels - mean**2, 1e-12)))
+
+    def encode(self, values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        x = np.log1p(values / self.scale) if self.kind == "log" else values
+        return ((x - self.mean) / self.std).astype(np.float32)
+
+    def decode(self, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        values = x * self.std + self.mean
+        return np.expm1(values) * self.scale if self.kind == "log" else values
+
+
+def mask_of(kind: str, encoded: Planes, boxes: Boxes) -> Plane:
+    """Mask that shows the network where objects are: their boxes, or their silhouettes (one of `MASKS`)."""
+    height, width = encoded.shape[1:]
+    if kind == "boxes":
+        return object_mask(boxes, height, width)
+    return draw(silhouettes_of(encoded.mean(axis=0), boxes), height, width)
+
+
+class TrainingCrops:
+    """Random crops of the training images, in the network's units, with the masks of their objects."""
+
+    def __init__(self, training: Sequence[Sample], settings: ModelSettings) -> None:
+        self._settings = settings
+        pixels = [sample.read() for sample in training]
+        self.channels = 1 if all(is_grey(image) for image in pixels) else 3
+        planes = [planes_of(image, self.channels) for image in pixels]
+        self.tone = Tone.measure(settings.tone, planes)
+        self._images: list[Tensor] = []
+        self._centres: list[tuple[int, float, float]] = []  # image, x, y of every object
+        for index, (sample, values) in enumerate(zip(training, planes, strict=True)):
+            encoded = self.tone.encode(values)
+            mask = mask_of(settings.mask, encoded, sample.boxes)
+            self._images.append(torch.from_numpy(padded_to(np.concatenate([encoded, mask[None]]), settings.crop)))
+            self._centres += [(index, (x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in sample.boxes.tolist()]
+
+    def draw(self, count: int, rng: torch.Generator) -> tuple[Image, Map]:
+        """``count`` crops and their masks."""
+        crops, side = [], self._settings.crop
+        for _ in range(count):
+            choice, x, y, mirror_x, mirror_y = torch.rand(5, generator=rng).tolist()
+            if self._centres and choice < self._settings.object_crops:
+                index, cx, cy = self._centres[int(torch.randint(len(self._centres), (), generator=rng))]
+                left, top = cx - x * side, cy - y * side  # the object's centre falls anywhere in the crop
+            else:
+                index = int(torch.randint(len(self._images), (), generator=rng))
+                _, height, width = self._images[index].shape
+                left, top = x * (width - side + 1), y * (height - side + 1)
+            image = self._images[index]
+            column = min(max(int(left), 0), image.shape[2] - side)
+            row = min(max(int(top), 0), image.shape[1] - side)
+            crop = image[:, row : row + side, column : column + side]
+            if self._settings.mirror:
+                crop = crop.flip([axis for axis, chance in ((2, mirror_x), (1, mirror_y)) if chance < 0.5])
+            crops.append(crop)
+        batch = torch.stack(crops)
+        return batch[:, :-1], batch[:, -1:]
 
 
 def _noised(x_0: Image, eps: Image, t: Tensor) -> tuple[Image, Image]:

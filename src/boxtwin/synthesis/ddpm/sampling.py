@@ -19,13 +19,13 @@ from boxtwin.synthesis.constants import RHO
 
 Image = Float[Tensor, "batch channels height width"]
 Map = Float[Tensor, "batch 1 height width"]
+PredictV = Callable[[Image, float], Image]  # from a noisy image and its time
 
 
 def strength_map(mask: Map, background: float, objects: float, margin: int) -> Map:
     """Strength of every pixel: ``objects`` in the boxes, rising to ``background`` over ``margin`` pixels around them.
 
-    A change map in the sense of Levin & Fried 2023, "Differential Diffusion". The rise keeps what an object leaves in
-    its surroundings (side lobes, wake, shadow) attached to it.
+    A change map as of Levin & Fried 2023, "Differential Diffusion". The rise keeps side lobes and wakes attached.
     """
     near = mask
     if margin > 0:
@@ -54,20 +54,13 @@ def noise_levels(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sdedit(
-    predict_v: Callable[[Image, float], Image],
-    source: Image,
-    strength: Map,
-    *,
-    steps: int,
-    eta: float,
-    generator: torch.Generator,
+    predict_v: PredictV, source: Image, strength: Map, *, steps: int, eta: float, generator: torch.Generator
 ) -> Image:
     """Noise ``source`` to the greatest ``strength`` and denoise it, every pixel from its own strength on.
 
     SDEdit (Meng et al. 2022, algorithm 1) with the DDIM sampler (Song et al. 2021, equation 12: ``eta`` 0 is
     deterministic, 1 ancestral), and the change map of Levin & Fried 2023 (algorithm 1) for strengths that differ
-    between pixels. Pixels of strength 0 stay as they are. ``generator`` is on the CPU whatever the device, so that a
-    seed means the same noise everywhere.
+    between pixels. Pixels of strength 0 stay as they are. ``generator`` is on the CPU: a seed is one noise everywhere.
     """
     start = float(strength.max())
     if start == 0:
@@ -99,8 +92,7 @@ def match_texture(x: Image, source: Image, window: int, share: float) -> Image:
 
     Few denoising steps with a small network average speckle away. As Heeger & Bergen 1995 ("Pyramid-based texture
     analysis and synthesis") do for whole images, every band of detail is scaled to the energy of the source's, here
-    within windows of ``window`` pixels: across, down and diagonal, at two scales. The pattern of the detail stays that
-    of ``x``. ``share`` 0 changes nothing, 1 matches fully.
+    in windows of ``window`` pixels, by a ``share`` (0 to 1): across, down and diagonal, at two scales. Patterns stay.
     """
     if share == 0:
         return x
@@ -130,8 +122,7 @@ def match_histogram(x: Image, source: Image) -> Image:
 def match_level(x: Image, zone: Map, ground: Map, width: int) -> Image:
     """Give ``x`` in ``zone`` (0 to 1) the level that it has around there where ``ground`` is 1.
 
-    From pure noise a network draws ground as it mostly is, whatever it is here. Levels are means over ``width`` pixels
-    (odd), over all of the ground where there is none so near.
+    From pure noise a network draws ground as it mostly is. Levels are means over ``width`` pixels (odd), or over all.
     """
     if float(ground.sum()) < 1 or float(zone.sum()) < 1:
         return x

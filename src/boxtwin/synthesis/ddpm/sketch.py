@@ -9,12 +9,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float
 
 from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.simulated_sar.scenes import MIN_IMAGE_SIZE, simulate_scene
 from boxtwin.errors import InputError
-from boxtwin.synthesis.arrays import planes_of
+from boxtwin.synthesis.arrays import Boxes, Planes, planes_of
 from boxtwin.synthesis.controls import CopyPaste
 from boxtwin.synthesis.ddpm.base import Canvas, the_one_class
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
@@ -32,10 +31,9 @@ LEAST_SIDE = 3  # pixels: the part of a simulated ship that a border leaves has 
 class PixelSketch(PixelDDPM):
     """SDEdit that starts from a sketch instead of the source.
 
-    With `sketch` "copy_paste" the sketch is the source with objects of the training images pasted into it; the noise
-    hides the paste's seams and its foreign ground. With "sar_scenes" it is a simulated scene that has only size,
-    brightness and contrast from the source, at a scale that makes its ships as long as the training images' objects
-    (in the median); the noise hides the simulation's look, as far as `strength` reaches.
+    With `sketch` "copy_paste" it is the source with objects of the training images pasted into it. With "sar_scenes" it
+    is a simulated scene of the source's size, brightness and contrast, whose ships are as long as the training images'
+    objects (in the median). The noise hides seams, and the look of the simulation.
 
     Strengths and texture refer to the sketch; pastes are mirrored if `mirror` is set.
     """
@@ -57,19 +55,11 @@ class PixelSketch(PixelDDPM):
         return 2 if self.sketch == "sar_scenes" else 1
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
-        """Train or load the model, and cut out the objects to paste.
-
-        Raises:
-            InputError: simulated ships are asked for and the objects are of several classes.
-        """
+        """Train or load the model, and cut out the objects to paste; simulated scenes refuse several classes."""
         if self.sketch == "sar_scenes":
-            ship = the_one_class(training)
-            if ship is None:
-                raise InputError(
-                    f"{self.name}: sketch=sar_scenes draws ships, one class; the training images have objects of "
-                    "several classes: use sketch=copy_paste"
-                )
-            self._ship, self._scale = ship, _scale_to(training)
+            self._ship = the_one_class(f"{self.name}: sketch=sar_scenes", training, "sketch=copy_paste")
+            lengths = [max(x2 - x1, y2 - y1) for sample in training for x1, y1, x2, y2 in sample.object_boxes]
+            self._scale = float(np.clip(np.median(lengths) / SHIP, 1 / MOST_SCALE, MOST_SCALE)) if lengths else 1.0
         else:
             self._paste.fit(training, folder)
         super().fit(training, folder)
@@ -78,15 +68,15 @@ class PixelSketch(PixelDDPM):
         source = request.source
         if self.sketch == "sar_scenes":
             sketch, boxes = self._simulated(canvas, request.seed)
-            labels = np.full(len(boxes), self._ship, dtype=source.labels.dtype)
-            shown = boxes
+            labels, crowds = np.full(len(boxes), self._ship, dtype=source.labels.dtype), source.boxes[:0]
         else:
             (pasted,) = self._paste.vary([request])
             sketch, boxes, labels = canvas.showing(self.encoded(pasted.pixels)), pasted.boxes, pasted.labels
-            shown = np.concatenate([boxes, source.boxes[source.crowd]])
-        return Variation(request, self.redraw(sketch, shown, request.seed), boxes, labels)
+            crowds = source.boxes[source.crowd]
+        pixels = self.redraw(sketch, np.concatenate([boxes, crowds]), request.seed)
+        return Variation(request, pixels, boxes, labels)
 
-    def _simulated(self, canvas: Canvas, seed: int) -> tuple[Canvas, Float[np.ndarray, "n 4"]]:
+    def _simulated(self, canvas: Canvas, seed: int) -> tuple[Canvas, Boxes]:
         height, width = canvas.height, canvas.width
         side = max(math.ceil(max(height, width) / self._scale), MIN_IMAGE_SIZE)
         (chip,) = simulate_scene(np.random.default_rng(seed), chips=1, size=side)
@@ -106,22 +96,15 @@ class PixelSketch(PixelDDPM):
         return canvas.showing(scene.astype(np.float32)), corners[whole]
 
 
-def _scale_to(training: Sequence[Sample]) -> float:
-    lengths = [
-        side for sample in training for side in (sample.object_boxes[:, 2:] - sample.object_boxes[:, :2]).max(axis=1)
-    ]
-    return float(np.clip(np.median(lengths) / SHIP, 1 / MOST_SCALE, MOST_SCALE)) if lengths else 1.0
-
-
-def _up_to(white: float, values: Float[np.ndarray, "c h w"], knee: float) -> Float[np.ndarray, "c h w"]:
-    """Stretch what is above ``knee`` until the brightest is ``white``; nothing is made darker."""
+def _up_to(full_scale: float, values: Planes, knee: float) -> Planes:
+    """Stretch what is above ``knee`` until the brightest is ``full_scale``; nothing is made darker."""
     top = float(values.max())
-    if not knee < top < white:
+    if not knee < top < full_scale:
         return values
-    return np.where(values > knee, knee + (values - knee) * ((white - knee) / (top - knee)), values)
+    return np.where(values > knee, knee + (values - knee) * ((full_scale - knee) / (top - knee)), values)
 
 
-def _ground(values: Float[np.ndarray, "c h w"]) -> tuple[float, float]:
+def _ground(values: Planes) -> tuple[float, float]:
     """Level and spread of what lies between objects: the median tile of the darker half, and its median deviation.
 
     Over a whole image the deviation would be that of land from sea, where there is land.

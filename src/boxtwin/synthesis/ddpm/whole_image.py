@@ -5,26 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
-from jaxtyping import Float
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.errors import InputError
-from boxtwin.synthesis.arrays import object_mask
+from boxtwin.synthesis.arrays import Boxes, object_mask
 from boxtwin.synthesis.constants import TEXTURE, TEXTURE_WINDOW
 from boxtwin.synthesis.ddpm.base import Canvas, PixelGenerator
+from boxtwin.synthesis.ddpm.model import mask_of
 from boxtwin.synthesis.ddpm.sampling import match_histogram, match_texture, strength_map
-from boxtwin.synthesis.ddpm.training_crops import mask_of
-from boxtwin.synthesis.generator import Knowledge, Request, Variation
+from boxtwin.synthesis.generator import Knowledge, Request, Variation, check_settings
 
 
 @dataclass(kw_only=True, eq=False)
 class PixelDDPM(PixelGenerator):
     """SDEdit with a U-Net trained from scratch on random crops, given the objects' mask as a conditioning channel.
 
-    Objects keep their places because the mask shows the network where they are and because noise of limited strength
-    leaves their shape readable (Meng et al. 2022, "SDEdit", figure 3).
+    Objects keep their places: the mask shows them, and noise of limited strength leaves their shape readable (Meng et
+    al. 2022, "SDEdit", figure 3).
     """
 
     strength: float  # time in [0, 1] to which the background is noised; 0 gives the source back, 1 forgets it
@@ -37,20 +35,18 @@ class PixelDDPM(PixelGenerator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("strength", "object_strength", object_margin=0)
+        check_settings(self.name, self, "strength", "object_strength", object_margin=0)
         self.check_strength("strength", self.strength)
         if self.object_strength > self.strength:
-            raise InputError(
-                f"{self.name}: object_strength ({self.object_strength}) must not be above strength ({self.strength}): "
-                "objects are changed as much as their surroundings, or less"
-            )
+            both = f"object_strength ({self.object_strength}) must not be above strength ({self.strength})"
+            raise InputError(f"{self.name}: {both}: objects are changed as much as their surroundings, or less")
 
     def draw(self, canvas: Canvas, request: Request) -> Variation:
         source = request.source
         pixels = self.redraw(canvas, source.boxes, request.seed)
         return Variation(request, pixels, source.object_boxes, source.object_labels)
 
-    def redraw(self, canvas: Canvas, boxes: Float[np.ndarray, "n 4"], seed: int) -> Pixels:
+    def redraw(self, canvas: Canvas, boxes: Boxes, seed: int) -> Pixels:
         """The image on ``canvas``, which shows objects in ``boxes`` (xyxy, pixels), noised and denoised."""
         mask = canvas.mask(mask_of(self.mask, canvas.encoded, boxes))
         inside = canvas.mask(object_mask(boxes, canvas.height, canvas.width))

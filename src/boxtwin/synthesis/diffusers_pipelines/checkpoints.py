@@ -7,8 +7,7 @@ import importlib.util
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Json, Model
+from boxtwin.synthesis.manifest import sha256_of
 
 INDEX = "model_index.json"  # what diffusers' pipelines have in their folder
 HASHED = 16  # hexadecimal digits of a content's hash that tell folders apart
@@ -38,16 +38,12 @@ class Checkpoint:
         looks_like_path = path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1
         self.folder = path if path.is_dir() or looks_like_path else None
         if self.folder is not None:
+            place = f"{asked_by}: checkpoint={checkpoint}"
             if not (self.folder / INDEX).is_file():
-                raise InputError(
-                    f"{asked_by}: checkpoint={checkpoint} holds no {INDEX}: give the folder of a diffusers pipeline, "
-                    "as its save_pretrained writes it, or an id such as owner/name"
-                )
+                cure = "give the folder of a diffusers pipeline, as save_pretrained writes it, or an id (owner/name)"
+                raise InputError(f"{place} holds no {INDEX}: {cure}")
             if revision is not None:
-                raise InputError(
-                    f"{asked_by}: checkpoint={checkpoint} is a folder and has no revisions: leave out {revision!r} "
-                    "(revision=null)"
-                )
+                raise InputError(f"{place} is a folder and has no revisions: say revision=null, not {revision!r}")
         self._commit: str | None = None
 
     def parameters(self) -> dict[str, Json]:
@@ -64,50 +60,40 @@ class Checkpoint:
 
     def index(self) -> dict[str, Any]:
         """Which pipeline it holds, and of which components; raises InputError if it is missing or damaged."""
-        if self.folder is not None:
-            file = self.folder / INDEX
-        else:
-            from huggingface_hub import hf_hub_download
-
-            with self._errors():
-                file = Path(hf_hub_download(self.name, INDEX, revision=self.revision))
-            self._commit = file.parent.name  # the hub's cache has a folder for each commit
         with self._errors():
-            index: dict[str, Any] = json.loads(file.read_text())
-        return index
+            from diffusers import DiffusionPipeline
+
+            index, self._commit = DiffusionPipeline.load_config(
+                str(self.folder or self.name), revision=self.revision, return_commit_hash=True
+            )
+        return dict(index)
 
     def check_kind(self, *kinds: str) -> str:
         """Which of the classes ``kinds`` it is, or InputError: diffusers would load any for any and fail later."""
         kind = str(self.index()["_class_name"])
         if kind not in kinds:
-            raise InputError(
-                f"{self.asked_by}: {self.name} is a {kind}; one of {', '.join(kinds)} is needed: choose another "
-                "checkpoint"
-            )
+            needed = f"one of {', '.join(kinds)} is needed"
+            raise InputError(f"{self.asked_by}: {self.name} is a {kind}; {needed}: choose another checkpoint")
         return kind
 
     def load(self, pipeline_class: str, device: torch.device, dtype: torch.dtype, **components: Any) -> Any:
         """Load it with a pipeline class of diffusers, without progress bar, safety checker and watermark.
 
-        Safety checkers blacken what they take for indecent, and are wrong about radar images and the like; watermarks
-        change pixels. ``components`` are taken instead of the checkpoint's own; None leaves one out.
-
-        Raises:
-            InputError: it is missing or damaged, or it is of another kind.
+        Safety checkers blacken what they take for indecent, and are wrong about radar images; watermarks change pixels.
+        ``components`` are taken instead of the checkpoint's own; None leaves one out. InputError if it is damaged.
         """
         index = self.index()
         if "safety_checker" in index:
             components |= {"safety_checker": None, "requires_safety_checker": False}
-        with self._errors(), _no_advice_on_torchvision(), warnings.catch_warnings():
-            # A setting that diffusers passes on to the hub's client, which no longer has it.
-            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
+        with self._errors(), ExitStack() as afterwards:
             import diffusers
+            from transformers.utils import logging
 
+            # CLIP's image processor falls back to Pillow, which is what is wanted here, and advises against it.
+            afterwards.callback(logging.set_verbosity, logging.get_verbosity())
+            logging.set_verbosity_error()  # type: ignore[no-untyped-call]
             pipeline = getattr(diffusers, pipeline_class).from_pretrained(
-                str(self.folder or self.name),
-                revision=self.revision,
-                dtype=dtype,
-                **components,
+                str(self.folder or self.name), revision=self.revision, dtype=dtype, **components
             )
         if getattr(pipeline, "watermark", None) is not None:
             pipeline.watermark = None
@@ -118,22 +104,22 @@ class Checkpoint:
     def _errors(self) -> Iterator[None]:
         """Turn every error of downloading and loading into one message."""
         try:
-            yield
+            with warnings.catch_warnings():
+                # A setting that diffusers passes on to the hub's client, which no longer has it.
+                warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
+                yield
         except Exception as error:  # of the hub's client, of safetensors, of torch, of diffusers itself
             revision = f" (revision {self.revision})" if self.revision else ""
             reason = " ".join(str(error).split())[:400]
-            if self.folder is not None:
-                mend = "give the whole folder of a diffusers pipeline of the kind that this generator needs"
-            else:
-                mend = (
+            cure = "give the whole folder of a diffusers pipeline of the kind that this generator needs"
+            if self.folder is None:
+                cure = (
                     "check the id and the connection. Without one, download it on another machine (hf download "
                     f"{self.name} --local-dir FOLDER), copy the folder here and say checkpoint=FOLDER. Repositories "
                     "that are gone, Stability AI's Stable Diffusion 2 among them, have copies under other names"
                 )
-            raise InputError(
-                f"{self.asked_by}: checkpoint={self.name}{revision} cannot be loaded: {mend}. The reason as it came: "
-                f"{reason}"
-            ) from error
+            name = f"checkpoint={self.name}{revision}"
+            raise InputError(f"{self.asked_by}: {name} cannot be loaded: {cure}. The reason: {reason}") from error
 
 
 def folder_hash(folder: Path) -> str:
@@ -144,25 +130,6 @@ def folder_hash(folder: Path) -> str:
     total = hashlib.sha256()
     for file in files:
         state = file.stat()
-        content = _content_hash(file.resolve(), state.st_size, state.st_mtime_ns)
+        content = sha256_of(file.resolve(), state.st_size, state.st_mtime_ns)
         total.update(f"{file.relative_to(folder).as_posix()}\0{state.st_size}\0{content}\n".encode())
     return total.hexdigest()[:HASHED]
-
-
-@lru_cache(maxsize=4096)
-def _content_hash(file: Path, size: int, changed: int) -> str:  # noqa: ARG001, they are part of the key
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-@contextmanager
-def _no_advice_on_torchvision() -> Iterator[None]:
-    """CLIP's image processor falls back to Pillow, which is what is wanted here, and advises against it."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -1,11 +1,9 @@
 """Stable Diffusion learns what the split's training images look like: LoRA, or one new word.
 
-diffusers has pipelines to draw with and no call to learn with; the loop here is the plain one of latent diffusion
-(Rombach et al. 2022, equation 2): noise the latents of random crops, predict the noise (or the velocity, where the
-checkpoint does), squared error. Only the few new weights move: matrices of low rank in the attention of the U-Net
-(Hu et al. 2021, "LoRA"), or the embedding of a word that did not exist (Gal et al. 2022, "An Image is Worth One Word").
-
-What is left on disk is in the formats that ``load_lora_weights`` and ``load_textual_inversion`` of diffusers read.
+The loop is that of latent diffusion (Rombach et al. 2022, equation 2): noise the latents of random crops, predict the
+noise (or the velocity, where the checkpoint does), squared error. Only a few new weights move: matrices of low rank in
+the attention of the U-Net (Hu et al. 2021, "LoRA"), or the embedding of a new word (Gal et al. 2022, "An Image is Worth
+One Word"). Files are in the formats that diffusers reads.
 """
 
 from __future__ import annotations
@@ -19,16 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from boxtwin.datasets.levels import measure_levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.synthesis.arrays import padded_to, planes_of
+from boxtwin.synthesis.arrays import Boxes, Mask, padded_to, planes_of
 from boxtwin.synthesis.constants import FINETUNE_BATCH_SIZE, LORA_RANK
-from boxtwin.synthesis.generator import Json, check_settings, settings_of
-from boxtwin.synthesis.training import WEIGHTS_FILE, hash_of, train_once, train_steps
+from boxtwin.synthesis.generator import Json, check_settings, hash_of, settings_of
+from boxtwin.synthesis.training import WEIGHTS_FILE, train_once, train_steps
 from boxtwin.weights import read_weights, write_weights
 
 KINDS = ("lora", "textual_inversion")
@@ -39,7 +36,7 @@ ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")  # the layers that diffusers' o
 # Loads the pipeline in float32 and tells the side of its images.
 Load = Callable[[], tuple[Any, int]]
 # Which pixels of a training image an inpainting model is to paint.
-Repaint = Callable[[Float[np.ndarray, "n 4"], int, int], Bool[np.ndarray, "h w"]]
+Repaint = Callable[[Boxes, int, int], Mask]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -87,28 +84,16 @@ def finetune(
 ) -> Path:
     """Learn, continue an interrupted training, or take what an earlier call left in ``folder``; the file of weights.
 
-    Args:
-        settings: `FinetuneSettings.finetune` is not None.
-        owner: whose settings they are, for messages.
-        training: the split's training images.
-        folder: of all models.
-        identity: what else the weights follow from: the checkpoint, and what ``repaint`` depends on.
-        dtype: of the arithmetic; float16 is taken for float32, which needs no scaling of gradients.
-        load: called only if there is something to learn.
-        repaint: for inpainting models.
+    ``identity`` is what the weights follow from besides: the checkpoint, and what ``repaint`` (of inpainting models)
+    depends on. ``load`` is called only to learn. For a ``dtype`` of float16, which needs scaling, float32 is taken.
     """
     if not training:
         raise InputError(f"{owner}: finetune={settings.finetune} needs at least one training image")
-    content: dict[str, Any] = {
-        **identity,
-        **settings.finetune_parameters(),
-        "prompt": settings.prompt,
-        "images": [
-            [sample.name, sample.sha256, sample.object_boxes.tolist() if repaint else None] for sample in training
-        ],
-    }
+    images = [[sample.name, sample.sha256, sample.object_boxes.tolist() if repaint else None] for sample in training]
+    content: dict[str, Any] = {**identity, **settings.finetune_parameters(), "prompt": settings.prompt}
+    content["images"] = images
     if any(sample.bits > 8 for sample in training):
-        content["levels"] = "measured"  # before, 65535 was white
+        content["levels"] = "measured"  # before, 65535 was the full-scale value
     digest = hash_of(content)
     home = folder / f"{settings.finetune}-{digest[:12]}"
 
@@ -142,24 +127,26 @@ class TrainablePipeline:
     """A pipeline with a few new weights, and the error that they are to lower."""
 
     def __init__(self, pipeline: Any, settings: FinetuneSettings, owner: str, crops: Crops, dtype: torch.dtype) -> None:
-        from diffusers import DDPMScheduler
+        from diffusers import DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPTextModel
 
-        _check_build(pipeline, owner)
+        parts = getattr(pipeline, "unet", None), getattr(pipeline, "text_encoder", None)
+        fits = isinstance(parts[0], UNet2DConditionModel) and isinstance(parts[1], CLIPTextModel)
+        if not fits or getattr(pipeline, "text_encoder_2", None) is not None:
+            raise InputError(
+                f"{owner}: a {type(pipeline).__name__} cannot be fine-tuned here, only Stable Diffusion 1 and 2 and "
+                "what is built like them (one U-Net, one CLIP text encoder): say finetune=null or choose such a one"
+            )
         self.pipeline, self.crops, self.device = pipeline, crops, pipeline.device
         self._dtype = dtype if dtype == torch.bfloat16 else torch.float32
         self._noise = DDPMScheduler.from_config(pipeline.scheduler.config)  # type: ignore[no-untyped-call]
         self._masked = pipeline.unet.config.in_channels > pipeline.vae.config.latent_channels
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             part.requires_grad_(False).eval()
-        self._lora = settings.finetune == "lora"
-        self._encoded: Tensor | None = None  # of the prompt, if it stays the same
-        if self._lora:
-            self.weights = _add_lora(pipeline.unet, settings.seed)
-            with torch.no_grad():
-                self._encoded = self._encode(settings.prompt)
-        else:
-            self.weights = [_add_word(pipeline)]
-        self._prompt = with_token(settings.prompt)
+        self._lora, self._prompt = settings.finetune == "lora", with_token(settings.prompt)
+        self.weights = _add_lora(pipeline.unet, settings.seed) if self._lora else [_add_word(pipeline)]
+        with torch.no_grad():  # the encoded prompt, if it stays the same
+            self._encoded = self._encode(settings.prompt) if self._lora else None
 
     def loss(self, count: int, rng: torch.Generator) -> Tensor:
         """Mean squared error over ``count`` random crops."""
@@ -199,9 +186,8 @@ class TrainablePipeline:
 
     def _encode(self, prompt: str) -> Tensor:
         tokenizer = self.pipeline.tokenizer
-        words = tokenizer(
-            prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-        )
+        length = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+        words = tokenizer(prompt, return_tensors="pt", **length)
         encoded: Tensor = self.pipeline.text_encoder(words.input_ids.to(self.device))[0]
         return encoded
 
@@ -219,10 +205,8 @@ class Crops:
             stacked = np.concatenate([planes_of(pixels, 3), mask[None].astype(np.float32)])
             self._images.append(torch.from_numpy(padded_to(stacked, side)))
 
-    def draw(
-        self, count: int, rng: torch.Generator
-    ) -> tuple[Float[Tensor, "count 3 side side"], Float[Tensor, "count 1 side side"]]:
-        """``count`` squares and their masks: 1 where to paint."""
+    def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``count`` squares (count, 3, side, side) and their masks (count, 1, side, side): 1 where to paint."""
         squares = []
         for _ in range(count):
             image = self._images[int(torch.randint(len(self._images), (), generator=rng))]
@@ -273,16 +257,3 @@ def add_learnt(pipeline: Any, kind: str | None, file: Path) -> None:
 def with_token(prompt: str) -> str:
     """A prompt with the new word in it."""
     return prompt if TOKEN in prompt else f"{prompt} {TOKEN}".strip()
-
-
-def _check_build(pipeline: Any, asked_by: str) -> None:
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextModel
-
-    built = isinstance(getattr(pipeline, "unet", None), UNet2DConditionModel)
-    reads = isinstance(getattr(pipeline, "text_encoder", None), CLIPTextModel)
-    if not (built and reads) or getattr(pipeline, "text_encoder_2", None) is not None:
-        raise InputError(
-            f"{asked_by}: a {type(pipeline).__name__} cannot be fine-tuned here, only Stable Diffusion 1 and 2 and "
-            "what is built like them (one U-Net, one CLIP text encoder): say finetune=null or choose such a checkpoint"
-        )

@@ -1,7 +1,4 @@
-"""Variations of what an image shows: models that get an image's CLIP embedding and paint another such image.
-
-Objects move, so their boxes are not known.
-"""
+"""Models that get an image's CLIP embedding and paint another such image, in which objects are at other places."""
 
 from __future__ import annotations
 
@@ -38,16 +35,12 @@ class SDVariations(PipelineGenerator):
         return self._checkpoint.load("StableDiffusionImageVariationPipeline", self._device, self._compute_dtype)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
-        seen = as_clip_sees(squares, self._pipeline.feature_extractor, ANTIALIAS)
-        return {"image": seen, "height": squares.shape[2], "width": squares.shape[3]}
+        return {"image": as_clip_sees(squares, self._pipeline.feature_extractor, ANTIALIAS)}
 
 
 @dataclass(kw_only=True, eq=False)
 class UnCLIP(PipelineGenerator):
-    """Models built as DALL·E 2, which paint from CLIP's image embedding (Ramesh et al. 2022).
-
-    The checkpoint's ``model_index.json`` says which: Stable unCLIP, or the decoder of Kandinsky 2.2.
-    """
+    """Models built as DALL·E 2 (Ramesh et al. 2022): Stable unCLIP or Kandinsky 2.2, as the checkpoint's index says."""
 
     noise_level: int  # 0 to 999, noise on the embedding: more of it, less likeness. For Stable unCLIP
     prior: str | None  # Kandinsky's second checkpoint, of which the image encoder alone is loaded; folder or id
@@ -82,10 +75,8 @@ class UnCLIP(PipelineGenerator):
 
     def _load_kandinsky(self) -> Any:
         if not self._prior_checkpoint:
-            raise InputError(
-                f"{self.name}: {self.checkpoint} is Kandinsky's decoder, which needs its prior: say "
-                "prior=kandinsky-community/kandinsky-2-2-prior, or a folder"
-            )
+            cure = "say prior=kandinsky-community/kandinsky-2-2-prior, or a folder"
+            raise InputError(f"{self.name}: {self.checkpoint} is Kandinsky's decoder, which needs its prior: {cure}")
         if self.noise_level:
             raise InputError(f"{self.name}: Kandinsky has no noise_level; say noise_level=0")
         kind = self._prior_checkpoint.check_kind("KandinskyV22PriorPipeline")
@@ -101,11 +92,10 @@ class UnCLIP(PipelineGenerator):
         return super()._multiple(pipeline) if self._prior is None else self._scale(pipeline) ** 2
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
-        size = {"height": squares.shape[2], "width": squares.shape[3]}
         if self._prior is not None:
-            return self._kandinsky_input(squares) | size
+            return self._kandinsky_input(squares)
         seen = as_clip_sees(squares, self._pipeline.feature_extractor, True)
-        return {"image": seen, "prompt": [""] * len(squares), "noise_level": self.noise_level, **size}
+        return {"image": seen, "prompt": [""] * len(squares), "noise_level": self.noise_level}
 
     def _kandinsky_input(self, squares: Squares) -> dict[str, Any]:
         """What the prior's ``interpolate`` gives for one image of weight 1, without the text in between."""

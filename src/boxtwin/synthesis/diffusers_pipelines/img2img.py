@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.synthesis.arrays import box_pixels
+from boxtwin.synthesis.arrays import Boxes, Mask, box_pixels, grown
 from boxtwin.synthesis.blending import blend_outside_boxes
 from boxtwin.synthesis.diffusers_pipelines.finetune import FinetuneSettings, Repaint, add_learnt, finetune, with_token
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, accepts
@@ -35,9 +33,7 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
             raise InputError(f"{self.name}: strength lies in (0, 1], got {self.strength}")
         super().__post_init__()
         if int(self.steps * self.strength) < 1:  # diffusers rounds down
-            raise InputError(
-                f"{self.name}: strength={self.strength} of steps={self.steps} is less than one step; raise either"
-            )
+            raise InputError(f"{self.name}: strength={self.strength} of steps={self.steps} is no step; raise either")
         self.check(self.name)
         self.learns = self.finetune is not None
         self._learnt: Path | None = None
@@ -47,12 +43,8 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
 
     def parameters(self) -> dict[str, Json]:
         unused = (*(entry.name for entry in fields(FinetuneSettings)), "device")
-        return {
-            **settings_of(self, without=unused),
-            **self._checkpoint.parameters(),
-            **self.finetune_parameters(),
-            "prompt": self.prompt,
-        }
+        settings = settings_of(self, without=unused) | self._checkpoint.parameters()
+        return settings | self.finetune_parameters() | {"prompt": self.prompt}
 
     def model(self) -> Model | None:
         """The checkpoint; fine-tuned, its revision is followed by the name of what was learnt."""
@@ -63,6 +55,11 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:
         if self.learns:
+
+            def load() -> tuple[Any, int]:
+                pipeline = self._load_published(torch.float32)  # small steps of weights need it
+                return pipeline, self._choose_side(pipeline)
+
             self._checkpoint.index()  # now its commit is known
             checkpoint = self._checkpoint.parameters() | {"revision": self._checkpoint.model().revision}
             self._learnt = finetune(
@@ -72,7 +69,7 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
                 folder,
                 identity={**checkpoint, **self._repaint_identity, "tile": self.tile, "dtype": self.dtype},
                 dtype=self._compute_dtype,
-                load=self._load_for_training,
+                load=load,
                 repaint=self._to_repaint,
             )
         pipeline = self._load_published(self._compute_dtype)
@@ -83,27 +80,14 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
     def _load_published(self, dtype: torch.dtype) -> Any:
         pipeline = self._checkpoint.load(self.pipeline_class, self._device, dtype)
         if not accepts(pipeline, "strength"):
-            raise InputError(
-                f"{self.name}: {self.checkpoint} is a {type(pipeline).__name__}, which has no strength; choose another "
-                "checkpoint"
-            )
+            kind = f"a {type(pipeline).__name__}, which has no strength"
+            raise InputError(f"{self.name}: {self.checkpoint} is {kind}; choose another checkpoint")
         return pipeline
-
-    def _load_for_training(self) -> tuple[Any, int]:
-        """The pipeline in float32, which small steps of weights need, and the side of its images."""
-        pipeline = self._load_published(torch.float32)
-        return pipeline, self._choose_side(pipeline)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         prompt = with_token(self.prompt) if self.finetune == "textual_inversion" else self.prompt
-        inputs = {"prompt": [prompt] * len(squares), "strength": self.strength, **self._images(squares)}
-        if accepts(self._pipeline, "height"):  # pipelines that would make images of their own size otherwise
-            inputs |= {"height": squares.shape[2], "width": squares.shape[3]}
-        return inputs
-
-    @abstractmethod
-    def _images(self, squares: Squares) -> dict[str, Any]:
-        """What the pipeline gets of the squares."""
+        masks = {"mask_image": squares[:, 3:]} if squares.shape[1] > 3 else {}  # of inpainting models
+        return {"prompt": [prompt] * len(squares), "strength": self.strength, "image": squares[:, :3], **masks}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -118,14 +102,9 @@ class Img2Img(_PromptedGenerator):
         pipeline = super()._load_published(dtype)
         unet, vae = (getattr(pipeline, part, None) for part in ("unet", "vae"))
         if unet is not None and vae is not None and unet.config.in_channels != vae.config.latent_channels:
-            raise InputError(
-                f"{self.name}: {self.checkpoint} is made for inpainting; say generator=inpaint_pretrained or choose "
-                "another checkpoint"
-            )
+            cure = "say generator=inpaint_pretrained or choose another checkpoint"
+            raise InputError(f"{self.name}: {self.checkpoint} is made for inpainting; {cure}")
         return pipeline
-
-    def _images(self, squares: Squares) -> dict[str, Any]:
-        return {"image": squares}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -143,9 +122,8 @@ class InpaintPretrained(_PromptedGenerator):
         check_settings(self.name, self, margin=0)
         self._to_repaint, self._repaint_identity = self._repaint, {"inpaint": True, "margin": self.margin}
 
-    def _repaint(self, boxes: Float[np.ndarray, "n 4"], height: int, width: int) -> Bool[np.ndarray, "h w"]:
-        grown = boxes + np.array([-1, -1, 1, 1], dtype=boxes.dtype) * (self.margin // 2)
-        outside: Bool[np.ndarray, "h w"] = ~box_pixels(grown, height, width)
+    def _repaint(self, boxes: Boxes, height: int, width: int) -> Mask:
+        outside: Mask = ~box_pixels(grown(boxes, self.margin // 2), height, width)
         return outside
 
     def _vary_one(self, request: Request, pixels: Pixels, *_: Any) -> Pixels:
@@ -155,6 +133,3 @@ class InpaintPretrained(_PromptedGenerator):
             return pixels
         painted = super()._vary_one(request, pixels, repaint[None].astype(np.float32))
         return blend_outside_boxes(pixels, painted, boxes, self.margin)
-
-    def _images(self, squares: Squares) -> dict[str, Any]:
-        return {"image": squares[:, :3], "mask_image": squares[:, 3:]}

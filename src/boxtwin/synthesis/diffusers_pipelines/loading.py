@@ -33,11 +33,9 @@ class PipelineGenerator(Generator):
 
     Grey images go in as three equal channels and come back as their mean; 16 bits go in as shares of full scale. Large
     images go through in overlapping squares of the model's size (`boxtwin.synthesis.tiling`), without resampling.
-    Safety checkers and watermarks are off (`Checkpoint.load`).
 
-    All randomness of a square comes from a CPU generator that is seeded by its request and its number, so the bytes of
-    an image do not depend on what else is made. They may depend, in the last bit, on how many squares of the image are
-    drawn at once.
+    Each square has a CPU generator seeded by its request and its number, so that an image does not depend on what else
+    is made. Its last bits may depend on how many of its squares are drawn at once.
     """
 
     checkpoint: str  # folder, or id on the Hugging Face hub
@@ -52,10 +50,8 @@ class PipelineGenerator(Generator):
 
     def __post_init__(self) -> None:
         check_settings(self.name, self, steps=1, batch_size=1, overlap=0, guidance_scale=0)
-        if self.tile is not None and self.tile < max(2 * self.overlap, 8):
-            raise InputError(
-                f"{self.name}: tile is at least 8 and at least twice overlap ({self.overlap}), got {self.tile}"
-            )
+        if self.tile is not None and self.tile < (least := max(2 * self.overlap, 8)):
+            raise InputError(f"{self.name}: tile is at least {least} (8, and twice the overlap), got {self.tile}")
         self._checkpoint = Checkpoint(self.checkpoint, self.revision, self.name)
         self._device = choose_device(self.device, self.name)
         self._compute_dtype = choose_dtype(self.dtype, self._device, self.name)
@@ -63,7 +59,7 @@ class PipelineGenerator(Generator):
         self._side = 0
 
     def version(self, training: Sequence[Sample]) -> int:
-        """2 of images of 16 bit, whose black and white are measured; before, their full scale was shown."""
+        """2 of images of 16 bit, whose black and full-scale values are measured; before, all of it was shown."""
         return 2 if any(sample.bits > 8 for sample in training) else 1
 
     def parameters(self) -> dict[str, Json]:
@@ -74,11 +70,7 @@ class PipelineGenerator(Generator):
         return self._checkpoint.model() if self._pipeline is not None else None
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
-        """Load the checkpoint; from the hub, it is downloaded the first time.
-
-        Raises:
-            InputError: it is missing, or is of another kind than this generator needs.
-        """
+        """Load or download the checkpoint; raises InputError if it is missing or of another kind than is needed."""
         if self._pipeline is None:
             # Layers are made with random weights before they are read: that must not move the global generator.
             with torch.random.fork_rng(devices=[]):
@@ -101,7 +93,7 @@ class PipelineGenerator(Generator):
 
     @abstractmethod
     def _inputs(self, squares: Squares) -> dict[str, Any]:
-        """What the pipeline is called with to draw some squares, beside steps, guidance and randomness."""
+        """What the pipeline is called with to draw some squares, beside size, steps, guidance and randomness."""
 
     def _vary_one(self, request: Request, pixels: Pixels, *more: Float[np.ndarray, "1 h w"]) -> Pixels:
         """The image that the pipeline draws of ``pixels``; ``more`` are further planes that `_inputs` gets."""
@@ -110,15 +102,17 @@ class PipelineGenerator(Generator):
 
         def draw(tiles: Sequence[Tile]) -> list[np.ndarray]:
             squares = torch.from_numpy(np.stack([tile.values.transpose(2, 0, 1) for tile in tiles]))
-            drawn = np.asarray(
-                self._pipeline(
-                    **self._inputs(squares),
-                    num_inference_steps=self.steps,
-                    guidance_scale=self.guidance_scale,
-                    generator=[torch.Generator().manual_seed(tile_seed(request.seed, tile.number)) for tile in tiles],
-                    output_type="np",
-                ).images
+            # Some pipelines would make images of their own size otherwise.
+            sizes = ("height", "width") if accepts(self._pipeline, "height") else ()
+            output = self._pipeline(
+                **self._inputs(squares),
+                **dict.fromkeys(sizes, self._side),
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance_scale,
+                generator=[torch.Generator().manual_seed(tile_seed(request.seed, tile.number)) for tile in tiles],
+                output_type="np",
             )
+            drawn = np.asarray(output.images)
             if not np.isfinite(drawn).all():  # float16 ends at 65504, and some autoencoders go beyond
                 raise InputError(
                     f"{self.name}: {self.checkpoint} made values that are no numbers, computing in "
@@ -167,5 +161,5 @@ def tile_seed(seed: int, number: int) -> int:
 
 
 def levels_of(source: Sample, pixels: Pixels) -> Levels:
-    """Black and white of one image: pretrained models know pictures that use their whole range."""
+    """Black and full-scale value of one image: pretrained models know pictures that use their whole range."""
     return measure_levels([source], lambda _: pixels).levels

@@ -36,13 +36,8 @@ class Folder(Generator):
     Files that begin with a dot, and those that are no images by their ending, are left alone.
 
     Images must have their source's size; with ``resize`` those of the same shape are brought to it. Depth and channels
-    become the source's: 8 bit become 16 white to white (`widened`), 16 bit become 8 by the full ranges, colour becomes
-    grey by the mean of the channels, also where grey is stored as colour: most models know colour only, and tint what
-    had none.
-
-    Args:
-        path: the folder.
-        resize: bring images of another size, but the same shape, to their source's.
+    become the source's: 8 bit become 16 full scale to full scale (`widened`), 16 bit become 8 by the full ranges,
+    colour becomes grey by the mean of the channels, also where grey is stored as colour: most models tint it.
     """
 
     name = "folder"
@@ -53,17 +48,15 @@ class Folder(Generator):
         self.path, self.resize = Path(path), resize
         if not self.path.is_dir():
             raise InputError(f"generator.path={path} is no folder; name the one that holds the variations")
-        self.files = sorted(
-            file
-            for file in self.path.rglob("*")
-            if file.suffix.lower() in ENDINGS
-            and not any(part.startswith(".") for part in file.relative_to(self.path).parts)
-            and file.is_file()
-        )
+        files = (file for file in sorted(self.path.rglob("*")) if file.suffix.lower() in ENDINGS and file.is_file())
+        names = {file.relative_to(self.path).as_posix(): file for file in files}
+        self.files = {name: file for name, file in names.items() if "/." not in f"/{name}"}
         if not self.files:
             raise InputError(f"generator.path={path} holds no images ({', '.join(ENDINGS)})")
-        self.digest = self._digest()
-        self._matched: dict[tuple[str, int], Path] | None = None
+        hashes = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in self.files.items()}
+        content = "".join(f"{name}\0{digest}\n" for name, digest in hashes.items())
+        self.digest = hashlib.sha256(content.encode()).hexdigest()
+        self._matched: dict[tuple[str, int], str] | None = None
 
     def version(self, training: Sequence[Sample]) -> int:
         """2 of 16 bit: 8 bit images were spread over the whole range before. Others came out as they do now."""
@@ -74,11 +67,7 @@ class Folder(Generator):
         return {"files": self.digest, "resize": self.resize}
 
     def match(self, samples: Sequence[Sample]) -> None:
-        """Find the source of every file.
-
-        Raises:
-            InputError: a file has no source, or more than one; or two files are the same variation.
-        """
+        """Find the one source of every file, or raise InputError; two files of one variation are refused as well."""
         by_name: dict[str, set[str]] = defaultdict(set)
         for sample in samples:
             path = Path(file_key(sample.name)).with_suffix("")
@@ -86,22 +75,20 @@ class Folder(Generator):
             by_name[path.name].add(sample.name)
         problems, matched = [], defaultdict(list)
         for file in self.files:
-            shown = self._shown(file)
-            parsed = _parse(file.relative_to(self.path))
-            if parsed is None:
-                problems.append(f"{shown}: no number of a variation at its end")
+            if (parsed := _parse(Path(file))) is None:
+                problems.append(f"{file}: no number of a variation at its end")
                 continue
             stem, number = parsed
             sources = by_name.get(file_key(stem), set())
             if len(sources) == 1:
                 matched[next(iter(sources)), number].append(file)
             elif sources:
-                problems.append(f"{shown}: may be of {' or '.join(sorted(sources))}; name it with its folder")
+                problems.append(f"{file}: may be of {' or '.join(sorted(sources))}; name it with its folder")
             else:
-                problems.append(f"{shown}: no image of the data set is called {stem}")
+                problems.append(f"{file}: no image of the data set is called {stem}")
         for (source, number), files in matched.items():
             if len(files) > 1:
-                problems.append(f"{', '.join(map(self._shown, files))}: each is variation {number} of {source}")
+                problems.append(f"{', '.join(files)}: each is variation {number} of {source}")
         if problems:
             more = [f"… and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
             raise InputError(
@@ -116,17 +103,16 @@ class Folder(Generator):
         if self._matched is None:
             raise ValueError("match comes before vary: which file belongs to which image depends on the whole data set")
         for request in requests:
-            file = self._matched.get((request.source.name, request.variation))
+            source, file = request.source, self._matched.get(request.key)
             if file is None:
                 yield Refused(request, f"no file for it in {self.path}")
                 continue
             try:
-                pixels = self._fitted(read_image(file), request.source.read())
+                pixels = self._fitted(read_image(self.files[file]), source.read())
             except (OSError, ValueError) as error:
-                yield Refused(request, f"{self._shown(file)}: {error}")
+                yield Refused(request, f"{file}: {error}")
                 continue
-            source, record = request.source, dict[str, Json](file=self._shown(file))
-            yield Variation(request, pixels, source.object_boxes, source.object_labels, record=record)
+            yield Variation(request, pixels, source.object_boxes, source.object_labels, record={"file": file})
 
     def _fitted(self, pixels: Pixels, source: Pixels) -> Pixels:
         """In size, depth and channels of ``source``; raises ValueError if that cannot be without guessing."""
@@ -151,23 +137,12 @@ class Folder(Generator):
             pixels = widened(pixels, source) if deeper else np.rint(pixels / 257).astype(np.uint8)
         return np.ascontiguousarray(pixels)
 
-    def _digest(self) -> str:
-        total = hashlib.sha256()
-        for file in self.files:
-            total.update(f"{self._shown(file)}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-        return total.hexdigest()
-
-    def _shown(self, file: Path) -> str:
-        return file.relative_to(self.path).as_posix()
-
 
 def _parse(file: Path) -> tuple[str, int] | None:
     """Source (without ending) and number that a path below the folder tells."""
     stem = file.with_suffix("")
-    alone = _NUMBER.fullmatch(stem.name)
-    if alone and len(stem.parts) > 1:
+    if (alone := _NUMBER.fullmatch(stem.name)) and len(stem.parts) > 1:
         return stem.parent.as_posix(), int(alone["number"])
-    behind = _BEHIND.fullmatch(stem.name)
-    if behind is None:
+    if (behind := _BEHIND.fullmatch(stem.name)) is None:
         return None
     return stem.with_name(behind["stem"]).as_posix(), int(behind["number"] or behind["bracketed"])

@@ -1,20 +1,18 @@
 """Variations by a hosted model: OpenAI's image variations and image edits, or a server that speaks their protocol.
 
-Answers are kept in ``<name>-spool`` in the folder of models, under a hash of all that was sent, the source's name and
-the variation's number, and are not asked for again: neither after a kill, nor for a store with other labels, nor when
-images of a store were lost. The spool may be removed once the stores are complete.
+Answers are kept in ``<name>-spool`` in the folder of models, under a hash of all that they follow from, and are never
+asked for again. The spool may be removed once the stores are complete.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,10 +23,7 @@ from boxtwin.files import exclusive_lock
 from boxtwin.synthesis import squares
 from boxtwin.synthesis.constants import GIVE_UP_AFTER, INPUT_FIDELITY
 from boxtwin.synthesis.external.openai_calls import Calls, ImageFailedError, ModeratedError
-from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation
-
-if TYPE_CHECKING:
-    import openai
+from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation, hash_of
 
 
 class _OpenAIImages(Generator):
@@ -36,8 +31,7 @@ class _OpenAIImages(Generator):
 
     Args:
         model: what the host calls the model.
-        size: side of the squares that are sent and come back, pixels; `boxtwin.synthesis.squares` makes other images
-            fit.
+        size: side of the squares that are sent and come back, pixels (`boxtwin.synthesis.squares`).
         overlap: of squares in images that are larger than one, pixels.
         price_usd: what one square costs.
         calls: base_url, timeout, max_tries, first_wait, as of `Calls`.
@@ -56,11 +50,11 @@ class _OpenAIImages(Generator):
             raise InputError(f"generator.price_usd={price_usd} must not be negative")
         if not 0 <= overlap <= size // 2:
             raise InputError(f"generator.overlap={overlap} must lie between 0 and half of generator.size={size}")
-        self.base_url, self.model_name, self.size, self.overlap = self.calls.base_url, model, size, overlap
-        self.price = price_usd
+        self.base_url, self.model_name, self.price = self.calls.base_url, model, price_usd
+        self.size, self.overlap = size, overlap
         self._spool: Path | None = None
 
-    # Version 1 holds for 16 bit too, whose black and white are measured now: no store is paid for twice.
+    # Version 1 holds for 16 bit too, whose levels are measured now: no store is paid for twice.
 
     def parameters(self) -> dict[str, Json]:
         """What is sent, and how images are cut for it; neither prices nor waiting times."""
@@ -81,9 +75,7 @@ class _OpenAIImages(Generator):
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
         """Ask for one variation after another. Two processes that share a spool take turns, so that none pays twice.
 
-        Raises:
-            InputError: the host does not take the key, wants money, or has neither model nor endpoint any more; or
-                `GIVE_UP_AFTER` images in a row failed.
+        InputError if the host refuses key, model, endpoint or payment, or `GIVE_UP_AFTER` images in a row failed.
         """
         assert self._spool is not None, "fit comes first"
         waiting = f"another process asks for images of {self.name}; waiting for it"
@@ -91,15 +83,12 @@ class _OpenAIImages(Generator):
         with exclusive_lock(self._spool / ".lock", waiting), self.calls.open() as client:
             for number, request in enumerate(requests, start=1):
                 try:
-                    outcome: Variation | Refused = self._vary_one(client, request, self._spool)
+                    yield self._vary_one(client.images.with_raw_response, request, self._spool)
                     failed_in_a_row = 0
-                except ModeratedError as error:
-                    outcome = Refused(request, str(error))
                 except ImageFailedError as error:
                     reason = str(error)
-                    outcome = Refused(request, reason)
-                    failed_in_a_row += 1
-                yield outcome
+                    yield Refused(request, reason)
+                    failed_in_a_row += not isinstance(error, ModeratedError)
                 left = len(requests) - number
                 if left and failed_in_a_row == GIVE_UP_AFTER:
                     raise InputError(
@@ -107,25 +96,25 @@ class _OpenAIImages(Generator):
                         f"tried; the same command goes on. The last one: {reason}"
                     )
 
-    @abstractmethod
     def _sent(self) -> dict[str, Json]:
         """All that is sent but the image."""
+        return {"base_url": self.base_url, "model": self.model_name, "size": self.size}
 
     @abstractmethod
-    def _post(self, client: openai.OpenAI, png: bytes) -> Any:
-        """One call; its raw response."""
+    def _post(self, endpoints: Any, common: dict[str, Any]) -> Any:
+        """One call with the arguments that all endpoints have; its raw response."""
 
-    def _vary_one(self, client: openai.OpenAI, request: Request, spool: Path) -> Variation:
+    def _vary_one(self, endpoints: Any, request: Request, spool: Path) -> Variation:
         source, answers = request.source.read(), []
         as_square = partial(squares.as_square, size=self.size)
         for place, square in enumerate(squares.cut(source, self.size, self.overlap)):
             png = encode_png(square)
             if len(png) >= self.largest_file:
                 raise ImageFailedError(f"{len(png)} bytes of PNG are more than the API takes, {self.largest_file}")
-            sent = [self._sent(), hashlib.sha256(png).hexdigest(), *request.key, request.seed, place]
-            name = hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
-            spooled = spool / f"{name}.json"
-            answers.append(self.calls.image(partial(self._post, client, png), spooled, as_square))
+            name = hash_of([self._sent(), hashlib.sha256(png).hexdigest(), *request.key, request.seed, place])
+            common = {"image": ("image.png", png, "image/png"), "model": self.model_name, "n": 1}
+            post = partial(self._post, endpoints, common | {"size": f"{self.size}x{self.size}"})
+            answers.append(self.calls.image(post, spool / f"{name}.json", as_square))
         return Variation(
             request,
             squares.join([answer.pixels for answer in answers], source, self.size, self.overlap),
@@ -137,10 +126,7 @@ class _OpenAIImages(Generator):
 
 
 class OpenAIVariations(_OpenAIImages):
-    """``POST /images/variations``: an image in, a similar one out, no prompt. What DALL·E 2 did in the case study.
-
-    OpenAI closed the endpoint on 2026-05-12, as its client's documentation says; compatible servers have it.
-    """
+    """``POST /images/variations``: an image in, a similar one out, no prompt. What DALL·E 2 did in the case study."""
 
     name = "openai_variations"
     endpoint = "images/variations"
@@ -155,29 +141,17 @@ class OpenAIVariations(_OpenAIImages):
             raise InputError(f"generator.size={size}: image variations have 256, 512 or 1024 pixels")
         super().__init__(size=size, **settings)
 
-    def _sent(self) -> dict[str, Json]:
-        return {"base_url": self.base_url, "model": self.model_name, "size": self.size}
-
-    def _post(self, client: openai.OpenAI, png: bytes) -> Any:
+    def _post(self, endpoints: Any, common: dict[str, Any]) -> Any:
         with warnings.catch_warnings():
             # The client marks the call as deprecated, since OpenAI itself no longer answers it.
             warnings.simplefilter("ignore", DeprecationWarning)
-            return client.images.with_raw_response.create_variation(
-                image=("image.png", png, "image/png"),
-                model=self.model_name,
-                n=1,
-                size=f"{self.size}x{self.size}",  # type: ignore[arg-type]
-                response_format="b64_json",
-            )
+            return endpoints.create_variation(**common, response_format="b64_json")
 
 
 class OpenAIEdit(_OpenAIImages):
     """``POST /images/edits``: an image and one fixed, neutral prompt in, an image out. What OpenAI has today.
 
-    Args:
-        prompt: the same for all images.
-        quality: low, medium, high and what else the model knows.
-        settings: see `_OpenAIImages`.
+    ``quality`` is low, medium, high and what else the model knows; the other settings are those of `_OpenAIImages`.
     """
 
     name = "openai_edit"
@@ -194,16 +168,7 @@ class OpenAIEdit(_OpenAIImages):
         self.prompt, self.quality = prompt, quality
 
     def _sent(self) -> dict[str, Json]:
-        sent: dict[str, Json] = {"base_url": self.base_url, "model": self.model_name, "size": self.size}
-        return sent | {"prompt": self.prompt, "quality": self.quality, "input_fidelity": INPUT_FIDELITY}
+        return super()._sent() | {"prompt": self.prompt, "quality": self.quality, "input_fidelity": INPUT_FIDELITY}
 
-    def _post(self, client: openai.OpenAI, png: bytes) -> Any:
-        return client.images.with_raw_response.edit(  # type: ignore[call-overload]
-            image=("image.png", png, "image/png"),
-            prompt=self.prompt,
-            model=self.model_name,
-            n=1,
-            size=f"{self.size}x{self.size}",
-            quality=self.quality,
-            output_format="png",
-        )
+    def _post(self, endpoints: Any, common: dict[str, Any]) -> Any:
+        return endpoints.edit(**common, prompt=self.prompt, quality=self.quality, output_format="png")

@@ -1,11 +1,9 @@
 """Calls to a host of OpenAI's protocol: repeated tries, reasons of failures, and a spool of paid answers.
 
-Answers are paid for, so each is written as received to a file before anything is done with it; a process that was
-killed after that finds it there and does not ask again.
+Answers are paid for, so each is written to a file as received, and is not asked for again after a kill.
 
-The official client is used with its own retries off. It honours Retry-After, but asks again after errors that remain
-(429 with insufficient_quota), waits eight seconds at most although a rate limit lasts a minute, and does not repeat
-calls whose images came cut short.
+The official client is used with its own retries off. It asks again after errors that remain (429 with
+insufficient_quota), waits eight seconds at most, and does not repeat calls whose images came cut short.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ import binascii
 import email.utils
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -29,6 +28,7 @@ from boxtwin.datasets.image_io import Pixels, decode_image
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
 from boxtwin.synthesis.constants import LONGEST_WAIT
+from boxtwin.synthesis.generator import check_settings
 
 if TYPE_CHECKING:
     import openai
@@ -49,7 +49,7 @@ class ImageFailedError(Exception):
     """One image failed, for a reason that may hold for the next one too."""
 
 
-class ModeratedError(Exception):
+class ModeratedError(ImageFailedError):
     """The host refused to touch one image."""
 
 
@@ -74,16 +74,18 @@ class Calls:
     advice: str  # what to do when the host does not have them any more
     timeout: float  # seconds that it may take for one answer
     max_tries: int  # how often one image is asked for, on rate limits, 5xx, broken connections and damaged images
-    # Seconds before the second try, doubled for every further one and shortened by up to half at random; a Retry-After
-    # of the host counts instead.
+    # Seconds before the second try, doubled for each further one, less up to half at random; or else Retry-After.
     first_wait: float
 
     def __post_init__(self) -> None:
-        _check_url(self.base_url)
-        if self.max_tries < 1:
-            raise InputError(f"generator.max_tries={self.max_tries} must be at least 1")
-        if not self.first_wait >= 0:
-            raise InputError(f"generator.first_wait={self.first_wait} must not be negative")
+        parts = urlsplit(self.base_url)
+        # The messages are without the address, which may hold a password.
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError("generator.base_url must be an address such as https://api.openai.com/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            cure = f"settings are written down. A key belongs in the environment variable {KEY}"
+            raise InputError(f"generator.base_url must hold no user, password or query: {cure}")
+        check_settings("generator", self, max_tries=1, first_wait=0)
         if not self.timeout > 0:
             raise InputError(f"generator.timeout={self.timeout} must be above 0")
         self.base_url = self.base_url.rstrip("/")
@@ -91,8 +93,7 @@ class Calls:
 
     def check(self) -> None:
         """Check that there is a key, and a client to use it; raises InputError if not."""
-        key = os.environ.get(KEY, "")
-        if not key:
+        if not (key := os.environ.get(KEY, "")):
             raise InputError(f"a key for {self.base_url} must be in the environment variable {KEY}")
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise InputError(f"{KEY} holds spaces, line breaks or other characters that no key has: set it anew")
@@ -108,15 +109,12 @@ class Calls:
         return openai.OpenAI(api_key=os.environ[KEY], base_url=self.base_url, timeout=self.timeout, max_retries=0)
 
     def image(self, post: Callable[[], Any], spooled: Path, read: Callable[[Pixels], Pixels]) -> Answer:
-        """One image: from the spool, or asked for until it is there.
+        """One image: from the file ``spooled``, or asked for with ``post`` until it is there.
 
-        Args:
-            post: one call; its raw response.
-            spooled: where the answer is kept, named by all that it follows from.
-            read: what is made of the image; raises ValueError if it cannot be used.
+        ``read`` makes of an image what is wanted, and raises ValueError if it cannot be used.
 
         Raises:
-            InputError: the host does not take the key, wants money, or has neither model nor endpoint any more.
+            InputError: the host refuses key, model, endpoint or payment.
             ImageFailedError, ModeratedError: this one image failed.
         """
         import openai
@@ -160,21 +158,18 @@ class Calls:
         code = str(error.code or "")
         message = _without_key(str(_field(error.body, "message") or error.message))
         status = f"{error.status_code}{f' {code}' if code else ''}"
+        refusal = ""
         if code in _NO_MODEL or error.status_code in (404, 410) or error.param == "model":
-            raise InputError(f"{self.base_url} has no {self.wanted} ({status}). {self.advice}") from None
-        if code == "invalid_api_key" or (error.status_code == 401 and _WRONG_KEY.search(message)):
+            refusal = f"has no {self.wanted} ({status}). {self.advice}"
+        elif code == "invalid_api_key" or (error.status_code == 401 and _WRONG_KEY.search(message)):
             # What the host says of a key may hold parts of it.
-            raise InputError(
-                f"{self.base_url} does not take the key in {KEY} ({status}); nothing more was asked for"
-            ) from None
-        if error.status_code in (401, 403):  # the key is known, and its organisation, country or project may not do it
-            raise InputError(
-                f"{self.base_url} refuses {self.wanted} ({status}): {message}; nothing more was asked for"
-            ) from None
-        if code in _NO_MONEY or error.status_code == 402:
-            raise InputError(
-                f"{self.base_url} wants money first ({status}): {message}. Then the same command goes on"
-            ) from None
+            refusal = f"does not take the key in {KEY} ({status}); nothing more was asked for"
+        elif error.status_code in (401, 403):  # the key is known; its organisation, country or project may not do it
+            refusal = f"refuses {self.wanted} ({status}): {message}; nothing more was asked for"
+        elif code in _NO_MONEY or error.status_code == 402:
+            refusal = f"wants money first ({status}): {message}. Then the same command goes on"
+        if refusal:
+            raise InputError(f"{self.base_url} {refusal}") from None
         if code in _MODERATED:
             raise ModeratedError(f"refused by the host's moderation ({status}): {message}") from None
         if error.status_code not in _AGAIN and error.status_code < 500:
@@ -186,26 +181,13 @@ class Calls:
             first = json.loads(content)["data"][0]
         except (ValueError, KeyError, TypeError, IndexError):
             raise _DamagedError("an answer came without an image, or was cut short") from None
-        encoded = _field(first, "b64_json")
-        if not encoded:
+        if not (encoded := _field(first, "b64_json")):
             sent = ", ".join(first) if isinstance(first, dict) else type(first).__name__
             raise InputError(f"{self.base_url} sends no b64_json, only {sent}; no other form is understood")
         try:
             return read(decode_image(base64.b64decode(encoded, validate=True), "the image"))
         except (OSError, ValueError, binascii.Error) as error:
             raise _DamagedError(f"an image came damaged: {error}") from None
-
-
-def _check_url(base_url: str) -> None:
-    parts = urlsplit(base_url)
-    # The message is without the address, which may hold a password.
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError("generator.base_url must be an address such as https://api.openai.com/v1")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise InputError(
-            "generator.base_url must hold no user, password or query: settings are written down. "
-            f"A key belongs in the environment variable {KEY}"
-        )
 
 
 def _without_key(text: str) -> str:
@@ -220,16 +202,12 @@ def _field(body: object, key: str) -> Any:
 def _retry_after(headers: Any) -> float | None:
     """Seconds that a host asks to wait: a number, or a date (RFC 9110, section 10.2.3); None where it does not say."""
     for header, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(header)
-        if value is None:
-            continue
+        value = headers.get(header, "")
         try:
             seconds = float(value) / unit
         except ValueError:
             date = email.utils.parsedate_tz(value)
-            if date is None:
-                continue
-            seconds = email.utils.mktime_tz(date) - time.time()
-        if seconds == seconds:  # not NaN
+            seconds = math.nan if date is None else email.utils.mktime_tz(date) - time.time()
+        if not math.isnan(seconds):
             return max(seconds, 0.0)
     return None
