@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
@@ -26,6 +26,8 @@ MOST = 12  # candidates that are listed
 RANKS = {"data": 0, "difference": 1, "condition": 2, "control": 3, "number": 4, "worth": 4}
 ANSWERED = 5
 
+Question = Literal["data", "difference", "condition", "control", "number", "worth"]
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -36,7 +38,7 @@ class Candidate:
     the best number of variations (``number``), and how many real images the synthetic ones are worth (``worth``).
     """
 
-    question: Literal["data", "difference", "condition", "control", "number", "worth"]
+    question: Question
     rank: int
     additions: tuple[tuple[str, int], ...]  # names of conditions, and seeds to run of each
     now: float | None  # half width; None: no answer yet
@@ -114,7 +116,7 @@ class _Planner:
             if any(c.kind == "positive control" and c.new in rows for c in self.contrasts):
                 continue
             largest = max(rows, key=lambda row: row.real_images if math.isfinite(row.real_images) else 0.0)
-            if math.isfinite(largest.real_images) and largest.real_images >= 2:
+            if largest.real_images >= 2:  # nan is not
                 yield self._new("data", largest, size=int(largest.real_images // 2))
 
     def grid(self) -> Iterator[Candidate]:
@@ -132,9 +134,8 @@ class _Planner:
         """Controls that a generator is not compared with, at its largest number of variations."""
         for _, members in self._studied():
             compared = {c.old.generator_name for c in self.contrasts if c.kind == "control" and c.new in members}
-            for control in CONTROLS:
-                if control not in compared:
-                    yield self._new("control", members[-1], members[-1].variations, control)
+            for control in (name for name in CONTROLS if name not in compared):
+                yield self._new("control", members[-1], members[-1].variations, control)
 
     def counts(self) -> Iterator[Candidate]:
         """Numbers of variations beside the best one, or those to begin with."""
@@ -148,12 +149,14 @@ class _Planner:
                 gains = tried(METRIC, base, members, self.resampled)
                 curve = fit(METRIC, gains)
                 number = 2 * counts[-1] if curve.best >= counts[-1] else _beside(curve.best, counts)
-                widths: tuple[float | None, ...] = (None, None)  # the curve says nothing of what lies outside of it
-                if number <= counts[-1]:
+                if number in counts:
+                    continue
+                candidate = replace(self._new("number", like, number, like.generator), after=None, best=curve.best)
+                if number < counts[-1]:  # the curve says nothing of larger numbers
                     deviations = curve.narrowing(number, float(gains.noise.diagonal().mean()))
-                    widths = tuple(float(stats.norm.ppf((1 + LEVEL) / 2)) * each for each in deviations)
-                if number not in counts:
-                    yield self._new("number", like, number, like.generator, widths=widths, best=curve.best)
+                    now, after = (float(stats.norm.ppf((1 + LEVEL) / 2)) * each for each in deviations)
+                    candidate = replace(candidate, rank=ANSWERED, now=now, after=after)
+                yield candidate
 
     def sizes(self) -> Iterator[Candidate]:
         """Real-only runs at other sizes, for what the synthetic images are worth."""
@@ -173,34 +176,24 @@ class _Planner:
         return [(base, members) for base, members in lines(self.rows) if not members[-1].is_control]
 
     def _new(
-        self,
-        question: Literal["data", "condition", "control", "number", "worth"],
-        like: Row,
-        variations: int = 0,
-        generator: str = "",
-        *,
-        size: int | None = None,
-        widths: tuple[float | None, ...] | None = None,
-        best: int | None = None,
+        self, question: Question, like: Row, variations: int = 0, generator: str = "", size: int | None = None
     ) -> Candidate:
         """A condition that was not run, with as many seeds as a test needs, those of its baseline first."""
         known = (baseline(self.rows, like) or like).seeds
         needed = max(LEAST_PAIRS, len(known))
         seeds = list(islice(dict.fromkeys([*known, *range(1000)]), needed))
-        now, after = (None, self._expected(needed)) if widths is None else widths
         split = like.split if size is None else f"{like.split} ({size} of its images)"
         return Candidate(
             question,
-            RANKS[question] if now is None else ANSWERED,
+            RANKS[question],
             ((f"{like.prefix}{condition_name(split, variations, generator)}", needed),),
-            now,
-            after,
+            None,
+            self._expected(needed),
             needed * self._minutes(like, variations),
             self._command(like, seeds, variations, generator or like.generator, size),
             like,
             variations,
             generator,
-            best=best,
         )
 
     def _expected(self, pairs: int) -> float | None:

@@ -14,7 +14,7 @@ from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, equivalence_pictures, steps_picture
 from boxtwin.studies.report.words import paragraphs, sentence
 from boxtwin.studies.runs import FINISHED, StudyRun
-from boxtwin.studies.sensitivity import METRIC, STILL, detectable, gains_by_steps, length_of
+from boxtwin.studies.sensitivity import METRIC, STILL, detectable, gains_by_steps, late_rise
 from boxtwin.studies.study import Study
 
 
@@ -62,7 +62,7 @@ def sensitivity_section(study: Study) -> Section:
         )
     validation = {run.run_id: run.validation for run in study.runs}
     plain = [row for row in study.rows if not row.variations]
-    lengths = [(row, length_of([validation.get(run, ()) for run in row.runs])) for row in plain]
+    late = [(row, late_rise([validation.get(run, ()) for run in row.runs])) for row in plain]
     series = gains_by_steps(study.runs, study.contrasts)
     by_steps = {sentence("steps_title", contrast=each[0][1]): each for each in series}
     gains_in_words = [sentence("gains_by_steps", title=title, series=series) for title, series in by_steps.items()]
@@ -70,7 +70,7 @@ def sensitivity_section(study: Study) -> Section:
         "What this study could detect",
         (
             *paragraphs("sensitivity", setups=parts),
-            *(sentence("length", row=row, length=length, still=STILL) for row, length in lengths if length),
+            *(sentence("late_rise", row=row, late=each, still=STILL) for row, each in late if each),
             *gains_in_words,
         ),
         (steps_picture(by_steps, " ".join(gains_in_words)),) if by_steps else (),
