@@ -168,7 +168,7 @@ def test_without_enough_numbers_or_seeds_there_is_no_section() -> None:
     assert dose_response_section(study_of([], [row for row in rows if not row.variations], figures)) is None
 
 
-FIELDS_BY_SEED = ("seeds", "runs", "machines")
+FIELDS_BY_SEED = ("runs",)
 
 
 def test_numbers_with_few_seeds_are_left_out() -> None:

@@ -213,9 +213,9 @@ def test_a_number_beside_the_best_is_proposed() -> None:
 
 
 def test_one_run_and_runs_that_do_not_say_what_was_typed() -> None:
-    runs, rows, figures = simulate(FULL[:1], seeds=1)
+    runs, _, figures = simulate(FULL[:1], seeds=1)
     runs = [replace(run, overrides="") for run in runs]
-    candidates = plan(study_of(runs, rows, figures))
+    candidates = plan(study_of(runs, condition_table(runs), figures))
     found = next_runs_section(candidates, runs)
     table = candidates_table(candidates)
     assert table[0].endswith("what to run")

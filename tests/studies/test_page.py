@@ -229,13 +229,13 @@ def test_costs_are_those_of_the_store_once_and_of_a_run(
     study: list[StudyRun], tmp_path: Path, dataset: Dataset
 ) -> None:
     rows = condition_table(study)
-    base, varied = costs(rows, study)
+    base, varied = costs(rows)
     assert (base.fit_seconds, base.vary_seconds, base.usd, base.label_minutes) == (0, 0, 0, 0)
     assert (varied.fit_seconds, varied.vary_seconds, varied.usd, varied.label_minutes) == (2, 5, 1.25, 3.5)
     assert varied.train_seconds == 10.5
     assert unattributed(study) == []
     old = make_run(tmp_path / "old", dataset, 2, 0, **{"time/generate": 41.0})
-    (cost,) = costs(condition_table([old]), [old])
+    (cost,) = costs(condition_table([old]))
     assert np.isnan([cost.fit_seconds, cost.vary_seconds, cost.usd, cost.label_minutes]).all()
     assert unattributed([old]) == [(old.name, 41.0)]
     text = read_page(report([old], tmp_path / "report")).text

@@ -170,7 +170,7 @@ def test_labels_are_told_apart_where_a_study_has_several() -> None:
     assert [row.generator for row in condition_table(runs)] == ["none", "pixel_ddpm", "repeat"]
     runs.append(make_run(variations=2, labels="pseudo", run_id="other"))
     rows = condition_table(runs)
-    assert [(row.generator, row.generator_name) for row in rows] == [
+    assert [(row.generator, row.first.generator) for row in rows] == [
         ("none", "none"),
         ("pixel_ddpm labels=carry", "pixel_ddpm"),
         ("pixel_ddpm labels=pseudo", "pixel_ddpm"),

@@ -78,9 +78,9 @@ def test_whether_training_was_over_cannot_always_be_told() -> None:
     unknown = late_rise(noisy)
     assert unknown is not None
     assert unknown.state == "unknown"
-    runs, rows, figures = simulate(PLAIN, seeds=6)
+    runs, _, figures = simulate(PLAIN, seeds=6)
     silent = [replace(run, validation=()) for run in runs]
-    sentences = sensitivity_section(study_of(silent, rows, figures)).sentences
+    sentences = sensitivity_section(study_of(silent, condition_table(silent), figures)).sentences
     assert not any("real images alone: " in sentence for sentence in sentences)
 
 

@@ -57,7 +57,7 @@ def collect_runs(store: Store, study: str, tracking: Path, temporary: Path) -> l
 
 def copies_of(store: Store, runs: Sequence[StudyRun], temporary: Path) -> dict[str, Path]:
     """What MLflow keeps of finished runs whose folders may be on another machine."""
-    shown, copies = {row.runs[0] for row in condition_table(runs)}, {}
+    shown, copies = {row.first.run_id for row in condition_table(runs)}, {}
     for run in (run for run in runs if run.status == FINISHED):
         names = EVIDENCE_FILES + (SHOWN_FILES if run.run_id in shown else ())
         missing = [name for name in names if find_file(run, name) is None]

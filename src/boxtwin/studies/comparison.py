@@ -117,7 +117,7 @@ def difference(metric: str, new: Row, old: Row, resampled: ResampledMetrics, *, 
     seeds = [seed for seed in paired_seeds(new, old) if seed in after and seed in before]
     pairs = Estimate(tuple((seed, after[seed] - before[seed]) for seed in seeds))
     old_mean, new_mean = (Estimate(tuple((s, each[s]) for s in seeds or each)).mean for each in (before, after))
-    machines = {machine for row in (new, old) for machine in row.machines} - {""}
+    machines = {run.machine for row in (new, old) for run in row.runs} - {""}
     unpaired = new_mean - old_mean if len(machines) < 2 else math.nan
     return Difference(
         metric,
@@ -181,7 +181,7 @@ def contrasts(rows: Sequence[Row], resampled: ResampledMetrics) -> list[Contrast
 
 def against_none(contrasts: Sequence[Contrast]) -> dict[tuple[str, ...], Mapping[str, Difference]]:
     """The differences of each condition to no variations, by the runs of its row."""
-    return {each.new.runs: each.differences for each in contrasts if each.kind == "variations"}
+    return {each.new.run_ids: each.differences for each in contrasts if each.kind == "variations"}
 
 
 def _controls(row: Row, other: Row) -> bool:
@@ -207,7 +207,7 @@ def positive_controls(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     )
     neighbours = []
     for group in setups(plain):
-        whole = [row for row in group if row.train_size is None]
+        whole = [row for row in group if row.first.train_size is None]
         pairs = [(fewer, more) for fewer, more in itertools.pairwise(whole) if fewer.real_images < more.real_images]
         if not pairs:
             largest = max(group, key=lambda row: row.real_images)

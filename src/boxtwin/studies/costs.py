@@ -24,12 +24,11 @@ class Cost:
     label_minutes: float  # a person's, on the labels of variations
 
 
-def costs(rows: Sequence[Row], runs: Sequence[StudyRun]) -> list[Cost]:
+def costs(rows: Sequence[Row]) -> list[Cost]:
     """What each condition cost."""
-    metrics = {run.run_id: run.metrics for run in runs}
 
     def recorded(row: Row, metric: str) -> Estimate:
-        return Estimate.of((seed, metrics[run].get(metric)) for seed, run in row.run_of.items())
+        return Estimate.of((run.seed, run.metrics.get(metric)) for run in row.runs)
 
     def of_store(row: Row, metric: str) -> float:
         # Runs of a condition record the same of its store, but for one that ran before the store's last mending.

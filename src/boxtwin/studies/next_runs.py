@@ -79,7 +79,6 @@ def plan(study: Study) -> list[Candidate]:
 
 class _Planner:
     def __init__(self, study: Study) -> None:
-        self.runs = {run.run_id: run for run in study.runs}
         self.rows, self.contrasts, self.resampled = study.rows, study.contrasts, study.resampled
         self.setups = setups(study.rows)
 
@@ -122,7 +121,7 @@ class _Planner:
     def grid(self) -> Iterator[Candidate]:
         """Conditions that one split has and another has not."""
         for rows in self.setups:
-            whole = [row for row in rows if row.train_size is None]
+            whole = [row for row in rows if row.first.train_size is None]
             known = {(row.split, row.generator, row.variations) for row in whole}
             for split in dict.fromkeys(row.split for row in whole):
                 like = next(row for row in whole if row.split == split)
@@ -133,7 +132,7 @@ class _Planner:
     def controls(self) -> Iterator[Candidate]:
         """Controls that a generator is not compared with, at its largest number of variations."""
         for _, members in self._studied():
-            compared = {c.old.generator_name for c in self.contrasts if c.kind == "control" and c.new in members}
+            compared = {c.old.first.generator for c in self.contrasts if c.kind == "control" and c.new in members}
             for control in (name for name in CONTROLS if name not in compared):
                 yield self._new("control", members[-1], members[-1].variations, control)
 
@@ -165,7 +164,7 @@ class _Planner:
             curve = [] if base is None else curve_rows(self.rows, base, self.resampled)
             sizes = {row.real_images for row in curve}
             if curve and len(sizes) < LEAST_SIZES:
-                largest = max(curve, key=lambda row: (row.real_images, row.train_size is None))
+                largest = max(curve, key=lambda row: (row.real_images, row.first.train_size is None))
                 quarters = [round(largest.real_images * share) for share in (0.25, 0.75, 0.5)]
                 missing = (q for q in quarters if 0 < q < largest.real_images and q not in sizes)
                 for size in islice(missing, LEAST_SIZES - len(sizes)):
@@ -219,11 +218,11 @@ class _Planner:
         # Runs of the setup and, with variations, of the generator; those of the split first.
         rows = sorted((r for r in self.rows if r.condition == like.condition), key=lambda row: row.split != like.split)
         alike = [row for row in rows if row.generator == generator] if variations else []
-        donors = [(self.runs[run], row) for row in alike or [like] for run in row.runs]
+        donors = [(run, row) for row in alike or [like] for run in row.runs]
         donor, donor_row = next((each for each in donors if each[0].overrides), donors[0])
-        split = self.runs[like.runs[0]].split  # without settings that tell it from others of the name
-        if like.train_size is not None:
-            split = split.removesuffix(f"n{like.train_size}")
+        split = like.first.split  # without settings that tell it from others of the name
+        if like.first.train_size is not None:
+            split = split.removesuffix(f"n{like.first.train_size}")
         return command(
             donor.overrides,
             donor.generator,
@@ -232,7 +231,7 @@ class _Planner:
             variations=variations,
             generator=generator,
             seeds=seeds,
-            size=like.train_size if size is None else size,
+            size=like.first.train_size if size is None else size,
         )
 
 

@@ -76,13 +76,14 @@ def late_rise(curves: Sequence[Sequence[tuple[int, float]]]) -> LateRise | None:
 Series = list[tuple[int, Contrast]]
 
 
-def gains_by_steps(runs: Sequence[StudyRun], contrasts: Sequence[Contrast]) -> list[Series]:
+def gains_by_steps(contrasts: Sequence[Contrast]) -> list[Series]:
     """Contrasts that differ in their steps alone, by steps."""
-    recipes = {run.run_id: recipe(run) for run in runs}
     series: dict[tuple[object, ...], dict[int, Contrast]] = defaultdict(dict)
     for contrast in contrasts:
         new, old = contrast.new, contrast.old
-        shared = recipes.get(new.runs[0])
+        shared = recipe(new.first)
         if contrast.kind != "control" and shared is not None:
-            series[contrast.kind, shared, new.split, old.split, new.generator, new.variations][new.steps] = contrast
+            series[contrast.kind, shared, new.split, old.split, new.generator, new.variations][new.first.steps] = (
+                contrast
+            )
     return [sorted(by_steps.items()) for by_steps in series.values() if len(by_steps) > 1]

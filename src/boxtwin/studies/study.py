@@ -40,7 +40,7 @@ class Study:
                 different images.
         """
         rows, resampled = condition_table(runs), ResampledMetrics(evidence)
-        by_class = class_metrics(rows, runs, evidence)
+        by_class = class_metrics(rows, evidence)
         return cls(runs, evidence, copies, rows, resampled, contrasts(rows, resampled), by_class)
 
     @property
@@ -51,10 +51,6 @@ class Study:
     def unfinished(self) -> list[StudyRun]:
         return [run for run in self.runs if run.status != FINISHED]
 
-    def first_run(self, row: Row) -> StudyRun:
-        """The run of a condition's first seed, which is shown for all."""
-        return next(run for run in self.runs if run.run_id == row.runs[0])
-
     def file(self, row: Row, name: str) -> Path | None:
         """A file of that run; None if it keeps none of that name."""
-        return find_file(self.first_run(row), name, self.copies)
+        return find_file(row.first, name, self.copies)

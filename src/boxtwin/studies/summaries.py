@@ -12,8 +12,6 @@ from boxtwin.studies.inference import Interval, interval_of
 from boxtwin.studies.study import Study
 from boxtwin.tracking.mlflow_runs import Condition
 
-PARAMS = ("dataset", "split", "variations", "generator", "detector", "steps")
-
 
 def conditions(study: Study) -> list[Condition]:
     """Means are named as the metrics of runs are, so that MLflow has both in one column: ``test/map_50``, with
@@ -21,7 +19,7 @@ def conditions(study: Study) -> list[Condition]:
     ``_high``, ``_p`` and ``_p_holm``, over ``vs_x0/pairs`` seeds.
     """
     differences = against_none(study.contrasts)
-    return [_condition(row, differences.get(row.runs, {}), study.resampled) for row in study.rows]
+    return [_condition(row, differences.get(row.run_ids, {}), study.resampled) for row in study.rows]
 
 
 def _condition(row: Row, differences: Mapping[str, Difference], resampled: ResampledMetrics) -> Condition:
@@ -38,13 +36,16 @@ def _condition(row: Row, differences: Mapping[str, Difference], resampled: Resam
         name = f"vs_x0/{metric}"
         metrics |= {name: each.mean, f"{name}_p": each.p, f"{name}_p_holm": each.p_holm}
         metrics |= _ends(name, each.interval) | {"vs_x0/pairs": float(each.pairs)}
-    name = f"{row.split}-x{row.variations}-{row.generator}-{row.detector}"  # of a run, without its seed
+    name = f"{row.split}-x{row.variations}-{row.generator}-{row.first.detector}"  # of a run, without its seed
     return Condition(
-        key=f"{row.dataset}-{row.setting}-{row.steps}-{name}-{short_hash(dict(row.values))}",
+        key=f"{row.first.dataset}-{row.first.setting}-{row.first.steps}-{name}-{short_hash(dict(row.values))}",
         name=name,
-        params={param: getattr(row, param) for param in PARAMS},
+        params={
+            **{param: getattr(row.first, param) for param in ("dataset", "detector", "steps")},
+            **{param: getattr(row, param) for param in ("split", "variations", "generator")},
+        },
         metrics=metrics,
-        tags={"boxtwin.setting": row.setting, "boxtwin.seeds": " ".join(map(str, row.seeds))},
+        tags={"boxtwin.setting": row.first.setting, "boxtwin.seeds": " ".join(map(str, row.seeds))},
     )
 
 
@@ -54,5 +55,5 @@ def _ends(name: str, interval: Interval | None) -> dict[str, float]:
 
 def _interval(row: Row, metric: str, resampled: ResampledMetrics) -> Interval | None:
     """Of the mean itself, over seeds and test images; None where one seed or no evidence gives none."""
-    values, images = resampled.of_row(metric, row, row.seeds), {resampled.images(run) for run in row.runs}
+    values, images = resampled.of_row(metric, row, row.seeds), {resampled.images(run) for run in row.run_ids}
     return interval_of(values, len(images.pop())) if values is not None and len(images) == 1 else None

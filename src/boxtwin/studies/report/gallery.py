@@ -81,7 +81,7 @@ def galleries(study: Study) -> list[Gallery]:
         examples = load_examples(file) if file else None
         if examples is not None:
             fixed = sorted((p.sample.name, p.sample.image_id) for p in examples.pictured if not p.worst)
-            groups[row.dataset, *fixed].append((row, examples))
+            groups[row.first.dataset, *fixed].append((row, examples))
     shown = []
     for number, members in enumerate(groups.values()):
         columns = ("truth", *(row.name for row, _ in members))
@@ -176,8 +176,7 @@ def store_cards(study: Study) -> list[StoreCards]:
     by_store: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in sorted(study.rows, key=lambda row: -row.variations):
         if row.variations:
-            run = study.first_run(row)
-            by_store[run.store or run.generator, run.split].append(row)
+            by_store[row.first.store or row.first.generator, row.first.split].append(row)
     stores = []
     for (store, split), rows in sorted(by_store.items()):
         cards = tuple(card for kind in (LABEL_CARD, QUALITY_CARD) if (card := _card(study, rows, kind)) is not None)

@@ -49,7 +49,7 @@ def write_report(study: Study, summary: Summary, folder: Path) -> Path:
             Section("Notes on the runs", tuple(summary.notes), ()),
             *summary.sections,
         ],
-        costs=costs(rows, runs),
+        costs=costs(rows),
         gains=against_none(study.contrasts),
         made_by=unattributed(runs),
         slices=slicings(rows, study.evidence),

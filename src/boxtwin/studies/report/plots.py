@@ -222,7 +222,7 @@ def equivalence_pictures(exchanges: Sequence[Exchange]) -> list[Drawing]:
     """One picture for each curve of real-only runs, with the conditions that are read off it."""
     by_curve: dict[Hashable, list[Exchange]] = defaultdict(list)
     for each in exchanges:
-        by_curve[tuple(row.runs for row in each.curve)].append(each)
+        by_curve[tuple(row.run_ids for row in each.curve)].append(each)
     return [_equivalence_picture(members) for members in by_curve.values()]
 
 

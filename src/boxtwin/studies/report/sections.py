@@ -60,10 +60,9 @@ def sensitivity_section(study: Study) -> Section:
                 "true": [detectable(interval) for interval in intervals],
             }
         )
-    validation = {run.run_id: run.validation for run in study.runs}
     plain = [row for row in study.rows if not row.variations]
-    late = [(row, late_rise([validation.get(run, ()) for run in row.runs])) for row in plain]
-    series = gains_by_steps(study.runs, study.contrasts)
+    late = [(row, late_rise([run.validation for run in row.runs])) for row in plain]
+    series = gains_by_steps(study.contrasts)
     by_steps = {sentence("steps_title", contrast=each[0][1]): each for each in series}
     gains_in_words = [sentence("gains_by_steps", title=title, series=series) for title, series in by_steps.items()]
     return Section(

@@ -107,7 +107,7 @@ def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
     return paragraphs(
         "comparisons",
         rows=rows,
-        alone=[(row, obstacles(rows, row)) for row in rows if row.variations and row.runs not in compared],
+        alone=[(row, obstacles(rows, row)) for row in rows if row.variations and row.run_ids not in compared],
         # What the study is about comes before its controls.
         contrasts=sorted(contrasts, key=lambda each: (KINDS.index(each.kind), each.new.is_control)),
     )
@@ -128,11 +128,11 @@ def _lead(group: Sequence[Contrast]) -> Contrast:
 def _of_generator(
     lead: Contrast, group: Sequence[Contrast], controls: Sequence[Contrast], gains: Sequence[Contrast]
 ) -> dict[str, Any]:
-    of_control = {gain.new.runs: gain.differences[AP50] for gain in gains}
+    of_control = {gain.new.run_ids: gain.differences[AP50] for gain in gains}
     return {
         "lead": lead,
         "others": [gain for gain in group if gain is not lead],
-        "controls": [(each, of_control[each.old.runs]) for each in controls if each.new.runs == lead.new.runs],
+        "controls": [(each, of_control[each.old.run_ids]) for each in controls if each.new.run_ids == lead.new.run_ids],
         # AP may be significant where AP50 is not.
         "ap": next((gain for gain in group if gain.differences[AP].significant), lead),
     }
@@ -153,8 +153,8 @@ def _advice(
         return {"kind": "seeds", "blind": blind, "least": needed[0], "most": needed[-1], "pairs": pairs}
     wins = [lead for lead in decided if lead.differences[AP50].gain_significant]
     if wins:
-        winners = {win.new.runs for win in wins}
-        held = [control for control in controls if control.new.runs in winners]
+        winners = {win.new.run_ids for win in wins}
+        held = [control for control in controls if control.new.run_ids in winners]
         return {
             "kind": "use",
             "wins": wins,
