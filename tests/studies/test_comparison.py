@@ -11,6 +11,7 @@ from coco_reference import coco_metrics
 from simulated_study import study_of
 from study_runs import finished_run
 
+from boxtwin.commands.stored_runs import conditions
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation.matching import match_detections
@@ -20,7 +21,6 @@ from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.report.summary import verdict
 from boxtwin.studies.runs import StudyRun
-from boxtwin.studies.summaries import conditions
 
 IMAGES = 30
 

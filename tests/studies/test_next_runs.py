@@ -15,11 +15,10 @@ import pytest
 from simulated_study import Simulated, simulate, study_of
 from study_runs import finished_run
 
-from boxtwin.studies.commands import command
 from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import Interval
-from boxtwin.studies.next_runs import Candidate, plan
+from boxtwin.studies.next_runs import Candidate, command, plan
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.sections import next_runs_section, sections
 from boxtwin.studies.report.summary import Summary

@@ -22,7 +22,6 @@ from boxtwin.evaluation.matching import match, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.lettering import class_colour
 from boxtwin.studies.conditions import condition_table
-from boxtwin.studies.costs import costs, unattributed
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.next_runs import plan
 from boxtwin.studies.report.gallery import galleries
@@ -31,7 +30,7 @@ from boxtwin.studies.report.plots import Drawing
 from boxtwin.studies.report.sections import Section
 from boxtwin.studies.report.summary import Summary, printed
 from boxtwin.studies.runs import StudyRun
-from boxtwin.studies.study import Study
+from boxtwin.studies.study import Study, costs, unattributed
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""

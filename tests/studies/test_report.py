@@ -12,10 +12,10 @@ from scipy import stats
 
 from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
-from boxtwin.studies.commands import choice
 from boxtwin.studies.comparison import Difference, ResampledMetrics, contrasts
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.inference import mean_interval
+from boxtwin.studies.next_runs import choice
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.plots import curve_plot, curve_text, plot_curves
 from boxtwin.studies.report.summary import Summary, verdict

@@ -133,11 +133,7 @@ def condition_name(split: str, variations: int | None, generator: str) -> str:
 
 
 def condition_table(in_order: Iterable[StudyRun]) -> list[Row]:
-    """Finished runs grouped by condition.
-
-    Raises:
-        InputError: two finished runs have the same condition and seed: averaging would count one run twice.
-    """
+    """Finished runs grouped by condition; raises `InputError` if two of them have the same condition and seed."""
     finished = [run for run in in_order if run.status == FINISHED]
     groups: dict[tuple[tuple[str, str], ...], dict[int, StudyRun]] = defaultdict(dict)
     for run, values in zip(finished, condition_values(finished), strict=True):

@@ -44,10 +44,7 @@ class Exchange:
 
 
 def curve_rows(rows: Sequence[Row], base: Row, resampled: ResampledMetrics) -> list[Row]:
-    """Real-only rows that can be put on one curve with a baseline: same condition and test images, sizes rising.
-
-    Of two rows of the same size the baseline itself is taken, or a whole split's.
-    """
+    """Real-only rows of the condition and test images of a baseline, by size; of equals the baseline comes first."""
     by_size: dict[float, Row] = {}
     images = {resampled.images(run) for run in base.run_ids}
     for row in sorted(rows, key=lambda row: (row is not base, row.first.train_size is not None, row.split)):

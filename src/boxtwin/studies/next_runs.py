@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -10,7 +13,7 @@ from typing import Literal
 
 from scipy import stats
 
-from boxtwin.studies.commands import command
+from boxtwin.command_line import command_line, setting
 from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.conditions import CONTROLS, Row, baseline, condition_name, paired_seeds, setups
 from boxtwin.studies.dose_response import LEAST_COUNTS, can_bend, fit, lines, tried
@@ -25,6 +28,7 @@ MOST = 12  # candidates that are listed
 # Of what has no answer at all yet, the lower the sooner; differences that have one come last.
 RANKS = {"data": 0, "difference": 1, "condition": 2, "control": 3, "number": 4, "worth": 4}
 ANSWERED = 5
+REPLACED = ("split", "split.name", "split.train_size", "variations", "variations.per_image", "seed")
 
 Question = Literal["data", "difference", "condition", "control", "number", "worth"]
 
@@ -243,3 +247,65 @@ def _beside(best: int, counts: Sequence[int]) -> int:
     gaps = [(counts[i], counts[i + 1]) for i in (place - 1, place) if 0 <= i < len(counts) - 1]
     low, high = max(gaps, key=lambda gap: math.log1p(gap[1]) - math.log1p(gap[0]))
     return round(math.expm1((math.log1p(low) + math.log1p(high)) / 2))
+
+
+def command(
+    typed: str,
+    typed_for: str,
+    *,
+    study: str,
+    split: str | None,
+    variations: int,
+    generator: str,
+    seeds: Sequence[int],
+    size: int | None,
+) -> str:
+    """The command of new runs from what was ``typed`` for a run that is alike in all else, as a shell takes it.
+
+    ``typed_for`` is the generator of that run, which may be none that was typed, ``study`` for runs that did not say
+    it, ``size`` the new split.train_size. ``split`` None keeps the split as it was typed, by name or in a file.
+    """
+    words = {word: word.partition("=")[0].lstrip("+") for word in shlex.split(typed)}
+    # Settings that no file has are added with a plus.
+    pluses = {key: word[: -len(word.lstrip("+"))] for word, key in words.items() if word[0] == "+"}
+    chosen = choice(generator)
+    replaced = {word.partition("=")[0] for word in chosen[1:]}
+    replaced |= set(REPLACED if split is not None else REPLACED[2:])
+    same = chosen[0] in (choice(typed_for)[0], *words)
+    # Parameters of another generator would not fit this one, and without variations there is none.
+    dropped = re.compile(r"generator$" if variations and same else r"generator(\.|$)")
+    kept = [word for word, key in words.items() if key not in replaced and not dropped.match(key)]
+    if variations:
+        kept += [pluses.get(word.partition("=")[0], "") + word for word in chosen]
+    if "study" not in words.values():
+        kept.append(setting("study", study))
+    # A split that has a name only in a file of splits was chosen by its name.
+    if split is not None:
+        kept.append(setting("split.name" if "split.name" in words.values() else "split", split))
+    kept.append(f"variations={variations}")
+    if size is not None:
+        kept.append(f"split.train_size={size}")
+    kept.append(f"seed={','.join(map(str, seeds))}")
+    return command_line("train.py", [*(["-m"] if len(seeds) > 1 else []), *kept])
+
+
+def choice(generator: str) -> list[str]:
+    """The overrides that choose a generator as `boxtwin.studies.conditions.Row.generator` names it."""
+    name, *rest = re.split(r"\s(?='?(?:generator|labels|variations|store)[.=])", generator, maxsplit=1)
+    return [setting("generator", name), *overrides_of(" ".join(rest))]
+
+
+def overrides_of(settings: str) -> list[str]:
+    """The overrides that give the settings by which the name of a condition tells it from others."""
+    pairs = [word.partition("=") for word in shlex.split(settings)]
+    known = ("generator", "labels", "variations", "split")  # and not what follows from which images there are
+    return [setting(key, _value(text)) for key, _, text in pairs if key.split(".")[0] in known]
+
+
+def _value(text: str) -> object:
+    """The inverse of `boxtwin.studies.condition_values.flatten` for one value."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if json.dumps(value) == text else text

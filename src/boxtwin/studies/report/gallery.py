@@ -71,10 +71,7 @@ class Gallery:
 
 
 def galleries(study: Study) -> list[Gallery]:
-    """Two for every test set: images from the emptiest to the fullest, and those that were counted worst.
-
-    A condition is shown by its first seed; those whose run keeps no examples are left out.
-    """
+    """Two for every test set: images from the emptiest to the fullest, and those that were counted worst."""
     groups: dict[Hashable, list[tuple[Row, Examples]]] = defaultdict(list)
     for row in sorted(study.rows, key=lambda row: (row.split, row.variations > 0, row.generator, row.variations)):
         file = study.file(row, EXAMPLES_FILE)

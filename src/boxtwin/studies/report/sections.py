@@ -28,10 +28,7 @@ class Section:
 
 
 def sections(study: Study, candidates: Sequence[Candidate] | None = None) -> list[Section]:
-    """The sections of a study, in the order they are read: what it could detect comes before what it found.
-
-    ``candidates`` is what `boxtwin.studies.next_runs.plan` found; None where nobody asked.
-    """
+    """The sections of a study in their order; ``candidates`` is None where nobody asked for a plan."""
     if not study.rows:
         return []
     parts = [

@@ -25,10 +25,7 @@ NOTED = ("boxtwin", "torch", "cuda", "threads")  # what may differ under the sam
 
 @dataclass(frozen=True)
 class Summary:
-    """Sentences and pictures of a study.
-
-    ``candidates`` is what `boxtwin.studies.next_runs.plan` found; None where nobody asked.
-    """
+    """Sentences and pictures of a study; ``candidates`` is None where nobody asked for a plan."""
 
     answer: list[str]
     comparisons: list[str]
@@ -81,24 +78,19 @@ def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
 
 
 def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
-    """The values of `answer` for each setup in which variations can be compared with none.
-
-    Variations by a control are reported beside the generator that they control, by themselves only where there is no
-    other.
-    """
-    found = []
+    """The values of `answer` for each setup with variations and none; controls alone only where there is no other."""
+    values_by_setup = []
     for setup in setups(rows):
         alike = [contrast for contrast in contrasts if contrast.new in setup]
-        gains, controls, rulers = ([contrast for contrast in alike if contrast.kind == kind] for kind in KINDS)
-        subjects = [gain for gain in gains if not gain.new.is_control] or gains
-        subjects = sorted(subjects, key=_line)  # keeps counts in order
+        gains, controls, positive = ([contrast for contrast in alike if contrast.kind == kind] for kind in KINDS)
+        subjects = sorted([gain for gain in gains if not gain.new.is_control] or gains, key=_line)
         groups = [list(group) for _, group in itertools.groupby(subjects, key=_line)]
         if groups:
             leads = [_lead(group) for group in groups]
             values = [_of_generator(lead, group, controls, gains) for lead, group in zip(leads, groups, strict=True)]
-            advice = _advice(leads, subjects, controls, rulers)
-            found.append(Answer(gains[0].new.prefix, values, rulers, advice))
-    return found
+            advice = _advice(leads, subjects, controls, positive)
+            values_by_setup.append(Answer(gains[0].new.prefix, values, positive, advice))
+    return values_by_setup
 
 
 def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
@@ -139,11 +131,11 @@ def _of_generator(
 
 
 def _advice(
-    leads: Sequence[Contrast], subjects: Sequence[Contrast], controls: Sequence[Contrast], rulers: Sequence[Contrast]
+    leads: Sequence[Contrast], subjects: Sequence[Contrast], controls: Sequence[Contrast], positive: Sequence[Contrast]
 ) -> dict[str, Any]:
     """What to do, as the kind of advice and the values that its sentence names."""
     decided = [lead for lead in leads if lead.differences[AP50].could_be_significant]
-    known = [ruler.differences[AP50] for ruler in rulers]
+    known = [contrast.differences[AP50] for contrast in positive]
     seen = [change.mean for change in known if change.gain_significant]
     blind = bool(known) and not seen and all(change.could_be_significant for change in known)
     if not decided:
@@ -195,10 +187,7 @@ def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row]) -> list[str]:
 
 
 def obstacles(rows: Sequence[Row], row: Row) -> dict[str, tuple[str, str]]:
-    """Why a row has no baseline: where the nearest runs without variations differ, as ``(theirs, its own)`` by setting.
-
-    Empty where there are no runs without variations at all.
-    """
+    """Where the nearest runs without variations differ from a row, as ``(theirs, its own)`` by setting; empty: none."""
     apart: list[dict[str, tuple[str, str]]] = []
     for other in (other for other in rows if not other.variations):
         theirs, own = ({**part(each.values, "setup"), **part(each.values, "split")} for each in (other, row))

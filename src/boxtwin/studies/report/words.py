@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,10 +69,6 @@ ENVIRONMENT = jinja2.Environment(
 SHOWN = ("map_50", "map", "count_mae")  # metrics of a comparison, in the order that sentences name them
 
 
-def _in_order(differences: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [(name, differences[name]) for name in SHOWN]
-
-
 ENVIRONMENT.filters |= {
     "metric": lambda value, name: METRICS[name].form(value),
     "signed": lambda value, name: METRICS[name].form(value, signed=True),
@@ -81,7 +76,7 @@ ENVIRONMENT.filters |= {
     "fixed": number,
     "several": several,
     "capital": lambda text: text[:1].upper() + text[1:],
-    "in_order": _in_order,
+    "in_order": lambda differences: [(name, differences[name]) for name in SHOWN],
 }
 ENVIRONMENT.globals |= {
     "METRICS": METRICS,
