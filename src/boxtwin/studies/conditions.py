@@ -109,7 +109,7 @@ class Row:
     @property
     def run_of(self) -> dict[int, str]:
         """Run id by seed."""
-        return dict(zip(self.seeds, self.run_ids, strict=True))
+        return {run.seed: run.run_id for run in self.runs}
 
     @property
     def is_control(self) -> bool:
@@ -207,7 +207,7 @@ def _in_old_form(run: StudyRun) -> dict[str, str]:
 
 
 def _varied(values: Sequence[Values]) -> list[dict[str, str]]:
-    """The settings in which conditions differ; those of what is mixed in among conditions with variations alone."""
+    """The settings in which conditions differ; those of variations among conditions with variations alone."""
     varied = differences([{k: v for k, v in each.items() if part_of(k) != "variations"} for each in values], NAMES)
     mixed = [place for place, each in enumerate(values) if each.get(COUNT) != "0"]
     ways = differences([part(values[place], "variations") for place in mixed], (*NAMES, "store"))

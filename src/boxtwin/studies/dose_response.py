@@ -186,10 +186,7 @@ def _own_variance(values: Sequence[dict[int, float]]) -> float:
 def _image_noise(
     gains: Sequence[Float[np.ndarray, "_pairs resamples"]], shared: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, "rows rows"]:
-    """Covariance of mean gains by the choice of test images alone (`boxtwin.studies.inference.variances`, for several).
-
-    Rows of different seeds are taken to share nothing peculiar.
-    """
+    """Covariance of mean gains by the choice of test images alone, as in `boxtwin.studies.inference.variances`."""
     together = np.atleast_2d(np.cov(np.stack([each.mean(axis=0) for each in gains])))
     peculiar = np.zeros_like(together)
     for i, j in product(range(len(gains)), repeat=2):

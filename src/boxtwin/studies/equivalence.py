@@ -28,10 +28,7 @@ TILT = 1e-9
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a condition with variations is worth in real images beyond its own.
-
-    Infinite where it lies above all that was measured, minus infinity below; so are the ends of the interval.
-    """
+    """What a condition with variations is worth in real images beyond its own, infinite beyond what was measured."""
 
     row: Row
     base: Row

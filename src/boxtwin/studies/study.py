@@ -36,12 +36,11 @@ class Study:
         """Compare the conditions of runs, whatever their state.
 
         Raises:
-            InputError: two finished runs are of the same condition and seed, or runs that are compared were tested on
-                different images.
+            InputError: runs are of the same condition and seed, or were tested on different images.
         """
         rows, resampled = condition_table(runs), ResampledMetrics(evidence)
-        by_class = class_metrics(rows, evidence)
-        return cls(runs, evidence, copies, rows, resampled, contrasts(rows, resampled), by_class)
+        compared = contrasts(rows, resampled)
+        return cls(runs, evidence, copies, rows, resampled, compared, class_metrics(rows, evidence))
 
     @property
     def name(self) -> str:
@@ -52,7 +51,7 @@ class Study:
         return [run for run in self.runs if run.status != FINISHED]
 
     def file(self, row: Row, name: str) -> Path | None:
-        """A file of that run; None if it keeps none of that name."""
+        """A file of a condition's first run; None if it keeps none of that name."""
         return find_file(row.first, name, self.copies)
 
 

@@ -102,8 +102,8 @@ def _worst(members: Sequence[Examples]) -> list[Pictured]:
 
     def error(pictured: Pictured) -> int:
         true, image_id = len(pictured.sample.object_boxes), pictured.sample.image_id
-        found = (len(each.found[image_id].boxes) if image_id in each.found else 0 for each in members)
-        return sum(abs(number - true) for number in found)
+        counts = (len(each.found[image_id].boxes) if image_id in each.found else 0 for each in members)
+        return sum(abs(number - true) for number in counts)
 
     return sorted(kept.values(), key=lambda each: (-error(each), each.sample.name))[:MOST_WORST]
 
@@ -115,15 +115,17 @@ def _image(key: str, pictured: Pictured, members: Sequence[Examples]) -> Picture
     truth = _marks("true", boxes, labels, pictured, coloured=several)
     drawings = [MarkedImage((*crowds, *truth), f"{len(boxes)} true{_by_class(labels, classes)}")]
     for examples in members:
-        found = examples.found.get(sample.image_id, Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)))
-        matches = match(sample, found)
+        detections = examples.found.get(
+            sample.image_id, Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
+        )
+        matches = match(sample, detections)
         wrong = ~matches.right & ~matches.ignored
         groups = {"missed": (boxes[matches.missed], labels[matches.missed])}
         for kind, chosen in (("crowd", matches.ignored), ("right", matches.right), ("wrong", wrong)):
-            groups[kind] = (found.boxes[chosen], found.labels[chosen])
+            groups[kind] = (detections.boxes[chosen], detections.labels[chosen])
         marks = itertools.chain(*(_marks(kind, *of, pictured, coloured=several) for kind, of in groups.items()))
         counts = ", ".join(f"{len(groups[kind][0])} {word}" for kind, word in KINDS.items() if len(groups[kind][0]))
-        text = f"found {len(found.boxes)}{_by_class(found.labels, classes)}{counts and ': '}{counts}"
+        text = f"found {len(detections.boxes)}{_by_class(detections.labels, classes)}{counts and ': '}{counts}"
         drawings.append(MarkedImage((*crowds, *marks), text))
     uri = f"data:image/webp;base64,{base64.b64encode(pictured.webp).decode()}"
     return PicturedImage(key, sample.name, sample.width, sample.height, uri, tuple(drawings))

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from boxtwin.studies.conditions import condition_name, setups
-from boxtwin.studies.dose_response import MARGINS, Curve, can_bend, fit, lines, tried
-from boxtwin.studies.equivalence import Exchange, exchange
-from boxtwin.studies.inference import LEVEL
+from boxtwin.studies.dose_response import Curve, can_bend, fit, lines, tried
+from boxtwin.studies.equivalence import exchange
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, equivalence_pictures, steps_picture
 from boxtwin.studies.report.words import paragraphs, sentence
@@ -84,7 +83,7 @@ def dose_response_section(study: Study) -> Section | None:
         for metric in PLOTTED:
             curve = fit(metric, tried(metric, base, members, study.resampled))
             curves[metric].append((title, curve))
-            sentences.append(f"{title}: {describe_curve(curve)}")
+            sentences.append(f"{title}: {sentence('curve', curve=curve)}")
         left_out = [row.variations for row in members if row.variations not in curve.tried.variations]
         if left_out:
             sentences.append(sentence("left_out", title=title, variations=left_out))
@@ -92,22 +91,12 @@ def dose_response_section(study: Study) -> Section | None:
     return Section("How many variations", tuple(sentences), pictures) if sentences else None
 
 
-def describe_curve(curve: Curve) -> str:
-    """The best number of variations, how sure that is, what it brings, and from where more stops helping."""
-    return sentence("curve", curve=curve, level=LEVEL, margin=MARGINS[curve.metric])
-
-
 def equivalence_section(study: Study) -> Section | None:
     """What conditions with variations are worth in real images; None where no run has enough data."""
     exchanges = [each for row in study.rows if (each := exchange(row, study.rows, study.resampled)) is not None]
-    sentences = [f"{sentence('exchange_title', row=each.row)} {describe_exchange(each)}" for each in exchanges]
+    sentences = [sentence("exchange", exchange=each) for each in exchanges]
     plots = tuple(equivalence_pictures(exchanges))
     return Section("What the synthetic images are worth", tuple(sentences), plots) if exchanges else None
-
-
-def describe_exchange(exchange: Exchange) -> str:
-    """`are worth about 12 more real labelled images (95 % interval -3 to 31; …)`."""
-    return sentence("exchange", exchange=exchange)
 
 
 def next_runs_section(candidates: Sequence[Candidate], runs: Sequence[StudyRun]) -> Section:

@@ -79,12 +79,12 @@ def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
 
 def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
     """The values of `answer` for each setup with variations and none; controls alone only where there is no other."""
-    values_by_setup = []
+    values_by_setup, line_of = [], lambda gain: (gain.new.split, gain.new.generator)
     for setup in setups(rows):
         alike = [contrast for contrast in contrasts if contrast.new in setup]
         gains, controls, positive = ([contrast for contrast in alike if contrast.kind == kind] for kind in KINDS)
-        subjects = sorted([gain for gain in gains if not gain.new.is_control] or gains, key=_line)
-        groups = [list(group) for _, group in itertools.groupby(subjects, key=_line)]
+        subjects = sorted([gain for gain in gains if not gain.new.is_control] or gains, key=line_of)
+        groups = [list(group) for _, group in itertools.groupby(subjects, key=line_of)]
         if groups:
             leads = [_lead(group) for group in groups]
             values = [_of_generator(lead, group, controls, gains) for lead, group in zip(leads, groups, strict=True)]
@@ -103,10 +103,6 @@ def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
         # What the study is about comes before its controls.
         contrasts=sorted(contrasts, key=lambda each: (KINDS.index(each.kind), each.new.is_control)),
     )
-
-
-def _line(contrast: Contrast) -> tuple[str, str]:
-    return contrast.new.split, contrast.new.generator
 
 
 def _lead(group: Sequence[Contrast]) -> Contrast:
@@ -190,9 +186,9 @@ def obstacles(rows: Sequence[Row], row: Row) -> dict[str, tuple[str, str]]:
     """Where the nearest runs without variations differ from a row, as ``(theirs, its own)`` by setting; empty: none."""
     apart: list[dict[str, tuple[str, str]]] = []
     for other in (other for other in rows if not other.variations):
-        theirs, own = ({**part(each.values, "setup"), **part(each.values, "split")} for each in (other, row))
-        keys = sorted(key for key in {*theirs, *own} if theirs.get(key) != own.get(key))
-        apart.append({key: (shown(key, theirs.get(key)), shown(key, own.get(key))) for key in keys})
+        theirs, ours = ({**part(each.values, "setup"), **part(each.values, "split")} for each in (other, row))
+        keys = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
+        apart.append({key: (shown(key, theirs.get(key)), shown(key, ours.get(key))) for key in keys})
     return min(apart, key=len, default={})
 
 

@@ -1,7 +1,4 @@
-"""How values become text: numbers in the units shown, and the templates of the report.
-
-``sentences.jinja`` words values in plain text, ``page.html`` lays out the page.
-"""
+"""How values become text: numbers in the units shown, and the templates of the report."""
 
 from __future__ import annotations
 
@@ -14,7 +11,8 @@ from typing import Any
 import jinja2
 
 from boxtwin.studies.conditions import condition_name
-from boxtwin.studies.inference import LEAST_PAIRS
+from boxtwin.studies.dose_response import MARGINS
+from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,8 @@ ENVIRONMENT.filters |= {
 ENVIRONMENT.globals |= {
     "METRICS": METRICS,
     "LEAST_PAIRS": LEAST_PAIRS,
+    "LEVEL": LEVEL,
+    "MARGINS": MARGINS,
     "INF": math.inf,
     "condition_name": condition_name,
 }
