@@ -32,8 +32,8 @@ from boxtwin.config.compose import register, to_object
 from boxtwin.config.launch import OPTIONS_VARIABLE
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.errors import InputError
-from boxtwin.studies.commands import command
 from boxtwin.studies.condition_values import as_overrides, flatten
+from boxtwin.studies.next_runs import command
 from boxtwin.studies.report.page import _commands, command_of
 from boxtwin.studies.runs import StudyRun, runs_in
 from boxtwin.tracking.mlflow_runs import Store

@@ -40,7 +40,7 @@ PRODUCERS = {
     "commands.generate.command": "test_making_variations",
     "commands.generate._generator_of": "test_values_of_every_kind",
     "studies.runs.run_from": "test_making_a_run_again",  # kept, and printed by the report
-    "studies.commands.command": "test_what_to_run_next",
+    "studies.next_runs.command": "test_what_to_run_next",
     "studies.condition_values.as_overrides": "test_what_to_run_next",  # a name, of which a command is made
     "studies.report.page.command_of": "test_making_a_run_again",
     "studies.report.page._commands": "test_comparing_again",

@@ -46,7 +46,7 @@ def test_a_question_about_the_configuration_loads_nothing_slow(script: str, aske
 def test_reading_the_runs_of_a_study_needs_no_torch() -> None:
     modules, _ = loaded("-c", "import boxtwin.commands.compare")
     assert "mlflow" not in modules  # which runs in folders do without
-    modules, _ = loaded("-c", "import boxtwin.commands.stored_runs, boxtwin.studies.summaries")
+    modules, _ = loaded("-c", "import boxtwin.commands.stored_runs")
     assert "mlflow" in modules
     assert not modules & {"torch", "pytorch_lightning", "torchmetrics", "diffusers"}
 

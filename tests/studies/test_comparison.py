@@ -11,6 +11,7 @@ from coco_reference import coco_metrics
 from simulated_study import study_of
 from study_runs import finished_run
 
+from boxtwin.commands.stored_runs import conditions
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation.matching import match_detections
@@ -20,7 +21,6 @@ from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.report.summary import verdict
 from boxtwin.studies.runs import StudyRun
-from boxtwin.studies.summaries import conditions
 
 IMAGES = 30
 
@@ -186,7 +186,7 @@ def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:
 
 def test_every_resample_is_worked_out_once(tmp_path: Path) -> None:
     (row,), figures = study(tmp_path, {(0, "none"): 0.5}, seeds=1)
-    (run,) = row.runs
+    (run,) = row.run_ids
     first = figures.of(run)
     assert first is not None
     assert figures.of(run) is first
@@ -227,7 +227,7 @@ def test_the_interval_of_a_mean_is_as_wide_as_seeds_and_images_make_it(tmp_path:
     (condition,) = conditions(study_of([], rows, figures))
     width = condition.metrics["test/count_mae_high"] - condition.metrics["test/count_mae_low"]
     # The count error is a plain mean, so its variance is the textbook's: of the seeds' means, and of the images' means.
-    errors = np.array([np.abs(figures._evidence[run].found - figures._evidence[run].true) for run in rows[0].runs])
+    errors = np.array([np.abs(figures._evidence[run].found - figures._evidence[run].true) for run in rows[0].run_ids])
     seeds, images = errors.mean(axis=1), errors.mean(axis=0)
     deviation = math.sqrt(seeds.var(ddof=1) / len(seeds) + images.var(ddof=1) / len(images))
     assert width == pytest.approx(2 * 2 * deviation, rel=0.25)  # t is 2.0 to 2.6 here

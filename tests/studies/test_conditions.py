@@ -206,7 +206,7 @@ def test_a_swept_setting_is_an_axis_with_one_baseline(composed: DictConfig, tmp_
         "repeat variations.synthetic_fraction=0.25",
         "repeat variations.synthetic_fraction=0.5",
     ]
-    assert [contrast.new.generator_name for contrast in found] == ["repeat", "repeat"]
+    assert [contrast.new.first.generator for contrast in found] == ["repeat", "repeat"]
     assert "synthetic_fraction=0.25" in text
 
 

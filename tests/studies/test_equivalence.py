@@ -12,7 +12,8 @@ from simulated_study import SimulatedMetrics, simulate, study_of
 from boxtwin.studies.comparison import ResampledMetrics, positive_controls
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.equivalence import Exchange, curve_rows, equivalent, exchange, monotone
-from boxtwin.studies.report.sections import describe_exchange, equivalence_section
+from boxtwin.studies.report.sections import equivalence_section
+from boxtwin.studies.report.words import sentence
 from boxtwin.studies.runs import StudyRun
 
 
@@ -63,7 +64,8 @@ def test_without_noise_the_worth_is_exact() -> None:
     found = known(rows, figures)
     assert found.worth == pytest.approx(12, abs=1e-4)
     assert (found.low, found.high) == pytest.approx((12, 12), abs=1e-3)
-    assert describe_exchange(found).startswith("are worth about 12 more real labelled images (95 % interval 12 to 12;")
+    words = "are worth about 12 more real labelled images (95 % interval 12 to 12;"
+    assert words in sentence("exchange", exchange=found)
 
 
 def test_intervals_hold_the_truth() -> None:
@@ -81,9 +83,9 @@ def test_intervals_hold_the_truth() -> None:
 )
 def test_outside_of_what_was_measured(images: int, said: str) -> None:
     _, rows, figures = study(on_real(images), seed_noise=1e-5, own_image_noise=0.0)
-    sentence = describe_exchange(known(rows, figures))
-    assert said in sentence
-    assert ("not known more closely" in sentence) == (images != 40)
+    text = sentence("exchange", exchange=known(rows, figures))
+    assert said in text
+    assert ("not known more closely" in text) == (images != 40)
 
 
 def test_too_few_sizes_seeds_or_matches_give_no_answer() -> None:

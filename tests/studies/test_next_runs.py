@@ -15,11 +15,10 @@ import pytest
 from simulated_study import Simulated, simulate, study_of
 from study_runs import finished_run
 
-from boxtwin.studies.commands import command
 from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import Interval
-from boxtwin.studies.next_runs import Candidate, plan
+from boxtwin.studies.next_runs import Candidate, command, plan
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.sections import next_runs_section, sections
 from boxtwin.studies.report.summary import Summary
@@ -213,9 +212,9 @@ def test_a_number_beside_the_best_is_proposed() -> None:
 
 
 def test_one_run_and_runs_that_do_not_say_what_was_typed() -> None:
-    runs, rows, figures = simulate(FULL[:1], seeds=1)
+    runs, _, figures = simulate(FULL[:1], seeds=1)
     runs = [replace(run, overrides="") for run in runs]
-    candidates = plan(study_of(runs, rows, figures))
+    candidates = plan(study_of(runs, condition_table(runs), figures))
     found = next_runs_section(candidates, runs)
     table = candidates_table(candidates)
     assert table[0].endswith("what to run")

@@ -22,7 +22,6 @@ from boxtwin.evaluation.matching import match, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.lettering import class_colour
 from boxtwin.studies.conditions import condition_table
-from boxtwin.studies.costs import costs, unattributed
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.next_runs import plan
 from boxtwin.studies.report.gallery import galleries
@@ -31,7 +30,7 @@ from boxtwin.studies.report.plots import Drawing
 from boxtwin.studies.report.sections import Section
 from boxtwin.studies.report.summary import Summary, printed
 from boxtwin.studies.runs import StudyRun
-from boxtwin.studies.study import Study
+from boxtwin.studies.study import Study, costs, unattributed
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
@@ -229,13 +228,13 @@ def test_costs_are_those_of_the_store_once_and_of_a_run(
     study: list[StudyRun], tmp_path: Path, dataset: Dataset
 ) -> None:
     rows = condition_table(study)
-    base, varied = costs(rows, study)
+    base, varied = costs(rows)
     assert (base.fit_seconds, base.vary_seconds, base.usd, base.label_minutes) == (0, 0, 0, 0)
     assert (varied.fit_seconds, varied.vary_seconds, varied.usd, varied.label_minutes) == (2, 5, 1.25, 3.5)
     assert varied.train_seconds == 10.5
     assert unattributed(study) == []
     old = make_run(tmp_path / "old", dataset, 2, 0, **{"time/generate": 41.0})
-    (cost,) = costs(condition_table([old]), [old])
+    (cost,) = costs(condition_table([old]))
     assert np.isnan([cost.fit_seconds, cost.vary_seconds, cost.usd, cost.label_minutes]).all()
     assert unattributed([old]) == [(old.name, 41.0)]
     text = read_page(report([old], tmp_path / "report")).text

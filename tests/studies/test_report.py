@@ -12,10 +12,10 @@ from scipy import stats
 
 from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
-from boxtwin.studies.commands import choice
 from boxtwin.studies.comparison import Difference, ResampledMetrics, contrasts
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.inference import mean_interval
+from boxtwin.studies.next_runs import choice
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.plots import curve_plot, curve_text, plot_curves
 from boxtwin.studies.report.summary import Summary, verdict
@@ -170,7 +170,7 @@ def test_labels_are_told_apart_where_a_study_has_several() -> None:
     assert [row.generator for row in condition_table(runs)] == ["none", "pixel_ddpm", "repeat"]
     runs.append(make_run(variations=2, labels="pseudo", run_id="other"))
     rows = condition_table(runs)
-    assert [(row.generator, row.generator_name) for row in rows] == [
+    assert [(row.generator, row.first.generator) for row in rows] == [
         ("none", "none"),
         ("pixel_ddpm labels=carry", "pixel_ddpm"),
         ("pixel_ddpm labels=pseudo", "pixel_ddpm"),

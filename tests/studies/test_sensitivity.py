@@ -13,7 +13,7 @@ from simulated_study import Simulated, simulate, study_of
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import Interval
 from boxtwin.studies.report.sections import Section, sensitivity_section
-from boxtwin.studies.sensitivity import detectable, length_of, recipe
+from boxtwin.studies.sensitivity import detectable, late_rise, recipe
 
 PLAIN = [("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 0.6)]
 
@@ -55,11 +55,11 @@ def test_widths_and_what_is_detectable() -> None:
     assert stats.norm.sf(stats.norm.ppf(0.975) - detectable(interval) / error) == pytest.approx(0.8)
 
 
-@pytest.mark.parametrize(("rise", "told"), [(0.03, "on"), (0.0, "over"), (0.008, "over"), (-0.02, "over")])
+@pytest.mark.parametrize(("rise", "told"), [(0.03, "rising"), (0.0, "stopped"), (0.008, "stopped"), (-0.02, "stopped")])
 def test_whether_training_was_over(rise: float, told: str) -> None:
     rng = np.random.default_rng(0)
     curves = [[(k, 0.4 + rise * (k > 4) + rng.normal(0, 0.001)) for k in range(1, 7)] for _ in range(6)]
-    found = length_of(curves)
+    found = late_rise(curves)
     assert found is not None
     assert found.state == told
     rises = [np.mean([v for _, v in c[4:]]) - np.mean([v for _, v in c[2:4]]) for c in curves]
@@ -68,19 +68,19 @@ def test_whether_training_was_over(rise: float, told: str) -> None:
 
 
 def test_whether_training_was_over_cannot_always_be_told() -> None:
-    assert length_of([]) is None
-    assert length_of([[(1, 0.1), (2, 0.2)], []]) is None
-    one = length_of([[(1, 0.1), (2, 0.2), (3, 0.3)]])
+    assert late_rise([]) is None
+    assert late_rise([[(1, 0.1), (2, 0.2)], []]) is None
+    one = late_rise([[(1, 0.1), (2, 0.2), (3, 0.3)]])
     assert one is not None
     assert (one.state, one.seeds) == ("unknown", 1)
     assert math.isnan(one.low)
     noisy = [[(1, 0.3), (2, 0.3), (3, 0.3 + by)] for by in (0.1, -0.1, 0.05)]
-    unknown = length_of(noisy)
+    unknown = late_rise(noisy)
     assert unknown is not None
     assert unknown.state == "unknown"
-    runs, rows, figures = simulate(PLAIN, seeds=6)
+    runs, _, figures = simulate(PLAIN, seeds=6)
     silent = [replace(run, validation=()) for run in runs]
-    sentences = sensitivity_section(study_of(silent, rows, figures)).sentences
+    sentences = sensitivity_section(study_of(silent, condition_table(silent), figures)).sentences
     assert not any("real images alone: " in sentence for sentence in sentences)
 
 

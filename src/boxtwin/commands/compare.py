@@ -22,10 +22,7 @@ from boxtwin.studies.study import Study
 def compare_study(config: DictConfig) -> Path:
     """Print the table and the answer of a study, write its report, log both to MLflow; returns the report's path.
 
-    With ``runs=PATH`` the runs are read from their folders there, or from an archive of them, and nothing is logged.
-
-    Raises:
-        InputError: there is no such study, or no run in it.
+    With ``runs=PATH`` the runs are read there, and nothing is logged. Raises `InputError` if there is no run.
     """
     if config.runs is None:
         return _compare_stored(config)
@@ -41,8 +38,7 @@ def compare_study(config: DictConfig) -> Path:
 
 def _compare_stored(config: DictConfig) -> Path:
     # Imported here: MLflow takes seconds, and runs in folders do without.
-    from boxtwin.commands.stored_runs import bring_back, collect_runs, copies_of, last_study
-    from boxtwin.studies.summaries import conditions
+    from boxtwin.commands.stored_runs import bring_back, collect_runs, conditions, copies_of, last_study
     from boxtwin.tracking.mlflow_runs import Store
     from boxtwin.tracking.mlflow_view import save_view
 

@@ -89,17 +89,16 @@ def reuse_run(
     has all but the detector. Killed in the middle, it is done once more.
 
     Args:
-        store: of both runs.
+        store: of both runs, in the folder ``tracking``.
         run_id: of the run of this study, begun.
         source: the finished MLflow run of the same identity in another study.
         output: folder of the run of this study.
-        tracking: folder of the MLflow store.
-        result: fields of result.json that are this run's own, such as its identity.
+        tracking: folder of the store.
+        result: fields of result.json that the two runs do not share, such as the study.
         detector: name of the file that holds the trained detector.
 
     Raises:
-        FileNotFoundError: what the other run's metrics follow from is gone or damaged, here and in the store. Nothing
-            has been given to the run then.
+        FileNotFoundError: what the other run's metrics follow from is lost; nothing has been given to the run then.
     """
     study_of_source, name = store.study_of(source), source.info.run_name
     address, identity = (source.data.tags.get(tag, "") for tag in ("boxtwin.output_dir", IDENTITY_TAG))

@@ -1,21 +1,25 @@
-"""The runs of a study as MLflow has them."""
+"""A study in MLflow: its runs are read from there, and its conditions written beside them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from boxtwin.config.identity import short_hash
 from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
-from boxtwin.studies.conditions import condition_table
-from boxtwin.studies.evidence import Evidence
+from boxtwin.studies.comparison import Difference, ResampledMetrics, against_none
+from boxtwin.studies.conditions import Row, condition_table
+from boxtwin.studies.evidence import COMPARED, Evidence
+from boxtwin.studies.inference import Interval, interval_of
 from boxtwin.studies.runs import BROKEN, FINISHED, SHOWN_FILES, StudyRun, find_file, in_order, run_from
-from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, Store
+from boxtwin.studies.study import Study
+from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, Condition, Store
 from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, find_folder, read_result
 
 log = logging.getLogger(__name__)
@@ -57,7 +61,7 @@ def collect_runs(store: Store, study: str, tracking: Path, temporary: Path) -> l
 
 def copies_of(store: Store, runs: Sequence[StudyRun], temporary: Path) -> dict[str, Path]:
     """What MLflow keeps of finished runs whose folders may be on another machine."""
-    shown, copies = {row.runs[0] for row in condition_table(runs)}, {}
+    shown, copies = {row.first.run_id for row in condition_table(runs)}, {}
     for run in (run for run in runs if run.status == FINISHED):
         names = EVIDENCE_FILES + (SHOWN_FILES if run.run_id in shown else ())
         missing = [name for name in names if find_file(run, name) is None]
@@ -109,3 +113,49 @@ def _run(study: str, run: Run, store: Store, tracking: Path, temporary: Path) ->
         validation=store.history(run.info.run_id, "val/map") if asked else (),
     )
     return run_from(result, run_id=run.info.run_id, status=run.info.status, output_dir=str(folder or ""))
+
+
+def conditions(study: Study) -> list[Condition]:
+    """Means are named as the metrics of runs are, so that MLflow has both in one column: ``test/map_50``, with
+    ``test/map_50_low`` and ``test/map_50_high``. Differences to no variations are ``vs_x0/map_50`` with ``_low``,
+    ``_high``, ``_p`` and ``_p_holm``, over ``vs_x0/pairs`` seeds.
+    """
+    differences = against_none(study.contrasts)
+    return [_condition(row, differences.get(row.run_ids, {}), study.resampled) for row in study.rows]
+
+
+def _condition(row: Row, differences: Mapping[str, Difference], resampled: ResampledMetrics) -> Condition:
+    metrics = {
+        "seeds": float(len(row.seeds)),
+        "data/real_images": row.real_images,
+        "data/synthetic_images": row.synthetic_images,
+        "minutes": row.minutes,
+    }
+    for metric in COMPARED:
+        metrics[f"test/{metric}"] = row.estimates[metric].mean
+        metrics |= _ends(f"test/{metric}", _interval(row, metric, resampled))
+    for metric, each in differences.items():
+        name = f"vs_x0/{metric}"
+        metrics |= {name: each.mean, f"{name}_p": each.p, f"{name}_p_holm": each.p_holm}
+        metrics |= _ends(name, each.interval) | {"vs_x0/pairs": float(each.pairs)}
+    name = f"{row.split}-x{row.variations}-{row.generator}-{row.first.detector}"  # of a run, without its seed
+    return Condition(
+        key=f"{row.first.dataset}-{row.first.setting}-{row.first.steps}-{name}-{short_hash(dict(row.values))}",
+        name=name,
+        params={
+            **{param: getattr(row.first, param) for param in ("dataset", "detector", "steps")},
+            **{param: getattr(row, param) for param in ("split", "variations", "generator")},
+        },
+        metrics=metrics,
+        tags={"boxtwin.setting": row.first.setting, "boxtwin.seeds": " ".join(map(str, row.seeds))},
+    )
+
+
+def _ends(name: str, interval: Interval | None) -> dict[str, float]:
+    return {} if interval is None else {f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _interval(row: Row, metric: str, resampled: ResampledMetrics) -> Interval | None:
+    """Of the mean itself, over seeds and test images; None where one seed or no evidence gives none."""
+    values, images = resampled.of_row(metric, row, row.seeds), {resampled.images(run) for run in row.run_ids}
+    return interval_of(values, len(images.pop())) if values is not None and len(images) == 1 else None

@@ -70,11 +70,8 @@ class Difference:
 class ResampledMetrics:
     """Metrics of runs on the test images and on resamples of them, each computed once.
 
-    Args:
-        evidence: by run id.
-        metrics: gives them by name from how often each test image is in each resample.
-        resamples: number of resamples.
-        part: the test images that metrics depend on; all where it is None.
+    ``evidence`` is by run id; ``metrics`` gives metrics by name from how often each image is in each resample; they
+    depend on the images of ``part`` alone, or on all.
     """
 
     def __init__(
@@ -117,7 +114,7 @@ def difference(metric: str, new: Row, old: Row, resampled: ResampledMetrics, *, 
     seeds = [seed for seed in paired_seeds(new, old) if seed in after and seed in before]
     pairs = Estimate(tuple((seed, after[seed] - before[seed]) for seed in seeds))
     old_mean, new_mean = (Estimate(tuple((s, each[s]) for s in seeds or each)).mean for each in (before, after))
-    machines = {machine for row in (new, old) for machine in row.machines} - {""}
+    machines = {run.machine for row in (new, old) for run in row.runs} - {""}
     unpaired = new_mean - old_mean if len(machines) < 2 else math.nan
     return Difference(
         metric,
@@ -181,25 +178,23 @@ def contrasts(rows: Sequence[Row], resampled: ResampledMetrics) -> list[Contrast
 
 def against_none(contrasts: Sequence[Contrast]) -> dict[tuple[str, ...], Mapping[str, Difference]]:
     """The differences of each condition to no variations, by the runs of its row."""
-    return {each.new.runs: each.differences for each in contrasts if each.kind == "variations"}
+    return {each.new.run_ids: each.differences for each in contrasts if each.kind == "variations"}
 
 
 def _controls(row: Row, other: Row) -> bool:
     """Whether ``other`` mixes in as many images by a control, everything else the same but how labels are found."""
     if row.is_control or not other.is_control or not row.variations:
         return False
-    shared = [
-        (each.split, each.condition, {k: v for k, v in each.values.items() if k.startswith("variations.")})
-        for each in (row, other)
-    ]
-    return shared[0] == shared[1]
+    mixed, other_mixed = (
+        {k: v for k, v in each.values.items() if k.startswith("variations.")} for each in (row, other)
+    )
+    return (row.split, row.condition, mixed) == (other.split, other.condition, other_mixed)
 
 
 def positive_controls(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Neighbouring sizes of real data among the rows without variations, smaller first.
 
-    Rows of parts of a split (``train_size``) measure what real images are worth; only where there are no two whole
-    splits is the largest row compared with the one nearest to half of it.
+    Without two whole splits, the largest row is compared with the part of a split that is nearest to half of it.
     """
     plain = sorted(
         (row for row in rows if not row.variations and row.real_images > 0),  # nan is not
@@ -207,7 +202,7 @@ def positive_controls(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     )
     neighbours = []
     for group in setups(plain):
-        whole = [row for row in group if row.train_size is None]
+        whole = [row for row in group if row.first.train_size is None]
         pairs = [(fewer, more) for fewer, more in itertools.pairwise(whole) if fewer.real_images < more.real_images]
         if not pairs:
             largest = max(group, key=lambda row: row.real_images)

@@ -72,24 +72,29 @@ class Row:
     parts of one name differ are added, as in ``repeat variations.synthetic_fraction=0.5``.
     """
 
-    setting: str
-    dataset: str
-    detector: str
-    generator: str
     split: str
+    generator: str
     variations: int
-    steps: int
-    seeds: tuple[int, ...]
-    runs: tuple[str, ...]  # run ids, in the order of the seeds
-    machines: tuple[str, ...]  # `Run.machine`, in the order of the seeds
+    runs: tuple[StudyRun, ...]  # in the order of their seeds
     estimates: Mapping[str, Estimate]  # by the names in `ESTIMATED`
     real_images: float
     synthetic_images: float
     minutes: float
-    train_size: int | None = None  # as in `Run`
-    generator_name: str = NO_GENERATOR  # without what tells it from others of the name
     values: Values = field(default_factory=dict)  # all that defines the condition
     varied: Values = field(default_factory=dict)  # those of its settings outside of `NAMES` that differ in the table
+
+    @property
+    def first(self) -> StudyRun:
+        """The run of the first seed, which is shown for all."""
+        return self.runs[0]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.runs)
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        return tuple(run.run_id for run in self.runs)
 
     @property
     def condition(self) -> tuple[tuple[str, str], ...]:
@@ -104,11 +109,11 @@ class Row:
     @property
     def run_of(self) -> dict[int, str]:
         """Run id by seed."""
-        return dict(zip(self.seeds, self.runs, strict=True))
+        return {run.seed: run.run_id for run in self.runs}
 
     @property
     def is_control(self) -> bool:
-        return self.generator_name in CONTROLS
+        return self.variations > 0 and self.first.generator in CONTROLS
 
     @property
     def prefix(self) -> str:
@@ -128,11 +133,7 @@ def condition_name(split: str, variations: int | None, generator: str) -> str:
 
 
 def condition_table(in_order: Iterable[StudyRun]) -> list[Row]:
-    """Finished runs grouped by condition.
-
-    Raises:
-        InputError: two finished runs have the same condition and seed: averaging would count one run twice.
-    """
+    """Finished runs grouped by condition; raises `InputError` if two of them have the same condition and seed."""
     finished = [run for run in in_order if run.status == FINISHED]
     groups: dict[tuple[tuple[str, str], ...], dict[int, StudyRun]] = defaultdict(dict)
     for run, values in zip(finished, condition_values(finished), strict=True):
@@ -148,7 +149,7 @@ def condition_table(in_order: Iterable[StudyRun]) -> list[Row]:
     rows = [_row(*each) for each in zip(groups.values(), conditions, _varied(conditions), labels, strict=True)]
     rows.sort(
         key=lambda row: (
-            *(row.dataset, row.detector, row.setting, row.steps, row.condition, row.split),
+            *(row.first.dataset, row.first.detector, row.first.setting, row.first.steps, row.condition, row.split),
             *(row.variations > 0, row.generator, row.variations),
         )
     )
@@ -206,7 +207,7 @@ def _in_old_form(run: StudyRun) -> dict[str, str]:
 
 
 def _varied(values: Sequence[Values]) -> list[dict[str, str]]:
-    """The settings in which conditions differ; those of what is mixed in among conditions with variations alone."""
+    """The settings in which conditions differ; those of variations among conditions with variations alone."""
     varied = differences([{k: v for k, v in each.items() if part_of(k) != "variations"} for each in values], NAMES)
     mixed = [place for place, each in enumerate(values) if each.get(COUNT) != "0"]
     ways = differences([part(values[place], "variations") for place in mixed], (*NAMES, "store"))
@@ -241,30 +242,19 @@ def _tell_apart(names: list[str], values: Sequence[Values], which: Part, groups:
 
 
 def _row(runs: Mapping[int, StudyRun], values: Values, varied: Values, labels: tuple[str, str]) -> Row:
-    seeds = sorted(runs)
-    in_order = [runs[seed] for seed in seeds]
-    first = next(iter(runs.values()))
+    in_order = tuple(runs[seed] for seed in sorted(runs))
 
     def estimate(metric: str) -> Estimate:
         return Estimate.of((run.seed, run.metrics.get(metric)) for run in in_order)
 
     return Row(
-        setting=first.setting,
-        dataset=first.dataset,
-        detector=first.detector,
-        generator=labels[1],
-        split=labels[0],
-        variations=first.variations,
-        steps=first.steps,
-        seeds=tuple(seeds),
-        runs=tuple(run.run_id for run in in_order),
-        machines=tuple(run.machine for run in in_order),
+        *labels,
+        in_order[0].variations,
+        in_order,
         estimates={name: estimate(f"test/{name}") for name in ESTIMATED},
         real_images=estimate("data/real_images").mean,
         synthetic_images=estimate("data/synthetic_images").mean,
         minutes=sum(run.minutes for run in runs.values()) / len(runs),
-        train_size=first.train_size,
-        generator_name=first.generator if first.variations else NO_GENERATOR,
         values=values,
         varied=varied,
     )
@@ -283,7 +273,7 @@ def setups(rows: Sequence[Row]) -> list[list[Row]]:
 
 def paired_seeds(*rows: Row) -> list[int]:
     """Seeds that all rows have, run on one kind of device and in one precision where these are recorded."""
-    machines = [dict(zip(row.seeds, row.machines, strict=True)) for row in rows]
+    machines = [{run.seed: run.machine for run in row.runs} for row in rows]
     shared = set.intersection(*(set(each) for each in machines))
     return sorted(seed for seed in shared if len({each[seed] for each in machines} - {""}) < 2)
 

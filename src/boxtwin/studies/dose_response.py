@@ -72,7 +72,6 @@ class Curve:
 
     @property
     def best_place(self) -> int:
-        """Index of `best` in ``variations``."""
         return int(self.mean.argmax())
 
     @property
@@ -137,9 +136,8 @@ def can_bend(base: Row, members: Sequence[Row]) -> bool:
 def tried(metric: str, base: Row, members: Sequence[Row], resampled: ResampledMetrics) -> Tried:
     """Gains of the rows with enough seeds over their baseline, and the covariance of their errors.
 
-    1. Seeds: a run's metric is the sum of its condition, of what its seed does to all conditions, and of noise with the
-       same variance everywhere. Pairs cancel the second. The variance is estimated from all rows together, since six
-       seeds know their own to a factor of two, and raised as Student's t asks for.
+    1. Seeds: a run's metric is the sum of its condition, of what its seed does to all conditions (pairs cancel it), and
+       of noise with the same variance everywhere, which is estimated from all rows together.
     2. All gains are over the same runs of the baseline, whose errors they share.
     3. Images: the covariance of the gains over resamples of the test images, without what is peculiar to one run on
        one image, which is part of the first.
@@ -171,10 +169,7 @@ def tried(metric: str, base: Row, members: Sequence[Row], resampled: ResampledMe
 
 
 def _own_variance(values: Sequence[dict[int, float]]) -> float:
-    """Variance of a run that its condition and its seed leave, raised for being an estimate.
-
-    By least squares on runs = condition + seed, which takes any pattern of missing runs.
-    """
+    """Variance of a run that its condition and its seed leave, by least squares, raised for being an estimate."""
     entries = [(row, seed, value) for row, by_seed in enumerate(values) for seed, value in by_seed.items()]
     seeds = sorted({seed for _, seed, _ in entries})
     design = np.zeros((len(entries), len(values) + len(seeds)))
@@ -191,10 +186,7 @@ def _own_variance(values: Sequence[dict[int, float]]) -> float:
 def _image_noise(
     gains: Sequence[Float[np.ndarray, "_pairs resamples"]], shared: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, "rows rows"]:
-    """Covariance of mean gains by the choice of test images alone (`boxtwin.studies.inference.variances`, for several).
-
-    Rows of different seeds are taken to share nothing peculiar, which overestimates rather than underestimates.
-    """
+    """Covariance of mean gains by the choice of test images alone, as in `boxtwin.studies.inference.variances`."""
     together = np.atleast_2d(np.cov(np.stack([each.mean(axis=0) for each in gains])))
     peculiar = np.zeros_like(together)
     for i, j in product(range(len(gains)), repeat=2):
@@ -216,10 +208,9 @@ def places(largest: int) -> Int[np.ndarray, " places"]:
 def fit(metric: str, gains: Tried) -> Curve:
     """The curve through what was tried: draws from the Gaussian process, averaged over its lengths and heights.
 
-    Lengths, on the axis log(1 + variations), are from half the widest gap between neighbours that were tried (below it
-    no point contradicts the curve) to the whole axis (beyond it the curve is nearly straight). Heights are from the
-    largest gain that was measured, or the largest error of one, to four times that: lower ones would take small gains
-    for granted. Both are in even steps of their logarithms, and equally probable.
+    Lengths, on the axis log(1 + variations), are from half the widest gap between neighbours that were tried to the
+    whole axis; heights from the largest gain that was measured, or the largest error of one, to four times that. Both
+    are in even steps of their logarithms, and equally probable.
     """
     at = np.log1p(np.array([0, *gains.variations], dtype=np.float64))
     scale = max(float(np.sqrt(np.diag(gains.noise)).max()), float(np.abs(gains.gains).max()), 1e-6)

@@ -28,10 +28,7 @@ TILT = 1e-9
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a condition with variations is worth in real images beyond its own.
-
-    Infinite where it lies above all that was measured, minus infinity below; so are the ends of the interval.
-    """
+    """What a condition with variations is worth in real images beyond its own, infinite beyond what was measured."""
 
     row: Row
     base: Row
@@ -44,15 +41,12 @@ class Exchange:
 
 
 def curve_rows(rows: Sequence[Row], base: Row, resampled: ResampledMetrics) -> list[Row]:
-    """Real-only rows that can be put on one curve with a baseline: same condition and test images, sizes rising.
-
-    Of two rows of the same size the baseline itself is taken, or a whole split's.
-    """
+    """Real-only rows of the condition and test images of a baseline, by size; of equals the baseline comes first."""
     by_size: dict[float, Row] = {}
-    images = {resampled.images(run) for run in base.runs}
-    for row in sorted(rows, key=lambda row: (row is not base, row.train_size is not None, row.split)):
+    images = {resampled.images(run) for run in base.run_ids}
+    for row in sorted(rows, key=lambda row: (row is not base, row.first.train_size is not None, row.split)):
         same = not row.variations and row.condition == base.condition and math.isfinite(row.real_images)
-        if same and {resampled.images(run) for run in row.runs} == images:
+        if same and {resampled.images(run) for run in row.run_ids} == images:
             by_size.setdefault(row.real_images, row)
     return [by_size[size] for size in sorted(by_size)]
 
@@ -96,7 +90,7 @@ def exchange(row: Row, rows: Sequence[Row], resampled: ResampledMetrics) -> Exch
     drawn = np.random.default_rng(SEED).integers(len(shared), size=(len(shared), values.shape[2] - 1))
     means = np.stack([bootstrapped(each[:, 0], each[:, 1:], drawn) for each in values])
     worth = [equivalent(sizes, column[:-1], column[-1]) - base.real_images for column in means.T]
-    gains, images = values[-1] - values[used.index(base)], len(resampled.images(row.runs[0]))
+    gains, images = values[-1] - values[used.index(base)], len(resampled.images(row.run_ids[0]))
     tail = widened_tail(*variances(gains[:, 0], gains[:, 1:]), len(shared), images)
     low, high = np.quantile(worth, [tail, 1 - tail], method="nearest")  # of infinite values there is no middle
     middle = equivalent(sizes, measured[:-1], float(measured[-1])) - base.real_images

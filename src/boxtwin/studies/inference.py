@@ -74,10 +74,7 @@ def bootstrap_counts(images: int, resamples: int) -> Float[np.ndarray, "_rows im
 
 
 def interval_of(differences: Float[np.ndarray, "pairs columns"], images: int) -> Interval | None:
-    """`hierarchical_interval` of differences on the images as they are (first column) and on resamples of them.
-
-    None with fewer than two pairs, and where a resample has no value.
-    """
+    """`hierarchical_interval`, where the first column is not resampled; None with fewer than two pairs or with nan."""
     if len(differences) < 2 or not np.isfinite(differences).all():
         return None
     return hierarchical_interval(differences[:, 0], differences[:, 1:], images=images)
@@ -92,12 +89,9 @@ def hierarchical_interval(
 ) -> Interval:
     """Interval of the mean difference over seeds and test images, by a bootstrap of both.
 
-    Args:
-        differences: of each pair of runs, on the test images as they are.
-        resampled: the same on resamples of the test images; column ``b`` is one resample for all pairs, so that what an
-            image does to all runs alike stays together (crossed factors: Owen 2007, "The pigeonhole bootstrap").
-        images: number of test images.
-        seed: of the draw of pairs.
+    ``differences`` are those of each pair on the test images as they are, ``resampled`` on resamples of them. Column
+    ``b`` is one resample for all pairs, so that what an image does to all runs alike stays together (crossed factors:
+    Owen 2007, "The pigeonhole bootstrap"). ``seed`` is that of the draw of pairs.
 
     The bootstrap gives the shape, `variances` the width. Since few values hardly show their own spread, the level is
     widened as Student's t asks for (Hesterberg 2015, "What teachers should know about the bootstrap", section 3.2),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
 from scipy import stats
 
-from boxtwin.studies.commands import command
+from boxtwin.command_line import command_line, setting
 from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.conditions import CONTROLS, Row, baseline, condition_name, paired_seeds, setups
 from boxtwin.studies.dose_response import LEAST_COUNTS, can_bend, fit, lines, tried
@@ -25,6 +28,9 @@ MOST = 12  # candidates that are listed
 # Of what has no answer at all yet, the lower the sooner; differences that have one come last.
 RANKS = {"data": 0, "difference": 1, "condition": 2, "control": 3, "number": 4, "worth": 4}
 ANSWERED = 5
+REPLACED = ("split", "split.name", "split.train_size", "variations", "variations.per_image", "seed")
+
+Question = Literal["data", "difference", "condition", "control", "number", "worth"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Candidate:
     the best number of variations (``number``), and how many real images the synthetic ones are worth (``worth``).
     """
 
-    question: Literal["data", "difference", "condition", "control", "number", "worth"]
+    question: Question
     rank: int
     additions: tuple[tuple[str, int], ...]  # names of conditions, and seeds to run of each
     now: float | None  # half width; None: no answer yet
@@ -77,7 +83,6 @@ def plan(study: Study) -> list[Candidate]:
 
 class _Planner:
     def __init__(self, study: Study) -> None:
-        self.runs = {run.run_id: run for run in study.runs}
         self.rows, self.contrasts, self.resampled = study.rows, study.contrasts, study.resampled
         self.setups = setups(study.rows)
 
@@ -114,13 +119,13 @@ class _Planner:
             if any(c.kind == "positive control" and c.new in rows for c in self.contrasts):
                 continue
             largest = max(rows, key=lambda row: row.real_images if math.isfinite(row.real_images) else 0.0)
-            if math.isfinite(largest.real_images) and largest.real_images >= 2:
+            if largest.real_images >= 2:  # nan is not
                 yield self._new("data", largest, size=int(largest.real_images // 2))
 
     def grid(self) -> Iterator[Candidate]:
         """Conditions that one split has and another has not."""
         for rows in self.setups:
-            whole = [row for row in rows if row.train_size is None]
+            whole = [row for row in rows if row.first.train_size is None]
             known = {(row.split, row.generator, row.variations) for row in whole}
             for split in dict.fromkeys(row.split for row in whole):
                 like = next(row for row in whole if row.split == split)
@@ -131,10 +136,9 @@ class _Planner:
     def controls(self) -> Iterator[Candidate]:
         """Controls that a generator is not compared with, at its largest number of variations."""
         for _, members in self._studied():
-            compared = {c.old.generator_name for c in self.contrasts if c.kind == "control" and c.new in members}
-            for control in CONTROLS:
-                if control not in compared:
-                    yield self._new("control", members[-1], members[-1].variations, control)
+            compared = {c.old.first.generator for c in self.contrasts if c.kind == "control" and c.new in members}
+            for control in (name for name in CONTROLS if name not in compared):
+                yield self._new("control", members[-1], members[-1].variations, control)
 
     def counts(self) -> Iterator[Candidate]:
         """Numbers of variations beside the best one, or those to begin with."""
@@ -148,12 +152,14 @@ class _Planner:
                 gains = tried(METRIC, base, members, self.resampled)
                 curve = fit(METRIC, gains)
                 number = 2 * counts[-1] if curve.best >= counts[-1] else _beside(curve.best, counts)
-                widths: tuple[float | None, ...] = (None, None)  # the curve says nothing of what lies outside of it
-                if number <= counts[-1]:
+                if number in counts:
+                    continue
+                candidate = replace(self._new("number", like, number, like.generator), after=None, best=curve.best)
+                if number < counts[-1]:  # the curve says nothing of larger numbers
                     deviations = curve.narrowing(number, float(gains.noise.diagonal().mean()))
-                    widths = tuple(float(stats.norm.ppf((1 + LEVEL) / 2)) * each for each in deviations)
-                if number not in counts:
-                    yield self._new("number", like, number, like.generator, widths=widths, best=curve.best)
+                    now, after = (float(stats.norm.ppf((1 + LEVEL) / 2)) * each for each in deviations)
+                    candidate = replace(candidate, rank=ANSWERED, now=now, after=after)
+                yield candidate
 
     def sizes(self) -> Iterator[Candidate]:
         """Real-only runs at other sizes, for what the synthetic images are worth."""
@@ -162,7 +168,7 @@ class _Planner:
             curve = [] if base is None else curve_rows(self.rows, base, self.resampled)
             sizes = {row.real_images for row in curve}
             if curve and len(sizes) < LEAST_SIZES:
-                largest = max(curve, key=lambda row: (row.real_images, row.train_size is None))
+                largest = max(curve, key=lambda row: (row.real_images, row.first.train_size is None))
                 quarters = [round(largest.real_images * share) for share in (0.25, 0.75, 0.5)]
                 missing = (q for q in quarters if 0 < q < largest.real_images and q not in sizes)
                 for size in islice(missing, LEAST_SIZES - len(sizes)):
@@ -173,34 +179,24 @@ class _Planner:
         return [(base, members) for base, members in lines(self.rows) if not members[-1].is_control]
 
     def _new(
-        self,
-        question: Literal["data", "condition", "control", "number", "worth"],
-        like: Row,
-        variations: int = 0,
-        generator: str = "",
-        *,
-        size: int | None = None,
-        widths: tuple[float | None, ...] | None = None,
-        best: int | None = None,
+        self, question: Question, like: Row, variations: int = 0, generator: str = "", size: int | None = None
     ) -> Candidate:
         """A condition that was not run, with as many seeds as a test needs, those of its baseline first."""
         known = (baseline(self.rows, like) or like).seeds
         needed = max(LEAST_PAIRS, len(known))
         seeds = list(islice(dict.fromkeys([*known, *range(1000)]), needed))
-        now, after = (None, self._expected(needed)) if widths is None else widths
         split = like.split if size is None else f"{like.split} ({size} of its images)"
         return Candidate(
             question,
-            RANKS[question] if now is None else ANSWERED,
+            RANKS[question],
             ((f"{like.prefix}{condition_name(split, variations, generator)}", needed),),
-            now,
-            after,
+            None,
+            self._expected(needed),
             needed * self._minutes(like, variations),
             self._command(like, seeds, variations, generator or like.generator, size),
             like,
             variations,
             generator,
-            best=best,
         )
 
     def _expected(self, pairs: int) -> float | None:
@@ -226,11 +222,11 @@ class _Planner:
         # Runs of the setup and, with variations, of the generator; those of the split first.
         rows = sorted((r for r in self.rows if r.condition == like.condition), key=lambda row: row.split != like.split)
         alike = [row for row in rows if row.generator == generator] if variations else []
-        donors = [(self.runs[run], row) for row in alike or [like] for run in row.runs]
+        donors = [(run, row) for row in alike or [like] for run in row.runs]
         donor, donor_row = next((each for each in donors if each[0].overrides), donors[0])
-        split = self.runs[like.runs[0]].split  # without settings that tell it from others of the name
-        if like.train_size is not None:
-            split = split.removesuffix(f"n{like.train_size}")
+        split = like.first.split  # without settings that tell it from others of the name
+        if like.first.train_size is not None:
+            split = split.removesuffix(f"n{like.first.train_size}")
         return command(
             donor.overrides,
             donor.generator,
@@ -239,7 +235,7 @@ class _Planner:
             variations=variations,
             generator=generator,
             seeds=seeds,
-            size=like.train_size if size is None else size,
+            size=like.first.train_size if size is None else size,
         )
 
 
@@ -251,3 +247,65 @@ def _beside(best: int, counts: Sequence[int]) -> int:
     gaps = [(counts[i], counts[i + 1]) for i in (place - 1, place) if 0 <= i < len(counts) - 1]
     low, high = max(gaps, key=lambda gap: math.log1p(gap[1]) - math.log1p(gap[0]))
     return round(math.expm1((math.log1p(low) + math.log1p(high)) / 2))
+
+
+def command(
+    typed: str,
+    typed_for: str,
+    *,
+    study: str,
+    split: str | None,
+    variations: int,
+    generator: str,
+    seeds: Sequence[int],
+    size: int | None,
+) -> str:
+    """The command of new runs from what was ``typed`` for a run that is alike in all else, as a shell takes it.
+
+    ``typed_for`` is the generator of that run, which may be none that was typed, ``study`` for runs that did not say
+    it, ``size`` the new split.train_size. ``split`` None keeps the split as it was typed, by name or in a file.
+    """
+    words = {word: word.partition("=")[0].lstrip("+") for word in shlex.split(typed)}
+    # Settings that no file has are added with a plus.
+    pluses = {key: word[: -len(word.lstrip("+"))] for word, key in words.items() if word[0] == "+"}
+    chosen = choice(generator)
+    replaced = {word.partition("=")[0] for word in chosen[1:]}
+    replaced |= set(REPLACED if split is not None else REPLACED[2:])
+    same = chosen[0] in (choice(typed_for)[0], *words)
+    # Parameters of another generator would not fit this one, and without variations there is none.
+    dropped = re.compile(r"generator$" if variations and same else r"generator(\.|$)")
+    kept = [word for word, key in words.items() if key not in replaced and not dropped.match(key)]
+    if variations:
+        kept += [pluses.get(word.partition("=")[0], "") + word for word in chosen]
+    if "study" not in words.values():
+        kept.append(setting("study", study))
+    # A split that has a name only in a file of splits was chosen by its name.
+    if split is not None:
+        kept.append(setting("split.name" if "split.name" in words.values() else "split", split))
+    kept.append(f"variations={variations}")
+    if size is not None:
+        kept.append(f"split.train_size={size}")
+    kept.append(f"seed={','.join(map(str, seeds))}")
+    return command_line("train.py", [*(["-m"] if len(seeds) > 1 else []), *kept])
+
+
+def choice(generator: str) -> list[str]:
+    """The overrides that choose a generator as `boxtwin.studies.conditions.Row.generator` names it."""
+    name, *rest = re.split(r"\s(?='?(?:generator|labels|variations|store)[.=])", generator, maxsplit=1)
+    return [setting("generator", name), *overrides_of(" ".join(rest))]
+
+
+def overrides_of(settings: str) -> list[str]:
+    """The overrides that give the settings by which the name of a condition tells it from others."""
+    pairs = [word.partition("=") for word in shlex.split(settings)]
+    known = ("generator", "labels", "variations", "split")  # and not what follows from which images there are
+    return [setting(key, _value(text)) for key, _, text in pairs if key.split(".")[0] in known]
+
+
+def _value(text: str) -> object:
+    """The inverse of `boxtwin.studies.condition_values.flatten` for one value."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if json.dumps(value) == text else text

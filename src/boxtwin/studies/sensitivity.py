@@ -35,7 +35,7 @@ def detectable(interval: Interval) -> float:
 
 
 def recipe(run: StudyRun) -> tuple[str, ...] | None:
-    """What a run was configured with, apart from a table's axes, steps and machine; None where that is not recorded."""
+    """What was configured, apart from a table's axes, steps and machine; None where that is not recorded."""
     if not run.overrides:
         return None
     words = shlex.split(run.overrides)
@@ -44,7 +44,7 @@ def recipe(run: StudyRun) -> tuple[str, ...] | None:
 
 
 @dataclass(frozen=True)
-class Length:
+class LateRise:
     """How much AP on validation still rose, between the second and the last third of the validations."""
 
     rise: float  # mean over seeds
@@ -53,14 +53,13 @@ class Length:
     seeds: int
 
     @property
-    def state(self) -> Literal["on", "over", "unknown"]:
-        """Whether AP was still rising, had stopped rising, or the seeds do not tell."""
+    def state(self) -> Literal["rising", "stopped", "unknown"]:
         if self.high < STILL:
-            return "over"
-        return "on" if self.low > 0 else "unknown"
+            return "stopped"
+        return "rising" if self.low > 0 else "unknown"
 
 
-def length_of(curves: Sequence[Sequence[tuple[int, float]]]) -> Length | None:
+def late_rise(curves: Sequence[Sequence[tuple[int, float]]]) -> LateRise | None:
     """From the validation curve of each seed; None if none has three validations at least."""
     rises = []
     for curve in curves:
@@ -71,19 +70,20 @@ def length_of(curves: Sequence[Sequence[tuple[int, float]]]) -> Length | None:
     if not rises:
         return None
     low, high = mean_interval(rises) or (math.nan, math.nan)
-    return Length(math.fsum(rises) / len(rises), low, high, len(rises))
+    return LateRise(math.fsum(rises) / len(rises), low, high, len(rises))
 
 
 Series = list[tuple[int, Contrast]]
 
 
-def gains_by_steps(runs: Sequence[StudyRun], contrasts: Sequence[Contrast]) -> list[Series]:
+def gains_by_steps(contrasts: Sequence[Contrast]) -> list[Series]:
     """Contrasts that differ in their steps alone, by steps."""
-    recipes = {run.run_id: recipe(run) for run in runs}
     series: dict[tuple[object, ...], dict[int, Contrast]] = defaultdict(dict)
     for contrast in contrasts:
         new, old = contrast.new, contrast.old
-        shared = recipes.get(new.runs[0])
+        shared = recipe(new.first)
         if contrast.kind != "control" and shared is not None:
-            series[contrast.kind, shared, new.split, old.split, new.generator, new.variations][new.steps] = contrast
+            series[contrast.kind, shared, new.split, old.split, new.generator, new.variations][new.first.steps] = (
+                contrast
+            )
     return [sorted(by_steps.items()) for by_steps in series.values() if len(by_steps) > 1]

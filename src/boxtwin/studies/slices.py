@@ -15,7 +15,6 @@ from jaxtyping import Bool
 from boxtwin.studies.comparison import Difference, ResampledMetrics, changes
 from boxtwin.studies.conditions import Estimate, Row
 from boxtwin.studies.evidence import Counts, Evidence, Resampled
-from boxtwin.studies.runs import StudyRun
 
 # Test images, or test images with objects, below which a slice is too small: with ten of them one image more or less
 # moves a mean by a tenth, and hardly any resample (10^10 / e^10 is 1 in 20,000) is without them all.
@@ -102,7 +101,7 @@ def slicings(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[Slic
     return [
         Slicing(kind, tuple(_table(part, members, evidence) for part in parts))
         for members in by_test_images(rows, evidence)
-        for kind, parts in slices_of(evidence[members[0].runs[0]]).items()
+        for kind, parts in slices_of(evidence[members[0].run_ids[0]]).items()
         if parts
     ]
 
@@ -111,9 +110,9 @@ def by_test_images(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> lis
     """The conditions of which every run keeps its matches, gathered by test images and true counts in these."""
     groups: dict[tuple[tuple[str, ...], bytes], list[Row]] = {}
     for row in rows:
-        known = [evidence[run] for run in row.runs if run in evidence]
+        known = [evidence[run] for run in row.run_ids if run in evidence]
         tested = {(each.names, each.true.tobytes()) for each in known}
-        if len(known) == len(row.runs) and len(tested) == 1:
+        if len(known) == len(row.run_ids) and len(tested) == 1:
             groups.setdefault(tested.pop(), []).append(row)
     return list(groups.values())
 
@@ -137,7 +136,7 @@ def _scenes(evidence: Evidence) -> list[Slice]:
 
 def _table(part: Slice, members: Sequence[Row], evidence: Mapping[str, Evidence]) -> SliceTable:
     resampled = ResampledMetrics(evidence, partial(slice_metrics, part), RESAMPLES, part.images)
-    values = {run: resampled.of(run) or {} for row in members for run in row.runs}
+    values = {run: resampled.of(run) or {} for row in members for run in row.run_ids}
     rows = [
         replace(
             row,
@@ -189,10 +188,10 @@ def count_errors(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[
     """The images that are counted worst on the average over all conditions, each of which weighs the same."""
     tables = []
     for members in by_test_images(rows, evidence):
-        first = evidence[members[0].runs[0]]
+        first = evidence[members[0].run_ids[0]]
         # 1. What each condition finds, and how far each of its runs is off on the average.
-        counts = np.array([np.mean([evidence[run].found for run in row.runs], axis=0) for row in members])
-        errors = [np.mean([abs(evidence[run].found - first.true) for run in row.runs], axis=0) for row in members]
+        counts = np.array([np.mean([evidence[run].found for run in row.run_ids], axis=0) for row in members])
+        errors = [np.mean([abs(evidence[run].found - first.true) for run in row.run_ids], axis=0) for row in members]
         total = np.mean(errors, axis=0)
         # 2. The worst images; names decide between equals, so that the list is the same every time.
         worst = [int(place) for place in np.lexsort((np.array(first.names), -total))[:WORST] if total[place] > 0]
@@ -213,17 +212,14 @@ class ClassMetrics:
     changes: Mapping[str, Difference]
 
 
-def class_metrics(
-    rows: Sequence[Row], runs: Sequence[StudyRun], evidence: Mapping[str, Evidence]
-) -> dict[str, list[ClassMetrics]]:
+def class_metrics(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> dict[str, list[ClassMetrics]]:
     """By the name of the class, in the order of the data set, each condition that has it; empty for one class alone."""
-    classes = {run.run_id: run.classes for run in runs}
-    names = list(dict.fromkeys(name for run in runs for name in run.classes))
+    names = list(dict.fromkeys(name for row in rows for run in row.runs for name in run.classes))
     if len(names) < 2:
         return {}
 
     def estimate(row: Row, name: str, metric: str) -> Estimate:
-        return Estimate.of((seed, classes[run].get(name, {}).get(metric)) for seed, run in row.run_of.items())
+        return Estimate.of((run.seed, run.classes.get(name, {}).get(metric)) for run in row.runs)
 
     keys = list(product(names, CLASS_METRICS))
     of_classes = [replace(row, estimates={"/".join(key): estimate(row, *key) for key in keys}) for row in rows]
@@ -231,7 +227,7 @@ def class_metrics(
     by_class: dict[str, list[ClassMetrics]] = {name: [] for name in names}
     for row, of_class in zip(rows, of_classes, strict=True):
         changed = changes(of_classes, of_class, resampled)
-        for name in (name for name in names if any(name in classes[run] for run in row.runs)):
+        for name in (name for name in names if any(name in run.classes for run in row.runs)):
             estimates = {metric: of_class.estimates[f"{name}/{metric}"] for metric in CLASS_METRICS}
             differences = {metric: changed[f"{name}/{metric}"] for metric in CLASS_METRICS if changed}
             by_class[name].append(ClassMetrics(row, estimates, differences))

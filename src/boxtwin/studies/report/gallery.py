@@ -71,17 +71,14 @@ class Gallery:
 
 
 def galleries(study: Study) -> list[Gallery]:
-    """Two for every test set: images from the emptiest to the fullest, and those that were counted worst.
-
-    A condition is shown by its first seed; those whose run keeps no examples are left out.
-    """
+    """Two for every test set: images from the emptiest to the fullest, and those that were counted worst."""
     groups: dict[Hashable, list[tuple[Row, Examples]]] = defaultdict(list)
     for row in sorted(study.rows, key=lambda row: (row.split, row.variations > 0, row.generator, row.variations)):
         file = study.file(row, EXAMPLES_FILE)
         examples = load_examples(file) if file else None
         if examples is not None:
             fixed = sorted((p.sample.name, p.sample.image_id) for p in examples.pictured if not p.worst)
-            groups[row.dataset, *fixed].append((row, examples))
+            groups[row.first.dataset, *fixed].append((row, examples))
     shown = []
     for number, members in enumerate(groups.values()):
         columns = ("truth", *(row.name for row, _ in members))
@@ -105,8 +102,8 @@ def _worst(members: Sequence[Examples]) -> list[Pictured]:
 
     def error(pictured: Pictured) -> int:
         true, image_id = len(pictured.sample.object_boxes), pictured.sample.image_id
-        found = (len(each.found[image_id].boxes) if image_id in each.found else 0 for each in members)
-        return sum(abs(number - true) for number in found)
+        counts = (len(each.found[image_id].boxes) if image_id in each.found else 0 for each in members)
+        return sum(abs(number - true) for number in counts)
 
     return sorted(kept.values(), key=lambda each: (-error(each), each.sample.name))[:MOST_WORST]
 
@@ -118,15 +115,17 @@ def _image(key: str, pictured: Pictured, members: Sequence[Examples]) -> Picture
     truth = _marks("true", boxes, labels, pictured, coloured=several)
     drawings = [MarkedImage((*crowds, *truth), f"{len(boxes)} true{_by_class(labels, classes)}")]
     for examples in members:
-        found = examples.found.get(sample.image_id, Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)))
-        matches = match(sample, found)
+        detections = examples.found.get(
+            sample.image_id, Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
+        )
+        matches = match(sample, detections)
         wrong = ~matches.right & ~matches.ignored
         groups = {"missed": (boxes[matches.missed], labels[matches.missed])}
         for kind, chosen in (("crowd", matches.ignored), ("right", matches.right), ("wrong", wrong)):
-            groups[kind] = (found.boxes[chosen], found.labels[chosen])
+            groups[kind] = (detections.boxes[chosen], detections.labels[chosen])
         marks = itertools.chain(*(_marks(kind, *of, pictured, coloured=several) for kind, of in groups.items()))
         counts = ", ".join(f"{len(groups[kind][0])} {word}" for kind, word in KINDS.items() if len(groups[kind][0]))
-        text = f"found {len(found.boxes)}{_by_class(found.labels, classes)}{counts and ': '}{counts}"
+        text = f"found {len(detections.boxes)}{_by_class(detections.labels, classes)}{counts and ': '}{counts}"
         drawings.append(MarkedImage((*crowds, *marks), text))
     uri = f"data:image/webp;base64,{base64.b64encode(pictured.webp).decode()}"
     return PicturedImage(key, sample.name, sample.width, sample.height, uri, tuple(drawings))
@@ -176,8 +175,7 @@ def store_cards(study: Study) -> list[StoreCards]:
     by_store: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in sorted(study.rows, key=lambda row: -row.variations):
         if row.variations:
-            run = study.first_run(row)
-            by_store[run.store or run.generator, run.split].append(row)
+            by_store[row.first.store or row.first.generator, row.first.split].append(row)
     stores = []
     for (store, split), rows in sorted(by_store.items()):
         cards = tuple(card for kind in (LABEL_CARD, QUALITY_CARD) if (card := _card(study, rows, kind)) is not None)

@@ -15,7 +15,6 @@ from boxtwin.command_line import command_line, relative, setting
 from boxtwin.datasets.image_io import read_image
 from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.comparison import against_none
-from boxtwin.studies.costs import costs, unattributed
 from boxtwin.studies.report.gallery import galleries, store_cards
 from boxtwin.studies.report.plots import CURVES, curve_plot, plot_curves
 from boxtwin.studies.report.sections import Section
@@ -24,7 +23,7 @@ from boxtwin.studies.report.tables import MOST_CLASSES, write_csv
 from boxtwin.studies.report.words import ENVIRONMENT
 from boxtwin.studies.runs import FINISHED, StudyRun
 from boxtwin.studies.slices import LEAST_IMAGES, RESAMPLES, count_errors, slicings
-from boxtwin.studies.study import Study
+from boxtwin.studies.study import Study, costs, unattributed
 
 CARD_WIDTH = 1100  # pixels: small type is still read on a wide screen, and the report stays below some megabytes
 JPEG_QUALITY = 82  # small type is still clean
@@ -49,7 +48,7 @@ def write_report(study: Study, summary: Summary, folder: Path) -> Path:
             Section("Notes on the runs", tuple(summary.notes), ()),
             *summary.sections,
         ],
-        costs=costs(rows, runs),
+        costs=costs(rows),
         gains=against_none(study.contrasts),
         made_by=unattributed(runs),
         slices=slicings(rows, study.evidence),

@@ -78,11 +78,10 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_curve(axes: Axes, rows: Sequence[Row], metric: str) -> None:
-    """One line per split and generator through the means; where there are several seeds, hollow points for each of
-    them, and the 95 % interval of their mean as a bar, joined to a band along the line.
+    """One line per split and generator through the means, from the runs of the split without variations.
 
-    Numbers of variations stand as categories at equal distances: 0, 2 and 10 are to be told apart. The line of a
-    generator starts at its split's runs without variations.
+    Several seeds are hollow points; the 95 % interval of their mean is a bar, joined to a band along the line. Numbers
+    of variations stand at equal distances.
     """
     scale, (title, least_height, largest) = METRICS[metric].factor, CURVES[metric]
     numbers = sorted({row.variations for row in rows})
@@ -222,7 +221,7 @@ def equivalence_pictures(exchanges: Sequence[Exchange]) -> list[Drawing]:
     """One picture for each curve of real-only runs, with the conditions that are read off it."""
     by_curve: dict[Hashable, list[Exchange]] = defaultdict(list)
     for each in exchanges:
-        by_curve[tuple(row.runs for row in each.curve)].append(each)
+        by_curve[tuple(row.run_ids for row in each.curve)].append(each)
     return [_equivalence_picture(members) for members in by_curve.values()]
 
 

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from boxtwin.studies.conditions import condition_name, setups
-from boxtwin.studies.dose_response import MARGINS, Curve, can_bend, fit, lines, tried
-from boxtwin.studies.equivalence import Exchange, exchange
-from boxtwin.studies.inference import LEVEL
+from boxtwin.studies.dose_response import Curve, can_bend, fit, lines, tried
+from boxtwin.studies.equivalence import exchange
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, equivalence_pictures, steps_picture
 from boxtwin.studies.report.words import paragraphs, sentence
 from boxtwin.studies.runs import FINISHED, StudyRun
-from boxtwin.studies.sensitivity import METRIC, STILL, detectable, gains_by_steps, length_of
+from boxtwin.studies.sensitivity import METRIC, STILL, detectable, gains_by_steps, late_rise
 from boxtwin.studies.study import Study
 
 
@@ -28,10 +27,7 @@ class Section:
 
 
 def sections(study: Study, candidates: Sequence[Candidate] | None = None) -> list[Section]:
-    """The sections of a study, in the order they are read: what it could detect comes before what it found.
-
-    ``candidates`` is what `boxtwin.studies.next_runs.plan` found; None where nobody asked.
-    """
+    """The sections of a study in their order; ``candidates`` is None where nobody asked for a plan."""
     if not study.rows:
         return []
     parts = [
@@ -60,17 +56,16 @@ def sensitivity_section(study: Study) -> Section:
                 "true": [detectable(interval) for interval in intervals],
             }
         )
-    validation = {run.run_id: run.validation for run in study.runs}
     plain = [row for row in study.rows if not row.variations]
-    lengths = [(row, length_of([validation.get(run, ()) for run in row.runs])) for row in plain]
-    series = gains_by_steps(study.runs, study.contrasts)
+    late = [(row, late_rise([run.validation for run in row.runs])) for row in plain]
+    series = gains_by_steps(study.contrasts)
     by_steps = {sentence("steps_title", contrast=each[0][1]): each for each in series}
     gains_in_words = [sentence("gains_by_steps", title=title, series=series) for title, series in by_steps.items()]
     return Section(
         "What this study could detect",
         (
             *paragraphs("sensitivity", setups=parts),
-            *(sentence("length", row=row, length=length, still=STILL) for row, length in lengths if length),
+            *(sentence("late_rise", row=row, late=each, still=STILL) for row, each in late if each),
             *gains_in_words,
         ),
         (steps_picture(by_steps, " ".join(gains_in_words)),) if by_steps else (),
@@ -88,7 +83,7 @@ def dose_response_section(study: Study) -> Section | None:
         for metric in PLOTTED:
             curve = fit(metric, tried(metric, base, members, study.resampled))
             curves[metric].append((title, curve))
-            sentences.append(f"{title}: {describe_curve(curve)}")
+            sentences.append(f"{title}: {sentence('curve', curve=curve)}")
         left_out = [row.variations for row in members if row.variations not in curve.tried.variations]
         if left_out:
             sentences.append(sentence("left_out", title=title, variations=left_out))
@@ -96,22 +91,12 @@ def dose_response_section(study: Study) -> Section | None:
     return Section("How many variations", tuple(sentences), pictures) if sentences else None
 
 
-def describe_curve(curve: Curve) -> str:
-    """The best number of variations, how sure that is, what it brings, and from where more stops helping."""
-    return sentence("curve", curve=curve, level=LEVEL, margin=MARGINS[curve.metric])
-
-
 def equivalence_section(study: Study) -> Section | None:
     """What conditions with variations are worth in real images; None where no run has enough data."""
     exchanges = [each for row in study.rows if (each := exchange(row, study.rows, study.resampled)) is not None]
-    sentences = [f"{sentence('exchange_title', row=each.row)} {describe_exchange(each)}" for each in exchanges]
+    sentences = [sentence("exchange", exchange=each) for each in exchanges]
     plots = tuple(equivalence_pictures(exchanges))
     return Section("What the synthetic images are worth", tuple(sentences), plots) if exchanges else None
-
-
-def describe_exchange(exchange: Exchange) -> str:
-    """`are worth about 12 more real labelled images (95 % interval -3 to 31; …)`."""
-    return sentence("exchange", exchange=exchange)
 
 
 def next_runs_section(candidates: Sequence[Candidate], runs: Sequence[StudyRun]) -> Section:

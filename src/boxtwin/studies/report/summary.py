@@ -25,10 +25,7 @@ NOTED = ("boxtwin", "torch", "cuda", "threads")  # what may differ under the sam
 
 @dataclass(frozen=True)
 class Summary:
-    """Sentences and pictures of a study.
-
-    ``candidates`` is what `boxtwin.studies.next_runs.plan` found; None where nobody asked.
-    """
+    """Sentences and pictures of a study; ``candidates`` is None where nobody asked for a plan."""
 
     answer: list[str]
     comparisons: list[str]
@@ -81,24 +78,19 @@ def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
 
 
 def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
-    """The values of `answer` for each setup in which variations can be compared with none.
-
-    Variations by a control are reported beside the generator that they control, by themselves only where there is no
-    other.
-    """
-    found = []
+    """The values of `answer` for each setup with variations and none; controls alone only where there is no other."""
+    values_by_setup, line_of = [], lambda gain: (gain.new.split, gain.new.generator)
     for setup in setups(rows):
         alike = [contrast for contrast in contrasts if contrast.new in setup]
-        gains, controls, rulers = ([contrast for contrast in alike if contrast.kind == kind] for kind in KINDS)
-        subjects = [gain for gain in gains if not gain.new.is_control] or gains
-        subjects = sorted(subjects, key=_line)  # keeps counts in order
-        groups = [list(group) for _, group in itertools.groupby(subjects, key=_line)]
+        gains, controls, positive = ([contrast for contrast in alike if contrast.kind == kind] for kind in KINDS)
+        subjects = sorted([gain for gain in gains if not gain.new.is_control] or gains, key=line_of)
+        groups = [list(group) for _, group in itertools.groupby(subjects, key=line_of)]
         if groups:
             leads = [_lead(group) for group in groups]
             values = [_of_generator(lead, group, controls, gains) for lead, group in zip(leads, groups, strict=True)]
-            advice = _advice(leads, subjects, controls, rulers)
-            found.append(Answer(gains[0].new.prefix, values, rulers, advice))
-    return found
+            advice = _advice(leads, subjects, controls, positive)
+            values_by_setup.append(Answer(gains[0].new.prefix, values, positive, advice))
+    return values_by_setup
 
 
 def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
@@ -107,14 +99,10 @@ def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
     return paragraphs(
         "comparisons",
         rows=rows,
-        alone=[(row, obstacles(rows, row)) for row in rows if row.variations and row.runs not in compared],
+        alone=[(row, obstacles(rows, row)) for row in rows if row.variations and row.run_ids not in compared],
         # What the study is about comes before its controls.
         contrasts=sorted(contrasts, key=lambda each: (KINDS.index(each.kind), each.new.is_control)),
     )
-
-
-def _line(contrast: Contrast) -> tuple[str, str]:
-    return contrast.new.split, contrast.new.generator
 
 
 def _lead(group: Sequence[Contrast]) -> Contrast:
@@ -128,22 +116,22 @@ def _lead(group: Sequence[Contrast]) -> Contrast:
 def _of_generator(
     lead: Contrast, group: Sequence[Contrast], controls: Sequence[Contrast], gains: Sequence[Contrast]
 ) -> dict[str, Any]:
-    of_control = {gain.new.runs: gain.differences[AP50] for gain in gains}
+    of_control = {gain.new.run_ids: gain.differences[AP50] for gain in gains}
     return {
         "lead": lead,
         "others": [gain for gain in group if gain is not lead],
-        "controls": [(each, of_control[each.old.runs]) for each in controls if each.new.runs == lead.new.runs],
+        "controls": [(each, of_control[each.old.run_ids]) for each in controls if each.new.run_ids == lead.new.run_ids],
         # AP may be significant where AP50 is not.
         "ap": next((gain for gain in group if gain.differences[AP].significant), lead),
     }
 
 
 def _advice(
-    leads: Sequence[Contrast], subjects: Sequence[Contrast], controls: Sequence[Contrast], rulers: Sequence[Contrast]
+    leads: Sequence[Contrast], subjects: Sequence[Contrast], controls: Sequence[Contrast], positive: Sequence[Contrast]
 ) -> dict[str, Any]:
     """What to do, as the kind of advice and the values that its sentence names."""
     decided = [lead for lead in leads if lead.differences[AP50].could_be_significant]
-    known = [ruler.differences[AP50] for ruler in rulers]
+    known = [contrast.differences[AP50] for contrast in positive]
     seen = [change.mean for change in known if change.gain_significant]
     blind = bool(known) and not seen and all(change.could_be_significant for change in known)
     if not decided:
@@ -153,8 +141,8 @@ def _advice(
         return {"kind": "seeds", "blind": blind, "least": needed[0], "most": needed[-1], "pairs": pairs}
     wins = [lead for lead in decided if lead.differences[AP50].gain_significant]
     if wins:
-        winners = {win.new.runs for win in wins}
-        held = [control for control in controls if control.new.runs in winners]
+        winners = {win.new.run_ids for win in wins}
+        held = [control for control in controls if control.new.run_ids in winners]
         return {
             "kind": "use",
             "wins": wins,
@@ -195,15 +183,12 @@ def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row]) -> list[str]:
 
 
 def obstacles(rows: Sequence[Row], row: Row) -> dict[str, tuple[str, str]]:
-    """Why a row has no baseline: where the nearest runs without variations differ, as ``(theirs, its own)`` by setting.
-
-    Empty where there are no runs without variations at all.
-    """
+    """Where the nearest runs without variations differ from a row, as ``(theirs, its own)`` by setting; empty: none."""
     apart: list[dict[str, tuple[str, str]]] = []
     for other in (other for other in rows if not other.variations):
-        theirs, own = ({**part(each.values, "setup"), **part(each.values, "split")} for each in (other, row))
-        keys = sorted(key for key in {*theirs, *own} if theirs.get(key) != own.get(key))
-        apart.append({key: (shown(key, theirs.get(key)), shown(key, own.get(key))) for key in keys})
+        theirs, ours = ({**part(each.values, "setup"), **part(each.values, "split")} for each in (other, row))
+        keys = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
+        apart.append({key: (shown(key, theirs.get(key)), shown(key, ours.get(key))) for key in keys})
     return min(apart, key=len, default={})
 
 

@@ -55,7 +55,7 @@ def text_table(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list[
     headings = [*varied, "split", "variations", "generator", "seeds", "AP", "AP50", "vs x0", "count MAE", "vs x0"]
     lines = [[*headings, "bias", "real", "synthetic", "minutes"]]
     for row in rows:
-        changes, estimates = by_row.get(row.runs, {}), row.estimates
+        changes, estimates = by_row.get(row.run_ids, {}), row.estimates
         described = [*(row.setup.get(setting, "") for setting in varied), row.split, str(row.variations), row.generator]
         measured = [_ranged("map", estimates["map"])]
         for metric in ("map_50", "count_mae"):
@@ -94,18 +94,19 @@ def write_csv(
     What ``by_class`` has (see `boxtwin.studies.slices.class_metrics`) stands in columns such as ``NAME/map_50_mean``.
     """
     by_row = against_none(contrasts)
-    plain = ("dataset", "detector", "setting", "steps", "split", "generator", "variations")
-    varied = sorted({key for row in rows for key in row.varied} - set(plain))
+    of_run, plain = ("dataset", "detector", "setting", "steps"), ("split", "generator", "variations")
+    varied = sorted({key for row in rows for key in row.varied} - {*of_run, *plain})
     lines: list[dict[str, object]] = []
     for row in rows:
-        line: dict[str, object] = {name: getattr(row, name) for name in plain}
+        line: dict[str, object] = {name: getattr(row.first, name) for name in of_run}
+        line |= {name: getattr(row, name) for name in plain}
         line |= {name: row.varied.get(name) for name in varied} | {"seeds": " ".join(map(str, row.seeds))}
         line |= {name: getattr(row, name) for name in ("real_images", "synthetic_images", "minutes")}
-        changes = by_row.get(row.runs, {})
+        changes = by_row.get(row.run_ids, {})
         line |= _columns(row.estimates, ESTIMATED, SPREAD) | _columns(changes, COMPARED, CHANGE)
         line |= _columns(changes, COMPARED, INTERVAL | TEST)
         for name, conditions in by_class.items():
-            of_row = next((each for each in conditions if each.row.runs == row.runs), None)
+            of_row = next((each for each in conditions if each.row.run_ids == row.run_ids), None)
             estimates, changes = (of_row.estimates, of_row.changes) if of_row else ({}, {})
             for metric in CLASS_METRICS:
                 line |= _columns(estimates, [metric], SPREAD, name)
@@ -113,7 +114,7 @@ def write_csv(
             line |= _columns(changes, SLICED, INTERVAL, name)
         lines.append(line)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]) if lines else plain, lineterminator="\n")
+    writer = csv.DictWriter(text, list(lines[0]) if lines else [*of_run, *plain], lineterminator="\n")
     writer.writeheader()
     for line in lines:
         writer.writerow({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in line.items()})

@@ -1,13 +1,9 @@
-"""How values become text: numbers in the units shown, and the templates of the report.
-
-``sentences.jinja`` words values in plain text, ``page.html`` lays out the page.
-"""
+"""How values become text: numbers in the units shown, and the templates of the report."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,8 @@ from typing import Any
 import jinja2
 
 from boxtwin.studies.conditions import condition_name
-from boxtwin.studies.inference import LEAST_PAIRS
+from boxtwin.studies.dose_response import MARGINS
+from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
 
 
 @dataclass(frozen=True)
@@ -70,10 +67,6 @@ ENVIRONMENT = jinja2.Environment(
 SHOWN = ("map_50", "map", "count_mae")  # metrics of a comparison, in the order that sentences name them
 
 
-def _in_order(differences: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [(name, differences[name]) for name in SHOWN]
-
-
 ENVIRONMENT.filters |= {
     "metric": lambda value, name: METRICS[name].form(value),
     "signed": lambda value, name: METRICS[name].form(value, signed=True),
@@ -81,11 +74,13 @@ ENVIRONMENT.filters |= {
     "fixed": number,
     "several": several,
     "capital": lambda text: text[:1].upper() + text[1:],
-    "in_order": _in_order,
+    "in_order": lambda differences: [(name, differences[name]) for name in SHOWN],
 }
 ENVIRONMENT.globals |= {
     "METRICS": METRICS,
     "LEAST_PAIRS": LEAST_PAIRS,
+    "LEVEL": LEVEL,
+    "MARGINS": MARGINS,
     "INF": math.inf,
     "condition_name": condition_name,
 }
