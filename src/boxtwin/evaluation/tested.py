@@ -66,14 +66,14 @@ def run_test(
     }
     for side, samples in (("val_real", validation), ("val_synthetic", synthetic)):
         if samples:
-            found = on_validation if side == "val_real" else detect(samples)
-            class_metrics, _ = coco_by_class(match_detections(samples, found, len(classes)))
+            detections = on_validation if side == "val_real" else detect(samples)
+            class_metrics, _ = coco_by_class(match_detections(samples, detections, len(classes)))
             metrics |= {f"{side}/{name}": value for name, value in class_metrics.items()}
     # 2. The test, in one pass.
-    found = detect(test)
-    matching = match_detections(test, found, len(classes))
+    detections = detect(test)
+    matching = match_detections(test, detections, len(classes))
     class_metrics, by_class = coco_by_class(matching)
-    count_metrics, counts_by_class, counts = count_by_class(test, found, thresholds)
+    count_metrics, counts_by_class, counts = count_by_class(test, detections, thresholds)
     metrics |= {f"test/{name}": value for name, value in {**class_metrics, **count_metrics}.items()}
     entries = []
     for label, (name, in_metrics) in enumerate(zip(classes, names, strict=True)):
@@ -82,11 +82,11 @@ def run_test(
         entry = {"name": name, "category_id": category_ids[label], "metric_name": in_metrics}
         entries.append(entry | {"count_threshold": thresholds.by_class[label], "metrics": of_class})
     # 3. Files and pictures.
-    write_results(folder / "detections.json", found, category_ids)
+    write_results(folder / "detections.json", detections, category_ids)
     save_matches(folder / MATCHES_FILE, matching)
-    keep_examples(folder / EXAMPLES_FILE, test, found, thresholds.by_class, classes)
+    keep_examples(folder / EXAMPLES_FILE, test, detections, thresholds.by_class, classes)
     examples = overlays.pick_examples(test, EXAMPLES)
-    overlays.side_by_side(examples, found, thresholds.by_class, folder / PICTURES[0], classes)
+    overlays.side_by_side(examples, detections, thresholds.by_class, folder / PICTURES[0], classes)
     plots.precision_recall_curve(RECALLS, ResampledAP.of(matching).curves(), folder / PICTURES[1], classes)
     # Counts of every image, (images, classes).
     true, counted = (
