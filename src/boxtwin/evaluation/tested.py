@@ -75,7 +75,7 @@ def run_test(
     class_metrics, by_class = coco_by_class(matching)
     count_metrics, counts_by_class, counts = count_by_class(test, detections, thresholds)
     metrics |= {f"test/{name}": value for name, value in {**class_metrics, **count_metrics}.items()}
-    entries = []
+    entries: list[dict[str, Any]] = []
     for label, (name, in_metrics) in enumerate(zip(classes, names, strict=True)):
         of_class = by_class[label] | counts_by_class[label]
         metrics |= {f"test/{in_metrics}/{metric}": value for metric, value in of_class.items()}
