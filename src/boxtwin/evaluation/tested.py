@@ -97,10 +97,10 @@ def run_test(
         text = "COCO's AP looks at %d detections of a class in an image, too few here; with all AP is %.3f, AP50 %.3f"
         log.info(text, COCO_LIMIT, class_metrics["map_unlimited"], class_metrics["map_50_unlimited"])
     tested = [entry for entry in entries if np.isfinite(entry["metrics"]["map"])] if len(classes) > 1 else []
-    for entry in tested[:MOST_LOGGED]:
+    for tested_class in tested[:MOST_LOGGED]:
         text = "AP {map:.3f}, AP50 {map_50:.3f}, count MAE {count_mae:.2f}, bias {count_bias:+.2f}"
-        text = text.format(**entry["metrics"])
-        log.info("  %s: %s, counted from confidence %.3f", entry["name"], text, entry["count_threshold"])
+        text = text.format(**tested_class["metrics"])
+        log.info("  %s: %s, counted from confidence %.3f", tested_class["name"], text, tested_class["count_threshold"])
     if len(tested) > MOST_LOGGED:
         log.info("  and %d more classes, in result.json", len(tested) - MOST_LOGGED)
     return Evaluation(metrics, counts, entries, thresholds)
