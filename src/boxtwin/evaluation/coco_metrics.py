@@ -79,8 +79,8 @@ def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[in
     """
     results = []
     for image_id, (boxes, scores, labels) in detections.items():
-        if strange := set(labels.tolist()) - set(range(len(category_ids))):
-            raise ValueError(f"image {image_id}: labels must be in 0..{len(category_ids) - 1}, got {sorted(strange)}")
+        if unknown := set(labels.tolist()) - set(range(len(category_ids))):
+            raise ValueError(f"image {image_id}: labels must be in 0..{len(category_ids) - 1}, got {sorted(unknown)}")
         bboxes = xyxy_to_xywh(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)).round(RESULT_DECIMALS)
         results += [
             {"image_id": int(image_id), "category_id": int(category_ids[label]), "bbox": bbox, "score": score}

@@ -60,9 +60,8 @@ def best_threshold(samples: Sequence[Sample], detections: Mapping[int, Detection
     if not samples:
         raise ValueError("choosing a count threshold needs at least one image, got none")
     rows = {sample.image_id: row for row, sample in enumerate(samples)}
-    strangers = set(detections) - set(rows)
-    if strangers:
-        raise ValueError(f"detections for images that are not among the samples: ids {sorted(strangers)[:10]}")
+    if unknown := set(detections) - set(rows):
+        raise ValueError(f"detections for images that are not among the samples: ids {sorted(unknown)[:10]}")
     parts = [scores if label is None else scores[labels == label] for _, scores, labels in detections.values()]
     scores = np.concatenate([np.zeros(0), *parts], dtype=np.float64)
     if not len(scores):

@@ -73,9 +73,8 @@ def match_detections(
     ``classes``. An image id twice, a label out of range, or detections of another image raise `ValueError`.
     """
     ids = [sample.image_id for sample in samples]
-    strangers = set(detections) - set(ids)
-    if strangers:
-        raise ValueError(f"detections for images that are not among the samples: ids {sorted(strangers)[:10]}")
+    if unknown := set(detections) - set(ids):
+        raise ValueError(f"detections for images that are not among the samples: ids {sorted(unknown)[:10]}")
     if len(set(ids)) < len(ids):
         raise ValueError("image ids must be unique")
     ranges = np.array([ALL_AREAS if area is None else area for area in areas.values()])
