@@ -80,7 +80,7 @@ def _lloyd(sizes: Float[np.ndarray, "n 2"], centres: Float[np.ndarray, "count 2"
 
 
 def group_anchors(anchors: Float[np.ndarray, "count 2"], heads: int) -> Anchors:
-    """Share anchors out to heads by area, the largest to the coarsest, first head; `ValueError` if not equally."""
+    """Share out anchors by area, the largest to the first head; `ValueError` if heads cannot have equally many."""
     if len(anchors) == 0 or len(anchors) % heads:
         raise ValueError(f"{len(anchors)} anchors cannot be shared equally by {heads} heads")
     groups = np.split(_by_area(anchors), heads)[::-1]

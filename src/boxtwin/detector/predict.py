@@ -75,8 +75,5 @@ class OnnxDetector:
 
     def __call__(self, pixels: Pixels) -> Detections:
         """All detections from the score floor on, best first, boxes xyxy in pixels of the image as it is read."""
-        return detect_objects(pixels, self.spec, self._compute)
-
-    def _compute(self, batch: Float32[np.ndarray, "batch _channels side side"]) -> BoxesAndScores:
-        boxes, scores = self._session.run(["boxes", "scores"], {"images": batch})
-        return boxes, scores
+        run = self._session.run
+        return detect_objects(pixels, self.spec, lambda batch: run(["boxes", "scores"], {"images": batch}))

@@ -119,13 +119,13 @@ def start_from(checkpoints: Path) -> Path | None:
     """
     if not any((checkpoints / name).exists() for name in (LAST, EARLIER)):
         return None
-    if (wrong := damage(checkpoints / BEST)) is not None:
-        log.warning("%s", wrong)
+    if (problem := damage(checkpoints / BEST)) is not None:
+        log.warning("%s", problem)
     else:
         for name in (LAST, EARLIER):
-            if (wrong := damage(checkpoints / name)) is None:
+            if (problem := damage(checkpoints / name)) is None:
                 return checkpoints / name
-            log.warning("%s; training goes on from the checkpoint before it, if that is whole", wrong)
+            log.warning("%s; training goes on from the checkpoint before it, if that is whole", problem)
     log.warning("training begins again, from its first step")
     return None
 

@@ -56,8 +56,8 @@ def coco_by_class(matching: Matching) -> tuple[dict[str, float], list[dict[str, 
         unlimited = ResampledAP.of(matching, limit=None).by_class(once)[:, 0]
         by_class |= {"map_unlimited": unlimited.mean(axis=1), "map_50_unlimited": unlimited[:, 0]}
     together = {name: float(mean_of_known(values)) for name, values in by_class.items()}
-    each = [{name: float(values[label]) for name, values in by_class.items()} for label in range(len(matching.classes))]
-    return together, each
+    labels = range(len(matching.classes))
+    return together, [{name: float(values[label]) for name, values in by_class.items()} for label in labels]
 
 
 def _recall(matching: Matching, area: str, limit: int) -> Float[np.ndarray, " classes"]:
@@ -78,13 +78,13 @@ def coco_results(detections: Mapping[int, Detections], category_ids: Sequence[in
     category id raises `ValueError`.
     """
     results = []
-    for image_id, found in detections.items():
-        if strange := set(found.labels.tolist()) - set(range(len(category_ids))):
-            raise ValueError(f"image {image_id}: labels must be in 0..{len(category_ids) - 1}, got {sorted(strange)}")
-        bboxes = xyxy_to_xywh(np.asarray(found.boxes, dtype=np.float64).reshape(-1, 4)).round(RESULT_DECIMALS)
+    for image_id, (boxes, scores, labels) in detections.items():
+        if unknown := set(labels.tolist()) - set(range(len(category_ids))):
+            raise ValueError(f"image {image_id}: labels must be in 0..{len(category_ids) - 1}, got {sorted(unknown)}")
+        bboxes = xyxy_to_xywh(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)).round(RESULT_DECIMALS)
         results += [
             {"image_id": int(image_id), "category_id": int(category_ids[label]), "bbox": bbox, "score": score}
-            for bbox, score, label in zip(bboxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+            for bbox, score, label in zip(bboxes.tolist(), scores.tolist(), labels.tolist(), strict=True)
         ]
     return results
 
@@ -94,8 +94,8 @@ def write_results(path: Path, detections: Mapping[int, Detections], category_ids
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         between = ""
         file.write("[")
-        for image_id, found in detections.items():
-            for result in coco_results({image_id: found}, category_ids):
+        for image_id, detected in detections.items():
+            for result in coco_results({image_id: detected}, category_ids):
                 file.write(between + json.dumps(result))
                 between = ", "
         file.write("]")

@@ -24,14 +24,14 @@ class Thresholds:
     guessed: tuple[int, ...] = ()  # classes without an object in the validation images: they take `together`
 
 
-def counted(found: Detections, threshold: float | Sequence[float]) -> Detections:
+def counted(detections: Detections, threshold: float | Sequence[float]) -> Detections:
     """The detections with ``score >= threshold``; of several thresholds, that of the detection's class.
 
     Compared in double precision, whatever the scores come in: numpy would round the threshold to theirs.
     """
     least = np.asarray(threshold, dtype=np.float64)
-    kept = found.scores.astype(np.float64) >= (least[found.labels] if least.ndim else least)
-    return Detections(*(values[kept] for values in found))
+    kept = detections.scores.astype(np.float64) >= (least[detections.labels] if least.ndim else least)
+    return Detections(*(values[kept] for values in detections))
 
 
 def count_metrics(true: Int[np.ndarray, " images"], counts: Int[np.ndarray, " images"]) -> dict[str, float]:
@@ -60,10 +60,9 @@ def best_threshold(samples: Sequence[Sample], detections: Mapping[int, Detection
     if not samples:
         raise ValueError("choosing a count threshold needs at least one image, got none")
     rows = {sample.image_id: row for row, sample in enumerate(samples)}
-    strangers = set(detections) - set(rows)
-    if strangers:
-        raise ValueError(f"detections for images that are not among the samples: ids {sorted(strangers)[:10]}")
-    parts = [found.scores if label is None else found.scores[found.labels == label] for found in detections.values()]
+    if unknown := set(detections) - set(rows):
+        raise ValueError(f"detections for images that are not among the samples: ids {sorted(unknown)[:10]}")
+    parts = [scores if label is None else scores[labels == label] for _, scores, labels in detections.values()]
     scores = np.concatenate([np.zeros(0), *parts], dtype=np.float64)
     if not len(scores):
         return THRESHOLD_WITHOUT_DETECTIONS
@@ -103,20 +102,20 @@ def count_by_class(
     and with several classes ``true_by_class`` and ``found_by_class``.
     """
     classes = len(thresholds.by_class)
-    true, found = (np.zeros((len(samples), classes), dtype=np.int64) for _ in range(2))
+    true, counts = (np.zeros((len(samples), classes), dtype=np.int64) for _ in range(2))
     entries: list[dict[str, object]] = []
     for place, sample in enumerate(samples):
         true[place] = np.bincount(sample.object_labels, minlength=classes)
         if sample.image_id in detections:
             kept = counted(detections[sample.image_id], thresholds.by_class)
-            found[place] = np.bincount(kept.labels, minlength=classes)
+            counts[place] = np.bincount(kept.labels, minlength=classes)
         entry: dict[str, object] = {"image_id": sample.image_id, "file_name": sample.name, "group": sample.group}
-        entry |= {"true": int(true[place].sum()), "found": int(found[place].sum())}
+        entry |= {"true": int(true[place].sum()), "found": int(counts[place].sum())}
         if classes > 1:
-            entry |= {"true_by_class": true[place].tolist(), "found_by_class": found[place].tolist()}
+            entry |= {"true_by_class": true[place].tolist(), "found_by_class": counts[place].tolist()}
         entries.append(entry)
-    together = count_metrics(true.sum(axis=1), found.sum(axis=1))
-    return together, [count_metrics(*pair) for pair in zip(true.T, found.T, strict=True)], entries
+    together = count_metrics(true.sum(axis=1), counts.sum(axis=1))
+    return together, [count_metrics(*pair) for pair in zip(true.T, counts.T, strict=True)], entries
 
 
 def _errors_by_gap(

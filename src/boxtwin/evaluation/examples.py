@@ -59,8 +59,8 @@ def keep_examples(
 
     ``detections`` are by image id; counted from ``threshold`` on, or from that of their class.
     """
-    found = {image_id: counted(each, threshold) for image_id, each in detections.items()}
-    numbers = {image_id: len(each.boxes) for image_id, each in found.items()}
+    objects = {image_id: counted(each, threshold) for image_id, each in detections.items()}
+    numbers = {image_id: len(each.boxes) for image_id, each in objects.items()}
     errors = {sample.image_id: abs(numbers.get(sample.image_id, 0) - len(sample.object_boxes)) for sample in samples}
     examples = pick_examples(samples, EXAMPLES)
     worst = sorted(samples, key=lambda sample: (-errors[sample.image_id], sample.name))[:WORST]
@@ -71,7 +71,7 @@ def keep_examples(
         "images": [_entry(sample, sample.image_id not in shown) for sample in (*examples, *others)],
         "found": {
             str(image_id): {"boxes": _rounded(each.boxes), "labels": each.labels.tolist()}
-            for image_id, each in found.items()
+            for image_id, each in objects.items()
             if len(each.boxes)
         },
     }
@@ -83,11 +83,11 @@ def load_examples(path: Path) -> Examples | None:
     if not path.exists():
         return None
     content = json.loads(path.read_text())
-    found = {
+    objects = {
         int(image_id): Detections(_boxes(each), np.ones(len(each["boxes"])), np.array(each["labels"], dtype=np.int64))
         for image_id, each in content["found"].items()
     }
-    return Examples(tuple(map(_pictured, content["images"])), found, tuple(content.get("classes", ())))
+    return Examples(tuple(map(_pictured, content["images"])), objects, tuple(content.get("classes", ())))
 
 
 def _entry(sample: Sample, worst: bool) -> dict[str, Any]:

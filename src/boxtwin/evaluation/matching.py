@@ -73,9 +73,8 @@ def match_detections(
     ``classes``. An image id twice, a label out of range, or detections of another image raise `ValueError`.
     """
     ids = [sample.image_id for sample in samples]
-    strangers = set(detections) - set(ids)
-    if strangers:
-        raise ValueError(f"detections for images that are not among the samples: ids {sorted(strangers)[:10]}")
+    if unknown := set(detections) - set(ids):
+        raise ValueError(f"detections for images that are not among the samples: ids {sorted(unknown)[:10]}")
     if len(set(ids)) < len(ids):
         raise ValueError("image ids must be unique")
     ranges = np.array([ALL_AREAS if area is None else area for area in areas.values()])
@@ -83,17 +82,17 @@ def match_detections(
     parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(classes)]
     # In the order of the ids, as pycocotools does: of equal scores in two images the first is the better.
     for place in sorted(range(len(ids)), key=ids.__getitem__):
-        sample, found = samples[place], detections.get(ids[place])
-        present = np.concatenate([sample.labels, [] if found is None else found.labels]).astype(int)
+        sample, detected = samples[place], detections.get(ids[place])
+        present = np.concatenate([sample.labels, [] if detected is None else detected.labels]).astype(int)
         for label in np.unique(present).tolist():
             if not 0 <= label < classes:
                 raise ValueError(f"{sample.name}: labels must be in 0..{classes - 1}, got {label}")
             objects[label, :, place] = (~_ignored(sample, label, ranges)).sum(axis=1)
-            if found is None or not (found.labels == label).any():
+            if detected is None or not (detected.labels == label).any():
                 continue
-            order, matched, counted, _ = _match_class(sample, found, label, ranges)
+            order, matched, counted, _ = _match_class(sample, detected, label, ranges)
             rank = np.arange(len(order), dtype=np.int32)
-            scores = found.scores[order].astype(np.float64)
+            scores = detected.scores[order].astype(np.float64)
             parts[label].append((np.full(len(order), place, np.int32), rank, scores, matched.T, counted.T))
     gathered = tuple(_gather(part, objects[label]) for label, part in enumerate(parts))
     return Matching(tuple(int(number) for number in ids), tuple(areas), gathered)
@@ -142,8 +141,8 @@ def _match_class(
         overlaps = np.asarray(mask.iou(boxes, truth, sample.crowd[true].astype(np.uint8)))
     area, (small, large) = boxes[:, 2] * boxes[:, 3], ranges.T[:, :, None]
     outside, ignored, crowd = (area < small) | (area > large), _ignored(sample, label, ranges), sample.crowd[true]
-    areas, found = outside.shape
-    hit, left_out = (np.zeros((areas, len(IOUS), found), dtype=bool) for _ in range(2))
+    areas, count = outside.shape
+    hit, left_out = (np.zeros((areas, len(IOUS), count), dtype=bool) for _ in range(2))
     free = np.ones((areas, len(IOUS), len(truth)), dtype=bool)
     row, column = np.ogrid[:areas, : len(IOUS)]
     # 1. Detections choose in the order of their scores; one that overlaps no object enough is left as it is.

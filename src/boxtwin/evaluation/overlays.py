@@ -120,22 +120,22 @@ def side_by_side(
     figure, grid = _grid(rows, 2 * pairs_across, legend_lines=2 if len(classes) > 1 else 1)
     for sample, (left, right) in zip(samples, grid.reshape(-1, 2), strict=False):
         pixels = sample.read()
-        found = counted(detections.get(sample.image_id, NOTHING), threshold)
-        matches = match(sample, found)
+        detected = counted(detections.get(sample.image_id, NOTHING), threshold)
+        matches = match(sample, detected)
 
         _show_truth(left, sample, pixels, named, TRUE)
         put(left.set_title(" ", fontsize=7, loc="left"), sample.name.rsplit("/", 1)[-1])
 
         show_image(right, pixels)
-        captions = named.captions(found.labels, found.scores)
+        captions = named.captions(detected.labels, detected.scores)
         missed = named.corners(sample.object_labels[matches.missed])
         draw_boxes(right, sample.object_boxes[matches.missed], colour=MISSED, line_style="--", corners=missed)
         wrong = ~matches.right & ~matches.ignored
         for chosen, colour, style in ((matches.ignored, CROWD, ":"), (matches.right, RIGHT, "-"), (wrong, WRONG, "-")):
             texts = [caption for caption, take in zip(captions, chosen, strict=False) if take]
-            corners = named.corners(found.labels[chosen])
-            draw_boxes(right, found.boxes[chosen], colour=colour, line_style=style, captions=texts, corners=corners)
-        counts = f"true {len(sample.object_boxes)}, found {len(found.boxes)}"
+            corners = named.corners(detected.labels[chosen])
+            draw_boxes(right, detected.boxes[chosen], colour=colour, line_style=style, captions=texts, corners=corners)
+        counts = f"true {len(sample.object_boxes)}, found {len(detected.boxes)}"
         right.set_title(counts, fontsize=8, loc="left", fontweight="bold")
     for axes in grid.ravel()[2 * len(samples) :]:
         axes.set_axis_off()
@@ -162,15 +162,15 @@ def contact_sheet(
     Sources with few variations stand side by side, as many as ``columns`` have room for. The close-up shows the same
     window of every picture: the one around the source's objects that holds most of them.
     """
-    across = 1 + min(columns - 1, max(len(made) for made in variations))
+    across = 1 + min(columns - 1, max(len(of_source) for of_source in variations))
     beside = min(len(sources), max(1, columns // across))
     named = _Classes(classes)
     rows = -(-len(sources) // beside)
     figure, grid = _grid(2 * rows, across * beside, legend_lines=1 if len(classes) > 1 else 0)
     unused = set(grid.ravel())
-    for index, (source, made) in enumerate(zip(sources, variations, strict=True)):
+    for index, (source, of_source) in enumerate(zip(sources, variations, strict=True)):
         window, (row, place) = _busiest_window(source), divmod(index, beside)
-        for column, sample in enumerate([source, *made[: across - 1]]):
+        for column, sample in enumerate([source, *of_source[: across - 1]]):
             axes = grid[2 * row : 2 * row + 2, across * place + column]
             unused.difference_update(axes)
             pixels = sample.read()

@@ -1,4 +1,4 @@
-"""Plots of a test's figures, a curve and a scatter for each class. All are written as PNG."""
+"""Plots of a test's metrics, a curve and a scatter for each class. All are written as PNG."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def precision_recall_curve(
 
 def count_scatter(
     true: Int[np.ndarray, "images classes"],
-    found: Int[np.ndarray, "images classes"],
+    counts: Int[np.ndarray, "images classes"],
     path: Path,
     classes: Sequence[str],
 ) -> None:
@@ -62,7 +62,7 @@ def count_scatter(
 
     The area of a dot says how many images share it. Classes with the most objects are shown where not all have room.
     """
-    objects = true.sum(axis=0) + found.sum(axis=0)
+    objects = true.sum(axis=0) + counts.sum(axis=0)
     busiest = np.argsort(-objects, kind="stable")[: MOST_PANELS - 1]
     shown = [label for label in range(len(classes)) if label in busiest and objects[label]] if len(classes) > 1 else []
     panels = 1 + len(shown)
@@ -72,18 +72,18 @@ def count_scatter(
     figure = Figure(figsize=(side * across, side * rows), layout="constrained")
     grid = figure.subplots(rows, across, squeeze=False).ravel()
     title, colour = ("Counts", PLAIN) if len(classes) == 1 else ("all classes", TOGETHER)
-    _scatter(grid[0], true.sum(axis=1), found.sum(axis=1), title, colour)
+    _scatter(grid[0], true.sum(axis=1), counts.sum(axis=1), title, colour)
     for axes, label in zip(grid[1:], shown, strict=False):
-        _scatter(axes, true[:, label], found[:, label], shorten(classes[label], 24), class_colour(label))
+        _scatter(axes, true[:, label], counts[:, label], shorten(classes[label], 24), class_colour(label))
     for axes in grid[panels:]:
         axes.set_axis_off()
     save(figure, path)
 
 
 def _scatter(
-    axes: Axes, true: Int[np.ndarray, " images"], found: Int[np.ndarray, " images"], title: str, colour: str
+    axes: Axes, true: Int[np.ndarray, " images"], counts: Int[np.ndarray, " images"], title: str, colour: str
 ) -> None:
-    points, repeats = np.unique(np.stack([true, found], axis=1), axis=0, return_counts=True)
+    points, repeats = np.unique(np.stack([true, counts], axis=1), axis=0, return_counts=True)
     top = float(max(points.max(initial=0), 1))
     axes.plot([0, 2 * top], [0, 2 * top], color="#777777", linestyle="--", linewidth=1, zorder=1, label="exact")
     # Area proportional to the number of images; 28 and 900 square points: still seen, and not over its neighbours.
@@ -103,7 +103,7 @@ def _scatter(
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel="true objects in the image", ylabel="counted objects")
-    text = f"{title}: {int((true == found).sum())} of {len(true)} images exact"
+    text = f"{title}: {int((true == counts).sum())} of {len(true)} images exact"
     axes.set_title(text, fontsize=11 if title == "Counts" else 9, **lettering(text))
     axes.legend(loc="upper left", frameon=False)
     axes.grid(alpha=0.3)

@@ -66,27 +66,27 @@ def run_test(
     }
     for side, samples in (("val_real", validation), ("val_synthetic", synthetic)):
         if samples:
-            found = on_validation if side == "val_real" else detect(samples)
-            class_metrics, _ = coco_by_class(match_detections(samples, found, len(classes)))
+            detections = on_validation if side == "val_real" else detect(samples)
+            class_metrics, _ = coco_by_class(match_detections(samples, detections, len(classes)))
             metrics |= {f"{side}/{name}": value for name, value in class_metrics.items()}
     # 2. The test, in one pass.
-    found = detect(test)
-    matching = match_detections(test, found, len(classes))
+    detections = detect(test)
+    matching = match_detections(test, detections, len(classes))
     class_metrics, by_class = coco_by_class(matching)
-    count_metrics, counts_by_class, counts = count_by_class(test, found, thresholds)
+    count_metrics, counts_by_class, counts = count_by_class(test, detections, thresholds)
     metrics |= {f"test/{name}": value for name, value in {**class_metrics, **count_metrics}.items()}
-    entries = []
+    entries: list[dict[str, Any]] = []
     for label, (name, in_metrics) in enumerate(zip(classes, names, strict=True)):
         of_class = by_class[label] | counts_by_class[label]
         metrics |= {f"test/{in_metrics}/{metric}": value for metric, value in of_class.items()}
         entry = {"name": name, "category_id": category_ids[label], "metric_name": in_metrics}
         entries.append(entry | {"count_threshold": thresholds.by_class[label], "metrics": of_class})
     # 3. Files and pictures.
-    write_results(folder / "detections.json", found, category_ids)
+    write_results(folder / "detections.json", detections, category_ids)
     save_matches(folder / MATCHES_FILE, matching)
-    keep_examples(folder / EXAMPLES_FILE, test, found, thresholds.by_class, classes)
+    keep_examples(folder / EXAMPLES_FILE, test, detections, thresholds.by_class, classes)
     examples = overlays.pick_examples(test, EXAMPLES)
-    overlays.side_by_side(examples, found, thresholds.by_class, folder / PICTURES[0], classes)
+    overlays.side_by_side(examples, detections, thresholds.by_class, folder / PICTURES[0], classes)
     plots.precision_recall_curve(RECALLS, ResampledAP.of(matching).curves(), folder / PICTURES[1], classes)
     # Counts of every image, (images, classes).
     true, counted = (
@@ -97,10 +97,10 @@ def run_test(
         text = "COCO's AP looks at %d detections of a class in an image, too few here; with all AP is %.3f, AP50 %.3f"
         log.info(text, COCO_LIMIT, class_metrics["map_unlimited"], class_metrics["map_50_unlimited"])
     tested = [entry for entry in entries if np.isfinite(entry["metrics"]["map"])] if len(classes) > 1 else []
-    for entry in tested[:MOST_LOGGED]:
+    for tested_class in tested[:MOST_LOGGED]:
         text = "AP {map:.3f}, AP50 {map_50:.3f}, count MAE {count_mae:.2f}, bias {count_bias:+.2f}"
-        text = text.format(**entry["metrics"])
-        log.info("  %s: %s, counted from confidence %.3f", entry["name"], text, entry["count_threshold"])
+        text = text.format(**tested_class["metrics"])
+        log.info("  %s: %s, counted from confidence %.3f", tested_class["name"], text, tested_class["count_threshold"])
     if len(tested) > MOST_LOGGED:
         log.info("  and %d more classes, in result.json", len(tested) - MOST_LOGGED)
     return Evaluation(metrics, counts, entries, thresholds)

@@ -208,7 +208,7 @@ def _ratio(evidence: Evidence, made: Sequence[float], real: Sequence[float]) -> 
     """
     reference = reference_of_halves(real, [sample.group for sample in evidence.real], log_ratio)
     value = log_ratio(made, [real[source] for source in evidence.distinct_sources])
-    pairs = [abs(own - real[source]) for own, source in zip(made, evidence.sources, strict=True)]
+    pairs = [abs(variation - real[source]) for variation, source in zip(made, evidence.sources, strict=True)]
     defined = [pair for pair in pairs if not math.isnan(pair)]
     return {
         "value": math.exp(value),

@@ -54,10 +54,10 @@ def layout_distances(a: Float32[np.ndarray, "n 4096"], b: Float32[np.ndarray, "m
 
 
 def nearest_layout(
-    layouts: Float32[np.ndarray, "n 4096"], own: Float32[np.ndarray, " 4096"], *, leave_out: int | None = None
+    layouts: Float32[np.ndarray, "n 4096"], query: Float32[np.ndarray, " 4096"], *, leave_out: int | None = None
 ) -> tuple[int, float]:
     """Index and distance of the layout that is nearest; infinitely far where there is none."""
-    distances = np.clip(1 - layouts @ own, 0, 2) if own.any() else layout_distances(own[None], layouts)[0]
+    distances = np.clip(1 - layouts @ query, 0, 2) if query.any() else layout_distances(query[None], layouts)[0]
     if leave_out is not None:
         distances[leave_out] = np.inf
     number = int(distances.argmin())
@@ -131,19 +131,19 @@ class GrainIndex:
         self._places = np.arange(len(chosen))[:: -(-len(chosen) // ROUGH)]
         self._rough = np.zeros((count, len(self._places)), dtype=np.complex64)
 
-    def add(self, number: int, own: Spectrum) -> None:
+    def add(self, number: int, grain: Spectrum) -> None:
         """Add the grain of image ``number``."""
-        self._sums[number // self._size] += own
-        sampled = own.ravel()[self._sampled]
+        self._sums[number // self._size] += grain
+        sampled = grain.ravel()[self._sampled]
         self._samples[number] = np.rint(sampled.view(np.float32).reshape(-1, 2) * SCALE)
         self._rough[number] = sampled[self._places]
 
-    def find(self, seen: Spectrum, *, leave_out: tuple[int, Spectrum] | None = None) -> Match | None:
-        """The image that has most of ``seen``, all but ``leave_out`` (number, grain); None if that may be chance."""
-        shifts = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)] + self._peaks(seen, leave_out))
+    def find(self, query: Spectrum, *, leave_out: tuple[int, Spectrum] | None = None) -> Match | None:
+        """The image that has most of ``query``, all but ``leave_out`` (number, grain); None if that may be chance."""
+        shifts = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)] + self._peaks(query, leave_out))
         rows, columns = np.divmod(self._sampled, self._shape[1] // 2 + 1)
         turns = np.outer(shifts[:, 0] / self._shape[0], rows) + np.outer(shifts[:, 1] / self._shape[1], columns)
-        moved = (seen.ravel()[self._sampled] * np.exp(2j * math.pi * turns)).astype(np.complex64)
+        moved = (query.ravel()[self._sampled] * np.exp(2j * math.pi * turns)).astype(np.complex64)
         # The real part of the product of one with the conjugate of the other, in real arithmetic.
         rough = np.ascontiguousarray(moved[:, self._places]).view(np.float32)
         likely = (self._rough.view(np.float32) @ rough.T).max(axis=1)
@@ -159,11 +159,11 @@ class GrainIndex:
         significant = shares[place] > SIGNIFICANT / math.sqrt(2 * len(self._sampled))
         return Match(int(chosen[place]), float(shares[place])) if significant else None
 
-    def _peaks(self, seen: Spectrum, leave_out: tuple[int, Spectrum] | None) -> list[tuple[int, int]]:
-        """The shifts, but none, at which a sum has more of ``seen`` than chance gives: the few highest peaks."""
-        products = seen * self._sums.conj()
+    def _peaks(self, query: Spectrum, leave_out: tuple[int, Spectrum] | None) -> list[tuple[int, int]]:
+        """The shifts, but none, at which a sum has more of ``query`` than chance gives: the few highest peaks."""
+        products = query * self._sums.conj()
         if leave_out is not None:
-            products[leave_out[0] // self._size] -= seen * leave_out[1].conj()
+            products[leave_out[0] // self._size] -= query * leave_out[1].conj()
         surfaces = irfft2(products, s=self._shape)
         surfaces[:, [0, 0, 0, 1, 1, 1, -1, -1, -1], [0, 1, -1] * 3] = 0  # compared in any case
         surfaces /= np.maximum(surfaces.std(axis=(1, 2), keepdims=True), np.float32(1e-12))
