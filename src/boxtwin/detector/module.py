@@ -71,7 +71,7 @@ class DetectorModule(pl.LightningModule):
         self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.spec, self.loss, self.optimizer, self.steps = spec, loss, optimizer, steps
         values = asdict(spec) | _values(loss, LossOptions) | _values(optimizer, OptimizerOptions)
-        self.save_hyperparameters(_plain(values | {"anchors": self.network.anchors, "steps": steps}), logger=False)
+        self.save_hyperparameters(_plain(values | {"anchors": self.network.anchors, "steps": steps}))
         self.compile_network = False
         self._validation: list[tuple[int, Detections]] = []
 
