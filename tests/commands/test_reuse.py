@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from boxtwin.commands.reuse import _is_readable, mend, take_over
+from boxtwin.commands.reuse import _is_readable, mend, reuse_run
 from boxtwin.commands.stored_runs import bring_back, collect_runs
 from boxtwin.evaluation.matching import AREAS, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
@@ -61,13 +61,10 @@ def taken(store: Store, run_id: str, output: Path) -> str:
     """Take a run over into study "mine"; returns the id of the run there."""
     own = store.begin_run(study="mine", name="x", identity="a", params=PARAMS, tags={})
     output.mkdir()
-    take_over(
+    reuse_run(
         *(store, own.run_id, store.client.get_run(run_id), output),
         tracking=Path(store.folder),
-        own_identity="a",
-        condition={},
-        study="mine",
-        overrides=[],
+        result={"identity": "a", "condition": {}, "study": "mine", "overrides": []},
         detector="detector.safetensors",
     )
     return own.run_id

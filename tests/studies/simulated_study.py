@@ -6,25 +6,26 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from boxtwin.studies.comparison import Figures
+from boxtwin.studies.comparison import ResampledMetrics, contrasts
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.inference import image_counts
 from boxtwin.studies.runs import StudyRun
+from boxtwin.studies.study import Study
 
 IMAGES = 100
 
 Simulated = tuple[str, int, str, float, float]  # split, variations, generator, real images, AP50 of a condition
 
 
-class SimulatedFigures(Figures):
+class SimulatedMetrics(ResampledMetrics):
     """Metrics that are means over images, so that their resamples are weighted means."""
 
     def __init__(self, by_image: Mapping[str, Mapping[str, np.ndarray]], resamples: int) -> None:
         super().__init__({})
         counts = np.concatenate([np.ones((1, IMAGES)), image_counts(IMAGES, resamples, seed=0)])
         self._simulated = {
-            run: {figure: counts @ values / IMAGES for figure, values in figures.items()}
-            for run, figures in by_image.items()
+            run: {metric: counts @ values / IMAGES for metric, values in metrics.items()}
+            for run, metrics in by_image.items()
         }
 
     def of(self, run: str) -> dict[str, np.ndarray] | None:
@@ -45,7 +46,7 @@ def simulate(
     rng: int = 0,
     resamples: int = 200,
     steps: Sequence[int] = (1200,),
-) -> tuple[list[StudyRun], list[Row], SimulatedFigures]:
+) -> tuple[list[StudyRun], list[Row], SimulatedMetrics]:
     """Runs of conditions.
 
     Images are as hard for every run (``image_noise``); beyond that a condition (``own_image_noise``), and every run
@@ -96,4 +97,9 @@ def simulate(
                         ),
                     )
                 )
-    return runs, condition_table(runs), SimulatedFigures(by_image, resamples)
+    return runs, condition_table(runs), SimulatedMetrics(by_image, resamples)
+
+
+def study_of(runs: Sequence[StudyRun], rows: list[Row], resampled: ResampledMetrics) -> Study:
+    """A study with the comparisons of its rows."""
+    return Study(runs, {}, {}, rows, resampled, contrasts(rows, resampled), {})

@@ -11,7 +11,7 @@ import pytest
 from simulated_study import simulate
 
 from boxtwin.studies.archive import runs_folder
-from boxtwin.studies.comparison import Figures, contrasts
+from boxtwin.studies.comparison import ResampledMetrics, contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.report.summary import Answer, answer, answers
@@ -25,7 +25,7 @@ PLAIN: list[Condition] = [("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 
 
 def all_of(conditions: Sequence[Condition], kept: bool = True, **settings: Any) -> list[Answer]:
     _, rows, figures = simulate(conditions, **{"seeds": 9, "seed_noise": 0.005, "own_image_noise": 0.01, **settings})
-    compared = contrasts(rows, figures if kept else Figures({}))
+    compared = contrasts(rows, figures if kept else ResampledMetrics({}))
     values = answers(rows, compared)
     # A sentence for each generator and positive control, and one with the advice.
     assert len(answer(rows, compared)) == sum(len(each.groups) + len(each.positive_controls) + 1 for each in values)
@@ -174,5 +174,5 @@ def test_the_results_page_quotes_the_kept_runs() -> None:
     assert len(runs) == len(evidence) == 90
     rows = condition_table(runs)
     quoted = " ".join((ROOT / "docs/results.md").read_text().replace("\n> ", "\n").split())
-    for sentence in answer(rows, contrasts(rows, Figures(evidence))):
+    for sentence in answer(rows, contrasts(rows, ResampledMetrics(evidence))):
         assert f"- {sentence}" in quoted

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from coco_reference import coco_metrics
+from simulated_study import study_of
 from study_runs import finished_run
 
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
-from boxtwin.studies.comparison import RESAMPLES, Figures, contrasts, corrected, difference
+from boxtwin.studies.comparison import RESAMPLES, ResampledMetrics, contrasts, corrected, difference
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.report.summary import verdict
@@ -72,12 +73,12 @@ def test_a_run_says_the_same_from_its_folder(tmp_path: Path) -> None:
     figures = write_run(tmp_path / "a", np.random.default_rng(1), 0.7)
     evidence = Evidence.load(tmp_path / "a")
     assert evidence is not None
-    again = evidence.figures(np.ones((1, IMAGES)))
+    again = evidence.metrics(np.ones((1, IMAGES)))
     assert {name: pytest.approx(value[0], abs=1e-9) for name, value in again.items()} == figures
     # Twice the first image and no other: its own error.
     counts = np.zeros((1, IMAGES))
     counts[0, 0] = 2
-    assert evidence.figures(counts)["count_mae"][0] == abs(int(evidence.true[0]) - int(evidence.found[0]))
+    assert evidence.metrics(counts)["count_mae"][0] == abs(int(evidence.true[0]) - int(evidence.found[0]))
 
 
 def test_folders_without_matches_and_with_those_of_other_images(
@@ -91,7 +92,7 @@ def test_folders_without_matches_and_with_those_of_other_images(
     assert "different test images" in caplog.text
 
 
-def study(tmp_path: Path, shares: dict[tuple[int, str], float], seeds: int) -> tuple[list[Row], Figures]:
+def study(tmp_path: Path, shares: dict[tuple[int, str], float], seeds: int) -> tuple[list[Row], ResampledMetrics]:
     """The rows of a study whose conditions (variations, generator) find so much, and what its runs keep."""
     runs, evidence = [], {}
     for (variations, generator), share in shares.items():
@@ -102,7 +103,7 @@ def study(tmp_path: Path, shares: dict[tuple[int, str], float], seeds: int) -> t
             assert loaded is not None
             evidence[run] = loaded
             runs.append(run_folder(run, variations, generator, seed, figures))
-    return condition_table(runs), Figures(evidence)
+    return condition_table(runs), ResampledMetrics(evidence)
 
 
 def run_folder(run: str, variations: int, generator: str, seed: int, figures: dict[str, float]) -> StudyRun:
@@ -154,7 +155,7 @@ def test_one_pair_and_runs_that_keep_nothing(tmp_path: Path) -> None:
     one = difference("map", rows[1], rows[0], figures)
     assert (one.pairs, one.interval, one.p) == (1, None, 1.0)
     rows, _ = study(tmp_path / "more", {(0, "none"): 0.5, (2, "other"): 0.6}, seeds=3)
-    kept_nothing = difference("map", rows[1], rows[0], Figures({}))
+    kept_nothing = difference("map", rows[1], rows[0], ResampledMetrics({}))
     assert kept_nothing.pairs == 3
     assert kept_nothing.interval is None
     assert kept_nothing.p == 2 / 8 or kept_nothing.p > 2 / 8
@@ -166,7 +167,7 @@ def test_no_seed_in_common(tmp_path: Path) -> None:
     rows = condition_table(
         [run_folder("a", 0, "none", 0, figures), run_folder("b", 2, "x", 1, {**figures, "map": 0.75})]
     )
-    found = difference("map", rows[1], rows[0], Figures({}))
+    found = difference("map", rows[1], rows[0], ResampledMetrics({}))
     assert (found.mean, found.pairs) == (0.25, 0)
     assert np.isnan([found.p, found.low, found.high, corrected([found])[0].p_holm]).all()
 
@@ -180,7 +181,7 @@ def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:
         evidence[run] = loaded
         runs.append(run_folder(run, variations, "x", seed, figures))
     with pytest.raises(InputError, match="d and b were tested on different images"):
-        contrasts(condition_table(runs), Figures(evidence))
+        contrasts(condition_table(runs), ResampledMetrics(evidence))
 
 
 def test_every_resample_is_worked_out_once(tmp_path: Path) -> None:
@@ -197,7 +198,7 @@ def test_every_resample_is_worked_out_once(tmp_path: Path) -> None:
 def test_a_condition_has_mean_interval_and_number_of_seeds(tmp_path: Path) -> None:
     rows, figures = study(tmp_path, {(0, "none"): 0.5, (2, "repeat"): 0.9}, seeds=6)
     found = contrasts(rows, figures)
-    plain, repeated = conditions(rows, found, figures)
+    plain, repeated = conditions(study_of([], rows, figures))
     assert (plain.name, repeated.name) == ("s2-x0-none-yolov3_nano", "s2-x2-repeat-yolov3_nano")
     assert plain.key != repeated.key
     assert repeated.params == {
@@ -223,7 +224,7 @@ def test_a_condition_has_mean_interval_and_number_of_seeds(tmp_path: Path) -> No
 
 def test_the_interval_of_a_mean_is_as_wide_as_seeds_and_images_make_it(tmp_path: Path) -> None:
     rows, figures = study(tmp_path, {(0, "none"): 0.6}, seeds=6)
-    (condition,) = conditions(rows, [], figures)
+    (condition,) = conditions(study_of([], rows, figures))
     width = condition.metrics["test/count_mae_high"] - condition.metrics["test/count_mae_low"]
     # The count error is a plain mean, so its variance is the textbook's: of the seeds' means, and of the images' means.
     errors = np.array([np.abs(figures._evidence[run].found - figures._evidence[run].true) for run in rows[0].runs])
@@ -234,7 +235,7 @@ def test_the_interval_of_a_mean_is_as_wide_as_seeds_and_images_make_it(tmp_path:
 
 def test_one_seed_has_a_mean_and_no_interval(tmp_path: Path) -> None:
     rows, figures = study(tmp_path, {(0, "none"): 0.5, (2, "repeat"): 0.9}, seeds=1)
-    for condition in conditions(rows, contrasts(rows, figures), figures):
+    for condition in conditions(study_of([], rows, figures)):
         assert condition.metrics["seeds"] == 1
         assert math.isfinite(condition.metrics["test/map"])
         assert not any(name.endswith(("_low", "_high")) for name in condition.metrics)

@@ -16,7 +16,7 @@ from boxtwin.config.compose import register
 from boxtwin.config.identity import _DEFINING, _NOT_DEFINING, condition_of, flat_params, setting_hash
 from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
-from boxtwin.studies.comparison import Contrast, Figures, contrasts
+from boxtwin.studies.comparison import Contrast, ResampledMetrics, contrasts
 from boxtwin.studies.condition_values import differences, flatten
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.report.summary import notes, verdict
@@ -79,7 +79,7 @@ def compared(folder: Path) -> tuple[list[Row], list[Contrast], str]:
     """The table of the runs in a folder: rows, comparisons, and all that is printed of them."""
     runs = runs_in(folder)
     rows = condition_table(runs)
-    found = contrasts(rows, Figures({}))
+    found = contrasts(rows, ResampledMetrics({}))
     return rows, found, "\n".join((*text_table(rows), *verdict(rows, found), *notes(runs, rows)))
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulated_study import Simulated, simulate
+from simulated_study import Simulated, simulate, study_of
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
 from boxtwin.studies import dose_response
-from boxtwin.studies.comparison import Figures
+from boxtwin.studies.comparison import ResampledMetrics
 from boxtwin.studies.dose_response import Tried, can_bend, fit, lines, places, posterior, tried
 from boxtwin.studies.report.sections import describe_curve, dose_response_section
 
@@ -80,7 +80,7 @@ def test_errors_of_gains_over_one_baseline_go_together() -> None:
     for rng in range(40):
         _, rows, _ = simulate(conditions((2, 5, 10)), seeds=6, seed_noise=0.02, rng=rng)
         ((base, members),) = lines(rows)
-        noise.append(tried("map_50", base, members, Figures({})).noise)
+        noise.append(tried("map_50", base, members, ResampledMetrics({})).noise)
     mean = np.mean(noise, axis=0)
     freedom = 3 * 5
     expected = 0.02**2 / 6 * freedom / (freedom - 2)
@@ -90,7 +90,7 @@ def test_errors_of_gains_over_one_baseline_go_together() -> None:
 def test_with_matches_the_choice_of_images_counts() -> None:
     _, rows, figures = simulate(conditions((2, 5, 10)), seeds=6, own_image_noise=0.2)
     ((base, members),) = lines(rows)
-    with_images, without = (tried("map_50", base, members, each) for each in (figures, Figures({})))
+    with_images, without = (tried("map_50", base, members, each) for each in (figures, ResampledMetrics({})))
     assert with_images.images_known
     assert not without.images_known
     assert (np.diag(with_images.noise) > np.diag(without.noise)).all()
@@ -146,26 +146,26 @@ def test_bands_hold_the_truth() -> None:
 
 def test_no_effect_is_not_called_one() -> None:
     _, rows, figures = simulate(conditions(gain=lambda _: 0.0), seeds=6)
-    section = dose_response_section(rows, figures)
+    section = dose_response_section(study_of([], rows, figures))
     ((base, members),) = lines(rows)
     curve = fit("map_50", tried("map_50", base, members, figures))
     assert curve.best_range[0] <= 2
     assert curve.chances.max() < 0.95
     assert section is not None
-    assert len(section.figures) == 2
+    assert len(section.plots) == 2
     assert curve.best_gain[1] <= 0
-    again = dose_response_section(rows, figures)
+    again = dose_response_section(study_of([], rows, figures))
     assert again is not None
-    assert again.figures == section.figures  # to the byte
-    assert all(picture.svg.count("<svg") == 1 and "95 % band" in picture.text for picture in section.figures)
+    assert again.plots == section.plots  # to the byte
+    assert all(picture.svg.count("<svg") == 1 and "95 % band" in picture.text for picture in section.plots)
 
 
 def test_without_enough_numbers_or_seeds_there_is_no_section() -> None:
     _, rows, figures = simulate(conditions((2,)), seeds=6)
-    assert dose_response_section(rows, figures) is None
+    assert dose_response_section(study_of([], rows, figures)) is None
     _, rows, figures = simulate(conditions((2, 10)), seeds=5)
-    assert dose_response_section(rows, figures) is None
-    assert dose_response_section([row for row in rows if not row.variations], figures) is None
+    assert dose_response_section(study_of([], rows, figures)) is None
+    assert dose_response_section(study_of([], [row for row in rows if not row.variations], figures)) is None
 
 
 FIELDS_BY_SEED = ("seeds", "runs", "machines")
@@ -178,7 +178,7 @@ def test_numbers_with_few_seeds_are_left_out() -> None:
     ((base, members),) = lines(rows)
     assert can_bend(base, members)
     assert tried("map_50", base, members, figures).variations == (2, 10)
-    section = dose_response_section(rows, figures)
+    section = dose_response_section(study_of([], rows, figures))
     assert section is not None
     assert "5 variations have too few seeds" in section.sentences[-1]
 

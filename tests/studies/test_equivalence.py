@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulated_study import SimulatedFigures, simulate
+from simulated_study import SimulatedMetrics, simulate, study_of
 
-from boxtwin.studies.comparison import Figures, positive_controls
+from boxtwin.studies.comparison import ResampledMetrics, positive_controls
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.equivalence import Exchange, curve_rows, equivalent, exchange, monotone
 from boxtwin.studies.report.sections import describe_exchange, equivalence_section
@@ -26,18 +26,17 @@ REAL = [("s1n20", 20.0), ("s2", 40.0), ("s1n60", 60.0), ("s1", 80.0)]
 
 def study(
     reached: float, sizes: Sequence[tuple[str, float]] = REAL, **noise: Any
-) -> tuple[list[StudyRun], list[Row], SimulatedFigures]:
+) -> tuple[list[StudyRun], list[Row], SimulatedMetrics]:
     conditions = [(split, 0, "none", size, on_real(size)) for split, size in sizes]
     return simulate([*conditions, ("s2", 10, "pixel_ddpm", 40.0, reached)], **{"seeds": 6, **noise})
 
 
-def result(rows: Sequence[Row], figures: Figures) -> Exchange | None:
+def result(rows: Sequence[Row], figures: ResampledMetrics) -> Exchange | None:
     (row,) = [row for row in rows if row.variations]
-    (base,) = [base for base in rows if base.split == row.split and not base.variations]
-    return exchange(row, base, curve_rows(rows, base, figures), figures)
+    return exchange(row, rows, figures)
 
 
-def known(rows: Sequence[Row], figures: Figures) -> Exchange:
+def known(rows: Sequence[Row], figures: ResampledMetrics) -> Exchange:
     found = result(rows, figures)
     assert found is not None
     return found
@@ -88,17 +87,21 @@ def test_outside_of_what_was_measured(images: int, said: str) -> None:
 
 
 def test_too_few_sizes_seeds_or_matches_give_no_answer() -> None:
-    for rows, figures in (study(0.6, sizes=REAL[1::2])[1:], study(0.6, seeds=5)[1:], (study(0.6)[1], Figures({}))):
+    for rows, figures in (
+        study(0.6, sizes=REAL[1::2])[1:],
+        study(0.6, seeds=5)[1:],
+        (study(0.6)[1], ResampledMetrics({})),
+    ):
         assert result(rows, figures) is None
-        assert equivalence_section(rows, figures) is None
+        assert equivalence_section(study_of([], rows, figures)) is None
 
 
 def test_the_section_has_a_picture_and_its_words() -> None:
     _, rows, figures = study(on_real(52))
-    section = equivalence_section(rows, figures)
+    section = equivalence_section(study_of([], rows, figures))
     assert section is not None
     assert "s2 x10 pixel_ddpm on 40 real images are worth about" in section.sentences[0]
-    (picture,) = section.figures
+    (picture,) = section.plots
     assert "<svg" in picture.svg
     assert "80 real images" in picture.text
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulated_study import Simulated, simulate
+from simulated_study import Simulated, simulate, study_of
 from study_runs import finished_run
 
 from boxtwin.studies.commands import command
 from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.conditions import condition_table
-from boxtwin.studies.inference import Noise, after_more, least
+from boxtwin.studies.inference import Interval
 from boxtwin.studies.next_runs import Candidate, plan
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.sections import next_runs_section, sections
@@ -40,7 +40,7 @@ FULL: list[Simulated] = [
 
 def planned(conditions: Sequence[Simulated], **settings: Any) -> list[Candidate]:
     runs, rows, figures = simulate(conditions, **{"seeds": 6, **settings})
-    return plan(runs, rows, contrasts(rows, figures), figures)
+    return plan(study_of(runs, rows, figures))
 
 
 def gain_on_s2(candidate: Candidate) -> bool:
@@ -65,18 +65,19 @@ def test_forecasts_are_what_comes(seed_noise: float, own_image_noise: float) -> 
         now, then = (each.differences["map_50"].interval for each in (six, all_seeds))
         assert now is not None
         assert then is not None
-        ratios.append(after_more(now, 6, 6, 100) / ((then.high - then.low) / 2))
-        assert least(now, 6, 100) < after_more(now, 6, 6, 100) < (now.high - now.low) / 2
-        assert after_more(now, 6, 10_000, 100) == pytest.approx(least(now, 6, 100), rel=0.02)
+        ratios.append(now.after(12) / then.half_width)
+        assert now.floor < now.after(12) < now.half_width
+        assert now.after(10_006) == pytest.approx(now.floor, rel=0.02)
     assert np.mean(ratios) == pytest.approx(1, abs=0.1)
 
 
 def test_seeds_do_not_get_below_the_images() -> None:
-    noise = Noise(seed=4.0, image=1.0, images=100)
-    widths = [noise.half_width(pairs) for pairs in (6, 12, 100, 10_000)]
+    interval = Interval(0.0, -1.0, 1.0, seed_variance=4.0, image_variance=1.0, pairs=6, images=100)
+    widths = [interval.after(pairs) for pairs in (6, 12, 100, 10_000)]
     assert widths == sorted(widths, reverse=True)
-    assert widths[-1] == pytest.approx(noise.floor, rel=0.02)
-    assert Noise(0.0, 0.0, 100).half_width(6) == 0
+    assert widths[0] == pytest.approx(interval.half_width)
+    assert widths[-1] == pytest.approx(interval.floor, rel=0.02)
+    assert replace(interval, seed_variance=0.0, image_variance=0.0).expected(6) == 0
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_a_split_is_named_as_it_is() -> None:
     runs, _, figures = simulate([("my split", *row[1:]) for row in FULL if row[0] == "s2"], seeds=6)
     runs = [replace(run, overrides="") for run in runs]
     rows = condition_table(runs)
-    found = plan(runs, rows, contrasts(rows, figures), figures)
+    found = plan(study_of(runs, rows, figures))
     assert found
     assert all("split='my split'" in command for each in found for command in each.command.split(" && "))
 
@@ -181,7 +182,7 @@ def test_seeds_of_one_side_are_completed_first() -> None:
     runs, _, figures = simulate(FULL[:1] + FULL[2:], seeds=6)
     runs = [run for run in runs if run.variations == 0 or run.seed == 0]
     rows = condition_table(runs)
-    found = plan(runs, rows, contrasts(rows, figures), figures)
+    found = plan(study_of(runs, rows, figures))
     gain = next(c for c in found if gain_on_s2(c))
     assert gain.now is None
     assert "seed=1,2,3,4,5,6,7" in gain.command
@@ -214,7 +215,7 @@ def test_a_number_beside_the_best_is_proposed() -> None:
 def test_one_run_and_runs_that_do_not_say_what_was_typed() -> None:
     runs, rows, figures = simulate(FULL[:1], seeds=1)
     runs = [replace(run, overrides="") for run in runs]
-    candidates = plan(runs, rows, contrasts(rows, figures), figures)
+    candidates = plan(study_of(runs, rows, figures))
     found = next_runs_section(candidates, runs)
     table = candidates_table(candidates)
     assert table[0].endswith("what to run")

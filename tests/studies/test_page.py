@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulated_study import simulate
+from simulated_study import simulate, study_of
 from study_runs import finished_run
 
 from boxtwin.datasets.image_io import write_png
@@ -21,7 +21,6 @@ from boxtwin.evaluation.examples import EXAMPLES_FILE, keep_examples, load_examp
 from boxtwin.evaluation.matching import match, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.lettering import class_colour
-from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.costs import costs, unattributed
 from boxtwin.studies.evidence import Evidence
@@ -216,9 +215,8 @@ def test_the_wording_is_that_of_the_golden_page(
     runs, _, figures = simulate([*sizes, *tried, ("s2", 10, "repeat", 40.0, 0.6)], seeds=9, seed_noise=0.004)
     runs[-1] = replace(runs[-1], status="FAILED")
     runs[0] = replace(runs[0], provenance={"commit": "4437dbc1", "clean": "true"}, overrides="")
-    simulated = Study.of(runs)
-    simulated = replace(simulated, figures=figures, contrasts=contrasts(simulated.rows, figures))
-    candidates = plan(runs, simulated.rows, simulated.contrasts, figures)
+    simulated = study_of(runs, condition_table(runs), figures)
+    candidates = plan(simulated)
     summary = Summary.of(simulated, candidates)
     terminal = printed(simulated, summary).splitlines()
     pages = write_report(simulated, summary, tmp_path / "simulated"), report(study, tmp_path / "report")

@@ -13,11 +13,11 @@ from scipy import stats
 from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
 from boxtwin.studies.commands import choice
-from boxtwin.studies.comparison import Difference, Figures, contrasts
+from boxtwin.studies.comparison import Difference, ResampledMetrics, contrasts
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.inference import mean_interval
 from boxtwin.studies.report.page import write_report
-from boxtwin.studies.report.plots import curve_figure, curve_text, plot_curves
+from boxtwin.studies.report.plots import curve_plot, curve_text, plot_curves
 from boxtwin.studies.report.summary import Summary, verdict
 from boxtwin.studies.report.tables import text_table, write_csv
 from boxtwin.studies.runs import StudyRun
@@ -63,7 +63,7 @@ def make_run(
 
 
 def said(rows: list[Row]) -> list[str]:
-    return verdict(rows, contrasts(rows, Figures({})))
+    return verdict(rows, contrasts(rows, ResampledMetrics({})))
 
 
 def row_of(rows: list[Row], split: str, variations: int, generator: str | None = None) -> Row:
@@ -73,7 +73,9 @@ def row_of(rows: list[Row], split: str, variations: int, generator: str | None =
 
 
 def ap50_change(rows: list[Row], *names: Any) -> Difference:
-    (change,) = [c.differences["map_50"] for c in contrasts(rows, Figures({})) if c.new is row_of(rows, *names)]
+    (change,) = [
+        c.differences["map_50"] for c in contrasts(rows, ResampledMetrics({})) if c.new is row_of(rows, *names)
+    ]
     return change
 
 
@@ -111,7 +113,7 @@ def test_one_baseline_serves_every_generator_but_no_other_setting() -> None:
     runs += [make_run(variations=2, steps=600), make_run(variations=2, detector="yolov3")]
     rows = condition_table(runs)
     assert len(rows) == 7
-    gains = [c for c in contrasts(rows, Figures({})) if c.kind == "variations"]
+    gains = [c for c in contrasts(rows, ResampledMetrics({})) if c.kind == "variations"]
     compared = [(c.new.generator, c.differences["map_50"].mean) for c in gains]
     assert dict(compared) == pytest.approx({"pixel_ddpm": 0.0, "repeat": -0.1})
     assert len(compared) == 2
@@ -192,7 +194,7 @@ def test_text_table_is_aligned_and_names_what_differs() -> None:
 
 def test_csv_holds_the_unrounded_figures(tmp_path: Path) -> None:
     rows = condition_table([make_run(ap50=1 / 3), make_run(variations=2, ap50=math.nan)])
-    write_csv(rows, tmp_path / "c.csv", contrasts(rows, Figures({})))
+    write_csv(rows, tmp_path / "c.csv", contrasts(rows, ResampledMetrics({})))
     with (tmp_path / "c.csv").open(newline="") as file:
         base, varied = csv.DictReader(file)
     assert float(base["map_50_mean"]) == 1 / 3
@@ -304,9 +306,9 @@ def test_bands_are_students_intervals_over_seeds_and_the_words_say_the_same() ->
     assert mean_interval(values[:1]) is None
     text = curve_text(rows, "map_50")
     assert f"s2 pixel_ddpm: 0: 43.7 ({100 * low:.1f} to {100 * high:.1f}), 2: 40.0." in text
-    drawn = curve_figure(rows, "map_50")
+    drawn = curve_plot(rows, "map_50")
     assert drawn.text == text
-    assert drawn.svg == curve_figure(rows, "map_50").svg  # the same metric gives the same bytes
+    assert drawn.svg == curve_plot(rows, "map_50").svg  # the same metric gives the same bytes
     assert "<svg" in drawn.svg
     assert "http" not in re.sub(r'(xmlns[:a-z]*|rdf:resource)="[^"]*"|<!DOCTYPE[^>]*>', "", drawn.svg)
 

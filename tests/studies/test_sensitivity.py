@@ -8,33 +8,32 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from simulated_study import Simulated, simulate
+from simulated_study import Simulated, simulate, study_of
 
-from boxtwin.studies.comparison import contrasts
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import Interval
 from boxtwin.studies.report.sections import Section, sensitivity_section
-from boxtwin.studies.sensitivity import detectable, half_width, length_of, recipe
+from boxtwin.studies.sensitivity import detectable, late_rise, recipe
 
 PLAIN = [("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 0.6)]
 
 
 def said(conditions: Sequence[Simulated], **settings: Any) -> Section:
     runs, rows, figures = simulate(conditions, **{"seeds": 6, **settings})
-    return sensitivity_section(runs, rows, contrasts(rows, figures))
+    return sensitivity_section(study_of(runs, rows, figures))
 
 
 def test_a_positive_control_that_is_significant() -> None:
     sentences = said([*PLAIN, ("s2", 2, "pixel_ddpm", 40.0, 0.6)]).sentences
     assert sentences[0].startswith(
-        "This set-up detects what real data is worth: 80 instead of 40 real images changed AP50 by"
+        "The study detects the effect of more real images: 80 instead of 40 real images changed AP50 by"
     )
     assert "The smallest detectable gain" in sentences[1]
 
 
 def test_a_set_up_that_could_not_have_seen_a_gain() -> None:
     blind = [("s1", 0, "none", 80.0, 0.6), *PLAIN[1:], ("s2", 2, "pixel_ddpm", 40.0, 0.6)]
-    assert "This set-up could not have detected a gain: even 80 instead of 40" in said(blind).sentences[0]
+    assert "The study could not have detected a gain: even 80 instead of 40" in said(blind).sentences[0]
     assert "inconclusive" not in said(blind[:2]).sentences[0]
     seeing = [*blind[:2], ("s2", 2, "pixel_ddpm", 40.0, 0.7)]
     assert "but a gain from variations is" in said(seeing).sentences[0]
@@ -49,18 +48,18 @@ def test_too_few_seeds_and_no_positive_control() -> None:
 
 
 def test_widths_and_what_is_detectable() -> None:
-    interval = Interval(0.02, 0.01, 0.03, 0.0, 0.0)
-    assert half_width(interval) == pytest.approx(0.01)
+    interval = Interval(0.02, 0.01, 0.03, 0.0, 0.0, 6, 100)
+    assert interval.half_width == pytest.approx(0.01)
     # Power of a two-sided z test at a true difference of d: P(z > 1.96 - d / se), the other tail is next to nothing.
-    error = half_width(interval) / stats.norm.ppf(0.975)
+    error = interval.half_width / stats.norm.ppf(0.975)
     assert stats.norm.sf(stats.norm.ppf(0.975) - detectable(interval) / error) == pytest.approx(0.8)
 
 
-@pytest.mark.parametrize(("rise", "told"), [(0.03, "on"), (0.0, "over"), (0.008, "over"), (-0.02, "over")])
+@pytest.mark.parametrize(("rise", "told"), [(0.03, "rising"), (0.0, "stopped"), (0.008, "stopped"), (-0.02, "stopped")])
 def test_whether_training_was_over(rise: float, told: str) -> None:
     rng = np.random.default_rng(0)
     curves = [[(k, 0.4 + rise * (k > 4) + rng.normal(0, 0.001)) for k in range(1, 7)] for _ in range(6)]
-    found = length_of(curves)
+    found = late_rise(curves)
     assert found is not None
     assert found.state == told
     rises = [np.mean([v for _, v in c[4:]]) - np.mean([v for _, v in c[2:4]]) for c in curves]
@@ -69,25 +68,25 @@ def test_whether_training_was_over(rise: float, told: str) -> None:
 
 
 def test_whether_training_was_over_cannot_always_be_told() -> None:
-    assert length_of([]) is None
-    assert length_of([[(1, 0.1), (2, 0.2)], []]) is None
-    one = length_of([[(1, 0.1), (2, 0.2), (3, 0.3)]])
+    assert late_rise([]) is None
+    assert late_rise([[(1, 0.1), (2, 0.2)], []]) is None
+    one = late_rise([[(1, 0.1), (2, 0.2), (3, 0.3)]])
     assert one is not None
     assert (one.state, one.seeds) == ("unknown", 1)
     assert math.isnan(one.low)
     noisy = [[(1, 0.3), (2, 0.3), (3, 0.3 + by)] for by in (0.1, -0.1, 0.05)]
-    unknown = length_of(noisy)
+    unknown = late_rise(noisy)
     assert unknown is not None
     assert unknown.state == "unknown"
     runs, rows, figures = simulate(PLAIN, seeds=6)
     silent = [replace(run, validation=()) for run in runs]
-    sentences = sensitivity_section(silent, rows, contrasts(rows, figures)).sentences
+    sentences = sensitivity_section(study_of(silent, rows, figures)).sentences
     assert not any("real images alone: " in sentence for sentence in sentences)
 
 
 def test_gain_against_steps() -> None:
     found = said([*PLAIN, ("s2", 2, "pixel_ddpm", 40.0, 0.62)], steps=(300, 1200))
-    (picture,) = found.figures
+    (picture,) = found.plots
     assert "<svg" in picture.svg
     ruler, gain = found.sentences[-2:]
     if "real images: " not in ruler:
@@ -101,10 +100,10 @@ def test_runs_that_differ_in_more_than_steps_are_not_put_on_one_axis() -> None:
     runs, _, figures = simulate(PLAIN, seeds=6, steps=(300, 1200))
     other = [replace(c, overrides=f"{c.overrides} detector.freeze={int(c.steps == 300)}") for c in runs]
     rows = condition_table(other)
-    assert sensitivity_section(other, rows, contrasts(rows, figures)).figures == ()
+    assert sensitivity_section(study_of(other, rows, figures)).plots == ()
     silent = [replace(run, overrides="") for run in runs]
     rows = condition_table(silent)
-    assert sensitivity_section(silent, rows, contrasts(rows, figures)).figures == ()
+    assert sensitivity_section(study_of(silent, rows, figures)).plots == ()
 
 
 def test_the_recipe_is_what_no_table_varies() -> None:

@@ -20,7 +20,7 @@ from boxtwin.evaluation.matching import ALL_AREAS, AREAS, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.slices import LEAST_IMAGES, SliceTable, count_errors, slice_figures, slices_of, slicings
+from boxtwin.studies.slices import LEAST_IMAGES, SliceTable, count_errors, slice_metrics, slices_of, slicings
 
 IDS = (3, 7)
 NUMBERS = (0, 1, 1, 1, 2, 3, 6, 12)  # objects in the images, in turn
@@ -104,7 +104,7 @@ def test_slices_by_size_crowding_and_scene_are_those_of_pycocotools(tmp_path: Pa
     for kind, parts in kinds.items():
         for part in parts:
             ids = [sample.image_id for sample, inside in zip(samples, part.images, strict=True) if inside]
-            ap50, mae = slice_figures(part, evidence, np.ones((1, len(samples))))
+            ap50, mae = slice_metrics(part, evidence, np.ones((1, len(samples)))).values()
             # Objects of one size are looked for in all images: what is found of that size in others is wrong.
             searched = [sample.image_id for sample in samples] if kind == "size" else ids
             np.testing.assert_allclose(ap50[0], oracle(samples, found, searched, part.area), atol=1e-9)
@@ -153,28 +153,28 @@ def test_differences_are_taken_pair_by_pair_and_small_slices_have_no_interval(tm
     rows, evidence = study(tmp_path, {0: (0, 1, 2), 10: (1, 2, 3)})
     tables = tables_of(rows, evidence)
     one = tables["one object in the image"]
-    (_, base, base_mae), (row, ap50, mae) = one.figures
-    assert row.variations == 10
-    assert (base.pairs, base_mae.interval) == (0, None)
-    assert np.isnan(base.change)
+    (_, of_base), (row, of_ten) = one.conditions
+    ap50, mae = of_ten.values()
+    assert (row.variations, of_base) == (10, {})
     errors = {run: np.abs(kept.found - kept.true)[one.slice.images].mean() for run, kept in evidence.items()}
-    assert mae.value == pytest.approx(np.mean([errors[f"x10-{seed}"] for seed in (1, 2, 3)]))
-    assert mae.change == pytest.approx(np.mean([errors[f"x10-{seed}"] - errors[f"x0-{seed}"] for seed in (1, 2)]))
+    assert row.estimates["count_mae"].mean == pytest.approx(np.mean([errors[f"x10-{seed}"] for seed in (1, 2, 3)]))
+    assert mae.mean == pytest.approx(np.mean([errors[f"x10-{seed}"] - errors[f"x0-{seed}"] for seed in (1, 2)]))
     assert mae.pairs == ap50.pairs == 2
     assert ap50.interval is not None
     assert mae.interval is not None
-    assert mae.interval.low < mae.change < mae.interval.high
+    assert mae.interval.low < mae.mean < mae.interval.high
     crowded = tables["10 objects or more in the image"]
     assert crowded.slice.images.sum() < LEAST_IMAGES
-    assert all(figure.interval is None for _, *figures in crowded.figures for figure in figures)
+    assert all(each.interval is None for _, changes in crowded.conditions for each in changes.values())
     empty = tables["no object in the image"]
-    assert np.isnan(empty.figures[0][1].value)
-    assert np.isfinite(empty.figures[0][2].value)
+    estimates = empty.conditions[0][0].estimates
+    assert np.isnan(estimates["map_50"].mean)
+    assert np.isfinite(estimates["count_mae"].mean)
 
 
 def test_no_seed_in_common_one_run_and_none(tmp_path: Path) -> None:
     rows, evidence = study(tmp_path / "apart", {0: (0,), 2: (1,)})
-    assert all(np.isnan(ap50.change) for table in tables_of(rows, evidence).values() for _, ap50, _ in table.figures)
+    assert not any(changes for table in tables_of(rows, evidence).values() for _, changes in table.conditions)
     rows, evidence = study(tmp_path / "one", {0: (0,)}, images=1)  # a single image without objects
     (slicing,) = slicings(rows, evidence)
     assert [table.slice.name for table in slicing.tables] == ["no object in the image"]

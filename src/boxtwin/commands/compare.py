@@ -59,7 +59,7 @@ def _compare_stored(config: DictConfig) -> Path:
         copies = copies_of(store, runs, Path(temporary))
         study = Study.of(*with_evidence(runs, copies, partial(bring_back, store, Path(temporary))), copies)
         page = _report(study, report, planned=config.plan)
-    store.write_conditions(name, conditions(study.rows, study.contrasts, study.figures))
+    store.write_conditions(name, conditions(study))
     run_id = store.begin_comparison(study=name)
     try:
         store.log_files(run_id, [page, report / "comparison.csv", report / "curves.png"])
@@ -74,7 +74,7 @@ def _compare_stored(config: DictConfig) -> Path:
 
 def _report(study: Study, folder: Path, *, planned: bool) -> Path:
     """Write the report and print a summary."""
-    candidates = plan(study.runs, study.rows, study.contrasts, study.figures) if planned and study.rows else None
+    candidates = plan(study) if planned and study.rows else None
     summary = Summary.of(study, candidates)
     page = write_report(study, summary, folder)
     print(printed(study, summary))

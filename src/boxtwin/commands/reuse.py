@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,13 @@ KEPT = (
     *("overlays.png", "precision_recall.png", "counts.png"),
 )
 NEEDED = (RESULT_FILE, "detections.json", MATCHES_FILE)  # without which a run's metrics cannot be had again
-OWN = {"result.json", "config.yaml", "train.log"}  # of the run itself: never copied
+NEVER_COPIED = {RESULT_FILE, "config.yaml", "train.log"}
 
 
 def mend(store: Store, run_id: str, folder: Path, identities: Sequence[str]) -> list[str]:
     """Bring back files of a finished run that are gone or damaged, from MLflow; returns what is lost, in words.
 
-    Args:
-        store: of the run.
-        run_id: of the run.
-        folder: of the run's files.
-        identities: of the run; the result in its folder must be its own.
+    The result in the folder must have one of the run's ``identities``.
     """
     sizes = store.file_sizes(run_id)
 
@@ -77,17 +73,14 @@ def _is_readable(path: Path) -> bool:
         return False
 
 
-def take_over(
+def reuse_run(
     store: Store,
     run_id: str,
     source: Run,
     output: Path,
     *,
     tracking: Path,
-    own_identity: str,
-    condition: dict[str, Any],
-    study: str,
-    overrides: list[str],
+    result: Mapping[str, Any],
     detector: str,
 ) -> dict[str, float]:
     """Give a run everything of the finished run ``source``; returns its metrics.
@@ -101,10 +94,7 @@ def take_over(
         source: the finished MLflow run of the same identity in another study.
         output: folder of the run of this study.
         tracking: folder of the MLflow store.
-        own_identity: of the run of this study; an older version may have given the other run another one.
-        condition: all that defines the run, which results of older versions lack.
-        study: this study's name.
-        overrides: what was typed for the run of this study.
+        result: fields of result.json that are this run's own, such as its identity.
         detector: name of the file that holds the trained detector.
 
     Raises:
@@ -112,8 +102,8 @@ def take_over(
             has been given to the run then.
     """
     study_of_source, name = store.study_of(source), source.info.run_name
-    recorded, identity = (source.data.tags.get(tag, "") for tag in ("boxtwin.output_dir", IDENTITY_TAG))
-    folder = find_folder(recorded, tracking, identity)
+    address, identity = (source.data.tags.get(tag, "") for tag in ("boxtwin.output_dir", IDENTITY_TAG))
+    folder = find_folder(address, tracking, identity)
     with tempfile.TemporaryDirectory() as temporary:
         artifacts = store.fetch_all(source, Path(temporary))
         in_folder = {file.name: file for file in sorted(folder.iterdir() if folder else ())}
@@ -125,20 +115,19 @@ def take_over(
         lost = [file_name for file_name in NEEDED if not _is_readable(artifacts / file_name)]
         if lost and (had_matches or lost != [MATCHES_FILE]):  # runs of older versions keep none
             raise FileNotFoundError(f"{', '.join(lost)} of {name} gone or damaged, here and in MLflow")
-        result = read_result(artifacts)
-        if result is None or result.identity not in ("", identity):
+        recorded = read_result(artifacts)
+        if recorded is None or recorded.identity not in ("", identity):
             raise FileNotFoundError(f"the {RESULT_FILE} of {name} is another run's")
         store.copy_run(source, run_id, artifacts)
         whole = "detections.json" in in_folder
         files = {file.name: file for file in sorted(artifacts.rglob("*")) if not whole or file.name in KEPT}
         for file_name, file in (files | readable).items():
-            is_kept = file.is_file() and not file_name.startswith(".") and file_name not in OWN
+            is_kept = file.is_file() and not file_name.startswith(".") and file_name not in NEVER_COPIED
             if is_kept and not (file_name == detector and damage(file)):
                 link_file(file, output / file_name)
         if not (output / detector).exists():
-            log.warning("%s is not there any more: this run has its metrics, but no %s", recorded, detector)
-        result = replace(result, study=study, identity=own_identity, overrides=overrides, condition=condition)
-        taken_from = {"study": study_of_source, "run_id": str(source.info.run_id)}
-        store.log_files(run_id, [replace(result, reused_from=taken_from).write(output)])
+            log.warning("%s is not there any more: this run has its metrics, but no %s", address, detector)
+        reused_from = {"study": study_of_source, "run_id": str(source.info.run_id)}
+        store.log_files(run_id, [replace(recorded, reused_from=reused_from, **result).write(output)])
     store.tag(run_id, code_tags(source.data.tags) | {REUSED_TAG: f"{study_of_source}/{source.info.run_id}"})
     return dict(source.data.metrics)

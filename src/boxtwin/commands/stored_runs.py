@@ -25,11 +25,7 @@ EVIDENCE_FILES = (MATCHES_FILE, RESULT_FILE)
 
 
 def last_study(store: Store) -> str:
-    """The study whose newest run is the newest of all.
-
-    Raises:
-        InputError: the store has no runs.
-    """
+    """The study whose newest run is the newest of all; raises `InputError` if the store has no runs."""
     for experiment in store.studies():
         if store.runs(experiment.name):
             return str(experiment.name)
@@ -39,11 +35,7 @@ def last_study(store: Store) -> str:
 def collect_runs(store: Store, study: str, tracking: Path, temporary: Path) -> list[StudyRun]:
     """The runs of a study, whatever their state; runs that never got to their parameters are left out.
 
-    Args:
-        store: of the runs.
-        study: its name.
-        tracking: folder of the store, beside which the folders of runs lie.
-        temporary: takes copies of what runs keep in the store, where their folders are gone.
+    The folders of runs lie beside ``tracking``, that of the store; copies of what is gone there go to ``temporary``.
 
     Raises:
         InputError: the study has none.
@@ -58,8 +50,8 @@ def collect_runs(store: Store, study: str, tracking: Path, temporary: Path) -> l
                 *(run.info.run_id, run.info.run_name, type(error).__name__, error),
             )
     if not runs:
-        there = ", ".join(experiment.name for experiment in store.studies()) or "none"
-        raise InputError(f"no runs of a study called {study} in {store.uri}; studies there: {there}")
+        names = ", ".join(experiment.name for experiment in store.studies()) or "none"
+        raise InputError(f"no runs of a study called {study} in {store.uri}; studies there: {names}")
     return in_order(runs)
 
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import MLFlowLogger
 
 from boxtwin.commands.generate import contact_sheet, make_variations, quality_card
-from boxtwin.commands.reuse import mend, take_over
+from boxtwin.commands.reuse import mend, reuse_run
 from boxtwin.config.compose import to_object
 from boxtwin.config.identity import RECIPE_VERSION, flat_params, run_name, setting_hash
 from boxtwin.config.launch import note_run, typed_words
@@ -215,16 +215,18 @@ class _RunInProgress:
     def take_over(self, source: Run) -> dict[str, float] | None:
         """Reuse the same run of another study; returns its metrics, or None if that study has lost it."""
         try:
-            metrics = take_over(
+            metrics = reuse_run(
                 self.store,
                 self.run_id,
                 source,
                 self.output,
                 tracking=Path(self.config.tracking.folder),
-                own_identity=self.prepared.identity,
-                condition=self.prepared.condition,
-                study=self.config.study,
-                overrides=typed_words(),
+                result={
+                    "identity": self.prepared.identity,
+                    "condition": self.prepared.condition,
+                    "study": self.config.study,
+                    "overrides": typed_words(),
+                },
                 detector=DETECTOR_FILE,
             )
         except (FileNotFoundError, MlflowException) as error:

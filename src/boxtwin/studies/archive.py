@@ -29,10 +29,7 @@ LARGEST = 2 << 30  # bytes unpacked; 90 runs take 4 MB
 
 @contextmanager
 def runs_folder(path: Path) -> Iterator[Path]:
-    """The folder of runs at ``path``: itself, or what is in the archive there, in a temporary folder.
-
-    Args:
-        path: a folder of runs' folders, an archive of them, or a folder that holds one named `ARCHIVE`.
+    """The folder of runs at ``path``, or a temporary one with what is in the archive at ``path`` or in that folder.
 
     Raises:
         InputError: the archive is damaged, names a file outside of a run's folder, or is larger than `LARGEST`.
@@ -75,12 +72,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def write_archive(files: Mapping[str, bytes], path: Path) -> None:
-    """Write an archive of runs; the same files give the same bytes.
-
-    Args:
-        files: ``<run>/<file name>``: content.
-        path: of the archive.
-    """
+    """Write an archive of ``files``, content by ``<run>/<file name>``; the same files give the same bytes."""
     first: dict[bytes, str] = {}
     for name, data in sorted(files.items()):
         first.setdefault(data, name)

@@ -23,15 +23,15 @@ def command(
     seeds: Sequence[int],
     size: int | None,
 ) -> str:
-    """A command line with another split, number of variations, generator and seeds.
+    """The command of new runs from what was ``typed`` after ``python train.py`` for one that is alike in all else.
 
     Args:
-        typed: what followed ``python train.py`` for a run that is like the new ones in everything else, as a shell
-            takes it.
+        typed: as a shell takes it.
         typed_for: the generator of that run, which may be none that was typed.
         study: for runs that did not say it.
-        split, variations, generator, seeds, size: of the new runs; ``size`` is split.train_size, ``split`` None keeps
-            the split as it was typed, by name or in a file of settings.
+        split: of the new runs; None keeps the split as it was typed, by name or in a file of settings.
+        variations, generator, seeds: of the new runs.
+        size: split.train_size of the new runs.
     """
     words = {word: word.partition("=")[0].lstrip("+") for word in shlex.split(typed)}
     # Settings that no file has are added with a plus.
@@ -71,7 +71,7 @@ def overrides_of(settings: str) -> list[str]:
 
 
 def _value(text: str) -> object:
-    """A setting's value from the text that a condition has of it (`boxtwin.studies.condition_values.flatten`)."""
+    """The inverse of `boxtwin.studies.condition_values.flatten` for one value."""
     try:
         value = json.loads(text)
     except ValueError:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from boxtwin.errors import InputError
-from boxtwin.studies.conditions import Row, baseline, paired_seeds
-from boxtwin.studies.evidence import FIGURES, Evidence
+from boxtwin.studies.conditions import Estimate, Row, baseline, paired_seeds, setups
+from boxtwin.studies.evidence import COMPARED, Counts, Evidence, Resampled
 from boxtwin.studies.inference import (
     LEAST_PAIRS,
     SIGNIFICANT,
@@ -27,127 +27,134 @@ from boxtwin.studies.inference import (
 
 MOST_FLIPS = 20
 RESAMPLES = 1000
-RESAMPLING_SEED = 0  # the same resamples for all runs of all studies
 
 Kind = Literal["variations", "control", "positive control"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of one condition minus that of another, over the seeds that both have.
+    """One metric of one condition minus that of another, over the seeds that both have."""
 
-    ``interval`` is None with fewer than two pairs, or where runs keep no matches. ``p`` is not corrected, ``p_holm``
-    is, for all differences of this metric that the table makes.
-    """
-
-    figure: str
+    metric: str
     before: float  # means over the pairs; with no pairs, those of the conditions
     after: float
     mean: float  # of the pairs; with none, the difference of the means, or nan if the kinds of machine differ
     pairs: int
     low: float  # least and greatest of the pairs
     high: float
-    interval: Interval | None
+    interval: Interval | None  # None with fewer than two pairs, or where runs keep no matches
     p: float
-    p_holm: float = math.nan
+    p_holm: float = math.nan  # corrected for all differences of this metric that the table makes
     family: int = 1  # differences that were corrected together
 
     @property
     def significant(self) -> bool:
-        """Whether chance is ruled out at 5 %, all differences of the table taken together."""
+        """Whether p is at most 0.05 after correction for all differences of the table."""
         return self.p_holm <= SIGNIFICANT
 
     @property
     def gain_significant(self) -> bool:
-        """Whether an increase is significant."""
         return self.significant and self.mean > 0
 
     @property
     def pairs_needed(self) -> int:
-        """Seeds in common that it takes before a difference of this table can be significant."""
+        """Seeds in common from which on a difference of this table can be significant."""
         return max(LEAST_PAIRS, pairs_needed(self.family))
 
     @property
     def could_be_significant(self) -> bool:
-        """Whether so few pairs could have ruled chance out at all."""
+        """Whether there are enough pairs for a difference to be significant."""
         return self.pairs >= self.pairs_needed
 
 
-class Figures:
+class ResampledMetrics:
     """Metrics of runs on the test images and on resamples of them, each computed once.
 
     Args:
         evidence: by run id.
+        metrics: gives them by name from how often each test image is in each resample.
+        resamples: number of resamples.
+        part: the test images that metrics depend on; all where it is None.
     """
 
-    def __init__(self, evidence: Mapping[str, Evidence]) -> None:
-        self._evidence = dict(evidence)
-        self._counts: dict[int, Float[np.ndarray, "_resamples _images"]] = {}
-        self._known: dict[str, dict[str, Float[np.ndarray, " resamples"]]] = {}
+    def __init__(
+        self,
+        evidence: Mapping[str, Evidence],
+        metrics: Callable[[Evidence, Counts], Mapping[str, Resampled]] = Evidence.metrics,
+        resamples: int = RESAMPLES,
+        part: Bool[np.ndarray, " images"] | None = None,
+    ) -> None:
+        self._evidence, self._metrics, self._resamples, self._part = dict(evidence), metrics, resamples, part
+        self._known: dict[str, Mapping[str, Resampled]] = {}
 
-    def of(self, run: str) -> dict[str, Float[np.ndarray, " resamples"]] | None:
-        """`FIGURES` of a run: first on the images as they are, then on every resample. None without evidence."""
+    def of(self, run: str) -> Mapping[str, Resampled] | None:
+        """Metrics of a run: first on the images as they are, then on every resample. None without evidence."""
         if run not in self._evidence:
             return None
         if run not in self._known:
-            images = len(self._evidence[run].names)
-            if images not in self._counts:
-                self._counts[images] = bootstrap_counts(images, RESAMPLES, RESAMPLING_SEED)
-            self._known[run] = self._evidence[run].figures(self._counts[images])
+            evidence = self._evidence[run]
+            self._known[run] = self._metrics(evidence, bootstrap_counts(len(evidence.names), self._resamples))
         return self._known[run]
 
-    def of_row(self, figure: str, row: Row, seeds: Sequence[int]) -> Float[np.ndarray, "seeds resamples"] | None:
-        """One metric of a condition's runs with these seeds; None if one of them has no evidence."""
-        runs = [self.of(row.run_of[seed]) for seed in seeds]
-        return None if any(run is None for run in runs) else np.stack([run[figure] for run in runs if run])
+    def of_row(self, metric: str, row: Row, seeds: Sequence[int]) -> Float[np.ndarray, "seeds resamples"] | None:
+        """One metric of a condition's runs with these seeds; None if it is not known of one of them."""
+        values = [(self.of(row.run_of[seed]) or {}).get(metric) for seed in seeds]
+        return None if any(each is None for each in values) else np.stack([each for each in values if each is not None])
 
     def images(self, run: str) -> tuple[str, ...]:
-        """Names of the test images of a run."""
-        return self._evidence[run].names if run in self._evidence else ()
+        """Names of the test images of a run that metrics depend on."""
+        names = self._evidence[run].names if run in self._evidence else ()
+        return names if self._part is None else tuple(itertools.compress(names, self._part))
 
 
-def difference(figure: str, new: Row, old: Row, figures: Figures) -> Difference:
-    """One metric of ``new`` minus that of ``old``, over the seeds of `paired_seeds`.
+def difference(metric: str, new: Row, old: Row, resampled: ResampledMetrics, *, tested: bool = True) -> Difference:
+    """One metric of ``new`` minus that of ``old``, over the seeds of `paired_seeds`; p is nan unless ``tested``.
 
     Raises:
         InputError: runs of the two were tested on different images.
     """
-    after, before = dict(new.estimates[figure].by_seed), dict(old.estimates[figure].by_seed)
+    before, after = (dict(row.estimates[metric].by_seed) for row in (old, new))
     seeds = [seed for seed in paired_seeds(new, old) if seed in after and seed in before]
-    if not seeds:
-        machines = {machine for row in (new, old) for machine in row.machines} - {""}
-        means = old.estimates[figure].mean, new.estimates[figure].mean
-        mean = means[1] - means[0] if len(machines) < 2 else math.nan
-        return Difference(figure, *means, mean, 0, math.nan, math.nan, None, math.nan)
-    pairs = [after[seed] - before[seed] for seed in seeds]
+    pairs = Estimate(tuple((seed, after[seed] - before[seed]) for seed in seeds))
+    old_mean, new_mean = (Estimate(tuple((s, each[s]) for s in seeds or each)).mean for each in (before, after))
+    machines = {machine for row in (new, old) for machine in row.machines} - {""}
+    unpaired = new_mean - old_mean if len(machines) < 2 else math.nan
     return Difference(
-        figure,
-        math.fsum(before[seed] for seed in seeds) / len(seeds),
-        math.fsum(after[seed] for seed in seeds) / len(seeds),
-        math.fsum(pairs) / len(pairs),
-        len(pairs),
-        min(pairs),
-        max(pairs),
-        _interval(figure, seeds, new, old, figures) if len(seeds) > 1 else None,
-        sign_flip_p(pairs) if len(pairs) <= MOST_FLIPS else math.nan,
+        metric,
+        old_mean,
+        new_mean,
+        pairs.mean if seeds else unpaired,
+        len(seeds),
+        pairs.low,
+        pairs.high,
+        _interval(metric, seeds, new, old, resampled) if len(seeds) > 1 else None,
+        sign_flip_p(pairs.values) if tested and 0 < len(seeds) <= MOST_FLIPS else math.nan,
     )
 
 
-def _interval(figure: str, seeds: Sequence[int], new: Row, old: Row, figures: Figures) -> Interval | None:
-    runs = [(new.run_of[seed], old.run_of[seed]) for seed in seeds]
-    after, before = (figures.of_row(figure, row, seeds) for row in (new, old))
+def _interval(metric: str, seeds: Sequence[int], new: Row, old: Row, resampled: ResampledMetrics) -> Interval | None:
+    after, before = (resampled.of_row(metric, row, seeds) for row in (new, old))
     if after is None or before is None:
         return None
-    images = figures.images(runs[0][0])
+    runs = [(new.run_of[seed], old.run_of[seed]) for seed in seeds]
+    images = resampled.images(runs[0][0])
     for pair in runs:
-        if any(figures.images(run) != images for run in pair):
+        if any(resampled.images(run) != images for run in pair):
             raise InputError(f"runs {' and '.join(pair)} were tested on different images and cannot be compared")
     return interval_of(after - before, len(images))
 
 
+def changes(rows: Sequence[Row], row: Row, resampled: ResampledMetrics) -> dict[str, Difference]:
+    """By how much each metric of a condition differs from its baseline, without p; empty where no seed is paired."""
+    base = baseline(rows, row)
+    if base is None or not paired_seeds(row, base):
+        return {}
+    return {metric: difference(metric, row, base, resampled, tested=False) for metric in row.estimates}
+
+
 @dataclass(frozen=True)
 class Contrast:
-    """Two conditions, and by how much the new one differs in each of `FIGURES`."""
+    """Two conditions, and by how much the new one differs in each of `COMPARED`."""
 
     kind: Kind
     new: Row
@@ -155,7 +162,7 @@ class Contrast:
     differences: Mapping[str, Difference]
 
 
-def contrasts(rows: Sequence[Row], figures: Figures) -> list[Contrast]:
+def contrasts(rows: Sequence[Row], resampled: ResampledMetrics) -> list[Contrast]:
     """All comparisons of a study's table: variations against none, generators against controls at the same number of
     variations, more real images against fewer. Each kind is a family of its own for Holm's correction.
     """
@@ -166,11 +173,9 @@ def contrasts(rows: Sequence[Row], figures: Figures) -> list[Contrast]:
     }
     compared = []
     for kind, pairs in families.items():
-        by_figure = {
-            figure: corrected([difference(figure, new, old, figures) for new, old in pairs]) for figure in FIGURES
-        }
-        for place, (new, old) in enumerate(pairs):
-            compared.append(Contrast(kind, new, old, {figure: by_figure[figure][place] for figure in FIGURES}))
+        by_metric = [corrected([difference(metric, *pair, resampled) for pair in pairs]) for metric in COMPARED]
+        for (new, old), *of_pair in zip(pairs, *by_metric, strict=True):
+            compared.append(Contrast(kind, new, old, dict(zip(COMPARED, of_pair, strict=True))))
     return compared
 
 
@@ -201,8 +206,7 @@ def positive_controls(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
         key=lambda row: (row.condition, row.real_images),
     )
     neighbours = []
-    for _, alike in itertools.groupby(plain, key=lambda row: row.condition):
-        group = list(alike)
+    for group in setups(plain):
         whole = [row for row in group if row.train_size is None]
         pairs = [(fewer, more) for fewer, more in itertools.pairwise(whole) if fewer.real_images < more.real_images]
         if not pairs:

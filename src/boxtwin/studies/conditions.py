@@ -22,6 +22,7 @@ from boxtwin.studies.condition_values import (
     part_of,
     places_of,
 )
+from boxtwin.studies.inference import mean_interval
 from boxtwin.studies.runs import FINISHED, NO_GENERATOR, StudyRun
 
 CONTROLS = ("repeat", "copy_paste")
@@ -36,17 +37,31 @@ class Estimate:
 
     by_seed: tuple[tuple[int, float], ...]
 
+    @classmethod
+    def of(cls, values: Iterable[tuple[int, float | None]]) -> Estimate:
+        """From values by seed, of which some are not known."""
+        return cls(tuple((seed, float(v)) for seed, v in values if v is not None and math.isfinite(v)))
+
+    @property
+    def values(self) -> list[float]:
+        return [value for _, value in self.by_seed]
+
     @property
     def mean(self) -> float:
-        return math.fsum(value for _, value in self.by_seed) / len(self.by_seed) if self.by_seed else math.nan
+        return math.fsum(self.values) / len(self.by_seed) if self.by_seed else math.nan
 
     @property
     def low(self) -> float:
-        return min((value for _, value in self.by_seed), default=math.nan)
+        return min(self.values, default=math.nan)
 
     @property
     def high(self) -> float:
-        return max((value for _, value in self.by_seed), default=math.nan)
+        return max(self.values, default=math.nan)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean over seeds on the same test images; None with fewer than two seeds."""
+        return mean_interval(self.values)
 
 
 @dataclass(frozen=True)
@@ -231,8 +246,7 @@ def _row(runs: Mapping[int, StudyRun], values: Values, varied: Values, labels: t
     first = next(iter(runs.values()))
 
     def estimate(metric: str) -> Estimate:
-        by_seed = ((run.seed, float(run.metrics.get(metric, math.nan))) for run in in_order)
-        return Estimate(tuple((seed, value) for seed, value in by_seed if math.isfinite(value)))
+        return Estimate.of((run.seed, run.metrics.get(metric)) for run in in_order)
 
     return Row(
         setting=first.setting,
@@ -260,6 +274,11 @@ def baseline(rows: Sequence[Row], row: Row) -> Row | None:
     """The same condition without variations; None for a row that has none, or if there is no such row."""
     same = (r for r in rows if not r.variations and r.split == row.split and r.condition == row.condition)
     return next(same, None) if row.variations else None
+
+
+def setups(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows that may be compared with each other, together."""
+    return [[row for row in rows if row.condition == each] for each in dict.fromkeys(row.condition for row in rows)]
 
 
 def paired_seeds(*rows: Row) -> list[int]:

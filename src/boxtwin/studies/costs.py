@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from boxtwin.studies.conditions import Row
+from boxtwin.studies.conditions import Estimate, Row
 from boxtwin.studies.runs import FINISHED, StudyRun
 
 
@@ -15,34 +14,33 @@ class Cost:
     """Of one condition; nan where runs do not record it.
 
     What variations cost is counted whole, whichever run or command paid for it, and once: seeds share them.
-    ``fit_seconds`` is what the whole store's generator took to learn, ``train_seconds`` the mean of the runs.
     """
 
     row: Row
-    fit_seconds: float
+    fit_seconds: float  # until the generator had learnt from the training images
     vary_seconds: float
-    train_seconds: float
+    train_seconds: float  # mean over runs
     usd: float
     label_minutes: float  # a person's, on the labels of variations
 
 
 def costs(rows: Sequence[Row], runs: Sequence[StudyRun]) -> list[Cost]:
     """What each condition cost."""
-    metrics = {run.run_id: run.metrics for run in runs if run.status == FINISHED}
+    metrics = {run.run_id: run.metrics for run in runs}
 
-    def values(row: Row, metric: str) -> list[float]:
-        return [value for run in row.runs if math.isfinite(value := metrics[run].get(metric, math.nan))]
+    def recorded(row: Row, metric: str) -> Estimate:
+        return Estimate.of((seed, metrics[run].get(metric)) for seed, run in row.run_of.items())
 
     def of_store(row: Row, metric: str) -> float:
         # Runs of a condition record the same of its store, but for one that ran before the store's last mending.
-        return max(values(row, metric), default=math.nan) if row.variations else 0.0
+        return recorded(row, metric).high if row.variations else 0.0
 
     return [
         Cost(
             row=row,
             fit_seconds=of_store(row, "time/store_fit"),
             vary_seconds=of_store(row, "time/store_vary"),
-            train_seconds=math.fsum(seconds) / len(seconds) if (seconds := values(row, "time/train")) else math.nan,
+            train_seconds=recorded(row, "time/train").mean,
             usd=of_store(row, "data/cost_usd"),
             label_minutes=of_store(row, "data/label_minutes"),
         )

@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from jaxtyping import Float, Int
 
-from boxtwin.studies.comparison import Figures
+from boxtwin.studies.comparison import ResampledMetrics
 from boxtwin.studies.conditions import Row, baseline, paired_seeds
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
 
@@ -44,7 +44,7 @@ class Tried:
 class Curve:
     """The gain at every number of variations from 0 to the largest tried; positive is better."""
 
-    figure: str
+    metric: str
     tried: Tried
     variations: Int[np.ndarray, " places"]
     draws: Float[np.ndarray, "draws places"]
@@ -72,7 +72,6 @@ class Curve:
 
     @property
     def best_place(self) -> int:
-        """Index of `best` in ``variations``."""
         return int(self.mean.argmax())
 
     @property
@@ -95,7 +94,7 @@ class Curve:
 
     def chance_enough(self) -> Float[np.ndarray, " places"]:
         """Probability of each number to be no more than a margin (`MARGINS`) below the best of all."""
-        return (self.draws.max(axis=1, keepdims=True) - self.draws <= MARGINS[self.figure]).mean(axis=0)
+        return (self.draws.max(axis=1, keepdims=True) - self.draws <= MARGINS[self.metric]).mean(axis=0)
 
     @property
     def enough(self) -> int | None:
@@ -134,19 +133,18 @@ def can_bend(base: Row, members: Sequence[Row]) -> bool:
     return 1 + sum(len(paired_seeds(base, row)) >= LEAST_PAIRS for row in members) >= LEAST_COUNTS
 
 
-def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> Tried:
+def tried(metric: str, base: Row, members: Sequence[Row], resampled: ResampledMetrics) -> Tried:
     """Gains of the rows with enough seeds over their baseline, and the covariance of their errors.
 
-    1. Seeds: a run's metric is the sum of its condition, of what its seed does to all conditions, and of noise with the
-       same variance everywhere. Pairs cancel the second. The variance is estimated from all rows together, since six
-       seeds know their own to a factor of two, and raised as Student's t asks for.
+    1. Seeds: a run's metric is the sum of its condition, of what its seed does to all conditions (pairs cancel it), and
+       of noise with the same variance everywhere, which is estimated from all rows together.
     2. All gains are over the same runs of the baseline, whose errors they share.
     3. Images: the covariance of the gains over resamples of the test images, without what is peculiar to one run on
        one image, which is part of the first.
     """
     rows = [row for row in members if len(paired_seeds(base, row)) >= LEAST_PAIRS]
-    sign = -1.0 if figure == "count_mae" else 1.0
-    old, *new = (dict(row.estimates[figure].by_seed) for row in (base, *rows))
+    sign = -1.0 if metric == "count_mae" else 1.0
+    old, *new = (dict(row.estimates[metric].by_seed) for row in (base, *rows))
     shared = [
         [seed for seed in paired_seeds(base, row) if seed in old and seed in values]
         for row, values in zip(rows, new, strict=True)
@@ -160,22 +158,18 @@ def tried(figure: str, base: Row, members: Sequence[Row], figures: Figures) -> T
             for i, a in enumerate(shared)
         ]
     )
-    resampled = []
-    for row, seeds in zip(rows, shared, strict=True):
-        after, before = (figures.of_row(figure, each, seeds) for each in (row, base))
-        if after is not None and before is not None:
-            resampled.append(after[:, 1:] - before[:, 1:])
-    images_known = len(resampled) == len(rows)
+    values = [
+        [resampled.of_row(metric, each, seeds) for each in (row, base)] for row, seeds in zip(rows, shared, strict=True)
+    ]
+    by_resample = [a[:, 1:] - b[:, 1:] for a, b in values if a is not None and b is not None]
+    images_known = len(by_resample) == len(rows)
     if images_known:
-        noise = noise + _image_noise(resampled, shared)
+        noise = noise + _image_noise(by_resample, shared)
     return Tried(tuple(row.variations for row in rows), np.array(gains), noise, images_known)
 
 
 def _own_variance(values: Sequence[dict[int, float]]) -> float:
-    """Variance of a run that its condition and its seed leave, raised for being an estimate.
-
-    By least squares on runs = condition + seed, which takes any pattern of missing runs.
-    """
+    """Variance of a run that its condition and its seed leave, by least squares, raised for being an estimate."""
     entries = [(row, seed, value) for row, by_seed in enumerate(values) for seed, value in by_seed.items()]
     seeds = sorted({seed for _, seed, _ in entries})
     design = np.zeros((len(entries), len(values) + len(seeds)))
@@ -194,7 +188,7 @@ def _image_noise(
 ) -> Float[np.ndarray, "rows rows"]:
     """Covariance of mean gains by the choice of test images alone (`boxtwin.studies.inference.variances`, for several).
 
-    Rows of different seeds are taken to share nothing peculiar, which overestimates rather than underestimates.
+    Rows of different seeds are taken to share nothing peculiar.
     """
     together = np.atleast_2d(np.cov(np.stack([each.mean(axis=0) for each in gains])))
     peculiar = np.zeros_like(together)
@@ -214,13 +208,12 @@ def places(largest: int) -> Int[np.ndarray, " places"]:
     return np.unique(np.round(np.expm1(np.linspace(0, np.log1p(largest), MOST_PLACES))).astype(np.int64))
 
 
-def fit(figure: str, gains: Tried) -> Curve:
+def fit(metric: str, gains: Tried) -> Curve:
     """The curve through what was tried: draws from the Gaussian process, averaged over its lengths and heights.
 
-    Lengths, on the axis log(1 + variations), are from half the widest gap between neighbours that were tried (below it
-    no point contradicts the curve) to the whole axis (beyond it the curve is nearly straight). Heights are from the
-    largest gain that was measured, or the largest error of one, to four times that: lower ones would take small gains
-    for granted. Both are in even steps of their logarithms, and equally probable.
+    Lengths, on the axis log(1 + variations), are from half the widest gap between neighbours that were tried to the
+    whole axis; heights from the largest gain that was measured, or the largest error of one, to four times that. Both
+    are in even steps of their logarithms, and equally probable.
     """
     at = np.log1p(np.array([0, *gains.variations], dtype=np.float64))
     scale = max(float(np.sqrt(np.diag(gains.noise)).max()), float(np.abs(gains.gains).max()), 1e-6)
@@ -246,7 +239,7 @@ def fit(figure: str, gains: Tried) -> Curve:
     ]
     draws = np.concatenate(drawn)[:, :-1] * scale
     draws[:, 0] = 0.0
-    return Curve(figure, gains, spots, draws)
+    return Curve(metric, gains, spots, draws)
 
 
 def posterior(

@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import isotonic_regression
 
-from boxtwin.studies.comparison import Figures
-from boxtwin.studies.conditions import Row, paired_seeds
+from boxtwin.studies.comparison import ResampledMetrics
+from boxtwin.studies.conditions import Row, baseline, paired_seeds
 from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, variances, widened_tail
 
-FIGURE = "map_50"
+METRIC = "map_50"
 LEAST_SIZES = 3  # two make a straight line whatever the truth
 SEED = 0  # of the draws of seeds
 # Far below what can be measured: gives a flat stretch of the curve a slope, so that every metric is met once.
@@ -35,6 +35,7 @@ class Exchange:
 
     row: Row
     base: Row
+    curve: Sequence[Row]  # real-only conditions
     sizes: tuple[float, ...]
     worth: float
     low: float
@@ -42,16 +43,16 @@ class Exchange:
     pairs: int
 
 
-def curve_rows(rows: Sequence[Row], base: Row, figures: Figures) -> list[Row]:
+def curve_rows(rows: Sequence[Row], base: Row, resampled: ResampledMetrics) -> list[Row]:
     """Real-only rows that can be put on one curve with a baseline: same condition and test images, sizes rising.
 
     Of two rows of the same size the baseline itself is taken, or a whole split's.
     """
     by_size: dict[float, Row] = {}
-    images = {figures.images(run) for run in base.runs}
+    images = {resampled.images(run) for run in base.runs}
     for row in sorted(rows, key=lambda row: (row is not base, row.train_size is not None, row.split)):
         same = not row.variations and row.condition == base.condition and math.isfinite(row.real_images)
-        if same and {figures.images(run) for run in row.runs} == images:
+        if same and {resampled.images(run) for run in row.runs} == images:
             by_size.setdefault(row.real_images, row)
     return [by_size[size] for size in sorted(by_size)]
 
@@ -72,17 +73,21 @@ def equivalent(sizes: Float[np.ndarray, " sizes"], values: Float[np.ndarray, " s
     return float(np.exp(np.interp(reached, curve, at)))
 
 
-def exchange(row: Row, base: Row, curve: Sequence[Row], figures: Figures) -> Exchange | None:
+def exchange(row: Row, rows: Sequence[Row], resampled: ResampledMetrics) -> Exchange | None:
     """What a row is worth, with its interval from a bootstrap of seeds and images; None where runs or matches lack.
 
     In each of the resamples seeds are drawn that all conditions have in common, together with a resample of the test
     images, and the whole curve is drawn anew (see `hierarchical_interval`, whose tails are widened in the same way).
     """
+    base = baseline(rows, row)
+    if base is None:
+        return None
+    curve = curve_rows(rows, base, resampled)
     used = [each for each in curve if len(paired_seeds(row, each)) >= LEAST_PAIRS]
     if base not in used or len(used) < LEAST_SIZES:
         return None
     shared = paired_seeds(row, *used)
-    known = [figures.of_row(FIGURE, each, shared) for each in (*used, row)] if len(shared) >= LEAST_PAIRS else [None]
+    known = [resampled.of_row(METRIC, each, shared) for each in (*used, row)] if len(shared) >= LEAST_PAIRS else [None]
     if any(each is None for each in known):
         return None
     values = np.stack([each for each in known if each is not None])  # conditions, seeds, 1 + resamples
@@ -91,8 +96,8 @@ def exchange(row: Row, base: Row, curve: Sequence[Row], figures: Figures) -> Exc
     drawn = np.random.default_rng(SEED).integers(len(shared), size=(len(shared), values.shape[2] - 1))
     means = np.stack([bootstrapped(each[:, 0], each[:, 1:], drawn) for each in values])
     worth = [equivalent(sizes, column[:-1], column[-1]) - base.real_images for column in means.T]
-    gains, images = values[-1] - values[used.index(base)], len(figures.images(row.runs[0]))
+    gains, images = values[-1] - values[used.index(base)], len(resampled.images(row.runs[0]))
     tail = widened_tail(*variances(gains[:, 0], gains[:, 1:]), len(shared), images)
     low, high = np.quantile(worth, [tail, 1 - tail], method="nearest")  # of infinite values there is no middle
     middle = equivalent(sizes, measured[:-1], float(measured[-1])) - base.real_images
-    return Exchange(row, base, tuple(sizes.tolist()), middle, float(low), float(high), len(shared))
+    return Exchange(row, base, curve, tuple(sizes.tolist()), middle, float(low), float(high), len(shared))

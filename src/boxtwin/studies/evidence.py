@@ -16,8 +16,10 @@ from boxtwin.tracking.run_folders import RESULT_FILE, read_result
 
 log = logging.getLogger(__name__)
 
+Counts = Float[np.ndarray, "resamples images"]  # how often each test image is in each resample
+Resampled = Float[np.ndarray, " resamples"]
 NO_COUNTS = np.zeros((0, 0), dtype=np.int64)
-FIGURES = ("map", "map_50", "count_mae")  # by which conditions are compared
+COMPARED = ("map", "map_50", "count_mae")  # by which conditions are compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +37,7 @@ class Evidence:
 
     @classmethod
     def load(cls, folder: Path) -> Evidence | None:
-        """From the folder of a run; None if it keeps no matches, as runs of older versions do not.
-
-        None as well, with a warning, if they are damaged, or counts and matches are of different images.
-        """
+        """From the folder of a run; None without matches (older versions), and with a warning if they are damaged."""
         if not (folder / MATCHES_FILE).exists() or not (folder / RESULT_FILE).exists():
             return None
         try:
@@ -77,8 +76,8 @@ class Evidence:
             *(numbers(f"{side}_by_class") if classes else NO_COUNTS for side in ("true", "found")),
         )
 
-    def figures(self, counts: Float[np.ndarray, "resamples images"]) -> dict[str, Float[np.ndarray, " resamples"]]:
-        """`FIGURES` on resamples of the test images, ``counts`` saying how often each image is in each."""
+    def metrics(self, counts: Counts) -> dict[str, Resampled]:
+        """`COMPARED` on resamples of the test images."""
         by_threshold = self.matches["all"](counts)
         errors = np.abs(self.found - self.true).astype(np.float64)
         return {
@@ -86,3 +85,13 @@ class Evidence:
             "map_50": by_threshold[:, 0],
             "count_mae": counts @ errors / counts.sum(axis=1),
         }
+
+    def metrics_by_class(self, counts: Counts) -> dict[str, Resampled]:
+        """AP50 and count MAE of each class, named ``CLASS/map_50``, on resamples; none without counts by class."""
+        if not self.classes:
+            return {}
+        errors = np.abs(self.found_by_class - self.true_by_class).astype(np.float64)
+        ap50 = self.matches["all"].part(np.ones(len(self.names), dtype=bool), thresholds=1).by_class(counts)[:, :, 0]
+        mae = counts @ errors / counts.sum(axis=1, keepdims=True)
+        values = {f"{name}/map_50": ap50[place] for place, name in enumerate(self.classes)}
+        return values | {f"{name}/count_mae": mae[:, place] for place, name in enumerate(self.classes)}

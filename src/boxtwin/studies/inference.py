@@ -6,6 +6,7 @@ the seed of a training, and which images are in the test set.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,18 +17,48 @@ from scipy import stats
 
 LEVEL = 0.95
 SIGNIFICANT = 1 - LEVEL
+RESAMPLING_SEED = 0  # the same resamples for all runs of all studies
 LEAST_PAIRS = 6  # 2 / 2^6 = 0.03 is the first p below 0.05
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % interval of a mean difference, and where its width comes from (variances of the mean)."""
+    """A 95 % interval of a mean difference over pairs, and where its width comes from (variances of the mean)."""
 
     mean: float
     low: float
     high: float
     seed_variance: float
     image_variance: float
+    pairs: int
+    images: int  # test images
+
+    @property
+    def half_width(self) -> float:
+        """A measured difference must exceed it for the interval to exclude 0."""
+        return (self.high - self.low) / 2
+
+    @property
+    def floor(self) -> float:
+        """Half width that no number of pairs gets below."""
+        return self._scaled(float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt(self.image_variance))
+
+    def after(self, pairs: int) -> float:
+        """Half width that so many pairs in all can be expected to give."""
+        return self._scaled(self.expected(pairs))
+
+    def expected(self, pairs: int) -> float:
+        """Half width of so many pairs by Student's t: seeds average out, the test images stay."""
+        seed = self.seed_variance * self.pairs / pairs
+        if seed + self.image_variance == 0:
+            return 0.0
+        degrees = freedom(seed, self.image_variance, pairs, self.images)
+        return float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * math.sqrt(seed + self.image_variance)
+
+    def _scaled(self, then: float) -> float:
+        """The measured half width times the ratio of two that are expected."""
+        now = self.expected(self.pairs)
+        return self.half_width * then / now if now else 0.0
 
 
 def image_counts(images: int, resamples: int, seed: int) -> Float[np.ndarray, "resamples images"]:
@@ -36,9 +67,10 @@ def image_counts(images: int, resamples: int, seed: int) -> Float[np.ndarray, "r
     return rng.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
 
 
-def bootstrap_counts(images: int, resamples: int, seed: int) -> Float[np.ndarray, "_rows images"]:
+@functools.cache
+def bootstrap_counts(images: int, resamples: int) -> Float[np.ndarray, "_rows images"]:
     """The test images as they are, in the first row, and `image_counts` below it."""
-    return np.concatenate([np.ones((1, images)), image_counts(images, resamples, seed)])
+    return np.concatenate([np.ones((1, images)), image_counts(images, resamples, RESAMPLING_SEED)])
 
 
 def interval_of(differences: Float[np.ndarray, "pairs columns"], images: int) -> Interval | None:
@@ -79,7 +111,7 @@ def hierarchical_interval(
     drawn = np.random.default_rng(seed).integers(pairs, size=(pairs, resampled.shape[1]))
     tail = widened_tail(seed_variance, image_variance, pairs, images)
     low, high = np.quantile(bootstrapped(differences, resampled, drawn), [tail, 1 - tail])
-    return Interval(mean, float(low), float(high), seed_variance, image_variance)
+    return Interval(mean, float(low), float(high), seed_variance, image_variance, pairs, images)
 
 
 def variances(
@@ -128,10 +160,7 @@ def bootstrapped(
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of a mean over seeds by Student's t (Student 1908); None with fewer than two of them.
-
-    It speaks of other seeds on the same test images, and of no other images.
-    """
+    """95 % interval of a mean over seeds on the same test images by Student's t; None with fewer than two of them."""
     if len(values) < 2:
         return None
     mean, reach = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
@@ -156,8 +185,8 @@ def widened_tail(seed_variance: float, image_variance: float, pairs: int, images
 def sign_flip_p(differences: Sequence[float]) -> float:
     """Two-sided p value of the hypothesis that conditions do not differ, exact over all 2^n sign flips of the pairs.
 
-    Under that hypothesis either run of a pair could have been the other (Fisher 1935, section 21). It cannot be less
-    than 2 / 2^n; equal means count as at least as extreme. Up to 20 pairs all flips are looked at.
+    Under that hypothesis either run of a pair could have been the other (Fisher 1935, section 21), so p is at least
+    2 / 2^n.
 
     Raises:
         ValueError: no pairs, or more than 20.
@@ -187,47 +216,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
     scaled = np.minimum(p[order] * np.arange(len(order), 0, -1), 1.0)
     corrected[order] = np.maximum.accumulate(scaled)
     return [float(value) for value in corrected]
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Variance of one pair's difference by its seed, and of any mean difference by the choice of test images."""
-
-    seed: float
-    image: float
-    images: int
-
-    def half_width(self, pairs: int) -> float:
-        """Of the interval that so many pairs can be expected to give: seeds average out, the test images stay."""
-        seed = self.seed / pairs
-        if seed + self.image == 0:
-            return 0.0
-        degrees = freedom(seed, self.image, pairs, self.images)
-        return float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * math.sqrt(seed + self.image)
-
-    @property
-    def floor(self) -> float:
-        """Half width that no number of seeds gets below."""
-        return float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt(self.image)
-
-
-def noise_of(interval: Interval, pairs: int, images: int) -> Noise:
-    """What an interval's width comes from, per pair."""
-    return Noise(interval.seed_variance * pairs, interval.image_variance, images)
-
-
-def least(interval: Interval, pairs: int, images: int) -> float:
-    """Half width that no number of pairs gets below, scaled from what it is now."""
-    noise = noise_of(interval, pairs, images)
-    return _scaled(interval, noise.floor, noise.half_width(pairs))
-
-
-def after_more(interval: Interval, pairs: int, more: int, images: int) -> float:
-    """Half width of an interval after ``more`` pairs were added, scaled from what it is now."""
-    noise = noise_of(interval, pairs, images)
-    return _scaled(interval, noise.half_width(pairs + more), noise.half_width(pairs))
-
-
-def _scaled(interval: Interval, then: float, now: float) -> float:
-    """The measured half width times the ratio of two that are expected."""
-    return (interval.high - interval.low) / 2 * then / now if now else 0.0

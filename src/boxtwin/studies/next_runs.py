@@ -4,44 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
 from scipy import stats
 
 from boxtwin.studies.commands import command
-from boxtwin.studies.comparison import Contrast, Figures
-from boxtwin.studies.conditions import CONTROLS, Row, baseline, condition_name, paired_seeds
+from boxtwin.studies.comparison import Contrast
+from boxtwin.studies.conditions import CONTROLS, Row, baseline, condition_name, paired_seeds, setups
 from boxtwin.studies.dose_response import LEAST_COUNTS, can_bend, fit, lines, tried
 from boxtwin.studies.equivalence import LEAST_SIZES, curve_rows
-from boxtwin.studies.inference import LEAST_PAIRS, LEVEL, after_more, least, noise_of
-from boxtwin.studies.runs import FINISHED, StudyRun
+from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
+from boxtwin.studies.study import Study
 
-FIGURE = "map_50"
-MORE_SEEDS = 2  # where there are enough for a verdict: a step small enough to stop after
+METRIC = "map_50"
+MORE_SEEDS = 2  # added where there are enough to test for significance: a step small enough to stop after
 USUAL_COUNTS = (2, 10, 5, 1, 20)  # numbers of variations to begin with: the case study's, then those between and beyond
 MOST = 12  # candidates that are listed
 # Of what has no answer at all yet, the lower the sooner; differences that have one come last.
 RANKS = {"data": 0, "difference": 1, "condition": 2, "control": 3, "number": 4, "worth": 4}
 ANSWERED = 5
 
+Question = Literal["data", "difference", "condition", "control", "number", "worth"]
+
 
 @dataclass(frozen=True)
 class Candidate:
     """Runs that could be added, and the question that they answer. Half widths are of 95 % intervals, AP50 in [0, 1].
 
-    Questions: whether the set-up detects what data is worth (``data``), a difference of the table (``difference``), a
-    condition that only another split has (``condition``), a control that is missing (``control``), the best number of
-    variations (``number``), and how many real images the synthetic ones are worth (``worth``).
+    Questions: whether the study detects the effect of more real images (``data``), a difference of the table
+    (``difference``), a condition that only another split has (``condition``), a control that is missing (``control``),
+    the best number of variations (``number``), and how many real images the synthetic ones are worth (``worth``).
     """
 
-    question: Literal["data", "difference", "condition", "control", "number", "worth"]
+    question: Question
     rank: int
     additions: tuple[tuple[str, int], ...]  # names of conditions, and seeds to run of each
     now: float | None  # half width; None: no answer yet
     after: float | None  # None: cannot be predicted
-    runs: int
     minutes: float  # of all runs; nan where nothing alike was run
     command: str
     like: Row  # the condition that runs are added to, or that a new one is like
@@ -52,44 +53,40 @@ class Candidate:
     best: int | None = None  # the number of variations that is best so far
 
     @property
+    def runs(self) -> int:
+        return sum(seeds for _, seeds in self.additions)
+
+    @property
     def narrowing(self) -> float:
         """By how much the interval would shrink; 0 where that is not known."""
         return self.now - self.after if self.now is not None and self.after is not None else 0.0
 
 
-def plan(
-    runs: Sequence[StudyRun], rows: Sequence[Row], contrasts: Sequence[Contrast], figures: Figures
-) -> list[Candidate]:
+def plan(study: Study) -> list[Candidate]:
     """Candidates: what has no answer yet first, then by how much intervals would narrow, the cheaper first."""
-    planner = _Planner(runs, rows, contrasts, figures)
-    questions = (
-        planner.positive_controls,
-        planner.more_seeds,
-        planner.grid,
-        planner.controls,
-        planner.counts,
-        planner.sizes,
-    )
-    candidates = [candidate for question in questions for candidate in question()]
+    planner = _Planner(study)
+    candidates = [
+        *planner.positive_controls(),
+        *planner.more_seeds(),
+        *planner.grid(),
+        *planner.controls(),
+        *planner.counts(),
+        *planner.sizes(),
+    ]
     candidates.sort(key=lambda c: (c.rank, -c.narrowing, math.inf if math.isnan(c.minutes) else c.minutes))
     return list({candidate.command: candidate for candidate in reversed(candidates)}.values())[::-1][:MOST]
 
 
 class _Planner:
-    def __init__(
-        self, runs: Sequence[StudyRun], rows: Sequence[Row], contrasts: Sequence[Contrast], figures: Figures
-    ) -> None:
-        self.runs = {run.run_id: run for run in runs if run.status == FINISHED}
-        self.rows, self.contrasts, self.figures = rows, contrasts, figures
-        self.setups = [
-            [row for row in rows if row.condition == condition]
-            for condition in dict.fromkeys(row.condition for row in rows)
-        ]
+    def __init__(self, study: Study) -> None:
+        self.runs = {run.run_id: run for run in study.runs}
+        self.rows, self.contrasts, self.resampled = study.rows, study.contrasts, study.resampled
+        self.setups = setups(study.rows)
 
     def more_seeds(self) -> Iterator[Candidate]:
         """Pairs that every difference of the table lacks, or a few more."""
         for contrast in self.contrasts:
-            new, old, difference = contrast.new, contrast.old, contrast.differences[FIGURE]
+            new, old, difference = contrast.new, contrast.old, contrast.differences[METRIC]
             both = set(new.seeds) & set(old.seeds)  # on whatever machines
             pairs = len(paired_seeds(new, old))
             lacking = pairs < difference.pairs_needed
@@ -99,19 +96,18 @@ class _Planner:
             seeds = list(islice((seed for seed in pool if seed not in both), wanted - pairs))
             missing = [(row, [seed for seed in seeds if seed not in row.seeds]) for row in (new, old)]
             parts = [(row, lacks) for row, lacks in missing if lacks]
-            now, after, floor = self._narrowing(contrast, wanted)
+            interval = difference.interval
             yield Candidate(
                 "difference",
                 RANKS["difference"] if lacking else ANSWERED,
                 tuple((row.name, len(lacks)) for row, lacks in parts),
-                now if pairs >= LEAST_PAIRS else None,
-                after,
-                sum(len(lacks) for _, lacks in parts),
+                interval.half_width if interval and pairs >= LEAST_PAIRS else None,
+                interval.after(wanted) if interval else self._expected(wanted),
                 math.fsum(len(lacks) * row.minutes for row, lacks in parts),
                 " && ".join(self._command(row, lacks, row.variations, row.generator) for row, lacks in parts),
                 new,
                 contrast=contrast,
-                floor=floor,
+                floor=interval.floor if interval and interval.image_variance else None,
             )
 
     def positive_controls(self) -> Iterator[Candidate]:
@@ -120,7 +116,7 @@ class _Planner:
             if any(c.kind == "positive control" and c.new in rows for c in self.contrasts):
                 continue
             largest = max(rows, key=lambda row: row.real_images if math.isfinite(row.real_images) else 0.0)
-            if math.isfinite(largest.real_images) and largest.real_images >= 2:
+            if largest.real_images >= 2:  # nan is not
                 yield self._new("data", largest, size=int(largest.real_images // 2))
 
     def grid(self) -> Iterator[Candidate]:
@@ -138,9 +134,8 @@ class _Planner:
         """Controls that a generator is not compared with, at its largest number of variations."""
         for _, members in self._studied():
             compared = {c.old.generator_name for c in self.contrasts if c.kind == "control" and c.new in members}
-            for control in CONTROLS:
-                if control not in compared:
-                    yield self._new("control", members[-1], members[-1].variations, control)
+            for control in (name for name in CONTROLS if name not in compared):
+                yield self._new("control", members[-1], members[-1].variations, control)
 
     def counts(self) -> Iterator[Candidate]:
         """Numbers of variations beside the best one, or those to begin with."""
@@ -151,21 +146,23 @@ class _Planner:
                 number = next(n for n in (*USUAL_COUNTS, 2 * counts[-1]) if n not in counts)
                 yield self._new("number", like, number, like.generator)
             elif can_bend(base, members):
-                gains = tried(FIGURE, base, members, self.figures)
-                curve = fit(FIGURE, gains)
+                gains = tried(METRIC, base, members, self.resampled)
+                curve = fit(METRIC, gains)
                 number = 2 * counts[-1] if curve.best >= counts[-1] else _beside(curve.best, counts)
-                widths: tuple[float | None, ...] = (None, None)  # the curve says nothing of what lies outside of it
-                if number <= counts[-1]:
+                if number in counts:
+                    continue
+                candidate = replace(self._new("number", like, number, like.generator), after=None, best=curve.best)
+                if number < counts[-1]:  # the curve says nothing of larger numbers
                     deviations = curve.narrowing(number, float(gains.noise.diagonal().mean()))
-                    widths = tuple(float(stats.norm.ppf((1 + LEVEL) / 2)) * each for each in deviations)
-                if number not in counts:
-                    yield self._new("number", like, number, like.generator, widths=widths, best=curve.best)
+                    now, after = (float(stats.norm.ppf((1 + LEVEL) / 2)) * each for each in deviations)
+                    candidate = replace(candidate, rank=ANSWERED, now=now, after=after)
+                yield candidate
 
     def sizes(self) -> Iterator[Candidate]:
         """Real-only runs at other sizes, for what the synthetic images are worth."""
         for rows in self.setups:
             base = next((base for row in rows if (base := baseline(self.rows, row)) is not None), None)
-            curve = [] if base is None else curve_rows(self.rows, base, self.figures)
+            curve = [] if base is None else curve_rows(self.rows, base, self.resampled)
             sizes = {row.real_images for row in curve}
             if curve and len(sizes) < LEAST_SIZES:
                 largest = max(curve, key=lambda row: (row.real_images, row.train_size is None))
@@ -179,58 +176,32 @@ class _Planner:
         return [(base, members) for base, members in lines(self.rows) if not members[-1].is_control]
 
     def _new(
-        self,
-        question: Literal["data", "condition", "control", "number", "worth"],
-        like: Row,
-        variations: int = 0,
-        generator: str = "",
-        *,
-        size: int | None = None,
-        widths: tuple[float | None, ...] | None = None,
-        best: int | None = None,
+        self, question: Question, like: Row, variations: int = 0, generator: str = "", size: int | None = None
     ) -> Candidate:
-        """A condition that was not run, with as many seeds as a verdict needs, those of its baseline first."""
+        """A condition that was not run, with as many seeds as a test needs, those of its baseline first."""
         known = (baseline(self.rows, like) or like).seeds
         needed = max(LEAST_PAIRS, len(known))
         seeds = list(islice(dict.fromkeys([*known, *range(1000)]), needed))
-        now, after = (None, self._expected(needed)) if widths is None else widths
         split = like.split if size is None else f"{like.split} ({size} of its images)"
         return Candidate(
             question,
-            RANKS[question] if now is None else ANSWERED,
+            RANKS[question],
             ((f"{like.prefix}{condition_name(split, variations, generator)}", needed),),
-            now,
-            after,
-            needed,
+            None,
+            self._expected(needed),
             needed * self._minutes(like, variations),
             self._command(like, seeds, variations, generator or like.generator, size),
             like,
             variations,
             generator,
-            best=best,
         )
 
     def _expected(self, pairs: int) -> float | None:
         """Half width that so many pairs give; None where no difference has an interval."""
-        changes = [(contrast.differences[FIGURE], contrast.new.runs[0]) for contrast in self.contrasts]
+        intervals = (contrast.differences[METRIC].interval for contrast in self.contrasts)
         # Conditions differ in their noise by less than a few seeds can tell: the middle one's stands for all.
-        expected = sorted(
-            noise_of(change.interval, change.pairs, len(self.figures.images(run))).half_width(pairs)
-            for change, run in changes
-            if change.interval is not None
-        )
+        expected = sorted(interval.expected(pairs) for interval in intervals if interval is not None)
         return expected[len(expected) // 2] if expected else None
-
-    def _narrowing(self, contrast: Contrast, wanted: int) -> tuple[float | None, float | None, float | None]:
-        """Half width of a difference now, with so many pairs, and with any number of pairs."""
-        difference = contrast.differences[FIGURE]
-        if difference.interval is None:
-            return None, self._expected(wanted), None
-        images = len(self.figures.images(contrast.new.runs[0]))
-        now = (difference.interval.high - difference.interval.low) / 2
-        after = after_more(difference.interval, difference.pairs, wanted - difference.pairs, images)
-        floor = least(difference.interval, difference.pairs, images) if difference.interval.image_variance else None
-        return now, after, floor
 
     def _minutes(self, like: Row, variations: int) -> float:
         """Of one run: the row's own, or those of the most similar row of its setup with (or without) variations."""

@@ -60,7 +60,7 @@ class StudyRun:
     condition: Values = field(default_factory=dict)  # every setting that defines it but the seed; empty: not recorded
     data: str = ""  # hash of the whole data set with its labels; empty: not recorded
     test: str = ""  # hash of the names of its test images; empty: not recorded
-    classes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # test metrics by name of the class
+    classes: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)  # test metrics by name of the class
     provenance: Values = field(default_factory=dict)  # commit, versions, device, precision; empty: not recorded
 
     @property
@@ -76,13 +76,7 @@ class StudyRun:
 
 
 def find_file(run: StudyRun, name: str, copies: Mapping[str, Path] = NO_COPIES) -> Path | None:
-    """A file of a run; None if it keeps none of that name.
-
-    Args:
-        run: the run.
-        name: of the file.
-        copies: by run id, a folder that has what a run's own folder lacks.
-    """
+    """A file of a run, from its folder or the one in ``copies``, which is by run id; None if it keeps none."""
     folders = [Path(run.output_dir)] if run.output_dir else []
     if run.run_id in copies:
         folders += [copies[run.run_id], copies[run.run_id] / "store"]
@@ -90,11 +84,7 @@ def find_file(run: StudyRun, name: str, copies: Mapping[str, Path] = NO_COPIES) 
 
 
 def runs_in(folder: Path) -> list[StudyRun]:
-    """The finished runs whose folders lie in ``folder``: what `train.py` leaves there, or copies of it.
-
-    Raises:
-        InputError: there are none.
-    """
+    """The finished runs whose folders lie in ``folder``; raises `InputError` if there are none."""
     runs = []
     for file in sorted(folder.glob(f"*/{RESULT_FILE}")):
         try:
@@ -110,11 +100,10 @@ def runs_in(folder: Path) -> list[StudyRun]:
 
 
 def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) -> StudyRun:
-    """A run from its result.json; parameters may be text, as MLflow has them. Other arguments are those of `Run`."""
+    """A run from its result.json; parameters may be text, as MLflow has them."""
     params, size = result.params, result.params.get("train_size")
     metrics = {name: math.nan if value is None else value for name, value in result.metrics.items()}
     names = sorted(entry["file_name"] for entry in result.counts)
-    classes = {e["name"]: {**e["metrics"], "count_threshold": e["count_threshold"]} for e in result.classes}
     return StudyRun(
         study=result.study,
         dataset=params["dataset"],
@@ -139,10 +128,7 @@ def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) ->
         data=result.data.get("dataset_sha256") or "",
         test=hashlib.sha256("\0".join(names).encode()).hexdigest() if names else "",
         provenance=flatten(result.provenance),
-        classes={
-            name: {metric: value for metric, value in each.items() if value is not None}
-            for name, each in classes.items()
-        },
+        classes={e["name"]: {**e["metrics"], "count_threshold": e["count_threshold"]} for e in result.classes},
     )
 
 
@@ -163,12 +149,10 @@ def with_evidence(
     copies: Mapping[str, Path],
     bring_back: Callable[[StudyRun], Evidence | None] | None = None,
 ) -> tuple[list[StudyRun], dict[str, Evidence]]:
-    """The runs, those whose matches are damaged as such, and the evidence of the finished ones by run id.
+    """The runs, with status `DAMAGED` where matches cannot be read, and the evidence of the finished ones by run id.
 
-    Args:
-        runs: of a study.
-        copies: by run id, a folder that has what a run's own folder lacks.
-        bring_back: gets the evidence of a run whose own is damaged from elsewhere.
+    ``copies`` are folders by run id that have what a run's own folder lacks; ``bring_back`` gets damaged evidence from
+    elsewhere.
     """
     evidence, judged = {}, []
     for run in runs:

@@ -17,7 +17,7 @@ from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.inference import LEVEL, Interval, mean_interval
 from boxtwin.studies.runs import StudyRun
 
-FIGURE = "map_50"
+METRIC = "map_50"
 POWER = 0.8  # the usual chance at which a gain is called detectable (Cohen 1988, section 2.4)
 # A training is over when the last third of its validations surely lies by less than this above the third before: a
 # point of AP, as in the ratio.
@@ -29,18 +29,13 @@ VARIED = re.compile(
 )
 
 
-def half_width(interval: Interval) -> float:
-    """Half of an interval: a measured gain must exceed it for the interval to exclude 0."""
-    return (interval.high - interval.low) / 2
-
-
 def detectable(interval: Interval) -> float:
     """The true gain that four of five such studies would detect (minimal detectable difference)."""
-    return half_width(interval) * (1 + float(stats.norm.ppf(POWER)) / float(stats.norm.ppf((1 + LEVEL) / 2)))
+    return interval.half_width * (1 + float(stats.norm.ppf(POWER)) / float(stats.norm.ppf((1 + LEVEL) / 2)))
 
 
 def recipe(run: StudyRun) -> tuple[str, ...] | None:
-    """What a run was configured with, apart from a table's axes, steps and machine; None where that is not recorded."""
+    """What was configured, apart from a table's axes, steps and machine; None where that is not recorded."""
     if not run.overrides:
         return None
     words = shlex.split(run.overrides)
@@ -49,7 +44,7 @@ def recipe(run: StudyRun) -> tuple[str, ...] | None:
 
 
 @dataclass(frozen=True)
-class Length:
+class LateRise:
     """How much AP on validation still rose, between the second and the last third of the validations."""
 
     rise: float  # mean over seeds
@@ -58,14 +53,13 @@ class Length:
     seeds: int
 
     @property
-    def state(self) -> Literal["on", "over", "unknown"]:
-        """Whether AP was still rising, had stopped rising, or the seeds do not tell."""
+    def state(self) -> Literal["rising", "stopped", "unknown"]:
         if self.high < STILL:
-            return "over"
-        return "on" if self.low > 0 else "unknown"
+            return "stopped"
+        return "rising" if self.low > 0 else "unknown"
 
 
-def length_of(curves: Sequence[Sequence[tuple[int, float]]]) -> Length | None:
+def late_rise(curves: Sequence[Sequence[tuple[int, float]]]) -> LateRise | None:
     """From the validation curve of each seed; None if none has three validations at least."""
     rises = []
     for curve in curves:
@@ -76,7 +70,7 @@ def length_of(curves: Sequence[Sequence[tuple[int, float]]]) -> Length | None:
     if not rises:
         return None
     low, high = mean_interval(rises) or (math.nan, math.nan)
-    return Length(math.fsum(rises) / len(rises), low, high, len(rises))
+    return LateRise(math.fsum(rises) / len(rises), low, high, len(rises))
 
 
 Series = list[tuple[int, Contrast]]

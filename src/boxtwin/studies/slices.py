@@ -1,19 +1,21 @@
-"""Metrics of a study by part of the test set: by size of the objects, by crowding, by scene, and the worst images."""
+"""Metrics of a study by part of the test set: by class, size of the objects, crowding and scene; the worst images."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
-from boxtwin.studies.comparison import RESAMPLING_SEED
-from boxtwin.studies.conditions import Row, baseline, paired_seeds
-from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.inference import Interval, bootstrap_counts, interval_of
+from boxtwin.studies.comparison import Difference, ResampledMetrics, changes
+from boxtwin.studies.conditions import Estimate, Row
+from boxtwin.studies.evidence import Counts, Evidence, Resampled
+from boxtwin.studies.runs import StudyRun
 
 # Test images, or test images with objects, below which a slice is too small: with ten of them one image more or less
 # moves a mean by a tenth, and hardly any resample (10^10 / e^10 is 1 in 20,000) is without them all.
@@ -25,6 +27,8 @@ CROWDING = {  # true objects per image, from and to
     (5, 9): "5 to 9 objects in the image",
     (10, math.inf): "10 objects or more in the image",
 }
+COMPARED = ("map_50", "count_mae")
+CLASS_METRICS = ("map", "map_50", "count_mae", "count_bias", "count_threshold")
 SCENES = 8  # shown by name; the others are taken together
 RESAMPLES = 400  # of the test images: some 16 slices of every run, and no p depends on them
 WORST = 10  # images that are listed
@@ -50,7 +54,7 @@ class Slice:
 
     @property
     def searched(self) -> Bool[np.ndarray, " images"]:
-        """The images that AP is reused."""
+        """The images that objects are searched in."""
         return self.images if self.area == "all" else np.ones_like(self.images)
 
     @property
@@ -65,24 +69,11 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class SliceFigure:
-    """A metric of a condition in a slice, and its change to no variations (nan without a baseline or common seed).
-
-    ``interval`` is None with fewer than two pairs, or where the slice is too small.
-    """
-
-    value: float
-    change: float = np.nan
-    pairs: int = 0
-    interval: Interval | None = None
-
-
-@dataclass(frozen=True)
 class SliceTable:
-    """One slice, and each condition's AP50 and count MAE in it."""
+    """One slice, and each condition with AP50 and count MAE in it as its estimates, and their changes."""
 
     slice: Slice
-    figures: tuple[tuple[Row, SliceFigure, SliceFigure], ...]
+    conditions: tuple[tuple[Row, Mapping[str, Difference]], ...]
 
 
 @dataclass(frozen=True)
@@ -109,7 +100,7 @@ def slices_of(evidence: Evidence) -> dict[str, list[Slice]]:
 def slicings(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[Slicing]:
     """All slices of all conditions whose runs keep their matches; conditions with other test images stand apart."""
     return [
-        Slicing(kind, tuple(_table(part, members, rows, evidence) for part in parts))
+        Slicing(kind, tuple(_table(part, members, evidence) for part in parts))
         for members in by_test_images(rows, evidence)
         for kind, parts in slices_of(evidence[members[0].runs[0]]).items()
         if parts
@@ -144,52 +135,33 @@ def _scenes(evidence: Evidence) -> list[Slice]:
     return parts
 
 
-def _table(part: Slice, members: Sequence[Row], rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> SliceTable:
-    counts = bootstrap_counts(len(part.images), RESAMPLES, RESAMPLING_SEED)
-    known = {run: slice_figures(part, evidence[run], counts) for row in members for run in row.runs}
-    figures = []
-    for row in members:
-        base = baseline(rows, row)
-        pairs = [] if base is None else [(row.run_of[seed], base.run_of[seed]) for seed in paired_seeds(row, base)]
-        pairs = [(new, old) for new, old in pairs if old in known]
-        ap50, mae = (
-            _figure(
-                [known[run][place] for run in row.runs],
-                [known[new][place] - known[old][place] for new, old in pairs],
-                images=int(part.images.sum()) if enough else None,
-            )
-            for place, enough in enumerate((part.enough_for_ap, part.enough_for_counts))
+def _table(part: Slice, members: Sequence[Row], evidence: Mapping[str, Evidence]) -> SliceTable:
+    resampled = ResampledMetrics(evidence, partial(slice_metrics, part), RESAMPLES, part.images)
+    values = {run: resampled.of(run) or {} for row in members for run in row.runs}
+    rows = [
+        replace(
+            row,
+            estimates={
+                metric: Estimate.of((seed, float(values[run][metric][0])) for seed, run in row.run_of.items())
+                for metric in COMPARED
+            },
         )
-        figures.append((row, ap50, mae))
-    return SliceTable(part, tuple(figures))
+        for row in members
+    ]
+    return SliceTable(part, tuple((row, changes(rows, row, resampled)) for row in rows))
 
 
-def slice_figures(
-    part: Slice, run: Evidence, counts: Float[np.ndarray, "resamples images"]
-) -> tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]:
-    """AP50 and count MAE of a run in a slice, ``counts`` saying how often each test image is in each resample."""
+def slice_metrics(part: Slice, run: Evidence, counts: Counts) -> dict[str, Resampled]:
+    """AP50 and count MAE of a run in a slice: on all its images, then on resamples, nan where it is too small."""
     ap50 = run.matches[part.area].part(part.searched, thresholds=1)(counts[:, part.searched])[:, 0]
     counts = counts[:, part.images]
     errors = np.abs(run.found - run.true).astype(np.float64)[part.images]
     total = counts.sum(axis=1)
     # A resample without any image of the slice has no mean error.
     mae = np.divide(counts @ errors, total, out=np.full(len(counts), np.nan), where=total > 0)
-    return ap50, mae
-
-
-def _figure(
-    runs: Sequence[Float[np.ndarray, " resamples"]],
-    differences: Sequence[Float[np.ndarray, " resamples"]],
-    *,
-    images: int | None,
-) -> SliceFigure:
-    """From the metrics of the runs of a condition and the differences of its pairs; ``images`` None: no interval."""
-    value = float(np.mean([run[0] for run in runs]))
-    if not differences:
-        return SliceFigure(value)
-    pairs = np.stack(differences)
-    interval = None if images is None else interval_of(pairs, images)
-    return SliceFigure(value, float(pairs[:, 0].mean()), len(pairs), interval)
+    for values, enough in ((ap50, part.enough_for_ap), (mae, part.enough_for_counts)):
+        values[1:] = values[1:] if enough else np.nan
+    return {"map_50": ap50, "count_mae": mae}
 
 
 @dataclass(frozen=True)
@@ -230,3 +202,37 @@ def count_errors(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[
         share = float(total[worst].sum() / total.sum()) if worst else math.nan
         tables.append(CountErrors(tuple(members), len(first.names), int((total == 0).sum()), share, tuple(images)))
     return tables
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One class under one condition: `CLASS_METRICS` over seeds, and their changes where there is a baseline."""
+
+    row: Row
+    estimates: Mapping[str, Estimate]
+    changes: Mapping[str, Difference]
+
+
+def class_metrics(
+    rows: Sequence[Row], runs: Sequence[StudyRun], evidence: Mapping[str, Evidence]
+) -> dict[str, list[ClassMetrics]]:
+    """By the name of the class, in the order of the data set, each condition that has it; empty for one class alone."""
+    classes = {run.run_id: run.classes for run in runs}
+    names = list(dict.fromkeys(name for run in runs for name in run.classes))
+    if len(names) < 2:
+        return {}
+
+    def estimate(row: Row, name: str, metric: str) -> Estimate:
+        return Estimate.of((seed, classes[run].get(name, {}).get(metric)) for seed, run in row.run_of.items())
+
+    keys = list(product(names, CLASS_METRICS))
+    of_classes = [replace(row, estimates={"/".join(key): estimate(row, *key) for key in keys}) for row in rows]
+    resampled = ResampledMetrics(evidence, Evidence.metrics_by_class, RESAMPLES)
+    by_class: dict[str, list[ClassMetrics]] = {name: [] for name in names}
+    for row, of_class in zip(rows, of_classes, strict=True):
+        changed = changes(of_classes, of_class, resampled)
+        for name in (name for name in names if any(name in classes[run] for run in row.runs)):
+            estimates = {metric: of_class.estimates[f"{name}/{metric}"] for metric in CLASS_METRICS}
+            differences = {metric: changed[f"{name}/{metric}"] for metric in CLASS_METRICS if changed}
+            by_class[name].append(ClassMetrics(row, estimates, differences))
+    return by_class

@@ -1,4 +1,4 @@
-"""A study, computed once from its runs: what its table, its sentences, its page and its MLflow summary share."""
+"""A study, computed once from its runs for table, sentences, page and MLflow."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from boxtwin.studies.class_figures import ClassFigures, class_figures
-from boxtwin.studies.comparison import Contrast, Figures, contrasts
+from boxtwin.studies.comparison import Contrast, ResampledMetrics, contrasts
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.runs import FINISHED, NO_COPIES, StudyRun, find_file
+from boxtwin.studies.slices import ClassMetrics, class_metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,9 +22,9 @@ class Study:
     evidence: Mapping[str, Evidence]  # by run id
     copies: Mapping[str, Path]  # by run id, a folder with those files of a run that its own folder lacks
     rows: list[Row]
-    figures: Figures
+    resampled: ResampledMetrics
     contrasts: list[Contrast]
-    by_class: dict[str, list[ClassFigures]]
+    by_class: dict[str, list[ClassMetrics]]
 
     @classmethod
     def of(
@@ -33,20 +33,15 @@ class Study:
         evidence: Mapping[str, Evidence] = MappingProxyType({}),
         copies: Mapping[str, Path] = NO_COPIES,
     ) -> Study:
-        """Compare the conditions of a study.
-
-        Args:
-            runs: its runs, whatever their state.
-            evidence: by run id, where runs keep their matches.
-            copies: by run id, a folder with those files of a run that its own folder lacks.
+        """Compare the conditions of runs, whatever their state.
 
         Raises:
             InputError: two finished runs are of the same condition and seed, or runs that are compared were tested on
                 different images.
         """
-        rows, figures = condition_table(runs), Figures(evidence)
-        by_class = class_figures(rows, runs, evidence)
-        return cls(runs, evidence, copies, rows, figures, contrasts(rows, figures), by_class)
+        rows, resampled = condition_table(runs), ResampledMetrics(evidence)
+        by_class = class_metrics(rows, runs, evidence)
+        return cls(runs, evidence, copies, rows, resampled, contrasts(rows, resampled), by_class)
 
     @property
     def name(self) -> str:

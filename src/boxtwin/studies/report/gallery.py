@@ -1,11 +1,15 @@
-"""The same test images under each condition, as drawings that stand in the page itself."""
+"""Pictures of the page: the same test images under each condition, and the cards of variation stores."""
 
 from __future__ import annotations
 
 import base64
+import itertools
+import json
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,6 +19,7 @@ from boxtwin.evaluation.examples import EXAMPLES_FILE, Examples, Pictured, load_
 from boxtwin.evaluation.matching import match
 from boxtwin.lettering import class_colour
 from boxtwin.studies.conditions import Row
+from boxtwin.studies.runs import LABEL_CARD, QUALITY_CARD
 from boxtwin.studies.study import Study
 
 LEAST_BOX = 0.03  # of the image's longer side: a smaller box could not be told from a dot
@@ -31,8 +36,8 @@ class Mark:
     y: float
     width: float
     height: float
-    colour: str = ""  # of its class, for a square in its corner; empty where there is one class
-    corner: float = 0.0  # side of the square
+    colour: str  # of its class, for a square in its corner; empty where there is one class
+    corner: float  # side of the square
 
 
 @dataclass(frozen=True)
@@ -109,8 +114,8 @@ def _worst(members: Sequence[Examples]) -> list[Pictured]:
 def _image(key: str, pictured: Pictured, members: Sequence[Examples]) -> PicturedImage:
     sample, classes = pictured.sample, members[0].classes
     boxes, labels, several = sample.object_boxes, sample.object_labels, len(classes) > 1
-    crowds = _marks("crowd", sample.boxes[sample.crowd], None, pictured)
-    truth = _marks("true", boxes, labels if several else None, pictured)
+    crowds = _marks("crowd", sample.boxes[sample.crowd], sample.labels[sample.crowd], pictured, coloured=False)
+    truth = _marks("true", boxes, labels, pictured, coloured=several)
     drawings = [MarkedImage((*crowds, *truth), f"{len(boxes)} true{_by_class(labels, classes)}")]
     for examples in members:
         found = examples.found.get(sample.image_id, Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)))
@@ -119,11 +124,7 @@ def _image(key: str, pictured: Pictured, members: Sequence[Examples]) -> Picture
         groups = {"missed": (boxes[matches.missed], labels[matches.missed])}
         for kind, chosen in (("crowd", matches.ignored), ("right", matches.right), ("wrong", wrong)):
             groups[kind] = (found.boxes[chosen], found.labels[chosen])
-        marks = [
-            mark
-            for kind, (drawn, of_class) in groups.items()
-            for mark in _marks(kind, drawn, of_class if several else None, pictured)
-        ]
+        marks = itertools.chain(*(_marks(kind, *of, pictured, coloured=several) for kind, of in groups.items()))
         counts = ", ".join(f"{len(groups[kind][0])} {word}" for kind, word in KINDS.items() if len(groups[kind][0]))
         text = f"found {len(found.boxes)}{_by_class(found.labels, classes)}{counts and ': '}{counts}"
         drawings.append(MarkedImage((*crowds, *marks), text))
@@ -138,17 +139,56 @@ def _by_class(labels: Int[np.ndarray, " n"], classes: Sequence[str]) -> str:
 
 
 def _marks(
-    kind: str, boxes: Float[np.ndarray, "n 4"], labels: Int[np.ndarray, " n"] | None, pictured: Pictured
+    kind: str, boxes: Float[np.ndarray, "n 4"], labels: Int[np.ndarray, " n"], pictured: Pictured, *, coloured: bool
 ) -> list[Mark]:
-    """Boxes around the same centres, enlarged to a visible size; with ``labels`` in the colours of classes."""
+    """Boxes around the same centres, enlarged to a visible size."""
     least = LEAST_BOX * max(pictured.sample.width, pictured.sample.height)
     size = np.maximum(boxes[:, 2:] - boxes[:, :2], least)
     corner = (boxes[:, :2] + boxes[:, 2:] - size) / 2
     places = np.concatenate([corner, size], axis=1).round(1).tolist()
-    marks = [Mark(kind, x, y, width, height) for x, y, width, height in places]
-    if labels is None:
-        return marks
+    colours = [class_colour(label) if coloured else "" for label in labels.tolist()]
     return [
-        replace(mark, colour=class_colour(label), corner=round(least, 1))
-        for mark, label in zip(marks, labels.tolist(), strict=True)
+        Mark(kind, x, y, width, height, colour, round(least, 1))
+        for (x, y, width, height), colour in zip(places, colours, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card; ``kind`` is the name of its file and of the macro that words it."""
+
+    kind: str
+    content: dict[str, Any]
+    picture: Path | None  # None where that is not at hand
+
+
+@dataclass(frozen=True)
+class StoreCards:
+    """The cards of a store as one split sees it."""
+
+    name: str
+    used_by: tuple[str, ...]  # conditions
+    cards: tuple[Card, ...]
+
+
+def store_cards(study: Study) -> list[StoreCards]:
+    """The cards of all stores that the runs used, once for each split, from the run with the most variations."""
+    by_store: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in sorted(study.rows, key=lambda row: -row.variations):
+        if row.variations:
+            run = study.first_run(row)
+            by_store[run.store or run.generator, run.split].append(row)
+    stores = []
+    for (store, split), rows in sorted(by_store.items()):
+        cards = tuple(card for kind in (LABEL_CARD, QUALITY_CARD) if (card := _card(study, rows, kind)) is not None)
+        if cards:
+            stores.append(StoreCards(f"{store}, for {split}", tuple(row.name for row in reversed(rows)), cards))
+    return stores
+
+
+def _card(study: Study, rows: list[Row], kind: str) -> Card | None:
+    for row in rows:
+        file = study.file(row, f"{kind}.json")
+        if file is not None:
+            return Card(kind, json.loads(file.read_text()), study.file(row, f"{kind}.png"))
+    return None

@@ -16,9 +16,8 @@ from boxtwin.datasets.image_io import read_image
 from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.comparison import against_none
 from boxtwin.studies.costs import costs, unattributed
-from boxtwin.studies.report.cards import store_cards
-from boxtwin.studies.report.gallery import galleries
-from boxtwin.studies.report.plots import CURVES, curve_figure, plot_curves
+from boxtwin.studies.report.gallery import galleries, store_cards
+from boxtwin.studies.report.plots import CURVES, curve_plot, plot_curves
 from boxtwin.studies.report.sections import Section
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.report.tables import MOST_CLASSES, write_csv
@@ -35,11 +34,6 @@ def write_report(study: Study, summary: Summary, folder: Path) -> Path:
     """Write ``index.html`` (self-contained), ``comparison.csv`` and ``curves.png`` into ``folder``; the HTML's path.
 
     What runs do not keep is left out; runs that failed or did not finish are listed.
-
-    Args:
-        study: whose runs are compared.
-        summary: of the study; its sections stand after the table.
-        folder: of the report.
     """
     runs, rows = study.runs, study.rows
     write_csv(rows, folder / "comparison.csv", study.contrasts, study.by_class)
@@ -48,7 +42,7 @@ def write_report(study: Study, summary: Summary, folder: Path) -> Path:
         study=study,
         summary=summary,
         seeds=sorted({seed for row in rows for seed in row.seeds}),
-        curves=Section("Curves", (), tuple(curve_figure(rows, metric) for metric in CURVES) if rows else ()),
+        curves=Section("Curves", (), tuple(curve_plot(rows, metric) for metric in CURVES) if rows else ()),
         most_classes=MOST_CLASSES,
         sections=[
             *([Section("Every comparison", tuple(summary.comparisons), ())] if summary.answer else ()),

@@ -19,7 +19,6 @@ from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.conditions import Estimate, Row, baseline, condition_name
 from boxtwin.studies.dose_response import Curve
 from boxtwin.studies.equivalence import Exchange, monotone
-from boxtwin.studies.inference import mean_interval
 from boxtwin.studies.report.words import METRICS, sentence
 
 PLOTTED = ("map_50", "count_mae")
@@ -34,10 +33,11 @@ LETTERS = 14  # of 9 points that go into an inch of a legend
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ((0, ()), (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
-# Nothing about when and with what: the same figure gives the same bytes, and names no address.
+# Nothing about when and with what: the same drawing gives the same bytes, and names no address.
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 COLUMNS = 2
+SIZE = (5.6, 4.4)  # of a plot with one panel, in inches
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ def _sizes_axis(axes: Axes, values: Sequence[int | float], label: str, unit: str
     axes.set_xscale("log")
     axes.set_xticks(values, [f"{value:g}" for value in values])
     axes.minorticks_off()
-    axes.set_xlabel(label)
-    axes.set_ylabel(unit)
+    axes.set(xlabel=label, ylabel=unit)
     axes.grid(alpha=0.3)
     axes.figure.legend(loc="outside lower center", fontsize=9, frameon=False)
 
@@ -70,8 +69,8 @@ def _sizes_axis(axes: Axes, values: Sequence[int | float], label: str, unit: str
 def plot_curves(rows: Sequence[Row], path: Path) -> None:
     """AP50 and count MAE against variations, side by side, as PNG (see `draw_curve`)."""
     figure = Figure(figsize=(10, 4.4), layout="constrained")
-    for position, measure in enumerate(CURVES):
-        draw_curve(figure.add_subplot(1, len(CURVES), position + 1), rows, measure)
+    for panel, metric in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+        draw_curve(panel, rows, metric)
     _legend(figure)
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png", dpi=130, facecolor="white")
@@ -98,14 +97,13 @@ def draw_curve(axes: Axes, rows: Sequence[Row], metric: str) -> None:
         _band(axes, x, estimates, scale, style["color"], largest)
         for place, estimate in zip(x, estimates, strict=True):
             if len(estimate.by_seed) > 1:
-                values = [scale * value for _, value in estimate.by_seed]
+                values = [scale * value for value in estimate.values]
                 hollow = {**style, "linestyle": "none", "fillstyle": "none"}
                 axes.plot([place] * len(values), values, **hollow, markersize=5)
     axes.set_xticks(range(len(numbers)), [str(number) for number in numbers])
     axes.set_xlim(-0.4, max(len(numbers) - 0.6, 0.4))
     low, high = axes.get_ylim()
-    missing = max(0.0, least_height - (high - low))
-    bottom = max(low - missing / 2, min(low, 0.0))
+    bottom = max(low - max(0.0, least_height - (high - low)) / 2, min(low, 0.0))
     axes.set_ylim(bottom, max(high, bottom + least_height))
     axes.set_xlabel("variations per real image")
     axes.set_title(title, fontsize=11)
@@ -134,8 +132,7 @@ def lines_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _band(axes: Axes, x: np.ndarray, estimates: Sequence[Estimate], scale: float, colour: str, largest: float) -> None:
-    intervals = [mean_interval([value for _, value in estimate.by_seed]) for estimate in estimates]
-    ends = np.array([interval or (np.nan, np.nan) for interval in intervals], dtype=float).reshape(-1, 2)
+    ends = np.array([estimate.interval or (np.nan, np.nan) for estimate in estimates], dtype=float).reshape(-1, 2)
     low, high = np.clip(scale * ends.T, 0.0, largest)
     # Bars carry the band where lines cross, and in black and white; the band ends where there is one seed.
     axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
@@ -146,7 +143,7 @@ def _band(axes: Axes, x: np.ndarray, estimates: Sequence[Estimate], scale: float
         axes.errorbar(x[known], middle[known], reach, fmt="none", ecolor=colour, elinewidth=1.0, capsize=4)
 
 
-def curve_figure(rows: Sequence[Row], metric: str) -> Drawing:
+def curve_plot(rows: Sequence[Row], metric: str) -> Drawing:
     """One curve with its legend for the page, and what it shows in words."""
     # Four inches wide: type of 10 points has that size on a phone.
     with mpl.rc_context({"font.size": 10}):
@@ -159,12 +156,7 @@ def curve_figure(rows: Sequence[Row], metric: str) -> Drawing:
 
 def curve_text(rows: Sequence[Row], metric: str) -> str:
     """Each line of a curve in words: the mean at every number of variations, with its interval where there is one."""
-    lines = []
-    for name, line in lines_of(rows).items():
-        estimates = [(row.variations, row.estimates[metric]) for row in line]
-        points = [(number, each.mean, mean_interval([v for _, v in each.by_seed])) for number, each in estimates]
-        lines.append((name, points))
-    return sentence("conditions_in_words", figure=metric, lines=lines)
+    return sentence("conditions_in_words", metric=metric, lines=lines_of(rows))
 
 
 def _legend(figure: Figure) -> None:
@@ -182,19 +174,22 @@ def dose_response_picture(curves: Sequence[tuple[str, Curve]]) -> Drawing:
     """One panel for each curve, on the same scale."""
     columns = min(COLUMNS, len(curves))
     height = -(-len(curves) // columns)
-    canvas = Figure(figsize=(1 + 4 * columns, 3.6 * height), layout="constrained")
+    canvas = Figure(figsize=(1 + 4 * columns, 3.8 * height), layout="constrained")
     panels = canvas.subplots(height, columns, squeeze=False, sharey=True).ravel()
     for place, (panel, (title, curve)) in enumerate(zip(panels, curves, strict=False)):
         _draw(panel, curve, COLOURS[place % len(COLOURS)])
-        panel.set_title(title, fontsize=11)
+        sure = curve.best == 0 or curve.band[0, curve.best_place] > 0
+        panel.set_title(f"{title}\nbest: {curve.best}{'' if sure else ' (not significant)'}", fontsize=11)
     for panel in panels[len(curves) :]:
         panel.set_axis_off()
+    handles, labels = panels[0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return Drawing(as_svg(canvas), " ".join(_in_words(title, curve) for title, curve in curves))
 
 
 def _draw(axes: Axes, curve: Curve, colour: str) -> None:
     """Curve, band, what was measured with its own interval, and the best number."""
-    scale = METRICS[curve.figure].factor
+    scale = METRICS[curve.metric].factor
     x, band = np.log1p(curve.variations), scale * curve.band
     axes.axhline(0, color="#555555", linewidth=0.8)
     axes.fill_between(x, band[0], band[1], color=colour, alpha=0.18, linewidth=0)
@@ -207,23 +202,13 @@ def _draw(axes: Axes, curve: Curve, colour: str) -> None:
         np.log1p(curve.tried.variations), scale * curve.tried.gains, halves, fmt="o", **measured,
         label="measured, 95 % each",
     )  # fmt: skip
-    best = curve.best_place
-    axes.plot(x[best], scale * curve.mean[best], "*", color=colour, markersize=14, markeredgecolor="black")
-    sure = curve.best == 0 or band[0, best] > 0
-    axes.annotate(
-        f"best: {curve.best}" if sure else f"best, not sure: {curve.best}",
-        (x[best], scale * curve.mean[best]),
-        (0, -20),
-        textcoords="offset points",
-        ha="left" if curve.best == 0 else "center",  # not across the axis
-    )
+    star: dict[str, Any] = {"color": colour, "markersize": 14, "markeredgecolor": "black", "linestyle": "none"}
+    axes.plot(x[curve.best_place], scale * curve.mean[curve.best_place], marker="*", label="best", **star)
     ticks = sorted({t for t in TICKS if t <= curve.variations[-1]} | {0, *curve.tried.variations})
     axes.set_xticks(np.log1p(ticks), [str(tick) for tick in ticks])
     axes.set_xlim(-0.1, x[-1] * 1.06 + 0.05)
-    axes.set_xlabel("variations per real image")
-    axes.set_ylabel(METRICS[curve.figure].gain)
+    axes.set(xlabel="variations per real image", ylabel=METRICS[curve.metric].gain)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="best", frameon=False)
 
 
 def _in_words(title: str, curve: Curve) -> str:
@@ -233,42 +218,44 @@ def _in_words(title: str, curve: Curve) -> str:
     return sentence("curve_in_words", title=title, curve=curve, points=points)
 
 
-def equivalence_pictures(shown: Sequence[tuple[Row, list[Row], Exchange]]) -> list[Drawing]:
+def equivalence_pictures(exchanges: Sequence[Exchange]) -> list[Drawing]:
     """One picture for each curve of real-only runs, with the conditions that are read off it."""
-    by_curve: dict[Hashable, list[tuple[Row, list[Row], Exchange]]] = defaultdict(list)
-    for each in shown:
-        by_curve[tuple(row.runs for row in each[1])].append(each)
-    pictures = []
-    for members in by_curve.values():
-        curve = members[0][1]
-        sizes = np.array([row.real_images for row in curve])
-        heights = 100 * monotone(np.array([row.estimates["map_50"].mean for row in curve]))
-        canvas = Figure(figsize=(5.6, 4.4), layout="constrained")
-        axes = canvas.add_subplot()
-        axes.plot(sizes, heights, color="black", linewidth=1.8, label="real images alone")
-        for row in curve:
-            values = [100 * value for _, value in row.estimates["map_50"].by_seed]
-            axes.plot([row.real_images] * len(values), values, "o", color="black", fillstyle="none", markersize=5)
-        conditions = []
-        for place, (row, _, exchange) in enumerate(members, start=1):
-            reached = 100 * row.estimates["map_50"].mean
-            ends = [row.real_images + worth for worth in (exchange.worth, exchange.low, exchange.high)]
-            end, low, high = np.clip(ends, sizes[0], sizes[-1])
-            style = _style(place)
-            axes.plot([low, high], [reached, reached], "|-", color=style["color"], linewidth=0.9, markersize=9)
-            axes.plot([row.real_images, end], [reached] * 2, color=style["color"], linestyle=":", linewidth=1.6)
-            style |= {"linestyle": "none", "markersize": 9, "markeredgecolor": "black", "label": row.name}
-            axes.plot(end, reached, **style)
-            conditions.append((row.name, reached, end, exchange.worth))
-        axes.set_title(f"{curve[0].prefix}how many real images reach the same (95 % intervals)", fontsize=11)
-        _sizes_axis(axes, sizes.tolist(), "real training images", "AP50, percent")
-        words = sentence("sizes_in_words", sizes=list(zip(sizes, heights, strict=True)), conditions=conditions)
-        pictures.append(Drawing(as_svg(canvas), words))
-    return pictures
+    by_curve: dict[Hashable, list[Exchange]] = defaultdict(list)
+    for each in exchanges:
+        by_curve[tuple(row.runs for row in each.curve)].append(each)
+    return [_equivalence_picture(members) for members in by_curve.values()]
+
+
+def _equivalence_picture(exchanges: Sequence[Exchange]) -> Drawing:
+    curve = exchanges[0].curve
+    sizes = np.array([row.real_images for row in curve])
+    heights = 100 * monotone(np.array([row.estimates["map_50"].mean for row in curve]))
+    canvas = Figure(figsize=SIZE, layout="constrained")
+    axes = canvas.add_subplot()
+    axes.plot(sizes, heights, color="black", linewidth=1.8, label="real images alone")
+    for row in curve:
+        values = [100 * value for value in row.estimates["map_50"].values]
+        axes.plot([row.real_images] * len(values), values, "o", color="black", fillstyle="none", markersize=5)
+    conditions = []
+    for place, exchange in enumerate(exchanges, start=1):
+        row, style = exchange.row, _style(place)
+        reached = 100 * row.estimates["map_50"].mean
+        ends = [row.real_images + worth for worth in (exchange.worth, exchange.low, exchange.high)]
+        end, low, high = np.clip(ends, sizes[0], sizes[-1])
+        axes.plot([low, high], [reached, reached], "|-", color=style["color"], linewidth=0.9, markersize=9)
+        axes.plot([row.real_images, end], [reached] * 2, color=style["color"], linestyle=":", linewidth=1.6)
+        style |= {"linestyle": "none", "markersize": 9, "markeredgecolor": "black", "label": row.name}
+        axes.plot(end, reached, **style)
+        conditions.append((row.name, reached, end, exchange.worth))
+    axes.set_title(f"{curve[0].prefix}how many real images reach the same (95 % intervals)", fontsize=11)
+    _sizes_axis(axes, sizes.tolist(), "real training images", "AP50, percent")
+    words = sentence("sizes_in_words", sizes=list(zip(sizes, heights, strict=True)), conditions=conditions)
+    return Drawing(as_svg(canvas), words)
 
 
 def steps_picture(by_steps: Mapping[str, Sequence[tuple[int, Contrast]]], text: str) -> Drawing:
-    canvas = Figure(figsize=(5.6, 4.4), layout="constrained")
+    """Gains in AP50 against steps; ``text`` says the same."""
+    canvas = Figure(figsize=SIZE, layout="constrained")
     axes = canvas.add_subplot()
     axes.axhline(0, color="#555555", linewidth=0.8)
     for place, (title, series) in enumerate(by_steps.items()):

@@ -6,16 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from boxtwin.studies.comparison import Contrast, Figures
-from boxtwin.studies.conditions import Row, baseline, condition_name
+from boxtwin.studies.conditions import condition_name, setups
 from boxtwin.studies.dose_response import MARGINS, Curve, can_bend, fit, lines, tried
-from boxtwin.studies.equivalence import Exchange, curve_rows, exchange
+from boxtwin.studies.equivalence import Exchange, exchange
 from boxtwin.studies.inference import LEVEL
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, equivalence_pictures, steps_picture
 from boxtwin.studies.report.words import paragraphs, sentence
 from boxtwin.studies.runs import FINISHED, StudyRun
-from boxtwin.studies.sensitivity import FIGURE, STILL, detectable, gains_by_steps, half_width, length_of
+from boxtwin.studies.sensitivity import METRIC, STILL, detectable, gains_by_steps, late_rise
 from boxtwin.studies.study import Study
 
 
@@ -25,7 +24,7 @@ class Section:
 
     title: str
     sentences: tuple[str, ...]
-    figures: tuple[Drawing, ...]
+    plots: tuple[Drawing, ...]
 
 
 def sections(study: Study, candidates: Sequence[Candidate] | None = None) -> list[Section]:
@@ -36,58 +35,59 @@ def sections(study: Study, candidates: Sequence[Candidate] | None = None) -> lis
     if not study.rows:
         return []
     parts = [
-        sensitivity_section(study.runs, study.rows, study.contrasts),
-        dose_response_section(study.rows, study.figures),
-        equivalence_section(study.rows, study.figures),
+        sensitivity_section(study),
+        dose_response_section(study),
+        equivalence_section(study),
         None if candidates is None else next_runs_section(candidates, study.runs),
     ]
     return [part for part in parts if part is not None]
 
 
-def sensitivity_section(runs: Sequence[StudyRun], rows: Sequence[Row], contrasts: Sequence[Contrast]) -> Section:
+def sensitivity_section(study: Study) -> Section:
     """Whether the study could have detected a gain, and whether training on real images alone was over."""
-    setups = []
-    for condition in dict.fromkeys(row.condition for row in rows):
-        prefix = next(row for row in rows if row.condition == condition).prefix
-        alike = [contrast for contrast in contrasts if contrast.new.condition == condition]
-        gains = [contrast.differences[FIGURE] for contrast in alike if contrast.kind == "variations"]
+    parts = []
+    for rows in setups(study.rows):
+        alike = [contrast for contrast in study.contrasts if contrast.new in rows]
+        gains = [contrast.differences[METRIC] for contrast in alike if contrast.kind == "variations"]
         intervals = [gain.interval for gain in gains if gain.interval is not None]
-        setups.append(
+        parts.append(
             {
-                "title": prefix and f"{prefix.rstrip(', ')}: ",
+                "title": rows[0].prefix and f"{rows[0].prefix.rstrip(', ')}: ",
                 "positive_controls": [contrast for contrast in alike if contrast.kind == "positive control"],
                 "gains": gains,
                 "gain_significant": any(gain.significant for gain in gains),
-                "measured": [half_width(interval) for interval in intervals],
+                "measured": [interval.half_width for interval in intervals],
                 "true": [detectable(interval) for interval in intervals],
             }
         )
-    validation = {this_run.run_id: this_run.validation for this_run in runs}
-    lengths = [(row, length_of([validation.get(run, ()) for run in row.runs])) for row in rows if not row.variations]
-    by_steps = {sentence("steps_title", contrast=each[0][1]): each for each in gains_by_steps(runs, contrasts)}
+    validation = {run.run_id: run.validation for run in study.runs}
+    plain = [row for row in study.rows if not row.variations]
+    late = [(row, late_rise([validation.get(run, ()) for run in row.runs])) for row in plain]
+    series = gains_by_steps(study.runs, study.contrasts)
+    by_steps = {sentence("steps_title", contrast=each[0][1]): each for each in series}
     gains_in_words = [sentence("gains_by_steps", title=title, series=series) for title, series in by_steps.items()]
     return Section(
         "What this study could detect",
         (
-            *paragraphs("sensitivity", setups=setups),
-            *(sentence("length", row=row, length=length, still=STILL) for row, length in lengths if length),
+            *paragraphs("sensitivity", setups=parts),
+            *(sentence("late_rise", row=row, late=each, still=STILL) for row, each in late if each),
             *gains_in_words,
         ),
         (steps_picture(by_steps, " ".join(gains_in_words)),) if by_steps else (),
     )
 
 
-def dose_response_section(rows: Sequence[Row], figures: Figures) -> Section | None:
+def dose_response_section(study: Study) -> Section | None:
     """How many variations are best, for each split and generator with enough numbers of them; None if there is none."""
     sentences: list[str] = []
-    curves: dict[str, list[tuple[str, Curve]]] = {figure: [] for figure in PLOTTED}
-    for base, members in lines(rows):
+    curves: dict[str, list[tuple[str, Curve]]] = {metric: [] for metric in PLOTTED}
+    for base, members in lines(study.rows):
         if not can_bend(base, members):
             continue
         title = f"{base.prefix}{condition_name(base.split, None, members[0].generator)}"
-        for figure in PLOTTED:
-            curve = fit(figure, tried(figure, base, members, figures))
-            curves[figure].append((title, curve))
+        for metric in PLOTTED:
+            curve = fit(metric, tried(metric, base, members, study.resampled))
+            curves[metric].append((title, curve))
             sentences.append(f"{title}: {describe_curve(curve)}")
         left_out = [row.variations for row in members if row.variations not in curve.tried.variations]
         if left_out:
@@ -98,21 +98,15 @@ def dose_response_section(rows: Sequence[Row], figures: Figures) -> Section | No
 
 def describe_curve(curve: Curve) -> str:
     """The best number of variations, how sure that is, what it brings, and from where more stops helping."""
-    return sentence("curve", curve=curve, level=LEVEL, margin=MARGINS[curve.figure])
+    return sentence("curve", curve=curve, level=LEVEL, margin=MARGINS[curve.metric])
 
 
-def equivalence_section(rows: Sequence[Row], figures: Figures) -> Section | None:
+def equivalence_section(study: Study) -> Section | None:
     """What conditions with variations are worth in real images; None where no run has enough data."""
-    shown: list[tuple[Row, list[Row], Exchange]] = []
-    for row in rows:
-        base = baseline(rows, row)
-        curve = [] if base is None else curve_rows(rows, base, figures)
-        worth = None if base is None else exchange(row, base, curve, figures)
-        if worth is not None:
-            shown.append((row, curve, worth))
-    sentences = [f"{sentence('exchange_title', row=row)} {describe_exchange(worth)}" for row, _, worth in shown]
-    pictures = tuple(equivalence_pictures(shown))
-    return Section("What the synthetic images are worth", tuple(sentences), pictures) if shown else None
+    exchanges = [each for row in study.rows if (each := exchange(row, study.rows, study.resampled)) is not None]
+    sentences = [f"{sentence('exchange_title', row=each.row)} {describe_exchange(each)}" for each in exchanges]
+    plots = tuple(equivalence_pictures(exchanges))
+    return Section("What the synthetic images are worth", tuple(sentences), plots) if exchanges else None
 
 
 def describe_exchange(exchange: Exchange) -> str:

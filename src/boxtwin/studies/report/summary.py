@@ -10,7 +10,7 @@ from typing import Any
 
 from boxtwin.studies.comparison import Contrast, against_none
 from boxtwin.studies.condition_values import not_known_to_all, part, shown
-from boxtwin.studies.conditions import Row, baseline, paired_seeds, recorded_values, varied_settings
+from boxtwin.studies.conditions import Row, baseline, paired_seeds, recorded_values, setups, varied_settings
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.sections import Section, sections
 from boxtwin.studies.report.tables import candidates_table, class_text, text_table
@@ -86,9 +86,9 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
     Variations by a control are reported beside the generator that they control, by themselves only where there is no
     other.
     """
-    setups = []
-    for condition in dict.fromkeys(row.condition for row in rows):
-        alike = [contrast for contrast in contrasts if contrast.new.condition == condition]
+    found = []
+    for setup in setups(rows):
+        alike = [contrast for contrast in contrasts if contrast.new in setup]
         gains, controls, rulers = ([contrast for contrast in alike if contrast.kind == kind] for kind in KINDS)
         subjects = [gain for gain in gains if not gain.new.is_control] or gains
         subjects = sorted(subjects, key=_line)  # keeps counts in order
@@ -97,8 +97,8 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
             leads = [_lead(group) for group in groups]
             values = [_of_generator(lead, group, controls, gains) for lead, group in zip(leads, groups, strict=True)]
             advice = _advice(leads, subjects, controls, rulers)
-            setups.append(Answer(gains[0].new.prefix, values, rulers, advice))
-    return setups
+            found.append(Answer(gains[0].new.prefix, values, rulers, advice))
+    return found
 
 
 def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:

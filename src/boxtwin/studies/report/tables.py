@@ -6,19 +6,26 @@ import csv
 import io
 import math
 from collections.abc import Collection, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from types import MappingProxyType
 
 from boxtwin.files import write_bytes_atomically
-from boxtwin.studies.class_figures import ClassChange, ClassFigures, class_columns
 from boxtwin.studies.comparison import Contrast, Difference, against_none
-from boxtwin.studies.conditions import Estimate, Row, varied_settings
+from boxtwin.studies.conditions import ESTIMATED, Estimate, Row, varied_settings
+from boxtwin.studies.evidence import COMPARED
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.words import METRICS, number, sentence
+from boxtwin.studies.slices import CLASS_METRICS, ClassMetrics
+from boxtwin.studies.slices import COMPARED as SLICED
 
-NO_CLASSES: Mapping[str, Sequence[ClassFigures]] = MappingProxyType({})
+NO_CLASSES: Mapping[str, Sequence[ClassMetrics]] = MappingProxyType({})
 MOST_CLASSES = 30  # that the page and the terminal show; comparison.csv has all
-CHANGED = ("map", "map_50", "count_mae")  # in the order of comparison.csv
+# Columns of comparison.csv for a metric, and the attributes of estimates and differences that they hold.
+SPREAD = {"mean": "mean", "min": "low", "max": "high"}
+CHANGE = {"change": "mean", "change_min": "low", "change_max": "high", "change_pairs": "pairs"}
+INTERVAL = {"change_low95": "interval.low", "change_high95": "interval.high"}
+TEST = {"change_p": "p", "change_p_holm": "p_holm"}
 
 
 def aligned(lines: Sequence[Sequence[str]], words: Collection[int]) -> list[str]:
@@ -38,7 +45,7 @@ def _ranged(metric: str, estimate: Estimate) -> str:
     return f"{mean} [{low}, {high}]" if len(estimate.by_seed) > 1 else mean
 
 
-def _signed(metric: str, value: Estimate | Difference | ClassChange | None) -> str:
+def _signed(metric: str, value: Estimate | Difference | None) -> str:
     return "" if value is None else METRICS[metric].form(value.mean, signed=True)
 
 
@@ -48,41 +55,30 @@ def text_table(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list[
     headings = [*varied, "split", "variations", "generator", "seeds", "AP", "AP50", "vs x0", "count MAE", "vs x0"]
     lines = [[*headings, "bias", "real", "synthetic", "minutes"]]
     for row in rows:
-        changes = by_row.get(row.runs, {})
-        lines.append(
-            [
-                *(row.setup.get(setting, "") for setting in varied),
-                row.split,
-                str(row.variations),
-                row.generator,
-                str(len(row.seeds)),
-                _ranged("map", row.estimates["map"]),
-                _ranged("map_50", row.estimates["map_50"]),
-                _signed("map_50", changes.get("map_50")),
-                _ranged("count_mae", row.estimates["count_mae"]),
-                _signed("count_mae", changes.get("count_mae")),
-                _signed("count_bias", row.estimates["count_bias"]),
-                number(row.real_images, 0),
-                number(row.synthetic_images, 0),
-                number(row.minutes, 1),
-            ]
-        )
+        changes, estimates = by_row.get(row.runs, {}), row.estimates
+        described = [*(row.setup.get(setting, "") for setting in varied), row.split, str(row.variations), row.generator]
+        measured = [_ranged("map", estimates["map"])]
+        for metric in ("map_50", "count_mae"):
+            measured += [_ranged(metric, estimates[metric]), _signed(metric, changes.get(metric))]
+        images = [number(amount, 0) for amount in (row.real_images, row.synthetic_images)]
+        rest = [_signed("count_bias", estimates["count_bias"]), *images, number(row.minutes, 1)]
+        lines.append([*described, str(len(row.seeds)), *measured, *rest])
     return aligned(lines, {*range(len(varied) + 1), len(varied) + 2})
 
 
-def class_text(by_class: Mapping[str, Sequence[ClassFigures]]) -> list[str]:
+def class_text(by_class: Mapping[str, Sequence[ClassMetrics]]) -> list[str]:
     """The table by class in plain text, a line for each condition below the name of the class; none for one class."""
-    lines = [["condition", "AP", "AP50", "AP50 vs x0", "count MAE", "MAE vs x0", "bias", "threshold"]]
-    shown = dict(list(by_class.items())[:MOST_CLASSES])
-    for each in (each for conditions in shown.values() for each in conditions):
+    headings = ("condition", "AP", "AP50", "AP50 vs x0", "count MAE", "MAE vs x0", "bias", "threshold")
+    lines, shown = [headings], list(by_class.items())[:MOST_CLASSES]
+    for each in (each for _, conditions in shown for each in conditions):
         means = {metric: METRICS[metric].form(estimate.mean) for metric, estimate in each.estimates.items()}
         ap50_change, mae_change = (_signed(metric, each.changes.get(metric)) for metric in ("map_50", "count_mae"))
-        bias = _signed("count_bias", each.estimates["count_bias"])
-        line = [each.row.name, means["map"], means["map_50"], ap50_change, means["count_mae"], mae_change, bias]
-        lines.append([*line, means["count_threshold"]])
+        bias, threshold = _signed("count_bias", each.estimates["count_bias"]), means["count_threshold"]
+        changed = (means["map_50"], ap50_change, means["count_mae"], mae_change)
+        lines.append((each.row.name, means["map"], *changed, bias, threshold))
     heading, *rest = (f"  {line}" for line in aligned(lines, {0}))
     text, body = ["By class", heading], iter(rest)
-    for name, conditions in shown.items():
+    for name, conditions in shown:
         text += [name, *(next(body) for _ in conditions)]
     return text if shown else []
 
@@ -91,11 +87,11 @@ def write_csv(
     rows: Sequence[Row],
     path: Path,
     contrasts: Sequence[Contrast] = (),
-    by_class: Mapping[str, Sequence[ClassFigures]] = NO_CLASSES,
+    by_class: Mapping[str, Sequence[ClassMetrics]] = NO_CLASSES,
 ) -> None:
     """One line per condition, unrounded; AP in [0, 1] as in MLflow. Empty: not known.
 
-    What ``by_class`` has (see `boxtwin.studies.class_figures`) stands in columns such as ``NAME/map_50_mean``.
+    What ``by_class`` has (see `boxtwin.studies.slices.class_metrics`) stands in columns such as ``NAME/map_50_mean``.
     """
     by_row = against_none(contrasts)
     plain = ("dataset", "detector", "setting", "steps", "split", "generator", "variations")
@@ -105,23 +101,36 @@ def write_csv(
         line: dict[str, object] = {name: getattr(row, name) for name in plain}
         line |= {name: row.varied.get(name) for name in varied} | {"seeds": " ".join(map(str, row.seeds))}
         line |= {name: getattr(row, name) for name in ("real_images", "synthetic_images", "minutes")}
-        for name, estimate in row.estimates.items():
-            line |= {f"{name}_mean": estimate.mean, f"{name}_min": estimate.low, f"{name}_max": estimate.high}
         changes = by_row.get(row.runs, {})
-        for name in CHANGED:
-            for column, field in {"": "mean", "_min": "low", "_max": "high", "_pairs": "pairs"}.items():
-                line[f"{name}_change{column}"] = getattr(changes[name], field) if changes else None
-        for name in CHANGED:
-            interval = changes[name].interval if changes else None
-            line |= {f"{name}_change_{end}95": getattr(interval, end, None) for end in ("low", "high")}
-            line |= {f"{name}_change_{p}": getattr(changes[name], p) if changes else None for p in ("p", "p_holm")}
-        lines.append(line | class_columns(by_class, row))
+        line |= _columns(row.estimates, ESTIMATED, SPREAD) | _columns(changes, COMPARED, CHANGE)
+        line |= _columns(changes, COMPARED, INTERVAL | TEST)
+        for name, conditions in by_class.items():
+            of_row = next((each for each in conditions if each.row.runs == row.runs), None)
+            estimates, changes = (of_row.estimates, of_row.changes) if of_row else ({}, {})
+            for metric in CLASS_METRICS:
+                line |= _columns(estimates, [metric], SPREAD, name)
+                line |= _columns(changes, [metric], {key: CHANGE[key] for key in ("change", "change_pairs")}, name)
+            line |= _columns(changes, SLICED, INTERVAL, name)
+        lines.append(line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]) if lines else plain, lineterminator="\n")
     writer.writeheader()
     for line in lines:
         writer.writerow({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in line.items()})
     write_bytes_atomically(path, text.getvalue().encode())
+
+
+def _columns(
+    values: Mapping[str, object], metrics: Sequence[str], columns: Mapping[str, str], name: str = ""
+) -> dict[str, object]:
+    """Entries of a line of comparison.csv by column; None where a metric, or a part of it, is not known."""
+    return {
+        f"{name and name + '/'}{metric}_{column}": reduce(
+            lambda value, part: getattr(value, part, None), path.split("."), values.get(metric)
+        )
+        for metric in metrics
+        for column, path in columns.items()
+    }
 
 
 def candidates_table(candidates: Sequence[Candidate]) -> list[str]:

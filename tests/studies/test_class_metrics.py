@@ -15,7 +15,6 @@ from boxtwin.evaluation.coco_metrics import coco_by_class
 from boxtwin.evaluation.counts import Thresholds, count_by_class
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
-from boxtwin.studies.class_figures import class_figures
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.inference import hierarchical_interval, image_counts
@@ -23,6 +22,7 @@ from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.report.tables import class_text, write_csv
 from boxtwin.studies.runs import StudyRun, runs_in
+from boxtwin.studies.slices import class_metrics
 from boxtwin.studies.study import Study
 
 CLASSES = ("red cell", '<b>船, "x"')
@@ -77,7 +77,7 @@ def test_differences_of_a_class_are_its_own_with_their_interval(
 ) -> None:
     runs, evidence = study
     rows = condition_table(runs)
-    found = class_figures(rows, runs, evidence)
+    found = class_metrics(rows, runs, evidence)
     assert list(found) == list(CLASSES)
     results = {run: json.loads((Path(c.output_dir) / "result.json").read_text()) for c in runs for run in [c.run_id]}
     for label, name in enumerate(CLASSES):
@@ -113,10 +113,10 @@ def test_the_page_the_terminal_and_the_csv_have_every_class(
     assert "&lt;b&gt;船, &#34;x&#34;" in page
     assert "<b>船" not in page
     rows = condition_table(runs)
-    said = class_text(class_figures(rows, runs, {}))
+    said = class_text(class_metrics(rows, runs, {}))
     assert [line for line in said if line in CLASSES] == list(CLASSES)
     lines = list(csv.DictReader(io.StringIO((tmp_path / "comparison.csv").read_text())))
-    found = class_figures(rows, runs, evidence)
+    found = class_metrics(rows, runs, evidence)
     for name in CLASSES:
         for line, each in zip(lines, found[name], strict=True):
             assert float(line[f"{name}/map_50_mean"]) == each.estimates["map_50"].mean
@@ -131,7 +131,7 @@ def test_one_class_or_runs_that_do_not_tell_have_no_table_by_class(tmp_path: Pat
     for classes in ({}, {"ship": {"map": 0.5}}):
         runs = [finished_run("a", 0, 0, metrics=metrics, classes=classes)]
         rows = condition_table(runs)
-        assert class_figures(rows, runs, {}) == {}
+        assert class_metrics(rows, runs, {}) == {}
         assert class_text({}) == []
         write_csv(rows, tmp_path / "c.csv", (), {})
         assert "ship" not in (tmp_path / "c.csv").read_text()
