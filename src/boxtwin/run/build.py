@@ -125,8 +125,8 @@ def prepare(config: BoxtwinConfig) -> Prepared:
         pairs = f"{len(copies)} pairs of images look nearly the same and stand on two sides"
         log.warning("split %s: %s: %s", split.name, pairs, "; ".join(copies[:3]))
     lines, warnings = describe_classes(split, dataset.classes)
-    if len(dataset.classes) > 1:
-        log.info("%s", "\n".join(lines))
+    for line in lines if len(dataset.classes) > 1 else ():
+        log.info("%s", line)
     for warning in warnings:
         log.warning("split %s: %s", split.name, warning)
     warn_of_object_sizes(config, split)
