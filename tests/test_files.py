@@ -28,9 +28,9 @@ from boxtwin.files import (
     check_name,
     exclusive_lock,
     link_file,
-    refusal,
     remove_leftovers,
     write_bytes_atomically,
+    write_error,
     writing,
 )
 
@@ -82,19 +82,19 @@ def test_what_the_system_says_becomes_one_line_with_the_path_it_names(tmp_path: 
     wrapped = RuntimeError("a library's word")
     wrapped.__cause__ = said
     for error in (said, wrapped):
-        line = refusal(error)
+        line = write_error(error)
         assert line is not None
         assert str(line).startswith(f"{tmp_path / 'x'} cannot be ")
         assert "\n" not in str(line)
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
-    assert refusal(ValueError("x")) is None
-    assert refusal(FileNotFoundError(errno.ENOENT, "gone")) is None
+    assert write_error(ValueError("x")) is None
+    assert write_error(FileNotFoundError(errno.ENOENT, "gone")) is None
     # A file that cannot be read was told by who read it.
     told = InputError("labels cannot be read")
     told.__cause__ = PermissionError(errno.EACCES, "denied", "labels.json")
-    assert refusal(told) is None
+    assert write_error(told) is None
 
     def broken_off() -> None:
         with atomic_path(tmp_path / "x") as temporary:
@@ -115,21 +115,21 @@ def test_an_error_that_came_up_while_another_was_handled_keeps_its_own_words() -
 
     with pytest.raises(KeyError) as error:
         unrelated()
-    assert refusal(error.value) is None
+    assert write_error(error.value) is None
     caused = RuntimeError("library")
     caused.__cause__ = PermissionError(errno.EACCES, "denied", "somewhere")
-    assert "somewhere" in str(refusal(caused))
+    assert "somewhere" in str(write_error(caused))
 
 
 def test_pictures_and_databases_of_libraries_are_told_too(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space") as caught:
         Figure().savefig("/dev/full", format="png")
-    assert "free" in str(refusal(caught.value))
+    assert "free" in str(write_error(caught.value))
     database = sqlite3.connect(tmp_path / "x.db")
     with files_of_at_most(4096), pytest.raises(sqlite3.Error) as failed:
         database.executescript("create table a (b); insert into a values (zeroblob(100000));")
     database.close()
-    assert refusal(failed.value) is not None
+    assert write_error(failed.value) is not None
     with pytest.raises(WriteError), writing(tmp_path):
         raise sqlite3.OperationalError("database or disk is full")
 

@@ -266,7 +266,7 @@ def test_making_variations(name: str, paste: Pasted, monkeypatch: pytest.MonkeyP
         HydraConfig.instance().set_config(config)
         with open_dict(config):
             del config["hydra"]
-        line = generation.command(to_object(config, BoxtwinConfig), "budget=0.5", "confirm=true")
+        line = generation.generate_command(to_object(config, BoxtwinConfig), "budget=0.5", "confirm=true")
     (words,) = given_to(paste(line), "python", "generate.py")
     words.remove("study=of-${seed}")  # as it was typed
     plus = "++" if name == "own" else ""

@@ -38,7 +38,7 @@ LIBRARY_MESSAGES = {
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def refusal(error: BaseException, path: Path | None = None) -> WriteError | None:
+def write_error(error: BaseException, path: Path | None = None) -> WriteError | None:
     """One line for a disk or folder that does not take a file, which may be named by ``path``; None for other errors.
 
     The `OSError` may be the cause of ``error``, or a library may have given its text alone.
@@ -71,7 +71,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        line = refusal(error, path)
+        line = write_error(error, path)
         if line is None:
             raise
         raise line from error

@@ -55,10 +55,10 @@ def identity_of_the_first_version(run: Prepared) -> str:
 
 def test_sets_of_one_class_keep_their_identity_and_others_only_the_detectors(prepared: Prepare) -> None:
     one = prepared(folder="one")
-    assert (one.identity,) == one.detector == (identity_of_the_first_version(one),)
+    assert (one.identity,) == one.detector_identities == (identity_of_the_first_version(one),)
     assert "evaluation" not in one.condition
     two = prepared(classes=("a", "b"), folder="two")
-    assert two.detector == (identity_of_the_first_version(two),) != (two.identity,)
+    assert two.detector_identities == (identity_of_the_first_version(two),) != (two.identity,)
     assert two.condition["evaluation"] == 2
 
 

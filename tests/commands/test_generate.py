@@ -20,7 +20,7 @@ from image_server import Record, image_server
 from omegaconf import DictConfig, open_dict
 from small_study import SMALL
 
-from boxtwin.commands.generate import contact_sheet, generate, make
+from boxtwin.commands.generate import contact_sheet, generate, make_variations
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values
 from boxtwin.config.launch import quote_numbers
@@ -150,7 +150,7 @@ def test_what_was_not_had_is_counted_told_and_done_without(
     asked = len(server.requests)
     monkeypatch.delenv("OPENAI_API_KEY")
     run = prepared(composed(*remote(server), "variations=1", script="config"))
-    assert make(run).made == 0
+    assert make_variations(run).made == 0
     assert run.library is not None
     assert len(run.library.variations(run.sources, 1)) == 8
     assert len(server.requests) == asked
@@ -165,14 +165,14 @@ def test_training_never_calls_a_generator_that_runs_elsewhere(
     monkeypatch.delenv("OPENAI_API_KEY")
     overrides = (*remote(server), "variations=2", "trainer.steps=120", "seed=3")
     with pytest.raises(InputError, match="20 variations of openai_variations are missing, and training calls") as error:
-        make(prepared(composed(*overrides, "rerun=true", script="config")))
+        make_variations(prepared(composed(*overrides, "rerun=true", script="config")))
     words = shlex.split(str(error.value).splitlines()[-1])
     assert words[:2] == ["python", "generate.py"]
     assert set(overrides) < set(words)
     assert "rerun=true" not in words
     # An experiment or a number set otherwise is in the command too.
     with pytest.raises(InputError, match=r"variations\.per_image=2") as error:
-        make(prepared(composed(*remote(server), "variations.per_image=2", script="config")))
+        make_variations(prepared(composed(*remote(server), "variations.per_image=2", script="config")))
     assert server.requests == []
 
 
@@ -213,7 +213,7 @@ def test_a_folder_of_another_hand(composed: Composed, tmp_path: Path, make_coco:
     # The same folder elsewhere is the same store, from train.py too.
     made.rename(tmp_path / "moved")
     moved = [override.replace(str(made), str(tmp_path / "moved")) for override in overrides]
-    assert make(prepared(composed(*moved, script="config", small=False))).existing == 8
+    assert make_variations(prepared(composed(*moved, script="config", small=False))).existing == 8
     # And made again from the files: the same bytes.
     manifest = store(tmp_path) / "manifest.jsonl"
     generate(composed(*moved, f"regenerate={manifest}", small=False))

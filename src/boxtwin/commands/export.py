@@ -58,8 +58,13 @@ def export_detector(composed: DictConfig) -> list[Path]:
     for path in written:
         size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
         log.info("  %-*s %9s kB", width, path, f"{size / 1e3:,.1f}")
-    if config.register is not None:
-        _register(config, config.register, detector, to / "mlflow")
+    if (name := config.register) is not None:
+        from boxtwin.tracking.mlflow_runs import Store  # late, as in `_write`
+
+        store, origin = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder)), detector.origin
+        study, identity = origin.get("study", name), origin.get("identity")
+        version = store.register_model(to / "mlflow", name=name, study=study, identity=identity)
+        log.info("registered: models:/%s/%d in %s", name, version, store.uri)
     return written
 
 
@@ -74,7 +79,7 @@ def _write(detector: TrainedDetector, formats: Sequence[str], to: Path) -> list[
         if "mlflow" in formats:
             # MLflow 3.17 warns of its own type hints when it is imported.
             warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
-            # Imported here: MLflow takes seconds, and the other formats do without.
+            # Late: MLflow takes seconds, and the other formats do without.
             from boxtwin.tracking.mlflow_model import save_mlflow_model
 
             save_mlflow_model(onnx, detector.spec, to / "mlflow")
@@ -100,12 +105,3 @@ def _detectors_near(near: Path) -> str:
         return f"no finished run lies in {folder}; python train.py trains one"
     more = f"\n  and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
     return "finished runs:" + "".join(f"\n  {quoted(setting('run', str(run)))}" for run in runs[:LISTED]) + more
-
-
-def _register(config: ExportConfig, name: str, detector: TrainedDetector, folder: Path) -> None:
-    from boxtwin.tracking.mlflow_runs import Store
-
-    store, origin = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder)), detector.origin
-    study, identity = origin.get("study", name), origin.get("identity")
-    version = store.register_model(folder, name=name, study=study, identity=identity)
-    log.info("registered: models:/%s/%d in %s", name, version, store.uri)

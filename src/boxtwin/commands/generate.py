@@ -87,18 +87,16 @@ def generate(composed: DictConfig) -> None:
         )
 
 
-def make(prepared: Prepared) -> StoreUpdate:
+def make_variations(prepared: Prepared) -> StoreUpdate:
     """Make missing variations before training; raises `InputError` if that takes calls of a remote generator."""
     library = prepared.store
-    generator = library.generator
-    if generator.remote:
-        refused = library.refused(prepared.sources)
-        missing = sum(request.key not in refused for request in library.missing(prepared.sources, prepared.per_image))
-        if missing:
-            raise InputError(
-                f"{missing} variations of {generator.name} are missing, and training calls no generator that runs "
-                f"elsewhere. Make them first:\n  {command(prepared.config)}"
-            )
+    generator, refused = library.generator, library.refused(prepared.sources)
+    missing = [each for each in library.missing(prepared.sources, prepared.per_image) if each.key not in refused]
+    if generator.remote and missing:
+        raise InputError(
+            f"{len(missing)} variations of {generator.name} are missing, and training calls no generator that runs "
+            f"elsewhere. Make them first:\n  {generate_command(prepared.config)}"
+        )
     label_detectors.prepare_labelling(prepared)
     update = library.make(prepared.sources, prepared.per_image, use_generator=not generator.remote)
     label_detectors.write_label_card(prepared)
@@ -112,14 +110,14 @@ def make(prepared: Prepared) -> StoreUpdate:
 def contact_sheet(prepared: Prepared) -> Path | None:
     """Draw sources beside their first variations, with boxes, into the store's folder. None if it has no variations."""
     sources = overlays.pick_examples(prepared.split.train, SHEET_SOURCES)
-    variations: dict[str, list[Sample]] = {source.name: [] for source in sources}
+    made: dict[str, list[Sample]] = {source.name: [] for source in sources}
     for sample in prepared.store.variations(sources, min(prepared.per_image, SHEET_VARIATIONS)):
         assert sample.lineage is not None
-        variations[sample.lineage.source].append(sample)
-    if not any(variations.values()):
+        made[sample.lineage.source].append(sample)
+    if not any(made.values()):
         return None
     path = prepared.store.folder / "contact_sheet.png"
-    overlays.contact_sheet(sources, list(variations.values()), path, prepared.dataset.classes)
+    overlays.contact_sheet(sources, list(made.values()), path, prepared.dataset.classes)
     return path
 
 
@@ -137,7 +135,7 @@ def quality_card(prepared: Prepared) -> QualityCard | None:
     return card
 
 
-def command(config: BoxtwinConfig, *more: str) -> str:
+def generate_command(config: BoxtwinConfig, *more: str) -> str:
     """The generate.py command that makes the variations of the configuration."""
     words = [word for word in words_of(typed_words()) if not _NOT_SUGGESTED.match(word)]
     if not any(re.match(r"\+*variations(\.per_image)?=", word) for word in words):
@@ -161,10 +159,10 @@ def _check_confirmed(prepared: Prepared, config: GenerateConfig) -> None:
     if config.budget is not None and cost > config.budget:
         raise InputError(
             f"{bill}, which is over budget={config.budget:g}; nothing was made. Allow more, or ask for less:\n"
-            f"  {command(config, f'budget={math.ceil(cost * 100) / 100:.2f}', 'confirm=true')}"
+            f"  {generate_command(config, f'budget={math.ceil(cost * 100) / 100:.2f}', 'confirm=true')}"
         )
     if not config.confirm:
-        raise InputError(f"{bill}; nothing was made. To go on:\n  {command(config, *more)}")
+        raise InputError(f"{bill}; nothing was made. To go on:\n  {generate_command(config, *more)}")
     log.info("%s", bill)
 
 
@@ -190,13 +188,12 @@ def _regenerate(composed: DictConfig) -> None:
     generator = _generator_of(config, identity, dataset.samples)
     generator.match(dataset.samples)
     result = reproduce(store, generator, dataset)
-    log.info(
-        "%s: %d equal, %d restored, %d different", store, result.equal, len(result.restored), len(result.different)
-    )
-    if result.different:
+    restored, different = len(result.restored), len(result.different)
+    log.info("%s: %d equal, %d restored, %d different", store, result.equal, restored, different)
+    if different:
         names = "\n  ".join(result.different[:_NAMED])
         raise InputError(
-            f"{len(result.different)} images of {store} come out differently here, and were left unchanged. Equal "
+            f"{different} images of {store} come out differently here, and were left unchanged. Equal "
             f"bytes need the same kind of machine and the same versions of packages:\n  {names}"
         )
 

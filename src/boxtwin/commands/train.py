@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import MLFlowLogger
 
-from boxtwin.commands.generate import contact_sheet, make, quality_card
+from boxtwin.commands.generate import contact_sheet, make_variations, quality_card
 from boxtwin.commands.reuse import mend, reuse_run
 from boxtwin.config.compose import to_object
 from boxtwin.config.identity import RECIPE_VERSION, flat_params, run_name, setting_hash
@@ -60,11 +60,11 @@ def train_run(composed: DictConfig) -> dict[str, float]:
     # One lock of the folder, and one of the run: another study may be at the same run.
     waiting = f"{name}: another process is at it; waiting"
     of_all_studies = tracking / "runs" / f"{prepared.identity}.lock"
-    in_mlflow = (store_uri(config.tracking.uri, tracking), config.study, prepared.identity)
-    with exclusive_lock(folder / ".lock", waiting), exclusive_lock(of_all_studies, waiting), ended_on_error(*in_mlflow):
+    tracked = {"study": config.study, "identity": prepared.identity, "uri": store_uri(config.tracking.uri, tracking)}
+    with exclusive_lock(folder / ".lock", waiting), exclusive_lock(of_all_studies, waiting), ended_on_error(**tracked):
         output, store = own_folder(folder, *identities), Store(uri=config.tracking.uri, folder=tracking)
         work = _RunInProgress(prepared, store, output)
-        note_run(*in_mlflow, of_all_studies)
+        note_run(**tracked, lock=str(of_all_studies.absolute()))
         run = store.begin_run(
             study=config.study,
             name=name,
@@ -104,7 +104,10 @@ def train_run(composed: DictConfig) -> dict[str, float]:
 
 
 class RunLogger(MLFlowLogger):
-    """Lightning's logger for an MLflow run that `Store` begins and ends."""
+    """Lightning's logger for an MLflow run that `Store` begins, with its parameters, and ends."""
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Do nothing."""
 
     def finalize(self, status: str = "success") -> None:
         """Do nothing: the run continues with evaluation."""
@@ -157,18 +160,19 @@ class _RunInProgress:
         keep_freed_blocks()
         # First, so that a full disk or weights that do not fit show before any variation is made.
         module = make_detector(prepared)
-        update, card, variations = StoreUpdate(), None, ()
+        update, card = StoreUpdate(), None
         if prepared.library:
-            update = make(prepared)
+            update = make_variations(prepared)
             if update.made:
                 contact_sheet(prepared)
             measuring = time.perf_counter()
             card = quality_card(prepared)
             started += time.perf_counter() - measuring  # a report for people is no time of the run
-            variations = prepared.library.variations(prepared.sources, prepared.per_image)
         if card:
             self.store.log_files(self.run_id, [card.report, card.picture], "store")
-            self._link(card.report, card.picture)
+            for file in (card.report, card.picture):  # as they are now
+                link_file(file, self.output / file.name)
+        variations = prepared.library.variations(prepared.sources, prepared.per_image) if prepared.library else ()
         plan = make_plan(prepared.split, variations)
         self._log_inputs(plan)
         data = make_data(prepared, plan)
@@ -248,12 +252,6 @@ class _RunInProgress:
         prepared.split.save(self.output / "split.json")
         self.store.log_files(self.run_id, [self.output / "split.json", self.output / CONFIGURATION])
 
-    def _link(self, *files: Path) -> None:
-        """Keep files of the store as they are now in the run's folder."""
-        for file in files:
-            if file.exists():
-                link_file(file, self.output / file.name)
-
     def _write(self, metrics: dict[str, float], tested: Evaluation, validation: Sequence[tuple[int, float]]) -> None:
         """Write result.json, after all other files of the run, and log files and metrics."""
         prepared = self.prepared
@@ -283,7 +281,8 @@ class _RunInProgress:
         files = [self.output / name for name in FILES]
         if prepared.library:
             cards = label_detectors.write_label_card(prepared)
-            self._link(*cards)
+            for file in cards:
+                link_file(file, self.output / file.name)
             files += [prepared.library.folder / "contact_sheet.png", *cards]
         self.store.log_files(self.run_id, [path for path in files if path.exists()])
 

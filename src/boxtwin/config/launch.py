@@ -31,7 +31,7 @@ from boxtwin.command_line import quote_variations
 from boxtwin.config.compose import former_setting, register
 from boxtwin.config.identity import run_name, short_hash
 from boxtwin.errors import DataError, InputError, WriteError, unanswered
-from boxtwin.files import check_name, refusal, write_bytes_atomically
+from boxtwin.files import check_name, write_bytes_atomically, write_error
 from boxtwin.mixing.options import VariationsOptions
 
 log = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ def _run(main: Callable[[], Any]) -> None:
     try:
         main()
     except Exception as error:
-        line = error if isinstance(error, InputError) else refusal(error) or former_setting(error)
+        line = error if isinstance(error, InputError) else write_error(error) or former_setting(error)
         if line is not None:
             raise line from None
         del os.environ["HYDRA_FULL_ERROR"]
@@ -222,8 +222,8 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
     if folder is not None:
         path, data_set = note_path(folder, _overrides()), _data_of(config)
         note = Note.read(path) if Path(path).exists() else Note(path)  # a launcher may have left this job behind
-        changes = {"attempts": note.attempts + 1, "ended": False, "reason": None, "repairable": False}
-        _note = note.write(run_name=_name_of(config), host=platform.node(), **changes)
+        begun = Note(path, _name_of(config), note.started, note.new, note.attempts + 1, reason=None)
+        _note = begun.write(host=platform.node())
         known_error = next((each.reason for each in _notes_in(folder) if each.data == data_set), None)
     reason, repairable, data = None, False, None
     try:
@@ -232,7 +232,7 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
         _check(config)
         work(config)
     except Exception as error:
-        line = refusal(error) or (error if isinstance(error, InputError) else unanswered(error))
+        line = write_error(error) or (error if isinstance(error, InputError) else unanswered(error))
         # A disk may have room again when the sweep tries once more.
         repairable = isinstance(line, InputError) and not isinstance(line, WriteError)
         reason = f"{type(error).__name__}: {error}" if line is None else str(line)
@@ -276,8 +276,7 @@ def _check(config: DictConfig) -> None:
             "is typed in. Leave it out; where a run writes is hydra.run.dir"
         )
     check_name(config.get("study"), "study")
-    uri = OmegaConf.select(config, "tracking.uri")
-    match = _ADDRESS.fullmatch(f"tracking.uri={uri}")
+    match = _ADDRESS.fullmatch(f"tracking.uri={OmegaConf.select(config, 'tracking.uri')}")
     if match is not None:  # from a file of settings: out of the arguments it was taken
         for file in Path(hydra.runtime.output_dir).glob(".hydra/*.yaml"):
             file.write_text(file.read_text().replace(f"{match['user']}@", ""))
@@ -286,11 +285,10 @@ def _check(config: DictConfig) -> None:
         )
 
 
-def note_run(uri: str, study: str, identity: str, lock: Path) -> None:
+def note_run(**run: str) -> None:
     """Note the MLflow run of this job before it begins: the sweep ends it if this process, with its lock, is killed."""
     global _note
     if _note is not None:
-        run = {"uri": uri, "study": study, "identity": identity, "lock": str(lock.absolute())}
         _note = _note.write(run=run)
 
 

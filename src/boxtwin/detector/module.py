@@ -70,7 +70,7 @@ class DetectorModule(pl.LightningModule):
         values = {field.name: getattr(part, field.name) for part, kind in parts for field in fields(kind)}
         # Lists for tuples and strings for enums: the safe loader of checkpoints takes nothing else.
         plain = json.loads(json.dumps(values | {"anchors": self.network.anchors, "steps": steps}))
-        self.save_hyperparameters(plain, logger=False)
+        self.save_hyperparameters(plain)
         self.compile_network = False
         self._validation: list[tuple[int, Detections]] = []
 

@@ -59,7 +59,9 @@ class Prepared:
     identity: str  # sha256 of all that defines the run: settings, data, split, store, initial weights
     earlier_identities: tuple[str, ...]  # of the same run in older versions
     condition: dict[str, Any]  # all that defines the run except its seed, as plain values
-    detector: tuple[str, ...]  # sha256 of all that its detector follows from, in this version and earlier ones
+    detector_identities: tuple[str, ...]  # sha256 of all that its detector follows from, as in this and older versions
+    accelerator: str  # the device, as Lightning calls it
+    precision: str  # the number format of the training, as Lightning calls it
 
     @property
     def store(self) -> Library:
@@ -86,16 +88,6 @@ class Prepared:
     def origin(self) -> dict[str, str]:
         """What the file of the run's detector says of its training."""
         return {"study": self.config.study, "run": identity.run_name(self.config), "identity": self.identity}
-
-    @property
-    def accelerator(self) -> str:
-        """The device, as Lightning calls it."""
-        return lightning_accelerator(self.config.trainer.accelerator)
-
-    @property
-    def precision(self) -> str:
-        """The number format of the training, as Lightning calls it."""
-        return lightning_precision(self.config.trainer.precision.value, self.accelerator)
 
     @cached_property
     def images(self) -> DecodedImages:
@@ -133,8 +125,8 @@ def prepare(config: BoxtwinConfig) -> Prepared:
         pairs = f"{len(copies)} pairs of images look nearly the same and stand on two sides"
         log.warning("split %s: %s: %s", split.name, pairs, "; ".join(copies[:3]))
     lines, warnings = describe_classes(split, dataset.classes)
-    if len(dataset.classes) > 1:
-        log.info("%s", "\n".join(lines))
+    for line in lines if len(dataset.classes) > 1 else ():
+        log.info("%s", line)
     for warning in warnings:
         log.warning("split %s: %s", split.name, warning)
     warn_of_object_sizes(config, split)
@@ -150,7 +142,7 @@ def labelling_runs(config: BoxtwinConfig, dataset: Dataset, split: Split) -> lis
 
 def detector_file(prepared: Prepared) -> Path:
     """Where labelling keeps the detector of a run without variations; under an earlier name if that file exists."""
-    files = [Path(prepared.config.data) / "detectors" / f"{name}.safetensors" for name in prepared.detector]
+    files = [Path(prepared.config.data) / "detectors" / f"{name}.safetensors" for name in prepared.detector_identities]
     return next((file for file in files if file.exists()), files[0])
 
 
@@ -175,7 +167,7 @@ def _prepared(config: BoxtwinConfig, dataset: Dataset, split: Split, library: Li
         """Of this version and of older ones."""
         return tuple(dict.fromkeys(identity.long_hash({**defining, **extra, "weights": each}) for each in digests))
 
-    detector = hashes()
+    detectors = hashes()
     if len(dataset.classes) > 1:
         extra["evaluation"] = identity.EVALUATION_VERSION
     current, *earlier = hashes()
@@ -183,7 +175,11 @@ def _prepared(config: BoxtwinConfig, dataset: Dataset, split: Split, library: Li
     sides = {side: digest_of(split.side(side), dataset.classes) for side in SIDES}
     data = {"data": sides, "recipe": identity.RECIPE_VERSION, **extra}
     condition = identity.condition_of(config, data, weights=digests[0])
-    return Prepared(config, dataset, split, library, current, tuple(earlier), condition, detector)
+    accelerator = lightning_accelerator(config.trainer.accelerator)
+    precision = lightning_precision(config.trainer.precision.value, accelerator)
+    return Prepared(
+        config, dataset, split, library, current, tuple(earlier), condition, detectors, accelerator, precision
+    )
 
 
 def load_dataset(config: BoxtwinConfig) -> Dataset:

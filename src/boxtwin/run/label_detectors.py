@@ -96,7 +96,7 @@ def _member(prepared: Prepared, title: str) -> Member:
             if not path.exists():
                 _train(prepared, path, title)
     trained = read_detector(path)
-    detect, on_validation = _at_work(prepared, trained)
+    detect, on_validation = _run_on_validation(prepared, trained)
     threshold = new_object_threshold(prepared.split.val, on_validation, trained.count_threshold)
     return Member(detect, trained.count_threshold, threshold)
 
@@ -107,13 +107,13 @@ def _train(prepared: Prepared, path: Path, title: str) -> None:
     keep_freed_blocks()
     checkpoints, data = path.with_suffix(".checkpoints"), make_data(prepared, make_plan(prepared.split, ()))
     module = train(prepared, data, make_detector(prepared), checkpoints, title, logger=None).best
-    _, on_validation = _at_work(prepared, TrainedDetector(module, 0.0))
+    _, on_validation = _run_on_validation(prepared, TrainedDetector(module, 0.0))
     threshold = best_threshold(prepared.split.val, on_validation)
     write_detector(TrainedDetector(module, threshold, prepared.origin), path)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _at_work(
+def _run_on_validation(
     prepared: Prepared, trained: TrainedDetector
 ) -> tuple[Callable[[Pixels], Detections], dict[int, Detections]]:
     """A detector on the device of a run, and what it detects in the validation images."""

@@ -16,9 +16,10 @@ import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 from mlflow.entities import Dataset as DatasetEntity
@@ -30,22 +31,29 @@ from sqlalchemy.exc import SQLAlchemyError
 from boxtwin.command_line import command_line
 from boxtwin.errors import InputError, unanswered
 from boxtwin.files import atomic_path, remove_leftovers
-from boxtwin.tracking.moved_store import ARTIFACTS, update_addresses
 
 log = logging.getLogger(__name__)
 
 IDENTITY_TAG = "boxtwin.identity"  # the same for two MLflow runs of one run
-KIND_TAG = "boxtwin.kind"  # "run" ("run" in stores of earlier versions), "condition" or "comparison"
+KIND_TAG = "boxtwin.kind"  # "run" (another word in stores of earlier versions), "condition" or "comparison"
 REUSED_TAG = "boxtwin.reused_from"  # of a run whose result another study had
 REUSED_TAGS = (REUSED_TAG, "boxtwin.taken_over_from")  # the second in stores of earlier versions
 # A filter of MLflow for runs that train, of any version: conditions and comparisons have no identity.
 TRAINING_RUNS = f"tags.`{IDENTITY_TAG}` LIKE '%'"
 CONDITION_TAG = "boxtwin.condition"  # distinguishes the conditions of a study
 FAILURE_TAG = "boxtwin.failure"  # why a run has not finished
-DATABASE = "mlflow.db"
+DATABASE, ARTIFACTS = "mlflow.db", "artifacts"  # in the store's folder
 SQLITE = "sqlite:///"  # how the address of such a file begins
 MOST_METRICS = 1000  # of one call: MLflow's limit
 MOST_CHARACTERS = 5000  # of the reason of a failure: MLflow's limit for tags
+# Every column of MLflow's schema that holds the address of an artifact below an experiment's.
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 
 
 def _tagged(tag: str, value: str | None) -> str:
@@ -135,11 +143,8 @@ class Store:
         """
         experiment_id, kind = self.experiment(study), {KIND_TAG: "run", IDENTITY_TAG: identity}
         with self._lock:
-            earlier = [
-                run
-                for each in (identity, *earlier_identities)
-                for run in self._search([experiment_id], _tagged(IDENTITY_TAG, each))
-            ]
+            filters = [_tagged(IDENTITY_TAG, each) for each in (identity, *earlier_identities)]
+            earlier = [run for each in filters for run in self._search([experiment_id], each)]
             finished = next((run for run in earlier if run.info.status == "FINISHED"), None)
             if finished is not None:
                 return finished.info
@@ -174,12 +179,8 @@ class Store:
 
     def copy_run(self, source: Run, run_id: str, artifacts: Path) -> None:
         """Copy the data sets and the metrics, with their history, of a run to another; log a folder of artifacts."""
-        history = [
-            metric
-            for name in source.data.metrics
-            for metric in self.client.get_metric_history(source.info.run_id, name)
-        ]
-        self._log(run_id, history)
+        histories = [self.client.get_metric_history(source.info.run_id, name) for name in source.data.metrics]
+        self._log(run_id, [metric for history in histories for metric in history])
         if source.inputs is not None:
             self.client.log_inputs(run_id, source.inputs.dataset_inputs)
         self.client.log_artifacts(run_id, str(artifacts))
@@ -271,13 +272,8 @@ class Store:
 
     def log_data(self, run_id: str, *, name: str, digest: str, source: str, side: str, images: int) -> None:
         """Log a set of images as a data-set input of a run. MLflow keeps 36 characters of a digest."""
-        entity = DatasetEntity(
-            name=name,
-            digest=digest[:36],
-            source_type="local",
-            source=json.dumps({"uri": source}),
-            profile=json.dumps({"images": images}),
-        )
+        address, profile = json.dumps({"uri": source}), json.dumps({"images": images})
+        entity = DatasetEntity(name, digest[:36], source_type="local", source=address, profile=profile)
         self.client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", side)])])
 
     def end(self, run_id: str, status: str, reason: str = "") -> None:
@@ -307,13 +303,9 @@ class Store:
         with self._lock:
             if not self.client.search_registered_models(f"name = '{name}'"):
                 self.client.create_registered_model(name)
-        version = self.client.create_model_version(
-            name,
-            model.artifact_location,
-            run_id=run_id,
-            # For a model without a run, MLflow 3.17 looks in another store, that of the environment.
-            model_id=model.model_id if run_id is not None else None,
-        )
+        # For a model without a run, MLflow 3.17 looks in another store, that of the environment.
+        model_id = None if run_id is None else model.model_id
+        version = self.client.create_model_version(name, model.artifact_location, run_id=run_id, model_id=model_id)
         return int(version.version)
 
     def studies(self) -> list[Experiment]:
@@ -327,6 +319,42 @@ class Store:
         """The MLflow runs of a study's runs, whatever their state."""
         experiment = self.client.get_experiment_by_name(study)
         return [] if experiment is None else self._search([experiment.experiment_id], TRAINING_RUNS)
+
+
+def update_addresses(database: Path) -> None:
+    """Update artifact addresses to the current folder of a store; the caller holds the store's lock.
+
+    An experiment has moved if its address is ``…/artifacts/<folder>`` elsewhere and that folder exists beside
+    ``database``. Other addresses, such as those on a server, stay.
+    """
+    here = (database.parent / ARTIFACTS).resolve()
+    with closing(sqlite3.connect(database)) as connection:
+        addresses = [row[0] for row in connection.execute("select artifact_location from experiments")]
+        moved = {old for address in addresses if (old := _moved(address, here)) is not None}
+        if not moved:
+            return
+        for old in moved:
+            for table, column in ADDRESSES:
+                connection.execute(
+                    f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
+                    (f"{here.as_uri()}/", len(old) + 1, len(old), old),
+                )
+            log.info("%s: artifacts are found in %s now, no longer in %s", database, here, _path(old))
+        connection.commit()
+
+
+def _moved(address: str | None, here: Path) -> str | None:
+    """The part of an address up to its experiment's folder, where that folder lies in ``here`` now."""
+    if address is None or urlsplit(address).scheme not in ("file", ""):
+        return None
+    root, _, folder = address.rstrip("/").rpartition("/")
+    if not folder or Path(root).name != ARTIFACTS or _path(root).resolve() == here:
+        return None
+    return f"{root}/" if (here / unquote(folder)).is_dir() else None
+
+
+def _path(address: str) -> Path:
+    return Path(unquote(urlsplit(address).path))
 
 
 def end_running(uri: str, study: str, identity: str, status: str = "KILLED", reason: str = "killed") -> None:
@@ -353,15 +381,14 @@ def ended_on_error(uri: str, study: str, identity: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        status, reason = "KILLED", "stopped"
-        if isinstance(error, Exception):
-            status, reason = "FAILED", f"{type(error).__name__}: {error}"
+        failure = ("FAILED", f"{type(error).__name__}: {error}")
+        status, reason = failure if isinstance(error, Exception) else ("KILLED", "stopped")
         if unanswered(error) is None:
             try:
                 end_running(uri, study, identity, status, reason)
             except Exception as refused:  # it must not hide the first error
-                first, *_ = str(refused).splitlines() or [""]
-                log.warning("MLflow did not record that a run of study %s is %s: %s", study, status, first)
+                line = str(refused).partition("\n")[0]
+                log.warning("MLflow did not record that a run of study %s is %s: %s", study, status, line)
         if isinstance(error, SystemExit):
             raise KeyboardInterrupt from error
         raise

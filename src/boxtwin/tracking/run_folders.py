@@ -59,10 +59,8 @@ def find_folder(recorded: str, tracking: Path, identity: str) -> Path | None:
     if not recorded:
         return None
     project, path = tracking.resolve().parent, Path(recorded)
-    below = [project / path]
-    if path.is_absolute():
-        below = [project.joinpath(*path.parts[first:]) for first in range(1, len(path.parts))]
-    for folder in (*below, path):
+    firsts = range(1, len(path.parts)) if path.is_absolute() else (0,)
+    for folder in (*(project.joinpath(*path.parts[first:]) for first in firsts), path):
         if (result := read_result(folder)) is not None and result.identity == identity:
             return folder
     return None
