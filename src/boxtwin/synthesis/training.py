@@ -91,4 +91,4 @@ def train_steps(
 def check_identity(recorded: str | None, expected: str, file: Path) -> None:
     """Refuse weights or a state of another training with `InputError`: the hashes of what they follow from differ."""
     if recorded != expected:
-        raise InputError(f"{file} is of other settings, images or another version; remove it to train again")
+        raise InputError(f"{file} is of other settings, other images or another version; remove it to train again")
