@@ -29,7 +29,6 @@ FINETUNE_BATCH_SIZE, LORA_RANK = 1, 4
 # Hosts of OpenAI's protocol.
 GIVE_UP_AFTER = 5  # failed images in a row, moderation aside, after which the rest is not tried
 LONGEST_WAIT = 120.0  # seconds before another try; if a host wants a longer wait, the image fails
-INPUT_FIDELITY = None
 
 _PASTES = {"pastes": MOST_PASTES, "min_pastes": LEAST_PASTES, "feather": FEATHER, "tolerance": TOLERANCE}
 _MODEL = {"ema": EMA, "rho": RHO}
@@ -52,7 +51,7 @@ FORMER_SETTINGS: dict[str, dict[str, Any]] = {
     "diffusers_pipelines.img2img.Img2Img": _FINETUNE,
     "diffusers_pipelines.img2img.InpaintPretrained": _FINETUNE,
     "external.openai_api.OpenAIVariations": _CALLS,
-    "external.openai_api.OpenAIEdit": {**_CALLS, "input_fidelity": INPUT_FIDELITY},
+    "external.openai_api.OpenAIEdit": _CALLS,
 }
 
 

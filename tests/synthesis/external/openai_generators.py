@@ -39,7 +39,7 @@ def variations(server: Record, **changes: Any) -> OpenAIVariations:
 
 
 def edit(server: Record, **changes: Any) -> OpenAIEdit:
-    settings = {"base_url": server.url, "prompt": "the same again", "quality": "high"}
+    settings = {"base_url": server.url, "prompt": "the same again", "quality": "high", "input_fidelity": None}
     return OpenAIEdit(**{**settings, **SETTINGS, "model": "gpt-image-2", **changes})
 
 

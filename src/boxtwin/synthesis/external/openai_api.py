@@ -21,7 +21,7 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock
 from boxtwin.synthesis import squares
-from boxtwin.synthesis.constants import GIVE_UP_AFTER, INPUT_FIDELITY
+from boxtwin.synthesis.constants import GIVE_UP_AFTER
 from boxtwin.synthesis.external.openai_calls import Calls, ImageFailedError, ModeratedError
 from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation, hash_of
 
@@ -151,7 +151,8 @@ class OpenAIVariations(_OpenAIImages):
 class OpenAIEdit(_OpenAIImages):
     """``POST /images/edits``: an image and one fixed, neutral prompt in, an image out. What OpenAI has today.
 
-    ``quality`` is low, medium, high and what else the model knows; the other settings are those of `_OpenAIImages`.
+    ``quality`` is low, medium, high and what else the model knows. ``input_fidelity``, high or low, says how close to
+    keep to the image; None for models that do not take it. The other settings are those of `_OpenAIImages`.
     """
 
     name = "openai_edit"
@@ -159,16 +160,17 @@ class OpenAIEdit(_OpenAIImages):
     advice = "Name a model that it has with generator.model=NAME, or another server with generator.base_url=…"
     largest_file = 50 * 10**6
 
-    def __init__(self, *, prompt: str, quality: str, size: int, **settings: Any) -> None:
+    def __init__(self, *, prompt: str, quality: str, input_fidelity: str | None, size: int, **settings: Any) -> None:
         if size < 256 or size % 16:
             raise InputError(f"generator.size={size} must be a multiple of 16, 256 at least; models take 1024")
         if not prompt.strip():
             raise InputError("generator.prompt must not be empty")
         super().__init__(size=size, **settings)
-        self.prompt, self.quality = prompt, quality
+        self.prompt, self.quality, self.input_fidelity = prompt, quality, input_fidelity
 
     def _sent(self) -> dict[str, Json]:
-        return super()._sent() | {"prompt": self.prompt, "quality": self.quality, "input_fidelity": INPUT_FIDELITY}
+        return super()._sent() | {"prompt": self.prompt, "quality": self.quality, "input_fidelity": self.input_fidelity}
 
     def _post(self, endpoints: Any, common: dict[str, Any]) -> Any:
-        return endpoints.edit(**common, prompt=self.prompt, quality=self.quality, output_format="png")
+        more = {} if self.input_fidelity is None else {"input_fidelity": self.input_fidelity}
+        return endpoints.edit(**common, **more, prompt=self.prompt, quality=self.quality, output_format="png")
