@@ -13,7 +13,15 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
 from boxtwin.studies import dose_response
 from boxtwin.studies.comparison import ResampledMetrics
-from boxtwin.studies.dose_response import Tried, can_bend, fit, lines, places, posterior, tried
+from boxtwin.studies.dose_response import (
+    MeasuredGains,
+    fit,
+    has_enough_counts,
+    lines,
+    measured_gains,
+    places,
+    posterior,
+)
 from boxtwin.studies.report.sections import dose_response_section
 from boxtwin.studies.report.words import sentence
 
@@ -28,9 +36,9 @@ def conditions(counts: tuple[int, ...] = (1, 2, 5, 10, 20), gain: Callable[[int]
     return [("s2", 0, "none", 40.0, 0.6), *with_variations]
 
 
-def example(figure: str = "map_50", noise: float = 1e-4) -> Tried:
+def example(figure: str = "map_50", noise: float = 1e-4) -> MeasuredGains:
     together = np.full((3, 3), noise / 2) + np.diag([noise / 2] * 3)
-    return Tried((2, 5, 10), np.array([0.02, 0.05, 0.01]), together, True)
+    return MeasuredGains((2, 5, 10), np.array([0.02, 0.05, 0.01]), together, True)
 
 
 def test_one_length_and_height_is_the_closed_formula(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +89,7 @@ def test_errors_of_gains_over_one_baseline_go_together() -> None:
     for rng in range(40):
         _, rows, _ = simulate(conditions((2, 5, 10)), seeds=6, seed_noise=0.02, rng=rng)
         ((base, members),) = lines(rows)
-        noise.append(tried("map_50", base, members, ResampledMetrics({})).noise)
+        noise.append(measured_gains("map_50", base, members, ResampledMetrics({})).noise)
     mean = np.mean(noise, axis=0)
     freedom = 3 * 5
     expected = 0.02**2 / 6 * freedom / (freedom - 2)
@@ -91,7 +99,7 @@ def test_errors_of_gains_over_one_baseline_go_together() -> None:
 def test_with_matches_the_choice_of_images_counts() -> None:
     _, rows, figures = simulate(conditions((2, 5, 10)), seeds=6, own_image_noise=0.2)
     ((base, members),) = lines(rows)
-    with_images, without = (tried("map_50", base, members, each) for each in (figures, ResampledMetrics({})))
+    with_images, without = (measured_gains("map_50", base, members, each) for each in (figures, ResampledMetrics({})))
     assert with_images.images_known
     assert not without.images_known
     assert (np.diag(with_images.noise) > np.diag(without.noise)).all()
@@ -104,7 +112,7 @@ def test_what_is_peculiar_to_a_run_and_an_image_is_counted_once() -> None:
         settings: dict[str, Any] = {"seed_noise": 0.01, "own_image_noise": 0.05, "run_image_noise": 0.3}
         _, rows, figures = simulate(conditions((2, 10)), seeds=6, rng=rng, resamples=100, **settings)
         ((base, members),) = lines(rows)
-        found = tried("map_50", base, members, figures)
+        found = measured_gains("map_50", base, members, figures)
         noise.append(found.noise)
         gains.append(found.gains)
     freedom = 2 * 5
@@ -118,7 +126,7 @@ def test_what_is_peculiar_to_a_run_and_an_image_is_counted_once() -> None:
 def test_the_best_is_found_and_more_is_known_not_to_help() -> None:
     _, rows, figures = simulate(conditions(), seeds=8, seed_noise=0.004, own_image_noise=0.02)
     ((base, members),) = lines(rows)
-    curve = fit("map_50", tried("map_50", base, members, figures))
+    curve = fit("map_50", measured_gains("map_50", base, members, figures))
     first, last = curve.best_range
     assert first <= 7 <= last
     assert 4 <= curve.best <= 12
@@ -127,7 +135,7 @@ def test_the_best_is_found_and_more_is_known_not_to_help() -> None:
     low, high = curve.band[:, curve.best]
     assert low < 0.05 < high
     # Errors fall as AP rises, and less of them is better.
-    errors = fit("count_mae", tried("count_mae", base, members, figures))
+    errors = fit("count_mae", measured_gains("count_mae", base, members, figures))
     assert errors.mean.max() == pytest.approx(0.1, abs=0.03)
     assert "More than" in sentence("curve", curve=curve)
 
@@ -138,7 +146,7 @@ def test_bands_hold_the_truth() -> None:
     for rng in range(60):
         _, rows, figures = simulate(conditions((2, 5, 10, 20)), seeds=6, rng=100 + rng, resamples=100)
         ((base, members),) = lines(rows)
-        curve = fit("map_50", tried("map_50", base, members, figures))
+        curve = fit("map_50", measured_gains("map_50", base, members, figures))
         truth = np.array([bump(count) for count in curve.tried.variations])
         low, high = curve.band[:, list(curve.tried.variations)]
         held += ((low <= truth) & (truth <= high)).tolist()
@@ -149,7 +157,7 @@ def test_no_effect_is_not_called_one() -> None:
     _, rows, figures = simulate(conditions(gain=lambda _: 0.0), seeds=6)
     section = dose_response_section(study_of([], rows, figures))
     ((base, members),) = lines(rows)
-    curve = fit("map_50", tried("map_50", base, members, figures))
+    curve = fit("map_50", measured_gains("map_50", base, members, figures))
     assert curve.best_range[0] <= 2
     assert curve.chances.max() < 0.95
     assert section is not None
@@ -177,8 +185,8 @@ def test_numbers_with_few_seeds_are_left_out() -> None:
     few = {field: getattr(row, field)[:2] for row in rows if row.variations == 5 for field in FIELDS_BY_SEED}
     rows = [replace(row, **few) if row.variations == 5 else row for row in rows]
     ((base, members),) = lines(rows)
-    assert can_bend(base, members)
-    assert tried("map_50", base, members, figures).variations == (2, 10)
+    assert has_enough_counts(base, members)
+    assert measured_gains("map_50", base, members, figures).variations == (2, 10)
     section = dose_response_section(study_of([], rows, figures))
     assert section is not None
     assert "5 variations have too few seeds" in section.sentences[-1]

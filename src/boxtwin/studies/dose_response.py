@@ -31,7 +31,7 @@ GRID = 8  # lengths, and heights
 
 
 @dataclass(frozen=True, eq=False)
-class Tried:
+class MeasuredGains:
     """Gains at the numbers of variations that were tried, and how they err together."""
 
     variations: tuple[int, ...]  # without 0, rising
@@ -45,7 +45,7 @@ class Curve:
     """The gain at every number of variations from 0 to the largest tried; positive is better."""
 
     metric: str
-    tried: Tried
+    tried: MeasuredGains
     variations: Int[np.ndarray, " places"]
     draws: Float[np.ndarray, "draws places"]
 
@@ -128,12 +128,12 @@ def lines(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
     return [(base, sorted(group, key=lambda row: row.variations)) for base, group in members.values()]
 
 
-def can_bend(base: Row, members: Sequence[Row]) -> bool:
+def has_enough_counts(base: Row, members: Sequence[Row]) -> bool:
     """Whether enough numbers of variations have enough seeds for a best one to be named."""
     return 1 + sum(len(paired_seeds(base, row)) >= LEAST_PAIRS for row in members) >= LEAST_COUNTS
 
 
-def tried(metric: str, base: Row, members: Sequence[Row], resampled: ResampledMetrics) -> Tried:
+def measured_gains(metric: str, base: Row, members: Sequence[Row], resampled: ResampledMetrics) -> MeasuredGains:
     """Gains of the rows with enough seeds over their baseline, and the covariance of their errors.
 
     1. Seeds: a run's metric is the sum of its condition, of what its seed does to all conditions (pairs cancel it), and
@@ -165,7 +165,7 @@ def tried(metric: str, base: Row, members: Sequence[Row], resampled: ResampledMe
     images_known = len(by_resample) == len(rows)
     if images_known:
         noise = noise + _image_noise(by_resample, shared)
-    return Tried(tuple(row.variations for row in rows), np.array(gains), noise, images_known)
+    return MeasuredGains(tuple(row.variations for row in rows), np.array(gains), noise, images_known)
 
 
 def _own_variance(values: Sequence[dict[int, float]]) -> float:
@@ -205,7 +205,7 @@ def places(largest: int) -> Int[np.ndarray, " places"]:
     return np.unique(np.round(np.expm1(np.linspace(0, np.log1p(largest), MOST_PLACES))).astype(np.int64))
 
 
-def fit(metric: str, gains: Tried) -> Curve:
+def fit(metric: str, gains: MeasuredGains) -> Curve:
     """The curve through what was tried: draws from the Gaussian process, averaged over its lengths and heights.
 
     Lengths, on the axis log(1 + variations), are from half the widest gap between neighbours that were tried to the

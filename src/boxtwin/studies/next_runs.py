@@ -16,7 +16,7 @@ from scipy import stats
 from boxtwin.command_line import command_line, setting
 from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.conditions import CONTROLS, Row, baseline, condition_name, paired_seeds, setups
-from boxtwin.studies.dose_response import LEAST_COUNTS, can_bend, fit, lines, tried
+from boxtwin.studies.dose_response import LEAST_COUNTS, fit, has_enough_counts, lines, measured_gains
 from boxtwin.studies.equivalence import LEAST_SIZES, curve_rows
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
 from boxtwin.studies.study import Study
@@ -148,8 +148,8 @@ class _Planner:
             if len(counts) < LEAST_COUNTS:
                 number = next(n for n in (*USUAL_COUNTS, 2 * counts[-1]) if n not in counts)
                 yield self._new("number", like, number, like.generator)
-            elif can_bend(base, members):
-                gains = tried(METRIC, base, members, self.resampled)
+            elif has_enough_counts(base, members):
+                gains = measured_gains(METRIC, base, members, self.resampled)
                 curve = fit(METRIC, gains)
                 number = 2 * counts[-1] if curve.best >= counts[-1] else _beside(curve.best, counts)
                 if number in counts:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from boxtwin.studies.conditions import condition_name, setups
-from boxtwin.studies.dose_response import Curve, can_bend, fit, lines, tried
+from boxtwin.studies.dose_response import Curve, fit, has_enough_counts, lines, measured_gains
 from boxtwin.studies.equivalence import exchange
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, equivalence_pictures, steps_picture
@@ -77,11 +77,11 @@ def dose_response_section(study: Study) -> Section | None:
     sentences: list[str] = []
     curves: dict[str, list[tuple[str, Curve]]] = {metric: [] for metric in PLOTTED}
     for base, members in lines(study.rows):
-        if not can_bend(base, members):
+        if not has_enough_counts(base, members):
             continue
         title = f"{base.prefix}{condition_name(base.split, None, members[0].generator)}"
         for metric in PLOTTED:
-            curve = fit(metric, tried(metric, base, members, study.resampled))
+            curve = fit(metric, measured_gains(metric, base, members, study.resampled))
             curves[metric].append((title, curve))
             sentences.append(f"{title}: {sentence('curve', curve=curve)}")
         left_out = [row.variations for row in members if row.variations not in curve.tried.variations]
