@@ -19,7 +19,6 @@ NAN, INFINITY = float("nan"), float("inf")
 
 
 def refusal(built: Any, **settings: Any) -> str:
-    """The message of the one error."""
     with pytest.raises(InputError) as caught:
         built.read(**settings)
     return str(caught.value)

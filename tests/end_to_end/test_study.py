@@ -222,7 +222,7 @@ def test_any_number_of_variations_works_and_uses_the_same_store(study: tuple[Pat
     assert len(manifests(folder)) == stores
 
 
-def test_another_study_takes_over_what_is_there(study: tuple[Path, str, str]) -> None:
+def test_another_study_reuses_what_is_there(study: tuple[Path, str, str]) -> None:
     folder, _, _ = study
     before = {r.info.run_name: r for r in runs(folder)}
     printed = run("train.py -m split=s2 variations=0,2 experiment=tiny study=second", folder)

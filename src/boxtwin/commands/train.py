@@ -84,7 +84,7 @@ def train_run(composed: DictConfig) -> dict[str, float]:
             store.reopen(run.run_id, work.tags)
         write_bytes_atomically(output / CONFIGURATION, OmegaConf.to_yaml(composed, resolve=True).encode())
         source = None if config.rerun or finished else store.finished_elsewhere(*identities)
-        if source is not None and (metrics := work.take_over(source)) is not None:
+        if source is not None and (metrics := work.reuse(source)) is not None:
             outcome = f"reused from study {store.study_of(source)}, made by {code_of(source.data.tags)}"
         else:
             store.tag(run.run_id, tags(work.provenance))  # of the code that makes the result
@@ -212,7 +212,7 @@ class _RunInProgress:
         self._write(metrics, tested, trained.validation)
         return metrics
 
-    def take_over(self, source: Run) -> dict[str, float] | None:
+    def reuse(self, source: Run) -> dict[str, float] | None:
         """Reuse the same run of another study; returns its metrics, or None if that study has lost it."""
         try:
             metrics = reuse_run(
