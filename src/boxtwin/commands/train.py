@@ -38,6 +38,7 @@ from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import metrics_of
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
+from boxtwin.run.pretraining import pretraining_metrics, pretraining_run
 from boxtwin.synthesis.store import StoreUpdate
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, Store, ended_on_error, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
@@ -103,6 +104,20 @@ def train_run(composed: DictConfig) -> dict[str, float]:
     return metrics
 
 
+def pretrained(prepared: Prepared) -> tuple[Path | None, dict[str, float]]:
+    """The file and metrics of the detector that a run starts from, which is trained first if it is missing.
+
+    Without pre-training, None and no metrics. `InputError` if the images of the pre-training cannot be used.
+    """
+    run = pretraining_run(prepared)
+    if run is None:
+        return None, {}
+    if run.library:
+        make_variations(run)
+    file = label_detectors.trained_file(run, f"pretraining={prepared.config.pretraining.name}")
+    return file, pretraining_metrics(run, file)
+
+
 class RunLogger(MLFlowLogger):
     """Lightning's logger for an MLflow run that `Store` begins, with its parameters, and ends."""
 
@@ -154,12 +169,13 @@ class _RunInProgress:
     def run(self) -> dict[str, float]:
         """Make variations, train and test; returns the metrics."""
         prepared, trainer = self.prepared, self.config.trainer
-        started = time.perf_counter()
         remove_leftovers(self.output)
         use_threads(trainer.threads)
         keep_freed_blocks()
         # First, so that a full disk or weights that do not fit show before any variation is made.
-        module = make_detector(prepared)
+        first, pretraining = pretrained(prepared)
+        started = time.perf_counter()  # a pre-training is shared, and is no time of the run
+        module = make_detector(prepared, first)
         update, card = StoreUpdate(), None
         if prepared.library:
             update = make_variations(prepared)
@@ -199,6 +215,7 @@ class _RunInProgress:
         write_detector(detector, self.output / DETECTOR_FILE)
         metrics = {
             **tested.metrics,
+            **pretraining,
             **{f"data/{name}": value for name, value in (metrics_of(card.summary) if card else {}).items()},
             "data/real_images": float(plan.real_train),
             "data/synthetic_images": float(plan.synthetic_train),

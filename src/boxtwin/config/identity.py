@@ -101,6 +101,7 @@ FIRST_LABELS = [
 RECIPE_VERSION = 1
 # The version of the evaluation of sets with several classes: from 2 on every class is counted at its own threshold.
 EVALUATION_VERSION = 2
+NO_PRETRAINING = "none"
 _DEFINING = ("dataset", "split", "variations", "generator", "labels", "detector", "trainer", "seed")
 # What a study's table varies; the rest is the setting, which must be the same to compare.
 _AXES = ("split", "variations", "generator", "labels", "seed")
@@ -135,9 +136,23 @@ def defining_values(config: Config) -> dict[str, Any]:
         if values[group].get(name, before) == before:
             values[group].pop(name, None)
     if config.variations.per_image == 0:
+        values["variations"]["synthetic_fraction"] = None
+    if not uses_generator(config):
         values["generator"] = values["labels"] = None
-        values["variations"] |= {"synthetic_fraction": None, "seed": 0}
+        values["variations"]["seed"] = 0
+    if config.pretraining.name != NO_PRETRAINING:
+        values["pretraining"] = pretraining = _plain(config.pretraining)
+        dataset = pretraining.pop("dataset")
+        if not config.pretraining.per_image:
+            left_out = _NOT_DEFINING["dataset"]
+            pretraining["dataset"] = {name: entry for name, entry in dataset.items() if name not in left_out}
     return values
+
+
+def uses_generator(config: Config) -> bool:
+    """Whether a run trains on variations, or begins with a detector that was pre-trained on some."""
+    pretraining = config.pretraining
+    return bool(config.variations.per_image or (pretraining.name != NO_PRETRAINING and pretraining.per_image))
 
 
 def current_name(setting: str) -> str:
@@ -196,7 +211,7 @@ def short_hash(values: object) -> str:
 
 def generator_name(config: Config) -> str:
     """The name of a run's generator: ``none`` without variations."""
-    return str(config.generator["name"]) if config.variations.per_image else "none"
+    return str(config.generator["name"]) if uses_generator(config) else "none"
 
 
 def train_size(config: Config) -> int | None:
@@ -212,8 +227,10 @@ def split_name(config: Config) -> str:
 
 def run_name(config: Config) -> str:
     """Such as ``s1-x10-pixel_ddpm-yolov3_tiny-seed0``; ``s1n40-…`` with fewer training images than the split has."""
-    variations, detector = config.variations.per_image, config.detector.name
-    return f"{split_name(config)}-x{variations}-{generator_name(config)}-{detector}-seed{config.seed}"
+    parts = [split_name(config), f"x{config.variations.per_image}", generator_name(config), config.detector.name]
+    if config.pretraining.name != NO_PRETRAINING:
+        parts.insert(3, f"after_{config.pretraining.name}")
+    return "-".join([*parts, f"seed{config.seed}"])
 
 
 def run_folder(config: Config) -> str:
@@ -229,9 +246,10 @@ def flat_params(config: Config) -> dict[str, object]:
         "split": split_name(config),
         "variations": config.variations.per_image,
         "generator": generator_name(config),
-        "labels": config.labels.name if config.variations.per_image else "none",
+        "labels": config.labels.name if uses_generator(config) else "none",
         "detector": config.detector.name,
         "seed": config.seed,
         "steps": config.trainer.steps,
         **({} if size is None else {"train_size": size}),
+        **({} if config.pretraining.name == NO_PRETRAINING else {"pretraining": config.pretraining.name}),
     }

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from boxtwin.datasets.options import DatasetOptions, SplitOptions
-from boxtwin.detector.options import DetectorOptions, TrainerOptions
+from boxtwin.detector.options import DetectorOptions, PretrainingOptions, TrainerOptions
 from boxtwin.labels.options import LabelOptions
 from boxtwin.mixing.options import AugmentationOptions, VariationsOptions
 
@@ -21,6 +21,16 @@ class DatasetConfig(DatasetOptions):
     """A data set and the augmentation of its training images."""
 
     augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
+
+
+@dataclass
+class PretrainingConfig(PretrainingOptions):
+    """Training on other images first, and their data set.
+
+    It starts from ``detector.weights``; training on the real images of a study starts from its weights and anchors.
+    """
+
+    dataset: DatasetConfig = MISSING
 
 
 @dataclass
@@ -45,6 +55,7 @@ class BoxtwinConfig:
     labels: LabelOptions = MISSING
     detector: DetectorOptions = MISSING
     trainer: TrainerOptions = MISSING
+    pretraining: PretrainingConfig = MISSING
     tracking: TrackingConfig = MISSING
     study: str = MISSING
     seed: int = MISSING

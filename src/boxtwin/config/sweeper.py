@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from boxtwin.config.identity import NO_PRETRAINING, uses_generator
 from boxtwin.config.launch import ATTEMPTS, SWEEP_VARIABLE, Note, note_path, report_failures, with_variations
 from boxtwin.tracking.run_folders import RESULT_FILE
 
@@ -117,7 +118,9 @@ class RunSweeper(BasicSweeper):
 def settings_key(config: DictConfig) -> str:
     """All settings of a combination, but for those that make no difference to a run without variations."""
     ignored = {"hydra"}
-    if OmegaConf.select(config, "variations.per_image", default=None) == 0:
+    if OmegaConf.select(config, "pretraining.name", default=None) == NO_PRETRAINING:
+        ignored.add("pretraining")
+    if OmegaConf.select(config, "variations.per_image", default=None) == 0 and not uses_generator(config):
         ignored |= {"generator", "labels", "variations"}
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ignored])
     return OmegaConf.to_yaml(settings, sort_keys=True)

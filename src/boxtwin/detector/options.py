@@ -130,3 +130,21 @@ class TrainerOptions:
     cache: bool = True
     devices: int = 1
     compile: bool = False
+
+
+@dataclass
+class PretrainingOptions:
+    """Training on other images first; none where ``name`` is ``none``.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: images a step.
+        seed: of initial weights, order and augmentation; the run's own seed does not matter.
+        per_image: variations of each image of the run's split, to train on alone; 0 to train on ``dataset``.
+    """
+
+    name: str = "none"
+    steps: int = 0
+    batch_size: int = 16
+    seed: int = 0
+    per_image: int = 0

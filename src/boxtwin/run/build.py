@@ -29,7 +29,7 @@ from boxtwin.detector.checkpoint import anchors_of, read_initial_weights, weight
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.detector.nms import DETECTIONS, detection_limit
-from boxtwin.detector.options import Anchors, Architecture
+from boxtwin.detector.options import Anchors, Architecture, DetectorOptions
 from boxtwin.detector.spec import NetworkSpec
 from boxtwin.detector.training import Trained, fit
 from boxtwin.errors import DataError, InputError
@@ -130,14 +130,16 @@ def prepare(config: BoxtwinConfig) -> Prepared:
     for warning in warnings:
         log.warning("split %s: %s", split.name, warning)
     warn_of_object_sizes(config, split)
-    return _prepared(config, dataset, split, _library(config, dataset, split) if config.variations.per_image else None)
+    return prepared_from(config, dataset, split)
 
 
 def labelling_runs(config: BoxtwinConfig, dataset: Dataset, split: Split) -> list[Prepared]:
     """The runs without variations, with seeds from 0, whose detectors label variations."""
-    config = replace(config, variations=replace(config.variations, per_image=0))
+    # Runs with and without pre-training train on the same variations.
+    pretraining = replace(config.pretraining, name=identity.NO_PRETRAINING)
+    config = replace(config, variations=replace(config.variations, per_image=0), pretraining=pretraining)
     seeds = range(config.labels.detectors)
-    return [_prepared(replace(config, seed=seed), dataset, split, None) for seed in seeds]
+    return [prepared_from(replace(config, seed=seed), dataset, split) for seed in seeds]
 
 
 def detector_file(prepared: Prepared) -> Path:
@@ -146,13 +148,17 @@ def detector_file(prepared: Prepared) -> Path:
     return next((file for file in files if file.exists()), files[0])
 
 
-def _prepared(config: BoxtwinConfig, dataset: Dataset, split: Split, library: Library | None) -> Prepared:
+def prepared_from(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Prepared:
+    """A run on data that is read and checked."""
+    library = _library(config, dataset, split) if config.variations.per_image else None
     digests: list[str | None] = [None]
     if config.detector.weights is not None:  # older versions hashed the whole file instead of its tensors
         file = Path(config.detector.weights)
         digests = [weights_digest(file), hashlib.sha256(file.read_bytes()).hexdigest()]
     # What older versions did not have is left out where it changes nothing, so that their runs are found.
     extra: dict[str, Any] = {"store": library.key if library else None}
+    if config.pretraining.name != identity.NO_PRETRAINING:
+        extra["pretraining"] = _pretraining_data(config, dataset, split)
     if identity.RECIPE_VERSION > 1:
         extra["recipe"] = identity.RECIPE_VERSION
     if any(sample.bits > 8 for sample in split.train):
@@ -180,6 +186,17 @@ def _prepared(config: BoxtwinConfig, dataset: Dataset, split: Split, library: Li
     return Prepared(
         config, dataset, split, library, current, tuple(earlier), condition, detectors, accelerator, precision
     )
+
+
+def _pretraining_data(config: BoxtwinConfig, dataset: Dataset, split: Split) -> str:
+    """The images of a pre-training: the key of a store, the hash of a data set, or the version of the simulation.
+
+    Simulated images follow from settings, which are in the identity of a run; they need not be made to know it.
+    """
+    if config.pretraining.per_image:
+        return _library(config, dataset, split).key
+    other = config.pretraining.dataset
+    return f"simulation {sar_scenes.SIMULATION}" if other.build else load_dataset(replace(config, dataset=other)).digest
 
 
 def load_dataset(config: BoxtwinConfig) -> Dataset:
@@ -237,9 +254,14 @@ def make_data(prepared: Prepared, plan: Plan) -> StudyDataModule:
     )
 
 
-def make_detector(prepared: Prepared) -> DetectorModule:
-    """The untrained detector of a run; its initial weights depend on the seed and the weights file only."""
+def make_detector(prepared: Prepared, pretrained: Path | None = None) -> DetectorModule:
+    """The untrained detector of a run; its initial weights depend on the seed and the weights file only.
+
+    Weights and anchors of a ``pretrained`` detector replace those that the settings name.
+    """
     detector = prepared.config.detector
+    if pretrained is not None:
+        detector = replace(detector, weights=str(pretrained), anchors=Anchors.weights)
     # Initial weights are drawn from torch's global generator; the fork restores its state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(prepared.config.seed)
@@ -257,7 +279,7 @@ def make_detector(prepared: Prepared) -> DetectorModule:
                 nms_iou=detector.nms_iou,
                 max_detections=detection_limit(prepared.split.train),
             ),
-            _anchors(prepared.config, prepared.split.train),
+            _anchors(detector, prepared.split.train),
             loss=detector,
             optimizer=detector,
             steps=prepared.config.trainer.steps,
@@ -349,8 +371,8 @@ def _library(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Library:
     )
 
 
-def _anchors(config: BoxtwinConfig, real: Sequence[Sample]) -> Any:
-    detector, architecture = config.detector, config.detector.architecture.value
+def _anchors(detector: DetectorOptions, real: Sequence[Sample]) -> Any:
+    architecture = detector.architecture.value
     if detector.anchors is Anchors.published:
         scale = detector.image_size / 416  # the size they are published for
         return [[[w * scale, h * scale] for w, h in head] for head in PUBLISHED_ANCHORS[architecture]]

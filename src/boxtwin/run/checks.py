@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 
+from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.splits import Split
@@ -27,6 +28,27 @@ def make_reading(config: BoxtwinConfig) -> Reading:
         return Reading(node.orientation, node.page, node.channels, node.max_pixels)
     except ValueError as error:
         raise InputError(f"dataset.page, dataset.channels or dataset.max_pixels: {error}") from None
+
+
+def _check_pretraining(config: BoxtwinConfig) -> None:
+    options = config.pretraining
+    if options.name == NO_PRETRAINING:
+        return
+    if options.dataset.build is not None and config.dataset.build is not None:
+        raise InputError(
+            f"pretraining={options.name} simulates the scenes that dataset={config.dataset.name} consists of, so it "
+            "would show images of the test set's kind and answer nothing; take pretraining=none"
+        )
+    if options.steps < 1 or options.steps % config.trainer.validations:
+        raise InputError(
+            f"pretraining.steps={options.steps} must be a positive multiple of "
+            f"trainer.validations={config.trainer.validations}, so that it ends with a validation"
+        )
+    if options.per_image < 0 or options.batch_size < 1:
+        raise InputError(
+            f"pretraining.per_image={options.per_image} must not be negative, and "
+            f"pretraining.batch_size={options.batch_size} must be at least 1"
+        )
 
 
 def check_settings(config: BoxtwinConfig) -> None:
@@ -56,6 +78,7 @@ def check_settings(config: BoxtwinConfig) -> None:
         is_input = name != "image_size" or detector.crop is None or detector.tile is None
         if side is not None and (side < stride or (is_input and side % stride)):
             raise InputError(f"detector.{name}={side} must be a multiple of {stride}")
+    _check_pretraining(config)
     if config.variations.per_image < 0:
         raise InputError(f"variations.per_image={config.variations.per_image} must not be negative")
     if fraction is not None and not 0 <= fraction <= 1:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from boxtwin.config.identity import run_name
+from boxtwin.config.identity import NO_PRETRAINING, run_name
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import DECISIONS, Detections
+from boxtwin.datasets.sample import DECISIONS, Detections, Sample
 from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector
 from boxtwin.detector.predict import detect_objects
 from boxtwin.evaluation.counts import best_threshold
@@ -51,8 +51,8 @@ def make_judge(prepared: Prepared) -> Judge:
 
 def keep_detector(prepared: Prepared, file: Path) -> None:
     """Keep the detector of a run without variations for labelling."""
-    path = detector_file(prepared)
-    if prepared.per_image == 0 and damage(path) is not None:  # it is missing, or broken
+    path, is_plain = detector_file(prepared), prepared.config.pretraining.name == NO_PRETRAINING
+    if prepared.per_image == 0 and is_plain and damage(path) is not None:  # it is missing, or broken
         link_file(file, path)
 
 
@@ -86,7 +86,8 @@ def describe(prepared: Prepared) -> str:
     return f"boxes {boxes}; images {counts['images']} used, {counts['refused']} refused"
 
 
-def _member(prepared: Prepared, title: str) -> Member:
+def trained_file(prepared: Prepared, title: str) -> Path:
+    """The file of a detector that several runs share; it is trained first if the file is missing or broken."""
     path = detector_file(prepared)
     if damage(path) is not None:  # it is missing, or broken
         with exclusive_lock(path.with_suffix(".lock"), f"{title}: another process is training it; waiting"):
@@ -95,28 +96,39 @@ def _member(prepared: Prepared, title: str) -> Member:
                 path.unlink()
             if not path.exists():
                 _train(prepared, path, title)
-    trained = read_detector(path)
-    detect, on_validation = _run_on_validation(prepared, trained)
+    return path
+
+
+def _member(prepared: Prepared, title: str) -> Member:
+    trained = read_detector(trained_file(prepared, title))
+    detect = on_device(prepared, trained)
+    on_validation = detect_all(prepared, trained, prepared.split.val)
     threshold = new_object_threshold(prepared.split.val, on_validation, trained.count_threshold)
     return Member(detect, trained.count_threshold, threshold)
 
 
 def _train(prepared: Prepared, path: Path, title: str) -> None:
-    images = len(prepared.split.train)
-    log.info("%s: %s, on the %d real training images alone", title, run_name(prepared.config), images)
+    library = prepared.library
+    plan = make_plan(prepared.split, library.variations(prepared.sources, prepared.per_image) if library else ())
+    images = f"{plan.synthetic_train} variations" if library else f"{plan.real_train} images"
+    log.info("%s: %s, on %s alone", title, run_name(prepared.config), images)
     keep_freed_blocks()
-    checkpoints, data = path.with_suffix(".checkpoints"), make_data(prepared, make_plan(prepared.split, ()))
-    module = train(prepared, data, make_detector(prepared), checkpoints, title, logger=None).best
-    _, on_validation = _run_on_validation(prepared, TrainedDetector(module, 0.0))
+    checkpoints, data = path.with_suffix(".checkpoints"), make_data(prepared, plan)
+    trained = train(prepared, data, make_detector(prepared), checkpoints, title, logger=None)
+    on_validation = detect_all(prepared, TrainedDetector(trained.best, 0.0), prepared.split.val)
     threshold = best_threshold(prepared.split.val, on_validation)
-    write_detector(TrainedDetector(module, threshold, prepared.origin), path)
+    origin = {**prepared.origin, "seconds": f"{trained.seconds:.1f}"}
+    write_detector(TrainedDetector(trained.best, threshold, origin), path)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _run_on_validation(
-    prepared: Prepared, trained: TrainedDetector
-) -> tuple[Callable[[Pixels], Detections], dict[int, Detections]]:
-    """A detector on the device of a run, and what it detects in the validation images."""
+def on_device(prepared: Prepared, trained: TrainedDetector) -> Callable[[Pixels], Detections]:
+    """The detections of a detector in one image, on the device of a run."""
     trained.module.to("cuda" if on_gpu(prepared.accelerator) else "cpu")
-    detect = partial(detect_objects, spec=trained.spec, compute=trained.compute)
-    return detect, {sample.image_id: detect(prepared.images.read(sample)) for sample in prepared.split.val}
+    return partial(detect_objects, spec=trained.spec, compute=trained.compute)
+
+
+def detect_all(prepared: Prepared, trained: TrainedDetector, samples: Sequence[Sample]) -> dict[int, Detections]:
+    """The detections in images of a run, by image id."""
+    detect = on_device(prepared, trained)
+    return {sample.image_id: detect(prepared.images.read(sample)) for sample in samples}

@@ -1,0 +1,139 @@
+"""Train a detector on other images first; training on the real images of a study starts from it.
+
+A pre-trained detector is trained once and shared by all runs that need it. It is kept in ``data/detectors`` by the
+identity of its training, which is a run of its own: on another data set, or on the variations of the study's split.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from boxtwin.config.identity import NO_PRETRAINING
+from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.inspection import nearly_same
+from boxtwin.datasets.sample import Dataset, Sample
+from boxtwin.datasets.splits import Split
+from boxtwin.detector.checkpoint import read_detector
+from boxtwin.errors import InputError
+from boxtwin.evaluation.coco_metrics import coco_by_class
+from boxtwin.evaluation.matching import match_detections
+from boxtwin.files import write_bytes_atomically
+from boxtwin.run.build import Prepared, load_dataset, prepared_from
+from boxtwin.run.label_detectors import detect_all
+
+HELD_OUT = 0.05  # share of the other images on which checkpoints are chosen; as many measure the result
+VARIATIONS_ALONE = 1.0  # share of synthetic images in the batches of a pre-training on variations
+
+
+def pretraining_run(prepared: Prepared) -> Prepared | None:
+    """The training that comes before that of a run, as a run of its own; None where there is none.
+
+    A simulated data set is built first if it is missing.
+
+    Raises:
+        InputError: the other data set cannot be read, has other classes, or shows validation or test images of the run.
+    """
+    config = prepared.config
+    options = config.pretraining
+    if options.name == NO_PRETRAINING:
+        return None
+    trainer = replace(config.trainer, steps=options.steps, batch_size=options.batch_size)
+    config = replace(config, trainer=trainer, seed=options.seed, pretraining=replace(options, name=NO_PRETRAINING))
+    if options.per_image:
+        variations = replace(config.variations, per_image=options.per_image, synthetic_fraction=VARIATIONS_ALONE)
+        config = replace(config, variations=variations, pretraining=replace(config.pretraining, per_image=0))
+        return prepared_from(config, prepared.dataset, prepared.split)
+    other = _on_other_images(config)
+    dataset = load_dataset(other)
+    check_other_images(dataset, prepared.dataset, prepared.split)
+    return prepared_from(other, dataset, hold_out(dataset))
+
+
+def _on_other_images(config: BoxtwinConfig) -> BoxtwinConfig:
+    dataset = config.pretraining.dataset
+    side = dataset.image_size
+    return replace(
+        config,
+        dataset=dataset,
+        split=replace(config.split, name="pretraining", train_size=None, group_by=dataset.group_by, file=None),
+        variations=replace(config.variations, per_image=0),
+        detector=replace(config.detector, image_size=side, crop=min(config.detector.crop or side, side), tile=None),
+    )
+
+
+def hold_out(dataset: Dataset) -> Split:
+    """Divide a data set by scenes: `HELD_OUT` for validation, as much for the test, the rest for training.
+
+    Raises:
+        InputError: there are fewer than three scenes.
+    """
+    groups: dict[str, list[Sample]] = {}
+    for sample in dataset.samples:
+        groups.setdefault(sample.group or sample.name, []).append(sample)
+    if len(groups) < 3:
+        raise InputError(
+            f"pretraining: {dataset.name} has {len(groups)} scenes; training, validation and test need one each"
+        )
+    least = max(1, round(len(dataset.samples) * HELD_OUT))
+    val: list[Sample] = []
+    test: list[Sample] = []
+    train: list[Sample] = []
+    for name in np.random.default_rng(0).permutation(sorted(groups)):
+        side = val if len(val) < least else test if len(test) < least else train
+        side.extend(groups[name])
+    return Split("pretraining", tuple(train), tuple(val), tuple(test))
+
+
+def check_other_images(other: Dataset, dataset: Dataset, split: Split) -> None:
+    """Check that a detector may see another data set before the images of a split.
+
+    Raises:
+        InputError: its classes differ (two single classes may have different names), or one of its images equals or
+            nearly equals a validation or test image.
+    """
+    if other.classes != dataset.classes and len(other.classes) + len(dataset.classes) > 2:
+        raise InputError(
+            f"pretraining: {other.name} has the classes {', '.join(other.classes)}, and {dataset.name} has "
+            f"{', '.join(dataset.classes)}; give the categories of {other.name} the same names in its annotation file"
+        )
+    held_out = [*split.val, *split.test]
+    equal = {sample.sha256 for sample in held_out} & {sample.sha256 for sample in other.samples}
+    names = [sample.name for sample in held_out if sample.sha256 in equal]
+    ours, theirs = (
+        [(sample.name, sample.signature) for sample in samples if sample.signature is not None]
+        for samples in (held_out, other.samples)
+    )
+    pairs = nearly_same([signature for _, signature in ours], [signature for _, signature in theirs])
+    names += [f"{ours[i][0]} (nearly {theirs[j][0]})" for i, j in pairs]
+    if names:
+        raise InputError(
+            f"pretraining: {len(names)} validation or test images of split {split.name} are among the images of "
+            f"{other.name}, such as {', '.join(names[:3])}; remove them from its annotation file"
+        )
+
+
+def pretraining_metrics(run: Prepared, file: Path) -> dict[str, float]:
+    """AP and AP50 of a pre-trained detector, and the seconds of its training; measured once and kept beside it.
+
+    They are measured on the test images of the other data set, or, after variations, on the real validation images.
+
+    Args:
+        run: of `pretraining_run`.
+        file: its detector.
+    """
+    kept = file.with_suffix(".json")
+    if not kept.exists():
+        trained = read_detector(file)
+        samples = run.split.val if run.library else run.split.test
+        detections = detect_all(run, trained, samples)
+        metrics, _ = coco_by_class(match_detections(samples, detections, len(run.dataset.classes)))
+        seconds = float(trained.origin.get("seconds", "nan"))
+        measured = {"map": metrics["map"], "map_50": metrics["map_50"], "seconds": seconds}
+        finite = {f"pretraining/{name}": value for name, value in measured.items() if math.isfinite(value)}
+        write_bytes_atomically(kept, json.dumps(finite).encode())
+    return dict(json.loads(kept.read_text()))

@@ -1,0 +1,183 @@
+"""Training on other images first: which images, the detector that is kept, and what defines a run."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from small_study import SMALL
+
+from boxtwin.commands.train import pretrained
+from boxtwin.config.compose import register, to_object
+from boxtwin.config.identity import defining_values, run_name
+from boxtwin.config.launch import quote_numbers
+from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.simulated_sar import scenes as sar_scenes
+from boxtwin.detector.checkpoint import read_detector
+from boxtwin.errors import InputError
+from boxtwin.run.build import load_dataset, make_detector, prepare
+from boxtwin.run.pretraining import check_other_images, hold_out, pretraining_run
+
+ROOT = Path(__file__).parents[2]
+Compose = Callable[..., BoxtwinConfig]
+SHORT = (
+    "detector=yolov3_nano",
+    "detector.warmup_steps=2",
+    "trainer.steps=6",
+    "trainer.threads=1",
+    "labels.detectors=1",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two simulated sets of different scenes: that of the study, and another."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, name in enumerate(("sar_scenes", "other")):
+        sar_scenes.build(folder / name, images=24, image_size=64, chips_per_scene=2, seed=seed)
+    return folder
+
+
+@pytest.fixture
+def composed(tmp_path: Path, data: Path) -> Iterator[Compose]:
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+
+        def with_overrides(*overrides: str) -> BoxtwinConfig:
+            places = (f"data={tmp_path}", "dataset=coco", "dataset.name=scenes", f"dataset.root={data}/sar_scenes")
+            small = [value for value in SMALL if ".build." not in value]
+            typed = (*places, *small, *SHORT, "generator=repeat", *overrides)
+            return to_object(compose("config", quote_numbers(typed, ROOT / "conf" / "variations")), BoxtwinConfig)
+
+        yield with_overrides
+
+
+@pytest.fixture
+def others(data: Path) -> tuple[str, ...]:
+    """Overrides of a short pre-training on the other data set."""
+    return (
+        "pretraining=labelled_images",
+        "pretraining.dataset.name=other",
+        f"pretraining.dataset.root={data}/other",
+        "pretraining.dataset.image_size=64",
+        "pretraining.dataset.group_by='^([^_]+)_'",
+        "pretraining.steps=6",
+    )
+
+
+def test_a_run_starts_from_the_detector_of_other_images(composed: Compose, others: tuple[str, ...]) -> None:
+    prepared = prepare(composed(*others, "seed=3"))
+    file, metrics = pretrained(prepared)
+    assert file is not None
+    first = read_detector(file)
+    module = make_detector(prepared, file)
+    state = module.network.state_dict()
+    for name, tensor in first.module.network.state_dict().items():
+        if tensor.is_floating_point():  # not the number of batches that a batch normalisation has seen
+            torch.testing.assert_close(state[name], tensor, rtol=0, atol=0)
+    assert module.network.anchors == first.module.network.anchors
+    assert metrics["pretraining/seconds"] > 0
+    assert 0 <= metrics["pretraining/map_50"] <= 1
+    written = file.stat().st_mtime_ns
+    assert pretrained(prepare(composed(*others, "seed=4"))) == (file, metrics)
+    assert file.stat().st_mtime_ns == written
+
+
+def test_no_pretraining_by_default(composed: Compose) -> None:
+    assert pretrained(prepare(composed())) == (None, {})
+
+
+def test_variations_alone_come_first(composed: Compose) -> None:
+    prepared = prepare(composed("pretraining=variations", "pretraining.per_image=2", "pretraining.steps=6"))
+    run = pretraining_run(prepared)
+    assert run is not None
+    assert run.library is not None
+    assert (run.per_image, run.config.variations.synthetic_fraction) == (2, 1.0)
+    assert run.split == prepared.split
+    assert prepared.library is None
+    file, metrics = pretrained(prepared)
+    assert file is not None
+    assert file.exists()
+    assert set(metrics) >= {"pretraining/map", "pretraining/map_50", "pretraining/seconds"}
+
+
+def test_scenes_are_held_out_whole(composed: Compose, others: tuple[str, ...]) -> None:
+    run = pretraining_run(prepare(composed(*others)))
+    assert run is not None
+    sides = [{sample.group for sample in run.split.side(side)} for side in ("train", "val", "test")]
+    assert all(sides)
+    assert sum(map(len, sides)) == len(set.union(*sides))
+    assert sum(len(run.split.side(side)) for side in ("train", "val", "test")) == 24
+
+
+def test_two_scenes_are_too_few(composed: Compose) -> None:
+    dataset = load_dataset(composed())
+    names = sorted({str(sample.group or sample.name) for sample in dataset.samples})[:2]
+    few = tuple(sample for sample in dataset.samples if (sample.group or sample.name) in names)
+    with pytest.raises(InputError, match="has 2 scenes"):
+        hold_out(replace(dataset, samples=few))
+
+
+def test_images_of_the_test_are_refused(composed: Compose, data: Path) -> None:
+    same = (
+        "pretraining=labelled_images",
+        "pretraining.dataset.name=same",
+        f"pretraining.dataset.root={data}/sar_scenes",
+    )
+    prepared = prepare(composed(*same))
+    with pytest.raises(InputError, match="12 validation or test images of split s1 are among the images of same"):
+        pretrained(prepared)
+    # Training images may come twice.
+    of_training = replace(prepared.dataset, samples=prepared.split.train)
+    check_other_images(of_training, prepared.dataset, prepared.split)
+
+
+def test_classes_must_have_the_same_names_unless_there_is_one(composed: Compose) -> None:
+    prepared = prepare(composed())
+    other = replace(prepared.dataset, samples=prepared.split.train, classes=("vessel",))
+    check_other_images(other, prepared.dataset, prepared.split)
+    with pytest.raises(InputError, match="has the classes vessel, buoy"):
+        check_other_images(replace(other, classes=("vessel", "buoy")), prepared.dataset, prepared.split)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["dataset=sar_scenes", "pretraining=sar_scenes"], "pretraining=none"),
+        (["pretraining=sar_scenes", "pretraining.steps=7"], "multiple of trainer.validations=6"),
+        (["pretraining=sar_scenes", "pretraining.steps=0"], "must be a positive multiple"),
+        (["pretraining=variations", "pretraining.per_image=-1"], "must not be negative"),
+        (["pretraining=sar_scenes", "pretraining.batch_size=0"], "at least 1"),
+    ],
+)
+def test_settings_that_cannot_be(composed: Compose, overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare(composed(*overrides))
+
+
+def test_what_defines_a_run(composed: Compose, others: tuple[str, ...]) -> None:
+    plain, after = composed(), composed(*others)
+    assert "pretraining" not in defining_values(plain)
+    assert run_name(after) == run_name(plain).replace("-yolov3", "-after_labelled_images-yolov3")
+    # Settings of a pre-training that does not take place define nothing; a place on disk does not either.
+    assert defining_values(composed("pretraining.steps=600")) == defining_values(plain)
+    moved = composed(*others, "pretraining.dataset.root=elsewhere")
+    assert defining_values(moved) == defining_values(after)
+    for more in ("pretraining.steps=12", "pretraining.seed=1", "pretraining.batch_size=4"):
+        assert defining_values(composed(*others, more)) != defining_values(after)
+
+
+def test_the_generator_defines_a_run_that_variations_precede(composed: Compose) -> None:
+    first = composed("pretraining=variations")
+    assert first.variations.per_image == 0
+    assert defining_values(first)["generator"]["name"] == "repeat"
+    assert "-x0-repeat-after_variations-" in run_name(first)
+    assert defining_values(first) != defining_values(composed("pretraining=variations", "generator=copy_paste"))
+    assert defining_values(first) != defining_values(composed("pretraining=variations", "pretraining.per_image=2"))
+    # Identity of the whole run, with the store.
+    runs = [prepare(composed("pretraining=variations", f"variations.seed={seed}")) for seed in (0, 1)]
+    assert len({run.identity for run in runs}) == 2
+    np.testing.assert_array_equal([run.library is None for run in runs], True)
