@@ -184,12 +184,13 @@ def _plain(node: Any) -> Any:
 
 
 def condition_of(config: Config, data: Mapping[str, Any], *, weights: str | None) -> dict[str, Any]:
-    """Everything that defines a run except its seed, as recorded with the run.
+    """Everything that defines a run except its seed and that of its pre-training, as recorded with the run.
 
     It adds to the settings ``data``, such as hashes of data and variation store, and the hash of the initial weights.
     """
     values = defining_values(config)
     del values["seed"]
+    values.get("pretraining", {}).pop("seed", None)
     values["detector"] |= {"weights": weights}
     return values | dict(data)
 
