@@ -158,7 +158,7 @@ def prepared_from(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Prep
     # What older versions did not have is left out where it changes nothing, so that their runs are found.
     extra: dict[str, Any] = {"store": library.key if library else None}
     if config.pretraining.name != identity.NO_PRETRAINING:
-        extra["pretraining"] = _pretraining_data(config, dataset, split)
+        extra["pretraining_images"] = _pretraining_data(config, dataset, split)
     if identity.RECIPE_VERSION > 1:
         extra["recipe"] = identity.RECIPE_VERSION
     if any(sample.bits > 8 for sample in split.train):

@@ -24,11 +24,12 @@ from boxtwin.studies.inference import (
     pairs_needed,
     sign_flip_p,
 )
+from boxtwin.studies.pretraining import pretraining_pairs
 
 MOST_FLIPS = 20
 RESAMPLES = 1000
 
-Kind = Literal["variations", "control", "positive control"]
+Kind = Literal["variations", "pretraining", "equal pixels", "control", "positive control"]
 
 
 @dataclass(frozen=True)
@@ -160,11 +161,15 @@ class Contrast:
 
 
 def contrasts(rows: Sequence[Row], resampled: ResampledMetrics) -> list[Contrast]:
-    """All comparisons of a study's table: variations against none, generators against controls at the same number of
-    variations, more real images against fewer. Each kind is a family of its own for Holm's correction.
+    """All comparisons of a study's table: variations against none, pre-training against none and against as many pixels
+    of real images, generators against controls at the same number of variations, more real images against fewer. Each
+    kind is a family of its own for Holm's correction.
     """
+    pretraining = pretraining_pairs(rows)
     families: dict[Kind, list[tuple[Row, Row]]] = {
         "variations": [(row, base) for row in rows if (base := baseline(rows, row)) is not None],
+        "pretraining": [(row, other) for kind, row, other in pretraining if kind == "pretraining"],
+        "equal pixels": [(row, other) for kind, row, other in pretraining if kind == "equal pixels"],
         "control": [(row, other) for row, other in itertools.product(rows, rows) if _controls(row, other)],
         "positive control": [(more, fewer) for fewer, more in positive_controls(rows)],
     }

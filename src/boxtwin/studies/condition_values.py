@@ -18,6 +18,7 @@ Part = Literal["setup", "split", "variations"]
 Values = Mapping[str, str]
 
 COUNT = "variations.per_image"  # has a column of its own
+PRETRAINING = "pretraining.name"
 OF_TRAINING_IMAGES = ("data.train", "max_detections")  # follow from which images are trained on
 SPLIT_NAMES = ("dataset.name", "split.name", "split.train_size")
 NAMES = ("split.name", "split.train_size", "generator.name", COUNT)  # shown in any case
@@ -72,6 +73,7 @@ def differences(conditions: Sequence[Values], leave_out: Iterable[str] = ()) -> 
     # Which images are in a data set follows from which data set it is, and those trained on from the split too.
     one = [""] * len(conditions)
     options["data"] = options.get("dataset", one)
+    options["pretraining_images"] = options.get("pretraining", one)
     trained_on = [tuple(values.get(key) for key in SPLIT_NAMES) for values in conditions]
     for key in keys:
         group = key.split(".")[0]

@@ -9,10 +9,12 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.errors import InputError
 from boxtwin.studies.condition_values import (
     COUNT,
     NAMES,
+    PRETRAINING,
     Part,
     Values,
     as_overrides,
@@ -166,7 +168,7 @@ def condition_values(runs: Sequence[StudyRun]) -> list[dict[str, str]]:
 def recorded_values(runs: Sequence[StudyRun]) -> list[Values]:
     """What each run records of its condition, in one form for all."""
     if all(run.condition for run in runs):
-        return [run.condition for run in runs]
+        return _with_pretraining([run.condition for run in runs])
     values = [_in_old_form(run) for run in runs]
     # Runs that record more stay apart by all that they record.
     keys = [tuple(sorted(each.items())) if run.condition else None for each, run in zip(values, runs, strict=True)]
@@ -174,6 +176,13 @@ def recorded_values(runs: Sequence[StudyRun]) -> list[Values]:
         apart = differences([runs[place].condition for place in places])
         for place, more in zip(places, apart, strict=True):
             values[place] |= more
+    return list(values)
+
+
+def _with_pretraining(values: Sequence[Values]) -> list[Values]:
+    """Conditions that say none where others have a pre-training: runs without one do not record it."""
+    if any(PRETRAINING in each for each in values):
+        return [{PRETRAINING: NO_PRETRAINING, **each} for each in values]
     return list(values)
 
 

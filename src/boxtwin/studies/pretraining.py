@@ -1,4 +1,4 @@
-"""Which conditions of a study show what a pre-training brings: those without it, and those with more real steps instead.
+"""The conditions that show the effect of a pre-training: those without it, and those with more real steps instead.
 
 A pre-trained detector has seen more images than one that was trained on real images alone. The control for that is
 training without it for so many more steps that both have seen as many pixels.
@@ -10,11 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from boxtwin.studies.condition_values import Values
+from boxtwin.config.identity import NO_PRETRAINING
+from boxtwin.studies.condition_values import PRETRAINING, Values
 from boxtwin.studies.conditions import Row
 
-NAME = "pretraining.name"
-NONE = "none"
 STEPS = "trainer.steps"
 
 
@@ -25,12 +24,12 @@ def pretraining_pairs(rows: Sequence[Row]) -> list[tuple[Literal["pretraining", 
     """
     pairs: list[tuple[Literal["pretraining", "equal pixels"], Row, Row]] = []
     for row in rows:
-        if row.values.get(NAME, NONE) == NONE:
+        if row.values.get(PRETRAINING, NO_PRETRAINING) == NO_PRETRAINING:
             continue
         own = _without_pretraining(row.values)
         steps = equal_pixel_steps(row.values)
         for other in rows:
-            if other.values.get(NAME, NONE) != NONE:
+            if other.values.get(PRETRAINING, NO_PRETRAINING) != NO_PRETRAINING:
                 continue
             theirs = _without_pretraining(other.values)
             if theirs == own:
@@ -70,7 +69,9 @@ def _without_pretraining(values: Values) -> dict[str, str]:
     Without variations a condition records a generator only where the pre-training uses it.
     """
     mixed = values.get("variations.per_image", "0") != "0"
-    left_out = ("pretraining",) if mixed else ("pretraining", "generator", "labels", "variations.seed")
+    left_out = ["pretraining", "pretraining_images"]
+    if not mixed:
+        left_out += ["generator", "labels", "variations.seed"]
     return {
         key: value
         for key, value in values.items()

@@ -82,7 +82,7 @@ def gains_by_steps(contrasts: Sequence[Contrast]) -> list[Series]:
     for contrast in contrasts:
         new, old = contrast.new, contrast.old
         shared = recipe(new.first)
-        if contrast.kind != "control" and shared is not None:
+        if contrast.kind in ("variations", "positive control") and shared is not None:
             series[contrast.kind, shared, new.split, old.split, new.generator, new.variations][new.first.steps] = (
                 contrast
             )

@@ -19,7 +19,7 @@ from boxtwin.studies.runs import FINISHED, StudyRun
 from boxtwin.studies.study import Study
 
 AP50, AP = "map_50", "map"
-KINDS = ("variations", "control", "positive control")
+KINDS = ("variations", "pretraining", "equal pixels", "control", "positive control")
 NOTED = ("boxtwin", "torch", "cuda", "threads")  # what may differ under the same recipe; commit and machine aside
 
 
@@ -68,28 +68,35 @@ class Answer:
 
     prefix: str
     groups: list[dict[str, Any]]  # of a generator on a split: lead, others, controls, ap
+    pretrainings: list[tuple[Contrast, Contrast | None]]  # against none, and against as many pixels of real images
     positive_controls: list[Contrast]
-    advice: dict[str, Any]
+    advice: dict[str, Any]  # empty where no variations are compared with none
 
 
 def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
-    """For each setup: a paragraph for every split and generator, then the positive control, then what to do."""
+    """For each setup: a paragraph for every split and generator, the pre-training, the positive control, what to do."""
     return [text for each in answers(rows, contrasts) for text in paragraphs("answer", **vars(each))]
 
 
 def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
-    """The values of `answer` for each setup with variations and none; controls alone only where there is no other."""
+    """The values of `answer` for each setup with comparisons; controls alone only where there is no other generator."""
     values_by_setup, line_of = [], lambda gain: (gain.new.split, gain.new.generator)
     for setup in setups(rows):
         alike = [contrast for contrast in contrasts if contrast.new in setup]
-        gains, controls, positive = ([contrast for contrast in alike if contrast.kind == kind] for kind in KINDS)
+        by_kind = {kind: [contrast for contrast in alike if contrast.kind == kind] for kind in KINDS}
+        gains, controls, positive = (by_kind[kind] for kind in ("variations", "control", "positive control"))
+        equal_pixels = {contrast.new.run_ids: contrast for contrast in by_kind["equal pixels"]}
+        pretrainings = [(each, equal_pixels.get(each.new.run_ids)) for each in by_kind["pretraining"]]
         subjects = sorted([gain for gain in gains if not gain.new.is_control] or gains, key=line_of)
         groups = [list(group) for _, group in itertools.groupby(subjects, key=line_of)]
+        values: list[dict[str, Any]] = []
+        advice: dict[str, Any] = {}
         if groups:
             leads = [_lead(group) for group in groups]
             values = [_of_generator(lead, group, controls, gains) for lead, group in zip(leads, groups, strict=True)]
             advice = _advice(leads, subjects, controls, positive)
-            values_by_setup.append(Answer(gains[0].new.prefix, values, positive, advice))
+        if groups or pretrainings:
+            values_by_setup.append(Answer(setup[0].prefix, values, pretrainings, positive, advice))
     return values_by_setup
 
 
@@ -171,7 +178,7 @@ def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row]) -> list[str]:
     machines = Counter(run.machine or "not recorded" for run in finished)
     return paragraphs(
         "notes",
-        settings=varied_settings(rows),
+        settings=[each for each in varied_settings(rows) if each.split(".")[0] != "pretraining"],
         unpaired=_unpaired(rows),
         unknown=sorted(not_known_to_all(recorded_values(finished))),
         unrecorded=len(finished) - len(committed),

@@ -1,0 +1,112 @@
+"""Comparisons with pre-training: which conditions are compared, and the control that shows as many pixels."""
+
+import math
+from typing import Any
+
+import pytest
+from study_runs import finished_run
+
+from boxtwin.studies.comparison import Contrast
+from boxtwin.studies.pretraining import equal_pixel_steps
+from boxtwin.studies.report.summary import Summary
+from boxtwin.studies.runs import StudyRun
+from boxtwin.studies.study import Study
+
+PLAIN = {
+    "dataset.name": "hrsid",
+    "dataset.image_size": "832",
+    "data.test": "5" * 64,
+    "split.name": "s2",
+    "detector.crop": "416",
+    "trainer.steps": "402",
+    "trainer.batch_size": "8",
+    "trainer.validations": "6",
+    "variations.per_image": "0",
+    "variations.seed": "0",
+    "generator": "null",
+    "labels": "null",
+    "store": "null",
+}
+SIMULATED = {
+    "pretraining.name": "sar_scenes",
+    "pretraining.steps": "1200",
+    "pretraining.batch_size": "16",
+    "pretraining.per_image": "0",
+    "pretraining.dataset.name": "sar_scenes",
+    "pretraining.dataset.image_size": "256",
+    "pretraining_images": "simulation 1",
+}
+ON_VARIATIONS = {
+    "pretraining.name": "variations",
+    "pretraining.steps": "402",
+    "pretraining.batch_size": "8",
+    "pretraining.per_image": "10",
+    "pretraining_images": "aa",
+    "generator.name": "repeat",
+    "labels.name": "carry",
+    "variations.seed": "1",
+}
+
+
+def run(name: str, seed: int, ap50: float, more: dict[str, str], **changes: Any) -> StudyRun:
+    condition = {key: value for key, value in PLAIN.items() if f"{key}.name" not in more} | more
+    steps = int(condition["trainer.steps"])
+    metrics = {"test/map": ap50 / 2, "test/map_50": ap50, "test/count_mae": 1.0, "data/real_images": 10.0}
+    return finished_run(f"{name}{seed}", 0, seed, metrics=metrics, condition=condition, steps=steps, **changes)
+
+
+def compared(study: Study) -> dict[tuple[str, str, int], Contrast]:
+    return {(each.kind, each.new.values["pretraining.name"], each.old.first.steps): each for each in study.contrasts}
+
+
+def test_steps_of_equal_pixels_are_those_of_the_formula() -> None:
+    pixels = 1200 * 16 * 256**2
+    more = pixels / (8 * 416**2)
+    assert equal_pixel_steps(PLAIN | SIMULATED) == 6 * math.ceil((402 + more) / 6) == 1314
+    # Variations have the size of the real images, and are shown in the same crops.
+    assert equal_pixel_steps(PLAIN | ON_VARIATIONS) == 804
+    # Whole images where there is no crop.
+    whole = PLAIN | SIMULATED | {"detector.crop": "null", "dataset.image_size": "512"}
+    assert equal_pixel_steps(whole) == 6 * math.ceil((402 + pixels / (8 * 512**2)) / 6)
+    assert equal_pixel_steps({}) is None
+
+
+@pytest.mark.parametrize("settings", [SIMULATED, ON_VARIATIONS], ids=["other images", "variations"])
+def test_pretraining_is_compared_with_none_and_with_as_many_pixels(settings: dict[str, str]) -> None:
+    steps = equal_pixel_steps(PLAIN | settings)
+    assert steps is not None
+    runs = [run("plain", seed, 0.5, {}) for seed in range(3)]
+    runs += [run("longer", seed, 0.52, {"trainer.steps": str(steps)}) for seed in range(3)]
+    runs += [run("other", seed, 0.9, {"trainer.steps": str(steps + 6)}) for seed in range(3)]
+    runs += [run("first", seed, 0.6, settings) for seed in range(3)]
+    study = Study.of(runs)
+    found = compared(study)
+    name = settings["pretraining.name"]
+    assert set(found) == {("pretraining", name, 402), ("equal pixels", name, steps)}
+    assert found["pretraining", name, 402].differences["map_50"].mean == pytest.approx(0.1)
+    assert found["equal pixels", name, steps].differences["map_50"].mean == pytest.approx(0.08)
+    (row,) = {each.new.name for each in study.contrasts}
+    assert row.startswith(f"pretraining={name}")
+    answer = " ".join(Summary.of(study).answer)
+    assert "+10.0 points" in answer
+    assert f"{steps} steps" in answer
+    assert "+8.0 points" in answer
+
+
+def test_a_study_without_pretraining_names_none() -> None:
+    study = Study.of([run("plain", seed, 0.5, {}) for seed in range(2)])
+    assert not study.contrasts
+    assert all("pretraining.name" not in row.values for row in study.rows)
+
+
+def test_other_settings_of_a_pretraining_are_conditions_of_their_own() -> None:
+    runs = [
+        run("plain", 0, 0.5, {}),
+        run("a", 0, 0.6, SIMULATED),
+        run("b", 0, 0.7, SIMULATED | {"pretraining.steps": "600"}),
+    ]
+    study = Study.of(runs)
+    names = sorted(row.name for row in study.rows)
+    assert len(names) == 3
+    assert any("pretraining.steps=600" in name for name in names)
+    assert sum(each.kind == "pretraining" for each in study.contrasts) == 2
