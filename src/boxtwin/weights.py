@@ -8,7 +8,7 @@ import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -100,7 +100,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def check_archive(file: Path | BinaryIO) -> None:
+def check_archive(file: Path | io.BytesIO) -> None:
     """Check the CRC-32 of each member of a file of PyTorch's, a zip archive; raises `ValueError` if one is wrong."""
     with zipfile.ZipFile(file) as archive:
         if (member := archive.testzip()) is not None:
