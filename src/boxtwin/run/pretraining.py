@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from boxtwin.config.identity import NO_PRETRAINING
-from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.inspection import nearly_same
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.splits import Split
@@ -27,7 +26,6 @@ from boxtwin.run.build import Prepared, load_dataset, prepared_from
 from boxtwin.run.label_detectors import detect_all
 
 HELD_OUT = 0.05  # share of the other images on which checkpoints are chosen; as many measure the result
-VARIATIONS_ALONE = 1.0  # share of synthetic images in the batches of a pre-training on variations
 
 
 def pretraining_run(prepared: Prepared) -> Prepared | None:
@@ -38,32 +36,27 @@ def pretraining_run(prepared: Prepared) -> Prepared | None:
     Raises:
         InputError: the other data set cannot be read, has other classes, or shows validation or test images of the run.
     """
-    config = prepared.config
-    options = config.pretraining
+    config, options = prepared.config, prepared.config.pretraining
     if options.name == NO_PRETRAINING:
         return None
     trainer = replace(config.trainer, steps=options.steps, batch_size=options.batch_size)
-    config = replace(config, trainer=trainer, seed=options.seed, pretraining=replace(options, name=NO_PRETRAINING))
-    if options.per_image:
-        variations = replace(config.variations, per_image=options.per_image, synthetic_fraction=VARIATIONS_ALONE)
-        config = replace(config, variations=variations, pretraining=replace(config.pretraining, per_image=0))
-        return prepared_from(config, prepared.dataset, prepared.split)
-    other = _on_other_images(config)
-    dataset = load_dataset(other)
-    check_other_images(dataset, prepared.dataset, prepared.split)
-    return prepared_from(other, dataset, hold_out(dataset))
-
-
-def _on_other_images(config: BoxtwinConfig) -> BoxtwinConfig:
-    dataset = config.pretraining.dataset
-    side = dataset.image_size
-    return replace(
-        config,
-        dataset=dataset,
-        split=replace(config.split, name="pretraining", train_size=None, group_by=dataset.group_by, file=None),
-        variations=replace(config.variations, per_image=0),
-        detector=replace(config.detector, image_size=side, crop=min(config.detector.crop or side, side), tile=None),
+    alone = replace(
+        config.variations, per_image=options.per_image, synthetic_fraction=1.0 if options.per_image else None
     )
+    plain = replace(options, name=NO_PRETRAINING, per_image=0)
+    config = replace(config, trainer=trainer, seed=options.seed, variations=alone, pretraining=plain)
+    if options.per_image:
+        return prepared_from(config, prepared.dataset, prepared.split)
+    side, detector = options.dataset.image_size, config.detector
+    config = replace(
+        config,
+        dataset=options.dataset,
+        split=replace(config.split, name="pretraining", train_size=None, group_by=options.dataset.group_by, file=None),
+        detector=replace(detector, image_size=side, crop=min(detector.crop or side, side), tile=None),
+    )
+    dataset = load_dataset(config)
+    check_other_images(dataset, prepared.dataset, prepared.split)
+    return prepared_from(config, dataset, hold_out(dataset))
 
 
 def hold_out(dataset: Dataset) -> Split:

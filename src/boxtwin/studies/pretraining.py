@@ -16,25 +16,22 @@ from boxtwin.studies.conditions import Row
 
 STEPS = "trainer.steps"
 
+Pair = tuple[Literal["pretraining", "equal pixels"], Row, Row]
 
-def pretraining_pairs(rows: Sequence[Row]) -> list[tuple[Literal["pretraining", "equal pixels"], Row, Row]]:
-    """Each row with a pre-training beside the row without it, and beside the row that saw as many pixels instead.
+
+def pretraining_pairs(rows: Sequence[Row]) -> list[Pair]:
+    """Each row with a pre-training, and the row without it, or the one that saw as many pixels of real images instead.
 
     The two rows of a pair are equal in everything else.
     """
-    pairs: list[tuple[Literal["pretraining", "equal pixels"], Row, Row]] = []
-    for row in rows:
-        if row.values.get(PRETRAINING, NO_PRETRAINING) == NO_PRETRAINING:
-            continue
-        own = _without_pretraining(row.values)
-        steps = equal_pixel_steps(row.values)
-        for other in rows:
-            if other.values.get(PRETRAINING, NO_PRETRAINING) != NO_PRETRAINING:
-                continue
-            theirs = _without_pretraining(other.values)
-            if theirs == own:
+    pairs: list[Pair] = []
+    plain = [row for row in rows if row.values.get(PRETRAINING, NO_PRETRAINING) == NO_PRETRAINING]
+    for row in (row for row in rows if row not in plain):
+        shared, steps = _without_pretraining(row.values), equal_pixel_steps(row.values)
+        for other in plain:
+            if _without_pretraining(other.values) == shared:
                 pairs.append(("pretraining", row, other))
-            if steps is not None and theirs == own | {STEPS: str(steps)}:
+            if steps and _without_pretraining(other.values) == shared | {STEPS: str(steps)}:
                 pairs.append(("equal pixels", row, other))
     return pairs
 
@@ -46,34 +43,20 @@ def equal_pixel_steps(values: Values) -> int | None:
     ``trainer.validations``. None where the condition does not record these settings.
     """
     try:
-        size = int(values["dataset.image_size"])
-        side = _crop(values, size)
+        size, crop = int(values["dataset.image_size"]), values["detector.crop"]
         # Variations are shown in the size of the real images.
-        other = _crop(values, int(values.get("pretraining.dataset.image_size", size)))
+        sides = [size, int(values.get("pretraining.dataset.image_size", size))]
+        side, other = sides if crop == "null" else (min(int(crop), each) for each in sides)
         before = int(values["pretraining.steps"]) * int(values["pretraining.batch_size"]) * other**2
-        steps, validations = int(values[STEPS]), int(values["trainer.validations"])
         more = before / (int(values["trainer.batch_size"]) * side**2)
+        validations = int(values["trainer.validations"])
+        return math.ceil((int(values[STEPS]) + more) / validations) * validations
     except (KeyError, ValueError):
         return None
-    return math.ceil((steps + more) / validations) * validations
-
-
-def _crop(values: Values, size: int) -> int:
-    crop = values.get("detector.crop", "null")
-    return size if crop == "null" else min(int(crop), size)
 
 
 def _without_pretraining(values: Values) -> dict[str, str]:
-    """A condition without the settings of its pre-training.
-
-    Without variations a condition records a generator only where the pre-training uses it.
-    """
+    # Without variations, a generator is recorded only where the pre-training uses it.
     mixed = values.get("variations.per_image", "0") != "0"
-    left_out = ["pretraining", "pretraining_images"]
-    if not mixed:
-        left_out += ["generator", "labels", "variations.seed"]
-    return {
-        key: value
-        for key, value in values.items()
-        if not any(key == group or key.startswith(f"{group}.") for group in left_out)
-    }
+    groups = {"pretraining", "pretraining_images"} | (set() if mixed else {"generator", "labels"})
+    return {k: v for k, v in values.items() if k.split(".")[0] not in groups and (mixed or k != "variations.seed")}
