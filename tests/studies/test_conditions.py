@@ -188,6 +188,15 @@ def test_labels_of_the_test_images_that_changed_are_not_paired_though_the_names_
     assert "data.test" in text
 
 
+@pytest.mark.parametrize("other", [None, "e" * 64])
+def test_splits_of_the_same_images_are_named(other: str | None, composed: DictConfig, tmp_path: Path) -> None:
+    data = {**DATA, "data": DATA["data"] | ({} if other is None else {"train": other})}
+    write_record(tmp_path, plain(merged(composed, split={"name": "s1"})), (0,))
+    write_record(tmp_path, plain(merged(composed, split={"name": "s2"})), (0,), data=data)
+    _, _, text = compared(tmp_path)
+    assert ("s1 and s2 are splits of the same images" in text) == (other is None)
+
+
 def test_initial_weights_keep_conditions_apart_and_are_named(composed: DictConfig, tmp_path: Path) -> None:
     write_record(tmp_path, plain(composed), (0, 1))
     write_record(tmp_path, composed, (0, 1), weights="f" * 64)

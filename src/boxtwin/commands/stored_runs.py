@@ -116,7 +116,9 @@ def _run(study: str, run: Run, store: Store, tracking: Path, temporary: Path) ->
 
 
 def conditions(study: Study) -> list[Condition]:
-    """Means are named as the metrics of runs are, so that MLflow has both in one column: ``test/map_50``, with
+    """What `Store.write_conditions` takes, for each condition of a study.
+
+    Means are named as the metrics of runs are, so that MLflow has both in one column: ``test/map_50``, with
     ``test/map_50_low`` and ``test/map_50_high``. Differences to no variations are ``vs_x0/map_50`` with ``_low``,
     ``_high``, ``_p`` and ``_p_holm``, over ``vs_x0/pairs`` seeds.
     """

@@ -9,7 +9,6 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +285,7 @@ class _RunInProgress:
                 "split_sha256": prepared.split.digest,
                 "store": prepared.library.folder.name if prepared.library else None,
                 "bad_boxes": prepared.dataset.repairs,
-                "levels": asdict(prepared.levels),
+                "levels": {"black": prepared.levels.black, "white": prepared.levels.full_scale},
             },
             condition=prepared.condition,
             provenance=self.provenance,

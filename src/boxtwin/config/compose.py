@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from boxtwin.config.identity import FIRST_NAMES, REMOVED_SETTINGS, RENAMED_SETTINGS, run_folder
+from boxtwin.config.identity import FIRST_NAMES, REMOVED_SETTINGS, RENAMED_SETTINGS, as_yaml, run_folder
 from boxtwin.config.schema import BoxtwinConfig, CompareConfig, ExportConfig, GenerateConfig
 from boxtwin.errors import InputError
 
 Schema = TypeVar("Schema")
 
-# Settings of older versions that defined no run, and what happens without them.
-WITHOUT = {"trainer.coco_evaluator": "validation computes the metrics of the test, which equal those of pycocotools"}
+SCHEMAS = {"boxtwin": BoxtwinConfig, "generate": GenerateConfig, "compare": CompareConfig, "export": ExportConfig}
+# Settings of older versions, and what happens or helps without them.
+WITHOUT = {
+    "trainer.coco_evaluator": "validation computes the metrics of the test, which equal those of pycocotools",
+    "generator.local_files_only": "the environment variable HF_HUB_OFFLINE=1 keeps diffusers offline",
+}
 
 
 def register() -> None:
     """Register the schemas with Hydra, and the resolver of the output folder's name with OmegaConf. Safe to repeat."""
-    schemas = {"boxtwin": BoxtwinConfig, "generate": GenerateConfig, "compare": CompareConfig, "export": ExportConfig}
-    for name, schema in schemas.items():
+    for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     OmegaConf.register_new_resolver("run_folder", lambda *, _root_: run_folder(_root_), replace=True)
 
@@ -39,12 +44,12 @@ def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
     except ValueError as error:  # of a dataclass that checks its values, or of OmegaConf
         raise InputError(str(error)) from None
     except ConfigKeyError as error:
-        raise former_setting(error) or error from None
+        raise unknown_setting(error) or error from None
     return typed
 
 
-def former_setting(error: BaseException) -> InputError | None:
-    """One line for a setting of an earlier version that Hydra or OmegaConf does not know; None for other errors."""
+def unknown_setting(error: BaseException) -> InputError | None:
+    """One line for a setting that Hydra or OmegaConf does not know, such as one of an earlier version; or None."""
     match = re.search(r"full_key: (\S+)", f"{error}\n{error.__cause__}")
     if match is None:
         return None
@@ -53,13 +58,26 @@ def former_setting(error: BaseException) -> InputError | None:
     group, _, name = now.rpartition(".")
     # Of generators, the settings are by class.
     settings = [of for place, of in REMOVED_SETTINGS.items() if group == ("generator" if "." in place else place)]
-    constants = ["null" if of[name] is None else str(of[name]) for of in settings if name in of]
-    values = " or ".join(dict.fromkeys(constants))
-    if values:
-        return InputError(f"{key} is no setting any more; its value is always {values}: leave it out")
+    values = list(dict.fromkeys(as_yaml(of[name]) for of in settings if name in of))
     if key in WITHOUT:
         return InputError(f"{key} is no setting any more; leave it out: {WITHOUT[key]}")
-    return InputError(f"{key} has been renamed: write {now}") if key in renamed else None
+    if values:
+        constant = " or ".join(values) + (", depending on the generator" if len(values) > 1 else "")
+        return InputError(f"{key} is no setting any more; its value is always {constant}: leave it out")
+    if key in renamed:
+        return InputError(f"{key} has been renamed: write {now}=… instead of {key}=…")
+    known = [name for schema in SCHEMAS.values() for name in _settings(schema)]
+    advice = "".join(f"; did you mean {name}?" for name in get_close_matches(key, known, 1))
+    return InputError(f"there is no setting {key}{advice or '; --cfg job shows all settings'}")
+
+
+def _settings(schema: type) -> list[str]:
+    """The names of all settings of a schema, and of its groups."""
+    kinds: dict[str, Any] = get_type_hints(schema)
+    below = {
+        name: _settings(kind) if isinstance(kind, type) and is_dataclass(kind) else [] for name, kind in kinds.items()
+    }
+    return [*below, *(f"{name}.{setting}" for name, settings in below.items() for setting in settings)]
 
 
 def require_values(config: DictConfig, below: str = "") -> None:

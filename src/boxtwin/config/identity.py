@@ -165,6 +165,11 @@ def removed_settings_of(target: str) -> dict[str, Any]:
     return REMOVED_SETTINGS.get(current_target(target).removeprefix(_PLACE), {})
 
 
+def as_yaml(value: Any) -> str:
+    """A value as a configuration file has it: ``null``, ``false``, ``0.5``."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def current_target(target: str) -> str:
     """The module and class of a ``_target_``, which may be of an older version."""
     return _moved(target, {first: now for now, first in FIRST_PLACES.items()})

@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.command_line import quote_variations
-from boxtwin.config.compose import former_setting, register
+from boxtwin.config.compose import register, unknown_setting
 from boxtwin.config.identity import run_name, short_hash
 from boxtwin.errors import DataError, InputError, WriteError, unanswered
 from boxtwin.files import check_name, write_bytes_atomically, write_error
@@ -44,10 +44,12 @@ _ADDRESS = re.compile(
 _PASSWORD = "tracking.uri holds a user's name or password, which would be written to many files: leave them out"
 
 # Set before torch is imported. Spinning OpenMP threads make two busy processes on the same cores several times slower.
-# The rest disables telemetry (of MLflow and Hugging Face) and progress bars.
+# The rest disables telemetry (of MLflow and Hugging Face, whatever DO_NOT_TRACK a user has set) and progress bars.
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -195,7 +197,7 @@ def _run(main: Callable[[], Any]) -> None:
     try:
         main()
     except Exception as error:
-        line = error if isinstance(error, InputError) else write_error(error) or former_setting(error)
+        line = error if isinstance(error, InputError) else write_error(error) or unknown_setting(error)
         if line is not None:
             raise line from None
         del os.environ["HYDRA_FULL_ERROR"]
@@ -302,7 +304,7 @@ def report_failures(notes: Iterable[Note]) -> None:
     if reasons:
         failed = sum(map(len, reasons.values()))
         _failed += failed
-        lines = [f"{failed} run(s) of this sweep failed; the same command tries them again:"]
+        lines = [f"{failed} run(s) of this sweep failed; the same command runs them once the cause is repaired:"]
         for reason, names in reasons.items():
             lines += [f"  {', '.join(names)}:", *(f"    {line}" for line in reason.splitlines())]
         log.error("\n".join(lines))

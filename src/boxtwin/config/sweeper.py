@@ -84,15 +84,17 @@ class RunSweeper(BasicSweeper):
         (combinations,) = self.split_arguments(overrides, None)
         jobs: dict[str, tuple[Path, list[str]]] = {}
         before = global_config.cfg
-        for number, combination in enumerate(combinations):
-            # Composed as a launcher does it later, so that wrong settings are reported before any work.
-            config = loader.load_sweep_config(self.config, combination)
-            with open_dict(config):
-                config.hydra.job.num, config.hydra.job.id = number, str(number)
-            global_config.set_config(config)
-            folder = Path(config.hydra.sweep.dir).absolute() / config.hydra.sweep.subdir
-            jobs.setdefault(settings_key(config), (folder, combination))
-        global_config.cfg = before
+        try:
+            for number, combination in enumerate(combinations):
+                # Composed as a launcher does it later, so that wrong settings are reported before any work.
+                config = loader.load_sweep_config(self.config, combination)
+                with open_dict(config):
+                    config.hydra.job.num, config.hydra.job.id = number, str(number)
+                global_config.set_config(config)
+                folder = Path(config.hydra.sweep.dir).absolute() / config.hydra.sweep.subdir
+                jobs.setdefault(settings_key(config), (folder, combination))
+        finally:
+            global_config.cfg = before
         if len(jobs) < len(combinations):
             text = "%d combinations are %d runs: without variations the generator makes no difference"
             log.info(text, len(combinations), len(jobs))

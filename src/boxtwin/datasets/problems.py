@@ -29,7 +29,7 @@ class Problems:
             self.cures[kind] = cure
 
     def remark(self, images: Sequence[str], what: str, advice: str) -> None:
-        """Remark on annotations, by the names of their images; on none, where there are none."""
+        """Remark on annotations, by the names of their images; no remark if there are none."""
         if images:
             self.remarks.append(f"{len(images)} {what}, in {some(sorted({*images}))}: {advice}")
 

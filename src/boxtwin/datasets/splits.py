@@ -83,7 +83,8 @@ class Split:
     def first(self, size: int, order: Sequence[str] | None = None) -> Split:
         """The split with its first ``size`` training images, in ``order`` of their names, or as they are listed."""
         if not 0 < size <= len(self.train):
-            raise InputError(f"split.train_size={size} must lie between 1 and {len(self.train)}, all of {self.name}")
+            most = f"{len(self.train)}, the number of training images of {self.name}"
+            raise InputError(f"split.train_size={size} must lie between 1 and {most}")
         by_name = {file_key(sample.name): sample for sample in self.train}
         train = self.train if order is None else tuple(by_name[file_key(name)] for name in order)
         return Split(f"{self.name}n{size}", train[:size], self.val, self.test)
@@ -163,7 +164,9 @@ def make_split(
     if len(dataset.samples) < total:
         what = f"{train_pool} + {val} + {test} = {total} images (training pool, validation, test)"
         has = f"data set {dataset.name} has {len(dataset.samples)}"
-        raise InputError(f"split {name} needs {what}, but {has}; choose smaller numbers")
+        raise InputError(
+            f"split {name} needs {what}, but {has}; choose smaller split.train_pool, split.val and split.test"
+        )
     random = np.random.default_rng(seed)
     members: dict[str, list[Sample]] = defaultdict(list)
     for sample in dataset.samples:

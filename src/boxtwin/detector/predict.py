@@ -66,9 +66,9 @@ class OnnxDetector:
             pixels = decode_image(bytes(encoded), name, self.spec.how_to_read)
         except OSError as error:
             raise InputError(str(error)) from None
-        # 16 bit files may hold 8 bit values, and do if white is 255; the other way round nothing tells them apart.
+        # 16 bit files may hold 8 bit values, and do if the full scale is 255; nothing tells the reverse.
         if self.spec.white > 255 and pixels.dtype == np.uint8:
-            raise InputError(f"{name} has 8 bit; the detector was trained on 16 bit images, white at {self.spec.white}")
+            raise InputError(f"{name} has 8 bit; the detector was trained on 16 bit, full scale {self.spec.white}")
         if self.spec.white <= 255 and int(pixels.max()) > 255:
             raise InputError(f"{name} has 16 bit; the detector was trained on values up to {self.spec.white}")
         return pixels

@@ -31,8 +31,8 @@ from boxtwin.labels.options import LabelOptions, NewObjects
 
 # These numbers were set on pairs of simulated scenes of which it is known what became of every ship, other ones than
 # those of tests/labels/test_carry_against_truth.py.
-PRESENT_RESPONSE = 0.6  # from which on an object is present: 98 of 100 ships in new speckle have more, 99 of 100 ...
-ABSENT_RESPONSE = 0.3  # ... places that a ship has left less; below this it is absent, as at 19 of 20 such places
+PRESENT_RESPONSE = 0.6  # present from here on: 98 of 100 ships in new speckle have more, 99 of 100 empty places less
+ABSENT_RESPONSE = 0.3  # absent below, as at 19 of 20 places that a ship has left
 LIKELY_RESPONSE = (PRESENT_RESPONSE + ABSENT_RESPONSE) / 2
 # Of a match elsewhere: three of four places that a ship has left show nothing above 0.44 around them.
 SHIFT_CORRELATION = 0.5

@@ -334,8 +334,11 @@ def make_generator(config: BoxtwinConfig) -> Generator:
     """The generator of a configuration; raises `InputError` if its settings are wrong."""
     arguments = {key: value for key, value in config.generator.items() if key != "name"}
     arguments["_target_"] = identity.current_target(arguments["_target_"])
-    for name in identity.removed_settings_of(arguments["_target_"]).keys() & arguments.keys():
-        raise InputError(f"generator.{name} is no setting any more: leave it out")
+    former = identity.removed_settings_of(arguments["_target_"])
+    if others := sorted(name for name in former.keys() & arguments.keys() if arguments[name] != former[name]):
+        constants = ", ".join(f"generator.{name} (always {identity.as_yaml(former[name])})" for name in others)
+        raise InputError(f"no settings any more: {constants}; leave them out")
+    arguments = {key: value for key, value in arguments.items() if key not in former}
     try:
         generator: Generator = hydra.utils.instantiate(arguments, _convert_="all")
     except InstantiationException as error:

@@ -71,7 +71,8 @@ def check_settings(config: BoxtwinConfig) -> None:
     if trainer.steps == 0 and detector.weights is None:
         raise InputError("trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE")
     if trainer.steps and not 0 <= detector.warmup_steps < trainer.steps:
-        raise InputError(f"detector.warmup_steps={detector.warmup_steps} must be below trainer.steps={trainer.steps}")
+        steps_of_both = f"detector.warmup_steps={detector.warmup_steps} must be below trainer.steps={trainer.steps}"
+        raise InputError(f"{steps_of_both}: raise the latter, or set a shorter warm-up")
     stride = max(STRIDES[architecture])
     for name, side in (("image_size", detector.image_size), ("crop", detector.crop), ("tile", detector.tile)):
         # An image that is cut into tiles and crops may have any size.

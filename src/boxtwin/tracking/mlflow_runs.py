@@ -80,7 +80,7 @@ class Condition:
 class Store:
     """The MLflow tracking store of a server at ``uri``, or for None of ``mlflow.db`` and ``artifacts`` in ``folder``.
 
-    The lock lies in ``folder`` in either case. Raises `InputError` if there is no store, or it cannot be reached.
+    The lock lies in ``folder`` in either case. Raises `InputError` if it is no MLflow store, or cannot be reached.
     """
 
     def __init__(self, *, uri: str | None, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -179,6 +179,7 @@ def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row]) -> list[str]:
     return paragraphs(
         "notes",
         settings=[each for each in varied_settings(rows) if each.split(".")[0] != "pretraining"],
+        same_images=_splits_of_same_images(rows),
         unpaired=_unpaired(rows),
         unknown=sorted(not_known_to_all(recorded_values(finished))),
         unrecorded=len(finished) - len(committed),
@@ -197,6 +198,16 @@ def obstacles(rows: Sequence[Row], row: Row) -> dict[str, tuple[str, str]]:
         keys = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
         apart.append({key: (shown(key, theirs.get(key)), shown(key, ours.get(key))) for key in keys})
     return min(apart, key=len, default={})
+
+
+def _splits_of_same_images(rows: Sequence[Row]) -> list[list[str]]:
+    """Names of splits that have the same images on every side, and so repeat each other's runs."""
+    splits: dict[tuple[str | None, ...], dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        images = tuple(row.values.get(f"data.{side}") for side in ("train", "val", "test"))
+        if all(images):
+            splits[images][row.values.get("split.name", row.split)] = None
+    return [list(names) for names in splits.values() if len(names) > 1]
 
 
 def _unpaired(rows: Sequence[Row]) -> list[tuple[Row, list[int]]]:

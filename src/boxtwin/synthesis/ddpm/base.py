@@ -142,11 +142,14 @@ class PixelGenerator(ModelSettings, Generator):
             raise InputError(f"{self.name}: {both}: the model has not learnt to remove more noise")
 
 
-def the_one_class(owner: str, training: Sequence[Sample], others: str) -> int:
-    """The class of all objects of the training images, 0 if there are none; `InputError` if there are several."""
+def the_one_class(owner: str, training: Sequence[Sample], instead: str) -> int:
+    """The class of all objects of the training images, 0 if there are none.
+
+    `InputError` if there are several; it advises the generators ``instead``.
+    """
     classes = {int(label) for sample in training for label in sample.object_labels}
     if len(classes) > 1:
-        raise InputError(f"{owner} makes objects of one class; the training images have several classes: use {others}")
+        raise InputError(f"{owner} makes objects of one class; the training images have several classes: use {instead}")
     return next(iter(classes), 0)
 
 

@@ -77,7 +77,8 @@ class PixelLayout(PixelGenerator):
     from noise of `object_strength` by the network, which is shown the silhouette there; its box is the object's.
 
     Objects at the border, close to another or on busy ground stay where they are: the ground behind them is not known.
-    New places are as calm. Without any change the source comes back. The model has to learn all noise levels.
+    New places are as calm. Without any change the source comes back. The model
+    has to learn all noise levels, and silhouettes (``mask=silhouettes``).
     """
 
     object_strength: float  # time in [0, 1] to which an object at its new place is noised; 1 leaves its silhouette

@@ -80,7 +80,8 @@ class Checkpoint:
         """Load it with a pipeline class of diffusers, without progress bar, safety checker and watermark.
 
         Safety checkers blacken what they take for indecent, and are wrong about radar images; watermarks change pixels.
-        ``components`` are taken instead of the checkpoint's own; None leaves one out. InputError if it is damaged.
+        ``components`` are taken instead of the checkpoint's own; None leaves one out. InputError if it is
+        missing, damaged or of another kind.
         """
         index = self.index()
         if "safety_checker" in index:
@@ -114,7 +115,8 @@ class Checkpoint:
             cure = "give the whole folder of a diffusers pipeline of the kind that this generator needs"
             if self.folder is None:
                 cure = (
-                    "check the id and the connection. Without one, download it on another machine (hf download "
+                    "check the id and the connection; with HF_HUB_OFFLINE=1 it must be in the cache (HF_HOME). "
+                    "Without a connection, download it on another machine (hf download "
                     f"{self.name} --local-dir FOLDER), copy the folder here and say checkpoint=FOLDER. Repositories "
                     "that are gone, Stability AI's Stable Diffusion 2 among them, have copies under other names"
                 )

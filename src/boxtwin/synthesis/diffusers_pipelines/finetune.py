@@ -135,7 +135,7 @@ class TrainablePipeline:
         if not fits or getattr(pipeline, "text_encoder_2", None) is not None:
             raise InputError(
                 f"{owner}: a {type(pipeline).__name__} cannot be fine-tuned here, only Stable Diffusion 1 and 2 and "
-                "what is built like them (one U-Net, one CLIP text encoder): say finetune=null or choose such a one"
+                "what is built like them (one U-Net, one CLIP text encoder): say finetune=null or choose one of these"
             )
         self.pipeline, self.crops, self.device = pipeline, crops, pipeline.device
         self._dtype = dtype if dtype == torch.bfloat16 else torch.float32

@@ -33,7 +33,8 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
             raise InputError(f"{self.name}: strength lies in (0, 1], got {self.strength}")
         super().__post_init__()
         if int(self.steps * self.strength) < 1:  # diffusers rounds down
-            raise InputError(f"{self.name}: strength={self.strength} of steps={self.steps} is no step; raise either")
+            both = f"strength={self.strength} of steps={self.steps}"
+            raise InputError(f"{self.name}: {both} is less than one step; raise either")
         self.check(self.name)
         self.learns = self.finetune is not None
         self._learnt: Path | None = None
