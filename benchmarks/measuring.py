@@ -22,7 +22,8 @@ from hydra import compose, initialize_config_dir
 
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.schema import BoxtwinConfig
-from boxtwin.hardware import keep_freed_blocks, use_threads
+from boxtwin.hardware import use_threads
+from boxtwin.memory import keep_freed_blocks
 from boxtwin.run.build import Prepared, prepare
 
 ROOT = Path(__file__).resolve().parents[1]

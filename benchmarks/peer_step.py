@@ -62,7 +62,7 @@ def boxtwin(settings: Namespace, images: torch.Tensor) -> tuple[nn.Module, Loss]
     from boxtwin.detector.network import PUBLISHED_ANCHORS
     from boxtwin.detector.options import LossOptions, OptimizerOptions
     from boxtwin.detector.spec import NetworkSpec
-    from boxtwin.hardware import keep_freed_blocks
+    from boxtwin.memory import keep_freed_blocks
 
     keep_freed_blocks()
     module = DetectorModule(

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import numpy as np
-from boxtwin.hardware import keep_freed_blocks
+from boxtwin.memory import keep_freed_blocks
 if sys.argv[1] == "keep":
     assert keep_freed_blocks()
 np.ones(48 << 20, dtype=np.uint8)

@@ -1,17 +1,11 @@
-"""Device, number format, threads and memory settings of the networks of a process."""
+"""Device, number format and threads of the networks of a process."""
 
 from __future__ import annotations
-
-import ctypes
 
 import cv2
 import torch
 
 from boxtwin.errors import InputError
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt's parameters, from glibc's malloc.h
-LARGEST_BLOCK = 2**30  # bytes; the largest feature map of a batch is well below
-MOST_KEPT = 2**31 - 1  # bytes: the largest value that fits mallopt's int
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LIGHTNING = {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-true"}  # names of precisions
@@ -73,16 +67,3 @@ def use_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
-
-
-def keep_freed_blocks() -> bool:
-    """Let the process keep large blocks of memory that it frees; returns whether that could be set.
-
-    glibc returns blocks above 32 MB to the system at once, and a training step on a CPU frees and takes the memory of
-    every feature map. Clearing each page anew can take a quarter of a step. Other C libraries have no such setting.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:
-        return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK) and mallopt(M_TRIM_THRESHOLD, MOST_KEPT))

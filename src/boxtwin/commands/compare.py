@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from boxtwin.errors import InputError, unanswered
 from boxtwin.files import check_name
+from boxtwin.memory import keep_freed_blocks
 from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.next_runs import plan
 from boxtwin.studies.report.page import write_report
@@ -24,6 +25,7 @@ def compare_study(config: DictConfig) -> Path:
 
     With ``runs=PATH`` the runs are read there, and nothing is logged. Raises `InputError` if there is no run.
     """
+    keep_freed_blocks()  # resampled AP takes and frees large arrays
     if config.runs is None:
         return _compare_stored(config)
     with runs_folder(Path(config.runs)) as folder:

@@ -32,7 +32,8 @@ from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.evaluation.tested import PICTURES, Evaluation, run_test
 from boxtwin.files import exclusive_lock, link_file, remove_leftovers, write_bytes_atomically
-from boxtwin.hardware import keep_freed_blocks, use_threads
+from boxtwin.hardware import use_threads
+from boxtwin.memory import keep_freed_blocks
 from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import metrics_of
 from boxtwin.run import label_detectors

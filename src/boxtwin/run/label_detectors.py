@@ -19,10 +19,11 @@ from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, 
 from boxtwin.detector.predict import detect_objects
 from boxtwin.evaluation.counts import best_threshold
 from boxtwin.files import exclusive_lock, link_file
-from boxtwin.hardware import keep_freed_blocks, on_gpu
+from boxtwin.hardware import on_gpu
 from boxtwin.labels.card import tally, write_card
 from boxtwin.labels.ensemble import Member, new_object_threshold
 from boxtwin.labels.method import Judge
+from boxtwin.memory import keep_freed_blocks
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, detector_file, labelling_runs, make_data, make_detector, make_labels, train
 from boxtwin.synthesis.manifest import store_costs

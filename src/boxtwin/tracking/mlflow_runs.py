@@ -333,8 +333,9 @@ def update_addresses(database: Path) -> None:
         moved = {old for address in addresses if (old := _moved(address, here)) is not None}
         if not moved:
             return
+        tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
         for old in moved:
-            for table, column in ADDRESSES:
+            for table, column in (each for each in ADDRESSES if each[0] in tables):  # MLflow 2 has fewer
                 connection.execute(
                     f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
                     (f"{here.as_uri()}/", len(old) + 1, len(old), old),
