@@ -111,7 +111,7 @@ def draw_ship(rng: np.random.Generator, *, xy: tuple[float, float], heading: flo
     resolution; length over beam is 4 to 7.5, that of cargo ships and tankers. Small ships are never among the faintest:
     a person could not label them.
     """
-    length = float(np.clip(18 * np.exp(0.48 * rng.standard_normal()), 8, min(60, longest)))
+    length = float(np.clip(27 * np.exp(0.75 * rng.standard_normal()), 9, min(190, longest)))
     beam = max(length / rng.uniform(4.0, 7.5), 2.2)
     contrast = float(np.clip(rng.normal(21.5, 5.5), 7.5 + 45 / length, 32))
     kind = KINDS[int(rng.integers(len(KINDS)))] if length > 14 else "cargo"
@@ -126,7 +126,7 @@ def ship_scatterers(rng: np.random.Generator, ship: Ship) -> Scatterers:
     side lobes of HRSID's ships fade within 100 px.
     """
     area = ship.length * ship.beam
-    n = int(np.clip(0.8 * area, 8, 400))
+    n = int(np.clip(0.8 * area, 8, 900))
     u = rng.uniform(-0.5, 0.5, n)
     half = 0.5 * np.clip((0.52 - u) / 0.24, 0.25, 1.0)
     v = rng.uniform(-1, 1, n)
@@ -196,7 +196,7 @@ def harbour(rng: np.random.Generator, shape: tuple[int, int]) -> Shore:
     """A straight waterfront with piers; every quay wall is listed."""
     angle = rng.uniform(0, 2 * np.pi)
     u, v = _frame(shape, angle)
-    front = float(np.quantile(v, 1 - rng.uniform(0.08, 0.25)))
+    front = float(np.quantile(v, 1 - rng.uniform(0.1, 0.55)))
     land = v > front
     along, out = np.array([np.cos(angle), np.sin(angle)]), np.array([np.sin(angle), -np.cos(angle)])
     origin = np.array([shape[1], shape[0]]) / 2 - front * out
@@ -207,13 +207,59 @@ def harbour(rng: np.random.Generator, shape: tuple[int, int]) -> Shore:
     quays = []
     position, reach = float(u.min()), float(u.max())
     while position < reach:
-        basin, width, depth = rng.uniform(40, 110), rng.uniform(8, 26), rng.uniform(45, 130)
+        basin, width, depth = rng.uniform(50, 220), rng.uniform(8, 60), rng.uniform(45, 240)
         start, end = position + basin, position + basin + width
         land |= (u > start) & (u < end) & (v > front - depth)
         quays.append(quay(position, 0.0, start, 0.0, out))
         quays += [quay(start, 0.0, start, depth, -along), quay(end, 0.0, end, depth, along)]
         position = end
     return Shore(land, quays)
+
+
+def industry(rng: np.random.Generator, shore: Shore, count: int) -> Scatterers:
+    """Bright unlabelled structures on land: rows of roofs, containers and walls, and reflectors along quays."""
+    parts = []
+    rows, columns = np.nonzero(shore.land)
+    if not len(rows):
+        return join(parts)
+    height, width = shore.land.shape
+    for start, end, _ in shore.quays:
+        if rng.random() < 0.7:
+            length = float(np.linalg.norm(end - start))
+            n = int(length / rng.uniform(1.0, 4.0))
+            if n:
+                t = rng.random((n, 1))
+                xy = start + t * (end - start) + rng.normal(0, 0.7, (n, 2))
+                level = rng.uniform(12, 28)
+                parts.append(Scatterers(xy, 10 ** ((level + rng.normal(0, 4, n)) / 20)))
+    anchor = shore.quays[int(rng.integers(len(shore.quays)))] if shore.quays else None
+    angle = float(np.arctan2(*(anchor[1] - anchor[0])[::-1])) if anchor is not None else rng.uniform(0, np.pi)
+    for _ in range(count):
+        place = int(rng.integers(len(rows)))
+        centre = np.array([columns[place], rows[place]]) + 0.5
+        turn = angle + (rng.normal(0, 0.04) if rng.random() < 0.7 else rng.uniform(0, np.pi))
+        size_u, size_v = rng.uniform(20, 200), rng.uniform(10, 140)
+        spacing, density = rng.uniform(4, 18), rng.uniform(0.4, 1.3)
+        level, spread = rng.uniform(8, 25), rng.uniform(2, 6)
+        for v in np.arange(-size_v / 2, size_v / 2, spacing):
+            u = -size_u / 2
+            while u < size_u / 2:
+                length = min(rng.exponential(25) + 4, size_u / 2 - u)
+                if rng.random() < 0.75:
+                    thick = rng.uniform(0.5, 3.5)
+                    n = max(2, int(density * length * max(1.0, 0.5 * thick)))
+                    row_level = level + rng.normal(0, 4)
+                    uu = u + rng.random(n) * length
+                    vv = v + rng.uniform(-0.5, 0.5, n) * thick
+                    xy = _turned(uu, vv, turn) + centre
+                    parts.append(Scatterers(xy, 10 ** ((row_level + rng.normal(0, spread, n)) / 20)))
+                u += length + rng.exponential(6)
+    every = join(parts)
+    x, y = (np.clip(every.xy[:, axis].astype(int), 0, limit - 1) for axis, limit in ((0, width), (1, height)))
+    near = cv2.dilate(shore.land.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+    keep = np.flatnonzero(near[y, x])
+    keep = rng.permutation(keep)[:60000]
+    return Scatterers(every.xy[keep], every.amplitude[keep])
 
 
 def islets(rng: np.random.Generator, shape: tuple[int, int], count: int) -> Bool[np.ndarray, "h w"]:
@@ -287,8 +333,8 @@ def buildings(rng: np.random.Generator, land: Bool[np.ndarray, "h w"], *, level:
     """Strong reflectors on land, denser where towns are, log-normal in power around 12 dB over the land's ``level``."""
     shape = (land.shape[0], land.shape[1])
     town = np.exp(1.2 * smooth_normal(rng, shape, 30.0))
-    where = np.flatnonzero(land & (rng.random(shape) < town / 160))
-    where = rng.permutation(where)[:1200]  # keeps the cost of a scene with much land within a second
+    where = np.flatnonzero(land & (rng.random(shape) < town / 150))
+    where = rng.permutation(where)[:20000]  # keeps the cost of a scene with much land within a second
     rows, columns = np.divmod(where, shape[1])
     xy = np.stack([columns, rows], axis=1) + rng.random((len(where), 2))
-    return Scatterers(xy, np.sqrt(level) * 10 ** (rng.normal(12, 5, len(where)) / 20))
+    return Scatterers(xy, np.sqrt(level) * 10 ** (rng.normal(10, 5, len(where)) / 20))

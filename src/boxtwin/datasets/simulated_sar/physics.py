@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Complex, Float
+from scipy import fft
 
 KELVIN_ANGLE = np.arcsin(1 / 3)  # half angle of the Kelvin wake, 19.5 degrees
 
@@ -27,6 +28,9 @@ class Scatterers(NamedTuple):
 
     xy: Float[np.ndarray, "n 2"]
     amplitude: Float[np.ndarray, " n"]
+
+
+NONE = Scatterers(np.zeros((0, 2)), np.zeros(0))
 
 
 def join(parts: Sequence[Scatterers]) -> Scatterers:
@@ -64,14 +68,14 @@ def impulse_response(
 
 def _passband(n: int, bandwidth: float, taper: float) -> Float[np.ndarray, " n"]:
     """Spectrum of the impulse response on the grid of the transform, with mean square 1: noise keeps its power."""
-    frequency = np.fft.fftfreq(n)
+    frequency = fft.fftfreq(n)
     hamming = taper + (1 - taper) * np.cos(2 * np.pi * frequency / bandwidth)
     weight = np.where(np.abs(frequency) <= bandwidth / 2, hamming, 0.0)
     return weight / np.sqrt(np.mean(weight**2))
 
 
 def speckle_field(
-    rng: np.random.Generator, reflectivity: Float[np.ndarray, "h w"], sensor: Sensor
+    rng: np.random.Generator, reflectivity: Float[np.ndarray, "h w"], sensor: Sensor, clutter: Scatterers = NONE
 ) -> Complex[np.ndarray, "h w"]:
     """One look at a rough surface: complex circular Gaussian scattering, seen through the impulse response.
 
@@ -79,9 +83,14 @@ def speckle_field(
     """
     noise = rng.standard_normal((2, *reflectivity.shape))
     scattering = np.sqrt(reflectivity / 2) * (noise[0] + 1j * noise[1])
-    azimuth, slant_range = zip(reflectivity.shape, sensor.bandwidth, strict=True)
-    band = np.outer(_passband(*azimuth, sensor.taper), _passband(*slant_range, sensor.taper))
-    return np.fft.ifft2(np.fft.fft2(scattering) * band)
+    sides = zip(reflectivity.shape, sensor.bandwidth, strict=True)
+    rows, columns = (_passband(n, bandwidth, sensor.taper) for n, bandwidth in sides)
+    if len(clutter.amplitude):
+        # On the grid, before the filter: the cost is that of the surface alone, however many there are.
+        x, y = (np.clip(clutter.xy[:, axis].astype(int), 0, reflectivity.shape[1 - axis] - 1) for axis in (0, 1))
+        phase = np.exp(2j * np.pi * rng.random(len(clutter.amplitude)))
+        np.add.at(scattering, (y, x), clutter.amplitude * phase / (rows.mean() * columns.mean()))
+    return fft.ifft2(fft.fft2(scattering) * np.outer(rows, columns))
 
 
 def scatterer_field(
@@ -99,12 +108,16 @@ def scatterer_field(
 
 
 def multilook_intensity(
-    rng: np.random.Generator, reflectivity: Float[np.ndarray, "h w"], scatterers: Scatterers, sensor: Sensor
+    rng: np.random.Generator,
+    reflectivity: Float[np.ndarray, "h w"],
+    scatterers: Scatterers,
+    sensor: Sensor,
+    clutter: Scatterers = NONE,
 ) -> Float[np.ndarray, "h w"]:
     """Mean intensity over independent looks at a surface with point targets on it (Oliver & Quegan, ch. 4)."""
     total = np.zeros(reflectivity.shape)
     for _ in range(sensor.looks):
-        field = speckle_field(rng, reflectivity, sensor)
+        field = speckle_field(rng, reflectivity, sensor, clutter)
         if len(scatterers.amplitude):
             field += scatterer_field(rng, scatterers, (field.shape[0], field.shape[1]), sensor)
         total += field.real**2 + field.imag**2
@@ -113,9 +126,9 @@ def multilook_intensity(
 
 def smooth_normal(rng: np.random.Generator, shape: tuple[int, int], correlation: float) -> Float[np.ndarray, "h w"]:
     """Gaussian field, mean 0 and variance 1, with autocorrelation ``exp(-(distance / correlation)^2)``, in pixels."""
-    fy, fx = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]
+    fy, fx = fft.fftfreq(shape[0])[:, None], fft.rfftfreq(shape[1])[None, :]
     amplitude = np.exp(-((np.pi * correlation) ** 2) * (fy**2 + fx**2) / 2)
-    field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(shape)) * amplitude, s=shape)
+    field = fft.irfft2(fft.rfft2(rng.standard_normal(shape)) * amplitude, s=shape)
     return (field - field.mean()) / field.std()
 
 
@@ -140,11 +153,11 @@ def swell(
     Narrow-band waves, log-normal with log deviation ``depth``; ``wavelength`` in pixels, ``heading`` in radians,
     ``spread`` the relative width of the wave spectrum.
     """
-    fy, fx = np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1])[None, :]
+    fy, fx = fft.fftfreq(shape[0])[:, None], fft.fftfreq(shape[1])[None, :]
     f0 = 1 / wavelength
     distance = (fx - f0 * np.cos(heading)) ** 2 + (fy - f0 * np.sin(heading)) ** 2
     amplitude = np.exp(-distance / (2 * (spread * f0) ** 2))
-    waves = np.fft.ifft2(np.fft.fft2(rng.standard_normal(shape)) * amplitude).real
+    waves = fft.ifft2(fft.fft2(rng.standard_normal(shape)) * amplitude).real
     return np.exp(depth * waves / waves.std() - depth**2 / 2)
 
 
@@ -207,8 +220,8 @@ def land_reflectivity(
     decibels = rng.normal(0, 3.0, 1009)[block]
     decibels[(u % 1 < 0.1) | (v % 1 < 0.12)] = -10  # streets
     town = smooth_normal(rng, shape, 50.0) > rng.uniform(-1.0, 0.8)
-    country = 3.5 * smooth_normal(rng, shape, 24.0) + 1.2 * smooth_normal(rng, shape, 5.0) - 3
-    built = gamma_texture(rng, shape, order=rng.uniform(0.6, 1.5), correlation=rng.uniform(1.0, 2.0))
+    country = 3.5 * smooth_normal(rng, shape, 24.0) + 2.5 * smooth_normal(rng, shape, 3.0) - 4
+    built = gamma_texture(rng, shape, order=rng.uniform(0.25, 1.2), correlation=rng.uniform(1.0, 2.0))
     grown = gamma_texture(rng, shape, order=rng.uniform(2, 6), correlation=rng.uniform(1.2, 3.0))
     power = np.where(town, 10 ** (decibels / 10) * built, 10 ** (country / 10) * grown)
     return np.where(land, level * power, 0.0)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from scipy import ndimage
+from scipy import fft, ndimage
 from tqdm import tqdm
 
 from boxtwin.datasets.coco import coco_content
@@ -30,11 +30,11 @@ from boxtwin.datasets.simulated_sar.physics import Scatterers, Sensor
 from boxtwin.errors import InputError
 from boxtwin.files import atomic_path, exclusive_lock, remove_leftovers, write_bytes_atomically
 
-SIMULATION = 1  # raised whenever the same parameters give other pixels or boxes
+SIMULATION = 2  # raised whenever the same parameters give other pixels or boxes
 MIN_IMAGE_SIZE = 64  # smaller chips cannot hold the ships
 MARGIN = 16  # pixels simulated around a scene: side lobes and texture wrap around there, not in the chips
 # Shares of scenes. HRSID has 18 % inshore images; more here, since few images must show every kind.
-LAYOUTS = {"open": 0.5, "coast": 0.18, "harbour": 0.2, "river": 0.12}
+LAYOUTS = {"open": 0.4, "coast": 0.2, "harbour": 0.28, "river": 0.12}
 
 
 class Chip(NamedTuple):
@@ -117,7 +117,7 @@ def simulate_scene(rng: np.random.Generator, *, chips: int, size: int) -> list[C
     """
     windows, shape = _windows(chips, size)
     berths, shore, sheltered = _lay_out(rng, windows, shape, size)
-    land_level = 10 ** (rng.uniform(7, 14) / 10)
+    land_level = 10 ** (rng.uniform(4, 15) / 10)
     reflectivity = _sea(rng, shape, berths.ships, sheltered)
     rocks = np.zeros(shape, bool)
     if rng.random() < 0.3:
@@ -129,7 +129,9 @@ def simulate_scene(rng: np.random.Generator, *, chips: int, size: int) -> list[C
     ground = shore.land | rocks
     land = physics.land_reflectivity(rng, ground, level=land_level) if ground.any() else np.zeros(shape)
     targets = [layout.ship_scatterers(rng, ship) for ship in berths.ships]
-    targets.append(layout.buildings(rng, shore.land, level=land_level))
+    clutter = [layout.buildings(rng, shore.land, level=land_level)]
+    if rng.random() < 0.8:
+        clutter.append(layout.industry(rng, shore, int(rng.integers(0, 18))))
     if rng.random() < 0.45:
         targets.append(layout.distractors(rng, berths, int(rng.integers(1, 9))))
     scatterers = physics.join(targets)
@@ -142,7 +144,7 @@ def simulate_scene(rng: np.random.Generator, *, chips: int, size: int) -> list[C
             reflectivity += level**2 * ndimage.shift(land, (side * round(shift), 0), order=0)
     reflectivity = np.where(ground, land, reflectivity)
     sensor = _draw_sensor(rng)
-    intensity = physics.multilook_intensity(rng, reflectivity, scatterers, sensor)
+    intensity = physics.multilook_intensity(rng, reflectivity, scatterers, sensor, physics.join(clutter))
     picture = quantise(intensity, sea_level=float(np.clip(15 * np.exp(0.45 * rng.standard_normal()), 5, 40)))
     inland = [float(shore.land[w.y : w.y + size, w.x : w.x + size].mean()) for w in windows]
     chosen = np.sort(np.argsort(inland, kind="stable")[:chips])  # crops with most land are left out first, as in HRSID
@@ -167,7 +169,9 @@ def _windows(chips: int, size: int) -> tuple[list[Window], tuple[int, int]]:
     rows = -(-chips // columns)
     stride = size - size // 4
     windows = [Window(MARGIN + stride * x, MARGIN + stride * y, size) for y in range(rows) for x in range(columns)]
-    return windows, (stride * (rows - 1) + size + 2 * MARGIN, stride * (columns - 1) + size + 2 * MARGIN)
+    # The sides of a scene have small prime factors, so that its Fourier transforms are fast.
+    height, width = (fft.next_fast_len(stride * (count - 1) + size + 2 * MARGIN) for count in (rows, columns))
+    return windows, (height, width)
 
 
 def _lay_out(
@@ -175,7 +179,7 @@ def _lay_out(
 ) -> tuple[Berths, Shore, bool]:
     """Land and ships of one scene, and whether its water is sheltered."""
     kind = str(rng.choice(list(LAYOUTS), p=list(LAYOUTS.values())))
-    longest = 0.4 * size
+    longest = 0.45 * size
     stream = None
     # Ships per chip: a gamma mixture of Poisson counts gives the long tail and the empty sea of real counts.
     density = rng.gamma(3.0, 0.9)
