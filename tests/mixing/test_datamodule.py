@@ -142,7 +142,7 @@ def draws(data: StudyDataModule, images: DecodedImages = ANEW) -> TrainingDraws:
     order = draw_order(
         data.plan, BatchOptions(steps_per_epoch=1, steps=7, batch_size=3, seed=5, synthetic_fraction=None)
     ).reshape(-1)
-    return TrainingDraws(data.plan.train, order, EVERYTHING, data.input, levels=Levels(), seed=5, images=images)
+    return TrainingDraws(data.plan, order, EVERYTHING, data.input, levels=Levels(), seed=5, images=images)
 
 
 def test_an_item_is_the_same_whenever_it_is_asked_for(dataset: Dataset, tmp_path: Path) -> None:

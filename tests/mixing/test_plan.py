@@ -157,3 +157,32 @@ def test_a_share_of_nothing_is_all_real() -> None:
         for f in (0.5, None)
     )
     np.testing.assert_array_equal(with_share, without)
+
+
+@pytest.mark.parametrize("falls", [False, True])
+@pytest.mark.parametrize("fraction", [None, 0.5])
+def test_images_of_the_pretraining_fill_their_share(fraction: float | None, falls: bool) -> None:
+    split = make_split()
+    earlier = tuple(real(f"sim{n}.png") for n in range(5))
+    plan = make_plan(split, [twin(sample.name) for sample in split.train], earlier)
+    steps, batch_size, share = 40, 8, 0.3
+    batches = BatchOptions(
+        steps=steps,
+        steps_per_epoch=steps,
+        batch_size=batch_size,
+        seed=3,
+        synthetic_fraction=fraction,
+        pretraining_share=share,
+        pretraining_share_falls=falls,
+    )
+    order = draw_order(plan, batches)
+    is_earlier = order >= len(plan.train)
+    shown = np.cumsum(is_earlier.sum(axis=1))
+    t = np.arange(1, steps + 1)
+    expected = batch_size * share * (t - t**2 / (2 * steps) if falls else t)
+    assert np.abs(shown - expected).max() <= 0.5
+    assert order.max() < len(plan.train) + len(earlier)
+    counts = Counter(order[is_earlier].tolist())
+    assert max(counts.values()) - min(counts.values()) <= 1
+    variations = sum(plan.train[i].lineage is not None for i in order[~is_earlier])
+    assert abs(variations - (~is_earlier).sum() / 2) <= 4

@@ -18,7 +18,9 @@ from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
 from boxtwin.detector.checkpoint import read_detector
 from boxtwin.errors import InputError
-from boxtwin.run.build import load_dataset, make_detector, prepare
+from boxtwin.mixing.datamodule import PrefetchLoader
+from boxtwin.mixing.plan import make_plan
+from boxtwin.run.build import load_dataset, make_data, make_detector, prepare
 from boxtwin.run.pretraining import check_other_images, hold_out, pretraining_run
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +72,7 @@ def others(data: Path) -> tuple[str, ...]:
 
 def test_a_run_starts_from_the_detector_of_other_images(composed: Compose, others: tuple[str, ...]) -> None:
     prepared = prepare(composed(*others, "seed=3"))
-    file, metrics = pretrained(prepared)
+    file, metrics, images = pretrained(prepared)
     assert file is not None
     first = read_detector(file)
     module = make_detector(prepared, file)
@@ -82,12 +84,27 @@ def test_a_run_starts_from_the_detector_of_other_images(composed: Compose, other
     assert metrics["pretraining/seconds"] > 0
     assert 0 <= metrics["pretraining/map_50"] <= 1
     written = file.stat().st_mtime_ns
-    assert pretrained(prepare(composed(*others, "seed=4"))) == (file, metrics)
+    assert images == ()
+    assert pretrained(prepare(composed(*others, "seed=4"))) == (file, metrics, ())
     assert file.stat().st_mtime_ns == written
 
 
+def test_images_of_the_pretraining_are_shown_again(composed: Compose, others: tuple[str, ...]) -> None:
+    prepared = prepare(composed(*others, "pretraining.share=0.5"))
+    run = pretraining_run(prepared)
+    assert run is not None
+    images = pretrained(prepared).images
+    paths = {image.path for image in images}
+    assert paths == {sample.path for sample in run.split.train}
+    loader = make_data(prepared, make_plan(prepared.split, (), images)).train_dataloader()
+    assert isinstance(loader, PrefetchLoader)
+    draws = loader.loader.dataset
+    shown = [draws[place][2].path in paths for place in range(4 * prepared.config.trainer.batch_size)]
+    assert sum(shown) == len(shown) / 2
+
+
 def test_no_pretraining_by_default(composed: Compose) -> None:
-    assert pretrained(prepare(composed())) == (None, {})
+    assert pretrained(prepare(composed())) == (None, {}, ())
 
 
 def test_variations_alone_come_first(composed: Compose) -> None:
@@ -98,7 +115,7 @@ def test_variations_alone_come_first(composed: Compose) -> None:
     assert (run.per_image, run.config.variations.synthetic_fraction) == (2, 1.0)
     assert run.split == prepared.split
     assert prepared.library is None
-    file, metrics = pretrained(prepared)
+    file, metrics, _ = pretrained(prepared)
     assert file is not None
     assert file.exists()
     assert set(metrics) >= {"pretraining/map", "pretraining/map_50", "pretraining/seconds"}
@@ -151,6 +168,8 @@ def test_classes_must_have_the_same_names_unless_there_is_one(composed: Compose)
         (["pretraining=sar_scenes", "pretraining.steps=0"], "must be a positive multiple"),
         (["pretraining=variations", "pretraining.per_image=-1"], "must not be negative"),
         (["pretraining=sar_scenes", "pretraining.batch_size=0"], "at least 1"),
+        (["pretraining=sar_scenes", "pretraining.share=1"], "less than 1"),
+        (["pretraining=variations", "pretraining.share=0.5"], "synthetic_fraction"),
     ],
 )
 def test_settings_that_cannot_be(composed: Compose, overrides: list[str], message: str) -> None:

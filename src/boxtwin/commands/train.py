@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from mlflow.entities import Run
@@ -24,6 +24,7 @@ from boxtwin.config.compose import to_object
 from boxtwin.config.identity import RECIPE_VERSION, flat_params, run_name, setting_hash
 from boxtwin.config.launch import note_run, typed_words
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.splits import SIDES, describe
 from boxtwin.detector.checkpoint import FILE as DETECTOR_FILE
 from boxtwin.detector.checkpoint import TrainedDetector, damage, write_detector
@@ -104,18 +105,26 @@ def train_run(composed: DictConfig) -> dict[str, float]:
     return metrics
 
 
-def pretrained(prepared: Prepared) -> tuple[Path | None, dict[str, float]]:
-    """The file and metrics of the detector that a run starts from, which is trained first if it is missing.
+class Pretrained(NamedTuple):
+    """What a run takes over from its pre-training; nothing without one."""
 
-    Without pre-training, None and no metrics. `InputError` if the images of the pre-training cannot be used.
+    file: Path | None  # its detector
+    metrics: dict[str, float]
+    images: tuple[Sample, ...]  # to be shown again in the batches of the run
+
+
+def pretrained(prepared: Prepared) -> Pretrained:
+    """The pre-training of a run, which is trained first if it is missing.
+
+    `InputError` if the images of the pre-training cannot be used.
     """
-    run = pretraining_run(prepared)
+    run, options = pretraining_run(prepared), prepared.config.pretraining
     if run is None:
-        return None, {}
+        return Pretrained(None, {}, ())
     if run.library:
         make_variations(run)
-    file = label_detectors.trained_file(run, f"pretraining={prepared.config.pretraining.name}")
-    return file, pretraining_metrics(run, file)
+    file = label_detectors.trained_file(run, f"pretraining={options.name}")
+    return Pretrained(file, pretraining_metrics(run, file), run.split.train if options.share else ())
 
 
 class RunLogger(MLFlowLogger):
@@ -173,9 +182,9 @@ class _RunInProgress:
         use_threads(trainer.threads)
         keep_freed_blocks()
         # First, so that a full disk or weights that do not fit show before any variation is made.
-        first, pretraining = pretrained(prepared)
+        first = pretrained(prepared)
         started = time.perf_counter()  # a pre-training is shared, and is no time of the run
-        module = make_detector(prepared, first)
+        module = make_detector(prepared, first.file)
         update, card = StoreUpdate(), None
         if prepared.library:
             update = make_variations(prepared)
@@ -189,7 +198,7 @@ class _RunInProgress:
             for file in (card.report, card.picture):  # as they are now
                 link_file(file, self.output / file.name)
         variations = prepared.library.variations(prepared.sources, prepared.per_image) if prepared.library else ()
-        plan = make_plan(prepared.split, variations)
+        plan = make_plan(prepared.split, variations, first.images)
         self._log_inputs(plan)
         data = make_data(prepared, plan)
         log.info(
@@ -215,7 +224,7 @@ class _RunInProgress:
         write_detector(detector, self.output / DETECTOR_FILE)
         metrics = {
             **tested.metrics,
-            **pretraining,
+            **first.metrics,
             **{f"data/{name}": value for name, value in (metrics_of(card.summary) if card else {}).items()},
             "data/real_images": float(plan.real_train),
             "data/synthetic_images": float(plan.synthetic_train),

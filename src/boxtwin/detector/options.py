@@ -141,6 +141,8 @@ class PretrainingOptions:
         batch_size: images a step.
         seed: of initial weights, order and augmentation; the run's own seed does not matter.
         per_image: variations of each image of the run's split, to train on alone; 0 to train on ``dataset``.
+        share: of each batch of the training on real images, the share that shows images of ``dataset`` again.
+        share_falls: that share falls linearly to 0 until the last step.
     """
 
     name: str = "none"
@@ -148,3 +150,5 @@ class PretrainingOptions:
     batch_size: int = 16
     seed: int = 0
     per_image: int = 0
+    share: float = 0.0
+    share_falls: bool = False

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +66,7 @@ class TrainingDraws(Dataset[Item]):
     Its randomness is seeded by ``i``, so an item is the same in every process and after every resume.
     """
 
-    samples: Sequence[Sample]
+    plan: Plan
     order: Int[np.ndarray, " draws"]
     augmentation: AugmentationOptions
     input: InputOptions
@@ -77,18 +77,32 @@ class TrainingDraws(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.order)
 
+    @cached_property
+    def samples(self) -> tuple[Sample, ...]:
+        """What the order counts."""
+        return (*self.plan.train, *self.plan.pretraining)
+
+    @cached_property
+    def _draws(self) -> tuple[Int[np.ndarray, " training"], Int[np.ndarray, " pretraining"]]:
+        """Draws of training images, and draws of images of the pre-training."""
+        is_earlier = self.order >= len(self.plan.train)
+        return np.flatnonzero(~is_earlier), np.flatnonzero(is_earlier)
+
     def __getitem__(self, index: int) -> Item:
         random = np.random.default_rng([self.seed, index])
+        is_earlier = bool(self.order[index] >= len(self.plan.train))
+        # From the draws, not the pool: real and synthetic images keep their shares in a mosaic. Images of the
+        # pre-training have a scale of their own, so a mosaic has these alone, or none of them.
+        partners = self._draws[is_earlier]
 
         def labelled(draw: int) -> Labelled:
             return _labelled(self.samples[self.order[draw]], self.images, self.levels)
 
         image = augment(
             labelled(index),
-            # From the draws, not the pool: real and synthetic images keep their shares in a mosaic.
-            lambda: labelled(int(random.integers(len(self.order)))),
+            lambda: labelled(int(partners[random.integers(len(partners))])),
             self.augmentation,
-            size=self.input.image_size,
+            size=self.input.pretraining_size if is_earlier else self.input.image_size,
             crop=self.input.crop,
             random=random,
         )
@@ -199,8 +213,8 @@ class StudyDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> PrefetchLoader | DataLoader[Item]:
         """Augmented batches, one epoch at a time."""
-        samples, seed, images = self.plan.train, self.batches.seed, self._images
-        draws = TrainingDraws(samples, self._order, self.augmentation, self.input, self.levels, seed, images)
+        seed, images = self.batches.seed, self._images
+        draws = TrainingDraws(self.plan, self._order, self.augmentation, self.input, self.levels, seed, images)
         batch_size, trainer = self.batches.batch_size, self.trainer
         device, devices = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         per_epoch = self.batches.steps_per_epoch * batch_size

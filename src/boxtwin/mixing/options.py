@@ -56,6 +56,7 @@ class InputOptions:
     crop: int  # side of the squares that training images are cut to; the same as `image_size` for whole images
     tile: int | None  # side of the squares that other images are cut into; None for whole images
     channels: int  # 1 for a network that takes grey images, 3 for one that takes colour
+    pretraining_size: int = 0  # what the longer side of an image of the pre-training is scaled to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,5 +68,7 @@ class BatchOptions:
     batch_size: int  # images a step
     seed: int  # of order and augmentation
     synthetic_fraction: float | None = None  # share of each batch that is synthetic; None: as the numbers of images are
+    pretraining_share: float = 0.0  # share of each batch that shows images of the pre-training
+    pretraining_share_falls: bool = False  # linearly from that share to none
     workers: int = 0  # loader processes; 0 loads in a thread of the training process, which is faster for small images
     pin_memory: bool = False  # whether batches are made in memory that a GPU can fetch by itself

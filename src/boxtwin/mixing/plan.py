@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.splits import Split
@@ -24,6 +24,7 @@ class Plan:
     val: tuple[Sample, ...]  # real: checkpoints and thresholds are chosen on these
     val_synthetic: tuple[Sample, ...]  # reported apart
     test: tuple[Sample, ...]
+    pretraining: tuple[Sample, ...] = ()  # images of the pre-training, shown between the training images
 
     def __post_init__(self) -> None:
         real = {side: {s.name for s in samples if s.lineage is None} for side, samples in vars(self).items()}
@@ -52,7 +53,7 @@ class Plan:
         return len(self.train) - self.real_train
 
 
-def make_plan(split: Split, variations: Sequence[Sample]) -> Plan:
+def make_plan(split: Split, variations: Sequence[Sample], pretraining: Sequence[Sample] = ()) -> Plan:
     """Put the variations of a split's training and validation images on the sides of their sources; see `Plan`."""
     names = {sample.name for sample in split.train}
     to_train: list[Sample] = []
@@ -60,32 +61,46 @@ def make_plan(split: Split, variations: Sequence[Sample]) -> Plan:
     for variation in variations:
         is_training = variation.lineage is not None and variation.lineage.source in names
         (to_train if is_training else to_val).append(variation)  # Plan refuses what is none of validation images
-    return Plan((*split.train, *to_train), split.val, tuple(to_val), split.test)
+    return Plan((*split.train, *to_train), split.val, tuple(to_val), split.test, tuple(pretraining))
 
 
 def draw_order(plan: Plan, batches: BatchOptions) -> Int[np.ndarray, "steps batch"]:
-    """The training image (an index into ``plan.train``) at each place of each batch.
+    """The training image at each place of each batch: an index into ``(*plan.train, *plan.pretraining)``.
 
-    With ``synthetic_fraction`` None all images are drawn equally often: shuffled passes over the pool, one after the
-    other. Otherwise that share of every batch (later batches make up for rounding) is drawn from the variations, and
-    the rest from the real images, each in shuffled passes of its own.
+    A share of every batch is drawn from the images of the pre-training. Of the other places, with
+    ``synthetic_fraction`` None, all images are drawn equally often: shuffled passes over the pool, one after the other.
+    Otherwise that share of them is drawn from the variations, and the rest from the real images, each in shuffled
+    passes of its own. Later batches make up for rounding.
     """
     steps, batch_size, synthetic_fraction = batches.steps, batches.batch_size, batches.synthetic_fraction
     random = np.random.default_rng(batches.seed)
-    if synthetic_fraction is None or plan.synthetic_train == 0:
-        return _passes(np.arange(len(plan.train)), steps * batch_size, random).reshape(steps, batch_size)
-    is_synthetic = np.array([sample.lineage is not None for sample in plan.train])
-    after = np.round(np.arange(1, steps + 1) * batch_size * synthetic_fraction).astype(int)
-    per_batch = np.diff(after, prepend=0)
-    synthetic = _passes(np.flatnonzero(is_synthetic), int(after[-1]), random)
-    real = _passes(np.flatnonzero(~is_synthetic), steps * batch_size - int(after[-1]), random)
+    shares = np.full(steps, batches.pretraining_share if plan.pretraining else 0.0)
+    if batches.pretraining_share_falls:
+        shares *= 1 - (np.arange(steps) + 0.5) / steps
+    earlier = _per_batch(np.cumsum(batch_size * shares))
+    synthetic = np.zeros(steps, dtype=np.int64)
+    pools = [np.arange(len(plan.train))]
+    if synthetic_fraction is not None and plan.synthetic_train:
+        is_synthetic = np.array([sample.lineage is not None for sample in plan.train])
+        synthetic = _per_batch(np.cumsum(batch_size - earlier) * synthetic_fraction)
+        pools = [np.flatnonzero(is_synthetic), np.flatnonzero(~is_synthetic)]
+    place = np.arange(batch_size)
+    is_synthetic, is_earlier = place < synthetic[:, None], place >= batch_size - earlier[:, None]
+    places = [is_synthetic, ~is_synthetic & ~is_earlier][-len(pools) :]
     order = np.empty((steps, batch_size), dtype=np.int64)
-    is_first = np.arange(batch_size) < per_batch[:, None]
-    order[is_first], order[~is_first] = synthetic, real
+    for pool, here in zip(pools, places, strict=True):
+        order[here] = _passes(pool, int(here.sum()), random)
+    others = np.arange(len(plan.train), len(plan.train) + len(plan.pretraining))
+    order[is_earlier] = _passes(others, int(is_earlier.sum()), random)
     return order
+
+
+def _per_batch(until: Float[np.ndarray, " steps"]) -> Int[np.ndarray, " steps"]:
+    """Whole numbers of images in each batch, of which ``until`` have been shown by the end of each."""
+    return np.diff(np.round(until).astype(np.int64), prepend=0)
 
 
 def _passes(pool: Int[np.ndarray, " n"], draws: int, random: np.random.Generator) -> Int[np.ndarray, " draws"]:
     """Shuffled passes over a pool, cut off after so many draws."""
-    passes = [random.permutation(pool) for _ in range(-(-draws // len(pool)))]
+    passes = [random.permutation(pool) for _ in range(-(-draws // len(pool)))] if draws else []
     return np.concatenate(passes)[:draws] if passes else np.empty(0, dtype=np.int64)

@@ -230,6 +230,8 @@ def make_data(prepared: Prepared, plan: Plan) -> StudyDataModule:
         variations = [sample for sample in (*plan.train, *plan.val_synthetic) if sample.lineage]
         prepared.images.add(prepared.library.folder.name, variations)
         check_variations(variations, prepared.images, prepared.split.train[0].bits)
+    if plan.pretraining:
+        prepared.images.add(config.pretraining.dataset.name, plan.pretraining)
     size = config.detector.image_size
     return StudyDataModule(
         plan,
@@ -238,6 +240,7 @@ def make_data(prepared: Prepared, plan: Plan) -> StudyDataModule:
             crop=min(config.detector.crop or size, size),
             tile=config.detector.tile,
             channels=prepared.channels,
+            pretraining_size=config.pretraining.dataset.image_size,
         ),
         BatchOptions(
             steps=trainer.steps,
@@ -245,6 +248,8 @@ def make_data(prepared: Prepared, plan: Plan) -> StudyDataModule:
             batch_size=trainer.batch_size,
             seed=config.seed,
             synthetic_fraction=config.variations.synthetic_fraction,
+            pretraining_share=config.pretraining.share,
+            pretraining_share_falls=config.pretraining.share_falls,
             workers=trainer.workers,
             pin_memory=on_gpu(prepared.accelerator),
         ),

@@ -49,6 +49,11 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
             f"pretraining.per_image={options.per_image} must not be negative, and "
             f"pretraining.batch_size={options.batch_size} must be at least 1"
         )
+    if not 0 <= options.share < 1 or (options.share and options.per_image):
+        raise InputError(
+            f"pretraining.share={options.share} must be at least 0 and less than 1, and 0 where variations precede "
+            "(variations.synthetic_fraction is their share in the later training)"
+        )
 
 
 def check_settings(config: BoxtwinConfig) -> None:

@@ -218,7 +218,7 @@ def harbour(rng: np.random.Generator, shape: tuple[int, int]) -> Shore:
 
 def industry(rng: np.random.Generator, shore: Shore, count: int) -> Scatterers:
     """Bright unlabelled structures on land: rows of roofs, containers and walls, and reflectors along quays."""
-    parts = []
+    parts: list[Scatterers] = []
     rows, columns = np.nonzero(shore.land)
     if not len(rows):
         return join(parts)
@@ -313,7 +313,7 @@ def scatter_ships(
 def distractors(rng: np.random.Generator, berths: Berths, count: int) -> Scatterers:
     """Unlabelled bright targets on the water: buoys (one reflector) and platforms (a square cluster of them)."""
     height, width = berths.taken.shape
-    parts = []
+    parts: list[Scatterers] = []
     for _ in range(count):
         xy = rng.uniform((0, 0), (width, height))
         x, y = xy.astype(int)
