@@ -30,7 +30,7 @@ from boxtwin.datasets.simulated_sar.physics import (
     impulse_response,
     join,
     multilook_intensity,
-    scatterer_field,
+    scatterer_fields,
     wake,
 )
 from boxtwin.datasets.simulated_sar.scenes import build, simulate_scene
@@ -212,7 +212,7 @@ def test_side_lobes_form_a_cross_13_db_down() -> None:
     assert impulse_response(np.zeros(1), 0.8, 0.75)[0] == 1.0
     sensor = Sensor(bandwidth=(0.8, 0.8), taper=1.0, looks=1)
     target = Scatterers(np.array([[40.5, 30.5]]), np.array([100.0]))
-    field = np.abs(scatterer_field(np.random.default_rng(0), target, (80, 80), sensor))
+    field = np.abs(next(scatterer_fields(np.random.default_rng(0), target, (80, 80), sensor)))
     assert np.unravel_index(field.argmax(), field.shape) == (30, 40)
     assert field.max() == pytest.approx(100)
     on_axes = field[30, 48:60].mean(), field[38:50, 40].mean()

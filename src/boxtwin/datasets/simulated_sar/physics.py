@@ -12,7 +12,7 @@ Sources:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,7 +63,13 @@ def impulse_response(
     sum of three sincs (Oliver & Quegan, ch. 2).
     """
     x = bandwidth * offset
-    return np.sinc(x) + (1 - taper) / (2 * taper) * (np.sinc(x - 1) + np.sinc(x + 1))
+    sine = np.sin(np.pi * x) / np.pi  # of all three, but for its sign
+
+    def sinc(place: int) -> Float[np.ndarray, "*shape"]:
+        distance = x - place
+        return np.divide(sine, distance, out=np.full_like(x, (-1.0) ** place), where=distance != 0)
+
+    return sinc(0) - (1 - taper) / (2 * taper) * (sinc(1) + sinc(-1))
 
 
 def _passband(n: int, bandwidth: float, taper: float) -> Float[np.ndarray, " n"]:
@@ -93,18 +99,23 @@ def speckle_field(
     return fft.ifft2(fft.fft2(scattering) * np.outer(rows, columns))
 
 
-def scatterer_field(
+def scatterer_fields(
     rng: np.random.Generator, scatterers: Scatterers, shape: tuple[int, int], sensor: Sensor
-) -> Complex[np.ndarray, "h w"]:
-    """One look at point targets: each spreads its impulse response over the whole scene, with a random phase.
+) -> Iterator[Complex[np.ndarray, "h w"]]:
+    """Looks at point targets: each spreads its impulse response over the whole scene, with a random phase in each look.
 
     The response is separable, hence the cross of side lobes along range and azimuth.
     """
-    phased = scatterers.amplitude * np.exp(2j * np.pi * rng.random(len(scatterers.amplitude)))
-    y, x = (np.arange(shape[axis])[:, None] + 0.5 - scatterers.xy[:, 1 - axis] for axis in (0, 1))
-    along_azimuth = impulse_response(y, sensor.bandwidth[0], sensor.taper)
-    along_range = impulse_response(x, sensor.bandwidth[1], sensor.taper)
-    return (along_azimuth * phased.real) @ along_range.T + 1j * ((along_azimuth * phased.imag) @ along_range.T)
+    along_azimuth, along_range = (
+        impulse_response(
+            np.arange(shape[axis])[:, None] + 0.5 - scatterers.xy[:, 1 - axis], sensor.bandwidth[axis], sensor.taper
+        ).astype(np.float32)
+        for axis in (0, 1)
+    )
+    for _ in range(sensor.looks):
+        phased = scatterers.amplitude * np.exp(2j * np.pi * rng.random(len(scatterers.amplitude)))
+        real, imaginary = (part.astype(np.float32) for part in (phased.real, phased.imag))
+        yield (along_azimuth * real) @ along_range.T + 1j * ((along_azimuth * imaginary) @ along_range.T)
 
 
 def multilook_intensity(
@@ -116,10 +127,8 @@ def multilook_intensity(
 ) -> Float[np.ndarray, "h w"]:
     """Mean intensity over independent looks at a surface with point targets on it (Oliver & Quegan, ch. 4)."""
     total = np.zeros(reflectivity.shape)
-    for _ in range(sensor.looks):
-        field = speckle_field(rng, reflectivity, sensor, clutter)
-        if len(scatterers.amplitude):
-            field += scatterer_field(rng, scatterers, (field.shape[0], field.shape[1]), sensor)
+    for points in scatterer_fields(rng, scatterers, (total.shape[0], total.shape[1]), sensor):
+        field = speckle_field(rng, reflectivity, sensor, clutter) + points
         total += field.real**2 + field.imag**2
     return total / sensor.looks
 
