@@ -110,3 +110,4 @@ def test_other_settings_of_a_pretraining_are_conditions_of_their_own() -> None:
     assert len(names) == 3
     assert any("pretraining.steps=600" in name for name in names)
     assert sum(each.kind == "pretraining" for each in study.contrasts) == 2
+    assert not any("pretraining.dataset" in name for name in names)  # it follows from the pre-training

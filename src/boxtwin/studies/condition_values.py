@@ -63,15 +63,17 @@ def differences(conditions: Sequence[Values], leave_out: Iterable[str] = ()) -> 
     """
     varied: list[dict[str, str]] = [{} for _ in conditions]
     keys, left_out = sorted({key for values in conditions for key in values}), set(leave_out)
+    one = [""] * len(conditions)
     options: dict[str, Sequence[Hashable]] = {}
     for group in sorted({key.removesuffix(".name") for key in keys if key.endswith(".name")}):
         names = [values.get(f"{group}.name") for values in conditions]
         options[group] = [name or "" for name in names]
-        if len(set(names)) > 1 and f"{group}.name" not in left_out:
-            for each, name in zip(varied, names, strict=True):
-                each[group] = shown(group, name)
+        # A group within another (pretraining.dataset) is told apart among the conditions of one option of that.
+        for places in places_of(options[group.split(".")[0]] if "." in group else one):
+            if len({names[place] for place in places}) > 1 and f"{group}.name" not in left_out:
+                for place in places:
+                    varied[place][group] = shown(group, names[place])
     # Which images are in a data set follows from which data set it is, and those trained on from the split too.
-    one = [""] * len(conditions)
     options["data"] = options.get("dataset", one)
     options["pretraining_images"] = options.get("pretraining", one)
     trained_on = [tuple(values.get(key) for key in SPLIT_NAMES) for values in conditions]
