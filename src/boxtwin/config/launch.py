@@ -28,6 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.command_line import quote_variations
+from boxtwin.config.automatic import resolve_auto
 from boxtwin.config.compose import register, unknown_setting
 from boxtwin.config.identity import run_name, short_hash
 from boxtwin.errors import DataError, InputError, WriteError, unanswered
@@ -178,7 +179,11 @@ def launch(main: Callable[[], Any]) -> None:
     try:
         arguments = [hide_password(argument) for argument in sys.argv[1:]]
         sys.argv[1:] = quote_numbers(arguments, Path(sys.argv[0]).resolve().parent / "conf" / "variations")
-        options = [f"{option}={value}" for option, value in chosen_files(sys.argv[1:]).items()]
+        chosen = chosen_files(sys.argv[1:])
+        sys.argv[1:], became = resolve_auto(Path(sys.argv[0]), sys.argv[1:], chosen.get("--config-dir"))
+        if became:
+            print(became, flush=True)  # before Hydra sets up logging
+        options = [f"{option}={value}" for option, value in chosen.items()]
         os.environ[OPTIONS_VARIABLE] = json.dumps(options)
         _run(main)
     except KeyboardInterrupt:

@@ -1,0 +1,78 @@
+"""The value auto: what it becomes, from which split and data set, and that everything else stays as typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from boxtwin.config.automatic import BEST, resolve_auto
+from boxtwin.config.compose import register
+from boxtwin.config.launch import quote_numbers
+from boxtwin.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+TRAIN = ROOT / "train.py"
+
+
+def resolved(*words: str, script: Path = TRAIN) -> list[str]:
+    register()
+    return resolve_auto(script, quote_numbers(words, ROOT / "conf" / "variations"))[0]
+
+
+@pytest.fixture
+def radar(tmp_path: Path) -> tuple[str, ...]:
+    """Overrides of a data set of radar images of one class."""
+    (tmp_path / "annotations.json").write_text(json.dumps({"categories": [{"id": 1, "name": "ship"}]}))
+    return "dataset=coco", f"dataset.root={tmp_path}", "dataset.speckle=amplitude", "dataset.name=radar"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "row"),
+    [
+        (["split.train=40", "split.train_size=10"], BEST[0]),
+        (["split.train=40", "split.train_size=40,10"], BEST[0]),
+        (["split=s1,s2"], BEST[1]),
+        (["split=s2"], BEST[1]),
+    ],
+)
+def test_the_smallest_split_decides_for_all_runs(sizes: list[str], row: object, radar: tuple[str, ...]) -> None:
+    asked = ["generator=auto", "variations.synthetic_fraction=auto", "trainer.steps=auto"]
+    words = resolved("-m", *radar, *sizes, *asked, "seed=0,1")
+    assert isinstance(row, type(BEST[0]))
+    assert words[-4:-1] == [
+        f"generator={row.generator}",
+        f"variations.synthetic_fraction={row.synthetic_fraction}",
+        f"trainer.steps={row.steps}",
+    ]
+    assert words[: -len(asked) - 1] == ["-m", *radar, *sizes]
+    assert words[-1] == "seed=0,1"
+
+
+def test_simulation_is_for_radar_images_of_one_class(radar: tuple[str, ...], tmp_path: Path) -> None:
+    asked = ("pretraining=none,auto", "pretraining.share=auto")
+    assert resolved(*radar, *asked)[-2:] == ["pretraining=none,sar_scenes", "pretraining.share=0.25"]
+    assert resolved(*radar, "dataset.speckle=null", *asked)[-2:] == ["pretraining=none,none", "pretraining.share=0.0"]
+    assert resolved("dataset=sar_scenes", "pretraining=auto")[-1] == "pretraining=none"
+    assert resolved(*radar, "pretraining=none", "pretraining.share=auto")[-1] == "pretraining.share=0.0"
+    two = [{"id": 1, "name": "ship"}, {"id": 2, "name": "buoy"}]
+    (tmp_path / "annotations.json").write_text(json.dumps({"categories": two}))
+    assert resolved(*radar, "pretraining=auto")[-1] == "pretraining=none"
+
+
+def test_steps_are_a_multiple_of_the_validations(radar: tuple[str, ...]) -> None:
+    assert resolved(*radar, "trainer.validations=5", "trainer.steps=auto")[-1] == "trainer.steps=805"
+
+
+def test_other_words_and_scripts_are_left_alone(radar: tuple[str, ...]) -> None:
+    for words in (["trainer.accelerator=auto"], ["trainer.precision=auto", "study=auto"], ["generator=repeat"]):
+        assert resolved(*words) == words
+    assert resolved("generator=auto", script=ROOT / "compare.py") == ["generator=auto"]
+    assert resolved(*radar, "generator=auto", script=ROOT / "generate.py")[-1] == "generator=copy_paste"
+
+
+def test_what_cannot_be_resolved_is_one_error(tmp_path: Path) -> None:
+    absent = ("dataset=coco", f"dataset.root={tmp_path}", "dataset.speckle=amplitude", "dataset.name=radar")
+    with pytest.raises(InputError, match=r"annotations\.json is no COCO annotation file"):
+        resolved(*absent, "pretraining=auto")
+    with pytest.raises(InputError, match="auto cannot be resolved"):
+        resolved("dataset=nothing", "pretraining=auto")
