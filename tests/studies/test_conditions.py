@@ -127,6 +127,8 @@ SETTINGS = [
 
 def defines(name: str) -> bool:
     group, _, rest = name.partition(".")
+    if name == "pretraining.name":
+        return True
     return group in _DEFINING and rest not in _NOT_DEFINING.get(group, ())
 
 

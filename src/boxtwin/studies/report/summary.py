@@ -19,7 +19,7 @@ from boxtwin.studies.runs import FINISHED, StudyRun
 from boxtwin.studies.study import Study
 
 AP50, AP = "map_50", "map"
-KINDS = ("variations", "pretraining", "equal pixels", "control", "positive control")
+KINDS = ("primary", "variations", "pretraining", "equal pixels", "control", "positive control")
 NOTED = ("boxtwin", "torch", "cuda", "threads")  # what may differ under the same recipe; commit and machine aside
 
 
@@ -37,9 +37,9 @@ class Summary:
     def of(cls, study: Study, candidates: Sequence[Candidate] | None = None) -> Summary:
         """Put a study into words."""
         return cls(
-            answer(study.rows, study.contrasts),
+            primary_answer(study) if study.primary else answer(study.rows, study.contrasts),
             verdict(study.rows, study.contrasts),
-            notes(study.runs, study.rows),
+            notes(study.runs, study.rows, primary=bool(study.primary)),
             sections(study, candidates),
             candidates,
         )
@@ -71,6 +71,12 @@ class Answer:
     pretrainings: list[tuple[Contrast, Contrast | None]]  # against none, and against as many pixels of real images
     positive_controls: list[Contrast]
     advice: dict[str, Any]  # empty where no variations are compared with none
+
+
+def primary_answer(study: Study) -> list[str]:
+    """A sentence for each primary comparison, also where there is no run yet. All others are in the report alone."""
+    found = {contrast.name: contrast for contrast in study.contrasts if contrast.kind == "primary"}
+    return paragraphs("primary", comparisons=[(each.name, found.get(each.name)) for each in study.primary])
 
 
 def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
@@ -167,7 +173,7 @@ def _advice(
     return {"kind": "open"}
 
 
-def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row]) -> list[str]:
+def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row], *, primary: bool = False) -> list[str]:
     """One sentence for each thing that a reader of the table must know and that is no column of it."""
     finished = [run for run in all_runs if run.status == FINISHED]
     committed = [run.provenance for run in finished if run.provenance.get("commit", "null") != "null"]
@@ -179,6 +185,7 @@ def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row]) -> list[str]:
     return paragraphs(
         "notes",
         settings=[each for each in varied_settings(rows) if each.split(".")[0] != "pretraining"],
+        primary=primary,
         same_images=_splits_of_same_images(rows),
         unpaired=_unpaired(rows),
         unknown=sorted(not_known_to_all(recorded_values(finished))),
