@@ -19,6 +19,7 @@ from boxtwin.studies.inference import (
     SIGNIFICANT,
     Interval,
     bootstrap_counts,
+    clusters_of,
     holm,
     interval_of,
     pairs_needed,
@@ -147,7 +148,8 @@ def _interval(metric: str, seeds: Sequence[int], new: Row, old: Row, resampled: 
     for pair in runs:
         if any(resampled.images(run) != images for run in pair):
             raise InputError(f"runs {' and '.join(pair)} were tested on different images and cannot be compared")
-    return interval_of(after - before, len(images))
+    first = [(new.pretraining_seeds[seed], old.pretraining_seeds[seed]) for seed in seeds]
+    return interval_of(after - before, len(images), clusters_of(first))
 
 
 def changes(rows: Sequence[Row], row: Row, resampled: ResampledMetrics) -> dict[str, Difference]:

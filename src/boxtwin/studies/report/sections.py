@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from boxtwin.studies.conditions import condition_name, setups
 from boxtwin.studies.dose_response import Curve, fit, has_enough_counts, lines, measured_gains
+from boxtwin.studies.draws import repeated_draws
 from boxtwin.studies.equivalence import exchange
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, equivalence_pictures, steps_picture
@@ -31,12 +32,20 @@ def sections(study: Study, candidates: Sequence[Candidate] | None = None) -> lis
     if not study.rows:
         return []
     parts = [
+        draws_section(study),
         sensitivity_section(study),
         dose_response_section(study),
         equivalence_section(study),
         None if candidates is None else next_runs_section(candidates, study.runs),
     ]
     return [part for part in parts if part is not None]
+
+
+def draws_section(study: Study) -> Section | None:
+    """Comparisons that were repeated on other draws of the training images; None where there is none."""
+    found = repeated_draws(study.rows, study.contrasts, study.resampled)
+    sentences = tuple(sentence("draws", draws=each) for each in found)
+    return Section("Other draws of the training images", sentences, ()) if found else None
 
 
 def sensitivity_section(study: Study) -> Section:
