@@ -122,6 +122,11 @@ class Row:
         return {run.seed: run.pretraining_seed for run in self.runs}
 
     @property
+    def pretrainings(self) -> int:
+        """How many pre-trainings serve the seeds; 0 without one."""
+        return len({*self.pretraining_seeds.values()} - {None})
+
+    @property
     def is_control(self) -> bool:
         return self.variations > 0 and self.first.generator in CONTROLS
 

@@ -17,7 +17,7 @@ from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.comparison import against_none
 from boxtwin.studies.report.gallery import galleries, store_cards
 from boxtwin.studies.report.plots import CURVES, curve_plot, plot_curves
-from boxtwin.studies.report.sections import Section
+from boxtwin.studies.report.sections import WORTH, Section
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.report.tables import MOST_CLASSES, write_csv
 from boxtwin.studies.report.words import ENVIRONMENT
@@ -26,13 +26,15 @@ from boxtwin.studies.slices import LEAST_IMAGES, RESAMPLES, count_errors, slicin
 from boxtwin.studies.study import Study, costs, unattributed
 
 CARD_WIDTH = 1100  # pixels: small type is still read on a wide screen, and the report stays below some megabytes
+WORTH_FILE = "worth.svg"
 JPEG_QUALITY = 82  # small type is still clean
 
 
 def write_report(study: Study, summary: Summary, folder: Path) -> Path:
     """Write ``index.html`` (self-contained), ``comparison.csv`` and ``curves.png`` into ``folder``; the HTML's path.
 
-    What runs do not keep is left out; runs that failed or did not finish are listed.
+    ``worth.svg`` is AP50 against real images, where there are enough numbers of them. What runs do not keep is left
+    out; runs that failed or did not finish are listed.
     """
     runs, rows = study.runs, study.rows
     write_csv(rows, folder / "comparison.csv", study.contrasts, study.by_class)
@@ -63,6 +65,9 @@ def write_report(study: Study, summary: Summary, folder: Path) -> Path:
         folder_of=lambda run: relative(Path(run.output_dir)) if run.output_dir else "",
         commands=_commands(runs),
     )
+    for section in summary.sections:
+        if section.title == WORTH:
+            write_bytes_atomically(folder / WORTH_FILE, section.plots[0].svg.encode())
     path = folder / "index.html"
     write_bytes_atomically(path, page.encode())
     return path

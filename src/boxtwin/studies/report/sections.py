@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from boxtwin.studies.conditions import condition_name, setups
 from boxtwin.studies.dose_response import Curve, fit, has_enough_counts, lines, measured_gains
 from boxtwin.studies.draws import repeated_draws
-from boxtwin.studies.equivalence import exchange
+from boxtwin.studies.equivalence import LEAST_SIZES, PLAIN, exchange, size_curves
 from boxtwin.studies.next_runs import Candidate
-from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, equivalence_pictures, steps_picture
+from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, sizes_picture, steps_picture
 from boxtwin.studies.report.words import paragraphs, sentence
 from boxtwin.studies.runs import FINISHED, StudyRun
 from boxtwin.studies.sensitivity import METRIC, STILL, detectable, gains_by_steps, late_rise
 from boxtwin.studies.study import Study
+
+WORTH = "What synthetic data is worth in real images"  # a section, of which the picture is kept beside the page
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,19 @@ def dose_response_section(study: Study) -> Section | None:
 
 
 def equivalence_section(study: Study) -> Section | None:
-    """What conditions with variations are worth in real images; None where no run has enough data."""
-    exchanges = [each for row in study.rows if (each := exchange(row, study.rows, study.resampled)) is not None]
-    sentences = [sentence("exchange", exchange=each) for each in exchanges]
-    plots = tuple(equivalence_pictures(exchanges))
-    return Section("What the synthetic images are worth", tuple(sentences), plots) if exchanges else None
+    """AP50 against real images by treatment, and what treatments are worth; None with fewer than three sizes alone."""
+    sentences, plots = [], []
+    for treatments in size_curves(study.rows, study.contrasts):
+        plain = treatments.get(PLAIN, [])
+        if len(plain) < LEAST_SIZES:
+            continue
+        treated = [row for line in treatments.values() if line is not plain for row in line]
+        exchanges = [each for row in treated if (each := exchange(row, plain, study.resampled)) is not None]
+        steps = len({row.first.steps for row in (*plain, *treated)}) > 1
+        sentences += [sentence("exchange", exchange=each, steps=steps) for each in exchanges]
+        sentences += [sentence("exchange_curve", rows=plain, steps=steps)] if exchanges else []
+        plots.append(sizes_picture(treatments, exchanges))
+    return Section(WORTH, tuple(sentences), tuple(plots)) if plots else None
 
 
 def next_runs_section(candidates: Sequence[Candidate], runs: Sequence[StudyRun]) -> Section:

@@ -187,7 +187,9 @@ def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row], *, primary: bool = 
         settings=[each for each in varied_settings(rows) if each.split(".")[0] != "pretraining"],
         primary=primary,
         several=any(len(row.seeds) > 1 for row in rows),
-        pretrained=[row for row in rows if None not in row.pretraining_seeds.values()],
+        pretrainings=sorted(
+            {(row.pretrainings, len(row.seeds)) for row in rows if row.pretrainings and len(row.seeds) > 1}
+        ),
         same_images=_splits_of_same_images(rows),
         unpaired=_unpaired(rows),
         unknown=sorted(not_known_to_all(recorded_values(finished))),
