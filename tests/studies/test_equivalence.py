@@ -16,7 +16,7 @@ from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.equivalence import PLAIN, Exchange, curve_rows, equivalent, exchange, monotone, size_curves
 from boxtwin.studies.primary import primary_comparisons
 from boxtwin.studies.report.page import WORTH_FILE, write_report
-from boxtwin.studies.report.sections import equivalence_section
+from boxtwin.studies.report.sections import WORTH, equivalence_section, steps_section
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.report.words import sentence
 from boxtwin.studies.runs import StudyRun
@@ -183,3 +183,35 @@ def test_parts_of_a_split_do_not_change_the_positive_control() -> None:
     alone = [row for row in rows if row.split != "s2"]
     assert [(fewer.split, more.split) for fewer, more in positive_controls(alone)] == [("s1n60", "s1")]
     assert positive_controls([replace(row) for row in rows if row.split == "s1"]) == []
+
+
+def test_steps_of_a_treatment_are_told_with_the_best_on_validation() -> None:
+    conditions = [
+        ({"trainer.steps": steps}, 10.0, ap50, 1) for steps, ap50 in (("402", 0.6), ("804", 0.5), ("200", 0.4))
+    ]
+    runs, _ = simulate_settings([*conditions, (SIMULATED, 10.0, 0.6, 1)], seed_noise=0.0, own_image_noise=0.0)
+    section = steps_section(condition_table(runs))
+    assert section is not None
+    (text,) = section.sentences
+    assert "validation" not in text
+    assert [int(steps) for steps in re.findall(r"at (\d+) steps", text)] == [200, 402, 804]
+    runs = [replace(run, metrics=run.metrics | {"val_real/map_50": run.steps / 1000}) for run in runs]
+    section = steps_section(condition_table(runs))
+    assert section is not None
+    assert section.sentences[0].endswith("Best on validation images: 804 steps.")
+    assert steps_section(condition_table(runs[-2:])) is None
+
+
+def test_a_study_of_many_lines_has_its_picture_by_treatment_first(tmp_path: Path) -> None:
+    def titles(sizes: Sequence[float]) -> list[str]:
+        conditions = [(way, size, on_real(size), 1) for way in ({}, SIMULATED) for size in sizes]
+        runs, figures = simulate_settings(conditions)
+        whole = study_of(runs, condition_table(runs), figures)
+        page = write_report(whole, Summary.of(whole), tmp_path).read_text()
+        return re.findall(r"<h2 id=\"\w+\">(.*)</h2>", page)
+
+    few, many = titles((10.0, 20.0, 40.0)), titles((5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 80.0))
+    assert few[:2] == ["Curves", "Table"]
+    assert WORTH in few[2:]
+    assert many[:2] == [WORTH, "Table"]
+    assert WORTH not in many[1:]

@@ -85,6 +85,7 @@ def test_only_the_named_comparisons_have_p_and_they_are_corrected_together(tmp_p
     page = write_report(found, summary, tmp_path).read_text()
     assert "exploratory" in page
     assert "Primary comparison 1 of 3" in page
+    assert "No finished run without variations" not in page
 
 
 def test_comparisons_without_runs_or_seeds_count_for_the_correction() -> None:

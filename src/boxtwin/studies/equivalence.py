@@ -82,9 +82,7 @@ def size_curves(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list
     named = {row.run_ids for each in contrasts if each.kind == "primary" for row in (each.new, each.old)}
 
     def rank(row: Row) -> tuple[bool, int, float, bool]:
-        validation = Estimate.of((run.seed, run.metrics.get("val_real/map_50")) for run in row.runs).mean
-        known = validation if math.isfinite(validation) else 0.0
-        return row.run_ids in named, len(row.seeds), known, row.first.train_size is None
+        return row.run_ids in named, len(row.seeds), on_validation(row), row.first.train_size is None
 
     found: dict[object, dict[str, dict[float, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in (row for row in sorted(rows, key=rank, reverse=True) if row.real_images > 0):  # nan is not
@@ -95,6 +93,20 @@ def size_curves(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list
         {name: [row for _, row in sorted(lines[name].items())] for name in sorted(lines, key=order.index)}
         for lines in found.values()
     ]
+
+
+def on_validation(row: Row) -> float:
+    """Mean AP50 on the real validation images; -1 where it is not known."""
+    mean = Estimate.of((run.seed, run.metrics.get("val_real/map_50")) for run in row.runs).mean
+    return mean if math.isfinite(mean) else -1.0
+
+
+def step_series(rows: Sequence[Row]) -> list[list[Row]]:
+    """Conditions that differ in their optimiser steps alone, by steps."""
+    found: dict[object, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[frozenset((k, v) for k, v in row.values.items() if k != STEPS)].append(row)
+    return [sorted(series, key=lambda row: row.first.steps) for series in found.values() if len(series) > 1]
 
 
 def curve_rows(rows: Sequence[Row], like: Row, resampled: ResampledMetrics) -> list[Row]:

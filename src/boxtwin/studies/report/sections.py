@@ -6,10 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from boxtwin.studies.conditions import condition_name, setups
+from boxtwin.studies.conditions import Row, condition_name, setups
 from boxtwin.studies.dose_response import Curve, fit, has_enough_counts, lines, measured_gains
 from boxtwin.studies.draws import repeated_draws
-from boxtwin.studies.equivalence import LEAST_SIZES, PLAIN, exchange, size_curves
+from boxtwin.studies.equivalence import (
+    LEAST_SIZES,
+    PLAIN,
+    exchange,
+    on_validation,
+    size_curves,
+    step_series,
+    treatment_of,
+)
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, sizes_picture, steps_picture
 from boxtwin.studies.report.words import paragraphs, sentence
@@ -38,6 +46,7 @@ def sections(study: Study, candidates: Sequence[Candidate] | None = None) -> lis
         sensitivity_section(study),
         dose_response_section(study),
         equivalence_section(study),
+        steps_section(study.rows),
         None if candidates is None else next_runs_section(candidates, study.runs),
     ]
     return [part for part in parts if part is not None]
@@ -116,6 +125,17 @@ def equivalence_section(study: Study) -> Section | None:
         sentences += [sentence("exchange_curve", rows=plain, steps=steps)] if exchanges else []
         plots.append(sizes_picture(treatments, exchanges))
     return Section(WORTH, tuple(sentences), tuple(plots)) if plots else None
+
+
+def steps_section(rows: Sequence[Row]) -> Section | None:
+    """AP50 of each treatment by its steps, and which are best on validation images; None with one number of steps."""
+    sentences = []
+    for series in step_series(rows):
+        best = max(series, key=on_validation)
+        known = on_validation(best) >= 0
+        named = treatment_of(best)
+        sentences.append(sentence("steps", rows=series, treatment=named, best=best if known else None))
+    return Section("Steps of each treatment", tuple(sentences), ()) if sentences else None
 
 
 def next_runs_section(candidates: Sequence[Candidate], runs: Sequence[StudyRun]) -> Section:

@@ -108,13 +108,13 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
 
 def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
     """A sentence or two per comparison: against none, against controls, and what more real data brings."""
-    compared = against_none(contrasts)
+    compared = {*against_none(contrasts), *(each.new.run_ids for each in contrasts if each.kind == "primary")}
     return paragraphs(
         "comparisons",
         rows=rows,
         alone=[(row, obstacles(rows, row)) for row in rows if row.variations and row.run_ids not in compared],
         # What the study is about comes before its controls.
-        contrasts=sorted(contrasts, key=lambda each: (KINDS.index(each.kind), each.new.is_control)),
+        contrasts=sorted(contrasts, key=lambda each: (KINDS.index(each.kind), not each.name and each.new.is_control)),
     )
 
 
