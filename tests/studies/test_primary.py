@@ -95,7 +95,7 @@ def test_comparisons_without_runs_or_seeds_count_for_the_correction() -> None:
     assert {change.family for change in changes} == {3}
     assert changes[0].p_holm == 3 * 2 / 2**7
     texts = Summary.of(found).answer
-    assert "no finished run of one of its conditions" in texts[1]
+    assert "no finished run of its treatment." in texts[1]
     few = study([PASTE, COMBINED], seeds=6)
     texts = Summary.of(few).answer
     assert "not enough runs to tell chance from effect; 7 seeds are needed" in texts[0]

@@ -21,7 +21,7 @@ from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.studies.comparison import Contrast, ResampledMetrics
 from boxtwin.studies.condition_values import PRETRAINING, Values, as_overrides
 from boxtwin.studies.conditions import Estimate, Row, paired_seeds
-from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, seed_variance, variances, widened_tail
+from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, clusters_of, seed_variance, variances, widened_tail
 
 METRIC = "map_50"
 LEAST_SIZES = 3  # two make a straight line whatever the truth
@@ -156,7 +156,7 @@ def exchange(row: Row, plain: Iterable[Row], resampled: ResampledMetrics) -> Exc
         if values is None or own is None or len({resampled.images(run) for run in (*each.run_ids, *row.run_ids)}) > 1:
             return None
         drawn = np.random.default_rng(SEED).integers(len(seeds), size=(len(seeds), values.shape[1] - 1))
-        clusters = [row.estimates[METRIC].clusters[row.seeds.index(seed)] for seed in seeds]
+        clusters = clusters_of([row.pretraining_seeds[seed] for seed in seeds])
         means.append(bootstrapped(values[:, 0], values[:, 1:], drawn, clusters if each is row else ()))
         measured.append(float(values[:, 0].mean()))
         gains, images = own - values, len(resampled.images(row.run_ids[0]))

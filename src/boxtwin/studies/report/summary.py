@@ -12,6 +12,7 @@ from boxtwin.studies.comparison import Contrast, against_none
 from boxtwin.studies.condition_values import not_known_to_all, part, shown
 from boxtwin.studies.conditions import Row, baseline, paired_seeds, recorded_values, setups, varied_settings
 from boxtwin.studies.next_runs import Candidate
+from boxtwin.studies.primary import find_rows
 from boxtwin.studies.report.sections import Section, sections
 from boxtwin.studies.report.tables import candidates_table, class_text, text_table
 from boxtwin.studies.report.words import paragraphs
@@ -76,7 +77,14 @@ class Answer:
 def primary_answer(study: Study) -> list[str]:
     """A sentence for each primary comparison, also where there is no run yet. All others are in the report alone."""
     found = {contrast.name: contrast for contrast in study.contrasts if contrast.kind == "primary"}
-    return paragraphs("primary", comparisons=[(each.name, found.get(each.name)) for each in study.primary])
+    missing = {
+        each.name: [
+            side for side, row in zip(("treatment", "control"), find_rows(study.rows, each), strict=True) if not row
+        ]
+        for each in study.primary
+    }
+    comparisons = [(each.name, found.get(each.name), missing[each.name]) for each in study.primary]
+    return paragraphs("primary", comparisons=comparisons)
 
 
 def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
