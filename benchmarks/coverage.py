@@ -10,6 +10,11 @@ AP50 over 100 sets of 1,000 fresh images with fresh runs. Then counted: in how m
 truth, and in how many the sign-flip test calls a difference significant, alone and among four comparisons (Holm).
 
 Studies are written down as they are done; a stopped run goes on.
+
+    python benchmarks/coverage.py --pretrainings 3
+
+Nine pairs that share so many pre-trainings, on test images that are the same for all. A pre-training changes the
+difference by a normal chance of its own; its standard deviation, as a multiple of that of a seed, is in the table.
 """
 
 from __future__ import annotations
@@ -24,7 +29,14 @@ import numpy as np
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import ResampledAP
-from boxtwin.studies.inference import SIGNIFICANT, hierarchical_interval, holm, image_counts, sign_flip_p
+from boxtwin.studies.inference import (
+    SIGNIFICANT,
+    hierarchical_interval,
+    holm,
+    image_counts,
+    mean_interval,
+    sign_flip_p,
+)
 
 IMAGES, SEEDS, RESAMPLES = 100, 6, 500
 SKILL, SEED_SPREAD, CHANCE = 1.45, 0.05, 0.20
@@ -119,13 +131,35 @@ def truth(effect: float) -> float:
     return float(np.mean(gains))
 
 
+def nested(pretrainings: int, studies: int) -> None:
+    """Without an effect: how often is 0 outside of the interval, and p below 0.05, where seeds share pre-trainings?"""
+    rng, clusters = np.random.default_rng(0), (np.arange(9) % pretrainings).tolist()
+    print("| spread of pre-trainings | seeds independent | clusters | p at most 0.05 | p and clusters | width |")
+    print("|---|---|---|---|---|---|")
+    for spread in (0.0, 0.25, 0.5, 1.0, 2.0):
+        found = []
+        for _ in range(studies):
+            values = (rng.normal(0, spread, pretrainings)[clusters] + rng.normal(0, 1, 9)).tolist()
+            both = [mean_interval(values), mean_interval(values, clusters)]
+            widths = [high - low for low, high in (each for each in both if each)]
+            out = [not low <= 0 <= high for low, high in (each for each in both if each)]
+            small = sign_flip_p(values) <= SIGNIFICANT
+            found.append([*out, small, small and out[1], widths[1] / widths[0]])
+        *shares, width = np.mean(found, axis=0)
+        print(f"| {spread:g} | {' | '.join(f'{100 * share:.1f} %' for share in shares)} | {width:.1f} times |")
+
+
 def main() -> None:
     """Simulate what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--file", type=Path, default=Path("benchmarks/runs/coverage.jsonl"))
+    parser.add_argument("--pretrainings", type=int, help="how many serve nine seeds; simulates these alone")
     settings = parser.parse_args()
+    if settings.pretrainings:
+        nested(settings.pretrainings, settings.studies)
+        return
     settings.file.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in settings.file.read_text().splitlines()] if settings.file.exists() else []
     with ProcessPoolExecutor(settings.jobs) as pool, settings.file.open("a") as file:

@@ -9,8 +9,9 @@ Writes to the second folder:
   each of these once. Images are left out, because their licence may not allow copies;
 - `split.json`: the file names of each split, for `split.file=`;
 - `config.yaml`: the settings of the first run;
-- `comparison.csv` and `report.html`, copied from the folder of the report, and `forest.png`, a plot of the first: the
-  difference to no variations with its 95 % interval, one row a condition. `--plot` alone makes it again:
+- `comparison.csv`, `report.html` and, if they exist, `primary.yaml` and `worth.svg`, copied from the folder of the
+  report, and `forest.png`, a plot of the first: the difference to no variations with its 95 % interval, one row a
+  condition. `--plot` alone makes it again:
 
     python benchmarks/keep_study.py docs/results/hrsid200 docs/results/hrsid200 --plot
 
@@ -31,6 +32,8 @@ import matplotlib.pyplot as plt
 import yaml
 
 from boxtwin.studies.archive import ARCHIVE, write_archive
+from boxtwin.studies.primary import PRIMARY_FILE
+from boxtwin.studies.report.page import WORTH_FILE
 
 COPIED = ("matches.npz", "label_card.json", "quality_card.json")
 # A value that begins with / is a path of this machine; of a file the name is kept.
@@ -122,6 +125,9 @@ def main() -> None:
     if settings.report:
         shutil.copyfile(settings.report / "comparison.csv", settings.folder / "comparison.csv")
         shutil.copyfile(settings.report / "index.html", settings.folder / "report.html")
+        for file in (PRIMARY_FILE, WORTH_FILE):
+            if (settings.report / file).exists():
+                shutil.copyfile(settings.report / file, settings.folder / file)
         forest_plot(settings.folder / "comparison.csv", settings.folder / "forest.png")
     print(f"{len(runs)} runs in {settings.folder}: {', '.join(sorted(p.name for p in settings.folder.iterdir()))}")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from boxtwin.studies.comparison import ResampledMetrics, contrasts
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.inference import image_counts
+from boxtwin.studies.primary import PrimaryComparison
 from boxtwin.studies.runs import StudyRun
 from boxtwin.studies.study import Study
 
@@ -100,6 +103,50 @@ def simulate(
     return runs, condition_table(runs), SimulatedMetrics(by_image, resamples)
 
 
-def study_of(runs: Sequence[StudyRun], rows: list[Row], resampled: ResampledMetrics) -> Study:
+def study_of(
+    runs: Sequence[StudyRun],
+    rows: list[Row],
+    resampled: ResampledMetrics,
+    primary: Sequence[PrimaryComparison] = (),
+) -> Study:
     """A study with the comparisons of its rows."""
-    return Study(runs, {}, {}, rows, resampled, contrasts(rows, resampled), {})
+    return Study(runs, {}, {}, rows, resampled, contrasts(rows, resampled, primary), {}, primary)
+
+
+# Settings that define each condition of `simulate_settings` unless said otherwise.
+SETTINGS = {
+    "dataset.name": "hrsid",
+    "data.test": "5" * 64,
+    "split.name": "s2",
+    "variations.per_image": "0",
+    "detector.name": "tiny",
+    "trainer.steps": "402",
+}
+
+
+def simulate_settings(
+    conditions: Sequence[tuple[Mapping[str, str], float, float, int]], **noise: Any
+) -> tuple[list[StudyRun], SimulatedMetrics]:
+    """Runs that record their conditions: settings on top of `SETTINGS`, real images, AP50 and seeds of each."""
+    places = [("s2", place, "repeat", real, ap50) for place, (_, real, ap50, _) in enumerate(conditions)]
+    made, _, figures = simulate(places, seeds=max(seeds for *_, seeds in conditions), **noise)
+    runs = []
+    for run in made:
+        settings, real, _, seeds = conditions[run.variations]
+        if run.seed < seeds:
+            condition = SETTINGS | {"data.train": f"{real:g}", "split.train_size": f"{real:g}"} | dict(settings)
+            variations = int(condition["variations.per_image"])
+            metrics = run.metrics | {"data/synthetic_images": real * variations}
+            runs.append(
+                replace(
+                    run,
+                    condition=condition,
+                    metrics=metrics,
+                    variations=variations,
+                    generator=condition.get("generator.name", "none"),
+                    split=f"{condition['split.name']}n{real:g}",
+                    train_size=int(real),
+                    steps=int(condition["trainer.steps"]),
+                )
+            )
+    return runs, figures

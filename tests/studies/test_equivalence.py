@@ -1,18 +1,23 @@
 """What synthetic images are worth, on curves that are known."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from simulated_study import SimulatedMetrics, simulate, study_of
+from simulated_study import SimulatedMetrics, simulate, simulate_settings, study_of
 
 from boxtwin.studies.comparison import ResampledMetrics, positive_controls
-from boxtwin.studies.conditions import Row
-from boxtwin.studies.equivalence import Exchange, curve_rows, equivalent, exchange, monotone
-from boxtwin.studies.report.sections import equivalence_section
+from boxtwin.studies.conditions import Row, condition_table
+from boxtwin.studies.equivalence import PLAIN, Exchange, curve_rows, equivalent, exchange, monotone, size_curves
+from boxtwin.studies.primary import primary_comparisons
+from boxtwin.studies.report.page import WORTH_FILE, write_report
+from boxtwin.studies.report.sections import WORTH, equivalence_section, steps_section
+from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.report.words import sentence
 from boxtwin.studies.runs import StudyRun
 
@@ -34,7 +39,7 @@ def study(
 
 def result(rows: Sequence[Row], figures: ResampledMetrics) -> Exchange | None:
     (row,) = [row for row in rows if row.variations]
-    return exchange(row, rows, figures)
+    return exchange(row, curve_rows(rows, row, figures), figures)
 
 
 def known(rows: Sequence[Row], figures: ResampledMetrics) -> Exchange:
@@ -62,10 +67,10 @@ def test_the_nearest_sequence_that_never_falls(values: list[int] | list[float]) 
 def test_without_noise_the_worth_is_exact() -> None:
     _, rows, figures = study(on_real(52), seed_noise=0.0, own_image_noise=0.0)
     found = known(rows, figures)
-    assert found.worth == pytest.approx(12, abs=1e-4)
-    assert (found.low, found.high) == pytest.approx((12, 12), abs=1e-3)
-    words = "are worth about 12 more real labelled images (95 % interval 12 to 12;"
-    assert words in sentence("exchange", exchange=found)
+    assert found.worth == pytest.approx(52, abs=1e-4)
+    assert (found.low, found.high) == pytest.approx((52, 52), abs=1e-3)
+    text = sentence("exchange", exchange=found, steps=False)
+    assert text == "40 real images with x10 pixel_ddpm are worth 52 real images (95 % interval 52 to 52; 6 seeds)."
 
 
 def test_intervals_hold_the_truth() -> None:
@@ -73,19 +78,16 @@ def test_intervals_hold_the_truth() -> None:
     for rng in range(30):
         _, rows, figures = study(on_real(52), seed_noise=0.01, own_image_noise=0.05, rng=rng)
         found = known(rows, figures)
-        held += found.low <= 12 <= found.high
+        held += found.low <= 52 <= found.high
     assert held >= 26
 
 
 @pytest.mark.parametrize(
-    ("images", "said"),
-    [(200, "worth more than 40 more real labelled images: better"), (8, "cost more than 20 real"), (40, "no more and")],
+    ("images", "said"), [(200, "worth more than 80 real"), (8, "worth fewer than 20 real"), (40, "worth 40 real")]
 )
 def test_outside_of_what_was_measured(images: int, said: str) -> None:
     _, rows, figures = study(on_real(images), seed_noise=1e-5, own_image_noise=0.0)
-    text = sentence("exchange", exchange=known(rows, figures))
-    assert said in text
-    assert ("not known more closely" in text) == (images != 40)
+    assert said in sentence("exchange", exchange=known(rows, figures), steps=False)
 
 
 def test_too_few_sizes_seeds_or_matches_give_no_answer() -> None:
@@ -95,17 +97,78 @@ def test_too_few_sizes_seeds_or_matches_give_no_answer() -> None:
         (study(0.6)[1], ResampledMetrics({})),
     ):
         assert result(rows, figures) is None
-        assert equivalence_section(study_of([], rows, figures)) is None
+        section = equivalence_section(study_of([], rows, figures))
+        # Three sizes have a figure, whose points claim nothing.
+        assert (section is None) == (len(curve_rows(rows, rows[0], figures)) < 3)
+        assert section is None or not section.sentences
 
 
-def test_the_section_has_a_picture_and_its_words() -> None:
-    _, rows, figures = study(on_real(52))
-    section = equivalence_section(study_of([], rows, figures))
+def test_the_section_has_a_picture_and_its_words(tmp_path: Path) -> None:
+    runs, rows, figures = study(on_real(52))
+    whole = study_of(runs, rows, figures)
+    section = equivalence_section(whole)
     assert section is not None
-    assert "s2 x10 pixel_ddpm on 40 real images are worth about" in section.sentences[0]
+    assert "40 real images with x10 pixel_ddpm are worth" in section.sentences[0]
+    assert section.sentences[1] == "This is read off AP50 of real images alone at 20, 40, 60, 80."
     (picture,) = section.plots
     assert "<svg" in picture.svg
-    assert "80 real images" in picture.text
+    assert "real images alone: 20: " in picture.text
+    write_report(whole, Summary.of(whole), tmp_path)
+    assert (tmp_path / WORTH_FILE).read_text() == picture.svg
+
+
+SIMULATED = {"pretraining.name": "sar_scenes"}
+PASTED = {"variations.per_image": "10", "generator.name": "copy_paste"}
+
+
+def test_each_treatment_is_a_line_of_its_best_steps() -> None:
+    sizes = (5.0, 10.0, 20.0, 40.0, 80.0)
+    conditions: list[tuple[dict[str, str], float, float, int]] = [
+        ({"trainer.steps": "402"}, size, on_real(size), 9 if size in (10, 40) else 3) for size in sizes
+    ]
+    conditions += [(SIMULATED | {"trainer.steps": "402"}, size, on_real(2 * size), 9) for size in sizes[:4]]
+    conditions += [(SIMULATED | PASTED | {"trainer.steps": "1314"}, 10.0, on_real(30), 9)]
+    # Other steps: fewer seeds, or worse on validation images, however good on test images.
+    conditions += [({"trainer.steps": "804"}, 10.0, 0.9, 3), (SIMULATED | {"trainer.steps": "804"}, 10.0, 0.9, 9)]
+    runs, figures = simulate_settings(conditions, seed_noise=0.004, own_image_noise=0.0)
+    runs = [replace(run, metrics=run.metrics | {"val_real/map_50": -run.steps / 1000}) for run in runs]
+    rows = condition_table(runs)
+    (lines,) = size_curves(rows)
+    assert list(lines) == [PLAIN, "pretraining=sar_scenes", "pretraining=sar_scenes and x10 copy_paste"]
+    assert [[row.real_images for row in line] for line in lines.values()] == [list(sizes), list(sizes[:4]), [10.0]]
+    assert {row.first.steps for row in (*lines[PLAIN], *lines["pretraining=sar_scenes"])} == {402}
+    section = equivalence_section(study_of(runs, rows, figures))
+    assert section is not None
+    ten, both = (next(text for text in section.sentences if text.startswith(start)) for start in (
+        "10 real images with pretraining=sar_scenes (402 steps) are worth",
+        "10 real images with pretraining=sar_scenes and x10 copy_paste (1314 steps) are worth",
+    ))  # fmt: skip
+    for text, worth in ((ten, 20), (both, 30)):
+        number, low, high = map(int, re.findall(r"worth (\d+) .* interval (\d+) to (\d+)", text)[0])
+        assert number == pytest.approx(worth, rel=0.12)
+        assert low <= worth <= high
+    assert section.sentences[-1].endswith(
+        "80 (402 steps). Where more steps would help real images alone, the true numbers are smaller."
+    )
+    # A primary comparison names the condition that stands in the figure.
+    entry = {"treatment": {"pretraining": "sar_scenes", "steps": 804}, "control": {"steps": 402}, "real_images": 10}
+    primary = primary_comparisons({"comparisons": [entry]}, "p.yaml")
+    (lines,) = size_curves(rows, study_of(runs, rows, figures, primary).contrasts)
+    assert [row.first.steps for row in lines["pretraining=sar_scenes"]] == [402, 804, 402, 402]
+
+
+def test_seeds_that_the_curve_lacks_widen_the_interval() -> None:
+    def width(seeds: int) -> float:
+        alone: dict[str, str] = {}
+        sizes = [(alone, size, on_real(size), seeds) for size in (10.0, 20.0, 40.0)]
+        runs, figures = simulate_settings([*sizes, (PASTED, 10.0, on_real(20), 9)], seed_noise=0.02)
+        rows = condition_table(runs)
+        (row,) = [row for row in rows if row.variations]
+        found = exchange(row, curve_rows(rows, row, figures), figures)
+        assert found is not None
+        return found.high - found.low
+
+    assert width(3) > width(9)
 
 
 def test_a_size_is_on_the_curve_once_and_the_baseline_first() -> None:
@@ -120,3 +183,35 @@ def test_parts_of_a_split_do_not_change_the_positive_control() -> None:
     alone = [row for row in rows if row.split != "s2"]
     assert [(fewer.split, more.split) for fewer, more in positive_controls(alone)] == [("s1n60", "s1")]
     assert positive_controls([replace(row) for row in rows if row.split == "s1"]) == []
+
+
+def test_steps_of_a_treatment_are_told_with_the_best_on_validation() -> None:
+    conditions = [
+        ({"trainer.steps": steps}, 10.0, ap50, 1) for steps, ap50 in (("402", 0.6), ("804", 0.5), ("200", 0.4))
+    ]
+    runs, _ = simulate_settings([*conditions, (SIMULATED, 10.0, 0.6, 1)], seed_noise=0.0, own_image_noise=0.0)
+    section = steps_section(condition_table(runs))
+    assert section is not None
+    (text,) = section.sentences
+    assert "validation" not in text
+    assert [int(steps) for steps in re.findall(r"at (\d+) steps", text)] == [200, 402, 804]
+    runs = [replace(run, metrics=run.metrics | {"val_real/map_50": run.steps / 1000}) for run in runs]
+    section = steps_section(condition_table(runs))
+    assert section is not None
+    assert section.sentences[0].endswith("Best on validation images: 804 steps.")
+    assert steps_section(condition_table(runs[-2:])) is None
+
+
+def test_a_study_of_many_lines_has_its_picture_by_treatment_first(tmp_path: Path) -> None:
+    def titles(sizes: Sequence[float]) -> list[str]:
+        conditions = [(way, size, on_real(size), 1) for way in ({}, SIMULATED) for size in sizes]
+        runs, figures = simulate_settings(conditions)
+        whole = study_of(runs, condition_table(runs), figures)
+        page = write_report(whole, Summary.of(whole), tmp_path).read_text()
+        return re.findall(r"<h2 id=\"\w+\">(.*)</h2>", page)
+
+    few, many = titles((10.0, 20.0, 40.0)), titles((5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 80.0))
+    assert few[:2] == ["Curves", "Table"]
+    assert WORTH in few[2:]
+    assert many[:2] == [WORTH, "Table"]
+    assert WORTH not in many[1:]

@@ -9,10 +9,13 @@ from scipy import stats
 from boxtwin.studies.inference import (
     LEAST_PAIRS,
     SIGNIFICANT,
+    clusters_of,
     hierarchical_interval,
     holm,
     image_counts,
+    mean_interval,
     pairs_needed,
+    seed_variance,
     sign_flip_p,
     variances,
 )
@@ -125,6 +128,40 @@ def test_variances_are_those_of_the_sources() -> None:
     assert seed == pytest.approx((2.0**2 + 10.0**2 / 100) / 6, rel=0.1)
     assert image == pytest.approx(5.0**2 / 100, rel=0.1)
     assert seed + image == pytest.approx(np.var(means), rel=0.15)  # what is peculiar is counted once
+
+
+def test_the_variance_of_clusters_is_that_of_their_means() -> None:
+    values = np.array([1.0, 1.2, 0.8, 5.0, 5.1, 4.9, 9.0, 9.3, 8.7])
+    clusters = clusters_of("aaabbbccc")
+    assert clusters == (0, 0, 0, 1, 1, 1, 2, 2, 2)
+    assert seed_variance(values, clusters) == pytest.approx((stats.sem([1.0, 5.0, 9.0]) ** 2, 3))
+    low, high = stats.t.interval(0.95, 2, 5.0, stats.sem([1.0, 5.0, 9.0]))
+    assert mean_interval(values.tolist(), clusters) == pytest.approx((low, high))
+    alone = pytest.approx((stats.sem(values) ** 2, 9))
+    # Clusters that are alike, one for all, one for each: independent pairs.
+    assert seed_variance(values, clusters_of("abcabcabc")) == alone
+    assert seed_variance(values, clusters_of("a" * 9)) == alone
+    assert seed_variance(values, range(9)) == alone
+    # The formula for clusters of different sizes, Liang and Zeger 1986: sums of residuals, squared.
+    few = values[:4]
+    residuals = few - few.mean()
+    by_hand = 2 * (residuals[:3].sum() ** 2 + residuals[3] ** 2) / 16
+    assert seed_variance(few, (0, 0, 0, 1)) == pytest.approx((by_hand, 2))
+
+
+def test_intervals_cover_the_chance_of_a_shared_pretraining() -> None:
+    rng, clusters = np.random.default_rng(3), [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    resampled = np.zeros((9, 400))
+    held = {True: 0, False: 0}
+    for _ in range(400):
+        values = rng.normal(0, 1, 3)[clusters] + rng.normal(0, 1, 9)
+        for nested in held:
+            found = hierarchical_interval(
+                values, resampled + values[:, None], images=100, clusters=clusters if nested else ()
+            )
+            held[nested] += found.low <= 0 <= found.high
+    assert held[True] / 400 >= 0.88  # the draw of nine pairs has thinner tails than t with two degrees of freedom
+    assert held[False] / 400 <= 0.85
 
 
 @pytest.mark.parametrize(("seed_noise", "image_noise"), [(1.0, 10.0), (0.2, 10.0), (2.0, 5.0)])

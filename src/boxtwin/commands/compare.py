@@ -7,13 +7,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from boxtwin.errors import InputError, unanswered
-from boxtwin.files import check_name
+from boxtwin.errors import InputError, is_of_the_system, unanswered
+from boxtwin.files import check_name, write_bytes_atomically
 from boxtwin.memory import keep_freed_blocks
 from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.next_runs import plan
+from boxtwin.studies.primary import PRIMARY_FILE, PrimaryComparison, primary_comparisons
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.summary import Summary, printed
 from boxtwin.studies.runs import runs_in, with_evidence
@@ -35,7 +36,9 @@ def compare_study(config: DictConfig) -> Path:
         # Files of an archive are gone afterwards: no path to them is shown.
         copies = {run.run_id: Path(run.output_dir) for run in runs} if folder != Path(config.runs) else {}
         runs = [replace(run, study=name, output_dir="" if copies else run.output_dir) for run in runs]
-        return _report(Study.of(*with_evidence(runs, copies), copies), Path(config.folder) / name, planned=config.plan)
+        report = Path(config.folder) / name
+        primary = _primary(config.primary, Path(config.runs), report)
+        return _report(Study.of(*with_evidence(runs, copies), copies, primary), report, planned=config.plan)
 
 
 def _compare_stored(config: DictConfig) -> Path:
@@ -55,12 +58,14 @@ def _compare_stored(config: DictConfig) -> Path:
     with tempfile.TemporaryDirectory() as temporary:
         runs = collect_runs(store, name, folder, Path(temporary))
         copies = copies_of(store, runs, Path(temporary))
-        study = Study.of(*with_evidence(runs, copies, partial(bring_back, store, Path(temporary))), copies)
+        evidence = with_evidence(runs, copies, partial(bring_back, store, Path(temporary)))
+        study = Study.of(*evidence, copies, _primary(config.primary, report))
         page = _report(study, report, planned=config.plan)
     store.write_conditions(name, conditions(study))
     run_id = store.begin_comparison(study=name)
     try:
-        store.log_files(run_id, [page, report / "comparison.csv", report / "curves.png"])
+        kept = [report / PRIMARY_FILE] if study.primary else []
+        store.log_files(run_id, [page, report / "comparison.csv", report / "curves.png", *kept])
     except BaseException as error:
         if unanswered(error) is None:  # a server that is away is not asked again
             store.end(run_id, "FAILED", f"{type(error).__name__}: {error}")
@@ -68,6 +73,25 @@ def _compare_stored(config: DictConfig) -> Path:
     store.end(run_id, "FINISHED")
     print(f"in MLflow (make ui): {save_view(store.client, store.experiment(name))}")
     return page
+
+
+def _primary(given: str | None, *folders: Path) -> list[PrimaryComparison]:
+    """The primary comparisons of the file ``given``, or of one kept in a folder; a copy is kept in the last folder."""
+    files = [Path(given)] if given else [folder / PRIMARY_FILE for folder in folders]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        if given:
+            raise InputError(f"primary={given}: there is no such file")
+        return []
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file))
+    except Exception as error:  # whatever readers of YAML meet
+        if is_of_the_system(error):
+            raise
+        raise InputError(f"primary={file} is not readable as YAML: {error}") from error
+    comparisons = primary_comparisons(content, str(file))
+    write_bytes_atomically(folders[-1] / PRIMARY_FILE, file.read_bytes())
+    return comparisons
 
 
 def _report(study: Study, folder: Path, *, planned: bool) -> Path:

@@ -16,7 +16,7 @@ from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.studies.comparison import Difference, ResampledMetrics, against_none
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import COMPARED, Evidence
-from boxtwin.studies.inference import Interval, interval_of
+from boxtwin.studies.inference import Interval, clusters_of, interval_of
 from boxtwin.studies.runs import BROKEN, FINISHED, SHOWN_FILES, StudyRun, find_file, in_order, run_from
 from boxtwin.studies.study import Study
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, Condition, Store
@@ -160,4 +160,5 @@ def _ends(name: str, interval: Interval | None) -> dict[str, float]:
 def _interval(row: Row, metric: str, resampled: ResampledMetrics) -> Interval | None:
     """Of the mean itself, over seeds and test images; None where one seed or no evidence gives none."""
     values, images = resampled.of_row(metric, row, row.seeds), {resampled.images(run) for run in row.run_ids}
-    return interval_of(values, len(images.pop())) if values is not None and len(images) == 1 else None
+    clusters = clusters_of(list(row.pretraining_seeds.values()))
+    return interval_of(values, len(images.pop()), clusters) if values is not None and len(images) == 1 else None

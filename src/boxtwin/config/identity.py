@@ -257,5 +257,9 @@ def flat_params(config: Config) -> dict[str, object]:
         "seed": config.seed,
         "steps": config.trainer.steps,
         **({} if size is None else {"train_size": size}),
-        **({} if config.pretraining.name == NO_PRETRAINING else {"pretraining": config.pretraining.name}),
+        **(
+            {}
+            if config.pretraining.name == NO_PRETRAINING
+            else {"pretraining": config.pretraining.name, "pretraining_seed": config.pretraining.seed}
+        ),
     }

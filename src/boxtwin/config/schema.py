@@ -79,6 +79,7 @@ class CompareConfig:
 
     study: str | None = None
     runs: str | None = None
+    primary: str | None = None
     folder: str = "reports"
     plan: bool = False
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

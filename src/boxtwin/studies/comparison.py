@@ -19,17 +19,21 @@ from boxtwin.studies.inference import (
     SIGNIFICANT,
     Interval,
     bootstrap_counts,
+    clusters_of,
     holm,
     interval_of,
     pairs_needed,
     sign_flip_p,
 )
 from boxtwin.studies.pretraining import pretraining_pairs
+from boxtwin.studies.primary import PrimaryComparison, find_rows
 
+PRIMARY_METRIC = "map_50"
 MOST_FLIPS = 20
 RESAMPLES = 1000
 
-Kind = Literal["variations", "pretraining", "equal pixels", "control", "positive control"]
+Kind = Literal["primary", "variations", "pretraining", "equal pixels", "control", "positive control"]
+Role = Literal["tested", "primary", "exploratory"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,16 @@ class Difference:
     p: float
     p_holm: float = math.nan  # corrected for all differences of this metric that the table makes
     family: int = 1  # differences that were corrected together
+    role: Role = "tested"  # with primary comparisons, all others are exploratory and have no p
 
     @property
     def significant(self) -> bool:
-        """Whether p is at most 0.05 after correction for all differences of the table."""
-        return self.p_holm <= SIGNIFICANT
+        """Whether p is at most 0.05 after correction; of a primary comparison the interval must exclude 0 as well."""
+        return self.p_holm <= SIGNIFICANT and (self.role != "primary" or self.excludes_zero)
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.interval is not None and (self.interval.low > 0 or self.interval.high < 0)
 
     @property
     def gain_significant(self) -> bool:
@@ -139,7 +148,8 @@ def _interval(metric: str, seeds: Sequence[int], new: Row, old: Row, resampled: 
     for pair in runs:
         if any(resampled.images(run) != images for run in pair):
             raise InputError(f"runs {' and '.join(pair)} were tested on different images and cannot be compared")
-    return interval_of(after - before, len(images))
+    first = [(new.pretraining_seeds[seed], old.pretraining_seeds[seed]) for seed in seeds]
+    return interval_of(after - before, len(images), clusters_of(first))
 
 
 def changes(rows: Sequence[Row], row: Row, resampled: ResampledMetrics) -> dict[str, Difference]:
@@ -158,13 +168,20 @@ class Contrast:
     new: Row
     old: Row
     differences: Mapping[str, Difference]
+    name: str = ""  # of a primary comparison
 
 
-def contrasts(rows: Sequence[Row], resampled: ResampledMetrics) -> list[Contrast]:
+def contrasts(
+    rows: Sequence[Row], resampled: ResampledMetrics, primary: Sequence[PrimaryComparison] = ()
+) -> list[Contrast]:
     """All comparisons of a study's table: variations against none, pre-training against none and against as many pixels
     of real images, generators against controls at the same number of variations, more real images against fewer. Each
     kind is a family of its own for Holm's correction.
+
+    With ``primary`` comparisons, these come first and are the only family; the others are exploratory.
     """
+    compared = _primary_contrasts(rows, resampled, primary)
+    known = {(each.new.run_ids, each.old.run_ids): each.differences for each in compared}
     pretraining = pretraining_pairs(rows)
     families: dict[Kind, list[tuple[Row, Row]]] = {
         "variations": [(row, base) for row in rows if (base := baseline(rows, row)) is not None],
@@ -173,12 +190,38 @@ def contrasts(rows: Sequence[Row], resampled: ResampledMetrics) -> list[Contrast
         "control": [(row, other) for row, other in itertools.product(rows, rows) if _controls(row, other)],
         "positive control": [(more, fewer) for fewer, more in positive_controls(rows)],
     }
-    compared = []
     for kind, pairs in families.items():
+        if primary:
+            compared += [
+                Contrast(kind, *pair, known.get((pair[0].run_ids, pair[1].run_ids)) or _exploratory(*pair, resampled))
+                for pair in pairs
+            ]
+            continue
         by_metric = [corrected([difference(metric, *pair, resampled) for pair in pairs]) for metric in COMPARED]
         for (new, old), *of_pair in zip(pairs, *by_metric, strict=True):
             compared.append(Contrast(kind, new, old, dict(zip(COMPARED, of_pair, strict=True))))
     return compared
+
+
+def _primary_contrasts(
+    rows: Sequence[Row], resampled: ResampledMetrics, primary: Sequence[PrimaryComparison]
+) -> list[Contrast]:
+    """Those of which both conditions have runs, tested by `PRIMARY_METRIC`. All count for the correction."""
+    found = [(each.name, *find_rows(rows, each)) for each in primary]
+    pairs = [(name, new, old) for name, new, old in found if new and old]
+    tested = [
+        replace(difference(PRIMARY_METRIC, new, old, resampled), role="primary", family=len(primary))
+        for _, new, old in pairs
+    ]
+    return [
+        Contrast("primary", new, old, _exploratory(new, old, resampled) | {PRIMARY_METRIC: change}, name)
+        for (name, new, old), change in zip(pairs, corrected(tested, len(primary)), strict=True)
+    ]
+
+
+def _exploratory(new: Row, old: Row, resampled: ResampledMetrics) -> dict[str, Difference]:
+    found = {metric: difference(metric, new, old, resampled, tested=False) for metric in COMPARED}
+    return {metric: replace(each, role="exploratory") for metric, each in found.items()}
 
 
 def against_none(contrasts: Sequence[Contrast]) -> dict[tuple[str, ...], Mapping[str, Difference]]:
@@ -219,10 +262,14 @@ def positive_controls(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     return neighbours
 
 
-def corrected(differences: Sequence[Difference]) -> list[Difference]:
-    """The differences of one metric in one table with Holm's correction, in the order given."""
-    family = sum(not math.isnan(each.p) for each in differences)
-    p_values = holm([each.p for each in differences])
+def corrected(differences: Sequence[Difference], family: int | None = None) -> list[Difference]:
+    """The differences of one metric in one table with Holm's correction, in the order given.
+
+    Of a ``family`` that has more comparisons than have a p, the p of the others counts as 1.
+    """
+    known = sum(not math.isnan(each.p) for each in differences)
+    family = known if family is None else family
+    p_values = holm([*(each.p for each in differences), *[1.0] * (family - known)])[: len(differences)]
     return [
         each if math.isnan(each.p) else replace(each, p_holm=p, family=family)
         for each, p in zip(differences, p_values, strict=True)

@@ -24,7 +24,7 @@ from boxtwin.studies.condition_values import (
     part_of,
     places_of,
 )
-from boxtwin.studies.inference import mean_interval
+from boxtwin.studies.inference import clusters_of, mean_interval
 from boxtwin.studies.runs import FINISHED, NO_GENERATOR, StudyRun
 
 CONTROLS = ("repeat", "copy_paste")
@@ -38,11 +38,14 @@ class Estimate:
     """A metric by seed; seeds without it are left out. The mean of none is nan."""
 
     by_seed: tuple[tuple[int, float], ...]
+    clusters: tuple[int, ...] = ()  # of each value: equal numbers share a pre-training; empty: all are independent
 
     @classmethod
-    def of(cls, values: Iterable[tuple[int, float | None]]) -> Estimate:
-        """From values by seed, of which some are not known."""
-        return cls(tuple((seed, float(v)) for seed, v in values if v is not None and math.isfinite(v)))
+    def of(cls, values: Iterable[tuple[int, float | None]], runs: Iterable[StudyRun] = ()) -> Estimate:
+        """From values by seed, of which some are not known, and the runs that they are of."""
+        by_seed = tuple((seed, float(v)) for seed, v in values if v is not None and math.isfinite(v))
+        first = {run.seed: run.pretraining_seed for run in runs}
+        return cls(by_seed, clusters_of([first.get(seed) for seed, _ in by_seed]))
 
     @property
     def values(self) -> list[float]:
@@ -63,7 +66,7 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of the mean over seeds on the same test images; None with fewer than two seeds."""
-        return mean_interval(self.values)
+        return mean_interval(self.values, self.clusters)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,16 @@ class Row:
     def run_of(self) -> dict[int, str]:
         """Run id by seed."""
         return {run.seed: run.run_id for run in self.runs}
+
+    @property
+    def pretraining_seeds(self) -> dict[int, int | None]:
+        """Seed of the pre-training by seed of the run."""
+        return {run.seed: run.pretraining_seed for run in self.runs}
+
+    @property
+    def pretrainings(self) -> int:
+        """How many pre-trainings serve the seeds; 0 without one."""
+        return len({*self.pretraining_seeds.values()} - {None})
 
     @property
     def is_control(self) -> bool:
@@ -254,7 +267,7 @@ def _row(runs: Mapping[int, StudyRun], values: Values, varied: Values, labels: t
     in_order = tuple(runs[seed] for seed in sorted(runs))
 
     def estimate(metric: str) -> Estimate:
-        return Estimate.of((run.seed, run.metrics.get(metric)) for run in in_order)
+        return Estimate.of(((run.seed, run.metrics.get(metric)) for run in in_order), in_order)
 
     return Row(
         *labels,

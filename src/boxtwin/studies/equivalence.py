@@ -1,54 +1,122 @@
-"""How many real labelled images the synthetic ones are worth: read off the curve of training on real images alone.
+"""AP50 against the number of real images for each treatment, and how many real images alone reach the same.
 
-The curve joins the real-only conditions: monotone (more real images do not hurt; what breaks that is taken for chance,
-Ayer et al. 1955's pooling of adjacent violators) and straight between them against the logarithm of their number, in
-which detectors' accuracy is close to a line (Hestness et al. 2017, "Deep Learning Scaling is Predictable").
+A treatment is a pre-training, variations, or both. The curve without treatment joins its conditions: monotone (more
+real images do not hurt; what breaks that is taken for chance, Ayer et al. 1955's pooling of adjacent violators) and
+straight between them against the logarithm of their number, in which detectors' accuracy is close to a line (Hestness
+et al. 2017, "Deep Learning Scaling is Predictable").
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import isotonic_regression
 
-from boxtwin.studies.comparison import ResampledMetrics
-from boxtwin.studies.conditions import Row, baseline, paired_seeds
-from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, variances, widened_tail
+from boxtwin.config.identity import NO_PRETRAINING
+from boxtwin.studies.comparison import Contrast, ResampledMetrics
+from boxtwin.studies.condition_values import PRETRAINING, Values, as_overrides
+from boxtwin.studies.conditions import Estimate, Row, paired_seeds
+from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, clusters_of, seed_variance, variances, widened_tail
 
 METRIC = "map_50"
 LEAST_SIZES = 3  # two make a straight line whatever the truth
+LEAST_SEEDS = 3  # of a condition on the curve
 SEED = 0  # of the draws of seeds
 # Far below what can be measured: gives a flat stretch of the curve a slope, so that every metric is met once.
 TILT = 1e-9
+PLAIN = "real images alone"
+STEPS = "trainer.steps"
+OF_TREATMENT = ("pretraining", "pretraining_images")  # groups of settings
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a condition with variations is worth in real images beyond its own, infinite beyond what was measured."""
+    """How many real images alone are as good as a treated condition, infinite beyond what was measured."""
 
     row: Row
-    base: Row
-    curve: Sequence[Row]  # real-only conditions
-    sizes: tuple[float, ...]
+    curve: Sequence[Row]
     worth: float
     low: float
     high: float
-    pairs: int
+
+    @property
+    def treatment(self) -> str:
+        return treatment_of(self.row)
+
+    @property
+    def prefix(self) -> str:
+        """Settings that tell its setup from others, such as ``detector=yolov3, ``."""
+        apart = _untreated(self.row.setup)
+        return f"{as_overrides(apart)}, " if apart else ""
 
 
-def curve_rows(rows: Sequence[Row], base: Row, resampled: ResampledMetrics) -> list[Row]:
-    """Real-only rows of the condition and test images of a baseline, by size; of equals the baseline comes first."""
-    by_size: dict[float, Row] = {}
-    images = {resampled.images(run) for run in base.run_ids}
-    for row in sorted(rows, key=lambda row: (row is not base, row.first.train_size is not None, row.split)):
-        same = not row.variations and row.condition == base.condition and math.isfinite(row.real_images)
-        if same and {resampled.images(run) for run in row.run_ids} == images:
-            by_size.setdefault(row.real_images, row)
-    return [by_size[size] for size in sorted(by_size)]
+def treatment_of(row: Row) -> str:
+    """``pretraining=sar_scenes and x10 repeat``, or ``real images alone``."""
+    name, parts = row.values.get(PRETRAINING, NO_PRETRAINING), []
+    if name != NO_PRETRAINING:
+        first = {"pretraining": name} | {k: v for k, v in row.setup.items() if k.split(".")[0] in OF_TREATMENT}
+        if not row.variations and "generator.name" in row.values:  # of the variations that it was trained on
+            first["generator"] = row.values["generator.name"]
+        parts.append(as_overrides(first))
+    if row.variations:
+        parts.append(f"x{row.variations} {row.generator}")
+    return " and ".join(parts) or PLAIN
+
+
+def _untreated(values: Values) -> dict[str, str]:
+    """Settings of a setup without those of a treatment and the steps, which may be the best for each treatment."""
+    return {k: v for k, v in values.items() if k.split(".")[0] not in OF_TREATMENT and k != STEPS}
+
+
+def size_curves(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list[dict[str, list[Row]]]:
+    """For each setup the conditions of each treatment by number of real images, real images alone first.
+
+    Where several conditions of a treatment have as many images, other numbers of steps for example, the one in a
+    primary comparison is taken, else that with the most seeds, of these the best on validation images.
+    """
+    named = {row.run_ids for each in contrasts if each.kind == "primary" for row in (each.new, each.old)}
+
+    def rank(row: Row) -> tuple[bool, int, float, bool]:
+        return row.run_ids in named, len(row.seeds), on_validation(row), row.first.train_size is None
+
+    found: dict[object, dict[str, dict[float, Row]]] = defaultdict(lambda: defaultdict(dict))
+    for row in (row for row in sorted(rows, key=rank, reverse=True) if row.real_images > 0):  # nan is not
+        setup = frozenset(_untreated(dict(row.condition)).items())
+        found[setup][treatment_of(row)].setdefault(row.real_images, row)
+    order = [PLAIN, *dict.fromkeys(treatment_of(row) for row in rows)]
+    return [
+        {name: [row for _, row in sorted(lines[name].items())] for name in sorted(lines, key=order.index)}
+        for lines in found.values()
+    ]
+
+
+def on_validation(row: Row) -> float:
+    """Mean AP50 on the real validation images; -1 where it is not known."""
+    mean = Estimate.of((run.seed, run.metrics.get("val_real/map_50")) for run in row.runs).mean
+    return mean if math.isfinite(mean) else -1.0
+
+
+def step_series(rows: Sequence[Row]) -> list[list[Row]]:
+    """Conditions that differ in their optimiser steps alone, by steps."""
+    found: dict[object, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[frozenset((k, v) for k, v in row.values.items() if k != STEPS)].append(row)
+    return [sorted(series, key=lambda row: row.first.steps) for series in found.values() if len(series) > 1]
+
+
+def curve_rows(rows: Sequence[Row], like: Row, resampled: ResampledMetrics) -> list[Row]:
+    """Real images alone in the setup of a condition and on its test images, by size."""
+
+    def shared(row: Row) -> object:
+        return _untreated(dict(row.condition)), {resampled.images(run) for run in row.run_ids}
+
+    curves = size_curves([row for row in rows if shared(row) == shared(like)])
+    return curves[0].get(PLAIN, []) if curves else []
 
 
 def monotone(values: Float[np.ndarray, " sizes"]) -> Float[np.ndarray, " sizes"]:
@@ -67,31 +135,36 @@ def equivalent(sizes: Float[np.ndarray, " sizes"], values: Float[np.ndarray, " s
     return float(np.exp(np.interp(reached, curve, at)))
 
 
-def exchange(row: Row, rows: Sequence[Row], resampled: ResampledMetrics) -> Exchange | None:
-    """What a row is worth, with its interval from a bootstrap of seeds and images; None where runs or matches lack.
+def exchange(row: Row, plain: Iterable[Row], resampled: ResampledMetrics) -> Exchange | None:
+    """What a condition is worth, its interval by a bootstrap of seeds and images; None where runs or matches lack.
 
-    In each of the resamples seeds are drawn that all conditions have in common, together with a resample of the test
-    images, and the whole curve is drawn anew (see `hierarchical_interval`, whose tails are widened in the same way).
+    In each of the resamples seeds of all conditions are drawn, the same where they have equally many, together with a
+    resample of the test images, and the whole curve is drawn anew (see `hierarchical_interval`, whose tails are widened
+    in the same way; those of the widest difference to the curve are taken).
+
+    Args:
+        plain: conditions on real images alone, by size.
     """
-    base = baseline(rows, row)
-    if base is None:
+    curve = [each for each in plain if len(paired_seeds(row, each)) >= LEAST_SEEDS]
+    if len(row.seeds) < LEAST_PAIRS or len(curve) < LEAST_SIZES:
         return None
-    curve = curve_rows(rows, base, resampled)
-    used = [each for each in curve if len(paired_seeds(row, each)) >= LEAST_PAIRS]
-    if base not in used or len(used) < LEAST_SIZES:
-        return None
-    shared = paired_seeds(row, *used)
-    known = [resampled.of_row(METRIC, each, shared) for each in (*used, row)] if len(shared) >= LEAST_PAIRS else [None]
-    if any(each is None for each in known):
-        return None
-    values = np.stack([each for each in known if each is not None])  # conditions, seeds, 1 + resamples
-    sizes = np.array([each.real_images for each in used])
-    measured = values[:, :, 0].mean(axis=1)
-    drawn = np.random.default_rng(SEED).integers(len(shared), size=(len(shared), values.shape[2] - 1))
-    means = np.stack([bootstrapped(each[:, 0], each[:, 1:], drawn) for each in values])
-    worth = [equivalent(sizes, column[:-1], column[-1]) - base.real_images for column in means.T]
-    gains, images = values[-1] - values[used.index(base)], len(resampled.images(row.run_ids[0]))
-    tail = widened_tail(*variances(gains[:, 0], gains[:, 1:]), len(shared), images)
-    low, high = np.quantile(worth, [tail, 1 - tail], method="nearest")  # of infinite values there is no middle
-    middle = equivalent(sizes, measured[:-1], float(measured[-1])) - base.real_images
-    return Exchange(row, base, curve, tuple(sizes.tolist()), middle, float(low), float(high), len(shared))
+    sizes = np.array([each.real_images for each in curve])
+    means, tails, measured = [], [], []
+    for each in (*curve, row):
+        seeds = paired_seeds(row, each)
+        values, own = (resampled.of_row(METRIC, one, seeds) for one in (each, row))
+        if values is None or own is None or len({resampled.images(run) for run in (*each.run_ids, *row.run_ids)}) > 1:
+            return None
+        drawn = np.random.default_rng(SEED).integers(len(seeds), size=(len(seeds), values.shape[1] - 1))
+        clusters = clusters_of([row.pretraining_seeds[seed] for seed in seeds])
+        means.append(bootstrapped(values[:, 0], values[:, 1:], drawn, clusters if each is row else ()))
+        measured.append(float(values[:, 0].mean()))
+        gains, images = own - values, len(resampled.images(row.run_ids[0]))
+        independent = seed_variance(gains[:, 0], clusters)[1]
+        tails.append(widened_tail(*variances(gains[:, 0], gains[:, 1:], clusters), independent, images))
+    worth = [equivalent(sizes, column[:-1], column[-1]) for column in np.stack(means).T]
+    low, high = np.quantile(
+        worth, [min(tails), 1 - min(tails)], method="nearest"
+    )  # of infinite values there is no middle
+    middle = equivalent(sizes, np.array(measured[:-1]), measured[-1])
+    return Exchange(row, curve, middle, float(low), float(high))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,11 +73,18 @@ def bootstrap_counts(images: int, resamples: int) -> Float[np.ndarray, "_rows im
     return np.concatenate([np.ones((1, images)), image_counts(images, resamples, RESAMPLING_SEED)])
 
 
-def interval_of(differences: Float[np.ndarray, "pairs columns"], images: int) -> Interval | None:
+def clusters_of(shared: Sequence[Hashable]) -> tuple[int, ...]:
+    """Numbers that are equal where pairs share the same."""
+    return tuple(map(list(dict.fromkeys(shared)).index, shared))
+
+
+def interval_of(
+    differences: Float[np.ndarray, "pairs columns"], images: int, clusters: Sequence[int] = ()
+) -> Interval | None:
     """`hierarchical_interval`, where the first column is not resampled; None with fewer than two pairs or with nan."""
     if len(differences) < 2 or not np.isfinite(differences).all():
         return None
-    return hierarchical_interval(differences[:, 0], differences[:, 1:], images=images)
+    return hierarchical_interval(differences[:, 0], differences[:, 1:], images=images, clusters=clusters)
 
 
 def hierarchical_interval(
@@ -86,12 +93,14 @@ def hierarchical_interval(
     *,
     images: int,
     seed: int = 0,
+    clusters: Sequence[int] = (),
 ) -> Interval:
     """Interval of the mean difference over seeds and test images, by a bootstrap of both.
 
     ``differences`` are those of each pair on the test images as they are, ``resampled`` on resamples of them. Column
     ``b`` is one resample for all pairs, so that what an image does to all runs alike stays together (crossed factors:
-    Owen 2007, "The pigeonhole bootstrap"). ``seed`` is that of the draw of pairs.
+    Owen 2007, "The pigeonhole bootstrap"). ``seed`` is that of the draw of pairs; for ``clusters`` see
+    `seed_variance`.
 
     The bootstrap gives the shape, `variances` the width. Since few values hardly show their own spread, the level is
     widened as Student's t asks for (Hesterberg 2015, "What teachers should know about the bootstrap", section 3.2),
@@ -100,16 +109,36 @@ def hierarchical_interval(
     Raises:
         ValueError: fewer than two pairs, or the shapes do not fit.
     """
-    seed_variance, image_variance = variances(differences, resampled)
+    by_seeds, by_images = variances(differences, resampled, clusters)
     mean, pairs = float(np.mean(differences)), len(differences)
     drawn = np.random.default_rng(seed).integers(pairs, size=(pairs, resampled.shape[1]))
-    tail = widened_tail(seed_variance, image_variance, pairs, images)
-    low, high = np.quantile(bootstrapped(differences, resampled, drawn), [tail, 1 - tail])
-    return Interval(mean, float(low), float(high), seed_variance, image_variance, pairs, images)
+    tail = widened_tail(by_seeds, by_images, seed_variance(differences, clusters)[1], images)
+    low, high = np.quantile(bootstrapped(differences, resampled, drawn, clusters), [tail, 1 - tail])
+    return Interval(mean, float(low), float(high), by_seeds, by_images, pairs, images)
+
+
+def seed_variance(differences: Float[np.ndarray, " pairs"], clusters: Sequence[int] = ()) -> tuple[float, int]:
+    """Variance of the mean by the choice of seeds, and from how many independent values it is known.
+
+    Pairs of equal ``clusters`` share a chance, that of their pre-training. The variance is that between clusters (Liang
+    and Zeger 1986) where it is larger than that of as many independent pairs, else the latter. One cluster alone tells
+    nothing of the chance that its pairs share.
+    """
+    pairs, numbers = len(differences), np.unique(clusters)
+    alone = float(np.var(differences, ddof=1)) / pairs
+    if 1 < len(numbers) < pairs:
+        deviations = differences - differences.mean()
+        sums = np.array([deviations[np.array(clusters) == number].sum() for number in numbers])
+        together = float((sums**2).sum()) / pairs**2 * len(numbers) / (len(numbers) - 1)
+        if together > alone:
+            return together, len(numbers)
+    return alone, pairs
 
 
 def variances(
-    differences: Float[np.ndarray, " pairs"], resampled: Float[np.ndarray, "_pairs resamples"]
+    differences: Float[np.ndarray, " pairs"],
+    resampled: Float[np.ndarray, "_pairs resamples"],
+    clusters: Sequence[int] = (),
 ) -> tuple[float, float]:
     """Of the mean over pairs: by the choice of seeds, and by the choice of test images. Their sum is the whole.
 
@@ -127,7 +156,7 @@ def variances(
         raise ValueError(f"{pairs} pairs need resampled differences of shape ({pairs}, many), got {resampled.shape}")
     single = float(np.var(resampled, axis=1, ddof=1).mean())
     together = float(np.var(resampled.mean(axis=0), ddof=1))
-    seeds = float(np.var(differences, ddof=1)) / pairs
+    seeds, _ = seed_variance(differences, clusters)
     # No more than the spread between the pairs: two that happen to agree would remove the whole variance of the images.
     peculiar = min((single - together) / (pairs - 1), seeds)
     return seeds, max(together - peculiar, 0.0)
@@ -137,6 +166,7 @@ def bootstrapped(
     differences: Float[np.ndarray, " pairs"],
     resampled: Float[np.ndarray, "_pairs resamples"],
     drawn: Int[np.ndarray, "draws resamples"],
+    clusters: Sequence[int] = (),
 ) -> Float[np.ndarray, " resamples"]:
     """Bootstrap of the mean difference: in each resample of the images the mean of the pairs ``drawn`` for it.
 
@@ -149,16 +179,19 @@ def bootstrapped(
     spread = float(np.std(deviations, ddof=1))
     if spread == 0:
         return np.full(len(means), np.mean(differences))
-    scaled: Float[np.ndarray, " resamples"] = deviations * (math.sqrt(sum(variances(differences, resampled))) / spread)
+    scaled: Float[np.ndarray, " resamples"] = deviations * (
+        math.sqrt(sum(variances(differences, resampled, clusters))) / spread
+    )
     return np.mean(differences) + scaled
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+def mean_interval(values: Sequence[float], clusters: Sequence[int] = ()) -> tuple[float, float] | None:
     """95 % interval of a mean over seeds on the same test images by Student's t; None with fewer than two of them."""
     if len(values) < 2:
         return None
-    mean, reach = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    reach *= float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))
+    variance, independent = seed_variance(np.asarray(values, dtype=np.float64), clusters)
+    mean, reach = float(np.mean(values)), math.sqrt(variance)
+    reach *= float(stats.t.ppf((1 + LEVEL) / 2, independent - 1))
     return mean - reach, mean + reach
 
 

@@ -87,8 +87,8 @@ class _Planner:
         self.setups = setups(study.rows)
 
     def more_seeds(self) -> Iterator[Candidate]:
-        """Pairs that every difference of the table lacks, or a few more."""
-        for contrast in self.contrasts:
+        """Pairs that every difference of the table, or every primary one, lacks, or a few more."""
+        for contrast in [each for each in self.contrasts if each.kind == "primary"] or self.contrasts:
             new, old, difference = contrast.new, contrast.old, contrast.differences[METRIC]
             both = set(new.seeds) & set(old.seeds)  # on whatever machines
             pairs = len(paired_seeds(new, old))

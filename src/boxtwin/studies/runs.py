@@ -55,6 +55,7 @@ class StudyRun:
     overrides: str = ""  # what was typed after `python train.py`, as a shell takes it
     store: str = ""  # name of the store of its variations; empty: none, or not recorded
     train_size: int | None = None  # where only some of the split's training images were used; `split` names it too
+    pretraining_seed: int | None = None  # None without pre-training; runs of equal seed start from the same detector
     labels: str = ""  # how those of its variations were found
     validation: tuple[tuple[int, float], ...] = ()  # step, AP on the real validation images
     condition: Values = field(default_factory=dict)  # every setting that defines it but the seed; empty: not recorded
@@ -101,7 +102,7 @@ def runs_in(folder: Path) -> list[StudyRun]:
 
 def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) -> StudyRun:
     """A run from its result.json; parameters may be text, as MLflow has them."""
-    params, size = result.params, result.params.get("train_size")
+    params, size, first = result.params, result.params.get("train_size"), result.params.get("pretraining_seed")
     metrics = {name: math.nan if value is None else value for name, value in result.metrics.items()}
     names = sorted(entry["file_name"] for entry in result.counts)
     return StudyRun(
@@ -122,6 +123,7 @@ def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) ->
         overrides=shlex.join(current_override(word) for word in words_of(result.overrides)),
         store=result.data.get("store") or "",
         train_size=None if size is None else int(size),
+        pretraining_seed=None if first is None else int(first),
         labels=params.get("labels", ""),
         validation=tuple((int(step), float(value)) for step, value in result.validation),
         condition={current_name(key): value for key, value in flatten(result.condition).items()},

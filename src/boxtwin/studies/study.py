@@ -10,6 +10,7 @@ from types import MappingProxyType
 from boxtwin.studies.comparison import Contrast, ResampledMetrics, contrasts
 from boxtwin.studies.conditions import Estimate, Row, condition_table
 from boxtwin.studies.evidence import Evidence
+from boxtwin.studies.primary import PrimaryComparison
 from boxtwin.studies.runs import FINISHED, NO_COPIES, StudyRun, find_file
 from boxtwin.studies.slices import ClassMetrics, class_metrics
 
@@ -25,6 +26,7 @@ class Study:
     resampled: ResampledMetrics
     contrasts: list[Contrast]
     by_class: dict[str, list[ClassMetrics]]
+    primary: Sequence[PrimaryComparison] = ()
 
     @classmethod
     def of(
@@ -32,15 +34,17 @@ class Study:
         runs: Sequence[StudyRun],
         evidence: Mapping[str, Evidence] = MappingProxyType({}),
         copies: Mapping[str, Path] = NO_COPIES,
+        primary: Sequence[PrimaryComparison] = (),
     ) -> Study:
         """Compare the conditions of runs, whatever their state.
 
         Raises:
-            InputError: runs are of the same condition and seed, or were tested on different images.
+            InputError: runs are of the same condition and seed, were tested on different images, or do not fit the
+                primary comparisons.
         """
         rows, resampled = condition_table(runs), ResampledMetrics(evidence)
-        compared = contrasts(rows, resampled)
-        return cls(runs, evidence, copies, rows, resampled, compared, class_metrics(rows, evidence))
+        compared = contrasts(rows, resampled, primary)
+        return cls(runs, evidence, copies, rows, resampled, compared, class_metrics(rows, evidence), primary)
 
     @property
     def name(self) -> str:

@@ -16,8 +16,8 @@ from boxtwin.datasets.image_io import read_image
 from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.comparison import against_none
 from boxtwin.studies.report.gallery import galleries, store_cards
-from boxtwin.studies.report.plots import CURVES, curve_plot, plot_curves
-from boxtwin.studies.report.sections import Section
+from boxtwin.studies.report.plots import CURVES, curve_plot, lines_of, plot_curves
+from boxtwin.studies.report.sections import WORTH, Section
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.report.tables import MOST_CLASSES, write_csv
 from boxtwin.studies.report.words import ENVIRONMENT
@@ -26,27 +26,36 @@ from boxtwin.studies.slices import LEAST_IMAGES, RESAMPLES, count_errors, slicin
 from boxtwin.studies.study import Study, costs, unattributed
 
 CARD_WIDTH = 1100  # pixels: small type is still read on a wide screen, and the report stays below some megabytes
+MOST_LINES = 12  # of the curves against the number of variations
+WORTH_FILE = "worth.svg"
 JPEG_QUALITY = 82  # small type is still clean
 
 
 def write_report(study: Study, summary: Summary, folder: Path) -> Path:
     """Write ``index.html`` (self-contained), ``comparison.csv`` and ``curves.png`` into ``folder``; the HTML's path.
 
-    What runs do not keep is left out; runs that failed or did not finish are listed.
+    ``worth.svg`` is AP50 against real images, where there are enough numbers of them. What runs do not keep is left
+    out; runs that failed or did not finish are listed.
     """
     runs, rows = study.runs, study.rows
     write_csv(rows, folder / "comparison.csv", study.contrasts, study.by_class)
     plot_curves(rows, folder / "curves.png")
+    worth = next((section for section in summary.sections if section.title == WORTH), None)
+    if worth:
+        write_bytes_atomically(folder / WORTH_FILE, worth.plots[0].svg.encode())
+    # More lines than can be told apart: the picture by treatment comes first, where there is one.
+    first = worth if worth and len(lines_of(rows)) > MOST_LINES else None
+    curves = tuple(curve_plot(rows, metric) for metric in CURVES) if rows and not first else ()
     page = ENVIRONMENT.get_template("page.html").render(
         study=study,
         summary=summary,
         seeds=sorted({seed for row in rows for seed in row.seeds}),
-        curves=Section("Curves", (), tuple(curve_plot(rows, metric) for metric in CURVES) if rows else ()),
+        curves=first or Section("Curves", (), curves),
         most_classes=MOST_CLASSES,
         sections=[
             *([Section("Every comparison", tuple(summary.comparisons), ())] if summary.answer else ()),
             Section("Notes on the runs", tuple(summary.notes), ()),
-            *summary.sections,
+            *(section for section in summary.sections if section is not first),
         ],
         costs=costs(rows),
         gains=against_none(study.contrasts),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.conditions import Estimate, Row, baseline, condition_name
 from boxtwin.studies.dose_response import Curve
-from boxtwin.studies.equivalence import Exchange, monotone
+from boxtwin.studies.equivalence import PLAIN, Exchange
+from boxtwin.studies.inference import LEAST_PAIRS
 from boxtwin.studies.report.words import METRICS, sentence
 
 PLOTTED = ("map_50", "count_mae")
@@ -68,7 +69,7 @@ def _sizes_axis(axes: Axes, values: Sequence[int | float], label: str, unit: str
 
 def plot_curves(rows: Sequence[Row], path: Path) -> None:
     """AP50 and count MAE against variations, side by side, as PNG (see `draw_curve`)."""
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(10, 4.4 + _legend_height(rows) / 2), layout="constrained")
     for panel, metric in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
         draw_curve(panel, rows, metric)
     _legend(figure)
@@ -86,10 +87,11 @@ def draw_curve(axes: Axes, rows: Sequence[Row], metric: str) -> None:
     scale, (title, least_height, largest) = METRICS[metric].factor, CURVES[metric]
     numbers = sorted({row.variations for row in rows})
     lines = lines_of(rows)
+    apart = min(0.05, 0.8 / len(lines)) if lines else 0.0
     for index, (label, line) in enumerate(lines.items()):
         estimates = [row.estimates[metric] for row in line]
         # Lines side by side, not on top of each other: where baselines coincide both markers stay visible.
-        x = np.array([numbers.index(row.variations) for row in line]) + 0.05 * (index - (len(lines) - 1) / 2)
+        x = np.array([numbers.index(row.variations) for row in line]) + apart * (index - (len(lines) - 1) / 2)
         style = _style(index)
         means = [scale * estimate.mean for estimate in estimates]
         axes.plot(x, means, **style, linewidth=1.8, markersize=7, label=label)
@@ -146,7 +148,7 @@ def curve_plot(rows: Sequence[Row], metric: str) -> Drawing:
     """One curve with its legend for the page, and what it shows in words."""
     # Four inches wide: type of 10 points has that size on a phone.
     with mpl.rc_context({"font.size": 10}):
-        figure = Figure(figsize=(4.4, 4.2), layout="constrained")
+        figure = Figure(figsize=(4.4, 4.2 + _legend_height(rows)), layout="constrained")
         draw_curve(figure.add_subplot(), rows, metric)
         _legend(figure)
         svg = as_svg(figure, transparent=True)
@@ -156,6 +158,11 @@ def curve_plot(rows: Sequence[Row], metric: str) -> Drawing:
 def curve_text(rows: Sequence[Row], metric: str) -> str:
     """Each line of a curve in words: the mean at every number of variations, with its interval where there is one."""
     return sentence("conditions_in_words", metric=metric, lines=lines_of(rows))
+
+
+def _legend_height(rows: Sequence[Row]) -> float:
+    """Inches that a legend of many lines needs beyond those of a few, where it has one column."""
+    return 0.2 * max(0, len(lines_of(rows)) - 6)
 
 
 def _legend(figure: Figure) -> None:
@@ -217,39 +224,37 @@ def _in_words(title: str, curve: Curve) -> str:
     return sentence("curve_in_words", title=title, curve=curve, points=points)
 
 
-def equivalence_pictures(exchanges: Sequence[Exchange]) -> list[Drawing]:
-    """One picture for each curve of real-only runs, with the conditions that are read off it."""
-    by_curve: dict[Hashable, list[Exchange]] = defaultdict(list)
-    for each in exchanges:
-        by_curve[tuple(row.run_ids for row in each.curve)].append(each)
-    return [_equivalence_picture(members) for members in by_curve.values()]
+def sizes_picture(lines: Mapping[str, Sequence[Row]], exchanges: Sequence[Exchange]) -> Drawing:
+    """AP50 of each treatment against real images. Conditions with too few seeds for a claim are hollow, without a band.
 
-
-def _equivalence_picture(exchanges: Sequence[Exchange]) -> Drawing:
-    curve = exchanges[0].curve
-    sizes = np.array([row.real_images for row in curve])
-    heights = 100 * monotone(np.array([row.estimates["map_50"].mean for row in curve]))
+    Dotted lines lead from conditions with the fewest real images to what they are worth.
+    """
+    shown = {name: line for name, line in lines.items() if name == PLAIN or len(line) > 1}
+    shown = shown if len(shown) > 1 else dict(lines)  # a point at one size stands where there are no lines
     canvas = Figure(figsize=SIZE, layout="constrained")
     axes = canvas.add_subplot()
-    axes.plot(sizes, heights, color="black", linewidth=1.8, label="real images alone")
-    for row in curve:
-        values = [100 * value for value in row.estimates["map_50"].values]
-        axes.plot([row.real_images] * len(values), values, "o", color="black", fillstyle="none", markersize=5)
-    conditions = []
-    for place, exchange in enumerate(exchanges, start=1):
-        row, style = exchange.row, _style(place)
-        reached = 100 * row.estimates["map_50"].mean
-        ends = [row.real_images + worth for worth in (exchange.worth, exchange.low, exchange.high)]
-        end, low, high = np.clip(ends, sizes[0], sizes[-1])
-        axes.plot([low, high], [reached, reached], "|-", color=style["color"], linewidth=0.9, markersize=9)
-        axes.plot([row.real_images, end], [reached] * 2, color=style["color"], linestyle=":", linewidth=1.6)
-        style |= {"linestyle": "none", "markersize": 9, "markeredgecolor": "black", "label": row.name}
-        axes.plot(end, reached, **style)
-        conditions.append((row.name, reached, end, exchange.worth))
-    axes.set_title(f"{curve[0].prefix}how many real images reach the same (95 % intervals)", fontsize=11)
-    _sizes_axis(axes, sizes.tolist(), "real training images", "AP50, percent")
-    words = sentence("sizes_in_words", sizes=list(zip(sizes, heights, strict=True)), conditions=conditions)
-    return Drawing(as_svg(canvas), words)
+    sizes = sorted({row.real_images for line in shown.values() for row in line})
+    least = min((each.row.real_images for each in exchanges), default=0.0)
+    for place, (name, line) in enumerate(shown.items()):
+        style = _style(place)
+        # Side by side on the axis of logarithms, so that intervals do not cover each other.
+        x = np.array([row.real_images for row in line]) * 1.015 ** (place - (len(shown) - 1) / 2)
+        estimates = [row.estimates["map_50"] for row in line]
+        y = np.array([100 * each.mean for each in estimates])
+        sure = np.array([len(row.seeds) >= LEAST_PAIRS for row in line])
+        axes.plot(x, y, **style | {"marker": ""}, linewidth=1.8)
+        axes.plot(x[sure], y[sure], **style | {"linestyle": "none"}, markersize=7)
+        axes.plot(x[~sure], y[~sure], **style | {"linestyle": "none", "fillstyle": "none"}, markersize=7)
+        axes.plot([], [], **style, linewidth=1.8, markersize=7, label=name)
+        known = [each if enough else Estimate(()) for each, enough in zip(estimates, sure, strict=True)]
+        _band(axes, x, known, 100.0, style["color"], 100.0)
+        for each in exchanges:
+            if each.row in line and each.row.real_images == least and np.isfinite(each.worth):
+                level = [100 * each.row.estimates["map_50"].mean] * 2
+                axes.plot([least, each.worth], level, color=style["color"], linestyle=":", linewidth=1.4)
+    axes.set_title(f"95 % intervals over seeds; hollow: fewer than {LEAST_PAIRS} seeds", fontsize=10)
+    _sizes_axis(axes, sizes, "real training images", "AP50, percent")
+    return Drawing(as_svg(canvas), sentence("sizes_in_words", lines=shown))
 
 
 def steps_picture(by_steps: Mapping[str, Sequence[tuple[int, Contrast]]], text: str) -> Drawing:

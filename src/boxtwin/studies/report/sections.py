@@ -6,15 +6,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from boxtwin.studies.conditions import condition_name, setups
+from boxtwin.studies.conditions import Row, condition_name, setups
 from boxtwin.studies.dose_response import Curve, fit, has_enough_counts, lines, measured_gains
-from boxtwin.studies.equivalence import exchange
+from boxtwin.studies.draws import repeated_draws
+from boxtwin.studies.equivalence import (
+    LEAST_SIZES,
+    PLAIN,
+    exchange,
+    on_validation,
+    size_curves,
+    step_series,
+    treatment_of,
+)
 from boxtwin.studies.next_runs import Candidate
-from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, equivalence_pictures, steps_picture
+from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, sizes_picture, steps_picture
 from boxtwin.studies.report.words import paragraphs, sentence
 from boxtwin.studies.runs import FINISHED, StudyRun
 from boxtwin.studies.sensitivity import METRIC, STILL, detectable, gains_by_steps, late_rise
 from boxtwin.studies.study import Study
+
+WORTH = "What synthetic data is worth in real images"  # a section, of which the picture is kept beside the page
 
 
 @dataclass(frozen=True)
@@ -31,12 +42,21 @@ def sections(study: Study, candidates: Sequence[Candidate] | None = None) -> lis
     if not study.rows:
         return []
     parts = [
+        draws_section(study),
         sensitivity_section(study),
         dose_response_section(study),
         equivalence_section(study),
+        steps_section(study.rows),
         None if candidates is None else next_runs_section(candidates, study.runs),
     ]
     return [part for part in parts if part is not None]
+
+
+def draws_section(study: Study) -> Section | None:
+    """Comparisons that were repeated on other draws of the training images; None where there is none."""
+    found = repeated_draws(study.rows, study.contrasts, study.resampled)
+    sentences = tuple(sentence("draws", draws=each) for each in found)
+    return Section("Other draws of the training images", sentences, ()) if found else None
 
 
 def sensitivity_section(study: Study) -> Section:
@@ -92,11 +112,30 @@ def dose_response_section(study: Study) -> Section | None:
 
 
 def equivalence_section(study: Study) -> Section | None:
-    """What conditions with variations are worth in real images; None where no run has enough data."""
-    exchanges = [each for row in study.rows if (each := exchange(row, study.rows, study.resampled)) is not None]
-    sentences = [sentence("exchange", exchange=each) for each in exchanges]
-    plots = tuple(equivalence_pictures(exchanges))
-    return Section("What the synthetic images are worth", tuple(sentences), plots) if exchanges else None
+    """AP50 against real images by treatment, and what treatments are worth; None with fewer than three sizes alone."""
+    sentences, plots = [], []
+    for treatments in size_curves(study.rows, study.contrasts):
+        plain = treatments.get(PLAIN, [])
+        if len(plain) < LEAST_SIZES:
+            continue
+        treated = [row for line in treatments.values() if line is not plain for row in line]
+        exchanges = [each for row in treated if (each := exchange(row, plain, study.resampled)) is not None]
+        steps = len({row.first.steps for row in (*plain, *treated)}) > 1
+        sentences += [sentence("exchange", exchange=each, steps=steps) for each in exchanges]
+        sentences += [sentence("exchange_curve", rows=plain, steps=steps)] if exchanges else []
+        plots.append(sizes_picture(treatments, exchanges))
+    return Section(WORTH, tuple(sentences), tuple(plots)) if plots else None
+
+
+def steps_section(rows: Sequence[Row]) -> Section | None:
+    """AP50 of each treatment by its steps, and which are best on validation images; None with one number of steps."""
+    sentences = []
+    for series in step_series(rows):
+        best = max(series, key=on_validation)
+        known = on_validation(best) >= 0
+        named = treatment_of(best)
+        sentences.append(sentence("steps", rows=series, treatment=named, best=best if known else None))
+    return Section("Steps of each treatment", tuple(sentences), ()) if sentences else None
 
 
 def next_runs_section(candidates: Sequence[Candidate], runs: Sequence[StudyRun]) -> Section:

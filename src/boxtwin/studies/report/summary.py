@@ -12,6 +12,7 @@ from boxtwin.studies.comparison import Contrast, against_none
 from boxtwin.studies.condition_values import not_known_to_all, part, shown
 from boxtwin.studies.conditions import Row, baseline, paired_seeds, recorded_values, setups, varied_settings
 from boxtwin.studies.next_runs import Candidate
+from boxtwin.studies.primary import find_rows
 from boxtwin.studies.report.sections import Section, sections
 from boxtwin.studies.report.tables import candidates_table, class_text, text_table
 from boxtwin.studies.report.words import paragraphs
@@ -19,7 +20,7 @@ from boxtwin.studies.runs import FINISHED, StudyRun
 from boxtwin.studies.study import Study
 
 AP50, AP = "map_50", "map"
-KINDS = ("variations", "pretraining", "equal pixels", "control", "positive control")
+KINDS = ("primary", "variations", "pretraining", "equal pixels", "control", "positive control")
 NOTED = ("boxtwin", "torch", "cuda", "threads")  # what may differ under the same recipe; commit and machine aside
 
 
@@ -37,9 +38,9 @@ class Summary:
     def of(cls, study: Study, candidates: Sequence[Candidate] | None = None) -> Summary:
         """Put a study into words."""
         return cls(
-            answer(study.rows, study.contrasts),
+            primary_answer(study) if study.primary else answer(study.rows, study.contrasts),
             verdict(study.rows, study.contrasts),
-            notes(study.runs, study.rows),
+            notes(study.runs, study.rows, primary=bool(study.primary)),
             sections(study, candidates),
             candidates,
         )
@@ -73,6 +74,19 @@ class Answer:
     advice: dict[str, Any]  # empty where no variations are compared with none
 
 
+def primary_answer(study: Study) -> list[str]:
+    """A sentence for each primary comparison, also where there is no run yet. All others are in the report alone."""
+    found = {contrast.name: contrast for contrast in study.contrasts if contrast.kind == "primary"}
+    missing = {
+        each.name: [
+            side for side, row in zip(("treatment", "control"), find_rows(study.rows, each), strict=True) if not row
+        ]
+        for each in study.primary
+    }
+    comparisons = [(each.name, found.get(each.name), missing[each.name]) for each in study.primary]
+    return paragraphs("primary", comparisons=comparisons)
+
+
 def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
     """For each setup: a paragraph for every split and generator, the pre-training, the positive control, what to do."""
     return [text for each in answers(rows, contrasts) for text in paragraphs("answer", **vars(each))]
@@ -102,13 +116,13 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
 
 def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
     """A sentence or two per comparison: against none, against controls, and what more real data brings."""
-    compared = against_none(contrasts)
+    compared = {*against_none(contrasts), *(each.new.run_ids for each in contrasts if each.kind == "primary")}
     return paragraphs(
         "comparisons",
         rows=rows,
         alone=[(row, obstacles(rows, row)) for row in rows if row.variations and row.run_ids not in compared],
         # What the study is about comes before its controls.
-        contrasts=sorted(contrasts, key=lambda each: (KINDS.index(each.kind), each.new.is_control)),
+        contrasts=sorted(contrasts, key=lambda each: (KINDS.index(each.kind), not each.name and each.new.is_control)),
     )
 
 
@@ -167,7 +181,7 @@ def _advice(
     return {"kind": "open"}
 
 
-def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row]) -> list[str]:
+def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row], *, primary: bool = False) -> list[str]:
     """One sentence for each thing that a reader of the table must know and that is no column of it."""
     finished = [run for run in all_runs if run.status == FINISHED]
     committed = [run.provenance for run in finished if run.provenance.get("commit", "null") != "null"]
@@ -179,6 +193,11 @@ def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row]) -> list[str]:
     return paragraphs(
         "notes",
         settings=[each for each in varied_settings(rows) if each.split(".")[0] != "pretraining"],
+        primary=primary,
+        several=any(len(row.seeds) > 1 for row in rows),
+        pretrainings=sorted(
+            {(row.pretrainings, len(row.seeds)) for row in rows if row.pretrainings and len(row.seeds) > 1}
+        ),
         same_images=_splits_of_same_images(rows),
         unpaired=_unpaired(rows),
         unknown=sorted(not_known_to_all(recorded_values(finished))),

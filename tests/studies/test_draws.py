@@ -1,0 +1,95 @@
+"""Chances that seeds share: pre-trainings, and the draw of the training images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from simulated_study import simulate_settings, study_of
+
+from boxtwin.studies.comparison import Difference
+from boxtwin.studies.conditions import condition_table
+from boxtwin.studies.draws import repeated_draws
+from boxtwin.studies.primary import primary_comparisons
+from boxtwin.studies.report.summary import Summary
+from boxtwin.studies.study import Study
+
+PASTED = {"variations.per_image": "10", "generator.name": "copy_paste"}
+SIMULATED = {"pretraining.name": "sar_scenes"}
+
+
+def pretrained(pretrainings: int) -> Study:
+    """Nine seeds with and without a pre-training of which there are so many; another adds 0, 2, 4… points of AP50."""
+    runs, figures = simulate_settings([({}, 10.0, 0.5, 9), (SIMULATED, 10.0, 0.6, 9)], seed_noise=0.004)
+    for place, run in enumerate(runs):
+        if "pretraining.name" in run.condition:
+            number = run.seed // (9 // pretrainings)
+            runs[place] = replace(run, pretraining_seed=number)
+            figures._simulated[run.run_id] = {k: v + 0.02 * number for k, v in figures._simulated[run.run_id].items()}
+    return study_of(runs, condition_table(runs), figures)
+
+
+def gain(study: Study) -> Difference:
+    (change,) = [each.differences["map_50"] for each in study.contrasts if each.kind == "pretraining"]
+    return change
+
+
+def test_pairs_are_formed_over_the_seed_of_the_run_and_clustered_by_pretraining() -> None:
+    one, three = gain(pretrained(1)), gain(pretrained(3))
+    assert one.pairs == three.pairs == 9
+    assert one.interval is not None
+    assert three.interval is not None
+    # Means of three pre-trainings at about 0, 2 and 4 points.
+    assert three.interval.seed_variance == pytest.approx(np.var([0, 0.02, 0.04], ddof=1) / 3, rel=0.35)
+    assert one.interval.seed_variance < three.interval.seed_variance / 20
+
+
+@pytest.mark.parametrize(
+    ("pretrainings", "said"),
+    [
+        (1, "Where one pre-training serves 9 seeds, no interval covers the choice of another"),
+        (3, "Where 3 pre-trainings serve 9 seeds, intervals take runs of one pre-training for a cluster"),
+        (9, ""),
+    ],
+)
+def test_the_notes_say_which_chance_an_interval_covers(pretrainings: int, said: str) -> None:
+    study = pretrained(pretrainings)
+    notes = " ".join(Summary.of(study).notes)
+    assert said in notes
+    assert ("Where" in notes) == bool(said)
+    assert "They cover no other training images" in notes
+    row = next(row for row in study.rows if row.first.pretraining_seed is not None)
+    assert row.estimates["map_50"].clusters == tuple(seed // (9 // pretrainings) for seed in range(9))
+
+
+def test_a_comparison_on_several_draws() -> None:
+    others = [({"split.seed": str(seed), "data.train": f"draw {seed}"}, 0.5 + 0.01 * seed) for seed in (1, 2)]
+    conditions = [({}, 10.0, 0.5, 9), (PASTED, 10.0, 0.55, 9), ({}, 20.0, 0.6, 3), (PASTED, 20.0, 0.6, 3)]
+    conditions += [(draw, 10.0, ap50, 3) for draw, ap50 in others]
+    conditions += [(draw | PASTED, 10.0, ap50 + 0.02, 3) for draw, ap50 in others]
+    runs, figures = simulate_settings(conditions, seed_noise=0.004, own_image_noise=0.0)
+    rows = condition_table(runs)
+    study = study_of(runs, rows, figures)
+    (found,) = repeated_draws(rows, study.contrasts, figures)
+    assert [change.pairs for change in found.changes] == [9, 3, 3]
+    assert [change.mean for change in found.changes] == pytest.approx([0.05, 0.02, 0.02], abs=0.01)
+    assert found.interval is not None
+    assert found.mean == pytest.approx(found.interval.mean)
+    assert found.interval.low < found.mean < found.interval.high
+    (section,) = [each for each in Summary.of(study).sections if "draws" in each.title]
+    assert "on 3 draws of the training images" in section.sentences[0]
+    # A primary comparison at other numbers of steps on each side.
+    longer = [replace(run, condition={**run.condition, "trainer.steps": "804"}) for run in runs if not run.variations]
+    entry = {"treatment": {"variations": 10, "split.seed": None}, "control": {"split.seed": None}, "real_images": 10}
+    primary = primary_comparisons({"comparisons": [entry]}, "p.yaml")
+    runs = [*longer, *(run for run in runs if run.variations)]
+    study = study_of(runs, condition_table(runs), figures, primary)
+    (found,) = repeated_draws(study.rows, study.contrasts, figures)
+    assert len(found.changes) == 3
+    assert found.contrast.kind == "primary"
+    alone = [run for run in runs if "split.seed" not in run.condition]
+    assert (
+        repeated_draws(condition_table(alone), study_of(alone, condition_table(alone), figures).contrasts, figures)
+        == []
+    )

@@ -1,0 +1,182 @@
+"""Primary comparisons: named in a file, corrected among themselves; all others are exploratory."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from simulated_study import simulate_settings, study_of
+from study_runs import finished_run
+
+from boxtwin.commands.compare import compare_study
+from boxtwin.errors import InputError
+from boxtwin.studies.conditions import condition_table
+from boxtwin.studies.primary import PRIMARY_FILE, primary_comparisons
+from boxtwin.studies.report.page import write_report
+from boxtwin.studies.report.summary import Summary
+from boxtwin.studies.study import Study
+
+# AP50 of conditions on ten real images, and their settings.
+SIMULATED = {"pretraining.name": "sar_scenes", "pretraining.steps": "1200"}
+PASTED = {"variations.per_image": "10", "generator.name": "copy_paste", "generator.seed": "3"}
+CONDITIONS = {
+    "plain": (0.50, {"trainer.steps": "804"}),
+    "pasted": (0.58, PASTED),
+    "simulated": (0.50, SIMULATED),
+    "both": (0.65, SIMULATED | PASTED | {"trainer.steps": "1314"}),
+}
+
+
+def study(entries: list[Any], seeds: int = 9, leave_out: str = "", changed: Mapping[str, str] | None = None) -> Study:
+    """The conditions; ``changed`` are settings of the last."""
+    conditions = [
+        ({**settings, **(changed or {} if name == "both" else {})}, 10.0, ap50, seeds)
+        for name, (ap50, settings) in CONDITIONS.items()
+        if name != leave_out
+    ]
+    runs, figures = simulate_settings(conditions, seed_noise=0.004)
+    return study_of(runs, condition_table(runs), figures, primary_comparisons({"comparisons": entries}, "p.yaml"))
+
+
+TEN = {"real_images": 10}
+PASTE = {"treatment": {"variations": 10, "generator": "copy_paste"}, "control": {}} | TEN
+SIMULATION = {"treatment": {"pretraining": "sar_scenes"}, "control": {"pretraining": "none"}} | TEN
+COMBINED: dict[str, Any] = {
+    "name": "simulation and copy-paste",
+    "treatment": {"pretraining": "sar_scenes", "variations": 10, "generator": "copy_paste", "steps": 1314},
+    "control": {"steps": 804},
+} | TEN
+
+
+def test_only_the_named_comparisons_have_p_and_they_are_corrected_together(tmp_path: Path) -> None:
+    found = study([PASTE, SIMULATION, COMBINED])
+    primary = {each.name: each.differences["map_50"] for each in found.contrasts if each.kind == "primary"}
+    assert list(primary) == [
+        "variations=10 generator=copy_paste against none (real_images=10)",
+        "pretraining=sar_scenes against pretraining=none (real_images=10)",
+        "simulation and copy-paste",
+    ]
+    paste, simulation, both = primary.values()
+    assert both.mean == pytest.approx(0.15, abs=0.02)  # at 1314 and 804 steps
+    assert paste.p == both.p == 2 / 2**9
+    assert simulation.p_holm <= 0.05  # the same on these test images; other images may turn it
+    assert (paste.p_holm, both.p_holm) == (3 * paste.p, 3 * paste.p)
+    assert [each.significant for each in primary.values()] == [True, False, True]
+    assert {each.family for each in primary.values()} == {3}
+    others = [
+        change
+        for each in found.contrasts
+        for metric, change in each.differences.items()
+        if (each.kind, metric) != ("primary", "map_50")
+    ]
+    assert others
+    assert all(math.isnan(change.p) and not change.significant and change.interval for change in others)
+    summary = Summary.of(found)
+    assert len(summary.answer) == 4
+    assert "significant gain" in summary.answer[2]
+    assert "1314 and 804 optimiser steps" in summary.answer[2]
+    assert "not significant (p 0.012, but the interval holds 0)" in summary.answer[1]
+    page = write_report(found, summary, tmp_path).read_text()
+    assert "exploratory" in page
+    assert "Primary comparison 1 of 3" in page
+    assert "No finished run without variations" not in page
+
+
+def test_comparisons_without_runs_or_seeds_count_for_the_correction() -> None:
+    found = study([PASTE, SIMULATION, COMBINED], seeds=7, leave_out="simulated")
+    changes = [each.differences["map_50"] for each in found.contrasts if each.kind == "primary"]
+    assert len(changes) == 2
+    assert {change.family for change in changes} == {3}
+    assert changes[0].p_holm == 3 * 2 / 2**7
+    texts = Summary.of(found).answer
+    assert "no finished run of its treatment." in texts[1]
+    few = study([PASTE, COMBINED], seeds=6)
+    texts = Summary.of(few).answer
+    assert "not enough runs to tell chance from effect; 7 seeds are needed" in texts[0]
+
+
+def test_significance_needs_an_interval_that_excludes_zero() -> None:
+    found = study([PASTE])
+    (change,) = [each.differences["map_50"] for each in found.contrasts if each.kind == "primary"]
+    assert change.significant
+    assert change.interval is not None
+    wide = replace(change, interval=replace(change.interval, low=-0.01))
+    assert not wide.significant
+    assert not replace(change, interval=None).significant
+    assert replace(wide, role="tested").significant
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([], "must be a list of comparisons"),
+        ({"comparisons": []}, "must be a list of comparisons"),
+        ({"comparisons": [{"treatment": {"variations": 2}}]}, "comparison 1 needs the settings of a treatment"),
+        ({"comparisons": [PASTE | {"step": 402}]}, "step is none of"),
+        ({"comparisons": [PASTE, PASTE]}, "two comparisons of the same name"),
+        ({"comparisons": [{"treatment": {"variations": 0}, "control": {}}]}, "the same condition"),
+    ],
+)
+def test_files_that_cannot_be_understood(content: object, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        primary_comparisons(content, "p.yaml")
+
+
+def test_sides_that_fit_several_conditions_are_refused() -> None:
+    several = {"treatment": {"variations": 10, "generator": "copy_paste"}, "control": {}}
+    runs = study([PASTE]).runs
+    more = [replace(run, condition={**run.condition, "trainer.steps": "200"}, run_id=f"{run.run_id}b") for run in runs]
+    with pytest.raises(InputError, match=r"2 conditions fit .*name more settings in primary.yaml: trainer\.steps"):
+        Study.of([*runs, *more], primary=primary_comparisons({"comparisons": [several]}, "p.yaml"))
+
+
+def test_differences_that_are_not_named_are_refused() -> None:
+    with pytest.raises(InputError, match=r"also differ in detector\.learning_rate \(0\.002 against null\)"):
+        study([COMBINED], changed={"detector.learning_rate": "0.002"})
+    named = {**COMBINED, "treatment": {**COMBINED["treatment"], "detector.learning_rate": 0.002}}
+    found = study([named], changed={"detector.learning_rate": "0.002"})
+    assert [each.kind for each in found.contrasts].count("primary") == 1
+
+
+def test_the_file_is_kept_beside_report_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs"
+    for ap50, (variations, generator) in zip((0.5, 0.6), ((0, "none"), (10, "repeat")), strict=True):
+        for seed in range(6):
+            folder = runs / f"x{variations}-{seed}"
+            folder.mkdir(parents=True)
+            names = {"dataset": "d", "split": "s1", "generator": generator, "detector": "n", "steps": 6}
+            condition = {"variations": {"per_image": variations}, "split": {"name": "s1"}, "data": {"test": "5"}}
+            condition["generator"] = {"name": generator} if variations else {}
+            metrics = {"test/map": 0.2, "test/map_50": ap50 + seed / 1000, "test/count_mae": 1.0}
+            record = {"study": "mine", "params": names | {"variations": variations, "seed": seed}, "metrics": metrics}
+            (folder / "result.json").write_text(json.dumps(record | {"condition": condition}))
+    file = tmp_path / "mine.yaml"
+    file.write_text("comparisons:\n- {treatment: {variations: 10, generator: repeat}, control: {variations: 0}}\n")
+    settings = {"study": None, "runs": str(runs), "primary": str(file), "folder": str(tmp_path / "reports")}
+    config = OmegaConf.create(settings | {"plan": False})
+    page = compare_study(config).read_text()
+    assert "Primary comparison 1 of 1, variations=10 generator=repeat against variations=0" in page
+    kept = tmp_path / "reports" / "mine" / PRIMARY_FILE
+    assert kept.read_text() == file.read_text()
+    config.primary = None  # once named, they stay
+    assert compare_study(config).read_text() == page
+    kept.rename(runs / PRIMARY_FILE)
+    assert compare_study(config).read_text() == page
+    assert "Primary comparison 1 of 1" in capsys.readouterr().out
+    config.primary = str(tmp_path / "other.yaml")
+    with pytest.raises(InputError, match="there is no such file"):
+        compare_study(config)
+    (tmp_path / "other.yaml").write_text("comparisons: [")
+    with pytest.raises(InputError, match="not readable as YAML"):
+        compare_study(config)
+
+
+def test_a_page_without_primary_comparisons_names_none() -> None:
+    runs = [finished_run(f"r{seed}", 0, seed, metrics={"test/map_50": 0.5}) for seed in range(2)]
+    assert "rimary" not in " ".join([*Summary.of(Study.of(runs)).answer, *Summary.of(Study.of(runs)).notes])
