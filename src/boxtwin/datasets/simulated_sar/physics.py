@@ -127,7 +127,8 @@ def multilook_intensity(
 ) -> Float[np.ndarray, "h w"]:
     """Mean intensity over independent looks at a surface with point targets on it (Oliver & Quegan, ch. 4)."""
     total = np.zeros(reflectivity.shape)
-    for points in scatterer_fields(rng, scatterers, (total.shape[0], total.shape[1]), sensor):
+    shape = (reflectivity.shape[0], reflectivity.shape[1])
+    for points in scatterer_fields(rng, scatterers, shape, sensor):
         field = speckle_field(rng, reflectivity, sensor, clutter) + points
         total += field.real**2 + field.imag**2
     return total / sensor.looks
