@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Boxes, object_mask
 from boxtwin.synthesis.constants import TEXTURE, TEXTURE_WINDOW
 from boxtwin.synthesis.ddpm.base import Canvas, PixelGenerator
@@ -26,7 +25,7 @@ class PixelDDPM(PixelGenerator):
     """
 
     strength: float  # time in [0, 1] to which the background is noised; 0 gives the source back, 1 forgets it
-    object_strength: float  # the same in the boxes, not above `strength`; rounded to the nearest time of the steps
+    object_strength: float  # the same in the boxes; rounded to the nearest time of the steps
     object_margin: int  # pixels around a box over which the strength rises from the one to the other
     histogram: bool  # give the values the distribution that they have in the source (`match_histogram`)
 
@@ -36,10 +35,8 @@ class PixelDDPM(PixelGenerator):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.name, self, "strength", "object_strength", object_margin=0)
-        self.check_strength("strength", self.strength)
-        if self.object_strength > self.strength:
-            both = f"object_strength ({self.object_strength}) must not be above strength ({self.strength})"
-            raise InputError(f"{self.name}: {both}: objects are changed as much as their surroundings, or less")
+        for setting in ("strength", "object_strength"):
+            self.check_strength(setting, getattr(self, setting))
 
     def draw(self, canvas: Canvas, request: Request) -> Variation:
         source = request.source
