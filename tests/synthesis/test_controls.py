@@ -242,7 +242,27 @@ def test_brightness_changes_the_contrast_of_objects_alone(tmp_path: Path) -> Non
     assert 210 < max(levels) <= 20 + 180 * 1.2 + 2
 
 
-@pytest.mark.parametrize("change", [{"angle": 181.0}, {"stretch": 1.0}, {"stretch": -0.1}, {"brightness": 1.1}])
+def test_structured_grounds_without_objects_are_pasted_beside_the_objects(tmp_path: Path) -> None:
+    land = np.full((96, 128), 20.0)
+    land[60:, 80:] = np.kron(np.random.default_rng(0).uniform(0, 140, size=(3, 4)), np.ones((12, 12)))
+    donor = make_sample(tmp_path, "a.png", ((20, 30, 32, 35),), land)
+    source = make_sample(tmp_path, "b.png", ((70, 10, 90, 22),))
+    changed = 0
+    for seed in range(16):
+        made = vary([donor], source, seed, grounds=2)
+        np.testing.assert_array_equal(made.boxes[0], source.boxes[0])
+        assert all(bright_box(made.pixels, box) for box in made.boxes)
+        for x1, y1, x2, y2 in made.boxes.astype(int):
+            made.pixels[y1 - 3 : y2 + 3, x1 - 3 : x2 + 3] = 20
+        changed += int((made.pixels > 30).any())
+    assert 6 <= changed < 16
+    calm = make_sample(tmp_path, "c.png", ())
+    np.testing.assert_array_equal(vary([calm], calm, grounds=2).pixels, read_image(calm.path))
+
+
+@pytest.mark.parametrize(
+    "change", [{"angle": 181.0}, {"stretch": 1.0}, {"stretch": -0.1}, {"brightness": 1.1}, {"grounds": -1}]
+)
 def test_settings_of_pastes_out_of_range_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(change))):
         CopyPaste(**SETTINGS | change)

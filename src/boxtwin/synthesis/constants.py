@@ -57,7 +57,7 @@ FORMER_SETTINGS: dict[str, dict[str, Any]] = {
 
 # Settings added later, with the value that equals the behaviour before. With this value a setting is in no run's
 # identity and no store's key, so that older ones are found again.
-ADDED_SETTINGS: dict[str, Any] = {"outlines": False, "angle": 0.0, "stretch": 0.0, "brightness": 0.0}
+ADDED_SETTINGS: dict[str, Any] = {"outlines": False, "angle": 0.0, "stretch": 0.0, "brightness": 0.0, "grounds": 0}
 
 
 def former_settings_of(generator: str) -> dict[str, Any]:

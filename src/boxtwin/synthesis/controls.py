@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Box, overlaps_any, planes_of
+from boxtwin.synthesis.blending import local_mean
 from boxtwin.synthesis.constants import FEATHER, LEAST_PASTES, MOST_PASTES, TOLERANCE
 from boxtwin.synthesis.cutouts import Cutout
 from boxtwin.synthesis.generator import Generator, Request, Variation, check_settings
@@ -25,6 +27,8 @@ from boxtwin.synthesis.silhouettes import ellipse_in, silhouettes_of
 PLACES_TRIED = 30
 OBJECTS_TRIED = 8
 OBLONG = 0.5  # ratio of breadth to length, in the median over a class
+STRUCTURED = 2.0  # times the structure that a window without objects has in the median
+MOST_WINDOWS, MOST_SIDE = 128, 256  # windows kept in memory, and their side in pixels; a quarter of the image, else
 NARROW = 2  # width of the margin of objects with near neighbours, pixels
 
 
@@ -51,10 +55,11 @@ class PasteSettings:
     angle: float = 0.0  # greatest angle in degrees by which objects are turned besides, along their outlines
     stretch: float = 0.0  # greatest share by which objects become longer or shorter, along their outlines
     brightness: float = 0.0  # greatest share by which their contrast to the surroundings rises or falls
+    grounds: int = 0  # greatest number of windows without objects, of land and quays say, pasted before the objects
 
     def check(self, owner: str) -> None:
         """Raise InputError for settings out of range."""
-        check_settings(owner, self, "stretch", "brightness")
+        check_settings(owner, self, "stretch", "brightness", grounds=0)
         if not 0 <= self.angle <= 180:
             raise InputError(f"{owner}: angle lies between 0 and 180 degrees, got {self.angle}")
         if self.stretch == 1:
@@ -73,6 +78,9 @@ class CopyPaste(PasteSettings, Generator):
     heading of a round object is uncertain, and more so if others touch it. Either touches all four sides of the box,
     so that the box of the turned object follows. Along outlines, the margin is `NARROW` where there is a neighbour in
     the usual one.
+
+    With `grounds`, windows of the training images without objects are pasted where the source has none: what
+    resembles an object there is none. Those that are `STRUCTURED` are taken: of calm ground there is enough.
     """
 
     mirror: bool  # flip objects left to right at random
@@ -85,6 +93,7 @@ class CopyPaste(PasteSettings, Generator):
         self.check(self.name)
         self._cutouts: list[Cutout] | None = None
         self._oblong: set[int] = set()  # classes
+        self._windows: list[Cutout] = []
         self._outlined = self.outlines or self.angle > 0 or self.stretch > 0
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:  # noqa: ARG002, nothing to save: reading takes seconds
@@ -95,6 +104,10 @@ class CopyPaste(PasteSettings, Generator):
         for sample in tqdm(training, desc="cutting out objects", unit="image", mininterval=1.0, leave=False):
             if len(sample.object_boxes):
                 self._cutouts += self._cut(sample, sample.read())
+        if self.grounds:
+            windows = sorted((entry for sample in training for entry in _windows(sample)), key=lambda entry: entry[0])
+            least = STRUCTURED * float(np.median([structure for structure, _ in windows])) if windows else 0.0
+            self._windows = [window for structure, window in windows[-MOST_WINDOWS:] if structure >= least]
 
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:
         """Paste `LEAST_PASTES` to `MOST_PASTES` objects, of its bit depth and channels, into each source."""
@@ -111,6 +124,8 @@ class CopyPaste(PasteSettings, Generator):
         donors = [one for one in [*cutouts, *self._cut(source, pixels)] if (one.dtype, one.patch.shape[2]) == kind]
         taken = [box.astype(np.float64) for box in source.boxes]
         boxes, labels = list(source.object_boxes), list(source.object_labels)
+        if windows := [one for one in self._windows if (one.dtype, one.patch.shape[2]) == kind]:
+            self._paste_windows(windows, canvas, taken, rng)
         wanted = int(rng.integers(LEAST_PASTES, MOST_PASTES + 1))
         for _ in range(wanted if donors else 0):
             for _ in range(OBJECTS_TRIED):
@@ -125,6 +140,25 @@ class CopyPaste(PasteSettings, Generator):
         pasted = np.rint(np.clip(canvas, 0, np.iinfo(pixels.dtype).max)).astype(pixels.dtype).reshape(pixels.shape)
         corners = np.array(boxes, dtype=source.boxes.dtype).reshape(-1, 4)
         return Variation(request, pasted, corners, np.array(labels, dtype=source.labels.dtype))
+
+    def _paste_windows(
+        self,
+        windows: Sequence[Cutout],
+        canvas: Float[np.ndarray, "H W c"],
+        taken: list[Box],
+        rng: np.random.Generator,
+    ) -> None:
+        for _ in range(int(rng.integers(self.grounds + 1))):
+            window = windows[int(rng.integers(len(windows)))]
+            window = window.mirrored() if self.mirror and rng.integers(2) else window
+            height, width = window.patch.shape[:2]
+            room = np.array([canvas.shape[1] - width, canvas.shape[0] - height])
+            for x, y in rng.integers(0, np.maximum(room, 0) + 1, size=(PLACES_TRIED, 2)).tolist():
+                if room.min() >= 0 and not overlaps_any((x, y, x + width, y + height), taken):
+                    target = canvas[y : y + height, x : x + width]
+                    target += window.alpha() * (window.patch - target)
+                    taken.append(np.array([x, y, x + width, y + height], dtype=np.float64))
+                    break
 
     def _cut(self, sample: Sample, pixels: Pixels) -> list[Cutout]:
         values = pixels.astype(np.float64).reshape(*pixels.shape[:2], -1)
@@ -199,6 +233,23 @@ class CopyPaste(PasteSettings, Generator):
 def _level(values: Float[np.ndarray, "n c"]) -> tuple[float, float]:
     brightness = values.mean(axis=1)
     return float(brightness.mean()), float(brightness.std())
+
+
+def _windows(sample: Sample) -> Iterator[tuple[float, Cutout]]:
+    """Windows without objects, each with the spread of its brightness beyond noise, relative to the mean."""
+    pixels = sample.read()
+    height, width = pixels.shape[:2]
+    side = min(min(height, width) // 4, MOST_SIDE)
+    fade = max(side // 8, 1)
+    for top, left in (
+        product(range(0, height - side + 1, side), range(0, width - side + 1, side)) if side > 2 * fade else ()
+    ):
+        if not overlaps_any((left, top, left + side, top + side), sample.boxes):
+            patch = pixels[top : top + side, left : left + side].astype(np.float64).reshape(side, side, -1)
+            box = np.array([fade, fade, side - fade, side - fade], dtype=np.float64)
+            smooth = local_mean(patch.mean(axis=2))
+            structure = float(smooth.std() / max(smooth.mean(), 1.0))
+            yield structure, Cutout(patch, box, -1, pixels.dtype, fade)
 
 
 def _oblong_classes(training: Sequence[Sample]) -> set[int]:

@@ -73,7 +73,7 @@ class Cutout:
             around = self._distance() > self.feather / 4
             return around if self.known is None else around & self.known
         ring = np.ones(self.patch.shape[:2], dtype=bool)
-        ring[covered_slices(self.box, *ring.shape)] = False
+        ring[covered_slices(self.box, *self.patch.shape[:2])] = False
         return ring
 
     def alpha(self) -> Float[np.ndarray, "h w 1"]:
