@@ -52,9 +52,9 @@ class PixelSketch(PasteSettings, PixelDDPM):
         settings: dict[str, Any] = settings_of(self, of=PasteSettings)
         self._paste = CopyPaste(mirror=self.mirror, **settings)
 
-    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
-        """2 of simulated scenes, which were fitted to the images in another way before."""
-        return 2 if self.sketch == "sar_scenes" else 1
+    def version(self, training: Sequence[Sample]) -> int:
+        """2 of simulated scenes, which were fitted to the images in another way before; else see `PixelDDPM`."""
+        return 2 if self.sketch == "sar_scenes" and self.strength > 0 else super().version(training)
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Train or load the model, and cut out the objects to paste; simulated scenes refuse several classes."""
