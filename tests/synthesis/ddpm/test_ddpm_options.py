@@ -105,7 +105,7 @@ def test_parameters_hold_every_setting_but_the_device(make: Callable[..., Any]) 
     if make in (sketch, scenes):
         expected["sketch"] = "copy_paste" if make is sketch else "sar_scenes"
     assert make().parameters() == expected
-    assert make().version([]) == (2 if make is scenes else 1)  # in the place of a setting
+    assert make().version([]) == (3 if make is scenes else 1)
     incomplete = {key: value for key, value in MODEL.items() if key != "seed"}
     with pytest.raises(TypeError, match="seed"):
         ModelSettings(**incomplete)
@@ -338,4 +338,4 @@ def test_a_simulated_sketch_owes_the_source_level_and_spread(tmp_path: Path, mon
             _ground(np.log1p(pixels.astype(np.float32))[None])
             for pixels in (one(generator, sample, seed=4).pixels, read_image(sample.path))
         ]
-        assert seas[0] == pytest.approx(seas[1], rel=0.15)
+        assert seas[0] == pytest.approx(seas[1], rel=0.2)  # a grey level is a fifth of the spread of the dark sea

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from boxtwin.datasets.sample import Sample
-from boxtwin.datasets.simulated_sar.scenes import MIN_IMAGE_SIZE, simulate_scene
+from boxtwin.datasets.simulated_sar.scenes import MIN_IMAGE_SIZE, SIMULATION, simulate_scene
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Boxes, Planes, planes_of
 from boxtwin.synthesis.controls import CopyPaste, PasteSettings
@@ -21,7 +21,7 @@ from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 from boxtwin.synthesis.generator import Request, Variation, settings_of
 
 SKETCHES = ("copy_paste", "sar_scenes")
-SHIP = 18  # pixels: the longer side of simulated ships in the median
+SHIP = 24  # pixels: the longer side of simulated ships in the median
 MOST_SCALE = 4.0
 TILE = 32  # pixels
 KNEE = 6.0  # median deviations above the sea: hardly any speckle is brighter
@@ -53,8 +53,8 @@ class PixelSketch(PasteSettings, PixelDDPM):
         self._paste = CopyPaste(mirror=self.mirror, **settings)
 
     def version(self, training: Sequence[Sample]) -> int:
-        """2 of simulated scenes, which were fitted to the images in another way before; else see `PixelDDPM`."""
-        return 2 if self.sketch == "sar_scenes" and self.strength > 0 else super().version(training)
+        """From 2 on of simulated scenes: before, they were fitted to the images in another way."""
+        return SIMULATION + 1 if self.sketch == "sar_scenes" else super().version(training)
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Train or load the model, and cut out the objects to paste; simulated scenes refuse several classes."""
