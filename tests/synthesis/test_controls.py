@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from written_samples import write_sample
@@ -8,9 +9,11 @@ from written_samples import write_sample
 from boxtwin.boxes import iou_matrix
 from boxtwin.datasets.image_io import read_image
 from boxtwin.datasets.sample import Sample
+from boxtwin.errors import InputError
 from boxtwin.synthesis import constants, controls
 from boxtwin.synthesis.controls import CopyPaste, Repeat
 from boxtwin.synthesis.generator import Generator, Request, Variation
+from boxtwin.synthesis.silhouettes import Silhouette, draw
 
 SETTINGS: dict[str, Any] = {"mirror": True, "turns": True}
 OBJECT = 200  # brightness of objects, on a background far below
@@ -193,8 +196,81 @@ def test_the_seed_alone_decides(tmp_path: Path) -> None:
     assert len(counts) > 2
 
 
+@pytest.mark.parametrize("length", [24, 12])  # of a hull, and of a round object of 12 pixels
+def test_boxes_of_turned_and_stretched_objects_are_those_of_their_outlines(tmp_path: Path, length: int) -> None:
+    at_rest = Silhouette(48.0, 48.0, 0.6, float(length), 6.0)
+    hull = draw([at_rest], 96, 96) if length > 12 else cv2.circle(np.zeros((96, 96), np.float32), (48, 48), 6, 1, -1)
+    rows, columns = np.nonzero(hull > 0.5)
+    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    pixels = np.rint(20 + 180 * hull + np.random.default_rng(0).uniform(-2, 2, hull.shape)).astype(np.uint8)
+    donor = write_sample(tmp_path, "a.png", pixels, [box])
+    empty = make_sample(tmp_path, "b.png", ())
+    shapes = []
+    for seed in range(12):
+        made = vary([donor], empty, seed, pastes=1, angle=180.0, stretch=0.3, turns=False, tolerance=20.0)
+        bright = np.nonzero(made.pixels > 110)
+        seen = [bright[1].min(), bright[0].min(), bright[1].max() + 1, bright[0].max() + 1]
+        np.testing.assert_allclose(made.boxes[0], seen, atol=2)
+        shapes.append(made.boxes[0, 2:] - made.boxes[0, :2])
+    assert np.ptp(shapes, axis=0).min() > (8 if length > 12 else 2)
+
+
+def test_along_outlines_objects_with_near_neighbours_are_pasted_without_these(tmp_path: Path) -> None:
+    pixels = np.full((96, 128), 20, np.uint8)
+    for x in (40, 55):  # two cells of 13 pixels, two pixels apart
+        cv2.circle(pixels, (x, 40), 6, OBJECT, -1)
+    neighbours = write_sample(tmp_path, "a.png", pixels, [(34, 34, 47, 47), (49, 34, 62, 47)])
+    source = make_sample(tmp_path, "b.png", ())
+    assert len(vary([neighbours], source).boxes) == 0
+    made = vary([neighbours], source, outlines=True, tolerance=20.0)
+    assert len(made.boxes) == 4
+    bright = cv2.connectedComponentsWithStats((made.pixels > 110).astype(np.uint8))[2][1:, :4]
+    seen = sorted((x, y, x + width, y + height) for x, y, width, height in bright.tolist())
+    np.testing.assert_allclose(sorted(made.boxes.tolist()), seen, atol=1)
+
+
+def test_brightness_changes_the_contrast_of_objects_alone(tmp_path: Path) -> None:
+    donor, source = make_sample(tmp_path, "a.png"), make_sample(tmp_path, "b.png", ())
+    levels = []
+    for seed in range(8):
+        made = vary([donor], source, seed, pastes=1, brightness=0.2)
+        x1, y1, x2, y2 = made.boxes[0].astype(int)
+        levels.append(float(np.median(made.pixels[y1:y2, x1:x2])))
+        made.pixels[y1 - 1 : y2 + 1, x1 - 1 : x2 + 1] = 20
+        np.testing.assert_allclose(made.pixels.astype(float), 20, atol=3)
+    assert 20 + 180 * 0.8 - 2 <= min(levels) < 190
+    assert 210 < max(levels) <= 20 + 180 * 1.2 + 2
+
+
+def test_structured_grounds_without_objects_are_pasted_beside_the_objects(tmp_path: Path) -> None:
+    land = np.full((96, 128), 20.0)
+    land[60:, 80:] = np.kron(np.random.default_rng(0).uniform(0, 140, size=(3, 4)), np.ones((12, 12)))
+    donor = make_sample(tmp_path, "a.png", ((20, 30, 32, 35),), land)
+    source = make_sample(tmp_path, "b.png", ((70, 10, 90, 22),))
+    changed = 0
+    for seed in range(16):
+        made = vary([donor], source, seed, grounds=2)
+        np.testing.assert_array_equal(made.boxes[0], source.boxes[0])
+        assert all(bright_box(made.pixels, box) for box in made.boxes)
+        for x1, y1, x2, y2 in made.boxes.astype(int):
+            made.pixels[y1 - 3 : y2 + 3, x1 - 3 : x2 + 3] = 20
+        changed += int((made.pixels > 30).any())
+    assert 6 <= changed < 16
+    calm = make_sample(tmp_path, "c.png", ())
+    np.testing.assert_array_equal(vary([calm], calm, grounds=2).pixels, read_image(calm.path))
+
+
+@pytest.mark.parametrize(
+    "change", [{"angle": 181.0}, {"stretch": 1.0}, {"stretch": -0.1}, {"brightness": 1.1}, {"grounds": -1}]
+)
+def test_settings_of_pastes_out_of_range_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(change))):
+        CopyPaste(**SETTINGS | change)
+
+
 def test_objects_are_cut_out_first_and_parameters_hold_former_settings(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="call fit first"):
         next(CopyPaste(**SETTINGS).vary([Request(make_sample(tmp_path, "a.png"), 1, 0)]))
     former = constants.FORMER_SETTINGS["controls.CopyPaste"]
     assert CopyPaste(**SETTINGS).parameters() == former | SETTINGS
+    assert CopyPaste(**SETTINGS | {"angle": 90.0}).parameters() == former | SETTINGS | {"angle": 90.0}

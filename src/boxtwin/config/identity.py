@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.synthesis.constants import ADDED_SETTINGS as ADDED_GENERATOR_SETTINGS
 from boxtwin.synthesis.constants import FORMER_SETTINGS
 
 Config = BoxtwinConfig | DictConfig  # a DictConfig where a value may still be missing
@@ -38,6 +39,7 @@ ADDED_SETTINGS: dict[str, Any] = {
     "split.train_size": None,
     "dataset.crowds": "ignore",
     "dataset.on_duplicate_box": "warn",
+    **{f"generator.{name}": value for name, value in ADDED_GENERATOR_SETTINGS.items()},
 }
 # Settings of earlier versions, by their names now: an old command is refused with the new name.
 RENAMED_SETTINGS = {"cell": "run", "cells": "runs"}

@@ -1,6 +1,7 @@
-"""Constants of generators that were settings in earlier versions.
+"""Settings of generators that are constants now, and those that were added.
 
-Runs and stores still record them, so that older ones are found again. Nothing here imports torch: `config` reads it.
+Runs and stores still record the constants, so that older ones are found again. Nothing here imports torch: `config`
+reads it.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ FORMER_SETTINGS: dict[str, dict[str, Any]] = {
     "external.openai_api.OpenAIVariations": _CALLS,
     "external.openai_api.OpenAIEdit": _CALLS,
 }
+
+# Settings added later, with the value that equals the behaviour before. With this value a setting is in no run's
+# identity and no store's key, so that older ones are found again.
+ADDED_SETTINGS: dict[str, Any] = {"outlines": False, "angle": 0.0, "stretch": 0.0, "brightness": 0.0, "grounds": 0}
 
 
 def former_settings_of(generator: str) -> dict[str, Any]:

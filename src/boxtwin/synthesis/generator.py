@@ -17,7 +17,7 @@ from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Boxes
-from boxtwin.synthesis.constants import former_settings_of
+from boxtwin.synthesis.constants import ADDED_SETTINGS, former_settings_of
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -91,9 +91,13 @@ class Generator(ABC):
         return 1
 
     def parameters(self) -> dict[str, Json]:
-        """All that changes the pixels it makes: settings but the device, and former ones. The store is keyed by it."""
+        """All that changes the pixels it makes: settings but the device, and former ones. The store is keyed by it.
+
+        Added settings that change nothing are left out.
+        """
         former = former_settings_of(f"{type(self).__module__}.{type(self).__qualname__}")
-        return former | settings_of(self, without=("device",))
+        settings = settings_of(self, without=("device",))
+        return former | {name: value for name, value in settings.items() if (name, value) not in ADDED_SETTINGS.items()}
 
     def model(self) -> Model | None:
         """What it draws with, once `fit` is over; None: nothing but this package."""

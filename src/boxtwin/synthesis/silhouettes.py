@@ -21,6 +21,9 @@ SQUARE = 0.7
 SLENDER = 0.12
 # Boxes lower or narrower than this hold too few pixels for a heading.
 LEAST_SIDE = 5
+ELLIPSE_POINTS = 32  # a multiple of 4, so that it touches the sides
+
+Outline = Float[np.ndarray, "points 2"]  # corners of a polygon in order, xy, pixels
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,12 @@ def silhouettes_of(values: Plane, boxes: Boxes) -> list[Silhouette]:
        Objects that are small, square or of no clear heading fill their box.
     """
     return [_silhouette(values, box) for box in boxes.astype(np.float64)]
+
+
+def ellipse_in(box: Box) -> Outline:
+    """The ellipse that touches all four sides of a box, as a polygon."""
+    angles = np.arange(ELLIPSE_POINTS) * (2 * np.pi / ELLIPSE_POINTS)
+    return (box[:2] + box[2:]) / 2 + np.stack([np.cos(angles), np.sin(angles)], axis=1) * (box[2:] - box[:2]) / 2
 
 
 def _silhouette(values: Plane, box: Box) -> Silhouette:

@@ -32,13 +32,15 @@ from written_samples import write_sample
 
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
+from boxtwin.synthesis.arrays import grown, object_mask
 from boxtwin.synthesis.constants import former_settings_of
+from boxtwin.synthesis.controls import CopyPaste
 from boxtwin.synthesis.ddpm.base import soft_zone
 from boxtwin.synthesis.ddpm.joint import read_mask
 from boxtwin.synthesis.ddpm.layout import object_patches, plan, traces
 from boxtwin.synthesis.ddpm.model import ModelSettings, PixelModel, TrainingCrops
 from boxtwin.synthesis.ddpm.sketch import _ground, _up_to
-from boxtwin.synthesis.generator import Generator, Request
+from boxtwin.synthesis.generator import Generator, Request, Variation
 from boxtwin.synthesis.silhouettes import draw
 
 
@@ -103,7 +105,7 @@ def test_parameters_hold_every_setting_but_the_device(make: Callable[..., Any]) 
     if make in (sketch, scenes):
         expected["sketch"] = "copy_paste" if make is sketch else "sar_scenes"
     assert make().parameters() == expected
-    assert make().version([]) == (2 if make is scenes else 1)  # in the place of a setting
+    assert make().version([]) == (3 if make is scenes else 1)
     incomplete = {key: value for key, value in MODEL.items() if key != "seed"}
     with pytest.raises(TypeError, match="seed"):
         ModelSettings(**incomplete)
@@ -159,6 +161,26 @@ def test_a_repainted_background_leaves_every_pixel_of_every_box(tmp_path: Path) 
         assert same[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))].all()
     assert same.mean() < 0.5
     np.testing.assert_array_equal(made.boxes, sample.object_boxes)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_without_a_strength_of_the_background_only_objects_change(tmp_path: Path, dtype: Any) -> None:
+    sample = make_sample(tmp_path, "a.png", (160, 176), dtype, ships=((30, 30, 0.5), (50, 44, 0.1), (130, 120, -0.9)))
+    settings: dict[str, Any] = {"strength": 0.0, "object_strength": 0.8, "angle": 90.0}
+    generator = fitted(tmp_path, sketch(**settings), [sample])
+    pastes = CopyPaste(mirror=True, turns=False, angle=90.0)
+    pastes.fit([sample], tmp_path)
+    for seed in (1, 2):
+        made = one(generator, sample, seed)
+        (pasted,) = pastes.vary([Request(sample, 1, seed)])
+        assert isinstance(pasted, Variation)
+        np.testing.assert_array_equal(made.boxes, pasted.boxes)
+        assert len(made.boxes) > 3
+        near = object_mask(grown(made.boxes, SDEDIT["object_margin"] + 1), *made.pixels.shape) > 0
+        np.testing.assert_array_equal(made.pixels[~near], pasted.pixels[~near])
+        for x1, y1, x2, y2 in made.boxes.astype(int):
+            assert (made.pixels[y1:y2, x1:x2] != pasted.pixels[y1:y2, x1:x2]).mean() > 0.5
+    assert generator.version([]) == 3
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 80, -50])
@@ -316,4 +338,4 @@ def test_a_simulated_sketch_owes_the_source_level_and_spread(tmp_path: Path, mon
             _ground(np.log1p(pixels.astype(np.float32))[None])
             for pixels in (one(generator, sample, seed=4).pixels, read_image(sample.path))
         ]
-        assert seas[0] == pytest.approx(seas[1], rel=0.15)
+        assert seas[0] == pytest.approx(seas[1], rel=0.2)  # a grey level is a fifth of the spread of the dark sea

@@ -6,21 +6,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from boxtwin.datasets.sample import Sample
-from boxtwin.datasets.simulated_sar.scenes import MIN_IMAGE_SIZE, simulate_scene
+from boxtwin.datasets.simulated_sar.scenes import MIN_IMAGE_SIZE, SIMULATION, simulate_scene
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Boxes, Planes, planes_of
-from boxtwin.synthesis.controls import CopyPaste
+from boxtwin.synthesis.controls import CopyPaste, PasteSettings
 from boxtwin.synthesis.ddpm.base import Canvas, the_one_class
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
-from boxtwin.synthesis.generator import Request, Variation
+from boxtwin.synthesis.generator import Request, Variation, settings_of
 
 SKETCHES = ("copy_paste", "sar_scenes")
-SHIP = 18  # pixels: the longer side of simulated ships in the median
+SHIP = 24  # pixels: the longer side of simulated ships in the median
 MOST_SCALE = 4.0
 TILE = 32  # pixels
 KNEE = 6.0  # median deviations above the sea: hardly any speckle is brighter
@@ -28,7 +29,7 @@ LEAST_SIDE = 3  # pixels: the part of a simulated ship that a border leaves has 
 
 
 @dataclass(kw_only=True, eq=False)
-class PixelSketch(PixelDDPM):
+class PixelSketch(PasteSettings, PixelDDPM):
     """SDEdit that starts from a sketch instead of the source.
 
     With `sketch` "copy_paste" it is the source with objects of the training images pasted into it. With "sar_scenes" it
@@ -39,7 +40,6 @@ class PixelSketch(PixelDDPM):
     """
 
     sketch: str  # one of `SKETCHES`
-    turns: bool  # turn pasted objects by multiples of 90 degrees at random
 
     name = "pixel_ddpm_sketch"
     boxes = "exact"
@@ -48,11 +48,13 @@ class PixelSketch(PixelDDPM):
         super().__post_init__()
         if self.sketch not in SKETCHES:
             raise InputError(f"{self.name}: sketch is {' or '.join(SKETCHES)}, got {self.sketch!r}")
-        self._paste = CopyPaste(mirror=self.mirror, turns=self.turns)
+        self.check(self.name)
+        settings: dict[str, Any] = settings_of(self, of=PasteSettings)
+        self._paste = CopyPaste(mirror=self.mirror, **settings)
 
-    def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
-        """2 of simulated scenes, which were fitted to the images in another way before."""
-        return 2 if self.sketch == "sar_scenes" else 1
+    def version(self, training: Sequence[Sample]) -> int:
+        """From 2 on of simulated scenes: before, they were fitted to the images in another way."""
+        return SIMULATION + 1 if self.sketch == "sar_scenes" else super().version(training)
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Train or load the model, and cut out the objects to paste; simulated scenes refuse several classes."""
