@@ -31,19 +31,20 @@ from typing import Any
 import matplotlib.pyplot as plt
 import yaml
 
+from boxtwin.command_line import words_of
 from boxtwin.studies.archive import ARCHIVE, write_archive
 from boxtwin.studies.primary import PRIMARY_FILE
 from boxtwin.studies.report.page import WORTH_FILE
 
 COPIED = ("matches.npz", "label_card.json", "quality_card.json")
 # A value that begins with / is a path of this machine; of a file the name is kept.
-LOCAL_FOLDER = re.compile(r"=/\S*?(?=/[^/\s]+\.\w+(?:\s|$)|\s|$)")
-DROPPED = re.compile(r"(?:^|\s)(?:study|tracking\.\w+|data|hydra\.\S+?)=\S+")
+LOCAL_FOLDER = re.compile(r"=/.*?(?=/[^/]+\.\w+$|$)")
+DROPPED = re.compile(r"(?:study|tracking\.\w+|data|hydra\.\S+?)=.*")
 
 
-def published(overrides: str) -> str:
+def published(overrides: object) -> list[str]:
     """Overrides without folders of this machine, and without those that say where things are kept."""
-    return LOCAL_FOLDER.sub("=FOLDER", DROPPED.sub("", overrides)).strip()
+    return [LOCAL_FOLDER.sub("=FOLDER", word) for word in words_of(overrides) if not DROPPED.fullmatch(word)]
 
 
 def without_folders(value: Any) -> Any:

@@ -105,10 +105,12 @@ def test_damage_is_told(tmp_path: Path, damage: str) -> None:
         pass
 
 
-def test_a_study_is_kept_without_folders_of_this_machine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["text", "list"])
+def test_a_study_is_kept_without_folders_of_this_machine(form: str, tmp_path: Path) -> None:
     run, kept = tmp_path / "multirun" / "mine" / "s1-seed0", tmp_path / "kept"
     run.mkdir(parents=True)
-    overrides = "dataset.root=/home/me/data detector.weights=/home/me/tiny.weights study=mine seed=0"
+    words = ["dataset.root=/home/me/data", "detector.weights=/home/me/tiny.weights", "study=mine", "seed=0"]
+    overrides = " ".join(words) if form == "text" else words  # older versions wrote text
     (run / "result.json").write_text(
         json.dumps({"study": "mine", "overrides": overrides, "metrics": {"test/map": 0.5}})
     )
@@ -125,7 +127,7 @@ def test_a_study_is_kept_without_folders_of_this_machine(tmp_path: Path) -> None
         files = content(folder)
     assert set(files) == {"s1-seed0/result.json", "s1-seed0/label_card.json"}
     result = json.loads(files["s1-seed0/result.json"])
-    words = "dataset.root=FOLDER detector.weights=FOLDER/tiny.weights seed=0"
+    words = ["dataset.root=FOLDER", "detector.weights=FOLDER/tiny.weights", "seed=0"]
     assert result == {"study": "kept", "overrides": words, "metrics": {"test/map": 0.5}}
     assert (kept / "config.yaml").read_text().split() == (
         "dataset: root: FOLDER detector: weights: FOLDER/tiny.weights".split()
