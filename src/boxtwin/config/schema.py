@@ -61,6 +61,7 @@ class BoxtwinConfig:
     seed: int = MISSING
     rerun: bool = MISSING
     quality: bool = MISSING
+    jobs: int | None = None  # here, not in a file: configurations that a run kept before it existed are read too
     data: str = MISSING
 
 
