@@ -35,7 +35,7 @@ def compare_study(config: DictConfig) -> Path:
         # Files of an archive are gone afterwards: no path to them is shown.
         copies = {run.run_id: Path(run.output_dir) for run in runs} if folder != Path(config.runs) else {}
         runs = [replace(run, study=name, output_dir="" if copies else run.output_dir) for run in runs]
-        return _report(Study.of(*with_evidence(runs, copies), copies), Path(config.folder) / name, planned=config.plan)
+        return _report(Study.of(*with_evidence(runs, copies), copies), Path(config.folder) / name, config)
 
 
 def _compare_stored(config: DictConfig) -> Path:
@@ -56,7 +56,7 @@ def _compare_stored(config: DictConfig) -> Path:
         runs = collect_runs(store, name, folder, Path(temporary))
         copies = copies_of(store, runs, Path(temporary))
         study = Study.of(*with_evidence(runs, copies, partial(bring_back, store, Path(temporary))), copies)
-        page = _report(study, report, planned=config.plan)
+        page = _report(study, report, config)
     store.write_conditions(name, conditions(study))
     run_id = store.begin_comparison(study=name)
     try:
@@ -66,15 +66,17 @@ def _compare_stored(config: DictConfig) -> Path:
             store.end(run_id, "FAILED", f"{type(error).__name__}: {error}")
         raise
     store.end(run_id, "FINISHED")
-    print(f"in MLflow (make ui): {save_view(store.client, store.experiment(name))}")
+    view = save_view(store.client, store.experiment(name))
+    if not config.brief:
+        print(f"in MLflow (make ui): {view}")
     return page
 
 
-def _report(study: Study, folder: Path, *, planned: bool) -> Path:
+def _report(study: Study, folder: Path, config: DictConfig) -> Path:
     """Write the report and print a summary."""
-    candidates = plan(study) if planned and study.rows else None
+    candidates = plan(study) if config.plan and study.rows else None
     summary = Summary.of(study, candidates)
     page = write_report(study, summary, folder)
-    print(printed(study, summary))
+    print(printed(study, summary, brief=config.brief))
     print(f"\nreport: {page}")
     return page

@@ -82,6 +82,7 @@ class CompareConfig:
     runs: str | None = None
     folder: str = "reports"
     plan: bool = False
+    brief: bool = False
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
