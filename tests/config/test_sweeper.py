@@ -40,8 +40,9 @@ def sweep(tmp_path: Path) -> Sweep:
 
     def run(line: str, plan: dict[str, list[str]] | None = None) -> tuple[int, str, dict[str, int]]:
         (tmp_path / "plan.json").write_text(json.dumps(plan or {}))
+        words = line.split() if "jobs=" in line else [*line.split(), "jobs=1"]
         process = subprocess.run(
-            [sys.executable, str(ROOT / "tests" / "sweeping.py"), "-m", *line.split()],
+            [sys.executable, str(ROOT / "tests" / "sweeping.py"), "-m", *words],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"},
             stdout=subprocess.PIPE,
@@ -87,6 +88,28 @@ def test_what_breaks_down_is_tried_once_more_and_then_listed(sweep: Sweep, launc
     assert once not in summary
     assert f"{twice}:\n    RuntimeError: the disk was full" in summary
     assert f"{refused}:\n    a value is wrong\n    set another" in summary
+
+
+def test_several_jobs_at_once(sweep: Sweep, tmp_path: Path) -> None:
+    """Each in one of so many processes and with one thread; what breaks down is tried again; nothing new is one job."""
+    crashed = "s1-x0-none-yolov3_tiny_3l-seed1"
+    code, printed, attempts = sweep("seed=range(6) jobs=2", {crashed: ["crash"]})
+    assert code == 0, printed
+    assert printed.count("2 runs at once, with one thread each") == 1
+    assert (len(attempts), attempts[crashed]) == (6, 2)
+    assert len({file.read_text() for file in (tmp_path / "attempts").iterdir()}) == 2
+    overrides = [file.read_text() for file in tmp_path.glob("multirun/sar_scenes/*/.hydra/overrides.yaml")]
+    assert len(overrides) == 6
+    assert all("- trainer.threads=1\n" in text for text in overrides)
+    code, printed, _ = sweep("seed=0,1 jobs=2 trainer.threads=3")
+    assert (code, printed.count("at once"), "trainer.threads=1" in printed) == (0, 1, False)
+
+
+def test_wrong_numbers_of_jobs(sweep: Sweep) -> None:
+    code, printed, attempts = sweep("seed=0,1 jobs=0")
+    assert (code, attempts) == (1, {})
+    assert "jobs=0 must be at least 1" in printed
+    assert "Traceback" not in printed
 
 
 def test_a_setting_that_names_another_is_no_failure(sweep: Sweep) -> None:

@@ -1,4 +1,4 @@
-"""A sweep that was killed again and again gives what the uninterrupted one gives, to the last bit."""
+"""A sweep that was killed, or makes several runs at once, gives what the usual one gives, to the last bit."""
 
 from __future__ import annotations
 
@@ -34,6 +34,18 @@ def run_folders(folder: Path) -> dict[str, dict[str, object]]:
         detections = (file.parent / "detections.json").read_text()
         found[result["run"]] = {"metrics": metrics, "counts": result["counts"], "detections": detections}
     return found
+
+
+def test_runs_at_once_are_those_made_one_after_the_other(tmp_path: Path) -> None:
+    sweep = "train.py -m experiment=tiny_control split=s2 variations=0,2 seed=0,1"
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        printed = run(f"{sweep} jobs={1 + (name == 'two')}", tmp_path / name)
+        assert ("2 runs at once" in printed, "step/s" in printed) == ((False, True) if name == "one" else (True, False))
+    assert len(run_folders(tmp_path / "one")) == 4
+    assert run_folders(tmp_path / "one") == run_folders(tmp_path / "two")
+    assert table(tmp_path / "one") == table(tmp_path / "two")
+    assert {r.info.status for r in runs(tmp_path / "two")} == {"FINISHED"}
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_a_new_ship_on_the_sea_is_told_apart_from_what_was_there() -> None:
 # Lightning 2.6 asks torch 2.13 for a class that goes away later; commands leave that out by themselves.
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_with_a_trained_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """120 pairs, every other one with a new ship: by pixels alone, and with the demo's detector."""
+    """120 pairs, every other one with a new ship: by pixels alone, and with a small detector."""
     from hydra import compose, initialize_config_dir
 
     from boxtwin.config.compose import register, to_object
@@ -114,7 +114,8 @@ def test_with_a_trained_detector(tmp_path: Path, capsys: pytest.CaptureFixture[s
     root = Path(__file__).parents[2]
     register()
     with initialize_config_dir(str(root / "conf"), version_base="1.3"):
-        overrides = ("experiment=demo", "split=s1", "variations=1", f"data={tmp_path}")
+        trained = ("detector=yolov3_nano", "trainer.steps=480", "trainer.batch_size=16")
+        overrides = (*trained, "split=s1", "variations=1", f"data={tmp_path}")
         run = prepare(
             to_object(compose("config", quote_numbers(overrides, root / "conf" / "variations")), BoxtwinConfig)
         )

@@ -38,7 +38,7 @@ def compare_study(config: DictConfig) -> Path:
         runs = [replace(run, study=name, output_dir="" if copies else run.output_dir) for run in runs]
         report = Path(config.folder) / name
         primary = _primary(config.primary, Path(config.runs), report)
-        return _report(Study.of(*with_evidence(runs, copies), copies, primary), report, planned=config.plan)
+        return _report(Study.of(*with_evidence(runs, copies), copies, primary), report, config)
 
 
 def _compare_stored(config: DictConfig) -> Path:
@@ -60,7 +60,7 @@ def _compare_stored(config: DictConfig) -> Path:
         copies = copies_of(store, runs, Path(temporary))
         evidence = with_evidence(runs, copies, partial(bring_back, store, Path(temporary)))
         study = Study.of(*evidence, copies, _primary(config.primary, report))
-        page = _report(study, report, planned=config.plan)
+        page = _report(study, report, config)
     store.write_conditions(name, conditions(study))
     run_id = store.begin_comparison(study=name)
     try:
@@ -71,7 +71,9 @@ def _compare_stored(config: DictConfig) -> Path:
             store.end(run_id, "FAILED", f"{type(error).__name__}: {error}")
         raise
     store.end(run_id, "FINISHED")
-    print(f"in MLflow (make ui): {save_view(store.client, store.experiment(name))}")
+    view = save_view(store.client, store.experiment(name))
+    if not config.brief:
+        print(f"in MLflow (make ui): {view}")
     return page
 
 
@@ -94,11 +96,11 @@ def _primary(given: str | None, *folders: Path) -> list[PrimaryComparison]:
     return comparisons
 
 
-def _report(study: Study, folder: Path, *, planned: bool) -> Path:
+def _report(study: Study, folder: Path, config: DictConfig) -> Path:
     """Write the report and print a summary."""
-    candidates = plan(study) if planned and study.rows else None
+    candidates = plan(study) if config.plan and study.rows else None
     summary = Summary.of(study, candidates)
     page = write_report(study, summary, folder)
-    print(printed(study, summary))
+    print(printed(study, summary, brief=config.brief))
     print(f"\nreport: {page}")
     return page

@@ -61,6 +61,7 @@ class BoxtwinConfig:
     seed: int = MISSING
     rerun: bool = MISSING
     quality: bool = MISSING
+    jobs: int | None = None  # here, not in a file: configurations that a run kept before it existed are read too
     data: str = MISSING
 
 
@@ -82,6 +83,7 @@ class CompareConfig:
     primary: str | None = None
     folder: str = "reports"
     plan: bool = False
+    brief: bool = False
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

@@ -1,4 +1,4 @@
-"""Hydra sweeper: every run once, runs that break down once more, and a list of failures at the end."""
+"""Hydra sweeper: every run once, several at once, runs that break down once more, and a list of failures."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from boxtwin.config.identity import NO_PRETRAINING, uses_generator
 from boxtwin.config.launch import ATTEMPTS, SWEEP_VARIABLE, Note, note_path, report_failures, with_variations
+from boxtwin.config.parallel import ONE_THREAD, cores, joblib_launcher, jobs_at_once
 from boxtwin.tracking.run_folders import RESULT_FILE
 
 log = logging.getLogger(__name__)
@@ -31,13 +33,19 @@ LONGEST = 30 * 24 * 3600  # seconds, after which notes are of sweeps that were k
 
 
 class RunSweeper(BasicSweeper):
-    """Launch every combination of what the command line lists, as Hydra's own sweeper, with three differences.
+    """Launch every combination of what the command line lists, as Hydra's own sweeper, with four differences.
 
-    Combinations that are one run (``variations=0`` under several generators) are launched once. What fails for
-    another reason than the user's settings is launched once more, after all others. What fails again is listed.
+    Combinations that are one run (``variations=0`` under several generators) are launched once. Runs of small networks
+    are made several at once (`boxtwin.config.parallel`). What fails for another reason than the user's settings is
+    launched once more, after all others. What fails again is listed.
 
     It reads the notes of its jobs (`boxtwin.config.launch.Note`), so any launcher will do.
     """
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what another launcher needs, too."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self._task_function = task_function
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Launch what ``arguments`` combine to; `boxtwin.config.launch.launch` gives the exit status."""
@@ -45,7 +53,7 @@ class RunSweeper(BasicSweeper):
         root = Path(self.config.hydra.sweep.dir).absolute()
         root.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, root / "multirun.yaml")
-        combinations = self._jobs(arguments)
+        combinations = self._at_once(self._jobs(arguments))
         for abandoned in (root / NOTES).glob("*"):
             if time.time() - abandoned.stat().st_mtime > LONGEST:
                 shutil.rmtree(abandoned, ignore_errors=True)
@@ -74,15 +82,31 @@ class RunSweeper(BasicSweeper):
         report_failures(notes)
         return returned
 
-    def _jobs(self, arguments: Sequence[str]) -> list[tuple[Path, list[str]]]:
-        """Folder and overrides of every job; two with equal settings are one job."""
+    def _at_once(self, combinations: Sequence[tuple[Path, list[str], DictConfig]]) -> list[tuple[Path, list[str]]]:
+        """Folder and overrides of every job, after the launcher was exchanged where several are to run at once."""
+        assert self.hydra_context is not None
+        assert self.config is not None
+        listed = [(folder, overrides) for folder, overrides, _ in combinations]
+        new = sum(not (folder / RESULT_FILE).exists() for folder, _ in listed)
+        jobs = jobs_at_once([config for _, _, config in combinations], new)
+        if jobs == 1:
+            return listed
+        self.launcher = joblib_launcher(jobs, self.config, self.hydra_context, self._task_function)
+        log.info("%d runs at once, with one thread each, on %d cores; jobs=1 makes one after the other", jobs, cores())
+        return [
+            (folder, overrides if config.trainer.threads else [*overrides, ONE_THREAD])
+            for folder, overrides, config in combinations
+        ]
+
+    def _jobs(self, arguments: Sequence[str]) -> list[tuple[Path, list[str], DictConfig]]:
+        """Folder, overrides and settings of every job; two with equal settings are one job."""
         assert self.hydra_context is not None
         assert self.config is not None
         loader, global_config = self.hydra_context.config_loader, HydraConfig.instance()
         listed = with_variations(self._parse_config(), loader.get_group_options("variations"))
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*listed, *arguments])
         (combinations,) = self.split_arguments(overrides, None)
-        jobs: dict[str, tuple[Path, list[str]]] = {}
+        jobs: dict[str, tuple[Path, list[str], DictConfig]] = {}
         before = global_config.cfg
         try:
             for number, combination in enumerate(combinations):
@@ -92,7 +116,7 @@ class RunSweeper(BasicSweeper):
                     config.hydra.job.num, config.hydra.job.id = number, str(number)
                 global_config.set_config(config)
                 folder = Path(config.hydra.sweep.dir).absolute() / config.hydra.sweep.subdir
-                jobs.setdefault(settings_key(config), (folder, combination))
+                jobs.setdefault(settings_key(config), (folder, combination, config))
         finally:
             global_config.cfg = before
         if len(jobs) < len(combinations):

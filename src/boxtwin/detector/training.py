@@ -217,8 +217,9 @@ class StepsBar(ProgressBar):
         """Do nothing: the bar stays on."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        steps, done, hidden = trainer.max_steps, trainer.global_step, not trainer.is_global_zero
-        self._bar = tqdm(total=steps, initial=done, desc=self._title, unit="step", disable=hidden)
+        steps, done = trainer.max_steps, trainer.global_step
+        hidden = {} if trainer.is_global_zero else {"disable": True}  # else TQDM_DISABLE decides, as in other bars
+        self._bar = tqdm(total=steps, initial=done, desc=self._title, unit="step", **hidden)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any, **keywords: Any) -> None:  # noqa: ARG002
         assert self._bar is not None

@@ -28,6 +28,7 @@ NOTED = ("boxtwin", "torch", "cuda", "threads")  # what may differ under the sam
 class Summary:
     """Sentences and pictures of a study; ``candidates`` is None where nobody asked for a plan."""
 
+    in_short: list[str]
     answer: list[str]
     comparisons: list[str]
     notes: list[str]
@@ -38,6 +39,7 @@ class Summary:
     def of(cls, study: Study, candidates: Sequence[Candidate] | None = None) -> Summary:
         """Put a study into words."""
         return cls(
+            in_short(study.rows, study.contrasts),
             primary_answer(study) if study.primary else answer(study.rows, study.contrasts),
             verdict(study.rows, study.contrasts),
             notes(study.runs, study.rows, primary=bool(study.primary)),
@@ -46,20 +48,24 @@ class Summary:
         )
 
 
-def printed(study: Study, summary: Summary) -> str:
-    """What `compare.py` prints: the table, the answer, and what was asked for besides; all else is in the report."""
+def printed(study: Study, summary: Summary, *, brief: bool = False) -> str:
+    """What `compare.py` prints: the table, the answer, and what was asked for besides; all else is in the report.
+
+    With ``brief`` the answer is a sentence for each of its parts, and comes last.
+    """
     blocks = [
         [f"study {study.name}: {len(study.runs)} runs"],
         text_table(study.rows, study.contrasts),
         class_text(study.by_class),
         # Sentences on every single comparison are in the report, unless there is nothing shorter to say.
-        summary.answer or summary.comparisons,
-        summary.notes,
+        *([] if brief and summary.in_short else [summary.answer or summary.comparisons, summary.notes]),
     ]
     if summary.candidates is not None and summary.sections:
         blocks += [[summary.sections[-1].title, *summary.sections[-1].sentences], candidates_table(summary.candidates)]
     if study.unfinished:
         blocks.append([f"Not in the table: {', '.join(f'{run.name} ({run.status})' for run in study.unfinished)}"])
+    if brief:
+        blocks.append(summary.in_short)
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -90,6 +96,11 @@ def primary_answer(study: Study) -> list[str]:
 def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
     """For each setup: a paragraph for every split and generator, the pre-training, the positive control, what to do."""
     return [text for each in answers(rows, contrasts) for text in paragraphs("answer", **vars(each))]
+
+
+def in_short(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
+    """For each setup a sentence for every split and generator, the positive control, and what to do."""
+    return [text for each in answers(rows, contrasts) for text in paragraphs("in_short", **vars(each))]
 
 
 def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:

@@ -1,0 +1,77 @@
+"""Runs of a sweep at once: how many, and the launcher for them.
+
+A step of a small network keeps one core busy, and hardly more than one: two runs with a thread each take less time than
+one after the other with two threads. Start-up, evaluation and plots, which use one core, overlap as well.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from boxtwin.detector.options import Architecture
+from boxtwin.errors import InputError
+from boxtwin.memory import free_memory
+
+log = logging.getLogger(__name__)
+
+SMALL = (Architecture.yolov3_nano, Architecture.yolov3_tiny, Architecture.yolov3_tiny_3l)
+# Bytes. Measured peaks: yolov3_nano on images of 128 pixels 0.8 GB, of which libraries are two thirds; yolov3_tiny_3l
+# with crops of 416 pixels and test images of 832 2.4 GB.
+MEMORY_OF_A_RUN = 3 * 2**30
+ONE_THREAD = "trainer.threads=1"
+
+
+def jobs_at_once(configs: Sequence[DictConfig], new: int) -> int:
+    """How many of the runs of a sweep with these configurations to make at once, of which ``new`` have no result yet.
+
+    What ``jobs`` says. Without it, one on a GPU and with a large network, and otherwise as many as there are cores and
+    memory for. Raises `InputError` if ``jobs`` is below 1, or above 1 without the package that it needs.
+    """
+    config = configs[0]
+    if not str(config.hydra.launcher._target_).endswith("BasicLauncher"):
+        return 1  # the user has chosen a launcher
+    installed = importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is not None
+    if config.jobs is not None:
+        if config.jobs < 1:
+            raise InputError(f"jobs={config.jobs} must be at least 1")
+        if config.jobs > 1 and not installed:
+            raise InputError(f"jobs={config.jobs} needs a package that is missing: pip install 'boxtwin[cluster]'")
+        return int(config.jobs)
+    if not installed or any(_is_large(each) for each in configs):
+        return 1
+    threads = max(each.trainer.threads or 1 for each in configs)
+    return max(1, min(cores() // threads, int(free_memory() // MEMORY_OF_A_RUN), new))
+
+
+def _is_large(config: DictConfig) -> bool:
+    """Whether a run is of a large network, on a GPU or on several devices."""
+    trainer = config.trainer
+    gpu = trainer.accelerator == "cuda" or (trainer.accelerator == "auto" and shutil.which("nvidia-smi") is not None)
+    return gpu or trainer.devices > 1 or config.detector.architecture not in SMALL
+
+
+def cores() -> int:
+    """Cores that this process may use, within the limit of a container."""
+    import joblib  # of the optional package; late, as --help does without
+
+    return int(joblib.cpu_count())
+
+
+def joblib_launcher(jobs: int, config: DictConfig, context: HydraContext, function: TaskFunction) -> Launcher:
+    """Hydra's joblib launcher for ``jobs`` processes, which write no progress bars: two would overwrite each other."""
+    os.environ["TQDM_DISABLE"] = "1"
+    from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
+
+    changed = config.copy()
+    with open_dict(changed):
+        changed.hydra.launcher = OmegaConf.structured(JobLibLauncherConf(n_jobs=jobs))
+    return Plugins.instance().instantiate_launcher(context, function, changed)
