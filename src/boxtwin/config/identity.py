@@ -23,6 +23,9 @@ Config = BoxtwinConfig | DictConfig  # a DictConfig where a value may still be m
 _NOT_DEFINING = {
     "dataset": ("root", "images", "annotations", "speckle", "orientation", "page", "channels", "max_pixels"),
     "split": ("file",),
+    # It decides whether there is a metric of variations of validation images. Training and all other results are the
+    # same, so that runs with and without it are one run: a finished one is not run again for that metric.
+    "variations": ("validation",),
     "generator": (
         *("device", "dtype", "path", "price_usd"),
         *("timeout", "max_tries", "first_wait", "longest_wait", "give_up_after"),

@@ -72,7 +72,7 @@ class Prepared:
     @property
     def sources(self) -> tuple[Sample, ...]:
         """The real images that get variations."""
-        return (*self.split.train, *self.split.val)
+        return (*self.split.train, *(self.split.val if self.config.variations.validation else ()))
 
     @property
     def per_image(self) -> int:

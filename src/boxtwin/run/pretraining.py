@@ -40,9 +40,8 @@ def pretraining_run(prepared: Prepared) -> Prepared | None:
     if options.name == NO_PRETRAINING:
         return None
     trainer = replace(config.trainer, steps=options.steps, batch_size=options.batch_size)
-    alone = replace(
-        config.variations, per_image=options.per_image, synthetic_fraction=1.0 if options.per_image else None
-    )
+    share = 1.0 if options.per_image else None
+    alone = replace(config.variations, per_image=options.per_image, synthetic_fraction=share, validation=False)
     plain = replace(options, name=NO_PRETRAINING, per_image=0)
     config = replace(config, trainer=trainer, seed=options.seed, variations=alone, pretraining=plain)
     if options.per_image:

@@ -1,0 +1,35 @@
+"""Which images a run trains on, and how long: the user's commands on 24 simulated chips."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from commands import manifests, run
+
+
+def results(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The result.json of every study's run of this name, in the order of the studies."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob(f"multirun/*/{name}-*/result.json"))]
+
+
+def test_variations_of_validation_images_change_one_metric_only(tmp_path: Path) -> None:
+    command = "train.py experiment=tiny_control variations=1 rerun=true study="
+    run(f"{command}a variations.validation=false", tmp_path)
+    (lines,) = manifests(tmp_path)
+    split = json.loads(next(tmp_path.glob("multirun/a/*/split.json")).read_text())["s1"]
+    assert {line["source"] for line in lines} == set(split["train"])
+    run(f"{command}b", tmp_path)
+    (lines,) = manifests(tmp_path)
+    assert {line["source"] for line in lines} == {*split["train"], *split["val"]}
+    without, with_them = results(tmp_path, "s1-x1-repeat-yolov3_nano-seed0")
+    assert without["identity"] == with_them["identity"]
+    assert without["validation"] == with_them["validation"]
+    assert without["counts"] == with_them["counts"]
+    alike = [{k: v for k, v in each["metrics"].items() if k[:5] in ("test/", "val_r")} for each in (without, with_them)]
+    assert alike[0] == alike[1]
+    assert "test/map" in alike[0]
+    more = {name.split("/")[0] for name in with_them["metrics"].keys() - without["metrics"].keys()}
+    assert more == {"val_synthetic"}
+    assert "finished before" in run("train.py experiment=tiny_control variations=1 study=a", tmp_path)
