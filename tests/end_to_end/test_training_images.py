@@ -33,3 +33,15 @@ def test_variations_of_validation_images_change_one_metric_only(tmp_path: Path) 
     more = {name.split("/")[0] for name in with_them["metrics"].keys() - without["metrics"].keys()}
     assert more == {"val_synthetic"}
     assert "finished before" in run("train.py experiment=tiny_control variations=1 study=a", tmp_path)
+
+
+def test_a_study_of_equal_epochs_takes_the_gain_apart(tmp_path: Path) -> None:
+    study = "trainer.steps=null trainer.epochs=4 study=epochs experiment=tiny_control trainer.validations=2"
+    run(f"train.py -m {study} variations=0,2 generator=copy_paste", tmp_path)
+    run(f"train.py {study} variations=2 generator=repeat", tmp_path)
+    names = ("s1-x0-none", "s1-x2-copy_paste", "s1-x2-repeat")
+    steps = [result["params"]["steps"] for name in names for result in results(tmp_path, name)]
+    assert steps == [6, 18, 18]  # 4 epochs of 6 and of 18 images, 4 in a step
+    said = run("compare.py study=epochs", tmp_path)
+    assert "At equal epochs this takes 18 instead of 6 steps. Of the change in AP50, steps bring" in said
+    assert "finished before" in run(f"train.py {study} variations=2 generator=repeat", tmp_path)

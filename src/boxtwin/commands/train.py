@@ -54,8 +54,8 @@ FILES = (*PICTURES, "detections.json", MATCHES_FILE, EXAMPLES_FILE, RESULT_FILE)
 def train_run(composed: DictConfig) -> dict[str, float]:
     """Train, test and log one run; return its metrics. A finished run is skipped, an interrupted one is continued."""
     quieten_lightning()
-    config = to_object(composed, BoxtwinConfig)
-    prepared = prepare(config)
+    prepared = prepare(to_object(composed, BoxtwinConfig))
+    config = prepared.config
     folder, identities = Path(HydraConfig.get().runtime.output_dir), (prepared.identity, *prepared.earlier_identities)
     name, tracking = run_name(config), Path(config.tracking.folder)
     # One lock of the folder, and one of the run: another study may be at the same run.
@@ -194,7 +194,7 @@ class _RunInProgress:
         data = make_data(prepared, plan)
         log.info(
             f"{run_name(self.config)}: {plan.real_train} real + {plan.synthetic_train} synthetic training images, "
-            f"{trainer.steps} steps of {trainer.batch_size}, {prepared.accelerator}, {prepared.precision}"
+            f"{prepared.steps} steps of {trainer.batch_size}, {prepared.accelerator}, {prepared.precision}"
         )
         logger = RunLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id)
         trained = train(prepared, data, module, self.checkpoints, run_name(self.config), logger)

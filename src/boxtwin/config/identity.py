@@ -41,6 +41,7 @@ ADDED_SETTINGS: dict[str, Any] = {
     "split.train_size": None,
     "dataset.crowds": "ignore",
     "dataset.on_duplicate_box": "warn",
+    "trainer.epochs": None,
 }
 # Settings of earlier versions, by their names now: an old command is refused with the new name.
 RENAMED_SETTINGS = {"cell": "run", "cells": "runs"}
@@ -134,6 +135,8 @@ def defining_values(config: Config) -> dict[str, Any]:
         node = reduce(getitem, groups, values)
         node[first.rpartition(".")[2]] = node.pop(name)
     values["split"]["train_size"] = train_size(config)
+    if values["trainer"].get("epochs") is not None:
+        del values["trainer"]["steps"]  # they follow from the epochs and the numbers of images
     for setting, before in ADDED_SETTINGS.items():
         group, name = setting.split(".")
         if values[group].get(name, before) == before:

@@ -39,7 +39,7 @@ from boxtwin.labels.method import LabelMethod, Variations
 from boxtwin.mixing.datamodule import StudyDataModule, check_variations, input_channels
 from boxtwin.mixing.options import BatchOptions, InputOptions
 from boxtwin.mixing.plan import Plan
-from boxtwin.run.checks import check_settings, make_reading, warn_of_object_sizes
+from boxtwin.run.checks import check_settings, make_reading, warn_of_object_sizes, with_steps
 from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.store import Library
 
@@ -78,6 +78,12 @@ class Prepared:
     def per_image(self) -> int:
         """Variations of each source."""
         return self.config.variations.per_image
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of its training."""
+        assert self.config.trainer.steps is not None, "epochs have been resolved"
+        return self.config.trainer.steps
 
     @property
     def wanted(self) -> int:
@@ -150,6 +156,7 @@ def detector_file(prepared: Prepared) -> Path:
 
 def prepared_from(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Prepared:
     """A run on data that is read and checked."""
+    config = with_steps(config, split)
     library = _library(config, dataset, split) if config.variations.per_image else None
     digests: list[str | None] = [None]
     if config.detector.weights is not None:  # older versions hashed the whole file instead of its tensors
@@ -240,8 +247,8 @@ def make_data(prepared: Prepared, plan: Plan) -> StudyDataModule:
             channels=prepared.channels,
         ),
         BatchOptions(
-            steps=trainer.steps,
-            steps_per_epoch=trainer.steps // trainer.validations,
+            steps=prepared.steps,
+            steps_per_epoch=prepared.steps // trainer.validations,
             batch_size=trainer.batch_size,
             seed=config.seed,
             synthetic_fraction=config.variations.synthetic_fraction,
@@ -282,7 +289,7 @@ def make_detector(prepared: Prepared, pretrained: Path | None = None) -> Detecto
             _anchors(detector, prepared.split.train),
             loss=detector,
             optimizer=detector,
-            steps=prepared.config.trainer.steps,
+            steps=prepared.steps,
         )
     if detector.weights is not None:
         log.info("%s: %s", detector.weights, read_initial_weights(module.network, Path(detector.weights)))
@@ -299,13 +306,13 @@ def train(
 ) -> Trained:
     """Train a detector, or continue from ``checkpoints``; without steps the module stays as it is."""
     options = prepared.config.trainer
-    if not options.steps:
+    if not prepared.steps:
         return Trained(0.0, (), module)
     return fit(
         module,
         data,
         options,
-        log_every=max(1, min(50, options.steps // options.validations)),
+        log_every=max(1, min(50, prepared.steps // options.validations)),
         accelerator=prepared.accelerator,
         precision=prepared.precision,
         logger=logger,

@@ -39,7 +39,7 @@ def pretraining_run(prepared: Prepared) -> Prepared | None:
     config, options = prepared.config, prepared.config.pretraining
     if options.name == NO_PRETRAINING:
         return None
-    trainer = replace(config.trainer, steps=options.steps, batch_size=options.batch_size)
+    trainer = replace(config.trainer, steps=options.steps, epochs=None, batch_size=options.batch_size)
     share = 1.0 if options.per_image else None
     alone = replace(config.variations, per_image=options.per_image, synthetic_fraction=share, validation=False)
     plain = replace(options, name=NO_PRETRAINING, per_image=0)

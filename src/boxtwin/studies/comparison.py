@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from boxtwin.errors import InputError
+from boxtwin.studies.condition_values import EPOCHS
 from boxtwin.studies.conditions import Estimate, Row, baseline, paired_seeds, setups
 from boxtwin.studies.evidence import COMPARED, Counts, Evidence, Resampled
 from boxtwin.studies.inference import (
@@ -187,8 +188,12 @@ def against_none(contrasts: Sequence[Contrast]) -> dict[tuple[str, ...], Mapping
 
 
 def _controls(row: Row, other: Row) -> bool:
-    """Whether ``other`` mixes in as many images by a control, everything else the same but how labels are found."""
-    if row.is_control or not other.is_control or not row.variations:
+    """Whether ``other`` mixes in as many images by a control, everything else the same but how labels are found.
+
+    Controls are not compared with each other, but at equal epochs with `repeat`, which shows what the steps alone do.
+    """
+    shows_steps = EPOCHS in row.values and other.first.generator == "repeat" != row.first.generator
+    if (row.is_control and not shows_steps) or not other.is_control or not row.variations:
         return False
     mixed, other_mixed = (
         {k: v for k, v in each.values.items() if k.startswith("variations.")} for each in (row, other)
