@@ -8,6 +8,8 @@ from typing import Any
 
 from commands import manifests, run
 
+from boxtwin.datasets.simulated_sar import scenes as sar_scenes
+
 
 def results(folder: Path, name: str) -> list[dict[str, Any]]:
     """The result.json of every study's run of this name, in the order of the studies."""
@@ -45,3 +47,26 @@ def test_a_study_of_equal_epochs_takes_the_gain_apart(tmp_path: Path) -> None:
     said = run("compare.py study=epochs", tmp_path)
     assert "At equal epochs this takes 18 instead of 6 steps. Of the change in AP50, steps bring" in said
     assert "finished before" in run(f"train.py {study} variations=2 generator=repeat", tmp_path)
+
+
+def test_unlabelled_and_empty_images_join_the_training(tmp_path: Path) -> None:
+    run("train.py experiment=tiny_control variations=0", tmp_path)
+    sar_scenes.build(tmp_path / "other", images=8, image_size=64, chips_per_scene=2, seed=1)
+    for file in list((tmp_path / "other" / "images").iterdir()):
+        file.rename(file.with_name(f"U{file.name}"))  # a scene is known by the name
+    more = "experiment=tiny_control variations=0 dataset.unlabelled=other/images"
+    printed = run(f"train.py {more}", tmp_path)
+    assert "unlabelled images are used" in printed
+    unlabelled, plain = results(tmp_path, "s1-x0-none")  # in the order of names: with_unlabelled comes first
+    assert "unlabelled_images" not in plain["condition"]
+    found = unlabelled["metrics"]
+    assert found["data/unlabelled_images"] + found["data/unlabelled_refused"] == 8
+    assert found["data/real_images"] == plain["metrics"]["data/real_images"] == 6
+    # The detector of the first run is one of the three that label.
+    assert len(list((tmp_path / "data" / "detectors").glob("*.safetensors"))) == 3
+    assert "labels: detector 1 of 3" not in printed
+    both = run(f"train.py -m {more} dataset.empty=other/images seed=0,1", tmp_path)
+    assert "unlabelled images are used" in both
+    (made, _) = results(tmp_path, "s1-x0-none-with_unlabelled_empty")
+    assert made["metrics"]["data/empty_images"] == 8
+    assert "the unlabelled images change AP50 by" in run("compare.py", tmp_path)

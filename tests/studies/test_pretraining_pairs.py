@@ -110,3 +110,19 @@ def test_other_settings_of_a_pretraining_are_conditions_of_their_own() -> None:
     assert len(names) == 3
     assert any("pretraining.steps=600" in name for name in names)
     assert sum(each.kind == "pretraining" for each in study.contrasts) == 2
+
+
+def test_images_beside_the_data_set_are_compared_with_none_and_with_nothing_else() -> None:
+    unlabelled, empty = {"unlabelled_images": "70-3f2a91bc0d12"}, {"empty_images": "9-0123456789ab"}
+    runs = [run("plain", seed, 0.5, {}) for seed in range(3)]
+    runs += [run("more", seed, 0.55, unlabelled) for seed in range(3)]
+    runs += [run("both", seed, 0.57, unlabelled | empty) for seed in range(3)]
+    runs += [run("longer", seed, 0.9, unlabelled | {"trainer.steps": "804"}) for seed in range(3)]
+    study = Study.of(runs)
+    found = {(each.kind, each.new.first.run_id, each.old.first.run_id): each for each in study.contrasts}
+    assert set(found) == {("unlabelled images", "more0", "plain0"), ("empty images", "both0", "more0")}
+    assert found["unlabelled images", "more0", "plain0"].differences["map_50"].mean == pytest.approx(0.05)
+    summary = Summary.of(study)
+    assert "10 labelled images): the unlabelled images change AP50 by +5.0 points" in " ".join(summary.answer)
+    assert "unlabelled_images=70-3f2a91bc0d12, s2 x0 against no unlabelled images" in " ".join(summary.comparisons)
+    assert "trainer.steps are not compared" in " ".join(summary.notes)

@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 from boxtwin.commands.generate import contact_sheet, make_variations, quality_card
 from boxtwin.commands.reuse import mend, reuse_run
 from boxtwin.config.compose import to_object
-from boxtwin.config.identity import RECIPE_VERSION, flat_params, run_name, setting_hash
+from boxtwin.config.identity import RECIPE_VERSION, extra_images, flat_params, run_name, setting_hash
 from boxtwin.config.launch import note_run, typed_words
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.splits import SIDES, describe
@@ -38,7 +38,9 @@ from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import metrics_of
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
+from boxtwin.run.extra_images import extra_metrics
 from boxtwin.run.pretraining import pretraining_metrics, pretraining_run
+from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.synthesis.store import StoreUpdate
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, Store, ended_on_error, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
@@ -174,7 +176,8 @@ class _RunInProgress:
         keep_freed_blocks()
         # First, so that a full disk or weights that do not fit show before any variation is made.
         first, pretraining = pretrained(prepared)
-        started = time.perf_counter()  # a pre-training is shared, and is no time of the run
+        unlabelled = label_unlabelled(prepared)
+        started = time.perf_counter()  # a pre-training and labels are shared, and are no time of the run
         module = make_detector(prepared, first)
         update, card = StoreUpdate(), None
         if prepared.library:
@@ -189,11 +192,12 @@ class _RunInProgress:
             for file in (card.report, card.picture):  # as they are now
                 link_file(file, self.output / file.name)
         variations = prepared.library.variations(prepared.sources, prepared.per_image) if prepared.library else ()
-        plan = make_plan(prepared.split, variations)
+        plan = make_plan(prepared.split, variations, [*unlabelled, *prepared.extra.empty])
         self._log_inputs(plan)
         data = make_data(prepared, plan)
         log.info(
             f"{run_name(self.config)}: {plan.real_train} real + {plan.synthetic_train} synthetic training images, "
+            f"{f'{len(plan.extra)} images beside the data set, ' if plan.extra else ''}"
             f"{prepared.steps} steps of {trainer.batch_size}, {prepared.accelerator}, {prepared.precision}"
         )
         logger = RunLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id)
@@ -219,7 +223,8 @@ class _RunInProgress:
             **{f"data/{name}": value for name, value in (metrics_of(card.summary) if card else {}).items()},
             "data/real_images": float(plan.real_train),
             "data/synthetic_images": float(plan.synthetic_train),
-            "data/boxes": float(sum(len(sample.object_boxes) for sample in plan.train)),
+            **extra_metrics(prepared.extra, len(unlabelled)),
+            "data/boxes": float(sum(len(sample.object_boxes) for sample in plan.pool)),
             **label_detectors.label_metrics(prepared),
             "time/generate": update.fit_seconds + update.vary_seconds,
             "time/train": trained.seconds,
@@ -260,6 +265,10 @@ class _RunInProgress:
             log.info("%s: %s", side, describe(prepared.split.side(side)))
             name = f"{prepared.dataset.name}-{prepared.split.name}-{side}"
             inputs.append((name, prepared.split.side(side), self.config.dataset.root, side))
+        if plan.extra:
+            folders = [self.config.dataset.unlabelled, self.config.dataset.empty]
+            source = ", ".join(folder for folder in folders if folder)
+            inputs.append((f"{prepared.dataset.name}-{extra_images(self.config)}", plan.extra, source, "train"))
         if prepared.library:
             synthetic = tuple(sample for sample in plan.train if sample.lineage)
             inputs.append((prepared.library.folder.name, synthetic, str(prepared.library.folder), "train"))

@@ -199,7 +199,7 @@ class StudyDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> PrefetchLoader | DataLoader[Item]:
         """Augmented batches, one epoch at a time."""
-        samples, seed, images = self.plan.train, self.batches.seed, self._images
+        samples, seed, images = self.plan.pool, self.batches.seed, self._images
         draws = TrainingDraws(samples, self._order, self.augmentation, self.input, self.levels, seed, images)
         batch_size, trainer = self.batches.batch_size, self.trainer
         device, devices = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)

@@ -17,13 +17,15 @@ from boxtwin.mixing.options import BatchOptions
 class Plan:
     """The images of one run, of which synthetic ones have a lineage.
 
-    ValueError if a variation is not on the side of its source, a test image is synthetic, or a side is empty.
+    ValueError if a variation is not on the side of its source, a test image is synthetic, or a side is empty; and if
+    one of the ``extra`` images has variations, is a variation, or is a validation or test image.
     """
 
     train: tuple[Sample, ...]
     val: tuple[Sample, ...]  # real: checkpoints and thresholds are chosen on these
     val_synthetic: tuple[Sample, ...]  # reported apart
     test: tuple[Sample, ...]
+    extra: tuple[Sample, ...] = ()  # real images to train on that are no labelled images of the split
 
     def __post_init__(self) -> None:
         real = {side: {s.name for s in samples if s.lineage is None} for side, samples in vars(self).items()}
@@ -36,14 +38,24 @@ class Plan:
         strays += [f"{name} is no variation, but is among them" for name in sorted(real["val_synthetic"])]
         for side, samples in (("validation", self.val), ("test", self.test)):
             strays += [f"{sample.name} is synthetic, on the {side} side" for sample in samples if sample.lineage]
+        held_out = {sample.sha256 for sample in (*self.val, *self.test) if sample.sha256}
+        for sample in self.extra:
+            if sample.lineage or sample.sha256 in held_out:
+                what = "synthetic" if sample.lineage else "a validation or test image"
+                strays.append(f"{sample.name}, an image beside the split, is {what}")
         if strays:
             raise ValueError("a variation must stay on its source's side: " + "; ".join(strays[:10]))
         if not self.train or not self.val or not self.test:
             raise ValueError("a run needs training, validation and test images")
 
     @property
+    def pool(self) -> tuple[Sample, ...]:
+        """All images that are trained on."""
+        return (*self.train, *self.extra)
+
+    @property
     def real_train(self) -> int:
-        """How many training images are real."""
+        """How many training images of the split there are: real and labelled ones."""
         return sum(sample.lineage is None for sample in self.train)
 
     @property
@@ -52,7 +64,7 @@ class Plan:
         return len(self.train) - self.real_train
 
 
-def make_plan(split: Split, variations: Sequence[Sample]) -> Plan:
+def make_plan(split: Split, variations: Sequence[Sample], extra: Sequence[Sample] = ()) -> Plan:
     """Put the variations of a split's training and validation images on the sides of their sources; see `Plan`."""
     names = {sample.name for sample in split.train}
     to_train: list[Sample] = []
@@ -60,11 +72,11 @@ def make_plan(split: Split, variations: Sequence[Sample]) -> Plan:
     for variation in variations:
         is_training = variation.lineage is not None and variation.lineage.source in names
         (to_train if is_training else to_val).append(variation)  # Plan refuses what is none of validation images
-    return Plan((*split.train, *to_train), split.val, tuple(to_val), split.test)
+    return Plan((*split.train, *to_train), split.val, tuple(to_val), split.test, tuple(extra))
 
 
 def draw_order(plan: Plan, batches: BatchOptions) -> Int[np.ndarray, "steps batch"]:
-    """The training image (an index into ``plan.train``) at each place of each batch.
+    """The training image (an index into ``plan.pool``) at each place of each batch.
 
     With ``synthetic_fraction`` None all images are drawn equally often: shuffled passes over the pool, one after the
     other. Otherwise that share of every batch (later batches make up for rounding) is drawn from the variations, and
@@ -73,8 +85,8 @@ def draw_order(plan: Plan, batches: BatchOptions) -> Int[np.ndarray, "steps batc
     steps, batch_size, synthetic_fraction = batches.steps, batches.batch_size, batches.synthetic_fraction
     random = np.random.default_rng(batches.seed)
     if synthetic_fraction is None or plan.synthetic_train == 0:
-        return _passes(np.arange(len(plan.train)), steps * batch_size, random).reshape(steps, batch_size)
-    is_synthetic = np.array([sample.lineage is not None for sample in plan.train])
+        return _passes(np.arange(len(plan.pool)), steps * batch_size, random).reshape(steps, batch_size)
+    is_synthetic = np.array([sample.lineage is not None for sample in plan.pool])
     after = np.round(np.arange(1, steps + 1) * batch_size * synthetic_fraction).astype(int)
     per_batch = np.diff(after, prepend=0)
     synthetic = _passes(np.flatnonzero(is_synthetic), int(after[-1]), random)

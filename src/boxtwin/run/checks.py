@@ -69,16 +69,17 @@ def _check_steps(config: BoxtwinConfig) -> None:
         )
 
 
-def with_steps(config: BoxtwinConfig, split: Split) -> BoxtwinConfig:
+def with_steps(config: BoxtwinConfig, labelled: int, extra: int) -> BoxtwinConfig:
     """The configuration with the steps that ``trainer.epochs`` take; unchanged where these are not set.
 
-    An epoch has all variations that are asked for: those that are refused later do not make a training shorter, so that
-    generators and controls take equal steps. Raises `InputError` if the steps are too few for the warm-up.
+    An epoch has the labelled images, all variations that are asked for, and the images beside the data set (``extra``).
+    Those that are refused later do not make a training shorter, so that generators and controls take equal steps.
+    Raises `InputError` if the steps are too few for the warm-up.
     """
     trainer = config.trainer
     if trainer.epochs is None:
         return config
-    drawn, interval = trainer.epochs * len(split.train) * (1 + config.variations.per_image), trainer.validations
+    drawn, interval = trainer.epochs * (labelled * (1 + config.variations.per_image) + extra), trainer.validations
     steps = -(-drawn // (trainer.batch_size * interval)) * interval
     config = replace(config, trainer=replace(trainer, steps=steps))
     _check_steps(config)

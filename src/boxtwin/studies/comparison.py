@@ -15,6 +15,7 @@ from boxtwin.errors import InputError
 from boxtwin.studies.condition_values import EPOCHS
 from boxtwin.studies.conditions import Estimate, Row, baseline, paired_seeds, setups
 from boxtwin.studies.evidence import COMPARED, Counts, Evidence, Resampled
+from boxtwin.studies.extra_images import extra_image_pairs
 from boxtwin.studies.inference import (
     LEAST_PAIRS,
     SIGNIFICANT,
@@ -30,7 +31,9 @@ from boxtwin.studies.pretraining import pretraining_pairs
 MOST_FLIPS = 20
 RESAMPLES = 1000
 
-Kind = Literal["variations", "pretraining", "equal pixels", "control", "positive control"]
+Kind = Literal[
+    "variations", "pretraining", "equal pixels", "unlabelled images", "empty images", "control", "positive control"
+]
 
 
 @dataclass(frozen=True)
@@ -163,14 +166,16 @@ class Contrast:
 
 def contrasts(rows: Sequence[Row], resampled: ResampledMetrics) -> list[Contrast]:
     """All comparisons of a study's table: variations against none, pre-training against none and against as many pixels
-    of real images, generators against controls at the same number of variations, more real images against fewer. Each
-    kind is a family of its own for Holm's correction.
+    of real images, images beside the data set against none, generators against controls at the same number of
+    variations, more real images against fewer. Each kind is a family of its own for Holm's correction.
     """
-    pretraining = pretraining_pairs(rows)
+    pretraining, extra = pretraining_pairs(rows), extra_image_pairs(rows)
     families: dict[Kind, list[tuple[Row, Row]]] = {
         "variations": [(row, base) for row in rows if (base := baseline(rows, row)) is not None],
         "pretraining": [(row, other) for kind, row, other in pretraining if kind == "pretraining"],
         "equal pixels": [(row, other) for kind, row, other in pretraining if kind == "equal pixels"],
+        "unlabelled images": [(row, other) for kind, row, other in extra if kind == "unlabelled images"],
+        "empty images": [(row, other) for kind, row, other in extra if kind == "empty images"],
         "control": [(row, other) for row, other in itertools.product(rows, rows) if _controls(row, other)],
         "positive control": [(more, fewer) for fewer, more in positive_controls(rows)],
     }
