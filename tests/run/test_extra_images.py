@@ -68,13 +68,13 @@ def folder(data: Path, tmp_path: Path) -> Path:
 
 def test_none_by_default(composed: Compose) -> None:
     run = prepare(composed())
-    assert (run.extra.number, run.extra.values, label_unlabelled(run)) == (0, {}, ())
+    assert (run.extra.number, run.extra.values, label_unlabelled(run)) == (0, {}, ((), {}))
     assert not {"unlabelled_images", "empty_images"} & set(run.condition)
 
 
 def test_detectors_label_what_they_agree_on(composed: Compose, data: Path) -> None:
     run = prepare(composed(f"dataset.unlabelled={data}/unlabelled"))
-    used = label_unlabelled(run)
+    used, metrics = label_unlabelled(run)
     (kept,) = (data / "made" / "detectors").glob("unlabelled-*.json")
     content = json.loads(kept.read_text())
     refused = {entry["file_name"] for entry in content["images"] if "refused" in entry}
@@ -101,7 +101,9 @@ def test_detectors_label_what_they_agree_on(composed: Compose, data: Path) -> No
     assert boxes > 0
     # Nothing is labelled twice.
     written = kept.stat().st_mtime_ns
-    again = label_unlabelled(prepare(composed(f"dataset.unlabelled={data}/unlabelled", "seed=5")))
+    assert (metrics["data/unlabelled_images"], metrics["data/unlabelled_refused"]) == (len(used), len(refused))
+    again, same = label_unlabelled(prepare(composed(f"dataset.unlabelled={data}/unlabelled", "seed=5")))
+    assert same == metrics
     assert [sample.boxes.tolist() for sample in again] == [sample.boxes.tolist() for sample in used]
     assert kept.stat().st_mtime_ns == written
 

@@ -1,6 +1,7 @@
 """Comparisons with pre-training: which conditions are compared, and the control that shows as many pixels."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,3 +127,22 @@ def test_images_beside_the_data_set_are_compared_with_none_and_with_nothing_else
     assert "10 labelled images): the unlabelled images change AP50 by +5.0 points" in " ".join(summary.answer)
     assert "unlabelled_images=70-3f2a91bc0d12, s2 x0 against no unlabelled images" in " ".join(summary.comparisons)
     assert "trainer.steps are not compared" in " ".join(summary.notes)
+
+
+def test_treatments_are_listed_by_their_gain_with_what_they_cost() -> None:
+    costs = {"time/train": 60.0, "pretraining/seconds": 600.0, "time/label_unlabelled": 180.0}
+    runs = [run("plain", seed, 0.5, {}) for seed in range(3)]
+    runs += [run("more", seed, 0.55, {"unlabelled_images": "70-3f2a91bc0d12"}) for seed in range(3)]
+    assert "What else you could do" not in [part.title for part in Summary.of(Study.of(runs)).sections]
+    runs += [run("first", seed, 0.6, SIMULATED) for seed in range(3)]
+    runs += [run("empty", seed, 0.45, {"empty_images": "9-0123456789ab"}) for seed in range(3)]
+    runs = [replace(each, metrics={**each.metrics, **costs}) for each in runs]
+    section = next(part for part in Summary.of(Study.of(runs)).sections if part.title == "What else you could do")
+    first, second, third = section.sentences
+    assert first.startswith("Pre-training, pretraining=sar_scenes")
+    assert "AP50 +10.0 points" in first
+    assert first.endswith("Machine: +10.0 minutes; a person: 0 minutes.")
+    assert second.startswith("Unlabelled images, ")
+    assert "Machine: +3.0 minutes" in second
+    assert third.startswith("Empty images, ")
+    assert third.endswith("Machine: +0.0 minutes; a person: a look at each image.")

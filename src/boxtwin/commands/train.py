@@ -38,7 +38,6 @@ from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import metrics_of
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
-from boxtwin.run.extra_images import extra_metrics
 from boxtwin.run.pretraining import pretraining_metrics, pretraining_run
 from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.synthesis.store import StoreUpdate
@@ -176,7 +175,7 @@ class _RunInProgress:
         keep_freed_blocks()
         # First, so that a full disk or weights that do not fit show before any variation is made.
         first, pretraining = pretrained(prepared)
-        unlabelled = label_unlabelled(prepared)
+        unlabelled, labelling = label_unlabelled(prepared)
         started = time.perf_counter()  # a pre-training and labels are shared, and are no time of the run
         module = make_detector(prepared, first)
         update, card = StoreUpdate(), None
@@ -223,7 +222,8 @@ class _RunInProgress:
             **{f"data/{name}": value for name, value in (metrics_of(card.summary) if card else {}).items()},
             "data/real_images": float(plan.real_train),
             "data/synthetic_images": float(plan.synthetic_train),
-            **extra_metrics(prepared.extra, len(unlabelled)),
+            **labelling,
+            **({"data/empty_images": float(len(prepared.extra.empty))} if prepared.extra.empty else {}),
             "data/boxes": float(sum(len(sample.object_boxes) for sample in plan.pool)),
             **label_detectors.label_metrics(prepared),
             "time/generate": update.fit_seconds + update.vary_seconds,

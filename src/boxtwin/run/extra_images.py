@@ -80,17 +80,6 @@ def read_extra_images(config: BoxtwinConfig, dataset: Dataset, split: Split) -> 
     return ExtraImages(**images, values=values)
 
 
-def extra_metrics(extra: ExtraImages, labelled: int) -> dict[str, float]:
-    """Metrics of how many there are; of the unlabelled images, so many were ``labelled`` and the others refused."""
-    metrics: dict[str, float] = {}
-    if extra.unlabelled:
-        refused = len(extra.unlabelled) - labelled
-        metrics |= {"data/unlabelled_images": float(labelled), "data/unlabelled_refused": float(refused)}
-    if extra.empty:
-        metrics["data/empty_images"] = float(len(extra.empty))
-    return metrics
-
-
 def _check_held_out(samples: Sequence[Sample], split: Split, source: str) -> None:
     if names := split.held_out_among(samples):
         raise InputError(

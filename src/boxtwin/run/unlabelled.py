@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,14 +31,14 @@ from boxtwin.run.label_detectors import make_members
 log = logging.getLogger(__name__)
 
 
-def label_unlabelled(prepared: Prepared) -> tuple[Sample, ...]:
-    """The unlabelled images of a run with the boxes that detectors agree on; doubtful images are left out.
+def label_unlabelled(prepared: Prepared) -> tuple[tuple[Sample, ...], dict[str, float]]:
+    """The unlabelled images of a run with the boxes that detectors agree on, without doubtful images; and metrics.
 
     The detectors are trained on the labelled real images of the split; they are trained first if they are missing.
     """
     images = prepared.extra.unlabelled
     if not images:
-        return ()
+        return (), {}
     method = label_method(prepared.dataset)
     config = replace(prepared.config, labels=replace(prepared.config.labels, detectors=DETECTORS))
     runs = labelling_runs(config, prepared.dataset, prepared.split)
@@ -48,12 +49,19 @@ def label_unlabelled(prepared: Prepared) -> tuple[Sample, ...]:
         waiting = f"{kept.name}: another process is labelling the unlabelled images; waiting"
         with exclusive_lock(kept.with_suffix(".lock"), waiting):
             if not kept.exists():
+                started = time.perf_counter()
                 content = _labelled(prepared, images, method.judge(make_members(runs)))
+                content["info"] = {"seconds": time.perf_counter() - started}  # with training, if there was some
                 write_bytes_atomically(kept, json.dumps(content).encode())
-    used = _with_boxes(images, json.loads(kept.read_text()))
+    content = json.loads(kept.read_text())
+    used = _with_boxes(images, content)
     boxes = sum(len(sample.boxes) for sample in used)
     log.info("%s: %d of %d unlabelled images are used, %d boxes", kept, len(used), len(images), boxes)
-    return used
+    return used, {
+        "data/unlabelled_images": float(len(used)),
+        "data/unlabelled_refused": float(len(images) - len(used)),
+        "time/label_unlabelled": content["info"]["seconds"],
+    }
 
 
 def _labelled(prepared: Prepared, images: Sequence[Sample], judge: Judge) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sections of the report after the table: sensitivity, how many variations, their worth in real images, next runs."""
+"""Sections of the report: treatments, sensitivity, how many variations, their worth in real images, next runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from boxtwin.studies.report.words import paragraphs, sentence
 from boxtwin.studies.runs import FINISHED, StudyRun
 from boxtwin.studies.sensitivity import METRIC, STILL, detectable, gains_by_steps, late_rise
 from boxtwin.studies.study import Study
+from boxtwin.studies.treatments import treatments
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,19 @@ def sections(study: Study, candidates: Sequence[Candidate] | None = None) -> lis
     if not study.rows:
         return []
     parts = [
+        treatments_section(study),
         sensitivity_section(study),
         dose_response_section(study),
         equivalence_section(study),
         None if candidates is None else next_runs_section(candidates, study.runs),
     ]
     return [part for part in parts if part is not None]
+
+
+def treatments_section(study: Study) -> Section | None:
+    """What else one could do with the same images, a line each; None where a study tried one kind of treatment only."""
+    lines = tuple(sentence("treatment", each=each) for each in treatments(study.contrasts))
+    return Section("What else you could do", lines, ()) if lines else None
 
 
 def sensitivity_section(study: Study) -> Section:
