@@ -8,7 +8,9 @@ import pytest
 from study_runs import finished_run
 
 from boxtwin.studies.comparison import Contrast
+from boxtwin.studies.next_runs import plan
 from boxtwin.studies.pretraining import equal_pixel_steps
+from boxtwin.studies.report.sections import next_runs_section
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.runs import StudyRun
 from boxtwin.studies.study import Study
@@ -127,6 +129,15 @@ def test_images_beside_the_data_set_are_compared_with_none_and_with_nothing_else
     assert "10 labelled images): the unlabelled images change AP50 by +5.0 points" in " ".join(summary.answer)
     assert "unlabelled_images=70-3f2a91bc0d12, s2 x0 against no unlabelled images" in " ".join(summary.comparisons)
     assert "trainer.steps are not compared" in " ".join(summary.notes)
+
+
+def test_more_seeds_are_planned_for_images_beside_the_data_set() -> None:
+    runs = [run("plain", seed, 0.5, {}, overrides="variations=0") for seed in range(3)]
+    typed = "variations=0 dataset.unlabelled=images"
+    runs += [run("more", seed, 0.6, {"unlabelled_images": "70-3f2a91bc0d12"}, overrides=typed) for seed in range(3)]
+    planned = " ".join(next_runs_section(plan(Study.of(runs)), runs).sentences)
+    assert "effect of unlabelled images (unlabelled_images=70-3f2a91bc0d12, s2 x0)" in planned
+    assert "train.py -m dataset.unlabelled=images study=demo variations=0 seed=3,4,5" in planned
 
 
 def test_treatments_are_listed_by_their_gain_with_what_they_cost() -> None:
