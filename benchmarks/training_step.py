@@ -59,7 +59,7 @@ def shipped(prepared: Prepared, folder: Path) -> Callable[[], None]:
             module,
             data,
             settings,
-            log_every=min(50, settings.steps),
+            log_every=min(50, prepared.steps),
             accelerator="cpu",
             precision=prepared.precision,
             logger=RunLogger(experiment_name="benchmark", tracking_uri=store.uri, run_id=run.run_id),

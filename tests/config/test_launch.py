@@ -96,6 +96,14 @@ def test_the_machine_does_not_define_a_run(composed: Compose) -> None:
         assert defining_values(composed(override)) != plain, override
 
 
+def test_the_case_study_has_its_own_detector_and_equal_epochs(composed: Compose) -> None:
+    config = composed("experiment=case_study")
+    assert (config.trainer.steps, config.trainer.epochs) == (None, 100)
+    assert config.variations.validation
+    assert config.detector.architecture == "yolov3"
+    assert config.study == "sar_scenes_case_study"
+
+
 def test_the_axes_of_the_table_share_a_setting(composed: Compose) -> None:
     settings = {
         setting_hash(composed(f"split={split}", f"variations='{number}'", f"seed={seed}"))

@@ -84,6 +84,30 @@ def test_every_stray_is_named() -> None:
     assert "store/c0.png/v01.png is synthetic, on the test side" in message
 
 
+def test_extra_images_are_drawn_and_are_no_labelled_images() -> None:
+    split, extra = make_split(), (real("x0.png"), real("x1.png"))
+    plan = make_plan(split, [twin(sample.name) for sample in split.train], extra)
+    assert (plan.real_train, plan.synthetic_train, names(plan.pool)[-2:]) == (4, 4, ["x0.png", "x1.png"])
+    order = draw_order(plan, BatchOptions(steps_per_epoch=1, steps=20, batch_size=4, seed=0))
+    assert set(Counter(order.reshape(-1).tolist()).values()) == {8}
+    # They are real: a share of synthetic images leaves the rest of a batch to labelled and extra images alike.
+    shared = BatchOptions(steps_per_epoch=1, steps=24, batch_size=4, seed=0, synthetic_fraction=0.25)
+    drawn = Counter(draw_order(plan, shared).reshape(-1).tolist())
+    assert [drawn[place] for place in range(10)] == [12] * 4 + [6] * 4 + [12] * 2
+
+
+def test_extra_images_have_no_variations_and_are_none() -> None:
+    split, extra = make_split(), real("x0.png")
+    with pytest.raises(ValueError, match="a variation of x0"):
+        make_plan(split, [twin("x0.png")], (extra,))
+    with pytest.raises(ValueError, match=r"v01\.png, an image beside the split, is synthetic"):
+        make_plan(split, [], (twin("a0.png"),))
+    object.__setattr__(split.test[0], "sha256", "ab")
+    object.__setattr__(extra, "sha256", "ab")
+    with pytest.raises(ValueError, match=r"x0\.png, an image beside the split, is a validation or test image"):
+        make_plan(split, [], (extra,))
+
+
 @pytest.mark.parametrize("sizes", [(0, 2, 3), (4, 0, 3), (4, 2, 0)])
 def test_no_side_is_empty(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="needs training, validation and test images"):
@@ -164,7 +188,7 @@ def test_a_share_of_nothing_is_all_real() -> None:
 def test_images_of_the_pretraining_fill_their_share(fraction: float | None, falls: bool) -> None:
     split = make_split()
     earlier = tuple(real(f"sim{n}.png") for n in range(5))
-    plan = make_plan(split, [twin(sample.name) for sample in split.train], earlier)
+    plan = make_plan(split, [twin(sample.name) for sample in split.train], pretraining=earlier)
     steps, batch_size, share = 40, 8, 0.3
     batches = BatchOptions(
         steps=steps,

@@ -56,6 +56,7 @@ def write_record(
     for seed in seeds:
         own = merged(config, seed=seed)
         params = flat_params(own)
+        params["steps"] = params["steps"] or 600  # which a run has computed from its epochs
         content = {
             "study": "s",
             "identity": f"{len(list(folder.iterdir()))}",
@@ -127,7 +128,7 @@ SETTINGS = [
 
 def defines(name: str) -> bool:
     group, _, rest = name.partition(".")
-    # Without a pre-training, its settings define nothing.
+    # Without a pre-training, its other settings define nothing.
     return name == "pretraining.name" or (group in _DEFINING and rest not in _NOT_DEFINING.get(group, ()))
 
 

@@ -1,13 +1,16 @@
 """Comparisons with pre-training: which conditions are compared, and the control that shows as many pixels."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from study_runs import finished_run
 
 from boxtwin.studies.comparison import Contrast
+from boxtwin.studies.next_runs import plan
 from boxtwin.studies.pretraining import equal_pixel_steps
+from boxtwin.studies.report.sections import next_runs_section
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.runs import StudyRun
 from boxtwin.studies.study import Study
@@ -111,3 +114,47 @@ def test_other_settings_of_a_pretraining_are_conditions_of_their_own() -> None:
     assert any("pretraining.steps=600" in name for name in names)
     assert sum(each.kind == "pretraining" for each in study.contrasts) == 2
     assert not any("pretraining.dataset" in name for name in names)  # it follows from the pre-training
+
+
+def test_images_beside_the_data_set_are_compared_with_none_and_with_nothing_else() -> None:
+    unlabelled, empty = {"unlabelled_images": "70-3f2a91bc0d12"}, {"empty_images": "9-0123456789ab"}
+    runs = [run("plain", seed, 0.5, {}) for seed in range(3)]
+    runs += [run("more", seed, 0.55, unlabelled) for seed in range(3)]
+    runs += [run("both", seed, 0.57, unlabelled | empty) for seed in range(3)]
+    runs += [run("longer", seed, 0.9, unlabelled | {"trainer.steps": "804"}) for seed in range(3)]
+    study = Study.of(runs)
+    found = {(each.kind, each.new.first.run_id, each.old.first.run_id): each for each in study.contrasts}
+    assert set(found) == {("unlabelled images", "more0", "plain0"), ("empty images", "both0", "more0")}
+    assert found["unlabelled images", "more0", "plain0"].differences["map_50"].mean == pytest.approx(0.05)
+    summary = Summary.of(study)
+    assert "10 labelled images): the unlabelled images change AP50 by +5.0 points" in " ".join(summary.answer)
+    assert "unlabelled_images=70-3f2a91bc0d12, s2 x0 against no unlabelled images" in " ".join(summary.comparisons)
+    assert "trainer.steps are not compared" in " ".join(summary.notes)
+
+
+def test_more_seeds_are_planned_for_images_beside_the_data_set() -> None:
+    runs = [run("plain", seed, 0.5, {}, overrides="variations=0") for seed in range(3)]
+    typed = "variations=0 dataset.unlabelled=images"
+    runs += [run("more", seed, 0.6, {"unlabelled_images": "70-3f2a91bc0d12"}, overrides=typed) for seed in range(3)]
+    planned = " ".join(next_runs_section(plan(Study.of(runs)), runs).sentences)
+    assert "effect of unlabelled images (unlabelled_images=70-3f2a91bc0d12, s2 x0)" in planned
+    assert "train.py -m dataset.unlabelled=images study=demo variations=0 seed=3,4,5" in planned
+
+
+def test_treatments_are_listed_by_their_gain_with_what_they_cost() -> None:
+    costs = {"time/train": 60.0, "pretraining/seconds": 600.0, "time/label_unlabelled": 180.0}
+    runs = [run("plain", seed, 0.5, {}) for seed in range(3)]
+    runs += [run("more", seed, 0.55, {"unlabelled_images": "70-3f2a91bc0d12"}) for seed in range(3)]
+    assert "What else you could do" not in [part.title for part in Summary.of(Study.of(runs)).sections]
+    runs += [run("first", seed, 0.6, SIMULATED) for seed in range(3)]
+    runs += [run("empty", seed, 0.45, {"empty_images": "9-0123456789ab"}) for seed in range(3)]
+    runs = [replace(each, metrics={**each.metrics, **costs}) for each in runs]
+    section = next(part for part in Summary.of(Study.of(runs)).sections if part.title == "What else you could do")
+    first, second, third = section.sentences
+    assert first.startswith("Pre-training, pretraining=sar_scenes")
+    assert "AP50 +10.0 points" in first
+    assert first.endswith("Machine: +10.0 minutes; a person: 0 minutes.")
+    assert second.startswith("Unlabelled images, ")
+    assert "Machine: +3.0 minutes" in second
+    assert third.startswith("Empty images, ")
+    assert third.endswith("Machine: +0.0 minutes; a person: a look at each image.")

@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 from boxtwin.commands.generate import contact_sheet, make_variations, quality_card
 from boxtwin.commands.reuse import mend, reuse_run
 from boxtwin.config.compose import to_object
-from boxtwin.config.identity import RECIPE_VERSION, flat_params, run_name, setting_hash
+from boxtwin.config.identity import RECIPE_VERSION, extra_images, flat_params, run_name, setting_hash
 from boxtwin.config.launch import note_run, typed_words
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.sample import Sample
@@ -40,6 +40,7 @@ from boxtwin.quality.card import metrics_of
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
 from boxtwin.run.pretraining import pretraining_metrics, pretraining_run
+from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.synthesis.store import StoreUpdate
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, Store, ended_on_error, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
@@ -55,8 +56,8 @@ FILES = (*PICTURES, "detections.json", MATCHES_FILE, EXAMPLES_FILE, RESULT_FILE)
 def train_run(composed: DictConfig) -> dict[str, float]:
     """Train, test and log one run; return its metrics. A finished run is skipped, an interrupted one is continued."""
     quieten_lightning()
-    config = to_object(composed, BoxtwinConfig)
-    prepared = prepare(config)
+    prepared = prepare(to_object(composed, BoxtwinConfig))
+    config = prepared.config
     folder, identities = Path(HydraConfig.get().runtime.output_dir), (prepared.identity, *prepared.earlier_identities)
     name, tracking = run_name(config), Path(config.tracking.folder)
     # One lock of the folder, and one of the run: another study may be at the same run.
@@ -183,7 +184,8 @@ class _RunInProgress:
         keep_freed_blocks()
         # First, so that a full disk or weights that do not fit show before any variation is made.
         first = pretrained(prepared)
-        started = time.perf_counter()  # a pre-training is shared, and is no time of the run
+        unlabelled, labelling = label_unlabelled(prepared)
+        started = time.perf_counter()  # a pre-training and labels are shared, and are no time of the run
         module = make_detector(prepared, first.file)
         update, card = StoreUpdate(), None
         if prepared.library:
@@ -198,12 +200,13 @@ class _RunInProgress:
             for file in (card.report, card.picture):  # as they are now
                 link_file(file, self.output / file.name)
         variations = prepared.library.variations(prepared.sources, prepared.per_image) if prepared.library else ()
-        plan = make_plan(prepared.split, variations, first.images)
+        plan = make_plan(prepared.split, variations, [*unlabelled, *prepared.extra.empty], first.images)
         self._log_inputs(plan)
         data = make_data(prepared, plan)
         log.info(
             f"{run_name(self.config)}: {plan.real_train} real + {plan.synthetic_train} synthetic training images, "
-            f"{trainer.steps} steps of {trainer.batch_size}, {prepared.accelerator}, {prepared.precision}"
+            f"{f'{len(plan.extra)} images beside the data set, ' if plan.extra else ''}"
+            f"{prepared.steps} steps of {trainer.batch_size}, {prepared.accelerator}, {prepared.precision}"
         )
         logger = RunLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id)
         trained = train(prepared, data, module, self.checkpoints, run_name(self.config), logger)
@@ -228,7 +231,9 @@ class _RunInProgress:
             **{f"data/{name}": value for name, value in (metrics_of(card.summary) if card else {}).items()},
             "data/real_images": float(plan.real_train),
             "data/synthetic_images": float(plan.synthetic_train),
-            "data/boxes": float(sum(len(sample.object_boxes) for sample in plan.train)),
+            **labelling,
+            **({"data/empty_images": float(len(prepared.extra.empty))} if prepared.extra.empty else {}),
+            "data/boxes": float(sum(len(sample.object_boxes) for sample in plan.pool)),
             **label_detectors.label_metrics(prepared),
             "time/generate": update.fit_seconds + update.vary_seconds,
             "time/train": trained.seconds,
@@ -269,6 +274,10 @@ class _RunInProgress:
             log.info("%s: %s", side, describe(prepared.split.side(side)))
             name = f"{prepared.dataset.name}-{prepared.split.name}-{side}"
             inputs.append((name, prepared.split.side(side), self.config.dataset.root, side))
+        if plan.extra:
+            folders = [self.config.dataset.unlabelled, self.config.dataset.empty]
+            source = ", ".join(folder for folder in folders if folder)
+            inputs.append((f"{prepared.dataset.name}-{extra_images(self.config)}", plan.extra, source, "train"))
         if prepared.library:
             synthetic = tuple(sample for sample in plan.train if sample.lineage)
             inputs.append((prepared.library.folder.name, synthetic, str(prepared.library.folder), "train"))

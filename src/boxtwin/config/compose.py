@@ -26,10 +26,12 @@ WITHOUT = {
 
 
 def register() -> None:
-    """Register the schemas with Hydra, and the resolver of the output folder's name with OmegaConf. Safe to repeat."""
+    """Register the schemas with Hydra, and resolvers with OmegaConf. Safe to repeat."""
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     OmegaConf.register_new_resolver("run_folder", lambda *, _root_: run_folder(_root_), replace=True)
+    # A default that gives way to a setting which excludes it.
+    OmegaConf.register_new_resolver("unless", lambda other, default: default if other is None else None, replace=True)
 
 
 def to_object(config: DictConfig, schema: type[Schema]) -> Schema:

@@ -19,11 +19,18 @@ from boxtwin.synthesis.constants import FORMER_SETTINGS
 
 Config = BoxtwinConfig | DictConfig  # a DictConfig where a value may still be missing
 
+EXTRA_IMAGES = ("unlabelled", "empty")  # settings of a data set that name folders of more training images
 # Settings of the machine, places, prices and waiting times: two runs that differ in these only are the same run. The
 # contents of files are in the hashes of data, store and weights.
 _NOT_DEFINING = {
-    "dataset": ("root", "images", "annotations", "speckle", "orientation", "page", "channels", "max_pixels"),
+    "dataset": (
+        *("root", "images", "annotations", "speckle", "orientation", "page", "channels", "max_pixels"),
+        *EXTRA_IMAGES,
+    ),
     "split": ("file",),
+    # It decides whether there is a metric of variations of validation images. Training and all other results are the
+    # same, so that runs with and without it are one run: a finished one is not run again for that metric.
+    "variations": ("validation",),
     "generator": (
         *("device", "dtype", "path", "price_usd"),
         *("timeout", "max_tries", "first_wait", "longest_wait", "give_up_after"),
@@ -40,6 +47,7 @@ ADDED_SETTINGS: dict[str, Any] = {
     "dataset.crowds": "ignore",
     "dataset.on_duplicate_box": "warn",
     **{f"generator.{name}": value for name, value in ADDED_GENERATOR_SETTINGS.items()},
+    "trainer.epochs": None,
 }
 # Settings of earlier versions, by their names now: an old command is refused with the new name.
 RENAMED_SETTINGS = {"cell": "run", "cells": "runs"}
@@ -133,6 +141,8 @@ def defining_values(config: Config) -> dict[str, Any]:
         node = reduce(getitem, groups, values)
         node[first.rpartition(".")[2]] = node.pop(name)
     values["split"]["train_size"] = train_size(config)
+    if values["trainer"].get("epochs") is not None:
+        del values["trainer"]["steps"]  # they follow from the epochs and the numbers of images
     for setting, before in ADDED_SETTINGS.items():
         group, name = setting.split(".")
         if values[group].get(name, before) == before:
@@ -233,11 +243,18 @@ def split_name(config: Config) -> str:
     return config.split.name if (size := train_size(config)) is None else f"{config.split.name}n{size}"
 
 
+def extra_images(config: Config) -> str:
+    """The kinds of images beside the data set that a run trains on, as in ``unlabelled_empty``; may be empty."""
+    return "_".join(name for name in EXTRA_IMAGES if getattr(config.dataset, name) is not None)
+
+
 def run_name(config: Config) -> str:
     """Such as ``s1-x10-pixel_ddpm-yolov3_tiny-seed0``; ``s1n40-…`` with fewer training images than the split has."""
     parts = [split_name(config), f"x{config.variations.per_image}", generator_name(config), config.detector.name]
     if config.pretraining.name != NO_PRETRAINING:
         parts.insert(3, f"after_{config.pretraining.name}")
+    if extra := extra_images(config):
+        parts.insert(3, f"with_{extra}")
     return "-".join([*parts, f"seed{config.seed}"])
 
 
@@ -264,4 +281,5 @@ def flat_params(config: Config) -> dict[str, object]:
             if config.pretraining.name == NO_PRETRAINING
             else {"pretraining": config.pretraining.name, "pretraining_seed": config.pretraining.seed}
         ),
+        **({"extra_images": extra} if (extra := extra_images(config)) else {}),
     }

@@ -58,7 +58,11 @@ class BuildOptions:
 
 @dataclass
 class DatasetOptions:
-    """A COCO detection set on disk, or one that is made there."""
+    """A COCO detection set on disk, or one that is made there.
+
+    ``unlabelled`` is a folder of images of the same sensor without annotations, ``empty`` one of images that, as a
+    person says, show no object. Both join the training.
+    """
 
     name: str = REQUIRED
     root: str = REQUIRED
@@ -74,6 +78,8 @@ class DatasetOptions:
     max_pixels: int = 100_000_000
     image_size: int = REQUIRED
     speckle: Speckle | None = None
+    unlabelled: str | None = None
+    empty: str | None = None
     build: BuildOptions | None = None  # None: it is not simulated
 
 

@@ -69,6 +69,18 @@ class Split:
             copies += [f"{signed[one][i][0]} ({one}) ~ {signed[other][j][0]} ({other})" for i, j in pairs]
         return copies
 
+    def held_out_among(self, samples: Sequence[Sample]) -> list[str]:
+        """Validation and test images that equal or nearly equal one of other images: ``a.png (nearly b.png)``."""
+        held_out = [*self.val, *self.test]
+        files = {sample.sha256 for sample in samples}
+        pixels = {sample.signature.sha256 for sample in samples if sample.signature}
+        ours, theirs = ([(s.name, s.signature) for s in side if s.signature] for side in (held_out, samples))
+        pairs = nearly_same([signature for _, signature in ours], [signature for _, signature in theirs])
+        return [
+            *(s.name for s in held_out if s.sha256 in files or (s.signature and s.signature.sha256 in pixels)),
+            *(f"{ours[i][0]} (nearly {theirs[j][0]})" for i, j in pairs),
+        ]
+
     @property
     def names(self) -> dict[str, list[str]]:
         """File names per side, as they are saved to a file."""

@@ -117,9 +117,14 @@ class DetectorOptions(LossOptions, OptimizerOptions):
 
 @dataclass
 class TrainerOptions:
-    """Steps, and the machine, which does not define a run."""
+    """Steps, and the machine, which does not define a run.
 
-    steps: int = 1200
+    ``epochs`` stand in place of ``steps``: so many passes over all real images and variations that are asked for,
+    rounded up to a multiple of ``validations``.
+    """
+
+    steps: int | None = "${unless:${.epochs},1200}"  # type: ignore[assignment]
+    epochs: int | None = None
     batch_size: int = 8
     validations: int = 6
     gradient_clip: float = 10.0

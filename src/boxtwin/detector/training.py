@@ -66,7 +66,7 @@ def fit(
         InputError: the weights are no longer finite, or the disk does not take a checkpoint.
     """
     quieten_lightning()
-    steps = options.steps
+    steps = module.steps
     # In place and all weights in one call; Lightning's EMAWeightAveraging makes three new tensors of every weight.
     average = WeightAveraging(multi_avg_fn=partial(_average, 1 - 1 / max(EMA_SPAN * steps, 1)))
     trainer = pl.Trainer(

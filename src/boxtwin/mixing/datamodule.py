@@ -80,17 +80,17 @@ class TrainingDraws(Dataset[Item]):
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
         """What the order counts."""
-        return (*self.plan.train, *self.plan.pretraining)
+        return (*self.plan.pool, *self.plan.pretraining)
 
     @cached_property
     def _draws(self) -> tuple[Int[np.ndarray, " training"], Int[np.ndarray, " pretraining"]]:
         """Draws of training images, and draws of images of the pre-training."""
-        is_earlier = self.order >= len(self.plan.train)
+        is_earlier = self.order >= len(self.plan.pool)
         return np.flatnonzero(~is_earlier), np.flatnonzero(is_earlier)
 
     def __getitem__(self, index: int) -> Item:
         random = np.random.default_rng([self.seed, index])
-        is_earlier = bool(self.order[index] >= len(self.plan.train))
+        is_earlier = bool(self.order[index] >= len(self.plan.pool))
         # From the draws, not the pool: real and synthetic images keep their shares in a mosaic. Images of the
         # pre-training have a scale of their own, so a mosaic has these alone, or none of them.
         partners = self._draws[is_earlier]

@@ -41,11 +41,15 @@ class AugmentationOptions:
 
 @dataclass
 class VariationsOptions:
-    """How many variations of each real training and validation image are mixed in."""
+    """How many variations of each real training and validation image are mixed in.
+
+    Those of validation images are for a metric alone (``val_synthetic/…``); without ``validation`` none are made.
+    """
 
     per_image: int = REQUIRED
     synthetic_fraction: float | None = None
     seed: int = 0
+    validation: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

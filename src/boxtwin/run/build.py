@@ -20,10 +20,10 @@ from boxtwin.config import identity
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.coco import digest_of, read_coco
 from boxtwin.datasets.image_cache import DecodedImages
-from boxtwin.datasets.levels import Levels, check_depth, measure_levels
+from boxtwin.datasets.levels import Levels, measure_levels
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
-from boxtwin.datasets.splits import SIDES, Split, describe_classes, make_split, nested_order, read_split
+from boxtwin.datasets.splits import SIDES, Split
 from boxtwin.detector.anchors import anchors_from_samples
 from boxtwin.detector.checkpoint import anchors_of, read_initial_weights, weights_digest
 from boxtwin.detector.module import DetectorModule
@@ -39,7 +39,9 @@ from boxtwin.labels.method import LabelMethod, Variations
 from boxtwin.mixing.datamodule import StudyDataModule, check_variations, input_channels
 from boxtwin.mixing.options import BatchOptions, InputOptions
 from boxtwin.mixing.plan import Plan
-from boxtwin.run.checks import check_settings, make_reading, warn_of_object_sizes
+from boxtwin.run.checks import check_settings, make_reading, with_steps
+from boxtwin.run.extra_images import ExtraImages, read_extra_images
+from boxtwin.run.split import load_split
 from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.store import Library
 
@@ -62,6 +64,7 @@ class Prepared:
     detector_identities: tuple[str, ...]  # sha256 of all that its detector follows from, as in this and older versions
     accelerator: str  # the device, as Lightning calls it
     precision: str  # the number format of the training, as Lightning calls it
+    extra: ExtraImages  # real images beside the split
 
     @property
     def store(self) -> Library:
@@ -72,12 +75,18 @@ class Prepared:
     @property
     def sources(self) -> tuple[Sample, ...]:
         """The real images that get variations."""
-        return (*self.split.train, *self.split.val)
+        return (*self.split.train, *(self.split.val if self.config.variations.validation else ()))
 
     @property
     def per_image(self) -> int:
         """Variations of each source."""
         return self.config.variations.per_image
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of its training."""
+        assert self.config.trainer.steps is not None, "epochs have been resolved"
+        return self.config.trainer.steps
 
     @property
     def wanted(self) -> int:
@@ -116,28 +125,17 @@ def prepare(config: BoxtwinConfig) -> Prepared:
     """Load and check everything that the configuration names; raises `InputError` if data or settings are wrong."""
     check_settings(config)
     dataset = load_dataset(config)
-    split = _load_split(config, dataset)
-    for side in SIDES:
-        if not sum(len(sample.object_boxes) for sample in split.side(side)):
-            raise InputError(f"split {split.name}: no object in any of the {len(split.side(side))} {side} images")
-    check_depth([sample for side in SIDES for sample in split.side(side)])
-    if copies := split.near_copies():
-        pairs = f"{len(copies)} pairs of images look nearly the same and stand on two sides"
-        log.warning("split %s: %s: %s", split.name, pairs, "; ".join(copies[:3]))
-    lines, warnings = describe_classes(split, dataset.classes)
-    for line in lines if len(dataset.classes) > 1 else ():
-        log.info("%s", line)
-    for warning in warnings:
-        log.warning("split %s: %s", split.name, warning)
-    warn_of_object_sizes(config, split)
-    return prepared_from(config, dataset, split)
+    split = load_split(config, dataset)
+    return prepared_from(config, dataset, split, read_extra_images(config, dataset, split))
 
 
 def labelling_runs(config: BoxtwinConfig, dataset: Dataset, split: Split) -> list[Prepared]:
-    """The runs without variations, with seeds from 0, whose detectors label variations."""
+    """The runs on real labelled images alone, with seeds from 0, whose detectors label other images."""
     # Runs with and without pre-training train on the same variations.
     pretraining = replace(config.pretraining, name=identity.NO_PRETRAINING)
-    config = replace(config, variations=replace(config.variations, per_image=0), pretraining=pretraining)
+    labelled = replace(config.dataset, unlabelled=None, empty=None)
+    variations = replace(config.variations, per_image=0)
+    config = replace(config, dataset=labelled, variations=variations, pretraining=pretraining)
     seeds = range(config.labels.detectors)
     return [prepared_from(replace(config, seed=seed), dataset, split) for seed in seeds]
 
@@ -148,15 +146,21 @@ def detector_file(prepared: Prepared) -> Path:
     return next((file for file in files if file.exists()), files[0])
 
 
-def prepared_from(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Prepared:
+def prepared_from(
+    config: BoxtwinConfig,
+    dataset: Dataset,
+    split: Split,
+    more: ExtraImages = ExtraImages(),  # noqa: B008 (frozen)
+) -> Prepared:
     """A run on data that is read and checked."""
+    config = with_steps(config, len(split.train), more.number)
     library = _library(config, dataset, split) if config.variations.per_image else None
     digests: list[str | None] = [None]
     if config.detector.weights is not None:  # older versions hashed the whole file instead of its tensors
         file = Path(config.detector.weights)
         digests = [weights_digest(file), hashlib.sha256(file.read_bytes()).hexdigest()]
     # What older versions did not have is left out where it changes nothing, so that their runs are found.
-    extra: dict[str, Any] = {"store": library.key if library else None}
+    extra: dict[str, Any] = {"store": library.key if library else None, **more.values}
     if config.pretraining.name != identity.NO_PRETRAINING:
         extra["pretraining_images"] = _pretraining_data(config, dataset, split)
     if identity.RECIPE_VERSION > 1:
@@ -184,7 +188,7 @@ def prepared_from(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Prep
     accelerator = lightning_accelerator(config.trainer.accelerator)
     precision = lightning_precision(config.trainer.precision.value, accelerator)
     return Prepared(
-        config, dataset, split, library, current, tuple(earlier), condition, detectors, accelerator, precision
+        config, dataset, split, library, current, tuple(earlier), condition, detectors, accelerator, precision, more
     )
 
 
@@ -226,6 +230,8 @@ def load_dataset(config: BoxtwinConfig) -> Dataset:
 def make_data(prepared: Prepared, plan: Plan) -> StudyDataModule:
     """The data module of a run."""
     config, trainer = prepared.config, prepared.config.trainer
+    if plan.extra:
+        prepared.images.add(prepared.dataset.name, plan.extra)
     if prepared.library:
         variations = [sample for sample in (*plan.train, *plan.val_synthetic) if sample.lineage]
         prepared.images.add(prepared.library.folder.name, variations)
@@ -243,8 +249,8 @@ def make_data(prepared: Prepared, plan: Plan) -> StudyDataModule:
             pretraining_size=config.pretraining.dataset.image_size,
         ),
         BatchOptions(
-            steps=trainer.steps,
-            steps_per_epoch=trainer.steps // trainer.validations,
+            steps=prepared.steps,
+            steps_per_epoch=prepared.steps // trainer.validations,
             batch_size=trainer.batch_size,
             seed=config.seed,
             synthetic_fraction=config.variations.synthetic_fraction,
@@ -287,7 +293,7 @@ def make_detector(prepared: Prepared, pretrained: Path | None = None) -> Detecto
             _anchors(detector, prepared.split.train),
             loss=detector,
             optimizer=detector,
-            steps=prepared.config.trainer.steps,
+            steps=prepared.steps,
         )
     if detector.weights is not None:
         log.info("%s: %s", detector.weights, read_initial_weights(module.network, Path(detector.weights)))
@@ -304,35 +310,19 @@ def train(
 ) -> Trained:
     """Train a detector, or continue from ``checkpoints``; without steps the module stays as it is."""
     options = prepared.config.trainer
-    if not options.steps:
+    if not prepared.steps:
         return Trained(0.0, (), module)
     return fit(
         module,
         data,
         options,
-        log_every=max(1, min(50, options.steps // options.validations)),
+        log_every=max(1, min(50, prepared.steps // options.validations)),
         accelerator=prepared.accelerator,
         precision=prepared.precision,
         logger=logger,
         checkpoints=checkpoints,
         title=title,
     )
-
-
-def _load_split(config: BoxtwinConfig, dataset: Dataset) -> Split:
-    node, size, order = config.split, identity.train_size(config), None
-    if node.file is None:
-        sizes = {"train": node.train, "val": node.val, "test": node.test, "train_pool": node.train_pool}
-        split = make_split(dataset, name=node.name, seed=node.seed, **sizes)
-    else:
-        split = read_split(dataset, Path(node.file), node.name)
-        if node.train_size is not None and node.train != len(split.train):
-            raise InputError(
-                f"split.file={node.file}: {node.name} has {len(split.train)} training images. To use some of them "
-                f"(split.train_size={node.train_size}), say split.train={len(split.train)} too, which is {node.train}"
-            )
-        order = None if size is None else nested_order(Path(node.file), node.name, node.seed)
-    return split if size is None else split.first(size, order)
 
 
 def make_generator(config: BoxtwinConfig) -> Generator:

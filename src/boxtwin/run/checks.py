@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 
@@ -56,16 +57,56 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
         )
 
 
+def _check_steps(config: BoxtwinConfig) -> None:
+    trainer, warmup = config.trainer, config.detector.warmup_steps
+    if trainer.steps is None or trainer.steps < 0 or trainer.steps % trainer.validations:
+        raise InputError(
+            f"trainer.steps={trainer.steps} must be a multiple of trainer.validations={trainer.validations}, "
+            "so that training ends with a validation"
+        )
+    if trainer.steps == 0 and config.detector.weights is None:
+        raise InputError("trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE")
+    if trainer.steps and not 0 <= warmup < trainer.steps:
+        of_epochs = "" if trainer.epochs is None else f" (trainer.epochs={trainer.epochs})"
+        raise InputError(
+            f"detector.warmup_steps={warmup} must be below trainer.steps={trainer.steps}{of_epochs}: raise the latter, "
+            "or set a shorter warm-up"
+        )
+
+
+def with_steps(config: BoxtwinConfig, labelled: int, extra: int) -> BoxtwinConfig:
+    """The configuration with the steps that ``trainer.epochs`` take; unchanged where these are not set.
+
+    An epoch has the labelled images, all variations that are asked for, and the images beside the data set (``extra``).
+    Those that are refused later do not make a training shorter, so that generators and controls take equal steps.
+    Raises `InputError` if the steps are too few for the warm-up.
+    """
+    trainer = config.trainer
+    if trainer.epochs is None:
+        return config
+    drawn, interval = trainer.epochs * (labelled * (1 + config.variations.per_image) + extra), trainer.validations
+    steps = -(-drawn // (trainer.batch_size * interval)) * interval
+    config = replace(config, trainer=replace(trainer, steps=steps))
+    _check_steps(config)
+    return config
+
+
 def check_settings(config: BoxtwinConfig) -> None:
     """Raise `InputError` if the value of a setting is wrong, or two settings contradict each other."""
     trainer, detector = config.trainer, config.detector
     architecture, fraction = detector.architecture.value, config.variations.synthetic_fraction
     size = config.split.train_size
-    if trainer.steps < 0 or trainer.validations < 1 or trainer.steps % trainer.validations:
+    if trainer.steps is not None and trainer.epochs is not None:
         raise InputError(
-            f"trainer.steps={trainer.steps} must be a multiple of trainer.validations={trainer.validations}, "
-            "so that training ends with a validation"
+            f"trainer.steps={trainer.steps} and trainer.epochs={trainer.epochs} are both set, and the one follows from "
+            "the other; leave one out, or set it to null"
         )
+    if trainer.validations < 1 or (trainer.epochs is not None and trainer.epochs < 1):
+        raise InputError(
+            f"trainer.validations={trainer.validations} and trainer.epochs={trainer.epochs} must be at least 1"
+        )
+    if trainer.epochs is None:
+        _check_steps(config)
     if trainer.devices < 1 or trainer.batch_size % trainer.devices:
         raise InputError(
             f"trainer.batch_size={trainer.batch_size} must be a multiple of trainer.devices={trainer.devices}, "
@@ -73,11 +114,6 @@ def check_settings(config: BoxtwinConfig) -> None:
         )
     if trainer.precision is Precision.float16 and not on_gpu(lightning_accelerator(trainer.accelerator)):
         raise InputError("trainer.precision=float16 needs a GPU; CPUs take float32 or bfloat16")
-    if trainer.steps == 0 and detector.weights is None:
-        raise InputError("trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE")
-    if trainer.steps and not 0 <= detector.warmup_steps < trainer.steps:
-        steps_of_both = f"detector.warmup_steps={detector.warmup_steps} must be below trainer.steps={trainer.steps}"
-        raise InputError(f"{steps_of_both}: raise the latter, or set a shorter warm-up")
     stride = max(STRIDES[architecture])
     for name, side in (("image_size", detector.image_size), ("crop", detector.crop), ("tile", detector.tile)):
         # An image that is cut into tiles and crops may have any size.

@@ -43,16 +43,16 @@ def prepare_labelling(prepared: Prepared) -> None:
 
 def make_judge(prepared: Prepared) -> Judge:
     """What decides on the labels of a run's variations, with its detectors trained."""
-    method, members = make_labels(prepared.config, prepared.dataset, prepared.store.generator), []
-    if method.asks_detectors:
-        runs = labelling_runs(prepared.config, prepared.dataset, prepared.split)
-        members = [_member(each, f"labels: detector {n} of {len(runs)}") for n, each in enumerate(runs, start=1)]
-    return method.judge(members)
+    method = make_labels(prepared.config, prepared.dataset, prepared.store.generator)
+    if not method.asks_detectors:
+        return method.judge([])
+    return method.judge(make_members(labelling_runs(prepared.config, prepared.dataset, prepared.split)))
 
 
 def keep_detector(prepared: Prepared, file: Path) -> None:
     """Keep the detector of a run without variations for labelling."""
-    path, is_plain = detector_file(prepared), prepared.config.pretraining.name == NO_PRETRAINING
+    path = detector_file(prepared)
+    is_plain = prepared.config.pretraining.name == NO_PRETRAINING and not prepared.extra.number
     if prepared.per_image == 0 and is_plain and damage(path) is not None:  # it is missing, or broken
         link_file(file, path)
 
@@ -98,6 +98,11 @@ def trained_file(prepared: Prepared, title: str) -> Path:
             if not path.exists():
                 _train(prepared, path, title)
     return path
+
+
+def make_members(runs: Sequence[Prepared]) -> list[Member]:
+    """The detectors of `labelling_runs`, which are trained first if they are missing."""
+    return [_member(each, f"labels: detector {n} of {len(runs)}") for n, each in enumerate(runs, start=1)]
 
 
 def _member(prepared: Prepared, title: str) -> Member:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from boxtwin.config.identity import NO_PRETRAINING
-from boxtwin.datasets.inspection import nearly_same
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.splits import Split
 from boxtwin.detector.checkpoint import read_detector
@@ -39,12 +38,12 @@ def pretraining_run(prepared: Prepared) -> Prepared | None:
     config, options = prepared.config, prepared.config.pretraining
     if options.name == NO_PRETRAINING:
         return None
-    trainer = replace(config.trainer, steps=options.steps, batch_size=options.batch_size)
-    alone = replace(
-        config.variations, per_image=options.per_image, synthetic_fraction=1.0 if options.per_image else None
-    )
+    trainer = replace(config.trainer, steps=options.steps, epochs=None, batch_size=options.batch_size)
+    share = 1.0 if options.per_image else None
+    alone = replace(config.variations, per_image=options.per_image, synthetic_fraction=share, validation=False)
     plain = replace(options, name=NO_PRETRAINING, per_image=0)
-    config = replace(config, trainer=trainer, seed=options.seed, variations=alone, pretraining=plain)
+    labelled = replace(config.dataset, unlabelled=None, empty=None)
+    config = replace(config, dataset=labelled, trainer=trainer, seed=options.seed, variations=alone, pretraining=plain)
     if options.per_image:
         return prepared_from(config, prepared.dataset, prepared.split)
     side, detector = options.dataset.image_size, config.detector
@@ -94,16 +93,7 @@ def check_other_images(other: Dataset, dataset: Dataset, split: Split) -> None:
             f"pretraining: {other.name} has the classes {', '.join(other.classes)}, and {dataset.name} has "
             f"{', '.join(dataset.classes)}; give the categories of {other.name} the same names in its annotation file"
         )
-    held_out = [*split.val, *split.test]
-    equal = {sample.sha256 for sample in held_out} & {sample.sha256 for sample in other.samples}
-    names = [sample.name for sample in held_out if sample.sha256 in equal]
-    ours, theirs = (
-        [(sample.name, sample.signature) for sample in samples if sample.signature is not None]
-        for samples in (held_out, other.samples)
-    )
-    pairs = nearly_same([signature for _, signature in ours], [signature for _, signature in theirs])
-    names += [f"{ours[i][0]} (nearly {theirs[j][0]})" for i, j in pairs]
-    if names:
+    if names := split.held_out_among(other.samples):
         raise InputError(
             f"pretraining: {len(names)} validation or test images of split {split.name} are among the images of "
             f"{other.name}, such as {', '.join(names[:3])}; remove them from its annotation file"

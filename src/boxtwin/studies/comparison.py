@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from boxtwin.errors import InputError
+from boxtwin.studies.condition_values import EPOCHS
 from boxtwin.studies.conditions import Estimate, Row, baseline, paired_seeds, setups
 from boxtwin.studies.evidence import COMPARED, Counts, Evidence, Resampled
+from boxtwin.studies.extra_images import extra_image_pairs
 from boxtwin.studies.inference import (
     LEAST_PAIRS,
     SIGNIFICANT,
@@ -32,7 +34,16 @@ PRIMARY_METRIC = "map_50"
 MOST_FLIPS = 20
 RESAMPLES = 1000
 
-Kind = Literal["primary", "variations", "pretraining", "equal pixels", "control", "positive control"]
+Kind = Literal[
+    "primary",
+    "variations",
+    "pretraining",
+    "equal pixels",
+    "unlabelled images",
+    "empty images",
+    "control",
+    "positive control",
+]
 Role = Literal["tested", "primary", "exploratory"]
 
 
@@ -175,18 +186,20 @@ def contrasts(
     rows: Sequence[Row], resampled: ResampledMetrics, primary: Sequence[PrimaryComparison] = ()
 ) -> list[Contrast]:
     """All comparisons of a study's table: variations against none, pre-training against none and against as many pixels
-    of real images, generators against controls at the same number of variations, more real images against fewer. Each
-    kind is a family of its own for Holm's correction.
+    of real images, images beside the data set against none, generators against controls at the same number of
+    variations, more real images against fewer. Each kind is a family of its own for Holm's correction.
 
     With ``primary`` comparisons, these come first and are the only family; the others are exploratory.
     """
     compared = _primary_contrasts(rows, resampled, primary)
     known = {(each.new.run_ids, each.old.run_ids): each.differences for each in compared}
-    pretraining = pretraining_pairs(rows)
+    pretraining, extra = pretraining_pairs(rows), extra_image_pairs(rows)
     families: dict[Kind, list[tuple[Row, Row]]] = {
         "variations": [(row, base) for row in rows if (base := baseline(rows, row)) is not None],
         "pretraining": [(row, other) for kind, row, other in pretraining if kind == "pretraining"],
         "equal pixels": [(row, other) for kind, row, other in pretraining if kind == "equal pixels"],
+        "unlabelled images": [(row, other) for kind, row, other in extra if kind == "unlabelled images"],
+        "empty images": [(row, other) for kind, row, other in extra if kind == "empty images"],
         "control": [(row, other) for row, other in itertools.product(rows, rows) if _controls(row, other)],
         "positive control": [(more, fewer) for fewer, more in positive_controls(rows)],
     }
@@ -230,8 +243,12 @@ def against_none(contrasts: Sequence[Contrast]) -> dict[tuple[str, ...], Mapping
 
 
 def _controls(row: Row, other: Row) -> bool:
-    """Whether ``other`` mixes in as many images by a control, everything else the same but how labels are found."""
-    if row.is_control or not other.is_control or not row.variations:
+    """Whether ``other`` mixes in as many images by a control, everything else the same but how labels are found.
+
+    Controls are not compared with each other, but at equal epochs with `repeat`, which shows what the steps alone do.
+    """
+    shows_steps = EPOCHS in row.values and other.first.generator == "repeat" != row.first.generator
+    if (row.is_control and not shows_steps) or not other.is_control or not row.variations:
         return False
     mixed, other_mixed = (
         {k: v for k, v in each.values.items() if k.startswith("variations.")} for each in (row, other)

@@ -19,6 +19,7 @@ Values = Mapping[str, str]
 
 COUNT = "variations.per_image"  # has a column of its own
 PRETRAINING = "pretraining.name"
+EPOCHS = "trainer.epochs"  # conditions that share them may differ in their steps
 OF_TRAINING_IMAGES = ("data.train", "max_detections")  # follow from which images are trained on
 SPLIT_NAMES = ("dataset.name", "split.name", "split.train_size")
 NAMES = ("split.name", "split.train_size", "generator.name", COUNT)  # shown in any case

@@ -13,6 +13,7 @@ from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.errors import InputError
 from boxtwin.studies.condition_values import (
     COUNT,
+    EPOCHS,
     NAMES,
     PRETRAINING,
     Part,
@@ -164,7 +165,8 @@ def condition_table(in_order: Iterable[StudyRun]) -> list[Row]:
     rows = [_row(*each) for each in zip(groups.values(), conditions, _varied(conditions), labels, strict=True)]
     rows.sort(
         key=lambda row: (
-            *(row.first.dataset, row.first.detector, row.first.setting, row.first.steps, row.condition, row.split),
+            *(row.first.dataset, row.first.detector, row.first.setting),
+            *(0 if EPOCHS in row.values else row.first.steps, row.condition, row.split),
             *(row.variations > 0, row.generator, row.variations),
         )
     )

@@ -1,4 +1,4 @@
-"""Sections of the report after the table: sensitivity, how many variations, their worth in real images, next runs."""
+"""Sections of the report: treatments, sensitivity, how many variations, their worth in real images, next runs."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from boxtwin.studies.report.words import paragraphs, sentence
 from boxtwin.studies.runs import FINISHED, StudyRun
 from boxtwin.studies.sensitivity import METRIC, STILL, detectable, gains_by_steps, late_rise
 from boxtwin.studies.study import Study
+from boxtwin.studies.treatments import treatments
 
 WORTH = "What synthetic data is worth in real images"  # a section, of which the picture is kept beside the page
 
@@ -43,6 +44,7 @@ def sections(study: Study, candidates: Sequence[Candidate] | None = None) -> lis
         return []
     parts = [
         draws_section(study),
+        treatments_section(study),
         sensitivity_section(study),
         dose_response_section(study),
         equivalence_section(study),
@@ -57,6 +59,12 @@ def draws_section(study: Study) -> Section | None:
     found = repeated_draws(study.rows, study.contrasts, study.resampled)
     sentences = tuple(sentence("draws", draws=each) for each in found)
     return Section("Other draws of the training images", sentences, ()) if found else None
+
+
+def treatments_section(study: Study) -> Section | None:
+    """What else one could do with the same images, a line each; None where a study tried one kind of treatment only."""
+    lines = tuple(sentence("treatment", each=each) for each in treatments(study.contrasts))
+    return Section("What else you could do", lines, ()) if lines else None
 
 
 def sensitivity_section(study: Study) -> Section:
@@ -114,16 +122,16 @@ def dose_response_section(study: Study) -> Section | None:
 def equivalence_section(study: Study) -> Section | None:
     """AP50 against real images by treatment, and what treatments are worth; None with fewer than three sizes alone."""
     sentences, plots = [], []
-    for treatments in size_curves(study.rows, study.contrasts):
-        plain = treatments.get(PLAIN, [])
+    for curves in size_curves(study.rows, study.contrasts):
+        plain = curves.get(PLAIN, [])
         if len(plain) < LEAST_SIZES:
             continue
-        treated = [row for line in treatments.values() if line is not plain for row in line]
+        treated = [row for line in curves.values() if line is not plain for row in line]
         exchanges = [each for row in treated if (each := exchange(row, plain, study.resampled)) is not None]
         steps = len({row.first.steps for row in (*plain, *treated)}) > 1
         sentences += [sentence("exchange", exchange=each, steps=steps) for each in exchanges]
         sentences += [sentence("exchange_curve", rows=plain, steps=steps)] if exchanges else []
-        plots.append(sizes_picture(treatments, exchanges))
+        plots.append(sizes_picture(curves, exchanges))
     return Section(WORTH, tuple(sentences), tuple(plots)) if plots else None
 
 

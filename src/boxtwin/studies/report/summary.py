@@ -11,6 +11,7 @@ from typing import Any
 from boxtwin.studies.comparison import Contrast, against_none
 from boxtwin.studies.condition_values import not_known_to_all, part, shown
 from boxtwin.studies.conditions import Row, baseline, paired_seeds, recorded_values, setups, varied_settings
+from boxtwin.studies.extra_images import RECORDED
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.primary import find_rows
 from boxtwin.studies.report.sections import Section, sections
@@ -20,7 +21,8 @@ from boxtwin.studies.runs import FINISHED, StudyRun
 from boxtwin.studies.study import Study
 
 AP50, AP = "map_50", "map"
-KINDS = ("primary", "variations", "pretraining", "equal pixels", "control", "positive control")
+KINDS = ("primary", "variations", "pretraining", "equal pixels", *RECORDED, "control", "positive control")
+COMPARED_SETTINGS = ("pretraining", *RECORDED.values())  # of the setup, in which conditions are compared all the same
 NOTED = ("boxtwin", "torch", "cuda", "threads")  # what may differ under the same recipe; commit and machine aside
 
 
@@ -76,6 +78,7 @@ class Answer:
     prefix: str
     groups: list[dict[str, Any]]  # of a generator on a split: lead, others, controls, ap
     pretrainings: list[tuple[Contrast, Contrast | None]]  # against none, and against as many pixels of real images
+    extra_images: list[Contrast]  # against none
     positive_controls: list[Contrast]
     advice: dict[str, Any]  # empty where no variations are compared with none
 
@@ -94,7 +97,8 @@ def primary_answer(study: Study) -> list[str]:
 
 
 def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
-    """For each setup: a paragraph for every split and generator, the pre-training, the positive control, what to do."""
+    """For each setup: a paragraph for every split and generator, pre-training, images beside the data set, the positive
+    control, what to do."""
     return [text for each in answers(rows, contrasts) for text in paragraphs("answer", **vars(each))]
 
 
@@ -120,8 +124,9 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
             leads = [_lead(group) for group in groups]
             values = [_of_generator(lead, group, controls, gains) for lead, group in zip(leads, groups, strict=True)]
             advice = _advice(leads, subjects, controls, positive)
-        if groups or pretrainings:
-            values_by_setup.append(Answer(setup[0].prefix, values, pretrainings, positive, advice))
+        extra = [contrast for kind in RECORDED for contrast in by_kind[kind]]
+        if groups or pretrainings or extra:
+            values_by_setup.append(Answer(setup[0].prefix, values, pretrainings, extra, positive, advice))
     return values_by_setup
 
 
@@ -203,7 +208,7 @@ def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row], *, primary: bool = 
     machines = Counter(run.machine or "not recorded" for run in finished)
     return paragraphs(
         "notes",
-        settings=[each for each in varied_settings(rows) if each.split(".")[0] != "pretraining"],
+        settings=[each for each in varied_settings(rows) if each.split(".")[0] not in COMPARED_SETTINGS],
         primary=primary,
         several=any(len(row.seeds) > 1 for row in rows),
         pretrainings=sorted(

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.comparison import Contrast, Difference, against_none
+from boxtwin.studies.condition_values import EPOCHS
 from boxtwin.studies.conditions import ESTIMATED, Estimate, Row, varied_settings
 from boxtwin.studies.evidence import COMPARED
 from boxtwin.studies.next_runs import Candidate
@@ -53,7 +54,8 @@ def text_table(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list[
     """The table in plain text; AP in percent, ranges in brackets are least and greatest over seeds."""
     varied, by_row = varied_settings(rows), against_none(contrasts)
     headings = [*varied, "split", "variations", "generator", "seeds", "AP", "AP50", "vs x0", "count MAE", "vs x0"]
-    lines = [[*headings, "bias", "real", "synthetic", "minutes"]]
+    with_steps = any(EPOCHS in row.values for row in rows)  # else they are among the settings that vary
+    lines = [[*headings, "bias", "real", "synthetic", *(["steps"] if with_steps else []), "minutes"]]
     for row in rows:
         changes, estimates = by_row.get(row.run_ids, {}), row.estimates
         described = [*(row.setup.get(setting, "") for setting in varied), row.split, str(row.variations), row.generator]
@@ -61,6 +63,7 @@ def text_table(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list[
         for metric in ("map_50", "count_mae"):
             measured += [_ranged(metric, estimates[metric]), _signed(metric, changes.get(metric))]
         images = [number(amount, 0) for amount in (row.real_images, row.synthetic_images)]
+        images += [str(row.first.steps)] if with_steps else []
         rest = [_signed("count_bias", estimates["count_bias"]), *images, number(row.minutes, 1)]
         lines.append([*described, str(len(row.seeds)), *measured, *rest])
     return aligned(lines, {*range(len(varied) + 1), len(varied) + 2})

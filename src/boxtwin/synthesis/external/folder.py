@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 
 from boxtwin.datasets.coco_json import file_key
+from boxtwin.datasets.image_folder import ENDINGS, image_files
 from boxtwin.datasets.image_io import Pixels, as_grey, read_image
 from boxtwin.datasets.levels import bits_of, widened
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Generator, Json, Refused, Request, Variation
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 # v01, 1, and behind the name of the source: name_v01, name-1, name.2, "name 3", "name (4)".
 _NUMBER = re.compile(r"v?0*(?P<number>[1-9]\d*)", re.I)
 _BEHIND = re.compile(r"(?P<stem>.+?)(?:[_\-. ]\s?v?0*(?P<number>[1-9]\d*)|\s?\(v?0*(?P<bracketed>[1-9]\d*)\))", re.I)
@@ -48,9 +48,7 @@ class Folder(Generator):
         self.path, self.resize = Path(path), resize
         if not self.path.is_dir():
             raise InputError(f"generator.path={path} is no folder; name the one that holds the variations")
-        files = (file for file in sorted(self.path.rglob("*")) if file.suffix.lower() in ENDINGS and file.is_file())
-        names = {file.relative_to(self.path).as_posix(): file for file in files}
-        self.files = {name: file for name, file in names.items() if "/." not in f"/{name}"}
+        self.files = image_files(self.path)
         if not self.files:
             raise InputError(f"generator.path={path} holds no images ({', '.join(ENDINGS)})")
         hashes = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in self.files.items()}

@@ -1,0 +1,51 @@
+"""The split of a run: made, or read from a file, cut to the training images asked for, and checked."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from boxtwin.config import identity
+from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.levels import check_depth
+from boxtwin.datasets.sample import Dataset
+from boxtwin.datasets.splits import SIDES, Split, describe_classes, make_split, nested_order, read_split
+from boxtwin.errors import InputError
+from boxtwin.run.checks import warn_of_object_sizes
+
+log = logging.getLogger(__name__)
+
+
+def load_split(config: BoxtwinConfig, dataset: Dataset) -> Split:
+    """The split that a configuration names, checked: raises `InputError` if it cannot be used, warns of what is odd."""
+    split = _read_or_make(config, dataset)
+    for side in SIDES:
+        if not sum(len(sample.object_boxes) for sample in split.side(side)):
+            raise InputError(f"split {split.name}: no object in any of the {len(split.side(side))} {side} images")
+    check_depth([sample for side in SIDES for sample in split.side(side)])
+    if copies := split.near_copies():
+        pairs = f"{len(copies)} pairs of images look nearly the same and stand on two sides"
+        log.warning("split %s: %s: %s", split.name, pairs, "; ".join(copies[:3]))
+    lines, warnings = describe_classes(split, dataset.classes)
+    for line in lines if len(dataset.classes) > 1 else ():
+        log.info("%s", line)
+    for warning in warnings:
+        log.warning("split %s: %s", split.name, warning)
+    warn_of_object_sizes(config, split)
+    return split
+
+
+def _read_or_make(config: BoxtwinConfig, dataset: Dataset) -> Split:
+    node, size, order = config.split, identity.train_size(config), None
+    if node.file is None:
+        sizes = {"train": node.train, "val": node.val, "test": node.test, "train_pool": node.train_pool}
+        split = make_split(dataset, name=node.name, seed=node.seed, **sizes)
+    else:
+        split = read_split(dataset, Path(node.file), node.name)
+        if node.train_size is not None and node.train != len(split.train):
+            raise InputError(
+                f"split.file={node.file}: {node.name} has {len(split.train)} training images. To use some of them "
+                f"(split.train_size={node.train_size}), say split.train={len(split.train)} too, which is {node.train}"
+            )
+        order = None if size is None else nested_order(Path(node.file), node.name, node.seed)
+    return split if size is None else split.first(size, order)

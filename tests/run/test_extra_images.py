@@ -1,0 +1,189 @@
+"""Unlabelled and empty images beside the data set: which are taken, what they are labelled with, what they are not."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from small_study import SMALL
+
+from boxtwin.boxes import iou_matrix
+from boxtwin.config.compose import register, to_object
+from boxtwin.config.identity import run_name
+from boxtwin.config.launch import quote_numbers
+from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.image_io import read_image, write_png
+from boxtwin.datasets.simulated_sar import scenes as sar_scenes
+from boxtwin.errors import InputError
+from boxtwin.mixing.plan import make_plan
+from boxtwin.run.build import labelling_runs, make_data, make_detector, prepare
+from boxtwin.run.extra_images import DETECTORS
+from boxtwin.run.label_detectors import make_members, trained_file
+from boxtwin.run.pretraining import pretraining_run
+from boxtwin.run.unlabelled import label_unlabelled
+
+ROOT = Path(__file__).parents[2]
+Compose = Callable[..., BoxtwinConfig]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study's simulated images, and those of other scenes under other names in a folder without annotations."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, name in enumerate(("sar_scenes", "other")):
+        sar_scenes.build(folder / name, images=24, image_size=64, chips_per_scene=2, seed=seed)
+    (folder / "unlabelled").mkdir()
+    for file in sorted((folder / "other" / "images").iterdir())[:8]:
+        shutil.copy(file, folder / "unlabelled" / f"U{file.name}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def composed(data: Path) -> Iterator[Compose]:
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+
+        def with_overrides(*overrides: str) -> BoxtwinConfig:
+            places = (f"data={data}/made", "dataset=coco", "dataset.name=scenes", f"dataset.root={data}/sar_scenes")
+            small = [value for value in SMALL if ".build." not in value]
+            scene = "dataset.group_by='^([^_]+)_'"
+            short = ("detector=yolov3_nano", "detector.warmup_steps=2", "trainer.steps=96", "trainer.batch_size=4")
+            typed = (*places, *small, scene, *short, "generator=repeat", *overrides)
+            return to_object(compose("config", quote_numbers(typed, ROOT / "conf" / "variations")), BoxtwinConfig)
+
+        yield with_overrides
+
+
+@pytest.fixture
+def folder(data: Path, tmp_path: Path) -> Path:
+    """A copy of the unlabelled images, to add others to."""
+    return Path(shutil.copytree(data / "unlabelled", tmp_path / "images"))
+
+
+def test_none_by_default(composed: Compose) -> None:
+    run = prepare(composed())
+    assert (run.extra.number, run.extra.values, label_unlabelled(run)) == (0, {}, ((), {}))
+    assert not {"unlabelled_images", "empty_images"} & set(run.condition)
+
+
+def test_detectors_label_what_they_agree_on(composed: Compose, data: Path) -> None:
+    run = prepare(composed(f"dataset.unlabelled={data}/unlabelled"))
+    used, metrics = label_unlabelled(run)
+    (kept,) = (data / "made" / "detectors").glob("unlabelled-*.json")
+    content = json.loads(kept.read_text())
+    refused = {entry["file_name"] for entry in content["images"] if "refused" in entry}
+    assert {sample.name for sample in used} == {sample.name for sample in run.extra.unlabelled} - refused
+    # As the rule says, from the detectors of runs on the labelled images alone.
+    config = replace(run.config, labels=replace(run.config.labels, detectors=DETECTORS))
+    plain = labelling_runs(config, run.dataset, run.split)
+    assert [each.identity for each in plain] == [prepare(composed(f"seed={seed}")).identity for seed in range(3)]
+    assert all(trained_file(each, "").exists() for each in plain)
+    members = make_members(plain)
+    boxes = 0
+    for sample in run.extra.unlabelled:
+        found = [member.detect(sample.read()) for member in members]
+        sure = [int((one.scores >= member.threshold).sum()) for one, member in zip(found, members, strict=True)]
+        labelled = [each for each in used if each.name == sample.name]
+        if max(sure) == 0:  # nobody finds anything: an image without objects
+            assert len(labelled[0].boxes) == 0
+        for each in labelled:
+            boxes += len(each.boxes)
+            assert len(each.boxes) <= sum(sure)
+            for box in each.boxes:  # at least two detectors have a box in the same place
+                overlaps = [iou_matrix(box[None].astype(float), one.boxes.astype(float)).max() for one in found]
+                assert sorted(overlaps)[1] > 0.5
+    assert boxes > 0
+    # Nothing is labelled twice.
+    written = kept.stat().st_mtime_ns
+    assert (metrics["data/unlabelled_images"], metrics["data/unlabelled_refused"]) == (len(used), len(refused))
+    again, same = label_unlabelled(prepare(composed(f"dataset.unlabelled={data}/unlabelled", "seed=5")))
+    assert same == metrics
+    assert [sample.boxes.tolist() for sample in again] == [sample.boxes.tolist() for sample in used]
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_they_join_the_training_as_images_of_their_own(composed: Compose, data: Path) -> None:
+    plain = prepare(composed("variations=1"))
+    run = prepare(composed("variations=1", f"dataset.empty={data}/unlabelled"))
+    # Nothing that follows from the labelled images changes, and they get no variations.
+    assert [sample.name for sample in run.sources] == [sample.name for sample in plain.sources]
+    assert run.store.key == plain.store.key
+    assert (run.levels, run.channels, run.split.digest) == (plain.levels, plain.channels, plain.split.digest)
+    assert make_detector(run).hparams == make_detector(plain).hparams
+    plan = make_plan(run.split, (), run.extra.empty)
+    assert (plan.real_train, plan.synthetic_train, len(plan.pool)) == (6, 0, 14)
+    loader: Any = make_data(run, plan).train_dataloader()
+    drawn = [loader.loader.dataset[place] for place in range(14)]
+    assert {sample.name for _, _, sample in drawn} == {sample.name for sample in plan.pool}
+
+
+def test_what_defines_a_run(composed: Compose, data: Path, folder: Path) -> None:
+    plain = prepare(composed())
+    unlabelled, empty = (prepare(composed(f"dataset.{name}={folder}")) for name in ("unlabelled", "empty"))
+    assert len({plain.identity, unlabelled.identity, empty.identity}) == 3
+    assert prepare(composed(f"dataset.unlabelled={data}/unlabelled")).identity == unlabelled.identity
+    values = {key: value for key, value in unlabelled.condition.items() if plain.condition.get(key) != value}
+    assert values.keys() == {"unlabelled_images"}
+    assert values["unlabelled_images"].startswith("8-")
+    assert run_name(unlabelled.config) == run_name(plain.config).replace("-yolov3", "-with_unlabelled-yolov3")
+    next(folder.iterdir()).unlink()
+    assert prepare(composed(f"dataset.unlabelled={folder}")).identity != unlabelled.identity
+
+
+def test_a_pretraining_does_not_see_them(composed: Compose, folder: Path) -> None:
+    first = ("pretraining=variations", "pretraining.steps=6", "pretraining.per_image=1")
+    runs = [pretraining_run(prepare(composed(*first, *more))) for more in ((), (f"dataset.unlabelled={folder}",))]
+    assert len({run.identity for run in runs if run}) == 1
+
+
+def test_an_epoch_has_them_too(composed: Compose, folder: Path) -> None:
+    epochs = ("trainer.steps=null", "trainer.epochs=12")
+    assert [prepare(composed(*epochs, *more)).steps for more in ((), (f"dataset.empty={folder}",))] == [18, 42]
+
+
+def test_training_images_do_not_come_twice(composed: Compose, folder: Path) -> None:
+    run = prepare(composed())
+    for sample in run.split.train[:2]:
+        shutil.copy(sample.path, folder / f"again_{sample.name}")
+    more = prepare(composed(f"dataset.unlabelled={folder}")).extra
+    assert (more.number, more.values["unlabelled_images"][:3]) == (8, "10-")
+
+
+@pytest.mark.parametrize("setting", ["unlabelled", "empty"])
+def test_images_of_validation_and_test_are_refused(composed: Compose, folder: Path, setting: str) -> None:
+    split, refused = prepare(composed()).split, f"dataset.{setting}={folder}"
+    message = rf"dataset\.{setting}=\S+: 1 validation or test images of split s1 are among its images, such as "
+    file = folder / "copy.png"
+    shutil.copy(split.test[0].path, file)
+    with pytest.raises(InputError, match=message + split.test[0].name):
+        prepare(composed(refused))
+    # The same pixels in another file, and nearly the same.
+    file.unlink()
+    pixels = read_image(split.val[0].path)
+    cv2.imwrite(str(folder / "copy.bmp"), pixels)
+    with pytest.raises(InputError, match=message + split.val[0].name):
+        prepare(composed(refused))
+    cv2.imwrite(str(folder / "copy.bmp"), np.clip(pixels.astype(int) + 2, 0, 255).astype(np.uint8))
+    with pytest.raises(InputError, match=message + rf"{split.val[0].name} \(nearly copy\.bmp\)"):
+        prepare(composed(refused))
+    (folder / "copy.bmp").unlink()
+    next(folder.iterdir()).rename(folder / f"{split.test[0].group}_9_9.png")
+    with pytest.raises(InputError, match="1 images show scenes of validation or test images"):
+        prepare(composed(refused))
+
+
+def test_what_is_no_image_is_refused(composed: Compose, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"dataset\.empty=\S+ holds no images"):
+        prepare(composed(f"dataset.empty={tmp_path}/nowhere"))
+    (folder / "cut.png").write_bytes(next(folder.iterdir()).read_bytes()[:99])
+    with pytest.raises(InputError, match=r"dataset\.unlabelled: 1 images are unreadable: .*cut\.png"):
+        prepare(composed(f"dataset.unlabelled={folder}"))
+    write_png(folder / "cut.png", np.arange(64 * 64, dtype=np.uint16).reshape(64, 64))
+    with pytest.raises(InputError, match="images must be 8 bit or 16 bit throughout"):
+        prepare(composed(f"dataset.unlabelled={folder}"))
