@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from small_study import SMALL
 
 from boxtwin.boxes import iou_matrix
+from boxtwin.commands.generate import make_variations
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import run_name
 from boxtwin.config.launch import quote_numbers
@@ -22,9 +23,9 @@ from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
 from boxtwin.errors import InputError
 from boxtwin.mixing.plan import make_plan
-from boxtwin.run.build import labelling_runs, make_data, make_detector, prepare
+from boxtwin.run.build import Prepared, labelling_runs, make_data, make_detector, prepare
 from boxtwin.run.extra_images import DETECTORS
-from boxtwin.run.label_detectors import make_members, trained_file
+from boxtwin.run.label_detectors import make_members, prepare_labelling, trained_file
 from boxtwin.run.pretraining import pretraining_run
 from boxtwin.run.unlabelled import label_unlabelled
 
@@ -187,3 +188,33 @@ def test_what_is_no_image_is_refused(composed: Compose, folder: Path, tmp_path: 
     write_png(folder / "cut.png", np.arange(64 * 64, dtype=np.uint16).reshape(64, 64))
     with pytest.raises(InputError, match="images must be 8 bit or 16 bit throughout"):
         prepare(composed(f"dataset.unlabelled={folder}"))
+
+
+def test_generators_learn_from_them_where_asked(composed: Compose, data: Path) -> None:
+    unlabelled = (f"dataset.unlabelled={data}/unlabelled", "variations=1", "generator=copy_paste", "labels.detectors=0")
+    learnt = (*unlabelled, "variations.learn_unlabelled=true")
+    usual, run = prepare(composed(*unlabelled)), prepare(composed(*learnt))
+    assert usual.store.key == prepare(composed(*unlabelled[1:])).store.key != run.store.key
+    assert usual.identity != run.identity
+    with pytest.raises(ValueError, match="the unlabelled images to learn from have not been set"):
+        label_and_make(run)
+    make_variations(usual)
+    make_variations(run)
+    assert run.store.more is not None
+    used, _ = label_unlabelled(run)
+    assert [sample.name for sample in run.store.more] == [sample.name for sample in used]
+    # What is pasted has been cut out of the unlabelled images, too.
+    pastes = [{json.dumps(line.claimed.boxes) for line in each.store.lines()} for each in (usual, run)]
+    assert pastes[0] != pastes[1]
+    # Generators that learn nothing, and runs without variations, stay the same.
+    assert prepare(composed(*learnt, "generator=repeat")).store.key == prepare(composed("variations=1")).store.key
+    plain = (unlabelled[0], "variations=0")
+    assert prepare(composed(*plain, learnt[-1])).identity == prepare(composed(*plain)).identity
+    with pytest.raises(InputError, match=r"learn_unlabelled=true needs dataset\.unlabelled=FOLDER"):
+        prepare(composed("variations.learn_unlabelled=true"))
+
+
+def label_and_make(run: Prepared) -> None:
+    """Make variations without the preparation that the generator needs."""
+    prepare_labelling(run)
+    run.store.make(run.sources, 1)

@@ -25,6 +25,7 @@ from boxtwin.quality.card import QualityCard, write_quality_card
 from boxtwin.quality.record import describe
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, load_dataset, make_generator, prepare
+from boxtwin.run.unlabelled import prepare_generator
 from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.identity import StoreIdentity, read_identity, recorded_parameters, settings_from
 from boxtwin.synthesis.manifest import check_usable
@@ -54,6 +55,7 @@ def generate(composed: DictConfig) -> None:
     library = prepared.store
     _check_confirmed(prepared, config)
     label_detectors.prepare_labelling(prepared)
+    prepare_generator(prepared)
     update = library.make(prepared.sources, prepared.per_image)
     sheet = contact_sheet(prepared)
     label_detectors.write_label_card(prepared)
@@ -98,6 +100,7 @@ def make_variations(prepared: Prepared) -> StoreUpdate:
             f"elsewhere. Make them first:\n  {generate_command(prepared.config)}"
         )
     label_detectors.prepare_labelling(prepared)
+    prepare_generator(prepared)
     update = library.make(prepared.sources, prepared.per_image, use_generator=not generator.remote)
     label_detectors.write_label_card(prepared)
     _check_usable(prepared)

@@ -48,6 +48,7 @@ ADDED_SETTINGS: dict[str, Any] = {
     "dataset.on_duplicate_box": "warn",
     **{f"generator.{name}": value for name, value in ADDED_GENERATOR_SETTINGS.items()},
     "trainer.epochs": None,
+    "variations.learn_unlabelled": False,
 }
 # Settings of earlier versions, by their names now: an old command is refused with the new name.
 RENAMED_SETTINGS = {"cell": "run", "cells": "runs"}
@@ -152,6 +153,7 @@ def defining_values(config: Config) -> dict[str, Any]:
     if not uses_generator(config):
         values["generator"] = values["labels"] = None
         values["variations"]["seed"] = 0
+        values["variations"].pop("learn_unlabelled", None)
     if config.pretraining.name != NO_PRETRAINING:
         values["pretraining"] = pretraining = _plain(config.pretraining)
         dataset = pretraining.pop("dataset")

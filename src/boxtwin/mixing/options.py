@@ -43,13 +43,16 @@ class AugmentationOptions:
 class VariationsOptions:
     """How many variations of each real training and validation image are mixed in.
 
-    Those of validation images are for a metric alone (``val_synthetic/…``); without ``validation`` none are made.
+    Those of validation images are for a metric alone (``val_synthetic/…``); without ``validation`` none are made. With
+    ``learn_unlabelled``, a generator that learns does so from the unlabelled images, too, as detectors have labelled
+    them.
     """
 
     per_image: int = REQUIRED
     synthetic_fraction: float | None = None
     seed: int = 0
     validation: bool = True
+    learn_unlabelled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ from boxtwin.mixing.datamodule import StudyDataModule, check_variations, input_c
 from boxtwin.mixing.options import BatchOptions, InputOptions
 from boxtwin.mixing.plan import Plan
 from boxtwin.run.checks import check_settings, make_reading, with_steps
-from boxtwin.run.extra_images import ExtraImages, read_extra_images
+from boxtwin.run.extra_images import DETECTORS, ExtraImages, label_method, read_extra_images
 from boxtwin.run.split import load_split
 from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.store import Library
@@ -140,6 +140,18 @@ def labelling_runs(config: BoxtwinConfig, dataset: Dataset, split: Split) -> lis
     return [prepared_from(replace(config, seed=seed), dataset, split) for seed in seeds]
 
 
+def runs_for_unlabelled(config: BoxtwinConfig, dataset: Dataset, split: Split) -> list[Prepared]:
+    """The runs whose detectors label unlabelled images."""
+    return labelling_runs(replace(config, labels=replace(config.labels, detectors=DETECTORS)), dataset, split)
+
+
+def unlabelled_key(config: BoxtwinConfig, dataset: Dataset, split: Split, more: ExtraImages) -> str:
+    """A hash of unlabelled images and of all that their labels follow from."""
+    detectors = [run.detector_identities[0] for run in runs_for_unlabelled(config, dataset, split)]
+    files = [(sample.name, sample.sha256) for sample in more.unlabelled]
+    return identity.long_hash([files, detectors, label_method(dataset).identity()])[:12]
+
+
 def detector_file(prepared: Prepared) -> Path:
     """Where labelling keeps the detector of a run without variations; under an earlier name if that file exists."""
     files = [Path(prepared.config.data) / "detectors" / f"{name}.safetensors" for name in prepared.detector_identities]
@@ -154,7 +166,7 @@ def prepared_from(
 ) -> Prepared:
     """A run on data that is read and checked."""
     config = with_steps(config, len(split.train), more.number)
-    library = _library(config, dataset, split) if config.variations.per_image else None
+    library = _library(config, dataset, split, more) if config.variations.per_image else None
     digests: list[str | None] = [None]
     if config.detector.weights is not None:  # older versions hashed the whole file instead of its tensors
         file = Path(config.detector.weights)
@@ -198,7 +210,7 @@ def _pretraining_data(config: BoxtwinConfig, dataset: Dataset, split: Split) -> 
     Simulated images follow from settings, which are in the identity of a run; they need not be made to know it.
     """
     if config.pretraining.per_image:
-        return _library(config, dataset, split).key
+        return _library(config, dataset, split, ExtraImages()).key
     other = config.pretraining.dataset
     return f"simulation {sar_scenes.SIMULATION}" if other.build else load_dataset(replace(config, dataset=other)).digest
 
@@ -351,11 +363,12 @@ def make_labels(config: BoxtwinConfig, dataset: Dataset, generator: Generator) -
     return method(config.labels, Variations(dataset, generator.name, generator.boxes))
 
 
-def _library(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Library:
+def _library(config: BoxtwinConfig, dataset: Dataset, split: Split, more: ExtraImages) -> Library:
     generator = make_generator(config)
     generator.match(dataset.samples)
     method = make_labels(config, dataset, generator)
     labels: dict[str, Any] = {"name": config.labels.name, **method.identity()}
+    learns = generator.learns and config.variations.learn_unlabelled and more.unlabelled
     if method.asks_detectors:
         labels["detectors"] = [detector_file(prepared).stem for prepared in labelling_runs(config, dataset, split)]
     return Library(
@@ -366,6 +379,7 @@ def _library(config: BoxtwinConfig, dataset: Dataset, split: Split) -> Library:
         labels=labels,
         dataset=dataset,
         seed=config.variations.seed,
+        unlabelled=unlabelled_key(config, dataset, split, more) if learns else None,
     )
 
 

@@ -123,6 +123,8 @@ def check_settings(config: BoxtwinConfig) -> None:
     _check_pretraining(config)
     if config.variations.per_image < 0:
         raise InputError(f"variations.per_image={config.variations.per_image} must not be negative")
+    if config.variations.learn_unlabelled and config.dataset.unlabelled is None:
+        raise InputError("variations.learn_unlabelled=true needs dataset.unlabelled=FOLDER, the images to learn from")
     if fraction is not None and not 0 <= fraction <= 1:
         raise InputError(f"variations.synthetic_fraction={fraction} must lie between 0 and 1")
     if size is not None and not 1 <= size <= config.split.train:

@@ -19,13 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from boxtwin.boxes import area_xyxy, xyxy_to_xywh
-from boxtwin.config.identity import long_hash
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.sample import Sample
 from boxtwin.files import exclusive_lock, write_bytes_atomically
 from boxtwin.labels.method import Judge
-from boxtwin.run.build import Prepared, labelling_runs
-from boxtwin.run.extra_images import DETECTORS, label_method
+from boxtwin.run.build import Prepared, runs_for_unlabelled, unlabelled_key
+from boxtwin.run.extra_images import label_method
 from boxtwin.run.label_detectors import make_members
 
 log = logging.getLogger(__name__)
@@ -39,18 +38,15 @@ def label_unlabelled(prepared: Prepared) -> tuple[tuple[Sample, ...], dict[str, 
     images = prepared.extra.unlabelled
     if not images:
         return (), {}
-    method = label_method(prepared.dataset)
-    config = replace(prepared.config, labels=replace(prepared.config.labels, detectors=DETECTORS))
-    runs = labelling_runs(config, prepared.dataset, prepared.split)
-    files = [(sample.name, sample.sha256) for sample in images]
-    key = long_hash([files, [run.detector_identities[0] for run in runs], method.identity()])[:12]
+    key = unlabelled_key(prepared.config, prepared.dataset, prepared.split, prepared.extra)
     kept = Path(prepared.config.data) / "detectors" / f"unlabelled-{key}.json"
     if not kept.exists():
         waiting = f"{kept.name}: another process is labelling the unlabelled images; waiting"
         with exclusive_lock(kept.with_suffix(".lock"), waiting):
             if not kept.exists():
                 started = time.perf_counter()
-                content = _labelled(prepared, images, method.judge(make_members(runs)))
+                members = make_members(runs_for_unlabelled(prepared.config, prepared.dataset, prepared.split))
+                content = _labelled(prepared, images, label_method(prepared.dataset).judge(members))
                 content["info"] = {"seconds": time.perf_counter() - started}  # with training, if there was some
                 write_bytes_atomically(kept, json.dumps(content).encode())
     content = json.loads(kept.read_text())
@@ -62,6 +58,12 @@ def label_unlabelled(prepared: Prepared) -> tuple[tuple[Sample, ...], dict[str, 
         "data/unlabelled_refused": float(len(images) - len(used)),
         "time/label_unlabelled": content["info"]["seconds"],
     }
+
+
+def prepare_generator(prepared: Prepared) -> None:
+    """Give a run's generator the labelled images that it learns from beside those of the split, if it does."""
+    if prepared.store.more is None:
+        prepared.store.more, _ = label_unlabelled(prepared)
 
 
 def _labelled(prepared: Prepared, images: Sequence[Sample], judge: Judge) -> dict[str, Any]:

@@ -70,16 +70,24 @@ class StoreIdentity:
 
 
 def identity_of(
-    generator: Generator, training: Sequence[Sample], *, dataset: str, labels: Json, seed: int
+    generator: Generator,
+    training: Sequence[Sample],
+    *,
+    dataset: str,
+    labels: Json,
+    seed: int,
+    unlabelled: str | None = None,
 ) -> StoreIdentity:
-    """The identity of the store that a generator makes."""
+    """The identity of the store that a generator makes; ``unlabelled`` as for `boxtwin.synthesis.store.Library`."""
+    learnt = [(sample.name, fingerprint(sample)) for sample in training]
+    learnt += [] if unlabelled is None else [("(unlabelled images)", unlabelled)]
     return StoreIdentity(
         dataset=dataset,
         generator=generator.name,
         parameters=recorded_parameters(generator, training),
         labels=labels,
         seed=seed,
-        training=tuple((sample.name, fingerprint(sample)) for sample in training) if generator.learns else (),
+        training=tuple(learnt) if generator.learns else (),
         version=generator.version(training),
     )
 

@@ -79,10 +79,12 @@ class Library:
     Args:
         root: folder of all stores.
         generator: what makes the variations.
-        training: the split's training images, all that a learning generator may see.
+        training: the split's training images. A learning generator sees these, and no others of the data set.
         judge: decides what becomes of each box (`boxtwin.labels`); it may be None until something is to be made.
         labels: all that its decisions follow from; stores differ by it.
         dataset: its name is part of the key, its classes are those of the COCO file.
+        unlabelled: a hash of real images beside the data set, and of their labels, that the generator learns from too.
+            `more` must have them before anything is made; None: there are none.
         seed: base of all seeds; one variation's is a hash of it, the source's name and the variation's number.
     """
 
@@ -96,12 +98,16 @@ class Library:
         labels: Json,
         dataset: Dataset,
         seed: int,
+        unlabelled: str | None = None,
     ) -> None:
         if synthetic := [sample.name for sample in training if sample.lineage is not None]:
             raise ValueError(f"a generator learns from real images only, got {', '.join(synthetic[:10])}")
         self.generator, self.training = generator, tuple(training)
         self.judge, self.dataset, self.seed = judge, dataset, seed
-        self.identity = identity_of(generator, training, dataset=dataset.name, labels=labels, seed=seed)
+        self.more: tuple[Sample, ...] | None = () if unlabelled is None else None  # images, see ``unlabelled``
+        self.identity = identity_of(
+            generator, training, dataset=dataset.name, labels=labels, seed=seed, unlabelled=unlabelled
+        )
         self.key = self.identity.key
         self.root = root
         self.folder = root / f"{generator.name}-{self.key}"
@@ -192,7 +198,9 @@ class Library:
         models = self.root / MODELS
         models.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
-        self.generator.fit(self.training, models)
+        if self.more is None:
+            raise ValueError(f"{self.folder}: the unlabelled images to learn from have not been set")
+        self.generator.fit((*self.training, *self.more), models)
         fitted = last = time.perf_counter()
         append_line(self.folder / LEARNING, {"seconds": round(fitted - started, 4)})
         name = self.generator.name
