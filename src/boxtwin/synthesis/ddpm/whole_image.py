@@ -49,8 +49,8 @@ class PixelDDPM(PixelGenerator):
             self.check_strength(setting, getattr(self, setting))
 
     def version(self, training: Sequence[Sample]) -> int:  # noqa: ARG002
-        """3 without a change of the background, which was computed in whole images before."""
-        return 1 if self.strength > 0 else 3
+        """4 without a change of the background, since windows have all their surroundings; 1 computed whole images."""
+        return 1 if self.strength > 0 else 4
 
     def draw(self, canvas: Canvas, request: Request) -> Variation:
         source = request.source
@@ -78,14 +78,14 @@ class PixelDDPM(PixelGenerator):
 
     def _parts(self, strength: Map) -> Iterator[tuple[Place, Bool[Tensor, "height width"]]]:
         """A window with its surroundings around each connected part that changes, and the pixels of the part in it."""
-        change = (strength[0, 0] > 0).cpu().numpy()
+        change, multiple = (strength[0, 0] > 0).cpu().numpy(), self.network.multiple
         near = cv2.dilate(change.astype(np.uint8), np.ones((CONTEXT + 1, CONTEXT + 1), np.uint8))
         count, numbers, stats, _ = cv2.connectedComponentsWithStats(near)
         for number in range(1, count):
             left, top, width, height = stats[number, :4].tolist()
             slices = []
             for start, length, size in ((top, height, change.shape[0]), (left, width, change.shape[1])):
-                side = min(-(-max(length, 2) // self.network.multiple + 1) * self.network.multiple, size)
+                side = min(max(-(-length // multiple), 2) * multiple, size)
                 start = min(max(start + (length - side) // 2, 0), size - side)
                 slices.append(slice(start, start + side))
             part = change[slices[0], slices[1]] & (numbers[slices[0], slices[1]] == number)
