@@ -63,7 +63,9 @@ def runs(*parts: str) -> set[str]:
 
 def test_the_command_of_a_study_has_every_run_once(sweep: Sweep) -> None:
     """Three generators and no variations are one run."""
-    line = "experiment=study split=s1,s2 variations=0,2,10 generator=pixel_ddpm,repeat,copy_paste seed=range(2)"
+    line = (
+        "experiment=study split.train_size=10,40 variations=0,2,10 generator=pixel_ddpm,repeat,copy_paste seed=range(2)"
+    )
     code, printed, attempts = sweep(line)
     assert code == 0
     assert "36 combinations are 28 runs" in printed
