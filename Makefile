@@ -32,16 +32,17 @@ $(STAMP): constraints.txt pyproject.toml
 	@touch $(STAMP)
 
 .PHONY: demo
-demo: setup  ## embedded data, the six-run study, the comparison (about twenty minutes on 2 cores)
-	@$(BIN)/python train.py -m experiment=demo split=s1,s2 variations=0,2,10
-	@$(BIN)/python compare.py study=demo
+demo: setup  ## simulated data, 28 short runs with seven seeds, the answer (ten minutes on 2 cores; resumes)
+	@$(BIN)/python train.py -m experiment=demo variations=0 split.train_size=5,20
+	@$(BIN)/python train.py -m experiment=demo variations=10 generator=copy_paste,pixel_ddpm
+	@$(BIN)/python compare.py study=demo brief=true
 
 # No variations need no control, and the controls are held against the largest number, so there are two sweeps.
 .PHONY: study
-study: setup  ## embedded data, 60 runs with six seeds and both controls, the comparison (about an hour; resumes)
+study: setup  ## simulated data, 90 runs with nine seeds and both controls, the comparison (about an hour; resumes)
 	@$(BIN)/python train.py -m experiment=study
 	@$(BIN)/python train.py -m experiment=study variations=10 generator=repeat,copy_paste
-	@$(BIN)/python compare.py study=sar_scenes_study
+	@$(BIN)/python compare.py study=sar_chips_study
 
 .PHONY: test
 test: setup  ## all fast tests (several minutes)

@@ -249,10 +249,10 @@ def test_make_study(tmp_path: Path) -> None:
         # Before the overrides: argparse takes them in one piece.
         run(f"{script} --config-dir {Path(__file__).parent / 'conf_study'} {typed} {small}", tmp_path, within=1800)
     printed = run(comparison, tmp_path, within=600)
-    assert "study sar_scenes_study: 20 runs" in printed
+    assert "study sar_chips_study: 20 runs" in printed
     conditions = {r.info.run_name: r.data.metrics["seeds"] for r in runs(tmp_path, "condition")}
     expected = {"x0-none", "x2-pixel_ddpm", "x10-pixel_ddpm", "x10-repeat", "x10-copy_paste"}
-    assert set(conditions) == {f"{split}-{part}-yolov3_nano" for split in ("s1", "s2") for part in expected}
+    assert set(conditions) == {f"{split}-{part}-yolov3_nano" for split in ("s1n10", "s1n40") for part in expected}
     assert set(conditions.values()) == {2}
 
 
@@ -265,5 +265,10 @@ def test_make_demo(tmp_path: Path) -> None:
         ["make", "demo"], cwd=tmp_path / "clone", capture_output=True, text=True, timeout=3500, check=False
     )
     assert process.returncode == 0, process.stderr
-    assert process.stdout.strip().splitlines()[-1] == "report: reports/demo/index.html"
+    *_, variations, more_images, advice, empty, report = process.stdout.strip().splitlines()
+    assert variations.startswith("On 5 real images, 10 variations of each by pixel_ddpm change AP50 by ")
+    assert more_images.startswith("More real images (20 instead of 5, the positive control) change AP50 by +")
+    assert more_images.endswith("7 seeds): significant.")
+    assert advice.startswith("What to do: ")
+    assert (empty, report) == ("", "report: reports/demo/index.html")
     assert (tmp_path / "clone" / "reports" / "demo" / "index.html").exists()

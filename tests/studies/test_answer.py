@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,10 @@ import pytest
 from simulated_study import simulate
 
 from boxtwin.studies.archive import runs_folder
-from boxtwin.studies.comparison import ResampledMetrics, contrasts
-from boxtwin.studies.conditions import condition_table
+from boxtwin.studies.comparison import Contrast, ResampledMetrics, contrasts
+from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
-from boxtwin.studies.report.summary import Answer, answer, answers
+from boxtwin.studies.report.summary import Answer, answer, answers, in_short
 from boxtwin.studies.runs import runs_in
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,9 @@ def all_of(conditions: Sequence[Condition], kept: bool = True, **settings: Any) 
     values = answers(rows, compared)
     # A sentence for each generator and positive control, and one with the advice.
     assert len(answer(rows, compared)) == sum(len(each.groups) + len(each.positive_controls) + 1 for each in values)
+    short = in_short(rows, compared)
+    assert len(short) == len(answer(rows, compared))
+    assert all(text.count("AP50") == 1 for text in short if "What to do" not in text)  # one sentence each
     return values
 
 
@@ -44,6 +48,32 @@ def with_variations(ap50: float, generator: str = "pixel_ddpm", counts: Sequence
 def named(values: dict[str, Any], key: str) -> list[int]:
     """The numbers of variations of a generator under a key, such as its lead."""
     return [each.new.variations for each in (values[key] if isinstance(values[key], list) else [values[key]])]
+
+
+def test_the_answer_in_short() -> None:
+    conditions = [*PLAIN, *with_variations(0.6), *with_variations(0.6, "copy_paste")]
+    _, rows, figures = simulate(conditions, seeds=9, seed_noise=0.005, own_image_noise=0.01)
+    variations, data, advice = in_short(rows, contrasts(rows, figures))
+    number, interval = r"[+-]\d+\.\d", r"\(95 % interval [+-]\d+\.\d to [+-]\d+\.\d"
+    assert re.fullmatch(
+        rf"On 40 real images, 10 variations of each by pixel_ddpm change AP50 by {number} points {interval}; "
+        rf"9 seeds\): not significant; as many by copy_paste, without diffusion, by {number} {interval}\): "
+        r"not significant\.",
+        variations,
+    )
+    assert re.fullmatch(
+        r"More real images \(80 instead of 40, the positive control\) change AP50 by "
+        rf"{number} points {interval}; 9 seeds\): significant\.",
+        data,
+    )
+    assert advice == "What to do: label more real images instead of using these variations."
+    one, *_ = in_short(*_few(conditions))
+    assert one.count("too few seeds to tell") == 2
+
+
+def _few(conditions: Sequence[Condition]) -> tuple[Sequence[Row], Sequence[Contrast]]:
+    _, rows, figures = simulate(conditions, seeds=3)
+    return rows, contrasts(rows, figures)
 
 
 def test_a_gain_beside_its_controls() -> None:

@@ -21,8 +21,6 @@ from boxtwin.detector.options import Architecture
 from boxtwin.errors import InputError
 from boxtwin.memory import free_memory
 
-log = logging.getLogger(__name__)
-
 SMALL = (Architecture.yolov3_nano, Architecture.yolov3_tiny, Architecture.yolov3_tiny_3l)
 # Bytes. Measured peaks: yolov3_nano on images of 128 pixels 0.8 GB, of which libraries are two thirds; yolov3_tiny_3l
 # with crops of 416 pixels and test images of 832 2.4 GB.
@@ -67,8 +65,12 @@ def cores() -> int:
 
 
 def joblib_launcher(jobs: int, config: DictConfig, context: HydraContext, function: TaskFunction) -> Launcher:
-    """Hydra's joblib launcher for ``jobs`` processes, which write no progress bars: two would overwrite each other."""
+    """Hydra's joblib launcher for ``jobs`` processes, which write no progress bars: two would overwrite each other.
+
+    The launcher itself writes nothing: its list of all settings is longer than what the runs write.
+    """
     os.environ["TQDM_DISABLE"] = "1"
+    logging.getLogger("hydra_plugins.hydra_joblib_launcher").setLevel(logging.WARNING)
     from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
 
     changed = config.copy()

@@ -92,7 +92,8 @@ class RunSweeper(BasicSweeper):
         if jobs == 1:
             return listed
         self.launcher = joblib_launcher(jobs, self.config, self.hydra_context, self._task_function)
-        log.info("%d runs at once, with one thread each, on %d cores; jobs=1 makes one after the other", jobs, cores())
+        text = "%d runs at once on %d cores, with trainer.threads=%d; jobs=1 makes one after the other"
+        log.info(text, jobs, cores(), combinations[0][2].trainer.threads or 1)
         return [
             (folder, overrides if config.trainer.threads else [*overrides, ONE_THREAD])
             for folder, overrides, config in combinations
