@@ -182,7 +182,7 @@ def launch(main: Callable[[], Any]) -> None:
         chosen = chosen_files(sys.argv[1:])
         sys.argv[1:], became = resolve_auto(Path(sys.argv[0]), sys.argv[1:], chosen.get("--config-dir"))
         if became:
-            print(became, flush=True)  # before Hydra sets up logging
+            print(became, file=sys.stderr, flush=True)  # before Hydra sets up logging
         options = [f"{option}={value}" for option, value in chosen.items()]
         os.environ[OPTIONS_VARIABLE] = json.dumps(options)
         _run(main)

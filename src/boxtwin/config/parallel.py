@@ -59,7 +59,7 @@ def _is_large(config: DictConfig) -> bool:
 
 def cores() -> int:
     """Cores that this process may use, within the limit of a container."""
-    import joblib  # of the optional package; late, as --help does without
+    import joblib  # late, as --help does without
 
     return int(joblib.cpu_count())
 

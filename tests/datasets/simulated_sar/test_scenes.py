@@ -327,3 +327,15 @@ def test_ships_stand_out_in_their_boxes(small: Path) -> None:
         x, y, w, h = annotation["bbox"]
         brighter.append(pixels[y : y + h, x : x + w].mean() > 1.5 * np.median(pixels))
     assert np.mean(brighter) > 0.9
+
+
+def test_scenes_are_the_same_however_many_are_simulated_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+    for least in (1, 1000):
+        monkeypatch.setattr("boxtwin.datasets.simulated_sar.scenes.PARALLEL_FROM", least)
+        folder = build(tmp_path / str(least), images=7, image_size=96, chips_per_scene=2, seed=3)
+        built.append({path.name: path.read_bytes() for path in folder.rglob("*.*")})
+    assert len(built[0]) == 8
+    assert built[0] == built[1]

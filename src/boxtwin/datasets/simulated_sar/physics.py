@@ -109,13 +109,14 @@ def scatterer_fields(
     along_azimuth, along_range = (
         impulse_response(
             np.arange(shape[axis])[:, None] + 0.5 - scatterers.xy[:, 1 - axis], sensor.bandwidth[axis], sensor.taper
-        ).astype(np.float32)
+        )
         for axis in (0, 1)
     )
     for _ in range(sensor.looks):
         phased = scatterers.amplitude * np.exp(2j * np.pi * rng.random(len(scatterers.amplitude)))
-        real, imaginary = (part.astype(np.float32) for part in (phased.real, phased.imag))
-        yield (along_azimuth * real) @ along_range.T + 1j * ((along_azimuth * imaginary) @ along_range.T)
+        # In double precision: in single, the number of threads would change some grey levels of an image.
+        real, imaginary = ((along_azimuth * part) @ along_range.T for part in (phased.real, phased.imag))
+        yield real + 1j * imaginary
 
 
 def multilook_intensity(

@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
 from jaxtyping import Float, UInt8
 from scipy import fft, ndimage
@@ -32,6 +33,7 @@ from boxtwin.files import atomic_path, exclusive_lock, remove_leftovers, write_b
 
 SIMULATION = 2  # raised whenever the same parameters give other pixels or boxes
 MIN_IMAGE_SIZE = 64  # smaller chips cannot hold the ships
+PARALLEL_FROM = 40  # scenes
 MARGIN = 16  # pixels simulated around a scene: side lobes and texture wrap around there, not in the chips
 # Shares of scenes. HRSID has 18 % inshore images; more here, since few images must show every kind.
 LAYOUTS = {"open": 0.4, "coast": 0.2, "harbour": 0.28, "river": 0.12}
@@ -94,10 +96,14 @@ def _write(folder: Path, parameters: dict[str, int]) -> None:
     per_scene = parameters["chips_per_scene"]
     scenes = -(-parameters["images"] // per_scene)
     size = parameters["image_size"]
-    for scene in tqdm(range(scenes), desc="simulating SAR scenes", unit="scene"):
-        count = min(per_scene, parameters["images"] - scene * per_scene)
-        rng = np.random.default_rng(np.random.SeedSequence([parameters["seed"], scene]))
-        for chip in simulate_scene(rng, chips=count, size=size):
+    counts = [min(per_scene, parameters["images"] - scene * per_scene) for scene in range(scenes)]
+    # Processes, because the parts that numpy computes are too short for threads; few scenes are not worth their start.
+    workers = joblib.Parallel(n_jobs=-1 if scenes >= PARALLEL_FROM else 1, return_as="generator")
+    simulated = workers(
+        joblib.delayed(_scene)(parameters["seed"], scene, count, size) for scene, count in enumerate(counts)
+    )
+    for scene, chips in enumerate(tqdm(simulated, total=scenes, desc="simulating SAR scenes", unit="scene")):
+        for chip in chips:
             image_id = len(images) + 1
             name = f"S{scene + 1:04d}_{chip.x}_{chip.y}.png"
             write_png(folder / "images" / name, chip.pixels)
@@ -107,6 +113,10 @@ def _write(folder: Path, parameters: dict[str, int]) -> None:
     info = {"description": "Simulated SAR sea scenes with ships", "parameters": parameters}
     content = {"info": info, **coco_content(images, annotations, [(1, "ship")])}
     write_bytes_atomically(folder / "annotations.json", json.dumps(content).encode())
+
+
+def _scene(seed: int, scene: int, chips: int, size: int) -> list[Chip]:
+    return simulate_scene(np.random.default_rng(np.random.SeedSequence([seed, scene])), chips=chips, size=size)
 
 
 def simulate_scene(rng: np.random.Generator, *, chips: int, size: int) -> list[Chip]:
