@@ -15,7 +15,6 @@ from boxtwin.errors import InputError
 from boxtwin.studies.condition_values import EPOCHS
 from boxtwin.studies.conditions import Estimate, Row, baseline, paired_seeds, setups
 from boxtwin.studies.evidence import COMPARED, Counts, Evidence, Resampled
-from boxtwin.studies.extra_images import extra_image_pairs
 from boxtwin.studies.inference import (
     LEAST_PAIRS,
     SIGNIFICANT,
@@ -45,6 +44,8 @@ Kind = Literal[
     "positive control",
 ]
 Role = Literal["tested", "primary", "exploratory"]
+# By the kind of a comparison with none of them, the value of a condition with images beside the data set.
+EXTRA_IMAGES: dict[Kind, str] = {"unlabelled images": "unlabelled_images", "empty images": "empty_images"}
 
 
 @dataclass(frozen=True)
@@ -193,13 +194,12 @@ def contrasts(
     """
     compared = _primary_contrasts(rows, resampled, primary)
     known = {(each.new.run_ids, each.old.run_ids): each.differences for each in compared}
-    pretraining, extra = pretraining_pairs(rows), extra_image_pairs(rows)
+    pretraining = pretraining_pairs(rows)
     families: dict[Kind, list[tuple[Row, Row]]] = {
         "variations": [(row, base) for row in rows if (base := baseline(rows, row)) is not None],
         "pretraining": [(row, other) for kind, row, other in pretraining if kind == "pretraining"],
         "equal pixels": [(row, other) for kind, row, other in pretraining if kind == "equal pixels"],
-        "unlabelled images": [(row, other) for kind, row, other in extra if kind == "unlabelled images"],
-        "empty images": [(row, other) for kind, row, other in extra if kind == "empty images"],
+        **{kind: _with_and_without(key, rows) for kind, key in EXTRA_IMAGES.items()},
         "control": [(row, other) for row, other in itertools.product(rows, rows) if _controls(row, other)],
         "positive control": [(more, fewer) for fewer, more in positive_controls(rows)],
     }
@@ -240,6 +240,12 @@ def _exploratory(new: Row, old: Row, resampled: ResampledMetrics) -> dict[str, D
 def against_none(contrasts: Sequence[Contrast]) -> dict[tuple[str, ...], Mapping[str, Difference]]:
     """The differences of each condition to no variations, by the runs of its row."""
     return {each.new.run_ids: each.differences for each in contrasts if each.kind == "variations"}
+
+
+def _with_and_without(key: str, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Each row whose condition has a value, and the row that differs in nothing but not having it."""
+    with_it = [(row, {k: v for k, v in row.values.items() if k != key}) for row in rows if key in row.values]
+    return [(row, other) for row, rest in with_it for other in rows if other.values == rest]
 
 
 def _controls(row: Row, other: Row) -> bool:

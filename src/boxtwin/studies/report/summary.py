@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from boxtwin.studies.comparison import Contrast, against_none
+from boxtwin.studies.comparison import EXTRA_IMAGES, Contrast, against_none
 from boxtwin.studies.condition_values import not_known_to_all, part, shown
 from boxtwin.studies.conditions import Row, baseline, paired_seeds, recorded_values, setups, varied_settings
-from boxtwin.studies.extra_images import RECORDED
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.primary import find_rows
 from boxtwin.studies.report.sections import Section, sections
@@ -21,8 +20,8 @@ from boxtwin.studies.runs import FINISHED, StudyRun
 from boxtwin.studies.study import Study
 
 AP50, AP = "map_50", "map"
-KINDS = ("primary", "variations", "pretraining", "equal pixels", *RECORDED, "control", "positive control")
-COMPARED_SETTINGS = ("pretraining", *RECORDED.values())  # of the setup, in which conditions are compared all the same
+KINDS = ("primary", "variations", "pretraining", "equal pixels", *EXTRA_IMAGES, "control", "positive control")
+COMPARED_SETTINGS = ("pretraining", *EXTRA_IMAGES.values())  # of the setup: conditions that differ in them are compared
 NOTED = ("boxtwin", "torch", "cuda", "threads")  # what may differ under the same recipe; commit and machine aside
 
 
@@ -124,7 +123,7 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
             leads = [_lead(group) for group in groups]
             values = [_of_generator(lead, group, controls, gains) for lead, group in zip(leads, groups, strict=True)]
             advice = _advice(leads, subjects, controls, positive)
-        extra = [contrast for kind in RECORDED for contrast in by_kind[kind]]
+        extra = [contrast for kind in EXTRA_IMAGES for contrast in by_kind[kind]]
         if groups or pretrainings or extra:
             values_by_setup.append(Answer(setup[0].prefix, values, pretrainings, extra, positive, advice))
     return values_by_setup
