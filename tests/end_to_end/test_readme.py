@@ -107,6 +107,7 @@ def test_comparing_a_certain_study(tmp_path: Path) -> None:
     from_mlflow = run("compare.py study=another", tmp_path)
     # Folders know of no page in MLflow.
     assert from_folders == re.sub(r"in MLflow \(make ui\): .*\n", "", from_mlflow)
+    assert run("compare.py study=another brief=true", tmp_path).splitlines()[-1] == "report: reports/another/index.html"
     with pytest.raises(InputError, match="holds no folder of a run"):
         runs_in(tmp_path / "mlruns")
     printed = run("compare.py study=nothing", tmp_path, code=1)
