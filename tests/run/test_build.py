@@ -129,7 +129,7 @@ def test_objects_that_shrink_to_nothing_are_pointed_out(composed: Compose, caplo
 
 
 def test_objects_that_crops_cut_off_are_pointed_out(composed: Compose, caplog: pytest.LogCaptureFixture) -> None:
-    prepare(composed("detector.crop=48"))
+    prepare(composed("detector.crop=64"))
     assert "one training object in ten" not in caplog.text
     prepare(composed("detector.crop=16"))
     assert "crops of 16 pixels will cut many of them off: try dataset.image_size=" in caplog.text
