@@ -26,6 +26,9 @@ def radar(tmp_path: Path) -> tuple[str, ...]:
     return "dataset=coco", f"dataset.root={tmp_path}", "dataset.speckle=amplitude", "dataset.name=radar"
 
 
+TEN = ("split.train=40", "split.train_size=10")
+
+
 @pytest.mark.parametrize(
     ("sizes", "row"),
     [
@@ -50,13 +53,14 @@ def test_the_smallest_split_decides_for_all_runs(sizes: list[str], row: object, 
 
 def test_simulation_is_for_radar_images_of_one_class(radar: tuple[str, ...], tmp_path: Path) -> None:
     asked = ("pretraining=none,auto", "pretraining.share=auto")
-    assert resolved(*radar, *asked)[-2:] == ["pretraining=none,sar_scenes", "pretraining.share=0.25"]
-    assert resolved(*radar, "dataset.speckle=null", *asked)[-2:] == ["pretraining=none,none", "pretraining.share=0.0"]
+    assert resolved(*radar, *TEN, *asked)[-2:] == ["pretraining=none,sar_scenes", "pretraining.share=0.25"]
+    optical = resolved(*radar, *TEN, "dataset.speckle=null", *asked)
+    assert optical[-2:] == ["pretraining=none,none", "pretraining.share=0.0"]
     assert resolved("dataset=sar_scenes", "pretraining=auto")[-1] == "pretraining=none"
-    assert resolved(*radar, "pretraining=none", "pretraining.share=auto")[-1] == "pretraining.share=0.0"
+    assert resolved(*radar, *TEN, "pretraining=none", "pretraining.share=auto")[-1] == "pretraining.share=0.0"
     two = [{"id": 1, "name": "ship"}, {"id": 2, "name": "buoy"}]
     (tmp_path / "annotations.json").write_text(json.dumps({"categories": two}))
-    assert resolved(*radar, "pretraining=auto")[-1] == "pretraining=none"
+    assert resolved(*radar, *TEN, "pretraining=auto")[-1] == "pretraining=none"
 
 
 def test_steps_are_a_multiple_of_the_validations(radar: tuple[str, ...]) -> None:
@@ -71,8 +75,28 @@ def test_other_words_and_scripts_are_left_alone(radar: tuple[str, ...]) -> None:
 
 
 def test_what_cannot_be_resolved_is_one_error(tmp_path: Path) -> None:
-    absent = ("dataset=coco", f"dataset.root={tmp_path}", "dataset.speckle=amplitude", "dataset.name=radar")
+    absent = ("dataset=coco", f"dataset.root={tmp_path}", "dataset.speckle=amplitude", "dataset.name=radar", *TEN)
     with pytest.raises(InputError, match=r"annotations\.json is no COCO annotation file"):
         resolved(*absent, "pretraining=auto")
     with pytest.raises(InputError, match="auto cannot be resolved"):
         resolved("dataset=nothing", "pretraining=auto")
+
+
+def test_swept_values_and_split_files_count(radar: tuple[str, ...], tmp_path: Path) -> None:
+    # experiment=study sweeps 10 and 40 images by itself.
+    assert resolved("-m", "experiment=study", "trainer.steps=auto")[-1] == f"trainer.steps={BEST[0].steps}"
+    typed = resolved("-m", "experiment=study", "split.train_size=40", "trainer.steps=auto")
+    assert typed[-1] == f"trainer.steps={BEST[1].steps}"
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"tiny": {"train": ["a.png"] * 12, "val": [], "test": []}}))
+    words = (*radar, f"split.file={file}", "split.name=tiny", "generator=auto", "variations.synthetic_fraction=auto")
+    assert resolved(*words)[-1] == f"variations.synthetic_fraction={BEST[0].synthetic_fraction}"
+    with pytest.raises(InputError, match=r"split\.file"):
+        resolved(*radar, f"split.file={file}", "split.name=absent", "generator=auto")
+    assert resolved("-m", *radar, "trainer.validations=5,6", "trainer.steps=auto")[-1] == "trainer.steps=810"
+    listed = resolved("-m", *radar, "pretraining=none,sar_scenes", "pretraining.share=auto")
+    assert listed[-1] == "pretraining.share=0.25"
+
+
+def test_simulation_is_not_taken_where_it_is_not_measured(radar: tuple[str, ...]) -> None:
+    assert resolved(*radar, "split=s2", "pretraining=auto")[-1] == "pretraining=none"

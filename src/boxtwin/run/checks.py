@@ -101,6 +101,14 @@ def check_settings(config: BoxtwinConfig) -> None:
             f"trainer.steps={trainer.steps} and trainer.epochs={trainer.epochs} are both set, and the one follows from "
             "the other; leave one out, or set it to null"
         )
+    if trainer.epochs is not None and (
+        config.pretraining.share or (fraction is not None and config.variations.per_image)
+    ):
+        raise InputError(
+            f"trainer.epochs={trainer.epochs} shows every real image and every variation once an epoch, and "
+            "variations.synthetic_fraction or pretraining.share would show real images more or less often: set "
+            "trainer.steps instead, or variations.synthetic_fraction=null and pretraining.share=0"
+        )
     if trainer.validations < 1 or (trainer.epochs is not None and trainer.epochs < 1):
         raise InputError(
             f"trainer.validations={trainer.validations} and trainer.epochs={trainer.epochs} must be at least 1"
