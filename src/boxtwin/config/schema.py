@@ -69,6 +69,7 @@ class BoxtwinConfig:
 class GenerateConfig(BoxtwinConfig):
     """Settings of generate.py beyond those of a run, none of which defines a run."""
 
+    jobs: int | None = 1  # a sweep makes one store after the other
     confirm: bool = False
     budget: float | None = None
     regenerate: str | None = None
