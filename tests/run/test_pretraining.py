@@ -1,5 +1,6 @@
 """Training on other images first: which images, the detector that is kept, and what defines a run."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -189,6 +190,7 @@ def test_classes_must_have_the_same_names_unless_there_is_one(composed: Compose)
             ["pretraining=labelled_images", "pretraining.dataset.name=a", "pretraining.dataset.root=b", DIFFUSION],
             "none",
         ),
+        (["pretraining=variations", "pretraining.fit=true"], "pretraining=variations has none"),
         (["pretraining=sar_scenes", DIFFUSION, "pretraining.redraw_strength=0"], "above 0 and at most 1"),
         (["pretraining=sar_scenes", DIFFUSION, "pretraining.redraw_strength=0.9"], "train_strength"),
     ],
@@ -261,6 +263,9 @@ def test_what_changed_the_scenes_defines_a_run(composed: Compose) -> None:
     assert prepare(composed(*SCENES, "pretraining.redraw_strength=0.5")).identity == plain.identity
     matched, diffusion = "pretraining.redraw=matched", DIFFUSION
     changes = (
+        ["pretraining.fit=true"],
+        ["pretraining.fit=true", "split.train_size=5"],
+        ["pretraining.fit=true", matched],
         [matched],
         [matched, "split.train_size=5"],
         [diffusion],
@@ -269,3 +274,13 @@ def test_what_changed_the_scenes_defines_a_run(composed: Compose) -> None:
     )
     keys = [prepare(composed(*SCENES, *typed)).condition["pretraining_images"] for typed in changes]
     assert len({*keys, plain.condition["pretraining_images"]}) == len(keys) + 1
+
+
+def test_two_splits_never_share_fitted_scenes(composed: Compose, tmp_path: Path) -> None:
+    for size in (6, 5):
+        run = pretraining_run(prepare(composed(*SCENES, "pretraining.fit=true", f"split.train_size={size}")))
+        assert run is not None
+        assert len(run.dataset.samples) == 6
+    folders = sorted(tmp_path.glob("sar_scenes_pretraining-*"))
+    fits = [json.loads((folder / "annotations.json").read_text())["info"]["parameters"]["fit"] for folder in folders]
+    assert sorted(len(fit["sea_levels"]) for fit in fits) == [5, 6]

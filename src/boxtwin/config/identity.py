@@ -150,8 +150,9 @@ def defining_values(config: Config) -> dict[str, Any]:
             pretraining["model"] = short_hash(settings)  # one column of a table
         else:
             del pretraining["redraw_strength"]
-        if pretraining["redraw"] == "none":
-            del pretraining["redraw"]
+        for name, before in {"redraw": "none", "fit": False}.items():
+            if pretraining[name] == before:
+                del pretraining[name]
         if not config.pretraining.per_image:
             left_out = _NOT_DEFINING["dataset"]
             pretraining["dataset"] = {name: entry for name, entry in dataset.items() if name not in left_out}

@@ -38,7 +38,7 @@ from boxtwin.mixing.datamodule import StudyDataModule, check_variations, input_c
 from boxtwin.mixing.options import BatchOptions, InputOptions
 from boxtwin.mixing.plan import Plan
 from boxtwin.run.checks import check_settings, make_reading, warn_of_object_sizes
-from boxtwin.run.generators import make_generator, make_redrawing
+from boxtwin.run.generators import fit_key, make_generator, make_redrawing
 from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.store import Library
 
@@ -198,8 +198,10 @@ def _pretraining_data(config: BoxtwinConfig, dataset: Dataset, split: Split) -> 
     other = config.pretraining.dataset
     if not other.build:
         return load_dataset(replace(config, dataset=other)).digest
-    change = make_redrawing(config, split.train)
-    return f"simulation {sar_scenes.SIMULATION}" + (f", changed {change.key}" if change else "")
+    redrawing, fitted = make_redrawing(config, split.train), fit_key(config, split.train)
+    changes = {"fitted": fitted, "changed": redrawing.key if redrawing else None}
+    named = [f"{how} {key}" for how, key in changes.items() if key]
+    return ", ".join([f"simulation {sar_scenes.SIMULATION}", *named])
 
 
 def load_dataset(config: BoxtwinConfig) -> Dataset:

@@ -49,10 +49,10 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
             f"pretraining.per_image={options.per_image} must not be negative, and "
             f"pretraining.batch_size={options.batch_size} must be at least 1"
         )
-    if options.redraw is not Redraw.none and (options.dataset.build is None or options.per_image):
+    if (options.fit or options.redraw is not Redraw.none) and (options.dataset.build is None or options.per_image):
         raise InputError(
-            f"pretraining.redraw={options.redraw.value} changes simulated images, and pretraining={options.name} has "
-            "none; take pretraining=sar_scenes, or pretraining.redraw=none"
+            f"pretraining.fit and pretraining.redraw change simulated images, and pretraining={options.name} has none; "
+            "take pretraining=sar_scenes, or pretraining.fit=false pretraining.redraw=none"
         )
     if options.redraw is Redraw.diffusion and not 0 < options.redraw_strength <= 1:
         raise InputError(f"pretraining.redraw_strength={options.redraw_strength} must be above 0 and at most 1")

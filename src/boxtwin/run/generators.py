@@ -16,8 +16,10 @@ from boxtwin.detector.options import Redraw
 from boxtwin.errors import InputError
 from boxtwin.files import check_name
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
-from boxtwin.synthesis.generator import Generator
+from boxtwin.synthesis.generator import Generator, Json, hash_of
+from boxtwin.synthesis.manifest import fingerprint
 from boxtwin.synthesis.redraw import Redrawing
+from boxtwin.synthesis.sensor import FIT_VERSION
 
 
 def make_generator(config: BoxtwinConfig) -> Generator:
@@ -45,12 +47,22 @@ def make_redrawing(config: BoxtwinConfig, training: Sequence[Sample]) -> Redrawi
     options = config.pretraining
     if options.redraw is Redraw.none:
         return None
-    build, model = options.dataset.build, None
+    build = options.dataset.build
+    model: PixelDDPM | None = None
     assert build is not None, "`check_settings` lets simulated images alone be changed"
     if options.redraw is Redraw.diffusion:
         strength = options.redraw_strength
         settings = options.model | {"strength": strength, "object_strength": strength}
-        model = make_generator(replace(config, generator=settings))
-        assert isinstance(model, PixelDDPM)
-    simulation = {"version": sar_scenes.SIMULATION, **vars(build)}
+        generator = make_generator(replace(config, generator=settings))
+        assert isinstance(generator, PixelDDPM)
+        model = generator
+    simulation: dict[str, Json] = {"version": sar_scenes.SIMULATION, **vars(build), "fit": fit_key(config, training)}
     return Redrawing(simulation, training, config.detector.image_size, model)
+
+
+def fit_key(config: BoxtwinConfig, training: Sequence[Sample]) -> str | None:
+    """Twelve hexadecimal digits of what a simulation is fitted to; None if it is not."""
+    if not config.pretraining.fit:
+        return None
+    images = [[sample.name, fingerprint(sample)] for sample in training]
+    return hash_of([FIT_VERSION, images, config.detector.image_size])[:12]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,9 @@ from boxtwin.evaluation.coco_metrics import coco_by_class
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.files import write_bytes_atomically
 from boxtwin.run.build import Prepared, load_dataset, prepared_from
-from boxtwin.run.generators import make_redrawing
+from boxtwin.run.generators import fit_key, make_redrawing
 from boxtwin.run.label_detectors import detect_all
+from boxtwin.synthesis.sensor import fit_to
 from boxtwin.synthesis.store import MODELS
 
 HELD_OUT = 0.05  # share of the other images on which checkpoints are chosen; as many measure the result
@@ -67,13 +67,19 @@ def pretraining_run(prepared: Prepared) -> Prepared | None:
 def _changed(prepared: Prepared) -> DatasetConfig:
     """The data set of a run's pre-training, made and changed as the settings say if it is simulated."""
     node, config = prepared.config.pretraining.dataset, prepared.config
-    redrawing = make_redrawing(config, prepared.split.train)
-    if redrawing is None:
+    training = prepared.split.train
+    redrawing, fitted = make_redrawing(config, training), fit_key(config, training)
+    if redrawing is None and fitted is None:
         return node
     assert node.build is not None
-    simulate = partial(sar_scenes.build, Path(node.root), **vars(node.build))
-    folder = redrawing.make(Path(node.root), simulate, Path(config.data) / "synthetic" / MODELS)
-    return replace(node, root=str(folder), build=None)
+    root = Path(f"{node.root}-{fitted}" if fitted else node.root)
+
+    def simulate() -> Path:
+        fit = fit_to(training, config.detector.image_size) if fitted else None
+        return sar_scenes.build(root, **vars(node.build), fit=fit)
+
+    models = Path(config.data) / "synthetic" / MODELS
+    return replace(node, root=str(redrawing.make(root, simulate, models) if redrawing else simulate()), build=None)
 
 
 def hold_out(dataset: Dataset) -> Split:

@@ -19,7 +19,7 @@ Values = Mapping[str, str]
 
 COUNT = "variations.per_image"  # has a column of its own
 PRETRAINING = "pretraining.name"
-REDRAW = "pretraining.redraw"
+REDRAW, FIT = "pretraining.redraw", "pretraining.fit"
 OF_REDRAW = ("pretraining.redraw_strength", "pretraining.model", "pretraining_images")  # follow from it, or refine it
 OF_TRAINING_IMAGES = ("data.train", "max_detections")  # follow from which images are trained on
 SPLIT_NAMES = ("dataset.name", "split.name", "split.train_size")
@@ -77,7 +77,7 @@ def differences(conditions: Sequence[Values], leave_out: Iterable[str] = ()) -> 
                     varied[place][group] = shown(group, names[place])
     # Which images are in a data set follows from which data set it is, and those trained on from the split too.
     options["data"] = options.get("dataset", one)
-    changed = [(values.get(PRETRAINING), values.get(REDRAW)) for values in conditions]
+    changed = [tuple(values.get(key) for key in (PRETRAINING, REDRAW, FIT)) for values in conditions]
     trained_on = [tuple(values.get(key) for key in SPLIT_NAMES) for values in conditions]
     for key in keys:
         group = key.split(".")[0]

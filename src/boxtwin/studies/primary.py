@@ -7,9 +7,10 @@ comparisons:
   real_images: 10
 ```
 
-A side is a condition, given by settings as on the command line of ``train.py``; ``variations`` is 0, ``pretraining``
-and ``pretraining.redraw`` are none unless given. ``steps`` is short for ``trainer.steps``, and ``real_images`` is the
-number of real training images. What stands beside the two sides holds for both. ``name`` is optional.
+A side is a condition, given by settings as on the command line of ``train.py``; unless given, ``variations`` is 0,
+``pretraining`` and ``pretraining.redraw`` are none, and ``pretraining.fit`` is false. ``steps`` is short for
+``trainer.steps``, and ``real_images`` is the number of real training images. What stands beside the two sides holds for
+both. ``name`` is optional.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.errors import InputError
 from boxtwin.studies.condition_values import (
     COUNT,
+    FIT,
     OF_REDRAW,
     PRETRAINING,
     REDRAW,
@@ -37,7 +39,7 @@ REAL_IMAGES = "real_images"
 STEPS = "trainer.steps"
 GROUPS = ("dataset", "split", "generator", "labels", "detector", "pretraining")
 SHORT = {"variations": COUNT, "steps": STEPS, REAL_IMAGES: REAL_IMAGES, **{name: f"{name}.name" for name in GROUPS}}
-UNSAID = {COUNT: "0", PRETRAINING: NO_PRETRAINING, REDRAW: "none"}
+UNSAID = {COUNT: "0", PRETRAINING: NO_PRETRAINING, REDRAW: "none", FIT: "false"}
 EXAMPLE = "comparisons: [{treatment: {variations: 10, generator: repeat}, control: {variations: 0}, real_images: 40}]"
 
 
@@ -120,7 +122,7 @@ def _unnamed(new: Row, old: Row, comparison: PrimaryComparison) -> list[str]:
     if "pretraining" in groups:  # one on variations has a generator
         groups |= {"pretraining_images", "generator", "labels"}
         named |= {"variations.seed"}
-    if REDRAW in named:
+    if named & {REDRAW, FIT}:
         named |= set(OF_REDRAW)
     parts = {"split"} if groups & {"dataset", "split"} or REAL_IMAGES in named else set()
     follow = {STEPS, "setting", "store"}

@@ -20,8 +20,9 @@ from boxtwin.synthesis.ddpm.base import Canvas
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 from boxtwin.synthesis.generator import Json, hash_of
 from boxtwin.synthesis.manifest import fingerprint
-from boxtwin.synthesis.sensor import dithered, look_of, matched, seen
+from boxtwin.synthesis.sensor import dithered, level_of, look_of, matched, seen
 
+NEAREST = 3  # training images, one of which a chip is matched to
 VERSION = 1  # raised whenever the same settings and images give other pixels
 
 
@@ -29,9 +30,10 @@ VERSION = 1  # raised whenever the same settings and images give other pixels
 class Redrawing:
     """How simulated images are changed.
 
-    Each is matched to a training image that is drawn at random (`boxtwin.synthesis.sensor.matched`). A diffusion model
-    of the training images then redraws it, if there is one. It starts from the matched image, because it has learnt
-    neither the level nor the speckle of others, and keeps that image's histogram and texture.
+    Each is matched (`boxtwin.synthesis.sensor.matched`) to a training image, one of the three with the nearest level: a
+    great change of level saturates land, or shows where it was saturated. Then a diffusion model of the training images
+    redraws it, if there is one. It starts from the matched image, because it has learnt neither the level nor the
+    speckle of others, and keeps that image's histogram and texture.
 
     Args:
         simulation: all that the simulated images follow from.
@@ -77,11 +79,14 @@ class Redrawing:
             boxes[annotation["image_id"]].append([x, y, x + width, y + height])
         grey = [seen(sample, self.side) for sample in self.training]
         looks = [look_of(dithered(pixels, np.random.default_rng(place))) for place, pixels in enumerate(grey)]
+        levels = np.array([level_of(look) for look in looks])
         for image in tqdm(content["images"], desc="changing simulated images", unit="image"):
             # With and without diffusion, a chip is matched to the same image.
             rng = np.random.default_rng(np.random.SeedSequence([VERSION, image["id"]]))
             name = f"images/{image['file_name']}"
-            pixels = matched(read_image(root / name), looks[int(rng.integers(len(looks)))], rng)
+            chip = read_image(root / name)
+            near = np.argsort(np.abs(levels - level_of(look_of(dithered(chip, rng)))), kind="stable")[:NEAREST]
+            pixels = matched(chip, looks[int(rng.choice(near))], rng)
             if self.model:
                 canvas = Canvas(self.model.network, pixels, name)
                 corners = np.array(boxes[image["id"]], dtype=np.float32).reshape(-1, 4)

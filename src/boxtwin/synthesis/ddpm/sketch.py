@@ -19,7 +19,7 @@ from boxtwin.synthesis.controls import CopyPaste, PasteSettings
 from boxtwin.synthesis.ddpm.base import Canvas, the_one_class
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 from boxtwin.synthesis.generator import Request, Variation, settings_of
-from boxtwin.synthesis.sensor import KNEE, ground, up_to
+from boxtwin.synthesis.sensor import KNEE, ground, longer_sides, up_to
 
 SKETCHES = ("copy_paste", "sar_scenes")
 SHIP = 24  # pixels: the longer side of simulated ships in the median
@@ -59,7 +59,7 @@ class PixelSketch(PasteSettings, PixelDDPM):
         """Train or load the model, and cut out the objects to paste; simulated scenes refuse several classes."""
         if self.sketch == "sar_scenes":
             self._ship = the_one_class(f"{self.name}: sketch=sar_scenes", training, "sketch=copy_paste")
-            lengths = [max(x2 - x1, y2 - y1) for sample in training for x1, y1, x2, y2 in sample.object_boxes]
+            lengths = longer_sides(training)
             self._scale = float(np.clip(np.median(lengths) / SHIP, 1 / MOST_SCALE, MOST_SCALE)) if lengths else 1.0
         else:
             self._paste.fit(training, folder)
