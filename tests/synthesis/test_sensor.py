@@ -14,7 +14,7 @@ from boxtwin.datasets.simulated_sar.layout import ShipSizes
 from boxtwin.datasets.simulated_sar.physics import NONE, Sensor, multilook_intensity
 from boxtwin.datasets.simulated_sar.scenes import Fit, quantise, simulate_scene
 from boxtwin.errors import InputError
-from boxtwin.synthesis.sensor import Look, dithered, fit_to, look_of, matched, seen
+from boxtwin.synthesis.sensor import CalmStatistics, calm_statistics, dithered, fit_to, matched, seen
 
 
 def sea(bandwidth: float, looks: int, level: int, *, seed: int = 0, side: int = 192) -> np.ndarray:
@@ -23,8 +23,8 @@ def sea(bandwidth: float, looks: int, level: int, *, seed: int = 0, side: int = 
     return quantise(multilook_intensity(rng, np.ones((side, side)), NONE, sensor), sea_level=float(level))
 
 
-def look(pixels: np.ndarray, seed: int = 0) -> Look:
-    return look_of(dithered(pixels, np.random.default_rng(seed)))
+def look(pixels: np.ndarray, seed: int = 0) -> CalmStatistics:
+    return calm_statistics(dithered(pixels, np.random.default_rng(seed)))
 
 
 def test_the_calm_areas_get_histogram_and_spectrum_of_the_reference() -> None:

@@ -20,7 +20,7 @@ from boxtwin.synthesis.ddpm.base import Canvas
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 from boxtwin.synthesis.generator import Json, hash_of
 from boxtwin.synthesis.manifest import fingerprint
-from boxtwin.synthesis.sensor import dithered, level_of, look_of, matched, seen
+from boxtwin.synthesis.sensor import calm_statistics, dithered, level_of, matched, seen
 
 NEAREST = 3  # training images, one of which a chip is matched to
 VERSION = 1  # raised whenever the same settings and images give other pixels
@@ -78,15 +78,17 @@ class Redrawing:
             x, y, width, height = annotation["bbox"]
             boxes[annotation["image_id"]].append([x, y, x + width, y + height])
         grey = [seen(sample, self.side) for sample in self.training]
-        looks = [look_of(dithered(pixels, np.random.default_rng(place))) for place, pixels in enumerate(grey)]
-        levels = np.array([level_of(look) for look in looks])
+        statistics = [
+            calm_statistics(dithered(pixels, np.random.default_rng(place))) for place, pixels in enumerate(grey)
+        ]
+        levels = np.array([level_of(each) for each in statistics])
         for image in tqdm(content["images"], desc="changing simulated images", unit="image"):
             # With and without diffusion, a chip is matched to the same image.
             rng = np.random.default_rng(np.random.SeedSequence([VERSION, image["id"]]))
             name = f"images/{image['file_name']}"
             chip = read_image(root / name)
-            near = np.argsort(np.abs(levels - level_of(look_of(dithered(chip, rng)))), kind="stable")[:NEAREST]
-            pixels = matched(chip, looks[int(rng.choice(near))], rng)
+            near = np.argsort(np.abs(levels - level_of(calm_statistics(dithered(chip, rng)))), kind="stable")[:NEAREST]
+            pixels = matched(chip, statistics[int(rng.choice(near))], rng)
             if self.model:
                 canvas = Canvas(self.model.network, pixels, name)
                 corners = np.array(boxes[image["id"]], dtype=np.float32).reshape(-1, 4)

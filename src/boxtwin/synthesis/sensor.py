@@ -28,13 +28,13 @@ SMEAR = 2.0  # pixels by which an image makes a hull broader
 LEAST_LENGTH = 24  # pixels: from which the breadth of a hull can be told
 KNEE = 6.0  # median deviations above the sea: hardly any speckle is brighter
 DARKEST = 0.25  # share of an image's tiles that are calm: a half would hold land in an image of a harbour
-SHARES = np.linspace(0.02, 0.98, 49)  # of a tile's pixels, of which `Look` has the values
+SHARES = np.linspace(0.02, 0.98, 49)  # of a tile's pixels, of which `CalmStatistics` has the values
 MOST_GAIN = 2.0  # of a frequency: more would make rings around ships
 
 Tiles = Float[np.ndarray, "tiles values"]
 
 
-class Look(NamedTuple):
+class CalmStatistics(NamedTuple):
     """Of the middle tile of an image's calm areas: values at `SHARES`, and power by frequency (in rings, sum 1)."""
 
     values: Float[np.ndarray, " shares"]  # shares of full scale
@@ -132,8 +132,8 @@ def seen(sample: Sample, side: int) -> Pixels:
     return np.asarray(cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA))
 
 
-def look_of(values: Plane) -> Look:
-    """The look of an image, whose values are shares of full scale."""
+def calm_statistics(values: Plane) -> CalmStatistics:
+    """The statistics of an image, whose values are shares of full scale."""
     dark = _calm(values)
     # Tile by tile, so that neither a change of the sea between tiles nor a ship in one of them counts.
     quantiles = np.median(np.quantile(dark, SHARES, axis=1), axis=1)
@@ -142,33 +142,35 @@ def look_of(values: Plane) -> Look:
     power = np.median(power / np.maximum(power.sum(axis=(1, 2), keepdims=True), 1e-12), axis=0)
     ring = np.rint(_frequencies(TILE, TILE) * TILE).astype(int)
     rings = np.array([power[ring == number].mean() for number in range(1, TILE // 2 + 1)])
-    return Look(quantiles, rings / max(float(rings.sum()), 1e-12))
+    return CalmStatistics(quantiles, rings / max(float(rings.sum()), 1e-12))
 
 
-def level_of(look: Look) -> float:
+def level_of(statistics: CalmStatistics) -> float:
     """The level of the calm areas in decibels, full scale being 0."""
-    return 20 * float(np.log10(max(float(look.values.mean()), 1e-3)))
+    return 20 * float(np.log10(max(float(statistics.values.mean()), 1e-3)))
 
 
-def matched(pixels: UInt8[np.ndarray, "h w"], look: Look, rng: np.random.Generator) -> UInt8[np.ndarray, "h w"]:
-    """A simulated image whose calm areas get the histogram and the radial power spectrum of ``look``.
+def matched(
+    pixels: UInt8[np.ndarray, "h w"], wanted: CalmStatistics, rng: np.random.Generator
+) -> UInt8[np.ndarray, "h w"]:
+    """A simulated image whose calm areas get the histogram and the radial power spectrum of ``wanted``.
 
     What is brighter than the calm areas keeps its ratio to them, so that land and ships keep their contrast.
     """
     values = dithered(pixels, rng)
     # 1. One filter for the calm part of all values, as another sensor's resolution would be: it would draw rings around
     # the excess of ships and buildings. What is wider than a tile stays.
-    before = look_of(values)
-    gain = np.sqrt(look.power / np.maximum(before.power, 1e-12)).clip(1 / MOST_GAIN, MOST_GAIN)
+    before = calm_statistics(values)
+    gain = np.sqrt(wanted.power / np.maximum(before.power, 1e-12)).clip(1 / MOST_GAIN, MOST_GAIN)
     calm = np.minimum(values, before.values[-1])
     padded = np.pad(calm, TILE, mode="symmetric")  # the two sides of an image are no neighbours
     factors = np.interp(_frequencies(*padded.shape) * TILE, np.arange(len(gain) + 1), [1.0, *gain])
     filtered = np.fft.irfft2(np.fft.rfft2(padded) * factors, s=padded.shape)[TILE:-TILE, TILE:-TILE]
     values = np.maximum(filtered, 0) + values - calm
     # 2. One curve for all values: that of the calm areas, and beyond them a straight line through 0.
-    now = look_of(values).values
-    ratio = look.values[-1] / max(float(now[-1]), 1e-6)
-    curve = np.interp(values, [0.0, *now], [0.0, *look.values])
+    now = calm_statistics(values).values
+    ratio = wanted.values[-1] / max(float(now[-1]), 1e-6)
+    curve = np.interp(values, [0.0, *now], [0.0, *wanted.values])
     values = np.where(values > now[-1], values * ratio, curve)
     if pixels.max() == np.iinfo(pixels.dtype).max:  # brighter than it can show
         level, spread = ground(values[None])
