@@ -19,7 +19,7 @@ from boxtwin.errors import InputError
 from boxtwin.labels.carry import CarryLabels
 from boxtwin.labels.method import Variations
 from boxtwin.labels.options import LabelOptions
-from boxtwin.run.build import make_generator
+from boxtwin.run.generators import make_generator
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 
 ROOT = Path(__file__).parents[2]

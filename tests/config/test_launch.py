@@ -17,7 +17,7 @@ from boxtwin.config.identity import REMOVED_SETTINGS, defining_values, run_name,
 from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.errors import InputError, unanswered
-from boxtwin.run.build import make_generator
+from boxtwin.run.generators import make_generator
 from boxtwin.synthesis.ddpm.model import ModelSettings
 from boxtwin.synthesis.generator import Generator
 

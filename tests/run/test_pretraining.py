@@ -1,5 +1,7 @@
 """Training on other images first: which images, the detector that is kept, and what defines a run."""
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +33,19 @@ SHORT = (
     "trainer.steps=6",
     "trainer.threads=1",
     "labels.detectors=1",
+)
+DIFFUSION = "pretraining.redraw=diffusion"
+SCENES = (
+    "pretraining=sar_scenes",
+    "pretraining.steps=6",
+    "pretraining.dataset.image_size=64",
+    "pretraining.dataset.build.images=6",
+    "pretraining.dataset.build.image_size=64",
+    "pretraining.dataset.build.chips_per_scene=2",
+    "pretraining.model.train_steps=2",
+    "pretraining.model.channels=[8,16]",
+    "pretraining.model.batch_size=2",
+    "pretraining.model.device=cpu",
 )
 
 
@@ -170,6 +185,14 @@ def test_classes_must_have_the_same_names_unless_there_is_one(composed: Compose)
         (["pretraining=sar_scenes", "pretraining.batch_size=0"], "at least 1"),
         (["pretraining=sar_scenes", "pretraining.share=1"], "less than 1"),
         (["pretraining=variations", "pretraining.share=0.5"], "synthetic_fraction"),
+        (["pretraining=variations", "pretraining.redraw=matched"], "pretraining=variations has none"),
+        (
+            ["pretraining=labelled_images", "pretraining.dataset.name=a", "pretraining.dataset.root=b", DIFFUSION],
+            "none",
+        ),
+        (["pretraining=variations", "pretraining.fit=true"], "pretraining=variations has none"),
+        (["pretraining=sar_scenes", DIFFUSION, "pretraining.redraw_strength=0"], "above 0 and at most 1"),
+        (["pretraining=sar_scenes", DIFFUSION, "pretraining.redraw_strength=0.9"], "train_strength"),
     ],
 )
 def test_settings_that_cannot_be(composed: Compose, overrides: list[str], message: str) -> None:
@@ -200,3 +223,64 @@ def test_the_generator_defines_a_run_that_variations_precede(composed: Compose) 
     runs = [prepare(composed("pretraining=variations", f"variations.seed={seed}")) for seed in (0, 1)]
     assert len({run.identity for run in runs}) == 2
     np.testing.assert_array_equal([run.library is None for run in runs], True)
+
+
+def test_changed_scenes_are_made_once_beside_the_scenes(composed: Compose, tmp_path: Path) -> None:
+    runs = {}
+    for redraw in ("none", "matched", "diffusion"):
+        run = pretraining_run(prepare(composed(*SCENES, f"pretraining.redraw={redraw}")))
+        assert run is not None
+        runs[redraw] = run
+    assert len({run.detector_identities for run in runs.values()}) == 3
+    assert len({run.dataset.digest for run in runs.values()}) == 3
+    boxes = [[sample.boxes.tolist() for sample in run.dataset.samples] for run in runs.values()]
+    assert boxes[0] == boxes[1] == boxes[2]
+    raw, matched, redrawn = ([sample.read() for sample in run.dataset.samples] for run in runs.values())
+    for several in zip(raw, matched, redrawn, strict=True):
+        assert {image.shape for image in several} == {(64, 64)}
+        assert len({image.tobytes() for image in several}) == 3
+    (model,) = (tmp_path / "synthetic" / "models").glob("pixel_ddpm-*")
+    assert (model / "weights.safetensors").exists()
+    folders = sorted(tmp_path.glob("sar_scenes_pretraining-*"))
+    assert len(folders) == 2
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.png")}
+    for redraw in runs:
+        pretraining_run(prepare(composed(*SCENES, f"pretraining.redraw={redraw}")))
+    assert files == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.png")}
+    # Made again from nothing, they are the same to the byte.
+    content = {file: file.read_bytes() for file in folders[0].rglob("*.png")}
+    shutil.rmtree(folders[0])
+    for redraw in runs:
+        pretraining_run(prepare(composed(*SCENES, f"pretraining.redraw={redraw}")))
+    assert {file: file.read_bytes() for file in folders[0].rglob("*.png")} == content
+
+
+def test_what_changed_the_scenes_defines_a_run(composed: Compose) -> None:
+    plain = prepare(composed(*SCENES))
+    assert plain.condition["pretraining_images"] == f"simulation {sar_scenes.SIMULATION}"
+    # Settings of a change that does not take place define nothing.
+    assert not {"redraw", "redraw_strength", "model"} & set(plain.condition["pretraining"])
+    assert prepare(composed(*SCENES, "pretraining.redraw_strength=0.5")).identity == plain.identity
+    matched, diffusion = "pretraining.redraw=matched", DIFFUSION
+    changes = (
+        ["pretraining.fit=true"],
+        ["pretraining.fit=true", "split.train_size=5"],
+        ["pretraining.fit=true", matched],
+        [matched],
+        [matched, "split.train_size=5"],
+        [diffusion],
+        [diffusion, "pretraining.redraw_strength=0.5"],
+        [diffusion, "pretraining.model.steps=2"],
+    )
+    keys = [prepare(composed(*SCENES, *typed)).condition["pretraining_images"] for typed in changes]
+    assert len({*keys, plain.condition["pretraining_images"]}) == len(keys) + 1
+
+
+def test_two_splits_never_share_fitted_scenes(composed: Compose, tmp_path: Path) -> None:
+    for size in (6, 5):
+        run = pretraining_run(prepare(composed(*SCENES, "pretraining.fit=true", f"split.train_size={size}")))
+        assert run is not None
+        assert len(run.dataset.samples) == 6
+    folders = sorted(tmp_path.glob("sar_scenes_pretraining-*"))
+    fits = [json.loads((folder / "annotations.json").read_text())["info"]["parameters"]["fit"] for folder in folders]
+    assert sorted(len(fit["sea_levels"]) for fit in fits) == [5, 6]

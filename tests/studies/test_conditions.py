@@ -101,7 +101,7 @@ def leaves(schema: type[Any] = BoxtwinConfig, prefix: str = "") -> Iterator[tupl
         kind, name = hints[field.name], f"{prefix}{field.name}"
         if isinstance(kind, type) and is_dataclass(kind):
             yield from leaves(kind, f"{name}.")
-        elif name not in ("generator", "dataset.build"):
+        elif name not in ("generator", "dataset.build", "pretraining.model"):
             yield name, kind
 
 

@@ -16,8 +16,9 @@ from study_runs import finished_run
 
 from boxtwin.commands.compare import compare_study
 from boxtwin.errors import InputError
+from boxtwin.studies.condition_values import differences
 from boxtwin.studies.conditions import condition_table
-from boxtwin.studies.primary import PRIMARY_FILE, primary_comparisons
+from boxtwin.studies.primary import PRIMARY_FILE, find_rows, primary_comparisons
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.study import Study
@@ -180,3 +181,27 @@ def test_the_file_is_kept_beside_report_and_runs(tmp_path: Path, capsys: pytest.
 def test_a_page_without_primary_comparisons_names_none() -> None:
     runs = [finished_run(f"r{seed}", 0, seed, metrics={"test/map_50": 0.5}) for seed in range(2)]
     assert "rimary" not in " ".join([*Summary.of(Study.of(runs)).answer, *Summary.of(Study.of(runs)).notes])
+
+
+def test_changed_simulated_images_are_compared_with_those_as_they_are() -> None:
+    ways = {
+        "raw": {"pretraining_images": "simulation 2"},
+        "matched": {"pretraining_images": "simulation 2, changed a", "pretraining.redraw": "matched"},
+        "redrawn": {
+            "pretraining_images": "simulation 2, changed b",
+            "pretraining.redraw": "diffusion",
+            "pretraining.redraw_strength": "0.3",
+            "pretraining.model": "abc",
+        },
+    }
+    runs, _ = simulate_settings([(SIMULATED | way, 10.0, 0.5, 3) for way in ways.values()], seed_noise=0.004)
+    rows = condition_table(runs)
+    assert [each.get("pretraining.redraw") for each in differences([row.values for row in rows])].count("matched") == 1
+    assert {key for each in differences([row.values for row in rows]) for key in each} == {"pretraining.redraw"}
+    sides = {"treatment": {"pretraining.redraw": "diffusion"}, "pretraining": "sar_scenes", "real_images": 10}
+    for control in ({"pretraining.redraw": "matched"}, {}):
+        (comparison,) = primary_comparisons({"comparisons": [sides | {"control": control}]}, "p.yaml")
+        new, old = find_rows(rows, comparison)
+        assert new is not None
+        assert old is not None
+        assert old.values.get("pretraining.redraw") == control.get("pretraining.redraw")

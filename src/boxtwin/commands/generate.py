@@ -24,7 +24,8 @@ from boxtwin.evaluation import overlays
 from boxtwin.quality.card import QualityCard, write_quality_card
 from boxtwin.quality.record import describe
 from boxtwin.run import label_detectors
-from boxtwin.run.build import Prepared, load_dataset, make_generator, prepare
+from boxtwin.run.build import Prepared, load_dataset, prepare
+from boxtwin.run.generators import make_generator
 from boxtwin.run.unlabelled import prepare_generator
 from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.identity import StoreIdentity, read_identity, recorded_parameters, settings_from

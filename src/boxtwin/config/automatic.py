@@ -51,7 +51,9 @@ def resolve_auto(script: Path, words: Sequence[str], config_dir: str | None = No
         InputError: the data set or split of the command cannot be read from its settings.
     """
     keys = ("generator", "variations.synthetic_fraction", "trainer.steps", "pretraining", "pretraining.share")
-    asking = [word for word in words if word.partition("=")[0].lstrip("+") in keys and AUTO.search(word.split("=")[1])]
+    asking = [
+        word for word in words if word.partition("=")[0].lstrip("+") in keys and AUTO.search(word.partition("=")[2])
+    ]
     if script.name not in SCRIPTS or not asking:
         return list(words), ""
     configs = _composed(script, words, config_dir)

@@ -156,7 +156,15 @@ def defining_values(config: Config) -> dict[str, Any]:
         values["variations"].pop("learn_unlabelled", None)
     if config.pretraining.name != NO_PRETRAINING:
         values["pretraining"] = pretraining = _plain(config.pretraining)
-        dataset = pretraining.pop("dataset")
+        dataset, model = pretraining.pop("dataset"), pretraining.pop("model")
+        if pretraining["redraw"] == "diffusion":
+            settings = {name: value for name, value in model.items() if name not in _NOT_DEFINING["generator"]}
+            pretraining["model"] = short_hash(settings)  # one column of a table
+        else:
+            del pretraining["redraw_strength"]
+        for name, before in {"redraw": "none", "fit": False}.items():
+            if pretraining[name] == before:
+                del pretraining[name]
         if not config.pretraining.per_image:
             left_out = _NOT_DEFINING["dataset"]
             pretraining["dataset"] = {name: entry for name, entry in dataset.items() if name not in left_out}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -137,6 +137,14 @@ class TrainerOptions:
     compile: bool = False
 
 
+class Redraw(StrEnum):
+    """What simulated images are changed by, to look like training images; see `boxtwin.synthesis.redraw`."""
+
+    none = "none"
+    matched = "matched"
+    diffusion = "diffusion"
+
+
 @dataclass
 class PretrainingOptions:
     """Training on other images first; none where ``name`` is ``none``.
@@ -148,6 +156,10 @@ class PretrainingOptions:
         per_image: variations of each image of the run's split, to train on alone; 0 to train on ``dataset``.
         share: of each batch of the training on real images, the share that shows images of ``dataset`` again.
         share_falls: that share falls linearly to 0 until the last step.
+        fit: whether the simulator's ranges are those of the split's training images.
+        redraw: whether simulated images are made to look like the split's training images.
+        redraw_strength: time in (0, 1] to which diffusion noises them.
+        model: settings of the diffusion model, as of the generator ``pixel_ddpm``.
     """
 
     name: str = "none"
@@ -157,3 +169,7 @@ class PretrainingOptions:
     per_image: int = 0
     share: float = 0.0
     share_falls: bool = False
+    fit: bool = False
+    redraw: Redraw = Redraw.none
+    redraw_strength: float = 0.3
+    model: dict[str, Any] = field(default_factory=dict)

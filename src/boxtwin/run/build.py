@@ -13,7 +13,6 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
 from pytorch_lightning.loggers import Logger
 
 from boxtwin.config import identity
@@ -33,7 +32,6 @@ from boxtwin.detector.options import Anchors, Architecture, DetectorOptions
 from boxtwin.detector.spec import NetworkSpec
 from boxtwin.detector.training import Trained, fit
 from boxtwin.errors import DataError, InputError
-from boxtwin.files import check_name
 from boxtwin.hardware import lightning_accelerator, lightning_precision, on_gpu
 from boxtwin.labels.method import LabelMethod, Variations
 from boxtwin.mixing.datamodule import StudyDataModule, check_variations, input_channels
@@ -41,6 +39,7 @@ from boxtwin.mixing.options import BatchOptions, InputOptions
 from boxtwin.mixing.plan import Plan
 from boxtwin.run.checks import check_settings, make_reading, with_steps
 from boxtwin.run.extra_images import DETECTORS, ExtraImages, label_method, read_extra_images
+from boxtwin.run.generators import fit_key, make_generator, make_redrawing
 from boxtwin.run.split import load_split
 from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.store import Library
@@ -207,12 +206,18 @@ def prepared_from(
 def _pretraining_data(config: BoxtwinConfig, dataset: Dataset, split: Split) -> str:
     """The images of a pre-training: the key of a store, the hash of a data set, or the version of the simulation.
 
-    Simulated images follow from settings, which are in the identity of a run; they need not be made to know it.
+    Simulated images follow from settings, which are in the identity of a run; they need not be made to know it. What
+    changed them follows from training images too.
     """
     if config.pretraining.per_image:
         return _library(config, dataset, split, ExtraImages()).key
     other = config.pretraining.dataset
-    return f"simulation {sar_scenes.SIMULATION}" if other.build else load_dataset(replace(config, dataset=other)).digest
+    if not other.build:
+        return load_dataset(replace(config, dataset=other)).digest
+    redrawing, fitted = make_redrawing(config, split.train), fit_key(config, split.train)
+    changes = {"fitted": fitted, "changed": redrawing.key if redrawing else None}
+    named = [f"{how} {key}" for how, key in changes.items() if key]
+    return ", ".join([f"simulation {sar_scenes.SIMULATION}", *named])
 
 
 def load_dataset(config: BoxtwinConfig) -> Dataset:
@@ -335,26 +340,6 @@ def train(
         checkpoints=checkpoints,
         title=title,
     )
-
-
-def make_generator(config: BoxtwinConfig) -> Generator:
-    """The generator of a configuration; raises `InputError` if its settings are wrong."""
-    arguments = {key: value for key, value in config.generator.items() if key != "name"}
-    arguments["_target_"] = identity.current_target(arguments["_target_"])
-    former = identity.removed_settings_of(arguments["_target_"])
-    if others := sorted(name for name in former.keys() & arguments.keys() if arguments[name] != former[name]):
-        constants = ", ".join(f"generator.{name} (always {identity.as_yaml(former[name])})" for name in others)
-        raise InputError(f"no settings any more: {constants}; leave them out")
-    arguments = {key: value for key, value in arguments.items() if key not in former}
-    try:
-        generator: Generator = hydra.utils.instantiate(arguments, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):  # without Hydra's text around it
-            raise error.__cause__ from None
-        raise
-    generator.name = str(config.generator["name"])  # two files of one class are two generators
-    check_name(generator.name, "generator.name")
-    return generator
 
 
 def make_labels(config: BoxtwinConfig, dataset: Dataset, generator: Generator) -> LabelMethod:

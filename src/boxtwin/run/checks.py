@@ -12,7 +12,7 @@ from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.splits import Split
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
-from boxtwin.detector.options import Anchors, Precision
+from boxtwin.detector.options import Anchors, Precision, Redraw
 from boxtwin.errors import InputError
 from boxtwin.hardware import lightning_accelerator, on_gpu
 
@@ -50,6 +50,13 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
             f"pretraining.per_image={options.per_image} must not be negative, and "
             f"pretraining.batch_size={options.batch_size} must be at least 1"
         )
+    if (options.fit or options.redraw is not Redraw.none) and (options.dataset.build is None or options.per_image):
+        raise InputError(
+            f"pretraining.fit and pretraining.redraw change simulated images, and pretraining={options.name} has none; "
+            "take pretraining=sar_scenes, or pretraining.fit=false pretraining.redraw=none"
+        )
+    if options.redraw is Redraw.diffusion and not 0 < options.redraw_strength <= 1:
+        raise InputError(f"pretraining.redraw_strength={options.redraw_strength} must be above 0 and at most 1")
     if not 0 <= options.share < 1 or (options.share and options.per_image):
         raise InputError(
             f"pretraining.share={options.share} must be at least 0 and less than 1, and 0 where variations precede "

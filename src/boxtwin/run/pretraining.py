@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from boxtwin.config.identity import NO_PRETRAINING
+from boxtwin.config.schema import DatasetConfig
 from boxtwin.datasets.sample import Dataset, Sample
+from boxtwin.datasets.simulated_sar import scenes as sar_scenes
 from boxtwin.datasets.splits import Split
 from boxtwin.detector.checkpoint import read_detector
 from boxtwin.errors import InputError
@@ -22,7 +24,10 @@ from boxtwin.evaluation.coco_metrics import coco_by_class
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.files import write_bytes_atomically
 from boxtwin.run.build import Prepared, load_dataset, prepared_from
+from boxtwin.run.generators import fit_key, make_redrawing
 from boxtwin.run.label_detectors import detect_all
+from boxtwin.synthesis.sensor import fit_to
+from boxtwin.synthesis.store import MODELS
 
 HELD_OUT = 0.05  # share of the other images on which checkpoints are chosen; as many measure the result
 
@@ -53,9 +58,27 @@ def pretraining_run(prepared: Prepared) -> Prepared | None:
         split=replace(config.split, name="pretraining", train_size=None, group_by=options.dataset.group_by, file=None),
         detector=replace(detector, image_size=side, crop=min(detector.crop or side, side), tile=None),
     )
-    dataset = load_dataset(config)
+    dataset = load_dataset(replace(config, dataset=_changed(prepared)))
     check_other_images(dataset, prepared.dataset, prepared.split)
     return prepared_from(config, dataset, hold_out(dataset))
+
+
+def _changed(prepared: Prepared) -> DatasetConfig:
+    """The data set of a run's pre-training, made and changed as the settings say if it is simulated."""
+    node, config = prepared.config.pretraining.dataset, prepared.config
+    training = prepared.split.train
+    redrawing, fitted = make_redrawing(config, training), fit_key(config, training)
+    if redrawing is None and fitted is None:
+        return node
+    assert node.build is not None
+    root = Path(f"{node.root}-{fitted}" if fitted else node.root)
+
+    def simulate() -> Path:
+        fit = fit_to(training, config.detector.image_size) if fitted else None
+        return sar_scenes.build(root, **vars(node.build), fit=fit)
+
+    models = Path(config.data) / "synthetic" / MODELS
+    return replace(node, root=str(redrawing.make(root, simulate, models) if redrawing else simulate()), build=None)
 
 
 def hold_out(dataset: Dataset) -> Split:

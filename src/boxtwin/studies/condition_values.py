@@ -20,6 +20,8 @@ Values = Mapping[str, str]
 COUNT = "variations.per_image"  # has a column of its own
 PRETRAINING = "pretraining.name"
 EPOCHS = "trainer.epochs"  # conditions that share them may differ in their steps
+REDRAW, FIT = "pretraining.redraw", "pretraining.fit"
+OF_REDRAW = ("pretraining.redraw_strength", "pretraining.model", "pretraining_images")  # follow from it, or refine it
 OF_TRAINING_IMAGES = ("data.train", "max_detections")  # follow from which images are trained on
 SPLIT_NAMES = ("dataset.name", "split.name", "split.train_size")
 NAMES = ("split.name", "split.train_size", "generator.name", COUNT)  # shown in any case
@@ -76,13 +78,18 @@ def differences(conditions: Sequence[Values], leave_out: Iterable[str] = ()) -> 
                     varied[place][group] = shown(group, names[place])
     # Which images are in a data set follows from which data set it is, and those trained on from the split too.
     options["data"] = options.get("dataset", one)
-    options["pretraining_images"] = options.get("pretraining", one)
+    changed = [tuple(values.get(key) for key in (PRETRAINING, REDRAW, FIT)) for values in conditions]
     trained_on = [tuple(values.get(key) for key in SPLIT_NAMES) for values in conditions]
     for key in keys:
         group = key.split(".")[0]
         if key in left_out or key == f"{group}.name":
             continue
-        for places in places_of(trained_on if key in OF_TRAINING_IMAGES else options.get(group, one)):
+        among = options.get(group, one)
+        if key in OF_REDRAW:
+            among = changed
+        elif key in OF_TRAINING_IMAGES:
+            among = trained_on
+        for places in places_of(among):
             if len({conditions[place].get(key) for place in places}) > 1:
                 for place in places:
                     varied[place][key] = shown(key, conditions[place].get(key))

@@ -7,9 +7,10 @@ comparisons:
   real_images: 10
 ```
 
-A side is a condition, given by settings as on the command line of ``train.py``; ``variations`` is 0 and ``pretraining``
-none unless given. ``steps`` is short for ``trainer.steps``, and ``real_images`` is the number of real training images.
-What stands beside the two sides holds for both. ``name`` is optional.
+A side is a condition, given by settings as on the command line of ``train.py``; unless given, ``variations`` is 0,
+``pretraining`` and ``pretraining.redraw`` are none, and ``pretraining.fit`` is false. ``steps`` is short for
+``trainer.steps``, and ``real_images`` is the number of real training images. What stands beside the two sides holds for
+both. ``name`` is optional.
 """
 
 from __future__ import annotations
@@ -19,7 +20,18 @@ from dataclasses import dataclass
 
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.errors import InputError
-from boxtwin.studies.condition_values import COUNT, PRETRAINING, Values, as_overrides, differences, flatten, part_of
+from boxtwin.studies.condition_values import (
+    COUNT,
+    FIT,
+    OF_REDRAW,
+    PRETRAINING,
+    REDRAW,
+    Values,
+    as_overrides,
+    differences,
+    flatten,
+    part_of,
+)
 from boxtwin.studies.conditions import Row
 
 PRIMARY_FILE = "primary.yaml"
@@ -27,7 +39,7 @@ REAL_IMAGES = "real_images"
 STEPS = "trainer.steps"
 GROUPS = ("dataset", "split", "generator", "labels", "detector", "pretraining")
 SHORT = {"variations": COUNT, "steps": STEPS, REAL_IMAGES: REAL_IMAGES, **{name: f"{name}.name" for name in GROUPS}}
-UNSAID = {COUNT: "0", PRETRAINING: NO_PRETRAINING}
+UNSAID = {COUNT: "0", PRETRAINING: NO_PRETRAINING, REDRAW: "none", FIT: "false"}
 EXAMPLE = "comparisons: [{treatment: {variations: 10, generator: repeat}, control: {variations: 0}, real_images: 40}]"
 
 
@@ -110,6 +122,8 @@ def _unnamed(new: Row, old: Row, comparison: PrimaryComparison) -> list[str]:
     if "pretraining" in groups:  # one on variations has a generator
         groups |= {"pretraining_images", "generator", "labels"}
         named |= {"variations.seed"}
+    if named & {REDRAW, FIT}:
+        named |= set(OF_REDRAW)
     parts = {"split"} if groups & {"dataset", "split"} or REAL_IMAGES in named else set()
     follow = {STEPS, "setting", "store"}
     return sorted(

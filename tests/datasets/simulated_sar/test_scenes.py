@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ from boxtwin.datasets.simulated_sar.physics import (
 from boxtwin.datasets.simulated_sar.scenes import build, simulate_scene
 from boxtwin.errors import InputError
 
-SMALL = {"images": 8, "image_size": 96, "chips_per_scene": 3, "seed": 5}
+SMALL: dict[str, Any] = {"images": 8, "image_size": 96, "chips_per_scene": 3, "seed": 5}
 
 
 def digests(root: Path) -> dict[str, str]:

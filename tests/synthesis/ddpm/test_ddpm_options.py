@@ -39,8 +39,8 @@ from boxtwin.synthesis.ddpm.base import soft_zone
 from boxtwin.synthesis.ddpm.joint import read_mask
 from boxtwin.synthesis.ddpm.layout import object_patches, plan, traces
 from boxtwin.synthesis.ddpm.model import ModelSettings, PixelModel, TrainingCrops
-from boxtwin.synthesis.ddpm.sketch import _ground, _up_to
 from boxtwin.synthesis.generator import Generator, Request, Variation
+from boxtwin.synthesis.sensor import ground, up_to
 from boxtwin.synthesis.silhouettes import draw
 
 
@@ -309,17 +309,17 @@ def test_land_in_a_simulated_scene_takes_no_contrast_from_its_ships() -> None:
         scene = sea.copy()
         scene[:, :, :land] += rng.normal(0.8, 0.2, (1, 96, land)).astype(np.float32)
         scene[:, 40:44, 120:140] = 1.0
-        level, spread = _ground(scene)
+        level, spread = ground(scene)
         assert level == pytest.approx(-0.5, abs=0.02)
         assert spread == pytest.approx(0.0674, abs=0.01)  # the median deviation of a normal distribution is 0.674 of it
-    assert _ground(np.full((1, 3, 200), 0.25, np.float32)) == (0.25, 1e-3)
+    assert ground(np.full((1, 3, 200), 0.25, np.float32)) == (0.25, 1e-3)
 
 
 def test_what_a_simulated_sensor_could_not_show_is_white_again() -> None:
     values = np.array([[[-0.5, -0.4, 0.0, 0.3, 0.6]]], np.float32)
-    np.testing.assert_allclose(_up_to(2.0, values, knee=0.0), [[[-0.5, -0.4, 0.0, 1.0, 2.0]]], rtol=1e-6)
+    np.testing.assert_allclose(up_to(2.0, values, knee=0.0), [[[-0.5, -0.4, 0.0, 1.0, 2.0]]], rtol=1e-6)
     for white, knee in ((0.5, 0.0), (2.0, 0.6), (2.0, 1.0)):  # white enough; nothing above the knee
-        np.testing.assert_array_equal(_up_to(white, values, knee=knee), values)
+        np.testing.assert_array_equal(up_to(white, values, knee=knee), values)
 
 
 def test_a_sketch_keeps_the_sources_boxes_and_adds_those_of_the_pastes(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_a_simulated_sketch_owes_the_source_level_and_spread(tmp_path: Path, mon
     generator = fitted(tmp_path, scenes(strength=0.0, object_strength=0.0), [dark, light])
     for sample in (dark, light):
         seas = [
-            _ground(np.log1p(pixels.astype(np.float32))[None])
+            ground(np.log1p(pixels.astype(np.float32))[None])
             for pixels in (one(generator, sample, seed=4).pixels, read_image(sample.path))
         ]
         assert seas[0] == pytest.approx(seas[1], rel=0.2)  # a grey level is a fifth of the spread of the dark sea

@@ -46,6 +46,22 @@ class Ship:
         return _turned(u, v, self.heading) + np.array(self.xy)
 
 
+class ShipSizes(NamedTuple):
+    """The range of ships, of log-normal length in pixels; ``slenderness`` is length over beam.
+
+    By default lengths are those of HRSID's ships, and slenderness that of cargo ships and tankers.
+    """
+
+    median: float = 27.0
+    spread: float = 0.75  # standard deviation of the logarithm
+    least: float = 9.0
+    most: float = 190.0
+    slenderness: tuple[float, float] = (4.0, 7.5)
+
+
+USUAL_SIZES = ShipSizes()
+
+
 def _turned(u: Float[np.ndarray, " n"], v: Float[np.ndarray, " n"], heading: float) -> Float[np.ndarray, "n 2"]:
     c, s = np.cos(heading), np.sin(heading)
     return np.stack([c * u - s * v, s * u + c * v], axis=1)
@@ -104,15 +120,16 @@ class Berths:
         return True
 
 
-def draw_ship(rng: np.random.Generator, *, xy: tuple[float, float], heading: float, longest: float) -> Ship:
+def draw_ship(
+    rng: np.random.Generator, *, xy: tuple[float, float], heading: float, longest: float, sizes: ShipSizes = USUAL_SIZES
+) -> Ship:
     """A ship of random size, type and brightness.
 
-    Lengths are log-normal with median 18 px between 8 and 60 px, as ships of HRSID look at two thirds of its
-    resolution; length over beam is 4 to 7.5, that of cargo ships and tankers. Small ships are never among the faintest:
-    a person could not label them.
+    Small ships are never among the faintest: a person could not label them.
     """
-    length = float(np.clip(27 * np.exp(0.75 * rng.standard_normal()), 9, min(190, longest)))
-    beam = max(length / rng.uniform(4.0, 7.5), 2.2)
+    length = sizes.median * np.exp(sizes.spread * rng.standard_normal())
+    length = float(np.clip(length, sizes.least, max(min(sizes.most, longest), sizes.least)))
+    beam = max(length / rng.uniform(*sizes.slenderness), 2.2)
     contrast = float(np.clip(rng.normal(21.5, 5.5), 7.5 + 45 / length, 32))
     kind = KINDS[int(rng.integers(len(KINDS)))] if length > 14 else "cargo"
     return Ship(xy, heading, length, beam, contrast, kind)
@@ -274,13 +291,15 @@ def islets(rng: np.random.Generator, shape: tuple[int, int], count: int) -> Bool
     return mask
 
 
-def moor(rng: np.random.Generator, berths: Berths, shore: Shore, *, occupancy: float, longest: float) -> None:
+def moor(
+    rng: np.random.Generator, berths: Berths, shore: Shore, *, occupancy: float, longest: float, sizes: ShipSizes
+) -> None:
     """Fill quays with ships alongside, bow to stern, some rafted two or three abreast."""
     for start, end, normal in shore.quays:
         along = (end - start) / np.linalg.norm(end - start)
         position, length = rng.uniform(1, 10), float(np.linalg.norm(end - start))
         while position < length:
-            ship = draw_ship(rng, xy=(0.0, 0.0), heading=0.0, longest=longest)
+            ship = draw_ship(rng, xy=(0.0, 0.0), heading=0.0, longest=longest, sizes=sizes)
             if rng.random() > occupancy:
                 position += rng.uniform(0.5, 1.5) * ship.length
                 continue
@@ -295,7 +314,13 @@ def moor(rng: np.random.Generator, berths: Berths, shore: Shore, *, occupancy: f
 
 
 def scatter_ships(
-    rng: np.random.Generator, berths: Berths, *, count: int, longest: float, stream: float | None
+    rng: np.random.Generator,
+    berths: Berths,
+    *,
+    count: int,
+    longest: float,
+    stream: float | None,
+    sizes: ShipSizes,
 ) -> None:
     """Place up to ``count`` ships on free water, along ``stream`` (radians, either way) or in any direction."""
     height, width = berths.taken.shape
@@ -305,7 +330,7 @@ def scatter_ships(
             if stream is not None:
                 heading = stream + np.pi * rng.integers(2) + rng.normal(0, 0.12)
             xy = (float(rng.uniform(0, width)), float(rng.uniform(0, height)))
-            ship = draw_ship(rng, xy=xy, heading=float(heading), longest=longest)
+            ship = draw_ship(rng, xy=xy, heading=float(heading), longest=longest, sizes=sizes)
             if berths.place(ship, clearance=3.0):
                 break
 

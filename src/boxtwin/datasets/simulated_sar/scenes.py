@@ -14,6 +14,7 @@ are not labelled. Ship sizes are the same, in pixels, at every image size, and a
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.simulated_sar import layout, physics
-from boxtwin.datasets.simulated_sar.layout import Berths, Ship, Shore, Window
+from boxtwin.datasets.simulated_sar.layout import Berths, Ship, ShipSizes, Shore, Window
 from boxtwin.datasets.simulated_sar.physics import Scatterers, Sensor
 from boxtwin.errors import InputError
 from boxtwin.files import atomic_path, exclusive_lock, remove_leftovers, write_bytes_atomically
@@ -34,9 +35,22 @@ from boxtwin.files import atomic_path, exclusive_lock, remove_leftovers, write_b
 SIMULATION = 2  # raised whenever the same parameters give other pixels or boxes
 MIN_IMAGE_SIZE = 64  # smaller chips cannot hold the ships
 PARALLEL_FROM = 40  # scenes
+MOST_LOOKS, SMOOTH = 8, 200.0  # greatest number of looks, and order of a texture that is not seen, of a fitted sea
 MARGIN = 16  # pixels simulated around a scene: side lobes and texture wrap around there, not in the chips
 # Shares of scenes. HRSID has 18 % inshore images; more here, since few images must show every kind.
 LAYOUTS = {"open": 0.4, "coast": 0.2, "harbour": 0.28, "river": 0.12}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was read off real images (`boxtwin.synthesis.sensor.fit_to`), in place of the simulator's wide ranges."""
+
+    sea_levels: tuple[float, ...]  # grey levels of the mean power of the open sea, one for each image
+    looks: tuple[float, ...]  # equivalent number of looks, one for each image
+    brightest: int  # grey level at which the sensor saturates
+    ships: ShipSizes
+    density: float  # ships a million pixels of open water
+    clustering: float  # variance beyond that of independent ships, as a share of the squared mean
 
 
 class Chip(NamedTuple):
@@ -48,7 +62,7 @@ class Chip(NamedTuple):
     boxes: list[tuple[int, int, int, int]]
 
 
-def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, seed: int) -> Path:
+def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, seed: int, fit: Fit | None = None) -> Path:
     """Make the data set in ``root`` (``images/*.png``, ``annotations.json``) and return ``root``.
 
     The same parameters give the same bytes. A finished build with the same parameters is left as it is. The folder
@@ -61,17 +75,19 @@ def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, see
     for name, least in {"images": 1, "image_size": MIN_IMAGE_SIZE, "chips_per_scene": 1, "seed": 0}.items():
         if chosen[name] < least:
             raise InputError(f"sar_scenes: {name} must be at least {least}, got {chosen[name]}")
-    parameters = {"simulation": SIMULATION, **chosen}
+    parameters: dict[str, Any] = {"simulation": SIMULATION, **chosen}
+    if fit is not None:
+        parameters["fit"] = json.loads(json.dumps(asdict(fit)))  # as it is read back
     with exclusive_lock(root.parent / f".{root.name}.lock", f"another process is building {root}; waiting for it"):
         if _is_finished(root, parameters):
             return root
         remove_leftovers(root.parent, root.name)
         with atomic_path(root) as partial:
-            _write(partial, parameters)
+            _write(partial, parameters, fit)
     return root
 
 
-def _is_finished(root: Path, parameters: dict[str, int]) -> bool:
+def _is_finished(root: Path, parameters: dict[str, Any]) -> bool:
     """Whether ``root`` holds this build; False when there is nothing, an error when there is something else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
@@ -90,7 +106,7 @@ def _is_finished(root: Path, parameters: dict[str, int]) -> bool:
     return True
 
 
-def _write(folder: Path, parameters: dict[str, int]) -> None:
+def _write(folder: Path, parameters: dict[str, Any], fit: Fit | None) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[tuple[int, int, list[float], float, bool]] = []
     per_scene = parameters["chips_per_scene"]
@@ -100,7 +116,7 @@ def _write(folder: Path, parameters: dict[str, int]) -> None:
     # Processes, because the parts that numpy computes are too short for threads; few scenes are not worth their start.
     workers = joblib.Parallel(n_jobs=-1 if scenes >= PARALLEL_FROM else 1, return_as="generator")
     simulated = workers(
-        joblib.delayed(_scene)(parameters["seed"], scene, count, size) for scene, count in enumerate(counts)
+        joblib.delayed(_scene)(parameters["seed"], scene, count, size, fit) for scene, count in enumerate(counts)
     )
     for scene, chips in enumerate(tqdm(simulated, total=scenes, desc="simulating SAR scenes", unit="scene")):
         for chip in chips:
@@ -115,20 +131,23 @@ def _write(folder: Path, parameters: dict[str, int]) -> None:
     write_bytes_atomically(folder / "annotations.json", json.dumps(content).encode())
 
 
-def _scene(seed: int, scene: int, chips: int, size: int) -> list[Chip]:
-    return simulate_scene(np.random.default_rng(np.random.SeedSequence([seed, scene])), chips=chips, size=size)
+def _scene(seed: int, scene: int, chips: int, size: int, fit: Fit | None) -> list[Chip]:
+    rng = np.random.default_rng(np.random.SeedSequence([seed, scene]))
+    return simulate_scene(rng, chips=chips, size=size, fit=fit)
 
 
-def simulate_scene(rng: np.random.Generator, *, chips: int, size: int) -> list[Chip]:
+def simulate_scene(rng: np.random.Generator, *, chips: int, size: int, fit: Fit | None = None) -> list[Chip]:
     """Simulate one acquisition and cut ``chips`` crops of ``size`` pixels from it.
 
     Lays out land, ships and other targets, computes the reflectivity of sea and land and the image that the sensor
     forms, and quantises its amplitude to 8 bit.
     """
+    image = 0 if fit is None else int(rng.integers(len(fit.sea_levels)))  # of which level and looks are
+    looks, order = (None, None) if fit is None else _looks_and_order(fit.looks[image])
     windows, shape = _windows(chips, size)
-    berths, shore, sheltered = _lay_out(rng, windows, shape, size)
+    berths, shore, sheltered = _lay_out(rng, windows, shape, size, fit)
     land_level = 10 ** (rng.uniform(4, 15) / 10)
-    reflectivity = _sea(rng, shape, berths.ships, sheltered)
+    reflectivity = _sea(rng, shape, berths.ships, sheltered, order)
     rocks = np.zeros(shape, bool)
     if rng.random() < 0.3:
         rocks = layout.islets(rng, shape, int(rng.integers(1, 6)))
@@ -154,8 +173,13 @@ def simulate_scene(rng: np.random.Generator, *, chips: int, size: int) -> list[C
             reflectivity += level**2 * ndimage.shift(land, (side * round(shift), 0), order=0)
     reflectivity = np.where(ground, land, reflectivity)
     sensor = _draw_sensor(rng)
+    sensor = replace(sensor, looks=looks or sensor.looks)
     intensity = physics.multilook_intensity(rng, reflectivity, scatterers, sensor, physics.join(clutter))
-    picture = quantise(intensity, sea_level=float(np.clip(15 * np.exp(0.45 * rng.standard_normal()), 5, 40)))
+    usual, spread = (15.0, 0.45) if fit is None else (fit.sea_levels[image], 0.1)
+    sea_level = usual * np.exp(spread * rng.standard_normal())
+    picture = quantise(intensity, sea_level=float(np.clip(sea_level, 5, 40) if fit is None else sea_level))
+    if fit is not None:
+        picture = np.minimum(picture, np.uint8(fit.brightest))
     inland = [float(shore.land[w.y : w.y + size, w.x : w.x + size].mean()) for w in windows]
     chosen = np.sort(np.argsort(inland, kind="stable")[:chips])  # crops with most land are left out first, as in HRSID
     # Azimuth lies along the columns of half the scenes: ascending and descending passes, other map projections.
@@ -185,14 +209,17 @@ def _windows(chips: int, size: int) -> tuple[list[Window], tuple[int, int]]:
 
 
 def _lay_out(
-    rng: np.random.Generator, windows: list[Window], shape: tuple[int, int], size: int
+    rng: np.random.Generator, windows: list[Window], shape: tuple[int, int], size: int, fit: Fit | None = None
 ) -> tuple[Berths, Shore, bool]:
     """Land and ships of one scene, and whether its water is sheltered."""
     kind = str(rng.choice(list(LAYOUTS), p=list(LAYOUTS.values())))
     longest = 0.45 * size
     stream = None
     # Ships per chip: a gamma mixture of Poisson counts gives the long tail and the empty sea of real counts.
-    density = rng.gamma(3.0, 0.9)
+    density, sizes, more = rng.gamma(3.0, 0.9), ShipSizes(), 1.0
+    if fit is not None:
+        sizes, more = fit.ships, fit.density * size**2 / 1e6 / 2.7  # 2.7 on average otherwise
+        density = rng.gamma(1 / fit.clustering, 2.7 * fit.clustering)
     shore = Shore(np.zeros(shape, bool), [])
     if kind == "coast":
         shore = layout.coast(rng, shape)
@@ -204,18 +231,22 @@ def _lay_out(
         density = rng.uniform(2, 7)
     berths = Berths(shore.land, windows)
     if kind == "harbour":
-        layout.moor(rng, berths, shore, occupancy=rng.uniform(0.15, 0.55), longest=longest)
+        layout.moor(rng, berths, shore, occupancy=rng.uniform(0.15, 0.55), longest=longest, sizes=sizes)
     area = shape[0] * shape[1] / size**2
-    layout.scatter_ships(rng, berths, count=int(rng.poisson(density * area)), longest=longest, stream=stream)
+    count = int(rng.poisson(density * more * area))
+    layout.scatter_ships(rng, berths, count=count, longest=longest, stream=stream, sizes=sizes)
     return berths, shore, kind in ("harbour", "river")
 
 
 def _sea(
-    rng: np.random.Generator, shape: tuple[int, int], ships: list[Ship], sheltered: bool
+    rng: np.random.Generator, shape: tuple[int, int], ships: list[Ship], sheltered: bool, order: float | None = None
 ) -> Float[np.ndarray, "h w"]:
-    """Mean power of the sea around 1: gamma texture, swell, slicks, and the wakes of ships under way."""
-    order = float(np.exp(rng.uniform(np.log(2.5), np.log(40))))  # spiky to nearly Rayleigh sea
-    sea = physics.gamma_texture(rng, shape, order=order, correlation=rng.uniform(1, 4))
+    """Mean power of the sea around 1: gamma texture, swell, slicks, and the wakes of ships under way.
+
+    The order of the texture is drawn if None is given.
+    """
+    drawn = float(np.exp(rng.uniform(np.log(2.5), np.log(40))))  # spiky to nearly Rayleigh sea
+    sea = physics.gamma_texture(rng, shape, order=order or drawn, correlation=rng.uniform(1, 4))
     if sheltered:
         return sea * 10 ** (-rng.uniform(0, 4) / 10)
     if rng.random() < 0.5:
@@ -255,6 +286,15 @@ def _ship_wake(
         # Narrow-V wakes lie within the Kelvin angle.
         arm_angle=rng.choice([physics.KELVIN_ANGLE, rng.uniform(0.04, 0.15)]),
     )
+
+
+def _looks_and_order(equivalent: float) -> tuple[int, float]:
+    """A whole number of looks, and the order of the sea's texture that lowers it to an equivalent number of looks.
+
+    The squared variation of a product of independent factors: ``1 + 1/E = (1 + 1/looks) (1 + 1/order)``.
+    """
+    looks = int(np.clip(np.ceil(equivalent), 1, MOST_LOOKS))
+    return looks, 1 / max((1 + 1 / equivalent) / (1 + 1 / looks) - 1, 1 / SMOOTH)
 
 
 def _draw_sensor(rng: np.random.Generator) -> Sensor:

@@ -14,17 +14,16 @@ import numpy as np
 from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.simulated_sar.scenes import MIN_IMAGE_SIZE, SIMULATION, simulate_scene
 from boxtwin.errors import InputError
-from boxtwin.synthesis.arrays import Boxes, Planes, planes_of
+from boxtwin.synthesis.arrays import Boxes, planes_of
 from boxtwin.synthesis.controls import CopyPaste, PasteSettings
 from boxtwin.synthesis.ddpm.base import Canvas, the_one_class
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 from boxtwin.synthesis.generator import Request, Variation, settings_of
+from boxtwin.synthesis.sensor import KNEE, ground, longer_sides, up_to
 
 SKETCHES = ("copy_paste", "sar_scenes")
 SHIP = 24  # pixels: the longer side of simulated ships in the median
 MOST_SCALE = 4.0
-TILE = 32  # pixels
-KNEE = 6.0  # median deviations above the sea: hardly any speckle is brighter
 LEAST_SIDE = 3  # pixels: the part of a simulated ship that a border leaves has a box from this side on
 
 
@@ -60,7 +59,7 @@ class PixelSketch(PasteSettings, PixelDDPM):
         """Train or load the model, and cut out the objects to paste; simulated scenes refuse several classes."""
         if self.sketch == "sar_scenes":
             self._ship = the_one_class(f"{self.name}: sketch=sar_scenes", training, "sketch=copy_paste")
-            lengths = [max(x2 - x1, y2 - y1) for sample in training for x1, y1, x2, y2 in sample.object_boxes]
+            lengths = longer_sides(training)
             self._scale = float(np.clip(np.median(lengths) / SHIP, 1 / MOST_SCALE, MOST_SCALE)) if lengths else 1.0
         else:
             self._paste.fit(training, folder)
@@ -87,36 +86,12 @@ class PixelSketch(PasteSettings, PixelDDPM):
         pixels = chip.pixels if scaled == side else cv2.resize(chip.pixels, (scaled, scaled), interpolation=how)
         scene = self.network.tone.encode(planes_of(pixels, canvas.encoded.shape[0])[:, :height, :width])
         # The sea gets the level and the speckle of the source's.
-        level, spread = _ground(canvas.encoded)
-        scene_level, scene_spread = _ground(scene)
+        level, spread = ground(canvas.encoded)
+        scene_level, scene_spread = ground(scene)
         scene = (scene - scene_level) * (spread / scene_spread) + level
         if chip.pixels.max() == np.iinfo(chip.pixels.dtype).max:  # brighter than it can show
-            scene = _up_to(float(self.network.tone.encode(np.ones(1))[0]), scene, level + KNEE * spread)
+            scene = up_to(float(self.network.tone.encode(np.ones(1))[0]), scene, level + KNEE * spread)
         corners = np.array(chip.boxes, dtype=np.float32).reshape(-1, 4) * np.float32(scaled / side)
         corners = np.minimum(corners, np.array([width, height, width, height], dtype=np.float32))
         whole = (corners[:, 2:] - corners[:, :2]).min(axis=1, initial=np.inf) >= LEAST_SIDE
         return canvas.showing(scene.astype(np.float32)), corners[whole]
-
-
-def _up_to(full_scale: float, values: Planes, knee: float) -> Planes:
-    """Stretch what is above ``knee`` until the brightest is ``full_scale``; nothing is made darker."""
-    top = float(values.max())
-    if not knee < top < full_scale:
-        return values
-    return np.where(values > knee, knee + (values - knee) * ((full_scale - knee) / (top - knee)), values)
-
-
-def _ground(values: Planes) -> tuple[float, float]:
-    """Level and spread of what lies between objects: the median tile of the darker half, and its median deviation.
-
-    Over a whole image the deviation would be that of land from sea, where there is land.
-    """
-    channels, height, width = values.shape
-    tile = min(TILE, height, width)
-    rows, columns = height // tile, width // tile
-    tiles = values[:, : rows * tile, : columns * tile].reshape(channels, rows, tile, columns, tile)
-    tiles = tiles.transpose(1, 3, 0, 2, 4).reshape(rows * columns, -1)
-    levels = np.median(tiles, axis=1)
-    spreads = np.median(np.abs(tiles - levels[:, None]), axis=1)
-    dark = levels <= np.median(levels)
-    return float(np.median(levels[dark])), max(float(np.median(spreads[dark])), 1e-3)
