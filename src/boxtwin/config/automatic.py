@@ -26,7 +26,7 @@ from boxtwin.errors import InputError
 
 AUTO = re.compile(r"(?<![\w./-])auto(?![\w./-])")
 SIMULATION = "sar_scenes"
-SCRIPTS = {"train.py": "config", "generate.py": "generate"}  # that take such values: their configurations
+SCRIPTS = {"train": "config", "generate": "generate"}  # that take such values: their configurations
 
 
 class Best(NamedTuple):
@@ -54,7 +54,7 @@ def resolve_auto(script: Path, words: Sequence[str], config_dir: str | None = No
     asking = [
         word for word in words if word.partition("=")[0].lstrip("+") in keys and AUTO.search(word.partition("=")[2])
     ]
-    if script.name not in SCRIPTS or not asking:
+    if script.stem not in SCRIPTS or not asking:
         return list(words), ""
     configs = _composed(script, words, config_dir)
     images = min(_training_images(config) for config in configs)
@@ -90,7 +90,7 @@ def _composed(script: Path, words: Sequence[str], config_dir: str | None) -> lis
 
     def composed(overrides: Sequence[str], *, whole: bool = False) -> list[DictConfig]:
         (combinations,) = BasicSweeper.split_arguments(parser.parse_overrides(list(overrides)), None)
-        name = SCRIPTS[script.name]
+        name = SCRIPTS[script.stem]
         return [compose(name, [*extra, *each], return_hydra_config=whole) for each in combinations]
 
     try:
