@@ -16,6 +16,7 @@ from study_runs import finished_run
 
 from boxtwin.commands.compare import compare_study
 from boxtwin.errors import InputError
+from boxtwin.studies.condition_values import COUNT
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.primary import PRIMARY_FILE, primary_comparisons
 from boxtwin.studies.report.page import write_report
@@ -25,6 +26,7 @@ from boxtwin.studies.study import Study
 # AP50 of conditions on ten real images, and their settings.
 SIMULATED = {"pretraining.name": "sar_scenes", "pretraining.steps": "1200"}
 PASTED = {"variations.per_image": "10", "generator.name": "copy_paste", "generator.seed": "3"}
+ON_VARIATIONS = {"pretraining.name": "variations", "generator.name": "copy_paste", "generator.seed": "3"} | {COUNT: "0"}
 CONDITIONS = {
     "plain": (0.50, {"trainer.steps": "804"}),
     "pasted": (0.58, PASTED),
@@ -142,6 +144,45 @@ def test_differences_that_are_not_named_are_refused() -> None:
     named = {**COMBINED, "treatment": {**COMBINED["treatment"], "detector.learning_rate": 0.002}}
     found = study([named], changed={"detector.learning_rate": "0.002"})
     assert [each.kind for each in found.contrasts].count("primary") == 1
+
+
+@pytest.mark.parametrize(
+    ("treatment", "control", "more"),
+    [
+        (PASTED, PASTED | SIMULATED, {"generator.name": "repeat"}),
+        (PASTED | {"labels.name": "carry"}, PASTED | SIMULATED, {"labels.name": "pseudo"}),
+        # One side is pre-trained on variations, the other trains on them.
+        (PASTED, ON_VARIATIONS, {"generator.name": "repeat"}),
+        (PASTED | {"variations.seed": "0"}, ON_VARIATIONS, {"variations.seed": "1"}),
+    ],
+)
+def test_another_generator_is_named_where_both_sides_have_one(
+    treatment: dict[str, str], control: dict[str, str], more: dict[str, str]
+) -> None:
+    sides = {
+        "treatment": {COUNT: treatment[COUNT]},
+        "control": {COUNT: control[COUNT], "pretraining": control["pretraining.name"]},
+    }
+
+    def compare(entry: dict[str, Any], of_control: dict[str, str]) -> list[str]:
+        runs, figures = simulate_settings([(treatment, 10.0, 0.5, 2), (of_control, 10.0, 0.6, 2)])
+        named = primary_comparisons({"comparisons": [entry]}, "p.yaml")
+        return [each.kind for each in study_of(runs, condition_table(runs), figures, named).contrasts]
+
+    assert "primary" in compare(sides, {**control, **{key: treatment.get(key, "null") for key in more}})
+    with pytest.raises(InputError, match=f"also differ in {next(iter(more))}"):
+        compare(sides, control | more)
+    assert "primary" in compare(sides | {"control": sides["control"] | more}, control | more)
+
+
+def test_what_follows_from_having_no_variations_need_not_be_named() -> None:
+    without = {"generator": "null", "labels": "null", "variations.seed": "0"}
+    entry = {"treatment": {"pretraining": "variations"}, "control": {}}
+    runs, figures = simulate_settings(
+        [(without, 10.0, 0.5, 2), (ON_VARIATIONS | {"variations.seed": "1"}, 10.0, 0.6, 2)]
+    )
+    named = primary_comparisons({"comparisons": [entry]}, "p.yaml")
+    assert "primary" in {each.kind for each in study_of(runs, condition_table(runs), figures, named).contrasts}
 
 
 def test_the_file_is_kept_beside_report_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

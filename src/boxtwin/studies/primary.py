@@ -105,11 +105,12 @@ def _unnamed(new: Row, old: Row, comparison: PrimaryComparison) -> list[str]:
     """
     named = {key for key in {*comparison.treatment, *comparison.control} if _value(new, key) != _value(old, key)}
     groups = {key.removesuffix(".name") for key in named if key.endswith(".name")}
-    if (_value(new, COUNT) == "0") != (_value(old, COUNT) == "0"):
+    if ("generator.name" in new.values) != ("generator.name" in old.values):  # one trains on no variations at all
         groups |= {"variations", "generator", "labels"}
-    if "pretraining" in groups:  # one on variations has a generator
-        groups |= {"pretraining_images", "generator", "labels"}
-        named |= {"variations.seed"}
+    if (_value(new, COUNT) == "0") != (_value(old, COUNT) == "0"):
+        named |= {"variations.synthetic_fraction"}
+    if "pretraining" in groups:
+        groups |= {"pretraining_images"}
     parts = {"split"} if groups & {"dataset", "split"} or REAL_IMAGES in named else set()
     follow = {STEPS, "setting", "store"}
     return sorted(
