@@ -47,8 +47,8 @@ def study(entries: list[Any], seeds: int = 9, leave_out: str = "", changed: Mapp
 
 
 TEN = {"real_images": 10}
-PASTE = {"treatment": {"variations": 10, "generator": "copy_paste"}, "control": {}} | TEN
-SIMULATION = {"treatment": {"pretraining": "sar_scenes"}, "control": {"pretraining": "none"}} | TEN
+PASTE = {"treatment": {"variations": 10, "generator": "copy_paste", "steps": 402}, "control": {"steps": 804}} | TEN
+SIMULATION = {"treatment": {"pretraining": "sar_scenes", "steps": 402}, "control": {"steps": 804}} | TEN
 COMBINED: dict[str, Any] = {
     "name": "simulation and copy-paste",
     "treatment": {"pretraining": "sar_scenes", "variations": 10, "generator": "copy_paste", "steps": 1314},
@@ -60,8 +60,8 @@ def test_only_the_named_comparisons_have_p_and_they_are_corrected_together(tmp_p
     found = study([PASTE, SIMULATION, COMBINED])
     primary = {each.name: each.differences["map_50"] for each in found.contrasts if each.kind == "primary"}
     assert list(primary) == [
-        "variations=10 generator=copy_paste against none (real_images=10)",
-        "pretraining=sar_scenes against pretraining=none (real_images=10)",
+        "variations=10 generator=copy_paste steps=402 against steps=804 (real_images=10)",
+        "pretraining=sar_scenes steps=402 against steps=804 (real_images=10)",
         "simulation and copy-paste",
     ]
     paste, simulation, both = primary.values()
@@ -181,6 +181,23 @@ def test_what_follows_from_having_no_variations_need_not_be_named() -> None:
     runs, figures = simulate_settings(
         [(without, 10.0, 0.5, 2), (ON_VARIATIONS | {"variations.seed": "1"}, 10.0, 0.6, 2)]
     )
+    named = primary_comparisons({"comparisons": [entry]}, "p.yaml")
+    assert "primary" in {each.kind for each in study_of(runs, condition_table(runs), figures, named).contrasts}
+
+
+@pytest.mark.parametrize("unsaid", ["treatment", "control"])
+def test_steps_that_differ_are_named_on_both_sides(unsaid: str) -> None:
+    sides = {side: {key: value for key, value in PASTE[side].items() if key != "steps"} for side in (unsaid,)}
+    with pytest.raises(InputError, match=r"also differ in trainer\.steps \(402 against 804\); name these settings"):
+        study([PASTE | sides])
+
+
+def test_steps_that_follow_from_equal_epochs_need_not_be_named() -> None:
+    epochs = {"trainer.epochs": "50"}
+    runs, figures = simulate_settings(
+        [(epochs, 10.0, 0.5, 2), (PASTED | epochs | {"trainer.steps": "804"}, 10.0, 0.6, 2)]
+    )
+    entry = {"treatment": {"variations": 10}, "control": {}}
     named = primary_comparisons({"comparisons": [entry]}, "p.yaml")
     assert "primary" in {each.kind for each in study_of(runs, condition_table(runs), figures, named).contrasts}
 

@@ -19,7 +19,16 @@ from dataclasses import dataclass
 
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.errors import InputError
-from boxtwin.studies.condition_values import COUNT, PRETRAINING, Values, as_overrides, differences, flatten, part_of
+from boxtwin.studies.condition_values import (
+    COUNT,
+    EPOCHS,
+    PRETRAINING,
+    Values,
+    as_overrides,
+    differences,
+    flatten,
+    part_of,
+)
 from boxtwin.studies.conditions import Row
 
 PRIMARY_FILE = "primary.yaml"
@@ -77,8 +86,8 @@ def find_rows(rows: Sequence[Row], comparison: PrimaryComparison) -> tuple[Row |
     if new and old and (unnamed := _unnamed(new, old, comparison)):
         also = ", ".join(f"{key} ({_value(new, key)} against {_value(old, key)})" for key in unnamed[:4])
         raise InputError(
-            f"primary comparison {comparison.name}: its conditions also differ in {also}; name these settings in "
-            f"{PRIMARY_FILE}, or leave the runs out"
+            f"primary comparison {comparison.name}: its conditions also differ in {also}; name these settings "
+            f"of both sides in {PRIMARY_FILE}, or leave the runs out"
         )
     return new, old
 
@@ -101,9 +110,13 @@ def _value(row: Row, key: str) -> str:
 def _unnamed(new: Row, old: Row, comparison: PrimaryComparison) -> list[str]:
     """Settings in which two conditions differ, without those that are named and what follows from them.
 
-    Numbers of optimiser steps may differ: each treatment has a number of steps that is best for it.
+    Numbers of optimiser steps may differ, since each treatment has a number that is best for it; then each side names
+    its own, so that nobody chooses it by the results.
     """
-    named = {key for key in {*comparison.treatment, *comparison.control} if _value(new, key) != _value(old, key)}
+    sides = (comparison.treatment, comparison.control)
+    named = {key for side in sides for key in side if _value(new, key) != _value(old, key)}
+    if any(STEPS in row.values and STEPS not in side for row, side in zip((new, old), sides, strict=True)):
+        named -= {STEPS}
     groups = {key.removesuffix(".name") for key in named if key.endswith(".name")}
     if ("generator.name" in new.values) != ("generator.name" in old.values):  # one trains on no variations at all
         groups |= {"variations", "generator", "labels"}
@@ -112,7 +125,7 @@ def _unnamed(new: Row, old: Row, comparison: PrimaryComparison) -> list[str]:
     if "pretraining" in groups:
         groups |= {"pretraining_images"}
     parts = {"split"} if groups & {"dataset", "split"} or REAL_IMAGES in named else set()
-    follow = {STEPS, "setting", "store"}
+    follow = {"setting", "store"} | ({STEPS} if EPOCHS in new.values and EPOCHS in old.values else set())
     return sorted(
         key
         for key in {*new.values, *old.values} - named - follow
