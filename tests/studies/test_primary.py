@@ -16,6 +16,7 @@ from study_runs import finished_run
 
 from boxtwin.commands.compare import compare_study
 from boxtwin.errors import InputError
+from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.condition_values import COUNT
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.primary import PRIMARY_FILE, primary_comparisons
@@ -200,6 +201,32 @@ def test_steps_that_follow_from_equal_epochs_need_not_be_named() -> None:
     entry = {"treatment": {"variations": 10}, "control": {}}
     named = primary_comparisons({"comparisons": [entry]}, "p.yaml")
     assert "primary" in {each.kind for each in study_of(runs, condition_table(runs), figures, named).contrasts}
+
+
+def test_images_beside_the_data_set_are_named_by_their_number() -> None:
+    beside = {"unlabelled_images": "70-3f2a91bc0d12"}
+    runs, figures = simulate_settings(
+        [
+            ({}, 10.0, 0.5, 6),
+            (beside, 10.0, 0.55, 6),
+            (beside | {"empty_images": "9-0123456789ab"}, 10.0, 0.6, 6),
+            ({"unlabelled_images": "30-0123456789ab"}, 10.0, 0.6, 6),
+        ],
+        seed_noise=0.004,
+    )
+    rows = condition_table(runs)
+
+    def compare(*entries: dict[str, Any]) -> list[Contrast]:
+        named = primary_comparisons({"comparisons": list(entries)}, "p.yaml")
+        return [each for each in study_of(runs, rows, figures, named).contrasts if each.kind == "primary"]
+
+    unlabelled = {"treatment": {"unlabelled_images": 70}, "control": {"unlabelled_images": 0}}
+    empty = {"treatment": {"empty_images": 9}, "control": {}, "unlabelled_images": 70}
+    by_hash = {"treatment": {"unlabelled_images": beside["unlabelled_images"]}, "control": {}}
+    changes = [each.differences["map_50"].mean for each in compare(unlabelled, empty, by_hash)]
+    assert changes == pytest.approx([0.05, 0.05, 0.05], abs=0.02)
+    assert changes[0] == changes[2]
+    assert compare({"treatment": {"unlabelled_images": 7}, "control": {}}) == []
 
 
 def test_the_file_is_kept_beside_report_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

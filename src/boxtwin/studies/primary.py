@@ -9,7 +9,9 @@ comparisons:
 
 A side is a condition, given by settings as on the command line of ``train.py``; ``variations`` is 0 and ``pretraining``
 none unless given. ``steps`` is short for ``trainer.steps``, and ``real_images`` is the number of real training images.
-What stands beside the two sides holds for both. ``name`` is optional.
+``unlabelled_images`` and ``empty_images`` are numbers of images beside the data set, 0 unless given; where a study has
+several sets of as many, give the number and hash that the report shows. What stands beside the two sides holds for
+both. ``name`` is optional.
 """
 
 from __future__ import annotations
@@ -35,8 +37,14 @@ PRIMARY_FILE = "primary.yaml"
 REAL_IMAGES = "real_images"
 STEPS = "trainer.steps"
 GROUPS = ("dataset", "split", "generator", "labels", "detector", "pretraining")
-SHORT = {"variations": COUNT, "steps": STEPS, REAL_IMAGES: REAL_IMAGES, **{name: f"{name}.name" for name in GROUPS}}
-UNSAID = {COUNT: "0", PRETRAINING: NO_PRETRAINING}
+EXTRA = ("unlabelled_images", "empty_images")
+SHORT = {
+    "variations": COUNT,
+    "steps": STEPS,
+    **{name: name for name in (REAL_IMAGES, *EXTRA)},
+    **{name: f"{name}.name" for name in GROUPS},
+}
+UNSAID = {COUNT: "0", PRETRAINING: NO_PRETRAINING, **dict.fromkeys(EXTRA, "0")}
 EXAMPLE = "comparisons: [{treatment: {variations: 10, generator: repeat}, control: {variations: 0}, real_images: 40}]"
 
 
@@ -93,7 +101,7 @@ def find_rows(rows: Sequence[Row], comparison: PrimaryComparison) -> tuple[Row |
 
 
 def _find(rows: Sequence[Row], side: Values, name: str) -> Row | None:
-    found = [row for row in rows if all(_value(row, key) == value for key, value in side.items())]
+    found = [row for row in rows if all(value in _values(row, key) for key, value in side.items())]
     if len(found) > 1:
         apart = sorted({key for each in differences([row.values for row in found]) for key in each})
         raise InputError(
@@ -105,6 +113,12 @@ def _find(rows: Sequence[Row], side: Values, name: str) -> Row | None:
 
 def _value(row: Row, key: str) -> str:
     return f"{row.real_images:g}" if key == REAL_IMAGES else row.values.get(key, UNSAID.get(key, "null"))
+
+
+def _values(row: Row, key: str) -> tuple[str, ...]:
+    """What a side may give for the value of a row: of images beside the data set, which have a hash, the number."""
+    value = _value(row, key)
+    return (value, value.partition("-")[0]) if key in EXTRA else (value,)
 
 
 def _unnamed(new: Row, old: Row, comparison: PrimaryComparison) -> list[str]:
