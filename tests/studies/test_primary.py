@@ -21,7 +21,7 @@ from boxtwin.studies.condition_values import COUNT
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.primary import PRIMARY_FILE, primary_comparisons
 from boxtwin.studies.report.page import write_report
-from boxtwin.studies.report.summary import Summary
+from boxtwin.studies.report.summary import Summary, printed
 from boxtwin.studies.study import Study
 
 # AP50 of conditions on ten real images, and their settings.
@@ -89,6 +89,26 @@ def test_only_the_named_comparisons_have_p_and_they_are_corrected_together(tmp_p
     assert "exploratory" in page
     assert "Primary comparison 1 of 3" in page
     assert "No finished run without variations" not in page
+
+
+def test_other_comparisons_are_called_exploratory() -> None:
+    conditions = [({}, 10.0, 0.5, 9), (SIMULATED, 10.0, 0.58, 9), (PASTED, 10.0, 0.55, 9)]
+    runs, figures = simulate_settings(conditions, seed_noise=0.004)
+    entry = {"treatment": {"pretraining": "sar_scenes"}, "control": {}}
+    named = primary_comparisons({"comparisons": [entry]}, "p.yaml")
+    summary = Summary.of(study_of(runs, condition_table(runs), figures, named))
+    (lines,) = [part.sentences for part in summary.sections if part.title == "What else you could do"]
+    assert "9 seeds), significant. Machine" in lines[0]
+    assert "9 seeds), exploratory, not tested. Machine" in lines[1]
+
+
+def test_the_primary_answer_is_printed_in_brief_too() -> None:
+    found = study([PASTE, COMBINED])
+    summary = Summary.of(found)
+    text = printed(found, summary, brief=True)
+    assert text.endswith("\n".join(summary.answer))
+    assert text.count("Primary comparison 1 of 2") == 1
+    assert "What to do" not in text
 
 
 def test_comparisons_without_runs_or_seeds_count_for_the_correction() -> None:

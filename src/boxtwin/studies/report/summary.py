@@ -39,9 +39,10 @@ class Summary:
     @classmethod
     def of(cls, study: Study, candidates: Sequence[Candidate] | None = None) -> Summary:
         """Put a study into words."""
+        primary = primary_answer(study) if study.primary else []
         return cls(
-            in_short(study.rows, study.contrasts),
-            primary_answer(study) if study.primary else answer(study.rows, study.contrasts),
+            primary or in_short(study.rows, study.contrasts),
+            primary or answer(study.rows, study.contrasts),
             verdict(study.rows, study.contrasts),
             notes(study.runs, study.rows, primary=bool(study.primary)),
             sections(study, candidates),
@@ -52,7 +53,7 @@ class Summary:
 def printed(study: Study, summary: Summary, *, brief: bool = False) -> str:
     """What `compare.py` prints: the table, the answer, and what was asked for besides; all else is in the report.
 
-    With ``brief`` the answer is a sentence for each of its parts, and comes last.
+    With ``brief`` the answer is a sentence for each of its parts, or the primary comparisons alone, and comes last.
     """
     blocks = [
         [f"study {study.name}: {len(study.runs)} runs"],
