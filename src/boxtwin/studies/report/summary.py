@@ -84,7 +84,7 @@ class Answer:
 
 
 def primary_answer(study: Study) -> list[str]:
-    """A sentence for each primary comparison, also where there is no run yet. All others are in the report alone."""
+    """A sentence for each primary comparison, and one for all that lack runs. Other comparisons are in the report."""
     found = {contrast.name: contrast for contrast in study.contrasts if contrast.kind == "primary"}
     missing = {
         each.name: [
@@ -92,7 +92,10 @@ def primary_answer(study: Study) -> list[str]:
         ]
         for each in study.primary
     }
-    comparisons = [(each.name, found.get(each.name), missing[each.name]) for each in study.primary]
+    comparisons = [
+        (place, each.name, found.get(each.name), missing[each.name])
+        for place, each in enumerate(study.primary, start=1)
+    ]
     return paragraphs("primary", comparisons=comparisons)
 
 
