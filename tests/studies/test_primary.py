@@ -48,8 +48,11 @@ def study(entries: list[Any], seeds: int = 9, leave_out: str = "", changed: Mapp
 
 
 TEN = {"real_images": 10}
-PASTE = {"treatment": {"variations": 10, "generator": "copy_paste", "steps": 402}, "control": {"steps": 804}} | TEN
-SIMULATION = {"treatment": {"pretraining": "sar_scenes", "steps": 402}, "control": {"steps": 804}} | TEN
+PASTE: dict[str, Any] = {
+    "treatment": {"variations": 10, "generator": "copy_paste", "steps": 402},
+    "control": {"steps": 804},
+} | TEN
+SIMULATION: dict[str, Any] = {"treatment": {"pretraining": "sar_scenes", "steps": 402}, "control": {"steps": 804}} | TEN
 COMBINED: dict[str, Any] = {
     "name": "simulation and copy-paste",
     "treatment": {"pretraining": "sar_scenes", "variations": 10, "generator": "copy_paste", "steps": 1314},
