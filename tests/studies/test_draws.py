@@ -81,7 +81,8 @@ def test_a_comparison_on_several_draws() -> None:
     assert "on 3 draws of the training images" in section.sentences[0]
     # A primary comparison at other numbers of steps on each side.
     longer = [replace(run, condition={**run.condition, "trainer.steps": "804"}) for run in runs if not run.variations]
-    entry = {"treatment": {"variations": 10, "split.seed": None}, "control": {"split.seed": None}, "real_images": 10}
+    sides = {"treatment": {"variations": 10, "steps": 402}, "control": {"steps": 804}}
+    entry = sides | {"real_images": 10, "split.seed": None}
     primary = primary_comparisons({"comparisons": [entry]}, "p.yaml")
     runs = [*longer, *(run for run in runs if run.variations)]
     study = study_of(runs, condition_table(runs), figures, primary)

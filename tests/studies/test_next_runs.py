@@ -102,6 +102,26 @@ def test_seeds_do_not_get_below_the_images() -> None:
             {},
             "generator.a=1 generator=repeat study=demo split=s2 variations=5 seed=0",
         ),
+        # A pre-training on variations keeps their generator where none are mixed in afterwards.
+        (
+            "pretraining=variations generator=copy_paste generator.pastes=2 labels=carry variations.seed=1",
+            "none",
+            {"variations": 0, "generator": "repeat labels=pseudo"},
+            "pretraining=variations generator=copy_paste generator.pastes=2 labels=carry variations.seed=1 study=demo "
+            "split=s2 variations=0 seed=0",
+        ),
+        (
+            "pretraining.per_image=10 generator=repeat variations=0",
+            "none",
+            {"variations": 0},
+            "pretraining.per_image=10 generator=repeat study=demo split=s2 variations=0 seed=0",
+        ),
+        (
+            "pretraining=sar_scenes generator=repeat variations=0",
+            "none",
+            {"variations": 0},
+            "pretraining=sar_scenes study=demo split=s2 variations=0 seed=0",
+        ),
         # What a sweep typed for all of its runs.
         ("generator=repeat generator.a=1", "none", {"variations": 0}, "study=demo split=s2 variations=0 seed=0"),
         (

@@ -71,6 +71,9 @@ def test_steps_of_equal_pixels_are_those_of_the_formula() -> None:
     # Whole images where there is no crop.
     whole = PLAIN | SIMULATED | {"detector.crop": "null", "dataset.image_size": "512"}
     assert equal_pixel_steps(whole) == 6 * math.ceil((402 + pixels / (8 * 512**2)) / 6)
+    # The network may take images in another size than that of the data set, here 256 pixels, less than a crop.
+    smaller = PLAIN | SIMULATED | {"detector.image_size": "256"}
+    assert equal_pixel_steps(smaller) == 6 * math.ceil((402 + pixels / (8 * 256**2)) / 6) == 2802
     assert equal_pixel_steps({}) is None
 
 

@@ -16,16 +16,18 @@ from study_runs import finished_run
 
 from boxtwin.commands.compare import compare_study
 from boxtwin.errors import InputError
-from boxtwin.studies.condition_values import differences
+from boxtwin.studies.comparison import Contrast
+from boxtwin.studies.condition_values import COUNT, differences
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.primary import PRIMARY_FILE, find_rows, primary_comparisons
 from boxtwin.studies.report.page import write_report
-from boxtwin.studies.report.summary import Summary
+from boxtwin.studies.report.summary import Summary, printed
 from boxtwin.studies.study import Study
 
 # AP50 of conditions on ten real images, and their settings.
 SIMULATED = {"pretraining.name": "sar_scenes", "pretraining.steps": "1200"}
 PASTED = {"variations.per_image": "10", "generator.name": "copy_paste", "generator.seed": "3"}
+ON_VARIATIONS = {"pretraining.name": "variations", "generator.name": "copy_paste", "generator.seed": "3"} | {COUNT: "0"}
 CONDITIONS = {
     "plain": (0.50, {"trainer.steps": "804"}),
     "pasted": (0.58, PASTED),
@@ -46,8 +48,11 @@ def study(entries: list[Any], seeds: int = 9, leave_out: str = "", changed: Mapp
 
 
 TEN = {"real_images": 10}
-PASTE = {"treatment": {"variations": 10, "generator": "copy_paste"}, "control": {}} | TEN
-SIMULATION = {"treatment": {"pretraining": "sar_scenes"}, "control": {"pretraining": "none"}} | TEN
+PASTE: dict[str, Any] = {
+    "treatment": {"variations": 10, "generator": "copy_paste", "steps": 402},
+    "control": {"steps": 804},
+} | TEN
+SIMULATION: dict[str, Any] = {"treatment": {"pretraining": "sar_scenes", "steps": 402}, "control": {"steps": 804}} | TEN
 COMBINED: dict[str, Any] = {
     "name": "simulation and copy-paste",
     "treatment": {"pretraining": "sar_scenes", "variations": 10, "generator": "copy_paste", "steps": 1314},
@@ -59,8 +64,8 @@ def test_only_the_named_comparisons_have_p_and_they_are_corrected_together(tmp_p
     found = study([PASTE, SIMULATION, COMBINED])
     primary = {each.name: each.differences["map_50"] for each in found.contrasts if each.kind == "primary"}
     assert list(primary) == [
-        "variations=10 generator=copy_paste against none (real_images=10)",
-        "pretraining=sar_scenes against pretraining=none (real_images=10)",
+        "variations=10 generator=copy_paste steps=402 against steps=804 (real_images=10)",
+        "pretraining=sar_scenes steps=402 against steps=804 (real_images=10)",
         "simulation and copy-paste",
     ]
     paste, simulation, both = primary.values()
@@ -89,14 +94,43 @@ def test_only_the_named_comparisons_have_p_and_they_are_corrected_together(tmp_p
     assert "No finished run without variations" not in page
 
 
+def test_other_comparisons_are_called_exploratory() -> None:
+    conditions = [({}, 10.0, 0.5, 9), (SIMULATED, 10.0, 0.58, 9), (PASTED, 10.0, 0.55, 9)]
+    runs, figures = simulate_settings(conditions, seed_noise=0.004)
+    entry = {"treatment": {"pretraining": "sar_scenes"}, "control": {}}
+    named = primary_comparisons({"comparisons": [entry]}, "p.yaml")
+    summary = Summary.of(study_of(runs, condition_table(runs), figures, named))
+    (lines,) = [part.sentences for part in summary.sections if part.title == "What else you could do"]
+    assert "9 seeds), significant. Machine" in lines[0]
+    assert "9 seeds), exploratory, not tested. Machine" in lines[1]
+
+
+def test_the_primary_answer_is_printed_in_brief_too() -> None:
+    found = study([PASTE, COMBINED])
+    summary = Summary.of(found)
+    text = printed(found, summary, brief=True)
+    assert text.endswith("\n".join(summary.answer))
+    assert text.count("Primary comparison 1 of 2") == 1
+    assert "What to do" not in text
+
+
 def test_comparisons_without_runs_or_seeds_count_for_the_correction() -> None:
     found = study([PASTE, SIMULATION, COMBINED], seeds=7, leave_out="simulated")
     changes = [each.differences["map_50"] for each in found.contrasts if each.kind == "primary"]
     assert len(changes) == 2
     assert {change.family for change in changes} == {3}
     assert changes[0].p_holm == 3 * 2 / 2**7
-    texts = Summary.of(found).answer
-    assert "no finished run of its treatment." in texts[1]
+    other = {"treatment": {"variations": 20}, "control": {"steps": 6}}
+    for more, said in (
+        ([], "1 of 3 primary comparisons lacks finished runs: 2, pretraining=sar_scenes"),
+        ([other], "2 of 4 primary comparisons lack finished runs: 2, pretraining=sar_scenes"),
+    ):
+        texts = Summary.of(study([PASTE, SIMULATION, COMBINED, *more], leave_out="simulated")).answer
+        assert [text[:20] for text in texts[:2]] == ["Primary comparison 1", "Primary comparison 3"]
+        assert texts[2].startswith(said)
+        assert "steps=804 (real_images=10): treatment" in texts[2]
+        assert texts[2].endswith("4, variations=20 against steps=6: treatment and control." if more else "treatment.")
+        assert len(texts) == 4
     few = study([PASTE, COMBINED], seeds=6)
     texts = Summary.of(few).answer
     assert "not enough runs to tell chance from effect; 7 seeds are needed" in texts[0]
@@ -143,6 +177,88 @@ def test_differences_that_are_not_named_are_refused() -> None:
     named = {**COMBINED, "treatment": {**COMBINED["treatment"], "detector.learning_rate": 0.002}}
     found = study([named], changed={"detector.learning_rate": "0.002"})
     assert [each.kind for each in found.contrasts].count("primary") == 1
+
+
+@pytest.mark.parametrize(
+    ("treatment", "control", "more"),
+    [
+        (PASTED, PASTED | SIMULATED, {"generator.name": "repeat"}),
+        (PASTED | {"labels.name": "carry"}, PASTED | SIMULATED, {"labels.name": "pseudo"}),
+        # One side is pre-trained on variations, the other trains on them.
+        (PASTED, ON_VARIATIONS, {"generator.name": "repeat"}),
+        (PASTED | {"variations.seed": "0"}, ON_VARIATIONS, {"variations.seed": "1"}),
+    ],
+)
+def test_another_generator_is_named_where_both_sides_have_one(
+    treatment: dict[str, str], control: dict[str, str], more: dict[str, str]
+) -> None:
+    sides = {
+        "treatment": {COUNT: treatment[COUNT]},
+        "control": {COUNT: control[COUNT], "pretraining": control["pretraining.name"]},
+    }
+
+    def compare(entry: dict[str, Any], of_control: dict[str, str]) -> list[str]:
+        runs, figures = simulate_settings([(treatment, 10.0, 0.5, 2), (of_control, 10.0, 0.6, 2)])
+        named = primary_comparisons({"comparisons": [entry]}, "p.yaml")
+        return [each.kind for each in study_of(runs, condition_table(runs), figures, named).contrasts]
+
+    assert "primary" in compare(sides, {**control, **{key: treatment.get(key, "null") for key in more}})
+    with pytest.raises(InputError, match=f"also differ in {next(iter(more))}"):
+        compare(sides, control | more)
+    assert "primary" in compare(sides | {"control": sides["control"] | more}, control | more)
+
+
+def test_what_follows_from_having_no_variations_need_not_be_named() -> None:
+    without = {"generator": "null", "labels": "null", "variations.seed": "0"}
+    entry = {"treatment": {"pretraining": "variations"}, "control": {}}
+    runs, figures = simulate_settings(
+        [(without, 10.0, 0.5, 2), (ON_VARIATIONS | {"variations.seed": "1"}, 10.0, 0.6, 2)]
+    )
+    named = primary_comparisons({"comparisons": [entry]}, "p.yaml")
+    assert "primary" in {each.kind for each in study_of(runs, condition_table(runs), figures, named).contrasts}
+
+
+@pytest.mark.parametrize("unsaid", ["treatment", "control"])
+def test_steps_that_differ_are_named_on_both_sides(unsaid: str) -> None:
+    sides = {side: {key: value for key, value in PASTE[side].items() if key != "steps"} for side in (unsaid,)}
+    with pytest.raises(InputError, match=r"also differ in trainer\.steps \(402 against 804\); name these settings"):
+        study([PASTE | sides])
+
+
+def test_steps_that_follow_from_equal_epochs_need_not_be_named() -> None:
+    epochs = {"trainer.epochs": "50"}
+    runs, figures = simulate_settings(
+        [(epochs, 10.0, 0.5, 2), (PASTED | epochs | {"trainer.steps": "804"}, 10.0, 0.6, 2)]
+    )
+    entry = {"treatment": {"variations": 10}, "control": {}}
+    named = primary_comparisons({"comparisons": [entry]}, "p.yaml")
+    assert "primary" in {each.kind for each in study_of(runs, condition_table(runs), figures, named).contrasts}
+
+
+def test_images_beside_the_data_set_are_named_by_their_number() -> None:
+    beside = {"unlabelled_images": "70-3f2a91bc0d12"}
+    runs, figures = simulate_settings(
+        [
+            ({}, 10.0, 0.5, 6),
+            (beside, 10.0, 0.55, 6),
+            (beside | {"empty_images": "9-0123456789ab"}, 10.0, 0.6, 6),
+            ({"unlabelled_images": "30-0123456789ab"}, 10.0, 0.6, 6),
+        ],
+        seed_noise=0.004,
+    )
+    rows = condition_table(runs)
+
+    def compare(*entries: dict[str, Any]) -> list[Contrast]:
+        named = primary_comparisons({"comparisons": list(entries)}, "p.yaml")
+        return [each for each in study_of(runs, rows, figures, named).contrasts if each.kind == "primary"]
+
+    unlabelled = {"treatment": {"unlabelled_images": 70}, "control": {"unlabelled_images": 0}}
+    empty = {"treatment": {"empty_images": 9}, "control": {}, "unlabelled_images": 70}
+    by_hash = {"treatment": {"unlabelled_images": beside["unlabelled_images"]}, "control": {}}
+    changes = [each.differences["map_50"].mean for each in compare(unlabelled, empty, by_hash)]
+    assert changes == pytest.approx([0.05, 0.05, 0.05], abs=0.02)
+    assert changes[0] == changes[2]
+    assert compare({"treatment": {"unlabelled_images": 7}, "control": {}}) == []
 
 
 def test_the_file_is_kept_beside_report_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,9 @@ def test_runs_that_differ_in_more_than_steps_are_not_put_on_one_axis() -> None:
 def test_the_recipe_is_what_no_table_varies() -> None:
     runs, _, _ = simulate(PLAIN[:1], seeds=1)
     typed = "experiment=x split=s1 split.train_size=20 variations='2' generator.steps=3 seed=1 trainer.steps=3"
-    same = [replace(runs[0], overrides=text) for text in (typed, "trainer.threads=1 experiment=x study=y")]
+    same = [
+        replace(runs[0], overrides=text)
+        for text in (typed, "trainer.threads=1 experiment=x study=y jobs=4 trainer.devices=2")
+    ]
     assert recipe(same[0]) == recipe(same[1]) == ("sar_scenes", "yolov3_nano", "experiment=x")
     assert recipe(replace(runs[0], overrides="")) is None

@@ -269,12 +269,15 @@ def command(
     # Settings that no file has are added with a plus.
     pluses = {key: word[: -len(word.lstrip("+"))] for word, key in words.items() if word[0] == "+"}
     chosen = choice(generator)
-    replaced = {word.partition("=")[0] for word in chosen[1:]}
+    # A pre-training on variations needs what was typed of them, also where none are mixed in afterwards.
+    pretrained = "pretraining=variations" in words or "pretraining.per_image" in words.values()
+    keeps = pretrained and not variations
+    replaced = set() if keeps else {word.partition("=")[0] for word in chosen[1:]}
     replaced |= set(REPLACED if split is not None else REPLACED[2:])
     same = chosen[0] in (choice(typed_for)[0], *words)
     # Parameters of another generator would not fit this one, and without variations there is none.
     dropped = re.compile(r"generator$" if variations and same else r"generator(\.|$)")
-    kept = [word for word, key in words.items() if key not in replaced and not dropped.match(key)]
+    kept = [word for word, key in words.items() if key not in replaced and (keeps or not dropped.match(key))]
     if variations:
         kept += [pluses.get(word.partition("=")[0], "") + word for word in chosen]
     if "study" not in words.values():

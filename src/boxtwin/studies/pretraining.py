@@ -43,7 +43,7 @@ def equal_pixel_steps(values: Values) -> int | None:
     ``trainer.validations``. None where the condition does not record these settings.
     """
     try:
-        size, crop = int(values["dataset.image_size"]), values["detector.crop"]
+        size, crop = int(values.get("detector.image_size", values["dataset.image_size"])), values["detector.crop"]
         # Variations are shown in the size of the real images.
         sides = [size, int(values.get("pretraining.dataset.image_size", size))]
         side, other = sides if crop == "null" else (min(int(crop), each) for each in sides)

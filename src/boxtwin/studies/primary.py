@@ -9,7 +9,9 @@ comparisons:
 
 A side is a condition, given by settings as on the command line of ``train.py``; unless given, ``variations`` is 0,
 ``pretraining`` and ``pretraining.redraw`` are none, and ``pretraining.fit`` is false. ``steps`` is short for
-``trainer.steps``, and ``real_images`` is the number of real training images. What stands beside the two sides holds for
+``trainer.steps``, and ``real_images`` is the number of real training images. ``unlabelled_images`` and ``empty_images``
+are numbers of images beside the data set, 0 unless given; where a study has several sets of as many, give the number
+and hash that the report shows. What stands beside the two sides holds for
 both. ``name`` is optional.
 """
 
@@ -22,6 +24,7 @@ from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.errors import InputError
 from boxtwin.studies.condition_values import (
     COUNT,
+    EPOCHS,
     FIT,
     OF_REDRAW,
     PRETRAINING,
@@ -38,8 +41,14 @@ PRIMARY_FILE = "primary.yaml"
 REAL_IMAGES = "real_images"
 STEPS = "trainer.steps"
 GROUPS = ("dataset", "split", "generator", "labels", "detector", "pretraining")
-SHORT = {"variations": COUNT, "steps": STEPS, REAL_IMAGES: REAL_IMAGES, **{name: f"{name}.name" for name in GROUPS}}
-UNSAID = {COUNT: "0", PRETRAINING: NO_PRETRAINING, REDRAW: "none", FIT: "false"}
+EXTRA = ("unlabelled_images", "empty_images")
+SHORT = {
+    "variations": COUNT,
+    "steps": STEPS,
+    **{name: name for name in (REAL_IMAGES, *EXTRA)},
+    **{name: f"{name}.name" for name in GROUPS},
+}
+UNSAID = {COUNT: "0", PRETRAINING: NO_PRETRAINING, REDRAW: "none", FIT: "false", **dict.fromkeys(EXTRA, "0")}
 EXAMPLE = "comparisons: [{treatment: {variations: 10, generator: repeat}, control: {variations: 0}, real_images: 40}]"
 
 
@@ -89,14 +98,14 @@ def find_rows(rows: Sequence[Row], comparison: PrimaryComparison) -> tuple[Row |
     if new and old and (unnamed := _unnamed(new, old, comparison)):
         also = ", ".join(f"{key} ({_value(new, key)} against {_value(old, key)})" for key in unnamed[:4])
         raise InputError(
-            f"primary comparison {comparison.name}: its conditions also differ in {also}; name these settings in "
-            f"{PRIMARY_FILE}, or leave the runs out"
+            f"primary comparison {comparison.name}: its conditions also differ in {also}; name these settings "
+            f"of both sides in {PRIMARY_FILE}, or leave the runs out"
         )
     return new, old
 
 
 def _find(rows: Sequence[Row], side: Values, name: str) -> Row | None:
-    found = [row for row in rows if all(_value(row, key) == value for key, value in side.items())]
+    found = [row for row in rows if all(value in _values(row, key) for key, value in side.items())]
     if len(found) > 1:
         apart = sorted({key for each in differences([row.values for row in found]) for key in each})
         raise InputError(
@@ -110,22 +119,33 @@ def _value(row: Row, key: str) -> str:
     return f"{row.real_images:g}" if key == REAL_IMAGES else row.values.get(key, UNSAID.get(key, "null"))
 
 
+def _values(row: Row, key: str) -> tuple[str, ...]:
+    """What a side may give for the value of a row: of images beside the data set, which have a hash, the number."""
+    value = _value(row, key)
+    return (value, value.partition("-")[0]) if key in EXTRA else (value,)
+
+
 def _unnamed(new: Row, old: Row, comparison: PrimaryComparison) -> list[str]:
     """Settings in which two conditions differ, without those that are named and what follows from them.
 
-    Numbers of optimiser steps may differ: each treatment has a number of steps that is best for it.
+    Numbers of optimiser steps may differ, since each treatment has a number that is best for it; then each side names
+    its own, so that nobody chooses it by the results.
     """
-    named = {key for key in {*comparison.treatment, *comparison.control} if _value(new, key) != _value(old, key)}
+    sides = (comparison.treatment, comparison.control)
+    named = {key for side in sides for key in side if _value(new, key) != _value(old, key)}
+    if any(STEPS in row.values and STEPS not in side for row, side in zip((new, old), sides, strict=True)):
+        named -= {STEPS}
     groups = {key.removesuffix(".name") for key in named if key.endswith(".name")}
-    if (_value(new, COUNT) == "0") != (_value(old, COUNT) == "0"):
+    if ("generator.name" in new.values) != ("generator.name" in old.values):  # one trains on no variations at all
         groups |= {"variations", "generator", "labels"}
-    if "pretraining" in groups:  # one on variations has a generator
-        groups |= {"pretraining_images", "generator", "labels"}
-        named |= {"variations.seed"}
+    if (_value(new, COUNT) == "0") != (_value(old, COUNT) == "0"):
+        named |= {"variations.synthetic_fraction"}
+    if "pretraining" in groups:
+        groups |= {"pretraining_images"}
     if named & {REDRAW, FIT}:
         named |= set(OF_REDRAW)
     parts = {"split"} if groups & {"dataset", "split"} or REAL_IMAGES in named else set()
-    follow = {STEPS, "setting", "store"}
+    follow = {"setting", "store"} | ({STEPS} if EPOCHS in new.values and EPOCHS in old.values else set())
     return sorted(
         key
         for key in {*new.values, *old.values} - named - follow

@@ -24,8 +24,8 @@ POWER = 0.8  # the usual chance at which a gain is called detectable (Cohen 1988
 STILL = 0.01
 # Overrides that a study's table varies, or that the machine decides: what is left is the recipe.
 VARIED = re.compile(
-    r"--|(seed|study|rerun|data|split|variations|generator|labels|tracking|quality|hydra)(\.|$)|trainer\."
-    r"(steps|validations|precision|accelerator|threads|workers|cache|compile|coco_evaluator)$"
+    r"--|(seed|study|rerun|jobs|data|split|variations|generator|labels|tracking|quality|hydra)(\.|$)|trainer\."
+    r"(steps|validations|precision|accelerator|devices|threads|workers|cache|compile|coco_evaluator)$"
 )
 
 

@@ -39,9 +39,10 @@ class Summary:
     @classmethod
     def of(cls, study: Study, candidates: Sequence[Candidate] | None = None) -> Summary:
         """Put a study into words."""
+        primary = primary_answer(study) if study.primary else []
         return cls(
-            in_short(study.rows, study.contrasts),
-            primary_answer(study) if study.primary else answer(study.rows, study.contrasts),
+            primary or in_short(study.rows, study.contrasts),
+            primary or answer(study.rows, study.contrasts),
             verdict(study.rows, study.contrasts),
             notes(study.runs, study.rows, primary=bool(study.primary)),
             sections(study, candidates),
@@ -52,7 +53,7 @@ class Summary:
 def printed(study: Study, summary: Summary, *, brief: bool = False) -> str:
     """What `compare.py` prints: the table, the answer, and what was asked for besides; all else is in the report.
 
-    With ``brief`` the answer is a sentence for each of its parts, and comes last.
+    With ``brief`` the answer is a sentence for each of its parts, or the primary comparisons alone, and comes last.
     """
     blocks = [
         [f"study {study.name}: {len(study.runs)} runs"],
@@ -83,7 +84,7 @@ class Answer:
 
 
 def primary_answer(study: Study) -> list[str]:
-    """A sentence for each primary comparison, also where there is no run yet. All others are in the report alone."""
+    """A sentence for each primary comparison, and one for all that lack runs. Other comparisons are in the report."""
     found = {contrast.name: contrast for contrast in study.contrasts if contrast.kind == "primary"}
     missing = {
         each.name: [
@@ -91,7 +92,10 @@ def primary_answer(study: Study) -> list[str]:
         ]
         for each in study.primary
     }
-    comparisons = [(each.name, found.get(each.name), missing[each.name]) for each in study.primary]
+    comparisons = [
+        (place, each.name, found.get(each.name), missing[each.name])
+        for place, each in enumerate(study.primary, start=1)
+    ]
     return paragraphs("primary", comparisons=comparisons)
 
 
