@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from small_study import SMALL
 
-from boxtwin.commands.train import pretrained
+from boxtwin.commands.train import Pretrained, pretrained
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values, run_name
 from boxtwin.config.launch import quote_numbers
@@ -72,7 +72,8 @@ def others(data: Path) -> tuple[str, ...]:
 
 def test_a_run_starts_from_the_detector_of_other_images(composed: Compose, others: tuple[str, ...]) -> None:
     prepared = prepare(composed(*others, "seed=3"))
-    file, metrics, images = pretrained(prepared)
+    first_run = pretrained(prepared)
+    file, metrics, images, _ = first_run
     assert file is not None
     first = read_detector(file)
     module = make_detector(prepared, file)
@@ -85,7 +86,7 @@ def test_a_run_starts_from_the_detector_of_other_images(composed: Compose, other
     assert 0 <= metrics["pretraining/map_50"] <= 1
     written = file.stat().st_mtime_ns
     assert images == ()
-    assert pretrained(prepare(composed(*others, "seed=4"))) == (file, metrics, ())
+    assert pretrained(prepare(composed(*others, "seed=4"))) == first_run
     assert file.stat().st_mtime_ns == written
 
 
@@ -104,7 +105,7 @@ def test_images_of_the_pretraining_are_shown_again(composed: Compose, others: tu
 
 
 def test_no_pretraining_by_default(composed: Compose) -> None:
-    assert pretrained(prepare(composed())) == (None, {}, ())
+    assert pretrained(prepare(composed())) == Pretrained(None, {})
 
 
 def test_variations_alone_come_first(composed: Compose) -> None:
@@ -115,7 +116,7 @@ def test_variations_alone_come_first(composed: Compose) -> None:
     assert (run.per_image, run.config.variations.synthetic_fraction) == (2, 1.0)
     assert run.split == prepared.split
     assert prepared.library is None
-    file, metrics, _ = pretrained(prepared)
+    file, metrics, *_ = pretrained(prepared)
     assert file is not None
     assert file.exists()
     assert set(metrics) >= {"pretraining/map", "pretraining/map_50", "pretraining/seconds"}

@@ -73,6 +73,7 @@ class TrainingDraws(Dataset[Item]):
     levels: Levels
     seed: int
     images: DecodedImages
+    pretraining_levels: Levels = Levels()  # noqa: RUF009 (frozen)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -94,9 +95,10 @@ class TrainingDraws(Dataset[Item]):
         # From the draws, not the pool: real and synthetic images keep their shares in a mosaic. Images of the
         # pre-training have a scale of their own, so a mosaic has these alone, or none of them.
         partners = self._draws[is_earlier]
+        levels = self.pretraining_levels if is_earlier else self.levels
 
         def labelled(draw: int) -> Labelled:
-            return _labelled(self.samples[self.order[draw]], self.images, self.levels)
+            return _labelled(self.samples[self.order[draw]], self.images, levels)
 
         image = augment(
             labelled(index),
@@ -200,10 +202,12 @@ class StudyDataModule(pl.LightningDataModule):
         augmentation: AugmentationOptions,
         levels: Levels,
         images: DecodedImages,
+        pretraining_levels: Levels = Levels(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         self.plan, self.input, self.batches = plan, input_options, batch_options
         self.augmentation, self.levels, self._images = augmentation, levels, images
+        self.pretraining_levels = pretraining_levels
         self._order = draw_order(plan, batch_options).reshape(-1)
 
     @property
@@ -214,7 +218,9 @@ class StudyDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> PrefetchLoader | DataLoader[Item]:
         """Augmented batches, one epoch at a time."""
         seed, images = self.batches.seed, self._images
-        draws = TrainingDraws(self.plan, self._order, self.augmentation, self.input, self.levels, seed, images)
+        draws = TrainingDraws(
+            *(self.plan, self._order, self.augmentation, self.input, self.levels, seed, images, self.pretraining_levels)
+        )
         batch_size, trainer = self.batches.batch_size, self.trainer
         device, devices = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         per_epoch = self.batches.steps_per_epoch * batch_size

@@ -239,8 +239,12 @@ def load_dataset(config: BoxtwinConfig) -> Dataset:
     return dataset
 
 
-def make_data(prepared: Prepared, plan: Plan) -> StudyDataModule:
-    """The data module of a run."""
+def make_data(
+    prepared: Prepared,
+    plan: Plan,
+    pretraining_levels: Levels = Levels(),  # noqa: B008 (frozen)
+) -> StudyDataModule:
+    """The data module of a run; images of its pre-training have pixel values of their own that mean 0 and 1."""
     config, trainer = prepared.config, prepared.config.trainer
     if plan.extra:
         prepared.images.add(prepared.dataset.name, plan.extra)
@@ -274,6 +278,7 @@ def make_data(prepared: Prepared, plan: Plan) -> StudyDataModule:
         config.dataset.augmentation,
         prepared.levels,
         prepared.images,
+        pretraining_levels,
     )
 
 
