@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from small_study import SMALL
 
+from boxtwin.commands.generate import make_variations
 from boxtwin.commands.train import Pretrained, pretrained
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values, run_name
@@ -20,7 +21,7 @@ from boxtwin.detector.checkpoint import read_detector
 from boxtwin.errors import InputError
 from boxtwin.mixing.datamodule import PrefetchLoader
 from boxtwin.mixing.plan import make_plan
-from boxtwin.run.build import load_dataset, make_data, make_detector, prepare
+from boxtwin.run.build import detector_file, labelling_runs, load_dataset, make_data, make_detector, prepare
 from boxtwin.run.pretraining import check_other_images, hold_out, pretraining_run
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +121,22 @@ def test_variations_alone_come_first(composed: Compose) -> None:
     assert file is not None
     assert file.exists()
     assert set(metrics) >= {"pretraining/map", "pretraining/map_50", "pretraining/seconds"}
+
+
+def test_variations_of_a_pretraining_are_those_of_the_run(composed: Compose, tmp_path: Path) -> None:
+    """They are labelled by the detectors of the run, not by those of its pre-training's steps and batches."""
+    labels = ("labels=pseudo", "labels.agree=1", "labels.detectors=1")
+    made = prepare(composed("variations=2", *labels))
+    make_variations(made)
+    written = made.store.manifest.read_bytes()
+    first = ("pretraining=variations", "pretraining.per_image=2", "pretraining.steps=12")
+    prepared = prepare(composed(*first, *labels))
+    run = pretrained(prepared)
+    assert prepared.condition["pretraining_images"] == made.store.key
+    assert [store.parent for store in tmp_path.glob("synthetic/*/manifest.jsonl")] == [made.store.folder]
+    assert made.store.manifest.read_bytes() == written
+    (labelling,) = labelling_runs(made.config, made.dataset, made.split)
+    assert set(tmp_path.glob("detectors/*.safetensors")) == {run.file, detector_file(labelling)}
 
 
 def test_scenes_are_held_out_whole(composed: Compose, others: tuple[str, ...]) -> None:

@@ -40,7 +40,7 @@ from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import metrics_of
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
-from boxtwin.run.pretraining import pretraining_metrics, pretraining_run
+from boxtwin.run.pretraining import pretraining_metrics, pretraining_run, variations_run
 from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.synthesis.store import StoreUpdate
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, Store, ended_on_error, store_uri
@@ -125,7 +125,7 @@ def pretrained(prepared: Prepared) -> Pretrained:
     if run is None:
         return Pretrained(None, {})
     if run.library:
-        make_variations(run)
+        make_variations(variations_run(prepared))
     file = label_detectors.trained_file(run, f"pretraining={options.name}")
     first = Pretrained(file, pretraining_metrics(run, file))
     return first._replace(images=run.split.train, levels=run.levels) if options.share else first

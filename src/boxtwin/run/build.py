@@ -163,10 +163,12 @@ def prepared_from(
     dataset: Dataset,
     split: Split,
     more: ExtraImages = ExtraImages(),  # noqa: B008 (frozen)
+    library: Library | None = None,
 ) -> Prepared:
-    """A run on data that is read and checked."""
+    """A run on data that is read and checked; the store of its variations follows from the settings, or is given."""
     config = with_steps(config, len(split.train), more.number)
-    library = _library(config, dataset, split, more) if config.variations.per_image else None
+    if library is None and config.variations.per_image:
+        library = _library(config, dataset, split, more)
     digests: list[str | None] = [None]
     if config.detector.weights is not None:  # older versions hashed the whole file instead of its tensors
         file = Path(config.detector.weights)

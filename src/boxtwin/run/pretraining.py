@@ -39,13 +39,13 @@ def pretraining_run(prepared: Prepared) -> Prepared | None:
     if options.name == NO_PRETRAINING:
         return None
     trainer = replace(config.trainer, steps=options.steps, epochs=None, batch_size=options.batch_size)
-    share = 1.0 if options.per_image else None
-    alone = replace(config.variations, per_image=options.per_image, synthetic_fraction=share, validation=False)
-    plain = replace(options, name=NO_PRETRAINING, per_image=0)
+    if options.per_image:
+        made = variations_run(prepared)
+        config = replace(made.config, trainer=trainer, seed=options.seed)
+        return prepared_from(config, prepared.dataset, prepared.split, library=made.store)
+    plain, alone = replace(options, name=NO_PRETRAINING), replace(config.variations, per_image=0)
     labelled = replace(config.dataset, unlabelled=None, empty=None)
     config = replace(config, dataset=labelled, trainer=trainer, seed=options.seed, variations=alone, pretraining=plain)
-    if options.per_image:
-        return prepared_from(config, prepared.dataset, prepared.split)
     side, detector = options.dataset.image_size, config.detector
     config = replace(
         config,
@@ -56,6 +56,19 @@ def pretraining_run(prepared: Prepared) -> Prepared | None:
     dataset = load_dataset(config)
     check_other_images(dataset, prepared.dataset, prepared.split)
     return prepared_from(config, dataset, hold_out(dataset))
+
+
+def variations_run(prepared: Prepared) -> Prepared:
+    """The run that makes and labels the variations of a pre-training: with the trainer of the run itself.
+
+    Detectors that label them are those of the run, so that variations made by generate.py are found.
+    """
+    config, options = prepared.config, prepared.config.pretraining
+    plain = replace(options, name=NO_PRETRAINING, per_image=0)
+    alone = replace(config.variations, per_image=options.per_image, synthetic_fraction=1.0, validation=False)
+    labelled = replace(config.dataset, unlabelled=None, empty=None)
+    config = replace(config, dataset=labelled, variations=alone, pretraining=plain)
+    return prepared_from(config, prepared.dataset, prepared.split)
 
 
 def hold_out(dataset: Dataset) -> Split:
