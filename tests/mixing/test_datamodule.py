@@ -128,7 +128,7 @@ def test_black_is_zero_and_white_is_one(make_coco: MakeCoco, tmp_path: Path) -> 
 @pytest.mark.parametrize(("real", "other"), [(np.uint8, np.uint16), (np.uint16, np.uint8), (np.uint16, np.uint16)])
 def test_images_of_a_pretraining_keep_their_own_scale(make_coco: MakeCoco, real: type, other: type) -> None:
     """Each kind has one value throughout, 80 % of its own full scale."""
-    levels = {np.uint8: Levels(), np.uint16: Levels(1000, 2000)}
+    levels: dict[Any, Levels] = {np.uint8: Levels(), np.uint16: Levels(1000, 2000)}
     kinds = []
     for name, dtype, white in (("real", real, levels[real]), ("other", other, Levels(0, 4000))):
         built = make_coco(images=6, dtypes=(dtype,), objects=(0,), sizes=((64, 64),), folder=name)
