@@ -217,9 +217,9 @@ def test_devices_share_every_batch(devices: int) -> None:
     for done, batches in ((0, 2), (6, 2), (24, 1)):
         share = 6 // devices
         drawn = [np.array(list(sampler)).reshape(batches, share) for sampler in shares]
-        assert (
-            np.concatenate(drawn, axis=1).tolist() == np.arange(done, done + 6 * batches).reshape(batches, 6).tolist()
-        )
+        # One draw of each device in turn makes the batch of one device.
+        together = np.stack(drawn, axis=2).reshape(batches, 6)
+        assert together.tolist() == np.arange(done, done + 6 * batches).reshape(batches, 6).tolist()
     assert [len(sampler) for sampler in shares] == [12 // devices] * devices
 
 

@@ -186,6 +186,7 @@ def test_classes_must_have_the_same_names_unless_there_is_one(composed: Compose)
         (["pretraining=sar_scenes", "pretraining.steps=0"], "must be a positive multiple"),
         (["pretraining=variations", "pretraining.per_image=-1"], "must not be negative"),
         (["pretraining=sar_scenes", "pretraining.batch_size=0"], "at least 1"),
+        (["pretraining=sar_scenes", "trainer.devices=4", "pretraining.batch_size=6"], "multiple of trainer.devices=4"),
         (["pretraining=sar_scenes", "pretraining.share=1"], "less than 1"),
         (["pretraining=variations", "pretraining.share=0.5"], "synthetic_fraction"),
     ],

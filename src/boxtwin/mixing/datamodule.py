@@ -142,14 +142,16 @@ class EpochSampler(Sampler[int]):
     draws_per_epoch: int  # a whole number of batches
     position: Callable[[], int]  # the draws that have been trained on
     batch_size: int  # images a step, on all devices together
-    device: int = 0  # of every batch, it takes one of so many equal shares; all together take what one device would
+    # Of every batch, each of n devices takes every nth draw; all together take what one would. Variations stand first
+    # in a batch, and images of a pre-training last, so that every device gets some of both.
+    device: int = 0
     devices: int = 1
 
     def __iter__(self) -> Iterator[int]:
-        first, share = self.position(), self.batch_size // self.devices
+        first = self.position()
         last = min(first + self.draws_per_epoch, self.draws)
-        for start in range(first + self.device * share, last, self.batch_size):
-            yield from range(start, min(start + share, last))
+        for start in range(first, last, self.batch_size):
+            yield from range(start + self.device, min(start + self.batch_size, last), self.devices)
 
     def __len__(self) -> int:
         return self.draws_per_epoch // self.devices

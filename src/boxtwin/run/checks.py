@@ -45,6 +45,11 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
             f"pretraining.steps={options.steps} must be a positive multiple of "
             f"trainer.validations={config.trainer.validations}, so that it ends with a validation"
         )
+    if options.batch_size % config.trainer.devices:
+        raise InputError(
+            f"pretraining.batch_size={options.batch_size} must be a multiple of "
+            f"trainer.devices={config.trainer.devices}, which share every batch equally"
+        )
     if options.per_image < 0 or options.batch_size < 1:
         raise InputError(
             f"pretraining.per_image={options.per_image} must not be negative, and "
