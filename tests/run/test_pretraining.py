@@ -1,5 +1,7 @@
 """Training on other images first: which images, the detector that is kept, and what defines a run."""
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +148,25 @@ def test_scenes_are_held_out_whole(composed: Compose, others: tuple[str, ...]) -
     assert all(sides)
     assert sum(map(len, sides)) == len(set.union(*sides))
     assert sum(len(run.split.side(side)) for side in ("train", "val", "test")) == 24
+
+
+def test_scenes_of_the_study_are_not_looked_for_in_other_names(
+    composed: Compose, others: tuple[str, ...], data: Path, tmp_path: Path
+) -> None:
+    """The names of the other set have no scene as the study finds it: the set is read with its own group_by."""
+    root = Path(shutil.copytree(data / "other", tmp_path / "other"))
+    annotations = root / "annotations.json"
+    content = json.loads(annotations.read_text())
+    for image in content["images"]:
+        renamed = image["file_name"].replace("_", "-")
+        (root / "images" / image["file_name"]).rename(root / "images" / renamed)
+        image["file_name"] = renamed
+    annotations.write_text(json.dumps(content))
+    scenes = ("dataset.group_by='^([^_]+)_'", "pretraining.dataset.group_by='^([^-]+)-'")
+    prepared = prepare(composed(*others, *scenes, f"pretraining.dataset.root={root}"))
+    run = pretraining_run(prepared)
+    assert run is not None
+    assert prepared.condition["pretraining_images"] == run.dataset.digest
 
 
 def test_two_scenes_are_too_few(composed: Compose) -> None:

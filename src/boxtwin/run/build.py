@@ -214,7 +214,8 @@ def _pretraining_data(config: BoxtwinConfig, dataset: Dataset, split: Split) -> 
     if config.pretraining.per_image:
         return _library(config, dataset, split, ExtraImages()).key
     other = config.pretraining.dataset
-    return f"simulation {sar_scenes.SIMULATION}" if other.build else load_dataset(replace(config, dataset=other)).digest
+    own = replace(config, dataset=other, split=replace(config.split, group_by=other.group_by))
+    return f"simulation {sar_scenes.SIMULATION}" if other.build else load_dataset(own).digest
 
 
 def load_dataset(config: BoxtwinConfig) -> Dataset:
