@@ -2,9 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values, run_name
 from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
+from boxtwin.datasets.splits import SIDES, Split
 from boxtwin.detector.checkpoint import read_detector
 from boxtwin.errors import InputError
 from boxtwin.mixing.datamodule import PrefetchLoader
@@ -167,6 +170,28 @@ def test_scenes_of_the_study_are_not_looked_for_in_other_names(
     run = pretraining_run(prepared)
     assert run is not None
     assert prepared.condition["pretraining_images"] == run.dataset.digest
+
+
+def test_each_side_of_a_pretraining_has_objects(composed: Compose) -> None:
+    dataset = load_dataset(composed())
+    usual = hold_out(dataset)
+
+    def rare(shown: Sequence[Sample]) -> Split:
+        names = {sample.name for sample in shown}
+        none: dict[str, Any] = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
+        none |= {"areas": np.zeros(0), "crowd": np.zeros(0, dtype=bool)}
+        samples = tuple(each if each.name in names else replace(each, **none) for each in dataset.samples)
+        return hold_out(replace(dataset, samples=samples))
+
+    with_objects = [sample for sample in usual.train if len(sample.object_boxes)]
+    for shown in (with_objects[:3], [*usual.val, *with_objects[:2]], [*usual.val, *usual.test, with_objects[0]]):
+        split = rare(shown)
+        assert all(any(len(each.object_boxes) for each in split.side(side)) for side in SIDES)
+        assert sorted(each.name for side in SIDES for each in split.side(side)) == sorted(
+            each.name for each in dataset.samples
+        )
+    with pytest.raises(InputError, match="has 24 scenes, 2 of them with objects"):
+        rare(with_objects[:2])
 
 
 def test_two_scenes_are_too_few(composed: Compose) -> None:

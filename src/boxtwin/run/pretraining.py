@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,24 +75,35 @@ def variations_run(prepared: Prepared) -> Prepared:
 def hold_out(dataset: Dataset) -> Split:
     """Divide a data set by scenes: `HELD_OUT` for validation, as much for the test, the rest for training.
 
+    Each side has an object, without which no checkpoint is better than another.
+
     Raises:
-        InputError: there are fewer than three scenes.
+        InputError: there are fewer than three scenes with objects.
     """
     groups: dict[str, list[Sample]] = {}
     for sample in dataset.samples:
         groups.setdefault(sample.group or sample.name, []).append(sample)
-    if len(groups) < 3:
-        raise InputError(
-            f"pretraining: {dataset.name} has {len(groups)} scenes; training, validation and test need one each"
-        )
+    names = [str(name) for name in np.random.default_rng(0).permutation(sorted(groups))]
+    shown = [name for name in names if _has_objects(groups[name])]
+    if len(shown) < 3:
+        what = f"{len(groups)} scenes, {len(shown)} of them with objects"
+        raise InputError(f"pretraining: {dataset.name} has {what}; training, validation and test need one each")
     least = max(1, round(len(dataset.samples) * HELD_OUT))
-    val: list[Sample] = []
-    test: list[Sample] = []
-    train: list[Sample] = []
-    for name in np.random.default_rng(0).permutation(sorted(groups)):
-        side = val if len(val) < least else test if len(test) < least else train
-        side.extend(groups[name])
-    return Split("pretraining", tuple(train), tuple(val), tuple(test))
+
+    def dealt(val: list[Sample], test: list[Sample], train: list[Sample], others: list[str]) -> list[list[Sample]]:
+        for name in others:
+            (val if len(val) < least else test if len(test) < least else train).extend(groups[name])
+        return [train, val, test]
+
+    sides = dealt([], [], [], names)
+    if not all(map(_has_objects, sides)):  # objects are rare
+        val, test, train = (list(groups[name]) for name in shown[:3])
+        sides = dealt(val, test, train, [name for name in names if name not in shown[:3]])
+    return Split("pretraining", *map(tuple, sides))
+
+
+def _has_objects(samples: Sequence[Sample]) -> bool:
+    return any(len(sample.object_boxes) for sample in samples)
 
 
 def check_other_images(other: Dataset, dataset: Dataset, split: Split) -> None:
