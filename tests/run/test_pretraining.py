@@ -213,15 +213,27 @@ def test_images_of_the_test_are_refused(composed: Compose, data: Path) -> None:
         pretrained(prepared)
     # Training images may come twice.
     of_training = replace(prepared.dataset, samples=prepared.split.train)
-    check_other_images(of_training, prepared.dataset, prepared.split)
+    check_other_images(of_training, prepared.dataset, prepared.split, None)
+
+
+def test_scenes_of_the_test_are_refused(composed: Compose, others: tuple[str, ...]) -> None:
+    """Other pixels under names of the study's scenes; of simulated ones, names say nothing."""
+    scenes = "dataset.group_by='^([^_]+)_'"
+    prepared = prepare(composed(*others, scenes))
+    held_out = {sample.group for sample in (*prepared.split.val, *prepared.split.test)}
+    number = sum(sample.group in held_out for sample in load_dataset(composed(scenes)).samples)
+    with pytest.raises(InputError, match=f"by their names, {number} images of other show scenes of validation or test"):
+        pretraining_run(prepared)
+    simulated = [f"pretraining.dataset.{name}" for name in ("build.images=24", "build.image_size=64", "image_size=64")]
+    assert pretraining_run(prepare(composed("pretraining=sar_scenes", *simulated, scenes))) is not None
 
 
 def test_classes_must_have_the_same_names_unless_there_is_one(composed: Compose) -> None:
     prepared = prepare(composed())
     other = replace(prepared.dataset, samples=prepared.split.train, classes=("vessel",))
-    check_other_images(other, prepared.dataset, prepared.split)
+    check_other_images(other, prepared.dataset, prepared.split, None)
     with pytest.raises(InputError, match="has the classes vessel, buoy"):
-        check_other_images(replace(other, classes=("vessel", "buoy")), prepared.dataset, prepared.split)
+        check_other_images(replace(other, classes=("vessel", "buoy")), prepared.dataset, prepared.split, None)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,9 @@ def pretraining_run(prepared: Prepared) -> Prepared | None:
         detector=replace(detector, image_size=side, crop=min(detector.crop or side, side), tile=None),
     )
     dataset = load_dataset(config)
-    check_other_images(dataset, prepared.dataset, prepared.split)
+    # Simulated scenes are none of the study's, whatever their names.
+    group_by = prepared.config.split.group_by if options.dataset.build is None else None
+    check_other_images(dataset, prepared.dataset, prepared.split, group_by)
     return prepared_from(config, dataset, hold_out(dataset))
 
 
@@ -106,12 +109,14 @@ def _has_objects(samples: Sequence[Sample]) -> bool:
     return any(len(sample.object_boxes) for sample in samples)
 
 
-def check_other_images(other: Dataset, dataset: Dataset, split: Split) -> None:
+def check_other_images(other: Dataset, dataset: Dataset, split: Split, group_by: str | None) -> None:
     """Check that a detector may see another data set before the images of a split.
 
+    ``group_by`` finds a scene of the split in a file name; None: scenes are not told by names.
+
     Raises:
-        InputError: its classes differ (two single classes may have different names), or one of its images equals or
-            nearly equals a validation or test image.
+        InputError: its classes differ (two single classes may have different names), or one of its images equals,
+            nearly equals, or shows the scene of a validation or test image.
     """
     if other.classes != dataset.classes and len(other.classes) + len(dataset.classes) > 2:
         raise InputError(
@@ -122,6 +127,14 @@ def check_other_images(other: Dataset, dataset: Dataset, split: Split) -> None:
         raise InputError(
             f"pretraining: {len(names)} validation or test images of split {split.name} are among the images of "
             f"{other.name}, such as {', '.join(names[:3])}; remove them from its annotation file"
+        )
+    held_out = {sample.group for sample in (*split.val, *split.test)}
+    scenes = {sample.name: re.search(group_by, sample.name) for sample in other.samples} if group_by else {}
+    if shared := [name for name, scene in scenes.items() if scene and scene[1] in held_out]:
+        raise InputError(
+            f"pretraining: by their names, {len(shared)} images of {other.name} show scenes of validation or test "
+            f"images of split {split.name}, such as {', '.join(shared[:3])}; remove them from its annotation file (or, "
+            "if they show others, give them other names)"
         )
 
 
