@@ -176,7 +176,7 @@ def prepared_from(
     # What older versions did not have is left out where it changes nothing, so that their runs are found.
     extra: dict[str, Any] = {"store": library.key if library else None, **more.values}
     if config.pretraining.name != identity.NO_PRETRAINING:
-        extra["pretraining_images"] = _pretraining_data(config, dataset, split)
+        extra["pretraining_images"] = _pretraining_data(config, dataset, split, more)
     if identity.RECIPE_VERSION > 1:
         extra["recipe"] = identity.RECIPE_VERSION
     if any(sample.bits > 8 for sample in split.train):
@@ -206,13 +206,13 @@ def prepared_from(
     )
 
 
-def _pretraining_data(config: BoxtwinConfig, dataset: Dataset, split: Split) -> str:
+def _pretraining_data(config: BoxtwinConfig, dataset: Dataset, split: Split, more: ExtraImages) -> str:
     """The images of a pre-training: the key of a store, the hash of a data set, or the version of the simulation.
 
     Simulated images follow from settings, which are in the identity of a run; they need not be made to know it.
     """
     if config.pretraining.per_image:
-        return _library(config, dataset, split, ExtraImages()).key
+        return _library(config, dataset, split, more).key
     other = config.pretraining.dataset
     own = replace(config, dataset=other, split=replace(config.split, group_by=other.group_by))
     return f"simulation {sar_scenes.SIMULATION}" if other.build else load_dataset(own).digest

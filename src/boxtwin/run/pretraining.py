@@ -72,7 +72,7 @@ def variations_run(prepared: Prepared) -> Prepared:
     alone = replace(config.variations, per_image=options.per_image, synthetic_fraction=1.0, validation=False)
     labelled = replace(config.dataset, unlabelled=None, empty=None)
     config = replace(config, dataset=labelled, variations=alone, pretraining=plain)
-    return prepared_from(config, prepared.dataset, prepared.split)
+    return prepared_from(config, prepared.dataset, prepared.split, prepared.extra)  # for variations.learn_unlabelled
 
 
 def hold_out(dataset: Dataset) -> Split:
