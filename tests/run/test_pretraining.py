@@ -96,6 +96,12 @@ def test_a_run_starts_from_the_detector_of_other_images(composed: Compose, other
     assert file.stat().st_mtime_ns == written
 
 
+def test_splits_share_a_pretraining(composed: Compose, others: tuple[str, ...]) -> None:
+    splits = (["seed=1"], ["split.seed=1"], ["split.train=5"], ["split.train_size=3"], ["split.test=7"])
+    runs = [pretraining_run(prepare(composed(*others, *split))) for split in splits]
+    assert len({run.detector_identities for run in runs if run is not None}) == 1
+
+
 def test_images_of_the_pretraining_are_shown_again(composed: Compose, others: tuple[str, ...]) -> None:
     prepared = prepare(composed(*others, "pretraining.share=0.5"))
     run = pretraining_run(prepared)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from boxtwin.config.identity import NO_PRETRAINING
+from boxtwin.datasets.options import SplitOptions
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.splits import Split
 from boxtwin.detector.checkpoint import read_detector
@@ -48,11 +49,13 @@ def pretraining_run(prepared: Prepared) -> Prepared | None:
     plain, alone = replace(options, name=NO_PRETRAINING), replace(config.variations, per_image=0)
     labelled = replace(config.dataset, unlabelled=None, empty=None)
     config = replace(config, dataset=labelled, trainer=trainer, seed=options.seed, variations=alone, pretraining=plain)
+    # The numbers and seed of the study's split are no part of its identity: all splits share one pre-training.
+    no_numbers = SplitOptions("pretraining", train=0, val=0, test=0, train_pool=0, group_by=options.dataset.group_by)
     side, detector = options.dataset.image_size, config.detector
     config = replace(
         config,
         dataset=options.dataset,
-        split=replace(config.split, name="pretraining", train_size=None, group_by=options.dataset.group_by, file=None),
+        split=no_numbers,
         detector=replace(detector, image_size=side, crop=min(detector.crop or side, side), tile=None),
     )
     dataset = load_dataset(config)
