@@ -26,7 +26,7 @@ from boxtwin.detector.checkpoint import read_detector
 from boxtwin.errors import InputError
 from boxtwin.mixing.datamodule import PrefetchLoader
 from boxtwin.mixing.plan import make_plan
-from boxtwin.run.build import detector_file, labelling_runs, load_dataset, make_data, make_detector, prepare
+from boxtwin.run.build import detector_file, labelling_runs, load_dataset, make_data, make_detector, prepare, train
 from boxtwin.run.pretraining import check_other_images, hold_out, pretraining_run
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +114,21 @@ def test_images_of_the_pretraining_are_shown_again(composed: Compose, others: tu
     draws = loader.loader.dataset
     shown = [draws[place][2].path in paths for place in range(4 * prepared.config.trainer.batch_size)]
     assert sum(shown) == len(shown) / 2
+
+
+def test_a_pretraining_alone_is_tested_without_steps(composed: Compose, others: tuple[str, ...]) -> None:
+    prepared = prepare(composed(*others, "trainer.steps=0", "pretraining.share=0.5"))
+    file, _, images, levels = pretrained(prepared)
+    assert file is not None
+    data = make_data(prepared, make_plan(prepared.split, (), pretraining=images), levels)
+    trained = train(prepared, data, make_detector(prepared, file), file.parent / "checkpoints", "", logger=None)
+    for name, tensor in read_detector(file).module.network.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(trained.best.network.state_dict()[name], tensor, rtol=0, atol=0)
+    variations = ("pretraining=variations", "pretraining.per_image=1", "trainer.steps=0", "labels.agree=1")
+    prepare(composed(*variations))
+    with pytest.raises(InputError, match="they would be random"):
+        prepare(composed(*variations, "labels=pseudo"))
 
 
 def test_no_pretraining_by_default(composed: Compose) -> None:

@@ -136,6 +136,11 @@ def labelling_runs(config: BoxtwinConfig, dataset: Dataset, split: Split) -> lis
     labelled = replace(config.dataset, unlabelled=None, empty=None)
     variations = replace(config.variations, per_image=0)
     config = replace(config, dataset=labelled, variations=variations, pretraining=pretraining)
+    if config.trainer.steps == 0 and config.detector.weights is None:
+        raise InputError(
+            "detectors that label images learn from the real images alone, and with trainer.steps=0 and without "
+            "detector.weights they would be random; set more steps, or weights"
+        )
     seeds = range(config.labels.detectors)
     return [prepared_from(replace(config, seed=seed), dataset, split) for seed in seeds]
 

@@ -69,8 +69,10 @@ def _check_steps(config: BoxtwinConfig) -> None:
             f"trainer.steps={trainer.steps} must be a multiple of trainer.validations={trainer.validations}, "
             "so that training ends with a validation"
         )
-    if trainer.steps == 0 and config.detector.weights is None:
-        raise InputError("trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE")
+    if trainer.steps == 0 and config.detector.weights is None and config.pretraining.name == NO_PRETRAINING:
+        raise InputError(
+            "trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE, or a pretraining"
+        )
     if trainer.steps and not 0 <= warmup < trainer.steps:
         of_epochs = "" if trainer.epochs is None else f" (trainer.epochs={trainer.epochs})"
         raise InputError(
