@@ -65,19 +65,6 @@ def pretraining_run(prepared: Prepared) -> Prepared | None:
     return prepared_from(config, dataset, hold_out(dataset))
 
 
-def variations_run(prepared: Prepared) -> Prepared:
-    """The run that makes and labels the variations of a pre-training: with the trainer of the run itself.
-
-    Detectors that label them are those of the run, so that variations made by generate.py are found.
-    """
-    config, options = prepared.config, prepared.config.pretraining
-    plain = replace(options, name=NO_PRETRAINING, per_image=0)
-    alone = replace(config.variations, per_image=options.per_image, synthetic_fraction=1.0, validation=False)
-    labelled = replace(config.dataset, unlabelled=None, empty=None)
-    config = replace(config, dataset=labelled, variations=alone, pretraining=plain)
-    return prepared_from(config, prepared.dataset, prepared.split, prepared.extra)  # for variations.learn_unlabelled
-
-
 def hold_out(dataset: Dataset) -> Split:
     """Divide a data set by scenes: `HELD_OUT` for validation, as much for the test, the rest for training.
 
@@ -139,6 +126,19 @@ def check_other_images(other: Dataset, dataset: Dataset, split: Split, group_by:
             f"images of split {split.name}, such as {', '.join(shared[:3])}; remove them from its annotation file (or, "
             "if they show others, give them other names)"
         )
+
+
+def variations_run(prepared: Prepared) -> Prepared:
+    """The run that makes and labels the variations of a pre-training: with the trainer of the run itself.
+
+    Detectors that label them are those of the run, so that variations made by generate.py are found.
+    """
+    config, options = prepared.config, prepared.config.pretraining
+    plain = replace(options, name=NO_PRETRAINING, per_image=0)
+    alone = replace(config.variations, per_image=options.per_image, synthetic_fraction=1.0, validation=False)
+    labelled = replace(config.dataset, unlabelled=None, empty=None)
+    config = replace(config, dataset=labelled, variations=alone, pretraining=plain)
+    return prepared_from(config, prepared.dataset, prepared.split, prepared.extra)  # for variations.learn_unlabelled
 
 
 def pretraining_metrics(run: Prepared, file: Path) -> dict[str, float]:
