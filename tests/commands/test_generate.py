@@ -24,10 +24,11 @@ from boxtwin.commands.generate import contact_sheet, generate, make_variations
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values
 from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import GenerateConfig
+from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
 from boxtwin.run.build import Prepared, prepare
+from boxtwin.run.pretraining import variations_run
 
 ROOT = Path(__file__).parents[2]
 # The detectors that label what moves: one, of two steps.
@@ -127,6 +128,18 @@ def test_calls_that_cost_wait_for_a_yes_and_a_budget(
     assert len(server.requests) == 20
     with pytest.raises(InputError, match=r"10 of 30 variations are missing; .* for about 0\.00 USD; nothing was made"):
         generate(composed(*remote(server), "variations=3", "generator.price_usd=0.0"))
+
+
+def test_the_command_for_the_variations_of_a_pretraining(composed: Composed, server: Record) -> None:
+    typed = (*remote(server), "pretraining=variations", "pretraining.per_image=3", "variations=0")
+    run = variations_run(prepare(to_object(composed(*typed, script="config"), BoxtwinConfig)))
+    with pytest.raises(InputError, match="18 variations of openai_variations are missing") as error:
+        make_variations(run)
+    words = shlex.split(str(error.value).splitlines()[-1])[2:]
+    assert {"variations=3", "variations.validation=false"} <= set(words)
+    assert "variations=0" not in words
+    made = prepared(composed(*(word for word in words if word not in QUICK), small=False))
+    assert (made.store.key, made.wanted) == (run.store.key, 18)
 
 
 def test_what_was_not_had_is_counted_told_and_done_without(

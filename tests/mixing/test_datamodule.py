@@ -125,6 +125,31 @@ def test_black_is_zero_and_white_is_one(make_coco: MakeCoco, tmp_path: Path) -> 
     assert batch.images.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.0, 0.5, 1.0], abs=1e-4)  # clipped at both ends
 
 
+@pytest.mark.parametrize(("real", "other"), [(np.uint8, np.uint16), (np.uint16, np.uint8), (np.uint16, np.uint16)])
+def test_images_of_a_pretraining_keep_their_own_scale(make_coco: MakeCoco, real: type, other: type) -> None:
+    """Each kind has one value throughout, 80 % of its own full scale."""
+    levels: dict[Any, Levels] = {np.uint8: Levels(), np.uint16: Levels(1000, 2000)}
+    kinds = []
+    for name, dtype, white in (("real", real, levels[real]), ("other", other, Levels(0, 4000))):
+        built = make_coco(images=6, dtypes=(dtype,), objects=(0,), sizes=((64, 64),), folder=name)
+        bright = 204 if dtype == np.uint8 else white.black + 0.8 * (white.full_scale - white.black)
+        for image in built.content["images"]:
+            write_png(built.images / image["file_name"], np.full((64, 64), bright).astype(dtype))
+        kinds.append(built.read().samples)
+    (samples, others), ends = kinds, levels[real]
+    data = StudyDataModule(
+        make_plan(Split("s", samples[:4], samples[4:5], samples[5:]), (), pretraining=others),
+        InputOptions(image_size=64, crop=64, tile=None, channels=1, pretraining_size=64),
+        BatchOptions(steps=2, steps_per_epoch=2, batch_size=4, seed=5, pretraining_share=0.5),
+        AugmentationOptions(),
+        ends,
+        ANEW,
+        Levels(0, 4000) if other == np.uint16 else Levels(),
+    )
+    for batch in data.train_dataloader():
+        assert batch.images.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.8] * 4, abs=1e-4)
+
+
 def test_variations_of_another_depth_are_named(make_coco: MakeCoco) -> None:
     samples = make_coco(images=2, dtypes=(np.uint16, np.uint8)).read().samples
     check_variations(samples[:1], ANEW, 16)
@@ -192,9 +217,9 @@ def test_devices_share_every_batch(devices: int) -> None:
     for done, batches in ((0, 2), (6, 2), (24, 1)):
         share = 6 // devices
         drawn = [np.array(list(sampler)).reshape(batches, share) for sampler in shares]
-        assert (
-            np.concatenate(drawn, axis=1).tolist() == np.arange(done, done + 6 * batches).reshape(batches, 6).tolist()
-        )
+        # One draw of each device in turn makes the batch of one device.
+        together = np.stack(drawn, axis=2).reshape(batches, 6)
+        assert together.tolist() == np.arange(done, done + 6 * batches).reshape(batches, 6).tolist()
     assert [len(sampler) for sampler in shares] == [12 // devices] * devices
 
 

@@ -26,8 +26,9 @@ from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, labelling_runs, make_data, make_detector, prepare
 from boxtwin.run.extra_images import DETECTORS
 from boxtwin.run.label_detectors import make_members, prepare_labelling, trained_file
-from boxtwin.run.pretraining import pretraining_run
+from boxtwin.run.pretraining import pretraining_run, variations_run
 from boxtwin.run.unlabelled import label_unlabelled
+from boxtwin.synthesis.regenerate import reproduce
 
 ROOT = Path(__file__).parents[2]
 Compose = Callable[..., BoxtwinConfig]
@@ -206,6 +207,23 @@ def test_generators_learn_from_them_where_asked(composed: Compose, data: Path) -
     # What is pasted has been cut out of the unlabelled images, too.
     pastes = [{json.dumps(line.claimed.boxes) for line in each.store.lines()} for each in (usual, run)]
     assert pastes[0] != pastes[1]
+    # They cannot be compared; lost images are made again by the same command.
+    with pytest.raises(InputError, match="has learnt from unlabelled images too"):
+        reproduce(run.store.folder, run.store.generator, run.dataset)
+    images = sorted(run.store.folder.glob("images/*"))
+    content = images[0].read_bytes()
+    images[0].unlink()
+    make_variations(prepare(composed(*learnt)))
+    assert images[0].read_bytes() == content
+    # Variations of a pre-training are made alike.
+    before = ("pretraining=variations", "pretraining.per_image=1", "pretraining.steps=6", "variations=0")
+    first = prepare(composed(*(each for each in learnt if each != "variations=1"), *before))
+    assert first.condition["pretraining_images"] == run.store.key
+    trained = pretraining_run(first)
+    assert trained is not None
+    assert trained.store.key == run.store.key
+    make_variations(variations_run(first))
+    assert len(trained.store.variations(trained.sources, 1)) == len(trained.sources)
     # Generators that learn nothing, and runs without variations, stay the same.
     assert prepare(composed(*learnt, "generator=repeat")).store.key == prepare(composed("variations=1")).store.key
     plain = (unlabelled[0], "variations=0")

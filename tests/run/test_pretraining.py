@@ -2,9 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +13,20 @@ import torch
 from hydra import compose, initialize_config_dir
 from small_study import SMALL
 
-from boxtwin.commands.train import pretrained
+from boxtwin.commands.generate import make_variations
+from boxtwin.commands.train import Pretrained, pretrained
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values, run_name
 from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
+from boxtwin.datasets.splits import SIDES, Split
 from boxtwin.detector.checkpoint import read_detector
 from boxtwin.errors import InputError
 from boxtwin.mixing.datamodule import PrefetchLoader
 from boxtwin.mixing.plan import make_plan
-from boxtwin.run.build import load_dataset, make_data, make_detector, prepare
+from boxtwin.run.build import detector_file, labelling_runs, load_dataset, make_data, make_detector, prepare, train
 from boxtwin.run.pretraining import check_other_images, hold_out, pretraining_run
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +91,8 @@ def others(data: Path) -> tuple[str, ...]:
 
 def test_a_run_starts_from_the_detector_of_other_images(composed: Compose, others: tuple[str, ...]) -> None:
     prepared = prepare(composed(*others, "seed=3"))
-    file, metrics, images = pretrained(prepared)
+    first_run = pretrained(prepared)
+    file, metrics, images, _ = first_run
     assert file is not None
     first = read_detector(file)
     module = make_detector(prepared, file)
@@ -100,8 +105,14 @@ def test_a_run_starts_from_the_detector_of_other_images(composed: Compose, other
     assert 0 <= metrics["pretraining/map_50"] <= 1
     written = file.stat().st_mtime_ns
     assert images == ()
-    assert pretrained(prepare(composed(*others, "seed=4"))) == (file, metrics, ())
+    assert pretrained(prepare(composed(*others, "seed=4"))) == first_run
     assert file.stat().st_mtime_ns == written
+
+
+def test_splits_share_a_pretraining(composed: Compose, others: tuple[str, ...]) -> None:
+    splits = (["seed=1"], ["split.seed=1"], ["split.train=5"], ["split.train_size=3"], ["split.test=7"])
+    runs = [pretraining_run(prepare(composed(*others, *split))) for split in splits]
+    assert len({run.detector_identities for run in runs if run is not None}) == 1
 
 
 def test_images_of_the_pretraining_are_shown_again(composed: Compose, others: tuple[str, ...]) -> None:
@@ -118,8 +129,23 @@ def test_images_of_the_pretraining_are_shown_again(composed: Compose, others: tu
     assert sum(shown) == len(shown) / 2
 
 
+def test_a_pretraining_alone_is_tested_without_steps(composed: Compose, others: tuple[str, ...]) -> None:
+    prepared = prepare(composed(*others, "trainer.steps=0", "pretraining.share=0.5"))
+    file, _, images, levels = pretrained(prepared)
+    assert file is not None
+    data = make_data(prepared, make_plan(prepared.split, (), pretraining=images), levels)
+    trained = train(prepared, data, make_detector(prepared, file), file.parent / "checkpoints", "", logger=None)
+    for name, tensor in read_detector(file).module.network.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(trained.best.network.state_dict()[name], tensor, rtol=0, atol=0)
+    variations = ("pretraining=variations", "pretraining.per_image=1", "trainer.steps=0", "labels.agree=1")
+    prepare(composed(*variations))
+    with pytest.raises(InputError, match="they would be random"):
+        prepare(composed(*variations, "labels=pseudo"))
+
+
 def test_no_pretraining_by_default(composed: Compose) -> None:
-    assert pretrained(prepare(composed())) == (None, {}, ())
+    assert pretrained(prepare(composed())) == Pretrained(None, {})
 
 
 def test_variations_alone_come_first(composed: Compose) -> None:
@@ -130,10 +156,26 @@ def test_variations_alone_come_first(composed: Compose) -> None:
     assert (run.per_image, run.config.variations.synthetic_fraction) == (2, 1.0)
     assert run.split == prepared.split
     assert prepared.library is None
-    file, metrics, _ = pretrained(prepared)
+    file, metrics, *_ = pretrained(prepared)
     assert file is not None
     assert file.exists()
     assert set(metrics) >= {"pretraining/map", "pretraining/map_50", "pretraining/seconds"}
+
+
+def test_variations_of_a_pretraining_are_those_of_the_run(composed: Compose, tmp_path: Path) -> None:
+    """They are labelled by the detectors of the run, not by those of its pre-training's steps and batches."""
+    labels = ("labels=pseudo", "labels.agree=1", "labels.detectors=1")
+    made = prepare(composed("variations=2", *labels))
+    make_variations(made)
+    written = made.store.manifest.read_bytes()
+    first = ("pretraining=variations", "pretraining.per_image=2", "pretraining.steps=12")
+    prepared = prepare(composed(*first, *labels))
+    run = pretrained(prepared)
+    assert prepared.condition["pretraining_images"] == made.store.key
+    assert [store.parent for store in tmp_path.glob("synthetic/*/manifest.jsonl")] == [made.store.folder]
+    assert made.store.manifest.read_bytes() == written
+    (labelling,) = labelling_runs(made.config, made.dataset, made.split)
+    assert set(tmp_path.glob("detectors/*.safetensors")) == {run.file, detector_file(labelling)}
 
 
 def test_scenes_are_held_out_whole(composed: Compose, others: tuple[str, ...]) -> None:
@@ -143,6 +185,47 @@ def test_scenes_are_held_out_whole(composed: Compose, others: tuple[str, ...]) -
     assert all(sides)
     assert sum(map(len, sides)) == len(set.union(*sides))
     assert sum(len(run.split.side(side)) for side in ("train", "val", "test")) == 24
+
+
+def test_scenes_of_the_study_are_not_looked_for_in_other_names(
+    composed: Compose, others: tuple[str, ...], data: Path, tmp_path: Path
+) -> None:
+    """The names of the other set have no scene as the study finds it: the set is read with its own group_by."""
+    root = Path(shutil.copytree(data / "other", tmp_path / "other"))
+    annotations = root / "annotations.json"
+    content = json.loads(annotations.read_text())
+    for image in content["images"]:
+        renamed = image["file_name"].replace("_", "-")
+        (root / "images" / image["file_name"]).rename(root / "images" / renamed)
+        image["file_name"] = renamed
+    annotations.write_text(json.dumps(content))
+    scenes = ("dataset.group_by='^([^_]+)_'", "pretraining.dataset.group_by='^([^-]+)-'")
+    prepared = prepare(composed(*others, *scenes, f"pretraining.dataset.root={root}"))
+    run = pretraining_run(prepared)
+    assert run is not None
+    assert prepared.condition["pretraining_images"] == run.dataset.digest
+
+
+def test_each_side_of_a_pretraining_has_objects(composed: Compose) -> None:
+    dataset = load_dataset(composed())
+    usual = hold_out(dataset)
+
+    def rare(shown: Sequence[Sample]) -> Split:
+        names = {sample.name for sample in shown}
+        none: dict[str, Any] = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
+        none |= {"areas": np.zeros(0), "crowd": np.zeros(0, dtype=bool)}
+        samples = tuple(each if each.name in names else replace(each, **none) for each in dataset.samples)
+        return hold_out(replace(dataset, samples=samples))
+
+    with_objects = [sample for sample in usual.train if len(sample.object_boxes)]
+    for shown in (with_objects[:3], [*usual.val, *with_objects[:2]], [*usual.val, *usual.test, with_objects[0]]):
+        split = rare(shown)
+        assert all(any(len(each.object_boxes) for each in split.side(side)) for side in SIDES)
+        assert sorted(each.name for side in SIDES for each in split.side(side)) == sorted(
+            each.name for each in dataset.samples
+        )
+    with pytest.raises(InputError, match="has 24 scenes, 2 of them with objects"):
+        rare(with_objects[:2])
 
 
 def test_two_scenes_are_too_few(composed: Compose) -> None:
@@ -164,15 +247,27 @@ def test_images_of_the_test_are_refused(composed: Compose, data: Path) -> None:
         pretrained(prepared)
     # Training images may come twice.
     of_training = replace(prepared.dataset, samples=prepared.split.train)
-    check_other_images(of_training, prepared.dataset, prepared.split)
+    check_other_images(of_training, prepared.dataset, prepared.split, None)
+
+
+def test_scenes_of_the_test_are_refused(composed: Compose, others: tuple[str, ...]) -> None:
+    """Other pixels under names of the study's scenes; of simulated ones, names say nothing."""
+    scenes = "dataset.group_by='^([^_]+)_'"
+    prepared = prepare(composed(*others, scenes))
+    held_out = {sample.group for sample in (*prepared.split.val, *prepared.split.test)}
+    number = sum(sample.group in held_out for sample in load_dataset(composed(scenes)).samples)
+    with pytest.raises(InputError, match=f"by their names, {number} images of other show scenes of validation or test"):
+        pretraining_run(prepared)
+    simulated = [f"pretraining.dataset.{name}" for name in ("build.images=24", "build.image_size=64", "image_size=64")]
+    assert pretraining_run(prepare(composed("pretraining=sar_scenes", *simulated, scenes))) is not None
 
 
 def test_classes_must_have_the_same_names_unless_there_is_one(composed: Compose) -> None:
     prepared = prepare(composed())
     other = replace(prepared.dataset, samples=prepared.split.train, classes=("vessel",))
-    check_other_images(other, prepared.dataset, prepared.split)
+    check_other_images(other, prepared.dataset, prepared.split, None)
     with pytest.raises(InputError, match="has the classes vessel, buoy"):
-        check_other_images(replace(other, classes=("vessel", "buoy")), prepared.dataset, prepared.split)
+        check_other_images(replace(other, classes=("vessel", "buoy")), prepared.dataset, prepared.split, None)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +278,7 @@ def test_classes_must_have_the_same_names_unless_there_is_one(composed: Compose)
         (["pretraining=sar_scenes", "pretraining.steps=0"], "must be a positive multiple"),
         (["pretraining=variations", "pretraining.per_image=-1"], "must not be negative"),
         (["pretraining=sar_scenes", "pretraining.batch_size=0"], "at least 1"),
+        (["pretraining=sar_scenes", "trainer.devices=4", "pretraining.batch_size=6"], "multiple of trainer.devices=4"),
         (["pretraining=sar_scenes", "pretraining.share=1"], "less than 1"),
         (["pretraining=variations", "pretraining.share=0.5"], "synthetic_fraction"),
         (["pretraining=variations", "pretraining.redraw=matched"], "pretraining=variations has none"),

@@ -141,9 +141,13 @@ def quality_card(prepared: Prepared) -> QualityCard | None:
 
 def generate_command(config: BoxtwinConfig, *more: str) -> str:
     """The generate.py command that makes the variations of the configuration."""
-    words = [word for word in words_of(typed_words()) if not _NOT_SUGGESTED.match(word)]
+    words, number = [word for word in words_of(typed_words()) if not _NOT_SUGGESTED.match(word)], config.variations
+    # The variations may be those of a pre-training, which has numbers of its own.
+    words = [re.sub(r"^(\+*variations(\.per_image)?=)\d+$", rf"\g<1>{number.per_image}", word) for word in words]
     if not any(re.match(r"\+*variations(\.per_image)?=", word) for word in words):
-        words.append(setting("variations", config.variations.per_image))
+        words.append(setting("variations", number.per_image))
+    if not number.validation and "variations.validation=false" not in words:
+        words.append(setting("variations.validation", value=False))
     if any(word.startswith("--config-name=") for word in words):  # it may lack generate.py's own settings
         more = tuple(f"++{word}" for word in more)
     return command_line("generate.py", [*words, *more])

@@ -24,6 +24,7 @@ from boxtwin.config.compose import to_object
 from boxtwin.config.identity import RECIPE_VERSION, extra_images, flat_params, run_name, setting_hash
 from boxtwin.config.launch import note_run, typed_words
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.splits import SIDES, describe
 from boxtwin.detector.checkpoint import FILE as DETECTOR_FILE
@@ -39,7 +40,7 @@ from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import metrics_of
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
-from boxtwin.run.pretraining import pretraining_metrics, pretraining_run
+from boxtwin.run.pretraining import pretraining_metrics, pretraining_run, variations_run
 from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.synthesis.store import StoreUpdate
 from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, Store, ended_on_error, store_uri
@@ -111,7 +112,8 @@ class Pretrained(NamedTuple):
 
     file: Path | None  # its detector
     metrics: dict[str, float]
-    images: tuple[Sample, ...]  # to be shown again in the batches of the run
+    images: tuple[Sample, ...] = ()  # to be shown again in the batches of the run
+    levels: Levels = Levels()  # of these
 
 
 def pretrained(prepared: Prepared) -> Pretrained:
@@ -121,11 +123,12 @@ def pretrained(prepared: Prepared) -> Pretrained:
     """
     run, options = pretraining_run(prepared), prepared.config.pretraining
     if run is None:
-        return Pretrained(None, {}, ())
+        return Pretrained(None, {})
     if run.library:
-        make_variations(run)
+        make_variations(variations_run(prepared))
     file = label_detectors.trained_file(run, f"pretraining={options.name}")
-    return Pretrained(file, pretraining_metrics(run, file), run.split.train if options.share else ())
+    first = Pretrained(file, pretraining_metrics(run, file))
+    return first._replace(images=run.split.train, levels=run.levels) if options.share else first
 
 
 class RunLogger(MLFlowLogger):
@@ -202,7 +205,7 @@ class _RunInProgress:
         variations = prepared.library.variations(prepared.sources, prepared.per_image) if prepared.library else ()
         plan = make_plan(prepared.split, variations, [*unlabelled, *prepared.extra.empty], first.images)
         self._log_inputs(plan)
-        data = make_data(prepared, plan)
+        data = make_data(prepared, plan, first.levels)
         log.info(
             f"{run_name(self.config)}: {plan.real_train} real + {plan.synthetic_train} synthetic training images, "
             f"{f'{len(plan.extra)} images beside the data set, ' if plan.extra else ''}"

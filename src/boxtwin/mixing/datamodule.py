@@ -73,6 +73,7 @@ class TrainingDraws(Dataset[Item]):
     levels: Levels
     seed: int
     images: DecodedImages
+    pretraining_levels: Levels = Levels()  # noqa: RUF009 (frozen)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -94,9 +95,10 @@ class TrainingDraws(Dataset[Item]):
         # From the draws, not the pool: real and synthetic images keep their shares in a mosaic. Images of the
         # pre-training have a scale of their own, so a mosaic has these alone, or none of them.
         partners = self._draws[is_earlier]
+        levels = self.pretraining_levels if is_earlier else self.levels
 
         def labelled(draw: int) -> Labelled:
-            return _labelled(self.samples[self.order[draw]], self.images, self.levels)
+            return _labelled(self.samples[self.order[draw]], self.images, levels)
 
         image = augment(
             labelled(index),
@@ -140,14 +142,16 @@ class EpochSampler(Sampler[int]):
     draws_per_epoch: int  # a whole number of batches
     position: Callable[[], int]  # the draws that have been trained on
     batch_size: int  # images a step, on all devices together
-    device: int = 0  # of every batch, it takes one of so many equal shares; all together take what one device would
+    # Of every batch, each of n devices takes every nth draw; all together take what one would. Variations stand first
+    # in a batch, and images of a pre-training last, so that every device gets some of both.
+    device: int = 0
     devices: int = 1
 
     def __iter__(self) -> Iterator[int]:
-        first, share = self.position(), self.batch_size // self.devices
+        first = self.position()
         last = min(first + self.draws_per_epoch, self.draws)
-        for start in range(first + self.device * share, last, self.batch_size):
-            yield from range(start, min(start + share, last))
+        for start in range(first, last, self.batch_size):
+            yield from range(start + self.device, min(start + self.batch_size, last), self.devices)
 
     def __len__(self) -> int:
         return self.draws_per_epoch // self.devices
@@ -200,10 +204,12 @@ class StudyDataModule(pl.LightningDataModule):
         augmentation: AugmentationOptions,
         levels: Levels,
         images: DecodedImages,
+        pretraining_levels: Levels = Levels(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         self.plan, self.input, self.batches = plan, input_options, batch_options
         self.augmentation, self.levels, self._images = augmentation, levels, images
+        self.pretraining_levels = pretraining_levels
         self._order = draw_order(plan, batch_options).reshape(-1)
 
     @property
@@ -214,7 +220,9 @@ class StudyDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> PrefetchLoader | DataLoader[Item]:
         """Augmented batches, one epoch at a time."""
         seed, images = self.batches.seed, self._images
-        draws = TrainingDraws(self.plan, self._order, self.augmentation, self.input, self.levels, seed, images)
+        draws = TrainingDraws(
+            *(self.plan, self._order, self.augmentation, self.input, self.levels, seed, images, self.pretraining_levels)
+        )
         batch_size, trainer = self.batches.batch_size, self.trainer
         device, devices = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         per_epoch = self.batches.steps_per_epoch * batch_size

@@ -149,15 +149,15 @@ def full_scale(pixels: np.ndarray) -> int:
 
 
 def network_input(pixels: Sequence[Pixels], *, channels: int) -> Float32[np.ndarray, "batch {channels} _h _w"]:
-    """Images of one size, grey or colour, as a batch in [0, 1] with 1 or 3 channels, as the network takes."""
-    shaped = []
-    for image in pixels:
-        if channels == 3:
-            shaped.append(image if image.ndim == 3 else np.broadcast_to(image[:, :, None], (*image.shape, 3)))
-        else:
-            shaped.append((image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[:, :, None])
-    stacked = np.stack(shaped)
-    scaled = np.multiply(stacked, np.float32(1 / full_scale(stacked)), dtype=np.float32)
+    """Images of one size, grey or colour, as a batch in [0, 1] with 1 or 3 channels, as the network takes.
+
+    Each is divided by the full scale of its own type: a batch may have images of 8 and of 16 bit.
+    """
+    scaled = np.empty((len(pixels), *pixels[0].shape[:2], channels), dtype=np.float32)
+    for image, place in zip(pixels, scaled, strict=True):
+        grey = image if image.ndim == 2 or channels == 3 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        shaped = grey if grey.ndim == 3 else grey[:, :, None]
+        np.multiply(shaped, np.float32(1 / full_scale(image)), out=place, dtype=np.float32)
     # Stacked with channels last, which is how the convolutions take them.
     return scaled.transpose(0, 3, 1, 2)
 

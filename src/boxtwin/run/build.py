@@ -135,6 +135,11 @@ def labelling_runs(config: BoxtwinConfig, dataset: Dataset, split: Split) -> lis
     labelled = replace(config.dataset, unlabelled=None, empty=None)
     variations = replace(config.variations, per_image=0)
     config = replace(config, dataset=labelled, variations=variations, pretraining=pretraining)
+    if config.trainer.steps == 0 and config.detector.weights is None:
+        raise InputError(
+            "detectors that label images learn from the real images alone, and with trainer.steps=0 and without "
+            "detector.weights they would be random; set more steps, or weights"
+        )
     seeds = range(config.labels.detectors)
     return [prepared_from(replace(config, seed=seed), dataset, split) for seed in seeds]
 
@@ -162,10 +167,12 @@ def prepared_from(
     dataset: Dataset,
     split: Split,
     more: ExtraImages = ExtraImages(),  # noqa: B008 (frozen)
+    library: Library | None = None,
 ) -> Prepared:
-    """A run on data that is read and checked."""
+    """A run on data that is read and checked; the store of its variations follows from the settings, or is given."""
     config = with_steps(config, len(split.train), more.number)
-    library = _library(config, dataset, split, more) if config.variations.per_image else None
+    if library is None and config.variations.per_image:
+        library = _library(config, dataset, split, more)
     digests: list[str | None] = [None]
     if config.detector.weights is not None:  # older versions hashed the whole file instead of its tensors
         file = Path(config.detector.weights)
@@ -173,7 +180,7 @@ def prepared_from(
     # What older versions did not have is left out where it changes nothing, so that their runs are found.
     extra: dict[str, Any] = {"store": library.key if library else None, **more.values}
     if config.pretraining.name != identity.NO_PRETRAINING:
-        extra["pretraining_images"] = _pretraining_data(config, dataset, split)
+        extra["pretraining_images"] = _pretraining_data(config, dataset, split, more)
     if identity.RECIPE_VERSION > 1:
         extra["recipe"] = identity.RECIPE_VERSION
     if any(sample.bits > 8 for sample in split.train):
@@ -203,17 +210,18 @@ def prepared_from(
     )
 
 
-def _pretraining_data(config: BoxtwinConfig, dataset: Dataset, split: Split) -> str:
+def _pretraining_data(config: BoxtwinConfig, dataset: Dataset, split: Split, more: ExtraImages) -> str:
     """The images of a pre-training: the key of a store, the hash of a data set, or the version of the simulation.
 
     Simulated images follow from settings, which are in the identity of a run; they need not be made to know it. What
     changed them follows from training images too.
     """
     if config.pretraining.per_image:
-        return _library(config, dataset, split, ExtraImages()).key
+        return _library(config, dataset, split, more).key
     other = config.pretraining.dataset
     if not other.build:
-        return load_dataset(replace(config, dataset=other)).digest
+        own = replace(config, dataset=other, split=replace(config.split, group_by=other.group_by))
+        return load_dataset(own).digest
     redrawing, fitted = make_redrawing(config, split.train), fit_key(config, split.train)
     changes = {"fitted": fitted, "changed": redrawing.key if redrawing else None}
     named = [f"{how} {key}" for how, key in changes.items() if key]
@@ -244,8 +252,12 @@ def load_dataset(config: BoxtwinConfig) -> Dataset:
     return dataset
 
 
-def make_data(prepared: Prepared, plan: Plan) -> StudyDataModule:
-    """The data module of a run."""
+def make_data(
+    prepared: Prepared,
+    plan: Plan,
+    pretraining_levels: Levels = Levels(),  # noqa: B008 (frozen)
+) -> StudyDataModule:
+    """The data module of a run; images of its pre-training have pixel values of their own that mean 0 and 1."""
     config, trainer = prepared.config, prepared.config.trainer
     if plan.extra:
         prepared.images.add(prepared.dataset.name, plan.extra)
@@ -279,6 +291,7 @@ def make_data(prepared: Prepared, plan: Plan) -> StudyDataModule:
         config.dataset.augmentation,
         prepared.levels,
         prepared.images,
+        pretraining_levels,
     )
 
 

@@ -45,6 +45,11 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
             f"pretraining.steps={options.steps} must be a positive multiple of "
             f"trainer.validations={config.trainer.validations}, so that it ends with a validation"
         )
+    if options.batch_size % config.trainer.devices:
+        raise InputError(
+            f"pretraining.batch_size={options.batch_size} must be a multiple of "
+            f"trainer.devices={config.trainer.devices}, which share every batch equally"
+        )
     if options.per_image < 0 or options.batch_size < 1:
         raise InputError(
             f"pretraining.per_image={options.per_image} must not be negative, and "
@@ -71,8 +76,10 @@ def _check_steps(config: BoxtwinConfig) -> None:
             f"trainer.steps={trainer.steps} must be a multiple of trainer.validations={trainer.validations}, "
             "so that training ends with a validation"
         )
-    if trainer.steps == 0 and config.detector.weights is None:
-        raise InputError("trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE")
+    if trainer.steps == 0 and config.detector.weights is None and config.pretraining.name == NO_PRETRAINING:
+        raise InputError(
+            "trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE, or a pretraining"
+        )
     if trainer.steps and not 0 <= warmup < trainer.steps:
         of_epochs = "" if trainer.epochs is None else f" (trainer.epochs={trainer.epochs})"
         raise InputError(

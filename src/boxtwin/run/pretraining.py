@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.config.schema import DatasetConfig
+from boxtwin.datasets.options import SplitOptions
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
 from boxtwin.datasets.splits import Split
@@ -44,22 +47,26 @@ def pretraining_run(prepared: Prepared) -> Prepared | None:
     if options.name == NO_PRETRAINING:
         return None
     trainer = replace(config.trainer, steps=options.steps, epochs=None, batch_size=options.batch_size)
-    share = 1.0 if options.per_image else None
-    alone = replace(config.variations, per_image=options.per_image, synthetic_fraction=share, validation=False)
-    plain = replace(options, name=NO_PRETRAINING, per_image=0)
+    if options.per_image:
+        made = variations_run(prepared)
+        config = replace(made.config, trainer=trainer, seed=options.seed)
+        return prepared_from(config, prepared.dataset, prepared.split, library=made.store)
+    plain, alone = replace(options, name=NO_PRETRAINING), replace(config.variations, per_image=0)
     labelled = replace(config.dataset, unlabelled=None, empty=None)
     config = replace(config, dataset=labelled, trainer=trainer, seed=options.seed, variations=alone, pretraining=plain)
-    if options.per_image:
-        return prepared_from(config, prepared.dataset, prepared.split)
+    # The numbers and seed of the study's split are no part of its identity: all splits share one pre-training.
+    no_numbers = SplitOptions("pretraining", train=0, val=0, test=0, train_pool=0, group_by=options.dataset.group_by)
     side, detector = options.dataset.image_size, config.detector
     config = replace(
         config,
         dataset=options.dataset,
-        split=replace(config.split, name="pretraining", train_size=None, group_by=options.dataset.group_by, file=None),
+        split=no_numbers,
         detector=replace(detector, image_size=side, crop=min(detector.crop or side, side), tile=None),
     )
     dataset = load_dataset(replace(config, dataset=_changed(prepared)))
-    check_other_images(dataset, prepared.dataset, prepared.split)
+    # Simulated scenes are none of the study's, whatever their names.
+    group_by = prepared.config.split.group_by if options.dataset.build is None else None
+    check_other_images(dataset, prepared.dataset, prepared.split, group_by)
     return prepared_from(config, dataset, hold_out(dataset))
 
 
@@ -84,32 +91,45 @@ def _changed(prepared: Prepared) -> DatasetConfig:
 def hold_out(dataset: Dataset) -> Split:
     """Divide a data set by scenes: `HELD_OUT` for validation, as much for the test, the rest for training.
 
+    Each side has an object, without which no checkpoint is better than another.
+
     Raises:
-        InputError: there are fewer than three scenes.
+        InputError: there are fewer than three scenes with objects.
     """
     groups: dict[str, list[Sample]] = {}
     for sample in dataset.samples:
         groups.setdefault(sample.group or sample.name, []).append(sample)
-    if len(groups) < 3:
-        raise InputError(
-            f"pretraining: {dataset.name} has {len(groups)} scenes; training, validation and test need one each"
-        )
+    names = [str(name) for name in np.random.default_rng(0).permutation(sorted(groups))]
+    shown = [name for name in names if _has_objects(groups[name])]
+    if len(shown) < 3:
+        what = f"{len(groups)} scenes, {len(shown)} of them with objects"
+        raise InputError(f"pretraining: {dataset.name} has {what}; training, validation and test need one each")
     least = max(1, round(len(dataset.samples) * HELD_OUT))
-    val: list[Sample] = []
-    test: list[Sample] = []
-    train: list[Sample] = []
-    for name in np.random.default_rng(0).permutation(sorted(groups)):
-        side = val if len(val) < least else test if len(test) < least else train
-        side.extend(groups[name])
-    return Split("pretraining", tuple(train), tuple(val), tuple(test))
+
+    def dealt(val: list[Sample], test: list[Sample], train: list[Sample], others: list[str]) -> list[list[Sample]]:
+        for name in others:
+            (val if len(val) < least else test if len(test) < least else train).extend(groups[name])
+        return [train, val, test]
+
+    sides = dealt([], [], [], names)
+    if not all(map(_has_objects, sides)):  # objects are rare
+        val, test, train = (list(groups[name]) for name in shown[:3])
+        sides = dealt(val, test, train, [name for name in names if name not in shown[:3]])
+    return Split("pretraining", *map(tuple, sides))
 
 
-def check_other_images(other: Dataset, dataset: Dataset, split: Split) -> None:
+def _has_objects(samples: Sequence[Sample]) -> bool:
+    return any(len(sample.object_boxes) for sample in samples)
+
+
+def check_other_images(other: Dataset, dataset: Dataset, split: Split, group_by: str | None) -> None:
     """Check that a detector may see another data set before the images of a split.
 
+    ``group_by`` finds a scene of the split in a file name; None: scenes are not told by names.
+
     Raises:
-        InputError: its classes differ (two single classes may have different names), or one of its images equals or
-            nearly equals a validation or test image.
+        InputError: its classes differ (two single classes may have different names), or one of its images equals,
+            nearly equals, or shows the scene of a validation or test image.
     """
     if other.classes != dataset.classes and len(other.classes) + len(dataset.classes) > 2:
         raise InputError(
@@ -121,6 +141,27 @@ def check_other_images(other: Dataset, dataset: Dataset, split: Split) -> None:
             f"pretraining: {len(names)} validation or test images of split {split.name} are among the images of "
             f"{other.name}, such as {', '.join(names[:3])}; remove them from its annotation file"
         )
+    held_out = {sample.group for sample in (*split.val, *split.test)}
+    scenes = {sample.name: re.search(group_by, sample.name) for sample in other.samples} if group_by else {}
+    if shared := [name for name, scene in scenes.items() if scene and scene[1] in held_out]:
+        raise InputError(
+            f"pretraining: by their names, {len(shared)} images of {other.name} show scenes of validation or test "
+            f"images of split {split.name}, such as {', '.join(shared[:3])}; remove them from its annotation file (or, "
+            "if they show others, give them other names)"
+        )
+
+
+def variations_run(prepared: Prepared) -> Prepared:
+    """The run that makes and labels the variations of a pre-training: with the trainer of the run itself.
+
+    Detectors that label them are those of the run, so that variations made by generate.py are found.
+    """
+    config, options = prepared.config, prepared.config.pretraining
+    plain = replace(options, name=NO_PRETRAINING, per_image=0)
+    alone = replace(config.variations, per_image=options.per_image, synthetic_fraction=1.0, validation=False)
+    labelled = replace(config.dataset, unlabelled=None, empty=None)
+    config = replace(config, dataset=labelled, variations=alone, pretraining=plain)
+    return prepared_from(config, prepared.dataset, prepared.split, prepared.extra)  # for variations.learn_unlabelled
 
 
 def pretraining_metrics(run: Prepared, file: Path) -> dict[str, float]:

@@ -26,6 +26,7 @@ _BEFORE_NUMBERS: dict[tuple[str, int], dict[str, Json]] = {
     ("pixel_ddpm_sketch", 2): {"fitted": "ships to objects, sea to sea, white to white"}
 }
 REPRODUCIBLE = "reproducible"  # in store.json, of no influence on the key: `Generator.reproducible`, for `make clean`
+UNLABELLED = "(unlabelled images)"  # their name among those that a generator has learnt from
 _NOT_FROM_DATA = ("path", "device", "base_url")
 
 
@@ -80,7 +81,7 @@ def identity_of(
 ) -> StoreIdentity:
     """The identity of the store that a generator makes; ``unlabelled`` as for `boxtwin.synthesis.store.Library`."""
     learnt = [(sample.name, fingerprint(sample)) for sample in training]
-    learnt += [] if unlabelled is None else [("(unlabelled images)", unlabelled)]
+    learnt += [] if unlabelled is None else [(UNLABELLED, unlabelled)]
     return StoreIdentity(
         dataset=dataset,
         generator=generator.name,

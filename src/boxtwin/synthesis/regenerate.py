@@ -14,7 +14,7 @@ from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock, write_bytes_atomically
 from boxtwin.synthesis.generator import Generator, Refused, Request
-from boxtwin.synthesis.identity import StoreIdentity, read_identity
+from boxtwin.synthesis.identity import UNLABELLED, StoreIdentity, read_identity
 from boxtwin.synthesis.manifest import MANIFEST, VariationRecord, fingerprint, image_is_whole, newest_lines
 from boxtwin.synthesis.store import MODELS
 
@@ -65,6 +65,12 @@ def reproduce(store: Path, generator: Generator, dataset: Dataset) -> Reproduced
 
 
 def _check_data(identity: StoreIdentity, lines: Iterable[VariationRecord], samples: dict[str, Sample]) -> None:
+    if UNLABELLED in dict(identity.training):
+        raise InputError(
+            "the generator of the store has learnt from unlabelled images too, which are no part of a data set, so "
+            "that its images cannot be compared. Images lost from it are made again by the generate.py command that "
+            "made the store, without regenerate"
+        )
     wanted = dict(identity.training) | {line.source: line.source_fingerprint for line in lines}
     missing = sorted(wanted.keys() - samples.keys())
     changed = sorted(name for name in wanted.keys() & samples.keys() if fingerprint(samples[name]) != wanted[name])
