@@ -29,7 +29,9 @@ def all_of(conditions: Sequence[Condition], kept: bool = True, **settings: Any) 
     compared = contrasts(rows, figures if kept else ResampledMetrics({}))
     values = answers(rows, compared)
     # A sentence for each generator and positive control, and one with the advice.
-    assert len(answer(rows, compared)) == sum(len(each.groups) + len(each.positive_controls) + 1 for each in values)
+    assert len(answer(rows, compared)) == sum(
+        len(each.groups) + len(each.positive_controls) + bool(each.advice) for each in values
+    )
     short = in_short(rows, compared)
     assert len(short) == len(answer(rows, compared))
     assert all(text.count("AP50") == 1 for text in short if "What to do" not in text)  # one sentence each
@@ -71,6 +73,11 @@ def test_the_answer_in_short() -> None:
     assert one.count("too few seeds to tell") == 2
 
 
+def _nine(conditions: Sequence[Condition]) -> tuple[Sequence[Row], Sequence[Contrast]]:
+    _, rows, figures = simulate(conditions, seeds=9, seed_noise=0.005, own_image_noise=0.01)
+    return rows, contrasts(rows, figures)
+
+
 def _few(conditions: Sequence[Condition]) -> tuple[Sequence[Row], Sequence[Contrast]]:
     _, rows, figures = simulate(conditions, seeds=3)
     return rows, contrasts(rows, figures)
@@ -90,7 +97,24 @@ def test_a_gain_beside_its_controls() -> None:
     (positive_control,) = found.positive_controls
     assert (positive_control.new.real_images, positive_control.old.real_images) == (80, 40)
     assert positive_control.differences["map_50"].gain_significant
-    assert found.advice == {"kind": "use", "wins": [of_s2["lead"]], "without_controls": False, "equal": []}
+    data = positive_control.differences["map_50"].mean
+    assert data > change.mean
+    wins = [of_s2["lead"]]
+    assert found.advice == {"kind": "use", "wins": wins, "without_controls": False, "equal": [], "data": data}
+
+
+def test_a_control_alone_that_gains_is_advised() -> None:
+    conditions = [*PLAIN, *with_variations(0.6), *with_variations(0.66, "copy_paste"), *with_variations(0.7, "repeat")]
+    found = answer_of(conditions)
+    assert named(found.groups[0], "lead") == [10]
+    assert [win.new.generator for win in found.advice["wins"]] == ["copy_paste"]
+    assert not found.advice["without_controls"]
+    *_, advice = in_short(*_nine(conditions))
+    assert "10 variations of each image by copy_paste on s2 (+" in advice
+    assert "More real images gain more (+" in advice
+    both = answer_of([*PLAIN, *with_variations(0.68), *with_variations(0.64, "copy_paste")])
+    assert both.advice["equal"] == []
+    assert [win.new.generator for win in both.advice["wins"]] == ["pixel_ddpm", "copy_paste"]
 
 
 @pytest.mark.parametrize(("control", "equal"), [(0.6, []), (0.66, ["copy_paste"])])
@@ -140,7 +164,9 @@ def test_tighter_boxes_without_more_objects() -> None:
     )
     compared = contrasts(rows, figures)
     place = next(k for k, contrast in enumerate(compared) if contrast.new.variations == 2)
-    ap = replace(compared[place].differences["map"], mean=0.006, p_holm=0.03)
+    ap = compared[place].differences["map"]
+    assert ap.interval is not None
+    ap = replace(ap, mean=0.006, p_holm=0.03, interval=replace(ap.interval, low=0.001, high=0.011))
     assert not any(c.differences["map"].significant for c in compared if c.new.variations == 10)
     compared[place] = replace(compared[place], differences={**compared[place].differences, "map": ap})
     (found,) = answers(rows, compared)
@@ -192,8 +218,10 @@ def test_each_setting_has_an_answer_of_its_own() -> None:
     assert len({each.prefix for each in found}) == 2
 
 
-def test_without_variations_there_is_no_answer() -> None:
-    assert all_of(PLAIN) == []
+def test_more_real_images_alone_are_an_answer() -> None:
+    (found,) = all_of(PLAIN)
+    assert (found.groups, len(found.positive_controls), found.advice) == ([], 1, {})
+    assert all_of(PLAIN[:1]) == []
     assert answer([], []) == []
 
 

@@ -144,7 +144,8 @@ def test_significance_needs_an_interval_that_excludes_zero() -> None:
     wide = replace(change, interval=replace(change.interval, low=-0.01))
     assert not wide.significant
     assert not replace(change, interval=None).significant
-    assert replace(wide, role="tested").significant
+    assert not replace(wide, role="tested").significant
+    assert replace(change, interval=None, role="tested").significant  # runs that keep no matches
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,11 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether p is at most 0.05 after correction; of a primary comparison the interval must exclude 0 as well."""
-        return self.p_holm <= SIGNIFICANT and (self.role != "primary" or self.excludes_zero)
+        """Whether p is at most 0.05 after correction and the interval excludes 0.
+
+        Only of a primary comparison must the interval be known: runs that keep no matches have none.
+        """
+        return self.p_holm <= SIGNIFICANT and (self.excludes_zero or (self.interval is None and self.role != "primary"))
 
     @property
     def excludes_zero(self) -> bool:

@@ -112,23 +112,23 @@ def in_short(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
 
 def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
     """The values of `answer` for each setup with comparisons; controls alone only where there is no other generator."""
-    values_by_setup, line_of = [], lambda gain: (gain.new.split, gain.new.generator)
+    values_by_setup = []
     for setup in setups(rows):
         alike = [contrast for contrast in contrasts if contrast.new in setup]
         by_kind = {kind: [contrast for contrast in alike if contrast.kind == kind] for kind in KINDS}
         gains, controls, positive = (by_kind[kind] for kind in ("variations", "control", "positive control"))
         equal_pixels = {contrast.new.run_ids: contrast for contrast in by_kind["equal pixels"]}
         pretrainings = [(each, equal_pixels.get(each.new.run_ids)) for each in by_kind["pretraining"]]
-        subjects = sorted([gain for gain in gains if not gain.new.is_control] or gains, key=line_of)
-        groups = [list(group) for _, group in itertools.groupby(subjects, key=line_of)]
-        values: list[dict[str, Any]] = []
-        advice: dict[str, Any] = {}
-        if groups:
-            leads = [_lead(group) for group in groups]
-            values = [_of_generator(lead, group, controls, gains) for lead, group in zip(leads, groups, strict=True)]
-            advice = _advice(leads, subjects, controls, positive)
+        subjects = [gain for gain in gains if not gain.new.is_control] or gains
+        groups = _groups(subjects)
+        leads = [_lead(group) for group in groups]
+        values = [_of_generator(lead, group, controls, gains) for lead, group in zip(leads, groups, strict=True)]
         extra = [contrast for kind in EXTRA_IMAGES for contrast in by_kind[kind]]
-        if groups or pretrainings or extra:
+        # What may be advised beside them. `repeat` shows what steps bring: it is no treatment.
+        others = [each for each in gains if each not in subjects and each.new.generator != "repeat"]
+        treatments = [*map(_lead, _groups(others)), *by_kind["pretraining"], *extra]
+        advice = _advice(leads, subjects, controls, positive, treatments) if leads or treatments else {}
+        if groups or pretrainings or extra or positive:
             values_by_setup.append(Answer(setup[0].prefix, values, pretrainings, extra, positive, advice))
     return values_by_setup
 
@@ -143,6 +143,12 @@ def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
         # What the study is about comes before its controls.
         contrasts=sorted(contrasts, key=lambda each: (KINDS.index(each.kind), not each.name and each.new.is_control)),
     )
+
+
+def _groups(gains: Sequence[Contrast]) -> list[list[Contrast]]:
+    """By split and generator."""
+    line_of = lambda gain: (gain.new.split, gain.new.generator)  # noqa: E731
+    return [list(group) for _, group in itertools.groupby(sorted(gains, key=line_of), key=line_of)]
 
 
 def _lead(group: Sequence[Contrast]) -> Contrast:
@@ -167,34 +173,45 @@ def _of_generator(
 
 
 def _advice(
-    leads: Sequence[Contrast], subjects: Sequence[Contrast], controls: Sequence[Contrast], positive: Sequence[Contrast]
+    leads: Sequence[Contrast],
+    subjects: Sequence[Contrast],
+    controls: Sequence[Contrast],
+    positive: Sequence[Contrast],
+    treatments: Sequence[Contrast],
 ) -> dict[str, Any]:
-    """What to do, as the kind of advice and the values that its sentence names."""
-    decided = [lead for lead in leads if lead.differences[AP50].could_be_significant]
+    """What to do, as the kind of advice and the values that its sentence names.
+
+    ``treatments`` are what else is held against none: `copy_paste` beside a diffusion model, pre-training, images
+    beside the data set. One of them is advised where it gains and no number of variations does, or gains more.
+    """
+    decided = [each for each in (*leads, *treatments) if each.differences[AP50].could_be_significant]
     known = [contrast.differences[AP50] for contrast in positive]
     seen = [change.mean for change in known if change.gain_significant]
     blind = bool(known) and not seen and all(change.could_be_significant for change in known)
     if not decided:
-        changes = [lead.differences[AP50] for lead in leads]
+        changes = [each.differences[AP50] for each in (*leads, *treatments)]
         needed = sorted(change.pairs_needed for change in changes)
         pairs = min(change.pairs for change in changes)
         return {"kind": "seeds", "blind": blind, "least": needed[0], "most": needed[-1], "pairs": pairs}
-    wins = [lead for lead in decided if lead.differences[AP50].gain_significant]
+    wins = [each for each in decided if each.differences[AP50].gain_significant]
     if wins:
         winners = {win.new.run_ids for win in wins}
         held = [control for control in controls if control.new.run_ids in winners]
+        equal = {each.old.generator for each in held if not each.differences[AP50].significant}
+        named = [win for win in wins if win.new.generator not in equal or win.kind != "variations"]
         return {
             "kind": "use",
-            "wins": wins,
-            "without_controls": not held and any(not win.new.is_control for win in wins),
-            "equal": sorted({each.old.generator for each in held if not each.differences[AP50].significant}),
+            "wins": sorted(named, key=lambda win: -win.differences[AP50].mean),
+            "without_controls": not held and any(win in leads and not win.new.is_control for win in wins),
+            "equal": sorted(equal),
+            "data": max(seen, default=None),
         }
-    if any(lead.differences[AP50].significant for lead in decided):
+    if any(each.differences[AP50].significant for each in decided):
         return {"kind": "loss"}
     if blind:
         return {"kind": "blind"}
     highs = [interval.high for gain in subjects if (interval := gain.differences[AP50].interval) is not None]
-    if seen and highs and len(decided) == len(leads) and max(highs) < min(seen) / 2:
+    if seen and highs and len(decided) == len(leads) + len(treatments) and max(highs) < min(seen) / 2:
         tighter = [gain.differences[AP].mean for gain in subjects if gain.differences[AP].significant]
         return {"kind": "little", "ap": max(tighter, default=0.0), "bound": max(*highs, 0.0), "data": min(seen)}
     return {"kind": "open"}
