@@ -93,7 +93,7 @@ def test_the_served_model_answers_with_what_a_run_finds(tmp_path: Path) -> None:
     }
     with (tmp_path / "served.log").open("w") as log:
         process = subprocess.Popen(
-            ["bash", "-c", f"{SERVE.replace('multirun/STUDY/RUN', 'run_folder')} -p {port}"],
+            ["bash", "-c", SERVE.replace("multirun/STUDY/RUN", "run_folder").replace("5001", str(port))],
             cwd=tmp_path,
             env=environment,
             stdout=log,
@@ -108,7 +108,7 @@ def test_the_served_model_answers_with_what_a_run_finds(tmp_path: Path) -> None:
                     break
             except OSError:
                 time.sleep(0.25)
-        command = ASK.replace("IMAGE", str(image)).replace("5000", str(port))
+        command = ASK.replace("IMAGE", str(image)).replace("5001", str(port))
         said = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True)
         assert said.stdout, (tmp_path / "served.log").read_text()
         (answer,) = json.loads(said.stdout)["predictions"]

@@ -72,9 +72,9 @@ ELSEWHERE = {
     "python export.py run=multirun/STUDY/RUN": "test_export_command",
     "python export.py run=multirun/STUDY/RUN register=ships": "test_export_command",
     "python export.py run=multirun/STUDY/RUN formats=[darknet] to=FOLDER": "test_export_command",
-    "mlflow models serve -m multirun/STUDY/RUN/export/mlflow --env-manager local": "test_export_command",
+    "mlflow models serve -m multirun/STUDY/RUN/export/mlflow --env-manager local --port 5001": "test_export_command",
     """printf '{"dataframe_split": {"columns": ["image"], "data": [["%s"]]}}' "$(base64 < IMAGE | tr -d '\\n')" | """
-    "curl -s -H 'Content-Type: application/json' -d @- http://127.0.0.1:5000/invocations": "test_export_command",
+    "curl -s -H 'Content-Type: application/json' -d @- http://127.0.0.1:5001/invocations": "test_export_command",
     "python train.py -m experiment=hrsid200 dataset.root=FOLDER split.file=docs/results/hrsid200/split.json "
     "detector.weights=FOLDER/yolov3-tiny.weights split=s1,s2 variations=0,2,10 variations.synthetic_fraction=0.25 "
     'generator=pixel_ddpm_sketch "seed=range(9)"': "test_hrsid200_experiment",
