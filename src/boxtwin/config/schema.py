@@ -97,3 +97,18 @@ class ExportConfig:
     to: str | None = None
     register: str | None = None
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class ReviewConfig:
+    """Settings of review.py: one of the first four says what to do."""
+
+    export: str | None = None
+    read: str | None = None
+    suspects: str | None = None
+    next: str | None = None
+    store: str | None = None
+    folder: str | None = None
+    study: str | None = None
+    number: int = 20
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
