@@ -1,4 +1,4 @@
-"""Labels out to people and back, suspicious labels, images to label next:  python review.py export=FORMAT store=STORE"""
+"""Labels out to people and back, doubtful labels, what to label next:  python review.py export=FORMAT store=STORE"""
 
 import hydra
 from omegaconf import DictConfig
