@@ -13,7 +13,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import tifffile
+from affine import Affine
 from commands import run
 from omegaconf import OmegaConf
 from trained_detectors import detect_as_studies_do, make_trained, samples_of
@@ -58,11 +60,11 @@ def test_a_count_is_the_same_everywhere(study: Path, monkeypatch: pytest.MonkeyP
     (run_folder,) = Path().glob("multirun/*/*/")
     result = json.loads((run_folder / "result.json").read_text())
     (images,) = (path.parent for path in Path("data").rglob(result["counts"][0]["file_name"]))
-    names = Path("test images.txt")
+    names = Path("test_images.txt")
     names.write_text("".join(f"{images / entry['file_name']}\n" for entry in result["counts"]))
     expected = {entry["file_name"]: (entry["found"], entry["true"]) for entry in result["counts"]}
 
-    printed = run(f"count.py study={run_folder.parent.name} images={names.name.replace(' ', '?')} threads=1", study)
+    printed = run(f"count.py study={run_folder.parent.name} images={names} threads=1", study)
     assert "8 images as in training, 64 pixels along the longer side" in printed
     assert "Intervals are meant to hold the true count in 80 % of images" in printed
     assert "in 4 images that were not trained on, too few for 90 %" in printed
@@ -207,6 +209,14 @@ def test_larger_images_are_looked_at_at_the_scale_of_training(detector: TrainedD
     row = count("wide.png", "detector.safetensors")["wide.png"]
     assert (row["scale"], row["unlike_training"], row["total_low"]) == ("1", "size", "")
     assert "size" in row["unlike_training"]
+    # As a scene with coordinates, which is read in windows.
+    profile = {"crs": "EPSG:32631", "transform": Affine(1, 0, 500_000, 0, -1, 5_000_000), "dtype": "uint8", "count": 1}
+    with rasterio.open("scene.tif", "w", "GTiff", 300, 200, **profile) as file:
+        file.write(wide[None])
+    scene = count("scene.tif", "detector.safetensors")["scene.tif"]
+    assert {**scene, "file": ""} == {**row, "file": ""}
+    places = json.loads(Path("counts/scene/scene.tif.geojson").read_text())["features"]
+    assert len(places) == int(row["total"]) > 0
     halved = count("wide.png", "detector.safetensors", scale=0.5, folder="halved")["wide.png"]
     assert halved["scale"] == "0.5"
     # By a detector of an older version as a whole, as then.
