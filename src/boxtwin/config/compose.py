@@ -12,12 +12,26 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
 from boxtwin.config.identity import FIRST_NAMES, REMOVED_SETTINGS, RENAMED_SETTINGS, as_yaml, run_folder
-from boxtwin.config.schema import BoxtwinConfig, CompareConfig, ExportConfig, GenerateConfig
+from boxtwin.config.schema import (
+    BoxtwinConfig,
+    CompareConfig,
+    CountConfig,
+    ExportConfig,
+    GenerateConfig,
+    ReviewConfig,
+)
 from boxtwin.errors import InputError
 
 Schema = TypeVar("Schema")
 
-SCHEMAS = {"boxtwin": BoxtwinConfig, "generate": GenerateConfig, "compare": CompareConfig, "export": ExportConfig}
+SCHEMAS = {
+    "boxtwin": BoxtwinConfig,
+    "generate": GenerateConfig,
+    "compare": CompareConfig,
+    "export": ExportConfig,
+    "count": CountConfig,
+    "review": ReviewConfig,
+}
 # Settings of older versions, and what happens or helps without them.
 WITHOUT = {
     "trainer.coco_evaluator": "validation computes the metrics of the test, which equal those of pycocotools",

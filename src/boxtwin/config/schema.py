@@ -97,3 +97,34 @@ class ExportConfig:
     to: str | None = None
     register: str | None = None
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class CountConfig:
+    """Settings of count.py."""
+
+    run: Any = "best"  # one or a list
+    study: str | None = None
+    images: Any = MISSING  # one or a list
+    annotations: str | None = None
+    folder: str | None = None
+    formats: Any = field(default_factory=lambda: ["coco"])  # one name or a list of them
+    pictures: bool = True
+    scale: float | None = None
+    device: str = "auto"
+    threads: int | None = None
+
+
+@dataclass
+class ReviewConfig:
+    """Settings of review.py: one of the first four says what to do."""
+
+    export: str | None = None
+    read: str | None = None
+    suspects: str | None = None
+    next: str | None = None
+    store: str | None = None
+    folder: str | None = None
+    study: str | None = None
+    number: int = 20
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
