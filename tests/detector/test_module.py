@@ -42,7 +42,7 @@ def draw_images(count: int, classes: int, seed: int) -> list[Image]:
             pixels[top : top + height, left : left + width] = 0.3
             pixels[top : top + height, left : left + width, label % 3] = 0.9
             boxes, labels = np.concatenate((boxes, box)), [*labels, label]
-        images.append((pixels, boxes, np.array(labels)))
+        images.append((np.rint(pixels * 255).astype(np.float32) / 255, boxes, np.array(labels)))
     return images
 
 
@@ -61,6 +61,11 @@ def collate(items: list[tuple[int, Image]]) -> Batch:
 def loader(images: list[Image], repeats: int = 1) -> DataLoader[Batch]:
     numbered: Any = list(enumerate(images)) * repeats  # a list serves as a torch data set
     return DataLoader(numbered, batch_size=len(images), collate_fn=collate)
+
+
+def as_read(images: list[Image]) -> list[tuple[int, np.ndarray]]:
+    """The same images as an image file holds them."""
+    return [(number, np.rint(pixels * 255).astype(np.uint8)) for number, (pixels, _, _) in enumerate(images)]
 
 
 class Images(pl.LightningDataModule):
@@ -173,7 +178,7 @@ def test_four_images_are_learnt_by_heart(classes: int, precision: str, tmp_path:
     # The average spans 10 steps: over too many of them, weights and batch statistics of a short run no longer match.
     trainer = make_trainer(steps, tmp_path, EMAWeightAveraging(decay=0.9), precision=precision)
     trainer.fit(module, loader(images, repeats=30))
-    found = module.eval().detect_all(loader(images), "cpu")
+    found = module.eval().detect_all(as_read(images), "cpu")
     ap, ap50 = average_precision(images, found, list(module.spec.category_ids))
     assert ap50 > 0.95
     assert ap > 0.8
@@ -226,11 +231,11 @@ def test_the_loss_is_written_down_as_often_as_asked_for(tmp_path: Path) -> None:
 def test_predictions_follow_the_weights() -> None:
     images = draw_images(2, 1, seed=0)
     module = make_module(images, 1, steps=2)
-    first = module.detect_all(loader(images), "cpu")
+    first = module.detect_all(as_read(images), "cpu")
     with torch.no_grad():
         for parameter in module.network.heads.parameters():
             parameter.add_(0.1)
-    second = module.detect_all(loader(images), "cpu")
+    second = module.detect_all(as_read(images), "cpu")
     assert first[0].scores.tolist() != second[0].scores.tolist()
     ((_, plain), *_) = module.eval().detect(collate(list(enumerate(images))))
     np.testing.assert_allclose(second[0].scores, plain.scores, atol=1e-4)

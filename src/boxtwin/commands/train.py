@@ -9,6 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.splits import SIDES, describe
+from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.checkpoint import FILE as DETECTOR_FILE
 from boxtwin.detector.checkpoint import TrainedDetector, damage, write_detector
 from boxtwin.detector.training import quieten_lightning
@@ -217,7 +219,7 @@ class _RunInProgress:
         # In float32: a metric must not depend on what the machine computes in.
         device = "cuda" if prepared.accelerator == "gpu" else prepared.accelerator
         tested = run_test(
-            lambda samples: trained.best.detect_all(data.letterboxed(samples), device),
+            lambda samples: trained.best.detect_all(((s.image_id, prepared.images.read(s)) for s in samples), device),
             validation=plan.val,
             synthetic=plan.val_synthetic,
             test=plan.test,
@@ -226,7 +228,17 @@ class _RunInProgress:
             folder=self.output,
         )
         together, by_class = tested.thresholds.together, tested.thresholds.by_class
-        detector = TrainedDetector(trained.best, together, prepared.origin, class_thresholds=by_class)
+        sides = [prepared.split.side(side) for side in SIDES]
+        learnt = (*prepared.split.train, *prepared.split.val)
+        images = TrainingImages.of(learnt, list(chain(*sides)), prepared.images.read, prepared.levels)
+        detector = TrainedDetector(
+            trained.best,
+            together,
+            prepared.origin,
+            class_thresholds=by_class,
+            calibration=tested.calibration,
+            images=images,
+        )
         write_detector(detector, self.output / DETECTOR_FILE)
         metrics = {
             **tested.metrics,
@@ -312,6 +324,7 @@ class _RunInProgress:
             condition=prepared.condition,
             provenance=self.provenance,
             counts=tested.counts,
+            calibration=tested.calibration.plain() if tested.calibration else {},
             validation=validation,  # step, AP on the real validation images, of all attempts
         )
         result.write(self.output)  # on disk first: the server may be away

@@ -12,7 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
 from boxtwin.config.identity import FIRST_NAMES, REMOVED_SETTINGS, RENAMED_SETTINGS, as_yaml, run_folder
-from boxtwin.config.schema import BoxtwinConfig, CompareConfig, ExportConfig, GenerateConfig, ReviewConfig
+from boxtwin.config.schema import (
+    BoxtwinConfig,
+    CompareConfig,
+    CountConfig,
+    ExportConfig,
+    GenerateConfig,
+    ReviewConfig,
+)
 from boxtwin.errors import InputError
 
 Schema = TypeVar("Schema")
@@ -22,6 +29,7 @@ SCHEMAS = {
     "generate": GenerateConfig,
     "compare": CompareConfig,
     "export": ExportConfig,
+    "count": CountConfig,
     "review": ReviewConfig,
 }
 # Settings of older versions, and what happens or helps without them.

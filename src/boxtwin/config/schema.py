@@ -103,6 +103,22 @@ class ExportConfig:
 
 
 @dataclass
+class CountConfig:
+    """Settings of count.py."""
+
+    run: Any = "best"  # one or a list
+    study: str | None = None
+    images: Any = MISSING  # one or a list
+    annotations: str | None = None
+    folder: str | None = None
+    formats: Any = field(default_factory=lambda: ["coco"])  # one name or a list of them
+    pictures: bool = True
+    scale: float | None = None
+    device: str = "auto"
+    threads: int | None = None
+
+
+@dataclass
 class ReviewConfig:
     """Settings of review.py: one of the first four says what to do."""
 

@@ -156,6 +156,12 @@ def _pages(file: TiffFile) -> list[TiffPage]:
     return [page for page in pages if not page.subfiletype & REDUCED_OR_MASK] or pages[:1]
 
 
+def count_pages(content: bytes, name: str) -> int:
+    """How many images a file holds; raises OSError where it is damaged."""
+    with _opened(content, name) as file:
+        return len(_pages(file))
+
+
 def _page(file: TiffFile, name: str, reading: Reading) -> tuple[TiffPage, int]:
     """The page to read, and its number."""
     pages, number = _pages(file), reading.page or 0

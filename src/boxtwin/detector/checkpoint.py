@@ -4,8 +4,9 @@ Initial weights are read here too: from such a file, or from one of Darknet's.
 
 The safetensors format (github.com/huggingface/safetensors) holds tensors and text and can run no code when it is read.
 Our text is the metadata entry ``boxtwin``, JSON: ``format`` (1), ``version`` of boxtwin, ``hyper_parameters`` (the
-arguments of `DetectorModule`), ``count_threshold``, ``class_thresholds`` and ``origin``. A second entry, ``sha256``, is
-the checksum of tensors and text. Files of older versions lack the checksum and the thresholds of classes.
+arguments of `DetectorModule`), ``count_threshold``, ``class_thresholds``, ``origin``, and where they are known
+``calibration`` (`CountCalibration`) and ``training_images`` (`TrainingImages`). A second entry, ``sha256``, is the
+checksum of tensors and text. Files of older versions lack the checksum, the thresholds of classes, or the last two.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import torch
 from jaxtyping import Float32
 
 import boxtwin
+from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.darknet import DarknetReport, read_darknet, tensors_of
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.network import Anchors, YOLOv3
 from boxtwin.detector.predict import BoxesAndScores
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
+from boxtwin.evaluation.count_intervals import CountCalibration
 from boxtwin.weights import read_weights, write_weights
 
 FILE = "detector.safetensors"  # its name in the folder of a run
@@ -46,6 +49,8 @@ class TrainedDetector:
     version: str = boxtwin.__version__  # of boxtwin, that trained it
     # Of each class; empty in files of older versions, where one threshold serves all.
     class_thresholds: tuple[float, ...] = ()
+    calibration: CountCalibration | None = None  # None: counts have no interval
+    images: TrainingImages | None = None  # None: not known
 
     def __post_init__(self) -> None:
         for threshold in (self.count_threshold, *self.class_thresholds):
@@ -63,6 +68,8 @@ class TrainedDetector:
             count_threshold=self.count_threshold,
             boxtwin=self.version,
             class_thresholds=self.class_thresholds,
+            calibration=self.calibration and self.calibration.plain(),
+            training_images=self.images and self.images.plain(),
         )
 
     def compute(self, images: Float32[np.ndarray, "batch _channels side side"]) -> BoxesAndScores:
@@ -85,6 +92,8 @@ def write_detector(detector: TrainedDetector, path: Path) -> None:
         "class_thresholds": list(detector.spec.class_thresholds),
         "origin": dict(detector.origin),
     }
+    more = {"calibration": detector.calibration, "training_images": detector.images}
+    about |= {name: value.plain() for name, value in more.items() if value is not None}
     # "pt" tells other readers of safetensors that the tensors are torch's.
     write_weights(path, tensors, {"format": "pt", ENTRY: json.dumps(about)})
 
@@ -125,8 +134,16 @@ def read_detector(path: Path) -> TrainedDetector:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{path}: the weights do not fit the metadata: {reason}") from None
-    thresholds = tuple(about.get("class_thresholds", ()))
-    return TrainedDetector(module, threshold, origin, about["version"], thresholds)
+    thresholds, calibration, images = (about.get(key) for key in ("class_thresholds", "calibration", "training_images"))
+    return TrainedDetector(
+        module,
+        threshold,
+        origin,
+        about["version"],
+        tuple(thresholds or ()),
+        None if calibration is None else CountCalibration.from_plain(calibration),
+        None if images is None else TrainingImages.from_plain(images),
+    )
 
 
 def read_initial_weights(network: YOLOv3, path: Path) -> DarknetReport:

@@ -14,13 +14,14 @@ from jaxtyping import Float
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections
 from boxtwin.detector.decode import boxes_and_scores
 from boxtwin.detector.loss import Losses, detection_loss
 from boxtwin.detector.network import Raw, YOLOv3, folded
 from boxtwin.detector.nms import DETECTIONS, detections_in_file, merge_tiles
 from boxtwin.detector.options import LossOptions, ObjectnessTarget, Optimizer, OptimizerOptions
-from boxtwin.detector.predict import BoxesAndScores
+from boxtwin.detector.predict import BoxesAndScores, Compute, detect_objects
 from boxtwin.detector.spec import NetworkSpec
 from boxtwin.evaluation.coco_metrics import coco_by_class
 from boxtwin.evaluation.matching import match_detections
@@ -130,18 +131,22 @@ class DetectorModule(pl.LightningModule):
             boxes, scores = boxes_and_scores(raw, anchors, strides, scale_xy=self.loss.scale_xy)
         return boxes.cpu().numpy(), scores.cpu().numpy()
 
-    def detect(self, batch: Batch, network: Callable[[Tensor], Raw] | None = None) -> list[tuple[int, Detections]]:
+    def detect(self, batch: Batch) -> list[tuple[int, Detections]]:
         """(image id, detections in pixels of the image file) of every image or tile of a batch; see `compute`."""
-        boxes, scores = self.compute(batch.images, network)
+        boxes, scores = self.compute(batch.images)
         letterboxed = zip(boxes, scores, batch.letterbox, strict=True)
         detections = (detections_in_file(*outputs, self.spec) for outputs in letterboxed)
         return list(zip(batch.image_ids, detections, strict=True))
 
-    def detect_all(self, batches: Iterable[Batch], device: str) -> dict[int, Detections]:
-        """Detections by image id. Batch normalisation is folded: the same as `detect` gives, up to rounding."""
+    def on_device(self, device: str) -> Compute:
+        """What `detect_objects` takes. Batch normalisation is folded: the same as `compute` gives, up to rounding."""
         network = folded(self.network).to(device)
-        moved = (batch._replace(images=batch.images.to(device)) for batch in batches)
-        return merge_tiles((pair for batch in moved for pair in self.detect(batch, network)), self.spec)
+        return lambda images: self.compute(torch.from_numpy(images).to(device), network)
+
+    def detect_all(self, images: Iterable[tuple[int, Pixels]], device: str) -> dict[int, Detections]:
+        """Detections by image id, from pixels as they are read; what `count.py` and a served model find as well."""
+        compute = self.on_device(device)
+        return {image_id: detect_objects(pixels, self.spec, compute) for image_id, pixels in images}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Collect detections; the metrics come at the end of the epoch."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.reading import Reading
+from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.options import Postprocessing
 from boxtwin.errors import InputError
+from boxtwin.evaluation.count_intervals import CountCalibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +58,32 @@ class DetectorSpec(NetworkSpec):
     count_threshold: float  # of all classes together, chosen on real validation images
     class_thresholds: tuple[float, ...] = ()  # of each class; older files have the one threshold for all
     boxtwin: str  # version that trained it
+    calibration: Mapping[str, Any] | None = None  # fields of `CountCalibration`; None: counts have no interval
+    training_images: Mapping[str, Any] | None = None  # fields of `TrainingImages`; older files have none
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.class_thresholds:
             object.__setattr__(self, "class_thresholds", (self.count_threshold,) * len(self.classes))
+
+    @cached_property
+    def count_calibration(self) -> CountCalibration | None:
+        """What intervals of counts are computed from."""
+        return None if self.calibration is None else CountCalibration.from_plain(self.calibration)
+
+    @cached_property
+    def images(self) -> TrainingImages | None:
+        """What the images were like that it was trained on."""
+        return None if self.training_images is None else TrainingImages.from_plain(self.training_images)
+
+    def scale_for(self, width: int, height: int) -> float | None:
+        """Pixels of the network input for each pixel of an image of this size, as in training.
+
+        None where the whole image is fitted into the network's input, as those of its data set are: it is as large as
+        these, or their size is not known.
+        """
+        fits = self.images is None or self.images.has_size(width, height)
+        return None if fits or self.images is None else self.image_size / self.images.sides[1]
 
     def to_text(self) -> dict[str, str]:
         """Each field as JSON, for metadata that hold nothing but text."""

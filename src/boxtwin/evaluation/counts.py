@@ -72,6 +72,13 @@ def best_threshold(samples: Sequence[Sample], detections: Mapping[int, Detection
     true = np.array([len(s.object_labels) if label is None else (s.object_labels == label).sum() for s in samples])
 
     mae, bias, edges = _errors_by_gap(true, image, scores)
+    return _middle_of_best(mae, bias, edges)
+
+
+def _middle_of_best(
+    mae: Int[np.ndarray, " gaps"], bias: Int[np.ndarray, " gaps"], edges: Float[np.ndarray, " edges"]
+) -> float:
+    """The threshold of `best_threshold`, from summed errors in each gap ``(edges[i], edges[i + 1]]``."""
     # Counts are whole numbers, so sums that are equal are equal exactly.
     best = np.flatnonzero(mae == mae.min())
     best = best[np.abs(bias[best]) == np.abs(bias[best]).min()]
@@ -91,6 +98,54 @@ def choose_thresholds(samples: Sequence[Sample], detections: Mapping[int, Detect
         best_threshold(samples, detections, label) if label in occurring else together for label in range(classes)
     )
     return Thresholds(together, tuple(by_class), tuple(sorted({*range(classes)} - occurring)))
+
+
+def thresholds_without_each(
+    samples: Sequence[Sample], detections: Mapping[int, Detections], classes: int
+) -> Float[np.ndarray, "images classes"]:
+    """Row ``i``: the thresholds of `choose_thresholds` by class on all images but the i-th, of which there are two.
+
+    Errors are sums over images, so an image's own are taken from the sums of all: no search is begun anew.
+    """
+    true = np.array([np.bincount(sample.object_labels, minlength=classes) for sample in samples])
+    together = _without_each(true.sum(axis=1), _scores_by_image(samples, detections, None))
+    chosen = np.repeat(together[:, None], classes, axis=1)
+    for label in range(classes):
+        occurs = true[:, label].sum() - true[:, label] > 0  # in the other images
+        of_class = _without_each(true[:, label], _scores_by_image(samples, detections, label))
+        chosen[occurs, label] = of_class[occurs]
+    return chosen
+
+
+def _scores_by_image(
+    samples: Sequence[Sample], detections: Mapping[int, Detections], label: int | None
+) -> list[Float[np.ndarray, " _found"]]:
+    """The scores in each image, ascending; of one class, or of all."""
+    nothing = (None, np.zeros(0), np.zeros(0, dtype=np.int64))
+    found = [detections.get(sample.image_id, nothing) for sample in samples]
+    return [np.sort(scores[labels == label] if label is not None else scores) for _, scores, labels in found]
+
+
+def _without_each(
+    true: Int[np.ndarray, " images"], scores: Sequence[Float[np.ndarray, " _found"]]
+) -> Float[np.ndarray, " images"]:
+    edges = np.union1d(np.concatenate(scores).astype(np.float64), (0.0, 1.0))
+
+    def errors(place: int) -> Int[np.ndarray, " gaps"]:
+        """Of one image's count, with a threshold in each gap."""
+        own = scores[place].astype(np.float64)
+        return len(own) - np.searchsorted(own, edges[1:]) - true[place]
+
+    mae, bias = (np.zeros(len(edges) - 1, dtype=np.int64) for _ in range(2))
+    for place in range(len(true)):
+        own = errors(place)
+        mae, bias = mae + np.abs(own), bias + own
+    found, chosen = sum(map(len, scores)), []
+    for place in range(len(true)):
+        own, has_others = errors(place), found > len(scores[place])
+        gap = _middle_of_best(mae - np.abs(own), bias - own, edges) if has_others else THRESHOLD_WITHOUT_DETECTIONS
+        chosen.append(gap)
+    return np.array(chosen)
 
 
 def count_by_class(

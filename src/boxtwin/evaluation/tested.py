@@ -16,6 +16,7 @@ import numpy as np
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation import overlays, plots
 from boxtwin.evaluation.coco_metrics import coco_by_class, metric_names, write_results
+from boxtwin.evaluation.count_intervals import CountCalibration, calibrate
 from boxtwin.evaluation.counts import Thresholds, choose_thresholds, count_by_class
 from boxtwin.evaluation.examples import EXAMPLES_FILE, keep_examples
 from boxtwin.evaluation.matching import COCO_LIMIT, match_detections
@@ -36,6 +37,7 @@ class Evaluation:
     counts: list[dict[str, object]]  # of each test image
     classes: list[dict[str, Any]]
     thresholds: Thresholds
+    calibration: CountCalibration | None  # of the validation images; None for fewer than two
 
 
 def run_test(
@@ -103,4 +105,5 @@ def run_test(
         log.info("  %s: %s, counted from confidence %.3f", tested_class["name"], text, tested_class["count_threshold"])
     if len(tested) > MOST_LOGGED:
         log.info("  and %d more classes, in result.json", len(tested) - MOST_LOGGED)
-    return Evaluation(metrics, counts, entries, thresholds)
+    calibration = calibrate(validation, on_validation, len(classes))
+    return Evaluation(metrics, counts, entries, thresholds, calibration)

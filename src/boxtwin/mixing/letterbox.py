@@ -80,7 +80,11 @@ def tiles(width: int, height: int, *, size: int, tile: int) -> list[Tile]:
     Row by row, evenly spaced. Their own parts meet in the middle of the overlaps; the outermost reach to infinity, so
     that every point belongs to one tile.
     """
-    scale = size / max(width, height)
+    return tiles_at(width, height, scale=size / max(width, height), tile=tile)
+
+
+def tiles_at(width: int, height: int, *, scale: float, tile: int) -> list[Tile]:
+    """The `tiles` at a scale, in pixels of the network input for each pixel of the file."""
     columns, rows = (_along(side, tile / scale) for side in (width, height))
     return [Tile((left, top), scale, tile, (x1, y1, x2, y2)) for top, y1, y2 in rows for left, x1, x2 in columns]
 

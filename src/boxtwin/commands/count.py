@@ -1,0 +1,175 @@
+"""From new images to counts: ``count.py``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from boxtwin.config.compose import to_object
+from boxtwin.config.schema import CountConfig
+from boxtwin.counting.detectors import Detector, find_detectors, open_detectors
+from boxtwin.counting.ensemble import Counter, ImageCount
+from boxtwin.counting.files import (
+    COCO_FILE,
+    CSV_FILE,
+    LONGEST,
+    PICTURES,
+    QUALITY,
+    SMALL_QUALITY,
+    THUMBNAIL,
+    CountedImage,
+    as_jpeg,
+    coco_detections,
+    draw,
+    geojson,
+    write_csv,
+    write_json,
+)
+from boxtwin.counting.images import ImageList, Read, list_images, read_all
+from boxtwin.counting.page import PAGE_FILE, write_page
+from boxtwin.counting.scenes import Scene
+from boxtwin.counting.scored import read_annotations, score
+from boxtwin.counting.words import about, marks, promise, summary
+from boxtwin.datasets.problems import some
+from boxtwin.errors import InputError
+from boxtwin.files import atomic_path, remove_leftovers, write_bytes_atomically
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("coco",)
+COUNTS = Path("counts")  # folder of the results
+MOST_THUMBNAILS = 1000  # of a page: 20 MB
+
+
+@dataclass
+class _Work:
+    """What is known after all images."""
+
+    images: list[CountedImage] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    counts: dict[Path, ImageCount] = field(default_factory=dict)  # with all detections, of annotated images
+
+
+def count_images(composed: DictConfig) -> Path:
+    """Count the objects of images, and write the counts into a folder, which appears whole; returns the folder.
+
+    Raises `InputError` before any work for what is wrong with settings, detector or annotations; after it for files
+    that could not be read, when the counts of the others are written.
+    """
+    config = to_object(composed, CountConfig)
+    formats = [config.formats] if isinstance(config.formats, str) else list(config.formats or ())
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise InputError(f"formats=[{','.join(map(str, unknown))}]: there are {', '.join(FORMATS)}")
+    if config.scale is not None and not config.scale > 0:
+        raise InputError(f"scale={config.scale} must be above 0: pixels of the network's input for one of the image")
+    images = list_images(config.images)
+    folder = Path(config.folder) if config.folder is not None else COUNTS / _name_of(images, config.images)
+    if folder.exists() and not (folder / CSV_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and holds no {CSV_FILE} of an earlier count; give another: folder=FOLDER")
+    detectors = open_detectors(find_detectors(config.run, config.study), config.device)
+    _use_threads(config.threads)
+    counter, spec = Counter(detectors, config.scale), detectors[0].spec
+    annotated = None
+    if config.annotations is not None:
+        annotated = read_annotations(Path(config.annotations), images, spec.classes, spec.how_to_read)
+    log.info("%s", "\n".join(about(detectors)))
+
+    remove_leftovers(folder.parent, folder.name)
+    started, work = time.perf_counter(), _Work()
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        bar = tqdm(read_all(images, spec), "counting", len(images.files), unit="image")
+        for file, content in bar:
+            if isinstance(content, str):
+                work.unreadable.append(content)
+                continue
+            try:
+                for image in content:
+                    counted = _count(image, counter, temporary, config.pictures, len(work.images) < MOST_THUMBNAILS)
+                    if annotated is not None and file.resolve() in annotated.samples:
+                        work.counts[file.resolve()] = counted.count
+                    # What is not counted takes ten times the memory.
+                    work.images.append(replace(counted, count=replace(counted.count, every=counted.count.found)))
+            except (InputError, OSError) as error:  # of a window of a scene
+                work.unreadable.append(str(error))
+            finally:
+                _close(content)
+        if not work.images:
+            raise InputError(f"none of the {len(images.files)} images can be read: {some(work.unreadable)}")
+        _write(temporary, work, detectors, counter, images, formats, pictures=config.pictures)
+    seconds = time.perf_counter() - started
+    log.info("%s", "\n".join(summary(work.images, counter, seconds)))
+    if annotated is not None:
+        log.info("%s", "\n".join(score(annotated, work.counts)))
+    written = [folder / CSV_FILE, *([folder / PAGE_FILE] if config.pictures else [])]
+    log.info("written: %s", ", ".join(map(str, written)))
+    if work.unreadable:
+        listed = "".join(f"\n  {line}" for line in work.unreadable)
+        raise InputError(f"{len(work.unreadable)} of {len(images.files)} files could not be counted:{listed}")
+    return folder
+
+
+def _name_of(images: ImageList, asked: object) -> str:
+    """What the folder of the results is called: the folder of the images, or the one image."""
+    if len(images.files) == 1 and not (isinstance(asked, str) and Path(asked).is_dir()):
+        return images.files[0].stem
+    return images.folder.resolve().name or "images"
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        from boxtwin.hardware import use_threads  # late, with torch
+
+        use_threads(threads)
+
+
+def _count(image: Read, counter: Counter, folder: Path, pictures: bool, thumbnail: bool) -> CountedImage:
+    count, (width, height), picture, small = counter(image), image.size, None, b""
+    if isinstance(image.content, Scene):
+        places = geojson(image.content, count.found, counter.classes)
+        if places is not None:
+            write_json(folder / f"{image.name}.geojson", places)
+    if pictures:
+        drawn = draw(image, count.found, counter.detectors[0].spec.levels)
+        picture = f"{PICTURES}/{image.name}.jpg"
+        write_bytes_atomically(folder / picture, as_jpeg(drawn, LONGEST, QUALITY))
+        small = as_jpeg(drawn, THUMBNAIL, SMALL_QUALITY) if thumbnail else b""
+    return CountedImage(image.name, image.path, image.page, width, height, count, picture, small)
+
+
+def _close(images: Sequence[Read]) -> None:
+    for image in images:
+        if isinstance(image.content, Scene):
+            image.content.close()
+
+
+def _write(
+    folder: Path,
+    work: _Work,
+    detectors: Sequence[Detector],
+    counter: Counter,
+    images: ImageList,
+    formats: Sequence[str],
+    *,
+    pictures: bool,
+) -> None:
+    spec = detectors[0].spec
+    write_csv(folder / CSV_FILE, work.images, spec.classes, ensemble=len(detectors) > 1)
+    if "coco" in formats:
+        write_json(folder / COCO_FILE, coco_detections(work.images, spec.classes, spec.category_ids))
+    if pictures:
+        notes = [*about(detectors), promise(counter), *marks(work.images)]
+        write_page(
+            folder / PAGE_FILE,
+            work.images,
+            title=f"Counts of {images.folder.name or images.folder}",
+            classes=spec.classes,
+            notes=notes,
+            unreadable=work.unreadable,
+        )

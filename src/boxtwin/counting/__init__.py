@@ -1,0 +1,1 @@
+"""Counting the objects of new images with trained detectors."""

@@ -1,0 +1,119 @@
+"""Which detectors count: a run's folder, a file, the best of a study, or all seeds of a condition."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from boxtwin.command_line import command_line, setting
+from boxtwin.detector.predict import Compute, OnnxDetector
+from boxtwin.detector.spec import DetectorSpec
+from boxtwin.errors import InputError
+from boxtwin.files import check_name
+from boxtwin.tracking.run_folders import RESULT_FILE, read_result
+
+STUDIES = Path("multirun")  # folder of the studies' folders, whose folders are runs
+DETECTOR_FILE, ONNX = "detector.safetensors", ".onnx"
+BEST, FINAL = "best", "final*"  # FINAL: folders in a study's of detectors trained on all labelled images
+VALIDATION_AP = "val_real/map"  # metric of the weights that a run keeps
+LISTED = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """A trained detector, ready to compute."""
+
+    path: Path
+    spec: DetectorSpec
+    compute: Compute
+
+
+def find_detectors(asked: str | Sequence[str], study: str | None) -> list[Path]:
+    """The files of the detectors that ``asked`` names; raises `InputError` if there are none."""
+    names = [asked] if isinstance(asked, str) else list(asked)
+    check_name(study, "study")
+    found = [path for name in names for path in _find(name, study)]
+    if not found:
+        raise InputError("run=[] names no detector; give a run's folder, a detector.safetensors, or run=best")
+    if len(set(found)) < len(found):
+        raise InputError(f"run= names a detector twice: {', '.join(map(str, found))}")
+    return found
+
+
+def _find(name: str, study: str | None) -> list[Path]:
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        if not (path / DETECTOR_FILE).is_file():
+            raise InputError(f"run={name} holds no {DETECTOR_FILE}: the run is not finished, or it is another folder")
+        return [path / DETECTOR_FILE]
+    folder = STUDIES / study if study is not None else last_study()
+    if name == BEST:
+        return [best_of(folder)]
+    seeds = [run for run in folder.glob("*/") if re.fullmatch(rf"{re.escape(name)}-seed\d+(-\w+)?", run.name)]
+    seeds = sorted(run for run in seeds if (run / DETECTOR_FILE).is_file())
+    if not seeds:
+        runs = sorted(run.parent for run in folder.glob(f"*/{DETECTOR_FILE}"))
+        more = f"\n  and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
+        listed = "".join(f"\n  {command_line('count.py', [setting('run', str(run))])}" for run in runs[:LISTED])
+        raise InputError(
+            f"run={name} is no file or folder, and no condition with finished runs in {folder}"
+            + (f"; its runs:{listed}{more}" if runs else "")
+        )
+    return [run / DETECTOR_FILE for run in seeds]
+
+
+def last_study() -> Path:
+    """The folder of the study with the newest result; raises `InputError` if there is none."""
+    results = list(STUDIES.glob(f"*/*/{RESULT_FILE}"))
+    if not results:
+        raise InputError(f"there are no finished runs in {STUDIES}; name a detector: run=FOLDER or run=FILE")
+    return max(results, key=lambda path: path.stat().st_mtime).parents[1]
+
+
+def best_of(folder: Path) -> Path:
+    """The newest final detector of a study, or the detector of the run with the best AP on validation images."""
+    finals = [path for path in folder.glob(f"{FINAL}/{DETECTOR_FILE}") if path.is_file()]
+    if finals:
+        return max(finals, key=lambda path: path.stat().st_mtime)
+    rated = []
+    for path in sorted(folder.glob(f"*/{DETECTOR_FILE}")):
+        result = read_result(path.parent)
+        ap = None if result is None else result.metrics.get(VALIDATION_AP)
+        if ap is not None and math.isfinite(ap):
+            rated.append((-ap, path))
+    if not rated:
+        raise InputError(f"run=best: {folder} holds no finished run with a detector; name a study: study=NAME")
+    return min(rated)[1]
+
+
+def open_detectors(paths: Sequence[Path], device: str) -> list[Detector]:
+    """Read detectors; raises `InputError` if one cannot be read, or they have not the same classes."""
+    detectors = [_open(path, device) for path in paths]
+    first = detectors[0]
+    for other in detectors[1:]:
+        if other.spec.classes != first.spec.classes:
+            raise InputError(
+                f"detectors of other classes cannot count together: {first.path} has {', '.join(first.spec.classes)}, "
+                f"{other.path} has {', '.join(other.spec.classes)}"
+            )
+    return detectors
+
+
+def _open(path: Path, device: str) -> Detector:
+    if path.suffix == ONNX:
+        try:
+            exported = OnnxDetector(path)
+        except ImportError:
+            raise InputError(f"{path} needs onnxruntime; install with: pip install 'boxtwin[export]'") from None
+        return Detector(path, exported.spec, exported.compute)
+    # Imported here: an exported detector does without torch.
+    from boxtwin.detector.checkpoint import read_detector
+    from boxtwin.hardware import choose_device
+
+    trained = read_detector(path)
+    return Detector(path, trained.spec, trained.module.on_device(str(choose_device(device, "count.py"))))

@@ -1,0 +1,140 @@
+"""What is written of counts: counts.csv, detections.json, GeoJSON, and pictures with boxes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from boxtwin.boxes import xyxy_to_xywh
+from boxtwin.counting.ensemble import ImageCount
+from boxtwin.counting.images import Read
+from boxtwin.counting.scenes import Scene
+from boxtwin.datasets.coco import coco_content
+from boxtwin.datasets.image_io import Pixels
+from boxtwin.datasets.levels import Levels
+from boxtwin.datasets.sample import Detections
+from boxtwin.evaluation.matching import RESULT_DECIMALS
+from boxtwin.files import write_bytes_atomically
+from boxtwin.lettering import class_colour
+
+CSV_FILE, COCO_FILE, PICTURES = "counts.csv", "detections.json", "pictures"
+LONGEST, THUMBNAIL = 1600, 420  # pixels of the longer side of a picture, and of one in the page
+QUALITY, SMALL_QUALITY = 90, 78  # of JPEG
+LEAST_BOX = 0.012  # of the longer side: boxes are drawn around smaller objects, so that they can be seen
+
+
+@dataclass(frozen=True, eq=False)
+class CountedImage:
+    """One image with its counts."""
+
+    name: str
+    path: Path
+    page: int | None
+    width: int
+    height: int
+    count: ImageCount
+    picture: str | None = None  # file in the folder of the counts
+    thumbnail: bytes = b""  # JPEG
+
+
+def write_csv(path: Path, images: Sequence[CountedImage], classes: Sequence[str], *, ensemble: bool) -> None:
+    """A line for each image; ends of intervals are empty where nothing can be promised."""
+    names = ["total", *classes]
+    header = ["file", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))]
+    header += ["unlike_training", "scale", *([f"{name}_spread" for name in names] if ensemble else [])]
+    rows = []
+    for image in images:
+        count = image.count
+        ends: Sequence[tuple[object, object]] = count.intervals or [("", "")] * len(names)
+        numbers = [value for one, end in zip(count.counts.tolist(), ends, strict=True) for value in (one, *end)]
+        more = count.spread.tolist() if ensemble else []
+        rows.append([image.name, *numbers, "; ".join(count.unlike), f"{count.scale:.6g}", *more])
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def coco_detections(images: Sequence[CountedImage], classes: Sequence[str], ids: Sequence[int]) -> dict[str, Any]:
+    """The counted detections as the content of a COCO file; annotations have their ``score``.
+
+    An image has ``path``, its file as seen from the working folder, and ``page`` where it is one of several.
+    """
+    entries, boxes, scores = [], [], []
+    for number, image in enumerate(images, start=1):
+        entry = {"id": number, "file_name": image.name, "width": image.width, "height": image.height}
+        entry["path"] = Path(os.path.relpath(image.path)).as_posix()
+        entries.append(entry if image.page is None else {**entry, "page": image.page})
+        found = image.count.found
+        xywh = xyxy_to_xywh(found.boxes.reshape(-1, 4)).round(RESULT_DECIMALS).tolist()
+        boxes += [
+            (number, ids[label], box, box[2] * box[3], False) for label, box in zip(found.labels, xywh, strict=True)
+        ]
+        scores += found.scores.tolist()
+    content = coco_content(entries, boxes, zip(ids, classes, strict=True))
+    for annotation, score in zip(content["annotations"], scores, strict=True):
+        annotation["score"] = score
+    return content
+
+
+def geojson(scene: Scene, found: Detections, classes: Sequence[str]) -> dict[str, Any] | None:
+    """The detections of a scene as GeoJSON (RFC 7946), in longitude and latitude; None without a reference."""
+    rings = scene.places([(x1, y1, x2, y2) for x1, y1, x2, y2 in found.boxes.tolist()])
+    if rings is None:
+        return None
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "properties": {"class": classes[label], "score": score},
+        }
+        for ring, label, score in zip(rings, found.labels, found.scores.tolist(), strict=True)
+    ]
+    return {"type": "FeatureCollection", "features": features}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON in one line."""
+    write_bytes_atomically(path, json.dumps(content).encode())
+
+
+def draw(image: Read, found: Detections, levels: Levels) -> Pixels:
+    """The image in 8 bit colour, shrunk to `LONGEST`, with a box in the colour of its class around each object."""
+    content = image.content.overview(LONGEST) if isinstance(image.content, Scene) else image.content
+    shown: Any = _eight_bit(levels.scaled(content))
+    width, height = image.size
+    scale = min(1.0, LONGEST / max(width, height))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if shown.shape[1::-1] != size:
+        shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
+    shown = cv2.cvtColor(shown, cv2.COLOR_GRAY2RGB) if shown.ndim == 2 else np.ascontiguousarray(shown)
+    thick = max(1, round(max(size) / 500))
+    for box, label in zip(found.boxes, found.labels.tolist(), strict=True):
+        x1, y1, x2, y2 = (float(value) * scale for value in box)
+        room = max(0.0, (LEAST_BOX * max(size) - max(x2 - x1, y2 - y1)) / 2) + thick
+        colour = tuple(int(class_colour(label)[place : place + 2], 16) for place in (1, 3, 5))
+        ends = (round(x1 - room), round(y1 - room)), (round(x2 + room), round(y2 + room))
+        cv2.rectangle(shown, *ends, (0, 0, 0), thick + 2)  # dark around it: seen on any ground
+        cv2.rectangle(shown, *ends, colour, thick)
+    return shown
+
+
+def _eight_bit(pixels: Pixels) -> Pixels:
+    return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+
+
+def as_jpeg(pixels: Pixels, longest: int, quality: int) -> bytes:
+    """A picture as JPEG, shrunk to so many pixels along its longer side."""
+    scale = min(1.0, longest / max(pixels.shape[:2]))
+    size = [max(1, round(side * scale)) for side in pixels.shape[1::-1]]
+    shrunk = pixels if scale == 1 else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    done, encoded = cv2.imencode(".jpg", np.ascontiguousarray(shrunk[:, :, ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise OSError(f"pixels of shape {pixels.shape} cannot be written as JPEG")
+    return encoded.tobytes()

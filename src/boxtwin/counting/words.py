@@ -1,0 +1,74 @@
+"""What count.py says of detectors, scale, intervals and marks, in the log and in the page."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Sequence
+
+from boxtwin.counting.detectors import Detector
+from boxtwin.counting.ensemble import Counter
+from boxtwin.counting.files import CountedImage
+from boxtwin.datasets.problems import some
+from boxtwin.evaluation.count_intervals import LEVEL, promised_level
+
+
+def about(detectors: Sequence[Detector]) -> list[str]:
+    """A line for each detector, with the thresholds that it counts at."""
+    lines = []
+    for detector in detectors:
+        thresholds = zip(detector.spec.classes, detector.spec.class_thresholds, strict=True)
+        counted = ", ".join(f"{name} from confidence {threshold:.3f}" for name, threshold in thresholds)
+        lines.append(f"{detector.path}: {detector.spec.architecture}, counts {counted}")
+    return lines
+
+
+def promise(counter: Counter) -> str:
+    """What the intervals of counts promise."""
+    if counter.calibration is None:
+        if len(counter.detectors) > 1:
+            return "Counts have no intervals: the detectors were not calibrated, or not on the same images"
+        return "Counts have no intervals: the detector was not calibrated (an older version, or too few images)"
+    n = len(counter.calibration[0].images)
+    level = promised_level(n)
+    text = f"Intervals are meant to hold the true count in {100 * level:.0f} % of images like those of training. They "
+    text += f"follow from the errors in {n} images that were not trained on"
+    return text if level == LEVEL else f"{text}, too few for {100 * LEVEL:.0f} %"
+
+
+def marks(images: Sequence[CountedImage]) -> list[str]:
+    """How many images are unlike the training images, and why."""
+    reasons = Tally(reason for image in images for reason in image.count.unlike)
+    if not reasons:
+        return []
+    unlike = sum(bool(image.count.unlike) for image in images)
+    text = ", ".join(f"{reason} {number}" for reason, number in reasons.items())
+    return [f"{unlike} of {len(images)} images are unlike the training images ({text}): nothing is promised there"]
+
+
+def summary(images: Sequence[CountedImage], counter: Counter, seconds: float) -> list[str]:
+    """The sums, the scale that was taken, what intervals promise, and marks."""
+    sums = [sum(int(image.count.counts[place]) for image in images) for place in range(1 + len(counter.classes))]
+    first = f"{sums[0]} objects in {len(images)} images, {seconds:.1f} s"
+    if len(counter.classes) > 1:
+        by_class = zip(sums[1:], counter.classes, strict=True)
+        first += ": " + ", ".join(f"{number} {name}" for number, name in by_class)
+    return [first, *scales(images, counter), promise(counter), *marks(images)]
+
+
+def scales(images: Sequence[CountedImage], counter: Counter) -> list[str]:
+    """At which scale the images were looked at."""
+    spec = counter.detectors[0].spec
+    if counter.scale is not None:
+        return [f"scale: {counter.scale:g} pixels of the network's input for one of an image, as scale= says"]
+    whole = f"{spec.image_size} pixels along the longer side"
+    if spec.images is None:
+        why = "the detector's file does not say how large its training images were"
+        return [f"scale: {whole}, whatever the size of the image: {why}; scale= sets another"]
+    other = [image for image in images if not spec.images.has_size(image.width, image.height)]
+    lines = [f"scale: {len(images) - len(other)} images as in training, {whole}"] if len(other) < len(images) else []
+    if other:
+        sizes = some(list(dict.fromkeys(f"{image.width} x {image.height}" for image in other)))
+        scale = spec.image_size / spec.images.sides[1]
+        how = f"in tiles at {scale:.4g}, the scale of training images of {spec.images.sides[1]} pixels"
+        lines.append(f"scale: {len(other)} images of other sizes ({sizes}) {how}; scale= sets another")
+    return lines
