@@ -44,7 +44,7 @@ def test_without_a_significant_gain_real_images_alone_are_taken(variations: list
 
 
 def test_a_primary_comparison_decides_alone() -> None:
-    conditions = [({}, 80.0, 0.7, 9)]
+    conditions: list[tuple[dict[str, str], float, float, int]] = [({}, 80.0, 0.7, 9)]
     for generator, count, ap50 in (("repeat", "2", 0.8), ("copy_paste", "10", 0.9)):
         settings = {"variations.per_image": count, "generator.name": generator, "generator.seed": "0"}
         conditions.append((settings, 80.0, ap50, 9))

@@ -28,10 +28,12 @@ from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.options import SplitOptions
 from boxtwin.datasets.sample import Dataset, Detections
 from boxtwin.datasets.splits import Split, describe, folds
+from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.checkpoint import FILE, TrainedDetector, damage, read_detector, write_detector
 from boxtwin.detector.training import quieten_lightning
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import coco_by_class, write_results
+from boxtwin.evaluation.count_intervals import calibrate_folds
 from boxtwin.evaluation.counts import THRESHOLD_WITHOUT_DETECTIONS, choose_thresholds, count_by_class
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.files import exclusive_lock, write_bytes_atomically
@@ -51,7 +53,7 @@ from boxtwin.run.build import (
 from boxtwin.run.checks import check_settings
 from boxtwin.run.extra_images import read_extra_images
 from boxtwin.run.generators import make_generator
-from boxtwin.run.label_detectors import detect_all, trained_file
+from boxtwin.run.label_detectors import trained_file
 from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.provenance import provenance, tags
@@ -212,15 +214,24 @@ def _train_all(work: Work, found: Recommended, config: BoxtwinConfig, output: Pa
     detections: dict[int, Detections] = {}
     for each in work.folds:
         detector = read_detector(trained_file(each, f"final {each.split.name}", _train))
-        detections |= detect_all(each, detector, each.split.test)
+        device = "cuda" if each.accelerator == "gpu" else each.accelerator
+        pixels = ((sample.image_id, each.images.read(sample)) for sample in each.split.test)
+        detections |= detector.module.detect_all(pixels, device)
     dataset = work.seeds[0].dataset
     thresholds = choose_thresholds(images, detections, len(dataset.classes))
+    calibration = calibrate_folds([each.split.test for each in work.folds], detections, len(dataset.classes))
     # 2. The detectors.
+    seen = TrainingImages.of(images, images, work.seeds[0].images.read, work.seeds[0].levels)
     files = []
     for each in work.seeds:
         trained = read_detector(trained_file(each, f"final seed {each.config.seed}", _train))
         detector = TrainedDetector(
-            trained.module, thresholds.together, each.origin, class_thresholds=thresholds.by_class
+            trained.module,
+            thresholds.together,
+            each.origin,
+            class_thresholds=thresholds.by_class,
+            calibration=calibration,
+            images=seen,
         )
         files.append(detector_of(output, each))
         write_detector(detector, files[-1])
@@ -254,6 +265,7 @@ def _train_all(work: Work, found: Recommended, config: BoxtwinConfig, output: Pa
         condition=first.condition,
         provenance=record,
         counts=counts,
+        calibration=calibration.plain(),
     )
     path = result.write(output)
     # 4. In MLflow, as one that is no run of the study.
