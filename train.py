@@ -12,6 +12,11 @@ def main(config: DictConfig) -> None:
 
     def work(config: DictConfig) -> None:
         # Imported here: --help must not wait for torch.
+        if config.final is not None:
+            from boxtwin.commands.train_final import train_final
+
+            train_final(config)
+            return
         from boxtwin.commands.train import train_run
 
         train_run(config)

@@ -111,7 +111,8 @@ def main() -> None:
     if settings.plot:
         forest_plot(settings.folder / "comparison.csv", settings.folder / "forest.png")
         return
-    runs = sorted(path.parent for path in settings.study.glob("*/result.json"))
+    results = sorted(settings.study.glob("*/result.json"))
+    runs = [path.parent for path in results if json.loads(path.read_text()).get("kind", "run") == "run"]
     if not runs:
         parser.error(f"{settings.study} holds no finished run")
     settings.folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from conftest import MakeCoco
 
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.sample import Dataset, Sample
-from boxtwin.datasets.splits import SIDES, Split, describe, make_split, nested_order, read_split
+from boxtwin.datasets.splits import SIDES, Split, describe, folds, make_split, nested_order, read_split
 from boxtwin.errors import InputError
 
 
@@ -283,3 +283,28 @@ def test_a_split_file_may_write_names_in_other_ways(tmp_path: Path, mark: bytes)
     file.write_text(json.dumps({"a": {"train": ["sub/é1.png", "sub\\é1.png"], "val": told[2:3], "test": told[3:]}}))
     with pytest.raises(InputError, match="listed twice"):
         read_split(replace(dataset, samples=samples), file, "a")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_folds_hold_every_image_once_and_whole_scenes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    dataset, count = make_dataset(rng.integers(1, 9, size=20).tolist()), int(rng.integers(2, 7))
+    parts = folds(dataset.samples, count)
+    assert len(parts) == count
+    assert sorted(s.name for part in parts for s in part) == sorted(s.name for s in dataset.samples)
+    assert sum(len(groups(part)) for part in parts) == len(groups(dataset.samples))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 8  # no more than the largest scene
+    assert [[s.name for s in part] for part in folds(dataset.samples, count)] == [[s.name for s in p] for p in parts]
+
+
+def test_copies_are_in_one_fold(make_coco: MakeCoco) -> None:
+    coco = make_coco(images=8)
+    (coco.images / "S05_0.png").write_bytes((coco.images / "S00_0.png").read_bytes())
+    for parts in (folds(coco.read().samples, count) for count in (2, 7)):
+        together = [{"S00_0.png", "S05_0.png"} & {s.name for s in part} for part in parts]
+        assert sorted(map(len, together))[-1] == 2
+    with pytest.raises(InputError, match="8 images of 7 scenes cannot be divided into 8 parts"):
+        folds(coco.read().samples, 8)
+    with pytest.raises(InputError, match="between 2 and 7 are possible"):
+        folds(coco.read().samples, 1)

@@ -88,13 +88,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def train(dataset: Dataset, checkpoints: Path, logger: Curve, **changes: Any) -> Trained:
     torch.manual_seed(0)
-    split = Split("s", dataset.samples[:4], dataset.samples[4:8], dataset.samples[8:])
     settings: dict[str, Any] = {
+        "validation": dataset.samples[4:8],
         "devices": 1,
         "learning_rate": 3e-3,
         "gradient_clip": 10.0,
         "optimizer": "adamw",
     } | changes
+    split = Split("s", dataset.samples[:4], settings["validation"], dataset.samples[8:])
     module = DetectorModule(
         NetworkSpec(
             architecture="yolov3_nano",
@@ -238,3 +239,27 @@ def test_training_that_diverges_is_told_and_not_kept(dataset: Dataset, tmp_path:
     for path in (tmp_path / "nan").glob("*.ckpt"):
         weights = torch.load(path, weights_only=True)["state_dict"]
         assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_without_validation_images_the_last_weights_are_kept(
+    whole: tuple[Trained, Curve], dataset: Dataset, tmp_path: Path
+) -> None:
+    curve = Curve()
+    trained = train(dataset, tmp_path, curve, validation=())
+    assert (trained.validation, curve.validations) == ((), [])
+    assert curve.losses == whole[1].losses  # nothing else is another
+    last = torch.load(tmp_path / LAST, weights_only=True)
+    assert last["global_step"] == STEPS
+    kept = trained.best.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in last["state_dict"].items())
+    # Averaged over the steps: not what the optimiser has at the end.
+    current = last["current_model_state"]
+    assert any(not torch.equal(kept[name], value) for name, value in current.items() if value.is_floating_point())
+
+
+def test_it_goes_on_without_validation_images(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        train(dataset, tmp_path / "a", Curve(lambda _, step: step == 7), validation=())
+    assert_same(
+        train(dataset, tmp_path / "a", Curve(), validation=()), train(dataset, tmp_path / "b", Curve(), validation=())
+    )

@@ -37,7 +37,7 @@ def compare_study(config: DictConfig) -> Path:
         copies = {run.run_id: Path(run.output_dir) for run in runs} if folder != Path(config.runs) else {}
         runs = [replace(run, study=name, output_dir="" if copies else run.output_dir) for run in runs]
         report = Path(config.folder) / name
-        primary = _primary(config.primary, Path(config.runs), report)
+        primary = kept_primary(config.primary, Path(config.runs), report)
         return _report(Study.of(*with_evidence(runs, copies), copies, primary), report, config)
 
 
@@ -59,7 +59,7 @@ def _compare_stored(config: DictConfig) -> Path:
         runs = collect_runs(store, name, folder, Path(temporary))
         copies = copies_of(store, runs, Path(temporary))
         evidence = with_evidence(runs, copies, partial(bring_back, store, Path(temporary)))
-        study = Study.of(*evidence, copies, _primary(config.primary, report))
+        study = Study.of(*evidence, copies, kept_primary(config.primary, report))
         page = _report(study, report, config)
     store.write_conditions(name, conditions(study))
     run_id = store.begin_comparison(study=name)
@@ -77,7 +77,7 @@ def _compare_stored(config: DictConfig) -> Path:
     return page
 
 
-def _primary(given: str | None, *folders: Path) -> list[PrimaryComparison]:
+def kept_primary(given: str | None, *folders: Path) -> list[PrimaryComparison]:
     """The primary comparisons of the file ``given``, or of one kept in a folder; a copy is kept in the last folder."""
     files = [Path(given)] if given else [folder / PRIMARY_FILE for folder in folders]
     file = next((file for file in files if file.is_file()), None)

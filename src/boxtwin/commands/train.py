@@ -312,8 +312,8 @@ class _RunInProgress:
             setting=setting_hash(self.config),
             overrides=typed_words(),
             params=flat_params(self.config),
-            metrics=_finite(metrics),
-            classes=[{**entry, "metrics": _finite(entry["metrics"])} for entry in tested.classes],
+            metrics=finite(metrics),
+            classes=[{**entry, "metrics": finite(entry["metrics"])} for entry in tested.classes],
             data={
                 "dataset_sha256": prepared.dataset.digest,
                 "split_sha256": prepared.split.digest,
@@ -338,6 +338,6 @@ class _RunInProgress:
         self.store.log_files(self.run_id, [path for path in files if path.exists()])
 
 
-def _finite(metrics: Mapping[str, float]) -> dict[str, Any]:
+def finite(metrics: Mapping[str, float]) -> dict[str, Any]:
     """For JSON, which has no nan."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

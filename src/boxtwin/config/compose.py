@@ -44,6 +44,7 @@ def register() -> None:
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     OmegaConf.register_new_resolver("run_folder", lambda *, _root_: run_folder(_root_), replace=True)
+    OmegaConf.register_new_resolver("first", lambda one, default: default if one is None else one, replace=True)
     # A default that gives way to a setting which excludes it.
     OmegaConf.register_new_resolver("unless", lambda other, default: default if other is None else None, replace=True)
 

@@ -113,6 +113,7 @@ RECIPE_VERSION = 1
 # The version of the evaluation of sets with several classes: from 2 on every class is counted at its own threshold.
 EVALUATION_VERSION = 2
 NO_PRETRAINING = "none"
+FINAL = "final"  # folder of a study's final detectors, and the name of their split
 _DEFINING = ("dataset", "split", "variations", "generator", "labels", "detector", "trainer", "seed")
 # What a study's table varies; the rest is the setting, which must be the same to compare.
 _AXES = ("split", "variations", "generator", "labels", "seed")
@@ -269,7 +270,9 @@ def run_name(config: Config) -> str:
 
 
 def run_folder(config: Config) -> str:
-    """The name of a run's folder: that of the run, and a hash of all its settings."""
+    """The name of a run's folder: that of the run, and a hash of all its settings; or that of a final detector."""
+    if config.final is not None:
+        return FINAL
     return f"{run_name(config)}-{short_hash(defining_values(config))}"
 
 

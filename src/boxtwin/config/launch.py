@@ -136,11 +136,11 @@ def chosen_files(arguments: Sequence[str]) -> dict[str, str]:
 
 def typed_words() -> list[str]:
     """What was typed to get this job, to be kept with its result: Hydra's options that choose files, and overrides."""
-    return [*json.loads(os.environ.get(OPTIONS_VARIABLE, "[]")), *_overrides()]
+    return [*json.loads(os.environ.get(OPTIONS_VARIABLE, "[]")), *task_overrides()]
 
 
-def _overrides() -> list[str]:
-    """Of this job, as they were typed: with settings that name others, such as ``study=mine-${seed}``."""
+def task_overrides() -> list[str]:
+    """The overrides of this job, as they were typed: with settings that name others, such as ``study=mine-${seed}``."""
     plain: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return plain
 
@@ -230,7 +230,7 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
     folder = os.environ.get(SWEEP_VARIABLE) if in_sweep else None  # of notes; None: another sweeper is at work
     _note, known_error = None, None
     if folder is not None:
-        path, data_set = note_path(folder, _overrides()), _data_of(config)
+        path, data_set = note_path(folder, task_overrides()), _data_of(config)
         note = Note.read(path) if Path(path).exists() else Note(path)  # a launcher may have left this job behind
         begun = Note(path, _name_of(config), note.started, note.new, note.attempts + 1, reason=None)
         _note = begun.write(host=platform.node())

@@ -63,6 +63,9 @@ class BoxtwinConfig:
     quality: bool = MISSING
     jobs: int | None = None  # here, not in a file: configurations that a run kept before it existed are read too
     data: str = MISSING
+    final: str | None = None  # as jobs; a study, whose recommended condition is trained on all labelled images
+    final_seeds: int = 3
+    final_folds: int = 5
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from boxtwin.datasets.coco_json import file_key, load_json
-from boxtwin.datasets.inspection import nearly_same
+from boxtwin.datasets.inspection import join_groups, nearly_same
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
@@ -91,6 +91,11 @@ class Split:
         """Sha256 over names and image bytes per side; the name of the split does not count."""
         content = {side: [(sample.name, sample.sha256) for sample in self.side(side)] for side in SIDES}
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def with_validation(self) -> Split:
+        """A fifth of the training images set aside for validation, scenes kept together."""
+        validation, *others = folds(self.train, 5)
+        return Split(self.name, tuple(sample for part in others for sample in part), validation, self.test)
 
     def first(self, size: int, order: Sequence[str] | None = None) -> Split:
         """The split with its first ``size`` training images, in ``order`` of their names, or as they are listed."""
@@ -262,6 +267,36 @@ def _choose(
         taken[side].append(groups[index])
         sums[side] -= sizes[groups[index]]
     return taken
+
+
+def folds(samples: Sequence[Sample], count: int) -> list[tuple[Sample, ...]]:
+    """Divide images into parts with about as many each; scenes, and images that look the same, are kept together.
+
+    `InputError` if there are fewer than ``count`` scenes.
+    """
+    signed = [(sample.name, sample.signature) for sample in samples if sample.signature]
+    by_pixels: dict[str, list[str]] = defaultdict(list)
+    for name, signature in signed:
+        by_pixels[signature.sha256].append(name)
+    signatures = [signature for _, signature in signed]
+    alike = [[signed[i][0], signed[j][0]] for i, j in nearly_same(signatures, signatures)]
+    scenes = {sample.name: sample.group or sample.name for sample in samples}
+    members: dict[str, list[Sample]] = defaultdict(list)
+    for sample, group in zip(samples, join_groups(scenes, [*by_pixels.values(), *alike]).values(), strict=True):
+        members[group].append(sample)
+    if not 2 <= count <= len(members):
+        raise InputError(
+            f"{len(samples)} images of {len(members)} scenes cannot be divided into {count} parts with whole scenes: "
+            f"between 2 and {len(members)} are possible"
+        )
+    names = sorted(members)
+    np.random.default_rng(0).shuffle(names)
+    parts: list[list[Sample]] = [[] for _ in range(count)]
+    for name in sorted(
+        names, key=lambda name: -len(members[name])
+    ):  # the largest scenes first, while all can be evened
+        min(parts, key=len).extend(members[name])
+    return [tuple(part) for part in parts]
 
 
 def describe(samples: Sequence[Sample]) -> str:

@@ -39,7 +39,7 @@ class Trained(NamedTuple):
 
     seconds: float  # of all attempts together
     validation: tuple[tuple[int, float], ...]  # step, AP on the real validation images
-    best: DetectorModule  # with the weights that real validation images chose
+    best: DetectorModule  # with the weights that real validation images chose; without any, the last
 
 
 def fit(
@@ -55,6 +55,8 @@ def fit(
     title: str,
 ) -> Trained:
     """Train a detector, resuming from the last checkpoint if there is one.
+
+    Without validation images the last weights, averaged as all are, take the place of the best.
 
     Args:
         log_every: steps between two lines of the logger.
@@ -80,6 +82,7 @@ def fit(
         gradient_clip_val=options.gradient_clip,
         num_sanity_val_steps=0,
         log_every_n_steps=log_every,
+        limit_val_batches=1.0 if data.validation_samples else 0,
         use_distributed_sampler=False,
         enable_model_summary=False,
         logger=logger or False,
@@ -195,10 +198,10 @@ class Checkpoints(Checkpoint):
                 "finite (NaN or infinite). Lower detector.learning_rate, set trainer.gradient_clip (10, say), or "
                 "compute in trainer.precision=float32"
             )
-        ap = float(trainer.callback_metrics["val/map"])
-        is_best = all(ap > before for _, before in self._validation)
-        # Numbered as the logger does: the first step is 0.
-        self._validation.append((trainer.global_step - 1, ap))
+        validated = trainer.callback_metrics.get("val/map")
+        is_best = validated is None or all(float(validated) > before for _, before in self._validation)
+        if validated is not None:  # numbered as the logger does: the first step is 0
+            self._validation.append((trainer.global_step - 1, float(validated)))
         # Saving is done by all devices together, which have the same AP.
         if is_best:
             trainer.save_checkpoint(self._folder / BEST, weights_only=False)

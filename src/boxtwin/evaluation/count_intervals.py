@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.evaluation.counts import counted, thresholds_without_each
+from boxtwin.evaluation.counts import choose_thresholds, counted, thresholds_without_each
 
 LEVEL = 0.9  # of the intervals
 
@@ -75,6 +75,27 @@ def calibrate(samples: Sequence[Sample], detections: Mapping[int, Detections], c
             true = true - counts_at(detections[sample.image_id], thresholds[place])[1:]
         residuals[place] = true.sum(), *true
     return CountCalibration(tuple(sample.name for sample in samples), thresholds, residuals)
+
+
+def calibrate_folds(
+    folds: Sequence[Sequence[Sample]], detections: Mapping[int, Detections], classes: int
+) -> CountCalibration:
+    """Residuals of images in two or more parts, each counted at thresholds chosen on the other parts.
+
+    ``detections`` of a part are those of a detector that was trained on the others.
+    """
+    names: list[str] = []
+    thresholds, residuals = [], []
+    for place, fold in enumerate(folds):
+        others = [sample for number, other in enumerate(folds) for sample in other if number != place]
+        of_others = {sample.image_id: detections[sample.image_id] for sample in others}
+        chosen = np.array(choose_thresholds(others, of_others, classes).by_class)
+        for sample in fold:
+            true = np.bincount(sample.object_labels, minlength=classes)
+            names.append(sample.name)
+            thresholds.append(chosen)
+            residuals.append(np.array([true.sum(), *true]) - counts_at(detections[sample.image_id], chosen))
+    return CountCalibration(tuple(names), np.array(thresholds), np.array(residuals))
 
 
 def counts_at(detections: Detections, thresholds: Float[np.ndarray, " classes"]) -> Int[np.ndarray, " counts"]:

@@ -17,8 +17,8 @@ from boxtwin.mixing.options import BatchOptions
 class Plan:
     """The images of one run, of which synthetic ones have a lineage.
 
-    ValueError if a variation is not on the side of its source, a test image is synthetic, or a side is empty; and if
-    one of the ``extra`` images has variations, is a variation, or is a validation or test image.
+    ValueError if a variation is not on the side of its source, a test image is synthetic, or there are no training
+    images; and if one of the ``extra`` images has variations, is a variation, or is a validation or test image.
     """
 
     train: tuple[Sample, ...]
@@ -46,8 +46,8 @@ class Plan:
                 strays.append(f"{sample.name}, an image beside the split, is {what}")
         if strays:
             raise ValueError("a variation must stay on its source's side: " + "; ".join(strays[:10]))
-        if not self.train or not self.val or not self.test:
-            raise ValueError("a run needs training, validation and test images")
+        if not self.train:
+            raise ValueError("a run needs training images")
 
     @property
     def pool(self) -> tuple[Sample, ...]:

@@ -130,6 +130,8 @@ def prepare(config: BoxtwinConfig) -> Prepared:
 
 def labelling_runs(config: BoxtwinConfig, dataset: Dataset, split: Split) -> list[Prepared]:
     """The runs on real labelled images alone, with seeds from 0, whose detectors label other images."""
+    if not split.val:  # of a final detector: it leaves some training images out
+        split = split.with_validation()
     # Runs with and without pre-training train on the same variations.
     pretraining = replace(config.pretraining, name=identity.NO_PRETRAINING)
     labelled = replace(config.dataset, unlabelled=None, empty=None)

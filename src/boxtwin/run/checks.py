@@ -110,6 +110,8 @@ def check_settings(config: BoxtwinConfig) -> None:
     trainer, detector = config.trainer, config.detector
     architecture, fraction = detector.architecture.value, config.variations.synthetic_fraction
     size = config.split.train_size
+    if config.final is not None:
+        raise InputError(f"final={config.final} is a setting of train.py alone")
     if trainer.steps is not None and trainer.epochs is not None:
         raise InputError(
             f"trainer.steps={trainer.steps} and trainer.epochs={trainer.epochs} are both set, and the one follows from "

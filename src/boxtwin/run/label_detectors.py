@@ -17,7 +17,7 @@ from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import DECISIONS, Detections, Sample
 from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector
 from boxtwin.detector.predict import detect_objects
-from boxtwin.evaluation.counts import best_threshold
+from boxtwin.evaluation.counts import THRESHOLD_WITHOUT_DETECTIONS, best_threshold
 from boxtwin.files import exclusive_lock, link_file
 from boxtwin.hardware import on_gpu
 from boxtwin.labels.card import tally, write_card
@@ -87,8 +87,11 @@ def describe(prepared: Prepared) -> str:
     return f"boxes {boxes}; images {counts['images']} used, {counts['refused']} refused"
 
 
-def trained_file(prepared: Prepared, title: str) -> Path:
-    """The file of a detector that several runs share; it is trained first if the file is missing or broken."""
+def trained_file(prepared: Prepared, title: str, training: Callable[[Prepared, Path, str], None] | None = None) -> Path:
+    """The file of a detector that several runs share; it is trained first if the file is missing or broken.
+
+    ``training`` writes the file; None for training on images of the split alone.
+    """
     path = detector_file(prepared)
     if damage(path) is not None:  # it is missing, or broken
         with exclusive_lock(path.with_suffix(".lock"), f"{title}: another process is training it; waiting"):
@@ -96,7 +99,7 @@ def trained_file(prepared: Prepared, title: str) -> Path:
                 log.warning("%s; it is trained again", wrong)
                 path.unlink()
             if not path.exists():
-                _train(prepared, path, title)
+                (training or _train)(prepared, path, title)
     return path
 
 
@@ -121,8 +124,9 @@ def _train(prepared: Prepared, path: Path, title: str) -> None:
     keep_freed_blocks()
     checkpoints, data = path.with_suffix(".checkpoints"), make_data(prepared, plan)
     trained = train(prepared, data, make_detector(prepared), checkpoints, title, logger=None)
-    on_validation = detect_all(prepared, TrainedDetector(trained.best, 0.0), prepared.split.val)
-    threshold = best_threshold(prepared.split.val, on_validation)
+    threshold, validation = THRESHOLD_WITHOUT_DETECTIONS, prepared.split.val
+    if validation:
+        threshold = best_threshold(validation, detect_all(prepared, TrainedDetector(trained.best, 0.0), validation))
     origin = {**prepared.origin, "seconds": f"{trained.seconds:.1f}"}
     write_detector(TrainedDetector(trained.best, threshold, origin), path)
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -177,9 +177,10 @@ def pretraining_metrics(run: Prepared, file: Path) -> dict[str, float]:
     if not kept.exists():
         trained = read_detector(file)
         samples = run.split.val if run.library else run.split.test
-        detections = detect_all(run, trained, samples)
-        metrics, _ = coco_by_class(match_detections(samples, detections, len(run.dataset.classes)))
-        seconds = float(trained.origin.get("seconds", "nan"))
+        metrics, seconds = {"map": math.nan, "map_50": math.nan}, float(trained.origin.get("seconds", "nan"))
+        if samples:  # a final detector has no validation images
+            detections = detect_all(run, trained, samples)
+            metrics, _ = coco_by_class(match_detections(samples, detections, len(run.dataset.classes)))
         measured = {"map": metrics["map"], "map_50": metrics["map_50"], "seconds": seconds}
         finite = {f"pretraining/{name}": value for name, value in measured.items() if math.isfinite(value)}
         write_bytes_atomically(kept, json.dumps(finite).encode())

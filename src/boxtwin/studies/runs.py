@@ -92,7 +92,8 @@ def runs_in(folder: Path) -> list[StudyRun]:
             result = read_result(file.parent)
             if result is None:
                 raise ValueError("it is cut, or no JSON")
-            runs.append(run_from(result, run_id=file.parent.name, status=FINISHED, output_dir=str(file.parent)))
+            if result.kind == "run":
+                runs.append(run_from(result, run_id=file.parent.name, status=FINISHED, output_dir=str(file.parent)))
         except BROKEN as error:
             log.warning("%s is damaged; this run is left out (%s: %s)", file, type(error).__name__, error)
     if not runs:

@@ -35,7 +35,7 @@ from boxtwin.files import atomic_path, remove_leftovers
 log = logging.getLogger(__name__)
 
 IDENTITY_TAG = "boxtwin.identity"  # the same for two MLflow runs of one run
-KIND_TAG = "boxtwin.kind"  # "run" (another word in stores of earlier versions), "condition" or "comparison"
+KIND_TAG = "boxtwin.kind"  # "run" (another word in stores of earlier versions), "condition", "comparison", "final"
 REUSED_TAG = "boxtwin.reused_from"  # of a run whose result another study had
 REUSED_TAGS = (REUSED_TAG, "boxtwin.taken_over_from")  # the second in stores of earlier versions
 # A filter of MLflow for runs that train, of any version: conditions and comparisons have no identity.
@@ -196,13 +196,16 @@ class Store:
         self.tag(run_id, tags)
         self.client.update_run(run_id, status="RUNNING")
 
-    def begin_comparison(self, *, study: str) -> str:
-        """Begin, or continue, the one MLflow run that holds the table and the report of a study."""
+    def begin_comparison(self, *, study: str, kind: str = "comparison", name: str = "comparison") -> str:
+        """Begin, or continue, the one MLflow run that holds the table and the report of a study.
+
+        Another ``kind`` is of what else a study has once, such as its final detectors; no kind is taken for a run.
+        """
         experiment_id = self.experiment(study)
         with self._lock:
-            earlier = self._search([experiment_id], _tagged(KIND_TAG, "comparison"))
+            earlier = self._search([experiment_id], _tagged(KIND_TAG, kind))
             if not earlier:
-                earlier = [self.client.create_run(experiment_id, run_name="comparison", tags={KIND_TAG: "comparison"})]
+                earlier = [self.client.create_run(experiment_id, run_name=name, tags={KIND_TAG: kind})]
             self.client.update_run(earlier[0].info.run_id, status="RUNNING")
         return str(earlier[0].info.run_id)
 

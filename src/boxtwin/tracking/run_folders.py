@@ -22,6 +22,7 @@ FORMER_KEYS = {"cell": "run", "taken_over_from": "reused_from"}  # of fields of 
 class RunResult:
     """Content of result.json, as JSON has it. Older versions lack some fields, which then have their defaults."""
 
+    kind: str = "run"  # or "final": detectors trained on all labelled images, without a test
     run: str = ""  # name of the run
     study: str = ""
     identity: str = ""

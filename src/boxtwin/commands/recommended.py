@@ -1,0 +1,62 @@
+"""The recommended condition of a study in MLflow, and the settings of its runs."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from boxtwin.commands.compare import kept_primary
+from boxtwin.commands.stored_runs import bring_back, collect_runs, copies_of, last_study
+from boxtwin.errors import InputError
+from boxtwin.files import check_name
+from boxtwin.studies.conditions import Row
+from boxtwin.studies.report.recommendation import recommended
+from boxtwin.studies.runs import with_evidence
+from boxtwin.studies.study import Study
+from boxtwin.tracking.mlflow_runs import DATABASE, Store
+
+CONFIGURATION = "config.yaml"  # in the folder of a run, and among its artifacts
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """The condition of a study that its report advises, with the settings of the first of its runs."""
+
+    study: str
+    row: Row
+    reason: str
+    settings: DictConfig
+
+
+def recommended_condition(config: DictConfig, study: str | None) -> Recommended:
+    """Of a study in the store of ``config.tracking``; None for the study that ran last.
+
+    Raises:
+        InputError: there is no such study or no finished run, or the settings of the runs are lost.
+    """
+    check_name(study, "study")
+    tracking = Path(config.tracking.folder)
+    if config.tracking.uri is None and not (tracking / DATABASE).exists():
+        raise InputError(
+            f"there are no runs in {tracking}; make some: python train.py -m split=s1,s2 variations=0,2,10"
+        )
+    store = Store(uri=config.tracking.uri, folder=tracking)
+    name = study or last_study(store)
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = collect_runs(store, name, tracking, Path(temporary))
+        copies = copies_of(store, runs, Path(temporary))
+        evidence = with_evidence(runs, copies, partial(bring_back, store, Path(temporary)))
+        row, reason = recommended(Study.of(*evidence, copies, kept_primary(None, Path("reports") / name)))
+        file = Path(row.first.output_dir) / CONFIGURATION
+        if not row.first.output_dir or not file.is_file():
+            file = Path(temporary) / row.first.run_id / CONFIGURATION
+            store.fetch_files(row.first.run_id, [CONFIGURATION], file.parent)
+        if not file.is_file():
+            raise InputError(f"study {name}: the {CONFIGURATION} of {row.first.name} is lost, here and in MLflow")
+        settings = OmegaConf.load(file)
+    assert isinstance(settings, DictConfig)
+    return Recommended(name, row, reason, settings)

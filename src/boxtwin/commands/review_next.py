@@ -1,0 +1,199 @@
+"""From a folder of unlabelled images, those whose labels would help most, pre-labelled by the detectors of a study."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from boxtwin.boxes import area_xyxy, xyxy_to_xywh
+from boxtwin.commands.recommended import Recommended, recommended_condition
+from boxtwin.config.compose import to_object
+from boxtwin.config.schema import BoxtwinConfig, ReviewConfig
+from boxtwin.datasets.coco import coco_content
+from boxtwin.datasets.image_folder import read_folder
+from boxtwin.datasets.image_io import Pixels
+from boxtwin.datasets.inspection import nearly_same
+from boxtwin.datasets.problems import some
+from boxtwin.datasets.sample import Dataset, Detections, Sample
+from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector
+from boxtwin.detector.predict import check_depth, detect_objects
+from boxtwin.errors import InputError
+from boxtwin.evaluation.matching import RESULT_DECIMALS
+from boxtwin.files import atomic_path, link_file
+from boxtwin.hardware import choose_device
+from boxtwin.labels.next_images import Disagreement, choose
+from boxtwin.labels.next_page import ShownImage, write_page
+from boxtwin.run.build import load_dataset
+
+log = logging.getLogger(__name__)
+
+TABLE, LABELS, IMAGES, PAGE = "next.csv", "annotations.json", "images", "index.html"
+LEAST_DETECTORS = 2
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An image to label, and why."""
+
+    sample: Sample
+    found: Disagreement
+    distance: float  # to the nearest image that is labelled or was chosen before
+
+
+def choose_next(composed: DictConfig) -> Path:
+    """Write the images to label next into a folder, which appears whole; returns it.
+
+    Raises:
+        InputError: before any work, for a folder without images or with labelled ones alone, a study with fewer than
+            two detectors of one condition, or a target that exists.
+    """
+    config = to_object(composed, ReviewConfig)
+    source = Path(str(config.next))
+    if config.number < 1:
+        raise InputError(f"number={config.number} must be at least 1")
+    folder = Path(config.folder or f"{source.absolute()}-next")
+    if folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists, and may hold labels of people; give another: folder=FOLDER")
+    if not source.is_dir():
+        raise InputError(f"next={source} is no folder")
+    found = recommended_condition(composed, config.study)
+    detectors = [read_detector(file) for file in detectors_of(found)]
+    dataset = load_dataset(to_object(found.settings, BoxtwinConfig))
+    reading = detectors[0].spec.how_to_read
+    new = unlabelled(read_folder(source, setting="next", group_by=None, reading=reading), dataset, source)
+    log.info("%d detectors of %s, study %s", len(detectors), found.row.name, found.study)
+    chosen = rank(detectors, new, dataset.samples, config.number)
+    if len(chosen) < config.number:
+        log.warning("next=%s has %d images without labels, fewer than number=%d", source, len(new), config.number)
+    notes = [
+        f"{len(chosen)} of {len(new)} images of {source.name}, the most useful first: those on which {len(detectors)} "
+        f"detectors of {found.row.name} (study {found.study}) disagree, and which are unlike the labelled ones and one "
+        "another.",
+    ]
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        write(temporary, chosen, detectors[0], notes)
+    agreed, doubtful = (sum(len(getattr(each.found, name)) for each in chosen) for name in ("agreed", "doubtful"))
+    log.info("%d images to label, %d boxes on which detectors agree, %d in doubt", len(chosen), agreed, doubtful)
+    log.info("written: %s, %s", folder / TABLE, folder / PAGE)
+    return folder
+
+
+def detectors_of(found: Recommended) -> list[Path]:
+    """The final detectors of a study, or those of its recommended condition; `InputError` for fewer than two."""
+    folders = [Path(run.output_dir) for run in found.row.runs if run.output_dir]
+    finals = sorted(file for folder in folders[:1] for file in folder.parent.glob(f"final-seed*/{FILE}"))
+    files = [folder / FILE for folder in folders if (folder / FILE).is_file()]
+    files = finals if len(finals) >= LEAST_DETECTORS else files
+    if len(files) < LEAST_DETECTORS:
+        raise InputError(
+            f"next= asks several detectors where they disagree, and study {found.study} has {len(files)} of "
+            f"{found.row.name}: train more seeds (-m seed=0,1,2), or the final detectors"
+        )
+    return files
+
+
+def unlabelled(samples: Sequence[Sample], dataset: Dataset, source: Path) -> list[Sample]:
+    """The images that are not labelled yet; those that are, or look as if they were, are named in the log."""
+    files = {sample.sha256: sample.name for sample in dataset.samples}
+    known = [(sample.name, sample.signature) for sample in dataset.samples if sample.signature]
+    pixels = {signature.sha256: name for name, signature in known}
+    same = {s.name: files[s.sha256] for s in samples if s.sha256 in files}
+    same |= {s.name: pixels[s.signature.sha256] for s in samples if s.signature and s.signature.sha256 in pixels}
+    signed = [(sample.name, sample.signature) for sample in samples if sample.signature]
+    pairs = nearly_same([signature for _, signature in signed], [signature for _, signature in known])
+    near = {signed[i][0]: known[j][0] for i, j in pairs} | same
+    if near:
+        listed = some([f"{name} = {other}" for name, other in near.items()], 10)
+        log.info("%d images are left out, equal or nearly equal to labelled ones: %s", len(near), listed)
+    left = [sample for sample in samples if sample.name not in near]
+    if not left:
+        raise InputError(f"next={source}: all {len(samples)} images are labelled in data set {dataset.name}")
+    return left
+
+
+def rank(
+    detectors: Sequence[TrainedDetector], new: Sequence[Sample], labelled: Sequence[Sample], number: int
+) -> list[Chosen]:
+    """The images to label, the most useful first."""
+    device = str(choose_device("auto", "review.py"))
+    for each in detectors:
+        each.module.to(device)
+    thresholds = [each.count_threshold for each in detectors]
+    found, features = [], []
+    for sample in tqdm(new, "looking at images", unit="image"):
+        pixels = sample.read()
+        check_depth(pixels, sample.name, detectors[0].spec)
+        first, of_image = detect_with_features(detectors[0], pixels)
+        others = [_detect(each, pixels) for each in detectors[1:]]
+        found.append(Disagreement.of([first, *others], thresholds))
+        features.append(of_image)
+    known = [
+        detect_with_features(detectors[0], sample.read())[1]
+        for sample in tqdm(labelled, "looking at labelled images", unit="image")
+    ]
+    bits = np.array([each.bits for each in found])
+    order = choose(bits, np.array(features), np.array(known).reshape(len(known), -1), number)
+    return [Chosen(new[place], found[place], distance) for place, distance in order]
+
+
+def _detect(detector: TrainedDetector, pixels: Pixels) -> Detections:
+    scale = detector.spec.scale_for(pixels.shape[1], pixels.shape[0])
+    return detect_objects(pixels, detector.spec, detector.compute, scale)
+
+
+def detect_with_features(detector: TrainedDetector, pixels: Pixels) -> tuple[Detections, Float[np.ndarray, " values"]]:
+    """Detections in an image, and its features: those of the deepest stage of the network, averaged over all places."""
+    features: list[Any] = []
+    stage = detector.module.network.stages[-1]
+    hook = stage.register_forward_hook(lambda _module, _inputs, output: features.extend(output.mean((2, 3)).float()))
+    try:
+        found = _detect(detector, pixels)
+    finally:
+        hook.remove()
+    return found, np.mean([each.cpu().numpy() for each in features], axis=0)
+
+
+def write(folder: Path, chosen: Sequence[Chosen], detector: TrainedDetector, notes: Sequence[str]) -> None:
+    """Write table, pre-labels, links to the images, and the page."""
+    spec = detector.spec
+    entries, annotations, scores, rows = [], [], [], []
+    for number, each in enumerate(chosen, start=1):
+        sample, places = each.sample, each.found.agreed
+        link_file(sample.path, folder / IMAGES / sample.name)
+        entry = {"id": number, "file_name": sample.name, "width": sample.width, "height": sample.height}
+        entries.append({**entry, "rank": number, "disagreement": round(each.found.bits, 4), "confirmed": False})
+        boxes = np.array([place.box for place in places], dtype=np.float64).reshape(-1, 4)
+        boxes = boxes.clip(0, [sample.width, sample.height] * 2).round(RESULT_DECIMALS)
+        for place, box, area in zip(places, xyxy_to_xywh(boxes).tolist(), area_xyxy(boxes).tolist(), strict=True):
+            annotations.append((number, spec.category_ids[place.label], box, area, False))
+            scores.append(place.score)
+        rows.append([number, sample.name, f"{each.found.bits:.4f}", len(places), len(each.found.doubtful)])
+    content = coco_content(entries, annotations, zip(spec.category_ids, spec.classes, strict=True))
+    for annotation, score in zip(content["annotations"], scores, strict=True):
+        annotation["score"] = score
+    (folder / LABELS).write_text(json.dumps(content))
+    with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["rank", "file", "disagreement", "pre_labelled", "doubtful"], *rows])
+    shown = [
+        ShownImage(
+            each.sample.name,
+            f"{IMAGES}/{each.sample.name}",
+            spec.levels.scaled(each.sample.read()),
+            each.found,
+            each.distance,
+        )
+        for each in chosen
+    ]
+    title = f"{len(chosen)} images to label next"
+    write_page(folder / PAGE, shown, title=title, classes=spec.classes, notes=notes)

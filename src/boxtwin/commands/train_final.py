@@ -1,0 +1,282 @@
+"""The detectors to use after a study: its recommended condition, trained on all labelled images.
+
+No image is left to choose a checkpoint or to test on: the last weights are kept, averaged as in every run. Thresholds
+are chosen on out-of-fold detections: the images are divided into parts, whole scenes each, and each part is detected by
+a detector that was trained on the others, in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from boxtwin.commands.generate import make_variations
+from boxtwin.commands.recommended import CONFIGURATION, Recommended, recommended_condition
+from boxtwin.commands.train import finite, pretrained
+from boxtwin.config.compose import to_object
+from boxtwin.config.identity import FINAL, RECIPE_VERSION, flat_params, long_hash, run_name, setting_hash
+from boxtwin.config.launch import task_overrides, typed_words
+from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.options import SplitOptions
+from boxtwin.datasets.sample import Dataset, Detections
+from boxtwin.datasets.splits import Split, describe, folds
+from boxtwin.datasets.training_images import TrainingImages
+from boxtwin.detector.checkpoint import FILE, TrainedDetector, damage, read_detector, write_detector
+from boxtwin.detector.training import quieten_lightning
+from boxtwin.errors import InputError
+from boxtwin.evaluation.coco_metrics import coco_by_class, write_results
+from boxtwin.evaluation.count_intervals import calibrate_folds
+from boxtwin.evaluation.counts import THRESHOLD_WITHOUT_DETECTIONS, choose_thresholds, count_by_class
+from boxtwin.evaluation.matching import match_detections
+from boxtwin.files import exclusive_lock, write_bytes_atomically
+from boxtwin.hardware import use_threads
+from boxtwin.memory import keep_freed_blocks
+from boxtwin.mixing.plan import make_plan
+from boxtwin.run.build import (
+    Prepared,
+    detector_file,
+    load_dataset,
+    make_data,
+    make_detector,
+    make_labels,
+    prepared_from,
+    train,
+)
+from boxtwin.run.checks import check_settings
+from boxtwin.run.extra_images import read_extra_images
+from boxtwin.run.generators import make_generator
+from boxtwin.run.label_detectors import trained_file
+from boxtwin.run.unlabelled import label_unlabelled
+from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.provenance import provenance, tags
+from boxtwin.tracking.run_folders import RunResult, read_result
+
+log = logging.getLogger(__name__)
+
+# What may be said beside final=: settings of the machine and places. All others are those of the study.
+OF_MACHINE = re.compile(
+    r"final(_seeds|_folds)?|study|rerun|data|tracking\.\w+|hydra\..+"
+    r"|dataset\.(root|images|annotations|unlabelled|empty|max_pixels)|detector\.weights|generator\.(device|dtype|path)"
+    r"|trainer\.(precision|accelerator|devices|threads|workers|cache|compile)"
+)
+NO_TEST = "no test metrics: every labelled image was trained on"
+
+
+@dataclass(frozen=True)
+class Work:
+    """The trainings of a study's final detectors."""
+
+    seeds: Sequence[Prepared]  # on all labelled images
+    folds: Sequence[Prepared]  # each without the images that are its test side
+
+    @property
+    def identity(self) -> str:
+        """The hash of all that the final detectors follow from."""
+        return long_hash([each.identity for each in (*self.seeds, *self.folds)])
+
+
+def train_final(composed: DictConfig) -> Path:
+    """Train the final detectors of a study; returns their folder. What is finished is not trained again.
+
+    Raises:
+        InputError: settings are given that are the study's, it has no finished run, or there are too few scenes.
+    """
+    quieten_lightning()
+    _check_words(composed)
+    found = recommended_condition(composed, composed.final)
+    config = _configuration(composed, found)
+    output = Path(HydraConfig.get().runtime.output_dir)
+    log.info("final detectors of study %s: %s, as %s", found.study, found.row.name, found.reason)
+    dataset = load_dataset(config)
+    work = prepare_final(config, dataset, seeds=composed.final_seeds, parts=composed.final_folds)
+    use_threads(config.trainer.threads)
+    keep_freed_blocks()
+    with exclusive_lock(output / ".lock", f"{output}: another process is at it; waiting"):
+        files = [detector_of(output, each) for each in work.seeds]
+        result = read_result(output)
+        if result and result.identity == work.identity and not composed.rerun and not any(map(damage, files)):
+            log.info("%s: finished before, skipped (rerun=true makes it again)", output)
+            return output
+        if composed.rerun:
+            for each in (*work.seeds, *work.folds):
+                detector_file(each).unlink(missing_ok=True)
+        _train_all(work, found, config, output, Store(uri=composed.tracking.uri, folder=Path(composed.tracking.folder)))
+    return output
+
+
+def prepare_final(config: BoxtwinConfig, dataset: Dataset, *, seeds: int, parts: int) -> Work:
+    """Check all that the trainings need, before the first begins.
+
+    Args:
+        config: of the condition to train.
+        seeds: how many detectors to train on all images.
+        parts: how many to train on a part, for thresholds.
+    """
+    if seeds < 1:
+        raise InputError(f"final_seeds={seeds} must be at least 1")
+    try:
+        divided = folds(dataset.samples, parts)
+    except InputError as error:
+        raise InputError(f"final_folds={parts}: {error}") from None
+    config = _for_split(config, FINAL, len(dataset.samples))
+    check_settings(config)
+    if config.variations.per_image and make_labels(config, dataset, make_generator(config)).by_hand:
+        raise InputError(
+            f"people labelled the variations of the recommended condition (labels={config.labels.name}), and those of "
+            "the other images have no labels; compare a way to label that needs nobody, such as labels=carry"
+        )
+    everything = Split(FINAL, dataset.samples, (), ())
+    extra = read_extra_images(config, dataset, everything)
+    whole = [prepared_from(replace(config, seed=seed), dataset, everything, extra) for seed in range(seeds)]
+    left_out = []
+    for number, part in enumerate(divided, start=1):
+        names, scenes = {sample.name for sample in part}, {sample.group for sample in part} - {""}
+        train = tuple(sample for sample in dataset.samples if sample.name not in names)
+        if not sum(len(sample.object_boxes) for sample in train):
+            raise InputError(f"final_folds={parts}: no object outside part {number}; choose another number of parts")
+        split = Split(f"fold{number}of{parts}", train, (), part)
+        unlabelled, empty = (
+            tuple(sample for sample in side if sample.group not in scenes) for side in (extra.unlabelled, extra.empty)
+        )
+        beside = replace(extra, unlabelled=unlabelled, empty=empty)
+        # Another seed for each part: thresholds are to suit every seed of the final detectors.
+        of_part = replace(_for_split(config, split.name, len(train)), seed=number - 1)
+        left_out.append(prepared_from(of_part, dataset, split, beside))
+    return Work(whole, left_out)
+
+
+def detector_of(output: Path, prepared: Prepared) -> Path:
+    """The file of the final detector of a seed, in a folder of its own, as those of runs are."""
+    return output.with_name(f"{output.name}-seed{prepared.config.seed}") / FILE
+
+
+def _check_words(composed: DictConfig) -> None:
+    keys = [word.partition("=")[0].lstrip("+~") for word in task_overrides()]
+    if wrong := [key for key in keys if not OF_MACHINE.fullmatch(key)]:
+        raise InputError(
+            f"final={composed.final} takes its settings from the runs of the study; leave out {', '.join(wrong)}. "
+            "Settings of the machine may be given, such as dataset.root, detector.weights and trainer.threads"
+        )
+    if composed.study != composed.final:
+        raise InputError(f"final={composed.final} writes beside the runs of that study; leave out study=")
+
+
+def _configuration(composed: DictConfig, found: Recommended) -> BoxtwinConfig:
+    """The settings of the condition, with those of this machine from the command line."""
+    settings = found.settings
+    with open_dict(settings):
+        for word in task_overrides():
+            key = word.partition("=")[0].lstrip("+~")
+            if not key.startswith(("final", "hydra.", "study")):
+                OmegaConf.update(settings, key, OmegaConf.select(composed, key))
+        settings.rerun, settings.study = False, found.study
+        settings.trainer.steps, settings.trainer.epochs = found.row.first.steps, None
+    return to_object(settings, BoxtwinConfig)
+
+
+def _for_split(config: BoxtwinConfig, name: str, images: int) -> BoxtwinConfig:
+    split = SplitOptions(name, train=images, val=0, test=0, train_pool=images, group_by=config.split.group_by)
+    return replace(config, split=split)
+
+
+def _train(prepared: Prepared, path: Path, title: str) -> None:
+    """Train as a run of the study does, and write the detector; its thresholds are not known yet."""
+    first = pretrained(prepared)
+    unlabelled, _ = label_unlabelled(prepared)
+    if prepared.library:
+        make_variations(prepared)
+    variations = prepared.library.variations(prepared.sources, prepared.per_image) if prepared.library else ()
+    plan = make_plan(prepared.split, variations, [*unlabelled, *prepared.extra.empty], first.images)
+    log.info("%s: %s, %d variations", title, describe(prepared.split.train), plan.synthetic_train)
+    data = make_data(prepared, plan, first.levels)
+    checkpoints = path.with_suffix(".checkpoints")
+    trained = train(prepared, data, make_detector(prepared, first.file), checkpoints, title, logger=None)
+    origin = {**prepared.origin, "seconds": f"{trained.seconds:.1f}"}
+    write_detector(TrainedDetector(trained.best, THRESHOLD_WITHOUT_DETECTIONS, origin), path)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _train_all(work: Work, found: Recommended, config: BoxtwinConfig, output: Path, store: Store) -> None:
+    steps, images = work.seeds[0].steps, work.seeds[0].split.train
+    log.info(
+        "%d detectors on all labelled images (%s), and %d on the rest of as many parts, for thresholds; %d steps each",
+        *(len(work.seeds), describe(images), len(work.folds), steps),
+    )
+    # 1. Out-of-fold detections of every image, and the thresholds.
+    detections: dict[int, Detections] = {}
+    for each in work.folds:
+        detector = read_detector(trained_file(each, f"final {each.split.name}", _train))
+        device = "cuda" if each.accelerator == "gpu" else each.accelerator
+        pixels = ((sample.image_id, each.images.read(sample)) for sample in each.split.test)
+        detections |= detector.module.detect_all(pixels, device)
+    dataset = work.seeds[0].dataset
+    thresholds = choose_thresholds(images, detections, len(dataset.classes))
+    calibration = calibrate_folds([each.split.test for each in work.folds], detections, len(dataset.classes))
+    # 2. The detectors.
+    seen = TrainingImages.of(images, images, work.seeds[0].images.read, work.seeds[0].levels)
+    files = []
+    for each in work.seeds:
+        trained = read_detector(trained_file(each, f"final seed {each.config.seed}", _train))
+        detector = TrainedDetector(
+            trained.module,
+            thresholds.together,
+            each.origin,
+            class_thresholds=thresholds.by_class,
+            calibration=calibration,
+            images=seen,
+        )
+        files.append(detector_of(output, each))
+        write_detector(detector, files[-1])
+    # 3. What is known of them.
+    metrics, by_class = coco_by_class(match_detections(images, detections, len(dataset.classes)))
+    counted, _, counts = count_by_class(images, detections, thresholds)
+    metrics = {f"out_of_fold/{name}": value for name, value in {**metrics, **counted}.items()}
+    write_results(output / "detections.json", detections, dataset.category_ids)
+    write_bytes_atomically(output / CONFIGURATION, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+    folders = {each.split.name: [sample.name for sample in each.split.test] for each in work.folds}
+    write_bytes_atomically(output / "folds.json", json.dumps(folders, indent=1).encode())
+    first, threads = work.seeds[0], config.trainer.threads
+    record = provenance(first.accelerator, first.precision, threads, recipe=RECIPE_VERSION)
+    name = run_name(first.config).rpartition("-seed")[0]  # of the split `FINAL`
+    result = RunResult(
+        kind=FINAL,
+        run=name,
+        study=found.study,
+        identity=work.identity,
+        setting=setting_hash(config),
+        overrides=typed_words(),
+        params={**flat_params(first.config), "seeds": len(work.seeds), "folds": len(work.folds)},
+        metrics=finite(metrics),
+        classes=[
+            {"name": each, "category_id": number, "count_threshold": threshold, "metrics": finite(values)}
+            for each, number, threshold, values in zip(
+                dataset.classes, dataset.category_ids, thresholds.by_class, by_class, strict=True
+            )
+        ],
+        data={"dataset_sha256": dataset.digest, "images": len(images), "note": NO_TEST, "condition": found.row.name},
+        condition=first.condition,
+        provenance=record,
+        counts=counts,
+        calibration=calibration.plain(),
+    )
+    path = result.write(output)
+    # 4. In MLflow, as one that is no run of the study.
+    run_id = store.begin_comparison(study=found.study, kind=FINAL, name=name)
+    store.tag(run_id, {**tags(record), "boxtwin.condition_name": found.row.name, "boxtwin.note": NO_TEST})
+    store.log_metrics(run_id, {**metrics, "data/real_images": float(len(images))})
+    store.log_files(run_id, [path, output / "detections.json", output / CONFIGURATION, output / "folds.json"])
+    store.end(run_id, "FINISHED")
+    log.info(
+        "%s: %s; out of fold AP %.3f, AP50 %.3f, count MAE %.2f (thresholds were chosen on these detections)",
+        *(name, NO_TEST, metrics["out_of_fold/map"], metrics["out_of_fold/map_50"], metrics["out_of_fold/count_mae"]),
+    )
+    for file in files:
+        log.info("  %s", file)

@@ -1,0 +1,53 @@
+"""Which condition of a study to use from now on: what its answer says to do, as one row of its table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from boxtwin.errors import InputError
+from boxtwin.studies.comparison import EXTRA_IMAGES
+from boxtwin.studies.conditions import Estimate, Row
+from boxtwin.studies.report.summary import AP50, answers
+from boxtwin.studies.study import Study
+
+VALIDATION_AP = "val_real/map"
+
+
+def recommended(study: Study) -> tuple[Row, str]:
+    """The condition to use, and why, as the end of a sentence.
+
+    Only conditions on the largest number of real images count. Of those that the answer calls significantly better in
+    AP50 than without what they add, the one with the highest AP50 is taken; where there is none, real images alone, and
+    of several such conditions (two detectors, say) the one with the highest AP on validation images.
+
+    Raises:
+        InputError: the study has no finished run.
+    """
+    if not study.rows:
+        raise InputError(f"study {study.name} has no finished run yet; train.py and the study's command continue it")
+    most = max(row.real_images for row in study.rows)
+    rows = [row for row in study.rows if row.real_images == most] or study.rows
+    of_rows = [contrast for contrast in study.contrasts if contrast.new in rows]
+    gains = [contrast for contrast in of_rows if contrast.kind == "primary"]
+    for each in answers(rows, of_rows):
+        gains += each.advice.get("wins", [])
+        gains += [contrast for contrast, _ in each.pretrainings] + each.extra_images
+    gains = [contrast for contrast in gains if contrast.differences[AP50].gain_significant]
+    if gains:
+        best = max(gains, key=lambda contrast: contrast.new.estimates[AP50].mean)
+        change = best.differences[AP50]
+        return best.new, f"it is significantly better than {best.old.name}, by {100 * change.mean:.1f} points of AP50"
+    row = max(_plain(rows) or rows, key=_validation_ap)
+    return row, "no condition of the study gains significantly over real images alone"
+
+
+def _plain(rows: Sequence[Row]) -> list[Row]:
+    """Conditions on real labelled images alone."""
+    plain = [row for row in rows if not row.variations and not row.pretrainings]
+    return [row for row in plain if not any(name in row.values for name in EXTRA_IMAGES.values())]
+
+
+def _validation_ap(row: Row) -> float:
+    mean = Estimate.of((run.seed, run.metrics.get(VALIDATION_AP)) for run in row.runs).mean
+    return -1.0 if math.isnan(mean) else mean

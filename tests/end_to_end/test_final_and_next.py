@@ -1,0 +1,220 @@
+"""What follows a study: detectors on all labelled images (`train.py final=`), and images to label (`review.py next=`)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import ENVIRONMENT, ROOT, run, runs
+
+from boxtwin.command_line import setting
+from boxtwin.datasets.coco import read_coco
+from boxtwin.datasets.image_io import read_image, write_png
+from boxtwin.datasets.simulated_sar.scenes import build
+from boxtwin.detector.checkpoint import read_detector
+from boxtwin.studies.runs import runs_in
+
+FINAL = "train.py final=sar_scenes final_seeds=2 final_folds=3"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A study of two conditions, and its final detectors."""
+    folder = tmp_path_factory.mktemp("final")
+    run("train.py -m experiment=tiny_control variations=0,1 quality=false", folder)
+    return folder, run(FINAL, folder)
+
+
+def test_they_are_trained_on_all_labelled_images(trained: tuple[Path, str]) -> None:
+    folder, printed = trained
+    final = folder / "multirun" / "sar_scenes" / "final"
+    result = json.loads((final / "result.json").read_text())
+    labelled = json.loads(next(folder.glob("data/*/annotations.json")).read_text())["images"]
+    assert len(labelled) == 24  # of which 18 are on a side of the split
+    assert (result["kind"], result["data"]["images"]) == ("final", 24)
+    assert "test" not in "".join(result["metrics"])
+    assert {"out_of_fold/map_50", "out_of_fold/count_mae"} <= set(result["metrics"])
+    assert "no test metrics" in result["data"]["note"]
+    assert "no test metrics: every labelled image was trained on" in printed
+    files = sorted(final.parent.glob("final*/detector.safetensors"))
+    assert [file.parent.name for file in files] == ["final-seed0", "final-seed1"]
+    first, second = (read_detector(file) for file in files)
+    weights = second.module.state_dict()
+    assert any(not np.array_equal(value, weights[name]) for name, value in first.module.state_dict().items())
+    assert first.class_thresholds == second.class_thresholds
+    assert first.class_thresholds[0] == result["classes"][0]["count_threshold"]
+
+
+def test_thresholds_are_chosen_on_images_that_a_detector_has_not_seen(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    final = folder / "multirun" / "sar_scenes" / "final"
+    parts = json.loads((final / "folds.json").read_text())
+    names = [name for part in parts.values() for name in part]
+    assert len(parts) == 3
+    assert len(names) == len(set(names)) == 24
+    scenes = [{name.split("_")[0] for name in part} for part in parts.values()]
+    assert len(set.union(*scenes)) == sum(map(len, scenes))
+    counts = json.loads((final / "result.json").read_text())["counts"]
+    assert sorted(each["file_name"] for each in counts) == sorted(names)
+    # Counted from the out-of-fold detections, at the threshold that the detectors have.
+    threshold = read_detector(final.with_name("final-seed0") / "detector.safetensors").class_thresholds[0]
+    found = [each for each in json.loads((final / "detections.json").read_text()) if each["score"] >= threshold]
+    assert len(found) == sum(each["found"] for each in counts)
+
+
+def test_intervals_rest_on_thresholds_chosen_without_the_image(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    final = folder / "multirun" / "sar_scenes" / "final"
+    calibration = read_detector(final.with_name("final-seed0") / "detector.safetensors").calibration
+    assert calibration is not None
+    parts = list(json.loads((final / "folds.json").read_text()).values())
+    assert [name for part in parts for name in part] == list(calibration.images)
+    entries = {each["file_name"]: each for each in json.loads((final / "result.json").read_text())["counts"]}
+    scores: dict[int, list[float]] = {each["image_id"]: [] for each in entries.values()}
+    for each in json.loads((final / "detections.json").read_text()):
+        scores[each["image_id"]].append(each["score"])
+    start = 0
+    for part in parts:
+        rows = calibration.thresholds[start : start + len(part)]
+        assert len(np.unique(rows)) == 1  # one for the whole part
+        threshold = float(rows[0, 0])
+        others = [(each["true"], scores[each["image_id"]]) for name, each in entries.items() if name not in part]
+        errors = [
+            sum(abs(true - sum(score >= factor * threshold for score in found)) for true, found in others)
+            for factor in (1, 0.9, 1.1)
+        ]
+        assert errors[0] == min(errors)
+        for name, residual in zip(part, calibration.residuals[start : start + len(part), 0], strict=True):
+            found = sum(score >= threshold for score in scores[entries[name]["image_id"]])
+            assert entries[name]["true"] - found == residual
+        start += len(part)
+
+
+def test_they_are_no_run_of_the_study(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    assert len(runs(folder)) == 2
+    (final,) = runs(folder, kind="final")
+    assert final.info.run_name == "final-x0-none-yolov3_nano"
+    assert final.info.status == "FINISHED"
+    assert len(runs_in(folder / "multirun" / "sar_scenes")) == 2
+    assert "study sar_scenes: 2 runs" in run("compare.py", folder)
+
+
+def test_a_second_call_skips_what_is_finished(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    assert "finished before, skipped" in run(f"{FINAL} trainer.threads=1", folder)
+    # What is lost is made again, from trainings that are kept.
+    file = folder / "multirun" / "sar_scenes" / "final-seed1" / "detector.safetensors"
+    before = read_detector(file)
+    file.unlink()
+    assert "step/s" not in run(FINAL, folder)
+    again = read_detector(file)
+    assert again.class_thresholds == before.class_thresholds
+    weights = again.module.state_dict()
+    assert all(np.array_equal(value, weights[name]) for name, value in before.module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trainer.steps=80 detector=yolov3 dataset.root=data/x", "leave out trainer.steps, detector. Settings of the"),
+        ("final_folds=13", "final_folds=13: 24 images of 12 scenes cannot be divided into 13 parts"),
+        ("final=nothing", "no runs of a study called nothing in "),
+    ],
+)
+def test_bad_input_is_refused_before_work(trained: tuple[Path, str], words: str, message: str) -> None:
+    folder, _ = trained
+    printed = run(f"train.py {words if words.startswith('final=') else f'final=sar_scenes {words}'}", folder, code=1)
+    assert message in printed
+    assert "Traceback" not in printed
+    assert "step/s" not in printed
+
+
+@pytest.fixture(scope="module")
+def unlabelled(trained: tuple[Path, str]) -> Path:
+    """Ten images of other scenes, and two that are labelled: one as it is, one brighter."""
+    folder, _ = trained
+    build(folder / "other", images=10, image_size=64, chips_per_scene=2, seed=5)
+    target = folder / "my images, new (2)"
+    (target / "sub").mkdir(parents=True)
+    for number, file in enumerate(sorted((folder / "other" / "images").iterdir())):
+        shutil.copy(file, target / "sub" / f"new {number}.png")
+    first, second = sorted(folder.glob("data/sar_scenes/images/*.png"))[:2]
+    shutil.copy(first, target / "known.png")
+    write_png(target / "brighter.png", np.clip(read_image(second).astype(int) + 3, 0, 255).astype(np.uint8))
+    return target
+
+
+def review(folder: Path, *settings: str, code: int = 0) -> str:
+    """`review.py` with settings as a shell passes them."""
+    words = [sys.executable, str(ROOT / "review.py"), *settings]
+    done = subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_images_to_label_next_are_listed_and_pre_labelled(trained: tuple[Path, str], unlabelled: Path) -> None:
+    folder, _ = trained
+    printed = review(folder, setting("next", unlabelled.name), "number=4", "study=sar_scenes")
+    assert "2 images are left out" in printed
+    assert "known.png = " in printed
+    assert "brighter.png = " in printed
+    assert "2 detectors of s1 x0, study sar_scenes" in printed
+    chosen = folder / f"{unlabelled.name}-next"
+    with (chosen / "next.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4"]
+    content = json.loads((chosen / "annotations.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == [row["file"] for row in rows]
+    assert len({row["file"] for row in rows}) == 4
+    assert all(row["file"].startswith("sub/new ") for row in rows)
+    for row, image in zip(rows, content["images"], strict=True):
+        boxes = [each for each in content["annotations"] if each["image_id"] == image["id"]]
+        assert len(boxes) == int(row["pre_labelled"])
+        assert all(0 <= each["score"] <= 1 for each in boxes)
+        assert (chosen / "images" / row["file"]).read_bytes() == (unlabelled / row["file"]).read_bytes()
+        assert image["confirmed"] is False  # no person has seen it
+    page = (chosen / "index.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert "images/sub/new%20" in page
+    # It is a data set that boxtwin reads, once people have looked at the boxes.
+    read = read_coco(name="next", images=chosen / "images", annotations=chosen / "annotations.json")
+    assert len(read.samples) == 4
+
+
+def test_a_folder_with_labels_of_people_is_not_overwritten(trained: tuple[Path, str], unlabelled: Path) -> None:
+    folder, _ = trained
+    target = folder / "corrected"
+    target.mkdir()
+    (target / "annotations.json").write_text("{}")
+    words = (setting("next", unlabelled.name), "folder=corrected")
+    assert "exists, and may hold labels of people" in review(folder, *words, code=1)
+    assert [file.name for file in target.iterdir()] == ["annotations.json"]
+
+
+def test_a_folder_may_hold_fewer_images_or_none_that_are_new(trained: tuple[Path, str], unlabelled: Path) -> None:
+    folder, _ = trained
+    known = folder / "known"
+    known.mkdir()
+    for file in sorted(folder.glob("data/sar_scenes/images/*.png"))[:3]:
+        shutil.copy(file, known)
+    assert "all 3 images are labelled in data set sar_scenes" in review(folder, "next=known", code=1)
+    assert not (folder / "known-next").exists()
+    shutil.copy(unlabelled / "sub" / "new 0.png", known)
+    assert "next=known has 1 images without labels, fewer than number=20" in review(folder, "next=known")
+    (folder / "empty").mkdir()
+    assert "next=empty holds no images" in review(folder, "next=empty", code=1)
+
+
+def test_one_detector_cannot_disagree(tmp_path: Path) -> None:
+    run("train.py experiment=tiny_control variations=0", tmp_path)
+    (tmp_path / "new").mkdir()
+    printed = review(tmp_path, "next=new", code=1)
+    assert "study sar_scenes has 1 of s1 x0: train more seeds (-m seed=0,1,2)" in printed
