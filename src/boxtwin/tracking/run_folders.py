@@ -34,6 +34,7 @@ class RunResult:
     condition: Mapping[str, Any] = field(default_factory=dict)  # everything that defines the run but its seed
     provenance: Mapping[str, Any] = field(default_factory=dict)
     counts: Sequence[Mapping[str, Any]] = ()  # true and counted objects of each test image
+    validation_images: Sequence[Mapping[str, Any]] = ()  # image_id and file_name of each real validation image
     validation: Sequence[Sequence[int | float]] = ()  # step, AP on the real validation images
     reused_from: Mapping[str, str] | None = None  # study and run_id of the run that was reused
 
