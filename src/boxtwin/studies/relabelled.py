@@ -137,7 +137,7 @@ def relabelled(study: Study, annotations: Path, *, suspected: bool = False) -> R
     Raises:
         InputError: the file is wrong, lacks images or has other classes; or no run keeps its detections.
     """
-    kept = [each for run in study.runs if run.status == FINISHED and (each := _kept(run, study.copies))]
+    kept = [each for run in study.runs if run.status == FINISHED and (each := kept_by(run, study.copies))]
     if not kept:
         raise InputError(
             f"annotations={annotations}: no finished run of {study.name} keeps its {DETECTIONS_FILE}, without which it "
@@ -204,7 +204,7 @@ class Kept:
         return [int(entry["category_id"]) for entry in self.result.classes]
 
 
-def _kept(run: StudyRun, copies: Mapping[str, Path]) -> Kept | None:
+def kept_by(run: StudyRun, copies: Mapping[str, Path]) -> Kept | None:
     """What a run keeps; None, and a warning, if that is too little to score it again."""
     file, test, validation = (find_file(run, name, copies) for name in NEEDED)
     result = read_result(file.parent) if file else None
