@@ -24,6 +24,7 @@ from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.relabelled import NEEDED, Kept, kept_by
 from boxtwin.studies.report.suspects import write_page
+from boxtwin.studies.report.words import several
 from boxtwin.studies.runs import StudyRun, find_file, runs_in
 from boxtwin.studies.suspects import SUGGESTED_FILE, SUSPECTS_FOLDER, Found, find_suspects
 from boxtwin.studies.suspects_files import write_suspects
@@ -122,9 +123,9 @@ def _best_condition(runs: Sequence[StudyRun], copies: Mapping[str, Path]) -> lis
         known = [value for value in values if math.isfinite(value)]
         return math.fsum(known) / len(known) if known else -1.0
 
-    row, kept = max((each for each in rows if len(each[1]) >= enough), key=validation_ap)
-    log.info("detections of %s, %d runs: best AP on validation images", row.name, len(kept))
-    return kept
+    row, best = max((each for each in rows if len(each[1]) >= enough), key=validation_ap)
+    log.info("detections of %s, %s: best AP on validation images", row.name, several(len(best), "run"))
+    return best
 
 
 def _images(kept: Sequence[Kept]) -> tuple[Sequence[Mapping[str, object]], Sequence[Mapping[str, object]]]:
@@ -138,11 +139,19 @@ def _dataset(kept: Kept, copies: Mapping[str, Path]) -> tuple[Dataset, Path]:
     file = find_file(kept.run, CONFIGURATION, copies)
     if file is None:
         raise InputError(f"{kept.run.name} keeps no {CONFIGURATION}, which says where its images are")
-    config = to_object(OmegaConf.create(OmegaConf.load(file)), BoxtwinConfig)
+    config = to_object(_loaded(file), BoxtwinConfig)
     dataset = load_dataset(config)
     if [*dataset.classes] != kept.classes:
         raise InputError(f"{config.dataset.root} has the classes {dataset.classes} now; the runs know {kept.classes}")
     return dataset, Path(config.dataset.root) / config.dataset.annotations
+
+
+def _loaded(file: Path) -> DictConfig:
+    """A run's configuration; `InputError` if the file is damaged."""
+    loaded = OmegaConf.load(file)
+    if not isinstance(loaded, DictConfig):
+        raise InputError(f"{file} is no configuration of a run")
+    return loaded
 
 
 def _remarks(kept: Sequence[Kept], dataset: Dataset) -> list[str]:

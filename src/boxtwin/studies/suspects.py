@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from boxtwin.boxes import Box, area_xyxy, iou_matrix
 from boxtwin.datasets.sample import Detections, Sample
@@ -102,17 +102,17 @@ class _Seen(NamedTuple):
     """A label, and whether no run detects anything there."""
 
     sample: Sample
-    index: int
+    at: int  # among the boxes of the image
     invisible: bool
 
     @property
     def label(self) -> int:
-        return int(self.sample.labels[self.index])
+        return int(self.sample.labels[self.at])
 
     @property
     def size(self) -> float:
         """Logarithm of its area, square pixels."""
-        return float(np.log(max(float(area_xyxy(self.sample.boxes[self.index])), 1e-9)))
+        return float(np.log(max(float(area_xyxy(self.sample.boxes[self.at])), 1e-9)))
 
 
 def agreed_objects(detections: Sequence[Detections], thresholds: Sequence[Sequence[float]]) -> list[AgreedObject]:
@@ -154,10 +154,11 @@ def _compare(
             score = places[at].score * (1 - float(overlap[at, index]) / places[at].spread)
             suspects.append(suspect("badly placed", score, index, places[at]))
     # 2. On labels of another class, 3. touching labels of their class.
-    for kind, allowed in (
+    touching: tuple[tuple[Kind, Bool[np.ndarray, "places labels"]], ...] = (
         ("wrong class", ~same & single & (overlap >= ON_LABEL)),
         ("badly placed", same & single & (overlap >= TOUCHES)),
-    ):
+    )
+    for kind, allowed in touching:
         free = np.zeros_like(allowed)
         free[np.ix_(sorted(free_places), sorted(free_labels))] = True
         for at, index in _pairs(np.where(allowed & free, overlap, 0)):
@@ -197,8 +198,8 @@ def _spurious(seen: Sequence[_Seen], runs: int) -> list[Suspect]:
         nearest = others[np.argsort(abs(sizes[others] - one.size), kind="stable")[:COMPARABLE]]
         if len(nearest) >= LEAST_COMPARABLE:
             unseen = (int(invisible[nearest].sum()) + 1) / (len(nearest) + 2)  # never 0: Laplace's rule of succession
-            score, box = WITHOUT_OBJECT / (WITHOUT_OBJECT + unseen), _box(one.sample.boxes[one.index])
-            identity = (one.sample.image_id, one.sample.name, one.index, box, one.label)
+            score, box = WITHOUT_OBJECT / (WITHOUT_OBJECT + unseen), _box(one.sample.boxes[one.at])
+            identity = (one.sample.image_id, one.sample.name, one.at, box, one.label)
             suspects.append(Suspect("spurious", score, *identity, None, None, runs))
     return suspects
 
