@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -15,10 +16,14 @@ from boxtwin.memory import keep_freed_blocks
 from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.next_runs import plan
 from boxtwin.studies.primary import PRIMARY_FILE, PrimaryComparison, primary_comparisons
+from boxtwin.studies.relabelled import NEEDED, Relabelled, relabelled
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.summary import Summary, printed
 from boxtwin.studies.runs import runs_in, with_evidence
 from boxtwin.studies.study import Study
+from boxtwin.studies.suspects import SUGGESTED_FILE, SUSPECTS_FOLDER
+
+log = logging.getLogger(__name__)
 
 
 def compare_study(config: DictConfig) -> Path:
@@ -57,7 +62,7 @@ def _compare_stored(config: DictConfig) -> Path:
 
     with tempfile.TemporaryDirectory() as temporary:
         runs = collect_runs(store, name, folder, Path(temporary))
-        copies = copies_of(store, runs, Path(temporary))
+        copies = copies_of(store, runs, Path(temporary), NEEDED if _other_labels(config, report) else ())
         evidence = with_evidence(runs, copies, partial(bring_back, store, Path(temporary)))
         study = Study.of(*evidence, copies, kept_primary(config.primary, report))
         page = _report(study, report, config)
@@ -99,8 +104,28 @@ def kept_primary(given: str | None, *folders: Path) -> list[PrimaryComparison]:
 def _report(study: Study, folder: Path, config: DictConfig) -> Path:
     """Write the report and print a summary."""
     candidates = plan(study) if config.plan and study.rows else None
+    found = (_relabelled(study, *each) for each in _other_labels(config, folder) if study.rows)
+    others = [each for each in found if each is not None]
     summary = Summary.of(study, candidates)
-    page = write_report(study, summary, folder)
-    print(printed(study, summary, brief=config.brief))
+    page = write_report(study, summary, folder, others)
+    print(printed(study, summary, others, brief=config.brief))
     print(f"\nreport: {page}")
     return page
+
+
+def _other_labels(config: DictConfig, report: Path) -> list[tuple[Path, bool]]:
+    """Files of other labels that runs are scored on too, and whether they are those that suspects suggest."""
+    suggested = report / SUSPECTS_FOLDER / SUGGESTED_FILE
+    corrected = [(Path(config.annotations), False)] if config.annotations else []
+    return corrected + ([(suggested, True)] if suggested.is_file() else [])
+
+
+def _relabelled(study: Study, file: Path, suspected: bool) -> Relabelled | None:
+    """The study under other labels; None where suggestions do not fit the study any more."""
+    try:
+        return relabelled(study, file, suspected=suspected)
+    except InputError as error:
+        if not suspected:
+            raise
+        log.warning("no section on suspects: %s", error)
+        return None

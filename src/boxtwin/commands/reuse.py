@@ -14,6 +14,7 @@ from mlflow.entities import Run
 
 from boxtwin.detector.checkpoint import damage
 from boxtwin.errors import is_of_the_system
+from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, load_matches
 from boxtwin.files import link_file
@@ -25,10 +26,11 @@ log = logging.getLogger(__name__)
 
 # Files of a run that MLflow has too.
 KEPT = (
-    *(RESULT_FILE, "detections.json", MATCHES_FILE, EXAMPLES_FILE, "split.json", "config.yaml"),
+    *(RESULT_FILE, DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE, MATCHES_FILE, EXAMPLES_FILE),
+    *("split.json", "config.yaml"),
     *("overlays.png", "precision_recall.png", "counts.png"),
 )
-NEEDED = (RESULT_FILE, "detections.json", MATCHES_FILE)  # without which a run's metrics cannot be had again
+NEEDED = (RESULT_FILE, DETECTIONS_FILE, MATCHES_FILE)  # without which a run's metrics cannot be had again
 NEVER_COPIED = {RESULT_FILE, "config.yaml", "train.log"}
 
 
@@ -118,7 +120,7 @@ def reuse_run(
         if recorded is None or recorded.identity not in ("", identity):
             raise FileNotFoundError(f"the {RESULT_FILE} of {name} is another run's")
         store.copy_run(source, run_id, artifacts)
-        whole = "detections.json" in in_folder
+        whole = DETECTIONS_FILE in in_folder
         files = {file.name: file for file in sorted(artifacts.rglob("*")) if not whole or file.name in KEPT}
         for file_name, file in (files | readable).items():
             is_kept = file.is_file() and not file_name.startswith(".") and file_name not in NEVER_COPIED

@@ -59,11 +59,11 @@ def collect_runs(store: Store, study: str, tracking: Path, temporary: Path) -> l
     return in_order(runs)
 
 
-def copies_of(store: Store, runs: Sequence[StudyRun], temporary: Path) -> dict[str, Path]:
-    """What MLflow keeps of finished runs whose folders may be on another machine."""
+def copies_of(store: Store, runs: Sequence[StudyRun], temporary: Path, also: Sequence[str] = ()) -> dict[str, Path]:
+    """What MLflow keeps of finished runs whose folders may be on another machine; ``also`` names files beyond."""
     shown, copies = {row.first.run_id for row in condition_table(runs)}, {}
     for run in (run for run in runs if run.status == FINISHED):
-        names = EVIDENCE_FILES + (SHOWN_FILES if run.run_id in shown else ())
+        names = (*EVIDENCE_FILES, *also) + (SHOWN_FILES if run.run_id in shown else ())
         missing = [name for name in names if find_file(run, name) is None]
         if missing:
             copies[run.run_id] = temporary / run.run_id

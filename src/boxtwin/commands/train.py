@@ -32,6 +32,7 @@ from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.checkpoint import FILE as DETECTOR_FILE
 from boxtwin.detector.checkpoint import TrainedDetector, damage, write_detector
 from boxtwin.detector.training import quieten_lightning
+from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.evaluation.tested import PICTURES, Evaluation, run_test
@@ -53,7 +54,8 @@ from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, find_folder, ow
 log = logging.getLogger(__name__)
 
 CHECKPOINTS, CONFIGURATION = "checkpoints", "config.yaml"  # in the run's folder
-FILES = (*PICTURES, "detections.json", MATCHES_FILE, EXAMPLES_FILE, RESULT_FILE)  # of a tested run, for MLflow
+# Of a tested run, for MLflow.
+FILES = (*PICTURES, DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE, MATCHES_FILE, EXAMPLES_FILE, RESULT_FILE)
 
 
 def train_run(composed: DictConfig) -> dict[str, float]:
@@ -325,6 +327,9 @@ class _RunInProgress:
             provenance=self.provenance,
             counts=tested.counts,
             calibration=tested.calibration.plain() if tested.calibration else {},
+            validation_images=[
+                {"image_id": sample.image_id, "file_name": sample.name} for sample in prepared.split.val
+            ],
             validation=validation,  # step, AP on the real validation images, of all attempts
         )
         result.write(self.output)  # on disk first: the server may be away

@@ -85,6 +85,7 @@ class CompareConfig:
     study: str | None = None
     runs: str | None = None
     primary: str | None = None
+    annotations: str | None = None
     folder: str = "reports"
     plan: bool = False
     brief: bool = False

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from boxtwin.datasets.coco_boxes import Content, read_crowds, read_objects, without_repeats
+from boxtwin.datasets.coco_boxes import CocoObject, Content, read_crowds, read_objects, without_repeats
 from boxtwin.datasets.coco_json import fault_of_name, file_key, find_files, read_content
 from boxtwin.datasets.inspection import ImageFile, inspect_image, join_groups, roboflow_name
 from boxtwin.datasets.options import Crowds, OnBadBox, OnDuplicateBox
@@ -117,7 +117,7 @@ def read_coco(
     class_of = {category["id"]: index for index, category in enumerate(categories)}
     samples = []
     for entry in sorted(content["images"], key=lambda entry: entry["file_name"]):
-        file, ones = files[entry["id"]], objects[entry["id"]]
+        file = files[entry["id"]]
         samples.append(
             Sample(
                 name=entry["file_name"],
@@ -125,10 +125,7 @@ def read_coco(
                 width=file.width,
                 height=file.height,
                 image_id=entry["id"],
-                boxes=np.array([one.box for one in ones], dtype=np.float32).reshape(-1, 4),
-                labels=np.array([class_of[one.category_id] for one in ones], dtype=np.int64),
-                areas=np.array([one.area for one in ones], dtype=np.float64),
-                crowd=np.array([one.crowd for one in ones], dtype=bool),
+                **_arrays(objects[entry["id"]], class_of),
                 group=groups[entry["file_name"]],
                 sha256=file.sha256,
                 signature=file.signature,
@@ -146,6 +143,56 @@ def read_coco(
         repairs={action: count for action, count in repairs.items() if count},
         remarks=tuple(problems.remarks),
     )
+
+
+def read_labels(
+    annotations: Path,
+    *,
+    on_bad_box: OnBadBox = OnBadBox.error,
+    crowds: Crowds = Crowds.ignore,
+    on_duplicate_box: OnDuplicateBox = OnDuplicateBox.warn,
+) -> Dataset:
+    """Read the labels of a COCO file and check them as `read_coco` does, without the images.
+
+    Raises `InputError` for everything that is wrong, also for images whose size the file does not state.
+    """
+    problems = Problems()
+    content = read_content(annotations, problems)
+    for entry in content["images"]:
+        if not (entry.get("width") and entry.get("height")):
+            problems.add("images without width and height", entry["file_name"])
+    problems.raise_if_any(annotations)
+    sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in content["images"]}
+    objects, repairs = read_objects(content, sizes, on_bad_box, problems)
+    read_crowds(content, objects, crowds, problems)
+    repairs["merged"] = without_repeats(content, objects, on_duplicate_box, problems)
+    problems.raise_if_any(annotations)
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    class_of = {category["id"]: index for index, category in enumerate(categories)}
+    samples = tuple(
+        Sample(
+            name=entry["file_name"],
+            path=Path(entry["file_name"]),
+            width=entry["width"],
+            height=entry["height"],
+            image_id=entry["id"],
+            **_arrays(objects[entry["id"]], class_of),
+        )
+        for entry in content["images"]
+    )
+    classes = tuple(category["name"] for category in categories)
+    ids = tuple(category["id"] for category in categories)
+    return Dataset(annotations.name, classes, ids, samples, digest_of(samples, classes), dict(repairs))
+
+
+def _arrays(ones: Sequence[CocoObject], class_of: Mapping[int, int]) -> dict[str, Any]:
+    """The objects of an image as `Sample` has them."""
+    return {
+        "boxes": np.array([one.box for one in ones], dtype=np.float32).reshape(-1, 4),
+        "labels": np.array([class_of[one.category_id] for one in ones], dtype=np.int64),
+        "areas": np.array([one.area for one in ones], dtype=np.float64),
+        "crowd": np.array([one.crowd for one in ones], dtype=bool),
+    }
 
 
 def _group(

@@ -16,11 +16,14 @@ import numpy as np
 from jaxtyping import Float
 
 from boxtwin.boxes import xyxy_to_xywh
+from boxtwin.datasets.coco_json import load_json
 from boxtwin.datasets.sample import Detections
+from boxtwin.errors import InputError
 from boxtwin.evaluation.matching import BITS, COCO_LIMIT, RESULT_DECIMALS, Matching
 from boxtwin.evaluation.resampled_ap import ResampledAP, mean_of_known
 from boxtwin.files import atomic_path
 
+DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE = "detections.json", "validation_detections.json"  # in a run's folder
 # The order of `COCOeval.stats`.
 METRICS = (
     *("map", "map_50", "map_75", "map_small", "map_medium", "map_large"),
@@ -99,6 +102,28 @@ def write_results(path: Path, detections: Mapping[int, Detections], category_ids
                 file.write(between + json.dumps(result))
                 between = ", "
         file.write("]")
+
+
+def read_results(path: Path, category_ids: Sequence[int]) -> dict[int, Detections]:
+    """What `write_results` wrote, by image id, in the same order; images without detections have no entry.
+
+    Raises `InputError` for a file that is not a list of results, or names another category.
+    """
+    label_of = {number: label for label, number in enumerate(category_ids)}
+    by_image: dict[int, list[tuple[list[float], float, int]]] = {}
+    try:
+        for entry in load_json(path):
+            x, y, width, height = entry["bbox"]
+            one = ([x, y, x + width, y + height], float(entry["score"]), label_of[entry["category_id"]])
+            by_image.setdefault(int(entry["image_id"]), []).append(one)
+    except (LookupError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no list of COCO results of classes {[*category_ids]}: {error!r}") from error
+    return {
+        image_id: Detections(*(np.array(column) for column in zip(*ones, strict=True)))
+        for image_id, ones in by_image.items()
+    }
 
 
 def metric_names(classes: Sequence[str]) -> list[str]:

@@ -15,12 +15,18 @@ import numpy as np
 
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation import overlays, plots
-from boxtwin.evaluation.coco_metrics import coco_by_class, metric_names, write_results
+from boxtwin.evaluation.coco_metrics import (
+    DETECTIONS_FILE,
+    VALIDATION_DETECTIONS_FILE,
+    coco_by_class,
+    write_results,
+)
 from boxtwin.evaluation.count_intervals import CountCalibration, calibrate
-from boxtwin.evaluation.counts import Thresholds, choose_thresholds, count_by_class
+from boxtwin.evaluation.counts import Thresholds
 from boxtwin.evaluation.examples import EXAMPLES_FILE, keep_examples
 from boxtwin.evaluation.matching import COCO_LIMIT, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, RECALLS, ResampledAP, save_matches
+from boxtwin.evaluation.scoring import score_test, score_validation
 
 log = logging.getLogger(__name__)
 
@@ -50,60 +56,48 @@ def run_test(
     category_ids: Sequence[int],
     folder: Path,
 ) -> Evaluation:
-    """Test a detector, and write ``detections.json``, ``matches.npz``, ``examples.json`` and pictures into a folder.
+    """Test a detector, and write its detections, ``matches.npz``, ``examples.json`` and pictures into a folder.
 
     ``detect`` gives detections by image id. ``validation`` are the real images that thresholds are chosen on;
     ``synthetic`` ones may be none.
     """
     # 1. Thresholds, and what the kept weights give on the images that chose them.
-    names = metric_names(classes)
     on_validation = detect(validation)
-    thresholds = choose_thresholds(validation, on_validation, len(classes))
+    thresholds, metrics = score_validation(validation, on_validation, classes)
     occurring = {int(label) for sample in test for label in sample.object_labels}
     for label in sorted(occurring & set(thresholds.guessed)):
         text = "class %s has no object in the validation images: it is counted at confidence %.3f, that of all classes"
         log.warning(text, classes[label], thresholds.together)
-    metrics = {"val_real/count_threshold": thresholds.together} | {
-        f"val_real/{name}/count_threshold": value for name, value in zip(names, thresholds.by_class, strict=True)
-    }
-    for side, samples in (("val_real", validation), ("val_synthetic", synthetic)):
-        if samples:
-            detections = on_validation if side == "val_real" else detect(samples)
-            class_metrics, _ = coco_by_class(match_detections(samples, detections, len(classes)))
-            metrics |= {f"{side}/{name}": value for name, value in class_metrics.items()}
+    if synthetic:
+        of_synthetic, _ = coco_by_class(match_detections(synthetic, detect(synthetic), len(classes)))
+        metrics |= {f"val_synthetic/{name}": value for name, value in of_synthetic.items()}
     # 2. The test, in one pass.
     detections = detect(test)
-    matching = match_detections(test, detections, len(classes))
-    class_metrics, by_class = coco_by_class(matching)
-    count_metrics, counts_by_class, counts = count_by_class(test, detections, thresholds)
-    metrics |= {f"test/{name}": value for name, value in {**class_metrics, **count_metrics}.items()}
-    entries: list[dict[str, Any]] = []
-    for label, (name, in_metrics) in enumerate(zip(classes, names, strict=True)):
-        of_class = by_class[label] | counts_by_class[label]
-        metrics |= {f"test/{in_metrics}/{metric}": value for metric, value in of_class.items()}
-        entry = {"name": name, "category_id": category_ids[label], "metric_name": in_metrics}
-        entries.append(entry | {"count_threshold": thresholds.by_class[label], "metrics": of_class})
+    tested = score_test(test, detections, thresholds, classes, category_ids)
+    metrics |= tested.metrics
     # 3. Files and pictures.
-    write_results(folder / "detections.json", detections, category_ids)
-    save_matches(folder / MATCHES_FILE, matching)
+    write_results(folder / DETECTIONS_FILE, detections, category_ids)
+    write_results(folder / VALIDATION_DETECTIONS_FILE, on_validation, category_ids)
+    save_matches(folder / MATCHES_FILE, tested.matching)
     keep_examples(folder / EXAMPLES_FILE, test, detections, thresholds.by_class, classes)
     examples = overlays.pick_examples(test, EXAMPLES)
     overlays.side_by_side(examples, detections, thresholds.by_class, folder / PICTURES[0], classes)
-    plots.precision_recall_curve(RECALLS, ResampledAP.of(matching).curves(), folder / PICTURES[1], classes)
+    plots.precision_recall_curve(RECALLS, ResampledAP.of(tested.matching).curves(), folder / PICTURES[1], classes)
     # Counts of every image, (images, classes).
     true, counted = (
-        np.array([entry.get(f"{side}_by_class", [entry[side]]) for entry in counts]) for side in ("true", "found")
+        np.array([entry.get(f"{side}_by_class", [entry[side]]) for entry in tested.counts])
+        for side in ("true", "found")
     )
     plots.count_scatter(true, counted, folder / PICTURES[2], classes)
-    if "map_unlimited" in class_metrics:
+    if "test/map_unlimited" in metrics:
         text = "COCO's AP looks at %d detections of a class in an image, too few here; with all AP is %.3f, AP50 %.3f"
-        log.info(text, COCO_LIMIT, class_metrics["map_unlimited"], class_metrics["map_50_unlimited"])
-    tested = [entry for entry in entries if np.isfinite(entry["metrics"]["map"])] if len(classes) > 1 else []
-    for tested_class in tested[:MOST_LOGGED]:
+        log.info(text, COCO_LIMIT, metrics["test/map_unlimited"], metrics["test/map_50_unlimited"])
+    shown = [entry for entry in tested.classes if np.isfinite(entry["metrics"]["map"])] if len(classes) > 1 else []
+    for tested_class in shown[:MOST_LOGGED]:
         text = "AP {map:.3f}, AP50 {map_50:.3f}, count MAE {count_mae:.2f}, bias {count_bias:+.2f}"
         text = text.format(**tested_class["metrics"])
         log.info("  %s: %s, counted from confidence %.3f", tested_class["name"], text, tested_class["count_threshold"])
-    if len(tested) > MOST_LOGGED:
-        log.info("  and %d more classes, in result.json", len(tested) - MOST_LOGGED)
+    if len(shown) > MOST_LOGGED:
+        log.info("  and %d more classes, in result.json", len(shown) - MOST_LOGGED)
     calibration = calibrate(validation, on_validation, len(classes))
-    return Evaluation(metrics, counts, entries, thresholds, calibration)
+    return Evaluation(metrics, tested.counts, tested.classes, thresholds, calibration)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -54,12 +55,22 @@ class Evidence:
         result = read_result(folder)
         if result is None:
             raise InputError(f"{RESULT_FILE} is cut, or no JSON")
-        counts = {entry["image_id"]: entry for entry in result.counts}
+        return cls.of(matches, result.counts, result.classes)
+
+    @classmethod
+    def of(
+        cls,
+        matches: Mapping[str, ResampledAP],
+        of_images: Sequence[Mapping[str, Any]],
+        of_classes: Sequence[Mapping[str, Any]],
+    ) -> Evidence:
+        """From matches, and the entries that result.json has for test images (``counts``) and classes."""
+        counts = {entry["image_id"]: entry for entry in of_images}
         image_ids = matches["all"].image_ids
         if set(counts) != set(image_ids):
             raise InputError(f"{RESULT_FILE} and {MATCHES_FILE} are of different test images")
         in_order = [counts[image_id] for image_id in image_ids]
-        classes = [str(entry["name"]) for entry in result.classes]
+        classes = [str(entry["name"]) for entry in of_classes]
         if len(classes) < 2 or not all("true_by_class" in entry for entry in in_order):
             classes = []
 

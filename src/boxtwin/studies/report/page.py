@@ -15,6 +15,7 @@ from boxtwin.command_line import command_line, relative, setting
 from boxtwin.datasets.image_io import read_image
 from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.comparison import against_none
+from boxtwin.studies.relabelled import Relabelled
 from boxtwin.studies.report.gallery import galleries, store_cards
 from boxtwin.studies.report.plots import CURVES, curve_plot, lines_of, plot_curves
 from boxtwin.studies.report.sections import WORTH, Section
@@ -28,17 +29,21 @@ from boxtwin.studies.study import Study, costs, unattributed
 CARD_WIDTH = 1100  # pixels: small type is still read on a wide screen, and the report stays below some megabytes
 MOST_LINES = 12  # of the curves against the number of variations
 WORTH_FILE = "worth.svg"
+CSV_UNDER = {False: "comparison_corrected.csv", True: "comparison_suspects.csv"}  # tables under other labels
 JPEG_QUALITY = 82  # small type is still clean
 
 
-def write_report(study: Study, summary: Summary, folder: Path) -> Path:
+def write_report(study: Study, summary: Summary, folder: Path, others: Sequence[Relabelled] = ()) -> Path:
     """Write ``index.html`` (self-contained), ``comparison.csv`` and ``curves.png`` into ``folder``; the HTML's path.
 
-    ``worth.svg`` is AP50 against real images, where there are enough numbers of them. What runs do not keep is left
-    out; runs that failed or did not finish are listed.
+    ``others`` are the same runs under other labels, whose tables are `CSV_UNDER`. ``worth.svg`` is AP50 against real
+    images, where there are enough numbers of them. What runs do not keep is left out; runs that failed or did not
+    finish are listed.
     """
     runs, rows = study.runs, study.rows
     write_csv(rows, folder / "comparison.csv", study.contrasts, study.by_class)
+    for other in others:
+        write_csv(other.other.rows, folder / CSV_UNDER[other.suspected], other.other.contrasts, other.other.by_class)
     plot_curves(rows, folder / "curves.png")
     worth = next((section for section in summary.sections if section.title == WORTH), None)
     if worth:
@@ -57,6 +62,7 @@ def write_report(study: Study, summary: Summary, folder: Path) -> Path:
             Section("Notes on the runs", tuple(summary.notes), ()),
             *(section for section in summary.sections if section is not first),
         ],
+        others=others,
         costs=costs(rows),
         gains=against_none(study.contrasts),
         made_by=unattributed(runs),

@@ -13,9 +13,10 @@ from boxtwin.studies.condition_values import not_known_to_all, part, shown
 from boxtwin.studies.conditions import Row, baseline, paired_seeds, recorded_values, setups, varied_settings
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.primary import find_rows
+from boxtwin.studies.relabelled import Relabelled
 from boxtwin.studies.report.sections import Section, sections
-from boxtwin.studies.report.tables import candidates_table, class_text, text_table
-from boxtwin.studies.report.words import paragraphs
+from boxtwin.studies.report.tables import candidates_table, class_text, relabelled_text, text_table
+from boxtwin.studies.report.words import paragraphs, sentence
 from boxtwin.studies.runs import FINISHED, StudyRun
 from boxtwin.studies.study import Study
 
@@ -50,7 +51,7 @@ class Summary:
         )
 
 
-def printed(study: Study, summary: Summary, *, brief: bool = False) -> str:
+def printed(study: Study, summary: Summary, others: Sequence[Relabelled] = (), *, brief: bool = False) -> str:
     """What `compare.py` prints: the table, the answer, and what was asked for besides; all else is in the report.
 
     With ``brief`` the answer is a sentence for each of its parts, or the primary comparisons alone, and comes last.
@@ -62,6 +63,9 @@ def printed(study: Study, summary: Summary, *, brief: bool = False) -> str:
         # Sentences on every single comparison are in the report, unless there is nothing shorter to say.
         *([] if brief and summary.in_short else [summary.answer or summary.comparisons, summary.notes]),
     ]
+    for each in others:
+        blocks.append([sentence("relabelled_title", each=each), *paragraphs("relabelled", each=each)])
+        blocks.append(relabelled_text(each))
     if summary.candidates is not None and summary.sections:
         blocks += [[summary.sections[-1].title, *summary.sections[-1].sentences], candidates_table(summary.candidates)]
     if study.unfinished:

@@ -16,6 +16,7 @@ from boxtwin.studies.condition_values import EPOCHS
 from boxtwin.studies.conditions import ESTIMATED, Estimate, Row, varied_settings
 from boxtwin.studies.evidence import COMPARED
 from boxtwin.studies.next_runs import Candidate
+from boxtwin.studies.relabelled import Relabelled
 from boxtwin.studies.report.words import METRICS, number, sentence
 from boxtwin.studies.slices import CLASS_METRICS, ClassMetrics
 from boxtwin.studies.slices import COMPARED as SLICED
@@ -84,6 +85,22 @@ def class_text(by_class: Mapping[str, Sequence[ClassMetrics]]) -> list[str]:
     for name, conditions in shown:
         text += [name, *(next(body) for _ in conditions)]
     return text if shown else []
+
+
+def relabelled_text(each: Relabelled) -> list[str]:
+    """Each condition under both versions of the labels, in plain text."""
+    words = ("as given", "suspects right" if each.suspected else "corrected")
+    lines = [("condition", "labels", "AP", "AP50", "vs x0", "count MAE", "vs x0", "bias")]
+    for before, changes_before, after, changes_after in each.pairs:
+        for name, version, row, changes in (
+            (before.name, words[0], before, changes_before),
+            ("", words[1], after, changes_after),
+        ):
+            means = {metric: METRICS[metric].form(row.estimates[metric].mean) for metric in ("map", *SLICED)}
+            bias = _signed("count_bias", row.estimates["count_bias"])
+            ap50, mae = ((means[metric], _signed(metric, changes.get(metric))) for metric in SLICED)
+            lines.append((name, version, means["map"], *ap50, *mae, bias))
+    return aligned(lines, {0, 1})
 
 
 def write_csv(

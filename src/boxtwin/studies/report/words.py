@@ -97,4 +97,4 @@ def sentence(macro: str, **values: Any) -> str:
     return " ".join(paragraphs(macro, **values))
 
 
-ENVIRONMENT.globals["sentence"] = sentence
+ENVIRONMENT.globals |= {"sentence": sentence, "paragraphs": paragraphs}

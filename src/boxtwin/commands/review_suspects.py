@@ -1,0 +1,175 @@
+"""Labels of real validation and test images that the finished runs of a study contradict: a list for people."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from boxtwin.command_line import command_line, setting
+from boxtwin.commands.stored_runs import collect_runs, copies_of
+from boxtwin.config.compose import to_object
+from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.sample import Dataset
+from boxtwin.errors import InputError
+from boxtwin.evaluation.coco_metrics import VALIDATION_DETECTIONS_FILE, read_results
+from boxtwin.files import check_name
+from boxtwin.run.build import load_dataset
+from boxtwin.studies.archive import runs_folder
+from boxtwin.studies.conditions import Row, condition_table
+from boxtwin.studies.relabelled import NEEDED, Kept, kept_by
+from boxtwin.studies.report.suspects import write_page
+from boxtwin.studies.report.words import several
+from boxtwin.studies.runs import StudyRun, find_file, runs_in
+from boxtwin.studies.suspects import SUGGESTED_FILE, SUSPECTS_FOLDER, Found, find_suspects
+from boxtwin.studies.suspects_files import write_suspects
+from boxtwin.tracking.mlflow_runs import Store
+
+log = logging.getLogger(__name__)
+
+CONFIGURATION = "config.yaml"  # in the folder of a run
+ENOUGH_RUNS = 3  # seeds from which on a condition is chosen by its AP alone
+
+
+def list_suspects(config: DictConfig) -> Path:
+    """Write the suspects of a study, given by its name or as a folder of runs; returns the page's path.
+
+    Raises:
+        InputError: there are no finished runs, they keep no detections, or their data set cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        if Path(config.suspects).exists():
+            with runs_folder(Path(config.suspects)) as folder:
+                return _list(runs_in(folder), {}, config)
+        store = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder))
+        runs = collect_runs(store, config.suspects, Path(config.tracking.folder), Path(temporary))
+        copies = copies_of(store, runs, Path(temporary), (*NEEDED, CONFIGURATION))
+        return _list(runs, copies, config)
+
+
+def _list(runs: Sequence[StudyRun], copies: Mapping[str, Path], config: DictConfig) -> Path:
+    study = runs[0].study
+    check_name(study, "study")
+    kept = _best_condition(runs, copies)
+    first = kept[0]
+    dataset, annotations = _dataset(first, copies)
+    # 1. The images that no run was trained on, with their present labels.
+    samples = {sample.name: sample for sample in dataset.samples}
+    test, validation = ([str(entry["file_name"]) for entry in images] for images in _images(kept))
+    lacking = [name for name in (*test, *validation) if name not in samples]
+    if lacking:
+        raise InputError(f"{annotations} has no image {lacking[0]} any more, which the runs of {study} were tested on")
+    sides = dict.fromkeys(test, "test") | dict.fromkeys(validation, "validation")
+    remarks = _remarks(kept, dataset)
+    # 2. What the runs find there.
+    found = []
+    for each in kept:
+        detections = read_results(each.test, each.category_ids)
+        if validation and each.validation is not None:
+            detections |= read_results(each.validation, each.category_ids)
+        found.append(Found(detections, [float(entry["count_threshold"]) for entry in each.result.classes]))
+    suspects = find_suspects([samples[name] for name in sides], found)
+    # 3. Files.
+    folder = Path(config.folder) if config.folder else Path("reports") / study / SUSPECTS_FOLDER
+    write_suspects(
+        folder,
+        suspects,
+        annotations=annotations,
+        classes=dataset.classes,
+        category_ids=dataset.category_ids,
+        sides=sides,
+        runs=len(kept),
+    )
+    page = write_page(
+        folder,
+        study,
+        suspects,
+        {name: samples[name] for name in sides},
+        sides=sides,
+        classes=dataset.classes,
+        runs=[each.run.name for each in kept],
+        remarks=remarks,
+        command=_compare_command(study, folder),
+    )
+    counts = Counter(each.kind for each in suspects)
+    listed = ", ".join(f"{number} {kind}" for kind, number in counts.most_common()) or "none"
+    log.info("%s of %d images: %d suspects (%s)", study, len(sides), len(suspects), listed)
+    for remark in remarks:
+        log.warning("%s", remark)
+    log.info("look at them: %s", page)
+    return page
+
+
+def _best_condition(runs: Sequence[StudyRun], copies: Mapping[str, Path]) -> list[Kept]:
+    """The runs of the condition with the best AP on validation images, of those with enough seeds.
+
+    Detections of weaker conditions make the list worse, see docs/suspects.md.
+    """
+    rows: list[tuple[Row, list[Kept]]] = []
+    for row in condition_table(runs):
+        of_row = [kept for run in row.runs if (kept := kept_by(run, copies)) is not None]
+        rows += [(row, of_row)] if of_row else []
+    if not rows:
+        raise InputError("no finished run of this study keeps its detections, without which no label can be suspected")
+    enough = min(ENOUGH_RUNS, max(len(of_row) for _, of_row in rows))
+
+    def validation_ap(each: tuple[Row, list[Kept]]) -> float:
+        values = [kept.run.metrics.get("val_real/map", math.nan) for kept in each[1]]
+        known = [value for value in values if math.isfinite(value)]
+        return math.fsum(known) / len(known) if known else -1.0
+
+    row, best = max((each for each in rows if len(each[1]) >= enough), key=validation_ap)
+    log.info("detections of %s, %s: best AP on validation images", row.name, several(len(best), "run"))
+    return best
+
+
+def _images(kept: Sequence[Kept]) -> tuple[Sequence[Mapping[str, object]], Sequence[Mapping[str, object]]]:
+    """Test images, and validation images if all runs keep what they found there."""
+    result = kept[0].result
+    return result.counts, result.validation_images if all(each.validation is not None for each in kept) else ()
+
+
+def _dataset(kept: Kept, copies: Mapping[str, Path]) -> tuple[Dataset, Path]:
+    """The data set of a run as it is now, and its annotations."""
+    file = find_file(kept.run, CONFIGURATION, copies)
+    if file is None:
+        raise InputError(f"{kept.run.name} keeps no {CONFIGURATION}, which says where its images are")
+    config = to_object(_loaded(file), BoxtwinConfig)
+    dataset = load_dataset(config)
+    if [*dataset.classes] != kept.classes:
+        raise InputError(f"{config.dataset.root} has the classes {dataset.classes} now; the runs know {kept.classes}")
+    return dataset, Path(config.dataset.root) / config.dataset.annotations
+
+
+def _loaded(file: Path) -> DictConfig:
+    """A run's configuration; `InputError` if the file is damaged."""
+    loaded = OmegaConf.load(file)
+    if not isinstance(loaded, DictConfig):
+        raise InputError(f"{file} is no configuration of a run")
+    return loaded
+
+
+def _remarks(kept: Sequence[Kept], dataset: Dataset) -> list[str]:
+    """What the list cannot say, or what its reader should know."""
+    remarks = []
+    if len(kept) == 1:
+        remarks.append(
+            "There is one run only, so nothing can be agreed on: each suspect is what this run alone detects. Train "
+            "more seeds (seed=range(3)) for a better list."
+        )
+    if any(each.validation is None for each in kept):
+        remarks.append(
+            f"Validation images are left out: some runs keep no {VALIDATION_DETECTIONS_FILE} (older versions)."
+        )
+    if kept[0].run.data and kept[0].run.data != dataset.digest:
+        remarks.append("The data set has changed since the runs: its present labels are looked at.")
+    return remarks
+
+
+def _compare_command(study: str, folder: Path) -> str:
+    return command_line("compare.py", [setting("study", study), setting("annotations", str(folder / SUGGESTED_FILE))])

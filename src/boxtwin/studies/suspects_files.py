@@ -1,0 +1,133 @@
+"""Suspects as files: a table, the COCO file with a list of them, and the same with the suggestions applied.
+
+The annotations of the data set are copied as they are, with all that a tool has written to them. What is not suspected,
+and in the first file everything, stays as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boxtwin.boxes import Box, iou_matrix, xyxy_to_xywh
+from boxtwin.datasets.coco_boxes import box_numbers
+from boxtwin.datasets.coco_json import load_json, whole
+from boxtwin.files import write_bytes_atomically
+from boxtwin.studies.suspects import APPLIED_FROM, LIST_FILE, MARKED_FILE, SUGGESTED_FILE, Suspect
+
+COLUMNS = (
+    *("rank", "score", "kind", "side", "file_name", "image_id", "annotation_id", "class", "x", "y", "width", "height"),
+    *("suggested_class", "suggested_x", "suggested_y", "suggested_width", "suggested_height", "votes", "runs"),
+)
+SAME_BOX = 0.9  # overlap of a label and the annotation that it was read from, which may reach outside the image
+
+
+def write_suspects(
+    folder: Path,
+    suspects: Sequence[Suspect],
+    *,
+    annotations: Path,
+    classes: Sequence[str],
+    category_ids: Sequence[int],
+    sides: Mapping[str, str],
+    runs: int,
+) -> None:
+    """Write `LIST_FILE`, `MARKED_FILE` and `SUGGESTED_FILE`; ``sides`` are test or validation, by image name."""
+    content = load_json(annotations)
+    category = {whole(entry["id"]): str(entry["name"]) for entry in content["categories"]}
+    by_image: dict[int | None, list[dict[str, Any]]] = {}
+    for entry in content["annotations"]:
+        by_image.setdefault(whole(entry["image_id"]), []).append(entry)
+    found = [_annotation(each, by_image.get(each.image_id, []), classes, category) for each in suspects]
+    lines = [
+        {
+            "rank": rank,
+            "score": round(each.score, 4),
+            "kind": each.kind,
+            "side": sides[each.name],
+            "file_name": each.name,
+            "image_id": each.image_id,
+            "annotation_id": None if entry is None else entry["id"],
+            "class": None if each.label is None else classes[each.label],
+            "suggested_class": None if each.suggested_label is None else classes[each.suggested_label],
+            "votes": each.votes,
+            "runs": runs,
+        }
+        | _sides("", each.box)
+        | _sides("suggested_", each.suggested)
+        for rank, (each, entry) in enumerate(zip(suspects, found, strict=True), start=1)
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_bytes_atomically(folder / LIST_FILE, text.getvalue().encode())
+    write_bytes_atomically(folder / MARKED_FILE, json.dumps({**content, "suspects": lines}, indent=1).encode())
+    applied = _applied(content, suspects, found, category_ids)
+    write_bytes_atomically(folder / SUGGESTED_FILE, json.dumps(applied, indent=1).encode())
+
+
+def _annotation(
+    suspect: Suspect, entries: Sequence[dict[str, Any]], classes: Sequence[str], category: Mapping[int | None, str]
+) -> dict[str, Any] | None:
+    """The annotation that a suspected label was read from; None for a missing one."""
+    if suspect.box is None or suspect.label is None:
+        return None
+    best, chosen = SAME_BOX, None
+    for entry in entries:
+        numbers = box_numbers(entry.get("bbox"))
+        if numbers is not None and category.get(whole(entry["category_id"])) == classes[suspect.label]:
+            x, y, width, height = numbers
+            corners = np.array([[x, y, x + width, y + height]])
+            overlap = float(iou_matrix(np.array([suspect.box]), corners)[0, 0])
+            best, chosen = (overlap, entry) if overlap >= best else (best, chosen)
+    return chosen
+
+
+def _applied(
+    content: Mapping[str, Any],
+    suspects: Sequence[Suspect],
+    found: Sequence[dict[str, Any] | None],
+    category_ids: Sequence[int],
+) -> dict[str, Any]:
+    """The content of a COCO file with the suggestions of the better suspects carried out."""
+    entries = {entry["id"]: copy.deepcopy(entry) for entry in content["annotations"]}
+    number = max((whole(entry["id"]) or 0 for entry in content["annotations"]), default=0)
+    for suspect, entry in zip(suspects, found, strict=True):
+        if suspect.score < APPLIED_FROM:
+            continue
+        new: dict[str, Any] = {}
+        if suspect.suggested is not None and suspect.suggested_label is not None:
+            bbox = _xywh(suspect.suggested)
+            new = {"bbox": bbox, "category_id": category_ids[suspect.suggested_label]}
+            new |= {"area": round(bbox[2] * bbox[3], 2)}
+        if suspect.kind == "missing":
+            number += 1
+            entries[number] = {"id": number, "image_id": suspect.image_id, "iscrowd": 0, **new}
+        elif entry is not None and suspect.kind == "wrong class":
+            entries[entry["id"]]["category_id"] = new["category_id"]
+        elif entry is not None and suspect.kind == "badly placed":
+            entries[entry["id"]].pop("segmentation", None)  # it is that of the other place
+            entries[entry["id"]].update(new)
+        elif entry is not None:
+            entries.pop(entry["id"], None)
+    note = f"Suggestions of boxtwin with a score of {APPLIED_FROM} or more are applied; no person has confirmed them."
+    info = content.get("info") if isinstance(content.get("info"), dict) else {}
+    return {**content, "info": {**(info or {}), "note": note}, "annotations": list(entries.values())}
+
+
+def _sides(prefix: str, box: Box | None) -> dict[str, float]:
+    names = ("x", "y", "width", "height")
+    return {} if box is None else {prefix + name: value for name, value in zip(names, _xywh(box), strict=True)}
+
+
+def _xywh(box: Box) -> list[float]:
+    rounded: list[float] = xyxy_to_xywh(np.array(box)).round(2).tolist()
+    return rounded

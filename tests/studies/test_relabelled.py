@@ -1,0 +1,242 @@
+"""Runs that are scored again: the labels that they had give their own metrics, others give those of pycocotools."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from coco_reference import coco_ground_truth, coco_metrics
+
+from boxtwin.datasets.image_io import write_png
+from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.errors import InputError
+from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE, read_results
+from boxtwin.evaluation.counts import choose_thresholds, count_by_class
+from boxtwin.evaluation.tested import run_test
+from boxtwin.studies.relabelled import relabelled
+from boxtwin.studies.report.page import write_report
+from boxtwin.studies.report.summary import Summary, printed
+from boxtwin.studies.runs import runs_in, with_evidence
+from boxtwin.studies.study import Study
+from boxtwin.tracking.run_folders import RunResult
+
+CLASSES, IDS = ("ship", "buoy"), (4, 2)
+VALIDATION = 5  # of the images
+
+
+def make_samples(folder: Path, number: int = 14) -> list[Sample]:
+    """Grey images with boxes at thirds of pixels, of which some have no object and one a crowd."""
+    rng, samples = np.random.default_rng(3), []
+    folder.mkdir()
+    for image in range(number):
+        path, n = folder / f"scene {image}.png", image % 4
+        write_png(path, rng.integers(0, 90, (80, 80)).astype(np.uint8))
+        corner = (rng.integers(0, 120, (n, 2)) / 3).astype(np.float32)
+        boxes = np.concatenate([corner, corner + rng.integers(20, 90, (n, 2)).astype(np.float32) / 3], axis=1)
+        labels, crowd = rng.integers(0, 2, n), np.zeros(n, bool)
+        crowd[:1] = image == 6
+        areas = (boxes[:, 2] - boxes[:, 0]).astype(np.float64) * (boxes[:, 3] - boxes[:, 1])
+        samples.append(Sample(path.name, path, 80, 80, 7 * image, boxes, labels, areas, crowd, group=f"g{image // 2}"))
+    return samples
+
+
+def detections_of(samples: list[Sample], seed: int) -> dict[int, Detections]:
+    rng, found = np.random.default_rng(seed), {}
+    for sample in samples:
+        boxes = np.concatenate([sample.boxes + rng.normal(0, 1.5, sample.boxes.shape), rng.uniform(0, 30, (3, 4))])
+        boxes[-3:, 2:] += boxes[-3:, :2]
+        scores = np.sort(rng.random(len(boxes)).astype(np.float32))[::-1]
+        found[sample.image_id] = Detections(boxes.astype(np.float32), scores, rng.integers(0, 2, len(boxes)))
+    return found
+
+
+def make_run(folder: Path, samples: list[Sample], seed: int, variations: int = 0) -> None:
+    """The folder of a finished run, written as the product does."""
+    found = detections_of(samples, 10 * variations + seed)
+    folder.mkdir(parents=True)
+    tested = run_test(
+        lambda wanted: {sample.image_id: found[sample.image_id] for sample in wanted},
+        validation=samples[:VALIDATION],
+        synthetic=(),
+        test=samples[VALIDATION:],
+        classes=CLASSES,
+        category_ids=IDS,
+        folder=folder,
+    )
+    params = {"dataset": "made", "split": "s2", "variations": variations, "generator": "repeat", "detector": "nano"}
+    RunResult(
+        study="made",
+        params=params | {"seed": seed, "steps": 10},
+        metrics={name: value if np.isfinite(value) else None for name, value in tested.metrics.items()},
+        classes=[
+            {**entry, "metrics": {n: v if np.isfinite(v) else None for n, v in entry["metrics"].items()}}
+            for entry in tested.classes
+        ],
+        counts=tested.counts,
+        validation_images=[{"image_id": s.image_id, "file_name": s.name} for s in samples[:VALIDATION]],
+    ).write(folder)
+
+
+def write_labels(path: Path, samples: list[Sample], **changes: Any) -> Path:
+    path.write_text(json.dumps(coco_ground_truth(samples, CLASSES, IDS) | changes))
+    return path
+
+
+def study_in(folder: Path) -> Study:
+    return Study.of(*with_evidence(runs_in(folder), {}))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Path, list[Sample]]:
+    """Two seeds with and without variations."""
+    samples = make_samples(tmp_path / "images")
+    for variations in (0, 2):
+        for seed in (0, 1):
+            make_run(tmp_path / "runs" / f"x{variations}-{seed}", samples, seed, variations)
+    return tmp_path, samples
+
+
+def moved(samples: list[Sample]) -> list[Sample]:
+    """The first object of each image is 4 pixels further on, the last one of another class, one is new."""
+    changed = []
+    for sample in samples:
+        boxes, labels = sample.boxes.copy(), sample.labels.copy()
+        boxes[:1] += 4
+        labels[-1:] = 1 - labels[-1:]
+        new = np.array([[60.0, 60.0, 72.0, 75.0]], dtype=np.float32)
+        parts = {"boxes": np.concatenate([boxes, new]), "labels": np.append(labels, 0)}
+        parts |= {"areas": np.append(sample.areas, 180.0), "crowd": np.append(sample.crowd, False)}
+        changed.append(replace(sample, **parts))
+    return changed
+
+
+def same(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
+    """Whether all metrics are equal to the last digit; nan is nan."""
+    return first.keys() == second.keys() and all(
+        first[name] == second[name] or np.isnan([first[name], second[name]]).all() for name in first
+    )
+
+
+def test_the_labels_that_runs_had_give_their_own_metrics_to_the_last_digit(made: tuple[Path, list[Sample]]) -> None:
+    folder, samples = made
+    study = study_in(folder / "runs")
+    again = relabelled(study, write_labels(folder / "labels.json", samples))
+    assert again.new_thresholds
+    assert (again.images, again.recounted) == (len(samples) - VALIDATION, 0)
+    assert again.objects[0] == again.objects[1] > 0
+    for before, after in zip(study.runs, again.other.runs, strict=True):
+        assert same(before.metrics, after.metrics)
+        assert before.classes.keys() == after.classes.keys()
+        first, second = (each[before.run_id] for each in (study.evidence, again.other.evidence))
+        assert first.names == second.names
+        assert first.groups == second.groups
+        for field in ("true", "found", "true_by_class", "found_by_class"):
+            np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
+    for before, after in zip(study.contrasts, again.other.contrasts, strict=True):
+        assert before.differences["map_50"] == after.differences["map_50"]
+
+
+def test_other_labels_give_the_metrics_of_pycocotools_and_new_thresholds(made: tuple[Path, list[Sample]]) -> None:
+    folder, samples = made
+    changed = moved(samples)
+    # Written by another tool: other ids, another order, in a folder, with its prefix before each name.
+    renamed = [replace(s, image_id=500 - s.image_id, name=f"upload/0a1b2c-{s.name}") for s in reversed(changed)]
+    again = relabelled(study_in(folder / "runs"), write_labels(folder / "labels.json", renamed))
+    validation, test = changed[:VALIDATION], changed[VALIDATION:]
+    for run in again.other.runs:
+        of_test, of_validation = (
+            read_results(Path(run.output_dir) / name, IDS) for name in (DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE)
+        )
+        for name, value in coco_metrics(test, of_test, IDS).items():
+            assert run.metrics[f"test/{name}"] == pytest.approx(value, abs=1e-12, nan_ok=True)
+        thresholds = choose_thresholds(validation, of_validation, 2)
+        assert run.metrics["val_real/count_threshold"] == thresholds.together
+        counts, _, _ = count_by_class(test, of_test, thresholds)
+        assert {name: run.metrics[f"test/{name}"] for name in counts} == counts
+    assert again.recounted == len(test)
+    assert again.objects[1] - again.objects[0] == len(test)
+
+
+def test_without_validation_detections_thresholds_stay(made: tuple[Path, list[Sample]]) -> None:
+    folder, samples = made
+    (folder / "runs" / "x2-1" / VALIDATION_DETECTIONS_FILE).unlink()  # as in runs of older versions
+    study = study_in(folder / "runs")
+    again = relabelled(study, write_labels(folder / "labels.json", moved(samples)))
+    assert not again.new_thresholds
+    for before, after in zip(study.runs, again.other.runs, strict=True):
+        assert before.metrics["val_real/count_threshold"] == after.metrics["val_real/count_threshold"]
+        assert before.metrics["test/map"] != after.metrics["test/map"]
+
+
+def test_runs_without_detections_are_left_out(
+    made: tuple[Path, list[Sample]], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, samples = made
+    labels = write_labels(folder / "labels.json", samples)
+    (folder / "runs" / "x2-1" / DETECTIONS_FILE).unlink()
+    again = relabelled(study_in(folder / "runs"), labels)
+    assert len(again.other.runs) == len(again.given.runs) == 3
+    assert "left out" in caplog.text
+    for file in folder.glob(f"runs/*/{DETECTIONS_FILE}"):
+        file.unlink()
+    with pytest.raises(InputError, match="no finished run of made keeps its detections"):
+        relabelled(study_in(folder / "runs"), labels)
+
+
+def test_labels_without_any_object_are_labels(made: tuple[Path, list[Sample]]) -> None:
+    folder, samples = made
+    nothing = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "areas": np.zeros(0), "crowd": np.zeros(0, bool)}
+    again = relabelled(
+        study_in(folder / "runs"), write_labels(folder / "l.json", [replace(s, **nothing) for s in samples])
+    )
+    assert again.objects[1] == 0
+    assert all(np.isnan(run.metrics["test/map"]) for run in again.other.runs)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (
+            {"categories": [{"id": 4, "name": "ship"}, {"id": 2, "name": "plane"}]},
+            "classes plane, ship; those of the runs are ship, buoy",
+        ),
+        ({"images": 3}, "lacks 6 of 9"),
+        ({"images": 0}, "lacks 9 of 9 .*scene 5.png"),
+        ("not JSON", "no valid|not valid"),
+    ],
+)
+def test_a_file_of_other_images_or_classes_is_one_error(
+    made: tuple[Path, list[Sample]], wrong: Any, match: str
+) -> None:
+    folder, samples = made
+    file = write_labels(folder / "labels.json", samples)
+    if isinstance(wrong, str):
+        file.write_text(wrong)
+    elif "images" in wrong:
+        write_labels(file, samples[VALIDATION:][: wrong["images"]])
+    else:
+        write_labels(file, samples, **wrong)
+    with pytest.raises(InputError, match=match):
+        relabelled(study_in(folder / "runs"), file)
+
+
+def test_the_report_has_both_versions_side_by_side(made: tuple[Path, list[Sample]]) -> None:
+    folder, samples = made
+    study = study_in(folder / "runs")
+    file = write_labels(folder / "labels.json", moved(samples))
+    again, suspected = relabelled(study, file), relabelled(study, file, suspected=True)
+    summary = Summary.of(study)
+    page = write_report(study, summary, folder / "report", [again, suspected]).read_text()
+    text = printed(study, summary, [again])
+    for words in (page, text):
+        assert "With corrected labels" in words
+        assert f"hold {again.objects[1]} objects, {again.objects[0]} on those" in words
+        for row in (*again.given.rows, *again.other.rows):
+            assert f"{100 * row.estimates['map_50'].mean:.1f}" in words
+    assert "What the labels may hide" in page
+    assert "No person has confirmed" in page
+    for name in ("comparison_corrected.csv", "comparison_suspects.csv"):
+        assert (folder / "report" / name).read_text().count("\n") == 3
