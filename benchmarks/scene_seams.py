@@ -46,11 +46,11 @@ def main() -> None:
             int(counter(Read("scene", Path(), None, scene_of(of_scene, arguments.side, gap))).counts[0])
             for gap in (margin, 0)
         ]
-        rows.append(
-            [f"{start // number + 1}", *(f"{value}" for value in (sum(alone[start : start + number]), *joined))]
-        )
+        sums = (start // number + 1, sum(alone[start : start + number]), *joined)
+        rows.append([str(value) for value in sums])
+    form = f"scenes of {arguments.side} x {arguments.side} chips of {chips[0].shape[0]} pixels"
     report(
-        f"{detector.path.parent.name}: scenes of {arguments.side} x {arguments.side} chips of {chips[0].shape[0]} pixels",
+        f"{detector.path.parent.name}: {form}",
         ("scene", "its chips, one by one", f"scene with margins of {margin} pixels", "scene without margins"),
         rows,
     )
