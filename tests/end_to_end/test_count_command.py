@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import rasterio
 import tifffile
 from affine import Affine
-from commands import run
+from commands import ENVIRONMENT, run, script
 from omegaconf import OmegaConf
 from trained_detectors import detect_as_studies_do, make_trained, samples_of
 
@@ -60,11 +61,15 @@ def test_a_count_is_the_same_everywhere(study: Path, monkeypatch: pytest.MonkeyP
     (run_folder,) = Path().glob("multirun/*/*/")
     result = json.loads((run_folder / "result.json").read_text())
     (images,) = (path.parent for path in Path("data").rglob(result["counts"][0]["file_name"]))
-    names = Path("test_images.txt")
-    names.write_text("".join(f"{images / entry['file_name']}\n" for entry in result["counts"]))
+    names = Path("new images (1), a=b/test images.txt")
+    names.parent.mkdir()
+    names.write_text("".join(f"{(images / entry['file_name']).resolve()}\n" for entry in result["counts"]))
     expected = {entry["file_name"]: (entry["found"], entry["true"]) for entry in result["counts"]}
 
-    printed = run(f"count.py study={run_folder.parent.name} images={names} threads=1", study)
+    words = [*script(f"count.py study={run_folder.parent.name} threads=1"), f"images={names}"]  # as a shell passes it
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
     assert "8 images as in training, 64 pixels along the longer side" in printed
     assert "Intervals are meant to hold the true count in 80 % of images" in printed
     assert "in 4 images that were not trained on, too few for 90 %" in printed
