@@ -51,6 +51,13 @@ def quote_variations(word: str, options: Container[str] = ()) -> str:
     return f"{match['key']}=" + ",".join(f"'{choice}'" for choice in choices)
 
 
+def quote_path(word: str, settings: Container[str]) -> str:
+    """``images=a b,c`` -> ``images='a b,c'`` for settings that are paths; lists and quoted values stay as they are."""
+    key, separator, value = word.partition("=")
+    is_path = separator and key in settings and value not in ("", "null") and value[0] not in "'\"["
+    return setting(key, value) if is_path else word
+
+
 def words_of(stored: object) -> list[str]:
     """The words after the name of the script, as a run keeps them: a list, its JSON, or text of older versions.
 

@@ -27,7 +27,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from boxtwin.command_line import quote_variations
+from boxtwin.command_line import quote_path, quote_variations
 from boxtwin.config.automatic import resolve_auto
 from boxtwin.config.compose import register, unknown_setting
 from boxtwin.config.identity import run_name, short_hash
@@ -171,13 +171,16 @@ def set_environment() -> None:
     os.environ.update(ENVIRONMENT | os.environ)
 
 
-def launch(main: Callable[[], Any]) -> None:
-    """Run a Hydra main function and exit: with 0 only if everything went well."""
+def launch(main: Callable[[], Any], paths: Sequence[str] = ()) -> None:
+    """Run a Hydra main function and exit: with 0 only if everything went well.
+
+    ``paths`` are settings whose values are paths; they need no quotes of Hydra's, whatever characters they hold.
+    """
     set_environment()
     register()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that MLflow runs are ended
     try:
-        arguments = [hide_password(argument) for argument in sys.argv[1:]]
+        arguments = [quote_path(hide_password(argument), paths) for argument in sys.argv[1:]]
         sys.argv[1:] = quote_numbers(arguments, Path(sys.argv[0]).resolve().parent / "conf" / "variations")
         chosen = chosen_files(sys.argv[1:])
         sys.argv[1:], became = resolve_auto(Path(sys.argv[0]), sys.argv[1:], chosen.get("--config-dir"))
