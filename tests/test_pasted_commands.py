@@ -28,6 +28,7 @@ from omegaconf import OmegaConf, open_dict
 from boxtwin.command_line import command_line, quote_path, quoted, setting
 from boxtwin.commands import generate as generation
 from boxtwin.commands.export import export_detector
+from boxtwin.commands.review_labels import use_with
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.launch import OPTIONS_VARIABLE
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
@@ -214,6 +215,12 @@ def test_exporting(paste: Pasted) -> None:
     ]
     for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "export.py"), strict=True):
         assert values(words) == {"run": f"multirun/{value}/run"}
+
+
+def test_using_labels_that_were_read(paste: Pasted) -> None:
+    lines = ["python train.py " + use_with({"labels": "manual", "labels.file": value}) for value in HOSTILE]
+    for value, given_words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "train.py"), strict=True):
+        assert values(given_words) == {"labels": "manual", "labels.file": value}
 
 
 def test_runs_that_an_error_lists(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ PRODUCERS = {
     "counting.detectors._find": "test_runs_of_a_study_to_count_with",
     "commands.generate.generate_command": "test_making_variations",
     "commands.generate._generator_of": "test_values_of_every_kind",
+    "commands.review_labels.use_with": "test_using_labels_that_were_read",
     "studies.runs.run_from": "test_making_a_run_again",  # kept, and printed by the report
     "studies.next_runs.command": "test_what_to_run_next",
     "studies.condition_values.as_overrides": "test_what_to_run_next",  # a name, of which a command is made

@@ -1,0 +1,64 @@
+"""Labels out to people in the format of an annotation tool, and back as a new version; data sets of other formats."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from boxtwin.command_line import quoted, relative, setting
+from boxtwin.config.compose import to_object
+from boxtwin.config.schema import ReviewConfig
+from boxtwin.errors import InputError
+from boxtwin.labels.convert import convert
+from boxtwin.labels.exchange import export_store, new_version, read_back, summary
+from boxtwin.labels.formats import get_format
+from boxtwin.labels.store_images import read_store
+
+log = logging.getLogger(__name__)
+
+
+def export_labels(composed: DictConfig) -> Path:
+    """Write the labels and images of a store in the format of ``export``; the folder."""
+    config = to_object(composed, ReviewConfig)
+    name = str(config.export)
+    get_format(name)
+    if config.store is None:
+        raise InputError("export= needs store=: the folder of a variation store, or what count.py wrote")
+    store = read_store(Path(config.store))
+    folder = Path(config.folder or f"{Path(config.store).with_suffix('')}-{name}")
+    export_store(store, name, folder)
+    confirmed = sum(image.labels.confirmed is False for image in store.images)
+    lines = [f"{len(store.images)} images with {sum(len(image.labels.boxes) for image in store.images)} boxes"]
+    lines += [f"{confirmed} of them are marked as not confirmed"] * bool(confirmed)
+    log.info("%s\n%s: %s", "; ".join(lines), name, folder)
+    return folder
+
+
+def read_labels(composed: DictConfig) -> Path:
+    """Read what came back from a tool; the label file, or without a store the folder of a COCO data set."""
+    config = to_object(composed, ReviewConfig)
+    path = Path(str(config.read))
+    if config.store is None:
+        if config.folder is None:
+            raise InputError("read= needs store=, whose labels come back, or folder=, where a COCO data set is written")
+        described, remarks = convert(path, Path(config.folder))
+        for remark in remarks:
+            log.warning("%s: %s", path, remark)
+        log.info("%s\nuse it with: %s", described, use_with({"dataset": "coco", "dataset.root": config.folder}))
+        return Path(config.folder)
+    content, remarks = read_back(path, read_store(Path(config.store)))
+    for remark in remarks:
+        log.warning("%s: %s", path, remark)
+    folder = Path(config.folder) if config.folder else path.absolute().parent
+    file, is_new = new_version(content, folder)
+    found = "written" if is_new else "there already, with the same content"
+    log.info("%s\n%s: %s", summary(content), file, found)
+    log.info("use it with: %s", use_with({"labels": "manual", "labels.file": relative(file)}))
+    return file
+
+
+def use_with(settings: dict[str, str]) -> str:
+    """Settings as they are typed on a command line."""
+    return " ".join(quoted(setting(key, value)) for key, value in settings.items())

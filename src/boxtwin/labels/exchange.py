@@ -1,0 +1,190 @@
+"""Labels of a store out to an annotation tool, and back as a new version of the store's labels."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from boxtwin.datasets.coco import coco_content
+from boxtwin.datasets.coco_json import load_json
+from boxtwin.datasets.problems import some
+from boxtwin.errors import InputError
+from boxtwin.files import atomic_path, write_bytes_atomically
+from boxtwin.labels.changes import KINDS, Change, changes, inside, tally
+from boxtwin.labels.formats import format_of, get_format, label_studio
+from boxtwin.labels.formats.browser import export_image
+from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels
+from boxtwin.labels.store_images import StoreImage, StoreImages, match
+
+OF_A_VERSION = ("confirmed", "minutes", "changes", "removed")  # marks of an image that a new version states anew
+RECORD = "exported.json"  # what was exported: the hash of each image, and black and white of 16 bit ones
+
+
+def export_store(store: StoreImages, name: str, folder: Path) -> None:
+    """Write the labels of a store in the format ``name``, and its images, into a new ``folder``; all or nothing."""
+    written = get_format(name)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"folder={folder} exists; choose another, or remove it first")
+    with atomic_path(folder) as temporary:
+        images, record = [], []
+        for each in tqdm(store.images, desc=f"exporting to {name}", unit="image", disable=len(store.images) < 100):
+            labels = each.labels
+            exported = export_image(each.path, each.reading, temporary / "images" / labels.file)
+            _check_pixels(each, exported.pixels_sha256, (exported.width, exported.height))
+            labels = replace(labels, width=exported.width, height=exported.height, pixels_sha256=exported.pixels_sha256)
+            images.append(labels)
+            record.append({"name": labels.name, "file": labels.file, **exported._asdict()})
+        if name == "label_studio":
+            label_studio.write(temporary, images, list(store.category_ids), served_as=folder.name)
+        else:
+            written.write(temporary, images, list(store.category_ids))
+        content = {"format": name, "store": str(store.file), "images": record}
+        write_bytes_atomically(temporary / RECORD, json.dumps(content, indent=1).encode())
+        if folder.exists():
+            folder.rmdir()
+
+
+def _check_pixels(image: StoreImage, digest: str, size: tuple[int, int]) -> None:
+    labels = image.labels
+    if labels.pixels_sha256 not in (None, digest):
+        raise InputError(f"{image.path} has other pixels than those that were labelled; make the store's images again")
+    if None not in (labels.width, labels.height) and (labels.width, labels.height) != size:
+        sizes = "{} x {} pixels, its labels are of {} x {}".format(*size, labels.width, labels.height)
+        raise InputError(f"{image.path} has {sizes}")
+
+
+class _Reviewed(NamedTuple):
+    """An image of the store after a person has seen it, or as it was; ``entry`` is what is added to its own."""
+
+    entry: dict[str, Any]
+    changes: list[Change]
+    outside: int = 0  # boxes that were left out
+
+
+def read_back(path: Path, store: StoreImages) -> tuple[dict[str, Any], list[str]]:
+    """The content of a label file with what came back, and remarks.
+
+    It holds all images of the store. Those that came back are confirmed, unless they are marked, or the store has
+    refused them and they have no mark. Raises `InputError` where half of the images or more are of another store, for
+    classes that the store does not have, and as `match` does.
+    """
+    name = format_of(path)
+    labels = _with_hashes(get_format(name).read(path), path)
+    found, unknown = match(labels, store)
+    if 2 * len(unknown) >= len(labels.images):
+        what = f"{len(unknown)} of its {len(labels.images)} images are none of {store.file.parent.name}'s"
+        raise InputError(f"read={path}: {what}, such as {some(unknown)}. Is it the export of another store?")
+    used = {each.name for image in found.values() for each in image.boxes}
+    if foreign := sorted(used - store.category_ids.keys()):
+        cure = f"none of the store's, {', '.join(store.category_ids)}; rename them in the tool"
+        raise InputError(f"read={path}: classes {some(foreign)} are {cure}")
+    rounding = get_format(name).rounding + 1e-6
+    reviewed = [_review(each, found.get(index), rounding) for index, each in enumerate(store.images)]
+    remarks = list(labels.remarks)
+    if unknown:
+        remarks.append(f"{len(unknown)} images are none of the store's and are left out: {some(unknown)}")
+    if outside := sum(each.outside for each in reviewed):
+        remarks.append(f"{outside} boxes lie outside their images and are left out")
+    return _content(store, reviewed) | {"info": _info(path, name, store, reviewed)}, remarks
+
+
+def _review(image: StoreImage, returned: LabelledImage | None, rounding: float) -> _Reviewed:
+    before = image.labels
+    if returned is None:
+        return _Reviewed({"confirmed": False}, [Change(box, box) for box in before.boxes])
+    cut = [(box, inside(box.box, *before.size())) for box in returned.boxes]
+    after = [box._replace(box=part) for box, part in cut if part is not None]
+    changed = changes(before.boxes, after, rounding)
+    confirmed = before.confirmed is not False if returned.confirmed is None else returned.confirmed
+    entry: dict[str, Any] = {"confirmed": confirmed, "changes": tally(changed)}
+    if returned.minutes is not None:
+        entry["minutes"] = returned.minutes
+    if not confirmed and returned.refused is not None:
+        entry["refused"] = returned.refused
+    return _Reviewed(entry, changed, len(cut) - len(after))
+
+
+def _content(store: StoreImages, reviewed: Sequence[_Reviewed]) -> dict[str, Any]:
+    """COCO, with each box's change, the box before a move, and the boxes that were removed."""
+    images: list[dict[str, Any]] = []
+    annotations: list[tuple[int, int, list[int | float], int | float, bool]] = []
+    marks: list[dict[str, Any]] = []
+    for number, (image, (entry, changed, _)) in enumerate(zip(store.images, reviewed, strict=True), start=1):
+        width, height = image.labels.size()
+        own = {key: value for key, value in image.entry.items() if key not in OF_A_VERSION}
+        removed = [change.before for change in changed if change.box is None and change.before is not None]
+        lost = [{"bbox": _xywh(box), "category_id": store.category_ids[box.name]} for box in removed]
+        more = {"removed": lost} if lost else {}
+        images.append({**own, "id": number, "width": width, "height": height, **entry, **more})
+        for change in changed:
+            if change.box is None:
+                continue
+            box = _xywh(change.box)
+            annotations.append((number, store.category_ids[change.box.name], box, box[2] * box[3], False))
+            was = {"before": _xywh(change.before)} if change.kind == "moved" and change.before else {}
+            marks.append({"change": change.kind, **was} if "changes" in entry else {})
+    content = coco_content(images, annotations, ((number, name) for name, number in store.category_ids.items()))
+    for annotation, mark in zip(content["annotations"], marks, strict=True):
+        annotation |= mark
+    return content
+
+
+def _info(path: Path, name: str, store: StoreImages, reviewed: Sequence[_Reviewed]) -> dict[str, Any]:
+    """What is said of the whole file."""
+    confirmed = [each for each in reviewed if each.entry["confirmed"]]
+    minutes = [each.entry["minutes"] for each in confirmed if "minutes" in each.entry]
+    return {
+        "description": f"labels of {store.file.parent.name}, read from {path.name}",
+        "format": name,
+        "confirmed": len(confirmed),
+        "changes": tally([change for each in confirmed for change in each.changes]),
+        "minutes": round(math.fsum(minutes), 4) if minutes else None,
+    }
+
+
+def _with_hashes(labels: Labels, path: Path) -> Labels:
+    """Labels with the hashes of the images that were exported, where the record lies beside what came back."""
+    record = (path if path.is_dir() else path.parent) / RECORD
+    if not record.is_file():
+        return labels
+    hashes = {Path(image["file"]).stem: image["pixels_sha256"] for image in load_json(record)["images"]}
+    known = [hashes.get(Path(image.name).name, hashes.get(Path(image.name).stem)) for image in labels.images]
+    images = [
+        replace(image, pixels_sha256=image.pixels_sha256 or digest)
+        for image, digest in zip(labels.images, known, strict=True)
+    ]
+    return labels._replace(images=images)
+
+
+def _xywh(box: LabelledBox) -> list[int | float]:
+    x1, y1, x2, y2 = box.box
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def new_version(content: dict[str, Any], folder: Path) -> tuple[Path, bool]:
+    """Write a label file under the first free of ``labels-1.json``, ``labels-2.json``, …; its path, and if it is new.
+
+    A version that is there with the same content is not written again.
+    """
+    encoded = json.dumps(content, indent=1).encode()
+    number = 1
+    while (file := folder / f"labels-{number}.json").exists():
+        if file.read_bytes() == encoded:
+            return file, False
+        number += 1
+    write_bytes_atomically(file, encoded)
+    return file, True
+
+
+def summary(content: dict[str, Any]) -> str:
+    """What a person changed, in one line."""
+    info = content["info"]
+    counts = ", ".join(f"{info['changes'][kind]} {kind}" for kind in KINDS)
+    minutes = "" if info["minutes"] is None else f"; {info['minutes']:.1f} minutes of work"
+    return f"{info['confirmed']} of {len(content['images'])} images confirmed; boxes {counts}{minutes}"

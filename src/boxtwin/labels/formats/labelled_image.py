@@ -1,0 +1,66 @@
+"""What all formats write and read: images with labelled boxes, and what is said of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from boxtwin.boxes import Box
+
+
+class LabelledBox(NamedTuple):
+    """One object of an image: its box (xyxy), the name of its class, and a detector's score."""
+
+    box: Box
+    name: str
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image in a label file.
+
+    ``name`` is its path in its store; of an image that was read, what the file says. ``file`` is the base name under
+    which an image is exported. ``confirmed`` is what a person says of its labels; None: nothing is known.
+    """
+
+    name: str
+    width: int | None  # pixels; None: the file does not say it
+    height: int | None
+    boxes: tuple[LabelledBox, ...] = ()
+    file: str = ""
+    pixels_sha256: str | None = None
+    confirmed: bool | None = None
+    refused: str | None = None  # why it is not used
+    minutes: float | None = None  # that a person spent on it
+    in_shares: bool = False  # boxes are in shares of width and height, not in pixels
+
+    def in_pixels(self, width: int, height: int) -> LabelledImage:
+        """The image with its size, and boxes in pixels."""
+        boxes = self.boxes
+        if self.in_shares:
+            scaled = ((x1 * width, y1 * height, x2 * width, y2 * height) for (x1, y1, x2, y2), _, _ in boxes)
+            boxes = tuple(each._replace(box=box) for each, box in zip(boxes, scaled, strict=True))
+        return replace(self, width=width, height=height, boxes=boxes, in_shares=False)
+
+    def size(self) -> tuple[int, int]:
+        """Width and height of an image that is exported."""
+        if self.width is None or self.height is None:
+            raise ValueError(f"the size of {self.name} is not known")
+        return self.width, self.height
+
+
+class Labels(NamedTuple):
+    """The content of a label file."""
+
+    images: Sequence[LabelledImage]
+    classes: Sequence[str]
+    remarks: Sequence[str] = ()  # what was left out or changed in reading
+
+
+def with_marks(images: Sequence[LabelledImage], not_confirmed: set[str] | None) -> list[LabelledImage]:
+    """Images of formats without marks, marked by a list beside them; None: there is no list."""
+    if not_confirmed is None:
+        return list(images)
+    return [replace(image, confirmed=image.name not in not_confirmed) for image in images]

@@ -1,0 +1,85 @@
+"""Pascal VOC: one XML file an image, corners in whole pixels.
+
+Files are written and read as labelImg, CVAT, Label Studio and Roboflow do it: ``xmin`` and ``ymin`` are the left and
+upper border of a box, 0 at the border of the image. (The files of the VOC challenges themselves count pixels from 1:
+their boxes come out one pixel narrower.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.etree.ElementTree import SubElement
+
+from boxtwin.datasets.image_folder import image_files
+from boxtwin.errors import InputError
+from boxtwin.files import write_bytes_atomically
+from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, with_marks
+from boxtwin.labels.formats.xml_text import number, read_xml, xml_bytes
+from boxtwin.labels.formats.yolo import read_not_confirmed, write_not_confirmed
+
+FOLDER = "Annotations"
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def write(folder: Path, images: Sequence[LabelledImage], classes: Sequence[str]) -> None:
+    """Write ``Annotations/``, the class names and the list of images that nobody has confirmed."""
+    for image in images:
+        width, height = image.size()
+        root = ElementTree.Element("annotation")
+        SubElement(root, "folder").text = "images"
+        SubElement(root, "filename").text = image.file
+        size = SubElement(root, "size")
+        for name, value in (("width", width), ("height", height), ("depth", 3)):
+            SubElement(size, name).text = str(value)
+        SubElement(root, "segmented").text = "0"
+        for (x1, y1, x2, y2), name, _ in image.boxes:
+            entry = SubElement(root, "object")
+            SubElement(entry, "name").text = name
+            SubElement(entry, "pose").text = "Unspecified"
+            SubElement(entry, "truncated").text = SubElement(entry, "difficult").text = "0"
+            bounds = SubElement(entry, "bndbox")
+            left, top = _rounded(min(x1, width - 1)), _rounded(min(y1, height - 1))
+            # What is narrower than a pixel becomes one.
+            corners = (left, top, max(_rounded(x2), left + 1), max(_rounded(y2), top + 1))
+            for corner, value in zip(CORNERS, corners, strict=True):
+                SubElement(bounds, corner).text = str(value)
+        write_bytes_atomically(folder / FOLDER / f"{Path(image.file).stem}.xml", xml_bytes(root))
+    write_bytes_atomically(folder / "classes.txt", "".join(f"{name}\n" for name in classes).encode())
+    write_not_confirmed(folder, images)
+
+
+def _rounded(value: float) -> int:
+    return math.floor(value + 0.5)
+
+
+def read(path: Path) -> Labels:
+    """Read a folder. Class names are those that its files use; images without a file are images without objects."""
+    images, seen, classes = [], set(), set()
+    for file in sorted(path.rglob("*.xml")):
+        root = read_xml(file)
+        if root.tag != "annotation":
+            raise InputError(f"{file} begins with <{root.tag}>, not with <annotation> as Pascal VOC files do")
+        boxes = []
+        for entry in root.iterfind("object"):
+            bounds, name = entry.find("bndbox"), entry.findtext("name", "").strip()
+            if bounds is None or not name:
+                raise InputError(f"{file}: an object without {'name' if bounds is not None else 'bndbox'}")
+            x1, y1, x2, y2 = (number(bounds, corner, file) for corner in CORNERS)
+            boxes.append(LabelledBox((x1, y1, x2, y2), name))
+            classes.add(name)
+        # The file's own name counts: tools leave the field as it was when images are renamed.
+        named = root.findtext("filename") or ""
+        name = named if Path(named).stem == file.stem else file.stem
+        seen.add(Path(name).stem)
+        size = [root.findtext(f"size/{side}") for side in ("width", "height")]
+        width, height = (int(float(side)) if side and float(side) > 0 else None for side in size)
+        images.append(LabelledImage(name, width, height, tuple(boxes)))
+    images += [LabelledImage(Path(file).name, None, None) for file in image_files(path) if Path(file).stem not in seen]
+    if not images:
+        raise InputError(f"{path} holds neither labels (*.xml) nor images")
+    marked = read_not_confirmed(path)
+    by_name = None if marked is None else {image.name for image in images if Path(image.name).stem in marked}
+    return Labels(with_marks(images, by_name), sorted(classes))

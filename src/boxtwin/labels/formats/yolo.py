@@ -1,0 +1,130 @@
+"""YOLO text files: ``class x y width height`` a line, centre and size in shares of the image.
+
+https://docs.ultralytics.com/datasets/detect: ``labels/NAME.txt`` beside ``images/NAME.png``, class names in
+``data.yaml``; other tools write them to ``classes.txt`` or ``obj.names``, one a line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from boxtwin.boxes import Box
+from boxtwin.datasets.image_folder import image_files
+from boxtwin.errors import InputError
+from boxtwin.files import write_bytes_atomically
+from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, with_marks
+
+NAMES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "labels/classes.txt")
+NOT_CONFIRMED = "not_confirmed.txt"
+NO_LABELS = ("classes.txt", NOT_CONFIRMED, "notes.txt", "train.txt", "val.txt", "valid.txt", "test.txt")
+
+
+def write(folder: Path, images: Sequence[LabelledImage], classes: Sequence[str]) -> None:
+    """Write ``labels/``, ``data.yaml``, ``classes.txt`` and the list of images that nobody has confirmed."""
+    if unwritable := [name for name in classes if len(name.splitlines()) != 1]:
+        raise InputError(f"classes {unwritable} cannot stand in a line of classes.txt")
+    for image in images:
+        width, height = image.size()
+        lines = []
+        for (x1, y1, x2, y2), name, _ in image.boxes:
+            shares = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+            lines.append(" ".join([str(classes.index(name)), *(f"{share:.8f}" for share in shares)]) + "\n")
+        write_bytes_atomically(folder / "labels" / f"{Path(image.file).stem}.txt", "".join(lines).encode())
+    names = "".join(f"  {index}: {json.dumps(name, ensure_ascii=False)}\n" for index, name in enumerate(classes))
+    data = f"path: .\ntrain: images\nval: images\nnames:\n{names}"
+    write_bytes_atomically(folder / "data.yaml", data.encode())
+    write_bytes_atomically(folder / "classes.txt", "".join(f"{name}\n" for name in classes).encode())
+    write_not_confirmed(folder, images)
+
+
+def write_not_confirmed(folder: Path, images: Sequence[LabelledImage]) -> None:
+    """Write the list of images that are marked as not confirmed, from which a person deletes those that are right."""
+    names = [f"{image.file}\n" for image in images if image.confirmed is False]
+    write_bytes_atomically(folder / NOT_CONFIRMED, "".join(names).encode())
+
+
+def read_not_confirmed(folder: Path) -> set[str] | None:
+    """The names in that list, without their endings; None without a list."""
+    file = folder / NOT_CONFIRMED
+    return {Path(line).stem for line in read_text(file).split("\n") if line.strip()} if file.is_file() else None
+
+
+def read(path: Path) -> Labels:
+    """Read a folder. Images without a text file, and text files without lines, are images without objects."""
+    names = class_names(path)
+    images, seen = [], set()
+    files = [file for file in sorted(path.rglob("*.txt")) if file.name not in NO_LABELS]
+    for file in files:
+        # Tools name a list of images beside the labels; its lines are no boxes.
+        relative = file.relative_to(path)
+        stem = "/".join(part for part in relative.with_suffix("").parts if part != "labels")
+        seen.add(stem)
+        boxes = tuple(_boxes(file, names))
+        images.append(LabelledImage(stem, width=None, height=None, boxes=boxes, in_shares=True))
+    for name in image_files(path):
+        stem = "/".join(part for part in Path(name).with_suffix("").parts if part != "images")
+        if stem not in seen:
+            images.append(LabelledImage(stem, width=None, height=None, in_shares=True))
+    if not images:
+        raise InputError(f"{path} holds neither labels (*.txt) nor images")
+    marked = read_not_confirmed(path)
+    by_path = None if marked is None else {image.name for image in images if Path(image.name + ".txt").stem in marked}
+    return Labels(with_marks(images, by_path), names)
+
+
+def class_names(folder: Path) -> list[str]:
+    """The class names of a folder, by their numbers."""
+    file = next((folder / name for name in NAMES if (folder / name).is_file()), None)
+    if file is None:
+        raise InputError(f"{folder} has no class names: put data.yaml, or classes.txt with one a line, there")
+    text = read_text(file)
+    if file.suffix not in (".yaml", ".yml"):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        content = yaml.safe_load(text)
+        names = content["names"]
+        if isinstance(names, dict):
+            names = [names[index] for index in range(len(names))]
+        return [str(name).strip() for name in names]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"{file} lists no class names under names, numbered from 0: {error}") from None
+
+
+def read_text(file: Path) -> str:
+    """The text of a file in UTF-8."""
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is no text in UTF-8") from None
+
+
+def _boxes(file: Path, names: Sequence[str]) -> Iterator[LabelledBox]:
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        where = f"{file}, line {number}"
+        try:
+            label, values = int(words[0]), [float(word) for word in words[1:]]
+        except ValueError:
+            raise InputError(f"{where}: {line!r} is no class number with a box") from None
+        if len(values) >= 6 and len(values) % 2 == 0:  # a polygon: its points
+            xs, ys = values[::2], values[1::2]
+            box: Box = (min(xs), min(ys), max(xs), max(ys))
+        elif len(values) in (4, 5):  # a detector's files have the score behind the box
+            x, y, w, h = values[:4]
+            box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+        else:
+            raise InputError(f"{where}: {len(values)} numbers behind the class; a box has 4")
+        if not all(map(math.isfinite, box)) or max(map(abs, box)) > 2:
+            raise InputError(f"{where}: {line!r} is not in shares of the image's width and height")
+        if not 0 <= label < len(names):
+            raise InputError(f"{where}: class {label}, but there are names of {len(names)}")
+        yield LabelledBox(box, names[label], values[4] if len(values) == 5 else None)

@@ -1,0 +1,168 @@
+"""The labelled images of a store: of variations, of what count.py found in new images, or of any COCO file."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
+
+from boxtwin.datasets.image_io import read_header
+from boxtwin.datasets.problems import some
+from boxtwin.datasets.reading import Reading
+from boxtwin.errors import InputError
+from boxtwin.labels.formats import coco
+from boxtwin.labels.formats.browser import is_shown
+from boxtwin.labels.formats.labelled_image import LabelledImage, Labels
+
+FILES = ("annotations.json", "detections.json")
+# Label Studio puts eight hexadecimal digits before a name, Roboflow the ending and a hash behind it.
+_BEFORE, _AFTER = re.compile(r"^[0-9a-f]{8}-"), re.compile(r"_(?:png|jpe?g|tiff?|bmp|webp)\.rf\.\w+$", re.I)
+
+
+@dataclass(frozen=True)
+class StoreImage:
+    """An image of a store, with its file and how that is read. ``labels.file`` is the name under which it goes out."""
+
+    labels: LabelledImage
+    path: Path
+    reading: Reading
+    entry: dict[str, Any]  # of the COCO file
+
+
+@dataclass(frozen=True)
+class StoreImages:
+    """All images of a store; ``file`` is its COCO file, ``category_ids`` are the ids of its classes by name."""
+
+    file: Path
+    images: Sequence[StoreImage]
+    category_ids: dict[str, int]
+
+
+def read_store(store: Path) -> StoreImages:
+    """Read the COCO file of a store, or a COCO file that is named itself.
+
+    Image files are looked for where their ``path`` or name leads from the working folder, beside the COCO file, and in
+    ``images/`` there. ``page`` and ``channels`` of an image choose what is read of a TIFF file.
+    """
+    file = next((store / name for name in FILES if (store / name).is_file()), None) if store.is_dir() else store
+    if file is None or not file.is_file():
+        what = f"holds neither {' nor '.join(FILES)}" if store.is_dir() else "does not exist"
+        raise InputError(f"store={store} {what}: give the folder of a variation store, or what count.py wrote")
+    read, content = coco.read_with_content(file)
+    if not read.images:
+        raise InputError(f"store={store}: {file.name} has no images")
+    names = [image.name for image in read.images]
+    if repeated := [name for name, number in Counter(names).items() if number > 1]:
+        raise InputError(f"store={store}: {len(repeated)} images are named twice in {file.name}: {some(repeated)}")
+    images = []
+    readings = [Reading(page=entry.get("page"), channels=entry.get("channels")) for entry in content["images"]]
+    paths = [_file_of(entry, file.parent) for entry in content["images"]]
+    exported = _export_names(names, [is_shown(*each) for each in zip(paths, readings, strict=True)])
+    for index, (image, entry) in enumerate(zip(read.images, content["images"], strict=True)):
+        path, reading = paths[index], readings[index]
+        width, height = _size(path, reading) if None in (image.width, image.height) else image.size()
+        labels = replace(image, file=exported[index], width=width, height=height)
+        images.append(StoreImage(labels, path, reading, entry))
+    return StoreImages(file, images, {category["name"].strip(): category["id"] for category in content["categories"]})
+
+
+def _file_of(entry: Mapping[str, Any], folder: Path) -> Path:
+    """The image file that an image of a COCO file in ``folder`` means."""
+    name = entry["file_name"]
+    stated = [Path(entry["path"])] if isinstance(entry.get("path"), str) else []
+    candidates = [*stated, folder / name, folder / "images" / name, Path(name)]
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def _size(path: Path, reading: Reading) -> tuple[int, int]:
+    try:
+        return read_header(path.read_bytes(), str(path), reading).shown(reading)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _export_names(names: Sequence[str], shown: Sequence[bool]) -> list[str]:
+    """Names without folders, for annotation tools flatten them, of which no two are alike without their endings.
+
+    Images that browsers do not show get the ending of PNG.
+    """
+    used: set[str] = set()
+    exported = []
+    parts = [PurePosixPath(name.replace("\\", "/")).parts for name in names]
+    shared = 0  # folders that all names have in common
+    while all(len(each) > shared + 1 and each[shared] == parts[0][shared] for each in parts):
+        shared += 1
+    for each, is_as_it_is in zip(parts, shown, strict=True):
+        path = PurePosixPath("__".join(each[shared:]).lstrip("/"))
+        ending = path.suffix if is_as_it_is else ".png"
+        stem, number = path.stem, 1
+        while stem.casefold() in used:  # as file systems without case see it
+            number += 1
+            stem = f"{path.stem}_{number}"
+        used.add(stem.casefold())
+        exported.append(f"{stem}{ending}")
+    return exported
+
+
+def match(labels: Labels, store: StoreImages) -> tuple[dict[int, LabelledImage], list[str]]:
+    """The images that came back by their index in the store, in pixels, and the names that are of none.
+
+    An image with a hash is one of those with the same pixels. Among these, or among all, the name decides, whatever the
+    tool made of it: folders before it, an address, a prefix, another ending. Raises `InputError` if two are the same
+    image, or if one is of another size.
+    """
+    by_hash: dict[str | None, list[int]] = defaultdict(list)
+    by_name: dict[str, set[int]] = defaultdict(set)
+    for number, known in enumerate(each.labels for each in store.images):
+        by_hash[known.pixels_sha256].append(number)
+        for name in (known.name, known.file, PurePosixPath(known.name).name):
+            for key in (_normalised(name), _stem(_normalised(name))):
+                by_name[key].add(number)
+    knows_hashes = None not in by_hash
+    found: dict[int, LabelledImage] = {}
+    unknown = []
+    for image in labels.images:
+        alike = by_hash.get(image.pixels_sha256, []) if image.pixels_sha256 and knows_hashes else None
+        names = dict.fromkeys((image.name, unquote(image.name)))
+        indices = alike if alike and len(alike) == 1 else [_by_name(name, by_name, alike) for name in names]
+        index = next((number for number in indices if number is not None), None)
+        if index is None:
+            unknown.append(image.name)
+            continue
+        known = store.images[index].labels
+        if index in found:
+            raise InputError(f"{found[index].name} and {image.name} are both {known.name}; keep one of them")
+        width, height = known.size()
+        if None not in (image.width, image.height) and (image.width, image.height) != (width, height):
+            sizes = f"{image.width} x {image.height} pixels, {known.name} has {width} x {height}"
+            raise InputError(f"{image.name} is said to have {sizes}: export the labels at the size of the images")
+        found[index] = image.in_pixels(width, height)
+    return found, unknown
+
+
+def _by_name(name: str, by_name: dict[str, set[int]], alike: Sequence[int] | None) -> int | None:
+    parts = PurePosixPath(_normalised(name)).parts
+    for first in range(len(parts)):
+        path, last = "/".join(parts[first:-1]).replace("//", "/"), parts[-1]  # an absolute path begins with two
+        shortened = dict.fromkeys((last, _BEFORE.sub("", last)))
+        stems = [_stem(each) for each in shortened]
+        candidates = [*shortened, *stems, *(_AFTER.sub("", each) for each in stems)]
+        for candidate in dict.fromkeys(candidates):
+            indices = by_name.get(f"{path}/{candidate}" if path else candidate, set())
+            indices = indices if alike is None else indices.intersection(alike)
+            if len(indices) == 1:
+                return next(iter(indices))
+    return None
+
+
+def _normalised(name: str) -> str:
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix() if name.strip("/.") else name
