@@ -165,12 +165,15 @@ def test_images_of_any_kind_are_counted_and_unreadable_ones_listed(detector: Tra
     (folder / "cut.png").write_bytes((folder / "a, b=(1).png").read_bytes()[:200])
     write_png(folder / "deep.png", (noise(5).astype(np.uint16) + 1000))
     with pytest.raises(InputError) as caught:
-        count(str(folder), "detector.safetensors")
+        count(str(folder), "detector.safetensors", formats=["yolo", "voc"])
     lines = str(caught.value).splitlines()
     assert lines[0] == "2 of 5 files could not be counted:"
     assert "cut.png cannot be decoded" in lines[1]
     assert "deep.png has 16 bit; the detector was trained on values up to 255" in lines[2]
     found = rows(Path("counts") / "new images")
+    labels = {path.stem: path.read_text().splitlines() for path in Path("counts/new images/yolo/labels").glob("*.txt")}
+    assert sorted(map(len, labels.values())) == sorted(int(row["total"]) for row in found.values())
+    assert len(list(Path("counts/new images/voc").rglob("*.xml"))) == len(found)
     assert list(found) == ["a, b=(1).png", "below/colour.png", "stack.tif#0", "stack.tif#1", "stack.tif#2"]
     paths = [folder / "a, b=(1).png", folder / "below" / "colour.png"]
     for number in (2, 3, 4):
@@ -290,3 +293,21 @@ def test_unlike_images_are_marked(tmp_path: Path) -> None:
     assert known.differences(same // 3) == ["darker"]
     assert known.differences(np.full((64, 64), 250, np.uint8))[0] == "brighter"
     assert known.differences(np.tile(same, (2, 2))) == ["size"]
+
+
+def test_real_chips_are_counted_as_in_the_test_of_the_run(tmp_path: Path, hrsid200: Path) -> None:
+    cheap = "trainer.steps=2 trainer.validations=1 detector.warmup_steps=1 detector.image_size=96 trainer.threads=1"
+    run(f"train.py experiment=hrsid200 dataset.root={hrsid200} split=s2 variations=0 quality=false {cheap}", tmp_path)
+    (file,) = tmp_path.glob("multirun/*/*/result.json")
+    result = json.loads(file.read_text())
+    (annotations,) = (hrsid200 / "annotations").iterdir()
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{hrsid200 / 'JPEGImages' / entry['file_name']}\n" for entry in result["counts"]))
+    printed = run(f"count.py images=names.txt annotations={annotations} pictures=false", tmp_path)
+    ours = rows(tmp_path / "counts" / "JPEGImages")
+    assert [int(ours[entry["file_name"]]["total"]) for entry in result["counts"]] == [
+        entry["found"] for entry in result["counts"]
+    ]
+    assert len(ours) == 100
+    assert f"count MAE {result['metrics']['test/count_mae']:.2f}, RMSE" in printed
+    assert "Intervals are meant to hold the true count in 90 % of images" in printed
