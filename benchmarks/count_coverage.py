@@ -61,8 +61,9 @@ def main() -> None:
         for name in held:
             coverage = np.array(held[name])[:, place]
             low, high = np.percentile(coverage, [5, 95])
-            width = float(np.mean([each[place] for each in widths[name]]))
-            rows.append([counted, name, f"{100 * coverage.mean():.1f}", f"{100 * low:.0f} to {100 * high:.0f}", width])
+            mean_width = float(np.mean([each[place] for each in widths[name]]))
+            ends = f"{100 * low:.0f} to {100 * high:.0f}"
+            rows.append([counted, name, f"{100 * coverage.mean():.1f}", ends, mean_width])
     draws = f"{arguments.draws} draws of {arguments.number} of {len(samples)} images"
     report(
         f"{dataset.name}: {draws}, the others counted; level 90 %",

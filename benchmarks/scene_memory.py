@@ -42,13 +42,15 @@ def main() -> None:
     arguments = options.parse_args()
     use_threads(1)
     (detector,) = open_detectors(find_detectors(arguments.run, None), "cpu")
-    computed, last = 0, None
+    outputs: list[BoxesAndScores] = []
 
     def compute(images: np.ndarray) -> BoxesAndScores:
-        nonlocal computed, last
-        if last is None or arguments.network is None or computed < arguments.network:
-            last, computed = detector.compute(images), computed + 1
-        return last[0][: len(images)], last[1][: len(images)]
+        if arguments.network is None:
+            return detector.compute(images)
+        if len(outputs) < arguments.network:
+            outputs.append(detector.compute(images))
+        boxes, scores = outputs[-1]
+        return boxes[: len(images)], scores[: len(images)]
 
     counter = Counter([Detector(detector.path, detector.spec, compute)], arguments.scale)
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +65,7 @@ def main() -> None:
     report(
         f"{arguments.side} x {arguments.side} pixels, {arguments.bands} band(s), {detector.spec.architecture}, "
         f"tiles of {detector.spec.side} at {count.scale:.3g}; network computed "
-        + ("for every tile" if arguments.network is None else f"for {computed} batches of tiles"),
+        + ("for every tile" if arguments.network is None else f"for {len(outputs)} batches of tiles"),
         ("objects", "peak memory before, GB", "peak memory, GB", "CPU s", "wall s"),
         [(float(count.counts[0]), before, peak(), clock.cpu, clock.wall)],
     )

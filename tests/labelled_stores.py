@@ -31,6 +31,7 @@ def write_store(
     """A store as generators leave it: ``annotations.json`` with hashes, and its images."""
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    folder.mkdir(parents=True, exist_ok=True)
     for number, (name, ones) in enumerate(boxes.items(), start=1):
         pixels = images.get(name, pixels_of(number))
         write_png(folder / name, pixels)

@@ -58,7 +58,7 @@ def chips(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
         files = sorted(REAL.iterdir())[:60:5]
         return [read_image(file)[4::8, 4::8][:SIDE, :SIDE][..., :1].reshape(SIDE, SIDE) for file in files]
     folder = tmp_path_factory.mktemp("chips")
-    simulated.build(folder, images=12, image_size=SIDE, chips_per_scene=2)
+    simulated.build(folder, images=12, image_size=SIDE, chips_per_scene=2, seed=0)
     return [read_image(file) for file in sorted((folder / "images").iterdir())]
 
 
@@ -106,7 +106,7 @@ def test_a_scene_of_chips_with_margins_counts_what_the_chips_do(chips: list[np.n
 
 def test_an_object_on_a_seam_counts_once(tmp_path: Path) -> None:
     rng, scene = np.random.default_rng(0), np.full((500, 700), DARK, np.uint8)
-    boxes = []
+    boxes: list[tuple[int, ...]] = []
     while len(boxes) < 60:
         x, y, w, h = *rng.integers(0, (690, 490)), *rng.integers(3, 12, 2)
         if (scene[max(y - 2, 0) : y + h + 2, max(x - 2, 0) : x + w + 2] == DARK).all():

@@ -28,6 +28,7 @@ PAGES = (
     "your-data",
     "outputs",
     "export",
+    "counting",
     "troubleshooting",
     "results/hrsid200/README",
     "results/sar_scenes/README",
@@ -73,6 +74,11 @@ ELSEWHERE = {
     "python export.py run=multirun/STUDY/RUN register=ships": "test_export_command",
     "python export.py run=multirun/STUDY/RUN formats=[darknet] to=FOLDER": "test_export_command",
     "mlflow models serve -m multirun/STUDY/RUN/export/mlflow --env-manager local --port 5001": "test_export_command",
+    "python count.py run=best images=FOLDER": "test_count_command",
+    "python count.py run=multirun/STUDY/RUN images=SCENE.tif": "test_count_command",
+    "python count.py run=multirun/STUDY/RUN images=FOLDER annotations=FILE": "test_count_command",
+    "python benchmarks/count_coverage.py --run multirun/STUDY/RUN": "tests/test_benchmarks.py",
+    "mlflow models serve -m multirun/STUDY/RUN/export/mlflow --env-manager local": "test_export_command",
     """printf '{"dataframe_split": {"columns": ["image"], "data": [["%s"]]}}' "$(base64 < IMAGE | tr -d '\\n')" | """
     "curl -s -H 'Content-Type: application/json' -d @- http://127.0.0.1:5001/invocations": "test_export_command",
     "python train.py -m experiment=hrsid200 dataset.root=FOLDER split.file=docs/results/hrsid200/split.json "

@@ -98,3 +98,14 @@ def test_boxes_without_evidence(store: tuple[Path, dict[str, Any]]) -> None:
     confirmed["claimed"] = {"boxes": [], "labels": []}
     write_card(folder, [confirmed], sources)
     assert json.loads((folder / "label_card.json").read_text())["evidence"] == {}
+
+
+def test_boxes_of_a_person_stand_beside_the_nearest_that_was_claimed(store: tuple[Path, dict[str, Any]]) -> None:
+    confirmed = line(1, "shifted", "kept")
+    confirmed["claimed"] = {"boxes": [[50, 50, 60, 60], [1, 2, 11, 12], [20, 20, 30, 30]], "labels": [0, 0, 0]}
+    first, second = confirmed["labels"]["boxes"]
+    first |= {"box": [2.0, 2.0, 12.0, 12.0], "evidence": {"moved": 1.0}}
+    second |= {"box": [40.0, 5.0, 50.0, 15.0], "evidence": {}}
+    assert [case.claimed for case in _cases([confirmed])] == [(1, 2, 11, 12), None]
+    write_card(store[0], [confirmed], store[1])
+    assert list(json.loads((store[0] / "label_card.json").read_text())["evidence"]) == ["moved"]

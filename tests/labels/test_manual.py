@@ -377,3 +377,20 @@ def test_suspicious_boxes_are_counted_aloud(tmp_path: Path, caplog: pytest.LogCa
     judge_of(tmp_path / "confirmed.json", every_image=True)
     manual(tmp_path, content())
     assert len(caplog.records) == 3
+
+
+def test_what_a_person_changed_is_kept_with_the_boxes(tmp_path: Path) -> None:
+    changed = content()
+    changed["annotations"] = [
+        {"id": 1, "image_id": 1, "category_id": 13, "bbox": [10, 20, 5, 6], "change": "kept"},
+        {"id": 2, "image_id": 1, "category_id": 3, "bbox": [1, 1, 9, 9], "change": "moved", "before": [3, 1, 7, 9.5]},
+        {"id": 3, "image_id": 1, "category_id": 3, "bbox": [30, 1, 9, 9], "change": "added"},
+    ]
+    changed["images"][0]["removed"] = [{"bbox": [40, 40, 5, 5], "category_id": 3}, {"bbox": 1, "category_id": 3}]
+    judged = manual(tmp_path, changed)(PIXELS, PIXELS, NO_BOXES, NO_LABELS, "images/a/v01.png")
+    assert [(box.box, box.decision, box.evidence) for box in judged.boxes] == [
+        ((10, 20, 15, 26), "kept", {}),
+        ((1, 1, 10, 10), "shifted", {"moved": 2}),
+        ((30, 1, 39, 10), "added", {}),
+        ((40, 40, 45, 45), "dropped", {}),
+    ]

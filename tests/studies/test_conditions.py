@@ -230,6 +230,15 @@ def test_other_labels_of_the_same_variations_are_an_axis(composed: DictConfig, t
     assert len(found) == 2
 
 
+def test_versions_of_labels_are_conditions_by_the_names_of_their_files(composed: DictConfig, tmp_path: Path) -> None:
+    for version in (1, 2):
+        typed = ["labels=manual", f"labels.file='my labels/labels-{version}.json'"]
+        data = {**DATA, "store": f"repeat-{version}aaaaaaaaaaa"}
+        write_record(tmp_path, composed, (0,), data=data, overrides=typed)
+    rows, _, _ = compared(tmp_path)
+    assert [row.generator for row in rows] == [f"repeat labels.file=labels-{version}.json" for version in (1, 2)]
+
+
 def test_a_pair_has_one_kind_of_device_and_one_precision(composed: DictConfig, tmp_path: Path) -> None:
     gpu = CPU | {"device": "NVIDIA H100", "precision": "bf16-mixed"}
     write_record(tmp_path, plain(composed), (0, 1, 2))

@@ -40,10 +40,12 @@ from boxtwin.counting.words import about, marks, promise, summary
 from boxtwin.datasets.problems import some
 from boxtwin.errors import InputError
 from boxtwin.files import atomic_path, remove_leftovers, write_bytes_atomically
+from boxtwin.labels.formats import write_labels
+from boxtwin.labels.store_images import read_store
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("coco",)
+FORMATS = ("coco", "yolo", "voc")
 COUNTS = Path("counts")  # folder of the results
 MOST_THUMBNAILS = 1000  # of a page: 20 MB
 
@@ -163,8 +165,10 @@ def _write(
 ) -> None:
     spec = detectors[0].spec
     write_csv(folder / CSV_FILE, work.images, spec.classes, ensemble=len(detectors) > 1)
-    if "coco" in formats:
-        write_json(folder / COCO_FILE, coco_detections(work.images, spec.classes, spec.category_ids))
+    write_json(folder / COCO_FILE, coco_detections(work.images, spec.classes, spec.category_ids))
+    for name in formats:
+        if name != "coco":
+            write_labels(name, [each.labels for each in read_store(folder).images], spec.classes, folder / name)
     if pictures:
         notes = [*about(detectors), promise(counter), *marks(work.images)]
         write_page(

@@ -53,6 +53,7 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
+    "GDAL_CACHEMAX": "256",  # MB of a scene's blocks; by default a twentieth of the machine's memory
 }
 # Loggers of passes of the ONNX optimiser, of steps of MLflow and of HTTP requests: nothing a user can act on.
 QUIET = ("onnxscript", "onnx_ir", "mlflow.pyfunc", "mlflow.store.db.utils", "alembic", "httpx", "httpx2")

@@ -116,4 +116,4 @@ def _open(path: Path, device: str) -> Detector:
     from boxtwin.hardware import choose_device
 
     trained = read_detector(path)
-    return Detector(path, trained.spec, trained.module.on_device(str(choose_device(device, "count.py"))))
+    return Detector(path, trained.spec, trained.module.on_device(str(choose_device(device, "counting"))))

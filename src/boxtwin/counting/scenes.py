@@ -22,7 +22,7 @@ from boxtwin.errors import InputError
 
 SUFFIXES = (".tif", ".tiff")
 INSTALL = "pip install 'boxtwin[geo]'"
-CACHE_MB = 256  # of blocks that GDAL keeps: a row of blocks of a wide scene
+STRIP = 32  # rows of an overview that are read at once
 
 
 class Scene:
@@ -45,7 +45,7 @@ class Scene:
         from rasterio.windows import Window
 
         width, height = min(width, self.size[0] - x), min(height, self.size[1] - y)
-        pixels = self._pixels(window=Window(x, y, width, height))  # type: ignore[no-untyped-call]
+        pixels = self._pixels(window=Window(x, y, width, height))
         check_depth(pixels, str(self._path), self._spec)
         return pixels
 
@@ -55,8 +55,8 @@ class Scene:
         width, height = (max(1, round(side * scale)) for side in self.size)
         # Strip by strip: what is read at once stays small.
         rows = []
-        for top in range(0, height, 64):
-            bottom = min(top + 64, height)
+        for top in range(0, height, STRIP):
+            bottom = min(top + STRIP, height)
             start, end = round(top / height * self.size[1]), round(bottom / height * self.size[1])
             strip: Any = self.read(0, start, self.size[0], end - start)
             rows.append(cv2.resize(strip, (width, bottom - top), interpolation=cv2.INTER_AREA))
@@ -108,8 +108,7 @@ def open_scene(path: Path, spec: DetectorSpec) -> Scene | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
-                file = rasterio.open(path)
+            file = rasterio.open(path)
         except RasterioIOError:
             return None  # damaged, or of a kind that GDAL does not know: the usual reader says what is wrong
     pages = len(file.subdatasets) or 1

@@ -68,8 +68,8 @@ class TrainedDetector:
             count_threshold=self.count_threshold,
             boxtwin=self.version,
             class_thresholds=self.class_thresholds,
-            calibration=self.calibration and self.calibration.plain(),
-            training_images=self.images and self.images.plain(),
+            calibration=None if self.calibration is None else self.calibration.plain(),
+            training_images=None if self.images is None else self.images.plain(),
         )
 
     def compute(self, images: Float32[np.ndarray, "batch _channels side side"]) -> BoxesAndScores:

@@ -20,7 +20,7 @@ from boxtwin.detector.spec import DetectorSpec, NetworkSpec
 from boxtwin.errors import InputError
 from boxtwin.mixing.letterbox import Labelled, Letterbox, Tile, network_input, take_view, tiles_at, views
 
-BATCH = 8  # tiles that are computed at once: more take memory and save next to nothing on a CPU
+BATCH = 4  # tiles that are computed at once: more take memory and save next to nothing on a CPU
 
 # Boxes (xyxy, pixels of the network input) and scores (objectness * class probability).
 BoxesAndScores = tuple[Float32[np.ndarray, "batch places 4"], Float32[np.ndarray, "batch places classes"]]

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from boxtwin.boxes import Box
+from boxtwin.boxes import Box, iou_matrix
 from boxtwin.datasets.image_io import Pixels, read_image
 from boxtwin.datasets.sample import DECISIONS, Decision
 from boxtwin.files import write_bytes_atomically
@@ -25,7 +25,10 @@ from boxtwin.lettering import lettering, put, shorten
 
 COLOURS = {"kept": "#2a9d4a", "shifted": "#1f5fa8", "dropped": "#d62839", "added": "#e08e0b"}
 # Evidence worth a histogram: the first five of these that are there. Contrast has no bounds, so its ratio comes first.
-SHOWN = ("response", "correlation", "match", "contrast ratio", "detector", "score", "votes", "spread", "contrast")
+SHOWN = (
+    *("response", "correlation", "match", "contrast ratio", "detector", "score", "votes", "spread"),
+    *("moved", "contrast"),
+)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 24
 CROPS = 10  # pairs in a strip: what fits a page
@@ -85,14 +88,14 @@ class _Case(NamedTuple):
     def measure(self) -> str | None:
         """The evidence that weighs most."""
         first = "match" if self.decision == "shifted" else "response"
-        return next((name for name in (first, "score", "detector", "contrast") if name in self.evidence), None)
+        return next((name for name in (first, "score", "detector", "contrast", "moved") if name in self.evidence), None)
 
     @property
     def certainty(self) -> float:
         """The higher, the clearer the decision."""
         value = 0.0 if self.measure is None else self.evidence[self.measure]
         value = abs(value) if self.measure == "contrast" else value  # an object may be darker than what surrounds it
-        return -value if self.decision == "dropped" else value
+        return -value if self.decision == "dropped" or self.measure == "moved" else value
 
 
 _PairOf = Callable[[_Case], tuple[Pixels, Pixels]]  # reads the source and the variation
@@ -137,10 +140,19 @@ def _cases(lines: Sequence[_Line]) -> list[_Case]:
             contrast = evidence.get("contrast_source", 0.0)
             if contrast != 0.0 and "contrast" in evidence:
                 evidence["contrast ratio"] = float(np.clip(evidence["contrast"] / contrast, -1, 3))
-            claimed = [] if box["decision"] == "added" else line["claimed"]["boxes"][number : number + 1]
-            before = tuple(claimed[0]) if claimed else None
+            before = None if box["decision"] == "added" else _claimed(line["claimed"]["boxes"], number, box)
             cases.append(_Case(line, before, box["decision"], tuple(box["box"]), box["label"], evidence))
     return cases
+
+
+def _claimed(claimed: Sequence[Any], number: int, box: Mapping[str, Any]) -> Box | None:
+    """Where the generator said that a box is; of a person's boxes, which are in another order, the nearest claimed."""
+    if box["evidence"].keys() <= {"moved"} and claimed:
+        overlaps = iou_matrix(np.array(claimed), np.array([box["box"]]))[:, 0]
+        number = int(overlaps.argmax()) if overlaps.max() > 0 else len(claimed)
+    for x1, y1, x2, y2 in claimed[number : number + 1]:
+        return float(x1), float(y1), float(x2), float(y2)
+    return None
 
 
 def _evidence(cases: Sequence[_Case]) -> dict[str, EvidenceValues]:

@@ -17,7 +17,7 @@ from boxtwin.datasets.coco_boxes import ROUNDING, box_numbers, fit_box, is_turne
 from boxtwin.datasets.coco_json import fault_of_name, flag, load_json, stated_size, whole
 from boxtwin.datasets.image_io import Pixels, pixels_sha256, read_image
 from boxtwin.datasets.problems import Problems, some
-from boxtwin.datasets.sample import Dataset, Judgement, PropagatedBox, Sample
+from boxtwin.datasets.sample import Dataset, Decision, Judgement, PropagatedBox, Sample
 from boxtwin.datasets.variation_names import earlier_image_name, image_name, match_names
 from boxtwin.errors import InputError
 from boxtwin.labels.ensemble import Member
@@ -41,7 +41,9 @@ class _Labelled(NamedTuple):
     size: tuple[int | None, int | None]  # width and height, where the file states them
     pixels: str | None  # a hash of the pixels that are meant
     minutes: float | None
-    boxes: list[tuple[int, Box, int]]  # number of the annotation, xyxy, label
+    # Number of the annotation, xyxy, label, what a person did to it, and by how many pixels it was moved.
+    boxes: list[tuple[int, Box, int, Decision, dict[str, float | None]]]
+    removed: list[tuple[Box, int]]  # that a person has removed
 
 
 class ManualLabels:
@@ -53,6 +55,7 @@ class ManualLabels:
     ``pixels_sha256`` must have these very pixels: a store of other settings uses the same names. Classes are matched by
     the names in the file's ``categories``; without such, ids are the data set's. An image may say how many ``minutes``
     its labels took a person.
+    What a person changed, where ``review.py read=`` has recorded it, is kept with the boxes, for the label card.
     With ``labels.confirmed=all`` all images of the file count as confirmed, but those marked ``"confirmed": false``:
     files from annotation tools hold what a person has checked, and have lost the marks.
     `InputError` if no file is named, or it is missing, no COCO, has boxes of other classes or bad boxes, is about
@@ -113,12 +116,13 @@ class ManualLabels:
         height, width = pixels.shape[:2]
         self._check_size(labelled, width, height)
         propagated = []
-        for number, box, label in labelled.boxes:
+        for number, box, label, decision, evidence in labelled.boxes:
             inside, overhang = fit_box(box, width, height)
             if overhang > ROUNDING:
                 raise InputError(f"{self.file}, annotation {number}: [{box}] reaches outside {image}, {width}x{height}")
-            propagated.append(PropagatedBox(inside, label, "kept", {}))
-        return Judgement(tuple(propagated), minutes=labelled.minutes)
+            propagated.append(PropagatedBox(inside, label, decision, evidence))
+        lost = [PropagatedBox(fit_box(box, width, height)[0], label, "dropped", {}) for box, label in labelled.removed]
+        return Judgement((*propagated, *lost), minutes=labelled.minutes)
 
     def _labels(self, categories: Any, classes: Sequence[str], ids: dict[int, int]) -> dict[int, int | str]:
         """The label of each of the file's category ids; the name of those that the data set lacks."""
@@ -168,7 +172,8 @@ class ManualLabels:
             minutes = None if image.get("minutes") is None else float(image["minutes"])
             if minutes is not None and not 0 <= minutes < math.inf:
                 raise ValueError(f"{name}: {minutes:g} is no number of minutes")
-            images[image["id"]] = _Labelled(name, size, image.get("pixels_sha256"), minutes, [])
+            taken = [box for each in image.get("removed", ()) if (box := _removed(each, labels)) is not None]
+            images[image["id"]] = _Labelled(name, size, image.get("pixels_sha256"), minutes, [], taken)
         if len(images) != len(confirmed) or len({image.name for image in images.values()}) != len(confirmed):
             raise InputError(f"{self._start}: two confirmed images share an id or a file_name")
         boxes, sizes, areas = [], [], []
@@ -188,7 +193,7 @@ class ManualLabels:
             if bbox is None or min(bbox[2:]) <= 0:
                 raise InputError(f"{place}: bbox {annotation.get('bbox')} is no box")
             x, y, w, h = bbox
-            labelled.boxes.append((number, (x, y, x + w, y + h), label))
+            labelled.boxes.append((number, (x, y, x + w, y + h), label, *_change(annotation, bbox)))
             boxes.append(bbox)
             sizes.append([side or math.nan for side in labelled.size])
             areas.append(stated_area(annotation))
@@ -199,8 +204,8 @@ class ManualLabels:
         if kind:
             raise InputError(f"{self._start}: {kind}. COCO boxes are [x, y, width, height] in pixels. {cure}")
         for labelled in images.values():
-            corners = np.array([box for _, box, _ in labelled.boxes], dtype=np.float64).reshape(-1, 4)
-            repeating += [labelled.name] * len(repeats(corners, [label for _, _, label in labelled.boxes]))
+            corners = np.array([box for _, box, *_ in labelled.boxes], dtype=np.float64).reshape(-1, 4)
+            repeating += [labelled.name] * len(repeats(corners, [label for _, _, label, *_ in labelled.boxes]))
         problems = Problems()
         what = "boxes stand there twice (same class, nearly the same place)"
         problems.remark(repeating, what, "each counts as an object")
@@ -254,6 +259,24 @@ class ManualLabels:
             sizes = "{} x {} pixels, the image has {} x {}".format(*image.size, width, height)
             cure = "its boxes are of another size; export the labels at the size of the images"
             raise InputError(f"{self._start}: {image.name} is said to have {sizes}: {cure}")
+
+
+def _change(annotation: Mapping[str, Any], bbox: Box) -> tuple[Decision, dict[str, float | None]]:
+    """What a person did to a box, as `exchange.read_back` records it, and by how many pixels it was moved at most."""
+    before = box_numbers(annotation.get("before"))
+    if annotation.get("change") == "moved" and before is not None:
+        old, new = ((x, y, x + w, y + h) for x, y, w, h in (before, bbox))
+        return "shifted", {"moved": round(max(abs(a - b) for a, b in zip(old, new, strict=True)), 4)}
+    return ("added" if annotation.get("change") == "added" else "kept"), {}
+
+
+def _removed(entry: Mapping[str, Any], labels: Mapping[int, int | str]) -> tuple[Box, int] | None:
+    """A box that a person has removed; None if it is of no class of the data set."""
+    bbox, label = box_numbers(entry.get("bbox")), labels.get(entry["category_id"])
+    if bbox is None or not isinstance(label, int):
+        return None
+    x, y, w, h = bbox
+    return (x, y, x + w, y + h), label
 
 
 def _normalised(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -46,8 +46,8 @@ class StoreImages:
 def read_store(store: Path) -> StoreImages:
     """Read the COCO file of a store, or a COCO file that is named itself.
 
-    Image files are looked for beside it, in ``images/`` beside it, and where their names lead from the working folder.
-    ``page`` and ``channels`` of an image choose what is read of a TIFF file.
+    Image files are looked for where their ``path`` or name leads from the working folder, beside the COCO file, and in
+    ``images/`` there. ``page`` and ``channels`` of an image choose what is read of a TIFF file.
     """
     file = next((store / name for name in FILES if (store / name).is_file()), None) if store.is_dir() else store
     if file is None or not file.is_file():
@@ -61,7 +61,7 @@ def read_store(store: Path) -> StoreImages:
         raise InputError(f"store={store}: {len(repeated)} images are named twice in {file.name}: {some(repeated)}")
     images = []
     readings = [Reading(page=entry.get("page"), channels=entry.get("channels")) for entry in content["images"]]
-    paths = [_file_of(entry["file_name"], file.parent) for entry in content["images"]]
+    paths = [_file_of(entry, file.parent) for entry in content["images"]]
     exported = _export_names(names, [is_shown(*each) for each in zip(paths, readings, strict=True)])
     for index, (image, entry) in enumerate(zip(read.images, content["images"], strict=True)):
         path, reading = paths[index], readings[index]
@@ -71,9 +71,11 @@ def read_store(store: Path) -> StoreImages:
     return StoreImages(file, images, {category["name"].strip(): category["id"] for category in content["categories"]})
 
 
-def _file_of(name: str, folder: Path) -> Path:
-    """The image file that a COCO file in ``folder`` means."""
-    candidates = [folder / name, folder / "images" / name, Path(name)]
+def _file_of(entry: Mapping[str, Any], folder: Path) -> Path:
+    """The image file that an image of a COCO file in ``folder`` means."""
+    name = entry["file_name"]
+    stated = [Path(entry["path"])] if isinstance(entry.get("path"), str) else []
+    candidates = [*stated, folder / name, folder / "images" / name, Path(name)]
     return next((path for path in candidates if path.is_file()), candidates[0])
 
 
@@ -146,7 +148,7 @@ def match(labels: Labels, store: StoreImages) -> tuple[dict[int, LabelledImage],
 def _by_name(name: str, by_name: dict[str, set[int]], alike: Sequence[int] | None) -> int | None:
     parts = PurePosixPath(_normalised(name)).parts
     for first in range(len(parts)):
-        path, last = "/".join(parts[first:-1]), parts[-1]
+        path, last = "/".join(parts[first:-1]).replace("//", "/"), parts[-1]  # an absolute path begins with two
         shortened = dict.fromkeys((last, _BEFORE.sub("", last)))
         stems = [_stem(each) for each in shortened]
         candidates = [*shortened, *stems, *(_AFTER.sub("", each) for each in stems)]

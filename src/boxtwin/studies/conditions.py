@@ -252,8 +252,11 @@ def _labels(values: Sequence[Values], runs: Sequence[StudyRun]) -> list[tuple[st
     for places in places_of(list(zip(splits, generators, setups, strict=True))):
         stores = [values[place].get("store", "").rpartition("-")[2] for place in places]
         if len(set(stores) - {"null"}) > 1:
-            for place, store in zip(places, stores, strict=True):
-                generators[place] += f" store={store}"
+            # Versions of labels that people made go by the names of their files.
+            files = [runs[place].label_file for place in places]
+            has_names = len({*files} - {""}) == len(places)
+            for place, file, store in zip(places, files, stores, strict=True):
+                generators[place] += f" labels.file={file}" if has_names else f" store={store}"
     return list(zip(splits, generators, strict=True))
 
 

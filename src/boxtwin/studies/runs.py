@@ -8,7 +8,7 @@ import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 
 from boxtwin.command_line import words_of
@@ -68,6 +68,12 @@ class StudyRun:
     def name(self) -> str:
         """The run's name in MLflow."""
         return f"{self.split}-x{self.variations}-{self.generator}-{self.detector}-seed{self.seed}"
+
+    @property
+    def label_file(self) -> str:
+        """The name of its file of confirmed labels, as typed on the command line; empty without one."""
+        typed = (word.partition("=")[2] for word in shlex.split(self.overrides) if word.startswith("labels.file="))
+        return PurePath(next(typed, "").strip("'\"")).name
 
     @property
     def machine(self) -> str:

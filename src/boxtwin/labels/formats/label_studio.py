@@ -90,10 +90,13 @@ def read(path: Path) -> Labels:
         where = f"{file}: task {task.get('id', position + 1) if isinstance(task, dict) else position + 1}"
         try:
             given = [one for one in task.get("annotations") or () if not one.get("was_cancelled")]
-            cancelled = len(given) < len(task.get("annotations") or ())
+            cancelled = [one for one in task.get("annotations") or () if one.get("was_cancelled")]
             chosen = max(given, key=lambda one: str(one.get("updated_at") or ""), default=None)
-            predicted: Any = next(iter(task.get("predictions") or ()), {"result": []})
-            shown = predicted if chosen is None else chosen
+            predicted = list(task.get("predictions") or ())
+            labelled = [one for one in (chosen, *predicted, *cancelled) if isinstance(one, dict)]
+            if predicted and not labelled:  # exports name predictions by their numbers: nothing is known of the boxes
+                continue
+            shown: dict[str, Any] = labelled[0] if labelled else {"result": []}
             boxes = []
             for result in shown["result"]:
                 if result["type"] != "rectanglelabels":
@@ -123,6 +126,8 @@ def read(path: Path) -> Labels:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             what = "is no task as Label Studio exports it; choose the kind JSON there"
             raise InputError(f"{where} {what}: {type(error).__name__} {error}") from None
+    if not images:
+        raise InputError(f"{file} has no task with an annotation: nobody has labelled anything, or submitted it")
     if turned:
         remarks.append(f"{turned} rectangles are turned; the upright box around each is taken")
     if others:

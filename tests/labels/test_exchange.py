@@ -1,0 +1,263 @@
+"""Stores out and back: what a person changed, images that browsers do not show, and files of other projects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from labelled_stores import CLASSES, Boxes, boxes_in, pixels_of, write_store
+from PIL import Image
+
+from boxtwin.datasets.image_io import pixels_sha256, read_image
+from boxtwin.errors import InputError
+from boxtwin.labels.changes import changes, tally
+from boxtwin.labels.convert import convert
+from boxtwin.labels.exchange import export_store, new_version, read_back, summary
+from boxtwin.labels.formats import FORMATS, LabelledBox
+from boxtwin.labels.store_images import read_store
+
+BOXES: dict[str, Boxes] = {f"images/{name}_v01.png": [(CLASSES[0], (10, 20, 8, 9))] for name in "abcd"}
+corners = st.tuples(*[st.integers(0, 30)] * 2, *[st.integers(1, 15)] * 2)
+boxes = st.lists(st.tuples(corners, st.sampled_from("ab")), max_size=5)
+
+
+def labelled(drawn: list[Any]) -> list[LabelledBox]:
+    return [LabelledBox((float(x), float(y), float(x + w), float(y + h)), name) for (x, y, w, h), name in drawn]
+
+
+@given(boxes, boxes)
+@settings(max_examples=60, deadline=None)
+def test_every_box_is_counted_once_as_kept_moved_added_or_removed(old: list[Any], new: list[Any]) -> None:
+    before, after = labelled(old), labelled(new)
+    found = changes(before, after, 0.01)
+    counts = tally(found)
+    assert counts["kept"] + counts["moved"] + counts["added"] == len(after)
+    assert counts["kept"] + counts["moved"] + counts["removed"] == len(before)
+    assert [change.box for change in found if change.box is not None] == after
+    assert all(change.box is None or change.before is None or change.box.name == change.before.name for change in found)
+    same = changes(before, before[::-1], 0.01)
+    assert tally(same) == {"kept": len(before), "moved": 0, "added": 0, "removed": 0}
+
+
+def test_a_box_that_a_tool_has_rounded_is_the_one_that_was_there() -> None:
+    before = labelled([((3, 4, 10, 10), "a"), ((4, 4, 10, 10), "a")])
+    rounded = [box._replace(box=tuple(value + 0.004 for value in box.box)) for box in before]
+    assert [change.box for change in changes(before, rounded, 0.01)] == before
+    assert tally(changes(before, rounded, 0.001))["moved"] == 2
+    other = [before[0]._replace(name="b")]
+    assert tally(changes(before[:1], other, 0.01)) == {"kept": 0, "moved": 0, "added": 1, "removed": 1}
+
+
+def coco_of(out: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((out / "annotations.json").read_text())
+    return content
+
+
+def test_what_a_person_changed_is_recorded_and_makes_a_version(tmp_path: Path) -> None:
+    store = read_store(write_store(tmp_path / "store", BOXES, {"images/d_v01.png": {"confirmed": False}}))
+    export_store(store, "coco", tmp_path / "out")
+    changed = coco_of(tmp_path / "out")
+    kept, moved, removed, _ = changed["annotations"]
+    moved["bbox"] = [12, 20, 8, 9]
+    changed["annotations"] = [kept, moved, {**removed, "bbox": [40, 40, 60, 50], "category_id": 2}]
+    changed["images"] = changed["images"][:3]
+    changed["images"][1]["minutes"] = 2
+    (tmp_path / "back.json").write_text(json.dumps(changed))
+    content, remarks = read_back(tmp_path / "back.json", store)
+    assert not remarks
+    assert summary(content) == "3 of 4 images confirmed; boxes 1 kept, 1 moved, 1 added, 1 removed; 2.0 minutes of work"
+    assert [image["confirmed"] for image in content["images"]] == [True, True, True, False]
+    assert content["images"][2]["removed"] == [{"bbox": [10, 20, 8, 9], "category_id": 3}]
+    assert [(one["bbox"], one.get("change"), one.get("before")) for one in content["annotations"]] == [
+        ([10, 20, 8, 9], "kept", None),
+        ([12, 20, 8, 9], "moved", [10, 20, 8, 9]),
+        ([40, 40, 40, 20], "added", None),  # cut off at the border of the image
+        ([10, 20, 8, 9], None, None),  # of the image that did not come back
+    ]
+    assert new_version(content, tmp_path) == (tmp_path / "labels-1.json", True)
+    assert new_version(content, tmp_path) == (tmp_path / "labels-1.json", False)
+    content["info"]["minutes"] = 3
+    assert new_version(content, tmp_path) == (tmp_path / "labels-2.json", True)
+    # A version goes out again, and is what the next one is compared with.
+    (tmp_path / "store" / "labels-2.json").write_text((tmp_path / "labels-2.json").read_text())
+    again = read_store(tmp_path / "store" / "labels-2.json")
+    export_store(again, "yolo", tmp_path / "again")
+    content, _ = read_back(tmp_path / "again", again)
+    assert content["info"]["changes"] == {"kept": 3, "moved": 0, "added": 0, "removed": 0}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_browsers_do_not_show_goes_out_as_8_bit_png(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "counted"
+    folder.mkdir()
+    deep = pixels_of(1).astype(np.uint16) * 13 + 1000
+    deep[0, 0] = 65535  # a hot pixel
+    cv2.imwrite(str(folder / "deep.png"), deep)
+    pages = np.stack([pixels_of(2), pixels_of(3)]).astype(np.uint16) * 3
+    tifffile.imwrite(folder / "scan (1).tif", pages)
+    channels = np.stack([pixels_of(number) for number in range(4, 9)], axis=-1)
+    tifffile.imwrite(folder / "five.tif", channels, photometric="minisblack", planarconfig="contig")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a right angle
+    Image.fromarray(pixels_of(9)).save(folder / "turned.jpg", exif=exif)
+    extra = [{"file_name": "scan (1).tif", "page": 1}, {"file_name": "five.tif", "channels": [2]}]
+    entries = [{"file_name": "deep.png"}, *extra, {"file_name": "turned.jpg", "width": 60, "height": 80}]
+    entries = [{"width": 80, "height": 60, **entry, "id": number} for number, entry in enumerate(entries, start=1)]
+    ones = [{"id": n, "image_id": n, "category_id": 1, "bbox": [3.5, 4.25, 10, 12], "score": 0.5} for n in range(1, 5)]
+    detections = {"images": entries, "annotations": ones, "categories": [{"id": 1, "name": "cell"}]}
+    (folder / "detections.json").write_text(json.dumps(detections))
+    store = read_store(folder)
+    export_store(store, name, tmp_path / "out")
+    shown = {path.name: read_image(path) for path in (tmp_path / "out" / "images").iterdir()}
+    assert {path: (pixels.shape, pixels.dtype) for path, pixels in shown.items()} == {
+        "deep.png": ((60, 80), np.uint8),
+        "scan (1).png": ((60, 80), np.uint8),
+        "five.png": ((60, 80), np.uint8),
+        "turned.png": ((80, 60), np.uint8),
+    }
+    record = {image["name"]: image for image in json.loads((tmp_path / "out" / "exported.json").read_text())["images"]}
+    black, white = record["deep.png"]["black"], record["deep.png"]["white"]
+    expected = np.rint(255 * ((deep.astype(float) - black) / (white - black)).clip(0, 1))
+    np.testing.assert_allclose(shown["deep.png"], expected, atol=1)
+    assert black == 1000
+    assert white < 1000 + 13 * 256
+    np.testing.assert_array_equal(shown["five.png"], channels[:, :, 2])
+    assert np.corrcoef(shown["scan (1).png"].ravel(), pages[1].ravel())[0, 1] > 0.99
+    assert record["deep.png"]["pixels_sha256"] == pixels_sha256(deep)
+    content, remarks = read_back(tmp_path / "out", store)
+    assert not remarks
+    assert [image["file_name"] for image in content["images"]] == [entry["file_name"] for entry in entries]
+    assert {tuple(one["bbox"]) for one in content["annotations"]} == {(3.5, 4.25, 10, 12)}
+    assert content["images"][1]["page"] == 1
+
+
+def test_images_in_folders_and_elsewhere_get_names_of_their_own(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", {})
+    names = ["x/1.png", "y/1.png", "y/1.jpg", str(tmp_path / "elsewhere" / "1.png")]
+    for number, name in enumerate(names, start=1):
+        path = store / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), pixels_of(number))
+    entries = [{"id": n, "file_name": name, "width": 80, "height": 60} for n, name in enumerate(names, start=1)]
+    content = {"images": entries, "annotations": [], "categories": [{"id": 1, "name": "cell"}]}
+    (store / "annotations.json").write_text(json.dumps(content))
+    images = read_store(store).images
+    assert len({Path(image.labels.file).stem for image in images}) == 4
+    assert [image.labels.file for image in images][:3] == ["x__1.png", "y__1.png", "y__1_2.jpg"]
+    for name in FORMATS:
+        export_store(read_store(store), name, tmp_path / name)
+        back, _ = read_back(tmp_path / name, read_store(store))
+        assert len(back["images"]) == 4
+        confirmed = [image["file_name"] for image in back["images"] if image["confirmed"]]
+        assert confirmed == ([] if name == "label_studio" else names), name
+
+
+def error_of(store: Path, path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read_back(path, read_store(store))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_export_of_another_project_is_refused(name: str, tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", BOXES)
+    other = {file.replace("_v01", "_v03"): ones for file, ones in BOXES.items()}
+    pixels = {file: pixels_of(50 + number) for number, file in enumerate(other)}
+    export_store(read_store(write_store(tmp_path / "other", other, images=pixels)), name, tmp_path / "out")
+    message = error_of(store, tmp_path / "out")
+    assert "4 of its 4 images are none of store's" in message
+    assert "Is it the export of another store?" in message
+
+
+def test_a_file_half_of_whose_names_match_nothing_is_refused(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", BOXES)
+    for renamed, refused in ((2, True), (1, False)):
+        out = tmp_path / str(renamed)
+        export_store(read_store(store), "cvat", out)
+        text = (out / "annotations.xml").read_text()
+        for name in "ab"[:renamed]:
+            text = text.replace(f'"{name}_v01.png"', f'"other{name}.png"')
+        (out / "annotations.xml").write_text(text)
+        if refused:
+            assert "2 of its 4 images are none of store's, such as othera.png, otherb.png" in error_of(store, out)
+        else:
+            content, remarks = read_back(out, read_store(store))
+            assert remarks == ["1 images are none of the store's and are left out: othera.png"]
+            assert content["info"]["confirmed"] == 3
+
+
+def test_images_of_the_same_names_with_other_pixels_are_refused(tmp_path: Path) -> None:
+    """As of a store with another seed."""
+    store = write_store(tmp_path / "store", BOXES)
+    others = {name: pixels_of(50 + number) for number, name in enumerate(BOXES)}
+    export_store(read_store(write_store(tmp_path / "other", BOXES, images=others)), "yolo", tmp_path / "out")
+    assert "4 of its 4 images are none of store's" in error_of(store, tmp_path / "out")
+
+
+def test_bad_labels_are_refused(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", BOXES)
+    export_store(read_store(store), "coco", tmp_path / "out")
+    whole = coco_of(tmp_path / "out")
+
+    def message(**changes: Any) -> str:
+        (tmp_path / "back.json").write_text(json.dumps(whole | changes))
+        return error_of(store, tmp_path / "back.json")
+
+    names = [whole["categories"][0] | {"name": "platelet"}, whole["categories"][1]]
+    assert "classes platelet are none of the store's, red blood cell, größe & <co>" in message(categories=names)
+    twice = [whole["images"][0], {**whole["images"][0], "id": 9}, *whole["images"][1:]]
+    assert "are both images/a_v01.png; keep one of them" in message(images=twice)
+    smaller = [{**image, "width": 40} for image in whole["images"]]
+    assert "is said to have 40 x 60 pixels, images/a_v01.png has 80 x 60" in message(images=smaller)
+    marked = [{**image, "confirmed": "perhaps"} for image in whole["images"]]
+    assert "confirmed is neither yes nor no, 'perhaps'" in message(images=marked)
+
+
+def test_nothing_is_written_where_an_image_is_missing_or_another(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", BOXES)
+    cv2.imwrite(str(store / "images" / "c_v01.png"), pixels_of(77))
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"c_v01\.png"):
+            export_store(read_store(store), "yolo", tmp_path / "out")
+        assert {path.name for path in tmp_path.iterdir()} == {"store"}
+        (store / "images" / "c_v01.png").unlink(missing_ok=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").touch()
+    with pytest.raises(InputError, match="out exists"):
+        export_store(read_store(store), "yolo", tmp_path / "out")
+    with pytest.raises(InputError, match=r"holds neither annotations\.json"):
+        read_store(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["yolo", "voc", "cvat", "coco"])
+def test_data_sets_of_other_formats_become_coco(name: str, tmp_path: Path) -> None:
+    named = {**BOXES, "images/empty_v01.png": []}
+    export_store(read_store(write_store(tmp_path / "store", named)), name, tmp_path / "set")
+    described, remarks = convert(tmp_path / "set", tmp_path / "converted")
+    assert not remarks
+    assert "5 images, 4 boxes" in described
+    content = json.loads((tmp_path / "converted" / "annotations.json").read_text())
+    found = {Path(file).name: ones for file, ones in boxes_in(content).items()}
+    for file, ones in named.items():
+        assert found[Path(file).name] == [(label, pytest.approx(box, abs=0.01)) for label, box in ones]
+    for image in content["images"]:
+        assert (tmp_path / "converted" / "images" / image["file_name"]).is_file()
+    names = [category["name"] for category in content["categories"]]
+    assert names == [CLASSES[0]] if name == "voc" else names == list(CLASSES)  # VOC lists no classes
+    with pytest.raises(InputError, match="converted exists"):
+        convert(tmp_path / "set", tmp_path / "converted")
+
+
+def test_labels_without_images_are_named(tmp_path: Path) -> None:
+    export_store(read_store(write_store(tmp_path / "store", BOXES)), "voc", tmp_path / "set")
+    (tmp_path / "set" / "images" / "b_v01.png").unlink()
+    with pytest.raises(InputError, match=r"1 labelled images have no image file below .*: b_v01\.png"):
+        convert(tmp_path / "set", tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
