@@ -107,5 +107,8 @@ def test_boxes_of_a_person_stand_beside_the_nearest_that_was_claimed(store: tupl
     first |= {"box": [2.0, 2.0, 12.0, 12.0], "evidence": {"moved": 1.0}}
     second |= {"box": [40.0, 5.0, 50.0, 15.0], "evidence": {}}
     assert [case.claimed for case in _cases([confirmed])] == [(1, 2, 11, 12), None]
+    confirmed["labels"]["minutes"] = 1.5
     write_card(store[0], [confirmed], store[1])
-    assert list(json.loads((store[0] / "label_card.json").read_text())["evidence"]) == ["moved"]
+    card = json.loads((store[0] / "label_card.json").read_text())
+    assert list(card["evidence"]) == ["moved"]
+    assert card["minutes"] == 1.5

@@ -151,9 +151,10 @@ def test_labels_come_back_from_a_real_server(server: Server) -> None:
     changed = "images/b_v01.png"
     for name in BOXES.keys() - {changed}:
         assert found[name] == before[name]
-    (first, second) = found[changed]
-    assert first == (CLASSES[1], pytest.approx([52.5, 20.25, 20, 30.75], abs=0.01))
-    assert second == (CLASSES[0], pytest.approx([20, 6, 10, 12], abs=0.01))
+    (first, first_box), (second, second_box) = found[changed]
+    assert (first, second) == (CLASSES[1], CLASSES[0])
+    assert first_box == pytest.approx([52.5, 20.25, 20, 30.75], abs=0.01)
+    assert second_box == pytest.approx([20, 6, 10, 12], abs=0.01)
     marks = {image["file_name"]: (image["confirmed"], image.get("refused")) for image in content["images"]}
     assert marks["images/skipped_v01.png"] == (False, "skipped in Label Studio")
     assert marks["images/untouched_v01.png"] == (False, None)
@@ -176,4 +177,6 @@ def test_images_that_were_uploaded_by_hand_are_known(server: Server, tmp_path: P
     (tmp_path / "export.json").write_text(json.dumps(exported))
     run("review.py read=export.json store=store", tmp_path)
     found = boxes_in(json.loads((tmp_path / "labels-1.json").read_text()))
-    assert found["images/b_v01.png"] == [(CLASSES[1], pytest.approx([20, 6, 10, 12], abs=0.01))]
+    ((label, found_box),) = found["images/b_v01.png"]
+    assert label == CLASSES[1]
+    assert found_box == pytest.approx([20, 6, 10, 12], abs=0.01)

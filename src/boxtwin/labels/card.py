@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -72,6 +73,7 @@ class LabelCard(Counts):
     reasons: dict[str, int]  # why images are refused
     evidence: dict[str, EvidenceValues]
     refused_images: list[dict[str, Any]]  # source, variation, image and reason of each
+    minutes: NotRequired[float]  # that a person spent on the used images, where known
 
 
 class _Case(NamedTuple):
@@ -123,7 +125,11 @@ def write_card(folder: Path, lines: Sequence[_Line], sources: Mapping[str, _Read
     # What follows a colon is about the one image.
     reasons = dict(Counter(image["reason"].split(":")[0] for image in refused).most_common())
     evidence = _evidence(cases)
-    card = LabelCard(store=folder.name, **tally(ordered), reasons=reasons, evidence=evidence, refused_images=refused)
+    about = {"reasons": reasons, "evidence": evidence, "refused_images": refused}
+    card = cast(LabelCard, {"store": folder.name, **tally(ordered), **about})
+    minutes = [line["labels"].get("minutes") for line in ordered if line["labels"]["refused"] is None]
+    if known := [each for each in minutes if each is not None]:
+        card["minutes"] = round(math.fsum(known), 4)
 
     def pair_of(case: _Case) -> tuple[Pixels, Pixels]:
         return sources[case.line["source"]](), read_image(folder / case.line["image"])
@@ -185,7 +191,9 @@ def _picture(card: LabelCard, cases: Sequence[_Case], pair_of: _PairOf, classes:
     reasons = "; ".join(f"{count}: {reason}" for reason, count in card["reasons"].items())
     text = f"Boxes: {boxes}.   Images: {card['images']} used, {card['refused']} refused"
     axes.text(0, 0.95, f"Labels of {card['store']}", fontsize=13, fontweight="bold", va="top", parse_math=False)
-    axes.text(0, 0.35, text + f" ({reasons})" * bool(reasons), fontsize=10, va="top", parse_math=False, wrap=True)
+    text += f" ({reasons})" * bool(reasons)
+    text += f".   Minutes of a person: {card['minutes']:.1f}" if "minutes" in card else ""
+    axes.text(0, 0.35, text, fontsize=10, va="top", parse_math=False, wrap=True)
     if shown:
         for axes, name in zip(next(parts).subplots(1, len(shown), squeeze=False).flat, shown, strict=True):
             _histogram(axes, name, card["evidence"][name])
