@@ -46,8 +46,13 @@ def list_suspects(config: DictConfig) -> Path:
         if Path(config.suspects).exists():
             with runs_folder(Path(config.suspects)) as folder:
                 return _list(runs_in(folder), {}, config)
-        store = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder))
-        runs = collect_runs(store, config.suspects, Path(config.tracking.folder), Path(temporary))
+        tracking = Path(config.tracking.folder)
+        if config.tracking.uri is None and not (tracking / "mlflow.db").exists():
+            raise InputError(
+                f"suspects={config.suspects}: there is no such folder, and there are no runs in {tracking}"
+            )
+        store = Store(uri=config.tracking.uri, folder=tracking)
+        runs = collect_runs(store, config.suspects, tracking, Path(temporary))
         copies = copies_of(store, runs, Path(temporary), (*NEEDED, CONFIGURATION))
         return _list(runs, copies, config)
 
