@@ -6,7 +6,8 @@
 Writes to the second folder:
 
 - `runs.zip`: metrics, counts per test image, matches of detections, and the numbers of the cards of variation stores,
-  each of these once. Images are left out, because their licence may not allow copies;
+  each of these once; also detections, which `compare.py annotations=FILE` needs, if all take less than 5 MB. Images are
+  left out, because their licence may not allow copies;
 - `split.json`: the file names of each split, for `split.file=`;
 - `config.yaml`: the settings of the first run;
 - `comparison.csv`, `report.html` and, if they exist, `primary.yaml` and `worth.svg`, copied from the folder of the
@@ -25,6 +26,7 @@ import csv
 import json
 import re
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ from boxtwin.studies.primary import PRIMARY_FILE
 from boxtwin.studies.report.page import WORTH_FILE
 
 COPIED = ("matches.npz", "label_card.json", "quality_card.json")
+DETECTIONS = ("detections.json", "validation_detections.json")
+LARGEST = 5_000_000  # bytes of all detections, compressed, up to which they are kept
 # A value that begins with / is a path of this machine; of a file the name is kept.
 LOCAL_FOLDER = re.compile(r"=/.*?(?=/[^/]+\.\w+$|$)")
 DROPPED = re.compile(r"(?:study|tracking\.\w+|data|hydra\.\S+?)=.*")
@@ -117,7 +121,14 @@ def main() -> None:
         parser.error(f"{settings.study} holds no finished run")
     settings.folder.mkdir(parents=True, exist_ok=True)
     name = settings.folder.resolve().name
-    write_archive({k: v for run in runs for k, v in run_files(run, name).items()}, settings.folder / ARCHIVE)
+    files = {k: v for run in runs for k, v in run_files(run, name).items()}
+    detections = {f"{run.name}/{name}": run / name for run in runs for name in DETECTIONS if (run / name).exists()}
+    size = sum(len(zlib.compress(path.read_bytes())) for path in detections.values())
+    if size <= LARGEST:
+        files |= {name: path.read_bytes() for name, path in detections.items()}
+    else:
+        print(f"detections are left out: {size / 1e6:.1f} MB")
+    write_archive(files, settings.folder / ARCHIVE)
     splits = {k: v for run in runs for k, v in _json(run / "split.json").items()}
     if splits:
         (settings.folder / "split.json").write_text(json.dumps(splits, indent=1) + "\n")

@@ -29,6 +29,7 @@ from boxtwin.command_line import command_line, quote_path, quoted, setting
 from boxtwin.commands import generate as generation
 from boxtwin.commands.export import export_detector
 from boxtwin.commands.review_labels import use_with
+from boxtwin.commands.review_suspects import compare_command
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.launch import OPTIONS_VARIABLE
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
@@ -183,6 +184,12 @@ def test_comparing_again(tmp_path: Path, paste: Pasted) -> None:
     lines = [_commands([run_with(tmp_path / "runs", [], study=value)])[-1][0] for value in HOSTILE]
     for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "compare.py"), strict=True):
         assert values(words) == {"study": value}
+
+
+def test_trying_suggestions(paste: Pasted) -> None:
+    lines = [compare_command(value, Path("reports") / "a b") for value in HOSTILE]
+    for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "compare.py"), strict=True):
+        assert values(words) == {"study": value, "annotations": "reports/a b/suggestions_applied.json"}
 
 
 def test_what_to_run_next(paste: Pasted) -> None:

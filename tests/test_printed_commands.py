@@ -38,6 +38,7 @@ COMMAND = re.compile(
 PRODUCERS = {
     "commands.export._detectors_near": "test_runs_that_an_error_lists",
     "counting.detectors._find": "test_runs_of_a_study_to_count_with",
+    "commands.review_suspects.compare_command": "test_trying_suggestions",
     "commands.generate.generate_command": "test_making_variations",
     "commands.generate._generator_of": "test_values_of_every_kind",
     "commands.review_labels.use_with": "test_using_labels_that_were_read",

@@ -97,13 +97,25 @@ def test_an_agreed_object_of_another_class_says_wrong_class() -> None:
     assert suspect.score == pytest.approx(0.8 * (1 - 0.1))  # the label's own class has a mean of 0.1
 
 
-@pytest.mark.parametrize("by", [6.0, 10.0])  # overlaps 0.32 and 0.14
+@pytest.mark.parametrize("by", [6.0, 8.0])  # overlaps 0.32 and 0.22
 def test_an_agreed_object_that_touches_its_label_says_badly_placed(by: float) -> None:
     suspect = only(find_suspects([sample((shifted(BOX, by), 0))], runs(*[[((BOX, 0), 0.9)]] * 3)))
     assert (suspect.kind, suspect.index) == ("badly placed", 0)
     assert suspect.suggested == pytest.approx(BOX)
     inside = (20 - by) ** 2
     assert suspect.score == pytest.approx(0.9 * (1 - inside / (800 - inside)), abs=1e-6)
+
+
+def test_a_label_that_runs_see_by_itself_is_not_badly_placed() -> None:
+    beside = shifted(BOX, 8)
+    faint = [((BOX, 0), 0.9), ((beside, 0), 0.25)]
+    suspect = only(find_suspects([sample((beside, 0))], runs(faint, [((BOX, 0), 0.9)])))
+    assert (suspect.kind, suspect.suggested) == ("missing", pytest.approx(BOX))
+
+
+def test_a_label_that_hardly_touches_is_another_object() -> None:
+    suspect = only(find_suspects([sample((shifted(BOX, 10), 0))], runs(*[[((BOX, 0), 0.9)]] * 3)))
+    assert suspect.kind == "missing"
 
 
 def test_a_label_is_off_only_if_it_is_farther_from_the_mean_than_every_run() -> None:
@@ -178,7 +190,7 @@ def test_the_list_is_ranked_and_its_scores_are_in_bounds() -> None:
 
 def test_files_leave_labels_alone_and_apply_suggestions_apart(tmp_path: Path) -> None:
     second, wrong, off = shifted(BOX, 2), (2.0, 60.0, 22.0, 80.0), (60.0, 2.0, 80.0, 22.0)
-    labelled = sample((BOX, 0), (second, 0), (wrong, 0), (shifted(off, 9), 1))
+    labelled = sample((BOX, 0), (second, 0), (wrong, 0), (shifted(off, 8), 1))
     agreed = [((BOX, 0), 0.9), ((wrong, 1), 0.9), ((off, 1), 0.9), ((AWAY, 1), 0.9)]
     suspects = find_suspects([labelled], runs(agreed, agreed, agreed))
     assert sorted(suspect.kind for suspect in suspects) == ["badly placed", "doubled", "missing", "wrong class"]

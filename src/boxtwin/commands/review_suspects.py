@@ -46,8 +46,13 @@ def list_suspects(config: DictConfig) -> Path:
         if Path(config.suspects).exists():
             with runs_folder(Path(config.suspects)) as folder:
                 return _list(runs_in(folder), {}, config)
-        store = Store(uri=config.tracking.uri, folder=Path(config.tracking.folder))
-        runs = collect_runs(store, config.suspects, Path(config.tracking.folder), Path(temporary))
+        tracking = Path(config.tracking.folder)
+        if config.tracking.uri is None and not (tracking / "mlflow.db").exists():
+            raise InputError(
+                f"suspects={config.suspects}: there is no such folder, and there are no runs in {tracking}"
+            )
+        store = Store(uri=config.tracking.uri, folder=tracking)
+        runs = collect_runs(store, config.suspects, tracking, Path(temporary))
         copies = copies_of(store, runs, Path(temporary), (*NEEDED, CONFIGURATION))
         return _list(runs, copies, config)
 
@@ -55,25 +60,18 @@ def list_suspects(config: DictConfig) -> Path:
 def _list(runs: Sequence[StudyRun], copies: Mapping[str, Path], config: DictConfig) -> Path:
     study = runs[0].study
     check_name(study, "study")
-    kept = _best_condition(runs, copies)
-    first = kept[0]
-    dataset, annotations = _dataset(first, copies)
+    kept = best_condition(runs, copies)
+    dataset, annotations = dataset_of(kept[0], copies)
     # 1. The images that no run was trained on, with their present labels.
     samples = {sample.name: sample for sample in dataset.samples}
-    test, validation = ([str(entry["file_name"]) for entry in images] for images in _images(kept))
+    test, validation = ([str(entry["file_name"]) for entry in images] for images in images_of(kept))
     lacking = [name for name in (*test, *validation) if name not in samples]
     if lacking:
         raise InputError(f"{annotations} has no image {lacking[0]} any more, which the runs of {study} were tested on")
     sides = dict.fromkeys(test, "test") | dict.fromkeys(validation, "validation")
     remarks = _remarks(kept, dataset)
     # 2. What the runs find there.
-    found = []
-    for each in kept:
-        detections = read_results(each.test, each.category_ids)
-        if validation and each.validation is not None:
-            detections |= read_results(each.validation, each.category_ids)
-        found.append(Found(detections, [float(entry["count_threshold"]) for entry in each.result.classes]))
-    suspects = find_suspects([samples[name] for name in sides], found)
+    suspects = find_suspects([samples[name] for name in sides], found_by(kept))
     # 3. Files.
     folder = Path(config.folder) if config.folder else Path("reports") / study / SUSPECTS_FOLDER
     write_suspects(
@@ -94,7 +92,7 @@ def _list(runs: Sequence[StudyRun], copies: Mapping[str, Path], config: DictConf
         classes=dataset.classes,
         runs=[each.run.name for each in kept],
         remarks=remarks,
-        command=_compare_command(study, folder),
+        command=compare_command(study, folder),
     )
     counts = Counter(each.kind for each in suspects)
     listed = ", ".join(f"{number} {kind}" for kind, number in counts.most_common()) or "none"
@@ -105,7 +103,7 @@ def _list(runs: Sequence[StudyRun], copies: Mapping[str, Path], config: DictConf
     return page
 
 
-def _best_condition(runs: Sequence[StudyRun], copies: Mapping[str, Path]) -> list[Kept]:
+def best_condition(runs: Sequence[StudyRun], copies: Mapping[str, Path]) -> list[Kept]:
     """The runs of the condition with the best AP on validation images, of those with enough seeds.
 
     Detections of weaker conditions make the list worse, see docs/suspects.md.
@@ -128,13 +126,25 @@ def _best_condition(runs: Sequence[StudyRun], copies: Mapping[str, Path]) -> lis
     return best
 
 
-def _images(kept: Sequence[Kept]) -> tuple[Sequence[Mapping[str, object]], Sequence[Mapping[str, object]]]:
+def images_of(kept: Sequence[Kept]) -> tuple[Sequence[Mapping[str, object]], Sequence[Mapping[str, object]]]:
     """Test images, and validation images if all runs keep what they found there."""
     result = kept[0].result
     return result.counts, result.validation_images if all(each.validation is not None for each in kept) else ()
 
 
-def _dataset(kept: Kept, copies: Mapping[str, Path]) -> tuple[Dataset, Path]:
+def found_by(kept: Sequence[Kept]) -> list[Found]:
+    """What each run finds in the images of `images_of`."""
+    _, validation = images_of(kept)
+    found = []
+    for each in kept:
+        detections = read_results(each.test, each.category_ids)
+        if validation and each.validation is not None:
+            detections |= read_results(each.validation, each.category_ids)
+        found.append(Found(detections, [float(entry["count_threshold"]) for entry in each.result.classes]))
+    return found
+
+
+def dataset_of(kept: Kept, copies: Mapping[str, Path]) -> tuple[Dataset, Path]:
     """The data set of a run as it is now, and its annotations."""
     file = find_file(kept.run, CONFIGURATION, copies)
     if file is None:
@@ -171,5 +181,6 @@ def _remarks(kept: Sequence[Kept], dataset: Dataset) -> list[str]:
     return remarks
 
 
-def _compare_command(study: str, folder: Path) -> str:
+def compare_command(study: str, folder: Path) -> str:
+    """What scores the runs again on the suggestions."""
     return command_line("compare.py", [setting("study", study), setting("annotations", str(folder / SUGGESTED_FILE))])

@@ -7,7 +7,7 @@ this order; each takes part in one suspect at most:
 1. an agreed object on a label of its class is that object. The label is *badly placed* if it lies farther from the
    mean of the runs' boxes than any of these does;
 2. one on a label of another class: *wrong class*;
-3. one that touches a label of its class which no agreed object lies on: *badly placed*;
+3. one that touches a label of its class on which no run detects anything else: *badly placed*;
 4. one beside all labels: *missing*;
 5. a label without an agreed object: *doubled* if it lies on an agreed object that has a label already, and *spurious*
    if no run detects anything on it, at whatever low confidence.
@@ -45,7 +45,7 @@ SUGGESTED_FILE = "suggestions_applied.json"  # labels as the suspects from `APPL
 Kind = Literal["missing", "doubled", "wrong class", "badly placed", "spurious"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ON_LABEL = 0.5  # overlap from which on an agreed object lies on a label: COCO's AP50
-TOUCHES = 0.1  # overlap with a label that is far off, but may mean the same object
+TOUCHES = 0.2  # overlap with a label that is far off, but may mean the same object
 COMPARABLE = 30  # labels of nearest size, of which the share not seen is taken
 LEAST_COMPARABLE = 5  # below which nothing can be said of a label that no run sees
 WITHOUT_OBJECT = 0.02  # share of labels that is assumed to have no object
@@ -144,6 +144,10 @@ def _compare(
         suggested, of_class = (place.box, place.label) if remains else (None, None)
         return Suspect(kind, score, sample.image_id, sample.name, index, box, label, suggested, of_class, place.votes)
 
+    least = np.array(thresholds)[:, labels] * SUPPORT  # (runs, labels)
+    on_labels = [_support(detections, box, label, ON_LABEL) for box, label in zip(boxes, labels.tolist(), strict=True)]
+    # Labels that some run sees as an object of their own, be it faintly.
+    own = (least <= np.array(on_labels).reshape(-1, len(detections)).T).any(axis=0)
     suspects = []
     # 1. Agreed objects on labels of their class.
     on_label = _pairs(np.where(same & single & (overlap >= ON_LABEL), overlap, 0))
@@ -156,7 +160,7 @@ def _compare(
     # 2. On labels of another class, 3. touching labels of their class.
     touching: tuple[tuple[Kind, Bool[np.ndarray, "places labels"]], ...] = (
         ("wrong class", ~same & single & (overlap >= ON_LABEL)),
-        ("badly placed", same & single & (overlap >= TOUCHES)),
+        ("badly placed", same & single & ~own & (overlap >= TOUCHES)),
     )
     for kind, allowed in touching:
         free = np.zeros_like(allowed)
@@ -176,12 +180,11 @@ def _compare(
     seen = []
     for index in np.flatnonzero(~sample.crowd).tolist():
         best = _support(detections, boxes[index], int(labels[index]))
-        least = SUPPORT * np.array([each[int(labels[index])] for each in thresholds])
         on_same = [at for at in taken if same[at, index] and overlap[at, index] >= ON_LABEL]
         if index in free_labels and on_same:
             suspects.append(suspect("doubled", places[on_same[0]].score, index, places[on_same[0]], remains=False))
             free_labels.discard(index)
-        invisible = index in free_labels and bool((best < least).all())
+        invisible = index in free_labels and bool((best < least[:, index]).all())
         seen.append(_Seen(sample, index, invisible))
     return suspects, seen
 
@@ -215,11 +218,13 @@ def _pairs(overlap: Float[np.ndarray, "places labels"]) -> list[tuple[int, int]]
     return pairs
 
 
-def _support(detections: Sequence[Detections], box: np.ndarray, label: int) -> Float[np.ndarray, " runs"]:
+def _support(
+    detections: Sequence[Detections], box: np.ndarray, label: int, on: float = SAME_OBJECT
+) -> Float[np.ndarray, " runs"]:
     """Of each run the best score of a detection of a class on a box, 0 where there is none."""
     best = []
     for one in detections:
-        on_box = (iou_matrix(box[None], one.boxes.astype(np.float64))[0] >= SAME_OBJECT) & (one.labels == label)
+        on_box = (iou_matrix(box[None], one.boxes.astype(np.float64))[0] >= on) & (one.labels == label)
         best.append(float(one.scores[on_box].max(initial=0.0)))
     return np.array(best)
 

@@ -13,6 +13,7 @@ import jinja2
 from boxtwin.studies.conditions import condition_name
 from boxtwin.studies.dose_response import MARGINS
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
+from boxtwin.studies.suspects import APPLIED_FROM
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ ENVIRONMENT.globals |= {
     "METRICS": METRICS,
     "LEAST_PAIRS": LEAST_PAIRS,
     "LEVEL": LEVEL,
+    "APPLIED_FROM": APPLIED_FROM,
     "MARGINS": MARGINS,
     "INF": math.inf,
     "condition_name": condition_name,
