@@ -1,4 +1,4 @@
-"""What follows a study: detectors on all labelled images (`train.py final=`), and images to label (`review.py next=`)."""
+"""What follows a study: `train.py final=` on all labelled images, and `review.py next=`, which images to label."""
 
 from __future__ import annotations
 
