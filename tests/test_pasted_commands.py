@@ -25,12 +25,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 
-from boxtwin.command_line import command_line, quoted, setting
+from boxtwin.command_line import command_line, quote_path, quoted, setting
 from boxtwin.commands import generate as generation
 from boxtwin.commands.export import export_detector
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.launch import OPTIONS_VARIABLE
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
+from boxtwin.counting.detectors import find_detectors
 from boxtwin.errors import InputError
 from boxtwin.studies.condition_values import as_overrides, flatten
 from boxtwin.studies.next_runs import command
@@ -227,6 +228,29 @@ def test_runs_that_an_error_lists(tmp_path: Path, paste: Pasted, monkeypatch: py
     lines = str(caught.value).partition("finished runs:\n  ")[2].split("\n  ")
     pasted = paste("\n".join(f"python export.py {line}" for line in lines))
     assert {values(words)["run"] for words in given_to(pasted, "python", "export.py")} == folders
+
+
+def test_runs_of_a_study_to_count_with(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = {f"multirun/s/{value}" for value in HOSTILE}
+    for folder in folders:
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "detector.safetensors").touch()
+    monkeypatch.setattr("boxtwin.counting.detectors.LISTED", len(HOSTILE))
+    with pytest.raises(InputError) as caught:
+        find_detectors("no such condition", "s")
+    lines = str(caught.value).partition("its runs:\n  ")[2].split("\n  ")
+    pasted = paste("\n".join(f"python count.py {line}" for line in lines))
+    assert {values(words)["run"] for words in given_to(pasted, "python", "count.py")} == folders
+
+
+def test_paths_need_no_quotes_of_hydra() -> None:
+    as_hydra_reads = ("'q'", "[1,2]", "null")
+    for value in [*HOSTILE, "a b/c (1), x=y", "scènes [2]/*.tif"]:
+        if value not in as_hydra_reads:
+            assert values([quote_path(f"images={value}", ("images",))]) == {"images": value}
+    for word in ("images=[a,b]", "images='a b'", "images=null", "study=a,b"):
+        assert quote_path(word, ("images",)) == word
 
 
 def test_bringing_an_experiment_back(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ COMMAND = re.compile(
 # What of the user's is in a command: by file and function, and the test in test_pasted_commands that pastes it.
 PRODUCERS = {
     "commands.export._detectors_near": "test_runs_that_an_error_lists",
+    "counting.detectors._find": "test_runs_of_a_study_to_count_with",
     "commands.generate.generate_command": "test_making_variations",
     "commands.generate._generator_of": "test_values_of_every_kind",
     "studies.runs.run_from": "test_making_a_run_again",  # kept, and printed by the report

@@ -66,14 +66,20 @@ def predictions(network: YOLOv3) -> list[torch.nn.Conv2d]:
     return [layer for layer in network.layers() if isinstance(layer, torch.nn.Conv2d)]
 
 
-def detect_as_studies_do(detector: TrainedDetector, paths: Sequence[Path]) -> list[Detections]:
-    """What a run finds in image files: the data set, batches and module of its evaluation."""
+def samples_of(paths: Sequence[Path]) -> list[Sample]:
+    """Image files as samples without objects."""
     nothing = np.zeros(0)
     samples = []
     for number, path in enumerate(paths):
         height, width = read_image(path).shape[:2]
         boxes, labels, crowd = np.zeros((0, 4)), nothing.astype(int), nothing.astype(bool)
         samples.append(Sample(path.name, path, width, height, number, boxes, labels, nothing, crowd))
+    return samples
+
+
+def detect_as_studies_do(detector: TrainedDetector, paths: Sequence[Path]) -> list[Detections]:
+    """What a run finds in image files: the data set, batches and module of its evaluation."""
+    samples = samples_of(paths)
     spec = detector.spec
     images = LetterboxedImages(
         samples, size=spec.image_size, tile=spec.tile, levels=spec.levels, images=DecodedImages(None)

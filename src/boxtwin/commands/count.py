@@ -18,7 +18,6 @@ from boxtwin.counting.ensemble import Counter, ImageCount
 from boxtwin.counting.files import (
     COCO_FILE,
     CSV_FILE,
-    LONGEST,
     PICTURES,
     QUALITY,
     SMALL_QUALITY,
@@ -28,6 +27,8 @@ from boxtwin.counting.files import (
     coco_detections,
     draw,
     geojson,
+    picture_of,
+    shrunk,
     write_csv,
     write_json,
 )
@@ -136,10 +137,11 @@ def _count(image: Read, counter: Counter, folder: Path, pictures: bool, thumbnai
         if places is not None:
             write_json(folder / f"{image.name}.geojson", places)
     if pictures:
-        drawn = draw(image, count.found, counter.detectors[0].spec.levels)
+        plain, several = picture_of(image, counter.detectors[0].spec.levels), len(counter.classes) > 1
         picture = f"{PICTURES}/{image.name}.jpg"
-        write_bytes_atomically(folder / picture, as_jpeg(drawn, LONGEST, QUALITY))
-        small = as_jpeg(drawn, THUMBNAIL, SMALL_QUALITY) if thumbnail else b""
+        write_bytes_atomically(folder / picture, as_jpeg(draw(plain, width, count.found, several=several), QUALITY))
+        if thumbnail:
+            small = as_jpeg(draw(shrunk(plain, THUMBNAIL), width, count.found, several=several), SMALL_QUALITY)
     return CountedImage(image.name, image.path, image.page, width, height, count, picture, small)
 
 

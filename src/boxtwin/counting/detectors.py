@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from boxtwin.command_line import command_line, setting
+from boxtwin.command_line import quoted, setting
 from boxtwin.detector.predict import Compute, OnnxDetector
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
@@ -59,7 +59,7 @@ def _find(name: str, study: str | None) -> list[Path]:
     if not seeds:
         runs = sorted(run.parent for run in folder.glob(f"*/{DETECTOR_FILE}"))
         more = f"\n  and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
-        listed = "".join(f"\n  {command_line('count.py', [setting('run', str(run))])}" for run in runs[:LISTED])
+        listed = "".join(f"\n  {quoted(setting('run', str(run)))}" for run in runs[:LISTED])
         raise InputError(
             f"run={name} is no file or folder, and no condition with finished runs in {folder}"
             + (f"; its runs:{listed}{more}" if runs else "")

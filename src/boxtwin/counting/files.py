@@ -28,6 +28,7 @@ from boxtwin.lettering import class_colour
 CSV_FILE, COCO_FILE, PICTURES = "counts.csv", "detections.json", "pictures"
 LONGEST, THUMBNAIL = 1600, 420  # pixels of the longer side of a picture, and of one in the page
 QUALITY, SMALL_QUALITY = 90, 78  # of JPEG
+ONE_CLASS = "#ff7f0e"  # bright on dark sea and on light ground
 LEAST_BOX = 0.012  # of the longer side: boxes are drawn around smaller objects, so that they can be seen
 
 
@@ -104,37 +105,40 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_bytes_atomically(path, json.dumps(content).encode())
 
 
-def draw(image: Read, found: Detections, levels: Levels) -> Pixels:
-    """The image in 8 bit colour, shrunk to `LONGEST`, with a box in the colour of its class around each object."""
-    content = image.content.overview(LONGEST) if isinstance(image.content, Scene) else image.content
-    shown: Any = _eight_bit(levels.scaled(content))
-    width, height = image.size
-    scale = min(1.0, LONGEST / max(width, height))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if shown.shape[1::-1] != size:
-        shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
-    shown = cv2.cvtColor(shown, cv2.COLOR_GRAY2RGB) if shown.ndim == 2 else np.ascontiguousarray(shown)
-    thick = max(1, round(max(size) / 500))
+def picture_of(image: Read, levels: Levels) -> Pixels:
+    """The image in 8 bit colour, shrunk to `LONGEST`."""
+    shown: Any = levels.scaled(image.content.overview(LONGEST) if isinstance(image.content, Scene) else image.content)
+    shown = shrunk(shown, LONGEST)
+    shown = shown if shown.dtype == np.uint8 else (shown >> 8).astype(np.uint8)
+    return cv2.cvtColor(shown, cv2.COLOR_GRAY2RGB) if shown.ndim == 2 else shown
+
+
+def shrunk(pixels: Pixels, longest: int) -> Pixels:
+    """A picture with so many pixels along its longer side at most."""
+    scale = longest / max(pixels.shape[:2])
+    size = [max(1, round(side * scale)) for side in pixels.shape[1::-1]]
+    return pixels if scale >= 1 else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def draw(picture: Pixels, width: int, found: Detections, *, several: bool) -> Pixels:
+    """A copy of a picture of an image of so many pixels a row, with boxes; of ``several`` classes, in their colours."""
+    shown, longer = picture.copy(), max(picture.shape[:2])
+    scale, thick = picture.shape[1] / width, max(2, round(longer / 500))
     for box, label in zip(found.boxes, found.labels.tolist(), strict=True):
         x1, y1, x2, y2 = (float(value) * scale for value in box)
-        room = max(0.0, (LEAST_BOX * max(size) - max(x2 - x1, y2 - y1)) / 2) + thick
-        colour = tuple(int(class_colour(label)[place : place + 2], 16) for place in (1, 3, 5))
+        room = max(0.0, (LEAST_BOX * longer - max(x2 - x1, y2 - y1)) / 2) + thick
+        colour = class_colour(label) if several else ONE_CLASS
+        red_green_blue = tuple(int(colour[place : place + 2], 16) for place in (1, 3, 5))
         ends = (round(x1 - room), round(y1 - room)), (round(x2 + room), round(y2 + room))
-        cv2.rectangle(shown, *ends, (0, 0, 0), thick + 2)  # dark around it: seen on any ground
-        cv2.rectangle(shown, *ends, colour, thick)
+        if several:
+            cv2.rectangle(shown, *ends, (255, 255, 255), thick + 2)  # around it: told apart on any ground
+        cv2.rectangle(shown, *ends, red_green_blue, thick)
     return shown
 
 
-def _eight_bit(pixels: Pixels) -> Pixels:
-    return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
-
-
-def as_jpeg(pixels: Pixels, longest: int, quality: int) -> bytes:
-    """A picture as JPEG, shrunk to so many pixels along its longer side."""
-    scale = min(1.0, longest / max(pixels.shape[:2]))
-    size = [max(1, round(side * scale)) for side in pixels.shape[1::-1]]
-    shrunk = pixels if scale == 1 else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    done, encoded = cv2.imencode(".jpg", np.ascontiguousarray(shrunk[:, :, ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
+def as_jpeg(pixels: Pixels, quality: int) -> bytes:
+    """A picture as JPEG."""
+    done, encoded = cv2.imencode(".jpg", np.ascontiguousarray(pixels[:, :, ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise OSError(f"pixels of shape {pixels.shape} cannot be written as JPEG")
     return encoded.tobytes()

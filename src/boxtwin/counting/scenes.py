@@ -68,11 +68,12 @@ class Scene:
             return None
         from rasterio.warp import transform
 
-        rings = []
+        rings, place = [], self._file.transform
         for x1, y1, x2, y2 in boxes:
-            corners = [self._file.transform * corner for corner in ((x1, y1), (x1, y2), (x2, y2), (x2, y1), (x1, y1))]
-            longitudes, latitudes = transform(self._file.crs, "EPSG:4326", *zip(*corners, strict=True))
-            rings.append(list(zip(longitudes, latitudes, strict=True)))
+            corners = ((x1, y1), (x1, y2), (x2, y2), (x2, y1), (x1, y1))
+            east = [place.a * x + place.b * y + place.c for x, y in corners]
+            north = [place.d * x + place.e * y + place.f for x, y in corners]
+            rings.append(list(zip(*transform(self._file.crs, "EPSG:4326", east, north), strict=True)))
         return rings
 
     def close(self) -> None:

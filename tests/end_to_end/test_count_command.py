@@ -1,0 +1,286 @@
+"""From a run to counts of images, with ``count.py``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import tifffile
+from affine import Affine
+from commands import run
+from omegaconf import OmegaConf
+from trained_detectors import detect_as_studies_do, make_trained, samples_of
+
+from boxtwin.commands.count import count_images
+from boxtwin.commands.export import export_detector
+from boxtwin.config.schema import CountConfig, ExportConfig
+from boxtwin.counting.detectors import best_of, find_detectors
+from boxtwin.datasets.image_io import read_image, write_png
+from boxtwin.datasets.levels import Levels
+from boxtwin.datasets.training_images import TrainingImages
+from boxtwin.detector.checkpoint import TrainedDetector, write_detector
+from boxtwin.errors import InputError
+from boxtwin.evaluation.count_intervals import CountCalibration
+from boxtwin.evaluation.counts import counted
+
+Rows = dict[str, dict[str, str]]
+
+
+def count(images: Any, detector: Any, **settings: Any) -> Rows:
+    """Count in this process; the lines of counts.csv by file."""
+    config = CountConfig(run=detector, images=images, pictures=False, device="cpu", **settings)
+    return rows(count_images(OmegaConf.structured(config)))
+
+
+def rows(folder: Path) -> Rows:
+    with (folder / "counts.csv").open(newline="", encoding="utf-8") as file:
+        return {row["file"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a project with one finished run."""
+    folder = tmp_path_factory.mktemp("my project (1), a=b")
+    run("train.py experiment=tiny_control variations=0", folder)
+    return folder
+
+
+def test_a_count_is_the_same_everywhere(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the run's own test, counted with its detector, with the exported one, and by the served model."""
+    monkeypatch.chdir(study)
+    (run_folder,) = Path().glob("multirun/*/*/")
+    result = json.loads((run_folder / "result.json").read_text())
+    (images,) = (path.parent for path in Path("data").rglob(result["counts"][0]["file_name"]))
+    names = Path("test_images.txt")
+    names.write_text("".join(f"{images / entry['file_name']}\n" for entry in result["counts"]))
+    expected = {entry["file_name"]: (entry["found"], entry["true"]) for entry in result["counts"]}
+
+    printed = run(f"count.py study={run_folder.parent.name} images={names} threads=1", study)
+    assert "8 images as in training, 64 pixels along the longer side" in printed
+    assert "Intervals are meant to hold the true count in 80 % of images" in printed
+    assert "in 4 images that were not trained on, too few for 90 %" in printed
+    folder = Path("counts") / images.name
+    ours = rows(folder)
+    assert {name: int(row["total"]) for name, row in ours.items()} == {
+        name: found for name, (found, _) in expected.items()
+    }
+    errors = [abs(int(ours[name]["total"]) - true) for name, (_, true) in expected.items()]
+    assert np.mean(errors) == result["metrics"]["test/count_mae"]
+    assert all(int(row["total_low"]) <= int(row["total"]) <= int(row["total_high"]) for row in ours.values())
+    page = (folder / "index.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 8
+    assert not re.search(r"(src|href)=\"(?!data:|pictures/)", page)
+    assert len(list((folder / "pictures").iterdir())) == 8
+    coco = json.loads((folder / "detections.json").read_text())
+    assert [one["file_name"] for one in coco["images"]] == list(ours)
+    assert all(Path(one["path"]).is_file() for one in coco["images"])
+    assert len(coco["annotations"]) == sum(found for found, _ in expected.values())
+
+    export_detector(OmegaConf.structured(ExportConfig(run=str(run_folder), formats=["onnx", "mlflow"])))
+    exported = count(str(names), str(run_folder / "export" / "detector.onnx"), folder="by onnx")
+    same = ("total", "total_low", "total_high", "unlike_training", "scale")
+    assert [[row[name] for name in same] for row in exported.values()] == [
+        [row[name] for name in same] for row in ours.values()
+    ]
+    model = mlflow.pyfunc.load_model(str(run_folder / "export" / "mlflow"))
+    answers = model.predict(pd.DataFrame({"image": [(images / name).read_bytes() for name in expected]}))
+    assert [answer["count"] for answer in answers] == [found for found, _ in expected.values()]
+
+
+def test_annotations_give_the_metrics_of_the_run(
+    study: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(study)
+    (run_folder,) = Path().glob("multirun/*/*/")
+    result = json.loads((run_folder / "result.json").read_text())
+    (images,) = (path.parent for path in Path("data").rglob(result["counts"][0]["file_name"]))
+    (annotations,) = Path("data").rglob("annotations.json")
+    files = [str(images / entry["file_name"]) for entry in result["counts"]]
+    with caplog.at_level("INFO"):
+        count(files, str(run_folder), annotations=str(annotations), folder="scored")
+    metrics = result["metrics"]
+    assert f"on 8 annotated images: AP {metrics['test/map']:.3f}, AP50 {metrics['test/map_50']:.3f}" in caplog.text
+    assert f"count MAE {metrics['test/count_mae']:.2f}, RMSE {metrics['test/count_rmse']:.2f}" in caplog.text
+    assert re.search(r"the interval holds the true count in \d of 8 images", caplog.text)
+
+    content = json.loads(annotations.read_text())
+    content["categories"][0]["name"] = "aeroplane"
+    other = annotations.with_name("other.json")
+    other.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"has objects of aeroplane; the detector knows ship"):
+        count(str(images), str(run_folder), annotations=str(other), folder="not made")
+    assert not Path("not made").exists()
+
+
+def calibrated(seed: int = 0, **changes: Any) -> TrainedDetector:
+    """A detector of random weights that knows what its training images were like."""
+    trained = make_trained(**changes)
+    rng = np.random.default_rng(seed)
+    calibration = CountCalibration(
+        tuple(f"{number}.png" for number in range(12)),
+        0.3 + 0.02 * rng.random((12, len(trained.module.classes))),
+        np.array([[a + b, a, b] for a, b in rng.integers(-3, 4, (12, 2))]),
+    )
+    return TrainedDetector(
+        trained.module,
+        trained.count_threshold,
+        trained.origin,
+        calibration=calibration,
+        images=TrainingImages((64, 64, 64), (0.2, 0.8), (0.0, 3.0)),
+    )
+
+
+@pytest.fixture
+def detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainedDetector:
+    monkeypatch.chdir(tmp_path)
+    trained = calibrated()
+    write_detector(trained, tmp_path / "detector.safetensors")
+    return trained
+
+
+def noise(seed: int, height: int = 64, width: int = 64) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width)).astype(np.uint8)
+
+
+def test_images_of_any_kind_are_counted_and_unreadable_ones_listed(detector: TrainedDetector, tmp_path: Path) -> None:
+    folder = tmp_path / "new images"
+    (folder / "below").mkdir(parents=True)
+    write_png(folder / "a, b=(1).png", noise(0))
+    write_png(folder / "below" / "colour.png", np.repeat(noise(1)[:, :, None], 3, axis=2))
+    tifffile.imwrite(folder / "stack.tif", np.stack([noise(2), noise(3), noise(4)]), photometric="minisblack")
+    (folder / "cut.png").write_bytes((folder / "a, b=(1).png").read_bytes()[:200])
+    write_png(folder / "deep.png", (noise(5).astype(np.uint16) + 1000))
+    with pytest.raises(InputError) as caught:
+        count(str(folder), "detector.safetensors")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "2 of 5 files could not be counted:"
+    assert "cut.png cannot be decoded" in lines[1]
+    assert "deep.png has 16 bit; the detector was trained on values up to 255" in lines[2]
+    found = rows(Path("counts") / "new images")
+    assert list(found) == ["a, b=(1).png", "below/colour.png", "stack.tif#0", "stack.tif#1", "stack.tif#2"]
+    paths = [folder / "a, b=(1).png", folder / "below" / "colour.png"]
+    for number in (2, 3, 4):
+        paths.append(tmp_path / f"page{number}.png")
+        write_png(paths[-1], noise(number))
+    for row, each in zip(found.values(), detect_as_studies_do(detector, paths), strict=True):
+        labels = counted(each, detector.spec.class_thresholds).labels
+        assert [int(row[name]) for name in ("total", "ship", "buoy")] == [
+            len(labels),
+            (labels == 0).sum(),
+            (labels == 1).sum(),
+        ]
+
+
+def test_images_are_named_in_several_ways(detector: TrainedDetector, tmp_path: Path) -> None:
+    for number in range(3):
+        write_png(tmp_path / "images" / f"{number}.png", noise(number))
+    (tmp_path / "images" / "names.txt").write_text("0.png\n\n2.png\n")
+    assert list(count("images/1.png", "detector.safetensors", folder="one")) == ["1.png"]
+    assert list(count("images/[02].png", "detector.safetensors", folder="two")) == ["0.png", "2.png"]
+    assert list(count("images/names.txt", "detector.safetensors", folder="three")) == ["0.png", "2.png"]
+    assert list(count(["images/2.png", "images"], "detector.safetensors", folder="four")) == ["2.png", "0.png", "1.png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no images"):
+        count("empty", "detector.safetensors")
+    with pytest.raises(InputError, match="there is no such file or folder"):
+        count("nothing/*.png", "detector.safetensors")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep me")
+    with pytest.raises(InputError, match=r"exists and holds no counts\.csv"):
+        count("images", "detector.safetensors", folder="mine")
+    assert not list(Path().glob(".*part"))
+
+
+def test_larger_images_are_looked_at_at_the_scale_of_training(detector: TrainedDetector, tmp_path: Path) -> None:
+    chips = [noise(number) for number in range(6)]
+    wide = np.full((200, 300), 128, np.uint8)
+    for number, chip in enumerate(chips):
+        wide[100 * (number // 3) :, 100 * (number % 3) :][:64, :64] = chip
+    write_png(tmp_path / "wide.png", wide)
+    row = count("wide.png", "detector.safetensors")["wide.png"]
+    assert (row["scale"], row["unlike_training"], row["total_low"]) == ("1", "size", "")
+    assert "size" in row["unlike_training"]
+    # As a scene with coordinates, which is read in windows.
+    profile = {"crs": "EPSG:32631", "transform": Affine(1, 0, 500_000, 0, -1, 5_000_000), "dtype": "uint8", "count": 1}
+    with rasterio.open("scene.tif", "w", "GTiff", 300, 200, **profile) as file:
+        file.write(wide[None])
+    scene = count("scene.tif", "detector.safetensors")["scene.tif"]
+    assert {**scene, "file": ""} == {**row, "file": ""}
+    places = json.loads(Path("counts/scene/scene.tif.geojson").read_text())["features"]
+    assert len(places) == int(row["total"]) > 0
+    halved = count("wide.png", "detector.safetensors", scale=0.5, folder="halved")["wide.png"]
+    assert halved["scale"] == "0.5"
+    # By a detector of an older version as a whole, as then.
+    write_detector(make_trained(), tmp_path / "old.safetensors")
+    old = count("wide.png", "old.safetensors", folder="old")["wide.png"]
+    (expected,) = detect_as_studies_do(detector, [tmp_path / "wide.png"])
+    assert int(old["total"]) == len(counted(expected, 0.3).scores)
+    assert (float(old["scale"]), old["unlike_training"]) == (pytest.approx(64 / 300, rel=1e-5), "")
+
+
+def test_several_seeds_count_as_their_median(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_png(tmp_path / "image.png", noise(0))
+    each = []
+    for seed, threshold in enumerate((0.2, 0.3, 0.45)):
+        folder = Path(f"multirun/ships/s1-x0-none-nano-seed{seed}")
+        trained = calibrated(seed, count_threshold=threshold)
+        write_detector(trained, folder / "detector.safetensors")
+        each.append(count("image.png", str(folder), folder=f"by {seed}")["image.png"])
+    together = count("image.png", "s1-x0-none-nano", study="ships")["image.png"]
+    for name in ("ship", "buoy"):
+        numbers = [int(row[name]) for row in each]
+        assert int(together[name]) == np.median(numbers)
+        assert int(together[f"{name}_spread"]) == max(numbers) - min(numbers) > 0
+        assert int(together[f"{name}_low"]) <= int(together[name]) <= int(together[f"{name}_high"])
+    assert int(together["total"]) == int(together["ship"]) + int(together["buoy"])
+    with pytest.raises(InputError, match="no condition with finished runs in multirun/ships"):
+        find_detectors("s2-x0", "ships")
+    write_detector(make_trained(classes=["cell", "dust"]), tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="detectors of other classes cannot count together"):
+        count("image.png", [str(folder), "other.safetensors"])
+
+
+def test_the_best_of_a_study_is_final_or_best_on_validation_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="there are no finished runs in multirun"):
+        find_detectors("best", None)
+    for name, ap in (("a", 0.3), ("b", 0.5), ("c", 0.4)):
+        folder = Path("multirun/ships") / name
+        folder.mkdir(parents=True)
+        (folder / "detector.safetensors").touch()
+        (folder / "result.json").write_text(json.dumps({"metrics": {"val_real/map": ap}}))
+    assert find_detectors("best", None) == [Path("multirun/ships/b/detector.safetensors")]
+    final = Path("multirun/ships/final/detector.safetensors")
+    final.parent.mkdir()
+    final.touch()
+    assert best_of(Path("multirun/ships")) == final
+    final.unlink()
+    with pytest.raises(InputError, match=r"holds no detector\.safetensors"):
+        find_detectors("multirun/ships/final", None)
+
+
+def test_unlike_images_are_marked(tmp_path: Path) -> None:
+    sharp = [noise(number) for number in range(20)]
+    for number, pixels in enumerate(sharp):
+        write_png(tmp_path / f"{number}.png", (64 + pixels // 2).astype(np.uint8))
+    samples = samples_of([tmp_path / f"{number}.png" for number in range(20)])
+    known = TrainingImages.of(samples, samples, lambda sample: read_image(sample.path), Levels())
+    assert TrainingImages.from_plain(json.loads(json.dumps(known.plain()))) == known
+    same = (64 + noise(99) // 2).astype(np.uint8)
+    assert known.differences(same) == []
+    assert known.differences(cv2.GaussianBlur(same, (0, 0), 3)) == ["blurred"]
+    assert known.differences(same // 3) == ["darker"]
+    assert known.differences(np.full((64, 64), 250, np.uint8))[0] == "brighter"
+    assert known.differences(np.tile(same, (2, 2))) == ["size"]
