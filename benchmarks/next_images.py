@@ -52,6 +52,7 @@ def run(name: str, seed: int, settings: Sequence[str], arguments: argparse.Names
             *(sys.executable, str(ROOT / "train.py"), "experiment=hrsid200", f"dataset.root={arguments.root}"),
             *(f"detector.weights={arguments.weights}", f"seed={seed}", f"study=next-{name}", "variations=0"),
             *(f"trainer.steps={arguments.steps}", "trainer.threads=1", "quality=false", *settings),
+            *arguments.overrides,
             *(f"hydra.run.dir={folder}/run", f"tracking.folder={folder}/mlruns", f"data={arguments.folder}/data"),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=402, help="optimiser steps, a multiple of 6 (default: 402)")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default: 2)")
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/runs/next"), help="where runs are kept")
+    parser.add_argument("overrides", nargs="*", help="further settings of train.py, the same for every run")
     arguments: Any = parser.parse_args()
     for name in ("root", "weights", "folder"):
         setattr(arguments, name, getattr(arguments, name).resolve())
