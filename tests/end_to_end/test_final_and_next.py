@@ -1,4 +1,4 @@
-"""What follows a study: detectors on all labelled images (`train.py final=`), and images to label (`review.py next=`)."""
+"""What follows a study: `train.py final=` on all labelled images, and `review.py next=`, which images to label."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import ENVIRONMENT, ROOT, run, runs
+from omegaconf import OmegaConf
 
 from boxtwin.command_line import setting
 from boxtwin.datasets.coco import read_coco
@@ -41,6 +42,8 @@ def test_they_are_trained_on_all_labelled_images(trained: tuple[Path, str]) -> N
     assert "test" not in "".join(result["metrics"])
     assert {"out_of_fold/map_50", "out_of_fold/count_mae"} <= set(result["metrics"])
     assert "no test metrics" in result["data"]["note"]
+    config = OmegaConf.load(final / "config.yaml")
+    assert (config.trainer.steps, config.detector.name, config.trainer.threads) == (8, "yolov3_nano", None)
     assert "no test metrics: every labelled image was trained on" in printed
     files = sorted(final.parent.glob("final*/detector.safetensors"))
     assert [file.parent.name for file in files] == ["final-seed0", "final-seed1"]

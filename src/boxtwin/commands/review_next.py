@@ -126,7 +126,7 @@ def rank(
     detectors: Sequence[TrainedDetector], new: Sequence[Sample], labelled: Sequence[Sample], number: int
 ) -> list[Chosen]:
     """The images to label, the most useful first."""
-    device = str(choose_device("auto", "review.py"))
+    device = str(choose_device("auto", "next"))
     for each in detectors:
         each.module.to(device)
     thresholds = [each.count_threshold for each in detectors]

@@ -179,6 +179,7 @@ def _configuration(composed: DictConfig, found: Recommended) -> BoxtwinConfig:
                 OmegaConf.update(settings, key, OmegaConf.select(composed, key))
         settings.rerun, settings.study = False, found.study
         settings.trainer.steps, settings.trainer.epochs = found.row.first.steps, None
+        settings.trainer.threads = composed.trainer.threads  # a sweep has set one, to make several runs at once
     return to_object(settings, BoxtwinConfig)
 
 

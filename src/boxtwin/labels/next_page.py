@@ -20,7 +20,7 @@ from boxtwin.labels.next_images import Disagreement
 from boxtwin.lettering import class_colour
 
 PICTURE, QUALITY = 480, 80  # longer side, pixels; of JPEG
-LEAST_BOX = 7  # pixels of the picture: boxes of smaller objects are drawn larger, so that they can be seen
+LEAST_BOX = 9  # pixels of the picture: boxes of smaller objects are drawn larger, so that they can be seen
 DOUBTFUL = "#ffd23f"
 
 
@@ -88,5 +88,5 @@ def _frame(shown: UInt8[np.ndarray, "h w 3"], place: AgreedObject, colour: str, 
     room = max(0.0, LEAST_BOX - max(x2 - x1, y2 - y1)) / 2 + 1
     ends = (round(x1 - room), round(y1 - room)), (round(x2 + room), round(y2 + room))
     bgr = tuple(int(colour[start : start + 2], 16) for start in (5, 3, 1))
-    cv2.rectangle(shown, *ends, (0, 0, 0), 3)  # dark around it: seen on any ground
-    cv2.rectangle(shown, *ends, bgr, 1)
+    cv2.rectangle(shown, *ends, (0, 0, 0), 5)  # dark around it: seen on any ground
+    cv2.rectangle(shown, *ends, bgr, 3)

@@ -1,0 +1,114 @@
+"""What the trainings of final detectors learn from: all labelled images, or all but those of a part and its scenes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from small_study import SMALL
+
+from boxtwin.commands.train_final import prepare_final
+from boxtwin.config.compose import register, to_object
+from boxtwin.config.identity import run_name
+from boxtwin.config.launch import quote_numbers
+from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.simulated_sar import scenes
+from boxtwin.errors import InputError
+from boxtwin.run.build import labelling_runs, load_dataset, prepare
+
+ROOT = Path(__file__).parents[2]
+Compose = Callable[..., BoxtwinConfig]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 labelled images of 12 scenes, and a folder of others: new ones, one of a known scene, one that is labelled."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, name in enumerate(("labelled", "other")):
+        scenes.build(folder / name, images=24, image_size=64, chips_per_scene=2, seed=seed)
+    (folder / "unlabelled").mkdir()
+    others = sorted((folder / "other" / "images").iterdir())
+    for file in others[:3]:
+        shutil.copy(file, folder / "unlabelled" / f"U{file.name}")
+    known = sorted((folder / "labelled" / "images").iterdir())[0]
+    scene = known.name.split("_")[0]
+    shutil.copy(others[5], folder / "unlabelled" / f"{scene}_beside.png")
+    shutil.copy(known, folder / "unlabelled" / "equal.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def composed(data: Path) -> Iterator[Compose]:
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+
+        def with_overrides(*overrides: str) -> BoxtwinConfig:
+            places = (f"data={data}/made", "dataset=coco", "dataset.name=scenes", f"dataset.root={data}/labelled")
+            small = [value for value in SMALL if ".build." not in value]
+            scene = "dataset.group_by='^([^_]+)_'"
+            typed = (*places, *small, scene, "detector=yolov3_nano", "generator=repeat", *overrides)
+            return to_object(compose("config", quote_numbers(typed, ROOT / "conf" / "variations")), BoxtwinConfig)
+
+        yield with_overrides
+
+
+def test_every_image_is_trained_on_and_detected_by_a_detector_that_has_not_seen_it(composed: Compose) -> None:
+    config = composed("variations=2", "generator=copy_paste")
+    dataset = load_dataset(config)
+    work = prepare_final(config, dataset, seeds=3, parts=4)
+    assert [each.config.seed for each in work.seeds] == [0, 1, 2]
+    names = sorted(sample.name for sample in dataset.samples)
+    assert all(sorted(sample.name for sample in each.split.train) == names for each in work.seeds)
+    assert sorted(sample.name for each in work.folds for sample in each.split.test) == names
+    for each in work.folds:
+        train, test = ({sample.group for sample in side} for side in (each.split.train, each.split.test))
+        assert not train & test
+        assert len(each.split.train) + len(each.split.test) == len(names)
+        # Variations are of training images alone, and a generator sees no others.
+        assert {sample.name for sample in each.sources} == {sample.name for sample in each.split.train}
+    # Seeds share a store; parts have one each.
+    assert len({each.store.key for each in work.seeds}) == 1
+    assert len({each.store.key for each in (*work.seeds, *work.folds)}) == 5
+    # Steps are those of the condition, and no run of the study is taken for one of these.
+    assert {each.steps for each in (*work.seeds, *work.folds)} == {config.trainer.steps}
+    assert prepare(config).identity not in {each.identity for each in (*work.seeds, *work.folds)}
+    assert run_name(work.seeds[0].config) == "final-x2-copy_paste-yolov3_nano-seed0"
+
+
+def test_images_beside_the_data_set_show_no_scene_that_is_left_out(composed: Compose, data: Path) -> None:
+    config = composed(f"dataset.unlabelled={data}/unlabelled")
+    work = prepare_final(config, load_dataset(config), seeds=1, parts=3)
+    new = {sample.name for sample in work.seeds[0].extra.unlabelled}
+    assert "equal.png" not in new
+    assert len(new) == 4
+    beside = next(name for name in new if not name.startswith("U"))
+    for each in work.folds:
+        left_out = beside.split("_")[0] in {sample.group for sample in each.split.test}
+        assert {sample.name for sample in each.extra.unlabelled} == (new - {beside} if left_out else new)
+
+
+def test_detectors_that_label_choose_their_checkpoint_on_images_of_the_part(composed: Compose) -> None:
+    config = composed("variations=1", "labels=pseudo", "labels.detectors=2")
+    work = prepare_final(config, load_dataset(config), seeds=1, parts=2)
+    for each in (*work.seeds, *work.folds):
+        for labelling in labelling_runs(each.config, each.dataset, each.split):
+            assert labelling.split.val
+            used = {sample.name for side in (labelling.split.train, labelling.split.val) for sample in side}
+            assert used == {sample.name for sample in each.split.train}
+
+
+def test_wrong_numbers_are_refused(composed: Compose) -> None:
+    config = composed()
+    dataset = load_dataset(config)
+    with pytest.raises(InputError, match="final_seeds=0 must be at least 1"):
+        prepare_final(config, dataset, seeds=0, parts=3)
+    with pytest.raises(InputError, match=r"final_folds=1: 24 images of 12 scenes cannot be divided into 1 parts"):
+        prepare_final(config, dataset, seeds=1, parts=1)
+
+
+def test_it_is_a_setting_of_train_alone(composed: Compose) -> None:
+    with pytest.raises(InputError, match=r"final=scenes is a setting of train\.py alone"):
+        prepare(composed("final=scenes"))
