@@ -1,11 +1,19 @@
-"""Running the root scripts as a user does: as processes, in a folder of their own."""
+"""Running the root scripts as a user does: as processes, in a folder of their own.
+
+Importing torch, Lightning and MLflow takes most of the time of a short command. One process imports them, and the
+processes of `run` are its forks. `start` and what commands start themselves are processes from scratch.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import runpy
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +34,38 @@ def script(command: str) -> list[str]:
     return [sys.executable, str(ROOT / name), "--config-dir", str(CONF), *arguments]
 
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([f"boxtwin.commands.{name}" for name in ("train", "compare", "export")])
+
+
 def run(command: str, folder: Path, *, code: int = 0, within: float = 240) -> str:
     """Run a command in ``folder`` and return what it printed; it must end with ``code`` within so many seconds."""
-    process = subprocess.run(
-        script(command), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=within, check=False
-    )
-    printed = process.stdout + process.stderr
-    assert process.returncode == code, f"{command} ended with {process.returncode}:\n{printed}"
-    return printed
+    with tempfile.TemporaryDirectory() as temporary:
+        printed = [Path(temporary) / name for name in ("stdout", "stderr")]
+        process = FORKS.Process(target=_fork, args=(script(command)[1:], folder, printed))
+        process.start()
+        process.join(within)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        text = "".join(path.read_text() for path in printed)
+    assert process.exitcode == code, f"{command} ended with {process.exitcode}:\n{text}"
+    return text
+
+
+def _fork(arguments: list[str], folder: Path, printed: list[Path]) -> None:
+    """Become the process of a script: its standard streams, environment, folder, and modules but for `__main__`."""
+    for descriptor, path in zip((1, 2), printed, strict=True):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), descriptor)
+    with open(os.devnull) as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), 0)
+    os.environ |= ENVIRONMENT
+    os.chdir(folder)
+    sys.argv = arguments
+    sys.path[:0] = [str(Path(arguments[0]).parent), *ENVIRONMENT["PYTHONPATH"].split(os.pathsep)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    runpy.run_path(arguments[0], run_name="__main__")
 
 
 def start(command: str, folder: Path) -> subprocess.Popen[bytes]:
