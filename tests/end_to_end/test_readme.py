@@ -56,7 +56,6 @@ ELSEWHERE = {
     "make study": "test_make_study (slow)",
     "python train.py -m experiment=study": "tests/config/test_sweeper.py, test_make_study (slow)",
     "make ui": "test_make_ui",
-    'eval "$(python train.py -sc install=bash)"': "tests/config/test_start_up.py",
     "python train.py -m split=s1,s2 variations=0,2,10": "test_study",
     "python train.py -m dataset=hrsid dataset.root=FOLDER split=s1,s2 variations=0,2,10": "test_study",
     "python compare.py": "test_study",
@@ -74,11 +73,14 @@ ELSEWHERE = {
     "python export.py run=multirun/STUDY/RUN register=ships": "test_export_command",
     "python export.py run=multirun/STUDY/RUN formats=[darknet] to=FOLDER": "test_export_command",
     "mlflow models serve -m multirun/STUDY/RUN/export/mlflow --env-manager local --port 5001": "test_export_command",
+    "python train.py final=STUDY": "test_final_and_next",
+    "python review.py suspects=STUDY": "test_suspects",
+    "python review.py next=FOLDER number=20": "test_final_and_next",
+    "python review.py export=label_studio store=STORE folder=OUT": "test_review_command",
     "python count.py run=best images=FOLDER": "test_count_command",
     "python count.py run=multirun/STUDY/RUN images=SCENE.tif": "test_count_command",
     "python count.py run=multirun/STUDY/RUN images=FOLDER annotations=FILE": "test_count_command",
     "python benchmarks/count_coverage.py --run multirun/STUDY/RUN": "tests/test_benchmarks.py",
-    "mlflow models serve -m multirun/STUDY/RUN/export/mlflow --env-manager local": "test_export_command",
     """printf '{"dataframe_split": {"columns": ["image"], "data": [["%s"]]}}' "$(base64 < IMAGE | tr -d '\\n')" | """
     "curl -s -H 'Content-Type: application/json' -d @- http://127.0.0.1:5001/invocations": "test_export_command",
     "python train.py -m experiment=hrsid200 dataset.root=FOLDER split.file=docs/results/hrsid200/split.json "
