@@ -11,13 +11,16 @@ from boxtwin.counting.files import CountedImage
 from boxtwin.datasets.problems import some
 from boxtwin.evaluation.count_intervals import LEVEL, promised_level
 
+MOST_NAMED = 10  # classes in a line
+
 
 def about(detectors: Sequence[Detector]) -> list[str]:
     """A line for each detector, with the thresholds that it counts at."""
     lines = []
     for detector in detectors:
-        thresholds = zip(detector.spec.classes, detector.spec.class_thresholds, strict=True)
-        counted = ", ".join(f"{name} from confidence {threshold:.3f}" for name, threshold in thresholds)
+        thresholds = list(zip(detector.spec.classes, detector.spec.class_thresholds, strict=True))
+        counted = ", ".join(f"{name} from confidence {threshold:.3f}" for name, threshold in thresholds[:MOST_NAMED])
+        counted += f" and {len(thresholds) - MOST_NAMED} more classes" if len(thresholds) > MOST_NAMED else ""
         lines.append(f"{detector.path}: {detector.spec.architecture}, counts {counted}")
     return lines
 
