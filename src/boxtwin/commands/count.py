@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from boxtwin.config.compose import to_object
 from boxtwin.config.schema import CountConfig
-from boxtwin.counting.detectors import Detector, find_detectors, open_detectors
+from boxtwin.counting.detectors import find_detectors, open_detectors
 from boxtwin.counting.ensemble import Counter, ImageCount
 from boxtwin.counting.files import (
     COCO_FILE,
@@ -107,7 +107,7 @@ def count_images(composed: DictConfig) -> Path:
                     image.content.close()
         if not work.images:
             raise InputError(f"none of the {len(images.files)} images can be read: {some(work.unreadable)}")
-        _write(temporary, work, detectors, counter, images, formats, pictures=config.pictures)
+        _write(temporary, work, counter, formats, title=f"Counts of {folder.name}" if config.pictures else None)
     seconds = time.perf_counter() - started
     log.info("%s", "\n".join(summary(work.images, counter, seconds)))
     if annotated is not None:
@@ -155,25 +155,24 @@ def _written(
 def _write(
     folder: Path,
     work: _Work,
-    detectors: Sequence[Detector],
     counter: Counter,
-    images: ImageList,
     formats: Sequence[str],
     *,
-    pictures: bool,
+    title: str | None,
 ) -> None:
-    spec = detectors[0].spec
+    """Write the tables, and the page if it has a title."""
+    detectors, spec = counter.detectors, counter.detectors[0].spec
     write_csv(folder / CSV_FILE, work.images, spec.classes, ensemble=len(detectors) > 1)
     write_json(folder / COCO_FILE, coco_detections(work.images, spec.classes, spec.category_ids))
     for name in formats:
         if name != "coco":
             write_labels(name, [each.labels for each in read_store(folder).images], spec.classes, folder / name)
-    if pictures:
+    if title is not None:
         notes = [*about(detectors), promise(counter), *marks(work.images)]
         write_page(
             folder / PAGE_FILE,
             work.images,
-            title=f"Counts of {images.folder.name or images.folder}",
+            title=title,
             classes=spec.classes,
             notes=notes,
             unreadable=work.unreadable,
