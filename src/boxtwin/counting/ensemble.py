@@ -95,11 +95,12 @@ class Counter:
 
     def _unlike(self, image: Read) -> list[str]:
         spec = self.detectors[0].spec
+        reasons = ["scale"] if self.scale is not None else []
         if spec.images is None:
-            return []
+            return reasons
         if isinstance(image.content, Scene):
-            return [] if spec.images.has_size(*image.size) else ["size"]
-        return spec.images.differences(spec.levels.scaled(image.content))
+            return reasons if spec.images.has_size(*image.size) else ["size", *reasons]
+        return [*spec.images.differences(spec.levels.scaled(image.content)), *reasons]
 
 
 def joined(counts: Int[np.ndarray, "detectors *n counts"]) -> Int[np.ndarray, "*n counts"]:
