@@ -148,6 +148,9 @@ def test_windows_are_for_scenes_alone(tmp_path: Path) -> None:
     small = replace(spec, reading={**spec.how_to_read.plain(), "max_pixels": 5000})
     large = read_one(tmp_path / "plain.tif", small).content
     assert isinstance(large, Scene)
+    unknown = Counter([Detector(Path("old"), replace(small, training_images=None), bright_spots)], None)
+    with pytest.raises(ValueError, match=r"give their scale, such as scale=1"):
+        unknown(Read("plain", tmp_path, None, large))
     assert geojson(large, counter()(Read("plain", tmp_path, None, large)).found, ["ship"]) is None
     assert large.overview(45).shape == (45, 45)
     write_scene(tmp_path / "deep.tif", np.full((90, 90), 3000, np.uint16))

@@ -82,6 +82,7 @@ ELSEWHERE = {
     "python count.py run=multirun/STUDY/RUN images=SCENE.tif": "test_count_command",
     "python count.py run=multirun/STUDY/RUN images=FOLDER annotations=FILE": "test_count_command",
     "python benchmarks/count_coverage.py --run multirun/STUDY/RUN": "tests/test_benchmarks.py",
+    "python benchmarks/scene_memory.py --run multirun/STUDY/RUN --bands 3 --network 12": "tests/test_benchmarks.py",
     """printf '{"dataframe_split": {"columns": ["image"], "data": [["%s"]]}}' "$(base64 < IMAGE | tr -d '\\n')" | """
     "curl -s -H 'Content-Type: application/json' -d @- http://127.0.0.1:5001/invocations": "test_export_command",
     "python train.py -m experiment=hrsid200 dataset.root=FOLDER split.file=docs/results/hrsid200/split.json "

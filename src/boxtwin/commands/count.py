@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from boxtwin.config.compose import to_object
 from boxtwin.config.schema import CountConfig
-from boxtwin.counting.detectors import Detector, find_detectors, open_detectors
+from boxtwin.counting.detectors import find_detectors, open_detectors
 from boxtwin.counting.ensemble import Counter, ImageCount
 from boxtwin.counting.files import (
     COCO_FILE,
@@ -92,20 +92,22 @@ def count_images(composed: DictConfig) -> Path:
             if isinstance(content, str):
                 work.unreadable.append(content)
                 continue
-            try:
-                for image in content:
-                    counted = _count(image, counter, temporary, config.pictures, len(work.images) < MOST_THUMBNAILS)
-                    if annotated is not None and file.resolve() in annotated.samples:
-                        work.counts[file.resolve()] = counted.count
-                    # What is not counted takes ten times the memory.
-                    work.images.append(replace(counted, count=replace(counted.count, every=counted.count.found)))
-            except (InputError, OSError) as error:  # of a window of a scene
-                work.unreadable.append(str(error))
-            finally:
-                _close(content)
+            for image in content:
+                try:
+                    count = counter(image)
+                except (InputError, OSError) as error:  # of a window of a scene
+                    work.unreadable.append(str(error))
+                    continue
+                if annotated is not None and file.resolve() in annotated.samples:
+                    work.counts[file.resolve()] = count
+                # What is not counted takes ten times the memory.
+                count = replace(count, every=count.found)
+                work.images.append(_written(image, count, counter, temporary, config.pictures, len(work.images)))
+                if isinstance(image.content, Scene):
+                    image.content.close()
         if not work.images:
             raise InputError(f"none of the {len(images.files)} images can be read: {some(work.unreadable)}")
-        _write(temporary, work, detectors, counter, images, formats, pictures=config.pictures)
+        _write(temporary, work, counter, formats, title=f"Counts of {folder.name}" if config.pictures else None)
     seconds = time.perf_counter() - started
     log.info("%s", "\n".join(summary(work.images, counter, seconds)))
     if annotated is not None:
@@ -132,8 +134,11 @@ def _use_threads(threads: int | None) -> None:
         use_threads(threads)
 
 
-def _count(image: Read, counter: Counter, folder: Path, pictures: bool, thumbnail: bool) -> CountedImage:
-    count, (width, height), picture, small = counter(image), image.size, None, b""
+def _written(
+    image: Read, count: ImageCount, counter: Counter, folder: Path, pictures: bool, number: int
+) -> CountedImage:
+    """Write the picture and the GeoJSON of an image, the so-many-th from 0."""
+    (width, height), picture, small = image.size, None, b""
     if isinstance(image.content, Scene):
         places = geojson(image.content, count.found, counter.classes)
         if places is not None:
@@ -142,39 +147,32 @@ def _count(image: Read, counter: Counter, folder: Path, pictures: bool, thumbnai
         plain, several = picture_of(image, counter.detectors[0].spec.levels), len(counter.classes) > 1
         picture = f"{PICTURES}/{image.name}.jpg"
         write_bytes_atomically(folder / picture, as_jpeg(draw(plain, width, count.found, several=several), QUALITY))
-        if thumbnail:
+        if number < MOST_THUMBNAILS:
             small = as_jpeg(draw(shrunk(plain, THUMBNAIL), width, count.found, several=several), SMALL_QUALITY)
     return CountedImage(image.name, image.path, image.page, width, height, count, picture, small)
-
-
-def _close(images: Sequence[Read]) -> None:
-    for image in images:
-        if isinstance(image.content, Scene):
-            image.content.close()
 
 
 def _write(
     folder: Path,
     work: _Work,
-    detectors: Sequence[Detector],
     counter: Counter,
-    images: ImageList,
     formats: Sequence[str],
     *,
-    pictures: bool,
+    title: str | None,
 ) -> None:
-    spec = detectors[0].spec
+    """Write the tables, and the page if it has a title."""
+    detectors, spec = counter.detectors, counter.detectors[0].spec
     write_csv(folder / CSV_FILE, work.images, spec.classes, ensemble=len(detectors) > 1)
     write_json(folder / COCO_FILE, coco_detections(work.images, spec.classes, spec.category_ids))
     for name in formats:
         if name != "coco":
             write_labels(name, [each.labels for each in read_store(folder).images], spec.classes, folder / name)
-    if pictures:
+    if title is not None:
         notes = [*about(detectors), promise(counter), *marks(work.images)]
         write_page(
             folder / PAGE_FILE,
             work.images,
-            title=f"Counts of {images.folder.name or images.folder}",
+            title=title,
             classes=spec.classes,
             notes=notes,
             unreadable=work.unreadable,

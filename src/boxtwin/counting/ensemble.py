@@ -13,6 +13,7 @@ from boxtwin.counting.images import Read
 from boxtwin.counting.scenes import Scene
 from boxtwin.datasets.sample import Detections
 from boxtwin.detector.predict import detect_in_windows, detect_objects
+from boxtwin.errors import InputError
 from boxtwin.evaluation.count_intervals import CountCalibration, CountInterval, counts_at, intervals
 from boxtwin.evaluation.counts import counted
 
@@ -60,6 +61,9 @@ class Counter:
             scale = self.scale or spec.scale_for(width, height)
             scales.append(scale or spec.image_size / max(width, height))
             if isinstance(image.content, Scene):
+                if scale is None and width * height > spec.how_to_read.max_pixels:
+                    why = "the detector's file does not say how large its training images were"
+                    raise InputError(f"{image.path} is read in tiles, and {why}: give their scale, such as scale=1")
                 # What no threshold counts is not kept: a scene has as many faint detections as it has tiles.
                 rows = [] if self.calibration is None else [self.calibration[place].thresholds.min()]
                 spec = replace(spec, score_floor=min(*spec.class_thresholds, *rows, 1.0))
@@ -91,11 +95,12 @@ class Counter:
 
     def _unlike(self, image: Read) -> list[str]:
         spec = self.detectors[0].spec
+        reasons = ["scale"] if self.scale is not None else []
         if spec.images is None:
-            return []
+            return reasons
         if isinstance(image.content, Scene):
-            return [] if spec.images.has_size(*image.size) else ["size"]
-        return spec.images.differences(spec.levels.scaled(image.content))
+            return reasons if spec.images.has_size(*image.size) else ["size", *reasons]
+        return [*spec.images.differences(spec.levels.scaled(image.content)), *reasons]
 
 
 def joined(counts: Int[np.ndarray, "detectors *n counts"]) -> Int[np.ndarray, "*n counts"]:

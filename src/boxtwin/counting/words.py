@@ -11,13 +11,16 @@ from boxtwin.counting.files import CountedImage
 from boxtwin.datasets.problems import some
 from boxtwin.evaluation.count_intervals import LEVEL, promised_level
 
+MOST_NAMED = 10  # classes in a line
+
 
 def about(detectors: Sequence[Detector]) -> list[str]:
     """A line for each detector, with the thresholds that it counts at."""
     lines = []
     for detector in detectors:
-        thresholds = zip(detector.spec.classes, detector.spec.class_thresholds, strict=True)
-        counted = ", ".join(f"{name} from confidence {threshold:.3f}" for name, threshold in thresholds)
+        thresholds = list(zip(detector.spec.classes, detector.spec.class_thresholds, strict=True))
+        counted = ", ".join(f"{name} from confidence {threshold:.3f}" for name, threshold in thresholds[:MOST_NAMED])
+        counted += f" and {len(thresholds) - MOST_NAMED} more classes" if len(thresholds) > MOST_NAMED else ""
         lines.append(f"{detector.path}: {detector.spec.architecture}, counts {counted}")
     return lines
 
@@ -42,17 +45,23 @@ def marks(images: Sequence[CountedImage]) -> list[str]:
         return []
     unlike = sum(bool(image.count.unlike) for image in images)
     text = ", ".join(f"{reason} {number}" for reason, number in reasons.items())
-    return [f"{unlike} of {len(images)} images are unlike the training images ({text}): nothing is promised there"]
+    are = "is" if unlike == 1 else "are"
+    return [f"{unlike} of {several(images)} {are} unlike the training images ({text}): nothing is promised there"]
 
 
 def summary(images: Sequence[CountedImage], counter: Counter, seconds: float) -> list[str]:
     """The sums, the scale that was taken, what intervals promise, and marks."""
     sums = [sum(int(image.count.counts[place]) for image in images) for place in range(1 + len(counter.classes))]
-    first = f"{sums[0]} objects in {len(images)} images, {seconds:.1f} s"
+    first = f"{sums[0]} objects in {several(images)}, {seconds:.1f} s"
     if len(counter.classes) > 1:
         by_class = zip(sums[1:], counter.classes, strict=True)
         first += ": " + ", ".join(f"{number} {name}" for number, name in by_class)
     return [first, *scales(images, counter), promise(counter), *marks(images)]
+
+
+def several(images: Sequence[CountedImage]) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{len(images)} image{'' if len(images) == 1 else 's'}"
 
 
 def scales(images: Sequence[CountedImage], counter: Counter) -> list[str]:
@@ -65,10 +74,11 @@ def scales(images: Sequence[CountedImage], counter: Counter) -> list[str]:
         why = "the detector's file does not say how large its training images were"
         return [f"scale: {whole}, whatever the size of the image: {why}; scale= sets another"]
     other = [image for image in images if not spec.images.has_size(image.width, image.height)]
-    lines = [f"scale: {len(images) - len(other)} images as in training, {whole}"] if len(other) < len(images) else []
+    same = [image for image in images if spec.images.has_size(image.width, image.height)]
+    lines = [f"scale: {several(same)} as in training, {whole}"] if same else []
     if other:
         sizes = some(list(dict.fromkeys(f"{image.width} x {image.height}" for image in other)))
         scale = spec.image_size / spec.images.sides[1]
         how = f"in tiles at {scale:.4g}, the scale of training images of {spec.images.sides[1]} pixels"
-        lines.append(f"scale: {len(other)} images of other sizes ({sizes}) {how}; scale= sets another")
+        lines.append(f"scale: {several(other)} of other sizes ({sizes}) {how}; scale= sets another")
     return lines
