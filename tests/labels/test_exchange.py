@@ -86,8 +86,7 @@ def test_what_a_person_changed_is_recorded_and_makes_a_version(tmp_path: Path) -
     content["info"]["minutes"] = 3
     assert new_version(content, tmp_path) == (tmp_path / "labels-2.json", True)
     # A version goes out again, and is what the next one is compared with.
-    (tmp_path / "store" / "labels-2.json").write_text((tmp_path / "labels-2.json").read_text())
-    again = read_store(tmp_path / "store" / "labels-2.json")
+    again = read_store(tmp_path / "labels-2.json")
     export_store(again, "yolo", tmp_path / "again")
     content, _ = read_back(tmp_path / "again", again)
     assert content["info"]["changes"] == {"kept": 3, "moved": 0, "added": 0, "removed": 0}
@@ -200,6 +199,26 @@ def test_images_of_the_same_names_with_other_pixels_are_refused(tmp_path: Path) 
     others = {name: pixels_of(50 + number) for number, name in enumerate(BOXES)}
     export_store(read_store(write_store(tmp_path / "other", BOXES, images=others)), "yolo", tmp_path / "out")
     assert "4 of its 4 images are none of store's" in error_of(store, tmp_path / "out")
+
+
+def test_images_of_stores_without_hashes_are_read_to_tell_them_from_others(tmp_path: Path) -> None:
+    """As of what count.py wrote of a folder whose images were replaced since."""
+    store = write_store(tmp_path / "store", BOXES, {name: {"pixels_sha256": None} for name in BOXES})
+    export_store(read_store(store), "cvat", tmp_path / "out")
+    assert read_back(tmp_path / "out", read_store(store))[0]["info"]["confirmed"] == 4
+    cv2.imwrite(str(store / "images" / "a_v01.png"), pixels_of(77))
+    content, remarks = read_back(tmp_path / "out", read_store(store))
+    assert content["info"]["confirmed"] == 3
+    assert "1 images are none of the store's" in remarks[0]
+
+
+def test_a_name_with_a_dot_is_not_cut_off(tmp_path: Path) -> None:
+    store = read_store(write_store(tmp_path / "store", {"images/a.png": [], "images/c.png": []}))
+    (tmp_path / "set").mkdir()
+    for name in ("a.v2", "c", "classes"):
+        (tmp_path / "set" / f"{name}.txt").touch()
+    with pytest.raises(InputError, match=r"1 of its 2 images are none of store's, such as a\.v2"):
+        read_back(tmp_path / "set", store)
 
 
 def test_bad_labels_are_refused(tmp_path: Path) -> None:

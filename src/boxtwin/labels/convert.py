@@ -14,6 +14,7 @@ from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
 from boxtwin.files import atomic_path, link_file, write_bytes_atomically
 from boxtwin.labels.formats import format_of, get_format
+from boxtwin.labels.store_images import without_ending
 
 
 def convert(path: Path, folder: Path) -> tuple[str, list[str]]:
@@ -30,13 +31,15 @@ def convert(path: Path, folder: Path) -> tuple[str, list[str]]:
     files = image_files(root)
     by_name: dict[str, set[str]] = defaultdict(set)
     for file in files:
-        without = "/".join(part for part in Path(file).with_suffix("").parts if part != "images")
-        for key in (file, Path(file).name, Path(file).stem, without):
+        short = "/".join(part for part in Path(without_ending(file)).parts if part != "images")
+        for key in (file, Path(file).name, without_ending(Path(file).name), short):
             by_name[key].add(file)
     found: dict[str, str] = {}
     lost = []
     for image in labels.images:
-        candidates = [by_name[key] for key in (image.name, Path(image.name).name, Path(image.name).stem)]
+        candidates = [
+            by_name[key] for key in (image.name, Path(image.name).name, without_ending(Path(image.name).name))
+        ]
         exact = next((each for each in candidates if len(each) == 1), None)
         if exact is None:
             lost.append(image.name)
