@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from boxtwin.command_line import quoted, relative, setting
+from boxtwin.command_line import command_line, quoted, relative, setting
 from boxtwin.config.compose import to_object
 from boxtwin.config.schema import ReviewConfig
 from boxtwin.errors import InputError
@@ -33,7 +33,17 @@ def export_labels(composed: DictConfig) -> Path:
     lines = [f"{len(store.images)} images with {sum(len(image.labels.boxes) for image in store.images)} boxes"]
     lines += [f"{confirmed} of them are marked as not confirmed"] * bool(confirmed)
     log.info("%s\n%s: %s", "; ".join(lines), name, folder)
+    if name == "label_studio":
+        log.info("let Label Studio serve the images: %s", serve_command(folder))
     return folder
+
+
+def serve_command(folder: Path) -> str:
+    """The command that starts Label Studio so that it finds the images of an export."""
+    root = folder.absolute().parent
+    serving = {"SERVING_ENABLED": "true", "DOCUMENT_ROOT": str(root)}
+    variables = {f"LABEL_STUDIO_LOCAL_FILES_{name}": value for name, value in serving.items()}
+    return command_line("label-studio", ["start"], **variables)
 
 
 def read_labels(composed: DictConfig) -> Path:
