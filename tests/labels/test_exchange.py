@@ -55,6 +55,25 @@ def test_a_box_that_a_tool_has_rounded_is_the_one_that_was_there() -> None:
     assert tally(changes(before[:1], other, 0.01)) == {"kept": 0, "moved": 0, "added": 1, "removed": 1}
 
 
+def test_without_marks_all_that_came_back_is_confirmed_but_what_was_refused(tmp_path: Path) -> None:
+    """Tools lose the marks; images that were only pre-labelled have been looked at by then, bad ones stay bad."""
+    marks = {"images/a_v01.png": {"confirmed": False, "refused": "blurred"}, "images/b_v01.png": {"confirmed": False}}
+    store = read_store(write_store(tmp_path / "store", BOXES, marks))
+    for name in ("coco", "yolo", "voc"):
+        out = tmp_path / name
+        export_store(store, name, out)
+        if name == "coco":
+            content = coco_of(out)
+            kept = ("id", "file_name", "width", "height")
+            content["images"] = [{key: image[key] for key in kept} for image in content["images"]]
+            (out / "annotations.json").write_text(json.dumps(content))
+        else:
+            assert (out / "not_confirmed.txt").read_text() == "a_v01.png\nb_v01.png\n"
+            (out / "not_confirmed.txt").unlink()
+        images = read_back(out, store)[0]["images"]
+        assert [image["confirmed"] for image in images] == [False, True, True, True]
+
+
 def coco_of(out: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((out / "annotations.json").read_text())
     return content

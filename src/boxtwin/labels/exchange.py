@@ -102,7 +102,7 @@ def _review(image: StoreImage, returned: LabelledImage | None, rounding: float) 
     cut = [(box, inside(box.box, *before.size())) for box in returned.boxes]
     after = [box._replace(box=part) for box, part in cut if part is not None]
     changed = changes(before.boxes, after, rounding)
-    confirmed = before.confirmed is not False if returned.confirmed is None else returned.confirmed
+    confirmed = before.refused is None if returned.confirmed is None else returned.confirmed
     entry: dict[str, Any] = {"confirmed": confirmed, "changes": tally(changed)}
     if returned.minutes is not None:
         entry["minutes"] = returned.minutes
