@@ -30,6 +30,7 @@ from boxtwin.commands import generate as generation
 from boxtwin.commands.export import export_detector
 from boxtwin.commands.review_labels import use_with
 from boxtwin.commands.review_suspects import compare_command
+from boxtwin.commands.review_labels import serve_command, use_with
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.launch import OPTIONS_VARIABLE
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
@@ -228,6 +229,13 @@ def test_using_labels_that_were_read(paste: Pasted) -> None:
     lines = ["python train.py " + use_with({"labels": "manual", "labels.file": value}) for value in HOSTILE]
     for value, given_words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "train.py"), strict=True):
         assert values(given_words) == {"labels": "manual", "labels.file": value}
+
+
+def test_serving_images_to_label_studio() -> None:
+    for value in HOSTILE:
+        root = Path("/data") / value.replace("/", "")
+        serving = [f"LABEL_STUDIO_LOCAL_FILES_{each}" for each in ("SERVING_ENABLED=true", f"DOCUMENT_ROOT={root}")]
+        assert shlex.split(serve_command(root / "to_label")) == [*serving, "label-studio", "start"]
 
 
 def test_runs_that_an_error_lists(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,7 @@ def test_paths_may_hold_anything(name: str, tmp_path: Path) -> None:
     run_words([f"export={name}", f"store={store}", f"folder={out}"], tmp_path)
     printed = run_words([f"read={out}", f"store={store}", f"folder={back}"], tmp_path)
     assert "0 moved, 0 added, 0 removed" in printed
+    assert "add it to a data set with: " in printed
     content = json.loads((back / "labels-1.json").read_text())
     assert boxes_in(content) == {file: [(label, list(box)) for label, box in ones] for file, ones in BOXES.items()}
 
@@ -93,7 +94,7 @@ def test_a_data_set_in_yolo_is_converted_and_trained_on(tmp_path: Path) -> None:
     write_store(tmp_path / "store", BOXES)
     run("review.py export=yolo store=store folder=set", tmp_path)
     printed = run("review.py read=set folder=converted", tmp_path)
-    assert "yolo: 2 images, 2 boxes, classes: red blood cell, größe & <co>" in printed
+    assert "2 images, 2 boxes, classes: red blood cell, größe & <co>" in printed
     assert "use it with: dataset=coco dataset.root=converted" in printed
     words = "dataset=coco dataset.name=cells dataset.root=converted split=s1 split.train=1 split.val=1 split.test=1"
     printed = run(f"train.py {words} variations=0", tmp_path, code=1)

@@ -55,6 +55,25 @@ def test_a_box_that_a_tool_has_rounded_is_the_one_that_was_there() -> None:
     assert tally(changes(before[:1], other, 0.01)) == {"kept": 0, "moved": 0, "added": 1, "removed": 1}
 
 
+def test_without_marks_all_that_came_back_is_confirmed_but_what_was_refused(tmp_path: Path) -> None:
+    """Tools lose the marks; images that were only pre-labelled have been looked at by then, bad ones stay bad."""
+    marks = {"images/a_v01.png": {"confirmed": False, "refused": "blurred"}, "images/b_v01.png": {"confirmed": False}}
+    store = read_store(write_store(tmp_path / "store", BOXES, marks))
+    for name in ("coco", "yolo", "voc"):
+        out = tmp_path / name
+        export_store(store, name, out)
+        if name == "coco":
+            content = coco_of(out)
+            kept = ("id", "file_name", "width", "height")
+            content["images"] = [{key: image[key] for key in kept} for image in content["images"]]
+            (out / "annotations.json").write_text(json.dumps(content))
+        else:
+            assert (out / "not_confirmed.txt").read_text() == "a_v01.png\nb_v01.png\n"
+            (out / "not_confirmed.txt").unlink()
+        images = read_back(out, store)[0]["images"]
+        assert [image["confirmed"] for image in images] == [False, True, True, True]
+
+
 def coco_of(out: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((out / "annotations.json").read_text())
     return content
@@ -86,8 +105,7 @@ def test_what_a_person_changed_is_recorded_and_makes_a_version(tmp_path: Path) -
     content["info"]["minutes"] = 3
     assert new_version(content, tmp_path) == (tmp_path / "labels-2.json", True)
     # A version goes out again, and is what the next one is compared with.
-    (tmp_path / "store" / "labels-2.json").write_text((tmp_path / "labels-2.json").read_text())
-    again = read_store(tmp_path / "store" / "labels-2.json")
+    again = read_store(tmp_path / "labels-2.json")
     export_store(again, "yolo", tmp_path / "again")
     content, _ = read_back(tmp_path / "again", again)
     assert content["info"]["changes"] == {"kept": 3, "moved": 0, "added": 0, "removed": 0}
@@ -202,6 +220,26 @@ def test_images_of_the_same_names_with_other_pixels_are_refused(tmp_path: Path) 
     assert "4 of its 4 images are none of store's" in error_of(store, tmp_path / "out")
 
 
+def test_images_of_stores_without_hashes_are_read_to_tell_them_from_others(tmp_path: Path) -> None:
+    """As of what count.py wrote of a folder whose images were replaced since."""
+    store = write_store(tmp_path / "store", BOXES, {name: {"pixels_sha256": None} for name in BOXES})
+    export_store(read_store(store), "cvat", tmp_path / "out")
+    assert read_back(tmp_path / "out", read_store(store))[0]["info"]["confirmed"] == 4
+    cv2.imwrite(str(store / "images" / "a_v01.png"), pixels_of(77))
+    content, remarks = read_back(tmp_path / "out", read_store(store))
+    assert content["info"]["confirmed"] == 3
+    assert "1 images are none of the store's" in remarks[0]
+
+
+def test_a_name_with_a_dot_is_not_cut_off(tmp_path: Path) -> None:
+    store = read_store(write_store(tmp_path / "store", {"images/a.png": [], "images/c.png": []}))
+    (tmp_path / "set").mkdir()
+    for name in ("a.v2", "c", "classes"):
+        (tmp_path / "set" / f"{name}.txt").touch()
+    with pytest.raises(InputError, match=r"1 of its 2 images are none of store's, such as a\.v2"):
+        read_back(tmp_path / "set", store)
+
+
 def test_bad_labels_are_refused(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store", BOXES)
     export_store(read_store(store), "coco", tmp_path / "out")
@@ -241,7 +279,7 @@ def test_nothing_is_written_where_an_image_is_missing_or_another(tmp_path: Path)
 def test_data_sets_of_other_formats_become_coco(name: str, tmp_path: Path) -> None:
     named = {**BOXES, "images/empty_v01.png": []}
     export_store(read_store(write_store(tmp_path / "store", named)), name, tmp_path / "set")
-    described, remarks = convert(tmp_path / "set", tmp_path / "converted")
+    described, remarks = convert([tmp_path / "set"], tmp_path / "converted")
     assert not remarks
     assert "5 images, 4 boxes" in described
     content = json.loads((tmp_path / "converted" / "annotations.json").read_text())
@@ -254,12 +292,60 @@ def test_data_sets_of_other_formats_become_coco(name: str, tmp_path: Path) -> No
     names = [category["name"] for category in content["categories"]]
     assert names == [CLASSES[0]] if name == "voc" else names == list(CLASSES)  # VOC lists no classes
     with pytest.raises(InputError, match="converted exists"):
-        convert(tmp_path / "set", tmp_path / "converted")
+        convert([tmp_path / "set"], tmp_path / "converted")
+
+
+def test_corrected_images_join_a_data_set(tmp_path: Path) -> None:
+    """A data set, and labels of new images, of which some have the names of its images, or are the same."""
+    first = write_store(tmp_path / "first", BOXES)
+    new = {"images/a_v01.png": [(CLASSES[0], (1, 2, 3, 4))], "images/e.png": [], "images/f.png": []}
+    pixels = {"images/a_v01.png": pixels_of(70), "images/e.png": pixels_of(71), "images/f.png": pixels_of(72)}
+    new["images/d_v01.png"] = [(CLASSES[1], (5, 6, 7, 8))]
+    pixels["images/d_v01.png"] = pixels_of(4)  # as in the first
+    marks = {"images/f.png": {"confirmed": False}}
+    store = read_store(write_store(tmp_path / "new", new, marks, classes=CLASSES[::-1], images=pixels))
+    export_store(store, "cvat", tmp_path / "out")
+    file, _ = new_version(read_back(tmp_path / "out", store)[0], tmp_path)
+    described, remarks = convert([first, file], tmp_path / "both")
+    assert remarks == ["1 images are not confirmed and are left out"]
+    assert described == f"6 images, 5 boxes, classes: {', '.join(CLASSES)}"
+    content = json.loads((tmp_path / "both" / "annotations.json").read_text())
+    assert boxes_in(content) == {
+        **{f"images/{name}_v01.png": [(CLASSES[0], [10, 20, 8, 9])] for name in "abc"},
+        "images/d_v01.png": [(CLASSES[1], [5, 6, 7, 8])],
+        "images/e.png": [],
+        "labels-1/images/a_v01.png": [(CLASSES[0], [1, 2, 3, 4])],
+    }
+    for name, number in (("images/a_v01.png", 1), ("labels-1/images/a_v01.png", 70), ("images/e.png", 71)):
+        np.testing.assert_array_equal(read_image(tmp_path / "both" / "images" / name), pixels_of(number))
 
 
 def test_labels_without_images_are_named(tmp_path: Path) -> None:
     export_store(read_store(write_store(tmp_path / "store", BOXES)), "voc", tmp_path / "set")
     (tmp_path / "set" / "images" / "b_v01.png").unlink()
     with pytest.raises(InputError, match=r"1 labelled images have no image file below .*: b_v01\.png"):
-        convert(tmp_path / "set", tmp_path / "converted")
+        convert([tmp_path / "set"], tmp_path / "converted")
     assert not (tmp_path / "converted").exists()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_real_chips_go_out_and_come_back(name: str, hrsid200: Path, tmp_path: Path) -> None:
+    content = json.loads((hrsid200 / "annotations" / "train_test2017.json").read_text())
+    content["images"] = content["images"][:12]
+    known = {image["id"] for image in content["images"]}
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] in known]
+    for image in content["images"]:
+        image["path"] = str(hrsid200 / "JPEGImages" / image["file_name"])
+    (tmp_path / "chips.json").write_text(json.dumps(content))
+    store = read_store(tmp_path / "chips.json")
+    export_store(store, name, tmp_path / "out")
+    back, remarks = read_back(tmp_path / "out", store)
+    assert not remarks
+    assert [one["bbox"] for one in back["annotations"]] == [
+        pytest.approx(one["bbox"])
+        for image in content["images"]
+        for one in content["annotations"]
+        if one["image_id"] == image["id"]
+    ]
+    if name != "label_studio":  # whose predictions nobody has looked at
+        assert back["info"]["changes"]["kept"] == len(content["annotations"]) > 20

@@ -232,7 +232,7 @@ def test_of_label_studios_annotations_the_newest_counts_and_times_are_added_up(t
     images = read_tasks(tmp_path, both, skipped, untouched).images
     assert [(len(image.boxes), image.confirmed, image.minutes) for image in images] == [
         (0, True, 1.5),
-        (0, False, None),
+        (1, False, None),
         (1, False, None),
     ]
     assert images[1].refused == "skipped in Label Studio"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from boxtwin.command_line import quoted, relative, setting
+from boxtwin.command_line import command_line, quoted, relative, setting
 from boxtwin.config.compose import to_object
 from boxtwin.config.schema import ReviewConfig
 from boxtwin.errors import InputError
@@ -33,32 +34,49 @@ def export_labels(composed: DictConfig) -> Path:
     lines = [f"{len(store.images)} images with {sum(len(image.labels.boxes) for image in store.images)} boxes"]
     lines += [f"{confirmed} of them are marked as not confirmed"] * bool(confirmed)
     log.info("%s\n%s: %s", "; ".join(lines), name, folder)
+    if name == "label_studio":
+        log.info("let Label Studio serve the images: %s", serve_command(folder))
     return folder
+
+
+def serve_command(folder: Path) -> str:
+    """The command that starts Label Studio so that it finds the images of an export."""
+    root = folder.absolute().parent
+    serving = {"SERVING_ENABLED": "true", "DOCUMENT_ROOT": str(root)}
+    variables = {f"LABEL_STUDIO_LOCAL_FILES_{name}": value for name, value in serving.items()}
+    return command_line("label-studio", ["start"], **variables)
 
 
 def read_labels(composed: DictConfig) -> Path:
     """Read what came back from a tool; the label file, or without a store the folder of a COCO data set."""
     config = to_object(composed, ReviewConfig)
-    path = Path(str(config.read))
+    paths = [Path(str(each)) for each in (config.read if isinstance(config.read, list) else [config.read])]
+    path = paths[0]
     if config.store is None:
         if config.folder is None:
             raise InputError("read= needs store=, whose labels come back, or folder=, where a COCO data set is written")
-        described, remarks = convert(path, Path(config.folder))
+        described, remarks = convert(paths, Path(config.folder))
         for remark in remarks:
-            log.warning("%s: %s", path, remark)
+            log.warning("%s", remark)
         log.info("%s\nuse it with: %s", described, use_with({"dataset": "coco", "dataset.root": config.folder}))
         return Path(config.folder)
-    content, remarks = read_back(path, read_store(Path(config.store)))
+    if len(paths) != 1:
+        raise InputError("read= takes one file or folder with store=, and several without it")
+    store = read_store(Path(config.store))
+    content, remarks = read_back(path, store)
     for remark in remarks:
         log.warning("%s: %s", path, remark)
     folder = Path(config.folder) if config.folder else path.absolute().parent
     file, is_new = new_version(content, folder)
     found = "written" if is_new else "there already, with the same content"
     log.info("%s\n%s: %s", summary(content), file, found)
-    log.info("use it with: %s", use_with({"labels": "manual", "labels.file": relative(file)}))
+    if all("variation" in image.entry for image in store.images):
+        log.info("use it with: %s", use_with({"labels": "manual", "labels.file": relative(file)}))
+    else:
+        log.info("add it to a data set with: %s", use_with({"read": ["DATASET", relative(file)], "folder": "LARGER"}))
     return file
 
 
-def use_with(settings: dict[str, str]) -> str:
+def use_with(settings: Mapping[str, str | list[str]]) -> str:
     """Settings as they are typed on a command line."""
     return " ".join(quoted(setting(key, value)) for key, value in settings.items())

@@ -124,7 +124,7 @@ class ReviewConfig:
     """Settings of review.py: one of the first four says what to do."""
 
     export: str | None = None
-    read: str | None = None
+    read: Any = None  # a path; several for a data set of all of them
     suspects: str | None = None
     next: str | None = None
     store: str | None = None

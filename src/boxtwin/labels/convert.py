@@ -1,75 +1,130 @@
-"""Data sets of other formats as COCO data sets, which all readers of this project take."""
+"""Data sets of all formats as one COCO data set, which all readers of this project take."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from boxtwin.datasets.coco import coco_content
+from boxtwin.datasets.coco_json import fault_of_name
 from boxtwin.datasets.image_folder import image_files
-from boxtwin.datasets.image_io import read_header
+from boxtwin.datasets.image_io import read_header, read_image, write_png
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
 from boxtwin.files import atomic_path, link_file, write_bytes_atomically
 from boxtwin.labels.formats import format_of, get_format
+from boxtwin.labels.formats.labelled_image import LabelledImage
+from boxtwin.labels.store_images import read_store, without_ending
 
 
-def convert(path: Path, folder: Path) -> tuple[str, list[str]]:
-    """Write ``annotations.json`` and ``images/`` of a data set into a new ``folder``; what it holds, and remarks.
+class _Found(NamedTuple):
+    """A labelled image with its file and its name in the converted data set."""
 
-    Image files are found in and below the folder of the labels, by their names, and linked. Raises `InputError` where
-    labels have no image, or several could be meant.
+    labels: LabelledImage
+    path: Path
+    name: str
+    reading: Reading = Reading()
+
+
+def convert(paths: Sequence[Path], folder: Path) -> tuple[str, list[str]]:
+    """Write ``annotations.json`` and ``images/`` of data sets into a new ``folder``; what it holds, and remarks.
+
+    Classes are joined by name. Where two sets hold the same image under one name, the later labels count; other images
+    of that name get the name of their set before it. Images that are marked as not confirmed are left out.
+    Raises `InputError` where labels have no image file, or several could be meant.
     """
-    name = format_of(path)
-    labels = get_format(name).read(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"folder={folder} exists; choose another, or remove it first")
-    root = path if path.is_dir() else path.parent
-    files = image_files(root)
-    by_name: dict[str, set[str]] = defaultdict(set)
-    for file in files:
-        without = "/".join(part for part in Path(file).with_suffix("").parts if part != "images")
-        for key in (file, Path(file).name, Path(file).stem, without):
-            by_name[key].add(file)
-    found: dict[str, str] = {}
-    lost = []
-    for image in labels.images:
-        candidates = [by_name[key] for key in (image.name, Path(image.name).name, Path(image.name).stem)]
-        exact = next((each for each in candidates if len(each) == 1), None)
-        if exact is None:
-            lost.append(image.name)
-        else:
-            found[image.name] = next(iter(exact))
-    if lost:
-        raise InputError(f"read={path}: {len(lost)} labelled images have no image file below {root}: {some(lost)}")
-    if len({*found.values()}) < len(labels.images):
-        raise InputError(f"read={path}: several label files are of one image; put each set into a folder of its own")
-    entries, annotations = [], []
-    numbers = {each: number for number, each in enumerate(labels.classes, start=1)}
-    for number, image in enumerate(sorted(labels.images, key=lambda each: found[each.name]), start=1):
-        file = found[image.name]
-        try:
-            width, height = read_header((root / file).read_bytes(), file).shown(Reading())
-        except OSError as error:
-            raise InputError(str(error)) from None
-        sized = image.in_pixels(width, height)
-        if None not in (image.width, image.height) and (image.width, image.height) != (width, height):
-            sizes = f"{image.width} x {image.height} pixels, the image has {width} x {height}"
-            raise InputError(f"read={path}: {image.name} is said to have {sizes}")
-        marks = {} if image.confirmed is None else {"confirmed": image.confirmed}
-        entries.append({"id": number, "file_name": file, "width": width, "height": height, **marks})
-        for (x1, y1, x2, y2), label, _ in sized.boxes:
-            box = [x1, y1, x2 - x1, y2 - y1]
-            annotations.append((number, numbers[label], box, box[2] * box[3], False))
-    content = coco_content(entries, annotations, ((number, each) for each, number in numbers.items()))
+    images: dict[str, _Found] = {}
+    classes: dict[str, int] = {}
+    remarks: list[str] = []
+    for path in paths:
+        found, names, said = _read(path)
+        remarks += said
+        for name in names:
+            classes.setdefault(name, len(classes) + 1)
+        used = [each for each in found if each.labels.confirmed is not False]
+        if len(used) < len(found):
+            remarks.append(f"{len(found) - len(used)} images are not confirmed and are left out")
+        for each in used:
+            other = images.get(each.name)
+            name = each.name if other is None or _same(other, each) else f"{path.stem}/{each.name}"
+            if name in images and not _same(images[name], each):
+                raise InputError(f"read={path}: two different images are called {each.name}")
+            images[name] = each
+    content = _content(images, classes)
     with atomic_path(folder) as temporary:
-        for file in found.values():
-            (temporary / "images" / file).parent.mkdir(parents=True, exist_ok=True)
-            link_file(root / file, temporary / "images" / file)
+        for name, image in images.items():
+            target = temporary / "images" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if image.reading == Reading():
+                link_file(image.path, target)
+            else:  # one page, or some channels of a file
+                write_png(target, read_image(image.path, image.reading))
         write_bytes_atomically(temporary / "annotations.json", json.dumps(content).encode())
         if folder.exists():
             folder.rmdir()
-    described = f"{len(entries)} images, {len(annotations)} boxes, classes: {', '.join(labels.classes)}"
-    return f"{name}: {described}\n{folder / 'annotations.json'}", list(labels.remarks)
+    number = len(content["annotations"])
+    return f"{len(images)} images, {number} boxes, classes: {', '.join(classes)}", remarks
+
+
+def _read(path: Path) -> tuple[list[_Found], Sequence[str], Sequence[str]]:
+    """The images of one data set, its classes, and remarks."""
+    name = format_of(path)
+    if name == "coco":
+        store = read_store(path)
+        found = []
+        if absent := [image.labels.name for image in store.images if not image.path.is_file()]:
+            raise InputError(f"read={path}: {len(absent)} images have no file near {store.file}: {some(absent)}")
+        for image in store.images:
+            own = image.labels.name if fault_of_name(image.labels.name) == "" else image.labels.file
+            own = own if image.reading == Reading() else image.labels.file
+            found.append(_Found(image.labels, image.path, own, image.reading))
+        return found, list(store.category_ids), ()
+    labels = get_format(name).read(path)
+    root = path if path.is_dir() else path.parent
+    by_name: dict[str, set[str]] = defaultdict(set)
+    for file in image_files(root):
+        short = "/".join(part for part in PurePosixPath(without_ending(file)).parts if part != "images")
+        for key in (file, PurePosixPath(file).name, without_ending(PurePosixPath(file).name), short):
+            by_name[key].add(file)
+    files: dict[str, str] = {}
+    for labelled in labels.images:
+        base = PurePosixPath(labelled.name).name
+        candidates = [by_name[key] for key in (labelled.name, base, without_ending(base))]
+        files |= next(({labelled.name: next(iter(each))} for each in candidates if len(each) == 1), {})
+    if lost := [each.name for each in labels.images if each.name not in files]:
+        raise InputError(f"read={path}: {len(lost)} labelled images have no image file below {root}: {some(lost)}")
+    if len({*files.values()}) < len(labels.images):
+        raise InputError(f"read={path}: several label files are of one image; put each set into a folder of its own")
+    return [_Found(each, root / files[each.name], files[each.name]) for each in labels.images], *labels[1:]
+
+
+def _same(one: _Found, other: _Found) -> bool:
+    """Whether two are the same image of the same file."""
+    digests = {hashlib.sha256(each.path.read_bytes()).hexdigest() for each in (one, other)}
+    return len(digests) == 1 and one.reading == other.reading
+
+
+def _content(images: dict[str, _Found], classes: dict[str, int]) -> dict[str, Any]:
+    entries, annotations = [], []
+    for number, (name, image) in enumerate(sorted(images.items()), start=1):
+        labels = image.labels
+        try:
+            encoded = image.path.read_bytes()
+            width, height = read_header(encoded, str(image.path), image.reading).shown(image.reading)
+        except OSError as error:
+            raise InputError(f"{image.path} cannot be read: {error.strerror or error}") from None
+        if None not in (labels.width, labels.height) and (labels.width, labels.height) != (width, height):
+            sizes = f"{labels.width} x {labels.height} pixels, {image.path} has {width} x {height}"
+            raise InputError(f"{labels.name} is said to have {sizes}")
+        entries.append({"id": number, "file_name": name, "width": width, "height": height})
+        for (x1, y1, x2, y2), label, _ in labels.in_pixels(width, height).boxes:
+            box = [x1, y1, x2 - x1, y2 - y1]
+            annotations.append((number, classes[label], box, box[2] * box[3], False))
+    return coco_content(entries, annotations, ((number, name) for name, number in classes.items()))

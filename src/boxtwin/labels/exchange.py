@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from boxtwin.command_line import relative
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.coco_json import load_json
 from boxtwin.datasets.problems import some
@@ -101,7 +102,7 @@ def _review(image: StoreImage, returned: LabelledImage | None, rounding: float) 
     cut = [(box, inside(box.box, *before.size())) for box in returned.boxes]
     after = [box._replace(box=part) for box, part in cut if part is not None]
     changed = changes(before.boxes, after, rounding)
-    confirmed = before.confirmed is not False if returned.confirmed is None else returned.confirmed
+    confirmed = before.refused is None if returned.confirmed is None else returned.confirmed
     entry: dict[str, Any] = {"confirmed": confirmed, "changes": tally(changed)}
     if returned.minutes is not None:
         entry["minutes"] = returned.minutes
@@ -121,6 +122,7 @@ def _content(store: StoreImages, reviewed: Sequence[_Reviewed]) -> dict[str, Any
         removed = [change.before for change in changed if change.box is None and change.before is not None]
         lost = [{"bbox": _xywh(box), "category_id": store.category_ids[box.name]} for box in removed]
         more = {"removed": lost} if lost else {}
+        own["path"] = Path(relative(image.path.absolute())).as_posix()  # for the next export of this version
         images.append({**own, "id": number, "width": width, "height": height, **entry, **more})
         for change in changed:
             if change.box is None:

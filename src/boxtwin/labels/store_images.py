@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from boxtwin.datasets.image_io import read_header
+from boxtwin.datasets.image_folder import ENDINGS
+from boxtwin.datasets.image_io import pixels_sha256, read_header, read_image
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
@@ -22,6 +23,7 @@ from boxtwin.labels.formats.labelled_image import LabelledImage, Labels
 FILES = ("annotations.json", "detections.json")
 # Label Studio puts eight hexadecimal digits before a name, Roboflow the ending and a hash behind it.
 _BEFORE, _AFTER = re.compile(r"^[0-9a-f]{8}-"), re.compile(r"_(?:png|jpe?g|tiff?|bmp|webp)\.rf\.\w+$", re.I)
+_ENDING = re.compile(rf"(?:{'|'.join(map(re.escape, ENDINGS))})$", re.I)
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def match(labels: Labels, store: StoreImages) -> tuple[dict[int, LabelledImage],
     for number, known in enumerate(each.labels for each in store.images):
         by_hash[known.pixels_sha256].append(number)
         for name in (known.name, known.file, PurePosixPath(known.name).name):
-            for key in (_normalised(name), _stem(_normalised(name))):
+            for key in (_normalised(name), without_ending(_normalised(name))):
                 by_name[key].add(number)
     knows_hashes = None not in by_hash
     found: dict[int, LabelledImage] = {}
@@ -131,7 +133,7 @@ def match(labels: Labels, store: StoreImages) -> tuple[dict[int, LabelledImage],
         names = dict.fromkeys((image.name, unquote(image.name)))
         indices = alike if alike and len(alike) == 1 else [_by_name(name, by_name, alike) for name in names]
         index = next((number for number in indices if number is not None), None)
-        if index is None:
+        if index is None or _has_other_pixels(store.images[index], image.pixels_sha256):
             unknown.append(image.name)
             continue
         known = store.images[index].labels
@@ -145,12 +147,22 @@ def match(labels: Labels, store: StoreImages) -> tuple[dict[int, LabelledImage],
     return found, unknown
 
 
+def _has_other_pixels(image: StoreImage, digest: str | None) -> bool:
+    """Whether an image is not the one of a hash; those of stores without hashes are read, if they are there."""
+    known = image.labels.pixels_sha256
+    try:
+        known = pixels_sha256(read_image(image.path, image.reading)) if digest and not known else known
+    except OSError:
+        return False
+    return None not in (digest, known) and digest != known
+
+
 def _by_name(name: str, by_name: dict[str, set[int]], alike: Sequence[int] | None) -> int | None:
     parts = PurePosixPath(_normalised(name)).parts
     for first in range(len(parts)):
         path, last = "/".join(parts[first:-1]).replace("//", "/"), parts[-1]  # an absolute path begins with two
         shortened = dict.fromkeys((last, _BEFORE.sub("", last)))
-        stems = [_stem(each) for each in shortened]
+        stems = [without_ending(each) for each in shortened]
         candidates = [*shortened, *stems, *(_AFTER.sub("", each) for each in stems)]
         for candidate in dict.fromkeys(candidates):
             indices = by_name.get(f"{path}/{candidate}" if path else candidate, set())
@@ -164,5 +176,6 @@ def _normalised(name: str) -> str:
     return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
-def _stem(name: str) -> str:
-    return PurePosixPath(name).with_suffix("").as_posix() if name.strip("/.") else name
+def without_ending(name: str) -> str:
+    """A name without the ending of an image file; some tools leave it out."""
+    return _ENDING.sub("", name)
