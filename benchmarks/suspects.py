@@ -31,11 +31,11 @@ LENGTHS = (10, 20, 50)  # of the list
 
 
 class Error(NamedTuple):
-    """A label that was made wrong: where the object is, and which label of the image was shifted; None: removed."""
+    """A label that was made wrong: where the object is, and which label of its image was shifted; None: removed."""
 
     image_id: int
     box: np.ndarray
-    index: int | None
+    label: int | None
 
 
 def corrupted(
@@ -69,7 +69,7 @@ def errors_found(suspects: Sequence[Suspect], errors: Sequence[Error]) -> list[s
     def points_at(suspect: Suspect, error: Error) -> bool:
         if suspect.image_id != error.image_id:
             return False
-        if suspect.index is not None and suspect.index == error.index:
+        if suspect.index is not None and suspect.index == error.label:
             return True
         if suspect.kind != "missing" or suspect.suggested is None:
             return False
@@ -102,10 +102,10 @@ def measure(samples: Sequence[Sample], kept: Sequence[Kept], draws: int, removed
         number, precision, recall = np.mean(values, axis=0)
         low, high = np.min(values, axis=0)[1], np.max(values, axis=0)[1]
         lines.append(f"| {name} | {number:.0f} | {precision:.2f} ({low:.2f} to {high:.2f}) | {recall:.2f} |")
-    for kind, counts in by_kind.items():
+    for name, counts in by_kind.items():
         number, right = np.sum(counts, axis=0)
         if number:
-            lines.append(f"| whole, {kind} | {number / draws:.0f} | {right / number:.2f} | |")
+            lines.append(f"| whole, {name} | {number / draws:.0f} | {right / number:.2f} | |")
     return lines
 
 
