@@ -22,7 +22,7 @@ import numpy as np
 from boxtwin.boxes import iou_matrix
 from boxtwin.commands.review_suspects import best_condition, dataset_of, found_by, images_of
 from boxtwin.datasets.sample import Sample
-from boxtwin.studies.relabelled import Kept, kept_by
+from boxtwin.studies.relabelled import FinishedRun, finished_run
 from boxtwin.studies.runs import runs_in
 from boxtwin.studies.suspects import KINDS, Suspect, find_suspects
 
@@ -78,7 +78,9 @@ def errors_found(suspects: Sequence[Suspect], errors: Sequence[Error]) -> list[s
     return [{n for n, error in enumerate(errors) if points_at(suspect, error)} for suspect in suspects]
 
 
-def measure(samples: Sequence[Sample], kept: Sequence[Kept], draws: int, removed: float, shifted: float) -> list[str]:
+def measure(
+    samples: Sequence[Sample], kept: Sequence[FinishedRun], draws: int, removed: float, shifted: float
+) -> list[str]:
     """A line for each length of the list, and one for each kind of suspect in the whole list."""
     found = found_by(kept)
     by_length: dict[str, list[tuple[float, float, float]]] = {}
@@ -121,7 +123,7 @@ def main() -> None:
     settings = parser.parse_args()
     runs = runs_in(settings.runs)
     if settings.only:
-        kept = [each for run in runs if settings.only in run.output_dir and (each := kept_by(run, {})) is not None]
+        kept = [each for run in runs if settings.only in run.output_dir and (each := finished_run(run, {})) is not None]
     else:
         kept = best_condition(runs, {})
     dataset, _ = dataset_of(kept[0], {})
