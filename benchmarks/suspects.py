@@ -22,7 +22,7 @@ import numpy as np
 from boxtwin.boxes import iou_matrix
 from boxtwin.commands.review_suspects import best_condition, dataset_of, found_by, images_of
 from boxtwin.datasets.sample import Sample
-from boxtwin.studies.relabelled import Kept, kept_by
+from boxtwin.studies.relabelled import FinishedRun, finished_run
 from boxtwin.studies.runs import runs_in
 from boxtwin.studies.suspects import KINDS, Suspect, find_suspects
 
@@ -31,11 +31,11 @@ LENGTHS = (10, 20, 50)  # of the list
 
 
 class Error(NamedTuple):
-    """A label that was made wrong: where the object is, and which label of the image was shifted; None: removed."""
+    """A label that was made wrong: where the object is, and which label of its image was shifted; None: removed."""
 
     image_id: int
     box: np.ndarray
-    index: int | None
+    label: int | None
 
 
 def corrupted(
@@ -69,7 +69,7 @@ def errors_found(suspects: Sequence[Suspect], errors: Sequence[Error]) -> list[s
     def points_at(suspect: Suspect, error: Error) -> bool:
         if suspect.image_id != error.image_id:
             return False
-        if suspect.index is not None and suspect.index == error.index:
+        if suspect.index is not None and suspect.index == error.label:
             return True
         if suspect.kind != "missing" or suspect.suggested is None:
             return False
@@ -78,7 +78,9 @@ def errors_found(suspects: Sequence[Suspect], errors: Sequence[Error]) -> list[s
     return [{n for n, error in enumerate(errors) if points_at(suspect, error)} for suspect in suspects]
 
 
-def measure(samples: Sequence[Sample], kept: Sequence[Kept], draws: int, removed: float, shifted: float) -> list[str]:
+def measure(
+    samples: Sequence[Sample], kept: Sequence[FinishedRun], draws: int, removed: float, shifted: float
+) -> list[str]:
     """A line for each length of the list, and one for each kind of suspect in the whole list."""
     found = found_by(kept)
     by_length: dict[str, list[tuple[float, float, float]]] = {}
@@ -102,10 +104,10 @@ def measure(samples: Sequence[Sample], kept: Sequence[Kept], draws: int, removed
         number, precision, recall = np.mean(values, axis=0)
         low, high = np.min(values, axis=0)[1], np.max(values, axis=0)[1]
         lines.append(f"| {name} | {number:.0f} | {precision:.2f} ({low:.2f} to {high:.2f}) | {recall:.2f} |")
-    for kind, counts in by_kind.items():
+    for name, counts in by_kind.items():
         number, right = np.sum(counts, axis=0)
         if number:
-            lines.append(f"| whole, {kind} | {number / draws:.0f} | {right / number:.2f} | |")
+            lines.append(f"| whole, {name} | {number / draws:.0f} | {right / number:.2f} | |")
     return lines
 
 
@@ -121,7 +123,7 @@ def main() -> None:
     settings = parser.parse_args()
     runs = runs_in(settings.runs)
     if settings.only:
-        kept = [each for run in runs if settings.only in run.output_dir and (each := kept_by(run, {})) is not None]
+        kept = [each for run in runs if settings.only in run.output_dir and (each := finished_run(run, {})) is not None]
     else:
         kept = best_condition(runs, {})
     dataset, _ = dataset_of(kept[0], {})

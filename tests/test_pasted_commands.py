@@ -28,9 +28,8 @@ from omegaconf import OmegaConf, open_dict
 from boxtwin.command_line import command_line, quote_path, quoted, setting
 from boxtwin.commands import generate as generation
 from boxtwin.commands.export import export_detector
-from boxtwin.commands.review_labels import use_with
-from boxtwin.commands.review_suspects import compare_command
 from boxtwin.commands.review_labels import serve_command, use_with
+from boxtwin.commands.review_suspects import compare_command
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.launch import OPTIONS_VARIABLE
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig

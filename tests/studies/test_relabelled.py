@@ -107,7 +107,7 @@ def moved(samples: list[Sample]) -> list[Sample]:
         boxes[:1] += 4
         labels[-1:] = 1 - labels[-1:]
         new = np.array([[60.0, 60.0, 72.0, 75.0]], dtype=np.float32)
-        parts = {"boxes": np.concatenate([boxes, new]), "labels": np.append(labels, 0)}
+        parts: dict[str, Any] = {"boxes": np.concatenate([boxes, new]), "labels": np.append(labels, 0)}
         parts |= {"areas": np.append(sample.areas, 180.0), "crowd": np.append(sample.crowd, False)}
         changed.append(replace(sample, **parts))
     return changed
@@ -135,8 +135,8 @@ def test_the_labels_that_runs_had_give_their_own_metrics_to_the_last_digit(made:
         assert first.groups == second.groups
         for field in ("true", "found", "true_by_class", "found_by_class"):
             np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
-    for before, after in zip(study.contrasts, again.other.contrasts, strict=True):
-        assert before.differences["map_50"] == after.differences["map_50"]
+    for contrast, other in zip(study.contrasts, again.other.contrasts, strict=True):
+        assert contrast.differences["map_50"] == other.differences["map_50"]
 
 
 def test_other_labels_give_the_metrics_of_pycocotools_and_new_thresholds(made: tuple[Path, list[Sample]]) -> None:
@@ -188,7 +188,12 @@ def test_runs_without_detections_are_left_out(
 
 def test_labels_without_any_object_are_labels(made: tuple[Path, list[Sample]]) -> None:
     folder, samples = made
-    nothing = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "areas": np.zeros(0), "crowd": np.zeros(0, bool)}
+    nothing: dict[str, Any] = {
+        "boxes": np.zeros((0, 4)),
+        "labels": np.zeros(0, int),
+        "areas": np.zeros(0),
+        "crowd": np.zeros(0, bool),
+    }
     again = relabelled(
         study_in(folder / "runs"), write_labels(folder / "l.json", [replace(s, **nothing) for s in samples])
     )

@@ -110,7 +110,8 @@ def test_a_label_that_runs_see_by_itself_is_not_badly_placed() -> None:
     beside = shifted(BOX, 8)
     faint = [((BOX, 0), 0.9), ((beside, 0), 0.25)]
     suspect = only(find_suspects([sample((beside, 0))], runs(faint, [((BOX, 0), 0.9)])))
-    assert (suspect.kind, suspect.suggested) == ("missing", pytest.approx(BOX))
+    assert suspect.kind == "missing"
+    assert suspect.suggested == pytest.approx(BOX)
 
 
 def test_a_label_that_hardly_touches_is_another_object() -> None:
@@ -164,7 +165,8 @@ def test_no_objects_and_no_detections_give_no_suspects() -> None:
 def test_one_run_is_believed_but_not_on_small_offsets() -> None:
     alone = runs([((BOX, 0), 0.9), ((AWAY, 0), 0.7)])
     suspect = only(find_suspects([sample((shifted(BOX, 3), 0))], alone))
-    assert (suspect.kind, suspect.score) == ("missing", pytest.approx(0.7))
+    assert suspect.kind == "missing"
+    assert suspect.score == pytest.approx(0.7)
 
 
 def test_the_list_is_ranked_and_its_scores_are_in_bounds() -> None:
@@ -180,10 +182,10 @@ def test_the_list_is_ranked_and_its_scores_are_in_bounds() -> None:
             scores = np.sort(rng.random(5).astype(np.float32))[::-1]
             of_run[image] = Detections(moved, scores, rng.integers(0, 2, 5))
     suspects = find_suspects(samples, [Found(each, (0.3, 0.3)) for each in detections])
-    scores = [suspect.score for suspect in suspects]
+    ranked = [suspect.score for suspect in suspects]
     assert len({suspect.kind for suspect in suspects}) >= 3
-    assert scores == sorted(scores, reverse=True)
-    assert all(LEAST_SCORE <= score <= 1 for score in scores)
+    assert ranked == sorted(ranked, reverse=True)
+    assert all(LEAST_SCORE <= score <= 1 for score in ranked)
     labels_in = [(suspect.image_id, suspect.index) for suspect in suspects if suspect.index is not None]
     assert len(labels_in) == len(set(labels_in))  # a label is suspected of one thing
 

@@ -22,7 +22,7 @@ from boxtwin.files import check_name
 from boxtwin.run.build import load_dataset
 from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.conditions import Row, condition_table
-from boxtwin.studies.relabelled import NEEDED, Kept, kept_by
+from boxtwin.studies.relabelled import NEEDED, FinishedRun, finished_run
 from boxtwin.studies.report.suspects import write_page
 from boxtwin.studies.report.words import several
 from boxtwin.studies.runs import StudyRun, find_file, runs_in
@@ -103,20 +103,20 @@ def _list(runs: Sequence[StudyRun], copies: Mapping[str, Path], config: DictConf
     return page
 
 
-def best_condition(runs: Sequence[StudyRun], copies: Mapping[str, Path]) -> list[Kept]:
+def best_condition(runs: Sequence[StudyRun], copies: Mapping[str, Path]) -> list[FinishedRun]:
     """The runs of the condition with the best AP on validation images, of those with enough seeds.
 
     Detections of weaker conditions make the list worse, see docs/suspects.md.
     """
-    rows: list[tuple[Row, list[Kept]]] = []
+    rows: list[tuple[Row, list[FinishedRun]]] = []
     for row in condition_table(runs):
-        of_row = [kept for run in row.runs if (kept := kept_by(run, copies)) is not None]
+        of_row = [kept for run in row.runs if (kept := finished_run(run, copies)) is not None]
         rows += [(row, of_row)] if of_row else []
     if not rows:
         raise InputError("no finished run of this study keeps its detections, without which no label can be suspected")
     enough = min(ENOUGH_RUNS, max(len(of_row) for _, of_row in rows))
 
-    def validation_ap(each: tuple[Row, list[Kept]]) -> float:
+    def validation_ap(each: tuple[Row, list[FinishedRun]]) -> float:
         values = [kept.run.metrics.get("val_real/map", math.nan) for kept in each[1]]
         known = [value for value in values if math.isfinite(value)]
         return math.fsum(known) / len(known) if known else -1.0
@@ -126,13 +126,13 @@ def best_condition(runs: Sequence[StudyRun], copies: Mapping[str, Path]) -> list
     return best
 
 
-def images_of(kept: Sequence[Kept]) -> tuple[Sequence[Mapping[str, object]], Sequence[Mapping[str, object]]]:
+def images_of(kept: Sequence[FinishedRun]) -> tuple[Sequence[Mapping[str, object]], Sequence[Mapping[str, object]]]:
     """Test images, and validation images if all runs keep what they found there."""
     result = kept[0].result
     return result.counts, result.validation_images if all(each.validation is not None for each in kept) else ()
 
 
-def found_by(kept: Sequence[Kept]) -> list[Found]:
+def found_by(kept: Sequence[FinishedRun]) -> list[Found]:
     """What each run finds in the images of `images_of`."""
     _, validation = images_of(kept)
     found = []
@@ -144,7 +144,7 @@ def found_by(kept: Sequence[Kept]) -> list[Found]:
     return found
 
 
-def dataset_of(kept: Kept, copies: Mapping[str, Path]) -> tuple[Dataset, Path]:
+def dataset_of(kept: FinishedRun, copies: Mapping[str, Path]) -> tuple[Dataset, Path]:
     """The data set of a run as it is now, and its annotations."""
     file = find_file(kept.run, CONFIGURATION, copies)
     if file is None:
@@ -164,7 +164,7 @@ def _loaded(file: Path) -> DictConfig:
     return loaded
 
 
-def _remarks(kept: Sequence[Kept], dataset: Dataset) -> list[str]:
+def _remarks(kept: Sequence[FinishedRun], dataset: Dataset) -> list[str]:
     """What the list cannot say, or what its reader should know."""
     remarks = []
     if len(kept) == 1:

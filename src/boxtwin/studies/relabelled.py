@@ -137,7 +137,7 @@ def relabelled(study: Study, annotations: Path, *, suspected: bool = False) -> R
     Raises:
         InputError: the file is wrong, lacks images or has other classes; or no run keeps its detections.
     """
-    kept = [each for run in study.runs if run.status == FINISHED and (each := kept_by(run, study.copies))]
+    kept = [each for run in study.runs if run.status == FINISHED and (each := finished_run(run, study.copies))]
     if not kept:
         raise InputError(
             f"annotations={annotations}: no finished run of {study.name} keeps its {DETECTIONS_FILE}, without which it "
@@ -187,7 +187,7 @@ def relabelled(study: Study, annotations: Path, *, suspected: bool = False) -> R
 
 
 @dataclass(frozen=True)
-class Kept:
+class FinishedRun:
     """A finished run with its result and the files of what it found; ``validation`` is None in older versions."""
 
     run: StudyRun
@@ -204,17 +204,19 @@ class Kept:
         return [int(entry["category_id"]) for entry in self.result.classes]
 
 
-def kept_by(run: StudyRun, copies: Mapping[str, Path]) -> Kept | None:
+def finished_run(run: StudyRun, copies: Mapping[str, Path]) -> FinishedRun | None:
     """What a run keeps; None, and a warning, if that is too little to score it again."""
     file, test, validation = (find_file(run, name, copies) for name in NEEDED)
     result = read_result(file.parent) if file else None
     if result is None or test is None or not all("category_id" in entry for entry in result.classes or [{}]):
         log.warning("%s keeps no %s, or is of an older version: left out", run.name, DETECTIONS_FILE)
         return None
-    return Kept(run, result, test, validation if result.validation_images else None)
+    return FinishedRun(run, result, test, validation if result.validation_images else None)
 
 
-def rescored(kept: Kept, test: Sequence[Sample], validation: Sequence[Sample] | None) -> tuple[StudyRun, Evidence]:
+def rescored(
+    kept: FinishedRun, test: Sequence[Sample], validation: Sequence[Sample] | None
+) -> tuple[StudyRun, Evidence]:
     """A run and its evidence under other labels of its test images; ``validation`` is None to keep its thresholds."""
     result, classes = kept.result, kept.classes
     thresholds = Thresholds(
