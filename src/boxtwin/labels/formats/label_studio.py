@@ -117,8 +117,7 @@ def read(path: Path) -> Labels:
                     boxes=tuple(boxes),
                     pixels_sha256=text_or_none(task["data"].get("pixels_sha256")),
                     confirmed=chosen is not None,
-                    refused=text_or_none(task["data"].get("refused"))
-                    or ("skipped in Label Studio" if cancelled else None),
+                    refused=text_or_none(task["data"].get("refused")) or (SKIPPED if cancelled else None),
                     minutes=math.fsum(times) if times else None,
                     in_shares=True,
                 )
