@@ -289,6 +289,32 @@ def test_lines_that_are_no_boxes_are_named(line: str, tmp_path: Path) -> None:
         get_format("yolo").read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("data.yaml", "names: [a, [b]]"),
+        ("data.yaml", "names: {1: a}"),
+        ("data.yaml", "[a"),
+        ("data.yaml", "a"),
+        ("classes.txt", "a\n\nb"),
+    ],
+)
+def test_class_names_that_are_none_are_refused(file: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(text)
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(InputError, match=re.escape(file)):
+        get_format("yolo").read(tmp_path)
+
+
+def test_images_may_be_called_as_lists_of_other_tools_are(tmp_path: Path) -> None:
+    boxes: dict[str, Boxes] = {
+        f"images/{name}.png": [(CLASSES[0], (1, 2, 3, 4))] for name in ("train", "classes", "test")
+    }
+    store = read_store(write_store(tmp_path / "store", boxes))
+    export_store(store, "yolo", tmp_path / "out")
+    assert read_back(tmp_path / "out", store)[0]["info"]["changes"]["kept"] == 3
+
+
 def test_yolo_folders_of_other_tools(tmp_path: Path) -> None:
     (tmp_path / "dataset.yaml").write_text("names: {0: ship, 1: 'a: b'}\nnc: 2\n")
     (tmp_path / "labels" / "train").mkdir(parents=True)
@@ -301,3 +327,58 @@ def test_yolo_folders_of_other_tools(tmp_path: Path) -> None:
     np.testing.assert_allclose([box.box for box in boxes], [(40, 45, 60, 55), (40, 45, 60, 55), (10, 10, 30, 20)])
     assert [(box.name, box.score) for box in boxes] == [("a: b", None), ("ship", 0.87), ("ship", None)]
     assert math.isclose(boxes[1].score or 0, 0.87)
+
+
+FILES = {
+    "coco": "annotations.json",
+    "label_studio": "tasks.json",
+    "cvat": "annotations.xml",
+    "yolo": "data.yaml",
+    "voc": "Annotations/a (1), b=2_v01.xml",
+}
+PIECES = (
+    "null",
+    "true",
+    "-1",
+    "1e999",
+    "[]",
+    "{}",
+    '""',
+    "[1]",
+    "nan",
+    "x",
+    "<a/>",
+    "&#0;",
+    "0.5",
+    '"a": 1,',
+    "\u0000",
+    "9" * 400,
+)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("exported")
+    store = read_store(write_store(folder / "store", BOXES, MARKS))
+    for name in FORMATS:
+        export_store(store, name, folder / name)
+    return {name: folder / name for name in FORMATS}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_damaged_files_are_read_or_explained(name: str, exported: dict[str, Path], data: st.DataObject) -> None:
+    """Some value is replaced by another, or part of the file is missing: no other error comes of it."""
+    file = exported[name] / FILES[name]
+    text = file.read_text(encoding="utf-8")
+    values = [match.span() for match in re.finditer(r"[\w.&<>-]+|\[\]|\"[^\"]*\"", text)]
+    start, end = data.draw(st.sampled_from(values))
+    end = data.draw(st.sampled_from((end, min(len(text), end + 40), len(text))))
+    try:
+        file.write_text(text[:start] + data.draw(st.sampled_from(PIECES)) + text[end:], encoding="utf-8")
+        get_format(name).read(exported[name])
+    except InputError:
+        pass
+    finally:
+        file.write_text(text, encoding="utf-8")

@@ -28,7 +28,7 @@ def export_labels(composed: DictConfig) -> Path:
     if config.store is None:
         raise InputError("export= needs store=: the folder of a variation store, or what count.py wrote")
     store = read_store(Path(config.store))
-    folder = Path(config.folder or f"{Path(config.store).with_suffix('')}-{name}")
+    folder = Path(config.folder or f"{config.store.rstrip('/').removesuffix('.json')}-{name}")
     export_store(store, name, folder)
     confirmed = sum(image.labels.confirmed is False for image in store.images)
     lines = [f"{len(store.images)} images with {sum(len(image.labels.boxes) for image in store.images)} boxes"]

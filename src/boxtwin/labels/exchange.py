@@ -166,7 +166,7 @@ def _with_hashes(labels: Labels, path: Path) -> Labels:
 
 def _xywh(box: LabelledBox) -> list[int | float]:
     x1, y1, x2, y2 = box.box
-    return [x1, y1, x2 - x1, y2 - y1]
+    return [round(value, 9) for value in (x1, y1, x2 - x1, y2 - y1)]  # without the noise of the difference
 
 
 def new_version(content: dict[str, Any], folder: Path) -> tuple[Path, bool]:

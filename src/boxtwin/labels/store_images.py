@@ -62,7 +62,10 @@ def read_store(store: Path) -> StoreImages:
     if repeated := [name for name, number in Counter(names).items() if number > 1]:
         raise InputError(f"store={store}: {len(repeated)} images are named twice in {file.name}: {some(repeated)}")
     images = []
-    readings = [Reading(page=entry.get("page"), channels=entry.get("channels")) for entry in content["images"]]
+    try:
+        readings = [Reading(page=entry.get("page"), channels=entry.get("channels")) for entry in content["images"]]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"store={store}: page or channels of an image are no numbers: {error}") from None
     paths = [_file_of(entry, file.parent) for entry in content["images"]]
     exported = _export_names(names, [is_shown(*each) for each in zip(paths, readings, strict=True)])
     for index, (image, entry) in enumerate(zip(read.images, content["images"], strict=True)):

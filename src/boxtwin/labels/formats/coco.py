@@ -14,7 +14,7 @@ from boxtwin.datasets.coco_json import flag, read_content
 from boxtwin.datasets.problems import Problems
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
-from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels
+from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, text_or_none
 
 FILE = "annotations.json"
 MARKS = ("pixels_sha256", "refused", "confirmed", "minutes")
@@ -90,8 +90,8 @@ def _image(entry: dict[str, Any], boxes: Sequence[LabelledBox], file: Path) -> L
         entry.get("width"),
         entry.get("height"),
         tuple(boxes),
-        pixels_sha256=entry.get("pixels_sha256"),
+        pixels_sha256=text_or_none(entry.get("pixels_sha256")),
         confirmed=confirmed,
-        refused=entry.get("refused"),
+        refused=text_or_none(entry.get("refused")),
         minutes=minutes,
     )

@@ -18,11 +18,12 @@ from boxtwin.boxes import Box
 from boxtwin.datasets.coco_json import load_json
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
-from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels
+from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, text_or_none
 
 TASKS, CONFIG = "tasks.json", "config.xml"
 LOCAL_FILES = "/data/local-files/?d="
 LABEL, IMAGE = "label", "image"  # the names of the two controls in `CONFIG`, and the key of an image's address
+SKIPPED = "skipped in Label Studio"
 MARKS = ("pixels_sha256", "refused")  # in the data of a task
 
 
@@ -114,9 +115,9 @@ def read(path: Path) -> Labels:
                     width=None,
                     height=None,
                     boxes=tuple(boxes),
-                    pixels_sha256=task["data"].get("pixels_sha256"),
+                    pixels_sha256=text_or_none(task["data"].get("pixels_sha256")),
                     confirmed=chosen is not None,
-                    refused=task["data"].get("refused") or ("skipped in Label Studio" if cancelled else None),
+                    refused=text_or_none(task["data"].get("refused")) or (SKIPPED if cancelled else None),
                     minutes=math.fsum(times) if times else None,
                     in_shares=True,
                 )

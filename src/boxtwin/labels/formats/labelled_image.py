@@ -59,6 +59,11 @@ class Labels(NamedTuple):
     remarks: Sequence[str] = ()  # what was left out or changed in reading
 
 
+def text_or_none(value: object) -> str | None:
+    """A mark that is text; anything else counts as no mark."""
+    return value if isinstance(value, str) else None
+
+
 def with_marks(images: Sequence[LabelledImage], not_confirmed: set[str] | None) -> list[LabelledImage]:
     """Images of formats without marks, marked by a list beside them; None: there is no list."""
     if not_confirmed is None:

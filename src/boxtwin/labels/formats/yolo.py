@@ -56,13 +56,13 @@ def read_not_confirmed(folder: Path) -> set[str] | None:
 
 def read(path: Path) -> Labels:
     """Read a folder. Images without a text file, and text files without lines, are images without objects."""
-    names = class_names(path)
+    named, names = class_names(path)
     images, seen = [], set()
-    files = [file for file in sorted(path.rglob("*.txt")) if file.name not in NO_LABELS]
-    for file in files:
-        # Tools name a list of images beside the labels; its lines are no boxes.
-        relative = file.relative_to(path)
-        stem = "/".join(part for part in relative.with_suffix("").parts if part != "labels")
+    for file in sorted(path.rglob("*.txt")):
+        # Lists that tools put beside the labels; their lines are no boxes.
+        if file == named or (file.name in NO_LABELS and file.parent.name != "labels"):
+            continue
+        stem = "/".join(part for part in file.relative_to(path).with_suffix("").parts if part != "labels")
         seen.add(stem)
         boxes = tuple(_boxes(file, names))
         images.append(LabelledImage(stem, width=None, height=None, boxes=boxes, in_shares=True))
@@ -77,20 +77,25 @@ def read(path: Path) -> Labels:
     return Labels(with_marks(images, by_path), names)
 
 
-def class_names(folder: Path) -> list[str]:
-    """The class names of a folder, by their numbers."""
+def class_names(folder: Path) -> tuple[Path, list[str]]:
+    """The file of a folder's class names, and the names by their numbers."""
     file = next((folder / name for name in NAMES if (folder / name).is_file()), None)
     if file is None:
         raise InputError(f"{folder} has no class names: put data.yaml, or classes.txt with one a line, there")
     text = read_text(file)
     if file.suffix not in (".yaml", ".yml"):
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.rstrip().splitlines()]
+        if not all(lines):
+            raise InputError(f"{file} has an empty line between the names of classes: which number is whose?")
+        return file, lines
     try:
         content = yaml.safe_load(text)
         names = content["names"]
         if isinstance(names, dict):
             names = [names[index] for index in range(len(names))]
-        return [str(name).strip() for name in names]
+        if not all(isinstance(name, str | int | float) for name in names):
+            raise TypeError("they are no text")
+        return file, [str(name).strip() for name in names]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(f"{file} lists no class names under names, numbered from 0: {error}") from None
 
