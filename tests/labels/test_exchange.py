@@ -58,7 +58,7 @@ def test_a_box_that_a_tool_has_rounded_is_the_one_that_was_there() -> None:
 def test_without_marks_all_that_came_back_is_confirmed_but_what_was_refused(tmp_path: Path) -> None:
     """Tools lose the marks; images that were only pre-labelled have been looked at by then, bad ones stay bad."""
     refused: dict[str, Any] = {"confirmed": False, "refused": "blurred"}
-    marks = {"images/a_v01.png": refused, "images/b_v01.png": {"confirmed": False}}
+    marks: dict[str, dict[str, Any]] = {"images/a_v01.png": refused, "images/b_v01.png": {"confirmed": False}}
     store = read_store(write_store(tmp_path / "store", BOXES, marks))
     for name in ("coco", "yolo", "voc"):
         out = tmp_path / name
