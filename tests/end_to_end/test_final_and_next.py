@@ -54,6 +54,43 @@ def test_they_are_trained_on_all_labelled_images(trained: tuple[Path, str]) -> N
     assert first.class_thresholds[0] == result["classes"][0]["count_threshold"]
 
 
+def test_labels_of_all_images_can_be_suspected(trained: tuple[Path, str], tmp_path: Path) -> None:
+    """By what a run and a fold's detector find, here one object each; also where images have other ids since."""
+    folder = tmp_path / "study"
+    shutil.copytree(trained[0], folder, symlinks=True)
+    study = folder / "multirun" / "sar_scenes"
+    sides = {
+        entry["file_name"]: "training" for entry in json.loads((study / "final" / "result.json").read_text())["counts"]
+    }
+    for place in [study / "final", *study.glob("s1-*/")]:
+        counts = json.loads((place / "result.json").read_text())["counts"]
+        if place.name != "final":
+            sides |= {entry["file_name"]: "test" for entry in counts}
+        for name in ("detections.json", "validation_detections.json"):
+            if (place / name).exists():
+                first = {"image_id": counts[0]["image_id"], "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.9}
+                (place / name).write_text(json.dumps([first] if name == "detections.json" else []))
+    (file,) = folder.glob("data/*/annotations.json")
+    content = json.loads(file.read_text())
+    content["annotations"] = [entry for entry in content["annotations"] if min(entry["bbox"][:2]) > 10]
+    found = []
+    for shift in (0, 1000):
+        for entry in content["images"]:
+            entry["id"] += shift
+        for entry in content["annotations"]:
+            entry["image_id"] += shift
+        file.write_text(json.dumps(content))
+        run("review.py suspects=sar_scenes", folder)
+        lines = csv.DictReader(
+            (folder / "reports" / "sar_scenes" / "suspects" / "suspects.csv").read_text().splitlines()
+        )
+        found.append([(line["kind"], line["file_name"], line["side"], line["score"], line["runs"]) for line in lines])
+    assert found[0] == found[1]
+    assert {side for kind, _, side, _, _ in found[0] if kind == "missing"} == {"training", "test"}
+    assert all(sides[name] == side for _, name, side, _, _ in found[0])
+    assert all((score, number) == ("0.9", "1") for kind, _, _, score, number in found[0] if kind == "missing")
+
+
 def test_thresholds_are_chosen_on_images_that_a_detector_has_not_seen(trained: tuple[Path, str]) -> None:
     folder, _ = trained
     final = folder / "multirun" / "sar_scenes" / "final"

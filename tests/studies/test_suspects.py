@@ -207,7 +207,6 @@ def test_files_leave_labels_alone_and_apply_suggestions_apart(tmp_path: Path) ->
         classes=("ship", "buoy"),
         category_ids=(4, 2),
         sides={"1.png": "test"},
-        runs=3,
     )
     marked = json.loads((tmp_path / "out" / "corrected_suggestions.json").read_text())
     listed = marked.pop("suspects")

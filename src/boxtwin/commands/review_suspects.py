@@ -1,4 +1,8 @@
-"""Labels of real validation and test images that the finished runs of a study contradict: a list for people."""
+"""Labels of real images that the finished runs of a study contradict: a list for people.
+
+Validation and test images are looked at by the runs of a condition. Training images are looked at where `train.py
+final=` has left out-of-fold detections, each by the one detector that was trained without it.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,18 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.command_line import command_line, setting
 from boxtwin.commands.stored_runs import collect_runs, copies_of
 from boxtwin.config.compose import to_object
+from boxtwin.config.identity import FINAL
 from boxtwin.config.schema import BoxtwinConfig
-from boxtwin.datasets.sample import Dataset
+from boxtwin.datasets.sample import Dataset, Detections
 from boxtwin.errors import InputError
-from boxtwin.evaluation.coco_metrics import VALIDATION_DETECTIONS_FILE, read_results
+from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE, read_results
 from boxtwin.files import check_name
 from boxtwin.run.build import load_dataset
 from boxtwin.studies.archive import runs_folder
@@ -26,9 +32,10 @@ from boxtwin.studies.relabelled import NEEDED, FinishedRun, finished_run
 from boxtwin.studies.report.suspects import write_page
 from boxtwin.studies.report.words import several
 from boxtwin.studies.runs import StudyRun, find_file, runs_in
-from boxtwin.studies.suspects import SUGGESTED_FILE, SUSPECTS_FOLDER, Found, find_suspects
+from boxtwin.studies.suspects import SUGGESTED_FILE, SUSPECTS_FOLDER, TRAINING, Found, find_suspects, in_order
 from boxtwin.studies.suspects_files import write_suspects
 from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.run_folders import read_result
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +78,22 @@ def _list(runs: Sequence[StudyRun], copies: Mapping[str, Path], config: DictConf
     sides = dict.fromkeys(test, "test") | dict.fromkeys(validation, "validation")
     remarks = _remarks(kept, dataset)
     # 2. What the runs find there.
-    suspects = find_suspects([samples[name] for name in sides], found_by(kept))
+    ids = {name: sample.image_id for name, sample in samples.items()}
+    suspects = find_suspects([samples[name] for name in sides], found_by(kept, ids))
+    final = _out_of_fold(kept)
+    if final is not None:
+        names = [str(entry["file_name"]) for entry in final.result.counts]
+        training = {name: TRAINING for name in names if name in samples and name not in sides}
+        found = Found(
+            _with_ids(read_results(final.test, final.category_ids), final.result.counts, ids), thresholds_of(final)
+        )
+        suspects = in_order([*suspects, *find_suspects([samples[name] for name in training], [found])])
+        sides |= training
+    elif lacking_training := len(samples) - len(sides):
+        remarks.append(
+            f"{several(lacking_training, 'other image')} of the data set were not looked at. After "
+            f"{command_line('train.py', [setting('final', study)])} they are, by detectors trained without them."
+        )
     # 3. Files.
     folder = Path(config.folder) if config.folder else Path("reports") / study / SUSPECTS_FOLDER
     write_suspects(
@@ -81,7 +103,6 @@ def _list(runs: Sequence[StudyRun], copies: Mapping[str, Path], config: DictConf
         classes=dataset.classes,
         category_ids=dataset.category_ids,
         sides=sides,
-        runs=len(kept),
     )
     page = write_page(
         folder,
@@ -132,16 +153,40 @@ def images_of(kept: Sequence[FinishedRun]) -> tuple[Sequence[Mapping[str, object
     return result.counts, result.validation_images if all(each.validation is not None for each in kept) else ()
 
 
-def found_by(kept: Sequence[FinishedRun]) -> list[Found]:
-    """What each run finds in the images of `images_of`."""
+def found_by(kept: Sequence[FinishedRun], ids: Mapping[str, int]) -> list[Found]:
+    """What each run finds in the images of `images_of`; ``ids`` are those of the images now, by name."""
     _, validation = images_of(kept)
     found = []
     for each in kept:
-        detections = read_results(each.test, each.category_ids)
+        detections = _with_ids(read_results(each.test, each.category_ids), each.result.counts, ids)
         if validation and each.validation is not None:
-            detections |= read_results(each.validation, each.category_ids)
-        found.append(Found(detections, [float(entry["count_threshold"]) for entry in each.result.classes]))
+            on_validation = read_results(each.validation, each.category_ids)
+            detections |= _with_ids(on_validation, each.result.validation_images, ids)
+        found.append(Found(detections, thresholds_of(each)))
     return found
+
+
+def _with_ids(
+    detections: Mapping[int, Detections], images: Sequence[Mapping[str, Any]], ids: Mapping[str, int]
+) -> dict[int, Detections]:
+    """Detections by the ids that images have now: annotation tools number anew."""
+    now = {int(entry["image_id"]): ids.get(str(entry["file_name"])) for entry in images}
+    return {new: found for old, found in detections.items() if (new := now.get(old)) is not None}
+
+
+def thresholds_of(kept: FinishedRun) -> list[float]:
+    """The count threshold of each class."""
+    return [float(entry["count_threshold"]) for entry in kept.result.classes]
+
+
+def _out_of_fold(kept: Sequence[FinishedRun]) -> FinishedRun | None:
+    """The record of the study's final detectors, as long as the classes are the same; None if there is none."""
+    folder = Path(kept[0].run.output_dir).parent / FINAL
+    result, file = read_result(folder), folder / DETECTIONS_FILE
+    if not kept[0].run.output_dir or result is None or result.kind != FINAL or not file.is_file():
+        return None
+    final = FinishedRun(kept[0].run, result, file, None)
+    return final if final.classes == kept[0].classes else None
 
 
 def dataset_of(kept: FinishedRun, copies: Mapping[str, Path]) -> tuple[Dataset, Path]:

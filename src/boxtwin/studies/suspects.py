@@ -26,7 +26,7 @@ unseen label is one of these with the probability ``0.02 / (0.02 + q)``: its sco
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -37,6 +37,7 @@ from boxtwin.boxes import Box, area_xyxy, iou_matrix
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.labels.ensemble import SAME_OBJECT, SUPPORT, AgreedObject, agreements, is_beside
 
+TRAINING = "training"  # side of images that one detector alone has not seen, out of fold
 SUSPECTS_FOLDER = "suspects"  # beside the report of a study
 LIST_FILE = "suspects.csv"
 MARKED_FILE = "corrected_suggestions.json"  # labels as they are, with a list of suspects
@@ -67,6 +68,7 @@ class Suspect:
     suggested: Box | None  # None: no object
     suggested_label: int | None
     votes: int  # runs that detect the suggested object; of a spurious label, those that see nothing
+    runs: int  # that were asked
 
 
 class Found(NamedTuple):
@@ -91,8 +93,12 @@ def find_suspects(samples: Sequence[Sample], runs: Sequence[Found]) -> list[Susp
         suspects += compared[0]
         seen += compared[1]
     suspects += _spurious(seen, len(runs))
-    listed = [suspect for suspect in suspects if suspect.score >= LEAST_SCORE]
-    return sorted(listed, key=lambda each: (-each.score, each.name, each.kind, each.box or each.suggested))
+    return in_order(suspect for suspect in suspects if suspect.score >= LEAST_SCORE)
+
+
+def in_order(suspects: Iterable[Suspect]) -> list[Suspect]:
+    """Best score first."""
+    return sorted(suspects, key=lambda each: (-each.score, each.name, each.kind, each.box or each.suggested))
 
 
 NOTHING = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
@@ -142,7 +148,8 @@ def _compare(
     def suspect(kind: Kind, score: float, index: int | None, place: AgreedObject, *, remains: bool = True) -> Suspect:
         box, label = (None, None) if index is None else (_box(boxes[index]), int(labels[index]))
         suggested, of_class = (place.box, place.label) if remains else (None, None)
-        return Suspect(kind, score, sample.image_id, sample.name, index, box, label, suggested, of_class, place.votes)
+        asked = (place.votes, len(detections))
+        return Suspect(kind, score, sample.image_id, sample.name, index, box, label, suggested, of_class, *asked)
 
     least = np.array(thresholds)[:, labels] * SUPPORT  # (runs, labels)
     on_labels = [_support(detections, box, label, ON_LABEL) for box, label in zip(boxes, labels.tolist(), strict=True)]
@@ -203,7 +210,7 @@ def _spurious(seen: Sequence[_Seen], runs: int) -> list[Suspect]:
             unseen = (int(invisible[nearest].sum()) + 1) / (len(nearest) + 2)  # never 0: Laplace's rule of succession
             score, box = WITHOUT_OBJECT / (WITHOUT_OBJECT + unseen), _box(one.sample.boxes[one.at])
             identity = (one.sample.image_id, one.sample.name, one.at, box, one.label)
-            suspects.append(Suspect("spurious", score, *identity, None, None, runs))
+            suspects.append(Suspect("spurious", score, *identity, None, None, runs, runs))
     return suspects
 
 

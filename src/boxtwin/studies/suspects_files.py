@@ -20,7 +20,7 @@ from boxtwin.boxes import Box, iou_matrix, xyxy_to_xywh
 from boxtwin.datasets.coco_boxes import box_numbers
 from boxtwin.datasets.coco_json import load_json, whole
 from boxtwin.files import write_bytes_atomically
-from boxtwin.studies.suspects import APPLIED_FROM, LIST_FILE, MARKED_FILE, SUGGESTED_FILE, Suspect
+from boxtwin.studies.suspects import APPLIED_FROM, LIST_FILE, MARKED_FILE, SUGGESTED_FILE, TRAINING, Suspect
 
 COLUMNS = (
     *("rank", "score", "kind", "side", "file_name", "image_id", "annotation_id", "class", "x", "y", "width", "height"),
@@ -37,9 +37,11 @@ def write_suspects(
     classes: Sequence[str],
     category_ids: Sequence[int],
     sides: Mapping[str, str],
-    runs: int,
 ) -> None:
-    """Write `LIST_FILE`, `MARKED_FILE` and `SUGGESTED_FILE`; ``sides`` are test or validation, by image name."""
+    """Write `LIST_FILE`, `MARKED_FILE` and `SUGGESTED_FILE`; ``sides`` are by image name.
+
+    Suggestions for training images are not applied: they are of one detector, and change nothing that is scored.
+    """
     content = load_json(annotations)
     category = {whole(entry["id"]): str(entry["name"]) for entry in content["categories"]}
     by_image: dict[int | None, list[dict[str, Any]]] = {}
@@ -58,7 +60,7 @@ def write_suspects(
             "class": None if each.label is None else classes[each.label],
             "suggested_class": None if each.suggested_label is None else classes[each.suggested_label],
             "votes": each.votes,
-            "runs": runs,
+            "runs": each.runs,
         }
         | _sides("", each.box)
         | _sides("suggested_", each.suggested)
@@ -70,7 +72,8 @@ def write_suspects(
     writer.writerows(lines)
     write_bytes_atomically(folder / LIST_FILE, text.getvalue().encode())
     write_bytes_atomically(folder / MARKED_FILE, json.dumps({**content, "suspects": lines}, indent=1).encode())
-    applied = _applied(content, suspects, found, category_ids)
+    scored = [place for place, each in enumerate(suspects) if sides[each.name] != TRAINING]
+    applied = _applied(content, [suspects[k] for k in scored], [found[k] for k in scored], category_ids)
     write_bytes_atomically(folder / SUGGESTED_FILE, json.dumps(applied, indent=1).encode())
 
 
