@@ -59,17 +59,16 @@ def test_labels_of_all_images_can_be_suspected(trained: tuple[Path, str], tmp_pa
     folder = tmp_path / "study"
     shutil.copytree(trained[0], folder, symlinks=True)
     study = folder / "multirun" / "sar_scenes"
-    sides = {
-        entry["file_name"]: "training" for entry in json.loads((study / "final" / "result.json").read_text())["counts"]
-    }
-    for place in [study / "final", *study.glob("s1-*/")]:
-        counts = json.loads((place / "result.json").read_text())["counts"]
+    sides: dict[str, str] = {}
+    for place in [*study.glob("s1-*/"), study / "final"]:
+        result = json.loads((place / "result.json").read_text())
+        sides |= {entry["file_name"]: "validation" for entry in result.get("validation_images", ())}
+        side = "training" if place.name == "final" else "test"
+        new = [entry for entry in result["counts"] if sides.setdefault(entry["file_name"], side) == side]
+        detection = {"image_id": new[0]["image_id"], "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.9}
+        (place / "detections.json").write_text(json.dumps([detection]))
         if place.name != "final":
-            sides |= {entry["file_name"]: "test" for entry in counts}
-        for name in ("detections.json", "validation_detections.json"):
-            if (place / name).exists():
-                first = {"image_id": counts[0]["image_id"], "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.9}
-                (place / name).write_text(json.dumps([first] if name == "detections.json" else []))
+            (place / "validation_detections.json").write_text("[]")
     (file,) = folder.glob("data/*/annotations.json")
     content = json.loads(file.read_text())
     content["annotations"] = [entry for entry in content["annotations"] if min(entry["bbox"][:2]) > 10]
