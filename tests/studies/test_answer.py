@@ -179,7 +179,26 @@ def test_a_loss() -> None:
     change = found.groups[0]["lead"].differences["map_50"]
     assert change.significant
     assert change.mean < 0
-    assert found.advice == {"kind": "loss"}
+    assert found.advice == {"kind": "loss", "losses": [found.groups[0]["lead"]]}
+
+
+def test_a_loss_of_one_treatment_says_nothing_of_the_others() -> None:
+    conditions = [*PLAIN, *with_variations(0.602), *with_variations(0.5, "copy_paste")]
+    found = answer_of(conditions)
+    assert found.advice["kind"] == "little"
+    assert [each.new.generator for each in found.advice["losses"]] == ["copy_paste"]
+    *_, advice = in_short(*_nine(conditions))
+    assert advice.startswith("What to do: label more real images")
+    assert "Do not use 10 variations of each image by copy_paste on s2 (-" in advice
+
+
+def test_a_control_is_equal_on_its_own_split_alone() -> None:
+    here = [("s1", 10, "copy_paste", 80.0, 0.77), ("s1", 10, "pixel_ddpm", 80.0, 0.7)]
+    found = answer_of([*PLAIN, *with_variations(0.66), *with_variations(0.66, "copy_paste"), *here])
+    assert [(win.new.split, win.new.generator) for win in found.advice["wins"]] == [
+        ("s1", "copy_paste"),
+        ("s2", "pixel_ddpm"),
+    ]
 
 
 def test_too_few_seeds_tell_nothing() -> None:

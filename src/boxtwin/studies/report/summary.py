@@ -151,8 +151,13 @@ def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
 
 def _groups(gains: Sequence[Contrast]) -> list[list[Contrast]]:
     """By split and generator."""
-    line_of = lambda gain: (gain.new.split, gain.new.generator)  # noqa: E731
-    return [list(group) for _, group in itertools.groupby(sorted(gains, key=line_of), key=line_of)]
+    ordered = sorted(gains, key=lambda gain: line_of(gain.new))
+    return [list(group) for _, group in itertools.groupby(ordered, key=lambda gain: line_of(gain.new))]
+
+
+def line_of(row: Row) -> tuple[str, str]:
+    """Split and generator."""
+    return row.split, row.generator
 
 
 def _lead(group: Sequence[Contrast]) -> Contrast:
@@ -201,24 +206,27 @@ def _advice(
     if wins:
         winners = {win.new.run_ids for win in wins}
         held = [control for control in controls if control.new.run_ids in winners]
-        equal = {each.old.generator for each in held if not each.differences[AP50].significant}
-        named = [win for win in wins if win.new.generator not in equal or win.kind != "variations"]
+        equal = {line_of(each.old) for each in held if not each.differences[AP50].significant}
+        named = [win for win in wins if line_of(win.new) not in equal or win.kind != "variations"]
         return {
             "kind": "use",
             "wins": sorted(named, key=lambda win: -win.differences[AP50].mean),
             "without_controls": not held and any(win in leads and not win.new.is_control for win in wins),
-            "equal": sorted(equal),
+            "equal": sorted({generator for _, generator in equal}),
             "data": max(seen, default=None),
         }
-    if any(each.differences[AP50].significant for each in decided):
-        return {"kind": "loss"}
+    losses = [each for each in decided if each.differences[AP50].significant]
+    if losses and len(losses) == len(decided):
+        return {"kind": "loss", "losses": losses}
+    beside = {"losses": losses} if losses else {}
     if blind:
-        return {"kind": "blind"}
+        return {"kind": "blind", **beside}
     highs = [interval.high for gain in subjects if (interval := gain.differences[AP50].interval) is not None]
     if seen and highs and len(decided) == len(leads) + len(treatments) and max(highs) < min(seen) / 2:
         tighter = [gain.differences[AP].mean for gain in subjects if gain.differences[AP].significant]
-        return {"kind": "little", "ap": max(tighter, default=0.0), "bound": max(*highs, 0.0), "data": min(seen)}
-    return {"kind": "open"}
+        bounds = {"ap": max(tighter, default=0.0), "bound": max(*highs, 0.0), "data": min(seen)}
+        return {"kind": "little", **bounds, **beside}
+    return {"kind": "open", **beside}
 
 
 def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row], *, primary: bool = False) -> list[str]:
