@@ -22,9 +22,9 @@ from boxtwin.config.schema import BoxtwinConfig, ReviewConfig
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.image_folder import read_folder
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.inspection import nearly_same
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import Dataset, Detections, Sample
+from boxtwin.datasets.splits import alike
 from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector
 from boxtwin.detector.predict import check_depth, detect_objects
 from boxtwin.errors import InputError
@@ -105,14 +105,7 @@ def detectors_of(found: Recommended) -> list[Path]:
 
 def unlabelled(samples: Sequence[Sample], dataset: Dataset, source: Path) -> list[Sample]:
     """The images that are not labelled yet; those that are, or look as if they were, are named in the log."""
-    files = {sample.sha256: sample.name for sample in dataset.samples}
-    known = [(sample.name, sample.signature) for sample in dataset.samples if sample.signature]
-    pixels = {signature.sha256: name for name, signature in known}
-    same = {s.name: files[s.sha256] for s in samples if s.sha256 in files}
-    same |= {s.name: pixels[s.signature.sha256] for s in samples if s.signature and s.signature.sha256 in pixels}
-    signed = [(sample.name, sample.signature) for sample in samples if sample.signature]
-    pairs = nearly_same([signature for _, signature in signed], [signature for _, signature in known])
-    near = {signed[i][0]: known[j][0] for i, j in pairs} | same
+    near = alike(samples, dataset.samples)
     if near:
         listed = some([f"{name} = {other}" for name, other in near.items()], 10)
         log.info("%d images are left out, equal or nearly equal to labelled ones: %s", len(near), listed)

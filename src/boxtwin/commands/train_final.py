@@ -27,7 +27,7 @@ from boxtwin.config.launch import task_overrides, typed_words
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.options import SplitOptions
 from boxtwin.datasets.sample import Dataset, Detections
-from boxtwin.datasets.splits import Split, describe, folds
+from boxtwin.datasets.splits import Split, alike, describe, folds
 from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.checkpoint import FILE, TrainedDetector, damage, read_detector, write_detector
 from boxtwin.detector.training import quieten_lightning
@@ -143,13 +143,14 @@ def prepare_final(config: BoxtwinConfig, dataset: Dataset, *, seeds: int, parts:
         if not sum(len(sample.object_boxes) for sample in train):
             raise InputError(f"final_folds={parts}: no object outside part {number}; choose another number of parts")
         split = Split(f"fold{number}of{parts}", train, (), part)
-        unlabelled, empty = (
-            tuple(sample for sample in side if sample.group not in scenes) for side in (extra.unlabelled, extra.empty)
-        )
-        beside = replace(extra, unlabelled=unlabelled, empty=empty)
+        # Images beside the data set show no scene of the part, and are no copies of its images.
+        beside = {}
+        for name, side in (("unlabelled", extra.unlabelled), ("empty", extra.empty)):
+            copies = alike(side, part, train)
+            beside[name] = tuple(each for each in side if each.group not in scenes and each.name not in copies)
         # Another seed for each part: thresholds are to suit every seed of the final detectors.
         of_part = replace(_for_split(config, split.name, len(train)), seed=number - 1)
-        left_out.append(prepared_from(of_part, dataset, split, beside))
+        left_out.append(prepared_from(of_part, dataset, split, replace(extra, **beside)))
     return Work(whole, left_out)
 
 
