@@ -110,6 +110,15 @@ def test_copies_of_a_part_are_not_seen_by_the_detector_without_it(composed: Comp
         assert names == ({"new.png"} if left_out else {"copy.png", "new.png"})
 
 
+def test_a_pretraining_on_labelled_images_is_refused_before_work(composed: Compose, data: Path) -> None:
+    """A run of the study may see them first, if they are its training images."""
+    name, size = "pretraining.dataset.name=same", "pretraining.dataset.image_size=64"
+    config = composed("pretraining=labelled_images", name, size, f"pretraining.dataset.root={data}/labelled")
+    message = r"final=: thresholds are chosen .* pretraining: 8 validation or test images of split fold1of3 .* remove them from its"
+    with pytest.raises(InputError, match=message):
+        prepare_final(config, load_dataset(config), seeds=1, parts=3)
+
+
 def test_detectors_that_label_choose_their_checkpoint_on_images_of_the_part(composed: Compose) -> None:
     config = composed("variations=1", "labels=pseudo", "labels.detectors=2")
     work = prepare_final(config, load_dataset(config), seeds=1, parts=2)

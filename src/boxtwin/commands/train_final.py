@@ -54,6 +54,7 @@ from boxtwin.run.checks import check_settings
 from boxtwin.run.extra_images import read_extra_images
 from boxtwin.run.generators import make_generator
 from boxtwin.run.label_detectors import trained_file
+from boxtwin.run.pretraining import pretraining_run
 from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.provenance import provenance, tags
@@ -151,6 +152,12 @@ def prepare_final(config: BoxtwinConfig, dataset: Dataset, *, seeds: int, parts:
         # Another seed for each part: thresholds are to suit every seed of the final detectors.
         of_part = replace(_for_split(config, split.name, len(train)), seed=number - 1)
         left_out.append(prepared_from(of_part, dataset, split, replace(extra, **beside)))
+        if config.pretraining.dataset.build is None:  # simulated images show no scene of the data set
+            try:
+                pretraining_run(left_out[-1])
+            except InputError as error:
+                what = "thresholds are chosen on labelled images that a detector has seen in no training"
+                raise InputError(f"final=: {what}. {error}") from None
     return Work(whole, left_out)
 
 
