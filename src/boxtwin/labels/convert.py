@@ -13,13 +13,14 @@ from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.coco_json import fault_of_name
 from boxtwin.datasets.image_folder import image_files
 from boxtwin.datasets.image_io import read_header, read_image, write_png
+from boxtwin.datasets.image_names import without_ending
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
 from boxtwin.files import atomic_path, link_file, write_bytes_atomically
 from boxtwin.labels.formats import format_of, get_format
 from boxtwin.labels.formats.labelled_image import LabelledImage
-from boxtwin.labels.store_images import read_store, without_ending
+from boxtwin.labels.store_images import read_store
 
 
 class _Found(NamedTuple):
