@@ -58,6 +58,8 @@ def convert(paths: Sequence[Path], folder: Path) -> tuple[str, list[str]]:
             if name in images and not _same(images[name], each):
                 raise InputError(f"read={path}: two different images are called {each.name}")
             images[name] = each
+    if not images:
+        raise InputError(f"read={', '.join(map(str, paths))}: no image is confirmed; read the corrected labels first")
     content = _content(images, classes)
     with atomic_path(folder) as temporary:
         for name, image in images.items():

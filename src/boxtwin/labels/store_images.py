@@ -10,6 +10,7 @@ from typing import Any
 
 from boxtwin.datasets.image_io import pixels_sha256, read_header, read_image
 from boxtwin.datasets.image_names import ImageNames
+from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
@@ -43,7 +44,8 @@ def read_store(store: Path) -> StoreImages:
     """Read the COCO file of a store, or a COCO file that is named itself.
 
     Image files are looked for where their ``path`` or name leads from the working folder, beside the COCO file, and in
-    ``images/`` there. ``page`` and ``channels`` of an image choose what is read of a TIFF file.
+    ``images/`` there. ``page``, ``channels`` and ``orientation`` of an image say how it is read. Labels of variations
+    are not confirmed unless they are marked: nobody has seen them.
     """
     file = next((store / name for name in FILES if (store / name).is_file()), None) if store.is_dir() else store
     if file is None or not file.is_file():
@@ -56,18 +58,26 @@ def read_store(store: Path) -> StoreImages:
     if repeated := [name for name, number in Counter(names).items() if number > 1]:
         raise InputError(f"store={store}: {len(repeated)} images are named twice in {file.name}: {some(repeated)}")
     images = []
-    try:
-        readings = [Reading(page=entry.get("page"), channels=entry.get("channels")) for entry in content["images"]]
-    except (TypeError, ValueError) as error:
-        raise InputError(f"store={store}: page or channels of an image are no numbers: {error}") from None
+    readings = [_reading(entry, file) for entry in content["images"]]
     paths = [_file_of(entry, file.parent) for entry in content["images"]]
     exported = _export_names(names, [is_shown(*each) for each in zip(paths, readings, strict=True)])
     for index, (image, entry) in enumerate(zip(read.images, content["images"], strict=True)):
         path, reading = paths[index], readings[index]
         width, height = _size(path, reading) if None in (image.width, image.height) else image.size()
-        labels = replace(image, file=exported[index], width=width, height=height)
+        confirmed = False if image.confirmed is None and "variation" in entry else image.confirmed
+        labels = replace(image, file=exported[index], width=width, height=height, confirmed=confirmed)
         images.append(StoreImage(labels, path, reading, entry))
     return StoreImages(file, images, {category["name"].strip(): category["id"] for category in content["categories"]})
+
+
+def _reading(entry: Mapping[str, Any], file: Path) -> Reading:
+    """How an image of a COCO ``file`` is read."""
+    try:
+        orientation = Orientation(entry.get("orientation") or Orientation.apply)
+        return Reading(orientation, entry.get("page"), entry.get("channels"))
+    except (TypeError, ValueError) as error:
+        what = "page, channels or orientation do not say how the image is read"
+        raise InputError(f"{file}, {entry['file_name']}: {what}: {error}") from None
 
 
 def _file_of(entry: Mapping[str, Any], folder: Path) -> Path:
