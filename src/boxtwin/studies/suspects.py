@@ -68,7 +68,7 @@ class Suspect:
     suggested: Box | None  # None: no object
     suggested_label: int | None
     votes: int  # runs that detect the suggested object; of a spurious label, those that see nothing
-    runs: int  # that were asked
+    runs: int  # whose detections were compared
 
 
 class Found(NamedTuple):
@@ -123,11 +123,7 @@ class _Seen(NamedTuple):
 
 def agreed_objects(detections: Sequence[Detections], thresholds: Sequence[Sequence[float]]) -> list[AgreedObject]:
     """Objects that more than half of the runs detect, at most one at a place: the class of the best score."""
-    places: list[AgreedObject] = []
-    for label in range(len(thresholds[0])):
-        of_class = [Detections(*(values[one.labels == label] for values in one)) for one in detections]
-        places += agreements(of_class, [each[label] for each in thresholds])
-    agreed = sorted((place for place in places if 2 * place.votes > len(detections)), key=lambda place: -place.score)
+    agreed = [place for place in agreements(detections, thresholds) if 2 * place.votes > len(detections)]
     kept: list[AgreedObject] = []
     for place in agreed:
         if not kept or iou_matrix(np.array([place.box]), np.array([each.box for each in kept])).max() < ON_LABEL:
