@@ -137,7 +137,7 @@ def rank(
         each.module.to(device)
     thresholds = [each.spec.class_thresholds for each in detectors]
     found, features = [], []
-    for sample in tqdm(new, "images", unit="image"):
+    for sample in tqdm(new, "detecting objects", unit="image"):
         pixels = sample.read()
         first, of_image = detect_with_features(detectors[0], pixels)
         others = [_detect(each, pixels) for each in detectors[1:]]

@@ -51,7 +51,7 @@ from boxtwin.run.build import (
     train,
 )
 from boxtwin.run.checks import check_settings
-from boxtwin.run.extra_images import read_extra_images
+from boxtwin.run.extra_images import ExtraImages, read_extra_images
 from boxtwin.run.generators import make_generator
 from boxtwin.run.label_detectors import trained_file
 from boxtwin.run.pretraining import pretraining_run
@@ -167,7 +167,7 @@ def prepare_final(config: BoxtwinConfig, dataset: Dataset, *, seeds: int, parts:
             beside[name] = tuple(each for each in side if each.group not in scenes and each.name not in copies)
         # Another seed for each part: thresholds are to suit every seed of the final detectors.
         of_part = replace(_for_split(config, split.name, len(train)), seed=number - 1)
-        left_out.append(prepared_from(of_part, dataset, split, replace(extra, **beside)))
+        left_out.append(prepared_from(of_part, dataset, split, ExtraImages(**beside, values=extra.values)))
         if config.pretraining.dataset.build is None:  # simulated images show no scene of the data set
             try:
                 pretraining_run(left_out[-1])
@@ -187,7 +187,7 @@ def _check_words(composed: DictConfig) -> None:
     if wrong := [key for key in keys if not OF_MACHINE.fullmatch(key)]:
         raise InputError(
             f"final={composed.final} takes its settings from the runs of the study; leave out {', '.join(wrong)}. "
-            "Settings of the machine may be given, such as dataset.root, detector.weights and trainer.threads"
+            "Settings of the machine may be given, such as dataset.root and trainer.threads"
         )
     if composed.study != composed.final:
         raise InputError(f"final={composed.final} writes beside the runs of that study; leave out study=")
@@ -327,7 +327,7 @@ def _log_result(store: Store, run_id: str, output: Path) -> None:
     result = read_result(output)
     assert result is not None
     named = {"boxtwin.condition_name": result.data["condition"], "boxtwin.note": NO_TEST}
-    store.tag(run_id, {**tags(result.provenance), **named})
+    store.tag(run_id, {**tags(dict(result.provenance)), **named})
     known = {name: value for name, value in result.metrics.items() if value is not None}
     store.log_metrics(run_id, {**known, "data/real_images": float(result.data["images"])})
     files = (RESULT_FILE, "detections.json", CONFIGURATION, "folds.json")

@@ -136,7 +136,7 @@ class OtherLabels:
     def _find(self, images: Sequence[Mapping[str, Any]]) -> list[Sample | None]:
         """The labels of each image; None where no image of the file may be it, or several."""
         names = [str(entry["file_name"]) for entry in images]
-        known, fitting = ImageNames([[name] for name in names]), defaultdict(list)
+        known, fitting = ImageNames([[name] for name in names]), defaultdict[int, list[Sample]](list)
         for sample in self._samples:
             if (place := known.find(sample.name)) is not None:
                 fitting[place].append(sample)

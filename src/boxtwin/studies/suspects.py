@@ -81,7 +81,7 @@ class Found(NamedTuple):
 def find_suspects(samples: Sequence[Sample], runs: Sequence[Found]) -> list[Suspect]:
     """The suspects among the labels of images that no run was trained on, best score first.
 
-    With one run nobody can agree: its own detections then decide, and a label that is off by a little is not suspected.
+    A single run has no other to agree with: its own detections decide, and labels that are off by little are left out.
     """
     if not runs:
         raise ValueError("suspects need the detections of at least one run")
@@ -144,8 +144,8 @@ def _compare(
     def suspect(kind: Kind, score: float, index: int | None, place: AgreedObject, *, remains: bool = True) -> Suspect:
         box, label = (None, None) if index is None else (_box(boxes[index]), int(labels[index]))
         suggested, of_class = (place.box, place.label) if remains else (None, None)
-        asked = (place.votes, len(detections))
-        return Suspect(kind, score, sample.image_id, sample.name, index, box, label, suggested, of_class, *asked)
+        votes = (place.votes, len(detections))
+        return Suspect(kind, score, sample.image_id, sample.name, index, box, label, suggested, of_class, *votes)
 
     least = np.array(thresholds)[:, labels] * SUPPORT  # (runs, labels)
     on_labels = [_support(detections, box, label, ON_LABEL) for box, label in zip(boxes, labels.tolist(), strict=True)]
