@@ -15,6 +15,7 @@ from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import run_name
 from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.simulated_sar import scenes
 from boxtwin.errors import InputError
 from boxtwin.run.build import labelling_runs, load_dataset, prepare
@@ -37,6 +38,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scene = known.name.split("_")[0]
     shutil.copy(others[5], folder / "unlabelled" / f"{scene}_beside.png")
     shutil.copy(known, folder / "unlabelled" / "equal.png")
+    (folder / "copies").mkdir()
+    changed = read_image(known)
+    changed[0, 0] += 1
+    write_png(folder / "copies" / "copy.png", changed)
+    shutil.copy(others[0], folder / "copies" / "new.png")
     return folder
 
 
@@ -88,6 +94,29 @@ def test_images_beside_the_data_set_show_no_scene_that_is_left_out(composed: Com
     for each in work.folds:
         left_out = beside.split("_")[0] in {sample.group for sample in each.split.test}
         assert {sample.name for sample in each.extra.unlabelled} == (new - {beside} if left_out else new)
+
+
+@pytest.mark.parametrize("side", ["unlabelled", "empty"])
+def test_copies_of_a_part_are_not_seen_by_the_detector_without_it(composed: Compose, data: Path, side: str) -> None:
+    """One pixel of copy.png is not that of a labelled image, and its name tells no scene."""
+    config = composed(f"dataset.{side}={data}/copies")
+    dataset = load_dataset(config)
+    known = min(sample.name for sample in dataset.samples)
+    work = prepare_final(config, dataset, seeds=1, parts=3)
+    assert {sample.name for sample in getattr(work.seeds[0].extra, side)} == {"copy.png", "new.png"}
+    for each in work.folds:
+        left_out = known in {sample.name for sample in each.split.test}
+        names = {sample.name for sample in getattr(each.extra, side)}
+        assert names == ({"new.png"} if left_out else {"copy.png", "new.png"})
+
+
+def test_a_pretraining_on_labelled_images_is_refused_before_work(composed: Compose, data: Path) -> None:
+    """A run of the study may see them first, if they are its training images."""
+    name, size = "pretraining.dataset.name=same", "pretraining.dataset.image_size=64"
+    config = composed("pretraining=labelled_images", name, size, f"pretraining.dataset.root={data}/labelled")
+    message = r"final=: thresholds are chosen .* pretraining: 8 validation or test images of split fold1of3 "
+    with pytest.raises(InputError, match=message):
+        prepare_final(config, load_dataset(config), seeds=1, parts=3)
 
 
 def test_detectors_that_label_choose_their_checkpoint_on_images_of_the_part(composed: Compose) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import ENVIRONMENT, ROOT, run, runs
+from mlflow.tracking import MlflowClient
 from omegaconf import OmegaConf
 
 from boxtwin.command_line import setting
@@ -159,11 +160,45 @@ def test_a_second_call_skips_what_is_finished(trained: tuple[Path, str]) -> None
     assert all(np.array_equal(value, weights[name]) for name, value in before.module.state_dict().items())
 
 
+def test_what_mlflow_did_not_get_is_logged_by_the_next_call(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    (final,) = runs(folder, kind="final")
+    client = MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
+    client.set_terminated(final.info.run_id, "RUNNING")  # as a process leaves it that is killed
+    client.log_metric(final.info.run_id, "out_of_fold/map", -1.0)
+    printed = run(FINAL, folder)
+    assert "step/s" not in printed
+    assert "skipped" not in printed
+    (again,) = runs(folder, kind="final")
+    assert (again.info.run_id, again.info.status) == (final.info.run_id, "FINISHED")
+    assert again.data.metrics["out_of_fold/map"] == final.data.metrics["out_of_fold/map"]
+    assert "skipped" in run(FINAL, folder)
+
+
+def test_detectors_of_a_call_with_more_seeds_are_removed(trained: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    shutil.copytree(trained[0], folder, symlinks=True)
+    study = folder / "multirun" / "sar_scenes"
+    (study / "final-seed1" / "detector.onnx").touch()  # what users have put there stays
+    run(FINAL.replace("final_seeds=2", "final_seeds=1"), folder)
+    assert [file.parent.name for file in study.glob("final-seed*/*.safetensors")] == ["final-seed0"]
+    assert (study / "final-seed1" / "detector.onnx").is_file()
+    # An error is told to MLflow.
+    (study / "final" / "folds.json").unlink()
+    (study / "final" / "folds.json").mkdir()
+    run(FINAL, folder, code=1)
+    (final,) = runs(folder, kind="final")
+    assert final.info.status == "FAILED"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("trainer.steps=80 detector=yolov3 dataset.root=data/x", "leave out trainer.steps, detector. Settings of the"),
         ("final_folds=13", "final_folds=13: 24 images of 12 scenes cannot be divided into 13 parts"),
+        ("dataset.empty=data", "dataset.empty=data would train another condition than s1 x0, the one that study"),
+        ("detector.weights=x.weights", "recommends: it has detector.weights=null. Leave detector.weights out"),
+        ("generator.path=data", "leave out generator.path. Settings of the machine"),
         ("final=nothing", "no runs of a study called nothing in "),
     ],
 )

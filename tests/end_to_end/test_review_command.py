@@ -30,6 +30,11 @@ def test_versions_of_labels_are_conditions_of_a_study(tmp_path: Path) -> None:
     assert "coco: store-coco" in printed
     exported = tmp_path / "store-coco" / "annotations.json"
     content = json.loads(exported.read_text())
+    untouched = run("review.py read=store-coco store=store folder=untouched", tmp_path)
+    assert f"0 of {len(content['images'])} images confirmed" in untouched
+    for image in content["images"]:
+        image["confirmed"] = True
+    exported.write_text(json.dumps(content))
     run("review.py read=store-coco store=store folder=.", tmp_path)
     first, moved, *rest = content["annotations"]
     moved["bbox"] = [moved["bbox"][0] + 1, *moved["bbox"][1:]]

@@ -75,6 +75,65 @@ def test_without_marks_all_that_came_back_is_confirmed_but_what_was_refused(tmp_
         assert [image["confirmed"] for image in images] == [False, True, True, True]
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("marks", [{"variation": 1}, {"path": "images/a_v01.png", "confirmed": False}])
+def test_labels_that_nobody_has_seen_come_back_as_not_confirmed(
+    name: str, marks: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of variations as stores write them, and of images as count.py does; the export is not touched."""
+    store = read_store(write_store(tmp_path / "store", BOXES, dict.fromkeys(BOXES, marks)))
+    export_store(store, name, tmp_path / "out")
+    content, remarks = read_back(tmp_path / "out", store)
+    assert not remarks
+    assert summary(content).startswith("0 of 4 images confirmed")
+    file, _ = new_version(content, tmp_path)
+    with pytest.raises(InputError, match="no image is confirmed"):
+        convert([file], tmp_path / "set")
+    content["images"][2]["confirmed"] = True
+    file, _ = new_version(content, tmp_path)
+    assert "1 images, 1 boxes" in convert([file], tmp_path / "set")[0]
+
+
+def test_images_go_out_as_they_were_counted(tmp_path: Path) -> None:
+    """With the orientation, page and channels that the detector's images were read with."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a right angle
+    Image.fromarray(pixels_of(9)).save(tmp_path / "turned.png", exif=exif)
+    channels = np.stack([pixels_of(number) for number in range(4, 9)], axis=-1)
+    with tifffile.TiffWriter(tmp_path / "five.tif") as pages:
+        for page in (channels[::-1], channels):
+            pages.write(page, photometric="minisblack", planarconfig="contig")
+    read_so: list[dict[str, Any]] = [{"file_name": "turned.png", "orientation": "ignore"}]
+    read_so += [{"file_name": "five.tif", "page": 1, "channels": [3], "orientation": "apply"}]
+    entries = [{"width": 80, "height": 60, **entry, "id": number} for number, entry in enumerate(read_so, start=1)]
+    one = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [60, 4, 10, 12], "score": 0.5}
+    detections = {"images": entries, "annotations": [one], "categories": [{"id": 1, "name": "cell"}]}
+    (tmp_path / "detections.json").write_text(json.dumps(detections))
+    store = read_store(tmp_path)
+    export_store(store, "yolo", tmp_path / "out")
+    np.testing.assert_array_equal(read_image(tmp_path / "out" / "images" / "turned.png"), pixels_of(9))
+    np.testing.assert_array_equal(read_image(tmp_path / "out" / "images" / "five.png"), channels[:, :, 3])
+    content, _ = read_back(tmp_path / "out", store)
+    assert [image["orientation"] for image in content["images"]] == ["ignore", "apply"]
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    convert([tmp_path / "labels.json"], tmp_path / "set")
+    np.testing.assert_array_equal(read_image(tmp_path / "set" / "images" / "turned.png"), pixels_of(9))
+    detections["images"][1]["orientation"] = "upright"
+    (tmp_path / "detections.json").write_text(json.dumps(detections))
+    with pytest.raises(InputError, match=r"five\.tif: page, channels or orientation .* 'upright'"):
+        read_store(tmp_path)
+
+
+def test_labels_of_an_image_in_another_folder_are_not_taken(tmp_path: Path) -> None:
+    store = read_store(write_store(tmp_path / "store", {"a/1.png": [], "b/2.png": []}))
+    content = {"annotations": [], "categories": [{"id": 1, "name": CLASSES[0]}]}
+    images = [{"id": n, "file_name": name} for n, name in enumerate(("set/a/1.png", "2.png", "c/1.png"), start=1)]
+    (tmp_path / "back.json").write_text(json.dumps({"images": images, **content}))
+    back, remarks = read_back(tmp_path / "back.json", store)
+    assert back["info"]["confirmed"] == 2
+    assert remarks == ["1 images are none of the store's and are left out: c/1.png"]
+
+
 def coco_of(out: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((out / "annotations.json").read_text())
     return content

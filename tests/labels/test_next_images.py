@@ -26,7 +26,7 @@ def boxes_of(places: Sequence[AgreedObject]) -> list[tuple[int, ...]]:
 
 def test_votes_are_counted_place_by_place() -> None:
     # All three see A, two see B, one sees C.
-    image = Disagreement.of([found(A, B, C), found(A, B), found(A)], [0.5, 0.5, 0.5])
+    image = Disagreement.of([found(A, B, C), found(A, B), found(A)], [[0.5]] * 3)
     assert sorted(boxes_of(image.agreed)) == [A, B]
     assert boxes_of(image.doubtful) == [C]
     third = -(1 / 3 * math.log2(1 / 3) + 2 / 3 * math.log2(2 / 3))
@@ -34,14 +34,26 @@ def test_votes_are_counted_place_by_place() -> None:
 
 
 def test_of_two_detectors_both_must_find_an_object() -> None:
-    image = Disagreement.of([found(A, B), found(A)], [0.5, 0.5])
+    image = Disagreement.of([found(A, B), found(A)], [[0.5]] * 2)
     assert (boxes_of(image.agreed), boxes_of(image.doubtful)) == ([A], [B])
     assert image.bits == 1
 
 
 def test_what_no_detector_counts_is_no_place() -> None:
-    nothing = Disagreement.of([found(A, scores=[0.4]), found(A, scores=[0.3]), found()], [0.5, 0.5, 0.5])
+    nothing = Disagreement.of([found(A, scores=[0.4]), found(A, scores=[0.3]), found()], [[0.5]] * 3)
     assert nothing == Disagreement((), (), 0.0)
+
+
+def test_every_class_has_its_own_threshold() -> None:
+    """Of two classes: 0.4 is enough for the second one, and 0.6 is too little for the first."""
+    labels = np.array([0, 1])
+    both = [found(A, B, scores=[0.6, 0.4])._replace(labels=labels), found()]
+    image = Disagreement.of(both, [(0.7, 0.3), (0.1, 0.1)])
+    assert [(boxes_of([place]), place.label) for place in image.doubtful] == [([B], 1)]
+    # A member joins from half of its own threshold for this class.
+    fainter = [found(B, scores=[0.4])._replace(labels=labels[1:]), found(B, scores=[0.2])._replace(labels=labels[1:])]
+    assert [place.votes for place in Disagreement.of(fainter, [(0.7, 0.3), (0.1, 0.5)]).doubtful] == [1]
+    assert [place.votes for place in Disagreement.of(fainter, [(0.7, 0.3), (0.9, 0.4)]).agreed] == [2]
 
 
 def test_the_entropy_of_votes() -> None:

@@ -16,7 +16,7 @@ from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE, read_results
 from boxtwin.evaluation.counts import choose_thresholds, count_by_class
 from boxtwin.evaluation.tested import run_test
-from boxtwin.studies.relabelled import relabelled
+from boxtwin.studies.relabelled import OtherLabels, relabelled
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.summary import Summary, printed
 from boxtwin.studies.runs import runs_in, with_evidence
@@ -76,7 +76,10 @@ def make_run(folder: Path, samples: list[Sample], seed: int, variations: int = 0
             for entry in tested.classes
         ],
         counts=tested.counts,
-        validation_images=[{"image_id": s.image_id, "file_name": s.name} for s in samples[:VALIDATION]],
+        validation_images=[
+            {"image_id": s.image_id, "file_name": s.name, "width": s.width, "height": s.height}
+            for s in samples[:VALIDATION]
+        ],
     ).write(folder)
 
 
@@ -143,7 +146,7 @@ def test_other_labels_give_the_metrics_of_pycocotools_and_new_thresholds(made: t
     folder, samples = made
     changed = moved(samples)
     # Written by another tool: other ids, another order, in a folder, with its prefix before each name.
-    renamed = [replace(s, image_id=500 - s.image_id, name=f"upload/0a1b2c-{s.name}") for s in reversed(changed)]
+    renamed = [replace(s, image_id=500 - s.image_id, name=f"upload/0a1b2c3d-{s.name}") for s in reversed(changed)]
     again = relabelled(study_in(folder / "runs"), write_labels(folder / "labels.json", renamed))
     validation, test = changed[:VALIDATION], changed[VALIDATION:]
     for run in again.other.runs:
@@ -245,3 +248,63 @@ def test_the_report_has_both_versions_side_by_side(made: tuple[Path, list[Sample
     assert "No person has confirmed" in page
     for name in ("comparison_corrected.csv", "comparison_suspects.csv"):
         assert (folder / "report" / name).read_text().count("\n") == 3
+
+
+def labels_of(folder: Path, file_names: list[str], images: list[str]) -> list[int]:
+    """The number of objects of each image of a run, by a file whose n-th image has n + 1 of them."""
+    samples = []
+    for place, name in enumerate(file_names):
+        boxes = np.array([[5 * at, 0, 5 * at + 4, 4] for at in range(place + 1)], dtype=np.float32)
+        n, path = len(boxes), folder / name
+        parts = (boxes, np.zeros(n, dtype=np.int64), np.full(n, 16.0), np.zeros(n, dtype=bool))
+        samples.append(Sample(name, path, 80, 80, place + 1, *parts))
+    labels = OtherLabels(write_labels(folder / "labels.json", samples), CLASSES, {})
+    return [len(s.boxes) for s in labels.of([{"image_id": 9, "file_name": name} for name in images])]
+
+
+@pytest.mark.parametrize(
+    ("file_names", "images"),
+    [
+        (["harbour-1.png"], ["1.png"]),  # no prefix of Label Studio
+        (["b/1.png"], ["a/1.png"]),
+        (["a/1.png", "b/1.png"], ["1.png"]),  # either may be meant
+        (["1.png"], ["a/1.png", "b/1.png"]),
+        (["0a1b2c3d-1.png", "1a1b2c3d-1.png"], ["a/1.png"]),
+    ],
+)
+def test_no_image_gets_the_labels_of_another(tmp_path: Path, file_names: list[str], images: list[str]) -> None:
+    with pytest.raises(InputError, match=f"lacks {len(images)} of {len(images)} test or validation images"):
+        labels_of(tmp_path, file_names, images)
+
+
+@pytest.mark.parametrize(
+    ("file_names", "images", "objects"),
+    [
+        (["0a1b2c3d-1.png", "harbour-1.png"], ["1.png", "harbour-1.png"], [1, 2]),
+        (["b/1.png", "a/1.png"], ["a/1.png", "b/1.png"], [2, 1]),
+        (["data/b/1.png", "data/a/1.png"], ["a/1.png", "b/1.png"], [2, 1]),
+        (["x/1.png", "1.png"], ["1.png"], [2]),  # the equal path
+    ],
+)
+def test_images_are_found_by_their_paths(
+    tmp_path: Path, file_names: list[str], images: list[str], objects: list[int]
+) -> None:
+    assert labels_of(tmp_path, file_names, images) == objects
+
+
+@pytest.mark.parametrize("side", ["test", "validation"])
+def test_labels_of_resized_images_are_refused(made: tuple[Path, list[Sample]], side: str) -> None:
+    folder, samples = made
+    place = 0 if side == "validation" else VALIDATION
+    resized = [replace(s, width=160, height=160) if at == place else s for at, s in enumerate(samples)]
+    file = write_labels(folder / "labels.json", resized)
+    message = f"1 images are of another size .*scene {place}.png: 160 x 160 stated, 80 x 80 in the runs"
+    with pytest.raises(InputError, match=message):
+        relabelled(study_in(folder / "runs"), file)
+    # Runs of older versions keep no sizes.
+    for result in folder.glob("runs/*/result.json"):
+        content = json.loads(result.read_text())
+        for entry in (*content["counts"], *content["validation_images"]):
+            del entry["width"], entry["height"]
+        result.write_text(json.dumps(content))
+    assert relabelled(study_in(folder / "runs"), file).images == len(samples) - VALIDATION

@@ -18,13 +18,14 @@ from tqdm import tqdm
 from boxtwin.boxes import area_xyxy, xyxy_to_xywh
 from boxtwin.commands.recommended import Recommended, recommended_condition
 from boxtwin.config.compose import to_object
+from boxtwin.config.identity import FINAL
 from boxtwin.config.schema import BoxtwinConfig, ReviewConfig
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.image_folder import read_folder
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.inspection import nearly_same
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import Dataset, Detections, Sample
+from boxtwin.datasets.splits import alike
 from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector
 from boxtwin.detector.predict import check_depth, detect_objects
 from boxtwin.errors import InputError
@@ -34,6 +35,7 @@ from boxtwin.hardware import choose_device
 from boxtwin.labels.next_images import Disagreement, choose
 from boxtwin.labels.next_page import ShownImage, write_page
 from boxtwin.run.build import load_dataset
+from boxtwin.tracking.run_folders import read_result
 
 log = logging.getLogger(__name__)
 
@@ -92,27 +94,28 @@ def choose_next(composed: DictConfig) -> Path:
 def detectors_of(found: Recommended) -> list[Path]:
     """The final detectors of a study, or those of its recommended condition; `InputError` for fewer than two."""
     folders = [Path(run.output_dir) for run in found.row.runs if run.output_dir]
-    finals = sorted(file for folder in folders[:1] for file in folder.parent.glob(f"final-seed*/{FILE}"))
+    finals = [file for folder in folders[:1] for file in final_detectors(folder.parent)]
     files = [folder / FILE for folder in folders if (folder / FILE).is_file()]
     files = finals if len(finals) >= LEAST_DETECTORS else files
     if len(files) < LEAST_DETECTORS:
         raise InputError(
-            f"next= asks several detectors where they disagree, and study {found.study} has {len(files)} of "
+            f"next= needs several detectors, to find where they disagree, and study {found.study} has {len(files)} of "
             f"{found.row.name}: train more seeds (-m seed=0,1,2), or the final detectors"
         )
     return files
 
 
+def final_detectors(study: Path) -> list[Path]:
+    """The files of the detectors that ``train.py final=`` has left in the folder of a study, of its last call alone."""
+    result = read_result(study / FINAL)
+    seeds = int(result.params["seeds"]) if result is not None and result.kind == FINAL else 0
+    files = [study / f"{FINAL}-seed{seed}" / FILE for seed in range(seeds)]
+    return [file for file in files if file.is_file()]
+
+
 def unlabelled(samples: Sequence[Sample], dataset: Dataset, source: Path) -> list[Sample]:
     """The images that are not labelled yet; those that are, or look as if they were, are named in the log."""
-    files = {sample.sha256: sample.name for sample in dataset.samples}
-    known = [(sample.name, sample.signature) for sample in dataset.samples if sample.signature]
-    pixels = {signature.sha256: name for name, signature in known}
-    same = {s.name: files[s.sha256] for s in samples if s.sha256 in files}
-    same |= {s.name: pixels[s.signature.sha256] for s in samples if s.signature and s.signature.sha256 in pixels}
-    signed = [(sample.name, sample.signature) for sample in samples if sample.signature]
-    pairs = nearly_same([signature for _, signature in signed], [signature for _, signature in known])
-    near = {signed[i][0]: known[j][0] for i, j in pairs} | same
+    near = alike(samples, dataset.samples)
     if near:
         listed = some([f"{name} = {other}" for name, other in near.items()], 10)
         log.info("%d images are left out, equal or nearly equal to labelled ones: %s", len(near), listed)
@@ -125,22 +128,24 @@ def unlabelled(samples: Sequence[Sample], dataset: Dataset, source: Path) -> lis
 def rank(
     detectors: Sequence[TrainedDetector], new: Sequence[Sample], labelled: Sequence[Sample], number: int
 ) -> list[Chosen]:
-    """The images to label, the most useful first."""
+    """The images to label, the most useful first; `InputError` for images of another depth than the labelled ones."""
+    for sample in new:
+        if (sample.bits > 8) != (detectors[0].spec.white > 255):  # 16 bit may hold 8 bit values
+            check_depth(sample.read(), sample.name, detectors[0].spec)
     device = str(choose_device("auto", "next"))
     for each in detectors:
         each.module.to(device)
-    thresholds = [each.count_threshold for each in detectors]
+    thresholds = [each.spec.class_thresholds for each in detectors]
     found, features = [], []
-    for sample in tqdm(new, "looking at images", unit="image"):
+    for sample in tqdm(new, "detecting objects", unit="image"):
         pixels = sample.read()
-        check_depth(pixels, sample.name, detectors[0].spec)
         first, of_image = detect_with_features(detectors[0], pixels)
         others = [_detect(each, pixels) for each in detectors[1:]]
         found.append(Disagreement.of([first, *others], thresholds))
         features.append(of_image)
     known = [
         detect_with_features(detectors[0], sample.read())[1]
-        for sample in tqdm(labelled, "looking at labelled images", unit="image")
+        for sample in tqdm(labelled, "labelled images", unit="image")
     ]
     bits = np.array([each.bits for each in found])
     order = choose(bits, np.array(features), np.array(known).reshape(len(known), -1), number)

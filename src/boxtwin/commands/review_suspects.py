@@ -1,6 +1,6 @@
 """Labels of real images that the finished runs of a study contradict: a list for people.
 
-Validation and test images are looked at by the runs of a condition. Training images are looked at where `train.py
+Validation and test images are checked by the runs of a condition. Training images are checked where `train.py
 final=` has left out-of-fold detections, each by the one detector that was trained without it.
 """
 
@@ -91,7 +91,7 @@ def _list(runs: Sequence[StudyRun], copies: Mapping[str, Path], config: DictConf
         sides |= training
     elif lacking_training := len(samples) - len(sides):
         remarks.append(
-            f"{several(lacking_training, 'other image')} of the data set were not looked at. After "
+            f"{several(lacking_training, 'other image')} of the data set were not checked. After "
             f"{command_line('train.py', [setting('final', study)])} they are, by detectors trained without them."
         )
     # 3. Files.
@@ -197,7 +197,9 @@ def dataset_of(kept: FinishedRun, copies: Mapping[str, Path]) -> tuple[Dataset, 
     config = to_object(_loaded(file), BoxtwinConfig)
     dataset = load_dataset(config)
     if [*dataset.classes] != kept.classes:
-        raise InputError(f"{config.dataset.root} has the classes {dataset.classes} now; the runs know {kept.classes}")
+        raise InputError(
+            f"{config.dataset.root} has the classes {dataset.classes} now; those of the runs are {kept.classes}"
+        )
     return dataset, Path(config.dataset.root) / config.dataset.annotations
 
 
@@ -222,7 +224,7 @@ def _remarks(kept: Sequence[FinishedRun], dataset: Dataset) -> list[str]:
             f"Validation images are left out: some runs keep no {VALIDATION_DETECTIONS_FILE} (older versions)."
         )
     if kept[0].run.data and kept[0].run.data != dataset.digest:
-        remarks.append("The data set has changed since the runs: its present labels are looked at.")
+        remarks.append("The data set has changed since the runs: its present labels are checked.")
     return remarks
 
 

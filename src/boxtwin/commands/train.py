@@ -328,7 +328,13 @@ class _RunInProgress:
             counts=tested.counts,
             calibration=tested.calibration.plain() if tested.calibration else {},
             validation_images=[
-                {"image_id": sample.image_id, "file_name": sample.name} for sample in prepared.split.val
+                {
+                    "image_id": sample.image_id,
+                    "file_name": sample.name,
+                    "width": sample.width,
+                    "height": sample.height,
+                }
+                for sample in prepared.split.val
             ],
             validation=validation,  # step, AP on the real validation images, of all attempts
         )

@@ -27,11 +27,11 @@ from boxtwin.config.launch import task_overrides, typed_words
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.options import SplitOptions
 from boxtwin.datasets.sample import Dataset, Detections
-from boxtwin.datasets.splits import Split, describe, folds
+from boxtwin.datasets.splits import Split, alike, describe, folds
 from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.checkpoint import FILE, TrainedDetector, damage, read_detector, write_detector
 from boxtwin.detector.training import quieten_lightning
-from boxtwin.errors import InputError
+from boxtwin.errors import InputError, unanswered
 from boxtwin.evaluation.coco_metrics import coco_by_class, write_results
 from boxtwin.evaluation.count_intervals import calibrate_folds
 from boxtwin.evaluation.counts import THRESHOLD_WITHOUT_DETECTIONS, choose_thresholds, count_by_class
@@ -51,22 +51,25 @@ from boxtwin.run.build import (
     train,
 )
 from boxtwin.run.checks import check_settings
-from boxtwin.run.extra_images import read_extra_images
+from boxtwin.run.extra_images import ExtraImages, read_extra_images
 from boxtwin.run.generators import make_generator
 from boxtwin.run.label_detectors import trained_file
+from boxtwin.run.pretraining import pretraining_run
 from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.provenance import provenance, tags
-from boxtwin.tracking.run_folders import RunResult, read_result
+from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, read_result
 
 log = logging.getLogger(__name__)
 
 # What may be said beside final=: settings of the machine and places. All others are those of the study.
 OF_MACHINE = re.compile(
     r"final(_seeds|_folds)?|study|rerun|data|tracking\.\w+|hydra\..+"
-    r"|dataset\.(root|images|annotations|unlabelled|empty|max_pixels)|detector\.weights|generator\.(device|dtype|path)"
+    r"|dataset\.(root|images|annotations|unlabelled|empty|max_pixels)|detector\.weights|generator\.(device|dtype)"
     r"|trainer\.(precision|accelerator|devices|threads|workers|cache|compile)"
 )
+# Of these, the ones that change a condition in which they are null, or if they become null.
+OF_CONDITION = ("dataset.unlabelled", "dataset.empty", "detector.weights", "generator.device", "generator.dtype")
 NO_TEST = "no test metrics: every labelled image was trained on"
 
 
@@ -99,16 +102,30 @@ def train_final(composed: DictConfig) -> Path:
     work = prepare_final(config, dataset, seeds=composed.final_seeds, parts=composed.final_folds)
     use_threads(config.trainer.threads)
     keep_freed_blocks()
+    store = Store(uri=composed.tracking.uri, folder=Path(composed.tracking.folder))
     with exclusive_lock(output / ".lock", f"{output}: another process is at it; waiting"):
         files = [detector_of(output, each) for each in work.seeds]
         result = read_result(output)
-        if result and result.identity == work.identity and not composed.rerun and not any(map(damage, files)):
+        made = result is not None and result.identity == work.identity and not any(map(damage, files))
+        if made and not composed.rerun and store.has_finished(found.study, FINAL):
             log.info("%s: finished before, skipped (rerun=true makes it again)", output)
             return output
         if composed.rerun:
             for each in (*work.seeds, *work.folds):
                 detector_file(each).unlink(missing_ok=True)
-        _train_all(work, found, config, output, Store(uri=composed.tracking.uri, folder=Path(composed.tracking.folder)))
+        # In MLflow it is no run of the study. It is running until all is there, so that another call completes it.
+        name = run_name(work.seeds[0].config).rpartition("-seed")[0]  # of the split `FINAL`
+        run_id = store.begin_comparison(study=found.study, kind=FINAL, name=name)
+        try:
+            if composed.rerun or not made:
+                _train_all(work, found, config, output, name)
+            _log_result(store, run_id, output)
+        except BaseException as error:
+            if unanswered(error) is None:  # a server that is away is not asked again
+                status = "FAILED" if isinstance(error, Exception) else "KILLED"
+                store.end(run_id, status, f"{type(error).__name__}: {error}")
+            raise
+        store.end(run_id, "FINISHED")
     return output
 
 
@@ -143,13 +160,20 @@ def prepare_final(config: BoxtwinConfig, dataset: Dataset, *, seeds: int, parts:
         if not sum(len(sample.object_boxes) for sample in train):
             raise InputError(f"final_folds={parts}: no object outside part {number}; choose another number of parts")
         split = Split(f"fold{number}of{parts}", train, (), part)
-        unlabelled, empty = (
-            tuple(sample for sample in side if sample.group not in scenes) for side in (extra.unlabelled, extra.empty)
-        )
-        beside = replace(extra, unlabelled=unlabelled, empty=empty)
+        # Images beside the data set show no scene of the part, and are no copies of its images.
+        beside = {}
+        for name, side in (("unlabelled", extra.unlabelled), ("empty", extra.empty)):
+            copies = alike(side, part, train)
+            beside[name] = tuple(each for each in side if each.group not in scenes and each.name not in copies)
         # Another seed for each part: thresholds are to suit every seed of the final detectors.
         of_part = replace(_for_split(config, split.name, len(train)), seed=number - 1)
-        left_out.append(prepared_from(of_part, dataset, split, beside))
+        left_out.append(prepared_from(of_part, dataset, split, ExtraImages(**beside, values=extra.values)))
+        if config.pretraining.dataset.build is None:  # simulated images show no scene of the data set
+            try:
+                pretraining_run(left_out[-1])
+            except InputError as error:
+                what = "thresholds are chosen on labelled images that a detector has seen in no training"
+                raise InputError(f"final=: {what}. {error}") from None
     return Work(whole, left_out)
 
 
@@ -163,20 +187,31 @@ def _check_words(composed: DictConfig) -> None:
     if wrong := [key for key in keys if not OF_MACHINE.fullmatch(key)]:
         raise InputError(
             f"final={composed.final} takes its settings from the runs of the study; leave out {', '.join(wrong)}. "
-            "Settings of the machine may be given, such as dataset.root, detector.weights and trainer.threads"
+            "Settings of the machine may be given, such as dataset.root and trainer.threads"
         )
     if composed.study != composed.final:
         raise InputError(f"final={composed.final} writes beside the runs of that study; leave out study=")
 
 
 def _configuration(composed: DictConfig, found: Recommended) -> BoxtwinConfig:
-    """The settings of the condition, with those of this machine from the command line."""
+    """The settings of the condition, with those of this machine from the command line.
+
+    `InputError` if one of these would make another condition of it.
+    """
     settings = found.settings
     with open_dict(settings):
         for word in task_overrides():
             key = word.partition("=")[0].lstrip("+~")
-            if not key.startswith(("final", "hydra.", "study")):
-                OmegaConf.update(settings, key, OmegaConf.select(composed, key))
+            if key.startswith(("final", "hydra.", "study")):
+                continue
+            new, old = (OmegaConf.select(each, key) for each in (composed, settings))
+            if key in OF_CONDITION and None in (new, old):
+                has = f"{key}={'null' if old is None else old}"
+                raise InputError(
+                    f"{word} would train another condition than {found.row.name}, the one that study {found.study} "
+                    f"recommends: it has {has}. Leave {key} out"
+                )
+            OmegaConf.update(settings, key, new)
         settings.rerun, settings.study = False, found.study
         settings.trainer.steps, settings.trainer.epochs = found.row.first.steps, None
         settings.trainer.threads = composed.trainer.threads  # a sweep has set one, to make several runs at once
@@ -205,7 +240,7 @@ def _train(prepared: Prepared, path: Path, title: str) -> None:
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _train_all(work: Work, found: Recommended, config: BoxtwinConfig, output: Path, store: Store) -> None:
+def _train_all(work: Work, found: Recommended, config: BoxtwinConfig, output: Path, name: str) -> None:
     steps, images = work.seeds[0].steps, work.seeds[0].split.train
     log.info(
         "%d detectors on all labelled images (%s), and %d on the rest of as many parts, for thresholds; %d steps each",
@@ -246,7 +281,6 @@ def _train_all(work: Work, found: Recommended, config: BoxtwinConfig, output: Pa
     write_bytes_atomically(output / "folds.json", json.dumps(folders, indent=1).encode())
     first, threads = work.seeds[0], config.trainer.threads
     record = provenance(first.accelerator, first.precision, threads, recipe=RECIPE_VERSION)
-    name = run_name(first.config).rpartition("-seed")[0]  # of the split `FINAL`
     result = RunResult(
         kind=FINAL,
         run=name,
@@ -268,16 +302,33 @@ def _train_all(work: Work, found: Recommended, config: BoxtwinConfig, output: Pa
         counts=counts,
         calibration=calibration.plain(),
     )
-    path = result.write(output)
-    # 4. In MLflow, as one that is no run of the study.
-    run_id = store.begin_comparison(study=found.study, kind=FINAL, name=name)
-    store.tag(run_id, {**tags(record), "boxtwin.condition_name": found.row.name, "boxtwin.note": NO_TEST})
-    store.log_metrics(run_id, {**metrics, "data/real_images": float(len(images))})
-    store.log_files(run_id, [path, output / "detections.json", output / CONFIGURATION, output / "folds.json"])
-    store.end(run_id, "FINISHED")
+    _remove_others(files, output)
+    result.write(output)
     log.info(
         "%s: %s; out of fold AP %.3f, AP50 %.3f, count MAE %.2f (thresholds were chosen on these detections)",
         *(name, NO_TEST, metrics["out_of_fold/map"], metrics["out_of_fold/map_50"], metrics["out_of_fold/count_mae"]),
     )
     for file in files:
         log.info("  %s", file)
+
+
+def _remove_others(files: Sequence[Path], output: Path) -> None:
+    """Remove the detectors of an earlier call with more seeds, which may be of another condition or other labels."""
+    for other in output.parent.glob(f"{output.name}-seed*/{FILE}"):
+        if other not in files:
+            log.info("%s is of an earlier call, removed", other)
+            other.unlink()
+            if not any(other.parent.iterdir()):
+                other.parent.rmdir()
+
+
+def _log_result(store: Store, run_id: str, output: Path) -> None:
+    """Log what `_train_all` has written."""
+    result = read_result(output)
+    assert result is not None
+    named = {"boxtwin.condition_name": result.data["condition"], "boxtwin.note": NO_TEST}
+    store.tag(run_id, {**tags(dict(result.provenance)), **named})
+    known = {name: value for name, value in result.metrics.items() if value is not None}
+    store.log_metrics(run_id, {**known, "data/real_images": float(result.data["images"])})
+    files = (RESULT_FILE, "detections.json", CONFIGURATION, "folds.json")
+    store.log_files(run_id, [output / name for name in files])

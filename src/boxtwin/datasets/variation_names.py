@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from boxtwin.datasets.image_names import AFTER, BEFORE
+
 _NUMBER = re.compile(r"v0*([1-9]\d*)", re.I)
 _IN_STORE = re.compile(r"(images/.+?)[_/]v0*([1-9]\d*)\.png", re.I)
 _SUFFIXED = re.compile(r"(.+?)[_\-. ]v0*([1-9]\d*)", re.I)
-# Label Studio puts eight hexadecimal digits before a name, Roboflow the ending and a hash behind it.
-_BEFORE, _AFTER = re.compile(r"^[0-9a-f]{8}-"), re.compile(r"_(?:png|jpe?g|tiff?|bmp|webp)\.rf\.\w+$", re.I)
 
 
 def image_name(source: str, variation: int) -> str:
@@ -59,7 +59,7 @@ def _stem(name: str) -> str:
 def _parse(name: str) -> Iterable[tuple[str, int]]:
     """Names of sources (without ending) and numbers that a file's name may stand for, the most specific first."""
     path = PurePosixPath(unicodedata.normalize("NFC", unquote(name)).replace("\\", "/"))
-    for stem in dict.fromkeys((path.stem, _AFTER.sub("", path.stem), _BEFORE.sub("", _AFTER.sub("", path.stem)))):
+    for stem in dict.fromkeys((path.stem, AFTER.sub("", path.stem), BEFORE.sub("", AFTER.sub("", path.stem)))):
         number, suffixed = _NUMBER.fullmatch(stem), _SUFFIXED.fullmatch(stem)
         parts = path.parts[:-1]
         for first in range(len(parts) + 1):

@@ -153,8 +153,9 @@ def count_by_class(
 ) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, object]]]:
     """Metrics of total counts, metrics of the counts of each class, and the counts of every image.
 
-    Every class is counted at its own threshold, and the total is the sum. An image's entry has ``true`` and ``found``,
-    and with several classes ``true_by_class`` and ``found_by_class``.
+    Every class is counted at its own threshold, and the total is the sum. An image's entry has ``image_id``,
+    ``file_name``, ``group``, ``width`` and ``height`` in pixels, and numbers of objects: ``true`` and ``found``, with
+    several classes also ``true_by_class`` and ``found_by_class``.
     """
     classes = len(thresholds.by_class)
     true, counts = (np.zeros((len(samples), classes), dtype=np.int64) for _ in range(2))
@@ -165,6 +166,7 @@ def count_by_class(
             kept = counted(detections[sample.image_id], thresholds.by_class)
             counts[place] = np.bincount(kept.labels, minlength=classes)
         entry: dict[str, object] = {"image_id": sample.image_id, "file_name": sample.name, "group": sample.group}
+        entry |= {"width": sample.width, "height": sample.height}
         entry |= {"true": int(true[place].sum()), "found": int(counts[place].sum())}
         if classes > 1:
             entry |= {"true_by_class": true[place].tolist(), "found_by_class": counts[place].tolist()}

@@ -13,13 +13,14 @@ from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.coco_json import fault_of_name
 from boxtwin.datasets.image_folder import image_files
 from boxtwin.datasets.image_io import read_header, read_image, write_png
+from boxtwin.datasets.image_names import without_ending
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
 from boxtwin.files import atomic_path, link_file, write_bytes_atomically
 from boxtwin.labels.formats import format_of, get_format
 from boxtwin.labels.formats.labelled_image import LabelledImage
-from boxtwin.labels.store_images import read_store, without_ending
+from boxtwin.labels.store_images import read_store
 
 
 class _Found(NamedTuple):
@@ -57,6 +58,8 @@ def convert(paths: Sequence[Path], folder: Path) -> tuple[str, list[str]]:
             if name in images and not _same(images[name], each):
                 raise InputError(f"read={path}: two different images are called {each.name}")
             images[name] = each
+    if not images:
+        raise InputError(f"read={', '.join(map(str, paths))}: no image is confirmed; read the corrected labels first")
     content = _content(images, classes)
     with atomic_path(folder) as temporary:
         for name, image in images.items():

@@ -45,16 +45,25 @@ class AgreedObject(NamedTuple):
     spread: float  # least overlap of a member's box with the mean
 
 
-def agreements(detections: Sequence[Detections], thresholds: Sequence[float]) -> list[AgreedObject]:
+def agreements(
+    detections: Sequence[Detections], thresholds: Sequence[float] | Sequence[Sequence[float]]
+) -> list[AgreedObject]:
     """All places where some member detects an object, best score first.
 
     A place begins with a detection above its member's threshold. Of every other member the best one of the same class
     joins, if it overlaps by at least `AGREED_OVERLAP` and has at least `SUPPORT` of its threshold.
+
+    Args:
+        thresholds: of each member, one for all classes or one for each class.
     """
-    members = list(enumerate(zip(detections, thresholds, strict=True)))
+    least = [
+        np.full(len(one.scores), of_one) if isinstance(of_one, float | int) else np.array(of_one)[one.labels]
+        for one, of_one in zip(detections, thresholds, strict=True)
+    ]
+    members = list(enumerate(zip(detections, least, strict=True)))
     unused = [set(np.flatnonzero(one.scores >= SUPPORT * threshold).tolist()) for _, (one, threshold) in members]
     begins = sorted(
-        (-float(one.scores[index]) / max(threshold, 1e-9), member, index)
+        (-float(one.scores[index]) / max(float(threshold[index]), 1e-9), member, index)
         for member, (one, threshold) in members
         for index in np.flatnonzero(one.scores >= threshold).tolist()
     )

@@ -29,8 +29,8 @@ class Disagreement:
     bits: float  # entropy of the votes, summed over places: 1 for each place where they are equally divided
 
     @classmethod
-    def of(cls, detections: Sequence[Detections], thresholds: Sequence[float]) -> Disagreement:
-        """From each detector's detections in the image, and the confidence from which it counts an object."""
+    def of(cls, detections: Sequence[Detections], thresholds: Sequence[Sequence[float]]) -> Disagreement:
+        """From each detector's detections in the image, and its count threshold for each class."""
         places = agreements(detections, thresholds)
         agreed = tuple(place for place in places if 2 * place.votes > len(detections))
         doubtful = tuple(place for place in places if 2 * place.votes <= len(detections))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote
 
-from boxtwin.datasets.image_folder import ENDINGS
 from boxtwin.datasets.image_io import pixels_sha256, read_header, read_image
+from boxtwin.datasets.image_names import ImageNames
+from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
@@ -21,9 +19,6 @@ from boxtwin.labels.formats.browser import is_shown
 from boxtwin.labels.formats.labelled_image import LabelledImage, Labels
 
 FILES = ("annotations.json", "detections.json")
-# Label Studio puts eight hexadecimal digits before a name, Roboflow the ending and a hash behind it.
-_BEFORE, _AFTER = re.compile(r"^[0-9a-f]{8}-"), re.compile(r"_(?:png|jpe?g|tiff?|bmp|webp)\.rf\.\w+$", re.I)
-_ENDING = re.compile(rf"(?:{'|'.join(map(re.escape, ENDINGS))})$", re.I)
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,8 @@ def read_store(store: Path) -> StoreImages:
     """Read the COCO file of a store, or a COCO file that is named itself.
 
     Image files are looked for where their ``path`` or name leads from the working folder, beside the COCO file, and in
-    ``images/`` there. ``page`` and ``channels`` of an image choose what is read of a TIFF file.
+    ``images/`` there. ``page``, ``channels`` and ``orientation`` of an image say how it is read. Labels of variations
+    are not confirmed unless they are marked: nobody has seen them.
     """
     file = next((store / name for name in FILES if (store / name).is_file()), None) if store.is_dir() else store
     if file is None or not file.is_file():
@@ -62,18 +58,26 @@ def read_store(store: Path) -> StoreImages:
     if repeated := [name for name, number in Counter(names).items() if number > 1]:
         raise InputError(f"store={store}: {len(repeated)} images are named twice in {file.name}: {some(repeated)}")
     images = []
-    try:
-        readings = [Reading(page=entry.get("page"), channels=entry.get("channels")) for entry in content["images"]]
-    except (TypeError, ValueError) as error:
-        raise InputError(f"store={store}: page or channels of an image are no numbers: {error}") from None
+    readings = [_reading(entry, file) for entry in content["images"]]
     paths = [_file_of(entry, file.parent) for entry in content["images"]]
     exported = _export_names(names, [is_shown(*each) for each in zip(paths, readings, strict=True)])
     for index, (image, entry) in enumerate(zip(read.images, content["images"], strict=True)):
         path, reading = paths[index], readings[index]
         width, height = _size(path, reading) if None in (image.width, image.height) else image.size()
-        labels = replace(image, file=exported[index], width=width, height=height)
+        confirmed = False if image.confirmed is None and "variation" in entry else image.confirmed
+        labels = replace(image, file=exported[index], width=width, height=height, confirmed=confirmed)
         images.append(StoreImage(labels, path, reading, entry))
     return StoreImages(file, images, {category["name"].strip(): category["id"] for category in content["categories"]})
+
+
+def _reading(entry: Mapping[str, Any], file: Path) -> Reading:
+    """How an image of a COCO ``file`` is read."""
+    try:
+        orientation = Orientation(entry.get("orientation") or Orientation.apply)
+        return Reading(orientation, entry.get("page"), entry.get("channels"))
+    except (TypeError, ValueError) as error:
+        what = "page, channels or orientation do not say how the image is read"
+        raise InputError(f"{file}, {entry['file_name']}: {what}: {error}") from None
 
 
 def _file_of(entry: Mapping[str, Any], folder: Path) -> Path:
@@ -118,24 +122,19 @@ def match(labels: Labels, store: StoreImages) -> tuple[dict[int, LabelledImage],
     """The images that came back by their index in the store, in pixels, and the names that are of none.
 
     An image with a hash is one of those with the same pixels. Among these, or among all, the name decides, whatever the
-    tool made of it: folders before it, an address, a prefix, another ending. Raises `InputError` if two are the same
+    tool made of it (`ImageNames`). Raises `InputError` if two are the same
     image, or if one is of another size.
     """
     by_hash: dict[str | None, list[int]] = defaultdict(list)
-    by_name: dict[str, set[int]] = defaultdict(set)
+    names = ImageNames([(each.labels.name, each.labels.file) for each in store.images])
     for number, known in enumerate(each.labels for each in store.images):
         by_hash[known.pixels_sha256].append(number)
-        for name in (known.name, known.file, PurePosixPath(known.name).name):
-            for key in (_normalised(name), without_ending(_normalised(name))):
-                by_name[key].add(number)
     knows_hashes = None not in by_hash
     found: dict[int, LabelledImage] = {}
     unknown = []
     for image in labels.images:
         alike = by_hash.get(image.pixels_sha256, []) if image.pixels_sha256 and knows_hashes else None
-        names = dict.fromkeys((image.name, unquote(image.name)))
-        indices = alike if alike and len(alike) == 1 else [_by_name(name, by_name, alike) for name in names]
-        index = next((number for number in indices if number is not None), None)
+        index = alike[0] if alike and len(alike) == 1 else names.find(image.name, alike)
         if index is None or _has_other_pixels(store.images[index], image.pixels_sha256):
             unknown.append(image.name)
             continue
@@ -158,27 +157,3 @@ def _has_other_pixels(image: StoreImage, digest: str | None) -> bool:
     except OSError:
         return False
     return None not in (digest, known) and digest != known
-
-
-def _by_name(name: str, by_name: dict[str, set[int]], alike: Sequence[int] | None) -> int | None:
-    parts = PurePosixPath(_normalised(name)).parts
-    for first in range(len(parts)):
-        path, last = "/".join(parts[first:-1]).replace("//", "/"), parts[-1]  # an absolute path begins with two
-        shortened = dict.fromkeys((last, _BEFORE.sub("", last)))
-        stems = [without_ending(each) for each in shortened]
-        candidates = [*shortened, *stems, *(_AFTER.sub("", each) for each in stems)]
-        for candidate in dict.fromkeys(candidates):
-            indices = by_name.get(f"{path}/{candidate}" if path else candidate, set())
-            indices = indices if alike is None else indices.intersection(alike)
-            if len(indices) == 1:
-                return next(iter(indices))
-    return None
-
-
-def _normalised(name: str) -> str:
-    return unicodedata.normalize("NFC", name.replace("\\", "/"))
-
-
-def without_ending(name: str) -> str:
-    """A name without the ending of an image file; some tools leave it out."""
-    return _ENDING.sub("", name)

@@ -11,13 +11,14 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from boxtwin.datasets.coco import read_labels
 from boxtwin.datasets.coco_json import file_key
+from boxtwin.datasets.image_names import ImageNames
 from boxtwin.datasets.options import Crowds, OnBadBox, OnDuplicateBox
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import Sample
@@ -49,7 +50,7 @@ class Relabelled:
     new_thresholds: bool  # chosen again, on the other labels of the validation images
     images: int  # test images
     recounted: int  # of them, those whose number of objects is another one
-    objects: tuple[int, int]  # of all test images, under the first and the second labels
+    objects: tuple[int, int]  # in all test images: their number under the runs' labels, and under the other ones
     suspected: bool  # the other labels are those that the runs' own detections suggest, seen by no person
 
     @property
@@ -91,24 +92,31 @@ class OtherLabels:
             raise InputError(f"annotations={annotations} has the classes {there}; those of the runs are {wanted}")
         self.annotations = annotations
         self._label = np.array([[*classes, name].index(name) for name in dataset.classes], dtype=np.int64)
-        self._by_key = {file_key(sample.name): sample for sample in dataset.samples}
-        self._by_end: dict[str, list[Sample]] = defaultdict(list)
-        for sample in dataset.samples:
-            base = PurePosixPath(file_key(sample.name)).name
-            for end in {base, base.partition("-")[2]} - {""}:  # Label Studio writes 0a1b2c3d- before a name
-                self._by_end[end].append(sample)
+        self._samples = dataset.samples
 
     def of(self, images: Sequence[Mapping[str, Any]]) -> list[Sample]:
-        """Images of a run (``image_id``, ``file_name``, ``group``) with these labels; one missing: `InputError`."""
-        found = [self._find(str(entry["file_name"])) for entry in images]
+        """Images of a run (``image_id``, ``file_name``, ``group``, and, if it is known, size) with these labels.
+
+        `InputError` if one is missing, or of another size.
+        """
+        found = self._find(images)
         missing = [str(entry["file_name"]) for entry, sample in zip(images, found, strict=True) if sample is None]
         if missing:
             raise InputError(
                 f"annotations={self.annotations} lacks {len(missing)} of {len(images)} test or validation images of "
-                f"the runs: {some(missing)}. It must list all of them by their file names, those without objects too"
+                f"the runs: {some(missing)}. It must list each one once, by its file name, those without objects too"
             )
-        if len({sample.name for sample in found if sample}) < len(images):
-            raise InputError(f"annotations={self.annotations}: one of its images fits several images of the runs")
+        resized = [
+            f"{sample.name}: {sample.width} x {sample.height} stated, {entry['width']} x {entry['height']} in the runs"
+            for entry, sample in zip(images, found, strict=True)
+            # Images that are turned as their tag says may be stated as they are stored.
+            if sample and "width" in entry and {sample.width, sample.height} != {entry["width"], entry["height"]}
+        ]
+        if resized:
+            raise InputError(
+                f"annotations={self.annotations}: {len(resized)} images are of another size than those of the runs: "
+                f"{some(resized)}. Export the labels at the size of the data set's images"
+            )
         return [
             replace(
                 sample,
@@ -123,12 +131,21 @@ class OtherLabels:
 
     def knows(self, images: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the file has any of these images."""
-        return any(self._find(str(entry["file_name"])) for entry in images)
+        return any(sample is not None for sample in self._find(images))
 
-    def _find(self, name: str) -> Sample | None:
-        key = file_key(name)
-        alike = self._by_end[PurePosixPath(key).name]
-        return self._by_key.get(key, alike[0] if len(alike) == 1 else None)
+    def _find(self, images: Sequence[Mapping[str, Any]]) -> list[Sample | None]:
+        """The labels of each image; None where no image of the file may be it, or several."""
+        names = [str(entry["file_name"]) for entry in images]
+        known, fitting = ImageNames([[name] for name in names]), defaultdict[int, list[Sample]](list)
+        for sample in self._samples:
+            if (place := known.find(sample.name)) is not None:
+                fitting[place].append(sample)
+        found = []
+        for place, name in enumerate(names):
+            equal = [sample for sample in fitting[place] if file_key(sample.name) == file_key(name)]
+            possible = equal or fitting[place]
+            found.append(possible[0] if len(possible) == 1 else None)
+        return found
 
 
 def relabelled(study: Study, annotations: Path, *, suspected: bool = False) -> Relabelled:

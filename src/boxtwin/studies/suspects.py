@@ -68,7 +68,7 @@ class Suspect:
     suggested: Box | None  # None: no object
     suggested_label: int | None
     votes: int  # runs that detect the suggested object; of a spurious label, those that see nothing
-    runs: int  # that were asked
+    runs: int  # whose detections were compared
 
 
 class Found(NamedTuple):
@@ -81,7 +81,7 @@ class Found(NamedTuple):
 def find_suspects(samples: Sequence[Sample], runs: Sequence[Found]) -> list[Suspect]:
     """The suspects among the labels of images that no run was trained on, best score first.
 
-    With one run nobody can agree: its own detections then decide, and a label that is off by a little is not suspected.
+    A single run has no other to agree with: its own detections decide, and labels that are off by little are left out.
     """
     if not runs:
         raise ValueError("suspects need the detections of at least one run")
@@ -123,11 +123,7 @@ class _Seen(NamedTuple):
 
 def agreed_objects(detections: Sequence[Detections], thresholds: Sequence[Sequence[float]]) -> list[AgreedObject]:
     """Objects that more than half of the runs detect, at most one at a place: the class of the best score."""
-    places: list[AgreedObject] = []
-    for label in range(len(thresholds[0])):
-        of_class = [Detections(*(values[one.labels == label] for values in one)) for one in detections]
-        places += agreements(of_class, [each[label] for each in thresholds])
-    agreed = sorted((place for place in places if 2 * place.votes > len(detections)), key=lambda place: -place.score)
+    agreed = [place for place in agreements(detections, thresholds) if 2 * place.votes > len(detections)]
     kept: list[AgreedObject] = []
     for place in agreed:
         if not kept or iou_matrix(np.array([place.box]), np.array([each.box for each in kept])).max() < ON_LABEL:
@@ -148,8 +144,8 @@ def _compare(
     def suspect(kind: Kind, score: float, index: int | None, place: AgreedObject, *, remains: bool = True) -> Suspect:
         box, label = (None, None) if index is None else (_box(boxes[index]), int(labels[index]))
         suggested, of_class = (place.box, place.label) if remains else (None, None)
-        asked = (place.votes, len(detections))
-        return Suspect(kind, score, sample.image_id, sample.name, index, box, label, suggested, of_class, *asked)
+        votes = (place.votes, len(detections))
+        return Suspect(kind, score, sample.image_id, sample.name, index, box, label, suggested, of_class, *votes)
 
     least = np.array(thresholds)[:, labels] * SUPPORT  # (runs, labels)
     on_labels = [_support(detections, box, label, ON_LABEL) for box, label in zip(boxes, labels.tolist(), strict=True)]

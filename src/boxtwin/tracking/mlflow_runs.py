@@ -209,6 +209,11 @@ class Store:
             self.client.update_run(earlier[0].info.run_id, status="RUNNING")
         return str(earlier[0].info.run_id)
 
+    def has_finished(self, study: str, kind: str) -> bool:
+        """Whether the MLflow run of `begin_comparison` is there and finished."""
+        runs = self._search([self.experiment(study)], _tagged(KIND_TAG, kind))
+        return any(run.info.status == "FINISHED" for run in runs)
+
     def write_conditions(self, study: str, conditions: Sequence[Condition]) -> None:
         """Write one finished MLflow run for each condition of a study, with the current metrics.
 

@@ -36,7 +36,7 @@ class RunResult:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     counts: Sequence[Mapping[str, Any]] = ()  # true and counted objects of each test image
     calibration: Mapping[str, Any] = field(default_factory=dict)  # of counts: fields of CountCalibration
-    validation_images: Sequence[Mapping[str, Any]] = ()  # image_id and file_name of each real validation image
+    validation_images: Sequence[Mapping[str, Any]] = ()  # id, name and size in pixels of each real validation image
     validation: Sequence[Sequence[int | float]] = ()  # step, AP on the real validation images
     reused_from: Mapping[str, str] | None = None  # study and run_id of the run that was reused
 

@@ -53,7 +53,7 @@ def write_page(
     remarks: Sequence[str],
     command: str,
 ) -> Path:
-    """Write the page; ``samples`` and ``sides`` are by image name, ``remarks`` say what could not be looked at."""
+    """Write the page; ``samples`` and ``sides`` are by image name, ``remarks`` say what could not be checked."""
     shown = suspects[:MOST_SHOWN]
     by_image: dict[str, list[tuple[int, Suspect]]] = {}
     for rank, suspect in enumerate(shown, start=1):
