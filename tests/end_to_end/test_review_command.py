@@ -64,8 +64,11 @@ def test_versions_of_labels_are_conditions_of_a_study(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["label_studio", "cvat", "yolo", "voc"])
 def test_paths_may_hold_anything(name: str, tmp_path: Path) -> None:
     store = write_store(tmp_path / "a store, (1)=x [y]", BOXES)
+    file = store / "annotations.json"
+    file.write_text(file.read_text().replace('"iscrowd": 0', '"iscrowd": 1', 1))
     out, back = tmp_path / "out & $HOME, (2)", tmp_path / "back =, 'a'"
-    run_words([f"export={name}", f"store={store}", f"folder={out}"], tmp_path)
+    printed = run_words([f"export={name}", f"store={store}", f"folder={out}"], tmp_path)
+    assert "1 crowds (iscrowd 1) are single objects there" in printed
     printed = run_words([f"read={out}", f"store={store}", f"folder={back}"], tmp_path)
     assert "0 moved, 0 added, 0 removed" in printed
     assert "add it to a data set with: " in printed

@@ -31,7 +31,7 @@ def write(folder: Path, images: Sequence[LabelledImage], classes: Sequence[str])
     for image in images:
         width, height = image.size()
         lines = []
-        for (x1, y1, x2, y2), name, _ in image.boxes:
+        for (x1, y1, x2, y2), name, *_ in image.boxes:
             shares = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
             lines.append(" ".join([str(classes.index(name)), *(f"{share:.8f}" for share in shares)]) + "\n")
         write_bytes_atomically(folder / "labels" / f"{Path(image.file).stem}.txt", "".join(lines).encode())
