@@ -13,11 +13,11 @@ from labelled_stores import CLASSES, boxes_in, write_store
 BOXES = {"images/a_v01.png": [(CLASSES[0], (10, 20, 8, 9))], "images/b_v01.png": [(CLASSES[1], (1, 2, 30, 40))]}
 
 
-def run_words(words: list[str], folder: Path) -> str:
+def run_words(words: list[str], folder: Path, command: str = "review.py", code: int = 0) -> str:
     """As `run`, from words that hold anything, as a shell passes them."""
-    arguments = [*script("review.py"), *words]
+    arguments = [*script(command), *words]
     done = subprocess.run(arguments, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -59,6 +59,13 @@ def test_versions_of_labels_are_conditions_of_a_study(tmp_path: Path) -> None:
     assert (boxes - 1, 1, 1, 0) in counts
     assert len(manifests(tmp_path)) == 3
     assert first["id"] not in {one["id"] for one in content["annotations"]}
+
+
+def test_paths_of_other_scripts_may_hold_anything(tmp_path: Path) -> None:
+    printed = run_words(["runs=no runs, (1)=x", "annotations=a, (2)"], tmp_path, "compare.py", code=1)
+    assert "runs=no runs, (1)=x cannot be read" in printed
+    words = ["dataset=coco", "dataset.name=x", "dataset.root=no folder, (1)=x"]
+    assert "no folder, (1)=x/annotations.json does not exist" in run_words(words, tmp_path, "train.py", code=1)
 
 
 @pytest.mark.parametrize("name", ["label_studio", "cvat", "yolo", "voc"])
