@@ -5,6 +5,8 @@ from omegaconf import DictConfig
 
 from boxtwin.config import launch
 
+PATHS = ("dataset.root", "dataset.unlabelled", "dataset.empty", "detector.weights", "split.file")
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
@@ -25,4 +27,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch.launch(main)
+    launch.launch(main, composed_paths=PATHS)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from boxtwin.config import launch
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import REMOVED_SETTINGS, defining_values, run_name, setting_hash, short_hash
-from boxtwin.config.launch import quote_numbers
+from boxtwin.config.launch import quote_numbers, quote_refused
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.errors import InputError, unanswered
 from boxtwin.run.generators import make_generator
@@ -48,6 +48,21 @@ def composed() -> Iterator[Compose]:
 )
 def test_numbers_are_quoted_for_variations_only(typed: str, quoted: str) -> None:
     assert quote_numbers([typed], OPTIONS) == [quoted]
+
+
+@pytest.mark.parametrize("value", ["/a b,c (1)", "a=b, é.json", "~/x", "my labels (1).json", "it's"])
+def test_paths_of_data_sets_need_no_quotes_of_hydra(value: str, composed: Compose) -> None:
+    (word,) = quote_refused([f"split.file={value}"], ["split.file"])
+    assert composed(word).split.file == value
+
+
+def test_what_hydra_takes_is_left_alone() -> None:
+    keys = ["dataset.root"]
+    taken = ("dataset.root=/a b", r"dataset.root=/a\,b", "dataset.root=${data}/x", "dataset.root='/a,b'", "study=a,b")
+    assert quote_refused(taken, keys) == list(taken)
+    sweep = ["-m", "dataset.root=/a,/b", "dataset.root=/a (1)"]
+    assert quote_refused(sweep, keys) == ["-m", "dataset.root=/a,/b", "dataset.root='/a (1)'"]
+    assert quote_refused(sweep[1:], keys) == ["dataset.root='/a,/b'", "dataset.root='/a (1)'"]
 
 
 @pytest.mark.parametrize("number", [0, 2, 10, 5, 123])

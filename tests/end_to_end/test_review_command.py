@@ -13,11 +13,11 @@ from labelled_stores import CLASSES, boxes_in, write_store
 BOXES = {"images/a_v01.png": [(CLASSES[0], (10, 20, 8, 9))], "images/b_v01.png": [(CLASSES[1], (1, 2, 30, 40))]}
 
 
-def run_words(words: list[str], folder: Path) -> str:
+def run_words(words: list[str], folder: Path, command: str = "review.py", code: int = 0) -> str:
     """As `run`, from words that hold anything, as a shell passes them."""
-    arguments = [*script("review.py"), *words]
+    arguments = [*script(command), *words]
     done = subprocess.run(arguments, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -61,11 +61,21 @@ def test_versions_of_labels_are_conditions_of_a_study(tmp_path: Path) -> None:
     assert first["id"] not in {one["id"] for one in content["annotations"]}
 
 
+def test_paths_of_other_scripts_may_hold_anything(tmp_path: Path) -> None:
+    printed = run_words(["runs=no runs, (1)=x", "annotations=a, (2)"], tmp_path, "compare.py", code=1)
+    assert "runs=no runs, (1)=x cannot be read" in printed
+    words = ["dataset=coco", "dataset.name=x", "dataset.root=no folder, (1)=x"]
+    assert "no folder, (1)=x/annotations.json does not exist" in run_words(words, tmp_path, "train.py", code=1)
+
+
 @pytest.mark.parametrize("name", ["label_studio", "cvat", "yolo", "voc"])
 def test_paths_may_hold_anything(name: str, tmp_path: Path) -> None:
     store = write_store(tmp_path / "a store, (1)=x [y]", BOXES)
+    file = store / "annotations.json"
+    file.write_text(file.read_text().replace('"iscrowd": 0', '"iscrowd": 1', 1))
     out, back = tmp_path / "out & $HOME, (2)", tmp_path / "back =, 'a'"
-    run_words([f"export={name}", f"store={store}", f"folder={out}"], tmp_path)
+    printed = run_words([f"export={name}", f"store={store}", f"folder={out}"], tmp_path)
+    assert "1 crowds (iscrowd 1) are single objects there" in printed
     printed = run_words([f"read={out}", f"store={store}", f"folder={back}"], tmp_path)
     assert "0 moved, 0 added, 0 removed" in printed
     assert "add it to a data set with: " in printed

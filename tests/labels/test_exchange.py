@@ -94,6 +94,36 @@ def test_labels_that_nobody_has_seen_come_back_as_not_confirmed(
     assert "1 images, 1 boxes" in convert([file], tmp_path / "set")[0]
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_crowds_and_areas_of_masks_are_kept(name: str, tmp_path: Path) -> None:
+    folder = write_store(tmp_path / "store", BOXES)
+    content = coco_of(folder)
+    crowd, masked, *_ = content["annotations"]
+    crowd |= {"iscrowd": 1, "area": 30}
+    masked["area"] = 41.5
+    (folder / "annotations.json").write_text(json.dumps(content))
+    store = read_store(folder)
+    export_store(store, name, tmp_path / "out")
+    back, _ = read_back(tmp_path / "out", store)
+    expected = [(1, 30), (0, 41.5), (0, 72), (0, 72)]
+    assert [(one["iscrowd"], one["area"]) for one in back["annotations"]] == expected
+    convert([folder], tmp_path / "set")
+    assert [(one["iscrowd"], one["area"]) for one in coco_of(tmp_path / "set")["annotations"]] == expected
+
+
+def test_boxes_become_crowds_and_moved_ones_get_the_area_of_their_box(tmp_path: Path) -> None:
+    store = read_store(write_store(tmp_path / "store", BOXES))
+    export_store(store, "coco", tmp_path / "out")
+    content = coco_of(tmp_path / "out")
+    for one in content["annotations"]:
+        one |= {"iscrowd": 1, "area": 60}
+    content["annotations"][1]["bbox"] = [10, 20, 10, 9]
+    (tmp_path / "out" / "annotations.json").write_text(json.dumps(content))
+    back, _ = read_back(tmp_path / "out", store)
+    found = [(one["change"], one["area"], one["iscrowd"]) for one in back["annotations"][:2]]
+    assert found == [("kept", 72, 1), ("moved", 90, 1)]
+
+
 def test_images_go_out_as_they_were_counted(tmp_path: Path) -> None:
     """With the orientation, page and channels that the detector's images were read with."""
     exif = Image.Exif()

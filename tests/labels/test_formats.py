@@ -297,6 +297,7 @@ def test_lines_that_are_no_boxes_are_named(line: str, tmp_path: Path) -> None:
         ("data.yaml", "[a"),
         ("data.yaml", "a"),
         ("classes.txt", "a\n\nb"),
+        ("classes.txt", "\na\nb"),
     ],
 )
 def test_class_names_that_are_none_are_refused(file: str, text: str, tmp_path: Path) -> None:
@@ -313,6 +314,33 @@ def test_images_may_be_called_as_lists_of_other_tools_are(tmp_path: Path) -> Non
     store = read_store(write_store(tmp_path / "store", boxes))
     export_store(store, "yolo", tmp_path / "out")
     assert read_back(tmp_path / "out", store)[0]["info"]["changes"]["kept"] == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "images", "lists"),
+    [
+        ("test.txt", "test.png", []),
+        ("labels/val/test.txt", "images/val/test.png", ["test.txt", "val.txt"]),
+        ("labels/test.txt", "images/test.png", ["labels/classes.txt", "notes.txt"]),
+        ("set/classes.txt", "set/classes.png", ["test.txt"]),
+    ],
+)
+def test_labels_are_told_from_lists_of_the_same_names(
+    labels: str, images: str, lists: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "data.yaml").write_text("names: [ship]")
+    for name in (labels, images, *lists):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("images/a.png\n")
+    (tmp_path / labels).write_text("0 0.5 0.5 0.1 0.1\n")
+    (image,) = get_format("yolo").read(tmp_path).images
+    assert len(image.boxes) == 1
+
+
+def test_empty_lines_behind_the_names_of_classes_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("ship\nbuoy\n\n \n")
+    (tmp_path / "a.txt").write_text("1 0.5 0.5 0.1 0.1\n")
+    assert get_format("yolo").read(tmp_path).images[0].boxes[0].name == "buoy"
 
 
 def test_yolo_folders_of_other_tools(tmp_path: Path) -> None:

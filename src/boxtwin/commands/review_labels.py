@@ -33,6 +33,8 @@ def export_labels(composed: DictConfig) -> Path:
     confirmed = sum(image.labels.confirmed is False for image in store.images)
     lines = [f"{len(store.images)} images with {sum(len(image.labels.boxes) for image in store.images)} boxes"]
     lines += [f"{confirmed} of them are marked as not confirmed"] * bool(confirmed)
+    if name != "coco" and (crowds := sum(box.crowd for image in store.images for box in image.labels.boxes)):
+        lines.append(f"{crowds} crowds (iscrowd 1) are single objects there, and crowds again if they come back")
     log.info("%s\n%s: %s", "; ".join(lines), name, folder)
     if name == "label_studio":
         log.info("let Label Studio serve the images: %s", serve_command(folder))

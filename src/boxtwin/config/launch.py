@@ -24,6 +24,8 @@ from urllib.parse import unquote
 from hydra._internal.utils import get_args_parser, run_and_report
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -135,6 +137,27 @@ def chosen_files(arguments: Sequence[str]) -> dict[str, str]:
     return {name: value for name, value in named.items() if value is not None}
 
 
+def quote_refused(arguments: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """Arguments with quotes around the values of ``settings``, paths, where Hydra would refuse them without.
+
+    Interpolations and Hydra's own escapes stay as they are; so do values with commas in a sweep, ``-m``.
+    """
+    in_sweep = get_args_parser().parse_args(list(arguments)).multirun
+    return [
+        word
+        if word.partition("=")[0] not in settings or (in_sweep and "," in word) or _is_one_value(word)
+        else quote_path(word, settings)
+        for word in arguments
+    ]
+
+
+def _is_one_value(word: str) -> bool:
+    try:
+        return not OverridesParser.create().parse_override(word).is_sweep_override()
+    except HydraException:
+        return False
+
+
 def typed_words() -> list[str]:
     """What was typed to get this job, to be kept with its result: Hydra's options that choose files, and overrides."""
     return [*json.loads(os.environ.get(OPTIONS_VARIABLE, "[]")), *task_overrides()]
@@ -172,16 +195,18 @@ def set_environment() -> None:
     os.environ.update(ENVIRONMENT | os.environ)
 
 
-def launch(main: Callable[[], Any], paths: Sequence[str] = ()) -> None:
+def launch(main: Callable[[], Any], paths: Sequence[str] = (), composed_paths: Sequence[str] = ()) -> None:
     """Run a Hydra main function and exit: with 0 only if everything went well.
 
     ``paths`` are settings whose values are paths; they need no quotes of Hydra's, whatever characters they hold.
+    ``composed_paths`` are such settings too, but may hold interpolations and sweeps (`quote_refused`).
     """
     set_environment()
     register()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that MLflow runs are ended
     try:
         arguments = [quote_path(hide_password(argument), paths) for argument in sys.argv[1:]]
+        arguments = quote_refused(arguments, composed_paths)
         sys.argv[1:] = quote_numbers(arguments, Path(sys.argv[0]).resolve().parent / "conf" / "variations")
         chosen = chosen_files(sys.argv[1:])
         sys.argv[1:], became = resolve_auto(Path(sys.argv[0]), sys.argv[1:], chosen.get("--config-dir"))

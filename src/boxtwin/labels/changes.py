@@ -34,7 +34,7 @@ def changes(before: Sequence[LabelledBox], after: Sequence[LabelledBox], roundin
     """Pair the boxes of each class that overlap most, one with one.
 
     A box whose sides all differ by at most ``rounding`` pixels was kept, and has the very numbers that it had before.
-    A box of another class is another box.
+    A box of another class is another box. Kept and moved crowds stay crowds, which most tools do not know.
     """
     old = np.array([each.box for each in before], dtype=np.float64).reshape(-1, 4)
     new = np.array([each.box for each in after], dtype=np.float64).reshape(-1, 4)
@@ -49,8 +49,11 @@ def changes(before: Sequence[LabelledBox], after: Sequence[LabelledBox], roundin
     result = []
     for index, box in enumerate(after):
         was = before[partner[index]] if index in partner else None
-        is_kept = was is not None and same[partner[index], index]
-        result.append(Change(was if is_kept else box, was))
+        if was is not None:
+            crowd = was.crowd or box.crowd
+            is_kept = same[partner[index], index]
+            box = was._replace(crowd=crowd) if is_kept else box._replace(crowd=crowd, area=None)
+        result.append(Change(box, was))
     result += [Change(None, box) for index, box in enumerate(before) if index not in partner.values()]
     return result
 

@@ -127,7 +127,7 @@ def _content(images: dict[str, _Found], classes: dict[str, int]) -> dict[str, An
             sizes = f"{labels.width} x {labels.height} pixels, {image.path} has {width} x {height}"
             raise InputError(f"{labels.name} is said to have {sizes}")
         entries.append({"id": number, "file_name": name, "width": width, "height": height})
-        for (x1, y1, x2, y2), label, _ in labels.in_pixels(width, height).boxes:
+        for (x1, y1, x2, y2), label, _, crowd, area in labels.in_pixels(width, height).boxes:
             box = [x1, y1, x2 - x1, y2 - y1]
-            annotations.append((number, classes[label], box, box[2] * box[3], False))
+            annotations.append((number, classes[label], box, area or box[2] * box[3], crowd))
     return coco_content(entries, annotations, ((number, name) for name, number in classes.items()))

@@ -128,7 +128,8 @@ def _content(store: StoreImages, reviewed: Sequence[_Reviewed]) -> dict[str, Any
             if change.box is None:
                 continue
             box = _xywh(change.box)
-            annotations.append((number, store.category_ids[change.box.name], box, box[2] * box[3], False))
+            area = change.box.area or box[2] * box[3]
+            annotations.append((number, store.category_ids[change.box.name], box, area, change.box.crowd))
             was = {"before": _xywh(change.before)} if change.kind == "moved" and change.before else {}
             marks.append({"change": change.kind, **was} if "changes" in entry else {})
     content = coco_content(images, annotations, ((number, name) for name, number in store.category_ids.items()))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from boxtwin.datasets.coco import coco_content
-from boxtwin.datasets.coco_boxes import Content, box_numbers, is_turned
+from boxtwin.datasets.coco_boxes import Content, box_numbers, is_turned, stated_area
 from boxtwin.datasets.coco_json import flag, read_content
 from boxtwin.datasets.problems import Problems
 from boxtwin.errors import InputError
@@ -29,9 +30,9 @@ def write(folder: Path, images: Sequence[LabelledImage], classes: Sequence[str])
         entry: dict[str, Any] = {"id": number, "file_name": f"images/{image.file}", "width": width, "height": height}
         marks = {name: getattr(image, name) for name in MARKS if getattr(image, name) is not None}
         entries.append({**entry, "store_path": image.name, **marks})
-        for (x1, y1, x2, y2), name, _ in image.boxes:
+        for (x1, y1, x2, y2), name, _, crowd, area in image.boxes:
             box = [x1, y1, x2 - x1, y2 - y1]
-            annotations.append((number, classes.index(name) + 1, box, box[2] * box[3], False))
+            annotations.append((number, classes.index(name) + 1, box, area or box[2] * box[3], crowd))
     content = coco_content(entries, annotations, enumerate(classes, start=1))
     scores = [each.score for image in images for each in image.boxes]
     for annotation, score in zip(content["annotations"], scores, strict=True):
@@ -68,7 +69,11 @@ def read_with_content(file: Path) -> tuple[Labels, Content]:
         score = annotation.get("score")
         score = None if isinstance(score, bool) or not isinstance(score, int | float) else float(score)
         name = names.get(annotation["category_id"], "")
-        boxes[annotation["image_id"]].append(LabelledBox((x, y, x + w, y + h), name, score))
+        stated = stated_area(annotation)
+        area = stated if 0 < stated < math.inf else None
+        boxes[annotation["image_id"]].append(
+            LabelledBox((x, y, x + w, y + h), name, score, annotation["iscrowd"], area)
+        )
     what = "boxes of turned rectangles (attributes.rotation)"
     problems.remark(turned, what, "bbox is the rectangle before it was turned")
     problems.raise_if_any(file)

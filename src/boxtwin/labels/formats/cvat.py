@@ -37,7 +37,7 @@ def write(folder: Path, images: Sequence[LabelledImage], classes: Sequence[str])
     for index, image in enumerate(images):
         width, height = image.size()
         entry = SubElement(root, "image", id=str(index), name=image.file, width=str(width), height=str(height))
-        for box, name, _ in image.boxes:
+        for box, name, *_ in image.boxes:
             corners = dict(zip(CORNERS, (f"{value:.6f}" for value in box), strict=True))
             SubElement(entry, "box", {"label": name, "source": "auto", "occluded": "0", **corners, "z_order": "0"})
         if image.confirmed is False:

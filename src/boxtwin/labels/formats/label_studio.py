@@ -64,7 +64,7 @@ def _task(image: LabelledImage, served_as: str) -> dict[str, Any]:
             },
             **({} if score is None else {"score": score}),
         }
-        for number, ((x1, y1, x2, y2), name, score) in enumerate(image.boxes, start=1)
+        for number, ((x1, y1, x2, y2), name, score, *_) in enumerate(image.boxes, start=1)
     ]
     labels: dict[str, Any] = {"result": results}
     if image.confirmed:

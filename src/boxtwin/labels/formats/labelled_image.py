@@ -10,11 +10,16 @@ from boxtwin.boxes import Box
 
 
 class LabelledBox(NamedTuple):
-    """One object of an image: its box (xyxy), the name of its class, and a detector's score."""
+    """One object of an image: its box (xyxy), the name of its class, and a detector's score.
+
+    ``crowd`` (several objects in one box) and ``area`` (square pixels, of a mask) are known to COCO alone.
+    """
 
     box: Box
     name: str
     score: float | None = None
+    crowd: bool = False
+    area: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class LabelledImage:
         """The image with its size, and boxes in pixels."""
         boxes = self.boxes
         if self.in_shares:
-            scaled = ((x1 * width, y1 * height, x2 * width, y2 * height) for (x1, y1, x2, y2), _, _ in boxes)
+            scaled = ((x1 * width, y1 * height, x2 * width, y2 * height) for (x1, y1, x2, y2), *_ in boxes)
             boxes = tuple(each._replace(box=box) for each, box in zip(boxes, scaled, strict=True))
         return replace(self, width=width, height=height, boxes=boxes, in_shares=False)
 

@@ -35,7 +35,7 @@ def write(folder: Path, images: Sequence[LabelledImage], classes: Sequence[str])
         for name, value in (("width", width), ("height", height), ("depth", 3)):
             SubElement(size, name).text = str(value)
         SubElement(root, "segmented").text = "0"
-        for (x1, y1, x2, y2), name, _ in image.boxes:
+        for (x1, y1, x2, y2), name, *_ in image.boxes:
             entry = SubElement(root, "object")
             SubElement(entry, "name").text = name
             SubElement(entry, "pose").text = "Unspecified"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -31,7 +31,7 @@ def write(folder: Path, images: Sequence[LabelledImage], classes: Sequence[str])
     for image in images:
         width, height = image.size()
         lines = []
-        for (x1, y1, x2, y2), name, _ in image.boxes:
+        for (x1, y1, x2, y2), name, *_ in image.boxes:
             shares = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
             lines.append(" ".join([str(classes.index(name)), *(f"{share:.8f}" for share in shares)]) + "\n")
         write_bytes_atomically(folder / "labels" / f"{Path(image.file).stem}.txt", "".join(lines).encode())
@@ -57,16 +57,14 @@ def read_not_confirmed(folder: Path) -> set[str] | None:
 def read(path: Path) -> Labels:
     """Read a folder. Images without a text file, and text files without lines, are images without objects."""
     named, names = class_names(path)
-    images, seen = [], set()
-    for file in sorted(path.rglob("*.txt")):
-        # Lists that tools put beside the labels; their lines are no boxes.
-        if file == named or (file.name in NO_LABELS and file.parent.name != "labels"):
-            continue
+    images, seen, pictures = [], set(), image_files(path)
+    files = sorted(path.rglob("*.txt"))
+    for file in sorted({*files}.difference([named], _lists(path, files, pictures))):
         stem = "/".join(part for part in file.relative_to(path).with_suffix("").parts if part != "labels")
         seen.add(stem)
         boxes = tuple(_boxes(file, names))
         images.append(LabelledImage(stem, width=None, height=None, boxes=boxes, in_shares=True))
-    for name in image_files(path):
+    for name in pictures:
         stem = "/".join(part for part in Path(name).with_suffix("").parts if part != "images")
         if stem not in seen:
             images.append(LabelledImage(stem, width=None, height=None, in_shares=True))
@@ -75,6 +73,16 @@ def read(path: Path) -> Labels:
     marked = read_not_confirmed(path)
     by_path = None if marked is None else {image.name for image in images if Path(image.name + ".txt").stem in marked}
     return Labels(with_marks(images, by_path), names)
+
+
+def _lists(folder: Path, files: Sequence[Path], images: Iterable[str]) -> list[Path]:
+    """Lists that tools put beside the labels; their lines are no boxes. Images may have such names too."""
+    stems = {Path(name).stem for name in images}
+    labels = [file for file in files if "labels" in (folder.name, *file.relative_to(folder).parent.parts)]
+    in_labels = {file.stem for file in labels}
+    beside = [file for file in files if file not in labels and (file.stem not in stems or file.stem in in_labels)]
+    found = [file for file in beside if file.name in NO_LABELS]
+    return found + [file for file in labels if file.name == "classes.txt" and file.stem not in stems]
 
 
 def class_names(folder: Path) -> tuple[Path, list[str]]:
