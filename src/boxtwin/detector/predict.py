@@ -100,13 +100,17 @@ def check_depth(pixels: Pixels, name: str, spec: NetworkSpec) -> None:
 class OnnxDetector:
     """A trained detector that ONNX Runtime computes, from what `write_onnx` wrote; another file raises `InputError`.
 
-    The first of ``providers`` that works is taken, such as "CUDAExecutionProvider".
+    The first of ``providers`` that works is taken, such as "CUDAExecutionProvider". ``threads`` compute on a CPU; None
+    takes as many as there are cores.
     """
 
-    def __init__(self, path: Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+    def __init__(
+        self, path: Path, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int | None = None
+    ) -> None:
         import onnxruntime  # an extra
 
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
         # Waiting threads that spin slow other processes on the same cores down.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
