@@ -37,6 +37,9 @@ from boxtwin.errors import InputError
 from boxtwin.evaluation.count_intervals import CountCalibration
 from boxtwin.evaluation.counts import counted
 from boxtwin.files import exclusive_lock
+from boxtwin.labels.exchange import export_store, read_back
+from boxtwin.labels.formats import FORMATS
+from boxtwin.labels.store_images import read_store
 
 Rows = dict[str, dict[str, str]]
 
@@ -140,9 +143,9 @@ def test_annotations_give_the_metrics_of_the_run(
     content["categories"][0]["name"] = "aeroplane"
     other = annotations.with_name("other.json")
     other.write_text(json.dumps(content))
-    files = [Path("cut") / Path(files[0]).name]
-    files[0].parent.mkdir()
-    files[0].write_bytes((images / files[0].name).read_bytes()[:100])
+    cut = Path("cut") / Path(files[0]).name
+    cut.parent.mkdir()
+    cut.write_bytes((images / cut.name).read_bytes()[:100])
     write_png(Path("cut/other.png"), noise(0))
     with caplog.at_level("INFO"), pytest.raises(InputError, match=r"1 of 2 files could not be counted"):
         count("cut", str(run_folder), annotations=str(annotations), folder="unreadable")
@@ -269,6 +272,16 @@ def test_how_images_were_read_is_recorded(detector: TrainedDetector) -> None:
     (entry,) = json.loads(Path("out/detections.json").read_text())["images"]
     assert (entry["orientation"], entry["page"], entry["channels"]) == ("ignore", 1, [2])
     assert entry["confirmed"] is False
+
+
+def test_counts_that_nobody_has_seen_come_back_as_not_confirmed(detector: TrainedDetector) -> None:
+    write_png(Path("images/0.png"), noise(0))
+    assert int(count("images", "detector.safetensors")["0.png"]["total"]) > 0
+    store = read_store(Path("counts/images"))
+    for name in FORMATS:
+        export_store(store, name, Path("out") / name)
+        content, _ = read_back(Path("out") / name, store)
+        assert [image["confirmed"] for image in content["images"]] == [False], name
 
 
 def test_a_count_waits_for_the_lock_of_its_folder(detector: TrainedDetector) -> None:

@@ -26,7 +26,7 @@ class ImageCount:
     """What was counted in one image: in total, then by class."""
 
     counts: Int[np.ndarray, " counts"]
-    intervals: tuple[CountInterval, ...] | None  # None: nothing can be promised
+    intervals: tuple[CountInterval, ...] | None  # None: no coverage is known
     spread: Int[np.ndarray, " counts"]  # greatest minus least count of several detectors
     unlike: tuple[str, ...]  # how the image is unlike those that the detectors were trained on
     scale: float  # pixels of the network's input for each pixel of the image

@@ -56,7 +56,7 @@ class CountedImage:
 
 
 def write_csv(path: Path, images: Sequence[CountedImage], classes: Sequence[str], *, ensemble: bool) -> None:
-    """A line for each image; ends of intervals are empty where nothing can be promised."""
+    """A line for each image; ends of intervals are empty where no coverage is known."""
     names = ["total", *classes]
     header = ["file", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))]
     header += ["unlike_training", "scale", *([f"{name}_spread" for name in names] if ensemble else [])]

@@ -33,7 +33,7 @@ ReadWindow = Callable[[int, int, int, int], Pixels]
 def detect_objects(pixels: Pixels, spec: NetworkSpec, compute: Compute, scale: float | None = None) -> Detections:
     """All detections in pixels as read from a file, from the score floor on, best first, xyxy in pixels of the file.
 
-    With a ``scale``, in pixels of the network input for each pixel of the file, the image is looked at in tiles of that
+    With a ``scale``, in pixels of the network input for each pixel of the file, the image is processed in tiles of that
     scale; see `DetectorSpec.scale_for`. Otherwise as the images of its data set are.
     """
     grey = as_grey(pixels)
