@@ -194,8 +194,11 @@ def test_leftovers_of_one_name_go_with_what_lies_below(tmp_path: Path) -> None:
     (tmp_path / ".scenes.123.part" / "images").mkdir(parents=True)
     (tmp_path / ".mlflow.db.7.part").touch()
     (tmp_path / ".mlflow.db.7.part-journal").touch()
+    (tmp_path / ".scenes.5.old.part").mkdir()
     remove_leftovers(tmp_path, "scenes")
     assert {path.name for path in tmp_path.iterdir()} == {".mlflow.db.7.part", ".mlflow.db.7.part-journal"}
+    remove_leftovers(tmp_path, "mlflow")  # another name
+    assert len(list(tmp_path.iterdir())) == 2
     remove_leftovers(tmp_path, "mlflow.db")
     assert list(tmp_path.iterdir()) == []
 

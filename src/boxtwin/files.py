@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import glob
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,7 +130,12 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
     They are those of ``name``, directly in ``folder``; for None of all files in and below it.
     """
-    for path in list(folder.rglob(".*.part") if name is None else folder.glob(f".{glob.escape(name)}.*part*")):
+    if name is None:
+        paths = list(folder.rglob(".*.part"))
+    else:  # and a database's journal; not those of a file whose longer name begins with this one
+        pattern = re.compile(rf"\.{re.escape(name)}\.\d+(\.old)?\.part.*")
+        paths = [path for path in folder.glob(".*.part*") if pattern.fullmatch(path.name)]
+    for path in paths:
         _remove(path)
 
 

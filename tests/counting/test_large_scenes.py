@@ -9,24 +9,29 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 from affine import Affine
+from rasterio.control import GroundControlPoint
 from scipy import ndimage
 from trained_detectors import make_trained
 
 from boxtwin.counting.detectors import Detector
 from boxtwin.counting.ensemble import Counter
 from boxtwin.counting.files import geojson
-from boxtwin.counting.images import ImageList, Read, list_images, read_all
-from boxtwin.counting.scenes import Scene
+from boxtwin.counting.images import ImageList, Read, read_all
+from boxtwin.counting.scenes import Scene, open_scene
 from boxtwin.datasets.image_io import read_image
+from boxtwin.datasets.reading import ORIENTATION_TAG, Reading
 from boxtwin.datasets.simulated_sar import scenes as simulated
 from boxtwin.datasets.training_images import TrainingImages
-from boxtwin.detector.predict import BoxesAndScores
+from boxtwin.detector.predict import BoxesAndScores, Compute
 from boxtwin.detector.spec import DetectorSpec
+from boxtwin.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT / "../shared/data/hrsid200/JPEGImages"
 SIDE = 96  # of chips, and of the training images: the scale is 1
+SMALL = Reading(max_pixels=SIDE * SIDE)  # more are read in windows
 DARK = 20  # of the sea between chips
 
 
@@ -44,11 +49,21 @@ def bright_spots(images: np.ndarray) -> BoxesAndScores:
 def spec_of(**changes: Any) -> DetectorSpec:
     trained = make_trained(0.5, classes=["ship"], category_ids=[1], image_size=SIDE)
     known = TrainingImages((SIDE, SIDE, SIDE), (0.0, 1.0), (-9.0, 9.0))
-    return replace(trained.spec, training_images=known.plain(), **changes)
+    return replace(trained.spec, **{"training_images": known.plain(), "reading": SMALL.plain(), **changes})
 
 
-def counter(**changes: Any) -> Counter:
-    return Counter([Detector(Path("spots"), spec_of(**changes), bright_spots)], None)
+def faint_spots(brightness: float) -> Compute:
+    """As `bright_spots`, with lower scores."""
+
+    def compute(images: np.ndarray) -> BoxesAndScores:
+        boxes, scores = bright_spots(images)
+        return boxes, scores * np.float32(brightness)
+
+    return compute
+
+
+def counter(compute: Compute | None = None, **changes: Any) -> Counter:
+    return Counter([Detector(Path("spots"), spec_of(**changes), compute or bright_spots)], None)
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +140,7 @@ def test_places_of_detections_are_longitude_and_latitude(tmp_path: Path) -> None
     write_scene(tmp_path / "scene.tif", scene)
     count = counter()
     read = read_one(tmp_path / "scene.tif", count.detectors[0].spec)
-    assert isinstance(read.content, Scene)
-    content = geojson(read.content, count(read).found, ["ship"])
+    content = geojson(read.path, SMALL, count(read).found, ["ship"])
     assert content is not None
     (feature,) = content["features"]
     assert feature["properties"]["class"] == "ship"
@@ -140,25 +154,140 @@ def test_places_of_detections_are_longitude_and_latitude(tmp_path: Path) -> None
     assert 45.1 < min(latitudes) < 45.2
 
 
-def test_windows_are_for_scenes_alone(tmp_path: Path) -> None:
+def test_a_small_image_with_coordinates_counts_as_one_without(tmp_path: Path) -> None:
+    """It is decoded whole: AP has all detections, and brightness and sharpness are compared."""
+    pixels = np.full((SIDE, SIDE), DARK, np.uint8)
+    pixels[10:14, 10:20] = 250
+    write_scene(tmp_path / "place.tif", pixels)
+    write_scene(tmp_path / "plain.tif", pixels, crs=None)
+    known = TrainingImages((SIDE, SIDE, SIDE), (0.6, 1.0), (-9.0, 9.0))
+    count = counter(compute=faint_spots(0.1), training_images=known.plain())
+    both = [count(read_one(tmp_path / f"{name}.tif", count.detectors[0].spec)) for name in ("place", "plain")]
+    for each in both:
+        assert (each.every.scores.tolist(), each.unlike) == ([pytest.approx(0.09)], ("darker",))
+    assert len(geojson(tmp_path / "place.tif", SMALL, both[0].every, ["ship"])["features"]) == 1  # type: ignore[index]
+    assert geojson(tmp_path / "plain.tif", SMALL, both[0].every, ["ship"]) is None
+
+
+def test_a_scene_keeps_the_detections_near_to_the_threshold(tmp_path: Path) -> None:
+    pixels = np.full((200, 200), DARK, np.uint8)
+    pixels[100:104, 10:20] = 250
+    write_scene(tmp_path / "scene.tif", pixels)
+    for brightness, near in ((0.1, 0), (0.5, 1)):  # scores of 0.09 and 0.45; the threshold is 0.5
+        count = counter(compute=faint_spots(brightness))
+        read = read_one(tmp_path / "scene.tif", count.detectors[0].spec)
+        assert (count(read).near, len(count(read).every.scores)) == (near, near)
+
+
+def test_a_scene_unlike_the_training_images_is_marked(tmp_path: Path) -> None:
+    known = TrainingImages((SIDE, SIDE, SIDE), (0.6, 1.0), (-9.0, 9.0))
+    count = counter(training_images=known.plain())
+    pixels = np.full((400, 300), DARK, np.uint8)
+    write_scene(tmp_path / "dark.tif", pixels)
+    pixels[100:] = 220  # what most of it is like counts, not its margin
+    write_scene(tmp_path / "bright.tif", pixels)
+    found = {
+        name: count(read_one(tmp_path / name, count.detectors[0].spec)).unlike for name in ("dark.tif", "bright.tif")
+    }
+    assert found == {"dark.tif": ("size", "darker"), "bright.tif": ("size",)}
+
+
+def written_as(kind: str, path: Path) -> None:
+    """A TIFF file of 30 x 40 pixels."""
+    rng = np.random.default_rng(0)
+    grey, colour = rng.integers(0, 256, (30, 40), np.uint8), rng.integers(0, 256, (30, 40, 5), np.uint8)
+    if kind == "12 bit":
+        write_scene(path, grey.astype(np.uint16), nbits=12)
+    elif kind == "palette":
+        table = rng.integers(0, 65536, (3, 256), np.uint16)
+        tifffile.imwrite(path, grey, photometric="palette", colormap=table)
+    elif kind in ("miniswhite", "1 bit", "16 bit"):
+        stored = {"miniswhite": grey, "1 bit": grey > 99, "16 bit": grey.astype(np.uint16) * 9}[kind]
+        tifffile.imwrite(path, stored, photometric="miniswhite" if kind == "miniswhite" else "minisblack")
+    elif kind == "orientation":
+        tifffile.imwrite(path, grey, extratags=[(ORIENTATION_TAG, "H", 1, 6, True)])
+    elif kind == "alpha":
+        tifffile.imwrite(path, colour[..., :4], photometric="rgb", extrasamples=["unassalpha"])
+    elif kind == "planes":
+        tifffile.imwrite(path, np.moveaxis(colour[..., :3], 2, 0), photometric="rgb", planarconfig="separate")
+    else:
+        bands = int(kind.split()[0])
+        stored = grey if bands == 1 else colour[..., :bands]
+        tifffile.imwrite(path, stored, photometric="rgb" if bands == 3 else "minisblack", planarconfig="contig")
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "is_the_same"),
+    [
+        ("1 band", None, True),
+        ("3 bands", None, True),
+        ("3 bands", (2,), True),
+        ("5 bands", (4, 0, 1), True),
+        ("planes", None, True),
+        ("alpha", None, True),
+        ("16 bit", None, True),
+        ("2 bands", None, False),
+        ("5 bands", None, False),
+        ("5 bands", (5,), False),
+        ("palette", None, False),
+        ("miniswhite", None, False),
+        ("1 bit", None, False),
+        ("12 bit", None, False),
+        ("orientation", None, False),
+    ],
+)
+def test_windows_hold_the_pixels_of_the_whole_file_or_are_refused(
+    tmp_path: Path, kind: str, channels: tuple[int, ...] | None, is_the_same: bool
+) -> None:
+    path = tmp_path / "image.tif"
+    written_as(kind, path)
+    reading = Reading(channels=channels)
+    windowed = spec_of(reading=replace(reading, max_pixels=500).plain(), white=65535 if kind == "16 bit" else 255)
+    if is_the_same:
+        scene = open_scene(path, windowed)
+        assert scene is not None
+        np.testing.assert_array_equal(scene.read(5, 7, 50, 20), read_image(path, reading)[7:27, 5:])
+        scene.close()
+        return
+    with pytest.raises((InputError, OSError)) as caught:
+        open_scene(path, windowed)
+    try:
+        read_image(path, reading)
+    except OSError as error:
+        assert str(caught.value) == str(error)  # noqa: PT017
+    else:
+        assert "cannot be read in windows" in str(caught.value)
+
+
+def test_windows_are_for_large_scenes_alone(tmp_path: Path) -> None:
     spec = spec_of()
-    write_scene(tmp_path / "plain.tif", np.full((90, 90), DARK, np.uint8), crs=None)
+    write_scene(tmp_path / "plain.tif", np.full((90, 90), DARK, np.uint8))
     assert isinstance(read_one(tmp_path / "plain.tif", spec).content, np.ndarray)
-    # More pixels than `dataset.max_pixels`, which binds what is read whole.
-    small = replace(spec, reading={**spec.how_to_read.plain(), "max_pixels": 5000})
+    small = replace(spec, reading=replace(SMALL, max_pixels=5000).plain())
     large = read_one(tmp_path / "plain.tif", small).content
     assert isinstance(large, Scene)
+    assert large.overview(45).shape == (45, 45)
     unknown = Counter([Detector(Path("old"), replace(small, training_images=None), bright_spots)], None)
     with pytest.raises(ValueError, match=r"give their scale, such as scale=1"):
         unknown(Read("plain", tmp_path, None, large))
-    assert geojson(large, counter()(Read("plain", tmp_path, None, large)).found, ["ship"]) is None
-    assert large.overview(45).shape == (45, 45)
     write_scene(tmp_path / "deep.tif", np.full((90, 90), 3000, np.uint16))
-    deep = read_one(tmp_path / "deep.tif", spec)
+    deep = read_one(tmp_path / "deep.tif", replace(small, white=255))
     with pytest.raises(ValueError, match="has 16 bit"):
         counter()(deep)
-    write_scene(tmp_path / "colour.tif", np.full((90, 90, 4), DARK, np.uint8))
-    assert list_images(str(tmp_path / "*.tif")).files
-    colour = read_one(tmp_path / "colour.tif", spec).content
-    assert isinstance(colour, Scene)
-    assert colour.read(80, 80, 50, 50).shape == (10, 10, 3)
+
+
+def test_coordinates_that_lead_to_no_degrees_are_named(tmp_path: Path) -> None:
+    """The image is counted all the same."""
+    pixels = np.full((90, 90), DARK, np.uint8)
+    pixels[10:14, 10:20] = 250
+    write_scene(tmp_path / "local.tif", pixels, crs='LOCAL_CS["plant",UNIT["metre",1]]')
+    points = [
+        GroundControlPoint(row, column, 3 + column / 1e4, 45 - row / 1e4) for row in (0, 90) for column in (0, 90)
+    ]
+    write_scene(tmp_path / "radar.tif", pixels, gcps=points, transform=None, crs="EPSG:4326")
+    count = counter()
+    for name, reason in (("local", "cannot become degrees"), ("radar", "ground control points")):
+        found = count(read_one(tmp_path / f"{name}.tif", count.detectors[0].spec)).found
+        assert len(found.scores) == 1
+        with pytest.raises(InputError, match=f"{name}.tif: no GeoJSON, .*{reason}"):
+            geojson(tmp_path / f"{name}.tif", SMALL, found, ["ship"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,30 @@ from boxtwin.config.schema import CountConfig, ExportConfig
 from boxtwin.counting.detectors import best_of, find_detectors
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.levels import Levels
+from boxtwin.datasets.options import Orientation
+from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.checkpoint import TrainedDetector, write_detector
 from boxtwin.errors import InputError
 from boxtwin.evaluation.count_intervals import CountCalibration
 from boxtwin.evaluation.counts import counted
+from boxtwin.files import exclusive_lock
+from boxtwin.labels.exchange import export_store, read_back
+from boxtwin.labels.formats import FORMATS
+from boxtwin.labels.store_images import read_store
 
 Rows = dict[str, dict[str, str]]
+
+
+WITHOUT_TORCH = """
+import sys
+from pathlib import Path
+from boxtwin.commands.count import count_images
+from boxtwin.counting.detectors import open_detectors
+(detector,) = open_detectors([Path(sys.argv[1])], "auto", 1)
+assert detector.compute.__self__._session.get_session_options().intra_op_num_threads == 1
+assert "torch" not in sys.modules
+"""
 
 
 def count(images: Any, detector: Any, **settings: Any) -> Rows:
@@ -72,7 +91,7 @@ def test_a_count_is_the_same_everywhere(study: Path, monkeypatch: pytest.MonkeyP
     assert done.returncode == 0, printed
     assert "8 images as in training, 64 pixels along the longer side" in printed
     assert "Intervals are meant to hold the true count in 80 % of images" in printed
-    assert "in 4 images that were not trained on, too few for 90 %" in printed
+    assert "in 4 images, each by a detector that was not trained on it, too few for 90 %" in printed
     folder = Path("counts") / images.name
     ours = rows(folder)
     assert {name: int(row["total"]) for name, row in ours.items()} == {
@@ -96,6 +115,9 @@ def test_a_count_is_the_same_everywhere(study: Path, monkeypatch: pytest.MonkeyP
     assert [[row[name] for name in same] for row in exported.values()] == [
         [row[name] for name in same] for row in ours.values()
     ]
+    # The number of threads reaches ONNX Runtime, and torch is not imported for it.
+    words = ["-c", WITHOUT_TORCH, str(run_folder / "export" / "detector.onnx")]
+    subprocess.run([sys.executable, *words], env=ENVIRONMENT, check=True)
     model = mlflow.pyfunc.load_model(str(run_folder / "export" / "mlflow"))
     answers = model.predict(pd.DataFrame({"image": [(images / name).read_bytes() for name in expected]}))
     assert [answer["count"] for answer in answers] == [found for found, _ in expected.values()]
@@ -121,6 +143,14 @@ def test_annotations_give_the_metrics_of_the_run(
     content["categories"][0]["name"] = "aeroplane"
     other = annotations.with_name("other.json")
     other.write_text(json.dumps(content))
+    cut = Path("cut") / Path(files[0]).name
+    cut.parent.mkdir()
+    cut.write_bytes((images / cut.name).read_bytes()[:100])
+    write_png(Path("cut/other.png"), noise(0))
+    with caplog.at_level("INFO"), pytest.raises(InputError, match=r"1 of 2 files could not be counted"):
+        count("cut", str(run_folder), annotations=str(annotations), folder="unreadable")
+    assert "none of the annotated images could be read" in caplog.text
+
     with pytest.raises(InputError, match=r"has objects of aeroplane; the detector knows ship"):
         count(str(images), str(run_folder), annotations=str(other), folder="not made")
     assert not Path("not made").exists()
@@ -203,9 +233,74 @@ def test_images_are_named_in_several_ways(detector: TrainedDetector, tmp_path: P
         count("nothing/*.png", "detector.safetensors")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
-    with pytest.raises(InputError, match=r"exists and holds no counts\.csv"):
+    with pytest.raises(InputError, match=r"mine holds files that are no untouched counts: letter\.txt"):
         count("images", "detector.safetensors", folder="mine")
     assert not list(Path().glob(".*part"))
+
+
+def test_an_earlier_count_is_replaced_and_nothing_that_people_made(detector: TrainedDetector) -> None:
+    write_png(Path("images/0.png"), noise(0))
+    for _ in range(2):
+        count("images", "detector.safetensors", formats=["yolo", "voc"])
+    folder = Path("counts/images")
+    for file in ("labels-1.json", "to_label/labels.xml", "below/a.geojson", "yolo/labels/0.txt", "counts.csv"):
+        changed = folder / file
+        changed.parent.mkdir(exist_ok=True)
+        changed.write_text("by hand")
+        with pytest.raises(InputError, match=f"no untouched counts: .*{file}"):
+            count("images", "detector.safetensors")
+        assert changed.read_text() == "by hand"
+        changed.unlink()
+
+
+def test_names_with_dots_stay_in_the_folder(detector: TrainedDetector) -> None:
+    write_png(Path("images/0.png"), noise(0))
+    write_png(Path("lists/1.png"), noise(1))
+    Path("lists/names.txt").write_text("../images/0.png\n1.png\n")
+    config = CountConfig(run="detector.safetensors", images="lists/names.txt", device="cpu", folder="out/a")
+    assert list(rows(count_images(OmegaConf.structured(config)))) == ["images/0.png", "lists/1.png"]
+    assert sorted(path.name for path in Path("out/a/pictures").rglob("*.jpg")) == ["0.png.jpg", "1.png.jpg"]
+    assert not list(Path("out").glob("*.jpg"))
+
+
+def test_how_images_were_read_is_recorded(detector: TrainedDetector) -> None:
+    reading = Reading(Orientation.ignore, page=1, channels=[2])
+    changed = TrainedDetector(make_trained(reading=reading.plain()).module, 0.3, detector.origin)
+    write_detector(changed, Path("other.safetensors"))
+    tifffile.imwrite("stack.tif", np.stack([np.stack([noise(n)] * 3, axis=2) for n in range(2)]), photometric="rgb")
+    count("stack.tif", "other.safetensors", folder="out")
+    (entry,) = json.loads(Path("out/detections.json").read_text())["images"]
+    assert (entry["orientation"], entry["page"], entry["channels"]) == ("ignore", 1, [2])
+    assert entry["confirmed"] is False
+
+
+def test_counts_that_nobody_has_seen_come_back_as_not_confirmed(detector: TrainedDetector) -> None:
+    write_png(Path("images/0.png"), noise(0))
+    assert int(count("images", "detector.safetensors")["0.png"]["total"]) > 0
+    store = read_store(Path("counts/images"))
+    for name in FORMATS:
+        export_store(store, name, Path("out") / name)
+        content, _ = read_back(Path("out") / name, store)
+        assert [image["confirmed"] for image in content["images"]] == [False], name
+
+
+def test_a_count_waits_for_the_lock_of_its_folder(detector: TrainedDetector) -> None:
+    write_png(Path("images/0.png"), noise(0))
+    with exclusive_lock(Path(".a.lock"), ""):
+        words = script("count.py run=detector.safetensors images=images folder=a pictures=false threads=1")
+        waiting = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+        stopped = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert waiting.stdout is not None
+        assert stopped.stdout is not None
+        next(line for line in stopped.stdout if "waiting" in line)
+        stopped.send_signal(signal.SIGINT)
+        assert "stopped; the same command starts from the beginning" in stopped.communicate()[1]
+        line = next(line for line in waiting.stdout if "waiting" in line)
+        Path(".a.123.part").mkdir()
+    waiting.communicate()
+    assert "another process writes a" in line
+    assert waiting.returncode == 0
+    assert not Path(".a.123.part").exists()
 
 
 def test_larger_images_are_looked_at_at_the_scale_of_training(detector: TrainedDetector, tmp_path: Path) -> None:
@@ -271,13 +366,31 @@ def test_the_best_of_a_study_is_final_or_best_on_validation_images(
         (folder / "detector.safetensors").touch()
         (folder / "result.json").write_text(json.dumps({"metrics": {"val_real/map": ap}}))
     assert find_detectors("best", None) == [Path("multirun/ships/b/detector.safetensors")]
-    final = Path("multirun/ships/final/detector.safetensors")
-    final.parent.mkdir()
-    final.touch()
-    assert best_of(Path("multirun/ships")) == final
-    final.unlink()
+    # As trained with five seeds, then with two: old detectors lie beside those of the last training.
+    for name in ("final", *(f"final-seed{seed}" for seed in range(5)), "finals-x0-seed0"):
+        (Path("multirun/ships") / name).mkdir()
+        (Path("multirun/ships") / name / "detector.safetensors").touch()
+    assert best_of(Path("multirun/ships")).parent.name == "b"
+    Path("multirun/ships/final/detector.safetensors").unlink()
+    Path("multirun/ships/final/result.json").write_text(json.dumps({"kind": "final", "params": {"seeds": 2}}))
+    finals = [Path(f"multirun/ships/final-seed{seed}/detector.safetensors") for seed in range(2)]
+    assert best_of(Path("multirun/ships")) == finals[0]
+    assert find_detectors("final", "ships") == finals
     with pytest.raises(InputError, match=r"holds no detector\.safetensors"):
         find_detectors("multirun/ships/final", None)
+
+
+def test_a_name_of_two_conditions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for run_name, steps in (("x0-seed0-aaaa1111", 10), ("x0-seed1-bbbb1111", 10), ("x0-seed0-cccc2222", 20)):
+        folder = Path("multirun/ships") / run_name
+        folder.mkdir(parents=True)
+        (folder / "detector.safetensors").touch()
+        (folder / "result.json").write_text(json.dumps({"condition": {"steps": steps}}))
+        if steps == 10:
+            assert find_detectors("x0", "ships")[-1].parent == folder
+    with pytest.raises(InputError, match=r"run=x0 is the name of 2 conditions(.*\n){2}.*x0-seed0-cccc2222"):
+        find_detectors("x0", "ships")
 
 
 def test_unlike_images_are_marked(tmp_path: Path) -> None:

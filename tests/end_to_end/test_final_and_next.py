@@ -255,6 +255,7 @@ def test_images_to_label_next_are_listed_and_pre_labelled(trained: tuple[Path, s
         assert all(0 <= each["score"] <= 1 for each in boxes)
         assert (chosen / "images" / row["file"]).read_bytes() == (unlabelled / row["file"]).read_bytes()
         assert image["confirmed"] is False  # no person has seen it
+        assert image["orientation"] == "apply"  # as it was read
     page = (chosen / "index.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 4
     assert "images/sub/new%20" in page

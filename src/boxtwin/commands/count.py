@@ -18,6 +18,7 @@ from boxtwin.counting.ensemble import Counter, ImageCount
 from boxtwin.counting.files import (
     COCO_FILE,
     CSV_FILE,
+    PAGE_FILE,
     PICTURES,
     QUALITY,
     SMALL_QUALITY,
@@ -26,20 +27,22 @@ from boxtwin.counting.files import (
     as_jpeg,
     coco_detections,
     draw,
+    finish,
     geojson,
+    not_written_here,
     picture_of,
-    shrunk,
     write_csv,
     write_json,
 )
 from boxtwin.counting.images import ImageList, Read, list_images, read_all
-from boxtwin.counting.page import PAGE_FILE, write_page
+from boxtwin.counting.page import write_page
 from boxtwin.counting.scenes import Scene
-from boxtwin.counting.scored import read_annotations, score
+from boxtwin.counting.scored import Annotated, read_annotations, score
 from boxtwin.counting.words import about, marks, promise, summary
 from boxtwin.datasets.problems import some
 from boxtwin.errors import InputError
-from boxtwin.files import atomic_path, remove_leftovers, write_bytes_atomically
+from boxtwin.evaluation.overlays import shrunk
+from boxtwin.files import atomic_path, exclusive_lock, remove_leftovers, write_bytes_atomically
 from boxtwin.labels.formats import write_labels
 from boxtwin.labels.store_images import read_store
 
@@ -73,41 +76,22 @@ def count_images(composed: DictConfig) -> Path:
         raise InputError(f"scale={config.scale} must be above 0: pixels of the network's input for one of the image")
     images = list_images(config.images)
     folder = Path(config.folder) if config.folder is not None else COUNTS / _name_of(images, config.images)
-    if folder.exists() and not (folder / CSV_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and holds no {CSV_FILE} of an earlier count; give another: folder=FOLDER")
-    detectors = open_detectors(find_detectors(config.run, config.study), config.device)
-    _use_threads(config.threads)
+    _check_folder(folder)
+    detectors = open_detectors(find_detectors(config.run, config.study), config.device, config.threads)
     counter, spec = Counter(detectors, config.scale), detectors[0].spec
     annotated = None
     if config.annotations is not None:
         annotated = read_annotations(Path(config.annotations), images, spec.classes, spec.how_to_read)
     log.info("%s", "\n".join(about(detectors)))
 
-    remove_leftovers(folder.parent, folder.name)
-    started, work = time.perf_counter(), _Work()
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        bar = tqdm(read_all(images, spec), "counting", len(images.files), unit="image")
-        for file, content in bar:
-            if isinstance(content, str):
-                work.unreadable.append(content)
-                continue
-            for image in content:
-                try:
-                    count = counter(image)
-                except (InputError, OSError) as error:  # of a window of a scene
-                    work.unreadable.append(str(error))
-                    continue
-                if annotated is not None and file.resolve() in annotated.samples:
-                    work.counts[file.resolve()] = count
-                # What is not counted takes ten times the memory.
-                count = replace(count, every=count.found)
-                work.images.append(_written(image, count, counter, temporary, config.pictures, len(work.images)))
-                if isinstance(image.content, Scene):
-                    image.content.close()
-        if not work.images:
-            raise InputError(f"none of the {len(images.files)} images can be read: {some(work.unreadable)}")
-        _write(temporary, work, counter, formats, title=f"Counts of {folder.name}" if config.pictures else None)
+    started = time.perf_counter()
+    with exclusive_lock(folder.parent / f".{folder.name}.lock", f"another process writes {folder}; waiting for it"):
+        _check_folder(folder)  # again: others may have written there since
+        remove_leftovers(folder.parent, folder.name)
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            work = _count_all(images, counter, annotated, temporary, pictures=config.pictures)
+            _write(temporary, work, counter, formats, title=f"Counts of {folder.name}" if config.pictures else None)
     seconds = time.perf_counter() - started
     log.info("%s", "\n".join(summary(work.images, counter, seconds)))
     if annotated is not None:
@@ -120,6 +104,40 @@ def count_images(composed: DictConfig) -> Path:
     return folder
 
 
+def _check_folder(folder: Path) -> None:
+    """Raise `InputError` if a folder holds anything but an earlier count."""
+    if folder.is_file() or (others := not_written_here(folder)):
+        what = "is a file" if folder.is_file() else f"holds files that are no untouched counts: {some(others)}"
+        raise InputError(f"{folder} {what}; give another folder: folder=FOLDER")
+
+
+def _count_all(
+    images: ImageList, counter: Counter, annotated: Annotated | None, folder: Path, *, pictures: bool
+) -> _Work:
+    """Count in all images, and write what is written of each into ``folder``."""
+    work, spec = _Work(), counter.detectors[0].spec
+    for file, content in tqdm(read_all(images, spec), "counting", len(images.files), unit="image"):
+        if isinstance(content, str):
+            work.unreadable.append(content)
+            continue
+        for image in content:
+            try:
+                count = counter(image)
+            except (InputError, OSError) as error:  # of a window of a scene
+                work.unreadable.append(str(error))
+                continue
+            if annotated is not None and file.resolve() in annotated.samples:
+                work.counts[file.resolve()] = count
+            # What is not counted takes ten times the memory.
+            count = replace(count, every=count.found)
+            work.images.append(_written(image, count, counter, folder, pictures, len(work.images)))
+            if isinstance(image.content, Scene):
+                image.content.close()
+    if not work.images:
+        raise InputError(f"none of the {len(images.files)} images can be read: {some(work.unreadable)}")
+    return work
+
+
 def _name_of(images: ImageList, asked: object) -> str:
     """What the folder of the results is called: the folder of the images, or the one image."""
     if len(images.files) == 1 and not (isinstance(asked, str) and Path(asked).is_dir()):
@@ -127,29 +145,25 @@ def _name_of(images: ImageList, asked: object) -> str:
     return images.folder.resolve().name or "images"
 
 
-def _use_threads(threads: int | None) -> None:
-    if threads is not None:
-        from boxtwin.hardware import use_threads  # late, with torch
-
-        use_threads(threads)
-
-
 def _written(
     image: Read, count: ImageCount, counter: Counter, folder: Path, pictures: bool, number: int
 ) -> CountedImage:
     """Write the picture and the GeoJSON of an image, the so-many-th from 0."""
-    (width, height), picture, small = image.size, None, b""
-    if isinstance(image.content, Scene):
-        places = geojson(image.content, count.found, counter.classes)
-        if places is not None:
-            write_json(folder / f"{image.name}.geojson", places)
+    (width, height), picture, small, remark = image.size, None, b"", ""
+    if image.page is None:
+        try:
+            places = geojson(image.path, counter.detectors[0].spec.how_to_read, count.found, counter.classes)
+            if places is not None:
+                write_json(folder / f"{image.name}.geojson", places)
+        except InputError as error:
+            remark = str(error)
     if pictures:
         plain, several = picture_of(image, counter.detectors[0].spec.levels), len(counter.classes) > 1
         picture = f"{PICTURES}/{image.name}.jpg"
         write_bytes_atomically(folder / picture, as_jpeg(draw(plain, width, count.found, several=several), QUALITY))
         if number < MOST_THUMBNAILS:
             small = as_jpeg(draw(shrunk(plain, THUMBNAIL), width, count.found, several=several), SMALL_QUALITY)
-    return CountedImage(image.name, image.path, image.page, width, height, count, picture, small)
+    return CountedImage(image.name, image.path, image.page, width, height, count, picture, small, remark)
 
 
 def _write(
@@ -163,7 +177,7 @@ def _write(
     """Write the tables, and the page if it has a title."""
     detectors, spec = counter.detectors, counter.detectors[0].spec
     write_csv(folder / CSV_FILE, work.images, spec.classes, ensemble=len(detectors) > 1)
-    write_json(folder / COCO_FILE, coco_detections(work.images, spec.classes, spec.category_ids))
+    write_json(folder / COCO_FILE, coco_detections(work.images, spec.classes, spec.category_ids, spec.how_to_read))
     for name in formats:
         if name != "coco":
             write_labels(name, [each.labels for each in read_store(folder).images], spec.classes, folder / name)
@@ -177,3 +191,4 @@ def _write(
             notes=notes,
             unreadable=work.unreadable,
         )
+    finish(folder)

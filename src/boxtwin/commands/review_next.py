@@ -176,7 +176,8 @@ def write(folder: Path, chosen: Sequence[Chosen], detector: TrainedDetector, not
     for number, each in enumerate(chosen, start=1):
         sample, places = each.sample, each.found.agreed
         link_file(sample.path, folder / IMAGES / sample.name)
-        entry = {"id": number, "file_name": sample.name, "width": sample.width, "height": sample.height}
+        entry: dict[str, Any] = {"id": number, "file_name": sample.name, "width": sample.width, "height": sample.height}
+        entry |= spec.how_to_read.stated()
         entries.append({**entry, "rank": number, "disagreement": round(each.found.bits, 4), "confirmed": False})
         boxes = np.array([place.box for place in places], dtype=np.float64).reshape(-1, 4)
         boxes = boxes.clip(0, [sample.width, sample.height] * 2).round(RESULT_DECIMALS)

@@ -195,11 +195,17 @@ def set_environment() -> None:
     os.environ.update(ENVIRONMENT | os.environ)
 
 
-def launch(main: Callable[[], Any], paths: Sequence[str] = (), composed_paths: Sequence[str] = ()) -> None:
+def launch(
+    main: Callable[[], Any],
+    paths: Sequence[str] = (),
+    composed_paths: Sequence[str] = (),
+    again: str = "continues from here",
+) -> None:
     """Run a Hydra main function and exit: with 0 only if everything went well.
 
     ``paths`` are settings whose values are paths; they need no quotes of Hydra's, whatever characters they hold.
-    ``composed_paths`` are such settings too, but may hold interpolations and sweeps (`quote_refused`).
+    ``composed_paths`` are such settings too, but may hold interpolations and sweeps (`quote_refused`). ``again`` is what
+    the same command does after it was stopped.
     """
     set_environment()
     register()
@@ -216,7 +222,7 @@ def launch(main: Callable[[], Any], paths: Sequence[str] = (), composed_paths: S
         os.environ[OPTIONS_VARIABLE] = json.dumps(options)
         _run(main)
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command continues from here")
+        sys.exit(f"stopped; the same command {again}")
     except InputError as error:
         sys.exit(str(error))
     sys.exit(1 if _failed else 0)

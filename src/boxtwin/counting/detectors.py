@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import cv2
 
 from boxtwin.command_line import quoted, setting
 from boxtwin.detector.predict import Compute, OnnxDetector
@@ -17,7 +20,7 @@ from boxtwin.tracking.run_folders import RESULT_FILE, read_result
 
 STUDIES = Path("multirun")  # folder of the studies' folders, whose folders are runs
 DETECTOR_FILE, ONNX = "detector.safetensors", ".onnx"
-BEST, FINAL = "best", "final*"  # FINAL: folders in a study's of detectors trained on all labelled images
+BEST, FINAL = "best", "final"  # FINAL: the detectors trained on all labelled images, and the folder of their result
 VALIDATION_AP = "val_real/map"  # metric of the weights that a run keeps
 LISTED = 20
 
@@ -54,8 +57,7 @@ def _find(name: str, study: str | None) -> list[Path]:
     folder = STUDIES / study if study is not None else last_study()
     if name == BEST:
         return [best_of(folder)]
-    seeds = [run for run in folder.glob("*/") if re.fullmatch(rf"{re.escape(name)}-seed\d+(-\w+)?", run.name)]
-    seeds = sorted(run for run in seeds if (run / DETECTOR_FILE).is_file())
+    seeds = finals_of(folder) if name == FINAL else seeds_of(folder, name)
     if not seeds:
         runs = sorted(run.parent for run in folder.glob(f"*/{DETECTOR_FILE}"))
         more = f"\n  and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
@@ -64,7 +66,32 @@ def _find(name: str, study: str | None) -> list[Path]:
             f"run={name} is no file or folder, and no condition with finished runs in {folder}"
             + (f"; its runs:{listed}{more}" if runs else "")
         )
-    return [run / DETECTOR_FILE for run in seeds]
+    return seeds
+
+
+def seeds_of(folder: Path, name: str) -> list[Path]:
+    """The detectors of all seeds of a condition; raises `InputError` if the name is that of several conditions."""
+    files = [
+        run / DETECTOR_FILE for run in folder.glob("*/") if re.fullmatch(rf"{re.escape(name)}-seed\d+(-\w+)?", run.name)
+    ]
+    files = sorted(file for file in files if file.is_file())
+    conditions: dict[str, list[str]] = {}
+    for file in files:
+        if (result := read_result(file.parent)) is not None:
+            conditions.setdefault(json.dumps(result.condition, sort_keys=True), []).append(str(file.parent))
+    if len(conditions) > 1:
+        listed = "".join(f"\n  {', '.join(runs)}" for runs in conditions.values())
+        raise InputError(
+            f"run={name} is the name of {len(conditions)} conditions; list the runs of one, run=[RUN,RUN]:{listed}"
+        )
+    return files
+
+
+def finals_of(folder: Path) -> list[Path]:
+    """The final detectors of a study by seed, as many as the last final training made."""
+    result = read_result(folder / FINAL)
+    seeds = 0 if result is None else int(result.params.get("seeds", 0))
+    return [file for seed in range(seeds) if (file := folder / f"{FINAL}-seed{seed}" / DETECTOR_FILE).is_file()]
 
 
 def last_study() -> Path:
@@ -76,10 +103,9 @@ def last_study() -> Path:
 
 
 def best_of(folder: Path) -> Path:
-    """The newest final detector of a study, or the detector of the run with the best AP on validation images."""
-    finals = [path for path in folder.glob(f"{FINAL}/{DETECTOR_FILE}") if path.is_file()]
-    if finals:
-        return max(finals, key=lambda path: path.stat().st_mtime)
+    """The final detector of a study with the first seed, or the detector of the run with the best validation AP."""
+    if finals := finals_of(folder):
+        return finals[0]
     rated = []
     for path in sorted(folder.glob(f"*/{DETECTOR_FILE}")):
         result = read_result(path.parent)
@@ -91,9 +117,16 @@ def best_of(folder: Path) -> Path:
     return min(rated)[1]
 
 
-def open_detectors(paths: Sequence[Path], device: str) -> list[Detector]:
-    """Read detectors; raises `InputError` if one cannot be read, or they have not the same classes."""
-    detectors = [_open(path, device) for path in paths]
+def open_detectors(paths: Sequence[Path], device: str, threads: int | None = None) -> list[Detector]:
+    """Read detectors, to be computed by so many threads (None: the libraries' choice).
+
+    Raises `InputError` if one cannot be read, or they have not the same classes.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"threads={threads} must be at least 1")
+    if threads is not None:
+        cv2.setNumThreads(threads)
+    detectors = [_open(path, device, threads) for path in paths]
     first = detectors[0]
     for other in detectors[1:]:
         if other.spec.classes != first.spec.classes:
@@ -104,16 +137,17 @@ def open_detectors(paths: Sequence[Path], device: str) -> list[Detector]:
     return detectors
 
 
-def _open(path: Path, device: str) -> Detector:
+def _open(path: Path, device: str, threads: int | None) -> Detector:
     if path.suffix == ONNX:
         try:
-            exported = OnnxDetector(path)
+            exported = OnnxDetector(path, threads=threads)
         except ImportError:
             raise InputError(f"{path} needs onnxruntime; install with: pip install 'boxtwin[export]'") from None
         return Detector(path, exported.spec, exported.compute)
     # Imported here: an exported detector does without torch.
     from boxtwin.detector.checkpoint import read_detector
-    from boxtwin.hardware import choose_device
+    from boxtwin.hardware import choose_device, use_threads
 
+    use_threads(threads)
     trained = read_detector(path)
     return Detector(path, trained.spec, trained.module.on_device(str(choose_device(device, "counting"))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,7 @@ class ImageCount:
     """What was counted in one image: in total, then by class."""
 
     counts: Int[np.ndarray, " counts"]
-    intervals: tuple[CountInterval, ...] | None  # None: nothing can be promised
+    intervals: tuple[CountInterval, ...] | None  # None: no coverage is known
     spread: Int[np.ndarray, " counts"]  # greatest minus least count of several detectors
     unlike: tuple[str, ...]  # how the image is unlike those that the detectors were trained on
     scale: float  # pixels of the network's input for each pixel of the image
@@ -61,12 +62,13 @@ class Counter:
             scale = self.scale or spec.scale_for(width, height)
             scales.append(scale or spec.image_size / max(width, height))
             if isinstance(image.content, Scene):
-                if scale is None and width * height > spec.how_to_read.max_pixels:
+                if scale is None:
                     why = "the detector's file does not say how large its training images were"
                     raise InputError(f"{image.path} is read in tiles, and {why}: give their scale, such as scale=1")
-                # What no threshold counts is not kept: a scene has as many faint detections as it has tiles.
+                # Fainter ones are not kept: a scene has as many as it has tiles.
                 rows = [] if self.calibration is None else [self.calibration[place].thresholds.min()]
-                spec = replace(spec, score_floor=min(*spec.class_thresholds, *rows, 1.0))
+                floor = min(*spec.class_thresholds, *rows, 1.0) - NEAR
+                spec = replace(spec, score_floor=max(spec.score_floor, floor))
                 found = detect_in_windows(image.content.read, (width, height), spec, detector.compute, scale)
             else:
                 found = detect_objects(image.content, spec, detector.compute, scale)
@@ -99,7 +101,11 @@ class Counter:
         if spec.images is None:
             return reasons
         if isinstance(image.content, Scene):
-            return reasons if spec.images.has_size(*image.size) else ["size", *reasons]
+            size = [] if spec.images.has_size(*image.size) else ["size"]
+            windows = [spec.levels.scaled(pixels) for pixels in image.content.samples(spec.images.sides[1])]
+            tally = Tally(reason for pixels in windows for reason in spec.images.differences(pixels))
+            most = [reason for reason, number in tally.items() if number > len(windows) / 2 and reason != "size"]
+            return [*size, *most, *reasons]
         return [*spec.images.differences(spec.levels.scaled(image.content)), *reasons]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +18,22 @@ import numpy as np
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.counting.ensemble import ImageCount
 from boxtwin.counting.images import Read
-from boxtwin.counting.scenes import Scene
+from boxtwin.counting.scenes import Scene, places
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.levels import Levels
+from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Detections
 from boxtwin.evaluation.matching import RESULT_DECIMALS
+from boxtwin.evaluation.overlays import shrunk
 from boxtwin.files import write_bytes_atomically
 from boxtwin.lettering import class_colour
 
 CSV_FILE, COCO_FILE, PICTURES = "counts.csv", "detections.json", "pictures"
+PAGE_FILE = "index.html"
+_IN_OTHER_FORMATS = re.compile(
+    r"(yolo/(labels/.+\.txt|data\.yaml)|voc/Annotations/.+\.xml|\w+/(classes|not_confirmed)\.txt)"
+)
 LONGEST, THUMBNAIL = 1600, 420  # pixels of the longer side of a picture, and of one in the page
 QUALITY, SMALL_QUALITY = 90, 78  # of JPEG
 ONE_CLASS = "#ff7f0e"  # bright on dark sea and on light ground
@@ -34,7 +42,7 @@ LEAST_BOX = 0.012  # of the longer side: boxes are drawn around smaller objects,
 
 @dataclass(frozen=True, eq=False)
 class CountedImage:
-    """One image with its counts."""
+    """One image with its counts; ``page`` is set for one of several in a file, width and height are in pixels."""
 
     name: str
     path: Path
@@ -44,10 +52,11 @@ class CountedImage:
     count: ImageCount
     picture: str | None = None  # file in the folder of the counts
     thumbnail: bytes = b""  # JPEG
+    remark: str = ""  # why there is no GeoJSON of a file with coordinates
 
 
 def write_csv(path: Path, images: Sequence[CountedImage], classes: Sequence[str], *, ensemble: bool) -> None:
-    """A line for each image; ends of intervals are empty where nothing can be promised."""
+    """A line for each image; ends of intervals are empty where no coverage is known."""
     names = ["total", *classes]
     header = ["file", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))]
     header += ["unlike_training", "scale", *([f"{name}_spread" for name in names] if ensemble else [])]
@@ -62,15 +71,18 @@ def write_csv(path: Path, images: Sequence[CountedImage], classes: Sequence[str]
         csv.writer(file).writerows([header, *rows])
 
 
-def coco_detections(images: Sequence[CountedImage], classes: Sequence[str], ids: Sequence[int]) -> dict[str, Any]:
+def coco_detections(
+    images: Sequence[CountedImage], classes: Sequence[str], ids: Sequence[int], reading: Reading
+) -> dict[str, Any]:
     """The counted detections as the content of a COCO file; annotations have their ``score``.
 
-    An image has ``path``, its file as seen from the working folder, and ``page`` where it is one of several.
+    An image has ``path``, its file as seen from the working folder, how it was read, and ``confirmed``, which is false:
+    no person has seen its boxes.
     """
     entries, boxes, scores = [], [], []
     for number, image in enumerate(images, start=1):
-        entry = {"id": number, "file_name": image.name, "width": image.width, "height": image.height}
-        entry["path"] = Path(os.path.relpath(image.path)).as_posix()
+        entry: dict[str, Any] = {"id": number, "file_name": image.name, "width": image.width, "height": image.height}
+        entry |= {"path": Path(os.path.relpath(image.path)).as_posix(), "confirmed": False, **reading.stated()}
         entries.append(entry if image.page is None else {**entry, "page": image.page})
         found = image.count.found
         xywh = xyxy_to_xywh(found.boxes.reshape(-1, 4)).round(RESULT_DECIMALS).tolist()
@@ -84,9 +96,38 @@ def coco_detections(images: Sequence[CountedImage], classes: Sequence[str], ids:
     return content
 
 
-def geojson(scene: Scene, found: Detections, classes: Sequence[str]) -> dict[str, Any] | None:
-    """The detections of a scene as GeoJSON (RFC 7946), in longitude and latitude; None without a reference."""
-    rings = scene.places([(x1, y1, x2, y2) for x1, y1, x2, y2 in found.boxes.tolist()])
+def finish(folder: Path) -> None:
+    """Give the tables in a complete folder of counts the time by which `not_written_here` knows later changes."""
+    now = time.time_ns()
+    for name in (CSV_FILE, COCO_FILE):
+        os.utime(folder / name, ns=(now, now))
+
+
+def not_written_here(folder: Path) -> list[str]:
+    """Files in a folder of counts that count.py did not write, or that were changed since."""
+    try:
+        entries = json.loads((folder / COCO_FILE).read_text(encoding="utf-8"))["images"]
+        names = [entry["file_name"] for entry in entries]
+        finished = min((folder / name).stat().st_mtime_ns for name in (CSV_FILE, COCO_FILE))
+    except (OSError, ValueError, TypeError, KeyError):  # no folder of counts, or an edited one
+        names, finished = [], 0
+    written = {CSV_FILE, COCO_FILE, PAGE_FILE, *(f"{PICTURES}/{name}.jpg" for name in names)}
+    written |= {f"{name}.geojson" for name in names}
+    others = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        is_known = name in written or _IN_OTHER_FORMATS.fullmatch(name)
+        if path.is_symlink() or (path.is_file() and not (is_known and path.stat().st_mtime_ns <= finished)):
+            others.append(name)
+    return others
+
+
+def geojson(path: Path, reading: Reading, found: Detections, classes: Sequence[str]) -> dict[str, Any] | None:
+    """The detections in an image file as GeoJSON (RFC 7946), in degrees of longitude and latitude.
+
+    None for a file without a coordinate reference. Raises `InputError` for a reference that leads to no such degrees.
+    """
+    rings = places(path, [(x1, y1, x2, y2) for x1, y1, x2, y2 in found.boxes.tolist()], reading)
     if rings is None:
         return None
     features = [
@@ -108,16 +149,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def picture_of(image: Read, levels: Levels) -> Pixels:
     """The image in 8 bit colour, shrunk to `LONGEST`."""
     shown: Any = levels.scaled(image.content.overview(LONGEST) if isinstance(image.content, Scene) else image.content)
-    shown = shrunk(shown, LONGEST)
-    shown = shown if shown.dtype == np.uint8 else (shown >> 8).astype(np.uint8)
+    shown = shrunk(shown if shown.dtype == np.uint8 else (shown >> 8).astype(np.uint8), LONGEST)
     return cv2.cvtColor(shown, cv2.COLOR_GRAY2RGB) if shown.ndim == 2 else shown
-
-
-def shrunk(pixels: Pixels, longest: int) -> Pixels:
-    """A picture with so many pixels along its longer side at most."""
-    scale = longest / max(pixels.shape[:2])
-    size = [max(1, round(side * scale)) for side in pixels.shape[1::-1]]
-    return pixels if scale >= 1 else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
 def draw(picture: Pixels, width: int, found: Detections, *, several: bool) -> Pixels:

@@ -58,7 +58,9 @@ def list_images(asked: str | Sequence[str]) -> ImageList:
         raise InputError(f"images={asked} holds no images ({', '.join(ENDINGS)})")
     if len(values) == 1 and Path(values[0]).is_dir():
         return ImageList(Path(values[0]), tuple(files))
-    return ImageList(Path(os.path.commonpath([file.absolute().parent for file in files])), tuple(files))
+    # Without "..": names lead into the folder of the results, never out of it.
+    folders = [os.path.dirname(os.path.abspath(file)) for file in files]  # noqa: PTH100, PTH120
+    return ImageList(Path(os.path.commonpath(folders)), tuple(files))
 
 
 def _files_of(value: str) -> list[Path]:

@@ -13,8 +13,6 @@ from boxtwin.counting.files import CountedImage
 from boxtwin.files import write_bytes_atomically
 from boxtwin.lettering import class_colour
 
-PAGE_FILE = "index.html"
-
 
 def write_page(
     path: Path,

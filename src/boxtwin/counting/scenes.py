@@ -1,4 +1,4 @@
-"""Large scenes, read in windows through rasterio, and their coordinates.
+"""Large scenes, read in windows through rasterio, and the coordinates of image files.
 
 rasterio: https://github.com/rasterio/rasterio (BSD), an extra.
 """
@@ -6,23 +6,25 @@ rasterio: https://github.com/rasterio/rasterio (BSD), an extra.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from tifffile import TiffFile
 
 from boxtwin.boxes import Box
+from boxtwin.datasets import tiff
 from boxtwin.datasets.image_io import Pixels
+from boxtwin.datasets.options import Orientation
+from boxtwin.datasets.reading import Reading
 from boxtwin.detector.predict import check_depth
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
 
-SUFFIXES = (".tif", ".tiff")
 INSTALL = "pip install 'boxtwin[geo]'"
 STRIP = 32  # rows of an overview that are read at once
+GRID = 3  # windows across and down that show what a scene is like
 
 
 class Scene:
@@ -33,15 +35,13 @@ class Scene:
         self.size = (int(file.width), int(file.height))
         self._lock = threading.Lock()
         channels = spec.how_to_read.channels
-        grey = file.count < 3
-        self._bands = [channel + 1 for channel in channels] if channels else [1] if grey else [1, 2, 3]
-        if max(self._bands) > file.count:
-            raise InputError(f"{path} has {file.count} channels; the detector takes {self._bands}, counted from 1")
-        if any(kind not in ("uint8", "uint16") for kind in file.dtypes):
-            raise InputError(f"{path} holds {file.dtypes[0]} pixels; 8 and 16 bit unsigned integers are supported")
+        self._bands = [channel + 1 for channel in channels] if channels else [1] if file.count < 3 else [1, 2, 3]
 
     def read(self, x: int, y: int, width: int, height: int) -> Pixels:
-        """A window, as far as the scene reaches."""
+        """Pixels of a window, in pixels of the scene, as far as the scene reaches.
+
+        Raises `InputError` for another depth than the detector's images have, and OSError for a damaged file.
+        """
         from rasterio.windows import Window
 
         width, height = min(width, self.size[0] - x), min(height, self.size[1] - y)
@@ -62,19 +62,14 @@ class Scene:
             rows.append(cv2.resize(strip, (width, bottom - top), interpolation=cv2.INTER_AREA))
         return np.concatenate(rows)
 
-    def places(self, boxes: Sequence[Box]) -> list[list[tuple[float, float]]] | None:
-        """The corners of boxes in longitude and latitude (WGS 84), a closed ring each; None without a reference."""
-        if self._file.crs is None:
-            return None
-        from rasterio.warp import transform
-
-        rings, place = [], self._file.transform
-        for x1, y1, x2, y2 in boxes:
-            corners = ((x1, y1), (x1, y2), (x2, y2), (x2, y1), (x1, y1))
-            east = [place.a * x + place.b * y + place.c for x, y in corners]
-            north = [place.d * x + place.e * y + place.f for x, y in corners]
-            rings.append(list(zip(*transform(self._file.crs, "EPSG:4326", east, north), strict=True)))
-        return rings
+    def samples(self, side: int) -> Iterator[Pixels]:
+        """Windows of so many pixels a side in the middle of the parts of a grid."""
+        for place in range(GRID**2):
+            x, y = (
+                max(0, min((2 * part + 1) * end // (2 * GRID) - side // 2, end - side))
+                for part, end in zip(divmod(place, GRID), self.size, strict=True)
+            )
+            yield self.read(x, y, side, side)
 
     def close(self) -> None:
         """Close the file."""
@@ -87,41 +82,81 @@ class Scene:
 
 
 def open_scene(path: Path, spec: DetectorSpec) -> Scene | None:
-    """An image file that is to be read in windows; None for one that is decoded as a whole.
+    """A TIFF file of one page with more pixels than `Reading.max_pixels`; None for another, which is decoded whole.
 
-    Windows are for TIFF files of more pixels than `Reading.max_pixels`, and for those with a coordinate reference. The
-    first need rasterio (`InputError`); the second are decoded as a whole without it.
+    Raises OSError for a file that the usual reader refuses, `InputError` for one that windows would show otherwise, and
+    where rasterio is missing.
     """
-    if path.suffix.lower() not in SUFFIXES:
+    if not _is_tiff(path):
         return None
-    limit = spec.how_to_read.max_pixels
+    name, reading = str(path), spec.how_to_read
+    if tiff.count_pages(path, name) > 1:
+        return None
+    header = tiff.read_header(path, name, reading)
+    if header.width * header.height <= reading.max_pixels:
+        return None
+    size = f"{path} has {header.width} x {header.height} pixels, more than dataset.max_pixels={reading.max_pixels}"
+    problem = tiff.windows_problem(path, reading)
+    if header.orientation != 1 and reading.orientation is Orientation.apply:
+        problem = "an orientation tag"
+    if problem is not None:
+        raise InputError(f"{size}; files with {problem} cannot be read in windows: save it as upright grey or RGB")
     try:
-        import rasterio
+        import rasterio  # noqa: F401
     except ImportError:
-        if (size := _pixels_of(path)) > limit:
-            raise InputError(f"{path} has {size} pixels; scenes of more than {limit} need: {INSTALL}") from None
+        raise InputError(f"{size}; scenes need: {INSTALL}") from None
+    return Scene(path, _open(path), spec)
+
+
+def places(path: Path, boxes: Sequence[Box], reading: Reading) -> list[list[tuple[float, float]]] | None:
+    """The corners of boxes (pixels of a file) in degrees of longitude and latitude (WGS 84), a closed ring each.
+
+    None for a file without a coordinate reference, and without rasterio. Raises `InputError` for a reference that
+    cannot be followed.
+    """
+    try:
+        if not _is_tiff(path):
+            return None
+        from rasterio.warp import transform
+
+        file = _open(path)
+    except (ImportError, OSError):  # OSError: of a kind that GDAL does not know
         return None
+    with file:
+        if file.crs is None and not file.gcps[0]:
+            return None
+        if file.crs is None:
+            raise InputError(
+                f"{path}: no GeoJSON, the file has ground control points instead of a transform to its map"
+            )
+        if tiff.read_header(path, str(path), reading).orientation != 1 and reading.orientation is Orientation.apply:
+            raise InputError(f"{path}: no GeoJSON, its pixels were turned by the orientation tag")
+        rings, place = [], file.transform
+        for x1, y1, x2, y2 in boxes:
+            corners = ((x1, y1), (x1, y2), (x2, y2), (x2, y1), (x1, y1))
+            east = [place.a * x + place.b * y + place.c for x, y in corners]
+            north = [place.d * x + place.e * y + place.f for x, y in corners]
+            try:
+                degrees = np.array(transform(file.crs, "EPSG:4326", east, north))
+            except Exception as error:  # GDAL's errors share no public class
+                raise InputError(f"{path}: no GeoJSON, its coordinates cannot become degrees: {error}") from None
+            if not np.isfinite(degrees).all():
+                raise InputError(f"{path}: no GeoJSON, its coordinates lie outside their map")
+            rings.append([(longitude, latitude) for longitude, latitude in degrees.T.tolist()])
+        return rings
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in tiff.MAGIC
+
+
+def _open(path: Path) -> Any:
     import warnings
 
-    from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            file = rasterio.open(path)
-        except RasterioIOError:
-            return None  # damaged, or of a kind that GDAL does not know: the usual reader says what is wrong
-    pages = len(file.subdatasets) or 1
-    if pages > 1 or (file.crs is None and file.width * file.height <= limit):
-        file.close()
-        return None
-    return Scene(path, file, spec)
-
-
-def _pixels_of(path: Path) -> int:
-    try:
-        with TiffFile(path) as file:
-            page = file.pages[0].aspage()
-            return int(page.imagewidth) * int(page.imagelength)
-    except Exception:  # damaged: the usual reader says what is wrong; tifffile's own errors share no class
-        return 0
+        return rasterio.open(path)

@@ -65,6 +65,8 @@ def score(annotated: Annotated, counts: Mapping[Path, ImageCount]) -> list[str]:
         own_counts[labels[labels >= 0]] = counts[path].counts[1:][labels >= 0]
         found.append(own_counts)
         samples.append(sample)
+    if not samples:
+        return ["none of the annotated images could be read"]
     true = np.array([np.bincount(sample.object_labels, minlength=len(annotated.classes)) for sample in samples])
     counted = np.array(found)
     together, by_class = coco_by_class(match_detections(samples, detections, len(annotated.classes)))

@@ -34,19 +34,21 @@ def promise(counter: Counter) -> str:
     n = len(counter.calibration[0].images)
     level = promised_level(n)
     text = f"Intervals are meant to hold the true count in {100 * level:.0f} % of images like those of training. They "
-    text += f"follow from the errors in {n} images that were not trained on"
+    text += f"follow from the errors in {n} images, each by a detector that was not trained on it"
     return text if level == LEVEL else f"{text}, too few for {100 * LEVEL:.0f} %"
 
 
 def marks(images: Sequence[CountedImage]) -> list[str]:
-    """How many images are unlike the training images, and why."""
+    """How many images are unlike the training images, and why; and those without GeoJSON."""
     reasons = Tally(reason for image in images for reason in image.count.unlike)
+    remarks = [some(found)] if (found := [image.remark for image in images if image.remark]) else []
     if not reasons:
-        return []
+        return remarks
     unlike = sum(bool(image.count.unlike) for image in images)
     text = ", ".join(f"{reason} {number}" for reason, number in reasons.items())
     are = "is" if unlike == 1 else "are"
-    return [f"{unlike} of {several(images)} {are} unlike the training images ({text}): nothing is promised there"]
+    line = f"{unlike} of {several(images)} {are} unlike the training images ({text}): no coverage is guaranteed there"
+    return [line, *remarks]
 
 
 def summary(images: Sequence[CountedImage], counter: Counter, seconds: float) -> list[str]:
@@ -65,7 +67,7 @@ def several(images: Sequence[CountedImage]) -> str:
 
 
 def scales(images: Sequence[CountedImage], counter: Counter) -> list[str]:
-    """At which scale the images were looked at."""
+    """At which scale the images were processed."""
     spec = counter.detectors[0].spec
     if counter.scale is not None:
         return [f"scale: {counter.scale:g} pixels of the network's input for one of an image, as scale= says"]

@@ -42,6 +42,11 @@ class Reading:
         channels = None if self.channels is None else list(self.channels)
         return {**vars(self), "orientation": str(self.orientation), "channels": channels}
 
+    def stated(self) -> dict[str, Any]:
+        """What the entry of an image in a COCO file says of how it was read."""
+        fields = self.plain()
+        return {name: fields[name] for name in ("orientation", "page", "channels") if fields[name] is not None}
+
     @classmethod
     def from_plain(cls, fields: Mapping[str, Any]) -> Reading:
         """The inverse of `plain`."""

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -25,9 +26,9 @@ BELOW_ALPHA = "colours below alpha"
 
 
 @contextmanager
-def _opened(content: bytes, name: str) -> Iterator[TiffFile]:
+def _opened(content: bytes | Path, name: str) -> Iterator[TiffFile]:
     try:
-        with TiffFile(BytesIO(content)) as file:
+        with TiffFile(content if isinstance(content, Path) else BytesIO(content)) as file:
             yield file
     except OSError:
         raise
@@ -36,8 +37,11 @@ def _opened(content: bytes, name: str) -> Iterator[TiffFile]:
         raise OSError(f"{name} cannot be decoded as an image: {error}{hint}") from None
 
 
-def read_header(content: bytes, name: str, reading: Reading) -> Header:
-    """The header of the page that is read; raises OSError where the file does not fit ``reading``."""
+def read_header(content: bytes | Path, name: str, reading: Reading) -> Header:
+    """The header of the page that is read; raises OSError where the file does not fit ``reading``.
+
+    ``content`` is the bytes of the file, or its path: of a large file no more is read than the header.
+    """
     with _opened(content, name) as file:
         page, _ = _page(file, name, reading)
         samples, channels = page.samplesperpixel, reading.channels
@@ -156,7 +160,16 @@ def _pages(file: TiffFile) -> list[TiffPage]:
     return [page for page in pages if not page.subfiletype & REDUCED_OR_MASK] or pages[:1]
 
 
-def count_pages(content: bytes, name: str) -> int:
+def windows_problem(path: Path, reading: Reading) -> str | None:
+    """Why windows of a file would have other pixels than the whole file that `decode` or OpenCV reads; None: equal."""
+    with _opened(path, str(path)) as file:
+        page, _ = _page(file, str(path), reading)
+        if page.photometric not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB):
+            return f"colours as {PHOTOMETRIC(page.photometric).name}"
+        return None if page.bitspersample in (8, 16) else f"{page.bitspersample} bit"
+
+
+def count_pages(content: bytes | Path, name: str) -> int:
     """How many images a file holds; raises OSError where it is damaged."""
     with _opened(content, name) as file:
         return len(_pages(file))

@@ -33,7 +33,7 @@ ReadWindow = Callable[[int, int, int, int], Pixels]
 def detect_objects(pixels: Pixels, spec: NetworkSpec, compute: Compute, scale: float | None = None) -> Detections:
     """All detections in pixels as read from a file, from the score floor on, best first, xyxy in pixels of the file.
 
-    With a ``scale``, in pixels of the network input for each pixel of the file, the image is looked at in tiles of that
+    With a ``scale``, in pixels of the network input for each pixel of the file, the image is processed in tiles of that
     scale; see `DetectorSpec.scale_for`. Otherwise as the images of its data set are.
     """
     grey = as_grey(pixels)
@@ -100,13 +100,17 @@ def check_depth(pixels: Pixels, name: str, spec: NetworkSpec) -> None:
 class OnnxDetector:
     """A trained detector that ONNX Runtime computes, from what `write_onnx` wrote; another file raises `InputError`.
 
-    The first of ``providers`` that works is taken, such as "CUDAExecutionProvider".
+    The first of ``providers`` that works is taken, such as "CUDAExecutionProvider". ``threads`` compute on a CPU; None
+    takes as many as there are cores.
     """
 
-    def __init__(self, path: Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+    def __init__(
+        self, path: Path, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int | None = None
+    ) -> None:
         import onnxruntime  # an extra
 
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
         # Waiting threads that spin slow other processes on the same cores down.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
