@@ -63,10 +63,14 @@ def test_labels_of_all_images_can_be_suspected(trained: tuple[Path, str], tmp_pa
     sides = {
         entry["file_name"]: "training" for entry in json.loads((study / "final" / "result.json").read_text())["counts"]
     }
-    for place in [study / "final", *study.glob("s1-*/")]:
-        counts = json.loads((place / "result.json").read_text())["counts"]
+    for place in [*study.glob("s1-*/"), study / "final"]:
+        result = json.loads((place / "result.json").read_text())
+        counts = result["counts"]
         if place.name != "final":
             sides |= {entry["file_name"]: "test" for entry in counts}
+            sides |= {entry["file_name"]: "validation" for entry in result["validation_images"]}
+        else:
+            counts = [entry for entry in counts if sides[entry["file_name"]] == "training"]
         for name in ("detections.json", "validation_detections.json"):
             if (place / name).exists():
                 first = {"image_id": counts[0]["image_id"], "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.9}
@@ -199,7 +203,6 @@ def test_detectors_of_a_call_with_more_seeds_are_removed(trained: tuple[Path, st
         ("final_folds=13", "final_folds=13: 24 images of 12 scenes cannot be divided into 13 parts"),
         ("dataset.empty=data", "dataset.empty=data would train another condition than s1 x0, the one that study"),
         ("detector.weights=x.weights", "recommends: it has detector.weights=null. Leave detector.weights out"),
-        ("generator.path=data", "leave out generator.path. Settings of the machine"),
         ("final=nothing", "no runs of a study called nothing in "),
     ],
 )
