@@ -130,11 +130,15 @@ def test_images_go_out_as_they_were_counted(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turned by a right angle
     Image.fromarray(pixels_of(9)).save(tmp_path / "turned.png", exif=exif)
     channels = np.stack([pixels_of(number) for number in range(4, 9)], axis=-1)
+    upright = tmp_path / "in a folder" / "upright.jpg"
+    upright.parent.mkdir()
+    Image.fromarray(pixels_of(3)).save(upright)
     with tifffile.TiffWriter(tmp_path / "five.tif") as pages:
         for page in (channels[::-1], channels):
             pages.write(page, photometric="minisblack", planarconfig="contig")
     read_so: list[dict[str, Any]] = [{"file_name": "turned.png", "orientation": "ignore"}]
     read_so += [{"file_name": "five.tif", "page": 1, "channels": [3], "orientation": "apply"}]
+    read_so += [{"file_name": "in a folder/upright.jpg", "orientation": "ignore"}]
     entries = [{"width": 80, "height": 60, **entry, "id": number} for number, entry in enumerate(read_so, start=1)]
     one = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [60, 4, 10, 12], "score": 0.5}
     detections = {"images": entries, "annotations": [one], "categories": [{"id": 1, "name": "cell"}]}
@@ -144,9 +148,10 @@ def test_images_go_out_as_they_were_counted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "out" / "images" / "turned.png"), pixels_of(9))
     np.testing.assert_array_equal(read_image(tmp_path / "out" / "images" / "five.png"), channels[:, :, 3])
     content, _ = read_back(tmp_path / "out", store)
-    assert [image["orientation"] for image in content["images"]] == ["ignore", "apply"]
+    assert [image["orientation"] for image in content["images"]] == ["ignore", "apply", "ignore"]
     (tmp_path / "labels.json").write_text(json.dumps(content))
     convert([tmp_path / "labels.json"], tmp_path / "set")
+    assert (tmp_path / "set" / "images" / "in a folder" / "upright.jpg").read_bytes() == upright.read_bytes()
     np.testing.assert_array_equal(read_image(tmp_path / "set" / "images" / "turned.png"), pixels_of(9))
     detections["images"][1]["orientation"] = "upright"
     (tmp_path / "detections.json").write_text(json.dumps(detections))

@@ -19,6 +19,7 @@ from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
 from boxtwin.files import atomic_path, link_file, write_bytes_atomically
 from boxtwin.labels.formats import format_of, get_format
+from boxtwin.labels.formats.browser import is_shown
 from boxtwin.labels.formats.labelled_image import LabelledImage
 from boxtwin.labels.store_images import read_store
 
@@ -30,6 +31,7 @@ class _Found(NamedTuple):
     path: Path
     name: str
     reading: Reading = Reading()
+    is_whole: bool = True  # the file as it is has these pixels
 
 
 def convert(paths: Sequence[Path], folder: Path) -> tuple[str, list[str]]:
@@ -65,7 +67,7 @@ def convert(paths: Sequence[Path], folder: Path) -> tuple[str, list[str]]:
         for name, image in images.items():
             target = temporary / "images" / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if image.reading == Reading():
+            if image.is_whole:
                 link_file(image.path, target)
             else:  # one page, or some channels of a file
                 write_png(target, read_image(image.path, image.reading))
@@ -86,8 +88,8 @@ def _read(path: Path) -> tuple[list[_Found], Sequence[str], Sequence[str]]:
             raise InputError(f"read={path}: {len(absent)} images have no file near {store.file}: {some(absent)}")
         for image in store.images:
             own = image.labels.name if fault_of_name(image.labels.name) == "" else image.labels.file
-            own = own if image.reading == Reading() else image.labels.file
-            found.append(_Found(image.labels, image.path, own, image.reading))
+            whole = image.reading == Reading() or is_shown(image.path, image.reading)
+            found.append(_Found(image.labels, image.path, own if whole else image.labels.file, image.reading, whole))
         return found, list(store.category_ids), ()
     labels = get_format(name).read(path)
     root = path if path.is_dir() else path.parent
