@@ -204,8 +204,8 @@ def launch(
     """Run a Hydra main function and exit: with 0 only if everything went well.
 
     ``paths`` are settings whose values are paths; they need no quotes of Hydra's, whatever characters they hold.
-    ``composed_paths`` are such settings too, but may hold interpolations and sweeps (`quote_refused`). ``again`` is what
-    the same command does after it was stopped.
+    ``composed_paths`` are such settings too, but may hold interpolations and sweeps (`quote_refused`).
+    ``again`` is what the same command does after it was stopped.
     """
     set_environment()
     register()
