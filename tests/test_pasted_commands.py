@@ -28,7 +28,7 @@ from omegaconf import OmegaConf, open_dict
 from boxtwin.command_line import command_line, quote_path, quoted, setting
 from boxtwin.commands import generate as generation
 from boxtwin.commands.export import export_detector
-from boxtwin.commands.review_labels import serve_command, use_with
+from boxtwin.commands.review_labels import add_command, serve_command, use_with
 from boxtwin.commands.review_suspects import compare_command
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.launch import OPTIONS_VARIABLE
@@ -228,6 +228,10 @@ def test_using_labels_that_were_read(paste: Pasted) -> None:
     lines = ["python train.py " + use_with({"labels": "manual", "labels.file": value}) for value in HOSTILE]
     for value, given_words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "train.py"), strict=True):
         assert values(given_words) == {"labels": "manual", "labels.file": value}
+
+    lines = [f"python {add_command(Path(value))}" for value in HOSTILE]
+    for value, given_words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "review.py"), strict=True):
+        assert values(given_words)["read"] == ["DATASET", value]
 
 
 def test_serving_images_to_label_studio() -> None:

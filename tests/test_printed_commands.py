@@ -42,6 +42,7 @@ PRODUCERS = {
     "commands.generate.generate_command": "test_making_variations",
     "commands.generate._generator_of": "test_values_of_every_kind",
     "commands.review_labels.serve_command": "test_serving_images_to_label_studio",
+    "commands.review_labels.add_command": "test_using_labels_that_were_read",
     "commands.review_labels.use_with": "test_using_labels_that_were_read",
     "studies.runs.run_from": "test_making_a_run_again",  # kept, and printed by the report
     "studies.next_runs.command": "test_what_to_run_next",

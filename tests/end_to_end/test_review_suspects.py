@@ -33,6 +33,7 @@ def test_unchanged_labels_change_nothing(folder: Path) -> None:
 
 
 def test_suspects_are_listed_tried_and_shown_in_the_report(folder: Path) -> None:
+    (folder / "look").mkdir()  # a data set's folder may be called as the study
     printed = run("review.py suspects=look", folder)
     listed, page = folder / "reports/look/suspects", (folder / "reports/look/suspects/index.html").read_text()
     assert "reports/look/suspects/index.html" in printed

@@ -401,7 +401,17 @@ def test_corrected_images_join_a_data_set(tmp_path: Path) -> None:
     store = read_store(write_store(tmp_path / "new", new, marks, classes=CLASSES[::-1], images=pixels))
     export_store(store, "cvat", tmp_path / "out")
     file, _ = new_version(read_back(tmp_path / "out", store)[0], tmp_path)
-    described, remarks = convert([first, file], tmp_path / "both")
+    split = tmp_path / "split.json"
+    names = [f"images/{name}_v01.png" for name in "abcd"]
+    split.write_text(json.dumps({"s1": {"train": names[:2], "val": names[2:3], "test": names[3:]}}))
+    described, remarks = convert([first, file], tmp_path / "both", split)
+    sides = json.loads((tmp_path / "both" / "split.json").read_text())["s1"]
+    assert (sides["val"], sides["test"]) == (names[2:3], names[3:])
+    assert sides["train"] == [*names[:2], "images/e.png", "labels-1/images/a_v01.png"]
+    split.write_text(json.dumps({"s1": {"train": ["x.png"], "val": [], "test": []}}))
+    with pytest.raises(InputError, match=r"1 of its images are not in the first data set: x\.png"):
+        convert([first, file], tmp_path / "lost", split)
+    assert not (tmp_path / "lost").exists()
     assert remarks == ["1 images are not confirmed and are left out"]
     assert described == f"6 images, 5 boxes, classes: {', '.join(CLASSES)}"
     content = json.loads((tmp_path / "both" / "annotations.json").read_text())

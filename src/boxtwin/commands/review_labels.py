@@ -57,10 +57,13 @@ def read_labels(composed: DictConfig) -> Path:
     if config.store is None:
         if config.folder is None:
             raise InputError("read= needs store=, whose labels come back, or folder=, where a COCO data set is written")
-        described, remarks = convert(paths, Path(config.folder))
+        split = None if config.split is None else Path(config.split)
+        described, remarks = convert(paths, Path(config.folder), split)
         for remark in remarks:
             log.warning("%s", remark)
-        log.info("%s\nuse it with: %s", described, use_with({"dataset": "coco", "dataset.root": config.folder}))
+        settings: dict[str, str | list[str]] = {"dataset": "coco", "dataset.root": config.folder}
+        settings |= {} if split is None else {"split.file": str(Path(config.folder) / split.name)}
+        log.info("%s\nuse it with: %s", described, use_with(settings))
         return Path(config.folder)
     if len(paths) != 1:
         raise InputError("read= takes one file or folder with store=, and several without it")
@@ -75,8 +78,14 @@ def read_labels(composed: DictConfig) -> Path:
     if all("variation" in image.entry for image in store.images):
         log.info("use it with: %s", use_with({"labels": "manual", "labels.file": relative(file)}))
     else:
-        log.info("add it to a data set with: %s", use_with({"read": ["DATASET", relative(file)], "folder": "LARGER"}))
+        log.info("add it to a data set with: %s", add_command(file))
     return file
+
+
+def add_command(file: Path) -> str:
+    """The command that adds corrected images to a data set."""
+    words = {"read": ["DATASET", relative(file)], "folder": "LARGER", "split": "multirun/STUDY/RUN/split.json"}
+    return command_line("review.py", [setting(key, value) for key, value in words.items()])
 
 
 def use_with(settings: Mapping[str, str | list[str]]) -> str:

@@ -26,7 +26,7 @@ from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE, read_results
 from boxtwin.files import check_name
 from boxtwin.run.build import load_dataset
-from boxtwin.studies.archive import runs_folder
+from boxtwin.studies.archive import ARCHIVE, runs_folder
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.relabelled import NEEDED, FinishedRun, finished_run
 from boxtwin.studies.report.suspects import write_page
@@ -35,7 +35,7 @@ from boxtwin.studies.runs import StudyRun, find_file, runs_in
 from boxtwin.studies.suspects import SUGGESTED_FILE, SUSPECTS_FOLDER, TRAINING, Found, find_suspects, in_order
 from boxtwin.studies.suspects_files import write_suspects
 from boxtwin.tracking.mlflow_runs import Store
-from boxtwin.tracking.run_folders import read_result
+from boxtwin.tracking.run_folders import RESULT_FILE, read_result
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,11 @@ def list_suspects(config: DictConfig) -> Path:
         InputError: there are no finished runs, they keep no detections, or their data set cannot be read.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        if Path(config.suspects).exists():
-            with runs_folder(Path(config.suspects)) as folder:
+        given = Path(config.suspects)
+        if (
+            given.is_file() or (given / ARCHIVE).exists() or any(given.glob(f"*/{RESULT_FILE}"))
+        ):  # a data set's folder may be called as the study
+            with runs_folder(given) as folder:
                 return _list(runs_in(folder), {}, config)
         tracking = Path(config.tracking.folder)
         if config.tracking.uri is None and not (tracking / "mlflow.db").exists():

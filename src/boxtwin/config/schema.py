@@ -129,6 +129,7 @@ class ReviewConfig:
     next: str | None = None
     store: str | None = None
     folder: str | None = None
+    split: str | None = None
     study: str | None = None
     number: int = 20
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

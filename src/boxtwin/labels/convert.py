@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from boxtwin.datasets.coco import coco_content
-from boxtwin.datasets.coco_json import fault_of_name
+from boxtwin.datasets.coco_json import fault_of_name, load_json
 from boxtwin.datasets.image_folder import image_files
 from boxtwin.datasets.image_io import read_header, read_image, write_png
 from boxtwin.datasets.image_names import without_ending
@@ -34,8 +34,11 @@ class _Found(NamedTuple):
     is_whole: bool = True  # the file as it is has these pixels
 
 
-def convert(paths: Sequence[Path], folder: Path) -> tuple[str, list[str]]:
+def convert(paths: Sequence[Path], folder: Path, split: Path | None = None) -> tuple[str, list[str]]:
     """Write ``annotations.json`` and ``images/`` of data sets into a new ``folder``; what it holds, and remarks.
+
+    With ``split``, the ``split.json`` of a run on the first data set, the folder has one as well, in which the images
+    that this data set lacks are training images.
 
     Classes are joined by name. Where two sets hold the same image under one name, the later labels count; other images
     of that name get the name of their set before it. Images that are marked as not confirmed are left out.
@@ -43,7 +46,9 @@ def convert(paths: Sequence[Path], folder: Path) -> tuple[str, list[str]]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"folder={folder} exists; choose another, or remove it first")
+    sides = {} if split is None else load_json(split, setting="split=")
     images: dict[str, _Found] = {}
+    of_first: set[str] = set()
     classes: dict[str, int] = {}
     remarks: list[str] = []
     for path in paths:
@@ -60,6 +65,7 @@ def convert(paths: Sequence[Path], folder: Path) -> tuple[str, list[str]]:
             if name in images and not _same(images[name], each):
                 raise InputError(f"read={path}: two different images are called {each.name}")
             images[name] = each
+        of_first = of_first or set(images)
     if not images:
         raise InputError(f"read={', '.join(map(str, paths))}: no image is confirmed; read the corrected labels first")
     content = _content(images, classes)
@@ -72,10 +78,26 @@ def convert(paths: Sequence[Path], folder: Path) -> tuple[str, list[str]]:
             else:  # one page, or some channels of a file
                 write_png(target, read_image(image.path, image.reading))
         write_bytes_atomically(temporary / "annotations.json", json.dumps(content).encode())
+        if split is not None:
+            write_bytes_atomically(temporary / split.name, json.dumps(_grown(sides, split, images, of_first)).encode())
         if folder.exists():
             folder.rmdir()
     number = len(content["annotations"])
     return f"{len(images)} images, {number} boxes, classes: {', '.join(classes)}", remarks
+
+
+def _grown(sides: Any, split: Path, images: Mapping[str, Any], of_first: set[str]) -> dict[str, Any]:
+    """A split whose training images include all new images."""
+    try:
+        listed = {name for each in sides.values() for side in each.values() for name in side}
+        grown = {
+            name: {**each, "train": [*each["train"], *sorted({*images} - of_first)]} for name, each in sides.items()
+        }
+    except (AttributeError, KeyError, TypeError):
+        raise InputError(f"split={split} is no split.json of a run") from None
+    if lost := sorted(name for name in listed if name not in images):
+        raise InputError(f"split={split}: {len(lost)} of its images are not in the first data set: {some(lost)}")
+    return grown
 
 
 def _read(path: Path) -> tuple[list[_Found], Sequence[str], Sequence[str]]:
