@@ -82,7 +82,7 @@ def measure(
     samples: Sequence[Sample], kept: Sequence[FinishedRun], draws: int, removed: float, shifted: float
 ) -> list[str]:
     """A line for each length of the list, and one for each kind of suspect in the whole list."""
-    found = found_by(kept)
+    found = found_by(kept, {sample.name: sample.image_id for sample in samples})
     by_length: dict[str, list[tuple[float, float, float]]] = {}
     by_kind: dict[str, list[tuple[int, int]]] = {kind: [] for kind in KINDS}
     for draw in range(draws):
@@ -130,7 +130,7 @@ def main() -> None:
     by_name = {sample.name: sample for sample in dataset.samples}
     samples = [by_name[str(entry["file_name"])] for images in images_of(kept) for entry in images]
     boxes = sum(len(sample.object_boxes) for sample in samples)
-    clean = find_suspects(samples, found_by(kept))
+    clean = find_suspects(samples, found_by(kept, {sample.name: sample.image_id for sample in samples}))
     print(f"{len(samples)} images, {boxes} labels; {len(clean)} suspects among the labels as they are")
     for number in [*settings.seeds, len(kept)]:
         ap50 = np.mean([each.run.metrics["test/map_50"] for each in kept[:number]])
