@@ -229,7 +229,7 @@ def test_using_labels_that_were_read(paste: Pasted) -> None:
     for value, given_words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "train.py"), strict=True):
         assert values(given_words) == {"labels": "manual", "labels.file": value}
 
-    lines = [f"python {add_command(Path(value))}" for value in HOSTILE]
+    lines = [add_command(Path(value)) for value in HOSTILE]
     for value, given_words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "review.py"), strict=True):
         assert values(given_words)["read"] == ["DATASET", value]
 
