@@ -29,7 +29,7 @@ from boxtwin.command_line import command_line, quote_path, quoted, setting
 from boxtwin.commands import generate as generation
 from boxtwin.commands.export import export_detector
 from boxtwin.commands.review_labels import add_command, serve_command, use_with
-from boxtwin.commands.review_suspects import compare_command
+from boxtwin.commands.review_suspects import compare_command, final_command
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.launch import OPTIONS_VARIABLE
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
@@ -190,6 +190,9 @@ def test_trying_suggestions(paste: Pasted) -> None:
     lines = [compare_command(value, Path("reports") / "a b") for value in HOSTILE]
     for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "compare.py"), strict=True):
         assert values(words) == {"study": value, "annotations": "reports/a b/suggestions_applied.json"}
+    lines = [final_command(value) for value in HOSTILE]
+    for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "train.py"), strict=True):
+        assert values(words) == {"final": value}
 
 
 def test_what_to_run_next(paste: Pasted) -> None:

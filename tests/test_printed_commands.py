@@ -39,6 +39,7 @@ PRODUCERS = {
     "commands.export._detectors_near": "test_runs_that_an_error_lists",
     "counting.detectors._find": "test_runs_of_a_study_to_count_with",
     "commands.review_suspects.compare_command": "test_trying_suggestions",
+    "commands.review_suspects.final_command": "test_trying_suggestions",
     "commands.generate.generate_command": "test_making_variations",
     "commands.generate._generator_of": "test_values_of_every_kind",
     "commands.review_labels.serve_command": "test_serving_images_to_label_studio",

@@ -95,7 +95,7 @@ def _list(runs: Sequence[StudyRun], copies: Mapping[str, Path], config: DictConf
     elif lacking_training := len(samples) - len(sides):
         remarks.append(
             f"{several(lacking_training, 'other image')} of the data set were not checked. After "
-            f"{command_line('train.py', [setting('final', study)])} they are, by detectors trained without them."
+            f"{final_command(study)} they are, by detectors trained without them."
         )
     # 3. Files.
     folder = Path(config.folder) if config.folder else Path("reports") / study / SUSPECTS_FOLDER
@@ -229,6 +229,11 @@ def _remarks(kept: Sequence[FinishedRun], dataset: Dataset) -> list[str]:
     if kept[0].run.data and kept[0].run.data != dataset.digest:
         remarks.append("The data set has changed since the runs: its present labels are checked.")
     return remarks
+
+
+def final_command(study: str) -> str:
+    """What leaves out-of-fold detections of all labelled images."""
+    return command_line("train.py", [setting("final", study)])
 
 
 def compare_command(study: str, folder: Path) -> str:
