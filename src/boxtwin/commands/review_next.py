@@ -78,7 +78,7 @@ def choose_next(composed: DictConfig) -> Path:
     if len(chosen) < config.number:
         log.warning("next=%s has %d images without labels, fewer than number=%d", source, len(new), config.number)
     notes = [
-        f"{len(chosen)} of {len(new)} images of {source.name}, the most useful first: those on which {len(detectors)} "
+        f"{len(chosen)} of {len(new)} images in {source.name}, the most useful first: those on which {len(detectors)} "
         f"detectors of {found.row.name} (study {found.study}) disagree, and which are unlike the labelled ones and one "
         "another.",
     ]

@@ -37,6 +37,7 @@ _IN_OTHER_FORMATS = re.compile(
 LONGEST, THUMBNAIL = 1600, 420  # pixels of the longer side of a picture, and of one in the page
 QUALITY, SMALL_QUALITY = 90, 78  # of JPEG
 ONE_CLASS = "#ff7f0e"  # bright on dark sea and on light ground
+FEW = 256  # pixels of the longer side, below which lines of two pixels hide small objects
 LEAST_BOX = 0.012  # of the longer side: boxes are drawn around smaller objects, so that they can be seen
 
 
@@ -156,7 +157,7 @@ def picture_of(image: Read, levels: Levels) -> Pixels:
 def draw(picture: Pixels, width: int, found: Detections, *, several: bool) -> Pixels:
     """A copy of a picture of an image of so many pixels a row, with boxes; of ``several`` classes, in their colours."""
     shown, longer = picture.copy(), max(picture.shape[:2])
-    scale, thick = picture.shape[1] / width, max(2, round(longer / 500))
+    scale, thick = picture.shape[1] / width, max(1 if longer < FEW else 2, round(longer / 500))
     for box, label in zip(found.boxes, found.labels.tolist(), strict=True):
         x1, y1, x2, y2 = (float(value) * scale for value in box)
         room = max(0.0, (LEAST_BOX * longer - max(x2 - x1, y2 - y1)) / 2) + thick

@@ -71,9 +71,9 @@ def write_page(
 def _picture(image: ShownImage) -> bytes:
     """The image as JPEG, with the boxes that detectors agree on and those in doubt."""
     pixels = image.pixels if image.pixels.dtype == np.uint8 else (image.pixels >> 8).astype(np.uint8)
-    scale = min(1.0, PICTURE / max(pixels.shape[:2]))
+    scale = PICTURE / max(pixels.shape[:2])  # small images are enlarged, so that lines are thin beside objects
     size = [max(1, round(side * scale)) for side in pixels.shape[1::-1]]
-    shown = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    shown = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
     shown = cv2.cvtColor(shown, cv2.COLOR_GRAY2BGR) if shown.ndim == 2 else np.ascontiguousarray(shown[:, :, ::-1])
     for place in image.found.doubtful:
         _frame(shown, place, DOUBTFUL, scale)
@@ -88,5 +88,5 @@ def _frame(shown: UInt8[np.ndarray, "h w 3"], place: AgreedObject, colour: str, 
     room = max(0.0, LEAST_BOX - max(x2 - x1, y2 - y1)) / 2 + 1
     ends = (round(x1 - room), round(y1 - room)), (round(x2 + room), round(y2 + room))
     bgr = tuple(int(colour[start : start + 2], 16) for start in (5, 3, 1))
-    cv2.rectangle(shown, *ends, (0, 0, 0), 5)  # dark around it: seen on any ground
-    cv2.rectangle(shown, *ends, bgr, 3)
+    cv2.rectangle(shown, *ends, (0, 0, 0), 4)  # dark around it: seen on any ground
+    cv2.rectangle(shown, *ends, bgr, 2)
