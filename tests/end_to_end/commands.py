@@ -6,6 +6,7 @@ processes of `run` are its forks. `start` and what commands start themselves are
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -65,7 +66,10 @@ def _fork(arguments: list[str], folder: Path, printed: list[Path]) -> None:
     sys.argv = arguments
     sys.path[:0] = [str(Path(arguments[0]).parent), *ENVIRONMENT["PYTHONPATH"].split(os.pathsep)]
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    runpy.run_path(arguments[0], run_name="__main__")
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # which processes of multiprocessing leave out: joblib's workers would wait five minutes
 
 
 def start(command: str, folder: Path) -> subprocess.Popen[bytes]:
