@@ -69,7 +69,7 @@ def _fork(arguments: list[str], folder: Path, printed: list[Path]) -> None:
     try:
         runpy.run_path(arguments[0], run_name="__main__")
     finally:
-        atexit._run_exitfuncs()  # which processes of multiprocessing leave out: joblib's workers would wait five minutes
+        atexit._run_exitfuncs()  # multiprocessing runs none: workers of joblib would wait five minutes
 
 
 def start(command: str, folder: Path) -> subprocess.Popen[bytes]:
