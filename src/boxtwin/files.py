@@ -133,7 +133,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     if name is None:
         paths = list(folder.rglob(".*.part"))
     else:  # and a database's journal; not those of a file whose longer name begins with this one
-        pattern = re.compile(rf"\.{re.escape(name)}\.\d+(\.old)?\.part.*")
+        pattern = re.compile(rf"\.{re.escape(name)}(\.\d+)?(\.old)?\.part.*")
         paths = [path for path in folder.glob(".*.part*") if pattern.fullmatch(path.name)]
     for path in paths:
         _remove(path)
