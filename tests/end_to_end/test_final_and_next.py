@@ -198,7 +198,6 @@ def test_detectors_of_a_call_with_more_seeds_are_removed(trained: tuple[Path, st
         ("final_folds=13", "final_folds=13: 24 images of 12 scenes cannot be divided into 13 parts"),
         ("dataset.empty=data", "dataset.empty=data would train another condition than s1 x0, the one that study"),
         ("detector.weights=x.weights", "recommends: it has detector.weights=null. Leave detector.weights out"),
-        ("generator.path=data", "leave out generator.path. Settings of the machine"),
         ("final=nothing", "no runs of a study called nothing in "),
     ],
 )
