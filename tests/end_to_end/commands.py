@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,9 @@ def _fork(arguments: list[str], folder: Path, printed: list[Path]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         runpy.run_path(arguments[0], run_name="__main__")
-    finally:
-        atexit._run_exitfuncs()  # multiprocessing runs none: workers of joblib would wait five minutes
+    finally:  # in the order of an interpreter that ends; multiprocessing would wait for joblib's idle workers
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
 
 
 def start(command: str, folder: Path) -> subprocess.Popen[bytes]:
