@@ -275,7 +275,7 @@ def test_the_file_is_kept_beside_report_and_runs(tmp_path: Path, capsys: pytest.
     file = tmp_path / "mine.yaml"
     file.write_text("comparisons:\n- {treatment: {variations: 10, generator: repeat}, control: {variations: 0}}\n")
     settings = {"study": None, "runs": str(runs), "primary": str(file), "folder": str(tmp_path / "reports")}
-    config = OmegaConf.create(settings | {"plan": False, "brief": False})
+    config = OmegaConf.create(settings | {"annotations": None, "plan": False, "brief": False})
     page = compare_study(config).read_text()
     assert "Primary comparison 1 of 1, variations=10 generator=repeat against variations=0" in page
     kept = tmp_path / "reports" / "mine" / PRIMARY_FILE
