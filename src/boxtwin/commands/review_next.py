@@ -20,6 +20,7 @@ from boxtwin.commands.recommended import Recommended, recommended_condition
 from boxtwin.config.compose import to_object
 from boxtwin.config.identity import FINAL
 from boxtwin.config.schema import BoxtwinConfig, ReviewConfig
+from boxtwin.counting.next_page import ShownImage, write_page
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.image_folder import read_folder
 from boxtwin.datasets.image_io import Pixels
@@ -33,7 +34,6 @@ from boxtwin.evaluation.matching import RESULT_DECIMALS
 from boxtwin.files import atomic_path, link_file
 from boxtwin.hardware import choose_device
 from boxtwin.labels.next_images import Disagreement, choose
-from boxtwin.labels.next_page import ShownImage, write_page
 from boxtwin.run.build import load_dataset
 from boxtwin.tracking.run_folders import read_result
 

@@ -13,6 +13,14 @@ from boxtwin.counting.files import CountedImage
 from boxtwin.files import write_bytes_atomically
 from boxtwin.lettering import class_colour
 
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
 
 def write_page(
     path: Path,
@@ -24,15 +32,8 @@ def write_page(
     unreadable: Sequence[str],
 ) -> None:
     """Write the page; ``notes`` are paragraphs under the title, ``unreadable`` lines about files."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     in_doubt = sorted(range(len(images)), key=lambda place: images[place].count.doubt, reverse=True)
-    content = environment.get_template("page.html").render(
+    content = TEMPLATES.get_template("page.html").render(
         title=title,
         classes=[(name, class_colour(label)) for label, name in enumerate(classes)],
         images=images,

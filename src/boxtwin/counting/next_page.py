@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import cv2
-import jinja2
 import numpy as np
 from jaxtyping import UInt8
 
+from boxtwin.counting.page import TEMPLATES
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.files import write_bytes_atomically
 from boxtwin.labels.ensemble import AgreedObject
@@ -39,13 +39,6 @@ def write_page(
     path: Path, images: Sequence[ShownImage], *, title: str, classes: Sequence[str], notes: Sequence[str]
 ) -> None:
     """Write one self-contained HTML file; ``notes`` are paragraphs under the title."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = [
         {
             "name": image.name,
@@ -58,7 +51,7 @@ def write_page(
         }
         for image in images
     ]
-    content = environment.get_template("next_page.html").render(
+    content = TEMPLATES.get_template("next_page.html").render(
         title=title,
         notes=notes,
         classes=[(name, class_colour(label)) for label, name in enumerate(classes)],
