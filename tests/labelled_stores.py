@@ -13,6 +13,7 @@ from boxtwin.datasets.image_io import Pixels, pixels_sha256, write_png
 
 Boxes = Sequence[tuple[str, Sequence[float]]]  # class and xywh
 CLASSES = ("red blood cell", "größe & <co>")
+FOUR: dict[str, Boxes] = {f"images/{name}_v01.png": [(CLASSES[0], (10, 20, 8, 9))] for name in "abcd"}  # a box each
 
 
 def pixels_of(number: int, width: int = 80, height: int = 60) -> Pixels:

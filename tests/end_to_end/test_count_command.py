@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import mlflow
 import numpy as np
 import pandas as pd
@@ -20,14 +19,13 @@ import tifffile
 from affine import Affine
 from commands import ENVIRONMENT, run, script
 from omegaconf import OmegaConf
-from trained_detectors import detect_as_studies_do, make_trained, samples_of
+from trained_detectors import detect_as_studies_do, make_trained
 
 from boxtwin.commands.count import count_images
 from boxtwin.commands.export import export_detector
 from boxtwin.config.schema import CountConfig, ExportConfig
-from boxtwin.counting.detectors import best_of, find_detectors
-from boxtwin.datasets.image_io import read_image, write_png
-from boxtwin.datasets.levels import Levels
+from boxtwin.counting.detectors import find_detectors
+from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.training_images import TrainingImages
@@ -357,60 +355,6 @@ def test_several_seeds_count_as_their_median(tmp_path: Path, monkeypatch: pytest
     write_detector(make_trained(classes=["cell", "dust"]), tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="detectors of other classes cannot count together"):
         count("image.png", [str(folder), "other.safetensors"])
-
-
-def test_the_best_of_a_study_is_final_or_best_on_validation_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="there are no finished runs in multirun"):
-        find_detectors("best", None)
-    for name, ap in (("a", 0.3), ("b", 0.5), ("c", 0.4)):
-        folder = Path("multirun/ships") / name
-        folder.mkdir(parents=True)
-        (folder / "detector.safetensors").touch()
-        (folder / "result.json").write_text(json.dumps({"metrics": {"val_real/map": ap}}))
-    assert find_detectors("best", None) == [Path("multirun/ships/b/detector.safetensors")]
-    # As trained with five seeds, then with two: old detectors lie beside those of the last training.
-    for name in ("final", *(f"final-seed{seed}" for seed in range(5)), "finals-x0-seed0"):
-        (Path("multirun/ships") / name).mkdir()
-        (Path("multirun/ships") / name / "detector.safetensors").touch()
-    assert best_of(Path("multirun/ships")).parent.name == "b"
-    Path("multirun/ships/final/detector.safetensors").unlink()
-    Path("multirun/ships/final/result.json").write_text(json.dumps({"kind": "final", "params": {"seeds": 2}}))
-    finals = [Path(f"multirun/ships/final-seed{seed}/detector.safetensors") for seed in range(2)]
-    assert best_of(Path("multirun/ships")) == finals[0]
-    assert find_detectors("final", "ships") == finals
-    with pytest.raises(InputError, match=r"holds no detector\.safetensors"):
-        find_detectors("multirun/ships/final", None)
-
-
-def test_a_name_of_two_conditions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for run_name, steps in (("x0-seed0-aaaa1111", 10), ("x0-seed1-bbbb1111", 10), ("x0-seed0-cccc2222", 20)):
-        folder = Path("multirun/ships") / run_name
-        folder.mkdir(parents=True)
-        (folder / "detector.safetensors").touch()
-        (folder / "result.json").write_text(json.dumps({"condition": {"steps": steps}}))
-        if steps == 10:
-            assert find_detectors("x0", "ships")[-1].parent == folder
-    with pytest.raises(InputError, match=r"run=x0 is the name of 2 conditions(.*\n){2}.*x0-seed0-cccc2222"):
-        find_detectors("x0", "ships")
-
-
-def test_unlike_images_are_marked(tmp_path: Path) -> None:
-    sharp = [noise(number) for number in range(20)]
-    for number, pixels in enumerate(sharp):
-        write_png(tmp_path / f"{number}.png", (64 + pixels // 2).astype(np.uint8))
-    samples = samples_of([tmp_path / f"{number}.png" for number in range(20)])
-    known = TrainingImages.of(samples, samples, lambda sample: read_image(sample.path), Levels())
-    assert TrainingImages.from_plain(json.loads(json.dumps(known.plain()))) == known
-    same = (64 + noise(99) // 2).astype(np.uint8)
-    assert known.differences(same) == []
-    assert known.differences(cv2.GaussianBlur(same, (0, 0), 3)) == ["blurred"]
-    assert known.differences(same // 3) == ["darker"]
-    assert known.differences(np.full((64, 64), 250, np.uint8))[0] == "brighter"
-    assert known.differences(np.tile(same, (2, 2))) == ["size"]
 
 
 def test_real_chips_are_counted_as_in_the_test_of_the_run(tmp_path: Path, hrsid200: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stores out and back: what a person changed, images that browsers do not show, and files of other projects."""
+"""Stores out and back: what a person changed, and images that browsers do not show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from labelled_stores import CLASSES, Boxes, boxes_in, pixels_of, write_store
+from labelled_stores import CLASSES, FOUR, pixels_of, write_store
 from PIL import Image
 
 from boxtwin.datasets.image_io import pixels_sha256, read_image
@@ -23,7 +23,6 @@ from boxtwin.labels.exchange import export_store, new_version, read_back, summar
 from boxtwin.labels.formats import FORMATS, LabelledBox
 from boxtwin.labels.store_images import read_store
 
-BOXES: dict[str, Boxes] = {f"images/{name}_v01.png": [(CLASSES[0], (10, 20, 8, 9))] for name in "abcd"}
 corners = st.tuples(*[st.integers(0, 30)] * 2, *[st.integers(1, 15)] * 2)
 boxes = st.lists(st.tuples(corners, st.sampled_from("ab")), max_size=5)
 
@@ -59,7 +58,7 @@ def test_without_marks_all_that_came_back_is_confirmed_but_what_was_refused(tmp_
     """Tools lose the marks; images that were only pre-labelled have been looked at by then, bad ones stay bad."""
     refused: dict[str, Any] = {"confirmed": False, "refused": "blurred"}
     marks: dict[str, dict[str, Any]] = {"images/a_v01.png": refused, "images/b_v01.png": {"confirmed": False}}
-    store = read_store(write_store(tmp_path / "store", BOXES, marks))
+    store = read_store(write_store(tmp_path / "store", FOUR, marks))
     for name in ("coco", "yolo", "voc"):
         out = tmp_path / name
         export_store(store, name, out)
@@ -81,7 +80,7 @@ def test_labels_that_nobody_has_seen_come_back_as_not_confirmed(
     name: str, marks: dict[str, Any], tmp_path: Path
 ) -> None:
     """Of variations as stores write them, and of images as count.py does; the export is not touched."""
-    store = read_store(write_store(tmp_path / "store", BOXES, dict.fromkeys(BOXES, marks)))
+    store = read_store(write_store(tmp_path / "store", FOUR, dict.fromkeys(FOUR, marks)))
     export_store(store, name, tmp_path / "out")
     content, remarks = read_back(tmp_path / "out", store)
     assert not remarks
@@ -96,7 +95,7 @@ def test_labels_that_nobody_has_seen_come_back_as_not_confirmed(
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_crowds_and_areas_of_masks_are_kept(name: str, tmp_path: Path) -> None:
-    folder = write_store(tmp_path / "store", BOXES)
+    folder = write_store(tmp_path / "store", FOUR)
     content = coco_of(folder)
     crowd, masked, *_ = content["annotations"]
     crowd |= {"iscrowd": 1, "area": 30}
@@ -112,7 +111,7 @@ def test_crowds_and_areas_of_masks_are_kept(name: str, tmp_path: Path) -> None:
 
 
 def test_boxes_become_crowds_and_moved_ones_get_the_area_of_their_box(tmp_path: Path) -> None:
-    store = read_store(write_store(tmp_path / "store", BOXES))
+    store = read_store(write_store(tmp_path / "store", FOUR))
     export_store(store, "coco", tmp_path / "out")
     content = coco_of(tmp_path / "out")
     for one in content["annotations"]:
@@ -175,7 +174,7 @@ def coco_of(out: Path) -> dict[str, Any]:
 
 
 def test_what_a_person_changed_is_recorded_and_makes_a_version(tmp_path: Path) -> None:
-    store = read_store(write_store(tmp_path / "store", BOXES, {"images/d_v01.png": {"confirmed": False}}))
+    store = read_store(write_store(tmp_path / "store", FOUR, {"images/d_v01.png": {"confirmed": False}}))
     export_store(store, "coco", tmp_path / "out")
     changed = coco_of(tmp_path / "out")
     kept, moved, removed, _ = changed["annotations"]
@@ -271,166 +270,6 @@ def test_images_in_folders_and_elsewhere_get_names_of_their_own(tmp_path: Path) 
         assert len(back["images"]) == 4
         confirmed = [image["file_name"] for image in back["images"] if image["confirmed"]]
         assert confirmed == ([] if name == "label_studio" else names), name
-
-
-def error_of(store: Path, path: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        read_back(path, read_store(store))
-    return str(caught.value)
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_the_export_of_another_project_is_refused(name: str, tmp_path: Path) -> None:
-    store = write_store(tmp_path / "store", BOXES)
-    other = {file.replace("_v01", "_v03"): ones for file, ones in BOXES.items()}
-    pixels = {file: pixels_of(50 + number) for number, file in enumerate(other)}
-    export_store(read_store(write_store(tmp_path / "other", other, images=pixels)), name, tmp_path / "out")
-    message = error_of(store, tmp_path / "out")
-    assert "4 of its 4 images are none of store's" in message
-    assert "Is it the export of another store?" in message
-
-
-def test_a_file_half_of_whose_names_match_nothing_is_refused(tmp_path: Path) -> None:
-    store = write_store(tmp_path / "store", BOXES)
-    for renamed, refused in ((2, True), (1, False)):
-        out = tmp_path / str(renamed)
-        export_store(read_store(store), "cvat", out)
-        text = (out / "annotations.xml").read_text()
-        for name in "ab"[:renamed]:
-            text = text.replace(f'"{name}_v01.png"', f'"other{name}.png"')
-        (out / "annotations.xml").write_text(text)
-        if refused:
-            assert "2 of its 4 images are none of store's, such as othera.png, otherb.png" in error_of(store, out)
-        else:
-            content, remarks = read_back(out, read_store(store))
-            assert remarks == ["1 images are none of the store's and are left out: othera.png"]
-            assert content["info"]["confirmed"] == 3
-
-
-def test_images_of_the_same_names_with_other_pixels_are_refused(tmp_path: Path) -> None:
-    """As of a store with another seed."""
-    store = write_store(tmp_path / "store", BOXES)
-    others = {name: pixels_of(50 + number) for number, name in enumerate(BOXES)}
-    export_store(read_store(write_store(tmp_path / "other", BOXES, images=others)), "yolo", tmp_path / "out")
-    assert "4 of its 4 images are none of store's" in error_of(store, tmp_path / "out")
-
-
-def test_images_of_stores_without_hashes_are_read_to_tell_them_from_others(tmp_path: Path) -> None:
-    """As of what count.py wrote of a folder whose images were replaced since."""
-    store = write_store(tmp_path / "store", BOXES, {name: {"pixels_sha256": None} for name in BOXES})
-    export_store(read_store(store), "cvat", tmp_path / "out")
-    assert read_back(tmp_path / "out", read_store(store))[0]["info"]["confirmed"] == 4
-    cv2.imwrite(str(store / "images" / "a_v01.png"), pixels_of(77))
-    content, remarks = read_back(tmp_path / "out", read_store(store))
-    assert content["info"]["confirmed"] == 3
-    assert "1 images are none of the store's" in remarks[0]
-
-
-def test_a_name_with_a_dot_is_not_cut_off(tmp_path: Path) -> None:
-    store = read_store(write_store(tmp_path / "store", {"images/a.png": [], "images/c.png": []}))
-    (tmp_path / "set").mkdir()
-    for name in ("a.v2", "c", "classes"):
-        (tmp_path / "set" / f"{name}.txt").touch()
-    with pytest.raises(InputError, match=r"1 of its 2 images are none of store's, such as a\.v2"):
-        read_back(tmp_path / "set", store)
-
-
-def test_bad_labels_are_refused(tmp_path: Path) -> None:
-    store = write_store(tmp_path / "store", BOXES)
-    export_store(read_store(store), "coco", tmp_path / "out")
-    whole = coco_of(tmp_path / "out")
-
-    def message(**changes: Any) -> str:
-        (tmp_path / "back.json").write_text(json.dumps(whole | changes))
-        return error_of(store, tmp_path / "back.json")
-
-    names = [whole["categories"][0] | {"name": "platelet"}, whole["categories"][1]]
-    assert "classes platelet are none of the store's, red blood cell, größe & <co>" in message(categories=names)
-    twice = [whole["images"][0], {**whole["images"][0], "id": 9}, *whole["images"][1:]]
-    assert "are both images/a_v01.png; keep one of them" in message(images=twice)
-    smaller = [{**image, "width": 40} for image in whole["images"]]
-    assert "is said to have 40 x 60 pixels, images/a_v01.png has 80 x 60" in message(images=smaller)
-    marked = [{**image, "confirmed": "perhaps"} for image in whole["images"]]
-    assert "confirmed is neither yes nor no, 'perhaps'" in message(images=marked)
-
-
-def test_nothing_is_written_where_an_image_is_missing_or_another(tmp_path: Path) -> None:
-    store = write_store(tmp_path / "store", BOXES)
-    cv2.imwrite(str(store / "images" / "c_v01.png"), pixels_of(77))
-    for _ in range(2):
-        with pytest.raises(InputError, match=r"c_v01\.png"):
-            export_store(read_store(store), "yolo", tmp_path / "out")
-        assert {path.name for path in tmp_path.iterdir()} == {"store"}
-        (store / "images" / "c_v01.png").unlink(missing_ok=True)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").touch()
-    with pytest.raises(InputError, match="out exists"):
-        export_store(read_store(store), "yolo", tmp_path / "out")
-    with pytest.raises(InputError, match=r"holds neither annotations\.json"):
-        read_store(tmp_path / "out")
-
-
-@pytest.mark.parametrize("name", ["yolo", "voc", "cvat", "coco"])
-def test_data_sets_of_other_formats_become_coco(name: str, tmp_path: Path) -> None:
-    named = {**BOXES, "images/empty_v01.png": []}
-    export_store(read_store(write_store(tmp_path / "store", named)), name, tmp_path / "set")
-    described, remarks = convert([tmp_path / "set"], tmp_path / "converted")
-    assert not remarks
-    assert "5 images, 4 boxes" in described
-    content = json.loads((tmp_path / "converted" / "annotations.json").read_text())
-    found = {Path(file).name: ones for file, ones in boxes_in(content).items()}
-    for file, ones in named.items():
-        assert [label for label, _ in found[Path(file).name]] == [label for label, _ in ones]
-        np.testing.assert_allclose([box for _, box in found[Path(file).name]], [box for _, box in ones], atol=0.01)
-    for image in content["images"]:
-        assert (tmp_path / "converted" / "images" / image["file_name"]).is_file()
-    names = [category["name"] for category in content["categories"]]
-    assert names == [CLASSES[0]] if name == "voc" else names == list(CLASSES)  # VOC lists no classes
-    with pytest.raises(InputError, match="converted exists"):
-        convert([tmp_path / "set"], tmp_path / "converted")
-
-
-def test_corrected_images_join_a_data_set(tmp_path: Path) -> None:
-    """A data set, and labels of new images, of which some have the names of its images, or are the same."""
-    first = write_store(tmp_path / "first", BOXES)
-    new = {"images/a_v01.png": [(CLASSES[0], (1, 2, 3, 4))], "images/e.png": [], "images/f.png": []}
-    pixels = {"images/a_v01.png": pixels_of(70), "images/e.png": pixels_of(71), "images/f.png": pixels_of(72)}
-    new["images/d_v01.png"] = [(CLASSES[1], (5, 6, 7, 8))]
-    pixels["images/d_v01.png"] = pixels_of(4)  # as in the first
-    marks = {"images/f.png": {"confirmed": False}}
-    store = read_store(write_store(tmp_path / "new", new, marks, classes=CLASSES[::-1], images=pixels))
-    export_store(store, "cvat", tmp_path / "out")
-    file, _ = new_version(read_back(tmp_path / "out", store)[0], tmp_path)
-    split = tmp_path / "split.json"
-    names = [f"images/{name}_v01.png" for name in "abcd"]
-    split.write_text(json.dumps({"s1": {"train": names[:2], "val": names[2:3], "test": names[3:]}}))
-    described, remarks = convert([first, file], tmp_path / "both", split)
-    sides = json.loads((tmp_path / "both" / "split.json").read_text())["s1"]
-    assert (sides["val"], sides["test"]) == (names[2:3], names[3:])
-    assert sides["train"] == [*names[:2], "images/e.png", "labels-1/images/a_v01.png"]
-    split.write_text(json.dumps({"s1": {"train": ["x.png"], "val": [], "test": []}}))
-    with pytest.raises(InputError, match=r"1 of its images are not in the first data set: x\.png"):
-        convert([first, file], tmp_path / "lost", split)
-    assert not (tmp_path / "lost").exists()
-    assert remarks == ["1 images are not confirmed and are left out"]
-    assert described == f"6 images, 5 boxes, classes: {', '.join(CLASSES)}"
-    content = json.loads((tmp_path / "both" / "annotations.json").read_text())
-    assert boxes_in(content) == {
-        **{f"images/{name}_v01.png": [(CLASSES[0], [10, 20, 8, 9])] for name in "abc"},
-        "images/d_v01.png": [(CLASSES[1], [5, 6, 7, 8])],
-        "images/e.png": [],
-        "labels-1/images/a_v01.png": [(CLASSES[0], [1, 2, 3, 4])],
-    }
-    for name, number in (("images/a_v01.png", 1), ("labels-1/images/a_v01.png", 70), ("images/e.png", 71)):
-        np.testing.assert_array_equal(read_image(tmp_path / "both" / "images" / name), pixels_of(number))
-
-
-def test_labels_without_images_are_named(tmp_path: Path) -> None:
-    export_store(read_store(write_store(tmp_path / "store", BOXES)), "voc", tmp_path / "set")
-    (tmp_path / "set" / "images" / "b_v01.png").unlink()
-    with pytest.raises(InputError, match=r"1 labelled images have no image file below .*: b_v01\.png"):
-        convert([tmp_path / "set"], tmp_path / "converted")
-    assert not (tmp_path / "converted").exists()
 
 
 @pytest.mark.parametrize("name", FORMATS)

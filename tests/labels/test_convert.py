@@ -1,0 +1,79 @@
+"""Labels in formats of annotation tools become data sets, or join one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from labelled_stores import CLASSES, FOUR, boxes_in, pixels_of, write_store
+
+from boxtwin.datasets.image_io import read_image
+from boxtwin.errors import InputError
+from boxtwin.labels.convert import convert
+from boxtwin.labels.exchange import export_store, new_version, read_back
+from boxtwin.labels.store_images import read_store
+
+
+@pytest.mark.parametrize("name", ["yolo", "voc", "cvat", "coco"])
+def test_data_sets_of_other_formats_become_coco(name: str, tmp_path: Path) -> None:
+    named = {**FOUR, "images/empty_v01.png": []}
+    export_store(read_store(write_store(tmp_path / "store", named)), name, tmp_path / "set")
+    described, remarks = convert([tmp_path / "set"], tmp_path / "converted")
+    assert not remarks
+    assert "5 images, 4 boxes" in described
+    content = json.loads((tmp_path / "converted" / "annotations.json").read_text())
+    found = {Path(file).name: ones for file, ones in boxes_in(content).items()}
+    for file, ones in named.items():
+        assert [label for label, _ in found[Path(file).name]] == [label for label, _ in ones]
+        np.testing.assert_allclose([box for _, box in found[Path(file).name]], [box for _, box in ones], atol=0.01)
+    for image in content["images"]:
+        assert (tmp_path / "converted" / "images" / image["file_name"]).is_file()
+    names = [category["name"] for category in content["categories"]]
+    assert names == [CLASSES[0]] if name == "voc" else names == list(CLASSES)  # VOC lists no classes
+    with pytest.raises(InputError, match="converted exists"):
+        convert([tmp_path / "set"], tmp_path / "converted")
+
+
+def test_corrected_images_join_a_data_set(tmp_path: Path) -> None:
+    """A data set, and labels of new images, of which some have the names of its images, or are the same."""
+    first = write_store(tmp_path / "first", FOUR)
+    new = {"images/a_v01.png": [(CLASSES[0], (1, 2, 3, 4))], "images/e.png": [], "images/f.png": []}
+    pixels = {"images/a_v01.png": pixels_of(70), "images/e.png": pixels_of(71), "images/f.png": pixels_of(72)}
+    new["images/d_v01.png"] = [(CLASSES[1], (5, 6, 7, 8))]
+    pixels["images/d_v01.png"] = pixels_of(4)  # as in the first
+    marks = {"images/f.png": {"confirmed": False}}
+    store = read_store(write_store(tmp_path / "new", new, marks, classes=CLASSES[::-1], images=pixels))
+    export_store(store, "cvat", tmp_path / "out")
+    file, _ = new_version(read_back(tmp_path / "out", store)[0], tmp_path)
+    split = tmp_path / "split.json"
+    names = [f"images/{name}_v01.png" for name in "abcd"]
+    split.write_text(json.dumps({"s1": {"train": names[:2], "val": names[2:3], "test": names[3:]}}))
+    described, remarks = convert([first, file], tmp_path / "both", split)
+    sides = json.loads((tmp_path / "both" / "split.json").read_text())["s1"]
+    assert (sides["val"], sides["test"]) == (names[2:3], names[3:])
+    assert sides["train"] == [*names[:2], "images/e.png", "labels-1/images/a_v01.png"]
+    split.write_text(json.dumps({"s1": {"train": ["x.png"], "val": [], "test": []}}))
+    with pytest.raises(InputError, match=r"1 of its images are not in the first data set: x\.png"):
+        convert([first, file], tmp_path / "lost", split)
+    assert not (tmp_path / "lost").exists()
+    assert remarks == ["1 images are not confirmed and are left out"]
+    assert described == f"6 images, 5 boxes, classes: {', '.join(CLASSES)}"
+    content = json.loads((tmp_path / "both" / "annotations.json").read_text())
+    assert boxes_in(content) == {
+        **{f"images/{name}_v01.png": [(CLASSES[0], [10, 20, 8, 9])] for name in "abc"},
+        "images/d_v01.png": [(CLASSES[1], [5, 6, 7, 8])],
+        "images/e.png": [],
+        "labels-1/images/a_v01.png": [(CLASSES[0], [1, 2, 3, 4])],
+    }
+    for name, number in (("images/a_v01.png", 1), ("labels-1/images/a_v01.png", 70), ("images/e.png", 71)):
+        np.testing.assert_array_equal(read_image(tmp_path / "both" / "images" / name), pixels_of(number))
+
+
+def test_labels_without_images_are_named(tmp_path: Path) -> None:
+    export_store(read_store(write_store(tmp_path / "store", FOUR)), "voc", tmp_path / "set")
+    (tmp_path / "set" / "images" / "b_v01.png").unlink()
+    with pytest.raises(InputError, match=r"1 labelled images have no image file below .*: b_v01\.png"):
+        convert([tmp_path / "set"], tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
