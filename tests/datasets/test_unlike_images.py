@@ -1,4 +1,4 @@
-"""What a detector knows of its training images, and which new images are unlike them."""
+"""New images that are unlike the training images of a detector are marked."""
 
 from __future__ import annotations
 
