@@ -5,33 +5,22 @@ python benchmarks/count_speed.py --run multirun/STUDY/RUN --images FOLDER
 
 from __future__ import annotations
 
-import argparse
-
-from measuring import Clock, report
+from measuring import Clock, counting, counting_parser, report
 
 import numpy as np  # isort: skip  (measuring sets the environment that torch reads)
 import torch
 
-from boxtwin.counting.detectors import find_detectors, open_detectors
 from boxtwin.counting.ensemble import Counter
-from boxtwin.counting.images import list_images, read_all
-from boxtwin.hardware import use_threads
-from boxtwin.memory import keep_freed_blocks
+from boxtwin.counting.images import read_all
 from boxtwin.mixing.letterbox import Labelled, network_input, take_view, views
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    options.add_argument("--run", required=True, help="as run= of count.py")
-    options.add_argument("--images", required=True, help="as images= of count.py; of the size of the training images")
+    options = counting_parser(__doc__, "of the size of the training images")
     options.add_argument("--number", type=int, default=20, help="images of them that are taken")
     options.add_argument("--rounds", type=int, default=3)
     arguments = options.parse_args()
-    use_threads(1)
-    keep_freed_blocks()
-    (detector,) = open_detectors(find_detectors(arguments.run, None), "cpu")
-    listed = list_images(arguments.images)
-    images = type(listed)(listed.folder, listed.files[: arguments.number])
+    detector, images = counting(arguments, arguments.number)
     counter, spec = Counter([detector], None), detector.spec
     batches = []
     for _, read in read_all(images, spec):

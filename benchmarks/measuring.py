@@ -22,6 +22,8 @@ from hydra import compose, initialize_config_dir
 
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.counting.detectors import Detector, find_detectors, open_detectors
+from boxtwin.counting.images import ImageList, list_images
 from boxtwin.hardware import use_threads
 from boxtwin.memory import keep_freed_blocks
 from boxtwin.run.build import Prepared, prepare
@@ -68,6 +70,23 @@ def prepared(arguments: argparse.Namespace, *more: str) -> Prepared:
         return prepare(
             to_object(compose("config", quote_numbers(overrides, ROOT / "conf" / "variations")), BoxtwinConfig)
         )
+
+
+def counting_parser(description: str, images: str) -> argparse.ArgumentParser:
+    """The options of benchmarks that count; ``images`` says what the images must be like."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.add_argument("--run", required=True, help="as run= of count.py")
+    options.add_argument("--images", required=True, help=f"as images= of count.py; {images}")
+    return options
+
+
+def counting(arguments: argparse.Namespace, number: int) -> tuple[Detector, ImageList]:
+    """The detector and the first images that the options name, and the process set up to count on one thread."""
+    use_threads(1)
+    keep_freed_blocks()
+    (detector,) = open_detectors(find_detectors(arguments.run, None), "cpu")
+    listed = list_images(arguments.images)
+    return detector, ImageList(listed.folder, listed.files[:number])
 
 
 @dataclass

@@ -5,34 +5,28 @@ python benchmarks/scene_seams.py --run multirun/STUDY/RUN --images FOLDER
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
-from measuring import report
+from measuring import counting, counting_parser, report
 
 import numpy as np  # isort: skip  (measuring sets the environment that torch reads)
 
-from boxtwin.counting.detectors import find_detectors, open_detectors
 from boxtwin.counting.ensemble import Counter
-from boxtwin.counting.images import Read, list_images, read_all
-from boxtwin.hardware import use_threads
+from boxtwin.counting.images import Read, read_all
 from boxtwin.mixing.letterbox import OVERLAP
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    options.add_argument("--run", required=True, help="as run= of count.py")
-    options.add_argument("--images", required=True, help="as images= of count.py; square, grey, of one size")
+    options = counting_parser(__doc__, "square, grey, of one size")
     options.add_argument("--side", type=int, default=4, help="chips along a side of a scene")
     options.add_argument("--scenes", type=int, default=3)
     arguments = options.parse_args()
-    use_threads(1)
-    (detector,) = open_detectors(find_detectors(arguments.run, None), "cpu")
-    counter, listed = Counter([detector], None), list_images(arguments.images)
     number = arguments.side**2
+    detector, images = counting(arguments, number * arguments.scenes)
+    counter = Counter([detector], None)
     chips: list[np.ndarray] = []
-    for _, read in read_all(type(listed)(listed.folder, listed.files[: number * arguments.scenes]), detector.spec):
+    for _, read in read_all(images, detector.spec):
         assert not isinstance(read, str)
         assert isinstance(read[0].content, np.ndarray)
         chips.append(read[0].content if read[0].content.ndim == 2 else read[0].content[:, :, 0])
