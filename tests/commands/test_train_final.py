@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from small_study import SMALL
+from small_study import Compose, composing
 
 from boxtwin.commands.train_final import prepare_final
-from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import run_name
-from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.simulated_sar import scenes
 from boxtwin.errors import InputError
 from boxtwin.run.build import labelling_runs, load_dataset, prepare
-
-ROOT = Path(__file__).parents[2]
-Compose = Callable[..., BoxtwinConfig]
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +41,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def composed(data: Path) -> Iterator[Compose]:
-    register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-
-        def with_overrides(*overrides: str) -> BoxtwinConfig:
-            places = (f"data={data}/made", "dataset=coco", "dataset.name=scenes", f"dataset.root={data}/labelled")
-            small = [value for value in SMALL if ".build." not in value]
-            scene = "dataset.group_by='^([^_]+)_'"
-            typed = (*places, *small, scene, "detector=yolov3_nano", "generator=repeat", *overrides)
-            return to_object(compose("config", quote_numbers(typed, ROOT / "conf" / "variations")), BoxtwinConfig)
-
-        yield with_overrides
+    with composing(data / "labelled", data / "made", "dataset.group_by='^([^_]+)_'") as composed:
+        yield composed
 
 
 def test_every_image_is_trained_on_and_detected_by_a_detector_that_has_not_seen_it(composed: Compose) -> None:

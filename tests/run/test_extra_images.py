@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from small_study import SMALL
+from small_study import Compose, composing
 
 from boxtwin.boxes import iou_matrix
 from boxtwin.commands.generate import make_variations
-from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import run_name
-from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
 from boxtwin.errors import InputError
@@ -29,9 +25,6 @@ from boxtwin.run.label_detectors import make_members, prepare_labelling, trained
 from boxtwin.run.pretraining import pretraining_run, variations_run
 from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.synthesis.regenerate import reproduce
-
-ROOT = Path(__file__).parents[2]
-Compose = Callable[..., BoxtwinConfig]
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +41,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def composed(data: Path) -> Iterator[Compose]:
-    register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-
-        def with_overrides(*overrides: str) -> BoxtwinConfig:
-            places = (f"data={data}/made", "dataset=coco", "dataset.name=scenes", f"dataset.root={data}/sar_scenes")
-            small = [value for value in SMALL if ".build." not in value]
-            scene = "dataset.group_by='^([^_]+)_'"
-            short = ("detector=yolov3_nano", "detector.warmup_steps=2", "trainer.steps=96", "trainer.batch_size=4")
-            typed = (*places, *small, scene, *short, "generator=repeat", *overrides)
-            return to_object(compose("config", quote_numbers(typed, ROOT / "conf" / "variations")), BoxtwinConfig)
-
-        yield with_overrides
+    scene = "dataset.group_by='^([^_]+)_'"
+    short = ("detector.warmup_steps=2", "trainer.steps=96", "trainer.batch_size=4")
+    with composing(data / "sar_scenes", data / "made", scene, *short) as composed:
+        yield composed
 
 
 @pytest.fixture

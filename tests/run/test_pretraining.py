@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from small_study import SMALL
+from small_study import Compose, composing
 
 from boxtwin.commands.generate import make_variations
 from boxtwin.commands.train import Pretrained, pretrained
-from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values, run_name
-from boxtwin.config.launch import quote_numbers
-from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
 from boxtwin.datasets.splits import SIDES, Split
@@ -29,10 +25,7 @@ from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import detector_file, labelling_runs, load_dataset, make_data, make_detector, prepare, train
 from boxtwin.run.pretraining import check_other_images, hold_out, pretraining_run
 
-ROOT = Path(__file__).parents[2]
-Compose = Callable[..., BoxtwinConfig]
 SHORT = (
-    "detector=yolov3_nano",
     "detector.warmup_steps=2",
     "trainer.steps=6",
     "trainer.threads=1",
@@ -64,16 +57,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def composed(tmp_path: Path, data: Path) -> Iterator[Compose]:
-    register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-
-        def with_overrides(*overrides: str) -> BoxtwinConfig:
-            places = (f"data={tmp_path}", "dataset=coco", "dataset.name=scenes", f"dataset.root={data}/sar_scenes")
-            small = [value for value in SMALL if ".build." not in value]
-            typed = (*places, *small, *SHORT, "generator=repeat", *overrides)
-            return to_object(compose("config", quote_numbers(typed, ROOT / "conf" / "variations")), BoxtwinConfig)
-
-        yield with_overrides
+    with composing(data / "sar_scenes", tmp_path, *SHORT) as composed:
+        yield composed
 
 
 @pytest.fixture
