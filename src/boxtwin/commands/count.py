@@ -182,7 +182,7 @@ def _write(
         if name != "coco":
             write_labels(name, [each.labels for each in read_store(folder).images], spec.classes, folder / name)
     if title is not None:
-        notes = [*about(detectors), promise(counter), *marks(work.images)]
+        notes = [*about(detectors), promise(counter), *marks(work.images, counter)]
         write_page(
             folder / PAGE_FILE,
             work.images,

@@ -13,6 +13,8 @@ from boxtwin.counting.files import CountedImage
 from boxtwin.files import write_bytes_atomically
 from boxtwin.lettering import class_colour
 
+FEW_CLASSES = 10  # up to so many, an image shows also those of which it has none
+
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -38,7 +40,8 @@ def write_page(
         classes=[(name, class_colour(label)) for label, name in enumerate(classes)],
         images=images,
         doubt={place: rank for rank, place in enumerate(in_doubt)},
-        total=sum(int(image.count.counts[0]) for image in images),
+        totals=[sum(int(image.count.counts[place]) for image in images) for place in range(1 + len(classes))],
+        few=FEW_CLASSES,
         notes=notes,
         unreadable=unreadable,
         thumbnail=lambda image: base64.b64encode(image.thumbnail).decode(),
