@@ -77,7 +77,9 @@ def count_images(composed: DictConfig) -> Path:
     images = list_images(config.images)
     folder = Path(config.folder) if config.folder is not None else COUNTS / _name_of(images, config.images)
     _check_folder(folder)
-    detectors = open_detectors(find_detectors(config.run, config.study), config.device, config.threads)
+    store = config.tracking
+    files = find_detectors(config.run, config.study, uri=store.uri, tracking=Path(store.folder))
+    detectors = open_detectors(files, config.device, config.threads)
     counter, spec = Counter(detectors, config.scale), detectors[0].spec
     annotated = None
     if config.annotations is not None:

@@ -18,9 +18,10 @@ from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, VALIDATION_DETECTIO
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, load_matches
 from boxtwin.files import link_file
-from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAG, Store
+from boxtwin.tracking.mlflow_runs import REUSED_TAG, Store
 from boxtwin.tracking.provenance import code_tags
 from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, read_result
+from boxtwin.tracking.study_names import IDENTITY_TAG
 
 log = logging.getLogger(__name__)
 

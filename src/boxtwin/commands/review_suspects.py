@@ -36,6 +36,7 @@ from boxtwin.studies.suspects import SUGGESTED_FILE, SUSPECTS_FOLDER, TRAINING, 
 from boxtwin.studies.suspects_files import write_suspects
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.run_folders import RESULT_FILE, read_result
+from boxtwin.tracking.study_names import find_study
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +58,9 @@ def list_suspects(config: DictConfig) -> Path:
             with runs_folder(given) as folder:
                 return _list(runs_in(folder), {}, config)
         tracking = Path(config.tracking.folder)
-        if config.tracking.uri is None and not (tracking / "mlflow.db").exists():
-            raise InputError(
-                f"suspects={config.suspects}: there is no such folder, and there are no runs in {tracking}"
-            )
+        study = find_study(config.suspects, config.tracking.uri, tracking)
         store = Store(uri=config.tracking.uri, folder=tracking)
-        runs = collect_runs(store, config.suspects, tracking, Path(temporary))
+        runs = collect_runs(store, study, tracking, Path(temporary))
         copies = copies_of(store, runs, Path(temporary), (*NEEDED, CONFIGURATION))
         return _list(runs, copies, config)
 

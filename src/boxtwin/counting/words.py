@@ -44,7 +44,7 @@ def marks(images: Sequence[CountedImage], counter: Counter) -> list[str]:
     reasons = Tally(reason for image in images for reason in image.count.unlike)
     remarks = [some(found)] if (found := [image.remark for image in images if image.remark]) else []
     if lacking := _never_counted(images, counter):
-        why = "their images may be unlike those of training, or the thresholds too high for them"
+        why = "these images may be unlike those of training, or the thresholds too high for them"
         remarks.insert(0, f"counted in none of {several(images)}: {some(lacking)}; {why}")
     if not reasons:
         return remarks
