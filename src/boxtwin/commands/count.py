@@ -24,7 +24,6 @@ from boxtwin.counting.files import (
     SMALL_QUALITY,
     THUMBNAIL,
     CountedImage,
-    as_jpeg,
     coco_detections,
     draw,
     finish,
@@ -39,6 +38,7 @@ from boxtwin.counting.page import write_page
 from boxtwin.counting.scenes import Scene
 from boxtwin.counting.scored import Annotated, read_annotations, score
 from boxtwin.counting.words import about, marks, promise, summary
+from boxtwin.datasets.image_io import encode
 from boxtwin.datasets.problems import some
 from boxtwin.errors import InputError
 from boxtwin.evaluation.overlays import shrunk
@@ -162,9 +162,11 @@ def _written(
     if pictures:
         plain, several = picture_of(image, counter.detectors[0].spec.levels), len(counter.classes) > 1
         picture = f"{PICTURES}/{image.name}.jpg"
-        write_bytes_atomically(folder / picture, as_jpeg(draw(plain, width, count.found, several=several), QUALITY))
+        write_bytes_atomically(
+            folder / picture, encode(draw(plain, width, count.found, several=several), "jpg", QUALITY)
+        )
         if number < MOST_THUMBNAILS:
-            small = as_jpeg(draw(shrunk(plain, THUMBNAIL), width, count.found, several=several), SMALL_QUALITY)
+            small = encode(draw(shrunk(plain, THUMBNAIL), width, count.found, several=several), "jpg", SMALL_QUALITY)
     return CountedImage(image.name, image.path, image.page, width, height, count, picture, small, remark)
 
 

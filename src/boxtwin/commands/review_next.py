@@ -195,7 +195,7 @@ def write(folder: Path, chosen: Sequence[Chosen], detector: TrainedDetector, not
         ShownImage(
             each.sample.name,
             f"{IMAGES}/{each.sample.name}",
-            spec.levels.scaled(each.sample.read()),
+            spec.levels.in_8_bit(each.sample.read()),
             each.found,
             each.distance,
         )

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-import jinja2
-
 from boxtwin.counting.files import CountedImage
 from boxtwin.files import write_bytes_atomically
 from boxtwin.lettering import class_colour
+from boxtwin.pages import data_uri, templates
 
 FEW_CLASSES = 10  # up to so many, an image shows also those of which it has none
 
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+TEMPLATES = templates(Path(__file__).parent)
 
 
 def write_page(
@@ -44,7 +36,7 @@ def write_page(
         few=FEW_CLASSES,
         notes=notes,
         unreadable=unreadable,
-        thumbnail=lambda image: base64.b64encode(image.thumbnail).decode(),
+        thumbnail=lambda image: data_uri("jpeg", image.thumbnail),
         link=lambda image: quote(image.picture or ""),
     )
     write_bytes_atomically(path, content.encode())
