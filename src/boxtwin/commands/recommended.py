@@ -17,9 +17,8 @@ from boxtwin.studies.report.recommendation import recommended
 from boxtwin.studies.runs import with_evidence
 from boxtwin.studies.study import Study
 from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.run_folders import CONFIGURATION
 from boxtwin.tracking.study_names import find_study
-
-CONFIGURATION = "config.yaml"  # in the folder of a run, and among its artifacts
 
 
 @dataclass(frozen=True)

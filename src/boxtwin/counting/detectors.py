@@ -15,14 +15,14 @@ from boxtwin.command_line import quoted, setting
 from boxtwin.detector.predict import Compute, OnnxDetector
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError, nearest
+from boxtwin.evaluation.scoring import VALIDATION_AP
 from boxtwin.files import check_name
-from boxtwin.tracking.run_folders import read_result
+from boxtwin.tracking.run_folders import FINAL, read_result
 from boxtwin.tracking.study_names import find_study
 
 STUDIES = Path("multirun")  # folder of the studies' folders, whose folders are runs
 DETECTOR_FILE, ONNX = "detector.safetensors", ".onnx"
-BEST, FINAL = "best", "final"  # FINAL: the detectors trained on all labelled images, and the folder of their result
-VALIDATION_AP = "val_real/map"  # metric of the weights that a run keeps
+BEST = "best"
 LISTED = 20
 _SEED = re.compile(r"-seed\d+(-\w+)?\Z")  # what follows the name of a condition in that of a run
 
@@ -101,9 +101,9 @@ def seeds_of(folder: Path, name: str) -> list[Path]:
 
 
 def finals_of(folder: Path) -> list[Path]:
-    """The final detectors of a study by seed, as many as the last final training made."""
+    """The final detectors in the folder of a study by seed, as many as the last call of ``train.py final=`` made."""
     result = read_result(folder / FINAL)
-    seeds = 0 if result is None else int(result.params.get("seeds", 0))
+    seeds = int(result.params["seeds"]) if result is not None and result.kind == FINAL else 0
     return [file for seed in range(seeds) if (file := folder / f"{FINAL}-seed{seed}" / DETECTOR_FILE).is_file()]
 
 
