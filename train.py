@@ -1,9 +1,12 @@
 """Train one run of a study, or with -m a sweep of runs:  python train.py -m split=s1,s2 variations=0,2,10"""
 
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 
 from boxtwin.config import launch
+from boxtwin.tracking.study_names import find_study
 
 PATHS = ("dataset.root", "dataset.unlabelled", "dataset.empty", "detector.weights", "split.file")
 
@@ -15,6 +18,7 @@ def main(config: DictConfig) -> None:
     def work(config: DictConfig) -> None:
         # Imported here: --help must not wait for torch.
         if config.final is not None:
+            find_study(config.final, config.tracking.uri, Path(config.tracking.folder))
             from boxtwin.commands.train_final import train_final
 
             train_final(config)

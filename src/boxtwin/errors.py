@@ -2,6 +2,8 @@
 
 import errno
 import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class InputError(ValueError):
@@ -17,6 +19,12 @@ class DataError(InputError):
 
 class WriteError(InputError):
     """A disk or a folder does not take a file. Another attempt may succeed later."""
+
+
+def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
+    """``; did you mean A or B?`` for a name that may be misspelt; empty if no known name is like it."""
+    alike = get_close_matches(name, list(dict.fromkeys(known)), most)
+    return f"; did you mean {' or '.join(alike)}?" if alike else ""
 
 
 def unanswered(error: BaseException) -> str | None:

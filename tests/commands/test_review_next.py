@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from trained_detectors import make_trained
 
-from boxtwin.commands.review_next import final_detectors, rank
+from boxtwin.commands.review_next import rank
+from boxtwin.counting.detectors import finals_of
 from boxtwin.datasets.image_folder import read_folder
 from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.reading import Reading
@@ -17,15 +18,15 @@ from boxtwin.tracking.run_folders import RunResult
 
 
 def test_final_detectors_are_those_of_the_last_call(tmp_path: Path) -> None:
-    assert final_detectors(tmp_path) == []
+    assert finals_of(tmp_path) == []
     for seed in range(3):
         (tmp_path / f"final-seed{seed}").mkdir()
         (tmp_path / f"final-seed{seed}" / "detector.safetensors").touch()
-    assert final_detectors(tmp_path) == []  # the call has not ended
+    assert finals_of(tmp_path) == []  # the call has not ended
     RunResult(kind="final", params={"seeds": 2}).write(tmp_path / "final")
-    assert [file.parent.name for file in final_detectors(tmp_path)] == ["final-seed0", "final-seed1"]
+    assert [file.parent.name for file in finals_of(tmp_path)] == ["final-seed0", "final-seed1"]
     RunResult(params={"seed": 2}).write(tmp_path / "final")  # a run of a split of that name
-    assert final_detectors(tmp_path) == []
+    assert finals_of(tmp_path) == []
 
 
 @pytest.mark.parametrize("last", [60000, 200])

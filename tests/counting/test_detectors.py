@@ -15,14 +15,14 @@ def test_the_best_of_a_study_is_final_or_best_on_validation_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="there are no finished runs in multirun"):
+    with pytest.raises(InputError, match="there are no runs in mlruns"):
         find_detectors("best", None)
     for name, ap in (("a", 0.3), ("b", 0.5), ("c", 0.4)):
         folder = Path("multirun/ships") / name
         folder.mkdir(parents=True)
         (folder / "detector.safetensors").touch()
         (folder / "result.json").write_text(json.dumps({"metrics": {"val_real/map": ap}}))
-    assert find_detectors("best", None) == [Path("multirun/ships/b/detector.safetensors")]
+    assert find_detectors("best", "ships") == [Path("multirun/ships/b/detector.safetensors")]
     # As trained with five seeds, then with two: old detectors lie beside those of the last training.
     for name in ("final", *(f"final-seed{seed}" for seed in range(5)), "finals-x0-seed0"):
         (Path("multirun/ships") / name).mkdir()

@@ -22,6 +22,7 @@ from boxtwin.studies.report.summary import Summary, printed
 from boxtwin.studies.runs import runs_in, with_evidence
 from boxtwin.studies.study import Study
 from boxtwin.studies.suspects import SUGGESTED_FILE, SUSPECTS_FOLDER
+from boxtwin.tracking.study_names import find_study
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +48,14 @@ def compare_study(config: DictConfig) -> Path:
 
 
 def _compare_stored(config: DictConfig) -> Path:
+    folder = Path(config.tracking.folder)
+    name = find_study(config.study, config.tracking.uri, folder)
     # Imported here: MLflow takes seconds, and runs in folders do without.
-    from boxtwin.commands.stored_runs import bring_back, collect_runs, conditions, copies_of, last_study
+    from boxtwin.commands.stored_runs import bring_back, collect_runs, conditions, copies_of
     from boxtwin.tracking.mlflow_runs import Store
     from boxtwin.tracking.mlflow_view import save_view
 
-    folder = Path(config.tracking.folder)
-    if config.tracking.uri is None and not (folder / "mlflow.db").exists():
-        raise InputError(f"there are no runs in {folder}; make some: python train.py -m split=s1,s2 variations=0,2,10")
     store = Store(uri=config.tracking.uri, folder=folder)
-    name = config.study or last_study(store)
-    check_name(name, "study")
     report = Path(config.folder) / name
 
     with tempfile.TemporaryDirectory() as temporary:

@@ -24,7 +24,6 @@ from boxtwin.counting.files import (
     SMALL_QUALITY,
     THUMBNAIL,
     CountedImage,
-    as_jpeg,
     coco_detections,
     draw,
     finish,
@@ -39,6 +38,7 @@ from boxtwin.counting.page import write_page
 from boxtwin.counting.scenes import Scene
 from boxtwin.counting.scored import Annotated, read_annotations, score
 from boxtwin.counting.words import about, marks, promise, summary
+from boxtwin.datasets.image_io import encode
 from boxtwin.datasets.problems import some
 from boxtwin.errors import InputError
 from boxtwin.evaluation.overlays import shrunk
@@ -77,7 +77,9 @@ def count_images(composed: DictConfig) -> Path:
     images = list_images(config.images)
     folder = Path(config.folder) if config.folder is not None else COUNTS / _name_of(images, config.images)
     _check_folder(folder)
-    detectors = open_detectors(find_detectors(config.run, config.study), config.device, config.threads)
+    store = config.tracking
+    files = find_detectors(config.run, config.study, uri=store.uri, tracking=Path(store.folder))
+    detectors = open_detectors(files, config.device, config.threads)
     counter, spec = Counter(detectors, config.scale), detectors[0].spec
     annotated = None
     if config.annotations is not None:
@@ -160,9 +162,11 @@ def _written(
     if pictures:
         plain, several = picture_of(image, counter.detectors[0].spec.levels), len(counter.classes) > 1
         picture = f"{PICTURES}/{image.name}.jpg"
-        write_bytes_atomically(folder / picture, as_jpeg(draw(plain, width, count.found, several=several), QUALITY))
+        write_bytes_atomically(
+            folder / picture, encode(draw(plain, width, count.found, several=several), "jpg", QUALITY)
+        )
         if number < MOST_THUMBNAILS:
-            small = as_jpeg(draw(shrunk(plain, THUMBNAIL), width, count.found, several=several), SMALL_QUALITY)
+            small = encode(draw(shrunk(plain, THUMBNAIL), width, count.found, several=several), "jpg", SMALL_QUALITY)
     return CountedImage(image.name, image.path, image.page, width, height, count, picture, small, remark)
 
 
@@ -182,7 +186,7 @@ def _write(
         if name != "coco":
             write_labels(name, [each.labels for each in read_store(folder).images], spec.classes, folder / name)
     if title is not None:
-        notes = [*about(detectors), promise(counter), *marks(work.images)]
+        notes = [*about(detectors), promise(counter), *marks(work.images, counter)]
         write_page(
             folder / PAGE_FILE,
             work.images,

@@ -10,16 +10,15 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from boxtwin.commands.compare import kept_primary
-from boxtwin.commands.stored_runs import bring_back, collect_runs, copies_of, last_study
+from boxtwin.commands.stored_runs import bring_back, collect_runs, copies_of
 from boxtwin.errors import InputError
-from boxtwin.files import check_name
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.report.recommendation import recommended
 from boxtwin.studies.runs import with_evidence
 from boxtwin.studies.study import Study
-from boxtwin.tracking.mlflow_runs import DATABASE, Store
-
-CONFIGURATION = "config.yaml"  # in the folder of a run, and among its artifacts
+from boxtwin.tracking.mlflow_runs import Store
+from boxtwin.tracking.run_folders import CONFIGURATION
+from boxtwin.tracking.study_names import find_study
 
 
 @dataclass(frozen=True)
@@ -33,19 +32,14 @@ class Recommended:
 
 
 def recommended_condition(config: DictConfig, study: str | None) -> Recommended:
-    """Of a study in the store of ``config.tracking``; None for the study that ran last.
+    """Of a study in the store of ``config.tracking``; None for the last study.
 
     Raises:
         InputError: there is no such study or no finished run, or the settings of the runs are lost.
     """
-    check_name(study, "study")
     tracking = Path(config.tracking.folder)
-    if config.tracking.uri is None and not (tracking / DATABASE).exists():
-        raise InputError(
-            f"there are no runs in {tracking}; make some: python train.py -m split=s1,s2 variations=0,2,10"
-        )
+    name = find_study(study, config.tracking.uri, tracking)
     store = Store(uri=config.tracking.uri, folder=tracking)
-    name = study or last_study(store)
     with tempfile.TemporaryDirectory() as temporary:
         runs = collect_runs(store, name, tracking, Path(temporary))
         copies = copies_of(store, runs, Path(temporary))

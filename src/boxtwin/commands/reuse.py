@@ -18,20 +18,21 @@ from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, VALIDATION_DETECTIO
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, load_matches
 from boxtwin.files import link_file
-from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAG, Store
+from boxtwin.tracking.mlflow_runs import REUSED_TAG, Store
 from boxtwin.tracking.provenance import code_tags
-from boxtwin.tracking.run_folders import RESULT_FILE, find_folder, read_result
+from boxtwin.tracking.run_folders import CONFIGURATION, RESULT_FILE, find_folder, read_result
+from boxtwin.tracking.study_names import IDENTITY_TAG
 
 log = logging.getLogger(__name__)
 
 # Files of a run that MLflow has too.
 KEPT = (
     *(RESULT_FILE, DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE, MATCHES_FILE, EXAMPLES_FILE),
-    *("split.json", "config.yaml"),
+    *("split.json", CONFIGURATION),
     *("overlays.png", "precision_recall.png", "counts.png"),
 )
 NEEDED = (RESULT_FILE, DETECTIONS_FILE, MATCHES_FILE)  # without which a run's metrics cannot be had again
-NEVER_COPIED = {RESULT_FILE, "config.yaml", "train.log"}
+NEVER_COPIED = {RESULT_FILE, CONFIGURATION, "train.log"}
 
 
 def mend(store: Store, run_id: str, folder: Path, identities: Sequence[str]) -> list[str]:

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from boxtwin.boxes import area_xyxy, xyxy_to_xywh
 from boxtwin.commands.recommended import Recommended, recommended_condition
 from boxtwin.config.compose import to_object
-from boxtwin.config.identity import FINAL
 from boxtwin.config.schema import BoxtwinConfig, ReviewConfig
+from boxtwin.counting.detectors import finals_of
 from boxtwin.counting.next_page import ShownImage, write_page
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.image_folder import read_folder
@@ -35,7 +35,6 @@ from boxtwin.files import atomic_path, link_file
 from boxtwin.hardware import choose_device
 from boxtwin.labels.next_images import Disagreement, choose
 from boxtwin.run.build import load_dataset
-from boxtwin.tracking.run_folders import read_result
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +93,7 @@ def choose_next(composed: DictConfig) -> Path:
 def detectors_of(found: Recommended) -> list[Path]:
     """The final detectors of a study, or those of its recommended condition; `InputError` for fewer than two."""
     folders = [Path(run.output_dir) for run in found.row.runs if run.output_dir]
-    finals = [file for folder in folders[:1] for file in final_detectors(folder.parent)]
+    finals = [file for folder in folders[:1] for file in finals_of(folder.parent)]
     files = [folder / FILE for folder in folders if (folder / FILE).is_file()]
     files = finals if len(finals) >= LEAST_DETECTORS else files
     if len(files) < LEAST_DETECTORS:
@@ -103,14 +102,6 @@ def detectors_of(found: Recommended) -> list[Path]:
             f"{found.row.name}: train more seeds (-m seed=0,1,2), or the final detectors"
         )
     return files
-
-
-def final_detectors(study: Path) -> list[Path]:
-    """The files of the detectors that ``train.py final=`` has left in the folder of a study, of its last call alone."""
-    result = read_result(study / FINAL)
-    seeds = int(result.params["seeds"]) if result is not None and result.kind == FINAL else 0
-    files = [study / f"{FINAL}-seed{seed}" / FILE for seed in range(seeds)]
-    return [file for file in files if file.is_file()]
 
 
 def unlabelled(samples: Sequence[Sample], dataset: Dataset, source: Path) -> list[Sample]:
@@ -195,7 +186,7 @@ def write(folder: Path, chosen: Sequence[Chosen], detector: TrainedDetector, not
         ShownImage(
             each.sample.name,
             f"{IMAGES}/{each.sample.name}",
-            spec.levels.scaled(each.sample.read()),
+            spec.levels.in_8_bit(each.sample.read()),
             each.found,
             each.distance,
         )

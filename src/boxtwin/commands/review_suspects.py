@@ -19,11 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from boxtwin.command_line import command_line, setting
 from boxtwin.commands.stored_runs import collect_runs, copies_of
 from boxtwin.config.compose import to_object
-from boxtwin.config.identity import FINAL
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.sample import Dataset, Detections
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE, read_results
+from boxtwin.evaluation.scoring import VALIDATION_AP
 from boxtwin.files import check_name
 from boxtwin.run.build import load_dataset
 from boxtwin.studies.archive import ARCHIVE, runs_folder
@@ -35,11 +35,11 @@ from boxtwin.studies.runs import StudyRun, find_file, runs_in
 from boxtwin.studies.suspects import SUGGESTED_FILE, SUSPECTS_FOLDER, TRAINING, Found, find_suspects, in_order
 from boxtwin.studies.suspects_files import write_suspects
 from boxtwin.tracking.mlflow_runs import Store
-from boxtwin.tracking.run_folders import RESULT_FILE, read_result
+from boxtwin.tracking.run_folders import CONFIGURATION, FINAL, RESULT_FILE, read_result
+from boxtwin.tracking.study_names import find_study
 
 log = logging.getLogger(__name__)
 
-CONFIGURATION = "config.yaml"  # in the folder of a run
 ENOUGH_RUNS = 3  # seeds from which on a condition is chosen by its AP alone
 
 
@@ -57,12 +57,9 @@ def list_suspects(config: DictConfig) -> Path:
             with runs_folder(given) as folder:
                 return _list(runs_in(folder), {}, config)
         tracking = Path(config.tracking.folder)
-        if config.tracking.uri is None and not (tracking / "mlflow.db").exists():
-            raise InputError(
-                f"suspects={config.suspects}: there is no such folder, and there are no runs in {tracking}"
-            )
+        study = find_study(config.suspects, config.tracking.uri, tracking)
         store = Store(uri=config.tracking.uri, folder=tracking)
-        runs = collect_runs(store, config.suspects, tracking, Path(temporary))
+        runs = collect_runs(store, study, tracking, Path(temporary))
         copies = copies_of(store, runs, Path(temporary), (*NEEDED, CONFIGURATION))
         return _list(runs, copies, config)
 
@@ -141,7 +138,7 @@ def best_condition(runs: Sequence[StudyRun], copies: Mapping[str, Path]) -> list
     enough = min(ENOUGH_RUNS, max(len(of_row) for _, of_row in rows))
 
     def validation_ap(each: tuple[Row, list[FinishedRun]]) -> float:
-        values = [kept.run.metrics.get("val_real/map", math.nan) for kept in each[1]]
+        values = [kept.run.metrics.get(VALIDATION_AP, math.nan) for kept in each[1]]
         known = [value for value in values if math.isfinite(value)]
         return math.fsum(known) / len(known) if known else -1.0
 

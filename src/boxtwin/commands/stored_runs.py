@@ -19,21 +19,14 @@ from boxtwin.studies.evidence import COMPARED, Evidence
 from boxtwin.studies.inference import Interval, clusters_of, interval_of
 from boxtwin.studies.runs import BROKEN, FINISHED, SHOWN_FILES, StudyRun, find_file, in_order, run_from
 from boxtwin.studies.study import Study
-from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, Condition, Store
+from boxtwin.tracking.mlflow_runs import Condition, Store
 from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, find_folder, read_result
+from boxtwin.tracking.study_names import IDENTITY_TAG
 
 log = logging.getLogger(__name__)
 
 STORE_TAG = "boxtwin.store"  # key of the variation store of a run
 EVIDENCE_FILES = (MATCHES_FILE, RESULT_FILE)
-
-
-def last_study(store: Store) -> str:
-    """The study whose newest run is the newest of all; raises `InputError` if the store has no runs."""
-    for experiment in store.studies():
-        if store.runs(experiment.name):
-            return str(experiment.name)
-    raise InputError(f"{store.uri} has no runs yet; make some: python train.py -m split=s1,s2 variations=0,2,10")
 
 
 def collect_runs(store: Store, study: str, tracking: Path, temporary: Path) -> list[StudyRun]:
@@ -42,7 +35,7 @@ def collect_runs(store: Store, study: str, tracking: Path, temporary: Path) -> l
     The folders of runs lie beside ``tracking``, that of the store; copies of what is gone there go to ``temporary``.
 
     Raises:
-        InputError: the study has none.
+        InputError: the study has none (`find_study` says which studies there are).
     """
     runs = []
     for run in store.runs(study):
@@ -54,8 +47,7 @@ def collect_runs(store: Store, study: str, tracking: Path, temporary: Path) -> l
                 *(run.info.run_id, run.info.run_name, type(error).__name__, error),
             )
     if not runs:
-        names = ", ".join(experiment.name for experiment in store.studies()) or "none"
-        raise InputError(f"no runs of a study called {study} in {store.uri}; studies there: {names}")
+        raise InputError(f"study {study} has no runs in {store.uri} that can be read")
     return in_order(runs)
 
 

@@ -46,14 +46,15 @@ from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
 from boxtwin.run.pretraining import pretraining_metrics, pretraining_run, variations_run
 from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.synthesis.store import StoreUpdate
-from boxtwin.tracking.mlflow_runs import IDENTITY_TAG, REUSED_TAGS, Store, ended_on_error, store_uri
+from boxtwin.tracking.mlflow_runs import REUSED_TAGS, Store, ended_on_error, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
 from boxtwin.tracking.provenance import code_of, provenance, tags
-from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, find_folder, own_folder, recorded_path
+from boxtwin.tracking.run_folders import CONFIGURATION, RESULT_FILE, RunResult, find_folder, own_folder, recorded_path
+from boxtwin.tracking.study_names import IDENTITY_TAG
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS, CONFIGURATION = "checkpoints", "config.yaml"  # in the run's folder
+CHECKPOINTS = "checkpoints"  # in the run's folder
 # Of a tested run, for MLflow.
 FILES = (*PICTURES, DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE, MATCHES_FILE, EXAMPLES_FILE, RESULT_FILE)
 

@@ -19,10 +19,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from boxtwin.commands.generate import make_variations
-from boxtwin.commands.recommended import CONFIGURATION, Recommended, recommended_condition
+from boxtwin.commands.recommended import Recommended, recommended_condition
 from boxtwin.commands.train import finite, pretrained
 from boxtwin.config.compose import to_object
-from boxtwin.config.identity import FINAL, RECIPE_VERSION, flat_params, long_hash, run_name, setting_hash
+from boxtwin.config.identity import RECIPE_VERSION, flat_params, long_hash, run_name, setting_hash
 from boxtwin.config.launch import task_overrides, typed_words
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.options import SplitOptions
@@ -58,7 +58,7 @@ from boxtwin.run.pretraining import pretraining_run
 from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.provenance import provenance, tags
-from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, read_result
+from boxtwin.tracking.run_folders import CONFIGURATION, FINAL, RESULT_FILE, RunResult, read_result
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import is_dataclass
-from difflib import get_close_matches
 from typing import Any, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -20,7 +19,7 @@ from boxtwin.config.schema import (
     GenerateConfig,
     ReviewConfig,
 )
-from boxtwin.errors import InputError
+from boxtwin.errors import InputError, nearest
 
 Schema = TypeVar("Schema")
 
@@ -84,8 +83,7 @@ def unknown_setting(error: BaseException) -> InputError | None:
     if key in renamed:
         return InputError(f"{key} has been renamed: write {now}=… instead of {key}=…")
     known = [name for schema in SCHEMAS.values() for name in _settings(schema)]
-    advice = "".join(f"; did you mean {name}?" for name in get_close_matches(key, known, 1))
-    return InputError(f"there is no setting {key}{advice or '; --cfg job shows all settings'}")
+    return InputError(f"there is no setting {key}{nearest(key, known, 1) or '; --cfg job shows all settings'}")
 
 
 def _settings(schema: type) -> list[str]:

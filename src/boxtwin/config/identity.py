@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.synthesis.constants import ADDED_SETTINGS as ADDED_GENERATOR_SETTINGS
 from boxtwin.synthesis.constants import FORMER_SETTINGS
+from boxtwin.tracking.run_folders import FINAL
 
 Config = BoxtwinConfig | DictConfig  # a DictConfig where a value may still be missing
 
@@ -113,7 +114,6 @@ RECIPE_VERSION = 1
 # The version of the evaluation of sets with several classes: from 2 on every class is counted at its own threshold.
 EVALUATION_VERSION = 2
 NO_PRETRAINING = "none"
-FINAL = "final"  # folder of a study's final detectors, and the name of their split
 _DEFINING = ("dataset", "split", "variations", "generator", "labels", "detector", "trainer", "seed")
 # What a study's table varies; the rest is the setting, which must be the same to compare.
 _AXES = ("split", "variations", "generator", "labels", "seed")

@@ -117,6 +117,7 @@ class CountConfig:
     scale: float | None = None
     device: str = "auto"
     threads: int | None = None
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +14,17 @@ import cv2
 from boxtwin.command_line import quoted, setting
 from boxtwin.detector.predict import Compute, OnnxDetector
 from boxtwin.detector.spec import DetectorSpec
-from boxtwin.errors import InputError
+from boxtwin.errors import InputError, nearest
+from boxtwin.evaluation.scoring import VALIDATION_AP
 from boxtwin.files import check_name
-from boxtwin.tracking.run_folders import RESULT_FILE, read_result
+from boxtwin.tracking.run_folders import FINAL, read_result
+from boxtwin.tracking.study_names import find_study
 
 STUDIES = Path("multirun")  # folder of the studies' folders, whose folders are runs
 DETECTOR_FILE, ONNX = "detector.safetensors", ".onnx"
-BEST, FINAL = "best", "final"  # FINAL: the detectors trained on all labelled images, and the folder of their result
-VALIDATION_AP = "val_real/map"  # metric of the weights that a run keeps
+BEST = "best"
 LISTED = 20
+_SEED = re.compile(r"-seed\d+(-\w+)?\Z")  # what follows the name of a condition in that of a run
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +36,19 @@ class Detector:
     compute: Compute
 
 
-def find_detectors(asked: str | Sequence[str], study: str | None) -> list[Path]:
-    """The files of the detectors that ``asked`` names; raises `InputError` if there are none."""
+def find_detectors(
+    asked: str | Sequence[str], study: str | None, *, uri: str | None = None, tracking: Path = Path("mlruns")
+) -> list[Path]:
+    """The files of the detectors that ``asked`` names; raises `InputError` if there are none.
+
+    Names are those of the study, or for None of the last one in the MLflow store (`find_study`).
+    """
     names = [asked] if isinstance(asked, str) else list(asked)
     check_name(study, "study")
-    found = [path for name in names for path in _find(name, study)]
+    if study is not None and not (STUDIES / study).is_dir():
+        hint = nearest(study, (folder.name for folder in STUDIES.glob("*/")))
+        raise InputError(f"study={study}: there is no folder {STUDIES / study}{hint}")
+    found = [path for name in names for path in _find(name, lambda: study or find_study(None, uri, tracking))]
     if not found:
         raise InputError("run=[] names no detector; give a run's folder, a detector.safetensors, or run=best")
     if len(set(found)) < len(found):
@@ -46,7 +56,7 @@ def find_detectors(asked: str | Sequence[str], study: str | None) -> list[Path]:
     return found
 
 
-def _find(name: str, study: str | None) -> list[Path]:
+def _find(name: str, study: Callable[[], str]) -> list[Path]:
     path = Path(name)
     if path.is_file():
         return [path]
@@ -54,16 +64,21 @@ def _find(name: str, study: str | None) -> list[Path]:
         if not (path / DETECTOR_FILE).is_file():
             raise InputError(f"run={name} holds no {DETECTOR_FILE}: the run is not finished, or it is another folder")
         return [path / DETECTOR_FILE]
-    folder = STUDIES / study if study is not None else last_study()
-    if name == BEST:
-        return [best_of(folder)]
-    seeds = finals_of(folder) if name == FINAL else seeds_of(folder, name)
+    if len(path.parts) > 1:
+        folder, seeds = path.parent, []
+    else:
+        folder = STUDIES / study()
+        if name == BEST:
+            return [best_of(folder)]
+        seeds = finals_of(folder) if name == FINAL else seeds_of(folder, name)
     if not seeds:
         runs = sorted(run.parent for run in folder.glob(f"*/{DETECTOR_FILE}"))
         more = f"\n  and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
         listed = "".join(f"\n  {quoted(setting('run', str(run)))}" for run in runs[:LISTED])
+        known = [BEST, *(each for run in runs for each in (run.name, _SEED.sub("", run.name)))]
         raise InputError(
             f"run={name} is no file or folder, and no condition with finished runs in {folder}"
+            + nearest(path.name, known)
             + (f"; its runs:{listed}{more}" if runs else "")
         )
     return seeds
@@ -71,9 +86,7 @@ def _find(name: str, study: str | None) -> list[Path]:
 
 def seeds_of(folder: Path, name: str) -> list[Path]:
     """The detectors of all seeds of a condition; raises `InputError` if the name is that of several conditions."""
-    files = [
-        run / DETECTOR_FILE for run in folder.glob("*/") if re.fullmatch(rf"{re.escape(name)}-seed\d+(-\w+)?", run.name)
-    ]
+    files = [run / DETECTOR_FILE for run in folder.glob("*/") if _SEED.sub("", run.name) == name != run.name]
     files = sorted(file for file in files if file.is_file())
     conditions: dict[str, list[str]] = {}
     for file in files:
@@ -88,18 +101,10 @@ def seeds_of(folder: Path, name: str) -> list[Path]:
 
 
 def finals_of(folder: Path) -> list[Path]:
-    """The final detectors of a study by seed, as many as the last final training made."""
+    """The final detectors in the folder of a study by seed, as many as the last call of ``train.py final=`` made."""
     result = read_result(folder / FINAL)
-    seeds = 0 if result is None else int(result.params.get("seeds", 0))
+    seeds = int(result.params["seeds"]) if result is not None and result.kind == FINAL else 0
     return [file for seed in range(seeds) if (file := folder / f"{FINAL}-seed{seed}" / DETECTOR_FILE).is_file()]
-
-
-def last_study() -> Path:
-    """The folder of the study with the newest result; raises `InputError` if there is none."""
-    results = list(STUDIES.glob(f"*/*/{RESULT_FILE}"))
-    if not results:
-        raise InputError(f"there are no finished runs in {STUDIES}; name a detector: run=FOLDER or run=FILE")
-    return max(results, key=lambda path: path.stat().st_mtime).parents[1]
 
 
 def best_of(folder: Path) -> Path:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 
 from boxtwin.boxes import xyxy_to_xywh
 from boxtwin.counting.ensemble import ImageCount
@@ -149,8 +148,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def picture_of(image: Read, levels: Levels) -> Pixels:
     """The image in 8 bit colour, shrunk to `LONGEST`."""
-    shown: Any = levels.scaled(image.content.overview(LONGEST) if isinstance(image.content, Scene) else image.content)
-    shown = shrunk(shown if shown.dtype == np.uint8 else (shown >> 8).astype(np.uint8), LONGEST)
+    content = image.content.overview(LONGEST) if isinstance(image.content, Scene) else image.content
+    shown = shrunk(levels.in_8_bit(content), LONGEST)
     return cv2.cvtColor(shown, cv2.COLOR_GRAY2RGB) if shown.ndim == 2 else shown
 
 
@@ -159,20 +158,20 @@ def draw(picture: Pixels, width: int, found: Detections, *, several: bool) -> Pi
     shown, longer = picture.copy(), max(picture.shape[:2])
     scale, thick = picture.shape[1] / width, max(1 if longer < FEW else 2, round(longer / 500))
     for box, label in zip(found.boxes, found.labels.tolist(), strict=True):
-        x1, y1, x2, y2 = (float(value) * scale for value in box)
-        room = max(0.0, (LEAST_BOX * longer - max(x2 - x1, y2 - y1)) / 2) + thick
-        colour = class_colour(label) if several else ONE_CLASS
-        red_green_blue = tuple(int(colour[place : place + 2], 16) for place in (1, 3, 5))
-        ends = (round(x1 - room), round(y1 - room)), (round(x2 + room), round(y2 + room))
-        if several:
-            cv2.rectangle(shown, *ends, (255, 255, 255), thick + 2)  # around it: told apart on any ground
-        cv2.rectangle(shown, *ends, red_green_blue, thick)
+        colour, around = (class_colour(label), "#ffffff") if several else (ONE_CLASS, None)
+        frame(shown, [float(value) * scale for value in box], colour, around, thick=thick, least=LEAST_BOX * longer)
     return shown
 
 
-def as_jpeg(pixels: Pixels, quality: int) -> bytes:
-    """A picture as JPEG."""
-    done, encoded = cv2.imencode(".jpg", np.ascontiguousarray(pixels[:, :, ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise OSError(f"pixels of shape {pixels.shape} cannot be written as JPEG")
-    return encoded.tobytes()
+def frame(picture: Pixels, box: Sequence[float], colour: str, around: str | None, *, thick: int, least: float) -> None:
+    """Draw a frame around an xyxy box, in pixels of the picture, as if it had at least ``least`` pixels.
+
+    With another colour ``around`` it is told apart on any ground.
+    """
+    x1, y1, x2, y2 = box
+    room = max(0.0, least - max(x2 - x1, y2 - y1)) / 2 + thick
+    ends = (round(x1 - room), round(y1 - room)), (round(x2 + room), round(y2 + room))
+    for shade, width in ((around, thick + 2), (colour, thick)):
+        if shade is not None:
+            red_green_blue = tuple(int(shade[place : place + 2], 16) for place in (1, 3, 5))
+            cv2.rectangle(picture, *ends, red_green_blue, width)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import cv2
-import numpy as np
-from jaxtyping import UInt8
 
+from boxtwin.counting.files import frame
 from boxtwin.counting.page import TEMPLATES
-from boxtwin.datasets.image_io import Pixels
+from boxtwin.datasets.image_io import Pixels, encode
 from boxtwin.files import write_bytes_atomically
-from boxtwin.labels.ensemble import AgreedObject
 from boxtwin.labels.next_images import Disagreement
 from boxtwin.lettering import class_colour
+from boxtwin.pages import data_uri
 
 PICTURE, QUALITY = 480, 80  # longer side, pixels; of JPEG
 LEAST_BOX = 9  # pixels of the picture: boxes of smaller objects are drawn larger, so that they can be seen
@@ -30,7 +28,7 @@ class ShownImage:
 
     name: str
     link: str
-    pixels: Pixels
+    pixels: Pixels  # in 8 bit
     found: Disagreement
     distance: float
 
@@ -43,7 +41,7 @@ def write_page(
         {
             "name": image.name,
             "link": quote(image.link),
-            "picture": base64.b64encode(_picture(image)).decode(),
+            "picture": data_uri("jpeg", _picture(image)),
             "agreed": len(image.found.agreed),
             "doubtful": len(image.found.doubtful),
             "bits": image.found.bits,
@@ -63,23 +61,12 @@ def write_page(
 
 def _picture(image: ShownImage) -> bytes:
     """The image as JPEG, with the boxes that detectors agree on and those in doubt."""
-    pixels = image.pixels if image.pixels.dtype == np.uint8 else (image.pixels >> 8).astype(np.uint8)
+    pixels = image.pixels
     scale = PICTURE / max(pixels.shape[:2])  # small images are enlarged, so that lines are thin beside objects
     size = [max(1, round(side * scale)) for side in pixels.shape[1::-1]]
     shown = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
-    shown = cv2.cvtColor(shown, cv2.COLOR_GRAY2BGR) if shown.ndim == 2 else np.ascontiguousarray(shown[:, :, ::-1])
-    for place in image.found.doubtful:
-        _frame(shown, place, DOUBTFUL, scale)
-    for place in image.found.agreed:
-        _frame(shown, place, class_colour(place.label), scale)
-    _, encoded = cv2.imencode(".jpg", shown, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    return encoded.tobytes()
-
-
-def _frame(shown: UInt8[np.ndarray, "h w 3"], place: AgreedObject, colour: str, scale: float) -> None:
-    x1, y1, x2, y2 = (value * scale for value in place.box)
-    room = max(0.0, LEAST_BOX - max(x2 - x1, y2 - y1)) / 2 + 1
-    ends = (round(x1 - room), round(y1 - room)), (round(x2 + room), round(y2 + room))
-    bgr = tuple(int(colour[start : start + 2], 16) for start in (5, 3, 1))
-    cv2.rectangle(shown, *ends, (0, 0, 0), 4)  # dark around it: seen on any ground
-    cv2.rectangle(shown, *ends, bgr, 2)
+    shown = cv2.cvtColor(shown, cv2.COLOR_GRAY2RGB) if shown.ndim == 2 else shown
+    doubtful = [(place, DOUBTFUL) for place in image.found.doubtful]
+    for place, colour in doubtful + [(place, class_colour(place.label)) for place in image.found.agreed]:
+        frame(shown, [value * scale for value in place.box], colour, "#000000", thick=2, least=LEAST_BOX)
+    return encode(shown, "jpg", QUALITY)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-import jinja2
-
 from boxtwin.counting.files import CountedImage
 from boxtwin.files import write_bytes_atomically
 from boxtwin.lettering import class_colour
+from boxtwin.pages import data_uri, templates
 
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+FEW_CLASSES = 10  # up to so many, an image shows also those of which it has none
+
+TEMPLATES = templates(Path(__file__).parent)
 
 
 def write_page(
@@ -38,10 +32,11 @@ def write_page(
         classes=[(name, class_colour(label)) for label, name in enumerate(classes)],
         images=images,
         doubt={place: rank for rank, place in enumerate(in_doubt)},
-        total=sum(int(image.count.counts[0]) for image in images),
+        totals=[sum(int(image.count.counts[place]) for image in images) for place in range(1 + len(classes))],
+        few=FEW_CLASSES,
         notes=notes,
         unreadable=unreadable,
-        thumbnail=lambda image: base64.b64encode(image.thumbnail).decode(),
+        thumbnail=lambda image: data_uri("jpeg", image.thumbnail),
         link=lambda image: quote(image.picture or ""),
     )
     write_bytes_atomically(path, content.encode())

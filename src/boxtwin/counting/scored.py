@@ -11,6 +11,8 @@ import numpy as np
 from boxtwin.counting.ensemble import ImageCount
 from boxtwin.counting.images import ImageList
 from boxtwin.datasets.coco import read_coco
+from boxtwin.datasets.coco_json import fault_of_name, find_files, read_content
+from boxtwin.datasets.problems import Problems, some
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.errors import InputError
@@ -26,28 +28,44 @@ class Annotated:
     classes: tuple[str, ...]  # of the annotations
     samples: Mapping[Path, Sample]  # by the real path of the file
     labels: tuple[int, ...]
+    remarks: tuple[str, ...] = ()  # on images that are in the file or among the counted ones alone
 
 
 def read_annotations(file: Path, images: ImageList, classes: Sequence[str], reading: Reading) -> Annotated:
     """The annotations of these images; classes are matched by name.
 
-    Raises `InputError` where none of the images is annotated, or objects are of classes that the detector lacks.
+    Raises `InputError` where at most half of the file's images and at most half of the counted ones are in both, or
+    objects are of classes that the detector lacks.
     """
-    dataset = read_coco(name=file.stem, images=images.folder, annotations=file, reading=reading)
+    names = [entry["file_name"] for entry in read_content(file, Problems())["images"]]
+    safe = [name for name in names if not fault_of_name(name)]
+    wanted = {path.resolve() for path in images.files}
+    found = {name: path.resolve() for name, path in zip(safe, find_files(safe, images.folder), strict=True)}
+    both = {name for name, path in found.items() if path in wanted}
+    others = [name for name in names if name not in both]
+    unscored = len(wanted - {found[name] for name in both})
+    if 2 * len(others) >= len(names) and 2 * unscored >= len(wanted):
+        raise InputError(
+            f"annotations={file}: {len(both)} of its {len(names)} images are among the {len(wanted)} counted files, "
+            f"whose names start in {images.folder}, and others are not, such as {some(others)}. Give the annotations "
+            "of these images, or the images that are annotated: images=LIST.txt"
+        )
+    dataset = read_coco(name=file.stem, images=images.folder, annotations=file, reading=reading, only=both)
     used = {int(label) for sample in dataset.samples for label in sample.object_labels}
-    names = dataset.classes
-    if unknown := [name for label, name in enumerate(names) if label in used and name not in classes]:
+    known = dataset.classes
+    if unknown := [name for label, name in enumerate(known) if label in used and name not in classes]:
         raise InputError(
             f"annotations={file} has objects of {', '.join(unknown)}; the detector knows {', '.join(classes)}. Give "
             "annotations of these classes, with the same names, or a detector that was trained on the others"
         )
-    wanted = {path.resolve() for path in images.files}
-    samples = {one.path.resolve(): one for one in dataset.samples if one.path.resolve() in wanted}
-    if not samples:
-        raise InputError(
-            f"annotations={file} names none of the {len(wanted)} images, whose names start in {images.folder}"
-        )
-    return Annotated(names, samples, tuple(names.index(name) if name in names else -1 for name in classes))
+    remarks = []
+    if others:
+        remarks.append(f"not counted: {len(others)} of the {len(names)} images in {file}")
+    if unscored:
+        remarks.append(f"not scored: {unscored} of the {len(wanted)} counted files, which are not in {file}")
+    samples = {sample.path.resolve(): sample for sample in dataset.samples}
+    labels = tuple(known.index(name) if name in known else -1 for name in classes)
+    return Annotated(known, samples, labels, tuple(remarks))
 
 
 def score(annotated: Annotated, counts: Mapping[Path, ImageCount]) -> list[str]:
@@ -66,12 +84,12 @@ def score(annotated: Annotated, counts: Mapping[Path, ImageCount]) -> list[str]:
         found.append(own_counts)
         samples.append(sample)
     if not samples:
-        return ["none of the annotated images could be read"]
+        return ["none of the annotated images could be read", *annotated.remarks]
     true = np.array([np.bincount(sample.object_labels, minlength=len(annotated.classes)) for sample in samples])
     counted = np.array(found)
     together, by_class = coco_by_class(match_detections(samples, detections, len(annotated.classes)))
     errors = count_metrics(true.sum(axis=1), counted.sum(axis=1))
-    lines = [f"on {len(samples)} annotated images: {_words({**together, **errors})}"]
+    lines = [f"on {len(samples)} annotated image{'' if len(samples) == 1 else 's'}: {_words({**together, **errors})}"]
     if len(annotated.classes) > 1:
         for label, name in enumerate(annotated.classes):
             lines.append(f"  {name}: {_words(by_class[label] | count_metrics(true[:, label], counted[:, label]))}")
@@ -79,7 +97,7 @@ def score(annotated: Annotated, counts: Mapping[Path, ImageCount]) -> list[str]:
     inside = [each[0].low <= total <= each[0].high for each, total in zip(ends, true.sum(axis=1), strict=True) if each]
     if inside and set(annotated.labels) >= set(range(len(annotated.labels))):
         lines.append(f"  the interval holds the true count in {sum(inside)} of {len(inside)} images")
-    return lines
+    return [*lines, *(f"  {remark}" for remark in annotated.remarks)]
 
 
 def _words(values: Mapping[str, float]) -> str:

@@ -12,6 +12,7 @@ from boxtwin.datasets.problems import some
 from boxtwin.evaluation.count_intervals import LEVEL, promised_level
 
 MOST_NAMED = 10  # classes in a line
+UNLIKELY = 0.05  # probability below which it is said that a class was counted in no image
 
 
 def about(detectors: Sequence[Detector]) -> list[str]:
@@ -38,10 +39,13 @@ def promise(counter: Counter) -> str:
     return text if level == LEVEL else f"{text}, too few for {100 * LEVEL:.0f} %"
 
 
-def marks(images: Sequence[CountedImage]) -> list[str]:
-    """How many images are unlike the training images, and why; and those without GeoJSON."""
+def marks(images: Sequence[CountedImage], counter: Counter) -> list[str]:
+    """How many images are unlike the training images, and why; classes never counted; images without GeoJSON."""
     reasons = Tally(reason for image in images for reason in image.count.unlike)
     remarks = [some(found)] if (found := [image.remark for image in images if image.remark]) else []
+    if lacking := _never_counted(images, counter):
+        why = "these images may be unlike those of training, or the thresholds too high for them"
+        remarks.insert(0, f"counted in none of {several(images)}: {some(lacking)}; {why}")
     if not reasons:
         return remarks
     unlike = sum(bool(image.count.unlike) for image in images)
@@ -51,6 +55,23 @@ def marks(images: Sequence[CountedImage]) -> list[str]:
     return [line, *remarks]
 
 
+def _never_counted(images: Sequence[CountedImage], counter: Counter) -> list[str]:
+    """Classes of which an object should have been found in images like those of training, in words.
+
+    If a class is in the share p of the training images, n images like these have none with probability (1 - p) to the
+    power of n.
+    """
+    spec = counter.detectors[0].spec
+    number, *holding = spec.images.holding if spec.images is not None and spec.images.holding else (0,)
+    lacking = []
+    for label, held in enumerate(holding):
+        is_unlikely = (1 - held / (number + 1)) ** len(images) < UNLIKELY  # never all: another image might have none
+        if is_unlikely and not any(image.count.counts[1 + label] for image in images):
+            place = f"in {held} of {number} training images, counted from confidence {spec.class_thresholds[label]:.3f}"
+            lacking.append(f"{counter.classes[label]} ({place})")
+    return lacking
+
+
 def summary(images: Sequence[CountedImage], counter: Counter, seconds: float) -> list[str]:
     """The sums, the scale that was taken, what intervals promise, and marks."""
     sums = [sum(int(image.count.counts[place]) for image in images) for place in range(1 + len(counter.classes))]
@@ -58,7 +79,7 @@ def summary(images: Sequence[CountedImage], counter: Counter, seconds: float) ->
     if len(counter.classes) > 1:
         by_class = zip(sums[1:], counter.classes, strict=True)
         first += ": " + ", ".join(f"{number} {name}" for number, name in by_class)
-    return [first, *scales(images, counter), promise(counter), *marks(images)]
+    return [first, *scales(images, counter), promise(counter), *marks(images, counter)]
 
 
 def several(images: Sequence[CountedImage]) -> str:

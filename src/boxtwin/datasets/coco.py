@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ def read_coco(
     crowds: Crowds = Crowds.ignore,
     on_duplicate_box: OnDuplicateBox = OnDuplicateBox.warn,
     reading: Reading = Reading(),  # noqa: B008 (frozen)
+    only: Container[str] | None = None,
 ) -> Dataset:
     """Read a COCO detection set and check all of it; one `InputError` lists everything that is wrong.
 
@@ -93,6 +94,7 @@ def read_coco(
             written. Images with the same pixels are always of one group.
         on_bad_box: boxes of which clipping leaves nothing are dropped; `repairs` counts both.
         reading: how image files become pixels; boxes refer to these.
+        only: file names of the images to read; the others need no files.
     """
     try:
         pattern = None if group_by is None else re.compile(group_by)
@@ -102,6 +104,10 @@ def read_coco(
         raise InputError(f"group_by={group_by!r} needs a group in brackets that picks the scene, such as '^([^_]+)_'")
     problems = Problems()
     content = read_content(annotations, problems)
+    if only is not None:
+        left_out = {entry["id"] for entry in content["images"] if entry["file_name"] not in only}
+        for key, field in (("images", "id"), ("annotations", "image_id")):
+            content[key] = [entry for entry in content[key] if entry[field] not in left_out]
     files = _check_files(content, images, problems, reading)
     sizes = {number: (file.width, file.height) for number, file in files.items()}
     objects, repairs = read_objects(content, sizes, on_bad_box, problems)

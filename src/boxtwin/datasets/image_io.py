@@ -26,6 +26,8 @@ Pixels = (
     | UInt16[np.ndarray, "_h _w 3"]
 )
 
+_QUALITY = {"jpg": cv2.IMWRITE_JPEG_QUALITY, "webp": cv2.IMWRITE_WEBP_QUALITY}
+
 # Headers are checked against `Reading.max_pixels`, which may be more than Pillow's own limit.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -152,8 +154,13 @@ def write_png(path: Path, pixels: Pixels) -> None:
 
 def encode_png(pixels: Pixels) -> bytes:
     """The bytes of the file that `write_png` writes."""
+    return encode(pixels, "png")
+
+
+def encode(pixels: Pixels, kind: str, quality: int | None = None) -> bytes:
+    """Pixels as a PNG, or with a quality in percent as a JPEG (``jpg``) or WebP (``webp``)."""
     stored = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, ::-1])
-    done, encoded = cv2.imencode(".png", stored)
+    done, encoded = cv2.imencode(f".{kind}", stored, [] if quality is None else [_QUALITY[kind], quality])
     if not done:
-        raise OSError(f"pixels of shape {pixels.shape} and type {pixels.dtype} cannot be written as PNG")
+        raise OSError(f"pixels of shape {pixels.shape} and type {pixels.dtype} cannot be written as {kind.upper()}")
     return encoded.tobytes()

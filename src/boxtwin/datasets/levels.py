@@ -46,6 +46,10 @@ class Levels:
         """Pixels over the whole range of their type: black is 0, full scale the largest value, the rest is clipped."""
         return pixels if pixels.dtype == np.uint8 else self._table[pixels]
 
+    def in_8_bit(self, pixels: Pixels) -> Pixels:
+        """Pixels between black and full scale, in 8 bit."""
+        return pixels if pixels.dtype == np.uint8 else (self.scaled(pixels) >> 8).astype(np.uint8)
+
     def restored(self, scaled: Pixels) -> Pixels:
         """The inverse of `scaled`, but for what was clipped."""
         if scaled.dtype == np.uint8:
@@ -57,6 +61,24 @@ class Levels:
     def _table(self) -> UInt16[np.ndarray, "65536"]:
         shares = (np.arange(65536) - self.black) / (self.full_scale - self.black)
         return np.rint(np.clip(shares, 0, 1) * 65535).astype(np.uint16)
+
+
+def black_and_white(pixels: Pixels) -> tuple[int, int]:
+    """The values of an image that become 0 and 255 where it is shown by itself."""
+    if pixels.dtype == np.uint8:
+        return 0, 255
+    # Sensors fill 12 or 14 of 16 bits, with few very bright pixels: stretch between the outer thousandths.
+    black, white = np.percentile(pixels, (CUT, 100 - CUT))
+    return int(black), max(int(np.ceil(white)), int(black) + 1)
+
+
+def to_8_bit(pixels: Pixels, ends: tuple[int, int] | None = None) -> Pixels:
+    """Pixels between two values, by default `black_and_white`, as a screen shows them."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    black, white = ends or black_and_white(pixels)
+    shares = (pixels.astype(np.float32) - black) / (white - black)
+    return np.rint(255 * shares.clip(0, 1)).astype(np.uint8)
 
 
 def check_depth(samples: Sequence[Sample]) -> None:

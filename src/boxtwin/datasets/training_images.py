@@ -28,12 +28,14 @@ class TrainingImages:
 
     ``sides`` are the longer sides, in pixels, of the smallest, a typical (median) and the largest image. ``level`` is
     the mean of an image, 0 at black and 1 at full scale; ``sharpness`` the logarithm of its contrast from pixel to
-    pixel (standard deviation of the Laplacian) over its contrast as a whole.
+    pixel (standard deviation of the Laplacian) over its contrast as a whole. ``holding`` is the number of images, then
+    of those that hold an object of each class, up to the last class that occurs; older files have none.
     """
 
     sides: tuple[int, int, int]
     level: Range
     sharpness: Range
+    holding: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -47,7 +49,9 @@ class TrainingImages:
         for values, least in zip(measured.T, (LEAST_LEVEL, LEAST_SHARPNESS), strict=True):
             room = max(ROOM * float(np.ptp(values)), least)
             ranges.append((float(values.min()) - room, float(values.max()) + room))
-        return cls((min(sides), typical, max(sides)), ranges[0], ranges[1])
+        labels = [label for sample in images for label in set(sample.object_labels.tolist())]
+        holding = (len(images), *np.bincount(labels).tolist()) if labels else (len(images),)
+        return cls((min(sides), typical, max(sides)), ranges[0], ranges[1], holding)
 
     def plain(self) -> dict[str, Any]:
         """The fields as JSON has them."""

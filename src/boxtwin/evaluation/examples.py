@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Float
 
-from boxtwin.datasets.image_io import Pixels
+from boxtwin.datasets.image_io import encode
+from boxtwin.datasets.levels import to_8_bit
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.counts import counted
-from boxtwin.evaluation.overlays import pick_examples, shrunk, to_8_bit
+from boxtwin.evaluation.overlays import pick_examples, shrunk
 from boxtwin.files import write_bytes_atomically
 
 EXAMPLES_FILE = "examples.json"  # its name in the folder of a run
@@ -100,7 +100,7 @@ def _entry(sample: Sample, worst: bool) -> dict[str, Any]:
         "labels": sample.labels.tolist(),
         "crowd": sample.crowd.tolist(),
         "worst": worst,
-        "webp": base64.b64encode(_webp(sample.read())).decode(),
+        "webp": base64.b64encode(encode(shrunk(to_8_bit(sample.read()), SIDE), "webp", QUALITY)).decode(),
     }
 
 
@@ -118,16 +118,6 @@ def _pictured(entry: Mapping[str, Any]) -> Pictured:
         crowd=np.array(entry["crowd"], dtype=bool),
     )
     return Pictured(sample, base64.b64decode(entry["webp"]), bool(entry["worst"]))
-
-
-def _webp(pixels: Pixels) -> bytes:
-    shown = shrunk(to_8_bit(pixels), SIDE)
-    if shown.ndim == 3:
-        shown = np.ascontiguousarray(shown[:, :, ::-1])
-    done, encoded = cv2.imencode(".webp", shown, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
-    if not done:
-        raise OSError(f"pixels of shape {pixels.shape} and type {pixels.dtype} cannot be written as WebP")
-    return encoded.tobytes()
 
 
 def _rounded(boxes: Float[np.ndarray, "n 4"]) -> list[list[float]]:

@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 
 from boxtwin.boxes import area_xyxy
 from boxtwin.datasets.image_io import Pixels
+from boxtwin.datasets.levels import to_8_bit
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.counts import counted
 from boxtwin.evaluation.matching import match
@@ -184,15 +185,6 @@ def contact_sheet(
         empty.set_axis_off()
     named.legend(figure, top=0.0)
     save(figure, path)
-
-
-def to_8_bit(pixels: Pixels) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
-    """Pixels as a screen shows them."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    # Sensors fill 12 or 14 of 16 bits, with few very bright pixels: stretch between the outer thousandths.
-    low, high = np.quantile(pixels, (0.001, 0.999))
-    return (np.clip((pixels - low) / max(high - low, 1.0), 0, 1) * 255).astype(np.uint8)
 
 
 def shrunk(pixels: UInt8[np.ndarray, "..."], side: int) -> UInt8[np.ndarray, "..."]:

@@ -14,6 +14,8 @@ from boxtwin.evaluation.coco_metrics import coco_by_class, metric_names
 from boxtwin.evaluation.counts import Thresholds, choose_thresholds, count_by_class
 from boxtwin.evaluation.matching import Matching, match_detections
 
+VALIDATION_AP = "val_real/map"  # metric by which the weights of a run, detectors and conditions are chosen
+
 
 @dataclass(frozen=True, eq=False)
 class TestScores:

@@ -31,10 +31,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from boxtwin.command_line import command_line
 from boxtwin.errors import InputError, unanswered
 from boxtwin.files import atomic_path, remove_leftovers
+from boxtwin.tracking.study_names import DATABASE, IDENTITY_TAG
 
 log = logging.getLogger(__name__)
 
-IDENTITY_TAG = "boxtwin.identity"  # the same for two MLflow runs of one run
 KIND_TAG = "boxtwin.kind"  # "run" (another word in stores of earlier versions), "condition", "comparison", "final"
 REUSED_TAG = "boxtwin.reused_from"  # of a run whose result another study had
 REUSED_TAGS = (REUSED_TAG, "boxtwin.taken_over_from")  # the second in stores of earlier versions
@@ -42,7 +42,7 @@ REUSED_TAGS = (REUSED_TAG, "boxtwin.taken_over_from")  # the second in stores of
 TRAINING_RUNS = f"tags.`{IDENTITY_TAG}` LIKE '%'"
 CONDITION_TAG = "boxtwin.condition"  # distinguishes the conditions of a study
 FAILURE_TAG = "boxtwin.failure"  # why a run has not finished
-DATABASE, ARTIFACTS = "mlflow.db", "artifacts"  # in the store's folder
+ARTIFACTS = "artifacts"  # in the store's folder, beside the database
 SQLITE = "sqlite:///"  # how the address of such a file begins
 MOST_METRICS = 1000  # of one call: MLflow's limit
 MOST_CHARACTERS = 5000  # of the reason of a failure: MLflow's limit for tags
@@ -317,9 +317,9 @@ class Store:
         return int(version.version)
 
     def studies(self) -> list[Experiment]:
-        """All studies with runs, the one with the newest run first."""
+        """All studies with runs, the one of which a run was started last first."""
         experiments = {experiment.experiment_id: experiment for experiment in self.client.search_experiments()}
-        newest = [run for number in experiments for run in self._search([number], most=1)]
+        newest = [run for number in experiments for run in self._search([number], TRAINING_RUNS, most=1)]
         newest.sort(key=lambda run: run.info.start_time, reverse=True)
         return [experiments[run.info.experiment_id] for run in newest]
 

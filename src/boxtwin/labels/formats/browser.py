@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from boxtwin.datasets.image_io import Pixels, decode_image, pixels_sha256, read_header, write_png
-from boxtwin.datasets.levels import CUT
+from boxtwin.datasets.image_io import decode_image, pixels_sha256, read_header, write_png
+from boxtwin.datasets.levels import black_and_white, to_8_bit
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
 from boxtwin.files import link_file
@@ -51,22 +51,6 @@ def export_image(path: Path, reading: Reading, target: Path) -> Exported:
         target.parent.mkdir(parents=True, exist_ok=True)
         link_file(path, target)
         return Exported(digest, width, height)
-    black, white = black_and_white(pixels)
-    write_png(target, to_8_bit(pixels, black, white))
-    return Exported(digest, width, height, black, white)
-
-
-def black_and_white(pixels: Pixels) -> tuple[int, int]:
-    """The values of an image that become 0 and 255."""
-    if pixels.dtype == np.uint8:
-        return 0, 255
-    black, white = np.percentile(pixels, (CUT, 100 - CUT))
-    return int(black), max(int(np.ceil(white)), int(black) + 1)
-
-
-def to_8_bit(pixels: Pixels, black: int, white: int) -> Pixels:
-    """Pixels between black and white, in 8 bit."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    shares = (pixels.astype(np.float32) - black) / (white - black)
-    return np.rint(255 * shares.clip(0, 1)).astype(np.uint8)
+    ends = black_and_white(pixels)
+    write_png(target, to_8_bit(pixels, ends))
+    return Exported(digest, width, height, *ends)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 from collections import defaultdict
@@ -18,6 +17,7 @@ from boxtwin.datasets.sample import Detections
 from boxtwin.evaluation.examples import EXAMPLES_FILE, Examples, Pictured, load_examples
 from boxtwin.evaluation.matching import match
 from boxtwin.lettering import class_colour
+from boxtwin.pages import data_uri
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.runs import LABEL_CARD, QUALITY_CARD
 from boxtwin.studies.study import Study
@@ -127,7 +127,7 @@ def _image(key: str, pictured: Pictured, members: Sequence[Examples]) -> Picture
         counts = ", ".join(f"{len(groups[kind][0])} {word}" for kind, word in KINDS.items() if len(groups[kind][0]))
         text = f"found {len(detections.boxes)}{_by_class(detections.labels, classes)}{counts and ': '}{counts}"
         drawings.append(MarkedImage((*crowds, *marks), text))
-    uri = f"data:image/webp;base64,{base64.b64encode(pictured.webp).decode()}"
+    uri = data_uri("webp", pictured.webp)
     return PicturedImage(key, sample.name, sample.width, sample.height, uri, tuple(drawings))
 
 

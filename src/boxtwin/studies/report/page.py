@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 
 from boxtwin.command_line import command_line, relative, setting
-from boxtwin.datasets.image_io import read_image
+from boxtwin.datasets.image_io import encode, read_image
 from boxtwin.files import write_bytes_atomically
+from boxtwin.pages import data_uri
 from boxtwin.studies.comparison import against_none
 from boxtwin.studies.relabelled import Relabelled
 from boxtwin.studies.report.gallery import galleries, store_cards
@@ -73,7 +72,7 @@ def write_report(study: Study, summary: Summary, folder: Path, others: Sequence[
         galleries=galleries(study),
         stores=store_cards(study),
         jpeg_uri=_jpeg,
-        svg_uri=lambda svg: _data_uri("svg+xml", svg.encode()),
+        svg_uri=lambda svg: data_uri("svg+xml", svg.encode()),
         runs=sorted(runs, key=lambda run: (run.name, run.run_id)),
         folder_of=lambda run: relative(Path(run.output_dir)) if run.output_dir else "",
         commands=_commands(runs),
@@ -108,12 +107,4 @@ def _jpeg(path: Path) -> str:
     scale = min(1.0, CARD_WIDTH / pixels.shape[1])
     size = [max(1, round(side * scale)) for side in (pixels.shape[1], pixels.shape[0])]
     shrunk = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    stored = shrunk if shrunk.ndim == 2 else np.ascontiguousarray(shrunk[:, :, ::-1])
-    done, encoded = cv2.imencode(".jpg", stored, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    if not done:
-        raise OSError(f"{path}: pixels of shape {pixels.shape} and type {pixels.dtype} cannot be written as JPEG")
-    return _data_uri("jpeg", encoded.tobytes())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return data_uri("jpeg", encode(shrunk, "jpg", JPEG_QUALITY))

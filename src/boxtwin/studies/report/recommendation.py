@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 
 from boxtwin.errors import InputError
+from boxtwin.evaluation.scoring import VALIDATION_AP
 from boxtwin.studies.comparison import EXTRA_IMAGES
 from boxtwin.studies.conditions import Estimate, Row
 from boxtwin.studies.report.summary import AP50, answers
 from boxtwin.studies.study import Study
-
-VALIDATION_AP = "val_real/map"
 
 
 def recommended(study: Study) -> tuple[Row, str]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from boxtwin.boxes import Box
+from boxtwin.datasets.image_io import encode
+from boxtwin.datasets.levels import to_8_bit
 from boxtwin.datasets.sample import Sample
-from boxtwin.evaluation.overlays import shrunk, to_8_bit
+from boxtwin.evaluation.overlays import shrunk
 from boxtwin.files import write_bytes_atomically
+from boxtwin.pages import data_uri
 from boxtwin.studies.report.words import ENVIRONMENT
 from boxtwin.studies.suspects import APPLIED_FROM, KINDS, LEAST_SCORE, Suspect
 
@@ -88,8 +89,6 @@ def _pictured(
     height, width = pixels.shape[:2]
     (left, right), (top, bottom) = _around(x1, x2, half, width), _around(y1, y2, half, height)
     part = shrunk(np.ascontiguousarray(pixels[top:bottom, left:right]), SIDE)
-    stored = part if part.ndim == 2 else np.ascontiguousarray(part[:, :, ::-1])
-    _, encoded = cv2.imencode(".webp", stored, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
     others = [box for index, box in enumerate(sample.boxes.tolist()) if index != suspect.index]
     inside = [box for box in others if box[0] < right and box[2] > left and box[1] < bottom and box[3] > top]
     names = [
@@ -100,7 +99,7 @@ def _pictured(
         rank=rank,
         suspect=suspect,
         side=side,
-        uri=f"data:image/webp;base64,{base64.b64encode(encoded.tobytes()).decode()}",
+        uri=data_uri("webp", encode(part, "webp", QUALITY)),
         window=(float(left), float(top), float(right - left), float(bottom - top)),
         label=_placed(suspect.box),
         suggested=_placed(suspect.suggested),

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from boxtwin.pages import templates
 from boxtwin.studies.conditions import condition_name
 from boxtwin.studies.dose_response import MARGINS
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
@@ -58,13 +57,7 @@ def several(amount: int, word: str) -> str:
     return f"{amount} {word}{'' if amount == 1 else 's'}"
 
 
-ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=jinja2.select_autoescape(["html"]),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+ENVIRONMENT = templates(Path(__file__).parent)
 SHOWN = ("map_50", "map", "count_mae")  # metrics of a comparison, in the order that sentences name them
 
 

@@ -1,0 +1,54 @@
+"""Which studies an MLflow store has: the last one, and names that are checked before anything slow is imported.
+
+The last study, which commands take if none is named, is the one of which a run was started last, whatever its state.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from boxtwin.datasets.problems import some
+from boxtwin.errors import InputError, nearest
+from boxtwin.files import check_name
+
+DATABASE = "mlflow.db"  # in the store's folder
+IDENTITY_TAG = "boxtwin.identity"  # of runs that train, and of no others
+_STUDIES = """
+    select experiments.name from experiments join runs using (experiment_id) join tags using (run_uuid)
+    where tags.key = ? and experiments.lifecycle_stage = 'active' and runs.lifecycle_stage = 'active'
+    group by experiments.name order by max(runs.start_time) desc
+"""
+
+
+def study_names(uri: str | None, folder: Path) -> list[str]:
+    """All studies with runs in the store of a server, or for None in a folder; the one that ran last comes first.
+
+    As `Store.studies` gives them; MLflow, which takes seconds to import, is asked for those of a server alone.
+    """
+    if uri is None:
+        if not (folder / DATABASE).is_file():
+            return []
+        try:
+            with closing(sqlite3.connect(folder / DATABASE)) as connection:
+                return [name for (name,) in connection.execute(_STUDIES, [IDENTITY_TAG])]
+        except sqlite3.Error:
+            pass  # MLflow says what is wrong with the file
+    from boxtwin.tracking.mlflow_runs import Store
+
+    return [experiment.name for experiment in Store(uri=uri, folder=folder).studies()]
+
+
+def find_study(asked: str | None, uri: str | None, folder: Path) -> str:
+    """The study of a name, or for None the last one; raises `InputError` if the store has no runs of it."""
+    check_name(asked, "study")
+    names, place = study_names(uri, folder), uri or folder
+    if not names:
+        raise InputError(f"there are no runs in {place}; make some: python train.py -m split=s1,s2 variations=0,2,10")
+    if asked is None:
+        return names[0]
+    if asked not in names:
+        hint = nearest(asked, names) or f"; studies there: {some(names, 10)}"
+        raise InputError(f"no runs of a study called {asked} in {place}{hint}")
+    return asked

@@ -1,0 +1,90 @@
+"""Counts scored on annotations that are not those of exactly the counted images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from trained_detectors import make_trained
+
+from boxtwin.commands.count import count_images
+from boxtwin.config.schema import CountConfig
+from boxtwin.datasets.image_io import write_png
+from boxtwin.detector.checkpoint import write_detector
+from boxtwin.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def _detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_detector(make_trained(), Path("detector.safetensors"))
+
+
+def write_images(names: Sequence[str]) -> None:
+    for seed, name in enumerate(names):
+        pixels = np.random.default_rng(seed).integers(0, 256, (64, 64)).astype(np.uint8)
+        write_png(Path("images") / name, pixels)
+
+
+def annotate(names: Sequence[str]) -> str:
+    """A file with one object in each image."""
+    sides = {"width": 64, "height": 64}
+    images = [{"id": number, "file_name": name, **sides} for number, name in enumerate(names, start=1)]
+    boxes = [
+        {"id": each["id"], "image_id": each["id"], "category_id": 1, "bbox": [9, 9, 20, 20], "area": 400, "iscrowd": 0}
+        for each in images
+    ]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "ship"}]}
+    Path("annotations.json").write_text(json.dumps(content))
+    return "annotations.json"
+
+
+def count(annotations: str, images: str = "images") -> None:
+    config = CountConfig(
+        run="detector.safetensors", images=images, annotations=annotations, pictures=False, device="cpu"
+    )
+    count_images(OmegaConf.structured(config))
+
+
+def test_annotated_images_that_are_not_counted_are_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"{number}.png" for number in range(4)]
+    write_images(names)
+    Path("names.txt").write_text("images/0.png\nimages/1.png\n")
+    with caplog.at_level("INFO"):
+        count(annotate([*names, "elsewhere/5.png"]), "names.txt")  # one of them is no file here
+    assert "on 2 annotated images: AP" in caplog.text
+    assert "not counted: 3 of the 5 images in annotations.json" in caplog.text
+    assert "not scored" not in caplog.text
+
+
+def test_counted_images_that_are_not_annotated_are_counted_and_not_scored(caplog: pytest.LogCaptureFixture) -> None:
+    write_images([f"{number}.png" for number in range(5)])
+    with caplog.at_level("INFO"):
+        count(annotate(["1.png"]))
+    assert "in 5 images" in caplog.text
+    assert "on 1 annotated image: AP" in caplog.text
+    assert "not scored: 4 of the 5 counted files, which are not in annotations.json" in caplog.text
+    assert "not counted" not in caplog.text
+
+
+def test_annotations_of_exactly_the_counted_images_need_no_remark(caplog: pytest.LogCaptureFixture) -> None:
+    write_images(["0.png", "1.png"])
+    with caplog.at_level("INFO"):
+        count(annotate(["0.png", "1.png"]))
+    assert "on 2 annotated images: AP" in caplog.text
+    assert "annotations.json" not in caplog.text
+
+
+@pytest.mark.parametrize("common", [0, 1])
+def test_annotations_of_other_images_are_refused(common: int) -> None:
+    """Half of the names or more match nothing on either side."""
+    write_images(["0.png", "1.png"])
+    file = annotate([*["0.png"] * common, "8.png", "9.png"])
+    found = f"{common} of its {2 + common} images are among the 2 counted files"
+    with pytest.raises(InputError, match=rf"annotations=annotations.json: {found}, whose names start in images, .*8"):
+        count(file)
+    assert not Path("counts").exists()
