@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, OverrideParseException
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
@@ -31,7 +32,7 @@ from boxtwin.commands.export import export_detector
 from boxtwin.commands.review_labels import add_command, serve_command, use_with
 from boxtwin.commands.review_suspects import compare_command, final_command
 from boxtwin.config.compose import register, to_object
-from boxtwin.config.launch import OPTIONS_VARIABLE
+from boxtwin.config.launch import OPTIONS_VARIABLE, quote_refused, refused_word
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.counting.detectors import find_detectors
 from boxtwin.errors import InputError
@@ -279,6 +280,25 @@ def test_paths_need_no_quotes_of_hydra() -> None:
             assert values([quote_path(f"images={value}", ("images",))]) == {"images": value}
     for word in ("images=[a,b]", "images='a b'", "images=null", "study=a,b"):
         assert quote_path(word, ("images",)) == word
+
+
+def test_words_that_hydra_refused(paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list gets -m, two words that a blank parted become one, and what Hydra cannot read is quoted for it."""
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    typed = ["dataset.root=my data (1)", "seed=0,1"]
+    told = refused_word(ConfigCompositionException("Ambiguous value for argument 'seed=0,1'\n1."), typed)
+    assert given_to(paste(str(told).splitlines()[1]), "python", "train.py") == [["-m", *typed]]
+    for value in HOSTILE:
+        (word,) = quote_refused([f"dataset.root=/a{value}"], ["dataset.root"])
+        parted = refused_word(OverrideParseException(value, ""), [f"dataset.root=/a{value}", value])
+        if "=" not in value:
+            line = f"python train.py {str(parted).rpartition('quotes: ')[2]}"
+            assert given_to(paste(line), "python", "train.py") == [[f"dataset.root=/a{value} {value}"]]
+        unread = refused_word(OverrideParseException(f"study={value}", ""), [word])
+        (words,) = given_to(
+            paste(f"python train.py {str(unread).rpartition('it is written ')[2]}"), "python", "train.py"
+        )
+        assert values(words) == {"study": value}
 
 
 def test_bringing_an_experiment_back(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,3 +217,26 @@ def test_a_folder_under_its_former_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "generator_at").mkdir()
     with pytest.raises(InputError, match="dataset_generator"):
         quote_numbers([f"--config-dir={tmp_path}", "seed=0"], OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["seed=0,1"], r"seed=0,1 lists several values; add -m .*\npython train.py -m seed=0,1$"),
+        (["seed=range(3)"], r"lists several values; add -m .*\npython train.py -m 'seed=range\(3\)'$"),
+        (["split=s2", "variations=0,2"], r"^variations=0,2 lists .*\npython train.py -m split=s2 variations=0,2$"),
+        (["data=/a", "b"], "^b is no setting with a value; a value with a blank in it needs quotes: 'data=/a b'$"),
+        (["b (1)/c"], "needs quotes"),
+        (["study=a (b"], r"""Hydra cannot read study=a \(b; as text it is written "study='a \(b'"$"""),
+        (["seed=x"], "^seed: Value 'x' of type 'str' could not be converted to Integer$"),
+        (["study=[a,b]"], "^study: Cannot convert 'list' to string"),
+        (["runs=a"], "^there is no setting runs; (?!did you mean runs)"),
+    ],
+)
+def test_words_that_hydra_refuses_are_told_in_one_line(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch, typed: list[str], said: str
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    with pytest.raises(InputError, match=said):
+        launch._run(lambda: composed(*quote_numbers(typed, OPTIONS)), typed)

@@ -25,11 +25,11 @@ from hydra._internal.utils import get_args_parser, run_and_report
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from boxtwin.command_line import quote_path, quote_variations
+from boxtwin.command_line import command_line, quote_path, quote_variations, quoted, setting
 from boxtwin.config.automatic import resolve_auto
 from boxtwin.config.compose import register, unknown_setting
 from boxtwin.config.identity import run_name, short_hash
@@ -211,8 +211,8 @@ def launch(
     register()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that MLflow runs are ended
     try:
-        arguments = [quote_path(hide_password(argument), paths) for argument in sys.argv[1:]]
-        arguments = quote_refused(arguments, composed_paths)
+        typed = [hide_password(argument) for argument in sys.argv[1:]]
+        arguments = quote_refused([quote_path(argument, paths) for argument in typed], composed_paths)
         sys.argv[1:] = quote_numbers(arguments, Path(sys.argv[0]).resolve().parent / "conf" / "variations")
         chosen = chosen_files(sys.argv[1:])
         sys.argv[1:], became = resolve_auto(Path(sys.argv[0]), sys.argv[1:], chosen.get("--config-dir"))
@@ -220,7 +220,7 @@ def launch(
             print(became, file=sys.stderr, flush=True)  # before Hydra sets up logging
         options = [f"{option}={value}" for option, value in chosen.items()]
         os.environ[OPTIONS_VARIABLE] = json.dumps(options)
-        _run(main)
+        _run(main, typed)
     except KeyboardInterrupt:
         sys.exit(f"stopped; the same command {again}")
     except InputError as error:
@@ -228,7 +228,7 @@ def launch(
     sys.exit(1 if _failed else 0)
 
 
-def _run(main: Callable[[], Any]) -> None:
+def _run(main: Callable[[], Any], typed: Sequence[str] = ()) -> None:
     """Let Hydra work; errors that users can repair become one line, others are shown as Hydra shows them."""
     if os.environ.get("HYDRA_FULL_ERROR"):
         main()
@@ -238,7 +238,7 @@ def _run(main: Callable[[], Any]) -> None:
         main()
     except Exception as error:
         line = error if isinstance(error, InputError) else write_error(error) or unknown_setting(error)
-        if line is not None:
+        if line is not None or (line := refused_word(error, typed)) is not None:
             raise line from None
         del os.environ["HYDRA_FULL_ERROR"]
 
@@ -246,6 +246,24 @@ def _run(main: Callable[[], Any]) -> None:
             raise error
 
         run_and_report(fail)
+
+
+def refused_word(error: Exception, typed: Sequence[str]) -> InputError | None:
+    """One line for a ``typed`` word that Hydra cannot read: a list without ``-m``, or text that lacks quotes; or None."""
+    several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '([^=]*)=", str(error))
+    if several:
+        word = next((word for word in typed if word.startswith(f"{several[1]}=")), several[1])
+        again = command_line(Path(sys.argv[0]).name, ["-m", *typed])
+        return InputError(f"{word} lists several values; add -m to take one after the other:\n{again}")
+    if not isinstance(error, OverrideParseException):
+        return None
+    word = str(error.override)
+    key, separator, value = word.partition("=")
+    if separator:
+        return InputError(f"Hydra cannot read {word}; as text it is written {quoted(setting(key, value))}")
+    before = typed[: typed.index(word)][-1:] if word in typed else []
+    joined = quoted(" ".join([*before, word])) if before and "=" in before[0] else "'dataset.root=/my data'"
+    return InputError(f"{word} is no setting with a value; a value with a blank in it needs quotes: {joined}")
 
 
 def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
