@@ -23,6 +23,7 @@ from boxtwin.studies.study import Study
 AP50, AP = "map_50", "map"
 KINDS = ("primary", "variations", "pretraining", "equal pixels", *EXTRA_IMAGES, "control", "positive control")
 COMPARED_SETTINGS = ("pretraining", *EXTRA_IMAGES.values())  # of the setup: conditions that differ in them are compared
+LEAST_AP50 = 0.05  # of the best condition; below it detectors find next to nothing, and differences say nothing
 NOTED = ("boxtwin", "torch", "cuda", "threads")  # what may differ under the same recipe; commit and machine aside
 
 
@@ -132,6 +133,8 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
         others = [each for each in gains if each not in subjects and each.new.generator != "repeat"]
         treatments = [*map(_lead, _groups(others)), *by_kind["pretraining"], *extra]
         advice = _advice(leads, subjects, controls, positive, treatments) if leads or treatments else {}
+        if (best := max(row.estimates[AP50].mean for row in setup)) < LEAST_AP50:
+            advice = {"kind": "untrained", "best": best, "steps": max(row.first.steps for row in setup)}
         if groups or pretrainings or extra or positive:
             values_by_setup.append(Answer(setup[0].prefix, values, pretrainings, extra, positive, advice))
     return values_by_setup
@@ -161,11 +164,17 @@ def line_of(row: Row) -> tuple[str, str]:
 
 
 def _lead(group: Sequence[Contrast]) -> Contrast:
-    """The number of variations to name first: the best gain that is significant, or else the largest number."""
+    """The number of variations to name first: the best gain that is significant, or else the largest number of those
+    with enough seeds; where none has enough, of those with most."""
     sure = [gain for gain in group if gain.differences[AP50].gain_significant]
     if sure:
         return max(sure, key=lambda gain: gain.differences[AP50].mean)
-    return max(group, key=lambda gain: gain.new.variations)
+
+    def rank(gain: Contrast) -> tuple[int, int]:
+        change = gain.differences[AP50]
+        return min(change.pairs, change.pairs_needed), gain.new.variations
+
+    return max(group, key=rank)
 
 
 def _of_generator(
