@@ -66,8 +66,7 @@ def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
 
 
 def unknown_setting(error: BaseException) -> InputError | None:
-    """One line for a setting that Hydra or OmegaConf does not know, such as one of an earlier version, or whose value it
-    does not take; or None."""
+    """One line for a setting that is not known, such as one of an earlier version, or not of its type; or None."""
     match = re.search(r"full_key: (\S+)", f"{error}\n{error.__cause__}")
     if match is None:
         return None

@@ -249,7 +249,7 @@ def _run(main: Callable[[], Any], typed: Sequence[str] = ()) -> None:
 
 
 def refused_word(error: Exception, typed: Sequence[str]) -> InputError | None:
-    """One line for a ``typed`` word that Hydra cannot read: a list without ``-m``, or text that lacks quotes; or None."""
+    """One line for a ``typed`` word that Hydra refuses: a list without ``-m``, or text without quotes; or None."""
     several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '([^=]*)=", str(error))
     if several:
         word = next((word for word in typed if word.startswith(f"{several[1]}=")), several[1])
