@@ -55,24 +55,24 @@ class Summary:
 def printed(study: Study, summary: Summary, others: Sequence[Relabelled] = (), *, brief: bool = False) -> str:
     """What `compare.py` prints: the table, the answer, and what was asked for besides; all else is in the report.
 
-    With ``brief`` the answer is a sentence for each of its parts, or the primary comparisons alone, and comes last.
+    With ``brief`` the answer is a sentence for each of its parts, or the primary comparisons alone, and comes last;
+    classes and notes are left out.
     """
     blocks = [
         [f"study {study.name}: {len(study.runs)} runs"],
         text_table(study.rows, study.contrasts),
-        class_text(study.by_class),
         # Sentences on every single comparison are in the report, unless there is nothing shorter to say.
-        *([] if brief and summary.in_short else [summary.answer or summary.comparisons, summary.notes]),
+        *([] if brief else [class_text(study.by_class), summary.answer or summary.comparisons, summary.notes]),
     ]
     for each in others:
-        blocks.append([sentence("relabelled_title", each=each), *paragraphs("relabelled", each=each)])
+        blocks.append([sentence("relabelled_title", each=each), *paragraphs("relabelled", each=each, brief=brief)])
         blocks.append(relabelled_text(each))
     if summary.candidates is not None and summary.sections:
         blocks += [[summary.sections[-1].title, *summary.sections[-1].sentences], candidates_table(summary.candidates)]
     if study.unfinished:
         blocks.append([f"Not in the table: {', '.join(f'{run.name} ({run.status})' for run in study.unfinished)}"])
     if brief:
-        blocks.append(summary.in_short)
+        blocks.append(summary.in_short or summary.comparisons)
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
