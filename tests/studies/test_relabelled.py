@@ -257,10 +257,12 @@ def test_brief_is_brief_with_other_labels_too(made: tuple[Path, list[Sample]]) -
     for suspected in (False, True):
         again = relabelled(study, labels, suspected=suspected)
         long, brief = (printed(study, Summary.of(study), [again], brief=brief) for brief in (False, True))
-        assert {"By class", "Intervals cover", "Count thresholds"} <= {text for text in _LONG if text in long}
+        assert {"By class", "Intervals of differences cover", "Count thresholds"} <= {
+            text for text in _LONG if text in long
+        }
         assert not [text for text in _LONG if text in brief]
-        # Of the labels: a title, a sentence on them, whether a sign changes; then their table.
-        assert [len(block.splitlines()) for block in brief.split("\n\n")[2:]] == [3, 5, 2]
+        # A note on brackets; of the labels a title, a sentence on them, whether a sign changes; then their table.
+        assert [len(block.splitlines()) for block in brief.split("\n\n")[2:]] == [1, 3, 5, 2]
 
 
 def test_brief_is_brief_of_a_condition_alone(tmp_path: Path) -> None:
@@ -274,7 +276,13 @@ def test_brief_is_brief_of_a_condition_alone(tmp_path: Path) -> None:
     assert not [text for text in _LONG if text in brief]
 
 
-_LONG = ("By class", "Intervals cover", "Count thresholds", "No person has confirmed", "do not record the commit")
+_LONG = (
+    "By class",
+    "Intervals of differences cover",
+    "Count thresholds",
+    "No person has confirmed",
+    "do not record the commit",
+)
 
 
 def labels_of(folder: Path, file_names: list[str], images: list[str]) -> list[int]:

@@ -61,6 +61,7 @@ def printed(study: Study, summary: Summary, others: Sequence[Relabelled] = (), *
     blocks = [
         [f"study {study.name}: {len(study.runs)} runs"],
         text_table(study.rows, study.contrasts),
+        [sentence("table_note")] if any(len(row.seeds) > 1 for row in study.rows) else [],
         # Sentences on every single comparison are in the report, unless there is nothing shorter to say.
         *([] if brief else [class_text(study.by_class), summary.answer or summary.comparisons, summary.notes]),
     ]
