@@ -11,10 +11,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from omegaconf import DictConfig
 
+from boxtwin.command_line import quote_path
 from boxtwin.config import launch
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import REMOVED_SETTINGS, defining_values, run_name, setting_hash, short_hash
-from boxtwin.config.launch import quote_numbers, quote_refused
+from boxtwin.config.launch import quote_list, quote_numbers, quote_refused
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.errors import InputError, unanswered
 from boxtwin.run.generators import make_generator
@@ -54,6 +55,22 @@ def test_numbers_are_quoted_for_variations_only(typed: str, quoted: str) -> None
 def test_paths_of_data_sets_need_no_quotes_of_hydra(value: str, composed: Compose) -> None:
     (word,) = quote_refused([f"split.file={value}"], ["split.file"])
     assert composed(word).split.file == value
+
+
+@pytest.mark.parametrize(
+    ("word", "paths"),
+    [
+        ("runs=[/a b,c (1)]", ["/a b", "c (1)"]),
+        ("runs=[k=v]", ["k=v"]),
+        ("runs=['a,b',/c d]", ["a,b", "/c d"]),
+        ("runs=/a, b (1)/k=v", "/a, b (1)/k=v"),
+        ("runs=a,b", "a,b"),
+    ],
+)
+def test_lists_of_paths_need_no_quotes_of_hydra(word: str, paths: list[str] | str) -> None:
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert compose("compare", [quote_path(quote_list(word, ["runs"]), ["runs"])]).runs == paths
 
 
 def test_what_hydra_takes_is_left_alone() -> None:

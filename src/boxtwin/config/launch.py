@@ -151,6 +151,13 @@ def quote_refused(arguments: Sequence[str], settings: Sequence[str]) -> list[str
     ]
 
 
+def quote_list(word: str, settings: Sequence[str]) -> str:
+    """``runs=[a (1),b]`` -> ``runs=['a (1)',b]`` where ``settings`` are paths and Hydra would refuse the list."""
+    key, _, value = word.partition("=")
+    is_list = key in settings and value.startswith("[") and value.endswith("]")
+    return setting(key, value[1:-1].split(",")) if is_list and not _is_one_value(word) else word
+
+
 def _is_one_value(word: str) -> bool:
     try:
         return not OverridesParser.create().parse_override(word).is_sweep_override()
@@ -212,7 +219,7 @@ def launch(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that MLflow runs are ended
     try:
         typed = [hide_password(argument) for argument in sys.argv[1:]]
-        arguments = quote_refused([quote_path(argument, paths) for argument in typed], composed_paths)
+        arguments = quote_refused([quote_path(quote_list(word, paths), paths) for word in typed], composed_paths)
         sys.argv[1:] = quote_numbers(arguments, Path(sys.argv[0]).resolve().parent / "conf" / "variations")
         chosen = chosen_files(sys.argv[1:])
         sys.argv[1:], became = resolve_auto(Path(sys.argv[0]), sys.argv[1:], chosen.get("--config-dir"))
