@@ -1,6 +1,6 @@
 """Start the root scripts: prepare the command line for Hydra, run jobs, and report errors.
 
-The jobs of a sweep leave notes on disk, from which the sweep learns how they ended, whatever the launcher.
+The jobs of a sweep leave notes on disk (`boxtwin.config.notes`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -33,13 +32,15 @@ from boxtwin.command_line import command_line, quote_path, quote_variations, quo
 from boxtwin.config.automatic import resolve_auto
 from boxtwin.config.compose import register, unknown_setting
 from boxtwin.config.identity import run_name, short_hash
+from boxtwin.config.notes import Note, note_path, notes_in, progress
 from boxtwin.errors import DataError, InputError, WriteError, unanswered
-from boxtwin.files import check_name, write_bytes_atomically, write_error
+from boxtwin.files import check_name, write_error
 from boxtwin.mixing.options import VariationsOptions
 
 log = logging.getLogger(__name__)
 
 OPTIONS_VARIABLE, SWEEP_VARIABLE = "BOXTWIN_OPTIONS", "BOXTWIN_SWEEP"
+BAR_VARIABLE = "BOXTWIN_BAR"  # set where the process that sweeps draws a bar on the terminal
 ATTEMPTS = 2  # at a run that breaks down
 _ADDRESS = re.compile(
     r"(?P<key>\+*tracking\.uri)=(?P<quote>[\"']?)(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@(?P<rest>.*)"
@@ -61,44 +62,6 @@ ENVIRONMENT = {
 QUIET = ("onnxscript", "onnx_ir", "mlflow.pyfunc", "mlflow.store.db.utils", "alembic", "httpx", "httpx2")
 
 _NOT_READING = ("image_size", "speckle", "augmentation")  # settings of a data set that do not change how it is read
-
-
-@dataclass(frozen=True)
-class Note:
-    """State of one job of a sweep, written before the job begins, so that a killed job is known too."""
-
-    path: str = ""  # of the file
-    run_name: str = ""
-    started: float = 0.0  # when the sweep started, seconds since the epoch
-    new: bool = False  # had no result before the sweep
-    attempts: int = 0  # that were begun
-    ended: bool = False
-    reason: str | None = "it was never started"  # of the failure
-    repairable: bool = False  # by the user: another attempt would change nothing
-    data: str | None = None  # hash of the data settings, if the data set is wrong
-    host: str = ""  # where it was begun
-    run: dict[str, str] | None = None  # in MLflow: address of the store, study, identity; and the lock of the run
-
-    @classmethod
-    def read(cls, path: str | Path) -> Note:
-        """The note in a file."""
-        return cls(**json.loads(Path(path).read_text()))
-
-    def write(self, **changes: Any) -> Note:
-        """Write the note with changes."""
-        note = replace(self, **changes)
-        write_bytes_atomically(Path(self.path), json.dumps(asdict(note)).encode())
-        return note
-
-    @property
-    def failure(self) -> str | None:
-        """Why the job failed; None if it did not."""
-        return "it was killed" if self.attempts and not self.ended else self.reason
-
-
-def note_path(folder: str | Path, overrides: Sequence[str]) -> str:
-    """The file of the note of the job with these overrides."""
-    return str(Path(folder) / f"{short_hash(list(overrides))}.json")
 
 
 _failed = 0
@@ -282,6 +245,8 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
     global _failed, _note
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    if os.environ.get(BAR_VARIABLE):
+        _write_over_bar()
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
     folder = os.environ.get(SWEEP_VARIABLE) if in_sweep else None  # of notes; None: another sweeper is at work
@@ -289,9 +254,9 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
     if folder is not None:
         path, data_set = note_path(folder, task_overrides()), _data_of(config)
         note = Note.read(path) if Path(path).exists() else Note(path)  # a launcher may have left this job behind
-        begun = Note(path, _name_of(config), note.started, note.new, note.attempts + 1, reason=None)
-        _note = begun.write(host=platform.node())
-        known_error = next((each.reason for each in _notes_in(folder) if each.data == data_set), None)
+        begun = Note(path, _name_of(config), note.new, note.attempts + 1, reason=None)
+        _note = begun.write(host=platform.node(), begun=time.time())
+        known_error = next((each.reason for each in notes_in(folder) if each.data == data_set), None)
     reason, repairable, data = None, False, None
     try:
         if known_error is not None:  # all data are read and checked once for a sweep, not once for each of its jobs
@@ -316,22 +281,17 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
         if known_error is None:
             log.error("%s FAILED: %s", _name_of(config), reason.splitlines()[0])
     if folder is not None and _note is not None:
-        _note = _note.write(ended=True, reason=reason, repairable=repairable, data=data)
-        log.info("%s", _progress(_notes_in(folder)))
+        seconds = time.time() - _note.begun
+        _note = _note.write(ended=True, seconds=seconds, reason=reason, repairable=repairable, data=data)
+        if not os.environ.get(BAR_VARIABLE):
+            log.info("%s", progress(notes_in(folder)))
 
 
-def _notes_in(folder: str) -> list[Note]:
-    return [Note.read(path) for path in Path(folder).glob("*.json")]
-
-
-def _progress(notes: Sequence[Note]) -> str:
-    """How many jobs of a sweep have ended, and how long the rest will take at the same pace."""
-    ended, rest = sum(note.ended for note in notes), sum(note.new and not note.ended for note in notes)
-    text = f"{ended} of {len(notes)} runs of this sweep have ended"
-    if rest and (new := sum(note.new and note.ended for note in notes)):
-        minutes = max(1, round((time.time() - notes[0].started) / new * rest / 60))
-        text += f"; about {f'{minutes // 60} h {minutes % 60:02d} min' if minutes >= 60 else f'{minutes} min'} left"
-    return text
+def _write_over_bar() -> None:
+    """Let lines on a terminal begin by clearing what stands there, a bar, which is drawn again below them."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream.isatty():
+            handler.setFormatter(logging.Formatter("\r\x1b[K%(message)s"))
 
 
 def _check(config: DictConfig) -> None:
