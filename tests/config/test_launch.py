@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from omegaconf import DictConfig
+from omegaconf.errors import InterpolationResolutionError
 
 from boxtwin.command_line import quote_path
 from boxtwin.config import launch
@@ -257,3 +258,36 @@ def test_words_that_hydra_refuses_are_told_in_one_line(
     monkeypatch.setattr("sys.argv", ["train.py"])
     with pytest.raises(InputError, match=said):
         launch._run(lambda: composed(*quote_numbers(typed, OPTIONS)), typed)
+
+
+def test_wrong_settings_of_a_sweep_are_told_at_once_with_their_overrides(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(config: DictConfig) -> None:
+        if config.split.name == "s2" and config.seed:
+            raise InputError("too few")
+        if config.trainer.steps == 7:
+            raise InputError("seven")
+        if config.seed == 3:
+            raise InterpolationResolutionError("known in a run alone")
+        assert "hydra" not in config
+
+    monkeypatch.setattr(launch, "_check_run", check)
+
+    def sweep(*runs: str) -> list[tuple[list[str], DictConfig]]:
+        return [(words.split(), composed(*words.split())) for words in runs]
+
+    launch.check_all(sweep("split=s1 seed=1", "split=s2 seed=0", "split=s1 seed=3"))
+    with pytest.raises(InputError) as caught:
+        launch.check_all(
+            sweep(
+                "split=s1 trainer.steps=6 seed=0", "split=s1 trainer.steps=7 seed=0", "split=s2 trainer.steps=6 seed=1"
+            )
+        )
+    assert str(caught.value).splitlines() == [
+        "2 of 3 runs have wrong settings; none was begun:",
+        "  trainer.steps=7: seven",
+        "  split=s2 seed=1: too few",
+    ]
+    with pytest.raises(InputError, match=r"^2 of 2 runs have wrong settings; none was begun:\n  seven$"):
+        launch.check_all(sweep("trainer.steps=7 seed=0", "trainer.steps=7 seed=1"))

@@ -27,6 +27,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from boxtwin.command_line import command_line, quote_path, quote_variations, quoted, setting
 from boxtwin.config.automatic import resolve_auto
@@ -65,6 +66,7 @@ _NOT_READING = ("image_size", "speckle", "augmentation")  # settings of a data s
 
 
 _failed = 0
+_check_run: Callable[[DictConfig], object] | None = None  # of the command at work
 _note: Note | None = None  # of the job at work in this process
 
 
@@ -121,6 +123,31 @@ def quote_list(word: str, settings: Sequence[str]) -> str:
     return setting(key, value[1:-1].split(",")) if is_list and not _is_one_value(word) else word
 
 
+def check_all(combinations: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
+    """Raise one `InputError` for all wrong settings among the jobs of a sweep, given by overrides and configuration.
+
+    It names the overrides that all jobs with an error have, and no other job.
+    """
+    wrong: dict[str, list[int]] = defaultdict(list)
+    for number, (_, config) in enumerate(combinations):
+        try:
+            if _check_run is not None:
+                _check_run(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+        except InputError as error:
+            wrong[str(error)].append(number)
+        except InterpolationResolutionError as error:  # of what Hydra knows in a run alone
+            log.debug("not checked, the run will tell: %s", error)
+    if not wrong:
+        return
+    lines = [f"{sum(map(len, wrong.values()))} of {len(combinations)} runs have wrong settings; none was begun:"]
+    for message, numbers in wrong.items():
+        others = {word for number, (words, _) in enumerate(combinations) if number not in numbers for word in words}
+        shared = set.intersection(*(set(combinations[number][0]) for number in numbers)) - others
+        named = [word for word in combinations[numbers[0]][0] if word in shared] if others else []
+        lines.append(f"  {' '.join(named)}: {message}" if named else f"  {message}")
+    raise InputError("\n".join(lines))
+
+
 def _is_one_value(word: str) -> bool:
     try:
         return not OverridesParser.create().parse_override(word).is_sweep_override()
@@ -170,13 +197,17 @@ def launch(
     paths: Sequence[str] = (),
     composed_paths: Sequence[str] = (),
     again: str = "continues from here",
+    check: Callable[[DictConfig], object] | None = None,
 ) -> None:
     """Run a Hydra main function and exit: with 0 only if everything went well.
 
     ``paths`` are settings whose values are paths; they need no quotes of Hydra's, whatever characters they hold.
     ``composed_paths`` are such settings too, but may hold interpolations and sweeps (`quote_refused`).
-    ``again`` is what the same command does after it was stopped.
+    ``again`` is what the same command does after it was stopped. ``check`` raises `InputError` for wrong settings; the
+    runs of a sweep are checked before the first one begins.
     """
+    global _check_run
+    _check_run = check
     set_environment()
     register()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that MLflow runs are ended

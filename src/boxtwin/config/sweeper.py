@@ -22,7 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from boxtwin.config.identity import NO_PRETRAINING, uses_generator
-from boxtwin.config.launch import ATTEMPTS, SWEEP_VARIABLE, report_failures, with_variations
+from boxtwin.config.launch import ATTEMPTS, SWEEP_VARIABLE, check_all, report_failures, with_variations
 from boxtwin.config.notes import Note, note_path, notes_in
 from boxtwin.config.parallel import ONE_THREAD, cores, joblib_launcher, jobs_at_once, sweep_bar
 from boxtwin.tracking.run_folders import RESULT_FILE
@@ -127,6 +127,7 @@ class RunSweeper(BasicSweeper):
         if len(jobs) < len(combinations):
             text = "%d combinations are %d runs: without variations the generator makes no difference"
             log.info(text, len(combinations), len(jobs))
+        check_all([(words, config) for _, words, config in jobs.values()])
         return list(jobs.values())
 
     def _launch(self, jobs: list[list[str]], number: int) -> list[JobReturn]:
