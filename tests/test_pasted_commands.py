@@ -13,6 +13,7 @@ import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from omegaconf import OmegaConf, open_dict
 
 from boxtwin.command_line import command_line, quote_path, quoted, setting
 from boxtwin.commands import generate as generation
+from boxtwin.commands.compare import kept_split, with_split
 from boxtwin.commands.export import export_detector
 from boxtwin.commands.review_labels import add_command, serve_command, use_with
 from boxtwin.commands.review_suspects import compare_command, final_command
@@ -179,6 +181,26 @@ def test_making_a_run_again_of_which_little_is_known(tmp_path: Path, paste: Past
     lines = [command_of(run_with(tmp_path / "runs", [], **dict.fromkeys(keys, value)))[0] for value in HOSTILE]
     for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "train.py"), strict=True):
         assert values(words) == {**dict.fromkeys(keys, value), "variations": 2, "seed": 0, "trainer.steps": 1}
+
+
+@pytest.mark.parametrize("folder", ["kept", "it's (1), k=v"])
+def test_making_a_published_run_again(folder: str, tmp_path: Path, paste: Pasted) -> None:
+    """With the file of its split that was published, whether it was typed, or set by an experiment."""
+    kept = tmp_path / folder
+    kept.mkdir()
+    (kept / "config.yaml").write_text("dataset: {root: FOLDER}\nsplit: {file: '${dataset.root}/split.json'}\n")
+    assert kept_split(kept) is None
+    (kept / "split.json").write_text("{}")
+    file = kept_split(kept)
+    assert file == kept_split(kept / "runs.zip") == kept / "split.json"
+    for typed in (["experiment=e", "study=a b"], ["split.file=/gone/s.json", "experiment=e", "study=a b"]):
+        run = replace(run_with(tmp_path / "runs", typed), overrides=with_split(shlex.join(typed), file))
+        (words,) = given_to(paste(command_of(run)[0]), "python", "train.py")
+        assert values(words) == {"experiment": "e", "study": "a b", "split.file": os.path.relpath(kept / "split.json")}
+    (kept / "config.yaml").write_text("split: {file: null}\n")  # drawn by a seed
+    assert kept_split(kept) is None
+    assert with_split("seed=1", None) == "seed=1"
+    assert with_split("", file) == ""
 
 
 def test_comparing_again(tmp_path: Path, paste: Pasted) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from boxtwin.command_line import setting
 from boxtwin.errors import InputError, is_of_the_system, unanswered
 from boxtwin.files import check_name, write_bytes_atomically
 from boxtwin.memory import keep_freed_blocks
@@ -46,7 +48,16 @@ def compare_study(config: DictConfig) -> Path:
         # Files of an archive are gone afterwards: no path to them is shown.
         unpacked = {folder for folder, path in zip(folders, paths, strict=True) if folder != path}
         copies = {run.run_id: Path(run.output_dir) for run in runs if Path(run.output_dir).parent in unpacked}
-        runs = [replace(run, study=name, output_dir="" if run.run_id in copies else run.output_dir) for run in runs]
+        splits = {folder: kept_split(path) for folder, path in zip(folders, paths, strict=True)}
+        runs = [
+            replace(
+                run,
+                study=name,
+                output_dir="" if run.run_id in copies else run.output_dir,
+                overrides=with_split(run.overrides, splits.get(Path(run.output_dir).parent)),
+            )
+            for run in runs
+        ]
         report = Path(config.folder) / name
         primary = kept_primary(config.primary, *paths, report)
         return _report(Study.of(*with_evidence(runs, copies), copies, primary), report, config)
@@ -60,6 +71,23 @@ def paths_of(value: Any) -> list[Path]:
         advice = "; several folders are a list: runs=[FOLDER,FOLDER]" if "," in str(missing) else ""
         raise InputError(f"runs={missing or value}: there is no such folder or archive{advice}")
     return paths
+
+
+def kept_split(path: Path) -> Path | None:
+    """The file of the splits of a published study (benchmarks/keep_study.py) whose splits came from a file."""
+    folder = path if path.is_dir() else path.parent
+    settings, split = folder / "config.yaml", folder / "split.json"
+    if not (settings.is_file() and split.is_file()):
+        return None
+    return None if OmegaConf.select(OmegaConf.load(settings), "split.file") is None else split
+
+
+def with_split(overrides: str, split: Path | None) -> str:
+    """What was typed for a run, with the file of its split that is kept: the one that it had may be nowhere else."""
+    if split is None or not overrides:
+        return overrides
+    words = [word for word in shlex.split(overrides) if not word.startswith("split.file=")]
+    return shlex.join([*words, setting("split.file", str(split))])
 
 
 def _compare_stored(config: DictConfig) -> Path:
