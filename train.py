@@ -30,5 +30,15 @@ def main(config: DictConfig) -> None:
     launch.guard(work, config)
 
 
+def check(config: DictConfig) -> None:
+    """Raise an error for wrong settings of a run, before any data are read."""
+    if config.final is not None:  # whose runs have settings of their own
+        return
+    # Imported here: --help must not wait for torch.
+    from boxtwin.run.checks import check_composed
+
+    check_composed(config)
+
+
 if __name__ == "__main__":
-    launch.launch(main, composed_paths=PATHS)
+    launch.launch(main, composed_paths=PATHS, check=check)

@@ -1,16 +1,18 @@
 """What train.py is, with a job that takes no time and ends as ``plan.json`` says, instead of a training.
 
 ``plan.json`` has, by the run's name, how its first attempt ends, its second, and so on: ``crash``, ``refuse`` (the
-user's fault), ``data`` (the data set is wrong) or ``kill``; every other attempt writes result.json, as a run does.
-Attempts are noted in ``attempts/``.
+user's fault), ``data`` (the data set is wrong), ``kill`` or ``wait`` (it ends well, but takes time); every other
+attempt writes result.json, as a run does. Attempts are noted in ``attempts/``.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -37,6 +39,9 @@ def work(config: DictConfig) -> None:
             raise DataError("labels.json: boxes that are empty: 1\n    a.png")
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "wait":
+            time.sleep(3)
+            logging.getLogger(__name__).info("%s has waited", name)
     (Path(HydraConfig.get().runtime.output_dir) / "result.json").write_text("{}")
 
 

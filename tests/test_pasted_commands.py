@@ -13,6 +13,7 @@ import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,19 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, OverrideParseException
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 
 from boxtwin.command_line import command_line, quote_path, quoted, setting
 from boxtwin.commands import generate as generation
+from boxtwin.commands.compare import kept_split, with_split
 from boxtwin.commands.export import export_detector
 from boxtwin.commands.review_labels import add_command, serve_command, use_with
 from boxtwin.commands.review_suspects import compare_command, final_command
 from boxtwin.config.compose import register, to_object
-from boxtwin.config.launch import OPTIONS_VARIABLE
+from boxtwin.config.launch import OPTIONS_VARIABLE, quote_refused, refused_word
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.counting.detectors import find_detectors
 from boxtwin.errors import InputError
@@ -180,6 +183,26 @@ def test_making_a_run_again_of_which_little_is_known(tmp_path: Path, paste: Past
         assert values(words) == {**dict.fromkeys(keys, value), "variations": 2, "seed": 0, "trainer.steps": 1}
 
 
+@pytest.mark.parametrize("folder", ["kept", "it's (1), k=v"])
+def test_making_a_published_run_again(folder: str, tmp_path: Path, paste: Pasted) -> None:
+    """With the file of its split that was published, whether it was typed, or set by an experiment."""
+    kept = tmp_path / folder
+    kept.mkdir()
+    (kept / "config.yaml").write_text("dataset: {root: FOLDER}\nsplit: {file: '${dataset.root}/split.json'}\n")
+    assert kept_split(kept) is None
+    (kept / "split.json").write_text("{}")
+    file = kept_split(kept)
+    assert file == kept_split(kept / "runs.zip") == kept / "split.json"
+    for typed in (["experiment=e", "study=a b"], ["split.file=/gone/s.json", "experiment=e", "study=a b"]):
+        run = replace(run_with(tmp_path / "runs", typed), overrides=with_split(shlex.join(typed), file))
+        (words,) = given_to(paste(command_of(run)[0]), "python", "train.py")
+        assert values(words) == {"experiment": "e", "study": "a b", "split.file": os.path.relpath(kept / "split.json")}
+    (kept / "config.yaml").write_text("split: {file: null}\n")  # drawn by a seed
+    assert kept_split(kept) is None
+    assert with_split("seed=1", None) == "seed=1"
+    assert with_split("", file) == ""
+
+
 def test_comparing_again(tmp_path: Path, paste: Pasted) -> None:
     lines = [_commands([run_with(tmp_path / "runs", [], study=value)])[-1][0] for value in HOSTILE]
     for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "compare.py"), strict=True):
@@ -279,6 +302,25 @@ def test_paths_need_no_quotes_of_hydra() -> None:
             assert values([quote_path(f"images={value}", ("images",))]) == {"images": value}
     for word in ("images=[a,b]", "images='a b'", "images=null", "study=a,b"):
         assert quote_path(word, ("images",)) == word
+
+
+def test_words_that_hydra_refused(paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list gets -m, two words that a blank parted become one, and what Hydra cannot read is quoted for it."""
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    typed = ["dataset.root=my data (1)", "seed=0,1"]
+    told = refused_word(ConfigCompositionException("Ambiguous value for argument 'seed=0,1'\n1."), typed)
+    assert given_to(paste(str(told).splitlines()[1]), "python", "train.py") == [["-m", *typed]]
+    for value in HOSTILE:
+        (word,) = quote_refused([f"dataset.root=/a{value}"], ["dataset.root"])
+        parted = refused_word(OverrideParseException(value, ""), [f"dataset.root=/a{value}", value])
+        if "=" not in value:
+            line = f"python train.py {str(parted).rpartition('quotes: ')[2]}"
+            assert given_to(paste(line), "python", "train.py") == [[f"dataset.root=/a{value} {value}"]]
+        unread = refused_word(OverrideParseException(f"study={value}", ""), [word])
+        (words,) = given_to(
+            paste(f"python train.py {str(unread).rpartition('it is written ')[2]}"), "python", "train.py"
+        )
+        assert values(words) == {"study": value}
 
 
 def test_bringing_an_experiment_back(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:

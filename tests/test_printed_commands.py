@@ -36,6 +36,8 @@ COMMAND = re.compile(
 )
 # What of the user's is in a command: by file and function, and the test in test_pasted_commands that pastes it.
 PRODUCERS = {
+    "config.launch.refused_word": "test_words_that_hydra_refused",
+    "commands.compare.with_split": "test_making_a_published_run_again",
     "commands.export._detectors_near": "test_runs_that_an_error_lists",
     "counting.detectors._find": "test_runs_of_a_study_to_count_with",
     "commands.review_suspects.compare_command": "test_trying_suggestions",

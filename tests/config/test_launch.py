@@ -10,11 +10,13 @@ from hydra import compose, initialize_config_dir
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from omegaconf import DictConfig
+from omegaconf.errors import InterpolationResolutionError
 
+from boxtwin.command_line import quote_path
 from boxtwin.config import launch
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import REMOVED_SETTINGS, defining_values, run_name, setting_hash, short_hash
-from boxtwin.config.launch import quote_numbers, quote_refused
+from boxtwin.config.launch import quote_list, quote_numbers, quote_refused
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.errors import InputError, unanswered
 from boxtwin.run.generators import make_generator
@@ -54,6 +56,22 @@ def test_numbers_are_quoted_for_variations_only(typed: str, quoted: str) -> None
 def test_paths_of_data_sets_need_no_quotes_of_hydra(value: str, composed: Compose) -> None:
     (word,) = quote_refused([f"split.file={value}"], ["split.file"])
     assert composed(word).split.file == value
+
+
+@pytest.mark.parametrize(
+    ("word", "paths"),
+    [
+        ("runs=[/a b,c (1)]", ["/a b", "c (1)"]),
+        ("runs=[k=v]", ["k=v"]),
+        ("runs=['a,b',/c d]", ["a,b", "/c d"]),
+        ("runs=/a, b (1)/k=v", "/a, b (1)/k=v"),
+        ("runs=a,b", "a,b"),
+    ],
+)
+def test_lists_of_paths_need_no_quotes_of_hydra(word: str, paths: list[str] | str) -> None:
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert compose("compare", [quote_path(quote_list(word, ["runs"]), ["runs"])]).runs == paths
 
 
 def test_what_hydra_takes_is_left_alone() -> None:
@@ -217,3 +235,59 @@ def test_a_folder_under_its_former_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "generator_at").mkdir()
     with pytest.raises(InputError, match="dataset_generator"):
         quote_numbers([f"--config-dir={tmp_path}", "seed=0"], OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["seed=0,1"], r"seed=0,1 lists several values; add -m .*\npython train.py -m seed=0,1$"),
+        (["seed=range(3)"], r"lists several values; add -m .*\npython train.py -m 'seed=range\(3\)'$"),
+        (["split=s2", "variations=0,2"], r"^variations=0,2 lists .*\npython train.py -m split=s2 variations=0,2$"),
+        (["data=/a", "b"], "^b is no setting with a value; a value with a blank in it needs quotes: 'data=/a b'$"),
+        (["b (1)/c"], "needs quotes"),
+        (["study=a (b"], r"""Hydra cannot read study=a \(b; as text it is written "study='a \(b'"$"""),
+        (["seed=x"], "^seed: Value 'x' of type 'str' could not be converted to Integer$"),
+        (["study=[a,b]"], "^study: Cannot convert 'list' to string"),
+        (["runs=a"], "^there is no setting runs; (?!did you mean runs)"),
+    ],
+)
+def test_words_that_hydra_refuses_are_told_in_one_line(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch, typed: list[str], said: str
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    with pytest.raises(InputError, match=said):
+        launch._run(lambda: composed(*quote_numbers(typed, OPTIONS)), typed)
+
+
+def test_wrong_settings_of_a_sweep_are_told_at_once_with_their_overrides(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(config: DictConfig) -> None:
+        if config.split.name == "s2" and config.seed:
+            raise InputError("too few")
+        if config.trainer.steps == 7:
+            raise InputError("seven")
+        if config.seed == 3:
+            raise InterpolationResolutionError("known in a run alone")
+        assert "hydra" not in config
+
+    monkeypatch.setattr(launch, "_check_run", check)
+
+    def sweep(*runs: str) -> list[tuple[list[str], DictConfig]]:
+        return [(words.split(), composed(*words.split())) for words in runs]
+
+    launch.check_all(sweep("split=s1 seed=1", "split=s2 seed=0", "split=s1 seed=3"))
+    with pytest.raises(InputError) as caught:
+        launch.check_all(
+            sweep(
+                "split=s1 trainer.steps=6 seed=0", "split=s1 trainer.steps=7 seed=0", "split=s2 trainer.steps=6 seed=1"
+            )
+        )
+    assert str(caught.value).splitlines() == [
+        "2 of 3 runs have wrong settings; none was begun:",
+        "  trainer.steps=7: seven",
+        "  split=s2 seed=1: too few",
+    ]
+    with pytest.raises(InputError, match=r"^2 of 2 runs have wrong settings; none was begun:\n  seven$"):
+        launch.check_all(sweep("trainer.steps=7 seed=0", "trainer.steps=7 seed=1"))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import pty
 import re
 import subprocess
 import sys
+import termios
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from hydra import compose, initialize_config_dir
 
 from boxtwin.config.compose import register
 from boxtwin.config.launch import quote_numbers
+from boxtwin.config.notes import Note, time_left
 from boxtwin.config.sweeper import end_killed, settings_key
 from boxtwin.errors import InputError
 from boxtwin.tracking.mlflow_runs import Store, ended_on_error, store_uri
@@ -147,6 +152,52 @@ def test_the_time_that_is_left_is_told_and_no_notes_stay(sweep: Sweep, tmp_path:
     assert not list((tmp_path / "multirun" / ".sweeps").iterdir())
     assert re.search(r"^1 of 2 runs of this sweep have ended; about \d+ min left$", printed, re.M)
     assert re.search(r"^2 of 2 runs of this sweep have ended$", printed, re.M)
+
+
+def test_jobs_side_by_side_have_one_bar_on_a_terminal(tmp_path: Path) -> None:
+    """And what they say stands on lines of its own, above it."""
+    names = [f"s1-x0-none-yolov3_tiny_3l-seed{seed}" for seed in range(4)]
+    (tmp_path / "attempts").mkdir()
+    (tmp_path / "plan.json").write_text(json.dumps({name: ["wait"] for name in names}))
+    terminal, other = pty.openpty()
+    termios.tcsetwinsize(other, (30, 100))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "sweeping.py"), "-m", "seed=range(4)", "jobs=2"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"},
+        stdout=other,
+        stderr=other,
+    )
+    os.close(other)
+    parts = []
+    with contextlib.suppress(OSError):  # Linux ends the reading so
+        while part := os.read(terminal, 65536):
+            parts.append(part)
+    os.close(terminal)
+    text = b"".join(parts).decode()
+    assert process.wait() == 0, text
+    for name in names:
+        assert f"\r\x1b[K{name} has waited\r\n" in text
+    assert "have ended" not in text  # the bar says so
+    bars = re.findall(r"runs of this sweep: +\d+%\|[^|]*\| (\d)/4 \[\d\d:\d\d(, [^]]*)?\]", text)
+    assert ("0", ", 2 at work") in bars
+    assert ("2", ", 2 at work, about 1 min left") in bars
+    assert bars[-1] == ("4", "")
+
+
+def test_time_left_is_that_of_finished_runs_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 10_000.0)
+    waiting, done = Note(new=True), Note(new=True, attempts=1, ended=True, reason=None)
+    half = Note(new=True, attempts=1, begun=10_000.0 - 300, reason=None)
+    finished = [replace(done, seconds=seconds) for seconds in (500.0, 700.0)]
+    skipped, failed = replace(done, new=False, seconds=1.0), replace(done, seconds=1.0, reason="the disk was full")
+    assert time_left([waiting, half, skipped, failed], 2) == ""  # nothing is known of how long a run takes
+    assert time_left([*finished, skipped], 2) == ""
+    assert time_left([*finished, skipped, failed, *[waiting] * 4], 1) == "about 40 min left"
+    assert time_left([*finished, *[waiting] * 4], 2) == "about 20 min left"
+    assert time_left([*finished, half, half, *[waiting] * 4], 2) == "about 25 min left"
+    assert time_left([*finished, half], 2) == "about 5 min left"  # one run is not made by two
+    assert time_left([*finished, *[waiting] * 10], 1) == "about 1 h 40 min left"
 
 
 @pytest.fixture

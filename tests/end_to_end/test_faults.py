@@ -84,15 +84,17 @@ def test_resumed_training_ends_where_uninterrupted_training_ends(tmp_path: Path)
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
 
 
-def test_a_sweep_ends_by_listing_every_run_that_failed_and_why(tmp_path: Path) -> None:
-    command = "train.py -m experiment=tiny_control variations=0 detector.warmup_steps=1,98,99"
-    printed = run(command, tmp_path, code=1)
-    assert [r.info.status for r in runs(tmp_path)] == ["FINISHED"]
-    summary = printed[printed.index("2 run(s) of this sweep failed") :]
-    assert "detector.warmup_steps=98 must be below trainer.steps=8" in summary
-    assert "detector.warmup_steps=99 must be below trainer.steps=8" in summary
-    assert "once more" not in printed  # who runs it again without changing it has the same
-    assert "Traceback" not in printed
+def test_a_sweep_with_wrong_settings_begins_no_run_and_names_them(tmp_path: Path) -> None:
+    command = "train.py -m experiment=tiny_control variations=0 detector.warmup_steps=1,98,99 seed=0,1"
+    (*_, first, one, other) = run(command, tmp_path, code=1).splitlines()
+    assert first == "4 of 6 runs have wrong settings; none was begun:"
+    for line, steps in ((one, 98), (other, 99)):
+        start = f"  detector.warmup_steps={steps}: detector.warmup_steps={steps} must be below trainer.steps=8"
+        assert line.startswith(start)
+    assert not list(tmp_path.glob("m*/*/*"))
+    printed = run("train.py -m experiment=tiny_control detector.weights=none.weights seed=0,1", tmp_path, code=1)
+    assert printed.splitlines()[-1] == "  detector.weights=none.weights: there is no such file"
+    assert not list(tmp_path.glob("m*/*/*"))
 
 
 def test_a_run_that_fails_in_the_middle_ends_failed_and_is_taken_up_again(tmp_path: Path) -> None:

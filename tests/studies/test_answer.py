@@ -140,6 +140,38 @@ def test_the_best_number_that_is_significant_comes_first() -> None:
     assert (named(found.groups[0], "lead"), named(found.groups[0], "others")) == ([20], [2, 5])
 
 
+def test_a_number_with_one_seed_does_not_come_first() -> None:
+    """The largest number of those with enough seeds does; where none has enough, the largest of those with most."""
+    conditions = [*PLAIN, *with_variations(0.6, counts=(2, 5, 10, 20))]
+    runs, _, figures = simulate(conditions, seeds=9, seed_noise=0.005, own_image_noise=0.01)
+
+    def lead(seeds: dict[int, int]) -> list[int]:
+        rows = condition_table([run for run in runs if run.seed < seeds.get(run.variations, 9)])
+        (found,) = answers(rows, contrasts(rows, figures))
+        return named(found.groups[0], "lead")
+
+    assert lead({20: 1}) == [10]
+    assert lead({10: 8, 20: 1}) == [10]
+    assert lead({0: 3, 20: 1}) == [10]
+    assert lead({0: 3, 2: 2, 5: 2, 10: 1, 20: 1}) == [5]
+
+
+@pytest.mark.parametrize("seeds", [1, 9])
+def test_a_detector_that_has_learnt_nothing_needs_no_more_seeds(seeds: int) -> None:
+    dull = [(*condition[:4], 0.02) for condition in [*PLAIN, *with_variations(0.0)]]
+    _, rows, figures = simulate(dull, seeds=seeds, seed_noise=0.001, own_image_noise=0.0, image_noise=0.001)
+    compared = contrasts(rows, figures)
+    for texts in (answer(rows, compared), in_short(rows, compared)):
+        assert re.fullmatch(
+            r"What to do: first make the detector learn: its AP50 is 2\.\d at best after 1200 steps, .* "
+            r"Train longer \(trainer\.steps\), begin with published weights \(detector\.weights\) or a pre-training, "
+            r"or show objects larger \(dataset\.image_size\)\. More seeds do not help\.",
+            texts[-1],
+        )
+    (alone,) = answers(rows[:2], contrasts(rows[:2], figures))  # the positive control
+    assert alone.advice["kind"] == "untrained"
+
+
 def test_nothing_is_bounded_by_the_interval() -> None:
     found = answer_of([*PLAIN, *with_variations(0.6)])
     change = found.groups[0]["lead"].differences["map_50"]

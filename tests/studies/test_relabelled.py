@@ -250,6 +250,41 @@ def test_the_report_has_both_versions_side_by_side(made: tuple[Path, list[Sample
         assert (folder / "report" / name).read_text().count("\n") == 3
 
 
+def test_brief_is_brief_with_other_labels_too(made: tuple[Path, list[Sample]]) -> None:
+    folder, samples = made
+    study = study_in(folder / "runs")
+    labels = write_labels(folder / "labels.json", moved(samples))
+    for suspected in (False, True):
+        again = relabelled(study, labels, suspected=suspected)
+        long, brief = (printed(study, Summary.of(study), [again], brief=brief) for brief in (False, True))
+        assert {"By class", "Intervals of differences cover", "Count thresholds"} <= {
+            text for text in _LONG if text in long
+        }
+        assert not [text for text in _LONG if text in brief]
+        # A note on brackets; of the labels a title, a sentence on them, whether a sign changes; then their table.
+        assert [len(block.splitlines()) for block in brief.split("\n\n")[2:]] == [1, 3, 5, 2]
+
+
+def test_brief_is_brief_of_a_condition_alone(tmp_path: Path) -> None:
+    """No variations and one number of real images: nothing is compared."""
+    samples = make_samples(tmp_path / "images")
+    for seed in (0, 1):
+        make_run(tmp_path / "runs" / f"{seed}", samples, seed)
+    study = study_in(tmp_path / "runs")
+    brief = printed(study, Summary.of(study), brief=True)
+    assert brief.splitlines()[-1].startswith("No finished run with variations. Without variations, s2: AP50 ")
+    assert not [text for text in _LONG if text in brief]
+
+
+_LONG = (
+    "By class",
+    "Intervals of differences cover",
+    "Count thresholds",
+    "No person has confirmed",
+    "do not record the commit",
+)
+
+
 def labels_of(folder: Path, file_names: list[str], images: list[str]) -> list[int]:
     """The number of objects of each image of a run, by a file whose n-th image has n + 1 of them."""
     samples = []

@@ -15,7 +15,8 @@ from mlflow.tracking import MlflowClient
 
 import boxtwin
 from boxtwin.config.identity import RECIPE_VERSION
-from boxtwin.tracking.mlflow_runs import Store, update_addresses
+from boxtwin.tracking.mlflow_addresses import update_addresses
+from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.provenance import code_of, code_tags, git_state, provenance, tags
 from boxtwin.tracking.run_folders import RunResult, find_folder, read_result, recorded_path
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import tempfile
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from boxtwin.command_line import setting
 from boxtwin.errors import InputError, is_of_the_system, unanswered
 from boxtwin.files import check_name, write_bytes_atomically
 from boxtwin.memory import keep_freed_blocks
@@ -30,21 +34,61 @@ log = logging.getLogger(__name__)
 def compare_study(config: DictConfig) -> Path:
     """Print the table and the answer of a study, write its report, log both to MLflow; returns the report's path.
 
-    With ``runs=PATH`` the runs are read there, and nothing is logged. Raises `InputError` if there is no run.
+    With ``runs=PATH``, or a list of paths, the runs are read there, and nothing is logged. Raises `InputError` if there
+    is no run.
     """
     keep_freed_blocks()  # resampled AP takes and frees large arrays
     if config.runs is None:
         return _compare_stored(config)
-    with runs_folder(Path(config.runs)) as folder:
-        runs = runs_in(folder)
-        name = config.study or runs[0].study
+    paths = paths_of(config.runs)
+    with ExitStack() as opened:
+        folders = [opened.enter_context(runs_folder(path)) for path in paths]
+        runs = runs_in(*folders)
+        name = config.study or "-and-".join(dict.fromkeys(run.study for run in runs))
         check_name(name, "study")  # the files may be another's
         # Files of an archive are gone afterwards: no path to them is shown.
-        copies = {run.run_id: Path(run.output_dir) for run in runs} if folder != Path(config.runs) else {}
-        runs = [replace(run, study=name, output_dir="" if copies else run.output_dir) for run in runs]
+        unpacked = {folder for folder, path in zip(folders, paths, strict=True) if folder != path}
+        copies = {run.run_id: Path(run.output_dir) for run in runs if Path(run.output_dir).parent in unpacked}
+        splits = {folder: kept_split(path) for folder, path in zip(folders, paths, strict=True)}
+        runs = [
+            replace(
+                run,
+                study=name,
+                output_dir="" if run.run_id in copies else run.output_dir,
+                overrides=with_split(run.overrides, splits.get(Path(run.output_dir).parent)),
+            )
+            for run in runs
+        ]
         report = Path(config.folder) / name
-        primary = kept_primary(config.primary, Path(config.runs), report)
+        primary = kept_primary(config.primary, *paths, report)
         return _report(Study.of(*with_evidence(runs, copies), copies, primary), report, config)
+
+
+def paths_of(value: Any) -> list[Path]:
+    """The paths of ``runs=``, which is one or a list; raises `InputError` for one that is not there."""
+    paths = [Path(str(each)) for each in (value if isinstance(value, ListConfig) else [value])]
+    missing = next((path for path in paths if not path.exists()), None)
+    if missing is not None or not paths:
+        advice = "; several folders are a list: runs=[FOLDER,FOLDER]" if "," in str(missing) else ""
+        raise InputError(f"runs={missing or value}: there is no such folder or archive{advice}")
+    return paths
+
+
+def kept_split(path: Path) -> Path | None:
+    """The file of the splits of a published study (benchmarks/keep_study.py) whose splits came from a file."""
+    folder = path if path.is_dir() else path.parent
+    settings, split = folder / "config.yaml", folder / "split.json"
+    if not (settings.is_file() and split.is_file()):
+        return None
+    return None if OmegaConf.select(OmegaConf.load(settings), "split.file") is None else split
+
+
+def with_split(overrides: str, split: Path | None) -> str:
+    """What was typed for a run, with the file of its split that is kept: the one that it had may be nowhere else."""
+    if split is None or not overrides:
+        return overrides
+    words = [word for word in shlex.split(overrides) if not word.startswith("split.file=")]
+    return shlex.join([*words, setting("split.file", str(split))])
 
 
 def _compare_stored(config: DictConfig) -> Path:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError
+from omegaconf.errors import ConfigKeyError, ValidationError
 
 from boxtwin.config.identity import FIRST_NAMES, REMOVED_SETTINGS, RENAMED_SETTINGS, as_yaml, run_folder
 from boxtwin.config.schema import (
@@ -65,10 +65,13 @@ def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
 
 
 def unknown_setting(error: BaseException) -> InputError | None:
-    """One line for a setting that Hydra or OmegaConf does not know, such as one of an earlier version; or None."""
+    """One line for a setting that is not known, such as one of an earlier version, or not of its type; or None."""
     match = re.search(r"full_key: (\S+)", f"{error}\n{error.__cause__}")
     if match is None:
         return None
+    cause = error.__cause__ or error
+    if isinstance(cause, ValidationError):
+        return InputError(f"{match[1]}: {str(cause).partition(chr(10))[0]}")
     key, renamed = match[1], {first: now for now, first in FIRST_NAMES.items()} | RENAMED_SETTINGS
     now = renamed.get(key, key)
     group, _, name = now.rpartition(".")
@@ -82,7 +85,7 @@ def unknown_setting(error: BaseException) -> InputError | None:
         return InputError(f"{key} is no setting any more; its value is always {constant}: leave it out")
     if key in renamed:
         return InputError(f"{key} has been renamed: write {now}=… instead of {key}=…")
-    known = [name for schema in SCHEMAS.values() for name in _settings(schema)]
+    known = [name for schema in SCHEMAS.values() for name in _settings(schema) if name != key]  # of another command
     return InputError(f"there is no setting {key}{nearest(key, known, 1) or '; --cfg job shows all settings'}")
 
 

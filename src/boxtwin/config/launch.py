@@ -1,6 +1,6 @@
 """Start the root scripts: prepare the command line for Hydra, run jobs, and report errors.
 
-The jobs of a sweep leave notes on disk, from which the sweep learns how they ended, whatever the launcher.
+The jobs of a sweep leave notes on disk (`boxtwin.config.notes`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -25,21 +24,24 @@ from hydra._internal.utils import get_args_parser, run_and_report
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
-from boxtwin.command_line import quote_path, quote_variations
+from boxtwin.command_line import command_line, quote_path, quote_variations, quoted, setting
 from boxtwin.config.automatic import resolve_auto
 from boxtwin.config.compose import register, unknown_setting
 from boxtwin.config.identity import run_name, short_hash
+from boxtwin.config.notes import Note, note_path, notes_in, progress
 from boxtwin.errors import DataError, InputError, WriteError, unanswered
-from boxtwin.files import check_name, write_bytes_atomically, write_error
+from boxtwin.files import check_name, write_error
 from boxtwin.mixing.options import VariationsOptions
 
 log = logging.getLogger(__name__)
 
 OPTIONS_VARIABLE, SWEEP_VARIABLE = "BOXTWIN_OPTIONS", "BOXTWIN_SWEEP"
+BAR_VARIABLE = "BOXTWIN_BAR"  # set where the process that sweeps draws a bar on the terminal
 ATTEMPTS = 2  # at a run that breaks down
 _ADDRESS = re.compile(
     r"(?P<key>\+*tracking\.uri)=(?P<quote>[\"']?)(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@(?P<rest>.*)"
@@ -63,45 +65,8 @@ QUIET = ("onnxscript", "onnx_ir", "mlflow.pyfunc", "mlflow.store.db.utils", "ale
 _NOT_READING = ("image_size", "speckle", "augmentation")  # settings of a data set that do not change how it is read
 
 
-@dataclass(frozen=True)
-class Note:
-    """State of one job of a sweep, written before the job begins, so that a killed job is known too."""
-
-    path: str = ""  # of the file
-    run_name: str = ""
-    started: float = 0.0  # when the sweep started, seconds since the epoch
-    new: bool = False  # had no result before the sweep
-    attempts: int = 0  # that were begun
-    ended: bool = False
-    reason: str | None = "it was never started"  # of the failure
-    repairable: bool = False  # by the user: another attempt would change nothing
-    data: str | None = None  # hash of the data settings, if the data set is wrong
-    host: str = ""  # where it was begun
-    run: dict[str, str] | None = None  # in MLflow: address of the store, study, identity; and the lock of the run
-
-    @classmethod
-    def read(cls, path: str | Path) -> Note:
-        """The note in a file."""
-        return cls(**json.loads(Path(path).read_text()))
-
-    def write(self, **changes: Any) -> Note:
-        """Write the note with changes."""
-        note = replace(self, **changes)
-        write_bytes_atomically(Path(self.path), json.dumps(asdict(note)).encode())
-        return note
-
-    @property
-    def failure(self) -> str | None:
-        """Why the job failed; None if it did not."""
-        return "it was killed" if self.attempts and not self.ended else self.reason
-
-
-def note_path(folder: str | Path, overrides: Sequence[str]) -> str:
-    """The file of the note of the job with these overrides."""
-    return str(Path(folder) / f"{short_hash(list(overrides))}.json")
-
-
 _failed = 0
+_check_run: Callable[[DictConfig], object] | None = None  # of the command at work
 _note: Note | None = None  # of the job at work in this process
 
 
@@ -149,6 +114,38 @@ def quote_refused(arguments: Sequence[str], settings: Sequence[str]) -> list[str
         else quote_path(word, settings)
         for word in arguments
     ]
+
+
+def quote_list(word: str, settings: Sequence[str]) -> str:
+    """``runs=[a (1),b]`` -> ``runs=['a (1)',b]`` where ``settings`` are paths and Hydra would refuse the list."""
+    key, _, value = word.partition("=")
+    is_list = key in settings and value.startswith("[") and value.endswith("]")
+    return setting(key, value[1:-1].split(",")) if is_list and not _is_one_value(word) else word
+
+
+def check_all(combinations: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
+    """Raise one `InputError` for all wrong settings among the jobs of a sweep, given by overrides and configuration.
+
+    It names the overrides that all jobs with an error have, and no other job.
+    """
+    wrong: dict[str, list[int]] = defaultdict(list)
+    for number, (_, config) in enumerate(combinations):
+        try:
+            if _check_run is not None:
+                _check_run(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+        except InputError as error:
+            wrong[str(error)].append(number)
+        except InterpolationResolutionError as error:  # of what Hydra knows in a run alone
+            log.debug("not checked, the run will tell: %s", error)
+    if not wrong:
+        return
+    lines = [f"{sum(map(len, wrong.values()))} of {len(combinations)} runs have wrong settings; none was begun:"]
+    for message, numbers in wrong.items():
+        others = {word for number, (words, _) in enumerate(combinations) if number not in numbers for word in words}
+        shared = set.intersection(*(set(combinations[number][0]) for number in numbers)) - others
+        named = [word for word in combinations[numbers[0]][0] if word in shared] if others else []
+        lines.append(f"  {' '.join(named)}: {message}" if named else f"  {message}")
+    raise InputError("\n".join(lines))
 
 
 def _is_one_value(word: str) -> bool:
@@ -200,19 +197,23 @@ def launch(
     paths: Sequence[str] = (),
     composed_paths: Sequence[str] = (),
     again: str = "continues from here",
+    check: Callable[[DictConfig], object] | None = None,
 ) -> None:
     """Run a Hydra main function and exit: with 0 only if everything went well.
 
     ``paths`` are settings whose values are paths; they need no quotes of Hydra's, whatever characters they hold.
     ``composed_paths`` are such settings too, but may hold interpolations and sweeps (`quote_refused`).
-    ``again`` is what the same command does after it was stopped.
+    ``again`` is what the same command does after it was stopped. ``check`` raises `InputError` for wrong settings; the
+    runs of a sweep are checked before the first one begins.
     """
+    global _check_run
+    _check_run = check
     set_environment()
     register()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that MLflow runs are ended
     try:
-        arguments = [quote_path(hide_password(argument), paths) for argument in sys.argv[1:]]
-        arguments = quote_refused(arguments, composed_paths)
+        typed = [hide_password(argument) for argument in sys.argv[1:]]
+        arguments = quote_refused([quote_path(quote_list(word, paths), paths) for word in typed], composed_paths)
         sys.argv[1:] = quote_numbers(arguments, Path(sys.argv[0]).resolve().parent / "conf" / "variations")
         chosen = chosen_files(sys.argv[1:])
         sys.argv[1:], became = resolve_auto(Path(sys.argv[0]), sys.argv[1:], chosen.get("--config-dir"))
@@ -220,7 +221,7 @@ def launch(
             print(became, file=sys.stderr, flush=True)  # before Hydra sets up logging
         options = [f"{option}={value}" for option, value in chosen.items()]
         os.environ[OPTIONS_VARIABLE] = json.dumps(options)
-        _run(main)
+        _run(main, typed)
     except KeyboardInterrupt:
         sys.exit(f"stopped; the same command {again}")
     except InputError as error:
@@ -228,7 +229,7 @@ def launch(
     sys.exit(1 if _failed else 0)
 
 
-def _run(main: Callable[[], Any]) -> None:
+def _run(main: Callable[[], Any], typed: Sequence[str] = ()) -> None:
     """Let Hydra work; errors that users can repair become one line, others are shown as Hydra shows them."""
     if os.environ.get("HYDRA_FULL_ERROR"):
         main()
@@ -238,7 +239,7 @@ def _run(main: Callable[[], Any]) -> None:
         main()
     except Exception as error:
         line = error if isinstance(error, InputError) else write_error(error) or unknown_setting(error)
-        if line is not None:
+        if line is not None or (line := refused_word(error, typed)) is not None:
             raise line from None
         del os.environ["HYDRA_FULL_ERROR"]
 
@@ -246,6 +247,24 @@ def _run(main: Callable[[], Any]) -> None:
             raise error
 
         run_and_report(fail)
+
+
+def refused_word(error: Exception, typed: Sequence[str]) -> InputError | None:
+    """One line for a ``typed`` word that Hydra refuses: a list without ``-m``, or text without quotes; or None."""
+    several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '([^=]*)=", str(error))
+    if several:
+        word = next((word for word in typed if word.startswith(f"{several[1]}=")), several[1])
+        again = command_line(Path(sys.argv[0]).name, ["-m", *typed])
+        return InputError(f"{word} lists several values; add -m to take one after the other:\n{again}")
+    if not isinstance(error, OverrideParseException):
+        return None
+    word = str(error.override)
+    key, separator, value = word.partition("=")
+    if separator:
+        return InputError(f"Hydra cannot read {word}; as text it is written {quoted(setting(key, value))}")
+    before = typed[: typed.index(word)][-1:] if word in typed else []
+    joined = quoted(" ".join([*before, word])) if before and "=" in before[0] else "'dataset.root=/my data'"
+    return InputError(f"{word} is no setting with a value; a value with a blank in it needs quotes: {joined}")
 
 
 def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
@@ -257,6 +276,8 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
     global _failed, _note
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    if os.environ.get(BAR_VARIABLE):
+        _write_over_bar()
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
     folder = os.environ.get(SWEEP_VARIABLE) if in_sweep else None  # of notes; None: another sweeper is at work
@@ -264,9 +285,9 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
     if folder is not None:
         path, data_set = note_path(folder, task_overrides()), _data_of(config)
         note = Note.read(path) if Path(path).exists() else Note(path)  # a launcher may have left this job behind
-        begun = Note(path, _name_of(config), note.started, note.new, note.attempts + 1, reason=None)
-        _note = begun.write(host=platform.node())
-        known_error = next((each.reason for each in _notes_in(folder) if each.data == data_set), None)
+        begun = Note(path, _name_of(config), note.new, note.attempts + 1, reason=None)
+        _note = begun.write(host=platform.node(), begun=time.time())
+        known_error = next((each.reason for each in notes_in(folder) if each.data == data_set), None)
     reason, repairable, data = None, False, None
     try:
         if known_error is not None:  # all data are read and checked once for a sweep, not once for each of its jobs
@@ -291,22 +312,17 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
         if known_error is None:
             log.error("%s FAILED: %s", _name_of(config), reason.splitlines()[0])
     if folder is not None and _note is not None:
-        _note = _note.write(ended=True, reason=reason, repairable=repairable, data=data)
-        log.info("%s", _progress(_notes_in(folder)))
+        seconds = time.time() - _note.begun
+        _note = _note.write(ended=True, seconds=seconds, reason=reason, repairable=repairable, data=data)
+        if not os.environ.get(BAR_VARIABLE):
+            log.info("%s", progress(notes_in(folder)))
 
 
-def _notes_in(folder: str) -> list[Note]:
-    return [Note.read(path) for path in Path(folder).glob("*.json")]
-
-
-def _progress(notes: Sequence[Note]) -> str:
-    """How many jobs of a sweep have ended, and how long the rest will take at the same pace."""
-    ended, rest = sum(note.ended for note in notes), sum(note.new and not note.ended for note in notes)
-    text = f"{ended} of {len(notes)} runs of this sweep have ended"
-    if rest and (new := sum(note.new and note.ended for note in notes)):
-        minutes = max(1, round((time.time() - notes[0].started) / new * rest / 60))
-        text += f"; about {f'{minutes // 60} h {minutes % 60:02d} min' if minutes >= 60 else f'{minutes} min'} left"
-    return text
+def _write_over_bar() -> None:
+    """Let lines on a terminal begin by clearing what stands there, a bar, which is drawn again below them."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream.isatty():
+            handler.setFormatter(logging.Formatter("\r\x1b[K%(message)s"))
 
 
 def _check(config: DictConfig) -> None:

@@ -10,13 +10,19 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from boxtwin.config.launch import BAR_VARIABLE
+from boxtwin.config.notes import notes_in, time_left
 from boxtwin.detector.options import Architecture
 from boxtwin.errors import InputError
 from boxtwin.memory import free_memory
@@ -64,8 +70,47 @@ def cores() -> int:
     return int(joblib.cpu_count())
 
 
+@contextmanager
+def sweep_bar(folder: Path, jobs: int) -> Iterator[None]:
+    """A bar of the jobs with notes in ``folder``, ``jobs`` at once, drawn every second while the block works.
+
+    There is none for one job at a time, whose runs have bars of their own, or without a terminal.
+    """
+    if jobs == 1 or not sys.stderr.isatty():
+        yield
+        return
+    from tqdm import tqdm  # late, as --help does without
+
+    os.environ[BAR_VARIABLE] = "true"
+    shape, over = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]", Event()
+    # Not disabled, as the bars of the runs are.
+    with tqdm(total=len(notes_in(folder)), desc="runs of this sweep", bar_format=shape, disable=False) as bar:
+
+        def draw() -> None:
+            notes = notes_in(folder)
+            bar.n = sum(note.ended for note in notes)
+            at_work = sum(note.at_work for note in notes)
+            parts = f"{at_work} at work" if at_work else "", time_left(notes, jobs)
+            bar.set_postfix_str(", ".join(filter(None, parts)))
+
+        def keep_drawing() -> None:
+            while not over.wait(1.0):
+                draw()
+
+        thread = Thread(target=keep_drawing, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            draw()
+            del os.environ[BAR_VARIABLE]
+
+
 def joblib_launcher(jobs: int, config: DictConfig, context: HydraContext, function: TaskFunction) -> Launcher:
     """Hydra's joblib launcher for ``jobs`` processes, which write no progress bars: two would overwrite each other.
+    `sweep_bar` is one for all.
 
     The launcher itself writes nothing: its list of all settings is longer than what the runs write.
     """

@@ -83,7 +83,7 @@ class CompareConfig:
     """Settings of compare.py."""
 
     study: str | None = None
-    runs: str | None = None
+    runs: Any = None  # a path or a list of them
     primary: str | None = None
     annotations: str | None = None
     folder: str = "reports"

@@ -22,8 +22,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from boxtwin.config.identity import NO_PRETRAINING, uses_generator
-from boxtwin.config.launch import ATTEMPTS, SWEEP_VARIABLE, Note, note_path, report_failures, with_variations
-from boxtwin.config.parallel import ONE_THREAD, cores, joblib_launcher, jobs_at_once
+from boxtwin.config.launch import ATTEMPTS, SWEEP_VARIABLE, check_all, report_failures, with_variations
+from boxtwin.config.notes import Note, note_path, notes_in
+from boxtwin.config.parallel import ONE_THREAD, cores, joblib_launcher, jobs_at_once, sweep_bar
 from boxtwin.tracking.run_folders import RESULT_FILE
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class RunSweeper(BasicSweeper):
     are made several at once (`boxtwin.config.parallel`). What fails for another reason than the user's settings is
     launched once more, after all others. What fails again is listed.
 
-    It reads the notes of its jobs (`boxtwin.config.launch.Note`), so any launcher will do.
+    It reads the notes of its jobs (`boxtwin.config.notes`), so any launcher will do.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -53,15 +54,15 @@ class RunSweeper(BasicSweeper):
         root = Path(self.config.hydra.sweep.dir).absolute()
         root.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, root / "multirun.yaml")
-        combinations = self._at_once(self._jobs(arguments))
+        at_once, combinations = self._at_once(self._jobs(arguments))
         for abandoned in (root / NOTES).glob("*"):
             if time.time() - abandoned.stat().st_mtime > LONGEST:
                 shutil.rmtree(abandoned, ignore_errors=True)
-        folder, started = root / NOTES / uuid.uuid4().hex, time.time()
+        folder = root / NOTES / uuid.uuid4().hex
         jobs: dict[str, list[str]] = {}  # overrides, by the file of the note
         for output, overrides in combinations:
             path, new = note_path(folder, overrides), not (output / RESULT_FILE).exists()
-            jobs[Note(path, output.name, started, new).write().path] = overrides
+            jobs[Note(path, output.name, new).write().path] = overrides
         os.environ[SWEEP_VARIABLE] = str(folder)
         returned: list[JobReturn] = []
         notes: list[Note] = []
@@ -72,7 +73,8 @@ class RunSweeper(BasicSweeper):
                 names = [note.run_name for note in notes if note.path in open_jobs]
                 log.warning("once more, since they broke down: %s", ", ".join(names))
             try:
-                returned += self._launch([jobs[path] for path in open_jobs], len(returned))
+                with sweep_bar(folder, at_once):
+                    returned += self._launch([jobs[path] for path in open_jobs], len(returned))
             finally:
                 end_killed(folder)
             notes, begun = [Note.read(path) for path in jobs], attempts
@@ -82,19 +84,21 @@ class RunSweeper(BasicSweeper):
         report_failures(notes)
         return returned
 
-    def _at_once(self, combinations: Sequence[tuple[Path, list[str], DictConfig]]) -> list[tuple[Path, list[str]]]:
-        """Folder and overrides of every job, after the launcher was exchanged where several are to run at once."""
+    def _at_once(
+        self, combinations: Sequence[tuple[Path, list[str], DictConfig]]
+    ) -> tuple[int, list[tuple[Path, list[str]]]]:
+        """How many jobs to run at once, and folder and overrides of each; for several the launcher is exchanged."""
         assert self.hydra_context is not None
         assert self.config is not None
         listed = [(folder, overrides) for folder, overrides, _ in combinations]
         new = sum(not (folder / RESULT_FILE).exists() for folder, _ in listed)
         jobs = jobs_at_once([config for _, _, config in combinations], new)
         if jobs == 1:
-            return listed
+            return 1, listed
         self.launcher = joblib_launcher(jobs, self.config, self.hydra_context, self._task_function)
         text = "%d runs at once on %d cores, with trainer.threads=%d; jobs=1 makes one after the other"
         log.info(text, jobs, cores(), combinations[0][2].trainer.threads or 1)
-        return [
+        return jobs, [
             (folder, overrides if config.trainer.threads else [*overrides, ONE_THREAD])
             for folder, overrides, config in combinations
         ]
@@ -123,6 +127,7 @@ class RunSweeper(BasicSweeper):
         if len(jobs) < len(combinations):
             text = "%d combinations are %d runs: without variations the generator makes no difference"
             log.info(text, len(combinations), len(jobs))
+        check_all([(words, config) for _, words, config in jobs.values()])
         return list(jobs.values())
 
     def _launch(self, jobs: list[list[str]], number: int) -> list[JobReturn]:
@@ -158,7 +163,7 @@ def end_killed(folder: Path, patience: float = 5.0) -> None:
 
     A job at work keeps its run: the lock of a killed one is free within ``patience`` seconds.
     """
-    for note in map(Note.read, folder.glob("*.json")):
+    for note in notes_in(folder):
         if note.ended or note.run is None or note.host != platform.node():
             continue
         from boxtwin.tracking.mlflow_runs import end_running  # late: --help and small sweeps must not wait for MLflow

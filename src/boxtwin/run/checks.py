@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+from omegaconf import DictConfig
 
+from boxtwin.config.compose import to_object
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.reading import Reading
@@ -160,6 +163,15 @@ def check_settings(config: BoxtwinConfig) -> None:
         raise InputError("detector.anchors=weights takes the anchors of detector.weights, which is not set")
     if detector.anchors is Anchors.published and architecture not in PUBLISHED_ANCHORS:
         raise InputError(f"there are no published anchors for {architecture}; choose detector.anchors=kmeans")
+
+
+def check_composed(composed: DictConfig) -> None:
+    """`check_settings` of a composed configuration, and whether the files that it names exist."""
+    config = to_object(composed, BoxtwinConfig)
+    check_settings(config)
+    for setting, file in (("detector.weights", config.detector.weights), ("split.file", config.split.file)):
+        if file is not None and not Path(file).is_file():
+            raise InputError(f"{setting}={file}: there is no such file")
 
 
 def warn_of_object_sizes(config: BoxtwinConfig, split: Split) -> None:

@@ -90,20 +90,29 @@ def find_file(run: StudyRun, name: str, copies: Mapping[str, Path] = NO_COPIES) 
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
-def runs_in(folder: Path) -> list[StudyRun]:
-    """The finished runs whose folders lie in ``folder``; raises `InputError` if there are none."""
-    runs = []
-    for file in sorted(folder.glob(f"*/{RESULT_FILE}")):
-        try:
-            result = read_result(file.parent)
-            if result is None:
-                raise ValueError("it is cut, or no JSON")
-            if result.kind == "run":
-                runs.append(run_from(result, run_id=file.parent.name, status=FINISHED, output_dir=str(file.parent)))
-        except BROKEN as error:
-            log.warning("%s is damaged; this run is left out (%s: %s)", file, type(error).__name__, error)
-    if not runs:
-        raise InputError(f"runs={folder} holds no folder of a run, with a {RESULT_FILE} in it")
+def runs_in(*folders: Path) -> list[StudyRun]:
+    """The finished runs whose folders lie in ``folders``, or are these; a run that several of them hold is taken once.
+
+    Raises `InputError` if a folder has none.
+    """
+    runs, identities = [], set()
+    for number, folder in enumerate(folders, start=1):
+        found = 0
+        for file in sorted([*folder.glob(RESULT_FILE), *folder.glob(f"*/{RESULT_FILE}")]):
+            run_id = file.parent.name if len(folders) == 1 else f"{number}/{file.parent.name}"
+            try:
+                result = read_result(file.parent)
+                if result is None:
+                    raise ValueError("it is cut, or no JSON")
+                if result.kind == "run":
+                    run = run_from(result, run_id=run_id, status=FINISHED, output_dir=str(file.parent))
+                    runs += [run] if len(folders) == 1 or result.identity not in identities else []
+                    identities |= {result.identity} - {""}
+                    found += 1
+            except BROKEN as error:
+                log.warning("%s is damaged; this run is left out (%s: %s)", file, type(error).__name__, error)
+        if not found:
+            raise InputError(f"runs={folder} holds no folder of a run, with a {RESULT_FILE} in it")
     return in_order(runs)
 
 

@@ -57,6 +57,11 @@ class Slice:
         return self.images if self.area == "all" else np.ones_like(self.images)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is the whole test set."""
+        return self.area == "all" and bool(self.images.all())
+
+    @property
     def enough_for_ap(self) -> bool:
         """Whether there is enough in it to compare AP."""
         return self.with_objects >= LEAST_IMAGES
@@ -84,7 +89,10 @@ class Slicing:
 
 
 def slices_of(evidence: Evidence) -> dict[str, list[Slice]]:
-    """The slices of a test set by kind, those without images left out; no scenes where there is only one."""
+    """The slices of a test set by kind; no scenes where there is only one.
+
+    Those without images are left out, and so is the whole test set: the table has it, with more resamples.
+    """
     kinds = {
         "size": [_slice(name, evidence, evidence.matches[area].objects > 0, area) for area, name in SIZES.items()],
         "crowding": [
@@ -93,7 +101,7 @@ def slices_of(evidence: Evidence) -> dict[str, list[Slice]]:
         ],
         "scene": _scenes(evidence),
     }
-    return {kind: [part for part in parts if part.images.any()] for kind, parts in kinds.items()}
+    return {kind: [part for part in parts if part.images.any() and not part.is_whole] for kind, parts in kinds.items()}
 
 
 def slicings(rows: Sequence[Row], evidence: Mapping[str, Evidence]) -> list[Slicing]:

@@ -16,10 +16,9 @@ import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 from mlflow.entities import Dataset as DatasetEntity
@@ -31,6 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from boxtwin.command_line import command_line
 from boxtwin.errors import InputError, unanswered
 from boxtwin.files import atomic_path, remove_leftovers
+from boxtwin.tracking.mlflow_addresses import ARTIFACTS, update_addresses
 from boxtwin.tracking.study_names import DATABASE, IDENTITY_TAG
 
 log = logging.getLogger(__name__)
@@ -42,18 +42,9 @@ REUSED_TAGS = (REUSED_TAG, "boxtwin.taken_over_from")  # the second in stores of
 TRAINING_RUNS = f"tags.`{IDENTITY_TAG}` LIKE '%'"
 CONDITION_TAG = "boxtwin.condition"  # distinguishes the conditions of a study
 FAILURE_TAG = "boxtwin.failure"  # why a run has not finished
-ARTIFACTS = "artifacts"  # in the store's folder, beside the database
 SQLITE = "sqlite:///"  # how the address of such a file begins
 MOST_METRICS = 1000  # of one call: MLflow's limit
 MOST_CHARACTERS = 5000  # of the reason of a failure: MLflow's limit for tags
-# Every column of MLflow's schema that holds the address of an artifact below an experiment's.
-ADDRESSES = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "source"),
-    ("model_versions", "storage_location"),
-)
 
 
 def _tagged(tag: str, value: str | None) -> str:
@@ -327,43 +318,6 @@ class Store:
         """The MLflow runs of a study's runs, whatever their state."""
         experiment = self.client.get_experiment_by_name(study)
         return [] if experiment is None else self._search([experiment.experiment_id], TRAINING_RUNS)
-
-
-def update_addresses(database: Path) -> None:
-    """Update artifact addresses to the current folder of a store; the caller holds the store's lock.
-
-    An experiment has moved if its address is ``…/artifacts/<folder>`` elsewhere and that folder exists beside
-    ``database``. Other addresses, such as those on a server, stay.
-    """
-    here = (database.parent / ARTIFACTS).resolve()
-    with closing(sqlite3.connect(database)) as connection:
-        addresses = [row[0] for row in connection.execute("select artifact_location from experiments")]
-        moved = {old for address in addresses if (old := _moved(address, here)) is not None}
-        if not moved:
-            return
-        tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
-        for old in moved:
-            for table, column in (each for each in ADDRESSES if each[0] in tables):  # MLflow 2 has fewer
-                connection.execute(
-                    f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
-                    (f"{here.as_uri()}/", len(old) + 1, len(old), old),
-                )
-            log.info("%s: artifacts are found in %s now, no longer in %s", database, here, _path(old))
-        connection.commit()
-
-
-def _moved(address: str | None, here: Path) -> str | None:
-    """The part of an address up to its experiment's folder, where that folder lies in ``here`` now."""
-    if address is None or urlsplit(address).scheme not in ("file", ""):
-        return None
-    root, _, folder = address.rstrip("/").rpartition("/")
-    if not folder or Path(root).name != ARTIFACTS or _path(root).resolve() == here:
-        return None
-    return f"{root}/" if (here / unquote(folder)).is_dir() else None
-
-
-def _path(address: str) -> Path:
-    return Path(unquote(urlsplit(address).path))
 
 
 def end_running(uri: str, study: str, identity: str, status: str = "KILLED", reason: str = "killed") -> None:

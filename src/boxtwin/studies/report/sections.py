@@ -115,6 +115,8 @@ def dose_response_section(study: Study) -> Section | None:
         left_out = [row.variations for row in members if row.variations not in curve.tried.variations]
         if left_out:
             sentences.append(sentence("left_out", title=title, variations=left_out))
+    if sentences:
+        sentences.append(sentence("curve_note"))
     pictures = tuple(dose_response_picture(each) for each in curves.values() if each)
     return Section("How many variations", tuple(sentences), pictures) if sentences else None
 

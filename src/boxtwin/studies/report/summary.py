@@ -23,6 +23,7 @@ from boxtwin.studies.study import Study
 AP50, AP = "map_50", "map"
 KINDS = ("primary", "variations", "pretraining", "equal pixels", *EXTRA_IMAGES, "control", "positive control")
 COMPARED_SETTINGS = ("pretraining", *EXTRA_IMAGES.values())  # of the setup: conditions that differ in them are compared
+LEAST_AP50 = 0.05  # of the best condition; below it detectors find next to nothing, and differences say nothing
 NOTED = ("boxtwin", "torch", "cuda", "threads")  # what may differ under the same recipe; commit and machine aside
 
 
@@ -54,24 +55,25 @@ class Summary:
 def printed(study: Study, summary: Summary, others: Sequence[Relabelled] = (), *, brief: bool = False) -> str:
     """What `compare.py` prints: the table, the answer, and what was asked for besides; all else is in the report.
 
-    With ``brief`` the answer is a sentence for each of its parts, or the primary comparisons alone, and comes last.
+    With ``brief`` the answer is a sentence for each of its parts, or the primary comparisons alone, and comes last;
+    classes and notes are left out.
     """
     blocks = [
         [f"study {study.name}: {len(study.runs)} runs"],
         text_table(study.rows, study.contrasts),
-        class_text(study.by_class),
+        [sentence("table_note")] if any(len(row.seeds) > 1 for row in study.rows) else [],
         # Sentences on every single comparison are in the report, unless there is nothing shorter to say.
-        *([] if brief and summary.in_short else [summary.answer or summary.comparisons, summary.notes]),
+        *([] if brief else [class_text(study.by_class), summary.answer or summary.comparisons, summary.notes]),
     ]
     for each in others:
-        blocks.append([sentence("relabelled_title", each=each), *paragraphs("relabelled", each=each)])
+        blocks.append([sentence("relabelled_title", each=each), *paragraphs("relabelled", each=each, brief=brief)])
         blocks.append(relabelled_text(each))
     if summary.candidates is not None and summary.sections:
         blocks += [[summary.sections[-1].title, *summary.sections[-1].sentences], candidates_table(summary.candidates)]
     if study.unfinished:
         blocks.append([f"Not in the table: {', '.join(f'{run.name} ({run.status})' for run in study.unfinished)}"])
     if brief:
-        blocks.append(summary.in_short)
+        blocks.append(summary.in_short or summary.comparisons)
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -132,6 +134,8 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
         others = [each for each in gains if each not in subjects and each.new.generator != "repeat"]
         treatments = [*map(_lead, _groups(others)), *by_kind["pretraining"], *extra]
         advice = _advice(leads, subjects, controls, positive, treatments) if leads or treatments else {}
+        if (best := max(row.estimates[AP50].mean for row in setup)) < LEAST_AP50:
+            advice = {"kind": "untrained", "best": best, "steps": max(row.first.steps for row in setup)}
         if groups or pretrainings or extra or positive:
             values_by_setup.append(Answer(setup[0].prefix, values, pretrainings, extra, positive, advice))
     return values_by_setup
@@ -161,11 +165,17 @@ def line_of(row: Row) -> tuple[str, str]:
 
 
 def _lead(group: Sequence[Contrast]) -> Contrast:
-    """The number of variations to name first: the best gain that is significant, or else the largest number."""
+    """The number of variations to name first: the best gain that is significant, or else the largest number of those
+    with enough seeds; where none has enough, of those with most."""
     sure = [gain for gain in group if gain.differences[AP50].gain_significant]
     if sure:
         return max(sure, key=lambda gain: gain.differences[AP50].mean)
-    return max(group, key=lambda gain: gain.new.variations)
+
+    def rank(gain: Contrast) -> tuple[int, int]:
+        change = gain.differences[AP50]
+        return min(change.pairs, change.pairs_needed), gain.new.variations
+
+    return max(group, key=rank)
 
 
 def _of_generator(
