@@ -30,9 +30,7 @@ class RayLauncherConf:
     """Settings of ``hydra.launcher``."""
 
     _target_: str = "hydra_plugins.boxtwin_runs.RayLauncher"
-    address: str | None = (
-        None  # of a cluster; "auto": the one of this machine; None: one of this machine alone, for the sweep
-    )
+    address: str | None = None  # "auto": the cluster that this machine is part of; None: one of this machine alone
     cpus: float = 1  # of a job
     gpus: float = 0
 
