@@ -1,4 +1,4 @@
-"""Registers the sweeper of `boxtwin.config.sweeper`: Hydra finds plugins only in this package."""
+"""Registers sweeper and launcher of `boxtwin.config`: Hydra finds plugins only in this package."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 
 from boxtwin.config.compose import register
+from boxtwin.config.ray_launcher import RayTasks
 from boxtwin.config.sweeper import RunSweeper
 
 
@@ -20,6 +21,21 @@ class BoxtwinSweeperConf(BasicSweeperConf):
     _target_: str = "hydra_plugins.boxtwin_runs.BoxtwinSweeper"
 
 
+class RayLauncher(RayTasks):
+    """The launcher, as a class of this module."""
+
+
+@dataclass
+class RayLauncherConf:
+    """Settings of ``hydra.launcher``."""
+
+    _target_: str = "hydra_plugins.boxtwin_runs.RayLauncher"
+    address: str | None = None  # "auto": the cluster that this machine is part of; None: one of this machine alone
+    cpus: float = 1  # of a job
+    gpus: float = 0
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="ray", node=RayLauncherConf, provider="boxtwin")
 ConfigStore.instance().store(group="hydra/sweeper", name="runs", node=BoxtwinSweeperConf, provider="boxtwin")
 # In the processes that launchers start, this is the only module of the project that Hydra imports before it composes.
 register()

@@ -93,6 +93,17 @@ def runs(folder: Path, kind: str = "run") -> list[Run]:
     return list(client.search_runs(experiments, f"tags.`boxtwin.kind` = '{kind}'"))
 
 
+def run_folders(folder: Path) -> dict[str, dict[str, object]]:
+    """What every run found, without what a clock measured."""
+    found = {}
+    for file in folder.glob("multirun/*/*/result.json"):
+        result = json.loads(file.read_text())
+        metrics = {name: value for name, value in result["metrics"].items() if not name.startswith("time/")}
+        detections = (file.parent / "detections.json").read_text()
+        found[result["run"]] = {"metrics": metrics, "counts": result["counts"], "detections": detections}
+    return found
+
+
 def inputs_of(run: Run) -> list[DatasetInput]:
     """The data sets that a run has logged."""
     assert run.inputs is not None

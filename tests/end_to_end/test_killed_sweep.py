@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
-from commands import manifests, run, runs, start
+from commands import manifests, run, run_folders, runs, start
 from kill_moments import kill_moments
 
 SWEEP = "train.py -m experiment=tiny_killed split=s2 variations=0,1,2 seed=0,1"
@@ -23,17 +22,6 @@ def table(folder: Path) -> list[dict[str, str]]:
     run("compare.py", folder)
     (file,) = folder.glob("reports/*/comparison.csv")
     return [{k: v for k, v in row.items() if k != "minutes"} for row in csv.DictReader(file.read_text().splitlines())]
-
-
-def run_folders(folder: Path) -> dict[str, dict[str, object]]:
-    """What every run found, without what a clock measured."""
-    found = {}
-    for file in folder.glob("multirun/*/*/result.json"):
-        result = json.loads(file.read_text())
-        metrics = {name: value for name, value in result["metrics"].items() if not name.startswith("time/")}
-        detections = (file.parent / "detections.json").read_text()
-        found[result["run"]] = {"metrics": metrics, "counts": result["counts"], "detections": detections}
-    return found
 
 
 def test_runs_at_once_are_those_made_one_after_the_other(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from boxtwin.config.identity import NO_PRETRAINING, uses_generator
 from boxtwin.config.launch import ATTEMPTS, SWEEP_VARIABLE, check_all, report_failures, with_variations
 from boxtwin.config.notes import Note, note_path, notes_in
 from boxtwin.config.parallel import ONE_THREAD, cores, joblib_launcher, jobs_at_once, sweep_bar
+from boxtwin.config.submitted import submitted_jobs, wait_for
 from boxtwin.tracking.run_folders import RESULT_FILE
 
 log = logging.getLogger(__name__)
@@ -134,11 +135,14 @@ class RunSweeper(BasicSweeper):
         assert self.launcher is not None
         returned: list[JobReturn] = []
         for batch in self.split_overrides_to_chunks(jobs, self.max_batch_size):
-            try:
-                returned += self.launcher.launch(batch, initial_job_idx=number)
-            except Exception as error:
-                # Some launchers stop at a job that was killed; jobs without a note get their second attempt.
-                log.error("the launcher gave up: %s: %s", type(error).__name__, error)
+            with submitted_jobs() as jobs_sent:
+                try:
+                    returned += self.launcher.launch(batch, initial_job_idx=number)
+                except Exception as error:
+                    # Some launchers stop at a job that was killed. The others go on; then those without an end are
+                    # launched again.
+                    log.error("the launcher gave up: %s: %s", type(error).__name__, error)
+                    wait_for(jobs_sent)
             number += len(batch)
         for job in returned:
             if job.status is JobStatus.FAILED:

@@ -247,3 +247,5 @@ def quieten_lightning() -> None:
         logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)
     # Lightning 2.6 asks torch 2.13 for a class that goes away later; nothing a user can act on.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    # On a machine of a cluster, it advises to start every command by srun; Hydra's launcher for Slurm does.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")

@@ -1,0 +1,131 @@
+"""Sweeps through an MLflow server that keeps its runs in a real PostgreSQL and serves the artifacts itself."""
+
+from __future__ import annotations
+
+import csv
+import getpass
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from commands import run, run_folders, start
+from mlflow.tracking import MlflowClient
+
+PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/bin"))  # Debian's place for its newest
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(not (PROGRAMS / "initdb").exists(), reason="PostgreSQL is not installed"),
+    pytest.mark.skipif(importlib.util.find_spec("psycopg") is None, reason="psycopg is not installed"),
+]
+SWEEPS = 4  # at once, of two runs each
+SWEEP = "train.py -m experiment=tiny_control split=s2 variations=0 seed={},{} study=at_once tracking.uri={}"
+
+
+def wait_for(ready: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not ready():
+        assert time.monotonic() < end, "it does not answer"
+        time.sleep(0.3)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    """Address of an empty database; PostgreSQL refuses to run as root and takes the user of its package then."""
+    user = "postgres" if os.geteuid() == 0 else getpass.getuser()
+    as_user = {"user": user} if os.geteuid() == 0 else {}
+    folder, port = Path(tempfile.mkdtemp(prefix="postgres-")), free_port()
+    shutil.chown(folder, user)
+    subprocess.run(
+        [PROGRAMS / "initdb", "--auth=trust", "--username=mlflow", "--encoding=UTF8", "--no-sync", folder / "tables"],
+        check=True,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        **as_user,
+    )
+    options = ["-D", folder / "tables", "-k", folder, "-h", "127.0.0.1", "-p", str(port), "-F"]
+    server = subprocess.Popen([PROGRAMS / "postgres", *options], cwd=folder, stderr=subprocess.DEVNULL, **as_user)
+    there = [PROGRAMS / "pg_isready", "--host=127.0.0.1", f"--port={port}"]
+    try:
+        wait_for(lambda: subprocess.run(there, stdout=subprocess.DEVNULL, check=False).returncode == 0)
+        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+    finally:
+        server.send_signal(signal.SIGINT)  # ends the sessions of its clients
+        server.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def server(database: str, tmp_path: Path) -> Iterator[str]:
+    """As docs/cluster.md says to start it."""
+    port, log = free_port(), tmp_path / "server.log"
+    command = (
+        f"{sys.executable} -m mlflow server --host 127.0.0.1 --port {port} --workers 2 --backend-store-uri {database} "
+        f"--serve-artifacts --artifacts-destination {tmp_path / 'artifacts'}"
+    )
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command.split(),
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+
+    def ready() -> bool:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=1):
+                return True
+        except OSError:
+            return False
+
+    try:
+        wait_for(ready)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def test_four_sweeps_at_once_and_a_comparison_elsewhere(tmp_path: Path, server: str) -> None:
+    folders = [tmp_path / f"machine{number}" for number in range(SWEEPS)]
+    sweeps = []
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        sweeps.append(start(SWEEP.format(2 * number, 2 * number + 1, server), folder))
+    assert [sweep.wait(600) for sweep in sweeps] == [0] * SWEEPS
+    assert [len(run_folders(folder)) for folder in folders] == [2] * SWEEPS
+    client = MlflowClient(server)
+    (experiment,) = (found for found in client.search_experiments() if found.name == "at_once")
+    found = client.search_runs([experiment.experiment_id], "tags.`boxtwin.kind` = 'run'")
+    assert {each.info.status for each in found} == {"FINISHED"}
+    assert sorted(each.data.params["seed"] for each in found) == [str(seed) for seed in range(2 * SWEEPS)]
+    assert all(each.info.artifact_uri.startswith("mlflow-artifacts:") for each in found)
+    expected = {run: values["metrics"]["test/map"] for folder in folders for run, values in run_folders(folder).items()}
+    for folder in folders:  # what is left is in PostgreSQL and with the server
+        shutil.rmtree(folder)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run(f"compare.py study=at_once tracking.uri={server}", elsewhere)
+    (table,) = elsewhere.glob("reports/*/comparison.csv")
+    (line,) = csv.DictReader(table.read_text().splitlines())
+    assert line["seeds"].split() == [str(seed) for seed in range(2 * SWEEPS)]
+    mean = sum(expected.values()) / len(expected)
+    assert float(line["map"]) == pytest.approx(mean, abs=1e-4)

@@ -1,0 +1,83 @@
+"""A sweep on a real Slurm cluster (`slurm_cluster`): one of its jobs is killed, one meets its time limit."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from commands import ENVIRONMENT, run_folders, runs, script
+from slurm_cluster import missing, slurm_cluster
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1900),
+    pytest.mark.skipif(bool(missing()), reason=f"needs a Slurm of one's own: {', '.join(missing())} not installed"),
+]
+
+# Steps of four runs, one of which takes longer than two minutes, on any machine: the shortest limit is one minute, and
+# Slurm may send its signal up to a minute before the limit. Checkpoints are made at validations.
+STEPS = "20,21,22,3000"
+SWEEP = (
+    f"train.py -m experiment=tiny_control split=s2 variations=0 trainer.steps={STEPS} trainer.validations=100 "
+    "trainer.threads=1 hydra/launcher=submitit_slurm hydra.launcher.partition=all hydra.launcher.cpus_per_task=1 "
+    "hydra.launcher.timeout_min=2 hydra.launcher.signal_delay_s=5 hydra.launcher.max_num_timeout=20 "
+    "hydra.launcher.array_parallelism=2"
+)
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Mapping[str, str]]:
+    with slurm_cluster() as environment:
+        yield environment
+
+
+def ask(slurm: Mapping[str, str], *words: str) -> list[list[str]]:
+    """What a command of Slurm prints, line by line and word by word."""
+    done = subprocess.run(words, env=slurm, stdout=subprocess.PIPE, text=True, check=True)
+    return [line.split("|") for line in done.stdout.splitlines()]
+
+
+def wait_for(what: Callable[[], list[str]], seconds: float) -> str:
+    """The first of what there is at last."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.3)
+    return found[0]
+
+
+def test_all_runs_of_a_job_array_end_once(tmp_path: Path, slurm: Mapping[str, str]) -> None:
+    with (tmp_path / "printed").open("w") as printed:
+        environment = {**ENVIRONMENT, **{name: slurm[name] for name in ("PATH", "SLURM_CONF")}}
+        sweep = subprocess.Popen(script(SWEEP), cwd=tmp_path, env=environment, stdout=printed, stderr=printed)
+
+    def running() -> list[str]:
+        return [
+            job for job, state in ask(slurm, "squeue", "--array", "--noheader", "--format=%i|%T") if state == "RUNNING"
+        ]
+
+    killed = wait_for(running, 60)
+    assert re.fullmatch(r"\d+_\d+", killed)  # of an array
+    wait_for(lambda: [str(folder) for folder in tmp_path.glob(f"multirun/*/*{os.sep}train.log")], 60)
+    ask(slurm, "scancel", "--full", "--signal=KILL", killed)
+    code = sweep.wait(1700)
+    text = (tmp_path / "printed").read_text()
+    assert code == 0, text
+    assert len(run_folders(tmp_path)) == 4
+    assert [r.info.status for r in runs(tmp_path)] == ["FINISHED"] * 4
+    # The killed job alone was sent again, after all others had ended; the long one was requeued by Slurm.
+    words = ("sacct", "--duplicates", "--allocations", "--noheader", "--parsable2", "--format=JobID,State")
+    states = [(job.partition("_")[0], state.split()[0]) for job, state in ask(slurm, *words)]
+    arrays = list(dict.fromkeys(array for array, _ in states))
+    assert len(arrays) == 2, states
+    assert [state for array, state in states if array == arrays[1]] == ["COMPLETED"], states
+    first = Counter(state for array, state in states if array == arrays[0])
+    assert first["CANCELLED"] == 1, states
+    assert first["REQUEUED"] >= 1, states
+    assert sum(first.values()) == 4 + first["REQUEUED"], states
