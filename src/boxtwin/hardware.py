@@ -50,6 +50,15 @@ def on_gpu(accelerator: str) -> bool:
     return accelerator in ("cuda", "gpu") and torch.cuda.is_available()
 
 
+def batch_threads(accelerator: str, runs_at_once: int) -> int:
+    """How many threads make batches: one where the network itself needs the cores, and on a GPU a share of these."""
+    if not on_gpu(accelerator):
+        return 1
+    import joblib  # late: counting images needs a device and no cores
+
+    return max(1, joblib.cpu_count() // runs_at_once)
+
+
 def lightning_accelerator(accelerator: str) -> str:
     """The name that Lightning gives an accelerator; "auto" takes a CUDA device if there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if accelerator == "auto" else accelerator

@@ -113,7 +113,7 @@ def test_the_machine_does_not_define_a_run(composed: Compose) -> None:
     for override in (
         "trainer.threads=1",
         "trainer.precision=float32",
-        "trainer.workers=2",
+        "trainer.batch_threads=2",
         "trainer.cache=false",
         "trainer.accelerator=cuda",
         "trainer.compile=true",

@@ -188,9 +188,10 @@ def test_an_item_is_the_same_whenever_it_is_asked_for(dataset: Dataset, tmp_path
     assert (twice[0][0].pixels != twice[1][0].pixels).any()
 
 
-def test_loader_processes_change_nothing(dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [2, 3, 16])
+def test_threads_change_no_batch(dataset: Dataset, tmp_path: Path, threads: int) -> None:
     alone = list(make_data(dataset, tmp_path, per_image=1).train_dataloader())
-    shared = list(make_data(dataset, tmp_path, per_image=1, workers=2).train_dataloader())
+    shared = list(make_data(dataset, tmp_path, per_image=1, threads=threads).train_dataloader())
     assert len(alone) == len(shared) == 3
     assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
 
@@ -267,7 +268,6 @@ def train(data: StudyDataModule, steps: int, checkpoint: Path | None = None) -> 
 
 
 @pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers.*",
     # It cannot know that the draws begin where the optimiser is.
     "ignore:.*your dataloader is not resumable.*",
     "ignore:.*isinstance.treespec, LeafSpec.*",

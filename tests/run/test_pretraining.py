@@ -109,7 +109,7 @@ def test_images_of_the_pretraining_are_shown_again(composed: Compose, others: tu
     assert paths == {sample.path for sample in run.split.train}
     loader = make_data(prepared, make_plan(prepared.split, (), pretraining=images)).train_dataloader()
     assert isinstance(loader, PrefetchLoader)
-    draws = loader.loader.dataset
+    draws = loader.images
     shown = [draws[place][2].path in paths for place in range(4 * prepared.config.trainer.batch_size)]
     assert sum(shown) == len(shown) / 2
 

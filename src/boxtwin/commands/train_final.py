@@ -66,7 +66,7 @@ log = logging.getLogger(__name__)
 OF_MACHINE = re.compile(
     r"final(_seeds|_folds)?|study|rerun|data|tracking\.\w+|hydra\..+"
     r"|dataset\.(root|images|annotations|unlabelled|empty|max_pixels)|detector\.weights|generator\.(device|dtype)"
-    r"|trainer\.(precision|accelerator|devices|threads|workers|cache|compile)"
+    r"|trainer\.(precision|accelerator|devices|threads|batch_threads|cache|compile)"
 )
 # Of these, the ones that change a condition in which they are null, or if they become null.
 OF_CONDITION = ("dataset.unlabelled", "dataset.empty", "detector.weights", "generator.device", "generator.dtype")

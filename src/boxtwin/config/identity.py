@@ -38,7 +38,7 @@ _NOT_DEFINING = {
     ),
     "labels": ("file", "confirmed"),
     "detector": ("weights",),
-    "trainer": ("precision", "accelerator", "threads", "workers", "cache", "compile"),
+    "trainer": ("precision", "accelerator", "threads", "batch_threads", "cache", "compile"),
 }
 # Settings added after the first release, with the value that equals the behaviour before. A setting with this value is
 # left out of a run's identity, so that older runs are found again.
@@ -52,7 +52,7 @@ ADDED_SETTINGS: dict[str, Any] = {
     "variations.learn_unlabelled": False,
 }
 # Settings of earlier versions, by their names now: an old command is refused with the new name.
-RENAMED_SETTINGS = {"cell": "run", "cells": "runs"}
+RENAMED_SETTINGS = {"cell": "run", "cells": "runs", "trainer.workers": "trainer.batch_threads"}
 # Settings of earlier versions that are constants now, with the constant, by group; those of generators by class, below
 # boxtwin.synthesis. They stay in the identity of a run, so that older runs are found again.
 REMOVED_SETTINGS: dict[str, dict[str, Any]] = {

@@ -131,7 +131,7 @@ class TrainerOptions:
     precision: Precision = Precision.auto
     accelerator: str = "auto"
     threads: int | None = None
-    workers: int = 0
+    batch_threads: int | None = None
     cache: bool = True
     devices: int = 1
     compile: bool = False

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from boxtwin.datasets.image_cache import DecodedImages
 from boxtwin.datasets.levels import Levels
@@ -26,8 +27,6 @@ from boxtwin.mixing.options import AugmentationOptions, BatchOptions, InputOptio
 from boxtwin.mixing.plan import Plan, draw_order
 
 Item = tuple[Labelled, Letterbox, Sample]
-
-PREFETCHED_BATCHES = 2  # one is being made, and one waits where some batches take longer
 
 
 class Batch(NamedTuple):
@@ -158,25 +157,42 @@ class EpochSampler(Sampler[int]):
 
 
 class PrefetchLoader:
-    """The batches of a loader, made by one thread while the last one is worked on.
+    """Batches that threads make while others are worked on: ``threads`` at once, and one more that waits.
 
-    OpenCV and numpy release the interpreter while they compute, so a thread is enough, and cheaper than a process to
-    which images have to be handed over.
+    OpenCV and numpy release the interpreter while they compute, so threads are enough, and cheaper than processes to
+    which images have to be handed over. Items do not depend on the order in which they are made, so any number of
+    threads gives the same batches in the same order.
     """
 
-    def __init__(self, loader: DataLoader[Item]) -> None:
-        self.loader = loader
+    def __init__(
+        self,
+        images: Dataset[Item],
+        batch_size: int,
+        order: Sampler[int] | range,
+        *,
+        channels: int,
+        threads: int,
+        pin_memory: bool,
+    ) -> None:
+        self.images, self.batch_size, self.order = images, batch_size, order
+        self.channels, self.threads, self.pin_memory = channels, threads, pin_memory
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return -(-len(self.order) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self.loader)
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
-            waiting = deque(thread.submit(next, batches, None) for _ in range(PREFETCHED_BATCHES))
-            while (batch := waiting.popleft().result()) is not None:
-                waiting.append(thread.submit(next, batches, None))
+        indices = iter(self.order)
+        batches = iter(lambda: list(islice(indices, self.batch_size)), [])
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="batches") as pool:
+            waiting = deque(pool.submit(self._batch, batch) for batch in islice(batches, self.threads + 1))
+            while waiting:
+                batch = waiting.popleft().result()
+                waiting.extend(pool.submit(self._batch, following) for following in islice(batches, 1))
                 yield batch
+
+    def _batch(self, indices: Sequence[int]) -> Batch:
+        batch = collate([self.images[index] for index in indices], self.channels)
+        return batch._replace(images=batch.images.pin_memory()) if self.pin_memory else batch
 
 
 def collate(items: Sequence[Item], channels: int) -> Batch:
@@ -217,7 +233,7 @@ class StudyDataModule(pl.LightningDataModule):
         """The real images that checkpoints and thresholds are chosen on."""
         return self.plan.val
 
-    def train_dataloader(self) -> PrefetchLoader | DataLoader[Item]:
+    def train_dataloader(self) -> PrefetchLoader:
         """Augmented batches, one epoch at a time."""
         seed, images = self.batches.seed, self._images
         draws = TrainingDraws(
@@ -233,26 +249,21 @@ class StudyDataModule(pl.LightningDataModule):
         sampler = EpochSampler(len(draws), per_epoch, position, batch_size, device, devices)
         return self._loader(draws, batch_size // devices, sampler)
 
-    def val_dataloader(self) -> PrefetchLoader | DataLoader[Item]:
+    def val_dataloader(self) -> PrefetchLoader:
         """Real validation images."""
         return self.letterboxed(self.plan.val)
 
-    def letterboxed(self, samples: Sequence[Sample]) -> PrefetchLoader | DataLoader[Item]:
+    def letterboxed(self, samples: Sequence[Sample]) -> PrefetchLoader:
         """Any images as they are, for prediction; each of several devices takes all of them."""
         images = LetterboxedImages(samples, self.input.image_size, self.input.tile, self.levels, self._images)
-        return self._loader(images, self.batches.batch_size, None)
+        return self._loader(images, self.batches.batch_size, range(len(images)))
 
-    def _loader(
-        self, images: Dataset[Item], batch_size: int, sampler: Sampler[int] | None
-    ) -> PrefetchLoader | DataLoader[Item]:
-        workers = self.batches.workers
-        loader = DataLoader(
+    def _loader(self, images: Dataset[Item], batch_size: int, order: Sampler[int] | range) -> PrefetchLoader:
+        return PrefetchLoader(
             images,
-            batch_size=batch_size,
-            sampler=sampler,
-            collate_fn=partial(collate, channels=self.input.channels),
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            batch_size,
+            order,
+            channels=self.input.channels,
+            threads=self.batches.threads,
             pin_memory=self.batches.pin_memory,
         )
-        return loader if workers else PrefetchLoader(loader)

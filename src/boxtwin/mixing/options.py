@@ -77,5 +77,5 @@ class BatchOptions:
     synthetic_fraction: float | None = None  # share of each batch that is synthetic; None: as the numbers of images are
     pretraining_share: float = 0.0  # share of each batch that shows images of the pre-training
     pretraining_share_falls: bool = False  # linearly from that share to none
-    workers: int = 0  # loader processes; 0 loads in a thread of the training process, which is faster for small images
+    threads: int = 1  # that make batches
     pin_memory: bool = False  # whether batches are made in memory that a GPU can fetch by itself

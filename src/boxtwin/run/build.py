@@ -32,7 +32,7 @@ from boxtwin.detector.options import Anchors, Architecture, DetectorOptions
 from boxtwin.detector.spec import NetworkSpec
 from boxtwin.detector.training import Trained, fit
 from boxtwin.errors import DataError, InputError
-from boxtwin.hardware import lightning_accelerator, lightning_precision, on_gpu
+from boxtwin.hardware import batch_threads, lightning_accelerator, lightning_precision, on_gpu
 from boxtwin.labels.method import LabelMethod, Variations
 from boxtwin.mixing.datamodule import StudyDataModule, check_variations, input_channels
 from boxtwin.mixing.options import BatchOptions, InputOptions
@@ -287,7 +287,7 @@ def make_data(
             synthetic_fraction=config.variations.synthetic_fraction,
             pretraining_share=config.pretraining.share,
             pretraining_share_falls=config.pretraining.share_falls,
-            workers=trainer.workers,
+            threads=trainer.batch_threads or batch_threads(prepared.accelerator, config.jobs or 1),
             pin_memory=on_gpu(prepared.accelerator),
         ),
         config.dataset.augmentation,

@@ -134,6 +134,8 @@ def check_settings(config: BoxtwinConfig) -> None:
         )
     if trainer.epochs is None:
         _check_steps(config)
+    if trainer.batch_threads is not None and trainer.batch_threads < 1:
+        raise InputError(f"trainer.batch_threads={trainer.batch_threads} must be at least 1")
     if trainer.devices < 1 or trainer.batch_size % trainer.devices:
         raise InputError(
             f"trainer.batch_size={trainer.batch_size} must be a multiple of trainer.devices={trainer.devices}, "
