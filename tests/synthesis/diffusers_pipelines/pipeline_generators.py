@@ -11,6 +11,7 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.synthesis.diffusers_pipelines.image_variations import SDVariations, UnCLIP
 from boxtwin.synthesis.diffusers_pipelines.img2img import Img2Img, InpaintPretrained
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
+from boxtwin.synthesis.diffusers_pipelines.text_to_image import TextToImage
 from boxtwin.synthesis.generator import Request
 
 ALL: dict[str, Any] = {
@@ -37,6 +38,7 @@ KINDS: dict[str, tuple[type[PipelineGenerator], dict[str, Any], dict[str, str]]]
     "img2img": (Img2Img, PROMPTED, {"checkpoint": "stable_diffusion"}),
     "inpaint": (InpaintPretrained, {**PROMPTED, "margin": 4}, {"checkpoint": "inpainting"}),
     "inpaint_base": (InpaintPretrained, {**PROMPTED, "margin": 4}, {"checkpoint": "stable_diffusion"}),
+    "text_to_image": (TextToImage, {**ALL, "prompt": "a ship"}, {"checkpoint": "stable_diffusion"}),
     "sd_variations": (SDVariations, ALL, {"checkpoint": "image_variation"}),
     "stable_unclip": (
         UnCLIP,

@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from pipeline_generators import KINDS, make, make_source, pixels_of
 from safetensors.torch import load_file, save_file
+from written_samples import bright_boxes
 
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
@@ -332,3 +333,18 @@ def test_what_is_made_of_16_bit_has_a_version_of_its_own(fitted: PipelineGenerat
     sample = make_source(tmp_path, "a.png", (32, 32))
     assert fitted.version([sample]) == 1
     assert fitted.version([sample, replace(sample, bits=16)]) == 2
+
+
+def test_text_to_image_needs_a_text_and_takes_nothing_but_the_size_of_its_source(
+    tmp_path: Path, tiny_pipeline: TinyPipeline
+) -> None:
+    with pytest.raises(InputError, match=r"generator.prompt="):
+        make("text_to_image", tiny_pipeline, prompt=" ")
+    made = []
+    for prompt, sea in (("a ship", 1 / 20), ("a ship", 1 / 5), ("image", 1 / 20)):
+        generator = make("text_to_image", tiny_pipeline, prompt=prompt)
+        generator.fit([], tmp_path)
+        sample = bright_boxes(tmp_path, "a.png", (32, 32, 3), sea=sea)
+        made += pixels_of(generator, Request(sample, 1, 5))
+    np.testing.assert_array_equal(made[0], made[1])
+    assert (made[0] != made[2]).any()

@@ -15,7 +15,6 @@ from torch import Tensor
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.constants import ANTIALIAS
-from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares
 from boxtwin.synthesis.generator import Json, check_settings
 
@@ -52,13 +51,8 @@ class UnCLIP(PipelineGenerator):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.name, self, noise_level=0)
-        self._prior_checkpoint = self.prior and Checkpoint(self.prior, self.prior_revision, f"{self.name}, prior")
+        self._others["prior"] = self._prior_checkpoint = self._other("prior") if self.prior else None
         self._prior: Any = None
-
-    def parameters(self) -> dict[str, Json]:
-        parameters = super().parameters()
-        del parameters["prior_revision"]
-        return parameters | {"prior": self._prior_checkpoint.parameters() if self._prior_checkpoint else None}
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, nothing is learnt
         stable = ("StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline")
@@ -110,9 +104,9 @@ class UnCLIP(PipelineGenerator):
 def as_clip_sees(squares: Squares, processor: Any, antialias: bool) -> Float[Tensor, "n channels seen seen"]:
     """Squares at the size, centre and spread of CLIP's training images.
 
-    What ``processor``, CLIP's own, does to 8-bit images, without the rounding to 8 bits: 16-bit images are often dark.
+    What ``processor``, CLIP's or SigLIP's own, does to 8-bit images, without the rounding to 8 bits: 16-bit images are often dark.
     """
-    side = processor.crop_size["height"]
+    side = (getattr(processor, "crop_size", None) or processor.size)["height"]
     seen = F.interpolate(squares, size=(side, side), mode="bicubic", antialias=antialias, align_corners=False)
     mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
     return (seen.clamp(0, 1) - mean) / std

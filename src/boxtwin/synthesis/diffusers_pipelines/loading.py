@@ -53,6 +53,8 @@ class PipelineGenerator(Generator):
         if self.tile is not None and self.tile < (least := max(2 * self.overlap, 8)):
             raise InputError(f"{self.name}: tile is at least {least} (8, and twice the overlap), got {self.tile}")
         self._checkpoint = Checkpoint(self.checkpoint, self.revision, self.name)
+        # Further checkpoints by the setting that names them; another one names the revision.
+        self._others: dict[str, Checkpoint | None] = {}
         self._device = choose_device(self.device, self.name)
         self._compute_dtype = choose_dtype(self.dtype, self._device, self.name)
         self._pipeline: Any = None
@@ -63,7 +65,9 @@ class PipelineGenerator(Generator):
         return 2 if any(sample.bits > 8 for sample in training) else 1
 
     def parameters(self) -> dict[str, Json]:
-        return settings_of(self, without=("device",)) | self._checkpoint.parameters()
+        unused = ("device", *(f"{setting}_revision" for setting in self._others))
+        others: dict[str, Json] = {name: other and other.parameters() for name, other in self._others.items()}
+        return settings_of(self, without=unused) | self._checkpoint.parameters() | others
 
     def model(self) -> Model | None:
         """The checkpoint: id and commit, or folder and hash of its content."""
@@ -87,6 +91,13 @@ class PipelineGenerator(Generator):
             known = len(source.object_boxes) if self.boxes != "none" else 0
             yield Variation(request, varied, source.object_boxes[:known], source.object_labels[:known])
 
+    def _other(self, setting: str, *parts: str) -> Checkpoint:
+        """The checkpoint that a setting names; see `Checkpoint` for ``parts``."""
+        revision = getattr(self, f"{setting}_revision")
+        other = Checkpoint(getattr(self, setting), revision, f"{self.name}, {setting}", *parts)
+        self._others[setting] = other
+        return other
+
     @abstractmethod
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:
         """The pipeline."""
@@ -105,12 +116,11 @@ class PipelineGenerator(Generator):
             # Some pipelines would make images of their own size otherwise.
             sizes = ("height", "width") if accepts(self._pipeline, "height") else ()
             output = self._pipeline(
-                **self._inputs(squares),
                 **dict.fromkeys(sizes, self._side),
                 num_inference_steps=self.steps,
-                guidance_scale=self.guidance_scale,
                 generator=[torch.Generator().manual_seed(tile_seed(request.seed, tile.number)) for tile in tiles],
                 output_type="np",
+                **{"guidance_scale": self.guidance_scale, **self._inputs(squares)},
             )
             drawn = np.asarray(output.images)
             if not np.isfinite(drawn).all():  # float16 ends at 65504, and some autoencoders go beyond
