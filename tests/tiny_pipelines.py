@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from safetensors.torch import save_file
 
 # Their classes are not annotated.
 diffusers: Any = importlib.import_module("diffusers")
@@ -34,6 +35,61 @@ def save_stable_diffusion(folder: Path) -> Path:
         feature_extractor=image_processor(),
     ).save_pretrained(folder)
     return folder
+
+
+def save_stable_diffusion_xl(folder: Path) -> Path:
+    """As stable-diffusion-xl-base: two text encoders, and no image encoder or processor."""
+    words = tokenizer(folder.parent / f"{folder.name}-vocabulary")
+    diffusers.StableDiffusionXLPipeline(
+        vae=vae(),
+        text_encoder=text_encoder(),
+        text_encoder_2=projecting_text_encoder(),
+        tokenizer=words,
+        tokenizer_2=words,
+        unet=unet(**XL),
+        scheduler=ddim(),
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_ip_adapter(folder: Path, **settings: Any) -> Path:
+    """As h94/IP-Adapter: files of adapters, small and plus, for `unet`, and an image encoder."""
+    network = unet(**settings)
+    image_encoder().save_pretrained(folder / "image_encoder")
+    cross = [name.removesuffix(".processor") for name in network.attn_processors if "attn2" in name]
+    with seeded(9):
+        layers = {
+            f"ip_adapter.{2 * number + 1}.to_{kind}_ip.weight": torch.randn(layer.to_k.weight.shape) / 4
+            for number, layer in enumerate(network.get_submodule(name) for name in cross)
+            for kind in "kv"
+        }
+        width = layers["ip_adapter.1.to_k_ip.weight"].shape[1]
+        small = {"proj.weight": torch.randn(4 * width, EMBEDDING) / 4, "proj.bias": torch.zeros(4 * width)}
+        small |= {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+        hidden = vision_config().hidden_size
+        plus = {
+            "latents": torch.randn(1, 4, 64),
+            "proj_in.weight": torch.randn(64, hidden) / 4,
+            "proj_in.bias": torch.zeros(64),
+            "proj_out.weight": torch.randn(width, 64) / 8,
+            "proj_out.bias": torch.zeros(width),
+            "norm_out.weight": torch.ones(width),
+            "norm_out.bias": torch.zeros(width),
+        }
+        shapes = {"0.to_q": (64, 64), "0.to_kv": (128, 64), "0.to_out": (64, 64), "1.1": (256, 64), "1.3": (64, 256)}
+        for block in range(4):
+            plus |= {f"layers.{block}.{name}.weight": torch.randn(shape) / 8 for name, shape in shapes.items()}
+            for norm in (f"layers.{block}.{part}" for part in ("0.norm1", "0.norm2", "1.0")):
+                plus |= {f"{norm}.weight": torch.ones(64), f"{norm}.bias": torch.zeros(64)}
+    for name, image in (("ip-adapter", small), ("ip-adapter-plus", plus)):
+        weights = layers | {f"image_proj.{key}": value for key, value in image.items()}
+        save_file(weights, folder / f"{name}.safetensors")
+    return folder
+
+
+def save_ip_adapter_xl(folder: Path) -> Path:
+    """The same for the network of `save_stable_diffusion_xl`."""
+    return save_ip_adapter(folder, **XL)
 
 
 def save_inpainting(folder: Path) -> Path:
@@ -134,18 +190,57 @@ def save_kandinsky_prior(folder: Path) -> Path:
         )
         # As published ones have it: random embeddings are clamped to -1 .. 1 and moved by these.
         prior.clip_std = torch.nn.Parameter(torch.ones(prior.clip_std.shape))
-        text = transformers.CLIPTextModelWithProjection(
-            transformers.CLIPTextConfig(**text_settings(), projection_dim=EMBEDDING)
-        ).eval()
     diffusers.KandinskyV22PriorPipeline(
         prior=prior,
         image_encoder=image_encoder(),
-        text_encoder=text,
+        text_encoder=projecting_text_encoder(),
         tokenizer=tokenizer(folder.parent / f"{folder.name}-vocabulary"),
         scheduler=diffusers.UnCLIPScheduler(
             variance_type="fixed_small_log", prediction_type="sample", num_train_timesteps=1000, clip_sample_range=5.0
         ),
         image_processor=image_processor(),
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_flux(folder: Path, pipeline: str = "FluxPipeline") -> Path:
+    """As FLUX.1-dev, with two encoders of texts."""
+    getattr(diffusers, pipeline)(
+        scheduler=flow(),
+        vae=vae(shift_factor=0.1),
+        text_encoder=text_encoder(),
+        tokenizer=tokenizer(folder.parent / f"{folder.name}-vocabulary"),
+        text_encoder_2=t5_encoder(),
+        tokenizer_2=t5_tokenizer(),
+        transformer=flux_transformer(),
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_flux_kontext(folder: Path) -> Path:
+    """As FLUX.1-Kontext-dev, which edits images."""
+    return save_flux(folder, "FluxKontextPipeline")
+
+
+def save_flux_redux(folder: Path) -> Path:
+    """As FLUX.1-Redux-dev: an image encoder, and what makes its output look like an encoded text."""
+    size = {"height": CLIP_SIDE, "width": CLIP_SIDE}
+    with seeded(10):
+        encoder = transformers.SiglipVisionModel(
+            transformers.SiglipVisionConfig(
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=CLIP_SIDE,
+                patch_size=6,
+            )
+        ).eval()
+        embedder = diffusers.pipelines.flux.modeling_flux.ReduxImageEncoder(redux_dim=16, txt_in_features=EMBEDDING)
+    diffusers.FluxPriorReduxPipeline(
+        image_encoder=encoder,
+        feature_extractor=transformers.SiglipImageProcessor(size=size),
+        image_embedder=embedder,
     ).save_pretrained(folder)
     return folder
 
@@ -170,7 +265,16 @@ class seeded:  # noqa: N801, it reads as a verb
         torch.random.set_rng_state(self.state)
 
 
-def unet(**settings: Any) -> torch.nn.Module:
+# Settings of `unet` as of Stable Diffusion XL, whose network sees both texts, their embedding and the image's size.
+XL: dict[str, Any] = {
+    "cross_attention_dim": 2 * EMBEDDING,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": EMBEDDING + 6 * 4,
+}
+
+
+def unet(**settings: Any) -> Any:
     """Two levels, the finer with cross-attention."""
     with seeded(0):
         return diffusers.UNet2DConditionModel(
@@ -190,10 +294,27 @@ def unet(**settings: Any) -> torch.nn.Module:
         )
 
 
-def vae() -> torch.nn.Module:
+def flux_transformer() -> torch.nn.Module:
+    """One block of either kind."""
+    with seeded(11):
+        return diffusers.FluxTransformer2DModel(
+            in_channels=16,  # two by two latent pixels
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=EMBEDDING,
+            pooled_projection_dim=EMBEDDING,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 2, 2),
+        )
+
+
+def vae(**settings: Any) -> torch.nn.Module:
     """Latents of half the size."""
     with seeded(1):
         return diffusers.AutoencoderKL(
+            **settings,
             block_out_channels=(8, 8),
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
@@ -215,6 +336,27 @@ def ddim() -> Any:
     )
 
 
+def flow() -> Any:
+    """The noise of FLUX and what came after it."""
+    return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+
+
+def t5_encoder() -> torch.nn.Module:
+    """Two layers that fit `t5_tokenizer`."""
+    with seeded(12):
+        config = transformers.T5Config(
+            vocab_size=len(t5_tokenizer()), d_model=EMBEDDING, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+        )
+        return transformers.T5EncoderModel(config).eval()
+
+
+def t5_tokenizer() -> Any:
+    """One with letters and `WORDS` for words."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), ("\u2581", -2.0)]
+    pieces += [(letter, -5.0) for letter in sorted(set("".join(WORDS)))]
+    return transformers.T5TokenizerFast(vocab=[*pieces, *((f"\u2581{word}", -1.0) for word in WORDS)])
+
+
 def text_settings() -> dict[str, Any]:
     """Of a text encoder that fits `tokenizer`."""
     return {
@@ -234,6 +376,13 @@ def text_encoder() -> torch.nn.Module:
     """Two layers."""
     with seeded(2):
         return transformers.CLIPTextModel(transformers.CLIPTextConfig(**text_settings())).eval()
+
+
+def projecting_text_encoder() -> torch.nn.Module:
+    """The same with an embedding of the whole text."""
+    with seeded(2):
+        config = transformers.CLIPTextConfig(**text_settings(), projection_dim=EMBEDDING)
+        return transformers.CLIPTextModelWithProjection(config).eval()
 
 
 def vision_config() -> Any:

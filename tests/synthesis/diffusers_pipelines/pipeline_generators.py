@@ -10,7 +10,9 @@ from written_samples import bright_boxes
 from boxtwin.datasets.sample import Sample
 from boxtwin.synthesis.diffusers_pipelines.image_variations import SDVariations, UnCLIP
 from boxtwin.synthesis.diffusers_pipelines.img2img import Img2Img, InpaintPretrained
+from boxtwin.synthesis.diffusers_pipelines.ip_adapter import IPAdapter
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
+from boxtwin.synthesis.diffusers_pipelines.redux import Redux
 from boxtwin.synthesis.diffusers_pipelines.text_to_image import TextToImage
 from boxtwin.synthesis.generator import Request
 
@@ -33,12 +35,32 @@ PROMPTED: dict[str, Any] = {
     "finetune_learning_rate": 1e-2,
     "seed": 0,
 }
+ADAPTED: dict[str, Any] = {
+    **ALL,
+    "adapter_revision": None,
+    "weights": "ip-adapter.safetensors",
+    "image_encoder": "image_encoder",
+    "scale": 1.0,
+    "strength": None,
+}
 # Kind -> class, settings, and which setting is the folder of which pipeline.
 KINDS: dict[str, tuple[type[PipelineGenerator], dict[str, Any], dict[str, str]]] = {
     "img2img": (Img2Img, PROMPTED, {"checkpoint": "stable_diffusion"}),
     "inpaint": (InpaintPretrained, {**PROMPTED, "margin": 4}, {"checkpoint": "inpainting"}),
     "inpaint_base": (InpaintPretrained, {**PROMPTED, "margin": 4}, {"checkpoint": "stable_diffusion"}),
     "text_to_image": (TextToImage, {**ALL, "prompt": "a ship"}, {"checkpoint": "stable_diffusion"}),
+    "ip_adapter": (IPAdapter, ADAPTED, {"checkpoint": "stable_diffusion", "adapter": "ip_adapter"}),
+    "ip_adapter_strength": (
+        IPAdapter,
+        {**ADAPTED, "strength": 0.6, "weights": "ip-adapter-plus.safetensors"},
+        {"checkpoint": "stable_diffusion", "adapter": "ip_adapter"},
+    ),
+    "ip_adapter_xl": (IPAdapter, ADAPTED, {"checkpoint": "stable_diffusion_xl", "adapter": "ip_adapter_xl"}),
+    "redux": (
+        Redux,
+        {**ALL, "tile": 32, "prior_revision": None},
+        {"checkpoint": "flux", "prior": "flux_redux"},
+    ),
     "sd_variations": (SDVariations, ALL, {"checkpoint": "image_variation"}),
     "stable_unclip": (
         UnCLIP,

@@ -101,7 +101,7 @@ def test_parameters_name_every_setting_that_changes_pixels(kind: str, tiny_pipel
     generator = make(kind, tiny_pipeline)
     _, settings, _ = KINDS[kind]
     named = set(generator.parameters())
-    unnamed = ("finetune_", "seed", "prior_revision", "device")
+    unnamed = ("finetune_", "seed", "prior_revision", "adapter_revision", "device")
     assert {setting for setting in settings if not setting.startswith(unnamed)} <= named
     assert "device" not in named
     assert ("antialias" in named) == (kind == "sd_variations")
@@ -276,6 +276,8 @@ def test_tiles_have_the_models_size_or_ones_rounded_up(
         ("img2img", "dtype", "float16"),  # on a CPU
         ("img2img", "finetune", "dreambooth"),
         ("img2img", "revision", "main"),  # of a folder
+        ("ip_adapter_strength", "strength", 0.3),
+        ("ip_adapter", "scale", -0.5),
         ("inpaint", "margin", -1),
         ("stable_unclip", "noise_level", -1),
         ("kandinsky", "prior_revision", "main"),
@@ -292,6 +294,11 @@ def test_settings_out_of_range_are_refused(kind: str, setting: str, value: Any, 
         ("img2img", {}, "inpainting", "made for inpainting"),
         ("img2img", {}, "image_variation", "cannot be loaded"),
         ("img2img", {"overlap": 20}, "stable_diffusion", "overlap=20 is more than half"),
+        ("ip_adapter", {}, "kandinsky_decoder", "KandinskyV22Pipeline, the kind that generator=unclip takes"),
+        ("ip_adapter_xl", {}, "stable_diffusion", "adapter: .* cannot be loaded"),  # layers of other sizes
+        ("redux", {}, "stable_diffusion", "generator=text_to_image takes; one of FluxPipeline is needed"),
+        ("redux", {}, "flux_redux", "generator=redux takes; one of FluxPipeline is needed"),
+        ("img2img", {}, "flux_redux", "cannot be loaded.* is a FluxPriorReduxPipeline, .*generator=redux takes"),
         ("sd_variations", {}, "stable_diffusion", "StableDiffusionPipeline"),
         ("stable_unclip", {}, "stable_diffusion", "StableDiffusionPipeline"),
         ("stable_unclip", {}, "kandinsky_decoder", "needs its prior"),

@@ -104,7 +104,8 @@ class UnCLIP(PipelineGenerator):
 def as_clip_sees(squares: Squares, processor: Any, antialias: bool) -> Float[Tensor, "n channels seen seen"]:
     """Squares at the size, centre and spread of CLIP's training images.
 
-    What ``processor``, CLIP's or SigLIP's own, does to 8-bit images, without the rounding to 8 bits: 16-bit images are often dark.
+    What ``processor``, CLIP's or SigLIP's own, does to 8-bit images, without the rounding to 8 bits: 16-bit images are
+    often dark.
     """
     side = (getattr(processor, "crop_size", None) or processor.size)["height"]
     seen = F.interpolate(squares, size=(side, side), mode="bicubic", antialias=antialias, align_corners=False)

@@ -16,7 +16,7 @@ from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Boxes, Mask, box_pixels, grown
 from boxtwin.synthesis.blending import blend_outside_boxes
 from boxtwin.synthesis.diffusers_pipelines.finetune import FinetuneSettings, Repaint, add_learnt, finetune, with_token
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, accepts
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, accepts, check_strength
 from boxtwin.synthesis.generator import Json, Model, Request, check_settings, settings_of
 
 
@@ -29,12 +29,8 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
     pipeline_class: ClassVar[str]  # of diffusers
 
     def __post_init__(self) -> None:
-        if not 0 < self.strength <= 1:
-            raise InputError(f"{self.name}: strength lies in (0, 1], got {self.strength}")
         super().__post_init__()
-        if int(self.steps * self.strength) < 1:  # diffusers rounds down
-            both = f"strength={self.strength} of steps={self.steps}"
-            raise InputError(f"{self.name}: {both} is less than one step; raise either")
+        check_strength(self.name, self.strength, self.steps)
         self.check(self.name)
         self.learns = self.finetune is not None
         self._learnt: Path | None = None

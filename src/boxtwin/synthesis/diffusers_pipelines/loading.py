@@ -66,7 +66,9 @@ class PipelineGenerator(Generator):
 
     def parameters(self) -> dict[str, Json]:
         unused = ("device", *(f"{setting}_revision" for setting in self._others))
-        others: dict[str, Json] = {name: other and other.parameters() for name, other in self._others.items()}
+        others: dict[str, Json] = {
+            name: None if other is None else other.parameters() for name, other in self._others.items()
+        }
         return settings_of(self, without=unused) | self._checkpoint.parameters() | others
 
     def model(self) -> Model | None:
@@ -158,6 +160,14 @@ class PipelineGenerator(Generator):
         """What sides of images are multiples of."""
         processor = getattr(pipeline, "image_processor", None)
         return int(processor.config.vae_scale_factor) if processor is not None else self._scale(pipeline)
+
+
+def check_strength(owner: str, strength: float, steps: int) -> None:
+    """Refuse a strength out of range, and one that leaves no step of ``steps``."""
+    if not 0 < strength <= 1:
+        raise InputError(f"{owner}: strength lies in (0, 1], got {strength}")
+    if int(steps * strength) < 1:  # diffusers rounds down
+        raise InputError(f"{owner}: strength={strength} of steps={steps} is less than one step; raise either")
 
 
 def accepts(pipeline: Any, setting: str) -> bool:
