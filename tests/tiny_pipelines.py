@@ -222,6 +222,49 @@ def save_flux_kontext(folder: Path) -> Path:
     return save_flux(folder, "FluxKontextPipeline")
 
 
+def save_flux_klein(folder: Path) -> Path:
+    """As FLUX.2-klein: the text encoder's layers 9, 18 and 27 are used, and images have 64 pixels or more."""
+    with seeded(13):
+        autoencoder = diffusers.AutoencoderKLFlux2(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=SIDE,
+        )
+        network = diffusers.Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=3 * 16,
+            timestep_guidance_channels=8,
+            axes_dims_rope=(2, 2, 2, 2),
+            guidance_embeds=False,
+        )
+        config = transformers.Qwen3Config(
+            vocab_size=len(qwen_tokenizer()),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=27,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+        )
+        encoder = transformers.Qwen3ForCausalLM(config).eval()
+    diffusers.Flux2KleinPipeline(
+        scheduler=flow(),
+        vae=autoencoder,
+        text_encoder=encoder,
+        tokenizer=qwen_tokenizer(),
+        transformer=network,
+        is_distilled=False,
+    ).save_pretrained(folder)
+    return folder
+
+
 def save_flux_redux(folder: Path) -> Path:
     """As FLUX.1-Redux-dev: an image encoder, and what makes its output look like an encoded text."""
     size = {"height": CLIP_SIDE, "width": CLIP_SIDE}
@@ -357,6 +400,19 @@ def t5_tokenizer() -> Any:
     return transformers.T5TokenizerFast(vocab=[*pieces, *((f"\u2581{word}", -1.0) for word in WORDS)])
 
 
+def qwen_tokenizer() -> Any:
+    """One with letters for words, and a template of chats."""
+    letters = sorted(set("".join(WORDS)))
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    words = transformers.Qwen2TokenizerFast(
+        vocab={piece: number for number, piece in enumerate([*letters, *special])},
+        merges=[],
+        extra_special_tokens=list(special[1:]),
+    )
+    words.chat_template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    return words
+
+
 def text_settings() -> dict[str, Any]:
     """Of a text encoder that fits `tokenizer`."""
     return {
@@ -398,7 +454,7 @@ def vision_config() -> Any:
     )
 
 
-def image_encoder() -> torch.nn.Module:
+def image_encoder() -> Any:
     """As CLIP's."""
     with seeded(3):
         return transformers.CLIPVisionModelWithProjection(vision_config()).eval()

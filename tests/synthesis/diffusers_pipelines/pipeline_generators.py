@@ -8,6 +8,7 @@ import numpy as np
 from written_samples import bright_boxes
 
 from boxtwin.datasets.sample import Sample
+from boxtwin.synthesis.diffusers_pipelines.edit import Edit
 from boxtwin.synthesis.diffusers_pipelines.image_variations import SDVariations, UnCLIP
 from boxtwin.synthesis.diffusers_pipelines.img2img import Img2Img, InpaintPretrained
 from boxtwin.synthesis.diffusers_pipelines.ip_adapter import IPAdapter
@@ -35,6 +36,7 @@ PROMPTED: dict[str, Any] = {
     "finetune_learning_rate": 1e-2,
     "seed": 0,
 }
+EDIT: dict[str, Any] = {**ALL, "batch_size": 1, "prompt": "image"}
 ADAPTED: dict[str, Any] = {
     **ALL,
     "adapter_revision": None,
@@ -61,6 +63,8 @@ KINDS: dict[str, tuple[type[PipelineGenerator], dict[str, Any], dict[str, str]]]
         {**ALL, "tile": 32, "prior_revision": None},
         {"checkpoint": "flux", "prior": "flux_redux"},
     ),
+    "edit_kontext": (Edit, {**EDIT, "tile": 32}, {"checkpoint": "flux_kontext"}),
+    "edit_klein": (Edit, {**EDIT, "tile": 64}, {"checkpoint": "flux_klein"}),
     "sd_variations": (SDVariations, ALL, {"checkpoint": "image_variation"}),
     "stable_unclip": (
         UnCLIP,
