@@ -92,6 +92,23 @@ def save_ip_adapter_xl(folder: Path) -> Path:
     return save_ip_adapter(folder, **XL)
 
 
+def save_controlnet(folder: Path, **settings: Any) -> Path:
+    """As sd-controlnet-canny; that starts with zeros where it joins the network, and this one with more."""
+    with seeded(14):
+        net = diffusers.ControlNetModel.from_unet(unet(**settings), conditioning_embedding_out_channels=(4, 8))
+        joins = [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]
+        for join in joins:
+            torch.nn.init.normal_(join.weight, std=0.6)
+        net.controlnet_cond_embedding.conv_in.weight.data *= 8
+    net.save_pretrained(folder)
+    return folder
+
+
+def save_controlnet_xl(folder: Path) -> Path:
+    """The same for the network of `save_stable_diffusion_xl`."""
+    return save_controlnet(folder, **XL)
+
+
 def save_inpainting(folder: Path) -> Path:
     """As stable-diffusion-inpainting: the network also sees the mask and the masked image."""
     diffusers.StableDiffusionInpaintPipeline(

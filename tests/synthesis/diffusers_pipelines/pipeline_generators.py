@@ -8,6 +8,7 @@ import numpy as np
 from written_samples import bright_boxes
 
 from boxtwin.datasets.sample import Sample
+from boxtwin.synthesis.diffusers_pipelines.controlnet import ControlNet
 from boxtwin.synthesis.diffusers_pipelines.edit import Edit
 from boxtwin.synthesis.diffusers_pipelines.image_variations import SDVariations, UnCLIP
 from boxtwin.synthesis.diffusers_pipelines.img2img import Img2Img, InpaintPretrained
@@ -37,6 +38,16 @@ PROMPTED: dict[str, Any] = {
     "seed": 0,
 }
 EDIT: dict[str, Any] = {**ALL, "batch_size": 1, "prompt": "image"}
+CONTROLLED: dict[str, Any] = {
+    **ALL,
+    "controlnet_revision": None,
+    "control": "silhouettes",
+    "ground_colour": [0, 0, 0],
+    "object_colour": [255, 255, 255],
+    "scale": 1.0,
+    "prompt": "",
+    "strength": 0.6,
+}
 ADAPTED: dict[str, Any] = {
     **ALL,
     "adapter_revision": None,
@@ -65,6 +76,12 @@ KINDS: dict[str, tuple[type[PipelineGenerator], dict[str, Any], dict[str, str]]]
     ),
     "edit_kontext": (Edit, {**EDIT, "tile": 32}, {"checkpoint": "flux_kontext"}),
     "edit_klein": (Edit, {**EDIT, "tile": 64}, {"checkpoint": "flux_klein"}),
+    "controlnet": (ControlNet, CONTROLLED, {"checkpoint": "stable_diffusion", "controlnet": "controlnet"}),
+    "controlnet_xl": (
+        ControlNet,
+        {**CONTROLLED, "control": "edges"},
+        {"checkpoint": "stable_diffusion_xl", "controlnet": "controlnet_xl"},
+    ),
     "sd_variations": (SDVariations, ALL, {"checkpoint": "image_variation"}),
     "stable_unclip": (
         UnCLIP,

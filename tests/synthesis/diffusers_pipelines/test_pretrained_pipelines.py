@@ -101,7 +101,7 @@ def test_parameters_name_every_setting_that_changes_pixels(kind: str, tiny_pipel
     generator = make(kind, tiny_pipeline)
     _, settings, _ = KINDS[kind]
     named = set(generator.parameters())
-    unnamed = ("finetune_", "seed", "prior_revision", "adapter_revision", "device")
+    unnamed = ("finetune_", "seed", "prior_revision", "adapter_revision", "controlnet_revision", "device")
     assert {setting for setting in settings if not setting.startswith(unnamed)} <= named
     assert "device" not in named
     assert ("antialias" in named) == (kind == "sd_variations")
@@ -278,6 +278,11 @@ def test_tiles_have_the_models_size_or_ones_rounded_up(
         ("img2img", "revision", "main"),  # of a folder
         ("ip_adapter_strength", "strength", 0.3),
         ("ip_adapter", "scale", -0.5),
+        ("controlnet", "control", "depth"),
+        ("controlnet", "strength", 0.3),
+        ("controlnet", "scale", -1.0),
+        ("controlnet", "ground_colour", [0, 0]),
+        ("controlnet", "object_colour", [0, 0, 256]),
         ("edit_klein", "batch_size", 2),
         ("edit_klein", "prompt", " "),
         ("inpaint", "margin", -1),
@@ -303,6 +308,8 @@ def test_settings_out_of_range_are_refused(kind: str, setting: str, value: Any, 
         ("img2img", {}, "flux_redux", "cannot be loaded.* is a FluxPriorReduxPipeline, .*generator=redux takes"),
         ("edit_klein", {}, "flux", "a FluxPipeline, the kind that generator=text_to_image takes; one of FluxKontext"),
         ("redux", {}, "flux_kontext", "a FluxKontextPipeline, the kind that generator=edit takes; one of FluxPipeline"),
+        ("controlnet", {}, "flux", "a FluxPipeline, the kind that generator=text_to_image takes; one of Stable"),
+        ("controlnet_xl", {}, "stable_diffusion", "was made for another network"),
         ("sd_variations", {}, "stable_diffusion", "StableDiffusionPipeline"),
         ("stable_unclip", {}, "stable_diffusion", "StableDiffusionPipeline"),
         ("stable_unclip", {}, "kandinsky_decoder", "needs its prior"),

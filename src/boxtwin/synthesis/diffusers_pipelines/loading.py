@@ -108,7 +108,7 @@ class PipelineGenerator(Generator):
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         """What the pipeline is called with to draw some squares, beside size, steps, guidance and randomness."""
 
-    def _vary_one(self, request: Request, pixels: Pixels, *more: Float[np.ndarray, "1 h w"]) -> Pixels:
+    def _vary_one(self, request: Request, pixels: Pixels, *more: Float[np.ndarray, "_ h w"]) -> Pixels:
         """The image that the pipeline draws of ``pixels``; ``more`` are further planes that `_inputs` gets."""
         levels = levels_of(request.source, pixels)
         planes = np.concatenate([planes_of(levels.scaled(pixels), 3), *more])
