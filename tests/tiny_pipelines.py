@@ -109,6 +109,25 @@ def save_controlnet_xl(folder: Path) -> Path:
     return save_controlnet(folder, **XL)
 
 
+def save_gligen(folder: Path) -> Path:
+    """As gligen-1-4-generation-text-box: gates that let boxes in, closed in an untrained network, are open."""
+    with seeded(15):
+        network = unet(attention_type="gated")
+        for name, gate in network.named_parameters():
+            if "alpha" in name:
+                gate.data.fill_(1.0)
+    diffusers.StableDiffusionGLIGENPipeline(
+        vae=vae(),
+        text_encoder=text_encoder(),
+        tokenizer=tokenizer(folder.parent / f"{folder.name}-vocabulary"),
+        unet=network,
+        scheduler=ddim(),
+        safety_checker=safety_checker(),
+        feature_extractor=image_processor(),
+    ).save_pretrained(folder)
+    return folder
+
+
 def save_inpainting(folder: Path) -> Path:
     """As stable-diffusion-inpainting: the network also sees the mask and the masked image."""
     diffusers.StableDiffusionInpaintPipeline(

@@ -10,6 +10,7 @@ from written_samples import bright_boxes
 from boxtwin.datasets.sample import Sample
 from boxtwin.synthesis.diffusers_pipelines.controlnet import ControlNet
 from boxtwin.synthesis.diffusers_pipelines.edit import Edit
+from boxtwin.synthesis.diffusers_pipelines.gligen import GLIGEN
 from boxtwin.synthesis.diffusers_pipelines.image_variations import SDVariations, UnCLIP
 from boxtwin.synthesis.diffusers_pipelines.img2img import Img2Img, InpaintPretrained
 from boxtwin.synthesis.diffusers_pipelines.ip_adapter import IPAdapter
@@ -81,6 +82,11 @@ KINDS: dict[str, tuple[type[PipelineGenerator], dict[str, Any], dict[str, str]]]
         ControlNet,
         {**CONTROLLED, "control": "edges"},
         {"checkpoint": "stable_diffusion_xl", "controlnet": "controlnet_xl"},
+    ),
+    "gligen": (
+        GLIGEN,
+        {**ALL, "batch_size": 1, "phrases": ["a ship"], "prompt": "sea", "grounded": 1.0},
+        {"checkpoint": "gligen"},
     ),
     "sd_variations": (SDVariations, ALL, {"checkpoint": "image_variation"}),
     "stable_unclip": (
