@@ -8,15 +8,11 @@ import numpy as np
 from written_samples import bright_boxes
 
 from boxtwin.datasets.sample import Sample
-from boxtwin.synthesis.diffusers_pipelines.controlnet import ControlNet
-from boxtwin.synthesis.diffusers_pipelines.edit import Edit
-from boxtwin.synthesis.diffusers_pipelines.gligen import GLIGEN
-from boxtwin.synthesis.diffusers_pipelines.image_variations import SDVariations, UnCLIP
+from boxtwin.synthesis.diffusers_pipelines.from_text import Edit, TextToImage
+from boxtwin.synthesis.diffusers_pipelines.image_variations import IPAdapter, Redux, SDVariations, UnCLIP
 from boxtwin.synthesis.diffusers_pipelines.img2img import Img2Img, InpaintPretrained
-from boxtwin.synthesis.diffusers_pipelines.ip_adapter import IPAdapter
+from boxtwin.synthesis.diffusers_pipelines.layouts import GLIGEN, ControlNet
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
-from boxtwin.synthesis.diffusers_pipelines.redux import Redux
-from boxtwin.synthesis.diffusers_pipelines.text_to_image import TextToImage
 from boxtwin.synthesis.generator import Request
 
 ALL: dict[str, Any] = {

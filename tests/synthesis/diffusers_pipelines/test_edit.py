@@ -14,7 +14,7 @@ from pipeline_generators import make, make_source, pixels_of
 from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX
-from boxtwin.synthesis.diffusers_pipelines.edit import QWEN
+from boxtwin.synthesis.diffusers_pipelines.from_text import QWEN
 from boxtwin.synthesis.diffusers_pipelines.loading import tile_seed
 from boxtwin.synthesis.generator import Request
 

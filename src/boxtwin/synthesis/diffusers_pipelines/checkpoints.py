@@ -19,19 +19,14 @@ from boxtwin.synthesis.manifest import sha256_of
 
 INDEX = "model_index.json"  # what diffusers' pipelines have in their folder
 HASHED = 16  # hexadecimal digits of a content's hash that tell folders apart
-# Which generator takes the checkpoint of a pipeline whose class has this in its name; the first that fits counts.
+# Which generator takes the checkpoint of a pipeline whose class has one of these in its name; the first one counts.
 OPTIONS = {
-    "ImageVariation": "sd_variations",
-    "UnCLIP": "unclip",
-    "KandinskyV22": "unclip",
-    "GLIGEN": "gligen",
-    "ControlNet": "controlnet",
-    "Redux": "redux",
-    "Kontext": "edit",
-    "Flux2Klein": "edit",
-    "QwenImageEdit": "edit",
-    "Inpaint": "inpaint_pretrained",
-    "FluxFill": "inpaint_pretrained",
+    "sd_variations": ("ImageVariation",),
+    "unclip": ("UnCLIP", "KandinskyV22"),
+    "gligen": ("GLIGEN",),
+    "redux": ("Redux",),
+    "edit": ("Kontext", "Flux2Klein", "QwenImageEdit"),
+    "inpaint_pretrained": ("Inpaint",),
 }
 
 
@@ -86,9 +81,9 @@ class Checkpoint:
         return dict(index)
 
     def check_kind(self, *kinds: str) -> str:
-        """Which of the classes ``kinds`` it is, or InputError: diffusers would load any for any and fail later."""
+        """Which of the classes ``kinds`` it is, if any, or InputError: diffusers would load any and fail later."""
         kind = str(self.index()["_class_name"])
-        if kind not in kinds:
+        if kinds and kind not in kinds:
             needed = f"one of {', '.join(kinds)} is needed: choose another checkpoint"
             raise InputError(f"{self.asked_by}: {self.name} is {described(kind)}; {needed}")
         return kind
@@ -145,12 +140,13 @@ class Checkpoint:
 
 def described(kind: str) -> str:
     """A pipeline's class, and which generator takes its checkpoints."""
-    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as KNOWN
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
-    known = {known.__name__ for known in KNOWN.values()}
-    other = "text_to_image" if kind.replace("Img2Img", "") in known else "none"
-    option = next((option for part, option in OPTIONS.items() if part in kind), other)
-    return f"a {kind}, the kind that generator={option} takes" if option != "none" else f"a {kind}"
+    option = next((option for option, parts in OPTIONS.items() if any(part in kind for part in parts)), None)
+    known = [known.__name__ for known in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()]
+    if option is None and kind.replace("Img2Img", "") in known:
+        option = "text_to_image"
+    return f"a {kind}" if option is None else f"a {kind}, the kind that generator={option} takes"
 
 
 def folder_hash(folder: Path, *parts: str) -> str:

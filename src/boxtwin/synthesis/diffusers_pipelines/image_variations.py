@@ -1,10 +1,8 @@
-"""Models that get an image's CLIP embedding and paint another such image, in which objects are at other places."""
+"""Models that get an image's embedding and paint another such image, in which objects are at other places."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.constants import ANTIALIAS
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, check_strength
 from boxtwin.synthesis.generator import Json, check_settings
 
 
@@ -25,13 +22,10 @@ class SDVariations(PipelineGenerator):
 
     name = "sd_variations"
     boxes = "none"
+    kinds = ("StableDiffusionImageVariationPipeline",)
 
     def parameters(self) -> dict[str, Json]:
         return super().parameters() | {"antialias": ANTIALIAS}
-
-    def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, nothing is learnt
-        self._checkpoint.check_kind("StableDiffusionImageVariationPipeline")
-        return self._checkpoint.load("StableDiffusionImageVariationPipeline", self._device, self._compute_dtype)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         return {"image": as_clip_sees(squares, self._pipeline.feature_extractor, ANTIALIAS)}
@@ -54,20 +48,20 @@ class UnCLIP(PipelineGenerator):
         self._others["prior"] = self._prior_checkpoint = self._other("prior") if self.prior else None
         self._prior: Any = None
 
-    def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, nothing is learnt
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         stable = ("StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline")
         kandinsky = ("KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline")
         if self._checkpoint.check_kind(*stable, *kandinsky) in kandinsky:
-            return self._load_kandinsky()
+            return self._load_kandinsky(dtype, **components)
         if self._prior_checkpoint:
             raise InputError(f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior (prior=null)")
-        pipeline = self._checkpoint.load("StableUnCLIPImg2ImgPipeline", self._device, self._compute_dtype)
+        pipeline = self._checkpoint.load("StableUnCLIPImg2ImgPipeline", self._device, dtype, **components)
         most = pipeline.image_noising_scheduler.config.num_train_timesteps - 1
         if self.noise_level > most:
             raise InputError(f"{self.name}: noise_level is {most} at most, got {self.noise_level}")
         return pipeline
 
-    def _load_kandinsky(self) -> Any:
+    def _load_kandinsky(self, dtype: torch.dtype, **components: Any) -> Any:
         if not self._prior_checkpoint:
             cure = "say prior=kandinsky-community/kandinsky-2-2-prior, or a folder"
             raise InputError(f"{self.name}: {self.checkpoint} is Kandinsky's decoder, which needs its prior: {cure}")
@@ -75,15 +69,8 @@ class UnCLIP(PipelineGenerator):
             raise InputError(f"{self.name}: Kandinsky has no noise_level; say noise_level=0")
         kind = self._prior_checkpoint.check_kind("KandinskyV22PriorPipeline")
         unused = dict.fromkeys(("prior", "text_encoder", "tokenizer", "scheduler"))
-        self._prior = self._prior_checkpoint.load(kind, self._device, self._compute_dtype, **unused)
-        return self._checkpoint.load("KandinskyV22Pipeline", self._device, self._compute_dtype)
-
-    def _scale(self, pipeline: Any) -> int:
-        return int(super()._scale(pipeline) if self._prior is None else pipeline.movq_scale_factor)
-
-    def _multiple(self, pipeline: Any) -> int:
-        # Kandinsky rounds sides up to the square of what its latents are smaller by.
-        return super()._multiple(pipeline) if self._prior is None else self._scale(pipeline) ** 2
+        self._prior = self._prior_checkpoint.load(kind, self._device, dtype, **unused)
+        return self._checkpoint.load("KandinskyV22Pipeline", self._device, dtype, **components)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         if self._prior is not None:
@@ -99,6 +86,89 @@ class UnCLIP(PipelineGenerator):
             "image_embeds": encoder(seen.to(encoder.device, encoder.dtype)).image_embeds,
             "negative_image_embeds": self._prior.get_zero_embed(len(squares)),
         }
+
+
+@dataclass(kw_only=True, eq=False)
+class Redux(PipelineGenerator):
+    """FLUX.1 given Redux's embedding of the source and a text of zeros, as `FluxPriorReduxPipeline` makes them."""
+
+    prior: str  # Redux's own checkpoint: folder or id
+    prior_revision: str | None  # of an id
+
+    name = "redux"
+    boxes = "none"
+    kinds = ("FluxPipeline",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._prior_checkpoint = self._other("prior")
+
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
+        self._checkpoint.check_kind(*self.kinds)
+        kind = self._prior_checkpoint.check_kind("FluxPriorReduxPipeline")
+        # No text is encoded: its encoders, most of the memory beside the transformer, are not loaded.
+        unused: dict[str, Any] = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+        self._prior: Any = self._prior_checkpoint.load(kind, self._device, dtype, **unused)
+        return super()._load_published(dtype, **(unused | components))
+
+    def _inputs(self, squares: Squares) -> dict[str, Any]:
+        prior, sizes = self._prior, self._pipeline.transformer.config
+        seen = as_clip_sees(squares, prior.feature_extractor, True).to(prior.device, prior.image_encoder.dtype)
+        image = prior.image_embedder(prior.image_encoder(seen).last_hidden_state).image_embeds
+        text = image.new_zeros(len(squares), 512, sizes.joint_attention_dim)
+        pooled = image.new_zeros(len(squares), sizes.pooled_projection_dim)
+        return {"prompt_embeds": torch.cat([text, image], dim=1), "pooled_prompt_embeds": pooled}
+
+
+@dataclass(kw_only=True, eq=False)
+class IPAdapter(PipelineGenerator):
+    """Stable Diffusion 1.5 or XL that sees the source through an adapter (Ye et al. 2023)."""
+
+    adapter: str  # folder, or id on the hub, with the adapter and its image encoder
+    adapter_revision: str | None  # of an id
+    weights: str  # the adapter's file in there
+    image_encoder: str  # the encoder's folder in there
+    scale: float  # weight of the source seen through the adapter: 0 is without
+    strength: float | None  # as of `Img2Img`: objects stay in place. None starts from noise, and objects move
+
+    name = "ip_adapter"
+    kinds = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self.name, self, scale=0)
+        kept = self.strength is not None
+        if self.strength is not None:
+            check_strength(self.name, self.strength, self.steps)
+        # With most generators these depend on the class alone.
+        self.boxes = "carried" if kept else "none"  # type: ignore[misc]
+        self.pipeline_class = f"AutoPipelineFor{'Image2Image' if kept else 'Text2Image'}"  # type: ignore[misc]
+        self._adapter = self._other("adapter", self.weights, self.image_encoder)
+
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
+        pipeline = super()._load_published(dtype, **components)
+        with self._adapter.errors():
+            pipeline.load_ip_adapter(
+                self._adapter.place,
+                subfolder="",
+                weight_name=self.weights,
+                image_encoder_folder=f"./{self.image_encoder}",
+                revision=self.adapter_revision,
+            )
+        pipeline.set_ip_adapter_scale(self.scale)
+        return pipeline
+
+    def _inputs(self, squares: Squares) -> dict[str, Any]:
+        from diffusers.models.embeddings import ImageProjection
+
+        pipeline = self._pipeline
+        seen = as_clip_sees(squares, pipeline.feature_extractor, True)
+        # The small adapters take the embedding, the others (plus) what the encoder's last layer but one says.
+        (layer,) = pipeline.unet.encoder_hid_proj.image_projection_layers
+        seen, unseen = pipeline.encode_image(seen, pipeline.device, 1, not isinstance(layer, ImageProjection))
+        embedded = torch.cat([unseen, seen] if self.guidance_scale > 1 else [seen])[:, None]
+        start = {} if self.strength is None else {"image": squares, "strength": self.strength}
+        return {"prompt": [""] * len(squares), "ip_adapter_image_embeds": [embedded], **start}
 
 
 def as_clip_sees(squares: Squares, processor: Any, antialias: bool) -> Float[Tensor, "n channels seen seen"]:

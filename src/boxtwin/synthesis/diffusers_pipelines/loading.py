@@ -7,11 +7,12 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from boxtwin.datasets.image_io import Pixels
@@ -48,10 +49,16 @@ class PipelineGenerator(Generator):
     device: str  # "auto" takes a CUDA device if there is one
     dtype: str  # "auto" takes bfloat16 if the hardware computes in it, else float16 on GPUs and float32 on CPUs
 
+    kinds: ClassVar[tuple[str, ...]] = ()  # classes of the checkpoints that fit; none: all that `pipeline_class` loads
+    pipeline_class: ClassVar[str | None] = None  # of diffusers; None: the checkpoint's own
+    one_by_one: ClassVar[bool] = False  # whether a call of the pipeline draws one square
+
     def __post_init__(self) -> None:
         check_settings(self.name, self, steps=1, batch_size=1, overlap=0, guidance_scale=0)
         if self.tile is not None and self.tile < (least := max(2 * self.overlap, 8)):
             raise InputError(f"{self.name}: tile is at least {least} (8, and twice the overlap), got {self.tile}")
+        if self.one_by_one and self.batch_size != 1:
+            raise InputError(f"{self.name} draws one square at a time: say batch_size=1, not {self.batch_size}")
         self._checkpoint = Checkpoint(self.checkpoint, self.revision, self.name)
         # Further checkpoints by the setting that names them; another one names the revision.
         self._others: dict[str, Checkpoint | None] = {}
@@ -100,9 +107,14 @@ class PipelineGenerator(Generator):
         self._others[setting] = other
         return other
 
-    @abstractmethod
-    def _load(self, training: Sequence[Sample], folder: Path) -> Any:
+    def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, most learn nothing
         """The pipeline."""
+        return self._load_published(self._compute_dtype)
+
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
+        """The pipeline as it was published, with ``components`` in place of its own."""
+        kind = self._checkpoint.check_kind(*self.kinds)
+        return self._checkpoint.load(self.pipeline_class or kind, self._device, dtype, **components)
 
     @abstractmethod
     def _inputs(self, squares: Squares) -> dict[str, Any]:
@@ -154,12 +166,18 @@ class PipelineGenerator(Generator):
 
     def _scale(self, pipeline: Any) -> int:
         """By how much latents are smaller than images."""
-        return int(pipeline.vae_scale_factor)
+        if (scale := getattr(pipeline, "vae_scale_factor", None)) is not None:
+            return int(scale)
+        movq = getattr(pipeline, "movq", None)  # Kandinsky's; without any, the model draws pixels
+        return 1 if movq is None else 2 ** (len(movq.config.block_out_channels) - 1)
 
     def _multiple(self, pipeline: Any) -> int:
         """What sides of images are multiples of."""
-        processor = getattr(pipeline, "image_processor", None)
-        return int(processor.config.vae_scale_factor) if processor is not None else self._scale(pipeline)
+        scale, processor = self._scale(pipeline), getattr(pipeline, "image_processor", None)
+        if getattr(pipeline, "movq", None) is not None:  # Kandinsky rounds sides up to it
+            return scale**2
+        least = 1 if processor is None else int(processor.config.vae_scale_factor)
+        return max(least, scale * getattr(pipeline, "patch_size", 1))
 
 
 def check_strength(owner: str, strength: float, steps: int) -> None:
@@ -171,8 +189,15 @@ def check_strength(owner: str, strength: float, steps: int) -> None:
 
 
 def accepts(pipeline: Any, setting: str) -> bool:
-    """Whether a pipeline's call has such a setting."""
-    return setting in inspect.signature(type(pipeline).__call__).parameters
+    """Whether the call of a pipeline, or of a class of pipelines, has such a setting."""
+    pipeline_class = pipeline if isinstance(pipeline, type) else type(pipeline)
+    return setting in inspect.signature(pipeline_class.__call__).parameters
+
+
+def as_pictures(squares: Squares) -> list[Image.Image]:
+    """Squares in 8 bits, for pipelines that take nothing else."""
+    pixels = (squares[:, :3].permute(0, 2, 3, 1).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return [Image.fromarray(square) for square in pixels]
 
 
 def tile_seed(seed: int, number: int) -> int:
