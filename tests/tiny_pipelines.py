@@ -420,11 +420,11 @@ def flow() -> Any:
     return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
 
 
-def t5_encoder() -> torch.nn.Module:
+def t5_encoder(width: int = EMBEDDING) -> torch.nn.Module:
     """Two layers that fit `t5_tokenizer`."""
     with seeded(12):
         config = transformers.T5Config(
-            vocab_size=len(t5_tokenizer()), d_model=EMBEDDING, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+            vocab_size=len(t5_tokenizer()), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2
         )
         return transformers.T5EncoderModel(config).eval()
 

@@ -153,7 +153,7 @@ class PipelineGenerator(Generator):
     def _choose_side(self, pipeline: Any) -> int:
         """Of the squares: the user's or the model's own, as a multiple of what the model can do."""
         multiple, side = self._multiple(pipeline), self.tile
-        if side is None:
+        if side is None or self._scale(pipeline) == 1:  # models of pixels know one size only
             unet = getattr(pipeline, "unet", None)
             size = unet.config.sample_size if unet is not None else getattr(pipeline, "default_sample_size", None)
             if size is None:
