@@ -173,7 +173,7 @@ def save_if(folder: Path) -> None:
 
 def save_qwen(folder: Path) -> None:
     """As Qwen-Image."""
-    text = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 64}
+    text: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 64}
     text |= {"num_attention_heads": 2, "num_key_value_heads": 2}
     text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH}

@@ -87,6 +87,17 @@ def test_without_a_network_the_message_names_the_other_machine(cache: Path) -> N
         checkpoint.index()
 
 
+@pytest.mark.parametrize(("kind", "setting"), [("ip_adapter", "adapter"), ("controlnet", "controlnet")])
+def test_without_a_network_the_message_names_the_part_that_is_missing(
+    cache: Path, tiny_pipeline: TinyPipeline, tmp_path: Path, kind: str, setting: str
+) -> None:
+    generator = make(kind, tiny_pipeline, **{setting: "some-owner/some-part"})
+    assert generator.parameters()[setting] == {"checkpoint": "some-owner/some-part", "revision": "main"}
+    message = rf"{kind}, {setting}: .*some-owner/some-part cannot be loaded.*hf download some-owner/some-part"
+    with pytest.raises(InputError, match=message):
+        generator.fit([], tmp_path)
+
+
 def test_an_id_in_the_cache_is_loaded_and_its_commit_known(cache: Path, tiny_pipeline: TinyPipeline) -> None:
     repository = cache / "models--some-owner--some-model"
     shutil.copytree(tiny_pipeline("stable_diffusion"), repository / "snapshots" / COMMIT)

@@ -88,6 +88,9 @@ class PipelineGenerator(Generator):
             # Layers are made with random weights before they are read: that must not move the global generator.
             with torch.random.fork_rng(devices=[]):
                 pipeline = self._load(training, folder)
+            if getattr(self, "strength", None) and not pipeline.scheduler.config.get("skip_prk_steps", True):
+                cure = 'set "skip_prk_steps": true in a copy of its scheduler/scheduler_config.json'
+                raise InputError(f"{self.name}: {self.checkpoint} has a scheduler that ignores strength; {cure}")
             self._side = self._choose_side(pipeline)
             self._pipeline = pipeline
 
