@@ -49,7 +49,7 @@ def test_kandinsky_gets_the_embedding_that_its_prior_interpolates(tmp_path: Path
     assert generator._prior.prior is None
     image = torch.from_numpy(read_image(sample.path).transpose(2, 0, 1)[None].copy()).float() / 255
     with torch.inference_mode():
-        ours = generator._kandinsky_input(image)
+        ours = generator._inputs(image)
         prior = KandinskyV22PriorPipeline.from_pretrained(tiny_pipeline("kandinsky_prior"))  # type: ignore[no-untyped-call]
         theirs = prior.interpolate([Image.fromarray(read_image(sample.path))], [1.0])
     torch.testing.assert_close(ours["image_embeds"], theirs.image_embeds, atol=0.02, rtol=0.02)

@@ -132,10 +132,8 @@ class Checkpoint:
                     f"{self.name} --local-dir FOLDER), copy the folder here and say checkpoint=FOLDER. Repositories "
                     "that are gone, Stability AI's Stable Diffusion 2 among them, have copies under other names"
                 )
-            name = f"checkpoint={self.name}{revision}"
-            raise InputError(
-                f"{self.asked_by}: {name} cannot be loaded: {cure}{known}. The reason: {reason}"
-            ) from error
+            failed = f"{self.asked_by}: checkpoint={self.name}{revision} cannot be loaded"
+            raise InputError(f"{failed}: {cure}{known}. The reason: {reason}") from error
 
 
 def described(kind: str) -> str:

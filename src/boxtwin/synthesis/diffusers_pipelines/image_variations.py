@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor
 from boxtwin.errors import InputError
 from boxtwin.synthesis.constants import ANTIALIAS
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, check_strength
-from boxtwin.synthesis.generator import Json, check_settings
+from boxtwin.synthesis.generator import Json, Knowledge, check_settings
 
 
 @dataclass(kw_only=True, eq=False)
@@ -51,17 +51,14 @@ class UnCLIP(PipelineGenerator):
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         stable = ("StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline")
         kandinsky = ("KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline")
-        if self._checkpoint.check_kind(*stable, *kandinsky) in kandinsky:
-            return self._load_kandinsky(dtype, **components)
-        if self._prior_checkpoint:
-            raise InputError(f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior (prior=null)")
-        pipeline = self._checkpoint.load("StableUnCLIPImg2ImgPipeline", self._device, dtype, **components)
-        most = pipeline.image_noising_scheduler.config.num_train_timesteps - 1
-        if self.noise_level > most:
-            raise InputError(f"{self.name}: noise_level is {most} at most, got {self.noise_level}")
-        return pipeline
-
-    def _load_kandinsky(self, dtype: torch.dtype, **components: Any) -> Any:
+        if self._checkpoint.check_kind(*stable, *kandinsky) in stable:
+            if self._prior_checkpoint:
+                raise InputError(f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior (prior=null)")
+            pipeline = self._checkpoint.load("StableUnCLIPImg2ImgPipeline", self._device, dtype, **components)
+            most = pipeline.image_noising_scheduler.config.num_train_timesteps - 1
+            if self.noise_level > most:
+                raise InputError(f"{self.name}: noise_level is {most} at most, got {self.noise_level}")
+            return pipeline
         if not self._prior_checkpoint:
             cure = "say prior=kandinsky-community/kandinsky-2-2-prior, or a folder"
             raise InputError(f"{self.name}: {self.checkpoint} is Kandinsky's decoder, which needs its prior: {cure}")
@@ -73,19 +70,14 @@ class UnCLIP(PipelineGenerator):
         return self._checkpoint.load("KandinskyV22Pipeline", self._device, dtype, **components)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
-        if self._prior is not None:
-            return self._kandinsky_input(squares)
-        seen = as_clip_sees(squares, self._pipeline.feature_extractor, True)
-        return {"image": seen, "prompt": [""] * len(squares), "noise_level": self.noise_level}
-
-    def _kandinsky_input(self, squares: Squares) -> dict[str, Any]:
-        """What the prior's ``interpolate`` gives for one image of weight 1, without the text in between."""
+        if self._prior is None:
+            seen = as_clip_sees(squares, self._pipeline.feature_extractor, True)
+            return {"image": seen, "prompt": [""] * len(squares), "noise_level": self.noise_level}
+        # What the prior's `interpolate` gives for one image of weight 1, without the text in between.
         encoder = self._prior.image_encoder
-        seen = as_clip_sees(squares, self._prior.image_processor, True)
-        return {
-            "image_embeds": encoder(seen.to(encoder.device, encoder.dtype)).image_embeds,
-            "negative_image_embeds": self._prior.get_zero_embed(len(squares)),
-        }
+        seen = as_clip_sees(squares, self._prior.image_processor, True).to(encoder.device, encoder.dtype)
+        empty = self._prior.get_zero_embed(len(squares))
+        return {"image_embeds": encoder(seen).image_embeds, "negative_image_embeds": empty}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -132,29 +124,23 @@ class IPAdapter(PipelineGenerator):
     strength: float | None  # as of `Img2Img`: objects stay in place. None starts from noise, and objects move
 
     name = "ip_adapter"
+    boxes: ClassVar[Knowledge] = "none"
+    pipeline_class: ClassVar[str | None] = "AutoPipelineForText2Image"
     kinds = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.name, self, scale=0)
-        kept = self.strength is not None
-        if self.strength is not None:
+        if self.strength is not None:  # with most generators the class alone says these
             check_strength(self.name, self.strength, self.steps)
-        # With most generators these depend on the class alone.
-        self.boxes = "carried" if kept else "none"  # type: ignore[misc]
-        self.pipeline_class = f"AutoPipelineFor{'Image2Image' if kept else 'Text2Image'}"  # type: ignore[misc]
+            self.boxes, self.pipeline_class = "carried", "AutoPipelineForImage2Image"  # type: ignore[misc]
         self._adapter = self._other("adapter", self.weights, self.image_encoder)
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         pipeline = super()._load_published(dtype, **components)
         with self._adapter.errors():
-            pipeline.load_ip_adapter(
-                self._adapter.place,
-                subfolder="",
-                weight_name=self.weights,
-                image_encoder_folder=f"./{self.image_encoder}",
-                revision=self.adapter_revision,
-            )
+            parts = {"weight_name": self.weights, "image_encoder_folder": f"./{self.image_encoder}"}
+            pipeline.load_ip_adapter(self._adapter.place, subfolder="", revision=self.adapter_revision, **parts)
         pipeline.set_ip_adapter_scale(self.scale)
         return pipeline
 

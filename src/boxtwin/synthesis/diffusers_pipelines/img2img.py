@@ -85,12 +85,13 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
 
         kind, mapping = self._checkpoint.check_kind(), getattr(auto_pipeline, self.mapping)
         chosen = auto_pipeline._get_task_class(mapping, kind, throw_error_if_not_exist=False)
+        why = None
         if chosen is not None and not accepts(chosen, "strength"):
-            cure = "generator=edit is for models that edit images by instruction"
-            raise InputError(f"{self.name}: {self.checkpoint} is a {kind}, which has no strength; {cure}")
-        if chosen is not None and accepts(chosen, "control_image"):
-            cure = "generator=controlnet takes a ControlNet beside the checkpoint of its model"
-            raise InputError(f"{self.name}: {self.checkpoint} is a {kind}, which needs a control image; {cure}")
+            why = "has no strength; generator=edit is for models that edit images by instruction"
+        elif chosen is not None and accepts(chosen, "control_image"):
+            why = "needs a control image; generator=controlnet takes a ControlNet beside the checkpoint of its model"
+        if why:
+            raise InputError(f"{self.name}: {self.checkpoint} is a {kind}, which {why}")
         return super()._load_published(dtype, **components)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:

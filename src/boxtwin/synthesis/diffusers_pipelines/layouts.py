@@ -57,9 +57,8 @@ class ControlNet(PipelineGenerator):
         self._checkpoint.check_kind(*self.kinds)
         with self._net.errors():
             kind = ControlNetModel.load_config(self._net.place, revision=self.controlnet_revision)["_class_name"]
-        if kind != "ControlNetModel":
-            raise InputError(f"{self.name}: {self.controlnet} is a {kind}; a ControlNetModel is needed")
-        with self._net.errors():
+            if kind != "ControlNetModel":
+                raise ValueError(f"it is a {kind}; a ControlNetModel is needed")
             net = ControlNetModel.from_pretrained(  # type: ignore[no-untyped-call]
                 self._net.place, revision=self.controlnet_revision, dtype=dtype
             )

@@ -60,8 +60,7 @@ class PipelineGenerator(Generator):
         if self.one_by_one and self.batch_size != 1:
             raise InputError(f"{self.name} draws one square at a time: say batch_size=1, not {self.batch_size}")
         self._checkpoint = Checkpoint(self.checkpoint, self.revision, self.name)
-        # Further checkpoints by the setting that names them; another one names the revision.
-        self._others: dict[str, Checkpoint | None] = {}
+        self._others: dict[str, Checkpoint | None] = {}  # further ones, by the setting that names them
         self._device = choose_device(self.device, self.name)
         self._compute_dtype = choose_dtype(self.dtype, self._device, self.name)
         self._pipeline: Any = None
@@ -73,9 +72,7 @@ class PipelineGenerator(Generator):
 
     def parameters(self) -> dict[str, Json]:
         unused = ("device", *(f"{setting}_revision" for setting in self._others))
-        others: dict[str, Json] = {
-            name: None if other is None else other.parameters() for name, other in self._others.items()
-        }
+        others = {name: other.parameters() if other else None for name, other in self._others.items()}
         return settings_of(self, without=unused) | self._checkpoint.parameters() | others
 
     def model(self) -> Model | None:
