@@ -47,6 +47,7 @@ CONTROLLED: dict[str, Any] = {
 }
 ADAPTED: dict[str, Any] = {
     **ALL,
+    "batch_size": 1,
     "adapter_revision": None,
     "weights": "ip-adapter.safetensors",
     "image_encoder": "image_encoder",

@@ -233,7 +233,7 @@ def test_inpainting_paints_all_without_objects_and_nothing_where_a_box_is_everyw
     np.testing.assert_array_equal(kept, read_image(full.path))
 
 
-@pytest.mark.parametrize("kind", ["img2img", "stable_unclip", "kandinsky"])
+@pytest.mark.parametrize("kind", ["img2img", "stable_unclip", "kandinsky", "redux", "controlnet"])
 def test_batches_of_tiles_and_bfloat16_make_nearly_the_same_image(
     tmp_path: Path, tiny_pipeline: TinyPipeline, kind: str
 ) -> None:
@@ -246,6 +246,16 @@ def test_batches_of_tiles_and_bfloat16_make_nearly_the_same_image(
     assert np.abs(made[0] - made[1]).max() <= 1  # grey levels
     # Eight bits of mantissa through two steps: some grey levels.
     assert np.abs(made[0] - made[2]).mean() < 8
+
+
+@pytest.mark.parametrize("kind", ["ip_adapter_strength", "edit_kontext", "edit_klein", "gligen", "text_to_image"])
+def test_bfloat16_makes_nearly_the_same_image(tmp_path: Path, tiny_pipeline: TinyPipeline, kind: str) -> None:
+    sample, made = make_source(tmp_path, "a.png"), []
+    for dtype in ("float32", "bfloat16"):
+        generator = make(kind, tiny_pipeline, dtype=dtype)
+        generator.fit([], tmp_path)
+        made.append(pixels_of(generator, Request(sample, 1, 1))[0].astype(int))
+    assert np.abs(made[0] - made[1]).mean() < 8
 
 
 @pytest.mark.parametrize(("kind", "side"), [("img2img", 32), ("kandinsky", 32)])
@@ -287,6 +297,7 @@ def test_tiles_have_the_models_size_or_ones_rounded_up(
         ("controlnet", "ground_colour", [0, 0]),
         ("controlnet", "object_colour", [0, 0, 256]),
         ("edit_klein", "batch_size", 2),
+        ("ip_adapter", "batch_size", 2),  # diffusers would mix what the squares see, without an error
         ("edit_klein", "prompt", " "),
         ("inpaint", "margin", -1),
         ("stable_unclip", "noise_level", -1),

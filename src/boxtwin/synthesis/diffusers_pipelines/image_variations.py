@@ -126,6 +126,7 @@ class IPAdapter(PipelineGenerator):
     name = "ip_adapter"
     boxes: ClassVar[Knowledge] = "none"
     pipeline_class: ClassVar[str | None] = "AutoPipelineForText2Image"
+    one_by_one = True  # all squares of a call would see all embeddings
     kinds = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
     def __post_init__(self) -> None:
