@@ -35,8 +35,8 @@ def test_a_family_with_a_strength_draws(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     SAVE[name](folder)
     sample, made = make_source(tmp_path, "a.png", (33, 45), np.uint16), []
-    for strength in (0.3, 1.0):
-        generator = img2img(folder, strength=strength, steps=4, tile=30, prompt="a ship")
+    for strength, batch_size in ((0.3, 2), (1.0, 2), (1.0, 1)):
+        generator = img2img(folder, strength=strength, batch_size=batch_size, steps=4, tile=30, prompt="a ship")
         generator.fit([], tmp_path)
         assert type(generator._pipeline) is FAMILIES[name]
         made += pixels_of(generator, Request(sample, 1, 5))
@@ -44,6 +44,7 @@ def test_a_family_with_a_strength_draws(name: str, tmp_path: Path) -> None:
     assert made[0].shape == source.shape
     changes = [np.abs(image.astype(float) - source).mean() for image in made]
     assert 0 < changes[0] != changes[1]
+    assert np.abs(made[1].astype(float) - made[2]).max() < 2 / 255 * 65535  # squares do not see each other
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT))
