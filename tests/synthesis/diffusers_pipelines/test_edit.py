@@ -15,8 +15,8 @@ from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX
 from boxtwin.synthesis.diffusers_pipelines.from_text import QWEN
-from boxtwin.synthesis.diffusers_pipelines.loading import tile_seed
 from boxtwin.synthesis.generator import Request
+from boxtwin.synthesis.tiling import tile_seed
 
 TinyPipeline = Callable[[str], Path]
 

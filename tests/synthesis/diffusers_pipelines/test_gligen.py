@@ -9,8 +9,8 @@ import torch
 from pipeline_generators import make, make_source, pixels_of
 
 from boxtwin.errors import InputError
-from boxtwin.synthesis.diffusers_pipelines.loading import tile_seed
 from boxtwin.synthesis.generator import Refused, Request
+from boxtwin.synthesis.tiling import tile_seed
 
 TinyPipeline = Callable[[str], Path]
 

@@ -9,8 +9,8 @@ from pipeline_generators import make, make_source, pixels_of
 
 from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
-from boxtwin.synthesis.diffusers_pipelines.loading import tile_seed
 from boxtwin.synthesis.generator import Request
+from boxtwin.synthesis.tiling import tile_seed
 
 TinyPipeline = Callable[[str], Path]
 

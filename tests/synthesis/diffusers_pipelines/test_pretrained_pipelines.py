@@ -17,8 +17,9 @@ from written_samples import bright_boxes
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, tile_seed
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
 from boxtwin.synthesis.generator import Generator, Request
+from boxtwin.synthesis.tiling import tile_seed
 
 TinyPipeline = Callable[[str], Path]
 

@@ -7,8 +7,8 @@ from PIL import Image
 from pipeline_generators import make, make_source, pixels_of
 
 from boxtwin.datasets.image_io import read_image
-from boxtwin.synthesis.diffusers_pipelines.loading import tile_seed
 from boxtwin.synthesis.generator import Request
+from boxtwin.synthesis.tiling import tile_seed
 
 
 def test_one_tile_is_what_diffusers_makes_of_the_image(tmp_path: Path, tiny_pipeline: Callable[[str], Path]) -> None:

@@ -16,10 +16,7 @@ QWEN = ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")
 
 @dataclass(kw_only=True, eq=False)
 class TextToImage(PipelineGenerator):
-    """Any model for images from text. Of the source it takes size, bit depth and range of values, nothing else.
-
-    It is the control that should fail on data that a model has not seen.
-    """
+    """Any model for images from text, which sees nothing of the source: it should fail on data that it has not seen."""
 
     prompt: str  # what the images show
 

@@ -88,10 +88,7 @@ class ControlNet(PipelineGenerator):
 
 @dataclass(kw_only=True, eq=False)
 class GLIGEN(PipelineGenerator):
-    """Stable Diffusion told by boxes where objects are. Of the source it takes boxes, size and range of values.
-
-    Diffusers has deprecated the pipeline; the tests show whether it still runs.
-    """
+    """Stable Diffusion told by boxes where objects are; diffusers has deprecated it, and tests show that it runs."""
 
     phrases: list[str]  # what an object of every class is, in the order of the classes
     prompt: str  # what the whole image shows

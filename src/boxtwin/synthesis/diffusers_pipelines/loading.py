@@ -23,7 +23,7 @@ from boxtwin.hardware import choose_device, choose_dtype
 from boxtwin.synthesis.arrays import as_pixels, planes_of
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint
 from boxtwin.synthesis.generator import Generator, Json, Model, Request, Variation, check_settings, settings_of
-from boxtwin.synthesis.tiling import Tile, draw_in_tiles
+from boxtwin.synthesis.tiling import Tile, draw_in_tiles, tile_seed
 
 Squares = Float[Tensor, "n channels side side"]  # shares of full scale
 
@@ -198,11 +198,6 @@ def as_pictures(squares: Squares) -> list[Image.Image]:
     """Squares in 8 bits, for pipelines that take nothing else."""
     pixels = (squares[:, :3].permute(0, 2, 3, 1).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return [Image.fromarray(square) for square in pixels]
-
-
-def tile_seed(seed: int, number: int) -> int:
-    """The seed of a square, from its request's and its number."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
 
 
 def levels_of(source: Sample, pixels: Pixels) -> Levels:
