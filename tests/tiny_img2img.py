@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tiny_pipelines as parts
+import tiny_parts as parts
+import tiny_pipelines as saved
 
 diffusers: Any = importlib.import_module("diffusers")
 transformers: Any = importlib.import_module("transformers")
@@ -100,10 +101,10 @@ def save_sd3_pag(folder: Path) -> None:
 def save_kandinsky(folder: Path) -> None:
     """As kandinsky-2-2-decoder and its prior in one."""
     decoder = diffusers.KandinskyV22Pipeline.from_pretrained(
-        parts.save_kandinsky_decoder(folder.parent / f"{folder.name}-decoder")
+        saved.save_kandinsky_decoder(folder.parent / f"{folder.name}-decoder")
     )
     prior = diffusers.KandinskyV22PriorPipeline.from_pretrained(
-        parts.save_kandinsky_prior(folder.parent / f"{folder.name}-prior")
+        saved.save_kandinsky_prior(folder.parent / f"{folder.name}-prior")
     )
     diffusers.KandinskyV22CombinedPipeline(
         **decoder.components, **{f"prior_{name}": part for name, part in prior.components.items()}
@@ -124,7 +125,7 @@ def save_kandinsky3(folder: Path) -> None:
             encoder_hid_dim=parts.EMBEDDING,
         )
     decoder = diffusers.KandinskyV22Pipeline.from_pretrained(
-        parts.save_kandinsky_decoder(folder.parent / f"{folder.name}-decoder")
+        saved.save_kandinsky_decoder(folder.parent / f"{folder.name}-decoder")
     )
     diffusers.Kandinsky3Pipeline(
         tokenizer=parts.t5_tokenizer(),
@@ -243,8 +244,8 @@ def save_z_image(folder: Path) -> None:
 
 
 SAVE: dict[str, Save] = {
-    "stable-diffusion": parts.save_stable_diffusion,
-    "stable-diffusion-xl": parts.save_stable_diffusion_xl,
+    "stable-diffusion": saved.save_stable_diffusion,
+    "stable-diffusion-xl": saved.save_stable_diffusion_xl,
     "stable-diffusion-pag": save_pag,
     "stable-diffusion-xl-pag": save_xl_pag,
     "stable-diffusion-3": save_sd3,
@@ -253,7 +254,7 @@ SAVE: dict[str, Save] = {
     "if": save_if,
     "kandinsky22": save_kandinsky,
     "kandinsky3": save_kandinsky3,
-    "flux": parts.save_flux,
+    "flux": saved.save_flux,
     "qwenimage": save_qwen,
     "z-image": save_z_image,
 }

@@ -118,7 +118,7 @@ def test_files_as_old_as_the_published_ones_make_the_same_images(
     tmp_path: Path, tiny_pipeline: TinyPipeline, kind: str, pipeline: str
 ) -> None:
     """Checkpoints of 2022 name classes and settings of CLIP otherwise, and have a tokenizer in two files."""
-    import tiny_pipelines
+    import tiny_parts
 
     new = tiny_pipeline(pipeline)
     old = Path(shutil.copytree(new, tmp_path / "old"))
@@ -132,9 +132,9 @@ def test_files_as_old_as_the_published_ones_make_the_same_images(
     processor.write_text(json.dumps(settings))
     if "tokenizer" in index:
         shutil.rmtree(old / "tokenizer")
-        tiny_pipelines.tokenizer(old / "tokenizer")  # leaves vocab.json and merges.txt
+        tiny_parts.tokenizer(old / "tokenizer")  # leaves vocab.json and merges.txt
         (old / "tokenizer" / "tokenizer_config.json").write_text(
-            json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": tiny_pipelines.TOKENS})
+            json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": tiny_parts.TOKENS})
         )
     sample, made = make_source(tmp_path, "a.png"), []
     for folder in (new, old):

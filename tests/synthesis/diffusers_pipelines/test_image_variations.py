@@ -16,7 +16,7 @@ TinyPipeline = Callable[[str], Path]
 
 @pytest.mark.parametrize("side", [32, 64, 30])
 def test_clip_sees_what_its_own_processor_makes_of_8_bit_images(side: int) -> None:
-    from tiny_pipelines import image_processor
+    from tiny_parts import image_processor
 
     processor = image_processor()
     # Smooth: Pillow and torch have the same cubic, and differ by the rounding to 8 bits.
@@ -30,7 +30,7 @@ def test_clip_sees_what_its_own_processor_makes_of_8_bit_images(side: int) -> No
 
 
 def test_dark_16_bit_images_are_not_black_to_clip() -> None:
-    from tiny_pipelines import image_processor
+    from tiny_parts import image_processor
 
     dark = torch.rand(1, 3, 30, 30) / 512  # less than one of 256 levels
     seen = as_clip_sees(dark, image_processor(), True)
