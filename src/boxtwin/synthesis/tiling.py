@@ -84,6 +84,11 @@ def _blended(
     return mean + (np.clip(gain, 1, 1 / np.sqrt(squared_weights)) - 1) * detail
 
 
+def tile_seed(seed: int, number: int) -> int:
+    """The seed of a square, from that of its image and its number."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
+
+
 def tile_starts(size: int, side: int, overlap: int) -> list[int]:
     """Where squares begin along one axis: as few as will do, evenly spread, the last one flush with the end.
 

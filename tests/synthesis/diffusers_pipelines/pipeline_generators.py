@@ -8,8 +8,10 @@ import numpy as np
 from written_samples import bright_boxes
 
 from boxtwin.datasets.sample import Sample
-from boxtwin.synthesis.diffusers_pipelines.image_variations import SDVariations, UnCLIP
+from boxtwin.synthesis.diffusers_pipelines.from_text import Edit, TextToImage
+from boxtwin.synthesis.diffusers_pipelines.image_variations import IPAdapter, Redux, SDVariations, UnCLIP
 from boxtwin.synthesis.diffusers_pipelines.img2img import Img2Img, InpaintPretrained
+from boxtwin.synthesis.diffusers_pipelines.layouts import GLIGEN, ControlNet
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
 from boxtwin.synthesis.generator import Request
 
@@ -32,11 +34,57 @@ PROMPTED: dict[str, Any] = {
     "finetune_learning_rate": 1e-2,
     "seed": 0,
 }
+EDIT: dict[str, Any] = {**ALL, "batch_size": 1, "prompt": "image"}
+CONTROLLED: dict[str, Any] = {
+    **ALL,
+    "controlnet_revision": None,
+    "control": "silhouettes",
+    "ground_colour": [0, 0, 0],
+    "object_colour": [255, 255, 255],
+    "scale": 1.0,
+    "prompt": "",
+    "strength": 0.6,
+}
+ADAPTED: dict[str, Any] = {
+    **ALL,
+    "batch_size": 1,
+    "adapter_revision": None,
+    "weights": "ip-adapter.safetensors",
+    "image_encoder": "image_encoder",
+    "scale": 1.0,
+    "strength": None,
+}
 # Kind -> class, settings, and which setting is the folder of which pipeline.
 KINDS: dict[str, tuple[type[PipelineGenerator], dict[str, Any], dict[str, str]]] = {
     "img2img": (Img2Img, PROMPTED, {"checkpoint": "stable_diffusion"}),
     "inpaint": (InpaintPretrained, {**PROMPTED, "margin": 4}, {"checkpoint": "inpainting"}),
     "inpaint_base": (InpaintPretrained, {**PROMPTED, "margin": 4}, {"checkpoint": "stable_diffusion"}),
+    "text_to_image": (TextToImage, {**ALL, "prompt": "a ship"}, {"checkpoint": "stable_diffusion"}),
+    "ip_adapter": (IPAdapter, ADAPTED, {"checkpoint": "stable_diffusion", "adapter": "ip_adapter"}),
+    "ip_adapter_strength": (
+        IPAdapter,
+        {**ADAPTED, "strength": 0.6, "weights": "ip-adapter-plus.safetensors"},
+        {"checkpoint": "stable_diffusion", "adapter": "ip_adapter"},
+    ),
+    "ip_adapter_xl": (IPAdapter, ADAPTED, {"checkpoint": "stable_diffusion_xl", "adapter": "ip_adapter_xl"}),
+    "redux": (
+        Redux,
+        {**ALL, "tile": 32, "prior_revision": None},
+        {"checkpoint": "flux", "prior": "flux_redux"},
+    ),
+    "edit_kontext": (Edit, {**EDIT, "tile": 32}, {"checkpoint": "flux_kontext"}),
+    "edit_klein": (Edit, {**EDIT, "tile": 64}, {"checkpoint": "flux_klein"}),
+    "controlnet": (ControlNet, CONTROLLED, {"checkpoint": "stable_diffusion", "controlnet": "controlnet"}),
+    "controlnet_xl": (
+        ControlNet,
+        {**CONTROLLED, "control": "edges"},
+        {"checkpoint": "stable_diffusion_xl", "controlnet": "controlnet_xl"},
+    ),
+    "gligen": (
+        GLIGEN,
+        {**ALL, "batch_size": 1, "phrases": ["a ship"], "prompt": "sea", "grounded": 1.0},
+        {"checkpoint": "gligen"},
+    ),
     "sd_variations": (SDVariations, ALL, {"checkpoint": "image_variation"}),
     "stable_unclip": (
         UnCLIP,

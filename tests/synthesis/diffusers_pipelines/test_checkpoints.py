@@ -87,6 +87,17 @@ def test_without_a_network_the_message_names_the_other_machine(cache: Path) -> N
         checkpoint.index()
 
 
+@pytest.mark.parametrize(("kind", "setting"), [("ip_adapter", "adapter"), ("controlnet", "controlnet")])
+def test_without_a_network_the_message_names_the_part_that_is_missing(
+    cache: Path, tiny_pipeline: TinyPipeline, tmp_path: Path, kind: str, setting: str
+) -> None:
+    generator = make(kind, tiny_pipeline, **{setting: "some-owner/some-part"})
+    assert generator.parameters()[setting] == {"checkpoint": "some-owner/some-part", "revision": "main"}
+    message = rf"{kind}, {setting}: .*some-owner/some-part cannot be loaded.*hf download some-owner/some-part"
+    with pytest.raises(InputError, match=message):
+        generator.fit([], tmp_path)
+
+
 def test_an_id_in_the_cache_is_loaded_and_its_commit_known(cache: Path, tiny_pipeline: TinyPipeline) -> None:
     repository = cache / "models--some-owner--some-model"
     shutil.copytree(tiny_pipeline("stable_diffusion"), repository / "snapshots" / COMMIT)
@@ -107,7 +118,7 @@ def test_files_as_old_as_the_published_ones_make_the_same_images(
     tmp_path: Path, tiny_pipeline: TinyPipeline, kind: str, pipeline: str
 ) -> None:
     """Checkpoints of 2022 name classes and settings of CLIP otherwise, and have a tokenizer in two files."""
-    import tiny_pipelines
+    import tiny_parts
 
     new = tiny_pipeline(pipeline)
     old = Path(shutil.copytree(new, tmp_path / "old"))
@@ -121,9 +132,9 @@ def test_files_as_old_as_the_published_ones_make_the_same_images(
     processor.write_text(json.dumps(settings))
     if "tokenizer" in index:
         shutil.rmtree(old / "tokenizer")
-        tiny_pipelines.tokenizer(old / "tokenizer")  # leaves vocab.json and merges.txt
+        tiny_parts.tokenizer(old / "tokenizer")  # leaves vocab.json and merges.txt
         (old / "tokenizer" / "tokenizer_config.json").write_text(
-            json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": tiny_pipelines.TOKENS})
+            json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": tiny_parts.TOKENS})
         )
     sample, made = make_source(tmp_path, "a.png"), []
     for folder in (new, old):

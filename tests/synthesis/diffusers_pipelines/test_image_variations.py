@@ -16,7 +16,7 @@ TinyPipeline = Callable[[str], Path]
 
 @pytest.mark.parametrize("side", [32, 64, 30])
 def test_clip_sees_what_its_own_processor_makes_of_8_bit_images(side: int) -> None:
-    from tiny_pipelines import image_processor
+    from tiny_parts import image_processor
 
     processor = image_processor()
     # Smooth: Pillow and torch have the same cubic, and differ by the rounding to 8 bits.
@@ -30,7 +30,7 @@ def test_clip_sees_what_its_own_processor_makes_of_8_bit_images(side: int) -> No
 
 
 def test_dark_16_bit_images_are_not_black_to_clip() -> None:
-    from tiny_pipelines import image_processor
+    from tiny_parts import image_processor
 
     dark = torch.rand(1, 3, 30, 30) / 512  # less than one of 256 levels
     seen = as_clip_sees(dark, image_processor(), True)
@@ -49,7 +49,7 @@ def test_kandinsky_gets_the_embedding_that_its_prior_interpolates(tmp_path: Path
     assert generator._prior.prior is None
     image = torch.from_numpy(read_image(sample.path).transpose(2, 0, 1)[None].copy()).float() / 255
     with torch.inference_mode():
-        ours = generator._kandinsky_input(image)
+        ours = generator._inputs(image)
         prior = KandinskyV22PriorPipeline.from_pretrained(tiny_pipeline("kandinsky_prior"))  # type: ignore[no-untyped-call]
         theirs = prior.interpolate([Image.fromarray(read_image(sample.path))], [1.0])
     torch.testing.assert_close(ours["image_embeds"], theirs.image_embeds, atol=0.02, rtol=0.02)

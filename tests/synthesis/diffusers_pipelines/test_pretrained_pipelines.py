@@ -12,12 +12,14 @@ import torch
 from omegaconf import OmegaConf
 from pipeline_generators import KINDS, make, make_source, pixels_of
 from safetensors.torch import load_file, save_file
+from written_samples import bright_boxes
 
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, tile_seed
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
 from boxtwin.synthesis.generator import Generator, Request
+from boxtwin.synthesis.tiling import tile_seed
 
 TinyPipeline = Callable[[str], Path]
 
@@ -100,7 +102,7 @@ def test_parameters_name_every_setting_that_changes_pixels(kind: str, tiny_pipel
     generator = make(kind, tiny_pipeline)
     _, settings, _ = KINDS[kind]
     named = set(generator.parameters())
-    unnamed = ("finetune_", "seed", "prior_revision", "device")
+    unnamed = ("finetune_", "seed", "prior_revision", "adapter_revision", "controlnet_revision", "device")
     assert {setting for setting in settings if not setting.startswith(unnamed)} <= named
     assert "device" not in named
     assert ("antialias" in named) == (kind == "sd_variations")
@@ -232,7 +234,7 @@ def test_inpainting_paints_all_without_objects_and_nothing_where_a_box_is_everyw
     np.testing.assert_array_equal(kept, read_image(full.path))
 
 
-@pytest.mark.parametrize("kind", ["img2img", "stable_unclip", "kandinsky"])
+@pytest.mark.parametrize("kind", ["img2img", "stable_unclip", "kandinsky", "redux", "controlnet"])
 def test_batches_of_tiles_and_bfloat16_make_nearly_the_same_image(
     tmp_path: Path, tiny_pipeline: TinyPipeline, kind: str
 ) -> None:
@@ -245,6 +247,16 @@ def test_batches_of_tiles_and_bfloat16_make_nearly_the_same_image(
     assert np.abs(made[0] - made[1]).max() <= 1  # grey levels
     # Eight bits of mantissa through two steps: some grey levels.
     assert np.abs(made[0] - made[2]).mean() < 8
+
+
+@pytest.mark.parametrize("kind", ["ip_adapter_strength", "edit_kontext", "edit_klein", "gligen", "text_to_image"])
+def test_bfloat16_makes_nearly_the_same_image(tmp_path: Path, tiny_pipeline: TinyPipeline, kind: str) -> None:
+    sample, made = make_source(tmp_path, "a.png"), []
+    for dtype in ("float32", "bfloat16"):
+        generator = make(kind, tiny_pipeline, dtype=dtype)
+        generator.fit([], tmp_path)
+        made.append(pixels_of(generator, Request(sample, 1, 1))[0].astype(int))
+    assert np.abs(made[0] - made[1]).mean() < 8
 
 
 @pytest.mark.parametrize(("kind", "side"), [("img2img", 32), ("kandinsky", 32)])
@@ -275,6 +287,19 @@ def test_tiles_have_the_models_size_or_ones_rounded_up(
         ("img2img", "dtype", "float16"),  # on a CPU
         ("img2img", "finetune", "dreambooth"),
         ("img2img", "revision", "main"),  # of a folder
+        ("ip_adapter_strength", "strength", 0.3),
+        ("ip_adapter", "scale", -0.5),
+        ("controlnet", "control", "depth"),
+        ("gligen", "phrases", []),
+        ("gligen", "grounded", 1.5),
+        ("gligen", "batch_size", 2),
+        ("controlnet", "strength", 0.3),
+        ("controlnet", "scale", -1.0),
+        ("controlnet", "ground_colour", [0, 0]),
+        ("controlnet", "object_colour", [0, 0, 256]),
+        ("edit_klein", "batch_size", 2),
+        ("ip_adapter", "batch_size", 2),  # diffusers would mix what the squares see, without an error
+        ("edit_klein", "prompt", " "),
         ("inpaint", "margin", -1),
         ("stable_unclip", "noise_level", -1),
         ("kandinsky", "prior_revision", "main"),
@@ -291,6 +316,16 @@ def test_settings_out_of_range_are_refused(kind: str, setting: str, value: Any, 
         ("img2img", {}, "inpainting", "made for inpainting"),
         ("img2img", {}, "image_variation", "cannot be loaded"),
         ("img2img", {"overlap": 20}, "stable_diffusion", "overlap=20 is more than half"),
+        ("ip_adapter", {}, "kandinsky_decoder", "KandinskyV22Pipeline, the kind that generator=unclip takes"),
+        ("ip_adapter_xl", {}, "stable_diffusion", "adapter: .* cannot be loaded"),  # layers of other sizes
+        ("redux", {}, "stable_diffusion", "generator=text_to_image takes; one of FluxPipeline is needed"),
+        ("redux", {}, "flux_redux", "generator=redux takes; one of FluxPipeline is needed"),
+        ("img2img", {}, "flux_redux", "cannot be loaded.* is a FluxPriorReduxPipeline, .*generator=redux takes"),
+        ("edit_klein", {}, "flux", "a FluxPipeline, the kind that generator=text_to_image takes; one of FluxKontext"),
+        ("redux", {}, "flux_kontext", "a FluxKontextPipeline, the kind that generator=edit takes; one of FluxPipeline"),
+        ("controlnet", {}, "flux", "a FluxPipeline, the kind that generator=text_to_image takes; one of Stable"),
+        ("controlnet_xl", {}, "stable_diffusion", "was made for another network"),
+        ("img2img", {}, "gligen", "cannot be loaded.* is a StableDiffusionGLIGENPipeline, .*generator=gligen takes"),
         ("sd_variations", {}, "stable_diffusion", "StableDiffusionPipeline"),
         ("stable_unclip", {}, "stable_diffusion", "StableDiffusionPipeline"),
         ("stable_unclip", {}, "kandinsky_decoder", "needs its prior"),
@@ -332,3 +367,18 @@ def test_what_is_made_of_16_bit_has_a_version_of_its_own(fitted: PipelineGenerat
     sample = make_source(tmp_path, "a.png", (32, 32))
     assert fitted.version([sample]) == 1
     assert fitted.version([sample, replace(sample, bits=16)]) == 2
+
+
+def test_text_to_image_needs_a_text_and_takes_nothing_but_the_size_of_its_source(
+    tmp_path: Path, tiny_pipeline: TinyPipeline
+) -> None:
+    with pytest.raises(InputError, match=r"generator.prompt="):
+        make("text_to_image", tiny_pipeline, prompt=" ")
+    made = []
+    for prompt, sea in (("a ship", 1 / 20), ("a ship", 1 / 5), ("image", 1 / 20)):
+        generator = make("text_to_image", tiny_pipeline, prompt=prompt)
+        generator.fit([], tmp_path)
+        sample = bright_boxes(tmp_path, "a.png", (32, 32, 3), sea=sea)
+        made += pixels_of(generator, Request(sample, 1, 5))
+    np.testing.assert_array_equal(made[0], made[1])
+    assert (made[0] != made[2]).any()

@@ -19,29 +19,41 @@ from boxtwin.synthesis.manifest import sha256_of
 
 INDEX = "model_index.json"  # what diffusers' pipelines have in their folder
 HASHED = 16  # hexadecimal digits of a content's hash that tell folders apart
+# Which generator takes the checkpoint of a pipeline whose class has one of these in its name; the first one counts.
+OPTIONS = {
+    "sd_variations": ("ImageVariation",),
+    "unclip": ("UnCLIP", "KandinskyV22"),
+    "gligen": ("GLIGEN",),
+    "redux": ("Redux",),
+    "edit": ("Kontext", "Flux2Klein", "QwenImageEdit"),
+    "inpaint_pretrained": ("Inpaint",),
+}
 
 
 class Checkpoint:
     """One checkpoint, not yet loaded: a folder that holds a ``model_index.json``, or an id such as ``owner/name``.
 
-    ``revision`` is the branch, tag or commit of an id. ``asked_by`` says in messages whose setting it is. Raises
-    InputError if transformers is not installed, or the folder holds no pipeline.
+    ``revision`` is the branch, tag or commit of an id. ``asked_by`` says in messages whose setting it is. What is no
+    whole pipeline consists of ``parts``: the files and folders that are loaded from a folder. Raises InputError if
+    transformers is not installed, or the folder holds no pipeline, or lacks a part.
     """
 
-    def __init__(self, checkpoint: str, revision: str | None, asked_by: str) -> None:
+    def __init__(self, checkpoint: str, revision: str | None, asked_by: str, *parts: str) -> None:
         for package in ("diffusers", "transformers"):
             if importlib.util.find_spec(package) is None:
                 raise InputError(f"{asked_by} needs {package}: pip install 'boxtwin[pretrained]'")
-        self.name, self.revision, self.asked_by = checkpoint, revision, asked_by
+        self.name, self.revision, self.asked_by, self.parts = checkpoint, revision, asked_by, parts
         path = Path(checkpoint).expanduser()
         # Ids have one slash at most; anything else can only be a place on the disk.
         looks_like_path = path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1
         self.folder = path if path.is_dir() or looks_like_path else None
+        self.place = str(self.folder or self.name)
         if self.folder is not None:
             place = f"{asked_by}: checkpoint={checkpoint}"
-            if not (self.folder / INDEX).is_file():
-                cure = "give the folder of a diffusers pipeline, as save_pretrained writes it, or an id (owner/name)"
-                raise InputError(f"{place} holds no {INDEX}: {cure}")
+            if missing := [part for part in parts or (INDEX,) if not (self.folder / part).exists()]:
+                kind = "its parts" if parts else "a diffusers pipeline"
+                cure = f"give the folder of {kind}, as save_pretrained writes it, or an id (owner/name)"
+                raise InputError(f"{place} holds no {', '.join(missing)}: {cure}")
             if revision is not None:
                 raise InputError(f"{place} is a folder and has no revisions: say revision=null, not {revision!r}")
         self._commit: str | None = None
@@ -50,30 +62,30 @@ class Checkpoint:
         """What it is: id and revision, or a folder's name and the hash of its content (`folder_hash`)."""
         if self.folder is None:
             return {"checkpoint": self.name, "revision": self.revision or "main"}
-        return {"checkpoint": self.folder.resolve().name, "revision": folder_hash(self.folder)}
+        return {"checkpoint": self.folder.resolve().name, "revision": folder_hash(self.folder, *self.parts)}
 
     def model(self) -> Model:
         """Id and commit as far as it is known, or folder and hash."""
         if self.folder is None:
             return Model(self.name, self._commit or self.revision or "main")
-        return Model(str(self.folder.resolve()), folder_hash(self.folder))
+        return Model(str(self.folder.resolve()), folder_hash(self.folder, *self.parts))
 
     def index(self) -> dict[str, Any]:
         """Which pipeline it holds, and of which components; raises InputError if it is missing or damaged."""
-        with self._errors():
+        with self.errors():
             from diffusers import DiffusionPipeline
 
             index, self._commit = DiffusionPipeline.load_config(
-                str(self.folder or self.name), revision=self.revision, return_commit_hash=True
+                self.place, revision=self.revision, return_commit_hash=True
             )
         return dict(index)
 
     def check_kind(self, *kinds: str) -> str:
-        """Which of the classes ``kinds`` it is, or InputError: diffusers would load any for any and fail later."""
+        """Which of the classes ``kinds`` it is, if any, or InputError: diffusers would load any and fail later."""
         kind = str(self.index()["_class_name"])
-        if kind not in kinds:
-            needed = f"one of {', '.join(kinds)} is needed"
-            raise InputError(f"{self.asked_by}: {self.name} is a {kind}; {needed}: choose another checkpoint")
+        if kinds and kind not in kinds:
+            needed = f"one of {', '.join(kinds)} is needed: choose another checkpoint"
+            raise InputError(f"{self.asked_by}: {self.name} is {described(kind)}; {needed}")
         return kind
 
     def load(self, pipeline_class: str, device: torch.device, dtype: torch.dtype, **components: Any) -> Any:
@@ -86,7 +98,7 @@ class Checkpoint:
         index = self.index()
         if "safety_checker" in index:
             components |= {"safety_checker": None, "requires_safety_checker": False}
-        with self._errors(), ExitStack() as afterwards:
+        with self.errors(f"; it is {described(index['_class_name'])}"), ExitStack() as afterwards:
             import diffusers
             from transformers.utils import logging
 
@@ -94,7 +106,7 @@ class Checkpoint:
             afterwards.callback(logging.set_verbosity, logging.get_verbosity())
             logging.set_verbosity_error()  # type: ignore[no-untyped-call]
             pipeline = getattr(diffusers, pipeline_class).from_pretrained(
-                str(self.folder or self.name), revision=self.revision, dtype=dtype, **components
+                self.place, revision=self.revision, dtype=dtype, **components
             )
         if getattr(pipeline, "watermark", None) is not None:
             pipeline.watermark = None
@@ -102,8 +114,8 @@ class Checkpoint:
         return pipeline.to(device)
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn every error of downloading and loading into one message."""
+    def errors(self, known: str = "") -> Iterator[None]:
+        """Turn every error of downloading and loading into one message, with what is ``known`` of the checkpoint."""
         try:
             with warnings.catch_warnings():
                 # A setting that diffusers passes on to the hub's client, which no longer has it.
@@ -120,15 +132,32 @@ class Checkpoint:
                     f"{self.name} --local-dir FOLDER), copy the folder here and say checkpoint=FOLDER. Repositories "
                     "that are gone, Stability AI's Stable Diffusion 2 among them, have copies under other names"
                 )
-            name = f"checkpoint={self.name}{revision}"
-            raise InputError(f"{self.asked_by}: {name} cannot be loaded: {cure}. The reason: {reason}") from error
+            failed = f"{self.asked_by}: checkpoint={self.name}{revision} cannot be loaded"
+            raise InputError(f"{failed}: {cure}{known}. The reason: {reason}") from error
 
 
-def folder_hash(folder: Path) -> str:
-    """Hash of names, sizes and content of the files that a pipeline is loaded from (a second per gigabyte, once)."""
-    index = json.loads((folder / INDEX).read_text())
-    parts = [folder / name for name in sorted(index) if (folder / name).is_dir()]
-    files = [folder / INDEX, *sorted(file for part in parts for file in part.rglob("*") if file.is_file())]
+def described(kind: str) -> str:
+    """A pipeline's class, and which generator takes its checkpoints."""
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+
+    option = next((option for option, parts in OPTIONS.items() if any(part in kind for part in parts)), None)
+    known = [known.__name__ for known in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()]
+    if option is None and kind.replace("Img2Img", "") in known:
+        option = "text_to_image"
+    return f"a {kind}" if option is None else f"a {kind}, the kind that generator={option} takes"
+
+
+def folder_hash(folder: Path, *parts: str) -> str:
+    """Hash of names, sizes and content of what is loaded: a pipeline, or these files and folders.
+
+    It takes a second per gigabyte, once.
+    """
+    within = [folder / part for part in parts]
+    if not parts:
+        index = json.loads((folder / INDEX).read_text())
+        within = [folder / INDEX, *(folder / name for name in sorted(index) if (folder / name).is_dir())]
+    found = [file for part in within for file in ([part] if part.is_file() else sorted(part.rglob("*")))]
+    files = [file for file in found if file.is_file()]
     total = hashlib.sha256()
     for file in files:
         state = file.stat()

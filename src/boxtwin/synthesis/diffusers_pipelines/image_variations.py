@@ -1,23 +1,19 @@
-"""Models that get an image's CLIP embedding and paint another such image, in which objects are at other places."""
+"""Models that get an image's embedding and paint another such image, in which objects are at other places."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.constants import ANTIALIAS
-from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares
-from boxtwin.synthesis.generator import Json, check_settings
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, check_strength
+from boxtwin.synthesis.generator import Json, Knowledge, check_settings
 
 
 @dataclass(kw_only=True, eq=False)
@@ -26,13 +22,10 @@ class SDVariations(PipelineGenerator):
 
     name = "sd_variations"
     boxes = "none"
+    kinds = ("StableDiffusionImageVariationPipeline",)
 
     def parameters(self) -> dict[str, Json]:
         return super().parameters() | {"antialias": ANTIALIAS}
-
-    def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, nothing is learnt
-        self._checkpoint.check_kind("StableDiffusionImageVariationPipeline")
-        return self._checkpoint.load("StableDiffusionImageVariationPipeline", self._device, self._compute_dtype)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         return {"image": as_clip_sees(squares, self._pipeline.feature_extractor, ANTIALIAS)}
@@ -52,28 +45,20 @@ class UnCLIP(PipelineGenerator):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.name, self, noise_level=0)
-        self._prior_checkpoint = self.prior and Checkpoint(self.prior, self.prior_revision, f"{self.name}, prior")
+        self._others["prior"] = self._prior_checkpoint = self._other("prior") if self.prior else None
         self._prior: Any = None
 
-    def parameters(self) -> dict[str, Json]:
-        parameters = super().parameters()
-        del parameters["prior_revision"]
-        return parameters | {"prior": self._prior_checkpoint.parameters() if self._prior_checkpoint else None}
-
-    def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, nothing is learnt
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         stable = ("StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline")
         kandinsky = ("KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline")
-        if self._checkpoint.check_kind(*stable, *kandinsky) in kandinsky:
-            return self._load_kandinsky()
-        if self._prior_checkpoint:
-            raise InputError(f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior (prior=null)")
-        pipeline = self._checkpoint.load("StableUnCLIPImg2ImgPipeline", self._device, self._compute_dtype)
-        most = pipeline.image_noising_scheduler.config.num_train_timesteps - 1
-        if self.noise_level > most:
-            raise InputError(f"{self.name}: noise_level is {most} at most, got {self.noise_level}")
-        return pipeline
-
-    def _load_kandinsky(self) -> Any:
+        if self._checkpoint.check_kind(*stable, *kandinsky) in stable:
+            if self._prior_checkpoint:
+                raise InputError(f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior (prior=null)")
+            pipeline = self._checkpoint.load("StableUnCLIPImg2ImgPipeline", self._device, dtype, **components)
+            most = pipeline.image_noising_scheduler.config.num_train_timesteps - 1
+            if self.noise_level > most:
+                raise InputError(f"{self.name}: noise_level is {most} at most, got {self.noise_level}")
+            return pipeline
         if not self._prior_checkpoint:
             cure = "say prior=kandinsky-community/kandinsky-2-2-prior, or a folder"
             raise InputError(f"{self.name}: {self.checkpoint} is Kandinsky's decoder, which needs its prior: {cure}")
@@ -81,38 +66,105 @@ class UnCLIP(PipelineGenerator):
             raise InputError(f"{self.name}: Kandinsky has no noise_level; say noise_level=0")
         kind = self._prior_checkpoint.check_kind("KandinskyV22PriorPipeline")
         unused = dict.fromkeys(("prior", "text_encoder", "tokenizer", "scheduler"))
-        self._prior = self._prior_checkpoint.load(kind, self._device, self._compute_dtype, **unused)
-        return self._checkpoint.load("KandinskyV22Pipeline", self._device, self._compute_dtype)
-
-    def _scale(self, pipeline: Any) -> int:
-        return int(super()._scale(pipeline) if self._prior is None else pipeline.movq_scale_factor)
-
-    def _multiple(self, pipeline: Any) -> int:
-        # Kandinsky rounds sides up to the square of what its latents are smaller by.
-        return super()._multiple(pipeline) if self._prior is None else self._scale(pipeline) ** 2
+        self._prior = self._prior_checkpoint.load(kind, self._device, dtype, **unused)
+        return self._checkpoint.load("KandinskyV22Pipeline", self._device, dtype, **components)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
-        if self._prior is not None:
-            return self._kandinsky_input(squares)
-        seen = as_clip_sees(squares, self._pipeline.feature_extractor, True)
-        return {"image": seen, "prompt": [""] * len(squares), "noise_level": self.noise_level}
-
-    def _kandinsky_input(self, squares: Squares) -> dict[str, Any]:
-        """What the prior's ``interpolate`` gives for one image of weight 1, without the text in between."""
+        if self._prior is None:
+            seen = as_clip_sees(squares, self._pipeline.feature_extractor, True)
+            return {"image": seen, "prompt": [""] * len(squares), "noise_level": self.noise_level}
+        # What the prior's `interpolate` gives for one image of weight 1, without the text in between.
         encoder = self._prior.image_encoder
-        seen = as_clip_sees(squares, self._prior.image_processor, True)
-        return {
-            "image_embeds": encoder(seen.to(encoder.device, encoder.dtype)).image_embeds,
-            "negative_image_embeds": self._prior.get_zero_embed(len(squares)),
-        }
+        seen = as_clip_sees(squares, self._prior.image_processor, True).to(encoder.device, encoder.dtype)
+        empty = self._prior.get_zero_embed(len(squares))
+        return {"image_embeds": encoder(seen).image_embeds, "negative_image_embeds": empty}
+
+
+@dataclass(kw_only=True, eq=False)
+class Redux(PipelineGenerator):
+    """FLUX.1 given Redux's embedding of the source and a text of zeros, as `FluxPriorReduxPipeline` makes them."""
+
+    prior: str  # Redux's own checkpoint: folder or id
+    prior_revision: str | None  # of an id
+
+    name = "redux"
+    boxes = "none"
+    kinds = ("FluxPipeline",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._prior_checkpoint = self._other("prior")
+
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
+        self._checkpoint.check_kind(*self.kinds)
+        kind = self._prior_checkpoint.check_kind("FluxPriorReduxPipeline")
+        # No text is encoded: its encoders, most of the memory beside the transformer, are not loaded.
+        unused: dict[str, Any] = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+        self._prior: Any = self._prior_checkpoint.load(kind, self._device, dtype, **unused)
+        return super()._load_published(dtype, **(unused | components))
+
+    def _inputs(self, squares: Squares) -> dict[str, Any]:
+        prior, sizes = self._prior, self._pipeline.transformer.config
+        seen = as_clip_sees(squares, prior.feature_extractor, True).to(prior.device, prior.image_encoder.dtype)
+        image = prior.image_embedder(prior.image_encoder(seen).last_hidden_state).image_embeds
+        text = image.new_zeros(len(squares), 512, sizes.joint_attention_dim)
+        pooled = image.new_zeros(len(squares), sizes.pooled_projection_dim)
+        return {"prompt_embeds": torch.cat([text, image], dim=1), "pooled_prompt_embeds": pooled}
+
+
+@dataclass(kw_only=True, eq=False)
+class IPAdapter(PipelineGenerator):
+    """Stable Diffusion 1.5 or XL that sees the source through an adapter (Ye et al. 2023)."""
+
+    adapter: str  # folder, or id on the hub, with the adapter and its image encoder
+    adapter_revision: str | None  # of an id
+    weights: str  # the adapter's file in there
+    image_encoder: str  # the encoder's folder in there
+    scale: float  # weight of the source seen through the adapter: 0 is without
+    strength: float | None  # as of `Img2Img`: objects stay in place. None starts from noise, and objects move
+
+    name = "ip_adapter"
+    boxes: ClassVar[Knowledge] = "none"
+    pipeline_class: ClassVar[str | None] = "AutoPipelineForText2Image"
+    one_by_one = True  # all squares of a call would see all embeddings
+    kinds = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self.name, self, scale=0)
+        if self.strength is not None:  # with most generators the class alone says these
+            check_strength(self.name, self.strength, self.steps)
+            self.boxes, self.pipeline_class = "carried", "AutoPipelineForImage2Image"  # type: ignore[misc]
+        self._adapter = self._other("adapter", self.weights, self.image_encoder)
+
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
+        pipeline = super()._load_published(dtype, **components)
+        with self._adapter.errors():
+            parts = {"weight_name": self.weights, "image_encoder_folder": f"./{self.image_encoder}"}
+            pipeline.load_ip_adapter(self._adapter.place, subfolder="", revision=self.adapter_revision, **parts)
+        pipeline.set_ip_adapter_scale(self.scale)
+        return pipeline
+
+    def _inputs(self, squares: Squares) -> dict[str, Any]:
+        from diffusers.models.embeddings import ImageProjection
+
+        pipeline = self._pipeline
+        seen = as_clip_sees(squares, pipeline.feature_extractor, True)
+        # The small adapters take the embedding, the others (plus) what the encoder's last layer but one says.
+        (layer,) = pipeline.unet.encoder_hid_proj.image_projection_layers
+        seen, unseen = pipeline.encode_image(seen, pipeline.device, 1, not isinstance(layer, ImageProjection))
+        embedded = torch.cat([unseen, seen] if self.guidance_scale > 1 else [seen])[:, None]
+        start = {} if self.strength is None else {"image": squares, "strength": self.strength}
+        return {"prompt": [""] * len(squares), "ip_adapter_image_embeds": [embedded], **start}
 
 
 def as_clip_sees(squares: Squares, processor: Any, antialias: bool) -> Float[Tensor, "n channels seen seen"]:
     """Squares at the size, centre and spread of CLIP's training images.
 
-    What ``processor``, CLIP's own, does to 8-bit images, without the rounding to 8 bits: 16-bit images are often dark.
+    What ``processor``, CLIP's or SigLIP's own, does to 8-bit images, without the rounding to 8 bits: 16-bit images are
+    often dark.
     """
-    side = processor.crop_size["height"]
+    side = (getattr(processor, "crop_size", None) or processor.size)["height"]
     seen = F.interpolate(squares, size=(side, side), mode="bicubic", antialias=antialias, align_corners=False)
     mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
     return (seen.clamp(0, 1) - mean) / std

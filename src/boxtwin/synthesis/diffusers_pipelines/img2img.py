@@ -16,7 +16,13 @@ from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Boxes, Mask, box_pixels, grown
 from boxtwin.synthesis.blending import blend_outside_boxes
 from boxtwin.synthesis.diffusers_pipelines.finetune import FinetuneSettings, Repaint, add_learnt, finetune, with_token
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, accepts
+from boxtwin.synthesis.diffusers_pipelines.loading import (
+    PipelineGenerator,
+    Squares,
+    accepts,
+    as_pictures,
+    check_strength,
+)
 from boxtwin.synthesis.generator import Json, Model, Request, check_settings, settings_of
 
 
@@ -26,15 +32,11 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
 
     strength: float  # 0 to 1, how far the source is noised: 1 forgets it
 
-    pipeline_class: ClassVar[str]  # of diffusers
+    mapping: ClassVar[str]  # diffusers' table of the pipelines that `pipeline_class` chooses from
 
     def __post_init__(self) -> None:
-        if not 0 < self.strength <= 1:
-            raise InputError(f"{self.name}: strength lies in (0, 1], got {self.strength}")
         super().__post_init__()
-        if int(self.steps * self.strength) < 1:  # diffusers rounds down
-            both = f"strength={self.strength} of steps={self.steps}"
-            raise InputError(f"{self.name}: {both} is less than one step; raise either")
+        check_strength(self.name, self.strength, self.steps)
         self.check(self.name)
         self.learns = self.finetune is not None
         self._learnt: Path | None = None
@@ -78,17 +80,26 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
             add_learnt(pipeline, self.finetune, self._learnt)
         return pipeline
 
-    def _load_published(self, dtype: torch.dtype) -> Any:
-        pipeline = self._checkpoint.load(self.pipeline_class, self._device, dtype)
-        if not accepts(pipeline, "strength"):
-            kind = f"a {type(pipeline).__name__}, which has no strength"
-            raise InputError(f"{self.name}: {self.checkpoint} is {kind}; choose another checkpoint")
-        return pipeline
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
+        from diffusers.pipelines import auto_pipeline
+
+        kind, mapping = self._checkpoint.check_kind(), getattr(auto_pipeline, self.mapping)
+        chosen = auto_pipeline._get_task_class(mapping, kind, throw_error_if_not_exist=False)
+        why = None
+        if chosen is not None and not accepts(chosen, "strength"):
+            why = "has no strength; generator=edit is for models that edit images by instruction"
+        elif chosen is not None and accepts(chosen, "control_image"):
+            why = "needs a control image; generator=controlnet takes a ControlNet beside the checkpoint of its model"
+        if why:
+            raise InputError(f"{self.name}: {self.checkpoint} is a {kind}, which {why}")
+        return super()._load_published(dtype, **components)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         prompt = with_token(self.prompt) if self.finetune == "textual_inversion" else self.prompt
         masks = {"mask_image": squares[:, 3:]} if squares.shape[1] > 3 else {}  # of inpainting models
-        return {"prompt": [prompt] * len(squares), "strength": self.strength, "image": squares[:, :3], **masks}
+        # What has no image processor knows 8 bits only, or another range of values.
+        images = squares[:, :3] if hasattr(self._pipeline, "image_processor") else as_pictures(squares)
+        return {"prompt": [prompt] * len(squares), "strength": self.strength, "image": images, **masks}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -98,9 +109,10 @@ class Img2Img(_PromptedGenerator):
     name = "img2img"
     boxes = "carried"
     pipeline_class = "AutoPipelineForImage2Image"
+    mapping = "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING"
 
-    def _load_published(self, dtype: torch.dtype) -> Any:
-        pipeline = super()._load_published(dtype)
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
+        pipeline = super()._load_published(dtype, **components)
         unet, vae = (getattr(pipeline, part, None) for part in ("unet", "vae"))
         if unet is not None and vae is not None and unet.config.in_channels != vae.config.latent_channels:
             cure = "say generator=inpaint_pretrained or choose another checkpoint"
@@ -117,6 +129,7 @@ class InpaintPretrained(_PromptedGenerator):
     name = "inpaint_pretrained"
     boxes = "exact"
     pipeline_class = "AutoPipelineForInpainting"
+    mapping = "AUTO_INPAINT_PIPELINES_MAPPING"
 
     def __post_init__(self) -> None:
         super().__post_init__()

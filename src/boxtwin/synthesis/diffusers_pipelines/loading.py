@@ -7,11 +7,12 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from boxtwin.datasets.image_io import Pixels
@@ -22,7 +23,7 @@ from boxtwin.hardware import choose_device, choose_dtype
 from boxtwin.synthesis.arrays import as_pixels, planes_of
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint
 from boxtwin.synthesis.generator import Generator, Json, Model, Request, Variation, check_settings, settings_of
-from boxtwin.synthesis.tiling import Tile, draw_in_tiles
+from boxtwin.synthesis.tiling import Tile, draw_in_tiles, tile_seed
 
 Squares = Float[Tensor, "n channels side side"]  # shares of full scale
 
@@ -48,11 +49,18 @@ class PipelineGenerator(Generator):
     device: str  # "auto" takes a CUDA device if there is one
     dtype: str  # "auto" takes bfloat16 if the hardware computes in it, else float16 on GPUs and float32 on CPUs
 
+    kinds: ClassVar[tuple[str, ...]] = ()  # classes of the checkpoints that fit; none: all that `pipeline_class` loads
+    pipeline_class: ClassVar[str | None] = None  # of diffusers; None: the checkpoint's own
+    one_by_one: ClassVar[bool] = False  # whether a call of the pipeline draws one square
+
     def __post_init__(self) -> None:
         check_settings(self.name, self, steps=1, batch_size=1, overlap=0, guidance_scale=0)
         if self.tile is not None and self.tile < (least := max(2 * self.overlap, 8)):
             raise InputError(f"{self.name}: tile is at least {least} (8, and twice the overlap), got {self.tile}")
+        if self.one_by_one and self.batch_size != 1:
+            raise InputError(f"{self.name} draws one square at a time: say batch_size=1, not {self.batch_size}")
         self._checkpoint = Checkpoint(self.checkpoint, self.revision, self.name)
+        self._others: dict[str, Checkpoint | None] = {}  # further ones, by the setting that names them
         self._device = choose_device(self.device, self.name)
         self._compute_dtype = choose_dtype(self.dtype, self._device, self.name)
         self._pipeline: Any = None
@@ -63,7 +71,9 @@ class PipelineGenerator(Generator):
         return 2 if any(sample.bits > 8 for sample in training) else 1
 
     def parameters(self) -> dict[str, Json]:
-        return settings_of(self, without=("device",)) | self._checkpoint.parameters()
+        unused = ("device", *(f"{setting}_revision" for setting in self._others))
+        others = {name: other.parameters() if other else None for name, other in self._others.items()}
+        return settings_of(self, without=unused) | self._checkpoint.parameters() | others
 
     def model(self) -> Model | None:
         """The checkpoint: id and commit, or folder and hash of its content."""
@@ -75,6 +85,9 @@ class PipelineGenerator(Generator):
             # Layers are made with random weights before they are read: that must not move the global generator.
             with torch.random.fork_rng(devices=[]):
                 pipeline = self._load(training, folder)
+            if getattr(self, "strength", None) and not pipeline.scheduler.config.get("skip_prk_steps", True):
+                cure = 'set "skip_prk_steps": true in a copy of its scheduler/scheduler_config.json'
+                raise InputError(f"{self.name}: {self.checkpoint} has a scheduler that ignores strength; {cure}")
             self._side = self._choose_side(pipeline)
             self._pipeline = pipeline
 
@@ -87,15 +100,27 @@ class PipelineGenerator(Generator):
             known = len(source.object_boxes) if self.boxes != "none" else 0
             yield Variation(request, varied, source.object_boxes[:known], source.object_labels[:known])
 
-    @abstractmethod
-    def _load(self, training: Sequence[Sample], folder: Path) -> Any:
+    def _other(self, setting: str, *parts: str) -> Checkpoint:
+        """The checkpoint that a setting names; see `Checkpoint` for ``parts``."""
+        revision = getattr(self, f"{setting}_revision")
+        other = Checkpoint(getattr(self, setting), revision, f"{self.name}, {setting}", *parts)
+        self._others[setting] = other
+        return other
+
+    def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, most learn nothing
         """The pipeline."""
+        return self._load_published(self._compute_dtype)
+
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
+        """The pipeline as it was published, with ``components`` in place of its own."""
+        kind = self._checkpoint.check_kind(*self.kinds)
+        return self._checkpoint.load(self.pipeline_class or kind, self._device, dtype, **components)
 
     @abstractmethod
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         """What the pipeline is called with to draw some squares, beside size, steps, guidance and randomness."""
 
-    def _vary_one(self, request: Request, pixels: Pixels, *more: Float[np.ndarray, "1 h w"]) -> Pixels:
+    def _vary_one(self, request: Request, pixels: Pixels, *more: Float[np.ndarray, "_ h w"]) -> Pixels:
         """The image that the pipeline draws of ``pixels``; ``more`` are further planes that `_inputs` gets."""
         levels = levels_of(request.source, pixels)
         planes = np.concatenate([planes_of(levels.scaled(pixels), 3), *more])
@@ -105,12 +130,11 @@ class PipelineGenerator(Generator):
             # Some pipelines would make images of their own size otherwise.
             sizes = ("height", "width") if accepts(self._pipeline, "height") else ()
             output = self._pipeline(
-                **self._inputs(squares),
                 **dict.fromkeys(sizes, self._side),
                 num_inference_steps=self.steps,
-                guidance_scale=self.guidance_scale,
                 generator=[torch.Generator().manual_seed(tile_seed(request.seed, tile.number)) for tile in tiles],
                 output_type="np",
+                **{"guidance_scale": self.guidance_scale, **self._inputs(squares)},
             )
             drawn = np.asarray(output.images)
             if not np.isfinite(drawn).all():  # float16 ends at 65504, and some autoencoders go beyond
@@ -129,7 +153,7 @@ class PipelineGenerator(Generator):
     def _choose_side(self, pipeline: Any) -> int:
         """Of the squares: the user's or the model's own, as a multiple of what the model can do."""
         multiple, side = self._multiple(pipeline), self.tile
-        if side is None:
+        if side is None or self._scale(pipeline) == 1:  # models of pixels know one size only
             unet = getattr(pipeline, "unet", None)
             size = unet.config.sample_size if unet is not None else getattr(pipeline, "default_sample_size", None)
             if size is None:
@@ -142,22 +166,38 @@ class PipelineGenerator(Generator):
 
     def _scale(self, pipeline: Any) -> int:
         """By how much latents are smaller than images."""
-        return int(pipeline.vae_scale_factor)
+        if (scale := getattr(pipeline, "vae_scale_factor", None)) is not None:
+            return int(scale)
+        movq = getattr(pipeline, "movq", None)  # Kandinsky's; without any, the model draws pixels
+        return 1 if movq is None else 2 ** (len(movq.config.block_out_channels) - 1)
 
     def _multiple(self, pipeline: Any) -> int:
         """What sides of images are multiples of."""
-        processor = getattr(pipeline, "image_processor", None)
-        return int(processor.config.vae_scale_factor) if processor is not None else self._scale(pipeline)
+        scale, processor = self._scale(pipeline), getattr(pipeline, "image_processor", None)
+        if getattr(pipeline, "movq", None) is not None:  # Kandinsky rounds sides up to it
+            return scale**2
+        least = 1 if processor is None else int(processor.config.vae_scale_factor)
+        return max(least, scale * getattr(pipeline, "patch_size", 1))
+
+
+def check_strength(owner: str, strength: float, steps: int) -> None:
+    """Refuse a strength out of range, and one that leaves no step of ``steps``."""
+    if not 0 < strength <= 1:
+        raise InputError(f"{owner}: strength lies in (0, 1], got {strength}")
+    if int(steps * strength) < 1:  # diffusers rounds down
+        raise InputError(f"{owner}: strength={strength} of steps={steps} is less than one step; raise either")
 
 
 def accepts(pipeline: Any, setting: str) -> bool:
-    """Whether a pipeline's call has such a setting."""
-    return setting in inspect.signature(type(pipeline).__call__).parameters
+    """Whether the call of a pipeline, or of a class of pipelines, has such a setting."""
+    pipeline_class = pipeline if isinstance(pipeline, type) else type(pipeline)
+    return setting in inspect.signature(pipeline_class.__call__).parameters
 
 
-def tile_seed(seed: int, number: int) -> int:
-    """The seed of a square, from its request's and its number."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
+def as_pictures(squares: Squares) -> list[Image.Image]:
+    """Squares in 8 bits, for pipelines that take nothing else."""
+    pixels = (squares[:, :3].permute(0, 2, 3, 1).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return [Image.fromarray(square) for square in pixels]
 
 
 def levels_of(source: Sample, pixels: Pixels) -> Levels:

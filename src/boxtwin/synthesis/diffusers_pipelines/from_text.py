@@ -1,0 +1,57 @@
+"""Models that need a text: images from a text alone, or an image edited as a text says."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from boxtwin.errors import InputError
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, accepts, as_pictures
+
+QWEN = ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")
+
+
+@dataclass(kw_only=True, eq=False)
+class TextToImage(PipelineGenerator):
+    """Any model for images from text, which sees nothing of the source: it should fail on data that it has not seen."""
+
+    prompt: str  # what the images show
+
+    name = "text_to_image"
+    boxes = "none"
+    pipeline_class: ClassVar[str | None] = "AutoPipelineForText2Image"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.prompt.strip():
+            raise InputError(f"{self.name} needs a text: say which, generator.prompt='...'")
+
+    def _inputs(self, squares: Squares) -> dict[str, Any]:
+        return {"prompt": [self.prompt] * len(squares)}
+
+
+@dataclass(kw_only=True, eq=False)
+class Edit(TextToImage):
+    """FLUX.1 Kontext, FLUX.2 klein, Qwen-Image-Edit: an image, of which they see 8 bits, and one instruction in."""
+
+    name = "edit"
+    kinds = ("FluxKontextPipeline", "Flux2KleinPipeline", *QWEN)
+    pipeline_class = None
+    one_by_one = True  # several images are several parts of one task to them
+
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
+        kind = self._checkpoint.check_kind(*self.kinds)
+        if kind in QWEN and importlib.util.find_spec("torchvision") is None:
+            raise InputError(f"{self.name}: {self.checkpoint}, a {kind}, needs torchvision: pip install torchvision")
+        return super()._load_published(dtype, **components)
+
+    def _inputs(self, squares: Squares) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"image": as_pictures(squares)[0], "prompt": self.prompt}
+        if accepts(self._pipeline, "max_area"):  # Kontext chooses another size otherwise
+            inputs |= {"max_area": self._side**2, "_auto_resize": False}
+        if type(self._pipeline).__name__ in QWEN:
+            inputs |= {"true_cfg_scale": self.guidance_scale, "negative_prompt": " ", "guidance_scale": None}
+        return inputs
