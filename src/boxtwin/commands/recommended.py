@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from boxtwin.commands.compare import kept_primary
 from boxtwin.commands.stored_runs import bring_back, collect_runs, copies_of
+from boxtwin.config.compose import read_config
 from boxtwin.errors import InputError
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.report.recommendation import recommended
@@ -51,6 +52,5 @@ def recommended_condition(config: DictConfig, study: str | None) -> Recommended:
             store.fetch_files(row.first.run_id, [CONFIGURATION], file.parent)
         if not file.is_file():
             raise InputError(f"study {name}: the {CONFIGURATION} of {row.first.name} is lost, here and in MLflow")
-        settings = OmegaConf.load(file)
-    assert isinstance(settings, DictConfig)
+        settings = read_config(file)
     return Recommended(name, row, reason, settings)

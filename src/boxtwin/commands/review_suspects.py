@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from boxtwin.command_line import command_line, setting
 from boxtwin.commands.stored_runs import collect_runs, copies_of
-from boxtwin.config.compose import to_object
+from boxtwin.config.compose import read_config, to_object
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.sample import Dataset, Detections
 from boxtwin.errors import InputError
@@ -194,21 +194,13 @@ def dataset_of(kept: FinishedRun, copies: Mapping[str, Path]) -> tuple[Dataset, 
     file = find_file(kept.run, CONFIGURATION, copies)
     if file is None:
         raise InputError(f"{kept.run.name} keeps no {CONFIGURATION}, which says where its images are")
-    config = to_object(_loaded(file), BoxtwinConfig)
+    config = to_object(read_config(file), BoxtwinConfig)
     dataset = load_dataset(config)
     if [*dataset.classes] != kept.classes:
         raise InputError(
             f"{config.dataset.root} has the classes {dataset.classes} now; those of the runs are {kept.classes}"
         )
     return dataset, Path(config.dataset.root) / config.dataset.annotations
-
-
-def _loaded(file: Path) -> DictConfig:
-    """A run's configuration; `InputError` if the file is damaged."""
-    loaded = OmegaConf.load(file)
-    if not isinstance(loaded, DictConfig):
-        raise InputError(f"{file} is no configuration of a run")
-    return loaded
 
 
 def _remarks(kept: Sequence[FinishedRun], dataset: Dataset) -> list[str]:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, ValidationError
 
-from boxtwin.config.identity import FIRST_NAMES, REMOVED_SETTINGS, RENAMED_SETTINGS, as_yaml, run_folder
+from boxtwin.config.identity import (
+    FIRST_NAMES,
+    REMOVED_SETTINGS,
+    RENAMED_SETTINGS,
+    WITHOUT,
+    as_yaml,
+    run_folder,
+)
 from boxtwin.config.schema import (
     BoxtwinConfig,
     CompareConfig,
@@ -30,11 +38,6 @@ SCHEMAS = {
     "export": ExportConfig,
     "count": CountConfig,
     "review": ReviewConfig,
-}
-# Settings of older versions, and what happens or helps without them.
-WITHOUT = {
-    "trainer.coco_evaluator": "validation computes the metrics of the test, which equal those of pycocotools",
-    "generator.local_files_only": "the environment variable HF_HUB_OFFLINE=1 keeps diffusers offline",
 }
 
 
@@ -62,6 +65,37 @@ def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
     except ConfigKeyError as error:
         raise unknown_setting(error) or error from None
     return typed
+
+
+def read_config(file: Path) -> DictConfig:
+    """The configuration of a finished run, in settings of this version where it is of an older one.
+
+    Raises `InputError` if the file holds none.
+    """
+    loaded = OmegaConf.load(file)
+    if not isinstance(loaded, DictConfig):
+        raise InputError(f"{file} is no configuration of a run")
+    values: dict[str, Any] = OmegaConf.to_container(loaded)  # type: ignore[assignment]
+    for now, first in FIRST_NAMES.items():
+        if (value := _taken(values, first, MISSING)) != MISSING:
+            _group_of(values, now)[now.rpartition(".")[2]] = value
+    removed = {f"{group}.{name}": value for group, of in REMOVED_SETTINGS.items() for name, value in of.items()}
+    for key in (*WITHOUT, *removed):
+        value = _taken(values, key, MISSING)
+        if key in removed and value not in (MISSING, removed[key]):
+            raise InputError(f"{file}: {key} is no setting any more; its value is always {as_yaml(removed[key])}")
+    return OmegaConf.create(values)
+
+
+def _group_of(values: dict[str, Any], setting: str) -> dict[str, Any]:
+    """The dictionary that holds a setting, empty if there is none."""
+    for group in setting.split(".")[:-1]:
+        values = values.get(group) or {}
+    return values
+
+
+def _taken(values: dict[str, Any], setting: str, default: Any) -> Any:
+    return _group_of(values, setting).pop(setting.rpartition(".")[2], default)
 
 
 def unknown_setting(error: BaseException) -> InputError | None:

@@ -52,7 +52,7 @@ ADDED_SETTINGS: dict[str, Any] = {
     "variations.learn_unlabelled": False,
 }
 # Settings of earlier versions, by their names now: an old command is refused with the new name.
-RENAMED_SETTINGS = {"cell": "run", "cells": "runs", "trainer.workers": "trainer.batch_threads"}
+RENAMED_SETTINGS = {"cell": "run", "cells": "runs"}
 # Settings of earlier versions that are constants now, with the constant, by group; those of generators by class, below
 # boxtwin.synthesis. They stay in the identity of a run, so that older runs are found again.
 REMOVED_SETTINGS: dict[str, dict[str, Any]] = {
@@ -79,6 +79,12 @@ REMOVED_SETTINGS: dict[str, dict[str, Any]] = {
         "tolerance": 0.25,
         "steps": None,
     },
+}
+# Settings of older versions, and what happens or helps without them.
+WITHOUT = {
+    "trainer.coco_evaluator": "validation computes the metrics of the test, which equal those of pycocotools",
+    "trainer.workers": "threads make the batches; trainer.batch_threads says how many",
+    "generator.local_files_only": "the environment variable HF_HUB_OFFLINE=1 keeps diffusers offline",
 }
 # Modules of generators, below boxtwin.synthesis: where each is now, and where it was when runs were first recorded. A
 # run's identity has the latter, so that moving a class does not make its runs other runs.

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from types import MappingProxyType
 
 from boxtwin.command_line import words_of
-from boxtwin.config.identity import current_name
+from boxtwin.config.identity import WITHOUT, current_name
 from boxtwin.errors import InputError
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
@@ -120,7 +120,7 @@ def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) ->
     """A run from its result.json; parameters may be text, as MLflow has them."""
     params, size, first = result.params, result.params.get("train_size"), result.params.get("pretraining_seed")
     metrics = {name: math.nan if value is None else value for name, value in result.metrics.items()}
-    names = sorted(entry["file_name"] for entry in result.counts)
+    names, typed = sorted(entry["file_name"] for entry in result.counts), words_of(result.overrides)
     return StudyRun(
         study=result.study,
         dataset=params["dataset"],
@@ -136,7 +136,7 @@ def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) ->
         setting=result.setting or "unknown",
         metrics=metrics,
         minutes=metrics.get("time/total", math.nan) / 60,
-        overrides=shlex.join(current_override(word) for word in words_of(result.overrides)),
+        overrides=shlex.join(current_override(word) for word in typed if setting_of(word) not in WITHOUT),
         store=result.data.get("store") or "",
         train_size=None if size is None else int(size),
         pretraining_seed=None if first is None else int(first),
@@ -153,8 +153,13 @@ def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) ->
 def current_override(word: str) -> str:
     """An override with the present name of its setting."""
     name, separator, value = word.partition("=")
-    setting = name.lstrip("+~")
+    setting = setting_of(word)
     return name.removesuffix(setting) + current_name(setting) + separator + value
+
+
+def setting_of(word: str) -> str:
+    """The setting of an override, without Hydra's signs."""
+    return word.partition("=")[0].lstrip("+~")
 
 
 def in_order(runs: Sequence[StudyRun]) -> list[StudyRun]:

@@ -25,7 +25,7 @@ STILL = 0.01
 # Overrides that a study's table varies, or that the machine decides: what is left is the recipe.
 VARIED = re.compile(
     r"--|(seed|study|rerun|jobs|data|split|variations|generator|labels|tracking|quality|hydra)(\.|$)|trainer\."
-    r"(steps|validations|precision|accelerator|devices|threads|batch_threads|cache|compile|coco_evaluator)$"
+    r"(steps|validations|precision|accelerator|devices|threads|batch_threads|workers|cache|compile|coco_evaluator)$"
 )
 
 
