@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from services import free_port
+
 PROGRAMS = (
     "munged",
     "mariadbd",
@@ -103,7 +105,7 @@ def slurm_cluster(log: Callable[[str], object] = print) -> Iterator[Mapping[str,
         "host": socket.gethostname().split(".")[0],
         "user": getpass.getuser(),
         "cores": os.cpu_count(),
-        **{name: _free_port() for name in ("slurmctld", "slurmd", "slurmdbd", "mariadbd")},
+        **{name: free_port() for name in ("slurmctld", "slurmd", "slurmdbd", "mariadbd")},
     }
     for name in ("state", "spool", "tables"):
         (folder / name).mkdir()
@@ -169,12 +171,6 @@ def _run(environment: Mapping[str, str], *words: str) -> None:
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} failed:\n{done.stdout}{done.stderr}")
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def _logs(folder: Path, name: str) -> str:

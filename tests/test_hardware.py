@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from boxtwin.hardware import batch_threads
+
 # Twelve times the same 48 MB, used and freed; how often the system had to give a page.
 PROGRAM = """
 import resource, sys
@@ -33,3 +35,11 @@ def test_freed_memory_is_used_again() -> None:
         for how in ("keep", "give back")
     }
     assert given["keep"] < 1000 < 12 * 12288 // 2 < given["give back"]
+
+
+@pytest.mark.parametrize(("cores", "processes", "threads"), [(64, 1, 8), (16, 4, 4), (2, 3, 1)])
+def test_threads_of_batches(monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, threads: int) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: cores)
+    assert batch_threads("cpu", processes) == 1
+    monkeypatch.setattr("boxtwin.hardware.on_gpu", lambda accelerator: accelerator == "cuda")
+    assert batch_threads("cuda", processes) == threads

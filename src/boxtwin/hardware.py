@@ -7,6 +7,7 @@ import torch
 
 from boxtwin.errors import InputError
 
+MOST_BATCH_THREADS = 8  # each has a batch in memory: 16 colour images of 832 pixels are 133 MB
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LIGHTNING = {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-true"}  # names of precisions
 
@@ -50,13 +51,16 @@ def on_gpu(accelerator: str) -> bool:
     return accelerator in ("cuda", "gpu") and torch.cuda.is_available()
 
 
-def batch_threads(accelerator: str, runs_at_once: int) -> int:
-    """How many threads make batches: one where the network itself needs the cores, and on a GPU a share of these."""
+def batch_threads(accelerator: str, processes: int) -> int:
+    """How many threads of a training make batches, with so many ``processes`` of trainings on this machine.
+
+    One where the network itself needs the cores; on a GPU a share of the cores, at most `MOST_BATCH_THREADS`.
+    """
     if not on_gpu(accelerator):
         return 1
     import joblib  # late: counting images needs a device and no cores
 
-    return max(1, joblib.cpu_count() // runs_at_once)
+    return max(1, min(MOST_BATCH_THREADS, joblib.cpu_count() // processes))
 
 
 def lightning_accelerator(accelerator: str) -> str:

@@ -30,9 +30,9 @@ class RayLauncherConf:
     """Settings of ``hydra.launcher``."""
 
     _target_: str = "hydra_plugins.boxtwin_runs.RayLauncher"
-    address: str | None = None  # "auto": the cluster that this machine is part of; None: one of this machine alone
+    address: str = "local"  # of a cluster; auto: the one that this machine is part of; local: this machine alone
     cpus: float = 1  # of a job
-    gpus: float = 0
+    gpus: float = 0  # of a job; 0: it computes on the CPU
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="ray", node=RayLauncherConf, provider="boxtwin")

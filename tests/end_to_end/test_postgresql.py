@@ -8,18 +8,17 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commands import run, run_folders, start
 from mlflow.tracking import MlflowClient
+from services import free_port, wait_for
 
 PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/bin"))  # Debian's place for its newest
 pytestmark = [
@@ -30,19 +29,6 @@ pytestmark = [
 ]
 SWEEPS = 4  # at once, of two runs each
 SWEEP = "train.py -m experiment=tiny_control split=s2 variations=0 seed={},{} study=at_once tracking.uri={}"
-
-
-def wait_for(ready: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
-    while not ready():
-        assert time.monotonic() < end, "it does not answer"
-        time.sleep(0.3)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from commands import ENVIRONMENT, run_folders, runs, script
+from services import wait_for
 from slurm_cluster import missing, slurm_cluster
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1900),
-    pytest.mark.skipif(bool(missing()), reason=f"needs a Slurm of one's own: {', '.join(missing())} not installed"),
+    pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}"),
 ]
 
 # Steps of four runs, one of which takes longer than two minutes, on any machine: the shortest limit is one minute, and
 # Slurm may send its signal up to a minute before the limit. Checkpoints are made at validations.
-STEPS = "20,21,22,3000"
+STEPS = "100,200,300,3000"
 SWEEP = (
     f"train.py -m experiment=tiny_control split=s2 variations=0 trainer.steps={STEPS} trainer.validations=100 "
     "trainer.threads=1 hydra/launcher=submitit_slurm hydra.launcher.partition=all hydra.launcher.cpus_per_task=1 "
@@ -43,28 +42,18 @@ def ask(slurm: Mapping[str, str], *words: str) -> list[list[str]]:
     return [line.split("|") for line in done.stdout.splitlines()]
 
 
-def wait_for(what: Callable[[], list[str]], seconds: float) -> str:
-    """The first of what there is at last."""
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.3)
-    return found[0]
-
-
 def test_all_runs_of_a_job_array_end_once(tmp_path: Path, slurm: Mapping[str, str]) -> None:
     with (tmp_path / "printed").open("w") as printed:
         environment = {**ENVIRONMENT, **{name: slurm[name] for name in ("PATH", "SLURM_CONF")}}
         sweep = subprocess.Popen(script(SWEEP), cwd=tmp_path, env=environment, stdout=printed, stderr=printed)
 
     def running() -> list[str]:
-        return [
-            job for job, state in ask(slurm, "squeue", "--array", "--noheader", "--format=%i|%T") if state == "RUNNING"
-        ]
+        jobs = ask(slurm, "squeue", "--array", "--noheader", "--format=%i|%T")
+        return [job for job, state in jobs if state == "RUNNING"]
 
-    killed = wait_for(running, 60)
+    killed = wait_for(running)[0]
     assert re.fullmatch(r"\d+_\d+", killed)  # of an array
-    wait_for(lambda: [str(folder) for folder in tmp_path.glob(f"multirun/*/*{os.sep}train.log")], 60)
+    wait_for(lambda: list(tmp_path.glob("multirun/*/*/train.log")))
     ask(slurm, "scancel", "--full", "--signal=KILL", killed)
     code = sweep.wait(1700)
     text = (tmp_path / "printed").read_text()

@@ -41,5 +41,6 @@ def submitted_jobs() -> Iterator[list[Any]]:
 
 def wait_for(jobs: Sequence[Any]) -> None:
     """Return when all ``jobs`` have ended, however they did."""
-    while not all(job.done(force_check=True) for job in jobs):
-        time.sleep(PAUSE)
+    for job in jobs:
+        while not job.done(force_check=True):
+            time.sleep(PAUSE)

@@ -287,7 +287,7 @@ def make_data(
             synthetic_fraction=config.variations.synthetic_fraction,
             pretraining_share=config.pretraining.share,
             pretraining_share_falls=config.pretraining.share_falls,
-            threads=trainer.batch_threads or batch_threads(prepared.accelerator, config.jobs or 1),
+            threads=trainer.batch_threads or batch_threads(prepared.accelerator, (config.jobs or 1) * trainer.devices),
             pin_memory=on_gpu(prepared.accelerator),
         ),
         config.dataset.augmentation,
