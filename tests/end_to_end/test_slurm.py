@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT, run_folders, runs, script
+from commands import ENVIRONMENT, runs, script
 from services import wait_for
 from slurm_cluster import missing, slurm_cluster
 
@@ -58,7 +58,7 @@ def test_all_runs_of_a_job_array_end_once(tmp_path: Path, slurm: Mapping[str, st
     code = sweep.wait(1700)
     text = (tmp_path / "printed").read_text()
     assert code == 0, text
-    assert len(run_folders(tmp_path)) == 4
+    assert len(list(tmp_path.glob("multirun/*/*/result.json"))) == 4
     assert [r.info.status for r in runs(tmp_path)] == ["FINISHED"] * 4
     # The killed job alone was sent again, after all others had ended; the long one was requeued by Slurm.
     words = ("sacct", "--duplicates", "--allocations", "--noheader", "--parsable2", "--format=JobID,State")
