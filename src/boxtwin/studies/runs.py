@@ -95,7 +95,8 @@ def runs_in(*folders: Path) -> list[StudyRun]:
 
     Raises `InputError` if a folder has none, or two folders hold a run with different test metrics.
     """
-    runs, first, repeated = [], {}, 0
+    runs, repeated = [], 0
+    first: dict[str, StudyRun] = {}  # of each identity
     for number, folder in enumerate(folders, start=1):
         found = 0
         for file in sorted([*folder.glob(RESULT_FILE), *folder.glob(f"*/{RESULT_FILE}")]):
