@@ -47,6 +47,8 @@ SWEEPING = ("train", "generate")  # scripts that take -m
 _ADDRESS = re.compile(
     r"(?P<key>\+*tracking\.uri)=(?P<quote>[\"']?)(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@(?P<rest>.*)"
 )
+# A part of a list and its comma: in quotes, or bare.
+_PART = re.compile(r"""(?s)\s*(?:('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|(.*?))\s*,""")
 _PASSWORD = "tracking.uri holds a user's name or password, which would be written to many files: leave them out"
 
 # Set before torch is imported. Spinning OpenMP threads make two busy processes on the same cores several times slower.
@@ -121,7 +123,10 @@ def quote_list(word: str, settings: Sequence[str]) -> str:
     """``runs=[a (1),b]`` -> ``runs=['a (1)',b]`` where ``settings`` are paths and Hydra would refuse the list."""
     key, _, value = word.partition("=")
     is_list = key in settings and value.startswith("[") and value.endswith("]")
-    return setting(key, value[1:-1].split(",")) if is_list and not _is_one_value(word) else word
+    if not is_list or _is_one_value(word):
+        return word
+    parts = [kept or setting(key, bare).removeprefix(f"{key}=") for kept, bare in _PART.findall(f"{value[1:-1]},")]
+    return f"{key}=[{','.join(parts)}]"
 
 
 def check_all(combinations: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
