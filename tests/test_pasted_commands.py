@@ -305,7 +305,7 @@ def test_paths_need_no_quotes_of_hydra() -> None:
 
 
 def test_words_that_hydra_refused(paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list gets -m, two words that a blank parted become one, and what Hydra cannot read is quoted for it."""
+    """A list gets -m, two words that were one value become one, and what Hydra cannot read is quoted for it."""
     monkeypatch.setattr("sys.argv", ["train.py"])
     typed = ["dataset.root=my data (1)", "seed=0,1"]
     told = refused_word(ConfigCompositionException("Ambiguous value for argument 'seed=0,1'\n1."), typed)
