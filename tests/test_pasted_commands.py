@@ -305,11 +305,22 @@ def test_paths_need_no_quotes_of_hydra() -> None:
 
 
 def test_words_that_hydra_refused(paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list gets -m, two words that a blank parted become one, and what Hydra cannot read is quoted for it."""
+    """A list gets -m, two words that were one value become one, and what Hydra cannot read is quoted for it."""
     monkeypatch.setattr("sys.argv", ["train.py"])
     typed = ["dataset.root=my data (1)", "seed=0,1"]
     told = refused_word(ConfigCompositionException("Ambiguous value for argument 'seed=0,1'\n1."), typed)
     assert given_to(paste(str(told).splitlines()[1]), "python", "train.py") == [["-m", *typed]]
+    told = refused_word(ConfigCompositionException("Ambiguous value for argument 'study=a, b'"), ["study=a, b"])
+    text, again = str(told).partition("written ")[2].split("; add -m to take one after the other:\n")
+    (words,) = given_to(paste(f"python train.py {text}"), "python", "train.py")
+    assert values(words) == {"study": "a, b"}
+    assert given_to(paste(again), "python", "train.py") == [["-m", "study=a, b"]]
+    monkeypatch.setattr("sys.argv", ["compare.py"])
+    told = refused_word(ConfigCompositionException("Ambiguous value for argument 'study=a, b'"), ["study=a, b"])
+    text, listed = str(told).partition("written ")[2].split(", as a list ")
+    lines = given_to(paste(f"python compare.py {text}\npython compare.py {listed}"), "python", "compare.py")
+    assert [values(words)["study"] for words in lines] == ["a, b", ["a", "b"]]
+    monkeypatch.setattr("sys.argv", ["train.py"])
     for value in HOSTILE:
         (word,) = quote_refused([f"dataset.root=/a{value}"], ["dataset.root"])
         parted = refused_word(OverrideParseException(value, ""), [f"dataset.root=/a{value}", value])

@@ -51,6 +51,24 @@ def test_runs_of_several_folders_are_one_study(tmp_path: Path, capsys: pytest.Ca
     assert "10 variations of each by repeat change AP50 by +10.0 points (1 seed)" in text
 
 
+def test_runs_that_count_once_are_equal_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Otherwise the order of the folders would decide the result."""
+    folders = [write_run(tmp_path / name / "run", name, 0, 0, "same").parent for name in "ab"]
+    with caplog.at_level("INFO"):
+        compared(tmp_path, list(map(str, folders)))
+    assert "runs that several folders hold, which count once: 1" in caplog.text
+    file = folders[1] / "run" / "result.json"
+    record = json.loads(file.read_text())
+    changes = [("test/map_50", 0.7), ("time/total", 3.0), ("test/count_mae", None)]
+    for name, value in changes:
+        file.write_text(json.dumps(record | {"metrics": record["metrics"] | {name: value}}))
+        if name == "time/total":
+            compared(tmp_path, list(map(str, folders)))
+        else:
+            with pytest.raises(InputError, match=rf"a/run and .*b/run hold the same run .*{name} .* (nan|0\.7); move"):
+                compared(tmp_path, list(map(str, folders)))
+
+
 def test_archives_and_folders_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, variations in (("kept", 0), ("new", 10)):
         write_run(tmp_path / name / "run", name, variations, 0)

@@ -64,6 +64,10 @@ def test_paths_of_data_sets_need_no_quotes_of_hydra(value: str, composed: Compos
         ("runs=[/a b,c (1)]", ["/a b", "c (1)"]),
         ("runs=[k=v]", ["k=v"]),
         ("runs=['a,b',/c d]", ["a,b", "/c d"]),
+        ("runs=[a, b (1)]", ["a", "b (1)"]),
+        ("runs=['a b' ,c (1)]", ["a b", "c (1)"]),
+        ('runs=[c (1),"a,b",it\'s]', ["c (1)", "a,b", "it's"]),
+        ("runs=['it\\'s, b',c (1)]", ["it's, b", "c (1)"]),
         ("runs=/a, b (1)/k=v", "/a, b (1)/k=v"),
         ("runs=a,b", "a,b"),
     ],
@@ -243,6 +247,10 @@ def test_a_folder_under_its_former_name_is_refused(tmp_path: Path) -> None:
         (["seed=0,1"], r"seed=0,1 lists several values; add -m .*\npython train.py -m seed=0,1$"),
         (["seed=range(3)"], r"lists several values; add -m .*\npython train.py -m 'seed=range\(3\)'$"),
         (["split=s2", "variations=0,2"], r"^variations=0,2 lists .*\npython train.py -m split=s2 variations=0,2$"),
+        (
+            ["study=a radar image, at sea"],
+            r"""as one text it is written "study='a radar image, at sea'"; add -m .*\npython train.py -m 'st""",
+        ),
         (["data=/a", "b"], "^b is no setting with a value; a value with a blank in it needs quotes: 'data=/a b'$"),
         (["b (1)/c"], "needs quotes"),
         (["study=a (b"], r"""Hydra cannot read study=a \(b; as text it is written "study='a \(b'"$"""),
@@ -258,6 +266,18 @@ def test_words_that_hydra_refuses_are_told_in_one_line(
     monkeypatch.setattr("sys.argv", ["train.py"])
     with pytest.raises(InputError, match=said):
         launch._run(lambda: composed(*quote_numbers(typed, OPTIONS)), typed)
+
+
+def test_a_list_for_a_script_without_sweeps_gets_no_advice_to_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register()
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    monkeypatch.setattr("sys.argv", ["count.py"])
+    said = "formats=coco,yolo lists several values; as one text it is written formats='coco,yolo', as a list "
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), pytest.raises(InputError) as caught:
+        launch._run(lambda: compose("count", ["formats=coco,yolo"]), ["formats=coco,yolo"])
+    assert str(caught.value).replace('"', "") == f"{said}'formats=[coco,yolo]'"
 
 
 def test_wrong_settings_of_a_sweep_are_told_at_once_with_their_overrides(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,30 @@ def test_the_best_of_a_study_is_final_or_best_on_validation_images(
     assert find_detectors("final", "ships") == finals
     with pytest.raises(InputError, match=r"holds no detector\.safetensors"):
         find_detectors("multirun/ships/final", None)
+
+
+def test_detectors_are_found_without_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on another machine, which has a copy of the folder of a study and no more."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^run=detectr\.onnx is no file or folder; there are no runs in mlruns$"):
+        find_detectors("detectr.onnx", None)
+    Path("multirun/empty").mkdir(parents=True)
+    run = Path("multirun/ships/x0-seed0")
+    run.mkdir(parents=True)
+    (run / "detector.safetensors").touch()
+    (run / "result.json").write_text(json.dumps({"metrics": {"val_real/map": 0.5}}))
+    for name in ("best", "x0"):
+        assert find_detectors(name, None) == [run / "detector.safetensors"]
+    with pytest.raises(
+        InputError, match=r"^run=detectr\.onnx is no file or folder, and no condition .* multirun/ships"
+    ):
+        find_detectors("detectr.onnx", None)
+    shutil.copytree("multirun/ships", "multirun/planes")
+    advice = r"there are no runs in mlruns; name a study: study=NAME \(folders in multirun: planes, ships\)$"
+    with pytest.raises(InputError, match=f"^{advice}"):
+        find_detectors("best", None)
+    with pytest.raises(InputError, match=rf"^run=detectr\.onnx is no file or folder; {advice}"):
+        find_detectors("detectr.onnx", None)
 
 
 def test_a_name_of_two_conditions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

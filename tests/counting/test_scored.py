@@ -61,6 +61,26 @@ def test_annotated_images_that_are_not_counted_are_named_and_left_out(caplog: py
     assert "not scored" not in caplog.text
 
 
+def test_problems_of_images_that_are_not_counted_are_none(caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"{number}.png" for number in range(4)]
+    write_images(names)
+    Path("names.txt").write_text("images/0.png\nimages/1.png\n")
+    file = Path(annotate(names))
+    content = json.loads(file.read_text())
+    content["images"][3]["width"] = "wide"
+    content["annotations"][2] |= {"iscrowd": 7, "category_id": 5}
+    file.write_text(json.dumps(content))
+    with caplog.at_level("INFO"):
+        count(str(file), "names.txt")
+    assert "on 2 annotated images: AP" in caplog.text
+    with pytest.raises(InputError, match="that are no whole numbers: 1; iscrowd is neither 0 nor 1: 1"):
+        count(str(file))
+    content["images"][2]["id"] = 1  # whose are the objects of image 1?
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="duplicate ids in images: 1"):
+        count(str(file), "names.txt")
+
+
 def test_counted_images_that_are_not_annotated_are_counted_and_not_scored(caplog: pytest.LogCaptureFixture) -> None:
     write_images([f"{number}.png" for number in range(5)])
     with caplog.at_level("INFO"):

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from simulated_study import simulate_settings, study_of
 from study_runs import finished_run
 
-from boxtwin.commands.compare import compare_study
+from boxtwin.commands.compare import compare_study, kept_primary
 from boxtwin.errors import InputError
 from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.condition_values import COUNT, differences
@@ -291,6 +291,22 @@ def test_the_file_is_kept_beside_report_and_runs(tmp_path: Path, capsys: pytest.
     (tmp_path / "other.yaml").write_text("comparisons: [")
     with pytest.raises(InputError, match="not readable as YAML"):
         compare_study(config)
+
+
+def test_files_of_several_folders_are_equal_or_one_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = "comparisons:\n- {treatment: {variations: %d, generator: repeat}, control: {variations: 0}}\n"
+    folders = [tmp_path / name for name in ("a", "b", "report")]
+    for folder in folders[:2]:
+        folder.mkdir()
+        (folder / PRIMARY_FILE).write_text(text % 10)
+    with caplog.at_level("INFO"):
+        assert len(kept_primary(None, *folders)) == 1
+    assert f"primary comparisons: {folders[0] / PRIMARY_FILE}" in caplog.text
+    other = folders[1] / PRIMARY_FILE
+    other.write_text(text % 2)
+    with pytest.raises(InputError, match=r"a/primary.yaml, .*b/primary.yaml, .* choose one of them: primary=FILE$"):
+        kept_primary(None, *folders)
+    assert kept_primary(str(other), *folders) == kept_primary(None, folders[1], folders[2])
 
 
 def test_a_page_without_primary_comparisons_names_none() -> None:

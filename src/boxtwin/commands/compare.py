@@ -125,13 +125,20 @@ def _compare_stored(config: DictConfig) -> Path:
 
 
 def kept_primary(given: str | None, *folders: Path) -> list[PrimaryComparison]:
-    """The primary comparisons of the file ``given``, or of one kept in a folder; a copy is kept in the last folder."""
+    """The primary comparisons of the file ``given``, or of one kept in a folder; a copy is kept in the last folder.
+
+    Raises `InputError` if the file cannot be read, or none is given and the folders keep different ones.
+    """
     files = [Path(given)] if given else [folder / PRIMARY_FILE for folder in folders]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
+    files = [file for file in files if file.is_file()]
+    if not files:
         if given:
             raise InputError(f"primary={given}: there is no such file")
         return []
+    if len({file.read_bytes() for file in files}) > 1:
+        raise InputError(f"{', '.join(map(str, files))} name different comparisons; choose one of them: primary=FILE")
+    file = files[0]
+    log.info("primary comparisons: %s", file)
     try:
         content = OmegaConf.to_container(OmegaConf.load(file))
     except Exception as error:  # whatever readers of YAML meet

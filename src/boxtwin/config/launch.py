@@ -43,9 +43,12 @@ log = logging.getLogger(__name__)
 OPTIONS_VARIABLE, SWEEP_VARIABLE = "BOXTWIN_OPTIONS", "BOXTWIN_SWEEP"
 BAR_VARIABLE = "BOXTWIN_BAR"  # set where the process that sweeps draws a bar on the terminal
 ATTEMPTS = 2  # at a run that breaks down
+SWEEPING = ("train", "generate")  # scripts that take -m
 _ADDRESS = re.compile(
     r"(?P<key>\+*tracking\.uri)=(?P<quote>[\"']?)(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@(?P<rest>.*)"
 )
+# A part of a list and its comma: in quotes, or bare.
+_PART = re.compile(r"""(?s)\s*(?:('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|(.*?))\s*,""")
 _PASSWORD = "tracking.uri holds a user's name or password, which would be written to many files: leave them out"
 
 # Set before torch is imported. Spinning OpenMP threads make two busy processes on the same cores several times slower.
@@ -120,7 +123,10 @@ def quote_list(word: str, settings: Sequence[str]) -> str:
     """``runs=[a (1),b]`` -> ``runs=['a (1)',b]`` where ``settings`` are paths and Hydra would refuse the list."""
     key, _, value = word.partition("=")
     is_list = key in settings and value.startswith("[") and value.endswith("]")
-    return setting(key, value[1:-1].split(",")) if is_list and not _is_one_value(word) else word
+    if not is_list or _is_one_value(word):
+        return word
+    parts = [kept or setting(key, bare).removeprefix(f"{key}=") for kept, bare in _PART.findall(f"{value[1:-1]},")]
+    return f"{key}=[{','.join(parts)}]"
 
 
 def check_all(combinations: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
@@ -250,12 +256,17 @@ def _run(main: Callable[[], Any], typed: Sequence[str] = ()) -> None:
 
 
 def refused_word(error: Exception, typed: Sequence[str]) -> InputError | None:
-    """One line for a ``typed`` word that Hydra refuses: a list without ``-m``, or text without quotes; or None."""
+    """What to write for a ``typed`` word that Hydra refuses: a list without ``-m``, or text without quotes; or None."""
     several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '([^=]*)=", str(error))
     if several:
         word = next((word for word in typed if word.startswith(f"{several[1]}=")), several[1])
+        key, _, value = word.partition("=")
+        text = f"{word} lists several values; as one text it is written {quoted(setting(key, value))}"
+        if Path(sys.argv[0]).stem not in SWEEPING:
+            return InputError(f"{text}, as a list {quoted(f'{key}=[{value}]')}")
+        start = text if " " in value else f"{word} lists several values"
         again = command_line(Path(sys.argv[0]).name, ["-m", *typed])
-        return InputError(f"{word} lists several values; add -m to take one after the other:\n{again}")
+        return InputError(f"{start}; add -m to take one after the other:\n{again}")
     if not isinstance(error, OverrideParseException):
         return None
     word = str(error.override)

@@ -12,13 +12,14 @@ from pathlib import Path
 import cv2
 
 from boxtwin.command_line import quoted, setting
+from boxtwin.datasets.problems import some
 from boxtwin.detector.predict import Compute, OnnxDetector
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError, nearest
 from boxtwin.evaluation.scoring import VALIDATION_AP
 from boxtwin.files import check_name
 from boxtwin.tracking.run_folders import FINAL, read_result
-from boxtwin.tracking.study_names import find_study
+from boxtwin.tracking.study_names import study_names
 
 STUDIES = Path("multirun")  # folder of the studies' folders, whose folders are runs
 DETECTOR_FILE, ONNX = "detector.safetensors", ".onnx"
@@ -41,14 +42,14 @@ def find_detectors(
 ) -> list[Path]:
     """The files of the detectors that ``asked`` names; raises `InputError` if there are none.
 
-    Names are those of the study, or for None of the last one in the MLflow store (`find_study`).
+    Names are those of the study, or for None of the last one in the MLflow store (`_last_study`).
     """
     names = [asked] if isinstance(asked, str) else list(asked)
     check_name(study, "study")
     if study is not None and not (STUDIES / study).is_dir():
         hint = nearest(study, (folder.name for folder in STUDIES.glob("*/")))
         raise InputError(f"study={study}: there is no folder {STUDIES / study}{hint}")
-    found = [path for name in names for path in _find(name, lambda: study or find_study(None, uri, tracking))]
+    found = [path for name in names for path in _find(name, lambda name: study or _last_study(name, uri, tracking))]
     if not found:
         raise InputError("run=[] names no detector; give a run's folder, a detector.safetensors, or run=best")
     if len(set(found)) < len(found):
@@ -56,7 +57,23 @@ def find_detectors(
     return found
 
 
-def _find(name: str, study: Callable[[], str]) -> list[Path]:
+def _last_study(name: str, uri: str | None, tracking: Path) -> str:
+    """The last study in the store, or for a store without runs the only one whose folder has detectors.
+
+    Raises `InputError` if there is none, which says that ``name`` is no file either.
+    """
+    folders = sorted({file.parts[-3] for file in STUDIES.glob(f"*/*/{DETECTOR_FILE}")})
+    names = study_names(uri, tracking) or (folders if len(folders) == 1 else [])
+    if names:
+        return names[0]
+    start = "" if name in (BEST, FINAL) else f"run={name} is no file or folder; "
+    advice = "" if start else "; make some: python train.py -m split=s1,s2 variations=0,2,10"
+    if folders:
+        advice = f"; name a study: study=NAME (folders in {STUDIES}: {some(folders, LISTED)})"
+    raise InputError(f"{start}there are no runs in {uri or tracking}{advice}")
+
+
+def _find(name: str, study: Callable[[str], str]) -> list[Path]:
     path = Path(name)
     if path.is_file():
         return [path]
@@ -67,7 +84,7 @@ def _find(name: str, study: Callable[[], str]) -> list[Path]:
     if len(path.parts) > 1:
         folder, seeds = path.parent, []
     else:
-        folder = STUDIES / study()
+        folder = STUDIES / study(name)
         if name == BEST:
             return [best_of(folder)]
         seeds = finals_of(folder) if name == FINAL else seeds_of(folder, name)

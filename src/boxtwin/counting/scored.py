@@ -11,8 +11,8 @@ import numpy as np
 from boxtwin.counting.ensemble import ImageCount
 from boxtwin.counting.images import ImageList
 from boxtwin.datasets.coco import read_coco
-from boxtwin.datasets.coco_json import fault_of_name, find_files, read_content
-from boxtwin.datasets.problems import Problems, some
+from boxtwin.datasets.coco_json import fault_of_name, find_files, load_content, of_images
+from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.errors import InputError
@@ -37,7 +37,8 @@ def read_annotations(file: Path, images: ImageList, classes: Sequence[str], read
     Raises `InputError` where at most half of the file's images and at most half of the counted ones are in both, or
     objects are of classes that the detector lacks.
     """
-    names = [entry["file_name"] for entry in read_content(file, Problems())["images"]]
+    content = load_content(file)
+    names = [entry["file_name"] for entry in content["images"]]
     safe = [name for name in names if not fault_of_name(name)]
     wanted = {path.resolve() for path in images.files}
     found = {name: path.resolve() for name, path in zip(safe, find_files(safe, images.folder), strict=True)}
@@ -50,7 +51,9 @@ def read_annotations(file: Path, images: ImageList, classes: Sequence[str], read
             f"whose names start in {images.folder}, and others are not, such as {some(others)}. Give the annotations "
             "of these images, or the images that are annotated: images=LIST.txt"
         )
-    dataset = read_coco(name=file.stem, images=images.folder, annotations=file, reading=reading, only=both)
+    dataset = read_coco(
+        name=file.stem, images=images.folder, annotations=file, reading=reading, content=of_images(content, both)
+    )
     used = {int(label) for sample in dataset.samples for label in sample.object_labels}
     known = dataset.classes
     if unknown := [name for label, name in enumerate(known) if label in used and name not in classes]:

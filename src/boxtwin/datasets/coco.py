@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from boxtwin.datasets.coco_boxes import CocoObject, Content, read_crowds, read_objects, without_repeats
-from boxtwin.datasets.coco_json import fault_of_name, file_key, find_files, read_content
+from boxtwin.datasets.coco_json import check_content, fault_of_name, file_key, find_files, load_content, read_content
 from boxtwin.datasets.inspection import ImageFile, inspect_image, join_groups, roboflow_name
 from boxtwin.datasets.options import Crowds, OnBadBox, OnDuplicateBox
 from boxtwin.datasets.problems import Problems, some
@@ -83,7 +83,7 @@ def read_coco(
     crowds: Crowds = Crowds.ignore,
     on_duplicate_box: OnDuplicateBox = OnDuplicateBox.warn,
     reading: Reading = Reading(),  # noqa: B008 (frozen)
-    only: Container[str] | None = None,
+    content: Content | None = None,
 ) -> Dataset:
     """Read a COCO detection set and check all of it; one `InputError` lists everything that is wrong.
 
@@ -94,7 +94,7 @@ def read_coco(
             written. Images with the same pixels are always of one group.
         on_bad_box: boxes of which clipping leaves nothing are dropped; `repairs` counts both.
         reading: how image files become pixels; boxes refer to these.
-        only: file names of the images to read; the others need no files.
+        content: the part of ``annotations`` to read (`of_images`); None reads the whole file.
     """
     try:
         pattern = None if group_by is None else re.compile(group_by)
@@ -103,11 +103,7 @@ def read_coco(
     if pattern is not None and pattern.groups < 1:
         raise InputError(f"group_by={group_by!r} needs a group in brackets that picks the scene, such as '^([^_]+)_'")
     problems = Problems()
-    content = read_content(annotations, problems)
-    if only is not None:
-        left_out = {entry["id"] for entry in content["images"] if entry["file_name"] not in only}
-        for key, field in (("images", "id"), ("annotations", "image_id")):
-            content[key] = [entry for entry in content[key] if entry[field] not in left_out]
+    content = check_content(load_content(annotations) if content is None else content, problems)
     files = _check_files(content, images, problems, reading)
     sizes = {number: (file.width, file.height) for number, file in files.items()}
     objects, repairs = read_objects(content, sizes, on_bad_box, problems)

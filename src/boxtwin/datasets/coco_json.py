@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -84,6 +84,14 @@ def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any
     Ids are integers of any size; ``iscrowd`` is a bool; ``bbox`` is there, None where the file has none; ``width`` and
     ``height`` are integers, left out if not stated; ``name`` of a category is text, and of one category alone.
     """
+    return check_content(load_content(path), problems)
+
+
+def load_content(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The three lists of a COCO detection file, of which ids and file names alone are checked.
+
+    Raises `InputError` if the file is none.
+    """
     content = load_json(path, cure="set dataset.root (and dataset.annotations) to your COCO data set")
     for key, fields in FIELDS.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -98,7 +106,22 @@ def read_content(path: Path, problems: Problems) -> dict[str, list[dict[str, Any
                     raise InputError(f"{where}: {name} must be a whole number, not {shown(repr(number))}")
             if key == "images" and not isinstance(entry["file_name"], str):
                 raise InputError(f"{where}: file_name must be text, not {shown(repr(entry['file_name']))}")
-    content = {key: content[key] for key in FIELDS}
+    return {key: content[key] for key in FIELDS}
+
+
+def of_images(content: dict[str, list[dict[str, Any]]], names: Container[str]) -> dict[str, list[dict[str, Any]]]:
+    """The content that concerns images of these file names; other images with the id of one of them stay."""
+    kept = {entry["id"] for entry in content["images"] if entry["file_name"] in names}
+    left_out = {entry["id"] for entry in content["images"]} - kept
+    parts = {
+        key: [entry for entry in content[key] if entry[field] not in left_out]
+        for key, field in (("images", "id"), ("annotations", "image_id"))
+    }
+    return content | parts
+
+
+def check_content(content: dict[str, list[dict[str, Any]]], problems: Problems) -> dict[str, list[dict[str, Any]]]:
+    """Bring what `load_content` gives into the form of `read_content`, in place, and name what is wrong."""
     names = {image["id"]: image["file_name"] for image in content["images"]}
     for image in content["images"]:
         for side in ("width", "height"):

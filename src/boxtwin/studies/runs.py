@@ -93,9 +93,10 @@ def find_file(run: StudyRun, name: str, copies: Mapping[str, Path] = NO_COPIES) 
 def runs_in(*folders: Path) -> list[StudyRun]:
     """The finished runs whose folders lie in ``folders``, or are these; a run that several of them hold is taken once.
 
-    Raises `InputError` if a folder has none.
+    Raises `InputError` if a folder has none, or two folders hold a run with different test metrics.
     """
-    runs, identities = [], set()
+    runs, repeated = [], 0
+    first: dict[str, StudyRun] = {}  # of each identity
     for number, folder in enumerate(folders, start=1):
         found = 0
         for file in sorted([*folder.glob(RESULT_FILE), *folder.glob(f"*/{RESULT_FILE}")]):
@@ -106,14 +107,33 @@ def runs_in(*folders: Path) -> list[StudyRun]:
                     raise ValueError("it is cut, or no JSON")
                 if result.kind == "run":
                     run = run_from(result, run_id=run_id, status=FINISHED, output_dir=str(file.parent))
-                    runs += [run] if len(folders) == 1 or result.identity not in identities else []
-                    identities |= {result.identity} - {""}
                     found += 1
+                    known = first.setdefault(result.identity, run) if len(folders) > 1 and result.identity else run
+                    if known is run:
+                        runs.append(run)
+                    else:
+                        repeated += 1
+                        _check_equal(known, run)
+            except InputError:
+                raise
             except BROKEN as error:
                 log.warning("%s is damaged; this run is left out (%s: %s)", file, type(error).__name__, error)
         if not found:
             raise InputError(f"runs={folder} holds no folder of a run, with a {RESULT_FILE} in it")
+    if repeated:
+        log.info("runs that several folders hold, which count once: %d", repeated)
     return in_order(runs)
+
+
+def _check_equal(run: StudyRun, other: StudyRun) -> None:
+    """Raise `InputError` if two records of one run have different test metrics."""
+    for name in sorted(run.metrics.keys() & other.metrics.keys()):
+        values = run.metrics[name], other.metrics[name]
+        if name.startswith("test/") and not (values[0] == values[1] or all(map(math.isnan, values))):
+            raise InputError(
+                f"runs=: {run.output_dir} and {other.output_dir} hold the same run with different results, {name} "
+                f"{values[0]:g} and {values[1]:g}; move one of them elsewhere, or list the folders of single runs"
+            )
 
 
 def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) -> StudyRun:

@@ -23,7 +23,7 @@ _STUDIES = """
 
 
 def study_names(uri: str | None, folder: Path) -> list[str]:
-    """All studies with runs in the store of a server, or for None in a folder; the one that ran last comes first.
+    """All studies with runs in the store of a server, or for None in a folder; the last one comes first.
 
     As `Store.studies` gives them; MLflow, which takes seconds to import, is asked for those of a server alone.
     """
