@@ -107,7 +107,7 @@ def main() -> None:
         looked_at = list(data.val_dataloader())
         module.eval()
         parts = {
-            "making batches": repeated(1, lambda: list(islice(data.train_dataloader().loader, few))),  # type: ignore[union-attr]
+            "making batches": repeated(1, lambda: list(islice(data.train_dataloader(), few))),
             "averaging weights": repeated(few, lambda: average.update_parameters(module)),
             "clipping gradients": repeated(few, lambda: nn.utils.clip_grad_norm_(module.parameters(), 10.0)),
         }

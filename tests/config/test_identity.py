@@ -4,11 +4,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from boxtwin.config.compose import WITHOUT, register, to_object, unknown_setting
+from boxtwin.config.compose import register, to_object, unknown_setting
 from boxtwin.config.identity import (
     FIRST_NAMES,
     FIRST_PLACES,
     REMOVED_SETTINGS,
+    WITHOUT,
     current_target,
     defining_values,
     short_hash,

@@ -41,7 +41,7 @@ class RayTasks(Launcher):
         if not self.gpus:  # Ray itself hides them in some versions, and in others shows all of them to every job
             variables["CUDA_VISIBLE_DEVICES"] = ""
         # A process for each job, as with Hydra's other launchers; the sweep decides which jobs are tried again.
-        task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_calls=1, max_retries=0)(run_there)
+        task: Any = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_calls=1, max_retries=0)(run_there)
         shared = {**self.job, "singleton_state": Singleton.get_state()}
         jobs = [
             task.remote(str(Path.cwd()), variables, idx=number, overrides=list(overrides), **shared)

@@ -168,7 +168,7 @@ class PrefetchLoader:
         self,
         images: Dataset[Item],
         batch_size: int,
-        order: Sampler[int] | range,
+        order: EpochSampler | range,
         *,
         channels: int,
         threads: int,
@@ -258,7 +258,7 @@ class StudyDataModule(pl.LightningDataModule):
         images = LetterboxedImages(samples, self.input.image_size, self.input.tile, self.levels, self._images)
         return self._loader(images, self.batches.batch_size, range(len(images)))
 
-    def _loader(self, images: Dataset[Item], batch_size: int, order: Sampler[int] | range) -> PrefetchLoader:
+    def _loader(self, images: Dataset[Item], batch_size: int, order: EpochSampler | range) -> PrefetchLoader:
         return PrefetchLoader(
             images,
             batch_size,
