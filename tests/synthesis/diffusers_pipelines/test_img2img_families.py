@@ -9,9 +9,8 @@ from pipeline_generators import PROMPTED, make_source, pixels_of
 from tiny_img2img import SAVE
 
 from boxtwin.errors import InputError
-from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX, accepts
 from boxtwin.synthesis.diffusers_pipelines.img2img import Img2Img
-from boxtwin.synthesis.diffusers_pipelines.loading import accepts
 from boxtwin.synthesis.generator import Request
 
 NOT_BUILT = {"kandinsky": "Kandinsky 2.1 needs the multilingual CLIP of diffusers and XLM-R's tokenizer"}

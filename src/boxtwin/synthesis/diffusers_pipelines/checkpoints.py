@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import json
 import warnings
 from collections.abc import Iterator
@@ -19,15 +20,19 @@ from boxtwin.synthesis.manifest import sha256_of
 
 INDEX = "model_index.json"  # what diffusers' pipelines have in their folder
 HASHED = 16  # hexadecimal digits of a content's hash that tell folders apart
-# Which generator takes the checkpoint of a pipeline whose class has one of these in its name; the first one counts.
-OPTIONS = {
-    "sd_variations": ("ImageVariation",),
-    "unclip": ("UnCLIP", "KandinskyV22"),
-    "gligen": ("GLIGEN",),
-    "redux": ("Redux",),
-    "edit": ("Kontext", "Flux2Klein", "QwenImageEdit"),
-    "inpaint_pretrained": ("Inpaint",),
+# Classes of the pipelines that only one generator takes, by its name.
+KINDS = {
+    "sd_variations": ("StableDiffusionImageVariationPipeline",),
+    "unclip": (
+        "StableUnCLIPImg2ImgPipeline",
+        "StableUnCLIPPipeline",
+        "KandinskyV22Pipeline",
+        "KandinskyV22Img2ImgPipeline",
+    ),
+    "gligen": ("StableDiffusionGLIGENPipeline",),
+    "edit": ("FluxKontextPipeline", "Flux2KleinPipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
 }
+PRIORS = {"unclip": "KandinskyV22PriorPipeline", "redux": "FluxPriorReduxPipeline"}  # of their setting `prior`
 
 
 class Checkpoint:
@@ -138,13 +143,30 @@ class Checkpoint:
 
 def described(kind: str) -> str:
     """A pipeline's class, and which generator takes its checkpoints."""
-    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+    taken = [f"{option} takes" for option, kinds in KINDS.items() if kind in kinds]
+    taken += [f"{option} takes as its prior" for option, prior in PRIORS.items() if kind == prior]
+    if "Inpaint" in kind:
+        taken += (
+            ["inpaint_pretrained takes"] if accepts(related("AUTO_INPAINT_PIPELINES_MAPPING", kind), "strength") else []
+        )
+    elif related("AUTO_TEXT2IMAGE_PIPELINES_MAPPING", kind):
+        taken.append("text_to_image takes")
+    return f"a {kind}, the kind that generator={taken[0]}" if taken and "Control" not in kind else f"a {kind}"
 
-    option = next((option for option, parts in OPTIONS.items() if any(part in kind for part in parts)), None)
-    known = [known.__name__ for known in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()]
-    if option is None and kind.replace("Img2Img", "") in known:
-        option = "text_to_image"
-    return f"a {kind}" if option is None else f"a {kind}, the kind that generator={option} takes"
+
+def related(table: str, kind: str) -> type | None:
+    """The pipeline of a ``table`` of diffusers that is of one family with the class named ``kind``, if there is one."""
+    from diffusers.pipelines import auto_pipeline
+
+    tables: list[dict[str, type]] = auto_pipeline.SUPPORTED_TASKS_MAPPINGS
+    names = (name for known in tables for name, pipeline in known.items() if pipeline.__name__ == kind)
+    return getattr(auto_pipeline, table).get(next(names, None))
+
+
+def accepts(pipeline: object, setting: str) -> bool:
+    """Whether the call of a pipeline, or of a class of pipelines, has such a setting."""
+    pipeline_class = pipeline if isinstance(pipeline, type) else type(pipeline)
+    return setting in inspect.signature(pipeline_class.__call__).parameters
 
 
 def folder_hash(folder: Path, *parts: str) -> str:

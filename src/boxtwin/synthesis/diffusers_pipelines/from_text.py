@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 
 from boxtwin.errors import InputError
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, accepts, as_pictures
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS, accepts
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, as_pictures
 
-QWEN = ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")
+QWEN = tuple(kind for kind in KINDS["edit"] if kind.startswith("Qwen"))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -38,7 +39,7 @@ class Edit(TextToImage):
     """FLUX.1 Kontext, FLUX.2 klein, Qwen-Image-Edit: an image, of which they see 8 bits, and one instruction in."""
 
     name = "edit"
-    kinds = ("FluxKontextPipeline", "Flux2KleinPipeline", *QWEN)
+    kinds = KINDS["edit"]
     pipeline_class = None
     one_by_one = True  # several images are several parts of one task to them
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from boxtwin.errors import InputError
 from boxtwin.synthesis.constants import ANTIALIAS
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS, PRIORS
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, check_strength
 from boxtwin.synthesis.generator import Json, Knowledge, check_settings
 
@@ -22,7 +23,7 @@ class SDVariations(PipelineGenerator):
 
     name = "sd_variations"
     boxes = "none"
-    kinds = ("StableDiffusionImageVariationPipeline",)
+    kinds = KINDS["sd_variations"]
 
     def parameters(self) -> dict[str, Json]:
         return super().parameters() | {"antialias": ANTIALIAS}
@@ -41,6 +42,7 @@ class UnCLIP(PipelineGenerator):
 
     name = "unclip"
     boxes = "none"
+    kinds = KINDS["unclip"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,9 +51,7 @@ class UnCLIP(PipelineGenerator):
         self._prior: Any = None
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        stable = ("StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline")
-        kandinsky = ("KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline")
-        if self._checkpoint.check_kind(*stable, *kandinsky) in stable:
+        if self._checkpoint.check_kind(*self.kinds).startswith("StableUnCLIP"):
             if self._prior_checkpoint:
                 raise InputError(f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior (prior=null)")
             pipeline = self._checkpoint.load("StableUnCLIPImg2ImgPipeline", self._device, dtype, **components)
@@ -64,7 +64,7 @@ class UnCLIP(PipelineGenerator):
             raise InputError(f"{self.name}: {self.checkpoint} is Kandinsky's decoder, which needs its prior: {cure}")
         if self.noise_level:
             raise InputError(f"{self.name}: Kandinsky has no noise_level; say noise_level=0")
-        kind = self._prior_checkpoint.check_kind("KandinskyV22PriorPipeline")
+        kind = self._prior_checkpoint.check_kind(PRIORS["unclip"])
         unused = dict.fromkeys(("prior", "text_encoder", "tokenizer", "scheduler"))
         self._prior = self._prior_checkpoint.load(kind, self._device, dtype, **unused)
         return self._checkpoint.load("KandinskyV22Pipeline", self._device, dtype, **components)
@@ -97,7 +97,7 @@ class Redux(PipelineGenerator):
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         self._checkpoint.check_kind(*self.kinds)
-        kind = self._prior_checkpoint.check_kind("FluxPriorReduxPipeline")
+        kind = self._prior_checkpoint.check_kind(PRIORS["redux"])
         # No text is encoded: its encoders, most of the memory beside the transformer, are not loaded.
         unused: dict[str, Any] = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
         self._prior: Any = self._prior_checkpoint.load(kind, self._device, dtype, **unused)

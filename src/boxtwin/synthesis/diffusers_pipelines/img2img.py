@@ -15,14 +15,9 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Boxes, Mask, box_pixels, grown
 from boxtwin.synthesis.blending import blend_outside_boxes
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import accepts, related
 from boxtwin.synthesis.diffusers_pipelines.finetune import FinetuneSettings, Repaint, add_learnt, finetune, with_token
-from boxtwin.synthesis.diffusers_pipelines.loading import (
-    PipelineGenerator,
-    Squares,
-    accepts,
-    as_pictures,
-    check_strength,
-)
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, as_pictures, check_strength
 from boxtwin.synthesis.generator import Json, Model, Request, check_settings, settings_of
 
 
@@ -81,11 +76,8 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
         return pipeline
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        from diffusers.pipelines import auto_pipeline
-
-        kind, mapping = self._checkpoint.check_kind(), getattr(auto_pipeline, self.mapping)
-        chosen = auto_pipeline._get_task_class(mapping, kind, throw_error_if_not_exist=False)
-        why = None
+        kind, why = self._checkpoint.check_kind(), None
+        chosen = related(self.mapping, kind)
         if chosen is not None and not accepts(chosen, "strength"):
             why = "has no strength; generator=edit is for models that edit images by instruction"
         elif chosen is not None and accepts(chosen, "control_image"):

@@ -14,6 +14,7 @@ from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Planes, planes_of
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, check_strength, levels_of
 from boxtwin.synthesis.generator import Refused, Request, Variation, check_settings
 from boxtwin.synthesis.silhouettes import draw, silhouettes_of
@@ -96,7 +97,7 @@ class GLIGEN(PipelineGenerator):
 
     name = "gligen"
     boxes = "carried"
-    kinds = ("StableDiffusionGLIGENPipeline",)
+    kinds = KINDS["gligen"]
     one_by_one = True  # boxes are those of all images of a call
 
     def __post_init__(self) -> None:

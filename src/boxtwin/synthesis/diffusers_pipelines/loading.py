@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.hardware import choose_device, choose_dtype
 from boxtwin.synthesis.arrays import as_pixels, planes_of
-from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint, accepts
 from boxtwin.synthesis.generator import Generator, Json, Model, Request, Variation, check_settings, settings_of
 from boxtwin.synthesis.tiling import Tile, draw_in_tiles, tile_seed
 
@@ -186,12 +185,6 @@ def check_strength(owner: str, strength: float, steps: int) -> None:
         raise InputError(f"{owner}: strength lies in (0, 1], got {strength}")
     if int(steps * strength) < 1:  # diffusers rounds down
         raise InputError(f"{owner}: strength={strength} of steps={steps} is less than one step; raise either")
-
-
-def accepts(pipeline: Any, setting: str) -> bool:
-    """Whether the call of a pipeline, or of a class of pipelines, has such a setting."""
-    pipeline_class = pipeline if isinstance(pipeline, type) else type(pipeline)
-    return setting in inspect.signature(pipeline_class.__call__).parameters
 
 
 def as_pictures(squares: Squares) -> list[Image.Image]:
