@@ -154,6 +154,25 @@ def test_an_id_in_the_cache_is_loaded_and_its_commit_known(cache: Path, tiny_pip
     assert pipeline.unet.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [("ip_adapter", "adapter"), ("controlnet", "controlnet"), ("kandinsky", "prior"), ("redux", "prior")],
+)
+def test_a_further_checkpoint_is_that_of_its_revision_and_its_commit_is_kept(
+    cache: Path, tiny_pipeline: TinyPipeline, tmp_path: Path, kind: str, setting: str
+) -> None:
+    folder = Path(getattr(make(kind, tiny_pipeline), setting))
+    repository = cache / "models--some-owner--some-part"
+    shutil.copytree(folder, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v1.0").write_text(COMMIT)  # main is not in the cache: nothing of it can be loaded
+    generator = make(kind, tiny_pipeline, **{setting: "some-owner/some-part", f"{setting}_revision": "v1.0"})
+    generator.fit([], tmp_path)
+    assert generator.model() == Model(
+        generator.checkpoint, f"{folder_hash(Path(generator.checkpoint))}+{setting}:{COMMIT}"
+    )
+
+
 @pytest.mark.parametrize(("kind", "pipeline"), [("img2img", "stable_diffusion"), ("sd_variations", "image_variation")])
 def test_files_as_old_as_the_published_ones_make_the_same_images(
     tmp_path: Path, tiny_pipeline: TinyPipeline, kind: str, pipeline: str

@@ -93,7 +93,10 @@ def test_the_protocol_is_met(fitted: PipelineGenerator, tmp_path: Path) -> None:
     model = fitted.model()
     assert model is not None
     assert Path(model.id).is_dir()
-    assert model.revision == fitted.parameters()["revision"]
+    parameters = fitted.parameters()
+    others = {name: value for name, value in parameters.items() if name in ("adapter", "controlnet", "prior") and value}
+    more = "".join(f"+{name}:{other['revision']}" for name, other in others.items())
+    assert model.revision == f"{parameters['revision']}{more}"
     assert fitted.price_usd(make_source(tmp_path, "a.png")) == 0
 
 

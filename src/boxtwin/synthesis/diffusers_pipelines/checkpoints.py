@@ -75,19 +75,18 @@ class Checkpoint:
             return Model(self.name, self._commit or self.revision or "main")
         return Model(str(self.folder.resolve()), folder_hash(self.folder, *self.parts))
 
-    def index(self) -> dict[str, Any]:
-        """Which pipeline it holds, and of which components; raises InputError if it is missing or damaged."""
+    def index(self, of: str = "DiffusionPipeline", **where: str) -> dict[str, Any]:
+        """The pipeline's class and components, or a model's settings (``of`` AutoModel), or InputError."""
         with self.errors():
-            from diffusers import DiffusionPipeline
+            import diffusers
 
-            index, self._commit = DiffusionPipeline.load_config(
-                self.place, revision=self.revision, return_commit_hash=True
-            )
+            where |= {"revision": self.revision or "main"}
+            index, self._commit = getattr(diffusers, of).load_config(self.place, return_commit_hash=True, **where)
         return dict(index)
 
-    def check_kind(self, *kinds: str) -> str:
+    def check_kind(self, *kinds: str, of: str = "DiffusionPipeline") -> str:
         """Which of the classes ``kinds`` it is, if any, or InputError: diffusers would load any and fail later."""
-        kind = str(self.index()["_class_name"])
+        kind = str(self.index(of)["_class_name"])
         if kinds and kind not in kinds:
             needed = f"one of {', '.join(kinds)} is needed: choose another checkpoint"
             raise InputError(f"{self.asked_by}: {self.name} is {described(kind)}; {needed}")

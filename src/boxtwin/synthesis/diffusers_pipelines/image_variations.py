@@ -138,10 +138,18 @@ class IPAdapter(PipelineGenerator):
         self._adapter = self._other("adapter", self.weights, self.image_encoder)
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        pipeline = super()._load_published(dtype, **components)
+        from transformers import CLIPVisionModelWithProjection
+
+        self._checkpoint.check_kind(*self.kinds)
+        self._adapter.index("AutoModel", subfolder=self.image_encoder)  # now its commit is known
+        place, revision = self._adapter.place, self.adapter_revision or "main"
+        with self._adapter.errors():  # diffusers itself would load the encoder of the main branch
+            encoder = CLIPVisionModelWithProjection.from_pretrained(
+                place, subfolder=self.image_encoder, revision=revision, dtype=dtype
+            )
+        pipeline = super()._load_published(dtype, image_encoder=encoder, **components)
         with self._adapter.errors():
-            parts = {"weight_name": self.weights, "image_encoder_folder": f"./{self.image_encoder}"}
-            pipeline.load_ip_adapter(self._adapter.place, subfolder="", revision=self.adapter_revision, **parts)
+            pipeline.load_ip_adapter(place, subfolder="", weight_name=self.weights, revision=revision)
         pipeline.set_ip_adapter_scale(self.scale)
         return pipeline
 

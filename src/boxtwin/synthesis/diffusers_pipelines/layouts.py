@@ -56,10 +56,8 @@ class ControlNet(PipelineGenerator):
         from diffusers import ControlNetModel
 
         self._checkpoint.check_kind(*self.kinds)
+        self._net.check_kind("ControlNetModel", of="AutoModel")
         with self._net.errors():
-            kind = ControlNetModel.load_config(self._net.place, revision=self.controlnet_revision)["_class_name"]
-            if kind != "ControlNetModel":
-                raise ValueError(f"it is a {kind}; a ControlNetModel is needed")
             net = ControlNetModel.from_pretrained(  # type: ignore[no-untyped-call]
                 self._net.place, revision=self.controlnet_revision, dtype=dtype
             )

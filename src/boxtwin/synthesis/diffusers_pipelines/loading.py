@@ -75,8 +75,11 @@ class PipelineGenerator(Generator):
         return settings_of(self, without=unused) | self._checkpoint.parameters() | others
 
     def model(self) -> Model | None:
-        """The checkpoint: id and commit, or folder and hash of its content."""
-        return self._checkpoint.model() if self._pipeline is not None else None
+        """The checkpoint: id and commit, or folder and hash of its content; then commits or hashes of further ones."""
+        if self._pipeline is None:
+            return None
+        more = [f"+{setting}:{other.model().revision}" for setting, other in self._others.items() if other]
+        return Model(self._checkpoint.model().id, f"{self._checkpoint.model().revision}{''.join(more)}")
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Load or download the checkpoint; raises InputError if it is missing or of another kind than is needed."""
