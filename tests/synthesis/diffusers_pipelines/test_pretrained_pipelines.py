@@ -390,3 +390,7 @@ def test_text_to_image_needs_a_text_and_takes_nothing_but_the_size_of_its_source
         made += pixels_of(generator, Request(sample, 1, 5))
     np.testing.assert_array_equal(made[0], made[1])
     assert (made[0] != made[2]).any()
+    (wider,) = pixels_of(generator, Request(bright_boxes(tmp_path, "b.png", (40, 50, 3), sea=1 / 20), 1, 5))
+    assert wider.shape == (40, 50, 3)
+    # The first tile is that image; in this corner, no other tile is mixed with it.
+    np.testing.assert_array_equal(wider[:8, :16], made[2][:8, :16])

@@ -20,15 +20,11 @@ from boxtwin.synthesis.manifest import sha256_of
 
 INDEX = "model_index.json"  # what diffusers' pipelines have in their folder
 HASHED = 16  # hexadecimal digits of a content's hash that tell folders apart
-# Classes of the pipelines that only one generator takes, by its name.
+# Classes of the pipelines whose checkpoints a generator takes, by the generator's name.
+UNCLIP = ("StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline", "KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline")
 KINDS = {
     "sd_variations": ("StableDiffusionImageVariationPipeline",),
-    "unclip": (
-        "StableUnCLIPImg2ImgPipeline",
-        "StableUnCLIPPipeline",
-        "KandinskyV22Pipeline",
-        "KandinskyV22Img2ImgPipeline",
-    ),
+    "unclip": UNCLIP,
     "gligen": ("StableDiffusionGLIGENPipeline",),
     "edit": ("FluxKontextPipeline", "Flux2KleinPipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
 }
@@ -95,9 +91,8 @@ class Checkpoint:
     def load(self, pipeline_class: str, device: torch.device, dtype: torch.dtype, **components: Any) -> Any:
         """Load it with a pipeline class of diffusers, without progress bar, safety checker and watermark.
 
-        Safety checkers blacken what they take for indecent, and are wrong about radar images; watermarks change pixels.
-        ``components`` are taken instead of the checkpoint's own; None leaves one out. InputError if it is
-        missing, damaged or of another kind.
+        Safety checkers blacken images that they wrongly classify as indecent; watermarks change pixels.
+        ``components`` replace the checkpoint's own; None omits one. InputError if missing, damaged or of another kind.
         """
         index = self.index()
         if "safety_checker" in index:
@@ -106,7 +101,7 @@ class Checkpoint:
             import diffusers
             from transformers.utils import logging
 
-            # CLIP's image processor falls back to Pillow, which is what is wanted here, and advises against it.
+            # transformers warns when CLIP's image processor uses Pillow, which is intended here.
             afterwards.callback(logging.set_verbosity, logging.get_verbosity())
             logging.set_verbosity_error()  # type: ignore[no-untyped-call]
             pipeline = getattr(diffusers, pipeline_class).from_pretrained(
@@ -144,11 +139,9 @@ def described(kind: str) -> str:
     """A pipeline's class, and which generator takes its checkpoints."""
     taken = [f"{option} takes" for option, kinds in KINDS.items() if kind in kinds]
     taken += [f"{option} takes as its prior" for option, prior in PRIORS.items() if kind == prior]
-    if "Inpaint" in kind:
-        taken += (
-            ["inpaint_pretrained takes"] if accepts(related("AUTO_INPAINT_PIPELINES_MAPPING", kind), "strength") else []
-        )
-    elif related("AUTO_TEXT2IMAGE_PIPELINES_MAPPING", kind):
+    if "Inpaint" in kind and accepts(related("AUTO_INPAINT_PIPELINES_MAPPING", kind), "strength"):
+        taken.append("inpaint_pretrained takes")
+    elif "Inpaint" not in kind and related("AUTO_TEXT2IMAGE_PIPELINES_MAPPING", kind):
         taken.append("text_to_image takes")
     return f"a {kind}, the kind that generator={taken[0]}" if taken and "Control" not in kind else f"a {kind}"
 
@@ -157,7 +150,7 @@ def related(table: str, kind: str) -> type | None:
     """The pipeline of a ``table`` of diffusers that is of one family with the class named ``kind``, if there is one."""
     from diffusers.pipelines import auto_pipeline
 
-    tables: list[dict[str, type]] = auto_pipeline.SUPPORTED_TASKS_MAPPINGS
+    tables: Any = auto_pipeline.SUPPORTED_TASKS_MAPPINGS
     names = (name for known in tables for name, pipeline in known.items() if pipeline.__name__ == kind)
     return getattr(auto_pipeline, table).get(next(names, None))
 

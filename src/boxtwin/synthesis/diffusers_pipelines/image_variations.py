@@ -1,4 +1,4 @@
-"""Models that get an image's embedding and paint another such image, in which objects are at other places."""
+"""Models conditioned on an image's embedding: they make a similar image, with objects at other places."""
 
 from __future__ import annotations
 
@@ -114,39 +114,37 @@ class Redux(PipelineGenerator):
 
 @dataclass(kw_only=True, eq=False)
 class IPAdapter(PipelineGenerator):
-    """Stable Diffusion 1.5 or XL that sees the source through an adapter (Ye et al. 2023)."""
+    """Stable Diffusion 1.5 or XL conditioned on the source's embedding by an adapter (Ye et al. 2023)."""
 
     adapter: str  # folder, or id on the hub, with the adapter and its image encoder
     adapter_revision: str | None  # of an id
     weights: str  # the adapter's file in there
     image_encoder: str  # the encoder's folder in there
-    scale: float  # weight of the source seen through the adapter: 0 is without
+    scale: float  # weight of the adapter; 0 turns it off
     strength: float | None  # as of `Img2Img`: objects stay in place. None starts from noise, and objects move
 
     name = "ip_adapter"
     boxes: ClassVar[Knowledge] = "none"
     pipeline_class: ClassVar[str | None] = "AutoPipelineForText2Image"
-    one_by_one = True  # all squares of a call would see all embeddings
+    one_by_one = True  # a call applies all its embeddings to all its squares
     kinds = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.name, self, scale=0)
-        if self.strength is not None:  # with most generators the class alone says these
+        if self.strength is not None:  # constants of a class elsewhere; here they depend on a setting
             check_strength(self.name, self.strength, self.steps)
             self.boxes, self.pipeline_class = "carried", "AutoPipelineForImage2Image"  # type: ignore[misc]
         self._adapter = self._other("adapter", self.weights, self.image_encoder)
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        from transformers import CLIPVisionModelWithProjection
+        from transformers import CLIPVisionModelWithProjection as Encoder
 
         self._checkpoint.check_kind(*self.kinds)
         self._adapter.index("AutoModel", subfolder=self.image_encoder)  # now its commit is known
         place, revision = self._adapter.place, self.adapter_revision or "main"
         with self._adapter.errors():  # diffusers itself would load the encoder of the main branch
-            encoder = CLIPVisionModelWithProjection.from_pretrained(
-                place, subfolder=self.image_encoder, revision=revision, dtype=dtype
-            )
+            encoder = Encoder.from_pretrained(place, subfolder=self.image_encoder, revision=revision, dtype=dtype)
         pipeline = super()._load_published(dtype, image_encoder=encoder, **components)
         with self._adapter.errors():
             pipeline.load_ip_adapter(place, subfolder="", weight_name=self.weights, revision=revision)
@@ -158,7 +156,7 @@ class IPAdapter(PipelineGenerator):
 
         pipeline = self._pipeline
         seen = as_clip_sees(squares, pipeline.feature_extractor, True)
-        # The small adapters take the embedding, the others (plus) what the encoder's last layer but one says.
+        # Small adapters use the embedding, "plus" adapters the output of the encoder's second-to-last layer.
         (layer,) = pipeline.unet.encoder_hid_proj.image_projection_layers
         seen, unseen = pipeline.encode_image(seen, pipeline.device, 1, not isinstance(layer, ImageProjection))
         embedded = torch.cat([unseen, seen] if self.guidance_scale > 1 else [seen])[:, None]
@@ -169,8 +167,7 @@ class IPAdapter(PipelineGenerator):
 def as_clip_sees(squares: Squares, processor: Any, antialias: bool) -> Float[Tensor, "n channels seen seen"]:
     """Squares at the size, centre and spread of CLIP's training images.
 
-    What ``processor``, CLIP's or SigLIP's own, does to 8-bit images, without the rounding to 8 bits: 16-bit images are
-    often dark.
+    What ``processor`` (CLIP's or SigLIP's) does to 8-bit images, without rounding to 8 bits: 16-bit images can be dark.
     """
     side = (getattr(processor, "crop_size", None) or processor.size)["height"]
     seen = F.interpolate(squares, size=(side, side), mode="bicubic", antialias=antialias, align_corners=False)

@@ -105,8 +105,7 @@ class PipelineGenerator(Generator):
     def _other(self, setting: str, *parts: str) -> Checkpoint:
         """The checkpoint that a setting names; see `Checkpoint` for ``parts``."""
         revision = getattr(self, f"{setting}_revision")
-        other = Checkpoint(getattr(self, setting), revision, f"{self.name}, {setting}", *parts)
-        self._others[setting] = other
+        self._others[setting] = other = Checkpoint(getattr(self, setting), revision, f"{self.name}, {setting}", *parts)
         return other
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, most learn nothing
@@ -155,12 +154,14 @@ class PipelineGenerator(Generator):
     def _choose_side(self, pipeline: Any) -> int:
         """Of the squares: the user's or the model's own, as a multiple of what the model can do."""
         multiple, side = self._multiple(pipeline), self.tile
-        if side is None or self._scale(pipeline) == 1:  # models of pixels know one size only
+        if side is None or self._scale(pipeline) == 1:  # models that draw pixels draw images of one size only
             unet = getattr(pipeline, "unet", None)
             size = unet.config.sample_size if unet is not None else getattr(pipeline, "default_sample_size", None)
             if size is None:
                 raise InputError(f"{self.name}: {self.checkpoint} has no size of its own; set it: tile=PIXELS")
             side = int(max(size) if isinstance(size, list | tuple) else size) * self._scale(pipeline)
+            if self.tile not in (None, side):
+                raise InputError(f"{self.name}: {self.checkpoint} draws {side} x {side} pixels only: say tile={side}")
         side = -(-side // multiple) * multiple
         if 2 * self.overlap > side:
             raise InputError(f"{self.name}: overlap={self.overlap} is more than half of the model's {side} pixels")
@@ -197,5 +198,5 @@ def as_pictures(squares: Squares) -> list[Image.Image]:
 
 
 def levels_of(source: Sample, pixels: Pixels) -> Levels:
-    """Black and full-scale value of one image: pretrained models know pictures that use their whole range."""
+    """Black and full-scale value of one image: pretrained models were trained on images of the whole range."""
     return measure_levels([source], lambda _: pixels).levels
