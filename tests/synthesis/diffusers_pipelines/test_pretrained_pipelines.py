@@ -93,7 +93,7 @@ def test_the_protocol_is_met(fitted: PipelineGenerator, tmp_path: Path) -> None:
     model = fitted.model()
     assert model is not None
     assert Path(model.id).is_dir()
-    parameters = fitted.parameters()
+    parameters: Any = fitted.parameters()
     others = {name: value for name, value in parameters.items() if name in ("adapter", "controlnet", "prior") and value}
     more = "".join(f"+{name}:{other['revision']}" for name, other in others.items())
     assert model.revision == f"{parameters['revision']}{more}"

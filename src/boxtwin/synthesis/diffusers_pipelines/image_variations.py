@@ -55,8 +55,7 @@ class UnCLIP(PipelineGenerator):
             if self._prior_checkpoint:
                 raise InputError(f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior (prior=null)")
             pipeline = self._checkpoint.load("StableUnCLIPImg2ImgPipeline", self._device, dtype, **components)
-            most = pipeline.image_noising_scheduler.config.num_train_timesteps - 1
-            if self.noise_level > most:
+            if self.noise_level > (most := pipeline.image_noising_scheduler.config.num_train_timesteps - 1):
                 raise InputError(f"{self.name}: noise_level is {most} at most, got {self.noise_level}")
             return pipeline
         if not self._prior_checkpoint:
