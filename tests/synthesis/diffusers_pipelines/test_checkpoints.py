@@ -3,13 +3,18 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines import auto_pipeline
 from pipeline_generators import make, make_source, pixels_of
 
 from boxtwin.errors import InputError
-from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX, Checkpoint, folder_hash
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX, KINDS, PRIORS, Checkpoint, described, folder_hash
+from boxtwin.synthesis.diffusers_pipelines.from_text import Edit
+from boxtwin.synthesis.diffusers_pipelines.image_variations import SDVariations, UnCLIP
+from boxtwin.synthesis.diffusers_pipelines.layouts import GLIGEN
 from boxtwin.synthesis.generator import Model, Request
 
 TinyPipeline = Callable[[str], Path]
@@ -69,6 +74,42 @@ def test_a_broken_folder_is_one_message(copied: Path) -> None:
         Checkpoint(str(copied), None, "img2img").index()
 
 
+def names_in(table: str) -> set[str]:
+    return {pipeline.__name__ for pipeline in getattr(auto_pipeline, table).values()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "taken"),
+    [
+        ("FluxKontextPipeline", "edit takes"),
+        ("FluxKontextInpaintPipeline", None),  # of no table, and no generator takes it
+        ("QwenImageEditInpaintPipeline", "inpaint_pretrained takes"),
+        ("StableDiffusionInpaintPipeline", "inpaint_pretrained takes"),
+        ("KandinskyV22InpaintPipeline", None),  # no strength
+        ("KandinskyV22Pipeline", "unclip takes"),
+        ("KandinskyV22PriorPipeline", "unclip takes as its prior"),
+        ("StableDiffusionGLIGENTextImagePipeline", None),
+        ("StableDiffusionImg2ImgPipeline", "text_to_image takes"),
+        ("StableDiffusionControlNetPipeline", None),
+        ("StableDiffusionControlNetInpaintPipeline", None),
+    ],
+)
+def test_a_checkpoint_is_described_by_the_generator_that_takes_it(kind: str, taken: str | None) -> None:
+    assert described(kind) == f"a {kind}" + (f", the kind that generator={taken}" if taken else "")
+
+
+def test_descriptions_agree_with_the_generators_and_the_tables_of_diffusers() -> None:
+    for generator in (Edit, GLIGEN, SDVariations, UnCLIP):
+        assert generator.kinds == KINDS[generator.name]
+    for kind in [*(kind for kinds in KINDS.values() for kind in kinds), *PRIORS.values()]:
+        assert hasattr(diffusers, kind)
+    for kind in names_in("AUTO_TEXT2IMAGE_PIPELINES_MAPPING") - set(KINDS["edit"]):
+        assert described(kind).endswith("text_to_image takes") == ("Control" not in kind)
+    for kind in names_in("AUTO_INPAINT_PIPELINES_MAPPING"):
+        refused = "Control" in kind or "Kandinsky" in kind
+        assert described(kind).endswith("inpaint_pretrained takes") == (not refused)
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache of the hub's client, empty, in a folder of this test, and no network."""
@@ -111,6 +152,25 @@ def test_an_id_in_the_cache_is_loaded_and_its_commit_known(cache: Path, tiny_pip
     assert type(pipeline).__name__ == "StableDiffusionImg2ImgPipeline"
     assert pipeline.safety_checker is None
     assert pipeline.unet.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [("ip_adapter", "adapter"), ("controlnet", "controlnet"), ("kandinsky", "prior"), ("redux", "prior")],
+)
+def test_a_further_checkpoint_is_that_of_its_revision_and_its_commit_is_kept(
+    cache: Path, tiny_pipeline: TinyPipeline, tmp_path: Path, kind: str, setting: str
+) -> None:
+    folder = Path(getattr(make(kind, tiny_pipeline), setting))
+    repository = cache / "models--some-owner--some-part"
+    shutil.copytree(folder, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v1.0").write_text(COMMIT)  # main is not in the cache: nothing of it can be loaded
+    generator = make(kind, tiny_pipeline, **{setting: "some-owner/some-part", f"{setting}_revision": "v1.0"})
+    generator.fit([], tmp_path)
+    assert generator.model() == Model(
+        generator.checkpoint, f"{folder_hash(Path(generator.checkpoint))}+{setting}:{COMMIT}"
+    )
 
 
 @pytest.mark.parametrize(("kind", "pipeline"), [("img2img", "stable_diffusion"), ("sd_variations", "image_variation")])

@@ -78,7 +78,7 @@ def test_a_controlnet_of_another_kind_is_refused(tmp_path: Path, tiny_pipeline: 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "_class_name": "ControlNetUnionModel"}))
     generator = make("controlnet", tiny_pipeline, controlnet=str(folder))
-    with pytest.raises(InputError, match=r"cannot be loaded.* is a ControlNetUnionModel; a ControlNetModel is needed"):
+    with pytest.raises(InputError, match="is a ControlNetUnionModel; one of ControlNetModel is needed"):
         generator.fit([], tmp_path)
     with pytest.raises(InputError, match=r"holds no config.json, diffusion_pytorch_model.safetensors"):
         make("controlnet", tiny_pipeline, controlnet=str(tmp_path))

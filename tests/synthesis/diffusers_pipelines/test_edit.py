@@ -13,12 +13,12 @@ from pipeline_generators import make, make_source, pixels_of
 
 from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
-from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX
-from boxtwin.synthesis.diffusers_pipelines.from_text import QWEN
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX, KINDS
 from boxtwin.synthesis.generator import Request
 from boxtwin.synthesis.tiling import tile_seed
 
 TinyPipeline = Callable[[str], Path]
+QWEN = [kind for kind in KINDS["edit"] if kind.startswith("Qwen")]
 
 
 @pytest.mark.parametrize(

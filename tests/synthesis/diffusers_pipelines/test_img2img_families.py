@@ -7,11 +7,11 @@ import pytest
 from diffusers.pipelines.auto_pipeline import AUTO_IMAGE2IMAGE_PIPELINES_MAPPING as FAMILIES
 from pipeline_generators import PROMPTED, make_source, pixels_of
 from tiny_img2img import SAVE
+from tiny_parts import SIDE
 
 from boxtwin.errors import InputError
-from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX, accepts
 from boxtwin.synthesis.diffusers_pipelines.img2img import Img2Img
-from boxtwin.synthesis.diffusers_pipelines.loading import accepts
 from boxtwin.synthesis.generator import Request
 
 NOT_BUILT = {"kandinsky": "Kandinsky 2.1 needs the multilingual CLIP of diffusers and XLM-R's tokenizer"}
@@ -35,16 +35,26 @@ def test_a_family_with_a_strength_draws(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     SAVE[name](folder)
     sample, made = make_source(tmp_path, "a.png", (33, 45), np.uint16), []
+    tile = None if name == "if" else 30
     for strength, batch_size in ((0.3, 2), (1.0, 2), (1.0, 1)):
-        generator = img2img(folder, strength=strength, batch_size=batch_size, steps=4, tile=30, prompt="a ship")
+        generator = img2img(folder, strength=strength, batch_size=batch_size, steps=4, tile=tile, prompt="a ship")
         generator.fit([], tmp_path)
         assert type(generator._pipeline) is FAMILIES[name]
         made += pixels_of(generator, Request(sample, 1, 5))
     source = sample.read()
     assert made[0].shape == source.shape
     changes = [np.abs(image.astype(float) - source).mean() for image in made]
-    assert 0 < changes[0] != changes[1]
+    assert 0 < changes[0] < changes[1]
     assert np.abs(made[1].astype(float) - made[2]).max() < 2 / 255 * 65535  # squares do not see each other
+
+
+def test_a_model_that_draws_pixels_draws_squares_of_its_own_size_only(tmp_path: Path) -> None:
+    SAVE["if"](tmp_path / "checkpoint")
+    with pytest.raises(InputError, match=f"draws {SIDE} x {SIDE} pixels only: say tile={SIDE}"):
+        img2img(tmp_path / "checkpoint", tile=30).fit([], tmp_path)
+    generator = img2img(tmp_path / "checkpoint", tile=SIDE)
+    generator.fit([], tmp_path)
+    assert generator._side == SIDE
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT))

@@ -93,7 +93,10 @@ def test_the_protocol_is_met(fitted: PipelineGenerator, tmp_path: Path) -> None:
     model = fitted.model()
     assert model is not None
     assert Path(model.id).is_dir()
-    assert model.revision == fitted.parameters()["revision"]
+    parameters: Any = fitted.parameters()
+    others = {name: value for name, value in parameters.items() if name in ("adapter", "controlnet", "prior") and value}
+    more = "".join(f"+{name}:{other['revision']}" for name, other in others.items())
+    assert model.revision == f"{parameters['revision']}{more}"
     assert fitted.price_usd(make_source(tmp_path, "a.png")) == 0
 
 
@@ -319,8 +322,13 @@ def test_settings_out_of_range_are_refused(kind: str, setting: str, value: Any, 
         ("ip_adapter", {}, "kandinsky_decoder", "KandinskyV22Pipeline, the kind that generator=unclip takes"),
         ("ip_adapter_xl", {}, "stable_diffusion", "adapter: .* cannot be loaded"),  # layers of other sizes
         ("redux", {}, "stable_diffusion", "generator=text_to_image takes; one of FluxPipeline is needed"),
-        ("redux", {}, "flux_redux", "generator=redux takes; one of FluxPipeline is needed"),
-        ("img2img", {}, "flux_redux", "cannot be loaded.* is a FluxPriorReduxPipeline, .*generator=redux takes"),
+        ("redux", {}, "flux_redux", "generator=redux takes as its prior; one of FluxPipeline is needed"),
+        (
+            "img2img",
+            {},
+            "flux_redux",
+            "cannot be loaded.* is a FluxPriorReduxPipeline, .*generator=redux takes as its prior",
+        ),
         ("edit_klein", {}, "flux", "a FluxPipeline, the kind that generator=text_to_image takes; one of FluxKontext"),
         ("redux", {}, "flux_kontext", "a FluxKontextPipeline, the kind that generator=edit takes; one of FluxPipeline"),
         ("controlnet", {}, "flux", "a FluxPipeline, the kind that generator=text_to_image takes; one of Stable"),
@@ -382,3 +390,7 @@ def test_text_to_image_needs_a_text_and_takes_nothing_but_the_size_of_its_source
         made += pixels_of(generator, Request(sample, 1, 5))
     np.testing.assert_array_equal(made[0], made[1])
     assert (made[0] != made[2]).any()
+    (wider,) = pixels_of(generator, Request(bright_boxes(tmp_path, "b.png", (40, 50, 3), sea=1 / 20), 1, 5))
+    assert wider.shape == (40, 50, 3)
+    # The first tile is that image; in this corner, no other tile is mixed with it.
+    np.testing.assert_array_equal(wider[:8, :16], made[2][:8, :16])

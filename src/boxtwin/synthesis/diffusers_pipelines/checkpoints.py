@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import json
 import warnings
 from collections.abc import Iterator
@@ -19,15 +20,15 @@ from boxtwin.synthesis.manifest import sha256_of
 
 INDEX = "model_index.json"  # what diffusers' pipelines have in their folder
 HASHED = 16  # hexadecimal digits of a content's hash that tell folders apart
-# Which generator takes the checkpoint of a pipeline whose class has one of these in its name; the first one counts.
-OPTIONS = {
-    "sd_variations": ("ImageVariation",),
-    "unclip": ("UnCLIP", "KandinskyV22"),
-    "gligen": ("GLIGEN",),
-    "redux": ("Redux",),
-    "edit": ("Kontext", "Flux2Klein", "QwenImageEdit"),
-    "inpaint_pretrained": ("Inpaint",),
+# Classes of the pipelines whose checkpoints a generator takes, by the generator's name.
+UNCLIP = ("StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline", "KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline")
+KINDS = {
+    "sd_variations": ("StableDiffusionImageVariationPipeline",),
+    "unclip": UNCLIP,
+    "gligen": ("StableDiffusionGLIGENPipeline",),
+    "edit": ("FluxKontextPipeline", "Flux2KleinPipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
 }
+PRIORS = {"unclip": "KandinskyV22PriorPipeline", "redux": "FluxPriorReduxPipeline"}  # of their setting `prior`
 
 
 class Checkpoint:
@@ -70,19 +71,18 @@ class Checkpoint:
             return Model(self.name, self._commit or self.revision or "main")
         return Model(str(self.folder.resolve()), folder_hash(self.folder, *self.parts))
 
-    def index(self) -> dict[str, Any]:
-        """Which pipeline it holds, and of which components; raises InputError if it is missing or damaged."""
+    def index(self, of: str = "DiffusionPipeline", **where: str) -> dict[str, Any]:
+        """The pipeline's class and components, or a model's settings (``of`` AutoModel), or InputError."""
         with self.errors():
-            from diffusers import DiffusionPipeline
+            import diffusers
 
-            index, self._commit = DiffusionPipeline.load_config(
-                self.place, revision=self.revision, return_commit_hash=True
-            )
+            where |= {"revision": self.revision or "main"}
+            index, self._commit = getattr(diffusers, of).load_config(self.place, return_commit_hash=True, **where)
         return dict(index)
 
-    def check_kind(self, *kinds: str) -> str:
+    def check_kind(self, *kinds: str, of: str = "DiffusionPipeline") -> str:
         """Which of the classes ``kinds`` it is, if any, or InputError: diffusers would load any and fail later."""
-        kind = str(self.index()["_class_name"])
+        kind = str(self.index(of)["_class_name"])
         if kinds and kind not in kinds:
             needed = f"one of {', '.join(kinds)} is needed: choose another checkpoint"
             raise InputError(f"{self.asked_by}: {self.name} is {described(kind)}; {needed}")
@@ -91,9 +91,8 @@ class Checkpoint:
     def load(self, pipeline_class: str, device: torch.device, dtype: torch.dtype, **components: Any) -> Any:
         """Load it with a pipeline class of diffusers, without progress bar, safety checker and watermark.
 
-        Safety checkers blacken what they take for indecent, and are wrong about radar images; watermarks change pixels.
-        ``components`` are taken instead of the checkpoint's own; None leaves one out. InputError if it is
-        missing, damaged or of another kind.
+        Safety checkers blacken images that they wrongly classify as indecent; watermarks change pixels.
+        ``components`` replace the checkpoint's own; None omits one. InputError if missing, damaged or of another kind.
         """
         index = self.index()
         if "safety_checker" in index:
@@ -102,7 +101,7 @@ class Checkpoint:
             import diffusers
             from transformers.utils import logging
 
-            # CLIP's image processor falls back to Pillow, which is what is wanted here, and advises against it.
+            # transformers warns when CLIP's image processor uses Pillow, which is intended here.
             afterwards.callback(logging.set_verbosity, logging.get_verbosity())
             logging.set_verbosity_error()  # type: ignore[no-untyped-call]
             pipeline = getattr(diffusers, pipeline_class).from_pretrained(
@@ -138,13 +137,28 @@ class Checkpoint:
 
 def described(kind: str) -> str:
     """A pipeline's class, and which generator takes its checkpoints."""
-    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+    taken = [f"{option} takes" for option, kinds in KINDS.items() if kind in kinds]
+    taken += [f"{option} takes as its prior" for option, prior in PRIORS.items() if kind == prior]
+    if "Inpaint" in kind and accepts(related("AUTO_INPAINT_PIPELINES_MAPPING", kind), "strength"):
+        taken.append("inpaint_pretrained takes")
+    elif "Inpaint" not in kind and related("AUTO_TEXT2IMAGE_PIPELINES_MAPPING", kind):
+        taken.append("text_to_image takes")
+    return f"a {kind}, the kind that generator={taken[0]}" if taken and "Control" not in kind else f"a {kind}"
 
-    option = next((option for option, parts in OPTIONS.items() if any(part in kind for part in parts)), None)
-    known = [known.__name__ for known in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()]
-    if option is None and kind.replace("Img2Img", "") in known:
-        option = "text_to_image"
-    return f"a {kind}" if option is None else f"a {kind}, the kind that generator={option} takes"
+
+def related(table: str, kind: str) -> type | None:
+    """The pipeline of a ``table`` of diffusers that is of one family with the class named ``kind``, if there is one."""
+    from diffusers.pipelines import auto_pipeline
+
+    tables: Any = auto_pipeline.SUPPORTED_TASKS_MAPPINGS
+    names = (name for known in tables for name, pipeline in known.items() if pipeline.__name__ == kind)
+    return getattr(auto_pipeline, table).get(next(names, None))
+
+
+def accepts(pipeline: object, setting: str) -> bool:
+    """Whether the call of a pipeline, or of a class of pipelines, has such a setting."""
+    pipeline_class = pipeline if isinstance(pipeline, type) else type(pipeline)
+    return setting in inspect.signature(pipeline_class.__call__).parameters
 
 
 def folder_hash(folder: Path, *parts: str) -> str:

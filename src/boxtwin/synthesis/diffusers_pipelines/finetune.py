@@ -119,8 +119,7 @@ def train(pipeline: TrainablePipeline, settings: FinetuneSettings, home: Path, d
         state={"weights": {str(number): weight.detach() for number, weight in enumerate(pipeline.weights)}},
         description=description,
     )
-    learnt = {name: value.detach().float() for name, value in pipeline.learnt().items()}
-    write_weights(home / WEIGHTS_FILE, learnt, {})
+    write_weights(home / WEIGHTS_FILE, {name: value.detach().float() for name, value in pipeline.learnt().items()}, {})
 
 
 class TrainablePipeline:
@@ -174,22 +173,19 @@ class TrainablePipeline:
         from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
-        layers: dict[str, Tensor] = convert_state_dict_to_diffusers(  # type: ignore[no-untyped-call]
-            get_peft_model_state_dict(self.pipeline.unet)
-        )
+        layers = get_peft_model_state_dict(self.pipeline.unet)
+        layers = convert_state_dict_to_diffusers(layers)  # type: ignore[no-untyped-call]
         return {f"unet.{name}": value for name, value in layers.items()}
 
     def _latents(self, images: Tensor, rng: torch.Generator) -> Tensor:
         vae = self.pipeline.vae
-        latents: Tensor = vae.encode(images).latent_dist.sample(rng) * vae.config.scaling_factor
-        return latents
+        return vae.encode(images).latent_dist.sample(rng) * vae.config.scaling_factor
 
     def _encode(self, prompt: str) -> Tensor:
         tokenizer = self.pipeline.tokenizer
         length = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
         words = tokenizer(prompt, return_tensors="pt", **length)
-        encoded: Tensor = self.pipeline.text_encoder(words.input_ids.to(self.device))[0]
-        return encoded
+        return self.pipeline.text_encoder(words.input_ids.to(self.device))[0]
 
 
 class Crops:

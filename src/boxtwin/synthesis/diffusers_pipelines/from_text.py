@@ -1,4 +1,4 @@
-"""Models that need a text: images from a text alone, or an image edited as a text says."""
+"""Models that need a text: images from a text alone, or edits by an instruction."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 import torch
 
 from boxtwin.errors import InputError
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, accepts, as_pictures
-
-QWEN = ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS, accepts
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, as_pictures
 
 
 @dataclass(kw_only=True, eq=False)
 class TextToImage(PipelineGenerator):
-    """Any model for images from text, which sees nothing of the source: it should fail on data that it has not seen."""
+    """Any model for images from text; only the source's size is used. A control: it should fail on unusual data."""
 
     prompt: str  # what the images show
 
@@ -35,16 +34,16 @@ class TextToImage(PipelineGenerator):
 
 @dataclass(kw_only=True, eq=False)
 class Edit(TextToImage):
-    """FLUX.1 Kontext, FLUX.2 klein, Qwen-Image-Edit: an image, of which they see 8 bits, and one instruction in."""
+    """FLUX.1 Kontext, FLUX.2 klein and Qwen-Image-Edit: they take an image of 8 bits and an instruction."""
 
     name = "edit"
-    kinds = ("FluxKontextPipeline", "Flux2KleinPipeline", *QWEN)
+    kinds = KINDS["edit"]
     pipeline_class = None
-    one_by_one = True  # several images are several parts of one task to them
+    one_by_one = True  # the images of a call are parts of one task
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         kind = self._checkpoint.check_kind(*self.kinds)
-        if kind in QWEN and importlib.util.find_spec("torchvision") is None:
+        if kind.startswith("Qwen") and importlib.util.find_spec("torchvision") is None:
             raise InputError(f"{self.name}: {self.checkpoint}, a {kind}, needs torchvision: pip install torchvision")
         return super()._load_published(dtype, **components)
 
@@ -52,6 +51,6 @@ class Edit(TextToImage):
         inputs: dict[str, Any] = {"image": as_pictures(squares)[0], "prompt": self.prompt}
         if accepts(self._pipeline, "max_area"):  # Kontext chooses another size otherwise
             inputs |= {"max_area": self._side**2, "_auto_resize": False}
-        if type(self._pipeline).__name__ in QWEN:
+        if type(self._pipeline).__name__.startswith("Qwen"):
             inputs |= {"true_cfg_scale": self.guidance_scale, "negative_prompt": " ", "guidance_scale": None}
         return inputs

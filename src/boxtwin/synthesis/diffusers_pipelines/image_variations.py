@@ -1,4 +1,4 @@
-"""Models that get an image's embedding and paint another such image, in which objects are at other places."""
+"""Models conditioned on an image's embedding: they make a similar image, with objects at other places."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from boxtwin.errors import InputError
 from boxtwin.synthesis.constants import ANTIALIAS
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS, PRIORS
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, check_strength
 from boxtwin.synthesis.generator import Json, Knowledge, check_settings
 
@@ -22,7 +23,7 @@ class SDVariations(PipelineGenerator):
 
     name = "sd_variations"
     boxes = "none"
-    kinds = ("StableDiffusionImageVariationPipeline",)
+    kinds = KINDS["sd_variations"]
 
     def parameters(self) -> dict[str, Json]:
         return super().parameters() | {"antialias": ANTIALIAS}
@@ -41,6 +42,7 @@ class UnCLIP(PipelineGenerator):
 
     name = "unclip"
     boxes = "none"
+    kinds = KINDS["unclip"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,14 +51,11 @@ class UnCLIP(PipelineGenerator):
         self._prior: Any = None
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        stable = ("StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline")
-        kandinsky = ("KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline")
-        if self._checkpoint.check_kind(*stable, *kandinsky) in stable:
+        if self._checkpoint.check_kind(*self.kinds).startswith("StableUnCLIP"):
             if self._prior_checkpoint:
                 raise InputError(f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior (prior=null)")
             pipeline = self._checkpoint.load("StableUnCLIPImg2ImgPipeline", self._device, dtype, **components)
-            most = pipeline.image_noising_scheduler.config.num_train_timesteps - 1
-            if self.noise_level > most:
+            if self.noise_level > (most := pipeline.image_noising_scheduler.config.num_train_timesteps - 1):
                 raise InputError(f"{self.name}: noise_level is {most} at most, got {self.noise_level}")
             return pipeline
         if not self._prior_checkpoint:
@@ -64,7 +63,7 @@ class UnCLIP(PipelineGenerator):
             raise InputError(f"{self.name}: {self.checkpoint} is Kandinsky's decoder, which needs its prior: {cure}")
         if self.noise_level:
             raise InputError(f"{self.name}: Kandinsky has no noise_level; say noise_level=0")
-        kind = self._prior_checkpoint.check_kind("KandinskyV22PriorPipeline")
+        kind = self._prior_checkpoint.check_kind(PRIORS["unclip"])
         unused = dict.fromkeys(("prior", "text_encoder", "tokenizer", "scheduler"))
         self._prior = self._prior_checkpoint.load(kind, self._device, dtype, **unused)
         return self._checkpoint.load("KandinskyV22Pipeline", self._device, dtype, **components)
@@ -97,7 +96,7 @@ class Redux(PipelineGenerator):
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         self._checkpoint.check_kind(*self.kinds)
-        kind = self._prior_checkpoint.check_kind("FluxPriorReduxPipeline")
+        kind = self._prior_checkpoint.check_kind(PRIORS["redux"])
         # No text is encoded: its encoders, most of the memory beside the transformer, are not loaded.
         unused: dict[str, Any] = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
         self._prior: Any = self._prior_checkpoint.load(kind, self._device, dtype, **unused)
@@ -114,34 +113,40 @@ class Redux(PipelineGenerator):
 
 @dataclass(kw_only=True, eq=False)
 class IPAdapter(PipelineGenerator):
-    """Stable Diffusion 1.5 or XL that sees the source through an adapter (Ye et al. 2023)."""
+    """Stable Diffusion 1.5 or XL conditioned on the source's embedding by an adapter (Ye et al. 2023)."""
 
     adapter: str  # folder, or id on the hub, with the adapter and its image encoder
     adapter_revision: str | None  # of an id
     weights: str  # the adapter's file in there
     image_encoder: str  # the encoder's folder in there
-    scale: float  # weight of the source seen through the adapter: 0 is without
+    scale: float  # weight of the adapter; 0 turns it off
     strength: float | None  # as of `Img2Img`: objects stay in place. None starts from noise, and objects move
 
     name = "ip_adapter"
     boxes: ClassVar[Knowledge] = "none"
     pipeline_class: ClassVar[str | None] = "AutoPipelineForText2Image"
-    one_by_one = True  # all squares of a call would see all embeddings
+    one_by_one = True  # a call applies all its embeddings to all its squares
     kinds = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.name, self, scale=0)
-        if self.strength is not None:  # with most generators the class alone says these
+        if self.strength is not None:  # constants of a class elsewhere; here they depend on a setting
             check_strength(self.name, self.strength, self.steps)
             self.boxes, self.pipeline_class = "carried", "AutoPipelineForImage2Image"  # type: ignore[misc]
         self._adapter = self._other("adapter", self.weights, self.image_encoder)
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        pipeline = super()._load_published(dtype, **components)
+        from transformers import CLIPVisionModelWithProjection as Encoder
+
+        self._checkpoint.check_kind(*self.kinds)
+        self._adapter.index("AutoModel", subfolder=self.image_encoder)  # now its commit is known
+        place, revision = self._adapter.place, self.adapter_revision or "main"
+        with self._adapter.errors():  # diffusers itself would load the encoder of the main branch
+            encoder = Encoder.from_pretrained(place, subfolder=self.image_encoder, revision=revision, dtype=dtype)
+        pipeline = super()._load_published(dtype, image_encoder=encoder, **components)
         with self._adapter.errors():
-            parts = {"weight_name": self.weights, "image_encoder_folder": f"./{self.image_encoder}"}
-            pipeline.load_ip_adapter(self._adapter.place, subfolder="", revision=self.adapter_revision, **parts)
+            pipeline.load_ip_adapter(place, subfolder="", weight_name=self.weights, revision=revision)
         pipeline.set_ip_adapter_scale(self.scale)
         return pipeline
 
@@ -150,7 +155,7 @@ class IPAdapter(PipelineGenerator):
 
         pipeline = self._pipeline
         seen = as_clip_sees(squares, pipeline.feature_extractor, True)
-        # The small adapters take the embedding, the others (plus) what the encoder's last layer but one says.
+        # Small adapters use the embedding, "plus" adapters the output of the encoder's second-to-last layer.
         (layer,) = pipeline.unet.encoder_hid_proj.image_projection_layers
         seen, unseen = pipeline.encode_image(seen, pipeline.device, 1, not isinstance(layer, ImageProjection))
         embedded = torch.cat([unseen, seen] if self.guidance_scale > 1 else [seen])[:, None]
@@ -161,8 +166,7 @@ class IPAdapter(PipelineGenerator):
 def as_clip_sees(squares: Squares, processor: Any, antialias: bool) -> Float[Tensor, "n channels seen seen"]:
     """Squares at the size, centre and spread of CLIP's training images.
 
-    What ``processor``, CLIP's or SigLIP's own, does to 8-bit images, without the rounding to 8 bits: 16-bit images are
-    often dark.
+    What ``processor`` (CLIP's or SigLIP's) does to 8-bit images, without rounding to 8 bits: 16-bit images can be dark.
     """
     side = (getattr(processor, "crop_size", None) or processor.size)["height"]
     seen = F.interpolate(squares, size=(side, side), mode="bicubic", antialias=antialias, align_corners=False)

@@ -15,14 +15,9 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Boxes, Mask, box_pixels, grown
 from boxtwin.synthesis.blending import blend_outside_boxes
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import accepts, related
 from boxtwin.synthesis.diffusers_pipelines.finetune import FinetuneSettings, Repaint, add_learnt, finetune, with_token
-from boxtwin.synthesis.diffusers_pipelines.loading import (
-    PipelineGenerator,
-    Squares,
-    accepts,
-    as_pictures,
-    check_strength,
-)
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, as_pictures, check_strength
 from boxtwin.synthesis.generator import Json, Model, Request, check_settings, settings_of
 
 
@@ -57,6 +52,7 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
         return Model(model.id, f"{model.revision}+{self._learnt.parent.name}")
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:
+        dtype = self._compute_dtype
         if self.learns:
 
             def load() -> tuple[Any, int]:
@@ -64,28 +60,19 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
                 return pipeline, self._choose_side(pipeline)
 
             self._checkpoint.index()  # now its commit is known
-            checkpoint = self._checkpoint.parameters() | {"revision": self._checkpoint.model().revision}
+            identity = self._checkpoint.parameters() | {"revision": self._checkpoint.model().revision}
+            identity |= {**self._repaint_identity, "tile": self.tile, "dtype": self.dtype}
             self._learnt = finetune(
-                self,
-                self.name,
-                training,
-                folder,
-                identity={**checkpoint, **self._repaint_identity, "tile": self.tile, "dtype": self.dtype},
-                dtype=self._compute_dtype,
-                load=load,
-                repaint=self._to_repaint,
+                self, self.name, training, folder, identity=identity, dtype=dtype, load=load, repaint=self._to_repaint
             )
-        pipeline = self._load_published(self._compute_dtype)
+        pipeline = self._load_published(dtype)
         if self._learnt is not None:
             add_learnt(pipeline, self.finetune, self._learnt)
         return pipeline
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        from diffusers.pipelines import auto_pipeline
-
-        kind, mapping = self._checkpoint.check_kind(), getattr(auto_pipeline, self.mapping)
-        chosen = auto_pipeline._get_task_class(mapping, kind, throw_error_if_not_exist=False)
-        why = None
+        kind, why = self._checkpoint.check_kind(), None
+        chosen = related(self.mapping, kind)
         if chosen is not None and not accepts(chosen, "strength"):
             why = "has no strength; generator=edit is for models that edit images by instruction"
         elif chosen is not None and accepts(chosen, "control_image"):
@@ -97,7 +84,7 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         prompt = with_token(self.prompt) if self.finetune == "textual_inversion" else self.prompt
         masks = {"mask_image": squares[:, 3:]} if squares.shape[1] > 3 else {}  # of inpainting models
-        # What has no image processor knows 8 bits only, or another range of values.
+        # Pipelines without an image processor take 8 bits only, or another range of values.
         images = squares[:, :3] if hasattr(self._pipeline, "image_processor") else as_pictures(squares)
         return {"prompt": [prompt] * len(squares), "strength": self.strength, "image": images, **masks}
 
@@ -124,7 +111,7 @@ class Img2Img(_PromptedGenerator):
 class InpaintPretrained(_PromptedGenerator):
     """Objects stay as they are to the last bit, and everything around them is painted anew."""
 
-    margin: int  # pixels around the boxes over which source and painting are mixed; the model sees half of them
+    margin: int  # pixels around the boxes over which source and painting are mixed; the outer half is painted
 
     name = "inpaint_pretrained"
     boxes = "exact"
@@ -137,8 +124,7 @@ class InpaintPretrained(_PromptedGenerator):
         self._to_repaint, self._repaint_identity = self._repaint, {"inpaint": True, "margin": self.margin}
 
     def _repaint(self, boxes: Boxes, height: int, width: int) -> Mask:
-        outside: Mask = ~box_pixels(grown(boxes, self.margin // 2), height, width)
-        return outside
+        return ~box_pixels(grown(boxes, self.margin // 2), height, width)
 
     def _vary_one(self, request: Request, pixels: Pixels, *_: Any) -> Pixels:
         boxes = request.source.object_boxes  # crowds are painted over: no box would stand for their objects

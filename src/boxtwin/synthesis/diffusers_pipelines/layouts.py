@@ -1,4 +1,4 @@
-"""Models that are shown, or told, where objects are: ControlNet (Zhang et al. 2023), GLIGEN (Li et al. 2023)."""
+"""Models conditioned on the places of objects: ControlNet (Zhang et al. 2023) and GLIGEN (Li et al. 2023)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Planes, planes_of
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, check_strength, levels_of
 from boxtwin.synthesis.generator import Refused, Request, Variation, check_settings
 from boxtwin.synthesis.silhouettes import draw, silhouettes_of
 
 CANNY = (100, 200)  # thresholds, of 255, as in the examples of diffusers' checkpoints
-MOST_OBJECTS = 30  # that GLIGEN takes notice of
+MOST_OBJECTS = 30  # boxes that GLIGEN can use
 
 
 @dataclass(kw_only=True, eq=False)
 class ControlNet(PipelineGenerator):
-    """Stable Diffusion that is shown where objects or edges are, besides the source noised to a strength."""
+    """Stable Diffusion conditioned on an image of silhouettes or edges, started from the noised source."""
 
     controlnet: str  # folder, or id on the hub, of the ControlNet
     controlnet_revision: str | None  # of an id
-    control: str  # silhouettes or edges: what the ControlNet is shown
+    control: str  # what the control image shows: silhouettes or edges
     ground_colour: list[int]  # red, green and blue, 0 to 255, around silhouettes
     object_colour: list[int]  # the same inside of them; segmentation checkpoints have a colour for every class
     scale: float  # weight of the ControlNet
@@ -55,10 +56,8 @@ class ControlNet(PipelineGenerator):
         from diffusers import ControlNetModel
 
         self._checkpoint.check_kind(*self.kinds)
+        self._net.check_kind("ControlNetModel", of="AutoModel")
         with self._net.errors():
-            kind = ControlNetModel.load_config(self._net.place, revision=self.controlnet_revision)["_class_name"]
-            if kind != "ControlNetModel":
-                raise ValueError(f"it is a {kind}; a ControlNetModel is needed")
             net = ControlNetModel.from_pretrained(  # type: ignore[no-untyped-call]
                 self._net.place, revision=self.controlnet_revision, dtype=dtype
             )
@@ -72,7 +71,7 @@ class ControlNet(PipelineGenerator):
         return super()._vary_one(request, pixels, self._shown(request.source, pixels))
 
     def _shown(self, source: Sample, pixels: Pixels) -> Planes:
-        """The picture that the ControlNet is shown, as shares of 255."""
+        """The control image, as shares of 255."""
         values = planes_of(levels_of(source, pixels).scaled(pixels), 3).mean(axis=0)
         if self.control == "edges":
             edges = cv2.Canny(np.rint(values * 255).astype(np.uint8), *CANNY)
@@ -88,15 +87,15 @@ class ControlNet(PipelineGenerator):
 
 @dataclass(kw_only=True, eq=False)
 class GLIGEN(PipelineGenerator):
-    """Stable Diffusion told by boxes where objects are; diffusers has deprecated it, and tests show that it runs."""
+    """Stable Diffusion conditioned on boxes and phrases; diffusers has deprecated it, and tests show that it runs."""
 
     phrases: list[str]  # what an object of every class is, in the order of the classes
     prompt: str  # what the whole image shows
-    grounded: float  # share of the steps, the first ones, that see the boxes
+    grounded: float  # share of the steps, the first ones, that use the boxes
 
     name = "gligen"
     boxes = "carried"
-    kinds = ("StableDiffusionGLIGENPipeline",)
+    kinds = KINDS["gligen"]
     one_by_one = True  # boxes are those of all images of a call
 
     def __post_init__(self) -> None:
@@ -115,10 +114,11 @@ class GLIGEN(PipelineGenerator):
     def _vary_one(self, request: Request, pixels: Pixels, *_: Any) -> Pixels:
         source = request.source
         if (most := max(source.object_labels, default=-1)) >= len(self.phrases):
-            what = f"class {most + 1} of {source.name} has no phrase"
-            raise InputError(f"{self.name}: {what}: name every class in phrases")
+            raise InputError(
+                f"{self.name}: class {most + 1} of {source.name} has no phrase: name every class in phrases"
+            )
         self._placed = source.object_boxes, [self.phrases[label] for label in source.object_labels]
-        # Column and row of every pixel: they tell a square where in the image it lies.
+        # Column and row of every pixel: the place of each square in the image.
         return super()._vary_one(request, pixels, np.indices(pixels.shape[:2], dtype=np.float32)[::-1])
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class GLIGEN(PipelineGenerator):
         seen = [number for number, (x1, y1, x2, y2) in enumerate(within) if x1 < x2 and y1 < y2]
         return {
             "prompt": [self.prompt],
-            # The pipeline wants one box at least, of which it takes no notice without grounded steps.
+            # The pipeline needs at least one box; without grounded steps, the box has no effect.
             "gligen_boxes": within[seen].tolist() or [[0.0, 0.0, 1.0, 1.0]],
             "gligen_phrases": [phrases[number] for number in seen] or [""],
             "gligen_scheduled_sampling_beta": self.grounded if seen else 0,

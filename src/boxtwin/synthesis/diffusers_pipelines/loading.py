@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.hardware import choose_device, choose_dtype
 from boxtwin.synthesis.arrays import as_pixels, planes_of
-from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint, accepts
 from boxtwin.synthesis.generator import Generator, Json, Model, Request, Variation, check_settings, settings_of
 from boxtwin.synthesis.tiling import Tile, draw_in_tiles, tile_seed
 
@@ -76,8 +75,11 @@ class PipelineGenerator(Generator):
         return settings_of(self, without=unused) | self._checkpoint.parameters() | others
 
     def model(self) -> Model | None:
-        """The checkpoint: id and commit, or folder and hash of its content."""
-        return self._checkpoint.model() if self._pipeline is not None else None
+        """The checkpoint: id and commit, or folder and hash of its content; then commits or hashes of further ones."""
+        if self._pipeline is None:
+            return None
+        more = [f"+{setting}:{other.model().revision}" for setting, other in self._others.items() if other]
+        return Model(self._checkpoint.model().id, f"{self._checkpoint.model().revision}{''.join(more)}")
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Load or download the checkpoint; raises InputError if it is missing or of another kind than is needed."""
@@ -103,8 +105,7 @@ class PipelineGenerator(Generator):
     def _other(self, setting: str, *parts: str) -> Checkpoint:
         """The checkpoint that a setting names; see `Checkpoint` for ``parts``."""
         revision = getattr(self, f"{setting}_revision")
-        other = Checkpoint(getattr(self, setting), revision, f"{self.name}, {setting}", *parts)
-        self._others[setting] = other
+        self._others[setting] = other = Checkpoint(getattr(self, setting), revision, f"{self.name}, {setting}", *parts)
         return other
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, most learn nothing
@@ -153,12 +154,14 @@ class PipelineGenerator(Generator):
     def _choose_side(self, pipeline: Any) -> int:
         """Of the squares: the user's or the model's own, as a multiple of what the model can do."""
         multiple, side = self._multiple(pipeline), self.tile
-        if side is None or self._scale(pipeline) == 1:  # models of pixels know one size only
+        if side is None or self._scale(pipeline) == 1:  # models that draw pixels draw images of one size only
             unet = getattr(pipeline, "unet", None)
             size = unet.config.sample_size if unet is not None else getattr(pipeline, "default_sample_size", None)
             if size is None:
                 raise InputError(f"{self.name}: {self.checkpoint} has no size of its own; set it: tile=PIXELS")
             side = int(max(size) if isinstance(size, list | tuple) else size) * self._scale(pipeline)
+            if self.tile not in (None, side):
+                raise InputError(f"{self.name}: {self.checkpoint} draws {side} x {side} pixels only: say tile={side}")
         side = -(-side // multiple) * multiple
         if 2 * self.overlap > side:
             raise InputError(f"{self.name}: overlap={self.overlap} is more than half of the model's {side} pixels")
@@ -188,12 +191,6 @@ def check_strength(owner: str, strength: float, steps: int) -> None:
         raise InputError(f"{owner}: strength={strength} of steps={steps} is less than one step; raise either")
 
 
-def accepts(pipeline: Any, setting: str) -> bool:
-    """Whether the call of a pipeline, or of a class of pipelines, has such a setting."""
-    pipeline_class = pipeline if isinstance(pipeline, type) else type(pipeline)
-    return setting in inspect.signature(pipeline_class.__call__).parameters
-
-
 def as_pictures(squares: Squares) -> list[Image.Image]:
     """Squares in 8 bits, for pipelines that take nothing else."""
     pixels = (squares[:, :3].permute(0, 2, 3, 1).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
@@ -201,5 +198,5 @@ def as_pictures(squares: Squares) -> list[Image.Image]:
 
 
 def levels_of(source: Sample, pixels: Pixels) -> Levels:
-    """Black and full-scale value of one image: pretrained models know pictures that use their whole range."""
+    """Black and full-scale value of one image: pretrained models were trained on images of the whole range."""
     return measure_levels([source], lambda _: pixels).levels
