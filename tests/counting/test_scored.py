@@ -91,6 +91,24 @@ def test_counted_images_that_are_not_annotated_are_counted_and_not_scored(caplog
     assert "not counted" not in caplog.text
 
 
+def test_labels_that_nobody_has_confirmed_are_not_scored(caplog: pytest.LogCaptureFixture) -> None:
+    names = ["0.png", "1.png", "2.png"]
+    write_images(names)
+    file = Path(annotate(names))
+    content = json.loads(file.read_text())
+    for image in content["images"][1:]:
+        image["confirmed"] = False
+    file.write_text(json.dumps(content))
+    with caplog.at_level("INFO"):
+        count(str(file))
+    assert "on 1 annotated image: AP" in caplog.text
+    assert "not scored: 2 images whose labels no person has confirmed" in caplog.text
+    content["images"][0]["confirmed"] = False
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="no person has confirmed the labels of these images"):
+        count(str(file))
+
+
 def test_annotations_of_exactly_the_counted_images_need_no_remark(caplog: pytest.LogCaptureFixture) -> None:
     write_images(["0.png", "1.png"])
     with caplog.at_level("INFO"):

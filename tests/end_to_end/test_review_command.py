@@ -111,6 +111,13 @@ def test_a_data_set_in_yolo_is_converted_and_trained_on(tmp_path: Path) -> None:
     printed = run("review.py read=set folder=converted", tmp_path)
     assert "2 images, 2 boxes, classes: red blood cell, größe & <co>" in printed
     assert "use it with: dataset=coco dataset.root=converted" in printed
+    content = json.loads((tmp_path / "converted" / "annotations.json").read_text())
+    first, second = sorted(image["file_name"] for image in content["images"])
+    split = {"s1": {"train": [first], "val": [second], "test": []}}
+    (tmp_path / "split=1.json").write_text(json.dumps(split))
+    printed = run("review.py read=converted folder=joined split.file=split=1.json", tmp_path)
+    assert "dataset.root=joined \"split.file='joined/split=1.json'\"" in printed
+    assert json.loads((tmp_path / "joined" / "split=1.json").read_text()) == split
     words = "dataset=coco dataset.name=cells dataset.root=converted split=s1 split.train=1 split.val=1 split.test=1"
     printed = run(f"train.py {words} variations=0", tmp_path, code=1)
     assert "2 images" in printed  # they are read and checked: there are too few for a split

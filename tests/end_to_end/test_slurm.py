@@ -62,7 +62,12 @@ def test_all_runs_of_a_job_array_end_once(tmp_path: Path, slurm: Mapping[str, st
     assert [r.info.status for r in runs(tmp_path)] == ["FINISHED"] * 4
     # The killed job alone was sent again, after all others had ended; the long one was requeued by Slurm.
     words = ("sacct", "--duplicates", "--allocations", "--noheader", "--parsable2", "--format=JobID,State")
-    states = [(job.partition("_")[0], state.split()[0]) for job, state in ask(slurm, *words)]
+
+    def ended() -> list[tuple[str, str]]:  # accounting hears of the end of a job a little later than its sweep
+        states = [(job.partition("_")[0], state.split()[0]) for job, state in ask(slurm, *words)]
+        return [] if {"RUNNING", "COMPLETING"} & {state for _, state in states} else states
+
+    states = wait_for(ended)
     arrays = list(dict.fromkeys(array for array, _ in states))
     assert len(arrays) == 2, states
     assert [state for array, state in states if array == arrays[1]] == ["COMPLETED"], states

@@ -57,7 +57,7 @@ def read_labels(composed: DictConfig) -> Path:
     if config.store is None:
         if config.folder is None:
             raise InputError("read= needs store=, whose labels come back, or folder=, where a COCO data set is written")
-        split = None if config.split is None else Path(config.split)
+        split = None if config.split.file is None else Path(config.split.file)
         described, remarks = convert(paths, Path(config.folder), split)
         for remark in remarks:
             log.warning("%s", remark)
@@ -84,7 +84,7 @@ def read_labels(composed: DictConfig) -> Path:
 
 def add_command(file: Path) -> str:
     """The command that adds corrected images to a data set."""
-    words = {"read": ["DATASET", relative(file)], "folder": "LARGER", "split": "multirun/STUDY/RUN/split.json"}
+    words = {"read": ["DATASET", relative(file)], "folder": "LARGER", "split.file": "multirun/STUDY/RUN/split.json"}
     return command_line("review.py", [setting(key, value) for key, value in words.items()])
 
 

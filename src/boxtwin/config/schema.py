@@ -121,6 +121,13 @@ class CountConfig:
 
 
 @dataclass
+class SplitFile:
+    """A name of two parts, as in train.py: Hydra takes ``split=`` for a choice among the files of conf/split."""
+
+    file: str | None = None
+
+
+@dataclass
 class ReviewConfig:
     """Settings of review.py: one of the first four says what to do."""
 
@@ -130,7 +137,7 @@ class ReviewConfig:
     next: str | None = None
     store: str | None = None
     folder: str | None = None
-    split: str | None = None
+    split: SplitFile = field(default_factory=SplitFile)
     study: str | None = None
     number: int = 20
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

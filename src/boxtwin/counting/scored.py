@@ -51,6 +51,13 @@ def read_annotations(file: Path, images: ImageList, classes: Sequence[str], read
             f"whose names start in {images.folder}, and others are not, such as {some(others)}. Give the annotations "
             "of these images, or the images that are annotated: images=LIST.txt"
         )
+    unconfirmed = {entry["file_name"] for entry in content["images"] if entry.get("confirmed") is False} & both
+    if unconfirmed == both:
+        raise InputError(
+            f"annotations={file}: no person has confirmed the labels of these images, which are detections; correct "
+            "them first (review.py export= and read=)"
+        )
+    both -= unconfirmed
     dataset = read_coco(
         name=file.stem, images=images.folder, annotations=file, reading=reading, content=of_images(content, both)
     )
@@ -66,6 +73,8 @@ def read_annotations(file: Path, images: ImageList, classes: Sequence[str], read
         remarks.append(f"not counted: {len(others)} of the {len(names)} images in {file}")
     if unscored:
         remarks.append(f"not scored: {unscored} of the {len(wanted)} counted files, which are not in {file}")
+    if unconfirmed:
+        remarks.append(f"not scored: {len(unconfirmed)} images whose labels no person has confirmed")
     samples = {sample.path.resolve(): sample for sample in dataset.samples}
     labels = tuple(known.index(name) if name in known else -1 for name in classes)
     return Annotated(known, samples, labels, tuple(remarks))

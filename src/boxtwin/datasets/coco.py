@@ -114,6 +114,9 @@ def read_coco(
             problems.add(f"no {key}", annotations)
     groups = _group(content, files, pattern, problems)
     problems.raise_if_any(annotations)
+    if unconfirmed := [entry["file_name"] for entry in content["images"] if entry.get("confirmed") is False]:
+        text = "%s: no person has confirmed the labels of %d of its %d images (%s); they are used as they are"
+        log.warning(text, annotations, len(unconfirmed), len(content["images"]), some(unconfirmed))
 
     categories = sorted(content["categories"], key=lambda category: category["id"])
     class_of = {category["id"]: index for index, category in enumerate(categories)}

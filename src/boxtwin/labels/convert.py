@@ -46,7 +46,7 @@ def convert(paths: Sequence[Path], folder: Path, split: Path | None = None) -> t
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"folder={folder} exists; choose another, or remove it first")
-    sides = {} if split is None else load_json(split, setting="split=")
+    sides = {} if split is None else load_json(split, setting="split.file=")
     images: dict[str, _Found] = {}
     of_first: set[str] = set()
     classes: dict[str, int] = {}
@@ -94,9 +94,9 @@ def _grown(sides: Any, split: Path, images: Mapping[str, Any], of_first: set[str
             name: {**each, "train": [*each["train"], *sorted({*images} - of_first)]} for name, each in sides.items()
         }
     except (AttributeError, KeyError, TypeError):
-        raise InputError(f"split={split} is no split.json of a run") from None
+        raise InputError(f"split.file={split} is no split.json of a run") from None
     if lost := sorted(name for name in listed if name not in images):
-        raise InputError(f"split={split}: {len(lost)} of its images are not in the first data set: {some(lost)}")
+        raise InputError(f"split.file={split}: {len(lost)} of its images are not in the first data set: {some(lost)}")
     return grown
 
 
