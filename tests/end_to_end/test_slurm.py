@@ -21,7 +21,7 @@ pytestmark = [
 
 # Steps of four runs, one of which takes longer than two minutes, on any machine: the shortest limit is one minute, and
 # Slurm may send its signal up to a minute before the limit. Checkpoints are made at validations.
-STEPS = "100,200,300,3000"
+STEPS = "100,200,300,8000"
 SWEEP = (
     f"train.py -m experiment=tiny_control split=s2 variations=0 trainer.steps={STEPS} trainer.validations=100 "
     "trainer.threads=1 hydra/launcher=submitit_slurm hydra.launcher.partition=all hydra.launcher.cpus_per_task=1 "
