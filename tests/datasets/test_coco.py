@@ -398,13 +398,3 @@ def test_the_real_chips(hrsid200: Path) -> None:
     assert dataset.classes == ("ship",)
     assert {(sample.width, sample.height) for sample in dataset.samples} == {(800, 800)}
     assert dataset.repairs == {}
-
-
-def test_labels_that_nobody_has_confirmed_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for number in range(3):
-        write_png(tmp_path / f"{number}.png", np.zeros((8, 8), dtype=np.uint8))
-    images = [{"id": n, "file_name": f"{n}.png", "width": 8, "height": 8, "confirmed": n == 0} for n in range(3)]
-    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "ship"}]}
-    (tmp_path / "labels.json").write_text(json.dumps(content))
-    read_coco(name="x", images=tmp_path, annotations=tmp_path / "labels.json")
-    assert "no person has confirmed the labels of 2 of its 3 images (1.png, 2.png)" in caplog.text

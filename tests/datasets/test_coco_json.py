@@ -14,6 +14,7 @@ from conftest import MakeCoco
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.coco_json import fault_of_name, file_key, flag, load_json, whole
 from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.options import Crowds, OnDuplicateBox
@@ -327,3 +328,13 @@ def test_parts_of_different_things_with_one_name_are_refused(make_coco: MakeCoco
     with pytest.raises(InputError, match=r"different supercategories: 1\.") as caught:
         built.read()
     assert "'ship': ids 3, 99" in str(caught.value)
+
+
+def test_labels_that_nobody_has_confirmed_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(3):
+        write_png(tmp_path / f"{number}.png", np.zeros((8, 8), dtype=np.uint8))
+    images = [{"id": n, "file_name": f"{n}.png", "width": 8, "height": 8, "confirmed": n == 0} for n in range(3)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "ship"}]}
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    read_coco(name="x", images=tmp_path, annotations=tmp_path / "labels.json")
+    assert "no person has confirmed the labels of 2 of its 3 images (1.png, 2.png)" in caplog.text
