@@ -81,6 +81,12 @@ def choose_next(composed: DictConfig) -> Path:
         f"detectors of {found.row.name} (study {found.study}) disagree, and which are unlike the labelled ones and one "
         "another.",
     ]
+    if not any(each.found.bits for each in chosen):
+        notes.append(
+            f"The {len(detectors)} detectors disagree on none of these images, so the order follows from diversity "
+            "alone. More seeds disagree more often: final_seeds=5 of train.py final=STUDY."
+        )
+        log.warning("%s", notes[-1])
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         write(temporary, chosen, detectors[0], notes)
