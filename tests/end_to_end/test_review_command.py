@@ -63,7 +63,7 @@ def test_versions_of_labels_are_conditions_of_a_study(tmp_path: Path) -> None:
 
 def test_paths_of_other_scripts_may_hold_anything(tmp_path: Path) -> None:
     printed = run_words(["runs=no runs, (1)=x", "annotations=a, (2)"], tmp_path, "compare.py", code=1)
-    assert "runs=no runs, (1)=x cannot be read" in printed
+    assert "runs=no runs, (1)=x: there is no such folder or archive" in printed
     words = ["dataset=coco", "dataset.name=x", "dataset.root=no folder, (1)=x"]
     assert "no folder, (1)=x/annotations.json does not exist" in run_words(words, tmp_path, "train.py", code=1)
 

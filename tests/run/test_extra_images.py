@@ -106,7 +106,7 @@ def test_they_join_the_training_as_images_of_their_own(composed: Compose, data: 
     plan = make_plan(run.split, (), run.extra.empty)
     assert (plan.real_train, plan.synthetic_train, len(plan.pool)) == (6, 0, 14)
     loader: Any = make_data(run, plan).train_dataloader()
-    drawn = [loader.loader.dataset[place] for place in range(14)]
+    drawn = [loader.images[place] for place in range(14)]
     assert {sample.name for _, _, sample in drawn} == {sample.name for sample in plan.pool}
 
 

@@ -189,7 +189,7 @@ def test_numbers_with_few_seeds_are_left_out() -> None:
     assert measured_gains("map_50", base, members, figures).variations == (2, 10)
     section = dose_response_section(study_of([], rows, figures))
     assert section is not None
-    assert "5 variations have too few seeds" in section.sentences[-1]
+    assert "5 variations have too few seeds" in section.sentences[-2]
 
 
 def test_places_are_whole_numbers_from_none_to_the_largest() -> None:
