@@ -152,6 +152,11 @@ def slurm_cluster(log: Callable[[str], object] = print) -> Iterator[Mapping[str,
         start("slurmd", "-D", "-N", str(places["host"]), ready=["sh", "-c", "sinfo --noheader -o %T | grep -q idle"])
         yield environment
     finally:
+        # Jobs that a failed test leaves would outlive the cluster.
+        cancel = ["scancel", "--full", "--signal=KILL", f"--user={places['user']}"]
+        if "slurmd" in dict(services):
+            subprocess.run(cancel, env=environment, capture_output=True, timeout=PATIENCE, check=False)
+            time.sleep(2)
         for name, process in reversed(services):
             process.terminate()
             try:
