@@ -81,17 +81,22 @@ def flux_transformer() -> torch.nn.Module:
         )
 
 
+AUTOENCODER: dict[str, Any] = {  # latents of half the size
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+    "sample_size": SIDE,
+}
+
+
 def vae(**settings: Any) -> torch.nn.Module:
     """Latents of half the size."""
     with seeded(1):
         return diffusers.AutoencoderKL(
             **settings,
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=SIDE,
+            **AUTOENCODER,
         )
 
 

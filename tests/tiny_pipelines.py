@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tiny_parts import (
+    AUTOENCODER,
     CLIP_SIDE,
     EMBEDDING,
     SIDE,
@@ -279,12 +280,7 @@ def save_flux_klein(folder: Path) -> Path:
     """As FLUX.2-klein: the text encoder's layers 9, 18 and 27 are used, and images have 64 pixels or more."""
     with seeded(13):
         autoencoder = diffusers.AutoencoderKLFlux2(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=SIDE,
+            **AUTOENCODER,
         )
         network = diffusers.Flux2Transformer2DModel(
             in_channels=16,

@@ -12,10 +12,10 @@ import cv2
 from boxtwin.counting.files import frame
 from boxtwin.counting.page import TEMPLATES
 from boxtwin.datasets.image_io import Pixels, encode
+from boxtwin.evaluation.pages import data_uri
 from boxtwin.files import write_bytes_atomically
 from boxtwin.labels.next_images import Disagreement
 from boxtwin.lettering import class_colour
-from boxtwin.pages import data_uri
 
 PICTURE, QUALITY = 480, 80  # longer side, pixels; of JPEG
 LEAST_BOX = 9  # pixels of the picture: boxes of smaller objects are drawn larger, so that they can be seen

@@ -7,9 +7,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from boxtwin.counting.files import CountedImage
+from boxtwin.evaluation.pages import data_uri, templates
 from boxtwin.files import write_bytes_atomically
 from boxtwin.lettering import class_colour
-from boxtwin.pages import data_uri, templates
 
 FEW_CLASSES = 10  # up to so many, an image shows also those of which it has none
 

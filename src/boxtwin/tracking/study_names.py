@@ -6,7 +6,7 @@ The last study, which commands take if none is named, is the one of which a run 
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from boxtwin.datasets.problems import some
@@ -30,11 +30,9 @@ def study_names(uri: str | None, folder: Path) -> list[str]:
     if uri is None:
         if not (folder / DATABASE).is_file():
             return []
-        try:
-            with closing(sqlite3.connect(folder / DATABASE)) as connection:
-                return [name for (name,) in connection.execute(_STUDIES, [IDENTITY_TAG])]
-        except sqlite3.Error:
-            pass  # MLflow says what is wrong with the file
+        # A file that cannot be read goes on to MLflow, which says what is wrong with it.
+        with suppress(sqlite3.Error), closing(sqlite3.connect(folder / DATABASE)) as connection:
+            return [name for (name,) in connection.execute(_STUDIES, [IDENTITY_TAG])]
     from boxtwin.tracking.mlflow_runs import Store
 
     return [experiment.name for experiment in Store(uri=uri, folder=folder).studies()]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from written_samples import bright_boxes
 
 from boxtwin.datasets.sample import Sample
@@ -14,6 +15,7 @@ from boxtwin.synthesis.diffusers_pipelines.img2img import Img2Img, InpaintPretra
 from boxtwin.synthesis.diffusers_pipelines.layouts import GLIGEN, ControlNet
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
 from boxtwin.synthesis.generator import Request
+from boxtwin.synthesis.tiling import tile_seed
 
 ALL: dict[str, Any] = {
     "revision": None,
@@ -104,6 +106,16 @@ def make(kind: str, tiny_pipeline: Callable[[str], Path], **settings: Any) -> Pi
     made, defaults, folders = KINDS[kind]
     paths = {setting: str(tiny_pipeline(pipeline)) for setting, pipeline in folders.items()}
     return made(**{**defaults, **paths, **settings})
+
+
+def call_of_first_square(seed: int) -> dict[str, Any]:
+    """How a generator with the settings of `ALL` calls its pipeline for the first square of a request."""
+    return {
+        "num_inference_steps": ALL["steps"],
+        "guidance_scale": ALL["guidance_scale"],
+        "generator": torch.Generator().manual_seed(tile_seed(seed, 0)),
+        "output_type": "np",
+    }
 
 
 def make_source(folder: Path, name: str, *shape_dtype_boxes: Any, **settings: Any) -> Sample:

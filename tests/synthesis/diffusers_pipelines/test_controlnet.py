@@ -7,14 +7,12 @@ import cv2
 import diffusers
 import numpy as np
 import pytest
-import torch
-from pipeline_generators import make, make_source, pixels_of
+from pipeline_generators import call_of_first_square, make, make_source, pixels_of
 
 from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
 from boxtwin.synthesis.diffusers_pipelines.layouts import ControlNet
 from boxtwin.synthesis.generator import Request
-from boxtwin.synthesis.tiling import tile_seed
 
 TinyPipeline = Callable[[str], Path]
 
@@ -50,10 +48,7 @@ def test_one_tile_is_what_diffusers_makes_of_source_and_control(
             control_image=control_image[None] / 255,
             controlnet_conditioning_scale=0.7,
             strength=0.6,
-            num_inference_steps=2,
-            guidance_scale=2.0,
-            generator=torch.Generator().manual_seed(tile_seed(5, 0)),
-            output_type="np",
+            **call_of_first_square(5),
         ).images[0]
         for control_image in (shown, np.zeros_like(shown))
     ]

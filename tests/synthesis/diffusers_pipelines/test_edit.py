@@ -7,15 +7,13 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from pipeline_generators import make, make_source, pixels_of
+from pipeline_generators import call_of_first_square, make, make_source, pixels_of
 
 from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX, KINDS
 from boxtwin.synthesis.generator import Request
-from boxtwin.synthesis.tiling import tile_seed
 
 TinyPipeline = Callable[[str], Path]
 QWEN = [kind for kind in KINDS["edit"] if kind.startswith("Qwen")]
@@ -39,10 +37,7 @@ def test_one_tile_is_what_diffusers_makes_of_the_image(
         prompt="image",
         height=side,
         width=side,
-        num_inference_steps=2,
-        guidance_scale=2.0,
-        generator=torch.Generator().manual_seed(tile_seed(5, 0)),
-        output_type="np",
+        **call_of_first_square(5),
         **more,
     ).images
     np.testing.assert_array_equal(made, np.rint(expected * 255).astype(np.uint8))

@@ -6,7 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from pipeline_generators import make, make_source, pixels_of
+from pipeline_generators import call_of_first_square, make, make_source, pixels_of
 
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Refused, Request
@@ -61,10 +61,7 @@ def test_a_square_without_objects_is_drawn_without_boxes(tmp_path: Path, tiny_pi
     )
     (expected,) = pipeline(
         "sea",
-        num_inference_steps=2,
-        guidance_scale=2.0,
-        generator=torch.Generator().manual_seed(tile_seed(5, 0)),
-        output_type="np",
+        **call_of_first_square(5),
     ).images
     np.testing.assert_array_equal(made, np.rint(expected * 255).astype(np.uint8))
 

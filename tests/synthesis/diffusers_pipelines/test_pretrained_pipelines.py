@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from pipeline_generators import KINDS, make, make_source, pixels_of
+from pipeline_generators import KINDS, call_of_first_square, make, make_source, pixels_of
 from safetensors.torch import load_file, save_file
 from written_samples import bright_boxes
 
@@ -127,10 +127,7 @@ def test_one_tile_is_what_diffusers_makes_of_it(tmp_path: Path, tiny_pipeline: T
         "a ship",
         image=read_image(sample.path)[None] / 255,
         strength=0.6,
-        num_inference_steps=2,
-        guidance_scale=2.0,
-        generator=torch.Generator().manual_seed(tile_seed(5, 0)),
-        output_type="np",
+        **call_of_first_square(5),
     ).images
     np.testing.assert_array_equal(made, np.rint(expected * 255).astype(np.uint8))
 

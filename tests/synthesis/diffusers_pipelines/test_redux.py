@@ -4,11 +4,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pipeline_generators import make, make_source, pixels_of
+from pipeline_generators import call_of_first_square, make, make_source, pixels_of
 
 from boxtwin.datasets.image_io import read_image
 from boxtwin.synthesis.generator import Request
-from boxtwin.synthesis.tiling import tile_seed
 
 
 def test_one_tile_is_what_diffusers_makes_of_the_image(tmp_path: Path, tiny_pipeline: Callable[[str], Path]) -> None:
@@ -30,10 +29,7 @@ def test_one_tile_is_what_diffusers_makes_of_the_image(tmp_path: Path, tiny_pipe
             pooled_prompt_embeds=torch.zeros(1, 32),
             height=32,
             width=32,
-            num_inference_steps=2,
-            guidance_scale=2.0,
-            generator=torch.Generator().manual_seed(tile_seed(5, 0)),
-            output_type="np",
+            **call_of_first_square(5),
         ).images
     # SigLIP's processor rounds its enlarged image to 8 bits; see `as_clip_sees`.
     assert np.abs(made - expected * 255).max() < 1

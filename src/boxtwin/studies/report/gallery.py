@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from boxtwin.datasets.sample import Detections
 from boxtwin.evaluation.examples import EXAMPLES_FILE, Examples, Pictured, load_examples
 from boxtwin.evaluation.matching import match
+from boxtwin.evaluation.pages import data_uri
 from boxtwin.lettering import class_colour
-from boxtwin.pages import data_uri
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.runs import LABEL_CARD, QUALITY_CARD
 from boxtwin.studies.study import Study

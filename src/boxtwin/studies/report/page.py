@@ -11,8 +11,8 @@ import cv2
 
 from boxtwin.command_line import command_line, relative, setting
 from boxtwin.datasets.image_io import encode, read_image
+from boxtwin.evaluation.pages import data_uri
 from boxtwin.files import write_bytes_atomically
-from boxtwin.pages import data_uri
 from boxtwin.studies.comparison import against_none
 from boxtwin.studies.relabelled import Relabelled
 from boxtwin.studies.report.gallery import galleries, store_cards

@@ -14,8 +14,8 @@ from boxtwin.datasets.image_io import encode
 from boxtwin.datasets.levels import to_8_bit
 from boxtwin.datasets.sample import Sample
 from boxtwin.evaluation.overlays import shrunk
+from boxtwin.evaluation.pages import data_uri
 from boxtwin.files import write_bytes_atomically
-from boxtwin.pages import data_uri
 from boxtwin.studies.report.words import ENVIRONMENT
 from boxtwin.studies.suspects import APPLIED_FROM, KINDS, LEAST_SCORE, Suspect
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boxtwin.pages import templates
+from boxtwin.evaluation.pages import templates
 from boxtwin.studies.conditions import condition_name
 from boxtwin.studies.dose_response import MARGINS
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
