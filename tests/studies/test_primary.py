@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.primary import PRIMARY_FILE, find_rows, primary_comparisons
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.summary import Summary, printed
+from boxtwin.studies.runs import runs_in
 from boxtwin.studies.study import Study
 
 # AP50 of conditions on ten real images, and their settings.
@@ -336,3 +337,88 @@ def test_changed_simulated_images_are_compared_with_those_as_they_are() -> None:
         assert new is not None
         assert old is not None
         assert old.values.get("pretraining.redraw") == control.get("pretraining.redraw")
+
+
+H200, CPU = ({"device": device, "precision": "bf16-mixed"} for device in ("NVIDIA H200", "cpu"))
+
+
+def on_devices(devices: Mapping[str, Mapping[str, str]], seeds: Mapping[str, Sequence[int]]) -> Study:
+    """Conditions at ten images by name and device: none on an H200, on a CPU ("none cpu"), and simulation on a CPU."""
+    conditions = [({}, 10.0, 0.5, 9), ({}, 10.0, 0.52, 9), (SIMULATED, 10.0, 0.58, 9)]
+    made, figures = simulate_settings(conditions, seed_noise=0.004)
+    runs = [
+        replace(run, provenance=devices[name])
+        for name, place in (("none", 0), ("none cpu", 1), ("simulated", 2))
+        for run in made[9 * place : 9 * place + 9]
+        if run.seed in seeds[name]
+    ]
+    entry = {"treatment": {"pretraining": "sar_scenes"}, "control": {}, "real_images": 10}
+    return study_of(runs, condition_table(runs), figures, primary_comparisons({"comparisons": [entry]}, "p.yaml"))
+
+
+def test_a_condition_that_ran_on_two_kinds_of_device_is_paired_on_that_of_the_other_side(tmp_path: Path) -> None:
+    devices = {"none": H200, "none cpu": CPU, "simulated": CPU}
+    found = on_devices(devices, {"none": range(9), "none cpu": range(9), "simulated": range(9)})
+    assert [(row.values["device"], len(row.seeds)) for row in found.rows] == [
+        ("NVIDIA H200 bf16-mixed", 9),
+        ("cpu bf16-mixed", 9),
+        ("cpu bf16-mixed", 9),
+    ]
+    assert len({row.name for row in found.rows}) == 3
+    kinds = [(each.kind, each.new.first.machine, each.old.first.machine) for each in found.contrasts]
+    assert kinds == [(kind, "cpu bf16-mixed", "cpu bf16-mixed") for kind in ("primary", "pretraining")]
+    change = found.contrasts[0].differences["map_50"]
+    assert (change.pairs, change.unpaired, change.significant) == (9, 0, True)
+    assert change.mean == pytest.approx(0.06, abs=0.02)
+    summary = Summary.of(found)
+    page = write_report(found, summary, tmp_path).read_text()
+    for text in (printed(found, summary), page):
+        assert "Primary comparison 1 of 1, pretraining=sar_scenes against none (real_images=10)" in text
+        assert "NVIDIA H200" in text
+        assert "9 seeds): significant gain" in text
+    assert any("rows are compared with rows of their own kind alone" in note for note in summary.notes)
+    assert not any("unknown" in text for text in summary.answer)
+
+
+def test_the_kind_of_device_with_most_pairs_is_taken_and_the_others_are_shown() -> None:
+    seeds = {"none": range(9), "none cpu": range(4), "simulated": range(2, 9)}
+    # On the CPU, two of the seeds of simulation have runs of none.
+    (first, *_) = on_devices({"none": H200, "none cpu": CPU, "simulated": CPU}, seeds).contrasts
+    assert (first.old.first.machine, first.differences["map_50"].pairs) == ("cpu bf16-mixed", 2)
+    (first, *_) = on_devices({"none": H200, "none cpu": CPU, "simulated": H200}, seeds).contrasts
+    assert (first.old.first.machine, first.differences["map_50"].pairs) == ("NVIDIA H200 bf16-mixed", 7)
+
+
+def test_runs_on_different_kinds_of_device_are_said_not_to_be_paired() -> None:
+    found = on_devices(
+        {"none": H200, "none cpu": CPU, "simulated": CPU}, {"none": range(9), "none cpu": [], "simulated": range(6)}
+    )
+    assert "device" not in found.rows[0].values
+    (change, _) = [each.differences["map_50"] for each in found.contrasts]
+    assert (change.pairs, change.unpaired) == (0, 6)
+    text = Summary.of(found).answer[0]
+    assert (
+        "difference unknown (not paired, since the runs were made on different kinds of device: "
+        "NVIDIA H200 bf16-mixed and cpu bf16-mixed): not enough runs" in text
+    )
+    both = on_devices(
+        {"none": H200, "none cpu": CPU, "simulated": CPU},
+        {"none": range(3), "none cpu": range(3, 9), "simulated": range(9)},
+    )
+    text = Summary.of(both).answer[0]
+    assert "6 seeds; 3 more not paired, as run on different kinds of device)" in text
+
+
+def test_the_same_run_on_two_kinds_of_device_is_two_runs(tmp_path: Path) -> None:
+    params = {"dataset": "d", "split": "s1", "generator": "none", "detector": "n", "steps": 6, "variations": 0}
+    for provenance, ap50 in ((H200, 0.5), (CPU, 0.6)):
+        folder = tmp_path / provenance["device"] / "run0"
+        folder.mkdir(parents=True)
+        metrics = {"test/map": 0.2, "test/map_50": ap50, "test/count_mae": 1.0}
+        record = {"study": "mine", "identity": "same", "params": params | {"seed": 0}, "metrics": metrics}
+        condition = {"split": {"name": "s1"}, "variations": {"per_image": 0}}
+        content = record | {"provenance": provenance, "condition": condition}
+        (folder / "result.json").write_text(json.dumps(content))
+    rows = condition_table(runs_in(tmp_path / "NVIDIA H200", tmp_path / "cpu"))
+    assert [row.estimates["map_50"].mean for row in rows] == [0.5, 0.6]
+    assert [row.name for row in rows] == ["'device=NVIDIA H200 bf16-mixed', s1 x0", "'device=cpu bf16-mixed', s1 x0"]

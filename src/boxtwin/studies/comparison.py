@@ -64,6 +64,8 @@ class Difference:
     p_holm: float = math.nan  # corrected for all differences of this metric that the table makes
     family: int = 1  # differences that were corrected together
     role: Role = "tested"  # with primary comparisons, all others are exploratory and have no p
+    unpaired: int = 0  # seeds in common that are no pairs, since their runs were made on different kinds of device
+    machines: tuple[str, ...] = ()  # kinds of device of all runs, where they are recorded
 
     @property
     def significant(self) -> bool:
@@ -139,7 +141,7 @@ def difference(metric: str, new: Row, old: Row, resampled: ResampledMetrics, *, 
     seeds = [seed for seed in paired_seeds(new, old) if seed in after and seed in before]
     pairs = Estimate(tuple((seed, after[seed] - before[seed]) for seed in seeds))
     old_mean, new_mean = (Estimate(tuple((s, each[s]) for s in seeds or each)).mean for each in (before, after))
-    machines = {run.machine for row in (new, old) for run in row.runs} - {""}
+    machines = sorted({run.machine for row in (new, old) for run in row.runs} - {""})
     unpaired = new_mean - old_mean if len(machines) < 2 else math.nan
     return Difference(
         metric,
@@ -151,6 +153,8 @@ def difference(metric: str, new: Row, old: Row, resampled: ResampledMetrics, *, 
         pairs.high,
         _interval(metric, seeds, new, old, resampled) if len(seeds) > 1 else None,
         sign_flip_p(pairs.values) if tested and 0 < len(seeds) <= MOST_FLIPS else math.nan,
+        unpaired=len({*new.seeds} & {*old.seeds}) - len(paired_seeds(new, old)),
+        machines=tuple(machines),
     )
 
 

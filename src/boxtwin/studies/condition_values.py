@@ -19,6 +19,7 @@ Values = Mapping[str, str]
 
 COUNT = "variations.per_image"  # has a column of its own
 PRETRAINING = "pretraining.name"
+DEVICE = "device"  # in a table where a condition has runs of one seed on several kinds
 EPOCHS = "trainer.epochs"  # conditions that share them may differ in their steps
 REDRAW, FIT = "pretraining.redraw", "pretraining.fit"
 OF_REDRAW = ("pretraining.redraw_strength", "pretraining.model", "pretraining_images")  # follow from it, or refine it

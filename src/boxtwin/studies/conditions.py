@@ -13,6 +13,7 @@ from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.errors import InputError
 from boxtwin.studies.condition_values import (
     COUNT,
+    DEVICE,
     EPOCHS,
     NAMES,
     PRETRAINING,
@@ -149,17 +150,19 @@ def condition_name(split: str, variations: int | None, generator: str) -> str:
 
 
 def condition_table(in_order: Iterable[StudyRun]) -> list[Row]:
-    """Finished runs grouped by condition; raises `InputError` if two of them have the same condition and seed."""
+    """Finished runs grouped by condition. If a condition has runs of one seed on several kinds of device, every row of
+    the table is of one kind, which is among its values (`DEVICE`).
+
+    Raises:
+        InputError: two runs have the same condition and seed, on one kind of device or on one that is not recorded.
+    """
     finished = [run for run in in_order if run.status == FINISHED]
+    recorded = condition_values(finished)
+    if _on_several_devices(finished, recorded):
+        recorded = [{**values, DEVICE: run.machine} for run, values in zip(finished, recorded, strict=True)]
     groups: dict[tuple[tuple[str, str], ...], dict[int, StudyRun]] = defaultdict(dict)
-    for run, values in zip(finished, condition_values(finished), strict=True):
-        runs = groups[tuple(sorted(values.items()))]
-        if run.seed in runs:
-            raise InputError(
-                f"{run.name} has two finished runs of the same condition and seed, {runs[run.seed].run_id} and "
-                f"{run.run_id}; leave one of them out: delete it in MLflow, or move its folder away"
-            )
-        runs[run.seed] = run
+    for run, values in zip(finished, recorded, strict=True):
+        groups[tuple(sorted(values.items()))][run.seed] = run
     conditions = [dict(key) for key in groups]
     labels = _labels(conditions, [next(iter(runs.values())) for runs in groups.values()])
     rows = [_row(*each) for each in zip(groups.values(), conditions, _varied(conditions), labels, strict=True)]
@@ -171,6 +174,21 @@ def condition_table(in_order: Iterable[StudyRun]) -> list[Row]:
         )
     )
     return rows
+
+
+def _on_several_devices(runs: Sequence[StudyRun], values: Sequence[Values]) -> bool:
+    """Whether runs of a condition have one seed; `InputError` if their kinds of device do not tell them apart."""
+    known: dict[Hashable, list[StudyRun]] = defaultdict(list)
+    for run, each in zip(runs, values, strict=True):
+        of_seed = known[run.seed, frozenset(each.items())]
+        for other in of_seed:
+            if not (run.machine and other.machine) or run.machine == other.machine:
+                raise InputError(
+                    f"{run.name} has two finished runs of the same condition and seed, {other.run_id} and "
+                    f"{run.run_id}; leave one of them out: delete it in MLflow, or move its folder away"
+                )
+        of_seed.append(run)
+    return any(len(each) > 1 for each in known.values())
 
 
 def condition_values(runs: Sequence[StudyRun]) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from scipy.optimize import isotonic_regression
 
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.studies.comparison import Contrast, ResampledMetrics
-from boxtwin.studies.condition_values import PRETRAINING, Values, as_overrides
+from boxtwin.studies.condition_values import DEVICE, PRETRAINING, Values, as_overrides
 from boxtwin.studies.conditions import Estimate, Row, paired_seeds
 from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, clusters_of, seed_variance, variances, widened_tail
 
@@ -86,7 +86,7 @@ def size_curves(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list
 
     found: dict[object, dict[str, dict[float, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in (row for row in sorted(rows, key=rank, reverse=True) if row.real_images > 0):  # nan is not
-        setup = frozenset(_untreated(dict(row.condition)).items())
+        setup = frozenset((k, v) for k, v in _untreated(dict(row.condition)).items() if k != DEVICE)
         found[setup][treatment_of(row)].setdefault(row.real_images, row)
     order = [PLAIN, *dict.fromkeys(treatment_of(row) for row in rows)]
     return [

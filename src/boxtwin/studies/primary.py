@@ -24,6 +24,7 @@ from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.errors import InputError
 from boxtwin.studies.condition_values import (
     COUNT,
+    DEVICE,
     EPOCHS,
     FIT,
     OF_REDRAW,
@@ -35,7 +36,7 @@ from boxtwin.studies.condition_values import (
     flatten,
     part_of,
 )
-from boxtwin.studies.conditions import Row
+from boxtwin.studies.conditions import Row, paired_seeds
 
 PRIMARY_FILE = "primary.yaml"
 REAL_IMAGES = "real_images"
@@ -91,10 +92,21 @@ def _comparison(entry: object, where: str) -> PrimaryComparison:
 def find_rows(rows: Sequence[Row], comparison: PrimaryComparison) -> tuple[Row | None, Row | None]:
     """The conditions of treatment and control; None for one that has no finished run.
 
+    Of a table with several kinds of device (`DEVICE`), both on the kind on which they have the most seeds in common, of
+    several such kinds the first by name.
+
     Raises:
         InputError: several conditions fit a side, or the two differ in settings that the comparison does not name.
     """
-    new, old = (_find(rows, side, comparison.name) for side in (comparison.treatment, comparison.control))
+    devices = sorted({row.values.get(DEVICE, "") for row in rows})
+    on_one = [[row for row in rows if row.values.get(DEVICE, "") == device] for device in devices]
+    treated, control = (
+        [_find(part, side, comparison.name) for part in on_one] for side in (comparison.treatment, comparison.control)
+    )
+    pairs = [(new, old) for new, old in zip(treated, control, strict=True) if new and old]
+    new, old = (next((row for row in side if row), None) for side in (treated, control))
+    if pairs:
+        new, old = max(pairs, key=lambda pair: len(paired_seeds(*pair)))
     if new and old and (unnamed := _unnamed(new, old, comparison)):
         also = ", ".join(f"{key} ({_value(new, key)} against {_value(old, key)})" for key in unnamed[:4])
         raise InputError(
@@ -145,7 +157,7 @@ def _unnamed(new: Row, old: Row, comparison: PrimaryComparison) -> list[str]:
     if named & {REDRAW, FIT}:
         named |= set(OF_REDRAW)
     parts = {"split"} if groups & {"dataset", "split"} or REAL_IMAGES in named else set()
-    follow = {"setting", "store"} | ({STEPS} if EPOCHS in new.values and EPOCHS in old.values else set())
+    follow = {"setting", "store", DEVICE} | ({STEPS} if EPOCHS in new.values and EPOCHS in old.values else set())
     return sorted(
         key
         for key in {*new.values, *old.values} - named - follow

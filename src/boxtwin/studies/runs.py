@@ -96,7 +96,7 @@ def runs_in(*folders: Path) -> list[StudyRun]:
     Raises `InputError` if a folder has none, or two folders hold a run with different test metrics.
     """
     runs, repeated = [], 0
-    first: dict[str, StudyRun] = {}  # of each identity
+    first: dict[tuple[str, str], StudyRun] = {}  # of each identity on each kind of device
     for number, folder in enumerate(folders, start=1):
         found = 0
         for file in sorted([*folder.glob(RESULT_FILE), *folder.glob(f"*/{RESULT_FILE}")]):
@@ -108,7 +108,8 @@ def runs_in(*folders: Path) -> list[StudyRun]:
                 if result.kind == "run":
                     run = run_from(result, run_id=run_id, status=FINISHED, output_dir=str(file.parent))
                     found += 1
-                    known = first.setdefault(result.identity, run) if len(folders) > 1 and result.identity else run
+                    key = (result.identity, run.machine)
+                    known = first.setdefault(key, run) if len(folders) > 1 and result.identity else run
                     if known is run:
                         runs.append(run)
                     else:

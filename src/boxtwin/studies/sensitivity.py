@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 from boxtwin.studies.comparison import Contrast
+from boxtwin.studies.condition_values import DEVICE
 from boxtwin.studies.inference import LEVEL, Interval, mean_interval
 from boxtwin.studies.runs import StudyRun
 
@@ -83,7 +84,6 @@ def gains_by_steps(contrasts: Sequence[Contrast]) -> list[Series]:
         new, old = contrast.new, contrast.old
         shared = recipe(new.first)
         if contrast.kind in ("variations", "positive control") and shared is not None:
-            series[contrast.kind, shared, new.split, old.split, new.generator, new.variations][new.first.steps] = (
-                contrast
-            )
+            alike = (contrast.kind, shared, new.split, old.split, new.generator, new.variations, new.values.get(DEVICE))
+            series[alike][new.first.steps] = contrast
     return [sorted(by_steps.items()) for by_steps in series.values() if len(by_steps) > 1]

@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from boxtwin.studies.condition_values import DEVICE
 from boxtwin.studies.conditions import Row, condition_name, setups
 from boxtwin.studies.dose_response import Curve, fit, has_enough_counts, lines, measured_gains
 from boxtwin.studies.draws import repeated_draws
 from boxtwin.studies.equivalence import (
     LEAST_SIZES,
     PLAIN,
+    curve_rows,
     exchange,
     on_validation,
     size_curves,
@@ -129,7 +131,9 @@ def equivalence_section(study: Study) -> Section | None:
         if len(plain) < LEAST_SIZES:
             continue
         treated = [row for line in curves.values() if line is not plain for row in line]
-        exchanges = [each for row in treated if (each := exchange(row, plain, study.resampled)) is not None]
+        alone = [curve_rows(study.rows, row, study.resampled) if DEVICE in row.values else plain for row in treated]
+        worth = (exchange(*each, study.resampled) for each in zip(treated, alone, strict=True))
+        exchanges = [each for each in worth if each is not None]
         steps = len({row.first.steps for row in (*plain, *treated)}) > 1
         sentences += [sentence("exchange", exchange=each, steps=steps) for each in exchanges]
         sentences += [sentence("exchange_curve", rows=plain, steps=steps)] if exchanges else []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boxtwin.studies.comparison import EXTRA_IMAGES, Contrast, against_none
-from boxtwin.studies.condition_values import not_known_to_all, part, shown
+from boxtwin.studies.condition_values import DEVICE, not_known_to_all, part, shown
 from boxtwin.studies.conditions import Row, baseline, paired_seeds, recorded_values, setups, varied_settings
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.primary import find_rows
@@ -250,7 +250,8 @@ def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row], *, primary: bool = 
     machines = Counter(run.machine or "not recorded" for run in finished)
     return paragraphs(
         "notes",
-        settings=[each for each in varied_settings(rows) if each.split(".")[0] not in COMPARED_SETTINGS],
+        settings=[each for each in varied_settings(rows) if each.split(".")[0] not in (*COMPARED_SETTINGS, DEVICE)],
+        by_device=any(DEVICE in row.values for row in rows),
         primary=primary,
         several=any(len(row.seeds) > 1 for row in rows),
         pretrainings=sorted(
