@@ -295,6 +295,26 @@ def test_runs_of_a_study_to_count_with(tmp_path: Path, paste: Pasted, monkeypatc
     assert {values(words)["run"] for words in given_to(pasted, "python", "count.py")} == folders
 
 
+def test_newer_detectors_than_the_best(
+    tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = {f"multirun/s/{value}" for value in HOSTILE}
+    for hour, folder in enumerate(["multirun/s/best one", *folders]):
+        Path(folder).mkdir(parents=True)
+        metrics = {"val_real/map": 1 / (1 + hour), "data/real_images": 80}
+        content = {"condition": {"data": folder}, "metrics": metrics}
+        (Path(folder) / "result.json").write_text(json.dumps(content))
+        (Path(folder) / "detector.safetensors").touch()
+        os.utime(Path(folder) / "detector.safetensors", (hour, hour))
+    monkeypatch.setattr("boxtwin.counting.detectors.LISTED", len(HOSTILE))
+    caplog.set_level("INFO")
+    find_detectors("best", "s")
+    lines = caplog.messages[0].partition("chosen by:\n  ")[2].split("\n  ")
+    pasted = paste("\n".join(f"python count.py {line}" for line in lines))
+    assert {values(words)["run"] for words in given_to(pasted, "python", "count.py")} == folders
+
+
 def test_paths_need_no_quotes_of_hydra() -> None:
     as_hydra_reads = ("'q'", "[1,2]", "null")
     for value in [*HOSTILE, "a b/c (1), x=y", "scènes [2]/*.tif"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -62,14 +63,54 @@ def test_detectors_are_found_without_a_store(tmp_path: Path, monkeypatch: pytest
         find_detectors("detectr.onnx", None)
 
 
+def test_it_is_said_which_detector_is_the_best_and_which_are_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    # Retrained on more images, with less AP; "later" is another seed of the best condition.
+    runs = (("old", 80, 0.503, 2), ("older", 80, 0.45, 1), ("later", 80, 0.49, 3), ("a new", 90, 0.4, 4))
+    for name, images, ap, hour in (*runs, ("new2", 90, 0.483, 5)):
+        folder = Path("multirun/cells") / name
+        folder.mkdir(parents=True)
+        (folder / "detector.safetensors").touch()
+        os.utime(folder / "detector.safetensors", (3600 * hour, 3600 * hour))
+        metrics = {"val_real/map": ap, "data/real_images": float(images)}
+        (folder / "result.json").write_text(json.dumps({"metrics": metrics, "condition": {"data": images}}))
+    find_detectors("best", "cells")
+    assert caplog.messages == [
+        "run=best: multirun/cells/old (80 real images), the best AP on validation images, 50.3; newer ones of other "
+        "conditions, to be chosen by:\n  run=multirun/cells/new2  # (90 real images) AP 48.3"
+    ]
+    caplog.clear()
+    for name in ("final", "final-seed0"):
+        (Path("multirun/cells") / name).mkdir()
+    final = {"kind": "final", "params": {"seeds": 1}, "data": {"images": 95}}
+    Path("multirun/cells/final/result.json").write_text(json.dumps(final))
+    detector = Path("multirun/cells/final-seed0/detector.safetensors")
+    detector.touch()
+    find_detectors("best", "cells")
+    os.utime(detector, (3600 * 3.5, 3600 * 3.5))
+    find_detectors("best", "cells")
+    first = "run=best: multirun/cells/final-seed0 (95 real images), a final detector"
+    advice = "; newer ones of other conditions, to be chosen by:\n  run=multirun/cells/new2  # (90 real images) AP 48.3"
+    assert caplog.messages == [first, first + advice]
+
+
 def test_a_name_of_two_conditions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for run_name, steps in (("x0-seed0-aaaa1111", 10), ("x0-seed1-bbbb1111", 10), ("x0-seed0-cccc2222", 20)):
         folder = Path("multirun/ships") / run_name
         folder.mkdir(parents=True)
         (folder / "detector.safetensors").touch()
-        (folder / "result.json").write_text(json.dumps({"condition": {"steps": steps}}))
+        (folder / "result.json").write_text(
+            json.dumps({"condition": {"steps": steps}, "metrics": {"data/real_images": 8.0 * steps}})
+        )
         if steps == 10:
             assert find_detectors("x0", "ships")[-1].parent == folder
-    with pytest.raises(InputError, match=r"run=x0 is the name of 2 conditions(.*\n){2}.*x0-seed0-cccc2222"):
+    with pytest.raises(InputError, match=r"^run=x0 is the name of 2 conditions; list the runs of one") as caught:
         find_detectors("x0", "ships")
+    assert str(caught.value).splitlines()[1:] == [
+        "  multirun/ships/x0-seed0-aaaa1111 (80 real images), multirun/ships/x0-seed1-bbbb1111 (80 real images)",
+        "  multirun/ships/x0-seed0-cccc2222 (160 real images)",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -18,8 +19,10 @@ from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError, nearest
 from boxtwin.evaluation.scoring import VALIDATION_AP
 from boxtwin.files import check_name
-from boxtwin.tracking.run_folders import FINAL, read_result
+from boxtwin.tracking.run_folders import FINAL, RunResult, read_result
 from boxtwin.tracking.study_names import study_names
+
+log = logging.getLogger(__name__)
 
 STUDIES = Path("multirun")  # folder of the studies' folders, whose folders are runs
 DETECTOR_FILE, ONNX = "detector.safetensors", ".onnx"
@@ -108,7 +111,7 @@ def seeds_of(folder: Path, name: str) -> list[Path]:
     conditions: dict[str, list[str]] = {}
     for file in files:
         if (result := read_result(file.parent)) is not None:
-            conditions.setdefault(json.dumps(result.condition, sort_keys=True), []).append(str(file.parent))
+            conditions.setdefault(_condition(result), []).append(f"{file.parent}{_images(result)}")
     if len(conditions) > 1:
         listed = "".join(f"\n  {', '.join(runs)}" for runs in conditions.values())
         raise InputError(
@@ -125,18 +128,44 @@ def finals_of(folder: Path) -> list[Path]:
 
 
 def best_of(folder: Path) -> Path:
-    """The final detector of a study with the first seed, or the detector of the run with the best validation AP."""
-    if finals := finals_of(folder):
-        return finals[0]
-    rated = []
-    for path in sorted(folder.glob(f"*/{DETECTOR_FILE}")):
-        result = read_result(path.parent)
-        ap = None if result is None else result.metrics.get(VALIDATION_AP)
-        if ap is not None and math.isfinite(ap):
-            rated.append((-ap, path))
-    if not rated:
+    """The final detector of a study with the first seed, or the detector of the run with the best validation AP.
+
+    It is logged which one that is, and what newer detectors of other conditions there are.
+    """
+    found = {path: read_result(path.parent) for path in sorted(folder.glob(f"*/{DETECTOR_FILE}"))}
+    rated = {path: (_validation_ap(result), result) for path, result in found.items() if result is not None}
+    rated = {path: rating for path, rating in rated.items() if math.isfinite(rating[0])}
+    finals = finals_of(folder)
+    if not (finals or rated):
         raise InputError(f"run=best: {folder} holds no finished run with a detector; name a study: study=NAME")
-    return min(rated)[1]
+    best = finals[0] if finals else max(rated, key=lambda path: rated[path][0])
+    result = read_result(folder / FINAL) if finals else rated[best][1]
+    why = f"the best AP on validation images, {100 * rated[best][0]:.1f}" if not finals else "a final detector"
+    newer: dict[str, str] = {}
+    for path, (ap, other) in sorted(rated.items(), key=lambda each: -each[1][0]):
+        if path.stat().st_mtime > best.stat().st_mtime and (finals or _condition(other) != _condition(result)):
+            chosen = quoted(setting("run", str(path.parent)))
+            newer.setdefault(_condition(other), f"\n  {chosen}  #{_images(other)} AP {100 * ap:.1f}")
+    listed = "".join(list(newer.values())[:LISTED])
+    listed = f"; newer ones of other conditions, to be chosen by:{listed}" if listed else ""
+    log.info("run=best: %s%s, %s%s", best.parent, _images(result), why, listed)
+    return best
+
+
+def _validation_ap(result: RunResult) -> float:
+    ap = result.metrics.get(VALIDATION_AP)
+    return math.nan if ap is None else float(ap)
+
+
+def _condition(result: RunResult | None) -> str:
+    return json.dumps(result.condition if result else None, sort_keys=True)
+
+
+def _images(result: RunResult | None) -> str:
+    """On how many images the detectors of a result were trained, behind their name; empty if that is not recorded."""
+    data = {} if result is None else {"images": result.metrics.get("data/real_images"), **result.data}
+    number = data.get("images")
+    return f" ({number:g} real images)" if isinstance(number, int | float) else ""
 
 
 def open_detectors(paths: Sequence[Path], device: str, threads: int | None = None) -> list[Detector]:
