@@ -190,6 +190,53 @@ def test_labels_of_the_test_images_that_changed_are_not_paired_though_the_names_
     assert "data.test" in text
 
 
+@pytest.mark.parametrize(
+    ("images", "typed", "names"),
+    [
+        # Real images, what was typed, and the hash of the training images and of the test images of each condition.
+        ((40, 50), ("", ""), ["s2 (40 real images)", "s2 (50 real images)"]),
+        (
+            (40, 40),
+            ("dataset.annotations=/data/old.json", "dataset.annotations=/data/checked.json"),
+            ["s2 dataset.annotations=checked.json", "s2 dataset.annotations=old.json"],
+        ),
+        ((40, 40), ("dataset.root=a", "dataset.root=more/b"), ["s2 dataset.root=a", "s2 dataset.root=b"]),
+        ((40, 40), ("", "dataset.annotations=checked.json"), ["s2", "s2 dataset.annotations=checked.json"]),
+        ((40, 40), ("", ""), ["s2 data.train=aaaaaaaa", "s2 data.train=eeeeeeee"]),
+        ((40, 40), ("dataset.root=a", "dataset.root=a"), ["s2 data.train=aaaaaaaa", "s2 data.train=eeeeeeee"]),
+    ],
+)
+def test_conditions_on_other_data_are_named_in_plain_terms(
+    images: tuple[int, int], typed: tuple[str, str], names: list[str], composed: DictConfig, tmp_path: Path
+) -> None:
+    for size, overrides, digit in zip(images, typed, "ae", strict=True):
+        data = {**DATA, "data": DATA["data"] | {"train": digit * 64}}
+        # The number is that of the images used: a file of splits may hold more than the settings say.
+        metrics = {"test/map": 0.2, "test/map_50": 0.5, "test/count_mae": 1.0, "data/real_images": size}
+        write_record(tmp_path, plain(composed), (0, 1), data=data, overrides=overrides, metrics=metrics)
+        write_record(tmp_path, composed, (0, 1), data=data, overrides=overrides, metrics=metrics)
+    rows, found, _ = compared(tmp_path)
+    assert sorted({row.split for row in rows}) == names
+    assert len({row.name for row in rows}) == 4
+    assert [each.kind for each in found].count("variations") == 2
+
+
+def test_versions_of_test_labels_go_by_their_names(composed: DictConfig, tmp_path: Path) -> None:
+    for overrides, digit in (("dataset.annotations=first.json", "c"), ("dataset.annotations=checked.json", "e")):
+        data = {**DATA, "data": DATA["data"] | {"test": digit * 64}}
+        write_record(tmp_path, plain(composed), (0, 1), data=data, overrides=overrides)
+    rows, found, text = compared(tmp_path)
+    assert [row.name for row in rows] == ["dataset.annotations=first.json, s2", "dataset.annotations=checked.json, s2"]
+    assert found == []
+    assert "data.test" not in text
+    assert "Conditions that differ in dataset.annotations are not compared" in text
+    # The same name for other labels tells nothing.
+    for run in sorted(tmp_path.iterdir()):
+        content = json.loads((run / "result.json").read_text())
+        (run / "result.json").write_text(json.dumps(content | {"overrides": "dataset.annotations=a.json"}))
+    assert [row.name for row in compared(tmp_path)[0]] == ["data.test=cccccccc, s2", "data.test=eeeeeeee, s2"]
+
+
 @pytest.mark.parametrize("other", [None, "e" * 64])
 def test_splits_of_the_same_images_are_named(other: str | None, composed: DictConfig, tmp_path: Path) -> None:
     data = {**DATA, "data": DATA["data"] | ({} if other is None else {"train": other})}

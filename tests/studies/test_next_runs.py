@@ -242,7 +242,7 @@ def test_one_run_and_runs_that_do_not_say_what_was_typed() -> None:
     assert "python train.py -m study=simulated split=s1 variations=0 split.train_size=40 seed=" in found.sentences[0]
     assert "do not record what was typed" in found.sentences[-1]
     titles = [part.title for part in sections(Study.of(runs), candidates)]
-    assert titles == ["What this study could detect", "What to run next"]
+    assert titles == ["Whether training was long enough", "What to run next"]
     assert sections(Study.of([])) == []
 
 

@@ -131,7 +131,7 @@ def test_images_beside_the_data_set_are_compared_with_none_and_with_nothing_else
     assert found["unlabelled images", "more0", "plain0"].differences["map_50"].mean == pytest.approx(0.05)
     summary = Summary.of(study)
     assert "10 labelled images): the unlabelled images change AP50 by +5.0 points" in " ".join(summary.answer)
-    assert "unlabelled_images=70-3f2a91bc0d12, s2 x0 against no unlabelled images" in " ".join(summary.comparisons)
+    assert "unlabelled_images=70-3f2a91bc0d12, s2 against no unlabelled images" in " ".join(summary.comparisons)
     assert "trainer.steps are not compared" in " ".join(summary.notes)
 
 
@@ -140,7 +140,7 @@ def test_more_seeds_are_planned_for_images_beside_the_data_set() -> None:
     typed = "variations=0 dataset.unlabelled=images"
     runs += [run("more", seed, 0.6, {"unlabelled_images": "70-3f2a91bc0d12"}, overrides=typed) for seed in range(3)]
     planned = " ".join(next_runs_section(plan(Study.of(runs)), runs).sentences)
-    assert "effect of unlabelled images (unlabelled_images=70-3f2a91bc0d12, s2 x0)" in planned
+    assert "effect of unlabelled images (unlabelled_images=70-3f2a91bc0d12, s2)" in planned
     assert "train.py -m dataset.unlabelled=images study=demo variations=0 seed=3,4,5" in planned
 
 

@@ -272,7 +272,7 @@ def test_brief_is_brief_of_a_condition_alone(tmp_path: Path) -> None:
         make_run(tmp_path / "runs" / f"{seed}", samples, seed)
     study = study_in(tmp_path / "runs")
     brief = printed(study, Summary.of(study), brief=True)
-    assert brief.splitlines()[-1].startswith("No finished run with variations. Without variations, s2: AP50 ")
+    assert brief.splitlines()[-1].startswith("There is one condition. s2: AP50 ")
     assert not [text for text in _LONG if text in brief]
 
 

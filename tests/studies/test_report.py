@@ -13,12 +13,13 @@ from scipy import stats
 from boxtwin.datasets.image_io import read_image
 from boxtwin.errors import InputError
 from boxtwin.studies.comparison import Difference, ResampledMetrics, contrasts
+from boxtwin.studies.condition_values import COUNT
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.inference import mean_interval
 from boxtwin.studies.next_runs import choice
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.plots import curve_plot, curve_text, plot_curves
-from boxtwin.studies.report.summary import Summary, verdict
+from boxtwin.studies.report.summary import Summary, printed, verdict
 from boxtwin.studies.report.tables import text_table, write_csv
 from boxtwin.studies.runs import StudyRun
 from boxtwin.studies.study import Study
@@ -140,7 +141,7 @@ def test_fewer_than_six_seeds_claim_nothing(seeds: int) -> None:
 def test_positive_control_is_more_real_data() -> None:
     rows = condition_table([make_run(ap50=0.4, mae=1.2), make_run("s1", real=80, ap50=0.5, mae=0.9)])
     assert said(rows)[0].startswith(
-        "Positive control, twice the real data (s1 with 80 instead of s2 with 40 real images; no variations): "
+        "Twice the real data (s1 with 80 instead of s2 with 40 real images): "
         "AP50 40.0 -> 50.0 (+10.0, better), AP 20.0 -> 25.0 (+5.0, better), count MAE 1.20 -> 0.90 (-0.30, better)."
     )
 
@@ -153,7 +154,7 @@ def test_missing_baseline_no_change_and_unknown_figures_are_said() -> None:
     (unknown,) = said(condition_table([make_run(ap50=math.nan), make_run(variations=2)]))
     assert "AP50 - -> 40.0 (unknown), AP - -> 20.0 (unknown), count MAE 1.00 -> 1.00 (no change)" in unknown
     (base,) = said(condition_table([make_run()]))
-    assert "No finished run with variations" in base
+    assert base == "There is one condition. s2: AP50 40.0, count MAE 1.00."
     assert said([]) == ["No finished run: there is nothing to compare."]
 
 
@@ -287,8 +288,41 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
 )
 def test_report_of_incomplete_studies(runs: list[StudyRun], tmp_path: Path) -> None:
     page = read_page(written(runs, tmp_path))
-    assert "do the variations help?" in page.text
+    asked = "do the variations help?" if any(run.variations for run in runs) else ": results"
+    assert asked in page.text
     assert read_image(tmp_path / "curves.png").shape[1] > 800
+
+
+def test_a_study_of_more_real_images_says_nothing_of_variations(tmp_path: Path) -> None:
+    def of_size(seed: int, size: int, ap50: float) -> StudyRun:
+        condition = {"split.name": "s1", "split.test": f"{size}", "data.train": f"{size}" * 32, COUNT: "0"}
+        return make_run("s1", seed=seed, real=size, ap50=ap50, condition=condition, run_id=f"{size}-{seed}")
+
+    runs = [of_size(seed, size, ap50) for seed in (0, 1) for size, ap50 in ((80, 0.4), (90, 0.5), (100, 0.6))]
+    page = read_page(written(runs, tmp_path))
+    text = re.sub(r"\s+", " ", page.text)
+    assert "demo: do more real images help?" in text
+    assert "90 instead of 80 real images change AP50 by +10.0 points (2 seeds): not enough runs to tell" in text
+    shown = text[text.index("do more real images help?") :]
+    shown = shown[: shown.index("How to reproduce", 500)]
+    assert not re.search("variations|synthetic|ositive control|x0|vs |data.train|split.test", shown)
+    study = Study.of(runs)
+    assert [row.name for row in study.rows] == [f"s1 ({size} real images)" for size in (80, 90, 100)]
+    printed_text = printed(study, Summary.of(study))
+    assert not re.search("variations|ositive control|x0|generator", printed_text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ([{"pretraining_seed": 0}], "does the pre-training help?"),
+        ([{"pretraining_seed": 0}, {"variations": 2}], "do the variations and the pre-training help?"),
+        ([{}], "results"),
+    ],
+)
+def test_the_title_asks_what_the_study_compares(changes: list[dict[str, Any]], title: str, tmp_path: Path) -> None:
+    runs = [make_run(), *(make_run(setting=f"other {n}", run_id=str(n), **each) for n, each in enumerate(changes))]
+    assert f"demo: {title}" in read_page(written(runs, tmp_path)).text
 
 
 def test_curves_show_every_line(tmp_path: Path) -> None:

@@ -40,11 +40,15 @@ def test_a_set_up_that_could_not_have_seen_a_gain() -> None:
 
 
 def test_too_few_seeds_and_no_positive_control() -> None:
-    sentence = said(PLAIN, seeds=4).sentences[0]
+    varied = ("s1", 2, "pixel_ddpm", 80.0, 0.7)
+    sentence = said([*PLAIN, varied], seeds=4).sentences[0]
     assert "is unknown" in sentence
     assert "over 4 paired seeds, and 6 are needed" in sentence
-    assert "There is no positive control" in said(PLAIN[:1]).sentences[0]
-    assert "in one seed" in said(PLAIN[:1], seeds=1).sentences[1]
+    assert "There is no positive control" in said([PLAIN[0], varied]).sentences[0]
+    assert "in one seed" in said([PLAIN[0], varied], seeds=1).sentences[1]
+    # A study of real images alone asks for no control.
+    assert "real data" not in " ".join(said(PLAIN).sentences)
+    assert said(PLAIN).sentences[0].startswith("s1: AP on validation images")
 
 
 def test_widths_and_what_is_detectable() -> None:

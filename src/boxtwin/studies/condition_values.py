@@ -116,6 +116,11 @@ def not_known_to_all(conditions: Sequence[Values]) -> set[str]:
     return {key for key in keys if any(key not in values for values in conditions)}
 
 
+def is_hash_of_data(key: str) -> bool:
+    """Whether a setting is a hash of images and labels."""
+    return key == "data" or key.startswith("data.")
+
+
 def _is_hash(key: str) -> bool:
     """Whether a setting is a hash of data or weights, of which the first digits tell enough."""
-    return key in ("data", "detector.weights") or key.startswith("data.")
+    return key == "detector.weights" or is_hash_of_data(key)

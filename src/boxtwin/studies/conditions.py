@@ -16,11 +16,12 @@ from boxtwin.studies.condition_values import (
     DEVICE,
     EPOCHS,
     NAMES,
+    OF_TRAINING_IMAGES,
     PRETRAINING,
-    Part,
     Values,
     as_overrides,
     differences,
+    is_hash_of_data,
     not_known_to_all,
     part,
     part_of,
@@ -31,6 +32,7 @@ from boxtwin.studies.runs import FINISHED, NO_GENERATOR, StudyRun
 
 CONTROLS = ("repeat", "copy_paste")
 ESTIMATED = ("map", "map_50", "count_mae", "count_bias")
+REAL_IMAGES = " real images"  # behind their number
 # Settings that versions which record no condition had at their first value.
 SINCE = ("evaluation", "levels", "max_detections", "anchors")
 
@@ -89,6 +91,7 @@ class Row:
     minutes: float
     values: Values = field(default_factory=dict)  # all that defines the condition
     varied: Values = field(default_factory=dict)  # those of its settings outside of `NAMES` that differ in the table
+    alone: bool = False  # no row of the table has variations
 
     @property
     def first(self) -> StudyRun:
@@ -135,12 +138,24 @@ class Row:
     @property
     def prefix(self) -> str:
         """Settings that tell the row from those of the same name on another setup, such as ``detector=yolov3, ``."""
-        return f"{as_overrides(self.setup)}, " if self.setup else ""
+        return prefix_of(self.setup)
 
     @property
     def name(self) -> str:
         """Unique among the rows of a table."""
-        return f"{self.prefix}{condition_name(self.split, self.variations, self.generator)}"
+        name = self.split if self.alone else condition_name(self.split, self.variations, self.generator)
+        return f"{self.prefix}{name}"
+
+    @property
+    def images(self) -> str:
+        """The split with its number of real images: ``s1 (80 real images)``."""
+        return self.split if REAL_IMAGES in self.split else f"{self.split} ({self.real_images:g}{REAL_IMAGES})"
+
+
+def prefix_of(setup: Values) -> str:
+    """Settings, and a kind of device, before the name of a condition; empty without any."""
+    settings = as_overrides({key: value for key, value in setup.items() if key != DEVICE})
+    return "".join(f"{each}, " for each in (setup.get(DEVICE), settings) if each)
 
 
 def condition_name(split: str, variations: int | None, generator: str) -> str:
@@ -159,17 +174,22 @@ def condition_table(in_order: Iterable[StudyRun]) -> list[Row]:
     finished = [run for run in in_order if run.status == FINISHED]
     recorded = condition_values(finished)
     if _on_several_devices(finished, recorded):
-        recorded = [{**values, DEVICE: run.machine} for run, values in zip(finished, recorded, strict=True)]
+        one = len({run.provenance.get("precision", "") for run in finished}) == 1
+        devices = [run.provenance.get("device", "") if one else run.machine for run in finished]
+        recorded = [{**values, DEVICE: device} for values, device in zip(recorded, devices, strict=True)]
     groups: dict[tuple[tuple[str, str], ...], dict[int, StudyRun]] = defaultdict(dict)
     for run, values in zip(finished, recorded, strict=True):
         groups[tuple(sorted(values.items()))][run.seed] = run
     conditions = [dict(key) for key in groups]
-    labels = _labels(conditions, [next(iter(runs.values())) for runs in groups.values()])
-    rows = [_row(*each) for each in zip(groups.values(), conditions, _varied(conditions), labels, strict=True)]
+    firsts = [next(iter(runs.values())) for runs in groups.values()]
+    labels, alone = _labels(conditions, firsts), not any(run.variations for run in firsts)
+    varied = _with_names_of_data(_varied(conditions), conditions, firsts)
+    rows = [_row(*each, alone) for each in zip(groups.values(), conditions, varied, labels, strict=True)]
     rows.sort(
         key=lambda row: (
             *(row.first.dataset, row.first.detector, row.first.setting),
-            *(0 if EPOCHS in row.values else row.first.steps, row.condition, row.split),
+            *(0 if EPOCHS in row.values else row.first.steps, row.condition, row.first.split),
+            *(row.real_images if math.isfinite(row.real_images) else 0.0, row.split),
             *(row.variations > 0, row.generator, row.variations),
         )
     )
@@ -260,11 +280,12 @@ def _varied(values: Sequence[Values]) -> list[dict[str, str]]:
 
 def _labels(values: Sequence[Values], runs: Sequence[StudyRun]) -> list[tuple[str, str]]:
     """Split and generator of each condition as a table names them: uniquely within a setup."""
-    splits = [run.split for run in runs]
+    splits = _split_names(values, runs)
     generators = [run.generator if run.variations else NO_GENERATOR for run in runs]
-    _tell_apart(splits, values, "split", [(run.dataset, run.split) for run in runs])
-    ways = [(run.dataset, run.generator) if run.variations else None for run in runs]
-    _tell_apart(generators, values, "variations", ways)
+    for places in places_of([(run.dataset, run.generator) if run.variations else None for run in runs]):
+        apart = differences([part(values[place], "variations") for place in places], (*NAMES, "store"))
+        for place, each in zip(places, apart, strict=True):
+            generators[place] = f"{generators[place]} {as_overrides(each)}".rstrip()
     # Stores differ from split to split; within one, other labels or other pixels under the same settings.
     setups = [tuple(sorted(part(each, "setup").items())) for each in values]
     for places in places_of(list(zip(splits, generators, setups, strict=True))):
@@ -278,15 +299,52 @@ def _labels(values: Sequence[Values], runs: Sequence[StudyRun]) -> list[tuple[st
     return list(zip(splits, generators, strict=True))
 
 
-def _tell_apart(names: list[str], values: Sequence[Values], which: Part, groups: Sequence[Hashable]) -> None:
-    """Add to each name the settings of a part in which conditions of its group differ; none where the group is None."""
-    for places in places_of(groups):
-        apart = differences([part(values[place], which) for place in places], (*NAMES, "store"))
-        for place, each in zip(places, apart, strict=True):
-            names[place] = f"{names[place]} {as_overrides(each)}".rstrip()
+def _split_names(values: Sequence[Values], runs: Sequence[StudyRun]) -> list[str]:
+    """The split of each condition, with what tells it from others of its name and data set.
+
+    That is the number of real images, then the names of annotations and folder, then other settings; a hash only where
+    nothing else tells two conditions apart.
+    """
+    names = [run.split for run in runs]
+    for places in places_of([(run.dataset, run.split) for run in runs]):
+        apart = differences([part(values[place], "split") for place in places], NAMES)
+        follow = [{k: v for k, v in each.items() if k in OF_TRAINING_IMAGES} for each in apart]
+        settings = [{k: v for k, v in each.items() if k not in OF_TRAINING_IMAGES} for each in apart]
+        sizes = [runs[place].metrics.get("data/real_images", math.nan) for place in places]
+        of_data = [runs[place].names_of_data for place in places]
+        told: list[tuple[str, ...]] = [()] * len(places)
+        for way in (
+            [f"({size:g}{REAL_IMAGES})" if math.isfinite(size) else "" for size in sizes],
+            *([as_overrides(each) for each in one] for one in (of_data, settings, follow)),
+        ):
+            for alike in places_of(told):
+                found = {(as_overrides(apart[at]), way[at]) for at in alike}
+                follows = len({condition for condition, _ in found}) == len(found)
+                if follows and len({words for _, words in found}) > 1:
+                    for at in alike:
+                        told[at] = (*told[at], way[at])
+        for place, words in zip(places, told, strict=True):
+            names[place] = " ".join(filter(None, (names[place], *words)))
+    return names
 
 
-def _row(runs: Mapping[int, StudyRun], values: Values, varied: Values, labels: tuple[str, str]) -> Row:
+def _with_names_of_data(
+    varied: Sequence[Values], values: Sequence[Values], runs: Sequence[StudyRun]
+) -> list[dict[str, str]]:
+    """Settings that differ, with names of annotations and folders for hashes of data, where these tell as much."""
+    named = [dict(each) for each in varied]
+    for places in places_of([run.dataset for run in runs]):
+        keys = {key for place in places for key in part(varied[place], "setup") if is_hash_of_data(key)}
+        hashes = [tuple(values[place].get(key) for key in sorted(keys)) for place in places]
+        names = differences([runs[place].names_of_data for place in places])
+        texts = [as_overrides(each) for each in names]
+        if keys and len({*hashes}) == len({*texts}) == len({*zip(hashes, texts, strict=True)}):
+            for place, each in zip(places, names, strict=True):
+                named[place] = {key: value for key, value in named[place].items() if key not in keys} | each
+    return named
+
+
+def _row(runs: Mapping[int, StudyRun], values: Values, varied: Values, labels: tuple[str, str], alone: bool) -> Row:
     in_order = tuple(runs[seed] for seed in sorted(runs))
 
     def estimate(metric: str) -> Estimate:
@@ -302,6 +360,7 @@ def _row(runs: Mapping[int, StudyRun], values: Values, varied: Values, labels: t
         minutes=sum(run.minutes for run in runs.values()) / len(runs),
         values=values,
         varied=varied,
+        alone=alone,
     )
 
 

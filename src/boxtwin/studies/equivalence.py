@@ -20,7 +20,7 @@ from scipy.optimize import isotonic_regression
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.studies.comparison import Contrast, ResampledMetrics
 from boxtwin.studies.condition_values import DEVICE, PRETRAINING, Values, as_overrides
-from boxtwin.studies.conditions import Estimate, Row, paired_seeds
+from boxtwin.studies.conditions import Estimate, Row, paired_seeds, prefix_of
 from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, clusters_of, seed_variance, variances, widened_tail
 
 METRIC = "map_50"
@@ -51,8 +51,7 @@ class Exchange:
     @property
     def prefix(self) -> str:
         """Settings that tell its setup from others, such as ``detector=yolov3, ``."""
-        apart = _untreated(self.row.setup)
-        return f"{as_overrides(apart)}, " if apart else ""
+        return prefix_of(_untreated(self.row.setup))
 
 
 def treatment_of(row: Row) -> str:

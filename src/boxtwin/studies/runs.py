@@ -72,7 +72,17 @@ class StudyRun:
     @property
     def label_file(self) -> str:
         """The name of its file of confirmed labels, as typed on the command line; empty without one."""
-        typed = (word.partition("=")[2] for word in shlex.split(self.overrides) if word.startswith("labels.file="))
+        return self._typed_name("labels.file")
+
+    @property
+    def names_of_data(self) -> dict[str, str]:
+        """The names of annotations and folder of its data set, as far as they were typed."""
+        names = {key: self._typed_name(key) for key in ("dataset.annotations", "dataset.root")}
+        return {key: name for key, name in names.items() if name}
+
+    def _typed_name(self, key: str) -> str:
+        """The last part of the path that was typed for a setting; empty for none."""
+        typed = (word.partition("=")[2] for word in shlex.split(self.overrides) if word.startswith(f"{key}="))
         return PurePath(next(typed, "").strip("'\"")).name
 
     @property

@@ -13,11 +13,11 @@ from boxtwin.command_line import command_line, relative, setting
 from boxtwin.datasets.image_io import encode, read_image
 from boxtwin.evaluation.pages import data_uri
 from boxtwin.files import write_bytes_atomically
-from boxtwin.studies.comparison import against_none
+from boxtwin.studies.comparison import EXTRA_IMAGES, against_none
 from boxtwin.studies.relabelled import Relabelled
 from boxtwin.studies.report.gallery import galleries, store_cards
 from boxtwin.studies.report.plots import CURVES, curve_plot, lines_of, plot_curves
-from boxtwin.studies.report.sections import WORTH, Section
+from boxtwin.studies.report.sections import WORTH, Section, is_pretrained, is_treated
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.report.tables import MOST_CLASSES, write_csv
 from boxtwin.studies.report.words import ENVIRONMENT
@@ -49,10 +49,12 @@ def write_report(study: Study, summary: Summary, folder: Path, others: Sequence[
         write_bytes_atomically(folder / WORTH_FILE, worth.plots[0].svg.encode())
     # More lines than can be told apart: the picture by treatment comes first, where there is one.
     first = worth if worth and len(lines_of(rows)) > MOST_LINES else None
-    curves = tuple(curve_plot(rows, metric) for metric in CURVES) if rows and not first else ()
+    drawn = not first and any(map(is_treated, rows))  # against the number of variations
+    curves = tuple(curve_plot(rows, metric) for metric in CURVES) if drawn else ()
     page = ENVIRONMENT.get_template("page.html").render(
         study=study,
         summary=summary,
+        question=question(study),
         seeds=sorted({seed for row in rows for seed in row.seeds}),
         curves=first or Section("Curves", (), curves),
         most_classes=MOST_CLASSES,
@@ -80,6 +82,18 @@ def write_report(study: Study, summary: Summary, folder: Path, others: Sequence[
     path = folder / "index.html"
     write_bytes_atomically(path, page.encode())
     return path
+
+
+def question(study: Study) -> str:
+    """What the title of the report asks, by what the study compares."""
+    kinds = {contrast.kind for contrast in study.contrasts}
+    tried = ["the variations"] if any(row.variations for row in study.rows) else []
+    tried += ["the pre-training"] if any(map(is_pretrained, study.rows)) else []
+    tried += [f"the {kind}" for kind in EXTRA_IMAGES if kind in kinds]
+    if not tried and "positive control" in kinds:
+        tried = ["more real images"]
+    verb = "does" if tried == ["the pre-training"] else "do"
+    return f"{verb} {' and '.join(tried)} help?" if tried else "results"
 
 
 def command_of(run: StudyRun) -> tuple[str, bool]:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from boxtwin.studies.condition_values import DEVICE
+from boxtwin.config.identity import NO_PRETRAINING
+from boxtwin.studies.comparison import EXTRA_IMAGES
+from boxtwin.studies.condition_values import DEVICE, PRETRAINING
 from boxtwin.studies.conditions import Row, condition_name, setups
 from boxtwin.studies.dose_response import Curve, fit, has_enough_counts, lines, measured_gains
 from boxtwin.studies.draws import repeated_draws
@@ -80,6 +82,7 @@ def sensitivity_section(study: Study) -> Section:
             {
                 "title": rows[0].prefix and f"{rows[0].prefix.rstrip(', ')}: ",
                 "positive_controls": [contrast for contrast in alike if contrast.kind == "positive control"],
+                "alone": not any(map(is_treated, rows)),
                 "gains": gains,
                 "gain_significant": any(gain.significant for gain in gains),
                 "measured": [interval.half_width for interval in intervals],
@@ -91,8 +94,9 @@ def sensitivity_section(study: Study) -> Section:
     series = gains_by_steps(study.contrasts)
     by_steps = {sentence("steps_title", contrast=each[0][1]): each for each in series}
     gains_in_words = [sentence("gains_by_steps", title=title, series=series) for title, series in by_steps.items()]
+    alone = all(part["alone"] for part in parts)
     return Section(
-        "What this study could detect",
+        "Whether training was long enough" if alone else "What this study could detect",
         (
             *paragraphs("sensitivity", setups=parts),
             *(sentence("late_rise", row=row, late=each, still=STILL) for row, each in late if each),
@@ -100,6 +104,15 @@ def sensitivity_section(study: Study) -> Section:
         ),
         (steps_picture(by_steps, " ".join(gains_in_words)),) if by_steps else (),
     )
+
+
+def is_treated(row: Row) -> bool:
+    """Whether a condition is more than real labelled images."""
+    return bool(row.variations or is_pretrained(row) or set(EXTRA_IMAGES.values()) & row.values.keys())
+
+
+def is_pretrained(row: Row) -> bool:
+    return bool(row.pretrainings) or row.values.get(PRETRAINING, NO_PRETRAINING) != NO_PRETRAINING
 
 
 def dose_response_section(study: Study) -> Section | None:
@@ -138,7 +151,8 @@ def equivalence_section(study: Study) -> Section | None:
         sentences += [sentence("exchange", exchange=each, steps=steps) for each in exchanges]
         sentences += [sentence("exchange_curve", rows=plain, steps=steps)] if exchanges else []
         plots.append(sizes_picture(curves, exchanges))
-    return Section(WORTH, tuple(sentences), tuple(plots)) if plots else None
+    title = WORTH if any(is_treated(row) for row in study.rows) else "AP50 by number of real images"
+    return Section(title, tuple(sentences), tuple(plots)) if plots else None
 
 
 def steps_section(rows: Sequence[Row]) -> Section | None:

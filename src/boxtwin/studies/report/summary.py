@@ -252,6 +252,7 @@ def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row], *, primary: bool = 
         "notes",
         settings=[each for each in varied_settings(rows) if each.split(".")[0] not in (*COMPARED_SETTINGS, DEVICE)],
         by_device=any(DEVICE in row.values for row in rows),
+        alone=all(row.alone for row in rows),
         primary=primary,
         several=any(len(row.seeds) > 1 for row in rows),
         pretrainings=sorted(

@@ -23,6 +23,7 @@ from boxtwin.studies.slices import COMPARED as SLICED
 
 NO_CLASSES: Mapping[str, Sequence[ClassMetrics]] = MappingProxyType({})
 MOST_CLASSES = 30  # that the page and the terminal show; comparison.csv has all
+OF_VARIATIONS = ("variations", "generator", "synthetic", "vs x0", "AP50 vs x0", "MAE vs x0")  # headings in plain text
 # Columns of comparison.csv for a metric, and the attributes of estimates and differences that they hold.
 SPREAD = {"mean": "mean", "min": "low", "max": "high"}
 CHANGE = {"change": "mean", "change_min": "low", "change_max": "high", "change_pairs": "pairs"}
@@ -67,7 +68,16 @@ def text_table(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list[
         images += [str(row.first.steps)] if with_steps else []
         rest = [_signed("count_bias", estimates["count_bias"]), *images, number(row.minutes, 1)]
         lines.append([*described, str(len(row.seeds)), *measured, *rest])
-    return aligned(lines, {*range(len(varied) + 1), len(varied) + 2})
+    alone = bool(rows) and rows[0].alone
+    return aligned(_compared(lines, alone), {*range(len(varied) + 1), *([] if alone else [len(varied) + 2])})
+
+
+def _compared(lines: Sequence[Sequence[str]], alone: bool) -> list[list[str]]:
+    """Lines below headings, of a study without variations without the columns that say something of them."""
+    return [
+        [each for each, head in zip(line, lines[0], strict=True) if not (alone and head in OF_VARIATIONS)]
+        for line in lines
+    ]
 
 
 def class_text(by_class: Mapping[str, Sequence[ClassMetrics]]) -> list[str]:
@@ -80,7 +90,8 @@ def class_text(by_class: Mapping[str, Sequence[ClassMetrics]]) -> list[str]:
         bias, threshold = _signed("count_bias", each.estimates["count_bias"]), means["count_threshold"]
         changed = (means["map_50"], ap50_change, means["count_mae"], mae_change)
         lines.append((each.row.name, means["map"], *changed, bias, threshold))
-    heading, *rest = (f"  {line}" for line in aligned(lines, {0}))
+    alone = bool(shown) and shown[0][1][0].row.alone
+    heading, *rest = (f"  {line}" for line in aligned(_compared(lines, alone), {0}))
     text, body = ["By class", heading], iter(rest)
     for name, conditions in shown:
         text += [name, *(next(body) for _ in conditions)]
@@ -100,7 +111,7 @@ def relabelled_text(each: Relabelled) -> list[str]:
             bias = _signed("count_bias", row.estimates["count_bias"])
             ap50, mae = ((means[metric], _signed(metric, changes.get(metric))) for metric in SLICED)
             lines.append((name, version, means["map"], *ap50, *mae, bias))
-    return aligned(lines, {0, 1})
+    return aligned(_compared(lines, bool(each.pairs) and each.pairs[0][0].alone), {0, 1})
 
 
 def write_csv(

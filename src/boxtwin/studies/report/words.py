@@ -68,6 +68,8 @@ ENVIRONMENT.filters |= {
     "fixed": number,
     "several": several,
     "capital": lambda text: text[:1].upper() + text[1:],
+    # Columns of differences, for which a study without variations has no values.
+    "compared": lambda headings, alone: [h for h in headings if not alone or ("vs x0" not in h and h != "p")],
     "in_order": lambda differences: [(name, differences[name]) for name in SHOWN],
 }
 ENVIRONMENT.globals |= {
