@@ -138,6 +138,7 @@ class ReviewConfig:
     store: str | None = None
     folder: str | None = None
     split: SplitFile = field(default_factory=SplitFile)
+    new_classes: bool = False
     study: str | None = None
     number: int = 20
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
