@@ -4,6 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from boxtwin.config import launch
+from boxtwin.config.schema import PATHS_OF_RUNS
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
@@ -20,4 +21,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch.launch(main)
+    launch.launch(main, paths=("regenerate",), composed_paths=PATHS_OF_RUNS)

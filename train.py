@@ -6,9 +6,8 @@ import hydra
 from omegaconf import DictConfig
 
 from boxtwin.config import launch
+from boxtwin.config.schema import PATHS_OF_RUNS
 from boxtwin.tracking.study_names import find_study
-
-PATHS = ("dataset.root", "dataset.unlabelled", "dataset.empty", "detector.weights", "split.file")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -34,11 +33,14 @@ def check(config: DictConfig) -> None:
     """Raise an error for wrong settings of a run, before any data are read."""
     if config.final is not None:  # whose runs have settings of their own
         return
-    # Imported here: --help must not wait for torch.
+    # Imported here: --help must not wait for torch, and a wrong folder is named before it is imported.
+    from boxtwin.config.places import check_places
+
+    check_places(config)
     from boxtwin.run.checks import check_composed
 
     check_composed(config)
 
 
 if __name__ == "__main__":
-    launch.launch(main, composed_paths=PATHS, check=check)
+    launch.launch(main, composed_paths=PATHS_OF_RUNS, check=check)

@@ -340,6 +340,9 @@ def test_words_that_hydra_refused(paste: Pasted, monkeypatch: pytest.MonkeyPatch
     text, listed = str(told).partition("written ")[2].split(", as a list ")
     lines = given_to(paste(f"python compare.py {text}\npython compare.py {listed}"), "python", "compare.py")
     assert [values(words)["study"] for words in lines] == ["a, b", ["a", "b"]]
+    told = refused_word(OverrideParseException("runs=[a,", ""), ["study=x", "runs=[a,", "b", "c]", "brief=true"])
+    line = f"python compare.py {str(told).rpartition('the list: ')[2]}"
+    assert given_to(paste(line), "python", "compare.py") == [["runs=[a, b c]"]]
     monkeypatch.setattr("sys.argv", ["train.py"])
     for value in HOSTILE:
         (word,) = quote_refused([f"dataset.root=/a{value}"], ["dataset.root"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -137,6 +138,20 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
         paths = [path for path in folder.glob(".*.part*") if pattern.fullmatch(path.name)]
     for path in paths:
         _remove(path)
+
+
+def remove_unwritten(output: Path, made: Collection[str]) -> None:
+    """Remove the folder of a job that was refused before it wrote anything but what is ``made`` for each job.
+
+    Folders above it, below the working folder, go too if they are empty then.
+    """
+    if output in (here := Path.cwd(), *here.parents) or {path.name for path in output.iterdir()} - {*made}:
+        return
+    for name in made:
+        _remove(output / name)
+    with contextlib.suppress(OSError):  # one that is not empty
+        for folder in (output, *(each for each in output.parents if here in each.parents)):
+            folder.rmdir()
 
 
 @contextmanager

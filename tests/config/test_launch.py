@@ -9,7 +9,7 @@ import requests
 from hydra import compose, initialize_config_dir
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from boxtwin.command_line import quote_path
@@ -17,7 +17,7 @@ from boxtwin.config import launch
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import REMOVED_SETTINGS, defining_values, run_name, setting_hash, short_hash
 from boxtwin.config.launch import quote_list, quote_numbers, quote_refused
-from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.config.schema import PATHS_OF_RUNS, BoxtwinConfig
 from boxtwin.errors import InputError, unanswered
 from boxtwin.run.generators import make_generator
 from boxtwin.synthesis.ddpm.model import ModelSettings
@@ -54,8 +54,18 @@ def test_numbers_are_quoted_for_variations_only(typed: str, quoted: str) -> None
 
 @pytest.mark.parametrize("value", ["/a b,c (1)", "a=b, é.json", "~/x", "my labels (1).json", "it's"])
 def test_paths_of_data_sets_need_no_quotes_of_hydra(value: str, composed: Compose) -> None:
-    (word,) = quote_refused([f"split.file={value}"], ["split.file"])
-    assert composed(word).split.file == value
+    for words in (f"split.file={value}", f"dataset.images={value}", f"dataset.annotations={value}"):
+        key = words.partition("=")[0]
+        (word,) = quote_refused([words], PATHS_OF_RUNS)
+        assert OmegaConf.select(composed(word), key) == value
+
+
+@pytest.mark.parametrize("script", ["train.py", "generate.py"])
+def test_in_a_sweep_a_path_with_a_comma_that_is_no_list_is_one_path(composed: Compose, script: str) -> None:
+    assert "composed_paths=PATHS_OF_RUNS" in (ROOT / script).read_text()
+    value = "My folder (1), a=b"
+    _, word, _ = quote_refused(["-m", f"dataset.images={value}", "seed=0,1"], PATHS_OF_RUNS)
+    assert composed(word).dataset.images == value
 
 
 @pytest.mark.parametrize(
@@ -254,6 +264,8 @@ def test_a_folder_under_its_former_name_is_refused(tmp_path: Path) -> None:
         (["data=/a", "b"], "^b is no setting with a value; a value with a blank in it needs quotes: 'data=/a b'$"),
         (["b (1)/c"], "needs quotes"),
         (["study=a (b"], r"""Hydra cannot read study=a \(b; as text it is written "study='a \(b'"$"""),
+        (["read=[a,", "b (1)]"], r"^read=\[a, is a part of a list, which .*quote the list: 'read=\[a, b \(1\)\]'$"),
+        (["read=[a,", "b"], r"^Hydra cannot read read=\[a,; as text"),
         (["seed=x"], "^seed: Value 'x' of type 'str' could not be converted to Integer$"),
         (["study=[a,b]"], "^study: Cannot convert 'list' to string"),
         (["runs=a"], "^there is no setting runs; (?!did you mean runs)"),

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -128,6 +129,19 @@ def test_impossible_splits(scenes: list[int], numbers: tuple[int, int, int, int]
     train, val, test, pool = numbers
     with pytest.raises(InputError, match=message):
         make_split(make_dataset(scenes), name="s", train=train, val=val, test=test, train_pool=pool)
+
+
+@pytest.mark.parametrize(("images", "test"), [(190, 90), (150, 50), (149, None), (60, None), (3, None)])
+@pytest.mark.parametrize("train", [80, 40])
+def test_numbers_that_are_proposed_for_a_small_set_can_be_split(images: int, test: int | None, train: int) -> None:
+    """Where the test set stays half as large, it alone is made smaller, so that training sizes stay comparable."""
+    sizes = {"train": train, "val": 20, "test": 100, "train_pool": 80}
+    with pytest.raises(InputError, match=f"has {images}: .*split.file=FILE") as caught:
+        make_split(make_dataset([1] * images), name="s", **sizes)
+    proposed = {key: int(value) for key, value in re.findall(r"split\.(\w+)=(\d+)", str(caught.value))}
+    assert proposed == {"test": test} if test else set(proposed) == set(sizes)
+    split = make_split(make_dataset([1] * images), name="s", **(sizes | proposed))
+    assert len(split.train) <= train
 
 
 def test_saved_and_read_back(tmp_path: Path) -> None:

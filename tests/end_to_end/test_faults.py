@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 from commands import manifests, run, runs, start
 from kill_moments import kill_moments
 
@@ -198,6 +199,36 @@ def test_each_kind_of_bad_data_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in printed
     assert not (tmp_path / "mlruns").exists()
     assert not (tmp_path / "data").exists()
+    assert not list(tmp_path.rglob("train.log"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("dataset.root=nowhere", "nowhere/annotations.json does not exist; set dataset.root"),
+        ("dataset.images=pictures", "there is no folder set/pictures; set dataset.images"),
+        (
+            "dataset.images=empty",
+            "none of the 12 images that set/annotations.json names is in set/empty; set dat",
+        ),
+        (
+            "split.test=5",
+            "needs 6 + 2 + 5 = 13 images (split.train_pool, split.val, split.test), but data set co",
+        ),
+        ("dataset.name=pollen dataset.on_bad_box=error", "boxes that reach outside their image: 1"),
+        ("-m seed=0,1 dataset.images=none", "2 of 2 runs have wrong settings; none was begun:\n  there is no "),
+    ],
+)
+def test_a_refused_command_leaves_nothing_behind(words: str, message: str, tmp_path: Path) -> None:
+    content = write_coco(tmp_path / "set")
+    outside_box(content, tmp_path / "set")
+    (tmp_path / "set" / "empty").mkdir()
+    (tmp_path / "set" / "annotations.json").write_text(json.dumps(content))
+    command = COCO_RUN.replace("train.py", "train.py -m") if "-m " in words else COCO_RUN
+    printed = run(f"{command} {words.removeprefix('-m ')}", tmp_path, code=1)
+    assert message in printed
+    assert "Traceback" not in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_a_coco_set_trains_and_its_bad_boxes_are_the_users_choice(tmp_path: Path) -> None:

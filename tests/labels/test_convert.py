@@ -77,3 +77,24 @@ def test_labels_without_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1 labelled images have no image file below .*: b_v01\.png"):
         convert([tmp_path / "set"], tmp_path / "converted")
     assert not (tmp_path / "converted").exists()
+
+
+def test_a_class_that_the_data_set_lacks_is_refused_or_allowed_by_name(tmp_path: Path) -> None:
+    first = write_store(tmp_path / "first", {"images/a.png": [("ship", (1, 2, 3, 4))]}, classes=("ship", "buoy"))
+    new = {"images/b.png": [("ships", (1, 2, 3, 4)), ("ship", (5, 6, 7, 8))], "images/c.png": [("crane", (5, 6, 7, 8))]}
+    marks = {"images/c.png": {"confirmed": False}}
+    pixels = {name: pixels_of(number) for number, name in enumerate(new, start=70)}
+    classes = ("ships", "ship", "crane")
+    second = write_store(tmp_path / "second", new, marks, classes=classes, images=pixels)
+    said = r"second: ships \(1 object; did you mean ship\?\): no class of .*first, which has ship, buoy\. .*new_classes"
+    with pytest.raises(InputError, match=said):
+        convert([first, second], tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+    described, _ = convert([first, second], tmp_path / "both", new_classes=True)
+    assert described == "2 images, 3 boxes, classes: ship, buoy, ships, crane"
+    # A class without objects becomes none.
+    third = write_store(
+        tmp_path / "third", {"images/d.png": []}, classes=("ships",), images={"images/d.png": pixels_of(9)}
+    )
+    described, _ = convert([first, third], tmp_path / "more")
+    assert described == "2 images, 1 boxes, classes: ship, buoy"

@@ -58,7 +58,7 @@ def read_labels(composed: DictConfig) -> Path:
         if config.folder is None:
             raise InputError("read= needs store=, whose labels come back, or folder=, where a COCO data set is written")
         split = None if config.split.file is None else Path(config.split.file)
-        described, remarks = convert(paths, Path(config.folder), split)
+        described, remarks = convert(paths, Path(config.folder), split, new_classes=config.new_classes)
         for remark in remarks:
             log.warning("%s", remark)
         settings: dict[str, str | list[str]] = {"dataset": "coco", "dataset.root": config.folder}

@@ -35,7 +35,7 @@ from boxtwin.config.compose import register, unknown_setting
 from boxtwin.config.identity import run_name, short_hash
 from boxtwin.config.notes import Note, note_path, notes_in, progress
 from boxtwin.errors import DataError, InputError, WriteError, unanswered
-from boxtwin.files import check_name, write_error
+from boxtwin.files import check_name, remove_unwritten, write_error
 from boxtwin.mixing.options import VariationsOptions
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,6 @@ ENVIRONMENT = {
 QUIET = ("onnxscript", "onnx_ir", "mlflow.pyfunc", "mlflow.store.db.utils", "alembic", "httpx", "httpx2")
 
 _NOT_READING = ("image_size", "speckle", "augmentation")  # settings of a data set that do not change how it is read
-
-
 _failed = 0
 _check_run: Callable[[DictConfig], object] | None = None  # of the command at work
 _note: Note | None = None  # of the job at work in this process
@@ -108,12 +106,12 @@ def chosen_files(arguments: Sequence[str]) -> dict[str, str]:
 def quote_refused(arguments: Sequence[str], settings: Sequence[str]) -> list[str]:
     """Arguments with quotes around the values of ``settings``, paths, where Hydra would refuse them without.
 
-    Interpolations and Hydra's own escapes stay as they are; so do values with commas in a sweep, ``-m``.
+    Interpolations and Hydra's own escapes stay as they are; so do lists with commas in a sweep, ``-m``, that it takes.
     """
     in_sweep = get_args_parser().parse_args(list(arguments)).multirun
     return [
         word
-        if word.partition("=")[0] not in settings or (in_sweep and "," in word) or _is_one_value(word)
+        if word.partition("=")[0] not in settings or _is_one_value(word, or_sweep=in_sweep)
         else quote_path(word, settings)
         for word in arguments
     ]
@@ -154,9 +152,10 @@ def check_all(combinations: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
     raise InputError("\n".join(lines))
 
 
-def _is_one_value(word: str) -> bool:
+def _is_one_value(word: str, *, or_sweep: bool = False) -> bool:
+    """Whether Hydra can read a word, as one value or, if that will do, as a list of a sweep."""
     try:
-        return not OverridesParser.create().parse_override(word).is_sweep_override()
+        return not OverridesParser.create().parse_override(word).is_sweep_override() or or_sweep
     except HydraException:
         return False
 
@@ -271,6 +270,11 @@ def refused_word(error: Exception, typed: Sequence[str]) -> InputError | None:
         return None
     word = str(error.override)
     key, separator, value = word.partition("=")
+    following = typed[typed.index(word) :] if word in typed else []
+    closed = next((place for place, each in enumerate(following, 1) if each.endswith("]")), 0)
+    if value.startswith("[") and closed > 1:
+        whole = quoted(" ".join(following[:closed]))
+        return InputError(f"{word} is a part of a list, which the shell has cut at a blank; quote the list: {whole}")
     if separator:
         return InputError(f"Hydra cannot read {word}; as text it is written {quoted(setting(key, value))}")
     before = typed[: typed.index(word)][-1:] if word in typed else []
@@ -304,6 +308,8 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
         if known_error is not None:  # all data are read and checked once for a sweep, not once for each of its jobs
             raise DataError(known_error)
         _check(config)
+        if not in_sweep and _check_run is not None:
+            _check_run(config)
         work(config)
     except Exception as error:
         line = write_error(error) or (error if isinstance(error, InputError) else unanswered(error))
@@ -312,6 +318,8 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
         reason = f"{type(error).__name__}: {error}" if line is None else str(line)
         if line is None:
             log.error("%s", traceback.format_exc())
+        if repairable:
+            remove_unwritten(Path(hydra.runtime.output_dir), {".hydra", f"{hydra.job.name}.log"})
         if _note is None:
             if in_sweep:
                 raise  # another sweeper has its own way with failures

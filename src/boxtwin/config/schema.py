@@ -15,6 +15,12 @@ from boxtwin.detector.options import DetectorOptions, PretrainingOptions, Traine
 from boxtwin.labels.options import LabelOptions
 from boxtwin.mixing.options import AugmentationOptions, VariationsOptions
 
+# Settings of a run that are paths, and so need no quotes of Hydra's.
+PATHS_OF_RUNS = (
+    *(f"dataset.{place}" for place in ("root", "images", "annotations", "unlabelled", "empty")),
+    *("detector.weights", "split.file", "labels.file", "generator.path", "data", "tracking.folder"),
+)
+
 
 @dataclass
 class DatasetConfig(DatasetOptions):
@@ -138,6 +144,7 @@ class ReviewConfig:
     store: str | None = None
     folder: str | None = None
     split: SplitFile = field(default_factory=SplitFile)
+    new_classes: bool = False
     study: str | None = None
     number: int = 20
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

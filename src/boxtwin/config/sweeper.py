@@ -52,10 +52,10 @@ class RunSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Launch what ``arguments`` combine to; `boxtwin.config.launch.launch` gives the exit status."""
         assert self.config is not None
+        at_once, combinations = self._at_once(self._jobs(arguments))  # not before all are checked is a folder made
         root = Path(self.config.hydra.sweep.dir).absolute()
         root.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, root / "multirun.yaml")
-        at_once, combinations = self._at_once(self._jobs(arguments))
         for abandoned in (root / NOTES).glob("*"):
             if time.time() - abandoned.stat().st_mtime > LONGEST:
                 shutil.rmtree(abandoned, ignore_errors=True)

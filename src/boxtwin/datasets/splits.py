@@ -162,6 +162,32 @@ def nested_order(path: Path, name: str, seed: int = 0) -> list[str]:
     return sorted(order, key=lambda image: next((n for n, split in enumerate(nested) if image in split), len(nested)))
 
 
+def check_sizes(images: int, *, dataset: str, name: str, train: int, val: int, test: int, train_pool: int) -> None:
+    """Raise `InputError` if the numbers of a split contradict each other, or a data set has too few images for them."""
+    if not 0 < train <= train_pool:
+        raise InputError(f"split {name}: split.train={train} must lie between 1 and split.train_pool={train_pool}")
+    if val < 1 or test < 1:
+        raise InputError(f"split {name}: split.val={val} and split.test={test} must be at least 1")
+    total = train_pool + val + test
+    if images >= total:
+        return
+    what = f"{train_pool} + {val} + {test} = {total} images (split.train_pool, split.val, split.test)"
+    left = images - train_pool - val
+    if left >= test / 2:
+        advice = f"set split.test={left}, or smaller split.train and split.train_pool, or split.val"
+    elif images >= 3:
+        val, test = max(1, val * images // total), max(1, test * images // total)
+        pool = images - val - test
+        numbers = {"train": min(train, pool), "train_pool": pool, "val": val, "test": test}
+        advice = "set smaller numbers, such as " + " ".join(f"split.{key}={value}" for key, value in numbers.items())
+    else:
+        advice = "label more"
+    raise InputError(
+        f"split {name} needs {what}, but data set {dataset} has {images}: {advice}; or name the images of each side in "
+        "a file: split.file=FILE (docs/your-data.md)"
+    )
+
+
 def make_split(
     dataset: Dataset, *, name: str, train: int, val: int, test: int, train_pool: int, seed: int = 0
 ) -> Split:
@@ -172,18 +198,10 @@ def make_split(
     other number are nested in one another and share validation and test images.
     `InputError` if there are too few images, or scenes cannot be assigned so that every side gets enough.
     """
-    if not 0 < train <= train_pool:
-        raise InputError(f"split {name}: split.train={train} must lie between 1 and split.train_pool={train_pool}")
-    if val < 1 or test < 1:
-        raise InputError(f"split {name}: split.val={val} and split.test={test} must be at least 1")
+    check_sizes(
+        len(dataset.samples), dataset=dataset.name, name=name, train=train, val=val, test=test, train_pool=train_pool
+    )
     needed = {"test": test, "val": val, "train": train_pool}
-    total = sum(needed.values())
-    if len(dataset.samples) < total:
-        what = f"{train_pool} + {val} + {test} = {total} images (training pool, validation, test)"
-        has = f"data set {dataset.name} has {len(dataset.samples)}"
-        raise InputError(
-            f"split {name} needs {what}, but {has}; choose smaller split.train_pool, split.val and split.test"
-        )
     random = np.random.default_rng(seed)
     members: dict[str, list[Sample]] = defaultdict(list)
     for sample in dataset.samples:
@@ -195,7 +213,7 @@ def make_split(
         largest = ", ".join(f"{group} ({size} images)" for group, size in Counter(sizes).most_common(3))
         aim = f"test gets {test}, validation {val} and training {train_pool} images"
         what = f"the {len(groups)} scenes of data set {dataset.name} cannot be dealt whole so that {aim}"
-        cure = "Choose smaller numbers, or another split.group_by."
+        cure = "Choose smaller split.test, split.val or split.train_pool, another split.group_by, or split.file=FILE."
         raise InputError(f"split {name}: {what}; the largest scenes are {largest}. {cure}")
     chosen = []
     for side, count in (("test", test), ("val", val), ("train", train)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from boxtwin.datasets.image_io import read_header, read_image, write_png
 from boxtwin.datasets.image_names import without_ending
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
-from boxtwin.errors import InputError
+from boxtwin.errors import InputError, nearest
 from boxtwin.files import atomic_path, link_file, write_bytes_atomically
 from boxtwin.labels.formats import format_of, get_format
 from boxtwin.labels.formats.browser import is_shown
@@ -34,14 +34,17 @@ class _Found(NamedTuple):
     is_whole: bool = True  # the file as it is has these pixels
 
 
-def convert(paths: Sequence[Path], folder: Path, split: Path | None = None) -> tuple[str, list[str]]:
+def convert(
+    paths: Sequence[Path], folder: Path, split: Path | None = None, *, new_classes: bool = False
+) -> tuple[str, list[str]]:
     """Write ``annotations.json`` and ``images/`` of data sets into a new ``folder``; what it holds, and remarks.
 
     With ``split``, the ``split.json`` of a run on the first data set, the folder has one as well, in which the images
     that this data set lacks are training images.
 
-    Classes are joined by name. Where two sets hold the same image under one name, the later labels count; other images
-    of that name get the name of their set before it. Images that are marked as not confirmed are left out.
+    Classes are joined by name; objects of a class that the first set lacks need ``new_classes``. Where two sets hold
+    the same image under one name, the later labels count; other images of that name get the name of their set before
+    it. Images that are marked as not confirmed are left out.
     Raises `InputError` where labels have no image file, or several could be meant.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -54,11 +57,13 @@ def convert(paths: Sequence[Path], folder: Path, split: Path | None = None) -> t
     for path in paths:
         found, names, said = _read(path)
         remarks += said
-        for name in names:
-            classes.setdefault(name, len(classes) + 1)
         used = [each for each in found if each.labels.confirmed is not False]
         if len(used) < len(found):
             remarks.append(f"{len(found) - len(used)} images are not confirmed and are left out")
+        if classes and not new_classes:
+            _check_classes(path, used, list(classes), paths[0])
+        for name in names if new_classes or not classes else ():
+            classes.setdefault(name, len(classes) + 1)
         for each in used:
             other = images.get(each.name)
             name = each.name if other is None or _same(other, each) else f"{path.stem}/{each.name}"
@@ -84,6 +89,19 @@ def convert(paths: Sequence[Path], folder: Path, split: Path | None = None) -> t
             folder.rmdir()
     number = len(content["annotations"])
     return f"{len(images)} images, {number} boxes, classes: {', '.join(classes)}", remarks
+
+
+def _check_classes(path: Path, found: Sequence[_Found], known: Sequence[str], first: Path) -> None:
+    """Raise `InputError` for objects of classes that the first data set lacks, which may be misspelt."""
+    tally = Counter(box.name for each in found for box in each.labels.boxes if box.name not in known)
+    if tally:
+        listed = [
+            f"{name} ({number} object{'s' * (number > 1)}{nearest(name, known, 1)})" for name, number in tally.items()
+        ]
+        raise InputError(
+            f"read={path}: {some(listed, 10)}: no class of {first}, which has {', '.join(known)}. Correct the name in "
+            "the tool or the file, or give new_classes=true if it is a new class"
+        )
 
 
 def _grown(sides: Any, split: Path, images: Mapping[str, Any], of_first: set[str]) -> dict[str, Any]:
