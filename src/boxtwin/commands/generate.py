@@ -240,6 +240,7 @@ def _generator_of(config: BoxtwinConfig, identity: StoreIdentity, training: Sequ
             "lost from its store are brought back by generate.py without regenerate, from answers that were kept"
         )
     current = json.loads(json.dumps(recorded_parameters(generator, training)))
+    current |= {key: value for key, value in generator.former_parameters().items() if recorded.get(key) == value}
     if identity.version != (version := generator.version(training)):
         raise InputError(f"the store was made by version {identity.version} of {name}, here is version {version}")
     differing = sorted(key for key in {*current, *recorded} if current.get(key) != recorded.get(key))

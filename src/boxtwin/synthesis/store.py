@@ -108,6 +108,9 @@ class Library:
         self.identity = identity_of(
             generator, training, dataset=dataset.name, labels=labels, seed=seed, unlabelled=unlabelled
         )
+        former = replace(self.identity, parameters=self.identity.parameters | generator.former_parameters())
+        if (root / f"{generator.name}-{former.key}" / MANIFEST).exists():
+            self.identity = former
         self.key = self.identity.key
         self.root = root
         self.folder = root / f"{generator.name}-{self.key}"
