@@ -60,8 +60,8 @@ class UnCLIP(PipelineGenerator):
         if not stable and self.noise_level:
             raise InputError(f"{self.name}: Kandinsky has no noise_level; say noise_level=0")
         self._prior = self._load_prior(PRIORS["unclip"], dtype)
-        chosen = "StableUnCLIPImg2ImgPipeline" if stable else "KandinskyV22Pipeline"
-        pipeline = super()._load_published(dtype, pipeline_class=chosen, **components)
+        self.pipeline_class = "StableUnCLIPImg2ImgPipeline" if stable else "KandinskyV22Pipeline"  # type: ignore[misc]
+        pipeline = super()._load_published(dtype, **components)
         if stable and self.noise_level > (most := pipeline.image_noising_scheduler.config.num_train_timesteps - 1):
             raise InputError(f"{self.name}: noise_level is {most} at most, got {self.noise_level}")
         return pipeline

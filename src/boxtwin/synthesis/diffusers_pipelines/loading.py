@@ -127,11 +127,11 @@ class PipelineGenerator(Generator):
         """The pipeline."""
         return self._load_published(self._compute_dtype)
 
-    def _load_published(self, dtype: torch.dtype, pipeline_class: str | None = None, **components: Any) -> Any:
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         """The pipeline as it was published, with ``components`` in place of its own."""
         kind = self._checkpoint.check_kind(*self.kinds)
         components |= self._load_settings.components(self._checkpoint, dtype)
-        return self._checkpoint.load(pipeline_class or self.pipeline_class or kind, dtype, **components)
+        return self._checkpoint.load(self.pipeline_class or kind, dtype, **components)
 
     @abstractmethod
     def _inputs(self, squares: Squares) -> dict[str, Any]:

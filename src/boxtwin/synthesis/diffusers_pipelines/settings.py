@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -69,9 +70,8 @@ class LoadSettings:
         arguments: dict[str, Any] = {"variant": self.variant}
         if self.quantisation is None:
             return arguments
-        import diffusers
-
-        network = getattr(diffusers, str(checkpoint.index().get("transformer", [None, None])[1]), None)
+        diffusers: Any = importlib.import_module("diffusers")
+        network: Any = getattr(diffusers, str(checkpoint.index().get("transformer", [None, None])[1]), None)
         if not hasattr(network, "from_single_file"):
             raise self._refusal("quantisation", f"{checkpoint.name} has no transformer that can be loaded so")
         if self.quantisation in BITSANDBYTES:
@@ -92,7 +92,7 @@ class LoadSettings:
 
     def place(self, pipeline: Any, device: torch.device) -> Any:
         """The pipeline, ready to draw on a device; InputError if its class cannot do what is asked for."""
-        network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+        network: Any = getattr(pipeline, "unet", None) or pipeline.transformer
         if self.slicing:
             if not hasattr(network, "set_attention_slice") or getattr(pipeline.unet, "encoder_hid_proj", None):
                 reason = "an IP-Adapter" if hasattr(network, "set_attention_slice") else f"a {type(network).__name__}"
