@@ -70,6 +70,7 @@ def generate(composed: DictConfig) -> None:
         f"{', '.join(counts)}: {prepared.per_image} of each of {len(prepared.sources)} images",
         f"labels: {label_detectors.describe(prepared)}",
         f"label card: {library.folder / 'label_card.png'}",
+        *([f"peak memory: {update.peak_memory[1] / 1e9:.2f} GB of the {update.peak_memory[0]}"] if update.made else []),
         f"store: {library.folder}",
         *([f"contact sheet: {sheet}"] if sheet else []),
     ]

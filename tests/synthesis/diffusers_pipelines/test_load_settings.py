@@ -130,7 +130,7 @@ def test_offloaded_networks_make_the_same_image(
     if device == "cpu" and offload == "sequential":
         pytest.skip("needs a GPU")
     offloaded = make(kind, tiny_pipeline, device=device)
-    offloaded._load_settings.offload = offload  # refused on a CPU
+    offloaded.loading.offload = offload  # refused on a CPU
     pixels = drawn(offloaded, tmp_path)
     assert hasattr(offloaded._pipeline.vae if kind != "kandinsky" else offloaded._pipeline.unet, "_hf_hook")
     whole = drawn(make(kind, tiny_pipeline, device=device), tmp_path)

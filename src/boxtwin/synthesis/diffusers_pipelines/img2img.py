@@ -34,7 +34,7 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
         check_strength(self.name, self.strength, self.steps)
         self.check(self.name)
         self.learns = self.finetune is not None
-        if self.learns and self._load_settings.quantisation:
+        if self.learns and self.loading.quantisation:
             raise InputError(f"{self.name}: finetune={self.finetune} cannot be combined with load.quantisation")
         self._learnt: Path | None = None
         # Of inpainting models: the pixels that they are to paint, and what these depend on.
@@ -54,7 +54,7 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
         return Model(model.id, f"{model.revision}+{self._learnt.parent.name}")
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:
-        dtype = self._compute_dtype
+        dtype = self.compute_dtype
         if self.learns:
 
             def load() -> tuple[Any, int]:

@@ -64,10 +64,10 @@ class PipelineGenerator(Generator):
         self._checkpoint = Checkpoint(self.checkpoint, self.revision, self.name, without=self.without)
         self._others: dict[str, Checkpoint | None] = {}  # further ones, by the setting that names them
         self._device = choose_device(self.device, self.name)
-        self._compute_dtype = choose_dtype(self.dtype, self._device, self.name)
-        self._dtype_name = str(self._compute_dtype).removeprefix("torch.")
-        self._load_settings = LoadSettings(**self.load)
-        self._load_settings.check(self.name, self._device)
+        self.compute_dtype = choose_dtype(self.dtype, self._device, self.name)
+        self._dtype_name = str(self.compute_dtype).removeprefix("torch.")
+        self.loading = LoadSettings(**self.load)
+        self.loading.check(self.name, self._device)
         self._pipeline: Any = None
         self._side = 0
 
@@ -75,10 +75,15 @@ class PipelineGenerator(Generator):
         """2 of images of 16 bit, whose black and full-scale values are measured; before, all of it was shown."""
         return 2 if any(sample.bits > 8 for sample in training) else 1
 
+    @property
+    def checkpoints(self) -> dict[str, Checkpoint | None]:
+        """All that it draws with, by the settings that name them."""
+        return {"checkpoint": self._checkpoint, **self._others}
+
     def parameters(self) -> dict[str, Json]:
         unused = ("device", "load", *(f"{setting}_revision" for setting in self._others))
         others = {name: other.parameters() if other else None for name, other in self._others.items()}
-        loaded = {"dtype": self._dtype_name, **self._load_settings.parameters()}
+        loaded = {"dtype": self._dtype_name, **self.loading.parameters()}
         return settings_of(self, without=unused) | self._checkpoint.parameters() | others | loaded
 
     def former_parameters(self) -> dict[str, Json]:
@@ -101,7 +106,7 @@ class PipelineGenerator(Generator):
                 cure = 'set "skip_prk_steps": true in a copy of its scheduler/scheduler_config.json'
                 raise InputError(f"{self.name}: {self.checkpoint} has a scheduler that ignores strength; {cure}")
             self._side = self._choose_side(pipeline)
-            self._pipeline = self._load_settings.place(pipeline, self._device)
+            self._pipeline = self.loading.place(pipeline, self._device)
 
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:
         if self._pipeline is None:
@@ -110,7 +115,8 @@ class PipelineGenerator(Generator):
             source, pixels = request.source, request.source.read()
             varied = self._vary_one(request, pixels)
             known = len(source.object_boxes) if self.boxes != "none" else 0
-            yield Variation(request, varied, source.object_boxes[:known], source.object_labels[:known])
+            boxes, labels = source.object_boxes[:known], source.object_labels[:known]
+            yield Variation(request, varied, boxes, labels, record={"dtype": self._dtype_name})
 
     def _other(self, setting: str, *parts: str, without: Sequence[str] = ()) -> Checkpoint:
         """The checkpoint that a setting names; see `Checkpoint` for the rest."""
@@ -125,12 +131,12 @@ class PipelineGenerator(Generator):
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, most learn nothing
         """The pipeline."""
-        return self._load_published(self._compute_dtype)
+        return self._load_published(self.compute_dtype)
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         """The pipeline as it was published, with ``components`` in place of its own."""
         kind = self._checkpoint.check_kind(*self.kinds)
-        components |= self._load_settings.components(self._checkpoint, dtype)
+        components |= self.loading.components(self._checkpoint, dtype)
         return self._checkpoint.load(self.pipeline_class or kind, dtype, **components)
 
     @abstractmethod
