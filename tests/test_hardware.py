@@ -3,9 +3,10 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from boxtwin.hardware import batch_threads
+from boxtwin.hardware import batch_threads, peak_memory
 
 # Twelve times the same 48 MB, used and freed; how often the system had to give a page.
 PROGRAM = """
@@ -43,3 +44,15 @@ def test_threads_of_batches(monkeypatch: pytest.MonkeyPatch, cores: int, process
     assert batch_threads("cpu", processes) == 1
     monkeypatch.setattr("boxtwin.hardware.on_gpu", lambda accelerator: accelerator == "cuda")
     assert batch_threads("cuda", processes) == threads
+
+
+def test_the_peak_of_the_process_grows_by_what_it_takes() -> None:
+    of, before = peak_memory()
+    if of == "gpu":
+        pytest.skip("a GPU is in use")
+    taken = np.ones(int(1.5 * before) // 8)
+    of, after = peak_memory()
+    assert of == "process"
+    assert after >= taken.nbytes > before
+    del taken
+    assert peak_memory() == ("process", after)

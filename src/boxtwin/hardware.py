@@ -6,6 +6,7 @@ import cv2
 import torch
 
 from boxtwin.errors import InputError
+from boxtwin.memory import most_resident
 
 MOST_BATCH_THREADS = 8  # each has a batch in memory: 16 colour images of 832 pixels are 133 MB
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,6 +45,17 @@ def has_bfloat16(accelerator: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False))
+
+
+def peak_memory() -> tuple[str, int]:
+    """Whose memory it is, "gpu" if this process draws there and else "process", and the most bytes that were taken.
+
+    Of a GPU it is the most since the last call, of the process the most since it began.
+    """
+    if torch.cuda.is_available() and (most := torch.cuda.max_memory_allocated()):
+        torch.cuda.reset_peak_memory_stats()
+        return "gpu", most
+    return "process", most_resident()
 
 
 def on_gpu(accelerator: str) -> bool:

@@ -69,6 +69,9 @@ def test_a_store_as_the_design_has_it(dataset: Dataset, tmp_path: Path, noise: N
     assert line.model == Model("none", None)
     assert line.seconds >= 0
     assert line.cost_usd == 0
+    assert made.peak_memory[1] > 0
+    of, most = made.peak_memory
+    assert most in [line.record[f"peak_memory_{of}"] for line in library.lines()]
     assert [box.decision for box in line.labels.boxes] == ["kept", "kept"]
     assert all(box.evidence for box in line.labels.boxes)
     written = json.loads((library.folder / "store.json").read_text())
@@ -174,6 +177,36 @@ def test_what_the_key_depends_on(dataset: Dataset, tmp_path: Path) -> None:
         key(learns=True),
     ]
     assert len(set(keys)) == len(keys)
+
+
+class InAnyFormat(Noise):
+    """Earlier versions recorded the setting of its number format, and not the format."""
+
+    def parameters(self) -> dict[str, Any]:
+        return super().parameters() | {"dtype": "float32"}
+
+    def former_parameters(self) -> dict[str, Any]:
+        return {"dtype": "auto"}
+
+
+class InAutoFormat(Noise):
+    """The earlier version of it."""
+
+    def parameters(self) -> dict[str, Any]:
+        return super().parameters() | {"dtype": "auto"}
+
+
+def test_a_store_of_an_earlier_version_is_found_and_continued(dataset: Dataset, tmp_path: Path) -> None:
+    now, before = InAnyFormat(tmp_path / "now.log"), InAutoFormat(tmp_path / "before.log")
+    fresh = open_library(dataset, tmp_path / "stores", now)
+    old = open_library(dataset, tmp_path / "stores", before)
+    old.make(dataset.samples, 1)
+    found = open_library(dataset, tmp_path / "stores", now)
+    assert found.folder == old.folder != fresh.folder
+    assert not found.missing(dataset.samples, 1)
+    update = found.make(dataset.samples, 2)
+    assert (update.made, update.existing) == (3, 3)
+    assert {line.parameters["dtype"] for line in found.lines()} == {"auto"}
 
 
 def test_a_generator_sees_the_training_images_only(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:

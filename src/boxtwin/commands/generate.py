@@ -70,6 +70,7 @@ def generate(composed: DictConfig) -> None:
         f"{', '.join(counts)}: {prepared.per_image} of each of {len(prepared.sources)} images",
         f"labels: {label_detectors.describe(prepared)}",
         f"label card: {library.folder / 'label_card.png'}",
+        *([f"peak memory: {update.peak_memory[1] / 1e9:.2f} GB of the {update.peak_memory[0]}"] if update.made else []),
         f"store: {library.folder}",
         *([f"contact sheet: {sheet}"] if sheet else []),
     ]
@@ -240,6 +241,7 @@ def _generator_of(config: BoxtwinConfig, identity: StoreIdentity, training: Sequ
             "lost from its store are brought back by generate.py without regenerate, from answers that were kept"
         )
     current = json.loads(json.dumps(recorded_parameters(generator, training)))
+    current |= {key: value for key, value in generator.former_parameters().items() if recorded.get(key) == value}
     if identity.version != (version := generator.version(training)):
         raise InputError(f"the store was made by version {identity.version} of {name}, here is version {version}")
     differing = sorted(key for key in {*current, *recorded} if current.get(key) != recorded.get(key))

@@ -33,7 +33,7 @@ _NOT_DEFINING = {
     # same, so that runs with and without it are one run: a finished one is not run again for that metric.
     "variations": ("validation",),
     "generator": (
-        *("device", "dtype", "path", "price_usd"),
+        *("device", "dtype", "load", "path", "price_usd"),
         *("timeout", "max_tries", "first_wait", "longest_wait", "give_up_after"),
     ),
     "labels": ("file", "confirmed"),
@@ -137,6 +137,9 @@ def defining_values(config: Config) -> dict[str, Any]:
         if isinstance(value, dict):
             value = {name: entry for name, entry in value.items() if name not in _NOT_DEFINING.get(key, ())}
         values[key] = value
+    load = (_plain(config.generator) or {}).get("load") or {}
+    changing = {f"load.{name}": load.get(name) for name in ("variant", "quantisation") if load.get(name)}
+    values["generator"] |= changing
     values |= {group: removed | values[group] for group, removed in REMOVED_SETTINGS.items() if group in values}
     if "_target_" in values["generator"]:
         removed = removed_settings_of(values["generator"]["_target_"])

@@ -152,16 +152,18 @@ def side_by_side(
 
 def contact_sheet(
     sources: Sequence[Sample],
-    variations: Sequence[Sequence[Sample]],
+    variations: Sequence[Sequence[Sample | None]],
     path: Path,
     classes: Sequence[str] = (),
     *,
     columns: int = 6,
+    titles: Sequence[Sequence[str]] = (),
 ) -> None:
     """Each source beside its first ``columns - 1`` variations, boxes drawn, and a row of close-ups below.
 
     Sources with few variations stand side by side, as many as ``columns`` have room for. The close-up shows the same
-    window of every picture: the one around the source's objects that holds most of them.
+    window of every picture: the one around the source's objects that holds most of them. ``titles`` replace those of
+    the variations; None leaves a place empty below its title.
     """
     across = 1 + min(columns - 1, max(len(of_source) for of_source in variations))
     beside = min(len(sources), max(1, columns // across))
@@ -173,14 +175,17 @@ def contact_sheet(
         window, (row, place) = _busiest_window(source), divmod(index, beside)
         for column, sample in enumerate([source, *of_source[: across - 1]]):
             axes = grid[2 * row : 2 * row + 2, across * place + column]
-            unused.difference_update(axes)
-            pixels = sample.read()
-            for target, view in zip(axes, (None, window), strict=True):
-                _show_truth(target, sample, pixels, named, MISSED if column else TRUE, view)
-            title = sample.name.rsplit("/", 1)[-1]
-            if sample.lineage is not None:
-                title = f"v{sample.lineage.variation:02d} {sample.lineage.generator}"
-            put(axes[0].set_title(" ", fontsize=7, loc="left"), title)
+            title = source.name.rsplit("/", 1)[-1]
+            if sample is not None:
+                unused.difference_update(axes)
+                pixels = sample.read()
+                for target, view in zip(axes, (None, window), strict=True):
+                    _show_truth(target, sample, pixels, named, MISSED if column else TRUE, view)
+                if sample.lineage is not None:
+                    title = f"v{sample.lineage.variation:02d} {sample.lineage.generator}"
+            if titles and column:
+                title = titles[index][column - 1]
+            put(axes[0].set_title(" ", fontsize=7, loc="left"), title, 48)
     for empty in unused:
         empty.set_axis_off()
     named.legend(figure, top=0.0)

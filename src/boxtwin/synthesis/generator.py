@@ -99,6 +99,13 @@ class Generator(ABC):
         settings = settings_of(self, without=("device",))
         return former | {name: value for name, value in settings.items() if (name, value) not in ADDED_SETTINGS.items()}
 
+    def former_parameters(self) -> dict[str, Json]:
+        """What stores of earlier versions recorded of the same settings instead, if it differs.
+
+        A store that is there under these is taken and continued, so that nothing is made twice.
+        """
+        return {}
+
     def model(self) -> Model | None:
         """What it draws with, once `fit` is over; None: nothing but this package."""
         return None

@@ -29,10 +29,11 @@ from boxtwin.datasets.sample import Dataset, Judgement, Lineage, Sample
 from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock, link_file, remove_leftovers, write_bytes_atomically
+from boxtwin.hardware import peak_memory
 from boxtwin.synthesis.arrays import Boxes
 from boxtwin.synthesis.fitness import unfit
 from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation
-from boxtwin.synthesis.identity import identity_of, read_identity, write_identity
+from boxtwin.synthesis.identity import UNLABELLED, identity_of, read_identity, write_identity
 from boxtwin.synthesis.manifest import (
     LEARNING,
     MANIFEST,
@@ -71,6 +72,7 @@ class StoreUpdate:
     refused: int = 0  # by the generator, in this call
     reused: int = 0  # from a store with the same pixels; not among `made`
     cost_usd: float = 0.0
+    peak_memory: tuple[str, int] = ("process", 0)  # the most of any variation, see `boxtwin.hardware.peak_memory`
 
 
 class Library:
@@ -108,10 +110,29 @@ class Library:
         self.identity = identity_of(
             generator, training, dataset=dataset.name, labels=labels, seed=seed, unlabelled=unlabelled
         )
+        former = replace(self.identity, parameters=self.identity.parameters | generator.former_parameters())
+        if (root / f"{generator.name}-{former.key}" / MANIFEST).exists():
+            self.identity = former
         self.key = self.identity.key
         self.root = root
         self.folder = root / f"{generator.name}-{self.key}"
         self.manifest = self.folder / MANIFEST
+
+    def relabelled(self, labels: Json, judge: Judge) -> Library:
+        """The store of the same pixels with labels of another kind; each reuses the other's images."""
+        unlabelled = dict(self.identity.training).get(UNLABELLED)
+        other = Library(
+            self.root,
+            self.generator,
+            self.training,
+            judge=judge,
+            labels=labels,
+            dataset=self.dataset,
+            seed=self.seed,
+            unlabelled=unlabelled,
+        )
+        other.more = self.more
+        return other
 
     def make(self, sources: Sequence[Sample], per_image: int, *, use_generator: bool = True) -> StoreUpdate:
         """Make what is missing of the first ``per_image`` variations of every source.
@@ -215,7 +236,9 @@ class Library:
                 append_line(self.folder / REFUSED, vars(refused))
                 update.refused += 1
             else:
-                self._store(outcome, now - last)
+                peak = peak_memory()
+                update.peak_memory = max(update.peak_memory, peak, key=lambda each: each[1])
+                self._store(outcome, now - last, {f"peak_memory_{peak[0]}": peak[1]})
                 update.made += 1
                 update.cost_usd += outcome.cost_usd
             last = now
@@ -231,7 +254,7 @@ class Library:
             "generator": self.generator.name,
         }
 
-    def _store(self, variation: Variation, seconds: float) -> None:
+    def _store(self, variation: Variation, seconds: float, measured: dict[str, Json]) -> None:
         source, pixels = variation.request.source, variation.pixels
         original = source.read()
         if pixels.shape != original.shape or pixels.dtype != original.dtype:
@@ -249,7 +272,7 @@ class Library:
             model=self.generator.model() or Model("none", None),
             seconds=round(seconds, 4),
             cost_usd=variation.cost_usd,
-            record=variation.record,
+            record=variation.record | measured,
             claimed=Claimed(variation.boxes.tolist(), variation.labels.tolist()),
             **self._judged(original, variation, image),
         )

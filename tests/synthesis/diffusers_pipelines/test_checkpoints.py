@@ -68,7 +68,7 @@ def test_what_is_no_checkpoint_is_refused_before_anything_is_loaded(tmp_path: Pa
 def test_a_broken_folder_is_one_message(copied: Path) -> None:
     (copied / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut off")
     with pytest.raises(InputError, match=r"copied cannot be loaded.*whole folder"):
-        Checkpoint(str(copied), None, "img2img").load("StableDiffusionPipeline", torch.device("cpu"), torch.float32)
+        Checkpoint(str(copied), None, "img2img").load("StableDiffusionPipeline", torch.float32)
     (copied / INDEX).write_text("{")
     with pytest.raises(InputError, match="cannot be loaded"):
         Checkpoint(str(copied), None, "img2img").index()
@@ -147,7 +147,7 @@ def test_an_id_in_the_cache_is_loaded_and_its_commit_known(cache: Path, tiny_pip
     checkpoint = Checkpoint("some-owner/some-model", None, "img2img")
     assert checkpoint.parameters() == {"checkpoint": "some-owner/some-model", "revision": "main"}
     assert checkpoint.model() == Model("some-owner/some-model", "main")
-    pipeline = checkpoint.load("AutoPipelineForImage2Image", torch.device("cpu"), torch.bfloat16)
+    pipeline = checkpoint.load("AutoPipelineForImage2Image", torch.bfloat16)
     assert checkpoint.model() == Model("some-owner/some-model", COMMIT)
     assert type(pipeline).__name__ == "StableDiffusionImg2ImgPipeline"
     assert pipeline.safety_checker is None

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,19 @@ class Checkpoint:
     """One checkpoint, not yet loaded: a folder that holds a ``model_index.json``, or an id such as ``owner/name``.
 
     ``revision`` is the branch, tag or commit of an id. ``asked_by`` says in messages whose setting it is. What is no
-    whole pipeline consists of ``parts``: the files and folders that are loaded from a folder. Raises InputError if
-    transformers is not installed, or the folder holds no pipeline, or lacks a part.
+    whole pipeline consists of ``parts``: the files and folders that are loaded from a folder. Of a pipeline, the
+    components ``without`` are not loaded. Raises InputError if transformers is not installed, or the folder holds no
+    pipeline, or lacks a part.
     """
 
-    def __init__(self, checkpoint: str, revision: str | None, asked_by: str, *parts: str) -> None:
+    def __init__(
+        self, checkpoint: str, revision: str | None, asked_by: str, *parts: str, without: Sequence[str] = ()
+    ) -> None:
         for package in ("diffusers", "transformers"):
             if importlib.util.find_spec(package) is None:
                 raise InputError(f"{asked_by} needs {package}: pip install 'boxtwin[pretrained]'")
-        self.name, self.revision, self.asked_by, self.parts = checkpoint, revision, asked_by, parts
+        self.name, self.revision, self.asked_by = checkpoint, revision, asked_by
+        self.parts, self.without = parts, without
         path = Path(checkpoint).expanduser()
         # Ids have one slash at most; anything else can only be a place on the disk.
         looks_like_path = path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1
@@ -88,13 +92,13 @@ class Checkpoint:
             raise InputError(f"{self.asked_by}: {self.name} is {described(kind)}; {needed}")
         return kind
 
-    def load(self, pipeline_class: str, device: torch.device, dtype: torch.dtype, **components: Any) -> Any:
+    def load(self, pipeline_class: str, dtype: torch.dtype, **components: Any) -> Any:
         """Load it with a pipeline class of diffusers, without progress bar, safety checker and watermark.
 
         Safety checkers blacken images that they wrongly classify as indecent; watermarks change pixels.
         ``components`` replace the checkpoint's own; None omits one. InputError if missing, damaged or of another kind.
         """
-        index = self.index()
+        index, components = self.index(), dict.fromkeys(self.without) | components
         if "safety_checker" in index:
             components |= {"safety_checker": None, "requires_safety_checker": False}
         with self.errors(f"; it is {described(index['_class_name'])}"), ExitStack() as afterwards:
@@ -110,7 +114,12 @@ class Checkpoint:
         if getattr(pipeline, "watermark", None) is not None:
             pipeline.watermark = None
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline.to(device)
+        return pipeline
+
+    def load_model(self, model_class: Any, dtype: torch.dtype, **where: str) -> Any:
+        """Load a single model of it, with its class."""
+        with self.errors():
+            return model_class.from_pretrained(self.place, revision=self.revision or "main", dtype=dtype, **where)
 
     @contextmanager
     def errors(self, known: str = "") -> Iterator[None]:

@@ -47,26 +47,24 @@ class UnCLIP(PipelineGenerator):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.name, self, noise_level=0)
-        self._others["prior"] = self._prior_checkpoint = self._other("prior") if self.prior else None
-        self._prior: Any = None
+        unused = ("prior", "text_encoder", "tokenizer", "scheduler")
+        self._others["prior"] = self._other("prior", without=unused) if self.prior else None
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        if self._checkpoint.check_kind(*self.kinds).startswith("StableUnCLIP"):
-            if self._prior_checkpoint:
-                raise InputError(f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior (prior=null)")
-            pipeline = self._checkpoint.load("StableUnCLIPImg2ImgPipeline", self._device, dtype, **components)
-            if self.noise_level > (most := pipeline.image_noising_scheduler.config.num_train_timesteps - 1):
-                raise InputError(f"{self.name}: noise_level is {most} at most, got {self.noise_level}")
-            return pipeline
-        if not self._prior_checkpoint:
+        stable = self._checkpoint.check_kind(*self.kinds).startswith("StableUnCLIP")
+        if stable and self.prior:
+            raise InputError(f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior (prior=null)")
+        if not stable and not self.prior:
             cure = "say prior=kandinsky-community/kandinsky-2-2-prior, or a folder"
             raise InputError(f"{self.name}: {self.checkpoint} is Kandinsky's decoder, which needs its prior: {cure}")
-        if self.noise_level:
+        if not stable and self.noise_level:
             raise InputError(f"{self.name}: Kandinsky has no noise_level; say noise_level=0")
-        kind = self._prior_checkpoint.check_kind(PRIORS["unclip"])
-        unused = dict.fromkeys(("prior", "text_encoder", "tokenizer", "scheduler"))
-        self._prior = self._prior_checkpoint.load(kind, self._device, dtype, **unused)
-        return self._checkpoint.load("KandinskyV22Pipeline", self._device, dtype, **components)
+        self._prior = self._load_prior(PRIORS["unclip"], dtype)
+        self.pipeline_class = "StableUnCLIPImg2ImgPipeline" if stable else "KandinskyV22Pipeline"  # type: ignore[misc]
+        pipeline = super()._load_published(dtype, **components)
+        if stable and self.noise_level > (most := pipeline.image_noising_scheduler.config.num_train_timesteps - 1):
+            raise InputError(f"{self.name}: noise_level is {most} at most, got {self.noise_level}")
+        return pipeline
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         if self._prior is None:
@@ -90,17 +88,17 @@ class Redux(PipelineGenerator):
     boxes = "none"
     kinds = ("FluxPipeline",)
 
+    # No text is encoded: its encoders, most of the memory beside the transformer, are not loaded.
+    without = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._prior_checkpoint = self._other("prior")
+        self._other("prior", without=self.without)
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         self._checkpoint.check_kind(*self.kinds)
-        kind = self._prior_checkpoint.check_kind(PRIORS["redux"])
-        # No text is encoded: its encoders, most of the memory beside the transformer, are not loaded.
-        unused: dict[str, Any] = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-        self._prior: Any = self._prior_checkpoint.load(kind, self._device, dtype, **unused)
-        return super()._load_published(dtype, **(unused | components))
+        self._prior = self._load_prior(PRIORS["redux"], dtype)
+        return super()._load_published(dtype, **components)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         prior, sizes = self._prior, self._pipeline.transformer.config
@@ -141,12 +139,12 @@ class IPAdapter(PipelineGenerator):
 
         self._checkpoint.check_kind(*self.kinds)
         self._adapter.index("AutoModel", subfolder=self.image_encoder)  # now its commit is known
-        place, revision = self._adapter.place, self.adapter_revision or "main"
-        with self._adapter.errors():  # diffusers itself would load the encoder of the main branch
-            encoder = Encoder.from_pretrained(place, subfolder=self.image_encoder, revision=revision, dtype=dtype)
+        # Diffusers itself would load the encoder of the main branch.
+        encoder = self._adapter.load_model(Encoder, dtype, subfolder=self.image_encoder)
         pipeline = super()._load_published(dtype, image_encoder=encoder, **components)
         with self._adapter.errors():
-            pipeline.load_ip_adapter(place, subfolder="", weight_name=self.weights, revision=revision)
+            where = {"subfolder": "", "weight_name": self.weights, "revision": self.adapter_revision or "main"}
+            pipeline.load_ip_adapter(self._adapter.place, **where)
         pipeline.set_ip_adapter_scale(self.scale)
         return pipeline
 
@@ -157,7 +155,7 @@ class IPAdapter(PipelineGenerator):
         seen = as_clip_sees(squares, pipeline.feature_extractor, True)
         # Small adapters use the embedding, "plus" adapters the output of the encoder's second-to-last layer.
         (layer,) = pipeline.unet.encoder_hid_proj.image_projection_layers
-        seen, unseen = pipeline.encode_image(seen, pipeline.device, 1, not isinstance(layer, ImageProjection))
+        seen, unseen = pipeline.encode_image(seen, self._device, 1, not isinstance(layer, ImageProjection))
         embedded = torch.cat([unseen, seen] if self.guidance_scale > 1 else [seen])[:, None]
         start = {} if self.strength is None else {"image": squares, "strength": self.strength}
         return {"prompt": [""] * len(squares), "ip_adapter_image_embeds": [embedded], **start}

@@ -18,7 +18,7 @@ from boxtwin.synthesis.blending import blend_outside_boxes
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import accepts, related
 from boxtwin.synthesis.diffusers_pipelines.finetune import FinetuneSettings, Repaint, add_learnt, finetune, with_token
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, as_pictures, check_strength
-from boxtwin.synthesis.generator import Json, Model, Request, check_settings, settings_of
+from boxtwin.synthesis.generator import Json, Model, Request, check_settings
 
 
 @dataclass(kw_only=True, eq=False)
@@ -34,15 +34,17 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
         check_strength(self.name, self.strength, self.steps)
         self.check(self.name)
         self.learns = self.finetune is not None
+        if self.learns and self.loading.quantisation:
+            raise InputError(f"{self.name}: finetune={self.finetune} cannot be combined with load.quantisation")
         self._learnt: Path | None = None
         # Of inpainting models: the pixels that they are to paint, and what these depend on.
         self._to_repaint: Repaint | None = None
         self._repaint_identity: dict[str, Json] = {}
 
     def parameters(self) -> dict[str, Json]:
-        unused = (*(entry.name for entry in fields(FinetuneSettings)), "device")
-        settings = settings_of(self, without=unused) | self._checkpoint.parameters()
-        return settings | self.finetune_parameters() | {"prompt": self.prompt}
+        learning = {entry.name for entry in fields(FinetuneSettings)} - {"prompt"}
+        settings = {name: value for name, value in super().parameters().items() if name not in learning}
+        return settings | self.finetune_parameters()
 
     def model(self) -> Model | None:
         """The checkpoint; fine-tuned, its revision is followed by the name of what was learnt."""
@@ -52,16 +54,16 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
         return Model(model.id, f"{model.revision}+{self._learnt.parent.name}")
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:
-        dtype = self._compute_dtype
+        dtype = self.compute_dtype
         if self.learns:
 
             def load() -> tuple[Any, int]:
-                pipeline = self._load_published(torch.float32)  # small steps of weights need it
+                pipeline = self._load_published(torch.float32).to(self._device)  # small steps of weights need it
                 return pipeline, self._choose_side(pipeline)
 
             self._checkpoint.index()  # now its commit is known
             identity = self._checkpoint.parameters() | {"revision": self._checkpoint.model().revision}
-            identity |= {**self._repaint_identity, "tile": self.tile, "dtype": self.dtype}
+            identity |= {**self._repaint_identity, "tile": self.tile, "dtype": self._dtype_name}
             self._learnt = finetune(
                 self, self.name, training, folder, identity=identity, dtype=dtype, load=load, repaint=self._to_repaint
             )

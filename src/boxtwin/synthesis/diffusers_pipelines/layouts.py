@@ -57,10 +57,7 @@ class ControlNet(PipelineGenerator):
 
         self._checkpoint.check_kind(*self.kinds)
         self._net.check_kind("ControlNetModel", of="AutoModel")
-        with self._net.errors():
-            net = ControlNetModel.from_pretrained(  # type: ignore[no-untyped-call]
-                self._net.place, revision=self.controlnet_revision, dtype=dtype
-            )
+        net = self._net.load_model(ControlNetModel, dtype)
         pipeline = super()._load_published(dtype, controlnet=net, **components)
         if net.config.cross_attention_dim != pipeline.unet.config.cross_attention_dim:
             made = f"{self.controlnet} was made for another network than that of {self.checkpoint}"

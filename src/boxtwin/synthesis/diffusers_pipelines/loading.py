@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from boxtwin.errors import InputError
 from boxtwin.hardware import choose_device, choose_dtype
 from boxtwin.synthesis.arrays import as_pixels, planes_of
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint, accepts
+from boxtwin.synthesis.diffusers_pipelines.settings import LoadSettings
 from boxtwin.synthesis.generator import Generator, Json, Model, Request, Variation, check_settings, settings_of
 from boxtwin.synthesis.tiling import Tile, draw_in_tiles, tile_seed
 
@@ -47,9 +48,11 @@ class PipelineGenerator(Generator):
     batch_size: int  # squares of one image that are drawn at once
     device: str  # "auto" takes a CUDA device if there is one
     dtype: str  # "auto" takes bfloat16 if the hardware computes in it, else float16 on GPUs and float32 on CPUs
+    load: dict[str, Any] = field(default_factory=dict)  # see `LoadSettings`
 
     kinds: ClassVar[tuple[str, ...]] = ()  # classes of the checkpoints that fit; none: all that `pipeline_class` loads
     pipeline_class: ClassVar[str | None] = None  # of diffusers; None: the checkpoint's own
+    without: ClassVar[tuple[str, ...]] = ()  # components of the checkpoint that are not loaded
     one_by_one: ClassVar[bool] = False  # whether a call of the pipeline draws one square
 
     def __post_init__(self) -> None:
@@ -58,10 +61,13 @@ class PipelineGenerator(Generator):
             raise InputError(f"{self.name}: tile is at least {least} (8, and twice the overlap), got {self.tile}")
         if self.one_by_one and self.batch_size != 1:
             raise InputError(f"{self.name} draws one square at a time: say batch_size=1, not {self.batch_size}")
-        self._checkpoint = Checkpoint(self.checkpoint, self.revision, self.name)
+        self._checkpoint = Checkpoint(self.checkpoint, self.revision, self.name, without=self.without)
         self._others: dict[str, Checkpoint | None] = {}  # further ones, by the setting that names them
         self._device = choose_device(self.device, self.name)
-        self._compute_dtype = choose_dtype(self.dtype, self._device, self.name)
+        self.compute_dtype = choose_dtype(self.dtype, self._device, self.name)
+        self._dtype_name = str(self.compute_dtype).removeprefix("torch.")
+        self.loading = LoadSettings(**self.load)
+        self.loading.check(self.name, self._device)
         self._pipeline: Any = None
         self._side = 0
 
@@ -69,10 +75,19 @@ class PipelineGenerator(Generator):
         """2 of images of 16 bit, whose black and full-scale values are measured; before, all of it was shown."""
         return 2 if any(sample.bits > 8 for sample in training) else 1
 
+    @property
+    def checkpoints(self) -> dict[str, Checkpoint | None]:
+        """All that it draws with, by the settings that name them."""
+        return {"checkpoint": self._checkpoint, **self._others}
+
     def parameters(self) -> dict[str, Json]:
-        unused = ("device", *(f"{setting}_revision" for setting in self._others))
+        unused = ("device", "load", *(f"{setting}_revision" for setting in self._others))
         others = {name: other.parameters() if other else None for name, other in self._others.items()}
-        return settings_of(self, without=unused) | self._checkpoint.parameters() | others
+        loaded = {"dtype": self._dtype_name, **self.loading.parameters()}
+        return settings_of(self, without=unused) | self._checkpoint.parameters() | others | loaded
+
+    def former_parameters(self) -> dict[str, Json]:
+        return {"dtype": "auto"} if self.dtype == "auto" else {}
 
     def model(self) -> Model | None:
         """The checkpoint: id and commit, or folder and hash of its content; then commits or hashes of further ones."""
@@ -91,7 +106,7 @@ class PipelineGenerator(Generator):
                 cure = 'set "skip_prk_steps": true in a copy of its scheduler/scheduler_config.json'
                 raise InputError(f"{self.name}: {self.checkpoint} has a scheduler that ignores strength; {cure}")
             self._side = self._choose_side(pipeline)
-            self._pipeline = pipeline
+            self._pipeline = self.loading.place(pipeline, self._device)
 
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:
         if self._pipeline is None:
@@ -100,22 +115,29 @@ class PipelineGenerator(Generator):
             source, pixels = request.source, request.source.read()
             varied = self._vary_one(request, pixels)
             known = len(source.object_boxes) if self.boxes != "none" else 0
-            yield Variation(request, varied, source.object_boxes[:known], source.object_labels[:known])
+            boxes, labels = source.object_boxes[:known], source.object_labels[:known]
+            yield Variation(request, varied, boxes, labels, record={"dtype": self._dtype_name})
 
-    def _other(self, setting: str, *parts: str) -> Checkpoint:
-        """The checkpoint that a setting names; see `Checkpoint` for ``parts``."""
-        revision = getattr(self, f"{setting}_revision")
-        self._others[setting] = other = Checkpoint(getattr(self, setting), revision, f"{self.name}, {setting}", *parts)
+    def _other(self, setting: str, *parts: str, without: Sequence[str] = ()) -> Checkpoint:
+        """The checkpoint that a setting names; see `Checkpoint` for the rest."""
+        place, revision = getattr(self, setting), getattr(self, f"{setting}_revision")
+        self._others[setting] = other = Checkpoint(place, revision, f"{self.name}, {setting}", *parts, without=without)
         return other
+
+    def _load_prior(self, kind: str, dtype: torch.dtype) -> Any:
+        """The pipeline of a class that the setting `prior` names, on the device; None if it names none."""
+        prior = self._others["prior"]
+        return prior.load(prior.check_kind(kind), dtype).to(self._device) if prior else None
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, most learn nothing
         """The pipeline."""
-        return self._load_published(self._compute_dtype)
+        return self._load_published(self.compute_dtype)
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         """The pipeline as it was published, with ``components`` in place of its own."""
         kind = self._checkpoint.check_kind(*self.kinds)
-        return self._checkpoint.load(self.pipeline_class or kind, self._device, dtype, **components)
+        components |= self.loading.components(self._checkpoint, dtype)
+        return self._checkpoint.load(self.pipeline_class or kind, dtype, **components)
 
     @abstractmethod
     def _inputs(self, squares: Squares) -> dict[str, Any]:
@@ -140,8 +162,8 @@ class PipelineGenerator(Generator):
             drawn = np.asarray(output.images)
             if not np.isfinite(drawn).all():  # float16 ends at 65504, and some autoencoders go beyond
                 raise InputError(
-                    f"{self.name}: {self.checkpoint} made values that are no numbers, computing in "
-                    f"{str(self._compute_dtype).removeprefix('torch.')}; try dtype=bfloat16 or dtype=float32"
+                    f"{self.name}: {self.checkpoint} made values that are no numbers, computing in {self._dtype_name}; "
+                    "try dtype=bfloat16 or dtype=float32"
                 )
             return list(drawn)
 
