@@ -197,8 +197,7 @@ def test_a_sampler_with_a_memory_forgets_between_images(tmp_path: Path, tiny_pip
 
 
 @pytest.mark.parametrize(
-    ("dtype", "scale", "images"),
-    [("float16", 3e4, 3), ("bfloat16", 1e30, 3), ("float32", 1e30, 3), ("float32", 1e30, 6)],
+    ("dtype", "scale", "images"), [("float16", 1e5, 3), ("bfloat16", 1e30, 3), ("float32", 1e30, 6)]
 )
 def test_values_that_are_no_numbers_are_refused_and_recorded(
     make_coco: MakeCoco, tmp_path: Path, tiny_pipeline: TinyPipeline, dtype: str, scale: float, images: int
