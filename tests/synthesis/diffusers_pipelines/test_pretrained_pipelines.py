@@ -237,6 +237,7 @@ def test_objects_stay_to_the_last_bit_and_the_rest_is_painted(
     generator = make(kind, tiny_pipeline)
     generator.fit([], tmp_path)
     (variation,) = generator.vary([Request(sample, 1, 0)])
+    assert isinstance(variation, Variation)
     source, inside = read_image(sample.path), np.zeros(shape[:2], dtype=bool)
     for x1, y1, x2, y2 in boxes:
         inside[y1:y2, x1:x2] = True
