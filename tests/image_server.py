@@ -49,6 +49,8 @@ class Record:
     plan: list[str | None] = field(default_factory=list)
     always: str | None = None  # the fault of all requests that the plan says nothing of
     refuse: str | None = None  # sha256 of an image that moderation does not like
+    unknown: str | None = None  # a field that it does not take
+    schema: bool = False  # whether it says so as servers of FastAPI do
     retry_after: str = "0"
     delay: float = 0.0
     requests: list[dict[str, Any]] = field(default_factory=list)  # complete ones only
@@ -111,6 +113,13 @@ class _Handler(BaseHTTPRequestHandler):
             error = {"message": message.format(key=key), "type": "some_error", "code": code}
             error["param"] = "model" if fault == "retired" else None
             self._send(status, json.dumps({"error": error}).encode())
+        elif record.unknown in fields and record.schema:
+            detail = [{"type": "extra_forbidden", "loc": ["body", record.unknown], "msg": "Extra inputs"}]
+            self._send(422, json.dumps({"detail": detail}).encode())
+        elif record.unknown in fields:
+            error = {"message": f"Unknown parameter: '{record.unknown}'.", "type": "invalid_request_error"}
+            error |= {"param": record.unknown, "code": "unknown_parameter"}
+            self._send(400, json.dumps({"error": error}).encode())
         elif not key:
             self._send(401, b'{"error": {"message": "no key"}}')
         elif complaint := self._complaint(fields, image):
@@ -153,9 +162,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_image(self, fields: dict[str, Any], image: bytes, number: int, fault: str | None) -> None:
         pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
         assert pixels is not None
-        side = int(fields["size"].split("x")[0])
+        side = int(fields.get("size", "1024x1024").split("x")[0])
         made = 255 - cv2.resize(pixels, (side, side))[:, ::-1]
         made[0, 0] = number % 256  # no two answers are the same
+        if fault == "black":
+            made[:] = 0
         if fault == "oblong":
             made = made[: side // 2]
         if fault == "half size":

@@ -130,6 +130,15 @@ def test_calls_that_cost_wait_for_a_yes_and_a_budget(
         generate(composed(*remote(server), "variations=3", "generator.price_usd=0.0"))
 
 
+def test_a_price_that_is_not_known_is_asked_for(composed: Composed, server: Record) -> None:
+    edit = ("generator=openai_edit", f"generator.base_url={server.url}", "variations=1", "budget=9", "confirm=true")
+    with pytest.raises(InputError, match=r"not known: say generator\.price_usd=USD.*nothing was made"):
+        generate(composed(*edit))
+    assert server.requests == []
+    with pytest.raises(InputError, match=r"about 10\.00 USD, which is over budget=9"):
+        generate(composed(*edit, "generator.price_usd=1.0"))
+
+
 def test_the_command_for_the_variations_of_a_pretraining(composed: Composed, server: Record) -> None:
     typed = (*remote(server), "pretraining=variations", "pretraining.per_image=3", "variations=0")
     run = variations_run(prepare(to_object(composed(*typed, script="config"), BoxtwinConfig)))

@@ -14,7 +14,7 @@ from boxtwin.synthesis.diffusers_pipelines.image_variations import IPAdapter, Re
 from boxtwin.synthesis.diffusers_pipelines.img2img import Img2Img, InpaintPretrained
 from boxtwin.synthesis.diffusers_pipelines.layouts import GLIGEN, ControlNet
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
-from boxtwin.synthesis.generator import Request
+from boxtwin.synthesis.generator import Request, Variation
 from boxtwin.synthesis.tiling import tile_seed
 
 ALL: dict[str, Any] = {
@@ -125,4 +125,5 @@ def make_source(folder: Path, name: str, *shape_dtype_boxes: Any, **settings: An
 
 def pixels_of(generator: PipelineGenerator, *requests: Request) -> list[np.ndarray]:
     """What a generator makes."""
-    return [variation.pixels for variation in generator.vary(requests)]
+    made = list(generator.vary(requests))
+    return [variation.pixels for variation in made if isinstance(variation, Variation)]

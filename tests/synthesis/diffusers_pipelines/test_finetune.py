@@ -1,3 +1,5 @@
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,18 +9,20 @@ import pytest
 import torch
 from pipeline_generators import make, make_source, pixels_of
 from safetensors.torch import load_file
+from tiny_img2img import save_sd3
+from written_samples import write_sample
 
-from boxtwin.datasets.image_io import read_image, write_png
+from boxtwin.datasets.image_io import write_png
 from boxtwin.errors import InputError
 from boxtwin.synthesis import training
-from boxtwin.synthesis.arrays import box_pixels
-from boxtwin.synthesis.diffusers_pipelines import finetune
-from boxtwin.synthesis.diffusers_pipelines.finetune import TOKEN, Crops, FinetuneSettings, TrainablePipeline
+from boxtwin.synthesis.diffusers_pipelines.finetune import TOKEN, FinetuneSettings, TrainablePipeline
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, levels_of
 from boxtwin.synthesis.generator import Request
-from boxtwin.synthesis.training import STATE_FILE, WEIGHTS_FILE
+from boxtwin.synthesis.training import LOSSES_FILE, STATE_FILE, WEIGHTS_FILE, Crops, HeldOut, train_steps
 from boxtwin.weights import save_state
 
+QUICK: dict[str, Any] = {"steps": 1, "learning_rate": 1.0}
+SQUARE: dict[str, Any] = {"height": 32, "width": 32, "output_type": "latent"}
 TinyPipeline = Callable[[str], Path]
 
 
@@ -42,34 +46,111 @@ def settings(kind: str, *, prompt: str, **changes: Any) -> FinetuneSettings:
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "kind", "learning_rate"),
+    ("checkpoint", "how", "learning_rate", "fall"),
     [
-        ("stable_diffusion", "lora", 3e-2),
-        ("stable_diffusion", "textual_inversion", 0.5),
-        ("inpainting", "lora", 3e-2),
+        ("stable_diffusion", "lora", 3e-2, 0.02),
+        ("stable_diffusion", "textual_inversion", 0.5, 0.0005),
+        ("inpainting", "lora", 3e-2, 0.02),
+        ("stable_diffusion_xl", "lora", 3e-2, 0.02),
+        ("stable_diffusion_xl", "textual_inversion", 0.5, 0.0005),
+        ("flux", "lora", 3e-2, 0.02),
+        ("sd3", "lora", 3e-2, 0.02),
     ],
 )
-def test_learning_lowers_the_error(
-    tmp_path: Path, tiny_pipeline: TinyPipeline, pipeline: str, kind: str, learning_rate: float
+def test_every_family_learns_and_draws_with_what_it_has_learnt(
+    tmp_path: Path, tiny_pipeline: TinyPipeline, checkpoint: str, how: str, learning_rate: float, fall: float
 ) -> None:
-    from diffusers import DiffusionPipeline
+    if checkpoint == "sd3":
+        save_sd3(folder := tmp_path / "sd3")
+    else:
+        folder = tiny_pipeline(checkpoint)
+    kind = "inpaint" if checkpoint == "inpainting" else "img2img"
+    samples = [make_source(tmp_path, f"{name}.png", (40, 50)) for name in "abc"]
+    tile = {"tile": 32, "checkpoint": str(folder), "prompt": "a ship"}
+    plain = fitted(tiny_pipeline, tmp_path, samples, kind, **tile)
+    learning = {"finetune": how, "finetune_steps": 30, "finetune_learning_rate": learning_rate}
+    generator = fitted(tiny_pipeline, tmp_path / "models", samples, kind, **tile, **learning)
+    losses = json.loads((learnt_in(tmp_path / "models") / LOSSES_FILE).read_text())
+    assert losses["steps"] == list(range(0, 31, 3))
+    assert losses["held_out"] == "a.png"
+    assert losses["learnt_images"][-1] < losses["learnt_images"][0] - fall
+    request = Request(samples[0], 1, 0)
+    assert (pixels_of(generator, request)[0] != pixels_of(plain, request)[0]).any()
+    weights = load_file(learnt_in(tmp_path / "models") / WEIGHTS_FILE)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
 
-    sample = make_source(tmp_path, "a.png", (40, 50))
-    how = settings(kind, steps=30, learning_rate=learning_rate, prompt="a ship")
-    crops = Crops([sample], 32, lambda boxes, height, width: ~box_pixels(boxes, height, width))
-    loaded = DiffusionPipeline.from_pretrained(tiny_pipeline(pipeline), safety_checker=None)  # type: ignore[no-untyped-call]
-    trainable = TrainablePipeline(loaded, how, "img2img", crops, torch.float32)
 
-    def error() -> float:
-        with torch.no_grad():
-            rng = torch.Generator().manual_seed(5)
-            return float(np.mean([float(trainable.loss(4, rng)) for _ in range(6)]))
+@pytest.mark.parametrize("checkpoint", ["stable_diffusion", "stable_diffusion_xl", "flux"])
+def test_the_error_is_that_of_the_latents_that_the_pipeline_noises(
+    tmp_path: Path, tiny_pipeline: TinyPipeline, checkpoint: str
+) -> None:
+    """One call of the network within the pipeline, and one within the learning: equal for equal latents and times."""
+    generator = make("img2img", tiny_pipeline, checkpoint=str(tiny_pipeline(checkpoint)), tile=32, prompt="a ship")
+    generator.fit([], tmp_path)
+    pipeline = generator._pipeline
+    trainable = TrainablePipeline(pipeline, settings("lora", prompt="a ship", **QUICK), "img2img", 32, torch.float32)
+    told: list[dict[str, Any]] = []
+    hook = trainable.network.register_forward_pre_hook(
+        lambda _, given, named: told.append({**named, "given": given}), with_kwargs=True
+    )
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pipeline(prompt=["a ship"], image=picture, strength=1.0, num_inference_steps=1, guidance_scale=1.0, **SQUARE)
+    crops = Crops([make_source(tmp_path, "a.png", (32, 32))], 32, None)
+    trainable.loss(1, torch.Generator().manual_seed(0), crops)
+    hook.remove()
+    theirs, ours = told
+    for name in ("encoder_hidden_states", "pooled_projections", "txt_ids", "img_ids", "guidance", "added_cond_kwargs"):
+        mine, other = ours.get(name), theirs.get(name)
+        for one, two in zip(*((x.values() if isinstance(x, dict) else [x]) for x in (mine, other)), strict=True):
+            torch.testing.assert_close(one, two, msg=name)
+    latents = [call.get("hidden_states", call.get("sample", (*call["given"], None)[0])) for call in told]
+    assert latents[0].shape == latents[1].shape
+    if checkpoint == "flux":  # times from 0 to 1
+        assert 0 < float(ours["timestep"]) < 1 == float(theirs["timestep"])
 
-    before = error()
-    finetune.train(trainable, how, tmp_path, "digest", "learning")
-    assert error() < before - {"lora": 0.02, "textual_inversion": 0.0005}[kind]
-    (file,) = tmp_path.glob(WEIGHTS_FILE)
-    assert all(tensor.isfinite().all() for tensor in load_file(file).values())
+
+@pytest.mark.parametrize(
+    ("start", "held_out", "cure"),
+    [(0.0, 100, r"finetune_steps=(9|12|15)"), (0.5, 0, "finetune=null"), (0.0, 220, None)],
+)
+def test_a_model_that_memorises_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, start: float, held_out: int, cure: str | None
+) -> None:
+    """A model of one level learns an image of 220: it passes an image of 100, and leaves one of 0 from the start."""
+    caplog.set_level("INFO")
+    pixels = np.tile(np.arange(256, dtype=np.uint8), (256, 1))  # an image has its own full scale
+    samples = [write_sample(tmp_path, f"{level}.png", pixels, ()) for level in (220, held_out)]
+    learnt, other = (Crops([sample], 256, None) for sample in samples)
+    for crops, grey in ((learnt, 220), (other, held_out)):
+        crops._images[0][:] = grey / 255
+    level = torch.nn.Parameter(torch.tensor(start))
+
+    def loss(count: int, rng: torch.Generator, crops: Crops) -> torch.Tensor:
+        return (crops.draw(count, rng)[0] - level).square().mean()
+
+    losses, rng = HeldOut(loss, learnt, other, 30), torch.Generator().manual_seed(0)
+    train_steps(
+        [level],
+        lambda: loss(1, rng, learnt),
+        steps=30,
+        learning_rate=0.04,
+        rng=rng,
+        folder=tmp_path,
+        identity="",
+        state={},
+        description="learning",
+        after_step=losses.measure,
+    )
+    losses.tell("a model", tmp_path)
+    written = json.loads((tmp_path / LOSSES_FILE).read_text())
+    assert written["held_out"] == samples[1].name
+    assert written["learnt_images"][-1] < written["learnt_images"][0] / 4
+    (record,) = (record for record in caplog.records if "loss of learnt images" in record.getMessage())
+    if cure is None:
+        assert record.levelname == "INFO"
+    else:
+        assert record.levelname == "WARNING"
+        assert re.search(f"It memorises.*generator\\.{cure}, a lower", record.getMessage())
 
 
 @pytest.mark.parametrize(("kind", "how"), [("img2img", "lora"), ("inpaint", "textual_inversion")])
@@ -118,8 +199,8 @@ class KilledError(Exception):
 def test_learning_that_was_killed_continues_as_if_nothing_had_happened(
     tmp_path: Path, tiny_pipeline: TinyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample = make_source(tmp_path, "a.png", (40, 50))
-    fitted(tiny_pipeline, tmp_path / "whole", [sample], finetune="lora")
+    samples = [make_source(tmp_path, f"{name}.png", (40, 50)) for name in "ab"]
+    fitted(tiny_pipeline, tmp_path / "whole", samples, finetune="lora")
     monkeypatch.setattr(training, "SECONDS_BETWEEN_SAVES", 0.0)
 
     def save_then_die(state: dict[str, Any], file: Path) -> None:
@@ -129,16 +210,19 @@ def test_learning_that_was_killed_continues_as_if_nothing_had_happened(
 
     monkeypatch.setattr(training, "save_state", save_then_die)
     with pytest.raises(KilledError):
-        fitted(tiny_pipeline, tmp_path / "cut", [sample], finetune="lora")
+        fitted(tiny_pipeline, tmp_path / "cut", samples, finetune="lora")
     home = learnt_in(tmp_path / "cut")
     assert (home / STATE_FILE).exists()
     assert not (home / WEIGHTS_FILE).exists()
-    fitted(tiny_pipeline, tmp_path / "cut", [sample], finetune="lora")
+    fitted(tiny_pipeline, tmp_path / "cut", samples, finetune="lora")
     assert not (home / STATE_FILE).exists()
     whole, cut = load_file(learnt_in(tmp_path / "whole") / WEIGHTS_FILE), load_file(home / WEIGHTS_FILE)
     assert whole.keys() == cut.keys()
     for name in whole:
         assert torch.equal(whole[name], cut[name]), name
+    whole_losses, losses = (next((tmp_path / name).glob(f"*/{LOSSES_FILE}")) for name in ("whole", "cut"))
+    assert losses.read_text() == whole_losses.read_text()
+    assert 0 not in json.loads(losses.read_text())["held_out_image"]
 
 
 @pytest.mark.parametrize("how", ["lora", "textual_inversion"])
@@ -200,10 +284,10 @@ def test_what_cannot_be_learnt_is_said(tmp_path: Path, tiny_pipeline: TinyPipeli
     for setting, value in (("finetune_steps", 0), ("finetune_learning_rate", 0.0)):
         with pytest.raises(InputError, match=setting):
             make("img2img", tiny_pipeline, finetune="lora", **{setting: value})
-    sample = make_source(tmp_path, "a.png")
-    how = settings("lora", steps=1, learning_rate=1.0, prompt="")
-    folder = tiny_pipeline("image_variation")
-    other = DiffusionPipeline.from_pretrained(folder, safety_checker=None)  # type: ignore[no-untyped-call]
-    with pytest.raises(InputError, match="cannot be fine-tuned"):
-        TrainablePipeline(other, how, "img2img", Crops([sample], 32, None), torch.float32)
-    assert read_image(sample.path).shape == (32, 32)
+    for folder, how, message in (
+        ("image_variation", "lora", "cannot be fine-tuned here with finetune=lora, only .*FLUX"),
+        ("flux", "textual_inversion", "only Stable Diffusion 1, 2 and XL; finetune=lora takes more"),
+    ):
+        loaded = DiffusionPipeline.from_pretrained(tiny_pipeline(folder))  # type: ignore[no-untyped-call]
+        with pytest.raises(InputError, match=message):
+            TrainablePipeline(loaded, settings(how, prompt="", **QUICK), "img2img", 32, torch.float32)

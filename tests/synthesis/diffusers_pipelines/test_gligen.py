@@ -1,3 +1,5 @@
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from pipeline_generators import call_of_first_square, make, make_source, pixels_of
 
 from boxtwin.errors import InputError
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX
 from boxtwin.synthesis.generator import Refused, Request
 from boxtwin.synthesis.tiling import tile_seed
 
@@ -88,3 +91,18 @@ def test_a_class_without_a_phrase_is_refused_by_name(tmp_path: Path, tiny_pipeli
     sample = make_source(tmp_path, "a.png", boxes=((0, 0, 5, 5), (8, 8, 15, 15)))
     with pytest.raises(InputError, match=r"class 2 of a.png has no phrase"):
         pixels_of(generator, Request(sample, 1, 0))
+
+
+def test_the_network_tells_what_a_checkpoint_is(tmp_path: Path, tiny_pipeline: TinyPipeline) -> None:
+    """The published checkpoint's index names Stable Diffusion, whose own checkpoints have no gates for boxes."""
+    folder = Path(shutil.copytree(tiny_pipeline("gligen"), tmp_path / "published"))
+    index = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps({**index, "_class_name": "StableDiffusionPipeline"}))
+    made = []
+    for checkpoint in (folder, tiny_pipeline("gligen")):
+        generator = make("gligen", tiny_pipeline, checkpoint=str(checkpoint))
+        generator.fit([], tmp_path)
+        made += pixels_of(generator, Request(make_source(tmp_path, "a.png"), 1, 0))
+    np.testing.assert_array_equal(made[0], made[1])
+    with pytest.raises(InputError, match="takes no boxes; choose a checkpoint of GLIGEN"):
+        make("gligen", tiny_pipeline, checkpoint=str(tiny_pipeline("stable_diffusion"))).fit([], tmp_path)

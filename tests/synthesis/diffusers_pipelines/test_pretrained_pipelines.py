@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import MakeCoco
 from omegaconf import OmegaConf
 from pipeline_generators import KINDS, call_of_first_square, make, make_source, pixels_of
 from safetensors.torch import load_file, save_file
@@ -16,9 +17,11 @@ from written_samples import bright_boxes
 
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
+from boxtwin.labels.carry import Carry
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
-from boxtwin.synthesis.generator import Generator, Request
+from boxtwin.synthesis.generator import Generator, Request, Variation
+from boxtwin.synthesis.store import Library
 from boxtwin.synthesis.tiling import tile_seed
 
 TinyPipeline = Callable[[str], Path]
@@ -49,6 +52,7 @@ def test_a_variation_has_size_channels_and_depth_of_its_source(
     boxes = ((8, 9, 18, 15),) if shape[0] > 3 else ()
     sample = make_source(tmp_path, "a.png", shape, dtype, boxes)
     (variation,) = fitted.vary([Request(sample, 1, 7)])
+    assert isinstance(variation, Variation)
     source = read_image(sample.path)
     assert variation.pixels.shape == source.shape
     assert variation.pixels.dtype == source.dtype
@@ -192,16 +196,35 @@ def test_a_sampler_with_a_memory_forgets_between_images(tmp_path: Path, tiny_pip
     np.testing.assert_array_equal(after, alone)
 
 
-def test_values_that_are_no_numbers_are_no_image(tmp_path: Path, tiny_pipeline: TinyPipeline) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "scale", "images"), [("float16", 1e5, 3), ("bfloat16", 1e30, 3), ("float32", 1e30, 6)]
+)
+def test_values_that_are_no_numbers_are_refused_and_recorded(
+    make_coco: MakeCoco, tmp_path: Path, tiny_pipeline: TinyPipeline, dtype: str, scale: float, images: int
+) -> None:
+    """An autoencoder whose values grow beyond what the type holds, as published ones do in float16."""
     folder = Path(shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "broken"))
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
-    tensors["decoder.conv_out.bias"][0] = float("nan")
+    for name in ("decoder.conv_in.weight", "decoder.mid_block.resnets.0.conv1.weight"):
+        tensors[name] = tensors[name] * scale
     save_file(tensors, weights)
-    generator = make("img2img", tiny_pipeline, checkpoint=str(folder))
-    generator.fit([], tmp_path)
-    with pytest.raises(InputError, match="no numbers, computing in float32"):
-        pixels_of(generator, Request(make_source(tmp_path, "a.png"), 1, 0))
+    dataset = make_coco(images=images).read()
+    half = dtype == "float16"
+    generator = make("img2img", tiny_pipeline, checkpoint=str(folder), dtype="float32" if half else dtype)
+    if half:
+        generator._compute_dtype = torch.float16  # CPUs compute in it, too slowly to be offered
+    library = Library(tmp_path, generator, dataset.samples, judge=Carry(), labels="carry", dataset=dataset, seed=0)
+    if images > 5:
+        with pytest.raises(InputError, match=r"5 images in a row failed.*dtype=bfloat16 or dtype=float32"):
+            library.make(dataset.samples, 1)
+    else:
+        assert library.make(dataset.samples, 1).refused == images
+    reasons = {line.reason for line in library.refused(dataset.samples).values()}
+    assert len(reasons) == 1
+    assert reasons.pop().endswith(f"computing in {dtype}; try dtype=bfloat16 or dtype=float32")
+    assert not library.lines()
+    assert not list(library.folder.rglob("*.png"))
 
 
 @pytest.mark.parametrize("kind", ["inpaint", "inpaint_base"])
@@ -214,6 +237,7 @@ def test_objects_stay_to_the_last_bit_and_the_rest_is_painted(
     generator = make(kind, tiny_pipeline)
     generator.fit([], tmp_path)
     (variation,) = generator.vary([Request(sample, 1, 0)])
+    assert isinstance(variation, Variation)
     source, inside = read_image(sample.path), np.zeros(shape[:2], dtype=bool)
     for x1, y1, x2, y2 in boxes:
         inside[y1:y2, x1:x2] = True

@@ -202,6 +202,50 @@ def test_bad_settings_of_an_edit(server: Record, changes: dict[str, Any], messag
         edit(server, **changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "price"),
+    [
+        ({"model": "gpt-image-2", "quality": "high"}, 0.211 + 4354 * 8e-6),
+        ({"model": "gpt-image-1.5", "quality": "low"}, 0.009 + 194 * 8e-6),
+        ({"model": "gpt-image-1", "quality": "medium", "input_fidelity": "high"}, 0.042 + 4354 * 10e-6),
+        ({"model": "gpt-image-1-mini", "quality": "low", "input_fidelity": "low"}, None),
+        ({"model": "gpt-image-2.5-flare"}, None),
+        ({"quality": "max"}, None),
+        ({"quality": None}, None),
+        ({"size": 2048}, None),
+        ({"size": None}, None),
+        ({"base_url": "http://127.0.0.1:8000/v1"}, None),
+    ],
+)
+def test_the_list_price_is_taken_or_asked_for(
+    make_coco: MakeCoco, server: Record, changes: dict[str, Any], price: float | None
+) -> None:
+    (sample,) = make_coco(images=1, sizes=((1500, 700),)).read().samples
+    settings = {"base_url": "https://api.openai.com/v1", "model": "gpt-image-2", "size": 1024, "price_usd": None}
+    generator = edit(server, **(settings | changes))
+    if price is None:
+        with pytest.raises(InputError, match=r"is not known: say generator\.price_usd=USD.*2026-11-28"):
+            generator.price_usd(sample)
+        assert edit(server, **(settings | changes | {"price_usd": 0.0})).price_usd(sample) == 0
+    else:
+        assert generator.price_usd(sample) == pytest.approx(2 * price, abs=2e-4)  # two squares
+        assert edit(server, **(settings | changes | {"price_usd": 0.5})).price_usd(sample) == 1
+
+
+def test_what_is_sent_is_in_the_key_and_the_price_is_not(dataset: Dataset, server: Record, tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"size": None},
+        {"size": 512},
+        {"quality": None},
+        {"input_fidelity": "low"},
+        {"model": "x"},
+    ]
+    folders = [open_library(dataset, tmp_path, edit(server, **change)).folder for change in changes]
+    assert len(set(folders)) == len(changes)
+    assert open_library(dataset, tmp_path, edit(server, price_usd=None)).folder == folders[0]
+
+
 def test_killed_at_any_moment_nothing_that_came_is_asked_for_again(
     make_coco: MakeCoco, server: Record, tmp_path: Path
 ) -> None:

@@ -95,6 +95,49 @@ def test_an_answer_that_takes_too_long_is_given_up(dataset: Dataset, server: Rec
     assert set(reasons(outcomes(generator, dataset, tmp_path))) == {"failed in 2 tries: no answer within 0.2 s"}
 
 
+def test_a_black_answer_is_refused_and_recorded_and_never_an_image(
+    make_coco: MakeCoco, server: Record, tmp_path: Path
+) -> None:
+    """Also where one square of several is black: the image as a whole would pass."""
+    dataset = make_coco(images=3, sizes=((80, 64), (300, 64), (64, 80))).read()
+    server.plan = ["black", None, "black"]
+    library = open_library(dataset, tmp_path, edit(server))
+    made = library.make(dataset.samples, 1)
+    assert (made.made, made.refused) == (1, 2)
+    reasons = {line.source: line.reason for line in library.refused(dataset.samples).values()}
+    assert len(reasons) == 2
+    assert all(reason.startswith("blank: all pixels are about 0") for reason in reasons.values())
+    assert len(list((library.folder / "images").iterdir())) == len(library.lines()) == 1
+    # The same call asks for what was black again, and for nothing else.
+    asked = len(server.requests)
+    again = library.make(dataset.samples, 1)
+    assert (again.made, again.existing, len(server.requests) - asked) == (2, 1, 2)
+    assert not library.refused(dataset.samples)
+
+
+def test_a_host_that_sends_black_images_only_is_given_up(make_coco: MakeCoco, server: Record, tmp_path: Path) -> None:
+    server.always = "black"
+    with pytest.raises(InputError, match=r"nothing for 5 images in a row, so 1 more were not tried.*blank"):
+        outcomes(edit(server), make_coco(images=6).read(), tmp_path)
+    assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize("schema", [False, True])
+@pytest.mark.parametrize("setting", ["size", "quality", "input_fidelity"])
+def test_a_setting_that_a_host_refuses_is_named_and_can_be_left_out(
+    dataset: Dataset, server: Record, tmp_path: Path, setting: str, schema: bool
+) -> None:
+    server.unknown, server.schema = setting, schema
+    chosen = {"size": 1024, "quality": "high", "input_fidelity": "low"}
+    cure = rf"does not take generator\.{setting} as it is \(4.*generator\.{setting}=null"
+    with pytest.raises(InputError, match=cure):
+        outcomes(edit(server, **chosen), dataset, tmp_path)
+    assert len(server.requests) == 1
+    assert reasons(outcomes(edit(server, **(chosen | {setting: None})), dataset, tmp_path)) == [None] * 4
+    assert setting not in server.requests[-1]
+    assert chosen.keys() - {setting} < server.requests[-1].keys()
+
+
 @pytest.mark.parametrize("fault", ["moderation", "policy"])
 def test_moderation_is_no_reason_to_try_again_or_to_stop(
     dataset: Dataset, server: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str

@@ -1,9 +1,9 @@
-"""Stable Diffusion learns what the split's training images look like: LoRA, or one new word.
+"""A published model learns what the split's training images look like: LoRA, or one new word.
 
-The loop is that of latent diffusion (Rombach et al. 2022, equation 2): noise the latents of random crops, predict the
-noise (or the velocity, where the checkpoint does), squared error. Only a few new weights move: matrices of low rank in
-the attention of the U-Net (Hu et al. 2021, "LoRA"), or the embedding of a new word (Gal et al. 2022, "An Image is Worth
-One Word"). Files are in the formats that diffusers reads.
+Latents of random crops are noised, and the noise or the velocity is predicted (Rombach et al. 2022, equation 2); noise
+minus latents by Stable Diffusion 3 and FLUX.1 (Esser et al. 2024, section 3.1). Only a few new weights move: matrices
+of low rank in the attention (Hu et al. 2021, "LoRA"), or the embedding of a new word (Gal et al. 2022, "An Image is
+Worth One Word"). One training image is held out, to tell when a model memorises. Files are in diffusers' formats.
 """
 
 from __future__ import annotations
@@ -14,29 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from boxtwin.datasets.levels import measure_levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
-from boxtwin.synthesis.arrays import Boxes, Mask, padded_to, planes_of
 from boxtwin.synthesis.constants import FINETUNE_BATCH_SIZE, LORA_RANK
 from boxtwin.synthesis.generator import Json, check_settings, hash_of, settings_of
-from boxtwin.synthesis.training import WEIGHTS_FILE, train_once, train_steps
+from boxtwin.synthesis.training import WEIGHTS_FILE, Crops, HeldOut, Repaint, train_once, train_steps
 from boxtwin.weights import read_weights, write_weights
 
 KINDS = ("lora", "textual_inversion")
 TOKEN = "<training-images>"  # the word that is learnt
 FIRST_WORD = "image"  # what the new word means before it is learnt
-ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")  # the layers that diffusers' own LoRA recipe changes
+ENCODERS = {TOKEN: "", "clip_l": "", "clip_g": "_2"}  # names of words in files, endings of the names of their encoders
+ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]  # the layers that diffusers' own LoRA recipe changes
 
-# Loads the pipeline in float32 and tells the side of its images.
-Load = Callable[[], tuple[Any, int]]
-# Which pixels of a training image an inpainting model is to paint.
-Repaint = Callable[[Boxes, int, int], Mask]
+Load = Callable[[], tuple[Any, int]]  # loads the pipeline in float32, and tells the side of its images
 
 
 @dataclass(kw_only=True, eq=False)
@@ -89,143 +84,146 @@ def finetune(
     """
     if not training:
         raise InputError(f"{owner}: finetune={settings.finetune} needs at least one training image")
+    out = settings.seed % len(training) if len(training) > 1 else None  # the image that is held out
     images = [[sample.name, sample.sha256, sample.object_boxes.tolist() if repaint else None] for sample in training]
     content: dict[str, Any] = {**identity, **settings.finetune_parameters(), "prompt": settings.prompt}
-    content["images"] = images
+    content |= {"images": images} if out is None else {"images": images, "held_out": out}
     if any(sample.bits > 8 for sample in training):
         content["levels"] = "measured"  # before, 65535 was the full-scale value
     digest = hash_of(content)
     home = folder / f"{settings.finetune}-{digest[:12]}"
 
     def learn() -> None:
-        pipeline, side = load()
-        trainable = TrainablePipeline(pipeline, settings, owner, Crops(training, side, repaint), dtype)
-        train(trainable, settings, home, digest, f"{owner}: learning ({settings.finetune})")
+        loaded, side = load()
+        crops = Crops([sample for number, sample in enumerate(training) if number != out], side, repaint)
+        pipeline = TrainablePipeline(loaded, settings, owner, side, dtype)
+        left_out = None if out is None else Crops([training[out]], side, repaint)
+        losses = HeldOut(pipeline.loss, crops, left_out, settings.finetune_steps)
+        rng = torch.Generator().manual_seed(settings.seed)
+        weights = {str(number): weight.detach() for number, weight in enumerate(pipeline.weights)}
+        train_steps(
+            pipeline.weights,
+            lambda: pipeline.loss(FINETUNE_BATCH_SIZE, rng, crops),
+            steps=settings.finetune_steps,
+            learning_rate=settings.finetune_learning_rate,
+            rng=rng,
+            folder=home,
+            identity=digest,
+            state={"weights": weights, "losses": losses.state},
+            description=f"{owner}: learning ({settings.finetune})",
+            after_step=losses.measure,
+        )
+        losses.tell(f"{owner}, {settings.finetune}", home)
+        learnt = {name: value.detach().float() for name, value in pipeline.learnt().items()}
+        write_weights(home / WEIGHTS_FILE, learnt, {})
 
     return train_once(home, learn)
-
-
-def train(pipeline: TrainablePipeline, settings: FinetuneSettings, home: Path, digest: str, description: str) -> None:
-    """Take the steps that are left, and leave the weights in ``home``."""
-    rng = torch.Generator().manual_seed(settings.seed)
-    train_steps(
-        pipeline.weights,
-        lambda: pipeline.loss(FINETUNE_BATCH_SIZE, rng),
-        steps=settings.finetune_steps,
-        learning_rate=settings.finetune_learning_rate,
-        rng=rng,
-        folder=home,
-        identity=digest,
-        state={"weights": {str(number): weight.detach() for number, weight in enumerate(pipeline.weights)}},
-        description=description,
-    )
-    write_weights(home / WEIGHTS_FILE, {name: value.detach().float() for name, value in pipeline.learnt().items()}, {})
 
 
 class TrainablePipeline:
     """A pipeline with a few new weights, and the error that they are to lower."""
 
-    def __init__(self, pipeline: Any, settings: FinetuneSettings, owner: str, crops: Crops, dtype: torch.dtype) -> None:
-        from diffusers import DDPMScheduler, UNet2DConditionModel
-        from transformers import CLIPTextModel
+    def __init__(self, pipeline: Any, settings: FinetuneSettings, owner: str, side: int, dtype: torch.dtype) -> None:
+        from diffusers import DDPMScheduler, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-        parts = getattr(pipeline, "unet", None), getattr(pipeline, "text_encoder", None)
-        fits = isinstance(parts[0], UNet2DConditionModel) and isinstance(parts[1], CLIPTextModel)
-        if not fits or getattr(pipeline, "text_encoder_2", None) is not None:
-            raise InputError(
-                f"{owner}: a {type(pipeline).__name__} cannot be fine-tuned here, only Stable Diffusion 1 and 2 and "
-                "what is built like them (one U-Net, one CLIP text encoder): say finetune=null or choose one of these"
-            )
-        self.pipeline, self.crops, self.device = pipeline, crops, pipeline.device
-        self._dtype = dtype if dtype == torch.bfloat16 else torch.float32
-        self._noise = DDPMScheduler.from_config(pipeline.scheduler.config)  # type: ignore[no-untyped-call]
-        self._masked = pipeline.unet.config.in_channels > pipeline.vae.config.latent_channels
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            part.requires_grad_(False).eval()
         self._lora, self._prompt = settings.finetune == "lora", with_token(settings.prompt)
-        self.weights = _add_lora(pipeline.unet, settings.seed) if self._lora else [_add_word(pipeline)]
+        network: Any = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+        self._packed, self._flow = isinstance(network, FluxTransformer2DModel), not hasattr(pipeline, "unet")
+        learnable = (UNet2DConditionModel, *((FluxTransformer2DModel, SD3Transformer2DModel) if self._lora else ()))
+        encoder = getattr(pipeline, "text_encoder", None)
+        if not (isinstance(network, learnable) and isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection)):
+            kinds = "Stable Diffusion 1, 2 and XL" + (", 3 and FLUX.1" if self._lora else "; finetune=lora takes more")
+            cannot = f"a {type(pipeline).__name__} cannot be fine-tuned here with finetune={settings.finetune}"
+            raise InputError(f"{owner}: {cannot}, only {kinds}: say finetune=null or choose one of these")
+        self.pipeline, self.network, self.side, self.device = pipeline, network, side, pipeline.device
+        self._dtype = dtype if dtype == torch.bfloat16 else torch.float32
+        self._noise: Any = None if self._flow else DDPMScheduler.from_config(pipeline.scheduler.config)  # type: ignore[no-untyped-call]
+        self._masked = not self._flow and network.config.in_channels > pipeline.vae.config.latent_channels
+        nn.ModuleList(x for x in pipeline.components.values() if isinstance(x, nn.Module)).requires_grad_(False).eval()
+        self._double = getattr(pipeline, "text_encoder_2", None) is not None
+        self._names = ["clip_l", "clip_g"] if self._double else [TOKEN]
+        words = (_add_word(pipeline, ENCODERS[name]) for name in self._names)
+        self.weights = _add_lora(network, settings.seed) if self._lora else list(words)
         with torch.no_grad():  # the encoded prompt, if it stays the same
-            self._encoded = self._encode(settings.prompt) if self._lora else None
+            self._encoded = self._condition(settings.prompt) if self._lora else None
 
-    def loss(self, count: int, rng: torch.Generator) -> Tensor:
+    def loss(self, count: int, rng: torch.Generator, crops: Crops) -> Tensor:
         """Mean squared error over ``count`` random crops."""
-        pipeline = self.pipeline
-        images, masks = (part.to(self.device) for part in self.crops.draw(count, rng))
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            with torch.no_grad():
-                x_0 = self._latents(2 * images - 1, rng)
-                eps = torch.randn(x_0.shape, generator=rng).to(self.device)
-                t = torch.randint(self._noise.config.num_train_timesteps, (count,), generator=rng).to(self.device)
-                x_t = self._noise.add_noise(x_0, eps, t)
-                if self._masked:  # the input of inpainting models: latents, mask, latents of what is kept
-                    kept = self._latents((2 * images - 1) * (1 - masks), rng)
-                    x_t = torch.cat([x_t, F.interpolate(masks, size=x_t.shape[2:]), kept], dim=1)
-            prompt = self._encode(self._prompt) if self._encoded is None else self._encoded
-            predicted = pipeline.unet(x_t, t, encoder_hidden_states=prompt.expand(count, -1, -1), return_dict=False)[0]
-        velocity = self._noise.config.prediction_type == "v_prediction"
-        wanted = self._noise.get_velocity(x_0, eps, t) if velocity else eps
-        return F.mse_loss(predicted.float(), wanted.float())
+            return torch.stack([self._error(crops, rng) for _ in range(count)]).mean()
 
     def learnt(self) -> dict[str, Tensor]:
         """The new weights, under the names that diffusers reads them by."""
         if not self._lora:
-            return {TOKEN: self.weights[0]}
-        from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
+            return dict(zip(self._names, self.weights, strict=True))
         from peft.utils import get_peft_model_state_dict
 
-        layers = get_peft_model_state_dict(self.pipeline.unet)
-        layers = convert_state_dict_to_diffusers(layers)  # type: ignore[no-untyped-call]
-        return {f"unet.{name}": value for name, value in layers.items()}
+        part = "transformer" if self._flow else "unet"
+        return {f"{part}.{name}": value for name, value in get_peft_model_state_dict(self.network).items()}
 
+    def _error(self, crops: Crops, rng: torch.Generator) -> Tensor:
+        images, masks = (part.to(self.device) for part in crops.draw(1, rng))
+        x_0 = self._latents(2 * images - 1, rng)
+        eps = torch.randn(x_0.shape, generator=rng).to(self.device)
+        if self._flow:
+            t = torch.randn(1, generator=rng).sigmoid().to(self.device)
+            x_t, wanted = (1 - t) * x_0 + t * eps, eps - x_0
+            if self._packed:
+                x_t, wanted = (self.pipeline._pack_latents(latents, *latents.shape) for latents in (x_t, wanted))
+            noisy = {"hidden_states": x_t, "timestep": t if self._packed else 1000 * t}
+        else:
+            t = torch.randint(self._noise.config.num_train_timesteps, (1,), generator=rng).to(self.device)
+            x_t, velocity = self._noise.add_noise(x_0, eps, t), self._noise.config.prediction_type == "v_prediction"
+            wanted = self._noise.get_velocity(x_0, eps, t) if velocity else eps
+            if self._masked:  # the input of inpainting models: latents, mask, latents of what is kept
+                kept = self._latents((2 * images - 1) * (1 - masks), rng)
+                x_t = torch.cat([x_t, F.interpolate(masks, size=x_t.shape[2:]), kept], dim=1)
+            noisy = {"sample": x_t, "timestep": t}
+        told = self._condition(self._prompt) if self._encoded is None else self._encoded
+        predicted = self.network(**noisy, **told, return_dict=False)[0]
+        return F.mse_loss(predicted.float(), wanted.float())
+
+    @torch.no_grad()
     def _latents(self, images: Tensor, rng: torch.Generator) -> Tensor:
         vae = self.pipeline.vae
-        return vae.encode(images).latent_dist.sample(rng) * vae.config.scaling_factor
+        latents: Tensor = vae.encode(images).latent_dist.sample(rng)
+        return (latents - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor
 
-    def _encode(self, prompt: str) -> Tensor:
-        tokenizer = self.pipeline.tokenizer
-        length = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
-        words = tokenizer(prompt, return_tensors="pt", **length)
-        return self.pipeline.text_encoder(words.input_ids.to(self.device))[0]
-
-
-class Crops:
-    """Random squares of the training images, as shares of full scale, with what an inpainting model is to paint."""
-
-    def __init__(self, training: Sequence[Sample], side: int, repaint: Repaint | None) -> None:
-        self.side = side
-        self._images = []
-        for sample in training:
-            pixels = measure_levels([sample], Sample.read).levels.scaled(sample.read())
-            height, width = pixels.shape[:2]
-            mask = repaint(sample.object_boxes, height, width) if repaint else np.ones((height, width), dtype=bool)
-            stacked = np.concatenate([planes_of(pixels, 3), mask[None].astype(np.float32)])
-            self._images.append(torch.from_numpy(padded_to(stacked, side)))
-
-    def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``count`` squares (count, 3, side, side) and their masks (count, 1, side, side): 1 where to paint."""
-        squares = []
-        for _ in range(count):
-            image = self._images[int(torch.randint(len(self._images), (), generator=rng))]
-            top, left = (int(torch.randint(size - self.side + 1, (), generator=rng)) for size in image.shape[1:])
-            squares.append(image[:, top : top + self.side, left : left + self.side])
-        batch = torch.stack(squares)
-        return batch[:, :3], batch[:, 3:]
+    def _condition(self, prompt: str) -> dict[str, Any]:
+        """What the pipeline tells its network beside noisy latents and their time."""
+        pipeline, device, side = self.pipeline, self.device, self.side
+        if self._packed:
+            text, pooled, text_ids = pipeline.encode_prompt(prompt, None, device=device)
+            half = side // pipeline.vae_scale_factor // 2
+            told = {"encoder_hidden_states": text, "pooled_projections": pooled, "txt_ids": text_ids}
+            told["img_ids"] = pipeline._prepare_latent_image_ids(1, half, half, device, text.dtype)
+            return told | {"guidance": torch.ones(1, device=device) if self.network.config.guidance_embeds else None}
+        if not self._double:
+            return {"encoder_hidden_states": pipeline.encode_prompt(prompt, device, 1, False)[0]}
+        more: dict[str, Any] = {"prompt_3": None} if self._flow else {}
+        more |= {"prompt_2": None, "device": device, "do_classifier_free_guidance": False}
+        text, _, pooled, _ = pipeline.encode_prompt(prompt, **more)
+        if self._flow:
+            return {"encoder_hidden_states": text, "pooled_projections": pooled}
+        sizes = torch.tensor([[side, side, 0, 0, side, side]], device=device, dtype=text.dtype)
+        return {"encoder_hidden_states": text, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
 
 
-def _add_lora(unet: Any, seed: int) -> list[nn.Parameter]:
+def _add_lora(network: Any, seed: int) -> list[nn.Parameter]:
     from peft import LoraConfig
 
-    config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, init_lora_weights="gaussian", target_modules=list(ATTENTION))
+    config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, init_lora_weights="gaussian", target_modules=ATTENTION)
     # peft initialises from torch's global generator; the fork restores it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet.add_adapter(config)
-    return [weight for weight in unet.parameters() if weight.requires_grad]
+        network.add_adapter(config)
+    return [weight for weight in network.parameters() if weight.requires_grad]
 
 
-def _add_word(pipeline: Any) -> nn.Parameter:
-    """A word of its own, which starts with the meaning of `FIRST_WORD`; its embedding."""
-    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
+def _add_word(pipeline: Any, ending: str) -> nn.Parameter:
+    """A word of its own, which starts with the meaning of `FIRST_WORD`; its embedding in one of the encoders."""
+    tokenizer, encoder = getattr(pipeline, f"tokenizer{ending}"), getattr(pipeline, f"text_encoder{ending}")
     embeddings = encoder.get_input_embeddings().weight
     start = embeddings[tokenizer(FIRST_WORD, add_special_tokens=False).input_ids].detach().mean(dim=0)
     tokenizer.add_tokens([TOKEN])
@@ -233,11 +231,9 @@ def _add_word(pipeline: Any) -> nn.Parameter:
     if number >= len(embeddings):
         encoder.resize_token_embeddings(number + 1, mean_resizing=False)
     word = nn.Parameter(start.clone())
-
-    def put_in(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:  # noqa: ARG001, torch's form
-        return torch.where((given[0] == number)[..., None], word.to(out.dtype), out)
-
-    encoder.get_input_embeddings().register_forward_hook(put_in)
+    # In place of what the table of embeddings gives for the word.
+    replaced: Any = lambda _, given, out: torch.where((given[0] == number)[..., None], word.to(out.dtype), out)  # noqa: E731
+    encoder.get_input_embeddings().register_forward_hook(replaced)
     return word
 
 
@@ -245,9 +241,12 @@ def add_learnt(pipeline: Any, kind: str | None, file: Path) -> None:
     """Have a pipeline draw with what `finetune` has learnt."""
     learnt, _ = read_weights(file)
     if kind == "lora":
-        pipeline.load_lora_into_unet(learnt, network_alphas=None, unet=pipeline.unet)
-    else:
-        pipeline.load_textual_inversion(learnt, token=TOKEN)
+        part = "unet" if hasattr(pipeline, "unet") else "transformer"
+        getattr(pipeline, part).load_lora_adapter(learnt, prefix=part)
+        return
+    for name in learnt:
+        parts = {part: getattr(pipeline, f"{part}{ENCODERS[name]}") for part in ("text_encoder", "tokenizer")}
+        pipeline.load_textual_inversion({TOKEN: learnt[name]}, token=TOKEN, **parts)
 
 
 def with_token(prompt: str) -> str:

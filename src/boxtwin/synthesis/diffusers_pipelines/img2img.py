@@ -16,9 +16,10 @@ from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Boxes, Mask, box_pixels, grown
 from boxtwin.synthesis.blending import blend_outside_boxes
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import accepts, related
-from boxtwin.synthesis.diffusers_pipelines.finetune import FinetuneSettings, Repaint, add_learnt, finetune, with_token
+from boxtwin.synthesis.diffusers_pipelines.finetune import FinetuneSettings, add_learnt, finetune, with_token
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, as_pictures, check_strength
 from boxtwin.synthesis.generator import Json, Model, Request, check_settings
+from boxtwin.synthesis.training import Repaint
 
 
 @dataclass(kw_only=True, eq=False)
@@ -40,6 +41,10 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
         # Of inpainting models: the pixels that they are to paint, and what these depend on.
         self._to_repaint: Repaint | None = None
         self._repaint_identity: dict[str, Json] = {}
+
+    def version(self, training: Sequence[Sample]) -> int:
+        """Two more where one image is held out of learning; before, it was learnt too."""
+        return super().version(training) + 2 * (self.learns and len(training) > 1)
 
     def parameters(self) -> dict[str, Json]:
         learning = {entry.name for entry in fields(FinetuneSettings)} - {"prompt"}

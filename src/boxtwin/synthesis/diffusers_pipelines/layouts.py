@@ -92,7 +92,9 @@ class GLIGEN(PipelineGenerator):
 
     name = "gligen"
     boxes = "carried"
-    kinds = KINDS["gligen"]
+    # The published checkpoint says that it is Stable Diffusion; its network tells.
+    kinds = (*KINDS["gligen"], "StableDiffusionPipeline")
+    pipeline_class = KINDS["gligen"][0]
     one_by_one = True  # boxes are those of all images of a call
 
     def __post_init__(self) -> None:
@@ -101,7 +103,14 @@ class GLIGEN(PipelineGenerator):
         if not self.phrases or not all(phrase.strip() for phrase in self.phrases):
             raise InputError(f"{self.name}: phrases names every class in order, such as [ship], got {self.phrases}")
 
-    def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:  # type: ignore[override]
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
+        pipeline = super()._load_published(dtype, **components)
+        if not str(pipeline.unet.config.attention_type).startswith("gated"):
+            cure = "choose a checkpoint of GLIGEN, whose unet/config.json has attention_type gated"
+            raise InputError(f"{self.name}: {self.checkpoint} has a network that takes no boxes; {cure}")
+        return pipeline
+
+    def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
         for request in requests:
             if (count := len(request.source.object_boxes)) > MOST_OBJECTS:
                 yield Refused(request, f"{count} objects; GLIGEN places {MOST_OBJECTS} at most")

@@ -20,12 +20,17 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.hardware import choose_device, choose_dtype
 from boxtwin.synthesis.arrays import as_pixels, planes_of
+from boxtwin.synthesis.constants import GIVE_UP_AFTER
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint, accepts
 from boxtwin.synthesis.diffusers_pipelines.settings import LoadSettings
-from boxtwin.synthesis.generator import Generator, Json, Model, Request, Variation, check_settings, settings_of
+from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation, check_settings, settings_of
 from boxtwin.synthesis.tiling import Tile, draw_in_tiles, tile_seed
 
 Squares = Float[Tensor, "n channels side side"]  # shares of full scale
+
+
+class NotNumbersError(Exception):
+    """An image with values that are no numbers."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -69,7 +74,7 @@ class PipelineGenerator(Generator):
         self.loading = LoadSettings(**self.load)
         self.loading.check(self.name, self._device)
         self._pipeline: Any = None
-        self._side = 0
+        self._side = self._failed_in_a_row = 0
 
     def version(self, training: Sequence[Sample]) -> int:
         """2 of images of 16 bit, whose black and full-scale values are measured; before, all of it was shown."""
@@ -108,12 +113,23 @@ class PipelineGenerator(Generator):
             self._side = self._choose_side(pipeline)
             self._pipeline = self.loading.place(pipeline, self._device)
 
-    def vary(self, requests: Sequence[Request]) -> Iterator[Variation]:
+    def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
+        """InputError if `GIVE_UP_AFTER` images in a row are no numbers; fewer are refused."""
         if self._pipeline is None:
             raise RuntimeError(f"{type(self).__name__}.vary needs a pipeline: call fit first")
         for request in requests:
             source, pixels = request.source, request.source.read()
-            varied = self._vary_one(request, pixels)
+            try:
+                varied = self._vary_one(request, pixels)
+                self._failed_in_a_row = 0
+            except NotNumbersError as error:
+                self._failed_in_a_row += 1
+                yield Refused(request, str(error))
+                if self._failed_in_a_row == GIVE_UP_AFTER:
+                    raise InputError(
+                        f"{self.name}: {GIVE_UP_AFTER} images in a row failed. The last one: {error}"
+                    ) from None
+                continue
             known = len(source.object_boxes) if self.boxes != "none" else 0
             boxes, labels = source.object_boxes[:known], source.object_labels[:known]
             yield Variation(request, varied, boxes, labels, record={"dtype": self._dtype_name})
@@ -161,9 +177,9 @@ class PipelineGenerator(Generator):
             )
             drawn = np.asarray(output.images)
             if not np.isfinite(drawn).all():  # float16 ends at 65504, and some autoencoders go beyond
-                raise InputError(
-                    f"{self.name}: {self.checkpoint} made values that are no numbers, computing in {self._dtype_name}; "
-                    "try dtype=bfloat16 or dtype=float32"
+                raise NotNumbersError(
+                    f"no numbers: {self.checkpoint} made values that are none, computing in "
+                    f"{self._dtype_name}; try dtype=bfloat16 or dtype=float32"
                 )
             return list(drawn)
 

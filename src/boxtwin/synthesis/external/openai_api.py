@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -22,8 +23,12 @@ from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock
 from boxtwin.synthesis import squares
 from boxtwin.synthesis.constants import GIVE_UP_AFTER
+from boxtwin.synthesis.external import openai_prices
 from boxtwin.synthesis.external.openai_calls import Calls, ImageFailedError, ModeratedError
+from boxtwin.synthesis.fitness import unfit
 from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation, hash_of
+
+SIDE = 1024  # of the squares that are sent where no size is asked for, pixels
 
 
 class _OpenAIImages(Generator):
@@ -31,9 +36,10 @@ class _OpenAIImages(Generator):
 
     Args:
         model: what the host calls the model.
-        size: side of the squares that are sent and come back, pixels (`boxtwin.synthesis.squares`).
+        size: side of the squares that are sent and asked for, pixels (`boxtwin.synthesis.squares`). With None, the
+            size is not asked for, and squares of `SIDE` pixels are sent.
         overlap: of squares in images that are larger than one, pixels.
-        price_usd: what one square costs.
+        price_usd: what one square costs; None takes the list price, where there is one.
         calls: base_url, timeout, max_tries, first_wait, as of `Calls`.
     """
 
@@ -44,12 +50,13 @@ class _OpenAIImages(Generator):
     remote = True
     reproducible = False
 
-    def __init__(self, *, model: str, size: int, overlap: int, price_usd: float, **calls: Any) -> None:
+    def __init__(self, *, model: str, size: int | None, overlap: int, price_usd: float | None, **calls: Any) -> None:
         self.calls = Calls(wanted=f"{self.endpoint} with {model}", advice=self.advice, **calls)
-        if not price_usd >= 0:
+        if price_usd is not None and not price_usd >= 0:
             raise InputError(f"generator.price_usd={price_usd} must not be negative")
-        if not 0 <= overlap <= size // 2:
-            raise InputError(f"generator.overlap={overlap} must lie between 0 and half of generator.size={size}")
+        self.side = SIDE if size is None else size
+        if not 0 <= overlap <= self.side // 2:
+            raise InputError(f"generator.overlap={overlap} must lie between 0 and half of generator.size={self.side}")
         self.base_url, self.model_name, self.price = self.calls.base_url, model, price_usd
         self.size, self.overlap = size, overlap
         self._spool: Path | None = None
@@ -65,7 +72,14 @@ class _OpenAIImages(Generator):
         return Model(f"{self.base_url} {self.model_name}", None)
 
     def price_usd(self, source: Sample) -> float:
-        return self.price * squares.count(source.height, source.width, self.size, self.overlap)
+        """What the squares of ``source`` cost; InputError if that is not known."""
+        if self.price is None:
+            raise InputError(
+                f"what {self.model_name} at {self.base_url} costs with these settings is not known: say "
+                "generator.price_usd=USD, the price of one square (0 where nothing is paid); nothing was made. "
+                f"Known are {openai_prices.KNOWN}"
+            )
+        return self.price * squares.count(source.height, source.width, self.side, self.overlap)
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:  # noqa: ARG002, hosted models learn nothing here
         """Check that there is a key and a client to use it; raises InputError if not."""
@@ -106,21 +120,25 @@ class _OpenAIImages(Generator):
 
     def _vary_one(self, endpoints: Any, request: Request, spool: Path) -> Variation:
         source, answers = request.source.read(), []
-        as_square = partial(squares.as_square, size=self.size)
-        for place, square in enumerate(squares.cut(source, self.size, self.overlap)):
+        as_square = partial(squares.as_square, size=self.side)
+        for place, square in enumerate(squares.cut(source, self.side, self.overlap)):
             png = encode_png(square)
             if len(png) >= self.largest_file:
                 raise ImageFailedError(f"{len(png)} bytes of PNG are more than the API takes, {self.largest_file}")
             name = hash_of([self._sent(), hashlib.sha256(png).hexdigest(), *request.key, request.seed, place])
             common = {"image": ("image.png", png, "image/png"), "model": self.model_name, "n": 1}
-            post = partial(self._post, endpoints, common | {"size": f"{self.size}x{self.size}"})
-            answers.append(self.calls.image(post, spool / f"{name}.json", as_square))
+            common |= {} if self.size is None else {"size": f"{self.size}x{self.size}"}
+            post, spooled = partial(self._post, endpoints, common), spool / f"{name}.json"
+            answers.append(self.calls.image(post, spooled, as_square))
+            if (reason := unfit(square, answers[-1].pixels)) is not None:
+                spooled.unlink()  # another call asks again
+                raise ImageFailedError(f"{reason}; hosts send such images in place of those that their filters refuse")
         return Variation(
             request,
-            squares.join([answer.pixels for answer in answers], source, self.size, self.overlap),
+            squares.join([answer.pixels for answer in answers], source, self.side, self.overlap),
             np.zeros((0, 4), dtype=np.float32),
             np.zeros(0, dtype=np.int64),
-            cost_usd=self.price * sum(answer.received for answer in answers),
+            cost_usd=(self.price or 0.0) * sum(answer.received for answer in answers),
             record={"squares": len(answers), "from_spool": sum(answer.from_spool for answer in answers)},
         )
 
@@ -152,7 +170,7 @@ class OpenAIEdit(_OpenAIImages):
     """``POST /images/edits``: an image and one fixed, neutral prompt in, an image out. What OpenAI has today.
 
     ``quality`` is low, medium, high and what else the model knows. ``input_fidelity``, high or low, says how close to
-    keep to the image; None for models that do not take it. The other settings are those of `_OpenAIImages`.
+    keep to the image. None of either is not sent. The other settings are those of `_OpenAIImages`.
     """
 
     name = "openai_edit"
@@ -160,17 +178,26 @@ class OpenAIEdit(_OpenAIImages):
     advice = "Name a model that it has with generator.model=NAME, or another server with generator.base_url=…"
     largest_file = 50 * 10**6
 
-    def __init__(self, *, prompt: str, quality: str, input_fidelity: str | None, size: int, **settings: Any) -> None:
-        if size < 256 or size % 16:
+    def __init__(
+        self, *, prompt: str, quality: str | None, input_fidelity: str | None, size: int | None, **settings: Any
+    ) -> None:
+        if size is not None and (size < 256 or size % 16):
             raise InputError(f"generator.size={size} must be a multiple of 16, 256 at least; models take 1024")
         if not prompt.strip():
             raise InputError("generator.prompt must not be empty")
         super().__init__(size=size, **settings)
         self.prompt, self.quality, self.input_fidelity = prompt, quality, input_fidelity
+        if self.price is None:
+            host = str(urlsplit(self.base_url).hostname)
+            self.price = openai_prices.list_price(host, self.model_name, size, quality, input_fidelity)
+
+    def _optional(self) -> dict[str, str]:
+        """What is sent only where it is set."""
+        optional = {"quality": self.quality, "input_fidelity": self.input_fidelity}
+        return {name: value for name, value in optional.items() if value is not None}
 
     def _sent(self) -> dict[str, Json]:
         return super()._sent() | {"prompt": self.prompt, "quality": self.quality, "input_fidelity": self.input_fidelity}
 
     def _post(self, endpoints: Any, common: dict[str, Any]) -> Any:
-        more = {} if self.input_fidelity is None else {"input_fidelity": self.input_fidelity}
-        return endpoints.edit(**common, **more, prompt=self.prompt, quality=self.quality, output_format="png")
+        return endpoints.edit(**common, **self._optional(), prompt=self.prompt, output_format="png")

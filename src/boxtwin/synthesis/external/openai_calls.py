@@ -42,6 +42,9 @@ _NO_MODEL = ("model_not_found", "model_not_available", "model_deprecated")
 _MODERATED = ("moderation_blocked", "content_policy_violation")
 _LIKE_A_KEY = re.compile(r"\bsk-\S*|\S*\*{3,}\S*")
 _WRONG_KEY = re.compile(r"(?i)(incorrect|invalid|wrong|missing|expired|revoked).{0,40}(key|authentication|credential)")
+# Settings that a host may not take, and how a message names one that it refuses.
+_SETTING = re.compile(r"['\"`](size|quality|input_fidelity)['\"`]")
+_MOST = 400  # characters of an answer of another form that are repeated
 _AGAIN = (408, 409, 429)  # and 5xx
 
 
@@ -156,9 +159,11 @@ class Calls:
     def _reason_to_repeat(self, error: openai.APIStatusError) -> str:
         """The reason for trying once more; other errors are raised, without text of the host that may hold the key."""
         code = str(error.code or "")
-        message = _without_key(str(_field(error.body, "message") or error.message))
+        message = _field(error.body, "message") or f"{error.message} {error.body or ''}"[:_MOST].strip()
+        message = _without_key(str(message))
         status = f"{error.status_code}{f' {code}' if code else ''}"
         refusal = ""
+        named = _SETTING.search(f"'{error.param}' {message}") if error.status_code in (400, 422) else None
         if code in _NO_MODEL or error.status_code in (404, 410) or error.param == "model":
             refusal = f"has no {self.wanted} ({status}). {self.advice}"
         elif code == "invalid_api_key" or (error.status_code == 401 and _WRONG_KEY.search(message)):
@@ -168,6 +173,9 @@ class Calls:
             refusal = f"refuses {self.wanted} ({status}): {message}; nothing more was asked for"
         elif code in _NO_MONEY or error.status_code == 402:
             refusal = f"wants money first ({status}): {message}. Then the same command goes on"
+        elif named and code not in _MODERATED:
+            cure = f"choose another value, or generator.{named[1]}=null, which sends none"
+            refusal = f"does not take generator.{named[1]} as it is ({status}): {message}; {cure}"
         if refusal:
             raise InputError(f"{self.base_url} {refusal}") from None
         if code in _MODERATED:
