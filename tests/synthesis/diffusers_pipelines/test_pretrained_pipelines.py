@@ -213,7 +213,7 @@ def test_values_that_are_no_numbers_are_refused_and_recorded(
     half = dtype == "float16"
     generator = make("img2img", tiny_pipeline, checkpoint=str(folder), dtype="float32" if half else dtype)
     if half:
-        generator._compute_dtype = torch.float16  # CPUs compute in it, too slowly to be offered
+        generator.compute_dtype = torch.float16  # CPUs compute in it, too slowly to be offered
     library = Library(tmp_path, generator, dataset.samples, judge=Carry(), labels="carry", dataset=dataset, seed=0)
     if images > 5:
         with pytest.raises(InputError, match=r"5 images in a row failed.*dtype=bfloat16 or dtype=float32"):
