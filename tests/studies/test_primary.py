@@ -373,7 +373,7 @@ def test_a_condition_that_ran_on_two_kinds_of_device_is_paired_on_that_of_the_ot
     summary = Summary.of(found)
     page = write_report(found, summary, tmp_path).read_text()
     for text in (printed(found, summary), page):
-        assert "Primary comparison 1 of 1, pretraining=sar_scenes against none (real_images=10)" in text
+        assert "Primary comparison 1 of 1, pretraining=sar_scenes against none (real_images=10), on cpu: AP50" in text
         assert "NVIDIA H200" in text
         assert "9 seeds): significant gain" in text
     assert any("rows are compared with rows of their own kind alone" in note for note in summary.notes)

@@ -263,6 +263,9 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
     ):
         assert words in re.sub(r"\s+", " ", page.text)
     assert "python train.py split=s1 variations=0 seed=0\n" in page.text
+    # Paths are rewritten, and a run of a sweep has its own values.
+    assert "as it was typed" not in page.text
+    assert "absolute paths are given relative to it" in re.sub(r"\s+", " ", page.text)
     # What a run of an older version was started with is not known; its parameters are.
     assert (
         "python train.py study=demo dataset=sar_scenes split=s1 variations=2 generator=pixel_ddpm "

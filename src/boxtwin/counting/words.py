@@ -35,8 +35,9 @@ def promise(counter: Counter) -> str:
     n = len(counter.calibration[0].images)
     level = promised_level(n)
     text = f"Intervals are meant to hold the true count in {100 * level:.0f} % of images like those of training. They "
-    text += f"follow from the errors in {n} images, each by a detector that was not trained on it"
-    return text if level == LEVEL else f"{text}, too few for {100 * LEVEL:.0f} %"
+    text += f"follow from the count errors in {n} labelled images"
+    text += "" if level == LEVEL else f", too few for {100 * LEVEL:.0f} %"
+    return f"{text}. Each of these was counted by a detector that had not been trained on it"
 
 
 def marks(images: Sequence[CountedImage], counter: Counter) -> list[str]:

@@ -169,10 +169,11 @@ def _legend(figure: Figure) -> None:
     """Below the curves, where it covers no point; the same lines stand in every panel."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
-        fitting = int(figure.get_figwidth() * LETTERS / (max(map(len, labels)) + 8))  # 8: the line before the words
-        columns = max(1, min(len(handles), 2 * len(figure.axes), fitting))
+        fitting = figure.get_figwidth() * LETTERS / (max(map(len, labels)) + 8)  # 8: the line before the words
+        columns = max(1, min(len(handles), 2 * len(figure.axes), int(fitting)))
+        size = 9 * min(1.0, fitting)  # smaller where the longest name would not fit
         figure.legend(
-            handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False, handlelength=3.2
+            handles, labels, loc="outside lower center", ncols=columns, fontsize=size, frameon=False, handlelength=3.2
         )
 
 
