@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -30,6 +31,9 @@ def test_runs_at_once_are_those_made_one_after_the_other(tmp_path: Path) -> None
         (tmp_path / name).mkdir()
         printed = run(f"{sweep} jobs={1 + (name == 'two')}", tmp_path / name)
         assert ("2 runs at once" in printed, "step/s" in printed) == ((False, True) if name == "one" else (True, False))
+        # In place of bars, at most ten lines for each run.
+        lines = re.findall(r"^s2-x\d-\w+-yolov3_nano-seed\d: step (\d) of 8, \d\d:\d\d left$", printed, re.M)
+        assert sorted(lines) == ([] if name == "one" else sorted("1234567" * 4))
     assert len(run_folders(tmp_path / "one")) == 4
     assert run_folders(tmp_path / "one") == run_folders(tmp_path / "two")
     assert table(tmp_path / "one") == table(tmp_path / "two")

@@ -34,10 +34,11 @@ from boxtwin.counting.files import (
     write_json,
 )
 from boxtwin.counting.images import ImageList, Read, list_images, read_all
+from boxtwin.counting.learnt import LearntImages, learnt_images
 from boxtwin.counting.page import write_page
 from boxtwin.counting.scenes import Scene
 from boxtwin.counting.scored import Annotated, read_annotations, score
-from boxtwin.counting.words import about, marks, promise, summary
+from boxtwin.counting.words import about, learnt_from, marks, promise, summary
 from boxtwin.datasets.image_io import encode
 from boxtwin.datasets.problems import some
 from boxtwin.errors import InputError
@@ -85,6 +86,7 @@ def count_images(composed: DictConfig) -> Path:
     if config.annotations is not None:
         annotated = read_annotations(Path(config.annotations), images, spec.classes, spec.how_to_read)
     log.info("%s", "\n".join(about(detectors)))
+    learnt = learnt_images(files, spec.how_to_read)
 
     started = time.perf_counter()
     with exclusive_lock(folder.parent / f".{folder.name}.lock", f"another process writes {folder}; waiting for it"):
@@ -92,12 +94,14 @@ def count_images(composed: DictConfig) -> Path:
         remove_leftovers(folder.parent, folder.name)
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            work = _count_all(images, counter, annotated, temporary, pictures=config.pictures)
+            work = _count_all(images, counter, annotated, learnt, temporary, pictures=config.pictures)
             _write(temporary, work, counter, formats, title=f"Counts of {folder.name}" if config.pictures else None)
     seconds = time.perf_counter() - started
     log.info("%s", "\n".join(summary(work.images, counter, seconds)))
     if annotated is not None:
         log.info("%s", "\n".join(score(annotated, work.counts)))
+    if warning := learnt_from(work.images):
+        log.warning("%s", warning)
     written = [folder / CSV_FILE, *([folder / PAGE_FILE] if config.pictures else [])]
     log.info("written: %s", ", ".join(map(str, written)))
     if work.unreadable:
@@ -114,7 +118,13 @@ def _check_folder(folder: Path) -> None:
 
 
 def _count_all(
-    images: ImageList, counter: Counter, annotated: Annotated | None, folder: Path, *, pictures: bool
+    images: ImageList,
+    counter: Counter,
+    annotated: Annotated | None,
+    learnt: LearntImages,
+    folder: Path,
+    *,
+    pictures: bool,
 ) -> _Work:
     """Count in all images, and write what is written of each into ``folder``."""
     work, spec = _Work(), counter.detectors[0].spec
@@ -130,6 +140,7 @@ def _count_all(
                 continue
             if annotated is not None and file.resolve() in annotated.samples:
                 work.counts[file.resolve()] = count
+            learnt.look_at(image)
             # What is not counted takes ten times the memory.
             count = replace(count, every=count.found)
             work.images.append(_written(image, count, counter, folder, pictures, len(work.images)))
@@ -137,6 +148,7 @@ def _count_all(
                 image.content.close()
     if not work.images:
         raise InputError(f"none of the {len(images.files)} images can be read: {some(work.unreadable)}")
+    work.images = learnt.marked(work.images)
     return work
 
 
@@ -193,6 +205,7 @@ def _write(
             title=title,
             classes=spec.classes,
             notes=notes,
+            warning=learnt_from(work.images),
             unreadable=work.unreadable,
         )
     finish(folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -240,12 +241,22 @@ def _train(prepared: Prepared, path: Path, title: str) -> None:
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
+def amount(work: Work, minutes: float) -> str:
+    """How much there is to train, and how long it takes if each training takes the minutes of a run of the study."""
+    trainings, steps, images = [*work.seeds, *work.folds], work.seeds[0].steps, work.seeds[0].split.train
+    left = sum(not detector_file(each).exists() for each in trainings)
+    text = f"{len(trainings)} trainings of {steps} steps, {len(trainings) * steps} in all: {len(work.seeds)} on all "
+    text += f"labelled images ({describe(images)}), and {len(work.folds)} on all but one of as many parts"
+    text += f"; {len(trainings) - left} of them are kept from before" if left < len(trainings) else ""
+    if not left or math.isnan(minutes):
+        return text
+    total = f"{left * minutes:.0f} minutes" if left * minutes >= 1.5 else "a minute"
+    return f"{text}; about {total}, as a run of the study took {minutes:.1f}"
+
+
 def _train_all(work: Work, found: Recommended, config: BoxtwinConfig, output: Path, name: str) -> None:
-    steps, images = work.seeds[0].steps, work.seeds[0].split.train
-    log.info(
-        "%d detectors on all labelled images (%s), and %d on the rest of as many parts, for thresholds; %d steps each",
-        *(len(work.seeds), describe(images), len(work.folds), steps),
-    )
+    images = work.seeds[0].split.train
+    log.info("%s", amount(work, found.row.minutes))
     # 1. Out-of-fold detections of every image, and the thresholds.
     detections: dict[int, Detections] = {}
     for each in work.folds:

@@ -53,19 +53,20 @@ class CountedImage:
     picture: str | None = None  # file in the folder of the counts
     thumbnail: bytes = b""  # JPEG
     remark: str = ""  # why there is no GeoJSON of a file with coordinates
+    learnt: tuple[str, str] | None = None  # side and name of the image that the detector learnt from, which it equals
 
 
 def write_csv(path: Path, images: Sequence[CountedImage], classes: Sequence[str], *, ensemble: bool) -> None:
     """A line for each image; ends of intervals are empty where no coverage is known."""
     names = ["total", *classes]
     header = ["file", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))]
-    header += ["unlike_training", "scale", *([f"{name}_spread" for name in names] if ensemble else [])]
+    header += ["unlike_training", "scale", *([f"{name}_spread" for name in names] if ensemble else []), "learnt_from"]
     rows = []
     for image in images:
         count = image.count
         ends: Sequence[tuple[object, object]] = count.intervals or [("", "")] * len(names)
         numbers = [value for one, end in zip(count.counts.tolist(), ends, strict=True) for value in (one, *end)]
-        more = count.spread.tolist() if ensemble else []
+        more = [*(count.spread.tolist() if ensemble else []), image.learnt[0] if image.learnt else ""]
         rows.append([image.name, *numbers, "; ".join(count.unlike), f"{count.scale:.6g}", *more])
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])

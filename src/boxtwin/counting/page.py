@@ -23,6 +23,7 @@ def write_page(
     title: str,
     classes: Sequence[str],
     notes: Sequence[str],
+    warning: str,
     unreadable: Sequence[str],
 ) -> None:
     """Write the page; ``notes`` are paragraphs under the title, ``unreadable`` lines about files."""
@@ -35,6 +36,7 @@ def write_page(
         totals=[sum(int(image.count.counts[place]) for image in images) for place in range(1 + len(classes))],
         few=FEW_CLASSES,
         notes=notes,
+        warning=warning,
         unreadable=unreadable,
         thumbnail=lambda image: data_uri("jpeg", image.thumbnail),
         link=lambda image: quote(image.picture or ""),

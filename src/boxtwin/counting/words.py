@@ -56,6 +56,23 @@ def marks(images: Sequence[CountedImage], counter: Counter) -> list[str]:
     return [line, *remarks]
 
 
+def learnt_from(images: Sequence[CountedImage]) -> str:
+    """How many and which images a detector was trained or validated on; empty if none."""
+    named: dict[str, list[str]] = {}
+    for image in images:
+        if image.learnt is not None:
+            side, name = image.learnt
+            named.setdefault(side, []).append(image.name if image.name == name else f"{image.name} = {name}")
+    if not named:
+        return ""
+    number = sum(map(len, named.values()))
+    sides = "; ".join(f"{len(names)} {side}: {some(names, MOST_NAMED)}" for side, names in sorted(named.items()))
+    return (
+        f"the detector was trained or validated on {number} of {several(images)} ({sides}): their counts, "
+        "intervals and AP say nothing about new images"
+    )
+
+
 def _never_counted(images: Sequence[CountedImage], counter: Counter) -> list[str]:
     """Classes of which an object should have been found in images like those of training, in words.
 
@@ -76,10 +93,10 @@ def _never_counted(images: Sequence[CountedImage], counter: Counter) -> list[str
 def summary(images: Sequence[CountedImage], counter: Counter, seconds: float) -> list[str]:
     """The sums, the scale that was taken, what intervals promise, and marks."""
     sums = [sum(int(image.count.counts[place]) for image in images) for place in range(1 + len(counter.classes))]
-    first = f"{sums[0]} objects in {several(images)}, {seconds:.1f} s"
+    first = f"{sums[0]} object{'' if sums[0] == 1 else 's'} in {several(images)}, {seconds:.1f} s"
     if len(counter.classes) > 1:
         by_class = zip(sums[1:], counter.classes, strict=True)
-        first += ": " + ", ".join(f"{number} {name}" for number, name in by_class)
+        first += ": " + ", ".join(f"{name} {number}" for number, name in by_class)
     return [first, *scales(images, counter), promise(counter), *marks(images, counter)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from boxtwin.datasets.inspection import inspect_image
+from boxtwin.datasets.inspection import ImageFile, inspect_image
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Sample
@@ -40,22 +40,28 @@ def read_folder(folder: Path, *, setting: str, group_by: str | None, reading: Re
     samples = []
     for number, (name, file) in enumerate(inspected.items(), start=1):
         scene = re.search(group_by, name) if group_by else None
-        samples.append(
-            Sample(
-                name=name,
-                path=files[name],
-                width=file.width,
-                height=file.height,
-                image_id=number,
-                boxes=np.zeros((0, 4), dtype=np.float32),
-                labels=np.zeros(0, dtype=np.int64),
-                areas=np.zeros(0),
-                crowd=np.zeros(0, dtype=bool),
-                group=(scene and scene[1]) or "",
-                sha256=file.sha256,
-                bits=file.bits,
-                signature=file.signature,
-                reading=reading,
-            )
-        )
+        group = (scene and scene[1]) or ""
+        samples.append(unlabelled_sample(name, files[name], file, reading, number=number, group=group))
     return tuple(samples)
+
+
+def unlabelled_sample(
+    name: str, path: Path, file: ImageFile, reading: Reading, *, number: int = 1, group: str = ""
+) -> Sample:
+    """An inspected image as a sample without boxes."""
+    return Sample(
+        name=name,
+        path=path,
+        width=file.width,
+        height=file.height,
+        image_id=number,
+        boxes=np.zeros((0, 4), dtype=np.float32),
+        labels=np.zeros(0, dtype=np.int64),
+        areas=np.zeros(0),
+        crowd=np.zeros(0, dtype=bool),
+        group=group,
+        sha256=file.sha256,
+        bits=file.bits,
+        signature=file.signature,
+        reading=reading,
+    )

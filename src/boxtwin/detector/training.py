@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ BEST, LAST, EARLIER = "best.ckpt", "last.ckpt", "earlier.ckpt"  # earlier: the l
 # An average with decay d spans about 1 / (1 - d) steps. One that reaches back to early steps mixes weights whose batch
 # statistics do not fit each other, so it spans a share of the run, whatever its length.
 EMA_SPAN = 0.1
+LINES = 10  # of the log, about the progress of a training without a bar
 KEY = "Checkpoints"  # of the class below; Lightning keeps its state in a checkpoint by its name
 
 
@@ -209,7 +212,10 @@ class Checkpoints(Checkpoint):
 
 
 class StepsBar(ProgressBar):
-    """One bar over all optimiser steps of a run; Lightning's own restarts after every validation."""
+    """One bar over all optimiser steps of a run; Lightning's own restarts after every validation.
+
+    Where bars are off, as for runs side by side, and no terminal shows one for all, the log gets `LINES` lines instead.
+    """
 
     def __init__(self, title: str) -> None:
         super().__init__()
@@ -223,10 +229,17 @@ class StepsBar(ProgressBar):
         steps, done = trainer.max_steps, trainer.global_step
         hidden = {} if trainer.is_global_zero else {"disable": True}  # else TQDM_DISABLE decides, as in other bars
         self._bar = tqdm(total=steps, initial=done, desc=self._title, unit="step", **hidden)
+        self._logs = bool(self._bar.disable) and trainer.is_global_zero and not sys.stderr.isatty()
+        self._done, self._start, self._begun = done, done, time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any, **keywords: Any) -> None:  # noqa: ARG002
         assert self._bar is not None
         self._bar.update(trainer.global_step - self._bar.n)
+        before, self._done = self._done, trainer.global_step
+        total = trainer.max_steps
+        if self._logs and before * LINES // total < self._done * LINES // total and self._done < total:
+            seconds = (time.monotonic() - self._begun) / (self._done - self._start) * (total - self._done)
+            log.info("%s: step %d of %d, %s left", self._title, self._done, total, tqdm.format_interval(seconds))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         metrics = trainer.callback_metrics
