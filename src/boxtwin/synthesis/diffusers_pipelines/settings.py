@@ -37,6 +37,11 @@ class LoadSettings:
     slicing: bool = False  # attention is computed in slices
     compile: bool = False  # torch.compile of the network that denoises
 
+    @property
+    def file(self) -> Path | None:
+        """The file of a quantised transformer."""
+        return Path(self.quantisation) if self.quantisation and self.quantisation not in BITSANDBYTES else None
+
     def check(self, owner: str, device: torch.device) -> None:
         """Refuse what cannot work on this machine."""
         self._owner, cuda = f"{owner}: load", device.type == "cuda"
@@ -59,10 +64,9 @@ class LoadSettings:
     def parameters(self) -> dict[str, Json]:
         """What changes pixels, if it is set; of a file its name and the hash of its content."""
         changed = {"load.variant": self.variant, "load.quantisation": self.quantisation}
-        if self.quantisation and self.quantisation not in BITSANDBYTES:
-            file = Path(self.quantisation)
-            digest = sha256_of(file.resolve(), file.stat().st_size, file.stat().st_mtime_ns)
-            changed["load.quantisation"] = f"{file.name} {digest[:16]}"
+        if self.file:
+            digest = sha256_of(self.file.resolve(), self.file.stat().st_size, self.file.stat().st_mtime_ns)
+            changed["load.quantisation"] = f"{self.file.name} {digest[:16]}"
         return {name: value for name, value in changed.items() if value is not None}
 
     def components(self, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
