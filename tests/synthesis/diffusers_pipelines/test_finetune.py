@@ -9,12 +9,13 @@ from pipeline_generators import make, make_source, pixels_of
 from safetensors.torch import load_file
 
 from boxtwin.datasets.image_io import read_image, write_png
+from boxtwin.datasets.levels import levels_of
 from boxtwin.errors import InputError
 from boxtwin.synthesis import training
 from boxtwin.synthesis.arrays import box_pixels
 from boxtwin.synthesis.diffusers_pipelines import finetune
 from boxtwin.synthesis.diffusers_pipelines.finetune import TOKEN, Crops, FinetuneSettings, TrainablePipeline
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, levels_of
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
 from boxtwin.synthesis.generator import Request
 from boxtwin.synthesis.training import STATE_FILE, WEIGHTS_FILE
 from boxtwin.weights import save_state
