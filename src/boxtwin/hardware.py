@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import cv2
 import torch
 
 from boxtwin.errors import InputError
-from boxtwin.memory import most_resident
 
 MOST_BATCH_THREADS = 8  # each has a batch in memory: 16 colour images of 832 pixels are 133 MB
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,12 +51,17 @@ def has_bfloat16(accelerator: str) -> bool:
 def peak_memory() -> tuple[str, int]:
     """Whose memory it is, "gpu" if this process draws there and else "process", and the most bytes that were taken.
 
-    Of a GPU it is the most since the last call, of the process the most since it began.
+    Of a GPU it is the most since the last call, of the process the most since it began; 0 if the system does not tell.
     """
     if torch.cuda.is_available() and (most := torch.cuda.max_memory_allocated()):
         torch.cuda.reset_peak_memory_stats()
         return "gpu", most
-    return "process", most_resident()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "process", 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return "process", unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def on_gpu(accelerator: str) -> bool:

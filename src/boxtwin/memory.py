@@ -1,4 +1,4 @@
-"""How the process keeps memory that it frees, how much it took, and how much is left. Nothing here imports torch."""
+"""How the process keeps memory that it frees, and how much is left. It imports no torch: comparing runs needs none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import math
 import os
-import sys
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt's parameters, from glibc's malloc.h
@@ -25,16 +24,6 @@ def keep_freed_blocks() -> bool:
     except AttributeError:
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK) and mallopt(M_TRIM_THRESHOLD, MOST_KEPT))
-
-
-def most_resident() -> int:
-    """Bytes of the machine's memory that this process has had at most; 0 on systems that do not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def free_memory(system: Path = Path("/")) -> float:

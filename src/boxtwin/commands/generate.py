@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from boxtwin.command_line import command_line, quoted, setting, words_of
+from boxtwin.commands.generate_dry_run import describe_dry_run
+from boxtwin.commands.generate_preview import draw_preview, preview_sources, preview_store
 from boxtwin.config.compose import require_values, to_object
 from boxtwin.config.launch import typed_words
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
@@ -31,7 +34,7 @@ from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.identity import StoreIdentity, read_identity, recorded_parameters, settings_from
 from boxtwin.synthesis.manifest import check_usable
 from boxtwin.synthesis.regenerate import reproduce
-from boxtwin.synthesis.store import StoreUpdate
+from boxtwin.synthesis.store import Library, StoreUpdate
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,13 @@ def generate(composed: DictConfig) -> None:
         raise InputError("variations=0 makes none; say how many of each image, such as variations=2")
     prepared = prepare(config)
     library = prepared.store
-    _check_confirmed(prepared, config)
+    if config.dry_run:
+        log.info("%s", describe_dry_run(prepared))
+        return
+    if config.preview:
+        _preview(prepared, config)
+        return
+    _check_confirmed(library, config, prepared.sources, prepared.per_image)
     label_detectors.prepare_labelling(prepared)
     prepare_generator(prepared)
     update = library.make(prepared.sources, prepared.per_image)
@@ -89,6 +98,15 @@ def generate(composed: DictConfig) -> None:
             f"{len(missing)} of {prepared.wanted} variations are missing; the same command asks for them again, and "
             "training does without them:\n  " + "\n  ".join(lines)
         )
+
+
+def _preview(prepared: Prepared, config: GenerateConfig) -> None:
+    """Make the first variation of a few training images, and draw the sheet of all generators of the sweep."""
+    library, sources = preview_store(prepared), preview_sources(prepared)
+    _check_confirmed(library, config, sources, 1)
+    prepare_generator(replace(prepared, library=library))
+    update = library.make(sources, 1)
+    log.info("%s: %d made for the preview; sheet: %s", library.folder, update.made, draw_preview(prepared, library))
 
 
 def make_variations(prepared: Prepared) -> StoreUpdate:
@@ -154,15 +172,15 @@ def generate_command(config: BoxtwinConfig, *more: str) -> str:
     return command_line("generate.py", [*words, *more])
 
 
-def _check_confirmed(prepared: Prepared, config: GenerateConfig) -> None:
+def _check_confirmed(library: Library, config: GenerateConfig, sources: Sequence[Sample], per_image: int) -> None:
     """Report calls of remote or paid generators, and refuse them if the user has not confirmed them."""
-    generator = prepared.store.generator
-    missing = prepared.store.missing(prepared.sources, prepared.per_image)
+    generator = library.generator
+    missing = library.missing(sources, per_image)
     # Rounded, so that twenty times 0.02 is within a budget of 0.4.
     cost = round(math.fsum(generator.price_usd(request.source) for request in missing), 6)
     if not missing or not (generator.remote or cost):
         return
-    count = f"{len(missing)} of {prepared.wanted} variations are missing"
+    count = f"{len(missing)} of {len(sources) * per_image} variations are missing"
     bill = f"{count}; {generator.name} makes them for about {cost:.2f} USD"
     more = ("confirm=true",) if config.budget is None else (f"budget={config.budget:g}", "confirm=true")
     if config.budget is not None and cost > config.budget:

@@ -217,7 +217,9 @@ def launch(
     register()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that MLflow runs are ended
     try:
-        typed = [hide_password(argument) for argument in sys.argv[1:]]
+        # Hydra's parser refuses settings on both sides of an option.
+        ordered = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+        typed = [hide_password(argument) for argument in ordered]
         arguments = quote_refused([quote_path(quote_list(word, paths), paths) for word in typed], composed_paths)
         sys.argv[1:] = quote_numbers(arguments, Path(sys.argv[0]).resolve().parent / "conf" / "variations")
         chosen = chosen_files(sys.argv[1:])

@@ -81,6 +81,8 @@ class GenerateConfig(BoxtwinConfig):
     jobs: int | None = 1  # a sweep makes one store after the other
     confirm: bool = False
     budget: float | None = None
+    dry_run: bool = False
+    preview: bool = False
     regenerate: str | None = None
 
 

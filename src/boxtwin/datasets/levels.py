@@ -63,6 +63,11 @@ class Levels:
         return np.rint(np.clip(shares, 0, 1) * 65535).astype(np.uint16)
 
 
+def levels_of(source: Sample, pixels: Pixels) -> Levels:
+    """Black and full-scale value of one image, for models that were trained on images of the whole range."""
+    return measure_levels([source], lambda _: pixels).levels
+
+
 def black_and_white(pixels: Pixels) -> tuple[int, int]:
     """The values of an image that become 0 and 255 where it is shown by itself."""
     if pixels.dtype == np.uint8:

@@ -13,10 +13,11 @@ from tiny_img2img import save_sd3
 from written_samples import write_sample
 
 from boxtwin.datasets.image_io import write_png
+from boxtwin.datasets.levels import levels_of
 from boxtwin.errors import InputError
 from boxtwin.synthesis import training
 from boxtwin.synthesis.diffusers_pipelines.finetune import TOKEN, FinetuneSettings, TrainablePipeline
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, levels_of
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
 from boxtwin.synthesis.generator import Request
 from boxtwin.synthesis.training import LOSSES_FILE, STATE_FILE, WEIGHTS_FILE, Crops, HeldOut, train_steps
 from boxtwin.weights import save_state

@@ -140,8 +140,11 @@ def test_offloaded_networks_make_the_same_image(
 @pytest.mark.parametrize(
     ("load", "message"),
     [
-        ({"offload": "disk"}, "load.offload=disk is refused: null, model or sequential is expected"),
-        ({"quantisation": "int4"}, "load.quantisation=int4 is refused: null, bitsandbytes_4bit, bitsandbytes_8bit or"),
+        ({"offload": "disk"}, "load.offload=disk is refused: it is null, model or sequential"),
+        (
+            {"quantisation": "int4"},
+            "load.quantisation=int4 is refused: it is null, bitsandbytes_4bit",
+        ),
         ({"quantisation": "nowhere.gguf"}, "load.quantisation=nowhere.gguf is refused"),
     ],
 )
@@ -165,7 +168,7 @@ def test_quantisation_names_the_package_that_is_missing(
 def test_quantised_weights_take_a_model_with_a_transformer(tiny_pipeline: TinyPipeline) -> None:
     checkpoint = Checkpoint(str(tiny_pipeline("stable_diffusion")), None, "img2img")
     settings = LoadSettings(quantisation="bitsandbytes_8bit")
-    settings._owner = "img2img: load"
+    settings._owner = "img2img"
     with pytest.raises(InputError, match=r"quantisation=bitsandbytes_8bit is refused: .* has no transformer"):
         settings.components(checkpoint, torch.float32)
     of_flux = Checkpoint(str(tiny_pipeline("flux")), None, "redux")

@@ -175,12 +175,8 @@ def folder_hash(folder: Path, *parts: str) -> str:
 
     It takes a second per gigabyte, once.
     """
-    within = [folder / part for part in parts]
-    if not parts:
-        index = json.loads((folder / INDEX).read_text())
-        within = [folder / INDEX, *(folder / name for name in sorted(index) if (folder / name).is_dir())]
-    found = [file for part in within for file in ([part] if part.is_file() else sorted(part.rglob("*")))]
-    files = [file for file in found if file.is_file()]
+    within = [folder / name for name in parts or (INDEX, *sorted(json.loads((folder / INDEX).read_text())))]
+    files = [file for part in within for file in (part, *sorted(part.rglob("*"))) if file.is_file()]
     total = hashlib.sha256()
     for file in files:
         state = file.stat()

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from boxtwin.datasets.image_io import Pixels
+from boxtwin.datasets.levels import levels_of
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Planes, planes_of
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, check_strength, levels_of
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, check_strength
 from boxtwin.synthesis.generator import Refused, Request, Variation, check_settings
 from boxtwin.synthesis.silhouettes import draw, silhouettes_of
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.levels import Levels, measure_levels
+from boxtwin.datasets.levels import levels_of
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.hardware import choose_device, choose_dtype
@@ -191,13 +191,13 @@ class PipelineGenerator(Generator):
 
     def _choose_side(self, pipeline: Any) -> int:
         """Of the squares: the user's or the model's own, as a multiple of what the model can do."""
-        multiple, side = self._multiple(pipeline), self.tile
-        if side is None or self._scale(pipeline) == 1:  # models that draw pixels draw images of one size only
+        (scale, multiple), side = self._scale_and_multiple(pipeline), self.tile
+        if side is None or scale == 1:  # models that draw pixels draw images of one size only
             unet = getattr(pipeline, "unet", None)
             size = unet.config.sample_size if unet is not None else getattr(pipeline, "default_sample_size", None)
             if size is None:
                 raise InputError(f"{self.name}: {self.checkpoint} has no size of its own; set it: tile=PIXELS")
-            side = int(max(size) if isinstance(size, list | tuple) else size) * self._scale(pipeline)
+            side = int(max(size) if isinstance(size, list | tuple) else size) * scale
             if self.tile not in (None, side):
                 raise InputError(f"{self.name}: {self.checkpoint} draws {side} x {side} pixels only: say tile={side}")
         side = -(-side // multiple) * multiple
@@ -205,20 +205,15 @@ class PipelineGenerator(Generator):
             raise InputError(f"{self.name}: overlap={self.overlap} is more than half of the model's {side} pixels")
         return side
 
-    def _scale(self, pipeline: Any) -> int:
-        """By how much latents are smaller than images."""
-        if (scale := getattr(pipeline, "vae_scale_factor", None)) is not None:
-            return int(scale)
-        movq = getattr(pipeline, "movq", None)  # Kandinsky's; without any, the model draws pixels
-        return 1 if movq is None else 2 ** (len(movq.config.block_out_channels) - 1)
-
-    def _multiple(self, pipeline: Any) -> int:
-        """What sides of images are multiples of."""
-        scale, processor = self._scale(pipeline), getattr(pipeline, "image_processor", None)
-        if getattr(pipeline, "movq", None) is not None:  # Kandinsky rounds sides up to it
-            return scale**2
+    def _scale_and_multiple(self, pipeline: Any) -> tuple[int, int]:
+        """By how much latents are smaller than images, and what sides of images are multiples of."""
+        if (movq := getattr(pipeline, "movq", None)) is not None:  # Kandinsky's, which rounds sides up to the square
+            scale = 2 ** (len(movq.config.block_out_channels) - 1)
+            return scale, scale**2
+        scale = int(getattr(pipeline, "vae_scale_factor", 1))  # without any, the model draws pixels
+        processor = getattr(pipeline, "image_processor", None)
         least = 1 if processor is None else int(processor.config.vae_scale_factor)
-        return max(least, scale * getattr(pipeline, "patch_size", 1))
+        return scale, max(least, scale * getattr(pipeline, "patch_size", 1))
 
 
 def check_strength(owner: str, strength: float, steps: int) -> None:
@@ -233,8 +228,3 @@ def as_pictures(squares: Squares) -> list[Image.Image]:
     """Squares in 8 bits, for pipelines that take nothing else."""
     pixels = (squares[:, :3].permute(0, 2, 3, 1).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return [Image.fromarray(square) for square in pixels]
-
-
-def levels_of(source: Sample, pixels: Pixels) -> Levels:
-    """Black and full-scale value of one image: pretrained models were trained on images of the whole range."""
-    return measure_levels([source], lambda _: pixels).levels

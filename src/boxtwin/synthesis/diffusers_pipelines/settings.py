@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from boxtwin.synthesis.generator import Json
 from boxtwin.synthesis.manifest import sha256_of
 
 BITSANDBYTES: dict[str, dict[str, Any]] = {
-    "bitsandbytes_4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},  # Dettmers et al. 2023
+    "bitsandbytes_4bit": {"load_in_4bit": True},
     "bitsandbytes_8bit": {"load_in_8bit": True},
 }
+INSTALL = {"gguf": "pip install gguf", "bitsandbytes": "pip install bitsandbytes"}
 
 
 @dataclass(kw_only=True)
@@ -37,76 +38,68 @@ class LoadSettings:
     slicing: bool = False  # attention is computed in slices
     compile: bool = False  # torch.compile of the network that denoises
 
+    @property
+    def file(self) -> Path | None:
+        """The file of a quantised transformer."""
+        return Path(self.quantisation) if self.quantisation and self.quantisation not in BITSANDBYTES else None
+
     def check(self, owner: str, device: torch.device) -> None:
-        """Refuse what cannot work on this machine."""
-        self._owner, cuda = f"{owner}: load", device.type == "cuda"
-        packs = self.quantisation in BITSANDBYTES
-        package = "bitsandbytes" if packs else "gguf"
-        compiler = importlib.util.find_spec("triton") if cuda else shutil.which(os.environ.get("CXX", "g++"))
-        if self.offload not in (None, "model", "sequential"):
-            raise self._refusal("offload", "null, model or sequential is expected")
-        if self.offload and not cuda:
-            raise self._refusal("offload", "it needs a CUDA device")
-        if self.quantisation and not packs and not Path(self.quantisation).is_file():
-            raise self._refusal("quantisation", f"null, {', '.join(BITSANDBYTES)} or a .gguf file is expected")
-        if self.quantisation and importlib.util.find_spec(package) is None:
-            raise self._refusal("quantisation", f"it needs {package}: pip install {package}")
-        if packs and not cuda:
-            raise self._refusal("quantisation", "it needs a CUDA device")
-        if self.compile and not compiler:
-            raise self._refusal("compile", f"it needs {'triton' if cuda else 'a C++ compiler'}")
+        """Refuse what cannot work on this machine; ``owner`` is the generator's name."""
+        self._owner, cuda, needs_cuda = owner, device.type == "cuda", "it needs a CUDA device"
+        self._refuse("offload", self.offload not in (None, "model", "sequential"), "it is null, model or sequential")
+        self._refuse("offload", bool(self.offload) and not cuda, needs_cuda)
+        known = f"it is null, {', '.join(BITSANDBYTES)} or a .gguf file"
+        self._refuse("quantisation", self.file is not None and not self.file.is_file(), known)
+        package = "gguf" if self.file else "bitsandbytes"
+        missing = self.quantisation is not None and find_spec(package) is None
+        self._refuse("quantisation", missing, f"it needs {package}: {INSTALL[package]}")
+        self._refuse("quantisation", self.quantisation in BITSANDBYTES and not cuda, needs_cuda)
+        compiler = find_spec("triton") if cuda else shutil.which(os.environ.get("CXX", "g++"))
+        self._refuse("compile", self.compile and not compiler, f"it needs {'triton' if cuda else 'a C++ compiler'}")
 
     def parameters(self) -> dict[str, Json]:
         """What changes pixels, if it is set; of a file its name and the hash of its content."""
         changed = {"load.variant": self.variant, "load.quantisation": self.quantisation}
-        if self.quantisation and self.quantisation not in BITSANDBYTES:
-            file = Path(self.quantisation)
-            digest = sha256_of(file.resolve(), file.stat().st_size, file.stat().st_mtime_ns)
-            changed["load.quantisation"] = f"{file.name} {digest[:16]}"
+        if self.file:
+            digest = sha256_of(self.file.resolve(), self.file.stat().st_size, self.file.stat().st_mtime_ns)
+            changed["load.quantisation"] = f"{self.file.name} {digest[:16]}"
         return {name: value for name, value in changed.items() if value is not None}
 
     def components(self, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
         """What `Checkpoint.load` is called with to load the checkpoint this way; InputError if its class cannot."""
-        arguments: dict[str, Any] = {"variant": self.variant}
         if self.quantisation is None:
-            return arguments
+            return {"variant": self.variant}
         diffusers: Any = importlib.import_module("diffusers")
         network: Any = getattr(diffusers, str(checkpoint.index().get("transformer", [None, None])[1]), None)
-        if not hasattr(network, "from_single_file"):
-            raise self._refusal("quantisation", f"{checkpoint.name} has no transformer that can be loaded so")
-        if self.quantisation in BITSANDBYTES:
-            settings = BITSANDBYTES[self.quantisation]
-            settings |= {"bnb_4bit_compute_dtype": dtype} if "load_in_4bit" in settings else {}
-            return arguments | {
-                "quantization_config": diffusers.PipelineQuantizationConfig(
-                    quant_backend=self.quantisation, quant_kwargs=settings, components_to_quantize=["transformer"]
-                )
-            }
+        cannot = not hasattr(network, "from_single_file")
+        self._refuse("quantisation", cannot, f"{checkpoint.name} has no transformer that can be loaded so")
+        if self.file is None:
+            config = dict(BITSANDBYTES[self.quantisation])
+            if self.quantisation == "bitsandbytes_4bit":  # the format of Dettmers et al. 2023
+                config |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+            packed = {"quant_backend": self.quantisation, "components_to_quantize": ["transformer"]}
+            config = diffusers.PipelineQuantizationConfig(quant_kwargs=config, **packed)
+            return {"variant": self.variant, "quantization_config": config}
         with checkpoint.errors():
-            quantised = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
+            config = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
             where = {"config": checkpoint.place, "subfolder": "transformer", "revision": checkpoint.revision}
-            transformer = network.from_single_file(
-                self.quantisation, quantization_config=quantised, dtype=dtype, **where
-            )
-        return arguments | {"transformer": transformer}
+            transformer = network.from_single_file(self.quantisation, quantization_config=config, dtype=dtype, **where)
+        return {"variant": self.variant, "transformer": transformer}
 
     def place(self, pipeline: Any, device: torch.device) -> Any:
         """The pipeline, ready to draw on a device; InputError if its class cannot do what is asked for."""
         network: Any = getattr(pipeline, "unet", None) or pipeline.transformer
         if self.slicing:
-            if not hasattr(network, "set_attention_slice") or getattr(pipeline.unet, "encoder_hid_proj", None):
-                reason = "an IP-Adapter" if hasattr(network, "set_attention_slice") else f"a {type(network).__name__}"
-                raise self._refusal("slicing", f"diffusers cannot slice the attention of {reason}")
+            kind = "an IP-Adapter" if getattr(network, "encoder_hid_proj", None) else f"a {type(network).__name__}"
+            cannot = "IP" in kind or not hasattr(network, "set_attention_slice")
+            self._refuse("slicing", cannot, f"diffusers cannot slice the attention of {kind}")
             pipeline.enable_attention_slicing()
         if self.compile:
             network.compile()
-        if self.offload == "sequential":
-            pipeline.enable_sequential_cpu_offload(device=device)
-        elif self.offload == "model":
-            pipeline.enable_model_cpu_offload(device=device)
-        else:
-            pipeline.to(device)
+        offload = {"model": "enable_model_cpu_offload", "sequential": "enable_sequential_cpu_offload"}
+        getattr(pipeline, offload.get(str(self.offload), "to"))(device=device)
         return pipeline
 
-    def _refusal(self, setting: str, reason: str) -> InputError:
-        return InputError(f"{self._owner}.{setting}={getattr(self, setting)} is refused: {reason}")
+    def _refuse(self, setting: str, wrong: bool, reason: str) -> None:
+        if wrong:
+            raise InputError(f"{self._owner}: load.{setting}={getattr(self, setting)} is refused: {reason}")

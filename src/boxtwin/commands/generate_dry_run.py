@@ -1,0 +1,74 @@
+"""`generate.py dry_run=true`: what a generator would download, need, make and cost."""
+
+from __future__ import annotations
+
+import math
+
+from boxtwin.run.build import Prepared
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
+from boxtwin.synthesis.downloads import Needs, needs_of
+
+BITS = {"bitsandbytes_4bit": 4.5, "bitsandbytes_8bit": 8}  # of a weight; with scales of 64 weights each
+
+
+def describe_dry_run(prepared: Prepared) -> str:
+    """What the command would do without ``dry_run=true``. Nothing is made; at most the index of a model is read."""
+    library, generator = prepared.store, prepared.store.generator
+    missing = library.missing(prepared.sources, prepared.per_image)
+    cost = math.fsum(generator.price_usd(request.source) for request in missing)
+    lines = [
+        f"{generator.name}: dry run, nothing is made",
+        f"variations: {len(missing)} of {prepared.wanted} are missing in {library.folder}",
+        f"cost: {f'about {cost:.2f} USD' if cost else 'none'}",
+    ]
+    if not isinstance(generator, PipelineGenerator):
+        return "\n".join([*lines, "downloads: none"])
+    loading, weights, complete = generator.loading, [0.0], True
+    for title, checkpoint in generator.checkpoints.items():
+        if checkpoint is None:
+            continue
+        main = title == "checkpoint"
+        replaced = ("transformer",) if main and loading.file else ()
+        needs = needs_of(checkpoint, generator.compute_dtype.itemsize, loading.variant if main else None, replaced)
+        lines += _described(title, checkpoint, needs)
+        complete = complete and bool(needs.sizes)
+        packed = BITS.get(loading.quantisation or "", 0) / (8 * generator.compute_dtype.itemsize) if main else 0
+        weights += [size * packed if packed and name == "transformer" else size for name, size in needs.weights.items()]
+    if loading.file:
+        weights.append(loading.file.stat().st_size)
+        lines.append(f"load.quantisation: {loading.file}, {_gigabytes(weights[-1])}")
+    lines.append(
+        f"memory of the weights: {'' if complete else 'at least '}{_gigabytes(sum(weights))} in "
+        f"{str(generator.compute_dtype).removeprefix('torch.')}, the largest network {_gigabytes(max(weights))}; "
+        "computing takes more, by the size of the squares"
+    )
+    return "\n".join(lines)
+
+
+def _described(title: str, checkpoint: Checkpoint, needs: Needs) -> list[str]:
+    name = f"{title}: {checkpoint.name}"
+    if checkpoint.folder is None:
+        name += f", revision {checkpoint.revision or 'main'}"
+    if not needs.source:
+        return [f"{name}: the hub cannot be reached, and nothing of it is in the cache"]
+    size = sum(needs.sizes.values())
+    here = sum(needs.sizes[file] for file in needs.cached)
+    files = f"{len(needs.sizes)}, {_gigabytes(size)} (from {needs.source})"
+    if checkpoint.folder is None:
+        left = len(needs.sizes) - len(needs.cached)
+        files += f"; {left} of {_gigabytes(size - here)} would be downloaded, the rest is in the cache"
+    if not needs.sizes:
+        files = "not shown before access is granted"
+    access = "; access must be asked for at the hub first (hf auth login)" if needs.gated else ""
+    networks = ", ".join(f"{network or 'weights'} {_gigabytes(taken)}" for network, taken in needs.weights.items())
+    return [
+        name,
+        f"  licence by its model card: {needs.licence or 'not named'}{access}",
+        f"  files: {files}",
+        f"  in memory: {networks or 'nothing'}",
+    ]
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 5e6 else f"{size / 1e6:.3f} MB"

@@ -1,0 +1,52 @@
+"""``generate.py preview=true``: one sheet for all generators of a sweep, whose images are used again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from commands import manifests, run
+
+from boxtwin.datasets.image_io import read_image
+
+SETTINGS = "generator.steps=2 generator.tile=32 generator.overlap=8 generator.batch_size=4 generator.dtype=float32"
+
+
+def columns(folder: Path) -> list[tuple[str, dict[str, str], list[str | None]]]:
+    """Generator, settings and refusals of every column of the sheet."""
+    kept = json.loads((folder / "data" / "synthetic" / "preview.json").read_text())["columns"]
+    return [
+        (kept[key]["generator"], kept[key]["settings"], [cell["refused"] for cell in kept[key]["cells"].values()])
+        for key in sorted(kept, key=int)
+    ]
+
+
+def test_generators_and_strengths_are_columns_and_images_are_kept(
+    tmp_path: Path, tiny_pipeline: Callable[[str], Path]
+) -> None:
+    common = "generate.py experiment=tiny_choice variations=1"
+    printed = run(f"{common} generator=repeat,copy_paste -m preview=true", tmp_path)
+    sheet = tmp_path / "data" / "synthetic" / "preview.png"
+    assert f"sheet: {sheet.relative_to(tmp_path)}" in printed
+    assert [name for name, _, _ in columns(tmp_path)] == ["repeat", "copy_paste"]
+    across = read_image(sheet).shape
+    assert [len(lines) for lines in manifests(tmp_path)] == [4, 4]
+
+    checkpoint = f"generator.checkpoint={tiny_pipeline('stable_diffusion')} {SETTINGS}"
+    run(f"{common} generator=img2img {checkpoint} generator.strength=0.6,0.9 -m preview=true", tmp_path)
+    assert [(name, settings["strength"]) for name, settings, _ in columns(tmp_path)] == [
+        ("img2img", "0.6"),
+        ("img2img", "0.9"),
+    ]
+    assert read_image(sheet).shape == across  # as many columns; the first sweep's are gone
+    assert not list((tmp_path / "data").glob("detectors/*"))  # nothing was trained to label four images
+
+    printed = run(f"{common} generator=img2img {checkpoint} generator.strength=0.6", tmp_path)
+    assert "6 variations made, 0 were there already, 0 refused, 4 reused" in printed
+    printed = run(f"{common} generator=repeat", tmp_path)
+    assert "6 variations made, 4 were there already" in printed
+
+    run(f"{common} generator=copy_paste preview=true", tmp_path)  # a single one takes no -m
+    assert [name for name, _, _ in columns(tmp_path)] == ["copy_paste"]
+    assert read_image(sheet).shape[1] < across[1]
