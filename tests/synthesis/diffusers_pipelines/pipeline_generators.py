@@ -26,6 +26,7 @@ ALL: dict[str, Any] = {
     "batch_size": 2,
     "device": "cpu",
     "dtype": "float32",
+    "load": {},
 }
 PROMPTED: dict[str, Any] = {
     **ALL,

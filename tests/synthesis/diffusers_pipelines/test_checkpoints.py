@@ -100,8 +100,8 @@ def test_a_checkpoint_is_described_by_the_generator_that_takes_it(kind: str, tak
 
 def test_descriptions_agree_with_the_generators_and_the_tables_of_diffusers() -> None:
     for generator in (Edit, GLIGEN, SDVariations, UnCLIP):
-        described = KINDS[generator.name]
-        assert generator.kinds[: len(described)] == described  # GLIGEN takes checkpoints that name another class, too
+        of_name = KINDS[generator.name]
+        assert generator.kinds[: len(of_name)] == of_name  # GLIGEN takes checkpoints that name another class, too
     for kind in [*(kind for kinds in KINDS.values() for kind in kinds), *PRIORS.values()]:
         assert hasattr(diffusers, kind)
     for kind in names_in("AUTO_TEXT2IMAGE_PIPELINES_MAPPING") - set(KINDS["edit"]):

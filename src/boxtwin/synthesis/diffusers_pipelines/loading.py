@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,7 +53,7 @@ class PipelineGenerator(Generator):
     batch_size: int  # squares of one image that are drawn at once
     device: str  # "auto" takes a CUDA device if there is one
     dtype: str  # "auto" takes bfloat16 if the hardware computes in it, else float16 on GPUs and float32 on CPUs
-    load: dict[str, Any] = field(default_factory=dict)  # see `LoadSettings`
+    load: dict[str, Any]  # see `LoadSettings`
 
     kinds: ClassVar[tuple[str, ...]] = ()  # classes of the checkpoints that fit; none: all that `pipeline_class` loads
     pipeline_class: ClassVar[str | None] = None  # of diffusers; None: the checkpoint's own
@@ -70,11 +70,14 @@ class PipelineGenerator(Generator):
         self._others: dict[str, Checkpoint | None] = {}  # further ones, by the setting that names them
         self._device = choose_device(self.device, self.name)
         self.compute_dtype = choose_dtype(self.dtype, self._device, self.name)
-        self._dtype_name = str(self.compute_dtype).removeprefix("torch.")
         self.loading = LoadSettings(**self.load)
         self.loading.check(self.name, self._device)
         self._pipeline: Any = None
         self._side = self._failed_in_a_row = 0
+
+    @property
+    def _dtype_name(self) -> str:
+        return str(self.compute_dtype).removeprefix("torch.")
 
     def version(self, training: Sequence[Sample]) -> int:
         """2 of images of 16 bit, whose black and full-scale values are measured; before, all of it was shown."""
