@@ -90,7 +90,8 @@ class Answer:
 
 
 def primary_answer(study: Study) -> list[str]:
-    """A sentence for each primary comparison, and one for all that lack runs. Other comparisons are in the report."""
+    """A sentence for each primary comparison, what to use for each number of real images by those that gain, and what
+    their p are. Other comparisons are in the report."""
     found = {contrast.name: contrast for contrast in study.contrasts if contrast.kind == "primary"}
     missing = {
         each.name: [
@@ -102,7 +103,9 @@ def primary_answer(study: Study) -> list[str]:
         (place, each.name, found.get(each.name), missing[each.name])
         for place, each in enumerate(study.primary, start=1)
     ]
-    return paragraphs("primary", comparisons=comparisons)
+    gains = [each for each in found.values() if each.differences[AP50].gain_significant]
+    best = {each.new.real_images: each for each in sorted(gains, key=lambda gain: gain.new.estimates[AP50].mean)}
+    return paragraphs("primary", comparisons=comparisons, best=sorted(best.items()))
 
 
 def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
