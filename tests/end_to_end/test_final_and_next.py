@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,13 @@ from omegaconf import OmegaConf
 
 from boxtwin.command_line import setting
 from boxtwin.datasets.coco import read_coco
-from boxtwin.datasets.image_io import read_image, write_png
+from boxtwin.datasets.image_io import encode, read_image, write_png
 from boxtwin.datasets.simulated_sar.scenes import build
-from boxtwin.detector.checkpoint import read_detector
+from boxtwin.detector.checkpoint import read_detector, write_detector
 from boxtwin.studies.runs import runs_in
 
 FINAL = "train.py final=sar_scenes final_seeds=2 final_folds=3"
+LOW = 0.001  # a threshold above which a detector of eight steps finds something
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,16 @@ def test_they_are_trained_on_all_labelled_images(trained: tuple[Path, str]) -> N
     assert any(not np.array_equal(value, weights[name]) for name, value in first.module.state_dict().items())
     assert first.class_thresholds == second.class_thresholds
     assert first.class_thresholds[0] == result["classes"][0]["count_threshold"]
+
+
+def test_how_much_is_trained_is_said_before(trained: tuple[Path, str]) -> None:
+    folder, printed = trained
+    said = r"5 trainings of 8 steps, 40 in all: 2 on all labelled images \(24 images .*\), and 3 on all but one "
+    found = re.search(said + r"of as many parts; about .* minutes?, as a run of the study took (.*)\n", printed)
+    assert found is not None
+    assert printed.index(found[0]) < printed.index("final fold1of3: ")
+    results = [json.loads(file.read_text()) for file in folder.glob("multirun/sar_scenes/s1-x0-*/result.json")]
+    assert found[1] == f"{np.mean([result['metrics']['time/total'] for result in results]) / 60:.1f}"
 
 
 def test_labels_of_all_images_can_be_suspected(trained: tuple[Path, str], tmp_path: Path) -> None:
@@ -134,6 +147,57 @@ def test_intervals_rest_on_thresholds_chosen_without_the_image(trained: tuple[Pa
             found = sum(score >= threshold for score in scores[entries[name]["image_id"]])
             assert entries[name]["true"] - found == residual
         start += len(part)
+
+
+def learnt_from(folder: Path, run_folder: str | Path, **settings: str | Path) -> tuple[dict[str, str], str]:
+    """The column of that name in what `count.py` writes, by file, and what it prints."""
+    words = [f"{key}={value}" for key, value in {"run": run_folder, "folder": "counts", **settings}.items()]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "count.py"), *words, "threads=1"],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    with (folder / "counts" / "counts.csv").open(newline="") as file:
+        return {row["file"]: row["learnt_from"] for row in csv.DictReader(file)}, done.stdout
+
+
+def test_labelled_images_are_not_new_to_them(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    found, printed = learnt_from(folder, "final", study="sar_scenes", images="data/sar_scenes/images")
+    assert list(found.values()) == ["training"] * 24
+    assert "the detector was trained or validated on 24 of 24 images (24 training: " in printed
+    assert (folder / "counts" / "index.html").read_text().count("training image of the detector") == 24
+
+
+def test_counted_images_that_a_run_learnt_from_are_marked(trained: tuple[Path, str], tmp_path: Path) -> None:
+    """Under other names and written again as well; test images are new."""
+    folder, _ = trained
+    run_folder = next(folder.glob("multirun/sar_scenes/s1-x0-*"))
+    (sides,) = json.loads((run_folder / "split.json").read_text()).values()
+    images, new = folder / "data" / "sar_scenes" / "images", tmp_path / "new"
+    new.mkdir()
+    for name in (sides["train"][0], sides["val"][0], *sides["test"][:2]):
+        shutil.copy(images / name, new)
+    shutil.copy(images / sides["train"][1], new / "copy.png")
+    (new / "again.jpg").write_bytes(encode(read_image(images / sides["train"][2]), "jpg", 90))
+    # The folder of the data set is that seen from the folder that holds multirun/.
+    found, printed = learnt_from(tmp_path, run_folder, images=new)
+    expected = {sides["train"][0]: "training", "copy.png": "training", "again.jpg": "training"}
+    expected |= {sides["val"][0]: "validation"} | dict.fromkeys(sides["test"][:2], "")
+    assert found == expected
+    assert "the detector was trained or validated on 4 of 6 images (3 training: " in printed
+    assert f"again.jpg = {sides['train'][2]}" in printed
+    assert f"; 1 validation: {sides['val'][0]}): their counts, intervals and AP say nothing about new im" in printed
+    page = (tmp_path / "counts" / "index.html").read_text()
+    assert (page.count("training image of the"), page.count("validation image of the")) == (3, 1)
+    # Away from its run a detector does not know them, and says so.
+    shutil.copy(run_folder / "detector.safetensors", tmp_path)
+    found, printed = learnt_from(tmp_path, "detector.safetensors", images=new)
+    assert set(found.values()) == {""}
+    assert "its training images are not found, so that counted ones cannot be marked" in printed
 
 
 def test_they_are_no_run_of_the_study(trained: tuple[Path, str]) -> None:
@@ -247,6 +311,7 @@ def test_images_to_label_next_are_listed_and_pre_labelled(trained: tuple[Path, s
     content = json.loads((chosen / "annotations.json").read_text())
     assert [image["file_name"] for image in content["images"]] == [row["file"] for row in rows]
     assert len({row["file"] for row in rows}) == 4
+    assert ("disagree on none" in printed) == all(float(row["disagreement"]) == 0 for row in rows)
     assert all(row["file"].startswith("sub/new ") for row in rows)
     for row, image in zip(rows, content["images"], strict=True):
         boxes = [each for each in content["annotations"] if each["image_id"] == image["id"]]
@@ -261,6 +326,29 @@ def test_images_to_label_next_are_listed_and_pre_labelled(trained: tuple[Path, s
     # It is a data set that boxtwin reads, once people have looked at the boxes.
     read = read_coco(name="next", images=chosen / "images", annotations=chosen / "annotations.json")
     assert len(read.samples) == 4
+
+
+@pytest.mark.parametrize("threshold", [LOW, 1.0])
+def test_detectors_that_agree_everywhere_are_named(
+    trained: tuple[Path, str], unlabelled: Path, tmp_path: Path, threshold: float
+) -> None:
+    """Two seeds with the same weights agree, and diversity alone ranks the images; unless one counts nothing."""
+    folder = tmp_path / "study"
+    shutil.copytree(trained[0], folder, symlinks=True)
+    first, second = (folder / "multirun" / "sar_scenes" / f"final-seed{n}" / "detector.safetensors" for n in (0, 1))
+    detector = read_detector(first)
+    for file, least in ((first, LOW), (second, threshold)):
+        write_detector(replace(detector, class_thresholds=(least,)), file)
+    printed = review(folder, setting("next", unlabelled.name), "folder=chosen", "number=4")
+    warning = "The 2 detectors disagree on none of these images, so the order follows from diversity alone."
+    said = threshold == LOW
+    assert (warning in printed, warning in (folder / "chosen" / "index.html").read_text()) == (said, said)
+    with (folder / "chosen" / "next.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # What both detect is pre-labelled, and what one of two detects is doubtful.
+    assert any(int(row["pre_labelled" if said else "doubtful"]) for row in rows)
+    assert all(float(row["disagreement"]) == int(row["doubtful"]) for row in rows)
+    assert not any(int(row["doubtful" if said else "pre_labelled"]) for row in rows)
 
 
 def test_a_folder_with_labels_of_people_is_not_overwritten(trained: tuple[Path, str], unlabelled: Path) -> None:
