@@ -140,3 +140,20 @@ def test_a_file_of_an_older_version_builds_its_generator_as_the_same_run() -> No
         config = compose("config", ["generator=pixel_ddpm", "variations='2'", f"generator._target_={first}"])
     assert isinstance(make_generator(to_object(config, BoxtwinConfig)), PixelDDPM)
     assert short_hash(defining_values(config)) == RECORDED["pixel_ddpm"]
+
+
+def test_how_a_model_is_loaded_defines_a_run_where_pixels_change() -> None:
+    register()
+    run = ["variations='2'", "generator=img2img"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        plain, same, other = (
+            defining_values(compose("config", [*run, *more]))["generator"]
+            for more in (
+                [],
+                ["generator.load.offload=model", "generator.load.compile=true", "generator.load.slicing=true"],
+                ["generator.load.variant=fp16"],
+            )
+        )
+    assert same == plain
+    assert "load" not in plain
+    assert other == plain | {"load.variant": "fp16"}
