@@ -24,6 +24,8 @@ from typing import Any
 
 import yaml
 
+from boxtwin.synthesis.manifest import LEARNING
+
 ROOT = Path(__file__).resolve().parents[1]
 HEADER = (
     "checkpoint", "of", "licence", "made", "refused", "s to load", "s each", "GB",
@@ -72,10 +74,8 @@ def _row(words: list[str]) -> list[str | float]:
         return [*["-"] * (len(HEADER) - 2), " ".join(said[-1:]) or f"exit status {process.returncode}"]
     store = Path(told["store"])
     lines = [json.loads(line) for line in (store / "manifest.jsonl").read_text().splitlines()]
-    refused, label_card, quality = (
-        _json(store / name) for name in ("refused.jsonl", "label_card.json", "quality_card.json")
-    )
-    learning = (store / "learning.jsonl").read_text().splitlines() if (store / "learning.jsonl").exists() else []
+    files = ("refused.jsonl", LEARNING, "label_card.json", "quality_card.json")
+    refused, learning, label_card, quality = (_json(store / name) for name in files)
     peaks = {key: value for line in lines for key, value in line["record"].items() if key.startswith("peak_memory")}
     memory, whose = (max(peaks.values()), max(peaks)[12:]) if peaks else (used.ru_maxrss * 1024, "process")
     model = lines[0]["model"]["id"] if lines else "-"
