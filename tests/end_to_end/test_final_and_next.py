@@ -343,8 +343,8 @@ def test_detectors_that_agree_everywhere_are_named(
     warning = "The 2 detectors disagree on none of these images, so the order follows from diversity alone."
     said = threshold == LOW
     assert (warning in printed, warning in (folder / "chosen" / "index.html").read_text()) == (said, said)
-    with (folder / "chosen" / "next.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    with (folder / "chosen" / "next.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
     # What both detect is pre-labelled, and what one of two detects is doubtful.
     assert any(int(row["pre_labelled" if said else "doubtful"]) for row in rows)
     assert all(float(row["disagreement"]) == int(row["doubtful"]) for row in rows)
