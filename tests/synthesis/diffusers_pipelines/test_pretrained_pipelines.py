@@ -18,6 +18,7 @@ from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
+from boxtwin.synthesis.diffusers_pipelines.settings import LoadSettings
 from boxtwin.synthesis.generator import Generator, Request
 from boxtwin.synthesis.tiling import tile_seed
 
@@ -351,6 +352,8 @@ def test_a_checkpoint_of_another_kind_is_refused(
 
 def test_the_files_under_conf_hold_every_setting_and_no_other() -> None:
     conf = Path(__file__).parents[3] / "conf" / "generator"
+    loading: Any = OmegaConf.to_container(OmegaConf.load(conf / "load" / "default.yaml"))
+    assert loading == vars(LoadSettings())
     for made, settings, folders in KINDS.values():
         named = {
             name: parameter
@@ -359,10 +362,11 @@ def test_the_files_under_conf_hold_every_setting_and_no_other() -> None:
             for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items()
             if name not in ("self", "settings")
         }
+        del named["load"]  # configurations of earlier versions have none
         assert all(parameter.default is inspect.Parameter.empty for parameter in named.values())
         assert set(settings) | set(folders) == set(named)
         written: Any = OmegaConf.to_container(OmegaConf.load(conf / f"{made.name}.yaml"), resolve=False)
-        written.pop("defaults", None)  # the labels that suit it
+        assert {"load": "default"} in written.pop("defaults")  # and the labels that suit it
         assert written.pop("name") == made.name
         assert written.pop("_target_") == f"{made.__module__}.{made.__qualname__}"
         assert set(written) == set(named)
