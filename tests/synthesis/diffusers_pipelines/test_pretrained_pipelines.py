@@ -20,6 +20,7 @@ from boxtwin.errors import InputError
 from boxtwin.labels.carry import Carry
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
+from boxtwin.synthesis.diffusers_pipelines.settings import LoadSettings
 from boxtwin.synthesis.generator import Generator, Request, Variation
 from boxtwin.synthesis.store import Library
 from boxtwin.synthesis.tiling import tile_seed
@@ -375,6 +376,8 @@ def test_a_checkpoint_of_another_kind_is_refused(
 
 def test_the_files_under_conf_hold_every_setting_and_no_other() -> None:
     conf = Path(__file__).parents[3] / "conf" / "generator"
+    loading: Any = OmegaConf.to_container(OmegaConf.load(conf / "load" / "default.yaml"))
+    assert loading == vars(LoadSettings())
     for made, settings, folders in KINDS.values():
         named = {
             name: parameter
@@ -383,10 +386,11 @@ def test_the_files_under_conf_hold_every_setting_and_no_other() -> None:
             for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items()
             if name not in ("self", "settings")
         }
+        del named["load"]  # configurations of earlier versions have none
         assert all(parameter.default is inspect.Parameter.empty for parameter in named.values())
         assert set(settings) | set(folders) == set(named)
         written: Any = OmegaConf.to_container(OmegaConf.load(conf / f"{made.name}.yaml"), resolve=False)
-        written.pop("defaults")  # the labels that suit it, and of loading
+        assert {"load": "default"} in written.pop("defaults")  # and the labels that suit it
         assert written.pop("name") == made.name
         assert written.pop("_target_") == f"{made.__module__}.{made.__qualname__}"
         assert {*written, "load"} == set(named)
