@@ -36,6 +36,7 @@ TEN = ("split.train=40", "split.train_size=10")
         (["split.train=40", "split.train_size=40,10"], BEST[0]),
         (["split=s1,s2"], BEST[1]),
         (["split=s2"], BEST[1]),
+        (["split=s1"], BEST[2]),
     ],
 )
 def test_the_smallest_split_decides_for_all_runs(sizes: list[str], row: object, radar: tuple[str, ...]) -> None:
@@ -56,6 +57,7 @@ def test_simulation_is_for_radar_images_of_one_class(radar: tuple[str, ...], tmp
     assert resolved(*radar, *TEN, *asked)[-2:] == ["pretraining=none,sar_scenes", "pretraining.share=0.25"]
     optical = resolved(*radar, *TEN, "dataset.speckle=null", *asked)
     assert optical[-2:] == ["pretraining=none,none", "pretraining.share=0.0"]
+    assert resolved(*radar, "split=s2", "pretraining=auto")[-1] == "pretraining=sar_scenes"
     assert resolved("dataset=sar_scenes", "pretraining=auto")[-1] == "pretraining=none"
     assert resolved(*radar, *TEN, "pretraining=none", "pretraining.share=auto")[-1] == "pretraining.share=0.0"
     two = [{"id": 1, "name": "ship"}, {"id": 2, "name": "buoy"}]
@@ -99,4 +101,4 @@ def test_swept_values_and_split_files_count(radar: tuple[str, ...], tmp_path: Pa
 
 
 def test_simulation_is_not_taken_where_it_is_not_measured(radar: tuple[str, ...]) -> None:
-    assert resolved(*radar, "split=s2", "pretraining=auto")[-1] == "pretraining=none"
+    assert resolved(*radar, "split=s1", "pretraining=auto")[-1] == "pretraining=none"
