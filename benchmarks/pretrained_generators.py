@@ -72,7 +72,7 @@ def _row(words: list[str]) -> list[str | float]:
     told = {key: value for key, _, value in (line.partition(": ") for line in said)}
     if "store" not in told:
         return [*["-"] * (len(HEADER) - 2), " ".join(said[-1:]) or f"exit status {process.returncode}"]
-    store = Path(told["store"])
+    store = ROOT / told["store"]
     lines = [json.loads(line) for line in (store / "manifest.jsonl").read_text().splitlines()]
     files = ("refused.jsonl", LEARNING, "label_card.json", "quality_card.json")
     refused, learning, label_card, quality = (_json(store / name) for name in files)

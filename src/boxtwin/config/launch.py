@@ -64,7 +64,6 @@ ENVIRONMENT = {
 }
 # Loggers of passes of the ONNX optimiser, of steps of MLflow and of HTTP requests: nothing a user can act on.
 QUIET = ("onnxscript", "onnx_ir", "mlflow.pyfunc", "mlflow.store.db.utils", "alembic", "httpx", "httpx2")
-
 _NOT_READING = ("image_size", "speckle", "augmentation")  # settings of a data set that do not change how it is read
 _failed = 0
 _check_run: Callable[[DictConfig], object] | None = None  # of the command at work

@@ -26,7 +26,6 @@ ALL: dict[str, Any] = {
     "batch_size": 2,
     "device": "cpu",
     "dtype": "float32",
-    "load": {},
 }
 PROMPTED: dict[str, Any] = {
     **ALL,

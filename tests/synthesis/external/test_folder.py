@@ -95,7 +95,7 @@ def test_files_go_to_the_sources_that_their_names_tell(dataset: Dataset, tmp_pat
     found = {(line.source, line.variation): line for line in library.lines()}
     values = {key: read_image(library.folder / line.image).mean() for key, line in found.items()}
     assert values == {("S00_0.png", 1): 1, ("S00_0.png", 2): 2, ("S01_0.png", 1): 3, ("S02_0.png", 2): 4}
-    assert found["S02_0.png", 2].record == {"file": "S02_0 (2).png"}
+    assert found["S02_0.png", 2].record["file"] == "S02_0 (2).png"
     # Where the objects are is the source's: colour, blur and stains leave them there.
     claimed = found["S02_0.png", 2].claimed
     np.testing.assert_array_equal(claimed.boxes, dataset.samples[2].boxes)

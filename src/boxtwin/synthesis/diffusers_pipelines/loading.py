@@ -53,7 +53,7 @@ class PipelineGenerator(Generator):
     batch_size: int  # squares of one image that are drawn at once
     device: str  # "auto" takes a CUDA device if there is one
     dtype: str  # "auto" takes bfloat16 if the hardware computes in it, else float16 on GPUs and float32 on CPUs
-    load: dict[str, Any]  # see `LoadSettings`
+    load: dict[str, Any] | None = None  # see `LoadSettings`
 
     kinds: ClassVar[tuple[str, ...]] = ()  # classes of the checkpoints that fit; none: all that `pipeline_class` loads
     pipeline_class: ClassVar[str | None] = None  # of diffusers; None: the checkpoint's own
@@ -70,7 +70,7 @@ class PipelineGenerator(Generator):
         self._others: dict[str, Checkpoint | None] = {}  # further ones, by the setting that names them
         self._device = choose_device(self.device, self.name)
         self.compute_dtype = choose_dtype(self.dtype, self._device, self.name)
-        self.loading = LoadSettings(**self.load)
+        self.loading = LoadSettings(**(self.load or {}))
         self.loading.check(self.name, self._device)
         self._pipeline: Any = None
         self._side = self._failed_in_a_row = 0
