@@ -102,11 +102,17 @@ def test_a_folder_is_read(tmp_path: Path, tiny_pipeline: TinyPipeline) -> None:
 
 @pytest.mark.parametrize(
     ("generator", "cost"),
-    [("copy_paste", "cost: none"), ("openai_edit generator.price_usd=0.05", "cost: about 0.50 USD")],
+    [
+        ("copy_paste", "cost: none"),
+        ("openai_edit generator.price_usd=0.05", "cost: about 0.50 USD"),
+        ("openai_edit generator.model=another", "cost: not known: "),
+        ("repeat labels=pseudo", "labels: 3 detector(s) would be trained first, 4 steps each"),
+    ],
 )
 def test_generators_without_a_checkpoint(tmp_path: Path, generator: str, cost: str) -> None:
     said = run(f"generate.py experiment=tiny_choice variations=1 generator={generator} dry_run=true", tmp_path)
     assert "variations: 10 of 10 are missing" in said
     assert cost in said
     assert "downloads: none" in said
-    assert not list((tmp_path / "data").glob("synthetic/*/manifest.jsonl"))
+    assert not list((tmp_path / "data").glob("synthetic/*"))
+    assert re.search(rf"to make them:\n *python generate.py .*generator={generator.split()[0]}(?!.*dry_run)", said)

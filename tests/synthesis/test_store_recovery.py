@@ -43,6 +43,26 @@ def test_after_a_crash_nothing_is_made_twice(dataset: Dataset, tmp_path: Path, n
     assert_complete(library, dataset.samples, 2)
 
 
+def test_a_refusal_before_anything_is_made_leaves_no_store(
+    dataset: Dataset, tmp_path: Path, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = open_library(dataset, tmp_path / "stores", noise)
+
+    def refuse(*_: object) -> None:
+        raise InputError("no checkpoint")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(noise, "fit", refuse)
+        with pytest.raises(InputError, match="no checkpoint"):
+            library.make(dataset.samples, 2)
+        assert not library.folder.exists()
+    library.make(dataset.samples, 1)
+    monkeypatch.setattr(noise, "fit", refuse)
+    with pytest.raises(InputError, match="no checkpoint"):
+        library.make(dataset.samples, 2)
+    assert_complete(library, dataset.samples, 1)
+
+
 def start(dataset_root: Path, stores: Path, per_image: int, dies_at: int) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, noise_store.__file__, str(dataset_root), str(stores), str(per_image), str(dies_at)],

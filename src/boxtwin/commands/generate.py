@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 SHEET_SOURCES, SHEET_VARIATIONS = 8, 3  # of a contact sheet
 # Settings and options that a suggested command leaves out.
-_NOT_SUGGESTED = re.compile(r"\+*(confirm|budget|regenerate|rerun)=|--config-name=(config|generate)$")
+_NOT_SUGGESTED = re.compile(r"\+*(confirm|budget|regenerate|rerun|dry_run|preview)=|--config-name=(config|generate)$")
 _NAMED = 5  # variations that a message names
 
 
@@ -58,7 +58,7 @@ def generate(composed: DictConfig) -> None:
     prepared = prepare(config)
     library = prepared.store
     if config.dry_run:
-        log.info("%s", describe_dry_run(prepared))
+        log.info("%s\nto make them:\n  %s", describe_dry_run(prepared), generate_command(config))
         return
     if config.preview:
         _preview(prepared, config)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from boxtwin.errors import InputError
 from boxtwin.run.build import Prepared
+from boxtwin.run.label_detectors import detectors_to_train
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
 from boxtwin.synthesis.downloads import Needs, needs_of
+from boxtwin.synthesis.generator import Generator, Request
 
 BITS = {"bitsandbytes_4bit": 4.5, "bitsandbytes_8bit": 8}  # of a weight; with scales of 64 weights each
 
@@ -16,12 +20,17 @@ def describe_dry_run(prepared: Prepared) -> str:
     """What the command would do without ``dry_run=true``. Nothing is made; at most the index of a model is read."""
     library, generator = prepared.store, prepared.store.generator
     missing = library.missing(prepared.sources, prepared.per_image)
-    cost = math.fsum(generator.price_usd(request.source) for request in missing)
+    validation = len(prepared.sources) - len(prepared.split.train)
+    beside = f" and {validation} validation" if validation else ""
     lines = [
         f"{generator.name}: dry run, nothing is made",
-        f"variations: {len(missing)} of {prepared.wanted} are missing in {library.folder}",
-        f"cost: {f'about {cost:.2f} USD' if cost else 'none'}",
+        f"variations: {len(missing)} of {prepared.wanted} are missing in {library.folder} "
+        f"({prepared.per_image} of each of {len(prepared.split.train)} training{beside} images)",
+        f"cost: {_cost(generator, missing)}",
     ]
+    if missing and (detectors := detectors_to_train(prepared)):
+        steps = detectors[0].config.trainer.steps
+        lines.append(f"labels: {len(detectors)} detector(s) would be trained first, {steps} steps each")
     if not isinstance(generator, PipelineGenerator):
         return "\n".join([*lines, "downloads: none"])
     loading, weights, complete = generator.loading, [0.0], True
@@ -38,12 +47,22 @@ def describe_dry_run(prepared: Prepared) -> str:
     if loading.file:
         weights.append(loading.file.stat().st_size)
         lines.append(f"load.quantisation: {loading.file}, {_gigabytes(weights[-1])}")
+    if not any(weights):
+        return "\n".join([*lines, "memory of the weights: not known"])
     lines.append(
         f"memory of the weights: {'' if complete else 'at least '}{_gigabytes(sum(weights))} in "
         f"{str(generator.compute_dtype).removeprefix('torch.')}, the largest network {_gigabytes(max(weights))}; "
         "computing takes more, by the size of the squares"
     )
     return "\n".join(lines)
+
+
+def _cost(generator: Generator, requests: Sequence[Request]) -> str:
+    try:
+        cost = math.fsum(generator.price_usd(request.source) for request in requests)
+    except InputError as error:  # a host without a known price
+        return f"not known: {error}"
+    return f"about {cost:.2f} USD" if cost else "none"
 
 
 def _described(title: str, checkpoint: Checkpoint, needs: Needs) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -119,8 +120,19 @@ def unknown_setting(error: BaseException) -> InputError | None:
         return InputError(f"{key} is no setting any more; its value is always {constant}: leave it out")
     if key in renamed:
         return InputError(f"{key} has been renamed: write {now}=… instead of {key}=…")
+    beside = getattr(cause, "parent_node", None)  # where it would be
+    if key.startswith("generator.") and isinstance(beside, DictConfig) and "name" in beside:
+        return no_setting_of_generator(str(beside.name), key.partition(".")[2], map(str, beside))
     known = [name for schema in SCHEMAS.values() for name in _settings(schema) if name != key]  # of another command
     return InputError(f"there is no setting {key}{nearest(key, known, 1) or '; --cfg job shows all settings'}")
+
+
+def no_setting_of_generator(generator: str, setting: str, known: Iterable[str]) -> InputError:
+    """The error for a ``setting`` that one generator lacks, whose own are ``known``."""
+    others = [name for name in known if name not in ("name", "_target_", setting)]
+    cure = "To give one of several generators settings of its own, see docs/generators.md#an-option-of-your-own"
+    advice = nearest(setting, others, 1).removesuffix("?")
+    return InputError(f"generator={generator} has no setting {setting}{advice}. It has {', '.join(others)}. {cure}")
 
 
 def _settings(schema: type) -> list[str]:

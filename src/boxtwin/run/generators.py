@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import hydra
 from hydra.errors import InstantiationException
 
 from boxtwin.config import identity
+from boxtwin.config.compose import no_setting_of_generator
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
@@ -36,7 +38,11 @@ def make_generator(config: BoxtwinConfig) -> Generator:
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):  # without Hydra's text around it
             raise error.__cause__ from None
-        raise
+        unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error.__cause__))
+        if unexpected is None:
+            raise
+        known = [key for key in arguments if key != unexpected[1]]
+        raise no_setting_of_generator(str(config.generator["name"]), unexpected[1], known) from None
     generator.name = str(config.generator["name"])  # two files of one class are two generators
     check_name(generator.name, "generator.name")
     return generator

@@ -28,12 +28,12 @@ from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Dataset, Judgement, Lineage, Sample
 from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
-from boxtwin.files import exclusive_lock, link_file, remove_leftovers, write_bytes_atomically
+from boxtwin.files import exclusive_lock, link_file, remove_leftovers, remove_unwritten, write_bytes_atomically
 from boxtwin.hardware import peak_memory
 from boxtwin.synthesis.arrays import Boxes
 from boxtwin.synthesis.fitness import unfit
 from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation
-from boxtwin.synthesis.identity import UNLABELLED, identity_of, read_identity, write_identity
+from boxtwin.synthesis.identity import IDENTITY, UNLABELLED, identity_of, read_identity, write_identity
 from boxtwin.synthesis.manifest import (
     LEARNING,
     MANIFEST,
@@ -142,8 +142,13 @@ class Library:
         if per_image == 0:
             return StoreUpdate()
         _check_sources(sources)
-        with exclusive_lock(self.folder / ".lock", f"another process is making {self.folder}; waiting for it"):
-            return self._make(sources, per_image, use_generator)
+        lock = self.folder / ".lock"
+        with exclusive_lock(lock, f"another process is making {self.folder}; waiting for it"):
+            try:
+                return self._make(sources, per_image, use_generator)
+            except InputError:  # before anything was made, such as a missing checkpoint
+                remove_unwritten(self.folder, {IDENTITY, lock.name})
+                raise
 
     def variations(self, sources: Sequence[Sample], per_image: int) -> tuple[Sample, ...]:
         """The first ``per_image`` variations of every source as samples, in the order of the sources.
