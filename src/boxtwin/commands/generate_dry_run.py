@@ -40,7 +40,7 @@ def describe_dry_run(prepared: Prepared) -> str:
         lines.append(f"load.quantisation: {loading.file}, {_gigabytes(weights[-1])}")
     lines.append(
         f"memory of the weights: {'' if complete else 'at least '}{_gigabytes(sum(weights))} in "
-        f"{str(generator.compute_dtype).removeprefix('torch.')}, the largest network {_gigabytes(max(weights))}; "
+        f"{generator.dtype_name}, the largest network {_gigabytes(max(weights))}; "
         "computing takes more, by the size of the squares"
     )
     return "\n".join(lines)

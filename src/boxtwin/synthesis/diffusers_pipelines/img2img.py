@@ -68,7 +68,7 @@ class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
 
             self._checkpoint.index()  # now its commit is known
             identity = self._checkpoint.parameters() | {"revision": self._checkpoint.model().revision}
-            identity |= {**self._repaint_identity, "tile": self.tile, "dtype": self._dtype_name}
+            identity |= {**self._repaint_identity, "tile": self.tile, "dtype": self.dtype_name}
             self._learnt = finetune(
                 self, self.name, training, folder, identity=identity, dtype=dtype, load=load, repaint=self._to_repaint
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,8 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Planes, planes_of
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, check_strength
-from boxtwin.synthesis.generator import Refused, Request, Variation, check_settings
+from boxtwin.synthesis.diffusers_pipelines.loading import NotDrawnError, PipelineGenerator, Squares, check_strength
+from boxtwin.synthesis.generator import Request, check_settings
 from boxtwin.synthesis.silhouettes import draw, silhouettes_of
 
 CANNY = (100, 200)  # thresholds, of 255, as in the examples of diffusers' checkpoints
@@ -111,15 +110,10 @@ class GLIGEN(PipelineGenerator):
             raise InputError(f"{self.name}: {self.checkpoint} has a network that takes no boxes; {cure}")
         return pipeline
 
-    def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
-        for request in requests:
-            if (count := len(request.source.object_boxes)) > MOST_OBJECTS:
-                yield Refused(request, f"{count} objects; GLIGEN places {MOST_OBJECTS} at most")
-            else:
-                yield from super().vary([request])
-
     def _vary_one(self, request: Request, pixels: Pixels, *_: Any) -> Pixels:
         source = request.source
+        if (count := len(source.object_boxes)) > MOST_OBJECTS:
+            raise NotDrawnError(f"{count} objects; GLIGEN places {MOST_OBJECTS} at most")
         if (most := max(source.object_labels, default=-1)) >= len(self.phrases):
             raise InputError(
                 f"{self.name}: class {most + 1} of {source.name} has no phrase: name every class in phrases"

@@ -20,7 +20,6 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.hardware import choose_device, choose_dtype
 from boxtwin.synthesis.arrays import as_pixels, planes_of
-from boxtwin.synthesis.constants import GIVE_UP_AFTER
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint, accepts
 from boxtwin.synthesis.diffusers_pipelines.settings import LoadSettings
 from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation, check_settings, settings_of
@@ -29,8 +28,8 @@ from boxtwin.synthesis.tiling import Tile, draw_in_tiles, tile_seed
 Squares = Float[Tensor, "n channels side side"]  # shares of full scale
 
 
-class NotNumbersError(Exception):
-    """An image with values that are no numbers."""
+class NotDrawnError(Exception):
+    """One image cannot be drawn: a reason, and whether it may recur, as `Refused` has them."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -73,10 +72,11 @@ class PipelineGenerator(Generator):
         self.loading = LoadSettings(**(self.load or {}))
         self.loading.check(self.name, self._device)
         self._pipeline: Any = None
-        self._side = self._failed_in_a_row = 0
+        self._side = 0
 
     @property
-    def _dtype_name(self) -> str:
+    def dtype_name(self) -> str:
+        """The number format that it computes in."""
         return str(self.compute_dtype).removeprefix("torch.")
 
     def version(self, training: Sequence[Sample]) -> int:
@@ -91,7 +91,7 @@ class PipelineGenerator(Generator):
     def parameters(self) -> dict[str, Json]:
         unused = ("device", "load", *(f"{setting}_revision" for setting in self._others))
         others = {name: other.parameters() if other else None for name, other in self._others.items()}
-        loaded = {"dtype": self._dtype_name, **self.loading.parameters()}
+        loaded = {"dtype": self.dtype_name, **self.loading.parameters()}
         return settings_of(self, without=unused) | self._checkpoint.parameters() | others | loaded
 
     def former_parameters(self) -> dict[str, Json]:
@@ -117,25 +117,18 @@ class PipelineGenerator(Generator):
             self._pipeline = self.loading.place(pipeline, self._device)
 
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
-        """InputError if `GIVE_UP_AFTER` images in a row are no numbers; fewer are refused."""
         if self._pipeline is None:
             raise RuntimeError(f"{type(self).__name__}.vary needs a pipeline: call fit first")
         for request in requests:
-            source, pixels = request.source, request.source.read()
+            source = request.source
             try:
-                varied = self._vary_one(request, pixels)
-                self._failed_in_a_row = 0
-            except NotNumbersError as error:
-                self._failed_in_a_row += 1
-                yield Refused(request, str(error))
-                if self._failed_in_a_row == GIVE_UP_AFTER:
-                    raise InputError(
-                        f"{self.name}: {GIVE_UP_AFTER} images in a row failed. The last one: {error}"
-                    ) from None
+                varied = self._vary_one(request, source.read())
+            except NotDrawnError as error:
+                yield Refused(request, *error.args)
                 continue
             known = len(source.object_boxes) if self.boxes != "none" else 0
             boxes, labels = source.object_boxes[:known], source.object_labels[:known]
-            yield Variation(request, varied, boxes, labels, record={"dtype": self._dtype_name})
+            yield Variation(request, varied, boxes, labels, record={"dtype": self.dtype_name})
 
     def _other(self, setting: str, *parts: str, without: Sequence[str] = ()) -> Checkpoint:
         """The checkpoint that a setting names; see `Checkpoint` for the rest."""
@@ -180,10 +173,8 @@ class PipelineGenerator(Generator):
             )
             drawn = np.asarray(output.images)
             if not np.isfinite(drawn).all():  # float16 ends at 65504, and some autoencoders go beyond
-                raise NotNumbersError(
-                    f"no numbers: {self.checkpoint} made values that are none, computing in "
-                    f"{self._dtype_name}; try dtype=bfloat16 or dtype=float32"
-                )
+                reason = f"no numbers: {self.checkpoint} made values that are none, computing in {self.dtype_name}"
+                raise NotDrawnError(f"{reason}; try dtype=bfloat16 or dtype=float32", True)
             return list(drawn)
 
         with torch.inference_mode():
