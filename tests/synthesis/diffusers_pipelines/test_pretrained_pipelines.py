@@ -19,8 +19,7 @@ from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError
 from boxtwin.labels.carry import Carry
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
-from boxtwin.synthesis.diffusers_pipelines.settings import LoadSettings
+from boxtwin.synthesis.diffusers_pipelines.loading import LoadSettings, PipelineGenerator
 from boxtwin.synthesis.generator import Generator, Request, Variation
 from boxtwin.synthesis.store import Library
 from boxtwin.synthesis.tiling import tile_seed

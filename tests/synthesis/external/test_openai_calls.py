@@ -117,8 +117,9 @@ def test_a_black_answer_is_refused_and_recorded_and_never_an_image(
 
 def test_a_host_that_sends_black_images_only_is_given_up(make_coco: MakeCoco, server: Record, tmp_path: Path) -> None:
     server.always = "black"
-    with pytest.raises(InputError, match=r"nothing for 5 images in a row, so 1 more were not tried.*blank"):
-        outcomes(edit(server), make_coco(images=6).read(), tmp_path)
+    dataset = make_coco(images=6).read()
+    with pytest.raises(InputError, match=r"5 images in a row failed, so 1 more were not tried.*blank"):
+        open_library(dataset, tmp_path, edit(server)).make(dataset.samples, 1)
     assert len(server.requests) == 5
 
 

@@ -9,10 +9,10 @@ Worth One Word"). One training image is held out, to tell when a model memorises
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,146 +21,193 @@ from torch import Tensor, nn
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.constants import FINETUNE_BATCH_SIZE, LORA_RANK
-from boxtwin.synthesis.generator import Json, check_settings, hash_of, settings_of
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import accepts, related
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, as_pictures
+from boxtwin.synthesis.generator import Json, check_settings, hash_of
 from boxtwin.synthesis.training import WEIGHTS_FILE, Crops, HeldOut, Repaint, train_once, train_steps
 from boxtwin.weights import read_weights, write_weights
 
 KINDS = ("lora", "textual_inversion")
+FAMILIES = ("UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel")  # the first learns words, too
 TOKEN = "<training-images>"  # the word that is learnt
 FIRST_WORD = "image"  # what the new word means before it is learnt
 ENCODERS = {TOKEN: "", "clip_l": "", "clip_g": "_2"}  # names of words in files, endings of the names of their encoders
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]  # the layers that diffusers' own LoRA recipe changes
 
-Load = Callable[[], tuple[Any, int]]  # loads the pipeline in float32, and tells the side of its images
-
 
 @dataclass(kw_only=True, eq=False)
-class FinetuneSettings:
-    """How to fine-tune."""
+class PromptedGenerator(PipelineGenerator):
+    """The source noised and denoised with a prompt; the model may first learn what the training images look like."""
 
     prompt: str  # text that guides the images; if it is empty, the source alone does
-    finetune: str | None  # one of `KINDS`: learn first what the split's training images look like
+    finetune: str | None  # one of `KINDS`
     finetune_steps: int  # of AdamW, on crops of the model's size
     finetune_learning_rate: float
     seed: int  # of first weights, crops and noise; variations have the seeds of their requests
+    strength: float  # 0 to 1, how far the source is noised: 1 forgets it
 
-    def check(self, owner: str) -> None:
-        """Refuse settings out of range; ``owner`` is whose they are."""
-        if self.finetune is None:
+    mapping: ClassVar[str]  # diffusers' table of the pipelines that `pipeline_class` chooses from
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.learns = self.finetune is not None
+        # Of inpainting models: the pixels that they are to paint, and what these depend on.
+        self._to_repaint: Repaint | None = None
+        self._repaint_identity: dict[str, Json] = {}
+        if not self.learns:
             return
         if self.finetune not in KINDS:
-            raise InputError(f"{owner}: finetune is null, {' or '.join(KINDS)}, got {self.finetune!r}")
-        check_settings(owner, self, finetune_steps=1)
+            raise InputError(f"{self.name}: finetune is null, {' or '.join(KINDS)}, got {self.finetune!r}")
+        check_settings(self.name, self, finetune_steps=1)
         if self.finetune_learning_rate <= 0:
-            raise InputError(f"{owner}: finetune_learning_rate is positive, got {self.finetune_learning_rate}")
+            raise InputError(f"{self.name}: finetune_learning_rate is positive, got {self.finetune_learning_rate}")
         if importlib.util.find_spec("peft") is None:
-            raise InputError(f"{owner}: finetune={self.finetune} needs peft: pip install 'boxtwin[finetune]'")
+            raise InputError(f"{self.name}: finetune={self.finetune} needs peft: pip install 'boxtwin[finetune]'")
+        if self.loading.quantisation:
+            raise InputError(f"{self.name}: finetune={self.finetune} cannot be combined with load.quantisation")
 
-    def finetune_parameters(self) -> dict[str, Json]:
+    def version(self, training: Sequence[Sample]) -> int:
+        """Two more where one image is held out of learning; before, it was learnt too."""
+        return super().version(training) + 2 * (self.learns and len(training) > 1)
+
+    def parameters(self) -> dict[str, Json]:
+        unused = ("finetune_steps", "finetune_learning_rate", "seed")
+        settings = {name: value for name, value in super().parameters().items() if name not in unused}
+        return settings | self._learning()
+
+    @property
+    def text(self) -> str:
+        """The prompt, with the new word in it if there is one."""
+        with_word = self.finetune == "textual_inversion" and TOKEN not in self.prompt
+        return f"{self.prompt} {TOKEN}".strip() if with_word else self.prompt
+
+    def _learning(self) -> dict[str, Json]:
         """The settings of the fine-tuning that change its weights."""
-        if self.finetune is None:
+        if not self.learns:
             return {"finetune": None}
-        former = {"finetune_batch_size": FINETUNE_BATCH_SIZE}
+        names = ("finetune", "finetune_steps", "finetune_learning_rate")
+        former = {"finetune_batch_size": FINETUNE_BATCH_SIZE, "finetune_seed": self.seed}
         former |= {"finetune_rank": LORA_RANK} if self.finetune == "lora" else {}
-        settings = settings_of(self, of=FinetuneSettings, without=("prompt", "seed"))
-        return settings | former | {"finetune_seed": self.seed}
+        return {name: getattr(self, name) for name in names} | former
 
+    def _load(self, training: Sequence[Sample], folder: Path) -> Any:
+        if self.learns:
+            self._learnt = self._learn(training, folder)
+        pipeline = self._load_published(self.compute_dtype)
+        if self._learnt is not None:
+            add_learnt(pipeline, self._learnt)
+        return pipeline
 
-def finetune(
-    settings: FinetuneSettings,
-    owner: str,
-    training: Sequence[Sample],
-    folder: Path,
-    *,
-    identity: dict[str, Json],
-    dtype: torch.dtype,
-    load: Load,
-    repaint: Repaint | None,
-) -> Path:
-    """Learn, continue an interrupted training, or take what an earlier call left in ``folder``; the file of weights.
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
+        chosen, why = related(self.mapping, self._kind), None
+        if chosen is not None and not accepts(chosen, "strength"):
+            why = "has no strength; generator=edit is for models that edit images by instruction"
+        elif chosen is not None and accepts(chosen, "control_image"):
+            why = "needs a control image; generator=controlnet takes a ControlNet beside the checkpoint of its model"
+        if why:
+            raise InputError(f"{self.name}: {self.checkpoint} is a {self._kind}, which {why}")
+        pipeline = super()._load_published(dtype, **components)
+        unet, vae = (getattr(pipeline, part, None) for part in ("unet", "vae"))
+        of_inpainting = unet is not None and vae is not None and unet.config.in_channels != vae.config.latent_channels
+        if of_inpainting and self._to_repaint is None:
+            cure = "say generator=inpaint_pretrained or choose another checkpoint"
+            raise InputError(f"{self.name}: {self.checkpoint} is made for inpainting; {cure}")
+        return pipeline
 
-    ``identity`` is what the weights follow from besides: the checkpoint, and what ``repaint`` (of inpainting models)
-    depends on. ``load`` is called only to learn. For a ``dtype`` of float16, which needs scaling, float32 is taken.
-    """
-    if not training:
-        raise InputError(f"{owner}: finetune={settings.finetune} needs at least one training image")
-    out = settings.seed % len(training) if len(training) > 1 else None  # the image that is held out
-    images = [[sample.name, sample.sha256, sample.object_boxes.tolist() if repaint else None] for sample in training]
-    content: dict[str, Any] = {**identity, **settings.finetune_parameters(), "prompt": settings.prompt}
-    content |= {"images": images} if out is None else {"images": images, "held_out": out}
-    if any(sample.bits > 8 for sample in training):
-        content["levels"] = "measured"  # before, 65535 was the full-scale value
-    digest = hash_of(content)
-    home = folder / f"{settings.finetune}-{digest[:12]}"
+    def _inputs(self, squares: Squares) -> dict[str, Any]:
+        masks = {"mask_image": squares[:, 3:]} if squares.shape[1] > 3 else {}  # of inpainting models
+        # Pipelines without an image processor take 8 bits only, or another range of values.
+        images = squares[:, :3] if hasattr(self._pipeline, "image_processor") else as_pictures(squares)
+        return {"prompt": [self.text] * len(squares), "strength": self.strength, "image": images, **masks}
 
-    def learn() -> None:
-        loaded, side = load()
-        crops = Crops([sample for number, sample in enumerate(training) if number != out], side, repaint)
-        pipeline = TrainablePipeline(loaded, settings, owner, side, dtype)
-        left_out = None if out is None else Crops([training[out]], side, repaint)
-        losses = HeldOut(pipeline.loss, crops, left_out, settings.finetune_steps)
-        rng = torch.Generator().manual_seed(settings.seed)
-        weights = {str(number): weight.detach() for number, weight in enumerate(pipeline.weights)}
-        train_steps(
-            pipeline.weights,
-            lambda: pipeline.loss(FINETUNE_BATCH_SIZE, rng, crops),
-            steps=settings.finetune_steps,
-            learning_rate=settings.finetune_learning_rate,
-            rng=rng,
-            folder=home,
-            identity=digest,
-            state={"weights": weights, "losses": losses.state},
-            description=f"{owner}: learning ({settings.finetune})",
-            after_step=losses.measure,
-        )
-        losses.tell(f"{owner}, {settings.finetune}", home)
-        learnt = {name: value.detach().float() for name, value in pipeline.learnt().items()}
-        write_weights(home / WEIGHTS_FILE, learnt, {})
+    def _learn(self, training: Sequence[Sample], folder: Path) -> Path:
+        """Learn, continue an interrupted training, or take what an earlier call left in ``folder``: a file of weights.
 
-    return train_once(home, learn)
+        Weights move in float32, since their steps are small. The network computes in the generator's number format;
+        for float16, which needs scaling, float32 is taken.
+        """
+        if not training:
+            raise InputError(f"{self.name}: finetune={self.finetune} needs at least one training image")
+        out = self.seed % len(training) if len(training) > 1 else None  # the image that is held out
+        boxes = [sample.object_boxes.tolist() if self._to_repaint else None for sample in training]
+        content: dict[str, Any] = {
+            **self._checkpoint.parameters(),
+            **self._repaint_identity,
+            **self._learning(),
+            "revision": self._checkpoint.model().revision,
+            "tile": self.tile,
+            "dtype": self.dtype_name,
+            "prompt": self.prompt,
+            "images": [[sample.name, sample.sha256, each] for sample, each in zip(training, boxes, strict=True)],
+        }
+        content |= {} if out is None else {"held_out": out}
+        if any(sample.bits > 8 for sample in training):
+            content["levels"] = "measured"  # before, 65535 was the full-scale value
+        digest = hash_of(content)
+        home = folder / f"{self.finetune}-{digest[:12]}"
+
+        def learn() -> None:
+            loaded = self._load_published(torch.float32).to(self._device)
+            pipeline = TrainablePipeline(loaded, self._choose_side(loaded), self)
+            learnt_images = [sample for number, sample in enumerate(training) if number != out]
+            crops = Crops(learnt_images, pipeline.side, self._to_repaint)
+            left_out = None if out is None else Crops([training[out]], pipeline.side, self._to_repaint)
+            losses = HeldOut(pipeline.loss, crops, left_out, self.finetune_steps)
+            rng = torch.Generator().manual_seed(self.seed)
+            weights = {str(number): weight.detach() for number, weight in enumerate(pipeline.weights.values())}
+            train_steps(
+                pipeline.weights.values(),
+                lambda: pipeline.loss(FINETUNE_BATCH_SIZE, rng, crops),
+                steps=self.finetune_steps,
+                learning_rate=self.finetune_learning_rate,
+                rng=rng,
+                folder=home,
+                identity=digest,
+                state={"weights": weights, "losses": losses.state},
+                description=f"{self.name}: learning ({self.finetune})",
+                after_step=losses.measure,
+            )
+            losses.tell(f"{self.name}, {self.finetune}", home)
+            learnt_weights = {name: weight.detach().float() for name, weight in pipeline.weights.items()}
+            write_weights(home / WEIGHTS_FILE, learnt_weights, {})
+
+        return train_once(home, learn)
 
 
 class TrainablePipeline:
-    """A pipeline with a few new weights, and the error that they are to lower."""
+    """A pipeline with a few new weights, and the error that they are to lower.
 
-    def __init__(self, pipeline: Any, settings: FinetuneSettings, owner: str, side: int, dtype: torch.dtype) -> None:
-        from diffusers import DDPMScheduler, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+    ``side`` is that of its images, ``generator`` says what it learns and how.
+    """
 
-        self._lora, self._prompt = settings.finetune == "lora", with_token(settings.prompt)
-        network: Any = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
-        self._packed, self._flow = isinstance(network, FluxTransformer2DModel), not hasattr(pipeline, "unet")
-        learnable = (UNet2DConditionModel, *((FluxTransformer2DModel, SD3Transformer2DModel) if self._lora else ()))
-        encoder = getattr(pipeline, "text_encoder", None)
-        if not (isinstance(network, learnable) and isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection)):
-            kinds = "Stable Diffusion 1, 2 and XL" + (", 3 and FLUX.1" if self._lora else "; finetune=lora takes more")
-            cannot = f"a {type(pipeline).__name__} cannot be fine-tuned here with finetune={settings.finetune}"
-            raise InputError(f"{owner}: {cannot}, only {kinds}: say finetune=null or choose one of these")
-        self.pipeline, self.network, self.side, self.device = pipeline, network, side, pipeline.device
+    def __init__(self, pipeline: Any, side: int, generator: PromptedGenerator) -> None:
+        from diffusers import DDPMScheduler
+
+        lora, dtype = generator.finetune == "lora", generator.compute_dtype
         self._dtype = dtype if dtype == torch.bfloat16 else torch.float32
+        self._flow, self._packed = not hasattr(pipeline, "unet"), hasattr(pipeline, "_pack_latents")
+        self.pipeline, self.side, self.device = pipeline, side, pipeline.device
+        part = "transformer" if self._flow else "unet"
+        self.network: Any = getattr(pipeline, part, None)
+        learnable = type(self.network).__name__ in (FAMILIES if lora else FAMILIES[:1])
+        if not learnable or not type(getattr(pipeline, "text_encoder", None)).__name__.startswith("CLIPTextModel"):
+            kinds = "Stable Diffusion 1, 2 and XL" + (", 3 and FLUX.1" if lora else "; finetune=lora takes more")
+            cannot = f"a {type(pipeline).__name__} cannot be fine-tuned here with finetune={generator.finetune}"
+            raise InputError(f"{generator.name}: {cannot}, only {kinds}: say finetune=null or choose one of these")
         self._noise: Any = None if self._flow else DDPMScheduler.from_config(pipeline.scheduler.config)  # type: ignore[no-untyped-call]
-        self._masked = not self._flow and network.config.in_channels > pipeline.vae.config.latent_channels
         nn.ModuleList(x for x in pipeline.components.values() if isinstance(x, nn.Module)).requires_grad_(False).eval()
         self._double = getattr(pipeline, "text_encoder_2", None) is not None
-        self._names = ["clip_l", "clip_g"] if self._double else [TOKEN]
-        words = (_add_word(pipeline, ENCODERS[name]) for name in self._names)
-        self.weights = _add_lora(network, settings.seed) if self._lora else list(words)
+        # The new weights, under the names that diffusers reads them by.
+        words = ("clip_l", "clip_g") if self._double else (TOKEN,)
+        self.weights = _add_lora(pipeline, part, generator.seed) if lora else {x: _add_word(pipeline, x) for x in words}
+        self._text = generator.text
         with torch.no_grad():  # the encoded prompt, if it stays the same
-            self._encoded = self._condition(settings.prompt) if self._lora else None
+            self._encoded = self._condition() if lora else None
 
     def loss(self, count: int, rng: torch.Generator, crops: Crops) -> Tensor:
         """Mean squared error over ``count`` random crops."""
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             return torch.stack([self._error(crops, rng) for _ in range(count)]).mean()
-
-    def learnt(self) -> dict[str, Tensor]:
-        """The new weights, under the names that diffusers reads them by."""
-        if not self._lora:
-            return dict(zip(self._names, self.weights, strict=True))
-        from peft.utils import get_peft_model_state_dict
-
-        part = "transformer" if self._flow else "unet"
-        return {f"{part}.{name}": value for name, value in get_peft_model_state_dict(self.network).items()}
 
     def _error(self, crops: Crops, rng: torch.Generator) -> Tensor:
         images, masks = (part.to(self.device) for part in crops.draw(1, rng))
@@ -176,12 +223,12 @@ class TrainablePipeline:
             t = torch.randint(self._noise.config.num_train_timesteps, (1,), generator=rng).to(self.device)
             x_t, velocity = self._noise.add_noise(x_0, eps, t), self._noise.config.prediction_type == "v_prediction"
             wanted = self._noise.get_velocity(x_0, eps, t) if velocity else eps
-            if self._masked:  # the input of inpainting models: latents, mask, latents of what is kept
+            if self.network.config.in_channels > x_0.shape[1]:
+                # The input of inpainting models: latents, mask, latents of what is kept.
                 kept = self._latents((2 * images - 1) * (1 - masks), rng)
                 x_t = torch.cat([x_t, F.interpolate(masks, size=x_t.shape[2:]), kept], dim=1)
             noisy = {"sample": x_t, "timestep": t}
-        told = self._condition(self._prompt) if self._encoded is None else self._encoded
-        predicted = self.network(**noisy, **told, return_dict=False)[0]
+        predicted = self.network(**noisy, **(self._encoded or self._condition()), return_dict=False)[0]
         return F.mse_loss(predicted.float(), wanted.float())
 
     @torch.no_grad()
@@ -190,9 +237,9 @@ class TrainablePipeline:
         latents: Tensor = vae.encode(images).latent_dist.sample(rng)
         return (latents - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor
 
-    def _condition(self, prompt: str) -> dict[str, Any]:
+    def _condition(self) -> dict[str, Any]:
         """What the pipeline tells its network beside noisy latents and their time."""
-        pipeline, device, side = self.pipeline, self.device, self.side
+        pipeline, prompt, device, side = self.pipeline, self._text, self.device, self.side
         if self._packed:
             text, pooled, text_ids = pipeline.encode_prompt(prompt, None, device=device)
             half = side // pipeline.vae_scale_factor // 2
@@ -210,26 +257,30 @@ class TrainablePipeline:
         return {"encoder_hidden_states": text, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
 
 
-def _add_lora(network: Any, seed: int) -> list[nn.Parameter]:
+def _add_lora(pipeline: Any, part: str, seed: int) -> dict[str, nn.Parameter]:
     from peft import LoraConfig
 
     config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, init_lora_weights="gaussian", target_modules=ATTENTION)
     # peft initialises from torch's global generator; the fork restores it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network.add_adapter(config)
-    return [weight for weight in network.parameters() if weight.requires_grad]
+        getattr(pipeline, part).add_adapter(config)
+    named = getattr(pipeline, part).named_parameters()
+    return {f"{part}.{name.replace('.default', '')}": weight for name, weight in named if weight.requires_grad}
 
 
-def _add_word(pipeline: Any, ending: str) -> nn.Parameter:
+def _encoder(pipeline: Any, name: str) -> dict[str, Any]:
+    """The encoder, and its tokenizer, that has a word of this name."""
+    return {part: getattr(pipeline, f"{part}{ENCODERS[name]}") for part in ("text_encoder", "tokenizer")}
+
+
+def _add_word(pipeline: Any, name: str) -> nn.Parameter:
     """A word of its own, which starts with the meaning of `FIRST_WORD`; its embedding in one of the encoders."""
-    tokenizer, encoder = getattr(pipeline, f"tokenizer{ending}"), getattr(pipeline, f"text_encoder{ending}")
+    encoder, tokenizer = (parts := _encoder(pipeline, name)).values()
     embeddings = encoder.get_input_embeddings().weight
     start = embeddings[tokenizer(FIRST_WORD, add_special_tokens=False).input_ids].detach().mean(dim=0)
-    tokenizer.add_tokens([TOKEN])
+    pipeline.load_textual_inversion({TOKEN: start}, token=TOKEN, **parts)
     number = tokenizer.convert_tokens_to_ids(TOKEN)
-    if number >= len(embeddings):
-        encoder.resize_token_embeddings(number + 1, mean_resizing=False)
     word = nn.Parameter(start.clone())
     # In place of what the table of embeddings gives for the word.
     replaced: Any = lambda _, given, out: torch.where((given[0] == number)[..., None], word.to(out.dtype), out)  # noqa: E731
@@ -237,18 +288,12 @@ def _add_word(pipeline: Any, ending: str) -> nn.Parameter:
     return word
 
 
-def add_learnt(pipeline: Any, kind: str | None, file: Path) -> None:
-    """Have a pipeline draw with what `finetune` has learnt."""
+def add_learnt(pipeline: Any, file: Path) -> None:
+    """Have a pipeline draw with what was learnt."""
     learnt, _ = read_weights(file)
-    if kind == "lora":
-        part = "unet" if hasattr(pipeline, "unet") else "transformer"
+    words = [name for name in learnt if name in ENCODERS]
+    for name in words:
+        pipeline.load_textual_inversion({TOKEN: learnt[name]}, token=TOKEN, **_encoder(pipeline, name))
+    if not words:
+        part = next(iter(learnt)).partition(".")[0]
         getattr(pipeline, part).load_lora_adapter(learnt, prefix=part)
-        return
-    for name in learnt:
-        parts = {part: getattr(pipeline, f"{part}{ENCODERS[name]}") for part in ("text_encoder", "tokenizer")}
-        pipeline.load_textual_inversion({TOKEN: learnt[name]}, token=TOKEN, **parts)
-
-
-def with_token(prompt: str) -> str:
-    """A prompt with the new word in it."""
-    return prompt if TOKEN in prompt else f"{prompt} {TOKEN}".strip()

@@ -13,7 +13,7 @@ from torch import Tensor
 from boxtwin.errors import InputError
 from boxtwin.synthesis.constants import ANTIALIAS
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS, PRIORS
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, check_strength
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares
 from boxtwin.synthesis.generator import Json, Knowledge, check_settings
 
 
@@ -51,7 +51,7 @@ class UnCLIP(PipelineGenerator):
         self._others["prior"] = self._other("prior", without=unused) if self.prior else None
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        stable = self._checkpoint.check_kind(*self.kinds).startswith("StableUnCLIP")
+        stable = self._kind.startswith("StableUnCLIP")
         if stable and self.prior:
             raise InputError(f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior (prior=null)")
         if not stable and not self.prior:
@@ -96,7 +96,6 @@ class Redux(PipelineGenerator):
         self._other("prior", without=self.without)
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        self._checkpoint.check_kind(*self.kinds)
         self._prior = self._load_prior(PRIORS["redux"], dtype)
         return super()._load_published(dtype, **components)
 
@@ -130,14 +129,12 @@ class IPAdapter(PipelineGenerator):
         super().__post_init__()
         check_settings(self.name, self, scale=0)
         if self.strength is not None:  # constants of a class elsewhere; here they depend on a setting
-            check_strength(self.name, self.strength, self.steps)
             self.boxes, self.pipeline_class = "carried", "AutoPipelineForImage2Image"  # type: ignore[misc]
         self._adapter = self._other("adapter", self.weights, self.image_encoder)
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         from transformers import CLIPVisionModelWithProjection as Encoder
 
-        self._checkpoint.check_kind(*self.kinds)
         self._adapter.index("AutoModel", subfolder=self.image_encoder)  # now its commit is known
         # Diffusers itself would load the encoder of the main branch.
         encoder = self._adapter.load_model(Encoder, dtype, subfolder=self.image_encoder)
@@ -149,16 +146,9 @@ class IPAdapter(PipelineGenerator):
         return pipeline
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
-        from diffusers.models.embeddings import ImageProjection
-
-        pipeline = self._pipeline
-        seen = as_clip_sees(squares, pipeline.feature_extractor, True)
-        # Small adapters use the embedding, "plus" adapters the output of the encoder's second-to-last layer.
-        (layer,) = pipeline.unet.encoder_hid_proj.image_projection_layers
-        seen, unseen = pipeline.encode_image(seen, self._device, 1, not isinstance(layer, ImageProjection))
-        embedded = torch.cat([unseen, seen] if self.guidance_scale > 1 else [seen])[:, None]
+        seen = as_clip_sees(squares, self._pipeline.feature_extractor, True)
         start = {} if self.strength is None else {"image": squares, "strength": self.strength}
-        return {"prompt": [""] * len(squares), "ip_adapter_image_embeds": [embedded], **start}
+        return {"prompt": [""] * len(squares), "ip_adapter_image": [seen], **start}
 
 
 def as_clip_sees(squares: Squares, processor: Any, antialias: bool) -> Float[Tensor, "n channels seen seen"]:

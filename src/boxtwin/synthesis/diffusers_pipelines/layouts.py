@@ -15,7 +15,7 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Planes, planes_of
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS
-from boxtwin.synthesis.diffusers_pipelines.loading import NotDrawnError, PipelineGenerator, Squares, check_strength
+from boxtwin.synthesis.diffusers_pipelines.loading import NotDrawnError, PipelineGenerator, Squares
 from boxtwin.synthesis.generator import Request, check_settings
 from boxtwin.synthesis.silhouettes import draw, silhouettes_of
 
@@ -43,7 +43,6 @@ class ControlNet(PipelineGenerator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_strength(self.name, self.strength, self.steps)
         check_settings(self.name, self, scale=0)
         if self.control not in ("silhouettes", "edges"):
             raise InputError(f"{self.name}: control is silhouettes or edges, got {self.control!r}")
@@ -55,7 +54,6 @@ class ControlNet(PipelineGenerator):
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         from diffusers import ControlNetModel
 
-        self._checkpoint.check_kind(*self.kinds)
         self._net.check_kind("ControlNetModel", of="AutoModel")
         net = self._net.load_model(ControlNetModel, dtype)
         pipeline = super()._load_published(dtype, controlnet=net, **components)
