@@ -16,7 +16,7 @@ from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.levels import levels_of
 from boxtwin.errors import InputError
 from boxtwin.synthesis import training
-from boxtwin.synthesis.diffusers_pipelines.finetune import TOKEN, PromptedGenerator, TrainablePipeline
+from boxtwin.synthesis.diffusers_pipelines.img2img import TOKEN, PromptedGenerator, TrainablePipeline
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
 from boxtwin.synthesis.generator import Request
 from boxtwin.synthesis.training import LOSSES_FILE, STATE_FILE, WEIGHTS_FILE, Crops, HeldOut, train_steps

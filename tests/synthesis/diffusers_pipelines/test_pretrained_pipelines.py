@@ -369,8 +369,6 @@ def test_a_checkpoint_of_another_kind_is_refused(
     generator = make(kind, tiny_pipeline, checkpoint=str(tiny_pipeline(pipeline)), **settings)
     with pytest.raises(InputError, match=message):
         generator.fit([], tmp_path)
-    with pytest.raises(RuntimeError, match="call fit first"):
-        next(iter(generator.vary([Request(make_source(tmp_path, "a.png"), 1, 0)])))
 
 
 def test_the_files_under_conf_hold_every_setting_and_no_other() -> None:

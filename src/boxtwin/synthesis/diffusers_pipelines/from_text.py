@@ -43,9 +43,8 @@ class Edit(TextToImage):
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         if self._kind.startswith("Qwen") and importlib.util.find_spec("torchvision") is None:
-            raise InputError(
-                f"{self.name}: {self.checkpoint}, a {self._kind}, needs torchvision: pip install torchvision"
-            )
+            lacking = f"a {self._kind}, needs torchvision: pip install torchvision"
+            raise InputError(f"{self.name}: {self.checkpoint}, {lacking}")
         return super()._load_published(dtype, **components)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:

@@ -43,12 +43,13 @@ class UnCLIP(PipelineGenerator):
     name = "unclip"
     boxes = "none"
     kinds = KINDS["unclip"]
+    prior_kinds = (PRIORS["unclip"],)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.name, self, noise_level=0)
         unused = ("prior", "text_encoder", "tokenizer", "scheduler")
-        self._others["prior"] = self._other("prior", without=unused) if self.prior else None
+        self.checkpoints["prior"] = self._other("prior", without=unused) if self.prior else None
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         stable = self._kind.startswith("StableUnCLIP")
@@ -59,7 +60,6 @@ class UnCLIP(PipelineGenerator):
             raise InputError(f"{self.name}: {self.checkpoint} is Kandinsky's decoder, which needs its prior: {cure}")
         if not stable and self.noise_level:
             raise InputError(f"{self.name}: Kandinsky has no noise_level; say noise_level=0")
-        self._prior = self._load_prior(PRIORS["unclip"], dtype)
         self.pipeline_class = "StableUnCLIPImg2ImgPipeline" if stable else "KandinskyV22Pipeline"  # type: ignore[misc]
         pipeline = super()._load_published(dtype, **components)
         if stable and self.noise_level > (most := pipeline.image_noising_scheduler.config.num_train_timesteps - 1):
@@ -87,17 +87,13 @@ class Redux(PipelineGenerator):
     name = "redux"
     boxes = "none"
     kinds = ("FluxPipeline",)
-
+    prior_kinds = (PRIORS["redux"],)
     # No text is encoded: its encoders, most of the memory beside the transformer, are not loaded.
     without = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._other("prior", without=self.without)
-
-    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        self._prior = self._load_prior(PRIORS["redux"], dtype)
-        return super()._load_published(dtype, **components)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         prior, sizes = self._prior, self._pipeline.transformer.config

@@ -113,9 +113,7 @@ class GLIGEN(PipelineGenerator):
         if (count := len(source.object_boxes)) > MOST_OBJECTS:
             raise NotDrawnError(f"{count} objects; GLIGEN places {MOST_OBJECTS} at most")
         if (most := max(source.object_labels, default=-1)) >= len(self.phrases):
-            raise InputError(
-                f"{self.name}: class {most + 1} of {source.name} has no phrase: name every class in phrases"
-            )
+            raise InputError(f"{self.name}: class {most + 1} of {source.name} has no phrase: name all in phrases")
         self._placed = source.object_boxes, [self.phrases[label] for label in source.object_labels]
         # Column and row of every pixel: the place of each square in the image.
         return super()._vary_one(request, pixels, np.indices(pixels.shape[:2], dtype=np.float32)[::-1])

@@ -83,11 +83,10 @@ class LoadSettings:
         cannot = not hasattr(network, "from_single_file")
         self._refuse("quantisation", cannot, f"{checkpoint.name} has no transformer that can be loaded so")
         if self.file is None:
-            four = self.quantisation == "bitsandbytes_4bit"  # in the format of Dettmers et al. 2023
-            packed = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-            config = diffusers.PipelineQuantizationConfig(
-                self.quantisation, packed if four else {"load_in_8bit": True}, ["transformer"]
-            )
+            # Four bits in the format of Dettmers et al. 2023.
+            in_4_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+            packed = in_4_bit if self.quantisation == "bitsandbytes_4bit" else {"load_in_8bit": True}
+            config = diffusers.PipelineQuantizationConfig(self.quantisation, packed, ["transformer"])
             return {"variant": self.variant, "quantization_config": config}
         with checkpoint.errors():
             config = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
@@ -142,6 +141,7 @@ class PipelineGenerator(Generator):
 
     kinds: ClassVar[tuple[str, ...]] = ()  # classes of the checkpoints that fit; none: all that `pipeline_class` loads
     pipeline_class: ClassVar[str | None] = None  # of diffusers; None: the checkpoint's own
+    prior_kinds: ClassVar[tuple[str, ...]] = ()  # the same of the checkpoint of the setting `prior`
     without: ClassVar[tuple[str, ...]] = ()  # components of the checkpoint that are not loaded
     one_by_one: ClassVar[bool] = False  # whether a call of the pipeline draws one square
 
@@ -157,12 +157,14 @@ class PipelineGenerator(Generator):
         if strength is not None and int(self.steps * strength) < 1:  # diffusers rounds down
             raise InputError(f"{self.name}: strength={strength} of steps={self.steps} is no step; raise either")
         self._checkpoint = Checkpoint(self.checkpoint, self.revision, self.name, without=self.without)
-        self._others: dict[str, Checkpoint | None] = {}  # further ones, by the setting that names them
+        # All that it draws with, by the settings that name them.
+        self.checkpoints: dict[str, Checkpoint | None] = {"checkpoint": self._checkpoint}
         self._device = choose_device(self.device, self.name)
         self.compute_dtype = choose_dtype(self.dtype, self._device, self.name)
         self.loading = LoadSettings(**(self.load or {}))
         self.loading.check(self.name, self._device)
         self._pipeline: Any = None
+        self._prior: Any = None  # another pipeline, which sees the source, of generators with a setting `prior`
         self._learnt: Path | None = None  # weights that were fine-tuned
         self._side, self._kind = 0, ""  # of its squares, and the class of its checkpoint
 
@@ -175,16 +177,11 @@ class PipelineGenerator(Generator):
         """2 of images of 16 bit, whose black and full-scale values are measured; before, all of it was shown."""
         return 2 if any(sample.bits > 8 for sample in training) else 1
 
-    @property
-    def checkpoints(self) -> dict[str, Checkpoint | None]:
-        """All that it draws with, by the settings that name them."""
-        return {"checkpoint": self._checkpoint, **self._others}
-
     def parameters(self) -> dict[str, Json]:
-        unused = ("device", "load", *(f"{setting}_revision" for setting in self._others))
-        others = {name: other.parameters() if other else None for name, other in self._others.items()}
+        unused = ("device", "load", *(f"{setting}_revision" for setting in self.checkpoints))
+        others = {name: other.parameters() if other else None for name, other in self.checkpoints.items()}
         loaded = {"dtype": self.dtype_name, **self.loading.parameters()}
-        return settings_of(self, without=unused) | self._checkpoint.parameters() | others | loaded
+        return settings_of(self, without=unused) | others | self._checkpoint.parameters() | loaded
 
     def former_parameters(self) -> dict[str, Json]:
         return {"dtype": "auto"} if self.dtype == "auto" else {}
@@ -193,7 +190,8 @@ class PipelineGenerator(Generator):
         """The checkpoint: id and commit, or folder and hash of its content; then those of others and what it learnt."""
         if self._pipeline is None:
             return None
-        more = [f"+{setting}:{other.model().revision}" for setting, other in self._others.items() if other]
+        others = [(name, other) for name, other in self.checkpoints.items() if other and other is not self._checkpoint]
+        more = [f"+{name}:{other.model().revision}" for name, other in others]
         more += [f"+{self._learnt.parent.name}"] if self._learnt else []
         return Model(self._checkpoint.model().id, f"{self._checkpoint.model().revision}{''.join(more)}")
 
@@ -211,8 +209,6 @@ class PipelineGenerator(Generator):
             self._pipeline = self.loading.place(pipeline, self._device)
 
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
-        if self._pipeline is None:
-            raise RuntimeError(f"{type(self).__name__}.vary needs a pipeline: call fit first")
         for request in requests:
             source = request.source
             try:
@@ -227,13 +223,10 @@ class PipelineGenerator(Generator):
     def _other(self, setting: str, *parts: str, without: Sequence[str] = ()) -> Checkpoint:
         """The checkpoint that a setting names; see `Checkpoint` for the rest."""
         place, revision = getattr(self, setting), getattr(self, f"{setting}_revision")
-        self._others[setting] = other = Checkpoint(place, revision, f"{self.name}, {setting}", *parts, without=without)
+        self.checkpoints[setting] = other = Checkpoint(
+            place, revision, f"{self.name}, {setting}", *parts, without=without
+        )
         return other
-
-    def _load_prior(self, kind: str, dtype: torch.dtype) -> Any:
-        """The pipeline of a class that the setting `prior` names, on the device; None if it names none."""
-        prior = self._others["prior"]
-        return prior.load(prior.check_kind(kind), dtype).to(self._device) if prior else None
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, most learn nothing
         """The pipeline."""
@@ -241,6 +234,8 @@ class PipelineGenerator(Generator):
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         """The pipeline as it was published, with ``components`` in place of its own."""
+        if prior := self.checkpoints.get("prior"):
+            self._prior = prior.load(prior.check_kind(*self.prior_kinds), dtype).to(self._device)
         components |= self.loading.components(self._checkpoint, dtype)
         return self._checkpoint.load(self.pipeline_class or self._kind, dtype, **components)
 
