@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import noise_store
@@ -17,6 +18,8 @@ from noise_store import Noise, assert_complete, open_library
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Dataset
 from boxtwin.errors import InputError
+from boxtwin.synthesis.constants import GIVE_UP_AFTER
+from boxtwin.synthesis.generator import Refused, Request, Variation
 
 
 @pytest.fixture
@@ -178,3 +181,46 @@ def test_annotations_lost_to_a_kill_come_back(dataset: Dataset, tmp_path: Path, 
     (library.folder / "annotations.json").unlink()
     library.make(dataset.samples, 1)
     assert_complete(library, dataset.samples, 1)
+
+
+class Failing(Noise):
+    """Fails for some variations, for a reason that may recur."""
+
+    failing: Sequence[tuple[str, int]] = ()
+    closed = False
+
+    def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:  # type: ignore[override]
+        try:
+            for request in requests:
+                if request.key in self.failing:
+                    yield Refused(request, "no numbers", may_recur=True)
+                else:
+                    yield from super().vary([request])
+        finally:
+            self.closed = True
+
+
+def test_what_failed_before_is_no_reason_to_give_up(dataset: Dataset, tmp_path: Path) -> None:
+    """More failures than `GIVE_UP_AFTER`, one here and one there: the store can be continued and read."""
+    noise = Failing(tmp_path / "made.log")
+    noise.failing = [(dataset.samples[number % 3].name, number) for number in range(1, 8)]
+    library = open_library(dataset, tmp_path / "stores", noise)
+    assert library.make(dataset.samples, 7).refused == 7 > GIVE_UP_AFTER
+    again = library.make(dataset.samples, 7)
+    assert (again.made, again.existing, again.refused) == (0, 14, 7)
+    more = library.make(dataset.samples, 8)
+    assert (more.made, more.refused) == (3, 7)
+    assert len(library.variations(dataset.samples, 8)) == 17
+
+
+def test_new_failures_in_a_row_stop_the_rest(dataset: Dataset, tmp_path: Path) -> None:
+    noise = Failing(tmp_path / "made.log")
+    noise.failing = [(sample.name, number) for sample in dataset.samples for number in (1, 2, 3, 4, 5, 6)]
+    library = open_library(dataset, tmp_path / "stores", noise)
+    for call in (1, 2):  # those of the first call are asked for last in the second
+        with pytest.raises(InputError, match=r"5 images in a row failed, so 13 more were not tried; .*no numbers"):
+            library.make(dataset.samples, 6)
+        assert noise.closed
+        assert len(library.refused(dataset.samples)) == call * GIVE_UP_AFTER
+    noise.failing = ()  # mended, the same call goes on
+    assert library.make(dataset.samples, 6).made == 18

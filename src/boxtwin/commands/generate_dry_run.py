@@ -51,7 +51,7 @@ def describe_dry_run(prepared: Prepared) -> str:
         return "\n".join([*lines, "memory of the weights: not known"])
     lines.append(
         f"memory of the weights: {'' if complete else 'at least '}{_gigabytes(sum(weights))} in "
-        f"{str(generator.compute_dtype).removeprefix('torch.')}, the largest network {_gigabytes(max(weights))}; "
+        f"{generator.dtype_name}, the largest network {_gigabytes(max(weights))}; "
         "computing takes more, by the size of the squares"
     )
     return "\n".join(lines)

@@ -27,8 +27,8 @@ CONTRAST = 1.5  # by which an object differs from its ground at least, standard 
 # Published models.
 ANTIALIAS = False  # as the model card of the checkpoint of `sd_variations` says, it was trained without
 FINETUNE_BATCH_SIZE, LORA_RANK = 1, 4
+GIVE_UP_AFTER = 5  # images in a row that fail for a reason that may recur, after which the rest is not tried
 # Hosts of OpenAI's protocol.
-GIVE_UP_AFTER = 5  # failed images in a row, moderation aside, after which the rest is not tried
 LONGEST_WAIT = 120.0  # seconds before another try; if a host wants a longer wait, the image fails
 
 _PASTES = {"pastes": MOST_PASTES, "min_pastes": LEAST_PASTES, "feather": FEATHER, "tolerance": TOLERANCE}

@@ -54,10 +54,11 @@ class Variation:
 
 @dataclass(frozen=True)
 class Refused:
-    """A variation that cannot be made, for a reason that concerns this one image; the others go on."""
+    """A variation that cannot be made; the others go on, unless too many fail one after another."""
 
     request: Request
     reason: str
+    may_recur: bool = False  # whether others may fail for this reason: after `GIVE_UP_AFTER` in a row the rest would
 
 
 class Model(NamedTuple):

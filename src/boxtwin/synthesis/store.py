@@ -31,6 +31,7 @@ from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock, link_file, remove_leftovers, remove_unwritten, write_bytes_atomically
 from boxtwin.hardware import peak_memory
 from boxtwin.synthesis.arrays import Boxes
+from boxtwin.synthesis.constants import GIVE_UP_AFTER
 from boxtwin.synthesis.fitness import unfit
 from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation
 from boxtwin.synthesis.identity import IDENTITY, UNLABELLED, identity_of, read_identity, write_identity
@@ -220,7 +221,11 @@ class Library:
         return update
 
     def _draw(self, requests: Sequence[Request], update: StoreUpdate) -> None:
-        """Have the generator make what is asked for, and count it in ``update``."""
+        """Have the generator make what is asked for, and count it in ``update``.
+
+        What was refused before is asked for last, and is no reason to give up: it is known to fail.
+        InputError if `GIVE_UP_AFTER` others in a row fail for a reason that may recur.
+        """
         models = self.root / MODELS
         models.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
@@ -229,8 +234,11 @@ class Library:
         self.generator.fit((*self.training, *self.more), models)
         fitted = last = time.perf_counter()
         append_line(self.folder / LEARNING, {"seconds": round(fitted - started, 4)})
-        name = self.generator.name
-        progress = tqdm(self.generator.vary(requests), total=len(requests), desc=f"{name}: variations", unit="image")
+        name, failed_in_a_row = self.generator.name, 0
+        refused_before = self.refused([request.source for request in requests])
+        requests = sorted(requests, key=lambda request: request.key in refused_before)
+        drawn: Any = self.generator.vary(requests)
+        progress = tqdm(drawn, total=len(requests), desc=f"{name}: variations", unit="image")
         for request, outcome in zip(requests, progress, strict=True):
             if outcome.request != request:
                 raise ValueError(f"{name} gave variations in another order than asked for")
@@ -240,7 +248,15 @@ class Library:
                 refused = RefusedRecord(**self._about(request), reason=outcome.reason)
                 append_line(self.folder / REFUSED, vars(refused))
                 update.refused += 1
+                failed_in_a_row += outcome.may_recur and request.key not in refused_before
+                if failed_in_a_row == GIVE_UP_AFTER and (left := len(requests) - update.made - update.refused):
+                    drawn.close()  # it may hold a lock
+                    raise InputError(
+                        f"{name}, {self._model().id}: {failed_in_a_row} images in a row failed, so {left} more were "
+                        f"not tried; the same command goes on. The last one: {outcome.reason}"
+                    )
             else:
+                failed_in_a_row = 0
                 peak = peak_memory()
                 update.peak_memory = max(update.peak_memory, peak, key=lambda each: each[1])
                 self._store(outcome, now - last, {f"peak_memory_{peak[0]}": peak[1]})
@@ -248,6 +264,9 @@ class Library:
                 update.cost_usd += outcome.cost_usd
             last = now
         update.fit_seconds, update.vary_seconds = fitted - started, time.perf_counter() - fitted
+
+    def _model(self) -> Model:
+        return self.generator.model() or Model("none", None)
 
     def _about(self, request: Request) -> dict[str, Any]:
         return {
@@ -274,7 +293,7 @@ class Library:
             image=image,
             image_sha256=hashlib.sha256(content).hexdigest(),
             parameters=self.identity.parameters,
-            model=self.generator.model() or Model("none", None),
+            model=self._model(),
             seconds=round(seconds, 4),
             cost_usd=variation.cost_usd,
             record=variation.record | measured,

@@ -16,13 +16,12 @@ from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.levels import levels_of
 from boxtwin.errors import InputError
 from boxtwin.synthesis import training
-from boxtwin.synthesis.diffusers_pipelines.finetune import TOKEN, FinetuneSettings, TrainablePipeline
+from boxtwin.synthesis.diffusers_pipelines.img2img import TOKEN, PromptedGenerator, TrainablePipeline
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
 from boxtwin.synthesis.generator import Request
 from boxtwin.synthesis.training import LOSSES_FILE, STATE_FILE, WEIGHTS_FILE, Crops, HeldOut, train_steps
 from boxtwin.weights import save_state
 
-QUICK: dict[str, Any] = {"steps": 1, "learning_rate": 1.0}
 SQUARE: dict[str, Any] = {"height": 32, "width": 32, "output_type": "latent"}
 TinyPipeline = Callable[[str], Path]
 
@@ -39,11 +38,6 @@ def fitted(
     generator = make(kind, tiny_pipeline, **settings)
     generator.fit(samples, folder)
     return generator
-
-
-def settings(kind: str, *, prompt: str, **changes: Any) -> FinetuneSettings:
-    changes = {f"finetune_{name}": value for name, value in changes.items()}
-    return FinetuneSettings(finetune=kind, prompt=prompt, seed=0, **changes)
 
 
 @pytest.mark.parametrize(
@@ -86,10 +80,15 @@ def test_the_error_is_that_of_the_latents_that_the_pipeline_noises(
     tmp_path: Path, tiny_pipeline: TinyPipeline, checkpoint: str
 ) -> None:
     """One call of the network within the pipeline, and one within the learning: equal for equal latents and times."""
-    generator = make("img2img", tiny_pipeline, checkpoint=str(tiny_pipeline(checkpoint)), tile=32, prompt="a ship")
+    settings = {"checkpoint": str(tiny_pipeline(checkpoint)), "tile": 32, "prompt": "a ship"}
+    generator, learning = (
+        make("img2img", tiny_pipeline, **settings),
+        make("img2img", tiny_pipeline, finetune="lora", **settings),
+    )
+    assert isinstance(learning, PromptedGenerator)
     generator.fit([], tmp_path)
     pipeline = generator._pipeline
-    trainable = TrainablePipeline(pipeline, settings("lora", prompt="a ship", **QUICK), "img2img", 32, torch.float32)
+    trainable = TrainablePipeline(pipeline, 32, learning)
     told: list[dict[str, Any]] = []
     hook = trainable.network.register_forward_pre_hook(
         lambda _, given, named: told.append({**named, "given": given}), with_kwargs=True
@@ -290,5 +289,7 @@ def test_what_cannot_be_learnt_is_said(tmp_path: Path, tiny_pipeline: TinyPipeli
         ("flux", "textual_inversion", "only Stable Diffusion 1, 2 and XL; finetune=lora takes more"),
     ):
         loaded = DiffusionPipeline.from_pretrained(tiny_pipeline(folder))  # type: ignore[no-untyped-call]
+        generator = make("img2img", tiny_pipeline, finetune=how)
+        assert isinstance(generator, PromptedGenerator)
         with pytest.raises(InputError, match=message):
-            TrainablePipeline(loaded, settings(how, prompt="", **QUICK), "img2img", 32, torch.float32)
+            TrainablePipeline(loaded, 32, generator)

@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 
 from boxtwin.errors import InputError
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
-from boxtwin.synthesis.diffusers_pipelines.settings import LoadSettings
+from boxtwin.synthesis.diffusers_pipelines.loading import LoadSettings, PipelineGenerator
 from boxtwin.synthesis.generator import Request
 
 TinyPipeline = Callable[[str], Path]

@@ -13,7 +13,7 @@ from openai_generators import SECRET, edit, open_library, outcomes, reasons, var
 
 from boxtwin.datasets.sample import Dataset
 from boxtwin.errors import InputError
-from boxtwin.synthesis.external import openai_api
+from boxtwin.synthesis import store
 from boxtwin.synthesis.generator import Variation
 
 
@@ -70,9 +70,9 @@ def test_waits_grow_and_are_never_the_same(
     monkeypatch.setattr(time, "sleep", lambda seconds: waits.append(seconds))
     server.always = "overloaded"
     generator = variations(server, max_tries=6, first_wait=30.0)
-    monkeypatch.setattr(openai_api, "GIVE_UP_AFTER", 1)
-    with pytest.raises(InputError, match="gave nothing for 1 images in a row"):
-        outcomes(generator, dataset, tmp_path)
+    monkeypatch.setattr(store, "GIVE_UP_AFTER", 1)
+    with pytest.raises(InputError, match="1 images in a row failed"):
+        open_library(dataset, tmp_path, generator).make(dataset.samples, 1)
     waits = [wait for wait in waits if wait > 0]  # the server's own are of no length
     assert len(waits) == 5
     assert all(most / 2 <= wait <= most for wait, most in zip(waits, (30, 60, 120, 120, 120), strict=True))
@@ -117,8 +117,9 @@ def test_a_black_answer_is_refused_and_recorded_and_never_an_image(
 
 def test_a_host_that_sends_black_images_only_is_given_up(make_coco: MakeCoco, server: Record, tmp_path: Path) -> None:
     server.always = "black"
-    with pytest.raises(InputError, match=r"nothing for 5 images in a row, so 1 more were not tried.*blank"):
-        outcomes(edit(server), make_coco(images=6).read(), tmp_path)
+    dataset = make_coco(images=6).read()
+    with pytest.raises(InputError, match=r"5 images in a row failed, so 1 more were not tried.*blank"):
+        open_library(dataset, tmp_path, edit(server)).make(dataset.samples, 1)
     assert len(server.requests) == 5
 
 
@@ -142,13 +143,13 @@ def test_a_setting_that_a_host_refuses_is_named_and_can_be_left_out(
 def test_moderation_is_no_reason_to_try_again_or_to_stop(
     dataset: Dataset, server: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    monkeypatch.setattr(openai_api, "GIVE_UP_AFTER", 1)
+    monkeypatch.setattr(store, "GIVE_UP_AFTER", 1)
     server.plan = [fault] * 3
-    found = outcomes(variations(server), dataset, tmp_path)
-    assert [str(reason).startswith("refused by the host's moderation (400") for reason in reasons(found)] == [
-        *([True] * 3),
-        False,
-    ]
+    library = open_library(dataset, tmp_path, variations(server))
+    made = library.make(dataset.samples, 1)
+    assert (made.made, made.refused) == (1, 3)
+    said = [line.reason for line in library.refused(dataset.samples).values()]
+    assert all(reason.startswith("refused by the host's moderation (400") for reason in said)
     assert len(server.requests) == 4
 
 
@@ -197,11 +198,12 @@ def test_a_host_that_is_down_is_given_up(
     dataset: Dataset, server: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.always = "bad request"
-    generator = variations(server)
-    monkeypatch.setattr(openai_api, "GIVE_UP_AFTER", 3)
-    with pytest.raises(InputError, match=r"nothing for 3 images in a row, so 1 more were not tried.*400 invalid_image"):
-        outcomes(generator, dataset, tmp_path)
+    library = open_library(dataset, tmp_path, variations(server))
+    monkeypatch.setattr(store, "GIVE_UP_AFTER", 3)
+    message = rf"{server.url} dall-e-2: 3 images in a row failed, so 1 more were not tried.*400 invalid_image"
+    with pytest.raises(InputError, match=message):
+        library.make(dataset.samples, 1)
     assert len(server.requests) == 3
     # With nothing left to try, the refusals are all that there is to say.
-    monkeypatch.setattr(openai_api, "GIVE_UP_AFTER", 4)
-    assert len(outcomes(variations(server), dataset, tmp_path)) == 4
+    monkeypatch.setattr(store, "GIVE_UP_AFTER", 4)
+    assert library.make(dataset.samples, 1).refused == 4

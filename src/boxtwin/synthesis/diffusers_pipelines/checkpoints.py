@@ -159,9 +159,9 @@ def related(table: str, kind: str) -> type | None:
     """The pipeline of a ``table`` of diffusers that is of one family with the class named ``kind``, if there is one."""
     from diffusers.pipelines import auto_pipeline
 
-    tables: Any = auto_pipeline.SUPPORTED_TASKS_MAPPINGS
-    names = (name for known in tables for name, pipeline in known.items() if pipeline.__name__ == kind)
-    return getattr(auto_pipeline, table).get(next(names, None))
+    families: Any = auto_pipeline
+    found: type | None = families._get_task_class(getattr(families, table), kind, throw_error_if_not_exist=False)
+    return found
 
 
 def accepts(pipeline: object, setting: str) -> bool:

@@ -42,15 +42,15 @@ class Edit(TextToImage):
     one_by_one = True  # the images of a call are parts of one task
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        kind = self._checkpoint.check_kind(*self.kinds)
-        if kind.startswith("Qwen") and importlib.util.find_spec("torchvision") is None:
-            raise InputError(f"{self.name}: {self.checkpoint}, a {kind}, needs torchvision: pip install torchvision")
+        if self._kind.startswith("Qwen") and importlib.util.find_spec("torchvision") is None:
+            lacking = f"a {self._kind}, needs torchvision: pip install torchvision"
+            raise InputError(f"{self.name}: {self.checkpoint}, {lacking}")
         return super()._load_published(dtype, **components)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         inputs: dict[str, Any] = {"image": as_pictures(squares)[0], "prompt": self.prompt}
         if accepts(self._pipeline, "max_area"):  # Kontext chooses another size otherwise
             inputs |= {"max_area": self._side**2, "_auto_resize": False}
-        if type(self._pipeline).__name__.startswith("Qwen"):
+        if self._kind.startswith("Qwen"):
             inputs |= {"true_cfg_scale": self.guidance_scale, "negative_prompt": " ", "guidance_scale": None}
         return inputs

@@ -13,7 +13,7 @@ from torch import Tensor
 from boxtwin.errors import InputError
 from boxtwin.synthesis.constants import ANTIALIAS
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS, PRIORS
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, check_strength
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares
 from boxtwin.synthesis.generator import Json, Knowledge, check_settings
 
 
@@ -43,15 +43,16 @@ class UnCLIP(PipelineGenerator):
     name = "unclip"
     boxes = "none"
     kinds = KINDS["unclip"]
+    prior_kinds = (PRIORS["unclip"],)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.name, self, noise_level=0)
         unused = ("prior", "text_encoder", "tokenizer", "scheduler")
-        self._others["prior"] = self._other("prior", without=unused) if self.prior else None
+        self.checkpoints["prior"] = self._other("prior", without=unused) if self.prior else None
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        stable = self._checkpoint.check_kind(*self.kinds).startswith("StableUnCLIP")
+        stable = self._kind.startswith("StableUnCLIP")
         if stable and self.prior:
             raise InputError(f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior (prior=null)")
         if not stable and not self.prior:
@@ -59,7 +60,6 @@ class UnCLIP(PipelineGenerator):
             raise InputError(f"{self.name}: {self.checkpoint} is Kandinsky's decoder, which needs its prior: {cure}")
         if not stable and self.noise_level:
             raise InputError(f"{self.name}: Kandinsky has no noise_level; say noise_level=0")
-        self._prior = self._load_prior(PRIORS["unclip"], dtype)
         self.pipeline_class = "StableUnCLIPImg2ImgPipeline" if stable else "KandinskyV22Pipeline"  # type: ignore[misc]
         pipeline = super()._load_published(dtype, **components)
         if stable and self.noise_level > (most := pipeline.image_noising_scheduler.config.num_train_timesteps - 1):
@@ -87,18 +87,13 @@ class Redux(PipelineGenerator):
     name = "redux"
     boxes = "none"
     kinds = ("FluxPipeline",)
-
+    prior_kinds = (PRIORS["redux"],)
     # No text is encoded: its encoders, most of the memory beside the transformer, are not loaded.
     without = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._other("prior", without=self.without)
-
-    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        self._checkpoint.check_kind(*self.kinds)
-        self._prior = self._load_prior(PRIORS["redux"], dtype)
-        return super()._load_published(dtype, **components)
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         prior, sizes = self._prior, self._pipeline.transformer.config
@@ -130,14 +125,12 @@ class IPAdapter(PipelineGenerator):
         super().__post_init__()
         check_settings(self.name, self, scale=0)
         if self.strength is not None:  # constants of a class elsewhere; here they depend on a setting
-            check_strength(self.name, self.strength, self.steps)
             self.boxes, self.pipeline_class = "carried", "AutoPipelineForImage2Image"  # type: ignore[misc]
         self._adapter = self._other("adapter", self.weights, self.image_encoder)
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         from transformers import CLIPVisionModelWithProjection as Encoder
 
-        self._checkpoint.check_kind(*self.kinds)
         self._adapter.index("AutoModel", subfolder=self.image_encoder)  # now its commit is known
         # Diffusers itself would load the encoder of the main branch.
         encoder = self._adapter.load_model(Encoder, dtype, subfolder=self.image_encoder)
@@ -149,16 +142,9 @@ class IPAdapter(PipelineGenerator):
         return pipeline
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
-        from diffusers.models.embeddings import ImageProjection
-
-        pipeline = self._pipeline
-        seen = as_clip_sees(squares, pipeline.feature_extractor, True)
-        # Small adapters use the embedding, "plus" adapters the output of the encoder's second-to-last layer.
-        (layer,) = pipeline.unet.encoder_hid_proj.image_projection_layers
-        seen, unseen = pipeline.encode_image(seen, self._device, 1, not isinstance(layer, ImageProjection))
-        embedded = torch.cat([unseen, seen] if self.guidance_scale > 1 else [seen])[:, None]
+        seen = as_clip_sees(squares, self._pipeline.feature_extractor, True)
         start = {} if self.strength is None else {"image": squares, "strength": self.strength}
-        return {"prompt": [""] * len(squares), "ip_adapter_image_embeds": [embedded], **start}
+        return {"prompt": [""] * len(squares), "ip_adapter_image": [seen], **start}
 
 
 def as_clip_sees(squares: Squares, processor: Any, antialias: bool) -> Float[Tensor, "n channels seen seen"]:

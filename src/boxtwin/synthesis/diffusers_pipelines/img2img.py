@@ -1,103 +1,186 @@
-"""Variations by pretrained models that make images from text: any checkpoint that the pipelines of diffusers load."""
+"""Variations by pretrained models that make images from text: any checkpoint that the pipelines of diffusers load.
+
+A model may first learn what the split's training images look like: LoRA, or one new word. Latents of random crops are
+noised, and the noise or the velocity is predicted (Rombach et al. 2022, equation 2); noise minus latents by Stable
+Diffusion 3 and FLUX.1 (Esser et al. 2024, section 3.1). Only a few new weights move: matrices of low rank in the
+attention (Hu et al. 2021, "LoRA"), or the embedding of a new word (Gal et al. 2022, "An Image is Worth One Word"). One
+training image is held out, to tell when a model memorises. Files are in diffusers' formats.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Boxes, Mask, box_pixels, grown
 from boxtwin.synthesis.blending import blend_outside_boxes
+from boxtwin.synthesis.constants import FINETUNE_BATCH_SIZE, LORA_RANK
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import accepts, related
-from boxtwin.synthesis.diffusers_pipelines.finetune import FinetuneSettings, add_learnt, finetune, with_token
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, as_pictures, check_strength
-from boxtwin.synthesis.generator import Json, Model, Request, check_settings
-from boxtwin.synthesis.training import Repaint
+from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, as_pictures
+from boxtwin.synthesis.generator import Json, Request, check_settings, hash_of
+from boxtwin.synthesis.training import WEIGHTS_FILE, Crops, HeldOut, Repaint, train_once, train_steps
+from boxtwin.weights import read_weights, write_weights
+
+KINDS = ("lora", "textual_inversion")
+FAMILIES = ("UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel")  # the first learns words, too
+TOKEN = "<training-images>"  # the word that is learnt
+FIRST_WORD = "image"  # what the new word means before it is learnt
+ENCODERS = {TOKEN: "", "clip_l": "", "clip_g": "_2"}  # names of words in files, endings of the names of their encoders
+ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]  # the layers that diffusers' own LoRA recipe changes
 
 
 @dataclass(kw_only=True, eq=False)
-class _PromptedGenerator(PipelineGenerator, FinetuneSettings):
-    """A prompt, a strength, and fine-tuning on the split's training images."""
+class PromptedGenerator(PipelineGenerator):
+    """The source noised and denoised with a prompt; the model may first learn what the training images look like."""
 
+    prompt: str  # text that guides the images; if it is empty, the source alone does
+    finetune: str | None  # one of `KINDS`
+    finetune_steps: int  # of AdamW, on crops of the model's size
+    finetune_learning_rate: float
+    seed: int  # of first weights, crops and noise; variations have the seeds of their requests
     strength: float  # 0 to 1, how far the source is noised: 1 forgets it
 
     mapping: ClassVar[str]  # diffusers' table of the pipelines that `pipeline_class` chooses from
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_strength(self.name, self.strength, self.steps)
-        self.check(self.name)
         self.learns = self.finetune is not None
-        if self.learns and self.loading.quantisation:
-            raise InputError(f"{self.name}: finetune={self.finetune} cannot be combined with load.quantisation")
-        self._learnt: Path | None = None
         # Of inpainting models: the pixels that they are to paint, and what these depend on.
         self._to_repaint: Repaint | None = None
         self._repaint_identity: dict[str, Json] = {}
+        if not self.learns:
+            return
+        if self.finetune not in KINDS:
+            raise InputError(f"{self.name}: finetune is null, {' or '.join(KINDS)}, got {self.finetune!r}")
+        check_settings(self.name, self, finetune_steps=1)
+        if self.finetune_learning_rate <= 0:
+            raise InputError(f"{self.name}: finetune_learning_rate is positive, got {self.finetune_learning_rate}")
+        if importlib.util.find_spec("peft") is None:
+            raise InputError(f"{self.name}: finetune={self.finetune} needs peft: pip install 'boxtwin[finetune]'")
+        if self.loading.quantisation:
+            raise InputError(f"{self.name}: finetune={self.finetune} cannot be combined with load.quantisation")
 
     def version(self, training: Sequence[Sample]) -> int:
         """Two more where one image is held out of learning; before, it was learnt too."""
         return super().version(training) + 2 * (self.learns and len(training) > 1)
 
     def parameters(self) -> dict[str, Json]:
-        learning = {entry.name for entry in fields(FinetuneSettings)} - {"prompt"}
-        settings = {name: value for name, value in super().parameters().items() if name not in learning}
-        return settings | self.finetune_parameters()
+        unused = ("finetune_steps", "finetune_learning_rate", "seed")
+        settings = {name: value for name, value in super().parameters().items() if name not in unused}
+        return settings | self._learning()
 
-    def model(self) -> Model | None:
-        """The checkpoint; fine-tuned, its revision is followed by the name of what was learnt."""
-        model = super().model()
-        if model is None or self._learnt is None:
-            return model
-        return Model(model.id, f"{model.revision}+{self._learnt.parent.name}")
+    @property
+    def text(self) -> str:
+        """The prompt, with the new word in it if there is one."""
+        with_word = self.finetune == "textual_inversion" and TOKEN not in self.prompt
+        return f"{self.prompt} {TOKEN}".strip() if with_word else self.prompt
+
+    def _learning(self) -> dict[str, Json]:
+        """The settings of the fine-tuning that change its weights."""
+        if not self.learns:
+            return {"finetune": None}
+        names = ("finetune", "finetune_steps", "finetune_learning_rate")
+        former = {"finetune_batch_size": FINETUNE_BATCH_SIZE, "finetune_seed": self.seed}
+        former |= {"finetune_rank": LORA_RANK} if self.finetune == "lora" else {}
+        return {name: getattr(self, name) for name in names} | former
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:
-        dtype = self.compute_dtype
         if self.learns:
-
-            def load() -> tuple[Any, int]:
-                pipeline = self._load_published(torch.float32).to(self._device)  # small steps of weights need it
-                return pipeline, self._choose_side(pipeline)
-
-            self._checkpoint.index()  # now its commit is known
-            identity = self._checkpoint.parameters() | {"revision": self._checkpoint.model().revision}
-            identity |= {**self._repaint_identity, "tile": self.tile, "dtype": self._dtype_name}
-            self._learnt = finetune(
-                self, self.name, training, folder, identity=identity, dtype=dtype, load=load, repaint=self._to_repaint
-            )
-        pipeline = self._load_published(dtype)
+            self._learnt = self._learn(training, folder)
+        pipeline = self._load_published(self.compute_dtype)
         if self._learnt is not None:
-            add_learnt(pipeline, self.finetune, self._learnt)
+            add_learnt(pipeline, self._learnt)
         return pipeline
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        kind, why = self._checkpoint.check_kind(), None
-        chosen = related(self.mapping, kind)
+        chosen, why = related(self.mapping, self._kind), None
         if chosen is not None and not accepts(chosen, "strength"):
             why = "has no strength; generator=edit is for models that edit images by instruction"
         elif chosen is not None and accepts(chosen, "control_image"):
             why = "needs a control image; generator=controlnet takes a ControlNet beside the checkpoint of its model"
         if why:
-            raise InputError(f"{self.name}: {self.checkpoint} is a {kind}, which {why}")
-        return super()._load_published(dtype, **components)
+            raise InputError(f"{self.name}: {self.checkpoint} is a {self._kind}, which {why}")
+        pipeline = super()._load_published(dtype, **components)
+        unet, vae = (getattr(pipeline, part, None) for part in ("unet", "vae"))
+        of_inpainting = unet is not None and vae is not None and unet.config.in_channels != vae.config.latent_channels
+        if of_inpainting and self._to_repaint is None:
+            cure = "say generator=inpaint_pretrained or choose another checkpoint"
+            raise InputError(f"{self.name}: {self.checkpoint} is made for inpainting; {cure}")
+        return pipeline
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
-        prompt = with_token(self.prompt) if self.finetune == "textual_inversion" else self.prompt
         masks = {"mask_image": squares[:, 3:]} if squares.shape[1] > 3 else {}  # of inpainting models
         # Pipelines without an image processor take 8 bits only, or another range of values.
         images = squares[:, :3] if hasattr(self._pipeline, "image_processor") else as_pictures(squares)
-        return {"prompt": [prompt] * len(squares), "strength": self.strength, "image": images, **masks}
+        return {"prompt": [self.text] * len(squares), "strength": self.strength, "image": images, **masks}
+
+    def _learn(self, training: Sequence[Sample], folder: Path) -> Path:
+        """Learn, continue an interrupted training, or take what an earlier call left in ``folder``: a file of weights.
+
+        Weights move in float32, since their steps are small. The network computes in the generator's number format;
+        for float16, which needs scaling, float32 is taken.
+        """
+        if not training:
+            raise InputError(f"{self.name}: finetune={self.finetune} needs at least one training image")
+        out = self.seed % len(training) if len(training) > 1 else None  # the image that is held out
+        boxes = [sample.object_boxes.tolist() if self._to_repaint else None for sample in training]
+        content: dict[str, Any] = {
+            **self._checkpoint.parameters(),
+            **self._repaint_identity,
+            **self._learning(),
+            "revision": self._checkpoint.model().revision,
+            "tile": self.tile,
+            "dtype": self.dtype_name,
+            "prompt": self.prompt,
+            "images": [[sample.name, sample.sha256, each] for sample, each in zip(training, boxes, strict=True)],
+        }
+        content |= {} if out is None else {"held_out": out}
+        if any(sample.bits > 8 for sample in training):
+            content["levels"] = "measured"  # before, 65535 was the full-scale value
+        digest = hash_of(content)
+        home = folder / f"{self.finetune}-{digest[:12]}"
+
+        def learn() -> None:
+            loaded = self._load_published(torch.float32).to(self._device)
+            pipeline = TrainablePipeline(loaded, self._choose_side(loaded), self)
+            learnt_images = [sample for number, sample in enumerate(training) if number != out]
+            crops = Crops(learnt_images, pipeline.side, self._to_repaint)
+            left_out = None if out is None else Crops([training[out]], pipeline.side, self._to_repaint)
+            losses = HeldOut(pipeline.loss, crops, left_out, self.finetune_steps)
+            rng = torch.Generator().manual_seed(self.seed)
+            weights = {str(number): weight.detach() for number, weight in enumerate(pipeline.weights.values())}
+            train_steps(
+                pipeline.weights.values(),
+                lambda: pipeline.loss(FINETUNE_BATCH_SIZE, rng, crops),
+                steps=self.finetune_steps,
+                learning_rate=self.finetune_learning_rate,
+                rng=rng,
+                folder=home,
+                identity=digest,
+                state={"weights": weights, "losses": losses.state},
+                description=f"{self.name}: learning ({self.finetune})",
+                after_step=losses.measure,
+            )
+            losses.tell(f"{self.name}, {self.finetune}", home)
+            learnt_weights = {name: weight.detach().float() for name, weight in pipeline.weights.items()}
+            write_weights(home / WEIGHTS_FILE, learnt_weights, {})
+
+        return train_once(home, learn)
 
 
 @dataclass(kw_only=True, eq=False)
-class Img2Img(_PromptedGenerator):
+class Img2Img(PromptedGenerator):
     """The source noised to a strength and denoised: SDEdit (Meng et al. 2022) with a model for images from text."""
 
     name = "img2img"
@@ -105,17 +188,9 @@ class Img2Img(_PromptedGenerator):
     pipeline_class = "AutoPipelineForImage2Image"
     mapping = "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING"
 
-    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        pipeline = super()._load_published(dtype, **components)
-        unet, vae = (getattr(pipeline, part, None) for part in ("unet", "vae"))
-        if unet is not None and vae is not None and unet.config.in_channels != vae.config.latent_channels:
-            cure = "say generator=inpaint_pretrained or choose another checkpoint"
-            raise InputError(f"{self.name}: {self.checkpoint} is made for inpainting; {cure}")
-        return pipeline
-
 
 @dataclass(kw_only=True, eq=False)
-class InpaintPretrained(_PromptedGenerator):
+class InpaintPretrained(PromptedGenerator):
     """Objects stay as they are to the last bit, and everything around them is painted anew."""
 
     margin: int  # pixels around the boxes over which source and painting are mixed; the outer half is painted
@@ -140,3 +215,128 @@ class InpaintPretrained(_PromptedGenerator):
             return pixels
         painted = super()._vary_one(request, pixels, repaint[None].astype(np.float32))
         return blend_outside_boxes(pixels, painted, boxes, self.margin)
+
+
+class TrainablePipeline:
+    """A pipeline with a few new weights, and the error that they are to lower.
+
+    ``side`` is that of its images, ``generator`` says what it learns and how.
+    """
+
+    def __init__(self, pipeline: Any, side: int, generator: PromptedGenerator) -> None:
+        from diffusers import DDPMScheduler
+
+        lora, dtype = generator.finetune == "lora", generator.compute_dtype
+        self._dtype = dtype if dtype == torch.bfloat16 else torch.float32
+        self._flow, self._packed = not hasattr(pipeline, "unet"), hasattr(pipeline, "_pack_latents")
+        self.pipeline, self.side, self.device = pipeline, side, pipeline.device
+        part = "transformer" if self._flow else "unet"
+        self.network: Any = getattr(pipeline, part, None)
+        learnable = type(self.network).__name__ in (FAMILIES if lora else FAMILIES[:1])
+        if not learnable or not type(getattr(pipeline, "text_encoder", None)).__name__.startswith("CLIPTextModel"):
+            kinds = "Stable Diffusion 1, 2 and XL" + (", 3 and FLUX.1" if lora else "; finetune=lora takes more")
+            cannot = f"a {type(pipeline).__name__} cannot be fine-tuned here with finetune={generator.finetune}"
+            raise InputError(f"{generator.name}: {cannot}, only {kinds}: say finetune=null or choose one of these")
+        self._noise: Any = None if self._flow else DDPMScheduler.from_config(pipeline.scheduler.config)  # type: ignore[no-untyped-call]
+        nn.ModuleList(x for x in pipeline.components.values() if isinstance(x, nn.Module)).requires_grad_(False).eval()
+        self._double = getattr(pipeline, "text_encoder_2", None) is not None
+        # The new weights, under the names that diffusers reads them by.
+        words = ("clip_l", "clip_g") if self._double else (TOKEN,)
+        self.weights = _add_lora(pipeline, part, generator.seed) if lora else {x: _add_word(pipeline, x) for x in words}
+        self._text = generator.text
+        with torch.no_grad():  # the encoded prompt, if it stays the same
+            self._encoded = self._condition() if lora else None
+
+    def loss(self, count: int, rng: torch.Generator, crops: Crops) -> Tensor:
+        """Mean squared error over ``count`` random crops."""
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return torch.stack([self._error(crops, rng) for _ in range(count)]).mean()
+
+    def _error(self, crops: Crops, rng: torch.Generator) -> Tensor:
+        images, masks = (part.to(self.device) for part in crops.draw(1, rng))
+        x_0 = self._latents(2 * images - 1, rng)
+        eps = torch.randn(x_0.shape, generator=rng).to(self.device)
+        if self._flow:
+            t = torch.randn(1, generator=rng).sigmoid().to(self.device)
+            x_t, wanted = (1 - t) * x_0 + t * eps, eps - x_0
+            if self._packed:
+                x_t, wanted = (self.pipeline._pack_latents(latents, *latents.shape) for latents in (x_t, wanted))
+            noisy = {"hidden_states": x_t, "timestep": t if self._packed else 1000 * t}
+        else:
+            t = torch.randint(self._noise.config.num_train_timesteps, (1,), generator=rng).to(self.device)
+            x_t, velocity = self._noise.add_noise(x_0, eps, t), self._noise.config.prediction_type == "v_prediction"
+            wanted = self._noise.get_velocity(x_0, eps, t) if velocity else eps
+            if self.network.config.in_channels > x_0.shape[1]:
+                # The input of inpainting models: latents, mask, latents of what is kept.
+                kept = self._latents((2 * images - 1) * (1 - masks), rng)
+                x_t = torch.cat([x_t, F.interpolate(masks, size=x_t.shape[2:]), kept], dim=1)
+            noisy = {"sample": x_t, "timestep": t}
+        predicted = self.network(**noisy, **(self._encoded or self._condition()), return_dict=False)[0]
+        return F.mse_loss(predicted.float(), wanted.float())
+
+    @torch.no_grad()
+    def _latents(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        vae = self.pipeline.vae
+        latents: Tensor = vae.encode(images).latent_dist.sample(rng)
+        return (latents - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor
+
+    def _condition(self) -> dict[str, Any]:
+        """What the pipeline tells its network beside noisy latents and their time."""
+        pipeline, prompt, device, side = self.pipeline, self._text, self.device, self.side
+        if self._packed:
+            text, pooled, text_ids = pipeline.encode_prompt(prompt, None, device=device)
+            half = side // pipeline.vae_scale_factor // 2
+            told = {"encoder_hidden_states": text, "pooled_projections": pooled, "txt_ids": text_ids}
+            told["img_ids"] = pipeline._prepare_latent_image_ids(1, half, half, device, text.dtype)
+            return told | {"guidance": torch.ones(1, device=device) if self.network.config.guidance_embeds else None}
+        if not self._double:
+            return {"encoder_hidden_states": pipeline.encode_prompt(prompt, device, 1, False)[0]}
+        more: dict[str, Any] = {"prompt_3": None} if self._flow else {}
+        more |= {"prompt_2": None, "device": device, "do_classifier_free_guidance": False}
+        text, _, pooled, _ = pipeline.encode_prompt(prompt, **more)
+        if self._flow:
+            return {"encoder_hidden_states": text, "pooled_projections": pooled}
+        sizes = torch.tensor([[side, side, 0, 0, side, side]], device=device, dtype=text.dtype)
+        return {"encoder_hidden_states": text, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+
+
+def _add_lora(pipeline: Any, part: str, seed: int) -> dict[str, nn.Parameter]:
+    from peft import LoraConfig
+
+    config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, init_lora_weights="gaussian", target_modules=ATTENTION)
+    # peft initialises from torch's global generator; the fork restores it.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        getattr(pipeline, part).add_adapter(config)
+    named = getattr(pipeline, part).named_parameters()
+    return {f"{part}.{name.replace('.default', '')}": weight for name, weight in named if weight.requires_grad}
+
+
+def _encoder(pipeline: Any, name: str) -> dict[str, Any]:
+    """The encoder, and its tokenizer, that has a word of this name."""
+    return {part: getattr(pipeline, f"{part}{ENCODERS[name]}") for part in ("text_encoder", "tokenizer")}
+
+
+def _add_word(pipeline: Any, name: str) -> nn.Parameter:
+    """A word of its own, which starts with the meaning of `FIRST_WORD`; its embedding in one of the encoders."""
+    encoder, tokenizer = (parts := _encoder(pipeline, name)).values()
+    embeddings = encoder.get_input_embeddings().weight
+    start = embeddings[tokenizer(FIRST_WORD, add_special_tokens=False).input_ids].detach().mean(dim=0)
+    pipeline.load_textual_inversion({TOKEN: start}, token=TOKEN, **parts)
+    number = tokenizer.convert_tokens_to_ids(TOKEN)
+    word = nn.Parameter(start.clone())
+    # In place of what the table of embeddings gives for the word.
+    replaced: Any = lambda _, given, out: torch.where((given[0] == number)[..., None], word.to(out.dtype), out)  # noqa: E731
+    encoder.get_input_embeddings().register_forward_hook(replaced)
+    return word
+
+
+def add_learnt(pipeline: Any, file: Path) -> None:
+    """Have a pipeline draw with what was learnt."""
+    learnt, _ = read_weights(file)
+    words = [name for name in learnt if name in ENCODERS]
+    for name in words:
+        pipeline.load_textual_inversion({TOKEN: learnt[name]}, token=TOKEN, **_encoder(pipeline, name))
+    if not words:
+        part = next(iter(learnt)).partition(".")[0]
+        getattr(pipeline, part).load_lora_adapter(learnt, prefix=part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,8 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Planes, planes_of
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS
-from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, check_strength
-from boxtwin.synthesis.generator import Refused, Request, Variation, check_settings
+from boxtwin.synthesis.diffusers_pipelines.loading import NotDrawnError, PipelineGenerator, Squares
+from boxtwin.synthesis.generator import Request, check_settings
 from boxtwin.synthesis.silhouettes import draw, silhouettes_of
 
 CANNY = (100, 200)  # thresholds, of 255, as in the examples of diffusers' checkpoints
@@ -44,7 +43,6 @@ class ControlNet(PipelineGenerator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_strength(self.name, self.strength, self.steps)
         check_settings(self.name, self, scale=0)
         if self.control not in ("silhouettes", "edges"):
             raise InputError(f"{self.name}: control is silhouettes or edges, got {self.control!r}")
@@ -56,7 +54,6 @@ class ControlNet(PipelineGenerator):
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         from diffusers import ControlNetModel
 
-        self._checkpoint.check_kind(*self.kinds)
         self._net.check_kind("ControlNetModel", of="AutoModel")
         net = self._net.load_model(ControlNetModel, dtype)
         pipeline = super()._load_published(dtype, controlnet=net, **components)
@@ -111,19 +108,12 @@ class GLIGEN(PipelineGenerator):
             raise InputError(f"{self.name}: {self.checkpoint} has a network that takes no boxes; {cure}")
         return pipeline
 
-    def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
-        for request in requests:
-            if (count := len(request.source.object_boxes)) > MOST_OBJECTS:
-                yield Refused(request, f"{count} objects; GLIGEN places {MOST_OBJECTS} at most")
-            else:
-                yield from super().vary([request])
-
     def _vary_one(self, request: Request, pixels: Pixels, *_: Any) -> Pixels:
         source = request.source
+        if (count := len(source.object_boxes)) > MOST_OBJECTS:
+            raise NotDrawnError(f"{count} objects; GLIGEN places {MOST_OBJECTS} at most")
         if (most := max(source.object_labels, default=-1)) >= len(self.phrases):
-            raise InputError(
-                f"{self.name}: class {most + 1} of {source.name} has no phrase: name every class in phrases"
-            )
+            raise InputError(f"{self.name}: class {most + 1} of {source.name} has no phrase: name all in phrases")
         self._placed = source.object_boxes, [self.phrases[label] for label in source.object_labels]
         # Column and row of every pixel: the place of each square in the image.
         return super()._vary_one(request, pixels, np.indices(pixels.shape[:2], dtype=np.float32)[::-1])

@@ -1,10 +1,14 @@
-"""What all generators that draw with a pipeline of diffusers have in common."""
+"""What all generators that draw with a pipeline of diffusers have in common, and how its models are loaded."""
 
 from __future__ import annotations
 
+import importlib
+import os
+import shutil
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,17 +24,97 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.hardware import choose_device, choose_dtype
 from boxtwin.synthesis.arrays import as_pixels, planes_of
-from boxtwin.synthesis.constants import GIVE_UP_AFTER
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint, accepts
-from boxtwin.synthesis.diffusers_pipelines.settings import LoadSettings
 from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation, check_settings, settings_of
+from boxtwin.synthesis.manifest import sha256_of
 from boxtwin.synthesis.tiling import Tile, draw_in_tiles, tile_seed
 
+BITSANDBYTES = ("bitsandbytes_4bit", "bitsandbytes_8bit")
 Squares = Float[Tensor, "n channels side side"]  # shares of full scale
 
 
-class NotNumbersError(Exception):
-    """An image with values that are no numbers."""
+@dataclass(kw_only=True)
+class LoadSettings:
+    """The settings ``generator.load`` of one generator.
+
+    The first two change weights, and so the pixels: the store is keyed by them. The others change the order in which
+    numbers are added, and with it the last bits at most, as another GPU does: like the device, they are in no key.
+    """
+
+    variant: str | None = None  # what names of the checkpoint's files end in, such as fp16
+    quantisation: str | None = None  # of a transformer: a .gguf file, or one of `BITSANDBYTES`
+    offload: str | None = None  # model: one network at a time is on the GPU; sequential: one layer at a time
+    slicing: bool = False  # attention is computed in slices
+    compile: bool = False  # torch.compile of the network that denoises
+
+    @property
+    def file(self) -> Path | None:
+        """The file of a quantised transformer."""
+        return Path(self.quantisation) if self.quantisation and self.quantisation not in BITSANDBYTES else None
+
+    def check(self, owner: str, device: torch.device) -> None:
+        """Refuse what cannot work on this machine; ``owner`` is the generator's name."""
+        self._owner, cuda, needs_cuda = owner, device.type == "cuda", "it needs a CUDA device"
+        self._refuse("offload", self.offload not in (None, "model", "sequential"), "it is null, model or sequential")
+        self._refuse("offload", bool(self.offload) and not cuda, needs_cuda)
+        known = f"it is null, {', '.join(BITSANDBYTES)} or a .gguf file"
+        self._refuse("quantisation", self.file is not None and not self.file.is_file(), known)
+        package = "gguf" if self.file else "bitsandbytes"
+        missing = self.quantisation is not None and find_spec(package) is None
+        self._refuse("quantisation", missing, f"it needs {package}: pip install {package}")
+        self._refuse("quantisation", self.quantisation in BITSANDBYTES and not cuda, needs_cuda)
+        compiler = find_spec("triton") if cuda else shutil.which(os.environ.get("CXX", "g++"))
+        self._refuse("compile", self.compile and not compiler, f"it needs {'triton' if cuda else 'a C++ compiler'}")
+
+    def parameters(self) -> dict[str, Json]:
+        """What changes pixels, if it is set; of a file its name and the hash of its content."""
+        changed = {"load.variant": self.variant, "load.quantisation": self.quantisation}
+        if self.file:
+            digest = sha256_of(self.file.resolve(), self.file.stat().st_size, self.file.stat().st_mtime_ns)
+            changed["load.quantisation"] = f"{self.file.name} {digest[:16]}"
+        return {name: value for name, value in changed.items() if value is not None}
+
+    def components(self, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
+        """What `Checkpoint.load` is called with to load the checkpoint this way; InputError if its class cannot."""
+        if self.quantisation is None:
+            return {"variant": self.variant}
+        diffusers: Any = importlib.import_module("diffusers")
+        network: Any = getattr(diffusers, str(checkpoint.index().get("transformer", [None, None])[1]), None)
+        cannot = not hasattr(network, "from_single_file")
+        self._refuse("quantisation", cannot, f"{checkpoint.name} has no transformer that can be loaded so")
+        if self.file is None:
+            # Four bits in the format of Dettmers et al. 2023.
+            in_4_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+            packed = in_4_bit if self.quantisation == "bitsandbytes_4bit" else {"load_in_8bit": True}
+            config = diffusers.PipelineQuantizationConfig(self.quantisation, packed, ["transformer"])
+            return {"variant": self.variant, "quantization_config": config}
+        with checkpoint.errors():
+            config = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
+            where = {"config": checkpoint.place, "subfolder": "transformer", "revision": checkpoint.revision}
+            transformer = network.from_single_file(self.quantisation, quantization_config=config, dtype=dtype, **where)
+        return {"variant": self.variant, "transformer": transformer}
+
+    def place(self, pipeline: Any, device: torch.device) -> Any:
+        """The pipeline, ready to draw on a device; InputError if its class cannot do what is asked for."""
+        network: Any = getattr(pipeline, "unet", None) or pipeline.transformer
+        if self.slicing:
+            kind = "an IP-Adapter" if getattr(network, "encoder_hid_proj", None) else f"a {type(network).__name__}"
+            cannot = "IP" in kind or not hasattr(network, "set_attention_slice")
+            self._refuse("slicing", cannot, f"diffusers cannot slice the attention of {kind}")
+            pipeline.enable_attention_slicing()
+        if self.compile:
+            network.compile()
+        offload = {"model": "enable_model_cpu_offload", "sequential": "enable_sequential_cpu_offload"}
+        getattr(pipeline, offload.get(str(self.offload), "to"))(device=device)
+        return pipeline
+
+    def _refuse(self, setting: str, wrong: bool, reason: str) -> None:
+        if wrong:
+            raise InputError(f"{self._owner}: load.{setting}={getattr(self, setting)} is refused: {reason}")
+
+
+class NotDrawnError(Exception):
+    """One image cannot be drawn: a reason, and whether it may recur, as `Refused` has them."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -57,6 +141,7 @@ class PipelineGenerator(Generator):
 
     kinds: ClassVar[tuple[str, ...]] = ()  # classes of the checkpoints that fit; none: all that `pipeline_class` loads
     pipeline_class: ClassVar[str | None] = None  # of diffusers; None: the checkpoint's own
+    prior_kinds: ClassVar[tuple[str, ...]] = ()  # the same of the checkpoint of the setting `prior`
     without: ClassVar[tuple[str, ...]] = ()  # components of the checkpoint that are not loaded
     one_by_one: ClassVar[bool] = False  # whether a call of the pipeline draws one square
 
@@ -66,42 +151,48 @@ class PipelineGenerator(Generator):
             raise InputError(f"{self.name}: tile is at least {least} (8, and twice the overlap), got {self.tile}")
         if self.one_by_one and self.batch_size != 1:
             raise InputError(f"{self.name} draws one square at a time: say batch_size=1, not {self.batch_size}")
+        strength = getattr(self, "strength", None)  # of generators that may start from the source
+        if strength is not None and not 0 < strength <= 1:
+            raise InputError(f"{self.name}: strength lies in (0, 1], got {strength}")
+        if strength is not None and int(self.steps * strength) < 1:  # diffusers rounds down
+            raise InputError(f"{self.name}: strength={strength} of steps={self.steps} is no step; raise either")
         self._checkpoint = Checkpoint(self.checkpoint, self.revision, self.name, without=self.without)
-        self._others: dict[str, Checkpoint | None] = {}  # further ones, by the setting that names them
+        # All that it draws with, by the settings that name them.
+        self.checkpoints: dict[str, Checkpoint | None] = {"checkpoint": self._checkpoint}
         self._device = choose_device(self.device, self.name)
         self.compute_dtype = choose_dtype(self.dtype, self._device, self.name)
         self.loading = LoadSettings(**(self.load or {}))
         self.loading.check(self.name, self._device)
         self._pipeline: Any = None
-        self._side = self._failed_in_a_row = 0
+        self._prior: Any = None  # another pipeline, which sees the source, of generators with a setting `prior`
+        self._learnt: Path | None = None  # weights that were fine-tuned
+        self._side, self._kind = 0, ""  # of its squares, and the class of its checkpoint
 
     @property
-    def _dtype_name(self) -> str:
+    def dtype_name(self) -> str:
+        """The number format that it computes in."""
         return str(self.compute_dtype).removeprefix("torch.")
 
     def version(self, training: Sequence[Sample]) -> int:
         """2 of images of 16 bit, whose black and full-scale values are measured; before, all of it was shown."""
         return 2 if any(sample.bits > 8 for sample in training) else 1
 
-    @property
-    def checkpoints(self) -> dict[str, Checkpoint | None]:
-        """All that it draws with, by the settings that name them."""
-        return {"checkpoint": self._checkpoint, **self._others}
-
     def parameters(self) -> dict[str, Json]:
-        unused = ("device", "load", *(f"{setting}_revision" for setting in self._others))
-        others = {name: other.parameters() if other else None for name, other in self._others.items()}
-        loaded = {"dtype": self._dtype_name, **self.loading.parameters()}
-        return settings_of(self, without=unused) | self._checkpoint.parameters() | others | loaded
+        unused = ("device", "load", *(f"{setting}_revision" for setting in self.checkpoints))
+        others = {name: other.parameters() if other else None for name, other in self.checkpoints.items()}
+        loaded = {"dtype": self.dtype_name, **self.loading.parameters()}
+        return settings_of(self, without=unused) | others | self._checkpoint.parameters() | loaded
 
     def former_parameters(self) -> dict[str, Json]:
         return {"dtype": "auto"} if self.dtype == "auto" else {}
 
     def model(self) -> Model | None:
-        """The checkpoint: id and commit, or folder and hash of its content; then commits or hashes of further ones."""
+        """The checkpoint: id and commit, or folder and hash of its content; then those of others and what it learnt."""
         if self._pipeline is None:
             return None
-        more = [f"+{setting}:{other.model().revision}" for setting, other in self._others.items() if other]
+        others = [(name, other) for name, other in self.checkpoints.items() if other and other is not self._checkpoint]
+        more = [f"+{name}:{other.model().revision}" for name, other in others]
+        more += [f"+{self._learnt.parent.name}"] if self._learnt else []
         return Model(self._checkpoint.model().id, f"{self._checkpoint.model().revision}{''.join(more)}")
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
@@ -109,6 +200,7 @@ class PipelineGenerator(Generator):
         if self._pipeline is None:
             # Layers are made with random weights before they are read: that must not move the global generator.
             with torch.random.fork_rng(devices=[]):
+                self._kind = self._checkpoint.check_kind(*self.kinds)
                 pipeline = self._load(training, folder)
             if getattr(self, "strength", None) and not pipeline.scheduler.config.get("skip_prk_steps", True):
                 cure = 'set "skip_prk_steps": true in a copy of its scheduler/scheduler_config.json'
@@ -117,36 +209,24 @@ class PipelineGenerator(Generator):
             self._pipeline = self.loading.place(pipeline, self._device)
 
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
-        """InputError if `GIVE_UP_AFTER` images in a row are no numbers; fewer are refused."""
-        if self._pipeline is None:
-            raise RuntimeError(f"{type(self).__name__}.vary needs a pipeline: call fit first")
         for request in requests:
-            source, pixels = request.source, request.source.read()
+            source = request.source
             try:
-                varied = self._vary_one(request, pixels)
-                self._failed_in_a_row = 0
-            except NotNumbersError as error:
-                self._failed_in_a_row += 1
-                yield Refused(request, str(error))
-                if self._failed_in_a_row == GIVE_UP_AFTER:
-                    raise InputError(
-                        f"{self.name}: {GIVE_UP_AFTER} images in a row failed. The last one: {error}"
-                    ) from None
+                varied = self._vary_one(request, source.read())
+            except NotDrawnError as error:
+                yield Refused(request, *error.args)
                 continue
             known = len(source.object_boxes) if self.boxes != "none" else 0
             boxes, labels = source.object_boxes[:known], source.object_labels[:known]
-            yield Variation(request, varied, boxes, labels, record={"dtype": self._dtype_name})
+            yield Variation(request, varied, boxes, labels, record={"dtype": self.dtype_name})
 
     def _other(self, setting: str, *parts: str, without: Sequence[str] = ()) -> Checkpoint:
         """The checkpoint that a setting names; see `Checkpoint` for the rest."""
         place, revision = getattr(self, setting), getattr(self, f"{setting}_revision")
-        self._others[setting] = other = Checkpoint(place, revision, f"{self.name}, {setting}", *parts, without=without)
+        self.checkpoints[setting] = other = Checkpoint(
+            place, revision, f"{self.name}, {setting}", *parts, without=without
+        )
         return other
-
-    def _load_prior(self, kind: str, dtype: torch.dtype) -> Any:
-        """The pipeline of a class that the setting `prior` names, on the device; None if it names none."""
-        prior = self._others["prior"]
-        return prior.load(prior.check_kind(kind), dtype).to(self._device) if prior else None
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, most learn nothing
         """The pipeline."""
@@ -154,9 +234,10 @@ class PipelineGenerator(Generator):
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         """The pipeline as it was published, with ``components`` in place of its own."""
-        kind = self._checkpoint.check_kind(*self.kinds)
+        if prior := self.checkpoints.get("prior"):
+            self._prior = prior.load(prior.check_kind(*self.prior_kinds), dtype).to(self._device)
         components |= self.loading.components(self._checkpoint, dtype)
-        return self._checkpoint.load(self.pipeline_class or kind, dtype, **components)
+        return self._checkpoint.load(self.pipeline_class or self._kind, dtype, **components)
 
     @abstractmethod
     def _inputs(self, squares: Squares) -> dict[str, Any]:
@@ -180,10 +261,8 @@ class PipelineGenerator(Generator):
             )
             drawn = np.asarray(output.images)
             if not np.isfinite(drawn).all():  # float16 ends at 65504, and some autoencoders go beyond
-                raise NotNumbersError(
-                    f"no numbers: {self.checkpoint} made values that are none, computing in "
-                    f"{self._dtype_name}; try dtype=bfloat16 or dtype=float32"
-                )
+                reason = f"no numbers: {self.checkpoint} made values that are none, computing in {self.dtype_name}"
+                raise NotDrawnError(f"{reason}; try dtype=bfloat16 or dtype=float32", True)
             return list(drawn)
 
         with torch.inference_mode():
@@ -217,14 +296,6 @@ class PipelineGenerator(Generator):
         processor = getattr(pipeline, "image_processor", None)
         least = 1 if processor is None else int(processor.config.vae_scale_factor)
         return scale, max(least, scale * getattr(pipeline, "patch_size", 1))
-
-
-def check_strength(owner: str, strength: float, steps: int) -> None:
-    """Refuse a strength out of range, and one that leaves no step of ``steps``."""
-    if not 0 < strength <= 1:
-        raise InputError(f"{owner}: strength lies in (0, 1], got {strength}")
-    if int(steps * strength) < 1:  # diffusers rounds down
-        raise InputError(f"{owner}: strength={strength} of steps={steps} is less than one step; raise either")
 
 
 def as_pictures(squares: Squares) -> list[Image.Image]:

@@ -22,7 +22,6 @@ from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock
 from boxtwin.synthesis import squares
-from boxtwin.synthesis.constants import GIVE_UP_AFTER
 from boxtwin.synthesis.external import openai_prices
 from boxtwin.synthesis.external.openai_calls import Calls, ImageFailedError, ModeratedError
 from boxtwin.synthesis.fitness import unfit
@@ -89,26 +88,16 @@ class _OpenAIImages(Generator):
     def vary(self, requests: Sequence[Request]) -> Iterator[Variation | Refused]:
         """Ask for one variation after another. Two processes that share a spool take turns, so that none pays twice.
 
-        InputError if the host refuses key, model, endpoint or payment, or `GIVE_UP_AFTER` images in a row failed.
+        InputError if the host refuses key, model, endpoint or payment.
         """
         assert self._spool is not None, "fit comes first"
         waiting = f"another process asks for images of {self.name}; waiting for it"
-        failed_in_a_row, reason = 0, ""
         with exclusive_lock(self._spool / ".lock", waiting), self.calls.open() as client:
-            for number, request in enumerate(requests, start=1):
+            for request in requests:
                 try:
                     yield self._vary_one(client.images.with_raw_response, request, self._spool)
-                    failed_in_a_row = 0
                 except ImageFailedError as error:
-                    reason = str(error)
-                    yield Refused(request, reason)
-                    failed_in_a_row += not isinstance(error, ModeratedError)
-                left = len(requests) - number
-                if left and failed_in_a_row == GIVE_UP_AFTER:
-                    raise InputError(
-                        f"{self.base_url} gave nothing for {failed_in_a_row} images in a row, so {left} more were not "
-                        f"tried; the same command goes on. The last one: {reason}"
-                    )
+                    yield Refused(request, str(error), may_recur=not isinstance(error, ModeratedError))
 
     def _sent(self) -> dict[str, Json]:
         """All that is sent but the image."""
