@@ -116,3 +116,14 @@ def test_generators_without_a_checkpoint(tmp_path: Path, generator: str, cost: s
     assert "downloads: none" in said
     assert not list((tmp_path / "data").glob("synthetic/*"))
     assert re.search(rf"to make them:\n *python generate.py .*generator={generator.split()[0]}(?!.*dry_run)", said)
+
+
+def test_a_checkpoint_of_another_kind_is_refused_before_detectors_are_trained(
+    tmp_path: Path, tiny_pipeline: TinyPipeline
+) -> None:
+    command = f"{COMMON} generator=img2img generator.checkpoint={tiny_pipeline('flux_kontext')}"
+    for more in ("dry_run=true", ""):
+        said = run(f"{command} {more}", tmp_path, code=1)
+        assert "which has no strength; generator=edit is for models that edit images by instruction" in said
+        assert not list((tmp_path / "data").glob("detectors/*"))
+        assert not list((tmp_path / "data").glob("synthetic/*"))

@@ -17,8 +17,12 @@ BITS = {"bitsandbytes_4bit": 4.5, "bitsandbytes_8bit": 8}  # of a weight; with s
 
 
 def describe_dry_run(prepared: Prepared) -> str:
-    """What the command would do without ``dry_run=true``. Nothing is made; at most the index of a model is read."""
+    """What the command would do without ``dry_run=true``. Nothing is made; at most the index of a model is read.
+
+    Raises `InputError` where the command would be refused, as far as that is known without loading a model.
+    """
     library, generator = prepared.store, prepared.store.generator
+    generator.check_early()
     missing = library.missing(prepared.sources, prepared.per_image)
     validation = len(prepared.sources) - len(prepared.split.train)
     beside = f" and {validation} validation" if validation else ""

@@ -55,8 +55,8 @@ _PASSWORD = "tracking.uri holds a user's name or password, which would be writte
 # The rest disables telemetry (of MLflow and Hugging Face, whatever DO_NOT_TRACK a user has set) and progress bars.
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
+    **dict.fromkeys(("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"), "true"),
+    "TRANSFORMERS_VERBOSITY": "error",  # it warns of image processors that use Pillow, which is intended here
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",

@@ -43,6 +43,7 @@ def prepare_labelling(prepared: Prepared) -> None:
     """
     library = prepared.store
     if library.judge is None and len(library.judged(prepared.sources, prepared.per_image)) < prepared.wanted:
+        library.generator.check_early()  # before detectors are trained for it
         library.judge = make_judge(prepared)
 
 

@@ -118,6 +118,9 @@ class Generator(ABC):
     def match(self, samples: Sequence[Sample]) -> None:  # noqa: B027
         """Find the sources of what it has among all images of the data set, or raise InputError. Called first."""
 
+    def check_early(self) -> None:  # noqa: B027
+        """Raise InputError for what cannot work, as far as it is known without learning, loading or downloading."""
+
     def fit(self, training: Sequence[Sample], folder: Path) -> None:  # noqa: B027
         """Learn from the training images, or load what an earlier call left in ``folder``.
 

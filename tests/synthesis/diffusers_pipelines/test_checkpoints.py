@@ -135,7 +135,7 @@ def test_without_a_network_the_message_names_the_part_that_is_missing(
 ) -> None:
     generator = make(kind, tiny_pipeline, **{setting: "some-owner/some-part"})
     assert generator.parameters()[setting] == {"checkpoint": "some-owner/some-part", "revision": "main"}
-    message = rf"{kind}, {setting}: .*some-owner/some-part cannot be loaded.*hf download some-owner/some-part"
+    message = rf"{kind}: generator.{setting}=some-owner/some-part cannot be loaded.*hf download some-owner/some-part"
     with pytest.raises(InputError, match=message):
         generator.fit([], tmp_path)
 

@@ -50,7 +50,7 @@ def test_a_family_with_a_strength_draws(name: str, tmp_path: Path) -> None:
 
 def test_a_model_that_draws_pixels_draws_squares_of_its_own_size_only(tmp_path: Path) -> None:
     SAVE["if"](tmp_path / "checkpoint")
-    with pytest.raises(InputError, match=f"draws {SIDE} x {SIDE} pixels only: say tile={SIDE}"):
+    with pytest.raises(InputError, match=f"draws {SIDE} x {SIDE} pixels only: say generator.tile={SIDE}"):
         img2img(tmp_path / "checkpoint", tile=30).fit([], tmp_path)
     generator = img2img(tmp_path / "checkpoint", tile=SIDE)
     generator.fit([], tmp_path)

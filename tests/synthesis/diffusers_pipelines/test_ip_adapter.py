@@ -62,5 +62,5 @@ def test_images_follow_the_source_by_scale_and_keep_it_in_place_by_strength(
 
 
 def test_a_folder_without_the_adapter_is_refused_by_name(tiny_pipeline: TinyPipeline) -> None:
-    with pytest.raises(InputError, match=r"ip_adapter, adapter: .* holds no ip-adapter_sd15.bin"):
+    with pytest.raises(InputError, match=r"ip_adapter: generator\.adapter=.* holds no ip-adapter_sd15.bin"):
         make("ip_adapter", tiny_pipeline, weights="ip-adapter_sd15.bin")

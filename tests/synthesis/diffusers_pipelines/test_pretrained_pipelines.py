@@ -216,13 +216,13 @@ def test_values_that_are_no_numbers_are_refused_and_recorded(
         generator.compute_dtype = torch.float16  # CPUs compute in it, too slowly to be offered
     library = Library(tmp_path, generator, dataset.samples, judge=Carry(), labels="carry", dataset=dataset, seed=0)
     if images > 5:
-        with pytest.raises(InputError, match=r"5 images in a row failed.*dtype=bfloat16 or dtype=float32"):
+        with pytest.raises(InputError, match=r"5 images in a row failed.*generator.dtype=bfloat16 or float32"):
             library.make(dataset.samples, 1)
     else:
         assert library.make(dataset.samples, 1).refused == images
     reasons = {line.reason for line in library.refused(dataset.samples).values()}
     assert len(reasons) == 1
-    assert reasons.pop().endswith(f"computing in {dtype}; try dtype=bfloat16 or dtype=float32")
+    assert reasons.pop().endswith(f"computing in {dtype}; try generator.dtype=bfloat16 or float32")
     assert not library.lines()
     assert not list(library.folder.rglob("*.png"))
 

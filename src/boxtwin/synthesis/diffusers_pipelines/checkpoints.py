@@ -8,7 +8,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,33 +34,40 @@ PRIORS = {"unclip": "KandinskyV22PriorPipeline", "redux": "FluxPriorReduxPipelin
 class Checkpoint:
     """One checkpoint, not yet loaded: a folder that holds a ``model_index.json``, or an id such as ``owner/name``.
 
-    ``revision`` is the branch, tag or commit of an id. ``asked_by`` says in messages whose setting it is. What is no
-    whole pipeline consists of ``parts``: the files and folders that are loaded from a folder. Of a pipeline, the
-    components ``without`` are not loaded. Raises InputError if transformers is not installed, or the folder holds no
-    pipeline, or lacks a part.
+    ``revision`` is the branch, tag or commit of an id. Messages name it by the ``setting`` of the generator
+    ``asked_by``. What is no whole pipeline consists of ``parts``: the files and folders that are loaded from a folder.
+    Of a pipeline, the components ``without`` are not loaded. Raises InputError if transformers is not installed, or the
+    folder holds no pipeline, or lacks a part.
     """
 
     def __init__(
-        self, checkpoint: str, revision: str | None, asked_by: str, *parts: str, without: Sequence[str] = ()
+        self,
+        checkpoint: str,
+        revision: str | None,
+        asked_by: str,
+        *parts: str,
+        without: Sequence[str] = (),
+        setting: str = "checkpoint",
     ) -> None:
         for package in ("diffusers", "transformers"):
             if importlib.util.find_spec(package) is None:
                 raise InputError(f"{asked_by} needs {package}: pip install 'boxtwin[pretrained]'")
         self.name, self.revision, self.asked_by = checkpoint, revision, asked_by
-        self.parts, self.without = parts, without
+        self.parts, self.without, self.setting = parts, without, f"generator.{setting}"
         path = Path(checkpoint).expanduser()
         # Ids have one slash at most; anything else can only be a place on the disk.
         looks_like_path = path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1
         self.folder = path if path.is_dir() or looks_like_path else None
         self.place = str(self.folder or self.name)
         if self.folder is not None:
-            place = f"{asked_by}: checkpoint={checkpoint}"
+            place = f"{asked_by}: {self.setting}={checkpoint}"
             if missing := [part for part in parts or (INDEX,) if not (self.folder / part).exists()]:
                 kind = "its parts" if parts else "a diffusers pipeline"
                 cure = f"give the folder of {kind}, as save_pretrained writes it, or an id (owner/name)"
                 raise InputError(f"{place} holds no {', '.join(missing)}: {cure}")
             if revision is not None:
-                raise InputError(f"{place} is a folder and has no revisions: say revision=null, not {revision!r}")
+                name = "generator.revision" if self.setting == "generator.checkpoint" else f"{self.setting}_revision"
+                raise InputError(f"{place} is a folder and has no revisions: say {name}=null, not {revision!r}")
         self._commit: str | None = None
 
     def parameters(self) -> dict[str, Json]:
@@ -101,13 +108,9 @@ class Checkpoint:
         index, components = self.index(), dict.fromkeys(self.without) | components
         if "safety_checker" in index:
             components |= {"safety_checker": None, "requires_safety_checker": False}
-        with self.errors(f"; it is {described(index['_class_name'])}"), ExitStack() as afterwards:
+        with self.errors(f"; it is {described(index['_class_name'])}"):
             import diffusers
-            from transformers.utils import logging
 
-            # transformers warns when CLIP's image processor uses Pillow, which is intended here.
-            afterwards.callback(logging.set_verbosity, logging.get_verbosity())
-            logging.set_verbosity_error()  # type: ignore[no-untyped-call]
             pipeline = getattr(diffusers, pipeline_class).from_pretrained(
                 self.place, revision=self.revision, dtype=dtype, **components
             )
@@ -137,10 +140,11 @@ class Checkpoint:
                 cure = (
                     "check the id and the connection; with HF_HUB_OFFLINE=1 it must be in the cache (HF_HOME). "
                     "Without a connection, download it on another machine (hf download "
-                    f"{self.name} --local-dir FOLDER), copy the folder here and say checkpoint=FOLDER. Repositories "
+                    f"{self.name} --local-dir FOLDER), copy the folder here and say "
+                    f"{self.setting}=FOLDER. Repositories "
                     "that are gone, Stability AI's Stable Diffusion 2 among them, have copies under other names"
                 )
-            failed = f"{self.asked_by}: checkpoint={self.name}{revision} cannot be loaded"
+            failed = f"{self.asked_by}: {self.setting}={self.name}{revision} cannot be loaded"
             raise InputError(f"{failed}: {cure}{known}. The reason: {reason}") from error
 
 

@@ -6,8 +6,6 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from boxtwin.errors import InputError
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS, accepts
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, as_pictures
@@ -41,11 +39,11 @@ class Edit(TextToImage):
     pipeline_class = None
     one_by_one = True  # the images of a call are parts of one task
 
-    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
+    def _check_kind(self) -> None:
+        super()._check_kind()
         if self._kind.startswith("Qwen") and importlib.util.find_spec("torchvision") is None:
-            lacking = f"a {self._kind}, needs torchvision: pip install torchvision"
-            raise InputError(f"{self.name}: {self.checkpoint}, {lacking}")
-        return super()._load_published(dtype, **components)
+            needs = f"{self.checkpoint}, a {self._kind}, needs torchvision: pip install torchvision"
+            raise InputError(f"{self.name}: {needs}")
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         inputs: dict[str, Any] = {"image": as_pictures(squares)[0], "prompt": self.prompt}

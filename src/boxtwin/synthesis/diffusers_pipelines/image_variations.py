@@ -51,17 +51,23 @@ class UnCLIP(PipelineGenerator):
         unused = ("prior", "text_encoder", "tokenizer", "scheduler")
         self.checkpoints["prior"] = self._other("prior", without=unused) if self.prior else None
 
-    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
+    def _check_kind(self) -> None:
+        super()._check_kind()
         stable = self._kind.startswith("StableUnCLIP")
         if stable and self.prior:
-            raise InputError(f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior (prior=null)")
+            raise InputError(
+                f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior: say generator.prior=null"
+            )
         if not stable and not self.prior:
-            cure = "say prior=kandinsky-community/kandinsky-2-2-prior, or a folder"
+            cure = "say generator.prior=kandinsky-community/kandinsky-2-2-prior, or a folder"
             raise InputError(f"{self.name}: {self.checkpoint} is Kandinsky's decoder, which needs its prior: {cure}")
         if not stable and self.noise_level:
-            raise InputError(f"{self.name}: Kandinsky has no noise_level; say noise_level=0")
+            raise InputError(f"{self.name}: Kandinsky has no noise_level; say generator.noise_level=0")
         self.pipeline_class = "StableUnCLIPImg2ImgPipeline" if stable else "KandinskyV22Pipeline"  # type: ignore[misc]
+
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         pipeline = super()._load_published(dtype, **components)
+        stable = self._prior is None
         if stable and self.noise_level > (most := pipeline.image_noising_scheduler.config.num_train_timesteps - 1):
             raise InputError(f"{self.name}: noise_level is {most} at most, got {self.noise_level}")
         return pipeline

@@ -103,7 +103,8 @@ class PromptedGenerator(PipelineGenerator):
             add_learnt(pipeline, self._learnt)
         return pipeline
 
-    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
+    def _check_kind(self) -> None:
+        super()._check_kind()
         chosen, why = related(self.mapping, self._kind), None
         if chosen is not None and not accepts(chosen, "strength"):
             why = "has no strength; generator=edit is for models that edit images by instruction"
@@ -111,6 +112,8 @@ class PromptedGenerator(PipelineGenerator):
             why = "needs a control image; generator=controlnet takes a ControlNet beside the checkpoint of its model"
         if why:
             raise InputError(f"{self.name}: {self.checkpoint} is a {self._kind}, which {why}")
+
+    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         pipeline = super()._load_published(dtype, **components)
         unet, vae = (getattr(pipeline, part, None) for part in ("unet", "vae"))
         of_inpainting = unet is not None and vae is not None and unet.config.in_channels != vae.config.latent_channels
@@ -236,7 +239,9 @@ class TrainablePipeline:
         if not learnable or not type(getattr(pipeline, "text_encoder", None)).__name__.startswith("CLIPTextModel"):
             kinds = "Stable Diffusion 1, 2 and XL" + (", 3 and FLUX.1" if lora else "; finetune=lora takes more")
             cannot = f"a {type(pipeline).__name__} cannot be fine-tuned here with finetune={generator.finetune}"
-            raise InputError(f"{generator.name}: {cannot}, only {kinds}: say finetune=null or choose one of these")
+            raise InputError(
+                f"{generator.name}: {cannot}, only {kinds}: say generator.finetune=null or choose one of these"
+            )
         self._noise: Any = None if self._flow else DDPMScheduler.from_config(pipeline.scheduler.config)  # type: ignore[no-untyped-call]
         nn.ModuleList(x for x in pipeline.components.values() if isinstance(x, nn.Module)).requires_grad_(False).eval()
         self._double = getattr(pipeline, "text_encoder_2", None) is not None

@@ -150,7 +150,9 @@ class PipelineGenerator(Generator):
         if self.tile is not None and self.tile < (least := max(2 * self.overlap, 8)):
             raise InputError(f"{self.name}: tile is at least {least} (8, and twice the overlap), got {self.tile}")
         if self.one_by_one and self.batch_size != 1:
-            raise InputError(f"{self.name} draws one square at a time: say batch_size=1, not {self.batch_size}")
+            raise InputError(
+                f"{self.name} draws one square at a time: say generator.batch_size=1, not {self.batch_size}"
+            )
         strength = getattr(self, "strength", None)  # of generators that may start from the source
         if strength is not None and not 0 < strength <= 1:
             raise InputError(f"{self.name}: strength lies in (0, 1], got {strength}")
@@ -195,12 +197,17 @@ class PipelineGenerator(Generator):
         more += [f"+{self._learnt.parent.name}"] if self._learnt else []
         return Model(self._checkpoint.model().id, f"{self._checkpoint.model().revision}{''.join(more)}")
 
+    def check_early(self) -> None:
+        """Refuse a folder with a checkpoint of another kind; one at the hub is looked at when it is loaded."""
+        if self._checkpoint.folder is not None:
+            self._check_kind()
+
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Load or download the checkpoint; raises InputError if it is missing or of another kind than is needed."""
         if self._pipeline is None:
             # Layers are made with random weights before they are read: that must not move the global generator.
             with torch.random.fork_rng(devices=[]):
-                self._kind = self._checkpoint.check_kind(*self.kinds)
+                self._check_kind()
                 pipeline = self._load(training, folder)
             if getattr(self, "strength", None) and not pipeline.scheduler.config.get("skip_prk_steps", True):
                 cure = 'set "skip_prk_steps": true in a copy of its scheduler/scheduler_config.json'
@@ -224,9 +231,13 @@ class PipelineGenerator(Generator):
         """The checkpoint that a setting names; see `Checkpoint` for the rest."""
         place, revision = getattr(self, setting), getattr(self, f"{setting}_revision")
         self.checkpoints[setting] = other = Checkpoint(
-            place, revision, f"{self.name}, {setting}", *parts, without=without
+            place, revision, self.name, *parts, without=without, setting=setting
         )
         return other
+
+    def _check_kind(self) -> None:
+        """Find the class of the checkpoint, or raise InputError if the generator cannot use it."""
+        self._kind = self._checkpoint.check_kind(*self.kinds)
 
     def _load(self, training: Sequence[Sample], folder: Path) -> Any:  # noqa: ARG002, most learn nothing
         """The pipeline."""
@@ -262,7 +273,7 @@ class PipelineGenerator(Generator):
             drawn = np.asarray(output.images)
             if not np.isfinite(drawn).all():  # float16 ends at 65504, and some autoencoders go beyond
                 reason = f"no numbers: {self.checkpoint} made values that are none, computing in {self.dtype_name}"
-                raise NotDrawnError(f"{reason}; try dtype=bfloat16 or dtype=float32", True)
+                raise NotDrawnError(f"{reason}; try generator.dtype=bfloat16 or float32", True)
             return list(drawn)
 
         with torch.inference_mode():
@@ -278,10 +289,12 @@ class PipelineGenerator(Generator):
             unet = getattr(pipeline, "unet", None)
             size = unet.config.sample_size if unet is not None else getattr(pipeline, "default_sample_size", None)
             if size is None:
-                raise InputError(f"{self.name}: {self.checkpoint} has no size of its own; set it: tile=PIXELS")
+                raise InputError(f"{self.name}: {self.checkpoint} has no size of its own; set generator.tile=PIXELS")
             side = int(max(size) if isinstance(size, list | tuple) else size) * scale
             if self.tile not in (None, side):
-                raise InputError(f"{self.name}: {self.checkpoint} draws {side} x {side} pixels only: say tile={side}")
+                raise InputError(
+                    f"{self.name}: {self.checkpoint} draws {side} x {side} pixels only: say generator.tile={side}"
+                )
         side = -(-side // multiple) * multiple
         if 2 * self.overlap > side:
             raise InputError(f"{self.name}: overlap={self.overlap} is more than half of the model's {side} pixels")
