@@ -89,7 +89,7 @@ def test_a_count_is_the_same_everywhere(study: Path, monkeypatch: pytest.MonkeyP
     assert "8 images as in training, 64 pixels along the longer side" in printed
     assert "Intervals are meant to hold the true count in 80 % of images" in printed
     assert "in 4 labelled images, too few for 90 %. Each of these was counted by a detector that had not" in printed
-    folder = Path("counts") / images.name
+    folder = Path("counts") / names.stem
     ours = rows(folder)
     assert {name: int(row["total"]) for name, row in ours.items()} == {
         name: found for name, (found, _) in expected.items()
@@ -366,7 +366,7 @@ def test_real_chips_are_counted_as_in_the_test_of_the_run(tmp_path: Path, hrsid2
     names = tmp_path / "names.txt"
     names.write_text("".join(f"{hrsid200 / 'JPEGImages' / entry['file_name']}\n" for entry in result["counts"]))
     printed = run(f"count.py images=names.txt annotations={annotations} pictures=false", tmp_path)
-    ours = rows(tmp_path / "counts" / "JPEGImages")
+    ours = rows(tmp_path / "counts" / "names")
     assert [int(ours[entry["file_name"]]["total"]) for entry in result["counts"]] == [
         entry["found"] for entry in result["counts"]
     ]

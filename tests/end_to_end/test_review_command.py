@@ -78,7 +78,9 @@ def test_paths_may_hold_anything(name: str, tmp_path: Path) -> None:
     assert "1 crowds (iscrowd 1) are single objects there" in printed
     printed = run_words([f"read={out}", f"store={store}", f"folder={back}"], tmp_path)
     assert "0 moved, 0 added, 0 removed" in printed
-    assert "add it to a data set with: " in printed
+    nobody = "0 of 2 images confirmed" in printed
+    assert ("add it to a data set with: " in printed) != nobody
+    assert ("no image is confirmed, so that none can be added" in printed) == nobody
     content = json.loads((back / "labels-1.json").read_text())
     assert boxes_in(content) == {file: [(label, list(box)) for label, box in ones] for file, ones in BOXES.items()}
 
@@ -116,7 +118,7 @@ def test_a_data_set_in_yolo_is_converted_and_trained_on(tmp_path: Path) -> None:
     split = {"s1": {"train": [first], "val": [second], "test": []}}
     (tmp_path / "split=1.json").write_text(json.dumps(split))
     printed = run("review.py read=converted folder=joined split.file=split=1.json", tmp_path)
-    assert "dataset.root=joined \"split.file='joined/split=1.json'\"" in printed
+    assert "dataset.root=joined split=s1 \"split.file='joined/split=1.json'\"" in printed
     assert json.loads((tmp_path / "joined" / "split=1.json").read_text()) == split
     words = "dataset=coco dataset.name=cells dataset.root=converted split=s1 split.train=1 split.val=1 split.test=1"
     printed = run(f"train.py {words} variations=0", tmp_path, code=1)

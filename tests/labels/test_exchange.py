@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,13 @@ def test_labels_that_nobody_has_seen_come_back_as_not_confirmed(
     file, _ = new_version(content, tmp_path)
     with pytest.raises(InputError, match="no image is confirmed"):
         convert([file], tmp_path / "set")
+    unconfirmed = file
     content["images"][2]["confirmed"] = True
     file, _ = new_version(content, tmp_path)
     assert "1 images, 1 boxes" in convert([file], tmp_path / "set")[0]
+    with pytest.raises(InputError, match=f"read={re.escape(str(unconfirmed))}: no image is confirmed"):
+        convert([tmp_path / "set", unconfirmed], tmp_path / "both")  # it would be the first set alone
+    assert not (tmp_path / "both").exists()
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -153,7 +153,9 @@ def _count_all(
 
 
 def _name_of(images: ImageList, asked: object) -> str:
-    """What the folder of the results is called: the folder of the images, or the one image."""
+    """What the folder of the results is called: the folder of the images, their text file, or the one image."""
+    if isinstance(asked, str) and asked.lower().endswith(".txt"):
+        return Path(asked).stem
     if len(images.files) == 1 and not (isinstance(asked, str) and Path(asked).is_dir()):
         return images.files[0].stem
     return images.folder.resolve().name or "images"

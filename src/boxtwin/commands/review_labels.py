@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from boxtwin.command_line import command_line, quoted, relative, setting
 from boxtwin.config.compose import to_object
 from boxtwin.config.schema import ReviewConfig
+from boxtwin.datasets.coco_json import load_json
 from boxtwin.errors import InputError
 from boxtwin.labels.convert import convert
 from boxtwin.labels.exchange import export_store, new_version, read_back, summary
@@ -62,7 +63,10 @@ def read_labels(composed: DictConfig) -> Path:
         for remark in remarks:
             log.warning("%s", remark)
         settings: dict[str, str | list[str]] = {"dataset": "coco", "dataset.root": config.folder}
-        settings |= {} if split is None else {"split.file": str(Path(config.folder) / split.name)}
+        if split is not None:
+            names = list(load_json(split, setting="split.file="))
+            settings |= {"split": names[0]} if len(names) == 1 else {}
+            settings |= {"split.file": str(Path(config.folder) / split.name)}
         log.info("%s\nuse it with: %s", described, use_with(settings))
         return Path(config.folder)
     if len(paths) != 1:
@@ -77,6 +81,10 @@ def read_labels(composed: DictConfig) -> Path:
     log.info("%s\n%s: %s", summary(content), file, found)
     if all("variation" in image.entry for image in store.images):
         log.info("use it with: %s", use_with({"labels": "manual", "labels.file": relative(file)}))
+    elif not content["info"]["confirmed"]:
+        log.warning(
+            "no image is confirmed, so that none can be added to a data set: docs/labels.md says how to mark them"
+        )
     else:
         log.info("add it to a data set with: %s", add_command(file))
     return file

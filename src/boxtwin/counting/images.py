@@ -89,7 +89,10 @@ def _named_in(path: Path) -> list[Path]:
     names = [line.strip() for line in lines if line.strip()]
     files = [beside if (beside := path.parent / name).exists() else Path(name) for name in names]
     if not any(file.is_file() for file in files):
-        raise InputError(f"images={path}: none of its {len(files)} lines is the name of an image file")
+        raise InputError(
+            f"images={path}: none of its {len(files)} lines is the path of an image file, from the folder "
+            "of the text file or from the working folder"
+        )
     return files
 
 

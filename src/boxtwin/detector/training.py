@@ -98,6 +98,8 @@ def fit(
     module.compile_network = options.compile
     try:
         trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    except SystemExit as error:  # of Lightning, for a stop by the user
+        raise KeyboardInterrupt from error
     except ProcessRaisedException as error:  # of a spawned process, as text
         match = re.search(r"^boxtwin\.errors\.(InputError|WriteError): (.*)", str(error), re.DOTALL | re.MULTILINE)
         if match is None:

@@ -23,6 +23,8 @@ from boxtwin.labels.formats.browser import is_shown
 from boxtwin.labels.formats.labelled_image import LabelledImage
 from boxtwin.labels.store_images import read_store
 
+_CONFIRM = "mark those whose boxes are right, as docs/labels.md says, and read them back first"
+
 
 class _Found(NamedTuple):
     """A labelled image with its file and its name in the converted data set."""
@@ -45,7 +47,8 @@ def convert(
     Classes are joined by name; objects of a class that the first set lacks need ``new_classes``. Where two sets hold
     the same image under one name, the later labels count; other images of that name get the name of their set before
     it. Images that are marked as not confirmed are left out.
-    Raises `InputError` where labels have no image file, or several could be meant.
+    Raises `InputError` where labels have no image file, or several could be meant, and for a set without any confirmed
+    image.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"folder={folder} exists; choose another, or remove it first")
@@ -58,6 +61,8 @@ def convert(
         found, names, said = _read(path)
         remarks += said
         used = [each for each in found if each.labels.confirmed is not False]
+        if found and not used:
+            raise InputError(f"read={path}: no image is confirmed, of {len(found)}: {_CONFIRM}")
         if len(used) < len(found):
             remarks.append(f"{len(found) - len(used)} images are not confirmed and are left out")
         if classes and not new_classes:
@@ -72,7 +77,7 @@ def convert(
             images[name] = each
         of_first = of_first or set(images)
     if not images:
-        raise InputError(f"read={', '.join(map(str, paths))}: no image is confirmed; read the corrected labels first")
+        raise InputError(f"read={', '.join(map(str, paths))} holds no image with labels")
     content = _content(images, classes)
     with atomic_path(folder) as temporary:
         for name, image in images.items():

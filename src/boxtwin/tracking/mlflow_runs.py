@@ -339,7 +339,6 @@ def ended_on_error(uri: str, study: str, identity: str) -> Iterator[None]:
     """End the run that the block begins as FAILED if it raises, or as KILLED if it is stopped.
 
     A tracking server that is known to be away is not asked again: MLflow would repeat the request for minutes.
-    Lightning's SystemExit for a stop becomes a KeyboardInterrupt again.
     """
     try:
         yield
@@ -352,6 +351,4 @@ def ended_on_error(uri: str, study: str, identity: str) -> Iterator[None]:
             except Exception as refused:  # it must not hide the first error
                 line = str(refused).partition("\n")[0]
                 log.warning("MLflow did not record that a run of study %s is %s: %s", study, status, line)
-        if isinstance(error, SystemExit):
-            raise KeyboardInterrupt from error
         raise
