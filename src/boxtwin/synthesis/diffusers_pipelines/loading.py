@@ -29,6 +29,7 @@ from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request
 from boxtwin.synthesis.manifest import sha256_of
 from boxtwin.synthesis.tiling import Tile, draw_in_tiles, tile_seed
 
+INSTALL = {"gguf": "pip install gguf", "bitsandbytes": "pip install bitsandbytes"}
 BITSANDBYTES = ("bitsandbytes_4bit", "bitsandbytes_8bit")
 Squares = Float[Tensor, "n channels side side"]  # shares of full scale
 
@@ -61,7 +62,7 @@ class LoadSettings:
         self._refuse("quantisation", self.file is not None and not self.file.is_file(), known)
         package = "gguf" if self.file else "bitsandbytes"
         missing = self.quantisation is not None and find_spec(package) is None
-        self._refuse("quantisation", missing, f"it needs {package}: pip install {package}")
+        self._refuse("quantisation", missing, f"it needs {package}: {INSTALL[package]}")
         self._refuse("quantisation", self.quantisation in BITSANDBYTES and not cuda, needs_cuda)
         compiler = find_spec("triton") if cuda else shutil.which(os.environ.get("CXX", "g++"))
         self._refuse("compile", self.compile and not compiler, f"it needs {'triton' if cuda else 'a C++ compiler'}")
