@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,25 @@ def test_a_broken_off_training_has_the_curve_of_a_whole_one(
     again = Curve()
     assert_same(train(dataset, tmp_path / "broken", again), trained)
     assert again.validations == again.losses == []
+
+
+def test_a_stop_by_the_user_is_raised_as_one_and_can_be_continued(
+    whole: tuple[Trained, Curve], dataset: Dataset, tmp_path: Path
+) -> None:
+    """Lightning ends with SystemExit and ignores further stops; commands tell how to go on after KeyboardInterrupt."""
+
+    def stop(_: object, step: int) -> bool:
+        if step >= 7:
+            raise KeyboardInterrupt
+        return False
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(dataset, tmp_path, Curve(stop))
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert_same(train(dataset, tmp_path, Curve()), whole[0])
 
 
 @pytest.fixture
