@@ -64,7 +64,8 @@ def test_unlabelled_and_empty_images_join_the_training(tmp_path: Path) -> None:
     assert found["data/real_images"] == plain["metrics"]["data/real_images"] == 6
     # The detector of the first run is one of the three that label.
     assert len(list((tmp_path / "data" / "detectors").glob("*.safetensors"))) == 3
-    assert "labels: detector 1 of 3" not in printed
+    assert "labels: detector 1 of 3: s1-x0-none" not in printed
+    assert "labels: detector 2 of 3: s1-x0-none" in printed
     both = run(f"train.py -m {more} dataset.empty=other/images seed=0,1", tmp_path)
     assert "unlabelled images are used" in both
     (made, _) = results(tmp_path, "s1-x0-none-with_unlabelled_empty")
