@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from boxtwin.config.launch import quote_numbers, set_environment
+from boxtwin.config.arguments import quote_numbers
+from boxtwin.config.launch import set_environment
 
 set_environment()  # as the root scripts do, before torch is imported
 

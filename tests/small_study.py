@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
+from boxtwin.config.arguments import quote_numbers
 from boxtwin.config.compose import register, to_object
-from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
 
 CONF = Path(__file__).parents[1] / "conf"

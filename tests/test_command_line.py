@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 
 from boxtwin.command_line import command_line, words_of
-from boxtwin.config.launch import chosen_files, hide_password, quote_numbers
+from boxtwin.config.arguments import chosen_files, hide_password, quote_numbers
 
 ROOT = Path(__file__).parents[1]
 

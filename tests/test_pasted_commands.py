@@ -33,8 +33,9 @@ from boxtwin.commands.compare import kept_split, with_split
 from boxtwin.commands.export import export_detector
 from boxtwin.commands.review_labels import add_command, serve_command, use_with
 from boxtwin.commands.review_suspects import compare_command, final_command
-from boxtwin.config.compose import register, to_object
-from boxtwin.config.launch import OPTIONS_VARIABLE, quote_refused, refused_word
+from boxtwin.config.arguments import quote_refused, refused_word
+from boxtwin.config.compose import register, to_object, unknown_name
+from boxtwin.config.launch import OPTIONS_VARIABLE
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.counting.detectors import find_detectors
 from boxtwin.errors import InputError
@@ -355,6 +356,40 @@ def test_words_that_hydra_refused(paste: Pasted, monkeypatch: pytest.MonkeyPatch
             paste(f"python train.py {str(unread).rpartition('it is written ')[2]}"), "python", "train.py"
         )
         assert values(words) == {"study": value}
+
+
+def test_a_misspelt_name_is_named_whatever_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [str(ROOT / "count.py")])
+    for value in ("../a = b", "a=b", "{", "'open", "[a, b"):
+        told = refused_word(OverrideParseException(f"image={value}", ""), [f"image={value}"])
+        assert "image;" in f"{told};".replace(",", ";")
+        assert "images" in str(told)
+    told = refused_word(OverrideParseException("b", ""), ["image=/a", "b"])
+    assert "images" in str(told)
+    assert "image=/a b" not in str(told)
+    monkeypatch.setattr("sys.argv", [str(ROOT / "train.py")])
+    told = refused_word(OverrideParseException("dataset.rooot=a = b", ""), ["dataset.rooot=a = b"])
+    assert "dataset.root" in str(told)
+    assert "dataset.rooot=" not in str(told)
+
+
+def test_no_name_of_an_option_file_is_taken_for_a_misspelt_one() -> None:
+    for script in ("train.py", "generate.py", "count.py", "compare.py", "export.py", "review.py"):
+        assert unknown_name(ROOT / script, "nonsense") is not None
+        assert unknown_name(ROOT / script, "hydra.run.dir") is None
+        assert unknown_name(ROOT / script, "hydra/launcher") is None
+    keys = {
+        f"{folder.name}.{key}" if file.parent == folder else f"{folder.name}.{file.parent.name}.{key}"
+        for folder in (ROOT / "conf").iterdir()
+        if folder.is_dir() and folder.name not in ("experiment", "dataset_generator")
+        for file in folder.rglob("*.yaml")
+        for key in map(str, OmegaConf.load(file))
+        if key != "defaults"
+    }
+    assert len(keys) > 100
+    for key in (*keys, *(folder.name for folder in (ROOT / "conf").iterdir() if folder.is_dir())):
+        assert unknown_name(ROOT / "train.py", key) is None, key
+        assert unknown_name(ROOT / "train.py", f"+{key}") is None, key
 
 
 def test_bringing_an_experiment_back(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ from hydra import compose, initialize_config_dir
 from mlflow.cli import cli as mlflow_commands
 from packaging.requirements import Requirement
 
+from boxtwin.config.arguments import quote_numbers
 from boxtwin.config.compose import register
-from boxtwin.config.launch import quote_numbers
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "boxtwin"
@@ -36,7 +36,7 @@ COMMAND = re.compile(
 )
 # What of the user's is in a command: by file and function, and the test in test_pasted_commands that pastes it.
 PRODUCERS = {
-    "config.launch.refused_word": "test_words_that_hydra_refused",
+    "config.arguments.refused_word": "test_words_that_hydra_refused",
     "commands.compare.with_split": "test_making_a_published_run_again",
     "commands.export._detectors_near": "test_runs_that_an_error_lists",
     "counting.detectors._find": "test_runs_of_a_study_to_count_with",

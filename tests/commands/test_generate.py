@@ -21,9 +21,9 @@ from omegaconf import DictConfig, open_dict
 from small_study import SMALL
 
 from boxtwin.commands.generate import contact_sheet, generate, make_variations
+from boxtwin.config.arguments import quote_numbers
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values
-from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.errors import InputError

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from boxtwin.config.arguments import quote_numbers
 from boxtwin.config.automatic import BEST, resolve_auto
 from boxtwin.config.compose import register
-from boxtwin.config.launch import quote_numbers
 from boxtwin.errors import InputError
 
 ROOT = Path(__file__).parents[2]

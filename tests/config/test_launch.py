@@ -14,9 +14,9 @@ from omegaconf.errors import InterpolationResolutionError
 
 from boxtwin.command_line import quote_path
 from boxtwin.config import launch
+from boxtwin.config.arguments import quote_list, quote_numbers, quote_refused
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import REMOVED_SETTINGS, defining_values, run_name, setting_hash, short_hash
-from boxtwin.config.launch import quote_list, quote_numbers, quote_refused
 from boxtwin.config.schema import PATHS_OF_RUNS, BoxtwinConfig
 from boxtwin.errors import InputError, unanswered
 from boxtwin.run.generators import make_generator
@@ -265,7 +265,8 @@ def test_a_folder_under_its_former_name_is_refused(tmp_path: Path) -> None:
         (["b (1)/c"], "needs quotes"),
         (["study=a (b"], r"""Hydra cannot read study=a \(b; as text it is written "study='a \(b'"$"""),
         (["read=[a,", "b (1)]"], r"^read=\[a, is a part of a list, which .*quote the list: 'read=\[a, b \(1\)\]'$"),
-        (["read=[a,", "b"], r"^Hydra cannot read read=\[a,; as text"),
+        (["study=[a,", "b"], r"^Hydra cannot read study=\[a,; as text"),
+        (["runs=[a,", "b"], "^there is no setting runs"),
         (["seed=x"], "^seed: Value 'x' of type 'str' could not be converted to Integer$"),
         (["study=[a,b]"], "^study: Cannot convert 'list' to string"),
         (["runs=a"], "^there is no setting runs; (?!did you mean runs)"),

@@ -22,8 +22,8 @@ import requests
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 
+from boxtwin.config.arguments import quote_numbers
 from boxtwin.config.compose import register
-from boxtwin.config.launch import quote_numbers
 from boxtwin.config.notes import Note, time_left
 from boxtwin.config.sweeper import end_killed, settings_key
 from boxtwin.errors import InputError

@@ -16,8 +16,8 @@ import torch
 from commands import CONF, ROOT, manifests, run, runs, start
 from hydra import compose, initialize_config_dir
 
+from boxtwin.config.arguments import quote_numbers
 from boxtwin.config.compose import register, to_object
-from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.image_io import read_image
 from boxtwin.detector.checkpoint import read_detector

@@ -105,8 +105,8 @@ def test_with_a_trained_detector(tmp_path: Path, capsys: pytest.CaptureFixture[s
     """120 pairs, every other one with a new ship: by pixels alone, and with a small detector."""
     from hydra import compose, initialize_config_dir
 
+    from boxtwin.config.arguments import quote_numbers
     from boxtwin.config.compose import register, to_object
-    from boxtwin.config.launch import quote_numbers
     from boxtwin.config.schema import BoxtwinConfig
     from boxtwin.run.build import prepare
     from boxtwin.run.label_detectors import make_judge

@@ -10,9 +10,9 @@ from hydra import compose, initialize_config_dir
 from small_study import SMALL
 from trained_detectors import make_trained
 
+from boxtwin.config.arguments import quote_numbers
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values, run_name, setting_hash
-from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.sample import Judgement, PropagatedBox, Sample
 from boxtwin.detector.checkpoint import TrainedDetector, write_detector

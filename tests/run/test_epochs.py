@@ -8,9 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from small_study import SMALL
 
+from boxtwin.config.arguments import quote_numbers
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values, flat_params, run_folder
-from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.errors import InputError
 from boxtwin.mixing.plan import make_plan

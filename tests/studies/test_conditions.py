@@ -12,9 +12,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from boxtwin.config.arguments import quote_numbers
 from boxtwin.config.compose import register
 from boxtwin.config.identity import _DEFINING, _NOT_DEFINING, condition_of, flat_params, setting_hash
-from boxtwin.config.launch import quote_numbers
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.studies.comparison import Contrast, ResampledMetrics, contrasts
 from boxtwin.studies.condition_values import differences, flatten

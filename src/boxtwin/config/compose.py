@@ -123,6 +123,23 @@ def unknown_setting(error: BaseException) -> InputError | None:
     beside = getattr(cause, "parent_node", None)  # where it would be
     if key.startswith("generator.") and isinstance(beside, DictConfig) and "name" in beside:
         return no_setting_of_generator(str(beside.name), key.partition(".")[2], map(str, beside))
+    return _no_setting(key)
+
+
+def unknown_name(script: Path, key: str) -> InputError | None:
+    """One line for the name of a setting that a root ``script`` lacks; None for one that it has or that may exist.
+
+    It is for words that Hydra cannot parse: of those, Hydra does not look at the name.
+    """
+    plain = key.lstrip("+~")
+    known = _settings(SCHEMAS.get(script.stem, BoxtwinConfig))
+    group = plain.rpartition(".")[0]
+    has_settings = not group or any(name.startswith(f"{group}.") for name in known)  # others are free dictionaries
+    is_option = "/" in plain or (script.resolve().parent / "conf" / plain).is_dir()
+    return None if plain in known or is_option or not has_settings else _no_setting(plain)
+
+
+def _no_setting(key: str) -> InputError:
     known = [name for schema in SCHEMAS.values() for name in _settings(schema) if name != key]  # of another command
     return InputError(f"there is no setting {key}{nearest(key, known, 1) or '; --cfg job shows all settings'}")
 

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import platform
-import re
 import signal
 import sys
 import time
@@ -18,38 +17,36 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
-from hydra._internal.utils import get_args_parser, run_and_report
-from hydra.core.config_store import ConfigStore
+from hydra._internal.utils import run_and_report
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from boxtwin.command_line import command_line, quote_path, quote_variations, quoted, setting
+from boxtwin.command_line import quote_path
+from boxtwin.config.arguments import (
+    ADDRESS,
+    PASSWORD,
+    chosen_files,
+    hide_password,
+    quote_list,
+    quote_numbers,
+    quote_refused,
+    refused_word,
+)
 from boxtwin.config.automatic import resolve_auto
 from boxtwin.config.compose import register, unknown_setting
 from boxtwin.config.identity import run_name, short_hash
 from boxtwin.config.notes import Note, note_path, notes_in, progress
 from boxtwin.errors import DataError, InputError, WriteError, unanswered
 from boxtwin.files import check_name, remove_unwritten, write_error
-from boxtwin.mixing.options import VariationsOptions
 
 log = logging.getLogger(__name__)
 
 OPTIONS_VARIABLE, SWEEP_VARIABLE = "BOXTWIN_OPTIONS", "BOXTWIN_SWEEP"
 BAR_VARIABLE = "BOXTWIN_BAR"  # set where the process that sweeps draws a bar on the terminal
 ATTEMPTS = 2  # at a run that breaks down
-SWEEPING = ("train", "generate")  # scripts that take -m
-_ADDRESS = re.compile(
-    r"(?P<key>\+*tracking\.uri)=(?P<quote>[\"']?)(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@(?P<rest>.*)"
-)
-# A part of a list and its comma: in quotes, or bare.
-_PART = re.compile(r"""(?s)\s*(?:('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|(.*?))\s*,""")
-_PASSWORD = "tracking.uri holds a user's name or password, which would be written to many files: leave them out"
 
 # Set before torch is imported. Spinning OpenMP threads make two busy processes on the same cores several times slower.
 # The rest disables telemetry (of MLflow and Hugging Face, whatever DO_NOT_TRACK a user has set) and progress bars.
@@ -68,62 +65,6 @@ _NOT_READING = ("image_size", "speckle", "augmentation")  # settings of a data s
 _failed = 0
 _check_run: Callable[[DictConfig], object] | None = None  # of the command at work
 _note: Note | None = None  # of the job at work in this process
-
-
-def quote_numbers(arguments: Sequence[str], options: Path) -> list[str]:
-    """Arguments of the command line `with_variations`; ``options`` is the folder conf/variations.
-
-    Raises `InputError` if a number is wrong, or a folder of options has a former name.
-    """
-    config_dir = chosen_files(arguments).get("--config-dir")
-    folders = [options] if config_dir is None else [options, Path(config_dir) / options.name]
-    for folder in folders:
-        former = folder.parent / "generator_at"
-        if former.is_dir():
-            raise InputError(f"{former} is not read any more: rename it to {former.with_name('dataset_generator')}")
-    return with_variations(arguments, [file.stem for folder in folders for file in folder.glob("*.yaml")])
-
-
-def with_variations(arguments: Iterable[str], options: Sequence[str]) -> list[str]:
-    """Arguments with quoted numbers of variations; those that are no option yet become options of Hydra."""
-    quoted = [quote_variations(argument, options) for argument in arguments]
-    for argument in quoted:
-        for number in re.findall(r"'(\d+)'", argument) if argument.lstrip("+").startswith("variations=") else ():
-            if number not in options:
-                node = VariationsOptions(per_image=int(number))
-                ConfigStore.instance().store(group="variations", name=number, node=node, provider="boxtwin")
-    return quoted
-
-
-def chosen_files(arguments: Sequence[str]) -> dict[str, str]:
-    """The values of Hydra's options that choose files, by their long names, parsed by Hydra."""
-    parsed = vars(get_args_parser().parse_args(list(arguments)))
-    named = {f"--{name}": parsed[name.replace("-", "_")] for name in ("config-path", "config-dir", "config-name")}
-    return {name: value for name, value in named.items() if value is not None}
-
-
-def quote_refused(arguments: Sequence[str], settings: Sequence[str]) -> list[str]:
-    """Arguments with quotes around the values of ``settings``, paths, where Hydra would refuse them without.
-
-    Interpolations and Hydra's own escapes stay as they are; so do lists with commas in a sweep, ``-m``, that it takes.
-    """
-    in_sweep = get_args_parser().parse_args(list(arguments)).multirun
-    return [
-        word
-        if word.partition("=")[0] not in settings or _is_one_value(word, or_sweep=in_sweep)
-        else quote_path(word, settings)
-        for word in arguments
-    ]
-
-
-def quote_list(word: str, settings: Sequence[str]) -> str:
-    """``runs=[a (1),b]`` -> ``runs=['a (1)',b]`` where ``settings`` are paths and Hydra would refuse the list."""
-    key, _, value = word.partition("=")
-    is_list = key in settings and value.startswith("[") and value.endswith("]")
-    if not is_list or _is_one_value(word):
-        return word
-    parts = [kept or setting(key, bare).removeprefix(f"{key}=") for kept, bare in _PART.findall(f"{value[1:-1]},")]
-    return f"{key}=[{','.join(parts)}]"
 
 
 def check_all(combinations: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
@@ -151,14 +92,6 @@ def check_all(combinations: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
     raise InputError("\n".join(lines))
 
 
-def _is_one_value(word: str, *, or_sweep: bool = False) -> bool:
-    """Whether Hydra can read a word, as one value or, if that will do, as a list of a sweep."""
-    try:
-        return not OverridesParser.create().parse_override(word).is_sweep_override() or or_sweep
-    except HydraException:
-        return False
-
-
 def typed_words() -> list[str]:
     """What was typed to get this job, to be kept with its result: Hydra's options that choose files, and overrides."""
     return [*json.loads(os.environ.get(OPTIONS_VARIABLE, "[]")), *task_overrides()]
@@ -168,27 +101,6 @@ def task_overrides() -> list[str]:
     """The overrides of this job, as they were typed: with settings that name others, such as ``study=mine-${seed}``."""
     plain: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return plain
-
-
-def hide_password(argument: str) -> str:
-    """Move user name and password of ``tracking.uri=http://USER:PASSWORD@HOST`` into MLflow's environment variables.
-
-    The configuration is written to many files, the environment is not. Raises `InputError` for the address of a
-    database, for which MLflow has no such variables.
-    """
-    match = _ADDRESS.fullmatch(argument)
-    if match is None:
-        return argument
-    if match["scheme"] not in ("http", "https"):
-        raise InputError(
-            f"{_PASSWORD}, and give them as the database's own programs take them (PGUSER, PGPASSWORD), or run "
-            "`mlflow server` before it"
-        )
-    user, has_password, password = match["user"].partition(":")
-    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(user)
-    if has_password:
-        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
-    return f"{match['key']}={match['quote']}{match['scheme']}://{match['rest']}"
 
 
 def set_environment() -> None:
@@ -253,34 +165,6 @@ def _run(main: Callable[[], Any], typed: Sequence[str] = ()) -> None:
             raise error
 
         run_and_report(fail)
-
-
-def refused_word(error: Exception, typed: Sequence[str]) -> InputError | None:
-    """What to write for a ``typed`` word that Hydra refuses: a list without ``-m``, or text without quotes; or None."""
-    several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '([^=]*)=", str(error))
-    if several:
-        word = next((word for word in typed if word.startswith(f"{several[1]}=")), several[1])
-        key, _, value = word.partition("=")
-        text = f"{word} lists several values; as one text it is written {quoted(setting(key, value))}"
-        if Path(sys.argv[0]).stem not in SWEEPING:
-            return InputError(f"{text}, as a list {quoted(f'{key}=[{value}]')}")
-        start = text if " " in value else f"{word} lists several values"
-        again = command_line(Path(sys.argv[0]).name, ["-m", *typed])
-        return InputError(f"{start}; add -m to take one after the other:\n{again}")
-    if not isinstance(error, OverrideParseException):
-        return None
-    word = str(error.override)
-    key, separator, value = word.partition("=")
-    following = typed[typed.index(word) :] if word in typed else []
-    closed = next((place for place, each in enumerate(following, 1) if each.endswith("]")), 0)
-    if value.startswith("[") and closed > 1:
-        whole = quoted(" ".join(following[:closed]))
-        return InputError(f"{word} is a part of a list, which the shell has cut at a blank; quote the list: {whole}")
-    if separator:
-        return InputError(f"Hydra cannot read {word}; as text it is written {quoted(setting(key, value))}")
-    before = typed[: typed.index(word)][-1:] if word in typed else []
-    joined = quoted(" ".join([*before, word])) if before and "=" in before[0] else "'dataset.root=/my data'"
-    return InputError(f"{word} is no setting with a value; a value with a blank in it needs quotes: {joined}")
 
 
 def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
@@ -354,12 +238,12 @@ def _check(config: DictConfig) -> None:
             "is typed in. Leave it out; where a run writes is hydra.run.dir"
         )
     check_name(config.get("study"), "study")
-    match = _ADDRESS.fullmatch(f"tracking.uri={OmegaConf.select(config, 'tracking.uri')}")
+    match = ADDRESS.fullmatch(f"tracking.uri={OmegaConf.select(config, 'tracking.uri')}")
     if match is not None:  # from a file of settings: out of the arguments it was taken
         for file in Path(hydra.runtime.output_dir).glob(".hydra/*.yaml"):
             file.write_text(file.read_text().replace(f"{match['user']}@", ""))
         raise InputError(
-            f"{_PASSWORD}, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+            f"{PASSWORD}, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
         )
 
 

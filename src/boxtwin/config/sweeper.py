@@ -21,8 +21,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from boxtwin.config.arguments import with_variations
 from boxtwin.config.identity import NO_PRETRAINING, uses_generator
-from boxtwin.config.launch import ATTEMPTS, SWEEP_VARIABLE, check_all, report_failures, with_variations
+from boxtwin.config.launch import ATTEMPTS, SWEEP_VARIABLE, check_all, report_failures
 from boxtwin.config.notes import Note, note_path, notes_in
 from boxtwin.config.parallel import ONE_THREAD, cores, joblib_launcher, jobs_at_once, sweep_bar
 from boxtwin.config.submitted import submitted_jobs, wait_for
