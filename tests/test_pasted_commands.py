@@ -31,8 +31,9 @@ from boxtwin.command_line import command_line, quote_path, quoted, setting
 from boxtwin.commands import generate as generation
 from boxtwin.commands.compare import kept_split, with_split
 from boxtwin.commands.export import export_detector
+from boxtwin.commands.recommended import final_command
 from boxtwin.commands.review_labels import add_command, serve_command, use_with
-from boxtwin.commands.review_suspects import compare_command, final_command
+from boxtwin.commands.review_suspects import compare_command
 from boxtwin.config.arguments import quote_refused, refused_word
 from boxtwin.config.compose import register, to_object, unknown_name
 from boxtwin.config.launch import OPTIONS_VARIABLE

@@ -42,7 +42,7 @@ PRODUCERS = {
     "counting.detectors._find": "test_runs_of_a_study_to_count_with",
     "counting.detectors.best_of": "test_newer_detectors_than_the_best",
     "commands.review_suspects.compare_command": "test_trying_suggestions",
-    "commands.review_suspects.final_command": "test_trying_suggestions",
+    "commands.recommended.final_command": "test_trying_suggestions",
     "commands.generate.generate_command": "test_making_variations",
     "commands.generate._generator_of": "test_values_of_every_kind",
     "commands.review_labels.serve_command": "test_serving_images_to_label_studio",

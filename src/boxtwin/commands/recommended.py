@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from boxtwin.command_line import command_line, setting
 from boxtwin.commands.compare import kept_primary
 from boxtwin.commands.stored_runs import bring_back, collect_runs, copies_of
 from boxtwin.config.compose import read_config
@@ -30,6 +31,11 @@ class Recommended:
     row: Row
     reason: str
     settings: DictConfig
+
+
+def final_command(study: str) -> str:
+    """What trains detectors on all labelled images, and leaves out-of-fold detections of these."""
+    return command_line("train.py", [setting("final", study)])
 
 
 def recommended_condition(config: DictConfig, study: str | None) -> Recommended:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from boxtwin.boxes import area_xyxy, xyxy_to_xywh
-from boxtwin.commands.recommended import Recommended, recommended_condition
+from boxtwin.commands.recommended import Recommended, final_command, recommended_condition
 from boxtwin.config.compose import to_object
 from boxtwin.config.schema import BoxtwinConfig, ReviewConfig
 from boxtwin.counting.detectors import finals_of
@@ -105,7 +105,8 @@ def detectors_of(found: Recommended) -> list[Path]:
     if len(files) < LEAST_DETECTORS:
         raise InputError(
             f"next= needs several detectors, to find where they disagree, and study {found.study} has {len(files)} of "
-            f"{found.row.name}: train more seeds (-m seed=0,1,2), or the final detectors"
+            f"{found.row.name}. Train the study with more seeds (-m seed=0,1,2), or train its final detectors:\n"
+            f"{final_command(found.study)}"
         )
     return files
 

@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from boxtwin.command_line import command_line, setting
+from boxtwin.commands.recommended import final_command
 from boxtwin.commands.stored_runs import collect_runs, copies_of
 from boxtwin.config.compose import read_config, to_object
 from boxtwin.config.schema import BoxtwinConfig
@@ -218,11 +219,6 @@ def _remarks(kept: Sequence[FinishedRun], dataset: Dataset) -> list[str]:
     if kept[0].run.data and kept[0].run.data != dataset.digest:
         remarks.append("The data set has changed since the runs: its present labels are checked.")
     return remarks
-
-
-def final_command(study: str) -> str:
-    """What leaves out-of-fold detections of all labelled images."""
-    return command_line("train.py", [setting("final", study)])
 
 
 def compare_command(study: str, folder: Path) -> str:

@@ -140,7 +140,11 @@ def best_of(folder: Path) -> Path:
         raise InputError(f"run=best: {folder} holds no finished run with a detector; name a study: study=NAME")
     best = finals[0] if finals else max(rated, key=lambda path: rated[path][0])
     result = read_result(folder / FINAL) if finals else rated[best][1]
-    why = f"the best AP on validation images, {100 * rated[best][0]:.1f}" if not finals else "a final detector"
+    why = (
+        f"the best AP on validation images of all its conditions, {100 * rated[best][0]:.1f}"
+        if not finals
+        else "a final detector"
+    )
     newer: dict[str, str] = {}
     for path, (ap, other) in sorted(rated.items(), key=lambda each: -each[1][0]):
         if path.stat().st_mtime > best.stat().st_mtime and (finals or _condition(other) != _condition(result)):

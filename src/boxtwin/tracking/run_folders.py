@@ -76,12 +76,13 @@ def own_folder(output: Path, *identities: str) -> Path:
 
     The caller holds the lock of ``output``. ``identities`` are those of the run in this version and earlier ones.
     """
-    for folder in (output, output.with_name(f"{output.name}-{identities[0][:8]}")):
+    beside = output.with_name(f"{output.name}-{identities[0][:8]}")
+    for folder in (output, beside):
         mark, result = folder / MARK, read_result(folder)
         identity = mark.read_text() if mark.exists() else result.identity if result else ""
         if not identity or identity in identities:
             break
-        log.info("%s holds another run; the files of this one are kept beside it", output)
+        log.info("%s holds a run of this name with other settings or images; this run is kept in %s", output, beside)
     write_bytes_atomically(mark, identities[0].encode())
     return folder
 
