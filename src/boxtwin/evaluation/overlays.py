@@ -64,15 +64,17 @@ def draw_boxes(
     for x1, y1, x2, y2 in boxes.tolist():
         frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.3, linestyle=line_style)
         axes.add_patch(frame)
-    top, bottom = sorted(axes.get_ylim())
+    (top, bottom), (left, right) = sorted(axes.get_ylim()), axes.get_xlim()
     backgrounds = corners or [colour] * len(captions)
-    for (x1, y1, _, y2), caption, background in zip(boxes.tolist(), captions, backgrounds, strict=bool(captions)):
+    for (x1, y1, x2, y2), caption, background in zip(boxes.tolist(), captions, backgrounds, strict=bool(captions)):
         below = y1 - top < 0.05 * (bottom - top)  # no room above the box
+        at_border = x1 - left > 0.85 * (right - left)  # no room on its right
         axes.annotate(
             caption,
-            (x1, y2 if below else y1),
+            (min(x2, right) if at_border else x1, y2 if below else y1),
             xytext=(0, -1 if below else 1),
             textcoords="offset points",
+            ha="right" if at_border else "left",
             va="top" if below else "bottom",
             fontsize=6,
             color=readable_on(background),
