@@ -86,7 +86,10 @@ def test_a_class_that_the_data_set_lacks_is_refused_or_allowed_by_name(tmp_path:
     pixels = {name: pixels_of(number) for number, name in enumerate(new, start=70)}
     classes = ("ships", "ship", "crane")
     second = write_store(tmp_path / "second", new, marks, classes=classes, images=pixels)
-    said = r"second: ships \(1 object; did you mean ship\?\): no class of .*first, which has ship, buoy\. .*new_classes"
+    said = (
+        r"second: ships \(1 object, the first in [^;]*; did you mean ship\?\): no class of .*first, "
+        r"which has ship, buoy\. .*new_classes"
+    )
     with pytest.raises(InputError, match=said):
         convert([first, second], tmp_path / "both")
     assert not (tmp_path / "both").exists()

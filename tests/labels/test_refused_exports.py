@@ -87,8 +87,11 @@ def test_bad_labels_are_refused(tmp_path: Path) -> None:
         (tmp_path / "back.json").write_text(json.dumps(whole | changes))
         return error_of(store, tmp_path / "back.json")
 
-    names = [whole["categories"][0] | {"name": "platelet"}, whole["categories"][1]]
-    assert "classes platelet are none of the store's, red blood cell, größe & <co>" in message(categories=names)
+    names = [whole["categories"][0] | {"name": "red blod cell"}, whole["categories"][1]]
+    told = message(categories=names)
+    number = sum(each["category_id"] == names[0]["id"] for each in whole["annotations"])
+    assert f"red blod cell ({number} objects, the first in " in told
+    assert "; did you mean red blood cell?): no class of the store, which has red blood cell, größe & <co>" in told
     twice = [whole["images"][0], {**whole["images"][0], "id": 9}, *whole["images"][1:]]
     assert "are both images/a_v01.png; keep one of them" in message(images=twice)
     smaller = [{**image, "width": 40} for image in whole["images"]]

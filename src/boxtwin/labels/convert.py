@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ from boxtwin.datasets.image_io import read_header, read_image, write_png
 from boxtwin.datasets.image_names import without_ending
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
-from boxtwin.errors import InputError, nearest
+from boxtwin.errors import InputError
 from boxtwin.files import atomic_path, link_file, write_bytes_atomically
 from boxtwin.labels.formats import format_of, get_format
 from boxtwin.labels.formats.browser import is_shown
-from boxtwin.labels.formats.labelled_image import LabelledImage
+from boxtwin.labels.formats.labelled_image import LabelledImage, unknown_classes
 from boxtwin.labels.store_images import read_store
 
 _CONFIRM = "mark those whose boxes are right, as docs/labels.md says, and read them back first"
@@ -98,11 +98,7 @@ def convert(
 
 def _check_classes(path: Path, found: Sequence[_Found], known: Sequence[str], first: Path) -> None:
     """Raise `InputError` for objects of classes that the first data set lacks, which may be misspelt."""
-    tally = Counter(box.name for each in found for box in each.labels.boxes if box.name not in known)
-    if tally:
-        listed = [
-            f"{name} ({number} object{'s' * (number > 1)}{nearest(name, known, 1)})" for name, number in tally.items()
-        ]
+    if listed := unknown_classes([each.labels for each in found], known):
         raise InputError(
             f"read={path}: {some(listed, 10)}: no class of {first}, which has {', '.join(known)}. Correct the name in "
             "the tool or the file, or give new_classes=true if it is a new class"

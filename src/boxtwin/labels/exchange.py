@@ -20,7 +20,7 @@ from boxtwin.files import atomic_path, write_bytes_atomically
 from boxtwin.labels.changes import KINDS, Change, changes, inside, tally
 from boxtwin.labels.formats import format_of, get_format, label_studio
 from boxtwin.labels.formats.browser import export_image
-from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels
+from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, unknown_classes
 from boxtwin.labels.store_images import StoreImage, StoreImages, match
 
 OF_A_VERSION = ("confirmed", "minutes", "changes", "removed")  # marks of an image that a new version states anew
@@ -81,10 +81,9 @@ def read_back(path: Path, store: StoreImages) -> tuple[dict[str, Any], list[str]
     if 2 * len(unknown) >= len(labels.images):
         what = f"{len(unknown)} of its {len(labels.images)} images are none of {store.file.parent.name}'s"
         raise InputError(f"read={path}: {what}, such as {some(unknown)}. Is it the export of another store?")
-    used = {each.name for image in found.values() for each in image.boxes}
-    if foreign := sorted(used - store.category_ids.keys()):
-        cure = f"none of the store's, {', '.join(store.category_ids)}; rename them in the tool"
-        raise InputError(f"read={path}: classes {some(foreign)} are {cure}")
+    if foreign := unknown_classes(found.values(), store.category_ids.keys()):
+        cure = f"no class of the store, which has {', '.join(store.category_ids)}. Correct the name in the tool"
+        raise InputError(f"read={path}: {some(foreign)}: {cure}")
     rounding = get_format(name).rounding + 1e-6
     reviewed = [_review(each, found.get(index), rounding) for index, each in enumerate(store.images)]
     remarks = list(labels.remarks)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from boxtwin.boxes import Box
+from boxtwin.errors import nearest
 
 
 class LabelledBox(NamedTuple):
@@ -62,6 +64,19 @@ class Labels(NamedTuple):
     images: Sequence[LabelledImage]
     classes: Sequence[str]
     remarks: Sequence[str] = ()  # what was left out or changed in reading
+
+
+def unknown_classes(images: Iterable[LabelledImage], known: Collection[str]) -> list[str]:
+    """Each class of labelled boxes that is not ``known``, how often it occurs, where, and what it may mean."""
+    where: dict[str, list[str]] = defaultdict(list)
+    for image in images:
+        for box in image.boxes:
+            if box.name not in known:
+                where[box.name].append(image.name)
+    return [
+        f"{name} ({len(names)} object{'s' * (len(names) > 1)}, the first in {names[0]}{nearest(name, known, 1)})"
+        for name, names in sorted(where.items())
+    ]
 
 
 def text_or_none(value: object) -> str | None:
