@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from commands import run
@@ -136,6 +137,58 @@ def test_chips_to_label_next_are_new_ones(project: Path, final: Path) -> None:
         assert (boxes <= 800).all()
         chip = project / "new-next" / "images" / row["file"]
         assert chip.read_bytes() == (project / "new" / row["file"]).read_bytes()
+
+
+def test_detections_on_new_chips_go_to_label_studio_and_come_back(project: Path, final: Path) -> None:
+    run("count.py run=best study=ships images=new folder=counted pictures=false", project)
+    run("review.py export=label_studio store=counted folder=to_label", project)
+    tasks, detections = read_json(project / "to_label/tasks.json"), read_json(project / "counted/detections.json")
+    results = [task["predictions"][0]["result"] for task in tasks]
+    left = detections["annotations"]
+    assert sum(map(len, results)) == len(left) > 2
+    for result in results:
+        for one in result:
+            del one["score"]
+    next(result for result in results if result).pop(0)  # a person removes one box, and submits every task
+    exported = [
+        {**task, "annotations": [{"id": number, "result": kept, "was_cancelled": False, "lead_time": 6.0}]}
+        for number, (task, kept) in enumerate(zip(tasks, results, strict=True))
+    ]
+    write_json(project / "project-1.json", exported)
+    run("review.py read=project-1.json store=counted", project)
+    back = read_json(project / "labels-1.json")
+    assert all(image["confirmed"] for image in back["images"])
+    assert back["info"]["changes"] == {"kept": len(left) - 1, "moved": 0, "added": 0, "removed": 1}
+    kept = sorted([one["image_id"], *one["bbox"]] for one in back["annotations"])
+    first = min(one["image_id"] for one in left)
+    gone = next(one for one in left if one["image_id"] == first)
+    np.testing.assert_allclose(
+        kept, sorted([one["image_id"], *one["bbox"]] for one in left if one is not gone), atol=0.01
+    )
+
+
+def test_a_scene_of_chips_counts_what_the_chips_do(project: Path, study: Path) -> None:
+    """Chips with empty margins between them, in a GeoTIFF that is read in windows."""
+    rasterio = pytest.importorskip("rasterio", reason="scenes need the extra geo")
+    files = sorted((project / "new").iterdir())[:4]
+    name = next(file.parent.name for file in sorted(study.glob("s1-*/detector.safetensors")))
+    chip, pitch = 640, 1600  # pixels; as much margin as a tile is long, so that no tile sees two chips
+    scene = np.zeros((2 * pitch + chip, 2 * pitch + chip), np.uint8)
+    (project / "margins").mkdir()
+    for number, file in enumerate(files):
+        alone = np.zeros((800, 800), np.uint8)
+        alone[80 : 80 + chip, 80 : 80 + chip] = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)[:chip, :chip]
+        cv2.imwrite(str(project / "margins" / f"{file.stem}.png"), alone)
+        top, left = pitch * (number // 2), pitch * (number % 2)
+        scene[top : top + 800, left : left + 800] = alone
+    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(1, 0, 500_000, 0, -1, 5_900_000)}
+    size = {"height": len(scene), "width": len(scene), "count": 1, "dtype": "uint8"}
+    with rasterio.open(project / "scene.tif", "w", driver="GTiff", tiled=True, **size, **place) as written:
+        written.write(scene, 1)
+    run(f"count.py run=multirun/ships/{name} images=scene.tif folder=of_scene", project)
+    run(f"count.py run=multirun/ships/{name} images=margins folder=of_chips", project)
+    (whole,), chips = (read_table(project / folder / "counts.csv") for folder in ("of_scene", "of_chips"))
+    assert int(whole["total"]) == sum(int(row["total"]) for row in chips) > 0
 
 
 def test_labels_that_were_made_wrong_are_suspected(project: Path, study: Path, final: Path) -> None:
