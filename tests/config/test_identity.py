@@ -25,7 +25,7 @@ from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 
 ROOT = Path(__file__).parents[2]
 GENERATORS = sorted(path.stem for path in (ROOT / "conf" / "generator").glob("*.yaml"))
-STAYED = ("controls", "diffusers_pipelines.from_text", "diffusers_pipelines.layouts")  # modules that never moved
+STAYED = ("controls", "diffusers_pipelines.layouts")  # modules that never moved
 # Hashes of runs with two variations of each image by propagated labels, as runs were recorded before modules moved.
 RECORDED = {
     "copy_paste": "640a5582",

@@ -177,7 +177,9 @@ def test_a_scene_of_chips_counts_what_the_chips_do(project: Path, study: Path) -
     (project / "margins").mkdir()
     for number, file in enumerate(files):
         alone = np.zeros((800, 800), np.uint8)
-        alone[80 : 80 + chip, 80 : 80 + chip] = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)[:chip, :chip]
+        pixels = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+        assert pixels is not None
+        alone[80 : 80 + chip, 80 : 80 + chip] = pixels[:chip, :chip]
         cv2.imwrite(str(project / "margins" / f"{file.stem}.png"), alone)
         top, left = pitch * (number // 2), pitch * (number % 2)
         scene[top : top + 800, left : left + 800] = alone

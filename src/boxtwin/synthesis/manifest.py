@@ -236,6 +236,11 @@ def sha256_of(file: Path, *state: int) -> str:  # noqa: ARG001
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def content_hash(file: Path) -> str:
+    """Hash of a file's content, which is read once as long as size and time of change stay the same."""
+    return sha256_of(file.resolve(), file.stat().st_size, file.stat().st_mtime_ns)
+
+
 def fingerprint(sample: Sample) -> str:
     """Hash of the pixels and labels of a source: variations of another version of either are not of this image."""
     total = hashlib.sha256(sample.sha256.encode())

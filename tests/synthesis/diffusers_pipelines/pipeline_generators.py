@@ -9,9 +9,8 @@ import torch
 from written_samples import bright_boxes
 
 from boxtwin.datasets.sample import Sample
-from boxtwin.synthesis.diffusers_pipelines.from_text import Edit, TextToImage
 from boxtwin.synthesis.diffusers_pipelines.image_variations import IPAdapter, Redux, SDVariations, UnCLIP
-from boxtwin.synthesis.diffusers_pipelines.img2img import Img2Img, InpaintPretrained
+from boxtwin.synthesis.diffusers_pipelines.img2img import Edit, Img2Img, InpaintPretrained, TextToImage
 from boxtwin.synthesis.diffusers_pipelines.layouts import GLIGEN, ControlNet
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
 from boxtwin.synthesis.generator import Request, Variation

@@ -12,8 +12,8 @@ from pipeline_generators import make, make_source, pixels_of
 
 from boxtwin.errors import InputError
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import INDEX, KINDS, PRIORS, Checkpoint, described, folder_hash
-from boxtwin.synthesis.diffusers_pipelines.from_text import Edit
 from boxtwin.synthesis.diffusers_pipelines.image_variations import SDVariations, UnCLIP
+from boxtwin.synthesis.diffusers_pipelines.img2img import Edit
 from boxtwin.synthesis.diffusers_pipelines.layouts import GLIGEN
 from boxtwin.synthesis.generator import Model, Request
 

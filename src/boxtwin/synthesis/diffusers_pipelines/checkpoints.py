@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Json, Model
-from boxtwin.synthesis.manifest import sha256_of
+from boxtwin.synthesis.manifest import content_hash
 
 INDEX = "model_index.json"  # what diffusers' pipelines have in their folder
 HASHED = 16  # hexadecimal digits of a content's hash that tell folders apart
@@ -31,6 +33,7 @@ KINDS = {
 PRIORS = {"unclip": "KandinskyV22PriorPipeline", "redux": "FluxPriorReduxPipeline"}  # of their setting `prior`
 
 
+@dataclass(eq=False)
 class Checkpoint:
     """One checkpoint, not yet loaded: a folder that holds a ``model_index.json``, or an id such as ``owner/name``.
 
@@ -40,34 +43,31 @@ class Checkpoint:
     folder holds no pipeline, or lacks a part.
     """
 
-    def __init__(
-        self,
-        checkpoint: str,
-        revision: str | None,
-        asked_by: str,
-        *parts: str,
-        without: Sequence[str] = (),
-        setting: str = "checkpoint",
-    ) -> None:
+    name: str  # folder or id
+    revision: str | None
+    asked_by: str
+    parts: Sequence[str] = ()
+    without: Sequence[str] = ()
+    setting: str = "checkpoint"
+
+    def __post_init__(self) -> None:
         for package in ("diffusers", "transformers"):
-            if importlib.util.find_spec(package) is None:
-                raise InputError(f"{asked_by} needs {package}: pip install 'boxtwin[pretrained]'")
-        self.name, self.revision, self.asked_by = checkpoint, revision, asked_by
-        self.parts, self.without, self.setting = parts, without, f"generator.{setting}"
-        path = Path(checkpoint).expanduser()
+            if find_spec(package) is None:
+                raise InputError(f"{self.asked_by} needs {package}: pip install 'boxtwin[pretrained]'")
+        path = Path(self.name).expanduser()
         # Ids have one slash at most; anything else can only be a place on the disk.
-        looks_like_path = path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1
+        looks_like_path = path.is_absolute() or self.name.startswith((".", "~")) or self.name.count("/") > 1
         self.folder = path if path.is_dir() or looks_like_path else None
         self.place = str(self.folder or self.name)
         if self.folder is not None:
-            place = f"{asked_by}: {self.setting}={checkpoint}"
-            if missing := [part for part in parts or (INDEX,) if not (self.folder / part).exists()]:
-                kind = "its parts" if parts else "a diffusers pipeline"
+            place = f"{self.asked_by}: generator.{self.setting}={self.name}"
+            if missing := [part for part in self.parts or (INDEX,) if not (self.folder / part).exists()]:
+                kind = "its parts" if self.parts else "a diffusers pipeline"
                 cure = f"give the folder of {kind}, as save_pretrained writes it, or an id (owner/name)"
                 raise InputError(f"{place} holds no {', '.join(missing)}: {cure}")
-            if revision is not None:
-                name = "generator.revision" if self.setting == "generator.checkpoint" else f"{self.setting}_revision"
-                raise InputError(f"{place} is a folder and has no revisions: say {name}=null, not {revision!r}")
+            if self.revision is not None:
+                name = "generator." + (f"{self.setting}_revision" if self.setting != "checkpoint" else "revision")
+                raise InputError(f"{place} is a folder and has no revisions: say {name}=null, not {self.revision!r}")
         self._commit: str | None = None
 
     def parameters(self) -> dict[str, Json]:
@@ -85,10 +85,9 @@ class Checkpoint:
     def index(self, of: str = "DiffusionPipeline", **where: str) -> dict[str, Any]:
         """The pipeline's class and components, or a model's settings (``of`` AutoModel), or InputError."""
         with self.errors():
-            import diffusers
-
             where |= {"revision": self.revision or "main"}
-            index, self._commit = getattr(diffusers, of).load_config(self.place, return_commit_hash=True, **where)
+            loader = getattr(import_module("diffusers"), of).load_config
+            index, self._commit = loader(self.place, return_commit_hash=True, **where)
         return dict(index)
 
     def check_kind(self, *kinds: str, of: str = "DiffusionPipeline") -> str:
@@ -108,21 +107,21 @@ class Checkpoint:
         index, components = self.index(), dict.fromkeys(self.without) | components
         if "safety_checker" in index:
             components |= {"safety_checker": None, "requires_safety_checker": False}
-        with self.errors(f"; it is {described(index['_class_name'])}"):
-            import diffusers
-
-            pipeline = getattr(diffusers, pipeline_class).from_pretrained(
-                self.place, revision=self.revision, dtype=dtype, **components
-            )
+        variant = components.get("variant")
+        files = f"; it may have no files for load.variant={variant}, null takes its others" if variant else ""
+        with self.errors(f"; it is {described(index['_class_name'])}{files}"):
+            loader = getattr(import_module("diffusers"), pipeline_class).from_pretrained
+            pipeline = loader(self.place, revision=self.revision, dtype=dtype, **components)
         if getattr(pipeline, "watermark", None) is not None:
             pipeline.watermark = None
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def load_model(self, model_class: Any, dtype: torch.dtype, **where: str) -> Any:
+    def load_model(self, library: str, model_class: str, dtype: torch.dtype, **where: str) -> Any:
         """Load a single model of it, with its class."""
         with self.errors():
-            return model_class.from_pretrained(self.place, revision=self.revision or "main", dtype=dtype, **where)
+            loader = getattr(import_module(library), model_class).from_pretrained
+            return loader(self.place, revision=self.revision or "main", dtype=dtype, **where)
 
     @contextmanager
     def errors(self, known: str = "") -> Iterator[None]:
@@ -133,18 +132,14 @@ class Checkpoint:
                 warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
                 yield
         except Exception as error:  # of the hub's client, of safetensors, of torch, of diffusers itself
-            revision = f" (revision {self.revision})" if self.revision else ""
-            reason = " ".join(str(error).split())[:400]
+            reason, setting, name = " ".join(str(error).split())[:400], f"generator.{self.setting}", self.name
             cure = "give the whole folder of a diffusers pipeline of the kind that this generator needs"
             if self.folder is None:
-                cure = (
-                    "check the id and the connection; with HF_HUB_OFFLINE=1 it must be in the cache (HF_HOME). "
-                    "Without a connection, download it on another machine (hf download "
-                    f"{self.name} --local-dir FOLDER), copy the folder here and say "
-                    f"{self.setting}=FOLDER. Repositories "
-                    "that are gone, Stability AI's Stable Diffusion 2 among them, have copies under other names"
-                )
-            failed = f"{self.asked_by}: {self.setting}={self.name}{revision} cannot be loaded"
+                cure = f"""check the id and the connection; with HF_HUB_OFFLINE=1 it must be in the cache (HF_HOME). \
+Without a connection, download it on another machine (hf download {name} --local-dir FOLDER), copy the folder here and \
+say {setting}=FOLDER. Repositories that are gone, Stable Diffusion 2 among them, have copies under other names"""
+            revision = f" (revision {self.revision})" if self.revision else ""
+            failed = f"{self.asked_by}: {setting}={name}{revision} cannot be loaded"
             raise InputError(f"{failed}: {cure}{known}. The reason: {reason}") from error
 
 
@@ -161,11 +156,8 @@ def described(kind: str) -> str:
 
 def related(table: str, kind: str) -> type | None:
     """The pipeline of a ``table`` of diffusers that is of one family with the class named ``kind``, if there is one."""
-    from diffusers.pipelines import auto_pipeline
-
-    families: Any = auto_pipeline
-    found: type | None = families._get_task_class(getattr(families, table), kind, throw_error_if_not_exist=False)
-    return found
+    families: Any = import_module("diffusers.pipelines.auto_pipeline")
+    return families._get_task_class(getattr(families, table), kind, throw_error_if_not_exist=False)
 
 
 def accepts(pipeline: object, setting: str) -> bool:
@@ -175,15 +167,10 @@ def accepts(pipeline: object, setting: str) -> bool:
 
 
 def folder_hash(folder: Path, *parts: str) -> str:
-    """Hash of names, sizes and content of what is loaded: a pipeline, or these files and folders.
-
-    It takes a second per gigabyte, once.
-    """
+    """Hash of names, sizes and content of a pipeline or of its ``parts``. It takes a second per gigabyte, once."""
     within = [folder / name for name in parts or (INDEX, *sorted(json.loads((folder / INDEX).read_text())))]
     files = [file for part in within for file in (part, *sorted(part.rglob("*"))) if file.is_file()]
     total = hashlib.sha256()
     for file in files:
-        state = file.stat()
-        content = sha256_of(file.resolve(), state.st_size, state.st_mtime_ns)
-        total.update(f"{file.relative_to(folder).as_posix()}\0{state.st_size}\0{content}\n".encode())
+        total.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0{content_hash(file)}\n".encode())
     return total.hexdigest()[:HASHED]

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from boxtwin.errors import InputError
 from boxtwin.synthesis.constants import ANTIALIAS
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS, PRIORS
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares
@@ -54,23 +53,12 @@ class UnCLIP(PipelineGenerator):
     def _check_kind(self) -> None:
         super()._check_kind()
         stable = self._kind.startswith("StableUnCLIP")
-        if stable and self.prior:
-            raise InputError(
-                f"{self.name}: {self.checkpoint} is Stable unCLIP and needs no prior: say generator.prior=null"
-            )
-        if not stable and not self.prior:
-            cure = "say generator.prior=kandinsky-community/kandinsky-2-2-prior, or a folder"
-            raise InputError(f"{self.name}: {self.checkpoint} is Kandinsky's decoder, which needs its prior: {cure}")
-        if not stable and self.noise_level:
-            raise InputError(f"{self.name}: Kandinsky has no noise_level; say generator.noise_level=0")
+        kind = "Stable unCLIP, which has no prior" if stable else "Kandinsky's decoder, which needs its prior"
+        cure = "null" if stable else "kandinsky-community/kandinsky-2-2-prior, or a folder"
+        self.refuse(stable == bool(self.prior), f"{self.checkpoint} is {kind}: say generator.prior={cure}")
+        most = 999 if stable else 0  # Kandinsky has none
+        self.refuse(self.noise_level > most, f"the model takes noise_level={most} at most, got {self.noise_level}")
         self.pipeline_class = "StableUnCLIPImg2ImgPipeline" if stable else "KandinskyV22Pipeline"  # type: ignore[misc]
-
-    def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        pipeline = super()._load_published(dtype, **components)
-        stable = self._prior is None
-        if stable and self.noise_level > (most := pipeline.image_noising_scheduler.config.num_train_timesteps - 1):
-            raise InputError(f"{self.name}: noise_level is {most} at most, got {self.noise_level}")
-        return pipeline
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
         if self._prior is None:
@@ -135,11 +123,10 @@ class IPAdapter(PipelineGenerator):
         self._adapter = self._other("adapter", self.weights, self.image_encoder)
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        from transformers import CLIPVisionModelWithProjection as Encoder
-
         self._adapter.index("AutoModel", subfolder=self.image_encoder)  # now its commit is known
         # Diffusers itself would load the encoder of the main branch.
-        encoder = self._adapter.load_model(Encoder, dtype, subfolder=self.image_encoder)
+        kind = ("transformers", "CLIPVisionModelWithProjection")
+        encoder = self._adapter.load_model(*kind, dtype, subfolder=self.image_encoder)
         pipeline = super()._load_published(dtype, image_encoder=encoder, **components)
         with self._adapter.errors():
             where = {"subfolder": "", "weight_name": self.weights, "revision": self.adapter_revision or "main"}

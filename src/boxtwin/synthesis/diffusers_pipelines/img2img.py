@@ -1,4 +1,4 @@
-"""Variations by pretrained models that make images from text: any checkpoint that the pipelines of diffusers load.
+"""Images by models that take a text: variations of a source, edits by an instruction, or images from the text alone.
 
 A model may first learn what the split's training images look like: LoRA, or one new word. Latents of random crops are
 noised, and the noise or the velocity is predicted (Rombach et al. 2022, equation 2); noise minus latents by Stable
@@ -9,9 +9,9 @@ training image is held out, to tell when a model memorises. Files are in diffuse
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,17 +22,16 @@ from torch import Tensor, nn
 
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Sample
-from boxtwin.errors import InputError
 from boxtwin.synthesis.arrays import Boxes, Mask, box_pixels, grown
 from boxtwin.synthesis.blending import blend_outside_boxes
 from boxtwin.synthesis.constants import FINETUNE_BATCH_SIZE, LORA_RANK
-from boxtwin.synthesis.diffusers_pipelines.checkpoints import accepts, related
+from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS, accepts, related
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, as_pictures
 from boxtwin.synthesis.generator import Json, Request, check_settings, hash_of
 from boxtwin.synthesis.training import WEIGHTS_FILE, Crops, HeldOut, Repaint, train_once, train_steps
 from boxtwin.weights import read_weights, write_weights
 
-KINDS = ("lora", "textual_inversion")
+WAYS = ("lora", "textual_inversion")
 FAMILIES = ("UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel")  # the first learns words, too
 TOKEN = "<training-images>"  # the word that is learnt
 FIRST_WORD = "image"  # what the new word means before it is learnt
@@ -45,7 +44,7 @@ class PromptedGenerator(PipelineGenerator):
     """The source noised and denoised with a prompt; the model may first learn what the training images look like."""
 
     prompt: str  # text that guides the images; if it is empty, the source alone does
-    finetune: str | None  # one of `KINDS`
+    finetune: str | None  # one of `WAYS`
     finetune_steps: int  # of AdamW, on crops of the model's size
     finetune_learning_rate: float
     seed: int  # of first weights, crops and noise; variations have the seeds of their requests
@@ -56,20 +55,19 @@ class PromptedGenerator(PipelineGenerator):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.learns = self.finetune is not None
+        with_word = self.finetune == "textual_inversion" and TOKEN not in self.prompt
+        self.text = f"{self.prompt} {TOKEN}".strip() if with_word else self.prompt
         # Of inpainting models: the pixels that they are to paint, and what these depend on.
         self._to_repaint: Repaint | None = None
         self._repaint_identity: dict[str, Json] = {}
         if not self.learns:
             return
-        if self.finetune not in KINDS:
-            raise InputError(f"{self.name}: finetune is null, {' or '.join(KINDS)}, got {self.finetune!r}")
+        asked, rate = f"finetune={self.finetune}", self.finetune_learning_rate
+        self.refuse(self.finetune not in WAYS, f"finetune is null, {' or '.join(WAYS)}, got {self.finetune!r}")
         check_settings(self.name, self, finetune_steps=1)
-        if self.finetune_learning_rate <= 0:
-            raise InputError(f"{self.name}: finetune_learning_rate is positive, got {self.finetune_learning_rate}")
-        if importlib.util.find_spec("peft") is None:
-            raise InputError(f"{self.name}: finetune={self.finetune} needs peft: pip install 'boxtwin[finetune]'")
-        if self.loading.quantisation:
-            raise InputError(f"{self.name}: finetune={self.finetune} cannot be combined with load.quantisation")
+        self.refuse(rate <= 0, f"finetune_learning_rate is positive, got {rate}")
+        self.refuse(find_spec("peft") is None, f"{asked} needs peft: pip install 'boxtwin[finetune]'")
+        self.refuse(self.loading.quantisation, f"{asked} cannot be combined with load.quantisation")
 
     def version(self, training: Sequence[Sample]) -> int:
         """Two more where one image is held out of learning; before, it was learnt too."""
@@ -79,12 +77,6 @@ class PromptedGenerator(PipelineGenerator):
         unused = ("finetune_steps", "finetune_learning_rate", "seed")
         settings = {name: value for name, value in super().parameters().items() if name not in unused}
         return settings | self._learning()
-
-    @property
-    def text(self) -> str:
-        """The prompt, with the new word in it if there is one."""
-        with_word = self.finetune == "textual_inversion" and TOKEN not in self.prompt
-        return f"{self.prompt} {TOKEN}".strip() if with_word else self.prompt
 
     def _learning(self) -> dict[str, Json]:
         """The settings of the fine-tuning that change its weights."""
@@ -105,21 +97,18 @@ class PromptedGenerator(PipelineGenerator):
 
     def _check_kind(self) -> None:
         super()._check_kind()
-        chosen, why = related(self.mapping, self._kind), None
-        if chosen is not None and not accepts(chosen, "strength"):
-            why = "has no strength; generator=edit is for models that edit images by instruction"
-        elif chosen is not None and accepts(chosen, "control_image"):
-            why = "needs a control image; generator=controlnet takes a ControlNet beside the checkpoint of its model"
-        if why:
-            raise InputError(f"{self.name}: {self.checkpoint} is a {self._kind}, which {why}")
+        chosen, kind = related(self.mapping, self._kind), f"{self.checkpoint} is a {self._kind}, which"
+        cure = "generator=edit is for models that edit images by instruction"
+        self.refuse(chosen and not accepts(chosen, "strength"), f"{kind} has no strength; {cure}")
+        cure = "generator=controlnet takes a ControlNet beside the checkpoint of its model"
+        self.refuse(chosen and accepts(chosen, "control_image"), f"{kind} needs a control image; {cure}")
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
         pipeline = super()._load_published(dtype, **components)
         unet, vae = (getattr(pipeline, part, None) for part in ("unet", "vae"))
         of_inpainting = unet is not None and vae is not None and unet.config.in_channels != vae.config.latent_channels
-        if of_inpainting and self._to_repaint is None:
-            cure = "say generator=inpaint_pretrained or choose another checkpoint"
-            raise InputError(f"{self.name}: {self.checkpoint} is made for inpainting; {cure}")
+        cure = "say generator=inpaint_pretrained or choose another checkpoint"
+        self.refuse(of_inpainting and not self._to_repaint, f"{self.checkpoint} is made for inpainting; {cure}")
         return pipeline
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
@@ -134,8 +123,7 @@ class PromptedGenerator(PipelineGenerator):
         Weights move in float32, since their steps are small. The network computes in the generator's number format;
         for float16, which needs scaling, float32 is taken.
         """
-        if not training:
-            raise InputError(f"{self.name}: finetune={self.finetune} needs at least one training image")
+        self.refuse(not training, f"finetune={self.finetune} needs at least one training image")
         out = self.seed % len(training) if len(training) > 1 else None  # the image that is held out
         boxes = [sample.object_boxes.tolist() if self._to_repaint else None for sample in training]
         content: dict[str, Any] = {
@@ -220,6 +208,47 @@ class InpaintPretrained(PromptedGenerator):
         return blend_outside_boxes(pixels, painted, boxes, self.margin)
 
 
+@dataclass(kw_only=True, eq=False)
+class TextToImage(PipelineGenerator):
+    """Any model for images from text; only the source's size is used. A control: it should fail on unusual data."""
+
+    prompt: str  # what the images show
+
+    name = "text_to_image"
+    boxes = "none"
+    pipeline_class: ClassVar[str | None] = "AutoPipelineForText2Image"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse(not self.prompt.strip(), "a text is needed: say which, generator.prompt='...'")
+
+    def _inputs(self, squares: Squares) -> dict[str, Any]:
+        return {"prompt": [self.prompt] * len(squares)}
+
+
+@dataclass(kw_only=True, eq=False)
+class Edit(TextToImage):
+    """FLUX.1 Kontext, FLUX.2 klein and Qwen-Image-Edit: they take an image of 8 bits and an instruction."""
+
+    name = "edit"
+    kinds = KINDS["edit"]
+    pipeline_class = None
+    one_by_one = True  # the images of a call are parts of one task
+
+    def _check_kind(self) -> None:
+        super()._check_kind()
+        lacking = self._kind.startswith("Qwen") and find_spec("torchvision") is None
+        self.refuse(lacking, f"{self.checkpoint}, a {self._kind}, needs torchvision: pip install torchvision")
+
+    def _inputs(self, squares: Squares) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"image": as_pictures(squares)[0], "prompt": self.prompt}
+        if accepts(self._pipeline, "max_area"):  # Kontext chooses another size otherwise
+            inputs |= {"max_area": self._side**2, "_auto_resize": False}
+        if self._kind.startswith("Qwen"):
+            inputs |= {"true_cfg_scale": self.guidance_scale, "negative_prompt": " ", "guidance_scale": None}
+        return inputs
+
+
 class TrainablePipeline:
     """A pipeline with a few new weights, and the error that they are to lower.
 
@@ -239,9 +268,7 @@ class TrainablePipeline:
         if not learnable or not type(getattr(pipeline, "text_encoder", None)).__name__.startswith("CLIPTextModel"):
             kinds = "Stable Diffusion 1, 2 and XL" + (", 3 and FLUX.1" if lora else "; finetune=lora takes more")
             cannot = f"a {type(pipeline).__name__} cannot be fine-tuned here with finetune={generator.finetune}"
-            raise InputError(
-                f"{generator.name}: {cannot}, only {kinds}: say generator.finetune=null or choose one of these"
-            )
+            generator.refuse(True, f"{cannot}, only {kinds}: say generator.finetune=null or choose one of these")
         self._noise: Any = None if self._flow else DDPMScheduler.from_config(pipeline.scheduler.config)  # type: ignore[no-untyped-call]
         nn.ModuleList(x for x in pipeline.components.values() if isinstance(x, nn.Module)).requires_grad_(False).eval()
         self._double = getattr(pipeline, "text_encoder_2", None) is not None

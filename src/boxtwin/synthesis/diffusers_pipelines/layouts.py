@@ -44,22 +44,20 @@ class ControlNet(PipelineGenerator):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.name, self, scale=0)
-        if self.control not in ("silhouettes", "edges"):
-            raise InputError(f"{self.name}: control is silhouettes or edges, got {self.control!r}")
+        wrong = self.control not in ("silhouettes", "edges")
+        self.refuse(wrong, f"control is silhouettes or edges, got {self.control!r}")
         for name in ("ground_colour", "object_colour"):
             if len(colour := getattr(self, name)) != 3 or not all(0 <= value <= 255 for value in colour):
                 raise InputError(f"{self.name}: {name} is [red, green, blue], each 0 to 255, got {colour}")
         self._net = self._other("controlnet", "config.json", "diffusion_pytorch_model.safetensors")
 
     def _load_published(self, dtype: torch.dtype, **components: Any) -> Any:
-        from diffusers import ControlNetModel
-
         self._net.check_kind("ControlNetModel", of="AutoModel")
-        net = self._net.load_model(ControlNetModel, dtype)
+        net = self._net.load_model("diffusers", "ControlNetModel", dtype)
         pipeline = super()._load_published(dtype, controlnet=net, **components)
-        if net.config.cross_attention_dim != pipeline.unet.config.cross_attention_dim:
-            made = f"{self.controlnet} was made for another network than that of {self.checkpoint}"
-            raise InputError(f"{self.name}: {made}; choose one for this generation of Stable Diffusion")
+        other = net.config.cross_attention_dim != pipeline.unet.config.cross_attention_dim
+        made = f"{self.controlnet} was made for another network than that of {self.checkpoint}"
+        self.refuse(other, f"{made}; choose one for this generation of Stable Diffusion")
         return pipeline
 
     def _vary_one(self, request: Request, pixels: Pixels, *_: Any) -> Pixels:

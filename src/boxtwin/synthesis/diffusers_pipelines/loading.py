@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from boxtwin.hardware import choose_device, choose_dtype
 from boxtwin.synthesis.arrays import as_pixels, planes_of
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint, accepts
 from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation, check_settings, settings_of
-from boxtwin.synthesis.manifest import sha256_of
+from boxtwin.synthesis.manifest import content_hash
 from boxtwin.synthesis.tiling import Tile, draw_in_tiles, tile_seed
 
 INSTALL = {"gguf": "pip install gguf", "bitsandbytes": "pip install bitsandbytes"}
@@ -38,8 +38,8 @@ Squares = Float[Tensor, "n channels side side"]  # shares of full scale
 class LoadSettings:
     """The settings ``generator.load`` of one generator.
 
-    The first two change weights, and so the pixels: the store is keyed by them. The others change the order in which
-    numbers are added, and with it the last bits at most, as another GPU does: like the device, they are in no key.
+    The first two change weights, and so pixels: the store is keyed by them. The others change the last bits of numbers
+    at most, as another GPU does, and are in no key.
     """
 
     variant: str | None = None  # what names of the checkpoint's files end in, such as fp16
@@ -71,15 +71,14 @@ class LoadSettings:
         """What changes pixels, if it is set; of a file its name and the hash of its content."""
         changed = {"load.variant": self.variant, "load.quantisation": self.quantisation}
         if self.file:
-            digest = sha256_of(self.file.resolve(), self.file.stat().st_size, self.file.stat().st_mtime_ns)
-            changed["load.quantisation"] = f"{self.file.name} {digest[:16]}"
+            changed["load.quantisation"] = f"{self.file.name} {content_hash(self.file)[:16]}"
         return {name: value for name, value in changed.items() if value is not None}
 
     def components(self, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
         """What `Checkpoint.load` is called with to load the checkpoint this way; InputError if its class cannot."""
         if self.quantisation is None:
             return {"variant": self.variant}
-        diffusers: Any = importlib.import_module("diffusers")
+        diffusers: Any = import_module("diffusers")
         network: Any = getattr(diffusers, str(checkpoint.index().get("transformer", [None, None])[1]), None)
         cannot = not hasattr(network, "from_single_file")
         self._refuse("quantisation", cannot, f"{checkpoint.name} has no transformer that can be loaded so")
@@ -150,31 +149,25 @@ class PipelineGenerator(Generator):
         check_settings(self.name, self, steps=1, batch_size=1, overlap=0, guidance_scale=0)
         if self.tile is not None and self.tile < (least := max(2 * self.overlap, 8)):
             raise InputError(f"{self.name}: tile is at least {least} (8, and twice the overlap), got {self.tile}")
-        if self.one_by_one and self.batch_size != 1:
-            raise InputError(
-                f"{self.name} draws one square at a time: say generator.batch_size=1, not {self.batch_size}"
-            )
-        strength = getattr(self, "strength", None)  # of generators that may start from the source
-        if strength is not None and not 0 < strength <= 1:
-            raise InputError(f"{self.name}: strength lies in (0, 1], got {strength}")
-        if strength is not None and int(self.steps * strength) < 1:  # diffusers rounds down
-            raise InputError(f"{self.name}: strength={strength} of steps={self.steps} is no step; raise either")
+        several = self.one_by_one and self.batch_size != 1
+        self.refuse(several, f"it draws one square at a time: say generator.batch_size=1, not {self.batch_size}")
+        given = getattr(self, "strength", None)  # of generators that may start from the source
+        strength = 1 if given is None else given
+        self.refuse(not 0 < strength <= 1, f"strength lies in (0, 1], got {strength}")
+        no_step = int(self.steps * strength) < 1  # diffusers rounds down
+        self.refuse(no_step, f"strength={strength} of steps={self.steps} is no step; raise either")
         self._checkpoint = Checkpoint(self.checkpoint, self.revision, self.name, without=self.without)
         # All that it draws with, by the settings that name them.
         self.checkpoints: dict[str, Checkpoint | None] = {"checkpoint": self._checkpoint}
         self._device = choose_device(self.device, self.name)
         self.compute_dtype = choose_dtype(self.dtype, self._device, self.name)
+        self.dtype_name = str(self.compute_dtype).removeprefix("torch.")
         self.loading = LoadSettings(**(self.load or {}))
         self.loading.check(self.name, self._device)
         self._pipeline: Any = None
         self._prior: Any = None  # another pipeline, which sees the source, of generators with a setting `prior`
         self._learnt: Path | None = None  # weights that were fine-tuned
         self._side, self._kind = 0, ""  # of its squares, and the class of its checkpoint
-
-    @property
-    def dtype_name(self) -> str:
-        """The number format that it computes in."""
-        return str(self.compute_dtype).removeprefix("torch.")
 
     def version(self, training: Sequence[Sample]) -> int:
         """2 of images of 16 bit, whose black and full-scale values are measured; before, all of it was shown."""
@@ -228,12 +221,15 @@ class PipelineGenerator(Generator):
             boxes, labels = source.object_boxes[:known], source.object_labels[:known]
             yield Variation(request, varied, boxes, labels, record={"dtype": self.dtype_name})
 
+    def refuse(self, wrong: object, reason: str) -> None:
+        """Raise InputError with the generator's name and the ``reason`` if something is ``wrong``."""
+        if wrong:
+            raise InputError(f"{self.name}: {reason}")
+
     def _other(self, setting: str, *parts: str, without: Sequence[str] = ()) -> Checkpoint:
         """The checkpoint that a setting names; see `Checkpoint` for the rest."""
         place, revision = getattr(self, setting), getattr(self, f"{setting}_revision")
-        self.checkpoints[setting] = other = Checkpoint(
-            place, revision, self.name, *parts, without=without, setting=setting
-        )
+        self.checkpoints[setting] = other = Checkpoint(place, revision, self.name, parts, without, setting)
         return other
 
     def _check_kind(self) -> None:
@@ -285,31 +281,23 @@ class PipelineGenerator(Generator):
 
     def _choose_side(self, pipeline: Any) -> int:
         """Of the squares: the user's or the model's own, as a multiple of what the model can do."""
-        (scale, multiple), side = self._scale_and_multiple(pipeline), self.tile
-        if side is None or scale == 1:  # models that draw pixels draw images of one size only
-            unet = getattr(pipeline, "unet", None)
-            size = unet.config.sample_size if unet is not None else getattr(pipeline, "default_sample_size", None)
-            if size is None:
-                raise InputError(f"{self.name}: {self.checkpoint} has no size of its own; set generator.tile=PIXELS")
-            side = int(max(size) if isinstance(size, list | tuple) else size) * scale
-            if self.tile not in (None, side):
-                raise InputError(
-                    f"{self.name}: {self.checkpoint} draws {side} x {side} pixels only: say generator.tile={side}"
-                )
-        side = -(-side // multiple) * multiple
-        if 2 * self.overlap > side:
-            raise InputError(f"{self.name}: overlap={self.overlap} is more than half of the model's {side} pixels")
-        return side
-
-    def _scale_and_multiple(self, pipeline: Any) -> tuple[int, int]:
-        """By how much latents are smaller than images, and what sides of images are multiples of."""
-        if (movq := getattr(pipeline, "movq", None)) is not None:  # Kandinsky's, which rounds sides up to the square
-            scale = 2 ** (len(movq.config.block_out_channels) - 1)
-            return scale, scale**2
-        scale = int(getattr(pipeline, "vae_scale_factor", 1))  # without any, the model draws pixels
+        scale, side = int(getattr(pipeline, "vae_scale_factor", 1)), self.tile  # without any, the model draws pixels
         processor = getattr(pipeline, "image_processor", None)
         least = 1 if processor is None else int(processor.config.vae_scale_factor)
-        return scale, max(least, scale * getattr(pipeline, "patch_size", 1))
+        multiple = max(least, scale * getattr(pipeline, "patch_size", 1))
+        if (movq := getattr(pipeline, "movq", None)) is not None:  # Kandinsky's, which rounds sides up to the square
+            scale = 2 ** (len(movq.config.block_out_channels) - 1)
+            multiple = scale**2
+        if side is None or scale == 1:  # models that draw pixels draw images of one size only
+            unet = getattr(pipeline, "unet", None)
+            size: Any = unet.config.sample_size if unet is not None else getattr(pipeline, "default_sample_size", None)
+            self.refuse(size is None, f"{self.checkpoint} has no size of its own; set generator.tile=PIXELS")
+            side = int(max(size) if isinstance(size, list | tuple) else size) * scale
+            only = f"{self.checkpoint} draws {side} x {side} pixels only: say generator.tile={side}"
+            self.refuse(self.tile not in (None, side), only)
+        side = -(-side // multiple) * multiple
+        self.refuse(2 * self.overlap > side, f"overlap={self.overlap} is more than half of the model's {side} pixels")
+        return side
 
 
 def as_pictures(squares: Squares) -> list[Image.Image]:
