@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from commands import manifests, run
+from commands import CONF, manifests, run
+from omegaconf import OmegaConf
 
 from boxtwin.datasets.image_io import read_image
 
@@ -50,3 +53,25 @@ def test_generators_and_strengths_are_columns_and_images_are_kept(
     run(f"{common} generator=copy_paste preview=true", tmp_path)  # a single one takes no -m
     assert [name for name, _, _ in columns(tmp_path)] == ["copy_paste"]
     assert read_image(sheet).shape[1] < across[1]
+
+
+def test_options_of_ones_own_give_each_generator_its_checkpoint(
+    tmp_path: Path, tiny_pipeline: Callable[[str], Path]
+) -> None:
+    small = {"steps": 2, "tile": 32, "overlap": 8, "dtype": "float32"}
+    shutil.copytree(CONF, tmp_path / "options")
+    models: dict[str, tuple[str, dict[str, Any]]] = {
+        "img2img": ("stable_diffusion", {"strength": 0.6}),
+        "sd_variations": ("image_variation", {"revision": None}),
+    }
+    for base, (pipeline, more) in models.items():
+        own = {"name": f"my_{base}", "checkpoint": str(tiny_pipeline(pipeline)), **small, **more}
+        file = tmp_path / "options" / "generator" / f"my_{base}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        OmegaConf.save({"defaults": [base], **own}, file)
+    names = [f"my_{base}" for base in models]
+    command = f"generate.py --config-dir options experiment=tiny_choice variations=1 generator={','.join(names)} -m"
+    run(f"{command} preview=true", tmp_path)
+    assert [name for name, _, _ in columns(tmp_path)] == names
+    assert [refused for _, _, refused in columns(tmp_path)] == [[None] * 4] * 2
+    assert {folder.name.partition("-")[0] for folder in (tmp_path / "data" / "synthetic").glob("my_*")} == set(names)
