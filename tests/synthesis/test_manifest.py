@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from boxtwin.datasets.sample import Judgement
+from boxtwin.datasets.sample import DECISIONS, Judgement, PropagatedBox
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Model
 from boxtwin.synthesis.manifest import LEARNING, Claimed, RefusedRecord, VariationRecord, check_usable, store_costs
 
+KEPT, LOST = (PropagatedBox((0.0, 0.0, 1.0, 1.0), 0, decision, {}) for decision in DECISIONS[:3:2])
 REQUEST: dict[str, Any] = {
     "source_sha256": "",
     "source_fingerprint": "",
@@ -22,7 +23,9 @@ REQUEST: dict[str, Any] = {
 }
 
 
-def line(source: str, refused: str | None = None, *, minutes: float | None = None, **more: Any) -> VariationRecord:
+def line(
+    source: str, refused: str | None = None, *, minutes: float | None = None, left: int = 0, lost: int = 0, **more: Any
+) -> VariationRecord:
     rest = {"image": "", "image_sha256": "", "parameters": {}, "seconds": 0.0, "cost_usd": 0.0, **more}
     return VariationRecord(
         **REQUEST,
@@ -30,13 +33,15 @@ def line(source: str, refused: str | None = None, *, minutes: float | None = Non
         source=source,
         model=Model("none", None),
         claimed=Claimed([], []),
-        labels=Judgement((), refused, minutes),
+        labels=Judgement((KEPT,) * left + (LOST,) * lost, refused, minutes),
     )
 
 
-def check(lines: list[VariationRecord], refused: list[RefusedRecord], *, repeats: bool = False) -> None:
-    wanted = len(lines) + len(refused)
-    check_usable("store", lines, refused, wanted=wanted, training={"a", "b"}, repeats=repeats)
+def check(
+    lines: list[VariationRecord], refused: list[RefusedRecord], *, repeats: bool = False, objects: int = 0
+) -> None:
+    wanted, training = len(lines) + len(refused), {"a": objects, "b": 0}
+    check_usable("store", lines, refused, wanted=wanted, training=training, repeats=repeats)
 
 
 def test_a_run_without_variations_of_training_images_stops_with_the_reasons() -> None:
@@ -62,6 +67,17 @@ def test_a_partial_shortage_is_counted(caplog: pytest.LogCaptureFixture) -> None
     caplog.clear()
     check([line("a"), line("b")], [])
     assert caplog.text == ""
+
+
+def test_variations_that_lose_their_objects_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    lines = [line("a", left=1), line("a", lost=10), line("b", left=3, lost=2), line("validation", left=7)]
+    check(lines, [], objects=10)  # 4 of 20 are left
+    assert caplog.text == ""
+    check(lines, [], objects=21)
+    assert "3 variations of training images have 4 boxes, their sources 42 objects" in caplog.text
+    caplog.clear()
+    check([line("a"), line("b")], [], objects=1)
+    assert "2 variations of training images have 0 boxes, their sources 1 objects" in caplog.text
 
 
 @pytest.mark.parametrize("repeats", [False, True])

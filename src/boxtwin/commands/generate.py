@@ -200,7 +200,7 @@ def _check_usable(prepared: Prepared) -> None:
         library.judged(prepared.sources, prepared.per_image),
         [line for line in library.refused(prepared.sources).values() if line.variation <= prepared.per_image],
         wanted=prepared.wanted,
-        training={sample.name for sample in prepared.split.train},
+        training={sample.name: len(sample.object_boxes) for sample in prepared.split.train},
         repeats=library.generator.copies,
     )
 

@@ -9,7 +9,7 @@ import math
 import os
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +32,7 @@ MANIFEST = "manifest.jsonl"
 REFUSED = "refused.jsonl"
 LEARNING = "learning.jsonl"  # the seconds that each call of the generator's `fit` took
 NAMED = 5  # files that a message names
+LEAST_OBJECTS = 0.1  # boxes of variations, as a share of the objects of their sources: fewer are warned of
 CHECKSUM = "crc32"  # of the rest of a line; lines of earlier versions have none
 
 Key = tuple[str, int]  # source and variation
@@ -280,13 +281,14 @@ def check_usable(
     refused: Iterable[RefusedRecord],
     *,
     wanted: int,
-    training: Container[str],
+    training: Mapping[str, int],
     repeats: bool,
 ) -> None:
-    """Log how many of the ``wanted`` variations of a run can be used, if not all can.
+    """Log how many of the ``wanted`` variations of a run can be used, if not all can, and whether objects are lost.
 
     ``store`` is its folder, ``lines`` are of the variations that are there, ``refused`` of those that could not be
-    made. ``training`` holds the names of training images; ``repeats`` allows variations that equal their sources.
+    made. ``training`` has the number of objects by the name of a training image; ``repeats`` allows variations that
+    equal their sources.
 
     Raises:
         InputError: none of a training image can be used; training would be on real images alone.
@@ -306,6 +308,16 @@ def check_usable(
         )
     if left_out:
         log.warning("%s: %d of %d variations are left out:\n%s", store, left_out, wanted, summary)
+    used = [line for line in lines if line.source in training and not line.labels.refused]
+    objects = sum(training[line.source] for line in used)
+    left = sum(box.decision != "dropped" for line in used for box in line.labels.boxes)
+    if left < LEAST_OBJECTS * objects:
+        log.warning(
+            "%s: %d variations of training images have %d boxes, their sources %d objects. The detector would learn "
+            "that they are nearly empty: look at the contact sheet and the label card, and take another generator or "
+            "strength, or let people draw the boxes (labels=manual)",
+            *(store, len(used), left, objects),
+        )
     unchanged = [line for line in lines if line.unchanged]
     if unchanged and not repeats:
         share, example = f"{len(unchanged)} of {wanted}", f"{unchanged[0].source} v{unchanged[0].variation:02d}"

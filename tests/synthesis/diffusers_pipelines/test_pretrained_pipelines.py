@@ -346,7 +346,7 @@ def test_settings_out_of_range_are_refused(kind: str, setting: str, value: Any, 
     [
         ("img2img", {}, "inpainting", "made for inpainting"),
         ("img2img", {}, "image_variation", "cannot be loaded"),
-        ("img2img", {"overlap": 20}, "stable_diffusion", "overlap=20 is more than half"),
+        ("img2img", {"overlap": 20}, "stable_diffusion", "overlap=20 is above 16, half"),
         ("ip_adapter", {}, "kandinsky_decoder", "KandinskyV22Pipeline, the kind that generator=unclip takes"),
         ("ip_adapter_xl", {}, "stable_diffusion", "adapter: .* cannot be loaded"),  # layers of other sizes
         ("redux", {}, "stable_diffusion", "generator=text_to_image takes; one of FluxPipeline is needed"),

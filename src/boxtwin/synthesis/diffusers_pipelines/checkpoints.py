@@ -62,9 +62,9 @@ class Checkpoint:
         if self.folder is not None:
             place = f"{self.asked_by}: generator.{self.setting}={self.name}"
             if missing := [part for part in self.parts or (INDEX,) if not (self.folder / part).exists()]:
-                kind = "its parts" if self.parts else "a diffusers pipeline"
-                cure = f"give the folder of {kind}, as save_pretrained writes it, or an id (owner/name)"
-                raise InputError(f"{place} holds no {', '.join(missing)}: {cure}")
+                cure = "give the folder that save_pretrained writes, or an id (owner/name)"
+                lacks = f"holds no {', '.join(missing)}" if self.folder.exists() else "does not exist"
+                raise InputError(f"{place} {lacks}: {cure}")
             if self.revision is not None:
                 name = "generator." + (f"{self.setting}_revision" if self.setting != "checkpoint" else "revision")
                 raise InputError(f"{place} is a folder and has no revisions: say {name}=null, not {self.revision!r}")

@@ -58,7 +58,7 @@ class LoadSettings:
         self._owner, cuda, needs_cuda = owner, device.type == "cuda", "it needs a CUDA device"
         self._refuse("offload", self.offload not in (None, "model", "sequential"), "it is null, model or sequential")
         self._refuse("offload", bool(self.offload) and not cuda, needs_cuda)
-        known = f"it is null, {', '.join(BITSANDBYTES)} or a .gguf file"
+        known = f"it is null, {', '.join(BITSANDBYTES)} or a .gguf file that exists"
         self._refuse("quantisation", self.file is not None and not self.file.is_file(), known)
         package = "gguf" if self.file else "bitsandbytes"
         missing = self.quantisation is not None and find_spec(package) is None
@@ -296,7 +296,7 @@ class PipelineGenerator(Generator):
             only = f"{self.checkpoint} draws {side} x {side} pixels only: say generator.tile={side}"
             self.refuse(self.tile not in (None, side), only)
         side = -(-side // multiple) * multiple
-        self.refuse(2 * self.overlap > side, f"overlap={self.overlap} is more than half of the model's {side} pixels")
+        self.refuse(2 * self.overlap > side, f"overlap={self.overlap} is above {side // 2}, half of a square")
         return side
 
 
