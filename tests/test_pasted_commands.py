@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -34,7 +35,7 @@ from boxtwin.commands.export import export_detector
 from boxtwin.commands.recommended import final_command
 from boxtwin.commands.review_labels import add_command, serve_command, use_with
 from boxtwin.commands.review_suspects import compare_command
-from boxtwin.config.arguments import quote_refused, refused_word
+from boxtwin.config.arguments import for_jobs_alone, quote_refused, refused_word
 from boxtwin.config.compose import register, to_object, unknown_name
 from boxtwin.config.launch import OPTIONS_VARIABLE
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
@@ -372,6 +373,24 @@ def test_a_misspelt_name_is_named_whatever_its_value(monkeypatch: pytest.MonkeyP
     told = refused_word(OverrideParseException("dataset.rooot=a = b", ""), ["dataset.rooot=a = b"])
     assert "dataset.root" in str(told)
     assert "dataset.rooot=" not in str(told)
+
+
+def test_settings_of_a_swept_group_are_for_the_jobs_alone() -> None:
+    """Hydra would apply them to the group's default option first, which may lack them."""
+    plain = ["split.train=4", "seed=1", "generator=img2img,edit"]
+    assert for_jobs_alone([*plain, "generator.tile=8"]) == [*plain, "generator.tile=8"]  # without -m
+    words = ["generator.tile=8", "generator.prompt=a b", "+generator.x=[1,2]", "generator.y='a, b'", "generator.z=null"]
+    found = for_jobs_alone(["-m", *plain, *words, "generator.s=1,2"])
+    assert [word for word in found if not word.startswith(("generator.", "+generator."))] == ["-m", *plain]
+    parsed = OverridesParser.create().parse_overrides(found[1:])
+    assert [each.key_or_group for each in parsed if not each.is_sweep_override()] == ["split.train", "seed"]
+    (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    one = [values([word for word in job if "generator." in word]) for job in jobs]
+    expected = values([word.removeprefix("+") for word in words])
+    for job in one:
+        given = {key.removeprefix("+"): value for key, value in job.items() if not key.endswith(".s")}
+        assert given == expected
+    assert for_jobs_alone(["-m", "seed=0,1", "generator.tile=8"]) == ["-m", "seed=0,1", "generator.tile=8"]
 
 
 def test_no_name_of_an_option_file_is_taken_for_a_misspelt_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from urllib.parse import unquote
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 
 from boxtwin.command_line import command_line, quote_path, quote_variations, quoted, setting
@@ -82,6 +84,32 @@ def quote_list(word: str, settings: Sequence[str]) -> str:
         return word
     parts = [kept or setting(key, bare).removeprefix(f"{key}=") for kept, bare in _PART.findall(f"{value[1:-1]},")]
     return f"{key}=[{','.join(parts)}]"
+
+
+def for_jobs_alone(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which a setting of a swept group is a sweep of one value: ``generator.tile=choice(512)``.
+
+    Hydra composes the jobs of a sweep, and before them the settings without what is swept: there, the setting would be
+    one of the group's default option, which may lack it.
+    """
+    if not get_args_parser().parse_args(list(arguments)).multirun:
+        return list(arguments)
+    parsed: dict[str, Override] = {}
+    for word in arguments:
+        with contextlib.suppress(HydraException):  # an option of Hydra's, or what it will refuse
+            parsed[word] = OverridesParser.create().parse_override(word)
+    swept = {each.key_or_group for each in parsed.values() if each.is_sweep_override()}
+
+    def alone(word: str) -> str:
+        override, (key, _, value) = parsed.get(word), word.partition("=")
+        is_of_swept = override is not None and override.key_or_group.partition(".")[0] in swept
+        if not is_of_swept or override is None or override.is_sweep_override() or "." not in override.key_or_group:
+            return word
+        # Hydra's choice takes no null; of equal jobs, the sweeper makes one.
+        forms = (f"{key}=choice({value})", f"{key}={value},{value}")
+        return next((form for form in forms if _is_one_value(form, or_sweep=True)), word)
+
+    return [alone(word) for word in arguments]
 
 
 def _is_one_value(word: str, *, or_sweep: bool = False) -> bool:

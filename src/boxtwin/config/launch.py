@@ -29,6 +29,7 @@ from boxtwin.config.arguments import (
     ADDRESS,
     PASSWORD,
     chosen_files,
+    for_jobs_alone,
     hide_password,
     quote_list,
     quote_numbers,
@@ -137,6 +138,7 @@ def launch(
         sys.argv[1:], became = resolve_auto(Path(sys.argv[0]), sys.argv[1:], chosen.get("--config-dir"))
         if became:
             print(became, file=sys.stderr, flush=True)  # before Hydra sets up logging
+        sys.argv[1:] = for_jobs_alone(sys.argv[1:])
         options = [f"{option}={value}" for option, value in chosen.items()]
         os.environ[OPTIONS_VARIABLE] = json.dumps(options)
         _run(main, typed)

@@ -112,7 +112,8 @@ class RunSweeper(BasicSweeper):
         loader, global_config = self.hydra_context.config_loader, HydraConfig.instance()
         listed = with_variations(self._parse_config(), loader.get_group_options("variations"))
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*listed, *arguments])
-        (combinations,) = self.split_arguments(overrides, None)
+        (listed_all,) = self.split_arguments(overrides, None)
+        combinations = [list(each) for each in dict.fromkeys(map(tuple, listed_all))]
         jobs: dict[str, tuple[Path, list[str], DictConfig]] = {}
         before = global_config.cfg
         try:
