@@ -4,7 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from boxtwin.config import launch
-from boxtwin.config.schema import PATHS_OF_RUNS
+from boxtwin.config.schema import PATHS_OF_RUNS, GenerateConfig
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
@@ -20,5 +20,14 @@ def main(config: DictConfig) -> None:
     launch.guard(work, config)
 
 
+def check(config: DictConfig) -> None:
+    """Raise an error for wrong settings, before any data are read."""
+    if config.regenerate is None:  # which takes the settings of the store
+        # Imported here: --help must not wait for torch.
+        from boxtwin.run.checks import check_composed
+
+        check_composed(config, GenerateConfig)
+
+
 if __name__ == "__main__":
-    launch.launch(main, paths=("regenerate",), composed_paths=PATHS_OF_RUNS)
+    launch.launch(main, paths=("regenerate",), composed_paths=PATHS_OF_RUNS, check=check)

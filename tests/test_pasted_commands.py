@@ -373,13 +373,25 @@ def test_a_misspelt_name_is_named_whatever_its_value(monkeypatch: pytest.MonkeyP
     told = refused_word(OverrideParseException("dataset.rooot=a = b", ""), ["dataset.rooot=a = b"])
     assert "dataset.root" in str(told)
     assert "dataset.rooot=" not in str(told)
+    for name, now in (("trainer.workers", "trainer.batch_threads"), ("cells", "runs")):
+        monkeypatch.setattr("sys.argv", [str(ROOT / ("train.py" if "." in name else "compare.py"))])
+        told = refused_word(OverrideParseException(f"{name}=a (b", ""), [f"{name}=a (b"])
+        assert now in str(told)
+    told = refused_word(OverrideParseException("run (x=1)", ""), ["study=my", "run (x=1)"])
+    assert "there is no setting" not in str(told)
 
 
 def test_settings_of_a_swept_group_are_for_the_jobs_alone() -> None:
     """Hydra would apply them to the group's default option first, which may lack them."""
     plain = ["split.train=4", "seed=1", "generator=img2img,edit"]
     assert for_jobs_alone([*plain, "generator.tile=8"]) == [*plain, "generator.tile=8"]  # without -m
-    words = ["generator.tile=8", "generator.prompt=a b", "+generator.x=[1,2]", "generator.y='a, b'", "generator.z=null"]
+    texts = ["'12'", "'null'", "'a #b'", '"it\'s"', "'café; x!'", "", "a b", "[1,2]", "'a, b'", "null", "8", "1e5"]
+    words = [f"generator.x{number}={text}" for number, text in enumerate(texts)]
+    words += ["+generator.added=1", *(setting("generator.hostile", value) for value in HOSTILE[:1])]
+    for value in HOSTILE:
+        (word,) = for_jobs_alone(["-m", plain[2], setting("generator.x", value)])[2:]
+        (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides([word]), None)
+        assert [values(job) for job in jobs] == [{"generator.x": value}] * len(jobs)
     found = for_jobs_alone(["-m", *plain, *words, "generator.s=1,2"])
     assert [word for word in found if not word.startswith(("generator.", "+generator."))] == ["-m", *plain]
     parsed = OverridesParser.create().parse_overrides(found[1:])

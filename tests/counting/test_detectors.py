@@ -79,8 +79,9 @@ def test_it_is_said_which_detector_is_the_best_and_which_are_newer(
         (folder / "result.json").write_text(json.dumps({"metrics": metrics, "condition": {"data": images}}))
     find_detectors("best", "cells")
     assert caplog.messages == [
-        "run=best: multirun/cells/old (80 real images), the best AP on validation images of all its conditions, 50.3; "
-        "newer ones of other conditions, to be chosen by:\n  run=multirun/cells/new2  # (90 real images) AP 48.3"
+        "run=best: multirun/cells/old (80 real images), the best AP on validation images among all conditions of the "
+        "study, 50.3; newer ones of other conditions, to be chosen by:\n"
+        "  run=multirun/cells/new2  # (90 real images) AP 48.3"
     ]
     caplog.clear()
     for name in ("final", "final-seed0"):

@@ -29,11 +29,15 @@ def test_generators_and_strengths_are_columns_and_images_are_kept(
     tmp_path: Path, tiny_pipeline: Callable[[str], Path]
 ) -> None:
     common = "generate.py experiment=tiny_choice variations=1"
+    refused = run(f"{common} generator=repeat,copy_paste trainer.steps=41 -m preview=true", tmp_path, code=1)
+    assert refused
+    assert not (tmp_path / "data").exists()
     printed = run(f"{common} generator=repeat,copy_paste -m preview=true", tmp_path)
     sheet = tmp_path / "data" / "synthetic" / "preview.png"
     assert f"sheet: {sheet.relative_to(tmp_path)}" in printed
     assert [name for name, _, _ in columns(tmp_path)] == ["repeat", "copy_paste"]
     across = read_image(sheet).shape
+    assert not (tmp_path / "data" / "0").exists()  # jobs have no folders of their own
     assert [len(lines) for lines in manifests(tmp_path)] == [4, 4]
 
     checkpoint = f"generator.checkpoint={tiny_pipeline('stable_diffusion')} {SETTINGS}"

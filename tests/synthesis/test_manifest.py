@@ -74,10 +74,10 @@ def test_variations_that_lose_their_objects_are_told(caplog: pytest.LogCaptureFi
     check(lines, [], objects=10)  # 4 of 20 are left
     assert caplog.text == ""
     check(lines, [], objects=21)
-    assert "3 variations of training images have 4 boxes, their sources 42 objects" in caplog.text
+    assert "have 4 boxes; with all objects of their sources they would have 42" in caplog.text
     caplog.clear()
     check([line("a"), line("b")], [], objects=1)
-    assert "2 variations of training images have 0 boxes, their sources 1 objects" in caplog.text
+    assert "have 0 boxes; with all objects of their sources they would have 1" in caplog.text
 
 
 @pytest.mark.parametrize("repeats", [False, True])

@@ -21,6 +21,7 @@ from boxtwin.config.compose import unknown_name
 from boxtwin.errors import InputError
 from boxtwin.mixing.options import VariationsOptions
 
+EMPTY = "''"
 SWEEPING = ("train", "generate")  # scripts that take -m
 ADDRESS = re.compile(
     r"(?P<key>\+*tracking\.uri)=(?P<quote>[\"']?)(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@(?P<rest>.*)"
@@ -87,10 +88,10 @@ def quote_list(word: str, settings: Sequence[str]) -> str:
 
 
 def for_jobs_alone(arguments: Sequence[str]) -> list[str]:
-    """Arguments in which a setting of a swept group is a sweep of one value: ``generator.tile=choice(512)``.
+    """Arguments in which a setting of a swept group is a sweep of one value: ``generator.tile=512,512``.
 
     Hydra composes the jobs of a sweep, and before them the settings without what is swept: there, the setting would be
-    one of the group's default option, which may lack it.
+    one of the group's default option, which may lack it. Of equal jobs the sweeper makes one.
     """
     if not get_args_parser().parse_args(list(arguments)).multirun:
         return list(arguments)
@@ -105,9 +106,8 @@ def for_jobs_alone(arguments: Sequence[str]) -> list[str]:
         is_of_swept = override is not None and override.key_or_group.partition(".")[0] in swept
         if not is_of_swept or override is None or override.is_sweep_override() or "." not in override.key_or_group:
             return word
-        # Hydra's choice takes no null; of equal jobs, the sweeper makes one.
-        forms = (f"{key}=choice({value})", f"{key}={value},{value}")
-        return next((form for form in forms if _is_one_value(form, or_sweep=True)), word)
+        twice = f"{key}={value or EMPTY},{value or EMPTY}"  # choice(…) would drop quotes, and takes no null
+        return twice if _is_one_value(twice, or_sweep=True) else word
 
     return [alone(word) for word in arguments]
 

@@ -104,10 +104,20 @@ def unknown_setting(error: BaseException) -> InputError | None:
     match = re.search(r"full_key: (\S+)", f"{error}\n{error.__cause__}")
     if match is None:
         return None
-    cause = error.__cause__ or error
+    key, cause = match[1], error.__cause__ or error
     if isinstance(cause, ValidationError):
-        return InputError(f"{match[1]}: {str(cause).partition(chr(10))[0]}")
-    key, renamed = match[1], {first: now for now, first in FIRST_NAMES.items()} | RENAMED_SETTINGS
+        return InputError(f"{key}: {str(cause).partition(chr(10))[0]}")
+    if (former := _former_name(key)) is not None:
+        return former
+    beside = getattr(cause, "parent_node", None)  # where it would be
+    if key.startswith("generator.") and isinstance(beside, DictConfig) and "name" in beside:
+        return no_setting_of_generator(str(beside.name), key.partition(".")[2], map(str, beside))
+    return _no_setting(key)
+
+
+def _former_name(key: str) -> InputError | None:
+    """One line for a setting that earlier versions had, or had under this name; or None."""
+    renamed = {first: now for now, first in FIRST_NAMES.items()} | RENAMED_SETTINGS
     now = renamed.get(key, key)
     group, _, name = now.rpartition(".")
     # Of generators, the settings are by class.
@@ -120,10 +130,7 @@ def unknown_setting(error: BaseException) -> InputError | None:
         return InputError(f"{key} is no setting any more; its value is always {constant}: leave it out")
     if key in renamed:
         return InputError(f"{key} has been renamed: write {now}=… instead of {key}=…")
-    beside = getattr(cause, "parent_node", None)  # where it would be
-    if key.startswith("generator.") and isinstance(beside, DictConfig) and "name" in beside:
-        return no_setting_of_generator(str(beside.name), key.partition(".")[2], map(str, beside))
-    return _no_setting(key)
+    return None
 
 
 def unknown_name(script: Path, key: str) -> InputError | None:
@@ -132,11 +139,15 @@ def unknown_name(script: Path, key: str) -> InputError | None:
     It is for words that Hydra cannot parse: of those, Hydra does not look at the name.
     """
     plain = key.lstrip("+~")
-    known = _settings(SCHEMAS.get(script.stem, BoxtwinConfig))
+    if not re.fullmatch(r"[A-Za-z_][\w./]*", plain):  # no name, but a part of a text that the shell has cut
+        return None
+    known = [*_settings(SCHEMAS.get(script.stem, BoxtwinConfig)), *FIRST_NAMES]
     group = plain.rpartition(".")[0]
     has_settings = not group or any(name.startswith(f"{group}.") for name in known)  # others are free dictionaries
     is_option = "/" in plain or (script.resolve().parent / "conf" / plain).is_dir()
-    return None if plain in known or is_option or not has_settings else _no_setting(plain)
+    if plain in known or is_option or not has_settings:
+        return None
+    return _former_name(plain) or _no_setting(plain)
 
 
 def _no_setting(key: str) -> InputError:

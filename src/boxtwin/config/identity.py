@@ -98,6 +98,9 @@ FIRST_PLACES = {
     "ddpm.whole_image": "pixel_ddpm",
     "diffusers_pipelines.image_variations": "image_variations",
     "diffusers_pipelines.img2img": "pretrained",
+    # Classes that came later from another module.
+    "diffusers_pipelines.img2img.TextToImage": "diffusers_pipelines.from_text.TextToImage",
+    "diffusers_pipelines.img2img.Edit": "diffusers_pipelines.from_text.Edit",
 }
 _PLACE = "boxtwin.synthesis."
 # Settings by their present names, each with the name that it had when runs were first recorded. A run's identity has
@@ -208,8 +211,11 @@ def current_target(target: str) -> str:
 
 
 def _moved(target: str, places: Mapping[str, str]) -> str:
-    module, _, name = target.removeprefix(_PLACE).rpartition(".")
-    return f"{_PLACE}{places[module]}.{name}" if target.startswith(_PLACE) and module in places else target
+    place = target.removeprefix(_PLACE)
+    module, _, name = place.rpartition(".")
+    if place == target or not {place, module} & places.keys():
+        return target
+    return f"{_PLACE}{places.get(place) or f'{places[module]}.{name}'}"
 
 
 def _plain(node: Any) -> Any:

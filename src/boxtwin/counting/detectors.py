@@ -141,7 +141,7 @@ def best_of(folder: Path) -> Path:
     best = finals[0] if finals else max(rated, key=lambda path: rated[path][0])
     result = read_result(folder / FINAL) if finals else rated[best][1]
     why = (
-        f"the best AP on validation images of all its conditions, {100 * rated[best][0]:.1f}"
+        f"the best AP on validation images among all conditions of the study, {100 * rated[best][0]:.1f}"
         if not finals
         else "a final detector"
     )

@@ -167,9 +167,9 @@ def check_settings(config: BoxtwinConfig) -> None:
         raise InputError(f"there are no published anchors for {architecture}; choose detector.anchors=kmeans")
 
 
-def check_composed(composed: DictConfig) -> None:
+def check_composed(composed: DictConfig, schema: type[BoxtwinConfig] = BoxtwinConfig) -> None:
     """`check_settings` of a composed configuration, and whether the files that it names exist."""
-    config = to_object(composed, BoxtwinConfig)
+    config = to_object(composed, schema)
     check_settings(config)
     for setting, file in (("detector.weights", config.detector.weights), ("split.file", config.split.file)):
         if file is not None and not Path(file).is_file():

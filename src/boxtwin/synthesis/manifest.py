@@ -313,9 +313,9 @@ def check_usable(
     left = sum(box.decision != "dropped" for line in used for box in line.labels.boxes)
     if left < LEAST_OBJECTS * objects:
         log.warning(
-            "%s: %d variations of training images have %d boxes, their sources %d objects. The detector would learn "
-            "that they are nearly empty: look at the contact sheet and the label card, and take another generator or "
-            "strength, or let people draw the boxes (labels=manual)",
+            "%s: %d variations of training images have %d boxes; with all objects of their sources they would have %d. "
+            "The detector would learn that they are nearly empty: look at the contact sheet and the label card, and "
+            "take another generator or strength, or let people draw the boxes (labels=manual)",
             *(store, len(used), left, objects),
         )
     unchanged = [line for line in lines if line.unchanged]

@@ -108,7 +108,7 @@ class Checkpoint:
         if "safety_checker" in index:
             components |= {"safety_checker": None, "requires_safety_checker": False}
         variant = components.get("variant")
-        files = f"; it may have no files for load.variant={variant}, null takes its others" if variant else ""
+        files = f"; if it has no {variant} files, say generator.load.variant=null to use its others" if variant else ""
         with self.errors(f"; it is {described(index['_class_name'])}{files}"):
             loader = getattr(import_module("diffusers"), pipeline_class).from_pretrained
             pipeline = loader(self.place, revision=self.revision, dtype=dtype, **components)
@@ -119,8 +119,8 @@ class Checkpoint:
 
     def load_model(self, library: str, model_class: str, dtype: torch.dtype, **where: str) -> Any:
         """Load a single model of it, with its class."""
+        loader = getattr(import_module(library), model_class).from_pretrained
         with self.errors():
-            loader = getattr(import_module(library), model_class).from_pretrained
             return loader(self.place, revision=self.revision or "main", dtype=dtype, **where)
 
     @contextmanager

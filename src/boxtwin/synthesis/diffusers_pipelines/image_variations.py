@@ -57,7 +57,7 @@ class UnCLIP(PipelineGenerator):
         cure = "null" if stable else "kandinsky-community/kandinsky-2-2-prior, or a folder"
         self.refuse(stable == bool(self.prior), f"{self.checkpoint} is {kind}: say generator.prior={cure}")
         most = 999 if stable else 0  # Kandinsky has none
-        self.refuse(self.noise_level > most, f"the model takes noise_level={most} at most, got {self.noise_level}")
+        self.refuse(self.noise_level > most, f"say generator.noise_level={most} at most, not {self.noise_level}")
         self.pipeline_class = "StableUnCLIPImg2ImgPipeline" if stable else "KandinskyV22Pipeline"  # type: ignore[misc]
 
     def _inputs(self, squares: Squares) -> dict[str, Any]:
