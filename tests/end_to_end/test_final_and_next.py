@@ -379,4 +379,5 @@ def test_one_detector_cannot_disagree(tmp_path: Path) -> None:
     run("train.py experiment=tiny_control variations=0", tmp_path)
     (tmp_path / "new").mkdir()
     printed = review(tmp_path, "next=new", code=1)
-    assert "study sar_scenes has 1 of s1: train more seeds (-m seed=0,1,2)" in printed
+    assert "study sar_scenes has 1 of s1. Train the study with more seeds (-m seed=0,1,2)" in printed
+    assert "\npython train.py final=sar_scenes" in printed
