@@ -19,11 +19,10 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, OverrideParseException
+from hydra_words import HOSTILE, as_configured, values
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
@@ -35,8 +34,8 @@ from boxtwin.commands.export import export_detector
 from boxtwin.commands.recommended import final_command
 from boxtwin.commands.review_labels import add_command, serve_command, use_with
 from boxtwin.commands.review_suspects import compare_command
-from boxtwin.config.arguments import for_jobs_alone, quote_refused, refused_word
-from boxtwin.config.compose import register, to_object, unknown_name
+from boxtwin.config.arguments import quote_refused, refused_word
+from boxtwin.config.compose import register, to_object
 from boxtwin.config.launch import OPTIONS_VARIABLE
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.counting.detectors import find_detectors
@@ -49,12 +48,6 @@ from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.mlflow_view import note
 
 ROOT = Path(__file__).parents[1]
-HOSTILE = (
-    *("a b", " a ", "it's", 'say "x"', "'q'", "$HOME", "${seed}", "$(touch PWNED)", "`touch PWNED`", "a;touch PWNED"),
-    *("a&&touch PWNED", "a|touch PWNED", ">PWNED", "back\\slash", "end\\", "\\'", "(a)", "^([^_]+)_", "[1,2]", "{a:b}"),
-    *("k=v", "a,b", "größe", "細胞", "#x", "wow!!", "*", "~", "-m", "null", "true", "1e3", "0012", "a:b", "%d", "a@b"),
-    "\ta",
-)
 # With `!` for the history, as it is where people type.
 SHELLS = {"sh": (["sh"], ""), "bash": (["bash", "--norc"], "set -o history; set -H\n")}
 # Writes down what it is given, and MLflow's variable.
@@ -98,21 +91,6 @@ def given_to(pasted: list[tuple[str, list[str]]], *start: str) -> list[list[str]
     """What each program is given after the start, which is the same for all."""
     assert all(tuple(words[: len(start)]) == start for _, words in pasted)
     return [words[len(start) :] for _, words in pasted]
-
-
-def values(words: list[str]) -> dict[str, Any]:
-    """What Hydra makes of words: its options that choose files, and the value of each override."""
-    read = get_args_parser().parse_args(words)
-    found = {name: getattr(read, name) for name in ("config_dir", "config_name") if getattr(read, name)}
-    for override in OverridesParser.create().parse_overrides(read.overrides):
-        found[override.get_key_element()] = as_configured(override.value())
-    return found
-
-
-def as_configured(value: Any) -> Any:
-    """A value that Hydra has parsed, as OmegaConf gives it to the product."""
-    container: Any = OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)
-    return container["value"]
 
 
 texts = st.text(st.sampled_from("ab1.e_-/\\'\"${}()[],:=;~+@#%&*?!|<> \t\né`^"), max_size=12) | st.sampled_from(HOSTILE)
@@ -358,70 +336,6 @@ def test_words_that_hydra_refused(paste: Pasted, monkeypatch: pytest.MonkeyPatch
             paste(f"python train.py {str(unread).rpartition('it is written ')[2]}"), "python", "train.py"
         )
         assert values(words) == {"study": value}
-
-
-def test_a_misspelt_name_is_named_whatever_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", [str(ROOT / "count.py")])
-    for value in ("../a = b", "a=b", "{", "'open", "[a, b"):
-        told = refused_word(OverrideParseException(f"image={value}", ""), [f"image={value}"])
-        assert "image;" in f"{told};".replace(",", ";")
-        assert "images" in str(told)
-    told = refused_word(OverrideParseException("b", ""), ["image=/a", "b"])
-    assert "images" in str(told)
-    assert "image=/a b" not in str(told)
-    monkeypatch.setattr("sys.argv", [str(ROOT / "train.py")])
-    told = refused_word(OverrideParseException("dataset.rooot=a = b", ""), ["dataset.rooot=a = b"])
-    assert "dataset.root" in str(told)
-    assert "dataset.rooot=" not in str(told)
-    for name, now in (("trainer.workers", "trainer.batch_threads"), ("cells", "runs")):
-        monkeypatch.setattr("sys.argv", [str(ROOT / ("train.py" if "." in name else "compare.py"))])
-        told = refused_word(OverrideParseException(f"{name}=a (b", ""), [f"{name}=a (b"])
-        assert now in str(told)
-    told = refused_word(OverrideParseException("run (x=1)", ""), ["study=my", "run (x=1)"])
-    assert "there is no setting" not in str(told)
-
-
-def test_settings_of_a_swept_group_are_for_the_jobs_alone() -> None:
-    """Hydra would apply them to the group's default option first, which may lack them."""
-    plain = ["split.train=4", "seed=1", "generator=img2img,edit"]
-    assert for_jobs_alone([*plain, "generator.tile=8"]) == [*plain, "generator.tile=8"]  # without -m
-    texts = ["'12'", "'null'", "'a #b'", '"it\'s"', "'café; x!'", "", "a b", "[1,2]", "'a, b'", "null", "8", "1e5"]
-    words = [f"generator.x{number}={text}" for number, text in enumerate(texts)]
-    words += ["+generator.added=1", *(setting("generator.hostile", value) for value in HOSTILE[:1])]
-    for value in HOSTILE:
-        (word,) = for_jobs_alone(["-m", plain[2], setting("generator.x", value)])[2:]
-        (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides([word]), None)
-        assert [values(job) for job in jobs] == [{"generator.x": value}] * len(jobs)
-    found = for_jobs_alone(["-m", *plain, *words, "generator.s=1,2"])
-    assert [word for word in found if not word.startswith(("generator.", "+generator."))] == ["-m", *plain]
-    parsed = OverridesParser.create().parse_overrides(found[1:])
-    assert [each.key_or_group for each in parsed if not each.is_sweep_override()] == ["split.train", "seed"]
-    (jobs,) = BasicSweeper.split_arguments(parsed, None)
-    one = [values([word for word in job if "generator." in word]) for job in jobs]
-    expected = values([word.removeprefix("+") for word in words])
-    for job in one:
-        given = {key.removeprefix("+"): value for key, value in job.items() if not key.endswith(".s")}
-        assert given == expected
-    assert for_jobs_alone(["-m", "seed=0,1", "generator.tile=8"]) == ["-m", "seed=0,1", "generator.tile=8"]
-
-
-def test_no_name_of_an_option_file_is_taken_for_a_misspelt_one() -> None:
-    for script in ("train.py", "generate.py", "count.py", "compare.py", "export.py", "review.py"):
-        assert unknown_name(ROOT / script, "nonsense") is not None
-        assert unknown_name(ROOT / script, "hydra.run.dir") is None
-        assert unknown_name(ROOT / script, "hydra/launcher") is None
-    keys = {
-        f"{folder.name}.{key}" if file.parent == folder else f"{folder.name}.{file.parent.name}.{key}"
-        for folder in (ROOT / "conf").iterdir()
-        if folder.is_dir() and folder.name not in ("experiment", "dataset_generator")
-        for file in folder.rglob("*.yaml")
-        for key in map(str, OmegaConf.load(file))
-        if key != "defaults"
-    }
-    assert len(keys) > 100
-    for key in (*keys, *(folder.name for folder in (ROOT / "conf").iterdir() if folder.is_dir())):
-        assert unknown_name(ROOT / "train.py", key) is None, key
-        assert unknown_name(ROOT / "train.py", f"+{key}") is None, key
 
 
 def test_bringing_an_experiment_back(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:

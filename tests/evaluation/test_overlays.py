@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from boxtwin.datasets.image_io import read_image, write_png
@@ -11,7 +12,9 @@ from boxtwin.datasets.sample import Detections, Lineage, Sample
 from boxtwin.evaluation.matching import match, match_detections
 from boxtwin.evaluation.overlays import (
     contact_sheet,
+    draw_boxes,
     pick_examples,
+    show_image,
     side_by_side,
 )
 from boxtwin.evaluation.resampled_ap import RECALLS, ResampledAP
@@ -193,3 +196,17 @@ def test_a_real_chip_can_be_pictured(tmp_path: Path, hrsid200: Path) -> None:
     sample = make_sample(tmp_path, "chip.png", pixels, [[300, 300, 380, 340]])
     side_by_side([sample], {1: detections([[301, 299, 380, 342]], [0.77])}, 0.5, tmp_path / "out.png", ["ship"])
     assert read_image(tmp_path / "out.png").std() > 5
+
+
+@pytest.mark.parametrize("caption", ["a 0.9", "red blood cell 0.93", "細胞 0.93"])
+def test_captions_stay_inside_the_picture(caption: str) -> None:
+    figure = Figure(figsize=(3.2, 3.2), dpi=110)
+    axes = figure.subplots()
+    show_image(axes, np.zeros((200, 200), np.uint8))
+    boxes = np.array([[x, y, x + 9, y + 9] for x, y in zip(range(0, 191, 10), range(5, 190, 9), strict=False)], float)
+    draw_boxes(axes, boxes, colour="#00ff00", captions=[caption] * len(boxes))
+    figure.canvas.draw()
+    inside = axes.get_window_extent()
+    extents = [text.get_window_extent() for text in axes.texts]
+    assert len(extents) == len(boxes)
+    assert all(inside.x0 - 1 <= each.x0 and each.x1 <= inside.x1 + 1 for each in extents)

@@ -106,6 +106,8 @@ def for_jobs_alone(arguments: Sequence[str]) -> list[str]:
         is_of_swept = override is not None and override.key_or_group.partition(".")[0] in swept
         if not is_of_swept or override is None or override.is_sweep_override() or "." not in override.key_or_group:
             return word
+        if "${" in value:  # sweeps escape interpolations
+            return word
         twice = f"{key}={value or EMPTY},{value or EMPTY}"  # choice(…) would drop quotes, and takes no null
         return twice if _is_one_value(twice, or_sweep=True) else word
 

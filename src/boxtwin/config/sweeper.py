@@ -17,6 +17,7 @@ from filelock import FileLock
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -112,8 +113,8 @@ class RunSweeper(BasicSweeper):
         loader, global_config = self.hydra_context.config_loader, HydraConfig.instance()
         listed = with_variations(self._parse_config(), loader.get_group_options("variations"))
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*listed, *arguments])
-        (listed_all,) = self.split_arguments(overrides, None)
-        combinations = [list(each) for each in dict.fromkeys(map(tuple, listed_all))]
+        drop_repeated(overrides)
+        (combinations,) = self.split_arguments(overrides, None)
         jobs: dict[str, tuple[Path, list[str], DictConfig]] = {}
         before = global_config.cfg
         try:
@@ -177,3 +178,10 @@ def end_killed(folder: Path, patience: float = 5.0) -> None:
         # A server that is away must not hide why the sweep ended.
         with contextlib.suppress(Exception), FileLock(note.run["lock"], timeout=patience):
             end_running(note.run["uri"], note.run["study"], note.run["identity"])
+
+
+def drop_repeated(overrides: Sequence[Override]) -> None:
+    """Leave each value of a sweep once: equal ones would multiply the combinations."""
+    for choice in (each.value() for each in overrides):
+        if isinstance(choice, ChoiceSweep):
+            choice.list = list({repr(value): value for value in choice.list}.values())

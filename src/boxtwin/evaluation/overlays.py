@@ -29,6 +29,8 @@ DPI = 110
 TILE = 3.2  # inches, the longer side of one picture
 # Score labels cover what they name: beyond this many in one picture they hide more than they say.
 MAX_CAPTIONS = 30
+CAPTION = 6  # points, the size of letters
+LETTER = 0.75 * CAPTION  # points, more than the mean width of one
 LEGEND = 0.3  # inches, a line of it
 MOST_NAMED = 10  # classes in a legend
 Window = tuple[int, int, int, int]  # xyxy, pixels of the image
@@ -65,10 +67,11 @@ def draw_boxes(
         frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.3, linestyle=line_style)
         axes.add_patch(frame)
     (top, bottom), (left, right) = sorted(axes.get_ylim()), axes.get_xlim()
+    width = axes.get_window_extent().width * 72 / axes.figure.get_dpi()  # points
     backgrounds = corners or [colour] * len(captions)
     for (x1, y1, x2, y2), caption, background in zip(boxes.tolist(), captions, backgrounds, strict=bool(captions)):
         below = y1 - top < 0.05 * (bottom - top)  # no room above the box
-        at_border = x1 - left > 0.85 * (right - left)  # no room on its right
+        at_border = (right - x1) / (right - left) * width < LETTER * len(caption)  # no room on its right
         axes.annotate(
             caption,
             (min(x2, right) if at_border else x1, y2 if below else y1),
@@ -76,7 +79,7 @@ def draw_boxes(
             textcoords="offset points",
             ha="right" if at_border else "left",
             va="top" if below else "bottom",
-            fontsize=6,
+            fontsize=CAPTION,
             color=readable_on(background),
             bbox={"facecolor": background, "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
             annotation_clip=True,

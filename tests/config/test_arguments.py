@@ -1,0 +1,86 @@
+"""Words that Hydra refuses get a message that names the mistake; words of a sweep reach the jobs as they are typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+from hydra_words import HOSTILE, values
+from omegaconf import OmegaConf
+
+from boxtwin.command_line import setting
+from boxtwin.config.arguments import for_jobs_alone, refused_word
+from boxtwin.config.compose import unknown_name
+from boxtwin.config.sweeper import drop_repeated
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_misspelt_name_is_named_whatever_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [str(ROOT / "count.py")])
+    for value in ("../a = b", "a=b", "{", "'open", "[a, b"):
+        told = refused_word(OverrideParseException(f"image={value}", ""), [f"image={value}"])
+        assert "image;" in f"{told};".replace(",", ";")
+        assert "images" in str(told)
+    told = refused_word(OverrideParseException("b", ""), ["image=/a", "b"])
+    assert "images" in str(told)
+    assert "image=/a b" not in str(told)
+    monkeypatch.setattr("sys.argv", [str(ROOT / "train.py")])
+    told = refused_word(OverrideParseException("dataset.rooot=a = b", ""), ["dataset.rooot=a = b"])
+    assert "dataset.root" in str(told)
+    assert "dataset.rooot=" not in str(told)
+    for name, now in (("trainer.workers", "trainer.batch_threads"), ("cells", "runs")):
+        monkeypatch.setattr("sys.argv", [str(ROOT / ("train.py" if "." in name else "compare.py"))])
+        told = refused_word(OverrideParseException(f"{name}=a (b", ""), [f"{name}=a (b"])
+        assert now in str(told)
+    told = refused_word(OverrideParseException("run (x=1)", ""), ["study=my", "run (x=1)"])
+    assert "there is no setting" not in str(told)
+
+
+def test_settings_of_a_swept_group_are_for_the_jobs_alone() -> None:
+    """Hydra would apply them to the group's default option first, which may lack them."""
+    plain = ["split.train=4", "seed=1", "generator=img2img,edit"]
+    assert for_jobs_alone([*plain, "generator.tile=8"]) == [*plain, "generator.tile=8"]  # without -m
+    texts = ["'12'", "'null'", "'a #b'", '"it\'s"', "'café; x!'", "", "a b", "[1,2]", "'a, b'", "null", "8", "1e5"]
+    words = [f"generator.x{number}={text}" for number, text in enumerate(texts)]
+    words += ["+generator.added=1", *(setting("generator.hostile", value) for value in HOSTILE[:1])]
+    for value in HOSTILE:
+        (word,) = for_jobs_alone(["-m", plain[2], setting("generator.x", value)])[2:]
+        (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides([word]), None)
+        assert [values(job) for job in jobs] == [{"generator.x": value}] * len(jobs)
+    found = for_jobs_alone(["-m", *plain, *words, "generator.s=1,2"])
+    assert [word for word in found if not word.startswith(("generator.", "+generator."))] == ["-m", *plain]
+    parsed = OverridesParser.create().parse_overrides(found[1:])
+    assert [each.key_or_group for each in parsed if not each.is_sweep_override()] == ["split.train", "seed"]
+    drop_repeated(parsed)
+    (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    assert len(jobs) == 4  # of two generators and two values
+    expected = values([word.removeprefix("+") for word in words])
+    for job in (values([word for word in job if "generator." in word]) for job in jobs):
+        given = {key.removeprefix("+"): value for key, value in job.items() if not key.endswith(".s")}
+        assert given == expected
+    interpolated = ["-m", *plain, "generator.seed=${seed}"]  # which a sweep would escape
+    assert for_jobs_alone(interpolated) == interpolated
+    assert for_jobs_alone(["-m", "seed=0,1", "generator.tile=8"]) == ["-m", "seed=0,1", "generator.tile=8"]
+
+
+def test_no_name_of_an_option_file_is_taken_for_a_misspelt_one() -> None:
+    for script in ("train.py", "generate.py", "count.py", "compare.py", "export.py", "review.py"):
+        assert unknown_name(ROOT / script, "nonsense") is not None
+        assert unknown_name(ROOT / script, "hydra.run.dir") is None
+        assert unknown_name(ROOT / script, "hydra/launcher") is None
+    keys = {
+        f"{folder.name}.{key}" if file.parent == folder else f"{folder.name}.{file.parent.name}.{key}"
+        for folder in (ROOT / "conf").iterdir()
+        if folder.is_dir() and folder.name not in ("experiment", "dataset_generator")
+        for file in folder.rglob("*.yaml")
+        for key in map(str, OmegaConf.load(file))
+        if key != "defaults"
+    }
+    assert len(keys) > 100
+    for key in (*keys, *(folder.name for folder in (ROOT / "conf").iterdir() if folder.is_dir())):
+        assert unknown_name(ROOT / "train.py", key) is None, key
+        assert unknown_name(ROOT / "train.py", f"+{key}") is None, key
