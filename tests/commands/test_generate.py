@@ -268,6 +268,22 @@ def test_local_generators_give_the_same_bytes_again(
     assert "20 equal, 0 restored, 0 different" in caplog.text
 
 
+def test_a_model_from_a_folder_makes_its_images_again(
+    composed: Composed, tmp_path: Path, caplog: pytest.LogCaptureFixture, tiny_pipeline: Callable[[str], Path]
+) -> None:
+    """The store tells all but where the folder is; what changes pixels, such as a variant, it tells too."""
+    caplog.set_level(logging.INFO)
+    diffusers: Any = pytest.importorskip("diffusers")
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tiny_pipeline("stable_diffusion"), safety_checker=None)
+    pipeline.save_pretrained(tmp_path / "model", variant="fp16")
+    place = ("generator=img2img", f"generator.checkpoint={tmp_path / 'model'}")
+    made = ("generator.load.variant=fp16", "generator.steps=3", "generator.tile=32", "generator.overlap=8")
+    generate(composed(*place, *made, "generator.dtype=float32", "variations=1"))
+    manifest = store(tmp_path) / "manifest.jsonl"
+    generate(composed(*place, f"regenerate={manifest}"))
+    assert "10 equal, 0 restored, 0 different" in caplog.text
+
+
 def test_an_image_that_comes_out_differently_is_told_and_left(composed: Composed, tmp_path: Path) -> None:
     generate(composed("generator=repeat", "variations=1"))
     folder = store(tmp_path)

@@ -24,7 +24,7 @@ from hydra import compose, initialize_config_dir
 
 from boxtwin.config.arguments import quote_numbers
 from boxtwin.config.compose import register
-from boxtwin.config.notes import Note, time_left
+from boxtwin.config.notes import Note, names_of, time_left
 from boxtwin.config.sweeper import end_killed, settings_key
 from boxtwin.errors import InputError
 from boxtwin.tracking.mlflow_runs import Store, ended_on_error, store_uri
@@ -183,6 +183,17 @@ def test_jobs_side_by_side_have_one_bar_on_a_terminal(tmp_path: Path) -> None:
     assert ("0", ", 2 at work") in bars
     assert ("2", ", 2 at work, about 1 min left") in bars
     assert bars[-1] == ("4", "")
+
+
+def test_runs_of_one_name_are_told_apart_by_what_differs() -> None:
+    common = ("generator=img2img", "seed=0")
+    same = [Note(run_name="a", words=(*common, f"generator.strength={each}")) for each in (0.3, 0.6)]
+    assert names_of([*same, Note(run_name="b", words=common)]) == [
+        "a (generator.strength=0.3)",
+        "a (generator.strength=0.6)",
+        "b",
+    ]
+    assert names_of(same[:1]) == names_of([Note(run_name="a")]) == ["a"]
 
 
 def test_time_left_is_that_of_finished_runs_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:

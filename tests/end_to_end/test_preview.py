@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_generators_and_strengths_are_columns_and_images_are_kept(
     assert not (tmp_path / "data").exists()
     printed = run(f"{common} generator=repeat,copy_paste -m preview=true", tmp_path)
     sheet = tmp_path / "data" / "synthetic" / "preview.png"
-    assert f"sheet: {sheet.relative_to(tmp_path)}" in printed
+    assert len(re.findall(rf"peak memory: \d\.\d\d GB of the \w+; sheet: {sheet.relative_to(tmp_path)}", printed)) == 2
     assert [name for name, _, _ in columns(tmp_path)] == ["repeat", "copy_paste"]
     across = read_image(sheet).shape
     assert not (tmp_path / "data" / "0").exists()  # jobs have no folders of their own

@@ -276,6 +276,13 @@ def test_known_parameters_are_taken_and_places_are_not() -> None:
     }
 
 
+def test_settings_within_others_are_taken_too() -> None:
+    option = OPTION | {"load": {"variant": None, "slicing": False}}
+    assert settings_from({"load.variant": "fp16", "load.other": 1}, option) == {"load.variant": "fp16"}
+    with pytest.raises(InputError, match="refused"):
+        settings_from({"load.slicing": "yes"}, option)
+
+
 def test_a_store_of_another_value_of_a_former_setting_is_refused() -> None:
     option = {"_target_": "boxtwin.synthesis.controls.CopyPaste", "mirror": True}
     with pytest.raises(InputError, match="feather=4, which is always 8 now"):

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 SHEET_SOURCES, SHEET_VARIATIONS = 8, 3  # of a contact sheet
 # Settings and options that a suggested command leaves out.
 _NOT_SUGGESTED = re.compile(r"\+*(confirm|budget|regenerate|rerun|dry_run|preview)=|--config-name=(config|generate)$")
+_PLACES = ("checkpoint", "adapter", "controlnet", "prior", "load.quantisation")  # settings that may name what is local
 _NAMED = 5  # variations that a message names
 
 
@@ -79,7 +80,7 @@ def generate(composed: DictConfig) -> None:
         f"{', '.join(counts)}: {prepared.per_image} of each of {len(prepared.sources)} images",
         f"labels: {label_detectors.describe(prepared)}",
         f"label card: {library.folder / 'label_card.png'}",
-        *([f"peak memory: {update.peak_memory[1] / 1e9:.2f} GB of the {update.peak_memory[0]}"] if update.made else []),
+        *_peak_memory(update),
         f"store: {library.folder}",
         *([f"contact sheet: {sheet}"] if sheet else []),
     ]
@@ -106,7 +107,13 @@ def _preview(prepared: Prepared, config: GenerateConfig) -> None:
     _check_confirmed(library, config, sources, 1)
     prepare_generator(replace(prepared, library=library))
     update = library.make(sources, 1)
-    log.info("%s: %d made for the preview; sheet: %s", library.folder, update.made, draw_preview(prepared, library))
+    made = f"{library.folder}: {update.made} made for the preview"
+    log.info("%s", "; ".join([made, *_peak_memory(update), f"sheet: {draw_preview(prepared, library)}"]))
+
+
+def _peak_memory(update: StoreUpdate) -> list[str]:
+    part, size = update.peak_memory
+    return [f"peak memory: {size / 1e9:.2f} GB of the {part}"] if update.made else []
 
 
 def make_variations(prepared: Prepared) -> StoreUpdate:
@@ -228,21 +235,25 @@ def _regenerate(composed: DictConfig) -> None:
 def _with_generator_of(composed: DictConfig, identity: StoreIdentity) -> DictConfig:
     """The configuration with the generator that made a store: its file in conf/generator, and what the store records.
 
-    The rest, such as the device or a folder's path, comes from the command line.
+    The rest, such as the device or a folder's path, comes from the command line. So do checkpoints and quantised files
+    that it names: of a folder or a file, a store knows name and hash.
     """
     name = identity.generator
     composed = composed.copy()
+    loader = GlobalHydra.instance().config_loader()
+    if name not in loader.get_group_options("generator"):
+        raise InputError(f"the store was made by generator {name}, for which there is no conf/generator/{name}.yaml")
+    # Within the whole, since a generator's file may choose the labels that suit it.
+    unchanged = loader.load_configuration("config", [f"generator={name}"], RunMode.RUN).generator
     with open_dict(composed):
         if composed.generator.name != name:
-            loader = GlobalHydra.instance().config_loader()
-            if name not in loader.get_group_options("generator"):
-                raise InputError(
-                    f"the store was made by generator {name}, for which there is no conf/generator/{name}.yaml"
-                )
-            # Within the whole, since a generator's file may choose the labels that suit it.
-            composed.generator = loader.load_configuration("config", [f"generator={name}"], RunMode.RUN).generator
+            composed.generator = unchanged.copy()
         option: Any = OmegaConf.to_container(composed.generator, resolve=True)
-        composed.generator.update(settings_from(identity.parameters, option))
+        for key, value in settings_from(identity.parameters, option).items():
+            place = "checkpoint" if key == "revision" else key.removesuffix("_revision")
+            given, usual = (OmegaConf.select(settings, place) for settings in (composed.generator, unchanged))
+            if given == usual or place not in _PLACES:
+                OmegaConf.update(composed.generator, key, value)
     missing = sorted(OmegaConf.missing_keys(composed.generator))
     if missing:
         raise InputError(f"say generator={name} and generator.{missing[0]}=… as when the store was made")

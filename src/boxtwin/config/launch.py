@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from boxtwin.config.arguments import (
 from boxtwin.config.automatic import resolve_auto
 from boxtwin.config.compose import register, unknown_setting
 from boxtwin.config.identity import run_name, short_hash
-from boxtwin.config.notes import Note, note_path, notes_in, progress
+from boxtwin.config.notes import Note, names_of, note_path, notes_in, progress
 from boxtwin.errors import DataError, InputError, WriteError, unanswered
 from boxtwin.files import check_name, remove_unwritten, write_error
 
@@ -187,7 +187,7 @@ def guard(work: Callable[[DictConfig], object], config: DictConfig) -> None:
     if folder is not None:
         path, data_set = note_path(folder, task_overrides()), _data_of(config)
         note = Note.read(path) if Path(path).exists() else Note(path)  # a launcher may have left this job behind
-        begun = Note(path, _name_of(config), note.new, note.attempts + 1, reason=None)
+        begun = Note(path, _name_of(config), note.new, note.attempts + 1, reason=None, words=note.words)
         _note = begun.write(host=platform.node(), begun=time.time())
         known_error = next((each.reason for each in notes_in(folder) if each.data == data_set), None)
     reason, repairable, data = None, False, None
@@ -256,13 +256,13 @@ def note_run(**run: str) -> None:
         _note = _note.write(run=run)
 
 
-def report_failures(notes: Iterable[Note]) -> None:
+def report_failures(notes: Sequence[Note]) -> None:
     """List every run of a sweep that failed, and why; `launch` then ends with 1."""
     global _failed
     reasons: dict[str, list[str]] = defaultdict(list)
-    for note in notes:
+    for note, name in zip(notes, names_of(notes), strict=True):
         if note.failure is not None:
-            reasons[note.failure].append(note.run_name)
+            reasons[note.failure].append(name)
     if reasons:
         failed = sum(map(len, reasons.values()))
         _failed += failed

@@ -30,6 +30,7 @@ class Note:
     data: str | None = None  # hash of the data settings, if the data set is wrong
     host: str = ""  # where it was begun
     run: dict[str, str] | None = None  # in MLflow: address of the store, study, identity; and the lock of the run
+    words: Sequence[str] = ()  # of the sweep, that choose the job
 
     @classmethod
     def read(cls, path: str | Path) -> Note:
@@ -67,6 +68,16 @@ def progress(notes: Sequence[Note]) -> str:
     text = f"{sum(note.ended for note in notes)} of {len(notes)} runs of this sweep have ended"
     left = time_left(notes, 1 + sum(note.at_work for note in notes))
     return f"{text}; {left}" if left else text
+
+
+def names_of(notes: Sequence[Note]) -> list[str]:
+    """The names of runs; those that several runs of ``notes`` share, with the words that tell them apart."""
+    names = []
+    for note in notes:
+        others = [other for other in notes if other.run_name == note.run_name and other is not note]
+        own = [word for word in note.words if any(word not in other.words for other in others)]
+        names.append(f"{note.run_name} ({' '.join(own)})" if own else note.run_name)
+    return names
 
 
 def time_left(notes: Sequence[Note], at_once: int) -> str:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from boxtwin.config.arguments import with_variations
 from boxtwin.config.identity import NO_PRETRAINING, uses_generator
 from boxtwin.config.launch import ATTEMPTS, SWEEP_VARIABLE, check_all, report_failures
-from boxtwin.config.notes import Note, note_path, notes_in
+from boxtwin.config.notes import Note, names_of, note_path, notes_in
 from boxtwin.config.parallel import ONE_THREAD, cores, joblib_launcher, jobs_at_once, sweep_bar
 from boxtwin.config.submitted import submitted_jobs, wait_for
 from boxtwin.tracking.run_folders import RESULT_FILE
@@ -65,7 +65,7 @@ class RunSweeper(BasicSweeper):
         jobs: dict[str, list[str]] = {}  # overrides, by the file of the note
         for output, overrides in combinations:
             path, new = note_path(folder, overrides), not (output / RESULT_FILE).exists()
-            jobs[Note(path, output.name, new).write().path] = overrides
+            jobs[Note(path, output.name, new, words=overrides).write().path] = overrides
         os.environ[SWEEP_VARIABLE] = str(folder)
         returned: list[JobReturn] = []
         notes: list[Note] = []
@@ -73,7 +73,7 @@ class RunSweeper(BasicSweeper):
         # A launcher that stops when a job is killed leaves others that were not begun; but each round must begin some.
         while open_jobs and (attempts := sum(note.attempts for note in notes)) > begun:
             if notes:
-                names = [note.run_name for note in notes if note.path in open_jobs]
+                names = [name for note, name in zip(notes, names_of(notes), strict=True) if note.path in open_jobs]
                 log.warning("once more, since they broke down: %s", ", ".join(names))
             try:
                 with sweep_bar(folder, at_once):

@@ -59,6 +59,7 @@ class Refused:
     request: Request
     reason: str
     may_recur: bool = False  # whether others may fail for this reason: after `GIVE_UP_AFTER` in a row the rest would
+    cost_usd: float = 0.0  # what was paid nevertheless
 
 
 class Model(NamedTuple):

@@ -139,14 +139,16 @@ def settings_from(parameters: Mapping[str, Any], option: Mapping[str, Any]) -> d
     built, and paths and addresses of this machine, cannot. Raises InputError for other values.
     """
     settings, constants = {}, former_settings_of(str(option.get("_target_")))
+    groups = {name: group for name, group in option.items() if isinstance(group, dict)}
+    known = {**option, **{f"{name}.{key}": value for name, group in groups.items() for key, value in group.items()}}
     for key, value in parameters.items():
         if constants.get(key, value) != value:
             raise InputError(f"{IDENTITY} has {key}={value!r}, which is always {constants[key]!r} now; refused")
         if _is_code(key, value):
             raise InputError(f"{IDENTITY} has {key}={value!r} among the parameters, as no generator records; refused")
-        if key not in option or key in _NOT_FROM_DATA or isinstance(value, dict):
+        if key not in known or key in _NOT_FROM_DATA or isinstance(value, dict):
             continue
-        default = option[key]
+        default = known[key]
         if not (default in (None, "???") or value is None or _kind(value) == _kind(default)):
             raise InputError(f"{IDENTITY} has {key}={value!r}, where a value like {default!r} is expected; refused")
         settings[key] = value

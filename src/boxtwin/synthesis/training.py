@@ -108,6 +108,19 @@ def check_identity(recorded: str | None, expected: str, file: Path) -> None:
         raise InputError(f"{file} is of other settings, other images or another version; remove it to train again")
 
 
+def held_out_of(training: Sequence[Sample], seed: int) -> list[int]:
+    """Numbers of the images that a generator does not learn: one, chosen by ``seed``, then others of its scene.
+
+    Where all images are of one scene, it is the one alone; of a single image, none.
+    """
+    if len(training) < 2:
+        return []
+    number = seed % len(training)
+    scene = training[number].group
+    others = [place for place, sample in enumerate(training) if scene and sample.group == scene and place != number]
+    return [number, *(others if len(others) + 1 < len(training) else [])]
+
+
 class Crops:
     """Random squares of some images, as shares of full scale, with what an inpainting model is to paint."""
 

@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from boxtwin.synthesis import training
 from boxtwin.synthesis.diffusers_pipelines.img2img import TOKEN, PromptedGenerator, TrainablePipeline
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
 from boxtwin.synthesis.generator import Request
-from boxtwin.synthesis.training import LOSSES_FILE, STATE_FILE, WEIGHTS_FILE, Crops, HeldOut, train_steps
+from boxtwin.synthesis.training import LOSSES_FILE, STATE_FILE, WEIGHTS_FILE, Crops, HeldOut, held_out_of, train_steps
 from boxtwin.weights import save_state
 
 SQUARE: dict[str, Any] = {"height": 32, "width": 32, "output_type": "latent"}
@@ -107,6 +108,25 @@ def test_the_error_is_that_of_the_latents_that_the_pipeline_noises(
     assert latents[0].shape == latents[1].shape
     if checkpoint == "flux":  # times from 0 to 1
         assert 0 < float(ours["timestep"]) < 1 == float(theirs["timestep"])
+
+
+def test_images_of_one_scene_are_held_out_together(tmp_path: Path, tiny_pipeline: TinyPipeline) -> None:
+    """Others of its scene would show a model what the image that is held out looks like."""
+    samples = [make_source(tmp_path, f"{name}.png", (40, 50)) for name in "abcd"]
+
+    def held_out(*scenes: str) -> list[int]:
+        return held_out_of([replace(each, group=scene) for each, scene in zip(samples, scenes, strict=False)], 1)
+
+    assert held_out("", "", "") == [1]
+    assert held_out("x", "y", "z", "y") == [1, 3]
+    assert held_out("x", "x", "x") == [1]
+    assert held_out("x") == held_out() == []
+
+    def version(*scenes: str) -> int:
+        model = make("img2img", tiny_pipeline, finetune="lora")
+        return model.version([replace(each, group=scene) for each, scene in zip(samples, scenes, strict=False)])
+
+    assert [version("x"), version("y", "x"), version("y", "x", "y")] == [1, 3, 5]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import MakeCoco
 from image_server import Record, image_server
-from openai_generators import SECRET, edit, open_library, outcomes, reasons, variations
+from openai_generators import SECRET, SETTINGS, edit, open_library, outcomes, reasons, variations
 
 from boxtwin.datasets.sample import Dataset
 from boxtwin.errors import InputError
@@ -112,6 +112,8 @@ def test_a_black_answer_is_refused_and_recorded_and_never_an_image(
     asked = len(server.requests)
     again = library.make(dataset.samples, 1)
     assert (again.made, again.existing, len(server.requests) - asked) == (2, 1, 2)
+    # What was black was paid for, too; the good squares beside it are counted with their image.
+    assert round((made.cost_usd + again.cost_usd) / SETTINGS["price_usd"]) == len(server.requests)
     assert not library.refused(dataset.samples)
 
 

@@ -28,7 +28,7 @@ from boxtwin.synthesis.constants import FINETUNE_BATCH_SIZE, LORA_RANK
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import KINDS, accepts, related
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator, Squares, as_pictures
 from boxtwin.synthesis.generator import Json, Request, check_settings, hash_of
-from boxtwin.synthesis.training import WEIGHTS_FILE, Crops, HeldOut, Repaint, train_once, train_steps
+from boxtwin.synthesis.training import WEIGHTS_FILE, Crops, HeldOut, Repaint, held_out_of, train_once, train_steps
 from boxtwin.weights import read_weights, write_weights
 
 WAYS = ("lora", "textual_inversion")
@@ -70,8 +70,8 @@ class PromptedGenerator(PipelineGenerator):
         self.refuse(self.loading.quantisation, f"{asked} cannot be combined with load.quantisation")
 
     def version(self, training: Sequence[Sample]) -> int:
-        """Two more where one image is held out of learning; before, it was learnt too."""
-        return super().version(training) + 2 * (self.learns and len(training) > 1)
+        """Two more where an image is held out of learning, four where others of its scene are too."""
+        return super().version(training) + 2 * self.learns * min(len(held_out_of(training, self.seed)), 2)
 
     def parameters(self) -> dict[str, Json]:
         unused = ("finetune_steps", "finetune_learning_rate", "seed")
@@ -124,7 +124,7 @@ class PromptedGenerator(PipelineGenerator):
         for float16, which needs scaling, float32 is taken.
         """
         self.refuse(not training, f"finetune={self.finetune} needs at least one training image")
-        out = self.seed % len(training) if len(training) > 1 else None  # the image that is held out
+        out = held_out_of(training, self.seed)
         boxes = [sample.object_boxes.tolist() if self._to_repaint else None for sample in training]
         content: dict[str, Any] = {
             **self._checkpoint.parameters(),
@@ -136,7 +136,7 @@ class PromptedGenerator(PipelineGenerator):
             "prompt": self.prompt,
             "images": [[sample.name, sample.sha256, each] for sample, each in zip(training, boxes, strict=True)],
         }
-        content |= {} if out is None else {"held_out": out}
+        content |= {"held_out": out if out[1:] else out[0]} if out else {}
         if any(sample.bits > 8 for sample in training):
             content["levels"] = "measured"  # before, 65535 was the full-scale value
         digest = hash_of(content)
@@ -145,9 +145,9 @@ class PromptedGenerator(PipelineGenerator):
         def learn() -> None:
             loaded = self._load_published(torch.float32).to(self._device)
             pipeline = TrainablePipeline(loaded, self._choose_side(loaded), self)
-            learnt_images = [sample for number, sample in enumerate(training) if number != out]
+            learnt_images = [sample for number, sample in enumerate(training) if number not in out]
             crops = Crops(learnt_images, pipeline.side, self._to_repaint)
-            left_out = None if out is None else Crops([training[out]], pipeline.side, self._to_repaint)
+            left_out = Crops([training[out[0]]], pipeline.side, self._to_repaint) if out else None
             losses = HeldOut(pipeline.loss, crops, left_out, self.finetune_steps)
             rng = torch.Generator().manual_seed(self.seed)
             weights = {str(number): weight.detach() for number, weight in enumerate(pipeline.weights.values())}

@@ -97,7 +97,8 @@ class _OpenAIImages(Generator):
                 try:
                     yield self._vary_one(client.images.with_raw_response, request, self._spool)
                 except ImageFailedError as error:
-                    yield Refused(request, str(error), may_recur=not isinstance(error, ModeratedError))
+                    recurs, cost = not isinstance(error, ModeratedError), (self.price or 0.0) * error.lost
+                    yield Refused(request, str(error), may_recur=recurs, cost_usd=cost)
 
     def _sent(self) -> dict[str, Json]:
         """All that is sent but the image."""
@@ -121,7 +122,11 @@ class _OpenAIImages(Generator):
             answers.append(self.calls.image(post, spooled, as_square))
             if (reason := unfit(square, answers[-1].pixels)) is not None:
                 spooled.unlink()  # another call asks again
-                raise ImageFailedError(f"{reason}; hosts send such images in place of those that their filters refuse")
+                failed = ImageFailedError(
+                    f"{reason}; hosts send such images in place of those that their filters refuse"
+                )
+                failed.lost = answers[-1].received
+                raise failed
         return Variation(
             request,
             squares.join([answer.pixels for answer in answers], source, self.side, self.overlap),

@@ -51,6 +51,8 @@ _AGAIN = (408, 409, 429)  # and 5xx
 class ImageFailedError(Exception):
     """One image failed, for a reason that may hold for the next one too."""
 
+    lost = 0  # answers that came and cannot be used: paid for all the same
+
 
 class ModeratedError(ImageFailedError):
     """The host refused to touch one image."""
@@ -127,16 +129,15 @@ class Calls:
                 return Answer(self._decode(spooled.read_bytes(), read), 1, from_spool=True)
             except (_DamagedError, InputError) as problem:
                 log.info("%s cannot be used, so it is asked for again: %s", spooled, problem)
-        received, reason = 0, ""
+        lost, reason = 0, ""
         for tries in range(1, self.max_tries + 1):
             wait: float | None = None
             try:
                 content = post().http_response.content
                 write_bytes_atomically(spooled, content)
-                received += 1
-                return Answer(self._decode(content, read), received, from_spool=False)
+                return Answer(self._decode(content, read), lost + 1, from_spool=False)
             except _DamagedError as damage:
-                reason = str(damage)
+                lost, reason = lost + 1, str(damage)
             except openai.APIStatusError as error:
                 reason = self._reason_to_repeat(error)
                 wait = _retry_after(error.response.headers)
@@ -146,7 +147,9 @@ class Calls:
                 reason = _without_key(f"connection failed: {error.__cause__ or error}")
             if tries < self.max_tries:
                 self._wait(tries, wait, reason)
-        raise ImageFailedError(f"failed in {self.max_tries} tries: {reason}")
+        failed = ImageFailedError(f"failed in {self.max_tries} tries: {reason}")
+        failed.lost = lost
+        raise failed
 
     def _wait(self, tries: int, asked_for: float | None, reason: str) -> None:
         if asked_for is not None and asked_for > LONGEST_WAIT:
