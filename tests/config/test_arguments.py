@@ -67,6 +67,16 @@ def test_settings_of_a_swept_group_are_for_the_jobs_alone() -> None:
     assert for_jobs_alone(["-m", "seed=0,1", "generator.tile=8"]) == ["-m", "seed=0,1", "generator.tile=8"]
 
 
+def test_an_experiment_may_sweep_the_group(tmp_path: Path) -> None:
+    words = ["-m", "experiment=mine,absent", "generator.tile=8", "detector.warmup_steps=1"]
+    (tmp_path / "damaged.yaml").write_text("{")
+    file = tmp_path / "mine.yaml"
+    file.write_text("hydra: {sweeper: {params: {generator: 'img2img,edit', split.train_size: '1,2'}}}")
+    assert for_jobs_alone(words, [tmp_path]) == [*words[:2], "generator.tile=8,8", words[3]]
+    assert for_jobs_alone(["-m", "+experiment=damaged", words[2]], [tmp_path])[2] == words[2]
+    assert for_jobs_alone([words[1], words[2]], [tmp_path])[1] == words[2]  # without -m
+
+
 def test_no_name_of_an_option_file_is_taken_for_a_misspelt_one() -> None:
     for script in ("train.py", "generate.py", "count.py", "compare.py", "export.py", "review.py"):
         assert unknown_name(ROOT / script, "nonsense") is not None

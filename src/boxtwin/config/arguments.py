@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
 
 from boxtwin.command_line import command_line, quote_path, quote_variations, quoted, setting
 from boxtwin.config.compose import unknown_name
@@ -87,11 +88,12 @@ def quote_list(word: str, settings: Sequence[str]) -> str:
     return f"{key}=[{','.join(parts)}]"
 
 
-def for_jobs_alone(arguments: Sequence[str]) -> list[str]:
+def for_jobs_alone(arguments: Sequence[str], folders: Sequence[Path] = ()) -> list[str]:
     """Arguments in which a setting of a swept group is a sweep of one value: ``generator.tile=512,512``.
 
     Hydra composes the jobs of a sweep, and before them the settings without what is swept: there, the setting would be
-    one of the group's default option, which may lack it. Of equal jobs the sweeper makes one.
+    one of the group's default option, which may lack it. Of equal jobs the sweeper makes one. ``folders`` hold
+    experiment files, which may sweep, too.
     """
     if not get_args_parser().parse_args(list(arguments)).multirun:
         return list(arguments)
@@ -100,6 +102,7 @@ def for_jobs_alone(arguments: Sequence[str]) -> list[str]:
         with contextlib.suppress(HydraException):  # an option of Hydra's, or what it will refuse
             parsed[word] = OverridesParser.create().parse_override(word)
     swept = {each.key_or_group for each in parsed.values() if each.is_sweep_override()}
+    swept |= _swept_by_experiments(arguments, folders)
 
     def alone(word: str) -> str:
         override, (key, _, value) = parsed.get(word), word.partition("=")
@@ -112,6 +115,16 @@ def for_jobs_alone(arguments: Sequence[str]) -> list[str]:
         return twice if _is_one_value(twice, or_sweep=True) else word
 
     return [alone(word) for word in arguments]
+
+
+def _swept_by_experiments(arguments: Sequence[str], folders: Sequence[Path]) -> set[str]:
+    """What the experiment files that a command line names sweep, groups and settings."""
+    values = [value for key, _, value in (word.lstrip("+").partition("=") for word in arguments) if key == "experiment"]
+    found: set[str] = set()
+    for file in (folder / f"{name}.yaml" for folder in folders for name in re.findall(r"[\w/.-]+", " ".join(values))):
+        with contextlib.suppress(Exception):  # it is missing or damaged: Hydra will say so
+            found |= set(map(str, OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or ()))
+    return found
 
 
 def _is_one_value(word: str, *, or_sweep: bool = False) -> bool:

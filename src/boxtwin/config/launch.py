@@ -133,12 +133,14 @@ def launch(
         ordered = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
         typed = [hide_password(argument) for argument in ordered]
         arguments = quote_refused([quote_path(quote_list(word, paths), paths) for word in typed], composed_paths)
-        sys.argv[1:] = quote_numbers(arguments, Path(sys.argv[0]).resolve().parent / "conf" / "variations")
+        conf = Path(sys.argv[0]).resolve().parent / "conf"
+        sys.argv[1:] = quote_numbers(arguments, conf / "variations")
         chosen = chosen_files(sys.argv[1:])
         sys.argv[1:], became = resolve_auto(Path(sys.argv[0]), sys.argv[1:], chosen.get("--config-dir"))
         if became:
             print(became, file=sys.stderr, flush=True)  # before Hydra sets up logging
-        sys.argv[1:] = for_jobs_alone(sys.argv[1:])
+        folders = [conf, *([Path(chosen["--config-dir"])] if "--config-dir" in chosen else [])]
+        sys.argv[1:] = for_jobs_alone(sys.argv[1:], [folder / "experiment" for folder in folders])
         options = [f"{option}={value}" for option, value in chosen.items()]
         os.environ[OPTIONS_VARIABLE] = json.dumps(options)
         _run(main, typed)
