@@ -278,10 +278,17 @@ def test_a_model_from_a_folder_makes_its_images_again(
     pipeline.save_pretrained(tmp_path / "model", variant="fp16")
     place = ("generator=img2img", f"generator.checkpoint={tmp_path / 'model'}")
     made = ("generator.load.variant=fp16", "generator.steps=3", "generator.tile=32", "generator.overlap=8")
-    generate(composed(*place, *made, "generator.dtype=float32", "variations=1"))
-    manifest = store(tmp_path) / "manifest.jsonl"
-    generate(composed(*place, f"regenerate={manifest}"))
+    own = (*place, "generator.name=my_sd")  # as an option of one's own has
+    generate(composed(*own, *made, "generator.dtype=float32", "variations=1"))
+    again = f"regenerate={store(tmp_path) / 'manifest.jsonl'}"
+    generate(composed(*own, again))
     assert "10 equal, 0 restored, 0 different" in caplog.text
+    with pytest.raises(
+        InputError, match=r"say generator=my_sd generator\.checkpoint=PLACE, where model lies as it was$"
+    ):
+        generate(composed(own[0], own[2], again))
+    with pytest.raises(InputError, match=r"made of data set sar_scenes, and this command has other: give its settings"):
+        generate(composed(*own, "dataset.name=other", again))
 
 
 def test_an_image_that_comes_out_differently_is_told_and_left(composed: Composed, tmp_path: Path) -> None:
@@ -335,7 +342,8 @@ def test_what_cannot_be_made_again_is_explained(
         generate(composed(f"regenerate={manifest}"))
     with_identity(parameters={"strength": 0.3})
     with pytest.raises(
-        InputError, match=r"differs from the one that made the store in strength; say generator\.strength"
+        InputError,
+        match=r"differs from the one that .* in strength; say generator=repeat generator\.strength",
     ):
         generate(composed(f"regenerate={manifest}"))
     with_identity(format=1)

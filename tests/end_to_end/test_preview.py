@@ -35,7 +35,8 @@ def test_generators_and_strengths_are_columns_and_images_are_kept(
     assert not (tmp_path / "data").exists()
     printed = run(f"{common} generator=repeat,copy_paste -m preview=true", tmp_path)
     sheet = tmp_path / "data" / "synthetic" / "preview.png"
-    assert len(re.findall(rf"peak memory: \d\.\d\d GB of the \w+; sheet: {sheet.relative_to(tmp_path)}", printed)) == 2
+    measured = rf"\d+\.\d s an image; peak memory: \d\.\d\d GB of the \w+; sheet: {sheet.relative_to(tmp_path)}"
+    assert len(re.findall(measured, printed)) == 2
     assert [name for name, _, _ in columns(tmp_path)] == ["repeat", "copy_paste"]
     across = read_image(sheet).shape
     assert not (tmp_path / "data" / "0").exists()  # jobs have no folders of their own
@@ -48,6 +49,8 @@ def test_generators_and_strengths_are_columns_and_images_are_kept(
         ("img2img", "0.9"),
     ]
     assert read_image(sheet).shape == across  # as many columns; the first sweep's are gone
+    shown = json.loads((sheet.parent / "preview.json").read_text())["columns"]
+    assert any(cell["boxes"] for column in shown.values() for cell in column["cells"].values())  # carried, unchecked
     assert not list((tmp_path / "data").glob("detectors/*"))  # nothing was trained to label four images
 
     printed = run(f"{common} generator=img2img {checkpoint} generator.strength=0.6", tmp_path)

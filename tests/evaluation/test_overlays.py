@@ -11,6 +11,8 @@ from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Detections, Lineage, Sample
 from boxtwin.evaluation.matching import match, match_detections
 from boxtwin.evaluation.overlays import (
+    DPI,
+    LEGEND,
     contact_sheet,
     draw_boxes,
     pick_examples,
@@ -154,11 +156,13 @@ def test_contact_sheet_puts_variations_beside_their_source(tmp_path: Path) -> No
     ]
     contact_sheet([source], [made], tmp_path / "sheet.png", columns=3)
     sheet = read_image(tmp_path / "sheet.png")
+    legend, sheet = np.split(sheet, [round(LEGEND * DPI)])
+    assert holds_colour(legend, "#4cc9f0")
     for row in np.array_split(sheet, 2):  # whole images, close-ups
         found = [holds_colour(part, "#4cc9f0") for part in np.array_split(row, 3, axis=1)]
         assert found == [True, False, False]  # source blue, variations yellow
     contact_sheet([source] * 3, [made[:1]] * 3, tmp_path / "beside.png", columns=4)  # two by two, the last place empty
-    sheet = read_image(tmp_path / "beside.png")
+    sheet = read_image(tmp_path / "beside.png")[round(LEGEND * DPI) :]
     half = sheet.shape[1] // 2
     assert holds_colour(sheet[: sheet.shape[0] // 2, half:], "#4cc9f0")
     assert holds_colour(sheet[sheet.shape[0] // 2 :, :half], "#4cc9f0")
@@ -210,3 +214,17 @@ def test_captions_stay_inside_the_picture(caption: str) -> None:
     extents = [text.get_window_extent() for text in axes.texts]
     assert len(extents) == len(boxes)
     assert all(inside.x0 - 1 <= each.x0 and each.x1 <= inside.x1 + 1 for each in extents)
+
+
+def test_close_ups_have_captions_of_visible_boxes_alone() -> None:
+    figure = Figure(figsize=(3.2, 3.2), dpi=110)
+    axes = figure.subplots()
+    show_image(axes, np.zeros((200, 200), np.uint8), (50, 50, 100, 100))
+    outside = [[10, 60, 40, 90], [110, 60, 150, 90], [60, 10, 90, 40], [60, 120, 90, 180]]
+    visible = [[60, 60, 90, 90], [40, 55, 70, 95], [80, 80, 150, 150]]
+    boxes = np.array([*outside, *visible], float)
+    draw_boxes(axes, boxes, colour="#00ff00", captions=[*("out" for _ in outside), *("in" for _ in visible)])
+    figure.canvas.draw()
+    inside = axes.get_window_extent()
+    assert [text.get_text() for text in axes.texts] == ["in"] * len(visible)
+    assert all(inside.x0 - 1 <= each.get_window_extent().x0 for each in axes.texts)

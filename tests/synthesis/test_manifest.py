@@ -51,7 +51,7 @@ def test_a_run_without_variations_of_training_images_stops_with_the_reasons() ->
         check(lines, [missing])
     assert "3 of 4 are left out" in str(error.value)
     for reason in (
-        "1 blank, such as a v01: blank: all",
+        "1 blank, such as a v01: all",
         "1 not confirmed, such as b v01",
         "1 no file for it, such as c",
     ):

@@ -20,7 +20,7 @@ from boxtwin.datasets.sample import Dataset
 from boxtwin.errors import InputError
 from boxtwin.synthesis import manifest
 from boxtwin.synthesis.fitness import unfit
-from boxtwin.synthesis.identity import identity_of, read_identity, settings_from
+from boxtwin.synthesis.identity import identity_of, local_places, read_identity, settings_from
 from boxtwin.synthesis.regenerate import reproduce
 
 
@@ -281,6 +281,19 @@ def test_settings_within_others_are_taken_too() -> None:
     assert settings_from({"load.variant": "fp16", "load.other": 1}, option) == {"load.variant": "fp16"}
     with pytest.raises(InputError, match="refused"):
         settings_from({"load.slicing": "yes"}, option)
+
+
+def test_what_was_local_is_not_taken_from_a_store() -> None:
+    """Of folders and files a store has names and hashes alone; ids of checkpoints have an owner."""
+    option = {"checkpoint": "owner/a", "revision": None, "load": {"quantisation": None}, "controlnet": "owner/b"}
+    recorded = {"checkpoint": "sd", "revision": "0123", "load.quantisation": "q.gguf 4567", "controlnet": {"x": 1}}
+    assert settings_from(recorded, option) == {}
+    assert set(local_places(recorded).values()) == {("checkpoint", "sd"), ("load.quantisation", "q.gguf")}
+    hub = {"checkpoint": "owner/c", "revision": "main", "load.quantisation": "bitsandbytes_8bit"}
+    assert settings_from(hub, option) == hub
+    assert local_places({**hub, "controlnet": {"checkpoint": "net", "revision": "0"}}) == {
+        "controlnet": ("controlnet", "net")
+    }
 
 
 def test_a_store_of_another_value_of_a_former_setting_is_refused() -> None:

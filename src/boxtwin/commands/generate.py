@@ -31,7 +31,7 @@ from boxtwin.run.build import Prepared, load_dataset, prepare
 from boxtwin.run.generators import make_generator
 from boxtwin.run.unlabelled import prepare_generator
 from boxtwin.synthesis.generator import Generator
-from boxtwin.synthesis.identity import StoreIdentity, read_identity, recorded_parameters, settings_from
+from boxtwin.synthesis.identity import StoreIdentity, local_places, read_identity, recorded_parameters, settings_from
 from boxtwin.synthesis.manifest import check_usable
 from boxtwin.synthesis.regenerate import reproduce
 from boxtwin.synthesis.store import Library, StoreUpdate
@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 SHEET_SOURCES, SHEET_VARIATIONS = 8, 3  # of a contact sheet
 # Settings and options that a suggested command leaves out.
 _NOT_SUGGESTED = re.compile(r"\+*(confirm|budget|regenerate|rerun|dry_run|preview)=|--config-name=(config|generate)$")
-_PLACES = ("checkpoint", "adapter", "controlnet", "prior", "load.quantisation")  # settings that may name what is local
 _NAMED = 5  # variations that a message names
 
 
@@ -80,7 +79,7 @@ def generate(composed: DictConfig) -> None:
         f"{', '.join(counts)}: {prepared.per_image} of each of {len(prepared.sources)} images",
         f"labels: {label_detectors.describe(prepared)}",
         f"label card: {library.folder / 'label_card.png'}",
-        *_peak_memory(update),
+        *_measured(update),
         f"store: {library.folder}",
         *([f"contact sheet: {sheet}"] if sheet else []),
     ]
@@ -108,12 +107,14 @@ def _preview(prepared: Prepared, config: GenerateConfig) -> None:
     prepare_generator(replace(prepared, library=library))
     update = library.make(sources, 1)
     made = f"{library.folder}: {update.made} made for the preview"
-    log.info("%s", "; ".join([made, *_peak_memory(update), f"sheet: {draw_preview(prepared, library)}"]))
+    log.info("%s", "; ".join([made, *_measured(update), f"sheet: {draw_preview(prepared, library)}"]))
 
 
-def _peak_memory(update: StoreUpdate) -> list[str]:
+def _measured(update: StoreUpdate) -> list[str]:
+    if not update.made:
+        return []
     part, size = update.peak_memory
-    return [f"peak memory: {size / 1e9:.2f} GB of the {part}"] if update.made else []
+    return [f"{update.vary_seconds / update.made:.1f} s an image", f"peak memory: {size / 1e9:.2f} GB of the {part}"]
 
 
 def make_variations(prepared: Prepared) -> StoreUpdate:
@@ -138,16 +139,23 @@ def make_variations(prepared: Prepared) -> StoreUpdate:
 
 
 def contact_sheet(prepared: Prepared) -> Path | None:
-    """Draw sources beside their first variations, with boxes, into the store's folder. None if it has no variations."""
-    sources = overlays.pick_examples(prepared.split.train, SHEET_SOURCES)
+    """Draw sources beside their first variations, with boxes, into the store's folder. None if it has no variations.
+
+    Those that are not to be trained on are shown too, with the reason.
+    """
+    library, sources = prepared.store, overlays.pick_examples(prepared.split.train, SHEET_SOURCES)
+    by_name, lines = {source.name: source for source in sources}, library.judged(sources, SHEET_VARIATIONS)
     made: dict[str, list[Sample]] = {source.name: [] for source in sources}
-    for sample in prepared.store.variations(sources, min(prepared.per_image, SHEET_VARIATIONS)):
-        assert sample.lineage is not None
-        made[sample.lineage.source].append(sample)
+    titles: dict[str, list[str]] = {source.name: [] for source in sources}
+    for line in sorted(lines, key=lambda line: line.variation):
+        if line.variation <= prepared.per_image:
+            made[line.source].append(library.sample_of(by_name[line.source], line, line.variation))
+            refused = f" refused: {line.labels.refused}" if line.labels.refused else ""
+            titles[line.source].append(f"v{line.variation:02d} {line.generator}{refused}")
     if not any(made.values()):
         return None
-    path = prepared.store.folder / "contact_sheet.png"
-    overlays.contact_sheet(sources, list(made.values()), path, prepared.dataset.classes)
+    path = library.folder / "contact_sheet.png"
+    overlays.contact_sheet(sources, list(made.values()), path, prepared.dataset.classes, titles=list(titles.values()))
     return path
 
 
@@ -217,6 +225,11 @@ def _regenerate(composed: DictConfig) -> None:
     store = Path(composed.regenerate).parent
     identity = read_identity(store)
     require_values(composed, "dataset.")
+    if (name := composed.dataset.name) != identity.dataset:
+        cure = (
+            f"give its settings as they were, such as dataset=coco dataset.name={identity.dataset} dataset.root=FOLDER"
+        )
+        raise InputError(f"the store was made of data set {identity.dataset}, and this command has {name}: {cure}")
     config = to_object(_with_generator_of(composed, identity), GenerateConfig)
     dataset = load_dataset(config)
     generator = _generator_of(config, identity, dataset.samples)
@@ -235,25 +248,22 @@ def _regenerate(composed: DictConfig) -> None:
 def _with_generator_of(composed: DictConfig, identity: StoreIdentity) -> DictConfig:
     """The configuration with the generator that made a store: its file in conf/generator, and what the store records.
 
-    The rest, such as the device or a folder's path, comes from the command line. So do checkpoints and quantised files
-    that it names: of a folder or a file, a store knows name and hash.
+    The rest, such as the device or a folder's path, comes from the command line.
     """
     name = identity.generator
     composed = composed.copy()
-    loader = GlobalHydra.instance().config_loader()
-    if name not in loader.get_group_options("generator"):
-        raise InputError(f"the store was made by generator {name}, for which there is no conf/generator/{name}.yaml")
-    # Within the whole, since a generator's file may choose the labels that suit it.
-    unchanged = loader.load_configuration("config", [f"generator={name}"], RunMode.RUN).generator
     with open_dict(composed):
         if composed.generator.name != name:
-            composed.generator = unchanged.copy()
+            loader = GlobalHydra.instance().config_loader()
+            if name not in loader.get_group_options("generator"):
+                raise InputError(
+                    f"the store was made by generator {name}, for which there is no conf/generator/{name}.yaml"
+                )
+            # Within the whole, since a generator's file may choose the labels that suit it.
+            composed.generator = loader.load_configuration("config", [f"generator={name}"], RunMode.RUN).generator
         option: Any = OmegaConf.to_container(composed.generator, resolve=True)
         for key, value in settings_from(identity.parameters, option).items():
-            place = "checkpoint" if key == "revision" else key.removesuffix("_revision")
-            given, usual = (OmegaConf.select(settings, place) for settings in (composed.generator, unchanged))
-            if given == usual or place not in _PLACES:
-                OmegaConf.update(composed.generator, key, value)
+            OmegaConf.update(composed.generator, key, value)
     missing = sorted(OmegaConf.missing_keys(composed.generator))
     if missing:
         raise InputError(f"say generator={name} and generator.{missing[0]}=… as when the store was made")
@@ -275,8 +285,12 @@ def _generator_of(config: BoxtwinConfig, identity: StoreIdentity, training: Sequ
         raise InputError(f"the store was made by version {identity.version} of {name}, here is version {version}")
     differing = sorted(key for key in {*current, *recorded} if current.get(key) != recorded.get(key))
     if differing:
+        local = local_places(recorded)
+        words = [quoted(setting(f"generator.{key}", recorded.get(key))) for key in differing if key not in local]
+        places = {local[key] for key in differing if key in local}
+        words += [f"generator.{place}=PLACE, where {called} lies as it was" for place, called in sorted(places)]
         raise InputError(
             f"generator={name} as it is here differs from the one that made the store in {', '.join(differing)}; say "
-            + " ".join(quoted(setting(f"generator.{key}", recorded.get(key))) for key in differing)
+            f"generator={name} {' '.join(words)}"
         )
     return generator

@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from jaxtyping import Int
 
 from boxtwin.boxes import area_xyxy
 from boxtwin.config.launch import SWEEP_VARIABLE, task_overrides
-from boxtwin.datasets.sample import Judgement, Lineage, Sample
+from boxtwin.datasets.image_io import Pixels
+from boxtwin.datasets.sample import Judgement, Lineage, PropagatedBox, Sample
 from boxtwin.evaluation import overlays
 from boxtwin.files import exclusive_lock, write_bytes_atomically
+from boxtwin.labels.carry import CarryLabels
 from boxtwin.run.build import Prepared, make_labels
 from boxtwin.run.label_detectors import make_judge
+from boxtwin.synthesis.arrays import Boxes
 from boxtwin.synthesis.manifest import valid_lines
 from boxtwin.synthesis.store import Library
 
@@ -28,12 +32,23 @@ SHEET, COLUMNS = "preview.png", "preview.json"  # below the folder of all stores
 
 
 def preview_store(prepared: Prepared) -> Library:
-    """The run's store; where detectors would label it, one of the same pixels without labels, which it reuses later."""
+    """The run's store; where detectors would label it, one of the same pixels, which it reuses later.
+
+    That one has the boxes that are carried over, unchecked, or none where detectors have to find them.
+    """
     library = prepared.store
-    if make_labels(prepared.config, prepared.dataset, library.generator).asks_detectors:
+    method = make_labels(prepared.config, prepared.dataset, library.generator)
+    if method.asks_detectors:
+        if isinstance(method, CarryLabels):
+            return library.relabelled({"name": "preview", "boxes": "unchecked"}, _unchecked)
         return library.relabelled({"name": "preview"}, lambda *_: Judgement(()))
     library.judge = make_judge(prepared)
     return library
+
+
+def _unchecked(_: Pixels, __: Pixels, boxes: Boxes, labels: Int[np.ndarray, " n"], ___: str) -> Judgement:
+    pairs = zip(boxes.tolist(), labels.tolist(), strict=True)
+    return Judgement(tuple(PropagatedBox(tuple(box), label, "kept", {}) for box, label in pairs))
 
 
 def preview_sources(prepared: Prepared) -> list[Sample]:

@@ -70,11 +70,13 @@ def draw_boxes(
     width = axes.get_window_extent().width * 72 / axes.figure.get_dpi()  # points
     backgrounds = corners or [colour] * len(captions)
     for (x1, y1, x2, y2), caption, background in zip(boxes.tolist(), captions, backgrounds, strict=bool(captions)):
+        if x1 >= right or x2 <= left or y1 >= bottom or y2 <= top:  # outside of what is shown
+            continue
         below = y1 - top < 0.05 * (bottom - top)  # no room above the box
         at_border = (right - x1) / (right - left) * width < LETTER * len(caption)  # no room on its right
         axes.annotate(
             caption,
-            (min(x2, right) if at_border else x1, y2 if below else y1),
+            (min(x2, right) if at_border else max(x1, left), y2 if below else y1),
             xytext=(0, -1 if below else 1),
             textcoords="offset points",
             ha="right" if at_border else "left",
@@ -174,7 +176,7 @@ def contact_sheet(
     beside = min(len(sources), max(1, columns // across))
     named = _Classes(classes)
     rows = -(-len(sources) // beside)
-    figure, grid = _grid(2 * rows, across * beside, legend_lines=1 if len(classes) > 1 else 0)
+    figure, grid = _grid(2 * rows, across * beside, legend_lines=2 if len(classes) > 1 else 1)
     unused = set(grid.ravel())
     for index, (source, of_source) in enumerate(zip(sources, variations, strict=True)):
         window, (row, place) = _busiest_window(source), divmod(index, beside)
@@ -193,7 +195,9 @@ def contact_sheet(
             put(axes[0].set_title(" ", fontsize=7, loc="left"), title, 48)
     for empty in unused:
         empty.set_axis_off()
-    named.legend(figure, top=0.0)
+    lines = [Line2D([], [], color=colour, linewidth=2) for colour in (TRUE, MISSED)]
+    _dark_legend(figure, lines, ["box in the source", "box in the variation"], 1.0)
+    named.legend(figure, top=LEGEND)
     save(figure, path)
 
 

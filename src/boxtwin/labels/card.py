@@ -32,6 +32,7 @@ SHOWN = (
 )
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 24
+ENDING = 14  # characters of an image's name
 CROPS = 10  # pairs in a strip: what fits a page
 CONTEXT = 0.75  # of the box's longer side, shown around it on every side
 LEAST_CONTEXT = 8  # pixels
@@ -245,8 +246,9 @@ def _strip(part: Any, decision: Decision, chosen: Sequence[_Case], pair_of: _Pai
                 size = (right - left, bottom - top)
                 axes.add_patch(Rectangle((left, top), *size, fill=False, ec=colour, lw=1.1, ls=style))
             axes.set(xlim=(x1, x2), ylim=(y2, y1), xticks=[], yticks=[])
-        name = f"{Path(case.line['source']).stem[-14:]} v{case.line['variation']:02d}"
-        put(column[0].set_title(" ", fontsize=6), name)
+        stem = Path(case.line["source"]).stem  # its end tells images of a series apart
+        ending = stem if len(stem) <= ENDING else f"…{stem[1 - ENDING :]}"
+        put(column[0].set_title(" ", fontsize=6), f"{ending} v{case.line['variation']:02d}")
         words = [shorten(classes[case.label], 12)] if len(classes) > 1 else []
         words += [f"{case.measure} {case.evidence[case.measure]:.2f}"] if case.measure else []
         label = "\n".join(words)

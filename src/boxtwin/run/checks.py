@@ -75,9 +75,10 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
 def _check_steps(config: BoxtwinConfig) -> None:
     trainer, warmup = config.trainer, config.detector.warmup_steps
     if trainer.steps is None or trainer.steps < 0 or trainer.steps % trainer.validations:
+        intervals = -(-max(trainer.steps or 0, warmup + 1) // trainer.validations)
         raise InputError(
             f"trainer.steps={trainer.steps} must be a multiple of trainer.validations={trainer.validations}, "
-            "so that training ends with a validation"
+            f"so that training ends with a validation, such as {intervals * trainer.validations}"
         )
     if trainer.steps == 0 and config.detector.weights is None and config.pretraining.name == NO_PRETRAINING:
         raise InputError(
@@ -86,8 +87,8 @@ def _check_steps(config: BoxtwinConfig) -> None:
     if trainer.steps and not 0 <= warmup < trainer.steps:
         of_epochs = "" if trainer.epochs is None else f" (trainer.epochs={trainer.epochs})"
         raise InputError(
-            f"detector.warmup_steps={warmup} must be below trainer.steps={trainer.steps}{of_epochs}: raise the latter, "
-            "or set a shorter warm-up"
+            f"detector.warmup_steps={warmup} must be below trainer.steps={trainer.steps}{of_epochs}: raise the latter "
+            f"to {(warmup // trainer.validations + 1) * trainer.validations} or more, or set a shorter warm-up"
         )
 
 

@@ -106,7 +106,8 @@ def _chosen(checkpoint: Checkpoint, sizes: Iterable[str], variant: str | None, w
     # Either all networks have safetensors, or none is loaded from them.
     safe = {name.rpartition("/")[0] for name in of_kind} == {name.rpartition("/")[0] for name in weights}
     ignored = ["*.bin", "*.msgpack", "*.onnx", "*.pb"] if safe else ["*.safetensors", "*.msgpack", "*.onnx", "*.pb"]
-    usable, _ = utils.variant_compatible_siblings(sorted(within), variant=variant, ignore_patterns=ignored)
+    with checkpoint.errors(variant=variant):
+        usable, _ = utils.variant_compatible_siblings(sorted(within), variant=variant, ignore_patterns=ignored)
     with_weights = {name.rpartition("/")[0] for name in weights}
     other = {name for name in within - weights if name.rpartition("/")[0] not in with_weights}
     return listed | (set(usable) & within) | other | {f"{name}/config.json" for name in with_weights} & names

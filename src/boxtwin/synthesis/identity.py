@@ -136,9 +136,10 @@ def settings_from(parameters: Mapping[str, Any], option: Mapping[str, Any]) -> d
     """Those recorded parameters that are settings of a generator, checked: a store may come from anywhere.
 
     ``option`` is the generator's settings as they are here. Only these can be set, with values of their types; what is
-    built, and paths and addresses of this machine, cannot. Raises InputError for other values.
+    built, and paths and addresses of this machine, cannot; of checkpoints in folders, names alone are recorded. Raises
+    InputError for other values.
     """
-    settings, constants = {}, former_settings_of(str(option.get("_target_")))
+    settings, constants, local = {}, former_settings_of(str(option.get("_target_"))), local_places(parameters)
     groups = {name: group for name, group in option.items() if isinstance(group, dict)}
     known = {**option, **{f"{name}.{key}": value for name, group in groups.items() for key, value in group.items()}}
     for key, value in parameters.items():
@@ -146,13 +147,32 @@ def settings_from(parameters: Mapping[str, Any], option: Mapping[str, Any]) -> d
             raise InputError(f"{IDENTITY} has {key}={value!r}, which is always {constants[key]!r} now; refused")
         if _is_code(key, value):
             raise InputError(f"{IDENTITY} has {key}={value!r} among the parameters, as no generator records; refused")
-        if key not in known or key in _NOT_FROM_DATA or isinstance(value, dict):
+        if key not in known or key in _NOT_FROM_DATA or key in local or isinstance(value, dict):
             continue
         default = known[key]
         if not (default in (None, "???") or value is None or _kind(value) == _kind(default)):
             raise InputError(f"{IDENTITY} has {key}={value!r}, where a value like {default!r} is expected; refused")
         settings[key] = value
     return settings
+
+
+def local_places(parameters: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Recorded parameters that a folder or a file on the machine gave: the setting that names it, and its own name.
+
+    Ids of checkpoints have an owner; of a folder its name is recorded, with a hash as its revision, and of a file name
+    and hash.
+    """
+    found = {}
+    for place in ("checkpoint", "adapter", "controlnet", "prior"):
+        value = parameters.get(place)
+        name = value.get("checkpoint") if isinstance(value, dict) else value
+        if isinstance(name, str) and "/" not in name:
+            found[place] = place, name
+            if place == "checkpoint":
+                found["revision"] = place, name
+    if " " in (file := str(parameters.get("load.quantisation", ""))):
+        found["load.quantisation"] = "load.quantisation", file.partition(" ")[0]
+    return found
 
 
 def _is_code(key: str, value: Any) -> bool:

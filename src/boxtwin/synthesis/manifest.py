@@ -296,7 +296,8 @@ def check_usable(
     examples: dict[str, list[str]] = defaultdict(list)  # by kind of reason, which stands before a colon
     reasons = {line.key: line.labels.refused for line in lines if line.labels.refused}
     for (source, number), reason in (reasons | {line.key: line.reason for line in refused}).items():
-        examples[reason.split(":")[0]].append(f"{source} v{number:02d}: {reason}")
+        kind, _, more = reason.partition(": ")
+        examples[kind].append(f"{source} v{number:02d}{f': {more}' if more else ''}")
     left_out = sum(map(len, examples.values()))
     by_number = sorted(examples.items(), key=lambda item: -len(item[1]))
     summary = "\n".join(f"  {len(some)} {kind}, such as {some[0]}" for kind, some in by_number)

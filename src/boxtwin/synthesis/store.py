@@ -356,9 +356,10 @@ class Library:
         """Those of the lines whose labels were not refused, as samples with numbers from 1."""
         by_name = {source.name: source for source in sources}
         usable = [line for line in lines if line.labels.refused is None]
-        return tuple(self._sample(by_name[line.source], line, number) for number, line in enumerate(usable, start=1))
+        return tuple(self.sample_of(by_name[line.source], line, number) for number, line in enumerate(usable, start=1))
 
-    def _sample(self, source: Sample, line: VariationRecord, image_id: int) -> Sample:
+    def sample_of(self, source: Sample, line: VariationRecord, image_id: int) -> Sample:
+        """The variation of a line of the manifest, with the boxes that were not dropped."""
         boxes = [box for box in line.labels.boxes if box.decision != "dropped"]
         corners = np.array([box.box for box in boxes], dtype=np.float32).reshape(-1, 4)
         return replace(

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from boxtwin.errors import InputError
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint
 from boxtwin.synthesis.diffusers_pipelines.loading import LoadSettings, PipelineGenerator
+from boxtwin.synthesis.downloads import needs_of
 from boxtwin.synthesis.generator import Request
 
 TinyPipeline = Callable[[str], Path]
@@ -53,8 +54,12 @@ def test_a_variant_is_loaded_by_its_name_and_is_another_store(
 
 def test_a_variant_that_is_not_there_is_refused(tmp_path: Path, tiny_pipeline: TinyPipeline, in_float16: Path) -> None:
     absent = make("img2img", tiny_pipeline, load={"variant": "fp16"})
-    with pytest.raises(InputError, match=r"cannot be loaded.*no fp16 files, say generator.load.variant=null"):
+    with pytest.raises(InputError, match=r"cannot be loaded: it has no fp16 files: say generator.load.variant=null"):
         absent.fit([], tmp_path)
+    checkpoint = absent.checkpoints["checkpoint"]
+    assert checkpoint is not None
+    with pytest.raises(InputError, match=r"it has no fp16 files"):  # as a dry run asks
+        needs_of(checkpoint, 2, "fp16")
     unsaid = make("img2img", tiny_pipeline, checkpoint=str(in_float16))
     with pytest.raises(InputError, match=r"fp16 cannot be loaded"):
         unsaid.fit([], tmp_path)

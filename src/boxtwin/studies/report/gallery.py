@@ -21,6 +21,7 @@ from boxtwin.lettering import class_colour
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.runs import LABEL_CARD, QUALITY_CARD
 from boxtwin.studies.study import Study
+from boxtwin.synthesis.manifest import LEAST_OBJECTS
 
 LEAST_BOX = 0.03  # of the image's longer side: a smaller box could not be told from a dot
 MOST_WORST = 4
@@ -182,6 +183,19 @@ def store_cards(study: Study) -> list[StoreCards]:
         if cards:
             stores.append(StoreCards(f"{store}, for {split}", tuple(row.name for row in reversed(rows)), cards))
     return stores
+
+
+def nearly_empty(study: Study) -> list[tuple[str, int, int]]:
+    """Stores whose variations have hardly any boxes: name, boxes that are left, and boxes of their sources."""
+    cards = [
+        (store.name, card.content) for store in store_cards(study) for card in store.cards if card.kind == LABEL_CARD
+    ]
+    counts = [(name, *(card.get(each, 0) for each in ("kept", "shifted", "dropped", "added"))) for name, card in cards]
+    return [
+        (name, kept + shifted + added, kept + shifted + dropped)
+        for name, kept, shifted, dropped, added in counts
+        if kept + shifted + added < LEAST_OBJECTS * (kept + shifted + dropped)
+    ]
 
 
 def _card(study: Study, rows: list[Row], kind: str) -> Card | None:

@@ -14,6 +14,7 @@ from boxtwin.studies.conditions import Row, baseline, paired_seeds, recorded_val
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.primary import find_rows
 from boxtwin.studies.relabelled import Relabelled
+from boxtwin.studies.report.gallery import nearly_empty
 from boxtwin.studies.report.sections import Section, sections
 from boxtwin.studies.report.tables import candidates_table, class_text, relabelled_text, text_table
 from boxtwin.studies.report.words import paragraphs, sentence
@@ -46,7 +47,7 @@ class Summary:
             primary or in_short(study.rows, study.contrasts),
             primary or answer(study.rows, study.contrasts),
             verdict(study.rows, study.contrasts),
-            notes(study.runs, study.rows, primary=bool(study.primary)),
+            notes(study.runs, study.rows, primary=bool(study.primary), empty=nearly_empty(study)),
             sections(study, candidates),
             candidates,
         )
@@ -242,8 +243,17 @@ def _advice(
     return {"kind": "open", **beside}
 
 
-def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row], *, primary: bool = False) -> list[str]:
-    """One sentence for each thing that a reader of the table must know and that is no column of it."""
+def notes(
+    all_runs: Sequence[StudyRun],
+    rows: Sequence[Row],
+    *,
+    primary: bool = False,
+    empty: Sequence[tuple[str, int, int]] = (),
+) -> list[str]:
+    """One sentence for each thing that a reader of the table must know and that is no column of it.
+
+    ``empty`` are stores of variations that have hardly any boxes (`nearly_empty`).
+    """
     finished = [run for run in all_runs if run.status == FINISHED]
     committed = [run.provenance for run in finished if run.provenance.get("commit", "null") != "null"]
     commits = Counter(
@@ -253,6 +263,7 @@ def notes(all_runs: Sequence[StudyRun], rows: Sequence[Row], *, primary: bool = 
     machines = Counter(run.machine or "not recorded" for run in finished)
     return paragraphs(
         "notes",
+        empty=empty,
         settings=[each for each in varied_settings(rows) if each.split(".")[0] not in (*COMPARED_SETTINGS, DEVICE)],
         by_device=any(DEVICE in row.values for row in rows),
         alone=all(row.alone for row in rows),

@@ -107,9 +107,7 @@ class Checkpoint:
         index, components = self.index(), dict.fromkeys(self.without) | components
         if "safety_checker" in index:
             components |= {"safety_checker": None, "requires_safety_checker": False}
-        variant = components.get("variant")
-        files = f"; if it has no {variant} files, say generator.load.variant=null to use its others" if variant else ""
-        with self.errors(f"; it is {described(index['_class_name'])}{files}"):
+        with self.errors(f"; it is {described(index['_class_name'])}", components.get("variant")):
             loader = getattr(import_module("diffusers"), pipeline_class).from_pretrained
             pipeline = loader(self.place, revision=self.revision, dtype=dtype, **components)
         if getattr(pipeline, "watermark", None) is not None:
@@ -124,7 +122,7 @@ class Checkpoint:
             return loader(self.place, revision=self.revision or "main", dtype=dtype, **where)
 
     @contextmanager
-    def errors(self, known: str = "") -> Iterator[None]:
+    def errors(self, known: str = "", variant: str | None = None) -> Iterator[None]:
         """Turn every error of downloading and loading into one message, with what is ``known`` of the checkpoint."""
         try:
             with warnings.catch_warnings():
@@ -138,6 +136,8 @@ class Checkpoint:
                 cure = f"""check the id and the connection; with HF_HUB_OFFLINE=1 it must be in the cache (HF_HOME). \
 Without a connection, download it on another machine (hf download {name} --local-dir FOLDER), copy the folder here and \
 say {setting}=FOLDER. Repositories that are gone, Stable Diffusion 2 among them, have copies under other names"""
+            if variant and f"variant={variant}" in reason:
+                cure, known = f"it has no {variant} files: say generator.load.variant=null to use its others", ""
             revision = f" (revision {self.revision})" if self.revision else ""
             failed = f"{self.asked_by}: {setting}={name}{revision} cannot be loaded"
             raise InputError(f"{failed}: {cure}{known}. The reason: {reason}") from error
