@@ -87,6 +87,20 @@ def test_a_setting_that_was_renamed_or_removed_is_refused_by_name(setting: str) 
 
 
 @pytest.mark.parametrize(
+    ("word", "advice"),
+    [("generator=pixel_dppm", "did you mean pixel_ddpm?"), ("split=s3", ""), ("labels=zzz", "")],
+)
+def test_a_misspelt_option_is_named_with_its_neighbour_and_all_others(word: str, advice: str) -> None:
+    register()
+    group = word.partition("=")[0]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), pytest.raises(HydraException) as caught:
+        compose("config", [word])
+    first, others = str(unknown_setting(caught.value)).split("\n")
+    assert first.startswith(f"there is no {word}{'; ' if advice else ''}{advice}")
+    assert {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")} <= set(others.partition("of ")[2].split(", "))
+
+
+@pytest.mark.parametrize(
     ("setting", "advice"),
     [
         ("trainer.step", "did you mean trainer.steps?"),

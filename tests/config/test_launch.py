@@ -1,4 +1,7 @@
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -324,3 +327,13 @@ def test_wrong_settings_of_a_sweep_are_told_at_once_with_their_overrides(
     ]
     with pytest.raises(InputError, match=r"^2 of 2 runs have wrong settings; none was begun:\n  seven$"):
         launch.check_all(sweep("trainer.steps=7 seed=0", "trainer.steps=7 seed=1"))
+
+
+def test_help_that_is_read_no_further_is_no_error() -> None:
+    """As by ``--help | head``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / "generate.py"), "--help"]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, "")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
+from hydra.errors import MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, ValidationError
 
@@ -100,7 +101,14 @@ def _taken(values: dict[str, Any], setting: str, default: Any) -> Any:
 
 
 def unknown_setting(error: BaseException) -> InputError | None:
-    """One line for a setting that is not known, such as one of an earlier version, or not of its type; or None."""
+    """One line for a setting that is not known, such as one of an earlier version, or not of its type; or None.
+
+    An option that a group lacks is named too, with those that there are.
+    """
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        known = f"{group} is one of {', '.join(error.options)}"
+        return InputError(f"there is no {group}={option}{nearest(option, error.options, 1)}\n{known}")
     match = re.search(r"full_key: (\S+)", f"{error}\n{error.__cause__}")
     if match is None:
         return None

@@ -146,6 +146,9 @@ def launch(
         _run(main, typed)
     except KeyboardInterrupt:
         sys.exit(f"stopped; the same command {again}")
+    except BrokenPipeError:  # what is printed is read no further, as by `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at its end
+        sys.exit(1)
     except InputError as error:
         sys.exit(str(error))
     sys.exit(1 if _failed else 0)
@@ -159,6 +162,8 @@ def _run(main: Callable[[], Any], typed: Sequence[str] = ()) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         main()
+    except BrokenPipeError:
+        raise
     except Exception as error:
         line = error if isinstance(error, InputError) else write_error(error) or unknown_setting(error)
         if line is not None or (line := refused_word(error, typed)) is not None:
