@@ -34,6 +34,7 @@ import matplotlib.pyplot as plt
 import yaml
 
 from boxtwin.command_line import words_of
+from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.studies.archive import ARCHIVE, write_archive
 from boxtwin.studies.primary import PRIMARY_FILE
 from boxtwin.studies.report.page import WORTH_FILE
@@ -87,8 +88,13 @@ def forest_plot(comparison: Path, picture: Path) -> None:
     with comparison.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("map_50_change_low95")]
     rows.sort(key=lambda row: (row["split"], row["generator"], int(row["variations"])), reverse=True)
-    names = [f"{float(row['real_images']):.0f} real images, {row['variations']} {row['generator']}" for row in rows]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 0.7 + 0.32 * len(rows)), sharey=True, layout="constrained")
+    before = [row.get("pretraining") or NO_PRETRAINING for row in rows]
+    names = [
+        f"{float(row['real_images']):.0f} real images, {row['variations']} {row['generator']}"
+        + ("" if pretraining == NO_PRETRAINING else f" after {pretraining}")
+        for row, pretraining in zip(rows, before, strict=True)
+    ]
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 0.7 + 0.32 * len(rows)), sharey=True, layout="constrained")
     for axis, (metric, (label, factor, color)) in zip(axes, METRICS.items(), strict=True):
         middle, low, high = (
             [factor * float(row[f"{metric}_change{end}"]) for row in rows] for end in ("", "_low95", "_high95")
@@ -100,6 +106,7 @@ def forest_plot(comparison: Path, picture: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
+        axis.set_ylim(-0.6, len(rows) - 0.4)  # few rows have no room for their marks otherwise
     figure.savefig(picture, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
