@@ -221,10 +221,12 @@ def test_close_ups_have_captions_of_visible_boxes_alone() -> None:
     axes = figure.subplots()
     show_image(axes, np.zeros((200, 200), np.uint8), (50, 50, 100, 100))
     outside = [[10, 60, 40, 90], [110, 60, 150, 90], [60, 10, 90, 40], [60, 120, 90, 180]]
-    visible = [[60, 60, 90, 90], [40, 55, 70, 95], [80, 80, 150, 150]]
+    visible = [[60, 60, 90, 90], [40, 55, 70, 95], [80, 80, 150, 150], [60, 40, 90, 120], [55, 30, 95, 99]]
     boxes = np.array([*outside, *visible], float)
     draw_boxes(axes, boxes, colour="#00ff00", captions=[*("out" for _ in outside), *("in" for _ in visible)])
     figure.canvas.draw()
     inside = axes.get_window_extent()
     assert [text.get_text() for text in axes.texts] == ["in"] * len(visible)
-    assert all(inside.x0 - 1 <= each.get_window_extent().x0 for each in axes.texts)
+    for extent in (each.get_window_extent() for each in axes.texts):
+        assert inside.x0 - 1 <= extent.x0 < extent.x1 <= inside.x1 + 1
+        assert inside.y0 - 1 <= extent.y0 < extent.y1 <= inside.y1 + 1

@@ -82,7 +82,7 @@ def test_detectors_that_label_take_the_steps_of_a_run_without_variations(compose
         (["trainer.epochs=7", "variations=2", "variations.synthetic_fraction=0.5"], "once an epoch"),
         (["trainer.epochs=0"], r"trainer\.epochs=0 must be at least 1"),
         (["trainer.batch_threads=0"], r"trainer\.batch_threads=0 must be at least 1"),
-        (["trainer.epochs=1", "detector.warmup_steps=6"], r"must be below trainer\.steps=6 \(trainer\.epochs=1\)"),
+        (["trainer.epochs=1", "detector.warmup_steps=6"], r"must be below trainer\.steps=6: raise trainer\.epochs=1"),
     ],
 )
 def test_settings_that_exclude_each_other(composed: Compose, overrides: list[str], message: str) -> None:

@@ -224,14 +224,14 @@ def test_the_wording_is_that_of_the_golden_page(
     assert same, f"the wording has changed; if that is wanted: cp {tmp_path / GOLDEN.name} {GOLDEN}"
 
 
-@pytest.mark.parametrize(("kept", "is_noted"), [(0, True), (1, False)])
-def test_a_store_that_is_nearly_empty_is_noted(
-    study: list[StudyRun], tmp_path: Path, kept: int, is_noted: bool
-) -> None:
+@pytest.mark.parametrize(
+    ("kept", "is_noted"), [({"dropped": 9}, True), ({"kept": 1, "dropped": 9}, False), ({"objects": 9}, True)]
+)
+def test_a_store_that_is_nearly_empty_is_noted(study: list[StudyRun], kept: dict[str, int], is_noted: bool) -> None:
     """Fewer boxes than a tenth of those of its sources; a card of an older version has no numbers."""
     for run in study[2:]:
-        content = {"kept": kept, "shifted": 0, "dropped": 9, "added": 0, "images": 8, "refused": 0, "reasons": {}}
-        (Path(run.output_dir) / "label_card.json").write_text(json.dumps(content))
+        content = {"kept": 0, "shifted": 0, "dropped": 0, "added": 0, "images": 8, "refused": 0, "reasons": {}}
+        (Path(run.output_dir) / "label_card.json").write_text(json.dumps(content | kept))
     kept_of = {run.run_id: Evidence.load(Path(run.output_dir)) for run in study}
     of_study = Study.of(study, {run: evidence for run, evidence in kept_of.items() if evidence is not None})
     assert nearly_empty(of_study) == ([("repeat-0123456789ab, for s2", 0, 9)] if is_noted else [])

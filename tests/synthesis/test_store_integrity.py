@@ -277,10 +277,20 @@ def test_known_parameters_are_taken_and_places_are_not() -> None:
 
 
 def test_settings_within_others_are_taken_too() -> None:
-    option = OPTION | {"load": {"variant": None, "slicing": False}}
+    load: dict[str, Any] = {"variant": None, "slicing": False}
+    option: dict[str, Any] = {**OPTION, "load": load}
     assert settings_from({"load.variant": "fp16", "load.other": 1}, option) == {"load.variant": "fp16"}
-    with pytest.raises(InputError, match="refused"):
-        settings_from({"load.slicing": "yes"}, option)
+    load |= {"_target_": "os.system", "path": "a"}
+    assert settings_from({"load.path": "/etc"}, option) == {}
+    for evil in ({"load.slicing": "yes"}, {"load._target_": "os.abort"}):
+        with pytest.raises(InputError, match="refused"):
+            settings_from(evil, option)
+
+
+def test_other_checkpoints_become_the_settings_that_name_them() -> None:
+    option = {"controlnet": "owner/a", "controlnet_revision": None, "prior": None, "prior_revision": None}
+    recorded = {"controlnet": {"checkpoint": "owner/b", "revision": "v2"}, "prior": {"checkpoint": "folder"}}
+    assert settings_from(recorded, option) == {"controlnet": "owner/b", "controlnet_revision": "v2"}
 
 
 def test_what_was_local_is_not_taken_from_a_store() -> None:

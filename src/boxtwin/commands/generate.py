@@ -141,17 +141,17 @@ def make_variations(prepared: Prepared) -> StoreUpdate:
 def contact_sheet(prepared: Prepared) -> Path | None:
     """Draw sources beside their first variations, with boxes, into the store's folder. None if it has no variations.
 
-    Those that are not to be trained on are shown too, with the reason.
+    Images whose labels were refused are shown too, with the reason.
     """
     library, sources = prepared.store, overlays.pick_examples(prepared.split.train, SHEET_SOURCES)
-    by_name, lines = {source.name: source for source in sources}, library.judged(sources, SHEET_VARIATIONS)
+    by_name = {source.name: source for source in sources}
+    lines = library.judged(sources, min(prepared.per_image, SHEET_VARIATIONS))
     made: dict[str, list[Sample]] = {source.name: [] for source in sources}
     titles: dict[str, list[str]] = {source.name: [] for source in sources}
     for line in sorted(lines, key=lambda line: line.variation):
-        if line.variation <= prepared.per_image:
-            made[line.source].append(library.sample_of(by_name[line.source], line, line.variation))
-            refused = f" refused: {line.labels.refused}" if line.labels.refused else ""
-            titles[line.source].append(f"v{line.variation:02d} {line.generator}{refused}")
+        made[line.source].append(library.sample_of(by_name[line.source], line, line.variation))
+        used = f", not used: {line.labels.refused}" if line.labels.refused else f" {line.generator}"
+        titles[line.source].append(f"v{line.variation:02d}{used}")
     if not any(made.values()):
         return None
     path = library.folder / "contact_sheet.png"
@@ -232,7 +232,9 @@ def _regenerate(composed: DictConfig) -> None:
         raise InputError(f"the store was made of data set {identity.dataset}, and this command has {name}: {cure}")
     config = to_object(_with_generator_of(composed, identity), GenerateConfig)
     dataset = load_dataset(config)
-    generator = _generator_of(config, identity, dataset.samples)
+    by_name = {sample.name: sample for sample in dataset.samples}
+    learnt = [by_name[name] for name, _ in identity.training if name in by_name]
+    generator = _generator_of(config, identity, learnt or dataset.samples)
     generator.match(dataset.samples)
     result = reproduce(store, generator, dataset)
     restored, different = len(result.restored), len(result.different)

@@ -32,7 +32,7 @@ SHEET, COLUMNS = "preview.png", "preview.json"  # below the folder of all stores
 
 
 def preview_store(prepared: Prepared) -> Library:
-    """The run's store; where detectors would label it, one of the same pixels, which it reuses later.
+    """The run's store; where detectors would label it, a store of the same pixels, whose images the run's store reuses.
 
     That one has the boxes that are carried over, unchecked, or none where detectors have to find them.
     """
@@ -103,7 +103,7 @@ def _draw(sources: Sequence[Sample], columns: Sequence[dict[str, Any]], path: Pa
         cells = [column["cells"].get(source.name, {"refused": "not made"}) for column in columns]
         rows.append([_sample(source, column["generator"], cell) for column, cell in zip(columns, cells, strict=True)])
         titles.append([cell["refused"] or _title(column, shown) for column, cell in zip(columns, cells, strict=True)])
-    overlays.contact_sheet(sources, rows, path, classes, columns=1 + len(columns), titles=titles)
+    overlays.contact_sheet(sources, rows, path, classes, columns=1 + len(columns), titles=titles, unchecked=True)
 
 
 def _title(column: dict[str, Any], shown: Sequence[str]) -> str:

@@ -118,13 +118,14 @@ def for_jobs_alone(arguments: Sequence[str], folders: Sequence[Path] = ()) -> li
 
 
 def _swept_by_experiments(arguments: Sequence[str], folders: Sequence[Path]) -> set[str]:
-    """What the experiment files that a command line names sweep, groups and settings."""
+    """What the experiment files that a command line names sweep, groups and settings; not what their defaults do."""
     values = [value for key, _, value in (word.lstrip("+").partition("=") for word in arguments) if key == "experiment"]
     found: set[str] = set()
-    for file in (folder / f"{name}.yaml" for folder in folders for name in re.findall(r"[\w/.-]+", " ".join(values))):
+    names = [name.removesuffix(".yaml") for name in re.findall(r"[\w/.-]+", " ".join(values))]
+    for file in (folder / f"{name}.yaml" for folder in folders for name in names):
         with contextlib.suppress(Exception):  # it is missing or damaged: Hydra will say so
             found |= set(map(str, OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or ()))
-    return found
+    return {key.lstrip("+") for key in found}
 
 
 def _is_one_value(word: str, *, or_sweep: bool = False) -> bool:

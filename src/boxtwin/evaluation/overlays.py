@@ -72,11 +72,13 @@ def draw_boxes(
     for (x1, y1, x2, y2), caption, background in zip(boxes.tolist(), captions, backgrounds, strict=bool(captions)):
         if x1 >= right or x2 <= left or y1 >= bottom or y2 <= top:  # outside of what is shown
             continue
-        below = y1 - top < 0.05 * (bottom - top)  # no room above the box
+        room = 0.05 * (bottom - top)
+        below = y1 - top < room  # no room above the box: below it, or in it if there is none there either
+        y = y1 if not below else y2 if bottom - y2 > room else max(y1, top)
         at_border = (right - x1) / (right - left) * width < LETTER * len(caption)  # no room on its right
         axes.annotate(
             caption,
-            (min(x2, right) if at_border else max(x1, left), y2 if below else y1),
+            (min(x2, right) if at_border else max(x1, left), y),
             xytext=(0, -1 if below else 1),
             textcoords="offset points",
             ha="right" if at_border else "left",
@@ -165,12 +167,14 @@ def contact_sheet(
     *,
     columns: int = 6,
     titles: Sequence[Sequence[str]] = (),
+    unchecked: bool = False,
 ) -> None:
     """Each source beside its first ``columns - 1`` variations, boxes drawn, and a row of close-ups below.
 
     Sources with few variations stand side by side, as many as ``columns`` have room for. The close-up shows the same
     window of every picture: the one around the source's objects that holds most of them. ``titles`` replace those of
-    the variations; None leaves a place empty below its title.
+    the variations; None leaves a place empty below its title. With ``unchecked``, the legend says that nothing has
+    checked the boxes of variations.
     """
     across = 1 + min(columns - 1, max(len(of_source) for of_source in variations))
     beside = min(len(sources), max(1, columns // across))
@@ -196,7 +200,11 @@ def contact_sheet(
     for empty in unused:
         empty.set_axis_off()
     lines = [Line2D([], [], color=colour, linewidth=2) for colour in (TRUE, MISSED)]
-    _dark_legend(figure, lines, ["box in the source", "box in the variation"], 1.0)
+    names = ["box in the source", "box in the variation" + (", not checked" if unchecked else "")]
+    if any(sample.crowd.any() for sample in sources):
+        lines.append(Line2D([], [], color=CROWD, linewidth=2, linestyle=":"))
+        names.append("crowd")
+    _dark_legend(figure, lines, names, 1.0)
     named.legend(figure, top=LEGEND)
     save(figure, path)
 

@@ -75,6 +75,7 @@ class LabelCard(Counts):
     evidence: dict[str, EvidenceValues]
     refused_images: list[dict[str, Any]]  # source, variation, image and reason of each
     minutes: NotRequired[float]  # that a person spent on the used images, where known
+    objects: NotRequired[int]  # of the sources of used images; cards of earlier versions have none
 
 
 class _Case(NamedTuple):
@@ -111,10 +112,16 @@ def tally(lines: Sequence[_Line]) -> Counts:
     return cast(Counts, {**counts, "images": len(used), "refused": len(lines) - len(used)})
 
 
-def write_card(folder: Path, lines: Sequence[_Line], sources: Mapping[str, _Read], classes: Sequence[str] = ()) -> None:
+def write_card(
+    folder: Path,
+    lines: Sequence[_Line],
+    sources: Mapping[str, _Read],
+    classes: Sequence[str] = (),
+    objects: Mapping[str, int] | None = None,
+) -> None:
     """Write ``label_card.json`` and ``label_card.png`` of a store, from those lines of its manifest that count.
 
-    ``sources`` reads the pixels of each real image, by its name.
+    ``sources`` reads the pixels of each real image, by its name; ``objects`` has the number of its objects.
     """
     ordered = sorted(lines, key=lambda line: (line["source"], line["variation"]))
     cases = _cases(ordered)
@@ -131,6 +138,9 @@ def write_card(folder: Path, lines: Sequence[_Line], sources: Mapping[str, _Read
     minutes = [line["labels"].get("minutes") for line in ordered if line["labels"]["refused"] is None]
     if known := [each for each in minutes if each is not None]:
         card["minutes"] = round(math.fsum(known), 4)
+
+    if objects is not None:
+        card["objects"] = sum(objects[line["source"]] for line in ordered if line["labels"]["refused"] is None)
 
     def pair_of(case: _Case) -> tuple[Pixels, Pixels]:
         return sources[case.line["source"]](), read_image(folder / case.line["image"])

@@ -85,10 +85,12 @@ def _check_steps(config: BoxtwinConfig) -> None:
             "trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE, or a pretraining"
         )
     if trainer.steps and not 0 <= warmup < trainer.steps:
-        of_epochs = "" if trainer.epochs is None else f" (trainer.epochs={trainer.epochs})"
+        fewest = (warmup // trainer.validations + 1) * trainer.validations
+        cure = f"set trainer.steps={fewest}, or a greater multiple of trainer.validations={trainer.validations}"
+        if trainer.epochs is not None:
+            cure = f"raise trainer.epochs={trainer.epochs} until there are {fewest} steps or more"
         raise InputError(
-            f"detector.warmup_steps={warmup} must be below trainer.steps={trainer.steps}{of_epochs}: raise the latter "
-            f"to {(warmup // trainer.validations + 1) * trainer.validations} or more, or set a shorter warm-up"
+            f"detector.warmup_steps={warmup} must be below trainer.steps={trainer.steps}: {cure}, or shorten warm-up"
         )
 
 

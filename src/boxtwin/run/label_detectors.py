@@ -78,7 +78,8 @@ def write_label_card(prepared: Prepared) -> list[Path]:
     if newest is not None and not all(file.exists() and file.stat().st_mtime_ns >= newest for file in files):
         lines = library.judged(prepared.sources, max((line.variation for line in library.lines()), default=0))
         read = {source.name: source.read for source in prepared.sources}
-        write_card(library.folder, [line.to_json() for line in lines], read, prepared.dataset.classes)
+        objects = {source.name: len(source.object_boxes) for source in prepared.sources}
+        write_card(library.folder, [line.to_json() for line in lines], read, prepared.dataset.classes, objects)
     return files
 
 

@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,12 @@ def needs_of(checkpoint: Checkpoint, bytes_of: int, variant: str | None, without
             card = hub.metadata_load(folder / README) or {}
             needs.licence = card.get("license_name") or card.get("license")
     try:
-        chosen = _chosen(checkpoint, sizes, variant, (*checkpoint.without, *without))
+        index = {} if checkpoint.parts else checkpoint.index()
     except InputError:
         if needs.gated:  # its index is shown to those with access only
             return needs
         raise
+    chosen = _chosen(checkpoint, index, sizes, variant, (*checkpoint.without, *without))
     needs.sizes = {name: sizes[name] for name in sorted(chosen)}
     for name, size in needs.sizes.items():
         place = folder / name if folder else _cached(checkpoint, name, commit)
@@ -88,7 +89,13 @@ def needs_of(checkpoint: Checkpoint, bytes_of: int, variant: str | None, without
     return needs
 
 
-def _chosen(checkpoint: Checkpoint, sizes: Iterable[str], variant: str | None, without: Sequence[str]) -> set[str]:
+def _chosen(
+    checkpoint: Checkpoint,
+    index: Mapping[str, Any],
+    sizes: Iterable[str],
+    variant: str | None,
+    without: Sequence[str],
+) -> set[str]:
     """The files that diffusers loads: of each component the weights of the variant, as safetensors if it can."""
     utils: Any = importlib.import_module("diffusers.pipelines.pipeline_loading_utils")
     names = set(sizes)
@@ -96,7 +103,6 @@ def _chosen(checkpoint: Checkpoint, sizes: Iterable[str], variant: str | None, w
         folders = {part for part in checkpoint.parts if part not in names}
         listed = names & set(checkpoint.parts)
     else:
-        index = checkpoint.index()
         folders = {name for name, of in index.items() if isinstance(of, list) and of[0] and name not in without}
         folders -= {"safety_checker"}
         listed = {INDEX}

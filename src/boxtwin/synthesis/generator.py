@@ -92,6 +92,10 @@ class Generator(ABC):
         """The version of what it computes (of such data), from 1: raised when equal settings give other images."""
         return 1
 
+    def parameters_of(self, training: Sequence[Sample]) -> dict[str, Json]:  # noqa: ARG002
+        """What else changes its pixels and follows from the images that it learns from, beside these themselves."""
+        return {}
+
     def parameters(self) -> dict[str, Json]:
         """All that changes the pixels it makes: settings but the device, and former ones. The store is keyed by it.
 

@@ -28,6 +28,7 @@ _BEFORE_NUMBERS: dict[tuple[str, int], dict[str, Json]] = {
 REPRODUCIBLE = "reproducible"  # in store.json, of no influence on the key: `Generator.reproducible`, for `make clean`
 UNLABELLED = "(unlabelled images)"  # their name among those that a generator has learnt from
 _NOT_FROM_DATA = ("path", "device", "base_url")
+_OTHER_CHECKPOINTS = ("adapter", "controlnet", "prior")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,8 @@ def identity_of(
 
 def recorded_parameters(generator: Generator, training: Sequence[Sample]) -> dict[str, Json]:
     """The parameters of a generator as stores record them."""
-    return generator.parameters() | _BEFORE_NUMBERS.get((generator.name, generator.version(training)), {})
+    before = _BEFORE_NUMBERS.get((generator.name, generator.version(training)), {})
+    return generator.parameters() | generator.parameters_of(training) | before
 
 
 def write_identity(store: Path, identity: StoreIdentity, *, reproducible: bool) -> None:
@@ -142,18 +144,27 @@ def settings_from(parameters: Mapping[str, Any], option: Mapping[str, Any]) -> d
     settings, constants, local = {}, former_settings_of(str(option.get("_target_"))), local_places(parameters)
     groups = {name: group for name, group in option.items() if isinstance(group, dict)}
     known = {**option, **{f"{name}.{key}": value for name, group in groups.items() for key, value in group.items()}}
-    for key, value in parameters.items():
+    for key, value in _flat(parameters).items():
         if constants.get(key, value) != value:
             raise InputError(f"{IDENTITY} has {key}={value!r}, which is always {constants[key]!r} now; refused")
         if _is_code(key, value):
             raise InputError(f"{IDENTITY} has {key}={value!r} among the parameters, as no generator records; refused")
-        if key not in known or key in _NOT_FROM_DATA or key in local or isinstance(value, dict):
+        if key not in known or key.rpartition(".")[2] in _NOT_FROM_DATA or key in local or isinstance(value, dict):
             continue
         default = known[key]
         if not (default in (None, "???") or value is None or _kind(value) == _kind(default)):
             raise InputError(f"{IDENTITY} has {key}={value!r}, where a value like {default!r} is expected; refused")
         settings[key] = value
     return settings
+
+
+def _flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters in which other checkpoints, recorded with their revisions, are the settings that name both."""
+    flat = dict(parameters)
+    for place in _OTHER_CHECKPOINTS:
+        if isinstance(value := parameters.get(place), dict) and "/" in str(value.get("checkpoint")):
+            flat |= {place: value["checkpoint"], f"{place}_revision": value.get("revision")}
+    return flat
 
 
 def local_places(parameters: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -163,7 +174,7 @@ def local_places(parameters: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     and hash.
     """
     found = {}
-    for place in ("checkpoint", "adapter", "controlnet", "prior"):
+    for place in ("checkpoint", *_OTHER_CHECKPOINTS):
         value = parameters.get(place)
         name = value.get("checkpoint") if isinstance(value, dict) else value
         if isinstance(name, str) and "/" not in name:
@@ -181,6 +192,7 @@ def _is_code(key: str, value: Any) -> bool:
         return any(_is_code(inner, content) for inner, content in value.items())
     if isinstance(value, list):
         return any(_is_code(key, content) for content in value)
+    key = key.rpartition(".")[2]
     return key.startswith("_") or key == "name" or (isinstance(value, str) and "${" in value)
 
 

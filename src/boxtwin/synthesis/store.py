@@ -252,10 +252,10 @@ class Library:
                 failed_in_a_row += outcome.may_recur and request.key not in refused_before
                 if failed_in_a_row == GIVE_UP_AFTER and (left := len(requests) - update.made - update.refused):
                     drawn.close()  # it may hold a lock
-                    paid = f" {update.cost_usd:.2f} USD were paid." if update.cost_usd else ""
+                    paid = f". Paid so far: {update.cost_usd:.2f} USD" if update.cost_usd else ""
                     raise InputError(
                         f"{name}, {self._model().id}: {failed_in_a_row} images in a row failed, so {left} more were "
-                        f"not tried; the same command goes on.{paid} The last one: {outcome.reason}"
+                        f"not tried; the same command goes on. The last one: {outcome.reason}{paid}"
                     )
             else:
                 failed_in_a_row = 0

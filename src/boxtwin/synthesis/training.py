@@ -111,14 +111,14 @@ def check_identity(recorded: str | None, expected: str, file: Path) -> None:
 def held_out_of(training: Sequence[Sample], seed: int) -> list[int]:
     """Numbers of the images that a generator does not learn: one, chosen by ``seed``, then others of its scene.
 
-    Where all images are of one scene, it is the one alone; of a single image, none.
+    Others are learnt after all where less than half of the images would remain; of a single image, none is held out.
     """
     if len(training) < 2:
         return []
     number = seed % len(training)
     scene = training[number].group
     others = [place for place, sample in enumerate(training) if scene and sample.group == scene and place != number]
-    return [number, *(others if len(others) + 1 < len(training) else [])]
+    return [number, *(others if 2 * (len(others) + 1) <= len(training) else [])]
 
 
 class Crops:

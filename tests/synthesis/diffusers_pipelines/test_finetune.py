@@ -119,14 +119,17 @@ def test_images_of_one_scene_are_held_out_together(tmp_path: Path, tiny_pipeline
 
     assert held_out("", "", "") == [1]
     assert held_out("x", "y", "z", "y") == [1, 3]
-    assert held_out("x", "x", "x") == [1]
+    assert held_out("x", "x", "x") == held_out("x", "x", "y") == [1]  # less than half would remain
     assert held_out("x") == held_out() == []
 
-    def version(*scenes: str) -> int:
-        model = make("img2img", tiny_pipeline, finetune="lora")
-        return model.version([replace(each, group=scene) for each, scene in zip(samples, scenes, strict=False)])
-
-    assert [version("x"), version("y", "x"), version("y", "x", "y")] == [1, 3, 5]
+    samples = [replace(each, group=scene) for each, scene in zip(samples, "xyzy", strict=True)]
+    learning: dict[str, Any] = {"finetune": "lora", "finetune_steps": 2, "seed": 1, "tile": 32}
+    generator = fitted(tiny_pipeline, tmp_path / "models", samples, **learning)
+    assert generator.parameters_of(samples) == {"held_out": ["b.png", "d.png"]}
+    assert generator.parameters_of([]) == {"held_out": []}
+    (content,) = (tmp_path / "models").glob("*-*/losses.json")
+    assert json.loads(content.read_text())["held_out"] == "b.png"
+    assert make("img2img", tiny_pipeline).parameters_of(samples) == {}
 
 
 @pytest.mark.parametrize(

@@ -186,16 +186,16 @@ def store_cards(study: Study) -> list[StoreCards]:
 
 
 def nearly_empty(study: Study) -> list[tuple[str, int, int]]:
-    """Stores whose variations have hardly any boxes: name, boxes that are left, and boxes of their sources."""
-    cards = [
-        (store.name, card.content) for store in store_cards(study) for card in store.cards if card.kind == LABEL_CARD
-    ]
-    counts = [(name, *(card.get(each, 0) for each in ("kept", "shifted", "dropped", "added"))) for name, card in cards]
-    return [
-        (name, kept + shifted + added, kept + shifted + dropped)
-        for name, kept, shifted, dropped, added in counts
-        if kept + shifted + added < LEAST_OBJECTS * (kept + shifted + dropped)
-    ]
+    """Stores whose variations have hardly any boxes: name, boxes that are left, and objects of their sources."""
+    found = []
+    for store in store_cards(study):
+        for content in (card.content for card in store.cards if card.kind == LABEL_CARD):
+            kept, dropped, added = (content.get(name, 0) for name in ("kept", "dropped", "added"))
+            left = kept + content.get("shifted", 0) + added
+            objects = content.get("objects", left - added + dropped)
+            if left < LEAST_OBJECTS * objects:
+                found.append((store.name, left, objects))
+    return found
 
 
 def _card(study: Study, rows: list[Row], kind: str) -> Card | None:

@@ -4,7 +4,7 @@ A model may first learn what the split's training images look like: LoRA, or one
 noised, and the noise or the velocity is predicted (Rombach et al. 2022, equation 2); noise minus latents by Stable
 Diffusion 3 and FLUX.1 (Esser et al. 2024, section 3.1). Only a few new weights move: matrices of low rank in the
 attention (Hu et al. 2021, "LoRA"), or the embedding of a new word (Gal et al. 2022, "An Image is Worth One Word"). One
-training image is held out, to tell when a model memorises. Files are in diffusers' formats.
+training image is held out, with its scene, to tell when a model memorises. Files are in diffusers' formats.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class PromptedGenerator(PipelineGenerator):
         self.refuse(find_spec("peft") is None, f"{asked} needs peft: pip install 'boxtwin[finetune]'")
         self.refuse(self.loading.quantisation, f"{asked} cannot be combined with load.quantisation")
 
-    def version(self, training: Sequence[Sample]) -> int:
-        """Two more where an image is held out of learning, four where others of its scene are too."""
-        return super().version(training) + 2 * self.learns * min(len(held_out_of(training, self.seed)), 2)
+    def parameters_of(self, training: Sequence[Sample]) -> dict[str, Json]:
+        """The names of the images that are held out of learning, if it learns."""
+        return {"held_out": [training[i].name for i in held_out_of(training, self.seed)]} if self.learns else {}
 
     def parameters(self) -> dict[str, Json]:
         unused = ("finetune_steps", "finetune_learning_rate", "seed")

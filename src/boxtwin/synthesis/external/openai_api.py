@@ -10,6 +10,7 @@ import hashlib
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,13 @@ class _OpenAIImages(Generator):
         waiting = f"another process asks for images of {self.name}; waiting for it"
         with exclusive_lock(self._spool / ".lock", waiting), self.calls.open() as client:
             for request in requests:
+                lost, price = self.calls.lost, self.price or 0.0
                 try:
-                    yield self._vary_one(client.images.with_raw_response, request, self._spool)
+                    varied: Variation | Refused = self._vary_one(client.images.with_raw_response, request, self._spool)
                 except ImageFailedError as error:
-                    recurs, cost = not isinstance(error, ModeratedError), (self.price or 0.0) * error.lost
-                    yield Refused(request, str(error), may_recur=recurs, cost_usd=cost)
+                    varied = Refused(request, str(error), may_recur=not isinstance(error, ModeratedError))
+                # Good squares of an image that failed are kept, and are counted when it is complete.
+                yield replace(varied, cost_usd=varied.cost_usd + price * (self.calls.lost - lost))
 
     def _sent(self) -> dict[str, Json]:
         """All that is sent but the image."""
@@ -122,17 +125,14 @@ class _OpenAIImages(Generator):
             answers.append(self.calls.image(post, spooled, as_square))
             if (reason := unfit(square, answers[-1].pixels)) is not None:
                 spooled.unlink()  # another call asks again
-                failed = ImageFailedError(
-                    f"{reason}; hosts send such images in place of those that their filters refuse"
-                )
-                failed.lost = answers[-1].received
-                raise failed
+                self.calls.lost += 1
+                raise ImageFailedError(f"{reason}; hosts send such images in place of those that their filters refuse")
         return Variation(
             request,
             squares.join([answer.pixels for answer in answers], source, self.side, self.overlap),
             np.zeros((0, 4), dtype=np.float32),
             np.zeros(0, dtype=np.int64),
-            cost_usd=(self.price or 0.0) * sum(answer.received for answer in answers),
+            cost_usd=(self.price or 0.0) * len(answers),
             record={"squares": len(answers), "from_spool": sum(answer.from_spool for answer in answers)},
         )
 

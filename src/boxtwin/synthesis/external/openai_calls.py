@@ -19,7 +19,7 @@ import random
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -51,8 +51,6 @@ _AGAIN = (408, 409, 429)  # and 5xx
 class ImageFailedError(Exception):
     """One image failed, for a reason that may hold for the next one too."""
 
-    lost = 0  # answers that came and cannot be used: paid for all the same
-
 
 class ModeratedError(ImageFailedError):
     """The host refused to touch one image."""
@@ -63,10 +61,9 @@ class _DamagedError(Exception):
 
 
 class Answer(NamedTuple):
-    """An image, and what it took."""
+    """An image."""
 
     pixels: Pixels
-    received: int  # answers with or without a usable image: what was paid for
     from_spool: bool  # it was there before
 
 
@@ -81,6 +78,7 @@ class Calls:
     max_tries: int  # how often one image is asked for, on rate limits, 5xx, broken connections and damaged images
     # Seconds before the second try, doubled for each further one, less up to half at random; or else Retry-After.
     first_wait: float
+    lost: int = field(default=0, init=False)  # answers that came and could not be used: paid for all the same
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
@@ -126,18 +124,19 @@ class Calls:
 
         if spooled.exists():
             try:
-                return Answer(self._decode(spooled.read_bytes(), read), 1, from_spool=True)
+                return Answer(self._decode(spooled.read_bytes(), read), from_spool=True)
             except (_DamagedError, InputError) as problem:
                 log.info("%s cannot be used, so it is asked for again: %s", spooled, problem)
-        lost, reason = 0, ""
+        reason = ""
         for tries in range(1, self.max_tries + 1):
             wait: float | None = None
             try:
                 content = post().http_response.content
                 write_bytes_atomically(spooled, content)
-                return Answer(self._decode(content, read), lost + 1, from_spool=False)
+                return Answer(self._decode(content, read), from_spool=False)
             except _DamagedError as damage:
-                lost, reason = lost + 1, str(damage)
+                self.lost += 1
+                reason = str(damage)
             except openai.APIStatusError as error:
                 reason = self._reason_to_repeat(error)
                 wait = _retry_after(error.response.headers)
@@ -147,9 +146,7 @@ class Calls:
                 reason = _without_key(f"connection failed: {error.__cause__ or error}")
             if tries < self.max_tries:
                 self._wait(tries, wait, reason)
-        failed = ImageFailedError(f"failed in {self.max_tries} tries: {reason}")
-        failed.lost = lost
-        raise failed
+        raise ImageFailedError(f"failed in {self.max_tries} tries: {reason}")
 
     def _wait(self, tries: int, asked_for: float | None, reason: str) -> None:
         if asked_for is not None and asked_for > LONGEST_WAIT:
