@@ -150,7 +150,8 @@ def contact_sheet(prepared: Prepared) -> Path | None:
     titles: dict[str, list[str]] = {source.name: [] for source in sources}
     for line in sorted(lines, key=lambda line: line.variation):
         made[line.source].append(library.sample_of(by_name[line.source], line, line.variation))
-        used = f", not used: {line.labels.refused}" if line.labels.refused else f" {line.generator}"
+        reason = (line.labels.refused or "").partition(":")[0]
+        used = f", not used: {reason}" if reason else f" {line.generator}"
         titles[line.source].append(f"v{line.variation:02d}{used}")
     if not any(made.values()):
         return None
@@ -243,7 +244,7 @@ def _regenerate(composed: DictConfig) -> None:
         names = "\n  ".join(result.different[:_NAMED])
         raise InputError(
             f"{different} images of {store} come out differently here, and were left unchanged. Equal "
-            f"bytes need the same kind of machine and the same versions of packages:\n  {names}"
+            f"bytes need the same kind of machine, versions of packages and threads (OMP_NUM_THREADS):\n  {names}"
         )
 
 

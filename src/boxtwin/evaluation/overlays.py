@@ -200,7 +200,7 @@ def contact_sheet(
     for empty in unused:
         empty.set_axis_off()
     lines = [Line2D([], [], color=colour, linewidth=2) for colour in (TRUE, MISSED)]
-    names = ["box in the source", "box in the variation" + (", not checked" if unchecked else "")]
+    names = ["box in the source", "unchecked box" if unchecked else "box in the variation"]
     if any(sample.crowd.any() for sample in sources):
         lines.append(Line2D([], [], color=CROWD, linewidth=2, linestyle=":"))
         names.append("crowd")
