@@ -235,8 +235,8 @@ def _assign(sizes: Mapping[str, int], needed: Mapping[str, int]) -> dict[str, li
         if taken is None:
             break
         outstanding -= need
-        sides[side] = taken[0]
-        left = {group: size for group, size in left.items() if group not in set(taken[0])}
+        sides[side], gone = taken[0], set(taken[0])
+        left = {group: size for group, size in left.items() if group not in gone}
     else:
         return sides
     share = sum(sizes.values()) / sum(needed.values())
