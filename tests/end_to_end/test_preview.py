@@ -17,9 +17,15 @@ from boxtwin.datasets.image_io import read_image
 SETTINGS = "generator.steps=2 generator.tile=32 generator.overlap=8 generator.batch_size=4 generator.dtype=float32"
 
 
+def kept_columns(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is kept of every column of the sheet."""
+    columns: dict[str, dict[str, Any]] = json.loads((folder / "data/synthetic/preview.json").read_text())["columns"]
+    return columns
+
+
 def columns(folder: Path) -> list[tuple[str, dict[str, str], list[str | None]]]:
     """Generator, settings and refusals of every column of the sheet."""
-    kept = json.loads((folder / "data" / "synthetic" / "preview.json").read_text())["columns"]
+    kept = kept_columns(folder)
     return [
         (kept[key]["generator"], kept[key]["settings"], [cell["refused"] for cell in kept[key]["cells"].values()])
         for key in sorted(kept, key=int)
@@ -39,6 +45,7 @@ def test_generators_and_strengths_are_columns_and_images_are_kept(
     assert len(re.findall(measured, printed)) == 2
     assert [name for name, _, _ in columns(tmp_path)] == ["repeat", "copy_paste"]
     across = read_image(sheet).shape
+    assert not any(column["unchecked"] for column in kept_columns(tmp_path).values())  # both know their boxes
     assert not (tmp_path / "data" / "0").exists()  # jobs have no folders of their own
     assert [len(lines) for lines in manifests(tmp_path)] == [4, 4]
 
@@ -49,8 +56,9 @@ def test_generators_and_strengths_are_columns_and_images_are_kept(
         ("img2img", "0.9"),
     ]
     assert read_image(sheet).shape == across  # as many columns; the first sweep's are gone
-    shown = json.loads((sheet.parent / "preview.json").read_text())["columns"]
-    assert any(cell["boxes"] for column in shown.values() for cell in column["cells"].values())  # carried, unchecked
+    for column in kept_columns(tmp_path).values():
+        assert column["unchecked"]
+        assert any(cell["boxes"] for cell in column["cells"].values())  # those that are carried over
     assert not list((tmp_path / "data").glob("detectors/*"))  # nothing was trained to label four images
 
     printed = run(f"{common} generator=img2img {checkpoint} generator.strength=0.6", tmp_path)

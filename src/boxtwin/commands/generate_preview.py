@@ -66,7 +66,7 @@ def draw_preview(prepared: Prepared, library: Library) -> Path:
         file = root / COLUMNS
         kept = json.loads(file.read_bytes()) if sweep and file.exists() else {}
         columns = kept["columns"] if kept.get("sweep") == sweep else {}
-        columns[str(number)] = _column(library, sources)
+        columns[str(number)] = _column(library, sources) | {"unchecked": library is not prepared.store}
         write_bytes_atomically(file, json.dumps({"sweep": sweep, "columns": columns}).encode())
         _draw(sources, [columns[each] for each in sorted(columns, key=int)], root / SHEET, prepared.dataset.classes)
     return root / SHEET
@@ -103,7 +103,8 @@ def _draw(sources: Sequence[Sample], columns: Sequence[dict[str, Any]], path: Pa
         cells = [column["cells"].get(source.name, {"refused": "not made"}) for column in columns]
         rows.append([_sample(source, column["generator"], cell) for column, cell in zip(columns, cells, strict=True)])
         titles.append([cell["refused"] or _title(column, shown) for column, cell in zip(columns, cells, strict=True)])
-    overlays.contact_sheet(sources, rows, path, classes, columns=1 + len(columns), titles=titles, unchecked=True)
+    unchecked = any(column["unchecked"] for column in columns)
+    overlays.contact_sheet(sources, rows, path, classes, columns=1 + len(columns), titles=titles, unchecked=unchecked)
 
 
 def _title(column: dict[str, Any], shown: Sequence[str]) -> str:
