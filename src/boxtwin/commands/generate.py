@@ -133,7 +133,7 @@ def make_variations(prepared: Prepared) -> StoreUpdate:
     label_detectors.write_label_card(prepared)
     _check_usable(prepared)
     if update.made:
-        seconds = f"{update.fit_seconds + update.vary_seconds:.0f} s (learning: {update.fit_seconds:.0f} s)"
+        seconds = f"{update.fit_seconds + update.vary_seconds:.0f} s (learning or loading: {update.fit_seconds:.0f} s)"
         log.info("%s: %d variations made in %s", library.folder.name, update.made, seconds)
     return update
 
