@@ -113,3 +113,21 @@ def test_an_image_of_another_depth_on_any_side_is_refused_by_name(prepared: Prep
 
     with pytest.raises(InputError, match=rf"images must be 8 bit or 16 bit throughout.* 8 bit \({odd}\)"):
         prepared(f"split.file={tmp_path}/split.json", dtypes=(np.uint16,), change=change)
+
+
+@pytest.mark.parametrize("channels", [(1,) * 9 + (3,), (3,) * 10, (1,) * 10])
+def test_the_images_of_a_data_set_decide_whether_networks_see_colour(
+    prepared: Prepare, caplog: pytest.LogCaptureFixture, channels: tuple[int, ...]
+) -> None:
+    """Not those that are trained on: sizes of a split would be compared with different networks."""
+    names = [f"S{number:02d}_0.png" for number in range(10)]
+    with caplog.at_level(logging.INFO):
+        grey = prepared("split.train=4", "split.train_pool=4", "split.seed=1", channels=channels)
+    coloured = sum(each == 3 for each in channels)
+    expected = 3 if coloured else 1
+    assert make_detector(grey).spec.channels == grey.dataset.channels == expected
+    assert ("of 10 images have colour" in caplog.text) == (0 < coloured < len(names))
+    in_training = any(sample.colour for sample in grey.split.train)
+    changed = coloured > 0 and not in_training
+    assert (grey.identity == identity_of_the_first_version(grey)) == (not changed)
+    assert "channels" not in grey.condition  # of sizes that are compared

@@ -8,8 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from trained_detectors import make_trained
 
-from boxtwin.counting.detectors import best_of, find_detectors
+from boxtwin.counting.detectors import best_of, find_detectors, open_detectors
+from boxtwin.datasets.reading import Reading
+from boxtwin.detector.checkpoint import write_detector
 from boxtwin.errors import InputError
 
 
@@ -115,3 +118,17 @@ def test_a_name_of_two_conditions_is_refused(tmp_path: Path, monkeypatch: pytest
         "  multirun/ships/x0-seed0-aaaa1111 (80 real images), multirun/ships/x0-seed1-bbbb1111 (80 real images)",
         "  multirun/ships/x0-seed0-cccc2222 (160 real images)",
     ]
+
+
+def test_detectors_that_read_images_in_different_ways_do_not_count_together(tmp_path: Path) -> None:
+    files = []
+    for number, channels in enumerate([(0,), (2,), None]):
+        reading = Reading(channels=channels).plain()
+        files.append(tmp_path / str(number) / "detector.safetensors")
+        files[-1].parent.mkdir()
+        write_detector(make_trained(reading=reading), files[-1])
+    with pytest.raises(InputError, match=r"dataset\.channels=\[0\].*dataset\.channels=\[2\]"):
+        open_detectors(files[:2], "cpu")
+    with pytest.raises(InputError, match="different ways"):
+        open_detectors([files[0], files[2]], "cpu")
+    assert len(open_detectors([files[1], files[1]], "cpu")) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,11 @@ def annotate(names: Sequence[str]) -> str:
         {"id": each["id"], "image_id": each["id"], "category_id": 1, "bbox": [9, 9, 20, 20], "area": 400, "iscrowd": 0}
         for each in images
     ]
-    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "ship"}]}
+    content = {
+        "images": images,
+        "annotations": boxes,
+        "categories": [{"id": 1, "name": "ship"}, {"id": 2, "name": "buoy"}],
+    }
     Path("annotations.json").write_text(json.dumps(content))
     return "annotations.json"
 
@@ -126,3 +131,34 @@ def test_annotations_of_other_images_are_refused(common: int) -> None:
     with pytest.raises(InputError, match=rf"annotations=annotations.json: {found}, whose names start in images, .*8"):
         count(file)
     assert not Path("counts").exists()
+
+
+def test_labels_are_read_as_the_run_of_the_detector_read_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_images(["0.png", "1.png"])
+    file = Path(annotate(["0.png", "1.png"]))
+    content = json.loads(file.read_text())
+    for box in content["annotations"]:
+        box["iscrowd"] = 1  # as CVAT writes masks that were drawn
+    file.write_text(json.dumps(content))
+    with caplog.at_level("INFO"):
+        count(str(file))
+    assert "2 of 2 annotations are crowds (iscrowd 1)" in caplog.text
+    assert "images: AP nan" in caplog.text
+    caplog.clear()
+    OmegaConf.save({"dataset": {"crowds": "objects", "root": "."}}, "config.yaml")
+    shutil.rmtree("multirun", ignore_errors=True)
+    with caplog.at_level("INFO"):
+        count(str(file))
+    assert "images: AP nan" not in caplog.text
+    assert "taken for single objects" in caplog.text
+
+
+def test_classes_that_the_annotations_do_not_list_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    write_images(["0.png"])
+    file = Path(annotate(["0.png"]))
+    content = json.loads(file.read_text())
+    del content["categories"][1]
+    file.write_text(json.dumps(content))
+    with caplog.at_level("INFO"):
+        count(str(file))
+    assert "not scored: buoy, which annotations.json does not list" in caplog.text

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -6,13 +9,25 @@ from encoding import encode
 from boxtwin.boxes import iou_matrix
 from boxtwin.datasets.sample import Detections
 from boxtwin.detector.decode import boxes_and_scores, grid_of
-from boxtwin.detector.nms import detections_in_file, merge_tiles, non_maximum_suppression
+from boxtwin.detector.nms import MAX_CANDIDATES, detections_in_file, merge_tiles, non_maximum_suppression
 from boxtwin.detector.options import Postprocessing
+from boxtwin.detector.spec import DetectorSpec
+from boxtwin.evaluation.count_intervals import CountCalibration
 from boxtwin.mixing.letterbox import Letterbox
 
 ANCHORS = (((90.0, 60.0), (40.0, 80.0)), ((10.0, 14.0), (23.0, 27.0)))
 STRIDES = (32, 16)
 SHAPES = ((4, 3), (8, 6))  # rows, columns
+
+
+@pytest.fixture
+def make_spec() -> Callable[..., DetectorSpec]:
+    def make(**changes: Any) -> DetectorSpec:
+        fields: dict[str, Any] = {"architecture": "yolov3_nano", "classes": ("ship",), "category_ids": (1,)}
+        fields |= {"image_size": 1100, "white": 255, "boxtwin": "0"}
+        return DetectorSpec(**fields | changes)
+
+    return make
 
 
 def empty_maps(batch: int, classes: int) -> tuple[torch.Tensor, ...]:
@@ -157,3 +172,28 @@ def test_nms_of_nothing() -> None:
     assert (
         non_maximum_suppression(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=int), Postprocessing()).tolist() == []
     )
+
+
+def test_what_is_counted_is_never_too_much(make_spec: Callable[..., DetectorSpec]) -> None:
+    """700 objects apart, in an image of a detector that keeps ten detections of an image."""
+    left, top = (30.0 * values.reshape(-1) for values in np.meshgrid(np.arange(35), np.arange(20)))
+    boxes = np.stack([left, top, left + 20, top + 20], axis=1).astype(np.float32)
+    scores = np.linspace(0.9, 0.2, 700, dtype=np.float32)[:, None]
+    spec = make_spec(max_detections=10, count_threshold=0.5)
+    found = detections_in_file(boxes, scores, Letterbox(1100, 700, 1.0, 0.0, 0.0), spec)
+    assert len(found.boxes) == (scores >= 0.5).sum() == 400
+    few = make_spec(max_detections=10, count_threshold=0.899)
+    assert len(detections_in_file(boxes, scores, Letterbox(1100, 700, 1.0, 0.0, 0.0), few).boxes) == 10
+    # Intervals count with thresholds of their own.
+    rows = CountCalibration(("a", "b"), np.array([[0.6], [0.3]]), np.zeros((2, 2), dtype=np.int64)).plain()
+    wide = make_spec(max_detections=10, count_threshold=0.5, calibration=rows)
+    assert len(detections_in_file(boxes, scores, Letterbox(1100, 700, 1.0, 0.0, 0.0), wide).boxes) == 600
+
+
+def test_candidates_that_are_counted_are_never_too_many(make_spec: Callable[..., DetectorSpec]) -> None:
+    left, top = (12.0 * values.reshape(-1) for values in np.meshgrid(np.arange(80), np.arange(50)))
+    boxes = np.stack([left, top, left + 8, top + 8], axis=1).astype(np.float32)
+    found = detections_in_file(
+        boxes, np.full((4000, 1), 0.8, np.float32), Letterbox(1000, 700, 1.0, 0.0, 0.0), make_spec(count_threshold=0.5)
+    )
+    assert len(found.boxes) == 4000 > MAX_CANDIDATES

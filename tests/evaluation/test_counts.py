@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,13 @@ import pytest
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.counts import (
     THRESHOLD_WITHOUT_DETECTIONS,
+    Thresholds,
     best_threshold,
     count_metrics,
     counted,
 )
+from boxtwin.evaluation.matching import outside_crowds
+from boxtwin.evaluation.scoring import score_test, score_validation
 
 
 def make_sample(image_id: int, objects: int, crowds: int = 0) -> Sample:
@@ -119,3 +123,29 @@ def test_large_inputs_are_fast() -> None:
     rng = np.random.default_rng(0)
     samples = [make_sample(i, int(rng.integers(0, 20))) for i in range(1000)]
     assert 0 < best_threshold(samples, {i: found(*rng.random(100)) for i in range(1000)}) <= 1
+
+
+def test_detections_in_crowds_are_not_counted() -> None:
+    """One object, and a crowd with five members that a detector finds."""
+    members = np.array([[100 + 20 * n, 100, 115 + 20 * n, 115] for n in range(5)], dtype=np.float64)
+    sample = Sample(
+        name="a.png",
+        path=Path("a.png"),
+        width=300,
+        height=300,
+        image_id=7,
+        boxes=np.array([[10, 10, 30, 30], [95, 95, 205, 120]], dtype=np.float32),
+        labels=np.zeros(2, dtype=np.int64),
+        areas=np.array([400.0, 2750.0]),
+        crowd=np.array([False, True]),
+    )
+    boxes = np.concatenate([[[10.0, 10, 30, 30], [250, 250, 270, 270]], members])
+    found = {7: Detections(boxes, np.array([0.9, 0.8, *[0.7] * 5]), np.zeros(7, dtype=np.int64))}
+    assert outside_crowds([sample], found)[7].scores.tolist() == [0.9, 0.8]
+    thresholds, metrics = score_validation([sample], found, ["ship"])
+    assert 0.8 < thresholds.together < 0.9
+    scores = score_test([sample], found, Thresholds(0.5, (0.5,)), ["ship"], [1])
+    assert (scores.metrics["test/count_mae"], scores.counts[0]["true"], scores.counts[0]["found"]) == (1.0, 1, 2)
+    assert scores.metrics["test/map_50"] == metrics["val_real/map_50"] == pytest.approx(1)
+    without = replace(sample, crowd=np.zeros(2, dtype=bool))
+    assert outside_crowds([without], found)[7] is found[7]

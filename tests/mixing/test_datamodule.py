@@ -22,7 +22,6 @@ from boxtwin.mixing.datamodule import (
     StudyDataModule,
     TrainingDraws,
     check_variations,
-    input_channels,
 )
 from boxtwin.mixing.letterbox import OVERLAP, Labelled, take_view, tiles
 from boxtwin.mixing.options import AugmentationOptions, BatchOptions, InputOptions
@@ -155,12 +154,6 @@ def test_variations_of_another_depth_are_named(make_coco: MakeCoco) -> None:
     check_variations(samples[:1], ANEW, 16)
     with pytest.raises(InputError, match=r"S01_0\.png: variations must be 16 bit .* this one is 8 bit"):
         check_variations(samples, ANEW, 16)
-
-
-def test_one_colour_image_makes_three_channels(make_coco: MakeCoco) -> None:
-    samples = make_coco(images=3, channels=(1, 1, 3)).read().samples
-    assert input_channels(samples[:2], ANEW) == 1
-    assert input_channels(samples, ANEW) == 3
 
 
 def draws(data: StudyDataModule, images: DecodedImages = ANEW) -> TrainingDraws:

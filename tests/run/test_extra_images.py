@@ -106,7 +106,7 @@ def test_they_join_the_training_as_images_of_their_own(composed: Compose, data: 
     # Nothing that follows from the labelled images changes, and they get no variations.
     assert [sample.name for sample in run.sources] == [sample.name for sample in plain.sources]
     assert run.store.key == plain.store.key
-    assert (run.levels, run.channels, run.split.digest) == (plain.levels, plain.channels, plain.split.digest)
+    assert (run.levels, run.split.digest) == (plain.levels, plain.split.digest)
     assert make_detector(run).hparams == make_detector(plain).hparams
     plan = make_plan(run.split, (), run.extra.empty)
     assert (plan.real_train, plan.synthetic_train, len(plan.pool)) == (6, 0, 14)

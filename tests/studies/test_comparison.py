@@ -2,13 +2,16 @@
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from coco_reference import coco_metrics
-from simulated_study import study_of
+from jaxtyping import Float
+from simulated_study import simulate_settings, study_of
 from study_runs import finished_run
 
 from boxtwin.commands.stored_runs import conditions
@@ -16,10 +19,11 @@ from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
-from boxtwin.studies.comparison import RESAMPLES, ResampledMetrics, contrasts, corrected, difference
+from boxtwin.studies.comparison import RESAMPLES, Difference, ResampledMetrics, contrasts, corrected, difference
 from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.report.summary import verdict
+from boxtwin.studies.report.words import sentence
 from boxtwin.studies.runs import StudyRun
 
 IMAGES = 30
@@ -239,3 +243,34 @@ def test_one_seed_has_a_mean_and_no_interval(tmp_path: Path) -> None:
         assert condition.metrics["seeds"] == 1
         assert math.isfinite(condition.metrics["test/map"])
         assert not any(name.endswith(("_low", "_high")) for name in condition.metrics)
+
+
+def test_without_an_interval_p_decides_only_where_runs_keep_no_matches() -> None:
+    change = Difference("map_50", 0.5, 0.6, 0.1, 8, 0.05, 0.15, None, 0.008, p_holm=0.008)
+    assert change.significant
+    assert not replace(change, undefined=True).significant
+    assert not replace(change, role="primary").significant
+    assert "too few test images hold objects" in sentence("certainty_of_gain", change=replace(change, undefined=True))
+
+
+def test_objects_in_few_test_images_leave_no_interval() -> None:
+    """The gain lies in two of 60 test images, of which two hold objects: another draw may have neither."""
+    runs, figures = simulate_settings([({}, 10.0, 0.5, 8), ({"variations.per_image": "2"}, 10.0, 0.6, 8)])
+    study = study_of(runs, condition_table(runs), figures)
+    new, old = sorted(study.rows, key=lambda row: -row.variations)
+    (whole,) = [difference("map_50", new, old, study.resampled)]
+    assert whole.interval is not None
+    of_row = study.resampled.of_row
+
+    class Few(ResampledMetrics):
+        def of_row(self, metric: str, row: Row, seeds: Sequence[int]) -> Float[np.ndarray, "seeds resamples"] | None:
+            values = of_row(metric, row, seeds)
+            assert values is not None
+            values[:, 1::10] = np.nan
+            return values
+
+        def images(self, run: str) -> tuple[str, ...]:
+            return study.resampled.images(run)
+
+    few = difference("map_50", new, old, Few({}))
+    assert (few.interval, few.undefined, few.p) == (None, True, whole.p)

@@ -13,6 +13,7 @@ from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.draws import repeated_draws
 from boxtwin.studies.primary import primary_comparisons
 from boxtwin.studies.report.summary import Summary
+from boxtwin.studies.runs import StudyRun
 from boxtwin.studies.study import Study
 
 PASTED = {"variations.per_image": "10", "generator.name": "copy_paste"}
@@ -61,6 +62,24 @@ def test_the_notes_say_which_chance_an_interval_covers(pretrainings: int, said: 
     assert "They cover no other training images" in notes
     row = next(row for row in study.rows if row.first.pretraining_seed is not None)
     assert row.estimates["map_50"].clusters == tuple(seed // (9 // pretrainings) for seed in range(9))
+
+
+def test_draws_without_a_common_seed_are_left_out() -> None:
+    conditions = [({}, 10.0, 0.5, 6), (PASTED, 10.0, 0.55, 6)]
+    for seed in (1, 2):
+        draw = {"split.seed": str(seed), "data.train": f"draw {seed}"}
+        conditions += [(draw, 10.0, 0.5, 3), (draw | PASTED, 10.0, 0.55, 3)]
+    runs, figures = simulate_settings(conditions)
+
+    # A sweep that was interrupted: with variations, the last draw has another seed than without.
+    def kept(run: StudyRun) -> bool:
+        seed = 0 if run.condition.items() >= PASTED.items() else 1
+        return run.condition.get("data.train") != "draw 2" or run.seed == seed
+
+    cut = list(filter(kept, runs))
+    study = study_of(cut, condition_table(cut), figures)
+    (draws,) = repeated_draws(study.rows, study.contrasts, study.resampled)
+    assert [change.pairs for change in draws.changes] == [6, 3]
 
 
 def test_a_comparison_on_several_draws() -> None:

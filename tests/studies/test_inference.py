@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from boxtwin.studies.conditions import Estimate
 from boxtwin.studies.inference import (
+    FLIPS,
     LEAST_PAIRS,
     SIGNIFICANT,
     clusters_of,
     hierarchical_interval,
     holm,
     image_counts,
+    interval_of,
     mean_interval,
     pairs_needed,
     seed_variance,
@@ -38,9 +41,39 @@ def test_what_sign_flips_can_say() -> None:
     assert sign_flip_p([0.0, 0.0, 0.0]) == 1
     assert sign_flip_p([0.1, 0.2, 0.3]) == sign_flip_p([-0.1, -0.2, -0.3]) == least_p(3)
     assert least_p(LEAST_PAIRS) < SIGNIFICANT < least_p(LEAST_PAIRS - 1)
-    for wrong in ([], [0.0] * 21):
-        with pytest.raises(ValueError, match="between 1 and 20 pairs"):
-            sign_flip_p(wrong)
+    with pytest.raises(ValueError, match="at least one pair"):
+        sign_flip_p([])
+
+
+@pytest.mark.parametrize("pairs", [21, 30, 100])
+def test_many_pairs_are_tested_on_a_sample_of_their_flips(pairs: int) -> None:
+    values = np.random.default_rng(pairs).normal(0.35, 1, pairs)
+    # Of so many, the sum under random signs is nearly normal.
+    expected = 2 * stats.norm.sf(abs(values.sum()) / np.sqrt((values**2).sum()))
+    p = sign_flip_p(values.tolist())
+    assert p == sign_flip_p(values.tolist())
+    assert p == pytest.approx(expected, abs=0.01)
+    assert sign_flip_p([0.1] * pairs) == pytest.approx(2 / (FLIPS + 1))
+    assert sign_flip_p([0.0] * pairs) == 1
+
+
+def test_few_undefined_resamples_are_left_out_and_many_leave_no_interval() -> None:
+    differences = np.random.default_rng(0).normal(0.1, 0.05, (8, 1001))
+    undefined = differences.copy()
+    undefined[:, 500:510] = np.nan
+    kept = np.delete(differences, slice(500, 510), axis=1)
+    assert interval_of(undefined, 60) == interval_of(kept, 60) != interval_of(differences, 60)
+    undefined[3, 510] = np.nan
+    assert interval_of(undefined, 60) is None
+    differences[0, 0] = np.nan  # on the test images themselves
+    assert interval_of(differences, 60) is None
+
+
+def test_an_interval_of_equal_values_holds_their_mean() -> None:
+    for value in np.random.default_rng(0).random(50).tolist():
+        interval = mean_interval([value] * 6)
+        assert interval is not None
+        assert interval[0] <= Estimate(tuple((seed, value) for seed in range(6))).mean <= interval[1]
 
 
 def test_pairs_needed_are_the_least_that_survive_the_correction() -> None:

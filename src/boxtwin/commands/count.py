@@ -34,7 +34,7 @@ from boxtwin.counting.files import (
     write_json,
 )
 from boxtwin.counting.images import ImageList, Read, list_images, read_all
-from boxtwin.counting.learnt import LearntImages, learnt_images
+from boxtwin.counting.learnt import LearntImages, learnt_images, read_by
 from boxtwin.counting.page import write_page
 from boxtwin.counting.scenes import Scene
 from boxtwin.counting.scored import Annotated, read_annotations, score
@@ -84,7 +84,8 @@ def count_images(composed: DictConfig) -> Path:
     counter, spec = Counter(detectors, config.scale), detectors[0].spec
     annotated = None
     if config.annotations is not None:
-        annotated = read_annotations(Path(config.annotations), images, spec.classes, spec.how_to_read)
+        settings = read_by(files[0])
+        annotated = read_annotations(Path(config.annotations), images, spec.classes, spec.how_to_read, settings)
     log.info("%s", "\n".join(about(detectors)))
     learnt = learnt_images(files, spec.how_to_read)
 

@@ -36,7 +36,7 @@ from boxtwin.errors import InputError, unanswered
 from boxtwin.evaluation.coco_metrics import coco_by_class, write_results
 from boxtwin.evaluation.count_intervals import calibrate_folds
 from boxtwin.evaluation.counts import THRESHOLD_WITHOUT_DETECTIONS, choose_thresholds, count_by_class
-from boxtwin.evaluation.matching import match_detections
+from boxtwin.evaluation.matching import match_detections, outside_crowds
 from boxtwin.files import exclusive_lock, write_bytes_atomically
 from boxtwin.hardware import use_threads
 from boxtwin.memory import keep_freed_blocks
@@ -265,8 +265,9 @@ def _train_all(work: Work, found: Recommended, config: BoxtwinConfig, output: Pa
         pixels = ((sample.image_id, each.images.read(sample)) for sample in each.split.test)
         detections |= detector.module.detect_all(pixels, device)
     dataset = work.seeds[0].dataset
-    thresholds = choose_thresholds(images, detections, len(dataset.classes))
-    calibration = calibrate_folds([each.split.test for each in work.folds], detections, len(dataset.classes))
+    counted_in = outside_crowds(images, detections)
+    thresholds = choose_thresholds(images, counted_in, len(dataset.classes))
+    calibration = calibrate_folds([each.split.test for each in work.folds], counted_in, len(dataset.classes))
     # 2. The detectors.
     seen = TrainingImages.of(images, images, work.seeds[0].images.read, work.seeds[0].levels)
     files = []
@@ -284,7 +285,7 @@ def _train_all(work: Work, found: Recommended, config: BoxtwinConfig, output: Pa
         write_detector(detector, files[-1])
     # 3. What is known of them.
     metrics, by_class = coco_by_class(match_detections(images, detections, len(dataset.classes)))
-    counted, _, counts = count_by_class(images, detections, thresholds)
+    counted, _, counts = count_by_class(images, counted_in, thresholds)
     metrics = {f"out_of_fold/{name}": value for name, value in {**metrics, **counted}.items()}
     write_results(output / "detections.json", detections, dataset.category_ids)
     write_bytes_atomically(output / CONFIGURATION, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())

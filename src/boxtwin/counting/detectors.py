@@ -6,9 +6,10 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -175,7 +176,7 @@ def _images(result: RunResult | None) -> str:
 def open_detectors(paths: Sequence[Path], device: str, threads: int | None = None) -> list[Detector]:
     """Read detectors, to be computed by so many threads (None: the libraries' choice).
 
-    Raises `InputError` if one cannot be read, or they have not the same classes.
+    Raises `InputError` if one cannot be read, or they have not the same classes, or read images in other ways.
     """
     if threads is not None and threads < 1:
         raise InputError(f"threads={threads} must be at least 1")
@@ -189,7 +190,17 @@ def open_detectors(paths: Sequence[Path], device: str, threads: int | None = Non
                 f"detectors of other classes cannot count together: {first.path} has {', '.join(first.spec.classes)}, "
                 f"{other.path} has {', '.join(other.spec.classes)}"
             )
+        ways = [replace(each.spec.how_to_read, max_pixels=1).stated() for each in (first, other)]
+        if ways[0] != ways[1]:
+            raise InputError(
+                f"detectors that read image files in different ways cannot count together: {first.path} with "
+                f"{_in_words(ways[0])}, {other.path} with {_in_words(ways[1])}. Count with each alone"
+            )
     return detectors
+
+
+def _in_words(reading: Mapping[str, Any]) -> str:
+    return ", ".join(f"dataset.{name}={value}" for name, value in reading.items())
 
 
 def _open(path: Path, device: str, threads: int | None) -> Detector:

@@ -33,6 +33,7 @@ PAGE_FILE = "index.html"
 _IN_OTHER_FORMATS = re.compile(
     r"(yolo/(labels/.+\.txt|data\.yaml)|voc/Annotations/.+\.xml|\w+/(classes|not_confirmed)\.txt)"
 )
+ENDS = ("", "_low", "_high", "_spread")  # of the columns of a count
 LONGEST, THUMBNAIL = 1600, 420  # pixels of the longer side of a picture, and of one in the page
 QUALITY, SMALL_QUALITY = 90, 78  # of JPEG
 ONE_CLASS = "#ff7f0e"  # bright on dark sea and on light ground
@@ -57,8 +58,11 @@ class CountedImage:
 
 
 def write_csv(path: Path, images: Sequence[CountedImage], classes: Sequence[str], *, ensemble: bool) -> None:
-    """A line for each image; ends of intervals are empty where no coverage is known."""
-    names = ["total", *classes]
+    """A line for each image; ends of intervals are empty where no coverage is known.
+
+    A class whose columns would have the name of others is numbered, such as ``total_2``.
+    """
+    names = _columns(classes)
     header = ["file", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))]
     header += ["unlike_training", "scale", *([f"{name}_spread" for name in names] if ensemble else []), "learnt_from"]
     rows = []
@@ -70,6 +74,19 @@ def write_csv(path: Path, images: Sequence[CountedImage], classes: Sequence[str]
         rows.append([image.name, *numbers, "; ".join(count.unlike), f"{count.scale:.6g}", *more])
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
+
+
+def _columns(classes: Sequence[str]) -> list[str]:
+    """The names of the columns with counts, so that they and those named after them are found once in the table."""
+    taken, names = {"file", "unlike_training", "scale", "learnt_from"}, []
+    for name in ("total", *classes):
+        free, number = name, 1
+        while taken & {f"{free}{end}" for end in ENDS}:
+            number += 1
+            free = f"{name}_{number}"
+        taken |= {f"{free}{end}" for end in ENDS}
+        names.append(free)
+    return names
 
 
 def coco_detections(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,14 @@ from pathlib import Path
 
 from boxtwin.counting.scenes import Scene, open_scene
 from boxtwin.datasets import tiff
-from boxtwin.datasets.image_folder import ENDINGS, image_files
+from boxtwin.datasets.image_folder import ENDINGS, image_files, is_image, other_files
 from boxtwin.datasets.image_io import Pixels
+from boxtwin.datasets.problems import some
 from boxtwin.detector.predict import read_pixels
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
+
+log = logging.getLogger(__name__)
 
 PREFETCHED = 2  # files that are decoded while another is counted in
 
@@ -69,6 +73,7 @@ def _files_of(value: str) -> list[Path]:
         files = list(image_files(path).values())
         if not files:
             raise InputError(f"images={value} holds no images ({', '.join(ENDINGS)})")
+        _tell(value, other_files(path))
         return files
     if path.is_file():
         if path.suffix.lower() != ".txt":
@@ -77,7 +82,18 @@ def _files_of(value: str) -> list[Path]:
     matching = [Path(name) for name in sorted(glob.glob(value, recursive=True)) if Path(name).is_file()]  # noqa: PTH207
     if not matching:
         raise InputError(f"images={value}: there is no such file or folder, and nothing that matches as a pattern")
-    return [file for file in matching if file.suffix.lower() in ENDINGS]
+    _tell(value, [str(file) for file in matching if not is_image(file)])
+    return list(filter(is_image, matching))
+
+
+def _tell(value: str, others: list[str]) -> None:
+    if others:
+        log.info(
+            "images=%s: not counted: %d files whose names do not end as images' do: %s",
+            value,
+            len(others),
+            some(others),
+        )
 
 
 def _named_in(path: Path) -> list[Path]:

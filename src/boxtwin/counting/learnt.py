@@ -27,6 +27,7 @@ from boxtwin.tracking.run_folders import CONFIGURATION, FINAL
 log = logging.getLogger(__name__)
 
 TRAINING, VALIDATION = "training", "validation"
+LABEL_SETTINGS = ("on_bad_box", "crowds", "on_duplicate_box")  # of `dataset`, by which boxes become objects
 SIDES = {VALIDATION: "val", TRAINING: "train"}  # in split.json
 
 
@@ -73,11 +74,25 @@ def learnt_images(detectors: Sequence[Path], reading: Reading) -> LearntImages:
     return LearntImages(sides, samples, reading)
 
 
-def _files_of(detector: Path) -> dict[Path, tuple[str, str]]:
-    """Name and side of each file that the run of a detector learnt from; empty if run or data set are not here."""
+def read_by(detector: Path) -> dict[str, str]:
+    """How the run of a detector read its labels: values of `LABEL_SETTINGS`; empty if the run is not here."""
+    try:
+        settings: Any = yaml.safe_load((_run_of(detector) / CONFIGURATION).read_text(encoding="utf-8"))["dataset"]
+        return {name: str(settings[name]) for name in LABEL_SETTINGS if name in settings}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return {}
+
+
+def _run_of(detector: Path) -> Path:
+    """The folder of the run that a detector comes from."""
     folder = detector.parent
     run = folder.parent if folder.name == "export" else folder
-    run = folder.with_name(FINAL) if re.fullmatch(rf"{FINAL}-seed\d+", run.name) else run
+    return folder.with_name(FINAL) if re.fullmatch(rf"{FINAL}-seed\d+", run.name) else run
+
+
+def _files_of(detector: Path) -> dict[Path, tuple[str, str]]:
+    """Name and side of each file that the run of a detector learnt from; empty if run or data set are not here."""
+    run = _run_of(detector)
     try:
         settings: Any = yaml.safe_load((run / CONFIGURATION).read_text(encoding="utf-8"))["dataset"]
         if run.name == FINAL:

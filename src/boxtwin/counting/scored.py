@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
+from jaxtyping import Int
 
 from boxtwin.counting.ensemble import ImageCount
 from boxtwin.counting.images import ImageList
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.coco_json import fault_of_name, find_files, load_content, of_images
+from boxtwin.datasets.options import Crowds, OnBadBox, OnDuplicateBox
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import coco_by_class
 from boxtwin.evaluation.counts import count_metrics
-from boxtwin.evaluation.matching import match_detections
+from boxtwin.evaluation.matching import match, match_detections
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +34,17 @@ class Annotated:
     remarks: tuple[str, ...] = ()  # on images that are in the file or among the counted ones alone
 
 
-def read_annotations(file: Path, images: ImageList, classes: Sequence[str], reading: Reading) -> Annotated:
+def read_annotations(
+    file: Path,
+    images: ImageList,
+    classes: Sequence[str],
+    reading: Reading,
+    read_by: Mapping[str, str] = MappingProxyType({}),
+) -> Annotated:
     """The annotations of these images; classes are matched by name.
+
+    Boxes become objects by ``read_by``, the settings of the detector's data set: ``on_bad_box``, ``crowds`` and
+    ``on_duplicate_box``.
 
     Raises `InputError` where at most half of the file's images and at most half of the counted ones are in both, or
     objects are of classes that the detector lacks.
@@ -59,7 +71,14 @@ def read_annotations(file: Path, images: ImageList, classes: Sequence[str], read
         )
     both -= unconfirmed
     dataset = read_coco(
-        name=file.stem, images=images.folder, annotations=file, reading=reading, content=of_images(content, both)
+        name=file.stem,
+        images=images.folder,
+        annotations=file,
+        on_bad_box=OnBadBox(read_by.get("on_bad_box", OnBadBox.error)),
+        crowds=Crowds(read_by.get("crowds", Crowds.ignore)),
+        on_duplicate_box=OnDuplicateBox(read_by.get("on_duplicate_box", OnDuplicateBox.warn)),
+        reading=reading,
+        content=of_images(content, both),
     )
     used = {int(label) for sample in dataset.samples for label in sample.object_labels}
     known = dataset.classes
@@ -68,13 +87,15 @@ def read_annotations(file: Path, images: ImageList, classes: Sequence[str], read
             f"annotations={file} has objects of {', '.join(unknown)}; the detector knows {', '.join(classes)}. Give "
             "annotations of these classes, with the same names, or a detector that was trained on the others"
         )
-    remarks = []
+    remarks = list(dataset.remarks)
     if others:
         remarks.append(f"not counted: {len(others)} of the {len(names)} images in {file}")
     if unscored:
         remarks.append(f"not scored: {unscored} of the {len(wanted)} counted files, which are not in {file}")
     if unconfirmed:
         remarks.append(f"not scored: {len(unconfirmed)} images whose labels no person has confirmed")
+    if unlisted := [name for name in classes if name not in known]:
+        remarks.append(f"not scored: {', '.join(unlisted)}, which {file} does not list as categories")
     samples = {sample.path.resolve(): sample for sample in dataset.samples}
     labels = tuple(known.index(name) if name in known else -1 for name in classes)
     return Annotated(known, samples, labels, tuple(remarks))
@@ -93,6 +114,8 @@ def score(annotated: Annotated, counts: Mapping[Path, ImageCount]) -> list[str]:
         detections[sample.image_id] = Detections(every.boxes[kept], every.scores[kept], own[kept])
         own_counts = np.zeros(len(annotated.classes), dtype=np.int64)
         own_counts[labels[labels >= 0]] = counts[path].counts[1:][labels >= 0]
+        if sample.crowd.any():  # what AP ignores there is not counted either
+            own_counts = np.maximum(own_counts - _in_crowds(sample, counts[path].found, labels, len(own_counts)), 0)
         found.append(own_counts)
         samples.append(sample)
     if not samples:
@@ -110,6 +133,15 @@ def score(annotated: Annotated, counts: Mapping[Path, ImageCount]) -> list[str]:
     if inside and set(annotated.labels) >= set(range(len(annotated.labels))):
         lines.append(f"  the interval holds the true count in {sum(inside)} of {len(inside)} images")
     return [*lines, *(f"  {remark}" for remark in annotated.remarks)]
+
+
+def _in_crowds(
+    sample: Sample, found: Detections, labels: Int[np.ndarray, " _classes"], classes: int
+) -> Int[np.ndarray, " _annotated"]:
+    """How many counted detections lie in crowds, by class of the annotations."""
+    own = labels[found.labels]
+    known = Detections(found.boxes[own >= 0], found.scores[own >= 0], own[own >= 0])
+    return np.bincount(known.labels[match(sample, known).ignored], minlength=classes)
 
 
 def _words(values: Mapping[str, float]) -> str:

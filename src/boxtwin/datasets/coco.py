@@ -113,6 +113,10 @@ def read_coco(
         if not content[key]:
             problems.add(f"no {key}", annotations)
     groups = _group(content, files, pattern, problems)
+    coloured = [entry["file_name"] for entry in content["images"] if (f := files.get(entry["id"])) and f.colour]
+    if len(coloured) < len(files):
+        advice = "all are trained on as images with colour"
+        problems.remark(coloured, f"of {len(files)} images have colour, the others are grey", advice)
     problems.raise_if_any(annotations)
     if unconfirmed := [entry["file_name"] for entry in content["images"] if entry.get("confirmed") is False]:
         text = "%s: no person has confirmed the labels of %d of its %d images (%s); they are used as they are"
@@ -135,6 +139,7 @@ def read_coco(
                 sha256=file.sha256,
                 signature=file.signature,
                 bits=file.bits,
+                colour=file.colour,
                 reading=reading,
             )
         )

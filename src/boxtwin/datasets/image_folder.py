@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,42 @@ from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+ENDINGS = (
+    ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jpe", ".jfif", ".dib", ".jp2", ".pgm", ".ppm", ".pnm",
+    ".gif", ".avif",
+)  # fmt: skip
 
 
 def image_files(folder: Path) -> dict[str, Path]:
     """The image files in a folder and below, by their path in it; those that begin with a dot are left alone."""
-    files = (file for file in sorted(folder.rglob("*")) if file.suffix.lower() in ENDINGS and file.is_file())
-    names = {file.relative_to(folder).as_posix(): file for file in files}
-    return {name: file for name, file in names.items() if "/." not in f"/{name}"}
+    files = (file for file in sorted(_files_below(folder)) if is_image(file))
+    return {file.relative_to(folder).as_posix(): file for file in files}
+
+
+def other_files(folder: Path) -> list[str]:
+    """The files in a folder and below that `image_files` takes for no images, by their path in it."""
+    return [file.relative_to(folder).as_posix() for file in sorted(_files_below(folder)) if not is_image(file)]
+
+
+def is_image(file: Path) -> bool:
+    """Whether the name of a file ends as those of images do."""
+    return file.suffix.lower() in ENDINGS
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files whose path holds no part that begins with a dot. Linked folders come last, each folder once."""
+    waiting, seen = [str(folder)], set()
+    for top in waiting:
+        for place, folders, names in os.walk(top):
+            real = os.path.realpath(place)
+            shown = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+            linked = [name for name in shown if (Path(place) / name).is_symlink()]
+            waiting += [str(Path(place) / name) for name in linked]
+            folders[:] = [name for name in shown if name not in linked]
+            if real not in seen:
+                seen.add(real)
+                files = (Path(place) / name for name in names if not name.startswith("."))
+                yield from (file for file in files if file.is_file())
 
 
 def read_folder(folder: Path, *, setting: str, group_by: str | None, reading: Reading) -> tuple[Sample, ...]:
@@ -62,6 +92,7 @@ def unlabelled_sample(
         group=group,
         sha256=file.sha256,
         bits=file.bits,
+        colour=file.colour,
         signature=file.signature,
         reading=reading,
     )

@@ -64,6 +64,7 @@ class ImageFile:
     error: str = ""
     stored: tuple[int, int] = (0, 0)  # width and height as stored, before it is turned
     bits: int = 8
+    colour: bool = False
     is_turned: bool = False
     signature: Signature | None = None
 
@@ -100,6 +101,7 @@ def inspect_image(path: Path, width: object, height: object, reading: Reading) -
         sha256=_digest_of_file(content, header, reading),
         stored=stored,
         bits=8 * pixels.dtype.itemsize,
+        colour=pixels.ndim == 3,
         is_turned=header.orientation != 1 and reading.orientation is Orientation.apply,
         signature=signature_of(pixels),
     )

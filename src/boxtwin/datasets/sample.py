@@ -46,6 +46,7 @@ class Sample:
     lineage: Lineage | None = None
     sha256: str = ""  # of the image file's bytes, and of how they are read where first versions read them otherwise
     bits: int = 8  # of a pixel's channel in the file, 8 or 16
+    colour: bool = False  # of the pixels that a real image is read as
     signature: Signature | None = None  # to find copies; None: not known, or all pixels of one value
     reading: Reading = Reading()  # noqa: RUF009 (frozen)
 
@@ -81,6 +82,11 @@ class Dataset:
     digest: str  # sha256 over annotations and image bytes
     repairs: dict[str, int] = field(default_factory=dict)  # what `on_bad_box` did: {"clipped": 3, "dropped": 1}
     remarks: tuple[str, ...] = ()  # what a user should know before anything is done with it
+
+    @property
+    def channels(self) -> int:
+        """1 where all images are grey, so that no network does the same work three times; 3 where any has colour."""
+        return 3 if any(sample.colour for sample in self.samples) else 1
 
 
 Decision = Literal["kept", "shifted", "dropped", "added"]  # added: found in the variation, no object of the source

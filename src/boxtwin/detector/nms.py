@@ -37,7 +37,10 @@ def non_maximum_suppression(
     labels: Int[np.ndarray, " n"],
     settings: Postprocessing,
 ) -> Int[np.ndarray, " kept"]:
-    """Indices of the boxes (xyxy) that stay when no two of a class overlap too much, best first."""
+    """Indices of the boxes (xyxy) that stay when no two of a class overlap too much, best first.
+
+    Of scores below ``always_kept``, only those among the best ``max_detections`` stay.
+    """
     if len(boxes) == 0:
         return np.zeros(0, dtype=np.int64)
     # OpenCV keeps classes apart by shifting their boxes, which works for boxes that begin at 0 or later.
@@ -48,7 +51,8 @@ def non_maximum_suppression(
         cast(Any, xywh), cast(Any, scores.astype(np.float32)), cast(Any, labels.astype(np.int32)), 0.0, settings.nms_iou
     )
     kept = np.asarray(stay, dtype=np.int64).reshape(-1)
-    return kept[np.argsort(-scores[kept], kind="stable")][: settings.max_detections]
+    kept = kept[np.argsort(-scores[kept], kind="stable")]
+    return kept[: max(settings.max_detections, int(np.count_nonzero(scores[kept] >= settings.always_kept)))]
 
 
 def detections_in_file(
@@ -69,6 +73,7 @@ def detections_in_file(
     flat = scores.reshape(-1)
     candidates = np.flatnonzero(flat >= settings.score_floor)
     most = max(MAX_CANDIDATES, CANDIDATES_PER_DETECTION * settings.max_detections)
+    most = max(most, int(np.count_nonzero(flat >= settings.always_kept)))
     if len(candidates) > most:
         candidates = candidates[np.argsort(-flat[candidates], kind="stable")[:most]]
     places, labels = np.divmod(candidates, scores.shape[1])

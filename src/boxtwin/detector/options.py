@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -95,6 +96,11 @@ class Postprocessing:
     nms_iou: float = 0.45  # detections of one class that overlap by more are one; Darknet's detector.c
     score_floor: float = 0.001  # detections below are dropped; low, because AP counts the whole precision-recall curve
     max_detections: int = 300  # per image, unless training images hold more than half as many objects
+
+    @property
+    def always_kept(self) -> float:
+        """The score from which detections are kept beyond ``max_detections``; none while no threshold is chosen."""
+        return math.inf
 
 
 @dataclass

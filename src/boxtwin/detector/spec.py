@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
@@ -65,6 +66,14 @@ class DetectorSpec(NetworkSpec):
         super().__post_init__()
         if not self.class_thresholds:
             object.__setattr__(self, "class_thresholds", (self.count_threshold,) * len(self.classes))
+
+    @property
+    def always_kept(self) -> float:
+        """Detections that are counted, or were with thresholds that intervals come from, are never too many."""
+        others = (
+            [] if self.count_calibration is None else [float(self.count_calibration.thresholds.min(initial=math.inf))]
+        )
+        return min(*self.class_thresholds, *others, math.inf)
 
     @cached_property
     def count_calibration(self) -> CountCalibration | None:

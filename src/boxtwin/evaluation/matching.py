@@ -117,6 +117,17 @@ def match(sample: Sample, detections: Detections) -> Matches:
     return Matches(right, ignored, missed[~sample.crowd])
 
 
+def outside_crowds(samples: Sequence[Sample], detections: Mapping[int, Detections]) -> dict[int, Detections]:
+    """The detections, without those in crowds that AP ignores at IoU 0.5: crowds are not counted."""
+    by_id = {sample.image_id: sample for sample in samples if sample.crowd.any()}
+
+    def counted(number: int, found: Detections) -> Detections:
+        kept = ~match(by_id[number], found).ignored
+        return Detections(*(values[kept] for values in found))
+
+    return {number: counted(number, found) if number in by_id else found for number, found in detections.items()}
+
+
 def _ignored(sample: Sample, label: int, ranges: Float[np.ndarray, "areas 2"]) -> Bool[np.ndarray, "areas true"]:
     """Which objects of a class do not count: crowds, and those of an area out of the range."""
     true, (small, large) = sample.labels == label, ranges.T[:, :, None]

@@ -12,7 +12,7 @@ from typing import Any
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.coco_metrics import coco_by_class, metric_names
 from boxtwin.evaluation.counts import Thresholds, choose_thresholds, count_by_class
-from boxtwin.evaluation.matching import Matching, match_detections
+from boxtwin.evaluation.matching import Matching, match_detections, outside_crowds
 
 VALIDATION_AP = "val_real/map"  # metric by which the weights of a run, detectors and conditions are chosen
 
@@ -33,7 +33,7 @@ def score_validation(
     samples: Sequence[Sample], detections: Mapping[int, Detections], classes: Sequence[str]
 ) -> tuple[Thresholds, dict[str, float]]:
     """Count thresholds chosen on real validation images, and the metrics of these, named as in MLflow."""
-    thresholds = choose_thresholds(samples, detections, len(classes))
+    thresholds = choose_thresholds(samples, outside_crowds(samples, detections), len(classes))
     metrics = {"val_real/count_threshold": thresholds.together}
     for name, value in zip(metric_names(classes), thresholds.by_class, strict=True):
         metrics[f"val_real/{name}/count_threshold"] = value
@@ -51,7 +51,7 @@ def score_test(
     """COCO metrics and counts of test images, for all classes together and for each."""
     matching = match_detections(samples, detections, len(classes))
     together, by_class = coco_by_class(matching)
-    count_metrics, counts_by_class, counts = count_by_class(samples, detections, thresholds)
+    count_metrics, counts_by_class, counts = count_by_class(samples, outside_crowds(samples, detections), thresholds)
     metrics = {f"test/{name}": value for name, value in {**together, **count_metrics}.items()}
     entries: list[dict[str, Any]] = []
     for label, (name, in_metrics) in enumerate(zip(classes, metric_names(classes), strict=True)):

@@ -24,7 +24,7 @@ from boxtwin.evaluation.coco_metrics import (
 from boxtwin.evaluation.count_intervals import CountCalibration, calibrate
 from boxtwin.evaluation.counts import Thresholds
 from boxtwin.evaluation.examples import EXAMPLES_FILE, keep_examples
-from boxtwin.evaluation.matching import COCO_LIMIT, match_detections
+from boxtwin.evaluation.matching import COCO_LIMIT, match_detections, outside_crowds
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, RECALLS, ResampledAP, save_matches
 from boxtwin.evaluation.scoring import score_test, score_validation
 
@@ -100,5 +100,5 @@ def run_test(
         log.info("  %s: %s, counted from confidence %.3f", tested_class["name"], text, tested_class["count_threshold"])
     if len(shown) > MOST_LOGGED:
         log.info("  and %d more classes, in result.json", len(shown) - MOST_LOGGED)
-    calibration = calibrate(validation, on_validation, len(classes))
+    calibration = calibrate(validation, outside_crowds(validation, on_validation), len(classes))
     return Evaluation(metrics, tested.counts, tested.classes, thresholds, calibration)

@@ -48,11 +48,6 @@ def check_variations(variations: Sequence[Sample], images: DecodedImages, bits: 
             raise InputError(f"{sample.path}: {what}; remove its folder and make them again")
 
 
-def input_channels(samples: Sequence[Sample], images: DecodedImages) -> int:
-    """1 where all (training) images are grey, so that the first convolution does not do the same work three times."""
-    return 1 if all(images.read(sample).ndim == 2 for sample in samples) else 3
-
-
 def _labelled(sample: Sample, images: DecodedImages, levels: Levels) -> Labelled:
     """The image, from black to full scale over the whole range of its type, and its single objects."""
     return Labelled(levels.scaled(images.read(sample)), sample.object_boxes, sample.object_labels)

@@ -34,7 +34,7 @@ from boxtwin.detector.training import Trained, fit
 from boxtwin.errors import DataError, InputError
 from boxtwin.hardware import batch_threads, lightning_accelerator, lightning_precision, on_gpu
 from boxtwin.labels.method import LabelMethod, Variations
-from boxtwin.mixing.datamodule import StudyDataModule, check_variations, input_channels
+from boxtwin.mixing.datamodule import StudyDataModule, check_variations
 from boxtwin.mixing.options import BatchOptions, InputOptions
 from boxtwin.mixing.plan import Plan
 from boxtwin.run.checks import check_settings, make_reading, with_steps
@@ -114,11 +114,6 @@ class Prepared:
             log.warning("%s: %s", self.dataset.name, remark)
         return measured.levels
 
-    @cached_property
-    def channels(self) -> int:
-        """Channels of the network's input."""
-        return input_channels(self.split.train, self.images)
-
 
 def prepare(config: BoxtwinConfig) -> Prepared:
     """Load and check everything that the configuration names; raises `InputError` if data or settings are wrong."""
@@ -191,7 +186,10 @@ def prepared_from(
         extra["max_detections"] = limit
     if config.detector.anchors is Anchors.published and config.detector.architecture is Architecture.yolov3_tiny:
         extra["anchors"] = "1,2,3"  # of its finer head
-    defining = {"values": identity.defining_values(config), "dataset": dataset.digest, "split": split.digest}
+    defining: dict[str, Any] = {"dataset": dataset.digest, "split": split.digest}
+    defining["values"] = identity.defining_values(config)
+    if dataset.channels == 3 and not any(sample.colour for sample in split.train):
+        defining["channels"] = 3  # older versions took 1, as these training images have
 
     def hashes() -> tuple[str, ...]:
         """Of this version and of older ones."""
@@ -276,7 +274,7 @@ def make_data(
             image_size=size,
             crop=min(config.detector.crop or size, size),
             tile=config.detector.tile,
-            channels=prepared.channels,
+            channels=prepared.dataset.channels,
             pretraining_size=config.pretraining.dataset.image_size,
         ),
         BatchOptions(
@@ -315,7 +313,7 @@ def make_detector(prepared: Prepared, pretrained: Path | None = None) -> Detecto
                 category_ids=prepared.dataset.category_ids,
                 image_size=detector.image_size,
                 tile=detector.tile,
-                channels=prepared.channels,
+                channels=prepared.dataset.channels,
                 white=prepared.levels.full_scale,
                 black=prepared.levels.black,
                 reading=make_reading(prepared.config).plain(),

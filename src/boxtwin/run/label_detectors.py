@@ -19,7 +19,7 @@ from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, 
 from boxtwin.detector.predict import detect_objects
 from boxtwin.evaluation.coco_metrics import coco_by_class
 from boxtwin.evaluation.counts import THRESHOLD_WITHOUT_DETECTIONS, best_threshold
-from boxtwin.evaluation.matching import match_detections
+from boxtwin.evaluation.matching import match_detections, outside_crowds
 from boxtwin.files import exclusive_lock, link_file
 from boxtwin.hardware import on_gpu
 from boxtwin.labels.card import tally, write_card
@@ -149,7 +149,8 @@ def _train(prepared: Prepared, path: Path, title: str) -> None:
     trained = train(prepared, data, make_detector(prepared), checkpoints, title, logger=None)
     threshold, validation = THRESHOLD_WITHOUT_DETECTIONS, prepared.split.val
     if validation:
-        threshold = best_threshold(validation, detect_all(prepared, TrainedDetector(trained.best, 0.0), validation))
+        found = detect_all(prepared, TrainedDetector(trained.best, 0.0), validation)
+        threshold = best_threshold(validation, outside_crowds(validation, found))
     origin = {**prepared.origin, "seconds": f"{trained.seconds:.1f}"}
     write_detector(TrainedDetector(trained.best, threshold, origin), path)
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -30,7 +30,6 @@ from boxtwin.studies.pretraining import pretraining_pairs
 from boxtwin.studies.primary import PrimaryComparison, find_rows
 
 PRIMARY_METRIC = "map_50"
-MOST_FLIPS = 20
 RESAMPLES = 1000
 
 Kind = Literal[
@@ -59,11 +58,12 @@ class Difference:
     pairs: int
     low: float  # least and greatest of the pairs
     high: float
-    interval: Interval | None  # None with fewer than two pairs, or where runs keep no matches
+    interval: Interval | None  # None with fewer than two pairs, without matches, or where `undefined`
     p: float
     p_holm: float = math.nan  # corrected for all differences of this metric that the table makes
     family: int = 1  # differences that were corrected together
     role: Role = "tested"  # with primary comparisons, all others are exploratory and have no p
+    undefined: bool = False  # too few test images hold objects: many resamples of them have no such metric
     unpaired: int = 0  # seeds in common that are no pairs, since their runs were made on different kinds of device
     machines: tuple[str, ...] = ()  # kinds of device of all runs, where they are recorded
 
@@ -71,9 +71,10 @@ class Difference:
     def significant(self) -> bool:
         """Whether p is at most 0.05 after correction and the interval excludes 0.
 
-        Only of a primary comparison must the interval be known: runs that keep no matches have none.
+        Runs that keep no matches have no interval. Of these p alone decides, but not in a primary comparison.
         """
-        return self.p_holm <= SIGNIFICANT and (self.excludes_zero or (self.interval is None and self.role != "primary"))
+        no_matches = self.interval is None and not self.undefined
+        return self.p_holm <= SIGNIFICANT and (self.excludes_zero or (no_matches and self.role != "primary"))
 
     @property
     def excludes_zero(self) -> bool:
@@ -143,6 +144,8 @@ def difference(metric: str, new: Row, old: Row, resampled: ResampledMetrics, *, 
     old_mean, new_mean = (Estimate(tuple((s, each[s]) for s in seeds or each)).mean for each in (before, after))
     machines = sorted({run.machine for row in (new, old) for run in row.runs} - {""})
     unpaired = new_mean - old_mean if len(machines) < 2 else math.nan
+    values = _resampled(metric, seeds, new, old, resampled) if len(seeds) > 1 else None
+    interval = None if values is None else _interval(values, seeds, new, old, resampled)
     return Difference(
         metric,
         old_mean,
@@ -151,24 +154,36 @@ def difference(metric: str, new: Row, old: Row, resampled: ResampledMetrics, *, 
         len(seeds),
         pairs.low,
         pairs.high,
-        _interval(metric, seeds, new, old, resampled) if len(seeds) > 1 else None,
-        sign_flip_p(pairs.values) if tested and 0 < len(seeds) <= MOST_FLIPS else math.nan,
+        interval,
+        sign_flip_p(pairs.values) if tested and seeds else math.nan,
+        undefined=values is not None and interval is None,
         unpaired=len({*new.seeds} & {*old.seeds}) - len(paired_seeds(new, old)),
         machines=tuple(machines),
     )
 
 
-def _interval(metric: str, seeds: Sequence[int], new: Row, old: Row, resampled: ResampledMetrics) -> Interval | None:
+def _resampled(
+    metric: str, seeds: Sequence[int], new: Row, old: Row, resampled: ResampledMetrics
+) -> Float[np.ndarray, "seeds resamples"] | None:
+    """The differences on the test images and on resamples of them; None if a run keeps no matches."""
     after, before = (resampled.of_row(metric, row, seeds) for row in (new, old))
-    if after is None or before is None:
-        return None
+    return None if after is None or before is None else after - before
+
+
+def _interval(
+    differences: Float[np.ndarray, "seeds resamples"],
+    seeds: Sequence[int],
+    new: Row,
+    old: Row,
+    resampled: ResampledMetrics,
+) -> Interval | None:
     runs = [(new.run_of[seed], old.run_of[seed]) for seed in seeds]
     images = resampled.images(runs[0][0])
     for pair in runs:
         if any(resampled.images(run) != images for run in pair):
             raise InputError(f"runs {' and '.join(pair)} were tested on different images and cannot be compared")
     first = [(new.pretraining_seeds[seed], old.pretraining_seeds[seed]) for seed in seeds]
-    return interval_of(after - before, len(images), clusters_of(first))
+    return interval_of(differences, len(images), clusters_of(first))
 
 
 def changes(rows: Sequence[Row], row: Row, resampled: ResampledMetrics) -> dict[str, Difference]:

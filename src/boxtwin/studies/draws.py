@@ -36,9 +36,10 @@ def repeated_draws(rows: Sequence[Row], contrasts: Sequence[Contrast], resampled
     for contrast in sorted(asked, key=lambda each: -each.differences[PRIMARY_METRIC].pairs):
         new, old = contrast.new, contrast.old
         others = [_on_other_draws(row, rows) for row in (new, old)]
-        pairs = [(new, old), *((others[0][draw], others[1][draw]) for draw in others[0] if draw in others[1])]
+        same = [(others[0][draw], others[1][draw]) for draw in others[0] if draw in others[1]]
+        pairs = [(new, old), *(pair for pair in same if paired_seeds(*pair))]
         key = frozenset((pair[0].run_ids, pair[1].run_ids) for pair in pairs)
-        if len(pairs) > 1 and key not in found and _draw(new) == _draw(old):
+        if len(pairs) > 1 and paired_seeds(new, old) and key not in found and _draw(new) == _draw(old):
             changes = [difference(PRIMARY_METRIC, *pair, resampled, tested=False) for pair in pairs]
             found[key] = Draws(contrast, changes, _interval(pairs, resampled))
     return list(found.values())

@@ -139,7 +139,7 @@ def _band(axes: Axes, x: np.ndarray, estimates: Sequence[Estimate], scale: float
     axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
     known = ~np.isnan(low)
     middle = np.array([scale * estimate.mean for estimate in estimates])
-    reach = np.stack([middle - low, high - middle])[:, known]
+    reach = np.maximum(np.stack([middle - low, high - middle])[:, known], 0)  # below 0 only by rounding
     if known.any():
         axes.errorbar(x[known], middle[known], reach, fmt="none", ecolor=colour, elinewidth=1.0, capsize=4)
 
@@ -269,7 +269,9 @@ def steps_picture(by_steps: Mapping[str, Sequence[tuple[int, Contrast]]], text: 
         changes = [contrast.differences["map_50"] for _, contrast in series]
         reach = [(c.mean - c.interval.low, c.interval.high - c.mean) if c.interval else (0.0, 0.0) for c in changes]
         style = {**_style(place), "capsize": 3, "linewidth": 1.8, "markersize": 7, "label": title}
-        axes.errorbar(x, [100 * change.mean for change in changes], yerr=100 * np.array(reach).T, **style)
+        axes.errorbar(
+            x, [100 * change.mean for change in changes], yerr=np.maximum(100 * np.array(reach).T, 0), **style
+        )
     steps = sorted({steps for series in by_steps.values() for steps, _ in series})
     _sizes_axis(axes, steps, "optimiser steps", METRICS["map_50"].gain)
     return Drawing(as_svg(canvas), text)

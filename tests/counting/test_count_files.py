@@ -1,0 +1,63 @@
+"""The table of counts, and the files of a folder that are counted."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from boxtwin.counting.ensemble import ImageCount
+from boxtwin.counting.files import CountedImage, write_csv
+from boxtwin.counting.images import list_images
+from boxtwin.datasets.image_folder import image_files
+from boxtwin.datasets.sample import Detections
+from boxtwin.evaluation.count_intervals import CountInterval
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("total", "scale", "ship"),
+        ("ship", "ship_low", "ship_2"),
+        ("file", "learnt_from", "unlike_training"),
+        ("total_2", "total", "total_spread"),
+    ],
+)
+def test_every_column_of_the_table_has_a_name_of_its_own(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    counts = np.arange(6, 6 + 1 + len(classes))
+    nothing = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
+    count = ImageCount(
+        counts=counts,
+        intervals=tuple(CountInterval(int(number) - 1, int(number) + 1) for number in counts),
+        spread=np.zeros_like(counts),
+        unlike=(),
+        scale=1.0,
+        near=0,
+        found=nothing,
+        every=nothing,
+    )
+    write_csv(
+        tmp_path / "counts.csv", [CountedImage("a.png", Path("a.png"), None, 8, 8, count)], classes, ensemble=True
+    )
+    with (tmp_path / "counts.csv").open(newline="", encoding="utf-8") as file:
+        header, row = csv.reader(file)
+    assert len(set(header)) == len(header) == len(row)
+    assert [row[header.index("total") + 3 * place] for place in range(len(counts))] == [str(each) for each in counts]
+
+
+def test_folders_are_searched_through_links_and_each_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "images"
+    for file in ("images/a.png", "images/day2/b.JP2", "images/.hidden/c.png", "images/.d.png", "elsewhere/e.pgm"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    for name in ("images/f.txt", "images/day2/g"):
+        (tmp_path / name).touch()
+    (folder / "a_link").symlink_to(folder / "day2")
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    assert list(image_files(folder)) == ["a.png", "day2/b.JP2", "linked/e.pgm"]
+    with caplog.at_level("INFO"):
+        assert len(list_images(str(folder)).files) == 3
+    assert "not counted: 2 files whose names do not end as images' do: day2/g, f.txt" in caplog.text
