@@ -1,4 +1,4 @@
-"""Chances that seeds share: pre-trainings, and the draw of the training images."""
+"""Random effects that seeds share: pre-trainings, and the draw of the training images."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.equivalence import PLAIN, Exchange, curve_rows, equivalent, exchange, monotone, size_curves
 from boxtwin.studies.primary import primary_comparisons
 from boxtwin.studies.report.page import WORTH_FILE, write_report
+from boxtwin.studies.report.plots import MOST_TREATMENTS, sizes_picture
 from boxtwin.studies.report.sections import WORTH, equivalence_section, steps_section
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.report.words import sentence
@@ -140,6 +141,10 @@ def test_each_treatment_is_a_line_of_its_best_steps() -> None:
     assert {row.first.steps for row in (*lines[PLAIN], *lines["pretraining=sar_scenes"])} == {402}
     section = equivalence_section(study_of(runs, rows, figures))
     assert section is not None
+    # A treatment at one size is a point beside the lines, while there are few treatments.
+    assert "pretraining=sar_scenes and x10 copy_paste: 10: " in section.plots[0].text
+    crowd = lines | {f"treatment {number}": lines["pretraining=sar_scenes"][:1] for number in range(MOST_TREATMENTS)}
+    assert "treatment" not in sizes_picture(crowd, ()).text
     ten, both = (next(text for text in section.sentences if text.startswith(start)) for start in (
         "10 real images with pretraining=sar_scenes (402 steps) are worth",
         "10 real images with pretraining=sar_scenes and x10 copy_paste (1314 steps) are worth",

@@ -33,6 +33,7 @@ LETTERS = 14  # of 9 points that go into an inch of a legend
 # Okabe & Ito's colours for the colour-blind; markers and dashes repeat the distinction in black and white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MOST_TREATMENTS = len(COLOURS)  # that are shown at one number of real images beside others at several
 DASHES = ((0, ()), (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 # Nothing about when and with what: the same drawing gives the same bytes, and names no address.
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -228,10 +229,12 @@ def _in_words(title: str, curve: Curve) -> str:
 def sizes_picture(lines: Mapping[str, Sequence[Row]], exchanges: Sequence[Exchange]) -> Drawing:
     """AP50 of each treatment against real images. Conditions with too few seeds for a claim are hollow, without a band.
 
-    Dotted lines lead from conditions with the fewest real images to what they are worth.
+    Dotted lines lead from conditions with the fewest real images to what they are worth. Of more than
+    `MOST_TREATMENTS`, those with a single number of real images are left out if others have several.
     """
-    shown = {name: line for name, line in lines.items() if name == PLAIN or len(line) > 1}
-    shown = shown if len(shown) > 1 else dict(lines)  # a point at one size stands where there are no lines
+    shown = dict(lines)
+    if len(lines) > MOST_TREATMENTS and any(len(line) > 1 for name, line in lines.items() if name != PLAIN):
+        shown = {name: line for name, line in lines.items() if name == PLAIN or len(line) > 1}
     canvas = Figure(figsize=SIZE, layout="constrained")
     axes = canvas.add_subplot()
     sizes = sorted({row.real_images for line in shown.values() for row in line})
