@@ -35,8 +35,8 @@ SIDES = {VALIDATION: "val", TRAINING: "train"}  # in split.json
 class LearntImages:
     """The training and validation images of detectors, and the counted images that are held against them."""
 
-    sides: Mapping[str, str]  # by the name of an image
-    samples: Sequence[Sample]
+    known: Mapping[str, tuple[str, str]]  # side and name of an image in its data set, by the path of its file
+    samples: Sequence[Sample]  # named by these paths
     reading: Reading
     counted: list[Sample] = field(default_factory=list)
 
@@ -50,28 +50,27 @@ class LearntImages:
         """The counted images, with the side and the name of the image that each equals, or nearly equals."""
         found = alike(self.counted, self.samples)
         return [
-            replace(image, learnt=(self.sides[found[image.name]], found[image.name])) if image.name in found else image
-            for image in images
+            replace(image, learnt=self.known[found[image.name]]) if image.name in found else image for image in images
         ]
 
 
 def learnt_images(detectors: Sequence[Path], reading: Reading) -> LearntImages:
     """The images that the runs of detectors learnt from; a line in the log for each detector of which none is found."""
-    sides: dict[str, str] = {}
-    files: dict[Path, str] = {}
+    known: dict[str, tuple[str, str]] = {}  # two data sets may have images of one name
     for detector in detectors:
         found = _files_of(detector)
         if not found:
             log.info("%s: its training images are not found, so that counted ones cannot be marked", detector)
         for path, (name, side) in found.items():
-            files[path] = name
-            sides[name] = TRAINING if TRAINING in (side, sides.get(name)) else side
+            if known.get(str(path), ("", ""))[0] != TRAINING:
+                known[str(path)] = (side, name)
+    known = dict(sorted(known.items(), key=lambda each: each[1][0] == TRAINING))  # of copies, the last is named
     samples = []
-    for path, name in tqdm(files.items(), "training images", unit="image", leave=False, disable=not files):
-        file = inspect_image(path, None, None, reading)
+    for path in tqdm(known, "training images", unit="image", leave=False, disable=not known):
+        file = inspect_image(Path(path), None, None, reading)
         if not file.error:
-            samples.append(unlabelled_sample(name, path, file, reading))
-    return LearntImages(sides, samples, reading)
+            samples.append(unlabelled_sample(path, Path(path), file, reading))
+    return LearntImages(known, samples, reading)
 
 
 def read_by(detector: Path) -> dict[str, str]:
