@@ -15,7 +15,7 @@ from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.detector.checkpoint import TrainedDetector
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES, Convolution, YOLOv3
-from boxtwin.detector.nms import merge_tiles
+from boxtwin.detector.nms import detections_in_file, merge_tiles
 from boxtwin.mixing.datamodule import LetterboxedImages, collate
 
 
@@ -84,12 +84,10 @@ def detect_as_studies_do(detector: TrainedDetector, paths: Sequence[Path]) -> li
     images = LetterboxedImages(
         samples, size=spec.image_size, tile=spec.tile, levels=spec.levels, images=DecodedImages(None)
     )
-    merged = merge_tiles(
-        (
-            pair
-            for index in range(len(images))
-            for pair in detector.module.detect(collate([images[index]], spec.channels))
-        ),
-        spec,
-    )
+    parts = []
+    for index in range(len(images)):
+        batch = collate([images[index]], spec.channels)
+        (boxes,), (scores,) = detector.module.compute(batch.images)
+        parts.append((batch.image_ids[0], detections_in_file(boxes, scores, batch.letterbox[0], spec)))
+    merged = merge_tiles(parts, spec)
     return [merged[number] for number in range(len(paths))]

@@ -94,7 +94,7 @@ def grey_in_tiles(exported: Callable[..., Both]) -> Both:
 
 @pytest.fixture(scope="module")
 def colour_whole(exported: Callable[..., Both]) -> Both:
-    return exported(channels=3, max_detections=7)
+    return exported(channels=3, max_detections=7, count_threshold=1.0)  # of which none is counted
 
 
 def write_images(folder: Path, dtype: type, scale: int) -> list[Path]:

@@ -13,6 +13,7 @@ from coco_reference import coco_metrics
 from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.coco_metrics import coco_results
+from boxtwin.evaluation.counts import Thresholds
 from boxtwin.evaluation.examples import EXAMPLES_FILE, load_examples
 from boxtwin.evaluation.matching import match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, ResampledAP, load_matches
@@ -41,7 +42,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Sample], dict
 def evaluated(images: tuple[list[Sample], dict[int, Detections]], folder: Path, asked: list[int]) -> Evaluation:
     samples, found = images
 
-    def detect(wanted: Sequence[Sample]) -> dict[int, Detections]:
+    def detect(wanted: Sequence[Sample], thresholds: Thresholds | None) -> dict[int, Detections]:
+        assert (thresholds is not None) == (wanted == samples[6:])  # known in the test
         asked.extend(sample.image_id for sample in wanted)
         return {sample.image_id: found[sample.image_id] for sample in wanted}
 

@@ -15,6 +15,7 @@ from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE, read_results
 from boxtwin.evaluation.counts import choose_thresholds, count_by_class
+from boxtwin.evaluation.matching import outside_crowds
 from boxtwin.evaluation.tested import run_test
 from boxtwin.studies.relabelled import OtherLabels, relabelled
 from boxtwin.studies.report.page import write_report
@@ -58,7 +59,7 @@ def make_run(folder: Path, samples: list[Sample], seed: int, variations: int = 0
     found = detections_of(samples, 10 * variations + seed)
     folder.mkdir(parents=True)
     tested = run_test(
-        lambda wanted: {sample.image_id: found[sample.image_id] for sample in wanted},
+        lambda wanted, _: {sample.image_id: found[sample.image_id] for sample in wanted},
         validation=samples[:VALIDATION],
         synthetic=(),
         test=samples[VALIDATION:],
@@ -155,9 +156,9 @@ def test_other_labels_give_the_metrics_of_pycocotools_and_new_thresholds(made: t
         )
         for name, value in coco_metrics(test, of_test, IDS).items():
             assert run.metrics[f"test/{name}"] == pytest.approx(value, abs=1e-12, nan_ok=True)
-        thresholds = choose_thresholds(validation, of_validation, 2)
+        thresholds = choose_thresholds(validation, outside_crowds(validation, of_validation), 2)
         assert run.metrics["val_real/count_threshold"] == thresholds.together
-        counts, _, _ = count_by_class(test, of_test, thresholds)
+        counts, _, _ = count_by_class(test, outside_crowds(test, of_test), thresholds)
         assert {name: run.metrics[f"test/{name}"] for name in counts} == counts
     assert again.recounted == len(test)
     assert again.objects[1] - again.objects[0] == len(test)

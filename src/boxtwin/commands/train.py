@@ -26,13 +26,14 @@ from boxtwin.config.identity import RECIPE_VERSION, extra_images, flat_params, r
 from boxtwin.config.launch import note_run, typed_words
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.levels import Levels
-from boxtwin.datasets.sample import Sample
+from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.splits import SIDES, describe
 from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.checkpoint import FILE as DETECTOR_FILE
 from boxtwin.detector.checkpoint import TrainedDetector, damage, write_detector
 from boxtwin.detector.training import quieten_lightning
 from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE
+from boxtwin.evaluation.counts import Thresholds
 from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.evaluation.tested import PICTURES, Evaluation, run_test
@@ -221,8 +222,16 @@ class _RunInProgress:
         evaluating = time.perf_counter()
         # In float32: a metric must not depend on what the machine computes in.
         device = "cuda" if prepared.accelerator == "gpu" else prepared.accelerator
+
+        def detect(samples: Sequence[Sample], chosen: Thresholds | None) -> dict[int, Detections]:
+            pixels = ((sample.image_id, prepared.images.read(sample)) for sample in samples)
+            spec = trained.best.spec
+            if chosen is not None:
+                spec = TrainedDetector(trained.best, chosen.together, class_thresholds=chosen.by_class).spec
+            return trained.best.detect_all(pixels, device, spec)
+
         tested = run_test(
-            lambda samples: trained.best.detect_all(((s.image_id, prepared.images.read(s)) for s in samples), device),
+            detect,
             validation=plan.val,
             synthetic=plan.val_synthetic,
             test=plan.test,

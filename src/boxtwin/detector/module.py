@@ -143,10 +143,15 @@ class DetectorModule(pl.LightningModule):
         network = folded(self.network).to(device)
         return lambda images: self.compute(torch.from_numpy(images).to(device), network)
 
-    def detect_all(self, images: Iterable[tuple[int, Pixels]], device: str) -> dict[int, Detections]:
-        """Detections by image id, from pixels as they are read; what `count.py` and a served model find as well."""
-        compute = self.on_device(device)
-        return {image_id: detect_objects(pixels, self.spec, compute) for image_id, pixels in images}
+    def detect_all(
+        self, images: Iterable[tuple[int, Pixels]], device: str, spec: NetworkSpec | None = None
+    ) -> dict[int, Detections]:
+        """Detections by image id, from pixels as they are read; what `count.py` and a served model find as well.
+
+        The latter know thresholds, in ``spec``, and leave out no detection above them (`always_kept`).
+        """
+        compute, spec = self.on_device(device), spec or self.spec
+        return {image_id: detect_objects(pixels, spec, compute) for image_id, pixels in images}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Collect detections; the metrics come at the end of the epoch."""

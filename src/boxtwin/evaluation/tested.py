@@ -47,7 +47,7 @@ class Evaluation:
 
 
 def run_test(
-    detect: Callable[[Sequence[Sample]], Mapping[int, Detections]],
+    detect: Callable[[Sequence[Sample], Thresholds | None], Mapping[int, Detections]],
     *,
     validation: Sequence[Sample],
     synthetic: Sequence[Sample],
@@ -58,21 +58,21 @@ def run_test(
 ) -> Evaluation:
     """Test a detector, and write its detections, ``matches.npz``, ``examples.json`` and pictures into a folder.
 
-    ``detect`` gives detections by image id. ``validation`` are the real images that thresholds are chosen on;
-    ``synthetic`` ones may be none.
+    ``detect`` gives detections by image id, all that thresholds count where these are known. ``validation`` are the
+    real images that thresholds are chosen on; ``synthetic`` ones may be none.
     """
     # 1. Thresholds, and what the kept weights give on the images that chose them.
-    on_validation = detect(validation)
+    on_validation = detect(validation, None)
     thresholds, metrics = score_validation(validation, on_validation, classes)
     occurring = {int(label) for sample in test for label in sample.object_labels}
     for label in sorted(occurring & set(thresholds.guessed)):
         text = "class %s has no object in the validation images: it is counted at confidence %.3f, that of all classes"
         log.warning(text, classes[label], thresholds.together)
     if synthetic:
-        of_synthetic, _ = coco_by_class(match_detections(synthetic, detect(synthetic), len(classes)))
+        of_synthetic, _ = coco_by_class(match_detections(synthetic, detect(synthetic, None), len(classes)))
         metrics |= {f"val_synthetic/{name}": value for name, value in of_synthetic.items()}
     # 2. The test, in one pass.
-    detections = detect(test)
+    detections = detect(test, thresholds)
     tested = score_test(test, detections, thresholds, classes, category_ids)
     metrics |= tested.metrics
     # 3. Files and pictures.
