@@ -149,7 +149,8 @@ def _train(prepared: Prepared, path: Path, title: str) -> None:
     trained = train(prepared, data, make_detector(prepared), checkpoints, title, logger=None)
     threshold, validation = THRESHOLD_WITHOUT_DETECTIONS, prepared.split.val
     if validation:
-        found = detect_all(prepared, TrainedDetector(trained.best, 0.0), validation)
+        # No threshold is chosen yet: at 1 nothing is counted, and the limit of detections holds (`always_kept`).
+        found = detect_all(prepared, TrainedDetector(trained.best, 1.0), validation)
         threshold = best_threshold(validation, outside_crowds(validation, found))
     origin = {**prepared.origin, "seconds": f"{trained.seconds:.1f}"}
     write_detector(TrainedDetector(trained.best, threshold, origin), path)
