@@ -19,6 +19,7 @@ from boxtwin.counting.scenes import Scene
 from boxtwin.datasets.coco_json import find_files
 from boxtwin.datasets.image_folder import unlabelled_sample
 from boxtwin.datasets.inspection import ImageFile, inspect_image, signature_of
+from boxtwin.datasets.options import LABEL_SETTINGS
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.splits import alike
@@ -27,7 +28,6 @@ from boxtwin.tracking.run_folders import CONFIGURATION, FINAL
 log = logging.getLogger(__name__)
 
 TRAINING, VALIDATION = "training", "validation"
-LABEL_SETTINGS = ("on_bad_box", "crowds", "on_duplicate_box")  # of `dataset`, by which boxes become objects
 SIDES = {VALIDATION: "val", TRAINING: "train"}  # in split.json
 
 

@@ -14,7 +14,7 @@ from boxtwin.counting.ensemble import ImageCount
 from boxtwin.counting.images import ImageList
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.coco_json import fault_of_name, find_files, load_content, of_images
-from boxtwin.datasets.options import Crowds, OnBadBox, OnDuplicateBox
+from boxtwin.datasets.options import label_settings
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Detections, Sample
@@ -43,8 +43,7 @@ def read_annotations(
 ) -> Annotated:
     """The annotations of these images; classes are matched by name.
 
-    Boxes become objects by ``read_by``, the settings of the detector's data set: ``on_bad_box``, ``crowds`` and
-    ``on_duplicate_box``.
+    Boxes become objects by ``read_by``, `LABEL_SETTINGS` of the detector's data set.
 
     Raises `InputError` where at most half of the file's images and at most half of the counted ones are in both, or
     objects are of classes that the detector lacks.
@@ -74,9 +73,7 @@ def read_annotations(
         name=file.stem,
         images=images.folder,
         annotations=file,
-        on_bad_box=OnBadBox(read_by.get("on_bad_box", OnBadBox.error)),
-        crowds=Crowds(read_by.get("crowds", Crowds.ignore)),
-        on_duplicate_box=OnDuplicateBox(read_by.get("on_duplicate_box", OnDuplicateBox.warn)),
+        **label_settings(read_by),
         reading=reading,
         content=of_images(content, both),
     )

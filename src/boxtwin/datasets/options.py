@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 REQUIRED: Any = "???"  # what OmegaConf takes for a value that must be given
@@ -30,6 +32,17 @@ class OnDuplicateBox(StrEnum):
     warn = "warn"
     merge = "merge"
     error = "error"
+
+
+# Settings by which annotations become objects, with their defaults.
+LABEL_SETTINGS: Mapping[str, StrEnum] = MappingProxyType(
+    {"on_bad_box": OnBadBox.error, "crowds": Crowds.ignore, "on_duplicate_box": OnDuplicateBox.warn}
+)
+
+
+def label_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`LABEL_SETTINGS` as ``values`` record them, as arguments of the readers of COCO files."""
+    return {name: type(default)(values.get(name) or default) for name, default in LABEL_SETTINGS.items()}
 
 
 class Orientation(StrEnum):

@@ -19,7 +19,7 @@ import numpy as np
 from boxtwin.datasets.coco import read_labels
 from boxtwin.datasets.coco_json import file_key
 from boxtwin.datasets.image_names import ImageNames
-from boxtwin.datasets.options import Crowds, OnBadBox, OnDuplicateBox
+from boxtwin.datasets.options import LABEL_SETTINGS, label_settings
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
@@ -37,7 +37,6 @@ from boxtwin.tracking.run_folders import RESULT_FILE, RunResult, read_result
 log = logging.getLogger(__name__)
 
 NEEDED = (RESULT_FILE, DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE)  # of a run
-READ_BY = ("dataset.on_bad_box", "dataset.crowds", "dataset.on_duplicate_box")  # settings that labels are read by
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +79,7 @@ class OtherLabels:
 
         Raises `InputError` if the file is wrong, or has other ``classes``.
         """
-        dataset = read_labels(
-            annotations,
-            on_bad_box=OnBadBox(settings.get("dataset.on_bad_box") or OnBadBox.error),
-            crowds=Crowds(settings.get("dataset.crowds") or Crowds.ignore),
-            on_duplicate_box=OnDuplicateBox(settings.get("dataset.on_duplicate_box") or OnDuplicateBox.warn),
-        )
+        dataset = read_labels(annotations, **label_settings(settings))
         used = {dataset.classes[label] for sample in dataset.samples for label in np.unique(sample.labels)}
         if not set(classes) <= set(dataset.classes) or not used <= set(classes):
             there, wanted = ", ".join(dataset.classes), ", ".join(classes)
@@ -164,10 +158,10 @@ def relabelled(study: Study, annotations: Path, *, suspected: bool = False) -> R
     read: dict[tuple[object, ...], OtherLabels] = {}
     labels = []
     for each in kept:
-        settings = tuple(each.run.condition.get(name) for name in READ_BY)
+        settings = tuple(each.run.condition.get(f"dataset.{name}") for name in LABEL_SETTINGS)
         key = (*each.classes, *settings)
         if key not in read:
-            read[key] = OtherLabels(annotations, each.classes, dict(zip(READ_BY, settings, strict=True)))
+            read[key] = OtherLabels(annotations, each.classes, dict(zip(LABEL_SETTINGS, settings, strict=True)))
         of_validation = each.result.validation_images if each.validation else ()
         known = read[key].knows(of_validation)
         labels.append((read[key].of(each.result.counts), read[key].of(of_validation) if known else None))
