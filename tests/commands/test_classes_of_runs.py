@@ -131,3 +131,18 @@ def test_the_images_of_a_data_set_decide_whether_networks_see_colour(
     changed = coloured > 0 and not in_training
     assert (grey.identity == identity_of_the_first_version(grey)) == (not changed)
     assert "channels" not in grey.condition  # of sizes that are compared
+
+
+@pytest.mark.parametrize("coloured", [0, 1])
+def test_grey_stored_as_colour_is_grey(prepared: Prepare, tmp_path: Path, coloured: int) -> None:
+    """Such as the images of HRSID: a network must not do the same work three times."""
+
+    def change(content: dict[str, Any]) -> None:
+        for entry in content["images"][coloured:]:
+            path = tmp_path / "coco" / "images" / entry["file_name"]
+            cv2.imwrite(str(path), np.repeat(read_image(path)[:, :, None], 3, axis=2))
+
+    channels = (3,) * coloured + (1,) * (10 - coloured)
+    made = prepared("split.train=4", "split.train_pool=4", channels=channels, change=change)
+    assert make_detector(made).spec.channels == made.dataset.channels == (3 if coloured else 1)
+    assert sum(sample.colour for sample in made.dataset.samples) == coloured

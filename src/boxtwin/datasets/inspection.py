@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Float16
 
 from boxtwin.datasets import tiff
-from boxtwin.datasets.image_io import Pixels, decode_image, pixels_sha256, read_header
+from boxtwin.datasets.image_io import Pixels, as_grey, decode_image, pixels_sha256, read_header
 from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.reading import Header, Reading
 
@@ -64,7 +64,7 @@ class ImageFile:
     error: str = ""
     stored: tuple[int, int] = (0, 0)  # width and height as stored, before it is turned
     bits: int = 8
-    colour: bool = False
+    colour: bool = False  # False for grey stored as colour
     is_turned: bool = False
     signature: Signature | None = None
 
@@ -101,7 +101,7 @@ def inspect_image(path: Path, width: object, height: object, reading: Reading) -
         sha256=_digest_of_file(content, header, reading),
         stored=stored,
         bits=8 * pixels.dtype.itemsize,
-        colour=pixels.ndim == 3,
+        colour=as_grey(pixels).ndim == 3,
         is_turned=header.orientation != 1 and reading.orientation is Orientation.apply,
         signature=signature_of(pixels),
     )
