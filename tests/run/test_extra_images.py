@@ -17,12 +17,12 @@ from boxtwin.boxes import iou_matrix
 from boxtwin.commands.generate import make_variations
 from boxtwin.config.identity import run_name
 from boxtwin.datasets.image_io import read_image, write_png
-from boxtwin.datasets.sample import Sample
+from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
 from boxtwin.detector.checkpoint import read_detector
 from boxtwin.errors import InputError
 from boxtwin.mixing.plan import make_plan
-from boxtwin.run import label_detectors
+from boxtwin.run import build, label_detectors
 from boxtwin.run.build import Prepared, labelling_runs, make_data, make_detector, prepare
 from boxtwin.run.extra_images import DETECTORS
 from boxtwin.run.label_detectors import detect_all, make_members, prepare_labelling, trained_file
@@ -248,3 +248,22 @@ def test_detectors_that_have_learnt_little_are_named(
         make_members([alone])
         assert any("has learnt little" in record.message for record in caplog.records) == warned
         assert f"AP50 {truth:.2f} on {len(run.split.val)} validation images" in caplog.text
+
+
+def test_the_limit_of_detections_holds_before_a_threshold_is_chosen(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "detection_limit", lambda _: 2)
+    run = prepare(composed("labels.detectors=1"))
+    (alone,) = labelling_runs(run.config, run.dataset, run.split)
+    numbers: list[int] = []
+
+    def counted(*arguments: Any) -> dict[int, Detections]:
+        found = detect_all(*arguments)
+        numbers.extend(len(each.scores) for each in found.values())
+        return found
+
+    monkeypatch.setattr(label_detectors, "detect_all", counted)
+    trained_file(alone, "")
+    assert len(numbers) == len(run.split.val)
+    assert max(numbers) == 2
