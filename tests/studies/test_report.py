@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 from boxtwin.datasets.image_io import read_image
@@ -18,7 +19,7 @@ from boxtwin.studies.conditions import Row, condition_table
 from boxtwin.studies.inference import mean_interval
 from boxtwin.studies.next_runs import choice
 from boxtwin.studies.report.page import write_report
-from boxtwin.studies.report.plots import curve_plot, curve_text, plot_curves
+from boxtwin.studies.report.plots import curve_plot, curve_text, draw_curve, plot_curves
 from boxtwin.studies.report.summary import Summary, printed, verdict
 from boxtwin.studies.report.tables import text_table, write_csv
 from boxtwin.studies.runs import StudyRun
@@ -348,6 +349,19 @@ def test_bands_are_students_intervals_over_seeds_and_the_words_say_the_same() ->
     assert drawn.svg == curve_plot(rows, "map_50").svg  # the same metric gives the same bytes
     assert "<svg" in drawn.svg
     assert "http" not in re.sub(r'(xmlns[:a-z]*|rdf:resource)="[^"]*"|<!DOCTYPE[^>]*>', "", drawn.svg)
+
+
+@pytest.mark.parametrize(("seeds", "is_whole"), [(2, False), (3, True)])
+def test_the_axis_shows_values_whatever_an_interval_of_two_seeds_spans(seeds: int, is_whole: bool) -> None:
+    values = [0.50, 0.56, 0.53][:seeds]
+    (row,) = condition_table([make_run(seed=seed, ap50=value) for seed, value in enumerate(values)])
+    axes = Figure().add_subplot()
+    draw_curve(axes, [row], "map_50")
+    low, high = axes.get_ylim()
+    least, most = (100 * end for end in row.estimates["map_50"].interval or ())
+    assert low < 50 < 56 < high
+    assert (low < least < most < high) == is_whole
+    assert high - low < 1.2 * max(most - least if is_whole else 0.0, 10.0)
 
 
 def test_the_pages_table_has_intervals_and_corrected_p(tmp_path: Path) -> None:

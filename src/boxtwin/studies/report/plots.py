@@ -29,6 +29,7 @@ CURVES = {
     "map_50": ("AP50 (higher is better)", 10.0, 100.0),
     "count_mae": ("count MAE (lower is better)", 0.5, np.inf),
 }
+MARGIN = 0.05  # of an axis's height, above and below what it shows
 LETTERS = 14  # of 9 points that go into an inch of a legend
 # Okabe & Ito's colours for the colour-blind; markers and dashes repeat the distinction in black and white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -104,12 +105,22 @@ def draw_curve(axes: Axes, rows: Sequence[Row], metric: str) -> None:
                 axes.plot([place] * len(values), values, **hollow, markersize=5)
     axes.set_xticks(range(len(numbers)), [str(number) for number in numbers])
     axes.set_xlim(-0.4, max(len(numbers) - 0.6, 0.4))
-    low, high = axes.get_ylim()
+    low, high = _height([row.estimates[metric] for line in lines.values() for row in line], scale, largest)
     bottom = max(low - max(0.0, least_height - (high - low)) / 2, min(low, 0.0))
     axes.set_ylim(bottom, max(high, bottom + least_height))
     axes.set_xlabel("variations per real image")
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.3)
+
+
+def _height(estimates: Sequence[Estimate], scale: float, largest: float) -> tuple[float, float]:
+    """What the axis shows: all values, and intervals of three or more seeds; those of two would dwarf the rest."""
+    shown = [value for estimate in estimates for value in estimate.values]
+    shown += [end for each in estimates if len(each.by_seed) > 2 for end in each.interval or ()]
+    if not shown:
+        return 0.0, 0.0
+    low, high = np.clip(scale * np.array([min(shown), max(shown)]), 0.0, largest)
+    return low - MARGIN * (high - low), high + MARGIN * (high - low)
 
 
 def _style(index: int) -> dict[str, Any]:
