@@ -296,6 +296,21 @@ def test_newer_detectors_than_the_best(
     assert {values(words)["run"] for words in given_to(pasted, "python", "count.py")} == folders
 
 
+def test_best_detectors_of_several_data_sets(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = {f"multirun/s/{value}" for value in HOSTILE}
+    for number, folder in enumerate(folders):
+        Path(folder).mkdir(parents=True)
+        content = {"params": {"dataset": f"set {number}"}, "metrics": {"val_real/map": 0.5}}
+        (Path(folder) / "result.json").write_text(json.dumps(content))
+        (Path(folder) / "detector.safetensors").touch()
+    with pytest.raises(InputError) as error:
+        find_detectors("best", "s")
+    lines = str(error.value).partition("best of each:\n  ")[2].split("\n  ")
+    pasted = paste("\n".join(f"python count.py {line}" for line in lines))
+    assert {values(words)["run"] for words in given_to(pasted, "python", "count.py")} == folders
+
+
 def test_paths_need_no_quotes_of_hydra() -> None:
     as_hydra_reads = ("'q'", "[1,2]", "null")
     for value in [*HOSTILE, "a b/c (1), x=y", "scènes [2]/*.tif"]:

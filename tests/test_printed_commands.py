@@ -40,6 +40,7 @@ PRODUCERS = {
     "commands.compare.with_split": "test_making_a_published_run_again",
     "commands.export._detectors_near": "test_runs_that_an_error_lists",
     "counting.detectors._find": "test_runs_of_a_study_to_count_with",
+    "counting.detectors._check_one_data_set": "test_best_detectors_of_several_data_sets",
     "counting.detectors.best_of": "test_newer_detectors_than_the_best",
     "commands.review_suspects.compare_command": "test_trying_suggestions",
     "commands.recommended.final_command": "test_trying_suggestions",

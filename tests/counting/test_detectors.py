@@ -101,6 +101,22 @@ def test_it_is_said_which_detector_is_the_best_and_which_are_newer(
     assert caplog.messages == [first, first + advice]
 
 
+def test_runs_on_two_data_sets_have_no_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, dataset, ap in (("a", "easy", 0.9), ("b", "hard", 0.3), ("c", "hard", 0.4)):
+        folder = Path("multirun/both") / name
+        folder.mkdir(parents=True)
+        (folder / "detector.safetensors").touch()
+        result = {"metrics": {"val_real/map": ap}, "params": {"dataset": dataset}}
+        (folder / "result.json").write_text(json.dumps(result))
+    with pytest.raises(
+        InputError, match=r"2 data sets.*\n  run=multirun/both/a  # of easy\n  run=multirun/both/c  # of h"
+    ):
+        find_detectors("best", "both")
+    shutil.rmtree("multirun/both/a")
+    assert find_detectors("best", "both") == [Path("multirun/both/c/detector.safetensors")]
+
+
 def test_a_name_of_two_conditions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for run_name, steps in (("x0-seed0-aaaa1111", 10), ("x0-seed1-bbbb1111", 10), ("x0-seed0-cccc2222", 20)):

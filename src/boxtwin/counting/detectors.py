@@ -131,7 +131,8 @@ def finals_of(folder: Path) -> list[Path]:
 def best_of(folder: Path) -> Path:
     """The final detector of a study with the first seed, or the detector of the run with the best validation AP.
 
-    It is logged which one that is, and what newer detectors of other conditions there are.
+    It is logged which one that is, and what newer detectors of other conditions there are. Raises `InputError` if there
+    is none, or if the runs are on several data sets: AP on different images says nothing of the detectors.
     """
     found = {path: read_result(path.parent) for path in sorted(folder.glob(f"*/{DETECTOR_FILE}"))}
     rated = {path: (_validation_ap(result), result) for path, result in found.items() if result is not None}
@@ -139,6 +140,8 @@ def best_of(folder: Path) -> Path:
     finals = finals_of(folder)
     if not (finals or rated):
         raise InputError(f"run=best: {folder} holds no finished run with a detector; name a study: study=NAME")
+    if not finals:
+        _check_one_data_set(folder, rated)
     best = finals[0] if finals else max(rated, key=lambda path: rated[path][0])
     result = read_result(folder / FINAL) if finals else rated[best][1]
     why = (
@@ -155,6 +158,18 @@ def best_of(folder: Path) -> Path:
     listed = f"; newer ones of other conditions, to be chosen by:{listed}" if listed else ""
     log.info("run=best: %s%s, %s%s", best.parent, _images(result), why, listed)
     return best
+
+
+def _check_one_data_set(folder: Path, rated: Mapping[Path, tuple[float, RunResult]]) -> None:
+    best: dict[object, Path] = {}
+    for path, (_, result) in sorted(rated.items(), key=lambda each: -each[1][0]):
+        best.setdefault(result.params.get("dataset"), path.parent)
+    if len(best) > 1:
+        listed = "".join(f"\n  {quoted(setting('run', str(run)))}  # of {name}" for name, run in best.items())
+        raise InputError(
+            f"run=best: {folder} holds runs on {len(best)} data sets, whose AP cannot be compared; "
+            f"name a run, such as the best of each:{listed}"
+        )
 
 
 def _validation_ap(result: RunResult) -> float:
