@@ -68,6 +68,13 @@ def test_of_two_detectors_the_one_better_on_validation_images_is_taken() -> None
     assert row.first.detector == "yolov3_nano"
 
 
+def test_two_data_sets_have_no_best_condition() -> None:
+    runs, _, figures = simulate(PLAIN[:1], seeds=2)
+    both = [*runs, *(replace(run, dataset="other", run_id=f"other{run.seed}") for run in runs)]
+    with pytest.raises(InputError, match="runs on 2 data sets"):
+        recommended(study_of(both, condition_table(both), figures))
+
+
 def test_a_study_without_finished_runs_has_no_recommendation() -> None:
     runs, _, figures = simulate(PLAIN[:1], seeds=1)
     with pytest.raises(InputError, match="no finished run"):

@@ -21,10 +21,15 @@ def recommended(study: Study) -> tuple[Row, str]:
     of several such conditions (two detectors, say) the one with the highest AP on validation images.
 
     Raises:
-        InputError: the study has no finished run.
+        InputError: the study has no finished run, or runs on several data sets.
     """
     if not study.rows:
         raise InputError(f"study {study.name} has no finished run yet; train.py and the study's command continue it")
+    if len(names := sorted({row.first.dataset for row in study.rows})) > 1:
+        raise InputError(
+            f"study {study.name} has runs on {len(names)} data sets ({', '.join(names)}), of which no condition is "
+            "best: repeat the command of one of them with study=NAME; runs that are finished are taken over"
+        )
     most = max(row.real_images for row in study.rows)
     rows = [row for row in study.rows if row.real_images == most] or study.rows
     of_rows = [contrast for contrast in study.contrasts if contrast.new in rows]
