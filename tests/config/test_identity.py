@@ -101,6 +101,38 @@ def test_a_misspelt_option_is_named_with_its_neighbour_and_all_others(word: str,
 
 
 @pytest.mark.parametrize(
+    ("option", "setting"),
+    [
+        ("dataset=coco", "dataset.build.seed"),
+        ("dataset=hrsid", "+dataset.build.images"),
+        ("pretraining=labelled_images", "pretraining.dataset.build.seed"),
+    ],
+)
+def test_a_setting_below_one_that_is_null_is_named(option: str, setting: str) -> None:
+    """OmegaConf ends with an assertion of its own there."""
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), pytest.raises(AssertionError) as caught:
+        compose("config", [option, f"{setting}=1"])
+    name = setting.lstrip("+")
+    assert str(unknown_setting(caught.value)).startswith(f"{name} cannot be set: {name.rpartition('.')[0]} is null")
+    assert unknown_setting(AssertionError("another")) is None
+
+
+@pytest.mark.parametrize("option", ["none", "variations", "sar_scenes"])
+def test_a_sweep_over_pretrainings_may_set_what_is_simulated(option: str) -> None:
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        plain, more = (
+            to_object(
+                compose("config", ["dataset=hrsid", "dataset.root=x", f"pretraining={option}", *words]), BoxtwinConfig
+            )
+            for words in ([], ["pretraining.dataset.build.images=24"])
+        )
+    assert (defining_values(plain) == defining_values(more)) == (option != "sar_scenes")
+    assert more.pretraining.simulates == (option != "variations")
+
+
+@pytest.mark.parametrize(
     ("setting", "advice"),
     [
         ("trainer.step", "did you mean trainer.steps?"),

@@ -121,13 +121,13 @@ def test_a_labelling_detector_is_the_run_without_variations_and_trained_once(
     before = path.stat().st_mtime_ns
     label_detectors.make_judge(with_some)
     assert path.stat().st_mtime_ns == before
-    assert caplog.text.count("on the 6 real training images alone") == 1
+    assert caplog.text.count("on the 6 training images alone") == 1
     # A damaged one is named, and trained again, or replaced by that of the run itself.
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
     label_detectors.make_judge(with_some)
     assert str(path) in caplog.text
-    assert caplog.text.count("on the 6 real training images alone") == 2
+    assert caplog.text.count("on the 6 training images alone") == 2
     again = read_detector(path).module.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in detector.module.state_dict().items())
     Path("own.safetensors").write_bytes(whole)

@@ -169,7 +169,7 @@ def prepare_final(config: BoxtwinConfig, dataset: Dataset, *, seeds: int, parts:
         # Another seed for each part: thresholds are to suit every seed of the final detectors.
         of_part = replace(_for_split(config, split.name, len(train)), seed=number - 1)
         left_out.append(prepared_from(of_part, dataset, split, ExtraImages(**beside, values=extra.values)))
-        if config.pretraining.dataset.build is None:  # simulated images show no scene of the data set
+        if not config.pretraining.simulates:  # simulated images show no scene of the data set
             try:
                 pretraining_run(left_out[-1])
             except InputError as error:

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from boxtwin.config.compose import unknown_setting
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.errors import InputError
 
@@ -105,8 +106,8 @@ def _composed(script: Path, words: Sequence[str], config_dir: str | None) -> lis
                 swept = [f"{key}={value}" for key, value in params.items() if key not in typed]
                 listed += [word for word in swept if of_data.match(word)]
             return composed(listed)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(f"auto cannot be resolved: {error}") from None
+    except (HydraException, OmegaConfBaseException, AssertionError) as error:
+        raise unknown_setting(error) or InputError(f"auto cannot be resolved: {error}") from None
 
 
 def _training_images(config: DictConfig) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterable
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -110,6 +111,9 @@ def unknown_setting(error: BaseException) -> InputError | None:
         known = f"{group} is one of {', '.join(error.options)}"
         return InputError(f"there is no {group}={option}{nearest(option, error.options, 1)}\n{known}")
     match = re.search(r"full_key: (\S+)", f"{error}\n{error.__cause__}")
+    if match is None and (key := _below_null(error)):
+        group = key.rpartition(".")[0]
+        return InputError(f"{key} cannot be set: {group} is null with these options; leave it out, or choose others")
     if match is None:
         return None
     key, cause = match[1], error.__cause__ or error
@@ -121,6 +125,15 @@ def unknown_setting(error: BaseException) -> InputError | None:
     if key.startswith("generator.") and isinstance(beside, DictConfig) and "name" in beside:
         return no_setting_of_generator(str(beside.name), key.partition(".")[2], map(str, beside))
     return _no_setting(key)
+
+
+def _below_null(error: BaseException) -> str | None:
+    """The setting that was to be set below one that is null, which OmegaConf takes for an error of its own; or None."""
+    if not isinstance(error, AssertionError):
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    update = OmegaConf.update.__code__
+    return next((str(frame.f_locals["key"]) for frame in frames if frame.f_code is update), None)
 
 
 def _former_name(key: str) -> InputError | None:

@@ -38,6 +38,11 @@ class PretrainingConfig(PretrainingOptions):
 
     dataset: DatasetConfig = MISSING
 
+    @property
+    def simulates(self) -> bool:
+        """Whether the images of a pre-training are simulated, and not labelled ones or variations."""
+        return not self.per_image and self.dataset.build is not None
+
 
 @dataclass
 class TrackingConfig:

@@ -38,7 +38,7 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
     options = config.pretraining
     if options.name == NO_PRETRAINING:
         return
-    if options.dataset.build is not None and config.dataset.build is not None:
+    if options.simulates and config.dataset.build is not None:
         raise InputError(
             f"pretraining={options.name} simulates the scenes that dataset={config.dataset.name} consists of, so it "
             "would show images of the test set's kind and answer nothing; take pretraining=none"
@@ -58,7 +58,7 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
             f"pretraining.per_image={options.per_image} must not be negative, and "
             f"pretraining.batch_size={options.batch_size} must be at least 1"
         )
-    if (options.fit or options.redraw is not Redraw.none) and (options.dataset.build is None or options.per_image):
+    if (options.fit or options.redraw is not Redraw.none) and not options.simulates:
         raise InputError(
             f"pretraining.fit and pretraining.redraw change simulated images, and pretraining={options.name} has none; "
             "take pretraining=sar_scenes, or pretraining.fit=false pretraining.redraw=none"

@@ -142,7 +142,7 @@ def _member(prepared: Prepared, title: str) -> Member:
 def _train(prepared: Prepared, path: Path, title: str) -> None:
     library = prepared.library
     plan = make_plan(prepared.split, library.variations(prepared.sources, prepared.per_image) if library else ())
-    images = f"{plan.synthetic_train} variations" if library else f"the {plan.real_train} real training images"
+    images = f"{plan.synthetic_train} variations" if library else f"the {plan.real_train} training images"
     log.info("%s: %s, on %s alone", title, run_name(prepared.config), images)
     keep_freed_blocks()
     checkpoints, data = path.with_suffix(".checkpoints"), make_data(prepared, plan)

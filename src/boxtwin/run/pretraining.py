@@ -65,7 +65,7 @@ def pretraining_run(prepared: Prepared) -> Prepared | None:
     )
     dataset = load_dataset(replace(config, dataset=_changed(prepared)))
     # Simulated scenes are none of the study's, whatever their names.
-    group_by = prepared.config.split.group_by if options.dataset.build is None else None
+    group_by = None if options.simulates else prepared.config.split.group_by
     check_other_images(dataset, prepared.dataset, prepared.split, group_by)
     return prepared_from(config, dataset, hold_out(dataset))
 
