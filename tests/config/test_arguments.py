@@ -12,9 +12,10 @@ from hydra_words import HOSTILE, values
 from omegaconf import OmegaConf
 
 from boxtwin.command_line import setting
-from boxtwin.config.arguments import for_jobs_alone, refused_word
+from boxtwin.config.arguments import check_options, for_jobs_alone, refused_word
 from boxtwin.config.compose import unknown_name
 from boxtwin.config.sweeper import drop_repeated
+from boxtwin.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +39,48 @@ def test_a_misspelt_name_is_named_whatever_its_value(monkeypatch: pytest.MonkeyP
         assert now in str(told)
     told = refused_word(OverrideParseException("run (x=1)", ""), ["study=my", "run (x=1)"])
     assert "there is no setting" not in str(told)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("dataset=null", "generator=1", "labels=true", "detector=", "labels=[]", "dataset=coco,null"),
+        *("split=[s1,s2]", "generator=[repeat]", "~generator", "~generator=repeat", "+generator=repeat"),
+    ],
+)
+def test_a_group_takes_the_name_of_one_option(word: str) -> None:
+    """Hydra merges the options of a list, so that a run takes the last; null and numbers end with a traceback."""
+    with pytest.raises(InputError) as caught:
+        check_options(["-m", "seed=1", word], [ROOT / "conf"])
+    first, *others = str(caught.value).split("\n")
+    assert word in first
+    group = word.lstrip("~+").partition("=")[0]
+    assert {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")} <= set(
+        others[-1].partition("of ")[2].split(", ")
+    )
+
+
+def test_names_of_options_sweeps_and_other_settings_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "'1'.yaml").touch()
+    words = [
+        "split=s1,s2",
+        "split=glob(*)",
+        "split=choice(s1,s2)",
+        "dataset='1'",
+        "dataset=none_such",
+        "variations='2'",
+    ]
+    words += [
+        "experiment=[demo,study]",
+        "dataset@other=coco",
+        "split.file=null",
+        "seed=range(2)",
+        "-m",
+        "a = b",
+        "x=[1]",
+    ]
+    check_options([*words, *(setting("study", value) for value in HOSTILE)], [ROOT / "conf", tmp_path])
 
 
 def test_settings_of_a_swept_group_are_for_the_jobs_alone() -> None:

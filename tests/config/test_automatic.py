@@ -80,7 +80,10 @@ def test_what_cannot_be_resolved_is_one_error(tmp_path: Path) -> None:
     absent = ("dataset=coco", f"dataset.root={tmp_path}", "dataset.speckle=amplitude", "dataset.name=radar", *TEN)
     with pytest.raises(InputError, match=r"annotations\.json is no COCO annotation file"):
         resolved(*absent, "pretraining=auto")
-    with pytest.raises(InputError, match="auto cannot be resolved"):
+    for words in (["experiment=hrsid200"], ["dataset=coco", "dataset.build.seed=1"], ["dataset.nme=1"]):
+        with pytest.raises(InputError, match=r"dataset\.(root|build|nme)"):
+            resolved("pretraining=auto", *words)
+    with pytest.raises(InputError, match="there is no dataset=nothing"):
         resolved("dataset=nothing", "pretraining=auto")
 
 

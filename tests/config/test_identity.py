@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf.errors import InterpolationToMissingValueError
 
 from boxtwin.config.compose import register, to_object, unknown_setting
 from boxtwin.config.identity import (
@@ -116,6 +117,15 @@ def test_a_setting_below_one_that_is_null_is_named(option: str, setting: str) ->
     name = setting.lstrip("+")
     assert str(unknown_setting(caught.value)).startswith(f"{name} cannot be set: {name.rpartition('.')[0]} is null")
     assert unknown_setting(AssertionError("another")) is None
+
+
+def test_a_value_that_another_setting_takes_is_asked_for() -> None:
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", ["experiment=hrsid200"])
+    with pytest.raises(InterpolationToMissingValueError) as caught:
+        assert config.split.file
+    assert str(unknown_setting(caught.value)).startswith("these settings need a value: dataset.root ")
 
 
 @pytest.mark.parametrize("option", ["none", "variations", "sar_scenes"])

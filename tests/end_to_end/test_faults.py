@@ -216,6 +216,9 @@ def test_each_kind_of_bad_data_is_named(tmp_path: Path) -> None:
             "needs 6 + 2 + 5 = 13 images (split.train_pool, split.val, split.test), but data set co",
         ),
         ("dataset.name=pollen dataset.on_bad_box=error", "boxes that reach outside their image: 1"),
+        ("-m split=[s1,s2]", "split=[s1,s2]: a run has one option of split; -m split=s1,s2 takes one after the other"),
+        ("generator=null", "generator=null names no option"),
+        ("dataset.build.seed=1", "dataset.build.seed cannot be set: dataset.build is null"),
         ("-m seed=0,1 dataset.images=none", "2 of 2 runs have wrong settings; none was begun:\n  there is no "),
     ],
 )

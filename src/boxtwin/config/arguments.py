@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, Sweep
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 
@@ -62,6 +62,33 @@ def chosen_files(arguments: Sequence[str]) -> dict[str, str]:
     parsed = vars(get_args_parser().parse_args(list(arguments)))
     named = {f"--{name}": parsed[name.replace("-", "_")] for name in ("config-path", "config-dir", "config-name")}
     return {name: value for name, value in named.items() if value is not None}
+
+
+def check_options(arguments: Sequence[str], folders: Iterable[Path]) -> None:
+    """Raise `InputError` for a word that gives a group of options no name, or several, which Hydra would merge.
+
+    ``folders`` hold the groups, a folder each. Names that do not exist are left to Hydra; experiments may be several.
+    """
+    known: dict[str, list[str]] = {}
+    for file in (file for folder in folders for file in sorted(folder.glob("*/*.yaml"))):
+        known.setdefault(file.parent.name, []).append(file.stem)
+    for word in arguments:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException:  # an option of Hydra's, or what it will refuse
+            continue
+        group, value = override.key_or_group, override.value()
+        if group not in known or group == "experiment" or override.package is not None:
+            continue
+        listed = f"{group} is one of {', '.join(known[group])}"
+        if override.is_delete() or override.is_add():
+            raise InputError(f"{word}: a run has one option of {group}; write {group}=NAME\n{listed}")
+        if isinstance(value, list) and value:
+            names = f"-m {group}={','.join(map(str, value))}"
+            raise InputError(f"{word}: a run has one option of {group}; {names} takes one after the other\n{listed}")
+        values = value.list if isinstance(value, ChoiceSweep) else [value]
+        if not all(isinstance(each, str | QuotedString | Sweep | Glob) and each for each in values):
+            raise InputError(f"{word} names no option\n{listed}")
 
 
 def quote_refused(arguments: Sequence[str], settings: Sequence[str]) -> list[str]:
@@ -169,6 +196,8 @@ def refused_word(error: Exception, typed: Sequence[str]) -> InputError | None:
         start = text if " " in value else f"{word} lists several values"
         again = command_line(Path(sys.argv[0]).name, ["-m", *typed])
         return InputError(f"{start}; add -m to take one after the other:\n{again}")
+    if str(error).startswith("Only one of --"):  # of Hydra's options
+        return InputError(str(error))
     if not isinstance(error, OverrideParseException):
         return None
     word = str(error.override)

@@ -61,7 +61,13 @@ def resolve_auto(script: Path, words: Sequence[str], config_dir: str | None = No
     ]
     if script.stem not in SCRIPTS or not asking:
         return list(words), ""
-    configs = _composed(script, words, config_dir)
+    try:
+        return _resolved(words, asking, _composed(script, words, config_dir))
+    except (HydraException, OmegaConfBaseException, AssertionError) as error:
+        raise unknown_setting(error) or InputError(f"auto cannot be resolved: {error}") from None
+
+
+def _resolved(words: Sequence[str], asking: Sequence[str], configs: Sequence[DictConfig]) -> tuple[list[str], str]:
     images = min(_training_images(config) for config in configs)
     best = next(row for row in BEST if images <= row.up_to)
     validations = math.lcm(*(config.trainer.validations for config in configs))
@@ -98,16 +104,13 @@ def _composed(script: Path, words: Sequence[str], config_dir: str | None) -> lis
         name = SCRIPTS[script.stem]
         return [compose(name, [*extra, *each], return_hydra_config=whole) for each in combinations]
 
-    try:
-        with initialize_config_dir(str(script.absolute().parent / "conf"), version_base="1.3"):
-            if {"-m", "--multirun"} & set(words):  # an experiment may list values, which the command line may replace
-                params = composed(listed, whole=True)[0].hydra.sweeper.params or {}
-                typed = {word.partition("=")[0].lstrip("+") for word in words}
-                swept = [f"{key}={value}" for key, value in params.items() if key not in typed]
-                listed += [word for word in swept if of_data.match(word)]
-            return composed(listed)
-    except (HydraException, OmegaConfBaseException, AssertionError) as error:
-        raise unknown_setting(error) or InputError(f"auto cannot be resolved: {error}") from None
+    with initialize_config_dir(str(script.absolute().parent / "conf"), version_base="1.3"):
+        if {"-m", "--multirun"} & set(words):  # an experiment may list values, which the command line may replace
+            params = composed(listed, whole=True)[0].hydra.sweeper.params or {}
+            typed = {word.partition("=")[0].lstrip("+") for word in words}
+            swept = [f"{key}={value}" for key, value in params.items() if key not in typed]
+            listed += [word for word in swept if of_data.match(word)]
+        return composed(listed)
 
 
 def _training_images(config: DictConfig) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -110,6 +110,8 @@ def unknown_setting(error: BaseException) -> InputError | None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         known = f"{group} is one of {', '.join(error.options)}"
         return InputError(f"there is no {group}={option}{nearest(option, error.options, 1)}\n{known}")
+    if missing := re.search(r"Missing mandatory value: (\S+)", f"{error}\n{error.__cause__}"):
+        return _no_value([missing[1]])  # what another setting takes its value from
     match = re.search(r"full_key: (\S+)", f"{error}\n{error.__cause__}")
     if match is None and (key := _below_null(error)):
         group = key.rpartition(".")[0]
@@ -197,4 +199,8 @@ def require_values(config: DictConfig, below: str = "") -> None:
     """Raise `InputError` if a setting whose name begins with ``below`` has no value."""
     missing = sorted(key for key in OmegaConf.missing_keys(config) if key.startswith(below))
     if missing:
-        raise InputError(f"these settings need a value: {', '.join(missing)} (say {missing[0]}=… on the command line)")
+        raise _no_value(missing)
+
+
+def _no_value(missing: Sequence[str]) -> InputError:
+    return InputError(f"these settings need a value: {', '.join(missing)} (say {missing[0]}=… on the command line)")

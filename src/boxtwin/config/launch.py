@@ -28,6 +28,8 @@ from boxtwin.command_line import quote_path
 from boxtwin.config.arguments import (
     ADDRESS,
     PASSWORD,
+    SWEEPING,
+    check_options,
     chosen_files,
     for_jobs_alone,
     hide_password,
@@ -136,10 +138,12 @@ def launch(
         conf = Path(sys.argv[0]).resolve().parent / "conf"
         sys.argv[1:] = quote_numbers(arguments, conf / "variations")
         chosen = chosen_files(sys.argv[1:])
+        folders = [conf, *([Path(chosen["--config-dir"])] if "--config-dir" in chosen else [])]
+        if Path(sys.argv[0]).stem in SWEEPING:  # other scripts have no groups, but settings of such names
+            check_options(sys.argv[1:], folders)
         sys.argv[1:], became = resolve_auto(Path(sys.argv[0]), sys.argv[1:], chosen.get("--config-dir"))
         if became:
             print(became, file=sys.stderr, flush=True)  # before Hydra sets up logging
-        folders = [conf, *([Path(chosen["--config-dir"])] if "--config-dir" in chosen else [])]
         sys.argv[1:] = for_jobs_alone(sys.argv[1:], [folder / "experiment" for folder in folders])
         options = [f"{option}={value}" for option, value in chosen.items()]
         os.environ[OPTIONS_VARIABLE] = json.dumps(options)
