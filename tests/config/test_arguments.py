@@ -46,6 +46,7 @@ def test_a_misspelt_name_is_named_whatever_its_value(monkeypatch: pytest.MonkeyP
     [
         *("dataset=null", "generator=1", "labels=true", "detector=", "labels=[]", "dataset=coco,null"),
         *("split=[s1,s2]", "generator=[repeat]", "~generator", "~generator=repeat", "+generator=repeat"),
+        *("experiment=null", "+experiment=demo"),
     ],
 )
 def test_a_group_takes_the_name_of_one_option(word: str) -> None:

@@ -78,7 +78,8 @@ def check_options(arguments: Sequence[str], folders: Iterable[Path]) -> None:
         except HydraException:  # an option of Hydra's, or what it will refuse
             continue
         group, value = override.key_or_group, override.value()
-        if group not in known or group == "experiment" or override.package is not None:
+        are_experiments = group == "experiment" and isinstance(value, list)
+        if group not in known or override.package is not None or are_experiments:
             continue
         listed = f"{group} is one of {', '.join(known[group])}"
         if override.is_delete() or override.is_add():
