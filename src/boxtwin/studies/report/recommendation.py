@@ -28,7 +28,7 @@ def recommended(study: Study) -> tuple[Row, str]:
     if len(names := sorted({row.first.dataset for row in study.rows})) > 1:
         raise InputError(
             f"study {study.name} has runs on {len(names)} data sets ({', '.join(names)}), of which no condition is "
-            "best: repeat the command of one of them with study=NAME; runs that are finished are taken over"
+            "best: repeat the command of one of them with study=NAME; finished runs are reused"
         )
     most = max(row.real_images for row in study.rows)
     rows = [row for row in study.rows if row.real_images == most] or study.rows
