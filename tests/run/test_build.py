@@ -22,6 +22,7 @@ from boxtwin.labels.method import Variations
 from boxtwin.labels.options import LabelOptions
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, load_dataset, make_data, make_detector, prepare
+from boxtwin.run.checks import warn_of_random_weights
 from boxtwin.run.label_detectors import make_judge
 from boxtwin.synthesis.store import Library
 
@@ -133,6 +134,23 @@ def test_objects_that_crops_cut_off_are_pointed_out(composed: Compose, caplog: p
     assert "one training object in ten" not in caplog.text
     prepare(composed("detector.crop=16"))
     assert "crops of 16 pixels will cut many of them off: try dataset.image_size=" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "published"),
+    [
+        ([], "yolov3-tiny.weights"),
+        (["detector=yolov3_spp"], "yolov3-spp.weights"),
+        (["detector=yolov3_nano"], None),  # none are published
+        (["detector.weights=FILE"], None),
+        (["dataset=sar_chips"], None),  # simulated: for trials
+    ],
+)
+def test_training_from_random_weights_names_published_ones(
+    composed: Compose, overrides: list[str], published: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_random_weights(composed("dataset=hrsid", "dataset.root=FOLDER", "detector=yolov3_tiny_3l", *overrides))
+    assert [f"detector.weights=FOLDER/{published}" in text for text in caplog.messages] == [True] * bool(published)
 
 
 def test_images_are_decoded_once_for_all_runs(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import metrics_of
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
+from boxtwin.run.checks import warn_of_random_weights
 from boxtwin.run.pretraining import pretraining_metrics, pretraining_run, variations_run
 from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.synthesis.store import StoreUpdate
@@ -212,6 +213,7 @@ class _RunInProgress:
         plan = make_plan(prepared.split, variations, [*unlabelled, *prepared.extra.empty], first.images)
         self._log_inputs(plan)
         data = make_data(prepared, plan, first.levels)
+        warn_of_random_weights(self.config)
         log.info(
             f"{run_name(self.config)}: {plan.real_train} real + {plan.synthetic_train} synthetic training images, "
             f"{f'{len(plan.extra)} images beside the data set, ' if plan.extra else ''}"

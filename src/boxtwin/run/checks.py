@@ -23,6 +23,13 @@ log = logging.getLogger(__name__)
 
 CELLS_PER_OBJECT = 2  # of the finest head: smaller objects are hard to find
 LARGE = 0.9  # quantile of the lengths of objects that crops should show whole
+# Darknet's weights for COCO, from which an architecture can start: those of its own, or of one that it extends.
+PUBLISHED_WEIGHTS = {
+    "yolov3": "yolov3.weights",
+    "yolov3_spp": "yolov3-spp.weights",
+    "yolov3_tiny": "yolov3-tiny.weights",
+    "yolov3_tiny_3l": "yolov3-tiny.weights",
+}
 
 
 def make_reading(config: BoxtwinConfig) -> Reading:
@@ -177,6 +184,16 @@ def check_composed(composed: DictConfig, schema: type[BoxtwinConfig] = BoxtwinCo
     for setting, file in (("detector.weights", config.detector.weights), ("split.file", config.split.file)):
         if file is not None and not Path(file).is_file():
             raise InputError(f"{setting}={file}: there is no such file")
+
+
+def warn_of_random_weights(config: BoxtwinConfig) -> None:
+    """Warn if training on real images starts from random weights, though published ones fit the architecture."""
+    published = PUBLISHED_WEIGHTS.get(config.detector.architecture.value)
+    if config.detector.weights is None and config.dataset.build is None and published is not None:
+        log.warning(
+            f"training starts from random weights; with few images it is better to start from published ones: "
+            f"detector.weights=FOLDER/{published} (docs/your-data.md#initial-weights)"
+        )
 
 
 def warn_of_object_sizes(config: BoxtwinConfig, split: Split) -> None:
