@@ -6,8 +6,8 @@
 Writes to the second folder:
 
 - `runs.zip`: metrics, counts per test image, matches of detections, and the numbers of the cards of variation stores,
-  each of these once; also detections, which `compare.py annotations=FILE` needs, if all take less than 5 MB. Images are
-  left out, because their licence may not allow copies;
+  each of these once; also detections, which `compare.py annotations=FILE` needs, if all runs have them and they take
+  less than 5 MB. Images are left out, because their licence may not allow copies;
 - `split.json`: the file names of each split, for `split.file=`;
 - `config.yaml`: the settings of the first run;
 - `comparison.csv`, `report.html` and, if they exist, `primary.yaml` and `worth.svg`, copied from the folder of the
@@ -15,6 +15,11 @@ Writes to the second folder:
   condition. `--plot` alone makes it again:
 
     python benchmarks/keep_study.py docs/results/hrsid200 docs/results/hrsid200 --plot
+
+With ``--add`` the folder keeps the runs, the splits and the settings that it has, so that a study can be run in parts:
+
+    python compare.py "runs=[docs/results/hrsid200,multirun/hrsid200]"
+    python benchmarks/keep_study.py multirun/hrsid200 docs/results/hrsid200 --add --report reports/hrsid200
 
 Folders of this machine become FOLDER. README.md of the study is written by hand: command, commit, machine, date, table.
 """
@@ -35,7 +40,7 @@ import yaml
 
 from boxtwin.command_line import words_of
 from boxtwin.config.identity import NO_PRETRAINING
-from boxtwin.studies.archive import ARCHIVE, write_archive
+from boxtwin.studies.archive import ARCHIVE, runs_folder, write_archive
 from boxtwin.studies.primary import PRIMARY_FILE
 from boxtwin.studies.report.page import WORTH_FILE
 
@@ -59,6 +64,14 @@ def without_folders(value: Any) -> Any:
     if not isinstance(value, str) or not value.startswith("/"):
         return value
     return f"FOLDER/{Path(value).name}" if Path(value).suffix else "FOLDER"
+
+
+def kept_files(folder: Path) -> dict[str, bytes]:
+    """The files of the runs that a folder keeps, by their names in its archive."""
+    if not (folder / ARCHIVE).exists():
+        return {}
+    with runs_folder(folder) as runs:
+        return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in sorted(runs.glob("*/*"))}
 
 
 def run_files(run: Path, study: str) -> dict[str, bytes]:
@@ -117,6 +130,7 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="folder of runs, such as multirun/NAME")
     parser.add_argument("folder", type=Path, help="where to write, such as docs/results/NAME")
     parser.add_argument("--report", type=Path, help="folder of the report, such as reports/NAME")
+    parser.add_argument("--add", action="store_true", help="keep the runs that are there, and add those of the study")
     parser.add_argument("--plot", action="store_true", help="make forest.png again from the comparison.csv there")
     settings = parser.parse_args()
     if settings.plot:
@@ -128,18 +142,20 @@ def main() -> None:
         parser.error(f"{settings.study} holds no finished run")
     settings.folder.mkdir(parents=True, exist_ok=True)
     name = settings.folder.resolve().name
-    files = {k: v for run in runs for k, v in run_files(run, name).items()}
-    detections = {f"{run.name}/{name}": run / name for run in runs for name in DETECTIONS if (run / name).exists()}
-    size = sum(len(zlib.compress(path.read_bytes())) for path in detections.values())
-    if size <= LARGEST:
-        files |= {name: path.read_bytes() for name, path in detections.items()}
-    else:
-        print(f"detections are left out: {size / 1e6:.1f} MB")
+    files = kept_files(settings.folder) if settings.add else {}
+    before = {Path(file).parts[0] for file in files}
+    for run in runs:
+        detections = {f"{run.name}/{file}": (run / file).read_bytes() for file in DETECTIONS if (run / file).exists()}
+        files |= run_files(run, name) | detections
+    found = {file: len(zlib.compress(data)) for file, data in files.items() if Path(file).name in DETECTIONS}
+    if found and (sum(found.values()) > LARGEST or not before <= {Path(file).parts[0] for file in found}):
+        files = {file: data for file, data in files.items() if file not in found}
+        print(f"detections are left out: {sum(found.values()) / 1e6:.1f} MB, or some runs were kept without")
     write_archive(files, settings.folder / ARCHIVE)
     splits = {k: v for run in runs for k, v in _json(run / "split.json").items()}
-    if splits:
+    if splits and not before:
         (settings.folder / "split.json").write_text(json.dumps(splits, indent=1) + "\n")
-    if (runs[0] / "config.yaml").exists():
+    if (runs[0] / "config.yaml").exists() and not before:
         config = without_folders(yaml.safe_load((runs[0] / "config.yaml").read_text()))
         (settings.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     if settings.report:
@@ -149,7 +165,8 @@ def main() -> None:
             if (settings.report / file).exists():
                 shutil.copyfile(settings.report / file, settings.folder / file)
         forest_plot(settings.folder / "comparison.csv", settings.folder / "forest.png")
-    print(f"{len(runs)} runs in {settings.folder}: {', '.join(sorted(p.name for p in settings.folder.iterdir()))}")
+    names = ", ".join(sorted(path.name for path in settings.folder.iterdir()))
+    print(f"{len(before | {run.name for run in runs})} runs in {settings.folder}: {names}")
 
 
 def _json(path: Path) -> dict[str, object]:

@@ -133,3 +133,17 @@ def test_a_study_is_kept_without_folders_of_this_machine(form: str, tmp_path: Pa
         "dataset: root: FOLDER detector: weights: FOLDER/tiny.weights".split()
     )
     assert "home" not in "".join(map(str, files.values()))
+
+    # The rest of a study that is run in parts: what is there stays.
+    later = tmp_path / "later" / "s1-seed1"
+    later.mkdir(parents=True)
+    (later / "result.json").write_text(json.dumps({"study": "mine", "metrics": {"test/map": 0.6}}))
+    (later / "split.json").write_text("{}")
+    (later / "config.yaml").write_text("other: true\n")
+    more = [sys.executable, str(script), str(later.parent), str(kept), "--add"]
+    said = subprocess.run(more, check=True, capture_output=True, text=True).stdout
+    assert said.startswith("2 runs in ")
+    with runs_folder(kept) as folder:
+        assert content(folder) == files | {"s1-seed1/result.json": b'{"study": "kept", "metrics": {"test/map": 0.6}}\n'}
+    assert "root" in (kept / "config.yaml").read_text()
+    assert "a.png" in (kept / "split.json").read_text()
