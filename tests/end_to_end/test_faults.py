@@ -219,6 +219,10 @@ def test_each_kind_of_bad_data_is_named(tmp_path: Path) -> None:
         ("-m split=[s1,s2]", "split=[s1,s2]: a run has one option of split; -m split=s1,s2 takes one after the other"),
         ("generator=null", "generator=null names no option"),
         ("dataset.build.seed=1", "dataset.build.seed cannot be set: dataset.build is null"),
+        (
+            "-m variations=0,1 seed=0,1 generator=pixel_ddpm generator.strength=7",
+            "2 of 4 runs have wrong settings; none was begun:\n  variations=1: pixel_ddpm: strength lies in [0, 1]",
+        ),
         ("-m seed=0,1 dataset.images=none", "2 of 2 runs have wrong settings; none was begun:\n  there is no "),
     ],
 )
@@ -250,3 +254,11 @@ def test_bad_settings_give_one_error_before_anything_is_trained(tmp_path: Path) 
     assert "trainer.steps=7 must be a multiple of trainer.validations=4" in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_wrong_setting_of_a_generator_is_named_before_images_are_simulated(tmp_path: Path) -> None:
+    words = "variations=1 generator=pixel_ddpm generator.object_strength=0.9"
+    printed = run(f"train.py experiment=tiny_control {words}", tmp_path, code=1)
+    assert "object_strength" in printed
+    assert "Traceback" not in printed
+    assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -90,9 +91,17 @@ def check_all(combinations: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
     for message, numbers in wrong.items():
         others = {word for number, (words, _) in enumerate(combinations) if number not in numbers for word in words}
         shared = set.intersection(*(set(combinations[number][0]) for number in numbers)) - others
-        named = [word for word in combinations[numbers[0]][0] if word in shared] if others else []
+        listed = [word for word in combinations[numbers[0]][0] if word in shared] if others else []
+        named = [re.sub(r"^variations='(\d+)'$", r"variations=\1", word) for word in listed]  # as it was typed
         lines.append(f"  {' '.join(named)}: {message}" if named else f"  {message}")
     raise InputError("\n".join(lines))
+
+
+def runs_here() -> bool:
+    """Whether the jobs of this command run on this machine: a launcher that the user chose may send them elsewhere."""
+    if not HydraConfig.initialized():
+        return True
+    return str(HydraConfig.get().launcher._target_).endswith(("BasicLauncher", "JoblibLauncher"))
 
 
 def typed_words() -> list[str]:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from boxtwin.config.compose import to_object
 from boxtwin.config.identity import NO_PRETRAINING
+from boxtwin.config.launch import runs_here
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.splits import Split
@@ -18,6 +19,7 @@ from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.detector.options import Anchors, Precision, Redraw
 from boxtwin.errors import InputError
 from boxtwin.hardware import lightning_accelerator, on_gpu
+from boxtwin.run.generators import check_generators
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +120,11 @@ def with_steps(config: BoxtwinConfig, labelled: int, extra: int) -> BoxtwinConfi
     return config
 
 
-def check_settings(config: BoxtwinConfig) -> None:
-    """Raise `InputError` if the value of a setting is wrong, or two settings contradict each other."""
+def check_settings(config: BoxtwinConfig, *, here: bool = True) -> None:
+    """Raise `InputError` if the value of a setting is wrong, or two settings contradict each other.
+
+    Whether the machine has what they ask for is checked where the run is made ``here``.
+    """
     trainer, detector = config.trainer, config.detector
     architecture, fraction = detector.architecture.value, config.variations.synthetic_fraction
     size = config.split.train_size
@@ -151,7 +156,7 @@ def check_settings(config: BoxtwinConfig) -> None:
             f"trainer.batch_size={trainer.batch_size} must be a multiple of trainer.devices={trainer.devices}, "
             "which share every batch equally"
         )
-    if trainer.precision is Precision.float16 and not on_gpu(lightning_accelerator(trainer.accelerator)):
+    if here and trainer.precision is Precision.float16 and not on_gpu(lightning_accelerator(trainer.accelerator)):
         raise InputError("trainer.precision=float16 needs a GPU; CPUs take float32 or bfloat16")
     stride = max(STRIDES[architecture])
     for name, side in (("image_size", detector.image_size), ("crop", detector.crop), ("tile", detector.tile)):
@@ -179,11 +184,13 @@ def check_settings(config: BoxtwinConfig) -> None:
 
 def check_composed(composed: DictConfig, schema: type[BoxtwinConfig] = BoxtwinConfig) -> None:
     """`check_settings` of a composed configuration, and whether the files that it names exist."""
-    config = to_object(composed, schema)
-    check_settings(config)
+    config, here = to_object(composed, schema), runs_here()
+    check_settings(config, here=here)
     for setting, file in (("detector.weights", config.detector.weights), ("split.file", config.split.file)):
         if file is not None and not Path(file).is_file():
             raise InputError(f"{setting}={file}: there is no such file")
+    if here:  # generators look for their device and packages, too
+        check_generators(config)
 
 
 def warn_of_random_weights(config: BoxtwinConfig) -> None:

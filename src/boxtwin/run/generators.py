@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
@@ -22,11 +24,29 @@ from boxtwin.synthesis.generator import Generator, Json, hash_of
 from boxtwin.synthesis.manifest import fingerprint
 from boxtwin.synthesis.redraw import Redrawing
 from boxtwin.synthesis.sensor import FIT_VERSION
+from boxtwin.synthesis.setting_types import check_types
+
+
+def check_generators(config: BoxtwinConfig) -> None:
+    """Raise `InputError` if settings of a generator that a run uses are wrong. No data set is read."""
+    if identity.uses_generator(config):
+        _check_generator(json.dumps(config.generator, sort_keys=True))
+    if config.pretraining.name != identity.NO_PRETRAINING and config.pretraining.redraw is Redraw.diffusion:
+        _check_generator(json.dumps(_redrawing_settings(config), sort_keys=True))
+
+
+@functools.cache  # runs of a sweep share them, and a generator may read files
+def _check_generator(settings: str) -> None:
+    _generator_from(json.loads(settings))
 
 
 def make_generator(config: BoxtwinConfig) -> Generator:
     """The generator of a configuration; raises `InputError` if its settings are wrong."""
-    arguments = {key: value for key, value in config.generator.items() if key != "name"}
+    return _generator_from(config.generator)
+
+
+def _generator_from(settings: Mapping[str, Any]) -> Generator:
+    arguments = {key: value for key, value in settings.items() if key != "name"}
     arguments["_target_"] = identity.current_target(arguments["_target_"])
     former = identity.removed_settings_of(arguments["_target_"])
     if others := sorted(name for name in former.keys() & arguments.keys() if arguments[name] != former[name]):
@@ -34,16 +54,26 @@ def make_generator(config: BoxtwinConfig) -> Generator:
         raise InputError(f"no settings any more: {constants}; leave them out")
     arguments = {key: value for key, value in arguments.items() if key not in former}
     try:
+        kind = hydra.utils.get_object(arguments["_target_"])
+    except (ImportError, ValueError) as error:
+        raise InputError(f"generator._target_={arguments['_target_']} cannot be imported: {error}") from None
+    if isinstance(kind, type):
+        check_types(kind, arguments, "generator")
+    try:
         generator: Generator = hydra.utils.instantiate(arguments, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):  # without Hydra's text around it
             raise error.__cause__ from None
         unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error.__cause__))
+        if missing := re.search(r"missing \d+ required .*arguments?: (.+)", str(error.__cause__)):
+            raise InputError(
+                f"generator={settings['name']} lacks {missing[1]}; its file in conf/generator must name them"
+            ) from None
         if unexpected is None:
             raise
         known = [key for key in arguments if key != unexpected[1]]
-        raise no_setting_of_generator(str(config.generator["name"]), unexpected[1], known) from None
-    generator.name = str(config.generator["name"])  # two files of one class are two generators
+        raise no_setting_of_generator(str(settings["name"]), unexpected[1], known) from None
+    generator.name = str(settings["name"])  # two files of one class are two generators
     check_name(generator.name, "generator.name")
     return generator
 
@@ -57,13 +87,17 @@ def make_redrawing(config: BoxtwinConfig, training: Sequence[Sample]) -> Redrawi
     model: PixelDDPM | None = None
     assert build is not None, "`check_settings` lets simulated images alone be changed"
     if options.redraw is Redraw.diffusion:
-        strength = options.redraw_strength
-        settings = options.model | {"strength": strength, "object_strength": strength}
-        generator = make_generator(replace(config, generator=settings))
+        generator = _generator_from(_redrawing_settings(config))
         assert isinstance(generator, PixelDDPM)
         model = generator
     simulation: dict[str, Json] = {"version": sar_scenes.SIMULATION, **vars(build), "fit": fit_key(config, training)}
     return Redrawing(simulation, training, config.detector.image_size, model)
+
+
+def _redrawing_settings(config: BoxtwinConfig) -> dict[str, Any]:
+    """The settings of the diffusion model that changes simulated images."""
+    strength = config.pretraining.redraw_strength
+    return config.pretraining.model | {"strength": strength, "object_strength": strength}
 
 
 def fit_key(config: BoxtwinConfig, training: Sequence[Sample]) -> str | None:

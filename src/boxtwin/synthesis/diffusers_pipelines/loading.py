@@ -27,6 +27,7 @@ from boxtwin.synthesis.arrays import as_pixels, planes_of
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import Checkpoint, accepts
 from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation, check_settings, settings_of
 from boxtwin.synthesis.manifest import content_hash
+from boxtwin.synthesis.setting_types import check_types
 from boxtwin.synthesis.tiling import Tile, draw_in_tiles, tile_seed
 
 INSTALL = {"gguf": "pip install gguf", "bitsandbytes": "pip install bitsandbytes"}
@@ -162,6 +163,7 @@ class PipelineGenerator(Generator):
         self._device = choose_device(self.device, self.name)
         self.compute_dtype = choose_dtype(self.dtype, self._device, self.name)
         self.dtype_name = str(self.compute_dtype).removeprefix("torch.")
+        check_types(LoadSettings, self.load or {}, "generator.load")
         self.loading = LoadSettings(**(self.load or {}))
         self.loading.check(self.name, self._device)
         self._pipeline: Any = None

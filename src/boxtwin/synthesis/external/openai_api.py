@@ -27,6 +27,7 @@ from boxtwin.synthesis.external import openai_prices
 from boxtwin.synthesis.external.openai_calls import Calls, ImageFailedError, ModeratedError
 from boxtwin.synthesis.fitness import unfit
 from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation, hash_of
+from boxtwin.synthesis.setting_types import check_types
 
 SIDE = 1024  # of the squares that are sent where no size is asked for, pixels
 
@@ -51,6 +52,7 @@ class _OpenAIImages(Generator):
     reproducible = False
 
     def __init__(self, *, model: str, size: int | None, overlap: int, price_usd: float | None, **calls: Any) -> None:
+        check_types(Calls, calls, "generator")
         self.calls = Calls(wanted=f"{self.endpoint} with {model}", advice=self.advice, **calls)
         if price_usd is not None and not price_usd >= 0:
             raise InputError(f"generator.price_usd={price_usd} must not be negative")

@@ -1,0 +1,86 @@
+"""Whether the values of settings are of the types that a class states for them.
+
+Values of options without a schema come as they were typed: ``generator.mirror=off`` is the text "off", which Python
+takes as true.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from functools import cache
+from typing import Any
+
+from boxtwin.errors import InputError
+
+NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a group of settings",
+}
+PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
+
+
+def check_types(kind: type, values: Mapping[str, object], place: str) -> None:
+    """Refuse values that are not of the types that the constructor of ``kind`` states.
+
+    Nothing is converted. A whole number is a number, too; infinity and nan are none. Names that the constructor does
+    not know are left to it.
+
+    Raises:
+        InputError: it names the setting, which lies below ``place``.
+    """
+    stated = _stated(kind)
+    for name, value in values.items():
+        if name in stated and not _fits(value, stated[name]):
+            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+            raise InputError(f"{place}.{name}={shown} must be {_in_words(stated[name])}")
+
+
+@cache
+def _stated(kind: type) -> Mapping[str, Any]:
+    """The types of the constructor's parameters by name; of ``**others`` those that base classes take."""
+    stated: dict[str, Any] = {}
+    for base in kind.__mro__:
+        constructor = vars(base).get("__init__")
+        if constructor is None or base is object:
+            continue
+        try:
+            found = typing.get_type_hints(base if is_dataclass(base) else constructor)
+        except NameError:  # a type that is imported for type checkers alone
+            found = {}
+        parameters = inspect.signature(constructor).parameters
+        stated = {name: found[name] for name in parameters if name in found} | stated
+        if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+            break
+    return stated
+
+
+def _fits(value: object, hint: Any) -> bool:
+    from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+    except ValidationError:
+        return False
+    except PydanticSchemaGenerationError:  # a class of its own, about which the constructor decides
+        return True
+    return True
+
+
+def _in_words(hint: Any) -> str:
+    """A type as a person says it: ``float | None`` is "a number or null"."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_in_words(each) for each in typing.get_args(hint))
+    if hint is types.NoneType:
+        return "null"
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if len(inner) == 1 and inner[0] in PLURALS:
+        return f"a list of {PLURALS[inner[0]]}"
+    return NAMES.get(kind, str(getattr(hint, "__name__", hint)))
