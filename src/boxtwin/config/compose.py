@@ -22,6 +22,7 @@ from boxtwin.config.identity import (
     as_yaml,
     run_folder,
 )
+from boxtwin.config.numbers import check_finite
 from boxtwin.config.schema import (
     BoxtwinConfig,
     CompareConfig,
@@ -57,7 +58,7 @@ def register() -> None:
 def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
     """The composed configuration as a dataclass such as `BoxtwinConfig`, with its defaults for settings that it lacks.
 
-    Raises `InputError` if a setting has no value, or one of another type.
+    Raises `InputError` if a setting has no value, one of another type, or a number that is not finite.
     """
     require_values(config)
     values = OmegaConf.to_container(config, resolve=True)
@@ -67,6 +68,7 @@ def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
         raise InputError(str(error)) from None
     except ConfigKeyError as error:
         raise unknown_setting(error) or error from None
+    check_finite(typed)
     return typed
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from boxtwin.config.compose import to_object
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.config.launch import runs_here
+from boxtwin.config.numbers import check_ranges
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.splits import Split
@@ -180,6 +181,7 @@ def check_settings(config: BoxtwinConfig, *, here: bool = True) -> None:
         raise InputError("detector.anchors=weights takes the anchors of detector.weights, which is not set")
     if detector.anchors is Anchors.published and architecture not in PUBLISHED_ANCHORS:
         raise InputError(f"there are no published anchors for {architecture}; choose detector.anchors=kmeans")
+    check_ranges(config)
 
 
 def check_composed(composed: DictConfig, schema: type[BoxtwinConfig] = BoxtwinConfig) -> None:
