@@ -103,6 +103,7 @@ class Heir(Base):
 @dataclass
 class WithOwnClass:
     path: Path
+    sides: tuple[int, int] = (1, 1)
     other: Base | None = None
 
 
@@ -119,4 +120,6 @@ def test_parameters_of_base_classes_have_types_too() -> None:
 
 
 def test_a_class_without_a_known_type_decides_by_itself() -> None:
-    check_types(WithOwnClass, {"other": 3}, "x")
+    check_types(WithOwnClass, {"path": "images", "sides": [2, 3], "other": 3}, "x")
+    with pytest.raises(InputError, match=r"x.sides=\[2\]"):
+        check_types(WithOwnClass, {"sides": [2]}, "x")

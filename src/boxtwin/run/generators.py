@@ -32,12 +32,12 @@ def check_generators(config: BoxtwinConfig) -> None:
     if identity.uses_generator(config):
         _check_generator(json.dumps(config.generator, sort_keys=True))
     if config.pretraining.name != identity.NO_PRETRAINING and config.pretraining.redraw is Redraw.diffusion:
-        _check_generator(json.dumps(_redrawing_settings(config), sort_keys=True))
+        _check_generator(json.dumps(_redrawing_settings(config), sort_keys=True), "pretraining.model")
 
 
 @functools.cache  # runs of a sweep share them, and a generator may read files
-def _check_generator(settings: str) -> None:
-    _generator_from(json.loads(settings))
+def _check_generator(settings: str, place: str = "generator") -> None:
+    _generator_from(json.loads(settings), place)
 
 
 def make_generator(config: BoxtwinConfig) -> Generator:
@@ -45,7 +45,8 @@ def make_generator(config: BoxtwinConfig) -> Generator:
     return _generator_from(config.generator)
 
 
-def _generator_from(settings: Mapping[str, Any]) -> Generator:
+def _generator_from(settings: Mapping[str, Any], place: str = "generator") -> Generator:
+    """A generator from the settings below ``place``."""
     arguments = {key: value for key, value in settings.items() if key != "name"}
     arguments["_target_"] = identity.current_target(arguments["_target_"])
     former = identity.removed_settings_of(arguments["_target_"])
@@ -58,7 +59,7 @@ def _generator_from(settings: Mapping[str, Any]) -> Generator:
     except (ImportError, ValueError) as error:
         raise InputError(f"generator._target_={arguments['_target_']} cannot be imported: {error}") from None
     if isinstance(kind, type):
-        check_types(kind, arguments, "generator")
+        check_types(kind, arguments, place)
     try:
         generator: Generator = hydra.utils.instantiate(arguments, _convert_="all")
     except InstantiationException as error:
@@ -87,7 +88,7 @@ def make_redrawing(config: BoxtwinConfig, training: Sequence[Sample]) -> Redrawi
     model: PixelDDPM | None = None
     assert build is not None, "`check_settings` lets simulated images alone be changed"
     if options.redraw is Redraw.diffusion:
-        generator = _generator_from(_redrawing_settings(config))
+        generator = _generator_from(_redrawing_settings(config), "pretraining.model")
         assert isinstance(generator, PixelDDPM)
         model = generator
     simulation: dict[str, Json] = {"version": sar_scenes.SIMULATION, **vars(build), "fit": fit_key(config, training)}

@@ -9,13 +9,16 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from typing import Any
 
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
 from boxtwin.errors import InputError
 
+PLAIN = (bool, int, float, str, types.NoneType)
 NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -63,15 +66,23 @@ def _stated(kind: type) -> Mapping[str, Any]:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
-
+    # A class may state a Path, an Enum or a tuple, for which there is text or a list in a file.
+    config = ConfigDict(strict=_is_plain(hint), allow_inf_nan=False)
     try:
-        TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+        TypeAdapter(hint, config=config).validate_python(value)
     except ValidationError:
         return False
-    except PydanticSchemaGenerationError:  # a class of its own, about which the constructor decides
+    except (PydanticUserError, NameError):  # a class of its own, about which the constructor decides
         return True
     return True
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a type consists of those that a configuration has."""
+    kind, inner = typing.get_origin(hint), typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType, list, dict, Sequence, Mapping):
+        return all(_is_plain(each) for each in inner)
+    return hint in PLAIN or hint is Any
 
 
 def _in_words(hint: Any) -> str:
