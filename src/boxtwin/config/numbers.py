@@ -21,9 +21,6 @@ LEAST = {
     "build.images": 1,
     "build.image_size": 1,
     "build.chips_per_scene": 1,
-    "split.train": 1,
-    "split.val": 1,
-    "split.test": 1,
     "trainer.batch_size": 1,
     "trainer.threads": 1,
     "labels.agree": 1,
@@ -51,10 +48,14 @@ def check_finite(config: object) -> None:
 
 
 def check_ranges(config: BoxtwinConfig) -> None:
-    """Raise `InputError` for a number out of its range; settings of no pre-training do not matter."""
-    has_pretraining = config.pretraining.name != NO_PRETRAINING
+    """Raise `InputError` for a number out of its range; those of a pre-training count as far as it is made of them."""
+    pretraining, unused = config.pretraining, "\0"
+    if pretraining.name == NO_PRETRAINING:
+        unused = "pretraining."
+    elif pretraining.per_image:  # on variations, not on a data set
+        unused = "pretraining.dataset."
     for name, value in numbers_of(config):
-        if name.startswith("pretraining.") and not has_pretraining:
+        if name.startswith(unused):
             continue
         place = ".".join(name.split(".")[-2:])
         least, most = LEAST.get(place, 0), MOST.get(place, LARGEST)
