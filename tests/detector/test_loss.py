@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from encoding import encode
+from pycocotools import mask
 
 from boxtwin.detector.decode import grid_of
-from boxtwin.detector.loss import Losses, assign, complete_iou, detection_loss, ignored
+from boxtwin.detector.loss import Crowds, Losses, assign, complete_iou, detection_loss, ignored, in_crowds
 from boxtwin.detector.options import LossOptions, ObjectnessTarget
 
 ANCHORS = (((90.0, 60.0), (15.0, 120.0)), ((9.0, 13.0), (23.0, 27.0)))
@@ -132,7 +133,13 @@ def test_ciou_has_a_finite_gradient_for_boxes_without_area() -> None:
 
 
 def loss_of(
-    raw: tuple[torch.Tensor, ...], boxes: torch.Tensor, labels: list[int], images: list[int], **recipe: Any
+    raw: tuple[torch.Tensor, ...],
+    boxes: torch.Tensor,
+    labels: list[int],
+    images: list[int],
+    *,
+    crowds: Crowds | None = None,
+    **recipe: Any,
 ) -> Losses:
     return detection_loss(
         raw,
@@ -142,6 +149,7 @@ def loss_of(
         ANCHORS,
         STRIDES,
         replace(RECIPE, **recipe),
+        crowds,
     )
 
 
@@ -177,6 +185,42 @@ def test_objectness_is_a_cross_entropy_without_the_ignored() -> None:
     losses = loss_of(raw, torch.tensor([box(27, 24, 22, 26)]), [0], [0])
     positive, negative = math.log1p(math.exp(2)), math.log1p(math.exp(-2))
     assert float(losses.objectness) == pytest.approx((positive + (2 * 16 + 2 * 64 - 2) * negative) / 2, rel=1e-5)
+
+
+def crowds_of(boxes: list[list[float]], images: list[int]) -> Crowds:
+    return Crowds(torch.tensor(boxes).view(-1, 4), torch.tensor(images, dtype=torch.long))
+
+
+def test_crowds_hold_the_predictions_that_coco_ignores_there() -> None:
+    random = np.random.default_rng(0)
+    corner = random.uniform(0, 100, (3, 40, 2))
+    predicted = np.concatenate((corner, corner + random.uniform(0, 60, (3, 40, 2))), axis=2).astype(np.float32)
+    crowds = np.array([[0, 0, 70, 50], [60, 60, 61, 61], [20, 10, 160, 160]], dtype=np.float32)
+    found = in_crowds(torch.from_numpy(predicted), crowds_of(crowds.tolist(), [0, 0, 2]))
+    for image, own in enumerate((crowds[:2], crowds[:0], crowds[2:])):
+        if not len(own):
+            assert not found[image].any()
+            continue
+        # COCO's overlap with a crowd is the part of the detection that lies in it.
+        wide = [np.concatenate((each[:, :2], each[:, 2:] - each[:, :2]), axis=1) for each in (predicted[image], own)]
+        overlaps = mask.iou(*(each.astype(np.float64) for each in wide), np.ones(len(own), dtype=np.uint8))
+        np.testing.assert_array_equal(found[image], (overlaps > 0.5).any(axis=1))
+        assert 0 < found[image].sum() < 40
+
+
+def test_predictions_in_a_crowd_have_no_objectness_loss_but_objects_do() -> None:
+    raw = quiet(2, 1)
+    for level in raw:
+        level[..., 4] = 2.0
+    positive, negative = math.log1p(math.exp(-2)), math.log1p(math.exp(2))
+    nothing = torch.zeros(0, 4)
+    places = 2 * 16 + 2 * 64
+    everywhere = crowds_of([[-500.0, -500, 700, 700]], [1])
+    assert float(loss_of(raw, nothing, [], []).objectness) == pytest.approx(places * negative, rel=1e-5)
+    assert float(loss_of(raw, nothing, [], [], crowds=everywhere).objectness) == pytest.approx(places * negative / 2)
+    # An object with a box of its own is learnt, whatever crowd is around it.
+    found = loss_of(raw, torch.tensor([box(24, 24, 22, 26)]), [0], [1], crowds=everywhere)
+    assert float(found.objectness) == pytest.approx((places * negative + positive) / 3, rel=1e-5)
 
 
 def test_objectness_can_follow_the_overlap() -> None:

@@ -53,6 +53,8 @@ def collate(items: list[tuple[int, Image]]) -> Batch:
         boxes=torch.from_numpy(np.concatenate(boxes)).float(),
         labels=torch.from_numpy(np.concatenate([image[2] for _, image in items])),
         box_image=torch.tensor([place for place, b in enumerate(boxes) for _ in b], dtype=torch.long),
+        crowds=torch.zeros(0, 4),
+        crowd_image=torch.zeros(0, dtype=torch.long),
         image_ids=tuple(number for number, _ in items),
         letterbox=(Letterbox(SIZE, SIZE, 1.0, 0.0, 0.0),) * len(items),
     )

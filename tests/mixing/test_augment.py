@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -201,6 +202,24 @@ def test_mosaic_boxes_move_with_pixels(settings: dict[str, Any], channels: tuple
                 share = (width - 1) * (height - 1) / (32 * 18 * scale**2)  # a pixel's rim either way
                 assert share < LEAST_VISIBLE or min(width, height) <= LEAST_SIDE + 1
     assert set(kept) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("settings", [{}, {"zoom": 1.5, "flip_horizontal": True, "quarter_turns": True}])
+def test_crowds_move_with_pixels_and_any_part_of_one_stays(settings: dict[str, Any]) -> None:
+    objects = [picture(*SIZES[n], middle(*SIZES[n]), label=n) for n in range(4)]
+    areas = [replace(one, boxes=one.boxes[:0], labels=one.labels[:0], crowds=one.boxes) for one in objects]
+    cut_off = 0
+    for seed in range(12):
+        found, expected = mosaic(areas, seed, **settings), mosaic(objects, seed, **settings)
+        np.testing.assert_array_equal(found.pixels, expected.pixels)
+        assert len(found.boxes) == len(found.labels) == len(expected.crowds) == 0
+        assert all((box == found.crowds).all(axis=1).any() for box in expected.boxes)
+        cut_off += len(found.crowds) - len(expected.boxes)
+        bright = np.zeros((96, 96), dtype=bool)
+        for x1, y1, x2, y2 in np.rint(found.crowds).astype(int):
+            bright[max(y1 - 1, 0) : y2 + 1, max(x1 - 1, 0) : x2 + 1] = True
+        assert not (found.pixels[~bright] > OBJECT / 2).any()
+    assert cut_off > 0
 
 
 def test_the_four_images_of_a_mosaic_meet_with_their_corners() -> None:

@@ -305,7 +305,11 @@ def test_crowds_are_not_trained_on(make_coco: MakeCoco, tmp_path: Path) -> None:
         annotation["iscrowd"] = annotation["id"] % 2
     data = make_data(built.read(), tmp_path, augmentation=AugmentationOptions())
     (batch,) = data.letterboxed(data.plan.train)
-    assert batch.box_image.tolist() == [0, 1, 2]
+    assert batch.box_image.tolist() == batch.crowd_image.tolist() == [0, 1, 2]
+    scales = [letterbox.scale for letterbox in batch.letterbox]
+    for sample, scale, box, crowd in zip(data.plan.train, scales, batch.boxes, batch.crowds, strict=True):
+        (true,), (area,) = sample.boxes[~sample.crowd], sample.boxes[sample.crowd]
+        np.testing.assert_allclose(crowd - box, (area - true) * scale, atol=1e-4)
 
 
 @pytest.mark.parametrize(

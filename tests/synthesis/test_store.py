@@ -130,6 +130,20 @@ def test_the_controls_make_stores_that_pycocotools_reads(
     assert back.repairs == {}
 
 
+def test_variations_have_the_crowds_of_their_source(make_coco: MakeCoco, tmp_path: Path) -> None:
+    built = make_coco(images=2, objects=(3, 0))
+    built.content["annotations"][1]["iscrowd"] = 1
+    dataset = built.read()
+    library = open_library(dataset, tmp_path / "stores", Repeat())
+    library.make(dataset.samples, 1)
+    source, (varied, empty) = dataset.samples[0], library.variations(dataset.samples, 1)
+    assert varied.crowd.tolist() == [False, False, True]
+    np.testing.assert_array_equal(varied.object_boxes, source.object_boxes)
+    for name in ("boxes", "labels", "areas"):
+        np.testing.assert_array_equal(getattr(varied, name)[varied.crowd], getattr(source, name)[source.crowd])
+    assert len(empty.boxes) == len(empty.crowd) == 0
+
+
 def test_two_variations_are_the_first_two_of_ten(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
     library = open_library(dataset, tmp_path / "stores", noise)
     library.make(dataset.samples, 2)

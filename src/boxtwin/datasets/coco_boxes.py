@@ -126,8 +126,8 @@ def read_crowds(content: Content, objects: dict[int, list[CocoObject]], policy: 
     crowds = [entry["file_name"] for entry in content["images"] for one in objects.get(entry["id"], ()) if one.crowd]
     consequence = {
         Crowds.objects: "taken for single objects, dataset.crowds=objects",
-        Crowds.ignore: "neither learnt nor counted. If they are single objects drawn as masks, as CVAT's brush writes "
-        "them, set dataset.crowds=objects",
+        Crowds.ignore: "neither learnt, as objects or as background, nor counted. If they are single objects drawn as "
+        "masks, as CVAT's brush writes them, set dataset.crowds=objects",
     }
     what = f"of {sum(map(len, objects.values()))} annotations are crowds (iscrowd 1)"
     problems.remark(crowds, what, consequence[policy])

@@ -5,7 +5,8 @@ YOLOv3 (arXiv:1804.02767), sections 2.1 and 2.2, with binary cross-entropy for o
 
 An object is assigned to the anchor whose shape overlaps it best, at the cell of its centre; here also to all anchors
 whose shape IoU is above `SHAPE_IOU`, as more positives pay where images are few. Predictions that overlap an object by
-more than `IGNORE_IOU` without being assigned to it have no objectness loss.
+more than `IGNORE_IOU` without being assigned to it have no objectness loss, nor do those that lie in a crowd by more
+than that part of their area: which of its objects are found is not known. COCO's evaluation ignores the same ones.
 """
 
 from __future__ import annotations
@@ -112,6 +113,24 @@ def ignored(
     return best > IGNORE_IOU
 
 
+class Crowds(NamedTuple):
+    """Areas that hold objects without boxes of their own."""
+
+    boxes: Float[Tensor, "crowds 4"]  # xyxy, pixels of the network input
+    image: Int[Tensor, " crowds"]  # the image of the batch each belongs to
+
+
+def in_crowds(predicted: Float[Tensor, "batch places 4"], crowds: Crowds) -> Bool[Tensor, "batch places"]:
+    """Predictions (xyxy) of which more than `IGNORE_IOU` of the area lies in a crowd of their image."""
+    result = torch.zeros(predicted.shape[:2], dtype=torch.bool, device=predicted.device)
+    for (left, top, right, bottom), image in zip(crowds.boxes.float(), crowds.image, strict=True):
+        x1, y1, x2, y2 = predicted[image].unbind(dim=-1)
+        width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp(min=0)
+        height = (torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp(min=0)
+        result[image] |= width * height > IGNORE_IOU * area_xyxy(predicted[image])
+    return result
+
+
 class Losses(NamedTuple):
     """The loss and its weighted terms, scalars: ``total = box + objectness + classes``."""
 
@@ -153,6 +172,7 @@ def detection_loss(
     anchors: Anchors,
     strides: Sequence[int],
     options: LossOptions,
+    crowds: Crowds | None = None,
 ) -> Losses:
     """The loss of a batch, in float32 whatever the precision of ``raw``.
 
@@ -165,6 +185,7 @@ def detection_loss(
         labels: their classes.
         box_image: the image of the batch each belongs to.
         anchors, strides: of the network.
+        crowds: areas that are neither objects nor background.
     """
     scale_xy = options.scale_xy
     shapes = [(level.shape[2], level.shape[3]) for level in raw]
@@ -179,6 +200,8 @@ def detection_loss(
         with torch.no_grad():
             predicted = to_boxes(values[..., :4], grid, scale_xy=scale_xy)
             counted = ~ignored(predicted, boxes, box_image)
+            if crowds is not None:
+                counted &= ~in_crowds(predicted, crowds)
             counted[image, place] = True
             target = torch.zeros_like(values[..., 4])
             follows_iou = options.objectness_target is ObjectnessTarget.iou

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections
 from boxtwin.detector.decode import boxes_and_scores
-from boxtwin.detector.loss import Losses, detection_loss
+from boxtwin.detector.loss import Crowds, Losses, detection_loss
 from boxtwin.detector.network import Raw, YOLOv3, folded
 from boxtwin.detector.nms import DETECTIONS, detections_in_file, merge_tiles
 from boxtwin.detector.options import LossOptions, ObjectnessTarget, Optimizer, OptimizerOptions
@@ -119,7 +119,8 @@ class DetectorModule(pl.LightningModule):
     def losses(self, raw: Raw, batch: Batch) -> Losses:
         """The loss of raw maps, and its terms."""
         anchors, strides = self.network.anchors, self.network.strides
-        return detection_loss(raw, batch.boxes, batch.labels, batch.box_image, anchors, strides, self.loss)
+        crowds = Crowds(batch.crowds, batch.crowd_image)
+        return detection_loss(raw, batch.boxes, batch.labels, batch.box_image, anchors, strides, self.loss, crowds)
 
     def compute(
         self, images: Float[Tensor, "batch _channels height width"], network: Callable[[Tensor], Raw] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -45,7 +46,7 @@ def augment(
         canvas = canvas_like(image.pixels, crop)
         parts = [_part(image, options, size, (0, 0, crop, crop), CENTRE, random)]
     made = placed(parts, canvas)
-    return Labelled(_photometric(made.pixels, options, random), made.boxes, made.labels)
+    return replace(made, pixels=_photometric(made.pixels, options, random))
 
 
 def _part(
@@ -128,12 +129,20 @@ def _photometric(pixels: Pixels, options: AugmentationOptions, random: np.random
 def _flip(image: Labelled) -> Labelled:
     """Mirror left and right."""
     width = image.pixels.shape[1]
-    x1, y1, x2, y2 = image.boxes.T
-    return Labelled(image.pixels[:, ::-1], np.stack([width - x2, y1, width - x1, y2], axis=1), image.labels)
+
+    def mirrored(boxes: np.ndarray) -> np.ndarray:
+        x1, y1, x2, y2 = boxes.T
+        return np.stack([width - x2, y1, width - x1, y2], axis=1)
+
+    return Labelled(image.pixels[:, ::-1], mirrored(image.boxes), image.labels, mirrored(image.crowds))
 
 
 def _quarter_turn(image: Labelled) -> Labelled:
     """Turn by 90 degrees counter-clockwise, as np.rot90 does: (x, y) goes to (y, width - x)."""
     width = image.pixels.shape[1]
-    x1, y1, x2, y2 = image.boxes.T
-    return Labelled(np.rot90(image.pixels), np.stack([y1, width - x2, y2, width - x1], axis=1), image.labels)
+
+    def turned(boxes: np.ndarray) -> np.ndarray:
+        x1, y1, x2, y2 = boxes.T
+        return np.stack([y1, width - x2, y2, width - x1], axis=1)
+
+    return Labelled(np.rot90(image.pixels), turned(image.boxes), image.labels, turned(image.crowds))

@@ -36,6 +36,8 @@ class Batch(NamedTuple):
     boxes: Float[Tensor, "objects 4"]  # xyxy, pixels of the network input
     labels: Int[Tensor, " objects"]
     box_image: Int[Tensor, " objects"]  # which image of the batch each belongs to
+    crowds: Float[Tensor, "crowds 4"]  # areas of objects without boxes of their own, xyxy as `boxes`
+    crowd_image: Int[Tensor, " crowds"]
     image_ids: tuple[int, ...]  # of any size: those of the annotation file
     letterbox: tuple[Letterbox, ...]  # leads back to the image files
 
@@ -49,8 +51,9 @@ def check_variations(variations: Sequence[Sample], images: DecodedImages, bits: 
 
 
 def _labelled(sample: Sample, images: DecodedImages, levels: Levels) -> Labelled:
-    """The image, from black to full scale over the whole range of its type, and its single objects."""
-    return Labelled(levels.scaled(images.read(sample)), sample.object_boxes, sample.object_labels)
+    """The image, from black to full scale over the whole range of its type, its single objects and its crowds."""
+    pixels, crowds = levels.scaled(images.read(sample)), sample.boxes[sample.crowd]
+    return Labelled(pixels, sample.object_boxes, sample.object_labels, crowds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,15 +196,21 @@ class PrefetchLoader:
 def collate(items: Sequence[Item], channels: int) -> Batch:
     """Items as a batch for a network that takes so many channels."""
     images, letterboxes, samples = zip(*items, strict=True)
-    places = [np.full(len(image.boxes), place) for place, image in enumerate(images)]
     return Batch(
         images=torch.from_numpy(network_input([image.pixels for image in images], channels=channels)),
         boxes=torch.from_numpy(np.concatenate([image.boxes for image in images]).astype(np.float32)),
         labels=torch.from_numpy(np.concatenate([image.labels for image in images])),
-        box_image=torch.from_numpy(np.concatenate(places).astype(np.int64)),
+        box_image=_places([len(image.boxes) for image in images]),
+        crowds=torch.from_numpy(np.concatenate([image.crowds for image in images]).astype(np.float32)),
+        crowd_image=_places([len(image.crowds) for image in images]),
         image_ids=tuple(sample.image_id for sample in samples),
         letterbox=letterboxes,
     )
+
+
+def _places(counts: Sequence[int]) -> Int[Tensor, " total"]:
+    """``[2, 0, 1]`` -> 0, 0, 2."""
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
 
 
 class StudyDataModule(pl.LightningDataModule):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -31,11 +31,12 @@ OVERLAP = 0.25
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Pixels with the boxes (xyxy, pixels) and labels of the objects in them."""
+    """Pixels with the boxes (xyxy, pixels) and labels of the single objects in them, and the boxes of crowds."""
 
     pixels: Pixels
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, " n"]
+    crowds: Float[np.ndarray, "m 4"] = field(default_factory=lambda: np.zeros((0, 4), dtype=np.float32))
 
 
 class Letterbox(NamedTuple):
@@ -121,25 +122,37 @@ def letterbox(image: Labelled, size: int) -> tuple[Labelled, Letterbox]:
     pad_x, pad_y = (size - round(width * scale)) // 2, (size - round(height * scale)) // 2
     _paste(canvas, Part(image, scale, (0, 0), (pad_x, pad_y), (0, 0, size, size)))
     # Sides are rounded to whole pixels; the boxes follow the exact scale, less than half a pixel off.
-    boxes = image.boxes * np.float32(scale) + np.array([pad_x, pad_y, pad_x, pad_y], dtype=np.float32)
-    return Labelled(canvas, boxes, image.labels), Letterbox(width, height, scale, float(pad_x), float(pad_y))
+    pad = np.array([pad_x, pad_y, pad_x, pad_y], dtype=np.float32)
+    boxes, crowds = (each * np.float32(scale) + pad for each in (image.boxes, image.crowds))
+    return Labelled(canvas, boxes, image.labels, crowds), Letterbox(width, height, scale, float(pad_x), float(pad_y))
 
 
 def placed(parts: list[Part], canvas: Pixels) -> Labelled:
-    """Scale and paste parts of images, and move and clip their boxes alike; hardly visible objects are left out."""
-    all_boxes, all_labels = [], []
+    """Scale and paste parts of images, and move and clip their boxes alike; hardly visible objects are left out.
+
+    Of a crowd, any part that is seen stays.
+    """
+    all_boxes, all_labels, all_crowds = [], [], []
     for part in parts:
         _paste(canvas, part)
-        x1, y1, x2, y2 = part.window
-        moved = part.image.boxes * np.float32(part.scale) + np.array(part.offset * 2, dtype=np.float32)
-        origin = np.array([x1, y1, x1, y1], dtype=np.float32)
-        clipped = clip_xyxy(moved - origin, x2 - x1, y2 - y1) + origin
+        moved, clipped = _on_canvas(part.image.boxes, part)
         sides = clipped[:, 2:] - clipped[:, :2]
         is_seen = area_xyxy(clipped) >= LEAST_VISIBLE * area_xyxy(moved)
         kept = is_seen & (sides.min(axis=1, initial=np.inf) >= LEAST_SIDE)
         all_boxes.append(clipped[kept])
         all_labels.append(part.image.labels[kept])
-    return Labelled(canvas, np.concatenate(all_boxes).astype(np.float32), np.concatenate(all_labels))
+        _, crowds = _on_canvas(part.image.crowds, part)
+        all_crowds.append(crowds[area_xyxy(crowds) > 0])
+    boxes, crowds = (np.concatenate(each).astype(np.float32) for each in (all_boxes, all_crowds))
+    return Labelled(canvas, boxes, np.concatenate(all_labels), crowds)
+
+
+def _on_canvas(boxes: np.ndarray, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes of a part's image on the canvas, and what of them lies in the part's window, both ``(n, 4)`` xyxy."""
+    x1, y1, x2, y2 = part.window
+    moved = boxes * np.float32(part.scale) + np.array(part.offset * 2, dtype=np.float32)
+    origin = np.array([x1, y1, x1, y1], dtype=np.float32)
+    return moved, clip_xyxy(moved - origin, x2 - x1, y2 - y1) + origin
 
 
 def canvas_like(like: Pixels, size: int) -> Pixels:

@@ -359,18 +359,22 @@ class Library:
         return tuple(self.sample_of(by_name[line.source], line, number) for number, line in enumerate(usable, start=1))
 
     def sample_of(self, source: Sample, line: VariationRecord, image_id: int) -> Sample:
-        """The variation of a line of the manifest, with the boxes that were not dropped."""
+        """The variation of a line of the manifest, with the boxes that were not dropped and the crowds of its source.
+
+        Most generators keep a crowd. Of one that is painted over, the area is left out of training all the same.
+        """
         boxes = [box for box in line.labels.boxes if box.decision != "dropped"]
-        corners = np.array([box.box for box in boxes], dtype=np.float32).reshape(-1, 4)
+        corners, is_crowd = np.array([box.box for box in boxes], dtype=np.float32).reshape(-1, 4), source.crowd
+        labels = np.array([box.label for box in boxes], dtype=np.int64)
         return replace(
             source,
             name=f"{self.folder.name}/{line.image}",
             path=self.folder / line.image,
             image_id=image_id,
-            boxes=corners,
-            labels=np.array([box.label for box in boxes], dtype=np.int64),
-            areas=area_xyxy(corners).astype(np.float64),
-            crowd=np.zeros(len(boxes), dtype=bool),
+            boxes=np.concatenate([corners, source.boxes[is_crowd]]),
+            labels=np.concatenate([labels, source.labels[is_crowd]]),
+            areas=np.concatenate([area_xyxy(corners).astype(np.float64), source.areas[is_crowd]]),
+            crowd=np.repeat([False, True], [len(boxes), is_crowd.sum()]),
             lineage=Lineage(line.source, line.generator, line.variation, line.seed),
             sha256=line.image_sha256,
             signature=None,
