@@ -1,6 +1,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from boxtwin.errors import InputError
 from boxtwin.labels.method import Variations
 from boxtwin.labels.options import LabelOptions
 from boxtwin.mixing.plan import make_plan
-from boxtwin.run.build import Prepared, load_dataset, make_data, make_detector, prepare
+from boxtwin.run.build import Prepared, load_dataset, make_data, make_detector, prepare, prepared_from
 from boxtwin.run.checks import warn_of_random_weights
 from boxtwin.run.label_detectors import make_judge
 from boxtwin.synthesis.store import Library
@@ -283,6 +284,16 @@ def test_a_condition_is_all_that_defines_a_run_but_its_seed(composed: Compose) -
     assert zero.identity != one.identity
     assert set(zero.condition["data"]) == {"train", "val", "test"}
     assert zero.condition["store"] == store_of(zero).key
+
+
+def test_runs_that_older_versions_trained_on_crowds_as_background_are_others(composed: Compose) -> None:
+    plain = prepare(composed())
+    first, *others = plain.dataset.samples
+    marked = replace(first, crowd=np.ones(len(first.boxes), dtype=bool))
+    with_crowds = prepared_from(plain.config, replace(plain.dataset, samples=(marked, *others)), plain.split)
+    assert len(marked.boxes)
+    assert with_crowds.condition == plain.condition | {"crowds": "ignored"}
+    assert with_crowds.identity not in (plain.identity, *plain.earlier_identities)
 
 
 def test_two_files_of_one_class_are_two_generators(composed: Compose) -> None:

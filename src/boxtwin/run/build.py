@@ -184,6 +184,8 @@ def prepared_from(
         extra["levels"] = "percentiles"
     if (limit := detection_limit(split.train)) != DETECTIONS:
         extra["max_detections"] = limit
+    if any(sample.crowd.any() for sample in dataset.samples):
+        extra["crowds"] = "ignored"  # older versions learnt them as background
     if config.detector.anchors is Anchors.published and config.detector.architecture is Architecture.yolov3_tiny:
         extra["anchors"] = "1,2,3"  # of its finer head
     defining: dict[str, Any] = {"dataset": dataset.digest, "split": split.digest}
