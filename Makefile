@@ -63,9 +63,8 @@ ui: setup  ## MLflow on loopback; prints the address of the newest study's runs 
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --backend-store-uri sqlite:///$(RUNS)/mlflow.db --default-artifact-root $(RUNS)/artifacts
 
-# What a person labelled or paid for is asked for first; without a terminal it stays, unless CONFIRM=1.
+# Runs and what a person labelled or paid for are asked for first; without a terminal they stay, unless CONFIRM=1.
 .PHONY: clean
-clean:  ## remove what running made: environment, caches, runs, stores, built data
-	@$(PYTHON) -P src/boxtwin/synthesis/clean.py data $(if $(filter 1,$(CONFIRM)),--confirm)
+clean:  ## remove environment, caches, stores, built data; runs and labels of yours only if you agree
+	@$(PYTHON) -P src/boxtwin/synthesis/clean.py data --runs multirun $(RUNS) reports $(if $(filter 1,$(CONFIRM)),--confirm)
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache src/*.egg-info build
-	@rm -rf multirun mlruns reports

@@ -8,7 +8,7 @@ A small sweep (two runs, simulated images) is run once undisturbed. Every attemp
 its own, and gives the same command again. It counts as
 
 * right: the command ends well and has, to the last bit, the metrics, counts and detectors of the undisturbed sweep;
-* told: it ends with an error in words (no traceback), and once the cause is gone the same command ends right;
+* reported: it ends with an error in words (no traceback), and once the cause is gone the same command ends right;
 * wrong: anything else: other numbers, a traceback, no end.
 
 Moments, places and sizes follow from the seed, the fault's name and the number of the attempt; moments of a kill are
@@ -68,7 +68,7 @@ def _digest(detector: Path) -> str:
 
 
 def outcome(attempt: Attempt, fault: Callable[[Attempt], Ended | None]) -> tuple[str, str]:
-    """Right, told or wrong, and the line that goes with it."""
+    """Right, reported or wrong, and the line that goes with it."""
     expected, old = found(attempt.whole), attempt.folder
     try:
         broken = fault(attempt)
@@ -89,7 +89,7 @@ def outcome(attempt: Attempt, fault: Callable[[Attempt], Ended | None]) -> tuple
         other = [name for name in expected if seen.get(name) != expected[name]]
         return "wrong", f"other results than undisturbed: {', '.join(other)}"
     if broken is not None and broken.status != 0:
-        return "told", broken.first_line()
+        return "reported", broken.first_line()
     return "right", again.first_line()
 
 
@@ -113,7 +113,7 @@ def break_things(work: Path, names: Sequence[str], numbers: Sequence[int], seed:
             verdict, line = outcome(attempt, fault)
             print(f"{name} --number {number} --seed {seed}: {verdict}: {line}", file=sys.stderr)
             counts[verdict] += 1
-            if verdict == "told":
+            if verdict == "reported":
                 words[_plain(line, attempt.folder)] += 1
             if verdict == "wrong":
                 wrong.append(f"- {title} (`--only {name} --number {number} --seed {seed}`): {_plain(line, work)}")

@@ -66,6 +66,7 @@ ELSEWHERE = {
     "python compare.py runs=FOLDER": "test_comparing_a_certain_study",
     'python compare.py "runs=[FOLDER,OTHER FOLDER]"': "tests/commands/test_compare.py, tests/config/test_launch.py",
     "python compare.py runs=docs/results/hrsid200": "test_a_kept_study",
+    "python compare.py runs=docs/results/hrsid200_map": "test_a_kept_study",
     "python compare.py runs=docs/results/sar_scenes": "test_a_kept_study",
     "python train.py -m dataset=coco dataset.name=pollen dataset.root=FOLDER split=s1,s2 variations=0,2,10": (
         "test_a_coco_set_trains_and_its_bad_boxes_are_the_users_choice"

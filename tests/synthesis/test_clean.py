@@ -1,4 +1,4 @@
-"""What `make clean` leaves: nothing that can be made again, all that a person labelled, owns or paid for."""
+"""What `make clean` leaves: runs, and all that a person labelled, owns or paid for; nothing else."""
 
 from __future__ import annotations
 
@@ -126,6 +126,27 @@ def test_at_a_terminal_the_answer_counts(data: Path, answer: str, stays: bool) -
     os.close(terminal)
     os.close(other)
     assert labelled.exists() == stays
+
+
+@pytest.mark.parametrize("kind", ["runs", "records", "neither"])
+def test_runs_and_their_records_stay_without_consent(data: Path, tmp_path: Path, kind: str) -> None:
+    folders = [tmp_path / name for name in ("multirun", "mlruns", "reports")]
+    run, report = folders[0] / "pollen" / "s1-x0-none-seed0", folders[2] / "pollen" / "index.html"
+    for folder in (run, folders[1], report.parent):
+        folder.mkdir(parents=True)
+    report.write_text("<html>")
+    if kind == "runs":
+        (run / "result.json").write_text("{}")
+    if kind == "records":
+        (folders[1] / "mlflow.db").write_bytes(b"1")
+    command = [sys.executable, "-P", str(PROGRAM), str(data), "--runs", *map(str, folders)]
+    printed = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
+    stays = {"runs": folders[::2], "records": folders[1:], "neither": []}[kind]
+    assert [folder for folder in folders if folder.exists()] == stays
+    assert all(str(folder) in printed for folder in stays)
+    assert not data.exists()
+    subprocess.run([*command, "--confirm"], stdin=subprocess.DEVNULL, check=True)
+    assert not any(folder.exists() for folder in folders)
 
 
 def test_a_link_to_another_folder_is_removed_and_not_the_folder(data: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Remove the folder of data for `make clean`; ask before removing what a person labelled, owns or paid for.
+"""Remove data and runs for `make clean`; ask before removing runs and what a person labelled, owns or paid for.
 
-    python -P src/boxtwin/synthesis/clean.py data [--confirm]
+    python -P src/boxtwin/synthesis/clean.py data [--runs multirun mlruns reports] [--confirm]
 
 Runs before the environment is made and after it is broken, so it imports the standard library only.
 """
@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ def valuable(data: Path) -> dict[Path, str]:
         elif folder.is_dir() and (reason := _worth(folder)):
             reasons[folder] = reason
     return reasons
+
+
+def valuable_runs(folders: Sequence[Path]) -> dict[Path, str]:
+    """Folders that hold finished runs, their records in MLflow, or reports on these, with reasons."""
+    reasons = {}
+    for folder in folders:
+        if runs := sum(1 for _ in folder.glob("*/*/result.json")):
+            reasons[folder] = f"{runs} finished runs"
+        elif (folder / "mlflow.db").exists():
+            reasons[folder] = "MLflow's records of runs"
+    reports = {folder: "reports" for folder in folders if any(folder.glob("*/index.html"))}
+    return reasons | reports if reasons else {}
 
 
 def _worth(store: Path) -> str:
@@ -86,19 +99,25 @@ def remove(folder: Path, kept: set[Path]) -> None:
 
 
 def main() -> None:
-    """Remove the folder; without a terminal or consent, what cannot be made again stays."""
-    options = argparse.ArgumentParser(description="Remove the folder of data; ask before what cannot be made again.")
+    """Remove the folders; without a terminal or consent, runs and what cannot be made again stay."""
+    options = argparse.ArgumentParser(description="Remove data and runs; ask before what costs work.")
     options.add_argument("data", type=Path)
+    options.add_argument("--runs", type=Path, nargs="*", default=[], help="folders of runs, MLflow store and reports")
     options.add_argument("--confirm", action="store_true", help="remove everything without asking")
     arguments = options.parse_args()
-    kept = {} if arguments.confirm else valuable(arguments.data)
+    kept = {} if arguments.confirm else valuable(arguments.data) | valuable_runs(arguments.runs)
     if kept:
-        print("These cannot be made again:", *(f"  {path}: {reason}" for path, reason in kept.items()), sep="\n")
+        print(
+            "These would have to be trained, labelled or paid for again:",
+            *(f"  {path}: {reason}" for path, reason in kept.items()),
+            sep="\n",
+        )
         if sys.stdin.isatty() and input("Remove them too? [y/N] ").strip().lower() in ("y", "yes"):
             kept = {}
         else:
             print("They stay. To remove them as well: make clean CONFIRM=1")
-    remove(arguments.data, set(kept))
+    for folder in (arguments.data, *arguments.runs):
+        remove(folder, set(kept))
 
 
 if __name__ == "__main__":
