@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from trained_detectors import make_trained
 
 from boxtwin.counting.detectors import best_of, find_detectors, open_detectors
+from boxtwin.counting.ensemble import Counter
+from boxtwin.counting.images import Read
 from boxtwin.datasets.reading import Reading
+from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.checkpoint import write_detector
 from boxtwin.errors import InputError
 
@@ -115,6 +120,50 @@ def test_runs_on_two_data_sets_have_no_best(tmp_path: Path, monkeypatch: pytest.
         find_detectors("best", "both")
     shutil.rmtree("multirun/both/a")
     assert find_detectors("best", "both") == [Path("multirun/both/c/detector.safetensors")]
+
+
+def test_runs_on_two_sets_of_validation_images_have_no_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def write(name: str, validation: str | None, ap: float) -> None:
+        folder = Path("multirun/cells") / name
+        folder.mkdir(parents=True)
+        (folder / "detector.safetensors").touch()
+        data = {} if validation is None else {"data": {"train": name, "val": validation, "test": "t"}}
+        result = {"metrics": {"val_real/map": ap}, "params": {"dataset": "cells"}, "condition": data}
+        (folder / "result.json").write_text(json.dumps(result))
+
+    write("a", "v1", 0.3)
+    write("b", "v1", 0.4)
+    write("old", None, 0.2)  # older runs do not record it
+    assert find_detectors("best", "cells") == [Path("multirun/cells/b/detector.safetensors")]
+    write("c", "v2", 0.9)
+    with pytest.raises(InputError, match=r"2 sets of validation images.*\n  run=\S+/c .*\n  run=\S+/b ") as caught:
+        find_detectors("best", "cells")
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_detectors_of_two_depths_do_not_count_together(tmp_path: Path) -> None:
+    files = []
+    for white in (255, 4000, 200):
+        files.append(tmp_path / str(white) / "detector.safetensors")
+        files[-1].parent.mkdir()
+        write_detector(make_trained(white=white), files[-1])
+    with pytest.raises(InputError, match=r"8 bit and of 16 bit.*255 in .*4000 in "):
+        open_detectors(files[:2], "cpu")
+    assert len(open_detectors(files[::2], "cpu")) == 2
+
+
+def test_an_image_is_unlike_if_it_is_for_any_of_the_detectors(tmp_path: Path) -> None:
+    files, level = [], (0.0, 1.0)
+    for name, sides, sharpness in (("a", (64, 64, 64), (-9.0, 9.0)), ("b", (640, 640, 640), (8.0, 9.0))):
+        files.append(tmp_path / name / "detector.safetensors")
+        files[-1].parent.mkdir()
+        write_detector(replace(make_trained(), images=TrainingImages(sides, level, sharpness)), files[-1])
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    image = Read("0.png", Path("0.png"), None, pixels)
+    for chosen, expected in ((files[:1], set()), (files, {"size", "blurred"}), (files[::-1], {"size", "blurred"})):
+        assert set(Counter(open_detectors(chosen, "cpu"), None)(image).unlike) == expected
 
 
 def test_a_name_of_two_conditions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from omegaconf import OmegaConf
 from trained_detectors import make_trained
 
 from boxtwin.commands.count import count_images
 from boxtwin.config.schema import CountConfig
+from boxtwin.counting.ensemble import ImageCount
+from boxtwin.counting.scored import Annotated, score
 from boxtwin.datasets.image_io import write_png
+from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.detector.checkpoint import write_detector
 from boxtwin.errors import InputError
+from boxtwin.evaluation.count_intervals import CountInterval
 
 
 @pytest.fixture(autouse=True)
@@ -162,3 +167,38 @@ def test_classes_that_the_annotations_do_not_list_are_named(caplog: pytest.LogCa
     with caplog.at_level("INFO"):
         count(str(file))
     assert "not scored: buoy, which annotations.json does not list" in caplog.text
+
+
+def test_files_of_several_pages_have_no_annotations() -> None:
+    write_images(["0.png"])
+    tifffile.imwrite("images/stack.tif", np.zeros((3, 64, 64), np.uint8), photometric="minisblack")
+    file = annotate(["0.png", "stack.tif"])
+    with pytest.raises(InputError, match=r"annotations=.*several pages, such as stack\.tif, are counted page by page"):
+        count(file)
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_intervals_of_images_with_crowds_are_not_held_against_the_truth(crowd: bool) -> None:
+    """The interval of the second image is of its crowd's objects too, whose number nobody knows."""
+    boxes = np.array([[0, 0, 9, 9], [20, 0, 60, 60]], dtype=np.float32)
+    nothing = Detections(boxes[:0], np.zeros(0, np.float32), np.zeros(0, np.int64))
+    samples, counts = {}, {}
+    for number in range(2):
+        flags = np.array([False, crowd and number == 1])
+        about = {"name": f"{number}.png", "path": Path(f"{number}.png"), "width": 64, "height": 64, "image_id": number}
+        areas = np.array([81.0, 2400.0])
+        sample = Sample(**about, boxes=boxes, labels=np.zeros(2, np.int64), areas=areas, crowd=flags)
+        samples[sample.path] = sample
+        total = 2 if number == 0 else 20
+        counts[sample.path] = ImageCount(
+            counts=np.array([total, total]),
+            intervals=(CountInterval(total - 1, total + 1),) * 2,
+            spread=np.zeros(2, np.int64),
+            unlike=(),
+            scale=1.0,
+            near=0,
+            found=nothing,
+            every=nothing,
+        )
+    lines = score(Annotated(("ship",), samples, (0,)), counts)
+    assert f"the interval holds the true count in 1 of {1 if crowd else 2} images" in "".join(lines)

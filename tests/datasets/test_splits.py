@@ -312,6 +312,25 @@ def test_folds_hold_every_image_once_and_whole_scenes(seed: int) -> None:
     assert [[s.name for s in part] for part in folds(dataset.samples, count)] == [[s.name for s in p] for p in parts]
 
 
+@pytest.mark.parametrize("place", range(20))
+def test_validation_images_set_aside_have_objects_and_leave_some(place: int) -> None:
+    samples = make_dataset([1] * 20).samples
+    none = {name: getattr(samples[0], name)[:0] for name in ("boxes", "labels", "areas", "crowd")}
+    other = next(k for k, part in enumerate(folds(samples, 5)) if samples[place] not in part)
+
+    def with_objects(*kept: Sample) -> Split:
+        return Split("a", tuple(one if one in kept else replace(one, **none) for one in samples), (), ())
+
+    split = with_objects(samples[place], folds(samples, 5)[other][0]).with_validation()
+    for side in (split.train, split.val):
+        assert sum(len(sample.boxes) for sample in side) == 1
+    assert sorted(sample.name for sample in (*split.train, *split.val)) == sorted(sample.name for sample in samples)
+    with pytest.raises(InputError, match="in one of the five fifths"):
+        with_objects(samples[place]).with_validation()
+    whole = Split("a", samples, (), ()).with_validation()
+    assert whole.val == folds(samples, 5)[0]  # as before this was asked
+
+
 def test_copies_are_in_one_fold(make_coco: MakeCoco) -> None:
     coco = make_coco(images=8)
     (coco.images / "S05_0.png").write_bytes((coco.images / "S00_0.png").read_bytes())

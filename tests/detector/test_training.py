@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,22 @@ def test_without_validation_images_the_last_weights_are_kept(
     # Averaged over the steps: not what the optimiser has at the end.
     current = last["current_model_state"]
     assert any(not torch.equal(kept[name], value) for name, value in current.items() if value.is_floating_point())
+
+
+@pytest.mark.parametrize("objects", ["none", "not found"])
+def test_where_ap_tells_nothing_the_last_weights_are_kept(dataset: Dataset, tmp_path: Path, objects: str) -> None:
+    sample = dataset.samples[4]
+    if objects == "none":
+        none = slice(0, 0)
+        changed = {name: getattr(sample, name)[none] for name in ("boxes", "labels", "areas", "crowd")}
+    else:
+        changed = {"boxes": sample.boxes * 0 + np.array([0, 0, 0.01, 0.01], dtype=np.float32)}
+    trained = train(dataset, tmp_path, Curve(), validation=(replace(sample, **changed),))
+    values = [value for _, value in trained.validation]
+    assert len(values) == STEPS // EVERY
+    assert np.isnan(values).all() if objects == "none" else values == [0] * len(values)
+    last = torch.load(tmp_path / LAST, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, last[name]) for name, value in trained.best.state_dict().items())
 
 
 def test_it_goes_on_without_validation_images(dataset: Dataset, tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ from boxtwin.errors import InputError
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run import build, label_detectors
 from boxtwin.run.build import Prepared, labelling_runs, make_data, make_detector, prepare
-from boxtwin.run.extra_images import DETECTORS
+from boxtwin.run.extra_images import DETECTORS, read_extra_images
 from boxtwin.run.label_detectors import detect_all, make_members, prepare_labelling, trained_file
-from boxtwin.run.pretraining import pretraining_run, variations_run
+from boxtwin.run.pretraining import check_other_images, pretraining_run, variations_run
 from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.synthesis.controls import CopyPaste
 from boxtwin.synthesis.regenerate import reproduce
@@ -100,6 +100,15 @@ def test_detectors_label_what_they_agree_on(composed: Compose, data: Path) -> No
     assert kept.stat().st_mtime_ns == written
 
 
+def test_labels_are_those_of_the_file_whatever_else_lies_in_the_folder(composed: Compose, data: Path) -> None:
+    run = prepare(composed(f"dataset.unlabelled={data}/unlabelled"))
+    used, metrics = label_unlabelled(run)
+    moved = tuple(replace(sample, image_id=sample.image_id + 1) for sample in run.extra.unlabelled)
+    again, same = label_unlabelled(replace(run, extra=replace(run.extra, unlabelled=moved)))
+    assert same == metrics
+    assert {one.name: one.boxes.tolist() for one in again} == {one.name: one.boxes.tolist() for one in used}
+
+
 def test_they_join_the_training_as_images_of_their_own(composed: Compose, data: Path) -> None:
     plain = prepare(composed("variations=1"))
     run = prepare(composed("variations=1", f"dataset.empty={data}/unlabelled"))
@@ -168,6 +177,20 @@ def test_images_of_validation_and_test_are_refused(composed: Compose, folder: Pa
     next(folder.iterdir()).rename(folder / f"{split.test[0].group}_9_9.png")
     with pytest.raises(InputError, match="1 images show scenes of validation or test images"):
         prepare(composed(refused))
+
+
+def test_scenes_that_equal_images_have_joined_are_refused_by_each_name(composed: Compose, folder: Path) -> None:
+    run = prepare(composed(f"dataset.unlabelled={folder}"))
+    scene = run.split.test[0].group
+    joined = replace(run.split, test=tuple(replace(sample, group="S") for sample in run.split.test))
+    assert read_extra_images(run.config, run.dataset, joined).number == run.extra.number
+    next(folder.iterdir()).rename(folder / f"{scene}_9_9.png")
+    with pytest.raises(InputError, match="1 images show scenes of validation or test images"):
+        read_extra_images(run.config, run.dataset, joined)
+    first = run.split.train[0]
+    other = replace(run.dataset, name="other", samples=(replace(first, name=f"{scene}_8_8.png"),))
+    with pytest.raises(InputError, match="1 images of other show scenes of validation or test images"):
+        check_other_images(other, run.dataset, joined, run.config.split.group_by)
 
 
 def test_what_is_no_image_is_refused(composed: Compose, folder: Path, tmp_path: Path) -> None:

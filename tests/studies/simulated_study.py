@@ -34,6 +34,15 @@ class SimulatedMetrics(ResampledMetrics):
     def of(self, run: str) -> dict[str, np.ndarray] | None:
         return self._simulated.get(run)
 
+    def without(self, resamples: Sequence[int]) -> SimulatedMetrics:
+        """The same, undefined on some resamples: as AP is on those without an object."""
+        other = SimulatedMetrics({}, 0)
+        for run, metrics in self._simulated.items():
+            other._simulated[run] = {metric: values.copy() for metric, values in metrics.items()}
+            for values in other._simulated[run].values():
+                values[list(resamples)] = np.nan
+        return other
+
     def images(self, run: str) -> tuple[str, ...]:
         return tuple(map(str, range(IMAGES))) if run in self._simulated else ()
 

@@ -106,6 +106,19 @@ def test_with_matches_the_choice_of_images_counts() -> None:
     np.testing.assert_array_equal(with_images.gains, without.gains)
 
 
+def test_resamples_without_an_object_are_left_out_while_they_are_few() -> None:
+    _, rows, figures = simulate(conditions((2, 5, 10)), seeds=6, own_image_noise=0.2)
+    ((base, members),) = lines(rows)
+    whole = measured_gains("map_50", base, members, figures)
+    few = measured_gains("map_50", base, members, figures.without([7, 100]))
+    assert few.images_known
+    np.testing.assert_allclose(few.noise, whole.noise, rtol=0.1)
+    assert np.isfinite(fit("map_50", few).draws).all()
+    many = measured_gains("map_50", base, members, figures.without(range(7, 10)))
+    assert not many.images_known
+    np.testing.assert_array_equal(many.noise, measured_gains("map_50", base, members, ResampledMetrics({})).noise)
+
+
 def test_what_is_peculiar_to_a_run_and_an_image_is_counted_once() -> None:
     noise, gains = [], []
     for rng in range(150):

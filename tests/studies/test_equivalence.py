@@ -105,6 +105,13 @@ def test_too_few_sizes_seeds_or_matches_give_no_answer() -> None:
         assert section is None or not section.sentences
 
 
+def test_resamples_without_an_object_are_left_out_while_they_are_few() -> None:
+    _, rows, figures = study(on_real(50))
+    whole, few = known(rows, figures), known(rows, figures.without([7, 100]))
+    assert (few.low, few.high) == pytest.approx((whole.low, whole.high), rel=0.1)
+    assert result(rows, figures.without(range(7, 10))) is None
+
+
 def test_the_section_has_a_picture_and_its_words(tmp_path: Path) -> None:
     runs, rows, figures = study(on_real(52))
     whole = study_of(runs, rows, figures)

@@ -75,6 +75,16 @@ def test_two_data_sets_have_no_best_condition() -> None:
         recommended(study_of(both, condition_table(both), figures))
 
 
+@pytest.mark.parametrize("side", ["val", "test"])
+def test_conditions_on_other_images_have_no_best(side: str) -> None:
+    places = [({f"data.{side}": digest, "detector.name": digest}, 80.0, 0.7, 2) for digest in ("aa", "bb")]
+    runs, figures = simulate_settings(places)
+    with pytest.raises(InputError, match=r"2 sets of (validation|test) images"):
+        recommended(study_of(runs, condition_table(runs), figures))
+    same, figures = simulate_settings([(values | {f"data.{side}": "aa"}, *rest) for values, *rest in places])
+    recommended(study_of(same, condition_table(same), figures))
+
+
 def test_a_study_without_finished_runs_has_no_recommendation() -> None:
     runs, _, figures = simulate(PLAIN[:1], seeds=1)
     with pytest.raises(InputError, match="no finished run"):

@@ -28,7 +28,7 @@ from boxtwin.config.launch import task_overrides, typed_words
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.options import SplitOptions
 from boxtwin.datasets.sample import Dataset, Detections
-from boxtwin.datasets.splits import Split, alike, describe, folds
+from boxtwin.datasets.splits import Split, alike, describe, folds, scenes_of
 from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.checkpoint import FILE, TrainedDetector, damage, read_detector, write_detector
 from boxtwin.detector.training import quieten_lightning
@@ -156,7 +156,7 @@ def prepare_final(config: BoxtwinConfig, dataset: Dataset, *, seeds: int, parts:
     whole = [prepared_from(replace(config, seed=seed), dataset, everything, extra) for seed in range(seeds)]
     left_out = []
     for number, part in enumerate(divided, start=1):
-        names, scenes = {sample.name for sample in part}, {sample.group for sample in part} - {""}
+        names, scenes = {sample.name for sample in part}, scenes_of(part, config.split.group_by)
         train = tuple(sample for sample in dataset.samples if sample.name not in names)
         if not sum(len(sample.object_boxes) for sample in train):
             raise InputError(f"final_folds={parts}: no object outside part {number}; choose another number of parts")

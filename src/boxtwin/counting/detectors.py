@@ -161,13 +161,19 @@ def best_of(folder: Path) -> Path:
 
 
 def _check_one_data_set(folder: Path, rated: Mapping[Path, tuple[float, RunResult]]) -> None:
-    best: dict[object, Path] = {}
+    """Raise `InputError` if runs were validated on images or labels of several kinds, as far as they record them."""
+    best: dict[tuple[object, object], Path] = {}
     for path, (_, result) in sorted(rated.items(), key=lambda each: -each[1][0]):
-        best.setdefault(result.params.get("dataset"), path.parent)
-    if len(best) > 1:
-        listed = "".join(f"\n  {quoted(setting('run', str(run)))}  # of {name}" for name, run in best.items())
+        data = (result.condition or {}).get("data")
+        validation = data.get("val") if isinstance(data, dict) else None
+        best.setdefault((result.params.get("dataset"), validation), path.parent)
+    names = [name for name, _ in best]
+    kept = {(name, val): run for (name, val), run in best.items() if val is not None or names.count(name) == 1}
+    if len(kept) > 1:
+        listed = "".join(f"\n  {quoted(setting('run', str(run)))}  # of {name}" for (name, _), run in kept.items())
+        what = "data sets" if len(set(names)) > 1 else "sets of validation images or labels"
         raise InputError(
-            f"run=best: {folder} holds runs on {len(best)} data sets, whose AP cannot be compared; "
+            f"run=best: {folder} holds runs on {len(kept)} {what}, whose AP cannot be compared; "
             f"name a run, such as the best of each:{listed}"
         )
 
@@ -191,7 +197,8 @@ def _images(result: RunResult | None) -> str:
 def open_detectors(paths: Sequence[Path], device: str, threads: int | None = None) -> list[Detector]:
     """Read detectors, to be computed by so many threads (None: the libraries' choice).
 
-    Raises `InputError` if one cannot be read, or they have not the same classes, or read images in other ways.
+    Raises `InputError` if one cannot be read, or they have not the same classes, or were trained on images of other
+    depths, or read images in other ways.
     """
     if threads is not None and threads < 1:
         raise InputError(f"threads={threads} must be at least 1")
@@ -204,6 +211,11 @@ def open_detectors(paths: Sequence[Path], device: str, threads: int | None = Non
             raise InputError(
                 f"detectors of other classes cannot count together: {first.path} has {', '.join(first.spec.classes)}, "
                 f"{other.path} has {', '.join(other.spec.classes)}"
+            )
+        if (other.spec.white > 255) != (first.spec.white > 255):  # see `check_depth`
+            raise InputError(
+                f"detectors of 8 bit and of 16 bit images cannot count together: full scale is {first.spec.white} in "
+                f"{first.path}, {other.spec.white} in {other.path}. Count with each alone"
             )
         ways = [replace(each.spec.how_to_read, max_pixels=1).stated() for each in (first, other)]
         if ways[0] != ways[1]:

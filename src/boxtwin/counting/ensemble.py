@@ -12,7 +12,9 @@ from jaxtyping import Int
 from boxtwin.counting.detectors import Detector
 from boxtwin.counting.images import Read
 from boxtwin.counting.scenes import Scene
+from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.sample import Detections
+from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.predict import detect_in_windows, detect_objects
 from boxtwin.errors import InputError
 from boxtwin.evaluation.count_intervals import CountCalibration, CountInterval, counts_at, intervals
@@ -96,17 +98,20 @@ class Counter:
         )
 
     def _unlike(self, image: Read) -> list[str]:
-        spec = self.detectors[0].spec
-        reasons = ["scale"] if self.scale is not None else []
-        if spec.images is None:
-            return reasons
-        if isinstance(image.content, Scene):
-            size = [] if spec.images.has_size(*image.size) else ["size"]
-            windows = [spec.levels.scaled(pixels) for pixels in image.content.samples(spec.images.sides[1])]
-            tally = Tally(reason for pixels in windows for reason in spec.images.differences(pixels))
-            most = [reason for reason, number in tally.items() if number > len(windows) / 2 and reason != "size"]
-            return [*size, *most, *reasons]
-        return [*spec.images.differences(spec.levels.scaled(image.content)), *reasons]
+        """How the image is unlike the training images of any detector; seeds of a condition have the same ones."""
+        known = dict.fromkeys((detector.spec.images, detector.spec.levels) for detector in self.detectors)
+        found = [_differences(image, images, levels) for images, levels in known if images is not None]
+        reasons = dict.fromkeys(reason for each in found for reason in each)
+        return [*reasons, *(["scale"] if self.scale is not None else [])]
+
+
+def _differences(image: Read, images: TrainingImages, levels: Levels) -> list[str]:
+    if not isinstance(image.content, Scene):
+        return images.differences(levels.scaled(image.content))
+    size = [] if images.has_size(*image.size) else ["size"]
+    windows = [levels.scaled(pixels) for pixels in image.content.samples(images.sides[1])]
+    tally = Tally(reason for pixels in windows for reason in images.differences(pixels))
+    return [*size, *(reason for reason, number in tally.items() if number > len(windows) / 2 and reason != "size")]
 
 
 def joined(counts: Int[np.ndarray, "detectors *n counts"]) -> Int[np.ndarray, "*n counts"]:

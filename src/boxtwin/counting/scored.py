@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from boxtwin.counting.ensemble import ImageCount
 from boxtwin.counting.images import ImageList
+from boxtwin.datasets import tiff
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.coco_json import fault_of_name, find_files, load_content, of_images
 from boxtwin.datasets.options import label_settings
@@ -69,6 +70,12 @@ def read_annotations(
             "them first (review.py export= and read=)"
         )
     both -= unconfirmed
+    stacks = [] if reading.page is not None else [name for name in sorted(both) if _is_stack(found[name])]
+    if stacks:
+        raise InputError(
+            f"annotations={file}: files of several pages, such as {some(stacks)}, are counted page by page, and no "
+            "annotations belong to a page. Save annotated pages as files of their own, or leave out annotations="
+        )
     dataset = read_coco(
         name=file.stem,
         images=images.folder,
@@ -98,6 +105,16 @@ def read_annotations(
     return Annotated(known, samples, labels, tuple(remarks))
 
 
+def _is_stack(path: Path) -> bool:
+    """Whether a file holds several pages; of a damaged one `read_coco` says what is wrong."""
+    try:
+        with path.open("rb") as file:
+            is_tiff = file.read(4) in tiff.MAGIC
+        return is_tiff and tiff.count_pages(path, str(path)) > 1
+    except OSError:
+        return False
+
+
 def score(annotated: Annotated, counts: Mapping[Path, ImageCount]) -> list[str]:
     """Lines that say AP and count errors, in total and by class."""
     samples, detections, found = [], {}, []
@@ -125,8 +142,12 @@ def score(annotated: Annotated, counts: Mapping[Path, ImageCount]) -> list[str]:
     if len(annotated.classes) > 1:
         for label, name in enumerate(annotated.classes):
             lines.append(f"  {name}: {_words(by_class[label] | count_metrics(true[:, label], counted[:, label]))}")
-    ends = [counts[path].intervals for path in annotated.samples if path in counts]
-    inside = [each[0].low <= total <= each[0].high for each, total in zip(ends, true.sum(axis=1), strict=True) if each]
+    # An interval is of all that is counted, in crowds too, and how many objects a crowd has is not known.
+    inside = [
+        ends[0].low <= len(sample.object_boxes) <= ends[0].high
+        for path, sample in annotated.samples.items()
+        if path in counts and (ends := counts[path].intervals) and not sample.crowd.any()
+    ]
     if inside and set(annotated.labels) >= set(range(len(annotated.labels))):
         lines.append(f"  the interval holds the true count in {sum(inside)} of {len(inside)} images")
     return [*lines, *(f"  {remark}" for remark in annotated.remarks)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,9 +94,19 @@ class Split:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def with_validation(self) -> Split:
-        """A fifth of the training images set aside for validation, scenes kept together."""
-        validation, *others = folds(self.train, 5)
-        return Split(self.name, tuple(sample for part in others for sample in part), validation, self.test)
+        """A fifth of the training images set aside for validation, scenes kept together, objects on both sides.
+
+        `InputError` if there are fewer than five scenes, or only one of the fifths holds objects.
+        """
+        parts = folds(self.train, 5)
+        for index, validation in enumerate(parts):
+            rest = tuple(sample for part in (*parts[:index], *parts[index + 1 :]) for sample in part)
+            if all(any(len(sample.object_boxes) for sample in side) for side in (validation, rest)):
+                return Split(self.name, rest, validation, self.test)
+        raise InputError(
+            f"{self.name}: a fifth of the {len(self.train)} training images is set aside to choose thresholds on, and "
+            "all objects lie in one of the five fifths; label more images with objects"
+        )
 
     def first(self, size: int, order: Sequence[str] | None = None) -> Split:
         """The split with its first ``size`` training images, in ``order`` of their names, or as they are listed."""
@@ -285,6 +296,15 @@ def _choose(
         taken[side].append(groups[index])
         sums[side] -= sizes[groups[index]]
     return taken
+
+
+def scenes_of(samples: Sequence[Sample], group_by: str | None) -> set[str]:
+    """Groups of images, and the scenes that ``group_by`` finds in their file names.
+
+    The two differ where images with equal pixels have joined several scenes into one group.
+    """
+    found = [re.search(group_by, sample.name) for sample in samples] if group_by else []
+    return ({sample.group for sample in samples} | {scene[1] for scene in found if scene and scene[1]}) - {""}
 
 
 def alike(samples: Sequence[Sample], others: Sequence[Sample], beside: Sequence[Sample] = ()) -> dict[str, str]:

@@ -204,7 +204,9 @@ class Checkpoints(Checkpoint):
                 "compute in trainer.precision=float32"
             )
         validated = trainer.callback_metrics.get("val/map")
-        is_best = validated is None or all(float(validated) > before for _, before in self._validation)
+        # Where AP tells nothing, since it is 0 so far or there are no objects, the latest weights are the best known.
+        earlier = [value for _, value in self._validation if value > 0]
+        is_best = validated is None or not any(value >= float(validated) for value in earlier)
         if validated is not None:  # numbered as the logger does: the first step is 0
             self._validation.append((trainer.global_step - 1, float(validated)))
         # Saving is done by all devices together, which have the same AP.

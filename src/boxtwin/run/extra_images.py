@@ -17,7 +17,7 @@ from boxtwin.datasets.image_folder import read_folder
 from boxtwin.datasets.levels import check_depth
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import Dataset, Sample
-from boxtwin.datasets.splits import Split
+from boxtwin.datasets.splits import Split, scenes_of
 from boxtwin.errors import InputError
 from boxtwin.labels.method import Variations
 from boxtwin.labels.options import LabelOptions
@@ -69,7 +69,7 @@ def read_extra_images(config: BoxtwinConfig, dataset: Dataset, split: Split) -> 
         setting, group_by = f"dataset.{name}", config.split.group_by
         samples = read_folder(Path(folder), setting=setting, group_by=group_by, reading=make_reading(config))
         check_depth([*split.train, *samples])
-        _check_held_out(samples, split, f"{setting}={folder}")
+        _check_held_out(samples, split, group_by, f"{setting}={folder}")
         labels = {"detectors": DETECTORS, **label_method(dataset).identity()} if name == "unlabelled" else None
         digest = long_hash([[(sample.name, sample.sha256) for sample in samples], labels])
         values[f"{name}_images"] = f"{len(samples)}-{digest[:12]}"
@@ -80,13 +80,13 @@ def read_extra_images(config: BoxtwinConfig, dataset: Dataset, split: Split) -> 
     return ExtraImages(**images, values=values)
 
 
-def _check_held_out(samples: Sequence[Sample], split: Split, source: str) -> None:
+def _check_held_out(samples: Sequence[Sample], split: Split, group_by: str | None, source: str) -> None:
     if names := split.held_out_among(samples):
         raise InputError(
             f"{source}: {len(names)} validation or test images of split {split.name} are among its images, such as "
             f"{some(names)}; remove them"
         )
-    scenes = {sample.group for sample in (*split.val, *split.test)}
+    scenes = scenes_of((*split.val, *split.test), group_by)
     if shared := [sample.name for sample in samples if sample.group in scenes]:
         raise InputError(
             f"{source}: by their names, {len(shared)} images show scenes of validation or test images of split "

@@ -20,7 +20,7 @@ from boxtwin.config.schema import DatasetConfig
 from boxtwin.datasets.options import SplitOptions
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
-from boxtwin.datasets.splits import Split
+from boxtwin.datasets.splits import Split, scenes_of
 from boxtwin.detector.checkpoint import read_detector
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import coco_by_class
@@ -141,7 +141,7 @@ def check_other_images(other: Dataset, dataset: Dataset, split: Split, group_by:
             f"pretraining: {len(names)} validation or test images of split {split.name} are among the images of "
             f"{other.name}, such as {', '.join(names[:3])}; remove them from its annotation file"
         )
-    held_out = {sample.group for sample in (*split.val, *split.test)}
+    held_out = scenes_of((*split.val, *split.test), group_by)
     scenes = {sample.name: re.search(group_by, sample.name) for sample in other.samples} if group_by else {}
     if shared := [name for name, scene in scenes.items() if scene and scene[1] in held_out]:
         raise InputError(

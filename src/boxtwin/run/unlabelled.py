@@ -85,7 +85,11 @@ def _labelled(prepared: Prepared, images: Sequence[Sample], judge: Judge) -> dic
 
 
 def _with_boxes(images: Sequence[Sample], content: dict[str, Any]) -> tuple[Sample, ...]:
-    """The images that are not refused, with their boxes."""
+    """The images that are not refused, with their boxes, which are found by file name.
+
+    An image's number is its place in the folder, and another image in it, such as one of the split, moves it.
+    """
+    number_of = {entry["file_name"]: entry["id"] for entry in content["images"]}
     label_of = {category["id"]: label for label, category in enumerate(content["categories"])}
     found: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
@@ -93,9 +97,10 @@ def _with_boxes(images: Sequence[Sample], content: dict[str, Any]) -> tuple[Samp
     refused = {entry["id"] for entry in content["images"] if "refused" in entry}
     labelled = []
     for sample in images:
-        if sample.image_id in refused:
+        number = number_of[sample.name]
+        if number in refused:
             continue
-        ones = found[sample.image_id]
+        ones = found[number]
         boxes = np.array([each["bbox"] for each in ones]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labelled.append(

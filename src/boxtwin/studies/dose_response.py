@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from boxtwin.studies.comparison import ResampledMetrics
 from boxtwin.studies.conditions import Row, baseline, paired_seeds
-from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
+from boxtwin.studies.inference import LEAST_PAIRS, LEVEL, defined_columns
 
 LEAST_COUNTS = 3  # 0 among them: two points make a line, which is best at one of its ends whatever the truth
 # What counts as "no worse than the best": AP in [0, 1], MAE in objects an image.
@@ -161,11 +161,11 @@ def measured_gains(metric: str, base: Row, members: Sequence[Row], resampled: Re
     values = [
         [resampled.of_row(metric, each, seeds) for each in (row, base)] for row, seeds in zip(rows, shared, strict=True)
     ]
-    by_resample = [a[:, 1:] - b[:, 1:] for a, b in values if a is not None and b is not None]
-    images_known = len(by_resample) == len(rows)
-    if images_known:
-        noise = noise + _image_noise(by_resample, shared)
-    return MeasuredGains(tuple(row.variations for row in rows), np.array(gains), noise, images_known)
+    by_image = [a - b for a, b in values if a is not None and b is not None]
+    defined = defined_columns(np.concatenate(by_image)) if by_image and len(by_image) == len(rows) else None
+    if defined is not None:
+        noise = noise + _image_noise([each[:, defined][:, 1:] for each in by_image], shared)
+    return MeasuredGains(tuple(row.variations for row in rows), np.array(gains), noise, defined is not None)
 
 
 def _own_variance(values: Sequence[dict[int, float]]) -> float:

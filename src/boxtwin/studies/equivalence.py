@@ -21,7 +21,15 @@ from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.studies.comparison import Contrast, ResampledMetrics
 from boxtwin.studies.condition_values import DEVICE, PRETRAINING, Values, as_overrides
 from boxtwin.studies.conditions import Estimate, Row, paired_seeds, prefix_of
-from boxtwin.studies.inference import LEAST_PAIRS, bootstrapped, clusters_of, seed_variance, variances, widened_tail
+from boxtwin.studies.inference import (
+    LEAST_PAIRS,
+    bootstrapped,
+    clusters_of,
+    defined_columns,
+    seed_variance,
+    variances,
+    widened_tail,
+)
 
 METRIC = "map_50"
 LEAST_SIZES = 3  # two make a straight line whatever the truth
@@ -148,12 +156,19 @@ def exchange(row: Row, plain: Iterable[Row], resampled: ResampledMetrics) -> Exc
     if len(row.seeds) < LEAST_PAIRS or len(curve) < LEAST_SIZES:
         return None
     sizes = np.array([each.real_images for each in curve])
-    means, tails, measured = [], [], []
+    found = []
     for each in (*curve, row):
         seeds = paired_seeds(row, each)
         values, own = (resampled.of_row(METRIC, one, seeds) for one in (each, row))
         if values is None or own is None or len({resampled.images(run) for run in (*each.run_ids, *row.run_ids)}) > 1:
             return None
+        found.append((each, seeds, values, own))
+    defined = defined_columns(np.concatenate([each for *_, values, own in found for each in (values, own)]))
+    if defined is None:
+        return None
+    means, tails, measured = [], [], []
+    for each, seeds, *both in found:
+        values, own = (one[:, defined] for one in both)
         drawn = np.random.default_rng(SEED).integers(len(seeds), size=(len(seeds), values.shape[1] - 1))
         clusters = clusters_of([row.pretraining_seeds[seed] for seed in seeds])
         means.append(bootstrapped(values[:, 0], values[:, 1:], drawn, clusters if each is row else ()))

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 LEVEL = 0.95
@@ -81,16 +81,21 @@ def clusters_of(shared: Sequence[Hashable]) -> tuple[int, ...]:
     return tuple(map(list(dict.fromkeys(shared)).index, shared))
 
 
+def defined_columns(values: Float[np.ndarray, "_rows columns"]) -> Bool[np.ndarray, " columns"] | None:
+    """Columns without an undefined value, of which the first is not resampled.
+
+    Resamples without an object have no AP. They are left out while they are at most `UNDEFINED` of all. None where
+    there are more, or where the first column is undefined.
+    """
+    defined = np.isfinite(values).all(axis=0)
+    return None if not defined[0] or np.mean(~defined[1:]) > UNDEFINED else np.asarray(defined)
+
+
 def interval_of(
     differences: Float[np.ndarray, "pairs columns"], images: int, clusters: Sequence[int] = ()
 ) -> Interval | None:
-    """`hierarchical_interval`, where the first column is not resampled.
-
-    Resamples without an object have no AP. They are left out while they are at most `UNDEFINED` of all. Otherwise, and
-    with fewer than two pairs, there is no interval.
-    """
-    defined = np.isfinite(differences).all(axis=0)
-    if len(differences) < 2 or not defined[0] or np.mean(~defined[1:]) > UNDEFINED:
+    """`hierarchical_interval` over `defined_columns`; None without these, and with fewer than two pairs."""
+    if len(differences) < 2 or (defined := defined_columns(differences)) is None:
         return None
     kept = differences[:, defined]
     return hierarchical_interval(kept[:, 0], kept[:, 1:], images=images, clusters=clusters)

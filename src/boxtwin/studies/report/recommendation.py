@@ -32,6 +32,14 @@ def recommended(study: Study) -> tuple[Row, str]:
         )
     most = max(row.real_images for row in study.rows)
     rows = [row for row in study.rows if row.real_images == most] or study.rows
+    for side in ("val", "test"):
+        kinds = {row.first.condition.get(f"data.{side}") for row in rows} - {None}
+        if len(kinds) > 1:
+            what = {"val": "validation", "test": "test"}[side]
+            raise InputError(
+                f"study {study.name} has runs on {len(kinds)} sets of {what} images or labels, whose AP cannot be "
+                "compared: repeat the command of one of them with study=NAME; finished runs are reused"
+            )
     of_rows = [contrast for contrast in study.contrasts if contrast.new in rows]
     gains = [contrast for contrast in of_rows if contrast.kind == "primary"]
     for each in answers(rows, of_rows):
