@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from boxtwin.detector.checkpoint import (
     weights_digest,
     write_detector,
 )
-from boxtwin.detector.network import YOLOv3
+from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
 
@@ -191,7 +192,14 @@ def test_a_changed_threshold_and_weights_that_are_not_finite_are_found(tmp_path:
     assert "metadata" in (damage(path) or "")
 
 
-ANCHORS = (((40.0, 40.0),) * 3, ((10.0, 10.0),) * 3)
+def untrained(classes: tuple[str, ...], **changes: Any) -> DetectorModule:
+    """A detector whose parameters are random, and not those of `make_trained`."""
+    about = {"architecture": "yolov3_nano", "channels": 1, "category_ids": list(range(len(classes)))} | changes
+    module = make_trained(classes=list(classes), **about).module
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.network.parameters():
+        parameter.data.normal_(0, 0.05, generator=generator)
+    return module
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3), (1, 1)])
@@ -199,8 +207,9 @@ def test_a_cells_detector_goes_on_from_another_ones(before: int, after: int, tmp
     source = make_trained(architecture="yolov3_nano", channels=before)
     path = tmp_path / "detector.safetensors"
     write_detector(source, path)
-    network = YOLOv3("yolov3_nano", 2, ANCHORS, channels=after)
-    report = read_initial_weights(network, path)
+    module = untrained(("ship", "buoy"), channels=after)
+    network = module.network
+    report = read_initial_weights(module, path)
     assert report.skipped == ()
     images = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -215,20 +224,58 @@ def test_predictions_of_other_classes_stay_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "detector.safetensors"
     source = make_trained(architecture="yolov3_nano", channels=1)
     write_detector(source, path)
-    network = YOLOv3("yolov3_nano", 5, ANCHORS, channels=1)
+    module = untrained(tuple("abcde"))
+    network = module.network
     before = [predict.weight.clone() for predict in predictions(network)]
-    report = read_initial_weights(network, path)
+    report = read_initial_weights(module, path)
     assert len(report.skipped) == 2
     assert all(torch.equal(now.weight, old) for now, old in zip(predictions(network), before, strict=True))
     for ours, theirs in zip(network.stages.parameters(), source.module.network.stages.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    ("classes", "known"), [(("buoy", "ship"), (1, 0)), (("car", "ship"), (None, 0)), (("ship", "buoy"), (0, 1))]
+)
+def test_predictions_of_classes_are_read_by_their_names(
+    classes: tuple[str, ...], known: tuple[int | None, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "detector.safetensors"
+    source = make_trained(architecture="yolov3_nano", channels=1, classes=["ship", "buoy"])
+    write_detector(source, path)
+    module = untrained(classes)
+    images = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    before = [(head.weight.clone(), head.bias.clone()) for head in predictions(module.network) if head.bias is not None]
+    assert read_initial_weights(module, path).skipped == ()
+    with torch.no_grad():
+        ours, theirs = module.network.eval()(images), source.module.network(images)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one[..., :5], other[..., :5])
+        for label, same in enumerate(known):
+            if same is not None:
+                torch.testing.assert_close(one[..., 5 + label], other[..., 5 + same])
+    for head, (weight, bias) in zip(predictions(module.network), before, strict=True):
+        assert head.bias is not None
+        for label in (label for label, same in enumerate(known) if same is None):
+            assert torch.equal(head.weight[5 + label :: 7], weight[5 + label :: 7])
+            assert torch.equal(head.bias[5 + label :: 7], bias[5 + label :: 7])
+
+
+def test_single_classes_may_have_other_names(tmp_path: Path) -> None:
+    path = tmp_path / "detector.safetensors"
+    source = make_trained(architecture="yolov3_nano", channels=1, classes=["ship"], category_ids=[1])
+    write_detector(source, path)
+    module = untrained(("vessel",))
+    read_initial_weights(module, path)
+    for one, other in zip(module.network.parameters(), source.module.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_other_networks_and_files_without_anchors_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "detector.safetensors"
     write_detector(make_trained(architecture="yolov3_nano"), path)
     with pytest.raises(InputError, match="holds a yolov3_nano; its weights do not fit a yolov3_tiny"):
-        read_initial_weights(YOLOv3("yolov3_tiny", 2, ANCHORS), path)
+        read_initial_weights(untrained(("ship", "buoy"), architecture="yolov3_tiny"), path)
     with pytest.raises(InputError, match=r"tiny\.weights holds no anchors"):
         anchors_of(tmp_path / "tiny.weights")
 

@@ -91,6 +91,18 @@ def test_bad_settings_are_explained(composed: Compose, overrides: list[str], mes
         prepare(composed(*overrides))
 
 
+def test_without_steps_a_detector_is_tested_with_its_own_anchors(composed: Compose, tmp_path: Path) -> None:
+    weights = tmp_path / "detector.safetensors"
+    write_detector(make_trained(classes=["ship"], category_ids=[1]), weights)
+    as_it_is = (f"detector.weights={weights}", "trainer.steps=0")
+    with pytest.raises(
+        InputError, match=r"detector\.anchors=kmeans would change what it predicts; set detector\.anchors="
+    ):
+        prepare(composed(*as_it_is))
+    module = make_detector(prepare(composed(*as_it_is, "detector.anchors=weights")))
+    assert module.network.anchors == make_trained().module.network.anchors
+
+
 def test_the_same_configuration_is_the_same_run_and_another_is_another(composed: Compose) -> None:
     plain = prepare(composed())
     assert prepare(composed()).identity == plain.identity

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import boxtwin
 from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.darknet import DarknetReport, read_darknet, tensors_of
 from boxtwin.detector.module import DetectorModule
-from boxtwin.detector.network import Anchors, YOLOv3
+from boxtwin.detector.network import Anchors, Convolution
 from boxtwin.detector.predict import BoxesAndScores
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
@@ -146,16 +146,19 @@ def read_detector(path: Path) -> TrainedDetector:
     )
 
 
-def read_initial_weights(network: YOLOv3, path: Path) -> DarknetReport:
+def read_initial_weights(module: DetectorModule, path: Path) -> DarknetReport:
     """Read initial weights into a network from a run's ``detector.safetensors`` or Darknet's file.
 
-    Predictions of other classes are left as they are. Between grey and colour the first convolution is summed over its
-    channels, or shared out to three equal ones: grey images have the same outputs. A file that cannot be read, or is of
-    another architecture, raises `InputError`.
+    Predictions of another number of classes are left as they are; of as many classes, those with the same names are
+    read, in whatever order. Two single classes may have different names. Between grey and colour the first convolution
+    is summed over its channels, or shared out to three equal ones: grey images have the same outputs. A file that
+    cannot be read, or is of another architecture, raises `InputError`.
     """
+    network = module.network
     if path.suffix != ENDING:
         return read_darknet(network, path)
-    source = read_detector(path).module.network
+    other = read_detector(path).module
+    source = other.network
     if source.architecture != network.architecture:
         raise InputError(f"{path} holds a {source.architecture}; its weights do not fit a {network.architecture}")
     loaded, skipped = [], []
@@ -163,15 +166,26 @@ def read_initial_weights(network: YOLOv3, path: Path) -> DarknetReport:
         for index, layers in enumerate(zip(network.layers(), source.layers(), strict=True)):
             targets, values = map(tensors_of, layers)
             if len(targets[0]) == len(values[0]):
+                rows = slice(None), slice(None)
+                if not isinstance(layers[0], Convolution) and len(module.classes) > 1:
+                    rows = _prediction_rows(module.classes, other.classes, len(targets[0]))
                 for tensor, value in zip(targets, values, strict=True):
                     if tensor.ndim == 4 and tensor.shape[1] != value.shape[1]:
                         grey = tensor.shape[1] == 1
                         value = value.sum(dim=1, keepdim=True) if grey else value.expand_as(tensor) / tensor.shape[1]
-                    tensor.copy_(value)
+                    tensor[rows[0]] = value[rows[1]]
                 loaded.append(index)
             else:
                 skipped.append(index)
     return DarknetReport(tuple(loaded), tuple(skipped), 0)
+
+
+def _prediction_rows(classes: Sequence[str], others: Sequence[str], rows: int) -> tuple[list[int], list[int]]:
+    """Rows of a prediction's tensors that mean the same: box, objectness and classes of one name, of each anchor."""
+    own = [*range(5), *(5 + label for label, name in enumerate(classes) if name in others)]
+    same = [*range(5), *(5 + others.index(name) for name in classes if name in others)]
+    starts = range(0, rows, 5 + len(classes))
+    return [start + row for start in starts for row in own], [start + row for start in starts for row in same]
 
 
 def weights_digest(path: Path) -> str:

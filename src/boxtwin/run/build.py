@@ -328,7 +328,7 @@ def make_detector(prepared: Prepared, pretrained: Path | None = None) -> Detecto
             steps=prepared.steps,
         )
     if detector.weights is not None:
-        log.info("%s: %s", detector.weights, read_initial_weights(module.network, Path(detector.weights)))
+        log.info("%s: %s", detector.weights, read_initial_weights(module, Path(detector.weights)))
     return module
 
 

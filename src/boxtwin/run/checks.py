@@ -16,6 +16,7 @@ from boxtwin.config.numbers import check_ranges
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.splits import Split
+from boxtwin.detector.checkpoint import ENDING
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.detector.options import Anchors, Precision, Redraw
 from boxtwin.errors import InputError
@@ -93,6 +94,13 @@ def _check_steps(config: BoxtwinConfig) -> None:
     if trainer.steps == 0 and config.detector.weights is None and config.pretraining.name == NO_PRETRAINING:
         raise InputError(
             "trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE, or a pretraining"
+        )
+    weights, anchors = config.detector.weights, config.detector.anchors
+    of_a_run = weights is not None and Path(weights).suffix == ENDING
+    if trainer.steps == 0 and config.pretraining.name == NO_PRETRAINING and of_a_run and anchors is not Anchors.weights:
+        raise InputError(
+            f"trainer.steps=0 tests {weights} as it is, and detector.anchors={anchors.value} would change what it "
+            "predicts; set detector.anchors=weights"
         )
     if trainer.steps and not 0 <= warmup < trainer.steps:
         fewest = (warmup // trainer.validations + 1) * trainer.validations
