@@ -23,7 +23,7 @@ from boxtwin.datasets.splits import Split
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.options import LossOptions, ObjectnessTarget, Optimizer, OptimizerOptions, TrainerOptions
 from boxtwin.detector.spec import NetworkSpec
-from boxtwin.detector.training import BEST, EARLIER, LAST, Trained, fit, start_from
+from boxtwin.detector.training import BEST, EARLIER, KEY, LAST, Trained, fit, start_from
 from boxtwin.errors import InputError
 from boxtwin.mixing.datamodule import StudyDataModule
 from boxtwin.mixing.options import AugmentationOptions, BatchOptions, InputOptions
@@ -135,6 +135,9 @@ def train(dataset: Dataset, checkpoints: Path, logger: Curve, **changes: Any) ->
     )
 
 
+MACHINE = "cpu, 32-true"  # of `train`
+
+
 def assert_same(one: Trained, other: Trained) -> None:
     weights = other.best.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in one.best.state_dict().items())
@@ -220,12 +223,30 @@ def test_a_damaged_checkpoint_is_named_and_not_gone_on_from(
             for name in names:
                 harm(folder / name, how)
             caplog.clear()
-            assert start_from(folder) == (None if expected is None else folder / expected)
+            assert start_from(folder, MACHINE) == (None if expected is None else folder / expected)
             assert all(str(folder / name) in caplog.text for name in names)
     (broken / LAST).unlink()  # killed between two renames
-    assert start_from(broken) == broken / EARLIER
+    assert start_from(broken, MACHINE) == broken / EARLIER
     (broken / EARLIER).unlink()
-    assert start_from(broken) is None
+    assert start_from(broken, MACHINE) is None
+
+
+def test_a_training_on_another_kind_of_machine_is_not_gone_on_with(
+    whole: tuple[Trained, Curve], broken: Path, dataset: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    for other in ("gpu, 32-true", "cpu, bf16-mixed"):
+        assert start_from(broken, other) is None
+        assert f"is of a training on {MACHINE}, and this one is on {other}" in caplog.text
+    for name in (LAST, EARLIER, BEST):  # as older versions wrote them
+        content = torch.load(broken / name, weights_only=True)
+        del content["callbacks"][KEY]["machine"]
+        torch.save(content, broken / name)
+    assert start_from(broken, "gpu, 32-true") == broken / LAST
+    for name in (LAST, EARLIER, BEST):
+        content = torch.load(broken / name, weights_only=True)
+        content["callbacks"][KEY]["machine"] = "gpu, 16-mixed"
+        torch.save(content, broken / name)
+    assert_same(train(dataset, broken, Curve()), whole[0])
 
 
 def test_training_gets_over_a_checkpoint_that_was_cut(

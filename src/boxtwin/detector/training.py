@@ -89,10 +89,10 @@ def fit(
         use_distributed_sampler=False,
         enable_model_summary=False,
         logger=logger or False,
-        callbacks=[average, Timer(), StepsBar(title), Checkpoints(checkpoints)],
+        callbacks=[average, Timer(), StepsBar(title), Checkpoints(checkpoints, f"{accelerator}, {precision}")],
         plugins=[CheckpointFiles()],
     )
-    start = start_from(checkpoints)
+    start = start_from(checkpoints, f"{accelerator}, {precision}")
     if start is not None:
         log.info("going on from %s", start)
     module.compile_network = options.compile
@@ -120,10 +120,11 @@ def _average(decay: float, *arguments: Any) -> None:
     get_ema_multi_avg_fn(decay)(*arguments)  # type: ignore[no-untyped-call]
 
 
-def start_from(checkpoints: Path) -> Path | None:
+def start_from(checkpoints: Path, machine: str) -> Path | None:
     """The last undamaged checkpoint; None to start from the first step.
 
-    Damaged files are named in the log. Without the best weights, which no later step gives again, nothing is resumed.
+    Damaged files are named in the log. Without the best weights, which no later step gives again, nothing is resumed;
+    nor is it on another kind of device or in another precision (``machine``), since runs are paired by these.
     """
     if not any((checkpoints / name).exists() for name in (LAST, EARLIER)):
         return None
@@ -132,7 +133,12 @@ def start_from(checkpoints: Path) -> Path | None:
     else:
         for name in (LAST, EARLIER):
             if (problem := damage(checkpoints / name)) is None:
-                return checkpoints / name
+                earlier = torch.load(checkpoints / name, "cpu", weights_only=True, mmap=True)["callbacks"][KEY]
+                if earlier.get("machine", machine) == machine:  # older versions did not record it
+                    return checkpoints / name
+                problem = f"{checkpoints / name} is of a training on {earlier['machine']}, and this one is on {machine}"
+                log.warning("%s; training begins again, from its first step", problem)
+                return None
             log.warning("%s; training goes on from the checkpoint before it, if that is whole", problem)
     log.warning("training begins again, from its first step")
     return None
@@ -172,13 +178,13 @@ class Checkpoints(Checkpoint):
     the middle of an epoch repeats validations and counts a step too many.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, machine: str) -> None:
         super().__init__()
-        self._folder = folder
+        self._folder, self._machine = folder, machine
         self._validation: list[tuple[int, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validation": self._validation}
+        return {"validation": self._validation, "machine": self._machine}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._validation = [(step, value) for step, value in state_dict["validation"]]
