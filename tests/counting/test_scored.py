@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,7 +186,13 @@ def test_intervals_of_images_with_crowds_are_not_held_against_the_truth(crowd: b
     samples, counts = {}, {}
     for number in range(2):
         flags = np.array([False, crowd and number == 1])
-        about = {"name": f"{number}.png", "path": Path(f"{number}.png"), "width": 64, "height": 64, "image_id": number}
+        about: dict[str, Any] = {
+            "name": f"{number}.png",
+            "path": Path(f"{number}.png"),
+            "width": 64,
+            "height": 64,
+            "image_id": number,
+        }
         areas = np.array([81.0, 2400.0])
         sample = Sample(**about, boxes=boxes, labels=np.zeros(2, np.int64), areas=areas, crowd=flags)
         samples[sample.path] = sample

@@ -194,7 +194,11 @@ def test_a_changed_threshold_and_weights_that_are_not_finite_are_found(tmp_path:
 
 def untrained(classes: tuple[str, ...], **changes: Any) -> DetectorModule:
     """A detector whose parameters are random, and not those of `make_trained`."""
-    about = {"architecture": "yolov3_nano", "channels": 1, "category_ids": list(range(len(classes)))} | changes
+    about: dict[str, Any] = {
+        "architecture": "yolov3_nano",
+        "channels": 1,
+        "category_ids": list(range(len(classes))),
+    } | changes
     module = make_trained(classes=list(classes), **about).module
     generator = torch.Generator().manual_seed(1)
     for parameter in module.network.parameters():

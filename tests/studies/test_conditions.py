@@ -317,6 +317,15 @@ def test_other_commits_and_versions_are_notes(composed: DictConfig, tmp_path: Pa
         assert words in text
 
 
+@pytest.mark.parametrize("second", [388, 400])
+def test_seeds_on_different_numbers_of_variations_are_noted(composed: DictConfig, tmp_path: Path, second: int) -> None:
+    ap = {"test/map": 0.3, "test/map_50": 0.5, "test/count_mae": 1.0, "data/real_images": 40.0}
+    for seed, images in ((0, 388.0), (1, float(second))):
+        write_record(tmp_path, composed, (seed,), metrics=ap | {"data/synthetic_images": images})
+    _, _, text = compared(tmp_path)
+    assert ("its seeds were trained on 388 to 400 variations" in text) == (second == 400)
+
+
 def test_controls_are_held_against_as_many_at_the_same_share_of_a_batch(composed: DictConfig, tmp_path: Path) -> None:
     write_record(tmp_path, plain(composed), (0,))
     for name in ("pixel_ddpm", "repeat"):

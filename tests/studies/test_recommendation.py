@@ -77,11 +77,15 @@ def test_two_data_sets_have_no_best_condition() -> None:
 
 @pytest.mark.parametrize("side", ["val", "test"])
 def test_conditions_on_other_images_have_no_best(side: str) -> None:
-    places = [({f"data.{side}": digest, "detector.name": digest}, 80.0, 0.7, 2) for digest in ("aa", "bb")]
-    runs, figures = simulate_settings(places)
+    def conditions(*digests: str) -> list[tuple[dict[str, str], float, float, int]]:
+        return [
+            ({f"data.{side}": each, "detector.name": str(place)}, 80.0, 0.7, 2) for place, each in enumerate(digests)
+        ]
+
+    runs, figures = simulate_settings(conditions("aa", "bb"))
     with pytest.raises(InputError, match=r"2 sets of (validation|test) images"):
         recommended(study_of(runs, condition_table(runs), figures))
-    same, figures = simulate_settings([(values | {f"data.{side}": "aa"}, *rest) for values, *rest in places])
+    same, figures = simulate_settings(conditions("aa", "aa"))
     recommended(study_of(same, condition_table(same), figures))
 
 

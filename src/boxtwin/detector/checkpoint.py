@@ -166,14 +166,14 @@ def read_initial_weights(module: DetectorModule, path: Path) -> DarknetReport:
         for index, layers in enumerate(zip(network.layers(), source.layers(), strict=True)):
             targets, values = map(tensors_of, layers)
             if len(targets[0]) == len(values[0]):
-                rows = slice(None), slice(None)
+                ours = theirs = list(range(len(targets[0])))
                 if not isinstance(layers[0], Convolution) and len(module.classes) > 1:
-                    rows = _prediction_rows(module.classes, other.classes, len(targets[0]))
+                    ours, theirs = _prediction_rows(module.classes, other.classes, len(targets[0]))
                 for tensor, value in zip(targets, values, strict=True):
                     if tensor.ndim == 4 and tensor.shape[1] != value.shape[1]:
                         grey = tensor.shape[1] == 1
                         value = value.sum(dim=1, keepdim=True) if grey else value.expand_as(tensor) / tensor.shape[1]
-                    tensor[rows[0]] = value[rows[1]]
+                    tensor[ours] = value[theirs]
                 loaded.append(index)
             else:
                 skipped.append(index)

@@ -272,6 +272,7 @@ def notes(
         pretrainings=sorted(
             {(row.pretrainings, len(row.seeds)) for row in rows if row.pretrainings and len(row.seeds) > 1}
         ),
+        mixed=_unequal_variations(rows),
         same_images=_splits_of_same_images(rows),
         unpaired=_unpaired(rows),
         unknown=sorted(not_known_to_all(recorded_values(finished))),
@@ -291,6 +292,18 @@ def obstacles(rows: Sequence[Row], row: Row) -> dict[str, tuple[str, str]]:
         keys = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
         apart.append({key: (shown(key, theirs.get(key)), shown(key, ours.get(key))) for key in keys})
     return min(apart, key=len, default={})
+
+
+def _unequal_variations(rows: Sequence[Row]) -> list[tuple[Row, int, int]]:
+    """Conditions whose seeds were trained on different numbers of variations, with the least and the greatest."""
+    found = []
+    for row in rows:
+        numbers = {
+            int(run.metrics["data/synthetic_images"]) for run in row.runs if "data/synthetic_images" in run.metrics
+        }
+        if len(numbers) > 1:
+            found.append((row, min(numbers), max(numbers)))
+    return found
 
 
 def _splits_of_same_images(rows: Sequence[Row]) -> list[list[str]]:
