@@ -218,3 +218,14 @@ def test_a_process_that_waits_for_a_lock_says_so(tmp_path: Path, caplog: pytest.
         with caplog.at_level("INFO"), exclusive_lock(lock, "another process is at it; waiting"):
             assert process.wait(10) == 0
     assert "another process is at it; waiting" in caplog.text
+
+
+def test_the_file_that_a_link_leads_to_is_linked(tmp_path: Path) -> None:
+    """Files of some tools are relative symbolic links into a store."""
+    for folder in ("raw", "images", "out"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "raw" / "a.png").write_bytes(b"pixels")
+    (tmp_path / "images" / "a.png").symlink_to("../raw/a.png")
+    link_file(tmp_path / "images" / "a.png", tmp_path / "out" / "deeper.png")
+    assert not (tmp_path / "out" / "deeper.png").is_symlink()
+    assert (tmp_path / "out" / "deeper.png").read_bytes() == b"pixels"

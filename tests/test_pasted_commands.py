@@ -194,6 +194,8 @@ def test_trying_suggestions(paste: Pasted) -> None:
     lines = [compare_command(value, Path("reports") / "a b") for value in HOSTILE]
     for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "compare.py"), strict=True):
         assert values(words) == {"study": value, "annotations": "reports/a b/suggestions_applied.json"}
+    (words,) = given_to(paste(compare_command("s", Path("reports"), "a b/runs")), "python", "compare.py")
+    assert values(words) == {"runs": "a b/runs", "annotations": "reports/suggestions_applied.json"}
     lines = [final_command(value) for value in HOSTILE]
     for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "train.py"), strict=True):
         assert values(words) == {"final": value}

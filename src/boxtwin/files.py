@@ -116,11 +116,14 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it if the disk has no links. A file at ``target`` is replaced."""
+    """Hard-link a file, or copy it if the disk has no links. A file at ``target`` is replaced.
+
+    Of a symbolic link, the file that it leads to is linked: a relative one would lead nowhere from another folder.
+    """
     with atomic_path(target) as temporary:
         _remove(temporary)
         try:
-            os.link(source, temporary)
+            os.link(source.resolve(), temporary)
         except OSError:
             shutil.copyfile(source, temporary)
     temporary.unlink(missing_ok=True)  # renaming does nothing where both are links to one file (POSIX, rename)

@@ -174,6 +174,49 @@ def test_labels_are_told_from_lists_of_the_same_names(
     assert len(image.boxes) == 1
 
 
+@pytest.mark.parametrize("shape", ["[4, 3]", "[17, 2]", "[1, 2]", "[17, 3]"])
+def test_keypoints_behind_a_box_are_no_polygon(shape: str, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text(f"names: [ship]\nkpt_shape: {shape}\n")
+    points, dimensions = json.loads(shape)
+    keypoints = " ".join(["0.48"] * points * dimensions)
+    (tmp_path / "a.txt").write_text(f"0 0.5 0.5 0.2 0.1 {keypoints}\n0 0.5 0.5 0.2 0.1\n")
+    boxes = get_format("yolo").read(tmp_path).images[0].in_pixels(100, 100).boxes
+    np.testing.assert_allclose([box.box for box in boxes], [(40, 45, 60, 55)] * 2)
+
+
+@pytest.mark.parametrize("folder", ["JPEGImages", "img", "train/Images", "."])
+def test_folders_of_images_may_have_any_name(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("ship\n")
+    for name in ("1.jpg", "empty.jpg"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / name).touch()
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "1.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    assert sorted(len(image.boxes) for image in get_format("yolo").read(tmp_path).images) == [0, 1]
+
+
+def test_images_of_one_name_in_several_folders_are_several(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("ship\n")
+    for folder in ("images/a", "images/b", "labels/a"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("a", "b"):
+        (tmp_path / "images" / folder / "1.jpg").touch()
+    (tmp_path / "labels" / "a" / "1.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    found = {image.name: len(image.boxes) for image in get_format("yolo").read(tmp_path).images}
+    assert found == {"a/1": 1, "b/1": 0}
+
+
+@pytest.mark.parametrize("place", ["labels", "."])
+def test_texts_of_a_person_beside_the_labels_are_no_labels(place: str, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("names: [ship]")
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    for name in ("README.dataset.txt", "README.roboflow.txt", *(["licence.txt"] if place == "labels" else [])):
+        (tmp_path / name).write_text("Cells, version 3\n")
+    (image,) = get_format("yolo").read(tmp_path).images
+    assert len(image.boxes) == 1
+
+
 def test_empty_lines_behind_the_names_of_classes_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("ship\nbuoy\n\n \n")
     (tmp_path / "a.txt").write_text("1 0.5 0.5 0.1 0.1\n")

@@ -24,7 +24,7 @@ from boxtwin.labels.options import LabelOptions
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, load_dataset, make_data, make_detector, prepare, prepared_from
 from boxtwin.run.checks import warn_of_random_weights
-from boxtwin.run.label_detectors import make_judge
+from boxtwin.run.label_detectors import make_judge, write_label_card
 from boxtwin.synthesis.store import Library
 
 ROOT = Path(__file__).parents[2]
@@ -306,6 +306,21 @@ def test_runs_that_older_versions_trained_on_crowds_as_background_are_others(com
     assert len(marked.boxes)
     assert with_crowds.condition == plain.condition | {"crowds": "ignored"}
     assert with_crowds.identity not in (plain.identity, *plain.earlier_identities)
+
+
+def test_splits_that_share_a_store_have_label_cards_of_their_own(composed: Compose) -> None:
+    first, second = (prepare(composed("variations=1", *part)) for part in ((), ("split.train_size=3",)))
+    assert store_of(first).folder == store_of(second).folder
+    assert len(first.sources) != len(second.sources)
+    for run in (first, second):
+        store_of(run).make(run.sources, 1)
+    cards = [write_label_card(run)[0] for run in (first, second, first)]
+    for run, card in zip((first, second, first), cards, strict=True):
+        content = json.loads(card.read_text())
+        assert content["images"] == len(run.sources)
+        assert content["kept"] == content["objects"] == sum(len(sample.object_boxes) for sample in run.sources)
+    assert cards[0] == cards[2]
+    assert json.loads((store_of(first).folder / "label_card.json").read_text())["images"] == len(first.sources)
 
 
 def test_two_files_of_one_class_are_two_generators(composed: Compose) -> None:

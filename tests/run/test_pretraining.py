@@ -23,7 +23,7 @@ from boxtwin.errors import InputError
 from boxtwin.mixing.datamodule import PrefetchLoader
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import detector_file, labelling_runs, load_dataset, make_data, make_detector, prepare, train
-from boxtwin.run.pretraining import check_other_images, hold_out, pretraining_run
+from boxtwin.run.pretraining import check_other_images, hold_out, in_order_of, pretraining_run
 
 SHORT = (
     "detector.warmup_steps=2",
@@ -247,6 +247,18 @@ def test_scenes_of_the_test_are_refused(composed: Compose, others: tuple[str, ..
     assert pretraining_run(prepare(composed("pretraining=sar_scenes", *simulated, scenes))) is not None
 
 
+def test_classes_in_another_order_are_put_in_order(composed: Compose) -> None:
+    samples = prepare(composed()).split.train[:2]
+    labels = [np.arange(len(sample.boxes)) % 3 for sample in samples]
+    marked = tuple(replace(sample, labels=each) for sample, each in zip(samples, labels, strict=True))
+    other = replace(prepare(composed()).dataset, samples=marked, classes=("a", "b", "c"), category_ids=(1, 2, 3))
+    ordered = in_order_of(other, ("b", "c", "a"))
+    assert (ordered.classes, ordered.category_ids) == (("b", "c", "a"), (2, 3, 1))
+    for before, after in zip(marked, ordered.samples, strict=True):
+        assert [other.classes[at] for at in before.labels] == [ordered.classes[at] for at in after.labels]
+    assert in_order_of(other, ("a", "b")) is other
+
+
 def test_classes_must_have_the_same_names_unless_there_is_one(composed: Compose) -> None:
     prepared = prepare(composed())
     other = replace(prepared.dataset, samples=prepared.split.train, classes=("vessel",))
@@ -261,6 +273,10 @@ def test_classes_must_have_the_same_names_unless_there_is_one(composed: Compose)
         (["dataset=sar_scenes", "pretraining=sar_scenes"], "pretraining=none"),
         (["pretraining=sar_scenes", "pretraining.steps=7"], "multiple of trainer.validations=6"),
         (["pretraining=sar_scenes", "pretraining.steps=0"], "must be a positive multiple"),
+        (
+            ["pretraining=sar_scenes", "pretraining.steps=48", "detector.warmup_steps=50"],
+            r"above detector\.warmup_steps=50: set pretraining\.steps=54 or",
+        ),
         (["pretraining=variations", "pretraining.per_image=-1"], "must not be negative"),
         (["pretraining=sar_scenes", "pretraining.batch_size=0"], "at least 1"),
         (["pretraining=sar_scenes", "trainer.devices=4", "pretraining.batch_size=6"], "multiple of trainer.devices=4"),

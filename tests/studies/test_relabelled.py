@@ -344,3 +344,14 @@ def test_labels_of_resized_images_are_refused(made: tuple[Path, list[Sample]], s
             del entry["width"], entry["height"]
         result.write_text(json.dumps(content))
     assert relabelled(study_in(folder / "runs"), file).images == len(samples) - VALIDATION
+
+
+@pytest.mark.parametrize("on_bad_box", ["error", "clip", "drop"])
+def test_images_that_a_tag_turns_may_be_stated_as_they_are_stored(tmp_path: Path, on_bad_box: str) -> None:
+    box = np.array([[5, 90, 20, 99]], dtype=np.float32)  # below the height of the stored image
+    parts = (box, np.zeros(1, dtype=np.int64), np.full(1, 135.0), np.zeros(1, dtype=bool))
+    file = write_labels(tmp_path / "labels.json", [Sample("1.png", tmp_path / "1.png", 100, 60, 1, *parts)])
+    images = [{"image_id": 9, "file_name": "1.png", "width": 60, "height": 100}]
+    (found,) = OtherLabels(file, CLASSES, {"on_bad_box": on_bad_box}, images).of(images)
+    np.testing.assert_array_equal(found.boxes, box)
+    assert (found.width, found.height) == (60, 100)

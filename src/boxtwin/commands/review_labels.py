@@ -65,7 +65,7 @@ def read_labels(composed: DictConfig) -> Path:
         settings: dict[str, str | list[str]] = {"dataset": "coco", "dataset.root": config.folder}
         if split is not None:
             names = list(load_json(split, setting="split.file="))
-            settings |= {"split": names[0]} if len(names) == 1 else {}
+            settings |= {"split.name": names[0]} if len(names) == 1 else {}  # which may be no option of conf/split
             settings |= {"split.file": str(Path(config.folder) / split.name)}
         log.info("%s\nuse it with: %s", described, use_with(settings))
         return Path(config.folder)

@@ -56,7 +56,7 @@ def list_suspects(config: DictConfig) -> Path:
             given.is_file() or (given / ARCHIVE).exists() or any(given.glob(f"*/{RESULT_FILE}"))
         ):  # a data set's folder may be called as the study
             with runs_folder(given) as folder:
-                return _list(runs_in(folder), {}, config)
+                return _list(runs_in(folder), {}, config, given=config.suspects)
         tracking = Path(config.tracking.folder)
         study = find_study(config.suspects, config.tracking.uri, tracking)
         store = Store(uri=config.tracking.uri, folder=tracking)
@@ -65,7 +65,10 @@ def list_suspects(config: DictConfig) -> Path:
         return _list(runs, copies, config)
 
 
-def _list(runs: Sequence[StudyRun], copies: Mapping[str, Path], config: DictConfig) -> Path:
+def _list(
+    runs: Sequence[StudyRun], copies: Mapping[str, Path], config: DictConfig, *, given: str | None = None
+) -> Path:
+    """Write the suspects of runs, which are in the folder or archive ``given`` if no MLflow store knows them."""
     study = runs[0].study
     check_name(study, "study")
     kept = best_condition(runs, copies)
@@ -114,7 +117,7 @@ def _list(runs: Sequence[StudyRun], copies: Mapping[str, Path], config: DictConf
         classes=dataset.classes,
         runs=[each.run.name for each in kept],
         remarks=remarks,
-        command=compare_command(study, folder),
+        command=compare_command(study, folder, given),
     )
     counts = Counter(each.kind for each in suspects)
     listed = ", ".join(f"{number} {kind}" for kind, number in counts.most_common()) or "none"
@@ -221,6 +224,7 @@ def _remarks(kept: Sequence[FinishedRun], dataset: Dataset) -> list[str]:
     return remarks
 
 
-def compare_command(study: str, folder: Path) -> str:
-    """What scores the runs again on the suggestions."""
-    return command_line("compare.py", [setting("study", study), setting("annotations", str(folder / SUGGESTED_FILE))])
+def compare_command(study: str, folder: Path, runs: str | None = None) -> str:
+    """What scores the runs of a study, or those in the folder or archive ``runs``, again on the suggestions."""
+    chosen = setting("study", study) if runs is None else setting("runs", runs)
+    return command_line("compare.py", [chosen, setting("annotations", str(folder / SUGGESTED_FILE))])

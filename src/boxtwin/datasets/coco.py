@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -161,8 +161,12 @@ def read_labels(
     on_bad_box: OnBadBox = OnBadBox.error,
     crowds: Crowds = Crowds.ignore,
     on_duplicate_box: OnDuplicateBox = OnDuplicateBox.warn,
+    shown_size: Callable[[str], tuple[int, int] | None] = lambda _: None,
 ) -> Dataset:
     """Read the labels of a COCO file and check them as `read_coco` does, without the images.
+
+    ``shown_size`` knows the width and height of some images by name. It counts where the file states the size as stored
+    of an image that is turned by its orientation tag.
 
     Raises `InputError` for everything that is wrong, also for images whose size the file does not state.
     """
@@ -172,6 +176,9 @@ def read_labels(
         if not (entry.get("width") and entry.get("height")):
             problems.add("images without width and height", entry["file_name"])
     problems.raise_if_any(annotations)
+    for entry in content["images"]:
+        if shown_size(entry["file_name"]) == (entry["height"], entry["width"]):
+            entry["width"], entry["height"] = entry["height"], entry["width"]
     sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in content["images"]}
     objects, repairs = read_objects(content, sizes, on_bad_box, problems)
     read_crowds(content, objects, crowds, problems)

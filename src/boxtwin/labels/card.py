@@ -118,10 +118,13 @@ def write_card(
     sources: Mapping[str, _Read],
     classes: Sequence[str] = (),
     objects: Mapping[str, int] | None = None,
+    *,
+    to: Path | None = None,
 ) -> None:
     """Write ``label_card.json`` and ``label_card.png`` of a store, from those lines of its manifest that count.
 
-    ``sources`` reads the pixels of each real image, by its name; ``objects`` has the number of its objects.
+    ``sources`` reads the pixels of each real image, by its name; ``objects`` has the number of its objects. The files
+    are written to the folder ``to``, by default that of the store.
     """
     ordered = sorted(lines, key=lambda line: (line["source"], line["variation"]))
     cases = _cases(ordered)
@@ -145,8 +148,9 @@ def write_card(
     def pair_of(case: _Case) -> tuple[Pixels, Pixels]:
         return sources[case.line["source"]](), read_image(folder / case.line["image"])
 
-    write_bytes_atomically(folder / "label_card.png", _picture(card, cases, pair_of, classes))
-    write_bytes_atomically(folder / "label_card.json", json.dumps(card, indent=1).encode())
+    to = folder if to is None else to
+    write_bytes_atomically(to / "label_card.png", _picture(card, cases, pair_of, classes))
+    write_bytes_atomically(to / "label_card.json", json.dumps(card, indent=1).encode())
 
 
 def _cases(lines: Sequence[_Line]) -> list[_Case]:

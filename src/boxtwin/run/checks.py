@@ -59,6 +59,12 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
             f"pretraining.steps={options.steps} must be a positive multiple of "
             f"trainer.validations={config.trainer.validations}, so that it ends with a validation"
         )
+    if options.steps <= (warmup := config.detector.warmup_steps):
+        fewest = (warmup // config.trainer.validations + 1) * config.trainer.validations
+        raise InputError(
+            f"pretraining.steps={options.steps} must be above detector.warmup_steps={warmup}: set "
+            f"pretraining.steps={fewest} or a greater multiple of trainer.validations, or shorten warm-up"
+        )
     if options.batch_size % config.trainer.devices:
         raise InputError(
             f"pretraining.batch_size={options.batch_size} must be a multiple of "

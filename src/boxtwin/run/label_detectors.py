@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from boxtwin.config.identity import NO_PRETRAINING, run_name
+from boxtwin.config.identity import NO_PRETRAINING, long_hash, run_name
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import DECISIONS, Detections, Sample
 from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector
@@ -33,6 +33,7 @@ from boxtwin.synthesis.manifest import store_costs
 log = logging.getLogger(__name__)
 
 # AP50 on validation images below which a warning is logged. Detectors of ten HRSID images reach about 0.55.
+CARDS = "label_cards"  # folder of a store
 LEAST_AP50 = 0.3
 
 
@@ -71,15 +72,21 @@ def keep_detector(prepared: Prepared, file: Path) -> None:
 
 
 def write_label_card(prepared: Prepared) -> list[Path]:
-    """Write the label card of the run's store if its images have changed since; its files."""
+    """Write the label card of the store as the run's split sees it, unless it is there; its files.
+
+    Splits may share a store, so cards are kept by a hash of what they are made of. The store's own folder has the last.
+    """
     library = prepared.store
-    files = [library.folder / name for name in ("label_card.json", "label_card.png")]
-    newest = library.manifest.stat().st_mtime_ns if library.manifest.exists() else None
-    if newest is not None and not all(file.exists() and file.stat().st_mtime_ns >= newest for file in files):
-        lines = library.judged(prepared.sources, max((line.variation for line in library.lines()), default=0))
-        read = {source.name: source.read for source in prepared.sources}
-        objects = {source.name: len(source.object_boxes) for source in prepared.sources}
-        write_card(library.folder, [line.to_json() for line in lines], read, prepared.dataset.classes, objects)
+    most = max((line.variation for line in library.lines()), default=0)
+    lines = [line.to_json() for line in library.judged(prepared.sources, most)]
+    read = {source.name: source.read for source in prepared.sources}
+    objects = {source.name: len(source.object_boxes) for source in prepared.sources}
+    folder = library.folder / CARDS / long_hash([sorted(objects.items()), lines, prepared.dataset.classes])[:16]
+    files = [folder / name for name in ("label_card.json", "label_card.png")]
+    if most and not all(file.exists() for file in files):
+        write_card(library.folder, lines, read, prepared.dataset.classes, objects, to=folder)
+    for file in files if most else ():
+        link_file(file, library.folder / file.name)
     return files
 
 

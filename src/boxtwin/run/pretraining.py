@@ -63,7 +63,7 @@ def pretraining_run(prepared: Prepared) -> Prepared | None:
         split=no_numbers,
         detector=replace(detector, image_size=side, crop=min(detector.crop or side, side), tile=None),
     )
-    dataset = load_dataset(replace(config, dataset=_changed(prepared)))
+    dataset = in_order_of(load_dataset(replace(config, dataset=_changed(prepared))), prepared.dataset.classes)
     # Simulated scenes are none of the study's, whatever their names.
     group_by = None if options.simulates else prepared.config.split.group_by
     check_other_images(dataset, prepared.dataset, prepared.split, group_by)
@@ -120,6 +120,16 @@ def hold_out(dataset: Dataset) -> Split:
 
 def _has_objects(samples: Sequence[Sample]) -> bool:
     return any(len(sample.object_boxes) for sample in samples)
+
+
+def in_order_of(other: Dataset, classes: tuple[str, ...]) -> Dataset:
+    """A data set with its classes in another order, if it has the same ones; else as it is."""
+    if other.classes == classes or sorted(other.classes) != sorted(classes):
+        return other
+    places = np.array([classes.index(name) for name in other.classes])
+    samples = tuple(replace(sample, labels=places[sample.labels]) for sample in other.samples)
+    ids = tuple(other.category_ids[other.classes.index(name)] for name in classes)
+    return replace(other, classes=classes, category_ids=ids, samples=samples)
 
 
 def check_other_images(other: Dataset, dataset: Dataset, split: Split, group_by: str | None) -> None:

@@ -74,12 +74,25 @@ class Relabelled:
 class OtherLabels:
     """The labels of a COCO file for the images of runs, found by file name."""
 
-    def __init__(self, annotations: Path, classes: Sequence[str], settings: Mapping[str, Any]) -> None:
-        """Read and check them; ``settings`` say how a run's data set was read.
+    def __init__(
+        self,
+        annotations: Path,
+        classes: Sequence[str],
+        settings: Mapping[str, Any],
+        images: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Read and check them; ``settings`` say how a run's data set was read, ``images`` are those of runs.
 
         Raises `InputError` if the file is wrong, or has other ``classes``.
         """
-        dataset = read_labels(annotations, **label_settings(settings))
+        sizes = {str(each["file_name"]): (each["width"], each["height"]) for each in images if "width" in each}
+        known, listed = ImageNames([[name] for name in sizes]), list(sizes.values())
+
+        def shown_size(name: str) -> tuple[int, int] | None:
+            place = known.find(name)
+            return None if place is None else listed[place]
+
+        dataset = read_labels(annotations, **label_settings(settings), shown_size=shown_size)
         used = {dataset.classes[label] for sample in dataset.samples for label in np.unique(sample.labels)}
         if not set(classes) <= set(dataset.classes) or not used <= set(classes):
             there, wanted = ", ".join(dataset.classes), ", ".join(classes)
@@ -156,12 +169,14 @@ def relabelled(study: Study, annotations: Path, *, suspected: bool = False) -> R
         )
     # 1. All labels that are needed, before anything is scored.
     read: dict[tuple[object, ...], OtherLabels] = {}
+    images = [entry for each in kept for entry in (*each.result.counts, *each.result.validation_images)]
     labels = []
     for each in kept:
         settings = tuple(each.run.condition.get(f"dataset.{name}") for name in LABEL_SETTINGS)
         key = (*each.classes, *settings)
         if key not in read:
-            read[key] = OtherLabels(annotations, each.classes, dict(zip(LABEL_SETTINGS, settings, strict=True)))
+            by_name = dict(zip(LABEL_SETTINGS, settings, strict=True))
+            read[key] = OtherLabels(annotations, each.classes, by_name, images)
         of_validation = each.result.validation_images if each.validation else ()
         known = read[key].knows(of_validation)
         labels.append((read[key].of(each.result.counts), read[key].of(of_validation) if known else None))

@@ -1,13 +1,15 @@
 """YOLO text files: ``class x y width height`` a line, centre and size in shares of the image.
 
 https://docs.ultralytics.com/datasets/detect: ``labels/NAME.txt`` beside ``images/NAME.png``, class names in
-``data.yaml``; other tools write them to ``classes.txt`` or ``obj.names``, one a line.
+``data.yaml``; other tools write them to ``classes.txt`` or ``obj.names``, one a line. Lines of three points or more are
+polygons; where ``data.yaml`` has ``kpt_shape``, they are boxes with keypoints, which are left out.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from boxtwin.files import write_bytes_atomically
 from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, with_marks
 
 NAMES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "labels/classes.txt")
+YAML = (".yaml", ".yml")
 NOT_CONFIRMED = "not_confirmed.txt"
 NO_LABELS = ("classes.txt", NOT_CONFIRMED, "notes.txt", "train.txt", "val.txt", "valid.txt", "test.txt")
 
@@ -57,16 +60,20 @@ def read_not_confirmed(folder: Path) -> set[str] | None:
 def read(path: Path) -> Labels:
     """Read a folder. Images without a text file, and text files without lines, are images without objects."""
     named, names = class_names(path)
+    has_keypoints = named.suffix in YAML and "kpt_shape" in yaml.safe_load(read_text(named))
     images, seen, pictures = [], set(), image_files(path)
     files = sorted(path.rglob("*.txt"))
     for file in sorted({*files}.difference([named], _lists(path, files, pictures))):
         stem = "/".join(part for part in file.relative_to(path).with_suffix("").parts if part != "labels")
         seen.add(stem)
-        boxes = tuple(_boxes(file, names))
+        boxes = tuple(_boxes(file, names, has_keypoints=has_keypoints))
         images.append(LabelledImage(stem, width=None, height=None, boxes=boxes, in_shares=True))
-    for name in pictures:
-        stem = "/".join(part for part in Path(name).with_suffix("").parts if part != "images")
-        if stem not in seen:
+    stems = ["/".join(part for part in Path(name).with_suffix("").parts if part != "images") for name in pictures]
+    # Folders of images have other names too, so that a base name counts that one image and one text file have.
+    bases, labelled = (Counter(Path(stem + ".txt").stem for stem in each) for each in (stems, seen))
+    for stem in stems:
+        base = Path(stem + ".txt").stem
+        if stem not in seen and not bases[base] == labelled[base] == 1:
             images.append(LabelledImage(stem, width=None, height=None, in_shares=True))
     if not images:
         raise InputError(f"{path} holds neither labels (*.txt) nor images")
@@ -81,7 +88,7 @@ def _lists(folder: Path, files: Sequence[Path], images: Iterable[str]) -> list[P
     labels = [file for file in files if "labels" in (folder.name, *file.relative_to(folder).parent.parts)]
     in_labels = {file.stem for file in labels}
     beside = [file for file in files if file not in labels and (file.stem not in stems or file.stem in in_labels)]
-    found = [file for file in beside if file.name in NO_LABELS]
+    found = [file for file in beside if labels or file.name in NO_LABELS or file.name.lower().startswith("readme")]
     return found + [file for file in labels if file.name == "classes.txt" and file.stem not in stems]
 
 
@@ -91,7 +98,7 @@ def class_names(folder: Path) -> tuple[Path, list[str]]:
     if file is None:
         raise InputError(f"{folder} has no class names: put data.yaml, or classes.txt with one a line, there")
     text = read_text(file)
-    if file.suffix not in (".yaml", ".yml"):
+    if file.suffix not in YAML:
         lines = [line.strip() for line in text.rstrip().splitlines()]
         if not all(lines):
             raise InputError(f"{file} has an empty line between the names of classes: which number is whose?")
@@ -118,7 +125,7 @@ def read_text(file: Path) -> str:
         raise InputError(f"{file} is no text in UTF-8") from None
 
 
-def _boxes(file: Path, names: Sequence[str]) -> Iterator[LabelledBox]:
+def _boxes(file: Path, names: Sequence[str], *, has_keypoints: bool) -> Iterator[LabelledBox]:
     for number, line in enumerate(read_text(file).splitlines(), start=1):
         words = line.split()
         if not words:
@@ -128,6 +135,8 @@ def _boxes(file: Path, names: Sequence[str]) -> Iterator[LabelledBox]:
             label, values = int(words[0]), [float(word) for word in words[1:]]
         except ValueError:
             raise InputError(f"{where}: {line!r} is no class number with a box") from None
+        if has_keypoints:
+            values = values[:4]
         if len(values) >= 6 and len(values) % 2 == 0:  # a polygon: its points
             xs, ys = values[::2], values[1::2]
             box: Box = (min(xs), min(ys), max(xs), max(ys))
