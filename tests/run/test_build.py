@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from small_study import SMALL
 from trained_detectors import make_trained
 
+from boxtwin.commands.generate import make_variations
 from boxtwin.config.arguments import quote_numbers
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values, run_name, setting_hash
@@ -313,7 +314,7 @@ def test_splits_that_share_a_store_have_label_cards_of_their_own(composed: Compo
     assert store_of(first).folder == store_of(second).folder
     assert len(first.sources) != len(second.sources)
     for run in (first, second):
-        store_of(run).make(run.sources, 1)
+        make_variations(run)
     cards = [write_label_card(run)[0] for run in (first, second, first)]
     for run, card in zip((first, second, first), cards, strict=True):
         content = json.loads(card.read_text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,63 @@ def test_gaps_are_found() -> None:
     assert any(c.question == "condition" and c.additions[0][0] == "s1 x10 repeat" for c in with_gap)
     few_sizes = planned([FULL[0], *FULL[2:]])
     assert any(c.question == "worth" and "split.train_size=20" in c.command for c in few_sizes)
+
+
+def with_overrides(typed: Mapping[tuple[str, int], str], conditions: Sequence[Simulated]) -> list[Candidate]:
+    """The candidates of a study of which it is known what was typed for each split and number of variations."""
+    runs, _, figures = simulate(conditions, seeds=6)
+    runs = [replace(run, overrides=f"{typed[run.split, run.variations]} seed={run.seed}") for run in runs]
+    return plan(study_of(runs, condition_table(runs), figures))
+
+
+def test_a_condition_of_another_split_keeps_the_data_and_the_split_of_its_own() -> None:
+    small, large = "dataset=coco dataset.root=D split=s2 split.train=15", "dataset=coco dataset.root=LARGER split=s1"
+    typed = {
+        ("s2", 0): f"{small} variations=0 trainer.steps=60",
+        ("s2", 10): f"{small} variations=10 generator=copy_paste generator.pastes=2 trainer.steps=60",
+        ("s1", 0): f"{large} split.train=30 variations=0 trainer.steps=60",
+    }
+    rows: list[Simulated] = [
+        ("s2", 0, "none", 15.0, 0.5),
+        ("s2", 10, "copy_paste", 15.0, 0.5),
+        ("s1", 0, "none", 30.0, 0.6),
+    ]
+    found = with_overrides(typed, rows)
+    (command,) = [each.command for each in found if each.additions[0][0] == "s1 x10 copy_paste"]
+    words = command.split()
+    assert {"dataset.root=LARGER", "split=s1", "split.train=30", "generator.pastes=2", "variations=10"} <= set(words)
+    assert not {"dataset.root=D", "split=s2", "split.train=15"} & set(words)
+    assert words.count("trainer.steps=60") == 1
+
+
+@pytest.mark.parametrize("said", ["", " split.train=30"])
+def test_parts_of_a_split_from_a_file_say_how_many_images_it_has(said: str) -> None:
+    typed = {("s1", 0): f"dataset=coco split=s1 split.file=mine.json{said} variations=0"}
+    first = with_overrides(typed, [("s1", 0, "none", 30.0, 0.5)])[0]
+    assert first.question == "data"
+    assert first.command.split().count("split.train=30") == 1
+    assert "split.train_size=15" in first.command
+    (plain,) = {
+        each.command
+        for each in with_overrides({("s1", 0): "split=s1 variations=0"}, [("s1", 0, "none", 30.0, 0.5)])
+        if each.question == "data"
+    }
+    assert "split.train=" not in plain
+
+
+def test_files_of_labels_keep_their_folder() -> None:
+    made = command(
+        "labels=manual labels.file=work/labels-1.json variations=2",
+        "repeat labels.file=labels-1.json",
+        study="s",
+        split=None,
+        variations=5,
+        generator="repeat labels.file=labels-2.json",
+        seeds=[0],
+        size=None,
+    )
+    assert "labels.file=work/labels-2.json" in made.split()
+    assert made.count("labels.file=") == 1
 
 
 def test_a_number_beside_the_best_is_proposed() -> None:

@@ -20,6 +20,8 @@ from boxtwin.labels.store_images import read_store
 
 log = logging.getLogger(__name__)
 
+SPLITS = ("s1", "s2")  # the options in conf/split
+
 
 def export_labels(composed: DictConfig) -> Path:
     """Write the labels and images of a store in the format of ``export``; the folder."""
@@ -65,7 +67,8 @@ def read_labels(composed: DictConfig) -> Path:
         settings: dict[str, str | list[str]] = {"dataset": "coco", "dataset.root": config.folder}
         if split is not None:
             names = list(load_json(split, setting="split.file="))
-            settings |= {"split.name": names[0]} if len(names) == 1 else {}  # which may be no option of conf/split
+            if len(names) == 1:  # that of a part of a split, such as s1n10, is no option of conf/split
+                settings["split" if names[0] in SPLITS else "split.name"] = names[0]
             settings |= {"split.file": str(Path(config.folder) / split.name)}
         log.info("%s\nuse it with: %s", described, use_with(settings))
         return Path(config.folder)

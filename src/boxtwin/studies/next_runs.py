@@ -6,9 +6,10 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import PurePath
 from typing import Literal
 
 from scipy import stats
@@ -224,14 +225,25 @@ class _Planner:
         alike = [row for row in rows if row.generator == generator] if variations else []
         donors = [(run, row) for row in alike or [like] for run in row.runs]
         donor, donor_row = next((each for each in donors if each[0].overrides), donors[0])
-        split = like.first.split  # without settings that tell it from others of the name
+        split: str | None = like.first.split  # without settings that tell it from others of the name
         if like.first.train_size is not None:
-            split = split.removesuffix(f"n{like.first.train_size}")
+            split = like.first.split.removesuffix(f"n{like.first.train_size}")
+        typed = donor.overrides
+        own = next((run.overrides for run in like.runs if run.overrides), "")
+        if typed and donor_row.split == like.split:
+            split = None
+        elif typed and own:
+            typed, split = with_data_of(own, typed), None
+        words = shlex.split(typed)
+        is_whole = like.first.train_size is None and math.isfinite(like.real_images)
+        # A file of splits may have another number of images than the configuration says.
+        if size is not None and is_whole and _of(words, "split.file") and not _of(words, "split.train"):
+            typed = shlex.join([*words, f"split.train={like.real_images:.0f}"])
         return command(
-            donor.overrides,
+            typed,
             donor.generator,
             study=donor.study,
-            split=None if donor.overrides and donor_row.split == like.split else split,
+            split=split,
             variations=variations,
             generator=generator,
             seeds=seeds,
@@ -247,6 +259,23 @@ def _beside(best: int, counts: Sequence[int]) -> int:
     gaps = [(counts[i], counts[i + 1]) for i in (place - 1, place) if 0 <= i < len(counts) - 1]
     low, high = max(gaps, key=lambda gap: math.log1p(gap[1]) - math.log1p(gap[0]))
     return round(math.expm1((math.log1p(low) + math.log1p(high)) / 2))
+
+
+def _of(words: Sequence[str], *keys: str) -> list[str]:
+    """The words that set one of these keys, or with a dot at its end, one below it."""
+    return [
+        word
+        for word in words
+        if any(re.match(rf"\+*{re.escape(key)}{'' if key[-1] == '.' else '='}", word) for key in keys)
+    ]
+
+
+def with_data_of(own: str, typed: str) -> str:
+    """What was ``typed`` for a run, with the data set and the split of another one."""
+    keys = ("dataset", "dataset.", "split", "split.")
+    words, others = shlex.split(typed), shlex.split(own)
+    data = _of(words, *keys)
+    return shlex.join([*(word for word in words if word not in data), *_of(others, *keys)])
 
 
 def command(
@@ -268,7 +297,7 @@ def command(
     words = {word: word.partition("=")[0].lstrip("+") for word in shlex.split(typed)}
     # Settings that no file has are added with a plus.
     pluses = {key: word[: -len(word.lstrip("+"))] for word, key in words.items() if word[0] == "+"}
-    chosen = choice(generator)
+    chosen = [_in_typed_folder(word, words) for word in choice(generator)]
     # A pre-training on variations needs what was typed of them, also where none are mixed in afterwards.
     pretrained = "pretraining=variations" in words or "pretraining.per_image" in words.values()
     keeps = pretrained and not variations
@@ -290,6 +319,15 @@ def command(
         kept.append(f"split.train_size={size}")
     kept.append(f"seed={','.join(map(str, seeds))}")
     return command_line("train.py", [*(["-m"] if len(seeds) > 1 else []), *kept])
+
+
+def _in_typed_folder(word: str, typed: Iterable[str]) -> str:
+    """A file of labels, which the name of a condition has without its folder, with the folder that was typed."""
+    key, _, name = word.partition("=")
+    files = (
+        [each.partition("=")[2].strip("'\"") for each in _of([*typed], "labels.file")] if key == "labels.file" else []
+    )
+    return setting(key, str(PurePath(files[-1]).with_name(name.strip("'\"")))) if files else word
 
 
 def choice(generator: str) -> list[str]:
