@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,17 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty holds no folder of a run"):
         compared(tmp_path, [folders[0], str(tmp_path / "empty")])
+
+
+def test_commands_of_several_studies_name_these(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    write_run(a / "run", "first", 0, 0, "one")
+    write_run(b / "run", "second", 10, 0, "two")
+    for folder, typed in ((a, "study=first split=s1"), (b, "split=s1")):
+        file = folder / "run" / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"overrides": typed}))
+    assert compared(tmp_path, [str(a), str(b)]) == "first-and-second"
+    page = html.unescape((tmp_path / "reports" / "first-and-second" / "index.html").read_text())
+    assert "first-and-second" not in "".join(re.findall(r"python (?:train|compare)\.py [^<]*", page))
+    assert re.search(r"python train\.py split=s1 study=second", page)
+    assert re.search(r"python compare\.py '?\"?runs=\[multirun/first,multirun/second\]", page)

@@ -7,6 +7,7 @@ import logging
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from hydra.core.hydra_config import HydraConfig
 from image_server import Record, image_server
 from omegaconf import DictConfig, open_dict
 from small_study import SMALL
+from written_samples import write_sample
 
+from boxtwin.commands import generate_preview
 from boxtwin.commands.generate import contact_sheet, generate, make_variations
 from boxtwin.config.arguments import quote_numbers
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import defining_values
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.datasets.image_io import read_image, write_png
+from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
 from boxtwin.run.build import Prepared, prepare
 from boxtwin.run.pretraining import variations_run
@@ -394,3 +398,13 @@ def test_quality_false_makes_no_card_and_defines_no_run(composed: Composed, tmp_
     generate(composed(*typed))
     assert (store / "quality_card.json").exists()
     assert (store / "quality_card.png").exists()
+
+
+def test_a_previews_image_is_read_as_it_was_made(tmp_path: Path) -> None:
+    """Channels were chosen when the source was read; the variation has these."""
+    reading = Reading(channels=(2, 1, 0), max_pixels=77)
+    source = replace(write_sample(tmp_path, "a.png", np.zeros((8, 8, 3), np.uint8), []), reading=reading)
+    cell = {"file": str(tmp_path / "a.png"), "boxes": [], "labels": [], "seed": 1, "sha256": ""}
+    shown = generate_preview._sample(source, "repeat", cell)
+    assert shown is not None
+    assert shown.reading == Reading(max_pixels=77)

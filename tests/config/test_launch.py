@@ -38,6 +38,15 @@ def composed() -> Iterator[Compose]:
         yield lambda *overrides: compose("config", list(overrides))
 
 
+def test_an_error_of_another_data_set_is_of_runs_that_read_it(composed: Compose) -> None:
+    other = ["pretraining.dataset.name=x", "pretraining.dataset.root=B"]
+    plain, same, pretrained = (
+        launch._data_of(composed(*words))
+        for words in (["seed=1"], ["seed=2", "trainer.steps=60"], ["pretraining=labelled_images", *other])
+    )
+    assert plain == same != pretrained
+
+
 @pytest.mark.parametrize(
     ("typed", "quoted"),
     [

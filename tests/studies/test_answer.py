@@ -100,7 +100,8 @@ def test_a_gain_beside_its_controls() -> None:
     data = positive_control.differences["map_50"].mean
     assert data > change.mean
     wins = [of_s2["lead"]]
-    assert found.advice == {"kind": "use", "wins": wins, "without_controls": False, "equal": [], "data": data}
+    advice = {"kind": "use", "wins": wins, "gaining": wins, "without_controls": False, "equal": [], "data": data}
+    assert found.advice == advice
 
 
 def test_a_control_alone_that_gains_is_advised() -> None:
@@ -123,6 +124,37 @@ def test_a_control_that_does_as_well_is_cheaper(control: float, equal: list[str]
     ((compared, _),) = found.groups[0]["controls"]
     assert compared.differences["map_50"].significant == (not equal)
     assert (found.advice["kind"], found.advice["equal"]) == ("use", equal)
+
+
+def test_a_control_that_gains_significantly_more_is_not_beaten() -> None:
+    """At equal epochs, `repeat` shows that steps gain, and the images lose."""
+    conditions = [*PLAIN, *with_variations(0.66), *with_variations(0.7, "repeat")]
+    found = answer_of(conditions)
+    ((compared, _),) = found.groups[0]["controls"]
+    assert compared.differences["map_50"].significant
+    assert (found.advice["kind"], found.advice["by"]) == ("beaten", ["repeat"])
+    *_, advice = in_short(*_nine(conditions))
+    assert re.match(
+        r"What to do: do not use 10 variations of each image by pixel_ddpm on s2 .* repeat, .* more\.", advice
+    )
+    both = answer_of([*conditions, *with_variations(0.66, "copy_paste")])
+    assert [win.new.generator for win in both.advice["gaining"]] == ["copy_paste"]
+
+
+def test_a_control_with_few_seeds_is_not_called_as_good() -> None:
+    conditions = [*PLAIN, *with_variations(0.66), *with_variations(0.6, "repeat")]
+    runs, _, figures = simulate(conditions, seeds=9, seed_noise=0.005, own_image_noise=0.01)
+    rows = condition_table([run for run in runs if run.generator != "repeat" or run.seed == 0])
+    (found,) = answers(rows, contrasts(rows, figures))
+    assert (found.advice["kind"], found.advice["equal"], found.advice["without_controls"]) == ("use", [], True)
+
+
+def test_more_images_that_lower_ap_are_no_lack_of_seeds() -> None:
+    *_, control, advice = in_short(*_nine([("s1", 0, "none", 80.0, 0.5), PLAIN[1], *with_variations(0.6)]))
+    assert control.endswith(": significant.")
+    assert "with which more real images help significantly" in advice
+    texts = answer(*_nine([("s1", 0, "none", 80.0, 0.5), PLAIN[1], *with_variations(0.6)]))
+    assert "significant: more real images lower AP50" in " ".join(texts)
 
 
 def test_a_gain_without_controls_asks_for_them() -> None:

@@ -279,6 +279,26 @@ def test_the_same_images_are_drawn_under_each_condition(study: list[StudyRun], d
         assert image.drawings[0].text == f"{len(sample.boxes)} true"
 
 
+def test_detections_in_crowds_are_shown_and_not_counted(study: list[StudyRun], dataset: Dataset) -> None:
+    samples = [replace(sample, crowd=np.ones(len(sample.boxes), dtype=bool)) for sample in dataset.samples]
+    found = {
+        sample.image_id: Detections(sample.boxes.astype(np.float64), np.ones(n := len(sample.boxes)), np.zeros(n, int))
+        for sample in samples
+    }
+    for run in study:
+        keep_examples(Path(run.output_dir) / EXAMPLES_FILE, samples, found, 0.3)
+    (fixed,) = galleries(Study.of(study))  # none is counted wrong
+    assert max(len(image.drawings[1].marks) for image in fixed.images) > 1
+    assert {drawing.text.split(":")[0] for image in fixed.images for drawing in image.drawings[1:]} == {"found 0"}
+
+
+def test_conditions_with_other_test_labels_have_galleries_of_their_own(study: list[StudyRun]) -> None:
+    by_labels = [replace(run, condition={**run.condition, "data.test": str(bool(run.variations))}) for run in study]
+    columns = [gallery.columns for gallery in galleries(Study.of(by_labels))]
+    assert sorted({len(each) for each in columns}) == [2]
+    assert len({each[1] for each in columns}) == 2
+
+
 def test_classes_have_corners_and_counts_of_their_own(study: list[StudyRun], dataset: Dataset) -> None:
     names = ("ship", "<i>buoy")
     by_name = {sample.name: sample for sample in dataset.samples}

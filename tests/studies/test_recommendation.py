@@ -27,6 +27,17 @@ def test_the_best_significant_gain_on_most_images_is_taken() -> None:
     assert reason.startswith("it is significantly better than s1 x0, by ")
 
 
+def test_of_several_that_gain_the_one_with_the_highest_ap50_is_taken() -> None:
+    """A control too, though a report names it as the cheaper one; and none that a control beats."""
+    both: list[Simulated] = [("s1", 10, "pixel_ddpm", 80.0, 0.8), ("s1", 10, "copy_paste", 80.0, 0.803)]
+    found = study([PLAIN[0], *both])
+    row, _ = recommended(found)
+    best = max(found.rows, key=lambda each: each.estimates["map_50"].mean)
+    assert row.name == best.name != "s1 x0"
+    repeated: list[Simulated] = [("s1", 10, "pixel_ddpm", 80.0, 0.8), ("s1", 10, "repeat", 80.0, 0.9)]
+    assert recommended(study([PLAIN[0], *repeated]))[0].name == "s1 x0"
+
+
 @pytest.mark.parametrize(
     ("variations", "seeds"),
     [

@@ -39,6 +39,14 @@ def test_a_set_up_that_could_not_have_seen_a_gain() -> None:
     assert "but a gain from variations is" in said(seeing).sentences[0]
 
 
+def test_losses_are_no_gains() -> None:
+    """Of variations, which do not show that the study detects gains; and of more real images."""
+    blind = [("s1", 0, "none", 80.0, 0.6), *PLAIN[1:], ("s2", 2, "pixel_ddpm", 40.0, 0.5)]
+    assert "could not have detected a gain: even 80 instead of 40" in said(blind).sentences[0]
+    worse = [("s1", 0, "none", 80.0, 0.5), *blind[1:]]
+    assert "which is a significant loss" in said(worse).sentences[0]
+
+
 def test_too_few_seeds_and_no_positive_control() -> None:
     varied = ("s1", 2, "pixel_ddpm", 80.0, 0.7)
     sentence = said([*PLAIN, varied], seeds=4).sentences[0]

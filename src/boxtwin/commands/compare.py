@@ -23,7 +23,7 @@ from boxtwin.studies.primary import PRIMARY_FILE, PrimaryComparison, primary_com
 from boxtwin.studies.relabelled import NEEDED, Relabelled, relabelled
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.summary import Summary, printed
-from boxtwin.studies.runs import runs_in, with_evidence
+from boxtwin.studies.runs import StudyRun, runs_in, with_evidence
 from boxtwin.studies.study import Study
 from boxtwin.studies.suspects import SUGGESTED_FILE, SUSPECTS_FOLDER
 from boxtwin.tracking.study_names import find_study
@@ -55,7 +55,7 @@ def compare_study(config: DictConfig) -> Path:
                 run,
                 study=name,
                 output_dir="" if run.run_id in copies else run.output_dir,
-                overrides=with_split(run.overrides, splits.get(Path(run.output_dir).parent)),
+                overrides=with_split(with_study(run), splits.get(Path(run.output_dir).parent)),
             )
             for run in runs
         ]
@@ -81,6 +81,13 @@ def kept_split(path: Path) -> Path | None:
     if not (settings.is_file() and split.is_file()):
         return None
     return None if OmegaConf.select(OmegaConf.load(settings), "split.file") is None else split
+
+
+def with_study(run: StudyRun) -> str:
+    """What was typed for a run, with its study, which it shares with no other where several are compared."""
+    words = shlex.split(run.overrides)
+    is_named = not words or any(word.startswith("study=") for word in words)
+    return run.overrides if is_named else shlex.join([*words, setting("study", run.study)])
 
 
 def with_split(overrides: str, split: Path | None) -> str:

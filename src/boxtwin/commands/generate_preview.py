@@ -17,6 +17,7 @@ from jaxtyping import Int
 from boxtwin.boxes import area_xyxy
 from boxtwin.config.launch import SWEEP_VARIABLE, task_overrides
 from boxtwin.datasets.image_io import Pixels
+from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Judgement, Lineage, PropagatedBox, Sample
 from boxtwin.evaluation import overlays
 from boxtwin.files import exclusive_lock, write_bytes_atomically
@@ -128,4 +129,7 @@ def _sample(source: Sample, generator: str, cell: dict[str, Any]) -> Sample | No
         lineage=Lineage(source.name, generator, 1, cell["seed"]),
         sha256=cell["sha256"],
         signature=None,
+        reading=Reading(
+            max_pixels=source.reading.max_pixels
+        ),  # of the source: its channels were chosen when it was made
     )

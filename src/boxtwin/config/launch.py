@@ -41,7 +41,7 @@ from boxtwin.config.arguments import (
 )
 from boxtwin.config.automatic import resolve_auto
 from boxtwin.config.compose import register, unknown_setting
-from boxtwin.config.identity import run_name, short_hash
+from boxtwin.config.identity import NO_PRETRAINING, run_name, short_hash
 from boxtwin.config.notes import Note, names_of, note_path, notes_in, progress
 from boxtwin.errors import DataError, InputError, WriteError, unanswered
 from boxtwin.files import check_name, remove_unwritten, write_error
@@ -296,7 +296,11 @@ def _data_of(config: DictConfig) -> str:
     """A hash of the settings that decide how a data set is read."""
     plain: Any = OmegaConf.to_container(config, enum_to_str=True)
     dataset = {key: value for key, value in plain.get("dataset", {}).items() if key not in _NOT_READING}
-    return short_hash([plain.get("data"), dataset, plain.get("split", {}).get("group_by")])
+    values = [plain.get("data"), dataset, plain.get("split", {}).get("group_by")]
+    pretraining = plain.get("pretraining", {})
+    if pretraining.get("name", NO_PRETRAINING) != NO_PRETRAINING:  # which may have a data set of its own
+        values.append(pretraining.get("dataset"))
+    return short_hash(values)
 
 
 def _name_of(config: DictConfig) -> str:

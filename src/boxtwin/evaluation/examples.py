@@ -20,6 +20,7 @@ from boxtwin.datasets.image_io import encode
 from boxtwin.datasets.levels import to_8_bit
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.evaluation.counts import counted
+from boxtwin.evaluation.matching import outside_crowds
 from boxtwin.evaluation.overlays import pick_examples, shrunk
 from boxtwin.files import write_bytes_atomically
 
@@ -57,10 +58,11 @@ def keep_examples(
 ) -> None:
     """Write the file of a run; it appears whole or not at all.
 
-    ``detections`` are by image id; counted from ``threshold`` on, or from that of their class.
+    ``detections`` are by image id; counted from ``threshold`` on, or from that of their class. Which are worst follows
+    from the counts, which leave out detections in crowds.
     """
     objects = {image_id: counted(each, threshold) for image_id, each in detections.items()}
-    numbers = {image_id: len(each.boxes) for image_id, each in objects.items()}
+    numbers = {image_id: len(each.boxes) for image_id, each in outside_crowds(samples, objects).items()}
     errors = {sample.image_id: abs(numbers.get(sample.image_id, 0) - len(sample.object_boxes)) for sample in samples}
     examples = pick_examples(samples, EXAMPLES)
     worst = sorted(samples, key=lambda sample: (-errors[sample.image_id], sample.name))[:WORST]

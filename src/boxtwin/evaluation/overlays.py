@@ -145,7 +145,7 @@ def side_by_side(
             texts = [caption for caption, take in zip(captions, chosen, strict=False) if take]
             corners = named.corners(detected.labels[chosen])
             draw_boxes(right, detected.boxes[chosen], colour=colour, line_style=style, captions=texts, corners=corners)
-        counts = f"true {len(sample.object_boxes)}, found {len(detected.boxes)}"
+        counts = f"true {len(sample.object_boxes)}, found {int((~matches.ignored).sum())}"
         right.set_title(counts, fontsize=8, loc="left", fontweight="bold")
     for axes in grid.ravel()[2 * len(samples) :]:
         axes.set_axis_off()

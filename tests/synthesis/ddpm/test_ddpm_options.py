@@ -322,6 +322,19 @@ def test_what_a_simulated_sensor_could_not_show_is_white_again() -> None:
         np.testing.assert_array_equal(up_to(white, values, knee=knee), values)
 
 
+def test_simulated_ships_are_no_brighter_than_the_sensors_full_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 16 bit files with values of 12 bit."""
+    monkeypatch.setattr("boxtwin.synthesis.ddpm.whole_image.TEXTURE", 0.0)
+    sample = replace(make_sample(tmp_path, "a.png", (128, 128), dtype=np.uint16), bits=16)
+    write_png(sample.path, read_image(sample.path) // 16)
+    generator = fitted(tmp_path, scenes(strength=0.0, object_strength=0.0), [sample])
+    assert generator.version([sample]) == generator.version([replace(sample, bits=8)]) + 1
+    brightest = max(int(one(generator, sample, seed).pixels.max()) for seed in range(8))
+    assert 2000 < brightest < 4800
+
+
 def test_a_sketch_keeps_the_sources_boxes_and_adds_those_of_the_pastes(tmp_path: Path) -> None:
     sample = make_sample(tmp_path, "a.png", crowd=1)
     made = one(fitted(tmp_path, sketch(), [sample]), sample)

@@ -79,7 +79,7 @@ def galleries(study: Study) -> list[Gallery]:
         examples = load_examples(file) if file else None
         if examples is not None:
             fixed = sorted((p.sample.name, p.sample.image_id) for p in examples.pictured if not p.worst)
-            groups[row.first.dataset, *fixed].append((row, examples))
+            groups[row.first.dataset, row.values.get("data.test"), *fixed].append((row, examples))
     shown = []
     for number, members in enumerate(groups.values()):
         columns = ("truth", *(row.name for row, _ in members))
@@ -103,8 +103,9 @@ def _worst(members: Sequence[Examples]) -> list[Pictured]:
 
     def error(pictured: Pictured) -> int:
         true, image_id = len(pictured.sample.object_boxes), pictured.sample.image_id
-        counts = (len(each.found[image_id].boxes) if image_id in each.found else 0 for each in members)
-        return sum(abs(number - true) for number in counts)
+        found = (each.found[image_id] for each in members if image_id in each.found)
+        counts = [int((~match(pictured.sample, each).ignored).sum()) for each in found]
+        return sum(abs(number - true) for number in (*counts, *[0] * (len(members) - len(counts))))
 
     return sorted(kept.values(), key=lambda each: (-error(each), each.sample.name))[:MOST_WORST]
 
@@ -126,7 +127,8 @@ def _image(key: str, pictured: Pictured, members: Sequence[Examples]) -> Picture
             groups[kind] = (detections.boxes[chosen], detections.labels[chosen])
         marks = itertools.chain(*(_marks(kind, *of, pictured, coloured=several) for kind, of in groups.items()))
         counts = ", ".join(f"{len(groups[kind][0])} {word}" for kind, word in KINDS.items() if len(groups[kind][0]))
-        text = f"found {len(detections.boxes)}{_by_class(detections.labels, classes)}{counts and ': '}{counts}"
+        labels_found = detections.labels[~matches.ignored]  # those in crowds are not counted
+        text = f"found {len(labels_found)}{_by_class(labels_found, classes)}{counts and ': '}{counts}"
         drawings.append(MarkedImage((*crowds, *marks), text))
     uri = data_uri("webp", pictured.webp)
     return PicturedImage(key, sample.name, sample.width, sample.height, uri, tuple(drawings))

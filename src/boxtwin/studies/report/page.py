@@ -111,9 +111,18 @@ def command_of(run: StudyRun) -> tuple[str, bool]:
 def _commands(runs: Sequence[StudyRun]) -> list[tuple[str, bool]]:
     """What makes the finished runs and the page again."""
     finished = sorted((run for run in runs if run.status == FINISHED), key=lambda run: (run.name, run.run_id))
-    studies = sorted({run.study for run in finished})
-    compared = [(command_line("compare.py", [setting("study", study)]), True) for study in studies]
-    return [*(command_of(run) for run in finished), *compared]
+    studies = sorted({_typed_study(run) for run in finished})
+    if len(studies) == 1:
+        compared = command_line("compare.py", [setting("study", studies[0])])
+    else:
+        compared = command_line("compare.py", [setting("runs", [f"multirun/{study}" for study in studies])])
+    return [*(command_of(run) for run in finished), *([(compared, True)] if studies else [])]
+
+
+def _typed_study(run: StudyRun) -> str:
+    """The study that the command of a run makes: runs of several may be compared."""
+    typed = [word.partition("=")[2].strip("'\"") for word in shlex.split(run.overrides) if word.startswith("study=")]
+    return typed[-1] if typed else run.study
 
 
 def _jpeg(path: Path) -> str:

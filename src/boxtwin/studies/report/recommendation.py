@@ -43,7 +43,7 @@ def recommended(study: Study) -> tuple[Row, str]:
     of_rows = [contrast for contrast in study.contrasts if contrast.new in rows]
     gains = [contrast for contrast in of_rows if contrast.kind == "primary"]
     for each in answers(rows, of_rows):
-        gains += each.advice.get("wins", [])
+        gains += each.advice.get("gaining", [])
         gains += [contrast for contrast, _ in each.pretrainings] + each.extra_images
     gains = [contrast for contrast in gains if contrast.differences[AP50].gain_significant]
     if gains:

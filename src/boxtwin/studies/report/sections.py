@@ -84,7 +84,7 @@ def sensitivity_section(study: Study) -> Section:
                 "positive_controls": [contrast for contrast in alike if contrast.kind == "positive control"],
                 "alone": not any(map(is_treated, rows)),
                 "gains": gains,
-                "gain_significant": any(gain.significant for gain in gains),
+                "gain_significant": any(gain.gain_significant for gain in gains),
                 "measured": [interval.half_width for interval in intervals],
                 "true": [detectable(interval) for interval in intervals],
             }

@@ -219,12 +219,22 @@ def _advice(
     wins = [each for each in decided if each.differences[AP50].gain_significant]
     if wins:
         winners = {win.new.run_ids for win in wins}
-        held = [control for control in controls if control.new.run_ids in winners]
-        equal = {line_of(each.old) for each in held if not each.differences[AP50].significant}
-        named = [win for win in wins if line_of(win.new) not in equal or win.kind != "variations"]
+        # Controls with enough runs to tell, and those that are significantly better than what they are held against.
+        held = [
+            each for each in controls if each.new.run_ids in winners and each.differences[AP50].could_be_significant
+        ]
+        better = [each for each in held if each.differences[AP50].significant and each.differences[AP50].mean < 0]
+        beaten = {each.new.run_ids for each in better}
+        compared = [each for each in held if each.new.run_ids not in beaten]
+        equal = {line_of(each.old) for each in compared if not each.differences[AP50].significant}
+        gaining = [win for win in wins if win.new.run_ids not in beaten]
+        if not gaining:
+            return {"kind": "beaten", "beaten": wins, "by": sorted({each.old.generator for each in better})}
+        named = [win for win in gaining if line_of(win.new) not in equal or win.kind != "variations"]
         return {
             "kind": "use",
             "wins": sorted(named, key=lambda win: -win.differences[AP50].mean),
+            "gaining": gaining,
             "without_controls": not held and any(win in leads and not win.new.is_control for win in wins),
             "equal": sorted({generator for _, generator in equal}),
             "data": max(seen, default=None),

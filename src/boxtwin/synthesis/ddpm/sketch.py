@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from boxtwin.datasets.levels import measure_levels
 from boxtwin.datasets.sample import Sample
 from boxtwin.datasets.simulated_sar.scenes import MIN_IMAGE_SIZE, SIMULATION, simulate_scene
 from boxtwin.errors import InputError
@@ -52,14 +53,21 @@ class PixelSketch(PasteSettings, PixelDDPM):
         self._paste = CopyPaste(mirror=self.mirror, **settings)
 
     def version(self, training: Sequence[Sample]) -> int:
-        """From 2 on of simulated scenes: before, they were fitted to the images in another way."""
-        return SIMULATION + 1 if self.sketch == "sar_scenes" else super().version(training)
+        """From 2 on of simulated scenes: before, they were fitted to the images in another way.
+
+        One more where images have 16 bit: before, the brightest pixels got the full scale of the file, not of the data.
+        """
+        deep = any(sample.bits > 8 for sample in training)
+        return SIMULATION + 1 + deep if self.sketch == "sar_scenes" else super().version(training)
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:
         """Train or load the model, and cut out the objects to paste; simulated scenes refuse several classes."""
         if self.sketch == "sar_scenes":
             self._ship = the_one_class(f"{self.name}: sketch=sar_scenes", training, "sketch=copy_paste")
             lengths = longer_sides(training)
+            self._white = measure_levels(training, Sample.read).levels.full_scale / (
+                2 ** max(s.bits for s in training) - 1
+            )
             self._scale = float(np.clip(np.median(lengths) / SHIP, 1 / MOST_SCALE, MOST_SCALE)) if lengths else 1.0
         else:
             self._paste.fit(training, folder)
@@ -89,8 +97,11 @@ class PixelSketch(PasteSettings, PixelDDPM):
         level, spread = ground(canvas.encoded)
         scene_level, scene_spread = ground(scene)
         scene = (scene - scene_level) * (spread / scene_spread) + level
+        white = float(self.network.tone.encode(np.full(1, self._white))[0])
         if chip.pixels.max() == np.iinfo(chip.pixels.dtype).max:  # brighter than it can show
-            scene = up_to(float(self.network.tone.encode(np.ones(1))[0]), scene, level + KNEE * spread)
+            scene = up_to(white, scene, level + KNEE * spread)
+        if self._white < 1:  # a file's own full scale cuts off what is brighter in any case
+            scene = np.minimum(scene, white)
         corners = np.array(chip.boxes, dtype=np.float32).reshape(-1, 4) * np.float32(scaled / side)
         corners = np.minimum(corners, np.array([width, height, width, height], dtype=np.float32))
         whole = (corners[:, 2:] - corners[:, :2]).min(axis=1, initial=np.inf) >= LEAST_SIDE
