@@ -29,7 +29,7 @@ from omegaconf import OmegaConf, open_dict
 
 from boxtwin.command_line import command_line, quote_path, quoted, setting
 from boxtwin.commands import generate as generation
-from boxtwin.commands.compare import kept_split, with_split
+from boxtwin.commands.compare import kept_split, with_split, with_study
 from boxtwin.commands.export import export_detector
 from boxtwin.commands.recommended import final_command
 from boxtwin.commands.review_labels import add_command, serve_command, use_with
@@ -41,7 +41,7 @@ from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.counting.detectors import find_detectors
 from boxtwin.errors import InputError
 from boxtwin.studies.condition_values import as_overrides, flatten
-from boxtwin.studies.next_runs import command
+from boxtwin.studies.next_runs import command, with_data_of
 from boxtwin.studies.report.page import _commands, command_of
 from boxtwin.studies.runs import StudyRun, runs_in
 from boxtwin.tracking.mlflow_runs import Store
@@ -222,6 +222,29 @@ def test_what_to_run_next(paste: Pasted) -> None:
         expected = {key: each for key, each in meant(value).items() if key not in ("seed", "+generator.sketch")}
         rest = {"study": value, "split": value, "variations": 5, "generator": "repeat", "generator.crops": [1, None]}
         assert found == expected | rest
+
+
+def test_running_on_the_data_of_another_condition(paste: Pasted) -> None:
+    lines = []
+    for value in HOSTILE:
+        own, other = (
+            shlex.join([setting("dataset.root", root), setting("split.file", root), setting("generator.sketch", value)])
+            for root in (value, f"other {value}")
+        )
+        words = shlex.split(with_data_of(own, other))
+        lines.append(command_line("train.py", words))
+    for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "train.py"), strict=True):
+        assert values(words) == {"dataset.root": value, "split.file": value, "generator.sketch": value}
+
+
+def test_making_runs_of_several_studies_again(tmp_path: Path, paste: Pasted) -> None:
+    lines = []
+    for value in HOSTILE:
+        run = run_with(tmp_path / "runs", [setting("dataset.root", value)], study=value)
+        lines.append(command_of(replace(run, overrides=with_study(run)))[0])
+        assert with_study(replace(run, overrides="study=x seed=1")) == "study=x seed=1"
+    for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "train.py"), strict=True):
+        assert values(words) == {"dataset.root": value, "study": value}
 
 
 def test_exporting(paste: Pasted) -> None:

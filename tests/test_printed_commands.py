@@ -38,6 +38,7 @@ COMMAND = re.compile(
 PRODUCERS = {
     "config.arguments.refused_word": "test_words_that_hydra_refused",
     "commands.compare.with_split": "test_making_a_published_run_again",
+    "commands.compare.with_study": "test_making_runs_of_several_studies_again",
     "commands.export._detectors_near": "test_runs_that_an_error_lists",
     "counting.detectors._find": "test_runs_of_a_study_to_count_with",
     "counting.detectors._check_one_data_set": "test_best_detectors_of_several_data_sets",
@@ -51,6 +52,8 @@ PRODUCERS = {
     "commands.review_labels.use_with": "test_using_labels_that_were_read",
     "studies.runs.run_from": "test_making_a_run_again",  # kept, and printed by the report
     "studies.next_runs.command": "test_what_to_run_next",
+    "studies.next_runs._command": "test_running_on_the_data_of_another_condition",
+    "studies.next_runs.with_data_of": "test_running_on_the_data_of_another_condition",
     "studies.condition_values.as_overrides": "test_what_to_run_next",  # a name, of which a command is made
     "studies.report.page.command_of": "test_making_a_run_again",
     "studies.report.page._commands": "test_comparing_again",

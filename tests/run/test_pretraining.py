@@ -274,7 +274,7 @@ def test_classes_must_have_the_same_names_unless_there_is_one(composed: Compose)
         (["pretraining=sar_scenes", "pretraining.steps=7"], "multiple of trainer.validations=6"),
         (["pretraining=sar_scenes", "pretraining.steps=0"], "must be a positive multiple"),
         (
-            ["pretraining=sar_scenes", "pretraining.steps=48", "detector.warmup_steps=50"],
+            ["pretraining=sar_scenes", "pretraining.steps=48", "detector.warmup_steps=50", "trainer.steps=54"],
             r"above detector\.warmup_steps=50: set pretraining\.steps=54 or",
         ),
         (["pretraining=variations", "pretraining.per_image=-1"], "must not be negative"),
