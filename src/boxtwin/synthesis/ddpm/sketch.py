@@ -65,9 +65,9 @@ class PixelSketch(PasteSettings, PixelDDPM):
         if self.sketch == "sar_scenes":
             self._ship = the_one_class(f"{self.name}: sketch=sar_scenes", training, "sketch=copy_paste")
             lengths = longer_sides(training)
-            self._white = measure_levels(training, Sample.read).levels.full_scale / (
-                2 ** max(s.bits for s in training) - 1
-            )
+            self._white = 1.0
+            if any(sample.bits > 8 for sample in training):
+                self._white = measure_levels(training, Sample.read).levels.full_scale / np.iinfo(np.uint16).max
             self._scale = float(np.clip(np.median(lengths) / SHIP, 1 / MOST_SCALE, MOST_SCALE)) if lengths else 1.0
         else:
             self._paste.fit(training, folder)
