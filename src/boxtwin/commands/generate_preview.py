@@ -129,7 +129,6 @@ def _sample(source: Sample, generator: str, cell: dict[str, Any]) -> Sample | No
         lineage=Lineage(source.name, generator, 1, cell["seed"]),
         sha256=cell["sha256"],
         signature=None,
-        reading=Reading(
-            max_pixels=source.reading.max_pixels
-        ),  # of the source: its channels were chosen when it was made
+        # The channels of the source were chosen when the variation was made of it.
+        reading=Reading(max_pixels=source.reading.max_pixels),
     )

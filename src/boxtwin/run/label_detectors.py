@@ -32,8 +32,8 @@ from boxtwin.synthesis.manifest import store_costs
 
 log = logging.getLogger(__name__)
 
-# AP50 on validation images below which a warning is logged. Detectors of ten HRSID images reach about 0.55.
 CARDS = "label_cards"  # folder of a store
+# AP50 on validation images below which a warning is logged. Detectors of ten HRSID images reach about 0.55.
 LEAST_AP50 = 0.3
 
 

@@ -112,11 +112,9 @@ def _commands(runs: Sequence[StudyRun]) -> list[tuple[str, bool]]:
     """What makes the finished runs and the page again."""
     finished = sorted((run for run in runs if run.status == FINISHED), key=lambda run: (run.name, run.run_id))
     studies = sorted({_typed_study(run) for run in finished})
-    if len(studies) == 1:
-        compared = command_line("compare.py", [setting("study", studies[0])])
-    else:
-        compared = command_line("compare.py", [setting("runs", [f"multirun/{study}" for study in studies])])
-    return [*(command_of(run) for run in finished), *([(compared, True)] if studies else [])]
+    together = setting("runs", [f"multirun/{study}" for study in studies])
+    compared = [(command_line("compare.py", [setting("study", studies[0]) if len(studies) == 1 else together]), True)]
+    return [*(command_of(run) for run in finished), *(compared if studies else [])]
 
 
 def _typed_study(run: StudyRun) -> str:
