@@ -7,7 +7,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from ready_store import READY, copy_tables
 
 from boxtwin.datasets.coco import read_coco
 from boxtwin.datasets.sample import Dataset
@@ -30,6 +31,16 @@ settings.load_profile("boxtwin")
 def _seeded() -> None:
     """The weights of networks that tests make, and torch.rand, are the same in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ready_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """New MLflow stores, of this process and of the commands that tests run, are copies of one (`ready_store`)."""
+    folder = tmp_path_factory.getbasetemp()
+    os.environ[READY] = str((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "ready.db")
+    copy_tables()
+    yield
+    del os.environ[READY]
 
 
 @dataclass

@@ -137,7 +137,7 @@ def test_what_is_wrong_with_a_data_set_is_found_once(sweep: Sweep) -> None:
     assert printed.count("    a.png") == 1
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit"])
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit", marks=pytest.mark.slow)])
 def test_a_job_that_is_killed_costs_no_other_its_turn(sweep: Sweep, launcher: str) -> None:
     killed = "s1-x0-none-yolov3_tiny_3l-seed0"
     code, printed, attempts = sweep(f"seed=0,1,2 {LAUNCHERS[launcher]}", {killed: ["kill"]})

@@ -28,7 +28,7 @@ from boxtwin.errors import InputError
     ("architecture", "channels"),
     [
         pytest.param("yolov3", 1, marks=pytest.mark.slow),
-        ("yolov3_spp", 3),
+        pytest.param("yolov3_spp", 3, marks=pytest.mark.slow),
         ("yolov3_tiny", 1),
         ("yolov3_tiny_3l", 3),
         ("yolov3_nano", 3),

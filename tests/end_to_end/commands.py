@@ -21,6 +21,7 @@ from typing import Any
 
 from mlflow.entities import DatasetInput, Run
 from mlflow.tracking import MlflowClient
+from ready_store import copy_tables
 
 ROOT = Path(__file__).parents[2]
 CONF = Path(__file__).parent / "conf"
@@ -67,6 +68,7 @@ def _fork(arguments: list[str], folder: Path, printed: list[Path]) -> None:
     sys.argv = arguments
     sys.path[:0] = [str(Path(arguments[0]).parent), *ENVIRONMENT["PYTHONPATH"].split(os.pathsep)]
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    copy_tables()
     try:
         runpy.run_path(arguments[0], run_name="__main__")
     finally:  # in the order of an interpreter that ends; multiprocessing would wait for joblib's idle workers

@@ -357,6 +357,7 @@ def test_several_seeds_count_as_their_median(tmp_path: Path, monkeypatch: pytest
         count("image.png", [str(folder), "other.safetensors"])
 
 
+@pytest.mark.slow
 def test_real_chips_are_counted_as_in_the_test_of_the_run(tmp_path: Path, hrsid200: Path) -> None:
     cheap = "trainer.steps=2 trainer.validations=1 detector.warmup_steps=1 detector.image_size=96 trainer.threads=1"
     run(f"train.py experiment=hrsid200 dataset.root={hrsid200} split=s2 variations=0 quality=false {cheap}", tmp_path)

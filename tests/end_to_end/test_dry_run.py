@@ -67,6 +67,7 @@ def test_it_names_what_diffusers_downloads_then(tmp_path: Path, tiny_pipeline: T
     assert "the hub cannot be reached, and nothing of it is in the cache" in absent
 
 
+@pytest.mark.slow
 def test_further_checkpoints_and_those_that_ask_for_consent(tmp_path: Path, tiny_pipeline: TinyPipeline) -> None:
     repositories = {"flux/dev": tiny_pipeline("flux"), "flux/redux": tiny_pipeline("flux_redux")}
     cards = {"flux/dev": {"license": "other", "license_name": "for-research"}, "flux/redux": {"license": "mit"}}

@@ -37,6 +37,7 @@ def metrics(folder: Path) -> dict[str, float]:
     return {r.info.run_name: r.data.metrics["test/map"] for r in runs(folder)}
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_at_any_moment_is_finished_by_the_same_command(tmp_path: Path) -> None:
     """Whatever was being written when SIGKILL came. The moments are drawn anew in every run of the test."""
     moments = kill_moments()
@@ -51,12 +52,14 @@ def test_a_sweep_killed_at_any_moment_is_finished_by_the_same_command(tmp_path: 
     assert "FAILED" not in printed
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_share_the_work(tmp_path: Path) -> None:
     processes = [start(SWEEP, tmp_path) for _ in range(2)]
     assert [process.wait(400) for process in processes] == [0, 0]
     check_finished(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_studies_that_want_the_same_run_at_once_train_it_once(tmp_path: Path) -> None:
     """Whoever comes first trains it; the other waits and has it too."""
     processes = [start(f"train.py experiment=tiny_control study={name}", tmp_path) for name in ("one", "other")]

@@ -172,6 +172,7 @@ def test_labelled_images_are_not_new_to_them(trained: tuple[Path, str]) -> None:
     assert (folder / "counts" / "index.html").read_text().count("training image of the detector") == 24
 
 
+@pytest.mark.slow
 def test_counted_images_that_a_run_learnt_from_are_marked(trained: tuple[Path, str], tmp_path: Path) -> None:
     """Under other names and written again as well; test images are new."""
     folder, _ = trained
@@ -328,6 +329,7 @@ def test_images_to_label_next_are_listed_and_pre_labelled(trained: tuple[Path, s
     assert len(read.samples) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [LOW, 1.0])
 def test_detectors_that_agree_everywhere_are_named(
     trained: tuple[Path, str], unlabelled: Path, tmp_path: Path, threshold: float
@@ -361,6 +363,7 @@ def test_a_folder_with_labels_of_people_is_not_overwritten(trained: tuple[Path, 
     assert [file.name for file in target.iterdir()] == ["annotations.json"]
 
 
+@pytest.mark.slow
 def test_a_folder_may_hold_fewer_images_or_none_that_are_new(trained: tuple[Path, str], unlabelled: Path) -> None:
     folder, _ = trained
     known = folder / "known"
@@ -375,6 +378,7 @@ def test_a_folder_may_hold_fewer_images_or_none_that_are_new(trained: tuple[Path
     assert "next=empty holds no images" in review(folder, "next=empty", code=1)
 
 
+@pytest.mark.slow
 def test_one_detector_cannot_disagree(tmp_path: Path) -> None:
     run("train.py experiment=tiny_control variations=0", tmp_path)
     (tmp_path / "new").mkdir()

@@ -87,6 +87,7 @@ def suggested(printed: str) -> str:
     return str(line)
 
 
+@pytest.mark.slow
 def test_the_command_of_the_documentation(folder: Path, server: Record) -> None:
     """On a bad day of the server's: every fault that is no end."""
     server.plan = [None, "rate limit", None, "server error", "drop", "truncated", None, "moderation"]

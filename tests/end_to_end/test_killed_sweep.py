@@ -25,6 +25,7 @@ def table(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k != "minutes"} for row in csv.DictReader(file.read_text().splitlines())]
 
 
+@pytest.mark.slow
 def test_runs_at_once_are_those_made_one_after_the_other(tmp_path: Path) -> None:
     sweep = "train.py -m experiment=tiny_control split=s2 variations=0,2 seed=0,1"
     for name in ("one", "two"):

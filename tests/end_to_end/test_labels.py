@@ -191,6 +191,7 @@ def test_carry_from_the_command_line_and_on_after_a_kill(tmp_path: Path) -> None
     assert len(list(tmp_path.glob("data/detectors/*.safetensors"))) == 1
 
 
+@pytest.mark.slow
 def test_a_run_without_variations_leaves_its_detector_for_labels(tmp_path: Path) -> None:
     run("train.py -m experiment=tiny_choice variations=0,2 generator=repeat " + SPECKLED, tmp_path)
     (kept,) = tmp_path.glob("data/detectors/*.safetensors")

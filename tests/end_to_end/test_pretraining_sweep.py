@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from commands import run
 
 SCENES = (
@@ -13,6 +14,7 @@ SCENES = (
 )
 
 
+@pytest.mark.slow
 def test_each_seed_has_a_pretraining_of_its_own(tmp_path: Path, hrsid200: Path) -> None:
     command = (
         f"train.py -m experiment=tiny_hrsid dataset=hrsid dataset.root={hrsid200} split=s2 variations=0 {SCENES} "

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from commands import CONF, manifests, run
 from omegaconf import OmegaConf
 
@@ -32,6 +33,7 @@ def columns(folder: Path) -> list[tuple[str, dict[str, str], list[str | None]]]:
     ]
 
 
+@pytest.mark.slow
 def test_generators_and_strengths_are_columns_and_images_are_kept(
     tmp_path: Path, tiny_pipeline: Callable[[str], Path]
 ) -> None:

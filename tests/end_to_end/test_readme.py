@@ -57,7 +57,7 @@ ELSEWHERE = {
     "python train.py -m experiment=study": "tests/config/test_sweeper.py, test_make_study (slow)",
     "make ui": "test_make_ui",
     "python train.py -m split=s1,s2 variations=0,2,10": "test_study",
-    "python train.py -m dataset=hrsid dataset.root=FOLDER split=s1,s2 variations=0,2,10": "test_study",
+    "python train.py -m dataset=hrsid dataset.root=FOLDER split=s1,s2 variations=0,2,10": "test_study (slow)",
     "python compare.py": "test_study",
     "python compare.py study=sar_scenes": "test_comparing_a_certain_study",
     "python compare.py plan=true": "test_comparing_a_certain_study",
@@ -89,10 +89,10 @@ ELSEWHERE = {
     "curl -s -H 'Content-Type: application/json' -d @- http://127.0.0.1:5001/invocations": "test_export_command",
     "python train.py -m experiment=hrsid200 dataset.root=FOLDER split.file=docs/results/hrsid200/split.json "
     "detector.weights=FOLDER/yolov3-tiny.weights split=s1,s2 variations=0,2,10 variations.synthetic_fraction=0.25 "
-    'generator=pixel_ddpm_sketch "seed=range(9)"': "test_hrsid200_experiment",
+    'generator=pixel_ddpm_sketch "seed=range(9)"': "test_hrsid200_experiment (slow)",
     "python train.py -m experiment=hrsid200 dataset.root=FOLDER split.file=docs/results/hrsid200/split.json "
     "detector.weights=FOLDER/yolov3-tiny.weights split=s1,s2 variations=10 variations.synthetic_fraction=0.25 "
-    'generator=repeat,copy_paste "seed=range(9)"': "test_hrsid200_experiment",
+    'generator=repeat,copy_paste "seed=range(9)"': "test_hrsid200_experiment (slow)",
 }
 
 
@@ -181,6 +181,7 @@ def test_a_kept_study(tmp_path: Path, study: str) -> None:
             assert row[name] == value or float(row[name]) == pytest.approx(float(value), abs=1e-9), name
 
 
+@pytest.mark.slow
 def test_hrsid200_experiment(tmp_path: Path, hrsid200: Path) -> None:
     weights = hrsid200.parents[1] / "weights" / "yolov3-tiny.weights"
     if not weights.exists():

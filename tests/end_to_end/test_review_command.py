@@ -21,6 +21,7 @@ def run_words(words: list[str], folder: Path, command: str = "review.py", code: 
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_versions_of_labels_are_conditions_of_a_study(tmp_path: Path) -> None:
     settings = "experiment=tiny_choice variations=1 generator=copy_paste"
     run(f"generate.py {settings}", tmp_path)

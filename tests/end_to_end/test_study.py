@@ -282,6 +282,7 @@ def test_a_detector_is_tested_on_other_data_as_it_is(
     assert json.loads((run_folder / "result.json").read_text())["metrics"]["time/train"] == 0
 
 
+@pytest.mark.slow
 def test_hrsid_with_the_literal_command(tmp_path: Path, hrsid200: Path) -> None:
     run(f"train.py -m dataset=hrsid dataset.root={hrsid200} split=s1,s2 variations=0,1 experiment=tiny_hrsid", tmp_path)
     assert len(runs(tmp_path)) == 4

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from commands import manifests, run
 
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
@@ -16,6 +17,7 @@ def results(folder: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob(f"multirun/*/{name}-*/result.json"))]
 
 
+@pytest.mark.slow
 def test_variations_of_validation_images_change_one_metric_only(tmp_path: Path) -> None:
     command = "train.py experiment=tiny_control variations=1 rerun=true study="
     run(f"{command}a variations.validation=false", tmp_path)
@@ -37,6 +39,7 @@ def test_variations_of_validation_images_change_one_metric_only(tmp_path: Path) 
     assert "finished before" in run("train.py experiment=tiny_control variations=1 study=a", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_study_of_equal_epochs_takes_the_gain_apart(tmp_path: Path) -> None:
     study = "trainer.steps=null trainer.epochs=4 study=epochs experiment=tiny_control trainer.validations=2"
     run(f"train.py -m {study} variations=0,2 generator=copy_paste", tmp_path)

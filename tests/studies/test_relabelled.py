@@ -1,6 +1,7 @@
 """Runs that are scored again: the labels that they had give their own metrics, others give those of pycocotools."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -93,13 +94,22 @@ def study_in(folder: Path) -> Study:
     return Study.of(*with_evidence(runs_in(folder), {}))
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> tuple[Path, list[Sample]]:
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
     """Two seeds with and without variations."""
-    samples = make_samples(tmp_path / "images")
+    folder = tmp_path_factory.mktemp("made")
+    samples = make_samples(folder / "images")
     for variations in (0, 2):
         for seed in (0, 1):
-            make_run(tmp_path / "runs" / f"x{variations}-{seed}", samples, seed, variations)
+            make_run(folder / "runs" / f"x{variations}-{seed}", samples, seed, variations)
+    return folder, samples
+
+
+@pytest.fixture
+def made(made_once: tuple[Path, list[Sample]], tmp_path: Path) -> tuple[Path, list[Sample]]:
+    """A copy of these runs, which a test may change."""
+    folder, samples = made_once
+    shutil.copytree(folder / "runs", tmp_path / "runs")
     return tmp_path, samples
 
 

@@ -290,7 +290,7 @@ def test_traces_follow_side_lobes_and_spare_others() -> None:
     assert (zone[cv2.dilate(found.astype(np.uint8), np.ones((15, 15))) == 0] == 0).all()
 
 
-@pytest.mark.parametrize("length", [9, 36])
+@pytest.mark.parametrize("length", [pytest.param(9, marks=pytest.mark.slow), 36])
 def test_simulated_ships_are_as_long_as_the_objects(tmp_path: Path, length: int) -> None:
     upright = write_sample(
         tmp_path, "a.png", np.full((256, 256), 40, np.uint8), [(90, 60, 96, 60 + length), (20, 20, 20 + length, 26)]
