@@ -61,3 +61,27 @@ def test_folders_are_searched_through_links_and_each_once(tmp_path: Path, caplog
     with caplog.at_level("INFO"):
         assert len(list_images(str(folder)).files) == 3
     assert "not counted: 2 files whose names do not end as images' do: day2/g, f.txt" in caplog.text
+
+
+def test_pictures_of_an_earlier_count_are_not_counted(tmp_path: Path) -> None:
+    # A folder of images may have such names, too.
+    images = ("a.png", "pictures/b.png", "counts/counts.png")
+    of_count = ("counts.csv", "detections.json", "pictures/a.png.jpg", "pictures/counts/counts.png.jpg")
+    for file in (*images, *(f"counts/{name}" for name in of_count)):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    assert set(image_files(tmp_path)) == set(images)
+    for asked in (str(tmp_path), f"{tmp_path}/**/*.*"):
+        assert {file.relative_to(tmp_path).as_posix() for file in list_images(asked).files} == set(images)
+    drawn = tmp_path / "counts" / "pictures"
+    assert len(list_images(str(drawn)).files) == 2  # where they are asked for
+
+
+def test_a_file_that_is_named_in_several_ways_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("photos", "lists"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    (tmp_path / "lists" / "more.txt").write_text("../photos/a.png\n")
+    asked = ("photos", "lists/more.txt", str(tmp_path / "photos" / "a.png"), "./photos/*.png")
+    assert list_images(asked).files == (Path("photos/a.png"),)

@@ -223,6 +223,10 @@ def test_a_second_call_skips_what_is_finished(trained: tuple[Path, str]) -> None
     assert again.class_thresholds == before.class_thresholds
     weights = again.module.state_dict()
     assert all(np.array_equal(value, weights[name]) for name, value in before.module.state_dict().items())
+    # One of another training, as an interrupted call with other labels leaves it, is not counted with.
+    shutil.copyfile(file.parents[1] / "final-seed0" / file.name, file)
+    assert "skipped" not in run(FINAL, folder)
+    assert read_detector(file).origin["run"] == before.origin["run"]
 
 
 def test_what_mlflow_did_not_get_is_logged_by_the_next_call(trained: tuple[Path, str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from labelled_stores import CLASSES, Boxes, write_store
 
 from boxtwin.errors import InputError
+from boxtwin.labels.convert import convert
 from boxtwin.labels.exchange import export_store, read_back
 from boxtwin.labels.formats import format_of, get_format
 from boxtwin.labels.store_images import read_store
@@ -144,6 +145,56 @@ def test_class_names_that_are_none_are_refused(file: str, text: str, tmp_path: P
         get_format("yolo").read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        ({"data.yaml": "names: [no, 010, yes]"}, ["no", "010", "yes"]),  # of which YAML makes False, 8 and True
+        ({"data.yaml": "names: {0: ship, 1: 1.0}"}, ["ship", "1.0"]),
+        (
+            {"data.yaml": "names: [ship, car]", "classes.txt": "ship\ncar\n", "labels/classes.txt": "ship"},
+            ["ship", "car"],
+        ),
+        ({"data.yaml": "names: [car, ship]", "classes.txt": "ship\ncar\n"}, None),
+        ({"classes.txt": "car\nship", "labels/classes.txt": "ship\ncar\n"}, None),
+        ({"data.yaml": "names: ship"}, None),
+    ],
+)
+def test_names_of_classes_are_as_written_and_files_agree(
+    files: dict[str, str], names: list[str] | None, tmp_path: Path
+) -> None:
+    (tmp_path / "labels").mkdir()
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    if names is None:
+        with pytest.raises(InputError, match=r"name the classes differently|no class names"):
+            get_format("yolo").read(tmp_path)
+    else:
+        assert get_format("yolo").read(tmp_path).classes == names
+
+
+@pytest.mark.parametrize("name", ["yolo", "voc"])
+def test_images_without_a_label_file_are_told(name: str, tmp_path: Path) -> None:
+    boxes: dict[str, Boxes] = {f"images/{name}.png": [(CLASSES[0], (1, 2, 3, 4))] for name in "abcd"}
+    export_store(read_store(write_store(tmp_path / "store", boxes)), name, tmp_path / "set")
+    ending = {"yolo": ".txt", "voc": ".xml"}[name]
+    folder = tmp_path / "set" / {"yolo": "labels", "voc": "Annotations"}[name]
+    (folder / f"b{ending}").rename(folder / f"b{ending.upper()}")
+    (folder / f"c{ending}").unlink()
+    (folder / f"._a{ending}").write_bytes(b"\0\5\x16\7")  # as macOS leaves them in archives
+    described, remarks = convert([tmp_path / "set"], tmp_path / "converted")
+    assert "4 images, 3 boxes" in described
+    (remark,) = remarks
+    assert "1 images have no label file" in remark
+    assert "c" in remark.rpartition(": ")[2]
+
+
+def test_a_voc_file_may_have_dots_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.1.png").write_bytes(b"")
+    (tmp_path / "a.1.xml").write_text("<annotation><filename>a.1</filename></annotation>")
+    assert len(get_format("voc").read(tmp_path).images) == 1
+
+
 def test_images_may_be_called_as_lists_of_other_tools_are(tmp_path: Path) -> None:
     boxes: dict[str, Boxes] = {
         f"images/{name}.png": [(CLASSES[0], (1, 2, 3, 4))] for name in ("train", "classes", "test")
@@ -168,7 +219,7 @@ def test_labels_are_told_from_lists_of_the_same_names(
     (tmp_path / "data.yaml").write_text("names: [ship]")
     for name in (labels, images, *lists):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("images/a.png\n")
+        (tmp_path / name).write_text("ship\n" if Path(name).name == "classes.txt" else "images/a.png\n")
     (tmp_path / labels).write_text("0 0.5 0.5 0.1 0.1\n")
     (image,) = get_format("yolo").read(tmp_path).images
     assert len(image.boxes) == 1

@@ -16,10 +16,7 @@ from boxtwin.config.schema import CountConfig
 from boxtwin.counting.detectors import find_detectors, open_detectors
 from boxtwin.counting.ensemble import Counter, ImageCount
 from boxtwin.counting.files import (
-    COCO_FILE,
-    CSV_FILE,
     PAGE_FILE,
-    PICTURES,
     QUALITY,
     SMALL_QUALITY,
     THUMBNAIL,
@@ -39,6 +36,7 @@ from boxtwin.counting.page import write_page
 from boxtwin.counting.scenes import Scene
 from boxtwin.counting.scored import Annotated, read_annotations, score
 from boxtwin.counting.words import about, learnt_from, marks, promise, summary
+from boxtwin.datasets.image_folder import COCO_FILE, CSV_FILE, PICTURES
 from boxtwin.datasets.image_io import encode
 from boxtwin.datasets.problems import some
 from boxtwin.errors import InputError

@@ -31,6 +31,8 @@ def export_labels(composed: DictConfig) -> Path:
     if config.store is None:
         raise InputError("export= needs store=: the folder of a variation store, or what count.py wrote")
     store = read_store(Path(config.store))
+    for remark in store.remarks:
+        log.warning("%s: %s", store.file, remark)
     folder = Path(config.folder or f"{config.store.rstrip('/').removesuffix('.json')}-{name}")
     export_store(store, name, folder)
     confirmed = sum(image.labels.confirmed is False for image in store.images)

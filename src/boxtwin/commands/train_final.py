@@ -107,7 +107,8 @@ def train_final(composed: DictConfig) -> Path:
     with exclusive_lock(output / ".lock", f"{output}: another process is at it; waiting"):
         files = [detector_of(output, each) for each in work.seeds]
         result = read_result(output)
-        made = result is not None and result.identity == work.identity and not any(map(damage, files))
+        is_made = all(_is_of(file, each) for file, each in zip(files, work.seeds, strict=True))
+        made = result is not None and result.identity == work.identity and is_made
         if made and not composed.rerun and store.has_finished(found.study, FINAL):
             log.info("%s: finished before, skipped (rerun=true makes it again)", output)
             return output
@@ -181,6 +182,11 @@ def prepare_final(config: BoxtwinConfig, dataset: Dataset, *, seeds: int, parts:
 def detector_of(output: Path, prepared: Prepared) -> Path:
     """The file of the final detector of a seed, in a folder of its own, as those of runs are."""
     return output.with_name(f"{output.name}-seed{prepared.config.seed}") / FILE
+
+
+def _is_of(file: Path, prepared: Prepared) -> bool:
+    """Whether a file is the undamaged detector of this training, not that of other labels or settings."""
+    return damage(file) is None and read_detector(file).origin.get("identity") == prepared.identity
 
 
 def _check_words(composed: DictConfig) -> None:
@@ -268,11 +274,12 @@ def _train_all(work: Work, found: Recommended, config: BoxtwinConfig, output: Pa
     counted_in = outside_crowds(images, detections)
     thresholds = choose_thresholds(images, counted_in, len(dataset.classes))
     calibration = calibrate_folds([each.split.test for each in work.folds], counted_in, len(dataset.classes))
-    # 2. The detectors.
+    # 2. The detectors. All are trained before the first replaces one of an earlier call, which may be in use.
+    trainings = [trained_file(each, f"final seed {each.config.seed}", _train) for each in work.seeds]
     seen = TrainingImages.of(images, images, work.seeds[0].images.read, work.seeds[0].levels)
     files = []
-    for each in work.seeds:
-        trained = read_detector(trained_file(each, f"final seed {each.config.seed}", _train))
+    for each, file in zip(work.seeds, trainings, strict=True):
+        trained = read_detector(file)
         detector = TrainedDetector(
             trained.module,
             thresholds.together,

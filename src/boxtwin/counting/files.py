@@ -19,6 +19,7 @@ from boxtwin.counting.ensemble import ImageCount
 from boxtwin.counting.images import Read
 from boxtwin.counting.scenes import Scene, places
 from boxtwin.datasets.coco import coco_content
+from boxtwin.datasets.image_folder import COCO_FILE, CSV_FILE, PICTURES
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.levels import Levels
 from boxtwin.datasets.reading import Reading
@@ -28,7 +29,6 @@ from boxtwin.evaluation.overlays import shrunk
 from boxtwin.files import write_bytes_atomically
 from boxtwin.lettering import class_colour
 
-CSV_FILE, COCO_FILE, PICTURES = "counts.csv", "detections.json", "pictures"
 PAGE_FILE = "index.html"
 _IN_OTHER_FORMATS = re.compile(
     r"(yolo/(labels/.+\.txt|data\.yaml)|voc/Annotations/.+\.xml|\w+/(classes|not_confirmed)\.txt)"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from boxtwin.counting.scenes import Scene, open_scene
 from boxtwin.datasets import tiff
-from boxtwin.datasets.image_folder import ENDINGS, image_files, is_image, other_files
+from boxtwin.datasets.image_folder import ENDINGS, image_files, is_image, is_picture_of_count, other_files
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.problems import some
 from boxtwin.detector.predict import read_pixels
@@ -57,7 +57,10 @@ class Read:
 def list_images(asked: str | Sequence[str]) -> ImageList:
     """The images that ``asked`` names; raises `InputError` if there are none."""
     values = [asked] if isinstance(asked, str) else list(asked)
-    files = list(dict.fromkeys(file for value in values for file in _files_of(value)))
+    by_path: dict[str, Path] = {}  # a file that is named in two ways is one image
+    for file in (file for value in values for file in _files_of(value)):
+        by_path.setdefault(os.path.abspath(file), file)  # noqa: PTH100 - links are files of their own
+    files = list(by_path.values())
     if not files:
         raise InputError(f"images={asked} holds no images ({', '.join(ENDINGS)})")
     if len(values) == 1 and Path(values[0]).is_dir():
@@ -83,7 +86,7 @@ def _files_of(value: str) -> list[Path]:
     if not matching:
         raise InputError(f"images={value}: there is no such file or folder, and nothing that matches as a pattern")
     _tell(value, [str(file) for file in matching if not is_image(file)])
-    return list(filter(is_image, matching))
+    return [file for file in matching if is_image(file) and not is_picture_of_count(file)]
 
 
 def _tell(value: str, others: list[str]) -> None:

@@ -15,6 +15,8 @@ from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 
+# What count.py writes into a folder. The pictures are images of the user with boxes drawn into them.
+CSV_FILE, COCO_FILE, PICTURES = "counts.csv", "detections.json", "pictures"
 ENDINGS = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jpe", ".jfif", ".dib", ".jp2", ".pgm", ".ppm", ".pnm",
     ".gif", ".avif",
@@ -22,7 +24,10 @@ ENDINGS = (
 
 
 def image_files(folder: Path) -> dict[str, Path]:
-    """The image files in a folder and below, by their path in it; those that begin with a dot are left alone."""
+    """The image files in a folder and below, by their path in it.
+
+    Those that begin with a dot are left alone, and so are the pictures of counts that lie below the folder.
+    """
     files = (file for file in sorted(_files_below(folder)) if is_image(file))
     return {file.relative_to(folder).as_posix(): file for file in files}
 
@@ -37,13 +42,27 @@ def is_image(file: Path) -> bool:
     return file.suffix.lower() in ENDINGS
 
 
+def is_picture_of_count(file: Path) -> bool:
+    """Whether a file is one of the pictures that count.py drew."""
+    return any(parent.name == PICTURES and _holds_count(parent.parent) for parent in file.parents)
+
+
+def _holds_count(folder: Path) -> bool:
+    return (folder / CSV_FILE).is_file() and (folder / COCO_FILE).is_file()
+
+
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Files whose path holds no part that begins with a dot. Linked folders come last, each folder once."""
+    """Files whose path holds no part that begins with a dot, but for pictures of counts.
+
+    Linked folders come last, each folder once.
+    """
     waiting, seen = [str(folder)], set()
     for top in waiting:
         for place, folders, names in os.walk(top):
             real = os.path.realpath(place)
             shown = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+            if PICTURES in shown and _holds_count(Path(place)):
+                shown.remove(PICTURES)
             linked = [name for name in shown if (Path(place) / name).is_symlink()]
             waiting += [str(Path(place) / name) for name in linked]
             folders[:] = [name for name in shown if name not in linked]

@@ -30,13 +30,16 @@ class Change(NamedTuple):
 KINDS = ("kept", "moved", "added", "removed")
 
 
-def changes(before: Sequence[LabelledBox], after: Sequence[LabelledBox], rounding: float) -> list[Change]:
-    """Pair the boxes of each class that overlap most, one with one.
+def changes(
+    before: Sequence[LabelledBox], after: Sequence[LabelledBox], rounding: float, size: tuple[int, int]
+) -> list[Change]:
+    """Pair the boxes of each class that overlap most, one with one, in an image of a ``size`` (width, height).
 
-    A box whose sides all differ by at most ``rounding`` pixels was kept, and has the very numbers that it had before.
+    A box whose sides inside the image all differ by at most ``rounding`` pixels was kept, and has the very numbers that
+    it had before: tools cut off what overhangs the border.
     A box of another class is another box. Kept and moved crowds stay crowds, which most tools do not know.
     """
-    old = np.array([each.box for each in before], dtype=np.float64).reshape(-1, 4)
+    old = np.array([inside(each.box, *size) or each.box for each in before], dtype=np.float64).reshape(-1, 4)
     new = np.array([each.box for each in after], dtype=np.float64).reshape(-1, 4)
     alike = np.array([one.name == other.name for one in before for other in after], bool).reshape(len(old), len(new))
     same = (np.abs(old[:, None] - new[None]).max(axis=2, initial=0) <= rounding) & alike

@@ -34,6 +34,7 @@ class _Found(NamedTuple):
     name: str
     reading: Reading = Reading()
     is_whole: bool = True  # the file as it is has these pixels
+    is_variation: bool = False
 
 
 def convert(
@@ -47,8 +48,8 @@ def convert(
     Classes are joined by name; objects of a class that the first set lacks need ``new_classes``. Where two sets hold
     the same image under one name, the later labels count; other images of that name get the name of their set before
     it. Images that are marked as not confirmed are left out.
-    Raises `InputError` where labels have no image file, or several could be meant, and for a set without any confirmed
-    image.
+    Raises `InputError` where labels have no image file, or several could be meant, for a set without any confirmed
+    image, and for variations: on another side of a split than their sources, they would show its images.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"folder={folder} exists; choose another, or remove it first")
@@ -63,6 +64,11 @@ def convert(
         used = [each for each in found if each.labels.confirmed is not False]
         if found and not used:
             raise InputError(f"read={path}: no image is confirmed, of {len(found)}: {_CONFIRM}")
+        if made := [each.labels.name for each in used if each.is_variation]:
+            raise InputError(
+                f"read={path}: {len(made)} images are variations, which are no images of a data set: {some(made)}. "
+                "Train on their corrected labels with labels=manual labels.file=FILE"
+            )
         if len(used) < len(found):
             remarks.append(f"{len(found) - len(used)} images are not confirmed and are left out")
         if classes and not new_classes:
@@ -130,8 +136,9 @@ def _read(path: Path) -> tuple[list[_Found], Sequence[str], Sequence[str]]:
         for image in store.images:
             own = image.labels.name if fault_of_name(image.labels.name) == "" else image.labels.file
             whole = image.reading == Reading() or is_shown(image.path, image.reading)
-            found.append(_Found(image.labels, image.path, own if whole else image.labels.file, image.reading, whole))
-        return found, list(store.category_ids), ()
+            name = own if whole else image.labels.file
+            found.append(_Found(image.labels, image.path, name, image.reading, whole, "variation" in image.entry))
+        return found, list(store.category_ids), store.remarks
     labels = get_format(name).read(path)
     root = path if path.is_dir() else path.parent
     by_name: dict[str, set[str]] = defaultdict(set)

@@ -16,7 +16,7 @@ from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.coco_json import load_json
 from boxtwin.datasets.problems import some
 from boxtwin.errors import InputError
-from boxtwin.files import atomic_path, write_bytes_atomically
+from boxtwin.files import atomic_path, exclusive_lock, write_bytes_atomically
 from boxtwin.labels.changes import KINDS, Change, changes, inside, tally
 from boxtwin.labels.formats import format_of, get_format, label_studio
 from boxtwin.labels.formats.browser import export_image
@@ -89,6 +89,11 @@ def read_back(path: Path, store: StoreImages) -> tuple[dict[str, Any], list[str]
     remarks = list(labels.remarks)
     if unknown:
         remarks.append(f"{len(unknown)} images are none of the store's and are left out: {some(unknown)}")
+    if lost := [each.labels.name for n, each in enumerate(store.images) if each.labels.confirmed and n not in found]:
+        remarks.append(
+            f"{len(lost)} images that {store.file.name} confirms did not come back and are not confirmed in the new "
+            f"version: {some(lost)}"
+        )
     if outside := sum(each.outside for each in reviewed):
         remarks.append(f"{outside} boxes lie outside their images and are left out")
     return _content(store, reviewed) | {"info": _info(path, name, store, reviewed)}, remarks
@@ -100,7 +105,7 @@ def _review(image: StoreImage, returned: LabelledImage | None, rounding: float) 
         return _Reviewed({"confirmed": False}, [Change(box, box) for box in before.boxes])
     cut = [(box, inside(box.box, *before.size())) for box in returned.boxes]
     after = [box._replace(box=part) for box, part in cut if part is not None]
-    changed = changes(before.boxes, after, rounding)
+    changed = changes(before.boxes, after, rounding, before.size())
     confirmed = before.refused is None if returned.confirmed is None else returned.confirmed
     entry: dict[str, Any] = {"confirmed": confirmed, "changes": tally(changed)}
     if returned.minutes is not None:
@@ -176,11 +181,12 @@ def new_version(content: dict[str, Any], folder: Path) -> tuple[Path, bool]:
     """
     encoded = json.dumps(content, indent=1).encode()
     number = 1
-    while (file := folder / f"labels-{number}.json").exists():
-        if file.read_bytes() == encoded:
-            return file, False
-        number += 1
-    write_bytes_atomically(file, encoded)
+    with exclusive_lock(folder / ".labels.lock", f"another process writes labels into {folder}; waiting for it"):
+        while (file := folder / f"labels-{number}.json").exists():
+            if file.read_bytes() == encoded:
+                return file, False
+            number += 1
+        write_bytes_atomically(file, encoded)
     return file, True
 
 

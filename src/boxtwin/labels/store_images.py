@@ -38,6 +38,7 @@ class StoreImages:
     file: Path
     images: Sequence[StoreImage]
     category_ids: dict[str, int]
+    remarks: Sequence[str] = ()  # what was left out or changed in reading
 
 
 def read_store(store: Path) -> StoreImages:
@@ -67,7 +68,8 @@ def read_store(store: Path) -> StoreImages:
         confirmed = False if image.confirmed is None and "variation" in entry else image.confirmed
         labels = replace(image, file=exported[index], width=width, height=height, confirmed=confirmed)
         images.append(StoreImage(labels, path, reading, entry))
-    return StoreImages(file, images, {category["name"].strip(): category["id"] for category in content["categories"]})
+    ids = {category["name"].strip(): category["id"] for category in content["categories"]}
+    return StoreImages(file, images, ids, read.remarks)
 
 
 def _reading(entry: Mapping[str, Any], file: Path) -> Reading:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from boxtwin.datasets.coco_json import load_json
 from boxtwin.errors import InputError
 from boxtwin.labels.formats import coco, cvat, label_studio, voc, yolo
-from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels
+from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, label_files
 from boxtwin.labels.formats.xml_text import read_xml
 
 __all__ = ["FORMATS", "LabelledBox", "LabelledImage", "Labels", "format_of", "get_format", "write_labels"]
@@ -80,9 +80,9 @@ def _format_of_folder(folder: Path) -> str:
     for file, name in ((label_studio.TASKS, "label_studio"), (coco.FILE, "coco"), (cvat.FILE, "cvat")):
         if (folder / file).is_file():
             return name
-    if any(folder.rglob("*.xml")):
+    if label_files(folder, ".xml"):
         return "voc"
-    if any(file.name not in yolo.NO_LABELS for file in folder.rglob("*.txt")) or any(
+    if any(file.name not in yolo.NO_LABELS for file in label_files(folder, ".txt")) or any(
         (folder / name).is_file() for name in yolo.NAMES
     ):
         return "yolo"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from boxtwin.boxes import Box
+from boxtwin.datasets.problems import some
 from boxtwin.errors import nearest
 
 
@@ -77,6 +79,19 @@ def unknown_classes(images: Iterable[LabelledImage], known: Collection[str]) -> 
         f"{name} ({len(names)} object{'s' * (len(names) > 1)}, the first in {names[0]}{nearest(name, known, 1)})"
         for name, names in sorted(where.items())
     ]
+
+
+def label_files(folder: Path, ending: str) -> list[Path]:
+    """The files in a folder and below whose names end so, in capitals too; hidden ones are left alone."""
+    files = (file for file in folder.rglob("*") if file.suffix.lower() == ending and file.is_file())
+    return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
+
+
+def without_label_file(names: list[str]) -> list[str]:
+    """The remark on images of a format in which no label file may mean no object, or that nobody looked."""
+    if not names:
+        return []
+    return [f"{len(names)} images have no label file and count as images without objects: {some(names)}"]
 
 
 def text_or_none(value: object) -> str | None:

@@ -16,7 +16,14 @@ from xml.etree.ElementTree import SubElement
 from boxtwin.datasets.image_folder import image_files
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
-from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, with_marks
+from boxtwin.labels.formats.labelled_image import (
+    LabelledBox,
+    LabelledImage,
+    Labels,
+    label_files,
+    with_marks,
+    without_label_file,
+)
 from boxtwin.labels.formats.xml_text import number, read_xml, xml_bytes
 from boxtwin.labels.formats.yolo import read_not_confirmed, write_not_confirmed
 
@@ -58,7 +65,7 @@ def _rounded(value: float) -> int:
 def read(path: Path) -> Labels:
     """Read a folder. Class names are those that its files use; images without a file are images without objects."""
     images, seen, classes = [], set(), set()
-    for file in sorted(path.rglob("*.xml")):
+    for file in label_files(path, ".xml"):
         root = read_xml(file)
         if root.tag != "annotation":
             raise InputError(f"{file} begins with <{root.tag}>, not with <annotation> as Pascal VOC files do")
@@ -73,13 +80,14 @@ def read(path: Path) -> Labels:
         # The file's own name counts: tools leave the field as it was when images are renamed.
         named = root.findtext("filename") or ""
         name = named if Path(named).stem == file.stem else file.stem
-        seen.add(Path(name).stem)
+        seen.add(file.stem)
         size = [root.findtext(f"size/{side}") for side in ("width", "height")]
         width, height = (int(float(side)) if side and float(side) > 0 else None for side in size)
         images.append(LabelledImage(name, width, height, tuple(boxes)))
-    images += [LabelledImage(Path(file).name, None, None) for file in image_files(path) if Path(file).stem not in seen]
+    bare = [Path(file).name for file in image_files(path) if Path(file).stem not in seen]
+    images += [LabelledImage(name, None, None) for name in bare]
     if not images:
         raise InputError(f"{path} holds neither labels (*.xml) nor images")
     marked = read_not_confirmed(path)
     by_name = None if marked is None else {image.name for image in images if Path(image.name).stem in marked}
-    return Labels(with_marks(images, by_name), sorted(classes))
+    return Labels(with_marks(images, by_name), sorted(classes), without_label_file(bare))

@@ -19,7 +19,14 @@ from boxtwin.boxes import Box
 from boxtwin.datasets.image_folder import image_files
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
-from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, with_marks
+from boxtwin.labels.formats.labelled_image import (
+    LabelledBox,
+    LabelledImage,
+    Labels,
+    label_files,
+    with_marks,
+    without_label_file,
+)
 
 NAMES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "labels/classes.txt")
 YAML = (".yaml", ".yml")
@@ -62,7 +69,7 @@ def read(path: Path) -> Labels:
     named, names = class_names(path)
     has_keypoints = named.suffix in YAML and "kpt_shape" in yaml.safe_load(read_text(named))
     images, seen, pictures = [], set(), image_files(path)
-    files = sorted(path.rglob("*.txt"))
+    files = label_files(path, ".txt")
     for file in sorted({*files}.difference([named], _lists(path, files, pictures))):
         stem = "/".join(part for part in file.relative_to(path).with_suffix("").parts if part != "labels")
         seen.add(stem)
@@ -71,15 +78,18 @@ def read(path: Path) -> Labels:
     stems = ["/".join(part for part in Path(name).with_suffix("").parts if part != "images") for name in pictures]
     # Folders of images have other names too, so that a base name counts that one image and one text file have.
     bases, labelled = (Counter(Path(stem + ".txt").stem for stem in each) for each in (stems, seen))
-    for stem in stems:
-        base = Path(stem + ".txt").stem
-        if stem not in seen and not bases[base] == labelled[base] == 1:
-            images.append(LabelledImage(stem, width=None, height=None, in_shares=True))
+    by_base = [Path(stem + ".txt").stem for stem in stems]
+    bare = [
+        stem
+        for stem, base in zip(stems, by_base, strict=True)
+        if stem not in seen and not bases[base] == labelled[base] == 1
+    ]
+    images += [LabelledImage(stem, width=None, height=None, in_shares=True) for stem in bare]
     if not images:
         raise InputError(f"{path} holds neither labels (*.txt) nor images")
     marked = read_not_confirmed(path)
     by_path = None if marked is None else {image.name for image in images if Path(image.name + ".txt").stem in marked}
-    return Labels(with_marks(images, by_path), names)
+    return Labels(with_marks(images, by_path), names, without_label_file(bare))
 
 
 def _lists(folder: Path, files: Sequence[Path], images: Iterable[str]) -> list[Path]:
@@ -93,24 +103,40 @@ def _lists(folder: Path, files: Sequence[Path], images: Iterable[str]) -> list[P
 
 
 def class_names(folder: Path) -> tuple[Path, list[str]]:
-    """The file of a folder's class names, and the names by their numbers."""
-    file = next((folder / name for name in NAMES if (folder / name).is_file()), None)
-    if file is None:
+    """The file of a folder's class names, and the names by their numbers.
+
+    Raises `InputError` if there is none, or if two files give one number different names.
+    """
+    stems = {Path(name).stem for name in image_files(folder)}  # a text file may be an image's own
+    files = [folder / name for name in NAMES if (folder / name).is_file()]
+    files = [file for file in files if file.suffix in YAML or file.stem not in stems] or files[:1]
+    if not files:
         raise InputError(f"{folder} has no class names: put data.yaml, or classes.txt with one a line, there")
+    first, *others = ((file, _names_in(file)) for file in files)
+    for file, names in others:
+        if differing := [pair for pair in zip(first[1], names, strict=False) if pair[0] != pair[1]]:
+            one, other = differing[0]
+            raise InputError(
+                f"{first[0]} and {file} name the classes differently, such as {one} and {other} for one number; "
+                "remove the file that is wrong"
+            )
+    return first
+
+
+def _names_in(file: Path) -> list[str]:
     text = read_text(file)
     if file.suffix not in YAML:
         lines = [line.strip() for line in text.rstrip().splitlines()]
         if not all(lines):
             raise InputError(f"{file} has an empty line between the names of classes: which number is whose?")
-        return file, lines
+        return lines
     try:
-        content = yaml.safe_load(text)
-        names = content["names"]
+        names = yaml.load(text, yaml.BaseLoader)["names"]  # as they are written: no and 010 are names
         if isinstance(names, dict):
-            names = [names[index] for index in range(len(names))]
-        if not all(isinstance(name, str | int | float) for name in names):
-            raise TypeError("they are no text")
-        return file, [str(name).strip() for name in names]
+            names = [names[str(index)] for index in range(len(names))]
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise TypeError("they are no list of names")
+        return [name.strip() for name in names]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(f"{file} lists no class names under names, numbered from 0: {error}") from None
 
