@@ -91,8 +91,11 @@ class Difference:
 
     @property
     def could_be_significant(self) -> bool:
-        """Whether there are enough pairs for a difference to be significant."""
-        return self.pairs >= self.pairs_needed
+        """Whether there are enough pairs for a difference to be significant.
+
+        After smaller p of its family, Holm's correction asks less of it than of the first.
+        """
+        return self.significant or self.pairs >= self.pairs_needed
 
 
 class ResampledMetrics:

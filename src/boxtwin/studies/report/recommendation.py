@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from boxtwin.errors import InputError
 from boxtwin.evaluation.scoring import VALIDATION_AP
-from boxtwin.studies.comparison import EXTRA_IMAGES
 from boxtwin.studies.conditions import Estimate, Row
-from boxtwin.studies.report.summary import AP50, answers
+from boxtwin.studies.report.sections import is_treated
+from boxtwin.studies.report.summary import AP50, answers, beaten_by_pixels, primary_gains
 from boxtwin.studies.study import Study
 
 
@@ -41,23 +40,19 @@ def recommended(study: Study) -> tuple[Row, str]:
                 "compared: repeat the command of one of them with study=NAME; finished runs are reused"
             )
     of_rows = [contrast for contrast in study.contrasts if contrast.new in rows]
-    gains = [contrast for contrast in of_rows if contrast.kind == "primary"]
+    gains = [contrast for contrast in primary_gains(study.contrasts) if contrast.new in rows]
     for each in answers(rows, of_rows):
         gains += each.advice.get("gaining", [])
-        gains += [contrast for contrast, _ in each.pretrainings] + each.extra_images
+        gains += [contrast for contrast, control in each.pretrainings if not beaten_by_pixels(control)]
+        gains += each.extra_images
     gains = [contrast for contrast in gains if contrast.differences[AP50].gain_significant]
     if gains:
         best = max(gains, key=lambda contrast: contrast.new.estimates[AP50].mean)
         change = best.differences[AP50]
         return best.new, f"it is significantly better than {best.old.name}, by {100 * change.mean:.1f} points of AP50"
-    row = max(_plain(rows) or rows, key=_validation_ap)
+    plain = [row for row in rows if not is_treated(row)]
+    row = max(plain or rows, key=_validation_ap)
     return row, "no condition of the study gains significantly over real images alone"
-
-
-def _plain(rows: Sequence[Row]) -> list[Row]:
-    """Conditions on real labelled images alone."""
-    plain = [row for row in rows if not row.variations and not row.pretrainings]
-    return [row for row in plain if not any(name in row.values for name in EXTRA_IMAGES.values())]
 
 
 def _validation_ap(row: Row) -> float:

@@ -77,6 +77,9 @@ def sensitivity_section(study: Study) -> Section:
     for rows in setups(study.rows):
         alike = [contrast for contrast in study.contrasts if contrast.new in rows]
         gains = [contrast.differences[METRIC] for contrast in alike if contrast.kind == "variations"]
+        tried = [
+            each.differences[METRIC] for each in alike if each.kind in ("variations", "pretraining", *EXTRA_IMAGES)
+        ]
         intervals = [gain.interval for gain in gains if gain.interval is not None]
         parts.append(
             {
@@ -84,7 +87,7 @@ def sensitivity_section(study: Study) -> Section:
                 "positive_controls": [contrast for contrast in alike if contrast.kind == "positive control"],
                 "alone": not any(map(is_treated, rows)),
                 "gains": gains,
-                "gain_significant": any(gain.gain_significant for gain in gains),
+                "gain_significant": any(each.gain_significant for each in tried),
                 "measured": [interval.half_width for interval in intervals],
                 "true": [detectable(interval) for interval in intervals],
             }

@@ -88,6 +88,7 @@ class Answer:
     extra_images: list[Contrast]  # against none
     positive_controls: list[Contrast]
     advice: dict[str, Any]  # empty where no variations are compared with none
+    gains: bool  # whether anything that was tried gains significantly
 
 
 def primary_answer(study: Study) -> list[str]:
@@ -104,9 +105,32 @@ def primary_answer(study: Study) -> list[str]:
         (place, each.name, found.get(each.name), missing[each.name])
         for place, each in enumerate(study.primary, start=1)
     ]
-    gains = [each for each in found.values() if each.differences[AP50].gain_significant]
-    best = {each.new.real_images: each for each in sorted(gains, key=lambda gain: gain.new.estimates[AP50].mean)}
-    return paragraphs("primary", comparisons=comparisons, best=sorted(best.items()))
+    gains = sorted(primary_gains(study.contrasts), key=lambda gain: gain.new.estimates[AP50].mean)
+    best = {(each.new.first.dataset, each.new.real_images): each for each in gains}
+    several = len({dataset for dataset, _ in best}) > 1
+    return paragraphs("primary", comparisons=comparisons, best=sorted(best.items()), several=several)
+
+
+def primary_gains(contrasts: Sequence[Contrast]) -> list[Contrast]:
+    """Primary comparisons that show a significant gain, without treatments that lose to something in another one.
+
+    A comparison of different numbers of real images says nothing against the treatment with fewer of them.
+    """
+    primary = [each for each in contrasts if each.kind == "primary"]
+    sure = [
+        each for each in primary if each.differences[AP50].significant and each.new.real_images == each.old.real_images
+    ]
+    worse = {(each.old if each.differences[AP50].mean > 0 else each.new).run_ids for each in sure}
+    return [each for each in primary if each.differences[AP50].gain_significant and each.new.run_ids not in worse]
+
+
+def beaten_by_pixels(equal_pixels: Contrast | None) -> bool:
+    """Whether as many pixels of real images are significantly better than a pre-training."""
+    return equal_pixels is not None and _is_loss(equal_pixels)
+
+
+def _is_loss(contrast: Contrast) -> bool:
+    return contrast.differences[AP50].significant and contrast.differences[AP50].mean < 0
 
 
 def answer(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
@@ -137,11 +161,13 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
         # What may be advised beside them. `repeat` shows what steps bring: it is no treatment.
         others = [each for each in gains if each not in subjects and each.new.generator != "repeat"]
         treatments = [*map(_lead, _groups(others)), *by_kind["pretraining"], *extra]
-        advice = _advice(leads, subjects, controls, positive, treatments) if leads or treatments else {}
+        beaten = [control for _, control in pretrainings if control is not None and beaten_by_pixels(control)]
+        advice = _advice(leads, subjects, [*controls, *beaten], positive, treatments) if leads or treatments else {}
         if (best := max(row.estimates[AP50].mean for row in setup)) < LEAST_AP50:
             advice = {"kind": "untrained", "best": best, "steps": max(row.first.steps for row in setup)}
         if groups or pretrainings or extra or positive:
-            values_by_setup.append(Answer(setup[0].prefix, values, pretrainings, extra, positive, advice))
+            sure = any(each.differences[AP50].gain_significant for each in (*subjects, *treatments))
+            values_by_setup.append(Answer(setup[0].prefix, values, pretrainings, extra, positive, advice, sure))
     return values_by_setup
 
 
@@ -204,6 +230,7 @@ def _advice(
 ) -> dict[str, Any]:
     """What to do, as the kind of advice and the values that its sentence names.
 
+    ``controls`` hold the same number of variations by a control, or as many pixels of real images, against a treatment.
     ``treatments`` are what else is held against none: `copy_paste` beside a diffusion model, pre-training, images
     beside the data set. One of them is advised where it gains and no number of variations does, or gains more.
     """
@@ -223,20 +250,27 @@ def _advice(
         held = [
             each for each in controls if each.new.run_ids in winners and each.differences[AP50].could_be_significant
         ]
-        better = [each for each in held if each.differences[AP50].significant and each.differences[AP50].mean < 0]
+        better = list(filter(_is_loss, held))
         beaten = {each.new.run_ids for each in better}
         compared = [each for each in held if each.new.run_ids not in beaten]
         equal = {line_of(each.old) for each in compared if not each.differences[AP50].significant}
         gaining = [win for win in wins if win.new.run_ids not in beaten]
         if not gaining:
-            return {"kind": "beaten", "beaten": wins, "by": sorted({each.old.generator for each in better})}
+            by = {
+                f"{each.old.first.steps} steps on real images alone"
+                if each.kind == "equal pixels"
+                else each.old.generator
+                for each in better
+            }
+            return {"kind": "beaten", "beaten": wins, "by": sorted(by)}
+        several = len({win.new.split for win in gaining}) > 1
         named = [win for win in gaining if line_of(win.new) not in equal or win.kind != "variations"]
         return {
             "kind": "use",
             "wins": sorted(named, key=lambda win: -win.differences[AP50].mean),
             "gaining": gaining,
             "without_controls": not held and any(win in leads and not win.new.is_control for win in wins),
-            "equal": sorted({generator for _, generator in equal}),
+            "equal": [f"{generator} on {split}" if several else generator for split, generator in sorted(equal)],
             "data": max(seen, default=None),
         }
     losses = [each for each in decided if each.differences[AP50].significant]
@@ -246,7 +280,12 @@ def _advice(
     if blind:
         return {"kind": "blind", **beside}
     highs = [interval.high for gain in subjects if (interval := gain.differences[AP50].interval) is not None]
-    if seen and highs and len(decided) == len(leads) + len(treatments) and max(highs) < min(seen) / 2:
+    if (
+        seen
+        and len(highs) == len(subjects) > 0
+        and len(decided) == len(leads) + len(treatments)
+        and max(highs) < min(seen) / 2
+    ):
         tighter = [gain.differences[AP].mean for gain in subjects if gain.differences[AP].significant]
         bounds = {"ap": max(tighter, default=0.0), "bound": max(*highs, 0.0), "data": min(seen)}
         return {"kind": "little", **bounds, **beside}
