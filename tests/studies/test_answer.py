@@ -135,7 +135,8 @@ def test_a_control_that_gains_significantly_more_is_not_beaten() -> None:
     assert (found.advice["kind"], found.advice["by"]) == ("beaten", ["repeat"])
     *_, advice = in_short(*_nine(conditions))
     assert re.match(
-        r"What to do: do not use 10 variations of each image by pixel_ddpm on s2 .* control repeat gains .* more\.", advice
+        r"What to do: do not use 10 variations of each image by pixel_ddpm on s2 .* control repeat gains .* more\.",
+        advice,
     )
     both = answer_of([*conditions, *with_variations(0.66, "copy_paste")])
     assert [win.new.generator for win in both.advice["gaining"]] == ["copy_paste"]

@@ -193,8 +193,22 @@ def test_intervals_cover_the_chance_of_a_shared_pretraining() -> None:
                 values, resampled + values[:, None], images=100, clusters=clusters if nested else ()
             )
             held[nested] += found.low <= 0 <= found.high
-    assert held[True] / 400 >= 0.88  # the draw of nine pairs has thinner tails than t with two degrees of freedom
+    assert held[True] / 400 >= 0.92
     assert held[False] / 400 <= 0.85
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 4])
+def test_intervals_of_few_pairs_that_dominate_are_students(pairs: int) -> None:
+    rng, held, ratios, studies = np.random.default_rng(5), 0, [], 400
+    for study in range(studies):
+        values = rng.normal(3, 1, pairs)
+        images = np.random.default_rng(study).normal(0, 0.01, 400)  # the same for every pair
+        found = hierarchical_interval(values, values[:, None] + images, images=100)
+        low, high = stats.t.interval(0.95, pairs - 1, values.mean(), stats.sem(values))
+        ratios.append((found.high - found.low) / (high - low))
+        held += found.low <= 3 <= found.high
+    assert np.median(ratios) == pytest.approx(1, abs=0.03)
+    assert 0.92 <= held / studies <= 0.98
 
 
 @pytest.mark.parametrize(("seed_noise", "image_noise"), [(1.0, 10.0), (0.2, 10.0), (2.0, 5.0)])

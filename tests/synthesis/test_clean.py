@@ -64,10 +64,18 @@ def make_worth(data: Path) -> set[Path]:
     (spool / "answer.png").write_bytes(b"1")
     broken = store(data, "x-9", generator="repeat")
     (broken / "store.json").write_text("{")
+    # As review.py read= writes them beside what was read: a store, or an export.
+    reviewed = store(data, "pixel_ddpm-8", generator="pixel_ddpm")
+    (reviewed / "labels-1.json").write_text(json.dumps({"images": [{"file_name": "a.png", "confirmed": False}]}))
+    beside = data / "synthetic" / "read.json"
+    beside.write_text(json.dumps({"images": [{"file_name": "a.png", "confirmed": True}]}))
+    (data / "synthetic" / "export.json").write_text("[]")
     return {
         mine,
         spool,
         broken,
+        reviewed,
+        beside,
         store(data, "repeat-2", generator="repeat", labels="manual"),
         store(data, "openai_edit-3", generator="openai_edit", reproducible=False),
         store(data, "mystery-4", generator="mystery", reproducible=None),
@@ -126,6 +134,17 @@ def test_at_a_terminal_the_answer_counts(data: Path, answer: str, stays: bool) -
     os.close(terminal)
     os.close(other)
     assert labelled.exists() == stays
+
+
+def test_corrected_suspects_stay_without_their_runs(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("multirun", "mlruns", "reports")]
+    file = folders[2] / "pollen" / "suspects" / "corrected_suggestions.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    (file.parent / "page.html").write_text("<html>")
+    assert set(clean.valuable_runs(folders)) == {file}
+    clean.remove(folders[2], {file})
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 @pytest.mark.parametrize("kind", ["runs", "records", "neither"])

@@ -15,6 +15,7 @@ from boxtwin.commands.stored_runs import bring_back, collect_runs, copies_of
 from boxtwin.config.compose import read_config
 from boxtwin.errors import InputError
 from boxtwin.studies.conditions import Row
+from boxtwin.studies.primary import PRIMARY_FILE, PrimaryComparison
 from boxtwin.studies.report.recommendation import recommended
 from boxtwin.studies.runs import with_evidence
 from boxtwin.studies.study import Study
@@ -51,7 +52,7 @@ def recommended_condition(config: DictConfig, study: str | None) -> Recommended:
         runs = collect_runs(store, name, tracking, Path(temporary))
         copies = copies_of(store, runs, Path(temporary))
         evidence = with_evidence(runs, copies, partial(bring_back, store, Path(temporary)))
-        row, reason = recommended(Study.of(*evidence, copies, kept_primary(None, Path("reports") / name)))
+        row, reason = recommended(Study.of(*evidence, copies, primary_of(store, name, Path(temporary))))
         file = Path(row.first.output_dir) / CONFIGURATION
         if not row.first.output_dir or not file.is_file():
             file = Path(temporary) / row.first.run_id / CONFIGURATION
@@ -60,3 +61,11 @@ def recommended_condition(config: DictConfig, study: str | None) -> Recommended:
             raise InputError(f"study {name}: the {CONFIGURATION} of {row.first.name} is lost, here and in MLflow")
         settings = read_config(file)
     return Recommended(name, row, reason, settings)
+
+
+def primary_of(store: Store, study: str, temporary: Path) -> list[PrimaryComparison]:
+    """The primary comparisons that the last `compare.py` of a study kept in its report, wherever that lies."""
+    report = Path("reports") / study
+    if not (report / PRIMARY_FILE).is_file():
+        store.fetch_comparison(study, [PRIMARY_FILE], temporary)
+    return kept_primary(None, report, temporary)

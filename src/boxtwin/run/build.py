@@ -188,10 +188,10 @@ def prepared_from(
         extra["crowds"] = "ignored"  # older versions learnt them as background
     if config.detector.anchors is Anchors.published and config.detector.architecture is Architecture.yolov3_tiny:
         extra["anchors"] = "1,2,3"  # of its finer head
-    defining: dict[str, Any] = {"dataset": dataset.digest, "split": split.digest}
+    # Older versions took 1 channel, as these training images have.
+    colour = {"channels": 3} if dataset.channels == 3 and not any(sample.colour for sample in split.train) else {}
+    defining: dict[str, Any] = {"dataset": dataset.digest, "split": split.digest, **colour}
     defining["values"] = identity.defining_values(config)
-    if dataset.channels == 3 and not any(sample.colour for sample in split.train):
-        defining["channels"] = 3  # older versions took 1, as these training images have
 
     def hashes() -> tuple[str, ...]:
         """Of this version and of older ones."""
@@ -203,7 +203,7 @@ def prepared_from(
     current, *earlier = hashes()
     # Images and labels of each side by themselves: training images may be added, and the test stays the same.
     sides = {side: digest_of(split.side(side), dataset.classes) for side in SIDES}
-    data = {"data": sides, "recipe": identity.RECIPE_VERSION, **extra}
+    data = {"data": sides, "recipe": identity.RECIPE_VERSION, **colour, **extra}
     condition = identity.condition_of(config, data, weights=digests[0])
     accelerator = lightning_accelerator(config.trainer.accelerator)
     precision = lightning_precision(config.trainer.precision.value, accelerator)

@@ -126,8 +126,14 @@ def hierarchical_interval(
     by_seeds, by_images = variances(differences, resampled, clusters)
     mean, pairs = float(np.mean(differences)), len(differences)
     drawn = np.random.default_rng(seed).integers(pairs, size=(pairs, resampled.shape[1]))
-    tail = widened_tail(by_seeds, by_images, seed_variance(differences, clusters)[1], images)
+    independent = seed_variance(differences, clusters)[1]
+    tail = widened_tail(by_seeds, by_images, independent, images)
     low, high = np.quantile(bootstrapped(differences, resampled, drawn, clusters), [tail, 1 - tail])
+    if tail * resampled.shape[1] < 1 and by_seeds + by_images > 0:
+        # Of two to four pairs that dominate, the bootstrap has no such quantile: its extremes are far too near.
+        reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom(by_seeds, by_images, independent, images)))
+        reach *= math.sqrt(by_seeds + by_images)
+        low, high = min(low, mean - reach), max(high, mean + reach)
     return Interval(mean, float(low), float(high), by_seeds, by_images, pairs, images)
 
 

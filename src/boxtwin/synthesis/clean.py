@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+LABELS = "a person's labels"
 STORES, MADE = "synthetic", ("detectors", "cache")
 
 
@@ -33,6 +34,8 @@ def valuable(data: Path) -> dict[Path, str]:
             reasons |= dict.fromkeys(spools, "answers that were paid for")
         elif folder.is_dir() and (reason := _worth(folder)):
             reasons[folder] = reason
+        elif folder.is_file() and _is_labelled(folder):
+            reasons[folder] = LABELS
     return reasons
 
 
@@ -44,21 +47,32 @@ def valuable_runs(folders: Sequence[Path]) -> dict[Path, str]:
             reasons[folder] = f"{runs} finished runs"
         elif (folder / "mlflow.db").exists():
             reasons[folder] = "MLflow's records of runs"
-    reports = {folder: "reports" for folder in folders if any(folder.glob("*/index.html"))}
-    return reasons | reports if reasons else {}
+    reports = {folder: "reports" for folder in folders if reasons and any(folder.glob("*/index.html"))}
+    corrected = {file: LABELS for folder in folders for file in sorted(folder.glob("*/suspects/corrected*.json"))}
+    return {file: LABELS for file in corrected if not {*reasons, *reports} & {*file.parents}} | reasons | reports
+
+
+def _is_labelled(file: Path) -> bool:
+    """Whether a file holds labels that a person confirmed or corrected, as review.py writes them."""
+    images = _json(file).get("images")
+    marks = (
+        [image.get("confirmed") for image in images or () if isinstance(image, dict)]
+        if isinstance(images, list)
+        else []
+    )
+    return True in marks or bool(file.name.startswith("labels-") and marks)
 
 
 def _worth(store: Path) -> str:
     """Why a store is worth keeping; empty if it can be made again."""
+    if any(map(_is_labelled, sorted(store.glob("*.json")))):
+        return LABELS
     identity = _json(store / "store.json")
     labels = identity.get("labels")
     if "generator" not in identity:
         return "its store.json cannot be read" if any((store / "images").rglob("*.png")) else ""
     if (labels.get("name") if isinstance(labels, dict) else labels) == "manual":
         return "a person labelled it"
-    images = _json(store / "annotations.json").get("images", [])
-    if any(image.get("confirmed") is True for image in images if isinstance(image, dict)):
-        return "a person confirmed labels in it"
     manifest = store / "manifest.jsonl"
     lines = manifest.read_text(errors="replace").splitlines() if manifest.exists() else []
     if paid := sum(float(_object(line).get("cost_usd") or 0) for line in lines):
