@@ -309,6 +309,16 @@ def test_runs_that_older_versions_trained_on_crowds_as_background_are_others(com
     assert with_crowds.identity not in (plain.identity, *plain.earlier_identities)
 
 
+def test_networks_with_other_channels_are_another_condition(composed: Compose) -> None:
+    """An image in colour on no side of the split gives the network three channels."""
+    plain = prepare(composed())
+    used = {sample.name for side in ("train", "val", "test") for sample in plain.split.side(side)}
+    samples = tuple(replace(each, colour=each.name not in used) for each in plain.dataset.samples)
+    in_colour = prepared_from(plain.config, replace(plain.dataset, samples=samples), plain.split)
+    assert in_colour.condition == plain.condition | {"channels": 3}
+    assert in_colour.identity != plain.identity
+
+
 def test_splits_that_share_a_store_have_label_cards_of_their_own(composed: Compose) -> None:
     first, second = (prepare(composed("variations=1", *part)) for part in ((), ("split.train_size=3",)))
     assert store_of(first).folder == store_of(second).folder
