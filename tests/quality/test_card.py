@@ -55,7 +55,8 @@ class Sets:
         height, width = pixels.shape[:2]
         sample = Sample(name, path, width, height, len(samples) + 1, *NO_OBJECTS)
         group, digest = "" if lineage else name, f"{name} {pixels.sum()}"
-        samples.append(replace(sample, group=group, lineage=lineage, sha256=digest))
+        bits = 8 * pixels.itemsize
+        samples.append(replace(sample, group=group, lineage=lineage, sha256=digest, bits=bits))
 
     def vary(self, make: Callable[[np.ndarray, int, int], np.ndarray], per_image: int = 2) -> None:
         """``make(source pixels, scene, variation)`` gives the pixels of each variation."""
@@ -238,6 +239,24 @@ def test_sixteen_bits_of_different_sizes(make_sets: MakeSets) -> None:
     card = sets.summary()
     assert card["verdict"] == "alike"
     assert card["figures"]["looks"]["variations"] == pytest.approx(1, rel=0.15)
+
+
+@pytest.mark.parametrize("blur", [0.0, 2.0])
+def test_detail_of_a_sensor_that_uses_few_of_its_values_is_seen(tmp_path: Path, blur: float) -> None:
+    """Noise of 12 values of 65,536, of which a floor of 1/12 of a value of 8 bit would leave nothing."""
+    sets, rng = Sets(tmp_path), np.random.default_rng(0)
+
+    def field(scene: int, _: int) -> np.ndarray:
+        smooth = cv2.GaussianBlur(np.random.default_rng(scene).normal(0, 1, (SIZE, SIZE)), (0, 0), 12)
+        return np.round(7600 + 400 * smooth / smooth.std() + rng.normal(0, 12, (SIZE, SIZE))).astype(np.uint16)
+
+    for side, scenes in (("training", range(8)), ("validation", range(8, 12)), ("test", range(20, 24))):
+        for scene in scenes:
+            sets.add(side, f"{side}/{scene}.png", field(scene, 0))
+    sets.vary(lambda _, scene, look: cv2.GaussianBlur(field(scene, look), (0, 0), blur) if blur else field(scene, look))
+    detail = sets.summary(None)["figures"]["fine_detail"]
+    assert detail["verdict"] == ("unlike" if blur else "alike")
+    assert detail["value"] == pytest.approx(0.05 if blur else 1, abs=0.1)
 
 
 def test_one_image_on_each_side(make_sets: MakeSets) -> None:

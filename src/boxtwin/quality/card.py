@@ -46,6 +46,7 @@ from boxtwin.quality.similarity import nearer_than_chance
 from boxtwin.quality.texture import fine_energy, log_ratio, pooled, reference_of_halves, wasserstein
 
 FORMAT = 2  # of the card, and of how its measurements are computed
+DEEP_FORMAT = 2  # of those of images of 16 bit, beyond that
 PAIRS = 5  # what the picture has room for
 NAME, CARDS = "quality_card", "quality_cards"
 ALWAYS, NEVER = math.log(1.05), math.log(1.25)  # differences of logarithms
@@ -288,7 +289,9 @@ def _test(evidence: Evidence) -> Metric:
 
 def _fingerprint(sides: Sequence[Sequence[Sample]], speckle: Speckle | None) -> str:
     """Hash of the pixels, not of the labels; variations go by their source, whichever store they are in."""
-    total = hashlib.sha256(json.dumps([FORMAT, speckle and speckle.value]).encode())
+    deep = any(sample.bits > 8 for samples in sides for sample in samples)
+    versions = [FORMAT, *([DEEP_FORMAT] if deep else [])]
+    total = hashlib.sha256(json.dumps([*versions, speckle and speckle.value]).encode())
     for samples in sides:
         total.update(f"{len(samples)} images".encode())
         for sample in samples:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from tqdm import tqdm
 
+from boxtwin.datasets.levels import Levels, measure_levels
 from boxtwin.datasets.options import Speckle
 from boxtwin.datasets.sample import Sample
 from boxtwin.quality.record import COPY
@@ -94,6 +95,8 @@ def gather(
         raise ValueError("a quality card needs test images, got none")
     numbers = {sample.name: number for number, sample in enumerate(real)}
     ordered = sorted(variations, key=lambda sample: _source_of(sample, numbers))  # siblings follow each other
+    # Sensors of 16 bit may use a small part of the values, where the floor of `spectrum` would hide all detail.
+    scale = measure_levels(real, Sample.read).levels if real[0].bits > 8 else Levels()
     shape = common_shape([(sample.height, sample.width) for sample in (*real, *test)])
     # Real images are read twice: first to index them all, then to relate each to the others. Their grain is not kept:
     # that of 100 images would take a quarter of a gigabyte.
@@ -129,7 +132,7 @@ def gather(
 
     real_levels, real_measured = [], []
     for number, sample in enumerate(real):
-        image = _read(sample, speckle, shape)
+        image = _read(sample, speckle, shape, scale)
         real_levels.append(image.levels)
         nearest = nearest_layout(layouts, image.layout, leave_out=number)
         match = grains.find(image.grain, leave_out=(number, image.grain))
@@ -143,7 +146,7 @@ def gather(
         sibling_layouts = []
         before: Spectrum | None = None
         for sample in siblings:
-            image = _read(sample, speckle, shape)
+            image = _read(sample, speckle, shape, scale)
             match = grains.find(image.grain, leave_out=(source, source_grain))
             share = repeated(image.grain, source_grain)
             if match is None or match.share < max(COPY, share):
@@ -184,8 +187,9 @@ def _source_of(sample: Sample, numbers: Mapping[str, int]) -> int:
     return numbers[sample.lineage.source]
 
 
-def _read(sample: Sample, speckle: Speckle | None, shape: tuple[int, int]) -> _Image:
+def _read(sample: Sample, speckle: Speckle | None, shape: tuple[int, int], scale: Levels) -> _Image:
     pixels = sample.read()
     grey = as_float_grey(pixels)
     looks = math.nan if speckle is None else equivalent_looks(pixels, sample.boxes, speckle)
-    return _Image(grey_levels(pixels), looks, spectrum(grey), layout(grey), grain(grey, shape))
+    power = spectrum(as_float_grey(scale.scaled(pixels)))
+    return _Image(grey_levels(pixels), looks, power, layout(grey), grain(grey, shape))
