@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from mlflow.store.db import utils
-from sqlalchemy import Engine
+from sqlalchemy import Engine, inspect
 
 MIGRATE: Callable[[Engine], None] = utils._upgrade_db
 READY = "BOXTWIN_TESTS_READY_STORE"  # the variable that names the file of the tables
@@ -25,7 +25,10 @@ def copy_tables() -> None:
 
     def upgrade(engine: Engine) -> None:
         database = engine.url.database
-        if engine.dialect.name != "sqlite" or not database or database == ":memory:":
+        is_file = engine.dialect.name == "sqlite" and database != ":memory:"
+        if (
+            not is_file or not database or inspect(engine).has_table("alembic_version")
+        ):  # which stores have that are no new ones
             MIGRATE(engine)
         elif ready.exists():
             with closing(sqlite3.connect(ready)) as source, closing(sqlite3.connect(database)) as new:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from boxtwin.commands.recommended import primary_of
-from boxtwin.studies.primary import PRIMARY_FILE
+from boxtwin.studies.primary import PRIMARY_FILE, PRIMARY_TAG
 from boxtwin.tracking.mlflow_runs import Store
 
 COMPARISONS = [
@@ -19,15 +19,21 @@ COMPARISONS = [
 def test_primary_comparisons_are_those_of_the_last_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store = Store(uri=None, folder=tmp_path / "mlruns")
-    assert primary_of(store, "ships", tmp_path / "first") == []
-    # compare.py folder=elsewhere
-    (tmp_path / PRIMARY_FILE).write_text(yaml.safe_dump({"comparisons": COMPARISONS[:1]}))
-    run_id = store.begin_comparison(study="ships")
-    store.log_files(run_id, [tmp_path / PRIMARY_FILE])
-    store.end(run_id, "FINISHED")
-    assert [each.name for each in primary_of(store, "ships", tmp_path / "second")] == ["a"]
-    # compare.py
+
+    def names(folder: str) -> list[str]:
+        return [each.name for each in primary_of(store, "ships", tmp_path / folder)]
+
+    assert names("first") == []
+    # A report of an earlier version.
     report = tmp_path / "reports" / "ships"
     report.mkdir(parents=True)
     (report / PRIMARY_FILE).write_text(yaml.safe_dump({"comparisons": COMPARISONS}))
-    assert [each.name for each in primary_of(store, "ships", tmp_path / "third")] == ["a", "b"]
+    assert names("second") == ["a", "b"]
+    # compare.py folder=elsewhere, with other primary comparisons; then without any.
+    (tmp_path / PRIMARY_FILE).write_text(yaml.safe_dump({"comparisons": COMPARISONS[:1]}))
+    run_id = store.begin_comparison(study="ships")
+    store.tag(run_id, {PRIMARY_TAG: "true"})
+    store.log_files(run_id, [tmp_path / PRIMARY_FILE])
+    assert names("third") == ["a"]
+    store.tag(run_id, {PRIMARY_TAG: "false"})
+    assert names("fourth") == []

@@ -63,7 +63,7 @@ def test_folders_are_searched_through_links_and_each_once(tmp_path: Path, caplog
     assert "not counted: 2 files whose names do not end as images' do: day2/g, f.txt" in caplog.text
 
 
-def test_pictures_of_an_earlier_count_are_not_counted(tmp_path: Path) -> None:
+def test_pictures_of_an_earlier_count_are_not_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     # A folder of images may have such names, too.
     images = ("a.png", "pictures/b.png", "counts/counts.png")
     of_count = ("counts.csv", "detections.json", "pictures/a.png.jpg", "pictures/counts/counts.png.jpg")
@@ -72,9 +72,13 @@ def test_pictures_of_an_earlier_count_are_not_counted(tmp_path: Path) -> None:
         (tmp_path / file).touch()
     assert set(image_files(tmp_path)) == set(images)
     for asked in (str(tmp_path), f"{tmp_path}/**/*.*"):
-        assert {file.relative_to(tmp_path).as_posix() for file in list_images(asked).files} == set(images)
+        with caplog.at_level("INFO"):
+            assert {file.relative_to(tmp_path).as_posix() for file in list_images(asked).files} == set(images)
+        assert "that count.py drew" in caplog.text
+        caplog.clear()
     drawn = tmp_path / "counts" / "pictures"
-    assert len(list_images(str(drawn)).files) == 2  # where they are asked for
+    for asked in (str(drawn), f"{drawn}/**/*.jpg"):  # where they are asked for
+        assert len(list_images(asked).files) == 2
 
 
 def test_a_file_that_is_named_in_several_ways_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

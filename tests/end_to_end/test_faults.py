@@ -59,7 +59,6 @@ def test_two_sweeps_at_once_share_the_work(tmp_path: Path) -> None:
     check_finished(tmp_path)
 
 
-@pytest.mark.slow
 def test_two_studies_that_want_the_same_run_at_once_train_it_once(tmp_path: Path) -> None:
     """Whoever comes first trains it; the other waits and has it too."""
     processes = [start(f"train.py experiment=tiny_control study={name}", tmp_path) for name in ("one", "other")]

@@ -94,7 +94,8 @@ def test_labels_that_nobody_has_seen_come_back_as_not_confirmed(
     unconfirmed = file
     content["images"][2]["confirmed"] = True
     file, _ = new_version(content, tmp_path)
-    if "variation" in marks:  # in a data set, a split could put them on another side than their sources
+    if "variation" in marks:
+        # In a data set, a split could put them on another side than their sources
         with pytest.raises(InputError, match=r"1 images are variations.* labels=manual"):
             convert([file], tmp_path / "set")
         assert not (tmp_path / "set").exists()
@@ -335,14 +336,16 @@ def test_confirmations_that_a_version_takes_back_are_told(tmp_path: Path) -> Non
 
 
 def _write_version(start: Any, number: int, folder: Path) -> None:
-    start.wait()
+    start.wait(60)
     new_version({"number": number}, folder)
 
 
 def test_versions_that_are_written_at_once_have_files_of_their_own(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(4)
-    processes = [context.Process(target=_write_version, args=(start, number, tmp_path)) for number in range(4)]
+    processes = [
+        context.Process(target=_write_version, args=(start, number, tmp_path), daemon=True) for number in range(4)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -358,3 +361,17 @@ def test_what_is_left_out_in_reading_a_coco_file_is_told(tmp_path: Path) -> None
     (remark,) = read_store(folder).remarks
     assert "turned" in remark
     assert convert([folder], tmp_path / "set")[1] == [remark]
+
+
+@pytest.mark.parametrize("name", ["coco", "yolo", "voc"])
+def test_exported_variations_join_no_data_set(name: str, tmp_path: Path) -> None:
+    """Whatever the format keeps of what they are."""
+    store = read_store(write_store(tmp_path / "store", FOUR, {key: {"variation": 1} for key in FOUR}))
+    export_store(store, name, tmp_path / "out")
+    if name == "coco":
+        file = tmp_path / "out" / "annotations.json"
+        file.write_text(file.read_text().replace('"confirmed": false', '"confirmed": true'))
+    else:
+        (tmp_path / "out" / "not_confirmed.txt").unlink()
+    with pytest.raises(InputError, match="4 images are variations"):
+        convert([tmp_path / "out"], tmp_path / "set")

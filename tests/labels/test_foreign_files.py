@@ -157,6 +157,13 @@ def test_class_names_that_are_none_are_refused(file: str, text: str, tmp_path: P
         ({"data.yaml": "names: [car, ship]", "classes.txt": "ship\ncar\n"}, None),
         ({"classes.txt": "car\nship", "labels/classes.txt": "ship\ncar\n"}, None),
         ({"data.yaml": "names: ship"}, None),
+        ({"data.yaml": "names:\n- ship\n-"}, None),
+        ({"data.yaml": "names: [ship, ~]"}, None),
+        (
+            {"data.yaml": "names: [ship]\nshape: !!python/tuple [1]", "dataset.yaml": "path: .", "obj.names": "a\n\nb"},
+            ["ship"],
+        ),
+        ({"CLASSES.TXT": "ship\ncar\n", "TRAIN.TXT": "images/a.png"}, ["ship", "car"]),
     ],
 )
 def test_names_of_classes_are_as_written_and_files_agree(
@@ -192,7 +199,9 @@ def test_images_without_a_label_file_are_told(name: str, tmp_path: Path) -> None
 def test_a_voc_file_may_have_dots_in_its_name(tmp_path: Path) -> None:
     (tmp_path / "a.1.png").write_bytes(b"")
     (tmp_path / "a.1.xml").write_text("<annotation><filename>a.1</filename></annotation>")
-    assert len(get_format("voc").read(tmp_path).images) == 1
+    (tmp_path / "not_confirmed.txt").write_text("a.1.png\n")
+    (image,) = get_format("voc").read(tmp_path).images
+    assert image.confirmed is False
 
 
 def test_images_may_be_called_as_lists_of_other_tools_are(tmp_path: Path) -> None:

@@ -69,13 +69,22 @@ def make_worth(data: Path) -> set[Path]:
     (reviewed / "labels-1.json").write_text(json.dumps({"images": [{"file_name": "a.png", "confirmed": False}]}))
     beside = data / "synthetic" / "read.json"
     beside.write_text(json.dumps({"images": [{"file_name": "a.png", "confirmed": True}]}))
-    (data / "synthetic" / "export.json").write_text("[]")
+    loose = data / "synthetic" / "project-1.json"
+    loose.write_text("[]")  # of Label Studio
+    (data / "synthetic" / ".lock").touch()
+    (data / "sar_scenes" / "labels-1.json").write_text(json.dumps({"images": [{"file_name": "a.png"}]}))
+    exported = data / "synthetic" / "pixel_ddpm-1-yolo"
+    exported.mkdir()
+    (exported / "exported.json").write_text("{}")
     return {
         mine,
         spool,
         broken,
         reviewed,
         beside,
+        loose,
+        exported,
+        data / "sar_scenes",
         store(data, "repeat-2", generator="repeat", labels="manual"),
         store(data, "openai_edit-3", generator="openai_edit", reproducible=False),
         store(data, "mystery-4", generator="mystery", reproducible=None),
@@ -111,7 +120,7 @@ def test_without_a_terminal_they_stay_and_the_rest_goes(data: Path) -> None:
     printed = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
     assert all(path.exists() and str(path) in printed for path in worth)
     assert (data / "synthetic" / "repeat-2" / "images" / "a_v01.png").read_bytes() == b"pixels"
-    assert {path.name for path in data.iterdir()} == {"mine", "synthetic"}
+    assert {path.name for path in data.iterdir()} == {"mine", "sar_scenes", "synthetic"}
     assert not (data / "synthetic" / "pixel_ddpm-1").exists()
     assert [path.name for path in (data / "synthetic" / "models").iterdir()] == ["openai_edit-spool"]
     subprocess.run([*command, "--confirm"], stdin=subprocess.DEVNULL, check=True)

@@ -19,7 +19,7 @@ from boxtwin.files import check_name, write_bytes_atomically
 from boxtwin.memory import keep_freed_blocks
 from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.next_runs import plan
-from boxtwin.studies.primary import PRIMARY_FILE, PrimaryComparison, primary_comparisons
+from boxtwin.studies.primary import PRIMARY_FILE, PRIMARY_TAG, PrimaryComparison, primary_comparisons
 from boxtwin.studies.relabelled import NEEDED, Relabelled, relabelled
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.summary import Summary, printed
@@ -119,6 +119,7 @@ def _compare_stored(config: DictConfig) -> Path:
     run_id = store.begin_comparison(study=name)
     try:
         kept = [report / PRIMARY_FILE] if study.primary else []
+        store.tag(run_id, {PRIMARY_TAG: "true" if study.primary else "false"})
         store.log_files(run_id, [page, report / "comparison.csv", report / "curves.png", *kept])
     except BaseException as error:
         if unanswered(error) is None:  # a server that is away is not asked again

@@ -15,7 +15,7 @@ from boxtwin.commands.stored_runs import bring_back, collect_runs, copies_of
 from boxtwin.config.compose import read_config
 from boxtwin.errors import InputError
 from boxtwin.studies.conditions import Row
-from boxtwin.studies.primary import PRIMARY_FILE, PrimaryComparison
+from boxtwin.studies.primary import PRIMARY_FILE, PRIMARY_TAG, PrimaryComparison
 from boxtwin.studies.report.recommendation import recommended
 from boxtwin.studies.runs import with_evidence
 from boxtwin.studies.study import Study
@@ -64,8 +64,10 @@ def recommended_condition(config: DictConfig, study: str | None) -> Recommended:
 
 
 def primary_of(store: Store, study: str, temporary: Path) -> list[PrimaryComparison]:
-    """The primary comparisons that the last `compare.py` of a study kept in its report, wherever that lies."""
-    report = Path("reports") / study
-    if not (report / PRIMARY_FILE).is_file():
-        store.fetch_comparison(study, [PRIMARY_FILE], temporary)
-    return kept_primary(None, report, temporary)
+    """The primary comparisons of the last `compare.py` of a study, whose report may lie anywhere."""
+    last = store.comparison(study)
+    if last is None or PRIMARY_TAG not in last.data.tags:  # of an earlier version, or of no report
+        return kept_primary(None, Path("reports") / study)
+    if last.data.tags[PRIMARY_TAG] == "true":
+        store.fetch_files(last.info.run_id, [PRIMARY_FILE], temporary)
+    return kept_primary(None, temporary)

@@ -30,7 +30,7 @@ from boxtwin.datasets.options import SplitOptions
 from boxtwin.datasets.sample import Dataset, Detections
 from boxtwin.datasets.splits import Split, alike, describe, folds, scenes_of
 from boxtwin.datasets.training_images import TrainingImages
-from boxtwin.detector.checkpoint import FILE, TrainedDetector, damage, read_detector, write_detector
+from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector, write_detector
 from boxtwin.detector.training import quieten_lightning
 from boxtwin.errors import InputError, unanswered
 from boxtwin.evaluation.coco_metrics import coco_by_class, write_results
@@ -186,7 +186,10 @@ def detector_of(output: Path, prepared: Prepared) -> Path:
 
 def _is_of(file: Path, prepared: Prepared) -> bool:
     """Whether a file is the undamaged detector of this training, not that of other labels or settings."""
-    return damage(file) is None and read_detector(file).origin.get("identity") == prepared.identity
+    try:
+        return read_detector(file).origin.get("identity") == prepared.identity
+    except InputError:
+        return False
 
 
 def _check_words(composed: DictConfig) -> None:
@@ -278,6 +281,7 @@ def _train_all(work: Work, found: Recommended, config: BoxtwinConfig, output: Pa
     trainings = [trained_file(each, f"final seed {each.config.seed}", _train) for each in work.seeds]
     seen = TrainingImages.of(images, images, work.seeds[0].images.read, work.seeds[0].levels)
     files = []
+    (output / RESULT_FILE).unlink(missing_ok=True)  # what an interrupted call leaves counts for nothing
     for each, file in zip(work.seeds, trainings, strict=True):
         trained = read_detector(file)
         detector = TrainedDetector(

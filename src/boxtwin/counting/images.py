@@ -13,7 +13,14 @@ from pathlib import Path
 
 from boxtwin.counting.scenes import Scene, open_scene
 from boxtwin.datasets import tiff
-from boxtwin.datasets.image_folder import ENDINGS, image_files, is_image, is_picture_of_count, other_files
+from boxtwin.datasets.image_folder import (
+    ENDINGS,
+    folders_of_pictures,
+    image_files,
+    is_image,
+    is_picture_of_count,
+    other_files,
+)
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.problems import some
 from boxtwin.detector.predict import read_pixels
@@ -76,7 +83,8 @@ def _files_of(value: str) -> list[Path]:
         files = list(image_files(path).values())
         if not files:
             raise InputError(f"images={value} holds no images ({', '.join(ENDINGS)})")
-        _tell(value, other_files(path))
+        _tell(value, "files whose names do not end as images' do", other_files(path))
+        _tell(value, "folders of pictures that count.py drew", folders_of_pictures(path))
         return files
     if path.is_file():
         if path.suffix.lower() != ".txt":
@@ -85,18 +93,18 @@ def _files_of(value: str) -> list[Path]:
     matching = [Path(name) for name in sorted(glob.glob(value, recursive=True)) if Path(name).is_file()]  # noqa: PTH207
     if not matching:
         raise InputError(f"images={value}: there is no such file or folder, and nothing that matches as a pattern")
-    _tell(value, [str(file) for file in matching if not is_image(file)])
-    return [file for file in matching if is_image(file) and not is_picture_of_count(file)]
+    _tell(value, "files whose names do not end as images' do", [str(file) for file in matching if not is_image(file)])
+    images = list(filter(is_image, matching))
+    drawn = {file for file in images if is_picture_of_count(file)}
+    if len(drawn) == len(images):  # the pattern names them
+        return images
+    _tell(value, "pictures that count.py drew", sorted(map(str, drawn)))
+    return [file for file in images if file not in drawn]
 
 
-def _tell(value: str, others: list[str]) -> None:
+def _tell(value: str, what: str, others: list[str]) -> None:
     if others:
-        log.info(
-            "images=%s: not counted: %d files whose names do not end as images' do: %s",
-            value,
-            len(others),
-            some(others),
-        )
+        log.info("images=%s: not counted: %d %s: %s", value, len(others), what, some(others))
 
 
 def _named_in(path: Path) -> list[Path]:

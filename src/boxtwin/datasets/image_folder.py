@@ -47,12 +47,18 @@ def is_picture_of_count(file: Path) -> bool:
     return any(parent.name == PICTURES and _holds_count(parent.parent) for parent in file.parents)
 
 
+def folders_of_pictures(folder: Path) -> list[str]:
+    """The folders of pictures of counts below a folder, by their path in it."""
+    found = (place for place in folder.rglob(PICTURES) if place.is_dir() and _holds_count(place.parent))
+    return sorted(place.relative_to(folder).as_posix() for place in found)
+
+
 def _holds_count(folder: Path) -> bool:
     return (folder / CSV_FILE).is_file() and (folder / COCO_FILE).is_file()
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Files whose path holds no part that begins with a dot, but for pictures of counts.
+    """Files whose path holds no part that begins with a dot, without pictures of counts.
 
     Linked folders come last, each folder once.
     """

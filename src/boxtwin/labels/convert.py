@@ -21,7 +21,7 @@ from boxtwin.files import atomic_path, link_file, write_bytes_atomically
 from boxtwin.labels.formats import format_of, get_format
 from boxtwin.labels.formats.browser import is_shown
 from boxtwin.labels.formats.labelled_image import LabelledImage, unknown_classes
-from boxtwin.labels.store_images import read_store
+from boxtwin.labels.store_images import RECORD, read_store
 
 _CONFIRM = "mark those whose boxes are right, as docs/labels.md says, and read them back first"
 
@@ -128,6 +128,9 @@ def _grown(sides: Any, split: Path, images: Mapping[str, Any], of_first: set[str
 def _read(path: Path) -> tuple[list[_Found], Sequence[str], Sequence[str]]:
     """The images of one data set, its classes, and remarks."""
     name = format_of(path)
+    root = path if path.is_dir() else path.parent
+    record = load_json(root / RECORD)["images"] if (root / RECORD).is_file() else []
+    variations = {each["file"] for each in record if each.get("is_variation")}
     if name == "coco":
         store = read_store(path)
         found = []
@@ -137,10 +140,10 @@ def _read(path: Path) -> tuple[list[_Found], Sequence[str], Sequence[str]]:
             own = image.labels.name if fault_of_name(image.labels.name) == "" else image.labels.file
             whole = image.reading == Reading() or is_shown(image.path, image.reading)
             name = own if whole else image.labels.file
-            found.append(_Found(image.labels, image.path, name, image.reading, whole, "variation" in image.entry))
+            made = image.is_variation or image.path.name in variations
+            found.append(_Found(image.labels, image.path, name, image.reading, whole, made))
         return found, list(store.category_ids), store.remarks
     labels = get_format(name).read(path)
-    root = path if path.is_dir() else path.parent
     by_name: dict[str, set[str]] = defaultdict(set)
     for file in image_files(root):
         short = "/".join(part for part in PurePosixPath(without_ending(file)).parts if part != "images")
@@ -155,7 +158,11 @@ def _read(path: Path) -> tuple[list[_Found], Sequence[str], Sequence[str]]:
         raise InputError(f"read={path}: {len(lost)} labelled images have no image file below {root}: {some(lost)}")
     if len({*files.values()}) < len(labels.images):
         raise InputError(f"read={path}: several label files are of one image; put each set into a folder of its own")
-    return [_Found(each, root / files[each.name], files[each.name]) for each in labels.images], *labels[1:]
+    found = [
+        _Found(each, root / file, file, is_variation=PurePosixPath(file).name in variations)
+        for each, file in ((each, files[each.name]) for each in labels.images)
+    ]
+    return found, *labels[1:]
 
 
 def _same(one: _Found, other: _Found) -> bool:

@@ -21,10 +21,9 @@ from boxtwin.labels.changes import KINDS, Change, changes, inside, tally
 from boxtwin.labels.formats import format_of, get_format, label_studio
 from boxtwin.labels.formats.browser import export_image
 from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, unknown_classes
-from boxtwin.labels.store_images import StoreImage, StoreImages, match
+from boxtwin.labels.store_images import RECORD, StoreImage, StoreImages, match
 
 OF_A_VERSION = ("confirmed", "minutes", "changes", "removed")  # marks of an image that a new version states anew
-RECORD = "exported.json"  # what was exported: the hash of each image, and black and white of 16 bit ones
 
 
 def export_store(store: StoreImages, name: str, folder: Path) -> None:
@@ -40,7 +39,8 @@ def export_store(store: StoreImages, name: str, folder: Path) -> None:
             _check_pixels(each, exported.pixels_sha256, (exported.width, exported.height))
             labels = replace(labels, width=exported.width, height=exported.height, pixels_sha256=exported.pixels_sha256)
             images.append(labels)
-            record.append({"name": labels.name, "file": labels.file, **exported._asdict()})
+            about = {"name": labels.name, "file": labels.file, "is_variation": each.is_variation}
+            record.append({**about, **exported._asdict()})
         if name == "label_studio":
             label_studio.write(temporary, images, list(store.category_ids), served_as=folder.name)
         else:
@@ -180,8 +180,9 @@ def new_version(content: dict[str, Any], folder: Path) -> tuple[Path, bool]:
     A version that is there with the same content is not written again.
     """
     encoded = json.dumps(content, indent=1).encode()
-    number = 1
-    with exclusive_lock(folder / ".labels.lock", f"another process writes labels into {folder}; waiting for it"):
+    number, absolute = 1, folder.absolute()
+    lock = absolute.with_name(f".{absolute.name}.lock")
+    with exclusive_lock(lock, f"another process writes labels into {folder}; waiting for it"):
         while (file := folder / f"labels-{number}.json").exists():
             if file.read_bytes() == encoded:
                 return file, False

@@ -19,6 +19,7 @@ from boxtwin.labels.formats.browser import is_shown
 from boxtwin.labels.formats.labelled_image import LabelledImage, Labels
 
 FILES = ("annotations.json", "detections.json")
+RECORD = "exported.json"  # what was exported: the hash of each image, and black and white of 16 bit ones
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class StoreImage:
     path: Path
     reading: Reading
     entry: dict[str, Any]  # of the COCO file
+
+    @property
+    def is_variation(self) -> bool:
+        return "variation" in self.entry
 
 
 @dataclass(frozen=True)

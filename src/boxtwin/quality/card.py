@@ -46,7 +46,7 @@ from boxtwin.quality.similarity import nearer_than_chance
 from boxtwin.quality.texture import fine_energy, log_ratio, pooled, reference_of_halves, wasserstein
 
 FORMAT = 2  # of the card, and of how its measurements are computed
-DEEP_FORMAT = 2  # of those of images of 16 bit, beyond that
+DEEP_FORMAT = 2  # added to it: of the measurements of 16 bit images
 PAIRS = 5  # what the picture has room for
 NAME, CARDS = "quality_card", "quality_cards"
 ALWAYS, NEVER = math.log(1.05), math.log(1.25)  # differences of logarithms

@@ -98,8 +98,8 @@ def gather(
     # Sensors of 16 bit may use a small part of the values, where the floor of `spectrum` would hide all detail.
     scale = measure_levels(real, Sample.read).levels if real[0].bits > 8 else Levels()
     shape = common_shape([(sample.height, sample.width) for sample in (*real, *test)])
-    # Real images are read twice: first to index them all, then to relate each to the others. Their grain is not kept:
-    # that of 100 images would take a quarter of a gigabyte.
+    # Real images are read twice more: first to index them all, then to relate each to the others. Their grain is not
+    # kept: that of 100 images would take a quarter of a gigabyte.
     progress = tqdm(total=2 * len(real) + len(test) + len(variations), desc="quality card", unit="image")
     indexed = []
     for samples in (real, test):

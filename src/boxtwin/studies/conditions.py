@@ -34,7 +34,7 @@ CONTROLS = ("repeat", "copy_paste")
 ESTIMATED = ("map", "map_50", "count_mae", "count_bias")
 REAL_IMAGES = " real images"  # behind their number
 # Settings that versions which record no condition had at their first value.
-SINCE = ("evaluation", "levels", "max_detections", "anchors", "crowds")
+SINCE = ("evaluation", "levels", "max_detections", "anchors", "crowds", "channels")
 
 
 @dataclass(frozen=True)

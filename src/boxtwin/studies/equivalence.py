@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import isotonic_regression
+from scipy.stats import norm
 
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.studies.comparison import Contrast, ResampledMetrics
@@ -23,10 +24,12 @@ from boxtwin.studies.condition_values import DEVICE, PRETRAINING, Values, as_ove
 from boxtwin.studies.conditions import Estimate, Row, paired_seeds, prefix_of
 from boxtwin.studies.inference import (
     LEAST_PAIRS,
+    LEVEL,
     bootstrapped,
     clusters_of,
     defined_columns,
     seed_variance,
+    students,
     variances,
     widened_tail,
 )
@@ -171,11 +174,18 @@ def exchange(row: Row, plain: Iterable[Row], resampled: ResampledMetrics) -> Exc
         values, own = (one[:, defined] for one in both)
         drawn = np.random.default_rng(SEED).integers(len(seeds), size=(len(seeds), values.shape[1] - 1))
         clusters = clusters_of([row.pretraining_seeds[seed] for seed in seeds])
-        means.append(bootstrapped(values[:, 0], values[:, 1:], drawn, clusters if each is row else ()))
+        resamples = bootstrapped(values[:, 0], values[:, 1:], drawn, clusters if each is row else ())
         measured.append(float(values[:, 0].mean()))
         gains, images = own - values, len(resampled.images(row.run_ids[0]))
         independent = seed_variance(gains[:, 0], clusters)[1]
-        tails.append(widened_tail(*variances(gains[:, 0], gains[:, 1:], clusters), independent, images))
+        spread = variances(gains[:, 0], gains[:, 1:], clusters)
+        tail = widened_tail(*spread, independent, images)
+        if tail * len(resamples) < 1:  # no resample is that far out: these are moved out instead
+            tail = (1 - LEVEL) / 2
+            widened = students(*spread, independent, images) / float(norm.ppf(1 - tail))
+            resamples = measured[-1] + (resamples - measured[-1]) * widened
+        means.append(resamples)
+        tails.append(tail)
     worth = [equivalent(sizes, column[:-1], column[-1]) for column in np.stack(means).T]
     low, high = np.quantile(
         worth, [min(tails), 1 - min(tails)], method="nearest"

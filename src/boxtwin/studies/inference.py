@@ -55,8 +55,7 @@ class Interval:
         seed = self.seed_variance * self.pairs / pairs
         if seed + self.image_variance == 0:
             return 0.0
-        degrees = freedom(seed, self.image_variance, pairs, self.images)
-        return float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * math.sqrt(seed + self.image_variance)
+        return students(seed, self.image_variance, pairs, self.images) * math.sqrt(seed + self.image_variance)
 
     def _scaled(self, then: float) -> float:
         """The measured half width times the ratio of two that are expected."""
@@ -118,7 +117,8 @@ def hierarchical_interval(
 
     The bootstrap gives the shape, `variances` the width. Since few values hardly show their own spread, the level is
     widened as Student's t asks for (Hesterberg 2015, "What teachers should know about the bootstrap", section 3.2),
-    with degrees of freedom from both sources (Satterthwaite 1946).
+    with degrees of freedom from both sources (Satterthwaite 1946). Where so few values are beyond that level that no
+    resample is, the interval is Student's.
 
     Raises:
         ValueError: fewer than two pairs, or the shapes do not fit.
@@ -130,9 +130,9 @@ def hierarchical_interval(
     tail = widened_tail(by_seeds, by_images, independent, images)
     low, high = np.quantile(bootstrapped(differences, resampled, drawn, clusters), [tail, 1 - tail])
     if tail * resampled.shape[1] < 1 and by_seeds + by_images > 0:
-        # Of two to four pairs that dominate, the bootstrap has no such quantile: its extremes are far too near.
-        reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom(by_seeds, by_images, independent, images)))
-        reach *= math.sqrt(by_seeds + by_images)
+        # With less than about four degrees of freedom (few pairs or pre-trainings, and little chance by the images) the
+        # bootstrap has no such quantile: its extremes are far too near.
+        reach = students(by_seeds, by_images, independent, images) * math.sqrt(by_seeds + by_images)
         low, high = min(low, mean - reach), max(high, mean + reach)
     return Interval(mean, float(low), float(high), by_seeds, by_images, pairs, images)
 
@@ -220,6 +220,11 @@ def freedom(seed_variance: float, image_variance: float, pairs: int, images: int
     """Degrees of freedom of a sum of two variances, each known from so many values (Satterthwaite 1946)."""
     total = seed_variance + image_variance
     return total**2 / (seed_variance**2 / (pairs - 1) + image_variance**2 / max(images - 1, 1))
+
+
+def students(seed_variance: float, image_variance: float, pairs: int, images: int) -> float:
+    """Half width of a 95 % interval in standard errors by Student's t, with `freedom`."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom(seed_variance, image_variance, pairs, images)))
 
 
 def widened_tail(seed_variance: float, image_variance: float, pairs: int, images: int) -> float:

@@ -38,6 +38,7 @@ from boxtwin.studies.condition_values import (
 )
 from boxtwin.studies.conditions import Row, paired_seeds
 
+PRIMARY_TAG = "boxtwin.primary"  # of the MLflow run of a report: whether it has primary comparisons
 PRIMARY_FILE = "primary.yaml"
 REAL_IMAGES = "real_images"
 STEPS = "trainer.steps"

@@ -27,6 +27,8 @@ def valuable(data: Path) -> dict[Path, str]:
         built = isinstance(info, dict) and bool(info.get("parameters"))
         if path.name not in (STORES, *MADE) and not path.name.startswith(".") and not built:
             reasons[path] = "not made by boxtwin"
+        elif built and any(map(_is_labelled, sorted(path.glob("*.json")))):
+            reasons[path] = LABELS
     stores = data / STORES
     for folder in sorted(stores.iterdir()) if stores.is_dir() else ():
         if folder.name == "models":
@@ -34,8 +36,8 @@ def valuable(data: Path) -> dict[Path, str]:
             reasons |= dict.fromkeys(spools, "answers that were paid for")
         elif folder.is_dir() and (reason := _worth(folder)):
             reasons[folder] = reason
-        elif folder.is_file() and _is_labelled(folder):
-            reasons[folder] = LABELS
+        elif folder.is_file() and not folder.name.startswith("."):
+            reasons[folder] = LABELS if _is_labelled(folder) else "not made by boxtwin"
     return reasons
 
 
@@ -67,6 +69,8 @@ def _worth(store: Path) -> str:
     """Why a store is worth keeping; empty if it can be made again."""
     if any(map(_is_labelled, sorted(store.glob("*.json")))):
         return LABELS
+    if (store / "exported.json").is_file():
+        return "labels for an annotation tool"
     identity = _json(store / "store.json")
     labels = identity.get("labels")
     if "generator" not in identity:

@@ -205,10 +205,9 @@ class Store:
         runs = self._search([self.experiment(study)], _tagged(KIND_TAG, kind))
         return any(run.info.status == "FINISHED" for run in runs)
 
-    def fetch_comparison(self, study: str, names: Sequence[str], to: Path) -> None:
-        """Copy files of the table and report of a study into a folder, where there are any."""
-        for run in self._search([self.experiment(study)], _tagged(KIND_TAG, "comparison"), most=1):
-            self.fetch_files(run.info.run_id, names, to)
+    def comparison(self, study: str) -> Run | None:
+        """The MLflow run that holds the table and the report of a study, if it has one."""
+        return next(iter(self._search([self.experiment(study)], _tagged(KIND_TAG, "comparison"), most=1)), None)
 
     def write_conditions(self, study: str, conditions: Sequence[Condition]) -> None:
         """Write one finished MLflow run for each condition of a study, with the current metrics.

@@ -82,8 +82,6 @@ def _format_of_folder(folder: Path) -> str:
             return name
     if label_files(folder, ".xml"):
         return "voc"
-    if any(file.name not in yolo.NO_LABELS for file in label_files(folder, ".txt")) or any(
-        (folder / name).is_file() for name in yolo.NAMES
-    ):
+    if not all(map(yolo.is_list, label_files(folder, ".txt"))) or yolo.names_files(folder):
         return "yolo"
     raise InputError(f"read={folder} holds no labels: neither .json, .xml nor .txt files of a known format")

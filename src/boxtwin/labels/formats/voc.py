@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import SubElement
 
 from boxtwin.datasets.image_folder import image_files
+from boxtwin.datasets.image_names import without_ending
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
 from boxtwin.labels.formats.labelled_image import (
@@ -89,5 +90,7 @@ def read(path: Path) -> Labels:
     if not images:
         raise InputError(f"{path} holds neither labels (*.xml) nor images")
     marked = read_not_confirmed(path)
-    by_name = None if marked is None else {image.name for image in images if Path(image.name).stem in marked}
+    by_name = (
+        None if marked is None else {image.name for image in images if Path(without_ending(image.name)).name in marked}
+    )
     return Labels(with_marks(images, by_name), sorted(classes), without_label_file(bare))

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -67,7 +68,7 @@ def read_not_confirmed(folder: Path) -> set[str] | None:
 def read(path: Path) -> Labels:
     """Read a folder. Images without a text file, and text files without lines, are images without objects."""
     named, names = class_names(path)
-    has_keypoints = named.suffix in YAML and "kpt_shape" in yaml.safe_load(read_text(named))
+    has_keypoints = named.suffix.lower() in YAML and "kpt_shape" in _content(named)
     images, seen, pictures = [], set(), image_files(path)
     files = label_files(path, ".txt")
     for file in sorted({*files}.difference([named], _lists(path, files, pictures))):
@@ -98,8 +99,24 @@ def _lists(folder: Path, files: Sequence[Path], images: Iterable[str]) -> list[P
     labels = [file for file in files if "labels" in (folder.name, *file.relative_to(folder).parent.parts)]
     in_labels = {file.stem for file in labels}
     beside = [file for file in files if file not in labels and (file.stem not in stems or file.stem in in_labels)]
-    found = [file for file in beside if labels or file.name in NO_LABELS or file.name.lower().startswith("readme")]
-    return found + [file for file in labels if file.name == "classes.txt" and file.stem not in stems]
+    found = [file for file in beside if labels or is_list(file) or file.name.lower().startswith("readme")]
+    return found + [file for file in labels if file.name.lower() == "classes.txt" and file.stem not in stems]
+
+
+def is_list(file: Path) -> bool:
+    """Whether a text file has the name of a list that tools write, in capitals or not."""
+    return file.name.lower() in NO_LABELS
+
+
+def names_files(folder: Path) -> list[Path]:
+    """The files of a folder that may list the names of its classes, those that count first at the beginning."""
+    there = {
+        file.relative_to(folder).as_posix().lower(): file
+        for place in (folder, folder / "labels")
+        for file in sorted(place.glob("*"))
+        if file.is_file()
+    }
+    return [there[name] for name in NAMES if name in there]
 
 
 def class_names(folder: Path) -> tuple[Path, list[str]]:
@@ -108,33 +125,41 @@ def class_names(folder: Path) -> tuple[Path, list[str]]:
     Raises `InputError` if there is none, or if two files give one number different names.
     """
     stems = {Path(name).stem for name in image_files(folder)}  # a text file may be an image's own
-    files = [folder / name for name in NAMES if (folder / name).is_file()]
-    files = [file for file in files if file.suffix in YAML or file.stem not in stems] or files[:1]
+    files = names_files(folder)
+    files = [file for file in files if file.suffix.lower() in YAML or file.stem not in stems] or files[:1]
     if not files:
         raise InputError(f"{folder} has no class names: put data.yaml, or classes.txt with one a line, there")
-    first, *others = ((file, _names_in(file)) for file in files)
-    for file, names in others:
-        if differing := [pair for pair in zip(first[1], names, strict=False) if pair[0] != pair[1]]:
+    first, names = files[0], _names_in(files[0])
+    for file in files[1:]:
+        try:
+            others = _names_in(file)
+        except InputError:  # it lists something else
+            continue
+        if differing := [pair for pair in zip(names, others, strict=False) if pair[0] != pair[1]]:
             one, other = differing[0]
             raise InputError(
-                f"{first[0]} and {file} name the classes differently, such as {one} and {other} for one number; "
+                f"{first} and {file} name the classes differently, such as {one} and {other} for one number; "
                 "remove the file that is wrong"
             )
-    return first
+    return first, names
+
+
+def _content(file: Path) -> Any:
+    """What a YAML file holds, with all values as they are written: no and 010 are names of classes."""
+    return yaml.load(read_text(file), yaml.BaseLoader)
 
 
 def _names_in(file: Path) -> list[str]:
-    text = read_text(file)
-    if file.suffix not in YAML:
-        lines = [line.strip() for line in text.rstrip().splitlines()]
+    if file.suffix.lower() not in YAML:
+        lines = [line.strip() for line in read_text(file).rstrip().splitlines()]
         if not all(lines):
             raise InputError(f"{file} has an empty line between the names of classes: which number is whose?")
         return lines
     try:
-        names = yaml.load(text, yaml.BaseLoader)["names"]  # as they are written: no and 010 are names
+        names = _content(file)["names"]
         if isinstance(names, dict):
             names = [names[str(index)] for index in range(len(names))]
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        if isinstance(names, str) or not all(isinstance(name, str) and name.strip() not in ("", "~") for name in names):
             raise TypeError("they are no list of names")
         return [name.strip() for name in names]
     except (yaml.YAMLError, KeyError, TypeError) as error:

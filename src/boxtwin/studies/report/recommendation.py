@@ -16,7 +16,8 @@ def recommended(study: Study) -> tuple[Row, str]:
     """The condition to use, and why, as the end of a sentence.
 
     Only conditions on the largest number of real images count. Of those that the answer calls significantly better in
-    AP50 than without what they add, the one with the highest AP50 is taken; where there is none, real images alone, and
+    AP50 than without what they add, the one with the highest AP50 is taken; with primary comparisons these decide
+    alone. Where there is none, real images alone, and
     of several such conditions (two detectors, say) the one with the highest AP on validation images.
 
     Raises:
@@ -41,7 +42,7 @@ def recommended(study: Study) -> tuple[Row, str]:
             )
     of_rows = [contrast for contrast in study.contrasts if contrast.new in rows]
     gains = [contrast for contrast in primary_gains(study.contrasts) if contrast.new in rows]
-    for each in answers(rows, of_rows):
+    for each in answers(rows, of_rows) if not study.primary else ():
         gains += each.advice.get("gaining", [])
         gains += [contrast for contrast, control in each.pretrainings if not beaten_by_pixels(control)]
         gains += each.extra_images

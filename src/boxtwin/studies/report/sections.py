@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from boxtwin.config.identity import NO_PRETRAINING
-from boxtwin.studies.comparison import EXTRA_IMAGES
+from boxtwin.studies.comparison import EXTRA_IMAGES, Contrast
 from boxtwin.studies.condition_values import DEVICE, PRETRAINING
 from boxtwin.studies.conditions import Row, condition_name, setups
 from boxtwin.studies.dose_response import Curve, fit, has_enough_counts, lines, measured_gains
@@ -77,9 +77,6 @@ def sensitivity_section(study: Study) -> Section:
     for rows in setups(study.rows):
         alike = [contrast for contrast in study.contrasts if contrast.new in rows]
         gains = [contrast.differences[METRIC] for contrast in alike if contrast.kind == "variations"]
-        tried = [
-            each.differences[METRIC] for each in alike if each.kind in ("variations", "pretraining", *EXTRA_IMAGES)
-        ]
         intervals = [gain.interval for gain in gains if gain.interval is not None]
         parts.append(
             {
@@ -87,7 +84,7 @@ def sensitivity_section(study: Study) -> Section:
                 "positive_controls": [contrast for contrast in alike if contrast.kind == "positive control"],
                 "alone": not any(map(is_treated, rows)),
                 "gains": gains,
-                "gain_significant": any(each.gain_significant for each in tried),
+                "gain_significant": shows_a_gain(alike),
                 "measured": [interval.half_width for interval in intervals],
                 "true": [detectable(interval) for interval in intervals],
             }
@@ -107,6 +104,12 @@ def sensitivity_section(study: Study) -> Section:
         ),
         (steps_picture(by_steps, " ".join(gains_in_words)),) if by_steps else (),
     )
+
+
+def shows_a_gain(contrasts: Iterable[Contrast]) -> bool:
+    """Whether anything that was tried gains significantly, steps alone (`repeat`) too: the study detects gains."""
+    tried = [each for each in contrasts if each.kind in ("variations", "pretraining", *EXTRA_IMAGES)]
+    return any(each.differences[METRIC].gain_significant for each in tried)
 
 
 def is_treated(row: Row) -> bool:

@@ -15,7 +15,7 @@ from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.primary import find_rows
 from boxtwin.studies.relabelled import Relabelled
 from boxtwin.studies.report.gallery import nearly_empty
-from boxtwin.studies.report.sections import Section, sections
+from boxtwin.studies.report.sections import Section, sections, shows_a_gain
 from boxtwin.studies.report.tables import candidates_table, class_text, relabelled_text, text_table
 from boxtwin.studies.report.words import paragraphs, sentence
 from boxtwin.studies.runs import FINISHED, StudyRun
@@ -88,7 +88,7 @@ class Answer:
     extra_images: list[Contrast]  # against none
     positive_controls: list[Contrast]
     advice: dict[str, Any]  # empty where no variations are compared with none
-    gains: bool  # whether anything that was tried gains significantly
+    sees_gains: bool  # whether anything that was tried gains significantly
 
 
 def primary_answer(study: Study) -> list[str]:
@@ -162,12 +162,14 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
         others = [each for each in gains if each not in subjects and each.new.generator != "repeat"]
         treatments = [*map(_lead, _groups(others)), *by_kind["pretraining"], *extra]
         beaten = [control for _, control in pretrainings if control is not None and beaten_by_pixels(control)]
-        advice = _advice(leads, subjects, [*controls, *beaten], positive, treatments) if leads or treatments else {}
+        sees_gains = shows_a_gain(alike)
+        advice = {}
+        if leads or treatments:
+            advice = _advice(leads, subjects, [*controls, *beaten], positive, treatments, sees_gains=sees_gains)
         if (best := max(row.estimates[AP50].mean for row in setup)) < LEAST_AP50:
             advice = {"kind": "untrained", "best": best, "steps": max(row.first.steps for row in setup)}
         if groups or pretrainings or extra or positive:
-            sure = any(each.differences[AP50].gain_significant for each in (*subjects, *treatments))
-            values_by_setup.append(Answer(setup[0].prefix, values, pretrainings, extra, positive, advice, sure))
+            values_by_setup.append(Answer(setup[0].prefix, values, pretrainings, extra, positive, advice, sees_gains))
     return values_by_setup
 
 
@@ -227,6 +229,8 @@ def _advice(
     controls: Sequence[Contrast],
     positive: Sequence[Contrast],
     treatments: Sequence[Contrast],
+    *,
+    sees_gains: bool,
 ) -> dict[str, Any]:
     """What to do, as the kind of advice and the values that its sentence names.
 
@@ -237,7 +241,7 @@ def _advice(
     decided = [each for each in (*leads, *treatments) if each.differences[AP50].could_be_significant]
     known = [contrast.differences[AP50] for contrast in positive]
     seen = [change.mean for change in known if change.gain_significant]
-    blind = bool(known) and not seen and all(change.could_be_significant for change in known)
+    blind = bool(known) and not (seen or sees_gains) and all(change.could_be_significant for change in known)
     if not decided:
         changes = [each.differences[AP50] for each in (*leads, *treatments)]
         needed = sorted(change.pairs_needed for change in changes)
@@ -256,20 +260,17 @@ def _advice(
         equal = {line_of(each.old) for each in compared if not each.differences[AP50].significant}
         gaining = [win for win in wins if win.new.run_ids not in beaten]
         if not gaining:
-            by = {
-                f"{each.old.first.steps} steps on real images alone"
-                if each.kind == "equal pixels"
-                else each.old.generator
-                for each in better
-            }
-            return {"kind": "beaten", "beaten": wins, "by": sorted(by)}
+            steps = sorted({each.old.first.steps for each in better if each.kind == "equal pixels"})
+            by = sorted({each.old.generator for each in better if each.kind == "control"})
+            return {"kind": "beaten", "beaten": wins, "by": by, "steps": steps}
         several = len({win.new.split for win in gaining}) > 1
         named = [win for win in gaining if line_of(win.new) not in equal or win.kind != "variations"]
         return {
             "kind": "use",
             "wins": sorted(named, key=lambda win: -win.differences[AP50].mean),
             "gaining": gaining,
-            "without_controls": not held and any(win in leads and not win.new.is_control for win in wins),
+            "without_controls": not any(each.kind == "control" for each in held)
+            and any(win in leads and not win.new.is_control for win in wins),
             "equal": [f"{generator} on {split}" if several else generator for split, generator in sorted(equal)],
             "data": max(seen, default=None),
         }
