@@ -32,7 +32,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@touch $(STAMP)
 
 .PHONY: demo
-demo: setup  ## simulated data, 28 short runs with seven seeds, the answer (five minutes on 2 cores; resumes)
+demo: setup  ## simulated data, 28 short runs with seven seeds, the answer (5 to 12 minutes on 2 cores; resumes)
 	@$(BIN)/python train.py -m experiment=demo variations=0 split.train_size=5,20
 	@$(BIN)/python train.py -m experiment=demo variations=10 generator=copy_paste,pixel_ddpm
 	@$(BIN)/python compare.py study=demo brief=true
@@ -45,7 +45,7 @@ study: setup  ## simulated data, 90 runs with nine seeds and both controls, the 
 	@$(BIN)/python compare.py study=sar_chips_study
 
 .PHONY: test
-test: setup  ## all fast tests (several minutes)
+test: setup  ## all fast tests (about 20 minutes on 2 cores)
 	@$(BIN)/python -m pytest -q
 
 .PHONY: check
