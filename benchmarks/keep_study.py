@@ -148,7 +148,8 @@ def main() -> None:
         detections = {f"{run.name}/{file}": (run / file).read_bytes() for file in DETECTIONS if (run / file).exists()}
         files |= run_files(run, name) | detections
     found = {file: len(zlib.compress(data)) for file, data in files.items() if Path(file).name in DETECTIONS}
-    if found and (sum(found.values()) > LARGEST or not before <= {Path(file).parts[0] for file in found}):
+    kept = {Path(file).parent for file in files if Path(file).name == "result.json"}
+    if found and (sum(found.values()) > LARGEST or {Path(file).parent for file in found} != kept):
         files = {file: data for file, data in files.items() if file not in found}
         print(f"detections are left out: {sum(found.values()) / 1e6:.1f} MB, or some runs were kept without")
     write_archive(files, settings.folder / ARCHIVE)

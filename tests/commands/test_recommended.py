@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from boxtwin.commands.recommended import primary_of
+from boxtwin.errors import InputError
 from boxtwin.studies.primary import PRIMARY_FILE, PRIMARY_TAG
 from boxtwin.tracking.mlflow_runs import Store
 
@@ -35,5 +36,9 @@ def test_primary_comparisons_are_those_of_the_last_report(tmp_path: Path, monkey
     store.tag(run_id, {PRIMARY_TAG: "true"})
     store.log_files(run_id, [tmp_path / PRIMARY_FILE])
     assert names("third") == ["a"]
+    lost = store.begin_comparison(study="lost")
+    store.tag(lost, {PRIMARY_TAG: "true"})
+    with pytest.raises(InputError, match="lost the primary comparisons"):
+        primary_of(store, "lost", tmp_path / "lost")
     store.tag(run_id, {PRIMARY_TAG: "false"})
     assert names("fourth") == []

@@ -26,6 +26,7 @@ from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, load_dataset, make_data, make_detector, prepare, prepared_from
 from boxtwin.run.checks import warn_of_random_weights
 from boxtwin.run.label_detectors import make_judge, write_label_card
+from boxtwin.studies.condition_values import part_of
 from boxtwin.synthesis.store import Library
 
 ROOT = Path(__file__).parents[2]
@@ -316,6 +317,7 @@ def test_networks_with_other_channels_are_another_condition(composed: Compose) -
     samples = tuple(replace(each, colour=each.name not in used) for each in plain.dataset.samples)
     in_colour = prepared_from(plain.config, replace(plain.dataset, samples=samples), plain.split)
     assert in_colour.condition == plain.condition | {"channels": 3}
+    assert part_of("channels") == "split"  # a size of the training set with colour is compared with one without
     assert in_colour.identity != plain.identity
 
 

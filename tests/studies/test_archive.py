@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -133,6 +134,14 @@ def test_a_study_is_kept_without_folders_of_this_machine(form: str, tmp_path: Pa
         "dataset: root: FOLDER detector: weights: FOLDER/tiny.weights".split()
     )
     assert "home" not in "".join(map(str, files.values()))
+
+    # Detections of some runs alone would score these alone on other labels.
+    with_detections = run.with_name("s1-seed1")
+    shutil.copytree(run, with_detections)
+    (with_detections / "detections.json").write_text("[]")
+    subprocess.run([sys.executable, str(script), str(run.parent), str(tmp_path / "both")], check=True)
+    with runs_folder(tmp_path / "both") as folder:
+        assert {Path(file).name for file in content(folder)} == {"result.json", "label_card.json"}
 
     # The rest of a study that is run in parts: what is there stays.
     later = tmp_path / "later" / "s1-seed1"

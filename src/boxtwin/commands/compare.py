@@ -119,8 +119,8 @@ def _compare_stored(config: DictConfig) -> Path:
     run_id = store.begin_comparison(study=name)
     try:
         kept = [report / PRIMARY_FILE] if study.primary else []
-        store.tag(run_id, {PRIMARY_TAG: "true" if study.primary else "false"})
         store.log_files(run_id, [page, report / "comparison.csv", report / "curves.png", *kept])
+        store.tag(run_id, {PRIMARY_TAG: "true" if study.primary else "false"})
     except BaseException as error:
         if unanswered(error) is None:  # a server that is away is not asked again
             store.end(run_id, "FAILED", f"{type(error).__name__}: {error}")

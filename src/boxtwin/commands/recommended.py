@@ -68,6 +68,11 @@ def primary_of(store: Store, study: str, temporary: Path) -> list[PrimaryCompari
     last = store.comparison(study)
     if last is None or PRIMARY_TAG not in last.data.tags:  # of an earlier version, or of no report
         return kept_primary(None, Path("reports") / study)
-    if last.data.tags[PRIMARY_TAG] == "true":
-        store.fetch_files(last.info.run_id, [PRIMARY_FILE], temporary)
+    if last.data.tags[PRIMARY_TAG] != "true":
+        return []
+    store.fetch_files(last.info.run_id, [PRIMARY_FILE], temporary)
+    if not (temporary / PRIMARY_FILE).is_file():
+        raise InputError(
+            f"study {study}: MLflow has lost the primary comparisons of its report; give compare.py primary=FILE again"
+        )
     return kept_primary(None, temporary)

@@ -127,11 +127,11 @@ def _grown(sides: Any, split: Path, images: Mapping[str, Any], of_first: set[str
 
 def _read(path: Path) -> tuple[list[_Found], Sequence[str], Sequence[str]]:
     """The images of one data set, its classes, and remarks."""
-    name = format_of(path)
+    form = format_of(path)
     root = path if path.is_dir() else path.parent
     record = load_json(root / RECORD)["images"] if (root / RECORD).is_file() else []
     variations = {each["file"] for each in record if each.get("is_variation")}
-    if name == "coco":
+    if form == "coco":
         store = read_store(path)
         found = []
         if absent := [image.labels.name for image in store.images if not image.path.is_file()]:
@@ -143,7 +143,7 @@ def _read(path: Path) -> tuple[list[_Found], Sequence[str], Sequence[str]]:
             made = image.is_variation or image.path.name in variations
             found.append(_Found(image.labels, image.path, name, image.reading, whole, made))
         return found, list(store.category_ids), store.remarks
-    labels = get_format(name).read(path)
+    labels = get_format(form).read(path)
     by_name: dict[str, set[str]] = defaultdict(set)
     for file in image_files(root):
         short = "/".join(part for part in PurePosixPath(without_ending(file)).parts if part != "images")

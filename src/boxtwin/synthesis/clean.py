@@ -49,20 +49,20 @@ def valuable_runs(folders: Sequence[Path]) -> dict[Path, str]:
             reasons[folder] = f"{runs} finished runs"
         elif (folder / "mlflow.db").exists():
             reasons[folder] = "MLflow's records of runs"
-    reports = {folder: "reports" for folder in folders if reasons and any(folder.glob("*/index.html"))}
-    corrected = {file: LABELS for folder in folders for file in sorted(folder.glob("*/suspects/corrected*.json"))}
-    return {file: LABELS for file in corrected if not {*reasons, *reports} & {*file.parents}} | reasons | reports
+    if reasons:
+        reasons |= {folder: "reports" for folder in folders if any(folder.glob("*/index.html"))}
+    for folder in folders:
+        if folder not in reasons:
+            reasons |= dict.fromkeys(sorted(folder.glob("*/suspects/corrected*.json")), LABELS)
+    return reasons
 
 
 def _is_labelled(file: Path) -> bool:
     """Whether a file holds labels that a person confirmed or corrected, as review.py writes them."""
     images = _json(file).get("images")
-    marks = (
-        [image.get("confirmed") for image in images or () if isinstance(image, dict)]
-        if isinstance(images, list)
-        else []
-    )
-    return True in marks or bool(file.name.startswith("labels-") and marks)
+    entries = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
+    is_version = file.name.startswith("labels-") and bool(entries)
+    return is_version or any(image.get("confirmed") is True for image in entries)
 
 
 def _worth(store: Path) -> str:

@@ -17,8 +17,8 @@ def recommended(study: Study) -> tuple[Row, str]:
 
     Only conditions on the largest number of real images count. Of those that the answer calls significantly better in
     AP50 than without what they add, the one with the highest AP50 is taken; with primary comparisons these decide
-    alone. Where there is none, real images alone, and
-    of several such conditions (two detectors, say) the one with the highest AP on validation images.
+    alone. Where there is none, real images alone, and of several such conditions (two detectors, say) the one with the
+    highest AP on validation images.
 
     Raises:
         InputError: the study has no finished run, or runs on several data sets.

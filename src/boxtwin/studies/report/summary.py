@@ -161,7 +161,7 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
         # What may be advised beside them. `repeat` shows what steps bring: it is no treatment.
         others = [each for each in gains if each not in subjects and each.new.generator != "repeat"]
         treatments = [*map(_lead, _groups(others)), *by_kind["pretraining"], *extra]
-        beaten = [control for _, control in pretrainings if control is not None and beaten_by_pixels(control)]
+        beaten = [control for _, control in pretrainings if control is not None and _is_loss(control)]
         sees_gains = shows_a_gain(alike)
         advice = {}
         if leads or treatments:
