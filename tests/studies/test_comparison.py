@@ -274,3 +274,26 @@ def test_objects_in_few_test_images_leave_no_interval() -> None:
 
     few = difference("map_50", new, old, Few({}))
     assert (few.interval, few.undefined, few.p) == (None, True, whole.p)
+
+
+def test_an_interval_of_two_seeds_ends_where_the_metric_does() -> None:
+    runs, figures = simulate_settings([({}, 10.0, 0.5, 2), ({"variations.per_image": "2"}, 10.0, 0.6, 2)])
+    study = study_of(runs, condition_table(runs), figures)
+    new, old = sorted(study.rows, key=lambda row: -row.variations)
+
+    class Contrary(ResampledMetrics):
+        """One seed says that all becomes right, the other that all becomes wrong."""
+
+        def of_row(self, metric: str, row: Row, seeds: Sequence[int]) -> Float[np.ndarray, "seeds resamples"] | None:
+            values = study.resampled.of_row(metric, row, seeds)
+            assert values is not None
+            return np.stack([np.full_like(values[0], row is new), np.full_like(values[1], row is old)])
+
+        def images(self, run: str) -> tuple[str, ...]:
+            return study.resampled.images(run)
+
+    ap, counts = (difference(metric, new, old, Contrary({})).interval for metric in ("map", "count_mae"))
+    assert ap is not None
+    assert counts is not None
+    assert (ap.mean, ap.low, ap.high) == (0, -1, 1)
+    assert counts.low < -10 < 10 < counts.high  # Student's t of two values: 12.7 standard errors

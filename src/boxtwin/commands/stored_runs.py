@@ -15,7 +15,7 @@ from boxtwin.errors import InputError
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.studies.comparison import Difference, ResampledMetrics, against_none
 from boxtwin.studies.conditions import Row, condition_table
-from boxtwin.studies.evidence import COMPARED, Evidence
+from boxtwin.studies.evidence import COMPARED, Evidence, metric_limits
 from boxtwin.studies.inference import Interval, clusters_of, interval_of
 from boxtwin.studies.runs import BROKEN, FINISHED, SHOWN_FILES, StudyRun, find_file, in_order, run_from
 from boxtwin.studies.study import Study
@@ -153,4 +153,6 @@ def _interval(row: Row, metric: str, resampled: ResampledMetrics) -> Interval | 
     """Of the mean itself, over seeds and test images; None where one seed or no evidence gives none."""
     values, images = resampled.of_row(metric, row, row.seeds), {resampled.images(run) for run in row.run_ids}
     clusters = clusters_of(list(row.pretraining_seeds.values()))
-    return interval_of(values, len(images.pop()), clusters) if values is not None and len(images) == 1 else None
+    if values is None or len(images) != 1:
+        return None
+    return interval_of(values, len(images.pop()), clusters, limits=metric_limits(metric))

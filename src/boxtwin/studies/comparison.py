@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from boxtwin.errors import InputError
 from boxtwin.studies.condition_values import EPOCHS
 from boxtwin.studies.conditions import Estimate, Row, baseline, paired_seeds, setups
-from boxtwin.studies.evidence import COMPARED, Counts, Evidence, Resampled
+from boxtwin.studies.evidence import COMPARED, Counts, Evidence, Resampled, change_limits
 from boxtwin.studies.inference import (
     LEAST_PAIRS,
     SIGNIFICANT,
@@ -148,7 +148,7 @@ def difference(metric: str, new: Row, old: Row, resampled: ResampledMetrics, *, 
     machines = sorted({run.machine for row in (new, old) for run in row.runs} - {""})
     unpaired = new_mean - old_mean if len(machines) < 2 else math.nan
     values = _resampled(metric, seeds, new, old, resampled) if len(seeds) > 1 else None
-    interval = None if values is None else _interval(values, seeds, new, old, resampled)
+    interval = None if values is None else _interval(values, metric, seeds, new, old, resampled)
     return Difference(
         metric,
         old_mean,
@@ -175,6 +175,7 @@ def _resampled(
 
 def _interval(
     differences: Float[np.ndarray, "seeds resamples"],
+    metric: str,
     seeds: Sequence[int],
     new: Row,
     old: Row,
@@ -186,7 +187,7 @@ def _interval(
         if any(resampled.images(run) != images for run in pair):
             raise InputError(f"runs {' and '.join(pair)} were tested on different images and cannot be compared")
     first = [(new.pretraining_seeds[seed], old.pretraining_seeds[seed]) for seed in seeds]
-    return interval_of(differences, len(images), clusters_of(first))
+    return interval_of(differences, len(images), clusters_of(first), limits=change_limits(metric))
 
 
 def changes(rows: Sequence[Row], row: Row, resampled: ResampledMetrics) -> dict[str, Difference]:

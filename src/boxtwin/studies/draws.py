@@ -10,6 +10,7 @@ import numpy as np
 from boxtwin.studies.comparison import PRIMARY_METRIC, Contrast, Difference, ResampledMetrics, difference
 from boxtwin.studies.condition_values import part_of
 from boxtwin.studies.conditions import Row, paired_seeds
+from boxtwin.studies.evidence import change_limits
 from boxtwin.studies.inference import Interval, interval_of
 
 OF_DRAW = ("store", "pretraining_images")  # may follow from which images are trained on
@@ -69,4 +70,5 @@ def _interval(pairs: Sequence[tuple[Row, Row]], resampled: ResampledMetrics) -> 
         if after is None or before is None:
             return None
         by_draw.append((after - before).mean(axis=0))
-    return interval_of(np.stack(by_draw), len(resampled.images(pairs[0][0].run_ids[0])))
+    images = len(resampled.images(pairs[0][0].run_ids[0]))
+    return interval_of(np.stack(by_draw), images, limits=change_limits(PRIMARY_METRIC))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,17 @@ Counts = Float[np.ndarray, "resamples images"]  # how often each test image is i
 Resampled = Float[np.ndarray, " resamples"]
 NO_COUNTS = np.zeros((0, 0), dtype=np.int64)
 COMPARED = ("map", "map_50", "count_mae")  # by which conditions are compared
+
+
+def metric_limits(metric: str) -> tuple[float, float]:
+    """The least and greatest value of a metric: an AP is a share, an error of counts has no end."""
+    return 0.0, math.inf if "count_" in metric else 1.0
+
+
+def change_limits(metric: str) -> tuple[float, float]:
+    """The least and greatest difference of two values of a metric."""
+    low, high = metric_limits(metric)
+    return low - high, high - low
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -91,13 +91,22 @@ def defined_columns(values: Float[np.ndarray, "_rows columns"]) -> Bool[np.ndarr
 
 
 def interval_of(
-    differences: Float[np.ndarray, "pairs columns"], images: int, clusters: Sequence[int] = ()
+    differences: Float[np.ndarray, "pairs columns"],
+    images: int,
+    clusters: Sequence[int] = (),
+    *,
+    limits: tuple[float, float] = (-math.inf, math.inf),
 ) -> Interval | None:
-    """`hierarchical_interval` over `defined_columns`; None without these, and with fewer than two pairs."""
+    """`hierarchical_interval` over `defined_columns`; None without these, and with fewer than two pairs.
+
+    ``limits`` are the least and greatest value that there can be. An interval of two or three pairs would go beyond
+    them, and is cut there, which leaves out nothing that could be true.
+    """
     if len(differences) < 2 or (defined := defined_columns(differences)) is None:
         return None
     kept = differences[:, defined]
-    return hierarchical_interval(kept[:, 0], kept[:, 1:], images=images, clusters=clusters)
+    interval = hierarchical_interval(kept[:, 0], kept[:, 1:], images=images, clusters=clusters)
+    return replace(interval, low=max(interval.low, limits[0]), high=min(interval.high, limits[1]))
 
 
 def hierarchical_interval(
