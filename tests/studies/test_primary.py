@@ -105,6 +105,7 @@ def test_other_comparisons_are_called_exploratory() -> None:
     (lines,) = [part.sentences for part in summary.sections if part.title == "What else you could do"]
     assert "9 seeds), significant. Machine" in lines[0]
     assert "9 seeds), exploratory, not tested. Machine" in lines[1]
+    assert [line.startswith("Primary comparison") for line in summary.comparisons] == [True, False]  # each pair once
 
 
 def test_the_primary_answer_is_printed_in_brief_too() -> None:

@@ -175,13 +175,16 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
 
 def verdict(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
     """A sentence or two per comparison: against none, against controls, and what more real data brings."""
-    compared = {*against_none(contrasts), *(each.new.run_ids for each in contrasts if each.kind == "primary")}
+    primary = {(each.new.run_ids, each.old.run_ids) for each in contrasts if each.kind == "primary"}
+    compared = {*against_none(contrasts), *(new for new, _ in primary)}
+    # A primary comparison is one of another kind as well, with the same numbers.
+    once = [each for each in contrasts if each.kind == "primary" or (each.new.run_ids, each.old.run_ids) not in primary]
     return paragraphs(
         "comparisons",
         rows=rows,
         alone=[(row, obstacles(rows, row)) for row in rows if row.variations and row.run_ids not in compared],
         # What the study is about comes before its controls.
-        contrasts=sorted(contrasts, key=lambda each: (KINDS.index(each.kind), not each.name and each.new.is_control)),
+        contrasts=sorted(once, key=lambda each: (KINDS.index(each.kind), not each.name and each.new.is_control)),
     )
 
 
