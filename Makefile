@@ -32,7 +32,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@touch $(STAMP)
 
 .PHONY: demo
-demo: setup  ## simulated data, 28 short runs with seven seeds, the answer (5 to 12 minutes on 2 cores; resumes)
+demo: setup  ## simulated data, 28 short runs with seven seeds, the answer (5 to 18 minutes on 2 cores; resumes)
 	@$(BIN)/python train.py -m experiment=demo variations=0 split.train_size=5,20
 	@$(BIN)/python train.py -m experiment=demo variations=10 generator=copy_paste,pixel_ddpm
 	@$(BIN)/python compare.py study=demo brief=true
