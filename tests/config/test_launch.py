@@ -10,6 +10,7 @@ import hydra
 import pytest
 import requests
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from omegaconf import DictConfig, OmegaConf
@@ -17,10 +18,10 @@ from omegaconf.errors import InterpolationResolutionError
 
 from boxtwin.command_line import quote_path
 from boxtwin.config import launch
-from boxtwin.config.arguments import quote_list, quote_numbers, quote_refused
+from boxtwin.config.arguments import quote_list, quote_numbers, quote_refused, quote_texts
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import REMOVED_SETTINGS, defining_values, run_name, setting_hash, short_hash
-from boxtwin.config.schema import PATHS_OF_RUNS, BoxtwinConfig
+from boxtwin.config.schema import PATHS_OF_RUNS, TEXTS, BoxtwinConfig
 from boxtwin.errors import InputError, unanswered
 from boxtwin.run.generators import make_generator
 from boxtwin.synthesis.ddpm.model import ModelSettings
@@ -98,6 +99,21 @@ def test_lists_of_paths_need_no_quotes_of_hydra(word: str, paths: list[str] | st
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         assert compose("compare", [quote_path(quote_list(word, ["runs"]), ["runs"])]).runs == paths
+
+
+@pytest.mark.parametrize("value", ["1.10", "007", "2026_11_28", "1e3", "true", "NaN", "+1", "1.1", "a-1.10", "v1"])
+def test_text_that_looks_like_a_number_stays_as_it_is_typed(composed: Compose, value: str) -> None:
+    for key in ("study", "dataset.name", "dataset.root", "data"):
+        (word,) = quote_texts([f"{key}={value}"], TEXTS)
+        assert OmegaConf.select(composed(word), key) == value
+    sweep = OverridesParser.create().parse_override(quote_texts([f"study={value},x"], TEXTS)[0])
+    studies = [composed(f"study={each}").study for each in sweep.sweep_string_iterator()]
+    assert studies == [value, "x"]
+
+
+@pytest.mark.parametrize("word", ["study=null", "study=${seed}", "study='1.10'", "seed=007", "-m", "study=[1.10]"])
+def test_words_that_are_no_such_text_are_left_alone(word: str) -> None:
+    assert quote_texts([word], TEXTS) == [word]
 
 
 def test_what_hydra_takes_is_left_alone() -> None:

@@ -168,7 +168,9 @@ def test_an_image_is_unlike_if_it_is_for_any_of_the_detectors(tmp_path: Path) ->
 
 def test_a_name_of_two_conditions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for run_name, steps in (("x0-seed0-aaaa1111", 10), ("x0-seed1-bbbb1111", 10), ("x0-seed0-cccc2222", 20)):
+    # The last as `own_folder` names it: settings as of the first, and another data set.
+    runs = (("x0-seed0-aaaa1111", 10), ("x0-seed1-bbbb1111", 10), ("x0-seed0-aaaa1111-cccc2222", 20))
+    for run_name, steps in runs:
         folder = Path("multirun/ships") / run_name
         folder.mkdir(parents=True)
         (folder / "detector.safetensors").touch()
@@ -181,7 +183,7 @@ def test_a_name_of_two_conditions_is_refused(tmp_path: Path, monkeypatch: pytest
         find_detectors("x0", "ships")
     assert str(caught.value).splitlines()[1:] == [
         "  multirun/ships/x0-seed0-aaaa1111 (80 real images), multirun/ships/x0-seed1-bbbb1111 (80 real images)",
-        "  multirun/ships/x0-seed0-cccc2222 (160 real images)",
+        "  multirun/ships/x0-seed0-aaaa1111-cccc2222 (160 real images)",
     ]
 
 

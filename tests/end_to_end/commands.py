@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,21 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def script(command: str) -> list[str]:
-    """``train.py -m split=s1`` -> the arguments of a process that finds the test's configurations as well."""
-    name, *arguments = command.split()
+def script(command: str | Sequence[str]) -> list[str]:
+    """``train.py -m split=s1`` -> the arguments of a process that finds the test's configurations as well.
+
+    Words that hold blanks are given one by one, as a shell passes them.
+    """
+    name, *arguments = command.split() if isinstance(command, str) else command
     return [sys.executable, str(ROOT / name), "--config-dir", str(CONF), *arguments]
 
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([f"boxtwin.commands.{name}" for name in ("train", "compare", "export")])
+COMMANDS = ("train", "compare", "export", "count", "review", "generate")
+FORKS.set_forkserver_preload([f"boxtwin.commands.{name}" for name in COMMANDS])
 
 
-def run(command: str, folder: Path, *, code: int = 0, within: float = 240) -> str:
+def run(command: str | Sequence[str], folder: Path, *, code: int = 0, within: float = 240) -> str:
     """Run a command in ``folder`` and return what it printed; it must end with ``code`` within so many seconds."""
     with tempfile.TemporaryDirectory() as temporary:
         printed = [Path(temporary) / name for name in ("stdout", "stderr")]

@@ -82,10 +82,7 @@ def test_a_count_is_the_same_everywhere(study: Path, monkeypatch: pytest.MonkeyP
     names.write_text("".join(f"{(images / entry['file_name']).resolve()}\n" for entry in result["counts"]))
     expected = {entry["file_name"]: (entry["found"], entry["true"]) for entry in result["counts"]}
 
-    words = [*script(f"count.py study={run_folder.parent.name} threads=1"), f"images={names}"]  # as a shell passes it
-    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    printed = done.stdout + done.stderr
-    assert done.returncode == 0, printed
+    printed = run(["count.py", f"study={run_folder.parent.name}", "threads=1", f"images={names}"], study)
     assert "8 images as in training, 64 pixels along the longer side" in printed
     assert "Intervals are meant to hold the true count in 80 % of images" in printed
     assert "in 4 labelled images, too few for 90 %. Each of these was counted by a detector that had not" in printed

@@ -6,14 +6,12 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import ENVIRONMENT, ROOT, run, runs
+from commands import run, runs
 from mlflow.tracking import MlflowClient
 from omegaconf import OmegaConf
 
@@ -152,16 +150,9 @@ def test_intervals_rest_on_thresholds_chosen_without_the_image(trained: tuple[Pa
 def learnt_from(folder: Path, run_folder: str | Path, **settings: str | Path) -> tuple[dict[str, str], str]:
     """The column of that name in what `count.py` writes, by file, and what it prints."""
     words = [f"{key}={value}" for key, value in {"run": run_folder, "folder": "counts", **settings}.items()]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "count.py"), *words, "threads=1"],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    printed = run(["count.py", *words, "threads=1"], folder)
     with (folder / "counts" / "counts.csv").open(newline="") as file:
-        return {row["file"]: row["learnt_from"] for row in csv.DictReader(file)}, done.stdout
+        return {row["file"]: row["learnt_from"] for row in csv.DictReader(file)}, printed
 
 
 def test_labelled_images_are_not_new_to_them(trained: tuple[Path, str]) -> None:
@@ -295,11 +286,9 @@ def unlabelled(trained: tuple[Path, str]) -> Path:
 
 def review(folder: Path, *settings: str, code: int = 0) -> str:
     """`review.py` with settings as a shell passes them."""
-    words = [sys.executable, str(ROOT / "review.py"), *settings]
-    done = subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    return done.stdout + done.stderr
+    printed = run(["review.py", *settings], folder, code=code)
+    assert "Traceback" not in printed
+    return printed
 
 
 def test_images_to_label_next_are_listed_and_pre_labelled(trained: tuple[Path, str], unlabelled: Path) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT, manifests, run, script
+from commands import manifests, run
 from labelled_stores import CLASSES, boxes_in, write_store
 
 BOXES = {"images/a_v01.png": [(CLASSES[0], (10, 20, 8, 9))], "images/b_v01.png": [(CLASSES[1], (1, 2, 30, 40))]}
@@ -15,10 +14,7 @@ BOXES = {"images/a_v01.png": [(CLASSES[0], (10, 20, 8, 9))], "images/b_v01.png":
 
 def run_words(words: list[str], folder: Path, command: str = "review.py", code: int = 0) -> str:
     """As `run`, from words that hold anything, as a shell passes them."""
-    arguments = [*script(command), *words]
-    done = subprocess.run(arguments, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    return run([command, *words], folder, code=code)
 
 
 @pytest.mark.slow

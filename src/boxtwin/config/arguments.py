@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -104,6 +104,28 @@ def quote_refused(arguments: Sequence[str], settings: Sequence[str]) -> list[str
         else quote_path(word, settings)
         for word in arguments
     ]
+
+
+def quote_texts(arguments: Sequence[str], settings: Container[str]) -> list[str]:
+    """``study=1.10`` -> ``study='1.10'``, and each part of a sweep, where ``settings`` are text and Hydra reads a number.
+
+    Of a number, the text that it was typed as is lost: 1.10 and 1.1 would be one study.
+    """
+
+    def as_text(key: str, value: str) -> str:
+        try:
+            read = OverridesParser.create().parse_override(f"{key}={value}").value()
+        except HydraException:
+            return value
+        changes = isinstance(read, int | float) and str(read) != value
+        return setting(key, value).removeprefix(f"{key}=") if changes else value
+
+    words = []
+    for word in arguments:
+        key, _, value = word.partition("=")
+        is_plain = key.lstrip("+") in settings and re.fullmatch(r"[\w.+,-]+", value)
+        words.append(f"{key}={','.join(as_text(key, part) for part in value.split(','))}" if is_plain else word)
+    return words
 
 
 def quote_list(word: str, settings: Sequence[str]) -> str:

@@ -37,12 +37,14 @@ from boxtwin.config.arguments import (
     quote_list,
     quote_numbers,
     quote_refused,
+    quote_texts,
     refused_word,
 )
 from boxtwin.config.automatic import resolve_auto
 from boxtwin.config.compose import register, unknown_setting
 from boxtwin.config.identity import NO_PRETRAINING, run_name, short_hash
 from boxtwin.config.notes import Note, names_of, note_path, notes_in, progress
+from boxtwin.config.schema import TEXTS
 from boxtwin.errors import DataError, InputError, WriteError, unanswered
 from boxtwin.files import check_name, remove_unwritten, write_error
 
@@ -143,7 +145,8 @@ def launch(
         # Hydra's parser refuses settings on both sides of an option.
         ordered = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
         typed = [hide_password(argument) for argument in ordered]
-        arguments = quote_refused([quote_path(quote_list(word, paths), paths) for word in typed], composed_paths)
+        words = quote_texts([quote_path(quote_list(word, paths), paths) for word in typed], TEXTS)
+        arguments = quote_refused(words, composed_paths)
         conf = Path(sys.argv[0]).resolve().parent / "conf"
         sys.argv[1:] = quote_numbers(arguments, conf / "variations")
         chosen = chosen_files(sys.argv[1:])

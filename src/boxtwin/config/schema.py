@@ -20,6 +20,9 @@ PATHS_OF_RUNS = (
     *(f"dataset.{place}" for place in ("root", "images", "annotations", "unlabelled", "empty")),
     *("detector.weights", "split.file", "labels.file", "generator.path", "data", "tracking.folder"),
 )
+# Settings of any script that are text, whatever number it looks like.
+NAMES = ("study", "final", "dataset.name", "split.name", "register", "folder", "annotations", "primary")
+TEXTS = (*PATHS_OF_RUNS, *NAMES, "pretraining.dataset.name", "pretraining.dataset.root")
 
 
 @dataclass
