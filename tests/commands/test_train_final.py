@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from small_study import Compose, composing
 
-from boxtwin.commands.train_final import prepare_final
+from boxtwin.commands.train_final import check_files, prepare_final
 from boxtwin.config.identity import run_name
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.simulated_sar import scenes
+from boxtwin.detector.checkpoint import weights_digest
 from boxtwin.errors import InputError
 from boxtwin.run.build import labelling_runs, load_dataset, prepare
 
@@ -125,3 +126,20 @@ def test_wrong_numbers_are_refused(composed: Compose) -> None:
 def test_it_is_a_setting_of_train_alone(composed: Compose) -> None:
     with pytest.raises(InputError, match=r"final=scenes is a setting of train\.py alone"):
         prepare(composed("final=scenes"))
+
+
+def test_other_files_than_those_of_the_runs_are_refused(
+    composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights, same, other = (tmp_path / f"{name}.weights" for name in ("of_the_runs", "same", "other"))
+    for file, content in ((weights, b"1"), (same, b"1"), (other, b"2")):
+        file.write_bytes(content)
+    recorded = {"detector.weights": weights_digest(weights), "unlabelled_images": "70-3f2a91bc0d12"}
+    config = composed(f"detector.weights={same}")
+    check_files(config, {"unlabelled_images": "70-3f2a91bc0d12"}, recorded, "s1 x0")
+    check_files(config, {}, {}, "s1 x0, of an older version")
+    assert not caplog.records
+    with pytest.raises(InputError, match="these are not the weights that s1 x0 started from"):
+        check_files(composed(f"detector.weights={other}"), {}, recorded, "s1 x0")
+    check_files(config, {"unlabelled_images": "71-000000000000"}, recorded, "s1 x0")
+    assert "the 71 unlabelled images are not the 70 that its runs had" in caplog.text

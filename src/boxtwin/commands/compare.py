@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -27,6 +27,9 @@ from boxtwin.studies.runs import StudyRun, runs_in, with_evidence
 from boxtwin.studies.study import Study
 from boxtwin.studies.suspects import SUGGESTED_FILE, SUSPECTS_FOLDER
 from boxtwin.tracking.study_names import find_study
+
+if TYPE_CHECKING:  # MLflow takes seconds
+    from boxtwin.tracking.mlflow_runs import Store
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +116,10 @@ def _compare_stored(config: DictConfig) -> Path:
         runs = collect_runs(store, name, folder, Path(temporary))
         copies = copies_of(store, runs, Path(temporary), NEEDED if _other_labels(config, report) else ())
         evidence = with_evidence(runs, copies, partial(bring_back, store, Path(temporary)))
-        study = Study.of(*evidence, copies, kept_primary(config.primary, report))
+        stored = None
+        if not (config.primary or (report / PRIMARY_FILE).is_file()):  # of a report that lies elsewhere
+            stored = stored_primary(store, name, Path(temporary) / "primary")
+        study = Study.of(*evidence, copies, kept_primary(stored or config.primary, report))
         page = _report(study, report, config)
     store.write_conditions(name, conditions(study))
     run_id = store.begin_comparison(study=name)
@@ -132,7 +138,23 @@ def _compare_stored(config: DictConfig) -> Path:
     return page
 
 
-def kept_primary(given: str | None, *folders: Path) -> list[PrimaryComparison]:
+def stored_primary(store: Store, study: str, folder: Path) -> Path | None:
+    """Fetch the file of the primary comparisons of a study's last report, if that had any, into ``folder``.
+
+    Raises `InputError` if MLflow has lost it.
+    """
+    last = store.comparison(study)
+    if last is None or last.data.tags.get(PRIMARY_TAG) != "true":
+        return None
+    store.fetch_files(last.info.run_id, [PRIMARY_FILE], folder)
+    if not (folder / PRIMARY_FILE).is_file():
+        raise InputError(
+            f"study {study}: MLflow has lost the primary comparisons of its report; give compare.py primary=FILE again"
+        )
+    return folder / PRIMARY_FILE
+
+
+def kept_primary(given: str | Path | None, *folders: Path) -> list[PrimaryComparison]:
     """The primary comparisons of the file ``given``, or of one kept in a folder; a copy is kept in the last folder.
 
     Raises `InputError` if the file cannot be read, or none is given and the folders keep different ones.

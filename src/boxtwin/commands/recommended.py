@@ -10,12 +10,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from boxtwin.command_line import command_line, setting
-from boxtwin.commands.compare import kept_primary
+from boxtwin.commands.compare import kept_primary, stored_primary
 from boxtwin.commands.stored_runs import bring_back, collect_runs, copies_of
 from boxtwin.config.compose import read_config
 from boxtwin.errors import InputError
 from boxtwin.studies.conditions import Row
-from boxtwin.studies.primary import PRIMARY_FILE, PRIMARY_TAG, PrimaryComparison
+from boxtwin.studies.primary import PRIMARY_TAG, PrimaryComparison
 from boxtwin.studies.report.recommendation import recommended
 from boxtwin.studies.runs import with_evidence
 from boxtwin.studies.study import Study
@@ -68,11 +68,5 @@ def primary_of(store: Store, study: str, temporary: Path) -> list[PrimaryCompari
     last = store.comparison(study)
     if last is None or PRIMARY_TAG not in last.data.tags:  # of an earlier version, or of no report
         return kept_primary(None, Path("reports") / study)
-    if last.data.tags[PRIMARY_TAG] != "true":
-        return []
-    store.fetch_files(last.info.run_id, [PRIMARY_FILE], temporary)
-    if not (temporary / PRIMARY_FILE).is_file():
-        raise InputError(
-            f"study {study}: MLflow has lost the primary comparisons of its report; give compare.py primary=FILE again"
-        )
-    return kept_primary(None, temporary)
+    file = stored_primary(store, study, temporary)
+    return kept_primary(None, file.parent) if file else []

@@ -7,14 +7,16 @@ a detector that was trained on the others, in the same way.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -30,7 +32,7 @@ from boxtwin.datasets.options import SplitOptions
 from boxtwin.datasets.sample import Dataset, Detections
 from boxtwin.datasets.splits import Split, alike, describe, folds, scenes_of
 from boxtwin.datasets.training_images import TrainingImages
-from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector, write_detector
+from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector, weights_digest, write_detector
 from boxtwin.detector.training import quieten_lightning
 from boxtwin.errors import InputError, unanswered
 from boxtwin.evaluation.coco_metrics import coco_by_class, write_results
@@ -57,6 +59,8 @@ from boxtwin.run.generators import make_generator
 from boxtwin.run.label_detectors import trained_file
 from boxtwin.run.pretraining import pretraining_run
 from boxtwin.run.unlabelled import label_unlabelled
+from boxtwin.studies.comparison import EXTRA_IMAGES
+from boxtwin.studies.condition_values import flatten
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.provenance import provenance, tags
 from boxtwin.tracking.run_folders import CONFIGURATION, FINAL, RESULT_FILE, RunResult, read_result
@@ -101,6 +105,7 @@ def train_final(composed: DictConfig) -> Path:
     log.info("final detectors of study %s: %s, as %s", found.study, found.row.name, found.reason)
     dataset = load_dataset(config)
     work = prepare_final(config, dataset, seeds=composed.final_seeds, parts=composed.final_folds)
+    check_files(config, work.seeds[0].condition, found.row.first.condition, found.row.name)
     use_threads(config.trainer.threads)
     keep_freed_blocks()
     store = Store(uri=composed.tracking.uri, folder=Path(composed.tracking.folder))
@@ -177,6 +182,27 @@ def prepare_final(config: BoxtwinConfig, dataset: Dataset, *, seeds: int, parts:
                 what = "thresholds are chosen on labelled images that a detector has seen in no training"
                 raise InputError(f"final=: {what}. {error}") from None
     return Work(whole, left_out)
+
+
+def check_files(config: BoxtwinConfig, condition: Mapping[str, Any], recorded: Mapping[str, str], name: str) -> None:
+    """Check that files named by settings of this machine are those that the runs of the study had, by their content.
+
+    ``recorded`` is the condition of these runs, called ``name``, flat; ``condition`` is that of the final detectors.
+    Raises `InputError` for other initial weights. Other images beside the data set are warned of.
+    """
+    if config.detector.weights is not None and "detector.weights" in recorded:
+        file = Path(config.detector.weights)
+        # Older versions hashed the whole file.
+        if recorded["detector.weights"] not in (weights_digest(file), hashlib.sha256(file.read_bytes()).hexdigest()):
+            raise InputError(
+                f"detector.weights={file}: these are not the weights that {name} started from. Give the same file, or "
+                "make runs of the study with these weights first"
+            )
+    ours = flatten(condition)
+    for key in EXTRA_IMAGES.values():
+        if key in recorded and ours.get(key) != recorded[key]:
+            has, had = (each.partition("-")[0] for each in (ours.get(key, "0"), recorded[key]))
+            log.warning("%s: the %s %s are not the %s that its runs had", name, has, key.replace("_", " "), had)
 
 
 def detector_of(output: Path, prepared: Prepared) -> Path:

@@ -107,7 +107,7 @@ def quote_refused(arguments: Sequence[str], settings: Sequence[str]) -> list[str
 
 
 def quote_texts(arguments: Sequence[str], settings: Container[str]) -> list[str]:
-    """``study=1.10`` -> ``study='1.10'``, and each part of a sweep, where ``settings`` are text and Hydra reads a number.
+    """``study=1.10`` -> ``study='1.10'``, and each part of a sweep: ``settings`` are text where Hydra reads a number.
 
     Of a number, the text that it was typed as is lost: 1.10 and 1.1 would be one study.
     """

@@ -29,7 +29,7 @@ STUDIES = Path("multirun")  # folder of the studies' folders, whose folders are 
 DETECTOR_FILE, ONNX = "detector.safetensors", ".onnx"
 BEST = "best"
 LISTED = 20
-# What follows the name of a condition in the name of a folder: seed, hash of the settings, and one of data (`own_folder`).
+# What follows the name of a condition in that of a folder: seed, hash of the settings, and one of data (`own_folder`).
 _SEED = re.compile(r"-seed\d+(-\w+){0,2}\Z")
 
 
