@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from trained_detectors import make_trained
 
-from boxtwin.commands.review_next import rank
+from boxtwin.commands.recommended import Recommended
+from boxtwin.commands.review_next import detectors_of, rank, trained_as
 from boxtwin.counting.detectors import finals_of
 from boxtwin.datasets.image_folder import read_folder
 from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
+from boxtwin.studies.conditions import condition_table
+from boxtwin.studies.runs import run_from
 from boxtwin.tracking.run_folders import RunResult
 
 
@@ -47,3 +52,30 @@ def test_images_of_another_depth_are_refused_before_any_is_looked_at(
         assert "detecting objects" not in capsys.readouterr().err
     else:  # 8 bit values in a file of 16
         assert len(rank(detectors, samples, samples[:1], 2)) == 2
+
+
+def test_final_detectors_bring_their_own_condition_and_data_set(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They were trained on a larger data set, and more runs have changed the recommendation since."""
+    params: dict[str, Any] = {"dataset": "d", "split": "s1", "generator": "none", "detector": "n"}
+    params |= {"variations": 0, "seed": 0, "steps": 6}
+    metrics = {"test/map": 0.2, "test/map_50": 0.5, "test/count_mae": 1.0}
+    result = RunResult(run="s1-x0-seed0", study="s", params=params, metrics=metrics)
+    run = run_from(result, run_id="a", status="FINISHED", output_dir=str(tmp_path / "s1-x0-seed0"))
+    (row,) = condition_table([run])
+    found = Recommended("s", row, "the best", OmegaConf.create({"dataset": {"root": "OLD"}}))
+    for seed in range(2):
+        for folder in (tmp_path / f"final-seed{seed}", tmp_path / f"s1-x0-seed{seed}"):
+            folder.mkdir()
+            (folder / "detector.safetensors").touch()
+    runs = [tmp_path / f"s1-x0-seed{seed}" / "detector.safetensors" for seed in range(2)]
+    assert trained_as(runs, found) == (row.name, found.settings)
+    data = {"condition": "s1 x10 copy_paste"}
+    RunResult(kind="final", params={"seeds": 2}, data=data).write(tmp_path / "final")
+    (tmp_path / "final" / "config.yaml").write_text("dataset: {root: LARGER}")
+    files = detectors_of(found)
+    assert [file.parent.name for file in files] == ["final-seed0", "final-seed1"]
+    condition, settings = trained_as(files, found)
+    assert (condition, settings.dataset.root) == ("s1 x10 copy_paste", "LARGER")
+    assert f"recommends {row.name} now" in caplog.text

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from boxtwin.boxes import area_xyxy, xyxy_to_xywh
 from boxtwin.commands.recommended import Recommended, final_command, recommended_condition
-from boxtwin.config.compose import to_object
+from boxtwin.config.compose import read_config, to_object
 from boxtwin.config.schema import BoxtwinConfig, ReviewConfig
 from boxtwin.counting.detectors import finals_of
 from boxtwin.counting.next_page import ShownImage, write_page
@@ -35,6 +35,7 @@ from boxtwin.files import atomic_path, link_file
 from boxtwin.hardware import choose_device
 from boxtwin.labels.next_images import Disagreement, choose
 from boxtwin.run.build import load_dataset
+from boxtwin.tracking.run_folders import CONFIGURATION, FINAL, read_result
 
 log = logging.getLogger(__name__)
 
@@ -68,17 +69,18 @@ def choose_next(composed: DictConfig) -> Path:
     if not source.is_dir():
         raise InputError(f"next={source} is no folder")
     found = recommended_condition(composed, config.study)
-    detectors = [read_detector(file) for file in detectors_of(found)]
-    dataset = load_dataset(to_object(found.settings, BoxtwinConfig))
+    files = detectors_of(found)
+    detectors, (condition, settings) = [read_detector(file) for file in files], trained_as(files, found)
+    dataset = load_dataset(to_object(settings, BoxtwinConfig))
     reading = detectors[0].spec.how_to_read
     new = unlabelled(read_folder(source, setting="next", group_by=None, reading=reading), dataset, source)
-    log.info("%d detectors of %s, study %s", len(detectors), found.row.name, found.study)
+    log.info("%d detectors of %s, study %s", len(detectors), condition, found.study)
     chosen = rank(detectors, new, dataset.samples, config.number)
     if len(chosen) < config.number:
         log.warning("next=%s has %d images without labels, fewer than number=%d", source, len(new), config.number)
     notes = [
         f"{len(chosen)} of {len(new)} images in {source.name}, the most useful first: those on which {len(detectors)} "
-        f"detectors of {found.row.name} (study {found.study}) disagree, and which are unlike the labelled ones and one "
+        f"detectors of {condition} (study {found.study}) disagree, and which are unlike the labelled ones and one "
         "another.",
     ]
     if not any(each.found.bits for each in chosen):
@@ -109,6 +111,25 @@ def detectors_of(found: Recommended) -> list[Path]:
             f"{final_command(found.study)}"
         )
     return files
+
+
+def trained_as(files: Sequence[Path], found: Recommended) -> tuple[str, DictConfig]:
+    """The condition of the detectors, and the settings that they were trained with.
+
+    Final detectors may have been trained on a larger data set than the runs of their study, and of a condition that was
+    recommended then.
+    """
+    final = files[0].parents[1] / FINAL
+    result = read_result(final)
+    if not files[0].parent.name.startswith(f"{FINAL}-seed") or result is None:
+        return found.row.name, found.settings
+    condition = str(result.data["condition"])
+    if condition != found.row.name:
+        log.warning(
+            "the final detectors are of %s, and study %s recommends %s now; to train these: %s",
+            *(condition, found.study, found.row.name, final_command(found.study)),
+        )
+    return condition, read_config(final / CONFIGURATION)
 
 
 def unlabelled(samples: Sequence[Sample], dataset: Dataset, source: Path) -> list[Sample]:

@@ -21,6 +21,7 @@ from boxtwin.commands.recommended import final_command
 from boxtwin.commands.stored_runs import collect_runs, copies_of
 from boxtwin.config.compose import read_config, to_object
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import Dataset, Detections
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE, read_results
@@ -93,10 +94,15 @@ def _list(
         )
         suspects = in_order([*suspects, *find_suspects([samples[name] for name in training], [found])])
         sides |= training
-    elif lacking_training := len(samples) - len(sides):
+        if gone := [name for name in names if name not in samples]:
+            remarks.append(
+                f"{several(len(gone), 'image')} that the final detectors were trained on are not in {annotations}, and "
+                f"were not checked ({some(gone)})."
+            )
+    if unchecked := len(samples) - len(sides):
         remarks.append(
-            f"{several(lacking_training, 'other image')} of the data set were not checked. After "
-            f"{final_command(study)} they are, by detectors trained without them."
+            f"{several(unchecked, 'other image')} of the data set were not checked. After {final_command(study)} they "
+            "are, by detectors trained without them."
         )
     # 3. Files.
     folder = Path(config.folder) if config.folder else Path("reports") / study / SUSPECTS_FOLDER
