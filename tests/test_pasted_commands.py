@@ -188,17 +188,25 @@ def test_comparing_again(tmp_path: Path, paste: Pasted) -> None:
     lines = [_commands([run_with(tmp_path / "runs", [], study=value)])[-1][0] for value in HOSTILE]
     for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "compare.py"), strict=True):
         assert values(words) == {"study": value}
+    elsewhere = run_with(tmp_path / "others", ["tracking.folder='a b'"], study="s")
+    (words,) = given_to(paste(_commands([elsewhere])[-1][0]), "python", "compare.py")
+    assert values(words) == {"study": "s", "tracking.folder": "a b"}
 
 
 def test_trying_suggestions(paste: Pasted) -> None:
-    lines = [compare_command(value, Path("reports") / "a b") for value in HOSTILE]
+    usual = OmegaConf.create({"uri": None, "folder": "mlruns"})
+    lines = [compare_command(value, Path("reports") / "a b", usual) for value in HOSTILE]
     for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "compare.py"), strict=True):
         assert values(words) == {"study": value, "annotations": "reports/a b/suggestions_applied.json"}
-    (words,) = given_to(paste(compare_command("s", Path("reports"), "a b/runs")), "python", "compare.py")
+    (words,) = given_to(paste(compare_command("s", Path("reports"), usual, "a b/runs")), "python", "compare.py")
     assert values(words) == {"runs": "a b/runs", "annotations": "reports/suggestions_applied.json"}
-    lines = [final_command(value) for value in HOSTILE]
+    lines = [final_command(value, usual) for value in HOSTILE]
     for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "train.py"), strict=True):
         assert values(words) == {"final": value}
+    plain = [value for value in HOSTILE if "${" not in value]  # which a configuration holds resolved
+    lines = [final_command("s", OmegaConf.create({"uri": value, "folder": value})) for value in plain]
+    for value, words in zip(plain, given_to(paste("\n".join(lines)), "python", "train.py"), strict=True):
+        assert values(words) == {"final": "s", "tracking.uri": value, "tracking.folder": value}
 
 
 def test_what_to_run_next(paste: Pasted) -> None:

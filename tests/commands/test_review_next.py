@@ -21,6 +21,8 @@ from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.runs import run_from
 from boxtwin.tracking.run_folders import RunResult
 
+TRACKING = OmegaConf.create({"uri": None, "folder": "mlruns"})
+
 
 def test_final_detectors_are_those_of_the_last_call(tmp_path: Path) -> None:
     assert finals_of(tmp_path) == []
@@ -64,7 +66,7 @@ def test_final_detectors_bring_their_own_condition_and_data_set(
     result = RunResult(run="s1-x0-seed0", study="s", params=params, metrics=metrics)
     run = run_from(result, run_id="a", status="FINISHED", output_dir=str(tmp_path / "s1-x0-seed0"))
     (row,) = condition_table([run])
-    found = Recommended("s", row, "the best", OmegaConf.create({"dataset": {"root": "OLD"}}))
+    found = Recommended("s", row, "the best", OmegaConf.create({"dataset": {"root": "OLD"}}), TRACKING)
     for seed in range(2):
         for folder in (tmp_path / f"final-seed{seed}", tmp_path / f"s1-x0-seed{seed}"):
             folder.mkdir()

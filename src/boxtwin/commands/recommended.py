@@ -13,6 +13,7 @@ from boxtwin.command_line import command_line, setting
 from boxtwin.commands.compare import kept_primary, stored_primary
 from boxtwin.commands.stored_runs import bring_back, collect_runs, copies_of
 from boxtwin.config.compose import read_config
+from boxtwin.config.schema import TrackingConfig
 from boxtwin.errors import InputError
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.primary import PRIMARY_TAG, PrimaryComparison
@@ -32,11 +33,20 @@ class Recommended:
     row: Row
     reason: str
     settings: DictConfig
+    tracking: DictConfig  # the store that it is in
 
 
-def final_command(study: str) -> str:
+def final_command(study: str, tracking: DictConfig) -> str:
     """What trains detectors on all labelled images, and leaves out-of-fold detections of these."""
-    return command_line("train.py", [setting("final", study)])
+    return command_line("train.py", [setting("final", study), *of_store(tracking)])
+
+
+def of_store(tracking: DictConfig) -> list[str]:
+    """The words that name an MLflow store which is not the usual one."""
+    usual = TrackingConfig()
+    return [
+        setting(f"tracking.{key}", tracking[key]) for key in ("uri", "folder") if tracking[key] != getattr(usual, key)
+    ]
 
 
 def recommended_condition(config: DictConfig, study: str | None) -> Recommended:
@@ -60,7 +70,7 @@ def recommended_condition(config: DictConfig, study: str | None) -> Recommended:
         if not file.is_file():
             raise InputError(f"study {name}: the {CONFIGURATION} of {row.first.name} is lost, here and in MLflow")
         settings = read_config(file)
-    return Recommended(name, row, reason, settings)
+    return Recommended(name, row, reason, settings, config.tracking)
 
 
 def primary_of(store: Store, study: str, temporary: Path) -> list[PrimaryComparison]:

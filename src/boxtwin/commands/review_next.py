@@ -108,7 +108,7 @@ def detectors_of(found: Recommended) -> list[Path]:
         raise InputError(
             f"next= needs several detectors, to find where they disagree, and study {found.study} has {len(files)} of "
             f"{found.row.name}. Train the study with more seeds (-m seed=0,1,2), or train its final detectors:\n"
-            f"{final_command(found.study)}"
+            f"{final_command(found.study, found.tracking)}"
         )
     return files
 
@@ -127,7 +127,7 @@ def trained_as(files: Sequence[Path], found: Recommended) -> tuple[str, DictConf
     if condition != found.row.name:
         log.warning(
             "the final detectors are of %s, and study %s recommends %s now; to train these: %s",
-            *(condition, found.study, found.row.name, final_command(found.study)),
+            *(condition, found.study, found.row.name, final_command(found.study, found.tracking)),
         )
     return condition, read_config(final / CONFIGURATION)
 

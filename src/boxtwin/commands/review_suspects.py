@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from boxtwin.command_line import command_line, setting
-from boxtwin.commands.recommended import final_command
+from boxtwin.commands.recommended import final_command, of_store
 from boxtwin.commands.stored_runs import collect_runs, copies_of
 from boxtwin.config.compose import read_config, to_object
 from boxtwin.config.schema import BoxtwinConfig
@@ -101,8 +101,8 @@ def _list(
             )
     if unchecked := len(samples) - len(sides):
         remarks.append(
-            f"{several(unchecked, 'other image')} of the data set were not checked. After {final_command(study)} they "
-            "are, by detectors trained without them."
+            f"{several(unchecked, 'other image')} of the data set were not checked. After "
+            f"{final_command(study, config.tracking)} they are, by detectors trained without them."
         )
     # 3. Files.
     folder = Path(config.folder) if config.folder else Path("reports") / study / SUSPECTS_FOLDER
@@ -123,7 +123,7 @@ def _list(
         classes=dataset.classes,
         runs=[each.run.name for each in kept],
         remarks=remarks,
-        command=compare_command(study, folder, given),
+        command=compare_command(study, folder, config.tracking, given),
     )
     counts = Counter(each.kind for each in suspects)
     listed = ", ".join(f"{number} {kind}" for kind, number in counts.most_common()) or "none"
@@ -230,7 +230,7 @@ def _remarks(kept: Sequence[FinishedRun], dataset: Dataset) -> list[str]:
     return remarks
 
 
-def compare_command(study: str, folder: Path, runs: str | None = None) -> str:
+def compare_command(study: str, folder: Path, tracking: DictConfig, runs: str | None = None) -> str:
     """What scores the runs of a study, or those in the folder or archive ``runs``, again on the suggestions."""
-    chosen = setting("study", study) if runs is None else setting("runs", runs)
-    return command_line("compare.py", [chosen, setting("annotations", str(folder / SUGGESTED_FILE))])
+    chosen = [setting("study", study), *of_store(tracking)] if runs is None else [setting("runs", runs)]
+    return command_line("compare.py", [*chosen, setting("annotations", str(folder / SUGGESTED_FILE))])

@@ -113,7 +113,11 @@ def _commands(runs: Sequence[StudyRun]) -> list[tuple[str, bool]]:
     finished = sorted((run for run in runs if run.status == FINISHED), key=lambda run: (run.name, run.run_id))
     studies = sorted({_typed_study(run) for run in finished})
     together = setting("runs", [f"multirun/{study}" for study in studies])
-    compared = [(command_line("compare.py", [setting("study", studies[0]) if len(studies) == 1 else together]), True)]
+    chosen = [together]
+    if len(studies) == 1:  # in the store that its runs name
+        typed = [word for run in finished for word in shlex.split(run.overrides) if word.startswith("tracking.")]
+        chosen = [setting("study", studies[0]), *dict.fromkeys(typed)]
+    compared = [(command_line("compare.py", chosen), True)]
     return [*(command_of(run) for run in finished), *(compared if studies else [])]
 
 
