@@ -85,6 +85,8 @@ def test_resumed_training_ends_where_uninterrupted_training_ends(tmp_path: Path)
     printed = run(command, tmp_path / "broken")
     assert "going on from" in printed
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
+    (resumed,) = runs(tmp_path / "broken")
+    assert resumed.data.metrics["time/total"] > resumed.data.metrics["time/train"]  # both of all attempts
 
 
 def test_a_sweep_with_wrong_settings_begins_no_run_and_names_them(tmp_path: Path) -> None:

@@ -220,8 +220,10 @@ class _RunInProgress:
             f"{prepared.steps} steps of {trainer.batch_size}, {prepared.accelerator}, {prepared.precision}"
         )
         logger = RunLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id)
+        training = time.perf_counter()
         trained = train(prepared, data, module, self.checkpoints, run_name(self.config), logger)
         evaluating = time.perf_counter()
+        started -= max(trained.seconds - (evaluating - training), 0.0)  # of attempts that were stopped
         # In float32: a metric must not depend on what the machine computes in.
         device = "cuda" if prepared.accelerator == "gpu" else prepared.accelerator
 

@@ -52,7 +52,7 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
         inspected = pool.map(lambda e: inspect_image(e["path"], e.get("width"), e.get("height"), reading), safe)
         # Silent for the few hundred images of a small data set: they take a second or two.
         files = list(tqdm(inspected, total=len(safe), desc="checking images", unit="image", disable=len(safe) < 1000))
-    readable = {}
+    readable, unturned = {}, []
     for entry, file in zip(safe, files, strict=True):
         name = entry["file_name"]
         if file.error and entry["path"].exists():
@@ -66,7 +66,14 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
             if stated not in ((file.width, file.height), file.stored):
                 sizes = f"{stated[0]} x {stated[1]} stated, {file.width} x {file.height} in the file"
                 problems.add("images of another size than stated", f"{name}: {sizes}", OTHER_SIZE)
+            elif stated == file.stored != (file.width, file.height):
+                unturned.append(name)
             readable[entry["id"]] = file
+    problems.remark(
+        unturned,
+        "images are stated to have the size that is stored, and are turned as their orientation tag (EXIF) says",
+        "if boxes refer to the stored pixels, all lie wrong: set dataset.orientation=ignore, or state the size as shown",
+    )
     if turned := sum(file.is_turned for file in readable.values()):
         what = "%d of %d images are turned as their orientation tag (EXIF) says, as labelling tools show them; if boxes"
         log.info(f"{what} refer to the pixels as they are stored: dataset.orientation=ignore", turned, len(safe))
