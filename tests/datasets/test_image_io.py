@@ -283,3 +283,12 @@ def test_other_pictures_of_animations_than_the_first_are_refused(kind: str) -> N
     assert decode_image(stream.getvalue(), "a", Reading(page=0)).shape[:2] == (8, 8)
     with pytest.raises(OSError, match=r"only the first can be read, dataset\.page=0"):
         decode_image(stream.getvalue(), "a", Reading(page=1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_channel_of_a_palette_image_is_taken(kind: str) -> None:
+    picture = Image.fromarray(COLOUR).convert("P", palette=Image.Palette.ADAPTIVE)
+    content = BytesIO()
+    picture.save(content, kind)
+    red = np.asarray(picture.convert("RGB"))[:, :, 0]
+    np.testing.assert_array_equal(decode_image(content.getvalue(), "a", Reading(channels=(0,))), red)

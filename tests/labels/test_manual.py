@@ -394,3 +394,23 @@ def test_what_a_person_changed_is_kept_with_the_boxes(tmp_path: Path) -> None:
         ((30, 1, 39, 10), "added", {}),
         ((40, 40, 45, 45), "dropped", {}),
     ]
+
+
+def test_the_same_file_read_in_another_way_is_another_identity(tmp_path: Path) -> None:
+    """A store keeps what it was told, so that names corrected in the data set, and files added, must make another."""
+    changed = content()
+    changed["categories"] = [{"id": 0, "name": "ship"}, {"id": 1, "name": "buoy"}]
+    for annotation, number in zip(changed["annotations"], (1, 0), strict=True):
+        annotation["category_id"] = number
+    first = manual(tmp_path, changed)
+    assert first.identity() == {"file": first.sha256, "matched": 2}  # as older versions, so that stores are found
+    swapped = manual(tmp_path, changed, classes=("buoy", "ship"))
+    assert boxes_of(swapped, "images/a/v01.png") == [((10, 20, 15, 26), 0)]
+    assert swapped.identity() != first.identity()
+    changed["images"][2]["file_name"] = "renamed.png"
+    left_out = manual(tmp_path, changed)
+    write_png(tmp_path / "renamed.png", PIXELS)
+    beside = manual(tmp_path, changed)
+    assert boxes_of(beside, "images/b/v01.png") == []
+    assert beside.identity() != left_out.identity()
+    assert manual(tmp_path, changed).identity() == beside.identity()

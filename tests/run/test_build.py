@@ -373,3 +373,16 @@ def test_another_way_to_label_takes_a_class_and_its_settings(composed: Compose) 
     assert store_of(runs[0]).identity.labels == {"name": "everywhere", "side": 8.0}
     judge: Any = make_judge(runs[0])
     assert judge().boxes[0].box == (0, 0, 8, 8)
+
+
+@pytest.mark.parametrize("generator", ["repeat", "copy_paste"])
+def test_images_read_in_another_way_have_a_store_of_their_own(composed: Compose, generator: str) -> None:
+    """Two runs at once would replace each other's variations. What is learnt from is in the key without that."""
+    chosen = [f"generator={generator}", "variations=1"]
+    usual, named = (store_of(prepare(composed(*chosen, *more))) for more in ([], ["dataset.orientation=apply"]))
+    other = store_of(prepare(composed(*chosen, "dataset.on_bad_box=clip")))
+    assert usual.key == named.key
+    assert (other.key == usual.key) == (generator == "copy_paste")
+    labels = other.identity.labels
+    assert isinstance(labels, dict)
+    assert labels.get("read") == (None if generator == "copy_paste" else {"on_bad_box": "clip"})

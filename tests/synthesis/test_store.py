@@ -144,6 +144,29 @@ def test_variations_have_the_crowds_of_their_source(make_coco: MakeCoco, tmp_pat
     assert len(empty.boxes) == len(empty.crowd) == 0
 
 
+def test_the_coco_file_follows_the_data_set(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
+    """Boxes of a source that was corrected, renamed classes, other ids, images that are gone: none is kept."""
+    library = open_library(dataset, tmp_path / "stores", noise)
+    library.make(dataset.samples, 2)
+    file = library.folder / "annotations.json"
+    before = file.stat()
+    library.make(dataset.samples, 2)
+    assert file.stat().st_mtime_ns == before.st_mtime_ns  # nothing has changed, nothing is written
+    first, _, last = dataset.samples
+    moved = replace(first, boxes=first.boxes + 1)
+    changed = replace(dataset, samples=(moved, last), classes=("buoy", "ship"), category_ids=(7, 8))
+    library = open_library(changed, tmp_path / "stores", noise)
+    library.make((moved, last), 1)
+    content = json.loads(file.read_text())
+    assert content["categories"] == [{"id": 7, "name": "buoy"}, {"id": 8, "name": "ship"}]
+    listed = {(image["source"], image["variation"]): image["id"] for image in content["images"]}
+    assert set(listed) == {(first.name, 1), (last.name, 1), (last.name, 2)}
+    assert all(len(image["pixels_sha256"]) == 64 for image in content["images"])
+    boxes = [each for each in content["annotations"] if each["image_id"] == listed[first.name, 1]]
+    assert [each["bbox"][:2] for each in boxes] == moved.boxes[:, :2].tolist()
+    assert {each["category_id"] for each in content["annotations"]} <= {7, 8}
+
+
 def test_two_variations_are_the_first_two_of_ten(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
     library = open_library(dataset, tmp_path / "stores", noise)
     library.make(dataset.samples, 2)

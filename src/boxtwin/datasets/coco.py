@@ -72,7 +72,7 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
     problems.remark(
         unturned,
         "images are stated to have the size that is stored, and are turned as their orientation tag (EXIF) says",
-        "if boxes refer to the stored pixels, all lie wrong: set dataset.orientation=ignore, or state the size as shown",
+        "if boxes are of the stored pixels, all lie wrong: set dataset.orientation=ignore, or state the size as shown",
     )
     if turned := sum(file.is_turned for file in readable.values()):
         what = "%d of %d images are turned as their orientation tag (EXIF) says, as labelling tools show them; if boxes"

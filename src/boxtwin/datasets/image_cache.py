@@ -8,6 +8,7 @@ its end, which `add` compares. Of a grey image stored as colour, one channel is 
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import shutil
 import zlib
@@ -100,6 +101,9 @@ def _write_missing(folder: Path, wanted: dict[str, Sample]) -> None:
         raise _refused(folder.parent, f"{needed / 2**30:.1f} GB may be needed, more than the disk has left")
 
     def write(sample: Sample) -> None:
+        # Of a real image, the sha256 may cover more than the file.
+        if sample.lineage and hashlib.sha256(sample.path.read_bytes()).hexdigest() != sample.sha256:
+            raise InputError(f"{sample.path} has changed since its store was read; run the command again")
         encoded = BytesIO()
         np.save(encoded, as_grey(sample.read()))
         content = encoded.getvalue()

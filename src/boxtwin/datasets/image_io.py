@@ -53,7 +53,7 @@ def decode_image(encoded: bytes, name: str, reading: Reading = _UPRIGHT) -> Pixe
     content = tiff.for_opencv(encoded, name, reading) if header.is_tiff else None
     if content is not None:
         is_darkened = header.how == tiff.BELOW_ALPHA
-        stored = tiff.without_alpha(content, name)[0] if is_darkened else _stored(content, name, None)
+        stored = tiff.without_alpha(content, name)[0] if is_darkened else _stored(content, name, reading.channels)
     elif header.is_tiff:
         stored = tiff.decode(encoded, name, reading)
     else:

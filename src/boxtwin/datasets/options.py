@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -94,6 +94,13 @@ class DatasetOptions:
     unlabelled: str | None = None
     empty: str | None = None
     build: BuildOptions | None = None  # None: it is not simulated
+
+    def reading_identity(self) -> dict[str, Any]:
+        """What tells data apart that are read, images or boxes, in another way than by default; empty by default."""
+        names = ("on_bad_box", "crowds", "on_duplicate_box", "orientation", "page", "channels")
+        default = {each.name: each.default for each in fields(self)}
+        changed = {name: value for name in names if (value := getattr(self, name)) != default[name]}
+        return {"read": changed} if changed else {}
 
 
 @dataclass

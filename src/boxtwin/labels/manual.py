@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import unicodedata
@@ -81,12 +82,14 @@ class ManualLabels:
             confirmed = [image for image in content["images"] if self._is_confirmed(image)]
             labels = self._labels(content.get("categories"), dataset.classes, ids)
             images = self._read(confirmed, content, labels, dataset)
+            self._labels_of = labels
         except InputError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise InputError(f"{self._start} is no COCO file of images and annotations: {error!r}") from None
         self._by_name: dict[str, _Labelled] = {}  # by paths in a store
         self._by_pixels: dict[str, _Labelled] = {}  # by hashes
+        self._beside: dict[str, str] = {}  # hashes by name, of images that are recognised by their files
         self._recognise(images, dataset.samples)
         # Whether first versions, which took ids as the data set's, and knew no other names than the store's and no
         # other mark than true, read it alike.
@@ -98,8 +101,16 @@ class ManualLabels:
 
     def identity(self) -> dict[str, Any]:
         """The content of the file, and how it is read."""
-        confirmed = {"confirmed": "all"} if self._every_image else {}
-        return {"file": self.sha256, **confirmed, **({} if self.read_as_before else {"matched": 2})}
+        identity: dict[str, Any] = {"file": self.sha256} | ({"confirmed": "all"} if self._every_image else {})
+        if self.read_as_before:
+            return identity
+        # Older versions recorded neither, so what is as they took it is left out, and their stores are found.
+        labels = [*self._labels_of.values()]
+        if labels != list(range(len(labels))):  # names of the file are in another order in the data set, or not in it
+            identity["classes"] = [[str(number), label] for number, label in self._labels_of.items()]
+        if self._beside:
+            identity["beside"] = hashlib.sha256(json.dumps(sorted(self._beside.items())).encode()).hexdigest()
+        return identity | {"matched": 2}
 
     def judge(self, members: Sequence[Member]) -> ManualLabels:  # noqa: ARG002, it asks a person
         """By the file."""
@@ -230,7 +241,9 @@ class ManualLabels:
                     if other is not image:
                         both = f"{other.name} and {image.name} are both variation {number} of {source}"
                         raise InputError(f"{self._start}: {both}; keep one of them")
-            digest = image.pixels or (None if image.name in matched else self._digest(image.name))
+            digest = image.pixels
+            if digest is None and image.name not in matched and (digest := self._digest(image.name)) is not None:
+                self._beside[image.name] = digest
             if digest is not None:
                 self._by_pixels.setdefault(digest, image)
             elif image.name not in matched:

@@ -232,8 +232,7 @@ def _pretraining_data(config: BoxtwinConfig, dataset: Dataset, split: Split, mor
 
 def load_dataset(config: BoxtwinConfig) -> Dataset:
     """Read the data set of a configuration; a simulated one is built if it is missing."""
-    node = config.dataset
-    root = Path(node.root)
+    node, root = config.dataset, Path(config.dataset.root)
     if node.build is not None:
         sar_scenes.build(root, **vars(node.build))
     try:
@@ -367,7 +366,8 @@ def _library(config: BoxtwinConfig, dataset: Dataset, split: Split, more: ExtraI
     generator = make_generator(config)
     generator.match(dataset.samples)
     method = make_labels(config, dataset, generator)
-    labels: dict[str, Any] = {"name": config.labels.name, **method.identity()}
+    read = {} if generator.learns else config.dataset.reading_identity()  # what is learnt from tells stores apart
+    labels: dict[str, Any] = {"name": config.labels.name, **method.identity(), **read}
     learns = generator.learns and config.variations.learn_unlabelled and more.unlabelled
     if method.asks_detectors:
         labels["detectors"] = [detector_file(prepared).stem for prepared in labelling_runs(config, dataset, split)]

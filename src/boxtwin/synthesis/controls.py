@@ -20,13 +20,12 @@ from boxtwin.synthesis.blending import local_mean
 from boxtwin.synthesis.constants import FEATHER, LEAST_PASTES, MOST_PASTES, TOLERANCE
 from boxtwin.synthesis.cutouts import Cutout
 from boxtwin.synthesis.generator import Generator, Request, Variation, check_settings
-from boxtwin.synthesis.silhouettes import ellipse_in, silhouettes_of
+from boxtwin.synthesis.silhouettes import OBLONG, ellipse_in, silhouettes_of
 
 # Places tried for one object before another object is taken, and objects tried for one paste before it is given up:
 # enough to find a calm corner in a harbour, a few milliseconds if there is none.
 PLACES_TRIED = 30
 OBJECTS_TRIED = 8
-OBLONG = 0.5  # ratio of breadth to length, in the median over a class
 STRUCTURED = 2.0  # times the structure that a window without objects has in the median
 MOST_WINDOWS, MOST_SIDE = 128, 256  # windows kept in memory, and their side in pixels; a quarter of the image, else
 NARROW = 2  # width of the margin of objects with near neighbours, pixels

@@ -22,7 +22,7 @@ from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.image_io import pixels_sha256, read_image
 from boxtwin.datasets.sample import Judgement, PropagatedBox, Sample
 from boxtwin.errors import InputError
-from boxtwin.files import writing
+from boxtwin.files import write_bytes_atomically, writing
 from boxtwin.synthesis.fitness import unfit
 from boxtwin.synthesis.generator import Json, Model
 
@@ -33,6 +33,7 @@ REFUSED = "refused.jsonl"
 LEARNING = "learning.jsonl"  # the seconds that each call of the generator's `fit` took
 NAMED = 5  # files that a message names
 LEAST_OBJECTS = 0.1  # boxes of variations, as a share of the objects of their sources: fewer are warned of
+PIXELS = "pixels_sha256"  # of an image in the COCO file
 CHECKSUM = "crc32"  # of the rest of a line; lines of earlier versions have none
 
 Key = tuple[str, int]  # source and variation
@@ -250,22 +251,22 @@ def fingerprint(sample: Sample) -> str:
     return total.hexdigest()
 
 
-def as_coco(folder: Path, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
+def as_coco(
+    folder: Path, sources: Iterable[Sample], classes: Sequence[str], category_ids: Sequence[int]
+) -> dict[str, Any]:
     """The images of a store as a COCO detection set, without dropped boxes.
 
-    Unused images are among them, as ``refused`` for a reason and ``"confirmed": false``, for a person to correct.
+    Variations of images that are none of the ``sources``, or not of them as they are, are left out. Unused images are
+    among them, as ``refused`` for a reason and ``"confirmed": false``, for a person to correct.
     """
     images: list[dict[str, Any]] = []
     annotations: list[tuple[int, int, list[int | float], int | float, bool]] = []
-    whole = {line.key: line for line in manifest_lines(folder) if image_is_whole(folder, line)}
-    for image_id, (_, line) in enumerate(sorted(whole.items()), start=1):
-        pixels, refused = read_image(folder / line.image), line.labels.refused
-        height, width = pixels.shape[:2]
+    by_name = {source.name: source for source in sources}
+    for image_id, (_, line) in enumerate(sorted(valid_lines(folder, by_name.values()).items()), start=1):
+        source, refused = by_name[line.source], line.labels.refused
         images.append(
-            {"id": image_id, "file_name": line.image, "width": width, "height": height}
+            {"id": image_id, "file_name": line.image, "width": source.width, "height": source.height}
             | {key: getattr(line, key) for key in ("source", "variation", "generator", "seed")}
-            # Labels that come back from a person are of these pixels, not of any others under the same name.
-            | {"pixels_sha256": pixels_sha256(pixels)}
             | ({} if refused is None else {"refused": refused, "confirmed": False})
         )
         for box in line.labels.boxes:
@@ -273,6 +274,25 @@ def as_coco(folder: Path, classes: Sequence[str], category_ids: Sequence[int]) -
                 x, y, w, h = xyxy_to_xywh(np.array(box.box)).tolist()
                 annotations.append((image_id, category_ids[box.label], [x, y, w, h], w * h, False))
     return coco_content(images, annotations, zip(category_ids, classes, strict=True))
+
+
+def write_coco(file: Path, content: dict[str, Any]) -> None:
+    """Write what `as_coco` gives into its store, unless the ``file`` says the same.
+
+    Labels that come back from a person are of these pixels, not of any others under the same name: each image gets the
+    hash of its pixels.
+    """
+    try:
+        written = json.loads(file.read_bytes())
+        same = [{key: value for key, value in each.items() if key != PIXELS} for each in written["images"]]
+        if written | {"images": same} == content:
+            return
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):  # there is none, or it is damaged
+        pass
+    images = [
+        each | {PIXELS: pixels_sha256(read_image(file.parent / str(each["file_name"])))} for each in content["images"]
+    ]
+    write_bytes_atomically(file, json.dumps(content | {"images": images}).encode())
 
 
 def check_usable(

@@ -17,6 +17,8 @@ from boxtwin.synthesis.arrays import Box, Boxes, Plane, covered_pixels, covered_
 
 # Above this ratio of breadth to length an object has no heading: it is taken to fill its box.
 SQUARE = 0.7
+# A silhouette that fills its box and is not this much longer than broad says nothing of the object's shape.
+OBLONG = 0.5
 # Hulls are four to ten times as long as broad; radar smears them to a little less.
 SLENDER = 0.12
 # Boxes lower or narrower than this hold too few pixels for a heading.
@@ -35,6 +37,11 @@ class Silhouette:
     heading: float
     length: float
     breadth: float
+
+    @property
+    def has_heading(self) -> bool:
+        """Whether it is known how the object lies. A round or shapeless one fills its box, in two directions alike."""
+        return self.heading not in (0.0, math.pi / 2) or self.breadth <= OBLONG * self.length
 
     def box(self) -> Box:
         """The tight axis-aligned box around it, xyxy."""

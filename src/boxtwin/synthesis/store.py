@@ -10,7 +10,6 @@ if the disk has them, and judges them anew. Images that could not be made are in
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -52,6 +51,7 @@ from boxtwin.synthesis.manifest import (
     truncate_incomplete_line,
     valid_lines,
     warn_of_damage,
+    write_coco,
 )
 
 log = logging.getLogger(__name__)
@@ -213,11 +213,13 @@ class Library:
         update = StoreUpdate(existing=known, reused=len(reused))
         if left := [request for request in requests if use_generator and request.key not in reused]:
             self._draw(left, update)
-        annotations = self.folder / "annotations.json"
-        # Without requests it is old if the process was killed between the last line and the COCO file.
-        if requests or (known and _changed_at(annotations) < _changed_at(self.manifest)):
-            content = as_coco(self.folder, self.dataset.classes, self.dataset.category_ids)
-            write_bytes_atomically(annotations, json.dumps(content).encode())
+        if requests or known:
+            # In any call: the process may have been killed before it, or the data set has changed since.
+            images = (*self.dataset.samples, *self.training, *sources)
+            write_coco(
+                self.folder / "annotations.json",
+                as_coco(self.folder, images, self.dataset.classes, self.dataset.category_ids),
+            )
         return update
 
     def _draw(self, requests: Sequence[Request], update: StoreUpdate) -> None:
@@ -380,11 +382,6 @@ class Library:
             signature=None,
             reading=Reading(max_pixels=source.reading.max_pixels),
         )
-
-
-def _changed_at(file: Path) -> int:
-    """Nanoseconds since 1970; 0 if there is no such file."""
-    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 def _check_sources(sources: Iterable[Sample]) -> None:

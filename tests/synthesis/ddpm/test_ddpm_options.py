@@ -105,7 +105,7 @@ def test_parameters_hold_every_setting_but_the_device(make: Callable[..., Any]) 
     if make in (sketch, scenes):
         expected["sketch"] = "copy_paste" if make is sketch else "sar_scenes"
     assert make().parameters() == expected
-    assert make().version([]) == (3 if make is scenes else 1)
+    assert make().version([]) == {scenes: 3, layout: 2}.get(make, 1)
     incomplete = {key: value for key, value in MODEL.items() if key != "seed"}
     with pytest.raises(TypeError, match="seed"):
         ModelSettings(**incomplete)
@@ -269,6 +269,26 @@ def test_plans_keep_clear_of_everything_and_stay_inside(tmp_path: Path) -> None:
                 middle = (sample.boxes[change.old][:2] + sample.boxes[change.old][2:]) / 2
                 np.testing.assert_allclose([change.new.x, change.new.y], middle, atol=1e-3)
     assert kinds == {"moved", "turned", "removed", "added"}
+
+
+def test_round_objects_keep_the_size_of_their_boxes(tmp_path: Path) -> None:
+    """A cell has no heading: turned by 45 degrees as a square, it would get a box 1.4 times as wide."""
+    y, x = np.mgrid[:200, :200] + 0.5
+    pixels = np.random.default_rng(0).normal(40, 3, (200, 200))
+    places = ((40, 40), (150, 50), (90, 150))
+    for at in places:
+        pixels[np.hypot(x - at[0], y - at[1]) <= 12] = 200
+    sample = write_sample(
+        tmp_path, "a.png", pixels.astype(np.uint8), [(u - 12, v - 12, u + 12, v + 12) for u, v in places]
+    )
+    encoded = np.log1p(read_image(sample.path).astype(np.float32)[None] / 20)
+    donors = [patch for _, patch in object_patches(encoded, sample, 6)]
+    changes = [
+        each for seed in range(30) for each in plan(encoded, sample, donors, 180.0, 6, np.random.default_rng(seed))
+    ]
+    boxes = np.stack([each.new.box() for each in changes if each.new is not None])
+    assert len(boxes) > 30
+    np.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], 24, atol=1e-3)
 
 
 def test_traces_follow_side_lobes_and_spare_others() -> None:
