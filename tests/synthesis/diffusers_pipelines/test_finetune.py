@@ -46,11 +46,11 @@ def fitted(
     [
         ("stable_diffusion", "lora", 3e-2, 0.02),
         ("stable_diffusion", "textual_inversion", 0.5, 0.0005),
-        ("inpainting", "lora", 3e-2, 0.02),
-        ("stable_diffusion_xl", "lora", 3e-2, 0.02),
-        ("stable_diffusion_xl", "textual_inversion", 0.5, 0.0005),
+        pytest.param("inpainting", "lora", 3e-2, 0.02, marks=pytest.mark.slow),
+        pytest.param("stable_diffusion_xl", "lora", 3e-2, 0.02, marks=pytest.mark.slow),
+        pytest.param("stable_diffusion_xl", "textual_inversion", 0.5, 0.0005, marks=pytest.mark.slow),
         ("flux", "lora", 3e-2, 0.02),
-        ("sd3", "lora", 3e-2, 0.02),
+        pytest.param("sd3", "lora", 3e-2, 0.02, marks=pytest.mark.slow),
     ],
 )
 def test_every_family_learns_and_draws_with_what_it_has_learnt(
