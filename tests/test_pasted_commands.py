@@ -29,7 +29,7 @@ from omegaconf import OmegaConf, open_dict
 
 from boxtwin.command_line import command_line, quote_path, quoted, setting
 from boxtwin.commands import generate as generation
-from boxtwin.commands.compare import kept_split, with_split, with_study
+from boxtwin.commands.compare import kept_split, of_store, with_split, with_study
 from boxtwin.commands.export import export_detector
 from boxtwin.commands.recommended import final_command
 from boxtwin.commands.review_labels import add_command, serve_command, use_with
@@ -188,8 +188,9 @@ def test_comparing_again(tmp_path: Path, paste: Pasted) -> None:
     lines = [_commands([run_with(tmp_path / "runs", [], study=value)])[-1][0] for value in HOSTILE]
     for value, words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "compare.py"), strict=True):
         assert values(words) == {"study": value}
-    elsewhere = run_with(tmp_path / "others", ["tracking.folder='a b'"], study="s")
-    (words,) = given_to(paste(_commands([elsewhere])[-1][0]), "python", "compare.py")
+    store = of_store(OmegaConf.create({"uri": None, "folder": "a b"}))
+    elsewhere = run_with(tmp_path / "others", [], study="s")
+    (words,) = given_to(paste(_commands([elsewhere], store)[-1][0]), "python", "compare.py")
     assert values(words) == {"study": "s", "tracking.folder": "a b"}
 
 

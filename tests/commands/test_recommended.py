@@ -78,3 +78,8 @@ def test_a_report_that_lies_elsewhere_keeps_the_primary_comparisons(
     assert capsys.readouterr().out.count("Primary comparison 1 of 1, a: ") == 2
     assert (tmp_path / "elsewhere" / "ships" / PRIMARY_FILE).is_file()
     assert [each.name for each in primary_of(store, "ships", tmp_path / "again")] == ["a"]
+    # They are withdrawn by name only, and come back from MLflow in a report that lies elsewhere until then.
+    compare_study(OmegaConf.create(settings | {"primary": "none", "folder": "elsewhere"}))
+    compare_study(OmegaConf.create(settings | {"primary": None, "folder": "elsewhere"}))
+    assert "Primary comparison" not in capsys.readouterr().out
+    assert primary_of(store, "ships", tmp_path / "withdrawn") == []

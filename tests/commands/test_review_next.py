@@ -63,7 +63,8 @@ def test_final_detectors_bring_their_own_condition_and_data_set(
     params: dict[str, Any] = {"dataset": "d", "split": "s1", "generator": "none", "detector": "n"}
     params |= {"variations": 0, "seed": 0, "steps": 6}
     metrics = {"test/map": 0.2, "test/map_50": 0.5, "test/count_mae": 1.0}
-    result = RunResult(run="s1-x0-seed0", study="s", params=params, metrics=metrics)
+    plain: dict[str, Any] = {"variations": {"per_image": 0}, "data": {"test": "5"}}
+    result = RunResult(run="s1-x0-seed0", study="s", params=params, metrics=metrics, condition=plain)
     run = run_from(result, run_id="a", status="FINISHED", output_dir=str(tmp_path / "s1-x0-seed0"))
     (row,) = condition_table([run])
     found = Recommended("s", row, "the best", OmegaConf.create({"dataset": {"root": "OLD"}}), TRACKING)
@@ -73,9 +74,14 @@ def test_final_detectors_bring_their_own_condition_and_data_set(
             (folder / "detector.safetensors").touch()
     runs = [tmp_path / f"s1-x0-seed{seed}" / "detector.safetensors" for seed in range(2)]
     assert trained_as(runs, found) == (row.name, found.settings)
-    data = {"condition": "s1 x10 copy_paste"}
-    RunResult(kind="final", params={"seeds": 2}, data=data).write(tmp_path / "final")
+    # The name of a condition follows from the whole table, and hashes from more images.
+    data, final = {"condition": "s1 x0, as it was called"}, {"variations": {"per_image": 0}, "data": {"test": "6"}}
+    RunResult(kind="final", params={"seeds": 2}, data=data, condition=final).write(tmp_path / "final")
     (tmp_path / "final" / "config.yaml").write_text("dataset: {root: LARGER}")
+    assert trained_as(detectors_of(found), found)[0] == "s1 x0, as it was called"
+    assert not caplog.records
+    data, final = {"condition": "s1 x10 copy_paste"}, {"variations": {"per_image": 10}}
+    RunResult(kind="final", params={"seeds": 2}, data=data, condition=final).write(tmp_path / "final")
     files = detectors_of(found)
     assert [file.parent.name for file in files] == ["final-seed0", "final-seed1"]
     condition, settings = trained_as(files, found)

@@ -111,7 +111,22 @@ def test_text_that_looks_like_a_number_stays_as_it_is_typed(composed: Compose, v
     assert studies == [value, "x"]
 
 
-@pytest.mark.parametrize("word", ["study=null", "study=${seed}", "study='1.10'", "seed=007", "-m", "study=[1.10]"])
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [
+        ("runs=[1.10,a/b, 2_0]", "runs=['1.10',a/b,'2_0']"),
+        ("dataset.root=data/a,1.10", "dataset.root=data/a,'1.10'"),
+        ("study=1.10, 1.2", "study='1.10',1.2"),
+        ("+study=1e3", "+study='1e3'"),
+    ],
+)
+def test_each_part_of_a_list_of_texts_stays_as_it_is_typed(word: str, quoted: str) -> None:
+    assert quote_texts([word], TEXTS) == [quoted]
+
+
+@pytest.mark.parametrize(
+    "word", ["study=null", "study=${seed}", "study='1.10'", "seed=007", "-m", "dataset.root=a , b"]
+)
 def test_words_that_are_no_such_text_are_left_alone(word: str) -> None:
     assert quote_texts([word], TEXTS) == [word]
 

@@ -292,3 +292,6 @@ def test_a_channel_of_a_palette_image_is_taken(kind: str) -> None:
     picture.save(content, kind)
     red = np.asarray(picture.convert("RGB"))[:, :, 0]
     np.testing.assert_array_equal(decode_image(content.getvalue(), "a", Reading(channels=(0,))), red)
+    # Earlier versions took no channel of a TIFF file: what they kept under a hash is of other pixels.
+    header = read_header(content.getvalue(), "a", Reading(channels=(0,)))
+    assert header.how == ("palette" if kind == "TIFF" else None)

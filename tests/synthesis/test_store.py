@@ -16,7 +16,7 @@ from noise_store import Noise, assert_complete, open_library
 from pycocotools.coco import COCO
 
 from boxtwin.datasets.coco import read_coco
-from boxtwin.datasets.image_io import read_image
+from boxtwin.datasets.image_io import pixels_sha256, read_image
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.errors import InputError
 from boxtwin.labels.carry import Carry
@@ -152,6 +152,15 @@ def test_the_coco_file_follows_the_data_set(dataset: Dataset, tmp_path: Path, no
     before = file.stat()
     library.make(dataset.samples, 2)
     assert file.stat().st_mtime_ns == before.st_mtime_ns  # nothing has changed, nothing is written
+    # A lost image that comes out with other bytes has another hash of its pixels.
+    lost = json.loads(file.read_text())["images"][0]
+    (library.folder / lost["file_name"]).unlink()
+    noise.level = 40
+    library.make(dataset.samples, 2)
+    noise.level = 50
+    again = json.loads(file.read_text())["images"][0]
+    assert again["pixels_sha256"] == pixels_sha256(read_image(library.folder / lost["file_name"]))
+    assert again["pixels_sha256"] != lost["pixels_sha256"]
     first, _, last = dataset.samples
     moved = replace(first, boxes=first.boxes + 1)
     changed = replace(dataset, samples=(moved, last), classes=("buoy", "ship"), category_ids=(7, 8))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from boxtwin.command_line import setting
+from boxtwin.config.schema import TrackingConfig
 from boxtwin.errors import InputError, is_of_the_system, unanswered
 from boxtwin.files import check_name, write_bytes_atomically
 from boxtwin.memory import keep_freed_blocks
@@ -32,6 +33,8 @@ if TYPE_CHECKING:  # MLflow takes seconds
     from boxtwin.tracking.mlflow_runs import Store
 
 log = logging.getLogger(__name__)
+
+NO_PRIMARY = "none"  # instead of a file of primary comparisons
 
 
 def compare_study(config: DictConfig) -> Path:
@@ -65,6 +68,14 @@ def compare_study(config: DictConfig) -> Path:
         report = Path(config.folder) / name
         primary = kept_primary(config.primary, *paths, report)
         return _report(Study.of(*with_evidence(runs, copies), copies, primary), report, config)
+
+
+def of_store(tracking: DictConfig) -> list[str]:
+    """The words that name an MLflow store which is not the usual one."""
+    usual = TrackingConfig()
+    return [
+        setting(f"tracking.{key}", tracking[key]) for key in ("uri", "folder") if tracking[key] != getattr(usual, key)
+    ]
 
 
 def paths_of(value: Any) -> list[Path]:
@@ -116,17 +127,23 @@ def _compare_stored(config: DictConfig) -> Path:
         runs = collect_runs(store, name, folder, Path(temporary))
         copies = copies_of(store, runs, Path(temporary), NEEDED if _other_labels(config, report) else ())
         evidence = with_evidence(runs, copies, partial(bring_back, store, Path(temporary)))
-        stored = None
+        lost = False
         if not (config.primary or (report / PRIMARY_FILE).is_file()):  # of a report that lies elsewhere
-            stored = stored_primary(store, name, Path(temporary) / "primary")
-        study = Study.of(*evidence, copies, kept_primary(stored or config.primary, report))
+            try:
+                if stored_primary(store, name, report):
+                    log.info("the primary comparisons of the last report in MLflow are taken; primary=none drops them")
+            except InputError as error:
+                lost = True
+                log.warning("%s. This report has none", error)
+        study = Study.of(*evidence, copies, kept_primary(config.primary, report))
         page = _report(study, report, config)
     store.write_conditions(name, conditions(study))
     run_id = store.begin_comparison(study=name)
     try:
         kept = [report / PRIMARY_FILE] if study.primary else []
         store.log_files(run_id, [page, report / "comparison.csv", report / "curves.png", *kept])
-        store.tag(run_id, {PRIMARY_TAG: "true" if study.primary else "false"})
+        if not lost:
+            store.tag(run_id, {PRIMARY_TAG: "true" if study.primary else "false"})
     except BaseException as error:
         if unanswered(error) is None:  # a server that is away is not asked again
             store.end(run_id, "FAILED", f"{type(error).__name__}: {error}")
@@ -154,11 +171,16 @@ def stored_primary(store: Store, study: str, folder: Path) -> Path | None:
     return folder / PRIMARY_FILE
 
 
-def kept_primary(given: str | Path | None, *folders: Path) -> list[PrimaryComparison]:
+def kept_primary(given: str | None, *folders: Path) -> list[PrimaryComparison]:
     """The primary comparisons of the file ``given``, or of one kept in a folder; a copy is kept in the last folder.
+
+    `NO_PRIMARY` instead of a file gives none, and removes the copy.
 
     Raises `InputError` if the file cannot be read, or none is given and the folders keep different ones.
     """
+    if given == NO_PRIMARY:
+        (folders[-1] / PRIMARY_FILE).unlink(missing_ok=True)
+        return []
     files = [Path(given)] if given else [folder / PRIMARY_FILE for folder in folders]
     files = [file for file in files if file.is_file()]
     if not files:
@@ -186,7 +208,8 @@ def _report(study: Study, folder: Path, config: DictConfig) -> Path:
     found = (_relabelled(study, *each) for each in _other_labels(config, folder) if study.rows)
     others = [each for each in found if each is not None]
     summary = Summary.of(study, candidates)
-    page = write_report(study, summary, folder, others)
+    store = of_store(config.tracking) if config.runs is None else []
+    page = write_report(study, summary, folder, others, store)
     print(printed(study, summary, others, brief=config.brief))
     print(f"\nreport: {page}")
     return page

@@ -10,10 +10,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from boxtwin.command_line import command_line, setting
-from boxtwin.commands.compare import kept_primary, stored_primary
+from boxtwin.commands.compare import kept_primary, of_store, stored_primary
 from boxtwin.commands.stored_runs import bring_back, collect_runs, copies_of
 from boxtwin.config.compose import read_config
-from boxtwin.config.schema import TrackingConfig
 from boxtwin.errors import InputError
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.primary import PRIMARY_TAG, PrimaryComparison
@@ -39,14 +38,6 @@ class Recommended:
 def final_command(study: str, tracking: DictConfig) -> str:
     """What trains detectors on all labelled images, and leaves out-of-fold detections of these."""
     return command_line("train.py", [setting("final", study), *of_store(tracking)])
-
-
-def of_store(tracking: DictConfig) -> list[str]:
-    """The words that name an MLflow store which is not the usual one."""
-    usual = TrackingConfig()
-    return [
-        setting(f"tracking.{key}", tracking[key]) for key in ("uri", "folder") if tracking[key] != getattr(usual, key)
-    ]
 
 
 def recommended_condition(config: DictConfig, study: str | None) -> Recommended:

@@ -35,12 +35,20 @@ from boxtwin.files import atomic_path, link_file
 from boxtwin.hardware import choose_device
 from boxtwin.labels.next_images import Disagreement, choose
 from boxtwin.run.build import load_dataset
+from boxtwin.studies.condition_values import flatten
 from boxtwin.tracking.run_folders import CONFIGURATION, FINAL, read_result
 
 log = logging.getLogger(__name__)
 
 TABLE, LABELS, IMAGES, PAGE = "next.csv", "annotations.json", "images", "index.html"
 LEAST_DETECTORS = 2
+SETTINGS = (
+    "variations",
+    "generator",
+    "labels",
+    "detector",
+    "pretraining",
+)  # of a condition, by which two are told apart
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,9 @@ def trained_as(files: Sequence[Path], found: Recommended) -> tuple[str, DictConf
     if not files[0].parent.name.startswith(f"{FINAL}-seed") or result is None:
         return found.row.name, found.settings
     condition = str(result.data["condition"])
-    if condition != found.row.name:
+    ours, theirs = flatten(result.condition or {}), found.row.first.condition
+    # Names follow from all rows of a table, and hashes from data, of which the final detectors have more.
+    if any(ours.get(key) != theirs.get(key) for key in {*ours, *theirs} if key.partition(".")[0] in SETTINGS):
         log.warning(
             "the final detectors are of %s, and study %s recommends %s now; to train these: %s",
             *(condition, found.study, found.row.name, final_command(found.study, found.tracking)),

@@ -17,7 +17,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from boxtwin.command_line import command_line, setting
-from boxtwin.commands.recommended import final_command, of_store
+from boxtwin.commands.compare import of_store
+from boxtwin.commands.recommended import final_command
 from boxtwin.commands.stored_runs import collect_runs, copies_of
 from boxtwin.config.compose import read_config, to_object
 from boxtwin.config.schema import BoxtwinConfig

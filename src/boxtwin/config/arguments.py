@@ -107,7 +107,7 @@ def quote_refused(arguments: Sequence[str], settings: Sequence[str]) -> list[str
 
 
 def quote_texts(arguments: Sequence[str], settings: Container[str]) -> list[str]:
-    """``study=1.10`` -> ``study='1.10'``, and each part of a sweep: ``settings`` are text where Hydra reads a number.
+    """``study=1.10`` -> ``study='1.10'``, and each part of a list or sweep: ``settings`` are text, numbers to Hydra.
 
     Of a number, the text that it was typed as is lost: 1.10 and 1.1 would be one study.
     """
@@ -123,8 +123,13 @@ def quote_texts(arguments: Sequence[str], settings: Container[str]) -> list[str]
     words = []
     for word in arguments:
         key, _, value = word.partition("=")
-        is_plain = key.lstrip("+") in settings and re.fullmatch(r"[\w.+,-]+", value)
-        words.append(f"{key}={','.join(as_text(key, part) for part in value.split(','))}" if is_plain else word)
+        plain = re.fullmatch(r"(\[?)([\w./ +,-]+)(\]?)", value) if key.lstrip("+") in settings else None
+        if plain is None:
+            words.append(word)
+            continue
+        parts = [part.strip() for part in plain[2].split(",")]
+        texts = [as_text(key, part) for part in parts]
+        words.append(word if texts == parts else f"{key}={plain[1]}{','.join(texts)}{plain[3]}")
     return words
 
 

@@ -16,13 +16,17 @@ from boxtwin.labels.options import LabelOptions
 from boxtwin.mixing.options import AugmentationOptions, VariationsOptions
 
 # Settings of a run that are paths, and so need no quotes of Hydra's.
+_OF_DATA = ("root", "images", "annotations", "unlabelled", "empty")
 PATHS_OF_RUNS = (
-    *(f"dataset.{place}" for place in ("root", "images", "annotations", "unlabelled", "empty")),
+    *(f"dataset.{place}" for place in _OF_DATA),
     *("detector.weights", "split.file", "labels.file", "generator.path", "data", "tracking.folder"),
 )
 # Settings of any script that are text, whatever number it looks like.
-NAMES = ("study", "final", "dataset.name", "split.name", "register", "folder", "annotations", "primary")
-TEXTS = (*PATHS_OF_RUNS, *NAMES, "pretraining.dataset.name", "pretraining.dataset.root")
+TEXTS = (
+    *PATHS_OF_RUNS,
+    *(f"pretraining.dataset.{place}" for place in (*_OF_DATA, "name")),
+    *("study", "final", "dataset.name", "split.name", "register", "folder", "to", "run", "runs", "images"),
+)
 
 
 @dataclass

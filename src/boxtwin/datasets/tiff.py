@@ -58,6 +58,8 @@ def read_header(content: bytes | Path, name: str, reading: Reading) -> Header:
         tag = page.tags.get(ORIENTATION_TAG)
         orientation = int(tag.value) if tag is not None and int(tag.value) in range(1, 9) else 1
         how = "planes" if _has_planes(page) else _misread(page)
+        if channels is not None and page.photometric == PHOTOMETRIC.PALETTE:
+            how = "palette"  # whose channels earlier versions did not choose from
         return Header(page.imagewidth, page.imagelength, orientation, is_tiff=True, how=how)
 
 

@@ -266,7 +266,7 @@ def as_coco(
         source, refused = by_name[line.source], line.labels.refused
         images.append(
             {"id": image_id, "file_name": line.image, "width": source.width, "height": source.height}
-            | {key: getattr(line, key) for key in ("source", "variation", "generator", "seed")}
+            | {key: getattr(line, key) for key in ("source", "variation", "generator", "seed", "image_sha256")}
             | ({} if refused is None else {"refused": refused, "confirmed": False})
         )
         for box in line.labels.boxes:
@@ -285,7 +285,7 @@ def write_coco(file: Path, content: dict[str, Any]) -> None:
     try:
         written = json.loads(file.read_bytes())
         same = [{key: value for key, value in each.items() if key != PIXELS} for each in written["images"]]
-        if written | {"images": same} == content:
+        if written | {"images": same} == content and all(PIXELS in each for each in written["images"]):
             return
     except (OSError, ValueError, KeyError, AttributeError, TypeError):  # there is none, or it is damaged
         pass

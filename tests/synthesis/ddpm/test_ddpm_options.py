@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -289,6 +290,14 @@ def test_round_objects_keep_the_size_of_their_boxes(tmp_path: Path) -> None:
     boxes = np.stack([each.new.box() for each in changes if each.new is not None])
     assert len(boxes) > 30
     np.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], 24, atol=1e-3)
+    turned = [each for each in changes if each.kind == "turned"]
+    assert turned
+    turns = [each.new.heading - each.object.silhouette.heading for each in turned if each.new is not None]
+    assert {round(math.degrees(turn)) % 360 for turn in turns} == {90, 180, 270}
+    upright = [
+        each for seed in range(30) for each in plan(encoded, sample, donors, 80.0, 6, np.random.default_rng(seed))
+    ]
+    assert {each.kind for each in upright} == {"moved", "removed", "added"}  # no quarter turn is allowed
 
 
 def test_traces_follow_side_lobes_and_spare_others() -> None:

@@ -32,12 +32,14 @@ CSV_UNDER = {False: "comparison_corrected.csv", True: "comparison_suspects.csv"}
 JPEG_QUALITY = 82  # small type is still clean
 
 
-def write_report(study: Study, summary: Summary, folder: Path, others: Sequence[Relabelled] = ()) -> Path:
+def write_report(
+    study: Study, summary: Summary, folder: Path, others: Sequence[Relabelled] = (), store: Sequence[str] = ()
+) -> Path:
     """Write ``index.html`` (self-contained), ``comparison.csv`` and ``curves.png`` into ``folder``; the HTML's path.
 
     ``others`` are the same runs under other labels, whose tables are `CSV_UNDER`. ``worth.svg`` is AP50 against real
     images, where there are enough numbers of them. What runs do not keep is left out; runs that failed or did not
-    finish are listed.
+    finish are listed. ``store`` are the settings of `compare.py` that name the MLflow store, if it is not the usual.
     """
     runs, rows = study.runs, study.rows
     write_csv(rows, folder / "comparison.csv", study.contrasts, study.by_class)
@@ -77,7 +79,7 @@ def write_report(study: Study, summary: Summary, folder: Path, others: Sequence[
         svg_uri=lambda svg: data_uri("svg+xml", svg.encode()),
         runs=sorted(runs, key=lambda run: (run.name, run.run_id)),
         folder_of=lambda run: relative(Path(run.output_dir)) if run.output_dir else "",
-        commands=_commands(runs),
+        commands=_commands(runs, store),
     )
     path = folder / "index.html"
     write_bytes_atomically(path, page.encode())
@@ -108,15 +110,12 @@ def command_of(run: StudyRun) -> tuple[str, bool]:
     return command_line("train.py", parts), False
 
 
-def _commands(runs: Sequence[StudyRun]) -> list[tuple[str, bool]]:
+def _commands(runs: Sequence[StudyRun], store: Sequence[str] = ()) -> list[tuple[str, bool]]:
     """What makes the finished runs and the page again."""
     finished = sorted((run for run in runs if run.status == FINISHED), key=lambda run: (run.name, run.run_id))
     studies = sorted({_typed_study(run) for run in finished})
     together = setting("runs", [f"multirun/{study}" for study in studies])
-    chosen = [together]
-    if len(studies) == 1:  # in the store that its runs name
-        typed = [word for run in finished for word in shlex.split(run.overrides) if word.startswith("tracking.")]
-        chosen = [setting("study", studies[0]), *dict.fromkeys(typed)]
+    chosen = [setting("study", studies[0]), *store] if len(studies) == 1 else [together]
     compared = [(command_line("compare.py", chosen), True)]
     return [*(command_of(run) for run in finished), *(compared if studies else [])]
 

@@ -204,8 +204,10 @@ class _FreeSpace:
 
         The box of a disc that is turned with its silhouette, a square, would be up to 1.4 times as wide as the disc.
         """
-        angle = float(self.rng.uniform(-self.most_turn, self.most_turn))
-        return math.radians(angle if silhouette.has_heading else 90 * int(angle / 90))
+        if silhouette.has_heading:
+            return math.radians(float(self.rng.uniform(-self.most_turn, self.most_turn)))
+        quarters = int(self.most_turn // 90)
+        return math.pi / 2 * int(self.rng.integers(-quarters, quarters + 1))
 
     def is_free(self, new: Silhouette, besides: int | None = None) -> bool:
         """Whether the silhouette lies within the image, clear of all that is taken but one."""
@@ -247,6 +249,8 @@ def plan(
         patch, old, new = movable[index], silhouettes[index], None
         if action == "turned":
             new = old.moved(old.x, old.y, space.turn(old))
+            if new == old:  # without a heading, and turned by nothing
+                return False
             if not space.is_free(new, besides=index):
                 return False
             taken, box = space.taken[index], new.box()
