@@ -42,13 +42,8 @@ log = logging.getLogger(__name__)
 
 TABLE, LABELS, IMAGES, PAGE = "next.csv", "annotations.json", "images", "index.html"
 LEAST_DETECTORS = 2
-SETTINGS = (
-    "variations",
-    "generator",
-    "labels",
-    "detector",
-    "pretraining",
-)  # of a condition, by which two are told apart
+# The parts of a condition by which two are told apart here.
+SETTINGS = ("variations", "generator", "labels", "detector", "pretraining")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from boxtwin.synthesis.arrays import Box, Boxes, Plane, covered_pixels, covered_
 
 # Above this ratio of breadth to length an object has no heading: it is taken to fill its box.
 SQUARE = 0.7
-# A silhouette that fills its box and is not this much longer than broad says nothing of the object's shape.
+# Ratio of breadth to length of oblong objects. A broader silhouette that fills its box says not how the object lies.
 OBLONG = 0.5
 # Hulls are four to ten times as long as broad; radar smears them to a little less.
 SLENDER = 0.12
